@@ -1,0 +1,1 @@
+"""Ask, run, write down: from the command line to one JSON record per cell."""

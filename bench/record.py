@@ -1,0 +1,115 @@
+"""Record: one cell's outcome, as one JSON file that is written once and never edited.
+
+    results/<run>/cells/<key>.json               what was asked, decided and measured
+    results/<run>/samples/<key>/<name>.parquet   one row per document or perplexity window
+
+A record has these keys and no others:
+
+    schema       the number of this layout
+    cell         what was asked for (bench.spec.Cell), every field
+    status       "ok", "unsupported", "out_of_memory" or "error"
+    error        why the status is not "ok", else null
+    environment  versions, commit, device, threads (bench.environment)
+    decisions    what the method decided
+    measured     figures with their unit in the name; a figure that was not measured is absent
+
+`measured` of an "ok" record:
+
+    parameters                        int, unique stored parameters after pruning
+    parameters_without_embeddings     int, without embedding, position table and head
+    dense_parameters                  int, of the model before pruning
+    dense_parameters_without_embeddings   int
+    ratio                             float, 1 - parameters / dense_parameters
+    ratio_without_embeddings          float
+    ratio_budget                      float, the ratio that every method of the run had to meet; absent if none was asked
+    layers, dense_layers              int
+    weight_bytes                      int
+    kv_bytes_per_token                int
+    macs_per_token, macs_context      int, multiply-accumulates per token in a sequence of macs_context tokens
+    prune_seconds                     float, absent for "dense"
+    peak_memory_bytes                 int, highest resident (CPU) or allocated (CUDA) memory of the process so far
+    perplexity   {text: {perplexity, perplexity_low, perplexity_high (95 %), bits_per_byte, nll_per_token, tokens,
+                         windows, window, stride, bos, sha256}}
+    tasks        {task: {metric: {value, stderr}, ..., "main": metric, "version", "documents", "available", "fewshot"}}
+    speed        {prefill: {batch, length, ms: [raw samples]}, decode: {batch, context, ms: [raw samples]}, threads}
+    seconds      {load, prune, perplexity, tasks, speed}   where the time of the cell went
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+STATUSES = ("ok", "unsupported", "out_of_memory", "error")
+KEYS = ("schema", "cell", "status", "error", "environment", "decisions", "measured")
+
+
+class InvalidRecord(ValueError):
+    """The file is not a record: truncated, of another schema, or with keys missing."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One cell's outcome. `cell` holds plain JSON values, so that reports need no other module to read it."""
+
+    cell: dict[str, Any]
+    status: str
+    environment: dict[str, Any]
+    decisions: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise InvalidRecord(f"status is one of {', '.join(STATUSES)}; got {self.status!r}")
+        if (self.status == "ok") != (self.error is None):
+            raise InvalidRecord("a record has a reason exactly if its status is not ok")
+        if self.status == "ok" and "parameters" not in self.measured:
+            raise InvalidRecord("an ok record has measured.parameters")
+
+
+def save(record: Record, path: Path) -> None:
+    """Write atomically: the file is there whole or not at all."""
+    write_atomically(path, json.dumps(asdict(record), indent=1, allow_nan=False, sort_keys=False) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` to a temporary neighbour, flush it to the disk, and rename it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load(path: Path) -> Record:
+    """Read and validate one record. Raises InvalidRecord, naming the file and what is wrong with it."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidRecord(f"{path} is not JSON: {error}") from None
+    if not isinstance(data, dict) or set(data) != set(KEYS):
+        raise InvalidRecord(f"{path} has not the keys of a record: {', '.join(KEYS)}")
+    if data["schema"] != SCHEMA:
+        raise InvalidRecord(f"{path} has schema {data['schema']}; this version reads {SCHEMA}")
+    try:
+        return Record(**data)
+    except InvalidRecord as error:
+        raise InvalidRecord(f"{path}: {error}") from None
+
+
+def load_run(folder: Path) -> list[Record]:
+    """All valid records of a run folder, by file name. Raises InvalidRecord at the first that is not."""
+    return [load(path) for path in sorted((folder / "cells").glob("*.json"))]

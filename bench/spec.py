@@ -1,0 +1,181 @@
+"""What a run is asked to do: everything that can change a number, checked whole before any work.
+
+    flags or YAML -> RunSpec -> [Cell]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from bench.errors import UserError
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a cell is measured. The same for every cell of a run.
+
+    Sizes are in tokens, counts in pieces; `documents` 0 means all of them, `windows` 0 as many as the text has.
+    """
+
+    profile: str
+    tasks: tuple[str, ...]
+    documents: int
+    texts: tuple[str, ...]
+    window: int
+    stride: int
+    windows: int
+    calibration: str
+    calibration_sequences: int
+    calibration_length: int
+    prefill_length: int
+    decode_context: int
+    decode_steps: int
+    speed_batch: int
+    speed_repeats: int
+    batch_tokens: int = 2048
+    scorer: str = "shared"
+
+    def __post_init__(self) -> None:
+        for name in ("window", "calibration_sequences", "calibration_length", "batch_tokens", "prefill_length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is a positive number; got {getattr(self, name)}")
+        for name in ("documents", "windows", "speed_repeats"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is 0 (for all) or positive; got {getattr(self, name)}")
+        if not 1 <= self.stride <= self.window:
+            raise UserError(f"stride lies between 1 and the window, {self.window}; got {self.stride}")
+
+
+QUICK_TASKS = ("hellaswag", "piqa", "winogrande", "arc_easy", "openbookqa")
+PROFILES = {
+    "smoke": Protocol(
+        profile="smoke",
+        tasks=("piqa", "arc_easy"),
+        documents=8,
+        texts=("wiki",),
+        window=256,
+        stride=256,
+        windows=4,
+        calibration="c4",
+        calibration_sequences=8,
+        calibration_length=64,
+        prefill_length=64,
+        decode_context=16,
+        decode_steps=4,
+        speed_batch=1,
+        speed_repeats=3,
+    ),
+    "quick": Protocol(
+        profile="quick",
+        tasks=QUICK_TASKS,
+        documents=100,
+        texts=("wiki",),
+        window=512,
+        stride=512,
+        windows=16,
+        calibration="c4",
+        calibration_sequences=16,
+        calibration_length=256,
+        prefill_length=128,
+        decode_context=64,
+        decode_steps=16,
+        speed_batch=1,
+        speed_repeats=7,
+    ),
+    "full": Protocol(
+        profile="full",
+        tasks=(*QUICK_TASKS, "arc_challenge", "boolq"),
+        documents=0,
+        texts=("wiki", "c4"),
+        window=1024,
+        stride=1024,
+        windows=0,
+        calibration="c4",
+        calibration_sequences=32,
+        calibration_length=512,
+        prefill_length=512,
+        decode_context=256,
+        decode_steps=64,
+        speed_batch=1,
+        speed_repeats=15,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model, one method with all its parameters, one ratio, one seed, one protocol."""
+
+    model: str
+    method: str
+    parameters: dict[str, Any] = field(hash=False)
+    ratio: float | None
+    match: str
+    seed: int
+    device: str
+    dtype: str
+    protocol: Protocol
+    given: tuple[str, ...] = ()  # names of the parameters that were given, for the label
+
+    @property
+    def label(self) -> str:
+        """The method as a reader wants to see it: its name and whatever differs from the defaults."""
+        changed = ",".join(f"{name}={self.parameters[name]}" for name in self.given)
+        return f"{self.method}:{changed}" if changed else self.method
+
+    @property
+    def key(self) -> str:
+        """A readable file name that ends in a hash of every field."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        ratio = "fixed" if self.ratio is None else f"{self.ratio:g}"
+        return "--".join((slug(self.label), ratio, digest))
+
+
+def slug(text: str) -> str:
+    """`text` as a piece of a file name: letters, digits, dot, dash and underscore only."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:60] or "unnamed"
+
+
+def parse_ratios(text: str) -> list[float]:
+    """'0.1,0.2' -> [0.1, 0.2]. A ratio is the share of all stored parameters to remove, in [0, 1)."""
+    ratios = []
+    for piece in text.split(","):
+        try:
+            ratio = float(piece)
+        except ValueError:
+            raise UserError(f"a ratio is a number in [0, 1), such as 0.3; got {piece.strip()!r}") from None
+        if not (math.isfinite(ratio) and 0 <= ratio < 1):
+            raise UserError(f"a ratio is the share of parameters to remove, in [0, 1); got {piece.strip()}")
+        ratios.append(ratio)
+    return list(dict.fromkeys(ratios))
+
+
+def parse_methods(text: str) -> list[tuple[str, dict[str, str]]]:
+    """'laco:C=3,T=0.7,slicegpt' -> [('laco', {'C': '3', 'T': '0.7'}), ('slicegpt', {})].
+
+    A comma separates methods; a piece that is only `name=value` belongs to the method before it.
+    """
+    methods: list[tuple[str, dict[str, str]]] = []
+    for piece in (piece.strip() for piece in text.split(",")):
+        if not piece:
+            continue
+        head, colon, rest = piece.partition(":")
+        if colon or "=" not in head:
+            methods.append((head.strip(), {}))
+        elif methods:
+            rest = head
+        else:
+            raise UserError(f"{piece!r} is a parameter without a method; write METHOD:{piece}")
+        if rest:
+            name, equals, value = rest.partition("=")
+            if not equals or not name.strip() or not value.strip():
+                raise UserError(f"a parameter is written NAME=VALUE, as in laco:C=3,T=0.7; got {rest!r}")
+            methods[-1][1][name.strip()] = value.strip()
+    if not methods:
+        raise UserError("no method was named; `python -m bench list methods` shows them")
+    return methods

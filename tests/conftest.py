@@ -1,0 +1,73 @@
+"""Tiny random models of every family, made from configurations; one torch thread, no network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+VOCABULARY = 128
+LAYERS = 6
+
+# Every structural switch that a family can have is on: grouped queries, tied and untied heads, biases, windows.
+TINY = {
+    "llama": {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 8},
+    "qwen2": {
+        "num_key_value_heads": 2,
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "max_window_layers": 2,
+        "tie_word_embeddings": True,
+    },
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 16},
+    "gemma": {"num_key_value_heads": 1, "head_dim": 16},
+    "gemma2": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
+    "gemma3_text": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
+    "phi3": {"num_key_value_heads": 2, "pad_token_id": 0},
+    "gpt2": {"n_positions": 128},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "pad_token_id": 1},
+    "gpt_neox": {},
+}
+
+
+def tiny(family: str, *, layers: int = LAYERS, seed: int = 0, **overrides: object) -> torch.nn.Module:
+    """A random float32 model of `family`: `layers` layers, width 32, 4 query heads, 128 words, 128 positions."""
+    options: dict[str, object] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    options |= TINY[family] | overrides
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(family, **options)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:  # norms and biases start as ones and zeros, which would hide mistakes
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            else:
+                parameter.mul_(4.0)
+    return model.eval()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def ids():
+    """(3, 20) random token ids without special ones."""
+    return torch.randint(3, VOCABULARY, (3, 20), generator=torch.Generator().manual_seed(1))
