@@ -21,7 +21,7 @@ A record has these keys and no others:
     dense_parameters_without_embeddings   int
     ratio                             float, 1 - parameters / dense_parameters
     ratio_without_embeddings          float
-    ratio_budget                      float, the ratio that every method of the run had to meet; absent if none was asked
+    ratio_budget                      float, what every method of the run had to meet; absent if none was asked
     layers, dense_layers              int
     weight_bytes                      int
     kv_bytes_per_token                int

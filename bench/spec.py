@@ -1,6 +1,6 @@
 """What a run is asked to do: everything that can change a number, checked whole before any work.
 
-    flags or YAML -> RunSpec -> [Cell]
+flags or YAML -> RunSpec -> [Cell]
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.errors import UserError
+
+if TYPE_CHECKING:
+    from methods.anatomy import Decoder
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ class Cell:
     dtype: str
     protocol: Protocol
     given: tuple[str, ...] = ()  # names of the parameters that were given, for the label
+    trust_remote_code: bool = False
 
     @property
     def label(self) -> str:
@@ -179,3 +183,69 @@ def parse_methods(text: str) -> list[tuple[str, dict[str, str]]]:
     if not methods:
         raise UserError("no method was named; `python -m bench list methods` shows them")
     return methods
+
+
+def cells(
+    methods_and_parameters: list[tuple[str, dict[str, Any]]],
+    ratios: list[float],
+    decoder: Decoder,
+    common: dict[str, Any],
+) -> list[Cell]:
+    """The grid: the dense model, then for each ratio each method; a method that needs no ratio once, at the end.
+
+    decoder  the model without weights, so that what no method can reach is refused here and not hours later
+    common   the fields of Cell that all have in common
+    """
+    import methods
+
+    found, fixed = [_cell("dense", {}, None, common)], list[Cell]()
+    for name, given in methods_and_parameters:
+        try:
+            pruner = methods.make(name, given)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        if name == "dense":
+            continue
+        if not pruner.fixed and not ratios:
+            raise UserError(f"{name} needs a ratio: the share of parameters to remove, as in --ratio 0.3")
+        for ratio in [None] if pruner.fixed else ratios:
+            cell = _cell(name, given, ratio, common)
+            _refuse_unless_reachable(pruner, cell, decoder)
+            (fixed if pruner.fixed else found).append(cell)
+    order = {ratio: index for index, ratio in enumerate([None, *ratios])}
+    found.sort(key=lambda cell: order[cell.ratio])
+    return list({cell.key: cell for cell in found + fixed}.values())
+
+
+def _cell(name: str, given: dict[str, Any], ratio: float | None, common: dict[str, Any]) -> Cell:
+    import methods
+
+    parameters = asdict(methods.make(name, given))  # type: ignore[call-overload]
+    return Cell(method=name, parameters=parameters, given=tuple(given), ratio=ratio, **common)
+
+
+def _refuse_unless_reachable(pruner: Any, cell: Cell, decoder: Decoder) -> None:
+    """Raise UserError for a ratio that the method cannot meet; an unsupported model is an outcome of its own."""
+    import methods
+
+    try:
+        ratio = budget(cell, decoder)
+        pruner.plan(decoder, ratio)
+    except methods.OutOfReach as error:
+        raise UserError(f"{cell.label}: {error}") from None
+    except methods.Unsupported:
+        return
+    if cell.ratio and not ratio:
+        raise UserError(
+            f"ratio {cell.ratio:g} is less than half a layer of this model, so that nothing would go; "
+            "ask for more, or say --match exact"
+        )
+
+
+def budget(cell: Cell, decoder: Decoder) -> float:
+    """The ratio that the cell has to meet: the request, rounded to whole layers unless it is to be matched exactly."""
+    from methods.budget import matched_ratio
+
+    if cell.ratio is None:
+        return 0.0
+    return matched_ratio(decoder, cell.ratio) if cell.match == "layers" else cell.ratio

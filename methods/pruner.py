@@ -86,7 +86,7 @@ def register(name: str) -> Callable[[P], P]:
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"two methods are called {name!r}: {known.__module__} and {cls.__module__}")
         cls.name = name  # type: ignore[attr-defined]
-        REGISTRY[name] = cls
+        REGISTRY[name] = cls  # type: ignore[assignment]  # the protocol's `name` was set a line above
         return cls
 
     return add

@@ -54,7 +54,7 @@ def tiny(family: str, *, layers: int = LAYERS, seed: int = 0, **overrides: objec
     config = AutoConfig.for_model(family, **options)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.ndim == 1:  # norms and biases start as ones and zeros, which would hide mistakes
                 parameter.add_(0.1 * torch.randn_like(parameter))
             else:
@@ -71,3 +71,36 @@ def _one_thread():
 def ids():
     """(3, 20) random token ids without special ones."""
     return torch.randint(3, VOCABULARY, (3, 20), generator=torch.Generator().manual_seed(1))
+
+
+WORDS = [f"w{number}" for number in range(VOCABULARY - 3)]
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """A tiny Llama with a tokenizer, in a folder as `--model` takes it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    vocabulary = {word: number for number, word in enumerate(["<unk>", "<s>", "</s>", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    tiny("llama").save_pretrained(folder)
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory):
+    """Forty documents of sixty known words each."""
+    generator = torch.Generator().manual_seed(5)
+    documents = [
+        " ".join(WORDS[i] for i in torch.randint(len(WORDS), (60,), generator=generator).tolist()) for _ in range(40)
+    ]
+    path = tmp_path_factory.mktemp("texts") / "words.txt"
+    path.write_text("\n\n".join(documents))
+    return path

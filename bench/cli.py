@@ -1,0 +1,247 @@
+"""The command line. Imports nothing heavy, so that --help and list answer at once."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bench.errors import UserError
+from bench.spec import PROFILES, Protocol, parse_methods, parse_ratios, slug
+
+OK, FAILED_CELLS, USAGE, INTERRUPTED = 0, 3, 2, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes flags by their full names only, and turns a usage error into one line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0 done, 2 a mistake of the user, 3 a cell failed, 130 interrupted."""
+    try:
+        arguments = _parser().parse_args(argv)
+        code: int = arguments.command(arguments)
+        return code
+    except UserError as error:
+        print(f"prunebench: {' '.join(str(error).split())}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("prunebench: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m bench", description="Prune language models, measure them, compare them fairly.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    _add_run(commands)
+    report = commands.add_parser("report", help="draw the tables of finished runs")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, as in results/2026-01-31-laco-model")
+    report.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal")
+    report.set_defaults(command=_report)
+    listing = commands.add_parser("list", help="show what there is")
+    listing.add_argument("what", choices=("methods", "models", "tasks", "texts", "profiles"))
+    listing.add_argument("--verbose", action="store_true", help="parameters of methods, fields of profiles")
+    listing.set_defaults(command=_list)
+    fetch = commands.add_parser("fetch", help="download the default model, texts and tasks ahead of time")
+    fetch.add_argument("names", nargs="*", metavar="NAME", help="only these; by default all")
+    fetch.set_defaults(command=_fetch)
+    return parser
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser(
+        "run",
+        help="prune and measure",
+        description="Prune a model with each method at each ratio and measure it; finished cells are skipped.",
+    )
+    what = run.add_argument_group("what to prune")
+    what.add_argument("--methods", required=True, metavar="LIST", help="as in laco,slicegpt or laco:C=3,T=0.7")
+    what.add_argument("--ratio", default="", metavar="LIST", help="share of all parameters to remove, as in 0.1,0.3")
+    what.add_argument("--set", action="append", default=[], metavar="METHOD.NAME=VALUE", help="as in laco.T=0.7")
+    what.add_argument("--match", choices=("layers", "exact"), default="layers", help="round the ratio to whole layers")
+    what.add_argument("--model", default="smollm2-135m", help="see `list models`; a folder, .gguf file or hub name")
+    what.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a model")
+    what.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file with methods")
+    how = run.add_argument_group("how to measure (by default as the profile says)")
+    how.add_argument("--profile", default="quick", help=f"{', '.join(PROFILES)}; see `list profiles`")
+    how.add_argument("--tasks", metavar="LIST", help="tasks or groups of `list tasks`; none for no task")
+    how.add_argument("--documents", type=int, metavar="N", help="documents per task; 0 for all")
+    how.add_argument("--texts", metavar="LIST", help="texts for perplexity, see `list texts`; none for no text")
+    how.add_argument("--window", type=int, metavar="TOKENS", help="tokens of a perplexity window")
+    how.add_argument("--stride", type=int, metavar="TOKENS", help="tokens from window to window; by default the window")
+    how.add_argument("--windows", type=int, metavar="N", help="perplexity windows; 0 for all")
+    how.add_argument("--calibration", metavar="TEXT", help="text that methods look at")
+    how.add_argument("--calibration-sequences", type=int, metavar="N")
+    how.add_argument("--calibration-length", type=int, metavar="TOKENS")
+    how.add_argument("--speed-repeats", type=int, metavar="N", help="timed prefills; 0 for no speed")
+    how.add_argument("--batch-tokens", type=int, metavar="TOKENS", help="tokens of one forward when scoring")
+    how.add_argument("--scorer", choices=("shared", "stock"), help="stock: lm-eval's own backend, for checking")
+    where = run.add_argument_group("where")
+    where.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    where.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    where.add_argument("--threads", type=int, metavar="N", help="torch threads on the CPU")
+    where.add_argument("--seed", type=int, default=0)
+    where.add_argument("--out", type=Path, metavar="DIR", help="by default results/<date>-<methods>-<model>")
+    where.add_argument("--retry-failed", action="store_true", help="run cells again whose record is a failure")
+    run.set_defaults(command=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    methods_and_parameters = _with_settings(parse_methods(arguments.methods), arguments.set)
+    ratios = parse_ratios(arguments.ratio) if arguments.ratio else []
+    protocol = _protocol(arguments)
+    folder = arguments.out or _default_folder(methods_and_parameters, arguments.model)
+    from bench import preflight
+
+    cells = preflight.cells(methods_and_parameters, ratios, protocol, arguments)
+    preflight.check_folder(folder)
+    from bench import runner
+    from reports import table
+
+    start = time.perf_counter()
+    records = runner.run(cells, folder, retry_failed=arguments.retry_failed)
+    table.write(folder, records)
+    print(table.terminal(records), end="")
+    print(f"{folder}: report.md, report.csv; {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    return FAILED_CELLS if any(record.status in runner.FAILED for record in records) else OK
+
+
+def _with_settings(chosen: list[tuple[str, dict[str, Any]]], settings: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Apply each --set METHOD.NAME=VALUE to every mention of METHOD that does not say otherwise itself."""
+    for setting in settings:
+        left, equals, value = setting.partition("=")
+        method, dot, name = left.partition(".")
+        if not (equals and dot and value):
+            raise UserError(f"--set is written METHOD.NAME=VALUE, as in laco.T=0.7; got {setting!r}")
+        mentioned = [parameters for known, parameters in chosen if known == method]
+        if not mentioned:
+            raise UserError(f"--set {setting} speaks of {method}, which --methods does not name")
+        for parameters in mentioned:
+            parameters.setdefault(name, value)
+    return chosen
+
+
+def _protocol(arguments: argparse.Namespace) -> Protocol:
+    """The profile with what the flags change."""
+    if arguments.profile not in PROFILES:
+        raise UserError(f"no profile {arguments.profile!r}; there are {', '.join(PROFILES)}")
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(Protocol):
+        value = getattr(arguments, field.name, None)
+        if value is not None and field.name != "profile":
+            is_list = field.name in ("tasks", "texts")
+            changes[field.name] = _names(value) if is_list else value
+    if "window" in changes:
+        changes.setdefault("stride", changes["window"])
+    return dataclasses.replace(PROFILES[arguments.profile], **changes)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(filter(None, (piece.strip() for piece in text.split(",")))))
+    return () if names == ("none",) else names
+
+
+def _default_folder(chosen: list[tuple[str, dict[str, Any]]], model: str) -> Path:
+    names = "-".join(dict.fromkeys(name for name, _ in chosen))
+    return Path("results") / f"{time.strftime('%Y-%m-%d')}-{slug(names)}-{slug(model.rstrip('/').rsplit('/', 1)[-1])}"
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from bench.record import InvalidRecord, load_run
+    from reports import table
+
+    records = []
+    for run in arguments.runs:
+        try:
+            found = load_run(Path(run))
+        except InvalidRecord as error:
+            raise UserError(str(error)) from None
+        if not found:
+            raise UserError(f"{run} is no run folder: it has no cells/*.json")
+        records += found
+    renderers = {"terminal": table.terminal, "markdown": table.markdown, "csv": table.csv}
+    print(renderers[arguments.format](records), end="")
+    return OK
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    lines = {"methods": _methods, "models": _models, "tasks": _tasks, "texts": _texts, "profiles": _profiles}
+    print("\n".join(lines[arguments.what](arguments.verbose)))
+    return OK
+
+
+def _methods(verbose: bool) -> list[str]:
+    import methods
+
+    lines = []
+    for card in methods.catalogue():
+        lines.append(f"{card.name:<16}{card.summary}")
+        if verbose:
+            lines += [f"    {name} = {default:<12}{meaning}" for name, default, meaning in card.parameters]
+    return lines
+
+
+def _models(verbose: bool) -> list[str]:
+    from bench import assets
+
+    lines = [_offer(name, offer) for name, offer in assets.MODELS.items()]
+    return [*lines, "A folder in Hugging Face layout, a .gguf file and a hub name work too."]
+
+
+def _texts(verbose: bool) -> list[str]:
+    from bench import assets
+
+    lines = [_offer(name, offer) for name, offer in assets.TEXTS.items()]
+    return [*lines, "A UTF-8 file and hub:DATASET[:CONFIG[:SPLIT]] work too."]
+
+
+def _offer(name: str, offer: Any) -> str:
+    from bench import assets
+
+    asset = assets.ASSETS[offer.asset]
+    return f"{name:<16}{offer.title}: {offer.description} ({asset.requirement}, {asset.licence})"
+
+
+def _tasks(verbose: bool) -> list[str]:
+    from bench import tasks
+
+    groups = {name: [group for group, members in tasks.GROUPS.items() if name in members] for name in tasks.OFFLINE}
+    lines = [f"{name:<16}{', '.join(groups[name])}" for name in tasks.OFFLINE if verbose or "mmlu" not in groups[name]]
+    if not verbose:
+        lines.append(f"{'mmlu':<16}{len(tasks.GROUPS['mmlu'])} subjects, by name with --verbose")
+    return [*lines, "Any other task of lm-eval works too, with its data from the hub."]
+
+
+def _profiles(verbose: bool) -> list[str]:
+    lines = []
+    for name, protocol in PROFILES.items():
+        documents = f"{protocol.documents} documents each" if protocol.documents else "all documents"
+        windows = f"{protocol.windows} windows" if protocol.windows else "all windows"
+        lines.append(
+            f"{name:<16}{', '.join(protocol.tasks)}, {documents}; "
+            f"perplexity of {', '.join(protocol.texts)}, {windows} of {protocol.window} tokens"
+        )
+        if verbose:
+            lines += [f"    {field} = {value}" for field, value in dataclasses.asdict(protocol).items()]
+    return lines
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    from bench import assets
+
+    unknown = [name for name in arguments.names if name not in assets.ALL]
+    if unknown:
+        raise UserError(f"nothing is called {unknown[0]!r}; there are {', '.join(assets.ALL)}")
+    for name, folder in assets.fetch(arguments.names or assets.ALL).items():
+        print(f"{name:<16}{folder}")
+    return OK

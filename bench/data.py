@@ -1,0 +1,237 @@
+"""Text -> blocks of token ids to calibrate on and to measure perplexity on.
+
+A text is one of bench.assets.TEXTS, a UTF-8 file (documents separated by blank lines), or hub:DATASET[:CONFIG[:SPLIT]],
+a dataset of the hub with a column `text` (a document per row, split `test` if none is named).
+
+Calibration and evaluation never share a document: repeated documents are dropped, then those at even positions are for
+calibration and those at odd ones for evaluation. Documents are tokenised one by one, each followed by an empty line,
+and laid end to end. Where a tokenizer itself begins a text with its BOS token, so does every sequence and window.
+
+Letters: N = calibration sequences, T = tokens per sequence, M = windows, W = tokens per window.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import assets
+from bench.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from methods.pruner import Calibration
+
+SEPARATOR = "\n\n"
+BATCH = 64  # documents that are tokenised together
+
+
+@dataclass(frozen=True)
+class EvaluationText:
+    """Windows of a text, the same for every method.
+
+    ids     (M, W) token ids
+    scored  (M, W) true where the token's log-likelihood counts; never at the first position, and once per token
+    bytes   UTF-8 bytes of the scored tokens, for bits per byte
+    tokens  how many are scored
+    sha256  of ids and scored
+    text    the source as it was asked for
+    bos     "every window" if each begins with the BOS token, else "none"
+    """
+
+    ids: torch.Tensor
+    scored: torch.Tensor
+    bytes: int
+    tokens: int
+    sha256: str
+    text: str
+    bos: str
+
+
+def check(text: str) -> None:
+    """Refuse a text that cannot be read, before any work. Raises UserError with the ones that are known."""
+    if text in assets.TEXTS:
+        return
+    if text.startswith("hub:"):
+        _parse_hub(text)
+        if not assets.hub_is_reachable():
+            _documents(text)
+    elif not Path(text).is_file():
+        near = difflib.get_close_matches(text, assets.TEXTS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        known = ", ".join(assets.TEXTS)
+        raise UserError(f"no text {text!r}; {hint}give {known}, a UTF-8 file or hub:DATASET[:CONFIG[:SPLIT]]")
+
+
+def calibration(tokenizer: Any, text: str, sequences: int, length: int, seed: int) -> Calibration:
+    """N = `sequences` of T = `length` tokens, cut from the calibration documents in an order drawn with `seed`.
+
+    Raises UserError when the text is too short.
+    """
+    import torch
+
+    from methods.pruner import Calibration
+
+    documents = _documents(text)[0::2]
+    random.Random(seed).shuffle(documents)
+    bos = _bos(tokenizer)
+    content = length - len(bos)
+    tokens, _ = _tokenise(tokenizer, documents, sequences * content)
+    if len(tokens) < sequences * content:
+        raise UserError(
+            f"text {text} has {len(tokens)} tokens for calibration (every second document), but "
+            f"{sequences} x {content} = {sequences * content} were asked for"
+        )
+    block = torch.tensor(tokens[: sequences * content]).view(sequences, content)
+    ids = torch.cat([torch.tensor(bos, dtype=torch.long).expand(sequences, -1), block], dim=1)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    return Calibration(ids=ids, mask=mask, source=text, seed=seed, sha256=_sha256(ids, mask))
+
+
+def evaluation(
+    tokenizer: Any, text: str, window: int, stride: int, windows: int, *, seed: int | None = None
+) -> EvaluationText:
+    """M = `windows` of W = `window` tokens that begin every `stride` tokens of the evaluation documents.
+
+    windows  0 for all; otherwise the first ones, or with `seed` a draw of them, in the order of the text
+    stride   below the window, every window but the first only scores its last `stride` tokens
+
+    What is left behind the last whole window is dropped. Raises UserError when the text is too short.
+    """
+    import torch
+
+    bos = _bos(tokenizer)
+    content = window - len(bos)
+    stride = min(stride, content)
+    enough = (windows - 1) * stride + content if windows > 0 and seed is None else None
+    tokens, sizes = _tokenise(tokenizer, _documents(text)[1::2], enough)
+    available = max(0, (len(tokens) - content) // stride + 1)
+    if available < max(1, windows):
+        raise UserError(
+            f"text {text} has {len(tokens)} tokens for evaluation (every second document), but "
+            f"{(max(1, windows) - 1) * stride + content} are needed for {max(1, windows)} windows of {window}"
+        )
+    chosen = _choose(available, windows, seed)
+    block = torch.tensor(tokens).unfold(0, content, stride)[chosen]
+    ids = torch.cat([torch.tensor(bos, dtype=torch.long).expand(len(chosen), -1), block], dim=1)
+    scored = torch.zeros_like(ids, dtype=torch.bool)
+    scored[:, window - stride :] = True
+    scored[torch.tensor(chosen) == 0] = True
+    scored[:, 0] = False
+    weights = torch.tensor(sizes).unfold(0, content, stride)[chosen]
+    return EvaluationText(
+        ids=ids,
+        scored=scored,
+        bytes=int(weights[scored[:, len(bos) :]].sum()),
+        tokens=int(scored.sum()),
+        sha256=_sha256(ids, scored),
+        text=text,
+        bos="every window" if bos else "none",
+    )
+
+
+def _choose(available: int, windows: int, seed: int | None) -> list[int]:
+    if windows == 0:
+        return list(range(available))
+    if seed is None:
+        return list(range(windows))
+    return sorted(random.Random(seed).sample(range(available), windows))
+
+
+def _sha256(ids: torch.Tensor, mask: torch.Tensor) -> str:
+    return hashlib.sha256(ids.numpy().tobytes() + mask.numpy().tobytes()).hexdigest()
+
+
+def _bos(tokenizer: Any) -> list[int]:
+    """[BOS token] if the tokenizer itself begins a text with it, else []."""
+    first = tokenizer("a")["input_ids"][0]
+    return [first] if first == tokenizer.bos_token_id else []
+
+
+def _tokenise(tokenizer: Any, documents: list[str], enough: int | None) -> tuple[list[int], list[int]]:
+    """Token ids of the documents laid end to end, and the UTF-8 bytes each token stands for.
+
+    Ends after the batch of documents in which `enough` tokens are reached; None reads all.
+    """
+    if not tokenizer.is_fast:
+        raise UserError(
+            "the tokenizer gives no character offsets; bits per byte need a fast tokenizer (tokenizer.json)"
+        )
+    tokens: list[int] = []
+    sizes: list[int] = []
+    for start in range(0, len(documents), BATCH):
+        batch = [document + SEPARATOR for document in documents[start : start + BATCH]]
+        encoded = tokenizer(batch, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        for document, ids, offsets in zip(batch, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            tokens += ids
+            sizes += _token_bytes(document, [end for _, end in offsets])
+        if enough is not None and len(tokens) >= enough:
+            break
+    return tokens, sizes
+
+
+def _token_bytes(document: str, ends: list[int]) -> list[int]:
+    """Bytes from each token's end back to the one before, so that white space between tokens counts once, too."""
+    sizes, previous = [], 0
+    for end in [*ends[:-1], len(document)]:
+        sizes.append(len(document[previous:end].encode()))
+        previous = max(previous, end)
+    return sizes
+
+
+def _documents(text: str) -> list[str]:
+    """The distinct documents of a text, in its order."""
+    if text.startswith("hub:"):
+        documents = _hub_documents(text)
+    elif text in assets.TEXTS:
+        documents = _split(text, assets.text_file(text).read_text(encoding="utf-8"))
+    else:
+        documents = _split(text, _read(Path(text)))
+    return list(dict.fromkeys(stripped for document in documents if (stripped := document.strip())))
+
+
+def _split(text: str, content: str) -> list[str]:
+    """Articles between <doc ...> tags in `wiki`, a page per line in `c4`, paragraphs between blank lines elsewhere."""
+    if text == "wiki":
+        return re.findall(r"<doc [^>]*>(.*?)</doc>", content, flags=re.DOTALL)
+    if text == "c4":
+        return content.split("\n")
+    return re.split(r"\n\s*\n", content)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def _parse_hub(text: str) -> tuple[str, str | None, str]:
+    """'hub:DATASET[:CONFIG[:SPLIT]]' -> (dataset, config, split)."""
+    dataset, config, split, *rest = [*text.removeprefix("hub:").split(":"), "", ""]
+    if not dataset or any(rest):
+        raise UserError(f"a hub text is written hub:DATASET[:CONFIG[:SPLIT]]; got {text!r}")
+    return dataset, config or None, split or "test"
+
+
+def _hub_documents(text: str) -> list[str]:
+    import datasets
+
+    dataset, config, split = _parse_hub(text)
+    reachable = assets.hub_is_reachable()
+    try:
+        rows = datasets.load_dataset(dataset, config, split=split)
+    except (OSError, ValueError) as error:
+        where = (
+            "the hub is out of reach and its cache has no such data" if not reachable else "the hub does not give it"
+        )
+        raise UserError(f"cannot read {text}: {where} ({str(error).strip().splitlines()[0]})") from error
+    if "text" not in rows.column_names:
+        raise UserError(f"{text} has no column text; it has {', '.join(rows.column_names)}")
+    return list(rows["text"])

@@ -1,0 +1,144 @@
+"""Where a cell ran: versions, commit, device, threads, memory. No host name, no user name, no paths.
+
+What cannot be found out is absent. Nothing here fails: a run is worth more than its description.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("prunebench", "torch", "transformers", "lm_eval", "datasets")
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """The environment block of a record, as plain JSON values.
+
+    date                             UTC, ISO 8601, to the second
+    python, platform                 versions
+    cpu, physical_cores, logical_cores, memory_bytes   of the whole machine
+    threads                          torch's, within one operation
+    device, dtype                    of the model
+    gpu, gpu_memory_bytes, gpu_driver, cuda            on CUDA only
+    versions                         {package: version}
+    commit, dirty                    of the prunebench checkout, where it is one
+    """
+    found = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "physical_cores": _physical_cores(),
+        "logical_cores": os.cpu_count(),
+        "memory_bytes": _memory_bytes(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        **(_gpu(device) if device.type == "cuda" else {}),
+        "versions": _versions(),
+        **_commit(),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The highest memory since `reset_peak_memory`: allocated on CUDA, else resident of this process.
+
+    Linux is asked through VmHWM, because getrusage also counts the process that started this one.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if peak := re.search(r"^VmHWM:\s+(\d+) kB", _read("/proc/self/status"), re.MULTILINE):
+        return int(peak[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, kB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start the peak anew at what is in use now. Outside CUDA and Linux the process's peak cannot be reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # 5: only the peak
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def _commit() -> dict[str, Any]:
+    """Commit and whether files differ from it; empty for an installed package, even inside another repository."""
+    if not (CHECKOUT / ".git").exists():
+        return {}
+    commit = _output("git", "-C", str(CHECKOUT), "rev-parse", "HEAD")
+    status = _output("git", "--no-optional-locks", "-C", str(CHECKOUT), "status", "--porcelain")
+    return {"commit": commit or None, "dirty": None if status is None else bool(status)}
+
+
+def _gpu(device: torch.device) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(device)
+    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return {
+        "gpu": properties.name,
+        "gpu_memory_bytes": properties.total_memory,
+        "gpu_driver": driver.splitlines()[0] if driver else None,
+        "cuda": torch.version.cuda,
+    }
+
+
+def _cpu() -> str | None:
+    if model := re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE):
+        return model[1].strip()
+    if sys.platform == "darwin":
+        return _output("sysctl", "-n", "machdep.cpu.brand_string") or None
+    return platform.processor() or platform.machine() or None
+
+
+def _physical_cores() -> int | None:
+    """Distinct pairs of socket and core, which hyperthreads share."""
+    cores = re.findall(r"^physical id\s*:\s*(\d+)$.*?^core id\s*:\s*(\d+)$", _read("/proc/cpuinfo"), re.M | re.S)
+    if not cores and sys.platform == "darwin":
+        count = _output("sysctl", "-n", "hw.physicalcpu")
+        return int(count) if count else None
+    return len(set(cores)) or None
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+def _read(path: str) -> str:
+    """The text of a file of the kernel, or nothing where there is none."""
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _output(*command: str) -> str | None:
+    """What a command prints, or None if it is missing, fails or takes longer than 5 seconds."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,70 @@
+"""Everything that can be refused is refused here, before any work."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import methods
+from bench import data, models, spec, tasks
+from bench.errors import UserError
+from methods.anatomy import Decoder
+
+
+def cells(
+    methods_and_parameters: list[tuple[str, dict[str, Any]]],
+    ratios: list[float],
+    protocol: spec.Protocol,
+    arguments: argparse.Namespace,
+) -> list[spec.Cell]:
+    """The cells of a run. Raises UserError, in one line, for the first thing that is unsound."""
+    try:
+        methods.load(arguments.plugin)
+        for name, parameters in methods_and_parameters:
+            methods.make(name, parameters)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    protocol = dataclasses.replace(protocol, tasks=tasks.check(protocol.tasks))
+    for text in (*protocol.texts, protocol.calibration):
+        data.check(text)
+    device = models.resolve_device(arguments.device)
+    dtype = models.resolve_dtype(arguments.dtype, device)
+    models.check(arguments.model, arguments.trust_remote_code)
+    if arguments.threads is not None:
+        set_threads(arguments.threads)
+    common = {
+        "model": arguments.model,
+        "match": arguments.match,
+        "seed": arguments.seed,
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "protocol": protocol,
+        "trust_remote_code": arguments.trust_remote_code,
+    }
+    try:
+        decoder = Decoder(models.shell(arguments.model, arguments.trust_remote_code))
+    except methods.Unsupported as error:
+        raise UserError(str(error)) from None
+    return spec.cells(methods_and_parameters, ratios, decoder, common)
+
+
+def set_threads(threads: int) -> None:
+    import torch
+
+    if not 1 <= threads <= (os.cpu_count() or 1):
+        raise UserError(f"--threads lies between 1 and {os.cpu_count()}, the machine's cores; got {threads}")
+    torch.set_num_threads(threads)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a results folder that cannot be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder} cannot hold results: {error.strerror}; name another with --out") from None

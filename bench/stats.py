@@ -1,0 +1,60 @@
+"""Intervals and standard errors.
+
+Letters: n = observations, p = share of successes, z = quantile of the standard normal distribution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist, fmean, stdev
+
+import numpy as np
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a share, (low, high) in [0, 1].
+
+    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", 1927.  Unlike p +- z stderr
+    it stays within [0, 1] and keeps its coverage for tens of observations and for shares near 0 or 1.
+    """
+    if not 0 <= successes <= n or n == 0:
+        raise ValueError(f"successes lie between 0 and n, and n is positive; got {successes} of {n}")
+    p = successes / n
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    centre = p + z * z / (2 * n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def mean_stderr(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean and its standard error, s / sqrt(n) with s the sample's standard deviation (n - 1 below the line).
+
+    One value has a mean but no standard error: None.
+    """
+    if not values:
+        raise ValueError("the mean of no values is not defined")
+    return fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def average_stderr(stderrs: Sequence[float]) -> float:
+    """The standard error of the plain average of independent means: sqrt(sum se^2) / n."""
+    if not stderrs:
+        raise ValueError("the average of no means is not defined")
+    return math.hypot(*stderrs) / len(stderrs)
+
+
+def ratio_of_medians_interval(
+    a: Sequence[float], b: Sequence[float], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of median(a) / median(b); both sides are resampled, reproducibly by `seed`."""
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"an interval needs two samples on each side; got {len(a)} and {len(b)}")
+    generator = np.random.default_rng(seed)
+    medians = [
+        np.median(generator.choice(np.asarray(samples, dtype=float), size=(resamples, len(samples))), axis=1)
+        for samples in (a, b)
+    ]
+    low, high = np.quantile(medians[0] / medians[1], [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

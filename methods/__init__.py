@@ -1,0 +1,140 @@
+"""Structured pruners behind one interface, one file per paper.
+
+To add a method, write its file and put the file's name into BUILT_IN. A method of one's own needs neither: it is found
+in a file named with --plugin, or through the entry-point group "prunebench.methods" of an installed package.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from methods.pruner import REGISTRY, Calibration, OutOfReach, Pruner, Unsupported, register
+
+BUILT_IN = ("dense", "laco", "slicegpt", "layer_drop")
+ENTRY_POINTS = "prunebench.methods"
+
+__all__ = ["Calibration", "OutOfReach", "Pruner", "Unsupported", "catalogue", "load", "make", "register"]
+
+
+def load(plugins: Iterable[str] = ()) -> dict[str, type[Pruner]]:
+    """Import every method: the built-in ones, those of installed packages, and those in the files `plugins`.
+
+    Raises ValueError, with the file's name, when one cannot be imported or registers nothing.
+    """
+    for name in BUILT_IN:
+        importlib.import_module(f"methods.{name}")
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        point.load()
+    for plugin in plugins:
+        _load_file(Path(plugin))
+    return REGISTRY
+
+
+def _load_file(path: Path) -> None:
+    name = f"prunebench_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise ValueError(f"--plugin names a Python file with @register-ed methods; {path} is none")
+    if name in sys.modules:
+        return
+    before = set(REGISTRY)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    if set(REGISTRY) == before:
+        raise ValueError(f"{path} registers no method; put @register(NAME) above a frozen dataclass")
+
+
+def make(name: str, parameters: Mapping[str, Any] | None = None) -> Pruner:
+    """Method `name` with `parameters`, given as values of their own types or as text.
+
+    Raises ValueError for an unknown name or parameter and for an unsound value, with what would be right.
+    """
+    known = load()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"no method is called {name!r}; {hint}known: {', '.join(sorted(known))}")
+    fields = {field.name: str(field.type) for field in dataclasses.fields(known[name])}  # type: ignore[arg-type]
+    values = {}
+    for parameter, value in (parameters or {}).items():
+        if parameter not in fields:
+            has = ", ".join(fields) if fields else "none"
+            raise ValueError(f"{name} has no parameter {parameter}; it has: {has}")
+        values[parameter] = _typed(f"{name}:{parameter}", fields[parameter], value)
+    try:
+        return known[name](**values)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _typed(where: str, kind: str, value: Any) -> Any:
+    """`value` as one of the types in `kind`, such as "int | None"."""
+    kinds = [piece.strip() for piece in kind.split("|")]
+    if value is None or (isinstance(value, str) and value.lower() == "none"):
+        if "None" in kinds:
+            return None
+    elif "bool" in kinds:
+        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        if str(value).lower() in words:
+            return words[str(value).lower()]
+    else:
+        for piece, convert in (("int", int), ("float", float), ("str", str)):
+            try:
+                if piece in kinds and not (piece == "int" and isinstance(value, float)):
+                    return convert(value)
+            except ValueError:
+                continue
+    raise ValueError(f"{where} is {' or '.join(kinds)}; got {value!r}")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What `list methods` says of a method."""
+
+    name: str
+    summary: str
+    parameters: tuple[tuple[str, str, str], ...]  # name, default, meaning
+
+
+def catalogue() -> list[Card]:
+    """The built-in methods, read from their source, so that a list costs no import of torch."""
+    cards: list[Card] = []
+    for name in BUILT_IN:
+        cards += _cards(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))
+    return cards
+
+
+def _cards(source: str) -> list[Card]:
+    lines = source.splitlines()
+    fields: dict[str, dict[str, tuple[str, str, str]]] = {}
+    cards = []
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        own = {name: entry for base in node.bases for name, entry in fields.get(ast.unparse(base), {}).items()}
+        for item in node.body:
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value is not None:
+                comment = lines[item.lineno - 1].rpartition("#")[2] if "#" in lines[item.lineno - 1] else ""
+                meaning = comment.strip() or own.get(item.target.id, ("", "", ""))[2]
+                own[item.target.id] = (item.target.id, ast.unparse(item.value), meaning)
+        fields[node.name] = own
+        for decorator in node.decorator_list:
+            if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "register":
+                summary = (ast.get_docstring(node) or "").partition("\n")[0]
+                cards.append(Card(ast.literal_eval(decorator.args[0]), summary, tuple(own.values())))
+    return cards

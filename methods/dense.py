@@ -1,0 +1,25 @@
+"""The model as it is: the baseline of every table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from methods.anatomy import Decoder
+from methods.pruner import Calibration, OutOfReach, register
+
+
+@register("dense")
+@dataclass(frozen=True)
+class Dense:
+    """The model as it is, the baseline of every table."""
+
+    fixed = True
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        if ratio:
+            raise OutOfReach(f"dense removes nothing; it cannot reach ratio {ratio:g}")
+        return {}
+
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        return self.plan(model, ratio)

@@ -1,0 +1,303 @@
+"""SliceGPT: rotate the residual stream to its principal axes, and cut the weak ones off every matrix.
+
+Ashkboos, Croci, do Nascimento, Hoefler, Hensman 2024, "SliceGPT: Compress Large Language Models by Deleting Rows and
+Columns", ICLR, arXiv 2401.15024. Code: microsoft/TransformerCompression.
+
+Between two norms without weights the residual stream may be rotated by any orthogonal Q without changing the model
+(theorem 1): with the norms' gains fused into the matrices behind them, W_in becomes W_in Q and W_out becomes Q^T W_out.
+Each sub-block gets the Q of a PCA of its own input, so the residual passes from one basis to the next through
+
+    x A + attention(rms(x)),    A = Q_1^T Q_2        x M + mlp(rms(x)),    M = Q_2^T Q_3            (figure 4)
+
+and the trailing D - d axes of every basis are cut: columns of what reads the residual, rows of what writes it.
+
+V = vocabulary, D = residual width, d = what is left of it, I = MLP width, X, Y = signals in the original basis, S = a
+signal rotated and cut, Q = the basis at a layer's input, Q_m at its MLP, Q_n at its output, L = layers.
+
+The ratio is met by the multiple of 8 whose parameter count comes nearest to the budget; on a small model that step is
+coarse, and `multiple=1` meets the budget to the column. The count includes the shortcuts A and M, and the head, which
+no longer can be tied to the embedding. `sparsity` is the authors' own knob.
+
+Departures from the authors' code. The attention of a layer runs once: its output in the cut basis is the full one's
+times Q_m. Embeddings are not centred where the norm does not subtract the mean, since there that changes the model
+(`centre_embeddings=True` restores it). Norms keep the model's own epsilon instead of 1e-5. The random orientation
+inside the kept axes is left out, since it cannot change the result. The damping of the covariance is left out, since it
+moves no eigenvector. Padding is skipped in the PCA and nothing is zeroed in place. GPT-2's forward takes the last
+state to be as wide as the embedding, so that its head is always sliced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.anatomy import Decoder, Layer, linear_like, norm_eps
+from methods.budget import parameters
+from methods.pruner import Calibration, OutOfReach, Unsupported, register
+from methods.signals import Entry, enter
+
+
+@register("slicegpt")
+@dataclass(frozen=True)
+class SliceGPT:
+    """Rotate the residual stream to its principal axes and cut the weak ones (Ashkboos et al. 2024)."""
+
+    d: int | None = None  # residual width to keep; None: solved from the ratio
+    sparsity: float | None = None  # the authors' knob, d = (1 - sparsity) D, rounded down
+    multiple: int = 8  # d is a multiple of it, for the sake of fast kernels
+    slice_head: bool = False  # also cut the last layer's output and the head, which the paper leaves whole
+    centre_embeddings: bool = False  # subtract each embedding row's mean also under RMSNorm, as the authors' code does
+    micro_batch: int = 8  # calibration sequences that run at once
+
+    def __post_init__(self) -> None:
+        if self.d is not None and self.sparsity is not None:
+            raise ValueError("d and sparsity are two names for one knob; give one of them")
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity is a share of the width, in [0, 1); got {self.sparsity}")
+        if min(self.micro_batch, self.multiple) < 1:
+            raise ValueError("micro_batch and multiple are at least 1")
+
+    @property
+    def fixed(self) -> bool:
+        return self.d is not None or self.sparsity is not None
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        refuse_unless_rotatable(model)
+        D = model.embed.embedding_dim
+        if self.fixed:
+            d = self.d if self.d is not None else int((1 - (self.sparsity or 0.0)) * D) // self.multiple * self.multiple
+            if not 0 < d <= D:
+                raise OutOfReach(f"d lies between 1 and the model's width, {D}; got {d}")
+            return {"d": d}
+        target = (1 - ratio) * parameters(model)
+        slice_head = self.slices_head(model)
+        widths = range(self.multiple, D + 1, self.multiple)
+        counts = {width: sliced_parameters(model, width, slice_head) for width in widths}
+        d = min(counts, key=lambda width: abs(counts[width] - target))
+        if counts[widths[0]] > target:
+            raise OutOfReach(f"ratio {ratio:g} is out of reach: the narrowest slice, d = {widths[0]}, holds more")
+        return {"d": d}
+
+    def slices_head(self, model: Decoder) -> bool:
+        return self.slice_head or model.family.one_width
+
+    @torch.no_grad()
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        d = self.plan(model, ratio)["d"]
+        if not self.fixed and ratio == 0:
+            return {"d": model.embed.embedding_dim}
+        fuse(model, self.centre_embeddings)
+        ids, mask = (torch.split(block, self.micro_batch) for block in (calibration.ids, calibration.mask))
+        slicer = _Slicer(model, [enter(model, batch) for batch in ids], mask, d)
+        slicer.run(self.slices_head(model))
+        return {"d": d, "width": slicer.D, "head_sliced": self.slices_head(model), "energy_kept": slicer.energy}
+
+
+class _Slicer:
+    """One pass from the embedding to the head, each layer fed by the already cut layers before it.
+
+    X  one signal (B, T, D) per micro-batch, in the original basis
+    Q  (D, D) in float64, the basis at the next layer's input, columns by falling variance
+    """
+
+    def __init__(self, model: Decoder, entries: list[Entry], mask: tuple[Tensor, ...], d: int) -> None:
+        self.model, self.entries, self.d = model, entries, d
+        self.D = model.embed.embedding_dim
+        self.X = [entry.x for entry in entries]
+        self.mask = [block.to(self.X[0].device) for block in mask]
+        self.energy: list[float] = []  # share of the signal's energy in the kept axes, site by site
+        self.Q = self.pca()
+
+    def run(self, slice_head: bool) -> None:
+        tables = [self.model.embed] + ([self.model.positions] if self.model.positions is not None else [])
+        for table in tables:
+            table.weight = cut_columns(table.weight, self.Q, self.d)
+            table.embedding_dim = self.d
+        layers = self.model.layers
+        for layer in layers[:-1]:
+            self.slice_layer(layer, self.d)
+        self.slice_layer(layers[-1], self.d if slice_head else self.D)
+        head = self.model.head
+        head.weight = cut_columns(head.weight, self.Q, self.d if slice_head else self.D)
+        head.in_features = head.weight.shape[1]
+        self.model.set_layers(layers)
+
+    def slice_layer(self, layer: Layer, e: int) -> None:
+        """Cut one layer: it will read d and write e columns."""
+        B = self.Q.T[: self.d]  # (d, D), from the cut basis back to the original one
+        read_in_basis(layer.qkv, self.Q, self.d)
+        if layer.parallel:
+            read_in_basis(layer.up, self.Q, self.d)
+            self.X = self.advance(layer, self.X, B, layer.attn_norm, lambda h, a: _both(layer, h, a))
+            self.Q = self.pca()
+            shortcuts = [B @ self.Q[:, :e]]
+            write_in_basis(layer.out, self.Q, e)
+        else:
+            self.X = self.advance(layer, self.X, B, layer.attn_norm, layer.attention)  # Y, the MLP's input
+            Q_m = self.pca()
+            write_in_basis(layer.out, Q_m, self.d)
+            read_in_basis(layer.up, Q_m, self.d)
+            B_m, self.Q = Q_m.T[: self.d], Q_m
+            self.X = self.advance(layer, self.X, B_m, layer.mlp_norm, lambda h, _: layer.feed_forward(h))
+            self.Q = self.pca()
+            shortcuts = [B @ Q_m[:, : self.d], B_m @ self.Q[:, :e]]
+        write_in_basis(layer.down, self.Q, e)
+        layer.module = SlicedLayer(layer, [shortcut.to(layer.out.weight.dtype) for shortcut in shortcuts])
+
+    def advance(
+        self, layer: Layer, X: list[Tensor], B: Tensor, norm: nn.Module, block: Callable[[Tensor, Any], Tensor]
+    ) -> list[Tensor]:
+        """Cut the signal, (B, T, D) -> (B, T, d), and pass it through one sub-block: S B + block(rms(S))."""
+        B, Q = B.to(X[0].dtype), self.Q[:, : self.d].to(X[0].dtype)
+        signals = ((x @ Q, entry.arguments[layer.kind]) for x, entry in zip(X, self.entries, strict=True))
+        return [S @ B + block(norm(S), arguments) for S, arguments in signals]
+
+    def pca(self) -> Tensor:
+        """Principal axes of the present signal, (D, D): no mean subtracted, padding left out, in float64."""
+        C = torch.zeros(self.D, self.D, dtype=torch.float64, device=self.X[0].device)
+        for X, mask in zip(self.X, self.mask, strict=True):
+            x = X[mask].double()
+            C.addmm_(x.T, x)
+        variance, axes = torch.linalg.eigh(C)
+        self.energy.append(round(float(variance[-self.d :].sum() / variance.sum()), 6))
+        return axes.flip(1)
+
+
+def _both(layer: Layer, h: Tensor, arguments: dict[str, Any]) -> Tensor:
+    return layer.attention(h, arguments) + layer.feed_forward(h)
+
+
+class SlicedLayer(nn.Module):
+    """A layer whose residual changes its basis: x A + attention(rms(x)), then x M + mlp(rms(x)).
+
+    Where attention and MLP are parallel there is one shortcut, x A + attention(rms(x)) + mlp(rms(x)).
+    """
+
+    def __init__(self, layer: Layer, shortcuts: list[Tensor]) -> None:
+        super().__init__()
+        self.inner = layer.inner
+        self.view = Layer(layer.inner, layer.family, layer.kind, layer.head_width, layer.group)
+        self.shortcuts = nn.ModuleList(linear_like(shortcut.T.contiguous(), None) for shortcut in shortcuts)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        x, layer, arguments = hidden_states, self.view, self.view.bind(args, kwargs)
+        h = layer.attn_norm(x)
+        if layer.parallel:
+            return self.shortcuts[0](x) + _both(layer, h, arguments)
+        x = self.shortcuts[0](x) + layer.attention(h, arguments)
+        return self.shortcuts[1](x) + layer.feed_forward(layer.mlp_norm(x))
+
+
+class RMS(nn.Module):
+    """x / sqrt(sum(x^2) / D + eps), with the original D also where x is narrower."""
+
+    def __init__(self, D: int, eps: float) -> None:
+        super().__init__()
+        self.D, self.eps = D, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.float()
+        return (h * torch.rsqrt(h.pow(2).sum(-1, keepdim=True) / self.D + self.eps)).to(x.dtype)
+
+
+def refuse_unless_rotatable(model: Decoder) -> None:
+    """Raise Unsupported where a norm stands between a sub-block and the residual, so that no rotation commutes."""
+    config = model.config
+    if model.family.post_norms or not getattr(config, "do_layer_norm_before", True):
+        raise Unsupported(
+            f"{config.model_type} norms what a sub-block adds to the residual, which no rotation survives"
+        )
+    if getattr(config, "word_embed_proj_dim", config.hidden_size) != config.hidden_size:
+        raise Unsupported("the embedding is projected to the residual's width, which slicing does not handle")
+    if model.final_norm is None:
+        raise Unsupported(f"this {config.model_type} has no final norm")
+
+
+def sliced_parameters(model: Decoder, d: int, slice_head: bool = False) -> int:
+    """Stored parameters after slicing to width d, from shapes alone; at d = D the cost of rotating."""
+    D, V = model.embed.embedding_dim, model.embed.num_embeddings
+    created = int(model.family.centred)  # biases that fusing a LayerNorm's own bias creates
+    total = V * d + (model.positions.num_embeddings * d if model.positions is not None else 0)
+    layers = model.layers
+    for index, layer in enumerate(layers):
+        e = D if index == len(layers) - 1 and not slice_head else d
+        middle = e if layer.parallel else d
+        total += _untouched_parameters(layer) + d * middle + (0 if layer.parallel else d * e)
+        for matrix in (*layer.qkv, *layer.up):
+            total += matrix.out_features * (d + max(created, int(matrix.bias is not None)))
+        total += middle * (layer.out.in_features + int(layer.out.bias is not None))
+        total += e * (layer.down.in_features + int(layer.down.bias is not None))
+    return total + V * ((d if slice_head else D) + max(created, int(model.head.bias is not None)))
+
+
+def _untouched_parameters(layer: Layer) -> int:
+    """Parameters of a layer outside its matrices and the two norms that are fused."""
+    touched = [layer.attn_norm, layer.mlp_norm, *layer.matrices]
+    return sum(p.numel() for p in layer.inner.parameters()) - sum(p.numel() for m in touched for p in m.parameters())
+
+
+def fuse(model: Decoder, centre_embeddings: bool) -> None:
+    """Move every norm's gain and bias into the matrices behind it, and its mean subtraction into those before it.
+
+    Leaves the logits as they are, unless embeddings are centred under RMSNorm. In float64, cast back at the end.
+    """
+    model.untie()
+    centred, D = model.family.centred, model.embed.embedding_dim
+    if centred or centre_embeddings:
+        tables = [model.embed] + ([model.positions] if model.positions is not None and centred else [])
+        for table in tables:
+            weight = table.weight.double()
+            table.weight = _parameter(weight - weight.mean(1, keepdim=True), table.weight)
+    for layer in model.layers:
+        for norm, matrices in ((layer.attn_norm, layer.qkv), (layer.mlp_norm, layer.up)):
+            for matrix in matrices:
+                fuse_norm(model, norm, matrix)
+        layer.set_norms(RMS(D, norm_eps(layer.attn_norm)), RMS(D, norm_eps(layer.mlp_norm)))
+        if centred:
+            for matrix in (layer.out, layer.down):
+                weight = matrix.weight.double()
+                matrix.weight = _parameter(weight - weight.mean(0), matrix.weight)
+                if matrix.bias is not None:
+                    matrix.bias = _parameter(matrix.bias.double() - matrix.bias.double().mean(), matrix.bias)
+    final_norm = model.final_norm
+    assert final_norm is not None  # refuse_unless_rotatable has seen to it
+    fuse_norm(model, final_norm, model.head)
+    model.final_norm = RMS(D, norm_eps(final_norm))
+
+
+def fuse_norm(model: Decoder, norm: nn.Module, matrix: nn.Linear) -> None:
+    """W <- W diag(gain), b <- b + W bias."""
+    weight = matrix.weight.double()
+    shift = getattr(norm, "bias", None)
+    if shift is not None:
+        bias = weight @ shift.double() + (0 if matrix.bias is None else matrix.bias.double())
+        matrix.bias = _parameter(bias, matrix.weight)
+    matrix.weight = _parameter(weight * model.gain(norm).double(), matrix.weight)
+
+
+def read_in_basis(matrices: list[nn.Linear], Q: Tensor, d: int) -> None:
+    """W <- (W Q)[:, :d] for what reads the residual."""
+    for matrix in matrices:
+        matrix.weight = cut_columns(matrix.weight, Q, d)
+        matrix.in_features = d
+
+
+def write_in_basis(matrix: nn.Linear, Q: Tensor, d: int) -> None:
+    """W <- (Q^T W)[:d] and the same for the bias, for what writes the residual."""
+    matrix.weight = _parameter(Q.T[:d] @ matrix.weight.double(), matrix.weight)
+    if matrix.bias is not None:
+        matrix.bias = _parameter(Q.T[:d] @ matrix.bias.double(), matrix.bias)
+    matrix.out_features = d
+
+
+def cut_columns(weight: Tensor, Q: Tensor, d: int) -> nn.Parameter:
+    """(W Q)[:, :d], multiplied in float64."""
+    return _parameter(weight.double() @ Q[:, :d], weight)
+
+
+def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.to(like.dtype).contiguous(), requires_grad=like.requires_grad)

@@ -1,0 +1,268 @@
+"""One data frame from the records of a run: one row per cell, one column per figure, missing where not measured.
+
+T is a text, K a task, M a metric; a name that begins with _ continues the one before it.
+
+model .. profile                  model, label, method, requested_ratio (missing for the dense model and for methods
+                                  whose parameters alone decide), seed, match, device, dtype, profile
+status, error, flags              flags: "missed_ratio", "no_dense_cell", a space between
+ratio, ratio_budget, miss         shares of the dense model's parameters; miss = ratio - ratio_budget
+parameters .. macs_context        as in bench.record
+perplexity_T, _low, _high         with its 95 % interval;  bits_per_byte_T
+task_K, _stderr, _low, _high      the main metric where it is an accuracy, a share; for acc and acc_norm with Wilson's
+                                  95 % interval
+task_K_metric, task_K_documents   which metric that is, and over how many documents
+task_K_M, _stderr                 every metric
+score_K ..                        the same of a task whose main metric is no accuracy, such as word_perplexity
+average, _stderr                  over the accuracies; missing unless each was measured
+kept                              average / the dense cell's, if tasks, metrics and documents are the same
+prefill_speed, _low, _high        median dense ms / median ms, above 1 is faster, with a bootstrapped 95 % interval;
+                                  missing unless sizes, threads and machine are the same;  decode_speed alike
+prefill_tokens_per_second, decode_ms_per_token, prune_seconds, peak_memory_bytes
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from statistics import fmean, median
+from typing import Any
+
+import pandas as pd
+
+from bench.record import Record
+from bench.stats import average_stderr, ratio_of_medians_interval, wilson
+
+MISS = 0.005  # the largest share of the dense model by which a method may miss its budget unmarked
+AS_MEASURED = (
+    "parameters",
+    "parameters_without_embeddings",
+    "ratio_without_embeddings",
+    "layers",
+    "weight_bytes",
+    "kv_bytes_per_token",
+    "macs_per_token",
+    "macs_context",
+)
+STAGES = {"prefill": "length", "decode": "context"}  # and the size, in tokens, that belongs to each
+
+
+def frame(records: Sequence[Record]) -> pd.DataFrame:
+    """One row per record, in the order and with the index of `records`. Columns: see the head of this file."""
+    groups = by_setup(records)
+    rows = []
+    for record in records:
+        peers = groups[setup(record)]
+        accuracies = [name for name in tasks(peers) if any(name in _accuracies(peer) for peer in peers)]
+        rows.append(_row(record, dense_peer(record, peers), accuracies))
+    fullest_first = sorted(rows, key=len, reverse=True)  # so that a failed cell does not set the order
+    columns = dict.fromkeys(name for row in fullest_first for name in row)
+    return pd.DataFrame({name: _column([row.get(name) for row in rows]) for name in columns})
+
+
+def frame_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of the frame as plain dicts."""
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def label(cell: Mapping[str, Any]) -> str:
+    """The method as a reader wants to see it: its name and the parameters that were given."""
+    given = ",".join(f"{name}={cell['parameters'][name]}" for name in cell.get("given", ()))
+    return f"{cell['method']}:{given}" if given else str(cell["method"])
+
+
+def display_name(record: Record) -> str:
+    """The model's name for a reader."""
+    return str(record.cell.get("display_name") or record.cell["model"])
+
+
+def requested_ratio(record: Record) -> float | None:
+    """The share of the parameters that was asked to go; None for the dense model."""
+    return None if record.cell["method"] == "dense" else record.cell["ratio"]
+
+
+def setup(record: Record) -> str:
+    """What two cells must share to be compared: model, device, dtype and protocol."""
+    return json.dumps([record.cell[name] for name in ("model", "device", "dtype", "protocol")], sort_keys=True)
+
+
+def by_setup(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The records in groups that can be compared."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(setup(record), []).append(record)
+    return groups
+
+
+def dense_peer(record: Record, peers: Sequence[Record]) -> Record | None:
+    """The measured dense cell to compare with, of the same seed where there is one."""
+    dense = [peer for peer in peers if peer.cell["method"] == "dense" and peer.status == "ok"]
+    same_seed = [peer for peer in dense if peer.cell["seed"] == record.cell["seed"]]
+    return next(iter(same_seed or dense), None)
+
+
+def texts(records: Sequence[Record]) -> list[str]:
+    """The texts with a perplexity, in the protocol's order."""
+    return _measured(records, "perplexity", "texts")
+
+
+def tasks(records: Sequence[Record]) -> list[str]:
+    """The tasks with a result, in the protocol's order."""
+    return _measured(records, "tasks", "tasks")
+
+
+def is_accuracy(task: Mapping[str, Any]) -> bool:
+    """Whether a task's main metric is a share of documents that were right, which alone can be averaged over tasks."""
+    name = str(task["main"]).partition(",")[0]  # lm-eval names a filter behind a comma
+    return name in ("exact_match", "em", "mc1", "mc2") or re.search(r"(^|_)acc(_|$)", name) is not None
+
+
+def task_column(name: str, task: Mapping[str, Any]) -> str:
+    """The column of a task's main metric."""
+    return f"{'task' if is_accuracy(task) else 'score'}_{name}"
+
+
+def task_columns(records: Sequence[Record]) -> list[str]:
+    """The columns of the tasks' main metrics, in the protocol's order, accuracies first."""
+    results = [(name, record.measured.get("tasks", {}).get(name)) for name in tasks(records) for record in records]
+    columns = dict.fromkeys(task_column(name, result) for name, result in results if result)
+    return sorted(columns, key=lambda column: column.startswith("score_"))
+
+
+def _measured(records: Sequence[Record], block: str, asked: str) -> list[str]:
+    names = [name for record in records for name in record.measured.get(block, {})]
+    order = [name for record in records for name in record.cell["protocol"].get(asked, ())]
+    return [name for name in dict.fromkeys([*order, *names]) if name in names]
+
+
+def _row(record: Record, dense: Record | None, accuracies: list[str]) -> dict[str, Any]:
+    measured = record.measured
+    row = _identity(record) | _size(measured)
+    for text, result in measured.get("perplexity", {}).items():
+        row[f"perplexity_{text}"] = result["perplexity"]
+        row[f"perplexity_{text}_low"] = result.get("perplexity_low")
+        row[f"perplexity_{text}_high"] = result.get("perplexity_high")
+        row[f"bits_per_byte_{text}"] = result.get("bits_per_byte")
+    for task, result in measured.get("tasks", {}).items():
+        row |= _task(task_column(task, result), result)
+    row |= _average(_accuracies(record), _accuracies(dense) if dense else {}, accuracies)
+    for stage in STAGES:
+        row |= _speed(stage, record, dense)
+    row["prune_seconds"] = measured.get("prune_seconds")
+    row["peak_memory_bytes"] = measured.get("peak_memory_bytes")
+    missed = row["miss"] is not None and abs(row["miss"]) > MISS
+    flags = [*["missed_ratio"] * missed, *["no_dense_cell"] * (dense is None)]
+    return row | {"flags": " ".join(flags) or None}
+
+
+def _identity(record: Record) -> dict[str, Any]:
+    cell = record.cell
+    return {
+        "model": display_name(record),
+        "label": label(cell),
+        "method": cell["method"],
+        "requested_ratio": requested_ratio(record),
+        "seed": cell["seed"],
+        "match": cell["match"],
+        "device": cell["device"],
+        "dtype": cell["dtype"],
+        "profile": cell["protocol"]["profile"],
+        "status": record.status,
+        "error": record.error,
+        "flags": None,  # keeps its place; set when the rest of the row is known
+    }
+
+
+def _size(measured: dict[str, Any]) -> dict[str, Any]:
+    ratio, budget = measured.get("ratio"), measured.get("ratio_budget")
+    miss = None if ratio is None or budget is None else ratio - budget
+    row = {"ratio": ratio, "ratio_budget": budget, "miss": miss}
+    return row | {name: measured.get(name) for name in AS_MEASURED}
+
+
+def _task(column: str, task: dict[str, Any]) -> dict[str, Any]:
+    main, documents = task["main"], task["documents"]
+    value = task[main]["value"]
+    low, high = None, None
+    if main in ("acc", "acc_norm") and documents:
+        low, high = wilson(round(value * documents), documents)
+    row = {
+        column: value,
+        f"{column}_stderr": task[main].get("stderr"),
+        f"{column}_low": low,
+        f"{column}_high": high,
+        f"{column}_metric": main,
+        f"{column}_documents": documents,
+    }
+    for name, result in task.items():
+        if isinstance(result, dict):
+            row[f"{column}_{name}"] = result["value"]
+            row[f"{column}_{name}_stderr"] = result.get("stderr")
+    return row
+
+
+def _accuracies(record: Record) -> dict[str, dict[str, Any]]:
+    return {name: task for name, task in record.measured.get("tasks", {}).items() if is_accuracy(task)}
+
+
+def _average(
+    measured: dict[str, dict[str, Any]], dense: dict[str, dict[str, Any]], names: list[str]
+) -> dict[str, float | None]:
+    """The unweighted average over the named tasks and what is kept of the dense model's."""
+    row: dict[str, float | None] = {"average": None, "average_stderr": None, "kept": None}
+    if not measured or any(task not in measured for task in names):
+        return row
+    mains = [measured[task][measured[task]["main"]] for task in names]
+    average = fmean(main["value"] for main in mains)
+    row["average"] = average
+    if all(main.get("stderr") is not None for main in mains):
+        row["average_stderr"] = average_stderr([main["stderr"] for main in mains])
+    asked = ("main", "version", "documents", "fewshot")
+    if all(task in dense and _same(measured[task], dense[task], asked) for task in names):
+        baseline = fmean(dense[task][dense[task]["main"]]["value"] for task in names)
+        row["kept"] = average / baseline if baseline else None
+    return row
+
+
+def _speed(stage: str, record: Record, dense: Record | None) -> dict[str, float | None]:
+    """Absolute speed from the median sample, and speed against the dense cell under the same conditions."""
+    mine = record.measured.get("speed", {}).get(stage, {})
+    ms = mine.get("ms")
+    if not ms:
+        return {}
+    row: dict[str, float | None] = {f"{stage}_speed": None, f"{stage}_speed_low": None, f"{stage}_speed_high": None}
+    if stage == "prefill":
+        row["prefill_tokens_per_second"] = 1000 * mine["batch"] * mine["length"] / median(ms)
+    else:
+        row["decode_ms_per_token"] = median(ms)
+    if dense is None or not _same_conditions(stage, record, dense):
+        return row
+    dense_ms = dense.measured["speed"][stage]["ms"]
+    row[f"{stage}_speed"] = median(dense_ms) / median(ms)
+    if record is not dense and min(len(ms), len(dense_ms)) > 1:
+        low, high = ratio_of_medians_interval(dense_ms, ms)
+        row |= {f"{stage}_speed_low": low, f"{stage}_speed_high": high}
+    return row
+
+
+def _same_conditions(stage: str, record: Record, dense: Record) -> bool:
+    """Whether both were timed with the same sizes and threads on the same kind of machine."""
+    mine, other = record.measured.get("speed", {}), dense.measured.get("speed", {})
+    return (
+        bool(other.get(stage, {}).get("ms"))
+        and _same(mine[stage], other[stage], ("batch", STAGES[stage]))
+        and _same(mine, other, ("threads",))
+        and _same(record.environment, dense.environment, ("cpu", "gpu"))
+    )
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any], names: Sequence[str]) -> bool:
+    return all(one.get(name) == other.get(name) for name in names)
+
+
+def _column(values: list[Any]) -> pd.Series[Any]:
+    """Whole numbers stay whole beside missing ones; other numbers are floats; the rest is left as it is."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {int}:
+        return pd.Series(values, dtype="Int64")
+    return pd.Series(values, dtype="float64" if kinds and kinds <= {int, float} else "object")

@@ -1,0 +1,150 @@
+"""One table of metrics: how each column of the frame is named, written and judged. Every renderer uses it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import pandas as pd
+
+MISSING = "-"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How one column is shown.
+
+    label         the heading; `{}` takes the name of the text or task
+    unit          of the figure as it is written; empty where the figure has none or its format picks one by size
+    format        (figure, figure beside it) -> text; the second sets the decimals, so that 20.8 gets +- 0.9
+    better        which way is better, None where neither is
+    spread        what ± takes from the frame: the 95 % interval (_low, _high) or the standard error (_stderr)
+    unit_in_cell  whether the unit stands behind each figure or once in the heading or a note
+    """
+
+    label: str
+    unit: str
+    format: Callable[[float, float], str]
+    better: Literal["higher", "lower"] | None = None
+    spread: Literal["interval", "stderr"] | None = None
+    unit_in_cell: bool = True
+
+    def show(self, figure: float) -> str:
+        """The figure with its unit."""
+        space = "" if self.unit == "x" else " "
+        text = self.format(figure, figure)
+        return f"{text}{space}{self.unit}" if self.unit and self.unit_in_cell else text
+
+    def show_interval(self, figure: float, low: float, high: float) -> str:
+        """'20.8 ± 0.9', or '20.8 [18.1, 26.0]' where one side is more than half as long again as the other."""
+        below, above = figure - low, high - figure
+        if below == above == 0:
+            return self.show(figure)
+        if max(below, above) > 1.5 * min(below, above):
+            return f"{self.show(figure)} [{self.format(low, figure)}, {self.format(high, figure)}]"
+        return f"{self.show(figure)} ± {self.format((high - low) / 2, figure)}"
+
+
+def shown(row: Mapping[str, Any], column: str, *, spread: bool = True) -> str:
+    """One cell of a table: the figure of a row of the frame, with its spread where there is one."""
+    found = metric(column)
+    figure, low, high, stderr = (row.get(f"{column}{end}") for end in ("", "_low", "_high", "_stderr"))
+    if pd.isna(figure):
+        return MISSING
+    if spread and found.spread == "interval" and pd.notna(low) and pd.notna(high):
+        return found.show_interval(figure, low, high)
+    if spread and found.spread == "stderr" and pd.notna(stderr):
+        return f"{found.show(figure)} ± {found.format(stderr, figure)}"
+    return found.show(figure)
+
+
+def metric(column: str) -> Metric:
+    """The metric of a column of the frame: 'average', 'perplexity_wiki', 'task_hellaswag'."""
+    if column in METRICS:
+        return METRICS[column]
+    family, _, name = column.partition("_")
+    found = METRICS[f"{family}_"]
+    return replace(found, label=found.label.format(short(name)))
+
+
+def short(name: str) -> str:
+    """A text's or task's name for a heading: of a path only its end, of a long one both ends."""
+    name = name.rsplit("/", 1)[-1]
+    return name if len(name) <= 40 else f"{name[:19]}…{name[-20:]}"
+
+
+def count(figure: float, _beside: float = 0) -> str:
+    """134515008 -> '134.5 M'; k, M and B are thousands, millions and billions."""
+    for size, letter, decimals in ((1e9, "B", 2), (1e6, "M", 1), (1e3, "k", 1)):
+        if abs(figure) >= size:
+            return f"{figure / size:.{decimals}f} {letter}"
+    return f"{figure:,.0f}"
+
+
+def binary(figure: float, _beside: float = 0) -> str:
+    """268435456 bytes -> '256 MiB'."""
+    for exponent, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if figure >= 2**exponent:
+            return f"{significant(figure / 2**exponent)} {unit}"
+    return f"{figure:,.0f} B"
+
+
+def significant(figure: float, _beside: float = 0) -> str:
+    """Three significant digits: 0.00123, 1.23, 12.3, 1,234."""
+    if figure == 0 or not math.isfinite(figure):
+        return f"{figure:g}"
+    decimals = max(0, 2 - math.floor(math.log10(abs(figure))))
+    return f"{figure:,.{min(decimals, 6)}f}"
+
+
+def perplexity(figure: float, beside: float) -> str:
+    """5.47, 20.8, 343, 12,345, 3.4e8: the decimals that suit `beside`; never 0.0 for what is not zero."""
+    if not math.isfinite(figure):
+        return f"{figure:g}"
+    if beside >= 1e6:
+        mantissa, exponent = f"{figure:.1e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    decimals = 2 if beside < 10 else 1 if beside < 100 else 0
+    text = f"{figure:,.{decimals}f}"
+    return text if float(text.replace(",", "")) or not figure else f"{figure:.1g}"
+
+
+def percent(figure: float, _beside: float = 0) -> str:
+    """0.289 -> '28.9'."""
+    return f"{100 * figure:z.1f}"
+
+
+def whole_percent(figure: float, _beside: float = 0) -> str:
+    """0.837 -> '84'."""
+    return f"{100 * figure:z.0f}"
+
+
+def speed(figure: float, _beside: float = 0) -> str:
+    """1.3456 -> '1.35'; below a tenth two significant digits, from a hundred on no decimals."""
+    return f"{figure:.2g}" if figure < 0.1 else f"{figure:.2f}" if figure < 100 else f"{figure:,.0f}"
+
+
+def seconds(figure: float, _beside: float = 0) -> str:
+    """26.31 -> '26.3'; '<0.1' below, no decimals from a hundred on."""
+    return "<0.1" if figure < 0.1 else f"{figure:.1f}" if figure < 100 else f"{figure:,.0f}"
+
+
+METRICS = {
+    "ratio": Metric("removed", "%", percent),
+    "parameters": Metric("params", "", count),
+    "perplexity_": Metric("ppl {}", "", perplexity, "lower", "interval"),
+    "task_": Metric("{}", "%", percent, "higher", "stderr", unit_in_cell=False),
+    "score_": Metric("{}", "", significant, spread="stderr"),
+    "average": Metric("average", "%", percent, "higher", "stderr", unit_in_cell=False),
+    "kept": Metric("kept", "%", whole_percent, "higher"),
+    "prefill_speed": Metric("prefill", "x", speed, "higher"),
+    "decode_speed": Metric("decode", "x", speed, "higher"),
+    "prune_seconds": Metric("pruned in", "s", seconds, "lower"),
+    "prefill_tokens_per_second": Metric("prefill", "tokens/s", significant, "higher", unit_in_cell=False),
+    "decode_ms_per_token": Metric("decode", "ms/token", significant, "lower", unit_in_cell=False),
+    "weight_bytes": Metric("weights", "", binary, "lower"),
+    "kv_bytes_per_token": Metric("KV cache per token", "", binary, "lower"),
+    "peak_memory_bytes": Metric("peak memory", "", binary, "lower"),
+}

@@ -1,0 +1,221 @@
+"""What stands under a table: how to read it, by which protocol it was measured, and why a cell has no figures.
+
+Every sentence follows from the records; one that would not be true or not be needed is not written. If the cells of a
+run do not agree, each version is written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+
+from bench.record import Record
+from reports.frame import MISS, STAGES, frame_rows, is_accuracy, label, requested_ratio, texts
+from reports.metrics import METRICS, binary, metric, short, shown
+
+COMPARED = {  # what is a comparison with the dense model, and the figure that it compares
+    "kept": "average",
+    "prefill_speed": "prefill_tokens_per_second",
+    "decode_speed": "decode_ms_per_token",
+}
+BOS = {"every window": "each begins with BOS", "none": "no BOS"}
+REASON = 300  # the longest reason that is shown, in characters; the record holds all of it
+
+
+def conditions(records: Sequence[Record]) -> list[str]:
+    """What a block of rows has in common beside its ratio: device, dtype, threads; profile."""
+    cell, environment = records[0].cell, records[0].environment
+    threads = environment.get("threads")
+    where = [
+        str(environment.get("gpu") or cell["device"]),
+        str(cell["dtype"]),
+        *([f"{threads} {_plural('thread', threads)}"] if threads and cell["device"] == "cpu" else []),
+    ]
+    return [", ".join(where), str(cell["protocol"]["profile"])]
+
+
+def ratio(records: Sequence[Record]) -> str:
+    """'ratio 0.3: 11 of 30 layers, 95.6 M parameters', or that the methods' parameters decide; empty for dense."""
+    pruned = [record for record in records if record.cell["method"] != "dense"]
+    if not pruned:
+        return ""
+    requested = requested_ratio(pruned[0])
+    if requested is None:
+        return "ratio fixed by the method's parameters"
+    budgets = {_budget(record) for record in pruned if "ratio_budget" in record.measured}
+    return f"ratio {requested:g}" + (f": {budgets.pop()}" if len(budgets) == 1 else "")
+
+
+def _budget(record: Record) -> str:
+    """The budget in parameters and, where the request was rounded to whole layers, in layers."""
+    measured = record.measured
+    removed = measured["ratio_budget"] * measured["dense_parameters"]
+    left = f"{METRICS['parameters'].show(measured['dense_parameters'] - removed)} parameters"
+    total = measured.get("dense_layers")
+    if record.cell["match"] == "exact" or not total:
+        return left
+    layers = removed / (measured["dense_parameters_without_embeddings"] / total)
+    whole = abs(layers - round(layers)) < 0.05  # layers of one model can differ; then they are not counted
+    return f"{round(layers)} of {total} layers, {left}" if whole else left
+
+
+def exceptions(records: Sequence[Record]) -> Iterator[str]:
+    """One sentence for each cell that missed its budget or has no figures."""
+    show = METRICS["ratio"].show
+    for record in records:
+        name, measured = label(record.cell), record.measured
+        budget = measured.get("ratio_budget")
+        if record.status != "ok":
+            yield f"{name}: {status(record)}: {reason(record.error or '')}"
+        elif budget is not None and abs(measured["ratio"] - budget) > MISS:
+            requested = requested_ratio(record)
+            asked = "" if requested is None else f"requested {show(requested)}, "
+            yield f"* {name} misses the ratio: {asked}budget {show(budget)}, achieved {show(measured['ratio'])}."
+
+
+def status(record: Record) -> str:
+    """The status word as a reader would write it."""
+    return record.status.replace("_", " ")
+
+
+def reason(error: str) -> str:
+    """An error in one line: what stands above its traceback."""
+    message, _, _ = error.partition("\nTraceback (most recent call last):")
+    text = re.sub(r"\s+", " ", message).strip()
+    return text if len(text) <= REASON else f"{text[:REASON].rstrip()} ... (the record has the rest)"
+
+
+def protocol(records: Sequence[Record], table: pd.DataFrame) -> list[str]:
+    """How to read the columns, and how their figures came about; each sentence once."""
+    measured = [record.measured for record in records]
+    pruned = [record for record in records if record.cell["method"] != "dense"]
+    sentences = [
+        *(sentence for figures in measured for sentence in _perplexity(figures)),
+        *_perplexity_spread(records, table),
+        *(sentence for figures in measured for sentence in _tasks(figures)),
+        *_accuracy_spread(table),
+        *(sentence for figures in measured for sentence in _speed(figures)),
+        *_incomparable(table),
+        *(_calibration(record.cell) for record in pruned),
+    ]
+    return list(dict.fromkeys(sentences))
+
+
+def _perplexity(measured: dict[str, Any]) -> Iterator[str]:
+    for text, result in measured.get("perplexity", {}).items():
+        name, windows = metric(f"perplexity_{text}").label, result["windows"]
+        yield (
+            f"{name}: {windows:,} {_plural('window', windows)} of {result['window']:,} tokens, "
+            f"stride {result['stride']:,}, {BOS.get(result['bos'], result['bos'])}, {result['tokens']:,} tokens scored."
+        )
+
+
+def _perplexity_spread(records: Sequence[Record], table: pd.DataFrame) -> Iterator[str]:
+    """What follows a perplexity, in the forms that occur."""
+    cells = [shown(row, f"perplexity_{text}") for row in frame_rows(table) for text in texts(records)]
+    if any("±" in cell for cell in cells):
+        yield "± of a perplexity is half the 95 % interval."
+    if any("[" in cell for cell in cells):
+        yield "[low, high] of a perplexity is the 95 % interval, where its sides differ in length."
+
+
+def _tasks(measured: dict[str, Any]) -> Iterator[str]:
+    """Which metric, documents and shots; what all tasks share is said once."""
+    results = {short(name): result for name, result in measured.get("tasks", {}).items()}
+    for name, result in results.items():
+        if not is_accuracy(result):
+            yield f"{name}: {result['main']}, {_documents(result)}, {_shots(result)}; not in the average."
+    results = {name: result for name, result in results.items() if is_accuracy(result)}
+    if not results:
+        return
+    metrics = _grouped(results, lambda result: str(result["main"]))
+    documents = _grouped(results, _documents)
+    shots = _grouped(results, _shots)
+    yield f"accuracies in %, per task: {metrics}; {documents}; {shots}."
+
+
+def _accuracy_spread(table: pd.DataFrame) -> Iterator[str]:
+    if table.filter(regex=r"^(task|score)_.*_stderr$").notna().any(axis=None):
+        yield "± of a task or the average is one standard error; the average weighs every task alike."
+    if "kept" in table and table["kept"].notna().any():
+        yield "kept: the average as a share of the dense model's."
+
+
+def _documents(result: dict[str, Any]) -> str:
+    every = "all " if result["documents"] == result.get("available") else ""
+    return f"{every}{result['documents']:,} {_plural('document', result['documents'])}"
+
+
+def _shots(result: dict[str, Any]) -> str:
+    return f"{result['fewshot']}-shot"
+
+
+def _grouped(results: dict[str, dict[str, Any]], say: Callable[[dict[str, Any]], str]) -> str:
+    """'acc_norm, but acc for winogrande'; where nothing holds for most tasks, each with its names."""
+    groups: dict[str, list[str]] = {}
+    for task, result in results.items():
+        groups.setdefault(say(result), []).append(task)
+    most = max(groups, key=lambda said: len(groups[said]))
+    usual = [most] if len(groups[most]) > len(results) / 2 else []
+    rest = [f"{said} for {', '.join(names)}" for said, names in groups.items() if said not in usual]
+    return ", but ".join([*usual, *([", ".join(rest)] if rest else [])])
+
+
+def _speed(measured: dict[str, Any]) -> Iterator[str]:
+    for stage, size in STAGES.items():
+        timed = measured.get("speed", {}).get(stage)
+        if timed:
+            what, sample = ("a prompt of", "repeat") if stage == "prefill" else ("one token after", "step")
+            samples = len(timed["ms"])
+            yield (
+                f"{stage}: times as fast as dense; {what} {timed[size]:,} tokens, batch {timed['batch']}, "
+                f"median of {samples} {_plural(sample, samples)}."
+            )
+
+
+def _incomparable(table: pd.DataFrame) -> Iterator[str]:
+    """Why a comparison with the dense model is missing although the cell itself was measured."""
+    missing = [
+        METRICS[column].label
+        for column, source in COMPARED.items()
+        if source in table and (table[source].notna() & table[column].isna()).any()
+    ]
+    if missing:
+        yield f"{', '.join(missing)}: missing where no dense cell was measured under the same conditions."
+
+
+def _calibration(cell: dict[str, Any]) -> str:
+    asked = cell["protocol"]
+    return (
+        f"calibration: {asked['calibration_sequences']} sequences of {asked['calibration_length']} tokens of "
+        f"{asked['calibration']}, seed {cell['seed']}; the same for every method."
+    )
+
+
+def _plural(noun: str, number: int) -> str:
+    return noun if number == 1 else f"{noun}s"
+
+
+def environment(records: Sequence[Record]) -> Iterator[str]:
+    """'torch: 2.13.0' and the like; several values where the cells ran under several."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        flat = {name: value for name, value in record.environment.items() if name != "versions"}
+        for name, value in flat.items():
+            found.setdefault(name.removesuffix("_bytes").replace("_", " "), []).append(_fact(name, value))
+        for package, version in record.environment.get("versions", {}).items():
+            found.setdefault(package, []).append(version)
+    for name, values in found.items():
+        distinct = sorted(set(values))
+        if name == "date" and len(distinct) > 1:
+            distinct = [f"{distinct[0]} to {distinct[-1]}"]
+        yield f"{name}: {', '.join(distinct)}"
+
+
+def _fact(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return binary(float(str(value))) if name.endswith("_bytes") else str(value)

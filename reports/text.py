@@ -1,0 +1,39 @@
+"""Text that is safe to show: escaped for terminal and Markdown, measured and wrapped by the columns it takes up."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+
+def printable(text: str) -> str:
+    r"""`text` in one line: control, direction and invisible characters are written as \n, \x1b or \u202e."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def markdown_escaped(text: str) -> str:
+    """`text` so that Markdown, and HTML within it, show it as it is, in a table cell too."""
+    text = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", text)
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)  # within a word it means nothing
+
+
+def width(text: str) -> int:
+    """Columns of a terminal that `text` takes up: two for wide East Asian characters, none for combining ones."""
+    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+
+
+def wrap(text: str, room: int, breaks: str = " ", indent: str = "") -> list[str]:
+    """Lines of at most `room` columns, broken behind the characters `breaks`, or anywhere where there are none.
+
+    Lines after the first start with `indent`.
+    """
+    lines = [""]
+    for piece in re.findall(rf"[^{re.escape(breaks)}]*[{re.escape(breaks)}]|[^{re.escape(breaks)}]+", text):
+        if width(lines[-1] + piece.rstrip()) > room and lines[-1].strip():
+            lines.append(indent)
+        for character in piece:
+            if width(lines[-1] + character) > room and character != " ":
+                lines.append(indent)
+            lines[-1] += character
+    return [line.rstrip() for line in lines]

@@ -1,0 +1,169 @@
+"""The command line as a user meets it: mistakes are one line and exit code 2, before any work."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from bench import assets
+from bench.cli import main
+
+
+@pytest.fixture
+def base(model_folder, text_file, tmp_path):
+    """A sound run on a tiny model, without tasks."""
+    return [
+        *("run", "--model", str(model_folder), "--texts", str(text_file), "--calibration", str(text_file)),
+        *("--tasks", "none", "--window", "32", "--windows", "4", "--calibration-sequences", "4"),
+        *("--calibration-length", "24", "--profile", "smoke", "--device", "cpu", "--out", str(tmp_path / "run")),
+    ]
+
+
+def refused(capsys, arguments: list[str]) -> str:
+    """The one line that a mistake prints; no result, and no results folder with anything in it."""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err
+
+
+MISTAKES = {
+    "no such method": (["--methods", "lako", "--ratio", "0.2"], "no method is called 'lako'; did you mean laco?"),
+    "no method": (["--methods", ",", "--ratio", "0.2"], "no method was named"),
+    "no such parameter": (["--methods", "laco:K=3", "--ratio", "0.2"], "laco has no parameter K; it has: C, I, T"),
+    "wrong value": (["--methods", "laco:C=x", "--ratio", "0.2"], "laco:C is int; got 'x'"),
+    "parameter alone": (["--methods", "C=3", "--ratio", "0.2"], "is a parameter without a method"),
+    "set of another": (["--methods", "laco", "--ratio", "0.2", "--set", "flap.x=1"], "which --methods does not name"),
+    "set unknown": (["--methods", "laco", "--ratio", "0.2", "--set", "laco.Q=1"], "laco has no parameter Q"),
+    "set misspelt": (["--methods", "laco", "--ratio", "0.2", "--set", "laco"], "--set is written METHOD.NAME=VALUE"),
+    "ratio of one": (["--methods", "laco", "--ratio", "1"], r"in \[0, 1\); got 1"),
+    "negative ratio": (["--methods", "laco", "--ratio", "-0.1"], r"\[0, 1\)"),
+    "no number": (
+        ["--methods", "laco", "--ratio", "much"],
+        r"a ratio is a number in \[0, 1\), such as 0.3; got 'much'",
+    ),
+    "not a number": (["--methods", "laco", "--ratio", "nan"], r"in \[0, 1\); got nan"),
+    "no ratio": (["--methods", "laco"], "laco needs a ratio"),
+    "too much": (["--methods", "drop-tail", "--ratio", "0.95"], "out of reach: all but one of the 6 layers"),
+    "too much for a window": (["--methods", "laco", "--ratio", "0.6"], "windows of C=4 with I=2 remove at most"),
+    "too little": (["--methods", "laco", "--ratio", "0.01"], "less than half a layer"),
+    "no such layer": (["--methods", "drop:layers=3-9"], "there is no layer 9: the model has layers 0 to 5"),
+    "no such profile": (["--methods", "laco", "--ratio", "0.2", "--profile", "swift"], "no profile 'swift'; there are"),
+    "no such text": (["--methods", "laco", "--ratio", "0.2", "--texts", "wikki"], "no text 'wikki'; did you mean wiki"),
+    "no such dtype": (["--methods", "laco", "--ratio", "0.2", "--dtype", "int3"], "dtype is auto, float32"),
+    "no such device": (["--methods", "laco", "--ratio", "0.2", "--device", "tpu9"], "device is auto, cpu or cuda"),
+    "too many threads": (["--methods", "laco", "--ratio", "0.2", "--threads", "9999"], "--threads lies between 1 and"),
+    "long stride": (["--methods", "laco", "--ratio", "0.2", "--stride", "99"], "stride lies between 1 and the window"),
+    "no plugin": (["--methods", "laco", "--ratio", "0.2", "--plugin", "mine.py"], "--plugin names a Python file"),
+    "unknown flag": (["--methods", "laco", "--ratio", "0.2", "--speed"], "unrecognized arguments|ambiguous"),
+    "negative count": (["--methods", "laco", "--ratio", "0.2", "--windows", "-1"], "windows is 0 .* or positive"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_before_any_work(mistake, base, capsys, tmp_path):
+    arguments, message = MISTAKES[mistake]
+    assert re.search(message, refused(capsys, base + arguments))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_short_text_is_refused_with_both_counts(base, capsys, tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("w1 w2 w3\n\nw4 w5 w6")
+    line = refused(capsys, [*base, "--methods", "laco", "--ratio", "0.2", "--calibration", str(short)])
+    assert re.search(r"has \d tokens for calibration .*, but 4 x 24 = 96 were asked for", line)
+    line = refused(capsys, [*base, "--methods", "laco", "--ratio", "0.2", "--texts", str(short)])
+    assert re.search(r"has \d tokens for evaluation .*, but 128 are needed for 4 windows of 32", line)
+
+
+def test_a_model_that_is_none_is_refused(base, capsys, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    rest = ["--methods", "laco", "--ratio", "0.2"]
+    assert "config.json" in refused(capsys, [*base, *rest, "--model", str(tmp_path / "empty")])
+    monkeypatch.setattr(assets, "hub_is_reachable", lambda: False)
+    assert "hub" in refused(capsys, [*base, *rest, "--model", "some-owner/some-model"])
+    assert "did you mean smollm2-135m?" in refused(capsys, [*base, *rest, "--model", "smolm2-135m"])
+
+
+def test_a_task_that_is_none_is_refused(base, capsys):
+    line = refused(capsys, [*base, "--methods", "laco", "--ratio", "0.2", "--tasks", "helaswag"])
+    assert re.search("no task 'helaswag'; did you mean hellaswag", line)
+
+
+def test_a_folder_that_cannot_hold_results_is_refused(base, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = refused(capsys, [*base, "--methods", "laco", "--ratio", "0.2", "--out", str(tmp_path / "file" / "run")])
+    assert "cannot hold results" in line
+
+
+def test_report_and_fetch_refuse_what_is_not_there(capsys, tmp_path):
+    assert "is no run folder" in refused(capsys, ["report", str(tmp_path)])
+    assert "nothing is called 'llama'" in refused(capsys, ["fetch", "llama"])
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "x.json").write_text('{"schema": 1')
+    assert "is not JSON" in refused(capsys, ["report", str(tmp_path)])
+
+
+def test_a_run_prints_a_table_and_writes_what_it_promises(base, capsys, tmp_path):
+    arguments = [*base, "--methods", "laco:C=2,I=1,drop-tail,slicegpt,drop:layers=1", "--ratio", "0.2,0.4"]
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert "tiny-llama   ratio 0.2: 1 of 6 layers" in out
+    assert "[1/8] dense" in err
+    cells = [json.loads(path.read_text()) for path in sorted((tmp_path / "run" / "cells").glob("*.json"))]
+    assert len(cells) == 8
+    for cell in cells:
+        assert set(cell) == {"schema", "cell", "status", "error", "environment", "decisions", "measured"}
+        assert cell["status"] == "ok"
+        assert isinstance(cell["measured"]["parameters"], int)
+    assert (tmp_path / "run" / "report.md").read_text().startswith("# Structured pruning of tiny-llama")
+    assert (tmp_path / "run" / "report.csv").read_text().count("\n") == 9
+    assert len(list((tmp_path / "run" / "samples").rglob("*.parquet"))) == 8
+
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "cells").glob("*.json")}
+    assert main(arguments) == 0
+    again = capsys.readouterr()
+    assert again.out == out
+    assert again.err.count("has a record") == 8
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "cells").glob("*.json")}
+
+    assert main(["report", str(tmp_path / "run"), "--format", "csv"]) == 0
+    assert capsys.readouterr().out.count("\n") == 9
+
+
+def test_an_unsupported_model_is_an_outcome_and_a_crash_is_a_failure(base, capsys, tmp_path, monkeypatch):
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "from dataclasses import dataclass\n"
+        "from methods import Unsupported, register\n"
+        "@register('refuses')\n"
+        "@dataclass(frozen=True)\n"
+        "class Refuses:\n"
+        "    fixed = False\n"
+        "    def plan(self, model, ratio): raise Unsupported('no such luck')\n"
+        "    def prune(self, model, calibration, ratio): return self.plan(model, ratio)\n"
+        "@register('crashes')\n"
+        "@dataclass(frozen=True)\n"
+        "class Crashes:\n"
+        "    fixed = False\n"
+        "    def plan(self, model, ratio): return {}\n"
+        "    def prune(self, model, calibration, ratio): raise RuntimeError('by design')\n"
+    )
+    arguments = [*base, "--methods", "refuses,crashes,drop-tail", "--ratio", "0.2", "--plugin", str(plugin)]
+    assert main(arguments) == 3
+    out = capsys.readouterr().out
+    assert "no such luck" in out
+    assert "RuntimeError: by design" in out
+    records = [json.loads(path.read_text()) for path in (tmp_path / "run" / "cells").glob("*.json")]
+    assert {record["cell"]["method"]: record["status"] for record in records} == {
+        "dense": "ok",
+        "refuses": "unsupported",
+        "crashes": "error",
+        "drop-tail": "ok",
+    }
+    assert main([*arguments, "--retry-failed"]) == 3
+    assert capsys.readouterr().err.count("has a record") == 3

@@ -1,0 +1,223 @@
+"""Token blocks: every token once, no document on both sides, the same block every time."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from bench import assets, data
+from bench.errors import UserError
+
+
+def byte_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
+    """A token per byte, ids above 1; with `bos`, it begins every text with token 1."""
+    vocabulary = {"<pad>": 0, "<s>": 1}
+    vocabulary |= {byte: number for number, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), start=2)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", pad_token="<pad>")
+
+
+DOCUMENTS = [f"document {number:02d} says: {chr(ord('a') + number) * 20}" for number in range(20)]
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A text of 20 documents of 38 bytes, each with a letter of its own."""
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(DOCUMENTS) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def test_calibration_and_evaluation_share_no_document(file):
+    tokenizer = byte_tokenizer()
+    seen = data.calibration(tokenizer, file, sequences=10, length=40, seed=0)
+    held_out = data.evaluation(tokenizer, file, window=40, stride=40, windows=0)
+    calibration, evaluation = tokenizer.decode(seen.ids.flatten()), tokenizer.decode(held_out.ids.flatten())
+    assert [document in calibration for document in DOCUMENTS] == [True, False] * 10
+    assert [document in evaluation for document in DOCUMENTS] == [False, True] * 10
+
+
+def test_a_repeated_document_counts_once(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("first\n\nfirst\n\nsecond\n\n\n  \nsecond\n\nfirst", encoding="utf-8")
+    assert data._documents(str(path)) == ["first", "second"]
+
+
+@pytest.mark.default_model
+@pytest.mark.parametrize("text", assets.TEXTS)
+def test_the_sides_of_the_known_texts_are_disjoint_and_alike_in_size(text):
+    documents = data._documents(text)
+    calibration, evaluation = documents[0::2], documents[1::2]
+    assert not set(calibration) & set(evaluation)
+    assert 0.75 < sum(map(len, calibration)) / sum(map(len, evaluation)) < 1.33
+    assert not any("<doc " in document or "</doc>" in document for document in documents)
+
+
+@pytest.mark.default_model
+def test_the_known_texts_begin_as_they_should():
+    assert data._documents("wiki")[0].startswith("2007 European Parliament election in Romania\n\nRomania elected")
+    assert data._documents("c4")[0].startswith("Restore from larger disk to smaller disk | MacRumors Forums")
+    assert (len(data._documents("wiki")), len(data._documents("c4"))) == (2349, 113)
+
+
+def test_calibration_is_the_same_for_the_same_seed(file):
+    one, two, other = (data.calibration(byte_tokenizer(), file, 4, 32, seed) for seed in (0, 0, 1))
+    assert one.ids.shape == (4, 32)
+    assert one.ids.dtype == torch.long
+    assert one.mask.all()
+    assert torch.equal(one.ids, two.ids)
+    assert one.sha256 == two.sha256 != other.sha256
+    assert (one.source, one.seed) == (file, 0)
+
+
+@pytest.mark.parametrize(("bos", "policy"), [(False, "none"), (True, "every window")])
+def test_bos_begins_every_sequence_if_the_tokenizer_adds_it(file, bos, policy):
+    block = data.calibration(byte_tokenizer(bos), file, 4, 32, 0)
+    held_out = data.evaluation(byte_tokenizer(bos), file, 32, 32, 4)
+    assert held_out.bos == policy
+    for ids in (block.ids, held_out.ids):
+        assert (ids == 1).sum() == 4 * bos
+        assert ((ids[:, 0] == 1) == bos).all()
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("stride", [8, 20, 31, 32])
+def test_every_token_is_scored_once(file, bos, stride):
+    tokenizer = byte_tokenizer(bos)
+    block = data.evaluation(tokenizer, file, window=32, stride=stride, windows=0)
+    text = "".join(document + "\n\n" for document in DOCUMENTS[1::2])
+    expected = tokenizer(text, add_special_tokens=False)["input_ids"]
+    scored = block.ids[block.scored].tolist()
+    assert not block.scored[:, 0].any()
+    assert block.tokens == len(scored) == block.scored.sum()
+    if bos or stride < 32:
+        start = 0 if bos else 1  # without BOS nothing predicts the very first token
+        assert scored == expected[start : start + len(scored)]
+        assert len(expected) - len(scored) < 32
+    else:
+        assert scored == [token for position, token in enumerate(expected[: block.ids.numel()]) if position % 32]
+
+
+def test_strides_give_each_scored_token_the_longest_context(file):
+    block = data.evaluation(byte_tokenizer(), file, window=32, stride=8, windows=3)
+    assert block.scored[0].tolist() == [False] + [True] * 31
+    assert block.scored[1].tolist() == block.scored[2].tolist() == [False] * 24 + [True] * 8
+    assert torch.equal(block.ids[0, 8:], block.ids[1, :-8])
+
+
+def test_bytes_are_those_of_the_scored_text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("left out\n\nnaïve café — déjà vu, 東京", encoding="utf-8")
+    block = data.evaluation(byte_tokenizer(bos=True), str(path), window=8, stride=8, windows=0)
+    tokens = len(("naïve café — déjà vu, 東京" + data.SEPARATOR).encode()) // 7 * 7
+    assert block.tokens == tokens
+    assert block.bytes == pytest.approx(tokens, abs=2)  # a window may end inside a character
+
+
+@pytest.mark.default_model
+def test_bytes_of_real_tokens_are_those_of_the_decoded_text():
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(assets.model_folder("smollm2-135m"))
+    block = data.evaluation(tokenizer, "wiki", window=512, stride=512, windows=8)
+    decoded = sum(len(tokenizer.decode(ids[1:]).encode()) for ids in block.ids)
+    assert block.tokens == 8 * 511
+    assert block.bytes == pytest.approx(decoded, abs=8)
+    assert block.bos == "none"
+
+
+def test_windows_are_the_first_ones_or_a_draw(file):
+    everything = data.evaluation(byte_tokenizer(), file, 32, 32, 0)
+    first = data.evaluation(byte_tokenizer(), file, 32, 32, 3)
+    drawn = [data.evaluation(byte_tokenizer(), file, 32, 32, 3, seed=seed) for seed in (0, 0, 1)]
+    rows = [tuple(row) for row in everything.ids.tolist()]
+    assert torch.equal(first.ids, everything.ids[:3])
+    assert drawn[0].sha256 == drawn[1].sha256 != drawn[2].sha256
+    positions = [rows.index(tuple(row)) for row in drawn[0].ids.tolist()]
+    assert positions == sorted(set(positions))
+
+
+def test_a_text_that_is_too_short_says_how_many_tokens_it_has(file):
+    with pytest.raises(UserError, match=r"has 400 tokens for calibration .* 20 x 40 = 800 were asked for"):
+        data.calibration(byte_tokenizer(), file, 20, 40, 0)
+    with pytest.raises(UserError, match=r"has 400 tokens for evaluation .* 480 are needed for 15 windows of 32"):
+        data.evaluation(byte_tokenizer(), file, 32, 32, 15)
+    with pytest.raises(UserError, match="512 are needed for 1 windows"):
+        data.evaluation(byte_tokenizer(), file, 512, 512, 0)
+
+
+def test_a_tokenizer_without_offsets_is_refused(file):
+    class Slow:
+        is_fast = False
+        bos_token_id = None
+
+        def __call__(self, text):
+            return {"input_ids": [5]}
+
+    with pytest.raises(UserError, match="fast tokenizer"):
+        data.evaluation(Slow(), file, 8, 8, 1)
+
+
+def test_check_names_what_is_known(file):
+    for text in (*assets.TEXTS, file):
+        data.check(text)
+    with pytest.raises(UserError, match=r"no text 'wikki'; did you mean wiki\? give wiki, c4, a UTF-8 file or hub:"):
+        data.check("wikki")
+    with pytest.raises(UserError, match="no text"):
+        data.check("nowhere.txt")
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="is not UTF-8 text"):
+        data.calibration(byte_tokenizer(), str(path), 1, 8, 0)
+
+
+@pytest.mark.parametrize("text", ["hub:", "hub:a:b:c:d"])
+def test_a_hub_text_has_three_parts_at_most(text):
+    with pytest.raises(UserError, match="is written hub:DATASET"):
+        data.check(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [("hub:a/b", ("a/b", None, "test")), ("hub:a/b:c", ("a/b", "c", "test")), ("hub:a/b::d", ("a/b", None, "d"))],
+)
+def test_parts_of_a_hub_text(text, parts):
+    assert data._parse_hub(text) == parts
+
+
+def test_a_hub_text_out_of_reach_is_one_line():
+    with pytest.raises(UserError, match="hub is out of reach and its cache has no such data") as caught:
+        data.check("hub:nobody/nothing")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch):
+    """A dataset of two rows in the place of what the hub would give."""
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"text": ["one", "", "two"], "number": [1, 2, 3]})
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, split: asked.append((*names, split)) or rows)
+    return asked
+
+
+def test_rows_of_a_hub_text_are_its_documents(dataset):
+    assert data._documents("hub:a/b:c:train") == ["one", "two"]
+    assert dataset == [("a/b", "c", "train")]
+
+
+def test_a_hub_text_without_text_names_its_columns(dataset, monkeypatch):
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"sentence": ["one"]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, split: rows)
+    with pytest.raises(UserError, match="has no column text; it has sentence"):
+        data._documents("hub:a/b")

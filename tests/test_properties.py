@@ -1,0 +1,176 @@
+"""What must hold for every method on every family, whatever the method does."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import LAYERS, TINY, VOCABULARY, tiny
+
+import methods
+from methods.anatomy import Decoder
+from methods.budget import kv_bytes_per_token, macs_per_token, parameters, parameters_without_embeddings
+from methods.pruner import Calibration, OutOfReach, Unsupported
+
+SPECS = {
+    "laco": {"C": "3", "I": "1"},
+    "laco-published": {"C": "3", "I": "1"},
+    "slicegpt": {},
+    "drop-tail": {},
+    "drop-random": {},
+    "drop": {"layers": "1+3-4"},
+}
+METHODS = sorted(SPECS)
+
+
+def calibration(seed: int = 0) -> Calibration:
+    ids = torch.randint(3, VOCABULARY, (6, 24), generator=torch.Generator().manual_seed(seed))
+    return Calibration(ids, torch.ones_like(ids, dtype=torch.bool), seed=seed)
+
+
+def pruned(method: str, family: str, ratio: float, tokens: Calibration | None = None) -> tuple[Decoder, dict]:
+    """A tiny model after pruning, with the decisions; skips what the method says it cannot serve."""
+    model = Decoder(tiny(family))
+    try:
+        decisions = methods.make(method, SPECS[method]).prune(model, tokens or calibration(), ratio)
+    except Unsupported as reason:
+        pytest.skip(str(reason))
+    return model, decisions
+
+
+def logits(model: Decoder, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.model(ids).logits
+
+
+def test_every_method_is_tested_here():
+    assert set(SPECS) | {"dense", "llm-pruner"} >= set(methods.load())
+
+
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "drop"])
+def test_ratio_zero_changes_nothing(method, family, ids):
+    dense = tiny(family)
+    model, _ = pruned(method, family, 0.0)
+    assert torch.equal(logits(model, ids), logits(Decoder(dense), ids))
+    assert parameters(model) == sum(parameter.numel() for parameter in dense.parameters())
+    assert model.config.to_dict() == dense.config.to_dict()
+
+
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("method", METHODS)
+def test_generation_with_a_cache_is_generation_without(method, family, ids):
+    model, _ = pruned(method, family, 0.3)
+    whole = logits(model, ids)
+    with torch.no_grad():
+        start = model.model(ids[:, :12], use_cache=True)
+        steps, cache = [start.logits], start.cache
+        for t in range(12, ids.shape[1]):
+            out = model.model(ids[:, t : t + 1], cache=cache, use_cache=True)
+            steps.append(out.logits)
+    torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=0, atol=1e-4 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_removed_can_be_counted(method, family):
+    """The budget is met to within half a step of the method, and the configuration tells the truth."""
+    model = Decoder(tiny(family))
+    total, each = parameters(model), sum(p.numel() for p in model.layers[0].module.parameters())
+    budget = 2 * each / total
+    after, decisions = pruned(method, family, budget)
+    if "removed_layers" in decisions:
+        gone = decisions["removed_layers"]
+        assert parameters(after) == total - len(gone) * each
+        assert method == "drop" or len(gone) == 2
+        assert after.config.num_hidden_layers == len(after.layers) == LAYERS - len(gone)
+    else:
+        from methods.slicegpt import sliced_parameters
+
+        head = methods.make(method).slices_head(after)
+        counts = [sliced_parameters(model, d, head) for d in range(8, 33, 8)]
+        assert parameters(after) == sliced_parameters(model, decisions["d"], head)
+        assert abs(parameters(after) - (1 - budget) * total) == min(abs(n - (1 - budget) * total) for n in counts)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "opt"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_seed_makes_the_same_decisions(method, family):
+    assert pruned(method, family, 0.3)[1] == pruned(method, family, 0.3)[1]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "drop"])
+def test_the_achieved_ratio_never_falls_as_the_request_grows(method, family):
+    counts = []
+    for ratio in (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4):
+        try:
+            counts.append(parameters(pruned(method, family, ratio)[0]))
+        except OutOfReach:
+            break
+    assert len(counts) > 3
+    assert counts == sorted(counts, reverse=True)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_dropping_layers_equals_silencing_them(family, ids):
+    """A layer whose two output matrices are zero adds nothing to the residual."""
+    silenced = Decoder(tiny(family))
+    for index in (1, 3, 4):
+        for matrix in (silenced.layers[index].out, silenced.layers[index].down):
+            for parameter in matrix.parameters():
+                parameter.data.zero_()
+    dropped, _ = pruned("drop", family, 0.0)
+    torch.testing.assert_close(logits(dropped, ids), logits(silenced, ids), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_sliding_windows_travel_with_their_layers(family):
+    model, _ = pruned("drop", family, 0.0)
+    kinds = getattr(tiny(family).config, "layer_types", None)
+    if kinds is not None:
+        assert model.config.layer_types == [kinds[i] for i in (0, 2, 5)]
+    assert [layer.attn.layer_idx for layer in model.layers] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("method", ["dense", "drop", "slicegpt"])
+def test_the_cache_is_as_large_as_the_shapes_say(method, family, ids):
+    model = Decoder(tiny(family, sliding_window=None) if family in ("mistral",) else tiny(family))
+    if method != "dense":
+        model, _ = pruned(method, family, 0.3)
+    with torch.no_grad():
+        cache = model.model(ids[:1, :5], use_cache=True).cache
+    held = sum(layer.keys.numel() * 4 + layer.values.numel() * 4 for layer in cache.layers)
+    assert held == 5 * kv_bytes_per_token(model)
+
+
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("method", ["dense", "drop", "slicegpt"])
+def test_multiplications_are_those_that_torch_counts(method, family, ids):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = Decoder(tiny(family)) if method == "dense" else pruned(method, family, 0.3)[0]
+    model.model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.model(ids[:1], use_cache=False)
+    rotary = model.layers[0].head_width // 2 * ids.shape[1]  # outer products of positions and frequencies
+    counted = counter.get_total_flops() // 2
+    formula = ids.shape[1] * macs_per_token(model, ids.shape[1])
+    assert 0 <= counted - formula <= 4 * rotary
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_tables_are_left_out_of_the_inner_count(family):
+    model = Decoder(tiny(family))
+    layers = sum(p.numel() for layer in model.layers for p in layer.module.parameters())
+    final = sum(p.numel() for p in model.final_norm.parameters())
+    assert parameters_without_embeddings(model) == layers + final
+
+
+def test_an_unknown_family_is_named_with_those_that_are_known():
+    model = copy.deepcopy(tiny("llama"))
+    model.config.model_type = "falcon"
+    with pytest.raises(Unsupported, match=r"'falcon' has no row in methods/anatomy.py \(known: llama"):
+        Decoder(model)

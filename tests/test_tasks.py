@@ -1,0 +1,285 @@
+"""Tasks: documents, right answers and figures of every offline task, and what is refused."""
+
+import math
+
+import pytest
+import torch
+from lm_eval.api.model import LM
+
+from bench import models, tasks
+from bench.errors import UserError
+
+# task: documents, then of the first one a piece of its prompt and the right choice
+KNOWN = {
+    "hellaswag": (10042, "Roof shingle removal: A man is sitting on a roof.", "starts pulling up roofing on a roof."),
+    "piqa": (1838, "How do I ready a guinea pig cage", "bedding made of ripped paper strips"),
+    "winogrande": (
+        1267,
+        "Sarah was a much better surgeon than Maria so",
+        "Sarah was a much better surgeon than Maria so Maria",
+    ),
+    "arc_easy": (570, "Which technology was developed most recently?", "cellular telephone"),
+    "arc_challenge": (299, "Juan and LaKeisha roll a few objects", "Record the details of the investigation."),
+    "openbookqa": (500, "Frilled sharks and angler fish", "Deep sea animals"),
+    "boolq": (3270, "does ethanol take more energy make that produces?", "no"),
+    "sciq": (1000, "Who proposed the theory of evolution", "darwin"),
+    "copa": (100, "The man turned on the faucet therefore", "water flowed from the spout."),
+    "commonsense_qa": (1221, "A revolving door is convenient", "A"),
+    "social_iqa": (1954, "resisted Riley's attacks.", "Find somewhere to go"),
+    "cb": (56, "Valence was helping. True, False, or Neither?", "False"),
+    "rte": (277, "Christopher Reeve had an accident. True or False?", "False"),
+    "mrpc": (408, "The foodservice pie business does not fit", "yes"),
+    "sst2": (872, "it 's a charming and often affecting journey .", "positive"),
+    "nq_open": (3610, "when was the last time anyone was on the moon?", "December 1972"),
+    "mmlu_anatomy": (135, "A lesion causing compression of the facial nerve", "A"),
+}
+CHOICES = {"commonsense_qa": 5, "social_iqa": 3, "cb": 3}
+PAIRED = ("piqa", "winogrande", "boolq", "copa", "rte", "mrpc", "sst2")
+FOUR = ("hellaswag", "arc_easy", "arc_challenge", "openbookqa", "sciq", "mmlu_anatomy")
+CHOICES |= dict.fromkeys(PAIRED, 2) | dict.fromkeys(FOUR, 4)
+
+pytestmark = pytest.mark.default_model
+
+
+class Answering(LM):
+    """Prefers what `likes` says: (context, continuation) -> log-likelihood."""
+
+    def __init__(self, likes):
+        super().__init__()
+        self.likes = likes
+
+    def loglikelihood(self, requests):
+        return [(self.likes(*request.args), False) for request in requests]
+
+    def loglikelihood_rolling(self, requests):
+        raise NotImplementedError
+
+    def generate_until(self, requests):
+        return ["14 December 1972 UTC" for _ in requests]
+
+
+@pytest.fixture(scope="module")
+def offline():
+    return tasks.load(KNOWN)
+
+
+def evaluated(task, name, documents, likes=lambda context, continuation: 0.0):
+    figures, samples = tasks.evaluate(Answering(likes), {name: task}, {name: documents})
+    return figures[name], samples[name]
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_documents_prompts_and_right_answers(offline, name):
+    documents, prompt, answer = KNOWN[name]
+    task = offline[name]
+    assert len(task.eval_docs) == documents
+    task.build_all_requests(samples=[0])
+    contexts = [instance.args[0] for instance in task.instances]
+    assert prompt in contexts[0]
+    _, samples = evaluated(task, name, [0])
+    if name == "nq_open":
+        assert answer in samples["target"][0]
+    elif name == "winogrande":
+        assert contexts[samples["target"][0]] == answer
+    else:
+        assert answer in task.instances[samples["target"][0]].args[1]
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_targets_lie_within_the_choices_and_differ(offline, name):
+    task = offline[name]
+    _, samples = evaluated(task, name, tasks.draw(task, 120, 0))
+    choices = samples["loglikelihoods"].map(len)
+    assert choices.median() == CHOICES[name]
+    assert ((samples["target"] >= 0) & (samples["target"] < choices)).all()
+    shares = samples["target"].value_counts(normalize=True)
+    if name == "sciq":  # lm-eval always puts the right answer last
+        assert set(samples["target"]) == {3}
+    else:
+        assert shares.max() < 0.75
+        assert len(shares) >= min(3, CHOICES[name])
+
+
+def test_boolq_answers_come_from_the_stored_column(offline):
+    task, answers = offline["boolq"], [document["answer"] for document in offline["boolq"].eval_docs]
+    assert [document["label"] for document in task.eval_docs] == [int(answer) for answer in answers]
+    assert sum(answers) == 2033
+    ids = tasks.draw(task, 200, 0)
+    figures, _ = evaluated(task, "boolq", ids, lambda _, continuation: float(continuation == " yes"))
+    assert figures["acc"]["value"] == pytest.approx(sum(answers[position] for position in ids) / 200)
+
+
+@pytest.mark.parametrize("name", ["hellaswag", "piqa", "copa", "boolq"])
+def test_the_right_choice_scores(offline, name):
+    """A model that knows the right continuations is right everywhere, one that avoids them nowhere."""
+    task, ids = offline[name], tasks.draw(offline[name], 40, 1)
+    _, samples = evaluated(task, name, ids)
+    contexts, right = {}, set()
+    task.build_all_requests(samples=ids)
+    for instance in task.instances:
+        contexts.setdefault(instance.doc_id, []).append(instance.args)
+    for row, target in enumerate(samples["target"]):
+        right.add(contexts[row][target])
+    for sign, score in ((1.0, 1.0), (-1.0, 0.0)):
+        figures, _ = evaluated(task, name, ids, lambda *args, sign=sign: sign * (args in right) - 1.0)
+        assert figures["acc"]["value"] == score
+
+
+def test_all_subjects_of_mmlu_load():
+    subjects = tasks.load(tasks.check(["mmlu"]))
+    assert len(subjects) == 57
+    assert sum(len(task.eval_docs) for task in subjects.values()) == 14042
+    task = subjects["mmlu_world_religions"]
+    figures, samples = evaluated(task, "mmlu_world_religions", tasks.draw(task, 60, 0))
+    assert set(samples["target"]) == {0, 1, 2, 3}
+    assert figures["main"] == "acc"
+
+
+def test_generated_text_is_kept(offline):
+    figures, samples = evaluated(offline["nq_open"], "nq_open", [0, 1])
+    assert samples["responses"].tolist() == [["14 December 1972 UTC"]] * 2
+    assert samples["exact_match"].tolist() == [1.0, 0.0]
+    assert figures["main"] == "exact_match"
+
+
+def test_a_task_with_two_filters_has_a_row_per_document_and_a_metric_per_filter():
+    from datasets import Dataset
+    from lm_eval.api.task import ConfigurableTask
+
+    rows = Dataset.from_dict({"question": ["when?", "where?"], "answer": ["1972", "moon"]})
+    task = ConfigurableTask(
+        config={
+            "task": "two_filters",
+            "custom_dataset": lambda **_: {"test": rows},
+            "test_split": "test",
+            "output_type": "generate_until",
+            "doc_to_text": "question",
+            "doc_to_target": "answer",
+            "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+            "filter_list": [
+                {"name": "whole", "filter": [{"function": "take_first"}]},
+                {
+                    "name": "year",
+                    "filter": [{"function": "regex", "regex_pattern": r"(\d{4})"}, {"function": "take_first"}],
+                },
+            ],
+        }
+    )
+    figures, samples = evaluated(task, "two_filters", [0, 1])
+    assert samples["exact_match,whole"].tolist() == [0.0, 0.0]
+    assert samples["exact_match,year"].tolist() == [1.0, 0.0]
+    assert figures["exact_match,year"] == {"value": 0.5, "stderr": 0.5}
+
+
+def test_samples_belong_to_the_documents_that_were_drawn(offline):
+    task = offline["hellaswag"]
+    ids = tasks.draw(task, 5, 3)
+    _, samples = evaluated(task, "hellaswag", ids, lambda _, continuation: -float(len(continuation)))
+    assert samples["doc_id"].tolist() == ids
+    for row, doc_id in enumerate(ids):
+        choices = task.eval_docs[doc_id]["choices"]
+        assert samples["loglikelihoods"][row] == [-float(len(choice) + 1) for choice in choices]
+        assert samples["target"][row] == task.eval_docs[doc_id]["gold"]
+        assert samples["acc"][row] == (min(choices, key=len) == choices[samples["target"][row]])
+    assert samples["doc_hash"].nunique() == 5
+
+
+def test_hashes_do_not_depend_on_what_else_is_drawn(offline):
+    task = offline["piqa"]
+    columns = ["doc_id", "doc_hash", "prompt_hash", "target_hash"]
+    _, some = evaluated(task, "piqa", [3, 7])
+    _, more = evaluated(task, "piqa", [1, 3, 5, 7])
+    assert some[columns].equals(more.iloc[[1, 3]][columns].reset_index(drop=True))
+
+
+def test_figures_are_those_of_the_record(offline):
+    task = offline["piqa"]
+    figures, samples = evaluated(task, "piqa", tasks.draw(task, 50, 0), lambda _, text: -float(len(text)))
+    assert figures.keys() == {"acc", "acc_norm", "main", "version", "documents", "available", "fewshot"}
+    share = samples["acc"].mean()
+    assert figures["acc"]["value"] == pytest.approx(share)
+    assert figures["acc"]["stderr"] == pytest.approx(math.sqrt(share * (1 - share) / 49))
+    assert (figures["main"], figures["version"]) == ("acc_norm", 1.0)
+    assert (figures["documents"], figures["available"], figures["fewshot"]) == (50, 1838, 0)
+
+
+def test_no_standard_error_without_a_mean(offline):
+    figures, samples = evaluated(offline["mrpc"], "mrpc", list(range(20)))
+    assert figures["f1"].keys() == {"value"}
+    assert "f1" not in samples
+    figures, _ = evaluated(offline["mrpc"], "mrpc", [0])
+    assert figures["acc"].keys() == {"value"}
+
+
+def test_samples_survive_parquet(offline, tmp_path):
+    import pandas as pd
+
+    for name in ("copa", "winogrande", "nq_open"):
+        _, samples = evaluated(offline[name], name, [0, 1, 2])
+        samples.to_parquet(tmp_path / f"{name}.parquet")
+        again = pd.read_parquet(tmp_path / f"{name}.parquet")
+        assert again["doc_hash"].tolist() == samples["doc_hash"].tolist()
+
+
+def test_a_draw_depends_on_the_seed_alone(offline):
+    task = offline["arc_easy"]
+    assert tasks.draw(task, 10, 0) == tasks.draw(task, 10, 0) != tasks.draw(task, 10, 1)
+    assert tasks.draw(task, 10, 0) == sorted(set(tasks.draw(task, 10, 0)))
+    assert tasks.draw(task, 0, 0) == tasks.draw(task, 9999, 0) == list(range(570))
+
+
+def test_evaluation_is_silent(offline, capfd):
+    evaluated(offline["mrpc"], "mrpc", [0, 1])
+    tasks.load(["hellaswag", "cb"])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_groups_expand_and_repeat_nothing():
+    assert tasks.check(["piqa", "quick"]) == ("piqa", "hellaswag", "winogrande", "arc_easy", "openbookqa")
+    assert len(tasks.check(["commonsense"])) == 7
+
+
+def test_an_unknown_task_gets_the_near_and_the_known_ones():
+    with pytest.raises(UserError, match=r"no task 'hellaswg'; did you mean hellaswag\? offline there are .*piqa.*mmlu"):
+        tasks.check(["piqa", "hellaswg"])
+
+
+def test_a_task_out_of_reach_is_one_line():
+    with pytest.raises(UserError, match="task lambada_openai cannot be loaded from the hub or its cache") as caught:
+        tasks.check(["piqa", "lambada_openai"])
+    assert "\n" not in str(caught.value)
+
+
+def test_listing_tasks_imports_nothing_heavy():
+    import subprocess
+    import sys
+
+    code = "import sys, bench.tasks, bench.models, bench.data; print([m for m in sys.argv[1:] if m in sys.modules])"
+    heavy = ["torch", "datasets", "lm_eval", "transformers", "pandas"]
+    outcome = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
+    assert outcome.stdout.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def stock():
+    """lm-eval's own scorer on the default model."""
+    from lm_eval.models.huggingface import HFLM
+
+    model, tokenizer = models.load("smollm2-135m", torch.device("cpu"), torch.float32)
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, max_length=1024)
+
+
+@pytest.mark.parametrize(
+    ("name", "acc", "acc_norm"),
+    [
+        ("hellaswag", 0.3833, 0.45),
+        ("piqa", 0.6667, 0.7167),
+        ("winogrande", 0.4833, None),
+        ("arc_easy", 0.4833, 0.4333),
+    ],
+)
+def test_reference_figures_of_the_dense_model(offline, stock, name, acc, acc_norm):
+    figures, _ = tasks.evaluate(stock, {name: offline[name]}, {name: list(range(60))})
+    assert figures[name]["acc"]["value"] == pytest.approx(acc, abs=1e-4)
+    if acc_norm is not None:
+        assert figures[name]["acc_norm"]["value"] == pytest.approx(acc_norm, abs=1e-4)
