@@ -30,6 +30,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     python, platform                 versions
     cpu, physical_cores, logical_cores, memory_bytes   of the whole machine
     threads                          torch's, within one operation
+    omp_wait_policy                  whether they spin while they wait, where that was said
     device, dtype                    of the model
     gpu, gpu_memory_bytes, gpu_driver, cuda            on CUDA only
     versions                         {package: version}
@@ -44,6 +45,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "logical_cores": os.cpu_count(),
         "memory_bytes": _memory_bytes(),
         "threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
         **(_gpu(device) if device.type == "cuda" else {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 import traceback
@@ -73,6 +74,7 @@ def run(cells: Sequence[Cell], folder: Path, *, retry_failed: bool = False) -> l
 
     Raises UserError before the first cell when a text is shorter than asked or a task's documents cannot be had.
     """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     paths = [folder / "cells" / f"{cell.key}.json" for cell in cells]
     records = [_finished(path, retry_failed) for path in paths]
     if None in records:

@@ -3,9 +3,8 @@
 A multiple-choice question asks for the likelihood of several continuations of one context, and a task with examples
 repeats those in front of every question. `Scorer` answers all requests of a task together: their token sequences form
 a tree in which a node is one distinct prefix, and the tree is walked depth first, a chunk of nodes per forward. Keys
-and values of the nodes that later ones descend from stay in the cache, so that no node is ever computed twice. Inside
-a chunk a mask lets each node see its ancestors and itself, and its depth is its position. Only the nodes that predict
-an answer's token go through the head.
+and values of nodes that have descendants to come stay in the cache, so that no node is computed twice. A mask lets
+each node see its ancestors and itself; its depth is its position. Only nodes that predict answers go through the head.
 
 Letters: N = nodes of a tree, T = nodes of one forward, P = ancestors in the cache, K = (node, answer token) pairs,
 M = positions that go through the head, D = residual width, V = vocabulary, W = tokens of a window.
@@ -18,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -33,6 +32,7 @@ LOGITS = 2**27  # the most logits of one forward: 512 MiB in float32
 CPU_CHUNK = 256  # a CPU's cores are busy with this many nodes; more of them only adds attention between strangers
 BAR_SECONDS = 2  # work that is over sooner shows no progress bar
 
+Request = tuple[Any, list[int], list[int]]  # text, which is not looked at, and tokens of context and continuation
 Question = tuple[tuple[int, ...], int]  # tokens of context and continuation, length of the continuation
 
 
@@ -65,25 +65,16 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """HFLM's, without its bar for the tokenising."""
-        answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
-        return answers
+        return super().loglikelihood(requests, disable_tqdm=True)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """HFLM's, without its bar for the tokenising."""
-        sums: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
-        return sums
+        return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(
-        self,
-        requests: Sequence[tuple[Any, list[int], list[int]]],
-        disable_tqdm: bool = False,
-        override_bs: int | None = None,
+        self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """(log-likelihood, is it the greedy continuation) of each (_, context, continuation), in their order.
-
-        The last two arguments are HFLM's and change nothing: short work shows no bar, and answers are independent of
-        the batch.
-        """
+        """(log-likelihood, is it the greedy continuation) of each request; HFLM's last two arguments change nothing."""
         questions = [self._question(context, continuation) for _, context, continuation in requests]
         distinct = sorted(set(questions))
         sums, greedy = score(self.model, distinct, self.batch_tokens)
@@ -93,10 +84,8 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     def _question(self, context: list[int], continuation: list[int]) -> Question:
         """HFLM's truncation: the continuation stays whole, the context loses its beginning."""
         if not context or not 0 < len(continuation) <= self.max_length:
-            raise ValueError(
-                f"a request has a context and a continuation of at most {self.max_length} tokens; "
-                f"got {len(context)} and {len(continuation)} tokens"
-            )
+            got = f"{len(context)} and {len(continuation)} tokens"
+            raise ValueError(f"a request has a context and a continuation of 1 to {self.max_length} tokens; got {got}")
         return tuple((context + continuation)[-(self.max_length + 1) :]), len(continuation)
 
 
@@ -148,11 +137,6 @@ class Tree:
         pairs = torch.stack([long(asked), long(answer), number])
         return Tree(long(tokens), long(depth), long(end), pairs[:, pairs[0].argsort(stable=True)])
 
-    def asked(self, nodes: Tensor) -> Tensor:
-        """The (3, K) pairs at a run of consecutive nodes, (T,)."""
-        first, last = torch.searchsorted(self.pairs[0], nodes[[0, -1]] + torch.arange(2, device=nodes.device)).tolist()
-        return self.pairs[:, first:last]
-
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the common prefix."""
@@ -173,7 +157,8 @@ def score(model: PreTrainedModel, questions: Sequence[Question], batch_tokens: i
         for start in range(0, total, size):
             nodes = torch.arange(start, min(start + size, total), device=model.device)  # (T,)
             seen = torch.cat([kept, nodes])  # (P + T,)
-            asked, token, question = tree.asked(nodes)  # (K,) each
+            first, last = torch.searchsorted(tree.pairs[0], nodes.new_tensor([start, start + len(nodes)])).tolist()
+            asked, token, question = tree.pairs[:, first:last]  # (K,) each
             positions, row = torch.unique(asked - start, return_inverse=True)  # (M,), (K,)
             with _head_at(model, positions):
                 logits = model(
@@ -202,9 +187,8 @@ def _masks(model: PreTrainedModel, tree: Tree, nodes: Tensor, seen: Tensor) -> T
     window = getattr(model.config, "sliding_window", None)
     near = ancestor if window is None else ancestor & (tree.depth[query] - tree.depth[key] < window)
     zeros = torch.zeros(ancestor.shape, dtype=model.dtype, device=nodes.device)
-    full, sliding = (
-        zeros.masked_fill(~allowed, torch.finfo(model.dtype).min)[None, None] for allowed in (ancestor, near)
-    )
+    lowest = torch.finfo(model.dtype).min  # not -inf: softmax kernels have trouble with blocks of nothing else
+    full, sliding = (zeros.masked_fill(~allowed, lowest)[None, None] for allowed in (ancestor, near))
     if getattr(model.config, "layer_types", None):
         return {"full_attention": full, "sliding_attention": sliding}
     return sliding
@@ -237,8 +221,7 @@ def _log_probability(logits: Tensor, row: Tensor, token: Tensor) -> Tensor:
 def _keep(cache: DynamicCache, seen: Tensor, needed: Tensor) -> Tensor:
     """Drop from the cache what no later node descends from; returns the (P,) nodes that stay."""
     stay = needed.nonzero()[:, 0]
-    layers: list[Any] = cache.layers
-    for layer in layers:
+    for layer in cast(list[Any], cache.layers):
         layer.keys, layer.values = layer.keys[:, :, stay], layer.values[:, :, stay]
     return seen[stay]
 
@@ -246,16 +229,12 @@ def _keep(cache: DynamicCache, seen: Tensor, needed: Tensor) -> Tensor:
 def _check(model: PreTrainedModel) -> None:
     """Raise UserError unless a small tree gives the answers that the plain forward gives."""
     ids = torch.tensor([[3, 4, 5, 6, 7], [3, 4, 7, 8, 9]], device=model.device) % model.config.vocab_size
-    scored = torch.arange(5, device=model.device).expand(2, 5) > 0
-    plain = -window_nll(model, ids, scored, batch_tokens=10).sum(1)
-    questions = [(tuple(row), 4) for row in ids.tolist()]
-    tree, _ = score(model, questions, batch_tokens=3)
+    scored = torch.arange(5).expand(2, 5) > 0
+    plain = -window_nll(model, ids, scored, batch_tokens=10).sum(1).to(model.device)
+    tree, _ = score(model, [(tuple(row), 4) for row in ids.tolist()], batch_tokens=3)
     tolerance = 1e-4 if model.dtype == torch.float32 else 0.05
     if not torch.allclose(tree, plain, rtol=tolerance, equal_nan=True):
-        raise UserError(
-            f"model type {model.config.model_type!r} does not follow an explicit attention mask "
-            f"(a tree gave {tree.tolist()}, plain text {plain.tolist()}); use --scorer stock"
-        )
+        raise UserError(f"model type {model.config.model_type!r} disregards an attention mask; use --scorer stock")
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from typing import Any
 
 from methods.pruner import REGISTRY, Calibration, OutOfReach, Pruner, Unsupported, register
 
-BUILT_IN = ("dense", "laco", "slicegpt", "layer_drop")
+BUILT_IN = ("dense", "laco", "slicegpt", "llm_pruner", "layer_drop")
 ENTRY_POINTS = "prunebench.methods"
 
 __all__ = ["Calibration", "OutOfReach", "Pruner", "Unsupported", "catalogue", "load", "make", "register"]

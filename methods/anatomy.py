@@ -41,6 +41,8 @@ class Family:
     centred: bool = False  # LayerNorm, which subtracts the mean; else RMSNorm
     gain_offset: float = 0.0  # a norm multiplies by gain_offset + weight
     one_width: bool = False  # the model's forward takes the last state to be as wide as the embedding
+    interleaved: bool = False  # a fused q-k-v matrix has q, k and v head by head, (H, 3, E), not one below the other
+    counts: tuple[tuple[str, str], ...] = ()  # sizes that the attention's forward does not read off its weights
 
 
 LLAMA = Family(
@@ -71,7 +73,12 @@ FAMILIES = {
     "gemma": replace(LLAMA, gain_offset=1.0),
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA2,
-    "phi3": replace(LLAMA, qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",)),
+    "phi3": replace(
+        LLAMA,
+        qkv=("self_attn.qkv_proj",),
+        up=("mlp.gate_up_proj",),
+        counts=(("config.num_attention_heads", "H"), ("num_key_value_heads", "G")),
+    ),
     "gpt2": Family(
         layers="transformer.h",
         embed="transformer.wte",
@@ -87,6 +94,7 @@ FAMILIES = {
         mlp_norm="ln_2",
         centred=True,
         one_width=True,
+        counts=(("num_heads", "H"), ("split_size", "HE")),
     ),
     "opt": Family(
         layers="model.decoder.layers",
@@ -102,6 +110,7 @@ FAMILIES = {
         attn_norm="self_attn_layer_norm",
         mlp_norm="final_layer_norm",
         centred=True,
+        counts=(("num_heads", "H"),),
     ),
     "gpt_neox": Family(
         layers="gpt_neox.layers",
@@ -116,6 +125,7 @@ FAMILIES = {
         attn_norm="input_layernorm",
         mlp_norm="post_attention_layernorm",
         centred=True,
+        interleaved=True,
     ),
 }
 
@@ -187,6 +197,18 @@ class Layer:
     def kv_heads(self) -> int:
         """G as the weights have it, also after pruning."""
         return sum(matrix.out_features for matrix in self.qkv) // (self.head_width * (self.group + 2))
+
+    def set_kv_heads(self, G: int) -> None:
+        """Tell the attention that it has G key/value heads, where its forward does not see that from the weights.
+
+        A size in the configuration, which all layers share, goes into a copy that is this attention's own.
+        """
+        sizes = {"G": G, "H": G * self.group, "HE": G * self.group * self.head_width}
+        for path, letters in self.family.counts:
+            shared, _, name = path.rpartition(".")
+            if shared:
+                setattr(self.attn, shared, copy.copy(getattr(self.attn, shared)))
+            setattr(getattr(self.attn, shared) if shared else self.attn, name, sizes[letters])
 
     def attention(self, h: Tensor, arguments: dict[str, Any]) -> Tensor:
         """The attention's contribution to the residual from its normed input, (B, T, D) -> (B, T, D)."""

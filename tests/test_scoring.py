@@ -197,7 +197,7 @@ def test_long_answers_and_empty_requests_are_refused(tokenizer):
     scorer = small("llama", tokenizer)
     assert scorer._loglikelihood_tokens([]) == []
     for context, continuation in (([], [5]), ([5], []), ([5], [6] * (MAX_LENGTH + 1))):
-        with pytest.raises(ValueError, match=f"at most {MAX_LENGTH} tokens; got {len(context)} and"):
+        with pytest.raises(ValueError, match=f"1 to {MAX_LENGTH} tokens; got {len(context)} and"):
             scorer._loglikelihood_tokens([(None, context, continuation)])
 
 

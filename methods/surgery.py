@@ -1,0 +1,100 @@
+"""Cuts through a layer: whole key/value heads with their query heads, and channels of the MLP.
+
+Rows of what reads the residual and columns of what writes it belong together: a unit is removed from all of them at
+once, biases of removed rows included, so that removing it equals zeroing its columns of the output matrix. Fused
+matrices are cut block by block and stay fused.
+
+Letters: D = residual width, I = MLP width, G = key/value heads, R = query heads for each of them, E = head width.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from methods.anatomy import Layer
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one matrix holds of every unit.
+
+    axis   0 where units are rows, 1 where they are columns
+    index  (units, width) the rows or columns of each unit
+    """
+
+    matrix: nn.Linear
+    axis: int
+    index: Tensor
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of one unit."""
+        across = self.matrix.out_features if self.axis else self.matrix.in_features + (self.matrix.bias is not None)
+        return self.index.shape[1] * across
+
+
+def attention_parts(layer: Layer) -> list[Part]:
+    """q, k, v and the output matrix by key/value head, with R * E, E, E and R * E rows or columns for each."""
+    G, R, E = layer.kv_heads, layer.group, layer.head_width
+    sizes = (G * R * E, G * E, G * E)
+    if layer.family.interleaved:
+        rows = list(torch.arange(G * 3 * E).view(G, 3, E).unbind(1))
+    else:
+        starts = (0, 0, 0) if len(layer.qkv) == 3 else (0, sizes[0], sizes[0] + sizes[1])
+        rows = [torch.arange(start, start + size).view(G, -1) for start, size in zip(starts, sizes, strict=True)]
+    matrices = layer.qkv if len(layer.qkv) == 3 else layer.qkv * 3
+    read = [Part(matrix, 0, index) for matrix, index in zip(matrices, rows, strict=True)]
+    return [*read, Part(layer.out, 1, torch.arange(G * R * E).view(G, -1))]
+
+
+def mlp_parts(layer: Layer) -> list[Part]:
+    """gate, up and down by channel, or up and down where there is no gate."""
+    I = layer.down.in_features
+    read = [
+        Part(matrix, 0, torch.arange(start, start + I).view(I, 1))
+        for matrix in layer.up
+        for start in range(0, matrix.out_features, I)
+    ]
+    return [*read, Part(layer.down, 1, torch.arange(I).view(I, 1))]
+
+
+def keep_kv_groups(layer: Layer, kept: Sequence[int]) -> None:
+    """Keep the key/value heads `kept`, each with its query heads, and remove the others."""
+    _keep(attention_parts(layer), kept)
+    layer.set_kv_heads(len(kept))
+
+
+def keep_channels(layer: Layer, kept: Sequence[int]) -> None:
+    """Keep the MLP channels `kept` and remove the others."""
+    _keep(mlp_parts(layer), kept)
+
+
+def _keep(parts: list[Part], kept: Sequence[int]) -> None:
+    pieces: defaultdict[tuple[nn.Linear, int], list[Tensor]] = defaultdict(list)
+    for part in parts:
+        pieces[part.matrix, part.axis].append(part.index[list(kept)].flatten())
+    for (matrix, axis), indices in pieces.items():
+        (keep_columns if axis else keep_rows)(matrix, torch.cat(indices).sort().values)
+
+
+def keep_rows(matrix: nn.Linear, rows: Tensor) -> None:
+    """W <- W[rows], b <- b[rows]"""
+    matrix.weight = _picked(matrix.weight, 0, rows)
+    if matrix.bias is not None:
+        matrix.bias = _picked(matrix.bias, 0, rows)
+    matrix.out_features = len(rows)
+
+
+def keep_columns(matrix: nn.Linear, columns: Tensor) -> None:
+    """W <- W[:, columns]"""
+    matrix.weight = _picked(matrix.weight, 1, columns)
+    matrix.in_features = len(columns)
+
+
+def _picked(tensor: nn.Parameter, axis: int, index: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach().index_select(axis, index.to(tensor.device)), tensor.requires_grad)

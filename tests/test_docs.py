@@ -1,0 +1,34 @@
+"""The method cards tell the truth about parameters."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import methods
+
+PAGES = Path(__file__).parent.parent / "docs" / "methods"
+CARDS = {card.name: card for card in methods.catalogue()}
+LACO_PUBLISHED = {"merge": "'sum'", "clamp": "True", "sentences": "10"}
+
+
+def rows() -> list[tuple[str, ...]]:
+    """Every table row of every page, its cells without backticks."""
+    lines = [line for page in PAGES.glob("*.md") for line in page.read_text(encoding="utf-8").splitlines()]
+    return [tuple(cell.strip().strip("`") for cell in line.strip("|").split(" | ")) for line in lines if "|" in line]
+
+
+@pytest.mark.parametrize("name", [name for name in CARDS if name != "laco-published"])
+def test_every_parameter_is_on_its_page_with_its_default(name):
+    table = rows()
+    for parameter in CARDS[name].parameters:
+        assert any(row[-3:] == parameter for row in table), f"docs/methods lacks {name}: {parameter}"
+
+
+def test_laco_published_differs_from_laco_as_the_page_says():
+    ours, theirs = ({row[0]: row[1] for row in CARDS[name].parameters} for name in ("laco", "laco-published"))
+    assert {name: value for name, value in theirs.items() if ours[name] != value} == LACO_PUBLISHED
+    page = (PAGES / "laco.md").read_text(encoding="utf-8")
+    assert all(re.search(rf"`{name}={value}`", page) for name, value in LACO_PUBLISHED.items())
