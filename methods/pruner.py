@@ -33,6 +33,7 @@ class Calibration:
     source  where the text is from, for the record
     seed    of the draw
     sha256  of ids and mask
+    memory  bytes that a method's states of one micro-batch may take; changes no decision
     """
 
     ids: torch.Tensor
@@ -40,12 +41,19 @@ class Calibration:
     source: str = "unnamed"
     seed: int = 0
     sha256: str = ""
+    memory: int = 2**30
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 2 or self.ids.shape != self.mask.shape:
             raise ValueError(f"ids and mask are both (N, T); got {tuple(self.ids.shape)} and {tuple(self.mask.shape)}")
         if bool((self.mask[:, 1:] & ~self.mask[:, :-1]).any()):
             raise ValueError("padding belongs on the right: the mask has a real token behind a padded one")
+
+    def batches(self, values_per_token: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(ids, mask) in micro-batches of whole sequences, with `values_per_token` numbers of four bytes in memory."""
+        rows = max(1, self.memory // (4 * values_per_token * self.ids.shape[1]))
+        starts = range(0, len(self.ids), rows)
+        return [(self.ids[start : start + rows], self.mask[start : start + rows]) for start in starts]
 
 
 class Pruner(Protocol):

@@ -51,15 +51,14 @@ class SliceGPT:
     multiple: int = 8  # d is a multiple of it, for the sake of fast kernels
     slice_head: bool = False  # also cut the last layer's output and the head, which the paper leaves whole
     centre_embeddings: bool = False  # subtract each embedding row's mean also under RMSNorm, as the authors' code does
-    micro_batch: int = 8  # calibration sequences that run at once
 
     def __post_init__(self) -> None:
         if self.d is not None and self.sparsity is not None:
             raise ValueError("d and sparsity are two names for one knob; give one of them")
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity is a share of the width, in [0, 1); got {self.sparsity}")
-        if min(self.micro_batch, self.multiple) < 1:
-            raise ValueError("micro_batch and multiple are at least 1")
+        if self.multiple < 1:
+            raise ValueError(f"multiple is at least 1; got {self.multiple}")
 
     @property
     def fixed(self) -> bool:
@@ -91,8 +90,8 @@ class SliceGPT:
         if not self.fixed and ratio == 0:
             return {"d": model.embed.embedding_dim}
         fuse(model, self.centre_embeddings)
-        ids, mask = (torch.split(block, self.micro_batch) for block in (calibration.ids, calibration.mask))
-        slicer = _Slicer(model, [enter(model, batch) for batch in ids], mask, d)
+        batches = calibration.batches(values_per_token(model))
+        slicer = _Slicer(model, [enter(model, ids) for ids, _ in batches], [mask for _, mask in batches], d)
         slicer.run(self.slices_head(model))
         return {"d": d, "width": slicer.D, "head_sliced": self.slices_head(model), "energy_kept": slicer.energy}
 
@@ -100,15 +99,14 @@ class SliceGPT:
 class _Slicer:
     """One pass from the embedding to the head, each layer fed by the already cut layers before it.
 
-    X  one signal (B, T, D) per micro-batch, in the original basis
+    X  one signal (B, T, D) per micro-batch, in the original basis; they wait in the CPU's memory
     Q  (D, D) in float64, the basis at the next layer's input, columns by falling variance
     """
 
-    def __init__(self, model: Decoder, entries: list[Entry], mask: tuple[Tensor, ...], d: int) -> None:
-        self.model, self.entries, self.d = model, entries, d
-        self.D = model.embed.embedding_dim
-        self.X = [entry.x for entry in entries]
-        self.mask = [block.to(self.X[0].device) for block in mask]
+    def __init__(self, model: Decoder, entries: list[Entry], mask: list[Tensor], d: int) -> None:
+        self.model, self.entries, self.mask, self.d = model, entries, mask, d
+        self.D, self.device = model.embed.embedding_dim, model.embed.weight.device
+        self.X = [entry.x.cpu() for entry in entries]
         self.energy: list[float] = []  # share of the signal's energy in the kept axes, site by site
         self.Q = self.pca()
 
@@ -153,14 +151,14 @@ class _Slicer:
     ) -> list[Tensor]:
         """Cut the signal, (B, T, D) -> (B, T, d), and pass it through one sub-block: S B + block(rms(S))."""
         B, Q = B.to(X[0].dtype), self.Q[:, : self.d].to(X[0].dtype)
-        signals = ((x @ Q, entry.arguments[layer.kind]) for x, entry in zip(X, self.entries, strict=True))
-        return [S @ B + block(norm(S), arguments) for S, arguments in signals]
+        signals = ((x.to(self.device) @ Q, entry) for x, entry in zip(X, self.entries, strict=True))
+        return [(S @ B + block(norm(S), entry.arguments[layer.kind])).cpu() for S, entry in signals]
 
     def pca(self) -> Tensor:
         """Principal axes of the present signal, (D, D): no mean subtracted, padding left out, in float64."""
-        C = torch.zeros(self.D, self.D, dtype=torch.float64, device=self.X[0].device)
+        C = torch.zeros(self.D, self.D, dtype=torch.float64, device=self.device)
         for X, mask in zip(self.X, self.mask, strict=True):
-            x = X[mask].double()
+            x = X[mask].to(self.device).double()
             C.addmm_(x.T, x)
         variance, axes = torch.linalg.eigh(C)
         self.energy.append(round(float(variance[-self.d :].sum() / variance.sum()), 6))
@@ -215,6 +213,13 @@ def refuse_unless_rotatable(model: Decoder) -> None:
         raise Unsupported("the embedding is projected to the residual's width, which slicing does not handle")
     if model.final_norm is None:
         raise Unsupported(f"this {config.model_type} has no final norm")
+
+
+def values_per_token(model: Decoder) -> int:
+    """Numbers that one token has in memory while it passes a layer: residuals, the widest reads, a float64 copy."""
+    layer = model.layers[0]
+    reads = sum(matrix.out_features for matrix in (*layer.qkv, *layer.up))
+    return 6 * model.embed.embedding_dim + 2 * reads
 
 
 def sliced_parameters(model: Decoder, d: int, slice_head: bool = False) -> int:

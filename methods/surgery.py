@@ -63,6 +63,44 @@ def mlp_parts(layer: Layer) -> list[Part]:
     return [*read, Part(layer.down, 1, torch.arange(I).view(I, 1))]
 
 
+@dataclass
+class Structure:
+    """What depends on each other in one layer: the heads of its attention, or the channels of its MLP.
+
+    number  of the layer
+    kind    kv_heads: a unit is a key/value head with its query heads; channels: a unit is a channel of the MLP
+    left    the units that have not been removed, by the numbers they had at first
+    size    units at first
+    cost    parameters of one unit
+    width   channels of one unit, E or 1
+    """
+
+    number: int
+    kind: str
+    layer: Layer
+
+    def __post_init__(self) -> None:
+        self.size = len(self.parts[-1].index)
+        self.left = list(range(self.size))
+        self.cost = sum(part.parameters for part in self.parts)
+        self.width = self.layer.head_width if self.kind == "kv_heads" else 1
+
+    @property
+    def parts(self) -> list[Part]:
+        return attention_parts(self.layer) if self.kind == "kv_heads" else mlp_parts(self.layer)
+
+    @property
+    def removed(self) -> list[int]:
+        return sorted(set(range(self.size)) - set(self.left))
+
+    def remove(self, score: Tensor, count: int) -> None:
+        """Remove the `count` units with the smallest score, (units,)."""
+        lowest = set(score.argsort(stable=True)[:count].tolist())
+        kept = [unit for unit in range(len(self.left)) if unit not in lowest]
+        (keep_kv_groups if self.kind == "kv_heads" else keep_channels)(self.layer, kept)
+        self.left = [self.left[unit] for unit in kept]
+
+
 def keep_kv_groups(layer: Layer, kept: Sequence[int]) -> None:
     """Keep the key/value heads `kept`, each with its query heads, and remove the others."""
     _keep(attention_parts(layer), kept)
@@ -96,5 +134,5 @@ def keep_columns(matrix: nn.Linear, columns: Tensor) -> None:
     matrix.in_features = len(columns)
 
 
-def _picked(tensor: nn.Parameter, axis: int, index: Tensor) -> nn.Parameter:
+def _picked(tensor: Tensor, axis: int, index: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.detach().index_select(axis, index.to(tensor.device)), tensor.requires_grad)

@@ -27,7 +27,7 @@ def index(tmp_path, monkeypatch):
     with zipfile.ZipFile(wheel, "w") as archive:
         for name, content in {**FILES, **METADATA}.items():
             archive.writestr(name, content)
-    fake = assets.Asset("fake-text", "1.0", assets.sha256(wheel), "MIT", 1, "fake_text/data/", (".txt",))
+    fake = assets.Asset("fake-text", "1.0", assets.sha256(wheel), "MIT", 1, ("fake_text/data/",), (".txt",))
     monkeypatch.setattr(assets, "ASSETS", {"fake": fake})
     monkeypatch.setattr(assets, "TEXTS", {"a": assets.Offer("A", "one word", "fake", "a.txt")})
     monkeypatch.setenv("PRUNEBENCH_CACHE", str(tmp_path / "cache"))
@@ -131,6 +131,25 @@ def test_an_interrupted_fetch_leaves_nothing(downloads, monkeypatch):
     assert assets.text_file("a").is_file()
 
 
+def test_a_cache_of_fewer_files_is_completed(downloads, monkeypatch):
+    """A later version takes more from the same wheel: the folder of the earlier one is noticed and replaced."""
+    replace_asset(monkeypatch, suffixes=("a.txt",))
+    folder = assets.fetch(["fake"])["fake"]
+    assert not (folder / "deep").exists()
+    replace_asset(monkeypatch, suffixes=(".txt",), holds=("deep/b.txt",))
+    assert assets.text_file("a").read_text() == "alpha"
+    assert (folder / "deep/b.txt").read_text() == "beta"
+    assert assets.is_complete("fake", thorough=True)
+    assert len(downloads) == 2
+    assert list(assets.cache_folder().iterdir()) == [folder]
+
+
+def test_each_start_of_a_name_is_cut(downloads, monkeypatch):
+    replace_asset(monkeypatch, takes=("fake_text/data/deep/", "fake_text/data/"))
+    folder = assets.fetch(["fake"])["fake"]
+    assert {path.name for path in folder.iterdir()} == {"a.txt", "b.txt", assets.MANIFEST}
+
+
 def test_a_conversion_is_part_of_the_manifest(downloads, monkeypatch):
     def convert(folder):
         (folder / "c.txt").write_text("gamma")
@@ -227,7 +246,8 @@ def test_any_answer_counts_as_reachable(endpoint):
 def test_the_real_assets_are_complete():
     folders = assets.fetch()
     assert (folders["smollm2-135m"] / "model.safetensors").stat().st_size > 500_000_000
-    assert len(list(folders["tasks"].rglob("*.arrow"))) > 150
+    assert len(list(folders["tasks"].rglob("*.arrow"))) == 57 * 3 + 17
+    assert sum(path.stat().st_size for path in folders["tasks"].rglob("*")) < 30e6
     assert assets.text_file("wiki").read_text(encoding="utf-8").count("<doc ") == 2349
     config = json.loads((assets.model_folder("smollm2-135m") / "config.json").read_text())
     assert "quantization_config" not in config

@@ -144,6 +144,15 @@ def test_the_threshold_is_the_largest_that_removes_enough(method, count):
     assert all(removed(threshold) < count for threshold in grid if threshold < 1)
 
 
+def test_micro_batches_change_no_decision():
+    whole = sentences(6)
+    one_by_one = dataclasses.replace(whole, memory=1)
+    found = [LaCo(C=3, I=1).prune(Decoder(tiny("llama")), calibration, 0.3) for calibration in (whole, one_by_one)]
+    assert found[0]["kept_layers"] == found[1]["kept_layers"]
+    for a, b in zip(found[0]["trace"], found[1]["trace"], strict=True):
+        assert a["similarity"] == pytest.approx(b["similarity"], abs=1e-6)
+
+
 def test_the_last_window_is_cut_to_fit():
     model = Decoder(tiny("llama"))
     total = sum(parameter.numel() for parameter in model.model.parameters())

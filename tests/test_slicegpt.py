@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from methods.anatomy import Decoder
 from methods.budget import parameters
 from methods.pruner import Calibration, OutOfReach, Unsupported
-from methods.slicegpt import SliceGPT, fuse, sliced_parameters
+from methods.slicegpt import SliceGPT, fuse, sliced_parameters, values_per_token
 
 FOLDER = Path(__file__).parent / "golden"
 GOLDEN = {k: v for k, v in json.loads((FOLDER / "slicegpt_llmpruner.json").read_text()).items() if k.startswith("sg_")}
@@ -107,9 +108,11 @@ def test_padding_and_micro_batches_do_not_matter(ids):
     padded = torch.cat([whole.ids, torch.full((12, 5), 7)], 1)
     mask = torch.cat([whole.mask, torch.zeros(12, 5, dtype=torch.bool)], 1)
     logits = []
-    for calibration, size in ((whole, 12), (whole, 5), (Calibration(padded, mask), 12)):
+    small = dataclasses.replace(whole, memory=5 * 40 * 4 * values_per_token(Decoder(tiny("llama"))))
+    assert [len(ids) for ids, _ in small.batches(values_per_token(Decoder(tiny("llama"))))] == [5, 5, 2]
+    for calibration in (whole, small, Calibration(padded, mask)):
         model = Decoder(tiny("llama"))
-        SliceGPT(d=24, micro_batch=size).prune(model, calibration, 0.0)
+        SliceGPT(d=24).prune(model, calibration, 0.0)
         with torch.no_grad():
             logits.append(model.model(ids).logits)
     torch.testing.assert_close(logits[1], logits[0], rtol=0, atol=1e-5)
