@@ -15,6 +15,10 @@ from bench.errors import UserError
 from bench.spec import PROFILES, Protocol, parse_methods, parse_ratios, slug
 
 OK, FAILED_CELLS, USAGE, INTERRUPTED = 0, 3, 2, 130
+TASK_DATA = (
+    "a task's documents from local files, with the columns of the hub's: an .arrow, .parquet or .jsonl file of what "
+    "is evaluated, or a folder of such, where files named by split (test-0.parquet) are taken by split"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -79,6 +83,8 @@ def _add_run(commands: Any) -> None:
     how.add_argument("--profile", default="quick", help=f"{', '.join(PROFILES)}; see `list profiles`")
     how.add_argument("--tasks", metavar="LIST", help="tasks or groups of `list tasks`; none for no task")
     how.add_argument("--documents", type=int, metavar="N", help="documents per task; 0 for all")
+    how.add_argument("--fewshot", type=int, metavar="N", help="examples in front of each question; by default none")
+    how.add_argument("--task-data", action="append", default=[], dest="local_data", metavar="TASK=PATH", help=TASK_DATA)
     how.add_argument("--texts", metavar="LIST", help="texts for perplexity, see `list texts`; none for no text")
     how.add_argument("--window", type=int, metavar="TOKENS", help="tokens of a perplexity window")
     how.add_argument("--stride", type=int, metavar="TOKENS", help="tokens from window to window; by default the window")
@@ -89,6 +95,7 @@ def _add_run(commands: Any) -> None:
     how.add_argument("--calibration-memory-mib", type=int, metavar="MIB", help="for the states of a micro-batch")
     how.add_argument("--speed-repeats", type=int, metavar="N", help="timed prefills; 0 for no speed")
     how.add_argument("--batch-tokens", type=int, metavar="TOKENS", help="tokens of one forward when scoring")
+    how.add_argument("--no-checks", action="store_false", default=None, dest="checks", help="no generation, no KL")
     how.add_argument("--scorer", choices=("shared", "stock"), help="stock: lm-eval's own backend, for checking")
     where = run.add_argument_group("where")
     where.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -217,13 +224,22 @@ def _offer(name: str, offer: Any) -> str:
 
 
 def _tasks(verbose: bool) -> list[str]:
-    from bench import tasks
+    from bench import task_table as tasks
 
-    groups = {name: [group for group, members in tasks.GROUPS.items() if name in members] for name in tasks.OFFLINE}
-    lines = [f"{name:<16}{', '.join(groups[name])}" for name in tasks.OFFLINE if verbose or "mmlu" not in groups[name]]
+    lines = []
+    for name in (*tasks.OFFLINE, *tasks.HUB):
+        groups = [group for group, members in tasks.GROUPS.items() if name in members]
+        source = [] if name in tasks.OFFLINE else [f"from the hub, or --task-data {name}=PATH"]
+        if verbose or not {"mmlu", "cmmlu"} & set(groups):
+            lines.append(f"{name:<16}{'; '.join(filter(None, [', '.join(groups), *source]))}".rstrip())
     if not verbose:
-        lines.append(f"{'mmlu':<16}{len(tasks.GROUPS['mmlu'])} subjects, by name with --verbose")
-    return [*lines, "Any other task of lm-eval works too, with its data from the hub."]
+        lines.append(f"{'mmlu':<16}{len(tasks.GROUPS['mmlu'])} subjects, by name with --verbose; laco")
+        lines.append(f"{'cmmlu':<16}{len(tasks.GROUPS['cmmlu'])} subjects, from the hub; laco")
+    return [
+        *lines,
+        "quick, commonsense, laco, mmlu and cmmlu are groups, and names for --tasks as well.",
+        "Any other task of lm-eval works too, with its data from the hub or from --task-data.",
+    ]
 
 
 def _profiles(verbose: bool) -> list[str]:

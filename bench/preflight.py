@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import methods
-from bench import data, models, spec, tasks
+from bench import data, models, spec, task_data, tasks
 from bench.errors import UserError
 from methods.anatomy import Decoder
 
@@ -28,7 +28,9 @@ def cells(
             methods.make(name, parameters)
     except ValueError as error:
         raise UserError(str(error)) from None
-    protocol = dataclasses.replace(protocol, tasks=tasks.check(protocol.tasks))
+    local = task_data.parse(arguments.local_data)
+    names = tasks.check(protocol.tasks, local, protocol.fewshot)
+    protocol = dataclasses.replace(protocol, tasks=names, task_data=local)
     for text in (*protocol.texts, protocol.calibration):
         data.check(text)
     device = models.resolve_device(arguments.device)

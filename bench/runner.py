@@ -45,7 +45,7 @@ class Materials:
     @staticmethod
     def of(cell: Cell, tokenizer: Any) -> Materials:
         p = cell.protocol
-        loaded = tasks.load(p.tasks)
+        loaded = tasks.load(p.tasks, p.task_data, p.fewshot)
         block = data.calibration(tokenizer, p.calibration, p.calibration_sequences, p.calibration_length, cell.seed)
         return Materials(
             replace(block, memory=p.calibration_memory_mib * 2**20),

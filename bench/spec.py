@@ -23,6 +23,8 @@ class Protocol:
     """How a cell is measured. The same for every cell of a run.
 
     Sizes are in tokens, counts in pieces; `documents` 0 means all of them, `windows` 0 as many as the text has.
+    `fewshot` 0 leaves the number of examples to the task's definition; `task_data` is bench.task_data.parse's (task,
+    path, sha256) of tasks whose documents are local files; `checks` says whether bench.checks runs.
     """
 
     profile: str
@@ -43,12 +45,17 @@ class Protocol:
     calibration_memory_mib: int = 1024
     batch_tokens: int = 2048
     scorer: str = "shared"
+    fewshot: int = 0
+    task_data: tuple[tuple[str, str, str], ...] = ()
+    checks: bool = True
 
     def __post_init__(self) -> None:
         counted = ("window", "calibration_sequences", "calibration_length", "calibration_memory_mib", "batch_tokens")
         for name in (*counted, "prefill_length", "decode_context", "decode_steps", "speed_batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is a positive number; got {getattr(self, name)}")
+        if self.fewshot < 0:
+            raise UserError(f"fewshot is a number of examples, or 0; got {self.fewshot}")
         for name in ("documents", "windows", "speed_repeats"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is 0 (for all) or positive; got {getattr(self, name)}")

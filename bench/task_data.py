@@ -25,7 +25,7 @@ SPLIT = re.compile(rf"({'|'.join(SPLITS)})(?![A-Za-z])")  # at the start of a na
 
 
 def parse(settings: Iterable[str]) -> tuple[tuple[str, str, str], ...]:
-    """'race=PATH' -> (task, path, sha256 of the files), sorted, one for each task. Raises UserError for what is none."""
+    """'race=PATH' -> (task, path, sha256 of the files), sorted, once per task. Raises UserError for what is none."""
     found = {}
     for setting in settings:
         task, equals, path = setting.partition("=")

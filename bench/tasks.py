@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib.util
 import logging
 import numbers
 import random
@@ -20,85 +19,18 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import assets, task_data
 from bench.errors import UserError
-from bench.spec import QUICK_TASKS
+from bench.task_table import DEFINITIONS, GROUPS, HUB, MMLU, OFFLINE
 
 if TYPE_CHECKING:
     import pandas as pd
 
-DEFINITIONS = Path(importlib.util.find_spec("lm_eval").origin).parent / "tasks"  # type: ignore[union-attr, arg-type]
-MMLU = sorted(path.stem for path in (DEFINITIONS / "mmlu/default").glob("mmlu_*.yaml"))
-CMMLU = sorted(path.stem for path in (DEFINITIONS / "cmmlu").glob("cmmlu_*.yaml"))
 FEWSHOT_SEED = 1234  # lm-eval's own
 Data = Sequence[tuple[str, str, str]]  # of bench.task_data.parse: task, path, sha256
-
-
-@dataclass(frozen=True)
-class Offline:
-    """Where the documents of a task are.
-
-    definition  lm-eval's YAML file, below DEFINITIONS
-    data        DATASET/CONFIG/SPLIT, below assets.task_folder()
-    integers    columns that lm-eval expects -> the stored column, taken as integers
-    examples    the stored split that examples are taken from
-
-    BoolQ's passages are stored without the article's title, with which SuperGLUE's copy begins them.
-    """
-
-    definition: str
-    data: str
-    integers: dict[str, str] = field(default_factory=dict)
-    examples: str | None = None
-
-    def file(self, split: str | None = None) -> Path:
-        """Of `split`, by default that of the documents."""
-        folder = assets.task_folder() / self.data
-        return (folder.with_name(split) if split else folder) / "data-00000-of-00001.arrow"
-
-
-OFFLINE = {
-    "hellaswag": Offline("hellaswag/hellaswag.yaml", "hellaswag/none/validation"),
-    "piqa": Offline("piqa/piqa.yaml", "piqa/plain_text/validation"),
-    "winogrande": Offline("winogrande/default.yaml", "winogrande/winogrande_xl/validation"),
-    "arc_easy": Offline("arc/arc_easy.yaml", "ai2_arc/ARC-Easy/validation"),
-    "arc_challenge": Offline("arc/arc_challenge.yaml", "ai2_arc/ARC-Challenge/validation"),
-    "openbookqa": Offline("openbookqa/openbookqa.yaml", "openbookqa/main/validation"),
-    "boolq": Offline("super_glue/boolq/default.yaml", "boolq/none/validation", {"label": "answer"}),
-    "sciq": Offline("sciq/sciq.yaml", "sciq/none/validation"),
-    "copa": Offline("super_glue/copa/default.yaml", "super_glue/copa/validation"),
-    "commonsense_qa": Offline("commonsense_qa/default.yaml", "tau/commonsense_qa/none/validation"),
-    "social_iqa": Offline("siqa/siqa.yaml", "social_i_qa/none/validation"),
-    "cb": Offline("super_glue/cb/default.yaml", "super_glue/cb/validation"),
-    "rte": Offline("glue/rte/default.yaml", "glue/rte/validation"),
-    "mrpc": Offline("glue/mrpc/default.yaml", "glue/mrpc/validation"),
-    "sst2": Offline("glue/sst2/default.yaml", "glue/sst2/validation"),
-    "nq_open": Offline("nq_open/nq_open.yaml", "nq_open/none/validation"),
-    "medmcqa": Offline("medmcqa/medmcqa.yaml", "medmcqa/none/validation"),
-}
-OFFLINE |= {
-    name: Offline(f"mmlu/default/{name}.yaml", f"hails/mmlu_no_train/{name[5:]}/test", examples="dev") for name in MMLU
-}
-HUB = {  # known by name, their documents on the hub only: lm-eval's YAML file
-    "race": "race/race.yaml",
-    "wsc": "super_glue/wsc/default.yaml",
-    "wikitext": "wikitext/wikitext.yaml",
-    "lambada_openai": "lambada/lambada_openai.yaml",
-} | {name: f"cmmlu/{name}.yaml" for name in CMMLU}
-# The LaCo paper's tasks, arXiv 2402.11187, table 1, as far as lm-eval defines them. It has no CMNLI, CHID, C3 and
-# RACE-M (whose documents --task-data race=... takes), and its XSum needs the package unitxt.
-LACO = ("hellaswag", "piqa", "wsc", "commonsense_qa", "boolq", "race", *MMLU, *CMMLU)
-GROUPS = {
-    "quick": QUICK_TASKS,
-    "commonsense": ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"),
-    "mmlu": tuple(MMLU),
-    "cmmlu": tuple(CMMLU),
-    "laco": LACO,
-}
 
 
 def check(names: Iterable[str], data: Data = (), fewshot: int = 0) -> tuple[str, ...]:
@@ -162,7 +94,7 @@ def _set_fewshot(task: Any, fewshot: int) -> None:
         return
     name, config = task.config.task, task.config
     own = config.fewshot_split is not None or task.has_training_docs()
-    _refuse_examples(name, own or (task.has_test_docs() and task.has_validation_docs()) or hasattr(task, "examples"))
+    _refuse_examples(name, own or (task.has_test_docs() and task.has_validation_docs()))
     if config.num_fewshot == 0:
         raise UserError(f"--fewshot: lm-eval's definition of {name} is for no examples")
     available = len(task.sampler.df)
@@ -265,13 +197,11 @@ def _task(definition: Path, documents: Any, examples: Any) -> Any:
         """Its documents are datasets at hand."""
 
         def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
-            self.dataset = {"documents": documents}
-            if examples is not None:
-                self.examples = Documents(examples, self.config.process_docs)
+            self.dataset = {"documents": documents, "examples": examples}
 
         def fewshot_docs(self) -> Any:
             """None where there is no split to take examples from."""
-            return getattr(self, "examples", None)
+            return None if examples is None else Documents(examples, self.config.process_docs)
 
         @property
         def eval_docs(self) -> Documents:
@@ -286,7 +216,8 @@ def _task(definition: Path, documents: Any, examples: Any) -> Any:
         config.pop(key, None)
     if examples is None:
         config.pop("fewshot_config", None)
-    return LocalTask(config=config | {"validation_split": "documents"})
+    shots = {} if examples is None else {"fewshot_split": "examples"}
+    return LocalTask(config=config | {"validation_split": "documents"} | shots)
 
 
 class Documents(Sequence[dict[str, Any]]):
@@ -327,7 +258,8 @@ def _load_from_hub(name: str) -> dict[str, Any]:
     except Exception as error:  # whatever a definition or a data set's own loader may raise
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
         raise UserError(
-            f"task {name} cannot be loaded from the hub or its cache: {reason}; --task-data {name}=PATH takes local files"
+            f"task {name} cannot be loaded from the hub or its cache: {reason}; "
+            f"--task-data {name}=PATH takes local files"
         ) from error
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -41,7 +42,7 @@ def load(plugins: Iterable[str] = ()) -> dict[str, type[Pruner]]:
 
 
 def _load_file(path: Path) -> None:
-    name = f"prunebench_plugin_{path.stem}"
+    name = f"prunebench_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise ValueError(f"--plugin names a Python file with @register-ed methods; {path} is none")

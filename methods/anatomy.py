@@ -41,6 +41,7 @@ class Family:
     centred: bool = False  # LayerNorm, which subtracts the mean; else RMSNorm
     gain_offset: float = 0.0  # a norm multiplies by gain_offset + weight
     one_width: bool = False  # the model's forward takes the last state to be as wide as the embedding
+    parallel: bool = False  # attention and MLP both read the layer's input
     interleaved: bool = False  # a fused q-k-v matrix has q, k and v head by head, (H, 3, E), not one below the other
     counts: tuple[tuple[str, str], ...] = ()  # sizes that the attention's forward does not read off its weights
 
@@ -127,6 +128,16 @@ FAMILIES = {
         centred=True,
         interleaved=True,
     ),
+    "phi": replace(
+        LLAMA,
+        final_norm="model.final_layernorm",
+        out="self_attn.dense",
+        up=("mlp.fc1",),
+        down="mlp.fc2",
+        mlp_norm="input_layernorm",
+        centred=True,
+        parallel=True,
+    ),
 }
 
 
@@ -191,7 +202,7 @@ class Layer:
     @property
     def parallel(self) -> bool:
         """Whether attention and MLP both read the layer's input, x + attn(x) + mlp(x)."""
-        return bool(getattr(self.inner, "use_parallel_residual", False))
+        return self.family.parallel or bool(getattr(self.inner, "use_parallel_residual", False))
 
     @property
     def kv_heads(self) -> int:
@@ -236,9 +247,10 @@ class Layer:
         return self.module(x, **arguments)
 
     def copy_sharing_matrices(self) -> Layer:
-        """A new layer with its own norms and biases, whose matrices still are this layer's tensors."""
-        shared = {id(matrix.weight): matrix.weight for matrix in self.matrices}
-        module = copy.deepcopy(self.module, shared)
+        """A new layer with its own norms and biases, whose matrices and configuration still are this layer's."""
+        configurations = [module.config for module in self.module.modules() if hasattr(module, "config")]
+        shared = [*configurations, *(matrix.weight for matrix in self.matrices)]
+        module = copy.deepcopy(self.module, {id(part): part for part in shared})
         return Layer(module, self.family, self.kind, self.head_width, self.group)
 
 

@@ -241,8 +241,8 @@ def sliced_parameters(model: Decoder, d: int, slice_head: bool = False) -> int:
 
 def _untouched_parameters(layer: Layer) -> int:
     """Parameters of a layer outside its matrices and the two norms that are fused."""
-    touched = [layer.attn_norm, layer.mlp_norm, *layer.matrices]
-    return sum(p.numel() for p in layer.inner.parameters()) - sum(p.numel() for m in touched for p in m.parameters())
+    touched = {id(p) for m in (layer.attn_norm, layer.mlp_norm, *layer.matrices) for p in m.parameters()}
+    return sum(p.numel() for p in layer.inner.parameters() if id(p) not in touched)
 
 
 def fuse(model: Decoder, centre_embeddings: bool) -> None:

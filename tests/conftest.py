@@ -35,6 +35,7 @@ TINY = {
     "gpt2": {"n_positions": 128},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "pad_token_id": 1},
     "gpt_neox": {},
+    "phi": {},
 }
 
 

@@ -32,3 +32,17 @@ def test_laco_published_differs_from_laco_as_the_page_says():
     assert {name: value for name, value in theirs.items() if ours[name] != value} == LACO_PUBLISHED
     page = (PAGES / "laco.md").read_text(encoding="utf-8")
     assert all(re.search(rf"`{name}={value}`", page) for name, value in LACO_PUBLISHED.items())
+
+
+def test_the_method_in_the_readme_runs(model_folder, text_file, tmp_path, capsys):
+    from bench.cli import main
+
+    readme = (PAGES.parent.parent / "README.md").read_text(encoding="utf-8")
+    (source,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "mine.py").write_text(source)
+    arguments = ["run", "--methods", "drop-first,drop-tail", "--plugin", str(tmp_path / "mine.py"), "--ratio", "0.2"]
+    small = ["--window", "32", "--windows", "2", "--calibration-sequences", "2", "--calibration-length", "16"]
+    texts = ["--texts", str(text_file), "--calibration", str(text_file), "--tasks", "none", "--speed-repeats", "0"]
+    model = ["--model", str(model_folder), "--profile", "smoke", "--out", str(tmp_path / "run")]
+    assert main([*arguments, *small, *texts, *model]) == 0
+    assert "drop-first" in capsys.readouterr().out

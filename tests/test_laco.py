@@ -100,6 +100,12 @@ def test_merging_leaves_the_window_and_the_original_weights_alone():
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+def test_a_survivor_listens_to_the_configuration_of_its_model():
+    model = Decoder(tiny("gemma3_text"))
+    LaCo(C=3, I=1).prune(model, sentences(), 0.3)
+    assert all(layer.attn.config is model.config for layer in model.layers)
+
+
 def similarity(rows: list[list[int]], kept: Decoder, original: Decoder) -> float:
     """By the book: each sentence alone, both models whole, the last normed state flattened."""
     cosines = []

@@ -16,6 +16,7 @@ from methods.pruner import Calibration, OutOfReach, Unsupported
 SPECS = {
     "laco": {"C": "3", "I": "1"},
     "laco-published": {"C": "3", "I": "1"},
+    "llm-pruner": {"sequences": "4", "tokens": "16"},
     "slicegpt": {},
     "drop-tail": {},
     "drop-random": {},
@@ -85,6 +86,9 @@ def test_what_is_removed_can_be_counted(method, family):
         assert parameters(after) == total - len(gone) * each
         assert method == "drop" or len(gone) == 2
         assert after.config.num_hidden_layers == len(after.layers) == LAYERS - len(gone)
+    elif method == "llm-pruner":
+        assert parameters(after) == decisions["parameters"]
+        assert decisions["kv_heads"] == [layer.kv_heads for layer in after.layers]
     else:
         from methods.slicegpt import sliced_parameters
 
@@ -135,7 +139,7 @@ def test_sliding_windows_travel_with_their_layers(family):
 
 
 @pytest.mark.parametrize("family", TINY)
-@pytest.mark.parametrize("method", ["dense", "drop", "slicegpt"])
+@pytest.mark.parametrize("method", ["dense", "drop", "slicegpt", "llm-pruner"])
 def test_the_cache_is_as_large_as_the_shapes_say(method, family, ids):
     model = Decoder(tiny(family, sliding_window=None) if family in ("mistral",) else tiny(family))
     if method != "dense":
@@ -147,7 +151,7 @@ def test_the_cache_is_as_large_as_the_shapes_say(method, family, ids):
 
 
 @pytest.mark.parametrize("family", TINY)
-@pytest.mark.parametrize("method", ["dense", "drop", "slicegpt"])
+@pytest.mark.parametrize("method", ["dense", "drop", "slicegpt", "llm-pruner"])
 def test_multiplications_are_those_that_torch_counts(method, family, ids):
     from torch.utils.flop_counter import FlopCounterMode
 

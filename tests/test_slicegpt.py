@@ -144,8 +144,10 @@ def shell(name: str, **config: object) -> Decoder:
 
 
 def test_published_counts_come_out_of_the_formula():
-    """OPT-125M at 20 %, the authors' golden count; SmolLM2-135M at d = 320, counted on the authors' code."""
+    """OPT-125M and Phi-2 at 20 %, the authors' golden counts; SmolLM2-135M at d = 320, counted on the authors' code."""
     assert sliced_parameters(shell("opt"), 608) == 147_250_880
+    phi_2 = shell("phi", hidden_size=2560, intermediate_size=10240, num_hidden_layers=32, num_attention_heads=32)
+    assert sliced_parameters(phi_2, 2048) == 2_391_772_160
     smol = shell(
         "llama",
         vocab_size=49152,

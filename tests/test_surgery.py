@@ -1,0 +1,128 @@
+"""A cut equals a mask: removing units and zeroing what they write give the same model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import TINY, tiny
+
+from methods.anatomy import Decoder
+from methods.budget import parameters
+from methods.surgery import Structure, keep_channels, keep_kv_groups
+
+KEPT_HEADS = {1: [1], 3: [0]}  # by layer: uneven from layer to layer
+KEPT_CHANNELS = {0: [0, 3, 4, 47], 2: list(range(0, 48, 2)), 3: [5]}
+
+
+def model_of(family: str) -> Decoder:
+    return Decoder(tiny(family, num_key_value_heads=2) if family == "gemma" else tiny(family))
+
+
+def logits(model: Decoder, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.model(ids).logits
+
+
+def cut(model: Decoder) -> Decoder:
+    layers = model.layers
+    for number, kept in KEPT_HEADS.items():
+        keep_kv_groups(layers[number], kept)
+    for number, kept in KEPT_CHANNELS.items():
+        keep_channels(layers[number], kept)
+    return model
+
+
+def masked(model: Decoder) -> Decoder:
+    """The same by zeroing columns of the matrices that write the residual."""
+    layers = model.layers
+    with torch.no_grad():
+        for number, kept in KEPT_HEADS.items():
+            out, width = layers[number].out.weight, layers[number].group * layers[number].head_width
+            for head in set(range(layers[number].kv_heads)) - set(kept):
+                out[:, head * width : (head + 1) * width] = 0
+        for number, kept in KEPT_CHANNELS.items():
+            down = layers[number].down
+            down.weight[:, sorted(set(range(down.in_features)) - set(kept))] = 0
+    return model
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_a_cut_is_a_mask(family, ids):
+    expected = logits(masked(model_of(family)), ids)
+    found = logits(cut(model_of(family)), ids)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_a_cut_model_generates_with_its_cache(family, ids):
+    model = cut(model_of(family))
+    whole = logits(model, ids)
+    with torch.no_grad():
+        start = model.model(ids[:, :9], use_cache=True)
+        steps, cache = [start.logits], start.cache
+        for t in range(9, ids.shape[1]):
+            out = model.model(ids[:, t : t + 1], cache=cache, use_cache=True)
+            steps.append(out.logits)
+    torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=0, atol=1e-4 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_keeping_everything_changes_nothing(family, ids):
+    model = model_of(family)
+    before = logits(model, ids)
+    for layer in model.layers:
+        keep_kv_groups(layer, range(layer.kv_heads))
+        keep_channels(layer, range(layer.down.in_features))
+    assert torch.equal(logits(model, ids), before)
+
+
+@pytest.mark.parametrize("kind", ["kv_heads", "channels"])
+@pytest.mark.parametrize("family", TINY)
+def test_a_structure_knows_what_a_unit_costs_and_which_are_left(family, kind):
+    model = model_of(family)
+    structure = Structure(2, kind, model.layers[2])
+    before = parameters(model)
+    structure.remove(torch.arange(float(structure.size)).flip(0), 1)  # the last one
+    structure.remove(torch.ones(len(structure.left)).index_fill(0, torch.tensor(0), 0.0), 0)
+    assert before - parameters(model) == structure.cost
+    assert structure.removed == [structure.size - 1]
+    assert len(structure.parts[-1].index) == structure.size - 1
+
+
+def test_units_keep_their_first_numbers():
+    structure = Structure(0, "channels", Decoder(tiny("llama")).layers[0])
+    structure.remove((torch.arange(48) - 10).abs(), 1)
+    structure.remove((torch.arange(47) - 10).abs(), 1)  # what is now the tenth was the eleventh
+    assert structure.removed == [10, 11]
+
+
+def test_features_and_biases_follow_the_weights():
+    model = Decoder(tiny("opt"))
+    layer = model.layers[0]
+    keep_kv_groups(layer, [0, 2, 3])
+    keep_channels(layer, [1, 5])
+    assert [(matrix.out_features, matrix.in_features) for matrix in layer.matrices] == [
+        (24, 32),
+        (24, 32),
+        (24, 32),
+        (32, 24),
+        (2, 32),
+        (32, 2),
+    ]
+    assert [len(matrix.bias) for matrix in layer.matrices] == [24, 24, 24, 32, 2, 32]
+    assert layer.kv_heads == 3
+
+
+def test_a_layer_of_phi3_has_its_own_head_count():
+    model = Decoder(tiny("phi3"))
+    keep_kv_groups(model.layers[1], [1])
+    counts = [layer.attn.config.num_attention_heads for layer in model.layers]
+    assert counts == [4, 2, 4, 4, 4, 4]
+    assert model.config.num_attention_heads == 4
+
+
+def test_a_cut_keeps_frozen_weights_frozen():
+    model = Decoder(tiny("llama"))
+    model.model.requires_grad_(False)
+    cut(model)
+    assert not any(parameter.requires_grad for parameter in model.model.parameters())
