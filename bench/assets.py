@@ -190,7 +190,7 @@ def location(name: str) -> Path:
 
 
 def is_complete(name: str, thorough: bool = False) -> bool:
-    """Whether every file of the manifest is there with its size and, if `thorough`, its sha256, and none is missing."""
+    """Whether the manifest has all that the asset `holds`, with every size and, if `thorough`, every sha256 right."""
     folder = location(name)
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]

@@ -3,9 +3,13 @@
 A text is one of bench.assets.TEXTS, a UTF-8 file (documents separated by blank lines), or hub:DATASET[:CONFIG[:SPLIT]],
 a dataset of the hub with a column `text` (a document per row, split `test` if none is named).
 
-Calibration and evaluation never share a document: repeated documents are dropped, then those at even positions are for
-calibration and those at odd ones for evaluation. Documents are tokenised one by one, each followed by an empty line,
-and laid end to end. Where a tokenizer itself begins a text with its BOS token, so does every sequence and window.
+Calibration and evaluation never share a document. One of assets.TEXTS, and any text that is asked for on both sides, is
+halved: repeated documents are dropped, then those at even positions are for calibration and those at odd ones for
+evaluation; they are tokenised one by one, each followed by an empty line, and laid end to end. Any other text is
+evaluated whole, as papers do it with the test split of WikiText-2 (hub:Salesforce/wikitext:wikitext-2-raw-v1:test):
+as it stands, rows joined by empty lines, tokenised in one piece.
+
+Where a tokenizer itself begins a text with its BOS token, so does every sequence and window.
 
 Letters: N = calibration sequences, T = tokens per sequence, M = windows, W = tokens per window.
 """
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
 SEPARATOR = "\n\n"
 BATCH = 64  # documents that are tokenised together
+LONGEST = 16  # characters per token that no text has on average
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class EvaluationText:
     ids     (M, W) token ids
     scored  (M, W) true where the token's log-likelihood counts; never at the first position, and once per token
     bytes   UTF-8 bytes of the scored tokens, for bits per byte
+    words   pieces between white space that begin in a scored token, for word perplexity
     tokens  how many are scored
     sha256  of ids and scored
     text    the source as it was asked for
@@ -48,6 +54,7 @@ class EvaluationText:
     ids: torch.Tensor
     scored: torch.Tensor
     bytes: int
+    words: int
     tokens: int
     sha256: str
     text: str
@@ -82,7 +89,7 @@ def calibration(tokenizer: Any, text: str, sequences: int, length: int, seed: in
     random.Random(seed).shuffle(documents)
     bos = _bos(tokenizer)
     content = length - len(bos)
-    tokens, _ = _tokenise(tokenizer, documents, sequences * content)
+    tokens, _, _ = _tokenise(tokenizer, _separated(documents), sequences * content)
     if len(tokens) < sequences * content:
         raise UserError(
             f"text {text} has {len(tokens)} tokens for calibration (every second document), but "
@@ -94,10 +101,20 @@ def calibration(tokenizer: Any, text: str, sequences: int, length: int, seed: in
     return Calibration(ids=ids, mask=mask, source=text, seed=seed, sha256=_sha256(ids, mask))
 
 
+def is_whole(text: str, calibration: str) -> bool:
+    """Whether `text` is evaluated whole: none of assets.TEXTS, and not what is calibrated on."""
+    return text not in assets.TEXTS and _identity(text) != _identity(calibration)
+
+
+def _identity(text: str) -> Any:
+    """Equal for two ways of writing the same text."""
+    return _parse_hub(text) if text.startswith("hub:") else Path(text).resolve()
+
+
 def evaluation(
-    tokenizer: Any, text: str, window: int, stride: int, windows: int, *, seed: int | None = None
+    tokenizer: Any, text: str, window: int, stride: int, windows: int, *, seed: int | None = None, whole: bool = False
 ) -> EvaluationText:
-    """M = `windows` of W = `window` tokens that begin every `stride` tokens of the evaluation documents.
+    """M = `windows` of W = `window` tokens that begin every `stride` tokens of the text: `whole`, or its second half.
 
     windows  0 for all; otherwise the first ones, or with `seed` a draw of them, in the order of the text
     stride   below the window, every window but the first only scores its last `stride` tokens
@@ -110,11 +127,14 @@ def evaluation(
     content = window - len(bos)
     stride = min(stride, content)
     enough = (windows - 1) * stride + content if windows > 0 and seed is None else None
-    tokens, sizes = _tokenise(tokenizer, _documents(text)[1::2], enough)
+    if whole:
+        tokens, sizes, words = _tokenise_whole(tokenizer, text, enough)
+    else:
+        tokens, sizes, words = _tokenise(tokenizer, _separated(_documents(text)[1::2]), enough)
     available = max(0, (len(tokens) - content) // stride + 1)
     if available < max(1, windows):
         raise UserError(
-            f"text {text} has {len(tokens)} tokens for evaluation (every second document), but "
+            f"text {text} has {len(tokens)} tokens for evaluation{'' if whole else ' (every second document)'}, but "
             f"{(max(1, windows) - 1) * stride + content} are needed for {max(1, windows)} windows of {window}"
         )
     chosen = _choose(available, windows, seed)
@@ -124,11 +144,13 @@ def evaluation(
     scored[:, window - stride :] = True
     scored[torch.tensor(chosen) == 0] = True
     scored[:, 0] = False
-    weights = torch.tensor(sizes).unfold(0, content, stride)[chosen]
+    counted = scored[:, len(bos) :]
+    weights, begun = (torch.tensor(column).unfold(0, content, stride)[chosen] for column in (sizes, words))
     return EvaluationText(
         ids=ids,
         scored=scored,
-        bytes=int(weights[scored[:, len(bos) :]].sum()),
+        bytes=int(weights[counted].sum()),
+        words=int(begun[counted].sum()),
         tokens=int(scored.sum()),
         sha256=_sha256(ids, scored),
         text=text,
@@ -154,8 +176,18 @@ def _bos(tokenizer: Any) -> list[int]:
     return [first] if first == tokenizer.bos_token_id else []
 
 
-def _tokenise(tokenizer: Any, documents: list[str], enough: int | None) -> tuple[list[int], list[int]]:
-    """Token ids of the documents laid end to end, and the UTF-8 bytes each token stands for.
+def _tokenise_whole(tokenizer: Any, text: str, enough: int | None) -> tuple[list[int], list[int], list[int]]:
+    """_tokenise's lists of a text in one piece; of its beginning only, where that holds `enough` tokens."""
+    content = _content(text)
+    if enough is not None and len(content) > LONGEST * enough:
+        beginning = _tokenise(tokenizer, [content[: LONGEST * enough]], None)
+        if len(beginning[0]) > enough:
+            return beginning
+    return _tokenise(tokenizer, [content], None)
+
+
+def _tokenise(tokenizer: Any, documents: list[str], enough: int | None) -> tuple[list[int], list[int], list[int]]:
+    """Of the documents laid end to end: token ids, the UTF-8 bytes of each token, the words that begin in it.
 
     Ends after the batch of documents in which `enough` tokens are reached; None reads all.
     """
@@ -165,24 +197,40 @@ def _tokenise(tokenizer: Any, documents: list[str], enough: int | None) -> tuple
         )
     tokens: list[int] = []
     sizes: list[int] = []
+    words: list[int] = []
     for start in range(0, len(documents), BATCH):
-        batch = [document + SEPARATOR for document in documents[start : start + BATCH]]
+        batch = documents[start : start + BATCH]
         encoded = tokenizer(batch, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         for document, ids, offsets in zip(batch, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            pieces = _pieces(document, [end for _, end in offsets])
             tokens += ids
-            sizes += _token_bytes(document, [end for _, end in offsets])
+            sizes += [len(piece.encode()) for piece in pieces]
+            words += _words_begun(pieces)
         if enough is not None and len(tokens) >= enough:
             break
-    return tokens, sizes
+    return tokens, sizes, words
 
 
-def _token_bytes(document: str, ends: list[int]) -> list[int]:
-    """Bytes from each token's end back to the one before, so that white space between tokens counts once, too."""
-    sizes, previous = [], 0
+def _pieces(document: str, ends: list[int]) -> list[str]:
+    """The text from each token's end back to the one before, so that white space between tokens counts once, too."""
+    pieces, previous = [], 0
     for end in [*ends[:-1], len(document)]:
-        sizes.append(len(document[previous:end].encode()))
+        pieces.append(document[previous:end])
         previous = max(previous, end)
-    return sizes
+    return pieces
+
+
+def _words_begun(pieces: list[str]) -> list[int]:
+    """How many words begin in each piece: a word is what stands between white space."""
+    counts, inside = [], False
+    for piece in pieces:
+        counts.append(len(piece.split()) - (inside and piece[:1].strip() != ""))
+        inside = piece[-1:].strip() != "" if piece else inside
+    return counts
+
+
+def _separated(documents: list[str]) -> list[str]:
+    return [document + SEPARATOR for document in documents]
 
 
 def _documents(text: str) -> list[str]:
@@ -194,6 +242,11 @@ def _documents(text: str) -> list[str]:
     else:
         documents = _split(text, _read(Path(text)))
     return list(dict.fromkeys(stripped for document in documents if (stripped := document.strip())))
+
+
+def _content(text: str) -> str:
+    """A text as it stands: a file's, or the rows of a dataset with an empty line between them."""
+    return SEPARATOR.join(_hub_documents(text)) if text.startswith("hub:") else _read(Path(text))
 
 
 def _split(text: str, content: str) -> list[str]:

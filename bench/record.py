@@ -28,11 +28,15 @@ A record has these keys and no others:
     macs_per_token, macs_context      int, multiply-accumulates per token in a sequence of macs_context tokens
     prune_seconds                     float, absent for "dense"
     peak_memory_bytes                 int, highest resident (CPU) or allocated (CUDA) memory of the process so far
-    perplexity   {text: {perplexity, perplexity_low, perplexity_high (95 %), bits_per_byte, nll_per_token, tokens,
-                         windows, window, stride, bos, sha256}}
+    perplexity   {text: {perplexity, perplexity_low, perplexity_high (95 %), bits_per_byte, byte_perplexity,
+                         word_perplexity, nll_per_token, tokens, words, windows, window, stride, bos, sha256,
+                         whole (all of the text and not only every second document)}}
     tasks        {task: {metric: {value, stderr}, ..., "main": metric, "version", "documents", "available", "fewshot"}}
     speed        {prefill: {batch, length, ms: [raw samples]}, decode: {batch, context, ms: [raw samples]}, threads}
-    seconds      {load, prune, perplexity, tasks, speed}   where the time of the cell went
+    checks       {copying, counting, repetition, distinct_1, distinct_2, agreement (shares), kl, kl_low, kl_high (nats
+                 per token, 95 %)}   see bench.checks; kl and agreement are absent for "dense", and with repetition and
+                 distinct_n without a text
+    seconds      {load, prune, perplexity, tasks, speed, checks}   where the time of the cell went
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -16,10 +17,10 @@ import pandas as pd
 import torch
 
 import methods
-from bench import data, environment, models, scoring, speed, tasks
+from bench import checks, data, environment, models, scoring, speed, tasks
 from bench.errors import UserError
 from bench.record import InvalidRecord, Record, load, save
-from bench.spec import Cell, budget
+from bench.spec import Cell, Protocol, budget
 from methods.anatomy import Decoder
 from methods.budget import (
     kv_bytes_per_token,
@@ -41,18 +42,28 @@ class Materials:
     texts: dict[str, data.EvaluationText]
     tasks: dict[str, Any]
     documents: dict[str, list[int]]
+    dense: checks.Dense | None
 
     @staticmethod
-    def of(cell: Cell, tokenizer: Any) -> Materials:
+    def of(cell: Cell, tokenizer: Any, scratch: Path) -> Materials:
+        """`scratch` is a folder for what need not outlive the run."""
         p = cell.protocol
         loaded = tasks.load(p.tasks, p.task_data, p.fewshot)
         block = data.calibration(tokenizer, p.calibration, p.calibration_sequences, p.calibration_length, cell.seed)
+        texts = {text: _held_out(tokenizer, text, p) for text in p.texts}
+        first = next(iter(texts.values()), None)
         return Materials(
             replace(block, memory=p.calibration_memory_mib * 2**20),
-            {text: data.evaluation(tokenizer, text, p.window, p.stride, p.windows) for text in p.texts},
+            texts,
             loaded,
             {name: tasks.draw(task, p.documents, cell.seed) for name, task in loaded.items()},
+            checks.Dense(first.ids, scratch / "dense.safetensors") if first and p.checks else None,
         )
+
+
+def _held_out(tokenizer: Any, text: str, p: Protocol) -> data.EvaluationText:
+    whole = data.is_whole(text, p.calibration)
+    return data.evaluation(tokenizer, text, p.window, p.stride, p.windows, whole=whole)
 
 
 @dataclass
@@ -67,7 +78,8 @@ class Outcome:
     def timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.measured.setdefault("seconds", {})[stage] = time.perf_counter() - start
+        seconds = self.measured.setdefault("seconds", {})
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
 def run(cells: Sequence[Cell], folder: Path, *, retry_failed: bool = False) -> list[Record]:
@@ -78,19 +90,28 @@ def run(cells: Sequence[Cell], folder: Path, *, retry_failed: bool = False) -> l
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     paths = [folder / "cells" / f"{cell.key}.json" for cell in cells]
     records = [_finished(path, retry_failed) for path in paths]
-    if None in records:
-        tokenizer = models.load_tokenizer(cells[0].model, cells[0].trust_remote_code)
-        materials = Materials.of(cells[0], tokenizer)
-    for index, (cell, path) in enumerate(zip(cells, paths, strict=True)):
-        where = f"[{index + 1}/{len(cells)}] {cell.label}" + ("" if cell.ratio is None else f" at {cell.ratio:g}")
-        if records[index] is None:
-            _say(f"{where}: loading the model")
-            record = _run_cell(cell, folder, materials, where)
-            save(record, path)
-            records[index] = record
-        else:
-            _say(f"{where}: has a record")
+    with _scratch(folder) as scratch:
+        if None in records:
+            tokenizer = models.load_tokenizer(cells[0].model, cells[0].trust_remote_code)
+            materials = Materials.of(cells[0], tokenizer, scratch)
+        for index, (cell, path) in enumerate(zip(cells, paths, strict=True)):
+            where = f"[{index + 1}/{len(cells)}] {cell.label}" + ("" if cell.ratio is None else f" at {cell.ratio:g}")
+            if records[index] is None:
+                _say(f"{where}: loading the model")
+                record = _run_cell(cell, folder, materials, where)
+                save(record, path)
+                records[index] = record
+            else:
+                _say(f"{where}: has a record")
     return [record for record in records if record is not None]
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder beside the results that is gone at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".run-", dir=folder) as name:
+        yield Path(name)
 
 
 def _finished(path: Path, retry_failed: bool) -> Record | None:
@@ -141,6 +162,9 @@ def _measure(cell: Cell, loaded: tuple[Any, Any], materials: Materials, outcome:
     ratio = budget(cell, decoder)
     if cell.ratio is not None:
         outcome.measured["ratio_budget"] = ratio
+    if materials.dense:
+        with outcome.timed("checks"):
+            materials.dense.remember(model)
     if cell.method != "dense":
         _say(f"{where}: pruning")
         environment.reset_peak_memory(decoder.embed.weight.device)
@@ -164,6 +188,16 @@ def _measure(cell: Cell, loaded: tuple[Any, Any], materials: Materials, outcome:
         with outcome.timed("speed"):
             outcome.measured["speed"] = speed.measure(model, cell.protocol)
     outcome.measured["peak_memory_bytes"] = environment.peak_memory_bytes(decoder.embed.weight.device)
+    if cell.protocol.checks:
+        with outcome.timed("checks"):
+            outcome.measured["checks"] = _checks(cell, model, tokenizer, materials)
+
+
+def _checks(cell: Cell, model: Any, tokenizer: Any, materials: Materials) -> dict[str, float]:
+    """Of the first text; the dense model is not compared with itself."""
+    text = next(iter(materials.texts.values()), None)
+    dense = None if cell.method == "dense" else materials.dense
+    return checks.measure(model, tokenizer, text.ids if text else None, dense)
 
 
 def sizes(decoder: Decoder, dense: dict[str, Any], context: int) -> dict[str, Any]:
@@ -190,7 +224,8 @@ def _perplexity(cell: Cell, model: Any, materials: Materials, outcome: Outcome) 
         outcome.samples[f"perplexity-{Path(name).stem}"] = pd.DataFrame(
             {"nll": nll.tolist(), "tokens": counts.tolist()}
         )
-        figures[name] = scoring.perplexity(nll, counts, text.bytes) | {
+        figures[name] = scoring.perplexity(nll, counts, text.bytes, text.words) | {
+            "whole": data.is_whole(name, cell.protocol.calibration),
             "window": cell.protocol.window,
             "stride": cell.protocol.stride,
             "bos": text.bos,

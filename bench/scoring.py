@@ -17,22 +17,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, partialmethod
 from typing import Any, cast
 
 import torch
 from lm_eval.models.huggingface import HFLM
-from scipy.stats import t as student
 from torch import Tensor
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.errors import UserError
+from bench.stats import ratio_interval
 
 LOGITS = 2**27  # the most logits of one forward: 512 MiB in float32
 CPU_CHUNK = 256  # a CPU's cores are busy with this many nodes; more of them only adds attention between strangers
-LOG_SECONDS = 20  # a bar that no terminal shows is drawn anew after this time
-BAR_SECONDS = 2  # work that is over sooner shows no progress bar
 
 Request = tuple[Any, list[int], list[int]]  # text, which is not looked at, and tokens of context and continuation
 Question = tuple[tuple[int, ...], int]  # tokens of context and continuation, length of the continuation
@@ -65,13 +63,9 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         start = self.tokenizer.bos_token if self.tok_encode("a")[:1] == [self.tokenizer.bos_token_id] else "nothing"
         return f"{start} before a context, {self.tokenizer.decode(self.prefix_token_id)} as an empty context"
 
-    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """HFLM's, without its bar for the tokenising."""
-        return super().loglikelihood(requests, disable_tqdm=True)
-
-    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """HFLM's, without its bar for the tokenising."""
-        return super().loglikelihood_rolling(requests, disable_tqdm=True)
+    # HFLM's, without its bars for the tokenising
+    loglikelihood = partialmethod(HFLM.loglikelihood, disable_tqdm=True)
+    loglikelihood_rolling = partialmethod(HFLM.loglikelihood_rolling, disable_tqdm=True)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
@@ -275,33 +269,31 @@ def _block_nll(model: PreTrainedModel, ids: Tensor, scored: Tensor, columns: int
     return nll
 
 
-def perplexity(nll_sums: Tensor, counts: Tensor, bytes: int) -> dict[str, float | int]:
-    """Figures of a text from its windows' (M,) negative log-likelihoods in nats and token counts; `bytes` in UTF-8.
+def perplexity(nll_sums: Tensor, counts: Tensor, bytes: int, words: int) -> dict[str, float | int]:
+    """Figures of a text from its windows' (M,) negative log-likelihoods in nats and token counts.
 
-    The windows are the sample. Nats per token are a ratio of two sums, r = sum(y) / sum(x), whose variance is
-
-        v(r) = n / (n - 1) * sum((y - r x)^2) / sum(x)^2      Cochran, Sampling Techniques, 3rd ed. 1977, eq. 6.13
-
-    and the 95 % interval is exp(r -+ t(n - 1) sqrt(v)). One window has no interval: its keys are absent.
+    bytes (UTF-8) and words (by white space) are those of the scored text. Absent are word_perplexity where it is beyond
+    a float, as in languages without spaces, and for one window the 95 % interval (bench.stats.ratio_interval).
     """
-    y, x = nll_sums.double(), counts.double()
-    windows, tokens = len(y), float(x.sum())
-    mean = float(y.sum()) / tokens
+    total, tokens = float(nll_sums.double().sum()), int(counts.sum())
     figures = {
-        "perplexity": math.exp(mean),
-        "bits_per_byte": float(y.sum()) / math.log(2) / bytes,
-        "nll_per_token": mean,
-        "tokens": int(tokens),
-        "windows": windows,
+        "perplexity": math.exp(total / tokens),
+        "bits_per_byte": total / math.log(2) / bytes,
+        "byte_perplexity": math.exp(total / bytes),
+        "nll_per_token": total / tokens,
+        "tokens": tokens,
+        "words": words,
+        "windows": len(counts),
     }
-    if windows > 1:
-        variance = windows / (windows - 1) * float((y - mean * x).square().sum()) / tokens**2
-        margin = float(student.ppf(0.975, windows - 1)) * math.sqrt(variance)
-        figures |= {"perplexity_low": math.exp(mean - margin), "perplexity_high": math.exp(mean + margin)}
+    if words and total / words < 700:
+        figures["word_perplexity"] = math.exp(total / words)
+    if len(counts) > 1:
+        low, high = ratio_interval(nll_sums.tolist(), counts.tolist())
+        figures |= {"perplexity_low": math.exp(low), "perplexity_high": math.exp(high)}
     return figures
 
 
 def _bar(tokens: int, what: str) -> Any:
-    """A progress bar for work of more than two seconds, which writes to a log file only now and then."""
-    interval = 0.2 if sys.stderr.isatty() else LOG_SECONDS
-    return tqdm(total=tokens, desc=what, unit="token", delay=BAR_SECONDS, leave=False, mininterval=interval)
+    """A progress bar for work of more than 2 s, drawn anew every 0.2 s, or 20 s where no terminal shows it."""
+    every = 0.2 if sys.stderr.isatty() else 20
+    return tqdm(total=tokens, desc=what, unit="token", delay=2, leave=False, mininterval=every)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from statistics import NormalDist, fmean, stdev
 
 import numpy as np
+from scipy.stats import t as student
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -43,6 +44,23 @@ def average_stderr(stderrs: Sequence[float]) -> float:
     if not stderrs:
         raise ValueError("the average of no means is not defined")
     return math.hypot(*stderrs) / len(stderrs)
+
+
+def ratio_interval(y: Sequence[float], x: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of r = sum(y) / sum(x) over n clusters, such as windows of a text, of x tokens and y nats each.
+
+        v(r) = n / (n - 1) * sum((y - r x)^2) / sum(x)^2      Cochran, Sampling Techniques, 3rd ed. 1977, eq. 6.13
+
+    and the interval is r -+ t(n - 1) sqrt(v).
+    """
+    n = len(y)
+    if n < 2 or len(x) != n:
+        raise ValueError(f"an interval needs two clusters with both figures; got {n} and {len(x)}")
+    ys, xs = np.asarray(y, dtype=float), np.asarray(x, dtype=float)
+    r = ys.sum() / xs.sum()
+    variance = n / (n - 1) * np.square(ys - r * xs).sum() / xs.sum() ** 2
+    margin = student.ppf((1 + confidence) / 2, n - 1) * math.sqrt(variance)
+    return float(r - margin), float(r + margin)
 
 
 def ratio_of_medians_interval(

@@ -25,11 +25,12 @@ G = key/value heads, R = query heads for each of them, E = head width, I = MLP w
 A unit is a key/value head with its query heads, or a channel; it has E or 1 channels.
 
 The ratio is met by bisection on r over the exact parameter count. Where heads are so coarse that the nearest count
-misses the budget by more than 0.5 % of the model, floor(r G) heads go and the channels alone close the gap.
+misses the budget by more than 0.5 % of the model, floor(r G) heads go and the channels alone close the gap. Memory
+holds the model, one float32 gradient of the matrices that may lose units (g or a; both for `mix`), and one short pass.
 
 Departures from the authors' code. A key/value head is scored with the query heads that go with it; the code reshapes so
-that head k meets query heads k, k + G, k + 2 G, ... (`gqa="released"` restores it). One backward pass for each sequence
-gives both g and a, in float32 whatever the model's dtype, and padding is left out of the loss. Aggregation is in
+that head k meets query heads k, k + G, k + 2 G, ... (`gqa="released"` restores it). One backward pass
+gives both g and a, summed in float32 whatever the model's dtype, and padding is left out of the loss. Aggregation is in
 float64, where products do not underflow. Where a structure would lose everything, its best unit stays; the code skips
 the structure. Under `steps` gradients start afresh. Global ranking removes the lowest units until the budget is met;
 with an explicit r it removes that share of all units, as the code does. Channels of the residual (`channel-wise`) are
@@ -52,7 +53,6 @@ from methods.pruner import Calibration, OutOfReach, Unsupported, register
 from methods.surgery import Structure
 
 TOLERANCE = 0.005  # share of the dense model by which heads may miss the budget before channels close the gap
-
 TOKENS_AT_ONCE = 256  # of the calibration, in one pass; no fewer than a sequence
 
 TAYLOR = ("element1", "element2", "mix", "vector")
@@ -89,14 +89,10 @@ class LLMPruner:
     seed: int | None = None  # of importance=random; None: the seed of the run
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("importance", IMPORTANCE),
-            ("aggregation", tuple(AGGREGATION)),
-            ("ranking", RANKING),
-            ("gqa", GQA),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is one of {', '.join(known)}; got {getattr(self, name)!r}")
+        known = {"importance": IMPORTANCE, "aggregation": AGGREGATION, "ranking": RANKING, "gqa": GQA}
+        for name, words in known.items():
+            if getattr(self, name) not in words:
+                raise ValueError(f"{name} is one of {', '.join(words)}; got {getattr(self, name)!r}")
         if self.r is not None and not 0 <= self.r < 1:
             raise ValueError(f"r is a share of heads and channels, in [0, 1); got {self.r}")
         if min(self.first or 0, self.last or 0) < 0:

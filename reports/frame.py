@@ -7,7 +7,9 @@ model .. profile                  model, label, method, requested_ratio (missing
 status, error, flags              flags: "missed_ratio", "no_dense_cell", a space between
 ratio, ratio_budget, miss         shares of the dense model's parameters; miss = ratio - ratio_budget
 parameters .. macs_context        as in bench.record
-perplexity_T, _low, _high         with its 95 % interval;  bits_per_byte_T
+perplexity_T, _low, _high         with its 95 % interval;  bits_per_byte_T, byte_perplexity_T, word_perplexity_T
+kl, _low, _high                   nats per token between the model and the dense one, with its 95 % interval
+agreement, copying, counting, repetition, distinct_1, distinct_2      shares, see bench.checks
 task_K, _stderr, _low, _high      the main metric where it is an accuracy, a share; for acc and acc_norm with Wilson's
                                   95 % interval
 task_K_metric, task_K_documents   which metric that is, and over how many documents
@@ -44,6 +46,8 @@ AS_MEASURED = (
     "macs_per_token",
     "macs_context",
 )
+DIVERGENCE = ("kl", "kl_low", "kl_high", "agreement")
+CHECKS = (*DIVERGENCE, "copying", "counting", "repetition", "distinct_1", "distinct_2")
 STAGES = {"prefill": "length", "decode": "context"}  # and the size, in tokens, that belongs to each
 
 
@@ -142,7 +146,9 @@ def _row(record: Record, dense: Record | None, accuracies: list[str]) -> dict[st
         row[f"perplexity_{text}"] = result["perplexity"]
         row[f"perplexity_{text}_low"] = result.get("perplexity_low")
         row[f"perplexity_{text}_high"] = result.get("perplexity_high")
-        row[f"bits_per_byte_{text}"] = result.get("bits_per_byte")
+        for name in ("bits_per_byte", "byte_perplexity", "word_perplexity"):
+            row[f"{name}_{text}"] = result.get(name)
+    row |= {name: measured.get("checks", {}).get(name) for name in CHECKS if "checks" in measured}
     for task, result in measured.get("tasks", {}).items():
         row |= _task(task_column(task, result), result)
     row |= _average(_accuracies(record), _accuracies(dense) if dense else {}, accuracies)

@@ -95,6 +95,7 @@ def protocol(records: Sequence[Record], table: pd.DataFrame) -> list[str]:
     sentences = [
         *(sentence for figures in measured for sentence in _perplexity(figures)),
         *_perplexity_spread(records, table),
+        *_checks(table),
         *(sentence for figures in measured for sentence in _tasks(figures)),
         *_accuracy_spread(table),
         *(sentence for figures in measured for sentence in _speed(figures)),
@@ -109,7 +110,8 @@ def _perplexity(measured: dict[str, Any]) -> Iterator[str]:
         name, windows = metric(f"perplexity_{text}").label, result["windows"]
         yield (
             f"{name}: {windows:,} {_plural('window', windows)} of {result['window']:,} tokens, "
-            f"stride {result['stride']:,}, {BOS.get(result['bos'], result['bos'])}, {result['tokens']:,} tokens scored."
+            f"stride {result['stride']:,}, {BOS.get(result['bos'], result['bos'])}, {result['tokens']:,} tokens scored"
+            f"{', of the whole text' if result.get('whole') else ''}."
         )
 
 
@@ -120,6 +122,13 @@ def _perplexity_spread(records: Sequence[Record], table: pd.DataFrame) -> Iterat
         yield "± of a perplexity is half the 95 % interval."
     if any("[" in cell for cell in cells):
         yield "[low, high] of a perplexity is the 95 % interval, where its sides differ in length."
+
+
+def _checks(table: pd.DataFrame) -> Iterator[str]:
+    if "kl" in table and table["kl"].notna().any():
+        yield "KL: divergence of the next token from the dense model's on held-out text, in nats per token."
+    if "copying" in table and table["copying"].notna().any():
+        yield "copying, counting, repetition, distinct 2-grams: of greedy continuations, in the Markdown report."
 
 
 def _tasks(measured: dict[str, Any]) -> Iterator[str]:

@@ -24,6 +24,7 @@ LABEL = 28  # columns of a method's name, before it goes on in the next line
 GAP = "  "
 ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 SUMMARY = ("average", "kept", "prefill_speed", "decode_speed", "prune_seconds")
+CHECKS = ("kl", "agreement", "copying", "counting", "repetition", "distinct_2")
 COST = ("prefill_tokens_per_second", "decode_ms_per_token", "weight_bytes", "kv_bytes_per_token", "peak_memory_bytes")
 
 
@@ -54,7 +55,7 @@ def terminal(records: Sequence[Record]) -> str:
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """The report: the protocol in plain words; per ratio the tables of quality, tasks and cost; the environment."""
+    """The report: the protocol in plain words; per ratio tables of quality, tasks, checks and cost; the environment."""
     table = frame(records)
     models = dict.fromkeys(markdown_escaped(display_name(record)) for record in records)
     parts = [
@@ -67,7 +68,7 @@ def markdown(records: Sequence[Record]) -> str:
         parts.append(f"## {title[0].upper()}{title[1:]}")
         parts.append(markdown_escaped(", ".join([display_name(block[0]), *notes.conditions(block)])))
         size, by_task, summary = _columns(block)
-        for columns in (size + summary, by_task, COST):
+        for columns in (size + summary, by_task, CHECKS, COST):
             parts.append(_markdown_table(block, rows, _present(rows, columns)))
         parts.append(_list(notes.exceptions(block)))
     parts += ["## Environment", _list(notes.environment(records))]
@@ -90,8 +91,8 @@ def _blocks(records: Sequence[Record], table: pd.DataFrame) -> Iterator[tuple[li
 
 
 def _columns(records: Sequence[Record]) -> tuple[list[str], list[str], list[str]]:
-    """The columns of the main view: size and perplexity; tasks; summary."""
-    size = ["ratio", "parameters", *(f"perplexity_{text}" for text in texts(records))]
+    """The columns of the main view: size, perplexity and divergence; tasks; summary."""
+    size = ["ratio", "parameters", *(f"perplexity_{text}" for text in texts(records)), "kl"]
     return size, task_columns(records), [*SUMMARY]
 
 
@@ -185,7 +186,7 @@ def _fill(columns: list[list[str]], room: int) -> tuple[list[list[str]], list[li
 
 def _aligned(records: list[Record], rows: list[dict[str, Any]], column: str) -> list[str]:
     """Heading and cells, all equally wide, figures right- and what follows them (unit, ±, star) left-aligned."""
-    spread = not column.startswith(("task_", "score_"))  # the tasks' errors are in the Markdown report
+    spread = not column.startswith(("task_", "score_", "kl"))  # their errors are in the Markdown report
     cells = [_cell(record, row, column, spread=spread) for record, row in zip(records, rows, strict=True)]
     parts = [re.match(r"([-<]?[\d.,e]+x?)(.*)", cell) or re.match(r"(.*)()", cell) for cell in cells]
     left, right = (max(width(part[side]) for part in parts if part) for side in (1, 2))

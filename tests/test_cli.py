@@ -60,6 +60,15 @@ MISTAKES = {
     "long stride": (["--methods", "laco", "--ratio", "0.2", "--stride", "99"], "stride lies between 1 and the window"),
     "no plugin": (["--methods", "laco", "--ratio", "0.2", "--plugin", "mine.py"], "--plugin names a Python file"),
     "unknown flag": (["--methods", "laco", "--ratio", "0.2", "--speed"], "unrecognized arguments|ambiguous"),
+    "negative shots": (["--methods", "laco", "--ratio", "0.2", "--fewshot", "-1"], "fewshot is a number of examples"),
+    "data of no task": (
+        ["--methods", "laco", "--ratio", "0.2", "--task-data", f"race={__file__}"],
+        r"--task-data: .*test_cli.py holds no .arrow, .parquet, .jsonl file",
+    ),
+    "data misspelt": (
+        ["--methods", "laco", "--ratio", "0.2", "--task-data", "race"],
+        "--task-data is written TASK=PATH",
+    ),
     "negative count": (["--methods", "laco", "--ratio", "0.2", "--windows", "-1"], "windows is 0 .* or positive"),
 }
 
@@ -77,7 +86,7 @@ def test_a_short_text_is_refused_with_both_counts(base, capsys, tmp_path):
     line = refused(capsys, [*base, "--methods", "laco", "--ratio", "0.2", "--calibration", str(short)])
     assert re.search(r"has \d tokens for calibration .*, but 4 x 24 = 96 were asked for", line)
     line = refused(capsys, [*base, "--methods", "laco", "--ratio", "0.2", "--texts", str(short)])
-    assert re.search(r"has \d tokens for evaluation .*, but 128 are needed for 4 windows of 32", line)
+    assert re.search(r"has \d tokens for evaluation, but 128 are needed for 4 windows of 32", line)
 
 
 def test_a_model_that_is_none_is_refused(base, capsys, tmp_path, monkeypatch):
@@ -92,6 +101,32 @@ def test_a_model_that_is_none_is_refused(base, capsys, tmp_path, monkeypatch):
 def test_a_task_that_is_none_is_refused(base, capsys):
     line = refused(capsys, [*base, "--methods", "laco", "--ratio", "0.2", "--tasks", "helaswag"])
     assert re.search("no task 'helaswag'; did you mean hellaswag", line)
+
+
+def test_documents_of_ones_own_are_part_of_the_key(base, tmp_path, capsys):
+    rows = [{"goal": f"w{i}", "sol1": "w1 w2", "sol2": "w3", "label": i % 2} for i in range(6)]
+    arguments = [*base, "--methods", "dense", "--tasks", "piqa", "--task-data", f"piqa={tmp_path / 'mine.jsonl'}"]
+    for count in (6, 6, 5):
+        (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:count]))
+        assert main(arguments) == 0
+    records = [json.loads(path.read_text()) for path in (tmp_path / "run" / "cells").glob("*.json")]
+    assert sorted(record["measured"]["tasks"]["piqa"]["available"] for record in records) == [5, 6]
+    assert len({record["cell"]["protocol"]["task_data"][0][2] for record in records}) == 2
+    assert capsys.readouterr().err.count("has a record") == 1
+
+
+@pytest.mark.parametrize("calibration", ["same", "another"])
+def test_a_text_is_evaluated_whole_unless_it_is_calibrated_on(calibration, base, text_file, tmp_path, capsys):
+    other = tmp_path / "other.txt"
+    other.write_text(text_file.read_text().replace("w1 ", "w2 "))
+    chosen = ["--calibration", str(text_file if calibration == "same" else other)]
+    assert main([*base, *chosen, "--methods", "dense", "--windows", "0"]) == 0
+    (path,) = (tmp_path / "run" / "cells").glob("*.json")
+    (figures,) = json.loads(path.read_text())["measured"]["perplexity"].values()
+    assert figures["whole"] == (calibration == "another")
+    assert figures["windows"] == 40 * 60 // (64 if calibration == "same" else 32)
+    assert figures["words"] == figures["tokens"]  # a token is a word here
+    assert figures["word_perplexity"] == pytest.approx(figures["perplexity"])
 
 
 def test_a_folder_that_cannot_hold_results_is_refused(base, capsys, tmp_path):

@@ -41,6 +41,51 @@ def test_calibration_and_evaluation_share_no_document(file):
     assert [document in evaluation for document in DOCUMENTS] == [False, True] * 10
 
 
+def test_another_text_is_evaluated_whole_and_as_it_stands(file):
+    """Every document, every white space, in one piece; a text on both sides is halved."""
+    tokenizer = byte_tokenizer()
+    everything = data.evaluation(tokenizer, file, window=40, stride=40, windows=0, whole=True)
+    content = "\n\n".join(DOCUMENTS) + "\n"
+    assert tokenizer.decode(everything.ids.flatten()) == content[: everything.ids.numel()]
+    assert len(content) - everything.ids.numel() < 40
+    with pytest.raises(UserError, match=r"has 799 tokens for evaluation, but 1200 are needed"):
+        data.evaluation(tokenizer, file, 40, 40, 30, whole=True)
+
+
+def test_the_beginning_of_a_whole_text_is_enough_for_the_first_windows(file, monkeypatch):
+    tokenizer, read = byte_tokenizer(), []
+    tokenise = data._tokenise
+    monkeypatch.setattr(data, "_tokenise", lambda *args: read.append(len(args[1][0])) or tokenise(*args))
+    first = data.evaluation(tokenizer, file, window=20, stride=20, windows=2, whole=True)
+    assert read == [16 * 40]
+    assert torch.equal(first.ids, data.evaluation(tokenizer, file, 20, 20, 0, whole=True).ids[:2])
+    monkeypatch.setattr(data, "LONGEST", 1)  # too little: it is read again, whole
+    read.clear()
+    again = data.evaluation(tokenizer, file, window=20, stride=20, windows=2, whole=True)
+    assert again.sha256 == first.sha256
+
+
+def test_which_texts_are_whole(tmp_path):
+    mine, other = str(tmp_path / "a.txt"), str(tmp_path / "b.txt")
+    assert data.is_whole(mine, "c4")
+    assert data.is_whole(mine, other)
+    assert not data.is_whole(mine, str(tmp_path / "folder" / ".." / "a.txt"))
+    assert not data.is_whole("wiki", "c4")
+    assert data.is_whole("hub:a/b:c", "wiki")
+    assert data.is_whole("hub:a/b:c", "hub:a/b:c:train")
+    assert not data.is_whole("hub:a/b:c", "hub:a/b:c:test")
+
+
+def test_words_are_those_of_the_scored_text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("  one two\nthree\u00a0four—five  six\n\n\nseven 東京 eight", encoding="utf-8")
+    content = path.read_text(encoding="utf-8")
+    for window in (4, 7, len(content.encode())):
+        block = data.evaluation(byte_tokenizer(bos=True), str(path), window + 1, window + 1, 0, whole=True)
+        scored = content.encode()[: block.tokens].decode(errors="ignore")
+        assert block.words == len(scored.split())
+
+
 def test_a_repeated_document_counts_once(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("first\n\nfirst\n\nsecond\n\n\n  \nsecond\n\nfirst", encoding="utf-8")
@@ -207,6 +252,10 @@ def dataset(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(datasets, "load_dataset", lambda *names, split: asked.append((*names, split)) or rows)
     return asked
+
+
+def test_a_whole_hub_text_is_its_rows_joined(dataset):
+    assert data._content("hub:a/b:c:test") == "one\n\n\n\ntwo"
 
 
 def test_rows_of_a_hub_text_are_its_documents(dataset):

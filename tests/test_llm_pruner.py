@@ -187,8 +187,9 @@ def test_protection_scales_down_with_depth(layers, protected):
 @pytest.mark.parametrize("ranking", ["local", "global"])
 def test_out_of_reach_is_refused_before_any_work(ranking):
     model = shape(**SMOLLM2)
+    LLMPruner(ranking=ranking).plan(model, 0.578)  # one head and one channel of each layer would be left
     with pytest.raises(OutOfReach, match="out of reach"):
-        LLMPruner(ranking=ranking).plan(model, 0.7)
+        LLMPruner(ranking=ranking).plan(model, 0.579)
     with pytest.raises(OutOfReach, match="protect all"):
         LLMPruner(first=20, last=10).plan(model, 0.1)
 

@@ -138,6 +138,14 @@ def failed(status: str, method: str, error: str, **changes: Any) -> Record:
     return Record(cell=cell(method, 0.3, **changes), status=status, environment=ENVIRONMENT, error=error)
 
 
+def checked(figures: dict[str, Any], kl: float | None, copying: float) -> dict[str, Any]:
+    """`figures` with checks; without a divergence those of the dense model."""
+    checks = {"copying": copying, "counting": 0.9, "repetition": 0.0625, "distinct_1": 0.4635, "distinct_2": 0.7446}
+    if kl is not None:
+        checks |= {"kl": kl, "kl_low": 0.9 * kl, "kl_high": 1.1 * kl, "agreement": 0.7588}
+    return figures | {"checks": checks}
+
+
 DENSE = ok("dense", None, measured(0, (19.9, 20.8, 21.7), [0.45, 0.71, 0.5, 0.6, 0.44], 80.0))
 LACO = ok(
     "laco",
@@ -163,7 +171,7 @@ HUGE = ok(  # a name from hell, a perplexity without measure, no task, tiny time
 UNICODE = ok(
     "größe",
     0.1,
-    measured(4 * PER_LAYER, (11000.0, 12345.0, 13900.0), [0.0, 0.0004, 0.5, 1.0, 0.25], 70.0),
+    checked(measured(4 * PER_LAYER, (11000.0, 12345.0, 13900.0), [0.0, 0.0004, 0.5, 1.0, 0.25], 70.0), 8.1234, 0.25),
     budget=4,
     prune_seconds=3700.0,
     parameters={"λ": "`a`", "note": "line\nbreak \x1b[31mred", "window": 4},
@@ -225,6 +233,29 @@ def test_figures_by_hand():
     assert (found["task_winogrande"], found["task_winogrande_metric"]) == (0.49, "acc")
     assert found["task_piqa_acc"] == pytest.approx(0.9 * 0.58)
     assert found["task_piqa_low"] < 0.58 < found["task_piqa_high"]
+
+
+def test_checks_have_a_row_of_figures_and_a_table_of_their_own():
+    dense = replace(DENSE, measured=checked(DENSE.measured, None, 1.0))
+    pruned = replace(LACO, measured=checked(LACO.measured, 2.0743, 0.0))
+    table = frame([dense, pruned, FIXED]).set_index("label")
+    laco = table.loc["laco"]
+    assert (laco["kl"], laco["kl_low"], laco["kl_high"]) == pytest.approx((2.0743, 0.9 * 2.0743, 1.1 * 2.0743))
+    assert (laco["copying"], laco["agreement"], laco["distinct_2"]) == (0.0, 0.7588, 0.7446)
+    assert pd.isna(table.loc["dense", "kl"])
+    assert table.loc["dense", "copying"] == 1.0
+    assert pd.isna(table.loc["drop:layers=20-24", "copying"])
+    text = markdown([dense, pruned])
+    heads = "KL (nats/token) ↓ agreement (%) ↑ copying (%) ↑ counting (%) ↑ repetition (%) distinct 2-grams (%)"
+    assert heads in re.sub(r"[\s|]+", " ", text)
+    assert "| laco" in text
+    assert "2.07 ± 0.21" in text
+    lines = terminal([dense, pruned]).splitlines()
+    head = next(line for line in lines if line.startswith("method"))
+    assert head.split()[:6] == ["method", "removed", "params", "ppl", "wiki", "KL"]
+    (row,) = (line for line in lines if line.startswith("laco  ") and " 343" in line)
+    assert re.search(r" 343 ± 46 +2\.07  ", row)
+    assert not [line for line in lines if line.startswith("method") and "copying" in line]
 
 
 def test_the_dense_row_is_its_own_baseline():
@@ -469,7 +500,7 @@ def test_markdown_tables_stay_tables():
         if line.startswith("|"):
             columns = columns if before.startswith("|") else len(cells_of(line))
             assert len(cells_of(line)) == columns >= 2
-    assert sum(line.startswith("|:--") for line in lines) == 9
+    assert sum(line.startswith("|:--") for line in lines) == 10
     assert "<script>" not in "\n".join(lines)
     assert all(character.isprintable() for line in lines for character in line)
 

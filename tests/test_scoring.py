@@ -244,14 +244,18 @@ def test_window_nll_refuses_what_has_no_context():
 
 def test_perplexity_figures():
     sums, counts = torch.tensor([20.0, 33.0, 24.0]), torch.tensor([10, 15, 10])
-    figures = perplexity(sums, counts, bytes=140)
+    figures = perplexity(sums, counts, bytes=140, words=22)
     mean = 77 / 35
     residuals = [20 - 10 * mean, 33 - 15 * mean, 24 - 10 * mean]
     error = math.sqrt(3 / 2 * sum(r * r for r in residuals)) / 35
     assert figures["nll_per_token"] == pytest.approx(mean)
     assert figures["perplexity"] == pytest.approx(math.exp(mean))
     assert figures["bits_per_byte"] == pytest.approx(77 / math.log(2) / 140)
-    assert (figures["tokens"], figures["windows"]) == (35, 3)
+    assert (
+        figures["byte_perplexity"] == pytest.approx(math.exp(77 / 140)) == pytest.approx(2 ** figures["bits_per_byte"])
+    )
+    assert figures["word_perplexity"] == pytest.approx(math.exp(3.5))
+    assert (figures["tokens"], figures["words"], figures["windows"]) == (35, 22, 3)
     assert figures["perplexity_low"] == pytest.approx(math.exp(mean - 4.302653 * error))
     assert figures["perplexity_high"] == pytest.approx(math.exp(mean + 4.302653 * error))
 
@@ -263,16 +267,26 @@ def test_the_interval_covers_the_truth_19_times_of_20():
     for _ in range(400):
         counts = torch.randint(50, 100, (20,), generator=draw)
         sums = counts * (3.0 + 0.3 * torch.randn(20, generator=draw))
-        figures = perplexity(sums, counts, bytes=1)
+        figures = perplexity(sums, counts, bytes=1000, words=1000)
         covered += figures["perplexity_low"] < math.exp(3.0) < figures["perplexity_high"]
     assert 0.92 < covered / 400 < 0.98
 
 
 def test_one_window_has_no_interval():
-    assert set(perplexity(torch.tensor([20.0]), torch.tensor([10]), bytes=40)) == {
+    assert set(perplexity(torch.tensor([20.0]), torch.tensor([10]), bytes=40, words=8)) == {
         "perplexity",
+        "word_perplexity",
         "bits_per_byte",
+        "byte_perplexity",
         "nll_per_token",
         "tokens",
+        "words",
         "windows",
     }
+
+
+@pytest.mark.parametrize("words", [0, 1])
+def test_a_text_without_spaces_has_no_word_perplexity(words):
+    figures = perplexity(torch.tensor([900.0]), torch.tensor([300]), bytes=900, words=words)
+    assert "word_perplexity" not in figures
+    assert figures["perplexity"] == pytest.approx(math.exp(3))

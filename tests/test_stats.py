@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, sem
 
-from bench.stats import average_stderr, mean_stderr, ratio_of_medians_interval, wilson
+from bench.stats import average_stderr, mean_stderr, ratio_interval, ratio_of_medians_interval, wilson
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (1, 10), (5, 10), (10, 10), (1, 1), (450, 1000), (3, 100)])
@@ -78,3 +78,17 @@ def test_ratio_interval_of_constant_samples_is_the_ratio():
 def test_ratio_interval_needs_two_samples():
     with pytest.raises(ValueError, match="got 1 and 3"):
         ratio_of_medians_interval([1.0], [1.0, 2.0, 3.0])
+
+
+def test_the_interval_of_a_ratio_is_that_of_a_mean_where_clusters_are_alike():
+    y = [2.0, 3.0, 5.0, 2.0]
+    low, high = ratio_interval(y, [2.0] * 4)
+    assert (low + high) / 2 == pytest.approx(1.5)
+    assert (high - low) / 2 == pytest.approx(3.182446 * sem(y) / 2)  # t of 3 at 0.975
+    assert ratio_interval([1.0, 2.0, 3.0], [10.0, 20.0, 30.0]) == pytest.approx((0.1, 0.1))
+
+
+@pytest.mark.parametrize(("y", "x"), [([1.0], [1.0]), ([], []), ([1.0, 2.0], [1.0])])
+def test_the_interval_of_a_ratio_needs_two_clusters(y, x):
+    with pytest.raises(ValueError, match=f"got {len(y)} and {len(x)}"):
+        ratio_interval(y, x)
