@@ -39,8 +39,7 @@ not pruned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,11 +49,10 @@ from torch import Tensor, nn
 from methods.anatomy import Decoder
 from methods.budget import parameters
 from methods.pruner import Calibration, OutOfReach, Unsupported, register
+from methods.signals import Sums, gradients, zeros
 from methods.surgery import Structure
 
 TOLERANCE = 0.005  # share of the dense model by which heads may miss the budget before channels close the gap
-TOKENS_AT_ONCE = 256  # of the calibration, in one pass; no fewer than a sequence
-
 TAYLOR = ("element1", "element2", "mix", "vector")
 IMPORTANCE = (*TAYLOR, "l1", "l2", "random")
 AGGREGATION: dict[str, Callable[[Tensor], Tensor]] = {  # (matrices, units, channels) -> (units, channels)
@@ -67,8 +65,6 @@ AGGREGATION: dict[str, Callable[[Tensor], Tensor]] = {  # (matrices, units, chan
 }
 RANKING = ("local", "global")
 GQA = ("paired", "released")
-
-Sums = dict[Tensor, Tensor]  # a weight -> what is summed up for it, of its shape, in float32
 
 
 @register("llm-pruner")
@@ -196,7 +192,7 @@ class LLMPruner:
             weights = {part.matrix.weight for structure in structures for part in structure.parts}
             g = zeros(weights) if self.importance != "element2" else g
             a = zeros(weights) if self.importance in ("element2", "mix") else a
-            accumulate(model, *self.block(calibration, step), g, a)
+            gradients(model, *self.block(calibration, step), g, a)
         return [self.score(structure, g, a) for structure in structures]
 
     def block(self, calibration: Calibration, step: int) -> tuple[Tensor, Tensor]:
@@ -283,49 +279,3 @@ def solve(structures: list[Structure], target: float, slack: float) -> Cut:
     heads = int(one.channels * G)
     two = [nearest(heads / G), nearest((heads + 1) / G)]
     return next((cut for cut in two if miss(cut) <= slack), min(one, *two, key=miss))
-
-
-def zeros(weights: Iterable[Tensor]) -> Sums:
-    return {weight: torch.zeros_like(weight, dtype=torch.float32, requires_grad=False) for weight in weights}
-
-
-def accumulate(model: Decoder, ids: Tensor, mask: Tensor, g: Sums, a: Sums) -> None:
-    """Add to g the gradient of the mean loss over all targets, to a the mean square of each sequence's own gradient.
-
-    A few tokens at a time, or one sequence where a is asked for. A gradient is added and freed as soon as it is there.
-    """
-    N, T = ids.shape
-    targets = ids[:, 1:].masked_fill(~mask[:, 1:], -100).to(model.embed.weight.device)
-    own = 1.0  # share of the running sequences in all targets
-
-    def take(weight: Tensor) -> None:
-        assert weight.grad is not None  # it has just been written
-        gradient, weight.grad = weight.grad.float(), None
-        if weight in g:
-            g[weight].add_(gradient, alpha=own)
-        if weight in a:
-            a[weight].addcmul_(gradient, gradient, value=1 / N)
-
-    with differentiate(model, g or a, take), torch.enable_grad():
-        size = 1 if a else max(1, TOKENS_AT_ONCE // T)
-        for batch, wanted in zip(*(torch.split(x.to(targets.device), size) for x in (ids, targets)), strict=True):
-            own = int((wanted >= 0).sum()) / int((targets >= 0).sum())
-            logits = model.model(input_ids=batch, use_cache=False).logits[:, :-1].float()
-            torch.autograd.backward(nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten()))
-
-
-@contextmanager
-def differentiate(model: Decoder, weights: Iterable[Tensor], take: Callable[[Tensor], None]) -> Iterator[None]:
-    """Let these weights alone require a gradient, and call `take` on each that has one. Afterwards all is as before."""
-    before = [(parameter, parameter.requires_grad) for parameter in model.model.parameters()]
-    model.model.zero_grad()
-    model.model.requires_grad_(False)
-    hooks = [weight.requires_grad_().register_post_accumulate_grad_hook(take) for weight in weights]  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for parameter, required in before:
-            parameter.requires_grad_(required)
-        model.model.zero_grad()

@@ -13,11 +13,12 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import methods
-from methods import llm_pruner
+from methods import llm_pruner, signals
 from methods.anatomy import Decoder
 from methods.budget import parameters
-from methods.llm_pruner import AGGREGATION, IMPORTANCE, TAYLOR, LLMPruner, accumulate, zeros
+from methods.llm_pruner import AGGREGATION, IMPORTANCE, TAYLOR, LLMPruner
 from methods.pruner import Calibration, OutOfReach
+from methods.signals import gradients, zeros
 from methods.surgery import Structure
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -382,7 +383,7 @@ def test_fused_matrices_are_scored_like_separate_ones(family):
 def sums(model: Decoder, tokens: Calibration, second: bool = True) -> tuple[dict, dict]:
     weights = [matrix.weight for layer in model.layers[1:3] for matrix in layer.matrices]
     g, a = zeros(weights), zeros(weights) if second else {}
-    accumulate(model, tokens.ids, tokens.mask, g, a)
+    gradients(model, tokens.ids, tokens.mask, g, a)
     return g, a
 
 
@@ -425,7 +426,7 @@ def test_padding_is_no_target(family, second):
 def test_how_the_calibration_is_split_changes_no_decision(importance, monkeypatch):
     found = []
     for tokens in (1, 50, 10_000):
-        monkeypatch.setattr(llm_pruner, "TOKENS_AT_ONCE", tokens)
+        monkeypatch.setattr(signals, "TOKENS_AT_ONCE", tokens)
         pruner = LLMPruner(r=0.4, importance=importance)
         found.append(pruner.prune(Decoder(tiny("qwen2")), calibration(rows=10), 0.0))
     assert found[0] == found[1] == found[2]
@@ -555,7 +556,7 @@ def test_random_follows_its_seed():
 
 @pytest.mark.parametrize("importance", ["l1", "l2", "random"])
 def test_controls_look_at_no_text(importance, monkeypatch):
-    monkeypatch.delattr(llm_pruner, "accumulate")
+    monkeypatch.delattr(llm_pruner, "gradients")
     LLMPruner(importance=importance, r=0.5).prune(Decoder(tiny("llama")), calibration(), 0.0)
 
 
