@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from bench import flags
 from bench.errors import UserError
-from bench.spec import PROFILES, Protocol, parse_methods, parse_ratios, slug
+from bench.spec import PROFILES, SAVE_DTYPES, Protocol, parse_methods, parse_ratios, slug
 
-OK, FAILED_CELLS, USAGE, INTERRUPTED = 0, 3, 2, 130
+OK, NOT_AS_SAID, FAILED_CELLS, USAGE, INTERRUPTED = 0, 1, 3, 2, 130
 TASK_DATA = (
     "a task's documents from local files, with the columns of the hub's: an .arrow, .parquet or .jsonl file of what "
     "is evaluated, or a folder of such, where files named by split (test-0.parquet) are taken by split"
@@ -32,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0 done, 2 a mistake of the user, 3 a cell failed, 130 interrupted."""
+    """Run one command. Returns the exit code: 0 done, 1 not as said, 2 a mistake, 3 a cell failed, 130 interrupted."""
     # Threads that spin while they wait make a shared machine several times slower; read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -51,6 +52,7 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m bench", description="Prune language models, measure them, compare them fairly.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     _add_run(commands)
+    _add_speed(commands)
     report = commands.add_parser("report", help="draw the tables of finished runs")
     report.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, as in results/2026-01-31-laco-model")
     report.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal")
@@ -62,7 +64,37 @@ def _parser() -> Parser:
     fetch = commands.add_parser("fetch", help="download the default model, texts and tasks ahead of time")
     fetch.add_argument("names", nargs="*", metavar="NAME", help="only these; by default all")
     fetch.set_defaults(command=_fetch)
+    _add_export(commands)
+    _add_verify(commands)
     return parser
+
+
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export",
+        help="take a pruned model out of a run",
+        description="Write a cell's model as a folder or a GGUF file: the saved one, or one made anew from its record.",
+    )
+    export.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    export.add_argument("cell", metavar="CELL", help="a file of its cells/ without .json, the start of one, or a label")
+    export.add_argument("--to", type=Path, metavar="DIR", help="a new folder for the model")
+    export.add_argument("--gguf", type=Path, metavar="FILE", help="a new GGUF file, for Llama-like models of one width")
+    export.add_argument("--save-dtype", metavar="DTYPE", help="auto (the base's), float32, bfloat16 or float16")
+    export.add_argument("--pad-to-uniform", action="store_true", help="fill layers up with zeros to the same widths")
+    export.add_argument("--shard-mb", type=int, default=5000, metavar="MB", help="the most of a weight file, in MB")
+    export.add_argument("--device", default="auto", help="to make the model anew on; auto: as in the record")
+    export.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file with methods")
+    export.set_defaults(command=_export)
+
+
+def _add_verify(commands: Any) -> None:
+    verify = commands.add_parser(
+        "verify",
+        help="check a saved model",
+        description="Compare a saved model with its manifest and try it: files, hashes, shapes, logits, cache.",
+    )
+    verify.add_argument("folder", type=Path, metavar="DIR", help="a folder that --save-models or export wrote")
+    verify.set_defaults(command=_verify)
 
 
 def _add_run(commands: Any) -> None:
@@ -72,13 +104,11 @@ def _add_run(commands: Any) -> None:
         description="Prune a model with each method at each ratio and measure it; finished cells are skipped.",
     )
     what = run.add_argument_group("what to prune")
-    what.add_argument("--methods", required=True, metavar="LIST", help="as in laco,slicegpt or laco:C=3,T=0.7")
-    what.add_argument("--ratio", default="", metavar="LIST", help="share of all parameters to remove, as in 0.1,0.3")
-    what.add_argument("--set", action="append", default=[], metavar="METHOD.NAME=VALUE", help="as in laco.T=0.7")
-    what.add_argument("--match", choices=("layers", "exact"), default="layers", help="round the ratio to whole layers")
+    what.add_argument(
+        "--methods", required=True, metavar="LIST", help="as in laco,slicegpt or laco:C=3,T=0.7; all for all"
+    )
     what.add_argument("--model", default="smollm2-135m", help="see `list models`; a folder, .gguf file or hub name")
-    what.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a model")
-    what.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file with methods")
+    flags.add_pruning(what)
     how = run.add_argument_group("how to measure (by default as the profile says)")
     how.add_argument("--profile", default="quick", help=f"{', '.join(PROFILES)}; see `list profiles`")
     how.add_argument("--tasks", metavar="LIST", help="tasks or groups of `list tasks`; none for no task")
@@ -89,40 +119,56 @@ def _add_run(commands: Any) -> None:
     how.add_argument("--window", type=int, metavar="TOKENS", help="tokens of a perplexity window")
     how.add_argument("--stride", type=int, metavar="TOKENS", help="tokens from window to window; by default the window")
     how.add_argument("--windows", type=int, metavar="N", help="perplexity windows; 0 for all")
-    how.add_argument("--calibration", metavar="TEXT", help="text that methods look at")
-    how.add_argument("--calibration-sequences", type=int, metavar="N")
-    how.add_argument("--calibration-length", type=int, metavar="TOKENS")
-    how.add_argument("--calibration-memory-mib", type=int, metavar="MIB", help="for the states of a micro-batch")
-    how.add_argument("--speed-repeats", type=int, metavar="N", help="timed prefills; 0 for no speed")
+    flags.add_calibration(how)
     how.add_argument("--batch-tokens", type=int, metavar="TOKENS", help="tokens of one forward when scoring")
     how.add_argument("--no-checks", action="store_false", default=None, dest="checks", help="no generation, no KL")
     how.add_argument("--scorer", choices=("shared", "stock"), help="stock: lm-eval's own backend, for checking")
+    flags.add_timing(run.add_argument_group("how to time (by default as the profile says)"), "--speed-rounds")
     where = run.add_argument_group("where")
-    where.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    where.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
-    where.add_argument("--threads", type=int, metavar="N", help="torch threads on the CPU")
-    where.add_argument("--seed", type=int, default=0)
-    where.add_argument("--out", type=Path, metavar="DIR", help="by default results/<date>-<methods>-<model>")
-    where.add_argument("--retry-failed", action="store_true", help="run cells again whose record is a failure")
-    run.set_defaults(command=_run)
+    flags.add_place(where)
+    where.add_argument("--save-models", action="store_true", help="save pruned models, measure them as they load again")
+    where.add_argument("--save-dtype", metavar="DTYPE", help="auto (the base's), float32, bfloat16, float16; saves too")
+    run.set_defaults(command=_run, view="main")
+
+
+def _add_speed(commands: Any) -> None:
+    speed = commands.add_parser(
+        "speed",
+        help="time and weigh, and nothing else",
+        description=(
+            "Time pruned models beside the dense one, in turns, and take their memory; no tasks, no texts. Without "
+            "--methods the dense model is timed against itself, which shows how far the machine can be trusted."
+        ),
+    )
+    what = speed.add_argument_group("what to time")
+    what.add_argument("model", nargs="?", default="smollm2-135m", metavar="MODEL", help="by default %(default)s")
+    what.add_argument("--methods", default="dense", metavar="LIST", help="as in laco,slicegpt or drop:layers=10-20")
+    flags.add_pruning(what)
+    flags.add_calibration(what)
+    flags.add_timing(speed.add_argument_group("how to time"), "--rounds")
+    flags.add_place(speed.add_argument_group("where"))
+    speed.set_defaults(command=_run, view="speed", profile="speed", local_data=[], save_models=False, save_dtype=None)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     methods_and_parameters = _with_settings(parse_methods(arguments.methods), arguments.set)
     ratios = parse_ratios(arguments.ratio) if arguments.ratio else []
+    if arguments.save_models and arguments.save_dtype is None:
+        arguments.save_dtype = "auto"
     protocol = _protocol(arguments)
-    folder = arguments.out or _default_folder(methods_and_parameters, arguments.model)
+    kind = "speed-" if arguments.view == "speed" else ""
+    folder = arguments.out or _default_folder(kind, methods_and_parameters, arguments.model)
     from bench import preflight
 
     cells = preflight.cells(methods_and_parameters, ratios, protocol, arguments)
     preflight.check_folder(folder)
     from bench import runner
-    from reports import table
+    from reports import speed, table
 
     start = time.perf_counter()
     records = runner.run(cells, folder, retry_failed=arguments.retry_failed)
     table.write(folder, records)
-    print(table.terminal(records), end="")
+    print({"main": table.terminal, "speed": speed.terminal}[arguments.view](records), end="")
     print(f"{folder}: report.md, report.csv; {time.perf_counter() - start:.0f} s", file=sys.stderr)
     return FAILED_CELLS if any(record.status in runner.FAILED for record in records) else OK
 
@@ -151,19 +197,14 @@ def _protocol(arguments: argparse.Namespace) -> Protocol:
         value = getattr(arguments, field.name, None)
         if value is not None and field.name != "profile":
             is_list = field.name in ("tasks", "texts")
-            changes[field.name] = _names(value) if is_list else value
+            changes[field.name] = flags.names(value) if is_list else value
     if "window" in changes:
         changes.setdefault("stride", changes["window"])
     return dataclasses.replace(PROFILES[arguments.profile], **changes)
 
 
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(filter(None, (piece.strip() for piece in text.split(",")))))
-    return () if names == ("none",) else names
-
-
-def _default_folder(chosen: list[tuple[str, dict[str, Any]]], model: str) -> Path:
-    names = "-".join(dict.fromkeys(name for name, _ in chosen))
+def _default_folder(kind: str, chosen: list[tuple[str, dict[str, Any]]], model: str) -> Path:
+    names = kind + "-".join(dict.fromkeys(name for name, _ in chosen))
     return Path("results") / f"{time.strftime('%Y-%m-%d')}-{slug(names)}-{slug(model.rstrip('/').rsplit('/', 1)[-1])}"
 
 
@@ -185,6 +226,48 @@ def _report(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def _export(arguments: argparse.Namespace) -> int:
+    if not (arguments.to or arguments.gguf):
+        raise UserError("say where the model goes: --to DIR, --gguf FILE or both")
+    if arguments.shard_mb < 1:
+        raise UserError(f"shard-mb is a number of megabytes, at least 1; got {arguments.shard_mb}")
+    if arguments.save_dtype not in (None, *SAVE_DTYPES[1:]):
+        raise UserError(f"save-dtype is {', '.join(SAVE_DTYPES[1:])}; got {arguments.save_dtype!r}")
+    import methods
+    from bench import export
+
+    try:
+        methods.load(arguments.plugin)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    lines = export.write(
+        export.find(arguments.run, arguments.cell),
+        arguments.run,
+        to=arguments.to,
+        gguf=arguments.gguf,
+        pad=arguments.pad_to_uniform,
+        dtype=arguments.save_dtype,
+        most=arguments.shard_mb * 10**6,
+        device=arguments.device,
+    )
+    print("\n".join(lines))
+    return OK
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from bench import verify
+    from methods.checkpoint import CheckpointError
+
+    passed = True
+    try:
+        for check in verify.verify(arguments.folder):
+            print(check)
+            passed &= check.passed
+    except CheckpointError as error:
+        raise UserError(str(error)) from None
+    return OK if passed else NOT_AS_SAID
+
+
 def _list(arguments: argparse.Namespace) -> int:
     lines = {"methods": _methods, "models": _models, "tasks": _tasks, "texts": _texts, "profiles": _profiles}
     print("\n".join(lines[arguments.what](arguments.verbose)))
@@ -194,12 +277,15 @@ def _list(arguments: argparse.Namespace) -> int:
 def _methods(verbose: bool) -> list[str]:
     import methods
 
-    lines = []
-    for card in methods.catalogue():
-        lines.append(f"{card.name:<16}{card.summary}")
+    cards, packages, lines = methods.catalogue(), methods.installed(), []
+    wide = 2 + max(len(name) for name in [*(card.name for card in cards), *(name for name, _ in packages)])
+    for card in cards:
+        without = f"; not {', '.join(card.without)}" if card.without else ""
+        cost = f", {card.cost}" if card.cost else ""
+        lines += [f"{card.name:<{wide}}{card.summary}", f"{'':<{wide}}looks at {card.needs}{cost}{without}"]
         if verbose:
             lines += [f"    {name} = {default:<12}{meaning}" for name, default, meaning in card.parameters]
-    return lines
+    return lines + [f"{name:<{wide}}of the installed package {package}" for name, package in packages]
 
 
 def _models(verbose: bool) -> list[str]:
@@ -247,10 +333,9 @@ def _profiles(verbose: bool) -> list[str]:
     for name, protocol in PROFILES.items():
         documents = f"{protocol.documents} documents each" if protocol.documents else "all documents"
         windows = f"{protocol.windows} windows" if protocol.windows else "all windows"
-        lines.append(
-            f"{name:<16}{', '.join(protocol.tasks)}, {documents}; "
-            f"perplexity of {', '.join(protocol.texts)}, {windows} of {protocol.window} tokens"
-        )
+        tasks = f"{', '.join(protocol.tasks)}, {documents}" if protocol.tasks else "no tasks"
+        texts = f"perplexity of {', '.join(protocol.texts)}, {windows} of {protocol.window} tokens"
+        lines.append(f"{name:<16}{tasks}; {texts if protocol.texts else 'no texts; speed alone'}")
         if verbose:
             lines += [f"    {field} = {value}" for field, value in dataclasses.asdict(protocol).items()]
     return lines

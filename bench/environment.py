@@ -12,6 +12,8 @@ import re
 import resource
 import subprocess
 import sys
+import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -68,6 +70,12 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def resident_bytes() -> int | None:
+    """What this process has in the machine's memory now; only Linux tells."""
+    found = re.search(r"^VmRSS:\s+(\d+) kB", _read("/proc/self/status"), re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Start the peak anew at what is in use now. Outside CUDA and Linux the process's peak cannot be reset."""
     if device.type == "cuda":
@@ -75,6 +83,52 @@ def reset_peak_memory(device: torch.device) -> None:
         return
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # 5: only the peak
+
+
+def state() -> dict[str, float]:
+    """What the machine is doing at this moment; two of them tell what happened in between, see `between`.
+
+    seconds                                by a clock that only goes forward
+    cpu_mhz, cpu_celsius                   mean clock, highest temperature
+    cpu_throttled                          how often cores were slowed down for their heat, since the machine started
+    load                                   runnable processes, averaged over a minute
+    busy_seconds, own_seconds              of all cores together since the machine started; of this process
+    stolen_seconds                         that a hypervisor kept cores from this machine
+    """
+    ticks = [float(number) for number in re.findall(r"\d+", _read("/proc/stat").partition("\n")[0])]
+    second = os.sysconf("SC_CLK_TCK")
+    mhz = [float(number) for number in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", _read("/proc/cpuinfo"), re.MULTILINE)]
+    heat = _integers(Path("/sys/class/thermal").glob("*/temp"))
+    throttled = _integers(Path("/sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/core_throttle_count"))
+    own = os.times()
+    found = {
+        "seconds": time.monotonic(),
+        "cpu_mhz": sum(mhz) / len(mhz) if mhz else None,
+        "cpu_celsius": max(heat) / 1e3 if heat else None,
+        "cpu_throttled": sum(throttled) if throttled else None,
+        "load": os.getloadavg()[0],
+        "busy_seconds": (sum(ticks[:3]) + sum(ticks[5:8])) / second if len(ticks) > 7 else None,
+        "stolen_seconds": ticks[7] / second if len(ticks) > 7 else None,
+        "own_seconds": own.user + own.system,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def between(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """From two states, in cores: how many other processes kept busy on average, and how many were stolen."""
+    spent = {name: after[name] - before[name] for name in before if name in after}
+    if "busy_seconds" not in spent or spent["seconds"] <= 0:
+        return {}
+    other = max(0.0, spent["busy_seconds"] - spent["stolen_seconds"] - spent["own_seconds"])
+    return {
+        "other_cores": round(other / spent["seconds"], 3),
+        "stolen_cores": round(spent["stolen_seconds"] / spent["seconds"], 3),
+    }
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on; all, where the system does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _versions() -> dict[str, str]:
@@ -135,6 +189,12 @@ def _read(path: str) -> str:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def _integers(paths: Iterable[Path]) -> list[int]:
+    """The whole numbers that are alone in their files."""
+    texts = [_read(str(path)).strip() for path in paths]
+    return [int(text) for text in texts if re.fullmatch(r"-?\d+", text)]
 
 
 def _output(*command: str) -> str | None:

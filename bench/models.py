@@ -2,6 +2,7 @@
 
 A name is one of bench.assets.MODELS, a folder in Hugging Face layout, a GGUF file, or a name on the Hugging Face hub.
 Weights are read from safetensors or GGUF only, never unpickled, and code that comes with a model runs only if asked.
+A folder that was saved by methods.checkpoint is checked against its manifest, whatever its layers look like.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
+HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py", "README.md"]
 HUB_LEFT_OUT = ["consolidated*", "original/*", "onnx/*"]  # the same weights in other layouts
 
 
@@ -52,6 +53,8 @@ def shell(name: str, trust_remote_code: bool = False) -> torch.nn.Module:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    import methods.uneven  # noqa: F401  # registers the configuration of models whose layers differ
+
     folder, options = _source(name, trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(folder, **options)
@@ -72,14 +75,28 @@ def load(
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    from methods import checkpoint
+
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if _is_gguf(name):
         model, tokenizer = assets.from_gguf(Path(name), dtype)
     else:
         folder, options = _source(name, trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
+        if checkpoint.is_checkpoint(folder):
+            model = _saved(folder, dtype)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
         tokenizer = load_tokenizer(name, trust_remote_code)
     return model.to(device).eval(), tokenizer
+
+
+def _saved(folder: Path, dtype: torch.dtype) -> Any:
+    from methods import checkpoint
+
+    try:
+        return checkpoint.load(folder, dtype=dtype).model
+    except checkpoint.CheckpointError as error:
+        raise UserError(str(error)) from error
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
@@ -128,6 +145,35 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
+def stored_dtype(name: str, trust_remote_code: bool = False) -> str | None:
+    """The dtype that the model's configuration says its weights have; None where it says none of DTYPES."""
+    from transformers import AutoConfig
+
+    import methods.uneven  # noqa: F401  # as in `shell`
+
+    folder, options = _source(name, trust_remote_code)
+    dtype = str(AutoConfig.from_pretrained(folder, **options).dtype).removeprefix("torch.")
+    return dtype if dtype in DTYPES else None
+
+
+def licence(name: str) -> str | None:
+    """The licence of a model by its short name, as its folder says; None where it says nothing."""
+    if name in assets.MODELS:
+        return assets.ASSETS[assets.MODELS[name].asset].licence
+    card = _source(name)[0] / "README.md"
+    if _is_gguf(name) or not card.is_file():
+        return None
+    text = card.read_text(encoding="utf-8", errors="replace")
+    front = text.split("---", 2)[1] if text.startswith("---") else ""
+    found = re.search(r"^license:\s*['\"]?([\w.-]+)", front, re.MULTILINE)
+    return found[1] if found else None
+
+
+def is_on_hub(name: str) -> bool:
+    """Whether `name` is taken for a name on the hub, since it is no known model, file or folder."""
+    return name not in assets.MODELS and not Path(name).exists() and _is_hub_name(name)
+
+
 def _source(name: str, trust_remote_code: bool = False) -> tuple[Path, dict[str, Any]]:
     """(folder, options) for the `from_pretrained` of transformers."""
     if _is_gguf(name):
@@ -165,6 +211,21 @@ def _check_folder(name: str, folder: Path, trust_remote_code: bool) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if "auto_map" in config and not trust_remote_code:
         raise UserError(f"{name} comes with its own code; read it, then allow it with --trust-remote-code")
+    _check_saved(folder)
+
+
+def _check_saved(folder: Path) -> None:
+    """Refuse a saved model whose files or configuration are not those of its manifest; hashes are left to loading."""
+    from methods import checkpoint, shards
+
+    if not checkpoint.is_checkpoint(folder):
+        return
+    try:
+        manifest = checkpoint.read_manifest(folder)
+        shards.check(folder, manifest["weights"], hashes=False)
+        checkpoint.check_config(folder, manifest)
+    except checkpoint.CheckpointError as error:
+        raise UserError(str(error)) from error
 
 
 def _check_on_hub(name: str, trust_remote_code: bool) -> None:

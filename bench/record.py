@@ -26,17 +26,42 @@ A record has these keys and no others:
     weight_bytes                      int
     kv_bytes_per_token                int
     macs_per_token, macs_context      int, multiply-accumulates per token in a sequence of macs_context tokens
-    prune_seconds                     float, absent for "dense"
+    prune_seconds                     float, with the search of an earlier cell that a greedy method went on from;
+                                      absent for "dense"
     peak_memory_bytes                 int, highest resident (CPU) or allocated (CUDA) memory of the process so far
     perplexity   {text: {perplexity, perplexity_low, perplexity_high (95 %), bits_per_byte, byte_perplexity,
                          word_perplexity, nll_per_token, tokens, words, windows, window, stride, bos, sha256,
                          whole (all of the text and not only every second document)}}
     tasks        {task: {metric: {value, stderr}, ..., "main": metric, "version", "documents", "available", "fewshot"}}
-    speed        {prefill: {batch, length, ms: [raw samples]}, decode: {batch, context, ms: [raw samples]}, threads}
+    speed        see below; absent unless asked for
     checks       {copying, counting, repetition, distinct_1, distinct_2, agreement (shares), kl, kl_low, kl_high (nats
                  per token, 95 %)}   see bench.checks; kl and agreement are absent for "dense", and with repetition and
                  distinct_n without a text
-    seconds      {load, prune, perplexity, tasks, speed, checks}   where the time of the cell went
+    saved        {folder (below the run's), bytes, loads_with, reason, dtype, rounding} of methods.checkpoint, where the
+                 pruned model was saved; perplexity, tasks, speed and checks then are those of the reloaded model
+    seconds      {load, prune, save, perplexity, tasks, speed, checks}   where the time of the cell went
+
+`speed`, from a process that held the pruned and the dense model; for "dense" both are dense (see docs/speed.md):
+
+    points   a list, one for each of what was timed, by rising batch:
+        kind, batch, length or context   "prefill" of `length` tokens, or "decode" behind `context` tokens
+        warm_up                          {dense, pruned: calls before the first that counts}
+        rounds                           {dense, pruned: [[ms of each call] of each round]}
+        dense_ms, pruned_ms              medians of all calls
+        dense_cv, pruned_cv              standard deviation of all calls over their mean
+        clocks_apart                     share by which the wall clock and the sum of the calls differ
+        speedup, speedup_low, _high      dense over pruned from the rounds' medians, with its 95 % interval
+        speedup_by_macs, _by_bytes       what the removed work alone would bring, see bench.workloads.predicted
+        flags                            "noisy", "not_warm", "clocks_disagree"; the limits stand in bench.timing
+        out_of_memory                    ["dense", "pruned"], those that ran out; the other one is then timed alone
+        failed                           why there are no figures
+    memory   {resident_before_bytes, points: [{kind, batch, length or context, and either figures by the names of
+             bench.memory, or out_of_memory or failed}]}   of the pruned model alone
+    widths   {qkv, out, up, down, head, added: {in, out: [widths that occur], multiple_of: 128, 64, 8 or 1}}
+    setup    {threads, cores, devices, clock, attention}
+    machine  {before, after: {machine, gpus}, other_cores, stolen_cores (on average), other_gpu_processes, nvml (why
+             it has no figures), flags: "busy", "shared_gpu", "slowed"}
+    failed   why the process did not come to its end; what it told before is there
 """
 
 from __future__ import annotations

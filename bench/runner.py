@@ -8,7 +8,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 import methods
-from bench import checks, data, environment, models, scoring, speed, tasks
+from bench import checks, data, environment, export, models, scoring, speed, tasks
 from bench.errors import UserError
 from bench.record import InvalidRecord, Record, load, save
 from bench.spec import Cell, Protocol, budget
@@ -43,6 +43,11 @@ class Materials:
     tasks: dict[str, Any]
     documents: dict[str, list[int]]
     dense: checks.Dense | None
+    inherited_seconds: float = 0.0
+
+    def knowing(self, order: tuple[str, ...], seconds: float) -> Materials:
+        """The same, with the removals that an earlier cell found, and what finding them took."""
+        return replace(self, calibration=replace(self.calibration, order=order), inherited_seconds=seconds)
 
     @staticmethod
     def of(cell: Cell, tokenizer: Any, scratch: Path) -> Materials:
@@ -98,12 +103,42 @@ def run(cells: Sequence[Cell], folder: Path, *, retry_failed: bool = False) -> l
             where = f"[{index + 1}/{len(cells)}] {cell.label}" + ("" if cell.ratio is None else f" at {cell.ratio:g}")
             if records[index] is None:
                 _say(f"{where}: loading the model")
-                record = _run_cell(cell, folder, materials, where)
+                record = _run_cell(cell, folder, materials.knowing(*removals(cell, _valid(folder))), where)
                 save(record, path)
                 records[index] = record
             else:
                 _say(f"{where}: has a record")
     return [record for record in records if record is not None]
+
+
+SEARCHED = ("model", "method", "parameters", "seed", "device", "dtype")
+SEARCHED_ON = ("calibration", "calibration_sequences", "calibration_length")
+
+
+def removals(cell: Cell, records: Sequence[Record]) -> tuple[tuple[str, ...], float]:
+    """The longest start of a greedy method's removals that other cells of the folder have found, and its seconds.
+
+    They may differ in the ratio, and in how they are measured; not in what the method is, and what it looks at.
+    """
+
+    def search(plain: dict[str, Any]) -> list[Any]:
+        return [plain[name] for name in SEARCHED] + [plain["protocol"][name] for name in SEARCHED_ON]
+
+    best: tuple[tuple[str, ...], float] = ((), 0.0)
+    for record in records:
+        order = record.decisions.get("removal_order", [])[: record.decisions.get("free_removals", 0)]
+        if len(order) > len(best[0]) and search(record.cell) == search(asdict(cell)):
+            best = tuple(order), record.measured["prune_seconds"]
+    return best
+
+
+def _valid(folder: Path) -> list[Record]:
+    """Every record of the folder that can be read and is a result."""
+    found = []
+    for path in sorted((folder / "cells").glob("*.json")):
+        with suppress(InvalidRecord):
+            found.append(load(path))
+    return [record for record in found if record.status == "ok"]
 
 
 @contextmanager
@@ -134,7 +169,7 @@ def _run_cell(cell: Cell, folder: Path, materials: Materials, where: str) -> Rec
     try:
         with outcome.timed("load"):
             loaded = models.load(cell.model, device, dtype, cell.trust_remote_code)
-        _measure(cell, loaded, materials, outcome, where)
+        _measure(cell, loaded, materials, outcome, where=where, folder=folder)
     except Unsupported as reason:
         status, error = "unsupported", str(reason)
     except (torch.OutOfMemoryError, MemoryError) as reason:
@@ -151,8 +186,10 @@ def _run_cell(cell: Cell, folder: Path, materials: Materials, where: str) -> Rec
     return Record(asdict(cell) | names, status, described, outcome.decisions, outcome.measured, error)
 
 
-def _measure(cell: Cell, loaded: tuple[Any, Any], materials: Materials, outcome: Outcome, where: str) -> None:
-    """Prune, then measure everything that the protocol names."""
+def _measure(
+    cell: Cell, loaded: tuple[Any, Any], materials: Materials, outcome: Outcome, *, where: str, folder: Path
+) -> None:
+    """Prune, save if asked, then measure everything that the protocol names; a saved model as it loads again."""
     torch.manual_seed(cell.seed)
     model, tokenizer = loaded
     decoder = Decoder(model)
@@ -171,26 +208,42 @@ def _measure(cell: Cell, loaded: tuple[Any, Any], materials: Materials, outcome:
         with outcome.timed("prune"):
             pruner = methods.make(cell.method, cell.parameters)
             outcome.decisions |= pruner.prune(decoder, materials.calibration, ratio)
-        outcome.measured["prune_seconds"] = outcome.measured["seconds"]["prune"]
+        outcome.measured["prune_seconds"] = outcome.measured["seconds"]["prune"] + materials.inherited_seconds
     outcome.decisions["calibration"] = {
         "source": materials.calibration.source,
         "seed": materials.calibration.seed,
         "shape": list(materials.calibration.ids.shape),
         "sha256": materials.calibration.sha256,
     }
-    outcome.measured |= sizes(decoder, outcome.measured, cell.protocol.prefill_length)
+    outcome.measured |= sizes(decoder, outcome.measured, max(cell.protocol.prefill, default=cell.protocol.window))
+    saved = bool(cell.protocol.save_dtype) and cell.method != "dense"
+    if saved:
+        _say(f"{where}: saving the model and loading it again")
+        with outcome.timed("save"):
+            decoder = export.save_and_reload(
+                cell,
+                decoder,
+                tokenizer,
+                calibration=materials.calibration,
+                decisions=outcome.decisions,
+                measured=outcome.measured,
+                run=folder,
+            )
+            model = decoder.model
     _say(f"{where}: measuring {outcome.measured['parameters'] / 1e6:.1f} M parameters")
     with outcome.timed("perplexity"):
         outcome.measured["perplexity"] = _perplexity(cell, model, materials, outcome)
     with outcome.timed("tasks"):
         outcome.measured["tasks"] = _accuracy(cell, model, tokenizer, materials, outcome)
-    if cell.protocol.speed_repeats:
+    if cell.protocol.speed_rounds:
         with outcome.timed("speed"):
-            outcome.measured["speed"] = speed.measure(model, cell.protocol)
+            outcome.measured["speed"] = speed.measure(model, cell)
     outcome.measured["peak_memory_bytes"] = environment.peak_memory_bytes(decoder.embed.weight.device)
     if cell.protocol.checks:
         with outcome.timed("checks"):
             outcome.measured["checks"] = _checks(cell, model, tokenizer, materials)
+    if saved:
+        export.complete(outcome.measured, folder)
 
 
 def _checks(cell: Cell, model: Any, tokenizer: Any, materials: Materials) -> dict[str, float]:

@@ -9,13 +9,19 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import UserError
 
 if TYPE_CHECKING:
     from methods.anatomy import Decoder
+    from methods.pruner import Pruner
+
+
+CACHES = ("dynamic", "static")
+SAVE_DTYPES = ("", "auto", "float32", "bfloat16", "float16")
+MIN_ROUNDS = 6  # the fewest that have a signed-rank interval of 95 %, see bench.stats; from 12 on one may be spoilt
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,12 @@ class Protocol:
 
     Sizes are in tokens, counts in pieces; `documents` 0 means all of them, `windows` 0 as many as the text has.
     `fewshot` 0 leaves the number of examples to the task's definition; `task_data` is bench.task_data.parse's (task,
-    path, sha256) of tasks whose documents are local files; `checks` says whether bench.checks runs.
+    path, sha256) of tasks whose documents are local files; `checks` says whether bench.checks runs. `save_dtype` is
+    what pruned models are saved in, and measured as they load again; "auto" is the base's dtype, "" saves nothing.
+
+    Speed: `prefill` prompt lengths, `decode` depths of context, `batches` sequences at once; `speed_rounds` 0 times
+    nothing; `decode_steps` tokens per pass of a round; `max_batch` ends a sweep over 1, 2, 4, ..., 0 sweeps nothing;
+    `pin` cores that the timing may use, none for all; `speed_limit` seconds of silence after which it is given up.
     """
 
     profile: str
@@ -37,30 +48,58 @@ class Protocol:
     calibration: str
     calibration_sequences: int
     calibration_length: int
-    prefill_length: int
-    decode_context: int
+    prefill: tuple[int, ...]
+    decode: tuple[int, ...]
+    batches: tuple[int, ...]
+    speed_rounds: int
     decode_steps: int
-    speed_batch: int
-    speed_repeats: int
+    max_batch: int = 0
+    cache: str = "dynamic"
+    compile: bool = False
+    pin: tuple[int, ...] = ()
+    speed_limit: int = 600
     calibration_memory_mib: int = 1024
     batch_tokens: int = 2048
     scorer: str = "shared"
     fewshot: int = 0
     task_data: tuple[tuple[str, str, str], ...] = ()
     checks: bool = True
+    save_dtype: str = ""
 
     def __post_init__(self) -> None:
         counted = ("window", "calibration_sequences", "calibration_length", "calibration_memory_mib", "batch_tokens")
-        for name in (*counted, "prefill_length", "decode_context", "decode_steps", "speed_batch"):
+        for name in (*counted, "decode_steps", "speed_limit"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is a positive number; got {getattr(self, name)}")
         if self.fewshot < 0:
             raise UserError(f"fewshot is a number of examples, or 0; got {self.fewshot}")
-        for name in ("documents", "windows", "speed_repeats"):
+        for name in ("documents", "windows"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is 0 (for all) or positive; got {getattr(self, name)}")
         if not 1 <= self.stride <= self.window:
             raise UserError(f"stride lies between 1 and the window, {self.window}; got {self.stride}")
+        if self.save_dtype not in SAVE_DTYPES:
+            raise UserError(f"save-dtype is {', '.join(SAVE_DTYPES[1:])}; got {self.save_dtype!r}")
+        self._check_speed()
+
+    def _check_speed(self) -> None:
+        if self.speed_rounds and self.speed_rounds < MIN_ROUNDS:
+            raise UserError(
+                f"speed-rounds is 0 for no speed, or at least {MIN_ROUNDS}, since fewer rounds have no 95 % interval; "
+                f"got {self.speed_rounds}"
+            )
+        for name in ("prefill", "decode", "batches"):
+            sizes = getattr(self, name)
+            if (not sizes and name == "batches") or any(size < 1 for size in sizes):
+                raise UserError(f"{name} is a list of positive numbers, as in 1,8; got {','.join(map(str, sizes))!r}")
+        if self.speed_rounds and not (self.prefill or self.decode):
+            raise UserError("speed needs a prompt length or a depth of context to be timed at; both are none")
+        if self.max_batch < 0:
+            raise UserError(f"max-batch is 0 for no sweep, or the largest batch of one; got {self.max_batch}")
+        if self.cache not in CACHES:
+            raise UserError(f"cache is {' or '.join(CACHES)}; got {self.cache!r}")
+        if any(core < 0 for core in self.pin):
+            raise UserError(f"pin is a list of core numbers, as in 0,1; got {','.join(map(str, self.pin))!r}")
 
 
 QUICK_TASKS = ("hellaswag", "piqa", "winogrande", "arc_easy", "openbookqa")
@@ -76,11 +115,11 @@ PROFILES = {
         calibration="c4",
         calibration_sequences=8,
         calibration_length=64,
-        prefill_length=64,
-        decode_context=16,
+        prefill=(64,),
+        decode=(16,),
+        batches=(1,),
+        speed_rounds=6,
         decode_steps=4,
-        speed_batch=1,
-        speed_repeats=3,
     ),
     "quick": Protocol(
         profile="quick",
@@ -93,11 +132,11 @@ PROFILES = {
         calibration="c4",
         calibration_sequences=16,
         calibration_length=256,
-        prefill_length=128,
-        decode_context=64,
-        decode_steps=16,
-        speed_batch=1,
-        speed_repeats=7,
+        prefill=(128,),
+        decode=(64,),
+        batches=(1,),
+        speed_rounds=12,
+        decode_steps=4,
     ),
     "full": Protocol(
         profile="full",
@@ -110,11 +149,29 @@ PROFILES = {
         calibration="c4",
         calibration_sequences=32,
         calibration_length=512,
-        prefill_length=512,
-        decode_context=256,
-        decode_steps=64,
-        speed_batch=1,
-        speed_repeats=15,
+        prefill=(512,),
+        decode=(256,),
+        batches=(1, 8),
+        speed_rounds=20,
+        decode_steps=16,
+    ),
+    "speed": Protocol(
+        profile="speed",
+        tasks=(),
+        documents=0,
+        texts=(),
+        window=512,
+        stride=512,
+        windows=0,
+        calibration="c4",
+        calibration_sequences=16,
+        calibration_length=256,
+        prefill=(128,),
+        decode=(64,),
+        batches=(1,),
+        speed_rounds=60,
+        decode_steps=8,
+        checks=False,
     ),
 }
 
@@ -189,9 +246,18 @@ def parse_methods(text: str) -> list[tuple[str, dict[str, str]]]:
             if not equals or not name.strip() or not value.strip():
                 raise UserError(f"a parameter is written NAME=VALUE, as in laco:C=3,T=0.7; got {rest!r}")
             methods[-1][1][name.strip()] = value.strip()
+    if ("all", {}) in methods:
+        methods = [*_all(), *(pair for pair in methods if pair != ("all", {}))]
     if not methods:
         raise UserError("no method was named; `python -m bench list methods` shows them")
     return methods
+
+
+def _all() -> list[tuple[str, dict[str, str]]]:
+    """Every built-in method that takes a ratio."""
+    from methods import catalogue
+
+    return [(card.name, {}) for card in catalogue() if not card.fixed]
 
 
 def cells(
@@ -220,10 +286,18 @@ def cells(
         for ratio in [None] if pruner.fixed else ratios:
             cell = _cell(name, given, ratio, common)
             _refuse_unless_reachable(pruner, cell, decoder)
-            (fixed if pruner.fixed else found).append(cell)
+            (fixed if pruner.fixed else found).extend(_draws(pruner, cell))
     order = {ratio: index for index, ratio in enumerate([None, *ratios])}
     found.sort(key=lambda cell: order[cell.ratio])
     return list({cell.key: cell for cell in found + fixed}.values())
+
+
+def _draws(pruner: Pruner, cell: Cell) -> list[Cell]:
+    """The cell, or of a method that draws at random (fields `draws`, `seed`) one for each draw, of one label."""
+    count = getattr(pruner, "draws", 1)
+    if count == 1 or getattr(pruner, "seed", None) is not None:
+        return [cell]
+    return [replace(cell, parameters=cell.parameters | {"seed": cell.seed + draw}) for draw in range(count)]
 
 
 def _cell(name: str, given: dict[str, Any], ratio: float | None, common: dict[str, Any]) -> Cell:

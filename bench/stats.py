@@ -76,3 +76,34 @@ def ratio_of_medians_interval(
     ]
     low, high = np.quantile(medians[0] / medians[1], [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def paired_ratio(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """(ratio, low, high) of a to b, both positive and taken in pairs, such as milliseconds of the same round.
+
+    On x_i = log(a_i / b_i): the ratio is exp of the median of the Walsh averages (x_i + x_j) / 2, i <= j
+        (J. L. Hodges, E. L. Lehmann, "Estimates of location based on rank tests", 1963),
+    and its interval is exp of those averages that the signed-rank test does not reject
+        (M. Hollander, D. A. Wolfe, Nonparametric Statistical Methods, 2nd ed. 1999, section 3.3).
+    Holds its level for any symmetric distribution of x, so that a few disturbed pairs widen it little; under a normal
+    one it is about 2 % wider than Student's. Raises ValueError for too few pairs, at 95 % fewer than 6.
+    """
+    if len(a) != len(b) or min(*a, *b) <= 0:
+        raise ValueError("a ratio needs pairs of positive figures")
+    x = np.log(np.asarray(a, dtype=float)) - np.log(np.asarray(b, dtype=float))
+    rank = _rejected_ranks(len(x), (1 - confidence) / 2)
+    if not rank:
+        raise ValueError(f"{len(x)} pairs have no interval of {confidence:.0%}")
+    i, j = np.triu_indices(len(x))
+    averages = np.sort((x[i] + x[j]) / 2)
+    low, high = averages[rank - 1], averages[-rank]
+    return math.exp(np.median(averages)), math.exp(low), math.exp(high)
+
+
+def _rejected_ranks(n: int, tail: float) -> int:
+    """How many values of the signed-rank statistic, from 0 up, have together at most the probability `tail`."""
+    probability = np.ones(1)  # of each sum of a random subset of the ranks 1 .. n
+    for rank in range(1, n + 1):
+        without = np.pad(probability, (0, rank))
+        probability = (without + np.pad(probability, (rank, 0))) / 2
+    return int(np.searchsorted(np.cumsum(probability), tail, side="right"))

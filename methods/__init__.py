@@ -21,7 +21,25 @@ from typing import Any
 
 from methods.pruner import REGISTRY, Calibration, OutOfReach, Pruner, Unsupported, register
 
-BUILT_IN = ("dense", "laco", "slicegpt", "llm_pruner", "layer_drop")
+BUILT_IN = (
+    "dense",
+    "laco",
+    "slicegpt",
+    "llm_pruner",
+    "layer_drop",
+    "magnitude",
+    "shortgpt",
+    "angular",
+    "shortened_llama",
+    "sleb",
+    "blockpruner",
+    "finercut",
+    "llm_drop",
+    "flap",
+    "wanda_sp",
+    "two_ssp",
+    "minitron_width",
+)
 ENTRY_POINTS = "prunebench.methods"
 
 __all__ = ["Calibration", "OutOfReach", "Pruner", "Unsupported", "catalogue", "load", "make", "register"]
@@ -35,10 +53,19 @@ def load(plugins: Iterable[str] = ()) -> dict[str, type[Pruner]]:
     for name in BUILT_IN:
         importlib.import_module(f"methods.{name}")
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        point.load()
+        _load_point(point)
     for plugin in plugins:
         _load_file(Path(plugin))
     return REGISTRY
+
+
+def _load_point(point: importlib.metadata.EntryPoint) -> None:
+    try:
+        point.load()
+    except Exception as error:
+        package = point.dist.name if point.dist else point.module
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"method {point.name} of the package {package} cannot be imported: {reason}") from error
 
 
 def _load_file(path: Path) -> None:
@@ -70,7 +97,7 @@ def make(name: str, parameters: Mapping[str, Any] | None = None) -> Pruner:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ValueError(f"no method is called {name!r}; {hint}known: {', '.join(sorted(known))}")
-    fields = {field.name: str(field.type) for field in dataclasses.fields(known[name])}  # type: ignore[arg-type]
+    fields = {field.name: _kind(field.type) for field in dataclasses.fields(known[name])}  # type: ignore[arg-type]
     values = {}
     for parameter, value in (parameters or {}).items():
         if parameter not in fields:
@@ -81,6 +108,11 @@ def make(name: str, parameters: Mapping[str, Any] | None = None) -> Pruner:
         return known[name](**values)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def _kind(annotation: Any) -> str:
+    """'int', 'int | None': a type as it is written, whether or not the file has postponed its annotations."""
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
 def _typed(where: str, kind: str, value: Any) -> Any:
@@ -105,11 +137,22 @@ def _typed(where: str, kind: str, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Card:
-    """What `list methods` says of a method."""
+    """What `list methods` says of a method. The last four are constants of its class.
+
+    parameters  name, default, meaning
+    fixed       whether the parameters alone decide what goes, so that no ratio is asked for
+    needs       what it looks at: nothing, calibration, or calibration and gradients
+    cost        in forwards over the tokens that it reads
+    without     the families it cannot serve
+    """
 
     name: str
     summary: str
-    parameters: tuple[tuple[str, str, str], ...]  # name, default, meaning
+    parameters: tuple[tuple[str, str, str], ...]
+    fixed: bool = False
+    needs: str = ""
+    cost: str = ""
+    without: tuple[str, ...] = ()
 
 
 def catalogue() -> list[Card]:
@@ -120,22 +163,33 @@ def catalogue() -> list[Card]:
     return cards
 
 
+def installed() -> list[tuple[str, str]]:
+    """(name, package) of the entry points of installed packages, which are named after their methods."""
+    points = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    return [(point.name, point.dist.name if point.dist else point.module) for point in points]
+
+
 def _cards(source: str) -> list[Card]:
     lines = source.splitlines()
     fields: dict[str, dict[str, tuple[str, str, str]]] = {}
+    constants: dict[str, dict[str, Any]] = {}
     cards = []
     for node in ast.parse(source).body:
         if not isinstance(node, ast.ClassDef):
             continue
-        own = {name: entry for base in node.bases for name, entry in fields.get(ast.unparse(base), {}).items()}
+        bases = [ast.unparse(base) for base in node.bases]
+        own = {name: entry for base in bases for name, entry in fields.get(base, {}).items()}
+        said = {name: value for base in bases for name, value in constants.get(base, {}).items()}
         for item in node.body:
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value is not None:
                 comment = lines[item.lineno - 1].rpartition("#")[2] if "#" in lines[item.lineno - 1] else ""
                 meaning = comment.strip() or own.get(item.target.id, ("", "", ""))[2]
                 own[item.target.id] = (item.target.id, ast.unparse(item.value), meaning)
-        fields[node.name] = own
+            elif isinstance(item, ast.Assign) and ast.unparse(item.targets[0]) in ("fixed", "needs", "cost", "without"):
+                said[ast.unparse(item.targets[0])] = ast.literal_eval(item.value)
+        fields[node.name], constants[node.name] = own, said
         for decorator in node.decorator_list:
             if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "register":
                 summary = (ast.get_docstring(node) or "").partition("\n")[0]
-                cards.append(Card(ast.literal_eval(decorator.args[0]), summary, tuple(own.values())))
+                cards.append(Card(ast.literal_eval(decorator.args[0]), summary, tuple(own.values()), **said))
     return cards

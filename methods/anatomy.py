@@ -1,6 +1,6 @@
-"""A language model seen by role: the only file that knows what a family calls its parts.
+"""A language model seen by role. Methods get a Decoder and its Layers and never a Hugging Face name.
 
-A family is one row of FAMILIES. Methods get a Decoder and its Layers and never a Hugging Face name.
+What a family calls its parts is a row of methods/families.py.
 
 Letters: V = vocabulary, D = residual width, I = MLP width, H = query heads, G = key/value heads, E = head width,
          B = batch, T = tokens. Weights are (out, in).
@@ -10,135 +10,36 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
 from operator import attrgetter
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from methods.families import FAMILIES, Family
 from methods.pruner import Unsupported
 
 
-@dataclass(frozen=True)
-class Family:
-    """Where a family keeps its parts. Paths from the model: layers, embed, positions, final_norm; else from a layer."""
+class Removed(nn.Module):
+    """Stands where an attention or an MLP was, and adds nothing to the residual."""
 
-    layers: str
-    embed: str
-    final_norm: str
-    attn: str
-    qkv: tuple[str, ...]  # read the residual for the attention; one name where q, k and v are fused
-    out: str  # writes the attention's result into the residual
-    mlp: str  # "" where the layer itself holds the MLP's matrices
-    up: tuple[str, ...]  # read the residual for the MLP; one name where gate and up are fused
-    down: str  # writes the MLP's result into the residual
-    attn_norm: str
-    mlp_norm: str
-    positions: str = ""  # a learned table of positions
-    post_norms: tuple[str, ...] = ()  # norms between a sub-block's result and the residual
-    centred: bool = False  # LayerNorm, which subtracts the mean; else RMSNorm
-    gain_offset: float = 0.0  # a norm multiplies by gain_offset + weight
-    one_width: bool = False  # the model's forward takes the last state to be as wide as the embedding
-    parallel: bool = False  # attention and MLP both read the layer's input
-    interleaved: bool = False  # a fused q-k-v matrix has q, k and v head by head, (H, 3, E), not one below the other
-    counts: tuple[tuple[str, str], ...] = ()  # sizes that the attention's forward does not read off its weights
+    def __init__(self, *, attention: bool) -> None:
+        super().__init__()
+        self.attention = attention
+        self.layer_idx = 0
+        self.counts = False  # no attention of the layer's kind is left, so that this one tells the cache its length
 
-
-LLAMA = Family(
-    layers="model.layers",
-    embed="model.embed_tokens",
-    final_norm="model.norm",
-    attn="self_attn",
-    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    out="self_attn.o_proj",
-    mlp="mlp",
-    up=("mlp.gate_proj", "mlp.up_proj"),
-    down="mlp.down_proj",
-    attn_norm="input_layernorm",
-    mlp_norm="post_attention_layernorm",
-)
-GEMMA2 = replace(
-    LLAMA,
-    mlp_norm="pre_feedforward_layernorm",
-    post_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
-    gain_offset=1.0,
-)
-
-FAMILIES = {
-    "llama": LLAMA,
-    "mistral": LLAMA,
-    "qwen2": LLAMA,
-    "qwen3": LLAMA,
-    "gemma": replace(LLAMA, gain_offset=1.0),
-    "gemma2": GEMMA2,
-    "gemma3_text": GEMMA2,
-    "phi3": replace(
-        LLAMA,
-        qkv=("self_attn.qkv_proj",),
-        up=("mlp.gate_up_proj",),
-        counts=(("config.num_attention_heads", "H"), ("num_key_value_heads", "G")),
-    ),
-    "gpt2": Family(
-        layers="transformer.h",
-        embed="transformer.wte",
-        positions="transformer.wpe",
-        final_norm="transformer.ln_f",
-        attn="attn",
-        qkv=("attn.c_attn",),
-        out="attn.c_proj",
-        mlp="mlp",
-        up=("mlp.c_fc",),
-        down="mlp.c_proj",
-        attn_norm="ln_1",
-        mlp_norm="ln_2",
-        centred=True,
-        one_width=True,
-        counts=(("num_heads", "H"), ("split_size", "HE")),
-    ),
-    "opt": Family(
-        layers="model.decoder.layers",
-        embed="model.decoder.embed_tokens",
-        positions="model.decoder.embed_positions",
-        final_norm="model.decoder.final_layer_norm",
-        attn="self_attn",
-        qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        out="self_attn.out_proj",
-        mlp="",
-        up=("fc1",),
-        down="fc2",
-        attn_norm="self_attn_layer_norm",
-        mlp_norm="final_layer_norm",
-        centred=True,
-        counts=(("num_heads", "H"),),
-    ),
-    "gpt_neox": Family(
-        layers="gpt_neox.layers",
-        embed="gpt_neox.embed_in",
-        final_norm="gpt_neox.final_layer_norm",
-        attn="attention",
-        qkv=("attention.query_key_value",),
-        out="attention.dense",
-        mlp="mlp",
-        up=("mlp.dense_h_to_4h",),
-        down="mlp.dense_4h_to_h",
-        attn_norm="input_layernorm",
-        mlp_norm="post_attention_layernorm",
-        centred=True,
-        interleaved=True,
-    ),
-    "phi": replace(
-        LLAMA,
-        final_norm="model.final_layernorm",
-        out="self_attn.dense",
-        up=("mlp.fc1",),
-        down="mlp.fc2",
-        mlp_norm="input_layernorm",
-        centred=True,
-        parallel=True,
-    ),
-}
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        nothing = torch.zeros_like(hidden_states)
+        if not self.attention:
+            return nothing
+        cache = kwargs.get("cache", kwargs.get("layer_past"))
+        if self.counts and cache is not None:
+            one_number = nothing[:, None, :, :1]  # per token, (B, 1, T, 1): a cache of no numbers has no length
+            cache.update(one_number, one_number, self.layer_idx)
+        return nothing, None
 
 
 class Layer:
@@ -157,7 +58,51 @@ class Layer:
         return getattr(self.module, "inner", self.module)
 
     def _part(self, path: str) -> Any:
-        return attrgetter(path)(self.inner)
+        try:
+            return attrgetter(path)(self.inner)
+        except AttributeError:
+            if self.has_attention and self.has_mlp:
+                raise
+            raise Unsupported("a layer has lost its attention or its MLP, which this method needs whole") from None
+
+    @property
+    def has_attention(self) -> bool:
+        return not isinstance(getattr(self.inner, self.family.attn), Removed)
+
+    @property
+    def has_mlp(self) -> bool:
+        return not isinstance(attrgetter(self.family.mlp or self.family.down)(self.inner), Removed)
+
+    def remove_attention(self) -> None:
+        """Take the attention out, with the norms that serve it alone. `Decoder.set_layers` must follow."""
+        self._is_a_sum()
+        for norm in self._own_norms(self.family.attn_norm, 0):
+            setattr(self.inner, norm, nn.Identity())
+        setattr(self.inner, self.family.attn, Removed(attention=True))
+
+    def remove_mlp(self) -> None:
+        """Take the MLP out, with the norms that serve it alone. `Decoder.set_layers` must follow."""
+        self._is_a_sum()
+        for norm in self._own_norms(self.family.mlp_norm, 1):
+            setattr(self.inner, norm, nn.Identity())
+        if not self.family.mlp:
+            setattr(self.inner, self.family.up[0], nn.Identity())
+        setattr(self.inner, self.family.mlp or self.family.down, Removed(attention=False))
+
+    def _own_norms(self, norm: str, which: int) -> list[str]:
+        """The names of the norms that serve the attention (0) or the MLP (1) alone."""
+        shared = self.family.attn_norm == self.family.mlp_norm and self.has_attention and self.has_mlp
+        return [*([] if shared else [norm]), *self.family.post_norms[which : which + 1]]
+
+    def sizes(self) -> dict[str, int]:
+        """Parameters that go when the layer, its attention or its MLP is removed."""
+        mlp = [self.family.mlp] if self.family.mlp else [*self.family.up, self.family.down]
+        parts = {
+            "attention": [self.family.attn, *self._own_norms(self.family.attn_norm, 0)],
+            "mlp": [*mlp, *self._own_norms(self.family.mlp_norm, 1)],
+        }
+        counted = {name: sum(_count(self._part(path)) for path in paths) for name, paths in parts.items()}
+        return {"layer": _count(self.module)} | counted
 
     @property
     def attn(self) -> nn.Module:
@@ -185,7 +130,8 @@ class Layer:
 
     @property
     def matrices(self) -> list[nn.Linear]:
-        return [*self.qkv, self.out, *self.up, self.down]
+        attention = [*self.qkv, self.out] if self.has_attention else []
+        return [*attention, *self.up, self.down] if self.has_mlp else attention
 
     @property
     def attn_norm(self) -> nn.Module:
@@ -207,6 +153,8 @@ class Layer:
     @property
     def kv_heads(self) -> int:
         """G as the weights have it, also after pruning."""
+        if not self.has_attention:
+            return 0
         return sum(matrix.out_features for matrix in self.qkv) // (self.head_width * (self.group + 2))
 
     def set_kv_heads(self, G: int) -> None:
@@ -231,6 +179,32 @@ class Layer:
             return self._part(self.family.mlp)(h)
         (up,) = self.up
         return self.down(self.inner.activation_fn(up(h)))
+
+    def attend(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """What the attention adds to the residual x, norms included, (B, T, D) -> (B, T, D)."""
+        return self._post_norm(0)(self.attention(self.attn_norm(x), arguments))
+
+    def transform(self, x: Tensor) -> Tensor:
+        """What the MLP adds to the residual x, norms included, (B, T, D) -> (B, T, D)."""
+        return self._post_norm(1)(self.feed_forward(self.mlp_norm(x)))
+
+    def _post_norm(self, which: int) -> nn.Module:
+        self._is_a_sum()
+        names = self.family.post_norms
+        return getattr(self.inner, names[which]) if names else nn.Identity()
+
+    def _is_a_sum(self) -> None:
+        if self.module is not self.inner or not getattr(self.inner, "do_layer_norm_before", True):
+            raise Unsupported("a layer whose residual is normed or mapped is no sum of its input, attention and MLP")
+
+    def run(self, x: Tensor, arguments: dict[str, Any], gone: Collection[str] = ()) -> Tensor:
+        """Run the layer as if the parts `gone` ("layer", "attention", "mlp") had been removed, (B, T, D) -> same."""
+        if "layer" in gone:
+            return x
+        if not gone:
+            return self(x, arguments)
+        h = x if "attention" in gone else x + self.attend(x, arguments)
+        return h if "mlp" in gone else h + self.transform(x if self.parallel else h)
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """By name, what the decoder passes to this layer besides the hidden states."""
@@ -266,7 +240,8 @@ class Decoder:
         family = FAMILIES.get(self.config.model_type)
         if family is None:
             raise Unsupported(
-                f"model type {self.config.model_type!r} has no row in methods/anatomy.py (known: {', '.join(FAMILIES)})"
+                f"model type {self.config.model_type!r} has no row in methods/families.py "
+                f"(known: {', '.join(FAMILIES)})"
             )
         self.family = family
         _straighten(model)
@@ -286,10 +261,10 @@ class Decoder:
         Without new indices cached generation breaks; without the layers' kinds, a model with sliding windows
         gives wrong logits and no error.
         """
-        for index, layer in enumerate(layers):
+        for slot, layer in zip(_slots(layers), layers, strict=True):
             for part in (layer.inner, layer.attn):
                 if hasattr(part, "layer_idx"):
-                    part.layer_idx = index
+                    part.layer_idx = slot
         self.swap_stack(nn.ModuleList(layer.module for layer in layers))
         kinds = [layer.kind for layer in layers]
         self.config.num_hidden_layers = len(kinds)
@@ -340,9 +315,37 @@ class Decoder:
         """The final norm, or x itself where the family has none."""
         return x if self.final_norm is None else self.final_norm(x)
 
+    def logits(self, x: Tensor) -> Tensor:
+        """The logits of what comes out of the last layer, (..., D) -> (..., V), in the model's dtype."""
+        if x.shape[-1] != self.head.in_features:
+            raise Unsupported("the head does not read the last layer's width")
+        logits, cap = self.head(self.normed(x)), getattr(self.config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
     def _put(self, path: str, module: nn.Module) -> None:
         parent, _, name = path.rpartition(".")
         setattr(attrgetter(parent)(self.model), name, module)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _slots(layers: Sequence[Layer]) -> list[int]:
+    """Each layer's place in the cache: its own number, unless an attention is gone.
+
+    A cache reads its length off the first place of each kind, so that attentions come before what stands in for one.
+    """
+    slots = list(range(len(layers)))
+    for kind in {layer.kind for layer in layers}:
+        places = [number for number, layer in enumerate(layers) if layer.kind == kind]
+        order = sorted(places, key=lambda number: not layers[number].has_attention)
+        for place, number in zip(places, order, strict=True):
+            slots[number] = place
+            stand_in = layers[number].attn
+            if isinstance(stand_in, Removed):
+                stand_in.counts = number == order[0]
+    return slots
 
 
 def norm_eps(norm: nn.Module) -> float:

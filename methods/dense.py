@@ -15,6 +15,7 @@ class Dense:
     """The model as it is, the baseline of every table."""
 
     fixed = True
+    needs = "nothing"
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         if ratio:

@@ -66,6 +66,9 @@ class LaCo:
     sentences: int = 5  # calibration sequences that are compared; the authors' code has five, the paper says ten
     tokens: int = 16  # leading tokens of each that are used
 
+    needs = "calibration"
+    cost = "about a forward of the layers behind it per window tried"
+
     def __post_init__(self) -> None:
         if self.C < 2:
             raise ValueError(f"C counts the layers of a window, at least 2; got {self.C}")

@@ -34,6 +34,7 @@ class DropTail:
     keep_last: bool = False  # leave the very last layer in place
 
     fixed = False
+    needs = "nothing"
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         return {"layers": whole_layers(model, ratio)}
@@ -49,9 +50,15 @@ class DropTail:
 class DropRandom:
     """Drop layers at random, never the first and the last unless nothing else is left."""
 
-    seed: int | None = None  # of the draw; by default the seed of the run
+    seed: int | None = None  # of the draw; None: one cell for each of the draws, from the seed of the run on
+    draws: int = 5  # cells of one mention without a seed, which share a row
 
     fixed = False
+    needs = "nothing"
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise ValueError(f"draws counts cells, at least 1; got {self.draws}")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         return {"layers": whole_layers(model, ratio)}
@@ -71,6 +78,7 @@ class Drop:
     layers: str = ""  # single layers and ranges, joined by +
 
     fixed = True
+    needs = "nothing"
 
     def __post_init__(self) -> None:
         if not self.numbers():

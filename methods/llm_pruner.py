@@ -84,6 +84,9 @@ class LLMPruner:
     tokens: int = 64  # leading tokens of each that are used
     seed: int | None = None  # of importance=random; None: the seed of the run
 
+    needs = "calibration, gradients"
+    cost = "3 forwards per step"
+
     def __post_init__(self) -> None:
         known = {"importance": IMPORTANCE, "aggregation": AGGREGATION, "ranking": RANKING, "gqa": GQA}
         for name, words in known.items():

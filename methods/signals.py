@@ -9,7 +9,7 @@ states of real tokens are those of the sequence alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.anatomy import Decoder, Layer
+from methods.pruner import Calibration, Unsupported
 
 TOKENS_AT_ONCE = 256  # of the calibration in one backward pass; no fewer than a sequence
 
@@ -70,6 +71,83 @@ def enter(model: Decoder, ids: Tensor) -> Entry:
     if x is None:
         raise RuntimeError("the model did not call its first layer")
     return Entry(x, {recorder.layer.kind: recorder.arguments for recorder in recorders})
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one layer does with one micro-batch. Real tokens are where mask is true.
+
+    x         (B, T, D) what enters the layer
+    a         (B, T, D) what its attention adds
+    m         (B, T, D) what its MLP adds
+    y         (B, T, D) what leaves it, before the final norm also in the last layer
+    heads     (B, T, G*R*E) what enters the attention's output matrix
+    channels  (B, T, I) what enters the MLP's output matrix
+    mask      (B, T)
+    last      (B, T) true at the last real token of each sequence
+    """
+
+    x: Tensor
+    a: Tensor
+    m: Tensor
+    y: Tensor
+    heads: Tensor
+    channels: Tensor
+    mask: Tensor
+
+    @property
+    def last(self) -> Tensor:
+        return self.mask & ~nn.functional.pad(self.mask[:, 1:], (0, 1))
+
+
+@torch.no_grad()
+def steps(model: Decoder, calibration: Calibration) -> Iterator[tuple[int, Step]]:
+    """(layer, Step) of each layer for each micro-batch: one forward over the calibration tokens."""
+    layers = model.layers
+    for ids, mask in calibration.batches(values_of_a_step(model)):
+        entry = enter(model, ids)
+        x = entry.x
+        for number, layer in enumerate(layers):
+            taken = step(layer, x, entry.arguments[layer.kind], mask)
+            yield number, taken
+            x = taken.y
+
+
+@torch.no_grad()
+def step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -> Step:
+    """Run one layer on what enters it, (B, T, D), and keep what is seen on the way.
+
+    What has been removed from a layer is not there to be seen: its a or m is zero, and heads or channels (B, T, 0).
+    Raises Unsupported where a state is no finite number.
+    """
+    empty = x[..., :0]
+    with ExitStack() as stack:
+        heads = stack.enter_context(_inputs(layer.out)) if layer.has_attention else [empty]
+        channels = stack.enter_context(_inputs(layer.down)) if layer.has_mlp else [empty]
+        a = layer.attend(x, arguments)
+        m = layer.transform(x if layer.parallel else x + a)
+    wide = channels[0].reshape(*x.shape[:2], channels[0].shape[-1])  # some families flatten B and T here
+    y = x + a + m
+    if not y.isfinite().all():
+        raise Unsupported("states of a layer overflow; load the model in bfloat16 or float32")
+    return Step(x, a, m, y, heads[0], wide, mask.to(x.device))
+
+
+def values_of_a_step(model: Decoder) -> int:
+    """Numbers that one token has in memory during a step."""
+    widest = max(layer.down.in_features if layer.has_mlp else 0 for layer in model.layers)
+    return 8 * model.config.hidden_size + 4 * widest
+
+
+@contextmanager
+def _inputs(matrix: nn.Linear) -> Iterator[list[Tensor]]:
+    """What the matrix is called with."""
+    seen: list[Tensor] = []
+    hook = matrix.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 def zeros(weights: Iterable[Tensor]) -> Sums:

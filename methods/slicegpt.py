@@ -52,6 +52,10 @@ class SliceGPT:
     slice_head: bool = False  # also cut the last layer's output and the head, which the paper leaves whole
     centre_embeddings: bool = False  # subtract each embedding row's mean also under RMSNorm, as the authors' code does
 
+    needs = "calibration"
+    cost = "2 forwards, 2 eigenvalue problems per layer"
+    without = ("gemma2", "gemma3_text")
+
     def __post_init__(self) -> None:
         if self.d is not None and self.sparsity is not None:
             raise ValueError("d and sparsity are two names for one knob; give one of them")

@@ -1,4 +1,4 @@
-"""Cuts through a layer: whole key/value heads with their query heads, and channels of the MLP.
+"""Cuts: whole blocks, and through a layer whole key/value heads with their query heads, and channels of the MLP.
 
 Rows of what reads the residual and columns of what writes it belong together: a unit is removed from all of them at
 once, biases of removed rows included, so that removing it equals zeroing its columns of the output matrix. Fused
@@ -10,13 +10,14 @@ Letters: D = residual width, I = MLP width, G = key/value heads, R = query heads
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from methods.anatomy import Layer
+from methods.anatomy import Decoder, Layer
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,99 @@ class Structure:
     def removed(self) -> list[int]:
         return sorted(set(range(self.size)) - set(self.left))
 
+    @property
+    def writer(self) -> nn.Linear:
+        """The matrix whose columns the units are: the attention's output matrix, or down."""
+        return self.layer.out if self.kind == "kv_heads" else self.layer.down
+
     def remove(self, score: Tensor, count: int) -> None:
         """Remove the `count` units with the smallest score, (units,)."""
         lowest = set(score.argsort(stable=True)[:count].tolist())
         kept = [unit for unit in range(len(self.left)) if unit not in lowest]
         (keep_kv_groups if self.kind == "kv_heads" else keep_channels)(self.layer, kept)
         self.left = [self.left[unit] for unit in kept]
+
+
+def structures_of(model: Decoder, *kinds: str) -> list[Structure]:
+    """The heads (kv_heads) and the channels of every layer that has them, by layer."""
+    has = [{"kv_heads": layer.has_attention, "channels": layer.has_mlp} for layer in model.layers]
+    return [
+        Structure(number, kind, layer)
+        for number, layer in enumerate(model.layers)
+        for kind in kinds
+        if has[number][kind]
+    ]
+
+
+def cuts(model: Decoder, structures: Iterable[Structure]) -> dict[str, list[Any]]:
+    """What each layer has left and what it has lost, for the record."""
+    lost = {(structure.number, structure.kind): structure.removed for structure in structures}
+    layers = model.layers
+    return {
+        "kv_heads": [layer.kv_heads for layer in layers],
+        "channels": [layer.down.in_features if layer.has_mlp else 0 for layer in layers],
+        "removed_kv_heads": [lost.get((number, "kv_heads"), []) for number in range(len(layers))],
+        "removed_channels": [lost.get((number, "channels"), []) for number in range(len(layers))],
+    }
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part that is removed whole: a layer, or the attention or the MLP of one. Written "mlp 3"."""
+
+    part: str  # layer, attention or mlp
+    layer: int
+
+    def __str__(self) -> str:
+        return f"{self.part} {self.layer}"
+
+    @staticmethod
+    def parse(text: str) -> Block:
+        part, _, layer = text.partition(" ")
+        return Block(part, int(layer))
+
+
+def blocks_of(model: Decoder, *parts: str) -> list[Block]:
+    """Every block of these kinds that the model still has, by layer."""
+    has = [{"layer": True, "attention": layer.has_attention, "mlp": layer.has_mlp} for layer in model.layers]
+    return [Block(part, number) for number in range(len(has)) for part in parts if has[number][part]]
+
+
+def block_sizes(model: Decoder, blocks: Iterable[Block]) -> dict[Block, int]:
+    """Parameters that go with each block."""
+    sizes = [layer.sizes() for layer in model.layers]
+    return {block: sizes[block.layer][block.part] for block in blocks}
+
+
+def remove_blocks(model: Decoder, blocks: Iterable[Block]) -> dict[str, list[int]]:
+    """Remove the blocks, in place, and name them by kind for the record. A layer that is left empty goes whole."""
+    gone = set(blocks)
+    kept, whole = [], []
+    for number, layer in enumerate(model.layers):
+        attention, mlp = (Block(part, number) in gone for part in ("attention", "mlp"))
+        if Block("layer", number) in gone or ((attention or not layer.has_attention) and (mlp or not layer.has_mlp)):
+            whole.append(number)
+            continue
+        if attention:
+            layer.remove_attention()
+        if mlp:
+            layer.remove_mlp()
+        kept.append(layer)
+    model.set_layers(kept)
+    by_kind = {part: sorted(block.layer for block in gone if block.part == part) for part in ("attention", "mlp")}
+    return {"removed_layers": whole} | {
+        f"removed_{part}": [number for number in numbers if number not in whole] for part, numbers in by_kind.items()
+    }
+
+
+def drop_lowest(model: Decoder, scores: Sequence[float], candidates: Iterable[int], n: int) -> list[int]:
+    """Remove the n candidate layers with the smallest score, in place; of equal ones the lower stays.
+
+    Returns their numbers, rising.
+    """
+    gone = sorted(candidates, key=lambda l: (scores[l], -l))[:n]
+    model.set_layers([layer for l, layer in enumerate(model.layers) if l not in gone])
+    return sorted(gone)
 
 
 def keep_kv_groups(layer: Layer, kept: Sequence[int]) -> None:

@@ -17,23 +17,24 @@ task_K_M, _stderr                 every metric
 score_K ..                        the same of a task whose main metric is no accuracy, such as word_perplexity
 average, _stderr                  over the accuracies; missing unless each was measured
 kept                              average / the dense cell's, if tasks, metrics and documents are the same
-prefill_speed, _low, _high        median dense ms / median ms, above 1 is faster, with a bootstrapped 95 % interval;
-                                  missing unless sizes, threads and machine are the same;  decode_speed alike
+prefill_speed, _low, _high        dense ms / ms, above 1 is faster, with its 95 % interval; both were timed in turns, at
+                                  the first batch and size that were asked for;  decode_speed alike
 prefill_tokens_per_second, decode_ms_per_token, prune_seconds, peak_memory_bytes
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
-from statistics import fmean, median
+from statistics import fmean, stdev
 from typing import Any
 
 import pandas as pd
 
 from bench.record import Record
-from bench.stats import average_stderr, ratio_of_medians_interval, wilson
+from bench.stats import average_stderr, wilson
 
 MISS = 0.005  # the largest share of the dense model by which a method may miss its budget unmarked
 AS_MEASURED = (
@@ -67,6 +68,40 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
 def frame_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of the frame as plain dicts."""
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def draws(records: Sequence[Record]) -> list[list[int]]:
+    """The numbers of the records that share a row: measured cells that differ in a random method's seed alone."""
+    rows: dict[str, list[int]] = {}
+    for number, record in enumerate(records):
+        cell = dict(record.cell)
+        if record.status == "ok" and "draws" in cell["parameters"] and "seed" not in cell.get("given", ()):
+            cell["parameters"] = {**cell["parameters"], "seed": None}
+            rows.setdefault(json.dumps(cell, sort_keys=True), []).append(number)
+        else:
+            rows[str(number)] = [number]
+    return list(rows.values())
+
+
+def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One row for several draws: of each figure the mean, and with it the standard deviation between the draws.
+
+    Both are taken of a perplexity's logarithm, since draws lie orders of magnitude apart. What is no number, or is
+    missing in a draw, is the first draw's.
+    """
+    row = dict(rows[0])
+    for name in rows[0]:
+        found = [one.get(name) for one in rows]
+        values = [value for value in found if isinstance(value, int | float) and math.isfinite(value)]
+        if len(values) < len(rows) or name == "seed" or name.endswith(("_low", "_high", "_stderr")):
+            continue
+        logarithmic = "perplexity_" in name
+        numbers = [math.log(value) if logarithmic else value for value in values]
+        middle, spread = fmean(numbers), stdev(numbers)
+        low, mean, high = (math.exp(x) if logarithmic else x for x in (middle - spread, middle, middle + spread))
+        beside = {f"{name}_low": low, f"{name}_high": high, f"{name}_stderr": spread}
+        row |= {name: mean} | {column: value for column, value in beside.items() if column in row}
+    return row
 
 
 def label(cell: Mapping[str, Any]) -> str:
@@ -152,8 +187,7 @@ def _row(record: Record, dense: Record | None, accuracies: list[str]) -> dict[st
     for task, result in measured.get("tasks", {}).items():
         row |= _task(task_column(task, result), result)
     row |= _average(_accuracies(record), _accuracies(dense) if dense else {}, accuracies)
-    for stage in STAGES:
-        row |= _speed(stage, record, dense)
+    row |= _speed(record)
     row["prune_seconds"] = measured.get("prune_seconds")
     row["peak_memory_bytes"] = measured.get("peak_memory_bytes")
     missed = row["miss"] is not None and abs(row["miss"]) > MISS
@@ -230,36 +264,33 @@ def _average(
     return row
 
 
-def _speed(stage: str, record: Record, dense: Record | None) -> dict[str, float | None]:
-    """Absolute speed from the median sample, and speed against the dense cell under the same conditions."""
-    mine = record.measured.get("speed", {}).get(stage, {})
-    ms = mine.get("ms")
-    if not ms:
-        return {}
-    row: dict[str, float | None] = {f"{stage}_speed": None, f"{stage}_speed_low": None, f"{stage}_speed_high": None}
-    if stage == "prefill":
-        row["prefill_tokens_per_second"] = 1000 * mine["batch"] * mine["length"] / median(ms)
-    else:
-        row["decode_ms_per_token"] = median(ms)
-    if dense is None or not _same_conditions(stage, record, dense):
-        return row
-    dense_ms = dense.measured["speed"][stage]["ms"]
-    row[f"{stage}_speed"] = median(dense_ms) / median(ms)
-    if record is not dense and min(len(ms), len(dense_ms)) > 1:
-        low, high = ratio_of_medians_interval(dense_ms, ms)
-        row |= {f"{stage}_speed_low": low, f"{stage}_speed_high": high}
+def timed(record: Record, stage: str) -> dict[str, Any] | None:
+    """What was timed of "prefill" or "decode" at the first batch and the first size that were asked for."""
+    asked = record.cell["protocol"]
+    for point in record.measured.get("speed", {}).get("points", ()):
+        if (point["kind"], point["batch"]) == (stage, asked["batches"][0]) and point[STAGES[stage]] == asked[stage][0]:
+            return point if "pruned_ms" in point else None
+    return None
+
+
+def tokens(point: Mapping[str, Any]) -> int:
+    """Tokens that one call computes, over all sequences of its batch."""
+    return int(point["batch"]) * int(point["length"] if point["kind"] == "prefill" else 1)
+
+
+def _speed(record: Record) -> dict[str, float | None]:
+    """Speed beside the dense model, which was timed in turns with this one, and absolute speed."""
+    row: dict[str, float | None] = {}
+    for stage in STAGES:
+        point = timed(record, stage)
+        if point is not None:
+            row[f"{stage}_speed"] = point.get("speedup")
+            row |= {f"{stage}_speed_{end}": point.get(f"speedup_{end}") for end in ("low", "high")}
+            if stage == "prefill":
+                row["prefill_tokens_per_second"] = 1000 * tokens(point) / point["pruned_ms"]
+            else:
+                row["decode_ms_per_token"] = point["pruned_ms"]
     return row
-
-
-def _same_conditions(stage: str, record: Record, dense: Record) -> bool:
-    """Whether both were timed with the same sizes and threads on the same kind of machine."""
-    mine, other = record.measured.get("speed", {}), dense.measured.get("speed", {})
-    return (
-        bool(other.get(stage, {}).get("ms"))
-        and _same(mine[stage], other[stage], ("batch", STAGES[stage]))
-        and _same(mine, other, ("threads",))
-        and _same(record.environment, dense.environment, ("cpu", "gpu"))
-    )
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any], names: Sequence[str]) -> bool:

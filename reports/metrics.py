@@ -121,9 +121,10 @@ def whole_percent(figure: float, _beside: float = 0) -> str:
     return f"{100 * figure:z.0f}"
 
 
-def speed(figure: float, _beside: float = 0) -> str:
-    """1.3456 -> '1.35'; below a tenth two significant digits, from a hundred on no decimals."""
-    return f"{figure:.2g}" if figure < 0.1 else f"{figure:.2f}" if figure < 100 else f"{figure:,.0f}"
+def speed(figure: float, beside: float) -> str:
+    """1.3456 -> '1.35'; beside figures below a tenth two significant digits, from a hundred on no decimals."""
+    text = f"{figure:.2g}" if beside < 0.1 else f"{figure:.2f}" if beside < 100 else f"{figure:,.0f}"
+    return text if float(text.replace(",", "")) or not figure else f"{figure:.1g}"
 
 
 def seconds(figure: float, _beside: float = 0) -> str:
@@ -145,8 +146,8 @@ METRICS = {
     "score_": Metric("{}", "", significant, spread="stderr"),
     "average": Metric("average", "%", percent, "higher", "stderr", unit_in_cell=False),
     "kept": Metric("kept", "%", whole_percent, "higher"),
-    "prefill_speed": Metric("prefill", "x", speed, "higher"),
-    "decode_speed": Metric("decode", "x", speed, "higher"),
+    "prefill_speed": Metric("prefill", "x", speed, "higher", "interval"),
+    "decode_speed": Metric("decode", "x", speed, "higher", "interval"),
     "prune_seconds": Metric("pruned in", "s", seconds, "lower"),
     "prefill_tokens_per_second": Metric("prefill", "tokens/s", significant, "higher", unit_in_cell=False),
     "decode_ms_per_token": Metric("decode", "ms/token", significant, "lower", unit_in_cell=False),

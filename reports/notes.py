@@ -13,15 +13,23 @@ from typing import Any
 import pandas as pd
 
 from bench.record import Record
-from reports.frame import MISS, STAGES, frame_rows, is_accuracy, label, requested_ratio, texts
+from reports.frame import MISS, STAGES, draws, frame_rows, is_accuracy, label, requested_ratio, texts, timed
 from reports.metrics import METRICS, binary, metric, short, shown
 
 COMPARED = {  # what is a comparison with the dense model, and the figure that it compares
     "kept": "average",
-    "prefill_speed": "prefill_tokens_per_second",
-    "decode_speed": "decode_ms_per_token",
 }
 BOS = {"every window": "each begins with BOS", "none": "no BOS"}
+COMPLAINTS = {  # flags of what was timed, see bench.record
+    "noisy": "single calls vary much",
+    "not_warm": "the calls before the first that counts had not become steady",
+    "clocks_disagree": "the clocks disagree",
+}
+MACHINE = {
+    "busy": "timed while other work took {other_cores:.1f} cores and {stolen_cores:.1f} were withheld.",
+    "shared_gpu": "timed while {other_gpu_processes} other processes used the GPU.",
+    "slowed": "timed while the machine slowed itself down, for heat or power.",
+}
 REASON = 300  # the longest reason that is shown, in characters; the record holds all of it
 
 
@@ -74,6 +82,7 @@ def exceptions(records: Sequence[Record]) -> Iterator[str]:
             requested = requested_ratio(record)
             asked = "" if requested is None else f"requested {show(requested)}, "
             yield f"* {name} misses the ratio: {asked}budget {show(budget)}, achieved {show(measured['ratio'])}."
+        yield from doubts(record)
 
 
 def status(record: Record) -> str:
@@ -98,9 +107,10 @@ def protocol(records: Sequence[Record], table: pd.DataFrame) -> list[str]:
         *_checks(table),
         *(sentence for figures in measured for sentence in _tasks(figures)),
         *_accuracy_spread(table),
-        *(sentence for figures in measured for sentence in _speed(figures)),
+        *(sentence for record in records for sentence in speed(record)),
         *_incomparable(table),
         *(_calibration(record.cell) for record in pruned),
+        *_draws(records),
     ]
     return list(dict.fromkeys(sentences))
 
@@ -173,16 +183,43 @@ def _grouped(results: dict[str, dict[str, Any]], say: Callable[[dict[str, Any]],
     return ", but ".join([*usual, *([", ".join(rest)] if rest else [])])
 
 
-def _speed(measured: dict[str, Any]) -> Iterator[str]:
+def speed(record: Record) -> Iterator[str]:
+    """By which protocol the speed of the main table was measured."""
+    asked = record.cell["protocol"]
     for stage, size in STAGES.items():
-        timed = measured.get("speed", {}).get(stage)
-        if timed:
-            what, sample = ("a prompt of", "repeat") if stage == "prefill" else ("one token after", "step")
-            samples = len(timed["ms"])
+        point = timed(record, stage)
+        if point:
+            what = "a prompt of" if stage == "prefill" else "one token behind a context of"
+            compiled = ", compiled" if asked["compile"] else ""
             yield (
-                f"{stage}: times as fast as dense; {what} {timed[size]:,} tokens, batch {timed['batch']}, "
-                f"median of {samples} {_plural(sample, samples)}."
+                f"{stage}: times as fast as dense, both in turns for {asked['speed_rounds']} rounds; {what} "
+                f"{point[size]:,} tokens, batch {point['batch']}, {asked['cache']} cache{compiled}; its 95 % interval "
+                "is in the Markdown report."
             )
+
+
+def doubts(record: Record) -> Iterator[str]:
+    """Why the speed of a cell is missing or should be taken with care."""
+    name, found = label(record.cell), record.measured.get("speed", {})
+    if "failed" in found:
+        yield f"{name}: speed: {found['failed']}"
+    points = found.get("points", [])
+    for failure in dict.fromkeys(point["failed"] for point in points if "failed" in point):
+        yield f"{name}: speed: {failure}"
+    for flag, complaint in COMPLAINTS.items():
+        flagged = [_point(point, flag) for point in points if flag in point.get("flags", ())]
+        if flagged:
+            yield f"{name}: {complaint}: {', '.join(flagged)}."
+    machine = found.get("machine", {})
+    for flag in machine.get("flags", ()):
+        yield f"{name}: {MACHINE[flag].format(**machine)}"
+
+
+def _point(point: dict[str, Any], flag: str) -> str:
+    """'decode at batch 8', and behind it, where that is the matter, by how much the less steady model varies."""
+    spread = max((value for name, value in point.items() if name.endswith("_cv")), default=0.0)
+    beside = f" (± {METRICS['kept'].show(spread)})" if flag == "noisy" else ""
+    return f"{point['kind']} at batch {point['batch']}{beside}"
 
 
 def _incomparable(table: pd.DataFrame) -> Iterator[str]:
@@ -202,6 +239,15 @@ def _calibration(cell: dict[str, Any]) -> str:
         f"calibration: {asked['calibration_sequences']} sequences of {asked['calibration_length']} tokens of "
         f"{asked['calibration']}, seed {cell['seed']}; the same for every method."
     )
+
+
+def _draws(records: Sequence[Record]) -> Iterator[str]:
+    for shared in draws(records):
+        if len(shared) > 1:
+            yield (
+                f"{label(records[shared[0]].cell)}: mean of {len(shared)} draws, of a perplexity by its logarithm; "
+                "its ± and [low, high] are the standard deviation between the draws."
+            )
 
 
 def _plural(noun: str, number: int) -> str:

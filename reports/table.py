@@ -14,8 +14,19 @@ import pandas as pd
 from tabulate import tabulate
 
 from bench.record import Record, write_atomically
-from reports import notes
-from reports.frame import display_name, frame, frame_rows, label, requested_ratio, setup, task_columns, texts
+from reports import notes, speed
+from reports.frame import (
+    display_name,
+    draws,
+    frame,
+    frame_rows,
+    label,
+    pooled,
+    requested_ratio,
+    setup,
+    task_columns,
+    texts,
+)
 from reports.metrics import metric, shown
 from reports.text import markdown_escaped, printable, width, wrap
 
@@ -71,6 +82,7 @@ def markdown(records: Sequence[Record]) -> str:
         for columns in (size + summary, by_task, CHECKS, COST):
             parts.append(_markdown_table(block, rows, _present(rows, columns)))
         parts.append(_list(notes.exceptions(block)))
+    parts += speed.markdown(records)
     parts += ["## Environment", _list(notes.environment(records))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -87,7 +99,10 @@ def _blocks(records: Sequence[Record], table: pd.DataFrame) -> Iterator[tuple[li
         ratios = {requested_ratio(record) for record, _ in pruned}
         for ratio in sorted(ratios, key=lambda ratio: (ratio is None, ratio or 0)) or [None]:
             block = [*dense, *(cell for cell in pruned if requested_ratio(cell[0]) == ratio)]
-            yield [record for record, _ in block], [row for _, row in block]
+            shared = draws([record for record, _ in block])
+            together = [[block[number][1] for number in numbers] for numbers in shared]
+            rows_of_block = [pooled(rows) if len(rows) > 1 else rows[0] for rows in together]
+            yield [block[numbers[0]][0] for numbers in shared], rows_of_block
 
 
 def _columns(records: Sequence[Record]) -> tuple[list[str], list[str], list[str]]:
@@ -186,7 +201,8 @@ def _fill(columns: list[list[str]], room: int) -> tuple[list[list[str]], list[li
 
 def _aligned(records: list[Record], rows: list[dict[str, Any]], column: str) -> list[str]:
     """Heading and cells, all equally wide, figures right- and what follows them (unit, ±, star) left-aligned."""
-    spread = not column.startswith(("task_", "score_", "kl"))  # their errors are in the Markdown report
+    in_markdown_alone = ("task_", "score_", "kl", "prefill_", "decode_")
+    spread = not column.startswith(in_markdown_alone)
     cells = [_cell(record, row, column, spread=spread) for record, row in zip(records, rows, strict=True)]
     parts = [re.match(r"([-<]?[\d.,e]+x?)(.*)", cell) or re.match(r"(.*)()", cell) for cell in cells]
     left, right = (max(width(part[side]) for part in parts if part) for side in (1, 2))

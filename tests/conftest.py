@@ -13,6 +13,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from methods.pruner import Calibration
+
 VOCABULARY = 128
 LAYERS = 6
 
@@ -62,6 +64,16 @@ def tiny(family: str, *, layers: int = LAYERS, seed: int = 0, **overrides: objec
             else:
                 parameter.mul_(4.0)
     return model.eval()
+
+
+def padded(rows: list[list[int]]) -> Calibration:
+    """Sentences of any length as one block, padded on the right."""
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row)
+        mask[index, : len(row)] = True
+    return Calibration(ids, mask)
 
 
 @pytest.fixture(autouse=True)

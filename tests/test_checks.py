@@ -103,7 +103,7 @@ def run(model_folder, text_file, tmp_path):
             *("run", "--model", str(model_folder), "--texts", str(text_file), "--calibration", str(text_file)),
             *("--tasks", "none", "--window", "32", "--windows", "4", "--calibration-sequences", "4"),
             *("--calibration-length", "24", "--profile", "smoke", "--device", "cpu", "--out", str(tmp_path / "run")),
-            *("--methods", "drop-tail", "--speed-repeats", "0", *more),
+            *("--methods", "drop-tail", "--speed-rounds", "0", *more),
         ]
 
     def checks_of(*more: str) -> dict[str, dict[str, float] | None]:

@@ -18,6 +18,7 @@ def base(model_folder, text_file, tmp_path):
         *("run", "--model", str(model_folder), "--texts", str(text_file), "--calibration", str(text_file)),
         *("--tasks", "none", "--window", "32", "--windows", "4", "--calibration-sequences", "4"),
         *("--calibration-length", "24", "--profile", "smoke", "--device", "cpu", "--out", str(tmp_path / "run")),
+        *("--speed-rounds", "0"),  # test_speed.py has it
     ]
 
 
@@ -170,6 +171,34 @@ def test_a_run_prints_a_table_and_writes_what_it_promises(base, capsys, tmp_path
     assert capsys.readouterr().out.count("\n") == 9
 
 
+def test_a_random_method_is_drawn_several_times_and_shares_a_row(base, capsys, tmp_path):
+    chosen = ["--methods", "drop-random:draws=3,drop-random:seed=9", "--ratio", "0.4", "--speed-rounds", "0"]
+    assert main([*base, *chosen]) == 0
+    out, _ = capsys.readouterr()
+    cells = [json.loads(path.read_text()) for path in (tmp_path / "run" / "cells").glob("drop-random*.json")]
+    assert sorted(cell["cell"]["parameters"]["seed"] for cell in cells) == [0, 1, 2, 9]
+    assert sorted(cell["decisions"]["seed"] for cell in cells) == [0, 1, 2, 9]
+    assert sum(line.startswith("drop-random:draws=3 ") for line in out.splitlines()) == 1
+    assert "drop-random:draws=3: mean of 3 draws" in out
+
+
+def test_all_is_every_method_that_takes_a_ratio(base, monkeypatch, tmp_path):
+    import methods
+    from bench import runner
+
+    seen = []
+
+    def run(cells, folder, **_):
+        seen.extend(cells)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", run)
+    assert main([*base, "--methods", "all,drop:layers=1", "--ratio", "0.4"]) == 130
+    wanted = {card.name for card in methods.catalogue()}
+    assert {cell.method for cell in seen} == wanted
+    assert {cell.method for cell in seen if cell.ratio is None} == {"dense", "drop"}
+
+
 def test_an_unsupported_model_is_an_outcome_and_a_crash_is_a_failure(base, capsys, tmp_path, monkeypatch):
     plugin = tmp_path / "mine.py"
     plugin.write_text(
@@ -202,3 +231,34 @@ def test_an_unsupported_model_is_an_outcome_and_a_crash_is_a_failure(base, capsy
     }
     assert main([*arguments, "--retry-failed"]) == 3
     assert capsys.readouterr().err.count("has a record") == 3
+
+
+def record_of(cell, order, free, seconds):
+    from dataclasses import asdict
+
+    from bench.record import Record
+
+    decisions = {"removal_order": order, "free_removals": free}
+    plain = json.loads(json.dumps(asdict(cell)))
+    return Record(plain | {"label": cell.label}, "ok", {}, decisions, {"parameters": 1, "prune_seconds": seconds})
+
+
+def test_a_greedy_cell_goes_on_from_the_longest_order_of_its_own_kind():
+    from dataclasses import replace
+
+    from bench.runner import removals
+    from bench.spec import PROFILES, Cell
+
+    cell = Cell("m", "sleb", {"tokens": 64}, 0.3, "layers", 0, "cpu", "float32", PROFILES["smoke"])
+    other, longer = replace(PROFILES["smoke"], tasks=()), replace(PROFILES["smoke"], calibration_length=65)
+    records = [
+        record_of(replace(cell, ratio=0.1), ["layer 3"], 1, 5.0),
+        record_of(replace(cell, ratio=0.2, protocol=other), ["layer 3", "layer 1", "layer 2"], 2, 9.0),
+        record_of(replace(cell, ratio=0.4, protocol=longer), ["layer 1"] * 9, 9, 50.0),
+        record_of(replace(cell, ratio=0.4, seed=1), ["layer 1"] * 9, 9, 50.0),
+        record_of(replace(cell, ratio=0.4, parameters={"tokens": 32}), ["layer 1"] * 9, 9, 50.0),
+        record_of(replace(cell, ratio=0.4, method="finercut"), ["layer 1"] * 9, 9, 50.0),
+    ]
+    assert removals(cell, records) == (("layer 3", "layer 1"), 9.0)
+    assert removals(cell, records[:1]) == (("layer 3",), 5.0)
+    assert removals(cell, records[2:]) == ((), 0.0)

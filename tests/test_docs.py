@@ -42,7 +42,7 @@ def test_the_method_in_the_readme_runs(model_folder, text_file, tmp_path, capsys
     (tmp_path / "mine.py").write_text(source)
     arguments = ["run", "--methods", "drop-first,drop-tail", "--plugin", str(tmp_path / "mine.py"), "--ratio", "0.2"]
     small = ["--window", "32", "--windows", "2", "--calibration-sequences", "2", "--calibration-length", "16"]
-    texts = ["--texts", str(text_file), "--calibration", str(text_file), "--tasks", "none", "--speed-repeats", "0"]
+    texts = ["--texts", str(text_file), "--calibration", str(text_file), "--tasks", "none", "--speed-rounds", "0"]
     model = ["--model", str(model_folder), "--profile", "smoke", "--out", str(tmp_path / "run")]
     assert main([*arguments, *small, *texts, *model]) == 0
     assert "drop-first" in capsys.readouterr().out

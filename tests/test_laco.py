@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import LAYERS, VOCABULARY, tiny
+from conftest import LAYERS, VOCABULARY, padded, tiny
 
 import methods
 from methods.anatomy import Decoder
@@ -19,19 +19,10 @@ from methods.pruner import Calibration, OutOfReach
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "laco_smol_c4_i2_t065.json").read_text())
 
 
-def block(rows: list[list[int]]) -> Calibration:
-    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    mask = torch.zeros_like(ids, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row)
-        mask[index, : len(row)] = True
-    return Calibration(ids, mask)
-
-
 def sentences(count: int = 4) -> Calibration:
     generator = torch.Generator().manual_seed(3)
     lengths = [5 + 3 * index for index in range(count)]
-    return block([torch.randint(3, VOCABULARY, (n,), generator=generator).tolist() for n in lengths])
+    return padded([torch.randint(3, VOCABULARY, (n,), generator=generator).tolist() for n in lengths])
 
 
 @pytest.mark.default_model
@@ -42,7 +33,7 @@ def test_the_authors_trace_is_repeated_on_the_default_model():
     model, _ = models.load("smollm2-135m", torch.device("cpu"), torch.float32)
     longest = max(map(len, GOLDEN["sentence_token_ids"]))
     method = LaCo(C=GOLDEN["C"], I=GOLDEN["I"], T=GOLDEN["T"], tokens=longest)
-    decisions = method.prune(Decoder(model), block(GOLDEN["sentence_token_ids"]), 0.0)
+    decisions = method.prune(Decoder(model), padded(GOLDEN["sentence_token_ids"]), 0.0)
     assert decisions["kept_layers"] == GOLDEN["kept_original_indices"]
     assert [step["pointer"] for step in decisions["trace"]] == [step["lay"] for step in GOLDEN["trace"]]
     for ours, theirs in zip(decisions["trace"], GOLDEN["trace"], strict=True):

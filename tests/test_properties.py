@@ -12,6 +12,7 @@ import methods
 from methods.anatomy import Decoder
 from methods.budget import kv_bytes_per_token, macs_per_token, parameters, parameters_without_embeddings
 from methods.pruner import Calibration, OutOfReach, Unsupported
+from methods.surgery import Structure
 
 SPECS = {
     "laco": {"C": "3", "I": "1"},
@@ -21,8 +22,22 @@ SPECS = {
     "drop-tail": {},
     "drop-random": {},
     "drop": {"layers": "1+3-4"},
+    "magnitude": {},
+    "shortgpt": {},
+    "angular": {},
+    "shortened-llama": {},
+    "shortened-llama-taylor": {},
+    "sleb": {"tokens": "96"},
+    "blockpruner": {"tokens": "48"},
+    "finercut": {"tokens": "48"},
+    "llm-drop": {},
+    "flap": {},
+    "wanda-sp": {},
+    "minitron-width": {},
+    "2ssp": {"tokens": "48"},
 }
 METHODS = sorted(SPECS)
+SHAPED = ["dense", "drop", "slicegpt", "llm-pruner", "flap", "2ssp", "blockpruner", "llm-drop"]  # every kind of shape
 
 
 def calibration(seed: int = 0) -> Calibration:
@@ -73,6 +88,20 @@ def test_generation_with_a_cache_is_generation_without(method, family, ids):
     torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=0, atol=1e-4 * float(whole.abs().max()))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_list_says_which_families_a_method_cannot_serve(method):
+    (card,) = [card for card in methods.catalogue() if card.name == method]
+    refused = set()
+    for family in TINY:
+        try:
+            methods.make(method, SPECS[method]).plan(Decoder(tiny(family)), 0.3)
+        except Unsupported:
+            refused.add(family)
+    assert refused == set(card.without)
+    assert card.needs in ("nothing", "calibration", "calibration, gradients")
+    assert bool(card.cost) == (card.needs != "nothing")
+
+
 @pytest.mark.parametrize("family", TINY)
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_removed_can_be_counted(method, family):
@@ -81,14 +110,25 @@ def test_what_is_removed_can_be_counted(method, family):
     total, each = parameters(model), sum(p.numel() for p in model.layers[0].module.parameters())
     budget = 2 * each / total
     after, decisions = pruned(method, family, budget)
-    if "removed_layers" in decisions:
+    if "channels" in decisions:
+        assert parameters(after) == decisions["parameters"]
+        assert decisions["channels"] == [layer.down.in_features for layer in after.layers]
+        assert "kv_heads" not in decisions or decisions["kv_heads"] == [layer.kv_heads for layer in after.layers]
+        unit = {kind: Structure(0, kind, model.layers[0]).cost for kind in ("kv_heads", "channels")}
+        step = max(LAYERS * unit["channels"], unit["kv_heads"])  # a channel of every layer, or a head of one
+        assert method == "llm-pruner" or abs(total - parameters(after) - 2 * each) <= step / 2
+    elif "removed_attention" in decisions:
+        sizes, whole = model.layers[0].sizes(), len(decisions["removed_layers"])
+        shared = each - sizes["attention"] - sizes["mlp"]  # a norm of both
+        removed = whole * each + sum(sizes[part] * len(decisions[f"removed_{part}"]) for part in ("attention", "mlp"))
+        assert parameters(after) == total - removed
+        assert abs(removed - whole * shared - 2 * each) <= min(sizes["attention"], sizes["mlp"]) / 2
+        assert after.config.num_hidden_layers == len(after.layers) == LAYERS - whole
+    elif "removed_layers" in decisions:
         gone = decisions["removed_layers"]
         assert parameters(after) == total - len(gone) * each
         assert method == "drop" or len(gone) == 2
         assert after.config.num_hidden_layers == len(after.layers) == LAYERS - len(gone)
-    elif method == "llm-pruner":
-        assert parameters(after) == decisions["parameters"]
-        assert decisions["kv_heads"] == [layer.kv_heads for layer in after.layers]
     else:
         from methods.slicegpt import sliced_parameters
 
@@ -139,24 +179,26 @@ def test_sliding_windows_travel_with_their_layers(family):
 
 
 @pytest.mark.parametrize("family", TINY)
-@pytest.mark.parametrize("method", ["dense", "drop", "slicegpt", "llm-pruner"])
+@pytest.mark.parametrize("method", SHAPED)
 def test_the_cache_is_as_large_as_the_shapes_say(method, family, ids):
     model = Decoder(tiny(family, sliding_window=None) if family in ("mistral",) else tiny(family))
     if method != "dense":
         model, _ = pruned(method, family, 0.3)
     with torch.no_grad():
         cache = model.model(ids[:1, :5], use_cache=True).cache
-    held = sum(layer.keys.numel() * 4 + layer.values.numel() * 4 for layer in cache.layers)
+    used = [layer for layer in cache.layers if layer.keys is not None]
+    held = sum(layer.keys.numel() * 4 + layer.values.numel() * 4 for layer in used)
     assert held == 5 * kv_bytes_per_token(model)
 
 
 @pytest.mark.parametrize("family", TINY)
-@pytest.mark.parametrize("method", ["dense", "drop", "slicegpt", "llm-pruner"])
+@pytest.mark.parametrize("method", SHAPED)
 def test_multiplications_are_those_that_torch_counts(method, family, ids):
     from torch.utils.flop_counter import FlopCounterMode
 
     model = Decoder(tiny(family)) if method == "dense" else pruned(method, family, 0.3)[0]
-    model.model.set_attn_implementation("eager")
+    for config in (model.config, *(getattr(layer.attn, "config", model.config) for layer in model.layers)):
+        config._attn_implementation = "eager"  # cut layers of phi3 have a configuration of their own
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.model(ids[:1], use_cache=False)
     rotary = model.layers[0].head_width // 2 * ids.shape[1]  # outer products of positions and frequencies
@@ -176,5 +218,5 @@ def test_tables_are_left_out_of_the_inner_count(family):
 def test_an_unknown_family_is_named_with_those_that_are_known():
     model = copy.deepcopy(tiny("llama"))
     model.config.model_type = "falcon"
-    with pytest.raises(Unsupported, match=r"'falcon' has no row in methods/anatomy.py \(known: llama"):
+    with pytest.raises(Unsupported, match=r"'falcon' has no row in methods/families.py \(known: llama"):
         Decoder(model)

@@ -7,8 +7,17 @@ import torch
 from conftest import TINY, tiny
 
 from methods.anatomy import Decoder
-from methods.budget import parameters
-from methods.surgery import Structure, keep_channels, keep_kv_groups
+from methods.budget import kv_bytes_per_token, parameters
+from methods.surgery import (
+    Block,
+    Structure,
+    block_sizes,
+    blocks_of,
+    drop_lowest,
+    keep_channels,
+    keep_kv_groups,
+    remove_blocks,
+)
 
 KEPT_HEADS = {1: [1], 3: [0]}  # by layer: uneven from layer to layer
 KEPT_CHANNELS = {0: [0, 3, 4, 47], 2: list(range(0, 48, 2)), 3: [5]}
@@ -126,3 +135,101 @@ def test_a_cut_keeps_frozen_weights_frozen():
     model.model.requires_grad_(False)
     cut(model)
     assert not any(parameter.requires_grad for parameter in model.model.parameters())
+
+
+def attentions(model: Decoder, *, kind: int | None = None) -> list[Block]:
+    """All attentions, or those of the kind that layer `kind` has."""
+    kinds = [layer.kind for layer in model.layers]
+    wanted = kinds if kind is None else [kinds[kind]]
+    return [Block("attention", number) for number in range(len(kinds)) if kinds[number] in wanted]
+
+
+BLOCKS = {
+    "the first attention": lambda model: [Block("attention", 0)],
+    "some of each": lambda model: list(map(Block.parse, ("attention 0", "attention 3", "mlp 1", "mlp 5"))),
+    "one layer's both": lambda model: list(map(Block.parse, ("attention 4", "mlp 4", "layer 2", "attention 0"))),
+    "attentions of the first kind": lambda model: attentions(model, kind=0),
+    "attentions of the last kind": lambda model: attentions(model, kind=-1),
+    "all attentions": attentions,
+    "all mlps": lambda model: blocks_of(model, "mlp"),
+}
+
+
+def without(family: str, blocks: str) -> Decoder:
+    model = model_of(family)
+    remove_blocks(model, BLOCKS[blocks](model))
+    return model
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
+@pytest.mark.parametrize("family", TINY)
+def test_a_block_that_is_gone_adds_nothing(family, blocks, ids):
+    """Removing it equals zeroing the matrix, with its bias, through which it writes the residual."""
+    silenced = model_of(family)
+    for block in BLOCKS[blocks](silenced):
+        layer = silenced.layers[block.layer]
+        for matrix in {"attention": [layer.out], "mlp": [layer.down], "layer": [layer.out, layer.down]}[block.part]:
+            for parameter in matrix.parameters():
+                parameter.data.zero_()
+    expected = logits(silenced, ids)
+    torch.testing.assert_close(logits(without(family, blocks), ids), expected, rtol=0, atol=1e-5 * expected.abs().max())
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
+@pytest.mark.parametrize("family", TINY)
+def test_without_blocks_the_cache_stays_right(family, blocks, ids):
+    """Token by token, greedily, in beams and in a cache of fixed size; and the cache holds what is counted."""
+    model = without(family, blocks)
+    whole = logits(model, ids)
+    with torch.no_grad():
+        start = model.model(ids[:, :5], use_cache=True)
+        cache, steps = start.cache, [start.logits]
+        held = sum(2 * layer.keys.numel() * 4 for layer in cache.layers if layer.is_initialized)
+        assert held == 3 * 5 * kv_bytes_per_token(model)
+        for t in range(5, ids.shape[1]):
+            steps.append(model.model(ids[:, t : t + 1], cache=cache, use_cache=True).logits)
+    torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=0, atol=1e-4 * float(whole.abs().max()))
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    for beams in (1, 3):
+        uncached = model.model.generate(ids[:, :9], num_beams=beams, use_cache=False, **options)
+        assert torch.equal(model.model.generate(ids[:, :9], num_beams=beams, **options), uncached)
+        if beams == 1:
+            static = model.model.generate(ids[:, :9], cache_implementation="static", **options)
+            assert torch.equal(static, uncached)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_blocks_know_their_size(family):
+    model = model_of(family)
+    for block in blocks_of(model, "layer", "attention", "mlp"):
+        less = model_of(family)
+        remove_blocks(less, [block])
+        assert block_sizes(model, [block]) == {block: parameters(model) - parameters(less)}
+
+
+def test_removed_blocks_are_named_by_kind_and_no_longer_there():
+    model = model_of("llama")
+    blocks = [Block("mlp", 1), Block("attention", 4), Block("attention", 1), Block("attention", 0), Block("layer", 5)]
+    assert remove_blocks(model, blocks) == {
+        "removed_layers": [1, 5],
+        "removed_attention": [0, 4],
+        "removed_mlp": [],
+    }
+    assert model.config.num_hidden_layers == 4
+    assert blocks_of(model, "attention", "mlp") == [
+        Block("mlp", 0),
+        Block("attention", 1),
+        Block("mlp", 1),
+        Block("attention", 2),
+        Block("mlp", 2),
+        Block("mlp", 3),
+    ]
+    assert remove_blocks(model, [Block("mlp", 0)])["removed_layers"] == [0]  # its attention had gone before
+    assert [str(block) for block in blocks] == ["mlp 1", "attention 4", "attention 1", "attention 0", "layer 5"]
+
+
+def test_of_equal_scores_the_lower_layer_stays():
+    model = model_of("gemma2")
+    kinds = [layer.kind for layer in model.layers]
+    assert drop_lowest(model, [2.0, 1.0, 1.0, 1.0, 0.0, 0.0], range(5), 3) == [2, 3, 4]
+    assert [layer.kind for layer in model.layers] == [kinds[0], kinds[1], kinds[5]]

@@ -13,26 +13,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import padded
 
 from bench import models
 from methods.anatomy import Decoder
+from methods.blockpruner import BlockPruner
+from methods.budget import layer_parameters, parameters
 from methods.laco import LaCo
 from methods.llm_pruner import LLMPruner
 from methods.pruner import Calibration
+from methods.sleb import SLEB
 from methods.slicegpt import SliceGPT
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "laco_smol_c4_i2_t065.json").read_text())
+SENTENCES = GOLDEN["sentence_token_ids"]
 pytestmark = pytest.mark.default_model
-
-
-def sentences() -> Calibration:
-    rows = GOLDEN["sentence_token_ids"]
-    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    mask = torch.zeros_like(ids, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row)
-        mask[index, : len(row)] = True
-    return Calibration(ids, mask)
 
 
 def block(sequences: int, length: int) -> Calibration:
@@ -40,21 +35,30 @@ def block(sequences: int, length: int) -> Calibration:
     return Calibration(ids, torch.ones_like(ids, dtype=torch.bool))
 
 
-WORKLOADS = {
-    "laco, released rule, C 4, I 2, T 0.65, five sentences": (LaCo(C=4, I=2, T=0.65, tokens=22), sentences()),
-    "slicegpt, d 320, 16 x 128 tokens": (SliceGPT(d=320), block(16, 128)),
-    "llm-pruner, element1, 10 x 64 tokens, layers 4 to 27": (LLMPruner(r=0.3282), block(10, 64)),
+WORKLOADS = {  # method, calibration, layers that go; where none is named, the method's own knob decides
+    "laco, released rule, C 4, I 2, T 0.65, five sentences": (
+        LaCo(C=4, I=2, T=0.65, tokens=22),
+        padded(GOLDEN["sentence_token_ids"]),
+        0,
+    ),
+    "slicegpt, d 320, 16 x 128 tokens": (SliceGPT(d=320), block(16, 128), 0),
+    "llm-pruner, element1, 10 x 64 tokens, layers 4 to 27": (LLMPruner(r=0.3282), block(10, 64), 0),
+    "sleb, 8 of 30 layers, 8 x 256 tokens": (SLEB(), block(8, 256), 8),
+    "blockpruner, as much as 3 of 30 layers, 2 x 256 tokens": (BlockPruner(), block(2, 256), 3),
 }
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_pruning(workload, benchmark):
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    method, calibration = WORKLOADS[workload]
+    method, calibration, layers = WORKLOADS[workload]
+    if layers and benchmark.disabled:
+        pytest.skip("minutes of searching; tests/test_greedy.py checks what is found")
 
     def fresh():
-        model, _ = models.load("smollm2-135m", torch.device("cpu"), torch.float32)
-        return (Decoder(model), calibration, 0.0), {}
+        model = Decoder(models.load("smollm2-135m", torch.device("cpu"), torch.float32)[0])
+        return (model, calibration, layers * layer_parameters(model.layers[0]) / parameters(model)), {}
 
-    decisions = benchmark.pedantic(method.prune, setup=fresh, rounds=3, warmup_rounds=1)
+    rounds, warmup_rounds = (1, 0) if layers else (3, 1)  # a search takes minutes and warms up on the way
+    decisions = benchmark.pedantic(method.prune, setup=fresh, rounds=rounds, warmup_rounds=warmup_rounds)
     assert decisions

@@ -1,0 +1,77 @@
+"""Flags that several commands share. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from bench.errors import UserError
+from bench.spec import CACHES
+
+
+def names(text: str) -> tuple[str, ...]:
+    """'a, b,a' -> ('a', 'b'); 'none' -> ()."""
+    found = tuple(dict.fromkeys(filter(None, (piece.strip() for piece in text.split(",")))))
+    return () if found == ("none",) else found
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """'128,1024' -> (128, 1024); 'none' -> (). argparse makes its own message of a ValueError, with the name below."""
+    return tuple(int(name) for name in names(text))
+
+
+def cores(text: str) -> tuple[int, ...]:
+    """'0,1' -> (0, 1). Raises UserError for a core that this process may not use."""
+    found = sizes(text)
+    if not hasattr(os, "sched_getaffinity"):
+        raise UserError("--pin: this system does not let a program choose its cores")
+    allowed = os.sched_getaffinity(0)
+    for core in found:
+        if core not in allowed:
+            raise UserError(f"--pin: core {core} cannot be used; there are {','.join(map(str, sorted(allowed)))}")
+    return found
+
+
+cores.__name__ = sizes.__name__ = "list of whole numbers"
+
+
+def add_pruning(what: Any) -> None:
+    """At which ratio, by which code."""
+    what.add_argument("--ratio", default="", metavar="LIST", help="share of all parameters to remove, as in 0.1,0.3")
+    what.add_argument("--set", action="append", default=[], metavar="METHOD.NAME=VALUE", help="as in laco.T=0.7")
+    what.add_argument("--match", choices=("layers", "exact"), default="layers", help="round the ratio to whole layers")
+    what.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a model")
+    what.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file with methods")
+
+
+def add_calibration(how: Any) -> None:
+    """What methods look at."""
+    how.add_argument("--calibration", metavar="TEXT", help="text that methods look at")
+    how.add_argument("--calibration-sequences", type=int, metavar="N")
+    how.add_argument("--calibration-length", type=int, metavar="TOKENS")
+    how.add_argument("--calibration-memory-mib", type=int, metavar="MIB", help="for the states of a micro-batch")
+
+
+def add_timing(how: Any, rounds: str) -> None:
+    """What is timed and how; `rounds` is the name of the flag for the number of rounds."""
+    how.add_argument("--prefill", type=sizes, metavar="LIST", help="prompt lengths in tokens, as in 128,1024; or none")
+    how.add_argument("--decode", type=sizes, metavar="LIST", help="tokens of context before a step, or none")
+    how.add_argument("--decode-steps", type=int, metavar="N", help="steps per pass, each a token for every sequence")
+    how.add_argument("--batch", type=sizes, dest="batches", metavar="LIST", help="sequences at once, as in 1,8")
+    how.add_argument("--max-batch", type=int, metavar="N", help="also 1, 2, 4, ... up to N or until memory runs out")
+    how.add_argument(rounds, type=int, dest="speed_rounds", metavar="N", help="of dense against pruned; 0: none")
+    how.add_argument("--cache", choices=CACHES, help="static: allocated once, for all tokens")
+    how.add_argument("--compile", action="store_true", default=None, help="by torch.compile")
+    how.add_argument("--pin", type=cores, metavar="LIST", help="numbers of the cores to run on, as in 0,1")
+    how.add_argument("--speed-limit", type=int, metavar="SECONDS", help="of silence, before timing is given up")
+
+
+def add_place(where: Any) -> None:
+    """On what it runs, and where results go."""
+    where.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    where.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    where.add_argument("--threads", type=int, metavar="N", help="torch threads on the CPU")
+    where.add_argument("--seed", type=int, default=0)
+    where.add_argument("--out", type=Path, metavar="DIR", help="by default results/<date>-<methods>-<model>")
+    where.add_argument("--retry-failed", action="store_true", help="run cells again whose record is a failure")

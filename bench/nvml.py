@@ -1,0 +1,105 @@
+"""One NVIDIA GPU as the driver's management library sees it, through the optional package `nvidia-ml-py`.
+
+Every reading is None where the library, the driver or the card does not give it; nothing here fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+MISSING = "nvidia-ml-py is not installed (pip install 'prunebench[gpu]')"
+REASONS = {  # why a card does not run at its highest clock, by the library's own bits
+    0x1: "idle",
+    0x2: "clocks set by the user",
+    0x4: "power cap",
+    0x8: "hardware slowdown",
+    0x10: "sync boost",
+    0x20: "thermal, by software",
+    0x40: "thermal, by hardware",
+    0x80: "power brake",
+    0x100: "display clocks",
+}
+THROTTLED = ("power cap", "hardware slowdown", "thermal, by software", "thermal, by hardware", "power brake")
+
+
+class Gpu:
+    """Readings of one GPU. `library` is the module pynvml, initialised; `handle` its name for the GPU."""
+
+    def __init__(self, library: Any, handle: Any) -> None:
+        self.library, self.handle = library, handle
+
+    def _ask(self, question: str, *arguments: Any) -> Any:
+        function = getattr(self.library, question, None)
+        try:
+            return None if function is None else function(self.handle, *arguments)
+        except self.library.NVMLError:
+            return None
+
+    def processes(self) -> dict[int, int | None] | None:
+        """{process: bytes it holds on the GPU} of all that compute there."""
+        found = self._ask("nvmlDeviceGetComputeRunningProcesses")
+        return None if found is None else {process.pid: process.usedGpuMemory for process in found}
+
+    def energy_joules(self) -> float | None:
+        """Since the driver was loaded."""
+        millijoules = self._ask("nvmlDeviceGetTotalEnergyConsumption")
+        return None if millijoules is None else millijoules / 1e3
+
+    def state(self) -> dict[str, Any]:
+        """Clocks in MHz, temperature in degrees Celsius, power in watts, and what holds the clocks down."""
+        milliwatts = self._ask("nvmlDeviceGetPowerUsage")
+        bits = self._ask("nvmlDeviceGetCurrentClocksEventReasons")
+        if bits is None:
+            bits = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons")
+        found = {
+            "sm_mhz": self._ask("nvmlDeviceGetClockInfo", self.library.NVML_CLOCK_SM),
+            "memory_mhz": self._ask("nvmlDeviceGetClockInfo", self.library.NVML_CLOCK_MEM),
+            "temperature_c": self._ask("nvmlDeviceGetTemperature", self.library.NVML_TEMPERATURE_GPU),
+            "power_w": None if milliwatts is None else milliwatts / 1e3,
+            "slowed_by": None if bits is None else [reason for bit, reason in REASONS.items() if bits & bit],
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def others(gpu: Gpu, mine: int, parent: int, parent_is_there: bool) -> int | None:
+    """How many processes compute on the GPU beside this one and the one that started it.
+
+    In a container the driver may number processes differently, so that one's own is not among them; then they are only
+    counted, and those that belong here, one or two, are subtracted.
+    """
+    found = gpu.processes()
+    if found is None:
+        return None
+    if mine in found:
+        return len(set(found) - {mine, parent})
+    return max(0, len(found) - 1 - parent_is_there)
+
+
+def find(devices: list[torch.device], load: Callable[[], Any] | None = None) -> tuple[list[Gpu], str | None]:
+    """(the GPUs among `devices`, why there are none although some were asked for)."""
+    cuda = [device for device in devices if device.type == "cuda"]
+    if not cuda:
+        return [], None
+    try:
+        library = (load or _library)()
+    except ImportError:
+        return [], MISSING
+    try:
+        library.nvmlInit()
+        return [Gpu(library, library.nvmlDeviceGetHandleByUUID(_uuid(device))) for device in cuda], None
+    except library.NVMLError as error:
+        return [], f"the management library does not answer: {error}"
+
+
+def _library() -> Any:
+    import pynvml
+
+    return pynvml
+
+
+def _uuid(device: torch.device) -> str:
+    """The card's own name, since numbers differ when only some cards are visible."""
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"

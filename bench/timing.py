@@ -1,0 +1,174 @@
+"""Clocks, warm-up and rounds: how calls are timed so that two models can be compared.
+
+A workload is a pass of one or more calls from a known state. Both models of a pair are warmed up until they are stable
+and then timed in rounds; in each round both have one turn, and who goes first changes from round to round, so that a
+machine that slows down, or a neighbour that wakes up, meets both alike. Every call is kept, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean, median, stdev
+from typing import Any, Protocol
+
+WARM_UP_CALLS, WARM_UP_MS = 10, 1_000  # the fewest of each model, and how long slower calls go on at least
+STABLE = 0.05  # warm once the median of a block of calls is that close to the one of the block before
+BLOCK_CALLS, BLOCK_MS = 5, 500  # a block ends with whichever comes first, so that slow calls need fewer
+CAP_CALLS, CAP_MS = 200, 6_000  # where warming up ends although nothing is stable
+MIN_CALLS, MIN_MS = 10, 500  # what each model is timed for at least, all rounds together
+NOISY = 0.1  # coefficient of variation above which a figure is marked
+CLOCKS_AGREE = 0.05  # the largest share by which wall clock and events may differ unmarked
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`steps` calls of `step` make a pass; `reset` goes before each pass, is never timed, and restores the state."""
+
+    step: Callable[[], object]
+    reset: Callable[[], object]
+    steps: int = 1
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Milliseconds of each call, and by the wall clock of all of them together."""
+
+    ms: list[float]
+    wall_ms: float
+
+
+class Clock(Protocol):
+    """Times one pass of a workload."""
+
+    name: str
+
+    def run(self, work: Workload) -> Pass:
+        """Reset, then time every call."""
+
+
+class WallClock:
+    """The system's monotonic clock; `wait` is called before each reading, until every device has finished."""
+
+    name = "monotonic"
+
+    def __init__(self, wait: Callable[[], object] | None = None, now: Callable[[], float] = time.perf_counter) -> None:
+        self.wait, self.now = wait or (lambda: None), now
+
+    def run(self, work: Workload) -> Pass:
+        work.reset()
+        self.wait()
+        stamps = [self.now()]
+        for _ in range(work.steps):
+            work.step()
+            self.wait()
+            stamps.append(self.now())
+        return Pass([1e3 * (end - start) for start, end in pairwise(stamps)], 1e3 * (stamps[-1] - stamps[0]))
+
+
+class EventClock:
+    """Events in the stream of one CUDA device, read after a single wait at the end of the pass."""
+
+    name = "cuda events"
+
+    def __init__(
+        self, event: Callable[[], Any], wait: Callable[[], object], now: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.event, self.wait, self.now = event, wait, now
+
+    def run(self, work: Workload) -> Pass:
+        work.reset()
+        events = [self.event() for _ in range(work.steps + 1)]
+        self.wait()
+        start = self.now()
+        events[0].record()
+        for event in events[1:]:
+            work.step()
+            event.record()
+        self.wait()
+        wall_ms = 1e3 * (self.now() - start)
+        return Pass([start.elapsed_time(end) for start, end in pairwise(events)], wall_ms)
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """How many calls it took, whether they became stable, and the milliseconds of one call in the last block."""
+
+    calls: int
+    stable: bool
+    ms: float
+
+
+def warm_up(work: Workload, clock: Clock) -> WarmUp:
+    """Run passes until two blocks after each other agree, but at most to the cap.
+
+    The very first pass, in which things are compiled and allocated, counts for nothing.
+    """
+    clock.run(work)
+    blocks, calls, spent = [], 0, 0.0
+    while True:
+        block, block_ms = list[float](), 0.0
+        while len(block) < BLOCK_CALLS and block_ms < BLOCK_MS:
+            timed = clock.run(work)
+            block += timed.ms
+            block_ms += timed.wall_ms
+        blocks.append(median(block))
+        calls, spent = calls + len(block), spent + block_ms
+        capped = calls >= CAP_CALLS or spent >= CAP_MS
+        if len(blocks) > 1 and (calls >= WARM_UP_CALLS or spent >= WARM_UP_MS):
+            stable = abs(blocks[-1] / blocks[-2] - 1) <= STABLE
+            if stable or capped:
+                return WarmUp(calls, stable, blocks[-1])
+
+
+def passes_per_turn(works: Mapping[str, Workload], warm: Mapping[str, WarmUp], number: int) -> int:
+    """Passes of one turn, the same for both models, so that `number` rounds last and hold what they should."""
+    needed = [
+        max(MIN_CALLS / (number * work.steps), MIN_MS / (number * work.steps * warm[name].ms))
+        for name, work in works.items()
+    ]
+    return math.ceil(max(needed))
+
+
+def rounds(
+    works: Mapping[str, Workload], clock: Clock, number: int, passes: int, alive: Callable[[], object] | None = None
+) -> dict[str, list[list[Pass]]]:
+    """{model: a list of passes for each round}; `alive` is called before each turn."""
+    names = list(works)
+    found: dict[str, list[list[Pass]]] = {name: [] for name in names}
+    with _no_collection():
+        for index in range(number):
+            for name in names if index % 2 == 0 else reversed(names):
+                if alive:
+                    alive()
+                found[name].append([clock.run(works[name]) for _ in range(passes)])
+            gc.collect()
+    return found
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Garbage is collected between rounds instead of within a call."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def variation(samples: list[float]) -> float:
+    """The coefficient of variation: the sample's standard deviation as a share of its mean."""
+    return stdev(samples) / fmean(samples)
+
+
+def disagreement(passes: list[Pass]) -> float:
+    """By what share the wall clock and the sum of all calls differ."""
+    return abs(sum(one.wall_ms for one in passes) / sum(sum(one.ms) for one in passes) - 1)

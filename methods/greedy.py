@@ -1,0 +1,184 @@
+"""Greedy removal of blocks: try each one that is left, remove the one that is missed least, and again.
+
+The states in front of every layer are kept while only what is behind them changes, so that a candidate in layer l runs
+the layers from l on and no others: half of a forward on average. The order of removal is that of any larger budget, as
+long as no budget has bound a choice; it is returned, so that one search serves every ratio of a run.
+
+Letters: N = sequences, T = tokens, D = residual width, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.anatomy import Decoder
+from methods.pruner import Calibration
+from methods.signals import Entry, enter
+from methods.surgery import Block, block_sizes
+
+TOKENS_AT_ONCE = 512  # whose logits are held at once
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def nll(logits: Tensor, dense: Tensor, targets: Tensor) -> Tensor:
+    """-log p(target), summed over M tokens: (M, V), (M, V), (M,) -> ()."""
+    return nn.functional.cross_entropy(logits, targets, reduction="sum")
+
+
+def kl(logits: Tensor, dense: Tensor, targets: Tensor) -> Tensor:
+    """KL(dense || pruned) of the next token, summed over M tokens: (M, V), (M, V), (M,) -> ()."""
+    return nn.functional.kl_div(logits.log_softmax(-1), dense.log_softmax(-1), reduction="sum", log_target=True)
+
+
+def js(logits: Tensor, dense: Tensor, targets: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of the next token, summed over M tokens: (M, V), (M, V), (M,) -> ()."""
+    p, q = dense.log_softmax(-1), logits.log_softmax(-1)
+    m = torch.logaddexp(p, q) - math.log(2)
+    halves = [nn.functional.kl_div(m, one, reduction="sum", log_target=True) for one in (p, q)]
+    return (halves[0] + halves[1]) / 2
+
+
+LOSSES: dict[str, Loss] = {"nll": nll, "kl": kl, "js": js}
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """One micro-batch. wanted (M,) are the places, row by row, of the tokens that have a successor; targets (M,)."""
+
+    entry: Entry
+    wanted: Tensor
+    targets: Tensor
+    dense: Tensor  # (M, D), what comes out of the dense model's last layer there
+    states: list[Tensor]  # (B, T, D) in front of each layer, and behind the last
+
+
+class Trial:
+    """The model on the calibration tokens, with any blocks left out. It changes no module.
+
+    runs  layers that have been run, for all tokens; divided by the number of layers, forwards
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: Decoder, calibration: Calibration, loss: str) -> None:
+        self.model, self.layers, self.loss = model, model.layers, LOSSES[loss]
+        self.gone: set[Block] = set()
+        self.runs = 0.0
+        self.share = 1 / len(calibration.ids)
+        self.batches = []
+        for ids, mask in calibration.batches(model.config.hidden_size * (len(self.layers) + 8)):
+            entry = enter(model, ids)
+            wanted = mask[:, 1:].flatten().nonzero()[:, 0].to(entry.x.device)
+            states = self._states(entry, entry.x, 0)
+            dense = states[-1][:, :-1].flatten(0, 1)[wanted]
+            targets = ids.to(entry.x.device)[:, 1:].flatten()[wanted]
+            self.batches.append(_Batch(entry, wanted, targets, dense, states))
+
+    @torch.no_grad()
+    def without(self, block: Block | None = None) -> float:
+        """The loss per token when `block` goes as well."""
+        gone = self.gone | ({block} if block else set())
+        first = block.layer if block else len(self.layers)
+        total = sum(float(self._loss(batch, self._last(batch, first, gone))) for batch in self.batches)
+        return total / sum(len(batch.targets) for batch in self.batches)
+
+    @torch.no_grad()
+    def remove(self, block: Block) -> None:
+        """Leave `block` out from now on."""
+        self.gone.add(block)
+        for batch in self.batches:
+            batch.states[block.layer :] = self._states(batch.entry, batch.states[block.layer], block.layer)
+
+    def _states(self, entry: Entry, x: Tensor, first: int) -> list[Tensor]:
+        states = [x]
+        for number in range(first, len(self.layers)):
+            states.append(self._run(entry, number, states[-1], self.gone))
+        return states
+
+    def _last(self, batch: _Batch, first: int, gone: set[Block]) -> Tensor:
+        x = batch.states[first]
+        for number in range(first, len(self.layers)):
+            x = self._run(batch.entry, number, x, gone)
+        return x
+
+    def _run(self, entry: Entry, number: int, x: Tensor, gone: set[Block]) -> Tensor:
+        layer = self.layers[number]
+        parts = {part for part in ("layer", "attention", "mlp") if Block(part, number) in gone}
+        self.runs += 0.0 if "layer" in parts or len(parts) == 2 else len(x) * self.share
+        return layer.run(x, entry.arguments[layer.kind], parts)
+
+    def _loss(self, batch: _Batch, x: Tensor) -> Tensor:
+        x, total = x[:, :-1].flatten(0, 1)[batch.wanted], torch.zeros((), dtype=torch.float64, device=x.device)
+        for piece in torch.split(torch.arange(len(x), device=x.device), TOKENS_AT_ONCE):
+            logits = self.model.logits(x[piece]).float()
+            dense = logits if self.loss is nll else self.model.logits(batch.dense[piece]).float()
+            total += self.loss(logits, dense, batch.targets[piece])
+        return total
+
+
+@dataclass
+class Found:
+    """A search's result.
+
+    order   the blocks in the order of their removal
+    losses  the loss per token after each removal; None where the removal was known, and in the record where it is
+            no finite number
+    free    how many of them would be the same for any larger budget
+    runs    forwards over the calibration tokens that the search has cost
+    """
+
+    order: list[Block] = field(default_factory=list)
+    losses: list[float | None] = field(default_factory=list)
+    free: int = 0
+    runs: float = 0.0
+
+    def decisions(self) -> dict[str, Any]:
+        """For the record; `removal_order` and `free_removals` serve the other ratios of a run."""
+        return {
+            "removal_order": [str(block) for block in self.order],
+            "free_removals": self.free,
+            "losses": [loss if loss is not None and math.isfinite(loss) else None for loss in self.losses],
+            "forwards": round(self.runs, 2),
+        }
+
+
+def affordable(left: Sequence[Block], size: Mapping[Block, int], rest: float) -> list[Block]:
+    """Those that overshoot the `rest` of a budget by no more than half the smallest that is left.
+
+    Removing them one by one until there is none ends within half of the smallest.
+    """
+    smallest = min((size[block] for block in left), default=0)
+    return [block for block in left if size[block] - rest <= smallest / 2]
+
+
+def search(trial: Trial, candidates: Sequence[Block], budget: float, known: Sequence[Block] = ()) -> Found:
+    """Remove the candidates that are missed least, one at a time, until `budget` parameters have gone.
+
+    known are the first removals, where an earlier search with the same tokens has found them.
+    """
+    size = block_sizes(trial.model, candidates)
+    left, found, rest = list(candidates), Found(), budget
+    follows = free = True  # what earlier searches found; whether no choice has been bound by the budget
+    while allowed := affordable(left, size, rest):
+        step = len(found.order)
+        if follows and step < len(known) and known[step] in allowed:
+            chosen, loss = known[step], None
+        else:
+            follows, free = False, free and len(allowed) == len(left)
+            losses = {block: trial.without(block) for block in allowed}
+            chosen = min(allowed, key=lambda block: math.inf if math.isnan(losses[block]) else losses[block])
+            loss = losses[chosen]
+        trial.remove(chosen)
+        left.remove(chosen)
+        found.order.append(chosen)
+        found.losses.append(loss)
+        found.free += free
+        rest -= size[chosen]
+    found.runs = trial.runs / len(trial.layers)
+    return found

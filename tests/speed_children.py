@@ -1,0 +1,61 @@
+"""What test_speed.py has other processes do. Imports nothing heavy, so that they start at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+from bench import isolation
+
+
+def finds(line, number):
+    line.alive("while it counted")
+    for index in range(number):
+        line.tell({"points": [index]})
+
+
+def dies(line, number):
+    finds(line, number)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leaves(line):
+    os._exit(7)
+
+
+def hangs(line):
+    line.tell({"pid": os.getpid()})
+    line.alive("while it slept")
+    time.sleep(600)
+
+
+def fails(line):
+    line.alive("while it divided")
+    raise ZeroDivisionError("by nothing\nand more")
+
+
+def runs_out(line):
+    raise MemoryError
+
+
+def asks(line):
+    line.tell({"got": line.ask().recv()})
+
+
+def never_listens(line):
+    line.pipe.send(("give", None))
+    time.sleep(600)
+
+
+def sleeps(line):
+    """Tells its process number and whether it is deaf to interrupts, and waits."""
+    line.tell({"pid": os.getpid(), "deaf": signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())})
+    time.sleep(600)
+
+
+if __name__ == "__main__":  # a parent for the tests that interrupt or kill one
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored when the tests run in the background
+    isolation.run(sleeps, (), limit=600, hear=lambda found: print(found["pid"], found["deaf"], flush=True))
+    sys.exit("the child came to its end")

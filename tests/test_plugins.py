@@ -1,0 +1,73 @@
+"""A method from a file and one from an installed package run in the same table as the built-in ones."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parent.parent / "docs" / "plugins.md"
+SOURCE = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0]
+
+
+def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m bench`, with the packages in `folder` installed."""
+    environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "bench", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A folder with the module of the page and what an installer would write about it."""
+    folder = tmp_path / "site"
+    (folder / "mine-1.0.dist-info").mkdir(parents=True)
+    (folder / "mine.py").write_text(SOURCE)
+    (folder / "mine-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    points = "[prunebench.methods]\nsmallest-writers = mine\n"
+    (folder / "mine-1.0.dist-info" / "entry_points.txt").write_text(points)
+    return folder
+
+
+@pytest.fixture
+def small(model_folder, text_file, tmp_path):
+    """Flags of a run that takes a second."""
+    return [
+        *("--model", str(model_folder), "--texts", str(text_file), "--calibration", str(text_file), "--tasks", "none"),
+        *("--window", "32", "--windows", "2", "--calibration-sequences", "2", "--calibration-length", "16"),
+        *("--profile", "smoke", "--speed-rounds", "0", "--no-checks", "--ratio", "0.2", "--device", "cpu"),
+        *("--out", str(tmp_path / "run")),
+    ]
+
+
+@pytest.mark.parametrize("way", ["file", "package"])
+def test_the_method_of_the_page_stands_in_the_table(way, package, small, tmp_path):
+    folder, plugin = (package, []) if way == "package" else (tmp_path, ["--plugin", str(package / "mine.py")])
+    done = bench(folder, "run", "--methods", "smallest-writers,drop-tail", *plugin, *small)
+    assert done.returncode == 0, done.stderr
+    counts = re.findall(r"^(smallest-writers|drop-tail) +\S+ % +(\S+ \S)", done.stdout, re.MULTILINE)
+    assert len(counts) == 2
+    assert counts[0][1] == counts[1][1]  # at the same parameter count
+
+
+def test_its_parameters_are_checked_like_any_others(package, small):
+    done = bench(package, "run", "--methods", "smallest-writers:keep_first=x", *small)
+    assert done.returncode == 2
+    assert done.stderr == "prunebench: smallest-writers:keep_first is int; got 'x'\n"
+
+
+def test_the_list_names_the_package(package):
+    listed = bench(package, "list", "methods").stdout.splitlines()
+    assert listed[-1].split() == ["smallest-writers", "of", "the", "installed", "package", "mine"]
+
+
+def test_a_package_that_cannot_be_imported_is_named(package, small):
+    (package / "mine.py").write_text("import nothing_of_this_name\n")
+    done = bench(package, "run", "--methods", "drop-tail", *small)
+    assert done.returncode == 2
+    assert "method smallest-writers of the package mine cannot be imported: ModuleNotFoundError" in done.stderr
+    assert done.stderr.count("\n") == 1
