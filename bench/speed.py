@@ -87,7 +87,7 @@ def _work(line: isolation.Line, cell: Cell, threads: int, plugins: list[str], pa
     line.alive("while it loaded the dense model")
     dense, _ = models.load(cell.model, torch.device("cpu"), dtype, cell.trust_remote_code)
     if device.type == "cpu":
-        _own_memory(dense)
+        _own_memory(dense, pruned)
     Decoder(dense)  # makes it of the same kind of matrices as the pruned model is
     for point in stand.time(dense.to(device), pruned):
         line.tell({"points": [point]})
@@ -95,10 +95,11 @@ def _work(line: isolation.Line, cell: Cell, threads: int, plugins: list[str], pa
     line.tell({"machine": _machine(before, _state(gpus), others) | ({"nvml": no_gpus} if no_gpus else {})})
 
 
-def _own_memory(model: nn.Module) -> None:
-    """Copy every tensor, so that the model does not lie in a mapped file while the other one lies in plain memory."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = tensor.data.clone()
+def _own_memory(*models: nn.Module) -> None:
+    """Copy every tensor, so that not one model lies in a mapped file and the other one in plain memory."""
+    for model in models:
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.clone()
 
 
 def _clock(devices: Sequence[torch.device]) -> Clock:

@@ -63,21 +63,6 @@ def ratio_interval(y: Sequence[float], x: Sequence[float], confidence: float = 0
     return float(r - margin), float(r + margin)
 
 
-def ratio_of_medians_interval(
-    a: Sequence[float], b: Sequence[float], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of median(a) / median(b); both sides are resampled, reproducibly by `seed`."""
-    if min(len(a), len(b)) < 2:
-        raise ValueError(f"an interval needs two samples on each side; got {len(a)} and {len(b)}")
-    generator = np.random.default_rng(seed)
-    medians = [
-        np.median(generator.choice(np.asarray(samples, dtype=float), size=(resamples, len(samples))), axis=1)
-        for samples in (a, b)
-    ]
-    low, high = np.quantile(medians[0] / medians[1], [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
-
-
 def paired_ratio(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
     """(ratio, low, high) of a to b, both positive and taken in pairs, such as milliseconds of the same round.
 

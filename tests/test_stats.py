@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, sem
 
-from bench.stats import average_stderr, mean_stderr, ratio_interval, ratio_of_medians_interval, wilson
+from bench.stats import average_stderr, mean_stderr, ratio_interval, wilson
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (1, 10), (5, 10), (10, 10), (1, 1), (450, 1000), (3, 100)])
@@ -49,35 +49,6 @@ def test_average_stderr_by_hand():
 def test_average_stderr_matches_a_simulation():
     draws = np.random.default_rng(0).normal(0, [0.1, 0.2, 0.4], size=(200_000, 3)).mean(axis=1)
     assert average_stderr([0.1, 0.2, 0.4]) == pytest.approx(draws.std(), rel=0.01)
-
-
-def test_ratio_interval_is_reproducible_and_holds_the_ratio():
-    generator = np.random.default_rng(1)
-    slow, fast = generator.normal(80, 2, 15).tolist(), generator.normal(57, 2, 15).tolist()
-    low, high = ratio_of_medians_interval(slow, fast)
-    assert (low, high) == ratio_of_medians_interval(slow, fast)
-    assert (low, high) != ratio_of_medians_interval(slow, fast, seed=1)
-    assert low < np.median(slow) / np.median(fast) < high
-    wide_low, wide_high = ratio_of_medians_interval(slow, fast, confidence=0.999)
-    assert wide_low < low < high < wide_high
-
-
-def test_ratio_interval_covers_the_true_ratio_about_as_often_as_it_says():
-    generator = np.random.default_rng(2)
-    covered = 0
-    for _ in range(200):
-        low, high = ratio_of_medians_interval(generator.normal(2, 0.1, 15), generator.normal(1, 0.1, 15), resamples=300)
-        covered += low <= 2 <= high
-    assert 0.90 <= covered / 200 <= 1.0
-
-
-def test_ratio_interval_of_constant_samples_is_the_ratio():
-    assert ratio_of_medians_interval([4.0, 4.0], [2.0, 2.0]) == (2.0, 2.0)
-
-
-def test_ratio_interval_needs_two_samples():
-    with pytest.raises(ValueError, match="got 1 and 3"):
-        ratio_of_medians_interval([1.0], [1.0, 2.0, 3.0])
 
 
 def test_the_interval_of_a_ratio_is_that_of_a_mean_where_clusters_are_alike():
