@@ -21,6 +21,10 @@ from bench.timing import Clock, Pass, WarmUp, Workload
 from bench.workloads import Point, points, predicted, workload
 from methods.anatomy import Decoder
 
+# Where a model's weights lie in memory is the same in all rounds of a process and counts as speed there: equal models
+# have differed by up to 0.6 %. No interval of a speed-up is therefore narrower than this share on each side.
+RESOLUTION = 0.01
+
 
 @dataclass
 class Stand:
@@ -126,6 +130,7 @@ def summary(found: dict[str, list[list[Pass]]], warm: dict[str, WarmUp]) -> dict
     }
     if len(rounds) > 1:
         medians = {name: [median(turn) for turn in turns] for name, turns in rounds.items()}
-        names = ("speedup", "speedup_low", "speedup_high")
-        result |= dict(zip(names, paired_ratio(medians["dense"], medians["pruned"]), strict=True))
+        speedup, low, high = paired_ratio(medians["dense"], medians["pruned"])
+        low, high = min(low, speedup * (1 - RESOLUTION)), max(high, speedup * (1 + RESOLUTION))
+        result |= {"speedup": speedup, "speedup_low": low, "speedup_high": high}
     return result
