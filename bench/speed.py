@@ -13,7 +13,6 @@ anything. What comes out is laid down under `speed` in bench.record; docs/speed.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -42,7 +41,7 @@ def measure(model: nn.Module, cell: Cell) -> dict[str, Any]:
     try:
         failed = isolation.run(
             _work,
-            (cell, torch.get_num_threads(), _plugins(), device.type == "cuda"),
+            (cell, torch.get_num_threads(), methods.plugins(), device.type == "cuda"),
             limit=cell.protocol.speed_limit,
             hear=lambda news: _merge(found, news),
             give=lambda pipe: handover.send(pipe, model),
@@ -58,12 +57,6 @@ def _merge(found: dict[str, Any], news: dict[str, Any]) -> None:
     """Points are added to those that are there; anything else is new."""
     found["points"] += news.pop("points", [])
     found.update(news)
-
-
-def _plugins() -> list[str]:
-    """The files of the plugins that are loaded, of whose classes the model may be made."""
-    loaded = [module for name, module in sys.modules.items() if name.startswith("prunebench_plugin_")]
-    return [module.__file__ for module in loaded if module.__file__]
 
 
 def _work(line: isolation.Line, cell: Cell, threads: int, plugins: list[str], parent_on_gpu: bool) -> None:

@@ -41,6 +41,7 @@ BUILT_IN = (
     "minitron_width",
 )
 ENTRY_POINTS = "prunebench.methods"
+PLUGIN = "prunebench_plugin_"  # begins the name under which a file is imported
 
 __all__ = ["Calibration", "OutOfReach", "Pruner", "Unsupported", "catalogue", "load", "make", "register"]
 
@@ -68,8 +69,14 @@ def _load_point(point: importlib.metadata.EntryPoint) -> None:
         raise ValueError(f"method {point.name} of the package {package} cannot be imported: {reason}") from error
 
 
+def plugins() -> list[str]:
+    """The files of the plugins that are loaded, so that another process can load them too."""
+    loaded = [module for name, module in sys.modules.items() if name.startswith(PLUGIN)]
+    return [module.__file__ for module in loaded if module.__file__]
+
+
 def _load_file(path: Path) -> None:
-    name = f"prunebench_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    name = f"{PLUGIN}{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise ValueError(f"--plugin names a Python file with @register-ed methods; {path} is none")
