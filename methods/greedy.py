@@ -55,7 +55,7 @@ class _Batch:
     entry: Entry
     wanted: Tensor
     targets: Tensor
-    dense: Tensor  # (M, D), what comes out of the dense model's last layer there
+    dense: Tensor  # (M, V), the dense model's logits there; (M, D), its last layer's output, where they are too large
     states: list[Tensor]  # (B, T, D) in front of each layer, and behind the last
 
 
@@ -72,11 +72,15 @@ class Trial:
         self.runs = 0.0
         self.share = 1 / len(calibration.ids)
         self.batches = []
+        kept = 4 * int(calibration.mask[:, 1:].sum()) * model.config.vocab_size <= calibration.memory
+        self.keeps_logits = kept and self.loss is not nll
         for ids, mask in calibration.batches(model.config.hidden_size * (len(self.layers) + 8)):
             entry = enter(model, ids)
             wanted = mask[:, 1:].flatten().nonzero()[:, 0].to(entry.x.device)
             states = self._states(entry, entry.x, 0)
             dense = states[-1][:, :-1].flatten(0, 1)[wanted]
+            if self.keeps_logits:
+                dense = torch.cat([model.logits(piece).float() for piece in torch.split(dense, TOKENS_AT_ONCE)])
             targets = ids.to(entry.x.device)[:, 1:].flatten()[wanted]
             self.batches.append(_Batch(entry, wanted, targets, dense, states))
 
@@ -117,9 +121,12 @@ class Trial:
         x, total = x[:, :-1].flatten(0, 1)[batch.wanted], torch.zeros((), dtype=torch.float64, device=x.device)
         for piece in torch.split(torch.arange(len(x), device=x.device), TOKENS_AT_ONCE):
             logits = self.model.logits(x[piece]).float()
-            dense = logits if self.loss is nll else self.model.logits(batch.dense[piece]).float()
+            dense = logits if self.loss is nll else self._dense(batch.dense[piece])
             total += self.loss(logits, dense, batch.targets[piece])
         return total
+
+    def _dense(self, rows: Tensor) -> Tensor:
+        return rows if self.keeps_logits else self.model.logits(rows).float()
 
 
 @dataclass

@@ -264,3 +264,12 @@ def test_a_ratio_of_zero_looks_at_nothing(method):
     decisions = make(method).prune(model, None, 0.0)
     assert not any(decisions.values())
     assert model.model.model.layers is stack
+
+
+@pytest.mark.parametrize("loss", ["kl", "js"])
+def test_dense_logits_that_do_not_fit_are_computed_again_and_change_nothing(loss):
+    model = Decoder(tiny("llama"))
+    roomy, tight = (Trial(model, calibration(memory=memory), loss) for memory in (2**30, 2**10))
+    assert roomy.keeps_logits and not tight.keeps_logits
+    for block in blocks_of(model, "attention", "mlp"):
+        assert roomy.without(block) == pytest.approx(tight.without(block), rel=1e-5)

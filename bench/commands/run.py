@@ -1,0 +1,136 @@
+"""The commands run and speed: flags to cells to records to the report."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench import flags
+from bench.commands import FAILED_CELLS, OK
+from bench.errors import UserError
+from bench.spec import PROFILES, Protocol, parse_methods, parse_ratios, slug
+
+TASK_DATA = (
+    "a task's documents from local files, with the columns of the hub's: an .arrow, .parquet or .jsonl file of what "
+    "is evaluated, or a folder of such, where files named by split (test-0.parquet) are taken by split"
+)
+
+
+def add(commands: Any) -> None:
+    _add_run(commands)
+    _add_speed(commands)
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser(
+        "run",
+        help="prune and measure",
+        description="Prune a model with each method at each ratio and measure it; finished cells are skipped.",
+    )
+    what = run.add_argument_group("what to prune")
+    what.add_argument(
+        "--methods", required=True, metavar="LIST", help="as in laco,slicegpt or laco:C=3,T=0.7; all for all"
+    )
+    what.add_argument("--model", default="smollm2-135m", help="see `list models`; a folder, .gguf file or hub name")
+    flags.add_pruning(what)
+    how = run.add_argument_group("how to measure (by default as the profile says)")
+    how.add_argument("--profile", default="quick", help=f"{', '.join(PROFILES)}; see `list profiles`")
+    how.add_argument("--tasks", metavar="LIST", help="tasks or groups of `list tasks`; none for no task")
+    how.add_argument("--documents", type=int, metavar="N", help="documents per task; 0 for all")
+    how.add_argument("--fewshot", type=int, metavar="N", help="examples in front of each question; by default none")
+    how.add_argument("--task-data", action="append", default=[], dest="local_data", metavar="TASK=PATH", help=TASK_DATA)
+    how.add_argument("--texts", metavar="LIST", help="texts for perplexity, see `list texts`; none for no text")
+    how.add_argument("--window", type=int, metavar="TOKENS", help="tokens of a perplexity window")
+    how.add_argument("--stride", type=int, metavar="TOKENS", help="tokens from window to window; by default the window")
+    how.add_argument("--windows", type=int, metavar="N", help="perplexity windows; 0 for all")
+    flags.add_calibration(how)
+    how.add_argument("--batch-tokens", type=int, metavar="TOKENS", help="tokens of one forward when scoring")
+    how.add_argument("--no-checks", action="store_false", default=None, dest="checks", help="no generation, no KL")
+    how.add_argument("--scorer", choices=("shared", "stock"), help="stock: lm-eval's own backend, for checking")
+    flags.add_timing(run.add_argument_group("how to time (by default as the profile says)"), "--speed-rounds")
+    where = run.add_argument_group("where")
+    flags.add_place(where)
+    where.add_argument("--save-models", action="store_true", help="save pruned models, measure them as they load again")
+    where.add_argument("--save-dtype", metavar="DTYPE", help="auto (the base's), float32, bfloat16, float16; saves too")
+    run.set_defaults(command=_run, view="main")
+
+
+def _add_speed(commands: Any) -> None:
+    speed = commands.add_parser(
+        "speed",
+        help="time and weigh, and nothing else",
+        description=(
+            "Time pruned models beside the dense one, in turns, and take their memory; no tasks, no texts. Without "
+            "--methods the dense model is timed against itself, which shows how far the machine can be trusted."
+        ),
+    )
+    what = speed.add_argument_group("what to time")
+    what.add_argument("model", nargs="?", default="smollm2-135m", metavar="MODEL", help="by default %(default)s")
+    what.add_argument("--methods", default="dense", metavar="LIST", help="as in laco,slicegpt or drop:layers=10-20")
+    flags.add_pruning(what)
+    flags.add_calibration(what)
+    flags.add_timing(speed.add_argument_group("how to time"), "--rounds")
+    flags.add_place(speed.add_argument_group("where"))
+    speed.set_defaults(command=_run, view="speed", profile="speed", local_data=[], save_models=False, save_dtype=None)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    methods_and_parameters = _with_settings(parse_methods(arguments.methods), arguments.set)
+    ratios = parse_ratios(arguments.ratio) if arguments.ratio else []
+    if arguments.save_models and arguments.save_dtype is None:
+        arguments.save_dtype = "auto"
+    protocol = _protocol(arguments)
+    kind = "speed-" if arguments.view == "speed" else ""
+    folder = arguments.out or _default_folder(kind, methods_and_parameters, arguments.model)
+    from bench import preflight
+
+    cells = preflight.cells(methods_and_parameters, ratios, protocol, arguments)
+    preflight.check_folder(folder)
+    from bench import runner
+    from reports import speed, table
+
+    start = time.perf_counter()
+    records = runner.run(cells, folder, retry_failed=arguments.retry_failed)
+    table.write(folder, records)
+    print({"main": table.terminal, "speed": speed.terminal}[arguments.view](records), end="")
+    print(f"{folder}: report.md, report.csv; {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    return FAILED_CELLS if any(record.status in runner.FAILED for record in records) else OK
+
+
+def _with_settings(chosen: list[tuple[str, dict[str, Any]]], settings: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Apply each --set METHOD.NAME=VALUE to every mention of METHOD that does not say otherwise itself."""
+    for setting in settings:
+        left, equals, value = setting.partition("=")
+        method, dot, name = left.partition(".")
+        if not (equals and dot and value):
+            raise UserError(f"--set is written METHOD.NAME=VALUE, as in laco.T=0.7; got {setting!r}")
+        mentioned = [parameters for known, parameters in chosen if known == method]
+        if not mentioned:
+            raise UserError(f"--set {setting} speaks of {method}, which --methods does not name")
+        for parameters in mentioned:
+            parameters.setdefault(name, value)
+    return chosen
+
+
+def _protocol(arguments: argparse.Namespace) -> Protocol:
+    """The profile with what the flags change."""
+    if arguments.profile not in PROFILES:
+        raise UserError(f"no profile {arguments.profile!r}; there are {', '.join(PROFILES)}")
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(Protocol):
+        value = getattr(arguments, field.name, None)
+        if value is not None and field.name != "profile":
+            is_list = field.name in ("tasks", "texts")
+            changes[field.name] = flags.names(value) if is_list else value
+    if "window" in changes:
+        changes.setdefault("stride", changes["window"])
+    return dataclasses.replace(PROFILES[arguments.profile], **changes)
+
+
+def _default_folder(kind: str, chosen: list[tuple[str, dict[str, Any]]], model: str) -> Path:
+    names = kind + "-".join(dict.fromkeys(name for name, _ in chosen))
+    return Path("results") / f"{time.strftime('%Y-%m-%d')}-{slug(names)}-{slug(model.rstrip('/').rsplit('/', 1)[-1])}"
