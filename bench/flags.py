@@ -41,6 +41,7 @@ def add_pruning(what: Any) -> None:
     what.add_argument("--ratio", default="", metavar="LIST", help="share of all parameters to remove, as in 0.1,0.3")
     what.add_argument("--set", action="append", default=[], metavar="METHOD.NAME=VALUE", help="as in laco.T=0.7")
     what.add_argument("--match", choices=("layers", "exact"), default="layers", help="round the ratio to whole layers")
+    what.add_argument("--uniform", action="store_true", help="cut widths alike in all layers, for stock transformers")
     what.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a model")
     what.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file with methods")
 

@@ -26,6 +26,8 @@ def cells(
         methods.load(arguments.plugin)
         for name, parameters in methods_and_parameters:
             methods.make(name, parameters)
+        if arguments.uniform:
+            methods_and_parameters = [(name, _uniform(name, given)) for name, given in methods_and_parameters]
     except ValueError as error:
         raise UserError(str(error)) from None
     local = task_data.parse(arguments.local_data)
@@ -52,6 +54,16 @@ def cells(
     except methods.Unsupported as error:
         raise UserError(str(error)) from None
     return spec.cells(methods_and_parameters, ratios, decoder, common)
+
+
+def _uniform(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The parameters with uniform=True where the method cuts widths. Raises ValueError where it never is uniform."""
+    pruner = methods.make(name, given)
+    if reason := getattr(pruner, "uneven", ""):
+        raise ValueError(f"--uniform: {name} has no variant that stock transformers loads, since {reason}")
+    if not hasattr(pruner, "uniform"):
+        return given
+    return given | {"uniform": True}
 
 
 def set_threads(threads: int) -> None:

@@ -38,6 +38,7 @@ class BlockPruner:
     tokens: int = 512  # calibration tokens that are read
 
     fixed = False
+    uneven = "it removes single attentions and MLPs"
     needs = "calibration"
     cost = "about L forwards per block removed"
 

@@ -7,7 +7,7 @@ of every method of the run.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -116,12 +116,19 @@ def freed(structure: Structure, counts: Tensor, biases: bool = False) -> Tensor:
 
 
 def equal_widths(
-    model: Decoder, structures: Sequence[Structure], ratio: float, multiple: int = 1, biases: bool = False
+    model: Decoder,
+    structures: Sequence[Structure],
+    ratio: float,
+    multiple: int = 1,
+    *,
+    biases: bool = False,
+    takes: Callable[[int], bool] | None = None,
 ) -> dict[str, int]:
     """How many heads and channels each layer has to lose so that nearest to `ratio` of all parameters go.
 
     The share of heads is that of the whole, rounded down, and the channels close the gap; `multiple` and `biases` as
-    above. Raises Unsupported where layers differ already, OutOfReach where the structures do not hold that much.
+    above. With `takes` (methods.stock), which says whether so many key/value heads may be left, it is the nearest such
+    number. Raises Unsupported where layers differ already, OutOfReach where the structures do not hold that much.
     """
     target, kinds = ratio * parameters(model), ("kv_heads", "channels")
     units = dict.fromkeys(kinds, torch.zeros(1, dtype=torch.long))
@@ -132,12 +139,16 @@ def equal_widths(
         sizes[structure.kind], units[structure.kind] = structure.size, lower_widths(structure, multiple)
         gone[structure.kind] = gone[structure.kind] + freed(structure, units[structure.kind], biases)
     share = target / sum(structure.cost * structure.size for structure in structures)
-    for k in range(int(share * sizes["kv_heads"]), len(units["kv_heads"])):
+    first = int(share * sizes["kv_heads"])
+    tried = range(len(units["kv_heads"])) if takes else range(first, len(units["kv_heads"]))
+    for k in sorted(tried, key=lambda k: (abs(k - first), k)):
         total = gone["kv_heads"][k] + gone["channels"]
-        if total[-1] >= target:
+        if total[0] <= target <= total[-1] and (takes is None or k == 0 or takes(sizes["kv_heads"] - k)):
             return {"kv_heads": k, "channels": int(units["channels"][(total - target).abs().argmin()])}
-    reach = float(gone["kv_heads"][-1] + gone["channels"][-1]) / parameters(model)
-    left = [f"{sizes[kind] - int(units[kind][-1])} {kind.replace('_', ' ')}" for kind in kinds if sizes[kind]]
+    k = next(k for k in reversed(tried or [0]) if takes is None or k == 0 or takes(sizes["kv_heads"] - k))
+    most = {"kv_heads": k, "channels": int(units["channels"][-1])}
+    reach = float(gone["kv_heads"][k] + gone["channels"][-1]) / parameters(model)
+    left = [f"{sizes[kind] - most[kind]} {kind.replace('_', ' ')}" for kind in kinds if sizes[kind]]
     raise OutOfReach(
         f"ratio {ratio:g} is out of reach: with {' and '.join(left)} left in each layer, {reach:.3f} of the "
         "parameters are gone"

@@ -30,6 +30,7 @@ close the gap that whole heads leave; the code takes the same share of both.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ from methods.anatomy import Decoder
 from methods.budget import equal_widths, freed, lower_widths, parameters
 from methods.pruner import Calibration, OutOfReach, register
 from methods.signals import steps
+from methods.stock import takes
 from methods.surgery import Structure, cuts, structures_of
 
 METRICS = ("wifv", "ifv", "wifn")
@@ -77,6 +79,7 @@ class FLAP:
     attn_square: bool = True  # square the scores of an attention's channels first, as the authors' code does
     bias: bool = True  # give the output matrices a bias with the mean response of what is removed
     multiple: int = 1  # what is left of the channels is a multiple of it
+    uniform: bool = False  # equal widths that stock transformers loads; no bias but where the model has one already
 
     fixed = False
     needs = "calibration"
@@ -90,10 +93,28 @@ class FLAP:
         if self.multiple < 1:
             raise ValueError(f"multiple is at least 1; got {self.multiple}")
 
+    @property
+    def equal(self) -> bool:
+        """Whether all layers get the same widths."""
+        return self.uniform or self.structure == "ul_um"
+
+    @property
+    def adds_biases(self) -> bool:
+        return self.bias and not self.uniform
+
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         structures = structures_of(model, *KINDS)
-        if self.structure == "ul_um":
-            return {"removed_per_layer": equal_widths(model, structures, ratio, self.multiple, self.bias)}
+        if self.equal:
+            return {
+                "removed_per_layer": equal_widths(
+                    model,
+                    structures,
+                    ratio,
+                    self.multiple,
+                    biases=self.adds_biases,
+                    takes=partial(takes, model) if self.uniform else None,
+                )
+            }
         dense = parameters(model)
         reach = sum(int(self.gains(structure)[1].sum()) for structure in structures) / dense
         if ratio > reach:
@@ -108,13 +129,14 @@ class FLAP:
         if ratio:
             moments = statistics(model, calibration, structures)
             scores = [self.score(structure, seen) for structure, seen in zip(structures, moments, strict=True)]
-            if self.structure == "ul_um":
+            if self.equal:
                 counts = [plan["removed_per_layer"][structure.kind] for structure in structures]
             else:
                 counts = self.below_threshold(structures, scores, ratio * parameters(model))
             for structure, seen, score, count in zip(structures, moments, scores, counts, strict=True):
                 if count:
-                    remove(structure, score, count, seen.mean if self.bias else None)
+                    biased = self.adds_biases or (self.bias and structure.writer.bias is not None)
+                    remove(structure, score, count, seen.mean if biased else None)
         return plan | {"parameters": parameters(model)} | cuts(model, structures)
 
     @torch.no_grad()
@@ -149,7 +171,7 @@ class FLAP:
         """How many units can go, (n,) from 0; and what parameters go with each unit on the way to the most, (most,)."""
         counts = lower_widths(structure, self.multiple)
         gains = torch.zeros(int(counts[-1]), dtype=torch.long)
-        gains[counts[1:] - 1] = freed(structure, counts, self.bias).diff()
+        gains[counts[1:] - 1] = freed(structure, counts, self.adds_biases).diff()
         return counts, gains
 
 

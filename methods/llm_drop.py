@@ -48,6 +48,10 @@ class LLMDrop:
     needs = "calibration"
     cost = "1 forward"
 
+    @property
+    def uneven(self) -> str:
+        return "" if self.mode == "block" else "it removes single attentions and MLPs"
+
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode is one of {', '.join(MODES)}; got {self.mode!r}")

@@ -33,23 +33,25 @@ that head k meets query heads k, k + G, k + 2 G, ... (`gqa="released"` restores 
 gives both g and a, summed in float32 whatever the model's dtype, and padding is left out of the loss. Aggregation is in
 float64, where products do not underflow. Where a structure would lose everything, its best unit stays; the code skips
 the structure. Under `steps` gradients start afresh. Global ranking removes the lowest units until the budget is met;
-with an explicit r it removes that share of all units, as the code does. Channels of the residual (`channel-wise`) are
-not pruned.
+with an explicit r it removes that share of all units, as the code does. `uniform` cuts all layers alike, the first and
+last ones too. Channels of the residual (`channel-wise`) are not pruned.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from methods.anatomy import Decoder
-from methods.budget import parameters
+from methods.budget import equal_widths, parameters
 from methods.pruner import Calibration, OutOfReach, Unsupported, register
 from methods.signals import Sums, gradients, zeros
+from methods.stock import takes
 from methods.surgery import Structure
 
 TOLERANCE = 0.005  # share of the dense model by which heads may miss the budget before channels close the gap
@@ -83,6 +85,7 @@ class LLMPruner:
     sequences: int = 10  # calibration sequences of a round
     tokens: int = 64  # leading tokens of each that are used
     seed: int | None = None  # of importance=random; None: the seed of the run
+    uniform: bool = False  # equal widths in all layers that stock transformers loads; no layer is protected
 
     needs = "calibration, gradients"
     cost = "3 forwards per step"
@@ -96,6 +99,8 @@ class LLMPruner:
             raise ValueError(f"r is a share of heads and channels, in [0, 1); got {self.r}")
         if min(self.first or 0, self.last or 0) < 0:
             raise ValueError("first and last count layers, so they are not negative")
+        if self.uniform and (self.r is not None or self.ranking == "global" or self.first or self.last):
+            raise ValueError("uniform cuts every layer alike, so that r, ranking=global, first and last have no place")
         if min(self.steps, self.sequences) < 1 or self.tokens < 2:
             raise ValueError("steps and sequences are at least 1, tokens at least 2")
 
@@ -105,16 +110,18 @@ class LLMPruner:
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         structures, dense = self.structures(model), parameters(model)
-        cut = self.cut(structures, ratio, dense)
+        cut = self.cut(model, structures, ratio)
         plan: dict[str, Any] = {"protected_layers": self.protected(len(model.layers))}
         if self.ranking == "global":
             return plan | ({"r": self.r} if self.fixed else {"parameters": round((1 - ratio) * dense)})
         count = dense - cut.parameters(structures)
+        if isinstance(cut, EqualCut):
+            return plan | {"removed_per_layer": cut.counts, "parameters": count}
         return plan | {"r": cut.channels, "closed_by_channels": cut.heads != cut.channels, "parameters": count}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         plan, structures, dense = self.plan(model, ratio), self.structures(model), parameters(model)
-        cut = self.cut(structures, ratio, dense)
+        cut = self.cut(model, structures, ratio)
         asked = ratio if self.r is None else self.r
         chosen = [s for s in structures if (cut.units(s) if self.ranking == "local" else asked)]
         for step in range(1, self.steps + 1) if chosen else ():
@@ -137,6 +144,8 @@ class LLMPruner:
 
     def protected(self, count: int) -> list[int]:
         """Numbers of the layers that stay whole, of `count`."""
+        if self.uniform:
+            return []
         first = min(4, count // 4) if self.first is None else self.first
         last = min(2, count // 8) if self.last is None else self.last
         if first + last >= count:
@@ -150,8 +159,11 @@ class LLMPruner:
         every = [Structure(number, kind, layer) for number, layer in layers for kind in ("kv_heads", "channels")]
         return [structure for structure in every if structure.size > 1]
 
-    def cut(self, structures: list[Structure], ratio: float, dense: int) -> Cut:
-        """The shares to remove; raises OutOfReach where one unit left in each structure is still too much."""
+    def cut(self, model: Decoder, structures: list[Structure], ratio: float) -> Cut | EqualCut:
+        """How much to remove; raises OutOfReach where one unit left in each structure is still too much."""
+        if self.uniform:
+            return EqualCut(equal_widths(model, structures, ratio, takes=partial(takes, model)))
+        dense = parameters(model)
         if self.r is not None:
             return Cut(self.r, self.r)
         reach = sum(structure.cost * (structure.size - 1) for structure in structures) / dense
@@ -256,6 +268,19 @@ class Cut:
         r = part * (self.heads if structure.kind == "kv_heads" else self.channels)
         n = structure.size * structure.width
         return min((n - int(n * (1 - r))) // structure.width, structure.size - 1)
+
+    def parameters(self, structures: list[Structure]) -> int:
+        return sum(structure.cost * self.units(structure) for structure in structures)
+
+
+@dataclass(frozen=True)
+class EqualCut:
+    """The same numbers of heads (kv_heads) and channels from every layer."""
+
+    counts: dict[str, int]
+
+    def units(self, structure: Structure, part: float = 1.0) -> int:
+        return round(part * self.counts[structure.kind])
 
     def parameters(self, structures: list[Structure]) -> int:
         return sum(structure.cost * self.units(structure) for structure in structures)

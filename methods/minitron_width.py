@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from methods.anatomy import Decoder
 from methods.budget import equal_widths, parameters
 from methods.pruner import Calibration, OutOfReach, register
 from methods.signals import steps
+from methods.stock import takes
 from methods.surgery import Structure, cuts, structures_of
 
 
@@ -41,6 +43,7 @@ class MinitronWidth:
 
     heads: bool = False  # remove key/value heads too, of which the same share goes, rounded down
     multiple: int = 1  # what is left of the channels is a multiple of it
+    uniform: bool = False  # as many heads as stock transformers takes; the widths are equal anyway
 
     fixed = False
     needs = "calibration"
@@ -56,7 +59,15 @@ class MinitronWidth:
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         try:
-            return {"removed_per_layer": equal_widths(model, self.structures(model), ratio, self.multiple)}
+            return {
+                "removed_per_layer": equal_widths(
+                    model,
+                    self.structures(model),
+                    ratio,
+                    self.multiple,
+                    takes=partial(takes, model) if self.uniform else None,
+                )
+            }
         except OutOfReach as error:
             raise OutOfReach(f"{error}" if self.heads else f"{error}; heads=True reaches further") from None
 

@@ -61,6 +61,7 @@ def write(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype, most: in
     for file, names in zip(files, shards, strict=True):
         cast = {name: tensors[name].to(_kind(tensors[name], dtype)).contiguous() for name in names}
         save_file(cast, folder / file, {"format": "pt"})
+        (folder / file).chmod(folder.stat().st_mode & 0o666)  # as the other files; its writer lets nobody else read it
     if len(files) > 1:
         where = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}

@@ -52,6 +52,7 @@ class SliceGPT:
     slice_head: bool = False  # also cut the last layer's output and the head, which the paper leaves whole
     centre_embeddings: bool = False  # subtract each embedding row's mean also under RMSNorm, as the authors' code does
 
+    uneven = "it cuts the residual stream and adds shortcuts"
     needs = "calibration"
     cost = "2 forwards, 2 eigenvalue problems per layer"
     without = ("gemma2", "gemma3_text")

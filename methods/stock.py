@@ -73,6 +73,15 @@ def stock_config(model: Decoder, G: int, I: int) -> PreTrainedConfig:
     return stock
 
 
+def takes(model: Decoder, G: int) -> bool:
+    """Whether the stock class takes G key/value heads in every layer."""
+    try:
+        stock_config(model, G, model.layers[0].down.in_features)
+    except Uneven:
+        return False
+    return True
+
+
 def tensors(model: Decoder, shell: Any) -> dict[str, Tensor]:
     """What is stored, by name: each tied tensor once, and transposed where `shell`, a model of its class, has it so."""
     transposed = {f"{name}.weight" for name, module in shell.named_modules() if isinstance(module, Conv1D)}

@@ -51,6 +51,7 @@ class TwoSSP:
     multiple: int = 1  # what is left of the channels is a multiple of it
 
     fixed = False
+    uneven = "it removes whole attentions"
     needs = "calibration"
     cost = "1 forward, and about L/2 over 2,048 tokens for each attention removed"
     without = ()

@@ -21,6 +21,7 @@ than 128 channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from methods.anatomy import Decoder
 from methods.budget import equal_widths, parameters
 from methods.pruner import Calibration, register
 from methods.signals import enter, step, values_of_a_step
+from methods.stock import takes
 from methods.surgery import Structure, cuts, structures_of
 
 KINDS = ("kv_heads", "channels")
@@ -41,6 +43,7 @@ class WandaSP:
     """Remove the heads and channels with the least weight times activation, layer by layer (An et al. 2024)."""
 
     multiple: int = 1  # what is left of the channels is a multiple of it
+    uniform: bool = False  # as many heads as stock transformers takes; the widths are equal anyway
 
     fixed = False
     needs = "calibration"
@@ -52,7 +55,15 @@ class WandaSP:
             raise ValueError(f"multiple is at least 1; got {self.multiple}")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
-        return {"removed_per_layer": equal_widths(model, structures_of(model, *KINDS), ratio, self.multiple)}
+        return {
+            "removed_per_layer": equal_widths(
+                model,
+                structures_of(model, *KINDS),
+                ratio,
+                self.multiple,
+                takes=partial(takes, model) if self.uniform else None,
+            )
+        }
 
     @torch.no_grad()
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:

@@ -455,3 +455,26 @@ def test_the_card_says_what_is_known_and_nothing_else(tmp_path):
     assert "| piqa, acc | 0.5000 | 8 of 80 documents |" in card
     assert "license: mit" in card
     checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("method", ["flap", "wanda-sp", "minitron-width", "llm-pruner"])
+def test_uniform_widths_load_in_stock_transformers(method, family, ids, tmp_path):
+    model = Decoder(tiny(family))
+    dense = parameters(model)
+    pruner = methods.make(method, {"uniform": True})
+    decisions = pruner.prune(model, calibration(), 0.25)
+    folder, manifest = saved(model, tmp_path)
+    assert manifest["loads_with"] == "transformers", manifest["reason"]
+    layers = manifest["structure"]["layers"]
+    assert all(layer == layers[0] for layer in layers)
+    assert layers[0] != checkpoint.structure(Decoder(tiny(family)))["layers"][0]
+    assert parameters(model) == decisions["parameters"]
+    assert 1 - parameters(model) / dense == pytest.approx(0.25, abs=0.01)
+    stock = AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert torch.allclose(stock(ids).logits, logits(model, ids), atol=1e-5)
+
+
+def test_whoever_may_read_the_configuration_may_read_the_weights(tmp_path):
+    folder, _ = saved(Decoder(tiny("llama")), tmp_path, shard_bytes=50_000)
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1

@@ -443,3 +443,21 @@ def test_the_default_model_goes_to_gguf_and_back(tmp_path):
     prompt = tokenizer("The Eiffel Tower is located in", return_tensors="pt")["input_ids"]
     torch.testing.assert_close(logits(again, prompt), logits(model, prompt), rtol=0, atol=1e-4)
     assert AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf").chat_template == tokenizer.chat_template
+
+
+def test_uniform_cuts_widths_alike_and_says_so_in_the_label(run_with, capsys):
+    asked = ["--methods", "llm-pruner:sequences=4,tokens=16,flap,drop-tail", "--ratio", "0.3", "--uniform"]
+    folder = run_with(*asked, "--save-models")
+    labels = {record.cell["label"]: record.measured.get("saved") for record in load_run(folder)}
+    uniform = {"llm-pruner:sequences=4,tokens=16,uniform=True", "flap:uniform=True", "drop-tail"}
+    assert set(labels) == uniform | {"dense"}
+    assert {labels[label]["loads_with"] for label in uniform} == {"transformers"}
+
+
+def test_uniform_is_refused_where_there_is_no_such_variant(model_folder, text_file, capsys, tmp_path):
+    base = ["run", "--model", model_folder, "--calibration", text_file, "--tasks", "none", "--texts", "none"]
+    for method in ("2ssp", "slicegpt", "blockpruner", "finercut", "llm-drop"):
+        line = refused(capsys, *base, "--methods", method, "--ratio", "0.3", "--uniform", "--out", tmp_path / "x")
+        assert f"--uniform: {method} has no variant that stock transformers loads, since it" in line
+    line = refused(capsys, *base, "--methods", "llm-pruner:r=0.2", "--uniform", "--out", tmp_path / "x")
+    assert "uniform cuts every layer alike" in line

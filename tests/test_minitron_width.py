@@ -114,7 +114,7 @@ def test_equal_widths_come_nearest_to_the_ratio(family, multiple, biases):
         return abs(lost - ratio * dense)
 
     for ratio in (0.0, 0.02, 0.1, 0.21, 0.3):
-        counts = equal_widths(model, structures, ratio, multiple, biases)
+        counts = equal_widths(model, structures, ratio, multiple, biases=biases)
         k, n = counts["kv_heads"], counts["channels"]
         assert k == int(ratio * dense / prunable * G)
         allowed = [other for other in range(I - I // 8 + 1) if other == 0 or (I - other) % multiple == 0]
@@ -147,3 +147,18 @@ def test_a_multiple():
     assert decisions["channels"] == [32] * LAYERS
     with pytest.raises(ValueError, match="minitron-width: multiple is at least 1; got 0"):
         methods.make("minitron-width", {"multiple": "0"})
+
+
+def test_equal_widths_take_the_nearest_number_of_heads_that_is_allowed():
+    model = Decoder(tiny("opt"))  # four heads
+    structures = structures_of(model, "kv_heads", "channels")
+    G = structures[0].size
+    free = equal_widths(model, structures, 0.25)["kv_heads"]
+    for left in range(1, G + 1):
+        counts = equal_widths(model, structures, 0.25, takes=lambda G, left=left: left == G)
+        assert counts["kv_heads"] in (0, G - left)
+        assert abs(counts["kv_heads"] - free) == min(abs(k - free) for k in (0, G - left))
+        lost = sum(structure.cost * counts[structure.kind] for structure in structures)
+        assert lost / parameters(model) == pytest.approx(0.25, abs=0.01)
+    with pytest.raises(OutOfReach, match=f"with {G} kv heads and 6 channels left"):
+        equal_widths(model, structures, 0.9, takes=lambda G: False)

@@ -25,6 +25,7 @@ METHOD_MAY = {
     "methods.signals",
     "methods.budget",
     "methods.greedy",
+    "methods.stock",
 }
 INFRASTRUCTURE = (
     "__init__",
