@@ -129,9 +129,11 @@ class Dense:
 
     def remember(self, model: Any) -> None:
         """Write the log-probabilities of `model`, unless they are there: the model is dense."""
+        self.ids = self.ids[:, : 1 + max(1, STORED // (int(model.config.vocab_size) * len(self.ids)))]
         if not self.file.exists():
-            self.ids = self.ids[:, : 1 + max(1, STORED // (int(model.config.vocab_size) * len(self.ids)))]
-            save_file({str(row): log_probabilities(model, window) for row, window in enumerate(self.ids)}, self.file)
+            unfinished = self.file.with_suffix(".unfinished")
+            save_file({str(row): log_probabilities(model, window) for row, window in enumerate(self.ids)}, unfinished)
+            unfinished.replace(self.file)  # so that a process that is killed leaves no half of it to the next one
 
     def divergence_of(self, model: Any) -> dict[str, float]:
         """kl and agreement of the model; with more than one window, kl_low and kl_high, the 95 % interval over them."""

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from bench.commands import INTERRUPTED, USAGE, listing, report, run, saved
+from bench.commands import INTERRUPTED, USAGE, inherit, listing, regression, report, run, saved, show, similarity
 from bench.errors import UserError
 
 
@@ -41,6 +41,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(prog="python -m bench", description="Prune language models, measure them, compare them fairly.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    for module in (run, saved, report, listing):
+    for module in (run, saved, report, show, regression, listing, similarity, inherit):
         module.add(commands)
     return parser

@@ -57,6 +57,11 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+def processor(device: torch.device) -> str | None:
+    """The name of what computes on `device`: the GPU's, or else the CPU's."""
+    return str(torch.cuda.get_device_properties(device).name) if device.type == "cuda" else _cpu()
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """The highest memory since `reset_peak_memory`: allocated on CUDA, else resident of this process.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def add_pruning(what: Any) -> None:
     what.add_argument("--ratio", default="", metavar="LIST", help="share of all parameters to remove, as in 0.1,0.3")
     what.add_argument("--set", action="append", default=[], metavar="METHOD.NAME=VALUE", help="as in laco.T=0.7")
     what.add_argument("--match", choices=("layers", "exact"), default="layers", help="round the ratio to whole layers")
+    what.add_argument("--compensate", metavar="NAME", help="of `list methods`, behind every method: laco is laco+NAME")
     what.add_argument("--uniform", action="store_true", help="cut widths alike in all layers, for stock transformers")
     what.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a model")
     what.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file with methods")
@@ -75,4 +77,8 @@ def add_place(where: Any) -> None:
     where.add_argument("--threads", type=int, metavar="N", help="torch threads on the CPU")
     where.add_argument("--seed", type=int, default=0)
     where.add_argument("--out", type=Path, metavar="DIR", help="by default results/<date>-<methods>-<model>")
+    isolate = argparse.BooleanOptionalAction
+    where.add_argument("--isolate", action=isolate, help="each cell in a process of its own; by default if it is timed")
+    where.add_argument("--cell-memory-mib", type=float, default=0.0, metavar="MIB", help="end a cell that takes more")
+    where.add_argument("--cell-minutes", type=float, default=0.0, metavar="N", help="end a cell that takes longer")
     where.add_argument("--retry-failed", action="store_true", help="run cells again whose record is a failure")

@@ -117,6 +117,15 @@ def weights_sha256(name: str) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def config_sha256(name: str) -> str | None:
+    """sha256 of what a folder says of its model beside the weights; None for a GGUF file, which says all in one."""
+    folder, options = _source(name)
+    if "gguf_file" in options:
+        return None
+    files = [folder / file for file in ("config.json", "generation_config.json") if (folder / file).is_file()]
+    return hashlib.sha256("".join(f"{assets.sha256(file)}  {file.name}\n" for file in files).encode()).hexdigest()
+
+
 def resolve_device(name: str) -> torch.device:
     """'auto' -> the GPU if there is one, else the CPU. Raises UserError for a GPU that is not there."""
     import torch

@@ -12,6 +12,7 @@ from typing import Any
 import methods
 from bench import data, models, spec, task_data, tasks
 from bench.errors import UserError
+from bench.record import WRITING
 from methods.anatomy import Decoder
 
 
@@ -78,7 +79,7 @@ def check_folder(folder: Path) -> None:
     """Refuse a results folder that cannot be made or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=WRITING):
             pass
     except OSError as error:
         raise UserError(f"{folder} cannot hold results: {error.strerror}; name another with --out") from None

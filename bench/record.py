@@ -6,8 +6,9 @@
 A record has these keys and no others:
 
     schema       the number of this layout
-    cell         what was asked for (bench.spec.Cell), every field
-    status       "ok", "unsupported", "out_of_memory" or "error"
+    cell         what was asked for (bench.spec.Cell), every field; `inputs` is what the answer stands on (bench.ledger)
+    status       "ok", "unsupported", or one of FAILED: "error" (an exception), "out_of_memory", "crashed" (the process
+                 died), "timed_out"
     error        why the status is not "ok", else null
     environment  versions, commit, device, threads (bench.environment)
     decisions    what the method decided
@@ -26,6 +27,8 @@ A record has these keys and no others:
     weight_bytes                      int
     kv_bytes_per_token                int
     macs_per_token, macs_context      int, multiply-accumulates per token in a sequence of macs_context tokens
+    weights_sha256                    hex, of the dense model's weight files
+    pruned_sha256                     hex, of every tensor of the model that was measured
     prune_seconds                     float, with the search of an earlier cell that a greedy method went on from;
                                       absent for "dense"
     peak_memory_bytes                 int, highest resident (CPU) or allocated (CUDA) memory of the process so far
@@ -39,7 +42,9 @@ A record has these keys and no others:
                  distinct_n without a text
     saved        {folder (below the run's), bytes, loads_with, reason, dtype, rounding} of methods.checkpoint, where the
                  pruned model was saved; perplexity, tasks, speed and checks then are those of the reloaded model
-    seconds      {load, prune, save, perplexity, tasks, speed, checks}   where the time of the cell went
+    seconds      {load, prune, save, perplexity, tasks, speed, checks}   where the time of the cell went; what an
+                 interrupted attempt had finished is not measured again and takes none
+    samples      {name: {rows, sha256}}   of the Parquet files
 
 `speed`, from a process that held the pruned and the dense model; for "dense" both are dense (see docs/speed.md):
 
@@ -73,9 +78,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
-STATUSES = ("ok", "unsupported", "out_of_memory", "error")
+from bench.errors import UserError
+
+SCHEMA = 2
+FAILED = ("error", "out_of_memory", "crashed", "timed_out")
+STATUSES = ("ok", "unsupported", *FAILED)
+WRITING = ".writing-"  # begins the name of a file that is not whole yet
 KEYS = ("schema", "cell", "status", "error", "environment", "decisions", "measured")
+
+
+class Unwritable(UserError):
+    """The disk is full, or does not take files; nothing half-written is left."""
 
 
 class InvalidRecord(ValueError):
@@ -108,19 +121,35 @@ def save(record: Record, path: Path) -> None:
     write_atomically(path, json.dumps(asdict(record), indent=1, allow_nan=False, sort_keys=False) + "\n")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to a temporary neighbour, flush it to the disk, and rename it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write to a temporary neighbour, flush it to the disk, and rename it to `path`. Raises Unwritable."""
+    data = content.encode() if isinstance(content, str) else content
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{WRITING}{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise Unwritable(f"{path} cannot be written: {error.strerror}; the same command goes on once it can") from error
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename last through a power cut, where the system lets a folder be opened."""
+    if os.name != "posix":
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def load(path: Path) -> Record:

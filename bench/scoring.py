@@ -40,8 +40,9 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     """lm-eval's HFLM with a faster way to the same log-likelihoods; generation and prompts are HFLM's own.
 
     batch_tokens bounds the tokens of one forward; max_length (default: the model's positions, at most 2048) is where
-    a context is cut from the left; batch_size is how many prompts generate together. Raises UserError for a model
-    that does not honour an attention mask over a tree.
+    a context is cut from the left; batch_size is how many prompts generate together. Raises UserError for a model that
+    does not honour an attention mask over a tree; `check` says whether that is tried, which takes a model whose
+    rounding stays small.
     """
 
     def __init__(
@@ -51,11 +52,14 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         batch_tokens: int = 2048,
         max_length: int | None = None,
         batch_size: int = 8,
+        *,
+        check: bool = True,
     ) -> None:
         max_length = max_length or min(model.config.max_position_embeddings, 2048)
         super().__init__(pretrained=model, tokenizer=tokenizer, max_length=max_length, batch_size=batch_size)
         self.batch_tokens = batch_tokens
-        _check(model)
+        if check:
+            _check(model)
 
     @property
     def bos_policy(self) -> str:

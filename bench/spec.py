@@ -9,7 +9,9 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import UserError
@@ -78,6 +80,9 @@ class Protocol:
                 raise UserError(f"{name} is 0 (for all) or positive; got {getattr(self, name)}")
         if not 1 <= self.stride <= self.window:
             raise UserError(f"stride lies between 1 and the window, {self.window}; got {self.stride}")
+        stems = [Path(text).stem for text in self.texts]
+        if doubled := [text for text in self.texts if stems.count(Path(text).stem) > 1]:
+            raise UserError(f"{' and '.join(doubled)} share a name, by which samples are kept; rename one of them")
         if self.save_dtype not in SAVE_DTYPES:
             raise UserError(f"save-dtype is {', '.join(SAVE_DTYPES[1:])}; got {self.save_dtype!r}")
         self._check_speed()
@@ -178,7 +183,10 @@ PROFILES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One model, one method with all its parameters, one ratio, one seed, one protocol."""
+    """One model, one method with all its parameters, one ratio, one seed, one protocol.
+
+    `inputs` is what the answer stands on (bench.inputs); the runner fills it in, since it needs the loaded materials.
+    """
 
     model: str
     method: str
@@ -191,6 +199,7 @@ class Cell:
     protocol: Protocol
     given: tuple[str, ...] = ()  # names of the parameters that were given, for the label
     trust_remote_code: bool = False
+    inputs: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def label(self) -> str:
@@ -204,6 +213,13 @@ class Cell:
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
         ratio = "fixed" if self.ratio is None else f"{self.ratio:g}"
         return "--".join((slug(self.label), ratio, digest))
+
+
+def asked(cell: Cell | Mapping[str, Any]) -> str:
+    """Everything that a cell, or the `cell` of a record, was asked for, without what its answer stands on."""
+    plain = cell if isinstance(cell, Mapping) else asdict(cell)
+    names = {name.name for name in fields(Cell)} - {"inputs"}
+    return json.dumps({name: plain[name] for name in names if name in plain}, sort_keys=True)
 
 
 def slug(text: str) -> str:
@@ -303,7 +319,7 @@ def _draws(pruner: Pruner, cell: Cell) -> list[Cell]:
 def _cell(name: str, given: dict[str, Any], ratio: float | None, common: dict[str, Any]) -> Cell:
     import methods
 
-    parameters = asdict(methods.make(name, given))  # type: ignore[call-overload]
+    parameters = methods.parameters(methods.make(name, given))
     return Cell(method=name, parameters=parameters, given=tuple(given), ratio=ratio, **common)
 
 

@@ -39,13 +39,14 @@ def measure(model: nn.Module, cell: Cell) -> dict[str, Any]:
     if device.type == "cuda":
         torch.cuda.empty_cache()
     try:
-        failed = isolation.run(
+        failure = isolation.run(
             _work,
             (cell, torch.get_num_threads(), methods.plugins(), device.type == "cuda"),
-            limit=cell.protocol.speed_limit,
+            limits=isolation.Limits(silence=cell.protocol.speed_limit),
             hear=lambda news: _merge(found, news),
             give=lambda pipe: handover.send(pipe, model),
         )
+        failed = failure.reason if failure else None
     except handover.NotPortable as error:
         failed = str(error)
     finally:

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
+import json
 import logging
 import numbers
 import random
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FEWSHOT_SEED = 1234  # lm-eval's own
+SHUFFLE_SEED = 0  # of the few definitions that shuffle choices when they read a document
+ADDRESS = re.compile(r"0x[0-9a-f]+")  # in the description of a function that has no source
 Data = Sequence[tuple[str, str, str]]  # of bench.task_data.parse: task, path, sha256
 
 
@@ -111,6 +116,21 @@ def draw(task: Any, documents: int, seed: int) -> list[int]:
     return sorted(random.Random(seed).sample(range(available), documents))
 
 
+def fingerprint(task: Any, documents: Sequence[int]) -> dict[str, Any]:
+    """{version, sha256}: the hash is of lm-eval's definition, of the documents at these positions, and of those that
+    examples are taken from, if there are any.
+    """
+    random.seed(SHUFFLE_SEED)
+    docs = task.eval_docs
+    drawn = docs.read(documents) if isinstance(docs, Documents) else (docs[position] for position in documents)
+    definition = ADDRESS.sub("", json.dumps(task.dump_config(), sort_keys=True, default=str))
+    digest = hashlib.sha256(f"{definition}\n{list(documents)}\n".encode())
+    examples = task.fewshot_docs() if task.config.num_fewshot else None
+    for doc in (*drawn, *(examples or ())):
+        digest.update(json.dumps(doc, sort_keys=True, default=str).encode() + b"\n")
+    return {"version": task.VERSION, "sha256": digest.hexdigest()}
+
+
 def evaluate(
     lm: Any, tasks: dict[str, Any], documents: dict[str, list[int]]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, pd.DataFrame]]:
@@ -124,6 +144,7 @@ def evaluate(
     """
     from lm_eval.evaluator import evaluate as run
 
+    random.seed(SHUFFLE_SEED)
     for task in tasks.values():
         task.set_fewshot_seed(FEWSHOT_SEED)  # every model gets the same examples
     subsets = {name: ids for name, ids in documents.items() if len(ids) < len(tasks[name].eval_docs)}

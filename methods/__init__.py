@@ -1,5 +1,7 @@
 """Structured pruners behind one interface, one file per paper.
 
+`shortgpt+ghost` is a method and a compensation, see methods/compensation.py.
+
 To add a method, write its file and put the file's name into BUILT_IN. A method of one's own needs neither: it is found
 in a file named with --plugin, or through the entry-point group "prunebench.methods" of an installed package.
 """
@@ -17,13 +19,17 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from methods.pruner import REGISTRY, Calibration, OutOfReach, Pruner, Unsupported, register
+
+if TYPE_CHECKING:
+    from methods.compensation import Compensation
 
 BUILT_IN = (
     "dense",
     "laco",
+    "laco_ls",
     "slicegpt",
     "llm_pruner",
     "layer_drop",
@@ -40,10 +46,23 @@ BUILT_IN = (
     "two_ssp",
     "minitron_width",
 )
+COMPENSATIONS = ("scale", "linear_patch", "ghost", "replaceme", "refit")  # the files
 ENTRY_POINTS = "prunebench.methods"
 PLUGIN = "prunebench_plugin_"  # begins the name under which a file is imported
 
-__all__ = ["Calibration", "OutOfReach", "Pruner", "Unsupported", "catalogue", "load", "make", "register"]
+__all__ = [
+    "Calibration",
+    "OutOfReach",
+    "Pruner",
+    "Unsupported",
+    "catalogue",
+    "compensations",
+    "load",
+    "make",
+    "modules",
+    "parameters",
+    "register",
+]
 
 
 def load(plugins: Iterable[str] = ()) -> dict[str, type[Pruner]]:
@@ -94,23 +113,68 @@ def _load_file(path: Path) -> None:
         raise ValueError(f"{path} registers no method; put @register(NAME) above a frozen dataclass")
 
 
-def make(name: str, parameters: Mapping[str, Any] | None = None) -> Pruner:
-    """Method `name` with `parameters`, given as values of their own types or as text.
+def make(name: str, given: Mapping[str, Any] | None = None) -> Pruner:
+    """Method `name`, such as `shortgpt` or `shortgpt+ghost`, with what is `given` of `parameters`.
 
-    Raises ValueError for an unknown name or parameter and for an unsound value, with what would be right.
+    Values have their own types or are text; those of a compensation are called `ghost.ridge`. `shortgpt+none` is
+    `shortgpt`. Raises ValueError for an unknown name or parameter and for an unsound value, with what would be right.
     """
-    known = load()
+    method, plus, mending = name.partition("+")
+    if not plus or mending == "none":
+        return _made("method", load(), method, given or {}, "")
+    from methods.compensation import Compensated
+
+    prefix = f"{mending}."
+    ours = {key: value for key, value in (given or {}).items() if key.startswith(prefix)}
+    theirs = {key: value for key, value in (given or {}).items() if key not in ours}
+    pruner = _made("method", load(), method, theirs, "")
+    mend = _made("compensation", _load_compensations(), mending, ours, prefix)
+    return Compensated(pruner, mend)  # type: ignore[return-value]  # its name follows from its parts
+
+
+def parameters(pruner: Pruner) -> dict[str, Any]:
+    """Every parameter by the name that `make` takes, plain JSON values."""
+    from methods.compensation import Compensated
+
+    if not isinstance(pruner, Compensated):
+        return dataclasses.asdict(pruner)  # type: ignore[call-overload]  # a Pruner is a dataclass
+    mend = pruner.compensation
+    ours = dataclasses.asdict(mend)  # type: ignore[call-overload]
+    return parameters(pruner.pruner) | {f"{mend.name}.{key}": value for key, value in ours.items()}
+
+
+def modules(name: str) -> list[str]:
+    """The modules that `make(name)` takes its classes from: the method's, and the compensation's."""
+    method, _, mending = name.partition("+")
+    compensations = _load_compensations() if mending else {}
+    classes = [load()[method], *([compensations[mending]] if mending in compensations else [])]
+    return [cls.__module__ for cls in classes]
+
+
+def _load_compensations() -> dict[str, type[Compensation]]:
+    for name in COMPENSATIONS:
+        importlib.import_module(f"methods.{name}")
+    from methods.compensation import REGISTRY as known
+
+    return known
+
+
+T = TypeVar("T")
+
+
+def _made(what: str, known: Mapping[str, type[T]], name: str, given: Mapping[str, Any], prefix: str) -> T:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"no method is called {name!r}; {hint}known: {', '.join(sorted(known))}")
-    fields = {field.name: _kind(field.type) for field in dataclasses.fields(known[name])}  # type: ignore[arg-type]
+        raise ValueError(f"no {what} is called {name!r}; {hint}known: {', '.join(sorted(known))}")
+    fields = {prefix + field.name: _kind(field.type) for field in dataclasses.fields(known[name])}  # type: ignore[arg-type]
     values = {}
-    for parameter, value in (parameters or {}).items():
+    for parameter, value in given.items():
         if parameter not in fields:
             has = ", ".join(fields) if fields else "none"
             raise ValueError(f"{name} has no parameter {parameter}; it has: {has}")
-        values[parameter] = _typed(f"{name}:{parameter}", fields[parameter], value)
+        where = parameter if prefix else f"{name}:{parameter}"
+        values[parameter.removeprefix(prefix)] = _typed(where, fields[parameter], value)
     try:
         return known[name](**values)
     except ValueError as error:
@@ -142,6 +206,9 @@ def _typed(where: str, kind: str, value: Any) -> Any:
     raise ValueError(f"{where} is {' or '.join(kinds)}; got {value!r}")
 
 
+SAID = ("fixed", "needs", "cost", "without")  # constants of a class that its card shows
+
+
 @dataclass(frozen=True)
 class Card:
     """What `list methods` says of a method. The last four are constants of its class.
@@ -170,13 +237,21 @@ def catalogue() -> list[Card]:
     return cards
 
 
+def compensations() -> list[Card]:
+    """The compensations, in the same way."""
+    cards: list[Card] = []
+    for name in COMPENSATIONS:
+        cards += _cards(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8"), "compensation")
+    return cards
+
+
 def installed() -> list[tuple[str, str]]:
     """(name, package) of the entry points of installed packages, which are named after their methods."""
     points = importlib.metadata.entry_points(group=ENTRY_POINTS)
     return [(point.name, point.dist.name if point.dist else point.module) for point in points]
 
 
-def _cards(source: str) -> list[Card]:
+def _cards(source: str, decorator_name: str = "register") -> list[Card]:
     lines = source.splitlines()
     fields: dict[str, dict[str, tuple[str, str, str]]] = {}
     constants: dict[str, dict[str, Any]] = {}
@@ -192,11 +267,11 @@ def _cards(source: str) -> list[Card]:
                 comment = lines[item.lineno - 1].rpartition("#")[2] if "#" in lines[item.lineno - 1] else ""
                 meaning = comment.strip() or own.get(item.target.id, ("", "", ""))[2]
                 own[item.target.id] = (item.target.id, ast.unparse(item.value), meaning)
-            elif isinstance(item, ast.Assign) and ast.unparse(item.targets[0]) in ("fixed", "needs", "cost", "without"):
+            elif isinstance(item, ast.Assign) and ast.unparse(item.targets[0]) in SAID:
                 said[ast.unparse(item.targets[0])] = ast.literal_eval(item.value)
         fields[node.name], constants[node.name] = own, said
         for decorator in node.decorator_list:
-            if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "register":
+            if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == decorator_name:
                 summary = (ast.get_docstring(node) or "").partition("\n")[0]
                 cards.append(Card(ast.literal_eval(decorator.args[0]), summary, tuple(own.values()), **said))
     return cards

@@ -182,13 +182,14 @@ class Layer:
 
     def attend(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
         """What the attention adds to the residual x, norms included, (B, T, D) -> (B, T, D)."""
-        return self._post_norm(0)(self.attention(self.attn_norm(x), arguments))
+        return self.post_norm(0)(self.attention(self.attn_norm(x), arguments))
 
     def transform(self, x: Tensor) -> Tensor:
         """What the MLP adds to the residual x, norms included, (B, T, D) -> (B, T, D)."""
-        return self._post_norm(1)(self.feed_forward(self.mlp_norm(x)))
+        return self.post_norm(1)(self.feed_forward(self.mlp_norm(x)))
 
-    def _post_norm(self, which: int) -> nn.Module:
+    def post_norm(self, which: int) -> nn.Module:
+        """What stands between the attention (0) or the MLP (1) and the residual: a norm, or nothing."""
         self._is_a_sum()
         names = self.family.post_norms
         return getattr(self.inner, names[which]) if names else nn.Identity()

@@ -122,8 +122,8 @@ def step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -> St
     """
     empty = x[..., :0]
     with ExitStack() as stack:
-        heads = stack.enter_context(_inputs(layer.out)) if layer.has_attention else [empty]
-        channels = stack.enter_context(_inputs(layer.down)) if layer.has_mlp else [empty]
+        heads = stack.enter_context(inputs_of(layer.out)) if layer.has_attention else [empty]
+        channels = stack.enter_context(inputs_of(layer.down)) if layer.has_mlp else [empty]
         a = layer.attend(x, arguments)
         m = layer.transform(x if layer.parallel else x + a)
     wide = channels[0].reshape(*x.shape[:2], channels[0].shape[-1])  # some families flatten B and T here
@@ -140,7 +140,7 @@ def values_of_a_step(model: Decoder) -> int:
 
 
 @contextmanager
-def _inputs(matrix: nn.Linear) -> Iterator[list[Tensor]]:
+def inputs_of(matrix: nn.Linear) -> Iterator[list[Tensor]]:
     """What the matrix is called with."""
     seen: list[Tensor] = []
     hook = matrix.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))

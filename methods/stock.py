@@ -37,6 +37,8 @@ def uniform_config(model: Decoder) -> PreTrainedConfig:
     if form.residual is not None:
         raise Uneven("the residual stream has been cut, and each layer maps it from one basis to the next")
     for number, facts in enumerate(form.per_layer_config):
+        for place in getattr(facts, "maps", []):
+            raise Uneven(f"a linear map of the residual stands {place} layer {number}")
         for part in facts.skip:
             raise Uneven(f"layer {number} has no {part}")
         if hasattr(facts, "scaling"):

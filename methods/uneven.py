@@ -7,6 +7,7 @@ cuts that methods use. Importing this file makes such folders load through the A
     per_layer_config    {layer: {num_attention_heads, num_key_value_heads, intermediate_size,
                                  attention_output_bias, mlp_output_bias    whether the output matrix has a bias
                                  skip       ["attention"] or ["mlp"] where one has been removed
+                                 maps       ["before"] or ["behind"] where a linear map of the residual stands
                                  scaling    of the attention's scores, where it is not what the layer's number gives}}
     residual            {"hidden_size": d, "output_size": e} where the residual stream has been cut to d and ends as e
 
@@ -24,6 +25,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from methods.anatomy import Decoder, Layer
+from methods.mapped import maps_of, put_map
 from methods.slicegpt import SlicedLayer, cut_columns, fuse, read_in_basis, write_in_basis
 from methods.surgery import keep_channels, keep_kv_groups
 
@@ -90,7 +92,9 @@ def empty(config: PreTrainedConfig) -> Any:
 def describe(model: Decoder) -> PrunedConfig:
     """The configuration that says what `model` holds."""
     whole = Decoder(empty(model.config.from_dict(model.config.to_dict()))).layers
-    layers = [_facts(layer) for layer in model.layers]
+    layers, maps = [_facts(layer) for layer in model.layers], maps_of(model)
+    if any(maps):
+        layers = [facts | {"maps": places} for facts, places in zip(layers, maps, strict=True)]
     scales = [getattr(layer.attn, "scaling", None) for layer in model.layers]
     if any(scale not in (None, getattr(base.attn, "scaling", None)) for scale, base in zip(scales, whole, strict=True)):
         layers = [facts | {"scaling": scale} for facts, scale in zip(layers, scales, strict=True)]
@@ -143,6 +147,9 @@ def cut(model: Decoder, config: PrunedConfig) -> None:
             keep_channels(layer, range(facts.intermediate_size))
             _set_bias(layer.down, facts.mlp_output_bias)
     model.set_layers(layers)
+    for number, facts in enumerate(config.per_layer_config):
+        for place in getattr(facts, "maps", []):
+            _put_empty_map(model, number, place)
     if config.residual is not None:
         _cut_residual(model, config.residual["hidden_size"], config.residual["output_size"])
 
@@ -160,6 +167,13 @@ def _cut_attention(layer: Layer, facts: Any, number: int) -> None:
     _set_bias(layer.out, facts.attention_output_bias)
     if (scaling := getattr(facts, "scaling", None)) is not None:
         layer.attn.scaling = scaling
+
+
+def _put_empty_map(model: Decoder, number: int, place: str) -> None:
+    if place not in ("before", "behind") or (place == "before" and number):
+        raise ValueError(f"a map stands before the first layer or behind any; config.json says {place} {number}")
+    weight, D = model.embed.weight, model.embed.embedding_dim
+    put_map(model, number if place == "behind" else -1, weight.detach().new_empty(D, D))
 
 
 def _within(name: str, size: int, most: int, number: int) -> None:

@@ -4,7 +4,8 @@ T is a text, K a task, M a metric; a name that begins with _ continues the one b
 
 model .. profile                  model, label, method, requested_ratio (missing for the dense model and for methods
                                   whose parameters alone decide), seed, match, device, dtype, profile
-status, error, flags              flags: "missed_ratio", "no_dense_cell", a space between
+status, error, flags              flags: "missed_ratio", "no_dense_cell", "other_versions" (than the dense cell's), a
+                                  space between
 ratio, ratio_budget, miss         shares of the dense model's parameters; miss = ratio - ratio_budget
 parameters .. macs_context        as in bench.record
 perplexity_T, _low, _high         with its 95 % interval;  bits_per_byte_T, byte_perplexity_T, word_perplexity_T
@@ -25,10 +26,9 @@ prefill_tokens_per_second, decode_ms_per_token, prune_seconds, peak_memory_bytes
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -47,6 +47,7 @@ AS_MEASURED = (
     "macs_per_token",
     "macs_context",
 )
+OWN_INPUTS = ("method_sha256", "versions")  # inputs in which cells of one table may differ
 DIVERGENCE = ("kl", "kl_low", "kl_high", "agreement")
 CHECKS = (*DIVERGENCE, "copying", "counting", "repetition", "distinct_1", "distinct_2")
 STAGES = {"prefill": "length", "decode": "context"}  # and the size, in tokens, that belongs to each
@@ -70,40 +71,6 @@ def frame_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
-def draws(records: Sequence[Record]) -> list[list[int]]:
-    """The numbers of the records that share a row: measured cells that differ in a random method's seed alone."""
-    rows: dict[str, list[int]] = {}
-    for number, record in enumerate(records):
-        cell = dict(record.cell)
-        if record.status == "ok" and "draws" in cell["parameters"] and "seed" not in cell.get("given", ()):
-            cell["parameters"] = {**cell["parameters"], "seed": None}
-            rows.setdefault(json.dumps(cell, sort_keys=True), []).append(number)
-        else:
-            rows[str(number)] = [number]
-    return list(rows.values())
-
-
-def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One row for several draws: of each figure the mean, and with it the standard deviation between the draws.
-
-    Both are taken of a perplexity's logarithm, since draws lie orders of magnitude apart. What is no number, or is
-    missing in a draw, is the first draw's.
-    """
-    row = dict(rows[0])
-    for name in rows[0]:
-        found = [one.get(name) for one in rows]
-        values = [value for value in found if isinstance(value, int | float) and math.isfinite(value)]
-        if len(values) < len(rows) or name == "seed" or name.endswith(("_low", "_high", "_stderr")):
-            continue
-        logarithmic = "perplexity_" in name
-        numbers = [math.log(value) if logarithmic else value for value in values]
-        middle, spread = fmean(numbers), stdev(numbers)
-        low, mean, high = (math.exp(x) if logarithmic else x for x in (middle - spread, middle, middle + spread))
-        beside = {f"{name}_low": low, f"{name}_high": high, f"{name}_stderr": spread}
-        row |= {name: mean} | {column: value for column, value in beside.items() if column in row}
-    return row
-
-
 def label(cell: Mapping[str, Any]) -> str:
     """The method as a reader wants to see it: its name and the parameters that were given."""
     given = ",".join(f"{name}={cell['parameters'][name]}" for name in cell.get("given", ()))
@@ -120,9 +87,24 @@ def requested_ratio(record: Record) -> float | None:
     return None if record.cell["method"] == "dense" else record.cell["ratio"]
 
 
+def named(record: Record) -> str:
+    """A cell as sentences and figures call it: 'laco at 0.3'."""
+    ratio = requested_ratio(record)
+    return label(record.cell) + ("" if ratio is None else f" at {ratio:g}")
+
+
+def conditions_of(record: Record) -> dict[str, Any]:
+    """What two cells must share to be compared: model, device, dtype, protocol, and the inputs (bench.inputs).
+
+    The method's source is its own, and other versions are marked in a table (`other_versions`), not set apart.
+    """
+    inputs = {name: value for name, value in record.cell.get("inputs", {}).items() if name not in OWN_INPUTS}
+    return {name: record.cell[name] for name in ("model", "device", "dtype", "protocol")} | {"inputs": inputs}
+
+
 def setup(record: Record) -> str:
-    """What two cells must share to be compared: model, device, dtype and protocol."""
-    return json.dumps([record.cell[name] for name in ("model", "device", "dtype", "protocol")], sort_keys=True)
+    """`conditions_of` as one text."""
+    return json.dumps(conditions_of(record), sort_keys=True)
 
 
 def by_setup(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -138,6 +120,19 @@ def dense_peer(record: Record, peers: Sequence[Record]) -> Record | None:
     dense = [peer for peer in peers if peer.cell["method"] == "dense" and peer.status == "ok"]
     same_seed = [peer for peer in dense if peer.cell["seed"] == record.cell["seed"]]
     return next(iter(same_seed or dense), None)
+
+
+def other_versions(record: Record, dense: Record | None) -> dict[str, tuple[str, str]]:
+    """The packages whose version differs from the dense cell's: {name: (here, there)}; empty without a dense cell."""
+    here = record.environment.get("versions", {})
+    there = dense.environment.get("versions", {}) if dense else {}
+    return {name: (here[name], there[name]) for name in here if name in there and here[name] != there[name]}
+
+
+def removed_too_little(record: Record) -> bool:
+    """Whether a cell removed so much less than its budget that its figures flatter it."""
+    budget = record.measured.get("ratio_budget")
+    return budget is not None and record.measured["ratio"] < budget - MISS
 
 
 def texts(records: Sequence[Record]) -> list[str]:
@@ -191,7 +186,11 @@ def _row(record: Record, dense: Record | None, accuracies: list[str]) -> dict[st
     row["prune_seconds"] = measured.get("prune_seconds")
     row["peak_memory_bytes"] = measured.get("peak_memory_bytes")
     missed = row["miss"] is not None and abs(row["miss"]) > MISS
-    flags = [*["missed_ratio"] * missed, *["no_dense_cell"] * (dense is None)]
+    flags = [
+        *["missed_ratio"] * missed,
+        *["no_dense_cell"] * (dense is None),
+        *["other_versions"] * bool(other_versions(record, dense)),
+    ]
     return row | {"flags": " ".join(flags) or None}
 
 

@@ -7,18 +7,32 @@ run do not agree, each version is written.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import pandas as pd
 
 from bench.record import Record
-from reports.frame import MISS, STAGES, draws, frame_rows, is_accuracy, label, requested_ratio, texts, timed
+from reports.blocks import draws
+from reports.frame import (
+    MISS,
+    STAGES,
+    dense_peer,
+    frame_rows,
+    is_accuracy,
+    label,
+    other_versions,
+    requested_ratio,
+    texts,
+    timed,
+)
 from reports.metrics import METRICS, binary, metric, short, shown
 
 COMPARED = {  # what is a comparison with the dense model, and the figure that it compares
     "kept": "average",
 }
+EVERYTHING = ("perplexity", "kl", "checks", "tasks", "speed")  # kinds of columns, of which the protocol speaks
 BOS = {"every window": "each begins with BOS", "none": "no BOS"}
 COMPLAINTS = {  # flags of what was timed, see bench.record
     "noisy": "single calls vary much",
@@ -83,6 +97,16 @@ def exceptions(records: Sequence[Record]) -> Iterator[str]:
             asked = "" if requested is None else f"requested {show(requested)}, "
             yield f"* {name} misses the ratio: {asked}budget {show(budget)}, achieved {show(measured['ratio'])}."
         yield from doubts(record)
+    yield from _versions(records)
+
+
+def _versions(records: Sequence[Record]) -> Iterator[str]:
+    """Which cells were measured with other packages than the dense model that they stand beside."""
+    dense = dense_peer(records[0], records)
+    for record in records:
+        others = [f"{name} {here}, not {there}" for name, (here, there) in other_versions(record, dense).items()]
+        if others:
+            yield f"{label(record.cell)}: measured with other versions than the dense model: {', '.join(others)}."
 
 
 def status(record: Record) -> str:
@@ -97,18 +121,20 @@ def reason(error: str) -> str:
     return text if len(text) <= REASON else f"{text[:REASON].rstrip()} ... (the record has the rest)"
 
 
-def protocol(records: Sequence[Record], table: pd.DataFrame) -> list[str]:
-    """How to read the columns, and how their figures came about; each sentence once."""
+def protocol(records: Sequence[Record], table: pd.DataFrame, about: Collection[str] = EVERYTHING) -> list[str]:
+    """How to read the columns of some kinds, and how their figures came about; each sentence once."""
     measured = [record.measured for record in records]
     pruned = [record for record in records if record.cell["method"] != "dense"]
+    kinds: dict[str, Iterable[str]] = {
+        "perplexity": [*chain.from_iterable(map(_perplexity, measured)), *_perplexity_spread(records, table)],
+        "kl": _divergence(table),
+        "checks": _checks(table),
+        "tasks": [*chain.from_iterable(map(_tasks, measured)), *_accuracy_spread(table)],
+        "speed": chain.from_iterable(map(speed, records)),
+    }
     sentences = [
-        *(sentence for figures in measured for sentence in _perplexity(figures)),
-        *_perplexity_spread(records, table),
-        *_checks(table),
-        *(sentence for figures in measured for sentence in _tasks(figures)),
-        *_accuracy_spread(table),
-        *(sentence for record in records for sentence in speed(record)),
-        *_incomparable(table),
+        *chain.from_iterable(said for kind, said in kinds.items() if kind in about),
+        *(_incomparable(table) if "tasks" in about else ()),
         *(_calibration(record.cell) for record in pruned),
         *_draws(records),
     ]
@@ -134,11 +160,14 @@ def _perplexity_spread(records: Sequence[Record], table: pd.DataFrame) -> Iterat
         yield "[low, high] of a perplexity is the 95 % interval, where its sides differ in length."
 
 
-def _checks(table: pd.DataFrame) -> Iterator[str]:
+def _divergence(table: pd.DataFrame) -> Iterator[str]:
     if "kl" in table and table["kl"].notna().any():
         yield "KL: divergence of the next token from the dense model's on held-out text, in nats per token."
+
+
+def _checks(table: pd.DataFrame) -> Iterator[str]:
     if "copying" in table and table["copying"].notna().any():
-        yield "copying, counting, repetition, distinct 2-grams: of greedy continuations, in the Markdown report."
+        yield "copying, counting, repetition, distinct 2-grams: of greedy continuations."
 
 
 def _tasks(measured: dict[str, Any]) -> Iterator[str]:
@@ -193,8 +222,8 @@ def speed(record: Record) -> Iterator[str]:
             compiled = ", compiled" if asked["compile"] else ""
             yield (
                 f"{stage}: times as fast as dense, both in turns for {asked['speed_rounds']} rounds; {what} "
-                f"{point[size]:,} tokens, batch {point['batch']}, {asked['cache']} cache{compiled}; its 95 % interval "
-                "is in the Markdown report."
+                f"{point[size]:,} tokens, batch {point['batch']}, {asked['cache']} cache{compiled}; "
+                "± or [low, high] is the 95 % interval."
             )
 
 

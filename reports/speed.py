@@ -9,28 +9,49 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tabulate import tabulate
-
 from bench.record import Record
+from reports import markdown as markdown_text
 from reports import notes
-from reports.frame import label, requested_ratio, timed, tokens
+from reports import terminal as terminal_text
+from reports.blocks import apart
+from reports.frame import by_setup, display_name, label, named, requested_ratio, timed, tokens
 from reports.metrics import METRICS, MISSING, binary, significant
-from reports.text import markdown_escaped, printable, wrap
+from reports.rows import Evidence
+from reports.tables import Cell, Column, Row, Table, text, words
 
-LINE = 100
-TIMED = ("method", "removed", "timed", "batch", "ms", "ms/token", "tokens/s", "times as fast", "by work")
-SIZES = ("method", "removed", "weights", "KV/token", "peak", "widths divide by")
+TIMED = (
+    Column("ratio", "removed"),
+    words("timed"),
+    Column("batch", "batch"),
+    Column("pruned_ms", "ms"),
+    Column("ms_per_token", "ms/token"),
+    Column("tokens_per_second", "tokens/s"),
+    Column("speedup", "times as fast"),
+    Column("predicted", "by work"),
+)
+SIZES = (
+    Column("ratio", "removed"),
+    Column("weight_bytes", "weights"),
+    Column("kv_bytes_per_token", "KV/token"),
+    Column("peak", "peak"),
+    words("widths divide by"),
+)
+ABOUT_TIMES = (
+    "ms: the median of one prefill, or of one step of decoding, which gives each sequence one token; "
+    "ms/token for one sequence, tokens/s over all of them.",
+    "times as fast: dense over pruned, both in turns, with the 95 % interval; by work: what the removed "
+    "multiply-accumulates alone would bring, and for decode the bytes of weights and cache that a step reads.",
+    "!: a doubtful timing, see the notes.",
+)
+ABOUT_SIZES = (
+    "peak: of the pruned model alone at the largest size it was measured at: allocated on a GPU, else of the process "
+    "with everything that it has loaded. widths divide by: the largest of 128, 64, 8 and 1 that does so for all.",
+)
 
 
 def terminal(records: Sequence[Record]) -> str:
     """Both tables, and what is to be known about them."""
-    tables = [
-        tabulate(rows, headers=heads, tablefmt="plain", disable_numparse=True, colalign=_sides(heads))
-        for heads, rows in ((TIMED, _timed(records)), (SIZES, _sizes(records)))
-        if rows
-    ]
-    bullets = [line for sentence in sentences(records) for line in wrap(printable(sentence), LINE, indent="  ")]
-    return "\n\n".join([*tables, "\n".join(bullets)]) + "\n"
+    return terminal_text.render(tables(records))
 
 
 def markdown(records: Sequence[Record]) -> list[str]:
@@ -39,101 +60,108 @@ def markdown(records: Sequence[Record]) -> list[str]:
     in_main = [timed(record, stage) for record in records for stage in ("prefill", "decode")]
     if len(points) <= sum(point is not None for point in in_main):
         return []
-    tables = [
-        tabulate(
-            [[markdown_escaped(cell) for cell in row] for row in rows],
-            headers=heads,
-            tablefmt="pipe",
-            disable_numparse=True,
-            colalign=_sides(heads),
-        )
-        for heads, rows in ((TIMED, _timed(records)), (SIZES, _sizes(records)))
-    ]
-    return ["## Speed", *tables, "\n".join(f"- {markdown_escaped(sentence)}" for sentence in LEGEND)]
+    found = [markdown_text.grid(table) for table in tables(records)]
+    return ["## Speed", *found, markdown_text.bullets([*ABOUT_TIMES, *ABOUT_SIZES])]
 
 
-LEGEND = (
-    "ms: the median of one prefill, or of one step of decoding, which gives each sequence one token; "
-    "ms/token for one sequence, tokens/s over all of them.",
-    "times as fast: dense over pruned, both in turns, with the 95 % interval; by work: what the removed "
-    "multiply-accumulates alone would bring, and for decode the bytes of weights and cache that a step reads.",
-    "peak: of the pruned model alone at the largest size it was measured at: allocated on a GPU, else of the process "
-    "with everything that it has loaded. widths divide by: the largest of 128, 64, 8 and 1 that does so for all.",
-)
+def tables(records: Sequence[Record], _evidence: Evidence | None = None) -> list[Table]:
+    """For each setup what was timed, where there is any, and the sizes."""
+    found = []
+    different = apart(records)
+    for key, peers in by_setup(records).items():
+        timed_rows = tuple(row for record in peers for row in _timed(record))
+        sizes = tuple(_sizes(record) for record in peers if "weight_bytes" in record.measured)
+        said = dict.fromkeys(sentence for record in peers for sentence in notes.speed(record))
+        about = (*said, *ABOUT_TIMES) if timed_rows else ()
+        exceptions = tuple(sentence for record in peers for sentence in _exceptions(record))
+        for name, columns, rows in (("speed", TIMED, timed_rows), ("sizes", SIZES, sizes)):
+            if rows:
+                found.append(
+                    Table(
+                        name="speed" if name == "speed" else "speed-sizes",
+                        view="speed",
+                        model=display_name(peers[0]),
+                        title=name,
+                        conditions=(*notes.conditions(peers), *different[key]),
+                        columns=columns,
+                        rows=rows,
+                        notes=exceptions if name == "speed" or not timed_rows else (),
+                        protocol=about if name == "speed" else ABOUT_SIZES,
+                    )
+                )
+    return found
 
 
-def sentences(records: Sequence[Record]) -> Iterator[str]:
-    """What the columns mean, by which protocol, and what is in doubt."""
-    yield from dict.fromkeys(sentence for record in records for sentence in notes.speed(record))
-    yield from LEGEND
-    for record in records:
-        if record.status == "ok":
-            yield from notes.doubts(record)
-        else:
-            yield f"{label(record.cell)}: {notes.status(record)}: {notes.reason(record.error or '')}"
+def _exceptions(record: Record) -> Iterator[str]:
+    """What is in doubt, and why there are no figures."""
+    if record.status == "ok":
+        yield from notes.doubts(record)
+    else:
+        yield f"{label(record.cell)}: {notes.status(record)}: {notes.reason(record.error or '')}"
 
 
-def _sides(heads: Sequence[str]) -> tuple[str, ...]:
-    return tuple("left" if head in ("method", "timed", "widths divide by") else "right" for head in heads)
-
-
-def _name(record: Record) -> list[str]:
+def _row(record: Record, cells: Sequence[Cell]) -> Row:
     ratio = record.measured.get("ratio")
-    requested = requested_ratio(record)
-    name = label(record.cell) + ("" if requested is None else f" at {requested:g}")
-    return [printable(name), MISSING if ratio is None else METRICS["ratio"].show(ratio)]
+    removed = Cell() if ratio is None else Cell(METRICS["ratio"].show(ratio), value=ratio)
+    return Row(named(record), record.cell["method"], requested_ratio(record), (removed, *cells))
 
 
-def _timed(records: Sequence[Record]) -> list[list[str]]:
-    return [
-        [*_name(record), *_row(point)]
-        for record in records
-        for point in record.measured.get("speed", {}).get("points", ())
-    ]
+def _timed(record: Record) -> list[Row]:
+    return [_row(record, _point(point)) for point in record.measured.get("speed", {}).get("points", ())]
 
 
-def _row(point: dict[str, Any]) -> list[str]:
+def _point(point: dict[str, Any]) -> list[Cell]:
     """One size and batch; what ran out of memory or failed says so where its figure would be."""
     size = point["length"] if point["kind"] == "prefill" else point["context"]
-    row = [f"{point['kind']} {size:,}", str(point["batch"])]
-    lost = f"out of memory: {', '.join(point['out_of_memory'])}" if "out_of_memory" in point else MISSING
+    cells = [text(f"{point['kind']} {size:,}"), Cell(str(point["batch"]), value=point["batch"])]
+    without = point.get("out_of_memory", [])
+    lost = f"no memory: {without[0] if len(without) == 1 else 'both'}" if without else MISSING
     if "pruned_ms" not in point:
-        return [*row, MISSING, MISSING, MISSING, "failed" if "failed" in point else lost, MISSING]
+        return [*cells, Cell(), Cell(), Cell(), Cell("failed" if "failed" in point else lost), Cell()]
     ms, each = point["pruned_ms"], tokens(point)
-    row += [significant(ms), significant(ms * point["batch"] / each), significant(1000 * each / ms)]
+    for value in (ms, ms * point["batch"] / each, 1000 * each / ms):
+        cells.append(Cell(significant(value), value=value))
+    return [*cells, *_compared(point, lost)]
+
+
+def _compared(point: dict[str, Any], lost: str) -> list[Cell]:
+    """How many times as fast as the dense model, and how many the removed work alone would bring."""
     if "speedup" not in point:
-        return [*row, lost, MISSING]
-    low, high = point["speedup_low"], point["speedup_high"]
+        return [Cell(lost), Cell()]
+    figure, low, high = (point[f"speedup{end}"] for end in ("", "_low", "_high"))
     work = [point[name] for name in ("speedup_by_macs", "speedup_by_bytes") if name in point]
-    expected = " / ".join(METRICS["prefill_speed"].show(figure) for figure in work)
-    star = "!" * bool(point["flags"])
-    return [*row, METRICS["prefill_speed"].show_interval(point["speedup"], low, high) + star, expected]
+    show = METRICS["prefill_speed"]
+    spread = show.show_interval(figure, low, high) + "!" * bool(point["flags"])
+    marks = ("doubtful",) if point["flags"] else ()
+    expected = Cell(" / ".join(show.show(one) for one in work) or MISSING, value=work[0] if work else None)
+    return [Cell(spread, value=figure, low=low, high=high, marks=marks), expected]
 
 
-def _sizes(records: Sequence[Record]) -> list[list[str]]:
-    rows = []
-    for record in records:
-        measured, speed = record.measured, record.measured.get("speed", {})
-        if "weight_bytes" in measured:
-            figures = [binary(measured[name]) for name in ("weight_bytes", "kv_bytes_per_token")]
-            rows.append([*_name(record), *figures, _peak(speed), _widths(speed)])
-    return rows
+def _sizes(record: Record) -> Row:
+    measured, speed = record.measured, record.measured.get("speed", {})
+    cells = [
+        Cell(binary(measured[name]), value=measured[name]) if name in measured else Cell()
+        for name in ("weight_bytes", "kv_bytes_per_token")
+    ]
+    peak = _peak(speed)
+    shown = Cell() if peak is None else Cell(binary(peak), value=peak)
+    return _row(record, [*cells, shown, text(_widths(speed))])
 
 
-def _peak(speed: dict[str, Any]) -> str:
+def _peak(speed: dict[str, Any]) -> float | None:
     peaks = [
         point[name]
         for point in speed.get("memory", {}).get("points", ())
         for name in ("peak_allocated_bytes", "peak_resident_bytes")
         if name in point
     ]
-    return binary(max(peaks)) if peaks else MISSING
+    return max(peaks, default=None)
 
 
-def _widths(speed: dict[str, Any]) -> str:
+def _widths(speed: dict[str, Any]) -> str | None:
     """'64', or '64; qkv 8' where a role's widths divide by less than most others'."""
     tiles = {role: found["multiple_of"] for role, found in speed.get("widths", {}).items()}
     if not tiles:
-        return MISSING
+        return None
     usual = max(tiles.values(), key=list(tiles.values()).count)
     return "; ".join([str(usual), *(f"{role} {tile}" for role, tile in tiles.items() if tile != usual)])

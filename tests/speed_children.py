@@ -55,7 +55,14 @@ def sleeps(line):
     time.sleep(600)
 
 
+def nests(line):
+    """Has a process of its own, which tells its number and sleeps."""
+    line.alive("while its child slept")
+    isolation.run(sleeps, (), limits=isolation.Limits(), hear=line.tell)
+
+
 if __name__ == "__main__":  # a parent for the tests that interrupt or kill one
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored when the tests run in the background
-    isolation.run(sleeps, (), limit=600, hear=lambda found: print(found["pid"], found["deaf"], flush=True))
+    said = {"hear": lambda found: print(found["pid"], found["deaf"], flush=True)}
+    isolation.run(sleeps, (), limits=isolation.Limits(), **said)
     sys.exit("the child came to its end")

@@ -70,6 +70,12 @@ MISTAKES = {
         ["--methods", "laco", "--ratio", "0.2", "--task-data", "race"],
         "--task-data is written TASK=PATH",
     ),
+    "negative limit": (["--methods", "laco", "--ratio", "0.2", "--cell-minutes", "-1"], "--cell-minutes is 0 for no"),
+    "endless limit": (["--methods", "laco", "--ratio", "0.2", "--cell-memory-mib", "nan"], "or positive; got nan"),
+    "limit of no process": (
+        ["--methods", "laco", "--ratio", "0.2", "--cell-minutes", "5", "--no-isolate"],
+        "--cell-minutes needs a process of its own; leave --no-isolate out",
+    ),
     "negative count": (["--methods", "laco", "--ratio", "0.2", "--windows", "-1"], "windows is 0 .* or positive"),
 }
 
@@ -88,6 +94,13 @@ def test_a_short_text_is_refused_with_both_counts(base, capsys, tmp_path):
     assert re.search(r"has \d tokens for calibration .*, but 4 x 24 = 96 were asked for", line)
     line = refused(capsys, [*base, "--methods", "laco", "--ratio", "0.2", "--texts", str(short)])
     assert re.search(r"has \d tokens for evaluation, but 128 are needed for 4 windows of 32", line)
+
+
+def test_texts_whose_samples_would_share_a_file_are_refused(base, capsys, text_file, tmp_path):
+    (tmp_path / text_file.name).write_text(text_file.read_text())
+    both = f"{text_file},{tmp_path / text_file.name}"
+    line = refused(capsys, [*base, "--methods", "laco", "--ratio", "0.2", "--texts", both])
+    assert "share a name, by which samples are kept; rename one of them" in line
 
 
 def test_a_model_that_is_none_is_refused(base, capsys, tmp_path, monkeypatch):
@@ -249,15 +262,23 @@ def test_a_greedy_cell_goes_on_from_the_longest_order_of_its_own_kind():
     from bench.runner import removals
     from bench.spec import PROFILES, Cell
 
-    cell = Cell("m", "sleb", {"tokens": 64}, 0.3, "layers", 0, "cpu", "float32", PROFILES["smoke"])
+    inputs = {"weights_sha256": "a", "method_sha256": "c", "tasks": {"piqa": {"sha256": "e"}}}
+    cell = Cell("m", "sleb", {"tokens": 64}, 0.3, "layers", 0, "cpu", "float32", PROFILES["smoke"], inputs=inputs)
     other, longer = replace(PROFILES["smoke"], tasks=()), replace(PROFILES["smoke"], calibration_length=65)
     records = [
         record_of(replace(cell, ratio=0.1), ["layer 3"], 1, 5.0),
-        record_of(replace(cell, ratio=0.2, protocol=other), ["layer 3", "layer 1", "layer 2"], 2, 9.0),
+        record_of(
+            replace(cell, ratio=0.2, protocol=other, inputs=inputs | {"tasks": {}}),
+            ["layer 3", "layer 1", "layer 2"],
+            2,
+            9.0,
+        ),
         record_of(replace(cell, ratio=0.4, protocol=longer), ["layer 1"] * 9, 9, 50.0),
         record_of(replace(cell, ratio=0.4, seed=1), ["layer 1"] * 9, 9, 50.0),
         record_of(replace(cell, ratio=0.4, parameters={"tokens": 32}), ["layer 1"] * 9, 9, 50.0),
         record_of(replace(cell, ratio=0.4, method="finercut"), ["layer 1"] * 9, 9, 50.0),
+        record_of(replace(cell, ratio=0.4, inputs=inputs | {"weights_sha256": "b"}), ["layer 1"] * 9, 9, 50.0),
+        record_of(replace(cell, ratio=0.4, inputs=inputs | {"method_sha256": "d"}), ["layer 1"] * 9, 9, 50.0),
     ]
     assert removals(cell, records) == (("layer 3", "layer 1"), 9.0)
     assert removals(cell, records[:1]) == (("layer 3",), 5.0)

@@ -461,3 +461,16 @@ def test_uniform_is_refused_where_there_is_no_such_variant(model_folder, text_fi
         assert f"--uniform: {method} has no variant that stock transformers loads, since it" in line
     line = refused(capsys, *base, "--methods", "llm-pruner:r=0.2", "--uniform", "--out", tmp_path / "x")
     assert "uniform cuts every layer alike" in line
+
+
+def test_a_compensation_is_part_of_the_label_and_of_the_ratio(run_with):
+    asked = ["--methods", "drop-tail,shortgpt+scale", "--ratio", "0.3", "--compensate", "ghost"]
+    folder = run_with(*asked, "--set", "drop-tail+ghost.ghost.ridge=0.5", "--save-models")
+    records = {record.cell["method"]: record for record in load_run(folder)}
+    assert set(records) == {"dense", "drop-tail+ghost", "shortgpt+scale"}
+    patched = records["drop-tail+ghost"]
+    assert patched.cell["parameters"]["ghost.ridge"] == 0.5
+    assert patched.measured["parameters"] > 0
+    assert patched.measured["saved"]["loads_with"] == "prunebench"
+    assert records["shortgpt+scale"].measured["saved"]["loads_with"] == "transformers"
+    assert patched.cell["inputs"]["method_sha256"] != records["shortgpt+scale"].cell["inputs"]["method_sha256"]

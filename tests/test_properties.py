@@ -17,6 +17,7 @@ from methods.surgery import Structure
 SPECS = {
     "laco": {"C": "3", "I": "1"},
     "laco-published": {"C": "3", "I": "1"},
+    "laco-ls": {"trial_tokens": "48"},
     "llm-pruner": {"sequences": "4", "tokens": "16"},
     "slicegpt": {},
     "drop-tail": {},

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,15 @@ import pytest
 
 from bench.record import Record, load_run, save
 from bench.spec import PROFILES, Cell
+from reports import html, latex, tidy
+from reports import markdown as markdown_text
+from reports import terminal as terminal_text
 from reports.frame import frame
 from reports.metrics import METRICS, metric, perplexity
 from reports.notes import REASON, reason
 from reports.table import LINE, csv, markdown, terminal, write
 from reports.text import markdown_escaped, printable, width, wrap
+from reports.views import view
 
 GOLDEN = Path(__file__).parent / "golden" / "reports"
 TASKS = {"hellaswag": 10042, "piqa": 1838, "winogrande": 1267, "arc_easy": 2376, "openbookqa": 500}
@@ -141,7 +146,9 @@ def ok(method: str, ratio: float | None, figures: dict[str, Any], *, budget: int
         figures |= {"prune_seconds": seconds}
     if budget:
         figures |= {"ratio_budget": budget * PER_LAYER / DENSE_PARAMETERS}
-    return Record(cell=cell(method, ratio, **changes), status="ok", environment=ENVIRONMENT, measured=figures)
+    decided = changes.pop("decisions", {})
+    asked = cell(method, ratio, **changes)
+    return Record(cell=asked, status="ok", environment=ENVIRONMENT, measured=figures, decisions=decided)
 
 
 def failed(status: str, method: str, error: str, **changes: Any) -> Record:
@@ -163,6 +170,8 @@ LACO = ok(
     measured(11 * PER_LAYER, (300.0, 343.4, 391.0), [0.3, 0.58, 0.49, 0.36, 0.3], 57.0),
     budget=11,
     prune_seconds=26.31,
+    parameters={"sentences": 5, "tokens": 16},
+    decisions={"removed_layers": [10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 23], "threshold": 0.84479},
 )
 SLICEGPT = ok(  # misses the budget by 0.8 % of the dense model
     "slicegpt",
@@ -170,6 +179,7 @@ SLICEGPT = ok(  # misses the budget by 0.8 % of the dense model
     measured(11 * PER_LAYER - 1_076_120, (200.0, 210.0, 310.0), [0.31, 0.6, 0.51, 0.4, 0.31], 90.0),
     budget=11,
     prune_seconds=95.2,
+    decisions={"d": 360, "width": 576},
 )
 HUGE = ok(  # a name from hell, a perplexity without measure, no task, tiny times
     "<script>alert(1)</script>|x",
@@ -194,6 +204,7 @@ FIXED = ok(
     prune_seconds=0.4,
     parameters={"layers": "20-24"},
     given=("layers",),
+    decisions={"removed_layers": [20, 21, 22, 23, 24]},
 )
 FAILED = [
     failed("unsupported", "flap", "model type 'gpt2' has no gated MLP; flap serves: llama, mistral, qwen2"),
@@ -207,7 +218,31 @@ FAILED = [
 RECORDS = [LACO, DENSE, SLICEGPT, HUGE, UNICODE, FIXED, *FAILED]
 
 
-@pytest.mark.parametrize(("name", "render"), [("report.txt", terminal), ("report.md", markdown), ("report.csv", csv)])
+def of_view(name: str, render: Callable[..., str]) -> Callable[[list[Record]], str]:
+    """A renderer of one view, with the difference to no method tested."""
+    return lambda records: render(
+        view(name, records, needs={"laco": "calibration", "llm-pruner": "calibration, gradients"})
+    )
+
+
+RENDERED = {
+    "report.txt": terminal,
+    "report.md": markdown,
+    "report.csv": csv,
+    "main.tex": of_view("main", latex.render),
+    "main.html": of_view("main", html.render),
+    "per-task.txt": of_view("per-task", terminal_text.render),
+    "by-ratio.txt": of_view("by-ratio", terminal_text.render),
+    "by-ratio.csv": of_view("by-ratio", tidy.render),
+    "by-ratio.md": of_view("by-ratio", markdown_text.render),
+    "speed.txt": of_view("speed", terminal_text.render),
+    "cost.txt": of_view("cost", terminal_text.render),
+    "decisions.txt": of_view("decisions", terminal_text.render),
+    "decisions.tex": of_view("decisions", latex.render),
+}
+
+
+@pytest.mark.parametrize(("name", "render"), RENDERED.items(), ids=RENDERED)
 def test_golden(name, render):
     path, text = GOLDEN / name, render(RECORDS)
     if os.environ.get("PRUNEBENCH_UPDATE_GOLDEN"):
@@ -216,7 +251,7 @@ def test_golden(name, render):
     assert text == path.read_bytes().decode("utf-8")
 
 
-@pytest.mark.parametrize("render", [terminal, markdown, csv])
+@pytest.mark.parametrize("render", RENDERED.values(), ids=RENDERED)
 def test_equal_records_give_equal_bytes(render):
     assert render(copy.deepcopy(RECORDS)) == render(RECORDS)
 
@@ -256,7 +291,7 @@ def test_checks_have_a_row_of_figures_and_a_table_of_their_own():
     assert table.loc["dense", "copying"] == 1.0
     assert pd.isna(table.loc["drop:layers=20-24", "copying"])
     text = markdown([dense, pruned])
-    heads = "KL (nats/token) ↓ agreement (%) ↑ copying (%) ↑ counting (%) ↑ repetition (%) distinct 2-grams (%)"
+    heads = "method agreement (%) ↑ copying (%) ↑ counting (%) ↑ repetition (%) distinct 2-grams (%)"
     assert heads in re.sub(r"[\s|]+", " ", text)
     assert "| laco" in text
     assert "2.07 ± 0.21" in text

@@ -209,6 +209,17 @@ def test_a_model_that_ignores_the_mask_is_refused(tokenizer):
         Scorer(model, tokenizer)
 
 
+def test_a_damaged_model_is_scored_unchecked(tokenizer):
+    """Its logits are so large that rounding alone parts the tree from the plain forward."""
+    model = tiny("llama")
+    for layer in model.model.layers:
+        layer.mlp.down_proj.weight.data *= 1e6
+        layer.self_attn.o_proj.weight.data *= 1e6
+    model.lm_head.weight.data *= 1e4
+    answers = Scorer(model, tokenizer, max_length=MAX_LENGTH, check=False)._loglikelihood_tokens(requests())
+    assert len(answers) == len(requests())
+
+
 def test_length_and_bos_policy(tokenizer):
     scorer = Scorer(tiny("gpt2"), tokenizer)
     assert scorer.max_length == 128  # the model's positions

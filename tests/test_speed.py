@@ -671,7 +671,8 @@ def test_what_cannot_be_sent_is_said_before_anything_is():
 
 def run(target, *arguments, limit=60.0, **options):
     heard = []
-    return isolation.run(target, arguments, limit=limit, hear=heard.append, **options), heard
+    failure = isolation.run(target, arguments, limits=isolation.Limits(silence=limit), hear=heard.append, **options)
+    return failure and failure.reason, heard
 
 
 def test_a_process_tells_as_it_goes_on():
@@ -692,6 +693,19 @@ def test_a_process_that_hangs_is_ended():
     assert not is_alive(heard[0]["pid"])
     failed, _ = run(speed_children.never_listens, limit=3, give=lambda pipe: pipe.send_bytes(bytes(2**24)))
     assert "SIGKILL" in failed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_in_a_process_ends_with_it():
+    heard = []
+    limits = isolation.Limits(seconds=8)
+    failure = isolation.run(speed_children.nests, (), limits=limits, hear=heard.append)
+    assert failure == isolation.Failure("timed_out", "took longer than 0.133333 min while its child slept, and ended")
+    for _ in range(300):
+        if not is_alive(heard[0]["pid"]):
+            break
+        time.sleep(0.1)
+    assert not is_alive(heard[0]["pid"])
 
 
 def test_a_system_without_room_for_a_process_is_an_outcome(monkeypatch):
@@ -807,6 +821,7 @@ def command(model_folder, text_file, plugin, tmp_path):
         *("speed", str(model_folder), "--calibration", str(text_file), "--calibration-sequences", "4"),
         *("--calibration-length", "24", "--rounds", "6", "--prefill", "8", "--decode", "4", "--decode-steps", "2"),
         *("--device", "cpu", "--threads", "1", "--out", str(tmp_path / "run"), "--plugin", str(plugin)),
+        "--no-isolate",
     ]
 
 
@@ -843,7 +858,8 @@ def test_the_command_times_what_methods_and_plugins_make(command, tmp_path, caps
 
 
 def test_speed_is_part_of_a_run_and_its_failure_is_no_failure_of_the_cell(command, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(isolation, "run", lambda *_, **options: options["hear"]({"setup": {}}) or "killed by SIGKILL")
+    killed = isolation.Failure("crashed", "killed by SIGKILL")
+    monkeypatch.setattr(isolation, "run", lambda *_, **options: options["hear"]({"setup": {}}) or killed)
     assert main([*command, "--methods", "drop:layers=1"]) == 0
     for record in load_run(tmp_path / "run"):
         assert record.measured["speed"] == {"points": [], "setup": {}, "failed": "killed by SIGKILL"}
@@ -893,14 +909,14 @@ def test_a_report_shows_every_batch_what_ran_out_and_what_is_doubtful():
     rows = [line.split() for line in lines if line.startswith("laco ")]
     assert " ".join(rows[0]) == "laco at 0.3 28.9 % prefill 128 1 57.0 0.445 2,246 1.40x ± 0.03 1.50x"
     assert " ".join(rows[1]).endswith("decode 64 8 10.0 10.0 800 2.00x ± 0.04! 1.50x / 1.60x")
-    assert " ".join(rows[2]).endswith("decode 64 16 5.00 5.00 3,200 out of memory: dense -")
-    assert " ".join(rows[3]).endswith("decode 64 32 - - - out of memory: dense, pruned -")
+    assert " ".join(rows[2]).endswith("decode 64 16 5.00 5.00 3,200 no memory: dense -")
+    assert " ".join(rows[3]).endswith("decode 64 32 - - - no memory: both -")
     assert " ".join(rows[4]).endswith("prefill 128 32 - - - failed -")
     text = " ".join(line.strip() for line in lines)
     assert "laco: single calls vary much: decode at batch 8 (± 34 %)." in text
     assert "laco: speed: pruned model: ValueError: no" in text
     assert "laco: timed while other work took 1.2 cores and 0.5 were withheld." in text
-    assert max(map(len, lines)) <= 120
+    assert max(map(len, lines)) <= 100
     assert "## Speed" in markdown([record])
     assert "## Speed" not in markdown([a_record([point("prefill", 1, 128, 57.0), point("decode", 1, 64, 14.0)])])
 

@@ -15,7 +15,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 ALLOWED = {
     "methods": {"methods"},
     "bench": {"bench", "methods"},
-    "reports": {"reports", "bench.record", "bench.stats"},
+    "reports": {"reports", "bench.record", "bench.stats", "bench.compare", "bench.gate", "bench.history"},
 }
 METHOD_MAY = {
     "methods",
@@ -25,6 +25,8 @@ METHOD_MAY = {
     "methods.signals",
     "methods.budget",
     "methods.greedy",
+    "methods.least_squares",
+    "methods.cuts",
     "methods.stock",
 }
 INFRASTRUCTURE = (
@@ -32,6 +34,15 @@ INFRASTRUCTURE = (
     "anatomy",
     "families",
     "greedy",
+    "least_squares",
+    "cuts",
+    "mapped",
+    "compensation",
+    "scale",
+    "linear_patch",
+    "ghost",
+    "replaceme",
+    "refit",
     "pruner",
     "surgery",
     "signals",

@@ -38,7 +38,13 @@ def _methods(verbose: bool) -> list[str]:
         lines += [f"{card.name:<{wide}}{card.summary}", f"{'':<{wide}}looks at {card.needs}{cost}{without}"]
         if verbose:
             lines += [f"    {name} = {default:<12}{meaning}" for name, default, meaning in card.parameters]
-    return lines + [f"{name:<{wide}}of the installed package {package}" for name, package in packages]
+    lines += [f"{name:<{wide}}of the installed package {package}" for name, package in packages]
+    lines.append("A compensation follows a method behind a plus, as in shortgpt+ghost:ghost.ridge=0.1")
+    for card in methods.compensations():
+        lines.append(f"{f'+{card.name}':<{wide}}{card.summary}")
+        if verbose:
+            lines += [f"    {card.name}.{name} = {default:<12}{meaning}" for name, default, meaning in card.parameters]
+    return lines
 
 
 def _models(verbose: bool) -> list[str]:

@@ -1,35 +1,128 @@
-"""The command report: what records say."""
+"""The command report: what records say, as tables and figures."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.commands import OK
 from bench.errors import UserError
 
+if TYPE_CHECKING:
+    from reports.merge import Merged
+    from reports.tables import Table
+
+VIEWS = ("main", "per-task", "by-ratio", "speed", "cost", "decisions")
+FORMATS = ("terminal", "markdown", "csv", "latex", "html")
+
 
 def add(commands: Any) -> None:
-    report = commands.add_parser("report", help="draw the tables of finished runs")
-    report.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, as in results/2026-01-31-laco-model")
-    report.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal")
+    report = commands.add_parser(
+        "report",
+        help="draw the tables and figures of finished runs",
+        description=(
+            "Draw what the records of one or several runs say. Runs that can be compared share their tables. The view "
+            "main as markdown is the whole report; as csv it has a line for each cell, the other views one for each "
+            "figure."
+        ),
+    )
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder, as in results/2026-01-31-laco")
+    report.add_argument("--view", choices=(*VIEWS, "all"), help="by default main")
+    report.add_argument("--format", choices=FORMATS, help="by default terminal")
+    report.add_argument(
+        "--reference", metavar="METHOD", help="mark what differs from it, by paired tests on the samples"
+    )
+    report.add_argument("--standalone", action="store_true", help="LaTeX as a whole document and not as a fragment")
+    report.add_argument("--out", type=Path, metavar="DIR", help="write report.html, .md, .csv, *.tex, figures there")
     report.set_defaults(command=_report)
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from bench.record import InvalidRecord, load_run
-    from reports import table
-
-    records = []
-    for run in arguments.runs:
-        try:
-            found = load_run(Path(run))
-        except InvalidRecord as error:
-            raise UserError(str(error)) from None
-        if not found:
-            raise UserError(f"{run} is no run folder: it has no cells/*.json")
-        records += found
-    renderers = {"terminal": table.terminal, "markdown": table.markdown, "csv": table.csv}
-    print(renderers[arguments.format](records), end="")
+    if arguments.standalone and not (arguments.out or arguments.format == "latex"):
+        raise UserError("--standalone is about LaTeX: add --format latex or --out DIR")
+    if arguments.out and (arguments.view or arguments.format):
+        raise UserError("--out writes every view and format: leave --view and --format out")
+    arguments.view, arguments.format = arguments.view or "main", arguments.format or "terminal"
+    merged = _merged(arguments.runs)
+    views = VIEWS if arguments.view == "all" else (arguments.view,)
+    for remark in merged.remarks:
+        print(remark, file=sys.stderr)
+    if arguments.out:
+        _write(arguments.out, merged, arguments.reference, standalone=arguments.standalone)
+    else:
+        tables = _tables(merged, views, arguments.reference)
+        print(_rendered(arguments, merged, tables), end="")
     return OK
+
+
+def _merged(runs: list[Path]) -> Merged:
+    from bench.record import InvalidRecord
+    from reports import merge
+
+    try:
+        return merge.load_runs(runs)
+    except InvalidRecord as error:
+        raise UserError(str(error)) from None
+    except FileNotFoundError as error:
+        raise UserError(f"{error} is no run folder: it has no cells/*.json") from None
+
+
+def _tables(merged: Merged, views: tuple[str, ...], reference: str | None) -> dict[str, list[Table]]:
+    from reports.views import view
+
+    needs = _needs()
+    try:
+        return {name: view(name, merged.records, reference, merged.samples, needs) for name in views}
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _needs() -> dict[str, str]:
+    """What each known method looks at, by its name."""
+    from methods import catalogue
+
+    return {card.name: card.needs for card in catalogue()}
+
+
+def _rendered(arguments: argparse.Namespace, merged: Merged, tables: dict[str, list[Table]]) -> str:
+    """What goes to stdout."""
+    from reports import html, latex, markdown, table, terminal, tidy
+
+    flat = [one for several in tables.values() for one in several]
+    whole = arguments.view == "main"
+    if arguments.format == "terminal":
+        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        return "\n".join(terminal.render(several, colour=colour) for several in tables.values() if several)
+    renderers: dict[str, Callable[[], str]] = {
+        "markdown": lambda: table.markdown(merged.records, flat, merged.remarks) if whole else markdown.render(flat),
+        "csv": lambda: table.csv(merged.records) if whole else tidy.render(flat),
+        "latex": lambda: latex.render(flat, standalone=arguments.standalone),
+        "html": lambda: html.render(flat),
+    }
+    return renderers[arguments.format]()
+
+
+def _write(folder: Path, merged: Merged, reference: str | None, *, standalone: bool) -> None:
+    """Everything, into a folder: the report, the figures' frame, LaTeX of every table, and all figures."""
+    from tqdm import tqdm
+
+    from bench.record import write_atomically
+    from reports import figures, latex, page, table
+
+    tables = _tables(merged, VIEWS, reference)
+    write_atomically(folder / "report.md", table.markdown(merged.records, tables["main"], merged.remarks))
+    write_atomically(folder / "report.csv", table.csv(merged.records))
+    for several in tables.values():
+        for one in several:
+            write_atomically(folder / f"{one.name}.tex", latex.render([one], standalone=standalone))
+    html = page.page(merged.records, samples=merged.samples, needs=_needs(), remarks=merged.remarks)
+    write_atomically(folder / "report.html", html)
+    drawn = figures.figures(merged.records)
+    for figure in tqdm(drawn, "figures", unit="figure", delay=2, leave=False):
+        for kind in figures.FORMATS:
+            figures.save(figure, folder / "figures" / f"{figure.name}.{kind}")
+    print(f"{folder}: report.html, report.md, report.csv, *.tex and {len(drawn)} figures", file=sys.stderr)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bench import flags
+from bench import flags, interrupt
 from bench.commands import FAILED_CELLS, OK
 from bench.errors import UserError
+from bench.record import FAILED
 from bench.spec import PROFILES, Protocol, parse_methods, parse_ratios, slug
+
+if TYPE_CHECKING:
+    from bench import isolation
 
 TASK_DATA = (
     "a task's documents from local files, with the columns of the hub's: an .arrow, .parquet or .jsonl file of what "
@@ -79,11 +84,12 @@ def _add_speed(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    methods_and_parameters = _with_settings(parse_methods(arguments.methods), arguments.set)
+    chosen = _compensated(parse_methods(arguments.methods), arguments.compensate)
+    methods_and_parameters = _with_settings(chosen, arguments.set)
     ratios = parse_ratios(arguments.ratio) if arguments.ratio else []
     if arguments.save_models and arguments.save_dtype is None:
         arguments.save_dtype = "auto"
-    protocol = _protocol(arguments)
+    protocol, limits = _protocol(arguments), _limits(arguments)
     kind = "speed-" if arguments.view == "speed" else ""
     folder = arguments.out or _default_folder(kind, methods_and_parameters, arguments.model)
     from bench import preflight
@@ -94,11 +100,40 @@ def _run(arguments: argparse.Namespace) -> int:
     from reports import speed, table
 
     start = time.perf_counter()
-    records = runner.run(cells, folder, retry_failed=arguments.retry_failed)
-    table.write(folder, records)
+    with interrupt.prompt():
+        records = runner.run(
+            cells,
+            folder,
+            retry_failed=arguments.retry_failed,
+            isolate=arguments.isolate,
+            limits=limits,
+            report=table.write,
+        )
     print({"main": table.terminal, "speed": speed.terminal}[arguments.view](records), end="")
     print(f"{folder}: report.md, report.csv; {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    return FAILED_CELLS if any(record.status in runner.FAILED for record in records) else OK
+    return FAILED_CELLS if any(record.status in FAILED for record in records) else OK
+
+
+def _limits(arguments: argparse.Namespace) -> isolation.Limits:
+    """Of each cell's process; 0 is none."""
+    from bench import isolation
+
+    found: dict[str, float] = {}
+    for name, flag, unit in (("memory", "cell_memory_mib", 2**20), ("seconds", "cell_minutes", 60)):
+        value = getattr(arguments, flag)
+        if not 0 <= value < math.inf:
+            raise UserError(f"--{flag.replace('_', '-')} is 0 for no limit, or positive; got {value:g}")
+        if value and arguments.isolate is False:
+            raise UserError(f"--{flag.replace('_', '-')} needs a process of its own; leave --no-isolate out")
+        found |= {name: value * unit} if value else {}
+    return isolation.Limits(**found)
+
+
+def _compensated(chosen: list[tuple[str, dict[str, Any]]], name: str | None) -> list[tuple[str, dict[str, Any]]]:
+    """With +NAME behind every method but the dense one and those that name a compensation themselves."""
+    if name is None:
+        return chosen
+    return [(method if method == "dense" or "+" in method else f"{method}+{name}", given) for method, given in chosen]
 
 
 def _with_settings(chosen: list[tuple[str, dict[str, Any]]], settings: list[str]) -> list[tuple[str, dict[str, Any]]]:

@@ -1,0 +1,59 @@
+"""Ctrl-C ends a command within seconds, and a second one at once, whatever library call it meets.
+
+Python handles a signal between two steps of its own, so that one long call into a library (a decomposition, a product
+of large matrices) would put it off. A thread therefore hears of the signal too, and ends the process when the orderly
+way takes too long. Files are renamed into place whole, and a process of its own ends with its parent, so that nothing
+is lost by it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+GRACE = 3.0  # seconds for the orderly way
+INTERRUPTED = 130
+MESSAGE = b"prunebench: interrupted; the same command goes on where it stopped\n"
+
+
+@contextmanager
+def prompt() -> Iterator[None]:
+    """Within, and until the process has ended if it is interrupted: Ctrl-C takes at most GRACE seconds.
+
+    Does nothing outside of the main thread, which is the only one that signals reach.
+    """
+    if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
+        yield
+        return
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    threading.Thread(target=_listen, args=(heard,), daemon=True).start()
+    try:
+        yield
+    finally:
+        if not isinstance(sys.exception(), KeyboardInterrupt):
+            signal.set_wakeup_fd(before)
+            os.close(told)  # which ends the thread
+
+
+def _listen(heard: int) -> None:
+    """Until the other end is closed: after a first interrupt end the process in GRACE seconds, after a second now."""
+    interrupted = False
+    while True:
+        ready, _, _ = select.select([heard], [], [], GRACE if interrupted else None)
+        signals = os.read(heard, 64) if ready else b""
+        if ready and not signals:
+            os.close(heard)
+            return
+        count = signals.count(signal.SIGINT)
+        if (interrupted and (not ready or count)) or count > 1:
+            if not ready:
+                os.write(2, MESSAGE)
+            os._exit(INTERRUPTED)
+        interrupted = interrupted or count > 0

@@ -1,0 +1,133 @@
+"""What stands in one table: cells of one setup and one ratio, with the dense model on top; draws share a row."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from bench.record import Record
+from reports.frame import conditions_of, frame, frame_rows, label, requested_ratio, setup
+
+MOST = 4  # fields that are named where setups differ in many
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows that are compared: one setup, one ratio, the dense model on top; several draws share a row.
+
+    numbers  for each row the places of its records among all records
+    each     for each row the rows of its draws, one where there is one cell
+    apart    what the setup has otherwise than the others in the report: "documents 200"
+    """
+
+    records: list[Record]
+    rows: list[dict[str, Any]]
+    numbers: list[list[int]]
+    ratio: float | None
+    each: list[list[dict[str, Any]]]
+    apart: tuple[str, ...] = ()
+
+    def label(self, place: int) -> str:
+        """The method's name, with the seed where the block has several."""
+        record = self.records[place]
+        seeds = {other.cell["seed"] for other in self.records}
+        return label(record.cell) + (f" (seed {record.cell['seed']})" if len(seeds) > 1 else "")
+
+
+def blocks(records: Sequence[Record]) -> Iterator[Block]:
+    """A block per setup and ratio, rising, methods of a fixed ratio last, dense on top of each."""
+    rows, different = frame_rows(frame(records)), apart(records)
+    groups: dict[str, list[int]] = {}
+    for number, record in enumerate(records):
+        groups.setdefault(setup(record), []).append(number)
+    for key, cells in groups.items():
+        dense = [number for number in cells if records[number].cell["method"] == "dense"]
+        pruned = [number for number in cells if records[number].cell["method"] != "dense"]
+        ratios = {requested_ratio(records[number]) for number in pruned}
+        for ratio in sorted(ratios, key=lambda ratio: (ratio is None, ratio or 0)) or [None]:
+            block = [*dense, *(number for number in pruned if requested_ratio(records[number]) == ratio)]
+            shared = [[block[place] for place in places] for places in draws([records[number] for number in block])]
+            together = [[rows[number] for number in numbers] for numbers in shared]
+            yield Block(
+                [records[numbers[0]] for numbers in shared],
+                [pooled(several) if len(several) > 1 else several[0] for several in together],
+                shared,
+                ratio,
+                together,
+                different[key],
+            )
+
+
+def apart(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
+    """For each setup what it has otherwise than the others; model, device, dtype and profile are always said."""
+    setups = {setup(record): flat(conditions_of(record)) for record in records}
+    names = dict.fromkeys(name for fields in setups.values() for name in fields)
+    varying = [
+        name
+        for name in names
+        if name not in ("model", "device", "dtype", "protocol.profile")
+        and len({json.dumps(fields.get(name)) for fields in setups.values()}) > 1
+    ]
+    return {
+        key: tuple(f"{name.rpartition('.')[2]} {brief(fields.get(name))}" for name in varying[:MOST])
+        for key, fields in setups.items()
+    }
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    if isinstance(value, dict) and value:
+        return {name: one for key, inner in value.items() for name, one in flat(inner, f"{path}.{key}").items()}
+    return {path.lstrip("."): value}
+
+
+def brief(value: Any) -> str:
+    """A value of a condition, not too long for a sentence."""
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."
+
+
+def by_setup_blocks(records: Sequence[Record]) -> list[list[Block]]:
+    """The blocks of each setup, by rising ratio."""
+    found: dict[str, list[Block]] = {}
+    for block in blocks(records):
+        found.setdefault(setup(block.records[0]), []).append(block)
+    return list(found.values())
+
+
+def draws(records: Sequence[Record]) -> list[list[int]]:
+    """The numbers of the records that share a row: measured cells that differ in a random method's seed alone."""
+    rows: dict[str, list[int]] = {}
+    for number, record in enumerate(records):
+        cell = dict(record.cell)
+        if record.status == "ok" and "draws" in cell["parameters"] and "seed" not in cell.get("given", ()):
+            cell["parameters"] = {**cell["parameters"], "seed": None}
+            rows.setdefault(json.dumps(cell, sort_keys=True), []).append(number)
+        else:
+            rows[str(number)] = [number]
+    return list(rows.values())
+
+
+def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One row for several draws: of each figure the mean, and with it the standard deviation between the draws.
+
+    Both are taken of a perplexity's logarithm, since draws lie orders of magnitude apart. What is no number, or is
+    missing in a draw, is the first draw's.
+    """
+    row = dict(rows[0])
+    for name in rows[0]:
+        found = [one.get(name) for one in rows]
+        values = [value for value in found if isinstance(value, int | float) and math.isfinite(value)]
+        if len(values) < len(rows) or name == "seed" or name.endswith(("_low", "_high", "_stderr")):
+            continue
+        logarithmic = "perplexity_" in name
+        numbers = [math.log(value) if logarithmic else value for value in values]
+        middle, spread = fmean(numbers), stdev(numbers)
+        low, mean, high = (math.exp(x) if logarithmic else x for x in (middle - spread, middle, middle + spread))
+        beside = {f"{name}_low": low, f"{name}_high": high, f"{name}_stderr": spread}
+        row |= {name: mean} | {column: value for column, value in beside.items() if column in row}
+    return row

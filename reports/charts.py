@@ -1,0 +1,196 @@
+"""Figures of quality: against the ratio, and method by method with intervals; a perplexity on a logarithmic axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+
+from bench.record import Record
+from reports.blocks import Block, by_setup_blocks
+from reports.figures import Figure
+from reports.frame import MISS, display_name, texts
+from reports.metrics import metric, shown
+from reports.style import BLACK, axes, legend, logarithmic, look, name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+
+BY_METHOD = (
+    "by method, the best at the highest ratio on top; bars are 95 % intervals; several draws are points behind their "
+    "mean; the dotted line is the dense model"
+)
+NORMAL_95 = 1.96  # standard errors on either side of a mean that make a 95 % interval
+
+
+@dataclass(frozen=True)
+class Point:
+    """One cell, or several draws of a random method: its row of the frame, its draws' rows, and how it is called."""
+
+    label: str
+    method: str
+    ratio: float | None
+    row: dict[str, Any]
+    each: list[dict[str, Any]]
+
+
+def figures(records: Sequence[Record]) -> list[Figure]:
+    """For each quality a panel for each ratio with the intervals, and a line for each method over several ratios."""
+    found = []
+    for number, blocks in enumerate(by_setup_blocks(records)):
+        ending = f"-{number + 1}" if number else ""
+        points = points_of(blocks)
+        for column in qualities(blocks):
+            measured = [point for point in points if finite(point.row.get(column))]
+            ratios = {point.ratio for point in measured if point.method != "dense"}
+            what = f"{metric(column).label} of {display_name(blocks[0].records[0])}"
+            slug, said = column.replace("_", "-", 1), _said(column, measured)
+            if len(ratios) > 1:
+                title = f"{what} by the share of parameters removed"
+                found.append(Figure(f"{slug}-by-ratio{ending}", title, said, partial(_by_ratio, column, measured)))
+            if ratios:
+                title = f"{what} {BY_METHOD}"
+                found.append(Figure(f"{slug}-by-method{ending}", title, said, partial(_by_method, column, measured)))
+    return found
+
+
+def points_of(blocks: Sequence[Block]) -> list[Point]:
+    """Every measured row once: the dense model stands on top of each block."""
+    found: dict[tuple[str, float | None], Point] = {}
+    for block in blocks:
+        for place, (record, row) in enumerate(zip(block.records, block.rows, strict=True)):
+            if record.status == "ok":
+                ratio = None if record.cell["method"] == "dense" else block.ratio
+                point = Point(block.label(place), record.cell["method"], ratio, row, block.each[place])
+                found.setdefault((point.label, ratio), point)
+    return list(found.values())
+
+
+def qualities(blocks: Sequence[Block]) -> list[str]:
+    """The columns that tell how good a model is."""
+    records = [record for block in blocks for record in block.records]
+    return [*(f"perplexity_{text}" for text in texts(records)), "average"]
+
+
+def finite(value: Any) -> bool:
+    return bool(pd.notna(value)) and math.isfinite(value)
+
+
+def _interval(row: dict[str, Any], column: str) -> tuple[float, float]:
+    """The 95 % interval of a figure; without one the figure itself, twice."""
+    value, low, high, stderr = (row.get(f"{column}{end}") for end in ("", "_low", "_high", "_stderr"))
+    if finite(low) and finite(high):
+        return float(low or 0), float(high or 0)
+    margin = NORMAL_95 * float(stderr or 0) if finite(stderr) else 0.0
+    return float(value or 0) - margin, float(value or 0) + margin
+
+
+def scaled(column: str) -> float:
+    """Shares are drawn in per cent."""
+    return 100.0 if metric(column).unit == "%" else 1.0
+
+
+def _by_ratio(column: str, points: Sequence[Point]) -> Drawing:
+    drawing, (axis,) = axes(7.2, 4.2)
+    lines: dict[str, list[Point]] = {}
+    for point in points:
+        lines.setdefault(point.label, []).append(point)
+    for label, line in lines.items():
+        if line[0].method == "dense":
+            _dense_line(axis, column, line[0])
+        else:
+            _line(axis, column, label, sorted(line, key=lambda point: point.row["ratio"]))
+    vertical(axis, column, points)
+    axis.set_xlim(left=0)
+    axis.set_xlabel("parameters removed (%)")
+    legend(drawing, [axis])
+    return drawing
+
+
+def _line(axis: Axes, column: str, label: str, line: Sequence[Point]) -> None:
+    x = [100 * point.row["ratio"] for point in line]
+    y = [scaled(column) * point.row[column] for point in line]
+    axis.plot(x, y, label=name(label), **look(line[0].method, label, line=line[0].ratio is not None))
+
+
+def _dense_line(axis: Axes, column: str, dense: Point) -> None:
+    axis.axhline(scaled(column) * dense.row[column], color=BLACK, linestyle=":", linewidth=1.2, label=name(dense.label))
+
+
+def vertical(axis: Axes, column: str, points: Sequence[Point]) -> None:
+    """The scale of a quality on the vertical axis: logarithmic for a perplexity."""
+    _scale(axis, "y", column, points)
+    axis.set_ylabel(_axis_label(column))
+
+
+def _scale(axis: Axes, side: Literal["x", "y"], column: str, points: Sequence[Point]) -> None:
+    if column.startswith("perplexity"):
+        (axis.set_xscale if side == "x" else axis.set_yscale)("log")
+        ticks = 4 if side == "x" else 12
+        logarithmic(axis.xaxis if side == "x" else axis.yaxis, [point.row[column] for point in points], ticks)
+
+
+def _axis_label(column: str) -> str:
+    found = metric(column)
+    better = "" if found.better is None else f", {found.better} is better"
+    return f"{name(found.label)}{' (%)' if scaled(column) == 100 else ''}{better}"
+
+
+def _by_method(column: str, points: Sequence[Point]) -> Drawing:
+    """A panel for each ratio, the methods one below the other in the same order."""
+    dense = [point for point in points if point.method == "dense"]
+    pruned = [point for point in points if point.method != "dense"]
+    ratios = list(dict.fromkeys(point.ratio for point in pruned))
+    labels = _order(column, pruned)
+    drawing, panels = axes(2.2 + 2.1 * len(ratios), 1.0 + 0.21 * len(labels), columns=len(ratios), share_y=True)
+    for axis, ratio in zip(panels, ratios, strict=True):
+        for point in (point for point in pruned if point.ratio == ratio):
+            _with_interval(axis, column, point, len(labels) - 1 - labels.index(point.label))
+        for one in dense:
+            axis.axvline(scaled(column) * one.row[column], color=BLACK, linestyle=":", linewidth=1.2)
+        axis.set_yticks(range(len(labels)), [name(label) for label in reversed(labels)])
+        axis.set_title("ratio of their own" if ratio is None else f"ratio {ratio:g}")
+        _scale(axis, "x", column, points)
+    drawing.supxlabel(_axis_label(column), fontsize=9)
+    return drawing
+
+
+def _with_interval(axis: Axes, column: str, point: Point, y: int) -> None:
+    """A cell with its interval; of several draws each draw as a small point behind their mean, and no bar."""
+    scale, style = scaled(column), look(point.method, point.label, line=False)
+    value = scale * point.row[column]
+    if len(point.each) > 1:
+        draws = [scale * row[column] for row in point.each]
+        axis.plot(draws, [y] * len(draws), marker=".", markersize=4, linestyle="none", color=style["color"])
+        axis.plot([value], [y], **style | {"markerfacecolor": "white"})
+        return
+    low, high = (scale * end for end in _interval(point.row, column))
+    sides = [[max(0.0, value - low)], [max(0.0, high - value)]]
+    axis.errorbar([value], [y], xerr=sides, elinewidth=1, capsize=2, **style)
+
+
+def _order(column: str, points: Sequence[Point]) -> list[str]:
+    """The methods' labels, the best at the highest ratio that they have first."""
+    last = {point.label: point for point in sorted(points, key=lambda point: point.ratio or 0)}
+    sign = -1 if metric(column).better == "higher" else 1
+    return sorted(last, key=lambda label: (-(last[label].ratio or 0), sign * last[label].row[column], label))
+
+
+def _said(column: str, points: Sequence[Point]) -> str:
+    """The best and the worst at each ratio, in words."""
+    found = metric(column)
+    parts = [f"{point.label} {shown(point.row, column)}." for point in points if point.method == "dense"]
+    ratios = dict.fromkeys(point.ratio for point in points if point.method != "dense")
+    for ratio in ratios:
+        here = [point for point in points if point.ratio == ratio and point.method != "dense"]
+        here = [point for point in here if not (point.row.get("miss") or 0) < -MISS] or here  # too little flatters
+        order = sorted(here, key=lambda point: point.row[column], reverse=found.better == "higher")
+        where = "With a ratio of their own" if ratio is None else f"At ratio {ratio:g}"
+        worst = f"; the worst of {len(here)} is {order[-1].label} with {shown(order[-1].row, column)}" * (len(here) > 1)
+        parts.append(f"{where} the best is {order[0].label} with {shown(order[0].row, column)}{worst}.")
+    return " ".join([f"{found.label}:", *parts])

@@ -1,0 +1,177 @@
+"""The tables of the page: what the template shows of each, and the raw figures that its script sorts by.
+
+A row and each of its figures lead to the cell that they come from. Several draws of a random method share a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.record import Record
+from reports import notes
+from reports.blocks import Block, blocks
+from reports.frame import display_name, named
+from reports.tables import Cell, Column, Row, Table
+from reports.views import view
+
+SECTIONS = (  # name, title, view, and the group of its columns where it has several
+    ("results", "Results", "main", "quality"),
+    ("by-ratio", "By ratio", "by-ratio", ""),
+    ("tasks", "Tasks", "per-task", ""),
+    ("checks", "Checks", "main", "checks"),
+    ("speed", "Speed", "speed", ""),
+    ("size", "Size and throughput", "main", "cost"),
+    ("cost", "Cost of pruning", "cost", ""),
+    ("decisions", "What went", "decisions", ""),
+)
+BETTER = {"higher": "higher is better", "lower": "lower is better", None: ""}
+MARKS = {"best": "best", "second": "second", "missed": "missed", "doubtful": "missed"}  # and the style of each
+LEGENDS = {
+    "best": "Bold: the best of the methods that removed enough.",
+    "second": "Underlined: the second best.",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Records that share a row, and the id of what the page says of them."""
+
+    id: str
+    label: str
+    ratio: str
+    records: tuple[Record, ...]
+    dense: Record | None
+
+
+Targets = Mapping[tuple[str, ...], str]
+
+
+def groups(records: Sequence[Record]) -> tuple[list[Group], Targets]:
+    """Every row once, and the way to it: (model, conditions, row's label, ratio) -> id.
+
+    Where two rows share that, such as those of two protocols in one report, there is no way rather than a wrong one.
+    """
+    found: dict[tuple[int, ...], Group] = {}
+    ways: dict[tuple[str, ...], set[str]] = {}
+    for block in blocks(records):
+        dense = next((r for r in block.records if r.cell["method"] == "dense" and r.status == "ok"), None)
+        for place, numbers in enumerate(block.numbers):
+            mine = tuple(records[number] for number in numbers)
+            new = Group(f"cell-{len(found)}", block.label(place), shown_ratio(_ratio(block, place)), mine, dense)
+            group = found.setdefault(tuple(numbers), new)
+            for name in (group.label, named(mine[0])):
+                ways.setdefault(_way(display_name(mine[0]), notes.conditions(mine), name, group.ratio), set()).add(
+                    group.id
+                )
+    return list(found.values()), {way: ids.pop() for way, ids in ways.items() if len(ids) == 1}
+
+
+def _ratio(block: Block, place: int) -> float | None:
+    return None if block.records[place].cell["method"] == "dense" else block.ratio
+
+
+def shown_ratio(ratio: float | None) -> str:
+    """As it stands in the filter; empty for the dense model and for methods whose parameters decide."""
+    return "" if ratio is None else f"{ratio:g}"
+
+
+def _way(model: str, conditions: Sequence[str], label: str, ratio: str) -> tuple[str, ...]:
+    return (model, *conditions, label, ratio)
+
+
+def sections(
+    records: Sequence[Record], samples: Sequence[Path | None], needs: Mapping[str, str] | None, targets: Targets
+) -> list[dict[str, Any]]:
+    """The sections that have a table, as the template takes them."""
+    names = dict.fromkeys(name for _, _, name, _ in SECTIONS)
+    views = {name: view(name, records, samples=samples, needs=needs) for name in names} if records else {}
+    several = len({(table.model, *table.conditions) for tables in views.values() for table in tables}) > 1
+    found = []
+    for section, title, name, group in SECTIONS:
+        tables = views.get(name, [])
+        if name == "speed" and all(table.name.startswith("speed-sizes") for table in tables):
+            continue  # nothing was timed; the sizes are a section of their own
+        parts = [part for table in tables for part in table.groups() if part.columns[0].group == group]
+        parts = [part for part in parts if name != "by-ratio" or len(part.columns) > 1]
+        if parts:
+            shown = [_table(part, f"{section}-{number}", targets, several=several) for number, part in enumerate(parts)]
+            protocol = list(dict.fromkeys(sentence for part in parts for sentence in part.protocol))
+            found.append({"name": section, "title": title, "tables": shown, "protocol": protocol})
+    return found
+
+
+def _table(table: Table, name: str, targets: Targets, *, several: bool) -> dict[str, Any]:
+    ratios = {shown_ratio(row.ratio) for row in table.rows if row.method != "dense"}
+    by_ratio = table.view == "by-ratio"
+    title = table.title or "dense model"
+    columns = [_column(column, ratio=column.label if by_ratio else None) for column in table.columns]
+    found = {mark for row in table.rows for cell in row.cells for mark in cell.marks}
+    return {
+        "id": name,
+        "ratio": ratios.pop() if len(ratios) == 1 and table.view != "speed" else "",
+        "title": title[:1].upper() + title[1:],
+        "conditions": [table.model, *table.conditions] if several else [],
+        "columns": [_column(Column("method", "method", words=True), ratio=None), *columns],
+        "rows": [_row(row, table, targets) for row in table.rows],
+        "notes": [*table.notes, *(legend for mark, legend in LEGENDS.items() if mark in found)],
+        "figures": [_figures(row) for row in table.rows],
+    }
+
+
+def _column(column: Column, ratio: str | None) -> dict[str, Any]:
+    return {
+        "label": column.label,
+        "unit": column.unit,
+        "hint": BETTER[column.better],
+        "words": column.words,
+        "ratio": ratio,
+    }
+
+
+def _row(row: Row, table: Table, targets: Targets) -> dict[str, Any]:
+    def target(ratio: str) -> str:
+        return targets.get(_way(table.model, table.conditions, row.label, ratio), "")
+
+    here = "" if row.method == "dense" else shown_ratio(row.ratio)
+    ratios = [column.label if table.view == "by-ratio" else here for column in table.columns]
+    return {
+        "label": row.label,
+        "dense": row.method == "dense",
+        "ratio": here,
+        "failure": row.failure,
+        "target": target(here),
+        "cells": [
+            _cell(cell, column, target(here) or target("" if row.method == "dense" else ratio))
+            for cell, column, ratio in zip(row.cells, table.columns, ratios, strict=True)
+        ],
+    }
+
+
+def _cell(cell: Cell, column: Column, target: str) -> dict[str, Any]:
+    """The figure and, apart, what follows it: '92.8' and '± 15.6'."""
+    spread = cell.text.removeprefix(cell.short) if cell.text.startswith(cell.short) else ""
+    classes = [*(MARKS[mark] for mark in cell.marks if mark in MARKS), *["words"] * column.words]
+    return {
+        "figure": cell.text.removesuffix(spread) if spread else cell.text,
+        "beside": spread.strip(),
+        "classes": " ".join(dict.fromkeys(classes)),
+        "target": target,
+    }
+
+
+def _figures(row: Row) -> list[Any]:
+    """For the script: the label, then each cell as [figure, low, high, standard error], as words, or as null."""
+    if row.failure:
+        return [row.label, *[None] * len(row.cells)]
+    return [row.label, *(_raw(cell) for cell in row.cells)]
+
+
+def _raw(cell: Cell) -> Any:
+    if cell.value is None or isinstance(cell.value, str):
+        return cell.value
+    ends = [None if end is None or not math.isfinite(end) else float(end) for end in (cell.low, cell.high, cell.stderr)]
+    return [float(cell.value), *ends] if math.isfinite(cell.value) else None

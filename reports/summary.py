@@ -1,0 +1,264 @@
+"""What the numbers of a run say, in sentences: each follows from the records, and one that would not be true is absent.
+
+"Shown" means p < 0.05 after the adjustment for all pairs of cells at that ratio, see reports.contrasts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pandas as pd
+from scipy.stats import kendalltau
+
+from bench.record import Record
+from reports import notes
+from reports.blocks import blocks
+from reports.contrasts import LEVEL, Samples, shown_more
+from reports.frame import by_setup, display_name, label, removed_too_little, texts
+from reports.metrics import METRICS, metric, shown
+from reports.standing import Tested, end_of, finite, tested_block
+
+CLIFF = 10  # times the perplexity in one step of the ratio
+RANDOM = "drop-random"  # the control: layers chosen without looking
+
+
+@dataclass(frozen=True)
+class Topic:
+    """Sentences under one heading."""
+
+    title: str
+    sentences: tuple[str, ...]
+
+
+def summary(records: Sequence[Record], samples: Sequence[Path | None] = ()) -> list[Topic]:
+    """The topics of all setups; a title names the model and its conditions where there are several."""
+    found, setups = [], by_setup(records)
+    folder = dict(zip(map(id, records), samples, strict=False))
+    for peers in setups.values():
+        mine = [folder.get(id(record)) for record in peers]
+        prefix = f"{display_name(peers[0])}, {', '.join(notes.conditions(peers))}: " if len(setups) > 1 else ""
+        found += [Topic(prefix + topic.title, topic.sentences) for topic in _topics(peers, Samples(mine))]
+    return found
+
+
+def _topics(records: Sequence[Record], samples: Samples) -> Iterator[Topic]:
+    tested = [tested_block(records, block, samples) for block in blocks(records)]
+    topics: dict[str, Callable[[], Iterator[str]]] = {
+        "Perplexity": lambda: _perplexity(tested, texts(records)),
+        "Accuracy": lambda: (sentence for one in tested for sentence in _accuracy(one)),
+        "Speed": lambda: (sentence for one in tested for sentence in _speed(one)),
+        "With care": lambda: _care(tested, records),
+    }
+    for title, sentences in topics.items():
+        said = tuple(sentences())
+        if said:
+            yield Topic(title, said)
+
+
+def _perplexity(tested: Sequence[Tested], names: Sequence[str]) -> Iterator[str]:
+    for text in names:
+        for one in tested:
+            yield from _lowest_perplexity(one, text)
+        yield from _cliffs(tested, text)
+    if names:
+        for one in tested:
+            yield from _random(one, names[0])
+
+
+def _lowest_perplexity(one: Tested, text: str) -> Iterator[str]:
+    """Who has the lowest perplexity, below whom that is shown, and who comes next."""
+    column, block = f"perplexity_{text}", one.block
+    order = one.ordered(one.eligible(), column, "lower")
+    if not order:
+        return
+    first, rest = order[0], order[1:]
+    dense = "" if one.dense is None else f" (dense {one.figure(one.dense, column)})"
+    lead = f"{one.where()}, {one.name(first)} has the lowest perplexity on {metric(column).label.removeprefix('ppl ')}"
+    if not rest:
+        only = f"{one.where()}, {one.name(first)} has a perplexity on {metric(column).label.removeprefix('ppl ')} of"
+        yield f"{only} {one.figure(first, column)}{dense}; there is nothing to compare it with."
+        return
+    found = one.perplexity[text]
+    below = [place for place in rest if shown_more(found, block.numbers[place], block.numbers[first], neutral=1)]
+    yield f"{lead}: {one.figure(first, column)}{dense}, {one.shown('below', below, rest)}.{_next(one, order, text)}"
+
+
+def _next(one: Tested, order: Sequence[int], text: str) -> str:
+    """' laco comes next: 92.8 ± 15.6, 2.5 times as high [2.2, 2.9].'; the interval where two cells were compared."""
+    column, (first, second) = f"perplexity_{text}", order[:2]
+    a, b = (one.block.numbers[place] for place in (first, second))
+    times = one.block.rows[second][column] / one.block.rows[first][column]
+    found = one.perplexity[text].get((min(a[0], b[0]), max(a[0], b[0]))) if len(a) == len(b) == 1 else None
+    said = f"{METRICS['prefill_speed'].format(times, times)} times as high"
+    if found is not None:
+        low, high = (found.low, found.high) if a < b else (1 / found.high, 1 / found.low)
+        said += f" [{', '.join(METRICS['prefill_speed'].format(end, times) for end in (low, high))}]"
+    return f" {one.name(second)} comes next: {one.figure(second, column)}, {said}."
+
+
+def _accuracy(one: Tested) -> Iterator[str]:
+    """Who keeps the most accuracy, above whom that is shown, who is not shown to have lost any; the disagreement."""
+    block = one.block
+    order = one.ordered(one.eligible(), "average", "higher")
+    if not order:
+        return
+    first, rest = order[0], order[1:]
+    kept = (
+        "" if pd.isna(block.rows[first].get("kept")) else f", {shown(block.rows[first], 'kept')} of the dense model's"
+    )
+    lead = f"{one.where()}, {one.name(first)} has the highest average accuracy: {one.figure(first, 'average')}{kept}"
+    above = [place for place in rest if shown_more(one.average, block.numbers[first], block.numbers[place], neutral=0)]
+    yield f"{lead}, {one.shown('above', above, rest)}." if rest else f"{lead}; there is nothing to compare it with."
+    if one.dense is not None:
+        dense = block.numbers[one.dense]
+        lost = [place for place in order if shown_more(one.average, dense, block.numbers[place], neutral=0)]
+        whole = [place for place in order if place not in lost]
+        if whole:
+            yield (
+                f"{one.where()}, no loss of accuracy against the dense model is shown for {one.names(whole)}; that "
+                "is not to say that there is none."
+            )
+    yield from _disagreement(one, order)
+
+
+def _disagreement(one: Tested, by_average: Sequence[int]) -> Iterator[str]:
+    """Where the highest accuracy is in the worse half by perplexity, or the two orders are hardly related."""
+    column = next(iter(one.perplexity), None)
+    if column is None:
+        return
+    column = f"perplexity_{column}"
+    by_perplexity = [place for place in one.ordered(one.eligible(), column, "lower") if place in by_average]
+    count = len(by_perplexity)
+    if count < 3 or by_average[0] not in by_perplexity:
+        return
+    rank = by_perplexity.index(by_average[0]) + 1
+    tau = kendalltau(
+        [-math.log(one.block.rows[place][column]) for place in by_perplexity],
+        [one.block.rows[place]["average"] for place in by_perplexity],
+    ).statistic
+    if rank > count / 2:
+        yield (
+            f"{one.where()}, perplexity and accuracy disagree: {one.name(by_average[0])} has the highest average and "
+            f"comes {rank} of {count} by perplexity ({one.figure(by_average[0], column)}); "
+            f"Kendall's τ between the two orders is {tau:z.2f}."
+        )
+
+
+@dataclass(frozen=True)
+class Point:
+    """A perplexity at a ratio, as a figure and as it is read."""
+
+    ratio: str
+    figure: float
+    shown: str
+
+
+def _cliffs(tested: Sequence[Tested], text: str) -> Iterator[str]:
+    """Steps between neighbouring ratios, or from the dense model, at which a perplexity grows at least tenfold."""
+    column = f"perplexity_{text}"
+    points: dict[str, list[Point]] = {}
+    for one in tested:
+        if one.block.ratio is None:
+            continue
+        for place in one.rows:
+            row = one.block.rows[place]
+            dense = {} if one.dense is None else one.block.rows[one.dense]
+            if finite(dense.get(column)):
+                start = Point("dense", dense[column], shown(dense, column, spread=False))
+                points.setdefault(one.block.label(place), [start])
+            if finite(row.get(column)):
+                here = Point(f"{one.block.ratio:g}", row[column], shown(row, column, spread=False))
+                points.setdefault(one.block.label(place), []).append(here)
+    steps: dict[tuple[str, str], list[str]] = {}
+    for name, line in points.items():
+        for before, after in pairwise(line):
+            if after.figure >= CLIFF * before.figure:
+                grown = f"{name} ({before.shown} to {after.shown})"
+                steps.setdefault((before.ratio, after.ratio), []).append(grown)
+    for (lower, higher), found in steps.items():
+        yield f"From {lower} to {higher} the perplexity grows at least tenfold: {', '.join(found)}."
+
+
+def _random(one: Tested, text: str) -> Iterator[str]:
+    """Which methods are not shown to be better than every draw of random layers."""
+    control = [place for place in one.rows if one.block.records[place].cell["method"] == RANDOM]
+    others = [place for place in one.rows if place not in control]
+    others = one.ordered(others, f"perplexity_{text}", "lower")
+    if not control or not others:
+        return
+    drawn = [number for place in control for number in one.block.numbers[place]]
+    found = one.perplexity[text]
+    better = [p for p in others if shown_more(found, drawn, one.block.numbers[p], neutral=1)]
+    beaten = [p for p in others if p not in better and shown_more(found, one.block.numbers[p], drawn, neutral=1)]
+    open_ = [p for p in others if p not in better and p not in beaten]
+    draws = f"all {len(drawn)} draws" if len(drawn) > 1 else "the one draw"
+    if open_:
+        yield f"{one.where()}, not shown to be better than {draws} of {RANDOM}, by perplexity: {one.names(open_)}."
+    if beaten:
+        yield f"{one.where()}, shown to be worse than {draws} of {RANDOM}: {one.names(beaten)}."
+
+
+def _speed(one: Tested) -> Iterator[str]:
+    """The fastest, and what is not shown to be faster than the dense model, by the intervals of the speed-ups."""
+    for stage in ("decode", "prefill"):
+        column = f"{stage}_speed"
+        order = one.ordered(one.eligible(), column, "higher")
+        if order:
+            first, rows = order[0], one.block.rows
+            near = [p for p in order[1:] if end_of(rows[p], column, "high") >= end_of(rows[first], column, "low")]
+            beside = f"; not apart from it, by the intervals: {one.names(near)}" if near else ""
+            others = "" if len(order) == 1 or near else "; the intervals of all others lie below its own"
+            yield (
+                f"{one.where()}, {one.name(first)} is the fastest in {stage}: {one.figure(first, column)} "
+                f"the dense model's speed{beside}{others}."
+            )
+            slow = [place for place in order if end_of(rows[place], column, "low") <= 1]
+            if slow:
+                yield f"{one.where()}, not shown to be faster than dense in {stage}: {one.names(slow)}."
+
+
+def _care(tested: Sequence[Tested], records: Sequence[Record]) -> Iterator[str]:
+    """Missed ratios, cells without figures, and how it was tested."""
+    for one in tested:
+        missed = [place for place in one.rows if "missed_ratio" in str(one.block.rows[place]["flags"])]
+        if missed:
+            said = [f"{one.name(place)} removed {_miss(one.block.rows[place]['miss'])}" for place in missed]
+            flattered = [place for place in missed if removed_too_little(one.block.records[place])]
+            outside = f" What removed too little is not called best: {one.names(flattered)}." if flattered else ""
+            yield f"{one.where()}, the budget is missed: {', '.join(said)} of the dense model.{outside}"
+    failed = [record for record in records if record.status != "ok"]
+    if failed:
+        words = ", ".join(f"{label(record.cell)} ({notes.status(record)})" for record in failed)
+        yield f"{len(failed)} {'cell has' if len(failed) == 1 else 'cells have'} no figures: {words}."
+    yield from _seeds(records)
+    yield from _tests(tested)
+
+
+def _miss(miss: float) -> str:
+    return f"{abs(100 * miss):.1f} % {'more' if miss > 0 else 'less'}"
+
+
+def _seeds(records: Sequence[Record]) -> Iterator[str]:
+    seeds = {record.cell["seed"] for record in records}
+    if len(seeds) == 1 and any(record.cell["method"] != "dense" and record.status == "ok" for record in records):
+        yield (
+            f"Every cell has seed {seeds.pop()}: intervals and tests speak for other documents and windows of the same "
+            "kind, not for other calibration data."
+        )
+
+
+def _tests(tested: Sequence[Tested]) -> Iterator[str]:
+    found = [c for one in tested for pairs in (*one.perplexity.values(), one.average) for c in pairs.values()]
+    counts = sorted({len(pairs) for one in tested for pairs in (*one.perplexity.values(), one.average) if pairs})
+    if not counts:
+        return
+    most = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    paired = [c for c in found if c.paired]
+    how = "Student's test over the windows that two models both scored, McNemar's over the documents both answered"
+    rough = "the two intervals as if independent, for want of samples in common, which finds less"
+    by = how if len(paired) == len(found) else f"{how}; else by {rough}" if paired else rough
+    yield f"Shown means p < {LEVEL} after Holm's adjustment for all {most} pairs of cells at a ratio; tested by {by}."

@@ -1,0 +1,57 @@
+"""Tables as tidy CSV: one line per figure, in full precision, so that any tool can read it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from reports.tables import Cell, Column, Row, Table
+from reports.text import printable
+
+COLUMNS = (
+    "table",
+    "model",
+    "conditions",
+    "label",
+    "method",
+    "requested_ratio",
+    "failure",
+    "measure",
+    "value",
+    "low",
+    "high",
+    "stderr",
+    "shown",
+    "marks",
+)
+
+
+def render(tables: Sequence[Table]) -> str:
+    """All figures of all tables."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for table in tables:
+        for row in table.rows:
+            for column, cell in zip(table.columns, row.cells, strict=True):
+                writer.writerow(_line(table, row, column, cell))
+    return file.getvalue()
+
+
+def _line(table: Table, row: Row, column: Column, cell: Cell) -> list[object]:
+    numbers = [cell.low, cell.high, cell.stderr]
+    ratio = column.label if table.view == "by-ratio" else row.ratio
+    value = printable(cell.value) if isinstance(cell.value, str) else cell.value
+    return [
+        table.name,
+        printable(table.model),
+        printable(", ".join(table.conditions)),
+        printable(row.label),
+        printable(row.method),
+        *("" if figure is None else figure for figure in (ratio, row.failure)),
+        printable(column.name),
+        *("" if figure is None else figure for figure in (value, *numbers)),
+        printable(cell.text),
+        " ".join(cell.marks),
+    ]

@@ -1,0 +1,162 @@
+"""Figures of single cells: LaCo's similarity as its pointer moves, and the latency of every call that was timed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from bench.record import Record
+from reports.blocks import by_setup_blocks
+from reports.figures import Figure
+from reports.frame import STAGES, display_name, label, requested_ratio, timed
+from reports.metrics import significant
+from reports.style import BLACK, GREY, axes, legend, name, style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+PANELS = 4  # of the similarity in one figure, side by side
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Milliseconds of every call of one cell at one point: of the pruned model and of the dense one, in turns."""
+
+    label: str
+    method: str
+    pruned: list[float]
+    dense: list[float]
+
+
+def figures(records: Sequence[Record]) -> list[Figure]:
+    """The similarity of each method that merges layers; the latency of each ratio."""
+    found = []
+    for number, blocks in enumerate(by_setup_blocks(records)):
+        ending = f"-{number + 1}" if number else ""
+        model = display_name(blocks[0].records[0])
+        everything = list(dict.fromkeys(id(record) for block in blocks for record in block.records))
+        peers = [record for record in records if id(record) in everything]
+        found += _similarities(peers, model, ending)
+        for block in blocks:
+            found += _latencies(block.records, "fixed" if block.ratio is None else f"{block.ratio:g}", model, ending)
+    return found
+
+
+def _similarities(records: Sequence[Record], model: str, ending: str) -> list[Figure]:
+    """One figure for each method with a trace, a panel for each ratio."""
+    methods: dict[str, list[Record]] = {}
+    for record in records:
+        if record.status == "ok" and record.decisions.get("trace"):
+            methods.setdefault(label(record.cell), []).append(record)
+    return [
+        Figure(
+            f"similarity-{place + 1}{ending}",
+            f"Similarity of {model} under {method} to the dense model, as the pointer moves from the rear to the front",
+            " ".join(map(_trace_said, found[:PANELS])),
+            partial(_draw_traces, found[:PANELS]),
+        )
+        for place, (method, found) in enumerate(methods.items())
+    ]
+
+
+def _trace_said(record: Record) -> str:
+    trace = record.decisions["trace"]
+    taken = [f"at layer {step['pointer']} ({step['similarity']:.3f})" for step in trace if step["accepted"]]
+    ratio = requested_ratio(record)
+    where = "" if ratio is None else f"Ratio {ratio:g}: "
+    threshold = record.decisions.get("threshold")
+    above = "" if threshold is None else f" above {threshold:.3f}"
+    return f"{where}{len(trace)} windows tried, {len(taken)} merged{above}: {', '.join(taken) or 'none'}."
+
+
+def _draw_traces(records: Sequence[Record]) -> Drawing:
+    drawing, panels = axes(2.0 + 2.6 * len(records), 3.0, columns=len(records), share_y=True)
+    for axis, record in zip(panels, records, strict=True):
+        steps = [step for step in record.decisions["trace"] if step["similarity"] is not None]
+        colour = style(record.cell["method"]).colour
+        axis.plot(
+            [s["pointer"] for s in steps], [s["similarity"] for s in steps], color=colour, linewidth=0.8, zorder=1
+        )
+        for accepted, text in ((True, "merged"), (False, "rejected")):
+            chosen = [step for step in steps if step["accepted"] == accepted]
+            look: dict[str, Any] = {"color": colour, "markerfacecolor": colour if accepted else "white", "marker": "o"}
+            x, y = [step["pointer"] for step in chosen], [step["similarity"] for step in chosen]
+            axis.plot(x, y, linestyle="none", label=text, **look)
+        threshold = record.decisions.get("threshold")
+        if threshold is not None and math.isfinite(threshold):
+            axis.axhline(threshold, color=BLACK, linestyle=":", linewidth=1, label="threshold")
+        ratio = requested_ratio(record)
+        axis.set_title("" if ratio is None else f"ratio {ratio:g}")
+        axis.set_xlabel("layer that the others merge into")
+        axis.invert_xaxis()
+    panels[0].set_ylabel("similarity (cosine)")
+    legend(drawing, panels)
+    return drawing
+
+
+def _latencies(records: Sequence[Record], ratio: str, model: str, ending: str) -> list[Figure]:
+    """What was timed at the first batch and size, a panel for prefill and one for decode."""
+    stages = {stage: [calls for record in records if (calls := _calls(record, stage))] for stage in STAGES}
+    stages = {stage: calls for stage, calls in stages.items() if any(one.method != "dense" for one in calls)}
+    if not stages:
+        return []
+    return [
+        Figure(
+            f"latency-{ratio}{ending}",
+            f"Latency of {model} at ratio {ratio}, each method beside the dense model that was timed in turns with it; "
+            "of several draws the first",
+            " ".join(_latency_said(stage, calls) for stage, calls in stages.items()),
+            partial(_draw_latencies, stages),
+        )
+    ]
+
+
+def _calls(record: Record, stage: str) -> Calls | None:
+    point: dict[str, Any] | None = timed(record, stage)
+    rounds = (point or {}).get("rounds", {})
+    if not (rounds.get("pruned") and rounds.get("dense")):
+        return None
+    pruned, dense = ([ms for one in rounds[side] for ms in one] for side in ("pruned", "dense"))
+    return Calls(label(record.cell), record.cell["method"], pruned, dense)
+
+
+def _latency_said(stage: str, calls: Sequence[Calls]) -> str:
+    said = [f"{c.label} {significant(median(c.pruned))} (dense {significant(median(c.dense))})" for c in calls]
+    return f"Medians of {stage} in ms: {', '.join(said)}."
+
+
+def _draw_latencies(stages: dict[str, list[Calls]]) -> Drawing:
+    """Boxes from quartile to quartile, whiskers to the 5th and 95th percentile, the calls beyond them as points."""
+    most = max(map(len, stages.values()))
+    drawing, panels = axes(2.6 + 2.9 * len(stages), 1.2 + 0.36 * most, columns=len(stages))
+    for axis, (stage, calls) in zip(panels, stages.items(), strict=True):
+        for shift, side in ((-0.17, "pruned"), (0.17, "dense")):
+            for place, one in enumerate(calls):
+                colour = style(one.method).colour if side == "pruned" else GREY
+                axis.boxplot(
+                    [one.pruned if side == "pruned" else one.dense],
+                    positions=[place + shift],
+                    widths=0.26,
+                    orientation="horizontal",
+                    whis=(5, 95),
+                    patch_artist=True,
+                    manage_ticks=False,
+                    boxprops={"facecolor": colour if side == "pruned" else "white", "edgecolor": colour},
+                    medianprops={"color": "white" if side == "pruned" else colour, "linewidth": 1.4},
+                    whiskerprops={"color": colour},
+                    capprops={"color": colour},
+                    flierprops={"marker": ".", "markersize": 2.5, "markeredgecolor": colour},
+                )
+        axis.set_yticks(range(len(calls)), [name(one.label) for one in calls])
+        axis.set_ylim(len(calls) - 0.5, -0.5)
+        axis.set_xlim(left=0)
+        axis.grid(axis="y", visible=False)
+        axis.set_xlabel(f"{stage}, ms a call")
+        axis.set_title("filled: pruned, white: dense")
+    for axis in panels[1:]:
+        axis.tick_params(labelleft=False)
+    return drawing

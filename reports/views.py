@@ -1,0 +1,186 @@
+"""The views: from records to tables as data, which every renderer (terminal, Markdown, CSV, LaTeX, HTML) is given.
+
+records -> frame -> blocks (one per setup and ratio, the dense model on top) -> [Table]
+
+    main         a table per ratio: size, perplexity, divergence, tasks, average, speed; then checks and cost
+    per-task     a table per ratio: the main metric of each task with its standard error
+    by-ratio     a table per measure: methods by ratios
+    speed        everything that was timed, and the sizes that explain it
+    cost         what pruning took: seconds, memory, tokens, gradients
+    decisions    which layers, attentions, MLPs, heads and channels went
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from bench.record import Record
+from reports import notes, outlay, speed
+from reports.blocks import Block, blocks, by_setup_blocks
+from reports.frame import display_name, frame, label, task_columns, texts
+from reports.rows import COST, Evidence, compared, conditions, missed, starred
+from reports.tables import Cell, Column, Row, Table, column
+
+SUMMARY = ("average", "kept", "prefill_speed", "decode_speed", "prune_seconds")
+CHECKS = ("agreement", "copying", "counting", "repetition", "distinct_2")
+BRIEF = ("task_", "score_", "kl", "prefill_", "decode_")  # no room for their spread beside the others on a terminal
+
+
+def view(
+    name: str,
+    records: Sequence[Record],
+    reference: str | None = None,
+    samples: Sequence[Path | None] = (),
+    needs: Mapping[str, str] | None = None,
+) -> list[Table]:
+    """The tables of a view. Raises ValueError for an unknown view and for a reference that no record has.
+
+    reference    a method's label, as in "laco" or "laco:C=3": differences to it are tested, where there are samples
+    samples      the folder of each record's samples, in the order of the records; None where there is none
+    needs        what each method looks at, by its name: "calibration, gradients"
+    """
+    if name not in VIEWS:
+        raise ValueError(f"no view {name!r}; there are {', '.join(VIEWS)}")
+    labels = list(dict.fromkeys(label(record.cell) for record in records))
+    if reference and reference not in labels:
+        raise ValueError(f"no method {reference!r} to refer to; there are {', '.join(labels)}")
+    evidence = Evidence(reference or "", samples or [None] * len(records), needs or {})
+    return _named_apart(VIEWS[name](records, evidence))
+
+
+def _named_apart(tables: list[Table]) -> list[Table]:
+    """Tables of several setups have names of their own."""
+    seen: dict[str, int] = {}
+    apart = []
+    for table in tables:
+        seen[table.name] = seen.get(table.name, 0) + 1
+        apart.append(replace(table, name=f"{table.name}-{seen[table.name]}") if seen[table.name] > 1 else table)
+    return apart
+
+
+def _main(records: Sequence[Record], evidence: Evidence) -> list[Table]:
+    return _by_block("main", records, evidence, _main_columns, notes.EVERYTHING)
+
+
+def _main_columns(block: Block) -> list[Column]:
+    names = ["ratio", "parameters", *(f"perplexity_{name}" for name in texts(block.records)), "kl"]
+    return [
+        *(column(name, "quality", brief=name.startswith(BRIEF)) for name in names),
+        *(column(name, "tasks", brief=True) for name in task_columns(block.records)),
+        *(column(name, "quality", brief=name.startswith(BRIEF)) for name in SUMMARY),
+        *(column(name, "checks", detail=True) for name in CHECKS),
+        *(column(name, "cost", detail=True) for name in COST),
+    ]
+
+
+def _per_task(records: Sequence[Record], evidence: Evidence) -> list[Table]:
+    return _by_block("per-task", records, evidence, _task_columns, ("tasks",))
+
+
+def _task_columns(block: Block) -> list[Column]:
+    return [column(name) for name in (*task_columns(block.records), "average", "kept")]
+
+
+def _by_block(
+    name: str,
+    records: Sequence[Record],
+    evidence: Evidence,
+    columns: Callable[[Block], list[Column]],
+    about: Collection[str],
+) -> list[Table]:
+    """A table per block with those of its columns that have a figure in any row."""
+    protocol = tuple(notes.protocol(records, frame(records), about))
+    tables = []
+    for block in blocks(records):
+        present = [one for one in columns(block) if any(pd.notna(row.get(one.name)) for row in block.rows)]
+        rows, said = compared(block, present, evidence)
+        ratio = "fixed" if block.ratio is None else f"{block.ratio:g}"
+        tables.append(
+            Table(
+                name=f"{name}-{ratio}",
+                view=name,
+                model=display_name(block.records[0]),
+                title=notes.ratio(block.records),
+                conditions=conditions(block),
+                columns=tuple(present),
+                rows=tuple(rows),
+                notes=(*notes.exceptions(block.records), *said),
+                protocol=protocol,
+            )
+        )
+    return tables
+
+
+def _by_ratio(records: Sequence[Record], evidence: Evidence) -> list[Table]:
+    """For each setup a table per measure; the dense model's figure is repeated in each column."""
+    table = frame(records)
+    tables = []
+    for found in by_setup_blocks(records):
+        everything = [record for block in found for record in block.records]
+        for name in [*(f"perplexity_{name}" for name in texts(everything)), "kl", *SUMMARY]:
+            if any(pd.notna(row.get(name)) for block in found for row in block.rows):
+                protocol = tuple(notes.protocol(everything, table, (_kind(name),)))
+                tables.append(replace(_of_measure(column(name), found, evidence), protocol=protocol))
+    return tables
+
+
+def _kind(name: str) -> str:
+    """What the protocol calls a measure."""
+    kinds = {"average": "tasks", "kept": "tasks", "prefill_speed": "speed", "decode_speed": "speed"}
+    return "perplexity" if name.startswith("perplexity_") else kinds.get(name, name)
+
+
+def _of_measure(measure: Column, found: list[Block], evidence: Evidence) -> Table:
+    """Methods by ratios. A cell that missed its ratio has a star, one without figures says why."""
+    lines: dict[str, dict[int, Cell]] = {}
+    methods: dict[str, str] = {}
+    said: dict[str, None] = {}
+    for number, block in enumerate(found):
+        rows, tests = compared(block, [measure], evidence)
+        for row, figures in zip(rows, block.rows, strict=True):
+            cell = row.cells[0] if row.failure is None else Cell(row.failure)
+            lines.setdefault(row.label, {})[number] = starred(cell) if missed(figures) else cell
+            methods[row.label] = row.method
+        said |= dict.fromkeys([*_exceptions(block), *tests])
+    columns = [replace(measure, label=_ratio(block), unit="", better=None) for block in found]
+    rows = [
+        Row(name, methods[name], None, tuple(cells.get(number, Cell()) for number in range(len(found))))
+        for name, cells in lines.items()
+    ]
+    records = found[0].records
+    return Table(
+        name=f"by-ratio-{measure.name}",
+        view="by-ratio",
+        model=display_name(records[0]),
+        title=f"{measure.head}, by ratio",
+        conditions=conditions(found[0]),
+        columns=tuple(columns),
+        rows=tuple(rows),
+        notes=tuple(said),
+    )
+
+
+def _ratio(block: Block) -> str:
+    """The heading of a ratio's column."""
+    only_dense = all(record.cell["method"] == "dense" for record in block.records)
+    return "dense" if only_dense else "fixed" if block.ratio is None else f"{block.ratio:g}"
+
+
+def _exceptions(block: Block) -> Iterator[str]:
+    """What must be said of a ratio's cells, with the ratio."""
+    for sentence in notes.exceptions(block.records):
+        yield sentence if block.ratio is None else f"at {block.ratio:g}: {sentence}"
+
+
+VIEWS: dict[str, Callable[[Sequence[Record], Evidence], list[Table]]] = {
+    "main": _main,
+    "per-task": _per_task,
+    "by-ratio": _by_ratio,
+    "speed": speed.tables,
+    "cost": outlay.cost,
+    "decisions": outlay.decisions,
+}

@@ -1,0 +1,51 @@
+"""Headless Chromium for tests of pages, and the engine that finds what hinders readers with a disability."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; as root: apt-get install chromium")
+
+
+@contextmanager
+def opened(**context: Any) -> Iterator[Any]:
+    """A blank page of a browser. Its `complaints` collect errors of scripts, of the console and of the policy."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=sandbox)
+        page = browser.new_context(**context).new_page()
+        page.complaints, page.requests = [], []
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.on("console", lambda message: page.complaints.append(message.text))
+        page.on("dialog", lambda dialog: (page.complaints.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: page.requests.append(request.url))
+        try:
+            yield page
+        finally:
+            browser.close()
+
+
+def findings(page: Any, inside: str = "html") -> list[str]:
+    """What axe finds serious or critical in an element, each with its nodes.
+
+    The strokes of drawings, thousands of elements that say nothing to it, are taken out first.
+    """
+    from axe_playwright_python.sync_playwright import Axe
+
+    page.evaluate("document.querySelectorAll('svg g').forEach((strokes) => strokes.remove())")
+    options = {"resultTypes": ["violations"]}
+    violations = Axe().run(page, context=inside, options=options).response["violations"]
+    return [
+        f"{found['id']}: {[node['html'][:120] for node in found['nodes'][:3]]}"
+        for found in violations
+        if found["impact"] in ("serious", "critical")
+    ]

@@ -1,0 +1,437 @@
+"""Views: what is marked, tested and told of methods, against figures by hand, brute force and the models themselves."""
+
+from __future__ import annotations
+
+import copy
+import csv as csv_reader
+import io
+import json
+import re
+import sys
+from dataclasses import asdict, replace
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pandas as pd
+import pytest
+import torch
+from conftest import tiny
+from scipy.stats import binomtest, ttest_1samp
+from test_reports import DENSE, LACO, PER_LAYER, RECORDS, SLICEGPT, changed, drawn, failed, measured, ok
+
+import methods
+from bench.cli import main
+from bench.record import Record, save
+from methods.anatomy import Decoder
+from methods.pruner import Calibration
+from reports import html, terminal, tidy
+from reports.decisions import left, ranges
+from reports.frame import frame
+from reports.tables import Cell, Column, Row, Table, ranked
+from reports.views import VIEWS, view
+
+HOSTILE = r"a_b&c%$#{}~^\`'\"<script>alert(1)</script>|x"
+
+
+def marks_of(values: list[float | None], better: str, eligible: list[bool]) -> list[tuple[str, ...]]:
+    rows = [Row(str(number), "m", 0.1, (Cell(value=value),)) for number, value in enumerate(values)]
+    return [row.cells[0].marks for row in ranked(rows, 0, better, eligible)]
+
+
+@pytest.mark.parametrize(
+    ("values", "better", "expected"),
+    [
+        ([3.0, 1.0, 2.0], "lower", ["", "best", "second"]),
+        ([3.0, 1.0, 2.0], "higher", ["best", "", "second"]),
+        ([1.0, 1.0, 2.0], "lower", ["best", "best", ""]),  # two firsts, no second
+        ([1.0, 2.0, 2.0], "lower", ["best", "second", "second"]),
+        ([1.0, None, None], "lower", ["", "", ""]),  # alone
+        ([float("inf"), 5.0, 6.0], "lower", ["", "best", "second"]),
+    ],
+)
+def test_the_best_and_the_second(values, better, expected):
+    assert [" ".join(marks) for marks in marks_of(values, better, [True] * 3)] == expected
+    assert marks_of(values, better, [False] * 3) == [()] * 3
+
+
+def cells(name: str, column: str, records: list[Record], **more: object) -> dict[str, Cell]:
+    """The cells of a column in the first table of a view, by label."""
+    table = view(name, records, **more)[0]
+    at = [one.name for one in table.columns].index(column)
+    return {row.label: row.cells[at] for row in table.rows}
+
+
+def test_neither_dense_nor_what_removed_too_little_is_the_best():
+    third = changed(
+        changed(LACO, "cell", "method", to="sleb"), "measured", "perplexity", "wiki", "perplexity", to=500.0
+    )
+    found = cells("main", "perplexity_wiki", [DENSE, LACO, SLICEGPT, third])
+    assert found["slicegpt"].value == 210.0  # the lowest, but 0.8 % of the model short of the budget
+    assert {label: cell.marks for label, cell in found.items()} == {
+        "dense": (),
+        "slicegpt": (),
+        "laco": ("best",),
+        "sleb": ("second",),
+    }
+    more = changed(SLICEGPT, "measured", "ratio", to=LACO.measured["ratio"] + 0.008)
+    assert cells("main", "perplexity_wiki", [DENSE, LACO, more, third])["slicegpt"].marks == ("best",)
+
+
+def test_views_hold_every_measured_figure_of_the_frame():
+    table = frame([DENSE, LACO]).set_index("label")
+    for name in ("main", "per-task", "by-ratio"):
+        for one in view(name, [DENSE, LACO]):
+            for row in one.rows:
+                for column, cell in zip(one.columns, row.cells, strict=True):
+                    expected = table.loc[row.label, column.name]
+                    assert cell.value == expected or (cell.value is None and pd.isna(expected))
+
+
+def test_by_ratio_has_a_column_for_each_ratio_and_says_why_a_cell_is_missing():
+    other = changed(changed(LACO, "cell", "ratio", to=0.2), "measured", "perplexity", "wiki", "perplexity", to=99.0)
+    (perplexity, *_) = view("by-ratio", [DENSE, LACO, other, failed("out_of_memory", "flap", "full")])
+    assert [column.label for column in perplexity.columns] == ["0.2", "0.3"]
+    rows = {row.label: [cell.text for cell in row.cells] for row in perplexity.rows}
+    assert rows == {"dense": ["20.8 ± 0.9"] * 2, "laco": [rows["laco"][0], "343 ± 46"], "flap": ["-", "out of memory"]}
+    assert "at 0.3: flap: out of memory: full" in perplexity.notes
+    assert rows["laco"][0].startswith("99")
+
+
+def test_unlike_setups_have_tables_of_their_own_with_names_of_their_own():
+    other = [changed(record, "cell", "dtype", to="bfloat16") for record in (DENSE, LACO)]
+    names = [table.name for table in view("main", [DENSE, LACO, *other])]
+    assert names == ["main-0.3", "main-0.3-2"]
+
+
+def test_other_inputs_are_other_setups_but_another_method_file_is_not():
+    asked = {"weights_sha256": "a", "method_sha256": "x", "versions": {"torch": "1"}}
+    one = [
+        changed(DENSE, "cell", "inputs", to=asked),
+        changed(LACO, "cell", "inputs", to=asked | {"method_sha256": "y"}),
+    ]
+    assert frame(one)["kept"].notna().all()
+    other = changed(LACO, "cell", "inputs", to=asked | {"weights_sha256": "b"})
+    assert frame([one[0], other])["flags"].tolist()[1] == "no_dense_cell"
+
+
+def test_other_versions_have_a_footnote():
+    newer = changed(LACO, "environment", "versions", to={"torch": "2.14.0", "lm_eval": "0.4.13"})
+    assert frame([DENSE, newer])["flags"].tolist()[1] == "other_versions"
+    (table,) = view("main", [DENSE, newer])
+    assert "laco: measured with other versions than the dense model: torch 2.14.0, not 2.13.0." in table.notes
+    assert not [note for note in view("main", [DENSE, LACO])[0].notes if "versions" in note]
+
+
+def test_what_a_method_looks_at_is_told_only_where_it_is_known():
+    found = cells("cost", "gradients", [DENSE, LACO, SLICEGPT], needs={"laco": "calibration", "slicegpt": ""})
+    assert [found[name].text for name in ("dense", "laco", "slicegpt")] == ["no", "no", "-"]
+    assert cells("cost", "gradients", [LACO], needs={"laco": "calibration, gradients"})["laco"].text == "yes"
+    assert cells("cost", "reads", [LACO], needs={"laco": "calibration"})["laco"].text == "sentences=5 tokens=16"
+
+
+def test_unknown_names_are_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="no view 'mian'; there are main, per-task"):
+        view("mian", [DENSE])
+    with pytest.raises(ValueError, match="no method 'lacoo' to refer to; there are dense, laco"):
+        view("main", [DENSE, LACO], "lacoo")
+
+
+# --- decisions
+
+
+@pytest.mark.parametrize("numbers", [[], [3], [3, 4], [0, 1, 2, 5, 7, 8], list(range(30))])
+def test_ranges_say_the_same_numbers(numbers):
+    back = []
+    for part in filter(None, ranges(numbers).split(", ")):
+        first, _, last = part.partition("-")
+        back += range(int(first), int(last or first) + 1)
+    assert back == numbers
+    ends = [part.split("-") for part in ranges(numbers).split(", ") if part]
+    assert all(int(after[0]) > int(before[-1]) + 1 for before, after in pairwise(ends))
+
+
+@pytest.mark.parametrize(
+    ("method", "ratio"),
+    [
+        ("drop-tail", 0.3),
+        ("laco", 0.3),
+        ("llm-drop", 0.25),
+        ("flap", 0.2),
+        ("wanda-sp", 0.2),
+        ("2ssp", 0.25),
+        ("sleb", 0.3),
+    ],
+)
+def test_what_is_left_is_what_the_pruned_model_holds(method, ratio):
+    """The shares of each part, weighed by the part's parameters, give the parameters of the pruned model."""
+    model = tiny("llama")
+    decoder = Decoder(model)
+    attention = [sum(m.weight.numel() for m in (*layer.qkv, layer.out)) for layer in decoder.layers]
+    mlp = [sum(m.weight.numel() for m in (*layer.up, layer.down)) for layer in decoder.layers]
+    ids = torch.randint(3, 128, (4, 24), generator=torch.Generator().manual_seed(0))
+    decided = methods.make(method).prune(decoder, Calibration(ids, torch.ones_like(ids, dtype=torch.bool)), ratio)
+    record = replace(LACO, decisions=json.loads(json.dumps(decided)), measured=LACO.measured | {"dense_layers": 6})
+    found = left(record)
+    expected = sum(
+        size * share
+        for sizes, shares in ((attention, found.attention), (mlp, found.mlp))
+        for size, share in zip(sizes, shares, strict=True)
+    )
+    held = 0
+    for layer in decoder.layers:
+        held += sum(m.weight.numel() for m in (*layer.qkv, layer.out)) if layer.has_attention else 0
+        held += sum(m.weight.numel() for m in (*layer.up, layer.down)) if layer.has_mlp else 0
+    assert expected == pytest.approx(held)
+    assert held < sum(attention) + sum(mlp)
+
+
+def test_several_draws_are_told_one_by_one():
+    records = [DENSE, *(replace(drawn(seed, 50.0, 0.4), decisions={"removed_layers": [seed, 9]}) for seed in (3, 5))]
+    table = view("decisions", records)[0]
+    assert [row.cells[1].text for row in table.rows] == ["-", "3, 9", "5, 9"]
+    assert [row.label for row in table.rows] == ["dense", "drop-random (draw 3)", "drop-random (draw 5)"]
+
+
+# --- tests against a reference
+
+
+def sampled(folder, right: list[int], nll: list[float], documents: list[str]):
+    folder.mkdir(parents=True)
+    pd.DataFrame({"doc_hash": documents, "acc_norm": right}).to_parquet(folder / "piqa.parquet")
+    pd.DataFrame({"nll": nll, "tokens": [511] * len(nll)}).to_parquet(folder / "perplexity-wiki.parquet")
+    return folder
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Two cells with 100 answers to one task, of which 3 were lost and 15 gained, and eight windows."""
+    one = changed(LACO, "measured", "tasks", to={"piqa": LACO.measured["tasks"]["piqa"]})
+    other = changed(one, "cell", "method", to="sleb")
+    documents = [f"{number:064x}" for number in range(100)]
+    before = [1] * 40 + [0] * 60
+    after = [0] * 3 + [1] * 37 + [1] * 15 + [0] * 45
+    nll = [1500.0 + 7 * number for number in range(8)]
+    worse = [x + d for x, d in zip(nll, [40, 35, 60, 20, 45, 50, 38, 41], strict=True)]
+    folders = [sampled(tmp_path / "a", before, nll, documents), sampled(tmp_path / "b", after, worse, documents)]
+    return [one, other], folders, documents
+
+
+def test_a_dagger_says_that_the_paired_tests_reject(pair):
+    records, folders, _ = pair
+    assert binomtest(3, 18).pvalue < 0.05
+    assert ttest_1samp([40, 35, 60, 20, 45, 50, 38, 41], 0).pvalue < 0.05
+    (table,) = view("main", records, "laco", folders)
+    daggers = {c.name for c, cell in zip(table.columns, table.rows[1].cells, strict=True) if "differs" in cell.marks}
+    assert daggers == {"perplexity_wiki", "task_piqa", "average"}
+    assert not [cell for cell in table.rows[0].cells if "differs" in cell.marks]
+    assert any(note.startswith("†: differs from laco") for note in table.notes)
+
+
+def test_a_difference_that_may_be_chance_has_no_dagger(pair, tmp_path):
+    records, folders, documents = pair
+    close = sampled(tmp_path / "c", [0] * 5 + [1] * 35 + [1] * 9 + [0] * 51, [1500.0] * 4 + [1560.0] * 4, documents)
+    assert binomtest(5, 14).pvalue > 0.05
+    found = cells("main", "task_piqa", records, reference="laco", samples=[folders[0], close])
+    assert found["sleb"].marks in ((), ("best",), ("second",))
+
+
+def test_many_methods_are_adjusted_for(pair, tmp_path):
+    """p = 0.012 is below 5 % alone, and no more below it as one of five."""
+    records, folders, documents = pair
+    after = [0] * 2 + [1] * 38 + [1] * 11 + [0] * 49
+    p = binomtest(2, 13).pvalue
+    assert 0.05 / 5 < p < 0.05
+    others = [changed(records[1], "cell", "method", to=f"m{number}") for number in range(5)]
+    found = [sampled(tmp_path / f"d{number}", after, [1.0, 2.0], documents) for number in range(5)]
+    alone = cells("main", "task_piqa", [records[0], others[0]], reference="laco", samples=[folders[0], found[0]])
+    assert "differs" in alone["m0"].marks
+    together = cells("main", "task_piqa", [records[0], *others], reference="laco", samples=[folders[0], *found])
+    assert not [cell for cell in together.values() if "differs" in cell.marks]
+
+
+@pytest.mark.parametrize("how", ["no samples", "other documents", "other metric"])
+def test_without_pairs_there_is_no_test_and_a_note(pair, tmp_path, how):
+    records, folders, documents = pair
+    if how == "no samples":
+        folders = [folders[0], None]
+    elif how == "other documents":
+        folders = [folders[0], sampled(tmp_path / "e", [1] * 100, [9.0] * 8, documents[::-1])]
+    else:
+        records = [records[0], changed(records[1], "measured", "tasks", "piqa", "main", to="acc")]
+    (table,) = view("per-task", records, "laco", folders)
+    assert not [cell for row in table.rows for cell in row.cells if "differs" in cell.marks]
+    assert any(re.match("not tested against laco in piqa.*: sleb", note) for note in table.notes)
+
+
+def test_a_mean_of_draws_is_no_reference():
+    records = [DENSE, drawn(0, 100.0, 0.3), drawn(1, 200.0, 0.3)]
+    (table,) = view("main", records, "drop-random")
+    assert any("mean of draws" in note for note in table.notes)
+
+
+# --- renderers
+
+
+class Reader(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_html_shows_every_text_as_it_is(name):
+    records = [DENSE, LACO, changed(LACO, "cell", "method", to=HOSTILE), failed("error", HOSTILE, HOSTILE)]
+    records = [changed(record, "cell", "display_name", to=HOSTILE) for record in records]
+    reader = Reader()
+    reader.feed(html.render(view(name, records)))
+    known = {"table", "caption", "thead", "tbody", "tr", "th", "td", "data", "strong", "u", "ul", "li"}
+    assert set(reader.tags) <= known
+    assert any(HOSTILE in text for text in reader.text)
+
+
+def test_tidy_csv_has_every_figure_in_full_precision():
+    tables = view("by-ratio", RECORDS)
+    lines = list(csv_reader.DictReader(io.StringIO(tidy.render(tables))))
+    assert len(lines) == sum(len(table.rows) * len(table.columns) for table in tables)
+    (found,) = (
+        line
+        for line in lines
+        if (line["label"], line["measure"], line["requested_ratio"]) == ("laco", "perplexity_wiki", "0.3")
+    )
+    assert [float(found[name]) for name in ("value", "low", "high")] == [343.4, 300.0, 391.0]
+
+
+def test_colour_is_only_for_the_eyes():
+    for name in VIEWS:
+        tables = view(name, RECORDS)
+        plain, coloured = terminal.render(tables), terminal.render(tables, colour=True)
+        assert "\x1b" not in plain
+        legends = set(terminal.LEGENDS.values())
+        stripped = [line for line in re.sub(r"\x1b\[\d*m", "", coloured).splitlines() if line not in legends]
+        assert [line.rstrip() for line in stripped if line] == [line for line in plain.splitlines() if line]
+    assert "\x1b[1m343 ± 46\x1b[0m" in terminal.render(view("main", RECORDS), colour=True)
+
+
+def test_long_words_are_wrapped_and_none_is_lost():
+    column = Column("layers", "layers", words=True)
+    said = ", ".join(str(number) for number in range(0, 200, 2))
+    table = Table("t", "decisions", "m", "", (), (column,), (Row("a", "a", 0.1, (Cell(said, value=said),)),))
+    lines = terminal.render([table]).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert re.findall(r"\d+", " ".join(lines)) == re.findall(r"\d+", said)
+
+
+# --- the command
+
+
+def run_folder(folder, records: list[Record]):
+    for number, record in enumerate(records):
+        save(record, folder / "cells" / f"{number}.json")
+    return folder
+
+
+def reported(capsys, *arguments: object) -> tuple[str, str]:
+    assert main(["report", *map(str, arguments)]) == 0
+    out, err = capsys.readouterr()
+    return out, err
+
+
+def test_report_merges_runs_that_can_be_compared(tmp_path, capsys):
+    later = changed(DENSE, "environment", "date", to="2026-02-02T00:00:00+00:00")
+    later = changed(later, "measured", "perplexity", "wiki", "perplexity", to=21.5)
+    one, other = run_folder(tmp_path / "one", [DENSE, LACO]), run_folder(tmp_path / "other", [later, SLICEGPT])
+    out, err = reported(capsys, one, other)
+    assert out.count("\ndense ") == 2  # in the two grids of one table
+    assert "21.5" in out
+    assert "laco" in out
+    assert "slicegpt" in out
+    assert "1 cell stands in several runs; of each the newest" in err
+    assert reported(capsys, other, one) == reported(capsys, other, one)
+
+
+def test_a_failed_repetition_does_not_hide_a_measured_cell(tmp_path, capsys):
+    late = changed(LACO, "environment", "date", to="2027-01-01T00:00:00+00:00")
+    late = replace(late, status="error", error="x", measured={})
+    out, _ = reported(capsys, run_folder(tmp_path / "a", [DENSE, LACO]), run_folder(tmp_path / "b", [late]))
+    assert "343 ± 46" in out
+
+
+def test_report_names_the_field_that_keeps_runs_apart(tmp_path, capsys):
+    other = [changed(record, "cell", "protocol", "documents", to=200) for record in (DENSE, SLICEGPT)]
+    one, other = run_folder(tmp_path / "one", [DENSE, LACO]), run_folder(tmp_path / "other", other)
+    out, err = reported(capsys, one, other)
+    assert err == (
+        "other: cells are not compared with those of one and stand in tables of their own: "
+        "protocol.documents is 200, not 100.\n"
+    )
+    assert out.count("ratio 0.3:") == 2
+    assert err.strip().removeprefix("other: ") in reported(capsys, one, other, "--format", "markdown")[0].replace(
+        "\\", ""
+    )
+
+
+@pytest.mark.parametrize("form", ["terminal", "markdown", "csv", "latex", "html"])
+def test_report_writes_every_view_in_every_format(tmp_path, capsys, form):
+    folder = run_folder(tmp_path / "run", RECORDS)
+    out, err = reported(capsys, folder, "--view", "all", "--format", form)
+    assert "10-19, 23" in out
+    assert err == ""
+    assert "\x1b" not in out
+
+
+def test_report_writes_a_folder(tmp_path, capsys):
+    folder = run_folder(tmp_path / "run", [changed(record, "measured", "speed", to={}) for record in (DENSE, LACO)])
+    out, err = reported(capsys, folder, "--out", tmp_path / "out", "--reference", "laco")
+    found = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert {"report.md", "report.csv", "report.html", "main-0.3.tex", "by-ratio-kept.tex", "decisions-0.3.tex"} <= found
+    assert {f"depth.{kind}" for kind in ("svg", "pdf", "png")} <= found
+    assert out == ""
+    assert err.splitlines()[-1].endswith("and 6 figures")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--reference", "nobody"], "no method 'nobody' to refer to; there are laco, dense"),
+        (["--standalone"], "--standalone is about LaTeX"),
+        (["--out", "x", "--view", "speed"], "--out writes every view and format"),
+        (["--view", "nothing"], "invalid choice: 'nothing'"),
+    ],
+)
+def test_report_refuses_in_one_line(tmp_path, capsys, arguments, said):
+    folder = run_folder(tmp_path / "run", [LACO, DENSE])
+    assert main(["report", str(folder), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert said in err
+    assert main(["report", str(tmp_path / "none")]) == 2
+    assert "is no run folder" in capsys.readouterr()[1]
+
+
+def test_report_colours_a_terminal_unless_told_not_to(tmp_path, capsys, monkeypatch):
+    folder = run_folder(tmp_path / "run", RECORDS)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert "\x1b[1m" in reported(capsys, folder)[0]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in reported(capsys, folder)[0]
+
+
+def test_what_was_asked_is_not_changed_by_a_report():
+    before = copy.deepcopy([asdict(record) for record in RECORDS])
+    for name in VIEWS:
+        view(name, RECORDS)
+    assert [asdict(record) for record in RECORDS] == before
+
+
+def test_a_missing_measure_has_no_table():
+    bare = ok("laco", 0.1, {**measured(PER_LAYER, (1, 2, 3), [], 9.0), "perplexity": {}, "tasks": {}, "speed": {}})
+    assert [table.name for table in view("by-ratio", [bare])] == []
+    assert view("decisions", [bare]) == []
