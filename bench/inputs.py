@@ -83,24 +83,26 @@ def _sources_sha256(start: list[str]) -> str:
     while waiting:
         name = waiting.pop()
         path = _source(name)
-        if name in hashes or path.suffix != ".py" or (name.partition(".")[0] != package and _is_installed(path)):
+        if (
+            path is None
+            or name in hashes
+            or path.suffix != ".py"
+            or (name.partition(".")[0] != package and _is_installed(path))
+        ):
             continue
         source = path.read_bytes()
         hashes[name] = hashlib.sha256(source).hexdigest()
         base = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        waiting += [found for found in _imports(source, base) if found in sys.modules or _is_ours(found)]
+        waiting += _imports(source, base)
     return hashlib.sha256("".join(sorted(hashes.values())).encode()).hexdigest()
 
 
-def _is_ours(name: str) -> bool:
-    """Whether it is a module of `methods`, imported by now or only when it is needed, so that every process agrees."""
-    return name.startswith("methods.") and (Path(methods.__file__).parent / f"{name.partition('.')[2]}.py").is_file()
-
-
-def _source(name: str) -> Path:
-    if _is_ours(name):
-        return Path(methods.__file__).parent / f"{name.partition('.')[2]}.py"
-    return Path(getattr(sys.modules[name], "__file__", None) or "")
+def _source(name: str) -> Path | None:
+    """The file of a module that has been imported, or of one of `methods` that may be later: every process agrees."""
+    own = Path(methods.__file__).parent / f"{name.partition('.')[2]}.py"
+    if name.startswith("methods.") and own.is_file():
+        return own
+    return Path(getattr(sys.modules[name], "__file__", None) or "") if name in sys.modules else None
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """What a run is asked to do: everything that can change a number, checked whole before any work.
 
-flags or YAML -> RunSpec -> [Cell]
+flags -> Protocol, methods, ratios -> [Cell]
 """
 
 from __future__ import annotations

@@ -14,8 +14,6 @@ from typing import Any
 
 from bench.record import Record
 
-PARTS = ("attention", "mlp")
-
 
 @dataclass(frozen=True)
 class Left:

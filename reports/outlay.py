@@ -39,7 +39,7 @@ def _cost(block: Block, evidence: Evidence) -> Table:
         cells = [figure(row, one.name) for one in figures]
         told = [starred(cells[0]) if missed(row) else cells[0], *cells[1:], *_looks(record, evidence)]
         rows.append(_row(block.label(place), record, told))
-    return _table("cost", block, [*figures, *looks], rows, COST)
+    return of_block("cost", block, [*figures, *looks], rows, COST)
 
 
 def _looks(record: Record, evidence: Evidence) -> list[Cell]:
@@ -76,7 +76,7 @@ def decisions(records: Sequence[Record], evidence: Evidence) -> list[Table]:
             told = [starred(ratio) if missed(row) else ratio, *(text(one.get(part)) for part in present)]
             rows.append(_row(name, record, told))
         said = WORDS if "threshold" in present else WORDS[:1]
-        tables.append(_table("decisions", block, [column("ratio"), *map(words, present)], rows, said))
+        tables.append(of_block("decisions", block, [column("ratio"), *map(words, present)], rows, said))
     return tables
 
 
@@ -91,7 +91,16 @@ def _row(name: str, record: Record, cells: Sequence[Cell]) -> Row:
     return Row(name, record.cell["method"], requested_ratio(record), tuple(cells), failure)
 
 
-def _table(view: str, block: Block, columns: Sequence[Column], rows: Sequence[Row], protocol: tuple[str, ...]) -> Table:
+def of_block(
+    view: str,
+    block: Block,
+    columns: Sequence[Column],
+    rows: Sequence[Row],
+    protocol: tuple[str, ...],
+    *,
+    said: Sequence[str] = (),
+) -> Table:
+    """The table of a view for one block; `said` are notes beside those of the block's exceptions."""
     return Table(
         name=f"{view}-{'fixed' if block.ratio is None else f'{block.ratio:g}'}",
         view=view,
@@ -100,6 +109,6 @@ def _table(view: str, block: Block, columns: Sequence[Column], rows: Sequence[Ro
         conditions=conditions(block),
         columns=tuple(columns),
         rows=tuple(rows),
-        notes=tuple(notes.exceptions(block.records)),
+        notes=(*notes.exceptions(block.records), *said),
         protocol=protocol,
     )

@@ -98,20 +98,7 @@ def _by_block(
     for block in blocks(records):
         present = [one for one in columns(block) if any(pd.notna(row.get(one.name)) for row in block.rows)]
         rows, said = compared(block, present, evidence)
-        ratio = "fixed" if block.ratio is None else f"{block.ratio:g}"
-        tables.append(
-            Table(
-                name=f"{name}-{ratio}",
-                view=name,
-                model=display_name(block.records[0]),
-                title=notes.ratio(block.records),
-                conditions=conditions(block),
-                columns=tuple(present),
-                rows=tuple(rows),
-                notes=(*notes.exceptions(block.records), *said),
-                protocol=protocol,
-            )
-        )
+        tables.append(outlay.of_block(name, block, present, rows, protocol, said=said))
     return tables
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from lm_eval.api.instance import Instance
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from bench import measure
 from bench.errors import UserError
 from bench.scoring import Scorer, perplexity, stock, window_nll
 
@@ -207,17 +209,20 @@ def test_a_model_that_ignores_the_mask_is_refused(tokenizer):
     model.model.forward = lambda *args, **inputs: forward(*args, **(inputs | {"attention_mask": None}))
     with pytest.raises(UserError, match="--scorer stock"):
         Scorer(model, tokenizer)
+    Scorer(model, tokenizer, check=False)
 
 
-def test_a_damaged_model_is_scored_unchecked(tokenizer):
-    """Its logits are so large that rounding alone parts the tree from the plain forward."""
-    model = tiny("llama")
-    for layer in model.model.layers:
-        layer.mlp.down_proj.weight.data *= 1e6
-        layer.self_attn.o_proj.weight.data *= 1e6
-    model.lm_head.weight.data *= 1e4
-    answers = Scorer(model, tokenizer, max_length=MAX_LENGTH, check=False)._loglikelihood_tokens(requests())
-    assert len(answers) == len(requests())
+@pytest.mark.parametrize("method", ["dense", "drop-tail"])
+def test_a_run_tries_the_mask_on_the_dense_model_alone(method, monkeypatch):
+    """Pruning can leave a model that magnifies rounding beyond any bound, which says nothing of the mask."""
+    asked = []
+    monkeypatch.setattr(measure.scoring, "Scorer", lambda *args, check, **options: asked.append(check))
+    protocol = SimpleNamespace(scorer="shared", batch_tokens=16)
+    cell = SimpleNamespace(method=method, protocol=protocol)
+    answered = SimpleNamespace(recall=lambda name: {"main": "acc"})
+    outcome = measure.Outcome(*[lambda told: None] * 3)
+    measure._accuracy(cell, (None, None), SimpleNamespace(tasks={"piqa": None}), outcome, answered)
+    assert asked == [method == "dense"]
 
 
 def test_length_and_bos_policy(tokenizer):
