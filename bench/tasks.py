@@ -121,13 +121,14 @@ def fingerprint(task: Any, documents: Sequence[int]) -> dict[str, Any]:
     examples are taken from, if there are any.
     """
     random.seed(SHUFFLE_SEED)
-    docs = task.eval_docs
-    drawn = docs.read(documents) if isinstance(docs, Documents) else (docs[position] for position in documents)
     definition = ADDRESS.sub("", json.dumps(task.dump_config(), sort_keys=True, default=str))
     digest = hashlib.sha256(f"{definition}\n{list(documents)}\n".encode())
-    examples = task.fewshot_docs() if task.config.num_fewshot else None
-    for doc in (*drawn, *(examples or ())):
-        digest.update(json.dumps(doc, sort_keys=True, default=str).encode() + b"\n")
+    docs = task.eval_docs
+    with _quiet():
+        drawn = docs.read(documents) if isinstance(docs, Documents) else (docs[position] for position in documents)
+        examples = task.fewshot_docs() if task.config.num_fewshot else None
+        for doc in (*drawn, *(examples or ())):
+            digest.update(json.dumps(doc, sort_keys=True, default=str).encode() + b"\n")
     return {"version": task.VERSION, "sha256": digest.hexdigest()}
 
 

@@ -71,6 +71,12 @@ def evaluated(task, name, documents, likes=lambda context, continuation: 0.0):
     return figures[name], samples[name]
 
 
+def test_hashing_documents_draws_no_bar_of_the_library(offline, capfd):
+    """HellaSwag's are turned into lm-eval's form by `Dataset.map`, which draws one."""
+    tasks.fingerprint(offline["hellaswag"], [0, 5, 7])
+    assert "Map" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_documents_prompts_and_right_answers(offline, name):
     documents, prompt, answer = KNOWN[name]
