@@ -132,6 +132,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            Path(temporary).chmod(path.parent.stat().st_mode & 0o666)  # mkstemp lets nobody else read it
             Path(temporary).replace(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)

@@ -427,6 +427,13 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.json": "old"}
 
 
+def test_whoever_may_look_into_a_folder_can_read_what_is_written_there(tmp_path):
+    for mode in (0o755, 0o700):
+        tmp_path.chmod(mode)
+        write_atomically(tmp_path / "a.json", "{}")
+        assert (tmp_path / "a.json").stat().st_mode & 0o777 == mode & 0o666
+
+
 def test_a_figure_that_is_no_number_is_a_failure_and_absent(tmp_path):
     measured = {"parameters": 3, "checks": {"kl": float("nan"), "copying": 0.5}}
     found = ledger.finish(Record({}, "ok", {}, {"losses": [1.0, float("inf")]}, measured), tmp_path, "x")
