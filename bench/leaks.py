@@ -1,4 +1,4 @@
-"""What a model is fitted to must not be what it is measured on: a compensation fitted to the evaluation text would shine.
+"""What a model is fitted to must not be what it is measured on, or a compensation would be tested on what it has seen.
 
 A text that has the same name on both sides is halved by documents (bench.data). Here those of different names are
 compared: a copy, a part, the same dataset from another place. What counts is what is used of them, the sequences that
@@ -46,7 +46,7 @@ def refuse_shared(
 
 
 def _once(scored: torch.Tensor) -> torch.Tensor:
-    """(M, W) true once for each token that windows show: where it is scored, and where a window begins with a new one."""
+    """(M, W) true once for each token: where it is scored, and where a window begins with a new one."""
     once = scored.clone()
     once[:, 0] |= scored[:, 1:2].any(1)
     return once
