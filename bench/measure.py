@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 import methods
-from bench import checks, data, environment, export, inputs, isolation, ledger, models, scoring, speed, tasks
+from bench import checks, data, environment, export, inputs, isolation, leaks, ledger, models, scoring, speed, tasks
 from bench.errors import UserError
 from bench.record import Unwritable
 from bench.spec import Cell, Protocol, budget
@@ -68,12 +68,14 @@ class Materials:
     def of(cell: Cell, scratch: Path) -> Materials:
         """`scratch` is a folder for what need not outlive the run.
 
-        Raises UserError when a text is shorter than asked or a task's documents cannot be had.
+        Raises UserError when a text is shorter than asked, when one that is evaluated is calibrated on under another
+        name, or when a task's documents cannot be had.
         """
         p, tokenizer = cell.protocol, models.load_tokenizer(cell.model, cell.trust_remote_code)
         loaded = tasks.load(p.tasks, p.task_data, p.fewshot)
         block = data.calibration(tokenizer, p.calibration, p.calibration_sequences, p.calibration_length, cell.seed)
         texts = {text: _held_out(tokenizer, text, p) for text in p.texts}
+        leaks.refuse_shared(tokenizer, block.ids, block.source, texts.values(), "calibrated on")
         documents = {name: tasks.draw(task, p.documents, cell.seed) for name, task in loaded.items()}
         first = next(iter(texts.values()), None)
         return Materials(

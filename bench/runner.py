@@ -137,24 +137,33 @@ def _record(cell: Cell, found: dict[str, Any]) -> Record:
     return Record(asdict(cell) | names, found["status"], described, decisions, measured, found["error"])
 
 
-SEARCHED = ("model", "method", "parameters", "seed", "device", "dtype")
+SEARCHED = ("model", "seed", "device", "dtype")
 SEARCHED_ON = ("calibration", "calibration_sequences", "calibration_length")
 
 
 def removals(cell: Cell, records: Sequence[Record]) -> tuple[tuple[str, ...], float]:
     """The longest start of a greedy method's removals that other cells of the folder have found, and its seconds.
 
-    They may differ in the ratio, and in how they are measured; not in what the method is, and what it looks at.
+    They may differ in the ratio, in the compensation, which follows the search, and in how they are measured; not in
+    what the method is, and what it looks at.
     """
 
     def search(plain: dict[str, Any]) -> list[Any]:
-        looked_at = {name: value for name, value in plain.get("inputs", {}).items() if name not in inputs.MEASURED_ON}
-        return [plain[name] for name in SEARCHED] + [plain["protocol"][name] for name in SEARCHED_ON] + [looked_at]
+        others = (*inputs.MEASURED_ON, "method_sha256")
+        looked_at = {name: value for name, value in plain.get("inputs", {}).items() if name not in others}
+        pruner = {name: value for name, value in plain["parameters"].items() if "." not in name}
+        asked = [plain[name] for name in SEARCHED] + [plain["protocol"][name] for name in SEARCHED_ON]
+        return [plain["method"].partition("+")[0], pruner, *asked, looked_at]
+
+    def by_this_source(plain: dict[str, Any]) -> bool:
+        here = cell.inputs.get("method_sha256")
+        wanted = here if plain["method"] == cell.method else inputs.method_sha256(plain["method"])
+        return bool(plain.get("inputs", {}).get("method_sha256") == wanted)
 
     best: tuple[tuple[str, ...], float] = ((), 0.0)
     for record in records:
         order = record.decisions.get("removal_order", [])[: record.decisions.get("free_removals", 0)]
-        if len(order) > len(best[0]) and search(record.cell) == search(asdict(cell)):
+        if len(order) > len(best[0]) and search(record.cell) == search(asdict(cell)) and by_this_source(record.cell):
             best = tuple(order), record.measured["prune_seconds"]
     return best
 

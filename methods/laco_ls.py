@@ -4,21 +4,19 @@ The idea, rear layers that collapse into a prior one, is that of Yang, Cao, Zhao
 adds differences of weights; the fold of a map into the prior layer is that of Shopkhoev et al. 2025
 (methods/replaceme.py). New are the refit of the whole down matrix, its penalty, and how windows are found.
 
-The layers s .. e-1 of a window become one: layer s, whose down matrix W is the only weight that changes. With the
-states z_e of the dense model behind the window, r what layer s has before its MLP adds to it, and C (tokens, I) what
-enters W,
-
-    W* = argmin ||r + C W^T + b - z_e||^2  +  ridge * sum over channels i of ||C_i||^2 ||W_i - W0_i||^2
+The layers s .. e-1 of a window become one: layer s, whose down matrix is the only weight that changes. It is fitted to
+z_e, the states of the dense model behind the window, window by window from the front; methods/collapse.py has the
+equation, and what can be fitted beside it.
 
 Windows are found one layer at a time, as SLEB finds layers: each step lets a window swallow the one behind it. What a
 candidate would do is foretold by a map T of the MLP's output m, D^2 numbers instead of I D, fitted on dense states:
 
     u(s, e) = 1 - mean over tokens of cos(r + m T, z_e)
 
-is what is left of the window's block influence when it has been fitted. The `trials` candidates that add least to the
-sum of u are put into the model, each with its T, and the one with the lowest KL divergence from the dense model's next
-token on `trial_tokens` tokens stays. At the end W* is fitted window by window from the front, each fed by what the ones
-before have become.
+is what is left of the window's block influence when it has been fitted; r is what layer s has before its MLP adds to
+it. With `choose=error` it is ||r + m T - z_e||^2 / ||z_e||^2, with `choose=cosine` the angle without a fit, T = 1. The
+`trials` candidates that add least to the sum of u are put into the model, each with its T, and the one with the lowest
+KL divergence from the dense model's next token on `trial_tokens` tokens stays.
 
 L = layers, D = residual width, I = MLP width, B = sequences of a micro-batch, T = tokens.
 """
@@ -32,18 +30,19 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from methods.anatomy import Decoder, Layer
+from methods.anatomy import Decoder
 from methods.budget import whole_layers
+from methods.collapse import Collapse, Fit, Window
 from methods.cuts import fitted_tokens
 from methods.greedy import kl
 from methods.least_squares import LeastSquares
 from methods.pruner import Calibration, Unsupported, register
 from methods.signals import Entry, enter, step
 
-Window = tuple[int, int]  # s, e: the layers s .. e-1 have become one
+CHOOSE = ("fit", "error", "cosine")
 
 
 @register("laco-ls")
@@ -52,8 +51,13 @@ class LaCoLS:
     """Collapse rear layers into a prior one whose down matrix is refitted by least squares (after Yang et al. 2024)."""
 
     ridge: float = 1.0  # penalty of each channel's distance from its weights, as a share of its energy
+    choose: str = "fit"  # candidates by the angle that a fit leaves, the error that it leaves, or the cosine before it
     trials: int = 12  # candidates of a step that are tried in the model; the others are ruled out by their fit alone
     trial_tokens: int = 512  # calibration tokens of a trial
+    search_tokens: int = 4096  # calibration tokens on which windows are judged by their fit
+    attention: bool = False  # refit the attention's output matrix too, together with the down matrix
+    later: bool = False  # refit the down matrices of all layers behind the first window too
+    sweeps: int = 1  # over the survivors; from the second on each makes up for the error behind the next window
     leave_first: bool = True  # leave the first position of each sequence out of the fits
     tokens: int | None = None  # calibration tokens that are fitted; None: all
 
@@ -65,10 +69,13 @@ class LaCoLS:
     def __post_init__(self) -> None:
         if not self.ridge > 0:
             raise ValueError(f"ridge is positive, so that the fit is unique where tokens are few; got {self.ridge:g}")
-        if self.trials < 1:
-            raise ValueError(f"trials is at least 1; got {self.trials}")
-        if self.trial_tokens < 2 or (self.tokens is not None and self.tokens < 2):
-            raise ValueError("trial_tokens and tokens are at least 2")
+        if self.choose not in CHOOSE:
+            raise ValueError(f"choose is {', '.join(CHOOSE)}; got {self.choose!r}")
+        for name in ("trials", "sweeps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1; got {getattr(self, name)}")
+        if min(self.trial_tokens, self.search_tokens, 2 if self.tokens is None else self.tokens) < 2:
+            raise ValueError("trial_tokens, search_tokens and tokens are at least 2")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         if model.family.post_norms:
@@ -84,15 +91,14 @@ class LaCoLS:
         n = self.plan(model, ratio)["layers"]
         if not n:
             return {"removed_layers": []}
-        read = calibration if self.tokens is None else calibration.first(self.tokens)
-        dense = Dense(model, read, self.leave_first, self.ridge)
-        trial = Trial(dense, calibration.first(self.trial_tokens))
-        found = self.search(dense, trial, n, [int(name.split()[1]) for name in calibration.order])
-        errors = collapse(dense, found.windows, self.ridge)
-        model.set_layers([dense.layers[s] for s, _ in found.windows])
-        survivors = {s for s, _ in found.windows}
+        read, layers = calibration if self.tokens is None else calibration.first(self.tokens), model.layers
+        found = self.found(model, read, n)
+        fit = Fit(self.ridge, self.leave_first, self.attention, self.later, self.sweeps)
+        errors = Collapse(model, found.windows, read, fit).run()
+        survivors = [s for s, _ in found.windows]
+        model.set_layers([layers[s] for s in survivors])
         return {
-            "removed_layers": [number for number in range(len(dense.layers)) if number not in survivors],
+            "removed_layers": [number for number in range(len(layers)) if number not in survivors],
             "windows": [[s, e - 1] for s, e in found.windows if e > s + 1],
             "errors": errors,
             "removal_order": [f"layer {number}" for number in found.order],
@@ -100,6 +106,12 @@ class LaCoLS:
             "losses": found.losses,
             "tokens": int(read.mask.sum()),
         }
+
+    def found(self, model: Decoder, calibration: Calibration, n: int) -> Found:
+        """The windows; the states that the search needs are gone afterwards."""
+        dense = Dense(model, calibration.first(self.search_tokens), self.leave_first, self.ridge, self.choose)
+        trial = Trial(dense, calibration.first(self.trial_tokens))
+        return self.search(dense, trial, n, [int(name.split()[1]) for name in calibration.order])
 
     def search(self, dense: Dense, trial: Trial, n: int, known: list[int]) -> Found:
         """n layers, one after the other; the first of them as an earlier search with the same tokens found them."""
@@ -144,8 +156,10 @@ class Dense:
     x  (B, T, D) in front of every layer and behind the last, for each micro-batch        m  what each MLP adds
     """
 
-    def __init__(self, model: Decoder, calibration: Calibration, leave_first: bool, ridge: float) -> None:
-        self.model, self.layers, self.ridge = model, model.layers, ridge
+    def __init__(
+        self, model: Decoder, calibration: Calibration, leave_first: bool, ridge: float, choose: str = "fit"
+    ) -> None:
+        self.model, self.layers, self.ridge, self.choose = model, model.layers, ridge, choose
         batches = calibration.batches(2 * (len(self.layers) + 8) * model.embed.embedding_dim)
         self.entries = [enter(model, ids) for ids, _ in batches]
         self.masks = [mask for _, mask in batches]
@@ -166,7 +180,7 @@ class Dense:
         return self._fit(window)[0]
 
     def left(self, window: Window) -> float:
-        """u of the window."""
+        """u of the window, or what takes its place."""
         return self._fit(window)[1]
 
     def _fit(self, window: Window) -> tuple[Tensor, float]:
@@ -179,11 +193,21 @@ class Dense:
                 sums.add(rows[-1][0], rows[-1][2].double() - rows[-1][1])
             identity = torch.eye(len(sums.xx), dtype=torch.float64, device=sums.xx.device)
             T = sums.solve(self.ridge, identity)[0].to(self.x[0][0].dtype)
-            turned = sum(
-                float((1 - cosine_similarity((r + m @ T).float(), z.float(), dim=-1)).sum()) for m, r, z in rows
-            )
-            self.fits[window] = T, turned / sums.rows
+            found = [(r + m if self.choose == "cosine" else r + m @ T, z) for m, r, z in rows]
+            self.fits[window] = T, error(found) if self.choose == "error" else turned(found)
         return self.fits[window]
+
+
+def turned(pairs: list[tuple[Tensor, Tensor]]) -> float:
+    """1 - mean over tokens of cos(y, z), for y and z (M, D) of each micro-batch."""
+    left = sum(float((1 - cosine_similarity(y.float(), z.float(), dim=-1)).sum()) for y, z in pairs)
+    return left / sum(len(y) for y, _ in pairs)
+
+
+def error(pairs: list[tuple[Tensor, Tensor]]) -> float:
+    """||y - z||^2 / ||z||^2"""
+    left = sum(float((y.double() - z).square().sum()) for y, z in pairs)
+    return left / sum(float(z.double().square().sum()) for _, z in pairs)
 
 
 class Trial:
@@ -229,41 +253,3 @@ class Trial:
 
     def _logits(self, x: Tensor) -> Tensor:
         return self.dense.model.logits(x[:, :-1][self.wanted]).float()
-
-
-def collapse(dense: Dense, windows: list[Window], ridge: float) -> list[dict[str, Any]]:
-    """Refit the down matrix of each window's first layer, front to rear; ||y - z||^2 / ||z||^2 before and after."""
-    x, errors = dense.x[0], list[dict[str, Any]]()
-    for s, e in windows:
-        layer = dense.layers[s]
-        given = [entry.arguments[layer.kind] for entry in dense.entries]
-        if e == s + 1:
-            x = dense.x[e] if not errors else [layer(one, a) for one, a in zip(x, given, strict=True)]
-            continue
-        taken = [step(layer, one, a, mask) for one, a, mask in zip(x, given, dense.masks, strict=True)]
-        b = 0 if layer.down.bias is None else layer.down.bias
-        rows = [
-            (one.channels, one.y - one.m + b, z, w) for one, z, w in zip(taken, dense.x[e], dense.where, strict=True)
-        ]
-        before = missed([(one.y[w], z[w]) for one, (_, _, z, w) in zip(taken, rows, strict=True)])
-        refit(layer, [(C[w], z[w].double() - r[w]) for C, r, z, w in rows], ridge)
-        x = [r + C @ layer.down.weight.T for C, r, _, _ in rows]
-        after = missed([(y[w], z[w]) for y, (_, _, z, w) in zip(x, rows, strict=True)])
-        errors.append({"window": [s, e - 1], "error_before": before, "error_after": after})
-    return errors
-
-
-def refit(layer: Layer, rows: list[tuple[Tensor, Tensor]], ridge: float) -> None:
-    """W <- W*, from C (M, I) and what C W^T should be (M, D)."""
-    W = layer.down.weight
-    sums = LeastSquares(W.shape[1], W.shape[0], W.device)
-    for C, wanted in rows:
-        sums.add(C, wanted)
-    fitted = sums.solve(ridge, W.T)[0].T.to(W.dtype).contiguous()
-    layer.down.weight = nn.Parameter(fitted, W.requires_grad)
-
-
-def missed(rows: list[tuple[Tensor, Tensor]]) -> float:
-    """||y - z||^2 / ||z||^2 over the fitted tokens, (M, D) each."""
-    left = sum(float((y.double() - z).square().sum()) for y, z in rows)
-    return left / sum(float(z.double().square().sum()) for _, z in rows)

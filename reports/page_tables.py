@@ -21,6 +21,7 @@ from reports.views import view
 SECTIONS = (  # name, title, view, and the group of its columns where it has several
     ("results", "Results", "main", "quality"),
     ("by-ratio", "By ratio", "by-ratio", ""),
+    ("grid", "Compensations", "grid", ""),
     ("tasks", "Tasks", "per-task", ""),
     ("checks", "Checks", "main", "checks"),
     ("speed", "Speed", "speed", ""),
@@ -133,20 +134,26 @@ def _column(column: Column, ratio: str | None) -> dict[str, Any]:
 
 
 def _row(row: Row, table: Table, targets: Targets) -> dict[str, Any]:
-    def target(ratio: str) -> str:
-        return targets.get(_way(table.model, table.conditions, row.label, ratio), "")
+    def target(label: str, ratio: str) -> str:
+        return targets.get(_way(table.model, table.conditions, label, ratio), "")
 
     here = "" if row.method == "dense" else shown_ratio(row.ratio)
-    ratios = [column.label if table.view == "by-ratio" else here for column in table.columns]
+
+    def lead(cell: Cell, column: Column) -> str:
+        """To the record that a figure is from."""
+        if table.view == "grid":
+            return target(cell.of[0], here) if cell.of else ""
+        ratio = column.label if table.view == "by-ratio" and row.method != "dense" else here
+        return target(row.label, here) or target(row.label, ratio)
+
     return {
         "label": row.label,
         "dense": row.method == "dense",
         "ratio": here,
         "failure": row.failure,
-        "target": target(here),
+        "target": target(row.label, here),
         "cells": [
-            _cell(cell, column, target(here) or target("" if row.method == "dense" else ratio))
-            for cell, column, ratio in zip(row.cells, table.columns, ratios, strict=True)
+            _cell(cell, column, lead(cell, column)) for cell, column in zip(row.cells, table.columns, strict=True)
         ],
     }
 

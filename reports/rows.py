@@ -74,3 +74,9 @@ def missed(row: Mapping[str, object]) -> bool:
 def starred(cell: Cell) -> Cell:
     """The cell of a ratio that was missed."""
     return replace(cell, text=f"{cell.text}*", brief=f"{cell.short}*", marks=(*cell.marks, "missed"))
+
+
+def kind(name: str) -> str:
+    """What notes.protocol calls a measure."""
+    kinds = {"average": "tasks", "kept": "tasks", "prefill_speed": "speed", "decode_speed": "speed"}
+    return "perplexity" if name.startswith("perplexity_") else kinds.get(name, name)

@@ -2,7 +2,8 @@
 
 The colours are those of M. Okabe, K. Ito, "Color universal design", 2008, which differ for colour-blind readers too;
 their yellow is left out, since it is hardly seen on white. A colour stands for a family of methods, by what they remove
-and how; line and marker tell its members apart, also in grey. A method of one's own gets its look from its name.
+and how; line and marker tell its members apart, also in grey. A method of one's own gets its look from its name, and a
+compensation behind a method changes line and marker as parameters do.
 """
 
 from __future__ import annotations
@@ -84,6 +85,13 @@ BUILT_IN = {
     "drop-random": Style(GREY, DASHED, "X"),
     "drop": Style(GREY, DOTTED, "d"),
 }
+MENDED = {  # how a compensation looks where methods stand in a row each
+    "scale": Style(SKY, SOLID, "v"),
+    "linearpatch": Style(ORANGE, SOLID, "s"),
+    "ghost": Style(BLUE, SOLID, "D"),
+    "replaceme": Style(VERMILLION, SOLID, "o"),
+    "refit": Style(GREEN, SOLID, "^"),
+}
 COLOURS = (VERMILLION, SKY, ORANGE, BLUE, GREEN, PURPLE)
 LINES = (MIXED, SOLID, DASHED, DOTTED)
 MARKERS = ("p", "h", "<", ">", "d", "P", "X", "v")
@@ -91,13 +99,14 @@ MARKERS = ("p", "h", "<", ">", "d", "P", "X", "v")
 
 def style(method: str, label: str = "") -> Style:
     """The look of a method; the same for each of its labels but for the marker's filling and the line."""
-    built_in = BUILT_IN.get(method)
+    label, method = label or method, method.partition("+")[0]
+    built_in = BUILT_IN.get(method) or MENDED.get(method)
     if built_in is None:
         number = _number(method)
         built_in = Style(
             COLOURS[number % len(COLOURS)], LINES[number // 7 % len(LINES)], MARKERS[number // 31 % len(MARKERS)]
         )
-    if label in ("", method):
+    if label == method:
         return built_in
     number = _number(label)
     return Style(built_in.colour, LINES[number % len(LINES)], MARKERS[number // 7 % len(MARKERS)], hollow=True)

@@ -53,6 +53,7 @@ class Cell:
     low, high, stderr  its 95 % interval and its standard error, where there are
     marks              best, second (of the methods at this ratio), differs (from the reference, p < 0.05),
                        missed (the ratio), doubtful (of a timing)
+    of                 label and name of the method that it is of, where a row holds several
     """
 
     text: str = MISSING
@@ -62,6 +63,7 @@ class Cell:
     high: float | None = None
     stderr: float | None = None
     marks: tuple[str, ...] = ()
+    of: tuple[str, str] | None = None
 
     @property
     def short(self) -> str:

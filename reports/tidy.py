@@ -35,20 +35,22 @@ def render(tables: Sequence[Table]) -> str:
     for table in tables:
         for row in table.rows:
             for column, cell in zip(table.columns, row.cells, strict=True):
-                writer.writerow(_line(table, row, column, cell))
+                if table.view != "grid" or cell.of:  # what nobody asked for has no line
+                    writer.writerow(_line(table, row, column, cell))
     return file.getvalue()
 
 
 def _line(table: Table, row: Row, column: Column, cell: Cell) -> list[object]:
     numbers = [cell.low, cell.high, cell.stderr]
     ratio = column.label if table.view == "by-ratio" else row.ratio
+    label, method = cell.of or (row.label, row.method)
     value = printable(cell.value) if isinstance(cell.value, str) else cell.value
     return [
         table.name,
         printable(table.model),
         printable(", ".join(table.conditions)),
-        printable(row.label),
-        printable(row.method),
+        printable(label),
+        printable(method),
         *("" if figure is None else figure for figure in (ratio, row.failure)),
         printable(column.name),
         *("" if figure is None else figure for figure in (value, *numbers)),

@@ -5,6 +5,7 @@ records -> frame -> blocks (one per setup and ratio, the dense model on top) -> 
     main         a table per ratio: size, perplexity, divergence, tasks, average, speed; then checks and cost
     per-task     a table per ratio: the main metric of each task with its standard error
     by-ratio     a table per measure: methods by ratios
+    grid         a table per ratio and measure: methods by compensations
     speed        everything that was timed, and the sizes that explain it
     cost         what pruning took: seconds, memory, tokens, gradients
     decisions    which layers, attentions, MLPs, heads and channels went
@@ -19,10 +20,10 @@ from pathlib import Path
 import pandas as pd
 
 from bench.record import Record
-from reports import notes, outlay, speed
+from reports import grid, notes, outlay, speed
 from reports.blocks import Block, blocks, by_setup_blocks
 from reports.frame import display_name, frame, label, task_columns, texts
-from reports.rows import COST, Evidence, compared, conditions, missed, starred
+from reports.rows import COST, Evidence, compared, conditions, kind, missed, starred
 from reports.tables import Cell, Column, Row, Table, column
 
 SUMMARY = ("average", "kept", "prefill_speed", "decode_speed", "prune_seconds")
@@ -110,15 +111,9 @@ def _by_ratio(records: Sequence[Record], evidence: Evidence) -> list[Table]:
         everything = [record for block in found for record in block.records]
         for name in [*(f"perplexity_{name}" for name in texts(everything)), "kl", *SUMMARY]:
             if any(pd.notna(row.get(name)) for block in found for row in block.rows):
-                protocol = tuple(notes.protocol(everything, table, (_kind(name),)))
+                protocol = tuple(notes.protocol(everything, table, (kind(name),)))
                 tables.append(replace(_of_measure(column(name), found, evidence), protocol=protocol))
     return tables
-
-
-def _kind(name: str) -> str:
-    """What the protocol calls a measure."""
-    kinds = {"average": "tasks", "kept": "tasks", "prefill_speed": "speed", "decode_speed": "speed"}
-    return "perplexity" if name.startswith("perplexity_") else kinds.get(name, name)
 
 
 def _of_measure(measure: Column, found: list[Block], evidence: Evidence) -> Table:
@@ -167,6 +162,7 @@ VIEWS: dict[str, Callable[[Sequence[Record], Evidence], list[Table]]] = {
     "main": _main,
     "per-task": _per_task,
     "by-ratio": _by_ratio,
+    "grid": grid.tables,
     "speed": speed.tables,
     "cost": outlay.cost,
     "decisions": outlay.decisions,

@@ -283,3 +283,31 @@ def test_a_greedy_cell_goes_on_from_the_longest_order_of_its_own_kind():
     assert removals(cell, records) == (("layer 3", "layer 1"), 9.0)
     assert removals(cell, records[:1]) == (("layer 3",), 5.0)
     assert removals(cell, records[2:]) == ((), 0.0)
+
+
+def test_a_search_serves_every_compensation_behind_it():
+    from dataclasses import replace
+
+    from bench.inputs import method_sha256
+    from bench.runner import removals
+    from bench.spec import PROFILES, Cell
+
+    def found(method, parameters, source=None, **changes):
+        inputs = {"weights_sha256": "a", "method_sha256": source or method_sha256(method)}
+        return Cell(
+            "m", method, parameters, 0.3, "layers", 0, "cpu", "float32", PROFILES["smoke"], inputs=inputs, **changes
+        )
+
+    mended = found("sleb+ghost", {"tokens": 64, "ghost.ridge": 1.0})
+    order = ["layer 3", "layer 1"]
+    alone = record_of(found("sleb", {"tokens": 64}), order, 2, 9.0)
+    assert removals(mended, [alone]) == (("layer 3", "layer 1"), 9.0)
+    other = record_of(replace(mended, parameters={"tokens": 64, "ghost.ridge": 0.1}), order, 2, 8.0)
+    assert removals(mended, [other]) == (("layer 3", "layer 1"), 8.0)
+    assert removals(found("sleb+scale", {"tokens": 64, "scale.tokens": None}), [other])[1] == 8.0
+    for unlike in (
+        found("sleb", {"tokens": 32}),
+        found("finercut+ghost", {"tokens": 64, "ghost.ridge": 1.0}),
+        found("sleb", {"tokens": 64}, source="of an earlier day"),
+    ):
+        assert removals(mended, [record_of(unlike, order, 2, 9.0)]) == ((), 0.0)

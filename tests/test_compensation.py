@@ -13,16 +13,20 @@ from test_properties import calibration as whole_sequences
 
 import methods
 from methods import checkpoint
-from methods.anatomy import Decoder
+from methods.anatomy import Decoder, Layer
 from methods.budget import layer_parameters, macs_per_token, parameters
 from methods.compensation import twin
-from methods.cuts import Cut, Pruning, cuts_of
+from methods.cuts import Cut, Pruning, Seen, cuts_of
+from methods.ghost import Ghost
 from methods.least_squares import LeastSquares
-from methods.linear_patch import hadamard
+from methods.linear_patch import LinearPatch, hadamard
 from methods.mapped import MappedLayer
 from methods.pruner import OutOfReach, Unsupported
-from methods.signals import inputs_of
+from methods.replaceme import ReplaceMe
+from methods.scale import Scale
+from methods.signals import enter, inputs_of
 
+RIDGE = 0.3
 DEPTH = ("scale", "linearpatch", "ghost", "replaceme")
 RIDGES = {"ghost": "ghost.ridge", "replaceme": "replaceme.ridge", "refit": "refit.ridge"}
 PAIRS = [  # every compensation, after methods of every granularity
@@ -182,6 +186,36 @@ def test_replaceme_is_the_least_squares_of_the_mlps_share_and_folds(ridge):
     torch.testing.assert_close(folded, T.T @ plain, rtol=0, atol=1e-5 * float(folded.abs().max()))
 
 
+@torch.no_grad()
+def test_replaceme_folds_into_the_attention_where_the_mlp_has_gone():
+    """Behind it the next attention is gone as well, and the map does the work of both."""
+    dense = Decoder(tiny("llama"))
+    pruned = twin(dense)
+    layers = pruned.layers
+    layers[2].remove_mlp()
+    layers[3].remove_attention()
+    pruned.set_layers(layers)
+    done = ReplaceMe(ridge=RIDGE).mend(Pruning(dense, pruned, range(LAYERS)), calibration(filler=9))
+    assert [cut["removed"] for cut in done["cuts"]] == [["mlp 2", "attention 3"]]
+    x, a, _ = states(dense)
+    T = brute(a[2], x[3] + a[3] - x[2], RIDGE, torch.eye(32, dtype=torch.float64))
+    folded, whole = (one.layers[2].out.weight.double() for one in (pruned, dense))
+    torch.testing.assert_close(folded, T.T @ whole, rtol=0, atol=1e-4 * float(folded.abs().max()))
+
+
+@pytest.mark.parametrize("ridge", [1e-6, 1.0])
+def test_where_nothing_is_missing_nothing_is_mended(ridge):
+    """Every map of a cut with equal states on both sides is the identity."""
+    draw = torch.Generator().manual_seed(0)
+    y, n = (torch.randn(2, 40, 16, generator=draw) for _ in range(2))
+    seen = [Seen(y, n, y, torch.ones(2, 40, dtype=torch.bool))]
+    nothing, one = torch.zeros(16, 16, dtype=torch.float64), torch.eye(16, dtype=torch.float64)
+    torch.testing.assert_close(Ghost(ridge=ridge).fit(seen), nothing, rtol=0, atol=1e-12)
+    torch.testing.assert_close(LinearPatch().fit(seen), nothing, rtol=0, atol=1e-12)
+    torch.testing.assert_close(ReplaceMe(ridge=ridge).fit(seen), one, rtol=0, atol=1e-6)
+    assert Scale().fit(seen) == pytest.approx(1.0, abs=1e-12)
+
+
 def test_a_map_before_the_first_layer_is_the_least_squares_of_the_first_gap():
     dense, model = Decoder(tiny("llama")), Decoder(tiny("llama"))
     made("drop+ghost", layers="0-1", **{"ghost.ridge": "0.1"}).prune(model, calibration(filler=9), 0.0)
@@ -232,6 +266,41 @@ def test_refit_is_the_least_squares_of_the_dense_output_for_the_same_input():
             assert down.bias is None
         torch.testing.assert_close(down.weight.double().T, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
         assert decided["compensation"]["added_parameters"] == (32 * LAYERS if intercept == "yes" else 0)
+
+
+def through(layer: Layer, part: str, x: list[torch.Tensor], given: list[dict]) -> list[torch.Tensor]:
+    """What the attention (out) or the MLP (down) of a layer adds."""
+    return [
+        layer.attend(one, each) if part == "out" else layer.transform(one) for one, each in zip(x, given, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("pair", ["flap+refit", "wanda-sp+refit", "llm-pruner+refit"])
+@torch.no_grad()
+def test_every_cut_matrix_is_refitted_on_what_the_refitted_prefix_gives(pair):
+    """Attentions and MLPs of all layers: the dense block's output for the input that the block has now."""
+    dense, plain, model = (Decoder(tiny("llama", num_key_value_heads=4)) for _ in range(3))
+    made(pair.partition("+")[0]).prune(plain, calibration(filler=5), 0.3)
+    made(pair, **{"refit.ridge": "0.1"}).prune(model, calibration(filler=5), 0.3)
+    tokens, refitted = calibration(), []
+    entries = [enter(dense, ids[None, :length]) for ids, length in zip(tokens.ids, LENGTHS, strict=True)]
+    x = [entry.x for entry in entries]
+    for whole, cut, layer in zip(dense.layers, plain.layers, model.layers, strict=True):
+        given = [entry.arguments[layer.kind] for entry in entries]
+        for part in ("out", "down"):
+            matrix, before = getattr(layer, part), getattr(cut, part)
+            with inputs_of(matrix) as entered:
+                added, Y = (through(one, part, x, given) for one in (layer, whole))
+            x = [one + new for one, new in zip(x, added, strict=True)]
+            if matrix.in_features == getattr(whole, part).in_features:
+                assert torch.equal(matrix.weight, before.weight)
+                continue
+            refitted.append(part)
+            S, Y = (torch.cat([one[0, 1:].double() for one in rows]) for rows in (entered, Y))
+            bias = 0 if before.bias is None else before.bias.double()
+            W = brute(S, Y - bias, 0.1, before.weight.double().T)
+            torch.testing.assert_close(matrix.weight.double().T, W, rtol=0, atol=2e-4 * float(W.abs().max()))
+    assert refitted.count("out") > 3 < refitted.count("down")
 
 
 def test_scale_multiplies_the_residual_as_its_norms_see_it():
@@ -405,6 +474,7 @@ def test_a_map_counts_in_memory_and_work():
         ("slicegpt+ghost", "llama", "slicegpt cuts the residual itself"),
         ("shortgpt+replaceme", "gemma2", "gemma2 norms what a block adds to the residual"),
         ("shortgpt+scale", "gemma3_text", "gemma3_text has norms where a factor"),
+        ("laco-ls+refit", "llama", "removes no head and no channel"),
     ],
 )
 def test_what_makes_no_sense_is_unsupported_with_the_reason(pair, family, reason):

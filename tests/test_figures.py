@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawing
-from test_reports import DENSE, LACO, RECORDS, SLICEGPT, changed, drawn, failed
+from test_reports import DENSE, LACO, MENDED, RECORDS, SLICEGPT, changed, drawn, failed
 
 import methods
 from bench.record import Record
@@ -114,6 +114,32 @@ def test_every_name_is_shown_as_it_is():
     (label,) = (text.get_text() for text in drawing.legends[0].get_texts() if "a_b" in text.get_text())
     assert label == style.name(HOSTILE)
     assert r"$\frac{$" in label
+
+
+def test_what_a_compensation_gives_by_hand():
+    figure = by_name(MENDED)["perplexity-wiki-mended"]
+    assert figure.description == (
+        "ppl wiki with a compensation, times that without. At ratio 0.2: shortgpt replaceme 0.743. At ratio 0.3: "
+        "shortgpt ghost 0.315, replaceme 0.207; flap refit 0.846."
+    )
+    drawing = figure.draw()
+    points = [
+        {line.get_label(): line.get_xdata()[0] for line in axis.lines if not line.get_label().startswith("_")}
+        for axis in drawing.axes
+    ]
+    assert points[0] == {"replaceme": pytest.approx(62.7 / 84.4)}
+    assert points[1]["ghost"] == pytest.approx(160 / 508)  # of the method with the same parameters
+    assert points[1]["refit"] == pytest.approx(110 / 130)
+    assert [text.get_text() for text in drawing.axes[0].get_yticklabels()] == ["flap", "shortgpt"]
+    assert "perplexity-wiki-mended" not in by_name(ALL)
+
+
+def test_a_compensation_keeps_the_colour_of_its_method():
+    assert style.style("shortgpt+ghost").colour == style.style("shortgpt").colour
+    assert style.style("shortgpt+ghost").hollow
+    assert style.style("shortgpt+ghost") != style.style("shortgpt+scale")
+    assert style.style("laco-ls", "laco-ls") == style.BUILT_IN["laco-ls"]
+    assert {card.name for card in methods.compensations()} == set(style.MENDED)
 
 
 def test_another_ending_is_refused(tmp_path):

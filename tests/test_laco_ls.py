@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import LAYERS, tiny
 from test_compensation import brute, states
-from test_flap import calibration
+from test_flap import LENGTHS, calibration
 from test_properties import calibration as whole_sequences
 from test_properties import logits
 
@@ -16,6 +16,7 @@ import methods
 from methods import checkpoint
 from methods.anatomy import Decoder
 from methods.budget import layer_parameters, parameters
+from methods.collapse import Collapse, Fit
 from methods.compensation import twin
 from methods.laco_ls import Dense, LaCoLS, Trial, joined
 from methods.pruner import Unsupported
@@ -34,9 +35,11 @@ def collapsed(n: int, tokens: methods.Calibration, family: str = "llama", **give
     return model, LaCoLS(ridge=RIDGE, trial_tokens=48, **given).prune(model, tokens, ratio(model, n))
 
 
-def test_the_survivors_down_matrix_is_the_least_squares_of_its_window():
+@pytest.mark.parametrize("given", [{}, {"search_tokens": 20}, {"choose": "error"}, {"choose": "cosine", "trials": 1}])
+def test_the_survivors_down_matrix_is_the_least_squares_of_its_window(given):
+    """On all tokens, however the windows were found."""
     dense = Decoder(tiny("llama"))
-    model, decisions = collapsed(3, calibration(filler=9))
+    model, decisions = collapsed(3, calibration(filler=9), **given)
     x = states(dense)[0]
     kept = [number for number in range(LAYERS) if number not in decisions["removed_layers"]]
     ends = {s: e + 1 for s, e in decisions["windows"]}
@@ -82,6 +85,125 @@ def test_the_foretold_map_and_what_it_leaves_by_hand():
         torch.testing.assert_close(found.map((s, e)).double(), T, rtol=0, atol=1e-4 * float(T.abs().max()))
         u = 1 - torch.nn.functional.cosine_similarity(r + m[s] @ T, x[e], dim=-1).mean()
         assert found.left((s, e)) == pytest.approx(float(u), rel=1e-3)
+
+
+def test_windows_can_be_judged_by_the_error_of_the_fit_or_the_cosine_before_it():
+    model = Decoder(tiny("llama"))
+    x, _, m = states(model)
+    for choose in ("error", "cosine"):
+        found = Dense(model, calibration(filler=9), leave_first=True, ridge=RIDGE, choose=choose)
+        for s, e in ((1, 3), (2, 6)):
+            r, z = x[s + 1] - m[s], x[e]
+            T = brute(m[s], z - r, RIDGE, torch.eye(32, dtype=torch.float64))
+            error = float((r + m[s] @ T - z).square().sum() / z.square().sum())
+            angle = float(1 - torch.nn.functional.cosine_similarity(x[s + 1], z, dim=-1).mean())
+            assert found.left((s, e)) == pytest.approx(error if choose == "error" else angle, rel=1e-3)
+
+
+WINDOWS = [(0, 1), (1, 3), (3, 4), (4, 6)]  # of six layers
+
+
+def fitted(family: str, **how: object) -> tuple[Decoder, list[dict]]:
+    """The model with WINDOWS collapsed."""
+    model = Decoder(tiny(family))
+    layers = model.layers
+    errors = Collapse(model, WINDOWS, calibration(filler=9, memory=1), Fit(ridge=RIDGE, **how)).run()
+    model.set_layers([layers[s] for s, _ in WINDOWS])
+    return model, errors
+
+
+@torch.no_grad()
+def seen(model: Decoder, number: int) -> dict[str, torch.Tensor]:
+    """Of real tokens behind the first position, each sequence alone: what enters and leaves layer `number`, and what
+    enters its output matrices, (M, columns) in float64."""
+    layer, found = model.layers[number], {"x": [], "y": [], "heads": [], "channels": []}
+    hooks = [
+        layer.module.register_forward_pre_hook(lambda _, args: found["x"].append(args[0])),
+        layer.module.register_forward_hook(
+            lambda _, args, out: found["y"].append(out[0] if isinstance(out, tuple) else out)
+        ),
+        layer.out.register_forward_pre_hook(lambda _, args: found["heads"].append(args[0])),
+        layer.down.register_forward_pre_hook(lambda _, args: found["channels"].append(args[0])),
+    ]
+    tokens = calibration()
+    for ids, length in zip(tokens.ids, LENGTHS, strict=True):
+        model.model(ids[None, :length], use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return {
+        name: torch.cat([one.reshape(length, -1)[1:] for one, length in zip(rows, LENGTHS, strict=True)]).double()
+        for name, rows in found.items()
+    }
+
+
+def same(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=3e-4 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("family", ["llama", "phi", "gpt2"])
+def test_the_attentions_output_is_fitted_together_with_the_mlps(family):
+    """Then the MLP's anew, since it reads what the attention adds; where both are parallel that changes nothing."""
+    dense = Decoder(tiny(family))
+    model, errors = fitted(family, attention=True)
+    before, after, z = seen(dense, 1), seen(model, 1), seen(dense, 2)["y"]
+    whole, layer = dense.layers[1], model.layers[1]
+    W = torch.cat([whole.out.weight, whole.down.weight], 1).detach().double().T
+    both = torch.cat([before["heads"], before["channels"]], 1)
+    added = both @ W
+    bias = before["y"] - before["x"] - added  # the same in every row
+    assert float(bias.std(0).max()) < 1e-5
+    joint = brute(both, z - before["x"] - bias, RIDGE, W)
+    same(layer.out.weight.T, joint[:32])
+    rest = after["y"] - after["channels"] @ layer.down.weight.detach().double().T
+    same(layer.down.weight.T, brute(after["channels"], z - rest, RIDGE, whole.down.weight.detach().double().T))
+    if family == "phi":
+        same(layer.down.weight.T, joint[32:])
+    assert errors[0]["error_after"] == pytest.approx(
+        float((after["y"] - z).square().sum() / z.square().sum()), rel=1e-3
+    )
+    _, alone = fitted(family)
+    assert errors[0]["error_after"] < alone[0]["error_after"] < alone[0]["error_before"]
+
+
+def test_every_later_down_matrix_can_be_fitted_to_the_dense_state_behind_its_layer():
+    dense = Decoder(tiny("qwen2"))
+    model, errors = fitted("qwen2", later=True)
+    assert [error["window"] for error in errors] == [[1, 2], [3, 3], [4, 5]]
+    assert torch.equal(model.layers[0].down.weight, dense.layers[0].down.weight)
+    for place, (_, e) in list(enumerate(WINDOWS))[1:]:
+        after, z, down = seen(model, place), seen(dense, e - 1)["y"], model.layers[place].down
+        rest = after["y"] - after["channels"] @ down.weight.detach().double().T
+        whole = dense.layers[WINDOWS[place][0]].down.weight.detach().double().T
+        same(down.weight.T, brute(after["channels"], z - rest, RIDGE, whole))
+
+
+def test_a_second_sweep_makes_up_for_the_error_behind_the_next_window():
+    dense = Decoder(tiny("llama"))
+    (first, before), (model, after) = fitted("llama"), fitted("llama", sweeps=2)
+    one, z = seen(first, 1), seen(dense, 5)["y"]
+    now = first.layers[1].down.weight.detach().double().T
+    wanted = z - seen(first, 3)["y"] + one["channels"] @ now
+    whole = [layer.down.weight.detach().double().T for layer in dense.layers]
+    same(model.layers[1].down.weight.T, brute(one["channels"], wanted, RIDGE, whole[1]))
+    last, down = seen(model, 3), model.layers[3].down
+    rest = last["y"] - last["channels"] @ down.weight.detach().double().T
+    same(down.weight.T, brute(last["channels"], z - rest, RIDGE, whole[4]))
+    assert after[1]["error_after"] < before[1]["error_after"]
+    assert after[1]["error_after"] == pytest.approx(float((last["y"] - z).square().sum() / z.square().sum()), rel=1e-3)
+    near, z = seen(model, 1)["y"], seen(dense, 2)["y"]
+    assert after[0]["error_after"] == pytest.approx(float((near - z).square().sum() / z.square().sum()), rel=1e-3)
+
+
+def test_a_sweep_that_helps_nothing_is_undone(monkeypatch, ids):
+    first, before = fitted("llama")
+
+    def spoil(self, s, *_):
+        self.layers[s].down.weight = torch.nn.Parameter(10 * self.layers[s].down.weight)
+
+    monkeypatch.setattr(Collapse, "_refit_for_the_next", spoil)
+    model, after = fitted("llama", sweeps=3)
+    assert torch.equal(logits(model, ids), logits(first, ids))
+    assert after == before
 
 
 @pytest.mark.parametrize("family", ["llama", "phi", "gpt2", "gemma3_text"])
@@ -181,8 +303,11 @@ def test_a_model_that_has_lost_an_mlp_is_unsupported():
     [
         ({"ridge": "0"}, "laco-ls: ridge is positive"),
         ({"trials": "0"}, "laco-ls: trials is at least 1; got 0"),
-        ({"trial_tokens": "1"}, "laco-ls: trial_tokens and tokens are at least 2"),
-        ({"tokens": "0"}, "laco-ls: trial_tokens and tokens are at least 2"),
+        ({"sweeps": "0"}, "laco-ls: sweeps is at least 1; got 0"),
+        ({"choose": "angle"}, "laco-ls: choose is fit, error, cosine; got 'angle'"),
+        ({"trial_tokens": "1"}, "laco-ls: trial_tokens, search_tokens and tokens are at least 2"),
+        ({"search_tokens": "1"}, "laco-ls: trial_tokens, search_tokens and tokens are at least 2"),
+        ({"tokens": "0"}, "laco-ls: trial_tokens, search_tokens and tokens are at least 2"),
     ],
 )
 def test_unsound_parameters_are_refused(given, message):

@@ -218,6 +218,40 @@ FAILED = [
 RECORDS = [LACO, DENSE, SLICEGPT, HUGE, UNICODE, FIXED, *FAILED]
 
 
+def mended(method: str, ratio: float, ppl: float, average: float, *, seconds: float = 4.5, **changes: Any) -> Record:
+    """A method, or a method and a compensation, at the size of as many layers as the ratio asks for."""
+    removed = {0.2: 8, 0.3: 11}[ratio]
+    figures = measured(removed * PER_LAYER, (0.9 * ppl, ppl, 1.12 * ppl), [average] * 5, 57.0)
+    return ok(method, ratio, checked(figures, ppl / 100, 0.5), budget=removed, prune_seconds=seconds, **changes)
+
+
+MENDED = [
+    DENSE,
+    mended("shortgpt", 0.2, 84.4, 0.4),
+    mended("shortgpt+replaceme", 0.2, 62.7, 0.41),
+    mended("shortgpt", 0.3, 508.0, 0.36, seconds=1.25),
+    mended("shortgpt+ghost", 0.3, 160.0, 0.38),
+    mended("shortgpt+replaceme", 0.3, 105.2, 0.37),
+    mended(
+        "shortgpt+ghost",
+        0.3,
+        171.0,
+        0.385,
+        parameters={"token": "last", "ghost.ridge": 0.1},
+        given=("token", "ghost.ridge"),
+    ),
+    mended("flap", 0.3, 130.0, 0.39),
+    mended("flap+refit", 0.3, 110.0, 0.4),
+    mended("laco-ls", 0.3, 81.9, 0.39),
+    failed("unsupported", "flap+ghost", "the method removes heads and channels, nothing whole, so there is no cut"),
+]
+
+
+def of_grid(render: Callable[..., str]) -> Callable[[list[Record]], str]:
+    """A renderer of the view grid, of records of its own."""
+    return lambda _: render(view("grid", copy.deepcopy(MENDED)))
+
+
 def of_view(name: str, render: Callable[..., str]) -> Callable[[list[Record]], str]:
     """A renderer of one view, with the difference to no method tested."""
     return lambda records: render(
@@ -235,6 +269,11 @@ RENDERED = {
     "by-ratio.txt": of_view("by-ratio", terminal_text.render),
     "by-ratio.csv": of_view("by-ratio", tidy.render),
     "by-ratio.md": of_view("by-ratio", markdown_text.render),
+    "grid.txt": of_grid(terminal_text.render),
+    "grid.md": of_grid(markdown_text.render),
+    "grid.csv": of_grid(tidy.render),
+    "grid.tex": of_grid(latex.render),
+    "grid.html": of_grid(html.render),
     "speed.txt": of_view("speed", terminal_text.render),
     "cost.txt": of_view("cost", terminal_text.render),
     "decisions.txt": of_view("decisions", terminal_text.render),

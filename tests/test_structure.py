@@ -27,6 +27,7 @@ METHOD_MAY = {
     "methods.greedy",
     "methods.least_squares",
     "methods.cuts",
+    "methods.collapse",
     "methods.stock",
 }
 INFRASTRUCTURE = (
@@ -36,6 +37,7 @@ INFRASTRUCTURE = (
     "greedy",
     "least_squares",
     "cuts",
+    "collapse",
     "mapped",
     "compensation",
     "scale",

@@ -17,14 +17,14 @@ import pytest
 import torch
 from conftest import tiny
 from scipy.stats import binomtest, ttest_1samp
-from test_reports import DENSE, LACO, PER_LAYER, RECORDS, SLICEGPT, changed, drawn, failed, measured, ok
+from test_reports import DENSE, LACO, MENDED, PER_LAYER, RECORDS, SLICEGPT, changed, drawn, failed, measured, mended, ok
 
 import methods
 from bench.cli import main
 from bench.record import Record, save
 from methods.anatomy import Decoder
 from methods.pruner import Calibration
-from reports import html, terminal, tidy
+from reports import html, page_tables, terminal, tidy
 from reports.decisions import left, ranges
 from reports.frame import frame
 from reports.tables import Cell, Column, Row, Table, ranked
@@ -95,6 +95,83 @@ def test_by_ratio_has_a_column_for_each_ratio_and_says_why_a_cell_is_missing():
     assert rows == {"dense": ["20.8 ± 0.9"] * 2, "laco": [rows["laco"][0], "343 ± 46"], "flap": ["-", "out of memory"]}
     assert "at 0.3: flap: out of memory: full" in perplexity.notes
     assert rows["laco"][0].startswith("99")
+
+
+def grid(records: list[Record], name: str) -> dict[str, dict[str, Cell]]:
+    """A table of the view grid, as row -> column -> cell."""
+    (table,) = (table for table in view("grid", records) if table.name == name)
+    heads = [column.label for column in table.columns]
+    return {row.label: dict(zip(heads, row.cells, strict=True)) for row in table.rows}
+
+
+def test_the_grid_has_methods_in_rows_and_compensations_in_columns():
+    found = grid(MENDED, "grid-perplexity_wiki-0.3")
+    assert list(found) == ["dense", "shortgpt", "shortgpt:token=last", "flap", "laco-ls"]
+    assert list(found["dense"]) == ["none", "ghost", "replaceme", "ghost:ridge=0.1", "refit"]
+    values = {(row, column): cell.value for row, cells in found.items() for column, cell in cells.items() if cell.value}
+    assert values == {
+        ("dense", "none"): 20.8,
+        ("shortgpt", "none"): 508.0,
+        ("shortgpt", "ghost"): 160.0,
+        ("shortgpt", "replaceme"): 105.2,
+        ("shortgpt:token=last", "ghost:ridge=0.1"): 171.0,
+        ("flap", "none"): 130.0,
+        ("flap", "refit"): 110.0,
+        ("laco-ls", "none"): 81.9,
+    }
+    assert (found["flap"]["ghost"].text, found["flap"]["replaceme"].text) == ("unsupported", "-")
+    assert found["shortgpt"]["ghost"].text == "160 ± 18"
+    marked = {(row, column): cell.marks for row, cells in found.items() for column, cell in cells.items() if cell.marks}
+    assert marked == {("laco-ls", "none"): ("best",), ("shortgpt", "replaceme"): ("second",)}
+
+
+def test_the_grid_has_every_measure_at_every_ratio_where_something_is_mended():
+    alone = mended("shortgpt", 0.2, 84.4, 0.4)
+    names = [table.name for table in view("grid", MENDED)]
+    measures = ["perplexity_wiki", "average", "kl", "prune_seconds", "parameters"]
+    assert names == [f"grid-{measure}-{ratio}" for ratio in ("0.2", "0.3") for measure in measures]
+    assert view("grid", [DENSE, alone, LACO]) == view("grid", RECORDS) == []
+    assert "dense" not in grid(MENDED, "grid-prune_seconds-0.3")
+    assert grid(MENDED, "grid-prune_seconds-0.3")["shortgpt"]["none"].text == "1.2 s"
+    notes = {table.name: table.notes for table in view("grid", MENDED)}
+    assert notes["grid-kl-0.2"] == ()
+    assert notes["grid-kl-0.3"][-1] == "-: not asked for."
+    assert notes["grid-kl-0.3"][0].startswith("flap+ghost: unsupported: the method removes heads and channels")
+
+
+def test_plus_none_is_the_method_alone_and_a_missed_ratio_has_a_star():
+    records = [changed(LACO, "cell", "method", to=name) for name in ("sleb+none", "sleb+ghost")]
+    records[1] = changed(records[1], "measured", "ratio", to=LACO.measured["ratio"] - 0.008)
+    found = grid([DENSE, *records], "grid-parameters-0.3")["sleb"]
+    assert (found["none"].text, found["ghost"].text) == ("95.6 M", "95.6 M*")
+
+
+def test_tidy_csv_of_the_grid_has_a_line_for_each_cell_that_was_asked_for():
+    tables = [table for table in view("grid", MENDED) if table.name == "grid-perplexity_wiki-0.3"]
+    lines = list(csv_reader.DictReader(io.StringIO(tidy.render(tables))))
+    labels = {line["label"]: (line["method"], line["value"], line["shown"]) for line in lines}
+    assert len(labels) == len(lines) == 9
+    assert labels["shortgpt+ghost:token=last,ghost.ridge=0.1"] == ("shortgpt+ghost", "171.0", "171 ± 19")
+    assert labels["flap+ghost"] == ("flap+ghost", "", "unsupported")
+
+
+def test_a_figure_of_the_grid_leads_to_the_cell_that_it_is_from():
+    groups, targets = page_tables.groups(MENDED)
+    (section,) = (one for one in page_tables.sections(MENDED, [], {}, targets) if one["name"] == "grid")
+    labels = {group.id: (group.label, group.ratio) for group in groups} | {"": None}
+    for number, ratio in ((0, "0.2"), (5, "0.3")):
+        rows = {row["label"]: row["cells"] for row in section["tables"][number]["rows"]}
+        leads = [labels[cell["target"]] for cell in rows["shortgpt"]]
+        names = (
+            ["shortgpt", "shortgpt+replaceme"]
+            if ratio == "0.2"
+            else ["shortgpt", "shortgpt+ghost", "shortgpt+replaceme"]
+        )
+        assert [one for one in leads if one] == [(name, ratio) for name in names]
+        assert labels[rows["dense"][0]["target"]] == ("dense", "")
+        assert section["tables"][number]["ratio"] == ratio
+    assert labels[rows["flap"][1]["target"]] == ("flap+ghost", "0.3")
+    assert labels[rows["flap"][2]["target"]] is None
 
 
 def test_unlike_setups_have_tables_of_their_own_with_names_of_their_own():
@@ -288,6 +365,7 @@ class Reader(HTMLParser):
 @pytest.mark.parametrize("name", VIEWS)
 def test_html_shows_every_text_as_it_is(name):
     records = [DENSE, LACO, changed(LACO, "cell", "method", to=HOSTILE), failed("error", HOSTILE, HOSTILE)]
+    records.append(changed(LACO, "cell", "method", to=f"{HOSTILE}+{HOSTILE}"))
     records = [changed(record, "cell", "display_name", to=HOSTILE) for record in records]
     reader = Reader()
     reader.feed(html.render(view(name, records)))
@@ -384,6 +462,14 @@ def test_report_writes_every_view_in_every_format(tmp_path, capsys, form):
     assert "10-19, 23" in out
     assert err == ""
     assert "\x1b" not in out
+
+
+def test_a_view_with_nothing_to_show_says_so(tmp_path, capsys):
+    folder = run_folder(tmp_path / "run", [DENSE, LACO])
+    out, err = reported(capsys, folder, "--view", "grid")
+    assert out.strip() == ""
+    assert err == "the view grid has nothing to show of these cells\n"
+    assert "flap+ghost" in reported(capsys, run_folder(tmp_path / "mended", MENDED), "--view", "grid")[0]
 
 
 def test_report_writes_a_folder(tmp_path, capsys):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from reports.merge import Merged
     from reports.tables import Table
 
-VIEWS = ("main", "per-task", "by-ratio", "speed", "cost", "decisions")
+VIEWS = ("main", "per-task", "by-ratio", "grid", "speed", "cost", "decisions")
 FORMATS = ("terminal", "markdown", "csv", "latex", "html")
 
 
@@ -55,6 +55,8 @@ def _report(arguments: argparse.Namespace) -> int:
         _write(arguments.out, merged, arguments.reference, standalone=arguments.standalone)
     else:
         tables = _tables(merged, views, arguments.reference)
+        if not any(tables.values()):
+            print(f"the view {arguments.view} has nothing to show of these cells", file=sys.stderr)
         print(_rendered(arguments, merged, tables), end="")
     return OK
 

@@ -64,7 +64,7 @@ def _study(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Refuse what can be refused before the model is loaded, then look."""
     from dataclasses import replace
 
-    from bench import data, environment, models, preflight, similarity
+    from bench import data, environment, leaks, models, preflight, similarity
     from methods.anatomy import Decoder
     from methods.pruner import Unsupported
 
@@ -91,6 +91,7 @@ def _study(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     held_out = data.evaluation(
         tokenizer, protocol.held_out, protocol.window, protocol.window, protocol.windows, whole=whole
     )
+    leaks.refuse_shared(tokenizer, tokens.ids, tokens.source, [held_out], "compared on")
     loaded, _ = models.load(arguments.model, device, dtype, arguments.trust_remote_code)
     heading = {
         "model": models.display_name(arguments.model),

@@ -1,0 +1,98 @@
+"""The view grid: methods by compensations, a table for each ratio and measure.
+
+A method that is mended is called METHOD+COMPENSATION (methods/compensation.py). Rows are methods, columns are
+compensations, `none` first; a parameter stands with what it belongs to, so that
+shortgpt+ghost:token=last,ghost.ridge=0.1 is the row shortgpt:token=last and the column ghost:ridge=0.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from bench.record import Record
+from reports import notes
+from reports.blocks import Block, blocks
+from reports.frame import display_name, frame, label, texts
+from reports.rows import Evidence, compared, conditions, kind, missed, starred
+from reports.tables import Cell, Column, Row, Table, column
+
+NONE = "none"
+MEASURES = ("average", "kl", "prune_seconds", "parameters")  # beside the perplexities
+NOT_ASKED = "-: not asked for."
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Where a cell stands: the row and the column as they are headed, and the row's method without parameters."""
+
+    row: str
+    column: str
+    method: str
+
+
+def tables(records: Sequence[Record], evidence: Evidence) -> list[Table]:
+    """Of each setup and ratio at which some method is mended; a measure without a figure has no table."""
+    found = []
+    for block in blocks(records):
+        if all(pair.column == NONE for pair in pairs(block)):
+            continue
+        for name in (*(f"perplexity_{text}" for text in texts(block.records)), *MEASURES):
+            if any(pd.notna(row.get(name)) for row in block.rows):
+                found.append(_of_measure(column(name), block, evidence))
+    return found
+
+
+def pairs(block: Block) -> list[Pair]:
+    """Of each row of the block."""
+    return [_pair(record.cell, block.label(place)) for place, record in enumerate(block.records)]
+
+
+def _pair(cell: Mapping[str, Any], shown: str) -> Pair:
+    """shown  the cell's label, with whatever sets it apart in its block behind it"""
+    method, _, mending = str(cell["method"]).partition("+")
+    given = {name: cell["parameters"][name] for name in cell.get("given", ())}
+    prefix = f"{mending}."
+    theirs = {name: value for name, value in given.items() if not (mending and name.startswith(prefix))}
+    ours = {name.removeprefix(prefix): value for name, value in given.items() if name not in theirs}
+    behind = shown.removeprefix(label(cell))
+    return Pair(_named(method, theirs) + behind, _named(mending or NONE, ours), method)
+
+
+def _named(name: str, given: Mapping[str, Any]) -> str:
+    said = ",".join(f"{parameter}={value}" for parameter, value in given.items())
+    return f"{name}:{said}" if said else name
+
+
+def _of_measure(measure: Column, block: Block, evidence: Evidence) -> Table:
+    """Marks are those of the methods at this ratio, as in every view; a cell without figures says why."""
+    rows, tests = compared(block, [measure], evidence)
+    where = pairs(block)
+    lines: dict[str, dict[str, Cell]] = {}
+    for pair, row, figures in zip(where, rows, block.rows, strict=True):
+        cell = row.cells[0] if row.failure is None else Cell(row.failure)
+        cell = starred(cell) if missed(figures) else cell
+        if pair.method != "dense" or cell.value is not None:
+            lines.setdefault(pair.row, {})[pair.column] = replace(cell, of=(row.label, row.method))
+    columns = list(dict.fromkeys([NONE, *(pair.column for pair in where)]))
+    methods = {pair.row: pair.method for pair in where}
+    absent = any(name not in cells for row, cells in lines.items() if row != "dense" for name in columns)
+    return Table(
+        name=f"grid-{measure.name}-{'fixed' if block.ratio is None else f'{block.ratio:g}'}",
+        view="grid",
+        model=display_name(block.records[0]),
+        title=f"{measure.head}, {notes.ratio(block.records)}",
+        conditions=conditions(block),
+        columns=tuple(replace(measure, label=name, unit="", better=None) for name in columns),
+        rows=tuple(
+            Row(
+                row, methods[row], None if row == "dense" else block.ratio, tuple(cells.get(c, Cell()) for c in columns)
+            )
+            for row, cells in lines.items()
+        ),
+        notes=(*notes.exceptions(block.records), *tests, *[NOT_ASKED] * absent),
+        protocol=tuple(notes.protocol(block.records, frame(block.records), (kind(measure.name),))),
+    )
