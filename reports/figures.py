@@ -41,9 +41,9 @@ class Figure:
 
 def figures(records: Sequence[Record]) -> list[Figure]:
     """Those for which there is data, in the order of a report."""
-    from reports import charts, fronts, maps, traces
+    from reports import ablation_charts, charts, fronts, maps, traces
 
-    found = [figure for part in (charts, fronts, maps, traces) for figure in part.figures(records)]
+    found = [figure for part in (charts, fronts, maps, traces, ablation_charts) for figure in part.figures(records)]
     return [replace(one, title=printable(one.title), description=printable(one.description)) for one in found]
 
 

@@ -47,7 +47,7 @@ def _line(table: Table, row: Row, column: Column, cell: Cell) -> list[object]:
         table.name,
         printable(table.model),
         printable(", ".join(table.conditions)),
-        printable(row.label),
+        printable(row.label if table.head == "method" else f"{table.head}={row.label}"),
         printable(row.method),
         *("" if figure is None else figure for figure in (ratio, row.failure)),
         printable(column.name),

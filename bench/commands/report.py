@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from reports.merge import Merged
     from reports.tables import Table
 
-VIEWS = ("main", "per-task", "by-ratio", "speed", "cost", "decisions")
+VIEWS = ("main", "per-task", "by-ratio", "speed", "cost", "decisions", "ablation")
 FORMATS = ("terminal", "markdown", "csv", "latex", "html")
 
 
