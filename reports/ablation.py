@@ -131,7 +131,7 @@ def _study(method: str, points: Sequence[Point], dense: list[dict[str, Any]], re
     for one, point in zip(settings, points, strict=True):
         keyed.setdefault(tuple(one.get(name) for name in factors), point)
     looks = {*LOOK.values(), "seed"} & set(factors)
-    protocol = notes.protocol(records, frame(records), KINDS, calibration=not looks)
+    protocol = notes.protocol(records, frame(records).drop(columns="kept"), KINDS, calibration=not looks)
     return Study(method, factors, fixed, keyed, dense, records, tuple(protocol))
 
 
@@ -229,11 +229,12 @@ def _table(
 
 def _notes(study: Study, measures: Sequence[str]) -> Iterator[str]:
     """What the dense model has, what is the same in every cell, what is fixed, and what must be said of cells."""
-    dense = [f"{column(name).label} {text}" for name in measures if (text := _dense(study, name))]
+    dense = [_sentence(name, text) for name in measures if (text := _dense(study, name))]
     if dense:
         yield f"dense: {', '.join(dense)}."
     if len(study.factors) > 1:
-        same = [f"{column(name).label} {_first(study, name).text}" for name in study.measures() if study.same(name)]
+        first = next(iter(study.points.values())).row
+        same = [_sentence(name, figure(first, name).text) for name in study.measures() if study.same(name)]
         if same:
             yield f"in every cell: {', '.join(same)}."
     fixed = [f"{name} {said(value)}" for name, value in study.fixed.items() if (name, value) != ("ratio", None)]
@@ -259,8 +260,10 @@ def _dense(study: Study, name: str) -> str:
     return found[min(found)].text if len(found) == 1 else " to ".join(ends)
 
 
-def _first(study: Study, name: str) -> Cell:
-    return figure(next(iter(study.points.values())).row, name)
+def _sentence(name: str, text: str) -> str:
+    """'average 30.0 ± 2.1 %'."""
+    found = column(name)
+    return f"{found.label} {text}{f' {found.unit}' if found.unit else ''}"
 
 
 def said(value: Any) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-PANELS = 4  # the most beside each other: combinations of a third factor and those behind it
+PANELS = 6  # the most beside each other: combinations of a third factor and those behind it
 QUALITIES = ("perplexity_", "kl", "average")
 
 

@@ -258,7 +258,7 @@ def _incomparable(table: pd.DataFrame) -> Iterator[str]:
     missing = [
         METRICS[column].label
         for column, source in COMPARED.items()
-        if source in table and (table[source].notna() & table[column].isna()).any()
+        if {column, source} <= set(table) and (table[source].notna() & table[column].isna()).any()
     ]
     if missing:
         yield f"{', '.join(missing)}: missing where no dense cell was measured under the same conditions."

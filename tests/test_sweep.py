@@ -315,7 +315,7 @@ def test_the_papers_settings_are_the_published_ones(monkeypatch):
     monkeypatch.setattr(preflight, "cells", cells)
     for name in ("llama2-7b", "llama2-13b", "baichuan2-7b"):
         main(["run", "--spec", f"laco-paper-{name}", "--device", "cpu"])
-    published = {  # C, I, T of docs/studies/laco-paper.md
+    published = {  # C, I, T as docs/sweeps.md has them
         "meta-llama/Llama-2-7b-hf": ("4", "2", "0.65"),
         "meta-llama/Llama-2-13b-hf": ("6", "2", "0.75"),
         "baichuan-inc/Baichuan2-7B-Base": ("4", "2", "0.7"),
@@ -326,3 +326,11 @@ def test_the_papers_settings_are_the_published_ones(monkeypatch):
         assert (given[0]["C"], given[0]["I"], given[0].get("T")) == (C, I, None)
         assert (given[1]["C"], given[1]["I"], given[1]["T"]) == (C, I, T)
         assert len(ratios) == 1
+
+
+def test_a_spec_knows_which_flags_are_given_several_times():
+    from bench import cli
+
+    parsed = vars(cli._parsed(["run", "--methods", "dense"]))
+    lists = {"local_data" if name == "task-data" else name for name in spec_file.REPEATED}
+    assert {name for name, value in parsed.items() if value == []} == lists
