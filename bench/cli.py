@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from bench import spec_file
 from bench.commands import INTERRUPTED, USAGE, inherit, listing, regression, report, run, saved, show, similarity
 from bench.errors import UserError
 
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Threads that spin while they wait make a shared machine several times slower; read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _parsed(sys.argv[1:] if argv is None else argv)
         code: int = arguments.command(arguments)
         return code
     except UserError as error:
@@ -38,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _parser() -> Parser:
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="python -m bench", description="Prune language models, measure them, compare them fairly.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     for module in (run, saved, report, show, regression, listing, similarity, inherit):
         module.add(commands)
-    return parser
+    return parser.parse_args(spec_file.expanded(argv, commands.choices["run"]))

@@ -40,7 +40,10 @@ cores.__name__ = sizes.__name__ = "list of whole numbers"
 def add_pruning(what: Any) -> None:
     """At which ratio, by which code."""
     what.add_argument("--ratio", default="", metavar="LIST", help="share of all parameters to remove, as in 0.1,0.3")
-    what.add_argument("--set", action="append", default=[], metavar="METHOD.NAME=VALUE", help="as in laco.T=0.7")
+    what.add_argument(
+        "--set", action="append", default=[], metavar="METHOD.NAME=LIST", help="as in laco.T=0.7; laco.C=2,3,4 sweeps"
+    )
+    what.add_argument("--max-cells", type=int, default=200, metavar="N", help="of a sweep; more are refused")
     what.add_argument("--match", choices=("layers", "exact"), default="layers", help="round the ratio to whole layers")
     what.add_argument("--compensate", metavar="NAME", help="of `list methods`, behind every method: laco is laco+NAME")
     what.add_argument("--uniform", action="store_true", help="cut widths alike in all layers, for stock transformers")
@@ -49,10 +52,10 @@ def add_pruning(what: Any) -> None:
 
 
 def add_calibration(how: Any) -> None:
-    """What methods look at."""
-    how.add_argument("--calibration", metavar="TEXT", help="text that methods look at")
-    how.add_argument("--calibration-sequences", type=int, metavar="N")
-    how.add_argument("--calibration-length", type=int, metavar="TOKENS")
+    """What methods look at; several values are a sweep (bench.sweep)."""
+    how.add_argument("--calibration", metavar="LIST", help="text that methods look at; several sweep")
+    how.add_argument("--calibration-sequences", type=sizes, metavar="LIST", help="how many; several sweep")
+    how.add_argument("--calibration-length", type=sizes, metavar="LIST", help="tokens of each; several sweep")
     how.add_argument("--calibration-memory-mib", type=int, metavar="MIB", help="for the states of a micro-batch")
 
 
@@ -75,7 +78,7 @@ def add_place(where: Any) -> None:
     where.add_argument("--device", default="auto", help="auto, cpu or cuda")
     where.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     where.add_argument("--threads", type=int, metavar="N", help="torch threads on the CPU")
-    where.add_argument("--seed", type=int, default=0)
+    where.add_argument("--seed", type=sizes, default=(0,), metavar="LIST", help="of all draws; several sweep")
     where.add_argument("--out", type=Path, metavar="DIR", help="by default results/<date>-<methods>-<model>")
     isolate = argparse.BooleanOptionalAction
     where.add_argument("--isolate", action=isolate, help="each cell in a process of its own; by default if it is timed")

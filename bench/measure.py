@@ -24,6 +24,7 @@ from torch import nn
 import methods
 from bench import checks, data, environment, export, inputs, isolation, leaks, ledger, models, scoring, speed, tasks
 from bench.errors import UserError
+from bench.reading import Reading
 from bench.record import Unwritable
 from bench.spec import Cell, Protocol, budget
 from methods.anatomy import Decoder
@@ -49,7 +50,7 @@ DOING = {
 
 @dataclass(frozen=True)
 class Materials:
-    """What all cells of a run look at: the same tokens and the same documents, and the hashes of both."""
+    """What all cells of one protocol and seed look at: the same tokens and documents, and the hashes of both."""
 
     calibration: Calibration
     texts: dict[str, data.EvaluationText]
@@ -65,16 +66,16 @@ class Materials:
         return replace(self, calibration=replace(self.calibration, order=order), inherited_seconds=seconds)
 
     @staticmethod
-    def of(cell: Cell, scratch: Path) -> Materials:
-        """`scratch` is a folder for what need not outlive the run.
+    def of(cell: Cell, scratch: Path, reading: Reading | None = None) -> Materials:
+        """`scratch` is a folder for what need not outlive the run; `reading` has what earlier cells have read.
 
         Raises UserError when a text is shorter than asked, when one that is evaluated is calibrated on under another
         name, or when a task's documents cannot be had.
         """
-        p, tokenizer = cell.protocol, models.load_tokenizer(cell.model, cell.trust_remote_code)
-        loaded = tasks.load(p.tasks, p.task_data, p.fewshot)
+        p, reading = cell.protocol, reading or Reading(cell, scratch)
+        tokenizer, loaded = reading.tokenizer, reading.load(p.tasks, p.task_data, p.fewshot)
         block = data.calibration(tokenizer, p.calibration, p.calibration_sequences, p.calibration_length, cell.seed)
-        texts = {text: _held_out(tokenizer, text, p) for text in p.texts}
+        texts = {text: _held_out(reading, text, p) for text in p.texts}
         leaks.refuse_shared(tokenizer, block.ids, block.source, texts.values(), "calibrated on")
         documents = {name: tasks.draw(task, p.documents, cell.seed) for name, task in loaded.items()}
         first = next(iter(texts.values()), None)
@@ -83,15 +84,14 @@ class Materials:
             texts,
             loaded,
             documents,
-            checks.Dense(first.ids, scratch / "dense.safetensors") if first and p.checks else None,
+            reading.dense(first) if first and p.checks else None,
             inputs.common(cell, tokenizer, calibration=block, texts=texts, loaded_tasks=loaded, documents=documents),
             scratch,
         )
 
 
-def _held_out(tokenizer: Any, text: str, p: Protocol) -> data.EvaluationText:
-    whole = data.is_whole(text, p.calibration)
-    return data.evaluation(tokenizer, text, p.window, p.stride, p.windows, whole=whole)
+def _held_out(reading: Reading, text: str, p: Protocol) -> data.EvaluationText:
+    return reading.text(text, p.window, p.stride, p.windows, whole=data.is_whole(text, p.calibration))
 
 
 @dataclass

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from methods.anatomy import Decoder
 def cells(
     methods_and_parameters: list[tuple[str, dict[str, Any]]],
     ratios: list[float],
-    protocol: spec.Protocol,
+    protocols: Sequence[tuple[spec.Protocol, int]],
     arguments: argparse.Namespace,
 ) -> list[spec.Cell]:
-    """The cells of a run. Raises UserError, in one line, for the first thing that is unsound."""
+    """The cells of a run. Raises UserError, in one line, for the first thing that is unsound.
+
+    protocols  each with its seed; they differ in what methods look at and in nothing else
+    """
     try:
         methods.load(arguments.plugin)
         for name, parameters in methods_and_parameters:
@@ -31,10 +35,9 @@ def cells(
             methods_and_parameters = [(name, _uniform(name, given)) for name, given in methods_and_parameters]
     except ValueError as error:
         raise UserError(str(error)) from None
-    local = task_data.parse(arguments.local_data)
-    names = tasks.check(protocol.tasks, local, protocol.fewshot)
-    protocol = dataclasses.replace(protocol, tasks=names, task_data=local)
-    for text in (*protocol.texts, protocol.calibration):
+    local, first = task_data.parse(arguments.local_data), protocols[0][0]
+    names = tasks.check(first.tasks, local, first.fewshot)
+    for text in dict.fromkeys([*first.texts, *(protocol.calibration for protocol, _ in protocols)]):
         data.check(text)
     device = models.resolve_device(arguments.device)
     dtype = models.resolve_dtype(arguments.dtype, device)
@@ -44,17 +47,20 @@ def cells(
     common = {
         "model": arguments.model,
         "match": arguments.match,
-        "seed": arguments.seed,
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
-        "protocol": protocol,
         "trust_remote_code": arguments.trust_remote_code,
     }
     try:
         decoder = Decoder(models.shell(arguments.model, arguments.trust_remote_code))
     except methods.Unsupported as error:
         raise UserError(str(error)) from None
-    return spec.cells(methods_and_parameters, ratios, decoder, common)
+    asked = [(dataclasses.replace(protocol, tasks=names, task_data=local), seed) for protocol, seed in protocols]
+    return [
+        cell
+        for protocol, seed in asked
+        for cell in spec.cells(methods_and_parameters, ratios, decoder, common | {"protocol": protocol, "seed": seed})
+    ]
 
 
 def _uniform(name: str, given: dict[str, Any]) -> dict[str, Any]:

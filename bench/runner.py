@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,8 +22,9 @@ from bench import environment, inputs, isolation, ledger, lock, models
 from bench.errors import UserError
 from bench.isolation import Limits
 from bench.measure import Materials, Outcome, attempt
+from bench.reading import Reading
 from bench.record import InvalidRecord, Record, Unwritable, load
-from bench.spec import Cell
+from bench.spec import Cell, Protocol
 
 
 def run(
@@ -51,7 +52,7 @@ def run(
             _say(dead)
         ledger.clear_leftovers(folder)
         with _scratch(folder) as scratch:
-            materials = Materials.of(cells[0], scratch)
+            materials = _materials(cells, scratch)
             cells = known(cells, materials)
             for line in ledger.set_aside(folder, cells):
                 _say(line)
@@ -64,7 +65,7 @@ def run(
                     ledger.drop_pieces(folder, cell.key)
                 else:
                     _say(f"{where}: {why}; it runs again" if why else f"{where}: loading the model")
-                    found = _measured(cell, folder, materials, where, limits if isolate else None)
+                    found = _measured(cell, folder, materials[_look(cell)], where, limits if isolate else None)
                     record = ledger.finish(_record(cell, found), folder, cell.key)
                     if record.error:
                         _say(f"{where}: {record.status}: {record.error.partition(chr(10))[0]}")
@@ -73,11 +74,28 @@ def run(
     return records
 
 
-def known(cells: Sequence[Cell], materials: Materials) -> list[Cell]:
+Look = tuple[Protocol, int]  # what decides what a cell looks at: its protocol and its seed
+
+
+def _look(cell: Cell) -> Look:
+    return cell.protocol, cell.seed
+
+
+def _materials(cells: Sequence[Cell], scratch: Path) -> dict[Look, Materials]:
+    """For each protocol and seed of a run, which is of one model; what several look at is read once."""
+    reading = Reading(cells[0], scratch)
+    looks = {_look(cell): cell for cell in cells}
+    return {look: Materials.of(cell, scratch, reading) for look, cell in looks.items()}
+
+
+def known(cells: Sequence[Cell], materials: Mapping[Look, Materials]) -> list[Cell]:
     """The cells with what their answers stand on."""
-    common = materials.inputs | {"weights_sha256": models.weights_sha256(cells[0].model)}
+    weights = {"weights_sha256": models.weights_sha256(cells[0].model)}
     hashes = {method: inputs.method_sha256(method) for method in {cell.method for cell in cells}}
-    return [replace(cell, inputs=common | {"method_sha256": hashes[cell.method]}) for cell in cells]
+    return [
+        replace(cell, inputs=materials[_look(cell)].inputs | weights | {"method_sha256": hashes[cell.method]})
+        for cell in cells
+    ]
 
 
 def _measured(cell: Cell, folder: Path, materials: Materials, where: str, limits: Limits | None) -> dict[str, Any]:

@@ -171,8 +171,9 @@ def _made(what: str, known: Mapping[str, type[T]], name: str, given: Mapping[str
     values = {}
     for parameter, value in given.items():
         if parameter not in fields:
-            has = ", ".join(fields) if fields else "none"
-            raise ValueError(f"{name} has no parameter {parameter}; it has: {has}")
+            near = difflib.get_close_matches(parameter, fields, n=1)
+            hint, has = f"; did you mean {near[0]}?" if near else "", ", ".join(fields) if fields else "none"
+            raise ValueError(f"{name} has no parameter {parameter}; it has: {has}{hint}")
         where = parameter if prefix else f"{name}:{parameter}"
         values[parameter.removeprefix(prefix)] = _typed(where, fields[parameter], value)
     try:

@@ -41,9 +41,10 @@ class Figure:
 
 def figures(records: Sequence[Record]) -> list[Figure]:
     """Those for which there is data, in the order of a report."""
-    from reports import charts, fronts, gains, maps, traces
+    from reports import ablation_charts, charts, fronts, gains, maps, traces
 
-    found = [figure for part in (charts, gains, fronts, maps, traces) for figure in part.figures(records)]
+    parts = (charts, gains, fronts, maps, traces, ablation_charts)
+    found = [figure for part in parts for figure in part.figures(records)]
     return [replace(one, title=printable(one.title), description=printable(one.description)) for one in found]
 
 

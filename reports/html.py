@@ -24,7 +24,7 @@ def render(tables: Sequence[Table]) -> str:
 def grid(table: Table) -> str:
     """One <table>; every figure's raw value is in a data element, so that a script can sort by it."""
     caption = "; ".join(part for part in (table.model, table.title or "dense model", *table.conditions) if part)
-    heads = "".join(f'<th scope="col">{_escaped(head)}</th>' for head in ("method", *(c.head for c in table.columns)))
+    heads = "".join(f'<th scope="col">{_escaped(head)}</th>' for head in (table.head, *(c.head for c in table.columns)))
     rows = "\n".join(_row(row, table.columns) for row in table.rows)
     return (
         f"<table>\n<caption>{_escaped(caption)}</caption>\n<thead><tr>{heads}</tr></thead>\n"

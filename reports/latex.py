@@ -102,7 +102,7 @@ def render(tables: Sequence[Table], *, standalone: bool = False) -> str:
 def fragment(table: Table, *, first: bool = True) -> str:
     """One `table` environment, shrunk where it is wider than the text; the notes stand below the first of a table."""
     columns = [_Aligned(column, [row.cells[at] for row in table.rows]) for at, column in enumerate(table.columns)]
-    heads = " & ".join(["method", *(column.head() for column in columns)])
+    heads = " & ".join([escaped(table.head), *(column.head() for column in columns)])
     lines = [" & ".join([_label(row.label), *_cells(row, columns, at)]) + r" \\" for at, row in enumerate(table.rows)]
     rules = [at for at, row in enumerate(table.rows[:-1], start=1) if row.method == "dense"][
         -1:

@@ -44,7 +44,7 @@ def grid(table: Table) -> str:
     sides = ["left" if column.words else "right" for column in table.columns]
     return tabulate(
         [[markdown_escaped(row.label), *_cells(row, len(sides))] for row in table.rows],
-        headers=[markdown_escaped(head) for head in ("method", *(column.head for column in table.columns))],
+        headers=[markdown_escaped(head) for head in (table.head, *(column.head for column in table.columns))],
         tablefmt="pipe",
         colalign=("left", *sides),
         disable_numparse=True,

@@ -135,6 +135,7 @@ def seconds(figure: float, _beside: float = 0) -> str:
 METRICS = {
     "ratio": Metric("removed", "%", percent),
     "parameters": Metric("params", "", count),
+    "layers": Metric("layers", "", count),
     "perplexity_": Metric("ppl {}", "", perplexity, "lower", "interval"),
     "kl": Metric("KL", "nats/token", perplexity, "lower", "interval", unit_in_cell=False),
     "agreement": Metric("agreement", "%", percent, "higher", unit_in_cell=False),

@@ -121,7 +121,9 @@ def reason(error: str) -> str:
     return text if len(text) <= REASON else f"{text[:REASON].rstrip()} ... (the record has the rest)"
 
 
-def protocol(records: Sequence[Record], table: pd.DataFrame, about: Collection[str] = EVERYTHING) -> list[str]:
+def protocol(
+    records: Sequence[Record], table: pd.DataFrame, about: Collection[str] = EVERYTHING, *, calibration: bool = True
+) -> list[str]:
     """How to read the columns of some kinds, and how their figures came about; each sentence once."""
     measured = [record.measured for record in records]
     pruned = [record for record in records if record.cell["method"] != "dense"]
@@ -135,7 +137,7 @@ def protocol(records: Sequence[Record], table: pd.DataFrame, about: Collection[s
     sentences = [
         *chain.from_iterable(said for kind, said in kinds.items() if kind in about),
         *(_incomparable(table) if "tasks" in about else ()),
-        *(_calibration(record.cell) for record in pruned),
+        *(_calibration(record.cell) for record in pruned if calibration),
         *_draws(records),
     ]
     return list(dict.fromkeys(sentences))
@@ -256,7 +258,7 @@ def _incomparable(table: pd.DataFrame) -> Iterator[str]:
     missing = [
         METRICS[column].label
         for column, source in COMPARED.items()
-        if source in table and (table[source].notna() & table[column].isna()).any()
+        if {column, source} <= set(table) and (table[source].notna() & table[column].isna()).any()
     ]
     if missing:
         yield f"{', '.join(missing)}: missing where no dense cell was measured under the same conditions."

@@ -28,6 +28,7 @@ SECTIONS = (  # name, title, view, and the group of its columns where it has sev
     ("size", "Size and throughput", "main", "cost"),
     ("cost", "Cost of pruning", "cost", ""),
     ("decisions", "What went", "decisions", ""),
+    ("ablation", "Ablation", "ablation", ""),
 )
 BETTER = {"higher": "higher is better", "lower": "lower is better", None: ""}
 MARKS = {"best": "best", "second": "second", "missed": "missed", "doubtful": "missed"}  # and the style of each
@@ -116,7 +117,7 @@ def _table(table: Table, name: str, targets: Targets, *, several: bool) -> dict[
         "ratio": ratios.pop() if len(ratios) == 1 and table.view != "speed" else "",
         "title": title[:1].upper() + title[1:],
         "conditions": [table.model, *table.conditions] if several else [],
-        "columns": [_column(Column("method", "method", words=True), ratio=None), *columns],
+        "columns": [_column(Column("label", table.head, words=True), ratio=None), *columns],
         "rows": [_row(row, table, targets) for row in table.rows],
         "notes": [*table.notes, *(legend for mark, legend in LEGENDS.items() if mark in found)],
         "figures": [_figures(row) for row in table.rows],
@@ -148,6 +149,7 @@ def _row(row: Row, table: Table, targets: Targets) -> dict[str, Any]:
 
     return {
         "label": row.label,
+        "name": row.label if table.head == "method" else row.method,
         "dense": row.method == "dense",
         "ratio": here,
         "failure": row.failure,

@@ -102,6 +102,7 @@ class Table:
     conditions  "cpu, float32, 2 threads", "quick"
     notes       of this table: cells without figures, missed ratios, doubts, what the marks say
     protocol    of all tables of the view, the same in each: how to read them and how they were measured
+    head        what the rows are: methods, or values of a parameter
     """
 
     name: str
@@ -113,6 +114,7 @@ class Table:
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
     protocol: tuple[str, ...] = ()
+    head: str = "method"
 
     def groups(self) -> list[Table]:
         """The table split by the groups of its columns, in their order."""

@@ -74,7 +74,8 @@ def _pages(table: Table, colour: bool) -> Iterator[list[str]]:
     """The table as one grid if it fits, else group by group, as much as fits beside the methods' names."""
     kept = table.only([number for number, column in enumerate(table.columns) if not column.detail])
     names = [wrap(printable(row.label), LABEL, breaks=",", indent=GAP) for row in kept.rows]
-    room = LINE - _wide([["method"], *names])
+    head = printable(table.head)
+    room = LINE - _wide([[head], *names])
     columns = [_column(kept.rows, number, column, colour) for number, column in enumerate(kept.columns)]
     if _total(columns) > room:
         groups = list(dict.fromkeys(column.group for column in kept.columns))
@@ -83,7 +84,7 @@ def _pages(table: Table, colour: bool) -> Iterator[list[str]]:
     rest = columns
     while True:
         page, rest = _fill(rest, room)
-        yield _grid(kept.rows, names, page, colour)
+        yield _grid(head, kept.rows, names, page, colour)
         if not rest:
             return
 
@@ -141,10 +142,10 @@ def _plain(text: str) -> str:
     return re.sub(r"\x1b\[\d*m", "", text)
 
 
-def _grid(rows: Sequence[Row], names: list[list[str]], columns: list[Column_], colour: bool) -> list[str]:
+def _grid(head: str, rows: Sequence[Row], names: list[list[str]], columns: list[Column_], colour: bool) -> list[str]:
     """Lines of one grid; a failed cell shows its status word instead of figures."""
-    first = _wide([["method"], *names])
-    lines = [GAP.join([_padded("method", first), *(column[0][0] for column in columns)]).rstrip()]
+    first = _wide([[head], *names])
+    lines = [GAP.join([_padded(head, first), *(column[0][0] for column in columns)]).rstrip()]
     for number, (row, name) in enumerate(zip(rows, names, strict=True), start=1):
         failed = _coloured(row.failure, FAILED) if row.failure and colour else row.failure
         cells = [[failed]] if failed else [column[number] for column in columns]

@@ -49,7 +49,7 @@ def _line(table: Table, row: Row, column: Column, cell: Cell) -> list[object]:
         table.name,
         printable(table.model),
         printable(", ".join(table.conditions)),
-        printable(label),
+        printable(label if table.head == "method" else f"{table.head}={label}"),
         printable(method),
         *("" if figure is None else figure for figure in (ratio, row.failure)),
         printable(column.name),

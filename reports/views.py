@@ -9,6 +9,7 @@ records -> frame -> blocks (one per setup and ratio, the dense model on top) -> 
     speed        everything that was timed, and the sizes that explain it
     cost         what pruning took: seconds, memory, tokens, gradients
     decisions    which layers, attentions, MLPs, heads and channels went
+    ablation     one factor against another among the cells of one method
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.record import Record
-from reports import grid, notes, outlay, speed
+from reports import ablation, grid, notes, outlay, speed
 from reports.blocks import Block, blocks, by_setup_blocks
 from reports.frame import display_name, frame, label, task_columns, texts
 from reports.rows import COST, Evidence, compared, conditions, kind, missed, starred
@@ -166,4 +167,5 @@ VIEWS: dict[str, Callable[[Sequence[Record], Evidence], list[Table]]] = {
     "speed": speed.tables,
     "cost": outlay.cost,
     "decisions": outlay.decisions,
+    "ablation": ablation.tables,
 }

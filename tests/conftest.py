@@ -118,3 +118,26 @@ def text_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("texts") / "words.txt"
     path.write_text("\n\n".join(documents))
     return path
+
+
+@pytest.fixture
+def base(model_folder, text_file, tmp_path):
+    """A sound run on a tiny model, without tasks."""
+    return [
+        *("run", "--model", str(model_folder), "--texts", str(text_file), "--calibration", str(text_file)),
+        *("--tasks", "none", "--window", "32", "--windows", "4", "--calibration-sequences", "4"),
+        *("--calibration-length", "24", "--profile", "smoke", "--device", "cpu", "--out", str(tmp_path / "run")),
+        *("--speed-rounds", "0"),  # test_speed.py has it
+    ]
+
+
+def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    """The one line that a mistake prints; no result, and no results folder with anything in it."""
+    from bench.cli import main
+
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err

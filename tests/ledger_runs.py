@@ -18,14 +18,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bench import cli, interrupt, preflight, runner
+from bench import cli, interrupt, preflight, runner, sweep
 from bench.commands import run
 
 
 def cells_of(arguments: list[str]):
     """The cells that `python -m bench` makes of the arguments."""
-    parsed = cli._parser().parse_args(arguments)
-    asked = run.parse_methods(parsed.methods), run.parse_ratios(parsed.ratio), run._protocol(parsed)
+    (parsed,) = sweep.looks(cli._parsed(arguments))
+    asked = run.parse_methods(parsed.methods), run.parse_ratios(parsed.ratio), [(run._protocol(parsed), parsed.seed)]
     return preflight.cells(*asked, parsed)
 
 

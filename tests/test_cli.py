@@ -6,31 +6,10 @@ import json
 import re
 
 import pytest
+from conftest import refused
 
 from bench import assets
 from bench.cli import main
-
-
-@pytest.fixture
-def base(model_folder, text_file, tmp_path):
-    """A sound run on a tiny model, without tasks."""
-    return [
-        *("run", "--model", str(model_folder), "--texts", str(text_file), "--calibration", str(text_file)),
-        *("--tasks", "none", "--window", "32", "--windows", "4", "--calibration-sequences", "4"),
-        *("--calibration-length", "24", "--profile", "smoke", "--device", "cpu", "--out", str(tmp_path / "run")),
-        *("--speed-rounds", "0"),  # test_speed.py has it
-    ]
-
-
-def refused(capsys, arguments: list[str]) -> str:
-    """The one line that a mistake prints; no result, and no results folder with anything in it."""
-    assert main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    assert "Traceback" not in err
-    return err
-
 
 MISTAKES = {
     "no such method": (["--methods", "lako", "--ratio", "0.2"], "no method is called 'lako'; did you mean laco?"),

@@ -13,7 +13,7 @@ from bench.spec import PROFILES
 
 def add(commands: Any) -> None:
     listing = commands.add_parser("list", help="show what there is")
-    listing.add_argument("what", choices=("methods", "models", "tasks", "texts", "profiles"))
+    listing.add_argument("what", choices=("methods", "models", "tasks", "texts", "profiles", "specs"))
     listing.add_argument("--verbose", action="store_true", help="parameters of methods, fields of profiles")
     listing.set_defaults(command=_list)
     fetch = commands.add_parser("fetch", help="download the default model, texts and tasks ahead of time")
@@ -23,6 +23,7 @@ def add(commands: Any) -> None:
 
 def _list(arguments: argparse.Namespace) -> int:
     lines = {"methods": _methods, "models": _models, "tasks": _tasks, "texts": _texts, "profiles": _profiles}
+    lines |= {"specs": _specs}
     print("\n".join(lines[arguments.what](arguments.verbose)))
     return OK
 
@@ -98,6 +99,15 @@ def _profiles(verbose: bool) -> list[str]:
         if verbose:
             lines += [f"    {field} = {value}" for field, value in dataclasses.asdict(protocol).items()]
     return lines
+
+
+def _specs(verbose: bool) -> list[str]:
+    from bench import spec_file
+
+    found = spec_file.shipped()
+    wide = 2 + max(map(len, found))
+    lines = [f"{name:<{wide}}{description}" for name, description in found.items()]
+    return [*lines, "`run --spec` takes these names, and a YAML file whose keys are the flags of `run`."]
 
 
 def _fetch(arguments: argparse.Namespace) -> int:

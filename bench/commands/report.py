@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from reports.merge import Merged
     from reports.tables import Table
 
-VIEWS = ("main", "per-task", "by-ratio", "grid", "speed", "cost", "decisions")
+VIEWS = ("main", "per-task", "by-ratio", "grid", "speed", "cost", "decisions", "ablation")
 FORMATS = ("terminal", "markdown", "csv", "latex", "html")
 
 
@@ -36,6 +36,9 @@ def add(commands: Any) -> None:
     report.add_argument(
         "--reference", metavar="METHOD", help="mark what differs from it, by paired tests on the samples"
     )
+    report.add_argument(
+        "--against", metavar="NAME|FILE", help="published figures beside these; published for all that are known"
+    )
     report.add_argument("--standalone", action="store_true", help="LaTeX as a whole document and not as a fragment")
     report.add_argument("--out", type=Path, metavar="DIR", help="write report.html, .md, .csv, *.tex, figures there")
     report.set_defaults(command=_report)
@@ -46,19 +49,30 @@ def _report(arguments: argparse.Namespace) -> int:
         raise UserError("--standalone is about LaTeX: add --format latex or --out DIR")
     if arguments.out and (arguments.view or arguments.format):
         raise UserError("--out writes every view and format: leave --view and --format out")
-    arguments.view, arguments.format = arguments.view or "main", arguments.format or "terminal"
+    if arguments.against and (arguments.view or arguments.out or arguments.reference):
+        raise UserError("--against is a table of its own: leave --view, --reference and --out out")
+    arguments.view = arguments.view or ("against" if arguments.against else "main")
+    arguments.format = arguments.format or "terminal"
     merged = _merged(arguments.runs)
-    views = VIEWS if arguments.view == "all" else (arguments.view,)
     for remark in merged.remarks:
         print(remark, file=sys.stderr)
     if arguments.out:
         _write(arguments.out, merged, arguments.reference, standalone=arguments.standalone)
     else:
-        tables = _tables(merged, views, arguments.reference)
-        if not any(tables.values()):
-            print(f"the view {arguments.view} has nothing to show of these cells", file=sys.stderr)
-        print(_rendered(arguments, merged, tables), end="")
+        print(_rendered(arguments, merged, _asked(arguments, merged)), end="")
     return OK
+
+
+def _asked(arguments: argparse.Namespace, merged: Merged) -> dict[str, list[Table]]:
+    """The tables that go to stdout, by view."""
+    if arguments.against:
+        return {"against": _against(merged, arguments.against)}
+    tables = _tables(merged, VIEWS if arguments.view == "all" else (arguments.view,), arguments.reference)
+    if arguments.view == "ablation" and not tables["ablation"]:
+        raise UserError("no method of these runs has cells that differ in a parameter, in calibration or in the seed")
+    if not any(tables.values()):
+        print(f"the view {arguments.view} has nothing to show of these cells", file=sys.stderr)
+    return tables
 
 
 def _merged(runs: list[Path]) -> Merged:
@@ -79,6 +93,15 @@ def _tables(merged: Merged, views: tuple[str, ...], reference: str | None) -> di
     needs = _needs()
     try:
         return {name: view(name, merged.records, reference, merged.samples, needs) for name in views}
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _against(merged: Merged, name: str) -> list[Table]:
+    from reports import against, printed
+
+    try:
+        return against.tables(merged.records, printed.read(name))
     except ValueError as error:
         raise UserError(str(error)) from None
 

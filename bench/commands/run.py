@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import flags, interrupt
+from bench import flags, interrupt, sweep
 from bench.commands import FAILED_CELLS, OK
 from bench.errors import UserError
-from bench.record import FAILED
+from bench.record import FAILED, Record
 from bench.spec import PROFILES, Protocol, parse_methods, parse_ratios, slug
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def _add_run(commands: Any) -> None:
         description="Prune a model with each method at each ratio and measure it; finished cells are skipped.",
     )
     what = run.add_argument_group("what to prune")
+    what.add_argument("--spec", metavar="NAME|FILE", help="flags from YAML, see `list specs`; those given here win")
     what.add_argument(
         "--methods", required=True, metavar="LIST", help="as in laco,slicegpt or laco:C=3,T=0.7; all for all"
     )
@@ -80,24 +81,26 @@ def _add_speed(commands: Any) -> None:
     flags.add_calibration(what)
     flags.add_timing(speed.add_argument_group("how to time"), "--rounds")
     flags.add_place(speed.add_argument_group("where"))
-    speed.set_defaults(command=_run, view="speed", profile="speed", local_data=[], save_models=False, save_dtype=None)
+    speed.set_defaults(command=_run, view="speed", profile="speed", spec=None, local_data=[])
+    speed.set_defaults(save_models=False, save_dtype=None)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    chosen = _compensated(parse_methods(arguments.methods), arguments.compensate)
-    methods_and_parameters = _with_settings(chosen, arguments.set)
+    chosen = _chosen(arguments)
     ratios = parse_ratios(arguments.ratio) if arguments.ratio else []
     if arguments.save_models and arguments.save_dtype is None:
         arguments.save_dtype = "auto"
-    protocol, limits = _protocol(arguments), _limits(arguments)
-    kind = "speed-" if arguments.view == "speed" else ""
-    folder = arguments.out or _default_folder(kind, methods_and_parameters, arguments.model)
+    swept, looks, limits = sweep.is_one(arguments), sweep.looks(arguments), _limits(arguments)
+    arguments, protocols = looks[0], [(_protocol(one), one.seed) for one in looks]
+    folder = arguments.out or _default_folder(arguments, chosen)
     from bench import preflight
 
-    cells = preflight.cells(methods_and_parameters, ratios, protocol, arguments)
+    cells = preflight.cells(chosen, ratios, protocols, arguments)
+    if swept:
+        sweep.refuse_more_than(arguments.max_cells, len(cells), at_least=False)
     preflight.check_folder(folder)
     from bench import runner
-    from reports import speed, table
+    from reports import table
 
     start = time.perf_counter()
     with interrupt.prompt():
@@ -109,9 +112,25 @@ def _run(arguments: argparse.Namespace) -> int:
             limits=limits,
             report=table.write,
         )
-    print({"main": table.terminal, "speed": speed.terminal}[arguments.view](records), end="")
+    print(_told(records, arguments.view, swept=swept), end="")
     print(f"{folder}: report.md, report.csv; {time.perf_counter() - start:.0f} s", file=sys.stderr)
     return FAILED_CELLS if any(record.status in FAILED for record in records) else OK
+
+
+def _told(records: list[Record], view: str, *, swept: bool) -> str:
+    """What a run prints: of a sweep one factor against another, where there are several."""
+    from reports import speed, table, terminal, views
+
+    factors = views.view("ablation", records) if swept and view == "main" else []
+    if factors:
+        return terminal.render(factors)
+    return {"main": table.terminal, "speed": speed.terminal}[view](records)
+
+
+def _chosen(arguments: argparse.Namespace) -> sweep.Chosen:
+    """The methods with their parameters, one for each combination of what --set sweeps."""
+    chosen = _compensated(parse_methods(arguments.methods), arguments.compensate)
+    return sweep.methods(chosen, arguments.set, arguments.max_cells)
 
 
 def _limits(arguments: argparse.Namespace) -> isolation.Limits:
@@ -136,21 +155,6 @@ def _compensated(chosen: list[tuple[str, dict[str, Any]]], name: str | None) -> 
     return [(method if method == "dense" or "+" in method else f"{method}+{name}", given) for method, given in chosen]
 
 
-def _with_settings(chosen: list[tuple[str, dict[str, Any]]], settings: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Apply each --set METHOD.NAME=VALUE to every mention of METHOD that does not say otherwise itself."""
-    for setting in settings:
-        left, equals, value = setting.partition("=")
-        method, dot, name = left.partition(".")
-        if not (equals and dot and value):
-            raise UserError(f"--set is written METHOD.NAME=VALUE, as in laco.T=0.7; got {setting!r}")
-        mentioned = [parameters for known, parameters in chosen if known == method]
-        if not mentioned:
-            raise UserError(f"--set {setting} speaks of {method}, which --methods does not name")
-        for parameters in mentioned:
-            parameters.setdefault(name, value)
-    return chosen
-
-
 def _protocol(arguments: argparse.Namespace) -> Protocol:
     """The profile with what the flags change."""
     if arguments.profile not in PROFILES:
@@ -166,6 +170,8 @@ def _protocol(arguments: argparse.Namespace) -> Protocol:
     return dataclasses.replace(PROFILES[arguments.profile], **changes)
 
 
-def _default_folder(kind: str, chosen: list[tuple[str, dict[str, Any]]], model: str) -> Path:
-    names = kind + "-".join(dict.fromkeys(name for name, _ in chosen))
-    return Path("results") / f"{time.strftime('%Y-%m-%d')}-{slug(names)}-{slug(model.rstrip('/').rsplit('/', 1)[-1])}"
+def _default_folder(arguments: argparse.Namespace, chosen: sweep.Chosen) -> Path:
+    named = Path(arguments.spec).stem if arguments.spec else "-".join(dict.fromkeys(name for name, _ in chosen))
+    what = ("speed-" if arguments.view == "speed" else "") + named
+    model = slug(arguments.model.rstrip("/").rsplit("/", 1)[-1])
+    return Path("results") / f"{time.strftime('%Y-%m-%d')}-{slug(what)}-{model}"
