@@ -7,13 +7,17 @@ import dataclasses
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import methods
-from bench import data, models, spec, task_data, tasks
+from bench import chain, data, flags, models, spec, task_data, tasks
 from bench.errors import UserError
+from bench.recipe import Recipe, refuse
 from bench.record import WRITING
 from methods.anatomy import Decoder
+
+if TYPE_CHECKING:
+    import torch
 
 
 def cells(
@@ -23,12 +27,15 @@ def cells(
     arguments: argparse.Namespace,
 ) -> list[spec.Cell]:
     """The cells of a run. Raises UserError, in one line, for the first thing that is unsound."""
+    recipe = flags.recipe(arguments)
+    stages = [chain.parse(text) for text in arguments.then]
     try:
         methods.load(arguments.plugin)
-        for name, parameters in methods_and_parameters:
+        for name, parameters in (*methods_and_parameters, *(stage[:2] for stage in stages)):
             methods.make(name, parameters)
         if arguments.uniform:
             methods_and_parameters = [(name, _uniform(name, given)) for name, given in methods_and_parameters]
+            stages = [(name, _uniform(name, given), ratio) for name, given, ratio in stages]
     except ValueError as error:
         raise UserError(str(error)) from None
     local = task_data.parse(arguments.local_data)
@@ -38,6 +45,8 @@ def cells(
         data.check(text)
     device = models.resolve_device(arguments.device)
     dtype = models.resolve_dtype(arguments.dtype, device)
+    if recipe:
+        _check_healing(recipe, protocol, dtype)
     models.check(arguments.model, arguments.trust_remote_code)
     if arguments.threads is not None:
         set_threads(arguments.threads)
@@ -54,7 +63,31 @@ def cells(
         decoder = Decoder(models.shell(arguments.model, arguments.trust_remote_code))
     except methods.Unsupported as error:
         raise UserError(str(error)) from None
-    return spec.cells(methods_and_parameters, ratios, decoder, common)
+    if recipe and recipe.length > (most := getattr(decoder.config, "max_position_embeddings", recipe.length)):
+        raise UserError(f"--heal-length {recipe.length} is more than the {most} tokens that the model takes")
+    grid = spec.cells(methods_and_parameters, ratios, decoder, common)
+    behind = [_stage_cells(stage, decoder, common) for stage in stages]
+    return chain.extended(grid, recipe, behind, decoder)
+
+
+def _check_healing(recipe: Recipe, protocol: spec.Protocol, dtype: torch.dtype) -> None:
+    """Refuse a text that cannot be read or that is measured on, and a dtype that cannot be trained in."""
+    refuse(recipe, dtype, dense=True)  # which is loaded where the loss needs it
+    data.check(recipe.text)
+    for text in protocol.texts:
+        if data.is_whole(text, protocol.calibration) and not data.is_whole(text, recipe.text):
+            raise UserError(
+                f"--heal-text {recipe.text} would be trained on and measured on, since --texts takes all of it; with "
+                "--calibration of the same text every second document is for each"
+            )
+
+
+def _stage_cells(stage: tuple[str, dict[str, Any], float], decoder: Decoder, common: dict[str, Any]) -> list[spec.Cell]:
+    """What --then names, as cells that start from the dense model: several where the method draws at random."""
+    name, given, ratio = stage
+    if name == "dense" or methods.make(name, given).fixed:
+        raise UserError(f"--then {name}: it takes no ratio, and so cannot go on to one")
+    return [cell for cell in spec.cells([(name, given)], [ratio], decoder, common) if cell.method != "dense"]
 
 
 def _uniform(name: str, given: dict[str, Any]) -> dict[str, Any]:
