@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import evidence
+from bench import chain, evidence
 from bench.errors import UserError
 from bench.evidence import Evidence
+from bench.recipe import Recipe
 from bench.record import Record
-from bench.spec import Cell, Protocol
+from bench.spec import Cell, Protocol, Stage
 
 
 def measure(run: Path, name: str) -> Evidence:
@@ -31,8 +32,9 @@ def measure(run: Path, name: str) -> Evidence:
     threads = record.environment.get("threads")
     if record.cell["device"] == "cpu" and threads:
         torch.set_num_threads(threads)
+    cell = cell_of(record)
     try:
-        runner.run([cell_of(record)], folder)
+        runner.run([*chain.ancestors(cell), cell], folder)
     except (UserError, OSError) as error:
         raise UserError(
             f"{name} looks worse and cannot be measured again here: {error}; --no-confirm judges without"
@@ -43,15 +45,21 @@ def measure(run: Path, name: str) -> Evidence:
 def cell_of(record: Record) -> Cell:
     """The cell that a record was made from; what it depended on is found out anew when it runs."""
     plain = record.cell
-    protocol = Protocol(
-        **{field.name: _tuples(plain["protocol"][field.name]) for field in _known(Protocol, plain["protocol"])}
-    )
-    rest = {field.name: plain[field.name] for field in _known(Cell, plain) if field.name not in ("protocol", "inputs")}
-    return Cell(**{**rest, "given": tuple(plain.get("given", ())), "protocol": protocol})
+    protocol = Protocol(**{name: _tuples(value) for name, value in _known(Protocol, plain["protocol"]).items()})
+    earlier = tuple(Stage(**_stage(stage)) for stage in plain.get("earlier", ()))
+    return Cell(**_known(Cell, plain) | _stage(plain) | {"protocol": protocol, "earlier": earlier, "inputs": {}})
 
 
-def _known(kind: Any, plain: Mapping[str, Any]) -> list[dataclasses.Field[Any]]:
-    return [field for field in dataclasses.fields(kind) if field.name in plain]
+def _stage(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """What a cell and what came before it have in common."""
+    healing = plain.get("healing")
+    recipe = Recipe(**_known(Recipe, healing)) if healing else None
+    return _known(Stage, plain) | {"given": tuple(plain.get("given", ())), "healing": recipe}
+
+
+def _known(kind: Any, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The values under the names of a dataclass's fields."""
+    return {field.name: plain[field.name] for field in dataclasses.fields(kind) if field.name in plain}
 
 
 def _tuples(value: Any) -> Any:

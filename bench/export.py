@@ -52,7 +52,7 @@ def save_and_reload(
     """
     folder, dtype = folder_of(run, cell.key), wanted_dtype(cell.protocol.save_dtype, cell.model, cell.dtype)
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that did not come to its record
-    known = facts(dataclasses.asdict(cell) | {"label": cell.label}, decisions, measured)
+    known = facts(cell.plain() | {"label": cell.label}, decisions, measured)
     probe = calibration.ids[:1, :PROBE_TOKENS]
     manifest = checkpoint.save(model, folder, tokenizer=tokenizer, facts=known, dtype=dtype, probe=probe)
     measured["saved"] = {
@@ -87,16 +87,16 @@ def facts(cell: Mapping[str, Any], decisions: Mapping[str, Any], measured: Mappi
         "pruning": _earlier(cell["model"]),
         "hub": cell["model"] if models.is_on_hub(cell["model"]) else None,
     }
-    calibration = dict(decisions["calibration"])
-    if Path(calibration["source"]).is_file():
-        calibration["source"] = Path(calibration["source"]).name
+    calibration = _without_path(decisions["calibration"])
     pruning = {
         **{name: cell[name] for name in ("method", "label", "parameters", "match", "seed")},
         "requested": cell["ratio"],
         "budget": measured.get("ratio_budget"),
         "achieved": measured.get("ratio"),
         "calibration": calibration,
-        "decisions": {name: value for name, value in decisions.items() if name != "calibration"},
+        "decisions": {name: value for name, value in decisions.items() if name not in ("calibration", "earlier")},
+        "healing": _without_path(measured["healing"]["recipe"]) if "healing" in measured else None,
+        "earlier": [_stage(stage) for stage in decisions.get("earlier", [])] or None,
     }
     found = {
         "base": {name: value for name, value in base.items() if value is not None},
@@ -106,12 +106,26 @@ def facts(cell: Mapping[str, Any], decisions: Mapping[str, Any], measured: Mappi
     return found | ({"measured": figures} if figures else {})
 
 
+def _without_path(said: Mapping[str, Any]) -> dict[str, Any]:
+    """With the name of a text's file only, under "source" or "text"."""
+    names = {name: Path(said[name]).name for name in ("source", "text") if name in said and Path(said[name]).is_file()}
+    return {**said, **names}
+
+
+def _stage(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """What a cell in front of this one did, by the names of `facts`."""
+    found = {name: stage[name] for name in ("method", "label", "parameters", "decisions")}
+    found |= {"requested": stage["ratio"], "achieved": stage["measured"]["ratio"]}
+    return found | ({"healing": _without_path(stage["healing"])} if "healing" in stage else {})
+
+
 def _earlier(model: str) -> list[dict[str, Any]]:
     """How a base that had been pruned before came to be, oldest step first."""
     if not checkpoint.is_checkpoint(Path(model)):
         return []
     manifest = checkpoint.read_manifest(Path(model))
-    return [*manifest.get("base", {}).get("pruning", []), manifest.get("pruning", {})]
+    last = manifest.get("pruning", {})
+    return [*manifest.get("base", {}).get("pruning", []), *last.get("earlier", []), last]
 
 
 def _figures(measured: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,8 +180,14 @@ def model_of(record: Record, run: Path, device: str, dtype: str | None) -> Expor
 
 
 def made_anew(record: Record, device: str) -> Exported:
-    """Prune again as the record says. Raises UserError where weights, tokens or decisions are no longer the same."""
+    """Prune again as the record says. Raises UserError where weights, tokens or decisions are no longer the same, and
+    for a cell that has more behind it than pruning.
+    """
     cell, measured, protocol = record.cell, record.measured, record.cell["protocol"]
+    if "healing" in cell or "earlier" in cell:
+        raise UserError(
+            f"{cell['label']} was trained or goes on from another cell; `run --save-models` keeps its model"
+        )
     models.check(cell["model"], cell["trust_remote_code"])
     if models.weights_sha256(cell["model"]) != measured["weights_sha256"]:
         raise UserError(f"{cell['model']} is not the model of the record: the sha256 of its weights differs")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench.errors import UserError
+from bench.recipe import KINDS, LOSSES, Recipe
 from bench.spec import CACHES
 
 
@@ -45,7 +47,9 @@ def add_pruning(what: Any) -> None:
     )
     what.add_argument("--max-cells", type=int, default=200, metavar="N", help="of a sweep; more are refused")
     what.add_argument("--match", choices=("layers", "exact"), default="layers", help="round the ratio to whole layers")
-    what.add_argument("--compensate", metavar="NAME", help="of `list methods`, behind every method: laco is laco+NAME")
+    what.add_argument(
+        "--compensate", metavar="NAME", help="of `list methods`, behind all of --methods: laco is laco+NAME"
+    )
     what.add_argument("--uniform", action="store_true", help="cut widths alike in all layers, for stock transformers")
     what.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a model")
     what.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file with methods")
@@ -57,6 +61,39 @@ def add_calibration(how: Any) -> None:
     how.add_argument("--calibration-sequences", type=sizes, metavar="LIST", help="how many; several sweep")
     how.add_argument("--calibration-length", type=sizes, metavar="LIST", help="tokens of each; several sweep")
     how.add_argument("--calibration-memory-mib", type=int, metavar="MIB", help="for the states of a micro-batch")
+
+
+HEALING = ("text", "tokens", "loss", "passes", "learning_rate", "rank", "batch", "length")  # of Recipe, by flag
+
+
+def add_healing(how: Any) -> None:
+    """How pruned models are trained, by the names of Recipe; a flag that is not given is None."""
+    usual, rates = Recipe(), ", ".join(f"{rate:g} for {kind}" for kind, rate in KINDS.items())
+    how.add_argument("--heal", choices=tuple(KINDS), help="measure every method as pruned, and healed; by default not")
+    how.add_argument(
+        "--heal-text", metavar="TEXT", help=f"whose calibration half is trained on, by default {usual.text}"
+    )
+    how.add_argument("--heal-tokens", type=int, metavar="N", help=f"trained on, by default {usual.tokens:,}")
+    how.add_argument("--heal-loss", choices=LOSSES, help=f"kl: from the dense model; by default {usual.loss}")
+    how.add_argument("--heal-passes", type=int, metavar="N", help=f"over the text, by default {usual.passes}")
+    how.add_argument("--heal-learning-rate", type=float, metavar="RATE", help=f"the highest, by default {rates}")
+    how.add_argument("--heal-rank", type=int, metavar="N", help=f"of LoRA's matrices, by default {usual.rank}")
+    how.add_argument("--heal-batch", type=int, metavar="N", help=f"sequences of a step, by default {usual.batch}")
+    how.add_argument("--heal-length", type=int, metavar="TOKENS", help=f"of a sequence, by default {usual.length}")
+
+
+def recipe(arguments: argparse.Namespace) -> Recipe | None:
+    """The recipe that the flags of `add_healing` ask for. Raises UserError for one that cannot be."""
+    given = {name: value for name in HEALING if (value := getattr(arguments, f"heal_{name}")) is not None}
+    if arguments.heal is None:
+        if given:
+            flag = f"--heal-{next(iter(given)).replace('_', '-')}"
+            raise UserError(f"{flag} says how to heal, and nothing is healed; add --heal {' or --heal '.join(KINDS)}")
+        return None
+    if arguments.heal != "lora" and "rank" in given:
+        raise UserError(f"--heal-rank is of LoRA's matrices, which --heal {arguments.heal} has none of; leave it out")
+    found = Recipe(kind=arguments.heal, seed=arguments.seed, **given)
+    return replace(found, learning_rate=found.highest)
 
 
 def add_timing(how: Any, rounds: str) -> None:

@@ -24,6 +24,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -45,6 +46,7 @@ ALPHA = 2  # adapters are scaled by alpha / rank; this many times the rank
 LOGITS = 2**26  # the most of one forward, 256 MiB in float32
 ADAPTER = "healing"
 CHECKPOINT = "heal.safetensors"
+PROGRESS = ("step", "tokens", "seconds", "curve")  # what a checkpoint says beside weights and moments
 
 Curve = list[dict[str, float]]
 
@@ -57,10 +59,10 @@ def heal(
     dense   the model before pruning, on the same device, for loss "kl"
     folder  for the checkpoint; training goes on from the one that is there, if it is of the same model and recipe
 
-    A point of the curve: step, tokens (trained on so far), loss (mean since the point before, of what is trained for;
-    absent at step 0), heldout_loss, heldout_loss_low, heldout_loss_high (95 %, over sequences): of the next token,
-    whatever is trained for. All in nats per token. Raises UserError as `refuse` does and for a checkpoint of another
-    training, FloatingPointError where the loss is no finite number.
+    A point of the curve: step, tokens (trained on so far), seconds (of training so far, over all attempts), loss (mean
+    since the point before, of what is trained for; absent at step 0), heldout_loss, heldout_loss_low, heldout_loss_high
+    (95 %, over sequences): of the next token, whatever is trained for. Losses are in nats per token. Raises UserError
+    as `refuse` does and for a checkpoint of another training, FloatingPointError where the loss is no finite number.
     """
     dtype = model.embed.weight.dtype
     refuse(recipe, dtype, dense)
@@ -119,7 +121,8 @@ class _Training:
         self.device = model.embed.weight.device
         self.half = False  # the weights are float32 while they are trained, and products are bfloat16
         self.optimiser = torch.optim.AdamW(weights.values(), lr=recipe.rate(0), weight_decay=0.0)
-        self.step, self.tokens, self.losses = 0, 0, [0.0, 0]  # nats and tokens since the last point
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.losses = [0.0, 0]  # nats and tokens since the last point
         self.curve: Curve = []
 
     def run(self, file: Path | None) -> None:
@@ -133,10 +136,13 @@ class _Training:
         shown: dict[str, Any] = {"desc": "healing", "unit": "step", "delay": 2, "leave": False, "mininterval": every}
         with tqdm(total=self.recipe.steps, initial=self.step, **shown) as bar:
             while self.step < self.recipe.steps:
+                start = time.perf_counter()
                 self._train()
+                self.seconds += time.perf_counter() - start
                 bar.update()
                 if self.step in points:
                     self._point()
+                    bar.set_postfix_str(f"held-out loss {self.curve[-1]['heldout_loss']:.3f}")
                     if file is not None:
                         self._save(file, identity)
 
@@ -182,7 +188,7 @@ class _Training:
             logits = self._logits(self.model, ids)
             sums.append(float(nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")))
         counts = [self.text.held_out.shape[1] - 1] * len(sums)
-        point: dict[str, float] = {"step": self.step, "tokens": self.tokens}
+        point: dict[str, float] = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
         if self.losses[1]:
             point["loss"] = self.losses[0] / self.losses[1]
         low, high = ratio_interval(sums, counts)
@@ -209,7 +215,7 @@ class _Training:
             tensors[f"weight {name}"] = weight.detach().contiguous()
             for moment, value in self.optimiser.state[weight].items():
                 tensors[f"{moment} {name}"] = value.contiguous()
-        progress = {"step": self.step, "tokens": self.tokens, "curve": self.curve}
+        progress = {name: getattr(self, name) for name in PROGRESS}
         temporary = file.with_name(f".{file.name}")
         save_file(tensors, temporary, {"identity": identity, "progress": json.dumps(progress)})
         with temporary.open("rb+") as written:
@@ -232,4 +238,5 @@ class _Training:
         except (SafetensorError, KeyError, TypeError) as error:
             raise UserError(f"{file} is no checkpoint of healing: {error}") from error
         progress = json.loads(facts["progress"])
-        self.step, self.tokens, self.curve = progress["step"], progress["tokens"], progress["curve"]
+        for name in PROGRESS:
+            setattr(self, name, progress[name])

@@ -9,6 +9,9 @@
     method_sha256       of the method's source file and of the files that it imports, see `method_sha256`
     versions            {package: version} of VERSIONS
     timed_on            {processor, threads}   of a timed cell alone
+    healing             {text_sha256 (of the tokens), source_sha256 (of HEALING), peft (its version, for LoRA)}   of a
+                        healed cell alone
+    parent              key of the cell whose model is pruned further, of a chained cell (bench.chain) alone
 
 A cell is served from a record only where all of it is equal: no answer of another model, text, document, version or
 state of a method's source is ever taken for this one's.
@@ -32,11 +35,13 @@ from torch import nn
 
 import methods
 from bench import data, environment, models, tasks
+from bench.recipe import Recipe, Text
 from bench.spec import Cell
 from methods.pruner import Calibration
 
 VERSIONS = ("prunebench", "torch", "transformers", "lm_eval")
-MEASURED_ON = ("texts", "tasks", "timed_on")  # what a method has not looked at when it decides
+HEALING = ("heal.py", "recipe.py")  # the modules that train, beside this one
+MEASURED_ON = ("texts", "tasks", "timed_on", "healing")  # what a method has not looked at when it decides
 
 
 def common(
@@ -62,6 +67,13 @@ def common(
         processor = environment.processor(torch.device(cell.device))
         found["timed_on"] = {"processor": processor, "threads": torch.get_num_threads()}
     return found
+
+
+def healing(recipe: Recipe, text: Text) -> dict[str, str]:
+    """What a healed cell stands on beside the pruned model."""
+    sources = b"".join((Path(__file__).parent / name).read_bytes() for name in HEALING)
+    found = {"text_sha256": text.sha256, "source_sha256": hashlib.sha256(sources).hexdigest()}
+    return found | ({"peft": metadata.version("peft")} if recipe.kind == "lora" else {})
 
 
 def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

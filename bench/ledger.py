@@ -3,6 +3,8 @@
     cells/<key>.json                finished cells (bench.record)
     samples/<key>/<name>.parquet    their documents and windows
     partial/<key>/<name>.*          finished pieces of a cell without a record: figures (.json), samples (.parquet)
+    partial/<key>/heal-*/           the checkpoint of its healing (bench.heal), for the pruned model with that hash
+    kept/<key>/                     models from which a cell without a record goes on (bench.kept)
     superseded/                     records, with their samples, that a changed input or layout has made old
     models/<key>/                   saved models (bench.export)
 
@@ -38,6 +40,11 @@ class Pieces:
 
     folder: Path
     pruned_sha256: str
+
+    @property
+    def healing(self) -> Path:
+        """Where a checkpoint is written while the model with that hash is trained."""
+        return self.folder / f"heal-{self.pruned_sha256[:16]}"
 
     def recall(self, name: str) -> dict[str, Any] | None:
         """The figures of a piece, if it is whole and of the same model."""
@@ -184,7 +191,7 @@ def clear_leftovers(folder: Path) -> None:
     for place in (".", "cells", "samples/*", "partial/*"):
         for path in folder.glob(f"{place}/{WRITING}*"):
             path.unlink(missing_ok=True)
-    for path in (*folder.glob(f"{SCRATCH}*"), *folder.glob("models/.*--*")):
+    for path in (*folder.glob(f"{SCRATCH}*"), *folder.glob("models/.*--*"), *folder.glob("kept/.*--*")):
         shutil.rmtree(path, ignore_errors=True)
 
 

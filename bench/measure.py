@@ -1,8 +1,8 @@
-"""One cell, in one straight line: load, prune, measure. Whatever happens to it is its outcome.
+"""One cell, in one straight line: load, prune, heal, save, measure. Whatever happens to it is its outcome.
 
 What is found is told as it comes, so that a cell that fails, or whose process dies, keeps what it had. Perplexities and
-tasks are kept on disk one by one (bench.ledger.Pieces) and not measured again after an interruption, as long as the
-pruned model is the same to the last bit.
+tasks are kept on disk one by one, and so is how far healing has come (bench.ledger.Pieces); none of it is done again
+after an interruption, as long as the pruned model is the same to the last bit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,26 @@ import torch
 from torch import nn
 
 import methods
-from bench import checks, data, environment, export, inputs, isolation, leaks, ledger, models, scoring, speed, tasks
+from bench import (
+    checks,
+    data,
+    environment,
+    export,
+    heal,
+    inputs,
+    isolation,
+    kept,
+    ledger,
+    models,
+    scoring,
+    speed,
+    tasks,
+)
 from bench.errors import UserError
-from bench.reading import Reading
-from bench.record import Unwritable
-from bench.spec import Cell, Protocol, budget
+from bench.materials import Materials
+from bench.recipe import Recipe, Text
+from bench.record import Unwritable, load
+from bench.spec import Cell, budget
 from methods.anatomy import Decoder
 from methods.budget import (
     kv_bytes_per_token,
@@ -35,63 +50,18 @@ from methods.budget import (
     parameters_without_embeddings,
     weight_bytes,
 )
-from methods.pruner import Calibration, Unsupported
+from methods.pruner import Unsupported
 
 DOING = {
     "load": "while it loaded the model",
     "prune": "while it pruned",
+    "heal": "while it healed",
     "save": "while it saved the model and loaded it again",
     "perplexity": "while it measured perplexity",
     "tasks": "while it answered tasks",
     "speed": "while it was timed",
     "checks": "while it ran the checks",
 }
-
-
-@dataclass(frozen=True)
-class Materials:
-    """What all cells of one protocol and seed look at: the same tokens and documents, and the hashes of both."""
-
-    calibration: Calibration
-    texts: dict[str, data.EvaluationText]
-    tasks: dict[str, Any]
-    documents: dict[str, list[int]]
-    dense: checks.Dense | None
-    inputs: dict[str, Any]
-    scratch: Path
-    inherited_seconds: float = 0.0
-
-    def knowing(self, order: tuple[str, ...], seconds: float) -> Materials:
-        """The same, with the removals that an earlier cell found, and what finding them took."""
-        return replace(self, calibration=replace(self.calibration, order=order), inherited_seconds=seconds)
-
-    @staticmethod
-    def of(cell: Cell, scratch: Path, reading: Reading | None = None) -> Materials:
-        """`scratch` is a folder for what need not outlive the run; `reading` has what earlier cells have read.
-
-        Raises UserError when a text is shorter than asked, when one that is evaluated is calibrated on under another
-        name, or when a task's documents cannot be had.
-        """
-        p, reading = cell.protocol, reading or Reading(cell, scratch)
-        tokenizer, loaded = reading.tokenizer, reading.load(p.tasks, p.task_data, p.fewshot)
-        block = data.calibration(tokenizer, p.calibration, p.calibration_sequences, p.calibration_length, cell.seed)
-        texts = {text: _held_out(reading, text, p) for text in p.texts}
-        leaks.refuse_shared(tokenizer, block.ids, block.source, texts.values(), "calibrated on")
-        documents = {name: tasks.draw(task, p.documents, cell.seed) for name, task in loaded.items()}
-        first = next(iter(texts.values()), None)
-        return Materials(
-            replace(block, memory=p.calibration_memory_mib * 2**20),
-            texts,
-            loaded,
-            documents,
-            reading.dense(first) if first and p.checks else None,
-            inputs.common(cell, tokenizer, calibration=block, texts=texts, loaded_tasks=loaded, documents=documents),
-            scratch,
-        )
-
-
-def _held_out(reading: Reading, text: str, p: Protocol) -> data.EvaluationText:
-    return reading.text(text, p.window, p.stride, p.windows, whole=data.is_whole(text, p.calibration))
 
 
 @dataclass
@@ -150,44 +120,44 @@ def _is_full_disk(error: BaseException) -> bool:
 
 
 def _measure(cell: Cell, folder: Path, materials: Materials, outcome: Outcome) -> None:
-    """Load, prune, save if asked, then measure what the protocol names; a saved model as it loads again."""
-    device, dtype = torch.device(cell.device), getattr(torch, cell.dtype)
-    with outcome.timed("load"):
-        weights = models.weights_sha256(cell.model)
-        _refuse_changes(cell, materials.inputs | {"weights_sha256": weights})
-        model, tokenizer = models.load(cell.model, device, dtype, cell.trust_remote_code)
-        outcome.measured["weights_sha256"] = weights
+    """Load, prune, heal and save if asked, then measure what the protocol names; a saved model as it loads again."""
+    model, tokenizer = _load(cell, materials, outcome)
+    decoder, ratio = _dense(cell, model, materials, outcome)
+    del model
+    if cell.earlier:
+        del decoder
+        decoder, ratio = _parent(cell, folder, ratio, outcome)
     torch.manual_seed(cell.seed)
-    decoder = Decoder(model)
-    _prune(cell, decoder, materials, outcome)
-    saved = bool(cell.protocol.save_dtype) and cell.method != "dense"
-    if saved:
-        outcome.say("saving the model and loading it again")
-        with outcome.timed("save"):
-            decoder = export.save_and_reload(
-                cell,
-                decoder,
-                tokenizer,
-                calibration=materials.calibration,
-                decisions=outcome.decisions,
-                measured=outcome.measured,
-                run=folder,
-            )
-            model = decoder.model
-    outcome.measured["pruned_sha256"] = inputs.state_sha256(model)
+    _prune(cell, decoder, ratio, materials, outcome)
+    if cell.healing:
+        _heal(cell, decoder, (cell.healing, materials.healing[cell.healing]), folder, outcome)
+    decoder = _save(cell, (decoder, tokenizer), materials, folder, outcome)
     outcome.say(f"measuring {outcome.measured['parameters'] / 1e6:.1f} M parameters")
     pieces = ledger.pieces(folder, cell.key, outcome.measured)
-    _perplexity(cell, model, materials, outcome, pieces)
-    _accuracy(cell, (model, tokenizer), materials, outcome, pieces)
+    _perplexity(cell, decoder.model, materials, outcome, pieces)
+    _accuracy(cell, (decoder.model, tokenizer), materials, outcome, pieces)
     if cell.protocol.speed_rounds:
         with outcome.timed("speed"):
-            outcome.measured["speed"] = speed.measure(model, cell)
-    outcome.measured["peak_memory_bytes"] = environment.peak_memory_bytes(decoder.embed.weight.device)
+            outcome.measured["speed"] = speed.measure(decoder.model, cell)
+    _note_peak_memory(outcome, decoder.embed.weight.device)
     if cell.protocol.checks:
         with outcome.timed("checks"):
-            outcome.measured["checks"] = _checks(cell, model, tokenizer, materials)
-    if saved:
+            outcome.measured["checks"] = _checks(cell, decoder.model, tokenizer, materials)
+    if "saved" in outcome.measured:
         export.complete(outcome.measured, folder)
+
+
+def _load(cell: Cell, materials: Materials, outcome: Outcome) -> tuple[nn.Module, Any]:
+    """The dense model and its tokenizer. Raises RuntimeError where it is not what the cell was asked about."""
+    with outcome.timed("load"):
+        weights = models.weights_sha256(cell.model)
+        now = materials.inputs | {"weights_sha256": weights}
+        if cell.healing:
+            now["healing"] = inputs.healing(cell.healing, materials.healing[cell.healing])
+        _refuse_changes(cell, now)
+        found = models.load(cell.model, torch.device(cell.device), getattr(torch, cell.dtype), cell.trust_remote_code)
+        outcome.measured["weights_sha256"] = weights
+    return found
 
 
 def _refuse_changes(cell: Cell, now: dict[str, Any]) -> None:
@@ -197,8 +167,9 @@ def _refuse_changes(cell: Cell, now: dict[str, Any]) -> None:
         raise RuntimeError(f"this has changed since the run began: {', '.join(changed)}")
 
 
-def _prune(cell: Cell, decoder: Decoder, materials: Materials, outcome: Outcome) -> None:
-    """Note the dense model, prune it, and note what is left."""
+def _dense(cell: Cell, model: nn.Module, materials: Materials, outcome: Outcome) -> tuple[Decoder, float]:
+    """Note the dense model; it, and the ratio of it that has to go."""
+    decoder = Decoder(model)
     outcome.measured |= {"dense_layers": len(decoder.layers), "dense_parameters": parameters(decoder)}
     outcome.measured["dense_parameters_without_embeddings"] = parameters_without_embeddings(decoder)
     ratio = budget(cell, decoder)
@@ -207,6 +178,26 @@ def _prune(cell: Cell, decoder: Decoder, materials: Materials, outcome: Outcome)
     if materials.dense:
         with outcome.timed("checks"):
             materials.dense.remember(decoder.model)
+    return decoder, ratio
+
+
+def _parent(cell: Cell, folder: Path, ratio: float, outcome: Outcome) -> tuple[Decoder, float]:
+    """The model that a chained cell goes on from, and the ratio of it that has to go; `ratio` is of the dense model."""
+    key, dense = cell.inputs["parent"], outcome.measured["dense_parameters"]
+    record = load(folder / "cells" / f"{key}.json")
+    there, left = record.measured["parameters"], (1 - ratio) * dense
+    if left >= there:
+        raise Unsupported(
+            f"{record.cell['label']} has {there:,} parameters, and {left:,.0f} may stay at {ratio:g} of the dense "
+            "model, so that there is nothing to remove"
+        )
+    outcome.decisions["earlier"] = [*record.decisions.get("earlier", []), kept.stage(record)]
+    with outcome.timed("load"):
+        return kept.load(folder, key, record, torch.device(cell.device)), 1 - left / there
+
+
+def _prune(cell: Cell, decoder: Decoder, ratio: float, materials: Materials, outcome: Outcome) -> None:
+    """Remove `ratio` of what the model has, and note what is left."""
     if cell.method != "dense":
         outcome.say("pruning")
         environment.reset_peak_memory(decoder.embed.weight.device)
@@ -221,6 +212,62 @@ def _prune(cell: Cell, decoder: Decoder, materials: Materials, outcome: Outcome)
         "sha256": materials.calibration.sha256,
     }
     outcome.measured |= sizes(decoder, outcome.measured, max(cell.protocol.prefill, default=cell.protocol.window))
+
+
+def _heal(cell: Cell, decoder: Decoder, how: tuple[Recipe, Text], folder: Path, outcome: Outcome) -> None:
+    """Train the pruned model, in place; its checkpoint is a piece of the cell."""
+    recipe, text = how
+    device = decoder.embed.weight.device
+    outcome.say(f"healing by {recipe.kind} on {recipe.sequences * recipe.length * recipe.passes:,} tokens")
+    with outcome.timed("heal"):
+        start = inputs.state_sha256(decoder.model)
+        place = ledger.pieces(folder, cell.key, {"pruned_sha256": start}).healing
+        dense = None
+        if recipe.loss == "kl":
+            dense = Decoder(models.load(cell.model, device, decoder.embed.weight.dtype, cell.trust_remote_code)[0])
+        _note_peak_memory(outcome, device)
+        environment.reset_peak_memory(device)
+        curve = heal.heal(decoder, text, recipe, dense=dense, folder=place)
+    end = curve[-1]
+    outcome.measured["healing"] = {
+        "recipe": recipe.as_run(),
+        "text_sha256": text.sha256,
+        "start_sha256": start,
+        "tokens": end["tokens"],
+        "seconds": end["seconds"],
+        "tokens_per_second": end["tokens"] / end["seconds"],
+        "peak_memory_bytes": environment.peak_memory_bytes(device),
+        "curve": curve,
+    }
+
+
+def _note_peak_memory(outcome: Outcome, device: torch.device) -> None:
+    """The highest since pruning began, also where it is reset on the way."""
+    before = outcome.measured.get("peak_memory_bytes", 0)
+    outcome.measured["peak_memory_bytes"] = max(before, environment.peak_memory_bytes(device))
+
+
+def _save(cell: Cell, loaded: tuple[Decoder, Any], materials: Materials, folder: Path, outcome: Outcome) -> Decoder:
+    """The model that is measured: what loads again where it is saved, else the one in memory; note its hash."""
+    decoder, tokenizer = loaded
+    saved = bool(cell.protocol.save_dtype) and cell.method != "dense"
+    if saved:
+        outcome.say("saving the model and loading it again")
+        with outcome.timed("save"):
+            decoder = export.save_and_reload(
+                cell,
+                decoder,
+                tokenizer,
+                calibration=materials.calibration,
+                decisions=outcome.decisions,
+                measured=outcome.measured,
+                run=folder,
+            )
+    outcome.measured["pruned_sha256"] = inputs.state_sha256(decoder.model)
+    if materials.keep and not saved:
+        with outcome.timed("save"):
+            kept.keep(decoder, folder, cell.key)
+    return decoder
 
 
 def sizes(decoder: Decoder, dense: dict[str, Any], context: int) -> dict[str, Any]:

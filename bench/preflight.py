@@ -8,13 +8,17 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import methods
-from bench import data, models, spec, task_data, tasks
+from bench import chain, data, flags, models, spec, task_data, tasks
 from bench.errors import UserError
+from bench.recipe import Recipe, refuse
 from bench.record import WRITING
 from methods.anatomy import Decoder
+
+if TYPE_CHECKING:
+    import torch
 
 
 def cells(
@@ -27,12 +31,15 @@ def cells(
 
     protocols  each with its seed; they differ in what methods look at and in nothing else
     """
+    recipe = flags.recipe(arguments)
+    stages = [chain.parse(text) for text in arguments.then]
     try:
         methods.load(arguments.plugin)
-        for name, parameters in methods_and_parameters:
+        for name, parameters in (*methods_and_parameters, *(stage[:2] for stage in stages)):
             methods.make(name, parameters)
         if arguments.uniform:
             methods_and_parameters = [(name, _uniform(name, given)) for name, given in methods_and_parameters]
+            stages = [(name, _uniform(name, given), ratio) for name, given, ratio in stages]
     except ValueError as error:
         raise UserError(str(error)) from None
     local, first = task_data.parse(arguments.local_data), protocols[0][0]
@@ -41,6 +48,9 @@ def cells(
         data.check(text)
     device = models.resolve_device(arguments.device)
     dtype = models.resolve_dtype(arguments.dtype, device)
+    if recipe:
+        for protocol, _ in protocols:
+            _check_healing(recipe, protocol, dtype)
     models.check(arguments.model, arguments.trust_remote_code)
     if arguments.threads is not None:
         set_threads(arguments.threads)
@@ -55,12 +65,35 @@ def cells(
         decoder = Decoder(models.shell(arguments.model, arguments.trust_remote_code))
     except methods.Unsupported as error:
         raise UserError(str(error)) from None
-    asked = [(dataclasses.replace(protocol, tasks=names, task_data=local), seed) for protocol, seed in protocols]
-    return [
-        cell
-        for protocol, seed in asked
-        for cell in spec.cells(methods_and_parameters, ratios, decoder, common | {"protocol": protocol, "seed": seed})
-    ]
+    if recipe and recipe.length > (most := getattr(decoder.config, "max_position_embeddings", recipe.length)):
+        raise UserError(f"--heal-length {recipe.length} is more than the {most} tokens that the model takes")
+    found = []
+    for protocol, seed in protocols:
+        asked = dataclasses.replace(protocol, tasks=names, task_data=local)
+        here = common | {"protocol": asked, "seed": seed}
+        grid = spec.cells(methods_and_parameters, ratios, decoder, here)
+        found += chain.extended(grid, recipe, [_stage_cells(stage, decoder, here) for stage in stages], decoder)
+    return found
+
+
+def _check_healing(recipe: Recipe, protocol: spec.Protocol, dtype: torch.dtype) -> None:
+    """Refuse a text that cannot be read or that is measured on, and a dtype that cannot be trained in."""
+    refuse(recipe, dtype, dense=True)  # which is loaded where the loss needs it
+    data.check(recipe.text)
+    for text in protocol.texts:
+        if data.is_whole(text, protocol.calibration) and not data.is_whole(text, recipe.text):
+            raise UserError(
+                f"--heal-text {recipe.text} would be trained on and measured on, since --texts takes all of it; with "
+                "--calibration of the same text every second document is for each"
+            )
+
+
+def _stage_cells(stage: tuple[str, dict[str, Any], float], decoder: Decoder, common: dict[str, Any]) -> list[spec.Cell]:
+    """What --then names, as cells that start from the dense model: several where the method draws at random."""
+    name, given, ratio = stage
+    if name == "dense" or methods.make(name, given).fixed:
+        raise UserError(f"--then {name}: it takes no ratio, and so cannot go on to one")
+    return [cell for cell in spec.cells([(name, given)], [ratio], decoder, common) if cell.method != "dense"]
 
 
 def _uniform(name: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ Letters: N = training sequences, H = held-out sequences, T = tokens of a sequenc
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import UserError
@@ -29,6 +29,7 @@ class Recipe:
     """How a model is healed. Raises UserError for what cannot be.
 
     kind, loss     see bench.heal
+    text           whose calibration documents are trained on, as bench.data knows it
     tokens         that are trained on, rounded down to whole sequences; repeats of a pass counted
     passes         over the text: tokens / passes of them are distinct
     learning_rate  its highest; None: 1e-3 for lora, 1e-4 for full
@@ -39,6 +40,7 @@ class Recipe:
     """
 
     kind: str = "lora"
+    text: str = "wiki"
     tokens: int = 100_000
     loss: str = "next-token"
     passes: int = 1
@@ -81,6 +83,10 @@ class Recipe:
         """The learning rate after warming up."""
         return KINDS[self.kind] if self.learning_rate is None else self.learning_rate
 
+    def as_run(self) -> dict[str, Any]:
+        """Every field as plain values, with the learning rate and the number of steps that follow from them."""
+        return asdict(self) | {"learning_rate": self.highest, "steps": self.steps}
+
     def rate(self, step: int) -> float:
         """Learning rate of step 0 .. steps - 1."""
         highest = self.highest
@@ -109,11 +115,11 @@ class Text:
     sha256: str
 
 
-def draw(tokenizer: Any, text: str, recipe: Recipe) -> Text:
-    """Training and held-out sequences of a text as bench.data knows it. Raises UserError where it is too short."""
+def draw(tokenizer: Any, recipe: Recipe) -> Text:
+    """Training and held-out sequences of the recipe's text. Raises UserError where it is too short."""
     from bench import data
 
-    block = data.calibration(tokenizer, text, recipe.sequences + HELD_OUT, recipe.length, recipe.seed)
+    block = data.calibration(tokenizer, recipe.text, recipe.sequences + HELD_OUT, recipe.length, recipe.seed)
     return Text(block.ids[:-HELD_OUT], block.ids[-HELD_OUT:], block.source, block.sha256)
 
 

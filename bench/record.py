@@ -6,12 +6,16 @@
 A record has these keys and no others:
 
     schema       the number of this layout
-    cell         what was asked for (bench.spec.Cell), every field; `inputs` is what the answer stands on (bench.ledger)
+    cell         what was asked for (bench.spec.Cell); `inputs` is what the answer stands on (bench.ledger).
+                 Only a cell that was trained has `healing` (bench.recipe.Recipe), and only one that goes on from others
+                 has `earlier`: those, the first one first (bench.spec.Stage)
     status       "ok", "unsupported", or one of FAILED: "error" (an exception), "out_of_memory", "crashed" (the process
                  died), "timed_out"
     error        why the status is not "ok", else null
     environment  versions, commit, device, threads (bench.environment)
-    decisions    what the method decided
+    decisions    what the method decided; layers go by their numbers in the model that it was given. A cell that goes on
+                 from others has `earlier`, what became of each, the first one first: {label, method, parameters, ratio,
+                 healing (if any), decisions, measured: what its record has of EARLIER}
     measured     figures with their unit in the name; a figure that was not measured is absent
 
 `measured` of an "ok" record:
@@ -32,6 +36,9 @@ A record has these keys and no others:
     prune_seconds                     float, with the search of an earlier cell that a greedy method went on from;
                                       absent for "dense"
     peak_memory_bytes                 int, highest resident (CPU) or allocated (CUDA) memory of the process so far
+    healing      {recipe: bench.recipe.Recipe.as_run, text_sha256, start_sha256 (of the model before training, as
+                 pruned_sha256), tokens (trained on), seconds (of training, over all attempts), tokens_per_second,
+                 peak_memory_bytes (while it was trained), curve: [points of bench.heal.heal]}   absent unless healed
     perplexity   {text: {perplexity, perplexity_low, perplexity_high (95 %), bits_per_byte, byte_perplexity,
                          word_perplexity, nll_per_token, tokens, words, windows, window, stride, bos, sha256,
                          whole (all of the text and not only every second document)}}
@@ -42,7 +49,7 @@ A record has these keys and no others:
                  distinct_n without a text
     saved        {folder (below the run's), bytes, loads_with, reason, dtype, rounding} of methods.checkpoint, where the
                  pruned model was saved; perplexity, tasks, speed and checks then are those of the reloaded model
-    seconds      {load, prune, save, perplexity, tasks, speed, checks}   where the time of the cell went; what an
+    seconds      {load, prune, heal, save, perplexity, tasks, speed, checks}   where the time of the cell went; what an
                  interrupted attempt had finished is not measured again and takes none
     samples      {name: {rows, sha256}}   of the Parquet files
 
@@ -74,6 +81,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,6 +92,7 @@ SCHEMA = 2
 FAILED = ("error", "out_of_memory", "crashed", "timed_out")
 STATUSES = ("ok", "unsupported", *FAILED)
 WRITING = ".writing-"  # begins the name of a file that is not whole yet
+EARLIER = ("parameters", "layers", "ratio", "ratio_budget", "pruned_sha256", "prune_seconds", "healing")
 KEYS = ("schema", "cell", "status", "error", "environment", "decisions", "measured")
 
 
@@ -114,6 +123,22 @@ class Record:
             raise InvalidRecord("a record has a reason exactly if its status is not ok")
         if self.status == "ok" and "parameters" not in self.measured:
             raise InvalidRecord("an ok record has measured.parameters")
+
+
+def label(cell: Mapping[str, Any]) -> str:
+    """A cell as a reader wants to see it: its method and the parameters that were given, what was done before in front.
+
+    'laco:C=3', 'laco, healed', 'laco at 0.25, healed, then laco'. `cell` holds the fields of bench.spec.Cell.
+    """
+    before = [_label(stage, stage["ratio"]) for stage in cell.get("earlier") or ()]
+    return ", then ".join([*before, _label(cell)])
+
+
+def _label(stage: Mapping[str, Any], ratio: float | None = None) -> str:
+    given = ",".join(f"{name}={stage['parameters'][name]}" for name in stage.get("given", ()))
+    asked = f"{stage['method']}:{given}" if given else str(stage["method"])
+    where = "" if ratio is None else f" at {ratio:g}"
+    return f"{asked}{where}, healed" if stage.get("healing") else f"{asked}{where}"
 
 
 def save(record: Record, path: Path) -> None:

@@ -11,20 +11,21 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import methods
-from bench import environment, inputs, isolation, ledger, lock, models
+from bench import chain, environment, inputs, isolation, kept, ledger, lock, models
 from bench.errors import UserError
 from bench.isolation import Limits
-from bench.measure import Materials, Outcome, attempt
+from bench.materials import Materials
+from bench.measure import Outcome, attempt
 from bench.reading import Reading
 from bench.record import InvalidRecord, Record, Unwritable, load
-from bench.spec import Cell, Protocol
+from bench.spec import Cell, Protocol, asked
 
 
 def run(
@@ -56,22 +57,29 @@ def run(
             cells = known(cells, materials)
             for line in ledger.set_aside(folder, cells):
                 _say(line)
-            records = []
+            standing = kept.standing(folder, cells, retry_failed=retry_failed)
+            waiting = {cell.key: cell.inputs["parent"] for cell in cells if cell.earlier and not standing[cell.key][0]}
+            records = dict[str, Record]()
             for index, cell in enumerate(cells):
                 where = f"[{index + 1}/{len(cells)}] {cell.label}{'' if cell.ratio is None else f' at {cell.ratio:g}'}"
-                record, why = ledger.finished(folder, cell, retry_failed=retry_failed)
+                record, why = standing[cell.key]
                 if record is not None:
                     _say(f"{where}: has a record")
                     ledger.drop_pieces(folder, cell.key)
                 else:
                     _say(f"{where}: {why}; it runs again" if why else f"{where}: loading the model")
-                    found = _measured(cell, folder, materials[_look(cell)], where, limits if isolate else None)
+                    keep = cell.key in waiting.values()
+                    found = _orphaned(cell, records) or _measured(
+                        cell, folder, materials[_look(cell)], where, limits if isolate else None, keep=keep
+                    )
                     record = ledger.finish(_record(cell, found), folder, cell.key)
                     if record.error:
                         _say(f"{where}: {record.status}: {record.error.partition(chr(10))[0]}")
-                records.append(record)
-        report(folder, records)
-    return records
+                records[cell.key] = record
+                waiting.pop(cell.key, None)
+                kept.drop(folder, waiting.values())
+        report(folder, list(records.values()))
+    return list(records.values())
 
 
 Look = tuple[Protocol, int]  # what decides what a cell looks at: its protocol and its seed
@@ -84,30 +92,51 @@ def _look(cell: Cell) -> Look:
 def _materials(cells: Sequence[Cell], scratch: Path) -> dict[Look, Materials]:
     """For each protocol and seed of a run, which is of one model; what several look at is read once."""
     reading = Reading(cells[0], scratch)
+    recipes = {cell.healing for cell in cells if cell.healing}
     looks = {_look(cell): cell for cell in cells}
-    return {look: Materials.of(cell, scratch, reading) for look, cell in looks.items()}
+    return {look: Materials.of(cell, scratch, recipes, reading) for look, cell in looks.items()}
 
 
 def known(cells: Sequence[Cell], materials: Mapping[Look, Materials]) -> list[Cell]:
-    """The cells with what their answers stand on."""
-    weights = {"weights_sha256": models.weights_sha256(cells[0].model)}
+    """The cells with what their answers stand on. Raises UserError where one goes on from a cell that is missing."""
+    weights = models.weights_sha256(cells[0].model)
     hashes = {method: inputs.method_sha256(method) for method in {cell.method for cell in cells}}
-    return [
-        replace(cell, inputs=materials[_look(cell)].inputs | weights | {"method_sha256": hashes[cell.method]})
-        for cell in cells
-    ]
+    found, keys = list[Cell](), dict[str, str]()
+    for cell in cells:
+        here = materials[_look(cell)]
+        own: dict[str, Any] = {"weights_sha256": weights, "method_sha256": hashes[cell.method]}
+        if cell.healing:
+            own["healing"] = inputs.healing(cell.healing, here.healing[cell.healing])
+        if cell.earlier:
+            own["parent"] = chain.parent_key(cell, keys)
+        found.append(replace(cell, inputs=here.inputs | own))
+        keys[asked(cell)] = found[-1].key
+    return found
 
 
-def _measured(cell: Cell, folder: Path, materials: Materials, where: str, limits: Limits | None) -> dict[str, Any]:
+def _orphaned(cell: Cell, records: Mapping[str, Record]) -> dict[str, Any] | None:
+    """What comes of a cell whose parent has no model to go on from; None for any other."""
+    parent = records[cell.inputs["parent"]] if cell.earlier else None
+    if parent is None or parent.status == "ok":
+        return None
+    status = "unsupported" if parent.status == "unsupported" else "error"
+    reason = f"{parent.status}, {(parent.error or '').partition(chr(10))[0]}"
+    return {"status": status, "error": f"there is no model of {parent.cell['label']} to go on from: {reason}"}
+
+
+def _measured(
+    cell: Cell, folder: Path, materials: Materials, where: str, limits: Limits | None, *, keep: bool
+) -> dict[str, Any]:
     """What came of the cell: decisions, measured, status, error. Without limits it is measured in this process."""
     found: dict[str, Any] = {}
     order, seconds = removals(cell, _valid(folder))
     if limits is None:
-        attempt(
-            cell, folder, materials.knowing(order, seconds), Outcome(found.update, lambda doing: None, _teller(where))
-        )
+        known_of = materials.knowing(order, seconds, keep)
+        attempt(cell, folder, known_of, Outcome(found.update, lambda doing: None, _teller(where)))
         return found
-    errand = Errand(cell, folder, materials.scratch, order, seconds, where, torch.get_num_threads(), methods.plugins())
+    errand = Errand(
+        cell, folder, materials.scratch, order, seconds, keep, where, torch.get_num_threads(), methods.plugins()
+    )
     failure = isolation.run(_work, (errand,), limits=limits, hear=found.update)
     if "refused" in found:
         raise UserError(found["refused"])
@@ -123,8 +152,9 @@ class Errand:
     cell: Cell
     folder: Path
     scratch: Path
-    order: tuple[str, ...]  # and seconds, of Materials.knowing
+    order: tuple[str, ...]  # and seconds and keep, of Materials.knowing
     seconds: float
+    keep: bool
     where: str
     threads: int
     plugins: list[str]
@@ -137,7 +167,10 @@ def _work(line: isolation.Line, errand: Errand) -> None:
     torch.set_num_threads(errand.threads)
     methods.load(errand.plugins)
     try:
-        materials = Materials.of(errand.cell, errand.scratch).knowing(errand.order, errand.seconds)
+        recipes = [errand.cell.healing] if errand.cell.healing else []
+        materials = Materials.of(errand.cell, errand.scratch, recipes).knowing(
+            errand.order, errand.seconds, errand.keep
+        )
         materials.inputs["method_sha256"] = inputs.method_sha256(errand.cell.method)  # of what has just been imported
         attempt(errand.cell, errand.folder, materials, Outcome(line.tell, line.alive, _teller(errand.where)))
     except UserError as error:
@@ -152,7 +185,7 @@ def _record(cell: Cell, found: dict[str, Any]) -> Record:
     names = {"display_name": models.display_name(cell.model), "label": cell.label}
     described = environment.describe(torch.device(cell.device), getattr(torch, cell.dtype))
     decisions, measured = found.get("decisions", {}), found.get("measured", {})
-    return Record(asdict(cell) | names, found["status"], described, decisions, measured, found["error"])
+    return Record(cell.plain() | names, found["status"], described, decisions, measured, found["error"])
 
 
 SEARCHED = ("model", "seed", "device", "dtype")
@@ -181,7 +214,7 @@ def removals(cell: Cell, records: Sequence[Record]) -> tuple[tuple[str, ...], fl
     best: tuple[tuple[str, ...], float] = ((), 0.0)
     for record in records:
         order = record.decisions.get("removal_order", [])[: record.decisions.get("free_removals", 0)]
-        if len(order) > len(best[0]) and search(record.cell) == search(asdict(cell)) and by_this_source(record.cell):
+        if len(order) > len(best[0]) and search(record.cell) == search(cell.plain()) and by_this_source(record.cell):
             best = tuple(order), record.measured["prune_seconds"]
     return best
 

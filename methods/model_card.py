@@ -36,7 +36,8 @@ def render(manifest: Mapping[str, Any]) -> str:
         _front_matter(base, pruning),
         f"# {name}, pruned" + (f" with {method}" if method else ""),
         _table(_origin(base) | _pruning(pruning) | _size(manifest)),
-        _earlier(base.get("pruning", [])),
+        _earlier("The base had itself been pruned, in this order:", base.get("pruning", [])),
+        _earlier("Before that the model had been pruned, in this order:", pruning.get("earlier", [])),
         "## Structure",
         _structure(manifest["structure"]),
         *_figures(manifest.get("measured", {})),
@@ -88,6 +89,13 @@ def _pruning(pruning: Mapping[str, Any]) -> dict[str, str]:
             f"{text['source']}, {sequences} sequences of {tokens} tokens, seed {text['seed']}, "
             f"sha256 of the tokens `{text['sha256']}`"
         )
+    if "healing" in pruning:
+        recipe = pruning["healing"]
+        rows["Trained after pruning"] = (
+            f"{recipe['kind']}, {recipe['tokens']:,} tokens of {recipe['text']}, loss {recipe['loss']}, learning rate "
+            f"up to {recipe['learning_rate']:g}, {recipe['steps']} steps of {recipe['batch']} sequences of "
+            f"{recipe['length']} tokens, seed {recipe['seed']}"
+        )
     return rows
 
 
@@ -113,12 +121,12 @@ def _size(manifest: Mapping[str, Any]) -> dict[str, str]:
     return rows
 
 
-def _earlier(steps: list[Mapping[str, Any]]) -> str:
-    """What had been done to the base before."""
+def _earlier(said: str, steps: list[Mapping[str, Any]]) -> str:
+    """What had been done before."""
     if not steps:
         return ""
     lines = [f"- {step.get('label', 'pruned')}, ratio {step.get('achieved', 0.0):.4f}" for step in steps]
-    return "\n".join(["The base had itself been pruned, in this order:", "", *lines])
+    return "\n".join([said, "", *lines])
 
 
 def _structure(structure: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from pathlib import PurePath
 from statistics import fmean
 from typing import Any
 
-from bench.record import Record
+from bench.record import Record, label
 from reports import notes
 from reports.frame import (
     by_setup,
@@ -24,7 +24,6 @@ from reports.frame import (
     frame,
     frame_rows,
     is_accuracy,
-    label,
     named,
     requested_ratio,
     setup,

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from bench.record import Record
-from reports.frame import conditions_of, frame, frame_rows, label, requested_ratio, setup
+from bench.record import Record, label
+from reports import recipes
+from reports.frame import conditions_of, frame, frame_rows, requested_ratio, setup
 
 MOST = 4  # fields that are named where setups differ in many
 
@@ -32,10 +33,11 @@ class Block:
     apart: tuple[str, ...] = ()
 
     def label(self, place: int) -> str:
-        """The method's name, with the seed where the block has several."""
+        """The method's name, with the seed where the block has several, and with what sets its recipe apart."""
         record = self.records[place]
         seeds = {other.cell["seed"] for other in self.records}
-        return label(record.cell) + (f" (seed {record.cell['seed']})" if len(seeds) > 1 else "")
+        seed = f" (seed {record.cell['seed']})" if len(seeds) > 1 else ""
+        return label(record.cell) + recipes.apart(record.cell, [other.cell for other in self.records]) + seed
 
 
 def blocks(records: Sequence[Record]) -> Iterator[Block]:
@@ -103,13 +105,23 @@ def draws(records: Sequence[Record]) -> list[list[int]]:
     """The numbers of the records that share a row: measured cells that differ in a random method's seed alone."""
     rows: dict[str, list[int]] = {}
     for number, record in enumerate(records):
-        cell = dict(record.cell)
-        if record.status == "ok" and "draws" in cell["parameters"] and "seed" not in cell.get("given", ()):
-            cell["parameters"] = {**cell["parameters"], "seed": None}
-            rows.setdefault(json.dumps(cell, sort_keys=True), []).append(number)
+        stages = [*record.cell.get("earlier", ()), record.cell]
+        if record.status == "ok" and any(map(_is_draw, stages)):
+            *earlier, cell = [
+                {**stage, "parameters": {**stage["parameters"], "seed": None}} if _is_draw(stage) else stage
+                for stage in stages
+            ]
+            inputs = {name: value for name, value in cell.get("inputs", {}).items() if name != "parent"}
+            rows.setdefault(json.dumps({**cell, "earlier": earlier, "inputs": inputs}, sort_keys=True), []).append(
+                number
+            )
         else:
             rows[str(number)] = [number]
     return list(rows.values())
+
+
+def _is_draw(stage: Mapping[str, Any]) -> bool:
+    return "draws" in stage["parameters"] and "seed" not in stage.get("given", ())
 
 
 def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

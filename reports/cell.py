@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from bench.record import Record
-from reports.frame import display_name, label, requested_ratio
+from bench.record import Record, label
+from reports.frame import display_name, requested_ratio
 from reports.metrics import binary
 from reports.text import printable, width, wrap
 

@@ -27,13 +27,46 @@ class Left:
     how: str
 
 
+def together(record: Record) -> dict[str, Any]:
+    """The decisions of a cell, with those of the cells that it goes on from, by the numbers of the dense model.
+
+    Empty where a method in front does not say which layers it has removed.
+    """
+    decided: dict[str, Any] = {}
+    layers = record.measured.get("dense_layers", 0)
+    for stage in record.decisions.get("earlier", ()):
+        decided = _behind(decided, stage["decisions"], layers)
+        if layers - len(decided.get("removed_layers", ())) != stage["measured"]["layers"]:
+            return {}
+    return _behind(decided, record.decisions, layers) if decided else record.decisions
+
+
+def _behind(before: dict[str, Any], after: dict[str, Any], layers: int) -> dict[str, Any]:
+    """Both as one. Numbers of `after` are of the model that `before` has left, in which whole layers are missing."""
+    there = [number for number in range(layers) if number not in set(before.get("removed_layers", ()))]
+    found = before | after
+    for name in ("removed_layers", "removed_attention", "removed_mlp"):
+        if name in found:
+            found[name] = sorted([*before.get(name, ()), *(there[number] for number in after.get(name, ()))])
+    for unit in ("kv_heads", "channels"):
+        if {unit, f"removed_{unit}"} <= set(after):
+            removed, kept = [list(units) for units in before.get(f"removed_{unit}", [[]] * layers)], [0] * layers
+            for number, units, count in zip(there, after[f"removed_{unit}"], after[unit], strict=False):
+                removed[number] += units
+                kept[number] = count
+            found |= {f"removed_{unit}": removed, unit: kept}
+    if "d" in before and "d" in after:
+        found["width"] = before["width"]
+    return found
+
+
 def left(record: Record) -> Left | None:
     """What is left over depth; None where the decisions do not tell, as of a failed cell.
 
     An attention's share is that of its key/value heads, an MLP's that of its channels. A residual stream of d of D
     columns leaves d / D of every matrix.
     """
-    decided, layers = record.decisions, record.measured.get("dense_layers")
+    decided, layers = together(record), record.measured.get("dense_layers")
     if record.status != "ok" or not layers:
         return None
     if {"d", "width"} <= set(decided):
@@ -84,7 +117,7 @@ def per_layer(counts: Sequence[int]) -> str:
 
 def went(record: Record) -> dict[str, str]:
     """What went, by column of the view: layers, attentions, MLPs, heads, channels, width; only what there is."""
-    decided = record.decisions
+    decided = together(record)
     found = {
         column: ranges(decided[name])
         for column, name in (("layers", "removed_layers"), ("attentions", "removed_attention"), ("MLPs", "removed_mlp"))

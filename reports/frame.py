@@ -21,6 +21,7 @@ kept                              average / the dense cell's, if tasks, metrics 
 prefill_speed, _low, _high        dense ms / ms, above 1 is faster, with its 95 % interval; both were timed in turns, at
                                   the first batch and size that were asked for;  decode_speed alike
 prefill_tokens_per_second, decode_ms_per_token, prune_seconds, peak_memory_bytes
+heal_seconds, heal_tokens         of training after pruning; no columns where no cell was healed
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.record import Record
+from bench.record import Record, label
 from bench.stats import average_stderr, wilson
 
 MISS = 0.005  # the largest share of the dense model by which a method may miss its budget unmarked
@@ -47,7 +48,7 @@ AS_MEASURED = (
     "macs_per_token",
     "macs_context",
 )
-OWN_INPUTS = ("method_sha256", "versions")  # inputs in which cells of one table may differ
+OWN_INPUTS = ("method_sha256", "versions", "healing", "parent")  # inputs in which cells of one table may differ
 DIVERGENCE = ("kl", "kl_low", "kl_high", "agreement")
 CHECKS = (*DIVERGENCE, "copying", "counting", "repetition", "distinct_1", "distinct_2")
 STAGES = {"prefill": "length", "decode": "context"}  # and the size, in tokens, that belongs to each
@@ -69,12 +70,6 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
 def frame_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of the frame as plain dicts."""
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
-
-
-def label(cell: Mapping[str, Any]) -> str:
-    """The method as a reader wants to see it: its name and the parameters that were given."""
-    given = ",".join(f"{name}={cell['parameters'][name]}" for name in cell.get("given", ()))
-    return f"{cell['method']}:{given}" if given else str(cell["method"])
 
 
 def display_name(record: Record) -> str:
@@ -184,6 +179,7 @@ def _row(record: Record, dense: Record | None, accuracies: list[str]) -> dict[st
     row |= _average(_accuracies(record), _accuracies(dense) if dense else {}, accuracies)
     row |= _speed(record)
     row["prune_seconds"] = measured.get("prune_seconds")
+    row |= {f"heal_{name}": measured["healing"][name] for name in ("seconds", "tokens") if "healing" in measured}
     row["peak_memory_bytes"] = measured.get("peak_memory_bytes")
     missed = row["miss"] is not None and abs(row["miss"]) > MISS
     flags = [

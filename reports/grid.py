@@ -13,10 +13,10 @@ from typing import Any
 
 import pandas as pd
 
-from bench.record import Record
+from bench.record import Record, label
 from reports import notes
 from reports.blocks import Block, blocks
-from reports.frame import display_name, frame, label, texts
+from reports.frame import display_name, frame, texts
 from reports.rows import Evidence, compared, conditions, kind, missed, starred
 from reports.tables import Cell, Column, Row, Table, column
 

@@ -142,7 +142,8 @@ def _left(block: Block, records: Sequence[Record]) -> dict[str, Left]:
     found = {}
     for place, numbers in enumerate(block.numbers):
         several = [one for one in map(left, (records[number] for number in numbers)) if one is not None]
-        if several and block.records[place].cell["method"] != "dense":
+        cell = block.records[place].cell
+        if several and cell["method"] != "dense" and not cell.get("healing"):  # which removes nothing
             found[block.label(place)] = Left(
                 tuple(fmean(shares) for shares in zip(*(one.attention for one in several), strict=True)),
                 tuple(fmean(shares) for shares in zip(*(one.mlp for one in several), strict=True)),

@@ -150,6 +150,8 @@ METRICS = {
     "prefill_speed": Metric("prefill", "x", speed, "higher", "interval"),
     "decode_speed": Metric("decode", "x", speed, "higher", "interval"),
     "prune_seconds": Metric("pruned in", "s", seconds, "lower"),
+    "heal_seconds": Metric("healed in", "s", seconds, "lower"),
+    "heal_tokens": Metric("healed on", "tokens", count, unit_in_cell=False),
     "prefill_tokens_per_second": Metric("prefill", "tokens/s", significant, "higher", unit_in_cell=False),
     "decode_ms_per_token": Metric("decode", "ms/token", significant, "lower", unit_in_cell=False),
     "weight_bytes": Metric("weights", "", binary, "lower"),

@@ -13,7 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from bench.record import Record
+from bench.record import Record, label
+from reports import recipes
 from reports.blocks import draws
 from reports.frame import (
     MISS,
@@ -21,7 +22,6 @@ from reports.frame import (
     dense_peer,
     frame_rows,
     is_accuracy,
-    label,
     other_versions,
     requested_ratio,
     texts,
@@ -138,6 +138,7 @@ def protocol(
         *chain.from_iterable(said for kind, said in kinds.items() if kind in about),
         *(_incomparable(table) if "tasks" in about else ()),
         *(_calibration(record.cell) for record in pruned if calibration),
+        *recipes.notes([record.cell for record in records]),
         *_draws(records),
     ]
     return list(dict.fromkeys(sentences))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.record import Record
-from reports import notes
+from reports import notes, recipes
 from reports.blocks import Block, blocks
 from reports.decisions import WENT, went
 from reports.frame import display_name, requested_ratio
@@ -13,12 +13,13 @@ from reports.rows import Evidence, conditions, missed, starred
 from reports.tables import Cell, Column, Row, Table, column, figure, text, words
 
 READS = ("sentences", "sequences", "tokens", "steps")  # parameters by which methods read less than the whole block
-FIGURES = ("ratio", "prune_seconds", "peak_memory_bytes")
+FIGURES = ("ratio", "prune_seconds", "heal_seconds", "heal_tokens", "peak_memory_bytes")
 COST = (
     "pruned in: the search and the removal, without loading, measuring and saving.",
     "peak memory: the highest of the whole process so far, not of pruning alone.",
     "calibration: the tokens on offer; reads: the parameters by which a method takes less of them.",
 )
+HEALED = "healed in: training alone, over all attempts, without the search and the removal."
 WORDS = (
     "Layers, attentions and MLPs are named by their numbers in the dense model, from 0; KV heads and channels are "
     "counted over the layers of the dense model.",
@@ -32,14 +33,18 @@ def cost(records: Sequence[Record], evidence: Evidence) -> list[Table]:
 
 
 def _cost(block: Block, evidence: Evidence) -> Table:
-    figures = [column(name) for name in FIGURES]
+    healed = any("heal_seconds" in row for row in block.rows)
+    figures = [column(name) for name in FIGURES if healed or not name.startswith("heal_")]
     looks = [words("calibration"), words("reads"), words("gradients")]
     rows = []
     for place, (record, row) in enumerate(zip(block.records, block.rows, strict=True)):
         cells = [figure(row, one.name) for one in figures]
         told = [starred(cells[0]) if missed(row) else cells[0], *cells[1:], *_looks(record, evidence)]
         rows.append(_row(block.label(place), record, told))
-    return of_block("cost", block, [*figures, *looks], rows, COST)
+    protocol = (
+        (*COST[:1], HEALED, *COST[1:], *recipes.notes([record.cell for record in block.records])) if healed else COST
+    )
+    return of_block("cost", block, [*figures, *looks], rows, protocol)
 
 
 def _looks(record: Record, evidence: Evidence) -> list[Cell]:

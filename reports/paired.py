@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import stats
-from bench.record import Record
+from bench.record import Record, label
 from reports.blocks import Block
 from reports.contrasts import Samples
-from reports.frame import is_accuracy, label
+from reports.frame import is_accuracy
 from reports.metrics import metric
 
 LEVEL = 0.05

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bench.record import Record
+from bench.record import Record, label
 from reports import markdown as markdown_text
 from reports import notes
 from reports import terminal as terminal_text
 from reports.blocks import apart
-from reports.frame import by_setup, display_name, label, named, requested_ratio, timed, tokens
+from reports.frame import by_setup, display_name, named, requested_ratio, timed, tokens
 from reports.metrics import METRICS, MISSING, binary, significant
 from reports.rows import Evidence
 from reports.tables import Cell, Column, Row, Table, text, words

@@ -14,11 +14,11 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import kendalltau
 
-from bench.record import Record
+from bench.record import Record, label
 from reports import notes
 from reports.blocks import blocks
 from reports.contrasts import LEVEL, Samples, shown_more
-from reports.frame import by_setup, display_name, label, removed_too_little, texts
+from reports.frame import by_setup, display_name, removed_too_little, texts
 from reports.metrics import METRICS, metric, shown
 from reports.standing import Tested, end_of, finite, tested_block
 

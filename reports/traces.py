@@ -1,4 +1,4 @@
-"""Figures of single cells: LaCo's similarity as its pointer moves, and the latency of every call that was timed."""
+"""Figures of single cells: LaCo's similarity as its pointer moves, how healing went, and the latency of every call."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from bench.record import Record
-from reports.blocks import by_setup_blocks
+from bench.record import Record, label
+from reports.blocks import Block, by_setup_blocks
 from reports.figures import Figure
-from reports.frame import STAGES, display_name, label, requested_ratio, timed
+from reports.frame import STAGES, display_name, requested_ratio, timed
 from reports.metrics import significant
-from reports.style import BLACK, GREY, axes, legend, name, style
+from reports.style import BLACK, GREY, axes, legend, look, name, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -33,7 +33,7 @@ class Calls:
 
 
 def figures(records: Sequence[Record]) -> list[Figure]:
-    """The similarity of each method that merges layers; the latency of each ratio."""
+    """The similarity of each method that merges layers; the learning curves and the latency of each ratio."""
     found = []
     for number, blocks in enumerate(by_setup_blocks(records)):
         ending = f"-{number + 1}" if number else ""
@@ -42,7 +42,8 @@ def figures(records: Sequence[Record]) -> list[Figure]:
         peers = [record for record in records if id(record) in everything]
         found += _similarities(peers, model, ending)
         for block in blocks:
-            found += _latencies(block.records, "fixed" if block.ratio is None else f"{block.ratio:g}", model, ending)
+            ratio = "fixed" if block.ratio is None else f"{block.ratio:g}"
+            found += [*_learning(block, ratio, model, ending), *_latencies(block.records, ratio, model, ending)]
     return found
 
 
@@ -50,7 +51,8 @@ def _similarities(records: Sequence[Record], model: str, ending: str) -> list[Fi
     """One figure for each method with a trace, a panel for each ratio."""
     methods: dict[str, list[Record]] = {}
     for record in records:
-        if record.status == "ok" and record.decisions.get("trace"):
+        healed = record.cell.get("healing")  # which has the trace of the pruned one beside it
+        if record.status == "ok" and record.decisions.get("trace") and not healed:
             methods.setdefault(label(record.cell), []).append(record)
     return [
         Figure(
@@ -95,6 +97,47 @@ def _draw_traces(records: Sequence[Record]) -> Drawing:
         axis.invert_xaxis()
     panels[0].set_ylabel("similarity (cosine)")
     legend(drawing, panels)
+    return drawing
+
+
+def _learning(block: Block, ratio: str, model: str, ending: str) -> list[Figure]:
+    """The learning curve of every healed cell; of several draws the first one's."""
+    curves = {
+        block.label(place): (record.cell["method"], record.measured["healing"]["curve"])
+        for place, record in enumerate(block.records)
+        if record.status == "ok" and "healing" in record.measured
+    }
+    if not curves:
+        return []
+    return [
+        Figure(
+            f"healing-{ratio}{ending}",
+            f"Healing of {model} at ratio {ratio}: loss on held-out sequences of the text that is trained on, with its "
+            "95 % interval; of several draws the first",
+            f"In nats per token: {'; '.join(_learning_said(name, curve) for name, (_, curve) in curves.items())}.",
+            partial(_draw_learning, curves),
+        )
+    ]
+
+
+def _learning_said(name: str, curve: Sequence[dict[str, float]]) -> str:
+    first, last = curve[0], curve[-1]
+    losses = f"from {first['heldout_loss']:.2f} to {last['heldout_loss']:.2f}"
+    return f"{name} {losses} after {last['tokens']:,} tokens"
+
+
+def _draw_learning(curves: dict[str, tuple[str, list[dict[str, float]]]]) -> Drawing:
+    drawing, (axis,) = axes(5.6, 3.4)
+    for one, (method, curve) in curves.items():
+        tokens = [point["tokens"] for point in curve]
+        own = look(method, one)
+        axis.plot(tokens, [point["heldout_loss"] for point in curve], label=name(one), **own)
+        low, high = ([point[f"heldout_loss_{end}"] for point in curve] for end in ("low", "high"))
+        axis.fill_between(tokens, low, high, color=own["color"], alpha=0.12, linewidth=0)
+    axis.set_xlabel("tokens trained on")
+    axis.set_ylabel("held-out loss (nats per token)")
+    axis.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}")
+    legend(drawing, [axis])
     return drawing
 
 

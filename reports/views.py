@@ -20,10 +20,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.record import Record
+from bench.record import Record, label
 from reports import ablation, grid, notes, outlay, speed
 from reports.blocks import Block, blocks, by_setup_blocks
-from reports.frame import display_name, frame, label, task_columns, texts
+from reports.frame import display_name, frame, task_columns, texts
 from reports.rows import COST, Evidence, compared, conditions, kind, missed, starred
 from reports.tables import Cell, Column, Row, Table, column
 

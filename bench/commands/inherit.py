@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import shutil
 import sys
@@ -72,7 +71,7 @@ def _experiment(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from methods.anatomy import Decoder
     from methods.budget import parameters
 
-    names = ("tokens", "passes", "learning_rate", "batch", "length", "points", "seed")
+    names = ("text", "tokens", "passes", "learning_rate", "batch", "length", "points", "seed")
     recipe = Recipe(kind="full", **{name: getattr(arguments, name) for name in names})
     for text in (arguments.text, arguments.calibration):
         data.check(text)
@@ -91,12 +90,12 @@ def _experiment(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "ratio_requested": None if pruner.fixed else ratio,
         "calibration": arguments.calibration,
         "text": arguments.text,
-        "recipe": dataclasses.asdict(recipe) | {"learning_rate": recipe.highest, "steps": recipe.steps},
+        "recipe": {name: value for name, value in recipe.as_run().items() if name != "text"},
     }
     if (earlier := _earlier(folder / "inherit.json", asked)) is not None:
         return earlier
     tokenizer = models.load_tokenizer(arguments.model, arguments.trust_remote_code)
-    text = draw(tokenizer, arguments.text, recipe)
+    text = draw(tokenizer, recipe)
     calibration = data.calibration(tokenizer, arguments.calibration, *CALIBRATION, arguments.seed)
     loaded, _ = models.load(arguments.model, device, dtype, arguments.trust_remote_code)
     decoder = Decoder(loaded)

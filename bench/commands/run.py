@@ -24,6 +24,11 @@ TASK_DATA = (
     "is evaluated, or a folder of such, where files named by split (test-0.parquet) are taken by split"
 )
 
+THEN = (
+    "prune every cell further, to ratio R of the dense model in total; given again, behind the one before. With --heal "
+    "a healed cell is pruned further, then healed again, and the next --then goes on from there"
+)
+
 
 def add(commands: Any) -> None:
     _add_run(commands)
@@ -43,6 +48,8 @@ def _add_run(commands: Any) -> None:
     )
     what.add_argument("--model", default="smollm2-135m", help="see `list models`; a folder, .gguf file or hub name")
     flags.add_pruning(what)
+    what.add_argument("--then", action="append", default=[], metavar="METHOD:ratio=R[,NAME=VALUE]", help=THEN)
+    flags.add_healing(run.add_argument_group("how to heal: train a little after pruning, every method alike"))
     how = run.add_argument_group("how to measure (by default as the profile says)")
     how.add_argument("--profile", default="quick", help=f"{', '.join(PROFILES)}; see `list profiles`")
     how.add_argument("--tasks", metavar="LIST", help="tasks or groups of `list tasks`; none for no task")
@@ -83,6 +90,7 @@ def _add_speed(commands: Any) -> None:
     flags.add_place(speed.add_argument_group("where"))
     speed.set_defaults(command=_run, view="speed", profile="speed", spec=None, local_data=[])
     speed.set_defaults(save_models=False, save_dtype=None)
+    speed.set_defaults(then=[], heal=None, **dict.fromkeys([f"heal_{name}" for name in flags.HEALING]))
 
 
 def _run(arguments: argparse.Namespace) -> int:
