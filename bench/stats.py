@@ -2,6 +2,9 @@
 
 Letters: n = observations, p = share of successes, z = quantile of the standard normal distribution. A paired difference
 is b - a: what the second model has more than the first. Every p value is two-sided.
+
+scipy.stats and scipy.optimize take longer to import than many a report to make: what needs the one is in
+bench.resampling, and the other is imported where it is used.
 """
 
 from __future__ import annotations
@@ -9,19 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from statistics import NormalDist, fmean, stdev
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.stats import binomtest, bootstrap, permutation_test
-from scipy.stats import t as student
+from scipy.special import betainc, stdtr, stdtrit
 
 POWER = 0.8  # with which a test finds the difference that is called detectable
-RESAMPLES = 9999  # of a permutation test or a bootstrap; with at most 13 differences the test is exact
-SEED = 0  # of both, so that equal records give equal reports
 Values = Sequence[float] | NDArray[Any]
+Floats = NDArray[np.float64]
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -64,20 +65,25 @@ def ratio_interval(y: Sequence[float], x: Sequence[float], confidence: float = 0
 
     and the interval is r -+ t(n - 1) sqrt(v).
     """
-    r, stderr = _ratio_stderr(y, x)
-    margin = student.ppf((1 + confidence) / 2, len(x) - 1) * stderr
+    r, stderr = ratio_stderr(y, x)
+    margin = float(stdtrit(len(x) - 1, (1 + confidence) / 2)) * stderr
     return r - margin, r + margin
 
 
-def _ratio_stderr(y: Values, x: Values) -> tuple[float, float]:
+def ratio_stderr(y: Values, x: Values) -> tuple[float, float]:
     """r = sum(y) / sum(x) over clusters and its standard error, by the formula of `ratio_interval`."""
-    n = len(y)
-    if n < 2 or len(x) != n:
-        raise ValueError(f"an interval needs two clusters with both figures; got {n} and {len(x)}")
-    ys, xs = np.asarray(y, dtype=float), np.asarray(x, dtype=float)
-    r = float(ys.sum() / xs.sum())
-    variance = n / (n - 1) * np.square(ys - r * xs).sum() / xs.sum() ** 2
-    return r, math.sqrt(variance)
+    if len(y) < 2 or len(x) != len(y):
+        raise ValueError(f"an interval needs two clusters with both figures; got {len(y)} and {len(x)}")
+    r, stderr = _ratios_stderrs(np.asarray(y, dtype=float), np.asarray(x, dtype=float))
+    return float(r), float(stderr)
+
+
+def _ratios_stderrs(y: Floats, x: Floats) -> tuple[Floats, Floats]:
+    """The same along the last axis of y, (..., n), with x of (n,)."""
+    n, total = len(x), x.sum()
+    r = y.sum(-1) / total
+    variance = n / (n - 1) * np.square(y - r[..., None] * x).sum(-1) / total**2
+    return r, np.sqrt(variance)
 
 
 def paired_ratio(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
@@ -134,7 +140,14 @@ def mcnemar(lost: int, gained: int) -> float:
     as good, each of these documents falls to either side like a coin. Holds over several tasks together too, whatever
     their difficulty. Its real level is below the nominal one: with about 60 such documents 3.7 % instead of 5 %.
     """
-    return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+    return float(mcnemars(np.array(lost), np.array(gained)))
+
+
+def mcnemars(lost: NDArray[np.int64], gained: NDArray[np.int64]) -> Floats:
+    """The same for counts of many pairs: twice the chance of no more heads than the smaller side in as many throws."""
+    fewer, n = np.minimum(lost, gained), lost + gained
+    below = betainc(np.maximum(n - fewer, 1), fewer + 1, 0.5)  # the binomial distribution's P(X <= fewer), p = 1/2
+    return np.where(n > 0, np.minimum(1.0, 2 * below), 1.0)
 
 
 def paired_share_interval(lost: int, gained: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -149,6 +162,8 @@ def paired_share_interval(lost: int, gained: int, n: int, confidence: float = 0.
     """
     if min(lost, gained) < 0 or lost + gained > n or n == 0:
         raise ValueError(f"lost and gained documents are among all; got {lost} and {gained} of {n}")
+    from scipy.optimize import brentq
+
     z = NormalDist().inv_cdf((1 + confidence) / 2)
 
     def score(d: float) -> float:
@@ -172,6 +187,8 @@ def detectable_share(n: int, discordance: float, alpha: float = 0.05, power: flo
     size for testing differences in proportions for the paired-sample design", Biometrics 43, 1987. None where even
     flips all in one direction would not do, or where nothing flips and so nothing is known.
     """
+    from scipy.optimize import brentq
+
     reject, find = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
 
     def excess(d: float) -> float:
@@ -205,56 +222,10 @@ def paired_clusters(a: Values, b: Values, groups: Sequence[Hashable], confidence
     The standard error is the cluster-robust one (`ratio_interval` on the groups' sums and sizes), test and interval are
     Student's with one degree of freedom less than there are groups. E. Miller, "Adding error bars to evals", 2024, 2.2.
     """
-    return _student(*_by_group(np.asarray(b, dtype=float) - np.asarray(a, dtype=float), groups), confidence)
+    return student(*by_group(np.asarray(b, dtype=float) - np.asarray(a, dtype=float), groups), confidence)
 
 
-def paired_resampled(a: Values, b: Values, groups: Sequence[Hashable], confidence: float = 0.95) -> Difference:
-    """Mean of b - a for any figure per document: a sign-flip test and a bootstrap over the groups.
-
-    Test: if neither model is better, each group's sum is as likely to have the other sign (R. A. Fisher, The Design of
-    Experiments, 1935, section 21). Interval: bias-corrected and accelerated (B. Efron, "Better bootstrap confidence
-    intervals", 1987).
-    """
-    sums, sizes = _by_group(np.asarray(b, dtype=float) - np.asarray(a, dtype=float), groups)
-    estimate, stderr = _ratio_stderr(sums, sizes)
-    if not stderr:
-        return _student(sums, sizes, confidence)
-    drawn = bootstrap(
-        (sums, sizes),
-        lambda y, x, axis: y.sum(axis) / x.sum(axis),
-        paired=True,
-        n_resamples=RESAMPLES,
-        batch=_batch(len(sums)),
-        confidence_level=confidence,
-        rng=SEED,
-    ).confidence_interval
-    detectable = _detectable(stderr, len(sums), confidence)
-    return Difference(estimate, float(drawn.low), float(drawn.high), sign_flip(sums), detectable)
-
-
-def sign_flip(differences: Values) -> float:
-    """p value for a mean of zero, from all or RESAMPLES choices of the differences' signs."""
-    values = np.asarray(differences, dtype=float)
-    if not values.any():
-        return 1.0
-    done = permutation_test(
-        (values,),
-        lambda x, axis: x.mean(axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        batch=_batch(len(values)),
-        rng=SEED,
-    )
-    return float(done.pvalue)
-
-
-def _batch(n: int) -> int:
-    """Resamples at a time, so that they take some 16 MB."""
-    return max(1, 2_000_000 // n)
-
-
-def _by_group(values: NDArray[Any], groups: Sequence[Hashable]) -> tuple[NDArray[Any], NDArray[Any]]:
+def by_group(values: NDArray[Any], groups: Sequence[Hashable]) -> tuple[NDArray[Any], NDArray[Any]]:
     """(sum, size) of each group."""
     number = {group: position for position, group in enumerate(dict.fromkeys(groups))}
     where = [number[group] for group in groups]
@@ -269,24 +240,39 @@ def paired_perplexity(nll_a: Values, nll_b: Values, tokens: Values, confidence: 
     The logarithm of the ratio is sum(nll_b - nll_a) / sum(tokens): `ratio_interval` with the windows as clusters, since
     the tokens of one are no independent observations, and Student's test with one degree of freedom less than windows.
     """
-    found = _student(np.asarray(nll_b, dtype=float) - np.asarray(nll_a, dtype=float), tokens, confidence)
+    found = student(np.asarray(nll_b, dtype=float) - np.asarray(nll_a, dtype=float), tokens, confidence)
     estimate, low, high = np.exp([found.estimate, found.low, found.high]).tolist()
     return Difference(estimate, low, high, found.p, None if found.detectable is None else math.exp(found.detectable))
 
 
-def _student(sums: Values, sizes: Values, confidence: float) -> Difference:
+def paired_perplexities(nll_a: Floats, nll_b: Floats, tokens: Values) -> tuple[Floats, Floats, Floats, Floats]:
+    """`paired_perplexity` of many pairs over the same windows, (pairs, windows): (ratio, low, high, p), each (pairs,)."""
+    found = _students(nll_b - nll_a, np.asarray(tokens, dtype=float), 0.95)
+    estimate, low, high = np.exp(found[:3])
+    return estimate, low, high, found[3]
+
+
+def student(sums: Values, sizes: Values, confidence: float) -> Difference:
     """sum(sums) / sum(sizes) over clusters; equal clusters leave no doubt: the interval is a point, and p is 0 or 1."""
-    estimate, stderr = _ratio_stderr(sums, sizes)
-    freedom = len(sums) - 1
-    margin = student.ppf((1 + confidence) / 2, freedom) * stderr
-    p = 2 * float(student.sf(abs(estimate) / stderr, freedom)) if stderr else float(estimate == 0)
-    detectable = _detectable(stderr, len(sums), confidence)
-    return Difference(estimate, estimate - margin, estimate + margin, p, detectable)
+    _, stderr = ratio_stderr(sums, sizes)
+    found = _students(np.asarray(sums, dtype=float), np.asarray(sizes, dtype=float), confidence)
+    estimate, low, high, p = (float(figure) for figure in found)
+    return Difference(estimate, low, high, p, detectable(stderr, len(sums), confidence))
 
 
-def _detectable(stderr: float, n: int, confidence: float) -> float | None:
+def _students(sums: Floats, sizes: Floats, confidence: float) -> tuple[Floats, Floats, Floats, Floats]:
+    """(estimate, low, high, p) along the last axis of sums, (..., n), with sizes of (n,)."""
+    estimate, stderr = _ratios_stderrs(sums, sizes)
+    freedom = len(sizes) - 1
+    margin = stdtrit(freedom, (1 + confidence) / 2) * stderr
+    known = np.where(stderr > 0, stderr, 1.0)
+    p = np.where(stderr > 0, 2 * stdtr(freedom, -np.abs(estimate) / known), estimate == 0)
+    return estimate, estimate - margin, estimate + margin, p
+
+
+def detectable(stderr: float, n: int, confidence: float) -> float | None:
     """H. S. Bloom, "Minimum detectable effects", Evaluation Review 19, 1995: (t(alpha / 2) + t(1 - power)) stderr."""
-    quantiles = student.ppf([(1 + confidence) / 2, POWER], n - 1)
+    quantiles = stdtrit(n - 1, [(1 + confidence) / 2, POWER])
     return float(quantiles.sum() * stderr) if stderr else None
 
 
@@ -301,6 +287,13 @@ def ratio_of_ratios(a: tuple[float, float, float], b: tuple[float, float, float]
     return math.exp(y - x), math.exp(y - x - low), math.exp(y - x + high)
 
 
+def kendall(a: Values, b: Values) -> float:
+    """Kendall's tau-b of two orders of the same things, in [-1, 1]; NaN where either knows no order."""
+    one, other = (np.sign(np.subtract.outer(side, side)) for side in (np.asarray(a), np.asarray(b)))
+    pairs = math.sqrt(float(np.abs(one).sum() * np.abs(other).sum()))
+    return float((one * other).sum()) / pairs if pairs else math.nan
+
+
 def holm(p: Sequence[float], weights: Sequence[float] | None = None) -> list[float]:
     """p values adjusted for their number, in the order given: any of them falls below 5 % by chance in 5 % of tables.
 
@@ -309,9 +302,9 @@ def holm(p: Sequence[float], weights: Sequence[float] | None = None) -> list[flo
     """
     share = list(weights or [1.0] * len(p))
     order = sorted(range(len(p)), key=lambda number: p[number] / share[number])
+    left_from = [*accumulate(share[number] for number in reversed(order))][::-1]
     adjusted, worst = [0.0] * len(p), 0.0
-    for place, number in enumerate(order):
-        left = math.fsum(share[other] for other in order[place:])
+    for number, left in zip(order, left_from, strict=True):
         worst = max(worst, min(1.0, p[number] / share[number] * left))
         adjusted[number] = worst
     return adjusted

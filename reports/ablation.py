@@ -17,12 +17,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
 from bench.record import Record
-from reports import notes
-from reports.blocks import draws, pooled
-from reports.frame import conditions_of, display_name, frame, frame_rows, requested_ratio, texts
+from reports import frame, notes
+from reports.blocks import Block, draws, pooled
+from reports.frame import conditions_of, display_name, requested_ratio, texts
 from reports.rows import Evidence, missed, starred
 from reports.tables import Cell, Column, Row, Table, column, figure
 
@@ -75,7 +73,7 @@ class Study:
         """The columns of the frame that any cell has a figure in."""
         names = [*(f"perplexity_{name}" for name in texts(self.records)), "kl", "average"]
         names += ["ratio", "layers", "prune_seconds"]
-        return [name for name in names if any(pd.notna(point.row.get(name)) for point in self.points.values())]
+        return [name for name in names if any(point.row.get(name) is not None for point in self.points.values())]
 
     def same(self, name: str) -> bool:
         """Whether a measure is the same in every cell, so that one sentence says it."""
@@ -89,7 +87,7 @@ class Study:
 
 def studies(records: Sequence[Record]) -> list[Study]:
     """One for each method and setup in which anything but the ratio differs."""
-    rows, groups = frame_rows(frame(records)), dict[str, list[int]]()
+    rows, groups = frame.rows(records), dict[str, list[int]]()
     for number, record in enumerate(records):
         groups.setdefault(_setup(record), []).append(number)
     found = []
@@ -131,7 +129,7 @@ def _study(method: str, points: Sequence[Point], dense: list[dict[str, Any]], re
     for one, point in zip(settings, points, strict=True):
         keyed.setdefault(tuple(one.get(name) for name in factors), point)
     looks = {*LOOK.values(), "seed"} & set(factors)
-    protocol = notes.protocol(records, frame(records).drop(columns="kept"), KINDS, calibration=not looks)
+    protocol = notes.protocol(records, (), KINDS, calibration=not looks)
     return Study(method, factors, fixed, keyed, dense, records, tuple(protocol))
 
 
@@ -146,7 +144,7 @@ def _settings(record: Record) -> dict[str, Any]:
     return found | {"seed": cell["seed"], "ratio": requested_ratio(record)}
 
 
-def tables(records: Sequence[Record], _evidence: Evidence | None = None) -> list[Table]:
+def tables(records: Sequence[Record], _setups: Sequence[Sequence[Block]], _evidence: Evidence) -> list[Table]:
     """The tables of every study."""
     return [table for study in studies(records) for table in _tables(study)]
 
@@ -253,7 +251,7 @@ def _notes(study: Study, measures: Sequence[str]) -> Iterator[str]:
 
 def _dense(study: Study, name: str) -> str:
     """What the dense model has of a measure of quality: its figure, or the ends of several."""
-    found = {row[name]: figure(row, name) for row in study.dense if pd.notna(row.get(name))}
+    found = {row[name]: figure(row, name) for row in study.dense if row.get(name) is not None}
     if not found or name in ("ratio", "layers", "prune_seconds", "kl"):
         return ""
     ends = [found[value].short for value in (min(found), max(found))]

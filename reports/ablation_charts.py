@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from bench.record import Record
 from reports.ablation import Study, said, studies
-from reports.charts import finite, scaled
+from reports.blocks import Block
+from reports.charts import scaled
 from reports.figures import Figure
 from reports.frame import display_name
-from reports.metrics import metric, shown
+from reports.metrics import finite, metric, shown
 from reports.style import BLACK, COLOURS, LINES, MARKERS, axes, legend, logarithmic, name
 
 if TYPE_CHECKING:
@@ -23,10 +24,11 @@ PANELS = 6  # the most beside each other: combinations of a third factor and tho
 QUALITIES = ("perplexity_", "kl", "average")
 
 
-def figures(records: Sequence[Record]) -> list[Figure]:
+def figures(setups: Sequence[Sequence[Block]]) -> list[Figure]:
     """One for each study and quality."""
+    records = {id(record): record for block in chain(*setups) for record in chain(*block.drawn)}
     found: dict[str, Figure] = {}
-    for study in studies(records):
+    for study in studies(list(records.values())):
         for column in (one for one in study.measures() if one.startswith(QUALITIES)):
             stem = re.sub(r"[^\w.+-]+", "-", f"ablation-{study.method}-{column.replace('_', '-', 1)}")
             ending = sum(one == stem or one.startswith(f"{stem}-") for one in found)

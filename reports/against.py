@@ -16,13 +16,11 @@ from statistics import fmean
 from typing import Any
 
 from bench.record import Record, label
-from reports import notes
+from reports import frame, notes
 from reports.frame import (
     by_setup,
     dense_peer,
     display_name,
-    frame,
-    frame_rows,
     is_accuracy,
     named,
     requested_ratio,
@@ -64,7 +62,7 @@ def tables(records: Sequence[Record], papers: Sequence[Paper]) -> list[Table]:
     """A table for each pair. Raises ValueError where no cell is of a published model and method."""
     pairs = list(_pairs(records, papers))
     measured = [record for record in records if any(pair.record is record for pair in pairs)]
-    here = notes.protocol(measured, frame(measured).drop(columns=["average", "kept"]), KINDS) if measured else []
+    here = notes.protocol(measured, (), KINDS) if measured else []
     found = [_table(pair, number, here) for number, pair in enumerate(pairs, start=1)]
     if not found:
         published = ", ".join(dict.fromkeys(model for paper in papers for model, _, _ in paper.models))
@@ -74,7 +72,7 @@ def tables(records: Sequence[Record], papers: Sequence[Paper]) -> list[Table]:
 
 
 def _pairs(records: Sequence[Record], papers: Sequence[Paper]) -> Iterator[Pair]:
-    rows, peers = frame_rows(frame(records)), by_setup(records)
+    rows, peers = frame.rows(records), by_setup(records)
     for paper in papers:
         for _, names, printed_rows in paper.models:
             dense = next((row for row in printed_rows if "dense" in row.methods), Printed(("dense",)))

@@ -10,8 +10,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from bench.record import Record, label
-from reports import recipes
-from reports.frame import conditions_of, frame, frame_rows, requested_ratio, setup
+from reports import frame, recipes
+from reports.frame import conditions_of, requested_ratio, setup
 
 MOST = 4  # fields that are named where setups differ in many
 
@@ -20,8 +20,10 @@ MOST = 4  # fields that are named where setups differ in many
 class Block:
     """Rows that are compared: one setup, one ratio, the dense model on top; several draws share a row.
 
+    records  the record of each row, of several draws the first
+    rows     its figures, of several draws their means
     numbers  for each row the places of its records among all records
-    each     for each row the rows of its draws, one where there is one cell
+    drawn    for each row its records, one where there is one cell;  each  their figures
     apart    what the setup has otherwise than the others in the report: "documents 200"
     """
 
@@ -29,6 +31,7 @@ class Block:
     rows: list[dict[str, Any]]
     numbers: list[list[int]]
     ratio: float | None
+    drawn: list[list[Record]]
     each: list[list[dict[str, Any]]]
     apart: tuple[str, ...] = ()
 
@@ -40,28 +43,35 @@ class Block:
         return label(record.cell) + recipes.apart(record.cell, [other.cell for other in self.records]) + seed
 
 
-def blocks(records: Sequence[Record]) -> Iterator[Block]:
-    """A block per setup and ratio, rising, methods of a fixed ratio last, dense on top of each."""
-    rows, different = frame_rows(frame(records)), apart(records)
+def blocks(records: Sequence[Record]) -> list[list[Block]]:
+    """For each setup a block per ratio, rising, methods of a fixed ratio last, dense on top of each."""
+    rows, different = frame.rows(records), apart(records)
     groups: dict[str, list[int]] = {}
     for number, record in enumerate(records):
         groups.setdefault(setup(record), []).append(number)
-    for key, cells in groups.items():
-        dense = [number for number in cells if records[number].cell["method"] == "dense"]
-        pruned = [number for number in cells if records[number].cell["method"] != "dense"]
-        ratios = {requested_ratio(records[number]) for number in pruned}
-        for ratio in sorted(ratios, key=lambda ratio: (ratio is None, ratio or 0)) or [None]:
-            block = [*dense, *(number for number in pruned if requested_ratio(records[number]) == ratio)]
-            shared = [[block[place] for place in places] for places in draws([records[number] for number in block])]
-            together = [[rows[number] for number in numbers] for numbers in shared]
-            yield Block(
-                [records[numbers[0]] for numbers in shared],
-                [pooled(several) if len(several) > 1 else several[0] for several in together],
-                shared,
-                ratio,
-                together,
-                different[key],
-            )
+    return [list(_of_setup(records, rows, cells, different[key])) for key, cells in groups.items()]
+
+
+def _of_setup(
+    records: Sequence[Record], rows: Sequence[dict[str, Any]], cells: Sequence[int], different: tuple[str, ...]
+) -> Iterator[Block]:
+    """The blocks of the records at the places `cells`."""
+    dense = [number for number in cells if records[number].cell["method"] == "dense"]
+    pruned = [number for number in cells if records[number].cell["method"] != "dense"]
+    ratios = {requested_ratio(records[number]) for number in pruned}
+    for ratio in sorted(ratios, key=lambda ratio: (ratio is None, ratio or 0)) or [None]:
+        block = [*dense, *(number for number in pruned if requested_ratio(records[number]) == ratio)]
+        shared = [[block[place] for place in places] for places in draws([records[number] for number in block])]
+        together = [[rows[number] for number in numbers] for numbers in shared]
+        yield Block(
+            [records[numbers[0]] for numbers in shared],
+            [pooled(several) if len(several) > 1 else several[0] for several in together],
+            shared,
+            ratio,
+            [[records[number] for number in numbers] for numbers in shared],
+            together,
+            different,
+        )
 
 
 def apart(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
@@ -91,14 +101,6 @@ def brief(value: Any) -> str:
     """A value of a condition, not too long for a sentence."""
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:12]}..."
-
-
-def by_setup_blocks(records: Sequence[Record]) -> list[list[Block]]:
-    """The blocks of each setup, by rising ratio."""
-    found: dict[str, list[Block]] = {}
-    for block in blocks(records):
-        found.setdefault(setup(block.records[0]), []).append(block)
-    return list(found.values())
 
 
 def draws(records: Sequence[Record]) -> list[list[int]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 from bench.record import Record, label
@@ -18,6 +18,7 @@ from reports.text import printable, width, wrap
 LINE = 100  # columns of a terminal
 NAME = 30  # columns of a name, before its value starts in the next line
 INDENT = "  "
+NESTED = (dict, list, tuple)
 RUN = 3  # as many neighbours are written as a range, or as a repetition
 
 
@@ -62,15 +63,15 @@ def text(record: Record, key: str) -> str:
 
 
 def _fact(name: str, value: Any) -> Fact:
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         if set(value) == {"value", "stderr"}:
             return Fact(name, f"{_scalar(value['value'])}, stderr {_scalar(value['stderr'])}")
         return Fact(name, "" if value else "none", tuple(_fact(str(key), one) for key, one in value.items()))
-    if isinstance(value, list | tuple):
-        if value and all(isinstance(row, Mapping) and _is_flat(row) for row in value):
+    if isinstance(value, (list, tuple)):
+        if value and all(isinstance(row, dict) and _is_flat(row) for row in value):
             heads = tuple(dict.fromkeys(str(key) for row in value for key in row))
             return Fact(name, table=(heads, *(tuple(_scalar(row.get(head, "")) for head in heads) for row in value)))
-        if any(isinstance(one, Mapping | list | tuple) for one in value):
+        if any(isinstance(one, NESTED) for one in value):
             return Fact(name, inside=tuple(_numbered(value)))
         return Fact(name, _listed(value))
     return Fact(name, _scalar(value) + _in_bytes(name, value))
@@ -86,7 +87,7 @@ def _numbered(values: Sequence[Any]) -> Iterator[Fact]:
 
 
 def _is_flat(row: Mapping[str, Any]) -> bool:
-    return not any(isinstance(value, Mapping | list | tuple) for value in row.values())
+    return not any(isinstance(value, NESTED) for value in row.values())
 
 
 def _scalar(value: Any) -> str:
@@ -117,27 +118,18 @@ def _listed(values: Sequence[Any]) -> str:
 
 def _ranges(parts: Sequence[Any]) -> Iterator[str]:
     """The parts as text; RUN or more whole numbers, each one more than the last, become 'first-last'."""
-    start = 0
-    while start < len(parts):
-        end = start + 1
-        while end < len(parts) and _is_whole(parts[end - 1]) and _is_whole(parts[end]):
-            if parts[end] != parts[end - 1] + 1:
-                break
-            end += 1
+    follows = [type(a) is int and type(b) is int and b == a + 1 for a, b in pairwise(parts)]
+    ends = [*(at for at, one in enumerate(follows, start=1) if not one), len(parts)]
+    for start, end in pairwise([0, *ends]):
         if end - start >= RUN:
             yield f"{parts[start]}-{parts[end - 1]}"
         else:
-            yield from (_plain(part) for part in parts[start:end])
-        start = end
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+            yield from map(_plain, parts[start:end])
 
 
 def _plain(value: Any) -> str:
     """As in _scalar, without separators, which a list has of its own."""
-    return str(value) if _is_whole(value) else _scalar(value)
+    return str(value) if type(value) is int else _scalar(value)
 
 
 def _lines(block: Fact, depth: int) -> Iterator[str]:

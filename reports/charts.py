@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
-
-from bench.record import Record
-from reports.blocks import Block, by_setup_blocks
+from reports.blocks import Block
 from reports.figures import Figure
 from reports.frame import MISS, display_name, texts
-from reports.metrics import metric, shown
+from reports.metrics import finite, metric, shown
 from reports.style import BLACK, axes, legend, logarithmic, look, name
 
 if TYPE_CHECKING:
@@ -39,10 +35,10 @@ class Point:
     each: list[dict[str, Any]]
 
 
-def figures(records: Sequence[Record]) -> list[Figure]:
+def figures(setups: Sequence[Sequence[Block]]) -> list[Figure]:
     """For each quality a panel for each ratio with the intervals, and a line for each method over several ratios."""
     found = []
-    for number, blocks in enumerate(by_setup_blocks(records)):
+    for number, blocks in enumerate(setups):
         ending = f"-{number + 1}" if number else ""
         points = points_of(blocks)
         for column in qualities(blocks):
@@ -75,10 +71,6 @@ def qualities(blocks: Sequence[Block]) -> list[str]:
     """The columns that tell how good a model is."""
     records = [record for block in blocks for record in block.records]
     return [*(f"perplexity_{text}" for text in texts(records)), "average"]
-
-
-def finite(value: Any) -> bool:
-    return bool(pd.notna(value)) and math.isfinite(value)
 
 
 def _interval(row: dict[str, Any], column: str) -> tuple[float, float]:
@@ -149,8 +141,10 @@ def _by_method(column: str, points: Sequence[Point]) -> Drawing:
     labels = _order(column, pruned)
     drawing, panels = axes(2.2 + 2.1 * len(ratios), 1.0 + 0.21 * len(labels), columns=len(ratios), share_y=True)
     for axis, ratio in zip(panels, ratios, strict=True):
-        for point in (point for point in pruned if point.ratio == ratio):
-            _with_interval(axis, column, point, len(labels) - 1 - labels.index(point.label))
+        rows = {len(labels) - 1 - labels.index(point.label): point for point in pruned if point.ratio == ratio}
+        _bars(axis, column, {y: point for y, point in rows.items() if len(point.each) == 1})
+        for y, point in rows.items():
+            _with_draws(axis, column, point, y)
         for one in dense:
             axis.axvline(scaled(column) * one.row[column], color=BLACK, linestyle=":", linewidth=1.2)
         axis.set_yticks(range(len(labels)), [name(label) for label in reversed(labels)])
@@ -160,18 +154,25 @@ def _by_method(column: str, points: Sequence[Point]) -> Drawing:
     return drawing
 
 
-def _with_interval(axis: Axes, column: str, point: Point, y: int) -> None:
-    """A cell with its interval; of several draws each draw as a small point behind their mean, and no bar."""
+def _bars(axis: Axes, column: str, points: Mapping[int, Point]) -> None:
+    """The intervals of a panel, by height, in one artist, where Axes.errorbar has three for each."""
+    if not points:
+        return
+    colours = [look(point.method, point.label)["color"] for point in points.values()]
+    both = [[scaled(column) * end for end in _interval(point.row, column)] for point in points.values()]
+    low, high = zip(*both, strict=True)
+    axis.hlines(list(points), low, high, colors=colours, linewidth=1)
+    axis.scatter([*low, *high], [*points] * 2, s=4**2, marker="|", c=colours * 2, linewidths=1)
+
+
+def _with_draws(axis: Axes, column: str, point: Point, y: int) -> None:
+    """A cell; of several draws each as a small point behind their mean."""
     scale, style = scaled(column), look(point.method, point.label, line=False)
-    value = scale * point.row[column]
     if len(point.each) > 1:
         draws = [scale * row[column] for row in point.each]
         axis.plot(draws, [y] * len(draws), marker=".", markersize=4, linestyle="none", color=style["color"])
-        axis.plot([value], [y], **style | {"markerfacecolor": "white"})
-        return
-    low, high = (scale * end for end in _interval(point.row, column))
-    sides = [[max(0.0, value - low)], [max(0.0, high - value)]]
-    axis.errorbar([value], [y], xerr=sides, elinewidth=1, capsize=2, **style)
+        style |= {"markerfacecolor": "white"}
+    axis.plot([scale * point.row[column]], [y], **style)
 
 
 def _order(column: str, points: Sequence[Point]) -> list[str]:

@@ -1,34 +1,33 @@
-"""Whether cells of one ratio differ: every pair is tested, and the p values are adjusted for the number of pairs.
+"""Whether cells differ: pairs of them are tested, and the p values are adjusted for the number of pairs (Holm).
 
 perplexity   Student's test on the windows that both models scored (bench.stats.paired_perplexity)
 average      McNemar's exact test on the documents that both models answered, where every task has as many and each
              answer is right or wrong; else a normal test on the paired differences, every task weighing alike
 
 A pair without samples, or with samples of other windows or documents, is tested by the intervals of its two figures as
-if they were independent; that finds less, since models err on the same documents.
+if they were independent, which finds less, since models err on the same documents; or, where that is not wanted, not.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from statistics import NormalDist, fmean
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from bench import stats
 from bench.record import Record
 from reports.frame import is_accuracy
+from reports.samples import Sample, Samples, alike
 
-LEVEL = 0.05  # of a p value that counts, over all pairs of a ratio
+LEVEL = 0.05  # of a p value that counts, over all pairs
 NORMAL = NormalDist()
-UNITS = ("doc_hash", "doc_id", "tokens")  # the column that tells documents or windows apart, the surest first
 
 
 @dataclass(frozen=True)
@@ -37,143 +36,160 @@ class Contrast:
 
     estimate   how many times the perplexity, or the difference of the averages
     p          two-sided, adjusted for all pairs
-    paired     whether it is by what both models did with the same windows or documents
+    test       Student's on windows, McNemar's or a normal one on documents, or by the two intervals
     low, high  of a perplexity: the 95 % interval of the estimate, not adjusted
     """
 
     estimate: float
     p: float
-    paired: bool
+    test: Literal["student", "mcnemar", "normal", "intervals"]
     low: float = math.nan
     high: float = math.nan
 
+    @property
+    def paired(self) -> bool:
+        """Whether it is by what both models did with the same windows or documents."""
+        return self.test != "intervals"
 
-Contrasts = dict[tuple[int, int], Contrast]
-Compare = Callable[[int, int], Contrast | None]
+
+Pair = tuple[int, int]  # the places of two records
+Contrasts = dict[Pair, Contrast]
+Records = Sequence[Record] | Mapping[int, Record]
 Numbers = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A figure for each document or window; units: the documents' hashes or numbers, or the windows' tokens."""
-
-    units: tuple[Any, ...]
-    figures: Numbers
+def all_pairs(numbers: Sequence[int]) -> list[Pair]:
+    """Every pair (a, b), a before b in `numbers`."""
+    return list(combinations(numbers, 2))
 
 
-class Samples:
-    """The samples of some records, each file read once. A folder that is None, or lacks a file, has none."""
-
-    def __init__(self, folders: Sequence[Path | None]) -> None:
-        self._folders = folders
-        self._tables: dict[tuple[int, str], pd.DataFrame | None] = {}
-        self._columns: dict[tuple[int, str, str], Sample | None] = {}
-
-    def of(self, number: int, name: str) -> pd.DataFrame | None:
-        """The documents of a task, or the windows of a text by "perplexity-TEXT", of the record at this place."""
-        if (number, name) not in self._tables:
-            folder = self._folders[number] if number < len(self._folders) else None
-            path = folder / f"{name}.parquet" if folder else None
-            self._tables[number, name] = pd.read_parquet(path) if path and path.is_file() else None
-        return self._tables[number, name]
-
-    def column(self, number: int, name: str, figure: str) -> Sample | None:
-        """One figure of each document or window; None where there are not two, or no telling which they are."""
-        key = (number, name, figure)
-        if key not in self._columns:
-            table = self.of(number, name)
-            self._columns[key] = None if table is None else _sample(table, figure)
-        return self._columns[key]
+def perplexity(
+    records: Records, pairs: Sequence[Pair], samples: Samples, text: str, *, intervals: bool = True
+) -> Contrasts:
+    """The pairs of cells with a finite perplexity of the text; `intervals` as at the head of this file."""
+    figures = {n: records[n].measured.get("perplexity", {}).get(text, {}) for n in _places(pairs)}
+    pairs = [pair for pair in pairs if all(math.isfinite(figures[n].get("perplexity", math.inf)) for n in pair)]
+    windows = {n: samples.of(n, f"perplexity-{Path(text).stem}", "nll") for n in _places(pairs)}
+    asked = {n: [figures[n].get(name) for name in ("sha256", "window", "stride")] for n in windows}
+    found: Contrasts = {}
+    for together in _together(pairs, alike(windows, asked)):
+        tokens = _known(windows, together[0][0]).units.to_numpy()
+        before, after = (np.stack([_known(windows, pair[side]).figures for pair in together]) for side in (0, 1))
+        tested = zip(*stats.paired_perplexities(before, after, tokens), strict=True)
+        for pair, (estimate, low, high, p) in zip(together, tested, strict=True):
+            found[pair] = Contrast(float(estimate), float(p), "student", float(low), float(high))
+    rest = [(a, b) for a, b in pairs if intervals and (a, b) not in found]
+    return _adjusted(pairs, found | {(a, b): _from_intervals(figures[a], figures[b]) for a, b in rest})
 
 
-def _sample(table: pd.DataFrame, figure: str) -> Sample | None:
-    unit = next((name for name in UNITS if name in table), None)
-    if unit is None or figure not in table or len(table) < 2:
-        return None
-    return Sample(tuple(table[unit].tolist()), table[figure].to_numpy(float))
+def average(
+    records: Records, pairs: Sequence[Pair], samples: Samples, tasks: Sequence[str], *, intervals: bool = True
+) -> Contrasts:
+    """The pairs of cells that measured an accuracy of every one of the tasks, each by the same metric."""
+    found: Contrasts = {}
+    measured = {n: records[n].measured.get("tasks", {}) for n in _places(pairs)}
+    whole = {n: one for n, one in measured.items() if all(t in one and is_accuracy(one[t]) for t in tasks)}
+    mains = {n: [one[task]["main"] for task in tasks] for n, one in whole.items()}
+    pairs = [(a, b) for a, b in pairs if tasks and a in whole and b in whole and mains[a] == mains[b]]
+    answers = [{n: samples.of(n, task, mains[n][place]) for n in _places(pairs)} for place, task in enumerate(tasks)]
+    by_task = [alike(given, mains) for given in answers]
+    shared = {n: tuple(groups[n] for groups in by_task) for n in _places(pairs) if all(n in g for g in by_task)}
+    for together in _together(pairs, shared):
+        found |= _paired_averages(together, answers)
+    rest = [(a, b) for a, b in pairs if intervals and (a, b) not in found]
+    return _adjusted(pairs, found | {(a, b): _independent_average(whole[a], whole[b], tasks) for a, b in rest})
 
 
-def perplexity(records: Sequence[Record], numbers: Sequence[int], samples: Samples, text: str) -> Contrasts:
-    """Every pair (a, b), a before b in `numbers`, of the cells with a finite perplexity of the text."""
-
-    def figures(number: int) -> dict[str, Any]:
-        return dict(records[number].measured.get("perplexity", {}).get(text, {}))
-
-    def compare(a: int, b: int) -> Contrast | None:
-        one, other = figures(a), figures(b)
-        first, second = (samples.column(number, f"perplexity-{Path(text).stem}", "nll") for number in (a, b))
-        same = all(one.get(name) == other.get(name) for name in ("sha256", "window", "stride"))
-        if same and first and second and first.units == second.units:
-            found = stats.paired_perplexity(first.figures, second.figures, first.units)
-            return Contrast(found.estimate, found.p, True, found.low, found.high)
-        return _from_intervals(one, other)
-
-    return _all_pairs([n for n in numbers if math.isfinite(figures(n).get("perplexity", math.inf))], compare)
+def _places(pairs: Sequence[Pair]) -> list[int]:
+    return list(dict.fromkeys(place for pair in pairs for place in pair))
 
 
-def _from_intervals(one: dict[str, Any], other: dict[str, Any]) -> Contrast | None:
+def _together(pairs: Sequence[Pair], groups: Mapping[int, Any]) -> Iterator[list[Pair]]:
+    """The pairs within a group, by group."""
+    found: dict[Any, list[Pair]] = {}
+    for a, b in pairs:
+        if a in groups and b in groups and groups[a] == groups[b]:
+            found.setdefault(groups[a], []).append((a, b))
+    yield from found.values()
+
+
+def _known(samples: Mapping[int, Sample | None], place: int) -> Sample:
+    sample = samples[place]
+    assert sample is not None
+    return sample
+
+
+def _from_intervals(one: Mapping[str, Any], other: Mapping[str, Any]) -> Contrast | None:
     """Two perplexities as if independent, on logarithms; half a 95 % interval is taken for 1.96 standard errors."""
     if any(figures.get(name) is None for figures in (one, other) for name in ("perplexity_low", "perplexity_high")):
         return None
     stderrs = [math.log(f["perplexity_high"] / f["perplexity_low"]) / (2 * 1.96) for f in (one, other)]
     log, stderr = math.log(other["perplexity"] / one["perplexity"]), math.hypot(*stderrs)
-    p = _normal(log, stderr, paired=False).p
-    return Contrast(math.exp(log), p, False, math.exp(log - 1.96 * stderr), math.exp(log + 1.96 * stderr))
+    ends = (math.exp(log - 1.96 * stderr), math.exp(log + 1.96 * stderr))
+    return Contrast(math.exp(log), _normal(log, stderr), "intervals", *ends)
 
 
-def average(records: Sequence[Record], numbers: Sequence[int], samples: Samples, tasks: Sequence[str]) -> Contrasts:
-    """Every pair (a, b), a before b in `numbers`, of the cells that measured an accuracy of every one of the tasks."""
-
-    def compare(a: int, b: int) -> Contrast | None:
-        one, other = (records[number].measured["tasks"] for number in (a, b))
-        if any(one[task]["main"] != other[task]["main"] for task in tasks):
-            return None
-        answers = [_answers(samples, (a, b), task, one[task]["main"]) for task in tasks]
-        pairs = [pair for pair in answers if pair is not None]
-        return _paired_average(pairs) if len(pairs) == len(tasks) else _independent_average(one, other, tasks)
-
-    def measured_all(number: int) -> bool:
-        found = records[number].measured.get("tasks", {})
-        return all(task in found and is_accuracy(found[task]) for task in tasks)
-
-    return _all_pairs([n for n in numbers if tasks and measured_all(n)], compare)
+Answers = Sequence[Mapping[int, Sample | None]]  # of each task, by place
 
 
-Answers = tuple[Numbers, Numbers]
+def _paired_averages(pairs: Sequence[Pair], answers: Answers) -> Contrasts:
+    """Pairs that answered the same documents of every task."""
+    sizes = {len(_known(given, pairs[0][0]).figures) for given in answers}
+    plain = {n for n in _places(pairs) if all(np.isin(_known(given, n).figures, (0, 1)).all() for given in answers)}
+    exact = [(a, b) for a, b in pairs if len(sizes) == 1 and a in plain and b in plain]
+    return _by_mcnemar(exact, answers) | _by_normal([pair for pair in pairs if pair not in set(exact)], answers)
 
 
-def _answers(samples: Samples, pair: tuple[int, int], task: str, metric: str) -> Answers | None:
-    """What both models got for the same documents in the same order; None where that is not known."""
-    first, second = (samples.column(number, task, metric) for number in pair)
-    return (first.figures, second.figures) if first and second and first.units == second.units else None
+def _tables(pairs: Sequence[Pair], answers: Answers) -> tuple[list[Numbers], list[int], list[int]]:
+    """(for each task the answers, a row for each cell), and the rows of the first and of the second cell of each pair."""
+    places = _places(pairs)
+    row = {place: number for number, place in enumerate(places)}
+    tables = [np.stack([_known(given, place).figures for place in places]) for given in answers]
+    return tables, [row[a] for a, _ in pairs], [row[b] for _, b in pairs]
 
 
-def _paired_average(answers: Sequence[Answers]) -> Contrast:
-    sizes = {len(before) for before, _ in answers}
-    if len(sizes) == 1 and all(np.isin(side, (0, 1)).all() for pair in answers for side in pair):
-        lost = sum(int((before > after).sum()) for before, after in answers)
-        gained = sum(int((after > before).sum()) for before, after in answers)
-        return Contrast((gained - lost) / (len(answers) * sizes.pop()), stats.mcnemar(lost, gained), True)
-    found = [stats.mean_stderr((after - before).tolist()) for before, after in answers]
-    return _normal(fmean(mean for mean, _ in found), stats.average_stderr([e or 0.0 for _, e in found]), paired=True)
+def _by_mcnemar(pairs: Sequence[Pair], answers: Answers) -> Contrasts:
+    """Every document weighs alike; counts of documents are exact in float64."""
+    if not pairs:
+        return {}
+    tables, a, b = _tables(pairs, answers)
+    right = np.concatenate(tables, axis=1)
+    both, total = right @ right.T, right.sum(1)
+    lost, gained = total[a] - both[a, b], total[b] - both[a, b]
+    found = zip(pairs, (gained - lost) / right.shape[1], stats.mcnemars(lost, gained), strict=True)
+    return {pair: Contrast(float(estimate), float(p), "mcnemar") for pair, estimate, p in found}
 
 
-def _independent_average(one: dict[str, Any], other: dict[str, Any], tasks: Sequence[str]) -> Contrast | None:
+def _by_normal(pairs: Sequence[Pair], answers: Answers) -> Contrasts:
+    """Every task weighs alike."""
+    if not pairs:
+        return {}
+    tables, a, b = _tables(pairs, answers)
+    apart = [table[b] - table[a] for table in tables]
+    means = np.mean([one.mean(1) for one in apart], axis=0).tolist()
+    stderrs = (np.sqrt(sum(one.var(1, ddof=1) / one.shape[1] for one in apart)) / len(apart)).tolist()
+    found = zip(pairs, means, stderrs, strict=True)
+    return {pair: Contrast(mean, _normal(mean, stderr), "normal") for pair, mean, stderr in found}
+
+
+def _independent_average(one: Mapping[str, Any], other: Mapping[str, Any], tasks: Sequence[str]) -> Contrast | None:
     mains = [[measured[task][measured[task]["main"]] for task in tasks] for measured in (one, other)]
     if any(main.get("stderr") is None for side in mains for main in side):
         return None
     averages = [fmean(main["value"] for main in side) for side in mains]
     stderrs = [stats.average_stderr([main["stderr"] for main in side]) for side in mains]
-    return _normal(averages[1] - averages[0], math.hypot(*stderrs), paired=False)
+    difference = averages[1] - averages[0]
+    return Contrast(difference, _normal(difference, math.hypot(*stderrs)), "intervals")
 
 
-def _normal(estimate: float, stderr: float, *, paired: bool) -> Contrast:
-    return Contrast(estimate, 2 * NORMAL.cdf(-abs(estimate) / stderr) if stderr else float(estimate == 0), paired)
+def _normal(estimate: float, stderr: float) -> float:
+    """The p value of no difference by a normal distribution."""
+    return 2 * NORMAL.cdf(-abs(estimate) / stderr) if stderr else float(estimate == 0)
 
 
-def _all_pairs(numbers: Sequence[int], compare: Compare) -> Contrasts:
-    found = {(a, b): compare(a, b) for a, b in combinations(numbers, 2)}
-    known = {pair: contrast for pair, contrast in found.items() if contrast is not None}
+def _adjusted(pairs: Sequence[Pair], found: Mapping[Pair, Contrast | None]) -> Contrasts:
+    """What was tested, in the order of the pairs, with its p values adjusted for their number."""
+    known = {pair: contrast for pair in pairs if (contrast := found.get(pair)) is not None}
     adjusted = stats.holm([contrast.p for contrast in known.values()])
     return {pair: replace(contrast, p=p) for (pair, contrast), p in zip(known.items(), adjusted, strict=True)}
 

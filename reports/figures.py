@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.record import Record, write_atomically
+from reports.blocks import blocks
 from reports.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
+    from matplotlib.transforms import Bbox
 
 FORMATS = ("svg", "pdf", "png")
+PADDING = 0.1  # inches around a drawing
 
 
 @dataclass(frozen=True)
@@ -44,41 +47,66 @@ def figures(records: Sequence[Record]) -> list[Figure]:
     from reports import ablation_charts, charts, fronts, gains, maps, traces
 
     parts = (charts, gains, fronts, maps, traces, ablation_charts)
-    found = [figure for part in parts for figure in part.figures(records)]
+    setups = blocks(records)
+    found = [figure for part in parts for figure in part.figures(setups)]
     return [replace(one, title=printable(one.title), description=printable(one.description)) for one in found]
 
 
+def written(figure: Figure, kinds: Sequence[str] = FORMATS) -> dict[str, bytes]:
+    """The figure's file in each format, without date and author: drawn and laid out once, written down several times."""
+    import matplotlib
+
+    from reports.style import SETTINGS
+
+    settings: Any = SETTINGS | {"svg.hashsalt": figure.name}
+    with matplotlib.rc_context(settings):
+        drawing = figure.draw()
+        box = _laid_out(drawing)
+        found = {kind: _file(drawing, kind, box) for kind in kinds}
+    return found | {"svg": _described(figure, found["svg"].decode()).encode()} if "svg" in found else found
+
+
 def svg(figure: Figure) -> str:
-    """The figure as an <svg> element, to be put into a page: titled, described, with ids of its own."""
-    text = _written(figure, "svg").decode()
+    """The figure as an SVG file: titled, described, with ids of its own, so that several share a page."""
+    return written(figure, ("svg",))["svg"].decode()
+
+
+def save(figure: Figure, folder: Path) -> None:
+    """Write the figure in every format, as FOLDER/NAME.FORMAT. Raises Unwritable where the disk does not take it."""
+    for kind, content in written(figure).items():
+        write_atomically(folder / f"{figure.name}.{kind}", content)
+
+
+def _laid_out(drawing: Drawing) -> Bbox:
+    """Lay everything out, once and for good; the part of the drawing that is taken up, in inches.
+
+    What savefig does by itself, a layout for each file and before it a drawing that nobody sees, takes twice the time.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+
+    renderer = FigureCanvasAgg(drawing).get_renderer()
+    for text in drawing.findobj(Text):
+        if hasattr(text, "set_fontfeatures"):  # matplotlib 3.11, the first that joins letters
+            text.set_fontfeatures(("-liga",))  # else a PDF holds a second font for the fi of finercut alone
+    engine = drawing.get_layout_engine()
+    if engine is not None:
+        engine.execute(drawing)
+    drawing.set_layout_engine(None)
+    return drawing.get_tightbbox(renderer).padded(PADDING)
+
+
+def _file(drawing: Drawing, kind: str, box: Bbox) -> bytes:
+    nothing: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
+    buffer = io.BytesIO()
+    drawing.savefig(buffer, format=kind, metadata=nothing[kind], bbox_inches=box)
+    return buffer.getvalue()
+
+
+def _described(figure: Figure, text: str) -> str:
     body = text[text.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, count=1, flags=re.DOTALL)
     body = re.sub(r'(?<=\bid=")|(?<=href="#)|(?<=url\(#)', f"{figure.name}-", body)
     opening, _, rest = body.partition(">")
     said = f"<title>{escape(figure.title)}</title><desc>{escape(figure.description)}</desc>"
-    return f'{opening} role="img">{said}{rest}'
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure in the format of the path's ending: .svg, .pdf or .png. Raises ValueError for another one,
-    Unwritable where the disk does not take it.
-    """
-    kind = path.suffix.removeprefix(".")
-    if kind not in FORMATS:
-        raise ValueError(f"a figure is written as .{', .'.join(FORMATS)}; got {path.name}")
-    declared = f'<?xml version="1.0" encoding="utf-8"?>\n{svg(figure)}' if kind == "svg" else _written(figure, kind)
-    write_atomically(path, declared)
-
-
-def _written(figure: Figure, kind: str) -> bytes:
-    """The bytes of a file without date and author, the same for equal figures."""
-    import matplotlib
-
-    from reports.style import SETTINGS
-
-    nothing: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
-    settings: Any = SETTINGS | {"svg.hashsalt": figure.name}
-    with matplotlib.rc_context(settings):
-        buffer = io.BytesIO()
-        figure.draw().savefig(buffer, format=kind, metadata=nothing[kind])
-    return buffer.getvalue()
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{opening} role="img">{said}{rest}'

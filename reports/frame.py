@@ -1,4 +1,4 @@
-"""One data frame from the records of a run: one row per cell, one column per figure, missing where not measured.
+"""One row per cell, one column per figure, missing where not measured: as plain dicts, and as one data frame.
 
 T is a text, K a task, M a metric; a name that begins with _ continues the one before it.
 
@@ -30,12 +30,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from bench.record import Record, label
 from bench.stats import average_stderr, wilson
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MISS = 0.005  # the largest share of the dense model by which a method may miss its budget unmarked
 AS_MEASURED = (
@@ -51,25 +52,31 @@ AS_MEASURED = (
 OWN_INPUTS = ("method_sha256", "versions", "healing", "parent")  # inputs in which cells of one table may differ
 DIVERGENCE = ("kl", "kl_low", "kl_high", "agreement")
 CHECKS = (*DIVERGENCE, "copying", "counting", "repetition", "distinct_1", "distinct_2")
+ACCURACY = re.compile(r"(^|_)acc(_|$)")
 STAGES = {"prefill": "length", "decode": "context"}  # and the size, in tokens, that belongs to each
 
 
+def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """One row per record, in the order of `records`; what was not measured is None or absent."""
+    setups = [setup(record) for record in records]
+    groups: dict[str, list[Record]] = {}
+    for key, record in zip(setups, records, strict=True):
+        groups.setdefault(key, []).append(record)
+    averaged = {key: accuracies(peers) for key, peers in groups.items()}
+    return [
+        _row(record, dense_peer(record, groups[key]), averaged[key])
+        for key, record in zip(setups, records, strict=True)
+    ]
+
+
 def frame(records: Sequence[Record]) -> pd.DataFrame:
-    """One row per record, in the order and with the index of `records`. Columns: see the head of this file."""
-    groups = by_setup(records)
-    rows = []
-    for record in records:
-        peers = groups[setup(record)]
-        accuracies = [name for name in tasks(peers) if any(name in _accuracies(peer) for peer in peers)]
-        rows.append(_row(record, dense_peer(record, peers), accuracies))
-    fullest_first = sorted(rows, key=len, reverse=True)  # so that a failed cell does not set the order
+    """`rows` with the index of `records`. Columns: see the head of this file."""
+    import pandas as pd
+
+    found = rows(records)
+    fullest_first = sorted(found, key=len, reverse=True)  # so that a failed cell does not set the order
     columns = dict.fromkeys(name for row in fullest_first for name in row)
-    return pd.DataFrame({name: _column([row.get(name) for row in rows]) for name in columns})
-
-
-def frame_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of the frame as plain dicts."""
-    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+    return pd.DataFrame({name: _column([row.get(name) for row in found]) for name in columns})
 
 
 def display_name(record: Record) -> str:
@@ -140,10 +147,16 @@ def tasks(records: Sequence[Record]) -> list[str]:
     return _measured(records, "tasks", "tasks")
 
 
+def accuracies(records: Sequence[Record]) -> list[str]:
+    """The tasks of which any record has an accuracy, in the protocol's order."""
+    found = {name for record in records for name in _accuracies(record)}
+    return [name for name in tasks(records) if name in found]
+
+
 def is_accuracy(task: Mapping[str, Any]) -> bool:
     """Whether a task's main metric is a share of documents that were right, which alone can be averaged over tasks."""
     name = str(task["main"]).partition(",")[0]  # lm-eval names a filter behind a comma
-    return name in ("exact_match", "em", "mc1", "mc2") or re.search(r"(^|_)acc(_|$)", name) is not None
+    return name in ("exact_match", "em", "mc1", "mc2") or ACCURACY.search(name) is not None
 
 
 def task_column(name: str, task: Mapping[str, Any]) -> str:
@@ -164,7 +177,7 @@ def _measured(records: Sequence[Record], block: str, asked: str) -> list[str]:
     return [name for name in dict.fromkeys([*order, *names]) if name in names]
 
 
-def _row(record: Record, dense: Record | None, accuracies: list[str]) -> dict[str, Any]:
+def _row(record: Record, dense: Record | None, averaged: list[str]) -> dict[str, Any]:
     measured = record.measured
     row = _identity(record) | _size(measured)
     for text, result in measured.get("perplexity", {}).items():
@@ -176,7 +189,7 @@ def _row(record: Record, dense: Record | None, accuracies: list[str]) -> dict[st
     row |= {name: measured.get("checks", {}).get(name) for name in CHECKS if "checks" in measured}
     for task, result in measured.get("tasks", {}).items():
         row |= _task(task_column(task, result), result)
-    row |= _average(_accuracies(record), _accuracies(dense) if dense else {}, accuracies)
+    row |= _average(_accuracies(record), _accuracies(dense) if dense else {}, averaged)
     row |= _speed(record)
     row["prune_seconds"] = measured.get("prune_seconds")
     row |= {f"heal_{name}": measured["healing"][name] for name in ("seconds", "tokens") if "healing" in measured}
@@ -294,6 +307,8 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any], names: Sequence[str]
 
 def _column(values: list[Any]) -> pd.Series[Any]:
     """Whole numbers stay whole beside missing ones; other numbers are floats; the rest is left as it is."""
+    import pandas as pd
+
     kinds = {type(value) for value in values if value is not None}
     if kinds == {int}:
         return pd.Series(values, dtype="Int64")

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bench.record import Record
-from reports.blocks import by_setup_blocks
-from reports.charts import Point, finite, points_of, qualities, scaled, vertical
+from reports.blocks import Block
+from reports.charts import Point, points_of, qualities, scaled, vertical
 from reports.figures import Figure
 from reports.frame import display_name
-from reports.metrics import metric
+from reports.metrics import finite, metric
 from reports.style import GREY, axes, legend, look, name
 
 if TYPE_CHECKING:
@@ -24,10 +23,10 @@ COSTS = {  # what is paid or gained for the quality: the heading, and which way 
 }
 
 
-def figures(records: Sequence[Record]) -> list[Figure]:
+def figures(setups: Sequence[Sequence[Block]]) -> list[Figure]:
     """For each quality a panel for each cost that several cells have."""
     found = []
-    for number, blocks in enumerate(by_setup_blocks(records)):
+    for number, blocks in enumerate(setups):
         points = points_of(blocks)
         for column in qualities(blocks):
             measured = [point for point in points if finite(point.row.get(column))]
@@ -50,10 +49,11 @@ def _draw(column: str, against: Sequence[str], points: Sequence[Point]) -> Drawi
     drawing, panels = axes(2.4 + 3.2 * len(against), 4.2, columns=len(against))
     for axis, cost in zip(panels, against, strict=True):
         scale = 1e-6 if cost == "parameters" else 1.0
-        for point in points:
-            if finite(point.row.get(cost)):
-                x, y = scale * point.row[cost], scaled(column) * point.row[column]
-                axis.plot([x], [y], label=name(point.label), **look(point.method, point.label, line=False))
+        known = [point for point in points if finite(point.row.get(cost))]
+        for label, method in {point.label: point.method for point in known}.items():
+            mine = [point.row for point in known if point.label == label]
+            x, y = [scale * row[cost] for row in mine], [scaled(column) * row[column] for row in mine]
+            axis.plot(x, y, label=name(label), **look(method, label, line=False))
         front = front_of(column, cost, points)
         x, y = [scale * point.row[cost] for point in front], [scaled(column) * point.row[column] for point in front]
         steps = (

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bench.record import Record
-from reports.blocks import Block, by_setup_blocks
-from reports.charts import finite
+from reports.blocks import Block
 from reports.figures import Figure
 from reports.frame import display_name, texts
 from reports.grid import NONE, pairs
-from reports.metrics import metric
+from reports.metrics import finite, metric
 from reports.style import BLACK, axes, legend, logarithmic, look, name
 
 if TYPE_CHECKING:
@@ -33,10 +31,10 @@ class Gain:
     times: float
 
 
-def figures(records: Sequence[Record]) -> list[Figure]:
+def figures(setups: Sequence[Sequence[Block]]) -> list[Figure]:
     """One for each text on which a method was measured alone and mended, at one ratio."""
     found = []
-    for number, blocks in enumerate(by_setup_blocks(records)):
+    for number, blocks in enumerate(setups):
         for text in texts([record for block in blocks for record in block.records]):
             column = f"perplexity_{text}"
             gains = [gain for block in blocks for gain in gains_of(column, block)]

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
-
-import pandas as pd
 
 from bench.record import Record, label
 from reports import notes
-from reports.blocks import Block, blocks
-from reports.frame import display_name, frame, texts
+from reports.blocks import Block
+from reports.frame import display_name, texts
 from reports.rows import Evidence, compared, conditions, kind, missed, starred
 from reports.tables import Cell, Column, Row, Table, column
 
@@ -34,14 +33,14 @@ class Pair:
     method: str
 
 
-def tables(records: Sequence[Record], evidence: Evidence) -> list[Table]:
+def tables(_records: Sequence[Record], setups: Sequence[Sequence[Block]], evidence: Evidence) -> list[Table]:
     """Of each setup and ratio at which some method is mended; a measure without a figure has no table."""
     found = []
-    for block in blocks(records):
+    for block in chain(*setups):
         if all(pair.column == NONE for pair in pairs(block)):
             continue
         for name in (*(f"perplexity_{text}" for text in texts(block.records)), *MEASURES):
-            if any(pd.notna(row.get(name)) for row in block.rows):
+            if any(row.get(name) is not None for row in block.rows):
                 found.append(_of_measure(column(name), block, evidence))
     return found
 
@@ -94,5 +93,5 @@ def _of_measure(measure: Column, block: Block, evidence: Evidence) -> Table:
             for row, cells in lines.items()
         ),
         notes=(*notes.exceptions(block.records), *tests, *[NOT_ASKED] * absent),
-        protocol=tuple(notes.protocol(block.records, frame(block.records), (kind(measure.name),))),
+        protocol=tuple(notes.protocol(block.records, list(chain(*block.each)), (kind(measure.name),))),
     )

@@ -9,10 +9,7 @@ from itertools import product
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from bench.record import Record
-from reports.blocks import Block, by_setup_blocks
+from reports.blocks import Block
 from reports.decisions import Left, left, ranges
 from reports.figures import Figure
 from reports.frame import display_name, task_columns
@@ -28,10 +25,10 @@ ROW = 0.21  # inches of a method's row
 Shares = dict[str, list[float]]  # method: share for each task
 
 
-def figures(records: Sequence[Record]) -> list[Figure]:
+def figures(setups: Sequence[Sequence[Block]]) -> list[Figure]:
     """For each ratio what is kept of each task, and for all together what is left over depth."""
     found = []
-    for number, blocks in enumerate(by_setup_blocks(records)):
+    for number, blocks in enumerate(setups):
         ending = f"-{number + 1}" if number else ""
         model = display_name(blocks[0].records[0])
         kept = {_ratio(block): _kept(block) for block in blocks}
@@ -45,7 +42,7 @@ def figures(records: Sequence[Record]) -> list[Figure]:
                     partial(_draw_kept, kept),
                 )
             )
-        over_depth = {_ratio(block): _left(block, records) for block in blocks}
+        over_depth = {_ratio(block): _left(block) for block in blocks}
         over_depth = {ratio: one for ratio, one in over_depth.items() if one}
         if over_depth:
             found.append(
@@ -73,7 +70,7 @@ def _kept(block: Block) -> tuple[list[str], Shares]:
         return columns, {}
     shares = {}
     for place, (record, row) in enumerate(rows):
-        if record.cell["method"] != "dense" and any(pd.notna(row.get(column)) for column in columns):
+        if record.cell["method"] != "dense" and any(row.get(column) is not None for column in columns):
             shares[block.label(place)] = [_share(row, dense, column) for column in columns]
     return columns, shares
 
@@ -82,7 +79,7 @@ def _share(row: dict[str, Any], dense: dict[str, Any], column: str) -> float:
     """NaN where there is no figure to compare with."""
     value, base = row.get(column), dense.get(column)
     same = all(row.get(f"{column}_{name}") == dense.get(f"{column}_{name}") for name in ("metric", "documents"))
-    if not same or pd.isna(value) or pd.isna(base) or not base:
+    if not same or value is None or not base:
         return math.nan
     return float(value) / float(base)
 
@@ -137,11 +134,11 @@ def _bar(drawing: Drawing, panels: Sequence[Axes], image: AxesImage, said: str, 
     bar.outline.set_linewidth(0.5)
 
 
-def _left(block: Block, records: Sequence[Record]) -> dict[str, Left]:
+def _left(block: Block) -> dict[str, Left]:
     """What is left, by method; of several draws the mean."""
     found = {}
-    for place, numbers in enumerate(block.numbers):
-        several = [one for one in map(left, (records[number] for number in numbers)) if one is not None]
+    for place, drawn in enumerate(block.drawn):
+        several = [one for one in map(left, drawn) if one is not None]
         cell = block.records[place].cell
         if several and cell["method"] != "dense" and not cell.get("healing"):  # which removes nothing
             found[block.label(place)] = Left(
@@ -192,9 +189,10 @@ def _draw_depth(over_depth: dict[str, dict[str, Left]]) -> Drawing:
         ]
         extent = (-0.5, layers - 0.5, len(labels) - 0.5, -0.5)
         image = axis.imshow(grid, cmap=colours, vmin=0, vmax=1, aspect="auto", extent=extent, interpolation="nearest")
-        for edge in range(len(labels) + 1):
-            axis.axhline(edge - 0.5, color="white", linewidth=2.5)
-            axis.axhline(edge - 0.5, color=GREY, linewidth=0.4)
+        edges = [number - 0.5 for number in range(len(labels) + 1)]
+        for colour, width in (("white", 2.5), (GREY, 0.4)):
+            axis.hlines(edges, extent[0], extent[1], colors=colour, linewidth=width)
+        axis.set(xlim=extent[:2], ylim=extent[2:])
         _frame(axis, labels, ratio)
         axis.set_xlabel("layer of the dense model\nabove: attention, below: MLP")
     if image is not None:

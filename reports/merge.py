@@ -11,14 +11,15 @@ from typing import Any
 from bench.record import Record, load
 from reports.blocks import MOST, brief, flat
 from reports.frame import conditions_of
+from reports.samples import Samples
 
 
 @dataclass(frozen=True)
 class Merged:
-    """Records with the folder of each one's samples, and what is to be said of their being together."""
+    """Records with their samples, and what is to be said of their being together."""
 
     records: list[Record]
-    samples: list[Path | None]
+    samples: Samples
     remarks: list[str]
 
 
@@ -40,7 +41,8 @@ def load_runs(runs: Sequence[Path]) -> Merged:
             if same not in cells or _rank(record) > _rank(cells[same][0]):
                 cells[same] = (record, run / "samples" / path.stem)
     records = [record for record, _ in cells.values()]
-    return Merged(records, [folder for _, folder in cells.values()], [*_twice(again), *_apart(list(setups.values()))])
+    samples = Samples([folder for _, folder in cells.values()])
+    return Merged(records, samples, [*_twice(again), *_apart(list(setups.values()))])
 
 
 def _rank(record: Record) -> tuple[bool, str]:

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import pandas as pd
-
 MISSING = "-"
 
 
@@ -47,15 +45,20 @@ class Metric:
         return f"{self.show(figure)} ± {self.format((high - low) / 2, figure)}"
 
 
+def finite(value: Any) -> bool:
+    """Whether a figure of a row is there and is a finite number."""
+    return value is not None and math.isfinite(value)
+
+
 def shown(row: Mapping[str, Any], column: str, *, spread: bool = True) -> str:
     """One cell of a table: the figure of a row of the frame, with its spread where there is one."""
     found = metric(column)
     figure, low, high, stderr = (row.get(f"{column}{end}") for end in ("", "_low", "_high", "_stderr"))
-    if pd.isna(figure):
+    if figure is None:
         return MISSING
-    if spread and found.spread == "interval" and pd.notna(low) and pd.notna(high):
+    if spread and found.spread == "interval" and low is not None and high is not None:
         return found.show_interval(figure, low, high)
-    if spread and found.spread == "stderr" and pd.notna(stderr):
+    if spread and found.spread == "stderr" and stderr is not None:
         return f"{found.show(figure)} ± {found.format(stderr, figure)}"
     return found.show(figure)
 

@@ -7,11 +7,9 @@ run do not agree, each version is written.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
-
-import pandas as pd
 
 from bench.record import Record, label
 from reports import recipes
@@ -20,7 +18,6 @@ from reports.frame import (
     MISS,
     STAGES,
     dense_peer,
-    frame_rows,
     is_accuracy,
     other_versions,
     requested_ratio,
@@ -29,6 +26,7 @@ from reports.frame import (
 )
 from reports.metrics import METRICS, binary, metric, short, shown
 
+Row = Mapping[str, Any]
 COMPARED = {  # what is a comparison with the dense model, and the figure that it compares
     "kept": "average",
 }
@@ -122,21 +120,24 @@ def reason(error: str) -> str:
 
 
 def protocol(
-    records: Sequence[Record], table: pd.DataFrame, about: Collection[str] = EVERYTHING, *, calibration: bool = True
+    records: Sequence[Record], rows: Sequence[Row], about: Collection[str] = EVERYTHING, *, calibration: bool = True
 ) -> list[str]:
-    """How to read the columns of some kinds, and how their figures came about; each sentence once."""
+    """How to read the columns of some kinds, and how their figures came about; each sentence once.
+
+    rows  the figures of the records, see reports.frame
+    """
     measured = [record.measured for record in records]
     pruned = [record for record in records if record.cell["method"] != "dense"]
     kinds: dict[str, Iterable[str]] = {
-        "perplexity": [*chain.from_iterable(map(_perplexity, measured)), *_perplexity_spread(records, table)],
-        "kl": _divergence(table),
-        "checks": _checks(table),
-        "tasks": [*chain.from_iterable(map(_tasks, measured)), *_accuracy_spread(table)],
+        "perplexity": [*chain.from_iterable(map(_perplexity, measured)), *_perplexity_spread(records, rows)],
+        "kl": _divergence(rows),
+        "checks": _checks(rows),
+        "tasks": [*chain.from_iterable(map(_tasks, measured)), *_accuracy_spread(rows)],
         "speed": chain.from_iterable(map(speed, records)),
     }
     sentences = [
         *chain.from_iterable(said for kind, said in kinds.items() if kind in about),
-        *(_incomparable(table) if "tasks" in about else ()),
+        *(_incomparable(rows) if "tasks" in about else ()),
         *(_calibration(record.cell) for record in pruned if calibration),
         *recipes.notes([record.cell for record in records]),
         *_draws(records),
@@ -154,22 +155,22 @@ def _perplexity(measured: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _perplexity_spread(records: Sequence[Record], table: pd.DataFrame) -> Iterator[str]:
+def _perplexity_spread(records: Sequence[Record], rows: Sequence[Row]) -> Iterator[str]:
     """What follows a perplexity, in the forms that occur."""
-    cells = [shown(row, f"perplexity_{text}") for row in frame_rows(table) for text in texts(records)]
+    cells = [shown(row, f"perplexity_{text}") for row in rows for text in texts(records)]
     if any("±" in cell for cell in cells):
         yield "± of a perplexity is half the 95 % interval."
     if any("[" in cell for cell in cells):
         yield "[low, high] of a perplexity is the 95 % interval, where its sides differ in length."
 
 
-def _divergence(table: pd.DataFrame) -> Iterator[str]:
-    if "kl" in table and table["kl"].notna().any():
+def _divergence(rows: Sequence[Row]) -> Iterator[str]:
+    if any(row.get("kl") is not None for row in rows):
         yield "KL: divergence of the next token from the dense model's on held-out text, in nats per token."
 
 
-def _checks(table: pd.DataFrame) -> Iterator[str]:
-    if "copying" in table and table["copying"].notna().any():
+def _checks(rows: Sequence[Row]) -> Iterator[str]:
+    if any(row.get("copying") is not None for row in rows):
         yield "copying, counting, repetition, distinct 2-grams: of greedy continuations."
 
 
@@ -188,10 +189,11 @@ def _tasks(measured: dict[str, Any]) -> Iterator[str]:
     yield f"accuracies in %, per task: {metrics}; {documents}; {shots}."
 
 
-def _accuracy_spread(table: pd.DataFrame) -> Iterator[str]:
-    if table.filter(regex=r"^(task|score)_.*_stderr$").notna().any(axis=None):
+def _accuracy_spread(rows: Sequence[Row]) -> Iterator[str]:
+    spreads = {name for row in rows for name, value in row.items() if name.endswith("_stderr") and value is not None}
+    if any(name.startswith(("task_", "score_")) for name in spreads):
         yield "± of a task or the average is one standard error; the average weighs every task alike."
-    if "kept" in table and table["kept"].notna().any():
+    if any(row.get("kept") is not None for row in rows):
         yield "kept: the average as a share of the dense model's."
 
 
@@ -254,12 +256,12 @@ def _point(point: dict[str, Any], flag: str) -> str:
     return f"{point['kind']} at batch {point['batch']}{beside}"
 
 
-def _incomparable(table: pd.DataFrame) -> Iterator[str]:
+def _incomparable(rows: Sequence[Row]) -> Iterator[str]:
     """Why a comparison with the dense model is missing although the cell itself was measured."""
     missing = [
         METRICS[column].label
         for column, source in COMPARED.items()
-        if {column, source} <= set(table) and (table[source].notna() & table[column].isna()).any()
+        if any(row.get(source) is not None and row.get(column) is None for row in rows)
     ]
     if missing:
         yield f"{', '.join(missing)}: missing where no dense cell was measured under the same conditions."

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 from bench.record import Record
 from reports import notes, recipes
-from reports.blocks import Block, blocks
+from reports.blocks import Block
 from reports.decisions import WENT, went
 from reports.frame import display_name, requested_ratio
 from reports.rows import Evidence, conditions, missed, starred
@@ -27,9 +28,9 @@ WORDS = (
 )
 
 
-def cost(records: Sequence[Record], evidence: Evidence) -> list[Table]:
+def cost(_records: Sequence[Record], setups: Sequence[Sequence[Block]], evidence: Evidence) -> list[Table]:
     """Seconds, memory, calibration tokens, gradients."""
-    return [_cost(block, evidence) for block in blocks(records)]
+    return [_cost(block, evidence) for block in chain(*setups)]
 
 
 def _cost(block: Block, evidence: Evidence) -> Table:
@@ -62,14 +63,14 @@ def _looks(record: Record, evidence: Evidence) -> list[Cell]:
     return [tokens, text(reads or "all"), text("yes" if "gradients" in needs else "no")]
 
 
-def decisions(records: Sequence[Record], evidence: Evidence) -> list[Table]:
+def decisions(_records: Sequence[Record], setups: Sequence[Sequence[Block]], _evidence: Evidence) -> list[Table]:
     """Which layers, attentions, MLPs, heads and channels went; of a random method a row for each draw."""
     tables = []
-    for block in blocks(records):
+    for block in chain(*setups):
         cells = [
-            (_name(block, place, records[number]), records[number], row)
-            for place, numbers in enumerate(block.numbers)
-            for number, row in zip(numbers, block.each[place], strict=True)
+            (_name(block, place, record), record, row)
+            for place, drawn in enumerate(block.drawn)
+            for record, row in zip(drawn, block.each[place], strict=True)
         ]
         found = [went(record) for _, record, _ in cells]
         present = [name for name in WENT if any(name in one for one in found)]

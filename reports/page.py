@@ -11,9 +11,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -21,12 +20,15 @@ from markupsafe import Markup
 
 from bench.record import Record
 from reports import cell, notes, page_tables
-from reports.figures import figures, svg
-from reports.frame import display_name, frame, requested_ratio
+from reports.figures import Figure, figures, svg
+from reports.frame import display_name, requested_ratio
 from reports.inline import inline
 from reports.page_tables import Group
+from reports.samples import Samples
 from reports.summary import summary
+from reports.tables import Table
 from reports.text import printable
+from reports.views import views
 
 LONG = 600  # characters of a value, before the page leaves the rest to `show`
 
@@ -35,23 +37,32 @@ def page(
     records: Sequence[Record],
     title: str | None = None,
     *,
-    samples: Sequence[Path | None] = (),
+    samples: Samples | None = None,
     needs: Mapping[str, str] | None = None,
     remarks: Sequence[str] = (),
     live: str = "",
+    tables: Mapping[str, Sequence[Table]] | None = None,
+    drawings: Iterable[tuple[Figure, str]] | None = None,
 ) -> str:
     """The page as HTML.
 
-    samples   the folder of each record's samples, for paired tests; None where there is none
+    samples   those of the records, for paired tests
     needs     what each method looks at, by its name: "calibration, gradients"
     remarks   what is to be said of the records as a whole, such as which runs cannot be compared
     live      where the page is served: the ETag that it has, and asks after
+    tables    those of the views page_tables.VIEWS, and
+    drawings  every figure with its SVG, where they are made already or in the making
     """
+    samples = samples or Samples()
     groups, targets = page_tables.groups(records)
-    sections = page_tables.sections(records, samples, needs, targets)
-    drawn = [_figure(figure) for figure in figures(records)]
+    tables = views(page_tables.VIEWS, records, samples=samples, needs=needs) if tables is None else tables
+    sections = page_tables.sections(tables, targets)
     style, theme, script = (_template(name) for name in ("page.css", "theme.js", "page.js"))
     models = ", ".join(dict.fromkeys(display_name(record) for record in records))
+    findings, cells = summary(records, samples), [_cell(group) for group in groups]
+    if drawings is None:
+        drawings = ((figure, svg(figure)) for figure in figures(records))
+    drawn = [_drawing(*one) for one in drawings]  # last, since they may be in the making
     return (
         _environment()
         .get_template("page.html")
@@ -65,11 +76,11 @@ def page(
             theme_script=Markup(theme),
             script=Markup(script),
             links=_links(sections, drawn),
-            findings=summary(records, samples),
+            findings=findings,
             ratios=sorted({requested_ratio(record) for record in records} - {None}, key=float),
             sections=sections,
             figures=drawn,
-            cells=[_cell(group) for group in groups],
+            cells=cells,
             environment=list(notes.environment(records)),
             footer=f"prunebench, {len(records):,} {'record' if len(records) == 1 else 'records'}",
             data=Markup(as_json(_data(sections, groups))),
@@ -144,8 +155,8 @@ def _conditions(records: Sequence[Record]) -> list[str]:
     return [*found, *([" to ".join(dict.fromkeys((dates[0], dates[-1])))] if dates else [])]
 
 
-def _figure(figure: Any) -> dict[str, Any]:
-    return {"title": figure.title, "description": figure.description, "svg": Markup(inline(svg(figure)))}
+def _drawing(figure: Figure, element: str) -> dict[str, Any]:
+    return {"title": figure.title, "description": figure.description, "svg": Markup(inline(element))}
 
 
 def _title(group: Group) -> str:
@@ -156,14 +167,16 @@ def _title(group: Group) -> str:
 def _cell(group: Group) -> dict[str, Any]:
     """Everything about the records of one row, and how they were measured."""
     first, several = group.records[0], len(group.records) > 1
-    peers = [*([group.dense] if group.dense and group.dense is not first else []), *group.records]
+    peers, rows = list(group.records), list(group.rows)
+    if group.dense and group.dense[0] is not first:
+        peers, rows = [group.dense[0], *peers], [group.dense[1], *rows]
     return {
         "id": group.id,
         "label": group.label,
         "ratio": group.ratio,
         "title": _title(group),
         "failure": notes.status(first) if first.status != "ok" else "",
-        "protocol": notes.protocol(peers, frame(peers)) if first.status == "ok" else [],
+        "protocol": notes.protocol(peers, rows) if first.status == "ok" else [],
         "blocks": [
             {"name": block.name + (f", draw {number}" if several else ""), "inside": _shortened(block).inside}
             for number, record in enumerate(group.records, start=1)

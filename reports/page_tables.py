@@ -8,15 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
 from bench.record import Record
 from reports import notes
 from reports.blocks import Block, blocks
 from reports.frame import display_name, named
-from reports.tables import Cell, Column, Row, Table
-from reports.views import view
+from reports.tables import Cell, Column, Row, Table, written
 
 SECTIONS = (  # name, title, view, and the group of its columns where it has several
     ("results", "Results", "main", "quality"),
@@ -30,6 +29,7 @@ SECTIONS = (  # name, title, view, and the group of its columns where it has sev
     ("decisions", "What went", "decisions", ""),
     ("ablation", "Ablation", "ablation", ""),
 )
+VIEWS = tuple(dict.fromkeys(view for _, _, view, _ in SECTIONS))
 BETTER = {"higher": "higher is better", "lower": "lower is better", None: ""}
 MARKS = {"best": "best", "second": "second", "missed": "missed", "doubtful": "missed"}  # and the style of each
 LEGENDS = {
@@ -40,13 +40,18 @@ LEGENDS = {
 
 @dataclass(frozen=True)
 class Group:
-    """Records that share a row, and the id of what the page says of them."""
+    """Records that share a row, and the id of what the page says of them.
+
+    rows         the figures of the records
+    dense        the record of the dense model beside them with its figures, where it was measured
+    """
 
     id: str
     label: str
     ratio: str
     records: tuple[Record, ...]
-    dense: Record | None
+    rows: tuple[dict[str, Any], ...]
+    dense: tuple[Record, dict[str, Any]] | None
 
 
 Targets = Mapping[tuple[str, ...], str]
@@ -59,16 +64,17 @@ def groups(records: Sequence[Record]) -> tuple[list[Group], Targets]:
     """
     found: dict[tuple[int, ...], Group] = {}
     ways: dict[tuple[str, ...], set[str]] = {}
-    for block in blocks(records):
-        dense = next((r for r in block.records if r.cell["method"] == "dense" and r.status == "ok"), None)
+    for block in chain(*blocks(records)):
+        both = zip(block.records, block.rows, strict=True)
+        dense = next(((r, row) for r, row in both if r.cell["method"] == "dense" and r.status == "ok"), None)
         for place, numbers in enumerate(block.numbers):
-            mine = tuple(records[number] for number in numbers)
-            new = Group(f"cell-{len(found)}", block.label(place), shown_ratio(_ratio(block, place)), mine, dense)
+            mine, figures = tuple(block.drawn[place]), tuple(block.each[place])
+            ratio = shown_ratio(_ratio(block, place))
+            new = Group(f"cell-{len(found)}", block.label(place), ratio, mine, figures, dense)
             group = found.setdefault(tuple(numbers), new)
             for name in (group.label, named(mine[0])):
-                ways.setdefault(_way(display_name(mine[0]), notes.conditions(mine), name, group.ratio), set()).add(
-                    group.id
-                )
+                way = _way(display_name(mine[0]), notes.conditions(mine), name, group.ratio)
+                ways.setdefault(way, set()).add(group.id)
     return list(found.values()), {way: ids.pop() for way, ids in ways.items() if len(ids) == 1}
 
 
@@ -85,12 +91,8 @@ def _way(model: str, conditions: Sequence[str], label: str, ratio: str) -> tuple
     return (model, *conditions, label, ratio)
 
 
-def sections(
-    records: Sequence[Record], samples: Sequence[Path | None], needs: Mapping[str, str] | None, targets: Targets
-) -> list[dict[str, Any]]:
-    """The sections that have a table, as the template takes them."""
-    names = dict.fromkeys(name for _, _, name, _ in SECTIONS)
-    views = {name: view(name, records, samples=samples, needs=needs) for name in names} if records else {}
+def sections(views: Mapping[str, Sequence[Table]], targets: Targets) -> list[dict[str, Any]]:
+    """The sections that have a table, as the template takes them; views: the tables of VIEWS."""
     several = len({(table.model, *table.conditions) for tables in views.values() for table in tables}) > 1
     found = []
     for section, title, name, group in SECTIONS:
@@ -162,10 +164,11 @@ def _row(row: Row, table: Table, targets: Targets) -> dict[str, Any]:
 
 def _cell(cell: Cell, column: Column, target: str) -> dict[str, Any]:
     """The figure and, apart, what follows it: '92.8' and '± 15.6'."""
-    spread = cell.text.removeprefix(cell.short) if cell.text.startswith(cell.short) else ""
+    text = written(cell)
+    spread = text.removeprefix(cell.short) if text.startswith(cell.short) else ""
     classes = [*(MARKS[mark] for mark in cell.marks if mark in MARKS), *["words"] * column.words]
     return {
-        "figure": cell.text.removesuffix(spread) if spread else cell.text,
+        "figure": text.removesuffix(spread) if spread else text,
         "beside": spread.strip(),
         "classes": " ".join(dict.fromkeys(classes)),
         "target": target,

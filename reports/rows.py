@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from bench.record import Record
 from reports import notes, paired
 from reports.blocks import Block
 from reports.frame import removed_too_little, requested_ratio
+from reports.samples import Samples
 from reports.tables import Cell, Column, Row, figure, ranked
 
 COST = ("prefill_tokens_per_second", "decode_ms_per_token", "weight_bytes", "kv_bytes_per_token", "peak_memory_bytes")
@@ -27,12 +27,12 @@ class Evidence:
     """What is known beside the records.
 
     reference  the label of the method that others are tested against; empty for no tests
-    samples    the folder of each record's samples, None where there is none
+    samples    those of the records, read where a reference asks for them
     needs      what each method looks at, by its name: "calibration, gradients"
     """
 
     reference: str
-    samples: Sequence[Path | None]
+    samples: Samples
     needs: Mapping[str, str]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from bench.record import InvalidRecord
 from reports import merge, page
+from reports.samples import Samples
 
 ADDRESS = "127.0.0.1"
 HEADERS = {
@@ -60,7 +61,7 @@ class Live:
         try:
             found = merge.load_runs([self.run])
         except FileNotFoundError:  # a run that has only begun
-            found = merge.Merged([], [], [])
+            found = merge.Merged([], Samples(), [])
         title = self.run.resolve().name
         return page.page(
             found.records, title=title, samples=found.samples, needs=self.needs, remarks=found.remarks, live=stamp

@@ -16,7 +16,6 @@ from reports import terminal as terminal_text
 from reports.blocks import apart
 from reports.frame import by_setup, display_name, named, requested_ratio, timed, tokens
 from reports.metrics import METRICS, MISSING, binary, significant
-from reports.rows import Evidence
 from reports.tables import Cell, Column, Row, Table, text, words
 
 TIMED = (
@@ -64,7 +63,7 @@ def markdown(records: Sequence[Record]) -> list[str]:
     return ["## Speed", *found, markdown_text.bullets([*ABOUT_TIMES, *ABOUT_SIZES])]
 
 
-def tables(records: Sequence[Record], _evidence: Evidence | None = None) -> list[Table]:
+def tables(records: Sequence[Record], *_others: Any) -> list[Table]:
     """For each setup what was timed, where there is any, and the sizes."""
     found = []
     different = apart(records)

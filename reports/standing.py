@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
 from bench.record import Record
 from reports import contrasts
 from reports.blocks import Block
-from reports.contrasts import Contrasts, Samples
-from reports.frame import is_accuracy, removed_too_little, tasks, texts
-from reports.metrics import metric, shown
+from reports.contrasts import Contrasts, all_pairs
+from reports.frame import accuracies, removed_too_little, texts
+from reports.metrics import finite, metric, shown
+from reports.samples import Samples
 
 NAMES = 5  # as many are listed before the rest is counted
 
@@ -76,31 +74,21 @@ class Tested:
 
 
 def tested_block(records: Sequence[Record], block: Block, samples: Samples) -> Tested:
-    """The block with every pair of its cells tested. `records` are those of its setup, in the order of `samples`."""
+    """The block with every pair of its cells tested. `records` are those of its setup, `samples` those of all setups."""
     ok = [place for place, record in enumerate(block.records) if record.status == "ok"]
     dense = next((place for place in ok if block.records[place].cell["method"] == "dense"), None)
-    cells = [number for place in ok for number in block.numbers[place]]
-    accuracies = [task for task in tasks(records) if any(_is_accuracy(record, task) for record in records)]
+    cells = {number: r for place in ok for number, r in zip(block.numbers[place], block.drawn[place], strict=True)}
+    pairs = all_pairs(list(cells))
     return Tested(
         block,
         dense,
         [place for place in ok if block.records[place].cell["method"] != "dense"],
-        {text: contrasts.perplexity(records, cells, samples, text) for text in texts(records)},
-        contrasts.average(records, cells, samples, accuracies),
+        {text: contrasts.perplexity(cells, pairs, samples, text) for text in texts(records)},
+        contrasts.average(cells, pairs, samples, accuracies(records)),
     )
-
-
-def _is_accuracy(record: Record, task: str) -> bool:
-    found = record.measured.get("tasks", {}).get(task)
-    return found is not None and is_accuracy(found)
-
-
-def finite(value: Any) -> bool:
-    """Whether a figure of the frame is there and is a number."""
-    return value is not None and not pd.isna(value) and math.isfinite(value)
 
 
 def end_of(row: Mapping[str, Any], column: str, end: str) -> float:
     """The "low" or "high" end of an interval; the figure itself where it has none."""
     found = row.get(f"{column}_{end}")
-    return float(row[column] if found is None or pd.isna(found) else found)
+    return float(row[column] if found is None else found)

@@ -28,13 +28,14 @@ LABEL = 34  # characters of a method's name in a legend
 LEGEND_ROWS = 26  # names of a legend in one column
 
 SETTINGS: dict[str, Any] = {
-    "savefig.bbox": "tight",
+    "figure.dpi": 160,  # of the layout, and of a PNG
     "savefig.dpi": 160,
     "savefig.facecolor": "white",
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
+    "axes.titley": 1.0,  # no ticks above a panel, which a title would have to look out for
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,

@@ -9,21 +9,25 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-
-import pandas as pd
-from scipy.stats import kendalltau
 
 from bench.record import Record, label
+from bench.stats import kendall
 from reports import notes
-from reports.blocks import blocks
-from reports.contrasts import LEVEL, Samples, shown_more
+from reports.blocks import Block, blocks
+from reports.contrasts import LEVEL, shown_more
 from reports.frame import by_setup, display_name, removed_too_little, texts
-from reports.metrics import METRICS, metric, shown
-from reports.standing import Tested, end_of, finite, tested_block
+from reports.metrics import METRICS, finite, metric, shown
+from reports.samples import Samples
+from reports.standing import Tested, end_of, tested_block
 
 CLIFF = 10  # times the perplexity in one step of the ratio
 RANDOM = "drop-random"  # the control: layers chosen without looking
+TESTS = {
+    "student": "Student's test over the windows that two models both scored",
+    "mcnemar": "McNemar's over the documents both answered",
+    "normal": "a normal test over the documents both answered, every task weighing alike",
+}
+ROUGH = "the two intervals as if independent, for want of samples in common, which finds less"
 
 
 @dataclass(frozen=True)
@@ -34,19 +38,17 @@ class Topic:
     sentences: tuple[str, ...]
 
 
-def summary(records: Sequence[Record], samples: Sequence[Path | None] = ()) -> list[Topic]:
+def summary(records: Sequence[Record], samples: Samples) -> list[Topic]:
     """The topics of all setups; a title names the model and its conditions where there are several."""
     found, setups = [], by_setup(records)
-    folder = dict(zip(map(id, records), samples, strict=False))
-    for peers in setups.values():
-        mine = [folder.get(id(record)) for record in peers]
+    for peers, mine in zip(setups.values(), blocks(records), strict=True):
         prefix = f"{display_name(peers[0])}, {', '.join(notes.conditions(peers))}: " if len(setups) > 1 else ""
-        found += [Topic(prefix + topic.title, topic.sentences) for topic in _topics(peers, Samples(mine))]
+        found += [Topic(prefix + topic.title, topic.sentences) for topic in _topics(peers, mine, samples)]
     return found
 
 
-def _topics(records: Sequence[Record], samples: Samples) -> Iterator[Topic]:
-    tested = [tested_block(records, block, samples) for block in blocks(records)]
+def _topics(records: Sequence[Record], found: Sequence[Block], samples: Samples) -> Iterator[Topic]:
+    tested = [tested_block(records, block, samples) for block in found]
     topics: dict[str, Callable[[], Iterator[str]]] = {
         "Perplexity": lambda: _perplexity(tested, texts(records)),
         "Accuracy": lambda: (sentence for one in tested for sentence in _accuracy(one)),
@@ -107,9 +109,7 @@ def _accuracy(one: Tested) -> Iterator[str]:
     if not order:
         return
     first, rest = order[0], order[1:]
-    kept = (
-        "" if pd.isna(block.rows[first].get("kept")) else f", {shown(block.rows[first], 'kept')} of the dense model's"
-    )
+    kept = "" if block.rows[first].get("kept") is None else f", {shown(block.rows[first], 'kept')} of the dense model's"
     lead = f"{one.where()}, {one.name(first)} has the highest average accuracy: {one.figure(first, 'average')}{kept}"
     above = [place for place in rest if shown_more(one.average, block.numbers[first], block.numbers[place], neutral=0)]
     yield f"{lead}, {one.shown('above', above, rest)}." if rest else f"{lead}; there is nothing to compare it with."
@@ -136,11 +136,11 @@ def _disagreement(one: Tested, by_average: Sequence[int]) -> Iterator[str]:
     if count < 3 or by_average[0] not in by_perplexity:
         return
     rank = by_perplexity.index(by_average[0]) + 1
-    tau = kendalltau(
+    tau = kendall(
         [-math.log(one.block.rows[place][column]) for place in by_perplexity],
         [one.block.rows[place]["average"] for place in by_perplexity],
-    ).statistic
-    if rank > count / 2:
+    )
+    if rank > count / 2 and not math.isnan(tau):
         yield (
             f"{one.where()}, perplexity and accuracy disagree: {one.name(by_average[0])} has the highest average and "
             f"comes {rank} of {count} by perplexity ({one.figure(by_average[0], column)}); "
@@ -257,8 +257,8 @@ def _tests(tested: Sequence[Tested]) -> Iterator[str]:
     if not counts:
         return
     most = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    paired = [c for c in found if c.paired]
-    how = "Student's test over the windows that two models both scored, McNemar's over the documents both answered"
-    rough = "the two intervals as if independent, for want of samples in common, which finds less"
-    by = how if len(paired) == len(found) else f"{how}; else by {rough}" if paired else rough
+    used = {c.test for c in found}
+    by = ", ".join(words for test, words in TESTS.items() if test in used)
+    if "intervals" in used:
+        by = f"{by}; else by {ROUGH}" if by else ROUGH
     yield f"Shown means p < {LEVEL} after Holm's adjustment for all {most} pairs of cells at a ratio; tested by {by}."

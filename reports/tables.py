@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import pandas as pd
-
 from reports.metrics import MISSING, metric, shown
 
 DIFFERS = "†"
@@ -144,10 +142,10 @@ def column(name: str, group: str = "", *, brief: bool = False, detail: bool = Fa
 def figure(row: Mapping[str, Any], name: str) -> Cell:
     """The cell of a row of the frame in the column `name`, with its interval and standard error."""
     value = row.get(name)
-    if pd.isna(value):
+    if value is None:
         return Cell()
     low, high, stderr = (
-        None if pd.isna(found := row.get(f"{name}{end}")) else float(found) for end in ("_low", "_high", "_stderr")
+        None if (found := row.get(f"{name}{end}")) is None else float(found) for end in ("_low", "_high", "_stderr")
     )
     return Cell(shown(row, name), shown(row, name, spread=False), value, low, high, stderr)
 

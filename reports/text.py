@@ -8,6 +8,8 @@ import unicodedata
 
 def printable(text: str) -> str:
     r"""`text` in one line: control, direction and invisible characters are written as \n, \x1b or \u202e."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -20,6 +22,8 @@ def markdown_escaped(text: str) -> str:
 
 def width(text: str) -> int:
     """Columns of a terminal that `text` takes up: two for wide East Asian characters, none for combining ones."""
+    if text.isascii():
+        return len(text)
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 

@@ -10,15 +10,17 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from bench.record import Record, label
-from reports.blocks import Block, by_setup_blocks
+from reports.blocks import Block
 from reports.figures import Figure
 from reports.frame import STAGES, display_name, requested_ratio, timed
 from reports.metrics import significant
 from reports.style import BLACK, GREY, axes, legend, look, name, style
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
+HALF = 0.13  # of a box's height, in rows
 PANELS = 4  # of the similarity in one figure, side by side
 
 
@@ -32,15 +34,13 @@ class Calls:
     dense: list[float]
 
 
-def figures(records: Sequence[Record]) -> list[Figure]:
+def figures(setups: Sequence[Sequence[Block]]) -> list[Figure]:
     """The similarity of each method that merges layers; the learning curves and the latency of each ratio."""
     found = []
-    for number, blocks in enumerate(by_setup_blocks(records)):
+    for number, blocks in enumerate(setups):
         ending = f"-{number + 1}" if number else ""
         model = display_name(blocks[0].records[0])
-        everything = list(dict.fromkeys(id(record) for block in blocks for record in block.records))
-        peers = [record for record in records if id(record) in everything]
-        found += _similarities(peers, model, ending)
+        found += _similarities([record for block in blocks for record in block.records], model, ending)
         for block in blocks:
             ratio = "fixed" if block.ratio is None else f"{block.ratio:g}"
             found += [*_learning(block, ratio, model, ending), *_latencies(block.records, ratio, model, ending)]
@@ -177,23 +177,9 @@ def _draw_latencies(stages: dict[str, list[Calls]]) -> Drawing:
     most = max(map(len, stages.values()))
     drawing, panels = axes(2.6 + 2.9 * len(stages), 1.2 + 0.36 * most, columns=len(stages))
     for axis, (stage, calls) in zip(panels, stages.items(), strict=True):
-        for shift, side in ((-0.17, "pruned"), (0.17, "dense")):
-            for place, one in enumerate(calls):
-                colour = style(one.method).colour if side == "pruned" else GREY
-                axis.boxplot(
-                    [one.pruned if side == "pruned" else one.dense],
-                    positions=[place + shift],
-                    widths=0.26,
-                    orientation="horizontal",
-                    whis=(5, 95),
-                    patch_artist=True,
-                    manage_ticks=False,
-                    boxprops={"facecolor": colour if side == "pruned" else "white", "edgecolor": colour},
-                    medianprops={"color": "white" if side == "pruned" else colour, "linewidth": 1.4},
-                    whiskerprops={"color": colour},
-                    capprops={"color": colour},
-                    flierprops={"marker": ".", "markersize": 2.5, "markeredgecolor": colour},
-                )
+        colours = [style(one.method).colour for one in calls]
+        _boxes(axis, -0.17, [one.pruned for one in calls], colours, filled=True)
+        _boxes(axis, 0.17, [one.dense for one in calls], [GREY] * len(calls), filled=False)
         axis.set_yticks(range(len(calls)), [name(one.label) for one in calls])
         axis.set_ylim(len(calls) - 0.5, -0.5)
         axis.set_xlim(left=0)
@@ -203,3 +189,25 @@ def _draw_latencies(stages: dict[str, list[Calls]]) -> Drawing:
     for axis in panels[1:]:
         axis.tick_params(labelleft=False)
     return drawing
+
+
+def _boxes(axis: Axes, shift: float, calls: Sequence[Sequence[float]], colours: Sequence[str], *, filled: bool) -> None:
+    """A box for each row, `shift` below it; one artist for each kind of line, where Axes.boxplot has seven for a box."""
+    from matplotlib.cbook import boxplot_stats
+    from matplotlib.collections import PolyCollection
+
+    found = boxplot_stats(list(calls), whis=(5, 95))
+    low, q1, middle, q3, high = ([box[name] for box in found] for name in ("whislo", "q1", "med", "q3", "whishi"))
+    above, below = ([place + shift + half for place in range(len(found))] for half in (-HALF, HALF))
+    level = [place + shift for place in range(len(found))]
+    corners = [[(a, y0), (b, y0), (b, y1), (a, y1)] for a, b, y0, y1 in zip(q1, q3, above, below, strict=True)]
+    faces = colours if filled else "white"
+    axis.add_collection(PolyCollection(corners, facecolors=faces, edgecolors=colours, linewidths=1, joinstyle="miter"))
+    lines: dict[str, Any] = {"colors": [*colours, *colours], "linewidth": 1, "capstyle": "projecting"}
+    axis.hlines(level * 2, [*low, *q3], [*q1, *high], **lines)
+    axis.vlines([*low, *high], [y - HALF / 2 for y in level] * 2, [y + HALF / 2 for y in level] * 2, **lines)
+    axis.vlines(middle, above, below, colors="white" if filled else colours, linewidth=1.4, zorder=2.1)
+    beyond = [(x, y, colour) for box, y, colour in zip(found, level, colours, strict=True) for x in box["fliers"]]
+    if beyond:
+        x, y, c = zip(*beyond, strict=True)
+        axis.scatter(x, y, s=2.5**2, marker=".", facecolors="none", edgecolors=c, linewidths=1)

@@ -14,17 +14,17 @@ records -> frame -> blocks (one per setup and ratio, the dense model on top) -> 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-
-import pandas as pd
+from itertools import chain
+from typing import Any
 
 from bench.record import Record, label
 from reports import ablation, grid, notes, outlay, speed
-from reports.blocks import Block, blocks, by_setup_blocks
-from reports.frame import display_name, frame, task_columns, texts
+from reports.blocks import Block, blocks
+from reports.frame import display_name, task_columns, texts
 from reports.rows import COST, Evidence, compared, conditions, kind, missed, starred
+from reports.samples import Samples
 from reports.tables import Cell, Column, Row, Table, column
 
 SUMMARY = ("average", "kept", "prefill_speed", "decode_speed", "prune_seconds")
@@ -32,26 +32,34 @@ CHECKS = ("agreement", "copying", "counting", "repetition", "distinct_2")
 BRIEF = ("task_", "score_", "kl", "prefill_", "decode_")  # no room for their spread beside the others on a terminal
 
 
-def view(
-    name: str,
+def views(
+    names: Iterable[str],
     records: Sequence[Record],
     reference: str | None = None,
-    samples: Sequence[Path | None] = (),
+    samples: Samples | None = None,
     needs: Mapping[str, str] | None = None,
-) -> list[Table]:
-    """The tables of a view. Raises ValueError for an unknown view and for a reference that no record has.
+) -> dict[str, list[Table]]:
+    """The tables of each view. Raises ValueError for an unknown view and for a reference that no record has.
 
     reference    a method's label, as in "laco" or "laco:C=3": differences to it are tested, where there are samples
-    samples      the folder of each record's samples, in the order of the records; None where there is none
+    samples      those of the records
     needs        what each method looks at, by its name: "calibration, gradients"
     """
-    if name not in VIEWS:
-        raise ValueError(f"no view {name!r}; there are {', '.join(VIEWS)}")
     labels = list(dict.fromkeys(label(record.cell) for record in records))
     if reference and reference not in labels:
         raise ValueError(f"no method {reference!r} to refer to; there are {', '.join(labels)}")
-    evidence = Evidence(reference or "", samples or [None] * len(records), needs or {})
-    return _named_apart(VIEWS[name](records, evidence))
+    evidence = Evidence(reference or "", samples or Samples(), needs or {})
+    setups, found = blocks(records), {}
+    for name in names:
+        if name not in VIEWS:
+            raise ValueError(f"no view {name!r}; there are {', '.join(VIEWS)}")
+        found[name] = _named_apart(VIEWS[name](records, setups, evidence))
+    return found
+
+
+def view(name: str, records: Sequence[Record], *more: Any, **named: Any) -> list[Table]:
+    """The tables of one view; arguments as for `views`."""
+    return views((name,), records, *more, **named)[name]
 
 
 def _named_apart(tables: list[Table]) -> list[Table]:
@@ -64,8 +72,11 @@ def _named_apart(tables: list[Table]) -> list[Table]:
     return apart
 
 
-def _main(records: Sequence[Record], evidence: Evidence) -> list[Table]:
-    return _by_block("main", records, evidence, _main_columns, notes.EVERYTHING)
+Setups = Sequence[Sequence[Block]]  # the blocks of each setup
+
+
+def _main(records: Sequence[Record], setups: Setups, evidence: Evidence) -> list[Table]:
+    return _by_block("main", records, setups, evidence, _main_columns, notes.EVERYTHING)
 
 
 def _main_columns(block: Block) -> list[Column]:
@@ -79,8 +90,8 @@ def _main_columns(block: Block) -> list[Column]:
     ]
 
 
-def _per_task(records: Sequence[Record], evidence: Evidence) -> list[Table]:
-    return _by_block("per-task", records, evidence, _task_columns, ("tasks",))
+def _per_task(records: Sequence[Record], setups: Setups, evidence: Evidence) -> list[Table]:
+    return _by_block("per-task", records, setups, evidence, _task_columns, ("tasks",))
 
 
 def _task_columns(block: Block) -> list[Column]:
@@ -90,34 +101,39 @@ def _task_columns(block: Block) -> list[Column]:
 def _by_block(
     name: str,
     records: Sequence[Record],
+    setups: Setups,
     evidence: Evidence,
     columns: Callable[[Block], list[Column]],
     about: Collection[str],
 ) -> list[Table]:
     """A table per block with those of its columns that have a figure in any row."""
-    protocol = tuple(notes.protocol(records, frame(records), about))
+    protocol = tuple(notes.protocol(records, _all_rows(setups), about))
     tables = []
-    for block in blocks(records):
-        present = [one for one in columns(block) if any(pd.notna(row.get(one.name)) for row in block.rows)]
+    for block in chain(*setups):
+        present = [one for one in columns(block) if any(row.get(one.name) is not None for row in block.rows)]
         rows, said = compared(block, present, evidence)
         tables.append(outlay.of_block(name, block, present, rows, protocol, said=said))
     return tables
 
 
-def _by_ratio(records: Sequence[Record], evidence: Evidence) -> list[Table]:
+def _all_rows(setups: Setups) -> list[dict[str, Any]]:
+    """The figures of every record."""
+    return [row for block in chain(*setups) for each in block.each for row in each]
+
+
+def _by_ratio(_records: Sequence[Record], setups: Setups, evidence: Evidence) -> list[Table]:
     """For each setup a table per measure; the dense model's figure is repeated in each column."""
-    table = frame(records)
-    tables = []
-    for found in by_setup_blocks(records):
+    tables, rows = [], _all_rows(setups)
+    for found in setups:
         everything = [record for block in found for record in block.records]
         for name in [*(f"perplexity_{name}" for name in texts(everything)), "kl", *SUMMARY]:
-            if any(pd.notna(row.get(name)) for block in found for row in block.rows):
-                protocol = tuple(notes.protocol(everything, table, (kind(name),)))
+            if any(row.get(name) is not None for block in found for row in block.rows):
+                protocol = tuple(notes.protocol(everything, rows, (kind(name),)))
                 tables.append(replace(_of_measure(column(name), found, evidence), protocol=protocol))
     return tables
 
 
-def _of_measure(measure: Column, found: list[Block], evidence: Evidence) -> Table:
+def _of_measure(measure: Column, found: Sequence[Block], evidence: Evidence) -> Table:
     """Methods by ratios. A cell that missed its ratio has a star, one without figures says why."""
     lines: dict[str, dict[int, Cell]] = {}
     methods: dict[str, str] = {}
@@ -159,7 +175,7 @@ def _exceptions(block: Block) -> Iterator[str]:
         yield sentence if block.ratio is None else f"at {block.ratio:g}: {sentence}"
 
 
-VIEWS: dict[str, Callable[[Sequence[Record], Evidence], list[Table]]] = {
+VIEWS: dict[str, Callable[[Sequence[Record], Setups, Evidence], list[Table]]] = {
     "main": _main,
     "per-task": _per_task,
     "by-ratio": _by_ratio,

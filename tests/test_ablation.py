@@ -17,6 +17,7 @@ from reports import ablation_charts, html, latex, tidy
 from reports import markdown as markdown_text
 from reports import terminal as terminal_text
 from reports.ablation import studies
+from reports.blocks import blocks
 from reports.figures import svg
 from reports.views import view
 
@@ -199,7 +200,7 @@ def test_a_run_without_factors_is_told_so(tmp_path, capsys):
 
 
 def test_the_figure_has_a_line_for_each_value_of_the_second_factor():
-    found = ablation_charts.figures(RECORDS)
+    found = ablation_charts.figures(blocks(RECORDS))
     assert [figure.name for figure in found] == [
         "ablation-laco-perplexity-wiki",
         "ablation-laco-kl",
@@ -216,7 +217,7 @@ def test_the_figure_has_a_line_for_each_value_of_the_second_factor():
 
 def test_words_stand_side_by_side_on_the_axis():
     cells = [laco(ratio=0.1, calibration=text, ppl=ppl) for text, ppl in (("c4", 50.0), ("wiki", 60.0))]
-    axis = ablation_charts.figures(cells)[0].draw().axes[0]
+    axis = ablation_charts.figures(blocks(cells))[0].draw().axes[0]
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["c4", "wiki"]
     assert list(axis.lines[0].get_ydata()) == [50.0, 60.0]
 

@@ -228,22 +228,21 @@ def _point(run: Path, arguments: argparse.Namespace) -> Point:
 
 def _wanted(run: Path, arguments: argparse.Namespace) -> list[tuple[Record, dict[str, Any]]]:
     """The cells of `run` with the metric that the flags name, with their rows: one, or draws and seeds of one."""
-    import pandas as pd
-
     from bench import evidence
-    from reports.frame import frame, frame_rows
+    from reports import frame
 
     metric, label, ratio = arguments.metric, arguments.label, arguments.ratio
     records = list(evidence.load_run(run).values())
-    rows = frame_rows(frame(records))
-    if metric not in rows[0]:
-        figures = [name for name in rows[0] if any(isinstance(row[name], int | float) for row in rows)]
+    rows = frame.rows(records)
+    columns = dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row)
+    if metric not in columns:
+        figures = [name for name in columns if any(isinstance(row.get(name), int | float) for row in rows)]
         raise UserError(f"{run} has no metric {metric!r}; it has {', '.join(figures)}")
     cells = [(str(record.cell.get("label", record.cell["method"])), record.cell["ratio"]) for record in records]
     wanted = [
         number
         for number, cell in enumerate(cells)
-        if label in (None, cell[0]) and ratio in (None, cell[1]) and pd.notna(rows[number][metric])
+        if label in (None, cell[0]) and ratio in (None, cell[1]) and rows[number].get(metric) is not None
     ]
     if len({cells[number] for number in wanted}) != 1:
         which = "several cells" if wanted else "no cell"

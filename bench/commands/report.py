@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,16 @@ def _report(arguments: argparse.Namespace) -> int:
         raise UserError("--against is a table of its own: leave --view, --reference and --out out")
     arguments.view = arguments.view or ("against" if arguments.against else "main")
     arguments.format = arguments.format or "terminal"
+    from bench.record import InvalidRecord
+
+    try:
+        _made(arguments)
+    except InvalidRecord as error:  # or samples that cannot be read
+        raise UserError(str(error)) from None
+    return OK
+
+
+def _made(arguments: argparse.Namespace) -> None:
     merged = _merged(arguments.runs)
     for remark in merged.remarks:
         print(remark, file=sys.stderr)
@@ -60,7 +71,6 @@ def _report(arguments: argparse.Namespace) -> int:
         _write(arguments.out, merged, arguments.reference, standalone=arguments.standalone)
     else:
         print(_rendered(arguments, merged, _asked(arguments, merged)), end="")
-    return OK
 
 
 def _asked(arguments: argparse.Namespace, merged: Merged) -> dict[str, list[Table]]:
@@ -76,24 +86,20 @@ def _asked(arguments: argparse.Namespace, merged: Merged) -> dict[str, list[Tabl
 
 
 def _merged(runs: list[Path]) -> Merged:
-    from bench.record import InvalidRecord
     from reports import merge
 
     try:
         return merge.load_runs(runs)
-    except InvalidRecord as error:
-        raise UserError(str(error)) from None
     except FileNotFoundError as error:
         raise UserError(f"{error} is no run folder: it has no cells/*.json") from None
 
 
-def _tables(merged: Merged, views: tuple[str, ...], reference: str | None) -> dict[str, list[Table]]:
-    from reports.views import view
+def _tables(merged: Merged, names: tuple[str, ...], reference: str | None) -> dict[str, list[Table]]:
+    from reports.views import views
 
-    needs = _needs()
     try:
-        return {name: view(name, merged.records, reference, merged.samples, needs) for name in views}
-    except ValueError as error:
+        return views(names, merged.records, reference, merged.samples, _needs())
+    except ValueError as error:  # no such reference
         raise UserError(str(error)) from None
 
 
@@ -132,22 +138,19 @@ def _rendered(arguments: argparse.Namespace, merged: Merged, tables: dict[str, l
 
 
 def _write(folder: Path, merged: Merged, reference: str | None, *, standalone: bool) -> None:
-    """Everything, into a folder: the report, the figures' frame, LaTeX of every table, and all figures."""
-    from tqdm import tqdm
-
+    """Everything, into a folder: the page, the report, the frame, LaTeX of every table, and all figures."""
     from bench.record import write_atomically
     from reports import figures, latex, page, table
+    from reports.gallery import Gallery
 
+    drawn = figures.figures(merged.records)
     tables = _tables(merged, VIEWS, reference)
+    gallery = Gallery(drawn, folder / "figures")
     write_atomically(folder / "report.md", table.markdown(merged.records, tables["main"], merged.remarks))
     write_atomically(folder / "report.csv", table.csv(merged.records))
-    for several in tables.values():
-        for one in several:
-            write_atomically(folder / f"{one.name}.tex", latex.render([one], standalone=standalone))
-    html = page.page(merged.records, samples=merged.samples, needs=_needs(), remarks=merged.remarks)
+    for one in chain(*tables.values()):
+        write_atomically(folder / f"{one.name}.tex", latex.render([one], standalone=standalone))
+    shown = {"samples": merged.samples, "remarks": merged.remarks, "tables": tables}
+    html = page.page(merged.records, drawings=gallery.drawings(), **shown)
     write_atomically(folder / "report.html", html)
-    drawn = figures.figures(merged.records)
-    for figure in tqdm(drawn, "figures", unit="figure", delay=2, leave=False):
-        for kind in figures.FORMATS:
-            figures.save(figure, folder / "figures" / f"{figure.name}.{kind}")
     print(f"{folder}: report.html, report.md, report.csv, *.tex and {len(drawn)} figures", file=sys.stderr)
