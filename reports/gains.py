@@ -66,6 +66,7 @@ def _draw(column: str, gains: Sequence[Gain]) -> Drawing:
     """A panel for each ratio, a line for each method, a marker for each compensation."""
     ratios = list(dict.fromkeys(gain.ratio for gain in gains))
     methods = list(dict.fromkeys(gain.method for gain in gains))
+    shown = [1.0, *(gain.times for gain in gains)]
     drawing, panels = axes(3.2 + 2.1 * len(ratios), 1.0 + 0.26 * len(methods), columns=len(ratios), share_y=True)
     for axis, ratio in zip(panels, ratios, strict=True):
         for gain in (gain for gain in gains if gain.ratio == ratio):
@@ -74,8 +75,10 @@ def _draw(column: str, gains: Sequence[Gain]) -> Drawing:
         axis.axvline(1.0, color=BLACK, linestyle=":", linewidth=1.2)
         axis.set_yticks(range(len(methods)), [name(method) for method in reversed(methods)])
         axis.set_title("ratio of their own" if ratio is None else f"ratio {ratio:g}")
+        axis.set_ylim(-0.6, len(methods) - 0.4)
         axis.set_xscale("log")
-        logarithmic(axis.xaxis, [1.0, *(gain.times for gain in gains)], 5)
+        axis.set_xlim(0.9 * min(shown), 1.1 * max(shown))
+        logarithmic(axis.xaxis, shown, 6)
     drawing.supxlabel(f"{metric(column).label}, times that of the method without, lower is better", fontsize=9)
     legend(drawing, panels)
     return drawing
