@@ -24,7 +24,7 @@ from bench.errors import UserError
 SHIPPED = Path(__file__).with_name("specs")
 OWN = ("description", "base")  # keys that are no flags
 TABLES = ("set", "task-data")  # flags that are given once for each NAME=VALUE
-REPEATED = (*TABLES, "plugin")  # flags that are given several times, and not once with commas
+REPEATED = (*TABLES, "plugin", "then")  # flags that are given several times, and not once with commas
 BY_HAND = "trust-remote-code"  # what a file that others wrote cannot switch on
 
 

@@ -28,7 +28,7 @@ from reports import html, page_tables, terminal, tidy
 from reports.decisions import left, ranges
 from reports.frame import frame
 from reports.tables import Cell, Column, Row, Table, ranked
-from reports.views import VIEWS, view
+from reports.views import VIEWS, view, views
 
 HOSTILE = r"a_b&c%$#{}~^\`'\"<script>alert(1)</script>|x"
 
@@ -157,7 +157,7 @@ def test_tidy_csv_of_the_grid_has_a_line_for_each_cell_that_was_asked_for():
 
 def test_a_figure_of_the_grid_leads_to_the_cell_that_it_is_from():
     groups, targets = page_tables.groups(MENDED)
-    (section,) = (one for one in page_tables.sections(MENDED, [], {}, targets) if one["name"] == "grid")
+    (section,) = (one for one in page_tables.sections(views(("grid",), MENDED), targets) if one["name"] == "grid")
     labels = {group.id: (group.label, group.ratio) for group in groups} | {"": None}
     for number, ratio in ((0, "0.2"), (5, "0.3")):
         rows = {row["label"]: row["cells"] for row in section["tables"][number]["rows"]}
