@@ -14,6 +14,7 @@ import methods
 from bench import data, models, spec, task_data, tasks
 from bench.errors import UserError
 from bench.record import WRITING
+from methods import checkpoint
 from methods.anatomy import Decoder
 
 
@@ -55,6 +56,11 @@ def cells(
         decoder = Decoder(models.shell(arguments.model, arguments.trust_remote_code))
     except methods.Unsupported as error:
         raise UserError(str(error)) from None
+    if first.save_dtype:
+        try:
+            checkpoint.refuse_own_code(decoder)
+        except checkpoint.CheckpointError as error:
+            raise UserError(f"--save-models: {error}") from None
     asked = [(dataclasses.replace(protocol, tasks=names, task_data=local), seed) for protocol, seed in protocols]
     return [
         cell
