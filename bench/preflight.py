@@ -15,6 +15,7 @@ from bench import chain, data, flags, models, spec, task_data, tasks
 from bench.errors import UserError
 from bench.recipe import Recipe, refuse
 from bench.record import WRITING
+from methods import checkpoint
 from methods.anatomy import Decoder
 
 if TYPE_CHECKING:
@@ -65,6 +66,11 @@ def cells(
         decoder = Decoder(models.shell(arguments.model, arguments.trust_remote_code))
     except methods.Unsupported as error:
         raise UserError(str(error)) from None
+    if first.save_dtype:
+        try:
+            checkpoint.refuse_own_code(decoder)
+        except checkpoint.CheckpointError as error:
+            raise UserError(f"--save-models: {error}") from None
     if recipe and recipe.length > (most := getattr(decoder.config, "max_position_embeddings", recipe.length)):
         raise UserError(f"--heal-length {recipe.length} is more than the {most} tokens that the model takes")
     found = []

@@ -232,7 +232,8 @@ class Layer:
 class Decoder:
     """A causal language model by role. Raises Unsupported for a family that FAMILIES lacks.
 
-    GPT-2's transposed matrices become ordinary linear layers here, once, so that every kernel may assume (out, in).
+    GPT-2's transposed matrices and Baichuan2's head become ordinary linear layers here, once, so that every kernel may
+    assume (out, in) and that a head is what its weights say.
     """
 
     def __init__(self, model: Any) -> None:
@@ -245,7 +246,11 @@ class Decoder:
                 f"(known: {', '.join(FAMILIES)})"
             )
         self.family = family
+        _refuse_old_code(attrgetter(family.layers)(model))
         _straighten(model)
+        head = model.get_output_embeddings()
+        if family.unit_rows and not isinstance(head, nn.Linear):
+            model.set_output_embeddings(linear_like(nn.functional.normalize(head.weight.detach()), None))
 
     @property
     def layers(self) -> list[Layer]:
@@ -350,8 +355,8 @@ def _slots(layers: Sequence[Layer]) -> list[int]:
 
 
 def norm_eps(norm: nn.Module) -> float:
-    """The constant under a norm's root, which families store under three names."""
-    for name in ("variance_epsilon", "eps"):
+    """The constant under a norm's root, which families store under four names."""
+    for name in ("variance_epsilon", "eps", "epsilon"):
         if hasattr(norm, name):
             return float(getattr(norm, name))
     raise Unsupported(f"{type(norm).__name__} does not say its epsilon")
@@ -364,6 +369,16 @@ def linear_like(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     if bias is not None:
         layer.bias = nn.Parameter(bias)
     return layer
+
+
+def _refuse_old_code(layers: nn.ModuleList) -> None:
+    """Code that comes with a model may be older than the caches of today."""
+    for layer in layers[:1]:
+        if "past_key_value" in inspect.signature(layer.forward).parameters:
+            raise Unsupported(
+                f"{type(layer).__name__} is code for transformers 4, whose layers take and return tuples; "
+                "the model needs code for transformers 5, or a copy in the layout of a family that transformers has"
+            )
 
 
 def _straighten(model: nn.Module) -> None:

@@ -32,7 +32,7 @@ from methods.shards import CheckpointError, first_line
 from methods.stock import Uneven, difference, loaded, logits, padded, shapes, try_out, uniform_config
 from methods.uneven import describe, empty
 
-__all__ = ["CheckpointError", "complete", "is_checkpoint", "load", "read_manifest", "save"]
+__all__ = ["CheckpointError", "complete", "is_checkpoint", "load", "read_manifest", "refuse_own_code", "save"]
 
 LAYOUT = 1
 MANIFEST = "prunebench.json"
@@ -75,9 +75,10 @@ def save(
                            difference and nats per token. Absent where the dtype is the model's own
         ...                facts
 
-    Raises CheckpointError, and leaves nothing behind, when the folder is taken, the disk refuses, or the model has
-    something that no description fits.
+    Raises CheckpointError, and leaves nothing behind, when the folder is taken, the disk refuses, the model runs code
+    of its own, or has something that no description fits.
     """
+    refuse_own_code(model)
     folder, own = Path(folder), model.embed.weight.dtype
     dtype = own if dtype is None else dtype
     ids = default_probe(model) if probe is None else probe
@@ -103,6 +104,13 @@ def save(
             manifest["rounding"] = _rounding(expected, logits(rounded, ids), manifest["dtype"])
         _write_manifest(inside, dict(facts or {}) | manifest)
     return read_manifest(folder)
+
+
+def refuse_own_code(model: Decoder) -> None:
+    """Raise CheckpointError for a model whose class is not one of transformers: code is not stored beside weights."""
+    kind = type(model.model)
+    if kind.__module__.partition(".")[0] != "transformers":
+        raise CheckpointError(f"{kind.__name__} is code that came with the model, and a saved model holds no code")
 
 
 def load(

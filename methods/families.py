@@ -32,6 +32,8 @@ class Family:
     interleaved: bool = False  # a fused q-k-v matrix has q, k and v head by head, (H, 3, E), not one below the other
     counts: tuple[tuple[str, str], ...] = ()  # sizes that the attention's forward does not read off its weights
     mlp_width: str = "intermediate_size"  # what the configuration calls I
+    unit_rows: bool = False  # a head that is no linear layer scales its rows to length one in each forward
+    rotary: str = ""  # turns the attention's heads by position; without it each has a bias of its own, and none can go
 
 
 LLAMA = Family(
@@ -67,6 +69,13 @@ FAMILIES = {
         qkv=("self_attn.qkv_proj",),
         up=("mlp.gate_up_proj",),
         counts=(("config.num_attention_heads", "H"), ("num_key_value_heads", "G")),
+    ),
+    "baichuan": replace(  # comes with code of its own
+        LLAMA,
+        qkv=("self_attn.W_pack",),
+        counts=(("num_heads", "H"), ("hidden_size", "HE")),
+        unit_rows=True,
+        rotary="rotary_emb",
     ),
     "gpt2": Family(
         layers="transformer.h",

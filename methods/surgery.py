@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.anatomy import Decoder, Layer
+from methods.pruner import Unsupported
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,12 @@ class Structure:
     layer: Layer
 
     def __post_init__(self) -> None:
+        if (
+            self.kind == "kv_heads"
+            and self.layer.family.rotary
+            and not hasattr(self.layer.attn, self.layer.family.rotary)
+        ):
+            raise Unsupported("each head has a bias of its own for positions (ALiBi), so that none can go")
         self.size = len(self.parts[-1].index)
         self.left = list(range(self.size))
         self.cost = sum(part.parameters for part in self.parts)

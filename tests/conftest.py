@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
+from baichuan_code import BaichuanConfig, BaichuanForCausalLM
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from methods.pruner import Calibration
@@ -39,6 +40,8 @@ TINY = {
     "gpt_neox": {},
     "phi": {},
 }
+OWN_CODE: dict[str, dict[str, object]] = {"baichuan": {}}  # families that transformers does not have
+FAMILIES = (*TINY, *OWN_CODE)
 
 
 def tiny(family: str, *, layers: int = LAYERS, seed: int = 0, **overrides: object) -> torch.nn.Module:
@@ -53,10 +56,12 @@ def tiny(family: str, *, layers: int = LAYERS, seed: int = 0, **overrides: objec
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    options |= TINY[family] | overrides
+    options |= (TINY | OWN_CODE)[family] | overrides
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(family, **options)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if family in OWN_CODE:
+        model = BaichuanForCausalLM(BaichuanConfig(**options))
+    else:
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options), dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:  # norms and biases start as ones and zeros, which would hide mistakes

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import TINY, VOCABULARY, tiny
+from conftest import FAMILIES, VOCABULARY, tiny
 from safetensors import safe_open
 
 from bench import checks
@@ -26,7 +26,7 @@ def without_layer(model, index: int = 2):
     return model
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_what_follows_is_what_a_plain_forward_says(family):
     """Prompts of different lengths in one batch, one of them the end of a text's last token."""
     model = tiny(family)

@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import replace
 
 import pytest
-from test_reports import DENSE, LACO, RECORDS, changed, failed
+from test_reports import DENSE, LACO, MENDED, RECORDS, changed, failed
 
 from reports.latex import escaped, render
 from reports.views import VIEWS, view

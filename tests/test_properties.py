@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import LAYERS, TINY, VOCABULARY, tiny
+from conftest import FAMILIES, LAYERS, VOCABULARY, tiny
 
 import methods
 from methods.anatomy import Decoder
@@ -65,7 +65,7 @@ def test_every_method_is_tested_here():
     assert set(SPECS) | {"dense"} == {card.name for card in methods.catalogue()}
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "drop"])
 def test_ratio_zero_changes_nothing(method, family, ids):
     dense = tiny(family)
@@ -75,7 +75,7 @@ def test_ratio_zero_changes_nothing(method, family, ids):
     assert model.config.to_dict() == dense.config.to_dict()
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
 def test_generation_with_a_cache_is_generation_without(method, family, ids):
     model, _ = pruned(method, family, 0.3)
@@ -93,7 +93,7 @@ def test_generation_with_a_cache_is_generation_without(method, family, ids):
 def test_the_list_says_which_families_a_method_cannot_serve(method):
     (card,) = [card for card in methods.catalogue() if card.name == method]
     refused = set()
-    for family in TINY:
+    for family in FAMILIES:
         try:
             methods.make(method, SPECS[method]).plan(Decoder(tiny(family)), 0.3)
         except Unsupported:
@@ -103,7 +103,7 @@ def test_the_list_says_which_families_a_method_cannot_serve(method):
     assert bool(card.cost) == (card.needs != "nothing")
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_removed_can_be_counted(method, family):
     """The budget is met to within half a step of the method, and the configuration tells the truth."""
@@ -158,7 +158,7 @@ def test_the_achieved_ratio_never_falls_as_the_request_grows(method, family):
     assert counts == sorted(counts, reverse=True)
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_dropping_layers_equals_silencing_them(family, ids):
     """A layer whose two output matrices are zero adds nothing to the residual."""
     silenced = Decoder(tiny(family))
@@ -170,7 +170,7 @@ def test_dropping_layers_equals_silencing_them(family, ids):
     torch.testing.assert_close(logits(dropped, ids), logits(silenced, ids), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_sliding_windows_travel_with_their_layers(family):
     model, _ = pruned("drop", family, 0.0)
     kinds = getattr(tiny(family).config, "layer_types", None)
@@ -179,7 +179,7 @@ def test_sliding_windows_travel_with_their_layers(family):
     assert [layer.attn.layer_idx for layer in model.layers] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", SHAPED)
 def test_the_cache_is_as_large_as_the_shapes_say(method, family, ids):
     model = Decoder(tiny(family, sliding_window=None) if family in ("mistral",) else tiny(family))
@@ -192,7 +192,7 @@ def test_the_cache_is_as_large_as_the_shapes_say(method, family, ids):
     assert held == 5 * kv_bytes_per_token(model)
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", SHAPED)
 def test_multiplications_are_those_that_torch_counts(method, family, ids):
     from torch.utils.flop_counter import FlopCounterMode
@@ -208,7 +208,7 @@ def test_multiplications_are_those_that_torch_counts(method, family, ids):
     assert 0 <= counted - formula <= 4 * rotary
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_tables_are_left_out_of_the_inner_count(family):
     model = Decoder(tiny(family))
     layers = sum(p.numel() for layer in model.layers for p in layer.module.parameters())

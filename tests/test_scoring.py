@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TINY, VOCABULARY, tiny
+from conftest import FAMILIES, VOCABULARY, tiny
 from lm_eval.api.instance import Instance
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -102,7 +102,7 @@ def recorded_forwards(model) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_answers_are_those_of_lm_eval(family, tokenizer):
     model = tiny(family)
     asked = greedy_answers(model, requests())
@@ -232,7 +232,7 @@ def test_length_and_bos_policy(tokenizer):
     assert Scorer(tiny("llama", max_position_embeddings=4096), tokenizer).max_length == 2048
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("batch_tokens", [5, 24, 50, 1000])
 def test_window_nll_is_that_of_a_plain_forward(family, batch_tokens):
     """Windows of 24 tokens, of which the later ones score only their last 8 (stride below the window)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import TINY, tiny
+from conftest import FAMILIES, tiny
 
 from methods.anatomy import Decoder
 from methods.budget import kv_bytes_per_token, parameters
@@ -55,14 +55,14 @@ def masked(model: Decoder) -> Decoder:
     return model
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_cut_is_a_mask(family, ids):
     expected = logits(masked(model_of(family)), ids)
     found = logits(cut(model_of(family)), ids)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_cut_model_generates_with_its_cache(family, ids):
     model = cut(model_of(family))
     whole = logits(model, ids)
@@ -75,7 +75,7 @@ def test_a_cut_model_generates_with_its_cache(family, ids):
     torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=0, atol=1e-4 * float(whole.abs().max()))
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_keeping_everything_changes_nothing(family, ids):
     model = model_of(family)
     before = logits(model, ids)
@@ -86,7 +86,7 @@ def test_keeping_everything_changes_nothing(family, ids):
 
 
 @pytest.mark.parametrize("kind", ["kv_heads", "channels"])
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_structure_knows_what_a_unit_costs_and_which_are_left(family, kind):
     model = model_of(family)
     structure = Structure(2, kind, model.layers[2])
@@ -162,7 +162,7 @@ def without(family: str, blocks: str) -> Decoder:
 
 
 @pytest.mark.parametrize("blocks", BLOCKS)
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_block_that_is_gone_adds_nothing(family, blocks, ids):
     """Removing it equals zeroing the matrix, with its bias, through which it writes the residual."""
     silenced = model_of(family)
@@ -176,7 +176,7 @@ def test_a_block_that_is_gone_adds_nothing(family, blocks, ids):
 
 
 @pytest.mark.parametrize("blocks", BLOCKS)
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_without_blocks_the_cache_stays_right(family, blocks, ids):
     """Token by token, greedily, in beams and in a cache of fixed size; and the cache holds what is counted."""
     model = without(family, blocks)
@@ -198,7 +198,7 @@ def test_without_blocks_the_cache_stays_right(family, blocks, ids):
             assert torch.equal(static, uncached)
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_blocks_know_their_size(family):
     model = model_of(family)
     for block in blocks_of(model, "layer", "attention", "mlp"):
