@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-import yaml
 from conftest import LAYERS, TINY, tiny
 from scipy.linalg import hadamard as sylvester
 from test_docs import rows
@@ -14,9 +11,8 @@ from test_flap import LENGTHS, calibration
 from test_properties import SPECS, logits
 from test_properties import calibration as whole_sequences
 
-import bench
 import methods
-from bench.cli import _parser
+from bench import cli
 from bench.spec import parse_methods, parse_ratios
 from methods import checkpoint
 from methods.anatomy import Decoder, Layer
@@ -565,13 +561,11 @@ def test_weights_keep_their_dtype_and_their_state(pair):
 
 @pytest.mark.parametrize(("name", "cells"), [("compensation", 103), ("compensation-calibration", 30)])
 def test_the_specs_of_the_study_name_what_there_is(name, cells):
-    """Keys are flags of `run`, every method is known, and each stands there alone as well as with compensations."""
-    spec = yaml.safe_load((Path(bench.__file__).parent / "specs" / f"{name}.yaml").read_text(encoding="utf-8"))
-    (commands,) = (one.choices for one in _parser()._actions if one.choices)
-    flags = {flag.removeprefix("--") for one in commands["run"]._actions for flag in one.option_strings}
-    assert set(spec) <= flags
-    asked = parse_methods(",".join(spec["methods"]))
-    assert [methods.make(*one).name for one in asked] == [one.partition(":")[0] for one in spec["methods"]]
-    assert {name.partition("+")[0] for name, _ in asked} <= {name for name, _ in asked}
-    calibrations = len(spec["calibration"]) if isinstance(spec["calibration"], list) else 1
-    assert calibrations * (1 + len(asked) * len(parse_ratios(",".join(map(str, spec["ratio"]))))) == cells
+    """Every method is known, and each that is mended stands there alone as well."""
+    spec = cli._parsed(["run", "--spec", name])
+    asked = parse_methods(spec.methods)
+    for method, given in asked:
+        methods.make(method, given)
+    assert {method.partition("+")[0] for method, _ in asked} <= {method for method, _ in asked}
+    calibrations = len(spec.calibration.split(",")) if isinstance(spec.calibration, str) else len(spec.calibration)
+    assert calibrations * (1 + len(asked) * len(parse_ratios(spec.ratio))) == cells
