@@ -29,7 +29,8 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """The environment block of a record, as plain JSON values.
 
     date                             UTC, ISO 8601, to the second
-    python, platform                 versions
+    python                           its version
+    platform                         system, processor and C library; no kernel build, which tells who runs it
     cpu, physical_cores, logical_cores, memory_bytes   of the whole machine
     threads                          torch's, within one operation
     omp_wait_policy                  whether they spin while they wait, where that was said
@@ -41,7 +42,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     found = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()} {''.join(platform.libc_ver())}".strip(),
         "cpu": _cpu(),
         "physical_cores": _physical_cores(),
         "logical_cores": os.cpu_count(),

@@ -44,6 +44,7 @@ def test_nothing_private():
     assert str(Path.home()) not in text
     assert str(environment.CHECKOUT) not in text
     assert platform.node() not in text.split('"')
+    assert platform.release() not in text
     assert getpass.getuser() not in text.split('"')
 
 
