@@ -88,7 +88,7 @@ def _refuse_unless_above(parent: Cell, cell: Cell, decoder: Decoder) -> None:
     if parent.ratio is not None and budget(cell, decoder) <= budget(parent, decoder):
         rounded = "" if cell.ratio is None or cell.ratio <= parent.ratio else ", and both round to the same layers"
         raise UserError(
-            f"--then {cell.label}:ratio={cell.ratio:g} would remove nothing behind {parent.label} at {parent.ratio:g}"
+            f"--then {cell.method}:ratio={cell.ratio:g} would remove nothing behind {parent.label} at {parent.ratio:g}"
             f"{rounded}; its ratio counts of the dense model in total, so give a higher one"
         )
 

@@ -157,8 +157,10 @@ def identity(record: Record) -> dict[str, Any]:
     """What pairs the cell with one of another run."""
     cell = record.cell
     found = {"label": cell.get("label", cell["method"]), "ratio": cell["ratio"], "seed": cell["seed"]}
-    if "draws" in cell["parameters"] and "seed" not in cell.get("given", ()):
-        found["draw"] = cell["parameters"].get("seed")
+    stages = (*cell.get("earlier", ()), cell)
+    draws = [s["parameters"]["seed"] for s in stages if "draws" in s["parameters"] and "seed" not in s.get("given", ())]
+    if draws:
+        found["draw"] = draws[0] if len(set(draws)) == 1 else ", ".join(map(str, draws))
     return found
 
 
