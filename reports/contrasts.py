@@ -141,7 +141,7 @@ def _paired_averages(pairs: Sequence[Pair], answers: Answers) -> Contrasts:
 
 
 def _tables(pairs: Sequence[Pair], answers: Answers) -> tuple[list[Numbers], list[int], list[int]]:
-    """(for each task the answers, a row for each cell), and the rows of the first and of the second cell of each pair."""
+    """For each task the answers, a row for each cell; and the rows of each pair's first and second cell."""
     places = _places(pairs)
     row = {place: number for number, place in enumerate(places)}
     tables = [np.stack([_known(given, place).figures for place in places]) for given in answers]
