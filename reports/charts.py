@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ from reports.blocks import Block
 from reports.figures import Figure
 from reports.frame import MISS, display_name, texts
 from reports.metrics import finite, metric, shown
-from reports.style import BLACK, axes, legend, logarithmic, look, name
+from reports.style import BLACK, GREY, axes, legend, logarithmic, look, name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +22,7 @@ BY_METHOD = (
     "by method, the best at the highest ratio on top; bars are 95 % intervals; several draws are points behind their "
     "mean; the dotted line is the dense model"
 )
+FAR = 1000  # times the dense perplexity, where the axis of a figure over the ratio ends
 NORMAL_95 = 1.96  # standard errors on either side of a mean that make a 95 % interval
 
 
@@ -97,11 +99,29 @@ def _by_ratio(column: str, points: Sequence[Point]) -> Drawing:
             _dense_line(axis, column, line[0])
         else:
             _line(axis, column, label, sorted(line, key=lambda point: point.row["ratio"]))
-    vertical(axis, column, points)
+    beyond = _beyond(column, points)
+    near = [point for point in points if point not in beyond]
+    vertical(axis, column, near)
+    if beyond:
+        axis.set_ylim(0.8 * min(point.row[column] for point in near), FAR * _dense(column, points))
+        labels = dict.fromkeys(name(point.label) for point in beyond)
+        drawing.text(0.01, 0.005, f"above the axis: {', '.join(labels)}", fontsize=7, color=GREY)
     axis.set_xlim(left=0)
     axis.set_xlabel("parameters removed (%)")
     legend(drawing, [axis])
     return drawing
+
+
+def _dense(column: str, points: Sequence[Point]) -> float:
+    """The dense model's figure; infinite where there is none."""
+    return max((float(point.row[column]) for point in points if point.method == "dense"), default=math.inf)
+
+
+def _beyond(column: str, points: Sequence[Point]) -> list[Point]:
+    """Those of a perplexity so far from the dense one that an axis for them would lay all others on each other."""
+    if not column.startswith("perplexity"):
+        return []
+    return [point for point in points if point.row[column] > FAR * _dense(column, points)]
 
 
 def _line(axis: Axes, column: str, label: str, line: Sequence[Point]) -> None:

@@ -193,6 +193,8 @@ def _draw_depth(over_depth: dict[str, dict[str, Left]]) -> Drawing:
         for colour, width in (("white", 2.5), (GREY, 0.4)):
             axis.hlines(edges, extent[0], extent[1], colors=colour, linewidth=width)
         axis.set(xlim=extent[:2], ylim=extent[2:])
+        for place in (place for place, label in enumerate(labels) if label not in found):
+            axis.text(layers / 2 - 0.5, place, "not measured", ha="center", va="center", fontsize=6.5, color=GREY)
         _frame(axis, labels, ratio)
         axis.set_xlabel("layer of the dense model\nabove: attention, below: MLP")
     if image is not None:

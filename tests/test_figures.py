@@ -321,3 +321,27 @@ def test_a_perplexity_without_measure_is_left_out():
     found = by_name([DENSE, LACO, endless])["perplexity-wiki-by-method"]
     assert isinstance(found.draw(), Drawing)
     assert "endless" not in found.description
+
+
+def test_a_curve_that_leaves_all_others_behind_leaves_the_axis():
+    """Beyond 1,000 times the dense perplexity, 20.8 here; its name is said below."""
+    low = changed(LACO, "cell", "ratio", to=0.1)
+    high = changed(
+        changed(low, "cell", "method", to="drop-tail"), "measured", "perplexity", "wiki", "perplexity", to=3e9
+    )
+    records = [DENSE, LACO, low, high]
+    drawing = by_name(records)["perplexity-wiki-by-ratio"].draw()
+    top = 1000 * DENSE.measured["perplexity"]["wiki"]["perplexity"]
+    assert drawing.axes[0].get_ylim()[1] == pytest.approx(top)
+    assert [text.get_text() for text in drawing.texts] == ["above the axis: drop-tail"]
+    near = by_name([DENSE, LACO, low])["perplexity-wiki-by-ratio"].draw()
+    assert near.axes[0].get_ylim()[1] < top
+    assert not near.texts
+
+
+def test_what_was_not_measured_is_not_drawn_as_gone():
+    """In the map of what is left, white is what has gone."""
+    other = changed(changed(LACO, "cell", "ratio", to=0.1), "cell", "method", to="drop-tail")
+    drawing = by_name([DENSE, LACO, other])["depth"].draw()
+    said = [[text.get_text() for text in axis.texts] for axis in drawing.axes[:2]]
+    assert said == [["not measured"], ["not measured"]]
