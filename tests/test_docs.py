@@ -1,4 +1,4 @@
-"""The method cards tell the truth about parameters."""
+"""What the docs claim is what there is: parameters, the method in the README, and its tables."""
 
 from __future__ import annotations
 
@@ -46,3 +46,17 @@ def test_the_method_in_the_readme_runs(model_folder, text_file, tmp_path, capsys
     model = ["--model", str(model_folder), "--profile", "smoke", "--out", str(tmp_path / "run")]
     assert main([*arguments, *small, *texts, *model]) == 0
     assert "drop-first" in capsys.readouterr().out
+
+
+def test_the_tables_of_the_readme_are_what_its_records_say(capsys):
+    from bench.cli import main
+
+    root = PAGES.parent.parent
+    assert main(["report", str(root / "docs" / "results" / "smollm2-135m"), "--view", "by-ratio"]) == 0
+    printed = capsys.readouterr().out
+    (shown,) = re.findall(
+        r"```text\n(SmolLM2-135M-Instruct   ppl wiki .*?)```", (root / "README.md").read_text(), re.DOTALL
+    )
+    tables = shown.strip().split("\n\nSmolLM2-135M-Instruct   ")
+    assert len(tables) == 2
+    assert all(table in printed for table in tables)
