@@ -50,7 +50,7 @@ from methods.budget import (
     parameters_without_embeddings,
     weight_bytes,
 )
-from methods.pruner import Unsupported
+from methods.pruner import OutOfReach, Unsupported
 
 DOING = {
     "load": "while it loaded the model",
@@ -203,7 +203,12 @@ def _prune(cell: Cell, decoder: Decoder, ratio: float, materials: Materials, out
         environment.reset_peak_memory(decoder.embed.weight.device)
         with outcome.timed("prune"):
             pruner = methods.make(cell.method, cell.parameters)
-            outcome.decisions |= pruner.prune(decoder, materials.calibration, ratio)
+            try:
+                outcome.decisions |= pruner.prune(decoder, materials.calibration, ratio)
+            except OutOfReach as reason:
+                if not cell.earlier:  # else what is left over is known only now
+                    raise
+                raise Unsupported(f"behind {cell.earlier[-1].method}, {reason}") from reason
         outcome.measured["prune_seconds"] = outcome.measured["seconds"]["prune"] + materials.inherited_seconds
     outcome.decisions["calibration"] = {
         "source": materials.calibration.source,

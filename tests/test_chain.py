@@ -481,6 +481,14 @@ def test_a_parent_that_has_less_left_already_is_an_outcome(options, tmp_path):
     )
 
 
+def test_what_is_out_of_reach_behind_another_method_is_an_outcome(options, tmp_path):
+    arguments = [*options, "--methods", "drop:layers=0-1", "--then", "laco:ratio=0.45"]  # four layers hold no window
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    (found,) = [record for record in load_run(tmp_path / "run") if record.status != "ok"]
+    assert (found.cell["label"], found.status) == ("drop:layers=0-1, then laco", "unsupported")
+    assert re.match(r"behind drop, ratio 0\.\d+ is out of reach", found.error)
+
+
 def test_a_parent_that_the_run_does_not_have_is_refused(chained, tmp_path):
     cell = again.cell_of(by_label(chained[0])["flap at 0.2, then drop-tail"])
     with pytest.raises(UserError, match="goes on from flap, which is no cell in front of it"):
