@@ -12,7 +12,7 @@ from reports.blocks import Block
 from reports.figures import Figure
 from reports.frame import MISS, display_name, texts
 from reports.metrics import finite, metric, shown
-from reports.style import BLACK, GREY, axes, legend, logarithmic, look, name
+from reports.style import BLACK, axes, legend, logarithmic, look, name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,7 +105,7 @@ def _by_ratio(column: str, points: Sequence[Point]) -> Drawing:
     if beyond:
         axis.set_ylim(0.8 * min(point.row[column] for point in near), FAR * _dense(column, points))
         labels = dict.fromkeys(name(point.label) for point in beyond)
-        drawing.text(0.01, 0.005, f"above the axis: {', '.join(labels)}", fontsize=7, color=GREY)
+        drawing.text(0.01, 0.005, f"above the axis: {', '.join(labels)}", fontsize=7, color=BLACK)
     axis.set_xlim(left=0)
     axis.set_xlabel("parameters removed (%)")
     legend(drawing, [axis])
