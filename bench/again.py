@@ -32,8 +32,8 @@ def measure(run: Path, name: str) -> Evidence:
     threads = record.environment.get("threads")
     if record.cell["device"] == "cpu" and threads:
         torch.set_num_threads(threads)
-    cell = cell_of(record)
     try:
+        cell = cell_of(record)
         runner.run([*chain.ancestors(cell), cell], folder)
     except (UserError, OSError) as error:
         raise UserError(

@@ -507,7 +507,7 @@ EXAMPLES = DOCS / "examples"
 
 
 def test_the_commands_of_the_page_and_the_workflow_are_commands():
-    from bench.cli import _parser
+    from bench.cli import _parsed
 
     workflow = yaml.safe_load((EXAMPLES / "gate.yml").read_text())
     steps = [line for step in workflow["jobs"]["gate"]["steps"] for line in step.get("run", "").splitlines()]
@@ -516,7 +516,7 @@ def test_the_commands_of_the_page_and_the_workflow_are_commands():
     assert len(commands) > 10
     for command in commands:
         words = shlex.split(command.partition("||")[0], comments=True)
-        _parser().parse_args(words[3:])
+        _parsed(words[3:])
 
 
 def test_the_margins_of_the_page_are_the_defaults(tmp_path):
