@@ -162,7 +162,9 @@ def _answers(kind: str, metric: str, pairs: Sequence[tuple[Answers, Answers]], d
     ids = [document.partition(":")[0] for one, other in pairs for document in one.ids or other.ids]
     groups = ids if len(ids) == len(before) else list(range(len(before)))
     if not simple:
-        return Row(kind, metric, *figures, stats.paired_resampled(before, after, groups), count=len(before))
+        from bench.resampling import paired_resampled
+
+        return Row(kind, metric, *figures, paired_resampled(before, after, groups), count=len(before))
     if len(set(groups)) < len(groups):  # a document that was asked twice is one observation
         difference = stats.paired_clusters(before, after, groups)
     else:

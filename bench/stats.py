@@ -246,9 +246,10 @@ def paired_perplexity(nll_a: Values, nll_b: Values, tokens: Values, confidence: 
 
 
 def paired_perplexities(nll_a: Floats, nll_b: Floats, tokens: Values) -> tuple[Floats, Floats, Floats, Floats]:
-    """`paired_perplexity` of many pairs over the same windows, (pairs, windows): (ratio, low, high, p), each (pairs,)."""
+    """(ratio, low, high, p) of many pairs, each (pairs,), as by `paired_perplexity`, from nats of (pairs, windows)."""
     found = _students(nll_b - nll_a, np.asarray(tokens, dtype=float), 0.95)
-    estimate, low, high = np.exp(found[:3])
+    with np.errstate(over="ignore"):  # an endless interval is one
+        estimate, low, high = np.exp(found[:3])
     return estimate, low, high, found[3]
 
 

@@ -91,9 +91,7 @@ def average(
     whole = {n: one for n, one in measured.items() if all(t in one and is_accuracy(one[t]) for t in tasks)}
     mains = {n: [one[task]["main"] for task in tasks] for n, one in whole.items()}
     pairs = [(a, b) for a, b in pairs if tasks and a in whole and b in whole and mains[a] == mains[b]]
-    answers = [
-        {n: samples.of(n, task, mains[n][place]) for n in _places(pairs)} for place, task in enumerate(tasks)
-    ]
+    answers = [{n: samples.of(n, task, mains[n][place]) for n in _places(pairs)} for place, task in enumerate(tasks)]
     by_task = [alike(given, mains) for given in answers]
     shared = {n: tuple(groups[n] for groups in by_task) for n in _places(pairs) if all(n in g for g in by_task)}
     for together in _together(pairs, shared):
@@ -143,7 +141,7 @@ def _paired_averages(pairs: Sequence[Pair], answers: Answers) -> Contrasts:
 
 
 def _tables(pairs: Sequence[Pair], answers: Answers) -> tuple[list[Numbers], list[int], list[int]]:
-    """(for each task the answers, a row for each cell), and the rows of the first and of the second cell of each pair."""
+    """For each task the answers, a row for each cell; and the rows of each pair's first and second cell."""
     places = _places(pairs)
     row = {place: number for number, place in enumerate(places)}
     tables = [np.stack([_known(given, place).figures for place in places]) for given in answers]

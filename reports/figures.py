@@ -52,7 +52,7 @@ def figures(records: Sequence[Record]) -> list[Figure]:
 
 
 def written(figure: Figure, kinds: Sequence[str] = FORMATS) -> dict[str, bytes]:
-    """The figure's file in each format, without date and author: drawn and laid out once, written down several times."""
+    """The figure's files by format, without date and author: drawn and laid out once, written down in each."""
     import matplotlib
 
     from reports.style import SETTINGS
@@ -84,7 +84,7 @@ def _laid_out(drawing: Drawing) -> Bbox:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
 
-    renderer = FigureCanvasAgg(drawing).get_renderer()
+    renderer: Any = FigureCanvasAgg(drawing).get_renderer()  # type: ignore[no-untyped-call]
     for text in drawing.findobj(Text):
         if hasattr(text, "set_fontfeatures"):  # matplotlib 3.11, the first that joins letters
             text.set_fontfeatures(("-liga",))  # else a PDF holds a second font for the fi of finercut alone

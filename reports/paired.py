@@ -5,7 +5,7 @@ What nothing pairs with the reference has no test and no mark. The p values of a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from reports import contrasts
@@ -18,7 +18,7 @@ from reports.samples import Samples
 TESTS = {
     "mcnemar": "McNemar's exact test on documents",
     "normal": "a normal test on documents, every task weighing alike",
-    "student": "Student's on windows",
+    "student": "Student's test on windows",
 }
 
 
@@ -51,7 +51,7 @@ def tested(reference: str, block: Block, columns: Sequence[str], samples: Sample
 
 
 def _notes(
-    reference: str, differs: set[tuple[int, str]], untested: list[tuple[str, list[str]]], tests: set[str]
+    reference: str, differs: set[tuple[int, str]], untested: list[tuple[str, list[str]]], tests: Collection[str]
 ) -> list[str]:
     """What the dagger claims, if there is one, and which cells no test has seen."""
     said = []

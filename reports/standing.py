@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +74,7 @@ class Tested:
 
 
 def tested_block(records: Sequence[Record], block: Block, samples: Samples) -> Tested:
-    """The block with every pair of its cells tested. `records` are those of its setup, `samples` those of all setups."""
+    """The block with every pair of its cells tested; records: those of its setup, samples: those of all setups."""
     ok = [place for place, record in enumerate(block.records) if record.status == "ok"]
     dense = next((place for place in ok if block.records[place].cell["method"] == "dense"), None)
     cells = {number: r for place in ok for number, r in zip(block.numbers[place], block.drawn[place], strict=True)}

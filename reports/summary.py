@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+
 from bench.record import Record
 from bench.stats import kendall
 from reports import notes
@@ -108,9 +109,7 @@ def _accuracy(one: Tested) -> Iterator[str]:
     if not order:
         return
     first, rest = order[0], order[1:]
-    kept = (
-        "" if block.rows[first].get("kept") is None else f", {shown(block.rows[first], 'kept')} of the dense model's"
-    )
+    kept = "" if block.rows[first].get("kept") is None else f", {shown(block.rows[first], 'kept')} of the dense model's"
     lead = f"{one.where()}, {one.name(first)} has the highest average accuracy: {one.figure(first, 'average')}{kept}"
     above = [place for place in rest if shown_more(one.average, block.numbers[first], block.numbers[place], neutral=0)]
     yield f"{lead}, {one.shown('above', above, rest)}." if rest else f"{lead}; there is nothing to compare it with."

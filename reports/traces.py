@@ -149,7 +149,7 @@ def _draw_latencies(stages: dict[str, list[Calls]]) -> Drawing:
 
 
 def _boxes(axis: Axes, shift: float, calls: Sequence[Sequence[float]], colours: Sequence[str], *, filled: bool) -> None:
-    """A box for each row, `shift` below it; one artist for each kind of line, where Axes.boxplot has seven for a box."""
+    """A box for each row, `shift` below it, in one artist for each kind of line: Axes.boxplot has seven for a box."""
     from matplotlib.cbook import boxplot_stats
     from matplotlib.collections import PolyCollection
 

@@ -74,7 +74,7 @@ Setups = Sequence[Sequence[Block]]  # the blocks of each setup
 
 
 def _main(records: Sequence[Record], setups: Setups, evidence: Evidence) -> list[Table]:
-    return _by_block("main", records, setups, evidence, _main_columns, notes.EVERYTHING)
+    return _by_block("main", records, setups, evidence, columns=_main_columns, about=notes.EVERYTHING)
 
 
 def _main_columns(block: Block) -> list[Column]:
@@ -89,7 +89,7 @@ def _main_columns(block: Block) -> list[Column]:
 
 
 def _per_task(records: Sequence[Record], setups: Setups, evidence: Evidence) -> list[Table]:
-    return _by_block("per-task", records, setups, evidence, _task_columns, ("tasks",))
+    return _by_block("per-task", records, setups, evidence, columns=_task_columns, about=("tasks",))
 
 
 def _task_columns(block: Block) -> list[Column]:
@@ -101,6 +101,7 @@ def _by_block(
     records: Sequence[Record],
     setups: Setups,
     evidence: Evidence,
+    *,
     columns: Callable[[Block], list[Column]],
     about: Collection[str],
 ) -> list[Table]:

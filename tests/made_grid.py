@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from test_reports import DENSE_PARAMETERS, LAYERS, PER_LAYER, TASKS, checked, measured, ok
+from test_reports import LAYERS, PER_LAYER, TASKS, checked, measured, ok
 
 from bench.record import Record, save
 
@@ -29,61 +29,44 @@ def write(run: Path) -> None:
     """Write every cell of `run`: the dense model, 19 methods at three ratios, and five draws of random layers."""
     rng = np.random.default_rng(0)
     base = {"nll": rng.normal(3.1 * TOKENS, 120, WINDOWS)} | {task: rng.uniform(size=DOCUMENTS) for task in TASKS}
-    _cell(run, "dense--fixed", "dense", None, base, 0.0, {}, rng)
+    _save(run, "dense--fixed", ok("dense", None, _measured(run / "samples" / "dense--fixed", base, 0.0, 0, rng)))
     for ratio, layers in LAYERS_OF.items():
         for place, method in enumerate(METHODS):
             for draw in range(DRAWS if method == "drop-random" else 1):
-                drawn = {"seed": draw, "draws": DRAWS} if method == "drop-random" else {}
-                harm = ratio * (1 + place / 8) + 0.05 * draw
-                _cell(run, f"{method}--{ratio}--{draw}", method, ratio, base, harm, drawn, rng, layers)
+                key, harm = f"{method}--{ratio}--{draw}", ratio * (1 + place / 8) + 0.05 * draw
+                parameters = {"seed": draw, "draws": DRAWS} if method == "drop-random" else {}
+                figures = _measured(run / "samples" / key, base, harm, layers, rng)
+                decided = {"decisions": _decided(method, layers, rng), "prune_seconds": 30 * harm}
+                _save(run, key, ok(method, ratio, figures, budget=layers, parameters=parameters, **decided))
 
 
-def _cell(
-    run: Path,
-    key: str,
-    method: str,
-    ratio: float | None,
-    base: Mapping[str, np.ndarray],
-    harm: float,
-    parameters: dict[str, Any],
-    rng: np.random.Generator,
-    layers: int = 0,
-) -> None:
-    """One record whose figures follow from its samples; `harm` is about how many nats a token it loses, times ten."""
-    nll = base["nll"] + 10 * harm * TOKENS * rng.normal(1, 0.05, WINDOWS)
-    right = {task: (base[task] + rng.normal(0, 0.1, DOCUMENTS) < 0.6 - 0.3 * harm).astype(float) for task in TASKS}
-    folder = run / "samples" / key
+def _save(run: Path, key: str, record: Record) -> None:
+    save(replace(record, cell=record.cell | {"label": record.cell["method"]}), run / "cells" / f"{key}.json")
+
+
+def _measured(
+    folder: Path, base: Mapping[str, np.ndarray], harm: float, layers: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Figures that follow from the samples written to `folder`; `harm` is a tenth of the nats lost per token."""
     folder.mkdir(parents=True, exist_ok=True)
+    nll = base["nll"] + 10 * harm * TOKENS * rng.normal(1, 0.05, WINDOWS)
     pd.DataFrame({"nll": nll, "tokens": TOKENS}).to_parquet(folder / "perplexity-wiki.parquet")
-    for task, answers in right.items():
+    shares = []
+    for task in TASKS:
+        answers = (base[task] + rng.normal(0, 0.1, DOCUMENTS) < 0.6 - 0.3 * harm).astype(float)
         hashes = [hashlib.sha256(f"{task} {number}".encode()).hexdigest() for number in range(DOCUMENTS)]
         table = {"doc_id": range(DOCUMENTS), "doc_hash": hashes, "prompt_hash": hashes, "target_hash": hashes}
         table |= {"lengths": [[5, 7, 9, 11]] * DOCUMENTS, "logs": rng.normal(-30, 5, (DOCUMENTS, 4)).tolist()}
         pd.DataFrame(table | {"acc": answers, "acc_norm": answers}).to_parquet(folder / f"{task}.parquet")
+        shares.append(float(answers.mean()))
     spread = math.exp(2.1 * nll.std(ddof=1) / math.sqrt(WINDOWS) / TOKENS)
-    ppl = math.exp(nll.sum() / (TOKENS * WINDOWS))
-    ms = 80.0 * (1 - (ratio or 0.0))
-    figures = measured(
-        layers * PER_LAYER, (ppl / spread, ppl, ppl * spread), [a.mean() for a in right.values()], ms
-    )
+    ppl, removed = math.exp(nll.sum() / (TOKENS * WINDOWS)), layers * PER_LAYER
+    figures = measured(removed, (ppl / spread, ppl, ppl * spread), shares, 80.0 * (1 - layers / LAYERS))
     for point in figures["speed"]["points"]:
         point["rounds"] = {
             side: (point[f"{side}_ms"] * rng.normal(1, 0.02, (12, 4))).round(4).tolist() for side in ("dense", "pruned")
         }
-    figures = checked(figures, None if method == "dense" else 5 * harm, 1.0)
-    decided = {"calibration": {"source": "c4", "seed": 0, "shape": [16, 256], "sha256": "c" * 64}}
-    if method == "dense":
-        record = ok("dense", None, figures, decisions=decided)
-    else:
-        decided |= _decided(method, layers, rng)
-        record = ok(
-            method, ratio, figures, budget=layers, prune_seconds=30 * harm, parameters=parameters, decisions=decided
-        )
-    save(_plain(record), run / "cells" / f"{key}.json")
-
-
-def _plain(record: Record) -> Record:
-    return replace(record, cell=record.cell | {"label": record.cell["method"]})
+    return checked(figures, 5 * harm if layers else None, 1.0)
 
 
 def _decided(method: str, layers: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -109,5 +92,3 @@ def _decided(method: str, layers: int, rng: np.random.Generator) -> dict[str, An
         ]
         return {"removed_layers": gone, "threshold": 0.85, "trace": steps}
     return {"removed_layers": gone}
-
-

@@ -8,26 +8,26 @@ import math
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
-from scipy.stats import binomtest, sem, ttest_rel
+from scipy.stats import binomtest, kendalltau, sem, ttest_rel
 from scipy.stats import t as student
 from statsmodels.regression.linear_model import OLS
 from statsmodels.stats import contingency_tables
 from statsmodels.stats.multitest import multipletests
 
+from bench.resampling import paired_resampled, sign_flip
 from bench.stats import (
     average_stderr,
     detectable_share,
     flips,
     holm,
+    kendall,
     mcnemar,
     mean_stderr,
     paired_clusters,
     paired_perplexity,
-    paired_resampled,
     paired_share_interval,
     ratio_interval,
     ratio_of_ratios,
-    sign_flip,
     wilson,
 )
 
@@ -197,6 +197,14 @@ def test_clusters_widen_the_interval_of_answers_that_go_together():
     b = np.repeat([1, 0, 0, 0, 1, 0, 1, 0, 0, 0], 10).astype(float)
     apart, together = paired_clusters(a, b, range(100)), paired_clusters(a, b, np.repeat(range(10), 10).tolist())
     assert together.high - together.low > 2.5 * (apart.high - apart.low)
+
+
+def test_kendalls_tau_is_scipys():
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        a, b = rng.integers(0, 6, (2, 12))  # with ties
+        assert kendall(a, b) == pytest.approx(kendalltau(a, b).statistic, abs=1e-12)
+    assert math.isnan(kendall([1, 1, 1], [1, 2, 3]))
 
 
 def test_sign_flips_are_enumerated_where_there_are_few():

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from scipy.stats import binomtest, norm, ttest_1samp
 from statsmodels.stats.multitest import multipletests
 from test_reports import DENSE, PER_LAYER, changed, drawn, failed, measured, ok
 
+from bench import stats
 from bench.record import Record
 from reports import contrasts
-from reports.contrasts import Samples
+from reports.contrasts import all_pairs
+from reports.samples import Sample, Samples
 from reports.summary import summary
 
 TASKS = ("hellaswag", "piqa")
@@ -43,7 +45,8 @@ def made(folder: Path, method: str, nll: Any, right: dict[str, Any], ratio: floa
 
 
 def sentences(records: list[Record], samples: list[Path | None] | None = None) -> str:
-    return "\n".join(sentence for topic in summary(records, samples or ()) for sentence in topic.sentences)
+    topics = summary(records, Samples(samples or ()))
+    return "\n".join(sentence for topic in topics for sentence in topic.sentences)
 
 
 @pytest.fixture
@@ -67,38 +70,93 @@ def a_run(tmp_path: Path, rng: np.random.Generator) -> tuple[list[Record], list[
 
 def test_pairs_are_tested_as_scipy_does_and_adjusted_as_statsmodels_does(tmp_path, rng):
     records, folders = a_run(tmp_path, rng)
-    numbers, samples = list(range(len(records))), Samples(folders)
+    pairs, samples = all_pairs(range(len(records))), Samples(folders)
     nll = [pd.read_parquet(f / "perplexity-wiki.parquet")["nll"].to_numpy() for f in folders]
     right = [np.concatenate([pd.read_parquet(f / f"{t}.parquet")["acc_norm"] for t in TASKS]) for f in folders]
-    pairs = list(combinations(numbers, 2))
     expected = [ttest_1samp(nll[b] - nll[a], 0).pvalue for a, b in pairs]
-    found = contrasts.perplexity(records, numbers, samples, "wiki")
+    found = contrasts.perplexity(records, pairs, samples, "wiki")
     assert [found[pair].p for pair in pairs] == pytest.approx(multipletests(expected, method="holm")[1], rel=1e-6)
     assert found[1, 3].estimate == pytest.approx(math.exp((nll[3] - nll[1]).mean() / 511))
     assert found[1, 3].low < found[1, 3].estimate < found[1, 3].high
     lost = [int((right[a] > right[b]).sum()) for a, b in pairs]
     gained = [int((right[b] > right[a]).sum()) for a, b in pairs]
     expected = [binomtest(x, x + y).pvalue for x, y in zip(lost, gained, strict=True)]
-    found = contrasts.average(records, numbers, samples, TASKS)
+    found = contrasts.average(records, pairs, samples, TASKS)
     assert [found[pair].p for pair in pairs] == pytest.approx(multipletests(expected, method="holm")[1], rel=1e-6)
     assert found[0, 3].estimate == pytest.approx(right[3].mean() - right[0].mean())
     assert all(contrast.paired for contrast in found.values())
 
 
+def test_pairs_tested_together_are_tested_as_one_by_one(tmp_path, rng):
+    """Cells of other windows and of answers that are no right or wrong among them; equal cells leave no doubt."""
+    base, shares = rng.normal(1800, 150, 16), rng.uniform(size=(len(TASKS), 200))
+    records, folders = [], []
+    for number in range(9):
+        nll = base if number in (0, 1) else base + rng.normal(2 * number, 9, 16)
+        right = {task: share < 0.8 - 0.05 * number for task, share in zip(TASKS, shares, strict=True)}
+        if number == 3:
+            right["piqa"] = right["piqa"] * 0.7
+        records.append(made(tmp_path / str(number), f"m{number}", nll, right))
+        folders.append(tmp_path / str(number))
+    records[4].measured["perplexity"]["wiki"]["sha256"] = "other"
+    pairs, samples = all_pairs(range(9)), Samples(folders)
+    for test in (
+        lambda pairs: contrasts.perplexity(records, pairs, samples, "wiki"),
+        lambda pairs: contrasts.average(records, pairs, samples, TASKS),
+    ):
+        alone, together = [test([pair])[pair] for pair in pairs], test(pairs)
+        assert list(together) == pairs
+        assert len({contrast.test for contrast in alone}) == 2
+        assert [c.test for c in together.values()] == [c.test for c in alone]
+        adjusted = stats.holm([contrast.p for contrast in alone])
+        assert [c.p for c in together.values()] == pytest.approx(adjusted, abs=1e-12)
+        assert [c.estimate for c in together.values()] == pytest.approx([c.estimate for c in alone], rel=1e-12)
+    nll = [pd.read_parquet(folder / "perplexity-wiki.parquet")["nll"].to_numpy() for folder in folders]
+    for (a, b), contrast in contrasts.perplexity(records, pairs, samples, "wiki").items():
+        if contrast.test == "student":
+            one = stats.paired_perplexity(nll[a], nll[b], [511] * 16)
+            assert (contrast.estimate, contrast.low, contrast.high) == pytest.approx(
+                (one.estimate, one.low, one.high), rel=1e-12
+            )
+            (raw,) = contrasts.perplexity(records, [(a, b)], samples, "wiki").values()
+            assert raw.p == pytest.approx(one.p, abs=1e-12)
+    right = [np.concatenate([pd.read_parquet(f / f"{t}.parquet")["acc_norm"] for t in TASKS]) for f in folders]
+    for (a, b), contrast in contrasts.average(records, pairs, samples, TASKS).items():
+        (raw,) = contrasts.average(records, [(a, b)], samples, TASKS).values()
+        if contrast.test == "mcnemar":
+            assert raw.p == pytest.approx(stats.paired_shares(right[a], right[b]).p, abs=1e-12)
+
+
 def test_without_samples_in_common_figures_are_taken_as_independent(tmp_path, rng):
     records, folders = a_run(tmp_path, rng)
-    paired = contrasts.perplexity(records, [1, 2], Samples(folders), "wiki")[1, 2]
-    (rough,) = contrasts.perplexity(records, [1, 2], Samples([None, folders[1], None, None]), "wiki").values()
+    paired = contrasts.perplexity(records, [(1, 2)], Samples(folders), "wiki")[1, 2]
+    (rough,) = contrasts.perplexity(records, [(1, 2)], Samples([None, folders[1], None, None]), "wiki").values()
     one, other = (records[n].measured["perplexity"]["wiki"] for n in (1, 2))
     stderrs = [math.log(f["perplexity_high"] / f["perplexity_low"]) / 3.92 for f in (one, other)]
     log = math.log(other["perplexity"] / one["perplexity"])
     assert rough.p == pytest.approx(2 * norm.sf(abs(log) / math.hypot(*stderrs)), rel=1e-6)
     assert (rough.paired, rough.estimate) == (False, pytest.approx(paired.estimate))
     assert rough.p > paired.p
+    assert contrasts.perplexity(records, [(1, 2)], Samples(), "wiki", intervals=False) == {}
     table = pd.read_parquet(folders[3] / "piqa.parquet")
     table.iloc[::-1].to_parquet(folders[3] / "piqa.parquet")  # the same documents in another order
-    (averages,) = contrasts.average(records, [1, 3], Samples(folders), TASKS).values()
+    (averages,) = contrasts.average(records, [(1, 3)], Samples(folders), TASKS).values()
     assert not averages.paired
+
+
+def test_the_page_names_the_tests_that_it_used(tmp_path, rng):
+    records, folders = a_run(tmp_path / "equal", rng)
+    said = sentences(records, folders)
+    assert "Student's test over the windows" in said
+    assert "McNemar's over the documents" in said
+    assert "normal" not in said
+    unequal = []
+    for number, method in enumerate(("one", "two")):
+        right = {"hellaswag": rng.uniform(size=20) < 0.5, "piqa": rng.uniform(size=60) < 0.5}
+        unequal.append(made(tmp_path / method, method, rng.normal(1800, 9, 8 + number), right))
+    said = sentences(unequal, [tmp_path / "one", tmp_path / "two"])
+    assert "tested by a normal test over the documents both answered, every task weighing alike; else by" in said
+    assert "McNemar" not in said
 
 
 def test_tasks_of_unequal_size_weigh_alike(tmp_path, rng):
@@ -107,7 +165,7 @@ def test_tasks_of_unequal_size_weigh_alike(tmp_path, rng):
         right = {"hellaswag": rng.uniform(size=20) < small, "piqa": rng.uniform(size=2000) < large}
         records.append(made(tmp_path / method, method, rng.normal(1800, 9, 8), right))
         folders.append(tmp_path / method)
-    (found,) = contrasts.average(records, [0, 1], Samples(folders), TASKS).values()
+    (found,) = contrasts.average(records, [(0, 1)], Samples(folders), TASKS).values()
     means = [np.mean([record.measured["tasks"][t]["acc_norm"]["value"] for t in TASKS]) for record in records]
     assert found.estimate == pytest.approx(means[1] - means[0])
     assert found.estimate < 0  # although two answers more documents rightly
@@ -140,8 +198,8 @@ class Made(Samples):
     def __init__(self, nll: list[np.ndarray]) -> None:
         self.nll = nll
 
-    def column(self, number: int, name: str, figure: str) -> contrasts.Sample:
-        return contrasts.Sample((511,) * len(self.nll[number]), self.nll[number])
+    def of(self, number: int, name: str, figure: str) -> Sample:
+        return Sample(pa.array([511] * len(self.nll[number])), self.nll[number])
 
 
 def test_of_equal_models_none_is_shown_to_be_better():
@@ -150,7 +208,7 @@ def test_of_equal_models_none_is_shown_to_be_better():
         rng = np.random.default_rng(seed)
         base = rng.normal(1800, 150, 16)
         nll = [base + rng.normal(0, 30, 16) for _ in range(8)]
-        found = contrasts.perplexity([DENSE] * 8, range(8), Made(nll), "wiki")
+        found = contrasts.perplexity([DENSE] * 8, all_pairs(range(8)), Made(nll), "wiki")
         claims += any(contrast.p < contrasts.LEVEL for contrast in found.values())
     assert claims <= 5  # at 5 % in 99 of 100 such tests; without adjustment it is half of them
 
@@ -215,5 +273,5 @@ def test_speed_is_claimed_by_its_intervals():
 
 
 def test_nothing_is_said_of_nothing():
-    assert summary([]) == []
+    assert summary([], Samples()) == []
     assert "lowest" not in sentences([DENSE])

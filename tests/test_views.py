@@ -27,6 +27,7 @@ from methods.pruner import Calibration
 from reports import html, terminal, tidy
 from reports.decisions import left, ranges
 from reports.frame import frame
+from reports.samples import Samples
 from reports.tables import Cell, Column, Row, Table, ranked
 from reports.views import VIEWS, view
 
@@ -220,7 +221,7 @@ def test_a_dagger_says_that_the_paired_tests_reject(pair):
     records, folders, _ = pair
     assert binomtest(3, 18).pvalue < 0.05
     assert ttest_1samp([40, 35, 60, 20, 45, 50, 38, 41], 0).pvalue < 0.05
-    (table,) = view("main", records, "laco", folders)
+    (table,) = view("main", records, "laco", Samples(folders))
     daggers = {c.name for c, cell in zip(table.columns, table.rows[1].cells, strict=True) if "differs" in cell.marks}
     assert daggers == {"perplexity_wiki", "task_piqa", "average"}
     assert not [cell for cell in table.rows[0].cells if "differs" in cell.marks]
@@ -231,7 +232,7 @@ def test_a_difference_that_may_be_chance_has_no_dagger(pair, tmp_path):
     records, folders, documents = pair
     close = sampled(tmp_path / "c", [0] * 5 + [1] * 35 + [1] * 9 + [0] * 51, [1500.0] * 4 + [1560.0] * 4, documents)
     assert binomtest(5, 14).pvalue > 0.05
-    found = cells("main", "task_piqa", records, reference="laco", samples=[folders[0], close])
+    found = cells("main", "task_piqa", records, reference="laco", samples=Samples([folders[0], close]))
     assert found["sleb"].marks in ((), ("best",), ("second",))
 
 
@@ -243,9 +244,13 @@ def test_many_methods_are_adjusted_for(pair, tmp_path):
     assert 0.05 / 5 < p < 0.05
     others = [changed(records[1], "cell", "method", to=f"m{number}") for number in range(5)]
     found = [sampled(tmp_path / f"d{number}", after, [1.0, 2.0], documents) for number in range(5)]
-    alone = cells("main", "task_piqa", [records[0], others[0]], reference="laco", samples=[folders[0], found[0]])
+    alone = cells(
+        "main", "task_piqa", [records[0], others[0]], reference="laco", samples=Samples([folders[0], found[0]])
+    )
     assert "differs" in alone["m0"].marks
-    together = cells("main", "task_piqa", [records[0], *others], reference="laco", samples=[folders[0], *found])
+    together = cells(
+        "main", "task_piqa", [records[0], *others], reference="laco", samples=Samples([folders[0], *found])
+    )
     assert not [cell for cell in together.values() if "differs" in cell.marks]
 
 
@@ -258,9 +263,33 @@ def test_without_pairs_there_is_no_test_and_a_note(pair, tmp_path, how):
         folders = [folders[0], sampled(tmp_path / "e", [1] * 100, [9.0] * 8, documents[::-1])]
     else:
         records = [records[0], changed(records[1], "measured", "tasks", "piqa", "main", to="acc")]
-    (table,) = view("per-task", records, "laco", folders)
+    (table,) = view("per-task", records, "laco", Samples(folders))
     assert not [cell for row in table.rows for cell in row.cells if "differs" in cell.marks]
     assert any(re.match("not tested against laco in piqa.*: sleb", note) for note in table.notes)
+
+
+def test_answers_that_are_no_right_or_wrong_are_tested_and_the_note_says_how(pair):
+    records, folders, _ = pair
+    for folder in folders:
+        table = pd.read_parquet(folder / "piqa.parquet")
+        table["acc_norm"] *= 0.5
+        table.to_parquet(folder / "piqa.parquet")
+    (table,) = view("per-task", records, "laco", Samples(folders))
+    (note,) = (note for note in table.notes if note.startswith("†"))
+    assert "a normal test on documents, every task weighing alike" in note
+    assert "McNemar" not in note
+    assert "Student" not in note  # which no column of this table needs
+
+
+def test_samples_that_cannot_be_read_are_named_in_one_line(tmp_path, capsys):
+    run = run_folder(tmp_path / "run", [DENSE, LACO, changed(LACO, "cell", "method", to="sleb")])
+    for path in (run / "cells").glob("*.json"):
+        (run / "samples" / path.stem).mkdir(parents=True)
+        (run / "samples" / path.stem / "piqa.parquet").write_text("half")
+    assert main(["report", str(run), "--reference", "laco"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert re.search(r"piqa\.parquet cannot be read: Parquet file size is 4 bytes", err)
 
 
 def test_a_mean_of_draws_is_no_reference():

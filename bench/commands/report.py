@@ -125,7 +125,12 @@ def _write(folder: Path, merged: Merged, reference: str | None, *, standalone: b
     write_atomically(folder / "report.csv", table.csv(merged.records))
     for one in chain(*tables.values()):
         write_atomically(folder / f"{one.name}.tex", latex.render([one], standalone=standalone))
-    shown = {"samples": merged.samples, "remarks": merged.remarks, "tables": tables}
-    html = page.page(merged.records, drawings=gallery.drawings(), **shown)
+    html = page.page(
+        merged.records,
+        samples=merged.samples,
+        remarks=merged.remarks,
+        tables=tables,
+        drawings=gallery.drawings(),
+    )
     write_atomically(folder / "report.html", html)
     print(f"{folder}: report.html, report.md, report.csv, *.tex and {len(drawn)} figures", file=sys.stderr)
