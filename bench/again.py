@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import chain, evidence
+from bench import chain, evidence, lookup
 from bench.errors import UserError
 from bench.evidence import Evidence
 from bench.recipe import Recipe
@@ -26,7 +26,7 @@ def measure(run: Path, name: str) -> Evidence:
 
     from bench import runner
 
-    found = {evidence.name_of(evidence.identity(r)): (key, r) for key, r in evidence.load_run(run).items()}
+    found = {evidence.name_of(evidence.identity(r)): (key, r) for key, r in lookup.records(run).items()}
     key, record = found[name]
     folder = run / "again" / f"{key}-{re.sub(r'[^0-9]', '', str(record.environment.get('date', '')))[:14]}"
     threads = record.environment.get("threads")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import evidence, stats
+from bench import evidence, lookup, stats
 from bench.errors import UserError
 from bench.evidence import CONDITIONS, Answers, Evidence, Windows
 from bench.stats import Difference
@@ -238,20 +238,15 @@ def _is_run(named: str) -> bool:
 
 def _side(named: str) -> dict[str, Evidence]:
     """The cells of a run folder, or the one cell of RUN/CELL: a file of its cells/, the start of one, or a label."""
-    path = Path(named)
     if _is_run(named):
-        return evidence.of_run(path)
-    if not _is_run(str(path.parent)):
+        return evidence.of_run(Path(named))
+    found = lookup.split(named)
+    if found is None:
         raise UserError(f"{named} is neither a run folder nor a cell of one, as RUN/CELL")
-    records = evidence.load_run(path.parent)
-    keys = [key for key in records if key == path.name] or [
-        key for key, record in records.items() if key.startswith(path.name) or record.cell.get("label") == path.name
-    ]
-    if len(keys) != 1:
-        which = f"is the start of {len(keys)} cells" if keys else "is no cell"
-        raise UserError(f"{path.name!r} {which} of {path.parent}; it has {', '.join(keys or records)}")
-    found = evidence.of_cell(records[keys[0]], path.parent, keys[0])
-    return {found.name: found}
+    run, wanted = found
+    key, record = lookup.cell(run, wanted)
+    cell = evidence.of_cell(record, run, key)
+    return {cell.name: cell}
 
 
 def allowed_fields(text: str) -> tuple[str, ...]:

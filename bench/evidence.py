@@ -20,8 +20,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from bench import lookup
 from bench.errors import UserError
-from bench.record import InvalidRecord, Record, load
+from bench.record import Record
 
 SIZES = ("parameters", "weight_bytes", "kv_bytes_per_token", "macs_per_token")
 STAGES = {"prefill": ("length", "prefill"), "decode": ("context", "decode")}
@@ -103,21 +104,10 @@ def name_of(identity: Mapping[str, Any]) -> str:
     return f"{identity['label']}{ratio}, seed {identity['seed']}{draw}"
 
 
-def load_run(run: Path) -> dict[str, Record]:
-    """{key: record} of a run folder. Raises UserError where it is none, or a record cannot be read."""
-    try:
-        found = {path.stem: load(path) for path in sorted((run / "cells").glob("*.json"))}
-    except InvalidRecord as error:
-        raise UserError(str(error)) from None
-    if not found:
-        raise UserError(f"{run} is no run folder: it has no cells/*.json")
-    return found
-
-
 def of_run(run: Path) -> dict[str, Evidence]:
     """The evidence of every cell by its name. Raises UserError where two cells have the same name."""
     found: dict[str, Evidence] = {}
-    for key, record in load_run(run).items():
+    for key, record in lookup.records(run).items():
         evidence = of_cell(record, run, key)
         if evidence.name in found:
             raise UserError(

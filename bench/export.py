@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 import methods
-from bench import data, models
+from bench import data, lookup, models
 from bench.errors import UserError
-from bench.record import InvalidRecord, Record, load_run
+from bench.record import Record
 from bench.spec import Cell
 from methods import checkpoint, shards
 from methods.anatomy import Decoder
@@ -146,23 +146,10 @@ class Exported:
 
 
 def find(run: Path, wanted: str) -> Record:
-    """The one record of `run` whose key is `wanted`, starts with it, or has it as its label. Raises UserError."""
-    try:
-        records = load_run(run)
-    except InvalidRecord as error:
-        raise UserError(str(error)) from None
-    if not records:
-        raise UserError(f"{run} is no run folder: it has no cells/*.json")
-    keys = {path.stem: record for path, record in zip(sorted((run / "cells").glob("*.json")), records, strict=True)}
-    found = [key for key in keys if key == wanted] or [
-        key for key, record in keys.items() if key.startswith(wanted) or record.cell["label"] == wanted
-    ]
-    if len(found) != 1:
-        which = f"is the start of {len(found)} cells" if found else "is no cell"
-        raise UserError(f"{wanted!r} {which} of {run}; it has {', '.join(found or keys)}")
-    record = keys[found[0]]
+    """The measured record of the one cell that is meant (bench.lookup). Raises UserError."""
+    key, record = lookup.cell(run, wanted)
     if record.status != "ok":
-        raise UserError(f"{found[0]} has no model: {record.status}, {(record.error or '').partition(chr(10))[0]}")
+        raise UserError(f"{key} has no model: {record.status}, {(record.error or '').partition(chr(10))[0]}")
     return record
 
 

@@ -6,10 +6,12 @@ is ASCII alone, so that it compiles with every engine and input encoding.
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
-from collections.abc import Sequence
-from itertools import zip_longest
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import takewhile, zip_longest
 
 from reports.tables import Cell, Column, Row, Table
 from reports.text import printable
@@ -69,6 +71,11 @@ GREEK = {
     "τ": "tau",
     "ω": "omega",
 }  # that parameters are likely to be called
+ROWS, PAGE = 40, 50  # rows of one environment, and of a page of paper with the lines of notes that take as much room
+LINE = 95  # characters of a note in a line, where letters are wide
+FLOATS = 15  # tables that LaTeX is given at once; of some 50 without a word of text it loses count
+CLEAR = "\n\\clearpage\n"
+WORDS = 24  # characters of a cell of words, beyond which its column is broken
 LEGENDS = {
     "best": "Bold: the best of the methods that removed enough.",
     "second": "Underlined: the second best.",
@@ -95,42 +102,79 @@ def _character(c: str) -> str:
 
 def render(tables: Sequence[Table], *, standalone: bool = False) -> str:
     """The tables one below the other; with `standalone` as a whole document."""
-    body = "\n".join(fragment(part, first=at == 0) for table in tables for at, part in enumerate(table.groups()))
-    return f"{PREAMBLE}{body}{END}" if standalone else body
+    found = [environment for table in tables for environment in environments(table)]
+    if not standalone:
+        return "\n".join(found)
+    sheets = ["\n".join(found[start : start + FLOATS]) for start in range(0, len(found), FLOATS)]
+    return f"{PREAMBLE}{CLEAR.join(sheets)}{END}"
 
 
-def fragment(table: Table, *, first: bool = True) -> str:
-    """One `table` environment, shrunk where it is wider than the text; the notes stand below the first of a table."""
+def environments(table: Table) -> Iterator[str]:
+    """A `table` environment for each group of columns, and a further one for what is longer than a page.
+
+    The notes stand below the first; notes that would not fit there have environments of their own.
+    """
+    for part, group in zip(table.groups(), dict.fromkeys(column.group for column in table.columns), strict=True):
+        first = group == table.columns[0].group
+        said = [*(table.notes if first else ()), *_legend(part), *(table.protocol if first else ())]
+        chunks = [part.rows[start : start + ROWS] for start in range(0, max(1, len(part.rows)), ROWS)]
+        below = said if len(chunks[0]) + _rows_of(said) <= PAGE else []
+        name = f"tab:{table.name}{'' if first else f'-{group}'}"
+        for number, rows in enumerate(chunks, start=1):
+            body = _shrunk(replace(part, rows=rows))
+            yield _environment(_caption(table), name, number, [*body, *_notes(below if number == 1 else [])])
+        for number, rest in enumerate(_paged([] if below else said), start=len(chunks) + 1):
+            yield _environment(f"Notes. {_caption(table)}", name, number, _notes(rest))
+
+
+def _rows_of(sentences: Iterable[str]) -> float:
+    """How many rows of a table notes take up, at the least."""
+    return sum(0.8 * math.ceil(len(sentence) / LINE) for sentence in sentences)
+
+
+def _paged(sentences: Sequence[str]) -> Iterator[list[str]]:
+    """The notes by the page."""
+    page: list[str] = []
+    for sentence in sentences:
+        if page and _rows_of([*page, sentence]) > PAGE:
+            yield page
+            page = []
+        page.append(sentence)
+    if page:
+        yield page
+
+
+def _environment(caption: str, name: str, number: int, body: Sequence[str]) -> str:
+    """One `table` environment; what goes on from another one says so and has a label of its own."""
+    label = re.sub(r"[^A-Za-z0-9:.-]+", "-", name + (f"-{number}" if number > 1 else ""))
+    caption += " (continued)" if number > 1 else ""
+    head = [r"\begin{table}[tbp]", r"\centering", rf"\caption{{{caption}}}", rf"\label{{{label}}}"]
+    return "\n".join([*head, *body, r"\end{table}", ""])
+
+
+def _shrunk(table: Table) -> list[str]:
+    """The grid, shrunk where it is wider than the text."""
     columns = [_Aligned(column, [row.cells[at] for row in table.rows]) for at, column in enumerate(table.columns)]
     heads = " & ".join([escaped(table.head), *(column.head() for column in columns)])
     lines = [" & ".join([_label(row.label), *_cells(row, columns, at)]) + r" \\" for at, row in enumerate(table.rows)]
-    rules = [at for at, row in enumerate(table.rows[:-1], start=1) if row.method == "dense"][
-        -1:
-    ]  # below the dense rows
-    for at in rules:
-        lines.insert(at, r"\midrule")
-    said = [*(table.notes if first else ()), *_legend(table), *(table.protocol if first else ())]
-    label = re.sub(r"[^A-Za-z0-9:.-]+", "-", f"tab:{table.name}{'' if first else f'-{table.columns[0].group}'}")
-    return "\n".join(
-        [
-            r"\begin{table}[tbp]",
-            r"\centering",
-            rf"\caption{{{_caption(table)}}}",
-            rf"\label{{{label}}}",
-            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-            rf"\begin{{tabular}}{{l{''.join(column.spec for column in columns)}}}",
-            r"\toprule",
-            rf"{heads} \\",
-            r"\midrule",
-            *lines,
-            r"\bottomrule",
-            r"\end{tabular}}",
-            *([r"\par\smallskip\raggedright\footnotesize"] if said else []),
-            *(f"{escaped(sentence)}\\par" for sentence in said),
-            r"\end{table}",
-            "",
-        ]
-    )
+    on_top = len([*takewhile(lambda row: row.method == "dense", table.rows)])
+    if 0 < on_top < len(lines):
+        lines.insert(on_top, r"\midrule")
+    return [
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        rf"\begin{{tabular}}{{l{''.join(column.spec for column in columns)}}}",
+        r"\toprule",
+        rf"{heads} \\",
+        r"\midrule",
+        *lines,
+        r"\bottomrule",
+        r"\end{tabular}}",
+    ]
+
+
+def _notes(sentences: Sequence[str]) -> list[str]:
+    opening = [r"\par\smallskip\raggedright\footnotesize"] if sentences else []
+    return [*opening, *(f"{escaped(sentence)}\\par" for sentence in sentences)]
 
 
 def _label(text: str) -> str:
@@ -149,12 +193,13 @@ def _legend(table: Table) -> list[str]:
 
 
 class _Aligned:
-    """A column whose figures end at one line and whose spreads begin at it; words are aligned on the left."""
+    """A column whose figures end at one line and whose spreads begin at it; words are on the left, long ones broken."""
 
     def __init__(self, column: Column, cells: Sequence[Cell]) -> None:
         self.column, self.cells = column, cells
         self.split = not column.words and any(re.search(r" [±\[]", cell.text) for cell in cells)
-        self.spec = "l" if column.words else "r@{}l" if self.split else "r"
+        self.broken = column.words and any(len(cell.text) > WORDS for cell in cells)
+        self.spec = "p{34mm}" if self.broken else "l" if column.words else "r@{}l" if self.split else "r"
 
     def head(self) -> str:
         text = escaped(self.column.head)
@@ -162,6 +207,8 @@ class _Aligned:
 
     def cell(self, at: int) -> str:
         cell = self.cells[at]
+        if self.broken:
+            return rf"{{\raggedright {escaped(cell.text)}\par}}"
         figure, spread = re.fullmatch(r"(.*?)((?: [±\[].*)?)", cell.text, re.DOTALL).groups()  # type: ignore[union-attr]
         dagger = SPECIAL["†"] * ("differs" in cell.marks)
         shown = _emphasised(_figure(figure), cell)

@@ -20,8 +20,8 @@ from reports.tables import Cell, Column, Row, Table, text, words
 
 TIMED = (
     Column("ratio", "removed"),
-    words("timed"),
-    Column("batch", "batch"),
+    Column("timed", "timed", words=True, key=True),
+    Column("batch", "batch", key=True),
     Column("pruned_ms", "ms"),
     Column("ms_per_token", "ms/token"),
     Column("tokens_per_second", "tokens/s"),
@@ -67,7 +67,8 @@ def tables(records: Sequence[Record], *_others: Any) -> list[Table]:
     """For each setup what was timed, where there is any, and the sizes."""
     found = []
     different = apart(records)
-    for key, peers in by_setup(records).items():
+    for key, mixed in by_setup(records).items():
+        peers = sorted(mixed, key=lambda record: record.cell["method"] != "dense")  # dense on top, as in every table
         timed_rows = tuple(row for record in peers for row in _timed(record))
         sizes = tuple(_sizes(record) for record in peers if "weight_bytes" in record.measured)
         said = dict.fromkeys(sentence for record in peers for sentence in notes.speed(record))

@@ -25,6 +25,7 @@ class Column:
     brief    whether a terminal leaves out the spread, which the other formats have room for
     detail   whether a terminal leaves out the column
     words    whether the cells are words, which are aligned on the left
+    key      whether it tells apart what has the same label, and is repeated where a table goes on below
     """
 
     name: str
@@ -35,6 +36,7 @@ class Column:
     brief: bool = False
     detail: bool = False
     words: bool = False
+    key: bool = False
 
     @property
     def head(self) -> str:

@@ -77,16 +77,16 @@ def _pages(table: Table, colour: bool) -> Iterator[list[str]]:
     head = printable(table.head)
     room = LINE - _wide([[head], *names])
     columns = [_column(kept.rows, number, column, colour) for number, column in enumerate(kept.columns)]
-    if _total(columns) > room:
-        groups = list(dict.fromkeys(column.group for column in kept.columns))
-        order = sorted(range(len(columns)), key=lambda number: groups.index(kept.columns[number].group))
-        columns = [columns[number] for number in order]
-    rest = columns
-    while True:
-        page, rest = _fill(rest, room)
-        yield _grid(head, kept.rows, names, page, colour)
-        if not rest:
-            return
+    if _total(columns) <= room:
+        yield _grid(head, kept.rows, names, columns, colour)
+        return
+    groups = list(dict.fromkeys(column.group for column in kept.columns))
+    order = sorted(range(len(columns)), key=lambda number: groups.index(kept.columns[number].group))
+    keys = [columns[number] for number in order if kept.columns[number].key]
+    rest = [columns[number] for number in order if not kept.columns[number].key]
+    while rest:
+        page, rest = _fill(rest, room - _total(keys))
+        yield _grid(head, kept.rows, names, [*keys, *page], colour)
 
 
 def _fill(columns: list[Column_], room: int) -> tuple[list[Column_], list[Column_]]:

@@ -187,7 +187,7 @@ def test_a_record_that_no_longer_holds_is_refused(run_with, model_folder, text_f
 def test_mistakes_of_export_are_one_line(plain, tmp_path, capsys):
     assert "say where the model goes" in refused(capsys, "export", plain, "drop-tail")
     assert "'nothing' is no cell" in refused(capsys, "export", plain, "nothing", "--to", tmp_path / "x")
-    assert "is the start of 2 cells" in refused(capsys, "export", plain, "d", "--to", tmp_path / "x")
+    assert "'d' names 2 cells" in refused(capsys, "export", plain, "d", "--to", tmp_path / "x")
     assert "it has no cells/*.json" in refused(capsys, "export", tmp_path, "drop-tail", "--to", tmp_path / "x")
     assert "save-dtype is auto, float32" in refused(
         capsys, "export", plain, "drop-tail", "--to", tmp_path / "x", "--save-dtype", "int8"

@@ -6,11 +6,13 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from test_reports import DENSE, LACO, MENDED, RECORDS, changed, failed
 
-from reports.latex import escaped, render
+from bench.record import Record
+from reports.latex import ROWS, escaped, render
 from reports.views import VIEWS, view
 
 HOSTILE = [
@@ -65,18 +67,64 @@ def test_labels_of_a_document_are_unique():
     assert len(labels) == len(set(labels)) > 10
 
 
-@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex; texlive-latex-recommended has it")
+def many() -> list[Record]:
+    """More rows than a page holds, and more failures than fit below a table."""
+    found = [changed(LACO, "cell", "method", to=f"method {number}") for number in range(50)]
+    return [DENSE, *found, *(failed("error", f"broken {number}", "why " * 80) for number in range(70))]
+
+
+def test_what_is_longer_than_a_page_goes_on_in_another_table():
+    for name in ("main", "speed"):
+        text = render(view(name, many()))
+        parts = text.split(r"\end{table}")
+        assert max(part.count(r" \\") for part in parts) <= ROWS + 2
+        for number in range(50):
+            assert text.count(f"\nmethod {number} ") + text.count(f"\nmethod {number} at 0.3 ") > 0
+        for number in range(70):
+            assert len(re.findall(rf"^broken {number}: error: why", text, re.MULTILINE)) == 1
+        labels = re.findall(r"\\label\{(.*?)\}", text)
+        assert len(labels) == len(set(labels)) > 3
+        assert text.count("(continued)") == len([one for one in labels if re.search(r"-\d+$", one)]) > 1
+
+
+def test_long_words_are_broken_and_short_ones_are_not():
+    wide = replace(LACO, decisions={"removed_layers": list(range(0, 30, 2))})
+    text = render(view("decisions", [DENSE, wide]))
+    assert r"\begin{tabular}{lrp{34mm}}" in text
+    assert r"{\raggedright 0, 2, 4," in text
+    assert "p{" not in render(view("decisions", [DENSE, LACO]))
+
+
+def compiled(folder: Path, text: str) -> str:
+    """What pdflatex says; fails where it does not come to its end."""
+    (folder / "report.tex").write_text(text, encoding="ascii")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "report.tex"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "Undefined" not in done.stdout
+    return done.stdout
+
+
+needs_latex = pytest.mark.skipif(
+    not shutil.which("pdflatex"), reason="no pdflatex; as root: apt-get install texlive-latex-recommended"
+)
+
+
+@needs_latex
+def test_no_table_is_taller_than_its_page(tmp_path):
+    said = compiled(tmp_path, render([table for name in VIEWS for table in view(name, many())], standalone=True))
+    assert "Float too large" not in said
+    assert "Overfull" not in said
+
+
+@needs_latex
 def test_every_view_compiles_as_it_is(tmp_path):
     records = [DENSE, LACO, *(changed(LACO, "cell", "method", to=name) for name in HOSTILE)]
     records += [failed("error", HOSTILE[0], HOSTILE[1]), failed("out_of_memory", HOSTILE[2], HOSTILE[3])]
     records = [changed(record, "cell", "display_name", to=HOSTILE[0]) for record in records]
     records = [replace(record, decisions=LACO.decisions) for record in records]
     tables = [table for name in VIEWS for table in view(name, records)]
-    (tmp_path / "report.tex").write_text(render(tables, standalone=True), encoding="ascii")
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "report.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False)
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert "Undefined" not in done.stdout
+    compiled(tmp_path, render(tables, standalone=True))
     if shutil.which("pdftotext"):
         subprocess.run(["pdftotext", "-layout", "report.pdf"], cwd=tmp_path, check=True)
         shown = (tmp_path / "report.txt").read_text(encoding="utf-8")

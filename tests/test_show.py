@@ -119,3 +119,17 @@ def test_a_cell_may_be_named_by_its_label(run, capsys):
     save(replace(DENSE, cell=DENSE.cell | {"label": "dense"}), run / "cells" / "dense--fixed--1.json")
     assert main(["show", f"{run}/a/b:c=1"]) == 0
     assert "a-b-c-1--fixed--3" in capsys.readouterr().out
+    published = replace(LACO, cell=LACO.cell | {"label": "laco-published"})
+    save(published, run / "cells" / "laco-published--0.3--9.json")
+    assert main(["show", str(run), "laco"]) == 0  # a label before the start of a file's name
+    assert "\nlaco--0.3--2a\n" in capsys.readouterr().out
+
+
+def test_a_damaged_record_is_named_in_one_line(run, capsys):
+    (run / "cells" / "laco--0.3--2b.json").write_text("{")
+    assert main(["show", str(run), "laco--0.3--2a"]) == 0  # which another record does not hinder
+    capsys.readouterr()
+    assert main(["show", str(run), "laco--0.3--2b"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "is not JSON" in err

@@ -228,11 +228,11 @@ def _point(run: Path, arguments: argparse.Namespace) -> Point:
 
 def _wanted(run: Path, arguments: argparse.Namespace) -> list[tuple[Record, dict[str, Any]]]:
     """The cells of `run` with the metric that the flags name, with their rows: one, or draws and seeds of one."""
-    from bench import evidence
+    from bench import lookup
     from reports import frame
 
     metric, label, ratio = arguments.metric, arguments.label, arguments.ratio
-    records = list(evidence.load_run(run).values())
+    records = list(lookup.records(run).values())
     rows = frame.rows(records)
     columns = dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row)
     if metric not in columns:

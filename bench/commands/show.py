@@ -36,49 +36,17 @@ def add(commands: Any) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from bench.record import InvalidRecord, load
+    from bench import lookup
     from reports import cell
 
-    run, wanted = _run_and_cell(arguments.run, arguments.cell)
-    path = find(run, wanted)
-    try:
-        print(cell.text(load(path), path.stem), end="")
-    except InvalidRecord as error:
-        raise UserError(str(error)) from None
+    named = (Path(arguments.run), arguments.cell) if arguments.cell else lookup.split(arguments.run)
+    if named is None:
+        raise UserError(
+            f"{arguments.run!r} names no cell; say RUN/CELL, as in results/2026-01-31-laco-model/laco--0.3, or RUN CELL"
+        )
+    key, record = lookup.cell(*named)
+    print(cell.text(record, key), end="")
     return OK
-
-
-def _run_and_cell(run: str, cell: str | None) -> tuple[Path, str]:
-    """RUN CELL, or RUN/CELL where RUN is the longest start of it that is a run folder; a label may hold a slash."""
-    if cell is not None:
-        return Path(run), cell
-    cuts = [position for position, character in enumerate(run) if character == "/"]
-    for cut in reversed(cuts):
-        folder, wanted = Path(run[:cut] or "/"), run[cut + 1 :]
-        if wanted and (folder / "cells").is_dir():
-            return folder, wanted
-        if wanted and folder.name == "cells" and folder.is_dir():
-            return folder.parent, wanted.removesuffix(".json")
-    raise UserError(f"{run!r} names no cell; say RUN/CELL, as in results/2026-01-31-laco-model/laco--0.3, or RUN CELL")
-
-
-def find(run: Path, wanted: str) -> Path:
-    """The one file of a run's cells whose name is `wanted`, starts with it, or whose label it is. Raises UserError."""
-    from bench.record import InvalidRecord, load
-
-    paths = {path.stem: path for path in sorted((run / "cells").glob("*.json"))}
-    if not paths:
-        raise UserError(f"{run} is no run folder: it has no cells/*.json")
-    found = [key for key in paths if key == wanted] or [key for key in paths if key.startswith(wanted)]
-    if not found:
-        try:
-            found = [key for key, path in paths.items() if load(path).cell.get("label") == wanted]
-        except InvalidRecord as error:
-            raise UserError(str(error)) from None
-    if len(found) != 1:
-        which = f"names {len(found)} cells" if found else "is no cell"
-        raise UserError(f"{wanted!r} {which} of {run}; it has {', '.join(found or paths)}")
-    return paths[found[0]]
 
 
 def _serve(arguments: argparse.Namespace) -> int:
