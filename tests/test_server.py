@@ -163,7 +163,14 @@ def test_the_newest_run_is_served_until_it_is_interrupted(run, tmp_path):
         os.utime(path, (1e9 - age, 1e9 - age))
     command = [sys.executable, "-m", "bench", "serve", "--port", "0"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    child = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # ignored below a shell's &
+    )
     assert child.stdout is not None
     line = child.stdout.readline().decode()
     assert re.fullmatch(r"results/newer: http://127\.0\.0\.1:\d+/   \(Ctrl-C ends it\)\n", line)
