@@ -25,9 +25,11 @@ from bench.spec import PROFILES, Cell
 from reports import html, latex, tidy
 from reports import markdown as markdown_text
 from reports import terminal as terminal_text
+from reports.cell import text as cell_text
 from reports.frame import frame
 from reports.metrics import METRICS, metric, perplexity
 from reports.notes import REASON, reason
+from reports.page import page
 from reports.table import LINE, csv, markdown, terminal, write
 from reports.text import markdown_escaped, printable, width, wrap
 from reports.views import view
@@ -65,7 +67,7 @@ def cell(method: str, ratio: float | None, **changes: Any) -> dict[str, Any]:
         protocol=PROFILES["quick"],
         given=changes.pop("given", ()),
     )
-    return json.loads(json.dumps(asdict(asked))) | {"display_name": "SmolLM2-135M-Instruct"} | changes
+    return json.loads(json.dumps(asked.plain())) | {"display_name": "SmolLM2-135M-Instruct"} | changes
 
 
 def share(value: float) -> dict[str, float]:
@@ -259,7 +261,22 @@ def of_view(name: str, render: Callable[..., str]) -> Callable[[list[Record]], s
     )
 
 
+def bare_page(records: list[Record]) -> str:
+    """The page of four cells without its figures, style and scripts."""
+    some = [record for record in records if record.cell["method"] in ("dense", "laco", HUGE.cell["method"], "shortgpt")]
+    text = re.sub(r"(?s)(<(style|script)>).*?(</\2>)", r"\1\3", page(some, drawings=()))
+    return re.sub(r"sha256-[\w+/=]{44}", "sha256-", text)
+
+
+def shown_cells(records: list[Record]) -> str:
+    """What `show` prints of a cell that was measured, and of one that was not."""
+    chosen = {record.cell["method"]: record for record in records}
+    return "\n".join(cell_text(chosen[method], f"{method}--0.3--00000000") for method in ("laco", "shortgpt"))
+
+
 RENDERED = {
+    "page.html": bare_page,
+    "show.txt": shown_cells,
     "report.txt": terminal,
     "report.md": markdown,
     "report.csv": csv,

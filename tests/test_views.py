@@ -24,9 +24,10 @@ from bench.cli import main
 from bench.record import Record, save
 from methods.anatomy import Decoder
 from methods.pruner import Calibration
-from reports import html, page_tables, terminal, tidy
+from reports import html, latex, markdown, page_tables, terminal, tidy
 from reports.decisions import left, ranges
 from reports.frame import frame
+from reports.page import page
 from reports.samples import Samples
 from reports.tables import Cell, Column, Row, Table, ranked
 from reports.views import VIEWS, view, views
@@ -303,6 +304,26 @@ def test_a_dagger_says_that_the_paired_tests_reject(pair):
     assert daggers == {"perplexity_wiki", "task_piqa", "average"}
     assert not [cell for cell in table.rows[0].cells if "differs" in cell.marks]
     assert any(note.startswith("†: differs from laco") for note in table.notes)
+
+
+def test_every_renderer_shows_the_dagger(pair):
+    records, folders, _ = pair
+    tables = view("main", records, "laco", Samples(folders))
+    ppl = tables[0].rows[1].cells[2]
+    assert "differs" in ppl.marks
+    assert f"{ppl.text}†" in terminal.render(tables)
+    assert f"{ppl.text}†" in markdown.render(tables).replace("*", "")
+    assert f"{ppl.text}†" in re.sub(r"<[^>]*>", "", html.render(tables))
+    assert len(re.findall(r"\$\^\{\\dagger\}\$ (?:&|\\\\)", latex.render(tables))) == 3
+    lines = list(csv_reader.DictReader(io.StringIO(tidy.render(tables))))
+    assert {line["measure"] for line in lines if "differs" in line["marks"].split()} == {
+        "perplexity_wiki",
+        "task_piqa",
+        "average",
+    }
+    shown = page(records, samples=Samples(folders), tables={"main": tables}, drawings=())
+    assert len(re.findall(r"<td[^>]*>[^<]*(?:<small>[^<]*)?†", shown)) == 2  # its tasks are those of another view
+    assert "†: differs from laco" in shown
 
 
 def test_a_difference_that_may_be_chance_has_no_dagger(pair, tmp_path):
