@@ -126,6 +126,21 @@ def test_a_compensation_fitted_to_the_evaluation_text_is_refused(asked, tmp_path
     assert main([*asked, "--calibration", text, "--texts", text]) == 0
 
 
+def test_healing_on_the_evaluation_text_is_refused(asked, tmp_path, capsys):
+    """A copy under another name: a text of the same name is refused before it is read."""
+    documents = [document(seed) for seed in range(8)]
+    text, copy = written(tmp_path / "text.txt", documents), written(tmp_path / "copy.txt", documents)
+    other = written(tmp_path / "other.txt", [document(seed) for seed in range(20, 32)])
+    little = ["--heal", "lora", "--heal-tokens", "512", "--heal-length", "64", "--heal-batch", "1"]
+    heal = [*asked, "--calibration", other, "--texts", text, *little, "--heal-text"]
+    assert main([*heal, copy]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert "copy.txt, which is trained on, is in part the text" in said[0]
+    assert list((tmp_path / "run").glob("cells/*")) == []
+    assert main([*heal, other]) == 0
+
+
 def test_a_merge_is_not_judged_on_the_text_that_it_is_made_on(model_folder, tmp_path, capsys):
     documents = [document(seed) for seed in range(8)]
     text, copy = written(tmp_path / "text.txt", documents), written(tmp_path / "copy.txt", documents)
