@@ -66,11 +66,11 @@ def cells(
         decoder = Decoder(models.shell(arguments.model, arguments.trust_remote_code))
     except methods.Unsupported as error:
         raise UserError(str(error)) from None
-    if first.save_dtype:
+    if first.save_dtype or stages:  # which go on from a model that the run has kept
         try:
             checkpoint.refuse_own_code(decoder)
         except checkpoint.CheckpointError as error:
-            raise UserError(f"--save-models: {error}") from None
+            raise UserError(f"{'--save-models' if first.save_dtype else '--then'}: {error}") from None
     if recipe and recipe.length > (most := getattr(decoder.config, "max_position_embeddings", recipe.length)):
         raise UserError(f"--heal-length {recipe.length} is more than the {most} tokens that the model takes")
     found = []

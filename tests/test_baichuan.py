@@ -111,6 +111,8 @@ def test_its_code_runs_only_if_it_is_allowed_to(base, folder, capsys, tmp_path):
     assert not mark.exists()
     line = refused(capsys, [*arguments, "--trust-remote-code", "--save-models"])
     assert "--save-models: BaichuanForCausalLM is code that came with the model" in line
+    line = refused(capsys, [*arguments, "--trust-remote-code", "--then", "shortgpt:ratio=0.5"])
+    assert "--then: BaichuanForCausalLM is code that came with the model" in line
     assert main([*arguments, "--trust-remote-code"]) == 0
     assert mark.exists()
     records = [json.loads(path.read_text()) for path in (tmp_path / "run" / "cells").glob("*.json")]
