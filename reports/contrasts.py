@@ -73,7 +73,7 @@ def perplexity(
     asked = {n: [figures[n].get(name) for name in ("sha256", "window", "stride")] for n in windows}
     found: Contrasts = {}
     for together in _together(pairs, alike(windows, asked)):
-        tokens = _known(windows, together[0][0]).units.to_numpy()
+        tokens = _known(windows, together[0][0]).units.to_pylist()
         before, after = (np.stack([_known(windows, pair[side]).figures for pair in together]) for side in (0, 1))
         tested = zip(*stats.paired_perplexities(before, after, tokens), strict=True)
         for pair, (estimate, low, high, p) in zip(together, tested, strict=True):

@@ -89,6 +89,11 @@ def _laid_out(drawing: Drawing) -> Bbox:
     for text in drawing.findobj(Text):
         if hasattr(text, "set_fontfeatures"):  # matplotlib 3.11, the first that joins letters
             text.set_fontfeatures(("-liga",))  # else a PDF holds a second font for the fi of finercut alone
+    for axes in drawing.axes:
+        axes.spines[:].set_in_layout(False)  # they lie on the edge of what is measured anyway
+        for axis in (axes.xaxis, axes.yaxis):
+            if not axis.get_label_text():
+                axis.set_label_coords(0, 0)  # where it would stand need not be found
     engine = drawing.get_layout_engine()
     if engine is not None:
         engine.execute(drawing)

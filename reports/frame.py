@@ -74,9 +74,12 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
     import pandas as pd
 
     found = rows(records)
-    fullest_first = sorted(found, key=len, reverse=True)  # so that a failed cell does not set the order
-    columns = dict.fromkeys(name for row in fullest_first for name in row)
-    return pd.DataFrame({name: _column([row.get(name) for row in found]) for name in columns})
+    return pd.DataFrame({name: _column([row.get(name) for row in found]) for name in columns(found)})
+
+
+def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of all figures, in the order of the fullest row, so that a failed cell does not set it."""
+    return list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
 
 
 def display_name(record: Record) -> str:

@@ -108,7 +108,9 @@ def _draw_kept(kept: dict[str, tuple[list[str], Shares]]) -> Drawing:
         for y, x in product(range(len(labels)), range(len(tasks))):
             if not math.isnan(share := grid[y][x]):
                 colour = "white" if abs(share - 1) > 0.45 else "black"
-                axis.text(x, y, f"{100 * share:.0f}", ha="center", va="center", fontsize=6.5, color=colour)
+                axis.text(
+                    x, y, f"{100 * share:.0f}", ha="center", va="center", fontsize=6.5, color=colour, in_layout=False
+                )
         tilted: dict[str, Any] = {"rotation": 55, "ha": "right", "rotation_mode": "anchor"}
         axis.set_xticks(range(len(tasks)), [name(metric(task).label) for task in tasks], **tilted)
         _frame(axis, labels, ratio)

@@ -55,7 +55,7 @@ def _read(path: Path, figure: str) -> Sample | None:
             table = file.read(columns=[unit, figure], use_threads=False)
     except (OSError, ValueError) as error:  # pyarrow's own errors are both
         raise InvalidRecord(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from None
-    return Sample(table[unit], table[figure].to_numpy().astype(float))
+    return Sample(table[unit], np.array(table[figure].to_pylist(), dtype=float))  # to_numpy would import pandas
 
 
 def alike(samples: Mapping[int, Sample | None], conditions: Mapping[int, Any]) -> dict[int, int]:

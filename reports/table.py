@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from csv import writer as csv_writer
 from pathlib import Path
+from typing import Any
 
 from bench.record import Record, write_atomically
 from reports import markdown as markdown_text
 from reports import notes, speed
 from reports import terminal as terminal_text
-from reports.frame import display_name, frame
+from reports.frame import columns, display_name, rows
 from reports.tables import Table
 from reports.text import markdown_escaped, printable
 from reports.views import view
@@ -25,10 +28,19 @@ def write(folder: Path, records: Sequence[Record]) -> None:
 
 def csv(records: Sequence[Record]) -> str:
     """The frame in full precision, one line per cell; line breaks within a text are written as \\n."""
-    table = frame(records)
-    for name in table.columns[table.dtypes == "object"]:
-        table[name] = table[name].map(lambda value: printable(value) if isinstance(value, str) else value)
-    return table.to_csv(index=False, lineterminator="\n")
+    found = rows(records)
+    table = {name: _written_out([row.get(name) for row in found]) for name in columns(found)}
+    file = io.StringIO()
+    csv_writer(file, lineterminator="\n").writerows([list(table), *zip(*table.values(), strict=True)])
+    return file.getvalue()
+
+
+def _written_out(values: Sequence[Any]) -> list[str]:
+    """A column as text: whole numbers as such where all are, else with their point; nothing where there is nothing."""
+    if {type(value) for value in values if value is not None} <= {int}:
+        return ["" if value is None else str(value) for value in values]
+    numbers = all(value is None or type(value) in (int, float) for value in values)
+    return ["" if value is None else repr(float(value)) if numbers else printable(str(value)) for value in values]
 
 
 def terminal(records: Sequence[Record]) -> str:

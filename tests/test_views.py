@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
+import made_grid
 import pandas as pd
 import pytest
 import torch
@@ -27,9 +28,11 @@ from methods.pruner import Calibration
 from reports import html, latex, markdown, page_tables, terminal, tidy
 from reports.decisions import left, ranges
 from reports.frame import frame
+from reports.merge import load_runs
 from reports.page import page
 from reports.samples import Samples
 from reports.tables import Cell, Column, Row, Table, ranked
+from reports.text import width
 from reports.views import VIEWS, view, views
 
 HOSTILE = r"a_b&c%$#{}~^\`'\"<script>alert(1)</script>|x"
@@ -445,6 +448,16 @@ def test_colour_is_only_for_the_eyes():
         stripped = [line for line in re.sub(r"\x1b\[\d*m", "", coloured).splitlines() if line not in legends]
         assert [line.rstrip() for line in stripped if line] == [line for line in plain.splitlines() if line]
     assert "\x1b[1m343 ± 46\x1b[0m" in terminal.render(view("main", RECORDS), colour=True)
+
+
+def test_every_method_at_three_ratios_fits_a_terminal(tmp_path):
+    made_grid.write(tmp_path)
+    merged = load_runs([tmp_path])
+    found = views(VIEWS, merged.records, "laco", merged.samples)
+    text = "\n".join(terminal.render(tables) for tables in found.values())
+    assert max(width(line) for line in text.splitlines()) <= terminal.LINE
+    assert all(f"\n{method} " in text for method in made_grid.METHODS)
+    assert "†" in text
 
 
 def test_long_words_are_wrapped_and_none_is_lost():

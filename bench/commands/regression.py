@@ -234,8 +234,7 @@ def _wanted(run: Path, arguments: argparse.Namespace) -> list[tuple[Record, dict
     metric, label, ratio = arguments.metric, arguments.label, arguments.ratio
     records = list(lookup.records(run).values())
     rows = frame.rows(records)
-    columns = dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row)
-    if metric not in columns:
+    if metric not in (columns := frame.columns(rows)):
         figures = [name for name in columns if any(isinstance(row.get(name), int | float) for row in rows)]
         raise UserError(f"{run} has no metric {metric!r}; it has {', '.join(figures)}")
     cells = [(str(record.cell.get("label", record.cell["method"])), record.cell["ratio"]) for record in records]
