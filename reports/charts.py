@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 from reports.blocks import Block
 from reports.figures import Figure
-from reports.frame import MISS, display_name, texts
+from reports.frame import MISS, display_name, perplexity_setup, setup, texts
 from reports.metrics import finite, metric, shown
 from reports.style import BLACK, axes, legend, logarithmic, look, name
 
@@ -22,6 +23,7 @@ BY_METHOD = (
     "by method, the best at the highest ratio on top; bars are 95 % intervals; several draws are points behind their "
     "mean; the dotted line is the dense model"
 )
+JOINED = " Points of {} setups that agree in all that decides it."
 FAR = 1000  # times the dense perplexity, where the axis of a figure over the ratio ends
 NORMAL_95 = 1.96  # standard errors on either side of a mean that make a 95 % interval
 
@@ -38,26 +40,49 @@ class Point:
 
 
 def figures(setups: Sequence[Sequence[Block]]) -> list[Figure]:
-    """For each quality a panel for each ratio with the intervals, and a line for each method over several ratios."""
+    """For each quality a panel for each ratio with the intervals, and a line for each method over several ratios.
+
+    A line goes through all setups that agree in what decides the quality, so that a curve can have points at which
+    perplexity alone was measured.
+    """
     found = []
+    joined: set[str] = set()
     for number, blocks in enumerate(setups):
         ending = f"-{number + 1}" if number else ""
-        points = points_of(blocks)
         for column in qualities(blocks):
-            measured = [point for point in points if finite(point.row.get(column))]
-            ratios = {point.ratio for point in measured if point.method != "dense"}
+            measured = _measured(column, blocks)
             what = f"{metric(column).label} of {display_name(blocks[0].records[0])}"
-            slug, said = column.replace("_", "-", 1), _said(column, measured)
-            if len(ratios) > 1:
+            slug, here = column.replace("_", "-", 1), _axis_of(column, blocks)
+            alike = [other for other in setups if column in qualities(other) and _axis_of(column, other) == here]
+            line = _measured(column, chain(*alike))
+            if here not in joined and len(_ratios(line)) > 1:
                 title = f"{what} by the share of parameters removed"
-                found.append(Figure(f"{slug}-by-ratio{ending}", title, said, partial(_by_ratio, column, measured)))
-            if ratios:
-                title = f"{what} {BY_METHOD}"
+                said = f"{_said(column, line)}{JOINED.format(len(alike)) * (len(alike) > 1)}"
+                found.append(Figure(f"{slug}-by-ratio{ending}", title, said, partial(_by_ratio, column, line)))
+            joined.add(here)
+            if _ratios(measured):
+                title, said = f"{what} {BY_METHOD}", _said(column, measured)
                 found.append(Figure(f"{slug}-by-method{ending}", title, said, partial(_by_method, column, measured)))
     return found
 
 
-def points_of(blocks: Sequence[Block]) -> list[Point]:
+def _measured(column: str, blocks: Iterable[Block]) -> list[Point]:
+    return [point for point in points_of(blocks) if finite(point.row.get(column))]
+
+
+def _ratios(points: Iterable[Point]) -> list[float | None]:
+    """Of the pruned models, rising; None, for methods of a fixed ratio, last."""
+    found = {point.ratio for point in points if point.method != "dense"}
+    return sorted(found, key=lambda ratio: (ratio is None, ratio or 0))
+
+
+def _axis_of(column: str, blocks: Sequence[Block]) -> str:
+    """What cells must agree in to share an axis of this quality."""
+    record, text = blocks[0].records[0], column.removeprefix("perplexity_")
+    return f"{column} {setup(record) if text == column else perplexity_setup(record, text)}"
+
+
+def points_of(blocks: Iterable[Block]) -> list[Point]:
     """Every measured row once: the dense model stands on top of each block."""
     found: dict[tuple[str, float | None], Point] = {}
     for block in blocks:
@@ -157,7 +182,7 @@ def _by_method(column: str, points: Sequence[Point]) -> Drawing:
     """A panel for each ratio, the methods one below the other in the same order."""
     dense = [point for point in points if point.method == "dense"]
     pruned = [point for point in points if point.method != "dense"]
-    ratios = list(dict.fromkeys(point.ratio for point in pruned))
+    ratios = _ratios(pruned)
     labels = _order(column, pruned)
     drawing, panels = axes(2.2 + 2.1 * len(ratios), 1.0 + 0.21 * len(labels), columns=len(ratios), share_y=True)
     for axis, ratio in zip(panels, ratios, strict=True):
@@ -206,8 +231,7 @@ def _said(column: str, points: Sequence[Point]) -> str:
     """The best and the worst at each ratio, in words."""
     found = metric(column)
     parts = [f"{point.label} {shown(point.row, column)}." for point in points if point.method == "dense"]
-    ratios = dict.fromkeys(point.ratio for point in points if point.method != "dense")
-    for ratio in ratios:
+    for ratio in _ratios(points):
         here = [point for point in points if point.ratio == ratio and point.method != "dense"]
         here = [point for point in here if not (point.row.get("miss") or 0) < -MISS] or here  # too little flatters
         order = sorted(here, key=lambda point: point.row[column], reverse=found.better == "higher")

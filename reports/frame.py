@@ -50,6 +50,10 @@ AS_MEASURED = (
     "macs_context",
 )
 OWN_INPUTS = ("method_sha256", "versions", "healing", "parent")  # inputs in which cells of one table may differ
+BESIDE_PERPLEXITY = (  # fields of a protocol on which no perplexity depends
+    *("profile", "tasks", "documents", "texts", "fewshot", "task_data", "checks"),
+    *("prefill", "decode", "batches", "speed_rounds", "decode_steps", "max_batch", "cache", "pin", "speed_limit"),
+)
 DIVERGENCE = ("kl", "kl_low", "kl_high", "agreement")
 CHECKS = (*DIVERGENCE, "copying", "counting", "repetition", "distinct_1", "distinct_2")
 ACCURACY = re.compile(r"(^|_)acc(_|$)")
@@ -110,6 +114,15 @@ def conditions_of(record: Record) -> dict[str, Any]:
 def setup(record: Record) -> str:
     """`conditions_of` as one text."""
     return json.dumps(conditions_of(record), sort_keys=True)
+
+
+def perplexity_setup(record: Record, text: str) -> str:
+    """`setup` without what the perplexity of `text` does not depend on: two cells that agree in it share its axis."""
+    conditions = conditions_of(record)
+    protocol = {name: value for name, value in conditions["protocol"].items() if name not in BESIDE_PERPLEXITY}
+    inputs = {name: value for name, value in conditions["inputs"].items() if name != "tasks"}
+    inputs["texts"] = inputs.get("texts", {}).get(text)
+    return json.dumps(conditions | {"protocol": protocol, "inputs": inputs}, sort_keys=True)
 
 
 def by_setup(records: Sequence[Record]) -> dict[str, list[Record]]:

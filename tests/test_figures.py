@@ -123,6 +123,26 @@ def test_every_name_is_shown_as_it_is():
     assert r"$\frac{$" in label
 
 
+def test_a_curve_joins_setups_that_agree_in_what_decides_a_perplexity():
+    brief = copy.deepcopy([DENSE, changed(LACO, "cell", "ratio", to=0.1)])
+    for record in brief:
+        record.cell["protocol"] |= {"profile": "curves", "tasks": [], "checks": False, "speed_rounds": 0}
+        record.cell["inputs"] = record.cell.get("inputs", {}) | {"tasks": {}}
+    brief[1].measured["ratio"] = 0.1
+    brief[1].measured["tasks"] = {}
+    found = by_name([DENSE, LACO, *brief])
+    assert "perplexity-wiki-by-ratio-2" not in found
+    curve = found["perplexity-wiki-by-ratio"]
+    assert curve.description.endswith("Points of 2 setups that agree in all that decides it.")
+    (line,) = (line for line in curve.draw().axes[0].lines if line.get_label() == "laco")
+    assert list(line.get_xdata()) == [pytest.approx(10), pytest.approx(100 * LACO.measured["ratio"])]
+    assert "average-by-ratio" not in found  # its tasks were not measured at 0.1
+    assert {"perplexity-wiki-by-method", "perplexity-wiki-by-method-2"} <= set(found)
+    for record in brief:
+        record.cell["protocol"] |= {"window": 128}
+    assert "perplexity-wiki-by-ratio" not in by_name([DENSE, LACO, *brief])  # one ratio in each
+
+
 def test_what_a_compensation_gives_by_hand():
     figure = by_name(MENDED)["perplexity-wiki-mended"]
     assert figure.description == (
