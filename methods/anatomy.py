@@ -267,6 +267,7 @@ class Decoder:
         Without new indices cached generation breaks; without the layers' kinds, a model with sliding windows
         gives wrong logits and no error.
         """
+        self.refuse_sliced()
         for slot, layer in zip(_slots(layers), layers, strict=True):
             for part in (layer.inner, layer.attn):
                 if hasattr(part, "layer_idx"):
@@ -276,6 +277,14 @@ class Decoder:
         self.config.num_hidden_layers = len(kinds)
         if any(kind is not None for kind in kinds):
             self.config.layer_types = kinds
+
+    def refuse_sliced(self) -> None:
+        """Raise Unsupported where the residual has been cut, so that every layer speaks in a basis of its own."""
+        if any(hasattr(layer.module, "shortcuts") for layer in self.layers):
+            raise Unsupported(
+                "the residual has been sliced, and each layer reads another basis of it than it writes, so that none "
+                "can go, be observed as one of the family or be sliced again; llm-pruner serves such a model"
+            )
 
     def swap_stack(self, stack: nn.ModuleList) -> nn.ModuleList:
         """Put another list of modules where the layers are, and return the old one; the configuration stays."""

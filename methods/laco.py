@@ -234,7 +234,12 @@ class _Reference:
         return _Sentences(entry, mask.to(final.device), states, final)
 
     def similarity(self, order: tuple[Merged, ...], p: int) -> float:
-        """Mean over sentences of the cosine between the two models' last states, flattened over real tokens."""
+        """Mean over sentences of the cosine between the two models' last states, flattened over real tokens.
+
+        NaN, which is rejected, where the window's layers differ in shape since an earlier method has cut them.
+        """
+        if len({_shapes(self.original[leaf]) for leaf in _leaves(order[p])}) > 1:
+            return math.nan
         layers = [self.realise(layer) for layer in order[p:]]
         cosines = []
         for batch in self.sentences:
@@ -263,6 +268,11 @@ def merge(window: list[Layer], rule: str, norms: str) -> Layer:
             values = [named[name] for named in others]
             parameter.data = values[-1].data.clone() if norms == "last" else _sum_of_differences(values)
     return survivor
+
+
+def _shapes(layer: Layer) -> tuple[Any, ...]:
+    """What layers must agree in to merge: their parts, and the shapes of their matrices."""
+    return layer.has_attention, layer.has_mlp, *(tuple(matrix.weight.shape) for matrix in layer.matrices)
 
 
 def _sum_of_differences(thetas: Sequence[Tensor]) -> Tensor:

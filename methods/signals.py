@@ -59,6 +59,7 @@ class _Recorder(nn.Module):
 @torch.no_grad()
 def enter(model: Decoder, ids: Tensor) -> Entry:
     """Embed ids (B, T) and note what each layer would be called with, without running a layer."""
+    model.refuse_sliced()
     layers = model.layers
     recorders = [_Recorder(layer) for layer in layers]
     stack = nn.ModuleList(recorders)

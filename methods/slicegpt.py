@@ -209,6 +209,7 @@ class RMS(nn.Module):
 
 def refuse_unless_rotatable(model: Decoder) -> None:
     """Raise Unsupported where a norm stands between a sub-block and the residual, so that no rotation commutes."""
+    model.refuse_sliced()
     config = model.config
     if model.family.post_norms or not getattr(config, "do_layer_norm_before", True):
         raise Unsupported(

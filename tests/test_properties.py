@@ -221,3 +221,23 @@ def test_an_unknown_family_is_named_with_those_that_are_known():
     model.config.model_type = "falcon"
     with pytest.raises(Unsupported, match=r"'falcon' has no row in methods/families.py \(known: llama"):
         Decoder(model)
+
+
+BEHIND = ["slicegpt", "blockpruner", "finercut", "llm-drop", "2ssp", "flap", "llm-pruner"]  # what leaves uneven layers
+
+
+@pytest.mark.parametrize("first", BEHIND)
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "drop"])
+def test_a_method_goes_on_behind_another_or_says_why_not(first, method, ids):
+    model, _ = pruned(first, "llama", 0.2)
+    before = parameters(model)
+    pruner = methods.make(method, SPECS[method])
+    try:
+        pruner.plan(model, 0.3)
+        pruner.prune(model, calibration(), 0.3)
+    except (Unsupported, OutOfReach) as reason:
+        assert str(reason)
+        return
+    assert parameters(model) < before
+    assert bool(torch.isfinite(logits(model, ids)).all())
+    assert first != "slicegpt" or method == "llm-pruner"
