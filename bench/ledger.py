@@ -3,7 +3,8 @@
     cells/<key>.json                finished cells (bench.record)
     samples/<key>/<name>.parquet    their documents and windows
     partial/<key>/<name>.*          finished pieces of a cell without a record: figures (.json), samples (.parquet)
-    partial/<key>/heal-*/           the checkpoint of its healing (bench.heal), for the pruned model with that hash
+    partial/<key>/heal-*/           the checkpoint of its healing (bench.heal), for the pruned model with that hash;
+                                    kept when the cell failed
     kept/<key>/                     models from which a cell without a record goes on (bench.kept)
     superseded/                     records, with their samples, that a changed input or layout has made old
     models/<key>/                   saved models (bench.export)
@@ -95,15 +96,24 @@ def finish(record: Record, folder: Path, key: str) -> Record:
     if published:
         record = replace(record, measured=record.measured | {"samples": published})
     save(record, folder / "cells" / f"{key}.json")
-    drop_pieces(folder, key)
+    drop_pieces(folder, key, record.status)
     return record
 
 
-def drop_pieces(folder: Path, key: str) -> None:
-    """They are of no use once there is a record; a run that was killed just then has left them."""
-    shutil.rmtree(folder / "partial" / key, ignore_errors=True)
-    with suppress(OSError):  # of another cell that is not finished
-        (folder / "partial").rmdir()
+def drop_pieces(folder: Path, key: str, status: str) -> None:
+    """They are of no use once there is a record; a run that was killed just then has left them.
+
+    How far a cell was healed that then failed is kept for the run that tries it again.
+    """
+    place = folder / "partial" / key
+    for piece in place.glob("*"):
+        if piece.is_file():
+            piece.unlink()
+        elif status not in FAILED:
+            shutil.rmtree(piece, ignore_errors=True)
+    for empty in (place, place.parent):
+        with suppress(OSError):  # with a checkpoint, or of another cell that is not finished
+            empty.rmdir()
 
 
 def _without_lost_figures(record: Record) -> Record:

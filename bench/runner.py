@@ -65,7 +65,7 @@ def run(
                 record, why = standing[cell.key]
                 if record is not None:
                     _say(f"{where}: has a record")
-                    ledger.drop_pieces(folder, cell.key)
+                    ledger.drop_pieces(folder, cell.key, record.status)
                 else:
                     _say(f"{where}: {why}; it runs again" if why else f"{where}: loading the model")
                     keep = cell.key in waiting.values()

@@ -338,6 +338,30 @@ def test_healing_that_is_killed_goes_on_and_ends_where_an_uninterrupted_one_does
     assert one.measured["pruned_sha256"] == other.measured["pruned_sha256"]
 
 
+def test_a_healed_cell_that_fails_later_is_not_trained_again(healing, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    arguments = [*healing, "--methods", "drop-tail", "--ratio", "0.2", "--no-checks", "--out", str(folder)]
+    texts = measure._perplexity
+
+    def fails(cell, *rest):
+        if cell.healing:
+            raise RuntimeError("no such luck")
+        return texts(cell, *rest)
+
+    monkeypatch.setattr(measure, "_perplexity", fails)
+    assert main(arguments) == 3
+    assert by_label(folder)["drop-tail, healed"].status == "error"
+    assert [path.name for path in folder.glob("partial/*/heal-*/*")] == ["heal.safetensors"]
+    monkeypatch.setattr(measure, "_perplexity", texts)
+    monkeypatch.setattr(heal._Training, "_train", lambda self: pytest.fail("it was trained already"))
+    assert main([*arguments, "--retry-failed"]) == 0
+    record = by_label(folder)["drop-tail, healed"]
+    assert (record.status, not (folder / "partial").exists()) == ("ok", True)
+    assert (
+        record.measured["healing"]["curve"][-1]["heldout_loss"] < record.measured["healing"]["curve"][0]["heldout_loss"]
+    )
+
+
 # --- chained cells
 
 
