@@ -77,17 +77,24 @@ def _of_setup(
 def apart(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
     """For each setup what it has otherwise than the others; model, device, dtype and profile are always said."""
     setups = {setup(record): flat(conditions_of(record)) for record in records}
-    names = dict.fromkeys(name for fields in setups.values() for name in fields)
-    varying = [
-        name
-        for name in names
-        if name not in ("model", "device", "dtype", "protocol.profile")
-        and len({json.dumps(fields.get(name)) for fields in setups.values()}) > 1
-    ]
+    said = ("model", "device", "dtype", "protocol.profile")
+    varying = [name for name in differing(list(setups.values())) if name not in said]
     return {
         key: tuple(f"{name.rpartition('.')[2]} {brief(fields.get(name))}" for name in varying[:MOST])
         for key, fields in setups.items()
     }
+
+
+def differing(conditions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The fields in which flat conditions differ; a text or task that only some have is named by the protocol alone."""
+    names = dict.fromkeys(name for fields in conditions for name in fields)
+    values = {name: [json.dumps(fields.get(name)) for fields in conditions] for name in names}
+    return [
+        name
+        for name in names
+        if len(set(values[name])) > 1
+        and not (name.startswith(("inputs.texts", "inputs.tasks")) and any(name not in fields for fields in conditions))
+    ]
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
@@ -99,6 +106,8 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
 
 def brief(value: Any) -> str:
     """A value of a condition, not too long for a sentence."""
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return "+".join(value) or "none"
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:12]}..."
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.record import Record, load
-from reports.blocks import MOST, brief, flat
+from reports.blocks import MOST, brief, differing, flat
 from reports.frame import conditions_of
 from reports.samples import Samples
 
@@ -61,7 +61,7 @@ def _apart(setups: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterator[str]:
     """For each setup but the first why it stands apart."""
     for run, conditions in setups[1:]:
         first, other = flat(setups[0][1]), flat(conditions)
-        fields = [name for name in dict.fromkeys([*first, *other]) if first.get(name) != other.get(name)]
+        fields = differing([first, other])
         shown = [f"{name} is {brief(other.get(name))}, not {brief(first.get(name))}" for name in fields[:MOST]]
         more = f", and {len(fields) - MOST} more fields" if len(fields) > MOST else ""
         where = "within one run" if run == setups[0][0] else f"with those of {setups[0][0].name}"

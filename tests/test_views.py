@@ -518,6 +518,17 @@ def test_report_names_the_field_that_keeps_runs_apart(tmp_path, capsys):
     )
 
 
+def test_a_text_more_is_named_once(tmp_path, capsys):
+    other = [changed(record, "cell", "protocol", "texts", to=["wiki", "c4"]) for record in (DENSE, SLICEGPT)]
+    for record in other:
+        record.cell["inputs"] = {**record.cell.get("inputs", {}), "texts": {"wiki": "0" * 64, "c4": "1" * 64}}
+    here = [copy.deepcopy(record) for record in (DENSE, LACO)]
+    for record in here:
+        record.cell["inputs"] = {**record.cell.get("inputs", {}), "texts": {"wiki": "0" * 64}}
+    _, err = reported(capsys, run_folder(tmp_path / "one", here), run_folder(tmp_path / "other", other))
+    assert err.endswith("stand in tables of their own: protocol.texts is wiki+c4, not wiki.\n")
+
+
 @pytest.mark.parametrize("form", ["terminal", "markdown", "csv", "latex", "html"])
 def test_report_writes_every_view_in_every_format(tmp_path, capsys, form):
     folder = run_folder(tmp_path / "run", RECORDS)
