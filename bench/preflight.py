@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import methods
-from bench import chain, data, flags, models, spec, task_data, tasks
+from bench import chain, data, flags, models, spec, sweep, task_data, tasks
 from bench.errors import UserError
 from bench.recipe import Recipe, refuse
 from bench.record import WRITING
@@ -33,7 +33,7 @@ def cells(
     protocols  each with its seed; they differ in what methods look at and in nothing else
     """
     recipe = flags.recipe(arguments)
-    stages = [chain.parse(text) for text in arguments.then]
+    stages = sweep.stages([chain.parse(text) for text in arguments.then], arguments.set)
     try:
         methods.load(arguments.plugin)
         for name, parameters in (*methods_and_parameters, *(stage[:2] for stage in stages)):

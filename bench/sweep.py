@@ -20,6 +20,7 @@ from bench.errors import UserError
 LOOK = ("calibration", "calibration_sequences", "calibration_length", "seed")  # flags that take lists
 
 Chosen = list[tuple[str, dict[str, Any]]]  # methods, each with the parameters that were given
+Stage = tuple[str, dict[str, Any], float]  # of --then: a method, the parameters that were given, the ratio
 
 
 def settings(texts: Sequence[str]) -> dict[str, dict[str, list[str]]]:
@@ -35,15 +36,17 @@ def settings(texts: Sequence[str]) -> dict[str, dict[str, list[str]]]:
     return found
 
 
-def methods(chosen: Chosen, texts: Sequence[str], most: int) -> Chosen:
+def methods(chosen: Chosen, texts: Sequence[str], most: int, then: Sequence[str] = ()) -> Chosen:
     """Apply each --set METHOD.NAME=VALUES to every mention of METHOD that does not say otherwise itself.
 
-    A mention becomes one for each combination of values. Raises UserError where that is more than `most`.
+    A mention becomes one for each combination of values. `then` are the methods of --then, of which --set may speak as
+    well (`stages`). Raises UserError where it speaks of others, and where there are more than `most` combinations.
     """
     wanted = settings(texts)
+    names = [*(known for known, _ in chosen), *then]
     for method, given in wanted.items():
-        if all(known != method for known, _ in chosen):
-            near = difflib.get_close_matches(method, [known for known, _ in chosen], n=1)
+        if method not in names:
+            near = difflib.get_close_matches(method, names, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             where = f"--set {method}.{next(iter(given))}"
             raise UserError(f"{where} speaks of {method}, which --methods does not name{hint}")
@@ -59,6 +62,24 @@ def methods(chosen: Chosen, texts: Sequence[str], most: int) -> Chosen:
         for method, given, values in swept
         for combination in itertools.product(*values.values())
     ]
+
+
+def stages(found: Sequence[Stage], texts: Sequence[str]) -> list[Stage]:
+    """The stages of --then with what --set gives their methods and they do not say themselves.
+
+    Raises UserError for several values, which would multiply along a chain.
+    """
+    wanted, then = settings(texts), list[Stage]()
+    for method, given, ratio in found:
+        values = {name: values for name, values in wanted.get(method, {}).items() if name not in given}
+        for name, several in values.items():
+            if len(several) > 1:
+                raise UserError(
+                    f"--set {method}.{name} sweeps, and --then {method} takes one value; say which, as in "
+                    f"--then {method}:ratio={ratio:g},{name}={several[0]}"
+                )
+        then.append((method, {name: one for name, (one,) in values.items()} | given, ratio))
+    return then
 
 
 def is_one(arguments: argparse.Namespace) -> bool:

@@ -176,6 +176,11 @@ def test_labels_say_what_was_done_in_order():
         (["--then", "drop-tail:ratio=0.99"], "out of reach"),
         (["--then", "drop-tail:ratio=0.2"], "would remove nothing behind drop-tail at 0.3"),
         (["--then", "drop-tail:ratio=0.31"], "and both round to the same layers"),
+        (
+            ["--then", "laco:ratio=0.5", "--set", "laco.C=2,3"],
+            "--set laco.C sweeps, and --then laco takes one value; say which, as in --then laco:ratio=0.5,C=2",
+        ),
+        (["--then", "laco:ratio=0.5", "--set", "flap.tokens=9"], "which --methods does not name"),
         (["--then", "flap:ratio=0.5", "--then", "flap:ratio=0.4"], "nothing behind drop-tail at 0.3, then flap at 0.5"),
     ],
 )

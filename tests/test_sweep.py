@@ -85,6 +85,16 @@ def test_a_mention_keeps_what_it_says_itself():
     assert chosen == [("laco", {"C": "3"}), ("laco", {}), ("flap", {})]
 
 
+def test_settings_reach_what_then_names(base, cells_of):
+    then = ["--then", "laco:ratio=0.5", "--then", "laco:ratio=0.6,tokens=8"]
+    settings = ["--set", "laco.C=3", "--set", "laco.tokens=16", *then]
+    cells = cells_of([*base, "--methods", "laco:C=2", "--ratio", "0.2", *settings])
+    assert [(cell.parameters["C"], cell.parameters["tokens"]) for cell in cells[1:]] == [(2, 16), (3, 16), (3, 8)]
+    (_, drop, *chained) = cells_of([*base, "--methods", "drop-tail", "--ratio", "0.2", *settings])
+    assert drop.method == "drop-tail"
+    assert [cell.parameters["C"] for cell in chained] == [3, 3]
+
+
 def test_of_one_name_the_last_counts():
     assert sweep.settings(["laco.C=2,3", "laco.T=0.7", "laco.C=4"]) == {"laco": {"C": ["4"], "T": ["0.7"]}}
 

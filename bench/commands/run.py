@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import flags, interrupt, sweep
+from bench import chain, flags, interrupt, sweep
 from bench.commands import FAILED_CELLS, OK
 from bench.errors import UserError
 from bench.record import FAILED, Record
@@ -138,7 +138,8 @@ def _told(records: list[Record], view: str, *, swept: bool) -> str:
 def _chosen(arguments: argparse.Namespace) -> sweep.Chosen:
     """The methods with their parameters, one for each combination of what --set sweeps."""
     chosen = _compensated(parse_methods(arguments.methods), arguments.compensate)
-    return sweep.methods(chosen, arguments.set, arguments.max_cells)
+    then = [chain.parse(text)[0] for text in arguments.then]
+    return sweep.methods(chosen, arguments.set, arguments.max_cells, then)
 
 
 def _limits(arguments: argparse.Namespace) -> isolation.Limits:
