@@ -13,7 +13,7 @@ from reports.blocks import Block
 from reports.figures import Figure
 from reports.frame import MISS, display_name, perplexity_setup, setup, texts
 from reports.metrics import finite, metric, shown
-from reports.style import BLACK, axes, legend, logarithmic, look, name
+from reports.style import BLACK, axes, legend, logarithmic, look, name, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -179,22 +179,30 @@ def _axis_label(column: str) -> str:
 
 
 def _by_method(column: str, points: Sequence[Point]) -> Drawing:
-    """A panel for each ratio, the methods one below the other in the same order."""
+    """A panel for each ratio, the methods one below the other in the same order; beyond the axis as numbers."""
     dense = [point for point in points if point.method == "dense"]
     pruned = [point for point in points if point.method != "dense"]
     ratios = _ratios(pruned)
     labels = _order(column, pruned)
+    beyond = _beyond(column, points)
+    near = [point for point in points if point not in beyond]
     drawing, panels = axes(2.2 + 2.1 * len(ratios), 1.0 + 0.21 * len(labels), columns=len(ratios), share_y=True)
     for axis, ratio in zip(panels, ratios, strict=True):
-        rows = {len(labels) - 1 - labels.index(point.label): point for point in pruned if point.ratio == ratio}
+        here = {len(labels) - 1 - labels.index(point.label): point for point in pruned if point.ratio == ratio}
+        rows = {y: point for y, point in here.items() if point not in beyond}
         _bars(axis, column, {y: point for y, point in rows.items() if len(point.each) == 1})
         for y, point in rows.items():
             _with_draws(axis, column, point, y)
+        for y in here.keys() - rows.keys():
+            place: Any = {"transform": axis.get_yaxis_transform(), "ha": "right", "va": "center"}
+            axis.text(0.98, y, f"{plain(here[y].row[column])} \N{RIGHTWARDS ARROW}", fontsize=7, **place)
         for one in dense:
             axis.axvline(scaled(column) * one.row[column], color=BLACK, linestyle=":", linewidth=1.2)
         axis.set_yticks(range(len(labels)), [name(label) for label in reversed(labels)])
         axis.set_title("ratio of their own" if ratio is None else f"ratio {ratio:g}")
-        _scale(axis, "x", column, points)
+        _scale(axis, "x", column, near)
+        if beyond:
+            axis.set_xlim(0.8 * min(point.row[column] for point in near), FAR * _dense(column, points))
     drawing.supxlabel(_axis_label(column), fontsize=9)
     return drawing
 

@@ -169,12 +169,12 @@ def logarithmic(axis: Any, figures: Iterable[float], ticks: int) -> None:
     decades = math.log10(max(found) / min(found)) if found else 0
     steps = (1.0, 2.0, 5.0) if 3 * decades < ticks - 2 else (1.0, 3.0) if 2 * decades < ticks - 2 else (1.0,)
     axis.set_major_locator(LogLocator(subs=steps, numticks=ticks))
-    axis.set_major_formatter(FuncFormatter(lambda figure, _: _plain(figure)))
+    axis.set_major_formatter(FuncFormatter(lambda figure, _: plain(figure)))
     axis.set_minor_locator(NullLocator())
 
 
-def _plain(figure: float) -> str:
-    """The number at a tick."""
+def plain(figure: float) -> str:
+    """A number without its spread, as short as it can be told: 30,517 or 4e10."""
     if figure >= 1e6:
         return f"{figure:.0e}".replace("e+0", "e").replace("e+", "e")
     return f"{figure:,.0f}" if figure >= 1 else f"{figure:g}"

@@ -344,7 +344,7 @@ def test_a_perplexity_without_measure_is_left_out():
 
 
 def test_a_curve_that_leaves_all_others_behind_leaves_the_axis():
-    """Beyond 1,000 times the dense perplexity, 20.8 here; its name is said below."""
+    """Beyond 1,000 times the dense perplexity, 20.8 here; its name is said below, method by method its figure."""
     low = changed(LACO, "cell", "ratio", to=0.1)
     high = changed(
         changed(low, "cell", "method", to="drop-tail"), "measured", "perplexity", "wiki", "perplexity", to=3e9
@@ -354,6 +354,9 @@ def test_a_curve_that_leaves_all_others_behind_leaves_the_axis():
     top = 1000 * DENSE.measured["perplexity"]["wiki"]["perplexity"]
     assert drawing.axes[0].get_ylim()[1] == pytest.approx(top)
     assert [text.get_text() for text in drawing.texts] == ["above the axis: drop-tail"]
+    panels = by_name(records)["perplexity-wiki-by-method"].draw().axes
+    assert [[text.get_text() for text in axis.texts] for axis in panels] == [["3e9 \N{RIGHTWARDS ARROW}"], []]
+    assert [axis.get_xlim()[1] for axis in panels] == [pytest.approx(top)] * 2
     near = by_name([DENSE, LACO, low])["perplexity-wiki-by-ratio"].draw()
     assert near.axes[0].get_ylim()[1] < top
     assert not near.texts
