@@ -124,13 +124,7 @@ def _by_ratio(column: str, points: Sequence[Point]) -> Drawing:
             _dense_line(axis, column, line[0])
         else:
             _line(axis, column, label, sorted(line, key=lambda point: point.row["ratio"]))
-    beyond = _beyond(column, points)
-    near = [point for point in points if point not in beyond]
-    vertical(axis, column, near)
-    if beyond:
-        axis.set_ylim(0.8 * min(point.row[column] for point in near), FAR * _dense(column, points))
-        labels = dict.fromkeys(name(point.label) for point in beyond)
-        drawing.text(0.01, 0.005, f"above the axis: {', '.join(labels)}", fontsize=7, color=BLACK)
+    vertical(drawing, [axis], column, points)
     axis.set_xlim(left=0)
     axis.set_xlabel("parameters removed (%)")
     legend(drawing, [axis])
@@ -159,10 +153,18 @@ def _dense_line(axis: Axes, column: str, dense: Point) -> None:
     axis.axhline(scaled(column) * dense.row[column], color=BLACK, linestyle=":", linewidth=1.2, label=name(dense.label))
 
 
-def vertical(axis: Axes, column: str, points: Sequence[Point]) -> None:
-    """The scale of a quality on the vertical axis: logarithmic for a perplexity."""
-    _scale(axis, "y", column, points)
-    axis.set_ylabel(_axis_label(column))
+def vertical(drawing: Drawing, panels: Sequence[Axes], column: str, points: Sequence[Point]) -> None:
+    """A quality on the vertical axes: a perplexity logarithmic, and what is too far up for them named below."""
+    beyond = _beyond(column, points)
+    near = [point for point in points if point not in beyond]
+    for axis in panels:
+        _scale(axis, "y", column, near)
+        axis.set_ylabel(_axis_label(column))
+        if beyond:
+            axis.set_ylim(0.8 * min(point.row[column] for point in near), FAR * _dense(column, points))
+    if beyond:
+        labels = dict.fromkeys(name(point.label) for point in beyond)
+        drawing.supxlabel(f"above the axis: {', '.join(labels)}", x=0.01, ha="left", fontsize=7, color=BLACK)
 
 
 def _scale(axis: Axes, side: Literal["x", "y"], column: str, points: Sequence[Point]) -> None:

@@ -60,8 +60,8 @@ def _draw(column: str, against: Sequence[str], points: Sequence[Point]) -> Drawi
             "steps-post" if COSTS[cost][1] == "lower" else "steps-pre"
         )  # what is paid buys the nearest cell in reach
         axis.plot(x, y, color=GREY, linewidth=1, drawstyle=steps, zorder=1)
-        vertical(axis, column, points)
         axis.set_xlabel(f"{COSTS[cost][0]}, {COSTS[cost][1]} is better")
+    vertical(drawing, panels, column, points)
     for axis in panels[1:]:
         axis.set_ylabel("")
     legend(drawing, panels)
