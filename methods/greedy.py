@@ -1,8 +1,10 @@
 """Greedy removal of blocks: try each one that is left, remove the one that is missed least, and again.
 
 The states in front of every layer are kept while only what is behind them changes, so that a candidate in layer l runs
-the layers from l on and no others: half of a forward on average. The order of removal is that of any larger budget, as
-long as no budget has bound a choice; it is returned, so that one search serves every ratio of a run.
+the layers from l on and no others: half of a forward on average. A loss is a sum over tokens of what is never negative,
+so that a candidate is given up as soon as its sum is above the best one's; those that were missed least the last time
+are tried first. Neither changes a choice. The order of removal is that of any larger budget, as long as no budget has
+bound a choice; it is returned, so that one search serves every ratio of a run.
 
 Letters: N = sequences, T = tokens, D = residual width, V = vocabulary.
 """
@@ -10,7 +12,7 @@ Letters: N = sequences, T = tokens, D = residual width, V = vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,24 +24,25 @@ from methods.pruner import Calibration
 from methods.signals import Entry, enter
 from methods.surgery import Block, block_sizes
 
-TOKENS_AT_ONCE = 512  # whose logits are held at once
+TOKENS_AT_ONCE = 64  # whose logits are held at once; more do not fit a processor's cache
+ROUNDING = 1e-4  # by which a loss has to be above the best to be given up: a sum of zeros can round to below zero
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def nll(logits: Tensor, dense: Tensor, targets: Tensor) -> Tensor:
+def nll(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
     """-log p(target), summed over M tokens: (M, V), (M, V), (M,) -> ()."""
     return nn.functional.cross_entropy(logits, targets, reduction="sum")
 
 
-def kl(logits: Tensor, dense: Tensor, targets: Tensor) -> Tensor:
-    """KL(dense || pruned) of the next token, summed over M tokens: (M, V), (M, V), (M,) -> ()."""
-    return nn.functional.kl_div(logits.log_softmax(-1), dense.log_softmax(-1), reduction="sum", log_target=True)
+def kl(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
+    """KL(dense || pruned) of the next token, summed over M tokens, p the dense log-probabilities: -> ()."""
+    return nn.functional.kl_div(logits.log_softmax(-1), p, reduction="sum", log_target=True)
 
 
-def js(logits: Tensor, dense: Tensor, targets: Tensor) -> Tensor:
-    """Jensen-Shannon divergence of the next token, summed over M tokens: (M, V), (M, V), (M,) -> ()."""
-    p, q = dense.log_softmax(-1), logits.log_softmax(-1)
+def js(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of the next token, summed over M tokens, p as for kl: -> ()."""
+    q = logits.log_softmax(-1)
     m = torch.logaddexp(p, q) - math.log(2)
     halves = [nn.functional.kl_div(m, one, reduction="sum", log_target=True) for one in (p, q)]
     return (halves[0] + halves[1]) / 2
@@ -55,7 +58,7 @@ class _Batch:
     entry: Entry
     wanted: Tensor
     targets: Tensor
-    dense: Tensor  # (M, V), the dense model's logits there; (M, D), its last layer's output, where they are too large
+    dense: Tensor  # (M, V), the dense model's log-probabilities there; (M, D), its last layer's output, where too large
     states: list[Tensor]  # (B, T, D) in front of each layer, and behind the last
 
 
@@ -73,24 +76,29 @@ class Trial:
         self.share = 1 / len(calibration.ids)
         self.batches = []
         kept = 4 * int(calibration.mask[:, 1:].sum()) * model.config.vocab_size <= calibration.memory
-        self.keeps_logits = kept and self.loss is not nll
+        self.keeps_dense = kept and self.loss is not nll
         for ids, mask in calibration.batches(model.config.hidden_size * (len(self.layers) + 8)):
             entry = enter(model, ids)
             wanted = mask[:, 1:].flatten().nonzero()[:, 0].to(entry.x.device)
             states = self._states(entry, entry.x, 0)
             dense = states[-1][:, :-1].flatten(0, 1)[wanted]
-            if self.keeps_logits:
-                dense = torch.cat([model.logits(piece).float() for piece in torch.split(dense, TOKENS_AT_ONCE)])
+            if self.keeps_dense:
+                dense = torch.cat([self._log_probabilities(piece) for piece in torch.split(dense, TOKENS_AT_ONCE)])
             targets = ids.to(entry.x.device)[:, 1:].flatten()[wanted]
             self.batches.append(_Batch(entry, wanted, targets, dense, states))
 
     @torch.no_grad()
-    def without(self, block: Block | None = None) -> float:
-        """The loss per token when `block` goes as well."""
+    def without(self, block: Block | None = None, limit: float = math.inf) -> float:
+        """The loss per token when `block` goes as well; anything above `limit` where that is sure to be exceeded."""
         gone = self.gone | ({block} if block else set())
         first = block.layer if block else len(self.layers)
-        total = sum(float(self._loss(batch, self._last(batch, first, gone))) for batch in self.batches)
-        return total / sum(len(batch.targets) for batch in self.batches)
+        tokens, total = sum(len(batch.targets) for batch in self.batches), 0.0
+        for batch in self.batches:
+            for loss in self._losses(batch, self._last(batch, first, gone)):
+                total += loss
+                if total > (1 + ROUNDING) * limit * tokens:
+                    return total / tokens
+        return total / tokens
 
     @torch.no_grad()
     def remove(self, block: Block) -> None:
@@ -117,16 +125,17 @@ class Trial:
         self.runs += 0.0 if "layer" in parts or len(parts) == 2 else len(x) * self.share
         return layer.run(x, entry.arguments[layer.kind], parts)
 
-    def _loss(self, batch: _Batch, x: Tensor) -> Tensor:
-        x, total = x[:, :-1].flatten(0, 1)[batch.wanted], torch.zeros((), dtype=torch.float64, device=x.device)
+    def _losses(self, batch: _Batch, x: Tensor) -> Iterator[float]:
+        """Summed over some tokens at a time."""
+        x = x[:, :-1].flatten(0, 1)[batch.wanted]
         for piece in torch.split(torch.arange(len(x), device=x.device), TOKENS_AT_ONCE):
-            logits = self.model.logits(x[piece]).float()
-            dense = logits if self.loss is nll else self._dense(batch.dense[piece])
-            total += self.loss(logits, dense, batch.targets[piece])
-        return total
+            dense = batch.dense[piece]
+            p = dense if self.keeps_dense or self.loss is nll else self._log_probabilities(dense)
+            yield float(self.loss(self.model.logits(x[piece]).float(), p, batch.targets[piece]))
 
-    def _dense(self, rows: Tensor) -> Tensor:
-        return rows if self.keeps_logits else self.model.logits(rows).float()
+    def _log_probabilities(self, x: Tensor) -> Tensor:
+        """Of the next token behind the last layer's output: (M, D) -> (M, V)."""
+        return self.model.logits(x).float().log_softmax(-1)
 
 
 @dataclass
@@ -171,6 +180,7 @@ def search(trial: Trial, candidates: Sequence[Block], budget: float, known: Sequ
     """
     size = block_sizes(trial.model, candidates)
     left, found, rest = list(candidates), Found(), budget
+    losses = dict.fromkeys(left, 0.0)  # of the last trial of each
     follows = free = True  # what earlier searches found; whether no choice has been bound by the budget
     while allowed := affordable(left, size, rest):
         step = len(found.order)
@@ -178,8 +188,12 @@ def search(trial: Trial, candidates: Sequence[Block], budget: float, known: Sequ
             chosen, loss = known[step], None
         else:
             follows, free = False, free and len(allowed) == len(left)
-            losses = {block: trial.without(block) for block in allowed}
-            chosen = min(allowed, key=lambda block: math.inf if math.isnan(losses[block]) else losses[block])
+            best = math.inf
+            for block in sorted(allowed, key=losses.__getitem__):
+                loss = trial.without(block, best)
+                losses[block] = math.inf if math.isnan(loss) else loss
+                best = min(best, losses[block])
+            chosen = min(allowed, key=losses.__getitem__)
             loss = losses[chosen]
         trial.remove(chosen)
         left.remove(chosen)

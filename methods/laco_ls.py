@@ -222,8 +222,8 @@ class Trial:
 
     @cached_property
     def expected(self) -> Tensor:
-        """(tokens, V) the dense model's logits."""
-        return self._logits(self.entry.run(self.dense.layers, self.entry.x))
+        """(tokens, V) the dense model's log-probabilities of the next token."""
+        return self._logits(self.entry.run(self.dense.layers, self.entry.x)).log_softmax(-1)
 
     @torch.no_grad()
     def fix(self, windows: list[Window]) -> None:
