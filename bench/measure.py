@@ -32,6 +32,7 @@ from bench import (
     isolation,
     kept,
     ledger,
+    memory,
     models,
     scoring,
     speed,
@@ -94,6 +95,7 @@ def attempt(cell: Cell, folder: Path, materials: Materials, outcome: Outcome) ->
 
     Raises Unwritable for a full disk, and UserError for a base model that does not load, which is no cell's alone.
     """
+    memory.keep_freed()
     status, error = "ok", None
     try:
         _measure(cell, folder, materials, outcome)

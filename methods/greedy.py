@@ -37,15 +37,19 @@ def nll(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
 
 def kl(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
     """KL(dense || pruned) of the next token, summed over M tokens, p the dense log-probabilities: -> ()."""
-    return nn.functional.kl_div(logits.log_softmax(-1), p, reduction="sum", log_target=True)
+    return _divergence(p, logits.log_softmax(-1))
 
 
 def js(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
     """Jensen-Shannon divergence of the next token, summed over M tokens, p as for kl: -> ()."""
     q = logits.log_softmax(-1)
     m = torch.logaddexp(p, q) - math.log(2)
-    halves = [nn.functional.kl_div(m, one, reduction="sum", log_target=True) for one in (p, q)]
-    return (halves[0] + halves[1]) / 2
+    return (_divergence(p, m) + _divergence(q, m)) / 2
+
+
+def _divergence(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) of log-probabilities, summed. What torch has for it takes four times as long on a processor."""
+    return (p.exp() * (p - q)).sum()
 
 
 LOSSES: dict[str, Loss] = {"nll": nll, "kl": kl, "js": js}

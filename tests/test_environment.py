@@ -122,6 +122,21 @@ def test_peak_memory_is_of_this_process_and_not_of_its_parent():
     assert 2**25 < int(done.stdout) < len(block)
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can")
+def test_freed_memory_is_kept_and_used_again():
+    code = (
+        "import resource, torch; from bench.memory import keep_freed\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(10): three = [torch.ones(2**22) for _ in range(3)]; del three\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "faults(); fresh = faults(); keep_freed(); faults(); print(fresh, faults())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=environment.CHECKOUT, capture_output=True, check=True)
+    fresh, kept = map(int, done.stdout.split())
+    assert kept < 2**22 * 4 / 4096 < fresh  # less than one tensor's pages
+
+
 def test_cuda_is_described_by_its_properties_and_driver(monkeypatch):
     class Properties:
         name = "Example GPU"

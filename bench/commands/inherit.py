@@ -65,7 +65,7 @@ def _inherit(arguments: argparse.Namespace) -> int:
 
 def _experiment(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Refuse what can be refused before the model is loaded; then prune, train twice, and write inherit.json."""
-    from bench import data, environment, inherit, models, preflight
+    from bench import data, environment, inherit, memory, models, preflight
     from bench.recipe import Recipe, draw, refuse
     from bench.record import write_atomically
     from methods.anatomy import Decoder
@@ -99,6 +99,7 @@ def _experiment(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     calibration = data.calibration(tokenizer, arguments.calibration, *CALIBRATION, arguments.seed)
     loaded, _ = models.load(arguments.model, device, dtype, arguments.trust_remote_code)
     decoder = Decoder(loaded)
+    memory.keep_freed()
     dense = parameters(decoder)
     decisions = pruner.prune(decoder, calibration, ratio)
     found = asked | {
