@@ -43,7 +43,7 @@ from bench.stats import ratio_interval
 from methods.anatomy import Decoder
 
 ALPHA = 2  # adapters are scaled by alpha / rank; this many times the rank
-LOGITS = 2**26  # the most of one forward, 256 MiB in float32
+LOGITS, LOGITS_ON_CPU = 2**26, 2**24  # the most of one forward, 256 and 64 MiB in float32
 ADAPTER = "healing"
 CHECKPOINT = "heal.safetensors"
 PROGRESS = ("step", "tokens", "seconds", "curve")  # what a checkpoint says beside weights and moments
@@ -152,8 +152,8 @@ class _Training:
             group["lr"] = self.recipe.rate(self.step)
         ids = self.text.train[self.recipe.order(self.step)].to(self.device)
         targets = ids[:, 1:].numel()
-        total = 0.0
-        for some in torch.split(ids, max(1, LOGITS // (self.model.embed.num_embeddings * ids.shape[1]))):
+        total, most = 0.0, LOGITS_ON_CPU if self.device.type == "cpu" else LOGITS
+        for some in torch.split(ids, max(1, most // (self.model.embed.num_embeddings * ids.shape[1]))):
             loss = self._loss(some)
             torch.autograd.backward(loss / targets)
             total += float(loss.detach())

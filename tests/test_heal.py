@@ -119,7 +119,7 @@ def test_small_forwards_change_nothing(monkeypatch):
     one, other = pruned(), pruned()
     recipe = Recipe(kind="full", **SMALL)
     curve = heal.heal(one, TEXT, recipe)
-    monkeypatch.setattr(heal, "LOGITS", 1)  # a sequence at a time
+    monkeypatch.setattr(heal, "LOGITS_ON_CPU", 1)  # a sequence at a time
     assert heal.heal(other, TEXT, recipe)[-1]["heldout_loss"] == pytest.approx(curve[-1]["heldout_loss"], abs=1e-4)
 
 
