@@ -195,12 +195,15 @@ def _by_method(column: str, points: Sequence[Point]) -> Drawing:
         _bars(axis, column, {y: point for y, point in rows.items() if len(point.each) == 1})
         for y, point in rows.items():
             _with_draws(axis, column, point, y)
-        for y in here.keys() - rows.keys():
-            place: Any = {"transform": axis.get_yaxis_transform(), "ha": "right", "va": "center"}
-            axis.text(0.98, y, f"{plain(here[y].row[column])} \N{RIGHTWARDS ARROW}", fontsize=7, **place)
+        for y, point in here.items():
+            if beyond and any(row[column] > FAR * _dense(column, points) for row in (point.row, *point.each)):
+                figure = plain(point.row[column]) if point in beyond else ""  # it is one of its draws that is
+                place: Any = {"transform": axis.get_yaxis_transform(), "ha": "right", "va": "center", "fontsize": 7}
+                axis.text(0.995, y, f"{figure} \N{RIGHTWARDS ARROW}".strip(), **place)
         for one in dense:
             axis.axvline(scaled(column) * one.row[column], color=BLACK, linestyle=":", linewidth=1.2)
         axis.set_yticks(range(len(labels)), [name(label) for label in reversed(labels)])
+        axis.set_ylim(-0.6, len(labels) - 0.4)
         axis.set_title("ratio of their own" if ratio is None else f"ratio {ratio:g}")
         _scale(axis, "x", column, near)
         if beyond:

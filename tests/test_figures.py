@@ -357,6 +357,12 @@ def test_a_curve_that_leaves_all_others_behind_leaves_the_axis():
     panels = by_name(records)["perplexity-wiki-by-method"].draw().axes
     assert [[text.get_text() for text in axis.texts] for axis in panels] == [["3e9 \N{RIGHTWARDS ARROW}"], []]
     assert [axis.get_xlim()[1] for axis in panels] == [pytest.approx(top)] * 2
+    assert all(axis.get_ylim()[0] < 0 and axis.get_ylim()[1] > 1 for axis in panels)  # two rows, both inside
+    draws = [drawn(0, 100.0, 0.3), drawn(1, 200.0, 0.4), drawn(2, 2 * top, 0.5)]  # whose mean is on the axis
+    panels = by_name([*records, *draws])["perplexity-wiki-by-method"].draw().axes
+    rows = [label.get_text() for label in panels[0].get_yticklabels()]
+    said = {rows[round(text.get_position()[1])]: text.get_text() for text in panels[0].texts}
+    assert said == {"drop-tail": "3e9 \N{RIGHTWARDS ARROW}", "drop-random": "\N{RIGHTWARDS ARROW}"}
     near = by_name([DENSE, LACO, low])["perplexity-wiki-by-ratio"].draw()
     assert near.axes[0].get_ylim()[1] < top
     assert not near.texts
