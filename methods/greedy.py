@@ -31,25 +31,21 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def nll(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
-    """-log p(target), summed over M tokens: (M, V), (M, V), (M,) -> ()."""
+    """-log p(target), summed over M tokens: (M, V), anything, (M,) -> (). It needs no dense model."""
     return nn.functional.cross_entropy(logits, targets, reduction="sum")
 
 
 def kl(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
-    """KL(dense || pruned) of the next token, summed over M tokens, p the dense log-probabilities: -> ()."""
-    return _divergence(p, logits.log_softmax(-1))
+    """KL(dense || pruned) of the next token, summed over M tokens: (M, V), (M, V) dense log-probabilities -> ()."""
+    return nn.functional.kl_div(logits.log_softmax(-1), p, reduction="sum", log_target=True)
 
 
 def js(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
-    """Jensen-Shannon divergence of the next token, summed over M tokens, p as for kl: -> ()."""
+    """Jensen-Shannon divergence of the next token, summed over M tokens, p as for kl: (M, V), (M, V) -> ()."""
     q = logits.log_softmax(-1)
     m = torch.logaddexp(p, q) - math.log(2)
-    return (_divergence(p, m) + _divergence(q, m)) / 2
-
-
-def _divergence(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p || q) of log-probabilities, summed. Without the copies that torch makes for it."""
-    return (p.exp() * (p - q)).sum()
+    halves = [nn.functional.kl_div(m, one, reduction="sum", log_target=True) for one in (p, q)]
+    return (halves[0] + halves[1]) / 2
 
 
 LOSSES: dict[str, Loss] = {"nll": nll, "kl": kl, "js": js}

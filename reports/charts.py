@@ -131,16 +131,16 @@ def _by_ratio(column: str, points: Sequence[Point]) -> Drawing:
     return drawing
 
 
-def _dense(column: str, points: Sequence[Point]) -> float:
-    """The dense model's figure; infinite where there is none."""
-    return max((float(point.row[column]) for point in points if point.method == "dense"), default=math.inf)
+def _far(column: str, points: Sequence[Point]) -> float:
+    """Where the axis of a perplexity ends; infinite where there is no dense model."""
+    return FAR * max((float(point.row[column]) for point in points if point.method == "dense"), default=math.inf)
 
 
 def _beyond(column: str, points: Sequence[Point]) -> list[Point]:
     """Those of a perplexity so far from the dense one that an axis for them would lay all others on each other."""
     if not column.startswith("perplexity"):
         return []
-    return [point for point in points if point.row[column] > FAR * _dense(column, points)]
+    return [point for point in points if point.row[column] > _far(column, points)]
 
 
 def _line(axis: Axes, column: str, label: str, line: Sequence[Point]) -> None:
@@ -161,7 +161,7 @@ def vertical(drawing: Drawing, panels: Sequence[Axes], column: str, points: Sequ
         _scale(axis, "y", column, near)
         axis.set_ylabel(_axis_label(column))
         if beyond:
-            axis.set_ylim(0.8 * min(point.row[column] for point in near), FAR * _dense(column, points))
+            axis.set_ylim(0.8 * min(point.row[column] for point in near), _far(column, points))
     if beyond:
         labels = dict.fromkeys(name(point.label) for point in beyond)
         drawing.supxlabel(f"above the axis: {', '.join(labels)}", x=0.01, ha="left", fontsize=7, color=BLACK)
@@ -196,7 +196,7 @@ def _by_method(column: str, points: Sequence[Point]) -> Drawing:
         for y, point in rows.items():
             _with_draws(axis, column, point, y)
         for y, point in here.items():
-            if beyond and any(row[column] > FAR * _dense(column, points) for row in (point.row, *point.each)):
+            if beyond and any(row[column] > _far(column, points) for row in point.each):
                 figure = plain(point.row[column]) if point in beyond else ""  # it is one of its draws that is
                 place: Any = {"transform": axis.get_yaxis_transform(), "ha": "right", "va": "center", "fontsize": 7}
                 axis.text(0.995, y, f"{figure} \N{RIGHTWARDS ARROW}".strip(), **place)
@@ -207,7 +207,7 @@ def _by_method(column: str, points: Sequence[Point]) -> Drawing:
         axis.set_title("ratio of their own" if ratio is None else f"ratio {ratio:g}")
         _scale(axis, "x", column, near)
         if beyond:
-            axis.set_xlim(0.8 * min(point.row[column] for point in near), FAR * _dense(column, points))
+            axis.set_xlim(0.8 * min(point.row[column] for point in near), _far(column, points))
     drawing.supxlabel(_axis_label(column), fontsize=9)
     return drawing
 

@@ -134,7 +134,8 @@ def test_freed_memory_is_kept_and_used_again():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=environment.CHECKOUT, capture_output=True, check=True)
     fresh, kept = map(int, done.stdout.split())
-    assert kept < 2**22 * 4 / 4096 < fresh  # less than one tensor's pages
+    assert kept < 2**22 * 4 / 4096  # less than one tensor's pages
+    assert 10 * kept < fresh  # however large the pages of this machine are
 
 
 def test_cuda_is_described_by_its_properties_and_driver(monkeypatch):

@@ -155,7 +155,9 @@ def test_padding_and_micro_batches_change_no_decision(method, family):
         found = pruned(method, family, ratio_for(method), tokens)
         assert found["removal_order"] == plain["removal_order"]
         assert found["losses"] == pytest.approx(plain["losses"], rel=1e-4, abs=1e-6)
-        assert found["forwards"] <= plain["forwards"]
+        if tokens.ids.shape[1] == 30:
+            assert found["forwards"] == plain["forwards"]
+        assert found["forwards"] <= plain["forwards"]  # the last batches of a candidate may never run
 
 
 def test_only_so_many_tokens_are_read():
