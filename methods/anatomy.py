@@ -280,7 +280,7 @@ class Decoder:
 
     def refuse_sliced(self) -> None:
         """Raise Unsupported where the residual has been cut, so that every layer speaks in a basis of its own."""
-        if any(hasattr(layer.module, "shortcuts") for layer in self.layers):
+        if any(hasattr(module, "shortcuts") for module in attrgetter(self.family.layers)(self.model)):
             raise Unsupported(
                 "the residual has been sliced, and each layer reads another basis of it than it writes, so that none "
                 "can go, be observed as one of the family or be sliced again; llm-pruner serves such a model"

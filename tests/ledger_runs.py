@@ -46,6 +46,7 @@ def one(cells, folder: str, said: str) -> None:
 
 def main() -> None:
     tqdm.monitor_interval = 0  # no thread that watches bars
+    tqdm.set_lock(threading.RLock())  # its own is one for all forks, and one that is killed would take it along
     cells = cells_of(sys.argv[1:])
     print(json.dumps({"threads": [thread.name for thread in threading.enumerate()]}), flush=True)
     for order in sys.stdin:
