@@ -1,6 +1,6 @@
 """Pictures of a run's page for the docs:  python tests/screenshots.py RUN docs/images
 
-A window of 1400 and one of 400 pixels, and the wide one in the dark, from the top of the page.
+A window of 1400 pixels at the summary, at the first table and, in the dark, at the figures; one of 400 at the summary.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from reports.page import page
 
 PICTURES = {  # name: width, height, theme, section at the top
     "page-1400.png": (1400, 1500, "light", ""),
+    "page-1400-table.png": (1400, 1200, "light", "results"),
     "page-1400-dark.png": (1400, 1500, "dark", "figures"),
     "page-400.png": (400, 2300, "light", ""),
 }
