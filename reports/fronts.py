@@ -11,7 +11,7 @@ from reports.charts import Point, points_of, qualities, scaled, vertical
 from reports.figures import Figure
 from reports.frame import display_name
 from reports.metrics import finite, metric
-from reports.style import GREY, axes, legend, look, name
+from reports.style import GREY, LEGEND_ROWS, axes, legend, look, name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -36,7 +36,8 @@ def figures(setups: Sequence[Sequence[Block]]) -> list[Figure]:
                     Figure(
                         f"{column.replace('_', '-', 1)}-by-cost{f'-{number + 1}' if number else ''}",
                         f"{metric(column).label} of {display_name(blocks[0].records[0])} by size and speed; the line "
-                        "is the front of the cells that no other one beats in both",
+                        "is the front of the cells that no other one beats in both"
+                        + ("" if _few(measured) else ", and only they are named"),
                         " ".join(_said(column, cost, measured) for cost in against),
                         partial(_draw, column, against, measured),
                     )
@@ -45,16 +46,20 @@ def figures(setups: Sequence[Sequence[Block]]) -> list[Figure]:
 
 
 def _draw(column: str, against: Sequence[str], points: Sequence[Point]) -> Drawing:
-    """A panel for each cost; every method has its look, and the front is a line."""
+    """A panel for each cost; every method has its look, and the front is a line.
+
+    More methods than a column of the legend holds share looks, so that only those on the front are named.
+    """
     drawing, panels = axes(2.4 + 3.2 * len(against), 4.2, columns=len(against))
     for axis, cost in zip(panels, against, strict=True):
         scale = 1e-6 if cost == "parameters" else 1.0
         known = [point for point in points if finite(point.row.get(cost))]
+        front = front_of(column, cost, points)
+        told = {point.label for point in (known if _few(points) else front)}
         for label, method in {point.label: point.method for point in known}.items():
             mine = [point.row for point in known if point.label == label]
             x, y = [scale * row[cost] for row in mine], [scaled(column) * row[column] for row in mine]
-            axis.plot(x, y, label=name(label), **look(method, label, line=False))
-        front = front_of(column, cost, points)
+            axis.plot(x, y, label=name(label) if label in told else "_nolegend_", **look(method, label, line=False))
         x, y = [scale * point.row[cost] for point in front], [scaled(column) * point.row[column] for point in front]
         steps = (
             "steps-post" if COSTS[cost][1] == "lower" else "steps-pre"
@@ -66,6 +71,11 @@ def _draw(column: str, against: Sequence[str], points: Sequence[Point]) -> Drawi
         axis.set_ylabel("")
     legend(drawing, panels)
     return drawing
+
+
+def _few(points: Sequence[Point]) -> bool:
+    """Whether one column of a legend names every method."""
+    return len({point.label for point in points}) <= LEGEND_ROWS
 
 
 def front_of(column: str, cost: str, points: Sequence[Point]) -> list[Point]:

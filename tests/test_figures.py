@@ -335,6 +335,21 @@ def test_the_front_is_what_nothing_dominates(seed, column, cost):
     assert [point.row[cost] for point in front] == sorted(point.row[cost] for point in front)
 
 
+@pytest.mark.parametrize("count", [style.LEGEND_ROWS - 1, style.LEGEND_ROWS])  # and dense
+def test_a_legend_names_every_method_or_those_on_the_front_alone(count):
+    cells = [DENSE]
+    for number in range(count):  # the first is best in both, the others are beaten by it
+        cell = changed(LACO, "cell", "method", to=f"method-{number}")
+        cell = changed(cell, "measured", "perplexity", "wiki", "perplexity", to=30.0 + number)
+        cells.append(changed(cell, "measured", "parameters", to=90_000_000 + number))
+    found = by_name(cells)["perplexity-wiki-by-cost"]
+    named = [text.get_text() for text in found.draw().legends[0].get_texts()]
+    first = next(text for text in named if text != "dense")
+    assert len(named) == (count + 1 if count < style.LEGEND_ROWS else 2), named
+    assert first in found.description and "dense" in named
+    assert ("only they are named" in found.title) == (count == style.LEGEND_ROWS)
+
+
 def test_a_perplexity_without_measure_is_left_out():
     endless = changed(LACO, "measured", "perplexity", "wiki", "perplexity", to=math.inf)
     endless = changed(endless, "cell", "method", to="endless")
