@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from conftest import refused
 from bench import runner, spec_file, sweep
 from bench.cli import main
 from bench.errors import UserError
+from bench.record import load
 from bench.spec import PROFILES, Cell
 
 
@@ -316,6 +318,20 @@ def test_the_studies_are_as_large_as_they_say(name, model_folder, tmp_path, cell
     assert str(len(found) - SIZES[name][1]) in spec_file.shipped()[name]
     assert found[0].protocol.tasks == ()
     assert found[0].protocol.speed_rounds == 0
+
+
+@pytest.mark.default_model
+def test_the_healing_study_asks_for_what_its_record_holds(tmp_path, cells_of):
+    asked = ["run", "--spec", "laco-heal", "--device", "cpu", "--out", str(tmp_path / "r")]
+    dense, pruned, healed = cells_of(asked)
+    assert (dense.method, pruned.method, healed.method) == ("dense", "laco", "laco")
+    assert (dense.healing, pruned.healing) == (None, None)
+    (path,) = (Path(__file__).parent.parent / "docs" / "results" / "smollm2-135m-healed" / "cells").glob(
+        "laco-healed--*.json"
+    )
+    measured = load(path)
+    assert healed.healing.as_run() == measured.measured["healing"]["recipe"]
+    assert (healed.ratio, healed.protocol.windows) == (measured.cell["ratio"], measured.cell["protocol"]["windows"])
 
 
 def test_the_papers_settings_are_the_published_ones(monkeypatch):
