@@ -48,15 +48,22 @@ def test_the_method_in_the_readme_runs(model_folder, text_file, tmp_path, capsys
     assert "drop-first" in capsys.readouterr().out
 
 
-def test_the_tables_of_the_readme_are_what_its_records_say(capsys):
+@pytest.mark.parametrize(
+    ("asked", "first"),
+    [
+        (["smollm2-135m", "--view", "by-ratio"], "ppl wiki ↓, by ratio"),
+        (["laco-ls", "--reference", "laco-ls"], "ratio 0.2: 8 of 30 layers"),
+    ],
+    ids=["every method", "laco-ls"],
+)
+def test_the_tables_of_the_readme_are_what_its_records_say(asked, first, capsys):
     from bench.cli import main
 
     root = PAGES.parent.parent
-    assert main(["report", str(root / "docs" / "results" / "smollm2-135m"), "--view", "by-ratio"]) == 0
+    assert main(["report", str(root / "docs" / "results" / asked[0]), *asked[1:]]) == 0
     printed = capsys.readouterr().out
-    (shown,) = re.findall(
-        r"```text\n(SmolLM2-135M-Instruct   ppl wiki .*?)```", (root / "README.md").read_text(), re.DOTALL
-    )
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(rf"```text\n(SmolLM2-135M-Instruct   {first}.*?)```", readme, re.DOTALL)
     tables = shown.strip().split("\n\nSmolLM2-135M-Instruct   ")
     assert len(tables) == 2
     assert all(table in printed for table in tables)
