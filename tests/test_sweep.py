@@ -268,12 +268,12 @@ def test_a_spec_that_is_not_there_is_refused(base, capsys):
 # --- what comes with the suite
 
 
-SIZES = {
+SIZES = {  # cells, and dense ones
     "laco-ablation": (33, 1),
     "laco-calibration": (42, 6),
     "laco-range": (16, 1),
     "ratio-curves": (65, 1),
-}  # cells, and dense ones
+}
 
 
 def test_every_spec_that_comes_with_the_suite_is_described(capsys):
