@@ -118,7 +118,11 @@ def add_place(where: Any) -> None:
     where.add_argument("--seed", type=sizes, default=(0,), metavar="LIST", help="of all draws; several sweep")
     where.add_argument("--out", type=Path, metavar="DIR", help="by default results/<date>-<methods>-<model>")
     isolate = argparse.BooleanOptionalAction
-    where.add_argument("--isolate", action=isolate, help="each cell in a process of its own; by default if it is timed")
+    where.add_argument(
+        "--isolate",
+        action=isolate,
+        help="each cell in a process of its own; by default timed cells share one until one fails in it",
+    )
     where.add_argument("--cell-memory-mib", type=float, default=0.0, metavar="MIB", help="end a cell that takes more")
     where.add_argument("--cell-minutes", type=float, default=0.0, metavar="N", help="end a cell that takes longer")
     where.add_argument("--retry-failed", action="store_true", help="run cells again whose record is a failure")

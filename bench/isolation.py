@@ -1,8 +1,8 @@
-"""A task in a fresh process, whose death, silence or error is an outcome with a reason and never an exception here.
+"""A task in another process, whose death, silence or error is an outcome with a reason and never an exception here.
 
-The process is spawned, so that no allocator, no autotuned kernel and no reference of an earlier cell reaches into it.
-It asks for what it needs and sends plain values through a pipe. It ignores Ctrl-C, which is for its parent to handle,
-and ends when its parent does, however that came about. It may start a process of its own in the same way.
+The process is spawned, so that nothing of this one reaches into it but what it is sent. It asks for what it needs and
+sends plain values through a pipe. It ignores Ctrl-C, which is for its parent to handle, and ends when its parent does,
+however that came about. It may start a process of its own in the same way.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 import psutil
 
+STARTING = "while it started"
 LOOK, LOOK_AT_MEMORY = 1.0, 0.25  # seconds between two looks at the clock, and at the memory where that is limited
 
 
@@ -49,10 +50,11 @@ class Failure:
 
 
 class Line:
-    """The child's end of the pipe."""
+    """The child's end of the pipe. `desk` is where a task leaves what the next one in its process may need."""
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe = pipe
+        self.desk: dict[Any, Any] = {}
 
     def ask(self) -> Connection:
         """The pipe, from which the parent's gift can be read."""
@@ -67,28 +69,93 @@ class Line:
         self.pipe.send(("found", found))
 
 
-def run(
-    target: Callable[..., None],
-    arguments: tuple[Any, ...],
-    *,
-    limits: Limits,
-    hear: Callable[[dict[str, Any]], object],
-    give: Callable[[Connection], object] = lambda pipe: None,
-) -> Failure | None:
-    """Call target(line, *arguments) in a fresh process; None when it comes to its end, else why it did not.
+class Worker:
+    """A process that does one task after the other. After a failure, or `stop`, the next task gets a fresh one."""
 
-    hear   gets what the child tells, at once, so that nothing is lost when it dies later
-    give   sends what the child asks for
-    """
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    # not a daemon, which could start no process itself; `_follow_parent` ends it where its parent cannot
-    process = context.Process(target=_begin, args=(target, there, arguments), daemon=False)
-    where, began = "while it started", time.monotonic()
+    def __init__(self) -> None:
+        self._process: BaseProcess | None = None
+        self._pipe: Connection | None = None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def run(
+        self,
+        target: Callable[..., None],
+        arguments: tuple[Any, ...],
+        *,
+        limits: Limits,
+        hear: Callable[[dict[str, Any]], object],
+        give: Callable[[Connection], object] = lambda pipe: None,
+    ) -> Failure | None:
+        """Call target(line, *arguments) there; None when it comes to its end, else why it did not.
+
+        limits  of this task; a process's start counts with its first one
+        hear    gets what the child tells, at once, so that nothing is lost when it dies later
+        give    sends what the child asks for
+        """
+        began, done = time.monotonic(), False
+        try:
+            process, here = self._started()
+            here.send((target, arguments))
+            failure = _attend(process, here, limits, began=began, hear=hear, give=give)
+            done = failure is None
+            return failure
+        except OSError as error:  # of a system without room for another process
+            return Failure("error", f"{reason(error)} {STARTING}")
+        finally:
+            if not done:
+                self._kill()
+
+    def stop(self) -> None:
+        """Let the process come to its end, if there is one."""
+        if self._pipe and self._process:
+            self._pipe.close()
+            self._process.join(10)  # it tidies up behind itself
+        self._kill()
+
+    def _started(self) -> tuple[BaseProcess, Connection]:
+        if self._process is None or self._pipe is None or not self._process.is_alive():
+            self._kill()
+            context = multiprocessing.get_context("spawn")
+            self._pipe, there = context.Pipe()
+            # not a daemon, which could start no process itself; `_follow_parent` ends it where its parent cannot
+            self._process = context.Process(target=_serve, args=(there,), daemon=False)
+            with _without_interrupts():
+                self._process.start()
+            there.close()
+        return self._process, self._pipe
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.pid is not None:
+            self._process.kill()
+            self._process.join()
+        if self._pipe is not None:
+            self._pipe.close()
+        self._process = self._pipe = None
+
+
+def run(target: Callable[..., None], arguments: tuple[Any, ...], **how: Any) -> Failure | None:
+    """A single task in a process that nothing else was done in, as Worker.run does it."""
+    with Worker() as worker:
+        return worker.run(target, arguments, **how)
+
+
+def _attend(
+    process: BaseProcess,
+    here: Connection,
+    limits: Limits,
+    *,
+    began: float,
+    hear: Callable[[dict[str, Any]], object],
+    give: Callable[[Connection], object],
+) -> Failure | None:
+    """Listen until the task comes to its end or a limit is overstepped."""
+    where = STARTING
     try:
-        with _without_interrupts():
-            process.start()
-        there.close()
         while True:
             if overstepped := _wait(here, process, limits, began):
                 return Failure(overstepped.status, f"{overstepped.reason} {where}, and ended")
@@ -100,19 +167,14 @@ def run(
             elif word == "give":
                 with _killed_after(limits.silence, process):
                     give(here)
-            else:
+            elif word == "failed":
                 process.join(10)  # it tidies up behind itself
-                return Failure(value[0], f"{value[1]} {where}") if word == "failed" else None
+                return Failure(value[0], f"{value[1]} {where}")
+            else:
+                return None
     except (EOFError, ConnectionError):
         process.join(5)
         return _death(process.exitcode, where)
-    except OSError as error:  # of a system without room for another process
-        return Failure("error", f"{reason(error)} {where}")
-    finally:
-        if process.pid is not None:
-            process.kill()
-            process.join()
-        here.close()
 
 
 def _wait(here: Connection, process: BaseProcess, limits: Limits, began: float) -> Failure | None:
@@ -155,14 +217,19 @@ def reason(error: BaseException) -> str:
     return f"out of memory ({text})" if is_out_of_memory(error) else text
 
 
-def _begin(target: Callable[..., None], pipe: Connection, arguments: tuple[Any, ...]) -> None:
+def _serve(pipe: Connection) -> None:
+    """Do what comes through the pipe until it is closed, or until something fails."""
     threading.Thread(target=_follow_parent, daemon=True).start()
-    try:
-        target(Line(pipe), *arguments)
-        pipe.send(("done", None))
-    except Exception as error:
-        with contextlib.suppress(OSError):  # of a parent that is gone
-            pipe.send(("failed", ("out_of_memory" if is_out_of_memory(error) else "error", reason(error))))
+    line = Line(pipe)
+    with contextlib.suppress(EOFError, OSError):  # of a parent that needs nothing more, or is gone
+        while True:
+            target, arguments = pipe.recv()
+            try:
+                target(line, *arguments)
+            except Exception as error:
+                pipe.send(("failed", ("out_of_memory" if is_out_of_memory(error) else "error", reason(error))))
+                return
+            pipe.send(("done", None))
 
 
 def _follow_parent() -> None:

@@ -8,6 +8,7 @@ after an interruption, as long as the pruned model is the same to the last bit.
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import time
 import traceback
@@ -113,6 +114,8 @@ def attempt(cell: Cell, folder: Path, materials: Materials, outcome: Outcome) ->
             status, error = "error", f"{type(reason).__name__}: {reason}\n{traceback.format_exc()}"
     found = {"decisions": outcome.decisions, "measured": outcome.measured}
     outcome.tell(found | {"status": status, "error": error})
+    gc.collect()  # models refer to themselves
+    memory.give_back([torch.device(cell.device)])  # so that the next cell's peak does not stand on this one's
 
 
 def _is_full_disk(error: BaseException) -> bool:

@@ -1,7 +1,7 @@
 """Run cells and write them down: those without a record that counts, one after the other, each an outcome of its own.
 
-The folder belongs to one run at a time (bench.lock). A cell is measured here or in a process of its own, where a crash,
-a lack of memory or a hang is that cell's outcome and no other's.
+The folder belongs to one run at a time (bench.lock). A cell is measured here or in another process, where a crash, a
+lack of memory or a hang is that cell's outcome and no other's.
 """
 
 from __future__ import annotations
@@ -39,20 +39,21 @@ def run(
 ) -> list[Record]:
     """Run every cell that has no record in `folder` that counts, and return the records of all, in the cells' order.
 
-    isolate  measure each cell in a process of its own, to which `limits` apply; None: where it is timed or has limits
+    isolate  measure each cell in a process of its own, to which `limits` apply; None: where there are limits, and where
+             cells are timed in a process that measures one after the other, until one of them fails in it
     report   is given the folder and the records at the end, while the folder is still held
 
     Raises UserError where another run holds the folder, a text is shorter than asked, a task's documents cannot be had,
     or the disk takes no more.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    if isolate is None:
-        isolate = cells[0].protocol.speed_rounds > 0 or limits != Limits()
+    alone = limits != Limits() if isolate is None else isolate
+    elsewhere = alone or (isolate is None and cells[0].protocol.speed_rounds > 0)
     with lock.held(folder) as dead:
         if dead:
             _say(dead)
         ledger.clear_leftovers(folder)
-        with _scratch(folder) as scratch:
+        with _scratch(folder) as scratch, isolation.Worker() as worker:
             materials = _materials(cells, scratch)
             cells = known(cells, materials)
             for line in ledger.set_aside(folder, cells):
@@ -68,10 +69,13 @@ def run(
                     ledger.drop_pieces(folder, cell.key, record.status)
                 else:
                     _say(f"{where}: {why}; it runs again" if why else f"{where}: loading the model")
-                    keep = cell.key in waiting.values()
-                    found = _orphaned(cell, records) or _measured(
-                        cell, folder, materials[_look(cell)], where, limits if isolate else None, keep=keep
+                    order, seconds = removals(cell, _valid(folder))
+                    errand = Errand(cell, folder, scratch, where, order, seconds, cell.key in waiting.values())
+                    found = _orphaned(cell, records) or (
+                        _elsewhere(errand, worker, limits) if elsewhere else _here(errand, materials[_look(cell)])
                     )
+                    if alone or found["status"] not in SOUND:
+                        worker.stop()
                     record = ledger.finish(_record(cell, found), folder, cell.key)
                     if record.error:
                         _say(f"{where}: {record.status}: {record.error.partition(chr(10))[0]}")
@@ -82,6 +86,7 @@ def run(
     return list(records.values())
 
 
+SOUND = ("ok", "unsupported")  # a process in which a cell ended otherwise measures no other one
 Look = tuple[Protocol, int]  # what decides what a cell looks at: its protocol and its seed
 
 
@@ -124,20 +129,31 @@ def _orphaned(cell: Cell, records: Mapping[str, Record]) -> dict[str, Any] | Non
     return {"status": status, "error": f"there is no model of {parent.cell['label']} to go on from: {reason}"}
 
 
-def _measured(
-    cell: Cell, folder: Path, materials: Materials, where: str, limits: Limits | None, *, keep: bool
-) -> dict[str, Any]:
-    """What came of the cell: decisions, measured, status, error. Without limits it is measured in this process."""
+@dataclass(frozen=True)
+class Errand:
+    """A cell to measure, and what its process cannot know: order, seconds and keep are those of Materials.knowing."""
+
+    cell: Cell
+    folder: Path
+    scratch: Path
+    where: str
+    order: tuple[str, ...]
+    seconds: float
+    keep: bool
+
+
+def _here(errand: Errand, materials: Materials) -> dict[str, Any]:
+    """What came of the cell, measured in this process: decisions, measured, status, error."""
     found: dict[str, Any] = {}
-    order, seconds = removals(cell, _valid(folder))
-    if limits is None:
-        known_of = materials.knowing(order, seconds, keep)
-        attempt(cell, folder, known_of, Outcome(found.update, lambda doing: None, _teller(where)))
-        return found
-    errand = Errand(
-        cell, folder, materials.scratch, order, seconds, keep, where, torch.get_num_threads(), methods.plugins()
-    )
-    failure = isolation.run(_work, (errand,), limits=limits, hear=found.update)
+    _attempt(errand, materials, found.update, lambda doing: None)
+    return found
+
+
+def _elsewhere(errand: Errand, worker: isolation.Worker, limits: Limits) -> dict[str, Any]:
+    """The same of the worker's process. Raises UserError for what is no cell's alone, such as a missing text."""
+    found: dict[str, Any] = {}
+    arguments = errand, torch.get_num_threads(), methods.plugins()
+    failure = worker.run(_work, arguments, limits=limits, hear=found.update)
     if "refused" in found:
         raise UserError(found["refused"])
     if failure and "status" not in found:
@@ -145,36 +161,31 @@ def _measured(
     return found
 
 
-@dataclass(frozen=True)
-class Errand:
-    """What a process needs to measure a cell; it reads texts and tasks by itself."""
-
-    cell: Cell
-    folder: Path
-    scratch: Path
-    order: tuple[str, ...]  # and seconds and keep, of Materials.knowing
-    seconds: float
-    keep: bool
-    where: str
-    threads: int
-    plugins: list[str]
-
-
-def _work(line: isolation.Line, errand: Errand) -> None:
-    """In a process of its own: the same materials again, and the cell."""
+def _work(line: isolation.Line, errand: Errand, threads: int, plugins: list[str]) -> None:
+    """In another process: the texts and tasks that are not on its desk yet, and the cell."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     line.alive("while it read its texts and tasks")
-    torch.set_num_threads(errand.threads)
-    methods.load(errand.plugins)
+    torch.set_num_threads(threads)
+    methods.load(plugins)
+    cell, desk = errand.cell, line.desk
     try:
-        recipes = [errand.cell.healing] if errand.cell.healing else []
-        materials = Materials.of(errand.cell, errand.scratch, recipes).knowing(
-            errand.order, errand.seconds, errand.keep
-        )
-        materials.inputs["method_sha256"] = inputs.method_sha256(errand.cell.method)  # of what has just been imported
-        attempt(errand.cell, errand.folder, materials, Outcome(line.tell, line.alive, _teller(errand.where)))
+        if "reading" not in desk:
+            desk["reading"] = Reading(cell, errand.scratch)
+        look = (*_look(cell), cell.healing)
+        if look not in desk:
+            recipes = [cell.healing] if cell.healing else []
+            desk[look] = Materials.of(cell, errand.scratch, recipes, desk["reading"])
+        imported = {"method_sha256": inputs.method_sha256(cell.method)}
+        _attempt(errand, replace(desk[look], inputs=desk[look].inputs | imported), line.tell, line.alive)
     except UserError as error:
         line.tell({"refused": str(error)})
+
+
+def _attempt(
+    errand: Errand, materials: Materials, tell: Callable[[dict[str, Any]], object], doing: Callable[[str], object]
+) -> None:
+    materials = materials.knowing(errand.order, errand.seconds, errand.keep)
+    attempt(errand.cell, errand.folder, materials, Outcome(tell, doing, _teller(errand.where)))
 
 
 def _teller(where: str) -> Callable[[str], None]:

@@ -40,6 +40,16 @@ def runs_out(line):
     raise MemoryError
 
 
+def counts(line):
+    """Tells its process number, and how many tasks have been done at this desk."""
+    line.desk["tasks"] = line.desk.get("tasks", 0) + 1
+    line.tell({"pid": os.getpid(), "tasks": line.desk["tasks"]})
+
+
+def naps(line, seconds):
+    time.sleep(seconds)
+
+
 def asks(line):
     line.tell({"got": line.ask().recv()})
 

@@ -494,6 +494,15 @@ class Swells(Base):
 class Hangs(Base):
     def prune(self, model, calibration, ratio):
         time.sleep(3600)
+
+
+@register("ledger-tells")
+@dataclass(frozen=True)
+class Tells(Base):
+    time: int = 1
+
+    def prune(self, model, calibration, ratio):
+        return {"pid": os.getpid()}
 """
 
 
@@ -532,6 +541,26 @@ def test_what_kills_a_process_is_the_outcome_of_its_cell_alone(asked, whole, cop
     assert main(slow) == 3
     (hung,) = [record for record in load_run(copied) if record.cell["method"] == "ledger-hangs"]
     assert (hung.status, hung.error[:25]) == ("timed_out", "took longer than 0.4 min ")
+
+
+def test_timed_cells_share_a_process_until_one_of_them_fails(asked, whole, deadly, tmp_path):
+    """And come to what they come to in the run's own process."""
+    tells = [f"ledger-tells:time={time}" for time in range(1, 5)]
+    arguments = [*asked, "--plugin", str(deadly), "--speed-rounds", "6", "--prefill", "4", "--decode", "none"]
+    listed = ",".join(["drop-tail", *tells[:2], "ledger-crashes", *tells[2:]])
+    assert main([*arguments, "--methods", listed, "--out", str(tmp_path / "run")]) == 3
+    found = {record.cell["label"]: record for record in load_run(tmp_path / "run")}
+    assert found["ledger-crashes"].status == "crashed"
+    first, second, third, fourth = (found[label].decisions["pid"] for label in tells)
+    assert first == second != third == fourth
+    assert os.getpid() not in {first, third}
+    expected = {record.cell["label"]: record for record in load_run(whole)}
+    for label in ("dense", "drop-tail"):
+        for name in ("pruned_sha256", "perplexity", "tasks"):
+            assert found[label].measured[name] == expected[label].measured[name]
+    assert main([*arguments, "--methods", ",".join(tells[:2]), "--isolate", "--out", str(tmp_path / "alone")]) == 0
+    alone = {record.decisions["pid"] for record in load_run(tmp_path / "alone") if record.cell["method"] != "dense"}
+    assert len(alone) == 2
 
 
 def test_failed_cells_run_again_when_asked(asked, tmp_path, capsys, monkeypatch):

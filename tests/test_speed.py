@@ -695,6 +695,44 @@ def test_a_process_that_hangs_is_ended():
     assert "SIGKILL" in failed
 
 
+def kill(pid):
+    os.kill(pid, signal.SIGKILL)
+    while is_alive(pid):
+        time.sleep(0.01)
+
+
+def test_a_worker_keeps_its_process_until_something_fails_in_it():
+    heard = []
+
+    def ask(target=speed_children.counts, *arguments, seconds=60.0):
+        failure = worker.run(target, arguments, limits=isolation.Limits(seconds=seconds), hear=heard.append)
+        return failure and failure.reason
+
+    with isolation.Worker() as worker:
+        assert ask() is ask() is None
+        for ended in (
+            lambda: ask(speed_children.fails) == "ZeroDivisionError: by nothing while it divided",
+            lambda: ask(speed_children.leaves) == "the process ended with code 7 while it started",
+            lambda: ask(speed_children.naps, 600, seconds=0.1).endswith("while it started, and ended"),
+            lambda: worker.stop() is None,
+            lambda: kill(heard[-1]["pid"]) is None,
+        ):
+            assert ended()
+            assert not is_alive(heard[-1]["pid"])
+            assert ask() is None
+    assert [one["tasks"] for one in heard] == [1, 2, 1, 1, 1, 1, 1]
+    assert heard[0]["pid"] == heard[1]["pid"]
+    assert len({one["pid"] for one in heard}) == 6
+    assert not any(is_alive(one["pid"]) for one in heard)
+
+
+def test_the_time_of_a_task_is_its_own():
+    with isolation.Worker() as worker:
+        for nap, limit in ((2, 60), (0.1, 1.5)):
+            limits = isolation.Limits(seconds=limit)
+            assert worker.run(speed_children.naps, (nap,), limits=limits, hear=print) is None
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_process_in_a_process_ends_with_it():
     heard = []
