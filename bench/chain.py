@@ -83,6 +83,13 @@ def is_draw(cell: Cell | Stage) -> bool:
     return "draws" in cell.parameters and "seed" not in cell.given
 
 
+def is_timed(cell: Cell) -> bool:
+    """Whether the cell is timed: of several draws the first is. The others differ in what went, not in how much."""
+    stages: list[Cell | Stage] = [*cell.earlier, cell]
+    later = any(is_draw(stage) and stage.parameters["seed"] != cell.seed for stage in stages)
+    return cell.protocol.speed_rounds > 0 and not later
+
+
 def _refuse_unless_above(parent: Cell, cell: Cell, decoder: Decoder) -> None:
     """Raise UserError where the budgets, as far as they are known before any work, leave nothing to remove."""
     if parent.ratio is not None and budget(cell, decoder) <= budget(parent, decoder):

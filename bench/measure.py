@@ -24,6 +24,7 @@ from torch import nn
 
 import methods
 from bench import (
+    chain,
     checks,
     data,
     environment,
@@ -141,7 +142,7 @@ def _measure(cell: Cell, folder: Path, materials: Materials, outcome: Outcome) -
     pieces = ledger.pieces(folder, cell.key, outcome.measured)
     _perplexity(cell, decoder.model, materials, outcome, pieces)
     _accuracy(cell, (decoder.model, tokenizer), materials, outcome, pieces)
-    if cell.protocol.speed_rounds:
+    if chain.is_timed(cell):
         with outcome.timed("speed"):
             outcome.measured["speed"] = speed.measure(decoder.model, cell)
     _note_peak_memory(outcome, decoder.embed.weight.device)

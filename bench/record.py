@@ -43,7 +43,7 @@ A record has these keys and no others:
                          word_perplexity, nll_per_token, tokens, words, windows, window, stride, bos, sha256,
                          whole (all of the text and not only every second document)}}
     tasks        {task: {metric: {value, stderr}, ..., "main": metric, "version", "documents", "available", "fewshot"}}
-    speed        see below; absent unless asked for
+    speed        see below; absent unless asked for, and of several draws in all but the first
     checks       {copying, counting, repetition, distinct_1, distinct_2, agreement (shares), kl, kl_low, kl_high (nats
                  per token, 95 %)}   see bench.checks; kl and agreement are absent for "dense", and with repetition and
                  distinct_n without a text

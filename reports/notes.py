@@ -278,9 +278,12 @@ def _calibration(cell: dict[str, Any]) -> str:
 def _draws(records: Sequence[Record]) -> Iterator[str]:
     for shared in draws(records):
         if len(shared) > 1:
+            first, *others = (records[number] for number in shared)
+            alone = "speed" in first.measured and not any("speed" in other.measured for other in others)
             yield (
-                f"{label(records[shared[0]].cell)}: mean of {len(shared)} draws, of a perplexity by its logarithm; "
-                "its ± and [low, high] are the standard deviation between the draws."
+                f"{label(first.cell)}: mean of {len(shared)} draws, of a perplexity by its logarithm; "
+                "its ± and [low, high] are the standard deviation between the draws"
+                f"{', but of its speed, for which the first draw alone is timed' if alone else ''}."
             )
 
 

@@ -36,6 +36,8 @@ def write(run: Path) -> None:
                 key, harm = f"{method}--{ratio}--{draw}", ratio * (1 + place / 8) + 0.05 * draw
                 parameters = {"seed": draw, "draws": DRAWS} if method == "drop-random" else {}
                 figures = _measured(run / "samples" / key, base, harm, layers, rng)
+                if draw:
+                    del figures["speed"]  # of the first draw alone
                 decided = {"decisions": _decided(method, layers, rng), "prune_seconds": 30 * harm}
                 _save(run, key, ok(method, ratio, figures, budget=layers, parameters=parameters, **decided))
 

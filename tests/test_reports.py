@@ -25,6 +25,7 @@ from bench.spec import PROFILES, Cell
 from reports import html, latex, tidy
 from reports import markdown as markdown_text
 from reports import terminal as terminal_text
+from reports.blocks import blocks
 from reports.cell import text as cell_text
 from reports.frame import frame
 from reports.metrics import METRICS, metric, perplexity
@@ -417,8 +418,10 @@ def test_unlike_is_not_compared(path, to, missing):
     assert "missing where no dense cell was measured under the same conditions" in terminal(records)
 
 
-def drawn(seed: int, ppl: float, accuracy: float, given: tuple[str, ...] = ()) -> Record:
+def drawn(seed: int, ppl: float, accuracy: float, given: tuple[str, ...] = (), *, timed: bool = True) -> Record:
     figures = measured(4 * PER_LAYER, (ppl - 1, ppl, ppl + 1), [accuracy] * 5, 20.0)
+    if not timed:
+        del figures["speed"]
     return ok("drop-random", 0.1, figures, parameters={"seed": seed, "draws": 3}, given=given)
 
 
@@ -430,6 +433,17 @@ def test_draws_share_a_row_with_the_spread_between_them():
     assert "40.0 ± 10.0" in table
     assert "drop-random: mean of 3 draws" in table
     assert csv(records).count(",drop-random,drop-random,") == 3  # the frame stays one row per cell
+
+
+def test_draws_of_which_the_first_is_timed_have_its_speed_and_say_so():
+    first, *others = drawn(0, 100.0, 0.3), drawn(1, 1000.0, 0.4, timed=False), drawn(2, 10000.0, 0.5, timed=False)
+    alone, shared = (blocks([*RECORDS[:1], *draws])[0][0].rows[-1] for draws in ([first], [first, *others]))
+    for name in ("prefill_speed", "prefill_speed_low", "prefill_speed_high"):
+        assert shared[name] == alone[name]
+    assert shared["average"] == pytest.approx(0.4)
+    said = "but of its speed, for which the first draw alone is timed"
+    assert said in " ".join(terminal([*RECORDS[:1], first, *others]).split())
+    assert said not in " ".join(terminal([*RECORDS[:1], first, drawn(1, 1000.0, 0.4)]).split())
 
 
 def test_a_draw_that_was_named_or_failed_has_a_row_of_its_own():

@@ -904,6 +904,15 @@ def test_speed_is_part_of_a_run_and_its_failure_is_no_failure_of_the_cell(comman
     assert "drop:layers=1: speed: killed by SIGKILL" in capsys.readouterr().out
 
 
+def test_of_several_draws_the_first_is_timed(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "measure", lambda model, cell: {"points": []})
+    chosen = ["--methods", "drop-random:draws=3,drop-random:seed=9", "--ratio", "0.4", "--seed", "5"]
+    assert main([*command, *chosen]) == 0
+    records = [record for record in load_run(tmp_path / "run") if record.cell["method"] != "dense"]
+    timed = {record.cell["parameters"]["seed"]: "speed" in record.measured for record in records}
+    assert timed == {5: True, 6: False, 7: False, 9: True}
+
+
 # --- what a user may ask, and what is shown
 
 
