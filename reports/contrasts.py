@@ -37,7 +37,7 @@ class Contrast:
     estimate   how many times the perplexity, or the difference of the averages
     p          two-sided, adjusted for all pairs
     test       Student's on windows, McNemar's or a normal one on documents, or by the two intervals
-    low, high  of a perplexity: the 95 % interval of the estimate, not adjusted
+    low, high  the 95 % interval of the estimate, not adjusted; of an average where it is asked for
     """
 
     estimate: float
@@ -83,9 +83,18 @@ def perplexity(
 
 
 def average(
-    records: Records, pairs: Sequence[Pair], samples: Samples, tasks: Sequence[str], *, intervals: bool = True
+    records: Records,
+    pairs: Sequence[Pair],
+    samples: Samples,
+    tasks: Sequence[str],
+    *,
+    intervals: bool = True,
+    bounds: bool = False,
 ) -> Contrasts:
-    """The pairs of cells that measured an accuracy of every one of the tasks, each by the same metric."""
+    """The pairs of cells that measured an accuracy of every one of the tasks, each by the same metric.
+
+    bounds  also low and high of what is paired, two milliseconds for each (bench.stats.paired_share_interval)
+    """
     found: Contrasts = {}
     measured = {n: records[n].measured.get("tasks", {}) for n in _places(pairs)}
     whole = {n: one for n, one in measured.items() if all(t in one and is_accuracy(one[t]) for t in tasks)}
@@ -95,7 +104,7 @@ def average(
     by_task = [alike(given, mains) for given in answers]
     shared = {n: tuple(groups[n] for groups in by_task) for n in _places(pairs) if all(n in g for g in by_task)}
     for together in _together(pairs, shared):
-        found |= _paired_averages(together, answers)
+        found |= _paired_averages(together, answers, bounds=bounds)
     rest = [(a, b) for a, b in pairs if intervals and (a, b) not in found]
     return _adjusted(pairs, found | {(a, b): _independent_average(whole[a], whole[b], tasks) for a, b in rest})
 
@@ -132,12 +141,14 @@ def _from_intervals(one: Mapping[str, Any], other: Mapping[str, Any]) -> Contras
 Answers = Sequence[Mapping[int, Sample | None]]  # of each task, by place
 
 
-def _paired_averages(pairs: Sequence[Pair], answers: Answers) -> Contrasts:
+def _paired_averages(pairs: Sequence[Pair], answers: Answers, *, bounds: bool) -> Contrasts:
     """Pairs that answered the same documents of every task."""
     sizes = {len(_known(given, pairs[0][0]).figures) for given in answers}
     plain = {n for n in _places(pairs) if all(np.isin(_known(given, n).figures, (0, 1)).all() for given in answers)}
     exact = [(a, b) for a, b in pairs if len(sizes) == 1 and a in plain and b in plain]
-    return _by_mcnemar(exact, answers) | _by_normal([pair for pair in pairs if pair not in set(exact)], answers)
+    return _by_mcnemar(exact, answers, bounds=bounds) | _by_normal(
+        [pair for pair in pairs if pair not in set(exact)], answers
+    )
 
 
 def _tables(pairs: Sequence[Pair], answers: Answers) -> tuple[list[Numbers], list[int], list[int]]:
@@ -148,7 +159,7 @@ def _tables(pairs: Sequence[Pair], answers: Answers) -> tuple[list[Numbers], lis
     return tables, [row[a] for a, _ in pairs], [row[b] for _, b in pairs]
 
 
-def _by_mcnemar(pairs: Sequence[Pair], answers: Answers) -> Contrasts:
+def _by_mcnemar(pairs: Sequence[Pair], answers: Answers, *, bounds: bool) -> Contrasts:
     """Every document weighs alike; counts of documents are exact in float64."""
     if not pairs:
         return {}
@@ -156,8 +167,11 @@ def _by_mcnemar(pairs: Sequence[Pair], answers: Answers) -> Contrasts:
     right = np.concatenate(tables, axis=1)
     both, total = right @ right.T, right.sum(1)
     lost, gained = total[a] - both[a, b], total[b] - both[a, b]
-    found = zip(pairs, (gained - lost) / right.shape[1], stats.mcnemars(lost, gained), strict=True)
-    return {pair: Contrast(float(estimate), float(p), "mcnemar") for pair, estimate, p in found}
+    n = right.shape[1]
+    sides = list(zip(lost.astype(int).tolist(), gained.astype(int).tolist(), strict=True))
+    ends = [stats.paired_share_interval(*one, n) if bounds else (math.nan, math.nan) for one in sides]
+    found = zip(pairs, (gained - lost) / n, stats.mcnemars(lost, gained), ends, strict=True)
+    return {pair: Contrast(float(estimate), float(p), "mcnemar", *end) for pair, estimate, p, end in found}
 
 
 def _by_normal(pairs: Sequence[Pair], answers: Answers) -> Contrasts:
@@ -169,7 +183,10 @@ def _by_normal(pairs: Sequence[Pair], answers: Answers) -> Contrasts:
     means = np.mean([one.mean(1) for one in apart], axis=0).tolist()
     stderrs = (np.sqrt(sum(one.var(1, ddof=1) / one.shape[1] for one in apart)) / len(apart)).tolist()
     found = zip(pairs, means, stderrs, strict=True)
-    return {pair: Contrast(mean, _normal(mean, stderr), "normal") for pair, mean, stderr in found}
+    return {
+        pair: Contrast(mean, _normal(mean, stderr), "normal", mean - 1.96 * stderr, mean + 1.96 * stderr)
+        for pair, mean, stderr in found
+    }
 
 
 def _independent_average(one: Mapping[str, Any], other: Mapping[str, Any], tasks: Sequence[str]) -> Contrast | None:

@@ -1,7 +1,7 @@
 """Figures of a report, drawn by matplotlib: which there are, what they say in words, and how they are written down.
 
-A figure is made from records alone. Equal records give equal bytes: dates are left out and the names inside an SVG
-follow from its content.
+A figure is made from records, and from their samples where it shows pairs. Equal ones give equal bytes: dates are left
+out and the names inside an SVG follow from its content.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.record import Record, write_atomically
 from reports.blocks import blocks
+from reports.samples import Samples
 from reports.text import printable
 
 if TYPE_CHECKING:
@@ -42,13 +43,13 @@ class Figure:
     draw: Callable[[], Drawing]
 
 
-def figures(records: Sequence[Record]) -> list[Figure]:
-    """Those for which there is data, in the order of a report."""
+def figures(records: Sequence[Record], samples: Samples | None = None) -> list[Figure]:
+    """Those for which there is data, in the order of a report; `samples` are those of the records."""
     from reports import ablation_charts, charts, fronts, gains, maps, traces
 
-    parts = (charts, gains, fronts, maps, traces, ablation_charts)
     setups = blocks(records)
-    found = [figure for part in parts for figure in part.figures(setups)]
+    found = [*charts.figures(setups), *gains.figures(setups, samples or Samples())]
+    found += [figure for part in (fronts, maps, traces, ablation_charts) for figure in part.figures(setups)]
     return [replace(one, title=printable(one.title), description=printable(one.description)) for one in found]
 
 

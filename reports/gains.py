@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from reports import grid
 from reports.blocks import Block
 from reports.figures import Figure
 from reports.frame import display_name, texts
-from reports.grid import NONE, pairs
-from reports.metrics import finite, metric
+from reports.grid import Gain
+from reports.metrics import metric
+from reports.samples import Samples
 from reports.style import BLACK, axes, legend, logarithmic, look, name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-
-@dataclass(frozen=True)
-class Gain:
-    """method, mending  as the view grid heads its row and its column
-    ratio            that was asked for
-    times            the perplexity, times that of the method alone
-    """
-
-    method: str
-    mending: str
-    ratio: float | None
-    times: float
+Found = tuple[float | None, Gain]  # at which ratio
 
 
-def figures(setups: Sequence[Sequence[Block]]) -> list[Figure]:
+def figures(setups: Sequence[Sequence[Block]], samples: Samples) -> list[Figure]:
     """One for each text on which a method was measured alone and mended, at one ratio."""
     found = []
     for number, blocks in enumerate(setups):
         for text in texts([record for block in blocks for record in block.records]):
             column = f"perplexity_{text}"
-            gains = [gain for block in blocks for gain in gains_of(column, block)]
+            gains = [(block.ratio, gain) for block in blocks for gain in grid.gains(column, block, samples)]
             if gains:
                 found.append(
                     Figure(
@@ -51,27 +41,18 @@ def figures(setups: Sequence[Sequence[Block]]) -> list[Figure]:
     return found
 
 
-def gains_of(column: str, block: Block) -> list[Gain]:
-    """Of each mended method that was measured alone as well."""
-    rows = {(pair.row, pair.column): row for pair, row in zip(pairs(block), block.rows, strict=True)}
-    figures = {place: row[column] for place, row in rows.items() if finite(row.get(column))}
-    return [
-        Gain(method, mending, block.ratio, figure / figures[method, NONE])
-        for (method, mending), figure in figures.items()
-        if mending != NONE and (method, NONE) in figures
-    ]
-
-
-def _draw(column: str, gains: Sequence[Gain]) -> Drawing:
-    """A panel for each ratio, a line for each method, a marker for each compensation."""
-    ratios = list(dict.fromkeys(gain.ratio for gain in gains))
-    methods = list(dict.fromkeys(gain.method for gain in gains))
-    shown = [1.0, *(gain.times for gain in gains)]
+def _draw(column: str, gains: Sequence[Found]) -> Drawing:
+    """A panel for each ratio, a line for each method, a marker for each compensation with its interval."""
+    ratios = list(dict.fromkeys(ratio for ratio, _ in gains))
+    methods = list(dict.fromkeys(gain.where.row for _, gain in gains))
+    shown = [1.0, *(end for _, gain in gains for end in _ends(gain))]
     drawing, panels = axes(3.2 + 2.1 * len(ratios), 1.0 + 0.26 * len(methods), columns=len(ratios), share_y=True)
     for axis, ratio in zip(panels, ratios, strict=True):
-        for gain in (gain for gain in gains if gain.ratio == ratio):
-            style = look(gain.mending.partition(":")[0], gain.mending, line=False)
-            axis.plot([gain.times], [len(methods) - 1 - methods.index(gain.method)], label=name(gain.mending), **style)
+        for gain in (gain for other, gain in gains if other == ratio):
+            mending, y = gain.where.column, len(methods) - 1 - methods.index(gain.where.row)
+            style = look(mending.partition(":")[0], mending, line=False)
+            axis.plot([gain.estimate], [y], label=name(mending), **style)
+            axis.plot(_ends(gain), [y, y], color=style["color"], linewidth=1)
         axis.axvline(1.0, color=BLACK, linestyle=":", linewidth=1.2)
         axis.set_yticks(range(len(methods)), [name(method) for method in reversed(methods)])
         axis.set_title("ratio of their own" if ratio is None else f"ratio {ratio:g}")
@@ -84,13 +65,19 @@ def _draw(column: str, gains: Sequence[Gain]) -> Drawing:
     return drawing
 
 
-def _said(column: str, gains: Sequence[Gain]) -> str:
+def _ends(gain: Gain) -> tuple[float, float]:
+    """Of the interval, where samples give one."""
+    return (gain.contrast.low, gain.contrast.high) if gain.contrast else (gain.estimate, gain.estimate)
+
+
+def _said(column: str, gains: Sequence[Found]) -> str:
     """Every figure, in words."""
     parts = [f"{metric(column).label} with a compensation, times that without."]
-    for ratio in dict.fromkeys(gain.ratio for gain in gains):
+    for ratio in dict.fromkeys(ratio for ratio, _ in gains):
         parts.append("With a ratio of their own:" if ratio is None else f"At ratio {ratio:g}:")
-        for method in dict.fromkeys(gain.method for gain in gains if gain.ratio == ratio):
-            here = [gain for gain in gains if (gain.ratio, gain.method) == (ratio, method)]
-            parts.append(f"{method} {', '.join(f'{gain.mending} {gain.times:.3g}' for gain in here)};")
+        here = [gain for other, gain in gains if other == ratio]
+        for method in dict.fromkeys(gain.where.row for gain in here):
+            told = [f"{gain.where.column} {gain.estimate:.3g}" for gain in here if gain.where.row == method]
+            parts.append(f"{method} {', '.join(told)};")
         parts[-1] = parts[-1].removesuffix(";") + "."
     return " ".join(parts)

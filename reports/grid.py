@@ -1,4 +1,4 @@
-"""The view grid: methods by compensations, a table for each ratio and measure.
+"""The view grid: methods by compensations, a table for each ratio and measure, and what each compensation changes.
 
 A method that is mended is called METHOD+COMPENSATION (methods/compensation.py). Rows are methods, columns are
 compensations, `none` first; a parameter stands with what it belongs to, so that
@@ -7,17 +7,21 @@ shortgpt+ghost:token=last,ghost.ridge=0.1 is the row shortgpt:token=last and the
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
 from bench.record import Record, label
-from reports import notes
+from reports import notes, paired
 from reports.blocks import Block
+from reports.contrasts import LEVEL, Contrast
 from reports.frame import display_name, texts
+from reports.metrics import finite, significant
 from reports.rows import Evidence, compared, conditions, kind, missed, starred
-from reports.tables import Cell, Column, Row, Table, column
+from reports.samples import Samples
+from reports.tables import ARROWS, Cell, Column, Row, Table, column
 
 NONE = "none"
 MEASURES = ("average", "kl", "prune_seconds", "parameters")  # beside the perplexities
@@ -42,7 +46,77 @@ def tables(_records: Sequence[Record], setups: Sequence[Sequence[Block]], eviden
         for name in (*(f"perplexity_{text}" for text in texts(block.records)), *MEASURES):
             if any(row.get(name) is not None for row in block.rows):
                 found.append(_of_measure(column(name), block, evidence))
+            found += _of_gains(column(name), block, evidence.samples)
     return found
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a compensation changes, of one mended method that was measured alone as well.
+
+    where     it stands, and its place in the block
+    estimate  a perplexity, times that of the method alone; of an average, how much more it is
+    contrast  the two cells in pairs, where samples pair them
+    """
+
+    where: Pair
+    place: int
+    estimate: float
+    contrast: Contrast | None
+
+
+def gains(name: str, block: Block, samples: Samples) -> list[Gain]:
+    """Of the column `name`, a perplexity or the average, in the block's order."""
+    where, rows = pairs(block), block.rows
+    alone = {pair.row: at for at, pair in enumerate(where) if pair.column == NONE and finite(rows[at].get(name))}
+    mended = [at for at, pair in enumerate(where) if pair.column != NONE and finite(rows[at].get(name))]
+    places = [(alone[where[at].row], at) for at in mended if where[at].row in alone]
+    single = [pair for pair in places if all(len(block.numbers[at]) == 1 for at in pair)]
+    tested = paired.in_pairs(block, single, name, samples, bounds=True)
+    change = operator.sub if name == "average" else operator.truediv
+    return [Gain(where[b], b, change(rows[b][name], rows[a][name]), tested.get((a, b))) for a, b in places]
+
+
+def _of_gains(measure: Column, block: Block, samples: Samples) -> list[Table]:
+    """A table of what samples pair, if there is any."""
+    if measure.name != "average" and not measure.name.startswith("perplexity_"):
+        return []
+    lines: dict[str, dict[str, Cell]] = {}
+    tests = dict[str, None]()
+    for gain in gains(measure.name, block, samples):
+        if gain.contrast:
+            of = (block.label(gain.place), str(block.records[gain.place].cell["method"]))
+            lines.setdefault(gain.where.row, {})[gain.where.column] = replace(_change(measure, gain.contrast), of=of)
+            tests[paired.TESTS[gain.contrast.test]] = None
+    if not lines:
+        return []
+    names = list(dict.fromkeys(name for cells in lines.values() for name in cells))
+    how = "points more than alone" if measure.name == "average" else "times that of the method alone"
+    return [
+        Table(
+            name=f"grid-gain-{measure.name}-{'fixed' if block.ratio is None else f'{block.ratio:g}'}",
+            view="grid",
+            model=display_name(block.records[0]),
+            title=f"{measure.label}, {how}{ARROWS[measure.better]}, {notes.ratio(block.records)}",
+            conditions=conditions(block),
+            columns=tuple(replace(measure, label=name, unit="", better=None) for name in names),
+            rows=tuple(
+                Row(row, row.partition(":")[0], block.ratio, tuple(cells.get(name, Cell()) for name in names))
+                for row, cells in lines.items()
+            ),
+            protocol=(
+                f"{how}: what a compensation changes, with its 95 % interval, in pairs on what both were measured on; "
+                f"†: p < {LEVEL} ({', '.join(tests)}; adjusted by Holm for the cells of a table).",
+            ),
+        )
+    ]
+
+
+def _change(measure: Column, contrast: Contrast) -> Cell:
+    figures = (contrast.estimate, contrast.low, contrast.high)
+    words = [f"{100 * one:+.1f}" if measure.name == "average" else significant(one) for one in figures]
+    cell = Cell(f"{words[0]} [{words[1]}, {words[2]}]", words[0], *figures)
+    return cell.marked("differs") if contrast.p < LEVEL else cell
 
 
 def pairs(block: Block) -> list[Pair]:

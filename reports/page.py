@@ -61,7 +61,7 @@ def page(
     models = ", ".join(dict.fromkeys(display_name(record) for record in records))
     findings, cells = summary(records, samples), [_cell(group) for group in groups]
     if drawings is None:
-        drawings = ((figure, svg(figure)) for figure in figures(records))
+        drawings = ((figure, svg(figure)) for figure in figures(records, samples))
     drawn = [_drawing(*one) for one in drawings]  # last, since they may be in the making
     return (
         _environment()

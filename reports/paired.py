@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from bench.record import label
 from reports import contrasts
 from reports.blocks import Block
-from reports.contrasts import LEVEL, Contrasts
+from reports.contrasts import LEVEL, Contrasts, Pair
 from reports.frame import accuracies
 from reports.metrics import metric
 from reports.samples import Samples
@@ -41,9 +41,9 @@ def tested(reference: str, block: Block, columns: Sequence[str], samples: Sample
     differs, untested, tests = set(), [], set()
     candidates = [at for at, record in enumerate(block.records) if at != place and record.status == "ok"]
     for column in (column for column in columns if column.startswith(("perplexity_", "task_")) or column == "average"):
-        found = _against(block, place, [at for at in candidates if len(block.numbers[at]) == 1], column, samples)
-        row = {block.numbers[at][0]: at for at in candidates}
-        known = {row[other]: contrast.p for (_, other), contrast in found.items()}
+        single = [at for at in candidates if len(block.numbers[at]) == 1]
+        found = in_pairs(block, [(place, at) for at in single], column, samples)
+        known = {at: contrast.p for (_, at), contrast in found.items()}
         differs |= {(at, column) for at, p in known.items() if p < LEVEL}
         tests |= {contrast.test for contrast in found.values()}
         if len(known) < len(candidates):
@@ -69,11 +69,18 @@ def _notes(
     return said
 
 
-def _against(block: Block, place: int, others: Sequence[int], column: str, samples: Samples) -> Contrasts:
-    """The row at `place` beside each of the others, as far as samples pair them."""
-    one, records = block.numbers[place][0], {block.numbers[at][0]: block.records[at] for at in (place, *others)}
-    pairs = [(one, block.numbers[at][0]) for at in others]
+def in_pairs(block: Block, places: Sequence[Pair], column: str, samples: Samples, *, bounds: bool = False) -> Contrasts:
+    """Pairs of rows of the block, by their places, none of several draws: those that samples pair.
+
+    bounds  as of contrasts.average
+    """
+    number = {at: block.numbers[at][0] for pair in places for at in pair}
+    records, place = {number[at]: block.records[at] for at in number}, {found: at for at, found in number.items()}
+    pairs = [(number[a], number[b]) for a, b in places]
     if column.startswith("perplexity_"):
-        return contrasts.perplexity(records, pairs, samples, column.removeprefix("perplexity_"), intervals=False)
-    tasks = accuracies(block.records) if column == "average" else [column.removeprefix("task_")]
-    return contrasts.average(records, pairs, samples, tasks, intervals=False)
+        text = column.removeprefix("perplexity_")
+        found = contrasts.perplexity(records, pairs, samples, text, intervals=False)
+    else:
+        tasks = accuracies(block.records) if column == "average" else [column.removeprefix("task_")]
+        found = contrasts.average(records, pairs, samples, tasks, intervals=False, bounds=bounds)
+    return {(place[a], place[b]): contrast for (a, b), contrast in found.items()}

@@ -21,12 +21,14 @@ from scipy.stats import binomtest, ttest_1samp
 from test_reports import DENSE, LACO, MENDED, PER_LAYER, RECORDS, SLICEGPT, changed, drawn, failed, measured, mended, ok
 
 import methods
+from bench import stats
 from bench.cli import main
 from bench.record import Record, save
 from methods.anatomy import Decoder
 from methods.pruner import Calibration
 from reports import html, latex, markdown, page_tables, terminal, tidy
 from reports.decisions import left, ranges
+from reports.figures import figures
 from reports.frame import frame
 from reports.merge import load_runs
 from reports.page import page
@@ -36,6 +38,7 @@ from reports.text import width
 from reports.views import VIEWS, view, views
 
 HOSTILE = r"a_b&c%$#{}~^\`'\"<script>alert(1)</script>|x"
+FILES = ("perplexity-wiki", "piqa")  # of samples
 
 
 def marks_of(values: list[float | None], better: str, eligible: list[bool]) -> list[tuple[str, ...]]:
@@ -307,6 +310,49 @@ def test_a_dagger_says_that_the_paired_tests_reject(pair):
     assert daggers == {"perplexity_wiki", "task_piqa", "average"}
     assert not [cell for cell in table.rows[0].cells if "differs" in cell.marks]
     assert any(note.startswith("†: differs from laco") for note in table.notes)
+
+
+@pytest.fixture
+def alone_and_mended(pair):
+    (one, other), folders, _ = pair
+    return [changed(one, "cell", "method", to="sleb"), changed(other, "cell", "method", to="sleb+ghost")], folders
+
+
+def test_the_grid_says_what_a_compensation_changes_in_pairs(alone_and_mended):
+    records, folders = alone_and_mended
+    found = {table.name: table for table in view("grid", records, samples=Samples(folders))}
+    nll, answers = ([pd.read_parquet(folder / f"{name}.parquet") for folder in folders] for name in FILES)
+    tokens = nll[0]["tokens"].tolist()
+    expected = {
+        "perplexity_wiki": stats.paired_perplexity(nll[0]["nll"].tolist(), nll[1]["nll"].tolist(), tokens),
+        "average": stats.paired_shares(*(table["acc_norm"].tolist() for table in answers)),
+    }
+    for name, difference in expected.items():
+        table = found[f"grid-gain-{name}-0.3"]
+        ((row,), (column,), (cell,)) = table.rows, table.columns, table.rows[0].cells
+        assert (row.label, column.label, cell.of) == ("sleb", "ghost", ("sleb+ghost", "sleb+ghost"))
+        assert (cell.value, cell.low, cell.high) == pytest.approx(
+            (difference.estimate, difference.low, difference.high)
+        )
+        assert cell.marks == ("differs",)
+        assert difference.p < 0.05
+    assert found["grid-gain-average-0.3"].rows[0].cells[0].text.startswith("+12.0 [+4.")
+    assert found["grid-gain-perplexity_wiki-0.3"].title.startswith(
+        "ppl wiki, times that of the method alone ↓, ratio 0.3"
+    )
+    assert not [table for table in view("grid", records) if "gain" in table.name]
+    assert not [t for t in view("grid", records, samples=Samples(folders[:1])) if "gain" in t.name]
+
+
+def test_the_figure_of_compensations_has_the_same_intervals(alone_and_mended):
+    records, folders = alone_and_mended
+    (table,) = (t for t in view("grid", records, samples=Samples(folders)) if t.name == "grid-gain-perplexity_wiki-0.3")
+    (figure,) = (one for one in figures(records, Samples(folders)) if one.name == "perplexity-wiki-mended")
+    (axis,) = figure.draw().axes
+    cell, spans = table.rows[0].cells[0], [list(line.get_xdata()) for line in axis.lines]
+    assert [cell.low, cell.high] in spans
+    (figure,) = (one for one in figures(records) if one.name == "perplexity-wiki-mended")
+    assert [cell.low, cell.high] not in [list(line.get_xdata()) for line in figure.draw().axes[0].lines]
 
 
 def test_every_renderer_shows_the_dagger(pair):

@@ -143,7 +143,7 @@ def _write(folder: Path, merged: Merged, reference: str | None, *, standalone: b
     from reports import figures, latex, page, table
     from reports.gallery import Gallery
 
-    drawn = figures.figures(merged.records)
+    drawn = figures.figures(merged.records, merged.samples)
     tables = _tables(merged, VIEWS, reference)
     gallery = Gallery(drawn, folder / "figures")
     write_atomically(folder / "report.md", table.markdown(merged.records, tables["main"], merged.remarks))
