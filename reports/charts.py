@@ -13,7 +13,7 @@ from reports.blocks import Block
 from reports.figures import Figure
 from reports.frame import MISS, display_name, perplexity_setup, setup, texts
 from reports.metrics import finite, metric, shown
-from reports.style import BLACK, axes, legend, logarithmic, look, name, plain
+from reports.style import BLACK, LEGEND_ROWS, axes, legend, logarithmic, look, name, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +23,7 @@ BY_METHOD = (
     "by method, the best at the highest ratio on top; bars are 95 % intervals; several draws are points behind their "
     "mean; the dotted line is the dense model"
 )
+ALONE = "; methods with a compensation have figures of their own"
 JOINED = " Points of {} setups that agree in all that decides it."
 FAR = 1000  # times the dense perplexity, where the axis of a figure over the ratio ends
 NORMAL_95 = 1.96  # standard errors on either side of a mean that make a 95 % interval
@@ -54,9 +55,10 @@ def figures(setups: Sequence[Sequence[Block]]) -> list[Figure]:
             what = f"{metric(column).label} of {display_name(blocks[0].records[0])}"
             slug, here = column.replace("_", "-", 1), _axis_of(column, blocks)
             alike = [other for other in setups if column in qualities(other) and _axis_of(column, other) == here]
-            line = _measured(column, chain(*alike))
+            every = _measured(column, chain(*alike))
+            line = _that_a_legend_holds(every)
             if here not in joined and len(_ratios(line)) > 1:
-                title = f"{what} by the share of parameters removed"
+                title = f"{what} by the share of parameters removed{ALONE if len(line) < len(every) else ''}"
                 said = f"{_said(column, line)}{JOINED.format(len(alike)) * (len(alike) > 1)}"
                 found.append(Figure(f"{slug}-by-ratio{ending}", title, said, partial(_by_ratio, column, line)))
             joined.add(here)
@@ -64,6 +66,12 @@ def figures(setups: Sequence[Sequence[Block]]) -> list[Figure]:
                 title, said = f"{what} {BY_METHOD}", _said(column, measured)
                 found.append(Figure(f"{slug}-by-method{ending}", title, said, partial(_by_method, column, measured)))
     return found
+
+
+def _that_a_legend_holds(points: list[Point]) -> list[Point]:
+    """All points, or without those of mended methods where more than a column of the legend holds would share looks."""
+    few = len({point.label for point in points}) <= LEGEND_ROWS
+    return points if few else [point for point in points if "+" not in point.method]
 
 
 def _measured(column: str, blocks: Iterable[Block]) -> list[Point]:

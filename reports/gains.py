@@ -1,4 +1,4 @@
-"""Figures of what a compensation gives: the perplexity of a mended method over that of the method alone."""
+"""Figures of what a compensation gives: a mended method beside the method alone, in perplexity and in accuracy."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from reports import grid
 from reports.blocks import Block
+from reports.charts import qualities
 from reports.figures import Figure
-from reports.frame import display_name, texts
+from reports.frame import display_name
 from reports.grid import Gain
 from reports.metrics import metric
 from reports.samples import Samples
@@ -19,21 +20,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 Found = tuple[float | None, Gain]  # at which ratio
+FAR, FAR_UP = 0.5, 3  # times the perplexity of the method alone, where the axis ends, and above which it is logarithmic
 
 
 def figures(setups: Sequence[Sequence[Block]], samples: Samples) -> list[Figure]:
-    """One for each text on which a method was measured alone and mended, at one ratio."""
+    """One for each quality in which a method was measured alone and mended, at one ratio."""
     found = []
     for number, blocks in enumerate(setups):
-        for text in texts([record for block in blocks for record in block.records]):
-            column = f"perplexity_{text}"
+        for column in qualities(blocks):
             gains = [(block.ratio, gain) for block in blocks for gain in grid.gains(column, block, samples)]
             if gains:
                 found.append(
                     Figure(
                         f"{column.replace('_', '-', 1)}-mended{f'-{number + 1}' if number else ''}",
-                        f"{metric(column).label} of {display_name(blocks[0].records[0])} with a compensation, times "
-                        "that of the method without; left of the line the compensation helps",
+                        f"{metric(column).label} of {display_name(blocks[0].records[0])} with a compensation, "
+                        f"{_beside(column)}; {'right' if _is_share(column) else 'left'} of the line the compensation "
+                        "helps; bars are 95 % intervals, in pairs",
                         _said(column, gains),
                         partial(_draw, column, gains),
                     )
@@ -42,27 +44,46 @@ def figures(setups: Sequence[Sequence[Block]], samples: Samples) -> list[Figure]
 
 
 def _draw(column: str, gains: Sequence[Found]) -> Drawing:
-    """A panel for each ratio, a line for each method, a marker for each compensation with its interval."""
+    """A panel for each ratio, a row for each method, a line for each compensation in it; what is far, in figures."""
     ratios = list(dict.fromkeys(ratio for ratio, _ in gains))
-    methods = list(dict.fromkeys(gain.where.row for _, gain in gains))
-    shown = [1.0, *(end for _, gain in gains for end in _ends(gain))]
-    drawing, panels = axes(3.2 + 2.1 * len(ratios), 1.0 + 0.26 * len(methods), columns=len(ratios), share_y=True)
+    lines = list(dict.fromkeys((gain.where.row, gain.where.column) for _, gain in gains))
+    rows = list(dict.fromkeys(row for row, _ in lines))
+    beside = {row: [mending for other, mending in lines if other == row] for row in rows}
+    scale, neutral = (100.0, 0.0) if _is_share(column) else (1.0, 1.0)
+    shown = [neutral, *(scale * end for _, gain in gains if not _is_far(column, gain) for end in _ends(gain))]
+    wide = max(shown) - min(shown) or scale
+    height = 0.14 + 0.12 * max(map(len, beside.values()))
+    drawing, panels = axes(3.2 + 2.1 * len(ratios), 1.0 + height * len(rows), columns=len(ratios), share_y=True)
     for axis, ratio in zip(panels, ratios, strict=True):
         for gain in (gain for other, gain in gains if other == ratio):
-            mending, y = gain.where.column, len(methods) - 1 - methods.index(gain.where.row)
+            row, mending = gain.where.row, gain.where.column
+            place = (beside[row].index(mending) + 0.5) / len(beside[row]) - 0.5
+            y = len(rows) - 1 - rows.index(row) - 0.75 * place
             style = look(mending.partition(":")[0], mending, line=False)
-            axis.plot([gain.estimate], [y], label=name(mending), **style)
-            axis.plot(_ends(gain), [y, y], color=style["color"], linewidth=1)
-        axis.axvline(1.0, color=BLACK, linestyle=":", linewidth=1.2)
-        axis.set_yticks(range(len(methods)), [name(method) for method in reversed(methods)])
+            far = _is_far(column, gain)
+            axis.plot([] if far else [scale * gain.estimate], [] if far else [y], label=name(mending), **style)
+            if far:
+                words, across = f"\N{LEFTWARDS ARROW} {gain.estimate:.2g}", axis.get_yaxis_transform()
+                axis.text(0.02, y, words, color=style["color"], fontsize=7, va="center", transform=across)
+            else:
+                axis.plot([scale * end for end in _ends(gain)], [y, y], color=style["color"], linewidth=1)
+        axis.axvline(neutral, color=BLACK, linestyle=":", linewidth=1.2)
+        axis.set_yticks(range(len(rows)), [name(row) for row in reversed(rows)])
         axis.set_title("ratio of their own" if ratio is None else f"ratio {ratio:g}")
-        axis.set_ylim(-0.6, len(methods) - 0.4)
-        axis.set_xscale("log")
-        axis.set_xlim(0.9 * min(shown), 1.1 * max(shown))
-        logarithmic(axis.xaxis, shown, 6)
-    drawing.supxlabel(f"{metric(column).label}, times that of the method without, lower is better", fontsize=9)
+        axis.set_ylim(-0.6, len(rows) - 0.4)
+        axis.set_xlim(min(shown) - 0.05 * wide, max(shown) + 0.05 * wide)
+        if not _is_share(column) and max(shown) > FAR_UP:
+            axis.set_xscale("log")
+            logarithmic(axis.xaxis, shown, 6)
+    better = f"{metric(column).better} is better"
+    drawing.supxlabel(f"{metric(column).label}, {_beside(column)}, {better}", fontsize=9)
     legend(drawing, panels)
     return drawing
+
+
+def _is_far(column: str, gain: Gain) -> bool:
+    """Whether a perplexity fell so far that an axis for it would lay all others on each other."""
+    return not _is_share(column) and gain.estimate < FAR
 
 
 def _ends(gain: Gain) -> tuple[float, float]:
@@ -70,14 +91,26 @@ def _ends(gain: Gain) -> tuple[float, float]:
     return (gain.contrast.low, gain.contrast.high) if gain.contrast else (gain.estimate, gain.estimate)
 
 
+def _is_share(column: str) -> bool:
+    return not column.startswith("perplexity_")
+
+
+def _beside(column: str) -> str:
+    return "points more than without" if _is_share(column) else "times that of the method without"
+
+
 def _said(column: str, gains: Sequence[Found]) -> str:
     """Every figure, in words."""
-    parts = [f"{metric(column).label} with a compensation, times that without."]
+    parts = [f"{metric(column).label} with a compensation, {_beside(column)}."]
     for ratio in dict.fromkeys(ratio for ratio, _ in gains):
         parts.append("With a ratio of their own:" if ratio is None else f"At ratio {ratio:g}:")
         here = [gain for other, gain in gains if other == ratio]
         for method in dict.fromkeys(gain.where.row for gain in here):
-            told = [f"{gain.where.column} {gain.estimate:.3g}" for gain in here if gain.where.row == method]
+            told = [f"{g.where.column} {_figure(column, g.estimate)}" for g in here if g.where.row == method]
             parts.append(f"{method} {', '.join(told)};")
         parts[-1] = parts[-1].removesuffix(";") + "."
     return " ".join(parts)
+
+
+def _figure(column: str, estimate: float) -> str:
+    return f"{100 * estimate:+.1f}" if _is_share(column) else f"{estimate:.3g}"

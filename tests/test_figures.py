@@ -146,19 +146,44 @@ def test_a_curve_joins_setups_that_agree_in_what_decides_a_perplexity():
 def test_what_a_compensation_gives_by_hand():
     figure = by_name(MENDED)["perplexity-wiki-mended"]
     assert figure.description == (
-        "ppl wiki with a compensation, times that without. At ratio 0.2: shortgpt replaceme 0.743. At ratio 0.3: "
-        "shortgpt ghost 0.315, replaceme 0.207; flap refit 0.846."
+        "ppl wiki with a compensation, times that of the method without. At ratio 0.2: shortgpt replaceme 0.743. At "
+        "ratio 0.3: shortgpt ghost 0.315, replaceme 0.207; flap refit 0.846."
+    )
+    assert by_name(MENDED)["average-mended"].description == (
+        "average with a compensation, points more than without. At ratio 0.2: shortgpt replaceme +1.0. At ratio 0.3: "
+        "shortgpt ghost +2.0, replaceme +1.0; flap refit +1.0."
     )
     drawing = figure.draw()
     points = [
-        {line.get_label(): line.get_xdata()[0] for line in axis.lines if not line.get_label().startswith("_")}
+        {line.get_label(): list(line.get_xdata()) for line in axis.lines if not line.get_label().startswith("_")}
         for axis in drawing.axes
     ]
-    assert points[0] == {"replaceme": pytest.approx(62.7 / 84.4)}
-    assert points[1]["ghost"] == pytest.approx(160 / 508)  # of the method with the same parameters
-    assert points[1]["refit"] == pytest.approx(110 / 130)
+    assert points[0] == {"replaceme": [pytest.approx(62.7 / 84.4)]}
+    assert points[1]["refit"] == [pytest.approx(110 / 130)]
+    assert points[1]["ghost"] == points[1]["replaceme"] == []  # far from the others, and therefore in figures:
+    said = [text.get_text() for text in drawing.axes[1].texts]
+    assert said == [
+        "\N{LEFTWARDS ARROW} 0.31",
+        "\N{LEFTWARDS ARROW} 0.21",
+    ]  # beside the method with the same parameters
+    assert drawing.axes[1].get_xlim()[0] > 0.5
     assert [text.get_text() for text in drawing.axes[0].get_yticklabels()] == ["flap", "shortgpt"]
-    assert "perplexity-wiki-mended" not in by_name(ALL)
+    assert not {"perplexity-wiki-mended", "average-mended"} & set(by_name(ALL))
+
+
+@pytest.mark.parametrize("count", [style.LEGEND_ROWS - 2, style.LEGEND_ROWS - 1])  # and dense, and laco mended
+def test_a_figure_over_the_ratio_leaves_out_mended_methods_that_its_legend_has_no_look_for(count):
+    cells = [DENSE]
+    for number, method in enumerate(["laco+ghost", *[f"method-{number}" for number in range(count)]]):
+        for ratio in (0.2, 0.3):
+            cell = changed(changed(LACO, "cell", "method", to=method), "cell", "ratio", to=ratio)
+            cells.append(changed(cell, "measured", "perplexity", "wiki", "perplexity", to=30.0 + number))
+    found = by_name(cells)["perplexity-wiki-by-ratio"]
+    named = [text.get_text() for text in found.draw().legends[0].get_texts()]
+    fits = count + 2 <= style.LEGEND_ROWS
+    assert ("laco+ghost" in named) == fits
+    assert len(named) == count + 1 + fits
+    assert ("methods with a compensation have figures of their own" in found.title) == (not fits)
 
 
 def test_a_compensation_keeps_the_colour_of_its_method():
