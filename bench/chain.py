@@ -86,7 +86,7 @@ def is_draw(cell: Cell | Stage) -> bool:
 def is_timed(cell: Cell) -> bool:
     """Whether the cell is timed: of several draws the first is. The others differ in what went, not in how much."""
     stages: list[Cell | Stage] = [*cell.earlier, cell]
-    later = any(is_draw(stage) and stage.parameters["seed"] != cell.seed for stage in stages)
+    later = any(is_draw(stage) and stage.parameters.get("seed") not in (None, cell.seed) for stage in stages)
     return cell.protocol.speed_rounds > 0 and not later
 
 

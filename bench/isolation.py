@@ -11,6 +11,7 @@ import contextlib
 import math
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
@@ -32,7 +33,7 @@ class Limits:
     """What a process may take before it is killed.
 
     silence  seconds without a word
-    seconds  of its whole life
+    seconds  of the task, with the start of its process where it is the first
     memory   resident bytes, with the processes that it starts
     """
 
@@ -223,8 +224,9 @@ def _serve(pipe: Connection) -> None:
     line = Line(pipe)
     with contextlib.suppress(EOFError, OSError):  # of a parent that needs nothing more, or is gone
         while True:
-            target, arguments = pipe.recv()
+            asked = pipe.recv_bytes()
             try:
+                target, arguments = pickle.loads(asked)  # which imports what it names
                 target(line, *arguments)
             except Exception as error:
                 pipe.send(("failed", ("out_of_memory" if is_out_of_memory(error) else "error", reason(error))))

@@ -13,7 +13,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,7 @@ def attempt(cell: Cell, folder: Path, materials: Materials, outcome: Outcome) ->
     Raises Unwritable for a full disk, and UserError for a base model that does not load, which is no cell's alone.
     """
     memory.keep_freed()
+    environment.reset_peak_memory(torch.device(cell.device))
     status, error = "ok", None
     try:
         _measure(cell, folder, materials, outcome)
@@ -116,7 +117,8 @@ def attempt(cell: Cell, folder: Path, materials: Materials, outcome: Outcome) ->
     found = {"decisions": outcome.decisions, "measured": outcome.measured}
     outcome.tell(found | {"status": status, "error": error})
     gc.collect()  # models refer to themselves
-    memory.give_back([torch.device(cell.device)])  # so that the next cell's peak does not stand on this one's
+    with suppress(RuntimeError):  # of a device that an error has left unusable
+        memory.give_back([torch.device(cell.device)])  # so that the next cell's peak does not stand on this one's
 
 
 def _is_full_disk(error: BaseException) -> bool:

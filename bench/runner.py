@@ -1,7 +1,7 @@
 """Run cells and write them down: those without a record that counts, one after the other, each an outcome of its own.
 
-The folder belongs to one run at a time (bench.lock). A cell is measured here or in another process, where a crash, a
-lack of memory or a hang is that cell's outcome and no other's.
+The folder belongs to one run at a time (bench.lock). A cell is measured here or in another process, where a crash or
+a lack of memory is that cell's outcome and no other's, and with limits a hang.
 """
 
 from __future__ import annotations

@@ -113,7 +113,10 @@ def brief(value: Any) -> str:
 
 
 def draws(records: Sequence[Record]) -> list[list[int]]:
-    """The numbers of the records that share a row: measured cells that differ in a random method's seed alone."""
+    """The numbers of the records that share a row: measured cells that differ in a random method's seed alone.
+
+    One that was timed comes first.
+    """
     rows: dict[str, list[int]] = {}
     for number, record in enumerate(records):
         stages = [*record.cell.get("earlier", ()), record.cell]
@@ -128,7 +131,7 @@ def draws(records: Sequence[Record]) -> list[list[int]]:
             )
         else:
             rows[str(number)] = [number]
-    return list(rows.values())
+    return [sorted(numbers, key=lambda n: "speed" not in records[n].measured) for numbers in rows.values()]
 
 
 def _is_draw(stage: Mapping[str, Any]) -> bool:

@@ -69,9 +69,11 @@ def figures(setups: Sequence[Sequence[Block]]) -> list[Figure]:
 
 
 def _that_a_legend_holds(points: list[Point]) -> list[Point]:
-    """All points, or without those of mended methods where more than a column of the legend holds would share looks."""
-    few = len({point.label for point in points}) <= LEGEND_ROWS
-    return points if few else [point for point in points if "+" not in point.method]
+    """Where more than a column of the legend holds would share looks: without those that figures of gains have."""
+    if len({point.label for point in points}) <= LEGEND_ROWS:
+        return points
+    alone = {point.method for point in points}
+    return [point for point in points if "+" not in point.method or point.method.partition("+")[0] not in alone]
 
 
 def _measured(column: str, blocks: Iterable[Block]) -> list[Point]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ def figures(setups: Sequence[Sequence[Block]], samples: Samples) -> list[Figure]
                         f"{column.replace('_', '-', 1)}-mended{f'-{number + 1}' if number else ''}",
                         f"{metric(column).label} of {display_name(blocks[0].records[0])} with a compensation, "
                         f"{_beside(column)}; {'right' if _is_share(column) else 'left'} of the line the compensation "
-                        "helps; bars are 95 % intervals, in pairs",
+                        f"helps{'; bars are 95 % intervals, in pairs' * any(gain.contrast for _, gain in gains)}",
                         _said(column, gains),
                         partial(_draw, column, gains),
                     )
@@ -50,7 +51,8 @@ def _draw(column: str, gains: Sequence[Found]) -> Drawing:
     rows = list(dict.fromkeys(row for row, _ in lines))
     beside = {row: [mending for other, mending in lines if other == row] for row in rows}
     scale, neutral = (100.0, 0.0) if _is_share(column) else (1.0, 1.0)
-    shown = [neutral, *(scale * end for _, gain in gains if not _is_far(column, gain) for end in _ends(gain))]
+    ends = [scale * end for _, gain in gains if not _is_far(column, gain) for end in _ends(gain)]
+    shown = [neutral, *filter(math.isfinite, ends)]
     wide = max(shown) - min(shown) or scale
     height = 0.14 + 0.12 * max(map(len, beside.values()))
     drawing, panels = axes(3.2 + 2.1 * len(ratios), 1.0 + height * len(rows), columns=len(ratios), share_y=True)
@@ -71,10 +73,12 @@ def _draw(column: str, gains: Sequence[Found]) -> Drawing:
         axis.set_yticks(range(len(rows)), [name(row) for row in reversed(rows)])
         axis.set_title("ratio of their own" if ratio is None else f"ratio {ratio:g}")
         axis.set_ylim(-0.6, len(rows) - 0.4)
-        axis.set_xlim(min(shown) - 0.05 * wide, max(shown) + 0.05 * wide)
         if not _is_share(column) and max(shown) > FAR_UP:
             axis.set_xscale("log")
+            axis.set_xlim(0.9 * min(shown), 1.1 * max(shown))
             logarithmic(axis.xaxis, shown, 6)
+        else:
+            axis.set_xlim(min(shown) - 0.05 * wide, max(shown) + 0.05 * wide)
     better = f"{metric(column).better} is better"
     drawing.supxlabel(f"{metric(column).label}, {_beside(column)}, {better}", fontsize=9)
     legend(drawing, panels)

@@ -54,13 +54,14 @@ def tables(_records: Sequence[Record], setups: Sequence[Sequence[Block]], eviden
 class Gain:
     """What a compensation changes, of one mended method that was measured alone as well.
 
-    where     it stands, and its place in the block
+    where     it stands; place, alone  in the block, of it and of the method alone
     estimate  a perplexity, times that of the method alone; of an average, how much more it is
     contrast  the two cells in pairs, where samples pair them
     """
 
     where: Pair
     place: int
+    alone: int
     estimate: float
     contrast: Contrast | None
 
@@ -74,22 +75,26 @@ def gains(name: str, block: Block, samples: Samples) -> list[Gain]:
     single = [pair for pair in places if all(len(block.numbers[at]) == 1 for at in pair)]
     tested = paired.in_pairs(block, single, name, samples, bounds=True)
     change = operator.sub if name == "average" else operator.truediv
-    return [Gain(where[b], b, change(rows[b][name], rows[a][name]), tested.get((a, b))) for a, b in places]
+    return [Gain(where[b], b, a, change(rows[b][name], rows[a][name]), tested.get((a, b))) for a, b in places]
 
 
 def _of_gains(measure: Column, block: Block, samples: Samples) -> list[Table]:
     """A table of what samples pair, if there is any."""
     if measure.name != "average" and not measure.name.startswith("perplexity_"):
         return []
-    lines: dict[str, dict[str, Cell]] = {}
-    tests = dict[str, None]()
-    for gain in gains(measure.name, block, samples):
-        if gain.contrast:
-            of = (block.label(gain.place), str(block.records[gain.place].cell["method"]))
-            lines.setdefault(gain.where.row, {})[gain.where.column] = replace(_change(measure, gain.contrast), of=of)
-            tests[paired.TESTS[gain.contrast.test]] = None
-    if not lines:
+    found = gains(measure.name, block, samples)
+    tested = [(gain, gain.contrast) for gain in found if gain.contrast]
+    if not tested:
         return []
+    lines: dict[str, dict[str, Cell]] = {}
+    for gain, contrast in tested:
+        of = (block.label(gain.place), str(block.records[gain.place].cell["method"]))
+        cell = replace(_change(measure, contrast), of=of)
+        off = any(missed(block.rows[place]) for place in (gain.place, gain.alone))
+        lines.setdefault(gain.where.row, {})[gain.where.column] = starred(cell) if off else cell
+    tests = dict.fromkeys(paired.TESTS[contrast.test] for _, contrast in tested)
+    methods = {gain.where.row: gain.where.method for gain in found}
+    untested = ", ".join(block.label(gain.place) for gain in found if not gain.contrast)
     names = list(dict.fromkeys(name for cells in lines.values() for name in cells))
     how = "points more than alone" if measure.name == "average" else "times that of the method alone"
     return [
@@ -99,10 +104,16 @@ def _of_gains(measure: Column, block: Block, samples: Samples) -> list[Table]:
             model=display_name(block.records[0]),
             title=f"{measure.label}, {how}{ARROWS[measure.better]}, {notes.ratio(block.records)}",
             conditions=conditions(block),
-            columns=tuple(replace(measure, label=name, unit="", better=None) for name in names),
+            columns=tuple(
+                replace(measure, name=f"gain_{measure.name}", label=name, unit="", better=None) for name in names
+            ),
             rows=tuple(
-                Row(row, row.partition(":")[0], block.ratio, tuple(cells.get(name, Cell()) for name in names))
+                Row(row, methods[row], block.ratio, tuple(cells.get(name, Cell()) for name in names))
                 for row, cells in lines.items()
+            ),
+            notes=(
+                *notes.exceptions([block.records[place] for gain in found for place in (gain.alone, gain.place)]),
+                *[f"not tested: {untested} (draws, or no samples in common)."] * bool(untested),
             ),
             protocol=(
                 f"{how}: what a compensation changes, with its 95 % interval, in pairs on what both were measured on; "
@@ -125,14 +136,18 @@ def pairs(block: Block) -> list[Pair]:
 
 
 def _pair(cell: Mapping[str, Any], shown: str) -> Pair:
-    """shown  the cell's label, with whatever sets it apart in its block behind it"""
+    """What was done before stands in front of the row, and a healed cell has one of its own.
+
+    shown  the cell's label, with whatever sets it apart in its block behind it
+    """
     method, _, mending = str(cell["method"]).partition("+")
     given = {name: cell["parameters"][name] for name in cell.get("given", ())}
     prefix = f"{mending}."
     theirs = {name: value for name, value in given.items() if not (mending and name.startswith(prefix))}
     ours = {name.removeprefix(prefix): value for name, value in given.items() if name not in theirs}
-    behind = shown.removeprefix(label(cell))
-    return Pair(_named(method, theirs) + behind, _named(mending or NONE, ours), method)
+    own, healed = label({**cell, "earlier": (), "healing": None}), ", healed" if cell.get("healing") else ""
+    front, behind = label(cell).removesuffix(own + healed), healed + shown.removeprefix(label(cell))
+    return Pair(front + _named(method, theirs) + behind, _named(mending or NONE, ours), method)
 
 
 def _named(name: str, given: Mapping[str, Any]) -> str:

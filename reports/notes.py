@@ -279,12 +279,17 @@ def _draws(records: Sequence[Record]) -> Iterator[str]:
     for shared in draws(records):
         if len(shared) > 1:
             first, *others = (records[number] for number in shared)
-            alone = "speed" in first.measured and not any("speed" in other.measured for other in others)
             yield (
                 f"{label(first.cell)}: mean of {len(shared)} draws, of a perplexity by its logarithm; "
-                "its ± and [low, high] are the standard deviation between the draws"
-                f"{', but of its speed, for which the first draw alone is timed' if alone else ''}."
+                f"its ± and [low, high] are the standard deviation between the draws{_timed_draw(first, others)}."
             )
+
+
+def _timed_draw(first: Record, others: Sequence[Record]) -> str:
+    """Which of several draws was timed, where not all were."""
+    if "speed" in first.measured:
+        return ", but of its speed, for which one draw alone is timed" * any("speed" not in o.measured for o in others)
+    return "; the draw that is timed is not among them" * (first.cell["protocol"]["speed_rounds"] > 0)
 
 
 def _plural(noun: str, number: int) -> str:

@@ -27,7 +27,7 @@ class Evidence:
     """What is known beside the records.
 
     reference  the label of the method that others are tested against; empty for no tests
-    samples    those of the records, read where a reference asks for them
+    samples    those of the records, read where something is tested
     needs      what each method looks at, by its name: "calibration, gradients"
     """
 

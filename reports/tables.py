@@ -51,7 +51,7 @@ class Cell:
     text, brief        with and without its spread; brief is empty where both are the same
     value              the raw figure; None where there is none, a text where the cell is words
     low, high, stderr  its 95 % interval and its standard error, where there are
-    marks              best, second (of the methods at this ratio), differs (from the reference, p < 0.05),
+    marks              best, second (of the methods at this ratio), differs (from what it was tested against, p < 0.05),
                        missed (the ratio), doubtful (of a timing)
     of                 label and name of the method that it is of, where a row holds several
     """

@@ -16,7 +16,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawing
 from PIL import Image
-from test_reports import DENSE, LACO, MENDED, RECORDS, SLICEGPT, changed, drawn, failed
+from test_reports import DENSE, LACO, MENDED, RECORDS, SLICEGPT, changed, drawn, failed, mended
 
 import methods
 from bench.record import Record, write_atomically
@@ -172,18 +172,31 @@ def test_what_a_compensation_gives_by_hand():
 
 
 @pytest.mark.parametrize("count", [style.LEGEND_ROWS - 2, style.LEGEND_ROWS - 1])  # and dense, and laco mended
-def test_a_figure_over_the_ratio_leaves_out_mended_methods_that_its_legend_has_no_look_for(count):
+@pytest.mark.parametrize("alone", ["method-0", "laco"])
+def test_a_figure_over_the_ratio_leaves_out_mended_methods_that_its_legend_has_no_look_for(count, alone):
     cells = [DENSE]
-    for number, method in enumerate(["laco+ghost", *[f"method-{number}" for number in range(count)]]):
+    for number, method in enumerate([f"{alone}+ghost", *[f"method-{number}" for number in range(count)]]):
         for ratio in (0.2, 0.3):
             cell = changed(changed(LACO, "cell", "method", to=method), "cell", "ratio", to=ratio)
             cells.append(changed(cell, "measured", "perplexity", "wiki", "perplexity", to=30.0 + number))
     found = by_name(cells)["perplexity-wiki-by-ratio"]
     named = [text.get_text() for text in found.draw().legends[0].get_texts()]
-    fits = count + 2 <= style.LEGEND_ROWS
-    assert ("laco+ghost" in named) == fits
-    assert len(named) == count + 1 + fits
-    assert ("methods with a compensation have figures of their own" in found.title) == (not fits)
+    stays = count + 2 <= style.LEGEND_ROWS or alone == "laco"  # which was not measured, so that no gain is known
+    assert (f"{alone}+ghost" in named) == stays
+    assert len(named) == count + 1 + stays
+    assert ("methods with a compensation have figures of their own" in found.title) == (not stays)
+
+
+def test_a_compensation_that_harms_many_times_over_has_a_logarithmic_axis():
+    worse = [
+        mended("sleb", 0.2, 20.0, 0.4),
+        mended("sleb+ghost", 0.2, 250.0, 0.4),
+        mended("sleb+scale", 0.2, 13.0, 0.4),
+    ]
+    (axis,) = by_name([DENSE, *worse])["perplexity-wiki-mended"].draw().axes
+    assert axis.get_xscale() == "log"
+    assert 0.5 < axis.get_xlim()[0] < 0.65
+    assert 12.5 < axis.get_xlim()[1] < 15
 
 
 def test_a_compensation_keeps_the_colour_of_its_method():

@@ -496,6 +496,13 @@ class Hangs(Base):
         time.sleep(3600)
 
 
+@register("ledger-fills")
+@dataclass(frozen=True)
+class Fills(Base):
+    def prune(self, model, calibration, ratio):
+        return {"bytes": len(bytearray(b"x") * 2**29)}
+
+
 @register("ledger-tells")
 @dataclass(frozen=True)
 class Tells(Base):
@@ -561,6 +568,14 @@ def test_timed_cells_share_a_process_until_one_of_them_fails(asked, whole, deadl
     assert main([*arguments, "--methods", ",".join(tells[:2]), "--isolate", "--out", str(tmp_path / "alone")]) == 0
     alone = {record.decisions["pid"] for record in load_run(tmp_path / "alone") if record.cell["method"] != "dense"}
     assert len(alone) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak of a process cannot be reset")
+def test_a_dense_cell_does_not_have_the_peak_of_the_cell_before(asked, deadly, tmp_path):
+    arguments = [*asked, "--plugin", str(deadly), "--methods", "ledger-fills", "--seed", "0,1"]
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    peak = {(r.cell["method"], r.cell["seed"]): r.measured["peak_memory_bytes"] for r in load_run(tmp_path / "run")}
+    assert peak["ledger-fills", 0] > peak["dense", 1] + 2**28
 
 
 def test_failed_cells_run_again_when_asked(asked, tmp_path, capsys, monkeypatch):

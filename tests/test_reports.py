@@ -437,12 +437,14 @@ def test_draws_share_a_row_with_the_spread_between_them():
 
 def test_draws_of_which_the_first_is_timed_have_its_speed_and_say_so():
     first, *others = drawn(0, 100.0, 0.3), drawn(1, 1000.0, 0.4, timed=False), drawn(2, 10000.0, 0.5, timed=False)
-    alone, shared = (blocks([*RECORDS[:1], *draws])[0][0].rows[-1] for draws in ([first], [first, *others]))
+    shuffled = [others[0], first, others[1]]
+    alone, shared = (blocks([*RECORDS[:1], *draws])[0][0].rows[-1] for draws in ([first], shuffled))
     for name in ("prefill_speed", "prefill_speed_low", "prefill_speed_high"):
         assert shared[name] == alone[name]
     assert shared["average"] == pytest.approx(0.4)
-    said = "but of its speed, for which the first draw alone is timed"
-    assert said in " ".join(terminal([*RECORDS[:1], first, *others]).split())
+    said = "but of its speed, for which one draw alone is timed"
+    assert said in " ".join(terminal([*RECORDS[:1], *shuffled]).split())
+    assert "the draw that is timed is not among them" in " ".join(terminal([*RECORDS[:1], *others]).split())
     assert said not in " ".join(terminal([*RECORDS[:1], first, drawn(1, 1000.0, 0.4)]).split())
 
 

@@ -23,13 +23,16 @@ from test_reports import DENSE, LACO, MENDED, PER_LAYER, RECORDS, SLICEGPT, chan
 import methods
 from bench import stats
 from bench.cli import main
+from bench.recipe import Recipe
 from bench.record import Record, save
 from methods.anatomy import Decoder
 from methods.pruner import Calibration
 from reports import html, latex, markdown, page_tables, terminal, tidy
+from reports.blocks import blocks
 from reports.decisions import left, ranges
 from reports.figures import figures
 from reports.frame import frame
+from reports.grid import gains
 from reports.merge import load_runs
 from reports.page import page
 from reports.samples import Samples
@@ -312,6 +315,19 @@ def test_a_dagger_says_that_the_paired_tests_reject(pair):
     assert any(note.startswith("†: differs from laco") for note in table.notes)
 
 
+def test_a_healed_or_chained_cell_has_a_row_of_its_own_in_the_grid():
+    recipe = Recipe().as_run()
+    alone, ghost = (changed(LACO, "cell", "method", to=name) for name in ("sleb", "sleb+ghost"))
+    healed = [replace(one, cell=one.cell | {"healing": recipe}) for one in (alone, ghost)]
+    before = {"method": "laco", "parameters": {}, "ratio": 0.1, "given": ()}
+    chained = replace(ghost, cell=ghost.cell | {"earlier": [before]})
+    found = grid([DENSE, alone, *healed, ghost, chained], "grid-parameters-0.3")
+    assert list(found) == ["dense", "sleb", "sleb, healed", "laco at 0.1, then sleb"]
+    assert [cell.value is not None for cell in found["laco at 0.1, then sleb"].values()] == [False, True]
+    (block,) = blocks([DENSE, alone, healed[1], ghost, chained])[0]
+    assert [(gain.where.row, gain.place, gain.alone) for gain in gains("average", block, Samples())] == [("sleb", 3, 1)]
+
+
 @pytest.fixture
 def alone_and_mended(pair):
     (one, other), folders, _ = pair
@@ -336,10 +352,18 @@ def test_the_grid_says_what_a_compensation_changes_in_pairs(alone_and_mended):
         )
         assert cell.marks == ("differs",)
         assert difference.p < 0.05
+        assert column.name == f"gain_{name}"
     assert found["grid-gain-average-0.3"].rows[0].cells[0].text.startswith("+12.0 [+4.")
     assert found["grid-gain-perplexity_wiki-0.3"].title.startswith(
         "ppl wiki, times that of the method alone ↓, ratio 0.3"
     )
+    missing = changed(records[1], "measured", "ratio", to=records[1].measured["ratio"] - 0.008)
+    other = changed(records[1], "cell", "method", to="sleb+scale")
+    tables = view("grid", [records[0], missing, other], samples=Samples(folders))
+    (table,) = (one for one in tables if one.name == "grid-gain-average-0.3")
+    assert table.rows[0].cells[0].marks == ("differs", "missed")
+    assert any(note.startswith("* sleb+ghost misses the ratio") for note in table.notes)
+    assert "not tested: sleb+scale (draws, or no samples in common)." in table.notes
     assert not [table for table in view("grid", records) if "gain" in table.name]
     assert not [t for t in view("grid", records, samples=Samples(folders[:1])) if "gain" in t.name]
 
