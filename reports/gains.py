@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reports import grid
 from reports.blocks import Block
@@ -15,13 +15,13 @@ from reports.frame import display_name
 from reports.grid import Gain
 from reports.metrics import metric
 from reports.samples import Samples
-from reports.style import BLACK, axes, legend, logarithmic, look, name
+from reports.style import BLACK, axes, legend, look, name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 Found = tuple[float | None, Gain]  # at which ratio
-FAR, FAR_UP = 0.5, 3  # times the perplexity of the method alone, where the axis ends, and above which it is logarithmic
+NEAR = (0.3, 2.0)  # times the perplexity of the method alone: what is farther off is told in figures
 
 
 def figures(setups: Sequence[Sequence[Block]], samples: Samples) -> list[Figure]:
@@ -59,26 +59,23 @@ def _draw(column: str, gains: Sequence[Found]) -> Drawing:
     for axis, ratio in zip(panels, ratios, strict=True):
         for gain in (gain for other, gain in gains if other == ratio):
             row, mending = gain.where.row, gain.where.column
-            place = (beside[row].index(mending) + 0.5) / len(beside[row]) - 0.5
-            y = len(rows) - 1 - rows.index(row) - 0.75 * place
+            shift = (beside[row].index(mending) + 0.5) / len(beside[row]) - 0.5
+            y = len(rows) - 1 - rows.index(row) - 0.75 * shift
             style = look(mending.partition(":")[0], mending, line=False)
             far = _is_far(column, gain)
             axis.plot([] if far else [scale * gain.estimate], [] if far else [y], label=name(mending), **style)
             if far:
-                words, across = f"\N{LEFTWARDS ARROW} {gain.estimate:.2g}", axis.get_yaxis_transform()
-                axis.text(0.02, y, words, color=style["color"], fontsize=7, va="center", transform=across)
+                figure, less = f"{gain.estimate:.2g}", gain.estimate < neutral
+                words = f"\N{LEFTWARDS ARROW} {figure}" if less else f"{figure} \N{RIGHTWARDS ARROW}"
+                place: Any = {"transform": axis.get_yaxis_transform(), "ha": "left" if less else "right"}
+                axis.text(0.02 if less else 0.98, y, words, color=style["color"], fontsize=7, va="center", **place)
             else:
                 axis.plot([scale * end for end in _ends(gain)], [y, y], color=style["color"], linewidth=1)
         axis.axvline(neutral, color=BLACK, linestyle=":", linewidth=1.2)
         axis.set_yticks(range(len(rows)), [name(row) for row in reversed(rows)])
         axis.set_title("ratio of their own" if ratio is None else f"ratio {ratio:g}")
         axis.set_ylim(-0.6, len(rows) - 0.4)
-        if not _is_share(column) and max(shown) > FAR_UP:
-            axis.set_xscale("log")
-            axis.set_xlim(0.9 * min(shown), 1.1 * max(shown))
-            logarithmic(axis.xaxis, shown, 6)
-        else:
-            axis.set_xlim(min(shown) - 0.05 * wide, max(shown) + 0.05 * wide)
+        axis.set_xlim(min(shown) - 0.05 * wide, max(shown) + 0.05 * wide)
     better = f"{metric(column).better} is better"
     drawing.supxlabel(f"{metric(column).label}, {_beside(column)}, {better}", fontsize=9)
     legend(drawing, panels)
@@ -86,8 +83,8 @@ def _draw(column: str, gains: Sequence[Found]) -> Drawing:
 
 
 def _is_far(column: str, gain: Gain) -> bool:
-    """Whether a perplexity fell so far that an axis for it would lay all others on each other."""
-    return not _is_share(column) and gain.estimate < FAR
+    """Whether a perplexity fell or rose so far that an axis for it would lay all others on each other."""
+    return not _is_share(column) and not NEAR[0] <= gain.estimate <= NEAR[1]
 
 
 def _ends(gain: Gain) -> tuple[float, float]:

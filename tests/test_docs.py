@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from pathlib import Path
 
@@ -67,3 +69,30 @@ def test_the_tables_of_the_readme_are_what_its_records_say(asked, first, capsys)
     tables = shown.strip().split("\n\nSmolLM2-135M-Instruct   ")
     assert len(tables) == 2
     assert all(table in printed for table in tables)
+
+
+MEASURES = {"perplexity `wiki`": "perplexity_wiki", "points of the average": "gain_average"}
+
+
+def test_the_tables_of_the_study_of_compensations_are_what_its_records_say(capsys):
+    from bench.cli import main
+
+    docs = PAGES.parent
+    runs = [str(docs / "results" / name) for name in ("laco-ls", "compensation")]
+    assert main(["report", *runs, "--view", "grid", "--format", "csv"]) == 0
+    said = {
+        (line["measure"], line["label"], line["requested_ratio"]): line["shown"] + "†" * ("differs" in line["marks"])
+        for line in csv.DictReader(io.StringIO(capsys.readouterr().out))
+    }
+    page = (docs / "studies" / "compensation.md").read_text(encoding="utf-8")
+    checked = 0
+    for head, lines in re.findall(r"\| (.* \| removed \| .*) \|\n\|.*\n((?:\|.*\n)+)", page):
+        measure, _, *columns = head.split(" | ")
+        mendings = ["+" + re.sub("[` ]", "", name) if "`" in name else "" for name in columns]
+        for line in lines.splitlines():
+            method, ratio, *cells = line.strip("| ").split(" | ")
+            for mending, cell in zip(mendings, cells, strict=True):
+                label = method.strip("`") + mending.replace(",intercept", ":refit.intercept=True")
+                assert said.get((MEASURES[measure], label, ratio), "-") == cell, (measure, label, ratio)
+                checked += cell != "-"
+    assert checked > 100
