@@ -25,6 +25,7 @@ from reports.tables import ARROWS, Cell, Column, Row, Table, column
 
 NONE = "none"
 MEASURES = ("average", "kl", "prune_seconds", "parameters")  # beside the perplexities
+QUALITIES = ("perplexity", "tasks")  # kinds of measures in which a method is tested against itself alone
 NOT_ASKED = "-: not asked for."
 
 
@@ -46,7 +47,8 @@ def tables(_records: Sequence[Record], setups: Sequence[Sequence[Block]], eviden
         for name in (*(f"perplexity_{text}" for text in texts(block.records)), *MEASURES):
             if any(row.get(name) is not None for row in block.rows):
                 found.append(_of_measure(column(name), block, evidence))
-            found += _of_gains(column(name), block, evidence.samples)
+            if kind(name) in QUALITIES:
+                found += _of_gains(column(name), block, evidence.samples)
     return found
 
 
@@ -80,8 +82,6 @@ def gains(name: str, block: Block, samples: Samples) -> list[Gain]:
 
 def _of_gains(measure: Column, block: Block, samples: Samples) -> list[Table]:
     """A table of what samples pair, if there is any."""
-    if measure.name != "average" and not measure.name.startswith("perplexity_"):
-        return []
     found = gains(measure.name, block, samples)
     tested = [(gain, gain.contrast) for gain in found if gain.contrast]
     if not tested:
