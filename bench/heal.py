@@ -23,7 +23,6 @@ import hashlib
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -35,8 +34,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from bench import progress
 from bench.errors import UserError
 from bench.recipe import Recipe, Text, refuse
 from bench.stats import ratio_interval
@@ -133,9 +132,7 @@ class _Training:
         points = {round(self.recipe.steps * k / self.recipe.points) for k in range(self.recipe.points + 1)}
         if not self.curve:
             self._point()
-        every = 0.2 if sys.stderr.isatty() else 20
-        shown: dict[str, Any] = {"desc": "healing", "unit": "step", "delay": 2, "leave": False, "mininterval": every}
-        with tqdm(total=self.recipe.steps, initial=self.step, **shown) as bar:
+        with progress.bar(self.recipe.steps, "healing", "step", done=self.step) as bar:
             while self.step < self.recipe.steps:
                 start = time.perf_counter()
                 self._train()
@@ -216,9 +213,9 @@ class _Training:
             tensors[f"weight {name}"] = weight.detach().contiguous()
             for moment, value in self.optimiser.state[weight].items():
                 tensors[f"{moment} {name}"] = value.contiguous()
-        progress = {name: getattr(self, name) for name in PROGRESS}
+        so_far = {name: getattr(self, name) for name in PROGRESS}
         temporary = file.with_name(f".{file.name}")
-        save_file(tensors, temporary, {"identity": identity, "progress": json.dumps(progress)})
+        save_file(tensors, temporary, {"identity": identity, "progress": json.dumps(so_far)})
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         temporary.replace(file)
@@ -238,6 +235,6 @@ class _Training:
                     }
         except (SafetensorError, KeyError, TypeError) as error:
             raise UserError(f"{file} is no checkpoint of healing: {error}") from error
-        progress = json.loads(facts["progress"])
+        so_far = json.loads(facts["progress"])
         for name in PROGRESS:
-            setattr(self, name, progress[name])
+            setattr(self, name, so_far[name])

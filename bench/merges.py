@@ -11,14 +11,13 @@ one, p = number of the first of them.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from bench import progress
 from bench.stats import mean_stderr, ratio_interval
 from methods import laco
 from methods.anatomy import Decoder, Layer
@@ -91,9 +90,12 @@ class Merges:
     def curve(self, m: int, rule: str) -> list[dict[str, Any]]:
         """`at` of every position, rising."""
         positions = range(len(self.layers) - m + 1)
-        every = 0.2 if sys.stderr.isatty() else 20
-        bar = tqdm(positions, f"{m} layers by {rule}", unit="merge", delay=2, leave=False, mininterval=every)
-        return [self.at(p, m, rule) for p in bar]
+        found = list[dict[str, Any]]()
+        with progress.bar(len(positions), f"{m} layers by {rule}", "merge") as bar:
+            for p in positions:
+                found.append(self.at(p, m, rule))
+                bar.update()
+        return found
 
     def at(self, p: int, m: int, rule: str) -> dict[str, Any]:
         """The layers p .. p+m-1 merged by `rule`.

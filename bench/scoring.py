@@ -13,7 +13,6 @@ M = positions that go through the head, D = residual width, V = vocabulary, W = 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,9 +22,9 @@ from typing import Any, cast
 import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
-from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from bench import progress
 from bench.errors import UserError
 from bench.stats import ratio_interval
 
@@ -153,7 +152,7 @@ def score(model: PreTrainedModel, questions: Sequence[Question], batch_tokens: i
     size = min(size, CPU_CHUNK) if model.device.type == "cpu" else size
     cache = DynamicCache()  # of no configuration: it keeps all that it is given, whatever the layer's window
     kept = torch.arange(0, device=model.device)  # (P,) the nodes in the cache
-    with _bar(total, "scoring") as bar:
+    with progress.bar(total, "scoring", "token") as bar:
         for start in range(0, total, size):
             nodes = torch.arange(start, min(start + size, total), device=model.device)  # (T,)
             seen = torch.cat([kept, nodes])  # (P + T,)
@@ -250,7 +249,7 @@ def window_nll(model: PreTrainedModel, ids: Tensor, scored: Tensor, batch_tokens
     size = _forward_tokens(model, batch_tokens)
     rows, columns = max(1, size // ids.shape[1]), min(size, ids.shape[1])
     nll = torch.zeros(ids.shape, dtype=torch.float64)
-    with _bar(ids.numel(), "perplexity") as bar:
+    with progress.bar(ids.numel(), "perplexity", "token") as bar:
         for first in range(0, len(ids), rows):
             block = slice(first, first + rows)
             nll[block, 1:] = _block_nll(model, ids[block].to(model.device), scored[block, 1:].to(model.device), columns)
@@ -295,9 +294,3 @@ def perplexity(nll_sums: Tensor, counts: Tensor, bytes: int, words: int) -> dict
         low, high = ratio_interval(nll_sums.tolist(), counts.tolist())
         figures |= {"perplexity_low": math.exp(low), "perplexity_high": math.exp(high)}
     return figures
-
-
-def _bar(tokens: int, what: str) -> Any:
-    """A progress bar for work of more than 2 s, drawn anew every 0.2 s, or 20 s where no terminal shows it."""
-    every = 0.2 if sys.stderr.isatty() else 20
-    return tqdm(total=tokens, desc=what, unit="token", delay=2, leave=False, mininterval=every)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench import isolation, memory, nvml, timing
+from bench import isolation, memory, nvml, progress, timing
 from bench.spec import Protocol
 from bench.stats import paired_ratio
 from bench.timing import Clock, Pass, WarmUp, Workload
@@ -91,8 +91,13 @@ class Stand:
     def _rounds(self, point: Point, works: dict[str, Workload], warm: dict[str, WarmUp]) -> dict[str, Any]:
         number = self.protocol.speed_rounds
         passes = timing.passes_per_turn(works, warm, number)
-        found = timing.rounds(works, self.clock, number, passes, lambda: self.alive(f"while it timed {point}"))
-        return summary(found, warm)
+        with progress.bar(number * len(works), f"timing {point}", "turn") as bar:
+
+            def turn() -> None:
+                self.alive(f"while it timed {point}")
+                bar.update()
+
+            return summary(timing.rounds(works, self.clock, number, passes, turn), warm)
 
 
 def _lost(error: Exception, who: str) -> dict[str, Any]:
