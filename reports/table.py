@@ -12,7 +12,8 @@ from bench.record import Record, write_atomically
 from reports import markdown as markdown_text
 from reports import notes, speed
 from reports import terminal as terminal_text
-from reports.frame import columns, display_name, rows
+from reports.blocks import apart
+from reports.frame import columns, display_name, rows, setup
 from reports.tables import Table
 from reports.text import markdown_escaped, printable
 from reports.views import view
@@ -27,8 +28,16 @@ def write(folder: Path, records: Sequence[Record]) -> None:
 
 
 def csv(records: Sequence[Record]) -> str:
-    """The frame in full precision, one line per cell; line breaks within a text are written as \\n."""
-    found = rows(records)
+    """The frame in full precision, one line per cell; line breaks within a text are written as \\n.
+
+    Where cells are not compared since they were not measured alike, `conditions` says in what: 'calibration "wiki"'.
+    """
+    found, different = rows(records), apart(records)
+    if any(different.values()):
+        found = [
+            {"model": row["model"], "conditions": ", ".join(different[setup(record)])} | row
+            for row, record in zip(found, records, strict=True)
+        ]
     table = {name: _written_out([row.get(name) for row in found]) for name in columns(found)}
     file = io.StringIO()
     csv_writer(file, lineterminator="\n").writerows([list(table), *zip(*table.values(), strict=True)])

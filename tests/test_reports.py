@@ -669,6 +669,18 @@ def test_csv_is_one_line_per_cell_in_full_precision():
     assert all(re.fullmatch(r"[\w,.-]+", name) for name in rows[0])
 
 
+def test_csv_tells_cells_apart_that_were_not_measured_alike():
+    other = replace(LACO, cell=LACO.cell | {"protocol": LACO.cell["protocol"] | {"calibration": "wiki"}})
+    rows = list(csv_reader.DictReader(io.StringIO(csv([DENSE, LACO, other]))))
+    assert [(row["label"], row["conditions"]) for row in rows] == [
+        ("dense", 'calibration "c4"'),
+        ("laco", 'calibration "c4"'),
+        ("laco", 'calibration "wiki"'),
+    ]
+    assert list(rows[0])[:3] == ["model", "conditions", "label"]
+    assert "conditions" not in csv([DENSE, LACO]).splitlines()[0].split(",")
+
+
 def test_a_failed_cell_does_not_set_the_order_of_the_columns():
     assert list(frame([FAILED[0], DENSE, LACO])) == list(frame([LACO, DENSE, FAILED[0]]))
 
