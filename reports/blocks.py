@@ -75,12 +75,19 @@ def _of_setup(
 
 
 def apart(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
-    """For each setup what it has otherwise than the others; model, device, dtype and profile are always said."""
+    """For each setup what it has otherwise than the others; model, device, dtype and profile are always said.
+
+    What the inputs have is left out where it tells nothing apart that the rest does not.
+    """
     setups = {setup(record): flat(conditions_of(record)) for record in records}
     said = ("model", "device", "dtype", "protocol.profile")
-    varying = [name for name in differing(list(setups.values())) if name not in said]
+    varying = differing(list(setups.values()))
+    asked = [name for name in varying if name.partition(".")[0] != "inputs"]
+    if len({json.dumps([fields.get(name) for name in asked]) for fields in setups.values()}) == len(setups):
+        varying = asked
+    named = [name for name in varying if name not in said][:MOST]
     return {
-        key: tuple(f"{name.rpartition('.')[2]} {brief(fields.get(name))}" for name in varying[:MOST])
+        key: tuple(f"{name.rpartition('.')[2]} {brief(fields.get(name))}" for name in named)
         for key, fields in setups.items()
     }
 
@@ -108,6 +115,8 @@ def brief(value: Any) -> str:
     """A value of a condition, not too long for a sentence."""
     if isinstance(value, list) and all(isinstance(one, str) for one in value):
         return "+".join(value) or "none"
+    if isinstance(value, str):
+        return json.dumps(value if len(value) <= 38 else f"{value[:12]}...")
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:12]}..."
 

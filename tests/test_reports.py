@@ -670,7 +670,9 @@ def test_csv_is_one_line_per_cell_in_full_precision():
 
 
 def test_csv_tells_cells_apart_that_were_not_measured_alike():
-    other = replace(LACO, cell=LACO.cell | {"protocol": LACO.cell["protocol"] | {"calibration": "wiki"}})
+    inputs = {"calibration_sha256": "d" * 64}  # follows from the text, so that it need not be told
+    cell = LACO.cell | {"protocol": LACO.cell["protocol"] | {"calibration": "wiki"}, "inputs": inputs}
+    other = replace(LACO, cell=cell)
     rows = list(csv_reader.DictReader(io.StringIO(csv([DENSE, LACO, other]))))
     assert [(row["label"], row["conditions"]) for row in rows] == [
         ("dense", 'calibration "c4"'),
@@ -678,6 +680,9 @@ def test_csv_tells_cells_apart_that_were_not_measured_alike():
         ("laco", 'calibration "wiki"'),
     ]
     assert list(rows[0])[:3] == ["model", "conditions", "label"]
+    weights = [replace(LACO, cell=LACO.cell | {"inputs": {"weights_sha256": digit * 64}}) for digit in "ab"]
+    rows = list(csv_reader.DictReader(io.StringIO(csv(weights))))
+    assert [row["conditions"] for row in rows] == [f'weights_sha256 "{digit * 12}..."' for digit in "ab"]
     assert "conditions" not in csv([DENSE, LACO]).splitlines()[0].split(",")
 
 
