@@ -71,28 +71,88 @@ def test_the_tables_of_the_readme_are_what_its_records_say(asked, first, capsys)
     assert all(table in printed for table in tables)
 
 
-MEASURES = {"perplexity `wiki`": "perplexity_wiki", "points of the average": "gain_average"}
+MEASURES = {
+    "perplexity `wiki`": "perplexity_wiki",
+    "perplexity `c4`": "perplexity_c4",
+    "points of the average": "gain_average",
+}
+
+
+def report(capsys, runs: tuple[str, ...], *asked: str) -> list[dict[str, str]]:
+    """What `report` prints as CSV of runs in docs/results, with the dagger behind what it is put to."""
+    from bench.cli import main
+
+    folders = [str(PAGES.parent / "results" / run) for run in runs]
+    assert main(["report", *folders, *asked, "--format", "csv"]) == 0
+    lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    return [line | {"shown": line["shown"] + "†" * ("differs" in line["marks"])} for line in lines]
+
+
+def study(beside: str) -> list[tuple[str, list[str], list[list[str]]]]:
+    """(first head, further heads, lines) of each table of the study that has the column `beside`, left out of both."""
+    page = (PAGES.parent / "studies" / "compensation.md").read_text(encoding="utf-8")
+    found = re.findall(rf"\| (.*) \| {beside} \| (.*) \|\n\|.*\n((?:\|.*\n)+)", page)
+    return [
+        (first, heads.split(" | "), [line.strip("| ").split(" | ") for line in lines.splitlines()])
+        for first, heads, lines in found
+    ]
 
 
 def test_the_tables_of_the_study_of_compensations_are_what_its_records_say(capsys):
-    from bench.cli import main
-
-    docs = PAGES.parent
-    runs = [str(docs / "results" / name) for name in ("laco-ls", "compensation")]
-    assert main(["report", *runs, "--view", "grid", "--format", "csv"]) == 0
     said = {
-        (line["measure"], line["label"], line["requested_ratio"]): line["shown"] + "†" * ("differs" in line["marks"])
-        for line in csv.DictReader(io.StringIO(capsys.readouterr().out))
+        (line["measure"], line["label"], line["requested_ratio"]): line["shown"]
+        for line in report(capsys, ("laco-ls", "compensation"), "--view", "grid")
     }
-    page = (docs / "studies" / "compensation.md").read_text(encoding="utf-8")
     checked = 0
-    for head, lines in re.findall(r"\| (.* \| removed \| .*) \|\n\|.*\n((?:\|.*\n)+)", page):
-        measure, _, *columns = head.split(" | ")
+    for measure, columns, lines in study("removed"):
         mendings = ["+" + re.sub("[` ]", "", name) if "`" in name else "" for name in columns]
-        for line in lines.splitlines():
-            method, ratio, *cells = line.strip("| ").split(" | ")
+        for method, ratio, *cells in lines:
             for mending, cell in zip(mendings, cells, strict=True):
                 label = method.strip("`") + mending.replace(",intercept", ":refit.intercept=True")
                 assert said.get((MEASURES[measure], label, ratio), "-") == cell, (measure, label, ratio)
                 checked += cell != "-"
     assert checked > 100
+
+
+def test_the_tables_of_calibration_tokens_are_what_their_records_say(capsys):
+    said = {}
+    for run in ("compensation-calibration", "compensation-65536"):
+        for line in report(capsys, (run,), "--view", "by-ratio"):
+            text = "c4" if 'calibration "c4"' in line["conditions"] else "wiki"
+            said[line["measure"], line["label"], text, run == "compensation-65536"] = line["shown"]
+    checked = 0
+    for measure, columns, lines in study("calibrated on"):
+        assert columns == ["alone", "2,048", "4,096", "16,384", "65,536"]
+        for method, text, *cells in lines:
+            name = method.strip("`")
+            alone, _, mending = name.partition("+")
+            few = [f"{name}:{mending and mending + '.'}tokens={tokens}" for tokens in (2048, 4096)]
+            found = [(alone if mending else "", False), *((label, False) for label in (*few, name)), (name, True)]
+            shown = [said.get((MEASURES[measure], label, text, many), "-") for label, many in found]
+            assert shown == cells, (measure, name, text)
+            checked += len(cells) - cells.count("-")
+    assert checked > 50
+
+
+def test_the_table_of_what_maps_cost_in_time_is_what_its_records_say(capsys):
+    said: dict[str, list[str]] = {}
+    for line in report(capsys, ("compensation-speed",), "--view", "speed"):
+        if line["measure"] == "speedup" or (line["measure"] == "ratio" and line["label"] not in said):
+            said.setdefault(line["label"], []).append(re.sub(r"(\d)x", r"\1", line["shown"]))
+    ((_, _, lines),) = study("parameters removed")
+    assert {re.findall("`(.*?)`", method)[0]: cells for method, *cells in lines} == said
+
+
+def test_the_table_of_what_helps_laco_ls_is_what_its_records_say(capsys):
+    said = {
+        (line["measure"].partition("_")[2], line["label"], line["requested_ratio"]): line["shown"]
+        for line in report(capsys, ("laco-ls-ablation",), "--view", "by-ratio", "--reference", "laco-ls")
+    }
+    ((_, columns, lines),) = study("what is fitted")
+    for choice, fitted, *cells in lines:
+        settings = ",".join(re.findall(r"`(.*?)`", choice + fitted)).replace("yes", "True")
+        label = f"laco-ls:{settings}" if settings else "laco-ls"
+        for column, cell in zip(columns, cells, strict=True):
+            text, ratio = column.strip("`").split("` at ")
+            assert said[text, label, ratio] == cell, (label, column)
+    assert len(lines) == 9

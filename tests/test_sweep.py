@@ -271,7 +271,7 @@ def test_a_spec_that_is_not_there_is_refused(base, capsys):
 SIZES = {  # cells, and dense ones
     "laco-ablation": (33, 1),
     "laco-calibration": (42, 6),
-    "laco-ls-ablation": (28, 1),
+    "laco-ls-ablation": (19, 1),
     "laco-range": (16, 1),
     "ratio-curves": (65, 1),
 }
