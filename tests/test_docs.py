@@ -124,10 +124,15 @@ def test_the_tables_of_calibration_tokens_are_what_their_records_say(capsys):
     for measure, columns, lines in study("calibrated on"):
         assert columns == ["alone", "2,048", "4,096", "16,384", "65,536"]
         for method, text, *cells in lines:
-            name = method.strip("`")
+            name, _, given = method.strip("`").replace("=no", "=False").partition(":")
             alone, _, mending = name.partition("+")
-            few = [f"{name}:{mending and mending + '.'}tokens={tokens}" for tokens in (2048, 4096)]
-            found = [(alone if mending else "", False), *((label, False) for label in (*few, name)), (name, True)]
+            all_tokens = f"{name}:{given}" if given else name
+            few = [
+                ",".join(filter(None, [f"{name}:{mending and mending + '.'}tokens={tokens}", given]))
+                for tokens in (2048, 4096)
+            ]
+            found = [(alone if mending else "", False), *((label, False) for label in (*few, all_tokens))]
+            found.append((all_tokens, True))
             shown = [said.get((MEASURES[measure], label, text, many), "-") for label, many in found]
             assert shown == cells, (measure, name, text)
             checked += len(cells) - cells.count("-")
