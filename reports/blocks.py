@@ -115,10 +115,10 @@ def brief(value: Any) -> str:
     """A value of a condition, not too long for a sentence."""
     if isinstance(value, list) and all(isinstance(one, str) for one in value):
         return "+".join(value) or "none"
-    if isinstance(value, str):
-        return json.dumps(value if len(value) <= 38 else f"{value[:12]}...")
     text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:12]}..."
+    if len(text) <= 40:
+        return text
+    return json.dumps(f"{value[:12]}...") if isinstance(value, str) else f"{text[:12]}..."
 
 
 def draws(records: Sequence[Record]) -> list[list[int]]:

@@ -126,13 +126,9 @@ def test_the_tables_of_calibration_tokens_are_what_their_records_say(capsys):
         for method, text, *cells in lines:
             name, _, given = method.strip("`").replace("=no", "=False").partition(":")
             alone, _, mending = name.partition("+")
-            all_tokens = f"{name}:{given}" if given else name
-            few = [
-                ",".join(filter(None, [f"{name}:{mending and mending + '.'}tokens={tokens}", given]))
-                for tokens in (2048, 4096)
-            ]
-            found = [(alone if mending else "", False), *((label, False) for label in (*few, all_tokens))]
-            found.append((all_tokens, True))
+            fewer = [f"{mending}.tokens={n}".lstrip(".") for n in (2048, 4096)]
+            labels = [":".join(filter(None, (name, ",".join(filter(None, (few, given)))))) for few in (*fewer, "")]
+            found = [(alone if mending else "", False), *((label, False) for label in labels), (labels[-1], True)]
             shown = [said.get((MEASURES[measure], label, text, many), "-") for label, many in found]
             assert shown == cells, (measure, name, text)
             checked += len(cells) - cells.count("-")
