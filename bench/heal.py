@@ -35,10 +35,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bench import progress
 from bench.errors import UserError
 from bench.recipe import Recipe, Text, refuse
 from bench.stats import ratio_interval
+from methods import progress
 from methods.anatomy import Decoder
 
 ALPHA = 2  # adapters are scaled by alpha / rank; this many times the rank

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench import progress
 from bench.stats import mean_stderr, ratio_interval
 from methods import laco
 from methods.anatomy import Decoder, Layer
+from methods.progress import over
 from methods.signals import Entry, enter
 
 TOKENS_AT_ONCE = 512  # in one forward of a merged model, and through its head
@@ -90,12 +90,7 @@ class Merges:
     def curve(self, m: int, rule: str) -> list[dict[str, Any]]:
         """`at` of every position, rising."""
         positions = range(len(self.layers) - m + 1)
-        found = list[dict[str, Any]]()
-        with progress.bar(len(positions), f"{m} layers by {rule}", "merge") as bar:
-            for p in positions:
-                found.append(self.at(p, m, rule))
-                bar.update()
-        return found
+        return [self.at(p, m, rule) for p in over(positions, f"{m} layers by {rule}", "merge")]
 
     def at(self, p: int, m: int, rule: str) -> dict[str, Any]:
         """The layers p .. p+m-1 merged by `rule`.

@@ -24,9 +24,9 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from bench import progress
 from bench.errors import UserError
 from bench.stats import ratio_interval
+from methods import progress
 
 LOGITS = 2**27  # the most logits of one forward: 512 MiB in float32
 CPU_CHUNK = 256  # a CPU's cores are busy with this many nodes; more of them only adds attention between strangers

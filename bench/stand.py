@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench import isolation, memory, nvml, progress, timing
+from bench import isolation, memory, nvml, timing
 from bench.spec import Protocol
 from bench.stats import paired_ratio
 from bench.timing import Clock, Pass, WarmUp, Workload
 from bench.workloads import Point, points, predicted, workload
+from methods import progress
 from methods.anatomy import Decoder
 
 # Where a model's weights lie in memory is the same in all rounds of a process and counts as speed there: equal models

@@ -246,20 +246,24 @@ class Decoder:
                 f"(known: {', '.join(FAMILIES)})"
             )
         self.family = family
-        _refuse_old_code(attrgetter(family.layers)(model))
+        _refuse_old_code(self.stack)
         _straighten(model)
         head = model.get_output_embeddings()
         if family.unit_rows and not isinstance(head, nn.Linear):
             model.set_output_embeddings(linear_like(nn.functional.normalize(head.weight.detach()), None))
 
     @property
+    def stack(self) -> nn.ModuleList:
+        """The modules that `layers` are views of."""
+        return attrgetter(self.family.layers)(self.model)
+
+    @property
     def layers(self) -> list[Layer]:
         heads = self.config.num_attention_heads
         group = heads // (getattr(self.config, "num_key_value_heads", None) or heads)
         width = getattr(self.config, "head_dim", None) or self.config.hidden_size // heads
-        modules = list(attrgetter(self.family.layers)(self.model))
-        kinds = getattr(self.config, "layer_types", None) or [None] * len(modules)
-        return [Layer(m, self.family, kind, width, group) for m, kind in zip(modules, kinds, strict=True)]
+        kinds = getattr(self.config, "layer_types", None) or [None] * len(self.stack)
+        return [Layer(m, self.family, kind, width, group) for m, kind in zip(self.stack, kinds, strict=True)]
 
     def set_layers(self, layers: Sequence[Layer]) -> None:
         """Make these the model's layers: the one place that renumbers caches and keeps the configuration truthful.
@@ -280,7 +284,7 @@ class Decoder:
 
     def refuse_sliced(self) -> None:
         """Raise Unsupported where the residual has been cut, so that every layer speaks in a basis of its own."""
-        if any(hasattr(module, "shortcuts") for module in attrgetter(self.family.layers)(self.model)):
+        if any(hasattr(module, "shortcuts") for module in self.stack):
             raise Unsupported(
                 "the residual has been sliced, and each layer reads another basis of it than it writes, so that none "
                 "can go, be observed as one of the family or be sliced again; llm-pruner serves such a model"
@@ -288,7 +292,7 @@ class Decoder:
 
     def swap_stack(self, stack: nn.ModuleList) -> nn.ModuleList:
         """Put another list of modules where the layers are, and return the old one; the configuration stays."""
-        old: nn.ModuleList = attrgetter(self.family.layers)(self.model)
+        old = self.stack
         self._put(self.family.layers, stack)
         return old
 

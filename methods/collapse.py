@@ -34,6 +34,7 @@ from methods.anatomy import Decoder, Layer
 from methods.compensation import twin
 from methods.cuts import States, fitted_tokens
 from methods.least_squares import LeastSquares
+from methods.progress import over
 from methods.pruner import Calibration
 from methods.signals import Step, enter, step, values_of_a_step
 
@@ -68,7 +69,7 @@ class Collapse:
     def run(self) -> list[dict[str, Any]]:
         """Refit. Returns for each window that was fitted ||y - z||^2 / ||z||^2 behind it, before and after."""
         states, x, report = States(self.dense, self.entries), self._start(), dict[Window, dict[str, Any]]()
-        for s, e in self.windows:
+        for s, e in over(self.windows, "refitting", "layer"):
             if e == s + 1 and not (report and self.how.later):
                 x = self._through([(s, e)], x) if report else states.advance(2 * e)
                 continue

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from methods.anatomy import Decoder
+from methods.progress import over
 from methods.pruner import Calibration, Unsupported
 from methods.signals import Entry, enter, step, values_of_a_step
 
@@ -150,9 +151,7 @@ def at_cuts(pruning: Pruning, calibration: Calibration, leave_first: bool, mend:
 
     if -1 in cuts:
         x = at(cuts[-1], x, [torch.zeros_like(one) for one in x])
-    for number, layer in enumerate(pruning.pruned.layers):
-        if number > max(cuts):
-            break
+    for number, layer in enumerate(over(pruning.pruned.layers[: max(cuts) + 1], "mending", "layer")):
         arguments = [entry.arguments[layer.kind] for entry in entries]
         if number not in cuts:
             x = [layer(one, given) for one, given in zip(x, arguments, strict=True)]

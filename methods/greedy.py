@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.anatomy import Decoder
+from methods.progress import over
 from methods.pruner import Calibration
 from methods.signals import Entry, enter
 from methods.surgery import Block, block_sizes
@@ -189,7 +190,8 @@ def search(trial: Trial, candidates: Sequence[Block], budget: float, known: Sequ
         else:
             follows, free = False, free and len(allowed) == len(left)
             best = math.inf
-            for block in sorted(allowed, key=losses.__getitem__):
+            shown = f"removal {step + 1}, {100 * (1 - rest / budget):.0f} % of the budget gone"
+            for block in over(sorted(allowed, key=losses.__getitem__), shown, "trial"):
                 loss = trial.without(block, best)
                 losses[block] = math.inf if math.isnan(loss) else loss
                 best = min(best, losses[block])

@@ -43,6 +43,7 @@ from torch import Tensor, nn
 
 from methods.anatomy import Decoder, Layer
 from methods.budget import whole_layers
+from methods.progress import bar
 from methods.pruner import Calibration, OutOfReach, register
 from methods.signals import Entry, enter
 
@@ -106,8 +107,14 @@ class LaCo:
         reference = _Reference(
             self, model, replace(calibration, ids=calibration.ids[part], mask=calibration.mask[part])
         )
-        loop = _Loop(self, len(model.layers), reference.similarity)
-        threshold, path = (self.T, loop.run(self.T, count)) if self.T is not None else loop.largest_threshold(count)
+        with bar(None, "collapsing", " windows") as tried:
+
+            def similarity(order: tuple[Merged, ...], p: int) -> float:
+                tried.update()
+                return reference.similarity(order, p)
+
+            loop = _Loop(self, len(model.layers), similarity)
+            threshold, path = (self.T, loop.run(self.T, count)) if self.T is not None else loop.largest_threshold(count)
         model.set_layers([reference.realise(layer) for layer in path.order])
         kept = [_first(layer) for layer in path.order]
         return {

@@ -39,6 +39,7 @@ from methods.collapse import Collapse, Fit, Window
 from methods.cuts import fitted_tokens
 from methods.greedy import kl
 from methods.least_squares import LeastSquares
+from methods.progress import over
 from methods.pruner import Calibration, Unsupported, register
 from methods.signals import Entry, enter, step
 
@@ -126,7 +127,8 @@ class LaCoLS:
                 gain = [dense.left(pair) - before[i] - before[i + 1] for i, pair in enumerate(pairs)]
                 promising = sorted(range(len(pairs)), key=lambda i: (gain[i], i))[: self.trials]
                 trial.fix(windows)
-                losses = {i: trial.loss(joined(windows, i), i) for i in promising}
+                shown = f"layer {count + 1} of {n} to remove"
+                losses = {i: trial.loss(joined(windows, i), i) for i in over(promising, shown, "trial")}
                 best = min(promising, key=lambda i: losses[i])
                 swallowed, loss = windows[best + 1][0], losses[best]
             place = next(i for i, (s, _) in enumerate(windows) if s == swallowed)
@@ -166,7 +168,7 @@ class Dense:
         device = model.embed.weight.device
         self.where = [fitted_tokens(mask, leave_first).to(device) for mask in self.masks]
         self.x, self.m = [[entry.x for entry in self.entries]], list[list[Tensor]]()
-        for layer in self.layers:
+        for layer in over(self.layers, "reading calibration tokens", "layer"):
             taken = [
                 step(layer, x, entry.arguments[layer.kind], mask)
                 for x, entry, mask in zip(self.x[-1], self.entries, self.masks, strict=True)

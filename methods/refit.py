@@ -29,6 +29,7 @@ from methods.compensation import compensation
 from methods.cuts import Pruning, fitted_tokens
 from methods.ghost import check
 from methods.least_squares import LeastSquares
+from methods.progress import over
 from methods.pruner import Calibration, Unsupported
 from methods.signals import enter, inputs_of, values_of_a_step
 
@@ -65,7 +66,7 @@ class Refit:
         entries = [enter(pruning.dense, ids) for ids, _ in batches]
         where = [fitted_tokens(mask, self.leave_first).to(entries[0].x.device) for _, mask in batches]
         x, report = [entry.x for entry in entries], list[dict[str, Any]]()
-        for number, (whole, layer) in enumerate(pairs(pruning)):
+        for number, (whole, layer) in enumerate(over(pairs(pruning), "refitting", "layer")):
             given, cut = [entry.arguments[layer.kind] for entry in entries], narrowed(whole, layer)
             if not cut:
                 x = [layer(one, arguments) for one, arguments in zip(x, given, strict=True)]

@@ -28,6 +28,7 @@ import torch
 from methods.anatomy import Decoder
 from methods.budget import whole_layers
 from methods.greedy import Trial
+from methods.progress import over
 from methods.pruner import Calibration, Unsupported, register
 from methods.signals import gradients, zeros
 from methods.surgery import blocks_of, drop_lowest
@@ -56,7 +57,7 @@ class ShortenedLlama:
         if not n:
             return {"removed_layers": []}
         trial = Trial(model, calibration.first(self.tokens), "nll")
-        losses = [trial.without(layer) for layer in blocks_of(model, "layer")]
+        losses = [trial.without(layer) for layer in over(blocks_of(model, "layer"), "leaving out one", "layer")]
         scores = [loss if math.isfinite(loss) else math.inf for loss in losses]
         gone = drop_lowest(model, scores, range(len(scores)), n)
         return {"removed_layers": gone, "scores": [score if math.isfinite(score) else None for score in scores]}

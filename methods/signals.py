@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.anatomy import Decoder, Layer
+from methods.progress import bar, over
 from methods.pruner import Calibration, Unsupported
 
 TOKENS_AT_ONCE = 256  # of the calibration in one backward pass; no fewer than a sequence
@@ -104,14 +105,16 @@ class Step:
 @torch.no_grad()
 def steps(model: Decoder, calibration: Calibration) -> Iterator[tuple[int, Step]]:
     """(layer, Step) of each layer for each micro-batch: one forward over the calibration tokens."""
-    layers = model.layers
-    for ids, mask in calibration.batches(values_of_a_step(model)):
-        entry = enter(model, ids)
-        x = entry.x
-        for number, layer in enumerate(layers):
-            taken = step(layer, x, entry.arguments[layer.kind], mask)
-            yield number, taken
-            x = taken.y
+    layers, batches = model.layers, calibration.batches(values_of_a_step(model))
+    with bar(len(batches) * len(layers), "reading calibration tokens", "layer") as shown:
+        for ids, mask in batches:
+            entry = enter(model, ids)
+            x = entry.x
+            for number, layer in enumerate(layers):
+                taken = step(layer, x, entry.arguments[layer.kind], mask)
+                yield number, taken
+                x = taken.y
+                shown.update()
 
 
 @torch.no_grad()
@@ -174,7 +177,8 @@ def gradients(model: Decoder, ids: Tensor, mask: Tensor, g: Sums, a: Sums) -> No
 
     with differentiate(model, g or a, take), torch.enable_grad():
         size = 1 if a else max(1, TOKENS_AT_ONCE // T)
-        for batch, wanted in zip(*(torch.split(x.to(targets.device), size) for x in (ids, targets)), strict=True):
+        batches = list(zip(*(torch.split(x.to(targets.device), size) for x in (ids, targets)), strict=True))
+        for batch, wanted in over(batches, "gradients", "batch"):
             own = int((wanted >= 0).sum()) / int((targets >= 0).sum())
             logits = model.model(input_ids=batch, use_cache=False).logits[:, :-1].float()
             torch.autograd.backward(nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten()))

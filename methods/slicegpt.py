@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from methods.anatomy import Decoder, Layer, linear_like, norm_eps
 from methods.budget import parameters
+from methods.progress import over
 from methods.pruner import Calibration, OutOfReach, Unsupported, register
 from methods.signals import Entry, enter
 
@@ -121,7 +122,7 @@ class _Slicer:
             table.weight = cut_columns(table.weight, self.Q, self.d)
             table.embedding_dim = self.d
         layers = self.model.layers
-        for layer in layers[:-1]:
+        for layer in over(layers[:-1], "slicing", "layer"):
             self.slice_layer(layer, self.d)
         self.slice_layer(layers[-1], self.d if slice_head else self.D)
         head = self.model.head

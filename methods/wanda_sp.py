@@ -29,6 +29,7 @@ from torch import Tensor
 
 from methods.anatomy import Decoder
 from methods.budget import equal_widths, parameters
+from methods.progress import over
 from methods.pruner import Calibration, register
 from methods.signals import enter, step, values_of_a_step
 from methods.stock import takes
@@ -73,7 +74,7 @@ class WandaSP:
             batches = calibration.batches(values_of_a_step(model))
             entries, masks = [enter(model, ids) for ids, _ in batches], [mask for _, mask in batches]
             X = [entry.x for entry in entries]
-            for number, layer in enumerate(model.layers):
+            for number, layer in enumerate(over(model.layers, "removing", "layer")):
                 arguments = [entry.arguments[layer.kind] for entry in entries]
                 here = [structure for structure in structures if structure.number == number]
                 squares = dict.fromkeys(KINDS, torch.zeros((), dtype=torch.float64))

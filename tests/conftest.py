@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -84,6 +86,22 @@ def padded(rows: list[list[int]]) -> Calibration:
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def bars(monkeypatch):
+    """Every progress bar from now on, none of them drawn: what, total and done."""
+    shown = list[SimpleNamespace]()
+
+    @contextmanager
+    def bar(*, total, desc, initial, **how):
+        one = SimpleNamespace(what=desc, total=total, done=initial)
+        shown.append(one)
+        one.update = lambda: setattr(one, "done", one.done + 1)
+        yield one
+
+    monkeypatch.setattr("methods.progress.tqdm", bar)
+    return shown
 
 
 @pytest.fixture

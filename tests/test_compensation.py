@@ -401,6 +401,15 @@ def test_padding_and_micro_batches_change_nothing(pair, ids):
         torch.testing.assert_close(other, models[0], rtol=0, atol=1e-3 * float(models[0].abs().max()))
 
 
+@pytest.mark.parametrize(
+    ("pair", "what"), [*((f"drop+{name}", "mending") for name in DEPTH), ("flap+refit", "refitting")]
+)
+def test_a_fit_shows_how_far_it_is(pair, what, bars):
+    compensated(pair, "llama", 0.3)
+    (bar,) = [bar for bar in bars if bar.what == what]
+    assert bar.done == bar.total > 1
+
+
 @pytest.mark.parametrize("leave_first", ["yes", "no"])
 def test_the_first_position_can_be_left_out(leave_first):
     """A wild state there then changes nothing."""

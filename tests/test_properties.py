@@ -90,6 +90,14 @@ def test_generation_with_a_cache_is_generation_without(method, family, ids):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_what_looks_at_calibration_tokens_shows_how_far_it_is(method, bars):
+    pruned(method, "llama", 0.3)
+    (card,) = [card for card in methods.catalogue() if card.name == method]
+    assert bool(bars) == (card.needs != "nothing")
+    assert all(bar.done == (bar.total or bar.done) > 0 for bar in bars)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_the_list_says_which_families_a_method_cannot_serve(method):
     (card,) = [card for card in methods.catalogue() if card.name == method]
     refused = set()

@@ -29,6 +29,7 @@ METHOD_MAY = {
     "methods.cuts",
     "methods.collapse",
     "methods.stock",
+    "methods.progress",
 }
 INFRASTRUCTURE = (
     "__init__",
@@ -54,6 +55,7 @@ INFRASTRUCTURE = (
     "stock",
     "uneven",
     "model_card",
+    "progress",
 )
 
 

@@ -1,0 +1,28 @@
+"""Progress bars on stderr, for work of more than two seconds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterator
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+def bar(total: int | None, what: str, unit: str, done: int = 0) -> Any:
+    """A bar of `total` units, None where that shows only at the end, `done` of them at the start.
+
+    Drawn every 0.2 s, or 20 s where no terminal shows it.
+    """
+    every = 0.2 if sys.stderr.isatty() else 20
+    return tqdm(total=total, desc=what, unit=unit, initial=done, delay=2, leave=False, mininterval=every)
+
+
+def over(items: Collection[T], what: str, unit: str) -> Iterator[T]:
+    """The items, with a bar that counts those that are done."""
+    with bar(len(items), what, unit) as shown:
+        for item in items:
+            yield item
+            shown.update()
