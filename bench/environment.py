@@ -33,7 +33,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     platform                         system, processor and C library; no kernel build, which tells who runs it
     cpu, physical_cores, logical_cores, memory_bytes   of the whole machine
     threads                          torch's, within one operation
-    omp_wait_policy                  whether they spin while they wait, where that was said
+    omp_wait_policy, gomp_spincount  whether they spin while they wait, and for how many turns, where that was said
     device, dtype                    of the model
     gpu, gpu_memory_bytes, gpu_driver, cuda            on CUDA only
     versions                         {package: version}
@@ -48,7 +48,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "logical_cores": os.cpu_count(),
         "memory_bytes": _memory_bytes(),
         "threads": torch.get_num_threads(),
-        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+        **waiting(),
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
         **(_gpu(device) if device.type == "cuda" else {}),
@@ -56,6 +56,12 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         **_commit(),
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def waiting() -> dict[str, str]:
+    """How threads wait, where that was said; it decides how fast small operations are on a CPU."""
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    return {name.lower(): os.environ[name] for name in names if name in os.environ}
 
 
 def processor(device: torch.device) -> str | None:

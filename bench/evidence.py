@@ -30,7 +30,10 @@ ACCURACY = re.compile(r"(^|_)acc(_|,|$)|^(exact_match|em|mc1)(,|$)")  # metrics 
 NLL_DIGITS = 4  # behind the point, of a window's nats
 COMMON = ("weights", "config", "dtype")
 COMPUTED = (*COMMON, "tokenizer", "calibration", "device", "gpu", "torch", "transformers", "batch_tokens", "save_dtype")
-TIMED = ("cpu", "threads", "gpu_driver", "cuda", "cache", "compile", "pin", "decode_steps")
+TIMED = (
+    *("cpu", "threads", "omp_wait_policy", "gomp_spincount", "gpu_driver", "cuda"),
+    *("cache", "compile", "pin", "decode_steps"),
+)
 CONDITIONS = {  # what must be equal for figures of each kind to be comparable
     "size": COMMON,
     "text": COMPUTED,

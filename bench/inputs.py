@@ -8,7 +8,7 @@
     tasks               {task: {version, sha256}}   see bench.tasks.fingerprint
     method_sha256       of the method's source file and of the files that it imports, see `method_sha256`
     versions            {package: version} of VERSIONS
-    timed_on            {processor, threads}   of a timed cell alone
+    timed_on            {processor, threads, and how these wait}   of a timed cell alone
     healing             {text_sha256 (of the tokens), source_sha256 (of HEALING), peft (its version, for LoRA)}   of a
                         healed cell alone
     parent              key of the cell whose model is pruned further, of a chained cell (bench.chain) alone
@@ -65,7 +65,7 @@ def common(
         found["config_sha256"] = settings
     if cell.protocol.speed_rounds:
         processor = environment.processor(torch.device(cell.device))
-        found["timed_on"] = {"processor": processor, "threads": torch.get_num_threads()}
+        found["timed_on"] = {"processor": processor, "threads": torch.get_num_threads()} | environment.waiting()
     return found
 
 

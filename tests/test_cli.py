@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import pytest
 from conftest import refused
 
-from bench import assets
+from bench import assets, environment
 from bench.cli import main
 
 MISTAKES = {
@@ -57,6 +58,21 @@ MISTAKES = {
     ),
     "negative count": (["--methods", "laco", "--ratio", "0.2", "--windows", "-1"], "windows is 0 .* or positive"),
 }
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ({}, {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "7"}),
+    ],
+)
+def test_threads_wait_as_the_user_says_or_for_a_moment(said, kept, monkeypatch, capsys):
+    monkeypatch.setattr("os.environ", dict(said))
+    assert main(["list", "profiles"]) == 0
+    assert os.environ == kept
+    assert environment.waiting() == {name.lower(): value for name, value in kept.items()}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

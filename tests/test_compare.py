@@ -93,6 +93,7 @@ DIFFERENCES = {
     "lm_eval": {"environment": {"versions": VERSIONS | {"lm_eval": "0.4.12"}}},
     "gpu": {"environment": {"gpu": "Example GPU"}},
     "cpu": {"environment": {"cpu": "Another CPU"}, "measured": {"speed": speed(1.0)}},
+    "gomp_spincount": {"environment": {"gomp_spincount": "5000"}, "measured": {"speed": speed(1.0)}},
     "metric": {"metric": "acc_norm"},
 }
 
@@ -100,7 +101,7 @@ DIFFERENCES = {
 @pytest.mark.parametrize("field", DIFFERENCES)
 def test_what_is_not_comparable_is_refused_by_the_field(field, tmp_path, capsys):
     same = {"tasks": {"piqa": RIGHT}, "texts": {"wiki": nats(1)}}
-    timed = {"measured": {"speed": speed(1.0)}} if field == "cpu" else {}
+    timed = {"measured": {"speed": speed(1.0)}} if "speed" in DIFFERENCES[field].get("measured", {}) else {}
     cell(tmp_path / "a", **same, **timed)
     cell(tmp_path / "b", **same, **DIFFERENCES[field])
     arguments = ["compare", str(tmp_path / "a"), str(tmp_path / "b")]

@@ -39,6 +39,14 @@ def test_describes_this_machine():
     assert abs(datetime.now(UTC) - datetime.fromisoformat(found["date"])) < timedelta(minutes=1)
 
 
+def test_how_threads_wait_is_said_where_that_is_known(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "123")
+    found = describe(CPU, torch.float32)
+    assert found["gomp_spincount"] == "123"
+    assert "omp_wait_policy" not in found
+
+
 def test_nothing_private():
     text = json.dumps(describe(CPU, torch.float32))
     assert str(Path.home()) not in text
