@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _let_threads_wait() -> None:
     """Say how threads without work wait, which is read when torch is imported: 0.1 ms awake, then asleep.
 
-    Asleep at once they make an idle machine up to a fifth slower, awake for long a shared one several times.
+    Asleep at once they slow an idle machine down, awake for long a shared one, by much (tests/benchmarks/README.md).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
