@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import duckdb
 import ledger_runs
@@ -351,6 +352,20 @@ def test_other_weights_have_another_key(asked, model_folder, tmp_path, capsys):
     (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
     assert main(arguments) == 0
     assert "this has changed: config_sha256; moved" in capsys.readouterr().err
+
+
+def test_how_threads_wait_is_part_of_a_timed_cells_key_alone(monkeypatch):
+    monkeypatch.setattr(inputs, "_tokenizer_sha256", lambda tokenizer: "")
+    monkeypatch.setattr(inputs.models, "config_sha256", lambda model: "")
+
+    def stands_on(rounds: int, turns: str) -> dict:
+        monkeypatch.setenv("GOMP_SPINCOUNT", turns)
+        cell = SimpleNamespace(model="any", device="cpu", protocol=SimpleNamespace(speed_rounds=rounds))
+        read = {"calibration": SimpleNamespace(sha256=""), "texts": {}, "loaded_tasks": {}, "documents": {}}
+        return inputs.common(cell, None, **read)
+
+    assert stands_on(12, "5000") != stands_on(12, "0")
+    assert stands_on(0, "5000") == stands_on(0, "0")
 
 
 def test_a_model_that_changes_under_a_run_fails_its_cell(asked, tmp_path, monkeypatch):
