@@ -182,5 +182,5 @@ def _of_measure(measure: Column, block: Block, evidence: Evidence) -> Table:
             for row, cells in lines.items()
         ),
         notes=(*notes.exceptions(block.records), *tests, *[NOT_ASKED] * absent),
-        protocol=tuple(notes.protocol(block.records, list(chain(*block.each)), (kind(measure.name),))),
+        protocol=tuple(notes.protocol(list(chain(*block.drawn)), list(chain(*block.each)), (kind(measure.name),))),
     )

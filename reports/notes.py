@@ -82,8 +82,11 @@ def _budget(record: Record) -> str:
     return f"{round(layers)} of {total} layers, {left}" if whole else left
 
 
-def exceptions(records: Sequence[Record]) -> Iterator[str]:
-    """One sentence for each cell that missed its budget or has no figures."""
+def exceptions(records: Sequence[Record], stages: Collection[str] = ()) -> Iterator[str]:
+    """One sentence for each cell that missed its budget or has no figures.
+
+    stages  of generation, whose speed the table shows: what is in doubt about it is said too
+    """
     show = METRICS["ratio"].show
     for record in records:
         name, measured = label(record.cell), record.measured
@@ -94,7 +97,8 @@ def exceptions(records: Sequence[Record]) -> Iterator[str]:
             requested = requested_ratio(record)
             asked = "" if requested is None else f"requested {show(requested)}, "
             yield f"* {name} misses the ratio: {asked}budget {show(budget)}, achieved {show(measured['ratio'])}."
-        yield from doubts(record)
+        if stages:
+            yield from doubts(record, stages)
     yield from _versions(records)
 
 
@@ -232,12 +236,12 @@ def speed(record: Record) -> Iterator[str]:
             )
 
 
-def doubts(record: Record) -> Iterator[str]:
-    """Why the speed of a cell is missing or should be taken with care."""
+def doubts(record: Record, stages: Collection[str] = tuple(STAGES)) -> Iterator[str]:
+    """Why the speed of a cell at some stages of generation is missing or should be taken with care."""
     name, found = label(record.cell), record.measured.get("speed", {})
     if "failed" in found:
         yield f"{name}: speed: {found['failed']}"
-    points = found.get("points", [])
+    points = [point for point in found.get("points", []) if point["kind"] in stages]
     for failure in dict.fromkeys(point["failed"] for point in points if "failed" in point):
         yield f"{name}: speed: {failure}"
     for flag, complaint in COMPLAINTS.items():

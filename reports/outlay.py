@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import chain
 
 from bench.record import Record
@@ -104,9 +104,13 @@ def of_block(
     rows: Sequence[Row],
     protocol: tuple[str, ...],
     *,
+    stages: Collection[str] = (),
     said: Sequence[str] = (),
 ) -> Table:
-    """The table of a view for one block; `said` are notes beside those of the block's exceptions."""
+    """The table of a view for one block.
+
+    stages  of generation whose speed it shows;  said  notes beside those of the block's exceptions
+    """
     return Table(
         name=f"{view}-{'fixed' if block.ratio is None else f'{block.ratio:g}'}",
         view=view,
@@ -115,6 +119,6 @@ def of_block(
         conditions=conditions(block),
         columns=tuple(columns),
         rows=tuple(rows),
-        notes=(*notes.exceptions(block.records), *said),
+        notes=(*notes.exceptions(block.records, stages), *said),
         protocol=protocol,
     )

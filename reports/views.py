@@ -22,7 +22,7 @@ from typing import Any
 from bench.record import Record, label
 from reports import ablation, grid, notes, outlay, speed
 from reports.blocks import Block, blocks
-from reports.frame import display_name, task_columns, texts
+from reports.frame import STAGES, display_name, task_columns, texts
 from reports.rows import COST, Evidence, compared, conditions, kind, missed, starred
 from reports.samples import Samples
 from reports.tables import Cell, Column, Row, Table, column
@@ -113,7 +113,8 @@ def _by_block(
     for block in chain(*setups):
         present = [one for one in columns(block) if any(row.get(one.name) is not None for row in block.rows)]
         rows, said = compared(block, present, evidence)
-        tables.append(outlay.of_block(name, block, present, rows, protocol, said=said))
+        stages = tuple(STAGES) if "speed" in about else ()
+        tables.append(outlay.of_block(name, block, present, rows, protocol, stages=stages, said=said))
     return tables
 
 
@@ -126,7 +127,7 @@ def _by_ratio(_records: Sequence[Record], setups: Setups, evidence: Evidence) ->
     """For each setup a table per measure; the dense model's figure is repeated in each column."""
     tables, rows = [], _all_rows(setups)
     for found in setups:
-        everything = [record for block in found for record in block.records]
+        everything = [record for block in found for record in chain(*block.drawn)]
         for name in [*(f"perplexity_{name}" for name in texts(everything)), "kl", *SUMMARY]:
             if any(row.get(name) is not None for block in found for row in block.rows):
                 protocol = tuple(notes.protocol(everything, rows, (kind(name),)))
@@ -145,7 +146,7 @@ def _of_measure(measure: Column, found: Sequence[Block], evidence: Evidence) -> 
             cell = row.cells[0] if row.failure is None else Cell(row.failure)
             lines.setdefault(row.label, {})[number] = starred(cell) if missed(figures) else cell
             methods[row.label] = row.method
-        said |= dict.fromkeys([*_exceptions(block), *tests])
+        said |= dict.fromkeys([*_exceptions(block, measure), *tests])
     columns = [replace(measure, label=_ratio(block), unit="", better=None) for block in found]
     rows = [
         Row(name, methods[name], None, tuple(cells.get(number, Cell()) for number in range(len(found))))
@@ -170,9 +171,10 @@ def _ratio(block: Block) -> str:
     return "dense" if only_dense else "fixed" if block.ratio is None else f"{block.ratio:g}"
 
 
-def _exceptions(block: Block) -> Iterator[str]:
-    """What must be said of a ratio's cells, with the ratio."""
-    for sentence in notes.exceptions(block.records):
+def _exceptions(block: Block, measure: Column) -> Iterator[str]:
+    """What must be said of a ratio's cells in a table of one measure, with the ratio."""
+    stages = [stage for stage in STAGES if measure.name == f"{stage}_speed"]
+    for sentence in notes.exceptions(block.records, stages):
         yield sentence if block.ratio is None else f"at {block.ratio:g}: {sentence}"
 
 

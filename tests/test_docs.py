@@ -51,14 +51,14 @@ def test_the_method_in_the_readme_runs(model_folder, text_file, tmp_path, capsys
 
 
 @pytest.mark.parametrize(
-    ("asked", "first"),
+    ("asked", "first", "many"),
     [
-        (["smollm2-135m", "--view", "by-ratio"], "ppl wiki ↓, by ratio"),
-        (["laco-ls", "--reference", "laco-ls"], "ratio 0.2: 8 of 30 layers"),
+        (["smollm2-135m", "--view", "by-ratio"], "ppl wiki ↓, by ratio", 3),
+        (["laco-ls", "--reference", "laco-ls"], "ratio 0.2: 8 of 30 layers", 2),
     ],
     ids=["every method", "laco-ls"],
 )
-def test_the_tables_of_the_readme_are_what_its_records_say(asked, first, capsys):
+def test_the_tables_of_the_readme_are_what_its_records_say(asked, first, many, capsys):
     from bench.cli import main
 
     root = PAGES.parent.parent
@@ -67,7 +67,7 @@ def test_the_tables_of_the_readme_are_what_its_records_say(asked, first, capsys)
     readme = (root / "README.md").read_text(encoding="utf-8")
     (shown,) = re.findall(rf"```text\n(SmolLM2-135M-Instruct   {first}.*?)```", readme, re.DOTALL)
     tables = shown.strip().split("\n\nSmolLM2-135M-Instruct   ")
-    assert len(tables) == 2
+    assert len(tables) == many
     assert all(table in printed for table in tables)
 
 
@@ -157,3 +157,18 @@ def test_the_table_of_what_helps_laco_ls_is_what_its_records_say(capsys):
             text, ratio = column.strip("`").split("` at ")
             assert said[text, label, ratio] == cell, (label, column)
     assert len(lines) == 9
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/speed.md"])
+def test_the_tables_of_speeds_are_what_their_records_say(page, capsys):
+    said: dict[str, list[str]] = {}
+    for line in report(capsys, ("speed",), "--view", "speed"):
+        if line["measure"] == "speedup":
+            said.setdefault(line["label"].removesuffix(" at 0.3"), []).append(re.sub(r"(\d)x", r"\1", line["shown"]))
+    text = (PAGES.parent.parent / page).read_text(encoding="utf-8")
+    (lines,) = re.findall(r"\| \| prefill, batch 1 \| decode, batch 1 \|.*\n\|.*\n((?:\|.*\n)+)", text)
+    shown = {}
+    for method, *cells in (line.strip("| \n").split(" | ") for line in lines.splitlines()):
+        name = "drop:layers=10-20" if "dropped" in method else re.findall("`(.*?)`", method)[0]
+        shown[name] = [cell.partition(" / ")[0] for cell in cells[:4]]
+    assert shown == {name: cells for name, cells in said.items() if name != "dense"}

@@ -18,7 +18,21 @@ import pytest
 import torch
 from conftest import tiny
 from scipy.stats import binomtest, ttest_1samp
-from test_reports import DENSE, LACO, MENDED, PER_LAYER, RECORDS, SLICEGPT, changed, drawn, failed, measured, mended, ok
+from test_reports import (
+    DENSE,
+    LACO,
+    MENDED,
+    PER_LAYER,
+    RECORDS,
+    SLICEGPT,
+    changed,
+    drawn,
+    failed,
+    measured,
+    mended,
+    ok,
+    point,
+)
 
 import methods
 from bench import stats
@@ -106,6 +120,34 @@ def test_by_ratio_has_a_column_for_each_ratio_and_says_why_a_cell_is_missing():
     assert rows == {"dense": ["20.8 ± 0.9"] * 2, "laco": [rows["laco"][0], "343 ± 46"], "flap": ["-", "out of memory"]}
     assert "at 0.3: flap: out of memory: full" in perplexity.notes
     assert rows["laco"][0].startswith("99")
+
+
+def test_doubts_about_a_speed_stand_under_the_tables_that_show_it():
+    flagged = [point("prefill", 1, 128, 57.0), point("decode", 1, 64, 14.0, pruned_cv=0.34, flags=["noisy"])]
+    machine = {"flags": ["busy"], "other_cores": 1.25, "stolen_cores": 0.5}
+    doubtful = changed(LACO, "measured", "speed", to={"points": flagged, "machine": machine})
+    noisy, busy = "single calls vary much: decode at batch 1", "timed while other work took 1.2 cores"
+    said = {
+        table.name: [doubt for doubt in (noisy, busy) if any(doubt in note for note in table.notes)]
+        for name in ("main", "per-task", "by-ratio", "cost", "decisions")
+        for table in view(name, [DENSE, doubtful])
+    }
+    assert {name: doubts for name, doubts in said.items() if doubts} == {
+        "main-0.3": [noisy, busy],
+        "by-ratio-prefill_speed": [busy],
+        "by-ratio-decode_speed": [noisy, busy],
+    }
+    assert len(said) > 6
+
+
+def test_a_table_with_a_row_of_draws_says_that_it_is_one():
+    draws = [drawn(seed, 100.0 * 10**seed, 0.3, timed=not seed) for seed in range(3)]
+    beside = mended("shortgpt+ghost", 0.3, 160.0, 0.38)
+    for name in ("main", "per-task", "by-ratio", "grid"):
+        for table in view(name, [DENSE, *draws, *([changed(beside, "cell", "ratio", to=0.1)] * (name == "grid"))]):
+            if any(row.method == "drop-random" for row in table.rows) and not table.name.startswith("grid-gain"):
+                said = [sentence for sentence in table.protocol if "mean of 3 draws" in sentence]
+                assert len(said) == 1 and "one draw alone is timed" in said[0], table.name
 
 
 def grid(records: list[Record], name: str) -> dict[str, dict[str, Cell]]:
