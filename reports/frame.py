@@ -120,7 +120,7 @@ def perplexity_setup(record: Record, text: str) -> str:
     """`setup` without what the perplexity of `text` does not depend on: two cells that agree in it share its axis."""
     conditions = conditions_of(record)
     protocol = {name: value for name, value in conditions["protocol"].items() if name not in BESIDE_PERPLEXITY}
-    inputs = {name: value for name, value in conditions["inputs"].items() if name != "tasks"}
+    inputs = {name: value for name, value in conditions["inputs"].items() if name not in ("tasks", "timed_on")}
     inputs["texts"] = inputs.get("texts", {}).get(text)
     return json.dumps(conditions | {"protocol": protocol, "inputs": inputs}, sort_keys=True)
 

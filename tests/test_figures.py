@@ -130,7 +130,10 @@ def test_a_curve_joins_setups_that_agree_in_what_decides_a_perplexity():
         record.cell["inputs"] = record.cell.get("inputs", {}) | {"tasks": {}}
     brief[1].measured["ratio"] = 0.1
     brief[1].measured["tasks"] = {}
-    found = by_name([DENSE, LACO, *brief])
+    timed = copy.deepcopy([DENSE, LACO])
+    for record in timed:
+        record.cell["inputs"] = record.cell.get("inputs", {}) | {"timed_on": {"processor": "one", "threads": 2}}
+    found = by_name([*timed, *brief])
     assert "perplexity-wiki-by-ratio-2" not in found
     curve = found["perplexity-wiki-by-ratio"]
     assert curve.description.endswith("Points of 2 setups that agree in all that decides it.")
