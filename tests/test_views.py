@@ -143,11 +143,14 @@ def test_doubts_about_a_speed_stand_under_the_tables_that_show_it():
 def test_a_table_with_a_row_of_draws_says_that_it_is_one():
     draws = [drawn(seed, 100.0 * 10**seed, 0.3, timed=not seed) for seed in range(3)]
     beside = mended("shortgpt+ghost", 0.3, 160.0, 0.38)
+    checked = set()
     for name in ("main", "per-task", "by-ratio", "grid"):
         for table in view(name, [DENSE, *draws, *([changed(beside, "cell", "ratio", to=0.1)] * (name == "grid"))]):
             if any(row.method == "drop-random" for row in table.rows) and not table.name.startswith("grid-gain"):
                 said = [sentence for sentence in table.protocol if "mean of 3 draws" in sentence]
                 assert len(said) == 1 and "one draw alone is timed" in said[0], table.name
+                checked.add(name)
+    assert checked == {"main", "per-task", "by-ratio", "grid"}
 
 
 def grid(records: list[Record], name: str) -> dict[str, dict[str, Cell]]:
