@@ -10,49 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from methods.anatomy import Decoder, Layer, Removed
-from methods.pruner import OutOfReach, Unsupported
-from methods.surgery import Block, Structure, block_sizes
-
-
-def parameters(model: Decoder) -> int:
-    """Stored parameters: each tensor once, however many names it has."""
-    return sum(parameter.numel() for parameter in model.model.parameters())
-
-
-def parameters_without_embeddings(model: Decoder) -> int:
-    """Stored parameters without the embedding, the table of positions and the head."""
-    tables = [model.embed, model.head] + ([model.positions] if model.positions is not None else [])
-    left_out = {id(parameter): parameter.numel() for table in tables for parameter in table.parameters()}
-    return parameters(model) - sum(left_out.values())
-
-
-def layer_parameters(layer: Layer) -> int:
-    return sum(parameter.numel() for parameter in layer.module.parameters())
-
-
-def weight_bytes(model: Decoder) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.model.parameters())
-
-
-def kv_bytes_per_token(model: Decoder) -> int:
-    """Bytes of the key/value cache for each token of context, in the model's dtype, sliding windows not considered."""
-    size = model.embed.weight.element_size()
-    counted = sum(isinstance(layer.attn, Removed) and layer.attn.counts for layer in model.layers)
-    return 2 * size * (counted + sum(layer.kv_heads * layer.head_width for layer in model.layers))
-
-
-def macs_per_token(model: Decoder, context: int) -> int:
-    """Multiply-accumulates per token, averaged over a sequence of `context` tokens computed at once.
-
-    Each matrix multiplies once per token; attention scores and mixtures take 2 * H * E * context in each layer. The
-    causal half that kernels may skip is counted in, as PyTorch's own counter does.
-    """
-    linear = sum(module.weight.numel() for module in model.model.modules() if isinstance(module, nn.Linear))
-    scores = sum(2 * layer.out.in_features * context for layer in model.layers if layer.has_attention)
-    return linear + scores
+from methods.errors import OutOfReach, Unsupported
+from methods.model.decoder import Decoder
+from methods.model.sizes import layer_parameters, parameters
+from methods.model.structures import Structure, Sublayer, sublayer_sizes
 
 
 def whole_layers(model: Decoder, ratio: float, stay: int = 1) -> int:
@@ -71,13 +34,13 @@ def whole_layers(model: Decoder, ratio: float, stay: int = 1) -> int:
     return count
 
 
-def block_parameters(model: Decoder, ratio: float, blocks: Collection[Block]) -> int:
+def block_parameters(model: Decoder, ratio: float, blocks: Collection[Sublayer]) -> int:
     """The parameters that `ratio` asks of `blocks`, which never are all that the layers hold.
 
     Raises OutOfReach when the blocks hold less.
     """
     whole_layers(model, ratio)
-    total, held = parameters(model), sum(block_sizes(model, blocks).values())
+    total, held = parameters(model), sum(sublayer_sizes(model, blocks).values())
     wanted = round(ratio * total)
     if wanted > held:
         kinds = " and ".join(sorted({block.part for block in blocks}))
@@ -127,8 +90,9 @@ def equal_widths(
     """How many heads and channels each layer has to lose so that nearest to `ratio` of all parameters go.
 
     The share of heads is that of the whole, rounded down, and the channels close the gap; `multiple` and `biases` as
-    above. With `takes` (methods.stock), which says whether so many key/value heads may be left, it is the nearest such
-    number. Raises Unsupported where layers differ already, OutOfReach where the structures do not hold that much.
+    above. With `takes` (methods.checkpoint.transformers_compat), which says whether so many key/value heads may be
+    left, it is the nearest such number. Raises Unsupported where layers differ already, OutOfReach where the
+    structures do not hold that much.
     """
     target, kinds = ratio * parameters(model), ("kv_heads", "channels")
     units = dict.fromkeys(kinds, torch.zeros(1, dtype=torch.long))

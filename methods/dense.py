@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from methods.anatomy import Decoder
-from methods.pruner import Calibration, OutOfReach, register
+from methods.base import register
+from methods.errors import OutOfReach
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
 
 
 @register("dense")

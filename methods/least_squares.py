@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods.pruner import Unsupported
+from methods.errors import Unsupported
 
 
 class LeastSquares:

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from bench.record import Record, label
-from reports import frame, recipes
-from reports.frame import conditions_of, requested_ratio, setup
+from bench.records.record import Record, label
+from reports import columns, healing_notes
+from reports.columns import conditions_of, requested_ratio, setup
 
 MOST = 4  # fields that are named where setups differ in many
 
 
 @dataclass(frozen=True)
-class Block:
+class TableGroup:
     """Rows that are compared: one setup, one ratio, the dense model on top; several draws share a row.
 
     records  the record of each row, of several draws the first
@@ -40,12 +40,12 @@ class Block:
         record = self.records[place]
         seeds = {other.cell["seed"] for other in self.records}
         seed = f" (seed {record.cell['seed']})" if len(seeds) > 1 else ""
-        return label(record.cell) + recipes.apart(record.cell, [other.cell for other in self.records]) + seed
+        return label(record.cell) + healing_notes.apart(record.cell, [other.cell for other in self.records]) + seed
 
 
-def blocks(records: Sequence[Record]) -> list[list[Block]]:
+def blocks(records: Sequence[Record]) -> list[list[TableGroup]]:
     """For each setup a block per ratio, rising, methods of a fixed ratio last, dense on top of each."""
-    rows, different = frame.rows(records), apart(records)
+    rows, different = columns.rows(records), apart(records)
     groups: dict[str, list[int]] = {}
     for number, record in enumerate(records):
         groups.setdefault(setup(record), []).append(number)
@@ -54,7 +54,7 @@ def blocks(records: Sequence[Record]) -> list[list[Block]]:
 
 def _of_setup(
     records: Sequence[Record], rows: Sequence[dict[str, Any]], cells: Sequence[int], different: tuple[str, ...]
-) -> Iterator[Block]:
+) -> Iterator[TableGroup]:
     """The blocks of the records at the places `cells`."""
     dense = [number for number in cells if records[number].cell["method"] == "dense"]
     pruned = [number for number in cells if records[number].cell["method"] != "dense"]
@@ -63,7 +63,7 @@ def _of_setup(
         block = [*dense, *(number for number in pruned if requested_ratio(records[number]) == ratio)]
         shared = [[block[place] for place in places] for places in draws([records[number] for number in block])]
         together = [[rows[number] for number in numbers] for numbers in shared]
-        yield Block(
+        yield TableGroup(
             [records[numbers[0]] for numbers in shared],
             [pooled(several) if len(several) > 1 else several[0] for several in together],
             shared,

@@ -10,9 +10,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from bench.record import write_atomically
+from methods.checkpoint.files import write_atomically
+from reports.figures.similarity import FORMATS, ROOM, save
 from reports.metrics import metric
-from reports.similarity import FORMATS, ROOM, save
 from reports.text import markdown_escaped, printable, wrap
 
 Found = dict[str, Any]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.record import Record, load
+from bench.records.record import Record, load
+from bench.records.samples import Samples
 from reports.blocks import MOST, brief, differing, flat
-from reports.frame import conditions_of
-from reports.samples import Samples
+from reports.columns import conditions_of
 
 
 @dataclass(frozen=True)

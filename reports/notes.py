@@ -11,19 +11,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from itertools import chain
 from typing import Any
 
-from bench.record import Record, label
-from reports import recipes
+from bench.records.record import Record, label
+from reports import healing_notes
 from reports.blocks import draws
-from reports.frame import (
-    MISS,
-    STAGES,
-    dense_peer,
-    is_accuracy,
-    other_versions,
-    requested_ratio,
-    texts,
-    timed,
-)
+from reports.columns import MISS, STAGES, dense_peer, is_accuracy, other_versions, requested_ratio, texts, timed
 from reports.metrics import METRICS, binary, metric, short, shown
 
 Row = Mapping[str, Any]
@@ -32,7 +23,7 @@ COMPARED = {  # what is a comparison with the dense model, and the figure that i
 }
 EVERYTHING = ("perplexity", "kl", "checks", "tasks", "speed")  # kinds of columns, of which the protocol speaks
 BOS = {"every window": "each begins with BOS", "none": "no BOS"}
-COMPLAINTS = {  # flags of what was timed, see bench.record
+COMPLAINTS = {  # flags of what was timed, see bench.records.record
     "noisy": "single calls vary much",
     "not_warm": "the calls before the first that counts had not become steady",
     "clocks_disagree": "the clocks disagree",
@@ -128,7 +119,7 @@ def protocol(
 ) -> list[str]:
     """How to read the columns of some kinds, and how their figures came about; each sentence once.
 
-    rows  the figures of the records, see reports.frame
+    rows  the figures of the records, see reports.columns
     """
     measured = [record.measured for record in records]
     pruned = [record for record in records if record.cell["method"] != "dense"]
@@ -143,7 +134,7 @@ def protocol(
         *chain.from_iterable(said for kind, said in kinds.items() if kind in about),
         *(_incomparable(rows) if "tasks" in about else ()),
         *(_calibration(record.cell) for record in pruned if calibration),
-        *recipes.notes([record.cell for record in records]),
+        *healing_notes.notes([record.cell for record in records]),
         *_draws(records),
     ]
     return list(dict.fromkeys(sentences))

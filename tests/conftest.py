@@ -16,7 +16,7 @@ import torch
 from baichuan_code import BaichuanConfig, BaichuanForCausalLM
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from methods.pruner import Calibration
+from methods.model.calibration import Calibration
 
 VOCABULARY = 128
 LAYERS = 6
@@ -156,7 +156,7 @@ def base(model_folder, text_file, tmp_path):
 
 def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     """The one line that a mistake prints; no result, and no results folder with anything in it."""
-    from bench.cli import main
+    from bench.cli.main import main
 
     assert main(arguments) == 2
     out, err = capsys.readouterr()

@@ -18,15 +18,19 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bench import cli, interrupt, preflight, runner, sweep
-from bench.commands import run
+from bench.cli import main as cli_main
+from bench.cli import run
+from bench.plan import grid, validate
+from bench.plan.parse import parse_methods, parse_ratios
+from bench.run import runner
+from bench.system import interrupt
 
 
 def cells_of(arguments: list[str]):
     """The cells that `python -m bench` makes of the arguments."""
-    (parsed,) = sweep.looks(cli._parsed(arguments))
-    asked = run.parse_methods(parsed.methods), run.parse_ratios(parsed.ratio), [(run._protocol(parsed), parsed.seed)]
-    return preflight.cells(*asked, parsed)
+    (parsed,) = grid.looks(cli_main._parsed(arguments))
+    asked = parse_methods(parsed.methods), parse_ratios(parsed.ratio), [(run._protocol(parsed), parsed.seed)]
+    return validate.cells(*asked, parsed)
 
 
 def one(cells, folder: str, said: str) -> None:
@@ -35,10 +39,10 @@ def one(cells, folder: str, said: str) -> None:
         os.dup2(file.fileno(), 2)
     code = 1
     try:
-        from reports import table
+        from reports import report
 
         with interrupt.prompt():
-            runner.run(cells, Path(folder), report=table.write)
+            runner.run(cells, Path(folder), report=report.write)
         code = 0
     finally:
         os._exit(code)

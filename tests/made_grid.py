@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from test_reports import LAYERS, PER_LAYER, TASKS, checked, measured, ok
+from made_records import LAYERS, PER_LAYER, TASKS, checked, measured, ok
 
-from bench.record import Record, save
+from bench.records.record import Record, save
 
 LAYERS_OF = {0.1: 4, 0.2: 8, 0.3: 11}  # of the budget at each ratio
 WHOLE = ("shortgpt", "angular", "magnitude", "shortened-llama", "shortened-llama-taylor", "sleb", "drop-tail")

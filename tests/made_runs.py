@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.record import Record, save
+from bench.records.record import Record, save
 
 VERSIONS = {"torch": "2.13.0", "transformers": "5.24.0", "lm_eval": "0.4.13", "prunebench": "0.1.0"}
 
@@ -90,3 +90,9 @@ def cell(
     for name, nll in (texts or {}).items():
         table = pd.DataFrame({"nll": nll, "tokens": [511] * len(nll)})
         table.to_parquet(folder / f"perplexity-{Path(name).stem}.parquet")
+
+
+def run_folder(folder, records: list[Record]):
+    for number, record in enumerate(records):
+        save(record, folder / "cells" / f"{number}.json")
+    return folder

@@ -12,7 +12,7 @@ from pathlib import Path
 from browser import opened
 
 from reports import merge
-from reports.page import page
+from reports.page.page import page
 
 PICTURES = {  # name: width, height, theme, section at the top
     "page-1400.png": (1400, 1500, "light", ""),

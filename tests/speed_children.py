@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 
-from bench import isolation
+from bench.system import worker
 
 
 def finds(line, number):
@@ -68,11 +68,11 @@ def sleeps(line):
 def nests(line):
     """Has a process of its own, which tells its number and sleeps."""
     line.alive("while its child slept")
-    isolation.run(sleeps, (), limits=isolation.Limits(), hear=line.tell)
+    worker.run(sleeps, (), limits=worker.Limits(), hear=line.tell)
 
 
 if __name__ == "__main__":  # a parent for the tests that interrupt or kill one
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored when the tests run in the background
     said = {"hear": lambda found: print(found["pid"], found["deaf"], flush=True)}
-    isolation.run(sleeps, (), limits=isolation.Limits(), **said)
+    worker.run(sleeps, (), limits=worker.Limits(), **said)
     sys.exit("the child came to its end")

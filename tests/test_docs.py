@@ -5,21 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import re
-from pathlib import Path
 
 import pytest
+from pages import PAGES, rows
 
 import methods
 
-PAGES = Path(__file__).parent.parent / "docs" / "methods"
 CARDS = {card.name: card for card in methods.catalogue()}
 LACO_PUBLISHED = {"merge": "'sum'", "clamp": "True", "sentences": "10"}
-
-
-def rows() -> list[tuple[str, ...]]:
-    """Every table row of every page, its cells without backticks."""
-    lines = [line for page in PAGES.glob("*.md") for line in page.read_text(encoding="utf-8").splitlines()]
-    return [tuple(cell.strip().strip("`") for cell in line.strip("|").split(" | ")) for line in lines if "|" in line]
 
 
 @pytest.mark.parametrize("name", [name for name in CARDS if name != "laco-published"])
@@ -37,7 +30,7 @@ def test_laco_published_differs_from_laco_as_the_page_says():
 
 
 def test_the_method_in_the_readme_runs(model_folder, text_file, tmp_path, capsys):
-    from bench.cli import main
+    from bench.cli.main import main
 
     readme = (PAGES.parent.parent / "README.md").read_text(encoding="utf-8")
     (source,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
@@ -59,7 +52,7 @@ def test_the_method_in_the_readme_runs(model_folder, text_file, tmp_path, capsys
     ids=["every method", "laco-ls"],
 )
 def test_the_tables_of_the_readme_are_what_its_records_say(asked, first, many, capsys):
-    from bench.cli import main
+    from bench.cli.main import main
 
     root = PAGES.parent.parent
     assert main(["report", str(root / "docs" / "results" / asked[0]), *asked[1:]]) == 0
@@ -80,7 +73,7 @@ MEASURES = {
 
 def report(capsys, runs: tuple[str, ...], *asked: str) -> list[dict[str, str]]:
     """What `report` prints as CSV of runs in docs/results, with the dagger behind what it is put to."""
-    from bench.cli import main
+    from bench.cli.main import main
 
     folders = [str(PAGES.parent / "results" / run) for run in runs]
     assert main(["report", *folders, *asked, "--format", "csv"]) == 0

@@ -6,59 +6,16 @@ import copy
 
 import pytest
 import torch
-from conftest import FAMILIES, LAYERS, VOCABULARY, tiny
+from conftest import FAMILIES, LAYERS, tiny
+from tiny_methods import METHODS, SPECS, calibration, logits, pruned
 
 import methods
-from methods.anatomy import Decoder
-from methods.budget import kv_bytes_per_token, macs_per_token, parameters, parameters_without_embeddings
-from methods.pruner import Calibration, OutOfReach, Unsupported
-from methods.surgery import Structure
+from methods.errors import OutOfReach, Unsupported
+from methods.model.decoder import Decoder
+from methods.model.sizes import kv_bytes_per_token, macs_per_token, parameters, parameters_without_embeddings
+from methods.model.structures import Structure
 
-SPECS = {
-    "laco": {"C": "3", "I": "1"},
-    "laco-published": {"C": "3", "I": "1"},
-    "laco-ls": {"trial_tokens": "48"},
-    "llm-pruner": {"sequences": "4", "tokens": "16"},
-    "slicegpt": {},
-    "drop-tail": {},
-    "drop-random": {},
-    "drop": {"layers": "1+3-4"},
-    "magnitude": {},
-    "shortgpt": {},
-    "angular": {},
-    "shortened-llama": {},
-    "shortened-llama-taylor": {},
-    "sleb": {"tokens": "96"},
-    "blockpruner": {"tokens": "48"},
-    "finercut": {"tokens": "48"},
-    "llm-drop": {},
-    "flap": {},
-    "wanda-sp": {},
-    "minitron-width": {},
-    "2ssp": {"tokens": "48"},
-}
-METHODS = sorted(SPECS)
 SHAPED = ["dense", "drop", "slicegpt", "llm-pruner", "flap", "2ssp", "blockpruner", "llm-drop"]  # every kind of shape
-
-
-def calibration(seed: int = 0) -> Calibration:
-    ids = torch.randint(3, VOCABULARY, (6, 24), generator=torch.Generator().manual_seed(seed))
-    return Calibration(ids, torch.ones_like(ids, dtype=torch.bool), seed=seed)
-
-
-def pruned(method: str, family: str, ratio: float, tokens: Calibration | None = None) -> tuple[Decoder, dict]:
-    """A tiny model after pruning, with the decisions; skips what the method says it cannot serve."""
-    model = Decoder(tiny(family))
-    try:
-        decisions = methods.make(method, SPECS[method]).prune(model, tokens or calibration(), ratio)
-    except Unsupported as reason:
-        pytest.skip(str(reason))
-    return model, decisions
-
-
-def logits(model: Decoder, ids: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return model.model(ids).logits
 
 
 def test_every_method_is_tested_here():
@@ -139,7 +96,7 @@ def test_what_is_removed_can_be_counted(method, family):
         assert method == "drop" or len(gone) == 2
         assert after.config.num_hidden_layers == len(after.layers) == LAYERS - len(gone)
     else:
-        from methods.slicegpt import sliced_parameters
+        from methods.width.slicegpt import sliced_parameters
 
         head = methods.make(method).slices_head(after)
         counts = [sliced_parameters(model, d, head) for d in range(8, 33, 8)]
@@ -227,7 +184,7 @@ def test_tables_are_left_out_of_the_inner_count(family):
 def test_an_unknown_family_is_named_with_those_that_are_known():
     model = copy.deepcopy(tiny("llama"))
     model.config.model_type = "falcon"
-    with pytest.raises(Unsupported, match=r"'falcon' has no row in methods/families.py \(known: llama"):
+    with pytest.raises(Unsupported, match=r"'falcon' has no row in methods/model/architectures.py \(known: llama"):
         Decoder(model)
 
 

@@ -18,12 +18,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import methods
-from methods.anatomy import Decoder
-from methods.collapse import Collapse, Fit
-from methods.compensation import Compensated, twin
-from methods.cuts import Pruning, kept_layers
-from methods.pruner import Calibration
-from methods.signals import enter
+from methods.compensation.base import CompensatedPruner
+from methods.compensation.boundaries import Pruning, kept_layers
+from methods.depth.layer_collapse import Collapse, Fit
+from methods.model.activations import enter
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder, twin
 
 PAIRS = {
     "drop+scale": {"layers": "2-3"},
@@ -75,7 +75,7 @@ def measured(benchmark: Any, fit: Callable[[], object], model: Decoder, calibrat
 @pytest.mark.parametrize("pair", PAIRS)
 def test_fit(pair, benchmark, model, calibration):
     pruner = methods.make(pair, PAIRS[pair])
-    assert isinstance(pruner, Compensated)
+    assert isinstance(pruner, CompensatedPruner)
     dense = twin(model)
     decisions = pruner.pruner.prune(model, calibration, 0.1)
     pruning = Pruning(dense, model, kept_layers(decisions, dense, model))

@@ -15,9 +15,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import methods
-from bench.environment import peak_memory_bytes, reset_peak_memory
-from methods.anatomy import Decoder
-from methods.pruner import Calibration
+from bench.system.environment import peak_memory_bytes, reset_peak_memory
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
 
 pytestmark = pytest.mark.skipif(not os.environ.get("PRUNEBENCH_GROWTH"), reason="set PRUNEBENCH_GROWTH=1")
 

@@ -15,15 +15,15 @@ import pytest
 import torch
 from conftest import padded
 
-from bench import models
-from methods.anatomy import Decoder
-from methods.blockpruner import BlockPruner
-from methods.budget import layer_parameters, parameters
-from methods.laco import LaCo
-from methods.llm_pruner import LLMPruner
-from methods.pruner import Calibration
-from methods.sleb import SLEB
-from methods.slicegpt import SliceGPT
+from bench.data import pretrained
+from methods.depth.blockpruner import BlockPruner
+from methods.depth.laco import LaCo
+from methods.depth.sleb import SLEB
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+from methods.model.sizes import layer_parameters, parameters
+from methods.width.llm_pruner import LLMPruner
+from methods.width.slicegpt import SliceGPT
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "laco_smol_c4_i2_t065.json").read_text())
 SENTENCES = GOLDEN["sentence_token_ids"]
@@ -56,7 +56,7 @@ def test_pruning(workload, benchmark):
         pytest.skip("minutes of searching; tests/test_greedy.py checks what is found")
 
     def fresh():
-        model = Decoder(models.load("smollm2-135m", torch.device("cpu"), torch.float32)[0])
+        model = Decoder(pretrained.load("smollm2-135m", torch.device("cpu"), torch.float32)[0])
         return (model, calibration, layers * layer_parameters(model.layers[0]) / parameters(model)), {}
 
     rounds, warmup_rounds = (1, 0) if layers else (3, 1)  # a search takes minutes and warms up on the way

@@ -14,9 +14,9 @@ import pytest
 import torch
 from conftest import tiny
 
-from bench.spec import PROFILES
-from bench.stand import Stand
-from bench.timing import WallClock
+from bench.plan.protocol import PROFILES
+from bench.speed.benchmark import SpeedBenchmark
+from bench.speed.timing import WallClock
 
 SHAPE = {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 704}
 PROTOCOL = dataclasses.replace(PROFILES["smoke"], prefill=(64,), decode=(32,), speed_rounds=12)
@@ -25,7 +25,7 @@ PROTOCOL = dataclasses.replace(PROFILES["smoke"], prefill=(64,), decode=(32,), s
 @pytest.mark.parametrize("layers", [8, 4])
 def test_pair(layers, benchmark):
     dense, pruned = tiny("llama", layers=8, **SHAPE), tiny("llama", layers=layers, **SHAPE)
-    stand = Stand(PROTOCOL, WallClock(), [torch.device("cpu")], [], lambda where: None)
+    stand = SpeedBenchmark(PROTOCOL, WallClock(), [torch.device("cpu")], [], lambda where: None)
     points = benchmark.pedantic(lambda: list(stand.time(dense, pruned)), rounds=1)
     for point in points:
         names = ("speedup", "speedup_low", "speedup_high", "speedup_by_macs", "dense_ms", "pruned_ms", "flags")

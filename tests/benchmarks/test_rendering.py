@@ -16,9 +16,9 @@ from pathlib import Path
 import made_grid
 import pytest
 
-from bench.record import load_run
+from bench.records.run_folder import load_run
 from reports.merge import load_runs
-from reports.page import page
+from reports.page.page import page
 
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = {

@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import data, models, tasks
-from bench.scoring import Scorer, stock, window_nll
+from bench.data import pretrained, texts
+from bench.evaluation import tasks
+from bench.evaluation.scoring import Scorer, stock, window_nll
 
 ROUNDS = 3
 CASES = [("hellaswag", 0, 60), ("arc_easy", 0, 60), ("arc_challenge", 0, 60), ("piqa", 0, 60), ("winogrande", 0, 60)]
@@ -33,7 +34,7 @@ def _timed(request):
 
 @pytest.fixture(scope="module")
 def loaded():
-    return models.load("smollm2-135m", torch.device("cpu"), torch.float32)
+    return pretrained.load("smollm2-135m", torch.device("cpu"), torch.float32)
 
 
 def matmul_rate(size: int = 1536, rounds: int = 7) -> float:
@@ -81,7 +82,7 @@ def test_against_stock(name, fewshot, documents, loaded, benchmark):
 
 def test_perplexity_against_a_plain_forward(loaded, benchmark):
     model, tokenizer = loaded
-    text = data.evaluation(tokenizer, "wiki", 512, 512, 8)
+    text = texts.evaluation(tokenizer, "wiki", 512, 512, 8)
 
     @torch.inference_mode()
     def forward() -> None:

@@ -12,7 +12,7 @@ import torch
 from conftest import tiny
 from transformers import PreTrainedTokenizerFast
 
-from bench.scoring import Scorer, stock, window_nll
+from bench.evaluation.scoring import Scorer, stock, window_nll
 
 VOCABULARY = 8192
 SHAPES = {  # shared examples, questions, tokens of a question, choices, tokens of a choice

@@ -1,0 +1,121 @@
+"""The commands list and fetch: what there is."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from bench.cli import OK
+from bench.plan.protocol import PROFILES
+from methods.errors import UserError
+
+
+def add(commands: Any) -> None:
+    listing = commands.add_parser("list", help="show what there is")
+    listing.add_argument("what", choices=("methods", "models", "tasks", "texts", "profiles", "specs"))
+    listing.add_argument("--verbose", action="store_true", help="parameters of methods, fields of profiles")
+    listing.set_defaults(command=_list)
+    fetch = commands.add_parser("fetch", help="download the default model, texts and tasks ahead of time")
+    fetch.add_argument("names", nargs="*", metavar="NAME", help="only these; by default all")
+    fetch.set_defaults(command=_fetch)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    lines = {"methods": _methods, "models": _models, "tasks": _tasks, "texts": _texts, "profiles": _profiles}
+    lines |= {"specs": _specs}
+    print("\n".join(lines[arguments.what](arguments.verbose)))
+    return OK
+
+
+def _methods(verbose: bool) -> list[str]:
+    import methods
+
+    cards, packages, lines = methods.catalogue(), methods.installed(), []
+    wide = 2 + max(len(name) for name in [*(card.name for card in cards), *(name for name, _ in packages)])
+    for card in cards:
+        without = f"; not {', '.join(card.without)}" if card.without else ""
+        cost = f", {card.cost}" if card.cost else ""
+        lines += [f"{card.name:<{wide}}{card.summary}", f"{'':<{wide}}looks at {card.needs}{cost}{without}"]
+        if verbose:
+            lines += [f"    {name} = {default:<12}{meaning}" for name, default, meaning in card.parameters]
+    lines += [f"{name:<{wide}}of the installed package {package}" for name, package in packages]
+    lines.append("A compensation follows a method behind a plus, as in shortgpt+ghost:ghost.ridge=0.1")
+    for card in methods.compensations():
+        lines.append(f"{f'+{card.name}':<{wide}}{card.summary}")
+        if verbose:
+            lines += [f"    {card.name}.{name} = {default:<12}{meaning}" for name, default, meaning in card.parameters]
+    return lines
+
+
+def _models(verbose: bool) -> list[str]:
+    from bench.data import assets
+
+    lines = [_offer(name, offer) for name, offer in assets.MODELS.items()]
+    return [*lines, "A folder in Hugging Face layout, a .gguf file and a hub name work too."]
+
+
+def _texts(verbose: bool) -> list[str]:
+    from bench.data import assets
+
+    lines = [_offer(name, offer) for name, offer in assets.TEXTS.items()]
+    return [*lines, "A UTF-8 file and hub:DATASET[:CONFIG[:SPLIT]] work too."]
+
+
+def _offer(name: str, offer: Any) -> str:
+    from bench.data import assets
+
+    asset = assets.ASSETS[offer.asset]
+    return f"{name:<16}{offer.title}: {offer.description} ({asset.requirement}, {asset.licence})"
+
+
+def _tasks(verbose: bool) -> list[str]:
+    from bench.data import task_sources as tasks
+
+    lines = []
+    for name in (*tasks.OFFLINE, *tasks.HUB):
+        groups = [group for group, members in tasks.GROUPS.items() if name in members]
+        source = [] if name in tasks.OFFLINE else [f"from the hub, or --task-data {name}=PATH"]
+        if verbose or not {"mmlu", "cmmlu"} & set(groups):
+            lines.append(f"{name:<16}{'; '.join(filter(None, [', '.join(groups), *source]))}".rstrip())
+    if not verbose:
+        lines.append(f"{'mmlu':<16}{len(tasks.GROUPS['mmlu'])} subjects, by name with --verbose; laco")
+        lines.append(f"{'cmmlu':<16}{len(tasks.GROUPS['cmmlu'])} subjects, from the hub; laco")
+    return [
+        *lines,
+        "quick, commonsense, laco, mmlu and cmmlu are groups, and names for --tasks as well.",
+        "Any other task of lm-eval works too, with its data from the hub or from --task-data.",
+    ]
+
+
+def _profiles(verbose: bool) -> list[str]:
+    lines = []
+    for name, protocol in PROFILES.items():
+        documents = f"{protocol.documents} documents each" if protocol.documents else "all documents"
+        windows = f"{protocol.windows} windows" if protocol.windows else "all windows"
+        tasks = f"{', '.join(protocol.tasks)}, {documents}" if protocol.tasks else "no tasks"
+        texts = f"perplexity of {', '.join(protocol.texts)}, {windows} of {protocol.window} tokens"
+        lines.append(f"{name:<16}{tasks}; {texts if protocol.texts else 'no texts; speed alone'}")
+        if verbose:
+            lines += [f"    {field} = {value}" for field, value in dataclasses.asdict(protocol).items()]
+    return lines
+
+
+def _specs(verbose: bool) -> list[str]:
+    from bench.plan import spec_file
+
+    found = spec_file.shipped()
+    wide = 2 + max(map(len, found))
+    lines = [f"{name:<{wide}}{description}" for name, description in found.items()]
+    return [*lines, "`run --spec` takes these names, and a YAML file whose keys are the flags of `run`."]
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    from bench.data import assets
+
+    unknown = [name for name in arguments.names if name not in assets.ALL]
+    if unknown:
+        raise UserError(f"nothing is called {unknown[0]!r}; there are {', '.join(assets.ALL)}")
+    for name, folder in assets.fetch(arguments.names or assets.ALL).items():
+        print(f"{name:<16}{folder}")
+    return OK

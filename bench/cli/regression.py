@@ -1,0 +1,264 @@
+"""The commands compare, baseline, gate and history: what differs, what got worse, and since when."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bench.cli import OK
+from methods.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bench.records.record import Record
+    from bench.regression.cell_results import CellResults
+    from bench.regression.gate import Margins, Verdict
+    from bench.regression.history import HistoryPoint
+
+NO_COMPARISON = 4  # exit code: what was asked to be compared is not comparable, or there is no baseline
+
+
+def add(commands: Any) -> None:
+    _add_compare(commands)
+    _add_baseline(commands)
+    _add_gate(commands)
+    _add_history(commands)
+
+
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="what differs between two runs or cells",
+        description=(
+            "Compare two runs cell by cell, or two cells, on the same documents and windows: difference, interval, "
+            "verdict. Exit code 4 where they were measured under different conditions."
+        ),
+    )
+    for side in ("a", "b"):
+        compare.add_argument(
+            side, metavar=side.upper(), help="a run folder, or RUN/CELL by key, start of one, or label"
+        )
+    compare.add_argument("--allow", default="", metavar="LIST", help="conditions that may differ, as in torch,cpu")
+    compare.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal")
+    compare.set_defaults(command=_compare)
+
+
+def _add_baseline(commands: Any) -> None:
+    parser = commands.add_parser("baseline", help="write the baseline file of a gate")
+    accept = parser.add_subparsers(required=True, metavar="accept", parser_class=type(parser)).add_parser(
+        "accept", description="Write what a run measured to a small JSON file, for review and for `gate`."
+    )
+    accept.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    accept.add_argument("--out", type=Path, required=True, metavar="FILE", help="where it goes, as in baseline.json")
+    accept.add_argument("--allow-failed", action="store_true", help="accept failed cells as failed")
+    accept.add_argument("--replace", action="store_true", help="overwrite FILE, and print what changes")
+    accept.set_defaults(command=_accept)
+
+
+def _add_gate(commands: Any) -> None:
+    gate = commands.add_parser(
+        "gate",
+        help="fail where a run is worse than its baseline",
+        description=(
+            "Judge each metric of a run against its baseline. Exit codes: 0 no regression, 1 regression, 2 usage, "
+            "3 missing or failed cells, 4 not comparable or no baseline."
+        ),
+    )
+    gate.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    gate.add_argument("--baseline", type=Path, required=True, metavar="FILE", help="of `baseline accept`")
+    gate.add_argument("--margins", type=Path, metavar="FILE", help="YAML; by default 1 point, 1 %%, 5 %%, sizes exact")
+    gate.add_argument("--map", action="append", default=[], metavar="NEW=BASE", help="judge label NEW by label BASE")
+    gate.add_argument("--strict", action="store_true", help="inconclusive is exit code 3")
+    gate.add_argument("--no-confirm", action="store_true", help="do not measure a suspected regression again")
+    gate.add_argument("--plugin", action="append", default=[], metavar="FILE", help="methods to measure again with")
+    gate.add_argument("--format", choices=("terminal", "markdown", "junit"), default="terminal")
+    gate.add_argument("--out", type=Path, metavar="FILE", help="write the format there, and print the table")
+    gate.set_defaults(command=_gate)
+
+
+def _add_history(commands: Any) -> None:
+    history = commands.add_parser(
+        "history",
+        help="a metric over many runs",
+        description="Show a metric of the same cell over runs, by date, with the commits and where its level changed.",
+    )
+    history.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
+    history.add_argument("--metric", required=True, metavar="NAME", help="a column of report.csv, as perplexity_wiki")
+    history.add_argument("--label", metavar="LABEL", help="of the method, as in the report")
+    history.add_argument("--ratio", type=float, metavar="R", help="as it was asked for")
+    history.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal")
+    history.add_argument("--plot", type=Path, metavar="FILE", help="also draw it, as .svg, .png or .pdf")
+    history.set_defaults(command=_history)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from bench.regression import compare
+    from reports.tables import verdicts
+
+    allowed = compare.allowed_fields(arguments.allow)
+    pairs = {}
+    for name, before, after in compare.sides(arguments.a, arguments.b):
+        if before.status == after.status == "ok":
+            pairs[name] = compare.rows(before, after, allowed)
+        else:
+            _say(f"{name}: {before.status} in A, {after.status} in B; left out")
+    if not pairs:
+        raise UserError("every cell that A and B share has failed in one of them")
+    if reason := compare.refusal(pairs):
+        _say(f"prunebench: {reason}")
+        return NO_COMPARISON
+    render = {
+        "terminal": verdicts.comparison_terminal,
+        "markdown": verdicts.comparison_markdown,
+        "csv": verdicts.comparison_csv,
+    }
+    print(render[arguments.format](compare.judged(pairs)), end="")
+    return OK
+
+
+def _accept(arguments: argparse.Namespace) -> int:
+    from bench.regression import baseline
+
+    options = {"allow_failed": arguments.allow_failed, "replace": arguments.replace}
+    print("\n".join(baseline.accept(arguments.run, arguments.out, **options)))
+    return OK
+
+
+def _gate(arguments: argparse.Namespace) -> int:
+    from bench.regression import baseline, cell_results, gate
+    from methods.checkpoint.files import write_atomically
+    from reports.tables import verdicts
+
+    margins = gate.read_margins(arguments.margins)
+    try:
+        base = baseline.read(arguments.baseline)
+    except baseline.NoBaseline as error:
+        _say(f"prunebench: {error}")
+        return NO_COMPARISON
+    run = cell_results.of_run(arguments.run)
+    labels = [[str(cell.identity["label"]) for cell in cells.values()] for cells in (run, base)]
+    mapping = gate.parse_mapping(arguments.map, *labels)
+    found = gate.judge(base, run, margins, mapping)
+    if not arguments.no_confirm:
+        found = _confirmed(found, base, run, _Options(arguments.run, arguments.plugin, margins, mapping))
+    renderers = {"terminal": verdicts.gate_terminal, "markdown": verdicts.gate_markdown, "junit": verdicts.junit}
+    text = renderers[arguments.format](found, strict=arguments.strict)
+    if arguments.out:
+        write_atomically(arguments.out, text)
+        text = verdicts.gate_terminal(found, strict=arguments.strict)
+    print(text, end="")
+    return gate.exit_code(found, strict=arguments.strict)
+
+
+class _Options(NamedTuple):
+    """What a second judgement shares with the first, and what measuring again takes."""
+
+    run: Path
+    plugins: list[str]
+    margins: Margins
+    mapping: dict[str, str]
+
+
+def _confirmed(
+    found: list[Verdict], base: Mapping[str, CellResults], run: Mapping[str, CellResults], options: _Options
+) -> list[Verdict]:
+    """The verdicts once the cells with a suspected regression have been measured a second time."""
+    from bench.regression import gate
+
+    names = {shown: new.name for shown, _, new, _ in gate.pairs(base, run, options.mapping) if new is not None}
+    suspects = gate.suspects(found)
+    if not suspects:
+        return found
+    import methods
+    from bench.run import reproduce
+
+    try:
+        methods.load(options.plugins)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    second = dict(run)
+    for shown in suspects:
+        _say(f"{shown}: looks worse; measuring it again")
+        second[names[shown]] = reproduce.measure(options.run, names[shown])
+    verdicts = gate.judge(base, second, options.margins, options.mapping)
+    return gate.confirmed(found, {(v.cell, v.metric): v for v in verdicts if v.cell in suspects})
+
+
+def _history(arguments: argparse.Namespace) -> int:
+    from bench.regression import history
+    from reports.tables import history as history_table
+
+    if arguments.plot and arguments.plot.suffix not in (".svg", ".png", ".pdf"):
+        raise UserError(f"--plot names an .svg, .png or .pdf file; got {arguments.plot}")
+    points = history.series([_point(run, arguments) for run in arguments.runs])
+    if arguments.format == "csv":
+        print(history_table.as_csv(points, arguments.metric), end="")
+    else:
+        print(history_table.table(points, arguments.metric, markdown=arguments.format == "markdown"), end="")
+    if arguments.plot:
+        ratio = "" if arguments.ratio is None else f" at {arguments.ratio:g}"
+        arguments.plot.parent.mkdir(parents=True, exist_ok=True)
+        history_table.plot(points, arguments.metric, f"{arguments.label or ''}{ratio}", arguments.plot)
+    return OK
+
+
+def _point(run: Path, arguments: argparse.Namespace) -> HistoryPoint:
+    """The metric of the one cell of `run` that the flags name, or the mean of its draws. Raises UserError."""
+    from bench.regression import history
+
+    wanted = _wanted(run, arguments)
+    record, row = wanted[0]
+    environment = record.environment
+    low, high = _interval(row, arguments.metric) if len(wanted) == 1 else (None, None)
+    return history.HistoryPoint(
+        run=run.name,
+        date=str(environment.get("date", "")),
+        commit=str(environment.get("commit", ""))[:8] + "*" * bool(environment.get("dirty")),
+        value=sum(float(row[arguments.metric]) for _, row in wanted) / len(wanted),
+        low=low,
+        high=high,
+        draws=len(wanted),
+        conditions=history.conditions_of(record, arguments.metric),
+    )
+
+
+def _wanted(run: Path, arguments: argparse.Namespace) -> list[tuple[Record, dict[str, Any]]]:
+    """The cells of `run` with the metric that the flags name, with their rows: one, or draws and seeds of one."""
+    from bench.records import run_folder
+    from reports import columns as column_data
+
+    metric, label, ratio = arguments.metric, arguments.label, arguments.ratio
+    records = list(run_folder.records(run).values())
+    rows = column_data.rows(records)
+    if metric not in (columns := column_data.columns(rows)):
+        figures = [name for name in columns if any(isinstance(row.get(name), int | float) for row in rows)]
+        raise UserError(f"{run} has no metric {metric!r}; it has {', '.join(figures)}")
+    cells = [(str(record.cell.get("label", record.cell["method"])), record.cell["ratio"]) for record in records]
+    wanted = [
+        number
+        for number, cell in enumerate(cells)
+        if label in (None, cell[0]) and ratio in (None, cell[1]) and rows[number].get(metric) is not None
+    ]
+    if len({cells[number] for number in wanted}) != 1:
+        which = "several cells" if wanted else "no cell"
+        there = "; ".join(dict.fromkeys(name + ("" if at is None else f" at {at:g}") for name, at in cells))
+        raise UserError(f"{run} has {which} of that --label and --ratio with {metric}; it has {there}")
+    return [(records[number], rows[number]) for number in wanted]
+
+
+def _interval(row: Mapping[str, Any], metric: str) -> tuple[float, float] | tuple[None, None]:
+    """The 95 % interval, or what comes of the standard error."""
+    spread = (row.get(f"{metric}_{end}") for end in ("low", "high", "stderr"))
+    low, high, stderr = (math.nan if figure is None else float(figure) for figure in spread)
+    value = float(row[metric])
+    if math.isfinite(low) and math.isfinite(high):
+        return low, high
+    return (value - 1.96 * stderr, value + 1.96 * stderr) if math.isfinite(stderr) else (None, None)
+
+
+def _say(message: str) -> None:
+    print(" ".join(message.split()), file=sys.stderr, flush=True)

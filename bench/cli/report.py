@@ -1,0 +1,167 @@
+"""The command report: what records say, as tables and figures."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.cli import OK
+from methods.errors import UserError
+from reports.figures.catalogue import figures
+
+if TYPE_CHECKING:
+    from reports.merge import Merged
+    from reports.tables.table import Table
+
+VIEWS = ("main", "per-task", "by-ratio", "grid", "speed", "cost", "decisions", "ablation")
+FORMATS = ("terminal", "markdown", "csv", "latex", "html")
+
+
+def add(commands: Any) -> None:
+    report = commands.add_parser(
+        "report",
+        help="draw the tables and figures of finished runs",
+        description=(
+            "Draw what the records of one or several runs say. Runs that can be compared share their tables. The view "
+            "main as markdown is the whole report; as csv it has a line for each cell, the other views one for each "
+            "figure."
+        ),
+    )
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder, as in results/2026-01-31-laco")
+    report.add_argument("--view", choices=(*VIEWS, "all"), help="by default main")
+    report.add_argument("--format", choices=FORMATS, help="by default terminal")
+    report.add_argument(
+        "--reference", metavar="METHOD", help="mark what differs from it, by paired tests on the samples"
+    )
+    report.add_argument(
+        "--against", metavar="NAME|FILE", help="published figures beside these; published for all that are known"
+    )
+    report.add_argument("--standalone", action="store_true", help="LaTeX as a whole document and not as a fragment")
+    report.add_argument("--out", type=Path, metavar="DIR", help="write report.html, .md, .csv, *.tex, figures there")
+    report.set_defaults(command=_report)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    if arguments.standalone and not (arguments.out or arguments.format == "latex"):
+        raise UserError("--standalone is about LaTeX: add --format latex or --out DIR")
+    if arguments.out and (arguments.view or arguments.format):
+        raise UserError("--out writes every view and format: leave --view and --format out")
+    if arguments.against and (arguments.view or arguments.out or arguments.reference):
+        raise UserError("--against is a table of its own: leave --view, --reference and --out out")
+    arguments.view = arguments.view or ("against" if arguments.against else "main")
+    arguments.format = arguments.format or "terminal"
+    from bench.records.record import InvalidRecord
+
+    try:
+        _made(arguments)
+    except InvalidRecord as error:  # or samples that cannot be read
+        raise UserError(str(error)) from None
+    return OK
+
+
+def _made(arguments: argparse.Namespace) -> None:
+    merged = _merged(arguments.runs)
+    for remark in merged.remarks:
+        print(remark, file=sys.stderr)
+    if arguments.out:
+        _write(arguments.out, merged, arguments.reference, standalone=arguments.standalone)
+    else:
+        print(_rendered(arguments, merged, _asked(arguments, merged)), end="")
+
+
+def _asked(arguments: argparse.Namespace, merged: Merged) -> dict[str, list[Table]]:
+    """The tables that go to stdout, by view."""
+    if arguments.against:
+        return {"against": _against(merged, arguments.against)}
+    tables = _tables(merged, VIEWS if arguments.view == "all" else (arguments.view,), arguments.reference)
+    if arguments.view == "ablation" and not tables["ablation"]:
+        raise UserError("no method of these runs has cells that differ in a parameter, in calibration or in the seed")
+    if not any(tables.values()):
+        print(f"the view {arguments.view} has nothing to show of these cells", file=sys.stderr)
+    return tables
+
+
+def _merged(runs: list[Path]) -> Merged:
+    from reports import merge
+
+    try:
+        return merge.load_runs(runs)
+    except FileNotFoundError as error:
+        raise UserError(f"{error} is no run folder: it has no cells/*.json") from None
+
+
+def _tables(merged: Merged, names: tuple[str, ...], reference: str | None) -> dict[str, list[Table]]:
+    from reports.tables.views import views
+
+    try:
+        return views(names, merged.records, reference, merged.samples, _needs())
+    except ValueError as error:  # no such reference
+        raise UserError(str(error)) from None
+
+
+def _against(merged: Merged, name: str) -> list[Table]:
+    from reports.tables import against_published
+
+    try:
+        return against_published.tables(merged.records, against_published.read_published(name))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _needs() -> dict[str, str]:
+    """What each known method looks at, by its name."""
+    from methods.registry import catalogue
+
+    return {card.name: card.needs for card in catalogue()}
+
+
+def _rendered(arguments: argparse.Namespace, merged: Merged, tables: dict[str, list[Table]]) -> str:
+    """What goes to stdout."""
+    from reports import report as report_text
+    from reports.formats import html, latex, markdown, terminal, tidy_csv
+
+    flat = [one for several in tables.values() for one in several]
+    whole = arguments.view == "main"
+    if arguments.format == "terminal":
+        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        return "\n".join(terminal.render(several, colour=colour) for several in tables.values() if several)
+    renderers: dict[str, Callable[[], str]] = {
+        "markdown": lambda: (
+            report_text.markdown(merged.records, flat, merged.remarks) if whole else markdown.render(flat)
+        ),
+        "csv": lambda: report_text.csv(merged.records) if whole else tidy_csv.render(flat),
+        "latex": lambda: latex.render(flat, standalone=arguments.standalone),
+        "html": lambda: html.render(flat),
+    }
+    return renderers[arguments.format]()
+
+
+def _write(folder: Path, merged: Merged, reference: str | None, *, standalone: bool) -> None:
+    """Everything, into a folder: the page, the report, the frame, LaTeX of every table, and all figures."""
+    from methods.checkpoint.files import write_atomically
+    from reports import report as report_text
+    from reports.figures.catalogue import Gallery
+    from reports.formats import latex
+    from reports.page import page
+
+    drawn = figures(merged.records, merged.samples)
+    tables = _tables(merged, VIEWS, reference)
+    gallery = Gallery(drawn, folder / "figures")
+    write_atomically(folder / "report.md", report_text.markdown(merged.records, tables["main"], merged.remarks))
+    write_atomically(folder / "report.csv", report_text.csv(merged.records))
+    for one in chain(*tables.values()):
+        write_atomically(folder / f"{one.name}.tex", latex.render([one], standalone=standalone))
+    html = page.page(
+        merged.records,
+        samples=merged.samples,
+        remarks=merged.remarks,
+        tables=tables,
+        drawings=gallery.drawings(),
+    )
+    write_atomically(folder / "report.html", html)
+    print(f"{folder}: report.html, report.md, report.csv, *.tex and {len(drawn)} figures", file=sys.stderr)

@@ -1,0 +1,57 @@
+"""What a model is fitted to must not be what it is measured on, or a compensation would be tested on what it has seen.
+
+A text that has the same name on both sides is halved by documents (bench.data.texts). Here those of different names are
+compared: a copy, a part, the same dataset from another place. What counts is what is used of them, the sequences that
+are fitted and the windows that are scored, as characters without white space, so that tokens, line breaks and the
+order of documents do not matter. A passage of PASSAGE + STEP characters, sixty words or so, is found for sure, one
+below PASSAGE never: licences and set phrases are no leak. Of the default texts, a passage of C4 and one of Wikipedia
+have nine tokens in common at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from bench.data import texts as text_data
+from methods.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+PASSAGE = 256  # characters
+STEP = 64  # from passage to passage
+
+
+def refuse_shared(
+    tokenizer: Any, ids: torch.Tensor, source: str, texts: Iterable[text_data.EvaluationText], fitted: str
+) -> None:
+    """Raise UserError where a passage of ids (N, T), sequences of the text `source`, is evaluated in another text.
+
+    fitted  what is done to it: "calibrated on", "trained on"
+    """
+    bare = ""
+    for text in texts:
+        if text_data.same(source, text.text):
+            continue
+        bare = bare or _bare(tokenizer, ids)
+        held_out = _bare(tokenizer, text.ids[_once(text.scored)])
+        passages = [bare[start : start + PASSAGE] for start in range(0, len(bare) - PASSAGE + 1, STEP)]
+        found = sum(passage in held_out for passage in passages)
+        if found:
+            raise UserError(
+                f"{source}, which is {fitted}, is in part the text {text.text}, which is evaluated: {found} of "
+                f"{len(passages)} passages stand there; give another text, or one name for both, which is then halved"
+            )
+
+
+def _once(scored: torch.Tensor) -> torch.Tensor:
+    """(M, W) true once for each token: where it is scored, and where a window begins with a new one."""
+    once = scored.clone()
+    once[:, 0] |= scored[:, 1:2].any(1)
+    return once
+
+
+def _bare(tokenizer: Any, ids: torch.Tensor) -> str:
+    """The text of tokens, without white space and special tokens."""
+    return "".join(tokenizer.decode(ids.flatten(), skip_special_tokens=True).split())

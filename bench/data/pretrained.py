@@ -1,0 +1,283 @@
+"""A model's name -> the model and its tokenizer.
+
+A name is one of bench.data.assets.MODELS, a folder in Hugging Face layout, a GGUF file, or a name on the Hugging Face
+hub. Weights are read from safetensors or GGUF only, never unpickled, and code that comes with a model runs only if
+asked. A folder that was saved by methods.checkpoint is checked against its manifest, whatever its layers look like.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.data import assets
+from methods.errors import CheckpointError, UserError
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "bfloat16", "float16")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py", "README.md"]
+HUB_LEFT_OUT = ["consolidated*", "original/*", "onnx/*"]  # the same weights in other layouts
+
+
+def check(name: str, trust_remote_code: bool = False) -> None:
+    """Refuse a model that cannot be loaded, before any work. Raises UserError saying what would be right."""
+    if name in assets.MODELS or _is_gguf(name):
+        return
+    if Path(name).is_dir():
+        _check_folder(name, Path(name), trust_remote_code)
+    elif Path(name).exists() or not _is_hub_name(name):
+        raise UserError(f"{name!r} is no model: give {_choices()}")
+    elif (cached := _cached(name)) is not None:
+        _check_folder(name, cached, trust_remote_code)
+    else:
+        _check_on_hub(name, trust_remote_code)
+
+
+def display_name(name: str) -> str:
+    """How tables call the model."""
+    if name in assets.MODELS:
+        return assets.MODELS[name].title
+    path = Path(name)
+    return path.stem if _is_gguf(name) else path.resolve().name if path.is_dir() else name
+
+
+def shell(name: str, trust_remote_code: bool = False) -> torch.nn.Module:
+    """The model without weights, on the meta device: all shapes, no memory. Raises UserError for an unknown type."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    import methods.checkpoint.pruned_config  # noqa: F401  # registers the configuration of models whose layers differ
+
+    folder, options = _source(name, trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(folder, **options)
+        with torch.device("meta"):
+            model: torch.nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, trust_remote_code=trust_remote_code
+            )
+    except (ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"transformers makes no causal language model of {name}: {reason}") from error
+    return model
+
+
+def load(
+    name: str, device: torch.device, dtype: torch.dtype, trust_remote_code: bool = False
+) -> tuple[torch.nn.Module, Any]:
+    """(model, tokenizer): the model in evaluation mode on `device`, its weights in `dtype`."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    from methods.checkpoint import save_load
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if _is_gguf(name):
+        model, tokenizer = assets.from_gguf(Path(name), dtype)
+    else:
+        folder, options = _source(name, trust_remote_code)
+        if save_load.is_checkpoint(folder):
+            model = _saved(folder, dtype)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
+        tokenizer = load_tokenizer(name, trust_remote_code)
+    return model.to(device).eval(), tokenizer
+
+
+def _saved(folder: Path, dtype: torch.dtype) -> Any:
+    from methods.checkpoint import save_load
+
+    try:
+        return save_load.load(folder, dtype=dtype).model
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
+
+
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
+    """The tokenizer alone."""
+    from transformers import AutoTokenizer
+
+    folder, options = _source(name, trust_remote_code)
+    return AutoTokenizer.from_pretrained(folder, **options)
+
+
+def weights_sha256(name: str) -> str:
+    """sha256 of the weight file, or of the list of sha256 and names where there are several."""
+    folder, options = _source(name)
+    files = [folder / options["gguf_file"]] if "gguf_file" in options else sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return assets.sha256(files[0])
+    lines = "".join(f"{assets.sha256(file)}  {file.name}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def config_sha256(name: str) -> str | None:
+    """sha256 of what a folder says of its model beside the weights; None for a GGUF file, which says all in one."""
+    folder, options = _source(name)
+    if "gguf_file" in options:
+        return None
+    files = [folder / file for file in ("config.json", "generation_config.json") if (folder / file).is_file()]
+    return hashlib.sha256("".join(f"{assets.sha256(file)}  {file.name}\n" for file in files).encode()).hexdigest()
+
+
+def resolve_device(name: str) -> torch.device:
+    """'auto' -> the GPU if there is one, else the CPU. Raises UserError for a GPU that is not there."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device is auto, cpu or cuda; got {name!r}") from None
+    gpus = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise UserError(f"device {name} was asked for, but torch sees {gpus} GPUs; use cpu or auto")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """'auto' -> float32 on the CPU, bfloat16 elsewhere."""
+    import torch
+
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else "bfloat16"
+    if name not in DTYPES:
+        raise UserError(f"dtype is auto, {', '.join(DTYPES)}; got {name!r}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def stored_dtype(name: str, trust_remote_code: bool = False) -> str | None:
+    """The dtype that the model's configuration says its weights have; None where it says none of DTYPES."""
+    from transformers import AutoConfig
+
+    import methods.checkpoint.pruned_config  # noqa: F401  # as in `shell`
+
+    folder, options = _source(name, trust_remote_code)
+    dtype = str(AutoConfig.from_pretrained(folder, **options).dtype).removeprefix("torch.")
+    return dtype if dtype in DTYPES else None
+
+
+def licence(name: str) -> str | None:
+    """The licence of a model by its short name, as its folder says; None where it says nothing."""
+    if name in assets.MODELS:
+        return assets.ASSETS[assets.MODELS[name].asset].licence
+    card = _source(name)[0] / "README.md"
+    if _is_gguf(name) or not card.is_file():
+        return None
+    text = card.read_text(encoding="utf-8", errors="replace")
+    front = text.split("---", 2)[1] if text.startswith("---") else ""
+    found = re.search(r"^license:\s*['\"]?([\w.-]+)", front, re.MULTILINE)
+    return found[1] if found else None
+
+
+def is_on_hub(name: str) -> bool:
+    """Whether `name` is taken for a name on the hub, since it is no known model, file or folder."""
+    return name not in assets.MODELS and not Path(name).exists() and _is_hub_name(name)
+
+
+def _source(name: str, trust_remote_code: bool = False) -> tuple[Path, dict[str, Any]]:
+    """(folder, options) for the `from_pretrained` of transformers."""
+    if _is_gguf(name):
+        return Path(name).parent, {"gguf_file": Path(name).name}
+    options = {"trust_remote_code": trust_remote_code}
+    if name in assets.MODELS:
+        return assets.model_folder(name), options
+    if Path(name).is_dir():
+        return Path(name), options
+    return _cached(name) or _snapshot(name), options
+
+
+def _is_gguf(name: str) -> bool:
+    return name.endswith(".gguf") and Path(name).is_file()
+
+
+def _is_hub_name(name: str) -> bool:
+    return re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) is not None and not name.endswith(".gguf")
+
+
+def _choices() -> str:
+    known = ", ".join(assets.MODELS)
+    return f"a known model ({known}), a folder with config.json and safetensors, a .gguf file or a hub name (ORG/MODEL)"
+
+
+def _check_folder(name: str, folder: Path, trust_remote_code: bool) -> None:
+    """A folder holds a configuration, safetensors and a tokenizer, and no code unless that is allowed."""
+    needs = "a model folder holds config.json, *.safetensors and the tokenizer's files"
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{name} has no config.json; {needs}")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{name} has no *.safetensors (other weight files are not read); {needs}")
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise UserError(f"{name} has no tokenizer; {needs}")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "auto_map" in config and not trust_remote_code:
+        raise UserError(f"{name} comes with its own code; read it, then allow it with --trust-remote-code")
+    _check_saved(folder)
+
+
+def _check_saved(folder: Path) -> None:
+    """Refuse a saved model whose files or configuration are not those of its manifest; hashes are left to loading."""
+    from methods.checkpoint import save_load, weight_files
+
+    if not save_load.is_checkpoint(folder):
+        return
+    try:
+        manifest = save_load.read_manifest(folder)
+        weight_files.check(folder, manifest["weights"], hashes=False)
+        save_load.check_config(folder, manifest)
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
+
+
+def _check_on_hub(name: str, trust_remote_code: bool) -> None:
+    if not assets.hub_is_reachable():
+        near = difflib.get_close_matches(name, assets.MODELS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(
+            f"{name!r} is not here and not in the hub's cache, and the hub is out of reach; {hint}give {_choices()}"
+        )
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        info = HfApi().model_info(name, timeout=assets.HUB_TIMEOUT)
+    except HfHubHTTPError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"the hub does not give {name!r}: {reason}; otherwise give {_choices()}") from error
+    if not any(file.rfilename.endswith(".safetensors") for file in info.siblings or ()):
+        raise UserError(f"{name} on the hub has no *.safetensors, and other weight files are not read")
+    if "auto_map" in (info.config or {}) and not trust_remote_code:
+        raise UserError(f"{name} comes with its own code; read it, then allow it with --trust-remote-code")
+
+
+def _cached(name: str) -> Path | None:
+    """The folder of a hub model whose weights are all in the hub's cache."""
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = _snapshot(name, here_only=True)
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        weight_files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    else:
+        weight_files = {"model.safetensors"}
+    return folder if all((folder / shard).is_file() for shard in weight_files) else None
+
+
+def _snapshot(name: str, here_only: bool = False) -> Path:
+    """The folder of a hub model; downloaded unless it is complete or `here_only`."""
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=HUB_LEFT_OUT, local_files_only=here_only)
+    )

@@ -1,0 +1,177 @@
+"""The tasks that are known by name: where lm-eval's definition of each is and where its documents are.
+
+Documents of a task from local files, in place of the hub's: --task-data TASK=PATH.
+
+PATH is one .arrow, .parquet or .jsonl file with the documents that are evaluated, or a folder of such files. A folder
+whose files, or their folders, are named by split as the hub does it (test-00000-of-00001.parquet, test/...) gives each
+split its own files; any other folder is taken whole. Columns are those of the data set that lm-eval's definition names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.data import assets
+from methods.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
+
+
+QUICK_TASKS = ("hellaswag", "piqa", "winogrande", "arc_easy", "openbookqa")
+SUFFIXES = (".arrow", ".parquet", ".jsonl")
+SPLITS = ("train", "validation", "dev", "test")
+SPLIT = re.compile(rf"({'|'.join(SPLITS)})(?![A-Za-z])")  # at the start of a name
+
+
+DEFINITIONS = Path(importlib.util.find_spec("lm_eval").origin).parent / "tasks"  # type: ignore[union-attr, arg-type]
+MMLU = sorted(path.stem for path in (DEFINITIONS / "mmlu/default").glob("mmlu_*.yaml"))
+CMMLU = sorted(path.stem for path in (DEFINITIONS / "cmmlu").glob("cmmlu_*.yaml"))
+
+
+@dataclass(frozen=True)
+class Offline:
+    """Where the documents of a task are.
+
+    definition  lm-eval's YAML file, below DEFINITIONS
+    data        DATASET/CONFIG/SPLIT, below assets.task_folder()
+    integers    columns that lm-eval expects -> the stored column, taken as integers
+    examples    the stored split that examples are taken from
+
+    BoolQ's passages are stored without the article's title, with which SuperGLUE's copy begins them.
+    """
+
+    definition: str
+    data: str
+    integers: dict[str, str] = field(default_factory=dict)
+    examples: str | None = None
+
+    def file(self, split: str | None = None) -> Path:
+        """Of `split`, by default that of the documents."""
+        folder = assets.task_folder() / self.data
+        return (folder.with_name(split) if split else folder) / "data-00000-of-00001.arrow"
+
+
+OFFLINE = {
+    "hellaswag": Offline("hellaswag/hellaswag.yaml", "hellaswag/none/validation"),
+    "piqa": Offline("piqa/piqa.yaml", "piqa/plain_text/validation"),
+    "winogrande": Offline("winogrande/default.yaml", "winogrande/winogrande_xl/validation"),
+    "arc_easy": Offline("arc/arc_easy.yaml", "ai2_arc/ARC-Easy/validation"),
+    "arc_challenge": Offline("arc/arc_challenge.yaml", "ai2_arc/ARC-Challenge/validation"),
+    "openbookqa": Offline("openbookqa/openbookqa.yaml", "openbookqa/main/validation"),
+    "boolq": Offline("super_glue/boolq/default.yaml", "boolq/none/validation", {"label": "answer"}),
+    "sciq": Offline("sciq/sciq.yaml", "sciq/none/validation"),
+    "copa": Offline("super_glue/copa/default.yaml", "super_glue/copa/validation"),
+    "commonsense_qa": Offline("commonsense_qa/default.yaml", "tau/commonsense_qa/none/validation"),
+    "social_iqa": Offline("siqa/siqa.yaml", "social_i_qa/none/validation"),
+    "cb": Offline("super_glue/cb/default.yaml", "super_glue/cb/validation"),
+    "rte": Offline("glue/rte/default.yaml", "glue/rte/validation"),
+    "mrpc": Offline("glue/mrpc/default.yaml", "glue/mrpc/validation"),
+    "sst2": Offline("glue/sst2/default.yaml", "glue/sst2/validation"),
+    "nq_open": Offline("nq_open/nq_open.yaml", "nq_open/none/validation"),
+    "medmcqa": Offline("medmcqa/medmcqa.yaml", "medmcqa/none/validation"),
+}
+OFFLINE |= {
+    name: Offline(f"mmlu/default/{name}.yaml", f"hails/mmlu_no_train/{name[5:]}/test", examples="dev") for name in MMLU
+}
+HUB = {  # known by name, their documents on the hub only: lm-eval's YAML file
+    "race": "race/race.yaml",
+    "wsc": "super_glue/wsc/default.yaml",
+    "wikitext": "wikitext/wikitext.yaml",
+    "lambada_openai": "lambada/lambada_openai.yaml",
+} | {name: f"cmmlu/{name}.yaml" for name in CMMLU}
+# The LaCo paper's tasks, arXiv 2402.11187, table 1, as far as lm-eval defines them. It has no CMNLI, CHID, C3 and
+# RACE-M (whose documents --task-data race=... takes), and its XSum needs the package unitxt.
+LACO = ("hellaswag", "piqa", "wsc", "commonsense_qa", "boolq", "race", *MMLU, *CMMLU)
+GROUPS = {
+    "quick": QUICK_TASKS,
+    "commonsense": ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"),
+    "mmlu": tuple(MMLU),
+    "cmmlu": tuple(CMMLU),
+    "laco": LACO,
+}
+
+
+def parse_task_data(settings: Iterable[str]) -> tuple[tuple[str, str, str], ...]:
+    """'race=PATH' -> (task, path, sha256 of the files), sorted, once per task. Raises UserError for what is none."""
+    found = {}
+    for setting in settings:
+        task, equals, path = setting.partition("=")
+        if not (task and equals and path):
+            raise UserError(f"--task-data is written TASK=PATH, as in race=data/race/high; got {setting!r}")
+        if task in found:
+            raise UserError(f"--task-data names {task} twice")
+        found[task] = (task, path, _sha256(_files(Path(path))))
+    return tuple(sorted(found.values()))
+
+
+def read_documents(path: Path, split: str) -> datasets.Dataset | None:
+    """The documents of `split`; None where the folder names its splits and has no such. A single file has any split."""
+    import datasets
+
+    files = _files(path)
+    named = {file: SPLIT.match(file.relative_to(path).as_posix()) for file in files if file != path}
+    if any(named.values()):
+        files = [file for file, match in named.items() if match and match[1] == split]
+    return datasets.concatenate_datasets([_read(file) for file in files]) if files else None
+
+
+def names_splits(path: Path) -> bool:
+    """Whether `path` is a folder that keeps its splits apart."""
+    return path.is_dir() and any(SPLIT.match(file.relative_to(path).as_posix()) for file in _files(path))
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of documents in `path`, in the order of their names."""
+    if not path.exists():
+        raise UserError(f"--task-data: there is no {path}")
+    candidates = [path] if path.is_file() else [*path.glob("*"), *path.glob("*/*")]
+    files = [file for file in candidates if file.suffix in SUFFIXES and (file == path or _counts(file, path))]
+    if not files:
+        raise UserError(f"--task-data: {path} holds no {', '.join(SUFFIXES)} file")
+    return sorted(files)
+
+
+def _counts(file: Path, folder: Path) -> bool:
+    """Not a cache of the datasets library, nor in a folder that is no split's."""
+    return not file.name.startswith("cache-") and (file.parent == folder or file.parent.name in SPLITS)
+
+
+def _sha256(files: list[Path]) -> str:
+    """Of the files' names and contents."""
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            total.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
+    return total.hexdigest()
+
+
+def _read(file: Path) -> datasets.Dataset:
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        if file.suffix == ".arrow":
+            return datasets.Dataset.from_file(str(file), in_memory=True)
+        if file.suffix == ".parquet":
+            return datasets.Dataset(pyarrow.parquet.read_table(file))
+        return datasets.Dataset.from_list(_rows(file))
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"--task-data: {file} cannot be read as {file.suffix.removeprefix('.')}: {reason}") from error
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    """One JSON object per line."""
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("one object per line is expected")
+    return rows

@@ -1,0 +1,317 @@
+"""Text -> blocks of token ids to calibrate on and to measure perplexity on.
+
+A text is one of bench.data.assets.TEXTS, a UTF-8 file (documents separated by blank lines), or
+hub:DATASET[:CONFIG[:SPLIT]], a dataset of the hub with a column `text` (a document per row, split `test` if none is
+named).
+
+Calibration and evaluation never share a document. One of assets.TEXTS, and any text that is asked for on both sides, is
+halved: repeated documents are dropped, then those at even positions are for calibration and those at odd ones for
+evaluation, but for those that hold an even one whole; they are tokenised one by one, each followed by an empty line,
+and laid end to end. Any other text is evaluated whole, as papers do it with the test split of WikiText-2
+(hub:Salesforce/wikitext:wikitext-2-raw-v1:test): as it stands, rows joined by empty lines, tokenised in one piece. That
+two texts of different names are not the same one is for bench.data.contamination to see.
+
+Where a tokenizer itself begins a text with its BOS token, so does every sequence and window.
+
+Letters: N = calibration sequences, T = tokens per sequence, M = windows, W = tokens per window.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.data import assets
+from methods.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from methods.model.calibration import Calibration
+
+SEPARATOR = "\n\n"
+BATCH = 64  # documents that are tokenised together
+LONGEST = 16  # characters per token that no text has on average
+SHORTEST = 200  # characters of a document that is looked for inside others
+SEARCHED = 2**22  # characters of a text in which that is done; the time grows with their square
+
+
+@dataclass(frozen=True)
+class EvaluationText:
+    """Windows of a text, the same for every method.
+
+    ids     (M, W) token ids
+    scored  (M, W) true where the token's log-likelihood counts; never at the first position, and once per token
+    bytes   UTF-8 bytes of the scored tokens, for bits per byte
+    words   pieces between white space that begin in a scored token, for word perplexity
+    tokens  how many are scored
+    sha256  of ids and scored
+    text    the source as it was asked for
+    bos     "every window" if each begins with the BOS token, else "none"
+    """
+
+    ids: torch.Tensor
+    scored: torch.Tensor
+    bytes: int
+    words: int
+    tokens: int
+    sha256: str
+    text: str
+    bos: str
+
+
+def check(text: str) -> None:
+    """Refuse a text that cannot be read, before any work. Raises UserError with the ones that are known."""
+    if text in assets.TEXTS:
+        return
+    if text.startswith("hub:"):
+        _parse_hub(text)
+        if not assets.hub_is_reachable():
+            _documents(text)
+    elif not Path(text).is_file():
+        near = difflib.get_close_matches(text, assets.TEXTS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        known = ", ".join(assets.TEXTS)
+        raise UserError(f"no text {text!r}; {hint}give {known}, a UTF-8 file or hub:DATASET[:CONFIG[:SPLIT]]")
+
+
+def calibration(tokenizer: Any, text: str, sequences: int, length: int, seed: int) -> Calibration:
+    """N = `sequences` of T = `length` tokens, cut from the calibration documents in an order drawn with `seed`.
+
+    Raises UserError when the text is too short.
+    """
+    import torch
+
+    from methods.model.calibration import Calibration
+
+    documents, _ = _halves(text)
+    random.Random(seed).shuffle(documents)
+    bos = _bos(tokenizer)
+    content = length - len(bos)
+    tokens, _, _ = _tokenise(tokenizer, _separated(documents), sequences * content)
+    if len(tokens) < sequences * content:
+        raise UserError(
+            f"text {text} has {len(tokens)} tokens for calibration (every second document), but "
+            f"{sequences} x {content} = {sequences * content} were asked for"
+        )
+    block = torch.tensor(tokens[: sequences * content]).view(sequences, content)
+    ids = torch.cat([torch.tensor(bos, dtype=torch.long).expand(sequences, -1), block], dim=1)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    return Calibration(ids=ids, mask=mask, source=text, seed=seed, sha256=_sha256(ids, mask))
+
+
+def is_whole(text: str, calibration: str) -> bool:
+    """Whether `text` is evaluated whole: none of assets.TEXTS, and not what is calibrated on."""
+    return text not in assets.TEXTS and not same(text, calibration)
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two ways of writing a text mean the same one, which is then halved."""
+    return bool(_identity(one) == _identity(other))
+
+
+def _identity(text: str) -> Any:
+    """Equal for two ways of writing the same text."""
+    return _parse_hub(text) if text.startswith("hub:") else Path(text).resolve()
+
+
+def evaluation(
+    tokenizer: Any, text: str, window: int, stride: int, windows: int, *, seed: int | None = None, whole: bool = False
+) -> EvaluationText:
+    """M = `windows` of W = `window` tokens that begin every `stride` tokens of the text: `whole`, or its second half.
+
+    windows  0 for all; otherwise the first ones, or with `seed` a draw of them, in the order of the text
+    stride   below the window, every window but the first only scores its last `stride` tokens
+
+    What is left behind the last whole window is dropped. Raises UserError when the text is too short.
+    """
+    import torch
+
+    bos = _bos(tokenizer)
+    content = window - len(bos)
+    stride = min(stride, content)
+    enough = (windows - 1) * stride + content if windows > 0 and seed is None else None
+    if whole:
+        tokens, sizes, words = _tokenise_whole(tokenizer, text, enough)
+    else:
+        tokens, sizes, words = _tokenise(tokenizer, _separated(_halves(text)[1]), enough)
+    available = max(0, (len(tokens) - content) // stride + 1)
+    if available < max(1, windows):
+        raise UserError(
+            f"text {text} has {len(tokens)} tokens for evaluation{'' if whole else ' (every second document)'}, but "
+            f"{(max(1, windows) - 1) * stride + content} are needed for {max(1, windows)} windows of {window}"
+        )
+    chosen = _choose(available, windows, seed)
+    block = torch.tensor(tokens).unfold(0, content, stride)[chosen]
+    ids = torch.cat([torch.tensor(bos, dtype=torch.long).expand(len(chosen), -1), block], dim=1)
+    scored = torch.zeros_like(ids, dtype=torch.bool)
+    scored[:, window - stride :] = True
+    scored[torch.tensor(chosen) == 0] = True
+    scored[:, 0] = False
+    counted = scored[:, len(bos) :]
+    weights, begun = (torch.tensor(column).unfold(0, content, stride)[chosen] for column in (sizes, words))
+    return EvaluationText(
+        ids=ids,
+        scored=scored,
+        bytes=int(weights[counted].sum()),
+        words=int(begun[counted].sum()),
+        tokens=int(scored.sum()),
+        sha256=_sha256(ids, scored),
+        text=text,
+        bos="every window" if bos else "none",
+    )
+
+
+def _choose(available: int, windows: int, seed: int | None) -> list[int]:
+    if windows == 0:
+        return list(range(available))
+    if seed is None:
+        return list(range(windows))
+    return sorted(random.Random(seed).sample(range(available), windows))
+
+
+def _sha256(ids: torch.Tensor, mask: torch.Tensor) -> str:
+    return hashlib.sha256(ids.numpy().tobytes() + mask.numpy().tobytes()).hexdigest()
+
+
+def _bos(tokenizer: Any) -> list[int]:
+    """[BOS token] if the tokenizer itself begins a text with it, else []."""
+    first = tokenizer("a")["input_ids"][0]
+    return [first] if first == tokenizer.bos_token_id else []
+
+
+def _tokenise_whole(tokenizer: Any, text: str, enough: int | None) -> tuple[list[int], list[int], list[int]]:
+    """_tokenise's lists of a text in one piece; of its beginning only, where that holds `enough` tokens."""
+    content = _content(text)
+    if enough is not None and len(content) > LONGEST * enough:
+        beginning = _tokenise(tokenizer, [content[: LONGEST * enough]], None)
+        if len(beginning[0]) > enough:
+            return beginning
+    return _tokenise(tokenizer, [content], None)
+
+
+def _tokenise(tokenizer: Any, documents: list[str], enough: int | None) -> tuple[list[int], list[int], list[int]]:
+    """Of the documents laid end to end: token ids, the UTF-8 bytes of each token, the words that begin in it.
+
+    Ends after the batch of documents in which `enough` tokens are reached; None reads all.
+    """
+    if not tokenizer.is_fast:
+        raise UserError(
+            "the tokenizer gives no character offsets; bits per byte need a fast tokenizer (tokenizer.json)"
+        )
+    tokens: list[int] = []
+    sizes: list[int] = []
+    words: list[int] = []
+    for start in range(0, len(documents), BATCH):
+        batch = documents[start : start + BATCH]
+        encoded = tokenizer(batch, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        for document, ids, offsets in zip(batch, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            pieces = _pieces(document, [end for _, end in offsets])
+            tokens += ids
+            sizes += [len(piece.encode()) for piece in pieces]
+            words += _words_begun(pieces)
+        if enough is not None and len(tokens) >= enough:
+            break
+    return tokens, sizes, words
+
+
+def _pieces(document: str, ends: list[int]) -> list[str]:
+    """The text from each token's end back to the one before, so that white space between tokens counts once, too."""
+    pieces, previous = [], 0
+    for end in [*ends[:-1], len(document)]:
+        pieces.append(document[previous:end])
+        previous = max(previous, end)
+    return pieces
+
+
+def _words_begun(pieces: list[str]) -> list[int]:
+    """How many words begin in each piece: a word is what stands between white space."""
+    counts, inside = [], False
+    for piece in pieces:
+        counts.append(len(piece.split()) - (inside and piece[:1].strip() != ""))
+        inside = piece[-1:].strip() != "" if piece else inside
+    return counts
+
+
+def _separated(documents: list[str]) -> list[str]:
+    return [document + SEPARATOR for document in documents]
+
+
+def _documents(text: str) -> list[str]:
+    """The distinct documents of a text, in its order."""
+    if text.startswith("hub:"):
+        documents = _hub_documents(text)
+    elif text in assets.TEXTS:
+        documents = _split(text, assets.text_file(text).read_text(encoding="utf-8"))
+    else:
+        documents = _split(text, _read(Path(text)))
+    return list(dict.fromkeys(stripped for document in documents if (stripped := document.strip())))
+
+
+def _halves(text: str) -> tuple[list[str], list[str]]:
+    """The documents for calibration and those for evaluation.
+
+    Crawled pages stand inside others at times: what holds a document of the other half whole is not evaluated.
+    """
+    documents = _documents(text)
+    even, odd = documents[0::2], documents[1::2]
+    if sum(map(len, documents)) > SEARCHED:
+        return even, odd
+    of_even, of_odd = SEPARATOR.join(even), SEPARATOR.join(odd)
+    held = [document for document in even if len(document) >= SHORTEST and document in of_odd]
+    return even, [
+        document
+        for document in odd
+        if not (len(document) >= SHORTEST and document in of_even) and not any(one in document for one in held)
+    ]
+
+
+def _content(text: str) -> str:
+    """A text as it stands: a file's, or the rows of a dataset with an empty line between them."""
+    return SEPARATOR.join(_hub_documents(text)) if text.startswith("hub:") else _read(Path(text))
+
+
+def _split(text: str, content: str) -> list[str]:
+    """Articles between <doc ...> tags in `wiki`, a page per line in `c4`, paragraphs between blank lines elsewhere."""
+    if text == "wiki":
+        return re.findall(r"<doc [^>]*>(.*?)</doc>", content, flags=re.DOTALL)
+    if text == "c4":
+        return content.split("\n")
+    return re.split(r"\n\s*\n", content)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def _parse_hub(text: str) -> tuple[str, str | None, str]:
+    """'hub:DATASET[:CONFIG[:SPLIT]]' -> (dataset, config, split)."""
+    dataset, config, split, *rest = [*text.removeprefix("hub:").split(":"), "", ""]
+    if not dataset or any(rest):
+        raise UserError(f"a hub text is written hub:DATASET[:CONFIG[:SPLIT]]; got {text!r}")
+    return dataset, config or None, split or "test"
+
+
+def _hub_documents(text: str) -> list[str]:
+    import datasets
+
+    dataset, config, split = _parse_hub(text)
+    reachable = assets.hub_is_reachable()
+    try:
+        rows = datasets.load_dataset(dataset, config, split=split)
+    except (OSError, ValueError) as error:
+        where = (
+            "the hub is out of reach and its cache has no such data" if not reachable else "the hub does not give it"
+        )
+        raise UserError(f"cannot read {text}: {where} ({str(error).strip().splitlines()[0]})") from error
+    if "text" not in rows.column_names:
+        raise UserError(f"{text} has no column text; it has {', '.join(rows.column_names)}")
+    return list(rows["text"])

@@ -1,0 +1,1 @@
+"""Measures the quality of one model: likelihoods, tasks, generated text, similarity of its layers."""

@@ -1,0 +1,158 @@
+"""Checks: what a language model does of itself, and what is lost before accuracies move.
+
+copying      a list of words, given twice, is begun again: the share of its words that follow before the first mistake
+counting     numbers are counted up: the share of the next ones that follow before the first mistake
+repetition   share of the 4-grams of a continuation that it has had before, mean over continuations
+             (seq-rep-4 of Welleck et al. 2020, "Neural text generation with unlikelihood training", arXiv 1908.04319)
+distinct_n   distinct n-grams per n-gram, over all continuations
+             (Li et al. 2016, "A diversity-promoting objective function", arXiv 1510.03055)
+kl           Kullback-Leibler divergence of the model's next token from the dense model's, nats per token:
+             mean over tokens of sum_v p(v) (log p(v) - log q(v)), p dense, q pruned
+agreement    share of positions at which both find the same next token the most likely
+
+All text is continued greedily, in one batch. Continuations, and the divergence, are of the first windows of the first
+evaluated text, which no method has seen.
+
+Letters: B = prompts, L = tokens of a prompt, M = windows, W = tokens of a window, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import GenerationConfig
+
+from bench.stats.intervals import ratio_interval
+
+WORDS = (
+    "apple river window garden music paper stone winter bridge candle horse summer table mountain doctor bottle "
+    "forest letter silver engine orange kitchen island pencil"
+)
+LISTS, LENGTH = 6, 8  # how many lists of words, and of how many words
+STARTS = (1, 4, 17, 38, 61, 95)  # where counting begins
+SHOWN, EXPECTED = 5, 5  # numbers that are given, numbers that should follow
+WINDOWS, PROMPT, STEPS = 8, 32, 24  # windows that are looked at; tokens of a prompt, and of a continuation
+KL_TOKENS = 64  # of each window
+STORED = 2**26  # the most log-probabilities of the dense model that are kept, 256 MiB in float32
+
+
+def measure(model: Any, tokenizer: Any, ids: Tensor | None, dense: DenseOutputs | None) -> dict[str, float]:
+    """All figures, by the names above; `ids` (M, W) are windows of held-out text.
+
+    Without them there are no continuations, and without `dense`, or for the dense model itself, there is no divergence.
+    """
+    lists, numbers = word_lists(), [list(range(start, start + SHOWN + EXPECTED)) for start in STARTS]
+    copying = [" ".join(words) + "\n" + " ".join(words) + "\n" + words[0] for words in lists]
+    counting = [", ".join(map(str, series[:SHOWN])) + "," for series in numbers]
+    prompts = [tokenizer(text)["input_ids"] for text in (*copying, *counting)]
+    if ids is not None:
+        prompts += ids[:WINDOWS, :PROMPT].tolist()
+    new = greedy(model, prompts, STEPS)
+    texts = tokenizer.batch_decode(new[: len(lists) + len(numbers)], skip_special_tokens=True)
+    said = [text.replace(",", " ").split() for text in texts]
+    figures = {
+        "copying": mean_share([words[1:] for words in lists], said[:LISTS]),
+        "counting": mean_share([list(map(str, series[SHOWN:])) for series in numbers], said[LISTS:]),
+    }
+    if ids is not None:
+        figures |= diversity(new[len(texts) :].tolist())
+    if dense is not None:
+        figures |= dense.divergence_of(model)
+    return figures
+
+
+def word_lists() -> list[list[str]]:
+    """The same lists for every model."""
+    draw = random.Random(0)
+    return [draw.sample(WORDS.split(), LENGTH) for _ in range(LISTS)]
+
+
+@torch.no_grad()
+def greedy(model: Any, prompts: Sequence[list[int]], steps: int) -> Tensor:
+    """The `steps` tokens that follow each of the B prompts, (B, steps); no end of text ends them early."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=steps, min_new_tokens=steps, do_sample=False, pad_token_id=0, eos_token_id=None
+    )
+    before, model.generation_config = model.generation_config, config  # a model's own may penalise repetition
+    try:
+        new = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+    finally:
+        model.generation_config = before
+    return new[:, longest:].cpu()
+
+
+def mean_share(expected: Sequence[Sequence[str]], said: Sequence[Sequence[str]]) -> float:
+    """Of what was expected, the share that was said before the first mistake; mean over the pairs."""
+    shares = []
+    for wanted, words in zip(expected, said, strict=True):
+        right = [a == b for a, b in zip(wanted, words, strict=False)]
+        shares.append((right.index(False) if False in right else len(right)) / len(wanted))
+    return sum(shares) / len(shares)
+
+
+def diversity(continuations: Sequence[Sequence[int]]) -> dict[str, float]:
+    """repetition, distinct_1 and distinct_2 of continuations of four tokens or more."""
+    repeated = [1 - len(set(grams)) / len(grams) for grams in (ngrams(tokens, 4) for tokens in continuations)]
+    figures = {"repetition": sum(repeated) / len(repeated)}
+    for n in (1, 2):
+        grams = [gram for tokens in continuations for gram in ngrams(tokens, n)]
+        figures[f"distinct_{n}"] = len(set(grams)) / len(grams)
+    return figures
+
+
+def ngrams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
+    """All runs of n tokens."""
+    return [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
+
+
+class DenseOutputs:
+    """The dense model's log-probabilities on held-out windows, in a file while the run lasts.
+
+    Every cell begins with the dense model, so that the first one that runs can `remember` it, whichever that is, and
+    the file need not outlive the run. A window at a time is read back. The later tokens of each window are left out
+    where a large vocabulary would take more than STORED numbers.
+    """
+
+    def __init__(self, ids: Tensor, file: Path):
+        self.ids = ids[:WINDOWS, : KL_TOKENS + 1]
+        self.file = file
+
+    def remember(self, model: Any) -> None:
+        """Write the log-probabilities of `model`, unless they are there: the model is dense."""
+        self.ids = self.ids[:, : 1 + max(1, STORED // (int(model.config.vocab_size) * len(self.ids)))]
+        if not self.file.exists():
+            unfinished = self.file.with_suffix(".unfinished")
+            save_file({str(row): log_probabilities(model, window) for row, window in enumerate(self.ids)}, unfinished)
+            unfinished.replace(self.file)  # so that a process that is killed leaves no half of it to the next one
+
+    def divergence_of(self, model: Any) -> dict[str, float]:
+        """kl and agreement of the model; with more than one window, kl_low and kl_high, the 95 % interval over them."""
+        sums, same = [], 0
+        tokens = [self.ids.shape[1] - 1] * len(self.ids)
+        with safe_open(self.file, "pt") as stored:
+            for row, window in enumerate(self.ids):
+                p, q = stored.get_tensor(str(row)).to(model.device), log_probabilities(model, window).to(model.device)
+                sums.append(float((p.exp() * (p - q)).sum(dtype=torch.float64)))
+                same += int((p.argmax(-1) == q.argmax(-1)).sum())
+        figures = {"kl": sum(sums) / sum(tokens), "agreement": same / sum(tokens)}
+        if len(sums) > 1:
+            low, high = ratio_interval(sums, tokens)
+            figures |= {"kl_low": max(0.0, low), "kl_high": high}
+        return figures
+
+
+@torch.no_grad()
+def log_probabilities(model: Any, window: Tensor) -> Tensor:
+    """(W,) ids -> float32 (W - 1, V) on the CPU, of the token that follows each but the last."""
+    logits = model(input_ids=window[None, :-1].to(model.device), use_cache=False).logits[0]
+    return (logits.float() - logits.float().logsumexp(-1, keepdim=True)).cpu()

@@ -1,0 +1,319 @@
+"""How alike a model's layers are, and what merging some of them does: the figures that layer collapse is motivated by.
+
+Yang, Cao, Zhao 2024, "LaCo: Large Language Model Pruning via Layer Collapse", EMNLP Findings, arXiv 2402.11187.
+
+parameters  of each role (q, k, v, o, gate, up, down), for all pairs of layers: cosine and L2 distance of the matrices
+            as vectors, biases left out
+states      of the residual stream in front of each layer and behind the last, for all pairs: cosine and L2 distance at
+            a sequence's first and last token, and the mean over all its tokens; each the mean over sequences
+merges      a window of neighbouring layers becomes one, at every position and by every rule, see
+            bench.evaluation.layer_similarity
+
+Both kinds of distance follow from inner products that are summed a few rows, or a few tokens, at a time, in float64, so
+that memory stays one model and one micro-batch: |a - b|^2 = <a, a> + <b, b> - 2 <a, b>.
+
+Letters: L = layers, N = sequences, T = their tokens, D = residual width.
+
+What becomes of a model when a window of its layers is merged into one, at every position and by every rule.
+
+The window of m layers p .. p+m-1 is replaced by one layer. Two figures say what that does: the cosine of the last
+normed state to the dense model's, flattened over the tokens of a window of text (as methods.depth.laco compares
+sentences), mean over windows; and the nats per token of held-out text. Only the layers from p on are run, on states
+that the dense model left in front of p, which is exact: the layers below have not changed.
+
+Letters: M = windows of text, W = their tokens, B = those of a micro-batch, D = residual width, m = layers that become
+one, p = number of the first of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.data.texts import EvaluationText
+from bench.stats.intervals import mean_stderr, ratio_interval
+from methods.checkpoint.files import write_atomically
+from methods.depth import laco
+from methods.errors import UserError
+from methods.model.activations import Entry, enter
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder, Layer
+from methods.model.structures import Part, attention_parts, mlp_parts
+from methods.progress import over
+
+TOKENS_AT_ONCE = 512  # in one forward of a merged model, and through its head
+RULES = {
+    "released": "matrices of the window's last layer, norms of its first (the authors' code)",
+    "published": "the sum of differences, norms of the first (equation 1)",
+    "mean": "the mean of the window's matrices, norms of the first",
+    "deletion": "control: the last layer stays as it is, the others are deleted",
+}
+
+
+NUMBERS = 2**22  # of all layers' matrices that are multiplied at once: 32 MiB in float64
+MEMORY = 2**28  # bytes of one micro-batch's states
+
+SCHEMA = 1
+
+Matrix = list[list[float | None]]  # (L, L); None where two layers cannot be compared
+
+
+@dataclass(frozen=True)
+class SimilarityProtocol:
+    """What a study looks at; sizes are in tokens.
+
+    `sequences` of `length` of `text` for the states, `windows` of `window` of `held_out` for merges. merge holds the
+    numbers of layers m that become one; empty leaves merging out.
+    """
+
+    text: str = "c4"
+    sequences: int = 16
+    length: int = 128
+    merge: tuple[int, ...] = (2, 3, 4)
+    held_out: str = "wiki"
+    windows: int = 8
+    window: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("sequences", "length", "windows"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is a positive number; got {getattr(self, name)}")
+        if self.window < 2:
+            raise UserError(f"a window has two tokens or more, since the first is not predicted; got {self.window}")
+        if any(m < 2 for m in self.merge):
+            raise UserError(f"merge is a list of numbers of layers, 2 or more, or none; got {min(self.merge)}")
+
+
+def study(
+    heading: dict[str, Any],
+    model: Decoder,
+    protocol: SimilarityProtocol,
+    *,
+    tokens: Calibration,
+    held_out: EvaluationText,
+    file: Path,
+) -> dict[str, Any]:
+    """Everything, written to the JSON `file` as soon as a part of it is there; what is there already is kept.
+
+    heading (name, weights, dtype and environment of the model) comes first in it. Then: protocol; tokens {sequences,
+    windows: sha256}; layers; rules; parameters; states; dense; merges, a list of {m, rule, positions}.
+    Raises UserError where `file` holds another study.
+    """
+    found = heading | {
+        "schema": SCHEMA,
+        "layers": len(model.layers),
+        "protocol": json.loads(json.dumps(asdict(protocol))),
+        "tokens": {"sequences": tokens.sha256, "windows": held_out.sha256, "scored": held_out.tokens},
+        "rules": RULES,
+    }
+    found |= _begun(file, found)
+
+    def keep(**part: Any) -> None:
+        found.update(part)
+        write_atomically(file, json.dumps(found, indent=1, allow_nan=False) + "\n")
+
+    if "parameters" not in found:
+        keep(parameters=parameters(model))
+    if "states" not in found:
+        keep(states=states(model, tokens))
+    todo = [(m, rule) for m in protocol.merge for rule in RULES]
+    if todo:
+        merges = Merges(model, held_out.ids, held_out.scored)
+        keep(dense=merges.dense(), merges=found.get("merges", []))
+        for m, rule in todo[len(found["merges"]) :]:
+            keep(merges=[*found["merges"], {"m": m, "rule": rule, "positions": merges.curve(m, rule)}])
+    return found
+
+
+def _begun(file: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier call has found, if `file` is there."""
+    if not file.exists():
+        return {}
+    try:
+        earlier: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON: {error}; name another folder with --out") from None
+    for name in set(wanted) - {"environment"}:
+        if earlier.get(name) != wanted[name]:
+            raise UserError(f"{file} holds another study: its {name} differs; name another folder with --out")
+    return {name: value for name, value in earlier.items() if name not in wanted}
+
+
+def refuse_unless_alike(model: Decoder) -> None:
+    """Raise UserError for a model whose layers cannot be compared or merged, since their shapes or bases differ."""
+    for layer in model.layers:
+        if layer.module is not layer.inner:
+            raise UserError("each layer of a sliced model has a basis of its own; similarity compares unsliced models")
+        if not (layer.has_attention and layer.has_mlp):
+            raise UserError("a layer has lost its attention or its MLP; similarity compares whole layers")
+    shapes = {tuple(tuple(matrix.weight.shape) for matrix in layer.matrices) for layer in model.layers}
+    if len(shapes) > 1:
+        raise UserError("layers differ in width after pruning; similarity compares layers of one shape")
+
+
+def roles(layer: Layer) -> dict[str, Part]:
+    """The layer's matrices by role, each a part of a fused matrix where the family fuses them."""
+    attention = zip(("q", "k", "v", "o"), attention_parts(layer), strict=True)
+    mlp = mlp_parts(layer)
+    return dict(attention) | dict(zip(("gate", "up", "down")[-len(mlp) :], mlp, strict=True))
+
+
+@torch.no_grad()
+def parameters(model: Decoder) -> dict[str, dict[str, Any]]:
+    """{role: {cosine, l2: (L, L), norm: (L,)}} of the matrices."""
+    parts = [roles(layer) for layer in model.layers]
+    found = {}
+    for role in parts[0]:
+        G = gram([part[role] for part in parts])
+        cosine, l2 = distances(G)
+        found[role] = {"cosine": plain(cosine), "l2": plain(l2), "norm": plain(G.diagonal().sqrt())}
+    return found
+
+
+def gram(parts: Sequence[Part]) -> Tensor:
+    """(L, L) inner products of the layers' matrices, in float64; a few rows of all of them at a time."""
+    weights = [part.matrix.weight for part in parts]
+    device, columns = weights[0].device, weights[0].shape[1]
+    every = torch.arange(weights[0].shape[0])
+    rows = [(part.index.flatten() if part.axis == 0 else every).to(device) for part in parts]
+    G = torch.zeros(len(parts), len(parts), dtype=torch.float64, device=device)
+    step = max(1, NUMBERS // (len(parts) * columns))
+    for start in range(0, len(rows[0]), step):
+        some = zip(weights, rows, strict=True)
+        piece = torch.stack([weight[index[start : start + step]].flatten() for weight, index in some]).double()
+        G.addmm_(piece, piece.T)
+    return G
+
+
+def distances(G: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., L, L) inner products -> cosine and L2 distance, (..., L, L) each."""
+    square = G.diagonal(dim1=-2, dim2=-1)
+    norm = square.sqrt()
+    cosine = G / (norm[..., :, None] * norm[..., None, :])
+    return cosine, (square[..., :, None] + square[..., None, :] - 2 * G).clamp_min(0).sqrt()
+
+
+@torch.no_grad()
+def states(model: Decoder, tokens: Calibration) -> dict[str, dict[str, Matrix]]:
+    """{first, last, mean: {cosine, l2: (L + 1, L + 1)}} of the states in front of each layer and behind the last."""
+    layers, places = model.layers, len(model.layers) + 1
+    sums = {position: torch.zeros(2, places, places, dtype=torch.float64) for position in ("first", "last", "mean")}
+    for ids, _ in tokens.batches(places * (3 * model.embed.embedding_dim + 4 * places)):
+        entry = enter(model, ids)
+        stack = [entry.x]
+        for layer in layers:
+            stack.append(entry.run([layer], stack[-1]))
+        X = torch.stack(stack, dim=2).double()  # (N, T, L + 1, D)
+        both = torch.stack(distances(X @ X.transpose(-1, -2))).cpu()  # (2, N, T, L + 1, L + 1)
+        for position, chosen in (("first", both[:, :, 0]), ("last", both[:, :, -1]), ("mean", both.mean(2))):
+            sums[position] += chosen.sum(1)
+    means = {position: total / len(tokens.ids) for position, total in sums.items()}
+    return {position: {"cosine": plain(mean[0]), "l2": plain(mean[1])} for position, mean in means.items()}
+
+
+def plain(values: Tensor) -> Any:
+    """Nested lists of floats of six digits; None for what is no finite number."""
+    if values.ndim:
+        return [plain(value) for value in values]
+    return float(f"{float(values):.6g}") if bool(values.isfinite()) else None
+
+
+@torch.no_grad()
+def merged_layer(window: list[Layer], rule: str) -> Layer:
+    """The one layer that `window` becomes by one of RULES; the window is left alone."""
+    if rule == "deletion":
+        return window[-1]
+    if rule != "mean":
+        return laco.merge(window, {"released": "last", "published": "sum"}[rule], "base")
+    survivor = window[0].copy_sharing_matrices()
+    for slot, matrix in enumerate(survivor.matrices):
+        total = torch.stack([layer.matrices[slot].weight.float() for layer in window]).mean(0)
+        matrix.weight = nn.Parameter(total.to(matrix.weight.dtype))
+    return survivor
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Windows of text in the dense model: the states in front of each layer, and the last one, normed."""
+
+    entry: Entry
+    targets: Tensor  # (B, W - 1)
+    scored: Tensor  # (B, W - 1) true where the target counts
+    states: list[Tensor]  # (B, W, D) each
+    final: Tensor  # (B, W, D)
+
+
+class Merges:
+    """The dense model on held-out windows, and what becomes of it when a window of its layers is merged.
+
+    ids (M, W); scored (M, W) as in bench.data.texts.EvaluationText.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: Decoder, ids: Tensor, scored: Tensor) -> None:
+        self.model, self.layers, self.batches = model, model.layers, []
+        rows = max(1, TOKENS_AT_ONCE // ids.shape[1])
+        for some, wanted in zip(torch.split(ids, rows), torch.split(scored, rows), strict=True):
+            entry = enter(model, some)
+            states = [entry.x]
+            for layer in self.layers:
+                states.append(entry.run([layer], states[-1]))
+            on = entry.x.device
+            final = model.normed(states[-1])
+            self.batches.append(_Batch(entry, some[:, 1:].to(on), wanted[:, 1:].to(on), states, final))
+
+    def dense(self) -> dict[str, Any]:
+        """The dense model's figures, as `at` has them."""
+        return self._figures([], len(self.layers))
+
+    def curve(self, m: int, rule: str) -> list[dict[str, Any]]:
+        """`at` of every position, rising."""
+        positions = range(len(self.layers) - m + 1)
+        return [self.at(p, m, rule) for p in over(positions, f"{m} layers by {rule}", "merge")]
+
+    def at(self, p: int, m: int, rule: str) -> dict[str, Any]:
+        """The layers p .. p+m-1 merged by `rule`.
+
+        position; cosine and cosine_stderr over windows; nll, nll_low, nll_high (95 %), nats per token. A figure that is
+        no finite number, and with a single window its interval, is None.
+        """
+        window = self.layers[p : p + m]
+        return {"position": p} | self._figures([merged_layer(window, rule), *self.layers[p + m :]], p)
+
+    @torch.no_grad()
+    def _figures(self, layers: list[Layer], p: int) -> dict[str, Any]:
+        cosines, sums, counts = [], [], []
+        for batch in self.batches:
+            x = batch.entry.run(layers, batch.states[p])
+            a, b = (state.float().flatten(1) for state in (self.model.normed(x), batch.final))
+            cosines += nn.functional.cosine_similarity(a, b, dim=1, eps=1e-12).tolist()
+            sums += self._nll(x[:, :-1], batch).tolist()
+            counts += batch.scored.sum(1).tolist()
+        cosine, stderr = mean_stderr(cosines)
+        low, high = ratio_interval(sums, counts) if len(sums) > 1 else (None, None)
+        figures = {"cosine": cosine, "cosine_stderr": stderr, "nll": sum(sums) / sum(counts)}
+        return {
+            name: None if value is None else plain(torch.tensor(value, dtype=torch.float64))
+            for name, value in (figures | {"nll_low": low, "nll_high": high}).items()
+        }
+
+    def _nll(self, x: Tensor, batch: _Batch) -> Tensor:
+        """(B, W - 1, D) -> float64 (B,), summed over each window's scored tokens."""
+        places = batch.scored.flatten().nonzero()[:, 0]
+        states, targets = x.flatten(0, 1)[places], batch.targets.flatten()[places]
+        nll = torch.cat(
+            [
+                nn.functional.cross_entropy(self.model.logits(some).float(), wanted, reduction="none")
+                for some, wanted in zip(*(torch.split(t, TOKENS_AT_ONCE) for t in (states, targets)), strict=True)
+            ]
+        )
+        rows = places // batch.targets.shape[1]
+        total = torch.zeros(len(batch.targets), dtype=torch.float64, device=nll.device)
+        return total.index_add_(0, rows, nll.double())

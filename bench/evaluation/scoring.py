@@ -1,0 +1,297 @@
+"""Scoring: exact log-likelihoods of answers and of text, every shared prefix computed once.
+
+A multiple-choice question asks for the likelihood of several continuations of one context, and a task with examples
+repeats those in front of every question. `Scorer` answers all requests of a task together: their token sequences form
+a tree in which a node is one distinct prefix, and the tree is walked depth first, a chunk of nodes per forward. Keys
+and values of nodes that have descendants to come stay in the cache, so that no node is computed twice. A mask lets
+each node see its ancestors and itself; its depth is its position. Only nodes that predict answers go through the head.
+
+Letters: N = nodes of a tree, T = nodes of one forward, P = ancestors in the cache, K = (node, answer token) pairs,
+M = positions that go through the head, D = residual width, V = vocabulary, W = tokens of a window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial, partialmethod
+from typing import Any, cast
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from bench.stats.intervals import ratio_interval
+from methods import progress
+from methods.errors import UserError
+
+LOGITS = 2**27  # the most logits of one forward: 512 MiB in float32
+CPU_CHUNK = 256  # a CPU's cores are busy with this many nodes; more of them only adds attention between strangers
+
+Request = tuple[Any, list[int], list[int]]  # text, which is not looked at, and tokens of context and continuation
+Question = tuple[tuple[int, ...], int]  # tokens of context and continuation, length of the continuation
+
+
+class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
+    """lm-eval's HFLM with a faster way to the same log-likelihoods; generation and prompts are HFLM's own.
+
+    batch_tokens bounds the tokens of one forward; max_length (default: the model's positions, at most 2048) is where
+    a context is cut from the left; batch_size is how many prompts generate together. Raises UserError for a model that
+    does not honour an attention mask over a tree; `check` says whether that is tried, which takes a model whose
+    rounding stays small.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_tokens: int = 2048,
+        max_length: int | None = None,
+        batch_size: int = 8,
+        *,
+        check: bool = True,
+    ) -> None:
+        max_length = max_length or min(model.config.max_position_embeddings, 2048)
+        super().__init__(pretrained=model, tokenizer=tokenizer, max_length=max_length, batch_size=batch_size)
+        self.batch_tokens = batch_tokens
+        if check:
+            _check(model)
+
+    @property
+    def bos_policy(self) -> str:
+        """What stands before the first token, in words: HFLM leaves a context to the tokenizer."""
+        start = self.tokenizer.bos_token if self.tok_encode("a")[:1] == [self.tokenizer.bos_token_id] else "nothing"
+        return f"{start} before a context, {self.tokenizer.decode(self.prefix_token_id)} as an empty context"
+
+    # HFLM's, without its bars for the tokenising
+    loglikelihood = partialmethod(HFLM.loglikelihood, disable_tqdm=True)
+    loglikelihood_rolling = partialmethod(HFLM.loglikelihood_rolling, disable_tqdm=True)
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """(log-likelihood, is it the greedy continuation) of each request; HFLM's last two arguments change nothing."""
+        questions = [self._question(context, continuation) for _, context, continuation in requests]
+        distinct = sorted(set(questions))
+        sums, greedy = score(self.model, distinct, self.batch_tokens)
+        answers = dict(zip(distinct, zip(sums.tolist(), greedy.tolist(), strict=True), strict=True))
+        return [answers[question] for question in questions]
+
+    def _question(self, context: list[int], continuation: list[int]) -> Question:
+        """HFLM's truncation: the continuation stays whole, the context loses its beginning."""
+        if not context or not 0 < len(continuation) <= self.max_length:
+            got = f"{len(context)} and {len(continuation)} tokens"
+            raise ValueError(f"a request has a context and a continuation of 1 to {self.max_length} tokens; got {got}")
+        return tuple((context + continuation)[-(self.max_length + 1) :]), len(continuation)
+
+
+def stock(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 8, max_length: int | None = None
+) -> HFLM:
+    """lm-eval's own HFLM, the reference: one row per request, the head at every position."""
+    max_length = max_length or min(model.config.max_position_embeddings, 2048)
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The distinct prefixes of many token sequences, as nodes in depth-first order, and what is asked of them.
+
+    Node n descends from node m, or is m, exactly if m <= n < end[m]. Pairs are sorted by node.
+    """
+
+    tokens: Tensor  # (N,) the last token of each prefix
+    depth: Tensor  # (N,) its position
+    end: Tensor  # (N,) one past its last descendant
+    pairs: Tensor  # (3, K) node, token that should follow, question
+
+    @staticmethod
+    def of(questions: Sequence[Question], device: torch.device) -> Tree:
+        """The tree of `questions`, which are sorted."""
+        tokens: list[int] = []
+        depth: list[int] = []
+        end: list[int] = []
+        asked: list[int] = []
+        answer: list[int] = []
+        path: list[int] = []  # nodes of the sequence at hand
+        inputs: tuple[int, ...] = ()
+        for sequence, length in questions:
+            previous, inputs = inputs, sequence[:-1]  # nothing is predicted from the last token
+            shared = _shared(previous, inputs)
+            for node in path[shared:]:
+                end[node] = len(tokens)
+            path = path[:shared] + list(range(len(tokens), len(tokens) + len(inputs) - shared))
+            tokens += inputs[shared:]
+            depth += range(shared, len(inputs))
+            end += [-1] * (len(inputs) - shared)  # known when the walk leaves the node
+            asked += path[-length:]
+            answer += sequence[-length:]
+        for node in path:
+            end[node] = len(tokens)
+        long = partial(torch.tensor, dtype=torch.long, device=device)
+        number = long(range(len(questions))).repeat_interleave(long([length for _, length in questions]))
+        pairs = torch.stack([long(asked), long(answer), number])
+        return Tree(long(tokens), long(depth), long(end), pairs[:, pairs[0].argsort(stable=True)])
+
+
+def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common prefix."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+@torch.no_grad()
+def score(model: PreTrainedModel, questions: Sequence[Question], batch_tokens: int) -> tuple[Tensor, Tensor]:
+    """Sorted, distinct questions -> log-likelihoods, float64, and greedy flags, bool, one of each per question."""
+    tree = Tree.of(questions, model.device)
+    sums = torch.zeros(len(questions), dtype=torch.float64, device=model.device)
+    misses = torch.zeros(len(questions), dtype=torch.long, device=model.device)
+    total, size = len(tree.tokens), _forward_tokens(model, batch_tokens)
+    size = min(size, CPU_CHUNK) if model.device.type == "cpu" else size
+    cache = DynamicCache()  # of no configuration: it keeps all that it is given, whatever the layer's window
+    kept = torch.arange(0, device=model.device)  # (P,) the nodes in the cache
+    with progress.bar(total, "scoring", "token") as bar:
+        for start in range(0, total, size):
+            nodes = torch.arange(start, min(start + size, total), device=model.device)  # (T,)
+            seen = torch.cat([kept, nodes])  # (P + T,)
+            first, last = torch.searchsorted(tree.pairs[0], nodes.new_tensor([start, start + len(nodes)])).tolist()
+            asked, token, question = tree.pairs[:, first:last]  # (K,) each
+            positions, row = torch.unique(asked - start, return_inverse=True)  # (M,), (K,)
+            with _head_at(model, positions):
+                logits = model(
+                    input_ids=tree.tokens[nodes][None],
+                    position_ids=tree.depth[nodes][None],
+                    attention_mask=_masks(model, tree, nodes, seen),
+                    cache=cache,
+                    use_cache=True,
+                ).logits[0]  # (M, V)
+            sums.index_add_(0, question, _log_probability(logits, row, token))
+            misses.index_add_(0, question, (logits.argmax(-1)[row] != token).long())
+            kept = _keep(cache, seen, tree.end[seen] > start + len(nodes))
+            bar.update(len(nodes))
+    return sums, misses == 0
+
+
+def _forward_tokens(model: PreTrainedModel, batch_tokens: int) -> int:
+    """How many tokens one forward gets, at most `batch_tokens`: its logits are bounded too."""
+    return max(1, min(batch_tokens, LOGITS // int(model.config.vocab_size)))
+
+
+def _masks(model: PreTrainedModel, tree: Tree, nodes: Tensor, seen: Tensor) -> Tensor | dict[str, Tensor]:
+    """(T,), (P + T,) -> what `nodes` may attend to of `seen`: an additive (1, 1, T, P + T), or one per layer type."""
+    query, key = nodes[:, None], seen[None, :]
+    ancestor = (key <= query) & (query < tree.end[key])
+    window = getattr(model.config, "sliding_window", None)
+    near = ancestor if window is None else ancestor & (tree.depth[query] - tree.depth[key] < window)
+    zeros = torch.zeros(ancestor.shape, dtype=model.dtype, device=nodes.device)
+    lowest = torch.finfo(model.dtype).min  # not -inf: softmax kernels have trouble with blocks of nothing else
+    full, sliding = (zeros.masked_fill(~allowed, lowest)[None, None] for allowed in (ancestor, near))
+    if getattr(model.config, "layer_types", None):
+        return {"full_attention": full, "sliding_attention": sliding}
+    return sliding
+
+
+@contextmanager
+def _head_at(model: PreTrainedModel, positions: Tensor) -> Iterator[None]:
+    """Let the head see only `positions`, (M,) into the flattened batch: (B, T, D) -> (1, M, D)."""
+
+    def gather(_head: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return inputs[0].flatten(0, 1)[None, positions], *inputs[1:]
+
+    head: torch.nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    handle = head.register_forward_pre_hook(gather)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _log_probability(logits: Tensor, row: Tensor, token: Tensor) -> Tensor:
+    """(M, V) logits -> float64 (K,), of token[k] at position row[k]; the softmax is float32, a few rows at a time.
+
+    logsumexp, because log_softmax drifts on a CPU: by 8e-6 in each token's logarithm at 49,152 words.
+    """
+    normaliser = torch.cat([part.float().logsumexp(-1) for part in torch.split(logits, 64)])  # (M,)
+    return (logits[row, token].float() - normaliser[row]).double()
+
+
+def _keep(cache: DynamicCache, seen: Tensor, needed: Tensor) -> Tensor:
+    """Drop from the cache what no later node descends from; returns the (P,) nodes that stay."""
+    stay = needed.nonzero()[:, 0]
+    for layer in cast(list[Any], cache.layers):
+        layer.keys, layer.values = layer.keys[:, :, stay], layer.values[:, :, stay]
+    return seen[stay]
+
+
+def _check(model: PreTrainedModel) -> None:
+    """Raise UserError unless a small tree gives the answers that the plain forward gives."""
+    ids = torch.tensor([[3, 4, 5, 6, 7], [3, 4, 7, 8, 9]], device=model.device) % model.config.vocab_size
+    scored = torch.arange(5).expand(2, 5) > 0
+    plain = -window_nll(model, ids, scored, batch_tokens=10).sum(1).to(model.device)
+    tree, _ = score(model, [(tuple(row), 4) for row in ids.tolist()], batch_tokens=3)
+    tolerance = 1e-4 if model.dtype == torch.float32 else 0.05
+    if not torch.allclose(tree, plain, rtol=tolerance, equal_nan=True):
+        raise UserError(f"model type {model.config.model_type!r} disregards an attention mask; use --scorer stock")
+
+
+@torch.no_grad()
+def window_nll(model: PreTrainedModel, ids: Tensor, scored: Tensor, batch_tokens: int) -> Tensor:
+    """Negative log-likelihood in nats of each scored token of (M, W) windows; zero where not scored.
+
+    ids (M, W) long; scored (M, W) bool: scored[i, j] asks for token j given tokens 0 to j - 1 of its window, so that
+    column 0 is never scored. batch_tokens bounds the tokens of one forward; a longer window is read in pieces through
+    the key-value cache. Returns float64 (M, W) on the CPU.
+    """
+    if scored[:, 0].any():
+        raise ValueError("the first token of a window has nothing to be predicted from; scored[:, 0] must be false")
+    size = _forward_tokens(model, batch_tokens)
+    rows, columns = max(1, size // ids.shape[1]), min(size, ids.shape[1])
+    nll = torch.zeros(ids.shape, dtype=torch.float64)
+    with progress.bar(ids.numel(), "perplexity", "token") as bar:
+        for first in range(0, len(ids), rows):
+            block = slice(first, first + rows)
+            nll[block, 1:] = _block_nll(model, ids[block].to(model.device), scored[block, 1:].to(model.device), columns)
+            bar.update(ids[block].numel())
+    return nll
+
+
+def _block_nll(model: PreTrainedModel, ids: Tensor, scored: Tensor, columns: int) -> Tensor:
+    """(B, W), (B, W - 1) -> (B, W - 1): of one stack of windows, `columns` of their tokens per forward."""
+    inputs, targets = ids[:, :-1], ids[:, 1:]
+    cache = DynamicCache() if inputs.shape[1] > columns else None
+    nll = torch.zeros(inputs.shape, dtype=torch.float64, device=ids.device)
+    for start in range(0, inputs.shape[1], columns):
+        piece = slice(start, start + columns)
+        wanted = scored[:, piece]  # (B, T)
+        with _head_at(model, wanted.flatten().nonzero()[:, 0]):
+            logits = model(input_ids=inputs[:, piece], cache=cache, use_cache=cache is not None).logits[0]  # (M, V)
+        token = targets[:, piece][wanted]  # (M,)
+        nll[:, piece][wanted] = -_log_probability(logits, torch.arange(len(token), device=ids.device), token)
+    return nll
+
+
+def perplexity(nll_sums: Tensor, counts: Tensor, bytes: int, words: int) -> dict[str, float | int]:
+    """Figures of a text from its windows' (M,) negative log-likelihoods in nats and token counts.
+
+    bytes (UTF-8) and words (by white space) are those of the scored text. Absent are word_perplexity where it is beyond
+    a float, as in languages without spaces, and for one window the 95 % interval
+    (bench.stats.intervals.ratio_interval).
+    """
+    total, tokens = float(nll_sums.double().sum()), int(counts.sum())
+    figures = {
+        "perplexity": math.exp(total / tokens),
+        "bits_per_byte": total / math.log(2) / bytes,
+        "byte_perplexity": math.exp(total / bytes),
+        "nll_per_token": total / tokens,
+        "tokens": tokens,
+        "words": words,
+        "windows": len(counts),
+    }
+    if words and total / words < 700:
+        figures["word_perplexity"] = math.exp(total / words)
+    if len(counts) > 1:
+        low, high = ratio_interval(nll_sums.tolist(), counts.tolist())
+        figures |= {"perplexity_low": math.exp(low), "perplexity_high": math.exp(high)}
+    return figures

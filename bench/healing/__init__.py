@@ -1,0 +1,1 @@
+"""Trains a pruned model a little."""

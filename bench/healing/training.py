@@ -1,0 +1,241 @@
+"""Healing: train a pruned model a little, so that it gets back part of what pruning took.
+
+lora   low-rank adapters beside the matrices of every layer, merged into them at the end
+       (Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, by the library peft)
+full   all parameters
+
+next-token   loss of the next token of the text, nats per token
+kl           Kullback-Leibler divergence of the next token from the dense model's, nats per token (Hinton et al. 2015)
+
+AdamW at the learning rate of bench.plan.recipe, gradients clipped to norm 1, no weight decay, no dropout. Weights that
+are trained are float32, adapters as well; a bfloat16 model computes in bfloat16.
+
+The loop is written out here since a checkpoint of the Trainer, and of accelerate, is a pickle. Ours is one safetensors
+file, renamed into place: trained weights, moments of AdamW, and the curve so far. The order of the sequences follows
+from the seed and the step, so that training that goes on from there equals training that was never interrupted.
+
+Letters: B = sequences of a step, T = their tokens, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bench.healing.text import Text
+from bench.plan.recipe import Recipe, refuse
+from bench.stats.intervals import ratio_interval
+from methods import progress
+from methods.errors import UserError
+from methods.model.decoder import Decoder
+
+ALPHA = 2  # adapters are scaled by alpha / rank; this many times the rank
+LOGITS = 2**26  # the most of one forward, 256 MiB in float32
+LOGITS_ON_CPU = 2**24  # 64 MiB: a GPU is idle with so few tokens, a processor is quicker, and takes half the memory
+ADAPTER = "healing"
+CHECKPOINT = "heal.safetensors"
+PROGRESS = ("step", "tokens", "seconds", "curve")  # what a checkpoint says beside weights and moments
+
+Curve = list[dict[str, float]]
+
+
+def heal(
+    model: Decoder, text: Text, recipe: Recipe, *, dense: Decoder | None = None, folder: Path | None = None
+) -> Curve:
+    """Train `model` in place, and return its learning curve; afterwards it is a plain pruned model again.
+
+    dense   the model before pruning, on the same device, for loss "kl"
+    folder  for the checkpoint; training goes on from the one that is there, if it is of the same model and recipe
+
+    A point of the curve: step, tokens (trained on so far), seconds (of training so far, over all attempts), loss (mean
+    since the point before, of what is trained for; absent at step 0), heldout_loss, heldout_loss_low, heldout_loss_high
+    (95 %, over sequences): of the next token, whatever is trained for. Losses are in nats per token. Raises UserError
+    as `refuse` does and for a checkpoint of another training, FloatingPointError where the loss is no finite number.
+    """
+    dtype = model.embed.weight.dtype
+    refuse(recipe, dtype, dense)
+    with trainable(model, recipe) as weights:
+        training = _Training(model, text, recipe, dense, weights)
+        training.half = recipe.kind == "full" and dtype == torch.bfloat16
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        training.run(folder / CHECKPOINT if folder is not None else None)
+    return training.curve
+
+
+@contextmanager
+def trainable(model: Decoder, recipe: Recipe) -> Iterator[dict[str, nn.Parameter]]:
+    """Give the model adapters, or all of its weights in float32, to train, by name; at the end they are merged."""
+    inner = model.model
+    before = {name: (parameter.dtype, parameter.requires_grad) for name, parameter in inner.named_parameters()}
+    tuner: Any = None
+    if recipe.kind == "lora":
+        tuner = _adapters(model, recipe)
+    else:
+        for parameter in inner.parameters():
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+    yield {name: parameter for name, parameter in inner.named_parameters() if parameter.requires_grad}
+    if tuner is not None:
+        tuner.merge_and_unload()
+    for name, parameter in inner.named_parameters():
+        dtype, required = before[name]
+        parameter.data, parameter.grad = parameter.data.to(dtype), None
+        parameter.requires_grad_(required)
+
+
+def _adapters(model: Decoder, recipe: Recipe) -> Any:
+    """Put an adapter beside every matrix of every layer."""
+    from peft import LoraConfig, LoraModel
+    from peft.tuners.tuners_utils import cast_adapter_dtype
+
+    names = {id(module): name for name, module in model.model.named_modules()}
+    targets = [names[id(matrix)] for layer in model.layers for matrix in layer.matrices]
+    config = LoraConfig(r=recipe.rank, lora_alpha=ALPHA * recipe.rank, lora_dropout=0.0, target_modules=targets)
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        tuner = LoraModel(model.model, config, ADAPTER)
+    cast_adapter_dtype(model.model, ADAPTER)  # to float32
+    return tuner
+
+
+class _Training:
+    """The loop. `weights` are what is trained, by name."""
+
+    def __init__(
+        self, model: Decoder, text: Text, recipe: Recipe, dense: Decoder | None, weights: dict[str, nn.Parameter]
+    ) -> None:
+        self.model, self.text, self.recipe, self.dense, self.weights = model, text, recipe, dense, weights
+        self.device = model.embed.weight.device
+        self.half = False  # the weights are float32 while they are trained, and products are bfloat16
+        self.optimiser = torch.optim.AdamW(weights.values(), lr=recipe.rate(0), weight_decay=0.0)
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.losses = [0.0, 0]  # nats and tokens since the last point
+        self.curve: Curve = []
+
+    def run(self, file: Path | None) -> None:
+        identity = self._identity()
+        if file is not None and file.exists():
+            self._resume(file, identity)
+        points = {round(self.recipe.steps * k / self.recipe.points) for k in range(self.recipe.points + 1)}
+        if not self.curve:
+            self._point()
+        with progress.bar(self.recipe.steps, "healing", "step", done=self.step) as bar:
+            while self.step < self.recipe.steps:
+                start = time.perf_counter()
+                self._train()
+                self.seconds += time.perf_counter() - start
+                bar.update()
+                if self.step in points:
+                    self._point()
+                    bar.set_postfix_str(f"held-out loss {self.curve[-1]['heldout_loss']:.3f}")
+                    if file is not None:
+                        self._save(file, identity)
+
+    def _train(self) -> None:
+        """One step."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.recipe.rate(self.step)
+        ids = self.text.train[self.recipe.order(self.step)].to(self.device)
+        targets = ids[:, 1:].numel()
+        total, most = 0.0, LOGITS_ON_CPU if self.device.type == "cpu" else LOGITS
+        for some in torch.split(ids, max(1, most // (self.model.embed.num_embeddings * ids.shape[1]))):
+            loss = self._loss(some)
+            torch.autograd.backward(loss / targets)
+            total += float(loss.detach())
+        if not math.isfinite(total):
+            raise FloatingPointError(f"the loss of healing is no finite number at step {self.step}")
+        nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.step, self.tokens = self.step + 1, self.tokens + ids.numel()
+        self.losses = [self.losses[0] + total, self.losses[1] + targets]
+
+    def _loss(self, ids: Tensor) -> Tensor:
+        """(B, T) -> (), summed over all tokens but each sequence's first."""
+        logits = self._logits(self.model, ids)
+        if self.recipe.loss == "next-token" or self.dense is None:
+            return nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+        with torch.no_grad():
+            wanted = self._logits(self.dense, ids).log_softmax(-1)
+        return nn.functional.kl_div(logits.log_softmax(-1), wanted, reduction="sum", log_target=True)
+
+    def _logits(self, model: Decoder, ids: Tensor) -> Tensor:
+        """(B, T) -> (B, T - 1, V) in float32."""
+        with torch.autocast(self.device.type, torch.bfloat16) if self.half else nullcontext():
+            logits: Tensor = model.model(input_ids=ids, use_cache=False).logits[:, :-1]
+        return logits.float()
+
+    @torch.no_grad()
+    def _point(self) -> None:
+        """Add a point to the learning curve."""
+        sums = []
+        for ids in torch.split(self.text.held_out.to(self.device), 1):
+            logits = self._logits(self.model, ids)
+            sums.append(float(nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")))
+        counts = [self.text.held_out.shape[1] - 1] * len(sums)
+        point: dict[str, float] = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
+        if self.losses[1]:
+            point["loss"] = self.losses[0] / self.losses[1]
+        low, high = ratio_interval(sums, counts)
+        held_out = {
+            "heldout_loss": sum(sums) / sum(counts),
+            "heldout_loss_low": float(low),
+            "heldout_loss_high": float(high),
+        }
+        self.curve.append(point | held_out)
+        self.losses = [0.0, 0]
+
+    def _identity(self) -> str:
+        """sha256 of what a checkpoint must agree in: recipe, text, and some of each tensor before training."""
+        found = hashlib.sha256(json.dumps([asdict(self.recipe), self.text.sha256]).encode())
+        for name, parameter in self.model.model.named_parameters():
+            some = parameter.detach().flatten()[:1024].float().cpu()
+            found.update(f"{name} {tuple(parameter.shape)}".encode() + some.numpy().tobytes())
+        return found.hexdigest()
+
+    def _save(self, file: Path, identity: str) -> None:
+        """The checkpoint, whole or not at all."""
+        tensors = {}
+        for name, weight in self.weights.items():
+            tensors[f"weight {name}"] = weight.detach().contiguous()
+            for moment, value in self.optimiser.state[weight].items():
+                tensors[f"{moment} {name}"] = value.contiguous()
+        so_far = {name: getattr(self, name) for name in PROGRESS}
+        temporary = file.with_name(f".{file.name}")
+        save_file(tensors, temporary, {"identity": identity, "progress": json.dumps(so_far)})
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.replace(file)
+
+    @torch.no_grad()
+    def _resume(self, file: Path, identity: str) -> None:
+        try:
+            with safe_open(file, "pt", device=str(self.device)) as stored:
+                facts = stored.metadata()
+                if facts["identity"] != identity:
+                    raise UserError(f"{file} is of another training; remove it, or heal into another folder")
+                for name, weight in self.weights.items():
+                    weight.copy_(stored.get_tensor(f"weight {name}"))
+                    self.optimiser.state[weight] = {
+                        moment: stored.get_tensor(f"{moment} {name}").to("cpu" if moment == "step" else self.device)
+                        for moment in ("step", "exp_avg", "exp_avg_sq")
+                    }
+        except (SafetensorError, KeyError, TypeError) as error:
+            raise UserError(f"{file} is no checkpoint of healing: {error}") from error
+        so_far = json.loads(facts["progress"])
+        for name in PROGRESS:
+            setattr(self, name, so_far[name])

@@ -1,0 +1,1 @@
+"""Says what the user asked for, and the cells that follow from it."""

@@ -1,0 +1,115 @@
+"""How a pruned model is healed, checked whole before any work, and the text it is trained on.
+
+The recipe is the same for every method of a run. Text comes from the calibration documents alone, and so do the
+held-out sequences on which the learning curve is taken: what models are measured on is not touched. The learning rate
+is warmed up over a twentieth of the steps and then lowered to zero along a cosine.
+
+Letters: N = training sequences, H = held-out sequences, T = tokens of a sequence, B = sequences of a step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from methods.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+KINDS = {"lora": 1e-3, "full": 1e-4}  # and their usual learning rates
+LOSSES = ("next-token", "kl")
+WARM_UP = 1 / 20  # share of the steps
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is healed. Raises UserError for what cannot be.
+
+    kind, loss     see bench.healing.training
+    text           whose calibration documents are trained on, as bench.data.texts knows it
+    tokens         that are trained on, rounded down to whole sequences; repeats of a pass counted
+    passes         over the text: tokens / passes of them are distinct
+    learning_rate  its highest; None: 1e-3 for lora, 1e-4 for full
+    batch, length  sequences of a step, and tokens of a sequence
+    rank           of the adapters
+    points         of the learning curve, besides the one before training; a checkpoint is written at each
+    seed           of the draw of text, of its order, and of the adapters
+    """
+
+    kind: str = "lora"
+    text: str = "wiki"
+    tokens: int = 100_000
+    loss: str = "next-token"
+    passes: int = 1
+    learning_rate: float | None = None
+    batch: int = 8
+    length: int = 256
+    rank: int = 8
+    points: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UserError(f"healing is {' or '.join(KINDS)}; got {self.kind!r}")
+        if self.loss not in LOSSES:
+            raise UserError(f"the loss of healing is {' or '.join(LOSSES)}; got {self.loss!r}")
+        for name in ("passes", "batch", "rank", "points"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} of healing is a positive number; got {getattr(self, name)}")
+        if self.length < 2:
+            raise UserError(f"a sequence has two tokens or more, since the first is not predicted; got {self.length}")
+        if self.tokens < self.passes * self.length:
+            raise UserError(
+                f"healing needs a sequence of {self.length} tokens in each pass, {self.passes * self.length} in all; "
+                f"got {self.tokens} tokens"
+            )
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise UserError(f"the learning rate is a positive number; got {self.learning_rate}")
+
+    @property
+    def sequences(self) -> int:
+        """Distinct training sequences, N."""
+        return self.tokens // self.passes // self.length
+
+    @property
+    def steps(self) -> int:
+        return self.passes * math.ceil(self.sequences / self.batch)
+
+    @property
+    def highest(self) -> float:
+        """The learning rate after warming up."""
+        return KINDS[self.kind] if self.learning_rate is None else self.learning_rate
+
+    def as_run(self) -> dict[str, Any]:
+        """Every field as plain values, with the learning rate and the number of steps that follow from them."""
+        return asdict(self) | {"learning_rate": self.highest, "steps": self.steps}
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step 0 .. steps - 1."""
+        highest = self.highest
+        warm = max(1, round(WARM_UP * self.steps))
+        if step < warm:
+            return highest * (step + 1) / warm
+        return highest * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm))) / 2
+
+    def order(self, step: int) -> list[int]:
+        """The sequences of a step: each once in every pass."""
+        within = math.ceil(self.sequences / self.batch)
+        import torch
+
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step // within)
+        chosen: list[int] = torch.randperm(self.sequences, generator=generator).tolist()
+        return chosen[step % within * self.batch :][: self.batch]
+
+
+def refuse(recipe: Recipe, dtype: torch.dtype, dense: Any) -> None:
+    """Raise UserError for what no training can be done in or with."""
+    import torch
+
+    if dtype not in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        raise UserError(f"healing trains in float32 or bfloat16, and the model is in {name}; give --dtype bfloat16")
+    if recipe.loss == "kl" and dense is None:
+        raise UserError("healing by kl needs the dense model beside the pruned one")

@@ -1,0 +1,157 @@
+"""Record: one cell's outcome, as one JSON file that is written once and never edited.
+
+    results/<run>/cells/<key>.json               what was asked, decided and measured
+    results/<run>/samples/<key>/<name>.parquet   one row per document or perplexity window
+
+A record has these keys and no others:
+
+    schema       the number of this layout
+    cell         what was asked for (bench.plan.cell.Cell); `inputs` is what the answer stands on (bench.run.store).
+                 Only a cell that was trained has `healing` (bench.plan.recipe.Recipe), and only one that goes on from
+                 others has `earlier`: those, the first one first (bench.plan.cell.Stage)
+    status       "ok", "unsupported", or one of FAILED: "error" (an exception), "out_of_memory", "crashed" (the process
+                 died), "timed_out"
+    error        why the status is not "ok", else null
+    environment  versions, commit, device, threads (bench.system.environment)
+    decisions    what the method decided; layers go by their numbers in the model that it was given. A cell that goes on
+                 from others has `earlier`, what became of each, the first one first: {label, method, parameters, ratio,
+                 healing (if any), decisions, measured: what its record has of EARLIER}
+    measured     figures with their unit in the name; a figure that was not measured is absent
+
+`measured` of an "ok" record:
+
+    parameters                        int, unique stored parameters after pruning
+    parameters_without_embeddings     int, without embedding, position table and head
+    dense_parameters                  int, of the model before pruning
+    dense_parameters_without_embeddings   int
+    ratio                             float, 1 - parameters / dense_parameters
+    ratio_without_embeddings          float
+    ratio_budget                      float, what every method of the run had to meet; absent if none was asked
+    layers, dense_layers              int
+    weight_bytes                      int
+    kv_bytes_per_token                int
+    macs_per_token, macs_context      int, multiply-accumulates per token in a sequence of macs_context tokens
+    weights_sha256                    hex, of the dense model's weight files
+    pruned_sha256                     hex, of every tensor of the model that was measured
+    prune_seconds                     float, with the search of an earlier cell that a greedy method went on from;
+                                      absent for "dense"
+    peak_memory_bytes                 int, highest resident (CPU) or allocated (CUDA) memory of the process so far
+    healing      {recipe: bench.plan.recipe.Recipe.as_run, text_sha256, start_sha256 (of the model before training, as
+                 pruned_sha256), tokens (trained on), seconds (of training, over all attempts), tokens_per_second,
+                 peak_memory_bytes (while it was trained), curve: [points of bench.healing.training.heal]}   absent
+                                                                                                             unless
+                 healed
+    perplexity   {text: {perplexity, perplexity_low, perplexity_high (95 %), bits_per_byte, byte_perplexity,
+                         word_perplexity, nll_per_token, tokens, words, windows, window, stride, bos, sha256,
+                         whole (all of the text and not only every second document)}}
+    tasks        {task: {metric: {value, stderr}, ..., "main": metric, "version", "documents", "available", "fewshot"}}
+    speed        see below; absent unless asked for, and of several draws in all but the first
+    checks       {copying, counting, repetition, distinct_1, distinct_2, agreement (shares), kl, kl_low, kl_high (nats
+                 per token, 95 %)}   see bench.evaluation.checks; kl and agreement are absent for "dense", and with
+                 repetition and distinct_n without a text
+    saved        {folder (below the run's), bytes, loads_with, reason, dtype, rounding} of methods.checkpoint, where the
+                 pruned model was saved; perplexity, tasks, speed and checks then are those of the reloaded model
+    seconds      {load, prune, heal, save, perplexity, tasks, speed, checks}   where the time of the cell went; what an
+                 interrupted attempt had finished is not measured again and takes none
+    samples      {name: {rows, sha256}}   of the Parquet files
+
+`speed`, from a process that held the pruned and the dense model; for "dense" both are dense (see docs/speed.md):
+
+    points   a list, one for each of what was timed, by rising batch:
+        kind, batch, length or context   "prefill" of `length` tokens, or "decode" behind `context` tokens
+        warm_up                          {dense, pruned: calls before the first that counts}
+        rounds                           {dense, pruned: [[ms of each call] of each round]}
+        dense_ms, pruned_ms              medians of all calls
+        dense_cv, pruned_cv              standard deviation of all calls over their mean
+        clocks_apart                     share by which the wall clock and the sum of the calls differ
+        speedup, speedup_low, _high      dense over pruned from the rounds' medians, with its 95 % interval
+        speedup_by_macs, _by_bytes       what the removed work alone would bring, see bench.speed.workloads.predicted
+        flags                            "noisy", "not_warm", "clocks_disagree"; the limits stand in bench.speed.timing
+        out_of_memory                    ["dense", "pruned"], those that ran out; the other one is then timed alone
+        failed                           why there are no figures
+    memory   {resident_before_bytes, points: [{kind, batch, length or context, and either figures by the names of
+             bench.speed.memory, or out_of_memory or failed}]}   of the pruned model alone
+    widths   {qkv, out, up, down, head, added: {in, out: [widths that occur], multiple_of: 128, 64, 8 or 1}}
+    setup    {threads, cores, devices, clock, attention}
+    machine  {before, after: {machine, gpus}, other_cores, stolen_cores (on average), other_gpu_processes, nvml (why
+             it has no figures), flags: "busy", "shared_gpu", "slowed"}
+    failed   why the process did not come to its end; what it told before is there
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from methods.checkpoint.files import write_atomically
+
+SCHEMA = 2
+FAILED = ("error", "out_of_memory", "crashed", "timed_out")
+STATUSES = ("ok", "unsupported", *FAILED)
+EARLIER = ("parameters", "layers", "ratio", "ratio_budget", "pruned_sha256", "prune_seconds", "healing")
+KEYS = ("schema", "cell", "status", "error", "environment", "decisions", "measured")
+
+
+class InvalidRecord(ValueError):
+    """The file is not a record: truncated, of another schema, or with keys missing."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One cell's outcome. `cell` holds plain JSON values, so that reports need no other module to read it."""
+
+    cell: dict[str, Any]
+    status: str
+    environment: dict[str, Any]
+    decisions: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise InvalidRecord(f"status is one of {', '.join(STATUSES)}; got {self.status!r}")
+        if (self.status == "ok") != (self.error is None):
+            raise InvalidRecord("a record has a reason exactly if its status is not ok")
+        if self.status == "ok" and "parameters" not in self.measured:
+            raise InvalidRecord("an ok record has measured.parameters")
+
+
+def label(cell: Mapping[str, Any]) -> str:
+    """A cell as a reader wants to see it: its method and the parameters that were given, what was done before in front.
+
+    'laco:C=3', 'laco, healed', 'laco at 0.25, healed, then laco'. `cell` holds the fields of bench.plan.cell.Cell.
+    """
+    before = [_label(stage, stage["ratio"]) for stage in cell.get("earlier") or ()]
+    return ", then ".join([*before, _label(cell)])
+
+
+def _label(stage: Mapping[str, Any], ratio: float | None = None) -> str:
+    given = ",".join(f"{name}={stage['parameters'][name]}" for name in stage.get("given", ()))
+    asked = f"{stage['method']}:{given}" if given else str(stage["method"])
+    where = "" if ratio is None else f" at {ratio:g}"
+    return f"{asked}{where}, healed" if stage.get("healing") else f"{asked}{where}"
+
+
+def save(record: Record, path: Path) -> None:
+    """Write atomically: the file is there whole or not at all."""
+    write_atomically(path, json.dumps(asdict(record), indent=1, allow_nan=False, sort_keys=False) + "\n")
+
+
+def load(path: Path) -> Record:
+    """Read and validate one record. Raises InvalidRecord, naming the file and what is wrong with it."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidRecord(f"{path} is not JSON: {error}") from None
+    if not isinstance(data, dict) or set(data) != set(KEYS):
+        raise InvalidRecord(f"{path} has not the keys of a record: {', '.join(KEYS)}")
+    if data["schema"] != SCHEMA:
+        raise InvalidRecord(f"{path} has schema {data['schema']}; this version reads {SCHEMA}")
+    try:
+        return Record(**data)
+    except InvalidRecord as error:
+        raise InvalidRecord(f"{path}: {error}") from None

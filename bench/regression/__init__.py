@@ -1,0 +1,1 @@
+"""Says whether a run is worse than another one."""

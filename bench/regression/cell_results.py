@@ -1,0 +1,291 @@
+"""What a cell leaves for a comparison: sizes, answers per document, likelihoods per window, speed-ups, conditions.
+
+    record, samples -> Evidence -> bench.regression.compare, bench.regression.gate
+    Evidence <-> the JSON of a baseline file (bench.regression.baseline)
+
+Holds no path and no host: texts go by their file's name and what they contain by a hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from bench.records import run_folder
+from bench.records.record import Record
+from methods.errors import UserError
+
+SIZES = ("parameters", "weight_bytes", "kv_bytes_per_token", "macs_per_token")
+STAGES = {"prefill": ("length", "prefill"), "decode": ("context", "decode")}
+ACCURACY = re.compile(r"(^|_)acc(_|,|$)|^(exact_match|em|mc1)(,|$)")  # metrics that are right or wrong per document
+NLL_DIGITS = 4  # behind the point, of a window's nats
+COMMON = ("weights", "config", "dtype")
+COMPUTED = (*COMMON, "tokenizer", "calibration", "device", "gpu", "torch", "transformers", "batch_tokens", "save_dtype")
+TIMED = (
+    *("cpu", "threads", "omp_wait_policy", "gomp_spincount", "gpu_driver", "cuda"),
+    *("cache", "compile", "pin", "decode_steps"),
+)
+CONDITIONS = {  # what must be equal for figures of each kind to be comparable
+    "size": COMMON,
+    "text": COMPUTED,
+    "task": (*COMPUTED, "lm_eval", "scorer"),
+    "speed": (*COMMON, "device", "gpu", "torch", "transformers", *TIMED),
+}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One task. values: a figure per document, 1 and 0 for right and wrong where `right_or_wrong`; documents: a hash of
+    what was asked, in its order; ids: a hash of each, absent where a baseline file was read."""
+
+    metric: str
+    values: NDArray[np.float64]
+    documents: str
+    version: Any
+    fewshot: int
+    ids: tuple[str, ...] = ()
+
+    @property
+    def right_or_wrong(self) -> bool:
+        return ACCURACY.search(self.metric) is not None and bool(np.isin(self.values, (0, 1)).all())
+
+
+@dataclass(frozen=True)
+class Windows:
+    """One text: nats and scored tokens of each window, and the hash of the tokens with what is scored of them."""
+
+    nll: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+    sha256: str
+
+    @property
+    def perplexity(self) -> float:
+        with np.errstate(over="ignore"):
+            return float(np.exp(self.nll.sum() / self.tokens.sum()))
+
+
+@dataclass(frozen=True)
+class CellResults:
+    """One cell.
+
+    identity    label, ratio, seed, and the draw of a random method: what pairs it with another
+    status      "ok", or the word for why there is nothing else
+    conditions  by the names of CONDITIONS; what does not apply is absent
+    about       model, commit: for a reader
+    untested    tasks that have no figure per document
+    speed       (speed-up, low, high) by what was timed
+    """
+
+    identity: dict[str, Any]
+    status: str
+    conditions: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    tasks: dict[str, Answers] = field(default_factory=dict)
+    texts: dict[str, Windows] = field(default_factory=dict)
+    speed: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    untested: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return name_of(self.identity)
+
+
+def name_of(identity: Mapping[str, Any]) -> str:
+    """'laco at 0.1, seed 0'."""
+    ratio = "" if identity["ratio"] is None else f" at {identity['ratio']:g}"
+    draw = f", draw {identity['draw']}" if "draw" in identity else ""
+    return f"{identity['label']}{ratio}, seed {identity['seed']}{draw}"
+
+
+def of_run(run: Path) -> dict[str, CellResults]:
+    """The evidence of every cell by its name. Raises UserError where two cells have the same name."""
+    found: dict[str, CellResults] = {}
+    for key, record in run_folder.records(run).items():
+        evidence = of_cell(record, run, key)
+        if evidence.name in found:
+            raise UserError(
+                f"{run} has two cells {evidence.name!r}, which other settings set apart; name one as RUN/CELL"
+            )
+        found[evidence.name] = evidence
+    return found
+
+
+def of_cell(record: Record, run: Path, key: str) -> CellResults:
+    """The evidence of one record, with its samples. Raises UserError where those are missing or damaged."""
+    measured = record.measured
+    if record.status != "ok":
+        return CellResults(identity(record), record.status)
+    samples = run / "samples" / key
+    tasks = {name: _answers(task, samples / f"{name}.parquet") for name, task in measured.get("tasks", {}).items()}
+    texts: dict[str, Windows] = {}
+    for name, text in measured.get("perplexity", {}).items():
+        if Path(name).name in texts:
+            raise UserError(f"{run}: two texts are called {Path(name).name}; give them different file names")
+        texts[Path(name).name] = _windows(text, samples / f"perplexity-{Path(name).stem}.parquet")
+    about = {"model": record.cell.get("display_name"), "commit": record.environment.get("commit")}
+    return CellResults(
+        identity(record),
+        "ok",
+        conditions(record),
+        {name: value for name, value in about.items() if value is not None},
+        _sizes(measured),
+        {name: answers for name, answers in tasks.items() if answers is not None},
+        texts,
+        dict(_speeds(measured)),
+        tuple(name for name, answers in tasks.items() if answers is None),
+    )
+
+
+def identity(record: Record) -> dict[str, Any]:
+    """What pairs the cell with one of another run."""
+    cell = record.cell
+    found = {"label": cell.get("label", cell["method"]), "ratio": cell["ratio"], "seed": cell["seed"]}
+    stages = (*cell.get("earlier", ()), cell)
+    draws = [s["parameters"]["seed"] for s in stages if "draws" in s["parameters"] and "seed" not in s.get("given", ())]
+    if draws:
+        found["draw"] = draws[0] if len(set(draws)) == 1 else ", ".join(map(str, draws))
+    return found
+
+
+def conditions(record: Record) -> dict[str, Any]:
+    """What CONDITIONS names, of a measured record; what does not apply is absent."""
+    cell, environment, protocol = record.cell, record.environment, record.cell["protocol"]
+    found = {"weights": record.measured.get("weights_sha256"), "dtype": cell["dtype"], "device": cell["device"]}
+    found |= {name: cell.get("inputs", {}).get(f"{name}_sha256") for name in ("config", "tokenizer")}
+    if cell["method"] != "dense":
+        found["calibration"] = record.decisions.get("calibration", {}).get("sha256")
+        found["save_dtype"] = protocol.get("save_dtype") or None
+    versions = environment.get("versions", {})
+    found |= {name: versions.get(name) for name in ("torch", "transformers", "lm_eval")}
+    found |= {"gpu": environment.get("gpu")}
+    found |= {name: protocol.get(name) for name in ("batch_tokens", "scorer")}
+    if "speed" in record.measured:
+        found |= {name: environment.get(name, protocol.get(name)) for name in TIMED}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _sizes(measured: Mapping[str, Any]) -> dict[str, int]:
+    """SIZES, with the context of the multiply-accumulates in the name, since it sets them."""
+    found = {name: measured[name] for name in SIZES if name in measured}
+    if "macs_per_token" in found:
+        found[f"macs_per_token in {measured['macs_context']}"] = found.pop("macs_per_token")
+    return found
+
+
+def _answers(task: Mapping[str, Any], path: Path) -> Answers | None:
+    """None where the main metric has no figure per document."""
+    table, metric = _read(path), str(task["main"])
+    if metric not in table or not len(table):
+        return None
+    hashes = [name for name in ("doc_hash", "prompt_hash", "target_hash") if name in table]
+    ids = tuple(":".join(map(str, row)) for row in table[hashes].itertuples(index=False))
+    ids = ids if hashes else tuple(f"{path.stem} {number}" for number in range(len(table)))
+    values = table[metric].to_numpy(dtype=float)
+    digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()
+    return Answers(metric, values, digest, task.get("version"), task.get("fewshot", 0), ids)
+
+
+def _windows(text: Mapping[str, Any], path: Path) -> Windows:
+    table = _read(path)
+    nll = table["nll"].to_numpy(dtype=float).round(NLL_DIGITS)  # as in a baseline file, so that equal stays equal
+    return Windows(nll, table["tokens"].to_numpy(dtype=np.int64), text["sha256"])
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is missing: a comparison needs the samples of the run, not its records alone"
+        ) from None
+    except (OSError, ValueError) as error:  # pyarrow's own errors are both
+        raise UserError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from None
+
+
+def _speeds(measured: Mapping[str, Any]) -> list[tuple[str, tuple[float, float, float]]]:
+    found = []
+    for point in measured.get("speed", {}).get("points", ()):
+        if "speedup_low" in point:
+            size, words = STAGES[point["kind"]]
+            name = f"{words} {point[size]}, batch {point['batch']}"
+            found.append((name, (point["speedup"], point["speedup_low"], point["speedup_high"])))
+    return found
+
+
+def to_json(evidence: CellResults) -> dict[str, Any]:
+    """Plain JSON values, of which `from_json` makes the same evidence but for the documents' own hashes."""
+    if evidence.status != "ok":
+        return {"identity": evidence.identity, "status": evidence.status}
+    return {
+        "identity": evidence.identity,
+        "status": evidence.status,
+        "about": evidence.about,
+        "conditions": json.loads(json.dumps(evidence.conditions)),
+        "sizes": evidence.sizes,
+        "tasks": {name: _answers_json(answers) for name, answers in evidence.tasks.items()},
+        "texts": {
+            name: {
+                "perplexity": float(f"{text.perplexity:.6g}"),
+                "sha256": text.sha256,
+                "tokens": text.tokens.tolist(),
+                "nll": [round(nats, NLL_DIGITS) for nats in text.nll.tolist()],
+            }
+            for name, text in evidence.texts.items()
+        },
+        "speed": {name: [round(figure, 4) for figure in figures] for name, figures in evidence.speed.items()},
+    }
+
+
+def _answers_json(answers: Answers) -> dict[str, Any]:
+    """Right and wrong as bits, the first document the highest bit of the first hex digit."""
+    found: dict[str, Any] = {
+        "metric": answers.metric,
+        "value": round(float(answers.values.mean()), 6),
+        "count": len(answers.values),
+        "documents": answers.documents,
+        "version": answers.version,
+        "fewshot": answers.fewshot,
+    }
+    if answers.right_or_wrong:
+        return found | {"right": np.packbits(answers.values.astype(bool)).tobytes().hex()}
+    return found | {"values": [round(value, 6) for value in answers.values.tolist()]}
+
+
+def from_json(plain: Mapping[str, Any]) -> CellResults:
+    """Raises KeyError, TypeError or ValueError for what `to_json` did not write."""
+    if plain["status"] != "ok":
+        return CellResults(dict(plain["identity"]), str(plain["status"]))
+    tasks = {}
+    for name, task in plain["tasks"].items():
+        if "right" in task:
+            bits = np.frombuffer(bytes.fromhex(task["right"]), dtype=np.uint8)
+            values = np.unpackbits(bits, count=task["count"]).astype(float)
+        else:
+            values = np.array(task["values"], dtype=float)
+        if len(values) != task["count"]:
+            raise ValueError(f"{name} has {len(values)} answers to {task['count']} documents")
+        tasks[name] = Answers(task["metric"], values, task["documents"], task["version"], task["fewshot"])
+    texts = {
+        name: Windows(np.array(text["nll"], dtype=float), np.array(text["tokens"], dtype=np.int64), text["sha256"])
+        for name, text in plain["texts"].items()
+    }
+    return CellResults(
+        dict(plain["identity"]),
+        "ok",
+        dict(plain["conditions"]),
+        dict(plain["about"]),
+        dict(plain["sizes"]),
+        tasks,
+        texts,
+        {name: (figures[0], figures[1], figures[2]) for name, figures in plain["speed"].items()},
+    )

@@ -1,0 +1,306 @@
+"""Two cells, metric by metric: what the second has more than the first, and whether that can be told from chance.
+
+Evidence, Evidence -> [Row]          by the tests of bench.stats.intervals, on the same documents and windows
+run, run -> [Pair] -> verdicts       of the command compare; bench.regression.gate judges the same rows against margins
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.records import run_folder
+from bench.regression import cell_results
+from bench.regression.cell_results import CONDITIONS, Answers, CellResults, Windows
+from bench.stats import intervals
+from bench.stats.intervals import Difference
+from methods.errors import UserError
+
+ALPHA = 0.05  # below which an adjusted p value is called a difference
+OF_A_TASK = ("metric", "documents", "task_version", "fewshot")
+FIELDS = (*dict.fromkeys(name for names in CONDITIONS.values() for name in names), *OF_A_TASK, "text")
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """One metric of two cells.
+
+    kind            "size", "accuracy" (over the documents of all tasks), "task", "text" or "speed"
+    before, after   its figures; None where a cell lacks it
+    difference      a share for accuracy and task, a ratio for text and speed; None where there is nothing to pair
+    lost, gained    documents that only the first, only the second cell gets right
+    right_or_wrong  whether a task's figures are, so that more is better
+    differs         conditions in which the cells differ, as (field, words)
+    """
+
+    kind: str
+    metric: str
+    before: float | None
+    after: float | None
+    difference: Difference | None = None
+    lost: int | None = None
+    gained: int | None = None
+    count: int = 0
+    right_or_wrong: bool = False
+    differs: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def change(self) -> float:
+        """What can be judged: above 0 the second cell is better, in shares or as the logarithm of a ratio."""
+        return self.changes[0]
+
+    @property
+    def changes(self) -> tuple[float, float, float]:
+        """(change, low, high)."""
+        assert self.difference is not None
+        found = (self.difference.estimate, self.difference.low, self.difference.high)
+        if self.kind in ("accuracy", "task"):
+            return found
+        with np.errstate(divide="ignore"):
+            a, b, c = np.log(found).tolist()
+        return (-a, -c, -b) if self.kind == "text" else (a, b, c)
+
+
+def rows(before: CellResults, after: CellResults, allowed: Collection[str] = ()) -> list[ComparedRow]:
+    """Every metric that either cell has. Conditions that are `allowed` to differ are not looked at."""
+    found = []
+    for name in dict.fromkeys([*after.sizes, *before.sizes]):
+        differs = _conditions("size", before, after, allowed)
+        found.append(ComparedRow("size", name, before.sizes.get(name), after.sizes.get(name), differs=differs))
+    found += _task_rows(before, after, allowed)
+    for name in dict.fromkeys([*after.texts, *before.texts]):
+        found.append(_text(name, before, after, allowed))
+    for name in dict.fromkeys([*after.speed, *before.speed]):
+        found.append(_speed(name, before, after, allowed))
+    return found
+
+
+def _conditions(
+    kind: str, before: CellResults, after: CellResults, allowed: Collection[str]
+) -> tuple[tuple[str, str], ...]:
+    """The conditions of the kind that differ; the calibration is none where one of the cells used none."""
+    one, other = before.conditions, after.conditions
+    names = [name for name in CONDITIONS[kind] if name not in allowed and one.get(name) != other.get(name)]
+    both = "calibration" in one and "calibration" in other
+    return tuple((name, _words(one.get(name), other.get(name))) for name in names if both or name != "calibration")
+
+
+def _words(before: Any, after: Any) -> str:
+    """'2.12 and 2.13'; of hashes the first digits."""
+    one, other = (str("none" if value is None else value) for value in (before, after))
+    return " and ".join(text[:12] if len(text) == 64 else text for text in (one, other))
+
+
+def _task_rows(before: CellResults, after: CellResults, allowed: Collection[str]) -> list[ComparedRow]:
+    """The accuracy over all tasks that both cells have, then each task."""
+    common = _conditions("task", before, after, allowed)
+    single = []
+    paired: list[tuple[Answers, Answers]] = []
+    for name in dict.fromkeys([*after.tasks, *before.tasks]):
+        one, other = before.tasks.get(name), after.tasks.get(name)
+        if one is None or other is None:
+            alone = one or other
+            assert alone is not None
+            left, right = (None if answers is None else float(answers.values.mean()) for answers in (one, other))
+            row = ComparedRow("task", f"{name} {alone.metric}", left, right, right_or_wrong=alone.right_or_wrong)
+            single.append(replace(row, differs=_disjoint("documents", before.tasks, after.tasks, allowed)))
+            continue
+        differs = common + _task_differs(one, other, allowed)
+        if not differs:
+            one, other = _same_documents(one, other)
+        if one.right_or_wrong and other.right_or_wrong:
+            paired.append((one, other))
+        single.append(_answers("task", f"{name} {one.metric}", [(one, other)], differs))
+    if not paired:
+        return single
+    differs = tuple(dict.fromkeys(pair for row in single if row.right_or_wrong for pair in row.differs))
+    return [_answers("accuracy", "accuracy", paired, differs), *single]
+
+
+def _disjoint(
+    field: str, before: Mapping[str, Any], after: Mapping[str, Any], allowed: Collection[str]
+) -> tuple[tuple[str, str], ...]:
+    """Where the cells have nothing of a kind in common: that other data were measured, not that some are missing."""
+    if field in allowed or not before or not after or before.keys() & after.keys():
+        return ()
+    return ((field, f"{', '.join(before)} and {', '.join(after)}"),)
+
+
+def _task_differs(one: Answers, other: Answers, allowed: Collection[str]) -> tuple[tuple[str, str], ...]:
+    pairs = {
+        "metric": (one.metric, other.metric),
+        "documents": (one.documents, other.documents),
+        "task_version": (one.version, other.version),
+        "fewshot": (one.fewshot, other.fewshot),
+    }
+    return tuple((name, _words(*pair)) for name, pair in pairs.items() if pair[0] != pair[1] and name not in allowed)
+
+
+def _same_documents(one: Answers, other: Answers) -> tuple[Answers, Answers]:
+    """Both on the documents that they share, where it was allowed that they were asked different ones."""
+    if one.documents == other.documents:
+        return one, other
+    shared = sorted(set(one.ids) & set(other.ids))
+    if not shared:
+        raise UserError("the cells share no document, so that nothing can be paired")
+    return _only(one, shared), _only(other, shared)
+
+
+def _only(answers: Answers, ids: Sequence[str]) -> Answers:
+    place = {document: position for position, document in enumerate(answers.ids)}
+    values = answers.values[[place[document] for document in ids]]
+    return Answers(answers.metric, values, "", answers.version, answers.fewshot, tuple(ids))
+
+
+def _answers(kind: str, metric: str, pairs: Sequence[tuple[Answers, Answers]], differs: tuple[Any, ...]) -> ComparedRow:
+    """One row over the documents of the pairs' tasks: McNemar's test where an answer is right or wrong."""
+    before, after = (np.concatenate([pair[side].values for pair in pairs]) for side in (0, 1))
+    simple = all(answers.right_or_wrong for pair in pairs for answers in pair)
+    figures = float(before.mean()), float(after.mean())
+    if differs:
+        return ComparedRow(kind, metric, *figures, count=len(after), right_or_wrong=simple, differs=differs)
+    ids = [document.partition(":")[0] for one, other in pairs for document in one.ids or other.ids]
+    groups = ids if len(ids) == len(before) else list(range(len(before)))
+    if not simple:
+        from bench.stats.resampling import paired_resampled
+
+        return ComparedRow(kind, metric, *figures, paired_resampled(before, after, groups), count=len(before))
+    if len(set(groups)) < len(groups):  # a document that was asked twice is one observation
+        difference = intervals.paired_clusters(before, after, groups)
+    else:
+        difference = intervals.paired_shares(before, after)
+    lost, gained, _ = intervals.flips(before, after)
+    return ComparedRow(kind, metric, *figures, difference, lost, gained, len(before), right_or_wrong=True)
+
+
+def _text(name: str, before: CellResults, after: CellResults, allowed: Collection[str]) -> ComparedRow:
+    one, other = before.texts.get(name), after.texts.get(name)
+    left, right = (None if windows is None else windows.perplexity for windows in (one, other))
+    differs = _conditions("text", before, after, allowed)
+    difference = None
+    if one is None or other is None:
+        differs = _disjoint("text", before.texts, after.texts, allowed)
+    elif one.sha256 != other.sha256:
+        differs += () if "text" in allowed else (("text", _words(one.sha256, other.sha256)),)
+    elif not differs:
+        difference = _perplexity(one, other)
+    return ComparedRow("text", f"perplexity {name}", left, right, difference, differs=differs)
+
+
+def _perplexity(one: Windows, other: Windows) -> Difference | None:
+    """None for a single window, unless both models give it the same likelihood: it has no interval."""
+    if len(one.nll) > 1:
+        return intervals.paired_perplexity(one.nll, other.nll, one.tokens)
+    return Difference(1.0, 1.0, 1.0, 1.0, None) if np.array_equal(one.nll, other.nll) else None
+
+
+def _speed(name: str, before: CellResults, after: CellResults, allowed: Collection[str]) -> ComparedRow:
+    """Speed-ups over the dense model, each measured in turns with it; their two measurements are independent."""
+    one, other = before.speed.get(name), after.speed.get(name)
+    left, right = (None if speed is None else speed[0] for speed in (one, other))
+    if one is None or other is None:
+        return ComparedRow("speed", f"speed, {name}", left, right)
+    if differs := _conditions("speed", before, after, allowed):
+        return ComparedRow("speed", f"speed, {name}", left, right, differs=differs)
+    estimate, low, high = intervals.ratio_of_ratios(one, other)
+    return ComparedRow("speed", f"speed, {name}", left, right, Difference(estimate, low, high, float("nan"), None))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A row with its verdict and its p value, adjusted for all that the comparison tests; None where there is none."""
+
+    cells: str
+    row: ComparedRow
+    p: float | None
+    verdict: str
+
+
+def sides(a: str, b: str) -> list[tuple[str, CellResults, CellResults]]:
+    """(name, cell of A, cell of B): the two that are named, or those of two runs by label, ratio and seed."""
+    one, other = _side(a), _side(b)
+    if not (_is_run(a) or _is_run(b)):
+        (first,), (second,) = one.values(), other.values()
+        pairs = [(first.name if first.name == second.name else f"{first.name} → {second.name}", first, second)]
+    else:
+        pairs = [(name, one[name], other[name]) for name in one if name in other]
+    if not pairs:
+        raise UserError(
+            f"no cell of {a} has label, ratio and seed of one of {b}: {'; '.join(one)} against {'; '.join(other)}; "
+            "name two cells as RUN/CELL"
+        )
+    return pairs
+
+
+def _is_run(named: str) -> bool:
+    return Path(named, "cells").is_dir()
+
+
+def _side(named: str) -> dict[str, CellResults]:
+    """The cells of a run folder, or the one cell of RUN/CELL: a file of its cells/, the start of one, or a label."""
+    if _is_run(named):
+        return cell_results.of_run(Path(named))
+    found = run_folder.split(named)
+    if found is None:
+        raise UserError(f"{named} is neither a run folder nor a cell of one, as RUN/CELL")
+    run, wanted = found
+    key, record = run_folder.cell(run, wanted)
+    cell = cell_results.of_cell(record, run, key)
+    return {cell.name: cell}
+
+
+def allowed_fields(text: str) -> tuple[str, ...]:
+    """'torch,cpu' -> ('torch', 'cpu'). Raises UserError for what is no field."""
+    names = tuple(filter(None, (piece.strip() for piece in text.split(","))))
+    for name in names:
+        if name not in FIELDS:
+            raise UserError(f"{name!r} is no field that may differ; there are {', '.join(FIELDS)}")
+    return names
+
+
+def refusal(pairs: Mapping[str, Sequence[ComparedRow]]) -> str | None:
+    """Why these cells cannot be compared, in one line; None if they can."""
+    found: dict[str, str] = {}
+    for cells, compared in pairs.items():
+        for row in compared:
+            for name, words in row.differs:
+                found.setdefault(name, f"{name} ({words} in {cells}, for {row.metric})")
+    if not found:
+        return None
+    return f"not comparable, these differ: {'; '.join(found.values())}; --allow {','.join(found)} compares all the same"
+
+
+def judged(pairs: Mapping[str, Sequence[ComparedRow]]) -> list[Judged]:
+    """Judge every row; the p values are adjusted (intervals.holm) for the number of them in the table."""
+    every = [(cells, row) for cells, compared in pairs.items() for row in _without_repetition(compared)]
+    tested = [number for number, (_, row) in enumerate(every) if row.difference and not np.isnan(row.difference.p)]
+    adjusted = intervals.holm([every[number][1].difference.p for number in tested])  # type: ignore[union-attr]
+    p = dict(zip(tested, adjusted, strict=True))
+    return [
+        Judged(cells, row, p.get(number), _verdict(row, p.get(number))) for number, (cells, row) in enumerate(every)
+    ]
+
+
+def _without_repetition(compared: Sequence[ComparedRow]) -> list[ComparedRow]:
+    """Without the accuracy over all tasks where there is one task, whose row says the same."""
+    single = sum(row.kind == "task" for row in compared) == 1
+    return [row for row in compared if not (single and row.kind == "accuracy")]
+
+
+def _verdict(row: ComparedRow, p: float | None) -> str:
+    if row.before is None or row.after is None:
+        return "only in B" if row.before is None else "only in A"
+    if row.kind == "size":
+        return "same" if row.before == row.after else "smaller" if row.after < row.before else "larger"
+    if row.difference is None:
+        return "not paired"
+    _, low, high = row.changes
+    if p > ALPHA if p is not None else low <= 0 <= high:
+        return "no difference shown"
+    if row.kind == "task" and not row.right_or_wrong:
+        return "differs"  # which way is better is not known of every metric
+    return "better" if row.change > 0 else "worse"

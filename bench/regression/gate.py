@@ -1,0 +1,309 @@
+"""Says whether a run is worse than its baseline: a verdict for each metric of each cell.
+
+It follows from margins and the rows of bench.regression.compare.
+
+With g the change for the better (shares, or the logarithm of a ratio), m its margin, and the 95 % interval of g:
+
+    worse         g <= -m, and the adjusted p value is below LEVEL (for speed: the interval lies below 0)
+    better        g >= m, and likewise above
+    not worse     else, where the interval lies above -m
+    inconclusive  else: a loss of m can neither be shown nor excluded
+    new, missing  only the run, only the baseline has it
+    incomparable  measured under other conditions, on other documents or other text
+    failed        the cell has no figures
+
+p values are adjusted (bench.stats.intervals.holm, weighted) over the accuracies and perplexities that gate, so that a
+model that is no worse fails by any of them in at most LEVEL / 2 of gates. An accuracy has WEIGHTS[accuracy] times the
+level of a perplexity, whose test finds far smaller losses. Sizes have no margin: fewer is better, more is worse.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bench.regression import compare
+from bench.regression.cell_results import CellResults
+from bench.regression.compare import ComparedRow
+from bench.stats import intervals
+from methods.errors import UserError
+
+LEVEL = 0.04  # of the two-sided tests together; half of it is for losses
+WEIGHTS = {"accuracy": 9.0, "task": 9.0, "text": 1.0}
+REGRESSION, INCOMPLETE, INCOMPARABLE = 1, 3, 4  # exit codes
+CELL = "cell"  # the metric of a verdict on a cell as a whole
+
+
+@dataclass(frozen=True)
+class Margins:
+    """What may be lost. Points of accuracy; percent of perplexity and speed; None is shown and does not gate.
+
+    sizes   whether sizes gate
+    tasks   points, of tasks that gate by themselves too
+    allow   conditions that may differ (bench.regression.compare.FIELDS)
+    """
+
+    accuracy: float | None = 1.0
+    perplexity: float | None = 1.0
+    speed: float | None = 5.0
+    sizes: bool = True
+    tasks: Mapping[str, float] = field(default_factory=dict)
+    allow: tuple[str, ...] = ()
+
+    def of(self, row: ComparedRow) -> float | None:
+        """The margin of a row in the scale of Row.change; of a task that does not gate the accuracy's."""
+        if row.kind == "text":
+            return None if self.perplexity is None else math.log1p(self.perplexity / 100)
+        if row.kind == "speed":
+            return None if self.speed is None else -math.log1p(-self.speed / 100)
+        points = self.tasks.get(_task(row), self.accuracy) if row.kind == "task" else self.accuracy
+        return None if points is None else points / 100
+
+    def gates(self, row: ComparedRow) -> bool:
+        if row.kind == "task":
+            return _task(row) in self.tasks or (row.after is None and self.accuracy is not None)
+        return self.sizes if row.kind == "size" else self.of(row) is not None
+
+
+def _task(row: ComparedRow) -> str:
+    return row.metric.rpartition(" ")[0]
+
+
+def read_margins(file: Path | None) -> Margins:
+    """Of a YAML file; without one the defaults. Raises UserError."""
+    if file is None:
+        return Margins()
+    import yaml
+
+    try:
+        plain = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"--margins: {file} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--margins: {file} is not YAML: {error}") from None
+    if not isinstance(plain, dict):
+        raise UserError(f"--margins: {file} is a table of names and margins, as in `accuracy: 1.0`")
+    known = tuple(Margins.__dataclass_fields__)
+    if unknown := [str(key) for key in plain if key not in known]:
+        raise UserError(f"--margins: {file} has the unknown key {unknown[0]!r}; there are {', '.join(known)}")
+    return Margins(**{key: _checked(file, key, value) for key, value in plain.items()})
+
+
+def _checked(file: Path, key: str, value: Any) -> Any:
+    where = f"--margins: {file}: {key}"
+    if key == "allow":
+        if not isinstance(value, list):
+            raise UserError(f"{where} is a list of fields, as in [cpu, threads]; got {value!r}")
+        return compare.allowed_fields(",".join(map(str, value)))
+    if key == "sizes":
+        if value != "exact" and not _is_off(value):
+            raise UserError(f"{where} is exact or off; got {value!r}")
+        return value == "exact"
+    if key == "tasks":
+        if not isinstance(value, dict):
+            raise UserError(f"{where} has a margin for each task, as in {{hellaswag: 2.0}}; got {value!r}")
+        return {str(task): _margin(f"{where}.{task}", points) for task, points in value.items()}
+    return None if _is_off(value) else _margin(where, value)
+
+
+def _is_off(value: Any) -> bool:
+    """YAML 1.1 reads a bare off as false."""
+    return value is False or value == "off"
+
+
+def _margin(where: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 100:
+        raise UserError(f"{where} is a number of points or percent from 0 to below 100, or off; got {value!r}")
+    return float(value)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """On one metric of one cell, or on the cell as a whole (metric CELL).
+
+    gates    whether it counts for the exit code
+    p        adjusted over those that gate, or over those that do not; None where nothing was tested
+    margin   in the scale of Row.change
+    reason   what the word alone does not say
+    """
+
+    cell: str
+    metric: str
+    word: str
+    gates: bool = True
+    row: ComparedRow | None = None
+    p: float | None = None
+    margin: float | None = None
+    reason: str = ""
+
+
+def pairs(
+    baseline: Mapping[str, CellResults], run: Mapping[str, CellResults], mapping: Mapping[str, str]
+) -> list[tuple[str, CellResults | None, CellResults | None, bool]]:
+    """(name, cell of the baseline, cell of the run, whether `mapping` paired them), those that are missing last.
+
+    mapping   labels of the run -> labels of the baseline: pairs cells of one ratio and seed, or with one without ratio
+    """
+    found = []
+    for name, cell in run.items():
+        label = cell.identity["label"]
+        if label not in mapping:
+            found.append((name, baseline.get(name), cell, False))
+            continue
+        base = _twin(cell, mapping[label], baseline)
+        found.append((f"{name} against {base.name}" if base else name, base, cell, True))
+    used = {id(base) for _, base, _, _ in found}
+    gone = [name for name in baseline if name not in run and id(baseline[name]) not in used]
+    return found + [(name, baseline[name], None, False) for name in gone]
+
+
+def _twin(cell: CellResults, label: str, baseline: Mapping[str, CellResults]) -> CellResults | None:
+    """The baseline's cell of that label with the ratio, seed and draw of `cell`, as far as it has them."""
+    for other in baseline.values():
+        wanted = {**cell.identity, "label": label}
+        known = {name: value for name, value in other.identity.items() if value is not None}
+        if all(wanted.get(name) == value for name, value in known.items()):
+            return other
+    return None
+
+
+def parse_mapping(texts: Sequence[str], run: Collection[str], baseline: Collection[str]) -> dict[str, str]:
+    """'mine=laco' -> {'mine': 'laco'}, labels of the run and of the baseline. Raises UserError."""
+    found = {}
+    for text in texts:
+        cuts = [(text[:place], text[place + 1 :]) for place, character in enumerate(text) if character == "="]
+        known = [(new, base) for new, base in cuts if new in run and base in baseline]
+        if len(known) != 1:
+            raise UserError(
+                f"--map is written NEW=BASE, labels of the run ({', '.join(dict.fromkeys(run))}) and of the baseline "
+                f"({', '.join(dict.fromkeys(baseline))}); got {text!r}"
+            )
+        found[known[0][0]] = known[0][1]
+    return found
+
+
+def judge(
+    baseline: Mapping[str, CellResults],
+    run: Mapping[str, CellResults],
+    margins: Margins,
+    mapping: Mapping[str, str] | None = None,
+) -> list[Verdict]:
+    """The verdicts in the order of the run's cells. Raises UserError for a margin of a task that no cell has."""
+    found: list[Verdict] = []
+    for name, base, new, mapped in pairs(baseline, run, mapping or {}):
+        whole = _whole(name, base, new)
+        if whole is not None:
+            found.append(whole)
+            continue
+        assert base is not None and new is not None
+        for row in compare.rows(base, new, margins.allow):
+            if row.kind == "task" and len(new.tasks) == len(base.tasks) == 1 and _task(row) not in margins.tasks:
+                continue  # the accuracy over all tasks says the same
+            gates = margins.gates(row) and not (mapped and row.kind == "size")  # other methods meet a budget otherwise
+            found.append(Verdict(name, row.metric, "", gates, row, None, margins.of(row)))
+    known = {_task(v.row): v.row for v in found if v.row is not None and v.row.kind == "task"}
+    for task in margins.tasks:
+        if task not in known:
+            raise UserError(f"--margins: tasks has {task}, which no cell measured; there are {', '.join(known)}")
+        if known[task].after is not None and not known[task].right_or_wrong:
+            raise UserError(f"--margins: {known[task].metric} is not right or wrong per document and cannot gate")
+    adjusted = _adjusted(found)
+    return [v if v.row is None else _decided(v, v.row, adjusted.get(number)) for number, v in enumerate(found)]
+
+
+def _whole(name: str, base: CellResults | None, new: CellResults | None) -> Verdict | None:
+    """The verdict on a cell that has no figures to compare; None where it has."""
+    if new is None:
+        return Verdict(name, CELL, "missing", reason="the run does not have it")
+    if new.status != "ok":
+        if base is not None and base.status == new.status:
+            return Verdict(name, CELL, "not worse", reason=f"{new.status}, as in the baseline")
+        return Verdict(name, CELL, "failed", reason=new.status)
+    if base is None or base.status != "ok":
+        return Verdict(name, CELL, "new", reason="" if base is None else f"{base.status} in the baseline")
+    return None
+
+
+def _adjusted(verdicts: Sequence[Verdict]) -> dict[int, float]:
+    """Adjusted p values by the verdict's number: one family of those that gate, one of those that are only shown."""
+    found: dict[int, float] = {}
+    for gates in (True, False):
+        family = {
+            number: v.row
+            for number, v in enumerate(verdicts)
+            if v.gates is gates and v.row is not None and v.row.difference and v.row.kind in WEIGHTS
+        }
+        p = [row.difference.p for row in family.values() if row.difference]
+        found |= dict(zip(family, intervals.holm(p, [WEIGHTS[row.kind] for row in family.values()]), strict=True))
+    return found
+
+
+def _decided(verdict: Verdict, row: ComparedRow, p: float | None) -> Verdict:
+    if row.differs:
+        words = "; ".join(f"{name} differs: {values}" for name, values in row.differs)
+        return replace(verdict, word="incomparable", reason=words)
+    if row.before is None or row.after is None:
+        return replace(verdict, word="new" if row.before is None else "missing")
+    if row.kind == "size":
+        word = "not worse" if row.after == row.before else "better" if row.after < row.before else "worse"
+        return replace(verdict, word=word)
+    if row.difference is None:
+        return replace(verdict, word="inconclusive", reason="nothing to pair: a single window, or other text")
+    if row.kind == "task" and not row.right_or_wrong:
+        return replace(verdict, word="inconclusive", p=p, reason="which way is better is not known of this metric")
+    return _tested(replace(verdict, p=p), row)
+
+
+def _tested(verdict: Verdict, row: ComparedRow) -> Verdict:
+    """By the rule at the head of this file; where there is no margin it is 0."""
+    margin = verdict.margin or 0.0
+    change, low, high = row.changes
+    differs = verdict.p < LEVEL if verdict.p is not None else not low <= 0 <= high
+    rounding = 1e-12  # 10 of 1,000 documents are one point
+    if differs and change < 0 and change <= rounding - margin:
+        return replace(verdict, word="worse")
+    if differs and change > 0 and change >= margin - rounding:
+        return replace(verdict, word="better")
+    if low > -margin or change == low == high == 0:
+        return replace(verdict, word="not worse")
+    same = f"every answer is the same, but {row.count:,} documents do not exclude a loss of the margin"
+    unclear = "a loss of the margin is neither shown nor excluded"
+    reason = same if row.lost == row.gained == 0 else unclear
+    return replace(verdict, word="inconclusive", reason=reason if verdict.gates else "")
+
+
+def suspects(verdicts: Sequence[Verdict]) -> list[str]:
+    """The cells, as verdicts name them, with a regression that counts."""
+    return list(dict.fromkeys(v.cell for v in verdicts if v.word == "worse" and v.gates))
+
+
+def confirmed(first: Sequence[Verdict], second: Mapping[tuple[str, str], Verdict]) -> list[Verdict]:
+    """The verdicts, where a regression that counts stands only if the second measurement has it too.
+
+    second   verdicts with the suspected cells measured again, by cell and metric
+    """
+    found = []
+    for v in first:
+        again = second.get((v.cell, v.metric), second.get((v.cell, CELL)))
+        if v.word != "worse" or not v.gates or again is None:
+            found.append(v)
+        elif again.word == "worse":
+            found.append(replace(v, reason="measured twice"))
+        elif again.word == "failed":
+            found.append(replace(v, word="failed", reason=f"worse, and {again.reason} when measured again"))
+        else:
+            found.append(replace(v, word="inconclusive", reason=f"worse at first, {again.word} when measured again"))
+    return found
+
+
+def exit_code(verdicts: Sequence[Verdict], *, strict: bool = False) -> int:
+    """0 ok, else the first that applies: 1 a regression, 4 incomparable, 3 incomplete, or inconclusive and `strict`."""
+    words = {v.word for v in verdicts if v.gates}
+    if "worse" in words:
+        return REGRESSION
+    if "incomparable" in words:
+        return INCOMPARABLE
+    return INCOMPLETE if words & {"failed", "missing", *(("inconclusive",) if strict else ())} else 0

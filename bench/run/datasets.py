@@ -1,0 +1,102 @@
+"""What the cells of a run look at: the same tokens, the same documents, and the hashes of both.
+
+What the cells of a run read, each once, however many protocols they are measured under.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bench.data import contamination, pretrained, texts
+from bench.data import texts as text_data
+from bench.evaluation import checks, tasks
+from bench.healing.text import Text, draw
+from bench.plan.cell import Cell
+from bench.plan.protocol import Protocol
+from bench.plan.recipe import Recipe
+from bench.run import fingerprint
+from methods.model.calibration import Calibration
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """The same for all cells of one protocol and seed.
+
+    healing  the text of each recipe
+    keep     whether a later cell goes on from the model of the one that is measured
+    """
+
+    calibration: Calibration
+    texts: dict[str, text_data.EvaluationText]
+    tasks: dict[str, Any]
+    documents: dict[str, list[int]]
+    dense: checks.DenseOutputs | None
+    inputs: dict[str, Any]
+    scratch: Path
+    healing: dict[Recipe, Text] = field(default_factory=dict)
+    inherited_seconds: float = 0.0
+    keep: bool = False
+
+    def knowing(self, order: tuple[str, ...], seconds: float, keep: bool) -> Datasets:
+        """For one cell: with the removals that an earlier one found, what finding them took, and `keep`."""
+        block = replace(self.calibration, order=order)
+        return replace(self, calibration=block, inherited_seconds=seconds, keep=keep)
+
+    @staticmethod
+    def of(cell: Cell, scratch: Path, recipes: Iterable[Recipe] = (), reading: Reading | None = None) -> Datasets:
+        """`scratch` is a folder for what need not outlive the run; `recipes` are those by which its cells are healed,
+        and `reading` has what earlier cells have read.
+
+        Raises UserError when a text is shorter than asked, when one that is evaluated is calibrated or trained on under
+        another name, or when a task's documents cannot be had.
+        """
+        p, reading = cell.protocol, reading or Reading(cell, scratch)
+        tokenizer, loaded = reading.tokenizer, reading.load(p.tasks, p.task_data, p.fewshot)
+        block = text_data.calibration(
+            tokenizer, p.calibration, p.calibration_sequences, p.calibration_length, cell.seed
+        )
+        texts = {text: _held_out(reading, text, p) for text in p.texts}
+        contamination.refuse_shared(tokenizer, block.ids, block.source, texts.values(), "calibrated on")
+        healing = {recipe: draw(tokenizer, recipe) for recipe in recipes}
+        for text in healing.values():
+            contamination.refuse_shared(tokenizer, text.train, text.source, texts.values(), "trained on")
+        documents = {name: tasks.draw(task, p.documents, cell.seed) for name, task in loaded.items()}
+        first = next(iter(texts.values()), None)
+        return Datasets(
+            replace(block, memory=p.calibration_memory_mib * 2**20),
+            texts,
+            loaded,
+            documents,
+            reading.dense(first) if first and p.checks else None,
+            fingerprint.common(
+                cell, tokenizer, calibration=block, texts=texts, loaded_tasks=loaded, documents=documents
+            ),
+            scratch,
+            healing,
+        )
+
+
+def _held_out(reading: Reading, text: str, p: Protocol) -> text_data.EvaluationText:
+    return reading.text(text, p.window, p.stride, p.windows, whole=text_data.is_whole(text, p.calibration))
+
+
+class Reading:
+    """A model's tokenizer, and what has been read through it so far.
+
+    load(tasks, task_data, fewshot)                       as bench.evaluation.tasks.load
+    text(name, window, stride, windows, whole=whole)      as bench.data.texts.evaluation
+    dense(text)                                           the dense model's predictions on it, in a file in `scratch`
+    """
+
+    def __init__(self, cell: Cell, scratch: Path) -> None:
+        self.scratch = scratch
+        self.tokenizer = pretrained.load_tokenizer(cell.model, cell.trust_remote_code)
+        self.load = functools.cache(tasks.load)
+        self.text = functools.cache(functools.partial(texts.evaluation, self.tokenizer))
+
+    def dense(self, text: texts.EvaluationText) -> checks.DenseOutputs:
+        return checks.DenseOutputs(text.ids, self.scratch / f"dense-{text.sha256[:16]}.safetensors")

@@ -1,0 +1,351 @@
+"""One cell, in one straight line: load, prune, heal, save, measure. Whatever happens to it is its outcome.
+
+What is found is told as it comes, so that a cell that fails, or whose process dies, keeps what it had. Perplexities and
+tasks are kept on disk one by one, and so is how far healing has come (bench.run.store.PartialResults); none of it is
+done again after an interruption, as long as the pruned model is the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+import methods
+from bench.data import pretrained, texts
+from bench.evaluation import checks, scoring, tasks
+from bench.healing import training
+from bench.healing.text import Text
+from bench.plan import chain
+from bench.plan.cell import Cell
+from bench.plan.grid import budget
+from bench.plan.recipe import Recipe
+from bench.records.record import load
+from bench.run import fingerprint, store
+from bench.run.datasets import Datasets
+from bench.run.saving import complete, save_and_reload
+from bench.speed import benchmark
+from bench.system import environment, worker
+from bench.system.environment import give_back, keep_freed
+from methods.errors import OutOfReach, Unsupported, Unwritable, UserError
+from methods.model.decoder import Decoder
+from methods.model.sizes import (
+    kv_bytes_per_token,
+    macs_per_token,
+    parameters,
+    parameters_without_embeddings,
+    weight_bytes,
+)
+
+DOING = {
+    "load": "while it loaded the model",
+    "prune": "while it pruned",
+    "heal": "while it healed",
+    "save": "while it saved the model and loaded it again",
+    "perplexity": "while it measured perplexity",
+    "tasks": "while it answered tasks",
+    "speed": "while it was timed",
+    "checks": "while it ran the checks",
+}
+
+
+@dataclass
+class Outcome:
+    """What a cell has come to so far.
+
+    tell   hears all of it before each stage, and at the end
+    doing  hears what is about to be done, as "while it ..."
+    say    is for the user
+    """
+
+    tell: Callable[[dict[str, Any]], object]
+    doing: Callable[[str], object]
+    say: Callable[[str], object]
+    decisions: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        self.doing(DOING[stage])
+        self.tell({"decisions": self.decisions, "measured": self.measured})
+        start = time.perf_counter()
+        yield
+        seconds = self.measured.setdefault("seconds", {})
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def attempt(cell: Cell, folder: Path, materials: Datasets, outcome: Outcome) -> None:
+    """One cell, whatever happens; tells decisions, measured, status and error.
+
+    Raises Unwritable for a full disk, and UserError for a base model that does not load, which is no cell's alone.
+    """
+    keep_freed()
+    environment.reset_peak_memory(torch.device(cell.device))
+    status, error = "ok", None
+    try:
+        _measure(cell, folder, materials, outcome)
+    except Unsupported as reason:
+        status, error = "unsupported", str(reason)
+    except Exception as reason:
+        if isinstance(reason, Unwritable) or (isinstance(reason, UserError) and not outcome.measured):
+            raise
+        if _is_full_disk(reason):
+            message = "the same command goes on once there is room"
+            raise Unwritable(f"no room is left on a disk: {worker.reason(reason)}; {message}") from reason
+        if worker.is_out_of_memory(reason):
+            status, error = "out_of_memory", str(reason).partition("\n")[0] or type(reason).__name__
+        else:
+            status, error = "error", f"{type(reason).__name__}: {reason}\n{traceback.format_exc()}"
+    found = {"decisions": outcome.decisions, "measured": outcome.measured}
+    outcome.tell(found | {"status": status, "error": error})
+    gc.collect()  # models refer to themselves
+    with suppress(RuntimeError):  # of a device that an error has left unusable
+        give_back([torch.device(cell.device)])  # so that the next cell's peak does not stand on this one's
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    """By its words too, since the writers of weights put an error of the system into one of their own."""
+    kinds = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in kinds or any(os.strerror(kind) in str(error) for kind in kinds)
+
+
+def _measure(cell: Cell, folder: Path, materials: Datasets, outcome: Outcome) -> None:
+    """Load, prune, heal and save if asked, then measure what the protocol names; a saved model as it loads again."""
+    model, tokenizer = _load(cell, materials, outcome)
+    decoder, ratio = _dense(cell, model, materials, outcome)
+    del model
+    if cell.earlier:
+        del decoder
+        decoder, ratio = _parent(cell, folder, ratio, outcome)
+    torch.manual_seed(cell.seed)
+    _prune(cell, decoder, ratio, materials, outcome)
+    if cell.healing:
+        _heal(cell, decoder, (cell.healing, materials.healing[cell.healing]), folder, outcome)
+    decoder = _save(cell, (decoder, tokenizer), materials, folder, outcome)
+    outcome.say(f"measuring {outcome.measured['parameters'] / 1e6:.1f} M parameters")
+    pieces = store.partial_results(folder, cell.key, outcome.measured)
+    _perplexity(cell, decoder.model, materials, outcome, pieces)
+    _accuracy(cell, (decoder.model, tokenizer), materials, outcome, pieces)
+    if chain.is_timed(cell):
+        with outcome.timed("speed"):
+            outcome.measured["speed"] = benchmark.measure(decoder.model, cell)
+    _note_peak_memory(outcome, decoder.embed.weight.device)
+    if cell.protocol.checks:
+        with outcome.timed("checks"):
+            outcome.measured["checks"] = _checks(cell, decoder.model, tokenizer, materials)
+    if "saved" in outcome.measured:
+        complete(outcome.measured, folder)
+
+
+def _load(cell: Cell, materials: Datasets, outcome: Outcome) -> tuple[nn.Module, Any]:
+    """The dense model and its tokenizer. Raises RuntimeError where it is not what the cell was asked about."""
+    with outcome.timed("load"):
+        weights = pretrained.weights_sha256(cell.model)
+        now = materials.inputs | {"weights_sha256": weights}
+        if cell.healing:
+            now["healing"] = fingerprint.healing(cell.healing, materials.healing[cell.healing])
+        _refuse_changes(cell, now)
+        found = pretrained.load(
+            cell.model, torch.device(cell.device), getattr(torch, cell.dtype), cell.trust_remote_code
+        )
+        outcome.measured["weights_sha256"] = weights
+    return found
+
+
+def _refuse_changes(cell: Cell, now: dict[str, Any]) -> None:
+    """What the cell was asked about must still be there: its key says so."""
+    changed = fingerprint.differing(cell.inputs, cell.inputs | now)
+    if changed:
+        raise RuntimeError(f"this has changed since the run began: {', '.join(changed)}")
+
+
+def _dense(cell: Cell, model: nn.Module, materials: Datasets, outcome: Outcome) -> tuple[Decoder, float]:
+    """Note the dense model; it, and the ratio of it that has to go."""
+    decoder = Decoder(model)
+    outcome.measured |= {"dense_layers": len(decoder.layers), "dense_parameters": parameters(decoder)}
+    outcome.measured["dense_parameters_without_embeddings"] = parameters_without_embeddings(decoder)
+    ratio = budget(cell, decoder)
+    if cell.ratio is not None:
+        outcome.measured["ratio_budget"] = ratio
+    if materials.dense:
+        with outcome.timed("checks"):
+            materials.dense.remember(decoder.model)
+    return decoder, ratio
+
+
+def _parent(cell: Cell, folder: Path, ratio: float, outcome: Outcome) -> tuple[Decoder, float]:
+    """The model that a chained cell goes on from, and the ratio of it that has to go; `ratio` is of the dense model."""
+    key, dense = cell.inputs["parent"], outcome.measured["dense_parameters"]
+    record = load(folder / "cells" / f"{key}.json")
+    there, left = record.measured["parameters"], (1 - ratio) * dense
+    if left >= there:
+        raise Unsupported(
+            f"{record.cell['label']} has {there:,} parameters, and {left:,.0f} may stay at {ratio:g} of the dense "
+            "model, so that there is nothing to remove"
+        )
+    outcome.decisions["earlier"] = [*record.decisions.get("earlier", []), store.stage(record)]
+    with outcome.timed("load"):
+        return store.load_model(folder, key, record, torch.device(cell.device)), 1 - left / there
+
+
+def _prune(cell: Cell, decoder: Decoder, ratio: float, materials: Datasets, outcome: Outcome) -> None:
+    """Remove `ratio` of what the model has, and note what is left."""
+    if cell.method != "dense":
+        outcome.say("pruning")
+        environment.reset_peak_memory(decoder.embed.weight.device)
+        with outcome.timed("prune"):
+            pruner = methods.make(cell.method, cell.parameters)
+            try:
+                outcome.decisions |= pruner.prune(decoder, materials.calibration, ratio)
+            except OutOfReach as reason:
+                if not cell.earlier:  # else what is left over is known only now
+                    raise
+                raise Unsupported(f"behind {cell.earlier[-1].method}, {reason}") from reason
+        outcome.measured["prune_seconds"] = outcome.measured["seconds"]["prune"] + materials.inherited_seconds
+    outcome.decisions["calibration"] = {
+        "source": materials.calibration.source,
+        "seed": materials.calibration.seed,
+        "shape": list(materials.calibration.ids.shape),
+        "sha256": materials.calibration.sha256,
+    }
+    outcome.measured |= sizes(decoder, outcome.measured, max(cell.protocol.prefill, default=cell.protocol.window))
+
+
+def _heal(cell: Cell, decoder: Decoder, how: tuple[Recipe, Text], folder: Path, outcome: Outcome) -> None:
+    """Train the pruned model, in place; its checkpoint is a piece of the cell."""
+    recipe, text = how
+    device = decoder.embed.weight.device
+    outcome.say(f"healing by {recipe.kind} on {recipe.sequences * recipe.length * recipe.passes:,} tokens")
+    with outcome.timed("heal"):
+        start = fingerprint.state_sha256(decoder.model)
+        place = store.partial_results(folder, cell.key, {"pruned_sha256": start}).healing
+        dense = None
+        if recipe.loss == "kl":
+            dense = Decoder(pretrained.load(cell.model, device, decoder.embed.weight.dtype, cell.trust_remote_code)[0])
+        _note_peak_memory(outcome, device)
+        environment.reset_peak_memory(device)
+        curve = training.heal(decoder, text, recipe, dense=dense, folder=place)
+    end = curve[-1]
+    outcome.measured["healing"] = {
+        "recipe": recipe.as_run(),
+        "text_sha256": text.sha256,
+        "start_sha256": start,
+        "tokens": end["tokens"],
+        "seconds": end["seconds"],
+        "tokens_per_second": end["tokens"] / end["seconds"],
+        "peak_memory_bytes": environment.peak_memory_bytes(device),
+        "curve": curve,
+    }
+
+
+def _note_peak_memory(outcome: Outcome, device: torch.device) -> None:
+    """The highest since pruning began, also where it is reset on the way."""
+    before = outcome.measured.get("peak_memory_bytes", 0)
+    outcome.measured["peak_memory_bytes"] = max(before, environment.peak_memory_bytes(device))
+
+
+def _save(cell: Cell, loaded: tuple[Decoder, Any], materials: Datasets, folder: Path, outcome: Outcome) -> Decoder:
+    """The model that is measured: what loads again where it is saved, else the one in memory; note its hash."""
+    decoder, tokenizer = loaded
+    saved = bool(cell.protocol.save_dtype) and cell.method != "dense"
+    if saved:
+        outcome.say("saving the model and loading it again")
+        with outcome.timed("save"):
+            decoder = save_and_reload(
+                cell,
+                decoder,
+                tokenizer,
+                calibration=materials.calibration,
+                decisions=outcome.decisions,
+                measured=outcome.measured,
+                run=folder,
+            )
+    outcome.measured["pruned_sha256"] = fingerprint.state_sha256(decoder.model)
+    if materials.keep and not saved:
+        with outcome.timed("save"):
+            store.keep_model(decoder, folder, cell.key)
+    return decoder
+
+
+def sizes(decoder: Decoder, dense: dict[str, Any], context: int) -> dict[str, Any]:
+    """Everything that follows from the shapes alone, by the names of bench.records.record."""
+    count, inner = parameters(decoder), parameters_without_embeddings(decoder)
+    return {
+        "parameters": count,
+        "parameters_without_embeddings": inner,
+        "ratio": 1 - count / dense["dense_parameters"],
+        "ratio_without_embeddings": 1 - inner / dense["dense_parameters_without_embeddings"],
+        "layers": len(decoder.layers),
+        "weight_bytes": weight_bytes(decoder),
+        "kv_bytes_per_token": kv_bytes_per_token(decoder),
+        "macs_per_token": macs_per_token(decoder, context),
+        "macs_context": context,
+    }
+
+
+def _perplexity(
+    cell: Cell, model: nn.Module, materials: Datasets, outcome: Outcome, pieces: store.PartialResults
+) -> None:
+    figures = outcome.measured["perplexity"] = {}
+    for name, text in materials.texts.items():
+        piece = f"perplexity-{Path(name).stem}"
+        with outcome.timed("perplexity"):
+            found = pieces.recall(piece)
+            if found is None:
+                found, samples = _windows(cell, model, name, text)
+                pieces.keep(piece, found, samples)
+            figures[name] = found
+
+
+def _windows(cell: Cell, model: Any, name: str, text: texts.EvaluationText) -> tuple[dict[str, Any], pd.DataFrame]:
+    """The figures of bench.records.record, and of each window: nll, in nats, and tokens that are scored."""
+    nll = scoring.window_nll(model, text.ids, text.scored, cell.protocol.batch_tokens).sum(1)
+    counts = text.scored.sum(1)
+    figures = scoring.perplexity(nll, counts, text.bytes, text.words) | {
+        "whole": texts.is_whole(name, cell.protocol.calibration),
+        "window": cell.protocol.window,
+        "stride": cell.protocol.stride,
+        "bos": text.bos,
+        "sha256": text.sha256,
+    }
+    return figures, pd.DataFrame({"nll": nll.tolist(), "tokens": counts.tolist()})
+
+
+def _accuracy(
+    cell: Cell, loaded: tuple[Any, Any], materials: Datasets, outcome: Outcome, pieces: store.PartialResults
+) -> None:
+    """Each task by itself, so that its answers depend on no other task of the run."""
+    figures = outcome.measured["tasks"] = {}
+    if not materials.tasks:
+        return
+    if cell.protocol.scorer == "stock":
+        lm = scoring.stock(*loaded)
+    else:
+        # of the dense model alone: what pruning has damaged can magnify rounding beyond any bound
+        lm = scoring.Scorer(*loaded, batch_tokens=cell.protocol.batch_tokens, check=cell.method == "dense")
+    for name, task in materials.tasks.items():
+        with outcome.timed("tasks"):
+            found = pieces.recall(name)
+            if found is None:
+                answered, samples = tasks.evaluate(lm, {name: task}, {name: materials.documents[name]})
+                found = answered[name]
+                pieces.keep(name, found, samples[name])
+            figures[name] = found
+
+
+def _checks(cell: Cell, model: Any, tokenizer: Any, materials: Datasets) -> dict[str, float]:
+    """Of the first text; the dense model is not compared with itself."""
+    text = next(iter(materials.texts.values()), None)
+    dense = None if cell.method == "dense" else materials.dense
+    return checks.measure(model, tokenizer, text.ids if text else None, dense)

@@ -1,0 +1,120 @@
+"""A second measurement of a cell, from its record: what makes a suspected regression a regression."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import methods
+from bench.data import pretrained, texts
+from bench.plan import chain
+from bench.plan.cell import Cell, Stage
+from bench.plan.protocol import Protocol
+from bench.plan.recipe import Recipe
+from bench.records import run_folder
+from bench.records.record import Record
+from bench.regression import cell_results
+from bench.regression.cell_results import CellResults
+from bench.run.saving import PROBE_TOKENS, facts
+from methods.errors import UserError
+from methods.model.decoder import Decoder
+from methods.model.sizes import parameters
+
+
+def measure(run: Path, name: str) -> CellResults:
+    """Prune and measure the cell `name` of `run` again, as its record says, into a folder below RUN/again.
+
+    The folder is named after the cell and the time of its record, so that a measurement is repeated once and not with
+    every gate. Raises UserError where that is not possible here.
+    """
+    import torch
+
+    from bench.run import runner
+
+    found = {cell_results.name_of(cell_results.identity(r)): (key, r) for key, r in run_folder.records(run).items()}
+    key, record = found[name]
+    folder = run / "again" / f"{key}-{re.sub(r'[^0-9]', '', str(record.environment.get('date', '')))[:14]}"
+    threads = record.environment.get("threads")
+    if record.cell["device"] == "cpu" and threads:
+        torch.set_num_threads(threads)
+    try:
+        cell = cell_of(record)
+        runner.run([*chain.ancestors(cell), cell], folder)
+    except (UserError, OSError) as error:
+        raise UserError(
+            f"{name} looks worse and cannot be measured again here: {error}; --no-confirm judges without"
+        ) from None
+    return cell_results.of_run(folder)[name]
+
+
+def cell_of(record: Record) -> Cell:
+    """The cell that a record was made from; what it depended on is found out anew when it runs."""
+    plain = record.cell
+    protocol = Protocol(**{name: _tuples(value) for name, value in _known(Protocol, plain["protocol"]).items()})
+    earlier = tuple(Stage(**_stage(stage)) for stage in plain.get("earlier", ()))
+    return Cell(**_known(Cell, plain) | _stage(plain) | {"protocol": protocol, "earlier": earlier, "inputs": {}})
+
+
+def _stage(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """What a cell and what came before it have in common."""
+    healing = plain.get("healing")
+    recipe = Recipe(**_known(Recipe, healing)) if healing else None
+    return _known(Stage, plain) | {"given": tuple(plain.get("given", ())), "healing": recipe}
+
+
+def _known(kind: Any, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The values under the names of a dataclass's fields."""
+    return {field.name: plain[field.name] for field in dataclasses.fields(kind) if field.name in plain}
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """A cell's model in memory, with what its card says."""
+
+    model: Decoder
+    tokenizer: Any
+    facts: dict[str, Any]
+    probe: torch.Tensor | None
+
+
+def made_anew(record: Record, device: str) -> Exported:
+    """Prune again as the record says. Raises UserError where weights, tokens or decisions are no longer the same, and
+    for a cell that has more behind it than pruning.
+    """
+    cell, measured, protocol = record.cell, record.measured, record.cell["protocol"]
+    if "healing" in cell or "earlier" in cell:
+        raise UserError(
+            f"{cell['label']} was trained or goes on from another cell; `run --save-models` keeps its model"
+        )
+    pretrained.check(cell["model"], cell["trust_remote_code"])
+    if pretrained.weights_sha256(cell["model"]) != measured["weights_sha256"]:
+        raise UserError(f"{cell['model']} is not the model of the record: the sha256 of its weights differs")
+    texts.check(protocol["calibration"])
+    on = pretrained.resolve_device(cell["device"] if device == "auto" else device)
+    torch.manual_seed(cell["seed"])
+    loaded, tokenizer = pretrained.load(cell["model"], on, getattr(torch, cell["dtype"]), cell["trust_remote_code"])
+    sizes = (protocol["calibration_sequences"], protocol["calibration_length"])
+    block = texts.calibration(tokenizer, protocol["calibration"], *sizes, cell["seed"])
+    if block.sha256 != record.decisions["calibration"]["sha256"]:
+        raise UserError(f"the calibration tokens are not those of the record: {protocol['calibration']} has changed")
+    block = dataclasses.replace(block, memory=protocol["calibration_memory_mib"] * 2**20)
+    model = Decoder(loaded)
+    decided: dict[str, Any] = {}
+    if cell["method"] != "dense":
+        pruner = methods.make(cell["method"], cell["parameters"])
+        decided = pruner.prune(model, block, measured.get("ratio_budget", 0.0))
+    removed = [{k: v for k, v in d.items() if k.startswith("removed_")} for d in (decided, record.decisions)]
+    if removed[0] != removed[1] or parameters(model) != measured["parameters"]:
+        where = record.environment.get("gpu") or record.environment.get("cpu", "another machine")
+        raise UserError(f"{cell['label']} does not remove here what it removed for the record, on {where}")
+    return Exported(model, tokenizer, facts(cell, record.decisions, measured), block.ids[:1, :PROBE_TOKENS])

@@ -1,0 +1,260 @@
+"""Run cells and write them down: those without a record that counts, one after the other, each an outcome of its own.
+
+The folder belongs to one run at a time (bench.run.store). A cell is measured here or in another process, where a crash
+or a lack of memory is that cell's outcome and no other's, and with limits a hang.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import methods
+from bench.data import pretrained
+from bench.plan import chain
+from bench.plan.cell import Cell, asked
+from bench.plan.protocol import Protocol
+from bench.records.record import InvalidRecord, Record, load
+from bench.run import fingerprint, store
+from bench.run.datasets import Datasets, Reading
+from bench.run.measure import Outcome, attempt
+from bench.system import environment
+from bench.system import worker as isolation
+from bench.system.worker import Limits
+from methods.errors import Unwritable, UserError
+
+
+def run(
+    cells: Sequence[Cell],
+    folder: Path,
+    *,
+    retry_failed: bool = False,
+    isolate: bool | None = None,
+    limits: Limits = Limits(),  # noqa: B008  # frozen
+    report: Callable[[Path, list[Record]], object] = lambda folder, records: None,
+) -> list[Record]:
+    """Run every cell that has no record in `folder` that counts, and return the records of all, in the cells' order.
+
+    isolate  measure each cell in a process of its own, to which `limits` apply; None: where there are limits, and where
+             cells are timed in a process that measures one after the other, until one of them fails in it
+    report   is given the folder and the records at the end, while the folder is still held
+
+    Raises UserError where another run holds the folder, a text is shorter than asked, a task's documents cannot be had,
+    or the disk takes no more.
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    alone = limits != Limits() if isolate is None else isolate
+    elsewhere = alone or (isolate is None and cells[0].protocol.speed_rounds > 0)
+    with store.held(folder) as dead:
+        if dead:
+            _say(dead)
+        store.clear_leftovers(folder)
+        with _scratch(folder) as scratch, isolation.Worker() as worker:
+            materials = _datasets(cells, scratch)
+            cells = known(cells, materials)
+            for line in store.set_aside(folder, cells):
+                _say(line)
+            standing = store.standing(folder, cells, retry_failed=retry_failed)
+            waiting = {cell.key: cell.inputs["parent"] for cell in cells if cell.earlier and not standing[cell.key][0]}
+            records = dict[str, Record]()
+            for index, cell in enumerate(cells):
+                where = f"[{index + 1}/{len(cells)}] {cell.label}{'' if cell.ratio is None else f' at {cell.ratio:g}'}"
+                record, why = standing[cell.key]
+                if record is not None:
+                    _say(f"{where}: has a record")
+                    store.drop_partial_results(folder, cell.key, record.status)
+                else:
+                    _say(f"{where}: {why}; it runs again" if why else f"{where}: loading the model")
+                    order, seconds = removals(cell, _valid(folder))
+                    errand = CellJob(cell, folder, scratch, where, order, seconds, cell.key in waiting.values())
+                    found = _orphaned(cell, records) or (
+                        _elsewhere(errand, worker, limits)
+                        if elsewhere
+                        else _here(errand, materials[_calibration_setting(cell)])
+                    )
+                    if alone or found["status"] not in SOUND:
+                        worker.stop()
+                    record = store.finish(_record(cell, found), folder, cell.key)
+                    if record.error:
+                        _say(f"{where}: {record.status}: {record.error.partition(chr(10))[0]}")
+                records[cell.key] = record
+                waiting.pop(cell.key, None)
+                store.drop_models(folder, waiting.values())
+        report(folder, list(records.values()))
+    return list(records.values())
+
+
+SOUND = ("ok", "unsupported")  # a process in which a cell ended otherwise measures no other one
+CalibrationSetting = tuple[Protocol, int]  # what decides what a cell looks at: its protocol and its seed
+
+
+def _calibration_setting(cell: Cell) -> CalibrationSetting:
+    return cell.protocol, cell.seed
+
+
+def _datasets(cells: Sequence[Cell], scratch: Path) -> dict[CalibrationSetting, Datasets]:
+    """For each protocol and seed of a run, which is of one model; what several look at is read once."""
+    reading = Reading(cells[0], scratch)
+    recipes = {cell.healing for cell in cells if cell.healing}
+    looks = {_calibration_setting(cell): cell for cell in cells}
+    return {look: Datasets.of(cell, scratch, recipes, reading) for look, cell in looks.items()}
+
+
+def known(cells: Sequence[Cell], materials: Mapping[CalibrationSetting, Datasets]) -> list[Cell]:
+    """The cells with what their answers stand on. Raises UserError where one goes on from a cell that is missing."""
+    weights = pretrained.weights_sha256(cells[0].model)
+    hashes = {method: fingerprint.method_sha256(method) for method in {cell.method for cell in cells}}
+    found, keys = list[Cell](), dict[str, str]()
+    for cell in cells:
+        here = materials[_calibration_setting(cell)]
+        own: dict[str, Any] = {"weights_sha256": weights, "method_sha256": hashes[cell.method]}
+        if cell.healing:
+            own["healing"] = fingerprint.healing(cell.healing, here.healing[cell.healing])
+        if cell.earlier:
+            own["parent"] = chain.parent_key(cell, keys)
+        found.append(replace(cell, inputs=here.inputs | own))
+        keys[asked(cell)] = found[-1].key
+    return found
+
+
+def _orphaned(cell: Cell, records: Mapping[str, Record]) -> dict[str, Any] | None:
+    """What comes of a cell whose parent has no model to go on from; None for any other."""
+    parent = records[cell.inputs["parent"]] if cell.earlier else None
+    if parent is None or parent.status == "ok":
+        return None
+    status = "unsupported" if parent.status == "unsupported" else "error"
+    reason = f"{parent.status}, {(parent.error or '').partition(chr(10))[0]}"
+    return {"status": status, "error": f"there is no model of {parent.cell['label']} to go on from: {reason}"}
+
+
+@dataclass(frozen=True)
+class CellJob:
+    """A cell to measure, and what its process cannot know: order, seconds and keep are those of Materials.knowing."""
+
+    cell: Cell
+    folder: Path
+    scratch: Path
+    where: str
+    order: tuple[str, ...]
+    seconds: float
+    keep: bool
+
+
+def _here(errand: CellJob, materials: Datasets) -> dict[str, Any]:
+    """What came of the cell, measured in this process: decisions, measured, status, error."""
+    found: dict[str, Any] = {}
+    _attempt(errand, materials, found.update, lambda doing: None)
+    return found
+
+
+def _elsewhere(errand: CellJob, worker: isolation.Worker, limits: Limits) -> dict[str, Any]:
+    """The same of the worker's process. Raises UserError for what is no cell's alone, such as a missing text."""
+    found: dict[str, Any] = {}
+    arguments = errand, torch.get_num_threads(), methods.plugins()
+    failure = worker.run(_work, arguments, limits=limits, hear=found.update)
+    if "refused" in found:
+        raise UserError(found["refused"])
+    if failure and "status" not in found:
+        found |= {"status": failure.status, "error": failure.reason}
+    return found
+
+
+def _work(line: isolation.Line, errand: CellJob, threads: int, plugins: list[str]) -> None:
+    """In another process: the texts and tasks that are not on its desk yet, and the cell."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    line.alive("while it read its texts and tasks")
+    torch.set_num_threads(threads)
+    methods.load(plugins)
+    cell, desk = errand.cell, line.desk
+    try:
+        if "reading" not in desk:
+            desk["reading"] = Reading(cell, errand.scratch)
+        look = (*_calibration_setting(cell), cell.healing)
+        if look not in desk:
+            recipes = [cell.healing] if cell.healing else []
+            desk[look] = Datasets.of(cell, errand.scratch, recipes, desk["reading"])
+        imported = {"method_sha256": fingerprint.method_sha256(cell.method)}
+        _attempt(errand, replace(desk[look], inputs=desk[look].inputs | imported), line.tell, line.alive)
+    except UserError as error:
+        line.tell({"refused": str(error)})
+
+
+def _attempt(
+    errand: CellJob, materials: Datasets, tell: Callable[[dict[str, Any]], object], doing: Callable[[str], object]
+) -> None:
+    materials = materials.knowing(errand.order, errand.seconds, errand.keep)
+    attempt(errand.cell, errand.folder, materials, Outcome(tell, doing, _teller(errand.where)))
+
+
+def _teller(where: str) -> Callable[[str], None]:
+    return lambda message: _say(f"{where}: {message}")
+
+
+def _record(cell: Cell, found: dict[str, Any]) -> Record:
+    names = {"display_name": pretrained.display_name(cell.model), "label": cell.label}
+    described = environment.describe(torch.device(cell.device), getattr(torch, cell.dtype))
+    decisions, measured = found.get("decisions", {}), found.get("measured", {})
+    return Record(cell.plain() | names, found["status"], described, decisions, measured, found["error"])
+
+
+SEARCHED = ("model", "seed", "device", "dtype")
+SEARCHED_ON = ("calibration", "calibration_sequences", "calibration_length")
+
+
+def removals(cell: Cell, records: Sequence[Record]) -> tuple[tuple[str, ...], float]:
+    """The longest start of a greedy method's removals that other cells of the folder have found, and its seconds.
+
+    They may differ in the ratio, in the compensation, which follows the search, and in how they are measured; not in
+    what the method is, and what it looks at.
+    """
+
+    def search(plain: dict[str, Any]) -> list[Any]:
+        others = (*fingerprint.MEASURED_ON, "method_sha256")
+        looked_at = {name: value for name, value in plain.get("inputs", {}).items() if name not in others}
+        pruner = {name: value for name, value in plain["parameters"].items() if "." not in name}
+        asked = [plain[name] for name in SEARCHED] + [plain["protocol"][name] for name in SEARCHED_ON]
+        return [plain["method"].partition("+")[0], pruner, *asked, looked_at]
+
+    def by_this_source(plain: dict[str, Any]) -> bool:
+        here = cell.inputs.get("method_sha256")
+        wanted = here if plain["method"] == cell.method else fingerprint.method_sha256(plain["method"])
+        return bool(plain.get("inputs", {}).get("method_sha256") == wanted)
+
+    best: tuple[tuple[str, ...], float] = ((), 0.0)
+    for record in records:
+        order = record.decisions.get("removal_order", [])[: record.decisions.get("free_removals", 0)]
+        if len(order) > len(best[0]) and search(record.cell) == search(cell.plain()) and by_this_source(record.cell):
+            best = tuple(order), record.measured["prune_seconds"]
+    return best
+
+
+def _valid(folder: Path) -> list[Record]:
+    """Every record of the folder that can be read and is a result."""
+    found = []
+    for path in sorted((folder / "cells").glob("*.json")):
+        with suppress(InvalidRecord):
+            found.append(load(path))
+    return [record for record in found if record.status == "ok"]
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder beside the results that is gone at the end."""
+    try:
+        made = tempfile.TemporaryDirectory(prefix=store.SCRATCH, dir=folder, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise Unwritable(f"{folder} cannot hold results: {error.strerror}") from error
+    with made as name:
+        yield Path(name)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,124 @@
+"""Saves the pruned model of a cell and gives back the one that loads again, which is what the cell then measures."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.data import pretrained
+from bench.plan.cell import Cell
+from methods.checkpoint import save_load
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+
+RELOADED = "the model as it loads again from this folder"
+IN_MEMORY = "the model in memory, before it was saved"
+PROBE_TOKENS = 128  # leading tokens of the first calibration sequence, on which the cost of rounding is measured
+
+
+def folder_of(run: Path, key: str) -> Path:
+    """Where a run keeps the model of a cell."""
+    return run / "models" / key
+
+
+def save_and_reload(
+    cell: Cell,
+    model: Decoder,
+    tokenizer: Any,
+    *,
+    calibration: Calibration,
+    decisions: Mapping[str, Any],
+    measured: dict[str, Any],
+    run: Path,
+) -> Decoder:
+    """Save the cell's model in its run, note that under measured["saved"], and return what loads from there.
+
+    The weights of `model` are given up on the way, so that there is one model in memory and not two.
+    """
+    folder, dtype = folder_of(run, cell.key), wanted_dtype(cell.protocol.save_dtype, cell.model, cell.dtype)
+    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that did not come to its record
+    known = facts(cell.plain() | {"label": cell.label}, decisions, measured)
+    probe = calibration.ids[:1, :PROBE_TOKENS]
+    manifest = save_load.save(model, folder, tokenizer=tokenizer, facts=known, dtype=dtype, probe=probe)
+    measured["saved"] = {
+        "folder": folder.relative_to(run).as_posix(),
+        "bytes": sum(entry["bytes"] for entry in manifest["weights"].values()),
+        **{name: manifest[name] for name in ("loads_with", "reason", "dtype", "rounding") if name in manifest},
+    }
+    device = model.embed.weight.device
+    model.model.to("meta")
+    return save_load.load(folder, dtype=getattr(torch, cell.dtype), device=device)
+
+
+def complete(measured: Mapping[str, Any], run: Path) -> None:
+    """Write what has been measured since the model was saved into its card."""
+    save_load.complete(run / measured["saved"]["folder"], {"measured": _figures(measured)})
+
+
+def wanted_dtype(name: str, model: str, own: str) -> torch.dtype:
+    """The dtype to store in; "auto" is the one that the base's weights have."""
+    stored = pretrained.stored_dtype(model) or own if name == "auto" else name
+    dtype: torch.dtype = getattr(torch, stored)
+    return dtype
+
+
+def facts(cell: Mapping[str, Any], decisions: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What the card says besides the model itself: base, pruning, and figures as far as there are any."""
+    base = {
+        "name": pretrained.display_name(cell["model"]),
+        "licence": pretrained.licence(cell["model"]),
+        "weights_sha256": measured.get("weights_sha256"),
+        "parameters": measured.get("dense_parameters"),
+        "pruning": _earlier(cell["model"]),
+        "hub": cell["model"] if pretrained.is_on_hub(cell["model"]) else None,
+    }
+    calibration = _without_path(decisions["calibration"])
+    pruning = {
+        **{name: cell[name] for name in ("method", "label", "parameters", "match", "seed")},
+        "requested": cell["ratio"],
+        "budget": measured.get("ratio_budget"),
+        "achieved": measured.get("ratio"),
+        "calibration": calibration,
+        "decisions": {name: value for name, value in decisions.items() if name not in ("calibration", "earlier")},
+        "healing": _without_path(measured["healing"]["recipe"]) if "healing" in measured else None,
+        "earlier": [_stage(stage) for stage in decisions.get("earlier", [])] or None,
+    }
+    found = {
+        "base": {name: value for name, value in base.items() if value is not None},
+        "pruning": {name: value for name, value in pruning.items() if value is not None},
+    }
+    figures = _figures(measured)
+    return found | ({"measured": figures} if figures else {})
+
+
+def _without_path(said: Mapping[str, Any]) -> dict[str, Any]:
+    """With the name of a text's file only, under "source" or "text"."""
+    names = {name: Path(said[name]).name for name in ("source", "text") if name in said and Path(said[name]).is_file()}
+    return {**said, **names}
+
+
+def _stage(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """What a cell in front of this one did, by the names of `facts`."""
+    found = {name: stage[name] for name in ("method", "label", "parameters", "decisions")}
+    found |= {"requested": stage["ratio"], "achieved": stage["measured"]["ratio"]}
+    return found | ({"healing": _without_path(stage["healing"])} if "healing" in stage else {})
+
+
+def _earlier(model: str) -> list[dict[str, Any]]:
+    """How a base that had been pruned before came to be, oldest step first."""
+    if not save_load.is_checkpoint(Path(model)):
+        return []
+    manifest = save_load.read_manifest(Path(model))
+    last = manifest.get("pruning", {})
+    return [*manifest.get("base", {}).get("pruning", []), *last.get("earlier", []), last]
+
+
+def _figures(measured: Mapping[str, Any]) -> dict[str, Any]:
+    found = {name: measured[name] for name in ("perplexity", "tasks") if measured.get(name)}
+    if not found:
+        return {}
+    return found | {"model": RELOADED if "saved" in measured else IN_MEMORY}

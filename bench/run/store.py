@@ -1,0 +1,343 @@
+"""What a run folder holds, and which of it counts.
+
+    cells/<key>.json                finished cells (bench.records.record)
+    samples/<key>/<name>.parquet    their documents and windows
+    partial/<key>/<name>.*          finished pieces of a cell without a record: figures (.json), samples (.parquet)
+    partial/<key>/heal-*/           the checkpoint of its healing (bench.healing.training), for the pruned model with
+                                    that hash;
+                                    kept when the cell failed
+    kept/<key>/                     models from which a cell without a record goes on (bench.run.store)
+    superseded/                     records, with their samples, that a changed input or layout has made old
+    models/<key>/                   saved models (bench.run.export)
+
+A cell is finished when its record and every file of samples that the record names are whole. Every file is renamed into
+place once it is on the disk, samples before the record that names them.
+
+Models that later cells of a run go on from, kept in its folder for as long as one of them has no record.
+
+    kept/<key>/      as methods.checkpoint writes it, in the dtype of the memory; of the cell with that key
+    models/<key>/    where the run saves its models, that one is taken
+
+A cell whose model is needed and not there, or not whole, is measured again, whatever its record says.
+
+One run at a time in a folder.
+
+The lock is the system's own (flock, through filelock), so that it is gone with its owner however that ended: killed, or
+with the machine. A JSON file beside it says who that is, for the one who is refused.
+
+    .lock         locked while a run goes on; stays, since a lock that is removed can be held twice
+    .owner.json   {pid, host, started}; there only while a run goes on, or after one that was killed
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+
+from bench.plan.cell import Cell, asked
+from bench.records.record import EARLIER, FAILED, InvalidRecord, Record, label, load, save
+from bench.run import fingerprint
+from bench.run.fingerprint import differing
+from methods.checkpoint import save_load, weight_files
+from methods.checkpoint.files import WRITING, write_atomically
+from methods.errors import CheckpointError, UserError
+from methods.model.decoder import Decoder
+
+KEPT = "kept"
+LOCK, OWNER = ".lock", ".owner.json"
+
+
+SCRATCH = ".run-"  # begins the name of a folder that lasts as long as its run
+
+
+@dataclass(frozen=True)
+class PartialResults:
+    """The finished pieces of a cell, in a folder of its own. They count for the model with that hash and no other."""
+
+    folder: Path
+    pruned_sha256: str
+
+    @property
+    def healing(self) -> Path:
+        """Where a checkpoint is written while the model with that hash is trained."""
+        return self.folder / f"heal-{self.pruned_sha256[:16]}"
+
+    def recall(self, name: str) -> dict[str, Any] | None:
+        """The figures of a piece, if it is whole and of the same model."""
+        found = self._read(name)
+        return None if found is None else dict(found["figures"])
+
+    def keep(self, name: str, figures: Mapping[str, Any], samples: pd.DataFrame) -> None:
+        """Raises Unwritable."""
+        buffer = io.BytesIO()
+        samples.to_parquet(buffer, index=False)
+        write_atomically(self.folder / f"{name}.parquet", buffer.getvalue())
+        found = {
+            "pruned_sha256": self.pruned_sha256,
+            "rows": len(samples),
+            "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+            "figures": figures,
+        }
+        write_atomically(self.folder / f"{name}.json", json.dumps(found))
+
+    def publish(self, samples: Path) -> dict[str, dict[str, Any]]:
+        """Copy the samples of every piece to the folder `samples`: {name: {rows, sha256}}, for the record."""
+        shutil.rmtree(samples, ignore_errors=True)  # of an attempt that failed
+        published = {}
+        for path in sorted(self.folder.glob("*.json")):
+            if found := self._read(path.stem):
+                write_atomically(samples / f"{path.stem}.parquet", path.with_suffix(".parquet").read_bytes())
+                published[path.stem] = {"rows": found["rows"], "sha256": found["sha256"]}
+        return published
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+            whole = found["sha256"] == _sha256(self.folder / f"{name}.parquet")
+            return found if whole and found["pruned_sha256"] == self.pruned_sha256 else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def partial_results(folder: Path, key: str, measured: Mapping[str, Any]) -> PartialResults:
+    """Those of the cell `key`, for the model whose hash stands in `measured`."""
+    return PartialResults(folder / "partial" / key, measured.get("pruned_sha256", ""))
+
+
+def finish(record: Record, folder: Path, key: str) -> Record:
+    """Write the samples, then the record, and drop the pieces. Returns the record as written. Raises Unwritable."""
+    record = _without_lost_figures(record)
+    published = partial_results(folder, key, record.measured).publish(folder / "samples" / key)
+    if published:
+        record = replace(record, measured=record.measured | {"samples": published})
+    save(record, folder / "cells" / f"{key}.json")
+    drop_partial_results(folder, key, record.status)
+    return record
+
+
+def drop_partial_results(folder: Path, key: str, status: str) -> None:
+    """They are of no use once there is a record; a run that was killed just then has left them.
+
+    How far a cell was healed that then failed is kept for the run that tries it again.
+    """
+    place = folder / "partial" / key
+    for piece in place.glob("*"):
+        if piece.is_file():
+            piece.unlink()
+        elif status not in FAILED:
+            shutil.rmtree(piece, ignore_errors=True)
+    for empty in (place, place.parent):
+        with suppress(OSError):  # with a checkpoint, or of another cell that is not finished
+            empty.rmdir()
+
+
+def _without_lost_figures(record: Record) -> Record:
+    """JSON has no infinity: a cell with a figure that is no number has failed, and keeps its other figures."""
+    found = {"decisions": record.decisions, "measured": record.measured}
+    lost = ", ".join(dict.fromkeys(_not_finite(found)))
+    if not lost:
+        return record
+    plain = _without_none(json.loads(json.dumps(found), parse_constant=lambda _: None))
+    return replace(record, status="error", error=record.error or f"not a finite number: {lost}", **plain)
+
+
+def _not_finite(plain: Any, path: str = "") -> Iterator[str]:
+    if isinstance(plain, float) and not math.isfinite(plain):
+        yield path
+    elif isinstance(plain, dict):
+        for name, value in plain.items():
+            yield from _not_finite(value, f"{path}.{name}".lstrip("."))
+    elif isinstance(plain, list | tuple):
+        for value in plain:
+            yield from _not_finite(value, path)
+
+
+def _without_none(plain: Any) -> Any:
+    if isinstance(plain, dict):
+        return {name: _without_none(value) for name, value in plain.items() if value is not None}
+    return plain
+
+
+def finished(folder: Path, cell: Cell, *, retry_failed: bool) -> tuple[Record | None, str]:
+    """The cell's record, if it counts; else None and, where there is a file that does not, why in one line."""
+    key = cell.key
+    path = folder / "cells" / f"{key}.json"
+    if not path.exists():
+        return None, ""
+    try:
+        record = load(path)
+    except InvalidRecord as error:
+        return None, str(error)
+    if asked(record.cell) != asked(cell) or differing(record.cell.get("inputs", {}), cell.inputs):
+        return None, f"{path} is another cell's"
+    for name, entry in record.measured.get("samples", {}).items():
+        samples = folder / "samples" / key / f"{name}.parquet"
+        if not samples.is_file() or _sha256(samples) != entry["sha256"]:
+            return None, f"{samples} is missing or not the file that was written"
+    if retry_failed and record.status in FAILED:
+        return None, f"it failed before: {record.status}"
+    return record, ""
+
+
+def set_aside(folder: Path, cells: Sequence[Cell]) -> Iterator[str]:
+    """Move what is old out of the way of reports, to superseded/, with its samples; a line on each.
+
+    Old is a record that cannot be read, and one of what is asked for again while what its answer stands on has changed.
+    """
+    keys = {cell.key for cell in cells}
+    wanted = {asked(cell): cell.inputs for cell in cells}
+    for path in sorted((folder / "cells").glob("*.json")):
+        if path.stem in keys:
+            continue
+        try:
+            record = load(path)
+        except InvalidRecord as error:
+            _move(folder, path.stem)
+            yield f"{error}; moved to superseded/"
+            continue
+        inputs = wanted.get(asked(record.cell))
+        if inputs is not None:
+            _move(folder, path.stem)
+            changed = ", ".join(differing(record.cell.get("inputs", {}), inputs)) or "nothing that is known"
+            yield f"{path.name} is old, since this has changed: {changed}; moved to superseded/"
+
+
+def _move(folder: Path, key: str) -> None:
+    for kind, name in (("samples", key), ("cells", f"{key}.json")):
+        source, target = folder / kind / name, folder / "superseded" / kind / name
+        if source.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            source.replace(target)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a killed run has left: files that are not whole, scratch folders, half-saved models."""
+    for place in (".", "cells", "samples/*", "partial/*"):
+        for path in folder.glob(f"{place}/{WRITING}*"):
+            path.unlink(missing_ok=True)
+    for path in (*folder.glob(f"{SCRATCH}*"), *folder.glob("models/.*--*"), *folder.glob("kept/.*--*")):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def standing(folder: Path, cells: Sequence[Cell], *, retry_failed: bool) -> dict[str, tuple[Record | None, str]]:
+    """{key: (its record if that counts, else None and why not in a line)}, see bench.run.finished.
+
+    A parent's record does not count where a cell without a record goes on from a model that is gone.
+    """
+    found, needed = dict[str, tuple[Record | None, str]](), set[str]()
+    for cell in reversed(cells):  # whoever goes on from a cell comes behind it
+        record, why = finished(folder, cell, retry_failed=retry_failed)
+        if record is not None and record.status == "ok" and cell.key in needed and find_model(folder, cell.key) is None:
+            record, why = None, "another cell goes on from its model, which is not kept"
+        if record is None and cell.earlier:
+            needed.add(cell.inputs["parent"])
+        found[cell.key] = record, why
+    return found
+
+
+def keep_model(model: Decoder, folder: Path, key: str) -> None:
+    """Write the model of the cell `key`. Raises CheckpointError where the disk refuses."""
+    place = folder / KEPT / key
+    shutil.rmtree(place, ignore_errors=True)  # of an attempt that did not come to its record
+    save_load.save(model, place)
+
+
+def find_model(folder: Path, key: str) -> Path | None:
+    """Where the model of the cell `key` lies whole."""
+    for place in (folder / "models" / key, folder / KEPT / key):
+        try:
+            weight_files.check(place, save_load.read_manifest(place)["weights"])
+        except CheckpointError:
+            continue
+        return place
+    return None
+
+
+def load_model(folder: Path, key: str, record: Record, device: torch.device) -> Decoder:
+    """The model that was measured for the record. Raises RuntimeError where it is not there."""
+    place, dtype = find_model(folder, key), getattr(torch, record.cell["dtype"])
+    model = None if place is None else save_load.load(place, dtype=dtype, device=device, check_hashes=False)
+    if model is None or fingerprint.state_sha256(model.model) != record.measured["pruned_sha256"]:
+        raise RuntimeError(f"the model of {key}, from which this cell goes on, is not the one that was measured")
+    return model
+
+
+def stage(record: Record) -> dict[str, Any]:
+    """What a chained cell's record says of the one that it goes on from, see bench.records.record."""
+    cell = {name: value for name, value in record.cell.items() if name != "earlier"}
+    decided = {name: value for name, value in record.decisions.items() if name not in ("calibration", "earlier")}
+    asked = ("method", "parameters", "ratio", "healing")
+    return (
+        {"label": label(cell)}
+        | {name: cell[name] for name in asked if name in cell}
+        | {
+            "decisions": decided,
+            "measured": {name: record.measured[name] for name in EARLIER if name in record.measured},
+        }
+    )
+
+
+def drop_models(folder: Path, but: Collection[str]) -> None:
+    """Remove the models from which no cell goes on any more: all but those of the keys `but`."""
+    for place in (folder / KEPT).glob("*"):
+        if place.name not in but:
+            shutil.rmtree(place, ignore_errors=True)
+    with suppress(OSError):  # which holds others, or is not there
+        (folder / KEPT).rmdir()
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[str | None]:
+    """Hold the folder; yields a line about an earlier owner that did not come to its end, if there was one.
+
+    Raises UserError, naming the owner, where another run holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(
+            f"{folder} is in use by {_owner(folder) or 'another run'}; wait for it, end it, or name another --out"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be locked: {error.strerror}; name another with --out") from None
+    try:
+        dead = _owner(folder)
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        who = {"pid": os.getpid(), "host": platform.node(), "started": started}
+        write_atomically(folder / OWNER, json.dumps(who) + "\n")
+        yield f"{dead} did not come to its end; going on from there" if dead else None
+    finally:
+        (folder / OWNER).unlink(missing_ok=True)
+        lock.release()
+
+
+def _owner(folder: Path) -> str | None:
+    """Who the owner's file names, in words; None where there is none or it cannot be read."""
+    try:
+        who = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        return f"the run with process {who['pid']:d} on {who['host']}, started {who['started']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

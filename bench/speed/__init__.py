@@ -1,0 +1,1 @@
+"""Measures the speed and the memory of one model."""

@@ -1,0 +1,65 @@
+"""Memory and energy of a model, in a pass of its own: nothing else is loaded, and nothing is timed.
+
+peak_allocated_bytes, peak_reserved_bytes   by torch on CUDA, over all devices
+process_bytes                               of the process on the GPUs, by the driver
+peak_resident_bytes                         of the process in the machine's memory, on the CPU
+joules_per_token                            by the GPU's own counter, over a window of seconds
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from bench.speed.timing import Workload
+from bench.system import environment
+from bench.system.environment import give_back
+from bench.system.gpu import Gpu
+
+ENERGY_SECONDS = 3.0  # the counter moves only some ten times a second
+
+
+def peaks(work: Workload, devices: Sequence[torch.device], gpus: Sequence[Gpu]) -> dict[str, int]:
+    """The highest memory during one pass, its state being there before, by the names at the head of this file."""
+    work.reset()
+    give_back(devices)
+    for device in devices:
+        environment.reset_peak_memory(device)
+    for _ in range(work.steps):
+        work.step()
+    cuda = [device for device in devices if device.type == "cuda"]
+    if not cuda:
+        return {"peak_resident_bytes": environment.peak_memory_bytes(devices[0])}
+    found = {
+        "peak_allocated_bytes": sum(torch.cuda.max_memory_allocated(device) for device in cuda),
+        "peak_reserved_bytes": sum(torch.cuda.max_memory_reserved(device) for device in cuda),
+    }
+    held = [(gpu.processes() or {}).get(os.getpid()) for gpu in gpus]
+    known = [size for size in held if size is not None]
+    return found | ({"process_bytes": sum(known)} if len(known) == len(gpus) > 0 else {})
+
+
+def energy(
+    work: Workload,
+    tokens: int,
+    gpus: Sequence[Gpu],
+    wait: Callable[[], object],
+    now: Callable[[], float] = time.monotonic,
+) -> dict[str, float]:
+    """Joules for each of the `tokens` of a pass, and the seconds they were watched for; empty without a counter."""
+    wait()
+    before, start, passes = [gpu.energy_joules() for gpu in gpus], now(), 0
+    if not gpus or None in before:
+        return {}
+    while now() - start < ENERGY_SECONDS:
+        work.reset()
+        for _ in range(work.steps):
+            work.step()
+        wait()
+        passes += 1
+    seconds, after = now() - start, [gpu.energy_joules() for gpu in gpus]
+    joules = sum(end - begin for begin, end in zip(before, after, strict=True) if begin is not None and end is not None)
+    return {"joules_per_token": joules / (passes * tokens), "energy_seconds": seconds} if joules > 0 else {}

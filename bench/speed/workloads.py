@@ -1,0 +1,147 @@
+"""What is timed: prefill and decode of one model as workloads of bench.speed.timing, and the work that each of them is.
+
+Both run on a key-value cache that is either dynamic, growing with every token, or static, allocated once for all tokens
+there will be. `compile` puts torch.compile with its default mode around the model's forward; a part that cannot be
+compiled is an error and is not run uncompiled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.plan.protocol import Protocol
+from bench.speed.timing import Workload
+from methods.model.decoder import Decoder
+from methods.model.sizes import kv_bytes_per_token, macs_per_token
+
+
+@dataclass(frozen=True)
+class TimedPoint:
+    """Prompts of `tokens` (prefill), or single tokens behind a context of `tokens` (decode), `batch` at once."""
+
+    kind: str
+    batch: int
+    tokens: int
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """As the record has it."""
+        return {"kind": self.kind, "batch": self.batch, "length" if self.kind == "prefill" else "context": self.tokens}
+
+    def __str__(self) -> str:
+        what = "prefill of" if self.kind == "prefill" else "decode behind"
+        return f"{what} {self.tokens} tokens, batch {self.batch}"
+
+
+def points(protocol: Protocol) -> list[TimedPoint]:
+    """All sizes at the batches asked for, the first of each kind in a sweep over 1, 2, 4, ... too; by rising batch."""
+    sizes = {"prefill": protocol.prefill, "decode": protocol.decode}
+    sweep = [2**power for power in range(protocol.max_batch.bit_length())]
+    found = [TimedPoint(kind, batch, size) for kind in sizes for batch in protocol.batches for size in sizes[kind]]
+    found += [TimedPoint(kind, batch, size) for kind in sizes for batch in sweep for size in sizes[kind][:1]]
+    return sorted(set(found), key=lambda point: (point.batch, list(sizes).index(point.kind), point.tokens))
+
+
+def steps(point: TimedPoint, protocol: Protocol) -> int:
+    """Calls in one pass."""
+    return 1 if point.kind == "prefill" else protocol.decode_steps
+
+
+def workload(model: Any, point: TimedPoint, protocol: Protocol) -> Workload:
+    """The workload of `model`. Raises ValueError when the model has not as many positions as it takes."""
+    count = steps(point, protocol)
+    tokens = point.tokens + (count if point.kind == "decode" else 0)
+    room = getattr(model.config, "max_position_embeddings", None)
+    if room is not None and tokens > room:
+        raise ValueError(f"{tokens} tokens are asked for, and the model has {room} positions")
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids = torch.randint(vocabulary, (point.batch, tokens), generator=generator).to(model.device)
+    forward = torch.compile(model, fullgraph=True) if protocol.compile else model
+    run = (_Prefill if point.kind == "prefill" else _Decode)(model, forward, ids, point.tokens, protocol.cache)
+    return Workload(run.step, run.reset, count)
+
+
+class _Run:
+    """The state of a workload. ids (batch, tokens); `model` and `forward` are the same but for compiling."""
+
+    def __init__(self, model: Any, forward: Any, ids: Tensor, size: int, kind: str) -> None:
+        self.model, self.forward, self.ids, self.size, self.kind = model, forward, ids, size, kind
+        self.cache: Any = None
+        self.last: Any = None  # kept until the next reset, so that freeing it is not timed
+
+    def empty_cache(self) -> Any:
+        """None has the model make a dynamic one."""
+        if self.kind == "dynamic":
+            return None
+        from transformers import StaticCache
+
+        return StaticCache(config=self.model.config, max_cache_len=self.ids.shape[1])
+
+    def feed(self, forward: Any, ids: Tensor) -> Any:
+        return forward(input_ids=ids, cache=self.cache, use_cache=True, logits_to_keep=1)
+
+
+class _Prefill(_Run):
+    def reset(self) -> None:
+        self.last = None
+        if self.cache is None:
+            self.cache = self.empty_cache()
+        else:
+            self.cache.reset()
+
+    def step(self) -> None:
+        self.last = self.feed(self.forward, self.ids)
+
+
+class _Decode(_Run):
+    position = 0
+
+    def reset(self) -> None:
+        """Crop the cache to the depth, or fill a new one where a sliding window has let tokens go."""
+        if self.cache is not None and self._remembers_all():
+            for layer in self.cache.layers:
+                if layer.is_initialized:  # a layer without attention never is
+                    layer.crop(self.size - self.position)
+        else:
+            self.cache = self.last = None
+            self.cache = self.empty_cache()
+            self.cache = self.feed(self.model, self.ids[:, : self.size]).cache
+        self.position = self.size
+
+    def step(self) -> None:
+        self.last = self.feed(self.forward, self.ids[:, self.position : self.position + 1])
+        self.position += 1
+
+    def _remembers_all(self) -> bool:
+        windows = [layer.get_max_length() for layer in self.cache.layers if layer.is_sliding]
+        return all(self.position < window for window in windows)
+
+
+def predicted(dense: Decoder, pruned: Decoder, point: TimedPoint) -> dict[str, float]:
+    """The speed-up that the removed work alone would bring, without units.
+
+    speedup_by_macs   multiply-accumulates; a prefill computes the head once for each sequence
+    speedup_by_bytes  for decode, what one step must read: every matrix once, and keys and values of the context
+    """
+    found = {"speedup_by_macs": macs(dense, point) / macs(pruned, point)}
+    if point.kind == "decode":
+        found["speedup_by_bytes"] = bytes_read(dense, point) / bytes_read(pruned, point)
+    return found
+
+
+def macs(model: Decoder, point: TimedPoint) -> int:
+    """Multiply-accumulates for one sequence: of the whole prompt, or of the first token behind the context."""
+    each = macs_per_token(model, point.tokens)
+    return each if point.kind == "decode" else point.tokens * each - (point.tokens - 1) * model.head.weight.numel()
+
+
+def bytes_read(model: Decoder, point: TimedPoint) -> int:
+    """Bytes of weights and cache for one decode step of the batch."""
+    matrices = (module.weight for module in model.model.modules() if isinstance(module, nn.Linear))
+    weights = sum(weight.numel() * weight.element_size() for weight in matrices)
+    return weights + point.batch * point.tokens * kv_bytes_per_token(model)

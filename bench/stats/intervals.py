@@ -1,0 +1,311 @@
+"""Intervals, standard errors, and tests of what differs between two models on the same documents.
+
+Letters: n = observations, p = share of successes, z = quantile of the standard normal distribution. A paired difference
+is b - a: what the second model has more than the first. Every p value is two-sided.
+
+scipy.stats and scipy.optimize take longer to import than many a report to make: what needs the one is in
+bench.stats.resampling, and the other is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from statistics import NormalDist, fmean, stdev
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betainc, stdtr, stdtrit
+
+POWER = 0.8  # with which a test finds the difference that is called detectable
+Values = Sequence[float] | NDArray[Any]
+Floats = NDArray[np.float64]
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a share, (low, high) in [0, 1].
+
+    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", 1927.  Unlike p +- z stderr
+    it stays within [0, 1] and keeps its coverage for tens of observations and for shares near 0 or 1.
+    """
+    if not 0 <= successes <= n or n == 0:
+        raise ValueError(f"successes lie between 0 and n, and n is positive; got {successes} of {n}")
+    p = successes / n
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    centre = p + z * z / (2 * n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def mean_stderr(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean and its standard error, s / sqrt(n) with s the sample's standard deviation (n - 1 below the line).
+
+    One value has a mean but no standard error: None.
+    """
+    if not values:
+        raise ValueError("the mean of no values is not defined")
+    return fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def average_stderr(stderrs: Sequence[float]) -> float:
+    """The standard error of the plain average of independent means: sqrt(sum se^2) / n."""
+    if not stderrs:
+        raise ValueError("the average of no means is not defined")
+    return math.hypot(*stderrs) / len(stderrs)
+
+
+def ratio_interval(y: Sequence[float], x: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of r = sum(y) / sum(x) over n clusters, such as windows of a text, of x tokens and y nats each.
+
+        v(r) = n / (n - 1) * sum((y - r x)^2) / sum(x)^2      Cochran, Sampling Techniques, 3rd ed. 1977, eq. 6.13
+
+    and the interval is r -+ t(n - 1) sqrt(v).
+    """
+    r, stderr = ratio_stderr(y, x)
+    margin = float(stdtrit(len(x) - 1, (1 + confidence) / 2)) * stderr
+    return r - margin, r + margin
+
+
+def ratio_stderr(y: Values, x: Values) -> tuple[float, float]:
+    """r = sum(y) / sum(x) over clusters and its standard error, by the formula of `ratio_interval`."""
+    if len(y) < 2 or len(x) != len(y):
+        raise ValueError(f"an interval needs two clusters with both figures; got {len(y)} and {len(x)}")
+    r, stderr = _ratios_stderrs(np.asarray(y, dtype=float), np.asarray(x, dtype=float))
+    return float(r), float(stderr)
+
+
+def _ratios_stderrs(y: Floats, x: Floats) -> tuple[Floats, Floats]:
+    """The same along the last axis of y, (..., n), with x of (n,)."""
+    n, total = len(x), x.sum()
+    r = y.sum(-1) / total
+    variance = n / (n - 1) * np.square(y - r[..., None] * x).sum(-1) / total**2
+    return r, np.sqrt(variance)
+
+
+def paired_ratio(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """(ratio, low, high) of a to b, both positive and taken in pairs, such as milliseconds of the same round.
+
+    On x_i = log(a_i / b_i): the ratio is exp of the median of the Walsh averages (x_i + x_j) / 2, i <= j
+        (J. L. Hodges, E. L. Lehmann, "Estimates of location based on rank tests", 1963),
+    and its interval is exp of those averages that the signed-rank test does not reject
+        (M. Hollander, D. A. Wolfe, Nonparametric Statistical Methods, 2nd ed. 1999, section 3.3).
+    Holds its level for any symmetric distribution of x, so that a few disturbed pairs widen it little; under a normal
+    one it is about 2 % wider than Student's. Raises ValueError for too few pairs, at 95 % fewer than 6.
+    """
+    if len(a) != len(b) or min(*a, *b) <= 0:
+        raise ValueError("a ratio needs pairs of positive figures")
+    x = np.log(np.asarray(a, dtype=float)) - np.log(np.asarray(b, dtype=float))
+    rank = _rejected_ranks(len(x), (1 - confidence) / 2)
+    if not rank:
+        raise ValueError(f"{len(x)} pairs have no interval of {confidence:.0%}")
+    i, j = np.triu_indices(len(x))
+    averages = np.sort((x[i] + x[j]) / 2)
+    low, high = averages[rank - 1], averages[-rank]
+    return math.exp(np.median(averages)), math.exp(low), math.exp(high)
+
+
+def _rejected_ranks(n: int, tail: float) -> int:
+    """How many values of the signed-rank statistic, from 0 up, have together at most the probability `tail`."""
+    probability = np.ones(1)  # of each sum of a random subset of the ranks 1 .. n
+    for rank in range(1, n + 1):
+        without = np.pad(probability, (0, rank))
+        probability = (without + np.pad(probability, (rank, 0))) / 2
+    return int(np.searchsorted(np.cumsum(probability), tail, side="right"))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What the second model has more than the first, or as a ratio how many times as much.
+
+    low, high    its interval
+    p            two-sided p value of no difference
+    detectable   the smallest difference that the same test finds with the probability POWER; None if it finds none
+    """
+
+    estimate: float
+    low: float
+    high: float
+    p: float
+    detectable: float | None
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """Exact p value for equal shares, from the documents that only one of two models gets right.
+
+    Q. McNemar, "Note on the sampling error of the difference between correlated proportions", 1947: if both models are
+    as good, each of these documents falls to either side like a coin. Holds over several tasks together too, whatever
+    their difficulty. Its real level is below the nominal one: with about 60 such documents 3.7 % instead of 5 %.
+    """
+    return float(mcnemars(np.array(lost), np.array(gained)))
+
+
+def mcnemars(lost: NDArray[np.int64], gained: NDArray[np.int64]) -> Floats:
+    """The same for counts of many pairs: twice the chance of no more heads than the smaller side in as many throws."""
+    fewer, n = np.minimum(lost, gained), lost + gained
+    below = betainc(np.maximum(n - fewer, 1), fewer + 1, 0.5)  # the binomial distribution's P(X <= fewer), p = 1/2
+    return np.where(n > 0, np.minimum(1.0, 2 * below), 1.0)
+
+
+def paired_share_interval(lost: int, gained: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval of the difference of two shares over the same n documents, (gained - lost) / n, in [-1, 1].
+
+    T. Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
+    design", Statistics in Medicine 17, 1998: every d is in it that
+
+        z(d) = (gained - lost - n d) / sqrt(n (2 q + d (1 - d)))
+
+    does not reject, q being the likeliest share of lost documents under d. Without any it is -+ z^2 / (n + z^2).
+    """
+    if min(lost, gained) < 0 or lost + gained > n or n == 0:
+        raise ValueError(f"lost and gained documents are among all; got {lost} and {gained} of {n}")
+    from scipy.optimize import brentq
+
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+
+    def score(d: float) -> float:
+        b = (2 * n - gained + lost) * d - lost - gained
+        q = (math.sqrt(b * b + 8 * n * lost * d * (1 - d)) - b) / (4 * n)
+        above, variance = gained - lost - n * d, n * (2 * q + d * (1 - d))
+        if variance > 0:
+            return above / math.sqrt(variance)
+        return math.copysign(math.inf, above) if above else 0.0
+
+    estimate, edge = (gained - lost) / n, 1 - 1e-12
+    low = -1.0 if estimate <= -edge else brentq(lambda d: min(score(d), 1e9) - z, -edge, estimate)
+    high = 1.0 if estimate >= edge else brentq(lambda d: max(score(d), -1e9) + z, estimate, edge)
+    return float(low), float(high)
+
+
+def detectable_share(n: int, discordance: float, alpha: float = 0.05, power: float = POWER) -> float | None:
+    """The difference of two shares that McNemar's test finds with `power`, `discordance` being the share that flips.
+
+    The d with n d^2 = (z(alpha / 2) sqrt(discordance) + z(1 - power) sqrt(discordance - d^2))^2: R. J. Connor, "Sample
+    size for testing differences in proportions for the paired-sample design", Biometrics 43, 1987. None where even
+    flips all in one direction would not do, or where nothing flips and so nothing is known.
+    """
+    from scipy.optimize import brentq
+
+    reject, find = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
+
+    def excess(d: float) -> float:
+        spread = reject * math.sqrt(discordance) + find * math.sqrt(max(0.0, discordance - d * d))
+        return math.sqrt(n) * d - spread
+
+    return float(brentq(excess, 0, discordance)) if discordance and excess(discordance) > 0 else None
+
+
+def paired_shares(a: Values, b: Values, confidence: float = 0.95) -> Difference:
+    """Of two models' answers to the same documents, 1 for right and 0 for wrong: McNemar's test, Tango's interval."""
+    before, after = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+    lost, gained, n = int((before & ~after).sum()), int((after & ~before).sum()), len(before)
+    interval = paired_share_interval(lost, gained, n, confidence)
+    return Difference((gained - lost) / n, *interval, mcnemar(lost, gained), detectable_share(n, (lost + gained) / n))
+
+
+def flips(a: Values, b: Values) -> tuple[int, int, float]:
+    """(lost, gained, agreement): right before and wrong after, the reverse, and the share with the same outcome.
+
+    A. Dutta et al., "Accuracy is not all you need", 2024: flips show a change that cancels out in the accuracy.
+    """
+    before, after = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+    lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
+    return lost, gained, 1 - (lost + gained) / len(before)
+
+
+def paired_clusters(a: Values, b: Values, groups: Sequence[Hashable], confidence: float = 0.95) -> Difference:
+    """Mean of b - a where documents of one group are no independent observations, such as questions on one passage.
+
+    The standard error is the cluster-robust one (`ratio_interval` on the groups' sums and sizes), test and interval are
+    Student's with one degree of freedom less than there are groups. E. Miller, "Adding error bars to evals", 2024, 2.2.
+    """
+    return student(*by_group(np.asarray(b, dtype=float) - np.asarray(a, dtype=float), groups), confidence)
+
+
+def by_group(values: NDArray[Any], groups: Sequence[Hashable]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(sum, size) of each group."""
+    number = {group: position for position, group in enumerate(dict.fromkeys(groups))}
+    where = [number[group] for group in groups]
+    return np.bincount(where, weights=values), np.bincount(where).astype(float)
+
+
+def paired_perplexity(nll_a: Values, nll_b: Values, tokens: Values, confidence: float = 0.95) -> Difference:
+    """How many times the first model's perplexity the second has, over the same windows of a text.
+
+    nll_a, nll_b   nats of each window;  tokens   scored in it
+
+    The logarithm of the ratio is sum(nll_b - nll_a) / sum(tokens): `ratio_interval` with the windows as clusters, since
+    the tokens of one are no independent observations, and Student's test with one degree of freedom less than windows.
+    """
+    found = student(np.asarray(nll_b, dtype=float) - np.asarray(nll_a, dtype=float), tokens, confidence)
+    estimate, low, high = np.exp([found.estimate, found.low, found.high]).tolist()
+    return Difference(estimate, low, high, found.p, None if found.detectable is None else math.exp(found.detectable))
+
+
+def paired_perplexities(nll_a: Floats, nll_b: Floats, tokens: Values) -> tuple[Floats, Floats, Floats, Floats]:
+    """(ratio, low, high, p) of many pairs, each (pairs,), as by `paired_perplexity`, from nats of (pairs, windows)."""
+    found = _students(nll_b - nll_a, np.asarray(tokens, dtype=float), 0.95)
+    with np.errstate(over="ignore"):  # an endless interval is one
+        estimate, low, high = np.exp(found[:3])
+    return estimate, low, high, found[3]
+
+
+def student(sums: Values, sizes: Values, confidence: float) -> Difference:
+    """sum(sums) / sum(sizes) over clusters; equal clusters leave no doubt: the interval is a point, and p is 0 or 1."""
+    _, stderr = ratio_stderr(sums, sizes)
+    found = _students(np.asarray(sums, dtype=float), np.asarray(sizes, dtype=float), confidence)
+    estimate, low, high, p = (float(figure) for figure in found)
+    return Difference(estimate, low, high, p, detectable(stderr, len(sums), confidence))
+
+
+def _students(sums: Floats, sizes: Floats, confidence: float) -> tuple[Floats, Floats, Floats, Floats]:
+    """(estimate, low, high, p) along the last axis of sums, (..., n), with sizes of (n,)."""
+    estimate, stderr = _ratios_stderrs(sums, sizes)
+    freedom = len(sizes) - 1
+    margin = stdtrit(freedom, (1 + confidence) / 2) * stderr
+    known = np.where(stderr > 0, stderr, 1.0)
+    p = np.where(stderr > 0, 2 * stdtr(freedom, -np.abs(estimate) / known), estimate == 0)
+    return estimate, estimate - margin, estimate + margin, p
+
+
+def detectable(stderr: float, n: int, confidence: float) -> float | None:
+    """H. S. Bloom, "Minimum detectable effects", Evaluation Review 19, 1995: (t(alpha / 2) + t(1 - power)) stderr."""
+    quantiles = stdtrit(n - 1, [(1 + confidence) / 2, POWER])
+    return float(quantiles.sum() * stderr) if stderr else None
+
+
+def ratio_of_ratios(a: tuple[float, float, float], b: tuple[float, float, float]) -> tuple[float, float, float]:
+    """(b / a, low, high) of two independent ratios, each given as (ratio, low, high), such as speed-ups of two runs.
+
+    On logarithms, each side's distance is the root of the squares of the two that add up to it: G. Y. Zou, A. Donner,
+    "Construction of confidence limits about effect measures", Statistics in Medicine 27, 2008.
+    """
+    (x, x_low, x_high), (y, y_low, y_high) = np.log(a), np.log(b)
+    low, high = math.hypot(y - y_low, x_high - x), math.hypot(y_high - y, x - x_low)
+    return math.exp(y - x), math.exp(y - x - low), math.exp(y - x + high)
+
+
+def kendall(a: Values, b: Values) -> float:
+    """Kendall's tau-b of two orders of the same things, in [-1, 1]; NaN where either knows no order."""
+    one, other = (np.sign(np.subtract.outer(side, side)) for side in (np.asarray(a), np.asarray(b)))
+    pairs = math.sqrt(float(np.abs(one).sum() * np.abs(other).sum()))
+    return float((one * other).sum()) / pairs if pairs else math.nan
+
+
+def holm(p: Sequence[float], weights: Sequence[float] | None = None) -> list[float]:
+    """p values adjusted for their number, in the order given: any of them falls below 5 % by chance in 5 % of tables.
+
+    S. Holm, "A simple sequentially rejective multiple test procedure", 1979; with weights, its section 3: a test of
+    twice the weight is rejected at twice the level.
+    """
+    share = list(weights or [1.0] * len(p))
+    order = sorted(range(len(p)), key=lambda number: p[number] / share[number])
+    left_from = [*accumulate(share[number] for number in reversed(order))][::-1]
+    adjusted, worst = [0.0] * len(p), 0.0
+    for number, left in zip(order, left_from, strict=True):
+        worst = max(worst, min(1.0, p[number] / share[number] * left))
+        adjusted[number] = worst
+    return adjusted

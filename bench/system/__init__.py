@@ -1,0 +1,1 @@
+"""Knows the machine: its processes, signals, memory and GPUs."""

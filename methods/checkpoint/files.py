@@ -1,0 +1,50 @@
+"""Writes files so that they are whole or absent, and hashes them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from methods.errors import Unwritable
+
+WRITING = ".writing-"  # begins the name of a file that is not whole yet
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write to a temporary neighbour, flush it to the disk, and rename it to `path`. Raises Unwritable."""
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{WRITING}{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).chmod(path.parent.stat().st_mode & 0o666)  # mkstemp lets nobody else read it
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise Unwritable(f"{path} cannot be written: {error.strerror}; the same command goes on once it can") from error
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename last through a power cut, where the system lets a folder be opened."""
+    if os.name != "posix":
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

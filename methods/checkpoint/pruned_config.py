@@ -1,0 +1,209 @@
+"""Models whose layers differ: what each layer holds, as plain values, and back.
+
+A pruned model is its base architecture with fewer units. PrunedConfig keeps the base's configuration and says for each
+layer what is left of it; building a model from it makes the base's own class and cuts it to these shapes with the same
+cuts that methods use. Importing this file makes such folders load through the Auto classes of transformers.
+
+    per_layer_config    {layer: {num_attention_heads, num_key_value_heads, intermediate_size,
+                                 attention_output_bias, mlp_output_bias    whether the output matrix has a bias
+                                 skip       ["attention"] or ["mlp"] where one has been removed
+                                 maps       ["before"] or ["behind"] where a linear map of the residual stands
+                                 scaling    of the attention's scores, where it is not what the layer's number gives}}
+    residual            {"hidden_size": d, "output_size": e} where the residual stream has been cut to d and ends as e
+
+Letters: D = residual width of the base, d, e = what is left of it in and behind the layers, G = key/value heads,
+         I = MLP width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from methods.model.decoder import Decoder, Layer
+from methods.model.residual_map import maps_of, put_map
+from methods.model.sliced_layer import SlicedLayer, cut_columns, fuse, read_in_basis, write_in_basis
+from methods.model.structures import keep_channels, keep_kv_groups
+
+SHARED = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings")  # shown beside the base's own
+
+
+class PrunedConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
+    """The base's configuration and what is left of each layer."""
+
+    model_type = "prunebench"
+    base_config: dict[str, Any] | None = None
+    num_hidden_layers: int = 0
+    residual: dict[str, int] | None = None
+
+    def base(self) -> PreTrainedConfig:
+        """The configuration of the architecture that has been pruned, with the layers that are left."""
+        given = dict(self.base_config or {})
+        base: PreTrainedConfig = CONFIG_MAPPING[given.pop("model_type")].from_dict(given)
+        base.dtype, base._attn_implementation = self.dtype, self._attn_implementation
+        return base
+
+
+class PrunedForCausalLM:
+    """What the Auto classes ask for a PrunedConfig's model; they get one of the base's class."""
+
+    config_class = PrunedConfig
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, config: PrunedConfig, **options: Any) -> Any:
+        return cut_class(config).from_pretrained(*args, config=config, **options)
+
+    @classmethod
+    def _from_config(cls, config: PrunedConfig, **options: Any) -> Any:
+        return cut_class(config)._from_config(config, **options)
+
+
+AutoConfig.register(PrunedConfig.model_type, PrunedConfig, exist_ok=True)
+AutoModelForCausalLM.register(PrunedConfig, PrunedForCausalLM, exist_ok=True)
+
+
+def cut_class(config: PrunedConfig) -> Any:
+    """The base's class with an __init__ that cuts, so that transformers' own loader fills the cut model."""
+    stock = stock_class(config.base())
+
+    def build(self: Any, config: PrunedConfig) -> None:
+        stock.__init__(self, config.base())
+        self.__class__ = stock  # it now is an ordinary model of its family, which can be copied and sent elsewhere
+        cut(Decoder(self), config)
+
+    return type(stock.__name__, (stock,), {"__init__": build, "config_class": PrunedConfig})
+
+
+def stock_class(config: PreTrainedConfig) -> Any:
+    """The class that transformers has for causal language models of this configuration."""
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+
+
+def empty(config: PreTrainedConfig) -> Any:
+    """The model of a configuration without weights, on the meta device."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+
+
+def describe(model: Decoder) -> PrunedConfig:
+    """The configuration that says what `model` holds."""
+    whole = Decoder(empty(model.config.from_dict(model.config.to_dict()))).layers
+    layers, maps = [_facts(layer) for layer in model.layers], maps_of(model)
+    if any(maps):
+        layers = [facts | {"maps": places} for facts, places in zip(layers, maps, strict=True)]
+    scales = [getattr(layer.attn, "scaling", None) for layer in model.layers]
+    if any(scale not in (None, getattr(base.attn, "scaling", None)) for scale, base in zip(scales, whole, strict=True)):
+        layers = [facts | {"scaling": scale} for facts, scale in zip(layers, scales, strict=True)]
+    sliced = isinstance(model.layers[-1].module, SlicedLayer)
+    base = {name: value for name, value in model.config.to_diff_dict().items() if name != "dtype"}
+    residual = {"hidden_size": model.embed.embedding_dim, "output_size": model.head.in_features}
+    described: PrunedConfig = PrunedConfig.from_dict(
+        {
+            "architectures": [PrunedForCausalLM.__name__],
+            "base_config": base | {"architectures": [type(model.model).__name__]},
+            "per_layer_config": dict(enumerate(layers)),
+            "residual": residual if sliced else None,
+            "dtype": model.config.dtype,
+            **{name: getattr(model.config, name) for name in SHARED},
+        }
+    )
+    described._attn_implementation = model.config._attn_implementation
+    return described
+
+
+def _facts(layer: Layer) -> dict[str, Any]:
+    facts = {
+        "num_attention_heads": layer.kv_heads * layer.group,
+        "num_key_value_heads": layer.kv_heads,
+        "intermediate_size": layer.down.in_features if layer.has_mlp else 0,
+        "attention_output_bias": layer.has_attention and layer.out.bias is not None,
+        "mlp_output_bias": layer.has_mlp and layer.down.bias is not None,
+    }
+    has = {"attention": layer.has_attention, "mlp": layer.has_mlp}
+    return facts if all(has.values()) else facts | {"skip": [part for part in has if not has[part]]}
+
+
+def cut(model: Decoder, config: PrunedConfig) -> None:
+    """Cut a model of the base's shapes to those of `config`, in place. Which units stay is for its weights to fill.
+
+    Raises ValueError for a description that does not fit the base.
+    """
+    layers = model.layers
+    if len(config.per_layer_config) != len(layers):
+        raise ValueError(f"per_layer_config describes {len(config.per_layer_config)} layers of {len(layers)}")
+    for number, (layer, facts) in enumerate(zip(layers, config.per_layer_config, strict=True)):
+        if "attention" in facts.skip:
+            layer.remove_attention()
+        else:
+            _cut_attention(layer, facts, number)
+        if "mlp" in facts.skip:
+            layer.remove_mlp()
+        else:
+            _within("intermediate_size", facts.intermediate_size, layer.down.in_features, number)
+            keep_channels(layer, range(facts.intermediate_size))
+            _set_bias(layer.down, facts.mlp_output_bias)
+    model.set_layers(layers)
+    for number, facts in enumerate(config.per_layer_config):
+        for place in getattr(facts, "maps", []):
+            _put_empty_map(model, number, place)
+    if config.residual is not None:
+        _cut_residual(model, config.residual["hidden_size"], config.residual["output_size"])
+
+
+def _cut_attention(layer: Layer, facts: Any, number: int) -> None:
+    G = facts.num_key_value_heads
+    _within("num_key_value_heads", G, layer.kv_heads, number)
+    if facts.num_attention_heads != G * layer.group:
+        raise ValueError(
+            f"layer {number} has {layer.group} query heads for each key/value head, which num_attention_heads "
+            f"{facts.num_attention_heads} and num_key_value_heads {G} are not"
+        )
+    if layer.kv_heads != G:
+        keep_kv_groups(layer, range(G))
+    _set_bias(layer.out, facts.attention_output_bias)
+    if (scaling := getattr(facts, "scaling", None)) is not None:
+        layer.attn.scaling = scaling
+
+
+def _put_empty_map(model: Decoder, number: int, place: str) -> None:
+    if place not in ("before", "behind") or (place == "before" and number):
+        raise ValueError(f"a map stands before the first layer or behind any; config.json says {place} {number}")
+    weight, D = model.embed.weight, model.embed.embedding_dim
+    put_map(model, number if place == "behind" else -1, weight.detach().new_empty(D, D))
+
+
+def _within(name: str, size: int, most: int, number: int) -> None:
+    if not 1 <= size <= most:
+        raise ValueError(f"{name} of layer {number} lies between 1 and {most}; config.json says {size}")
+
+
+def _set_bias(matrix: nn.Linear, wanted: bool) -> None:
+    if wanted != (matrix.bias is not None):
+        matrix.register_parameter("bias", nn.Parameter(matrix.weight.detach()[:, 0].clone()) if wanted else None)
+
+
+def _cut_residual(model: Decoder, d: int, e: int) -> None:
+    """What slicing leaves of every shape: norms without gains, shortcuts, and d or e instead of D."""
+    fuse(model, centre_embeddings=False)
+    weight = model.embed.weight
+    Q = torch.eye(model.embed.embedding_dim, dtype=torch.float64, device=weight.device)
+    _within("residual", min(d, e), len(Q), 0)
+    for table in [model.embed, *([] if model.positions is None else [model.positions])]:
+        table.weight = cut_columns(table.weight, Q, d)
+        table.embedding_dim = d
+    layers = model.layers
+    for layer in layers:
+        end = e if layer is layers[-1] else d
+        middle = end if layer.parallel else d
+        read_in_basis([*layer.qkv, *layer.up], Q, d)
+        write_in_basis(layer.out, Q, middle)
+        write_in_basis(layer.down, Q, end)
+        shortcuts = [Q[:d, :end]] if layer.parallel else [Q[:d, :d], Q[:d, :end]]
+        layer.module = SlicedLayer(layer, [shortcut.to(weight.dtype) for shortcut in shortcuts])
+    model.head.weight = cut_columns(model.head.weight, Q, e)
+    model.head.in_features = e
+    model.set_layers(layers)

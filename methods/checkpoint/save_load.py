@@ -1,0 +1,265 @@
+"""Pruned models on disk: safetensors, a configuration that tells the truth, and a card; written whole or not at all.
+
+    config.json              of the stock class where stock transformers can hold the model, else a PrunedConfig
+    model*.safetensors       the weights, in several files above a limit, with an index as transformers writes it
+    generation_config.json, tokenizer files
+    prunebench.json          the manifest: layout, hashes, counts, structure, where the model is from (see `save`)
+    README.md                the card, made from the manifest
+
+A folder with a stock configuration needs nothing but transformers. Any other loads with `load`, or, where this file has
+been imported, through the Auto classes. Nothing here pickles or unpickles.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedConfig
+
+from methods.checkpoint import model_card, weight_files
+from methods.checkpoint.pruned_config import describe, empty
+from methods.checkpoint.transformers_compat import (
+    Uneven,
+    difference,
+    loaded,
+    logits,
+    padded,
+    shapes,
+    try_out,
+    uniform_config,
+)
+from methods.errors import CheckpointError, first_line
+from methods.model.decoder import Decoder
+from methods.model.sizes import parameters
+
+__all__ = ["CheckpointError", "complete", "is_checkpoint", "load", "read_manifest", "refuse_own_code", "save"]
+
+LAYOUT = 1
+MANIFEST = "prunebench.json"
+SHARD_BYTES = 5 * 10**9
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PROBE_TOKENS = 24
+CPU = torch.device("cpu")
+
+
+def save(
+    model: Decoder,
+    folder: Path,
+    *,
+    tokenizer: Any = None,
+    facts: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    pad: bool = False,
+    probe: Tensor | None = None,
+) -> dict[str, Any]:
+    """Write `model` into `folder`, which must be new or empty, and return the manifest.
+
+    facts        go into the manifest as they are, and from there into the card: base, pruning, measured
+    dtype        of the weights on disk; by default the model's own
+    shard_bytes  the most that one weight file holds, unless a single tensor is larger
+    pad          fill up with zeros to uniform widths, so that stock transformers and other engines can hold the model
+    probe        (B, T) token ids on which the loss by `dtype` and `pad` is measured; by default some fixed ones
+
+    The manifest, all plain JSON values:
+
+        layout, versions   of this layout; {package: version}
+        loads_with         "transformers" or "prunebench"
+        reason             why not transformers alone, or null
+        architecture       the class of the base
+        dtype, parameters  of the weights; stored, each tied tensor once
+        weights            {file: {bytes, sha256}}
+        structure          {layers: [what each holds, by the names of methods.checkpoint.pruned_config], residual}
+        padding            {parameters, logit_difference}: without the zeros; the largest there is. Absent unless padded
+        rounding           {dtype, tokens, logit_difference, kl}: of the stored against the given model, the largest
+                           difference and nats per token. Absent where the dtype is the model's own
+        ...                facts
+
+    Raises CheckpointError, and leaves nothing behind, when the folder is taken, the disk refuses, the model runs code
+    of its own, or has something that no description fits.
+    """
+    refuse_own_code(model)
+    folder, own = Path(folder), model.embed.weight.dtype
+    dtype = own if dtype is None else dtype
+    ids = default_probe(model) if probe is None else probe
+    expected = logits(model, ids)
+    with weight_files.staged(folder) as inside:
+        manifest: dict[str, Any] = {"layout": LAYOUT, "versions": _versions()}
+        if pad:
+            model, manifest["padding"] = _padded(model, ids)
+        form = form_of(model, ids)
+        form.config.dtype = dtype
+        manifest |= {
+            "loads_with": "prunebench" if form.reason else "transformers",
+            "reason": form.reason,
+            "architecture": type(model.model).__name__,
+            "dtype": str(dtype).removeprefix("torch."),
+            "parameters": parameters(model),
+            "structure": structure(model),
+            "weights": weight_files.write(inside, form.tensors, dtype, shard_bytes),
+        }
+        _write_rest(inside, model, form.config, tokenizer)
+        if dtype != own:
+            rounded = Decoder(loaded(form.config, str(inside), model.embed.weight.device, dtype))
+            manifest["rounding"] = _rounding(expected, logits(rounded, ids), manifest["dtype"])
+        _write_manifest(inside, dict(facts or {}) | manifest)
+    return read_manifest(folder)
+
+
+def refuse_own_code(model: Decoder) -> None:
+    """Raise CheckpointError for a model whose class is not one of transformers: code is not stored beside weights."""
+    kind = type(model.model)
+    if kind.__module__.partition(".")[0] != "transformers":
+        raise CheckpointError(f"{kind.__name__} is code that came with the model, and a saved model holds no code")
+
+
+def load(
+    folder: Path, *, dtype: torch.dtype | None = None, device: torch.device = CPU, check_hashes: bool = True
+) -> Decoder:
+    """The model in `folder`, in evaluation mode, in `dtype` or else the dtype it is stored in.
+
+    Raises CheckpointError for a folder that is not what its manifest and its configuration say.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    weight_files.check(folder, manifest["weights"], hashes=check_hashes)
+    config = check_config(folder, manifest)
+    try:
+        model = loaded(config, str(folder), device, dtype or DTYPES[manifest["dtype"]], use_safetensors=True)
+    except (ValueError, OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{folder} does not load: {first_line(error)}") from error
+    return Decoder(model)
+
+
+def complete(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Add `facts`, such as figures measured on the reloaded model, to the manifest and the card; the new manifest."""
+    manifest = read_manifest(folder) | dict(facts)
+    _write_manifest(Path(folder), manifest)
+    return manifest
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether `save` wrote the folder."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Raises CheckpointError where there is none, or one of another layout."""
+    path = Path(folder) / MANIFEST
+    try:
+        manifest: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
+    layout = manifest.get("layout") if isinstance(manifest, dict) else None
+    if layout != LAYOUT:
+        raise CheckpointError(f"{path} has layout {layout}; this version reads {LAYOUT}")
+    missing = {"weights", "dtype", "parameters", "structure", "loads_with"} - set(manifest)
+    if missing:
+        raise CheckpointError(f"{path} says nothing of {', '.join(sorted(missing))}")
+    return dict(manifest)
+
+
+def check_config(folder: Path, manifest: Mapping[str, Any]) -> PreTrainedConfig:
+    """The configuration of `folder`. Raises CheckpointError where it and the weights or the manifest disagree."""
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
+        shell = empty(config)
+    except (ValueError, KeyError, AttributeError, TypeError, OSError, StrictDataclassError) as error:
+        reason = first_line(error.__cause__ or error)
+        raise CheckpointError(f"{folder / 'config.json'} describes no model: {reason}") from error
+    problem = difference(weight_files.stored_shapes(folder, manifest["weights"]), shapes(shell))
+    if problem is not None:
+        raise CheckpointError(f"{folder / 'config.json'} and the weights disagree: {problem}")
+    if structure(Decoder(shell)) != manifest["structure"]:
+        raise CheckpointError(f"{folder / 'config.json'} and {MANIFEST} describe different layers")
+    return config
+
+
+def structure(model: Decoder) -> dict[str, Any]:
+    """What each layer holds, by the names of methods.checkpoint.pruned_config, as plain JSON values."""
+    described = describe(model)
+    layers = described.to_dict()["per_layer_config"]
+    return {"layers": [layers[name] for name in sorted(layers)], "residual": described.residual}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a model is stored: what config.json says, the tensors, and why not in stock form, if it is not."""
+
+    config: PreTrainedConfig
+    tensors: dict[str, Tensor]
+    reason: str | None
+
+
+def form_of(model: Decoder, ids: Tensor) -> Form:
+    """The stock form if transformers makes the same model of it, else the described one. Raises CheckpointError."""
+    try:
+        config = uniform_config(model)
+        return Form(config, try_out(model, config, ids), None)
+    except Uneven as error:
+        reason = str(error)
+    try:
+        described = describe(model)
+        return Form(described, try_out(model, described, ids), reason)
+    except ValueError as error:
+        raise CheckpointError(f"this model cannot be stored: {first_line(error)}") from error
+
+
+def default_probe(model: Decoder) -> Tensor:
+    """(1, T) some token ids, the same for every model of this vocabulary."""
+    length = min(PROBE_TOKENS, model.config.max_position_embeddings)
+    return (torch.arange(length) * 7 + 3).remainder(model.config.vocab_size)[None]
+
+
+def _padded(model: Decoder, ids: Tensor) -> tuple[Decoder, dict[str, Any]]:
+    try:
+        wide, off = padded(model, ids)
+    except Uneven as error:
+        raise CheckpointError(f"padding does not make this model uniform: {error}") from error
+    return wide, {"parameters": parameters(model), "logit_difference": off}
+
+
+def _rounding(expected: Tensor, rounded: Tensor, dtype: str) -> dict[str, Any]:
+    """What `dtype` costs: the largest difference of a logit, and the mean KL divergence in nats per token."""
+    if not bool(rounded.isfinite().all()):
+        raise CheckpointError(f"in {dtype} the model's logits overflow; store it in another dtype")
+    p, q = expected.log_softmax(-1), rounded.log_softmax(-1)
+    return {
+        "dtype": dtype,
+        "tokens": rounded.shape[0] * rounded.shape[1],
+        "logit_difference": float((rounded - expected).abs().max()),
+        "kl": max(0.0, float((p.exp() * (p - q)).sum(-1).mean())),
+    }
+
+
+def _write_rest(folder: Path, model: Decoder, config: PreTrainedConfig, tokenizer: Any) -> None:
+    (folder / "config.json").write_text(config.to_json_string(), encoding="utf-8")
+    if model.model.generation_config is not None:
+        model.model.generation_config.to_json_file(folder / "generation_config.json")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """The manifest and the card that follows from it, each replaced in one step."""
+    texts = {
+        MANIFEST: json.dumps(manifest, indent=1, allow_nan=False, ensure_ascii=False) + "\n",
+        "README.md": model_card.render(manifest),
+    }
+    for name, text in texts.items():
+        temporary = folder / f".{name}"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(folder / name)
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("prunebench", "torch", "transformers", "safetensors")}

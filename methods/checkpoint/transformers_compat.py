@@ -1,0 +1,219 @@
+"""What stock transformers can hold: one width for all layers, and nothing that its classes do not build by themselves.
+
+Whether a pruned model is of that kind is found out by trying: the stock class is built from the configuration, names
+and shapes are compared, the weights are put in, and the logits must come out. What differs only in width can be padded
+with zeros to the smallest widths that the stock class takes; a head or channel of zeros adds nothing to the residual.
+
+Letters: H = query heads, G = key/value heads, R = H / G, E = head width, I = MLP width, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging
+
+from methods.checkpoint.pruned_config import PrunedConfig, cut_class, describe, empty, stock_class
+from methods.errors import first_line
+from methods.model.decoder import Decoder
+from methods.model.structures import Part, attention_parts, mlp_parts
+
+TOLERANCE = 1e-5  # share of the largest logit by which a rebuilt model may differ, for kernels that reorder sums
+WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+
+
+class Uneven(ValueError):
+    """Stock transformers cannot hold the model; the message says what it has no place for."""
+
+
+def uniform_config(model: Decoder) -> PreTrainedConfig:
+    """The stock configuration of a model whose layers all have the same widths. Raises Uneven for any other."""
+    form = describe(model)
+    if form.residual is not None:
+        raise Uneven("the residual stream has been cut, and each layer maps it from one basis to the next")
+    for number, facts in enumerate(form.per_layer_config):
+        for place in getattr(facts, "maps", []):
+            raise Uneven(f"a linear map of the residual stands {place} layer {number}")
+        for part in facts.skip:
+            raise Uneven(f"layer {number} has no {part}")
+        if hasattr(facts, "scaling"):
+            raise Uneven("the attention's scale follows from a layer's number, and layers in front of it have gone")
+    for width in WIDTHS:
+        sizes = sorted({getattr(facts, width) for facts in form.per_layer_config})
+        if len(sizes) > 1:
+            raise Uneven(f"{width} differs from layer to layer, from {sizes[0]} to {sizes[-1]}")
+    facts = form.per_layer_config[0]
+    return stock_config(model, facts.num_key_value_heads, facts.intermediate_size)
+
+
+def stock_config(model: Decoder, G: int, I: int) -> PreTrainedConfig:
+    """The model's configuration with G key/value heads and an MLP of width I in every layer. Raises Uneven."""
+    layers, config = model.layers, type(model.config).from_dict(model.config.to_dict())
+    sizes = {"num_attention_heads": G * layers[0].group, model.family.mlp_width: I}
+    if hasattr(config, "num_key_value_heads"):
+        sizes["num_key_value_heads"] = G
+    if hasattr(config, "head_dim") or G * layers[0].group != config.num_attention_heads:
+        sizes["head_dim"] = layers[0].head_width
+    switches = {
+        "attention_bias": any(layer.has_attention and layer.out.bias is not None for layer in layers),
+        "mlp_bias": any(layer.has_mlp and layer.down.bias is not None for layer in layers),
+    }
+    values = config.to_dict() | {config.attribute_map.get(name, name): size for name, size in sizes.items()}
+    values |= {name: True for name, on in switches.items() if on and hasattr(config, name)}
+    try:
+        stock: PreTrainedConfig = type(config).from_dict(values)
+        empty(stock)
+    except (ValueError, StrictDataclassError) as error:
+        raise Uneven(f"transformers takes no such widths: {first_line(error.__cause__ or error)}") from error
+    stock.architectures, stock.dtype = [type(model.model).__name__], model.config.dtype
+    stock._attn_implementation = model.config._attn_implementation
+    return stock
+
+
+def takes(model: Decoder, G: int) -> bool:
+    """Whether the stock class takes G key/value heads in every layer."""
+    try:
+        stock_config(model, G, model.layers[0].down.in_features)
+    except Uneven:
+        return False
+    return True
+
+
+def tensors(model: Decoder, shell: Any) -> dict[str, Tensor]:
+    """What is stored, by name: each tied tensor once, and transposed where `shell`, a model of its class, has it so."""
+    transposed = {f"{name}.weight" for name, module in shell.named_modules() if isinstance(module, Conv1D)}
+    tied = model.model.all_tied_weights_keys or {}
+    return {
+        name: tensor.T if name in transposed else tensor
+        for name, tensor in model.model.state_dict().items()
+        if name not in tied
+    }
+
+
+def rebuilt(config: PreTrainedConfig, stored: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> Any:
+    """The model of `config` around the tensors `stored`, as the loader of transformers makes it. Nothing is copied."""
+    return loaded(config, None, device, dtype, state_dict=stored)
+
+
+def loaded(
+    config: PreTrainedConfig, folder: str | None, device: torch.device, dtype: torch.dtype, **options: Any
+) -> Any:
+    """`from_pretrained` without progress bars. Raises ValueError for a tensor that is missing or left over."""
+    kind = cut_class(config) if isinstance(config, PrunedConfig) else stock_class(config)
+    if device.type != "cpu":
+        options["device_map"] = {"": device}
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        model, report = kind.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True, **options)
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    for problem, names in report.items():
+        if names:
+            raise ValueError(f"{problem.replace('_', ' ')}: {', '.join(map(str, sorted(names)[:3]))}")
+    return model.eval()
+
+
+def shapes(shell: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of everything that a model of this class and these sizes stores, by name."""
+    tied = shell.all_tied_weights_keys or {}
+    return {name: tuple(tensor.shape) for name, tensor in shell.state_dict().items() if name not in tied}
+
+
+def difference(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str | None:
+    """The first tensor that is not as wanted, as a sentence."""
+    for name in [*wanted, *found]:
+        if name not in found:
+            return f"{name} is missing"
+        if name not in wanted:
+            return f"there is no place for {name}"
+        if wanted[name] != found[name]:
+            return f"{name} is {found[name]} and should be {wanted[name]}"
+    return None
+
+
+def try_out(model: Decoder, config: PreTrainedConfig, ids: Tensor) -> dict[str, Tensor]:
+    """The tensors from which `config` makes the same model again. Raises Uneven when it does not."""
+    shell = empty(config)
+    stored = tensors(model, shell)
+    found = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+    if (problem := difference(found, shapes(shell))) is not None:
+        raise Uneven(f"what transformers would build differs: {problem}")
+    device, dtype = model.embed.weight.device, model.embed.weight.dtype
+    expected = logits(model, ids)
+    got = logits(Decoder(rebuilt(config, stored, device, dtype)), ids)
+    off = float((got - expected).abs().max())
+    if not off <= TOLERANCE * float(expected.abs().max()):
+        raise Uneven(f"what transformers would build computes something else: logits differ by up to {off:.2g}")
+    return stored
+
+
+@torch.no_grad()
+def logits(model: Decoder, ids: Tensor) -> Tensor:
+    """(B, T) -> (B, T, V) in float32"""
+    return model.model(ids.to(model.embed.weight.device), use_cache=False).logits.float()
+
+
+def padded(model: Decoder, ids: Tensor) -> tuple[Decoder, float]:
+    """A copy with zeros where layers are narrower than the widest, and the largest difference of a logit on `ids`.
+
+    The widths are the smallest ones that the stock class takes. Raises Uneven when there are none, and when the copy
+    does not compute the same up to rounding.
+    """
+    if describe(model).residual is not None:
+        raise Uneven("the residual stream has been cut, which zeros do not undo")
+    layers, base = model.layers, Decoder(empty(type(model.config).from_dict(model.config.to_dict())))
+    G, most = max(layer.kv_heads for layer in layers), base.layers[0].kv_heads
+    I = max(layer.down.in_features for layer in layers if layer.has_mlp)
+    config, reason = None, Uneven("no layer has an attention")
+    for wider in range(max(G, 1), most + 1):
+        try:
+            config = stock_config(model, wider, I)
+            break
+        except Uneven as error:
+            reason = error
+    if config is None:
+        raise reason
+    device, dtype = model.embed.weight.device, model.embed.weight.dtype
+    zeros = {name: torch.zeros(shape, device=device, dtype=dtype) for name, shape in shapes(empty(config)).items()}
+    wide = Decoder(rebuilt(config, zeros, device, dtype))
+    _copy(model, wide)
+    expected = logits(model, ids)
+    off = float((logits(wide, ids) - expected).abs().max())
+    if not off <= TOLERANCE * float(expected.abs().max()):
+        uniform_config(model)  # says what zeros do not give, where it knows
+        raise Uneven(f"with zeros it computes something else: logits differ by up to {off:.2g}")
+    return wide, off
+
+
+@torch.no_grad()
+def _copy(narrow: Decoder, wide: Decoder) -> None:
+    """Fill `wide` with the units of `narrow`, each matrix from its first unit on; the rest of it is left as it is."""
+    matrices = {id(matrix.weight) for layer in narrow.layers for matrix in layer.matrices}
+    target = dict(wide.model.named_parameters())
+    for name, parameter in narrow.model.named_parameters():
+        if id(parameter) not in matrices and name in target and target[name].shape == parameter.shape:
+            target[name].copy_(parameter)
+    for ours, theirs in zip(narrow.layers, wide.layers, strict=True):
+        pairs = list(zip(attention_parts(ours), attention_parts(theirs), strict=True)) if ours.has_attention else []
+        pairs += zip(mlp_parts(ours), mlp_parts(theirs), strict=True) if ours.has_mlp else []
+        for source, place in pairs:
+            _copy_units(source, place)
+
+
+def _copy_units(source: Part, place: Part) -> None:
+    if source.matrix.bias is not None and place.matrix.bias is None:
+        raise Uneven("there is no place for the bias of an output matrix")
+    units, rows = source.index.flatten(), place.index[: len(source.index)].flatten()
+    if source.axis == 0:
+        place.matrix.weight[rows] = source.matrix.weight[units]
+        if source.matrix.bias is not None:
+            place.matrix.bias[rows] = source.matrix.bias[units]
+    else:
+        place.matrix.weight[:, rows] = source.matrix.weight[:, units]  # its bias is as long in both

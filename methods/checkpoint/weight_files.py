@@ -1,0 +1,98 @@
+"""Weight files: safetensors written into a folder that appears whole or not at all, and checked when they are read."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from methods.checkpoint.files import sha256
+from methods.errors import CheckpointError, first_line
+
+INDEX = "model.safetensors.index.json"
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `folder` at the end; after an exception nothing of it is left.
+
+    Raises CheckpointError when `folder` is taken, and for whatever the disk refuses.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not empty; name a new folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+            inside = Path(temporary) / folder.name
+            inside.mkdir()
+            yield inside
+            inside.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} cannot be written: {first_line(error)}") from error
+
+
+def write(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype, most: int) -> dict[str, dict[str, Any]]:
+    """The tensors, cast to `dtype`, in files of at most `most` bytes unless one tensor is larger.
+
+    One file is model.safetensors; several are numbered and have an index, as transformers reads them. Tensors are cast
+    file by file. Returns {file: {bytes, sha256}}.
+    """
+    shards: list[list[str]] = [[]]
+    sizes = {name: tensor.numel() * _kind(tensor, dtype).itemsize for name, tensor in tensors.items()}
+    room = most
+    for name, size in sizes.items():
+        if shards[-1] and size > room:
+            shards.append([])
+            room = most
+        shards[-1].append(name)
+        room -= size
+    files = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    files = files if len(files) > 1 else ["model.safetensors"]
+    for file, names in zip(files, shards, strict=True):
+        cast = {name: tensors[name].to(_kind(tensors[name], dtype)).contiguous() for name in names}
+        save_file(cast, folder / file, {"format": "pt"})
+        (folder / file).chmod(folder.stat().st_mode & 0o666)  # as the other files; its writer lets nobody else read it
+    if len(files) > 1:
+        where = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    return {file: {"bytes": (folder / file).stat().st_size, "sha256": sha256(folder / file)} for file in files}
+
+
+def _kind(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    return dtype if tensor.is_floating_point() else tensor.dtype
+
+
+def check(folder: Path, weights: dict[str, dict[str, Any]], *, hashes: bool = True) -> None:
+    """Raise CheckpointError for a weight file that is missing, truncated, changed, or not in the list."""
+    for file, entry in weights.items():
+        path = folder / file
+        if not path.is_file():
+            raise CheckpointError(f"{folder} lacks {file}")
+        if path.stat().st_size != entry["bytes"]:
+            raise CheckpointError(f"{path} has {path.stat().st_size} bytes and should have {entry['bytes']}")
+        if hashes and sha256(path) != entry["sha256"]:
+            raise CheckpointError(f"{path} is not the file that was saved: its sha256 differs")
+    for path in sorted(folder.glob("*.safetensors")):
+        if path.name not in weights:
+            raise CheckpointError(f"{path} does not belong to the model: the manifest does not name it")
+
+
+def stored_shapes(folder: Path, weights: dict[str, dict[str, Any]]) -> dict[str, tuple[int, ...]]:
+    """The shape of every stored tensor by name, read from the files' headers. Raises CheckpointError."""
+    found: dict[str, tuple[int, ...]] = {}
+    for file in weights:
+        try:
+            with safe_open(folder / file, framework="pt") as shard:
+                found |= {name: tuple(shard.get_slice(name).get_shape()) for name in shard.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{folder / file} is no whole safetensors file: {first_line(error)}") from error
+    return found

@@ -1,0 +1,1 @@
+"""Closed-form repairs of a pruned model, one file per paper."""

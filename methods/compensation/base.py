@@ -1,0 +1,199 @@
+"""Compensations: what is left of a pruned model is refitted in closed form to make up for what has gone.
+
+A compensation is an axis of its own: `shortgpt+ghost` is ShortGPT, mended by ghost, and a Pruner like any other. What
+it adds to the model counts: the pruner is asked for so much more that removed less added parameters come nearest to the
+budget.
+
+To add one, write a file with `@compensation("name")` above a frozen dataclass and put the file's name into
+COMPENSATIONS of methods/__init__.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from torch import Tensor
+
+from methods.base import Pruner
+from methods.compensation.boundaries import (
+    Boundary,
+    BoundaryStates,
+    Compensated,
+    Pruning,
+    at_boundaries,
+    kept_layers,
+    some_boundaries,
+)
+from methods.errors import OutOfReach, Unsupported
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder, twin
+from methods.model.residual_map import put_map
+from methods.model.sizes import parameters
+
+TRIES = 6  # at meeting a budget that depends on where the cuts fall
+
+
+class Compensation(Protocol):
+    """A frozen dataclass whose fields are the compensation's parameters."""
+
+    name: ClassVar[str]
+
+    @property
+    def uneven(self) -> str:
+        """Why stock transformers cannot load the result, or nothing."""
+
+    def added(self, pruning: Pruning) -> int:
+        """Parameters that `mend` will add, from shapes alone.
+
+        Raises Unsupported where the compensation has no way to serve what the pruner has done.
+        """
+
+    def mend(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
+        """Refit the pruned model, in place, and say what was done, as plain JSON values."""
+
+
+REGISTRY: dict[str, type[Compensation]] = {}
+C = TypeVar("C", bound=type)
+
+
+def compensation(name: str) -> Callable[[C], C]:
+    """Class decorator: make a frozen dataclass available as compensation `name`."""
+
+    def add(cls: C) -> C:
+        cls.name = name  # type: ignore[attr-defined]
+        REGISTRY[name] = cls
+        return cls
+
+    return add
+
+
+@dataclass(frozen=True)
+class CompensatedPruner:
+    """A pruner and the compensation that follows it."""
+
+    pruner: Pruner
+    compensation: Compensation
+
+    @property
+    def name(self) -> str:
+        return f"{self.pruner.name}+{self.compensation.name}"
+
+    @property
+    def fixed(self) -> bool:
+        return self.pruner.fixed
+
+    @property
+    def uneven(self) -> str:
+        return self.compensation.uneven or getattr(self.pruner, "uneven", "")
+
+    def __getattr__(self, name: str) -> Any:
+        """What the pruner says of itself beyond the protocol: draws, seed, uniform."""
+        if name in ("draws", "seed", "uniform"):
+            return getattr(self.pruner, name)
+        raise AttributeError(name)
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        """The pruner's own; how much more it has to remove is known when it has chosen."""
+        return self.pruner.plan(model, ratio)
+
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        dense = twin(model)
+        decisions = self._pruned(model, dense, calibration, ratio)
+        before = parameters(model)
+        if before == parameters(dense):
+            return decisions
+        done = self.compensation.mend(Pruning(dense, model, kept_layers(decisions, dense, model)), calibration)
+        added = parameters(model) - before
+        if "parameters" in decisions:
+            decisions["parameters"] = parameters(model)
+        return decisions | {"compensation": {"name": self.compensation.name, "added_parameters": added} | done}
+
+    def _pruned(self, model: Decoder, dense: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Prune `model` so that with what will be added the budget is met as nearly as the pruner can."""
+        asked, missed, total = ratio, dict[float, float](), parameters(dense)
+        decisions: dict[str, Any] = {}
+        for _ in range(TRIES):
+            try:
+                decisions = self.pruner.prune(model, calibration, asked)
+            except OutOfReach:
+                if not missed:
+                    raise
+                break
+            added = self._added(decisions, dense, model)
+            missed[asked] = abs(parameters(model) + added - (1 - ratio) * total)
+            following = ratio + added / total
+            if self.fixed or following in missed or self._same(dense, asked, following):
+                break
+            calibration, asked = _knowing(calibration, decisions), following
+            _restore(model, dense)
+        best = min(missed, key=lambda one: missed[one])
+        if best != asked:
+            _restore(model, dense)
+        if best != asked or (best and parameters(model) == total):
+            decisions = self.pruner.prune(model, calibration, best)
+        return decisions | ({"asked_of_pruner": best} if best != ratio else {})
+
+    def _same(self, dense: Decoder, one: float, other: float) -> bool:
+        """Whether both ratios ask the same of the pruner, as they do where they round to as many layers."""
+        try:
+            return self.pruner.plan(dense, one) == self.pruner.plan(dense, other)
+        except OutOfReach:
+            return False
+
+    def _added(self, decisions: dict[str, Any], dense: Decoder, pruned: Decoder) -> int:
+        if parameters(pruned) == parameters(dense):
+            return 0
+        if pruned.embed.embedding_dim != dense.embed.embedding_dim or any(
+            layer.module is not layer.inner for layer in pruned.layers
+        ):
+            raise Unsupported(f"{self.pruner.name} cuts the residual itself, so that there is no state to map back to")
+        return self.compensation.added(Pruning(dense, pruned, kept_layers(decisions, dense, pruned)))
+
+
+def _restore(model: Decoder, dense: Decoder) -> None:
+    """Give `model` the dense layers again."""
+    if getattr(dense.config, "layer_types", None):
+        model.config.layer_types = list(dense.config.layer_types)
+    model.set_layers(twin(dense, model.config).layers)
+
+
+def _knowing(calibration: Calibration, decisions: dict[str, Any]) -> Calibration:
+    """What a greedy search has found out serves the next."""
+    order = decisions.get("removal_order", [])[: decisions.get("free_removals", 0)]
+    return dataclasses.replace(calibration, order=max(calibration.order, tuple(order), key=len))
+
+
+class ResidualMap:
+    """What ghost and linearpatch share: a map M (D, D) of the residual at each cut, y = x + x M."""
+
+    leave_first: bool
+    tokens: int | None
+    uneven = "it adds maps of the residual"
+
+    def fit(self, seen: list[BoundaryStates]) -> Tensor:
+        raise NotImplementedError
+
+    def added(self, pruning: Pruning) -> int:
+        D: int = pruning.dense.embed.embedding_dim
+        return len(some_boundaries(pruning)) * D * D
+
+    def mend(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
+        def at(cut: Boundary, seen: list[BoundaryStates]) -> Compensated:
+            M = self.fit(seen)
+            put_map(pruning.pruned, cut.behind, M)
+            M = M.to(seen[0].y.dtype)
+            return Compensated(lambda each: each.y + each.y @ M)
+
+        read = calibration if self.tokens is None else calibration.first(self.tokens)
+        return {"cuts": at_boundaries(pruning, read, self.leave_first, at), "tokens": int(read.mask.sum())}
+
+
+def check(ridge: float, tokens: int | None) -> None:
+    """The parameters that every fit has. Raises ValueError."""
+    if not ridge > 0:
+        raise ValueError(f"ridge is positive, so that the fit is unique where tokens are few; got {ridge:g}")
+    if tokens is not None and tokens < 2:
+        raise ValueError(f"tokens is at least 2; got {tokens}")

@@ -1,0 +1,169 @@
+"""Where blocks have been cut out of a model, and what a map at each cut would have to do.
+
+A cut lies behind the last block that is left before a run of removed ones, be they whole layers or single attentions
+and MLPs. `at_cuts` walks the dense and the pruned model side by side over the calibration tokens; at each cut it shows
+what the pruned model has there, every earlier cut mended already, and what the dense model has behind the run:
+
+    y = r + n    the pruned model's residual at the cut, n what its last block adds        z    the dense model's state
+
+Letters: B = sequences of a micro-batch, T = tokens, D = residual width, M = real tokens that are fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.errors import Unsupported
+from methods.model.activations import States, enter, fitted_tokens, step, values_of_a_step
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+from methods.progress import over
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What a pruner has done. `kept` are the dense model's numbers of the pruned model's layers."""
+
+    dense: Decoder
+    pruned: Decoder
+    kept: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """behind  the number of the pruned model's layer whose end the cut is; -1: the cut is before the first layer
+    removed    "layer 3", "attention 5": what is gone, by the dense model's numbers
+    until      half layers of the dense model that have been run at the end of the removed run
+    """
+
+    behind: int
+    removed: tuple[str, ...]
+    until: int
+
+
+def boundaries_of(pruning: Pruning) -> list[Boundary]:
+    """The cuts, from front to rear."""
+    kept, dense = pruning.kept, pruning.dense
+    layers, cuts, run, behind = pruning.pruned.layers, list[Boundary](), list[str](), -1
+    until = 0
+    for number, layer in enumerate(dense.layers):
+        place = kept.index(number) if number in kept else None
+        has = {"attention": layer.has_attention, "mlp": layer.has_mlp}
+        if place is None:
+            run.append(f"layer {number}")
+            until = 2 * number + 2
+            continue
+        left = {"attention": layers[place].has_attention, "mlp": layers[place].has_mlp}
+        lost = [part for part in has if has[part] and not left[part]]
+        if run and (layer.parallel or left["attention"] or not has["attention"]):
+            cuts.append(Boundary(behind, tuple(run), until))
+            run = []
+        if layer.parallel:
+            behind, run, until = place, [f"{part} {number}" for part in lost], 2 * number + 2
+        elif "attention" in lost:
+            run.append(f"attention {number}")
+            cuts.append(Boundary(behind, tuple(run), 2 * number + 1))
+            behind, run = place, []
+        else:
+            behind = place
+            if "mlp" in lost:
+                run, until = [f"mlp {number}"], 2 * number + 2
+    return [*cuts, Boundary(behind, tuple(run), until)] if run else cuts
+
+
+@dataclass(frozen=True)
+class BoundaryStates:
+    """One micro-batch at a cut. `where` (B, T) is true at the tokens that are fitted; the others are (B, T, D)."""
+
+    y: Tensor
+    n: Tensor
+    z: Tensor
+    where: Tensor
+
+    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """y, n and z of the fitted tokens, (M, D) each, in float64."""
+        y, n, z = (state[self.where].double() for state in (self.y, self.n, self.z))
+        return y, n, z
+
+
+@dataclass(frozen=True)
+class Compensated:
+    """state  what the pruned model has at the cut from then on, (B, T, D) for each micro-batch
+    gain      what the model's residual behind the cut is multiplied by in effect, since its norms do not see it
+    """
+
+    state: Callable[[BoundaryStates], Tensor]
+    gain: float = 1.0
+
+
+Compensate = Callable[[Boundary, list[BoundaryStates]], Compensated]
+
+
+@torch.no_grad()
+def at_boundaries(
+    pruning: Pruning, calibration: Calibration, leave_first: bool, mend: Compensate
+) -> list[dict[str, Any]]:
+    """Call `mend` at each cut, from front to rear, and go on with the states that it leads to.
+
+    Returns for each cut what was removed, and ||y - z||^2 / ||z||^2 over the fitted tokens before and after.
+    """
+    cuts, dense = {cut.behind: cut for cut in some_boundaries(pruning)}, pruning.dense
+    batches = calibration.batches(values_of_a_step(dense) + 3 * dense.embed.embedding_dim)
+    entries = [enter(dense, ids) for ids, _ in batches]
+    masks = [mask for _, mask in batches]
+    fitted = [fitted_tokens(mask, leave_first).to(dense.embed.weight.device) for mask in masks]
+    states, x, report, gain = States(dense, entries), [entry.x for entry in entries], list[dict[str, Any]](), 1.0
+
+    def at(cut: Boundary, y: list[Tensor], n: list[Tensor]) -> list[Tensor]:
+        nonlocal gain
+        seen = [BoundaryStates(*four) for four in zip(y, n, states.advance(cut.until), fitted, strict=True)]
+        before, mended = error(seen, gain), mend(cut, seen)
+        gain, after = mended.gain, [mended.state(each) for each in seen]
+        left = error([replace(each, y=new) for each, new in zip(seen, after, strict=True)], gain)
+        report.append(
+            {"behind_layer": cut.behind, "removed": list(cut.removed), "error_before": before, "error_after": left}
+        )
+        return after
+
+    if -1 in cuts:
+        x = at(cuts[-1], x, [torch.zeros_like(one) for one in x])
+    for number, layer in enumerate(over(pruning.pruned.layers[: max(cuts) + 1], "mending", "layer")):
+        arguments = [entry.arguments[layer.kind] for entry in entries]
+        if number not in cuts:
+            x = [layer(one, given) for one, given in zip(x, arguments, strict=True)]
+            continue
+        taken = [step(layer, one, given, mask) for one, given, mask in zip(x, arguments, masks, strict=True)]
+        x = at(cuts[number], [each.y for each in taken], [each.m if layer.has_mlp else each.a for each in taken])
+    return report
+
+
+def error(seen: Sequence[BoundaryStates], gain: float = 1.0) -> float:
+    """||gain y - z||^2 / ||z||^2 over the fitted tokens."""
+    missed = whole = 0.0
+    for each in seen:
+        y, _, z = each.rows()
+        missed += float((gain * y - z).square().sum())
+        whole += float(z.square().sum())
+    return missed / whole
+
+
+def kept_layers(decisions: dict[str, Any], dense: Decoder, pruned: Decoder) -> list[int]:
+    """The dense model's numbers of the layers that are left. Raises Unsupported where the method does not say."""
+    gone = set(decisions.get("removed_layers", []))
+    kept = [number for number in range(len(dense.layers)) if number not in gone]
+    if len(kept) != len(pruned.layers):
+        raise Unsupported("the method's decisions do not say which layers it has removed (removed_layers)")
+    return kept
+
+
+def some_boundaries(pruning: Pruning) -> list[Boundary]:
+    """The cuts; raises Unsupported where the pruner has removed nothing whole."""
+    cuts = boundaries_of(pruning)
+    if not cuts:
+        raise Unsupported("the method removes heads and channels, nothing whole, so there is no cut; refit serves it")
+    return cuts

@@ -1,0 +1,54 @@
+"""Ghost: at each cut a linear map of the residual stands in for the blocks that have gone.
+
+Yun, Jo, Karimireddy, Lee 2026, "Ghosted Layers: Unconstrained Activation Alignment for Recovering Layer-Pruned LLMs",
+arXiv 2605.15491. Code: daniel-eai/ghosted_layers_official_repository.
+
+X is the residual that the pruned model has at a cut, Z what the dense model has behind the removed blocks. The map is
+the unconstrained least squares of the gap between them,
+
+    M = argmin ||X + X M - Z||^2,    y = x + x M
+
+and stays in the model: D^2 parameters and one product for each cut, which no norm lets one fold into a matrix.
+Neighbouring blocks share one cut.
+
+D = residual width.
+
+Departures from the paper. The states are taken from the pruned model as it has been mended so far, cut after cut from
+the front; the paper takes them from the dense one. The first position is left out of the fit, where many models hold a
+state of huge norm that would decide the squares. Each channel is penalised in proportion to its energy (see
+methods/least_squares.py) instead of by an absolute 1e-6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from methods.compensation.base import ResidualMap, check, compensation
+from methods.compensation.boundaries import (
+    BoundaryStates,
+)
+from methods.least_squares import LeastSquares
+
+
+@compensation("ghost")
+@dataclass(frozen=True)
+class Ghost(ResidualMap):
+    """A linear map of the residual at each cut, by least squares (Yun et al. 2026)."""
+
+    ridge: float = 1.0  # penalty of each channel, as a share of its energy
+    leave_first: bool = True  # leave the first position of each sequence out of the fit
+    tokens: int | None = None  # calibration tokens that are read; None: all
+
+    def __post_init__(self) -> None:
+        check(self.ridge, self.tokens)
+
+    def fit(self, seen: list[BoundaryStates]) -> Tensor:
+        """M (D, D), in float64"""
+        D = seen[0].y.shape[-1]
+        sums = LeastSquares(D, D, seen[0].y.device)
+        for each in seen:
+            x, _, z = each.rows()
+            sums.add(x, z - x)
+        return sums.solve(self.ridge, sums.xy.new_zeros(D, D))[0]

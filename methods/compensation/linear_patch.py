@@ -1,0 +1,100 @@
+"""LinearPatch: at each cut the residual is rescaled, channel by channel, in a basis that spreads its outliers.
+
+Chen, Bai, Yuan, Liu, Zhao, Yu, Hou, Guan, He, Yuan 2025, "A Simple Linear Patch Revives Layer-Pruned Large Language
+Models", NeurIPS, arXiv 2505.24680. Code: chenxinrui-tsinghua/LinearPatch.
+
+With an orthonormal Hadamard matrix H of the residual's width, X what the pruned model has at a cut and Z what the dense
+model has behind the removed blocks,
+
+    c_k = mean over sequences of  mean_t |(Z H)_k| / mean_t |(X H)_k|,    y = x H diag(c) H^T
+
+The map stays in the model, D^2 parameters for each cut. `rotate=no` takes H = I.
+
+H is a Kronecker product of a Sylvester matrix and one of Paley's, which exists for the widths that models have; for
+any other width it is a random orthogonal matrix with a fixed seed. D = residual width, k = a channel, t = a token.
+
+Departures from the authors' code. It chooses the layers too, by a cosine along the wrong axis; here any method does.
+The states are taken from the pruned model as it has been mended so far; the first position is left out. The training
+of the map that the paper also offers is not built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from methods.compensation.base import ResidualMap, check, compensation
+from methods.compensation.boundaries import BoundaryStates
+
+
+@compensation("linearpatch")
+@dataclass(frozen=True)
+class LinearPatch(ResidualMap):
+    """The residual rescaled in a Hadamard basis at each cut (Chen et al. 2025)."""
+
+    rotate: bool = True  # rescale in a Hadamard basis; no: channel by channel
+    leave_first: bool = True  # leave the first position of each sequence out of the means
+    tokens: int | None = None  # calibration tokens that are read; None: all
+
+    def __post_init__(self) -> None:
+        check(1.0, self.tokens)
+
+    def fit(self, seen: list[BoundaryStates]) -> Tensor:
+        """M (D, D) in float64, of y = x + x M"""
+        D, device = seen[0].y.shape[-1], seen[0].y.device
+        H = (hadamard(D) if self.rotate else torch.eye(D, dtype=torch.float64)).to(device)
+        ratios = [(_size(each.z, each.where, H) / _size(each.y, each.where, H)).sum(0) for each in seen]
+        c = torch.stack(ratios).sum(0) / sum(int(each.where.any(1).sum()) for each in seen)
+        return (H * (c - 1)) @ H.T
+
+
+def _size(x: Tensor, where: Tensor, H: Tensor) -> Tensor:
+    """Sum over tokens of |(x H)_k|, (B, D); sequences without a fitted token are left out."""
+    sizes = (x.double() @ H).abs() * where[..., None]
+    return sizes.sum(1)[where.any(1)].clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def hadamard(n: int) -> Tensor:
+    """(n, n) orthonormal, in float64: entries of one size where the construction gives such a matrix."""
+    core = n & -n  # the largest power of two in n
+    while core >= 1:
+        base = _paley(n // core)
+        if base is not None:
+            H = base
+            for _ in range(core.bit_length() - 1):
+                H = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64), H)
+            return H / n**0.5
+        core //= 2
+    draw = torch.randn(n, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.linalg.qr(draw)[0]
+
+
+def _paley(n: int) -> Tensor | None:
+    """(n, n) of 1 and -1 with orthogonal rows, by Paley 1933: n = 1, q + 1 or 2 (q + 1) for a prime q; else None."""
+    if n == 1:
+        return torch.ones(1, 1, dtype=torch.float64)
+    if n % 4:
+        return None
+    if _is_prime(n - 1):  # q = 3 (mod 4)
+        S = _conference(n - 1, -1.0)
+        return S + torch.eye(n, dtype=torch.float64)
+    if n % 8 == 4 and _is_prime(n // 2 - 1):  # q = 1 (mod 4)
+        S, one = _conference(n // 2 - 1, 1.0), torch.eye(n // 2, dtype=torch.float64)
+        return torch.cat([torch.cat([S + one, S - one], 1), torch.cat([S - one, -S - one], 1)])
+    return None
+
+
+def _conference(q: int, sign: float) -> Tensor:
+    """(q + 1, q + 1), zero on the diagonal, 1 and -1 elsewhere, with S S^T = q I; symmetric where sign is 1."""
+    squares = {i * i % q for i in range(1, q)}
+    character = torch.tensor([0.0, *(1.0 if i in squares else -1.0 for i in range(1, q))], dtype=torch.float64)
+    S = torch.zeros(q + 1, q + 1, dtype=torch.float64)
+    S[0, 1:], S[1:, 0] = 1.0, sign
+    S[1:, 1:] = character[(torch.arange(q)[:, None] - torch.arange(q)) % q]
+    return S
+
+
+def _is_prime(n: int) -> bool:
+    return n > 1 and all(n % d for d in range(2, int(n**0.5) + 1))

@@ -1,0 +1,142 @@
+"""Refit: the output matrices of attentions and MLPs that have lost heads or channels, fitted anew to what is left.
+
+Putri 2026, "Prune, Update and Trim: Robust Structured Pruning for Large Language Models", code: Coello-dev/Putri, does
+so for the MLPs of its own method; the reconstruction itself is that of layer-wise pruning, of which Kurtic, Frantar,
+Alistarh 2023, "ZipLM: Inference-Aware Structured Pruning of Language Models", NeurIPS, arXiv 2302.04089, is one.
+
+In a layer that is fed x by the pruned model, S (tokens, C) is what enters the output matrix W_K that is left and Y what
+the dense layer's own output matrix would give for the same x. Then
+
+    W = argmin ||S W^T + b - Y||^2  +  penalty of the distance from W_K
+
+Layers are taken in order, each fed by those before it as they have been refitted; in each the attention first. With
+`intercept` the matrix gets a bias b that is fitted as well, and counted; otherwise it keeps the bias that it has.
+
+D = residual width, C = channels that are left. The penalty is that of methods/least_squares.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.compensation.base import check, compensation
+from methods.compensation.boundaries import Pruning
+from methods.errors import Unsupported
+from methods.least_squares import LeastSquares
+from methods.model.activations import enter, fitted_tokens, inputs_of, values_of_a_step
+from methods.model.calibration import Calibration
+from methods.model.decoder import Layer
+from methods.progress import over
+
+Run = Callable[[Layer, Tensor, dict[str, Any]], Tensor]
+
+
+@compensation("refit")
+@dataclass(frozen=True)
+class Refit:
+    """Output matrices that have lost heads or channels are fitted anew by least squares."""
+
+    ridge: float = 1.0  # penalty of each channel's distance from its weights, as a share of its energy
+    intercept: bool = False  # fit a bias as well, which counts as added
+    leave_first: bool = True  # leave the first position of each sequence out of the fit
+    tokens: int | None = None  # calibration tokens that are read; None: all
+
+    @property
+    def uneven(self) -> str:
+        return "refit:intercept adds biases" if self.intercept else ""
+
+    def __post_init__(self) -> None:
+        check(self.ridge, self.tokens)
+
+    def added(self, pruning: Pruning) -> int:
+        cut = [matrix for pair in pairs(pruning) for matrix in narrowed(*pair).values()]
+        if not cut:
+            raise Unsupported("the method removes no head and no channel; the other compensations serve it")
+        return sum(matrix.out_features for matrix in cut if self.intercept and matrix.bias is None)
+
+    @torch.no_grad()
+    def mend(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
+        read = calibration if self.tokens is None else calibration.first(self.tokens)
+        batches = read.batches(values_of_a_step(pruning.dense))
+        entries = [enter(pruning.dense, ids) for ids, _ in batches]
+        where = [fitted_tokens(mask, self.leave_first).to(entries[0].x.device) for _, mask in batches]
+        x, report = [entry.x for entry in entries], list[dict[str, Any]]()
+        for number, (whole, layer) in enumerate(over(pairs(pruning), "refitting", "layer")):
+            given, cut = [entry.arguments[layer.kind] for entry in entries], narrowed(whole, layer)
+            if not cut:
+                x = [layer(one, arguments) for one, arguments in zip(x, given, strict=True)]
+                continue
+            h = x
+            for which, part in enumerate(("attention", "mlp")):
+                batches_here = list(zip(x if layer.parallel else h, given, where, strict=True))
+                if part in cut:
+                    added, errors = self.fit(cut[part], whole, layer, RUN[part], batches_here)
+                    report.append({"layer": number, "part": part} | errors)
+                else:
+                    added = [RUN[part](layer, one, arguments) for one, arguments, _ in batches_here]
+                h = [one + layer.post_norm(which)(new) for one, new in zip(h, added, strict=True)]
+            x = h
+        return {"refitted": report, "tokens": int(read.mask.sum())}
+
+    def fit(
+        self, matrix: nn.Linear, whole: Layer, layer: Layer, run: Run, batches: list[tuple[Tensor, Any, Tensor]]
+    ) -> tuple[list[Tensor], dict[str, float]]:
+        """Refit one output matrix, in place, on (input, arguments, fitted tokens).
+
+        Returns what the block gives from then on, (B, T, D) each, and the error before and after.
+        """
+        sums = LeastSquares(matrix.in_features, matrix.out_features, matrix.weight.device)
+        b = 0 if matrix.bias is None or self.intercept else matrix.bias.double()
+        entered, rows, before = list[Tensor](), list[tuple[Tensor, Tensor]](), 0.0
+        for x, arguments, tokens in batches:
+            with inputs_of(matrix) as seen:
+                given = run(layer, x, arguments)[tokens]
+            S, Y = seen[0].reshape(*tokens.shape, -1), run(whole, x, arguments)[tokens]
+            sums.add(S[tokens], Y.double() - b)
+            entered.append(S)
+            rows.append((Y, tokens))
+            before += float((given - Y).double().square().sum())
+        W, intercept = sums.solve(self.ridge, matrix.weight.T, intercept=self.intercept)
+        matrix.weight = nn.Parameter(W.T.to(matrix.weight.dtype).contiguous(), matrix.weight.requires_grad)
+        if intercept is not None:
+            matrix.bias = nn.Parameter(intercept.to(matrix.weight.dtype), matrix.weight.requires_grad)
+        added: list[Tensor] = [matrix(S) for S in entered]
+        after = sum(
+            float((new[tokens] - Y).double().square().sum()) for new, (Y, tokens) in zip(added, rows, strict=True)
+        )
+        size = sum(float(Y.double().square().sum()) for Y, _ in rows)
+        return added, {"error_before": before / size, "error_after": after / size}
+
+
+def attention(layer: Layer, x: Tensor, arguments: dict[str, Any]) -> Tensor:
+    """What the output matrix gives for the residual x in front of the attention, (B, T, D) -> (B, T, D)."""
+    return layer.attention(layer.attn_norm(x), arguments)
+
+
+def mlp(layer: Layer, x: Tensor, arguments: dict[str, Any]) -> Tensor:
+    """What the output matrix gives for the residual x in front of the MLP, (B, T, D) -> (B, T, D)."""
+    return layer.feed_forward(layer.mlp_norm(x))
+
+
+RUN: dict[str, Run] = {"attention": attention, "mlp": mlp}
+
+
+def pairs(pruning: Pruning) -> list[tuple[Layer, Layer]]:
+    """For each layer of the pruned model the dense layer that it was, and the layer."""
+    layers = pruning.dense.layers
+    return [(layers[number], layer) for number, layer in zip(pruning.kept, pruning.pruned.layers, strict=True)]
+
+
+def narrowed(whole: Layer, layer: Layer) -> dict[str, nn.Linear]:
+    """The output matrices that have fewer columns than they had: attention, mlp."""
+    matrices = {}
+    if layer.has_attention and layer.out.in_features < whole.out.in_features:
+        matrices["attention"] = layer.out
+    if layer.has_mlp and layer.down.in_features < whole.down.in_features:
+        matrices["mlp"] = layer.down
+    return matrices

@@ -1,0 +1,91 @@
+"""ReplaceMe: a linear map makes up for the removed blocks, folded into the matrix in front of the cut.
+
+Shopkhoev, Ali, Zhussip, Malykh, Lefkimmiatis, Komodakis, Zagoruyko 2025, "ReplaceMe: Network Simplification via Depth
+Pruning and Transformer Block Linearization", NeurIPS, arXiv 2505.02819. Code: mts-ai/ReplaceMe.
+
+At a cut the pruned model's residual is r + n, n what its last block adds; the dense model has z behind the removed
+blocks. The map T is the least squares of what n ought to have been,
+
+    T = argmin ||R + N T - Z||^2,    W <- T^T W    of the block's output matrix,
+
+so that no parameter is added and the model remains one of its family. The block is the MLP of the last layer that is
+left, or its attention where the MLP has gone.
+
+D = residual width, T (D, D), W (D, I) the output matrix, R, N, Z (tokens, D).
+
+Departures from the authors' code. Any method chooses the layers, not their angular distance. Cuts may be several; each
+is fitted on the pruned model as it has been mended so far. T is drawn towards the identity, each channel in proportion
+to its energy (see methods/least_squares.py), where the code's alpha is 0; the first position is left out of the fit.
+The variant that minimises a cosine by gradient descent is not built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.compensation.base import check, compensation
+from methods.compensation.boundaries import (
+    Boundary,
+    BoundaryStates,
+    Compensated,
+    Pruning,
+    at_boundaries,
+    some_boundaries,
+)
+from methods.errors import Unsupported
+from methods.least_squares import LeastSquares
+from methods.model.calibration import Calibration
+
+
+@compensation("replaceme")
+@dataclass(frozen=True)
+class ReplaceMe:
+    """A least-squares map folded into the output matrix in front of each cut, no parameter added (Shopkhoev 2025)."""
+
+    ridge: float = 1.0  # penalty of each channel's distance from the identity, as a share of its energy
+    leave_first: bool = True  # leave the first position of each sequence out of the fit
+    tokens: int | None = None  # calibration tokens that are read; None: all
+
+    uneven = ""
+
+    def __post_init__(self) -> None:
+        check(self.ridge, self.tokens)
+
+    def added(self, pruning: Pruning) -> int:
+        if pruning.pruned.family.post_norms:
+            family = pruning.pruned.config.model_type
+            raise Unsupported(f"{family} norms what a block adds to the residual, so that no map folds into a block")
+        if some_boundaries(pruning)[0].behind < 0:
+            raise Unsupported("nothing is left in front of the first cut that could take a map; ghost serves it")
+        return 0
+
+    def mend(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
+        def at(cut: Boundary, seen: list[BoundaryStates]) -> Compensated:
+            T = self.fit(seen)
+            layer = pruning.pruned.layers[cut.behind]
+            fold(layer.down if layer.has_mlp else layer.out, T)
+            T = T.to(seen[0].y.dtype)
+            return Compensated(lambda each: each.y - each.n + each.n @ T)
+
+        read = calibration if self.tokens is None else calibration.first(self.tokens)
+        return {"cuts": at_boundaries(pruning, read, self.leave_first, at), "tokens": int(read.mask.sum())}
+
+    def fit(self, seen: list[BoundaryStates]) -> Tensor:
+        """T (D, D), in float64"""
+        D = seen[0].y.shape[-1]
+        sums = LeastSquares(D, D, seen[0].y.device)
+        for each in seen:
+            y, n, z = each.rows()
+            sums.add(n, z - (y - n))
+        return sums.solve(self.ridge, torch.eye(D, dtype=torch.float64, device=seen[0].y.device))[0]
+
+
+def fold(matrix: nn.Linear, T: Tensor) -> None:
+    """W <- T^T W, b <- T^T b: what the matrix gives is mapped by T, (D, D) in float64."""
+    matrix.weight = nn.Parameter((T.T @ matrix.weight.double()).to(matrix.weight.dtype), matrix.weight.requires_grad)
+    if matrix.bias is not None:
+        matrix.bias = nn.Parameter((T.T @ matrix.bias.double()).to(matrix.bias.dtype), matrix.bias.requires_grad)

@@ -1,0 +1,87 @@
+"""Scale: at each cut one number closes the gap between the sizes of the residual, folded into the weights behind it.
+
+Chen, et al. 2025, "Prune&Comp: Free Lunch for Layer-Pruned LLMs via Iterative Pruning with Magnitude Compensation",
+arXiv 2507.18212. The authors have released no code.
+
+Removed blocks would have made the residual longer. At a cut, with the pruned model's states x and the dense model's z
+behind the removed blocks,
+
+    c = mean over tokens of ||z|| / ||x||
+
+The residual goes on as c x. Since all that reads it is a norm, which takes no notice of its size, the same comes from
+leaving x alone and dividing by c whatever is added behind the cut: the output matrices of all later attentions and
+MLPs. No parameter is added and the model remains one of its family. Only the norms' epsilon sees a difference.
+
+Departures from the paper. Only sizes are compensated, no layer is chosen: any method does that. The paper scales
+weights in front of the cut; behind it the embedding, which may be tied to the head, is not touched. The first position
+is left out of the mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from methods.compensation.base import check, compensation
+from methods.compensation.boundaries import (
+    Boundary,
+    BoundaryStates,
+    Compensated,
+    Pruning,
+    at_boundaries,
+    some_boundaries,
+)
+from methods.errors import Unsupported
+from methods.model.calibration import Calibration
+
+
+@compensation("scale")
+@dataclass(frozen=True)
+class Scale:
+    """One factor for the residual at each cut, folded into the weights behind it (Chen et al. 2025)."""
+
+    leave_first: bool = True  # leave the first position of each sequence out of the mean
+    tokens: int | None = None  # calibration tokens that are read; None: all
+
+    uneven = ""
+
+    def __post_init__(self) -> None:
+        check(1.0, self.tokens)
+
+    def added(self, pruning: Pruning) -> int:
+        if pruning.pruned.family.post_norms or pruning.pruned.final_norm is None:
+            family = pruning.pruned.config.model_type
+            raise Unsupported(f"{family} has norms where a factor does not fold into a matrix")
+        some_boundaries(pruning)
+        return 0
+
+    def mend(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
+        factors: list[float] = []  # what the residual is multiplied by behind each cut, all earlier cuts included
+
+        def at(cut: Boundary, seen: list[BoundaryStates]) -> Compensated:
+            factors.append(self.fit(seen))
+            c = factors[-1] / (factors[-2] if len(factors) > 1 else 1.0)
+            for layer in pruning.pruned.layers[cut.behind + 1 :]:
+                for matrix in ([layer.out] if layer.has_attention else []) + ([layer.down] if layer.has_mlp else []):
+                    divide(matrix, c)
+            return Compensated(lambda each: each.y, gain=factors[-1])
+
+        read = calibration if self.tokens is None else calibration.first(self.tokens)
+        report = at_boundaries(pruning, read, self.leave_first, at)
+        return {"cuts": report, "factors": factors, "tokens": int(read.mask.sum())}
+
+    def fit(self, seen: list[BoundaryStates]) -> float:
+        ratios: list[Tensor] = []
+        for each in seen:
+            y, _, z = each.rows()
+            ratios.append(z.norm(dim=-1) / y.norm(dim=-1))
+        return sum(float(ratio.sum()) for ratio in ratios) / sum(map(len, ratios))
+
+
+def divide(matrix: nn.Linear, c: float) -> None:
+    """W <- W / c, b <- b / c"""
+    matrix.weight = nn.Parameter(matrix.weight.detach() / c, matrix.weight.requires_grad)
+    if matrix.bias is not None:
+        matrix.bias = nn.Parameter(matrix.bias.detach() / c, matrix.bias.requires_grad)

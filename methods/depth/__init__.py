@@ -1,0 +1,1 @@
+"""Methods that remove layers, attentions or MLPs, one file per paper."""

@@ -1,0 +1,79 @@
+"""Angular distance: drop the run of consecutive layers across which the hidden state turns least.
+
+Gromov, Tirumala, Shapourian, Glorioso, Roberts 2024, "The Unreasonable Ineffectiveness of the Deeper Layers",
+arXiv 2403.17887.
+
+The distance across the n layers from s on, and the run with the smallest:
+
+    D(s) = mean over sequences of arccos(cos(x_s, x_{s+n})) / pi,    s* = argmin D(s)
+
+The layers s* .. s*+n-1 go at once. x_s enters layer s, at the last token of each sequence; what leaves the last layer
+is taken before the final norm.
+
+The authors heal the cut by training, which is not done here, so their figures are not this method's. They have released
+no code; their text keeps the last layer, and the common port of others can never drop the first, since it compares what
+leaves layers. Both are kept by default. `token=all` with the smallest angle chooses nearly as the largest mean cosine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from methods.base import register
+from methods.budget import whole_layers
+from methods.model.activations import steps
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+
+
+@register("angular")
+@dataclass(frozen=True)
+class Angular:
+    """Drop the run of layers with the smallest angle between what enters and what leaves it (Gromov et al. 2024)."""
+
+    token: str = "last"  # tokens that are compared: the last of each sequence, or all
+    keep_first: int = 1  # layers at the front that stay
+    keep_last: int = 1  # layers at the end that stay
+
+    fixed = False
+    needs = "calibration"
+    cost = "1 forward"
+
+    def __post_init__(self) -> None:
+        if self.token not in ("last", "all"):
+            raise ValueError(f"token is last or all; got {self.token!r}")
+        if min(self.keep_first, self.keep_last) < 0:
+            raise ValueError("keep_first and keep_last count layers, so they are not negative")
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        return {"layers": whole_layers(model, ratio, stay=self.keep_first + self.keep_last)}
+
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        n, L = self.plan(model, ratio)["layers"], len(model.layers)
+        if not n:
+            return {"removed_layers": []}
+        D = self.distances(model, calibration, n)
+        s = min(range(self.keep_first, L - self.keep_last - n + 1), key=lambda s: D[s])
+        layers = model.layers
+        model.set_layers(layers[:s] + layers[s + n :])
+        return {"removed_layers": list(range(s, s + n)), "distances": D}
+
+    def distances(self, model: Decoder, calibration: Calibration, n: int) -> list[float]:
+        """D(s) for s = 0 .. L-n, as shares of a half turn."""
+        total, count = [0.0] * (len(model.layers) - n + 1), [0] * (len(model.layers) - n + 1)
+        entered: deque[Tensor] = deque(maxlen=n)  # (M, D) each, what entered the last n layers at the chosen tokens
+        for l, step in steps(model, calibration):
+            where = step.last if self.token == "last" else step.mask
+            entered.append(step.x[where].double())
+            s = l + 1 - n
+            if s >= 0:  # a run begins where it has seen n layers of this micro-batch, no matter what the last one left
+                cos = cosine_similarity(entered[0], step.y[where].double(), dim=-1)
+                total[s] += float(cos.clamp(-1, 1).arccos().sum()) / math.pi
+                count[s] += len(cos)
+        return [one / tokens for one, tokens in zip(total, count, strict=True)]

@@ -1,0 +1,302 @@
+"""LaCo, Layer Collapse: rear layers collapse into a prior one while the output of the model stays similar.
+
+Yang, Cao, Zhao 2024, "LaCo: Large Language Model Pruning via Layer Collapse", EMNLP Findings, arXiv 2402.11187.
+Code: yangyifei729/LaCo.
+
+The layers l+1 .. l+m merge into layer l and vanish (equation 1, "reserving differences while seeking common"):
+
+    theta*_l = theta_l + sum_{k=1..m} (theta_{l+k} - theta_l)                                          `laco-published`
+
+A pointer l runs from the rear to the front. A window of C layers is merged if the last hidden state of the merged
+model still resembles that of the ORIGINAL model, averaged over a few sentences; the pointer then moves on by I, or by
+one layer if it was not (algorithm 1):
+
+    s = mean over sentences of cos(h_merged, h_original),   accepted if s > T
+
+The authors' released code updates in place, so that its differences cancel: the survivor ends with exactly the
+projections of the window's LAST layer and keeps the norms and biases of its FIRST. That rule is `laco`, since only it
+works with the published window and threshold; for C = 2 the two rules agree.
+
+C layers in a window, I pointer step after a merge, T threshold, L and H lower and upper end of the pointer's range,
+K = C - 1 layers that a merge removes, D = residual width, N = sentences, t = tokens of a sentence.
+
+A ratio is met by the LARGEST threshold for which the loop removes at least that many layers; then the last window
+merges no more of its layers than are missing. The path of the loop changes only where T passes a similarity that was
+rejected, so the search steps from one such value to the next and repeats no similarity. It leaves a path as soon as the
+positions left could not hold the merges that are missing, since no change further down could mend that.
+
+Departures from the authors' code. The reference states are computed once and every candidate starts at its pointer,
+which is exact: below the pointer nothing has changed yet. No copy of the model is made. All sentences run as one
+batch. The jump that the code makes when the pointer lies above the model can never happen, and is left out; the clamp
+that the paper describes is part of `laco-published`. Caches and the configuration are renumbered at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.base import register
+from methods.budget import whole_layers
+from methods.errors import OutOfReach
+from methods.model.activations import Entry, enter
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder, Layer
+from methods.progress import bar
+
+# A layer of the working model: the number of an original layer, or the window that was merged into one.
+Merged = int | tuple["Merged", ...]
+
+
+@register("laco")
+@dataclass(frozen=True)
+class LaCo:
+    """Merge rear layers into a prior one while the output stays similar, by the released rule (Yang et al. 2024)."""
+
+    C: int = 4  # layers in a window
+    I: int = 2  # pointer step after a merge
+    T: float | None = None  # threshold of the similarity; None: the largest that meets the ratio
+    L: int = 0  # lowest layer that others may merge into
+    H: int | None = None  # upper end of the range: the first window is H-C .. H-1; None: the last layer's number
+    merge: str = "last"  # last: projections of the window's last layer; sum: equation 1
+    norms: str = "base"  # norms and biases of the survivor: base, last or sum
+    clamp: bool = False  # after a merge, move the pointer down until a whole window fits
+    sentences: int = 5  # calibration sequences that are compared; the authors' code has five, the paper says ten
+    tokens: int = 16  # leading tokens of each that are used
+
+    needs = "calibration"
+    cost = "about a forward of the layers behind it per window tried"
+
+    def __post_init__(self) -> None:
+        if self.C < 2:
+            raise ValueError(f"C counts the layers of a window, at least 2; got {self.C}")
+        if self.I < 1:
+            raise ValueError(f"I is the pointer's step after a merge, at least 1; got {self.I}")
+        if self.merge not in ("last", "sum"):
+            raise ValueError(f"merge is 'last' or 'sum'; got {self.merge!r}")
+        if self.norms not in ("base", "last", "sum"):
+            raise ValueError(f"norms is 'base', 'last' or 'sum'; got {self.norms!r}")
+        if min(self.sentences, self.tokens) < 1:
+            raise ValueError("sentences and tokens are at least 1")
+
+    @property
+    def fixed(self) -> bool:
+        return self.T is not None
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        if self.T is not None:
+            return {}
+        count = whole_layers(model, ratio)
+        most = _Loop(self, len(model.layers), lambda order, p: 1.0).run(-math.inf, count).removed
+        if most < count:
+            raise OutOfReach(
+                f"ratio {ratio:g} is out of reach: it takes {count} layers, and windows of C={self.C} with I={self.I} "
+                f"remove at most {most} of {len(model.layers)}"
+            )
+        return {"layers": count}
+
+    @torch.no_grad()
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        count = len(model.layers) if self.T is not None else self.plan(model, ratio)["layers"]
+        if not count:
+            return {"removed_layers": []}
+        part = slice(self.sentences), slice(self.tokens)
+        reference = _Reference(
+            self, model, replace(calibration, ids=calibration.ids[part], mask=calibration.mask[part])
+        )
+        with bar(None, "collapsing", " windows") as tried:
+
+            def similarity(order: tuple[Merged, ...], p: int) -> float:
+                tried.update()
+                return reference.similarity(order, p)
+
+            loop = _Loop(self, len(model.layers), similarity)
+            threshold, path = (self.T, loop.run(self.T, count)) if self.T is not None else loop.largest_threshold(count)
+        model.set_layers([reference.realise(layer) for layer in path.order])
+        kept = [_first(layer) for layer in path.order]
+        return {
+            "threshold": threshold,
+            "removed_layers": sorted(set(range(reference.count)) - set(kept)),
+            "kept_layers": kept,
+            "projections_from": [_last(layer) if self.merge == "last" else _leaves(layer) for layer in path.order],
+            "trace": path.trace,
+            "similarities_computed": len(loop.known),
+        }
+
+
+@register("laco-published")
+@dataclass(frozen=True)
+class LaCoPublished(LaCo):
+    """Merge rear layers by the sum of their differences, as the paper's equation 1 says (Yang et al. 2024)."""
+
+    merge: str = "sum"
+    clamp: bool = True
+    sentences: int = 10
+
+
+@dataclass
+class _Path:
+    """One run of the loop: the working model's layers, and every candidate that was looked at."""
+
+    order: tuple[Merged, ...]
+    removed: int = 0
+    trace: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _merged(order: tuple[Merged, ...], p: int, K: int) -> tuple[Merged, ...]:
+    """`order` after its layers p .. p+K merged into one."""
+    return (*order[:p], order[p : p + K + 1], *order[p + K + 1 :])
+
+
+class _Loop:
+    """Algorithm 1. `similarity(order, p)` is asked once for each candidate, whatever the threshold."""
+
+    def __init__(self, laco: LaCo, count: int, similarity: Any) -> None:
+        self.laco, self.count, self.similarity = laco, count, similarity
+        self.known: dict[tuple[Merged, ...], float] = {}
+
+    def run(self, threshold: float, limit: int, need: int = 0) -> _Path:
+        """Merge from the rear to the front, until the pointer passes L or `limit` layers are gone.
+
+        Stops early where `need` layers can no longer be removed: a merge takes at most C - 1 and moves on by I.
+        """
+        C, I = self.laco.C, self.laco.I
+        path = _Path(tuple(range(self.count)))
+        p = (self.count - 1 if self.laco.H is None else min(self.laco.H, self.count)) - C
+        while p >= self.laco.L and path.removed < limit:
+            if path.removed + (C - 1) * ((p - self.laco.L) // I + 1) < need:
+                break
+            n = len(path.order)
+            K = min(C - 1, n - 1 - p)
+            if K < 1:
+                p -= 1
+                continue
+            s = self._similarity(_merged(path.order, p, K), p)
+            accepted = s > threshold
+            if accepted:
+                K = min(K, limit - path.removed)
+            similarity = None if math.isnan(s) else s  # JSON has no NaN; the loop rejects it
+            path.trace.append({"pointer": p, "layers": n, "merged": K, "similarity": similarity, "accepted": accepted})
+            if accepted:
+                path.order, path.removed, p = _merged(path.order, p, K), path.removed + K, p - I
+                if self.laco.clamp:
+                    p = min(p, len(path.order) - C)
+            else:
+                p -= 1
+        return path
+
+    def largest_threshold(self, limit: int) -> tuple[float, _Path]:
+        """The largest threshold at which the loop removes `limit` layers, and that run."""
+        threshold = math.inf
+        while (path := self.run(threshold, limit, need=limit)).removed < limit:
+            rejected = [
+                step["similarity"] for step in path.trace if not step["accepted"] and step["similarity"] is not None
+            ]
+            if not rejected:
+                raise OutOfReach(f"no threshold removes {limit} layers; the loop ends after {path.removed}")
+            threshold = math.nextafter(max(rejected), -math.inf)
+        return threshold, path
+
+    def _similarity(self, order: tuple[Merged, ...], p: int) -> float:
+        if order[p:] not in self.known:
+            self.known[order[p:]] = self.similarity(order, p)
+        return self.known[order[p:]]
+
+
+@dataclass
+class _Sentences:
+    """One micro-batch of sentences in the original model.
+
+    entry   what else its layers are called with
+    mask    (N, t) true at real tokens
+    states  the input of every layer, (N, t, D) each
+    final   the last hidden state after the final norm, (N, t, D)
+    """
+
+    entry: Entry
+    mask: Tensor
+    states: list[Tensor]
+    final: Tensor
+
+
+class _Reference:
+    """The original model's states, and how much a working model's last state resembles them."""
+
+    def __init__(self, laco: LaCo, model: Decoder, calibration: Calibration) -> None:
+        self.laco, self.model = laco, model
+        self.original = model.layers
+        self.count = len(self.original)
+        width = model.embed.embedding_dim * (self.count + 6)
+        self.sentences = [self._pass(ids, mask) for ids, mask in calibration.batches(width)]
+
+    def _pass(self, ids: Tensor, mask: Tensor) -> _Sentences:
+        entry = enter(self.model, ids)
+        states = [entry.x]
+        for layer in self.original:
+            states.append(entry.run([layer], states[-1]))
+        final = self.model.normed(states.pop())
+        return _Sentences(entry, mask.to(final.device), states, final)
+
+    def similarity(self, order: tuple[Merged, ...], p: int) -> float:
+        """Mean over sentences of the cosine between the two models' last states, flattened over real tokens.
+
+        NaN, which is rejected, where the window's layers differ in shape since an earlier method has cut them.
+        """
+        if len({_shapes(self.original[leaf]) for leaf in _leaves(order[p])}) > 1:
+            return math.nan
+        layers = [self.realise(layer) for layer in order[p:]]
+        cosines = []
+        for batch in self.sentences:
+            h = self.model.normed(batch.entry.run(layers, batch.states[p]))
+            a, b = ((state * batch.mask[..., None]).flatten(1).float() for state in (h, batch.final))
+            cosines.append(nn.functional.cosine_similarity(a, b, dim=1, eps=1e-12))
+        return float(torch.cat(cosines).mean())
+
+    def realise(self, layer: Merged) -> Layer:
+        """The layer itself, or the survivor of its window."""
+        if isinstance(layer, int):
+            return self.original[layer]
+        return merge([self.realise(part) for part in layer], self.laco.merge, self.laco.norms)
+
+
+def merge(window: list[Layer], rule: str, norms: str) -> Layer:
+    """The survivor of `window`: its matrices by `rule`, its norms and biases by `norms`; the window is left alone."""
+    survivor = window[0].copy_sharing_matrices()
+    for slot, matrix in enumerate(survivor.matrices):
+        weights = [layer.matrices[slot].weight for layer in window]
+        matrix.weight = weights[-1] if rule == "last" else nn.Parameter(_sum_of_differences(weights))
+    matrices = {id(matrix.weight) for matrix in survivor.matrices}
+    others = [dict(layer.inner.named_parameters()) for layer in window]
+    for name, parameter in survivor.inner.named_parameters():
+        if id(parameter) not in matrices and norms != "base":
+            values = [named[name] for named in others]
+            parameter.data = values[-1].data.clone() if norms == "last" else _sum_of_differences(values)
+    return survivor
+
+
+def _shapes(layer: Layer) -> tuple[Any, ...]:
+    """What layers must agree in to merge: their parts, and the shapes of their matrices."""
+    return layer.has_attention, layer.has_mlp, *(tuple(matrix.weight.shape) for matrix in layer.matrices)
+
+
+def _sum_of_differences(thetas: Sequence[Tensor]) -> Tensor:
+    """Equation 1: theta_l + sum_k (theta_{l+k} - theta_l), in float32."""
+    base = thetas[0].detach().float()
+    return (base + sum(theta.detach().float() - base for theta in thetas[1:])).to(thetas[0].dtype)
+
+
+def _leaves(layer: Merged) -> list[int]:
+    return [layer] if isinstance(layer, int) else [leaf for part in layer for leaf in _leaves(part)]
+
+
+def _first(layer: Merged) -> int:
+    return _leaves(layer)[0]
+
+
+def _last(layer: Merged) -> int:
+    return _leaves(layer)[-1]

@@ -1,0 +1,258 @@
+"""LaCo by least squares: rear layers collapse into a prior one, which is refitted in closed form to do their work.
+
+The idea, rear layers that collapse into a prior one, is that of Yang, Cao, Zhao 2024 (methods/depth/laco.py), whose
+merge adds differences of weights; the fold of a map into the prior layer is that of Shopkhoev et al. 2025
+(methods/compensation/replaceme.py). New are the refit of the whole down matrix, its penalty, and how windows are found.
+
+The layers s .. e-1 of a window become one: layer s, whose down matrix is the only weight that changes. It is fitted to
+z_e, the states of the dense model behind the window, window by window from the front; methods/depth/layer_collapse.py
+has the equation, and what can be fitted beside it.
+
+Windows are found one layer at a time, as SLEB finds layers: each step lets a window swallow the one behind it. What a
+candidate would do is foretold by a map T of the MLP's output m, D^2 numbers instead of I D, fitted on dense states:
+
+    u(s, e) = 1 - mean over tokens of cos(r + m T, z_e)
+
+is what is left of the window's block influence when it has been fitted; r is what layer s has before its MLP adds to
+it. With `choose=error` it is ||r + m T - z_e||^2 / ||z_e||^2, with `choose=cosine` the angle without a fit, T = 1. The
+`trials` candidates that add least to the sum of u are put into the model, each with its T, and the one with the lowest
+KL divergence from the dense model's next token on `trial_tokens` tokens stays.
+
+L = layers, D = residual width, I = MLP width, B = sequences of a micro-batch, T = tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from methods.base import register
+from methods.budget import whole_layers
+from methods.depth.greedy_search import kl
+from methods.depth.layer_collapse import Collapse, Fit, Window
+from methods.errors import Unsupported
+from methods.least_squares import LeastSquares
+from methods.model.activations import Entry, enter, fitted_tokens, step
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+from methods.progress import over
+
+CHOOSE = ("fit", "error", "cosine")
+
+
+@register("laco-ls")
+@dataclass(frozen=True)
+class LaCoLS:
+    """Collapse rear layers into a prior one whose down matrix is refitted by least squares (after Yang et al. 2024)."""
+
+    ridge: float = 1.0  # penalty of each channel's distance from its weights, as a share of its energy
+    choose: str = "fit"  # candidates by the angle that a fit leaves, the error that it leaves, or the cosine before it
+    trials: int = 12  # candidates of a step that are tried in the model; the others are ruled out by their fit alone
+    trial_tokens: int = 512  # calibration tokens of a trial
+    search_tokens: int = 4096  # calibration tokens on which windows are judged by their fit
+    attention: bool = False  # refit the attention's output matrix too, together with the down matrix
+    later: bool = False  # refit the down matrices of all layers behind the first window too
+    sweeps: int = 1  # over the survivors; from the second on each makes up for the error behind the next window
+    leave_first: bool = True  # leave the first position of each sequence out of the fits
+    tokens: int | None = None  # calibration tokens that are fitted; None: all
+
+    fixed = False
+    needs = "calibration"
+    cost = "3 forwards, and about 7 over 512 tokens for each layer removed"
+    without = ("gemma2", "gemma3_text")
+
+    def __post_init__(self) -> None:
+        if not self.ridge > 0:
+            raise ValueError(f"ridge is positive, so that the fit is unique where tokens are few; got {self.ridge:g}")
+        if self.choose not in CHOOSE:
+            raise ValueError(f"choose is {', '.join(CHOOSE)}; got {self.choose!r}")
+        for name in ("trials", "sweeps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1; got {getattr(self, name)}")
+        if min(self.trial_tokens, self.search_tokens, 2 if self.tokens is None else self.tokens) < 2:
+            raise ValueError("trial_tokens, search_tokens and tokens are at least 2")
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        if model.family.post_norms:
+            raise Unsupported(
+                f"{model.config.model_type} norms what an MLP adds to the residual, so that its fit is not linear"
+            )
+        if not all(layer.has_mlp for layer in model.layers):
+            raise Unsupported("a layer has lost its MLP, whose down matrix would take up what its window did")
+        return {"layers": whole_layers(model, ratio)}
+
+    @torch.no_grad()
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        n = self.plan(model, ratio)["layers"]
+        if not n:
+            return {"removed_layers": []}
+        read, layers = calibration if self.tokens is None else calibration.first(self.tokens), model.layers
+        found = self.found(model, read, n)
+        fit = Fit(self.ridge, self.leave_first, self.attention, self.later, self.sweeps)
+        errors = Collapse(model, found.windows, read, fit).run()
+        survivors = [s for s, _ in found.windows]
+        model.set_layers([layers[s] for s in survivors])
+        return {
+            "removed_layers": [number for number in range(len(layers)) if number not in survivors],
+            "windows": [[s, e - 1] for s, e in found.windows if e > s + 1],
+            "errors": errors,
+            "removal_order": [f"layer {number}" for number in found.order],
+            "free_removals": len(found.order),
+            "losses": found.losses,
+            "tokens": int(read.mask.sum()),
+        }
+
+    def found(self, model: Decoder, calibration: Calibration, n: int) -> FoundCollapse:
+        """The windows; the states that the search needs are gone afterwards."""
+        dense = DenseStates(model, calibration.first(self.search_tokens), self.leave_first, self.ridge, self.choose)
+        trial = CollapseTrial(dense, calibration.first(self.trial_tokens))
+        return self.search(dense, trial, n, [int(name.split()[1]) for name in calibration.order])
+
+    def search(self, dense: DenseStates, trial: CollapseTrial, n: int, known: list[int]) -> FoundCollapse:
+        """n layers, one after the other; the first of them as an earlier search with the same tokens found them."""
+        found = FoundCollapse([(s, s + 1) for s in range(len(dense.layers))])
+        for count in range(n):
+            windows, loss = found.windows, None
+            if count < len(known):
+                swallowed = known[count]
+            else:
+                before = [dense.left(window) if window[1] > window[0] + 1 else 0.0 for window in windows]
+                pairs = [(a[0], b[1]) for a, b in pairwise(windows)]
+                gain = [dense.left(pair) - before[i] - before[i + 1] for i, pair in enumerate(pairs)]
+                promising = sorted(range(len(pairs)), key=lambda i: (gain[i], i))[: self.trials]
+                trial.fix(windows)
+                shown = f"layer {count + 1} of {n} to remove"
+                losses = {i: trial.loss(joined(windows, i), i) for i in over(promising, shown, "trial")}
+                best = min(promising, key=lambda i: losses[i])
+                swallowed, loss = windows[best + 1][0], losses[best]
+            place = next(i for i, (s, _) in enumerate(windows) if s == swallowed)
+            found.windows = joined(windows, place - 1)
+            found.order.append(swallowed)
+            found.losses.append(loss if loss is not None and math.isfinite(loss) else None)
+        return found
+
+
+@dataclass
+class FoundCollapse:
+    """order: the layers with which the swallowed windows begin; losses: KL after each, None where it was known."""
+
+    windows: list[Window]
+    order: list[int] = field(default_factory=list)
+    losses: list[float | None] = field(default_factory=list)
+
+
+def joined(windows: list[Window], i: int) -> list[Window]:
+    """The windows after number i has swallowed the next."""
+    return [*windows[:i], (windows[i][0], windows[i + 1][1]), *windows[i + 2 :]]
+
+
+class DenseStates:
+    """The dense model's states on the calibration tokens, and the maps T that are fitted on them.
+
+    x  (B, T, D) in front of every layer and behind the last, for each micro-batch        m  what each MLP adds
+    """
+
+    def __init__(
+        self, model: Decoder, calibration: Calibration, leave_first: bool, ridge: float, choose: str = "fit"
+    ) -> None:
+        self.model, self.layers, self.ridge, self.choose = model, model.layers, ridge, choose
+        batches = calibration.batches(2 * (len(self.layers) + 8) * model.embed.embedding_dim)
+        self.entries = [enter(model, ids) for ids, _ in batches]
+        self.masks = [mask for _, mask in batches]
+        device = model.embed.weight.device
+        self.where = [fitted_tokens(mask, leave_first).to(device) for mask in self.masks]
+        self.x, self.m = [[entry.x for entry in self.entries]], list[list[Tensor]]()
+        for layer in over(self.layers, "reading calibration tokens", "layer"):
+            taken = [
+                step(layer, x, entry.arguments[layer.kind], mask)
+                for x, entry, mask in zip(self.x[-1], self.entries, self.masks, strict=True)
+            ]
+            self.m.append([one.m for one in taken])
+            self.x.append([one.y for one in taken])
+        self.fits: dict[Window, tuple[Tensor, float]] = {}
+
+    def map(self, window: Window) -> Tensor:
+        """T (D, D) of the window, in the model's dtype."""
+        return self._fit(window)[0]
+
+    def left(self, window: Window) -> float:
+        """u of the window, or what takes its place."""
+        return self._fit(window)[1]
+
+    def _fit(self, window: Window) -> tuple[Tensor, float]:
+        if window not in self.fits:
+            s, e = window
+            rows = []
+            sums = LeastSquares(self.x[0][0].shape[-1], self.x[0][0].shape[-1], self.x[0][0].device)
+            for m, y, z, where in zip(self.m[s], self.x[s + 1], self.x[e], self.where, strict=True):
+                rows.append((m[where], (y - m)[where], z[where]))
+                sums.add(rows[-1][0], rows[-1][2].double() - rows[-1][1])
+            identity = torch.eye(len(sums.xx), dtype=torch.float64, device=sums.xx.device)
+            T = sums.solve(self.ridge, identity)[0].to(self.x[0][0].dtype)
+            found = [(r + m if self.choose == "cosine" else r + m @ T, z) for m, r, z in rows]
+            self.fits[window] = T, error(found) if self.choose == "error" else turned(found)
+        return self.fits[window]
+
+
+def turned(pairs: list[tuple[Tensor, Tensor]]) -> float:
+    """1 - mean over tokens of cos(y, z), for y and z (M, D) of each micro-batch."""
+    left = sum(float((1 - cosine_similarity(y.float(), z.float(), dim=-1)).sum()) for y, z in pairs)
+    return left / sum(len(y) for y, _ in pairs)
+
+
+def error(pairs: list[tuple[Tensor, Tensor]]) -> float:
+    """||y - z||^2 / ||z||^2"""
+    left = sum(float((y.double() - z).square().sum()) for y, z in pairs)
+    return left / sum(float(z.double().square().sum()) for _, z in pairs)
+
+
+class CollapseTrial:
+    """The model on a few tokens with windows collapsed by their maps T. It changes no module."""
+
+    def __init__(self, dense: DenseStates, calibration: Calibration) -> None:
+        self.dense, self.mask = dense, calibration.mask
+        self.entry: Entry = enter(dense.model, calibration.ids)
+        self.wanted = calibration.mask[:, 1:].to(self.entry.x.device)
+        self.states: list[Tensor] = []
+        self.fix([(s, s + 1) for s in range(len(dense.layers))])
+
+    @cached_property
+    def expected(self) -> Tensor:
+        """(tokens, V) the dense model's log-probabilities of the next token."""
+        return self._logits(self.entry.run(self.dense.layers, self.entry.x)).log_softmax(-1)
+
+    @torch.no_grad()
+    def fix(self, windows: list[Window]) -> None:
+        """Keep the states in front of each window for the trials that follow."""
+        self.states = [self.entry.x]
+        for window in windows:
+            self.states.append(self._run(window, self.states[-1]))
+
+    @torch.no_grad()
+    def loss(self, windows: list[Window], i: int) -> float:
+        """KL per token; before number i nothing has changed since `fix`. A loss that is no number never wins."""
+        x = self.states[i]
+        for window in windows[i:]:
+            x = self._run(window, x)
+        logits = self._logits(x)
+        loss = float(kl(logits, self.expected, logits)) / len(logits)
+        return math.inf if math.isnan(loss) else loss
+
+    def _run(self, window: Window, x: Tensor) -> Tensor:
+        s, e = window
+        layer = self.dense.layers[s]
+        arguments = self.entry.arguments[layer.kind]
+        if e == s + 1:
+            return layer(x, arguments)
+        taken = step(layer, x, arguments, self.mask)
+        return taken.y - taken.m + taken.m @ self.dense.map(window)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return self.dense.model.logits(x[:, :-1][self.wanted]).float()

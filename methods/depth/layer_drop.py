@@ -1,0 +1,109 @@
+"""Direct layer dropping: the controls that every other depth method must beat.
+
+    drop:layers=20-24   the named layers
+    drop-tail           the last n layers
+    drop-random         n layers drawn without replacement from all but the first and the last
+
+No text is looked at and no weight changes. n is the number of layers nearest to the ratio.
+Layers are numbered from 0 and ranges include both ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from methods.base import register
+from methods.budget import whole_layers
+from methods.errors import OutOfReach
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+
+
+def remove(model: Decoder, gone: list[int]) -> dict[str, Any]:
+    """Take the layers `gone` out of the model, in place."""
+    model.set_layers([layer for index, layer in enumerate(model.layers) if index not in gone])
+    return {"removed_layers": gone}
+
+
+@register("drop-tail")
+@dataclass(frozen=True)
+class DropTail:
+    """Drop the last layers, or the ones before the last."""
+
+    keep_last: bool = False  # leave the very last layer in place
+
+    fixed = False
+    needs = "nothing"
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        return {"layers": whole_layers(model, ratio)}
+
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        n = whole_layers(model, ratio)
+        end = len(model.layers) - self.keep_last
+        return remove(model, list(range(end - n, end)))
+
+
+@register("drop-random")
+@dataclass(frozen=True)
+class DropRandom:
+    """Drop layers at random, never the first and the last unless nothing else is left."""
+
+    seed: int | None = None  # of the draw; None: one cell for each of the draws, from the seed of the run on
+    draws: int = 5  # cells of one mention without a seed, which share a row
+
+    fixed = False
+    needs = "nothing"
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise ValueError(f"draws counts cells, at least 1; got {self.draws}")
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        return {"layers": whole_layers(model, ratio)}
+
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        n, last = whole_layers(model, ratio), len(model.layers) - 1
+        seed = calibration.seed if self.seed is None else self.seed
+        order = torch.randperm(last - 1, generator=torch.Generator().manual_seed(seed)) + 1
+        return remove(model, sorted([*order.tolist(), last][:n])) | {"seed": seed}
+
+
+@register("drop")
+@dataclass(frozen=True)
+class Drop:
+    """Drop the layers that are named, as in drop:layers=3+20-24."""
+
+    layers: str = ""  # single layers and ranges, joined by +
+
+    fixed = True
+    needs = "nothing"
+
+    def __post_init__(self) -> None:
+        if not self.numbers():
+            raise ValueError("drop needs the layers to drop, as in drop:layers=20-24 or drop:layers=3+20-24")
+
+    def numbers(self) -> list[int]:
+        numbers: set[int] = set()
+        for piece in filter(None, str(self.layers).split("+")):
+            first, _, last = piece.partition("-")
+            try:
+                numbers.update(range(int(first), int(last or first) + 1))
+            except ValueError:
+                raise ValueError(f"layers are numbers and ranges joined by +, as in 3+20-24; got {piece!r}") from None
+        return sorted(numbers)
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        numbers, count = self.numbers(), len(model.layers)
+        if numbers[-1] >= count:
+            raise OutOfReach(f"there is no layer {numbers[-1]}: the model has layers 0 to {count - 1}")
+        if len(numbers) == count:
+            raise OutOfReach("at least one layer stays; all of them were named")
+        return {"layers": len(numbers)}
+
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        self.plan(model, ratio)
+        return remove(model, self.numbers())

@@ -1,0 +1,53 @@
+"""Relative magnitude: drop the layers that add least to the residual, measured by what leaves them.
+
+Samragh, Farajtabar, Mehta, Vemulapalli, Faghri, Naik, Tuzel, Rastegari 2023, "Weight Subcloning: Direct Initialization
+of Transformers Using Larger Pretrained Ones", arXiv 2312.09299. Depth pruners use it as their simplest baseline.
+
+    s_l = mean over tokens of ||a_l + m_l|| / ||x_{l+1}||,    x_{l+1} = x_l + a_l + m_l
+
+x_l enters layer l; a_l and m_l are what its attention and its MLP add. The n layers with the smallest s go at once; of
+equal ones the lower stays.
+
+The paper shortens a network by the layers with the smallest score and then trains it on; nothing is trained here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from methods.base import register
+from methods.budget import whole_layers
+from methods.model.activations import steps
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+from methods.model.structures import drop_lowest
+
+
+@register("magnitude")
+@dataclass(frozen=True)
+class Magnitude:
+    """Drop the layers that add least, relative to the state that leaves them (Samragh et al. 2023)."""
+
+    fixed = False
+    needs = "calibration"
+    cost = "1 forward"
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        return {"layers": whole_layers(model, ratio)}
+
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        n = whole_layers(model, ratio)
+        if not n:
+            return {"removed_layers": []}
+        s = relative_magnitude(model, calibration)
+        return {"removed_layers": drop_lowest(model, s, range(len(s)), n), "scores": s}
+
+
+def relative_magnitude(model: Decoder, calibration: Calibration) -> list[float]:
+    """s_l of every layer."""
+    total = [0.0] * len(model.layers)
+    for l, step in steps(model, calibration):
+        added = (step.a + step.m)[step.mask].float().norm(dim=-1)  # (M,) real tokens of the micro-batch
+        total[l] += float((added / step.y[step.mask].float().norm(dim=-1)).double().sum())
+    return [one / int(calibration.mask.sum()) for one in total]

@@ -1,0 +1,119 @@
+"""Shortened LLaMA: drop the layers that the loss misses least, by trial or by Taylor's formula.
+
+Kim, Kim, Kim, Castells, Choi, Shin, Song 2024, "Shortened LLaMA: Depth Pruning for Large Language Models with
+Comparison of Retraining Methods", arXiv 2402.02834. Code: Nota-NetsPresso/shortened-llm.
+
+The importance of layer l, over N sequences of calibration text:
+
+    PPL       I_l = perplexity of the model without layer l                          `shortened-llama`
+    Taylor+   I_l = sum over the layer's weights W of |W dL/dW|                      `shortened-llama-taylor`
+
+L is the mean loss of the next token. The n layers with the smallest importance go at once, and none is computed anew;
+of equal ones the lower stays. Taylor+ leaves the first 4 and the last 2 layers whole (that is its "+"): they matter,
+and their scores do not say so.
+
+The scores of PPL are losses, the logarithms of the perplexities. A layer's weights are its matrices and the gains of
+its norms, biases left out, as in the authors' code. Where more layers must go than Taylor+ leaves unprotected, its
+protection shrinks in proportion; the code has no such case. Training afterwards, which the paper compares, is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from methods.base import register
+from methods.budget import whole_layers
+from methods.depth.greedy_search import Trial
+from methods.errors import Unsupported
+from methods.model.activations import gradients, zeros
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+from methods.model.structures import drop_lowest, sublayers_of
+from methods.progress import over
+
+
+@register("shortened-llama")
+@dataclass(frozen=True)
+class ShortenedLlama:
+    """Drop the layers without which, one at a time, perplexity is lowest (Kim et al. 2024)."""
+
+    tokens: int = 1280  # calibration tokens that are read; the authors take 10 x 128
+
+    fixed = False
+    needs = "calibration"
+    cost = "half a forward per layer"
+
+    def __post_init__(self) -> None:
+        if self.tokens < 2:
+            raise ValueError(f"tokens is at least 2, so that there is one to predict; got {self.tokens}")
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        return {"layers": whole_layers(model, ratio)}
+
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        n = whole_layers(model, ratio)
+        if not n:
+            return {"removed_layers": []}
+        trial = Trial(model, calibration.first(self.tokens), "nll")
+        losses = [trial.without(layer) for layer in over(sublayers_of(model, "layer"), "leaving out one", "layer")]
+        scores = [loss if math.isfinite(loss) else math.inf for loss in losses]
+        gone = drop_lowest(model, scores, range(len(scores)), n)
+        return {"removed_layers": gone, "scores": [score if math.isfinite(score) else None for score in scores]}
+
+
+@register("shortened-llama-taylor")
+@dataclass(frozen=True)
+class ShortenedLlamaTaylor:
+    """Drop the layers whose weights times gradients are smallest, the outer ones protected (Kim et al. 2024)."""
+
+    protect_first: int = 4  # layers at the front that stay
+    protect_last: int = 2  # layers at the end that stay
+    tokens: int = 1280  # calibration tokens that are read; the authors take 10 x 128
+
+    fixed = False
+    needs = "calibration, gradients"
+    cost = "3 forwards"
+
+    def __post_init__(self) -> None:
+        if min(self.protect_first, self.protect_last) < 0:
+            raise ValueError("protect_first and protect_last count layers, so they are not negative")
+        if self.tokens < 2:
+            raise ValueError(f"tokens is at least 2, so that there is one to predict; got {self.tokens}")
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        n = whole_layers(model, ratio)
+        candidates = self.candidates(len(model.layers), n)
+        return {"layers": n, "protected_layers": [l for l in range(len(model.layers)) if l not in candidates]}
+
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        plan = self.plan(model, ratio)
+        if not plan["layers"]:
+            return {"removed_layers": []}
+        scores = taylor(model, calibration.first(self.tokens))
+        gone = drop_lowest(model, scores, self.candidates(len(scores), plan["layers"]), plan["layers"])
+        return {"removed_layers": gone, "scores": scores, "protected_layers": plan["protected_layers"]}
+
+    def candidates(self, L: int, n: int) -> range:
+        """The layers that may go, n at least: both protected ends shrink together where they leave fewer."""
+        protected = self.protect_first + self.protect_last
+        stay = min(protected, L - n)
+        last = stay * self.protect_last // max(1, protected)
+        return range(stay - last, L - last)
+
+
+def taylor(model: Decoder, calibration: Calibration) -> list[float]:
+    """I_l of every layer by Taylor's formula. Raises Unsupported where it is no finite number."""
+    weights = [
+        [parameter for name, parameter in layer.module.named_parameters() if name.endswith("weight")]
+        for layer in model.layers
+    ]
+    g = zeros(W for layer in weights for W in layer)
+    gradients(model, calibration.ids, calibration.mask, g, {})
+    scores = [sum(float((W.detach() * g[W]).abs().sum(dtype=torch.float64)) for W in layer) for layer in weights]
+    if not all(map(math.isfinite, scores)):
+        raise Unsupported("gradients overflow; load the model in bfloat16 or float32")
+    return scores

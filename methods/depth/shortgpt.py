@@ -1,0 +1,72 @@
+"""ShortGPT: drop the layers that turn the hidden state least.
+
+Men, Xu, Zhang, Wang, Lin, Lu, Han, Chen 2024, "ShortGPT: Layers in Large Language Models are More Redundant Than You
+Expect", arXiv 2403.03853.
+
+The block influence of layer l compares what enters it with what leaves it:
+
+    BI_l = 1 - mean over tokens t of cos(x_{l,t}, x_{l+1,t})
+
+The n layers with the lowest influence go at once, and no influence is computed anew; of equal ones the lower stays.
+
+x_l enters layer l. What leaves the last layer is taken before the final norm; behind it, that layer would seem to do
+more than it does.
+
+The authors have released no code. They average over all positions and protect no layer, which is the default; `last`
+compares the last token of each sequence alone, as some later work does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch.nn.functional import cosine_similarity
+
+from methods.base import register
+from methods.budget import whole_layers
+from methods.model.activations import steps
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+from methods.model.structures import drop_lowest
+
+
+@register("shortgpt")
+@dataclass(frozen=True)
+class ShortGPT:
+    """Drop the layers of least block influence, 1 - cos of input and output (Men et al. 2024)."""
+
+    token: str = "all"  # tokens that are compared: all, or the last of each sequence
+    protect_first: int = 0  # layers at the front that stay
+    protect_last: int = 0  # layers at the end that stay
+
+    fixed = False
+    needs = "calibration"
+    cost = "1 forward"
+
+    def __post_init__(self) -> None:
+        if self.token not in ("all", "last"):
+            raise ValueError(f"token is all or last; got {self.token!r}")
+        if min(self.protect_first, self.protect_last) < 0:
+            raise ValueError("protect_first and protect_last count layers, so they are not negative")
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        return {"layers": whole_layers(model, ratio, stay=self.protect_first + self.protect_last)}
+
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        n = self.plan(model, ratio)["layers"]
+        if not n:
+            return {"removed_layers": []}
+        BI = self.influence(model, calibration)
+        candidates = range(self.protect_first, len(BI) - self.protect_last)
+        return {"removed_layers": drop_lowest(model, BI, candidates, n), "scores": BI}
+
+    def influence(self, model: Decoder, calibration: Calibration) -> list[float]:
+        """BI_l of every layer."""
+        total, count = [0.0] * len(model.layers), [0] * len(model.layers)
+        for l, step in steps(model, calibration):
+            where = step.mask if self.token == "all" else step.last
+            cos = cosine_similarity(step.x[where].float(), step.y[where].float(), dim=-1)  # (M,) tokens
+            total[l] += float((1 - cos).double().sum())
+            count[l] += len(cos)
+        return [one / tokens for one, tokens in zip(total, count, strict=True)]

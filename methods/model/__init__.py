@@ -1,0 +1,1 @@
+"""A Hugging Face decoder, seen and cut."""

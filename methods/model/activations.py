@@ -1,0 +1,232 @@
+"""Passes that look: what enters the stack of layers, what comes out of it, and the gradients of the loss.
+
+Letters: B = sequences, T = tokens, D = residual width.
+
+Padding is on the right and attention is causal, so a real token never sees a padded one: no mask is passed, and the
+states of real tokens are those of the sequence alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.errors import Unsupported
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder, Layer
+from methods.progress import bar, over
+
+TOKENS_AT_ONCE = 256  # of the calibration in one backward pass; no fewer than a sequence
+
+Sums = dict[Tensor, Tensor]  # a weight -> what is summed up for it, of its shape, in float32
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What enters the layers for one batch: the first layer's input, and the other arguments of each kind of layer.
+
+    x          (B, T, D)
+    arguments  layer kind -> what the decoder passes besides the hidden states (positions, masks)
+    """
+
+    x: Tensor
+    arguments: dict[str | None, dict[str, Any]]
+
+    def run(self, layers: Iterable[Layer], x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D) through `layers`, each with the arguments of its kind."""
+        for layer in layers:
+            x = layer(x, self.arguments[layer.kind])
+        return x
+
+
+class _Recorder(nn.Module):
+    """Stands in for a layer: notes what it is called with and passes the hidden states on unchanged."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.layer = layer
+        self.x: Tensor | None = None
+        self.arguments: dict[str, Any] = {}
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.x, self.arguments = hidden_states, self.layer.bind(args, kwargs)
+        return hidden_states
+
+
+@torch.no_grad()
+def enter(model: Decoder, ids: Tensor) -> Entry:
+    """Embed ids (B, T) and note what each layer would be called with, without running a layer."""
+    model.refuse_sliced()
+    layers = model.layers
+    recorders = [_Recorder(layer) for layer in layers]
+    stack = nn.ModuleList(recorders)
+    modules = model.swap_stack(stack)
+    try:
+        model.model(input_ids=ids.to(model.embed.weight.device), use_cache=False, logits_to_keep=1)
+    finally:
+        model.swap_stack(modules)
+    x = recorders[0].x
+    if x is None:
+        raise RuntimeError("the model did not call its first layer")
+    return Entry(x, {recorder.layer.kind: recorder.arguments for recorder in recorders})
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one layer does with one micro-batch. Real tokens are where mask is true.
+
+    x         (B, T, D) what enters the layer
+    a         (B, T, D) what its attention adds
+    m         (B, T, D) what its MLP adds
+    y         (B, T, D) what leaves it, before the final norm also in the last layer
+    heads     (B, T, G*R*E) what enters the attention's output matrix
+    channels  (B, T, I) what enters the MLP's output matrix
+    mask      (B, T)
+    last      (B, T) true at the last real token of each sequence
+    """
+
+    x: Tensor
+    a: Tensor
+    m: Tensor
+    y: Tensor
+    heads: Tensor
+    channels: Tensor
+    mask: Tensor
+
+    @property
+    def last(self) -> Tensor:
+        return self.mask & ~nn.functional.pad(self.mask[:, 1:], (0, 1))
+
+
+@torch.no_grad()
+def steps(model: Decoder, calibration: Calibration) -> Iterator[tuple[int, Step]]:
+    """(layer, Step) of each layer for each micro-batch: one forward over the calibration tokens."""
+    layers, batches = model.layers, calibration.batches(values_of_a_step(model))
+    with bar(len(batches) * len(layers), "reading calibration tokens", "layer") as shown:
+        for ids, mask in batches:
+            entry = enter(model, ids)
+            x = entry.x
+            for number, layer in enumerate(layers):
+                taken = step(layer, x, entry.arguments[layer.kind], mask)
+                yield number, taken
+                x = taken.y
+                shown.update()
+
+
+@torch.no_grad()
+def step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -> Step:
+    """Run one layer on what enters it, (B, T, D), and keep what is seen on the way.
+
+    What has been removed from a layer is not there to be seen: its a or m is zero, and heads or channels (B, T, 0).
+    Raises Unsupported where a state is no finite number.
+    """
+    empty = x[..., :0]
+    with ExitStack() as stack:
+        heads = stack.enter_context(inputs_of(layer.out)) if layer.has_attention else [empty]
+        channels = stack.enter_context(inputs_of(layer.down)) if layer.has_mlp else [empty]
+        a = layer.attend(x, arguments)
+        m = layer.transform(x if layer.parallel else x + a)
+    wide = channels[0].reshape(*x.shape[:2], channels[0].shape[-1])  # some families flatten B and T here
+    y = x + a + m
+    if not y.isfinite().all():
+        raise Unsupported("states of a layer overflow; load the model in bfloat16 or float32")
+    return Step(x, a, m, y, heads[0], wide, mask.to(x.device))
+
+
+def values_of_a_step(model: Decoder) -> int:
+    """Numbers that one token has in memory during a step."""
+    widest = max(layer.down.in_features if layer.has_mlp else 0 for layer in model.layers)
+    return 8 * model.config.hidden_size + 4 * widest
+
+
+@contextmanager
+def inputs_of(matrix: nn.Linear) -> Iterator[list[Tensor]]:
+    """What the matrix is called with."""
+    seen: list[Tensor] = []
+    hook = matrix.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def zeros(weights: Iterable[Tensor]) -> Sums:
+    return {weight: torch.zeros_like(weight, dtype=torch.float32, requires_grad=False) for weight in weights}
+
+
+def gradients(model: Decoder, ids: Tensor, mask: Tensor, g: Sums, a: Sums) -> None:
+    """Add to g the gradient of the mean loss over all targets, to a the mean square of each sequence's own gradient.
+
+    A few tokens at a time, or one sequence where a is asked for. A gradient is added and freed as soon as it is there.
+    """
+    N, T = ids.shape
+    targets = ids[:, 1:].masked_fill(~mask[:, 1:], -100).to(model.embed.weight.device)
+    own = 1.0  # share of the running sequences in all targets
+
+    def take(weight: Tensor) -> None:
+        assert weight.grad is not None  # it has just been written
+        gradient, weight.grad = weight.grad.float(), None
+        if weight in g:
+            g[weight].add_(gradient, alpha=own)
+        if weight in a:
+            a[weight].addcmul_(gradient, gradient, value=1 / N)
+
+    with differentiate(model, g or a, take), torch.enable_grad():
+        size = 1 if a else max(1, TOKENS_AT_ONCE // T)
+        batches = list(zip(*(torch.split(x.to(targets.device), size) for x in (ids, targets)), strict=True))
+        for batch, wanted in over(batches, "gradients", "batch"):
+            own = int((wanted >= 0).sum()) / int((targets >= 0).sum())
+            logits = model.model(input_ids=batch, use_cache=False).logits[:, :-1].float()
+            torch.autograd.backward(nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten()))
+
+
+@contextmanager
+def differentiate(model: Decoder, weights: Iterable[Tensor], take: Callable[[Tensor], None]) -> Iterator[None]:
+    """Let these weights alone require a gradient, and call `take` on each that has one. Afterwards all is as before."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.model.parameters()]
+    model.model.zero_grad()
+    model.model.requires_grad_(False)
+    hooks = [weight.requires_grad_().register_post_accumulate_grad_hook(take) for weight in weights]  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for parameter, required in before:
+            parameter.requires_grad_(required)
+        model.model.zero_grad()
+
+
+class States:
+    """The dense model's states of every micro-batch, (B, T, D) each, after any number of half layers."""
+
+    def __init__(self, model: Decoder, entries: list[Entry]) -> None:
+        self.layers, self.entries, self.halves = model.layers, entries, 0
+        self.x = [entry.x for entry in entries]
+
+    def advance(self, halves: int) -> list[Tensor]:
+        while self.halves < halves:
+            number, second = divmod(self.halves, 2)
+            layer, taken = self.layers[number], 1
+            arguments = [entry.arguments[layer.kind] for entry in self.entries]
+            if second:
+                self.x = [x + layer.transform(x) if layer.has_mlp else x for x in self.x]
+            elif halves > self.halves + 1:
+                self.x, taken = [layer(x, given) for x, given in zip(self.x, arguments, strict=True)], 2
+            else:
+                self.x = [x + layer.attend(x, given) for x, given in zip(self.x, arguments, strict=True)]
+            self.halves += taken
+        return self.x
+
+
+def fitted_tokens(mask: Tensor, leave_first: bool) -> Tensor:
+    """(B, T) true at the real tokens, but not at the first position where that is left out of the fit."""
+    where = mask.clone()
+    if leave_first and mask.shape[1] > 1:
+        where[:, 0] = False
+    return where

@@ -1,0 +1,50 @@
+"""Holds the tokens that a method may look at while it decides."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The tokens a method may look at; the same block for every method of a run.
+
+    ids     (N, T) token ids, padded on the right
+    mask    (N, T) true at real tokens, so that sequences may differ in length
+    source  where the text is from, for the record
+    seed    of the draw
+    sha256  of ids and mask
+    memory  bytes that a method's states of one micro-batch may take; changes no decision
+    order   the first removals of a greedy search ("mlp 3"), as a cell of the same method, with the same parameters,
+            model and tokens, has found them at another ratio; saves time and changes no decision
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    source: str = "unnamed"
+    seed: int = 0
+    sha256: str = ""
+    memory: int = 2**30
+    order: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.ids.ndim != 2 or self.ids.shape != self.mask.shape:
+            raise ValueError(f"ids and mask are both (N, T); got {tuple(self.ids.shape)} and {tuple(self.mask.shape)}")
+        if bool((self.mask[:, 1:] & ~self.mask[:, :-1]).any()):
+            raise ValueError("padding belongs on the right: the mask has a real token behind a padded one")
+
+    def first(self, tokens: int) -> Calibration:
+        """The first whole sequences that hold `tokens` real tokens; one at least, its start where it is longer."""
+        rows, columns = max(1, int((self.mask.sum(1).cumsum(0) <= tokens).sum())), min(self.ids.shape[1], tokens)
+        return dataclasses.replace(self, ids=self.ids[:rows, :columns], mask=self.mask[:rows, :columns])
+
+    def batches(self, values_per_token: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(ids, mask) in micro-batches of whole sequences, with `values_per_token` numbers of four bytes in memory."""
+        rows = max(1, self.memory // (4 * values_per_token * self.ids.shape[1]))
+        starts = range(0, len(self.ids), rows)
+        return [(self.ids[start : start + rows], self.mask[start : start + rows]) for start in starts]

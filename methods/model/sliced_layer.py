@@ -1,0 +1,110 @@
+"""Holds the decoder layer whose residual stream is cut, and the parts of it that SliceGPT fuses and cuts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.model.decoder import Decoder, Layer, linear_like, norm_eps
+
+
+def _both(layer: Layer, h: Tensor, arguments: dict[str, Any]) -> Tensor:
+    return layer.attention(h, arguments) + layer.feed_forward(h)
+
+
+class SlicedLayer(nn.Module):
+    """A layer whose residual changes its basis: x A + attention(rms(x)), then x M + mlp(rms(x)).
+
+    Where attention and MLP are parallel there is one shortcut, x A + attention(rms(x)) + mlp(rms(x)).
+    """
+
+    def __init__(self, layer: Layer, shortcuts: list[Tensor]) -> None:
+        super().__init__()
+        self.inner = layer.inner
+        self.view = Layer(layer.inner, layer.family, layer.kind, layer.head_width, layer.group)
+        self.shortcuts = nn.ModuleList(linear_like(shortcut.T.contiguous(), None) for shortcut in shortcuts)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        x, layer, arguments = hidden_states, self.view, self.view.bind(args, kwargs)
+        h = layer.attn_norm(x)
+        if layer.parallel:
+            return self.shortcuts[0](x) + _both(layer, h, arguments)
+        x = self.shortcuts[0](x) + layer.attention(h, arguments)
+        return self.shortcuts[1](x) + layer.feed_forward(layer.mlp_norm(x))
+
+
+class RMS(nn.Module):
+    """x / sqrt(sum(x^2) / D + eps), with the original D also where x is narrower."""
+
+    def __init__(self, D: int, eps: float) -> None:
+        super().__init__()
+        self.D, self.eps = D, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.float()
+        return (h * torch.rsqrt(h.pow(2).sum(-1, keepdim=True) / self.D + self.eps)).to(x.dtype)
+
+
+def fuse(model: Decoder, centre_embeddings: bool) -> None:
+    """Move every norm's gain and bias into the matrices behind it, and its mean subtraction into those before it.
+
+    Leaves the logits as they are, unless embeddings are centred under RMSNorm. In float64, cast back at the end.
+    """
+    model.untie()
+    centred, D = model.family.centred, model.embed.embedding_dim
+    if centred or centre_embeddings:
+        tables = [model.embed] + ([model.positions] if model.positions is not None and centred else [])
+        for table in tables:
+            weight = table.weight.double()
+            table.weight = _parameter(weight - weight.mean(1, keepdim=True), table.weight)
+    for layer in model.layers:
+        for norm, matrices in ((layer.attn_norm, layer.qkv), (layer.mlp_norm, layer.up)):
+            for matrix in matrices:
+                fuse_norm(model, norm, matrix)
+        layer.set_norms(RMS(D, norm_eps(layer.attn_norm)), RMS(D, norm_eps(layer.mlp_norm)))
+        if centred:
+            for matrix in (layer.out, layer.down):
+                weight = matrix.weight.double()
+                matrix.weight = _parameter(weight - weight.mean(0), matrix.weight)
+                if matrix.bias is not None:
+                    matrix.bias = _parameter(matrix.bias.double() - matrix.bias.double().mean(), matrix.bias)
+    final_norm = model.final_norm
+    assert final_norm is not None  # refuse_unless_rotatable has seen to it
+    fuse_norm(model, final_norm, model.head)
+    model.final_norm = RMS(D, norm_eps(final_norm))
+
+
+def fuse_norm(model: Decoder, norm: nn.Module, matrix: nn.Linear) -> None:
+    """W <- W diag(gain), b <- b + W bias."""
+    weight = matrix.weight.double()
+    shift = getattr(norm, "bias", None)
+    if shift is not None:
+        bias = weight @ shift.double() + (0 if matrix.bias is None else matrix.bias.double())
+        matrix.bias = _parameter(bias, matrix.weight)
+    matrix.weight = _parameter(weight * model.gain(norm).double(), matrix.weight)
+
+
+def read_in_basis(matrices: list[nn.Linear], Q: Tensor, d: int) -> None:
+    """W <- (W Q)[:, :d] for what reads the residual."""
+    for matrix in matrices:
+        matrix.weight = cut_columns(matrix.weight, Q, d)
+        matrix.in_features = d
+
+
+def write_in_basis(matrix: nn.Linear, Q: Tensor, d: int) -> None:
+    """W <- (Q^T W)[:d] and the same for the bias, for what writes the residual."""
+    matrix.weight = _parameter(Q.T[:d] @ matrix.weight.double(), matrix.weight)
+    if matrix.bias is not None:
+        matrix.bias = _parameter(Q.T[:d] @ matrix.bias.double(), matrix.bias)
+    matrix.out_features = d
+
+
+def cut_columns(weight: Tensor, Q: Tensor, d: int) -> nn.Parameter:
+    """(W Q)[:, :d], multiplied in float64."""
+    return _parameter(weight.double() @ Q[:, :d], weight)
+
+
+def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.to(like.dtype).contiguous(), requires_grad=like.requires_grad)

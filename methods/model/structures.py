@@ -1,0 +1,233 @@
+"""Cuts: whole blocks, and through a layer whole key/value heads with their query heads, and channels of the MLP.
+
+Rows of what reads the residual and columns of what writes it belong together: a unit is removed from all of them at
+once, biases of removed rows included, so that removing it equals zeroing its columns of the output matrix. Fused
+matrices are cut block by block and stay fused.
+
+Letters: D = residual width, I = MLP width, G = key/value heads, R = query heads for each of them, E = head width.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.errors import Unsupported
+from methods.model.decoder import Decoder, Layer
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one matrix holds of every unit.
+
+    axis   0 where units are rows, 1 where they are columns
+    index  (units, width) the rows or columns of each unit
+    """
+
+    matrix: nn.Linear
+    axis: int
+    index: Tensor
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of one unit."""
+        across = self.matrix.out_features if self.axis else self.matrix.in_features + (self.matrix.bias is not None)
+        return self.index.shape[1] * across
+
+
+def attention_parts(layer: Layer) -> list[Part]:
+    """q, k, v and the output matrix by key/value head, with R * E, E, E and R * E rows or columns for each."""
+    G, R, E = layer.kv_heads, layer.group, layer.head_width
+    sizes = (G * R * E, G * E, G * E)
+    if layer.family.interleaved:
+        rows = list(torch.arange(G * 3 * E).view(G, 3, E).unbind(1))
+    else:
+        starts = (0, 0, 0) if len(layer.qkv) == 3 else (0, sizes[0], sizes[0] + sizes[1])
+        rows = [torch.arange(start, start + size).view(G, -1) for start, size in zip(starts, sizes, strict=True)]
+    matrices = layer.qkv if len(layer.qkv) == 3 else layer.qkv * 3
+    read = [Part(matrix, 0, index) for matrix, index in zip(matrices, rows, strict=True)]
+    return [*read, Part(layer.out, 1, torch.arange(G * R * E).view(G, -1))]
+
+
+def mlp_parts(layer: Layer) -> list[Part]:
+    """gate, up and down by channel, or up and down where there is no gate."""
+    I = layer.down.in_features
+    read = [
+        Part(matrix, 0, torch.arange(start, start + I).view(I, 1))
+        for matrix in layer.up
+        for start in range(0, matrix.out_features, I)
+    ]
+    return [*read, Part(layer.down, 1, torch.arange(I).view(I, 1))]
+
+
+@dataclass
+class Structure:
+    """What depends on each other in one layer: the heads of its attention, or the channels of its MLP.
+
+    number  of the layer
+    kind    kv_heads: a unit is a key/value head with its query heads; channels: a unit is a channel of the MLP
+    left    the units that have not been removed, by the numbers they had at first
+    size    units at first
+    cost    parameters of one unit
+    width   channels of one unit, E or 1
+    """
+
+    number: int
+    kind: str
+    layer: Layer
+
+    def __post_init__(self) -> None:
+        if (
+            self.kind == "kv_heads"
+            and self.layer.family.rotary
+            and not hasattr(self.layer.attn, self.layer.family.rotary)
+        ):
+            raise Unsupported("each head has a bias of its own for positions (ALiBi), so that none can go")
+        self.size = len(self.parts[-1].index)
+        self.left = list(range(self.size))
+        self.cost = sum(part.parameters for part in self.parts)
+        self.width = self.layer.head_width if self.kind == "kv_heads" else 1
+
+    @property
+    def parts(self) -> list[Part]:
+        return attention_parts(self.layer) if self.kind == "kv_heads" else mlp_parts(self.layer)
+
+    @property
+    def removed(self) -> list[int]:
+        return sorted(set(range(self.size)) - set(self.left))
+
+    @property
+    def writer(self) -> nn.Linear:
+        """The matrix whose columns the units are: the attention's output matrix, or down."""
+        return self.layer.out if self.kind == "kv_heads" else self.layer.down
+
+    def remove(self, score: Tensor, count: int) -> None:
+        """Remove the `count` units with the smallest score, (units,)."""
+        lowest = set(score.argsort(stable=True)[:count].tolist())
+        kept = [unit for unit in range(len(self.left)) if unit not in lowest]
+        (keep_kv_groups if self.kind == "kv_heads" else keep_channels)(self.layer, kept)
+        self.left = [self.left[unit] for unit in kept]
+
+
+def structures_of(model: Decoder, *kinds: str) -> list[Structure]:
+    """The heads (kv_heads) and the channels of every layer that has them, by layer."""
+    has = [{"kv_heads": layer.has_attention, "channels": layer.has_mlp} for layer in model.layers]
+    return [
+        Structure(number, kind, layer)
+        for number, layer in enumerate(model.layers)
+        for kind in kinds
+        if has[number][kind]
+    ]
+
+
+def cuts(model: Decoder, structures: Iterable[Structure]) -> dict[str, list[Any]]:
+    """What each layer has left and what it has lost, for the record."""
+    lost = {(structure.number, structure.kind): structure.removed for structure in structures}
+    layers = model.layers
+    return {
+        "kv_heads": [layer.kv_heads for layer in layers],
+        "channels": [layer.down.in_features if layer.has_mlp else 0 for layer in layers],
+        "removed_kv_heads": [lost.get((number, "kv_heads"), []) for number in range(len(layers))],
+        "removed_channels": [lost.get((number, "channels"), []) for number in range(len(layers))],
+    }
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """A part that is removed whole: a layer, or the attention or the MLP of one. Written "mlp 3"."""
+
+    part: str  # layer, attention or mlp
+    layer: int
+
+    def __str__(self) -> str:
+        return f"{self.part} {self.layer}"
+
+    @staticmethod
+    def parse(text: str) -> Sublayer:
+        part, _, layer = text.partition(" ")
+        return Sublayer(part, int(layer))
+
+
+def sublayers_of(model: Decoder, *parts: str) -> list[Sublayer]:
+    """Every block of these kinds that the model still has, by layer."""
+    has = [{"layer": True, "attention": layer.has_attention, "mlp": layer.has_mlp} for layer in model.layers]
+    return [Sublayer(part, number) for number in range(len(has)) for part in parts if has[number][part]]
+
+
+def sublayer_sizes(model: Decoder, blocks: Iterable[Sublayer]) -> dict[Sublayer, int]:
+    """Parameters that go with each block."""
+    sizes = [layer.sizes() for layer in model.layers]
+    return {block: sizes[block.layer][block.part] for block in blocks}
+
+
+def remove_sublayers(model: Decoder, blocks: Iterable[Sublayer]) -> dict[str, list[int]]:
+    """Remove the blocks, in place, and name them by kind for the record. A layer that is left empty goes whole."""
+    gone = set(blocks)
+    kept, whole = [], []
+    for number, layer in enumerate(model.layers):
+        attention, mlp = (Sublayer(part, number) in gone for part in ("attention", "mlp"))
+        if Sublayer("layer", number) in gone or ((attention or not layer.has_attention) and (mlp or not layer.has_mlp)):
+            whole.append(number)
+            continue
+        if attention:
+            layer.remove_attention()
+        if mlp:
+            layer.remove_mlp()
+        kept.append(layer)
+    model.set_layers(kept)
+    by_kind = {part: sorted(block.layer for block in gone if block.part == part) for part in ("attention", "mlp")}
+    return {"removed_layers": whole} | {
+        f"removed_{part}": [number for number in numbers if number not in whole] for part, numbers in by_kind.items()
+    }
+
+
+def drop_lowest(model: Decoder, scores: Sequence[float], candidates: Iterable[int], n: int) -> list[int]:
+    """Remove the n candidate layers with the smallest score, in place; of equal ones the lower stays.
+
+    Returns their numbers, rising.
+    """
+    gone = sorted(candidates, key=lambda l: (scores[l], -l))[:n]
+    model.set_layers([layer for l, layer in enumerate(model.layers) if l not in gone])
+    return sorted(gone)
+
+
+def keep_kv_groups(layer: Layer, kept: Sequence[int]) -> None:
+    """Keep the key/value heads `kept`, each with its query heads, and remove the others."""
+    _keep(attention_parts(layer), kept)
+    layer.set_kv_heads(len(kept))
+
+
+def keep_channels(layer: Layer, kept: Sequence[int]) -> None:
+    """Keep the MLP channels `kept` and remove the others."""
+    _keep(mlp_parts(layer), kept)
+
+
+def _keep(parts: list[Part], kept: Sequence[int]) -> None:
+    pieces: defaultdict[tuple[nn.Linear, int], list[Tensor]] = defaultdict(list)
+    for part in parts:
+        pieces[part.matrix, part.axis].append(part.index[list(kept)].flatten())
+    for (matrix, axis), indices in pieces.items():
+        (keep_columns if axis else keep_rows)(matrix, torch.cat(indices).sort().values)
+
+
+def keep_rows(matrix: nn.Linear, rows: Tensor) -> None:
+    """W <- W[rows], b <- b[rows]"""
+    matrix.weight = _picked(matrix.weight, 0, rows)
+    if matrix.bias is not None:
+        matrix.bias = _picked(matrix.bias, 0, rows)
+    matrix.out_features = len(rows)
+
+
+def keep_columns(matrix: nn.Linear, columns: Tensor) -> None:
+    """W <- W[:, columns]"""
+    matrix.weight = _picked(matrix.weight, 1, columns)
+    matrix.in_features = len(columns)
+
+
+def _picked(tensor: Tensor, axis: int, index: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach().index_select(axis, index.to(tensor.device)), tensor.requires_grad)

@@ -1,0 +1,1 @@
+"""Methods that cut heads, channels or the residual stream, one file per paper."""

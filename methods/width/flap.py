@@ -1,0 +1,206 @@
+"""FLAP: remove the heads and MLP channels whose input fluctuates least, and put their mean response into a bias.
+
+An, Zhao, Yu, Tang, Wang 2024, "Fluctuation-based Adaptive Structured Pruning for Large Language Models", AAAI,
+arXiv 2312.11983. Code: CASIA-LMC-Lab/FLAP.
+
+Where the input X of an output matrix W stays near its mean, W X is nearly a constant, which a bias can give. Over all
+calibration tokens, channel j of the input has the mean mu_j, the variance v_j and the norm ||X_j||, and scores
+
+    wifv  v_j ||W_j||^2           the fluctuation that would be lost (equation 5)
+    ifv   v_j
+    wifn  mean over i of |W_ij| ||X_j||
+
+W is the attention's output matrix or the MLP's down, W_j its column j. In each layer and of each kind the scores are
+standardised, z = (s - mean) / std, and a head's z is the mean over its channels. Then one threshold for all layers and
+both kinds: the lowest go until the budget is met, where a unit weighs what parameters it holds. What goes leaves
+
+    b = sum over removed j of W_j mu_j
+
+as a bias of the output matrix. A unit is a key/value head with its query heads, or a channel. In SmolLM2-135M a head
+weighs 294,912 / 1,728 = 170.67 channels.
+
+Departures from the authors' code. A head is a key/value head with all its query heads, also under grouped queries, and
+its weight follows from the shapes. Mean and variance are those of all real tokens, computed in float64 by merging
+micro-batches; the code's running variance takes the new mean for the old one and leaves out the first sequence. One
+head and 16 channels stay in each layer, or an eighth of fewer than 128 channels. The ratio counts all parameters of the
+model and the added biases. Only a matrix that loses columns gets a bias. With equal widths (`structure=ul_um`) channels
+close the gap that whole heads leave; the code takes the same share of both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.base import register
+from methods.budget import equal_widths, freed, lower_widths
+from methods.checkpoint.transformers_compat import takes
+from methods.errors import OutOfReach
+from methods.model.activations import steps
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+from methods.model.sizes import parameters
+from methods.model.structures import Structure, cuts, structures_of
+
+METRICS = ("wifv", "ifv", "wifn")
+STRUCTURES = ("al_am", "ul_um")
+KINDS = ("kv_heads", "channels")
+
+
+class Moments:
+    """Count, mean and summed squared deviations from the mean of the rows seen, (C,) each, in float64.
+
+    Two parts are merged by the formula of Chan, Golub and LeVeque 1979 (Stanford STAN-CS-79-773).
+    """
+
+    def __init__(self, channels: int, device: torch.device) -> None:
+        self.n = 0
+        self.mean = torch.zeros(channels, dtype=torch.float64, device=device)
+        self.M2 = torch.zeros_like(self.mean)
+
+    def add(self, x: Tensor) -> None:
+        """x (M, C)"""
+        x, m, n = x.double(), len(x), self.n + len(x)
+        mean = x.mean(0)
+        delta = mean - self.mean
+        self.M2 += (x - mean).square().sum(0) + delta.square() * (self.n * m / n)
+        self.mean += delta * (m / n)
+        self.n = n
+
+
+@register("flap")
+@dataclass(frozen=True)
+class FLAP:
+    """Remove heads and channels whose input fluctuates least, their mean response becomes a bias (An et al. 2024)."""
+
+    metric: str = "wifv"  # wifv: variance times squared weights; ifv: variance alone; wifn: norm times weights
+    structure: str = "al_am"  # al_am: one threshold over all layers and both kinds; ul_um: equal widths in all layers
+    attn_square: bool = True  # square the scores of an attention's channels first, as the authors' code does
+    bias: bool = True  # give the output matrices a bias with the mean response of what is removed
+    multiple: int = 1  # what is left of the channels is a multiple of it
+    uniform: bool = False  # equal widths that stock transformers loads; no bias but where the model has one already
+
+    fixed = False
+    needs = "calibration"
+    cost = "1 forward"
+    without = ()
+
+    def __post_init__(self) -> None:
+        for name, words in {"metric": METRICS, "structure": STRUCTURES}.items():
+            if getattr(self, name) not in words:
+                raise ValueError(f"{name} is one of {', '.join(words)}; got {getattr(self, name)!r}")
+        if self.multiple < 1:
+            raise ValueError(f"multiple is at least 1; got {self.multiple}")
+
+    @property
+    def equal(self) -> bool:
+        """Whether all layers get the same widths."""
+        return self.uniform or self.structure == "ul_um"
+
+    @property
+    def adds_biases(self) -> bool:
+        return self.bias and not self.uniform
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        structures = structures_of(model, *KINDS)
+        if self.equal:
+            return {
+                "removed_per_layer": equal_widths(
+                    model,
+                    structures,
+                    ratio,
+                    self.multiple,
+                    biases=self.adds_biases,
+                    takes=partial(takes, model) if self.uniform else None,
+                )
+            }
+        dense = parameters(model)
+        reach = sum(int(self.gains(structure)[1].sum()) for structure in structures) / dense
+        if ratio > reach:
+            raise OutOfReach(
+                f"ratio {ratio:g} is out of reach: with one head and few channels left in each layer, {reach:.3f} of "
+                "the parameters are gone"
+            )
+        return {"budget": round((1 - ratio) * dense)}
+
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        plan, structures = self.plan(model, ratio), structures_of(model, *KINDS)
+        if ratio:
+            moments = statistics(model, calibration, structures)
+            scores = [self.score(structure, seen) for structure, seen in zip(structures, moments, strict=True)]
+            if self.equal:
+                counts = [plan["removed_per_layer"][structure.kind] for structure in structures]
+            else:
+                counts = self.below_threshold(structures, scores, ratio * parameters(model))
+            for structure, seen, score, count in zip(structures, moments, scores, counts, strict=True):
+                if count:
+                    biased = self.adds_biases or (self.bias and structure.writer.bias is not None)
+                    remove(structure, score, count, seen.mean if biased else None)
+        return plan | {"parameters": parameters(model)} | cuts(model, structures)
+
+    @torch.no_grad()
+    def score(self, structure: Structure, seen: Moments) -> Tensor:
+        """z of every unit, (units,), in float64 on the CPU."""
+        W = structure.writer.weight.double()
+        n, v = seen.n, seen.M2 / max(1, seen.n - 1)
+        match self.metric:
+            case "wifv":
+                s = v * W.square().sum(0)
+            case "ifv":
+                s = v
+            case _:
+                s = W.abs().mean(0) * (seen.M2 + n * seen.mean**2).sqrt()
+        if self.attn_square and structure.kind == "kv_heads":
+            s = s.square()
+        z = (s - s.mean()) / s.std().clamp_min(torch.finfo(s.dtype).tiny)
+        return z.cpu()[structure.parts[-1].index].mean(1)
+
+    def below_threshold(self, structures: list[Structure], scores: list[Tensor], target: float) -> list[int]:
+        """How many units of each structure lie below the threshold that removes nearest to `target` parameters."""
+        units, gains = zip(*map(self.gains, structures), strict=True)
+        ranked = [score.sort().values[: len(gain)] for score, gain in zip(scores, gains, strict=True)]
+        owner = torch.cat([torch.full((len(gain),), slot) for slot, gain in enumerate(gains)])
+        order = torch.cat(ranked).argsort(stable=True)
+        removed = nn.functional.pad(torch.cat(gains)[order].cumsum(0), (1, 0))
+        n = int((removed - target).abs().argmin())
+        below = torch.bincount(owner[order[:n]], minlength=len(structures)).tolist()
+        return [int(counts[counts <= count].max()) for counts, count in zip(units, below, strict=True)]
+
+    def gains(self, structure: Structure) -> tuple[Tensor, Tensor]:
+        """How many units can go, (n,) from 0; and what parameters go with each unit on the way to the most, (most,)."""
+        counts = lower_widths(structure, self.multiple)
+        gains = torch.zeros(int(counts[-1]), dtype=torch.long)
+        gains[counts[1:] - 1] = freed(structure, counts, self.adds_biases).diff()
+        return counts, gains
+
+
+def statistics(model: Decoder, calibration: Calibration, structures: list[Structure]) -> list[Moments]:
+    """The moments of what enters each structure's output matrix in the dense model, over all real tokens."""
+    moments = {
+        (structure.number, structure.kind): Moments(structure.writer.in_features, structure.writer.weight.device)
+        for structure in structures
+    }
+    for number, step in steps(model, calibration):
+        for kind, x in (("kv_heads", step.heads), ("channels", step.channels)):
+            if (number, kind) in moments:
+                moments[number, kind].add(x[step.mask])
+    return list(moments.values())
+
+
+@torch.no_grad()
+def remove(structure: Structure, score: Tensor, count: int, mu: Tensor | None) -> None:
+    """Remove the lowest units; with mu (C,), W_j mu_j of the removed columns goes into the bias."""
+    matrix, columns = structure.writer, structure.parts[-1].index
+    W = matrix.weight.detach()
+    structure.remove(score, count)
+    if mu is None:
+        return
+    gone = columns[structure.removed].flatten().to(W.device)
+    b = W[:, gone].double() @ mu[gone]
+    if matrix.bias is not None:
+        b += matrix.bias
+    matrix.bias = nn.Parameter(b.to(W.dtype), matrix.weight.requires_grad)

@@ -1,0 +1,312 @@
+"""LLM-Pruner: remove the attention heads and MLP channels whose loss the gradient says is cheapest.
+
+Ma, Fang, Wang 2023, "LLM-Pruner: On the Structural Pruning of Large Language Models", NeurIPS, arXiv 2305.11627.
+Code: horseee/LLM-Pruner.
+
+Weights that depend on each other form a coupled structure and go together: a key/value head with its query heads (rows
+of q, k, v, columns of the output matrix), or an MLP channel (a row of gate and up, a column of down). What the loss L
+would change without a weight w is estimated by Taylor's formula, the Hessian by the squared gradients of the N
+calibration sequences (equations 3 to 5):
+
+    s = w g - w^2 a / 2,    g = dL/dw,    a = mean over sequences j of (dL_j/dw)^2
+
+    element1  |w g|            element2  |w^2 a|            mix  |s|
+    vector    |sum of w g| over a whole row or column
+    controls  l1 |w|, l2 w^2, random
+
+Summed along each row or column this gives one number for every matrix and channel; the matrices of a structure are
+aggregated channel by channel, and a head's importance is the sum over its channels. In each layer the same share r of
+heads and of channels goes, the least important first (`ranking="global"`: one order over all layers and both kinds).
+The first 4 layers, at most a quarter of all, and the last 2, at most an eighth, stay whole.
+
+    heads removed = floor((G E - int(G E (1 - r))) / E),    channels removed = I - int(I (1 - r))
+
+G = key/value heads, R = query heads for each of them, E = head width, I = MLP width, N, T = sequences, their tokens.
+A unit is a key/value head with its query heads, or a channel; it has E or 1 channels.
+
+The ratio is met by bisection on r over the exact parameter count. Where heads are so coarse that the nearest count
+misses the budget by more than 0.5 % of the model, floor(r G) heads go and the channels alone close the gap. Memory
+holds the model, one float32 gradient of the matrices that may lose units (g or a; both for `mix`), and one short pass.
+
+Departures from the authors' code. A key/value head is scored with the query heads that go with it; the code reshapes so
+that head k meets query heads k, k + G, k + 2 G, ... (`gqa="released"` restores it). One backward pass
+gives both g and a, summed in float32 whatever the model's dtype, and padding is left out of the loss. Aggregation is in
+float64, where products do not underflow. Where a structure would lose everything, its best unit stays; the code skips
+the structure. Under `steps` gradients start afresh. Global ranking removes the lowest units until the budget is met;
+with an explicit r it removes that share of all units, as the code does. `uniform` cuts all layers alike, the first and
+last ones too. Channels of the residual (`channel-wise`) are not pruned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.base import register
+from methods.budget import equal_widths
+from methods.checkpoint.transformers_compat import takes
+from methods.errors import OutOfReach, Unsupported
+from methods.model.activations import Sums, gradients, zeros
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+from methods.model.sizes import parameters
+from methods.model.structures import Structure
+
+TOLERANCE = 0.005  # share of the dense model by which heads may miss the budget before channels close the gap
+TAYLOR = ("element1", "element2", "mix", "vector")
+IMPORTANCE = (*TAYLOR, "l1", "l2", "random")
+AGGREGATION: dict[str, Callable[[Tensor], Tensor]] = {  # (matrices, units, channels) -> (units, channels)
+    "sum": lambda scores: scores.sum(0),
+    "mean": lambda scores: scores.mean(0),
+    "max": lambda scores: scores.amax(0),
+    "prod": lambda scores: scores.prod(0),
+    "first": lambda scores: scores[0],
+    "second": lambda scores: scores[1],
+}
+RANKING = ("local", "global")
+GQA = ("paired", "released")
+
+
+@register("llm-pruner")
+@dataclass(frozen=True)
+class LLMPruner:
+    """Remove the heads and MLP channels of least importance by a Taylor estimate of the loss (Ma et al. 2023)."""
+
+    r: float | None = None  # the authors' knob, share of heads and channels to remove in each layer; None: solved
+    importance: str = "element1"  # element1, element2, mix or vector; controls: l1, l2 or random
+    aggregation: str = "sum"  # over a structure's matrices: sum, mean, max, prod, first (q or k, gate), second (o, up)
+    ranking: str = "local"  # local: the same share in every layer; global: one order over all layers
+    gqa: str = "paired"  # paired: a KV head counts with its own query heads; released: as in the authors' code
+    first: int | None = None  # layers left whole at the front; None: 4, at most a quarter of all
+    last: int | None = None  # layers left whole at the end; None: 2, at most an eighth of all
+    steps: int = 1  # rounds of scoring and removing, each on the calibration's next sequences
+    sequences: int = 10  # calibration sequences of a round
+    tokens: int = 64  # leading tokens of each that are used
+    seed: int | None = None  # of importance=random; None: the seed of the run
+    uniform: bool = False  # equal widths in all layers that stock transformers loads; no layer is protected
+
+    needs = "calibration, gradients"
+    cost = "3 forwards per step"
+
+    def __post_init__(self) -> None:
+        known = {"importance": IMPORTANCE, "aggregation": AGGREGATION, "ranking": RANKING, "gqa": GQA}
+        for name, words in known.items():
+            if getattr(self, name) not in words:
+                raise ValueError(f"{name} is one of {', '.join(words)}; got {getattr(self, name)!r}")
+        if self.r is not None and not 0 <= self.r < 1:
+            raise ValueError(f"r is a share of heads and channels, in [0, 1); got {self.r}")
+        if min(self.first or 0, self.last or 0) < 0:
+            raise ValueError("first and last count layers, so they are not negative")
+        if self.uniform and (self.r is not None or self.ranking == "global" or self.first or self.last):
+            raise ValueError("uniform cuts every layer alike, so that r, ranking=global, first and last have no place")
+        if min(self.steps, self.sequences) < 1 or self.tokens < 2:
+            raise ValueError("steps and sequences are at least 1, tokens at least 2")
+
+    @property
+    def fixed(self) -> bool:
+        return self.r is not None
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        structures, dense = self.structures(model), parameters(model)
+        cut = self.cut(model, structures, ratio)
+        plan: dict[str, Any] = {"protected_layers": self.protected(len(model.layers))}
+        if self.ranking == "global":
+            return plan | ({"r": self.r} if self.fixed else {"parameters": round((1 - ratio) * dense)})
+        count = dense - cut.parameters(structures)
+        if isinstance(cut, EqualWidthCut):
+            return plan | {"removed_per_layer": cut.counts, "parameters": count}
+        return plan | {"r": cut.channels, "closed_by_channels": cut.heads != cut.channels, "parameters": count}
+
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        plan, structures, dense = self.plan(model, ratio), self.structures(model), parameters(model)
+        cut = self.cut(model, structures, ratio)
+        asked = ratio if self.r is None else self.r
+        chosen = [s for s in structures if (cut.units(s) if self.ranking == "local" else asked)]
+        for step in range(1, self.steps + 1) if chosen else ():
+            scores = self.scores(model, chosen, calibration, step)
+            if self.ranking == "local":
+                counts = [cut.units(structure, step / self.steps) - len(structure.removed) for structure in chosen]
+            else:
+                counts = self.counts_overall(chosen, scores, ratio * dense, step / self.steps)
+            for structure, score, count in zip(chosen, scores, counts, strict=True):
+                structure.remove(score, count)
+        removed = {(structure.number, structure.kind): structure.removed for structure in structures}
+        numbers = range(len(model.layers))
+        return plan | {
+            "parameters": dense - sum(structure.cost * len(structure.removed) for structure in structures),
+            "kv_heads": [layer.kv_heads for layer in model.layers],
+            "channels": [layer.down.in_features for layer in model.layers],
+            "removed_kv_heads": [removed.get((number, "kv_heads"), []) for number in numbers],
+            "removed_channels": [removed.get((number, "channels"), []) for number in numbers],
+        }
+
+    def protected(self, count: int) -> list[int]:
+        """Numbers of the layers that stay whole, of `count`."""
+        if self.uniform:
+            return []
+        first = min(4, count // 4) if self.first is None else self.first
+        last = min(2, count // 8) if self.last is None else self.last
+        if first + last >= count:
+            raise OutOfReach(f"first={first} and last={last} protect all of the {count} layers")
+        return [*range(first), *range(count - last, count)]
+
+    def structures(self, model: Decoder) -> list[Structure]:
+        """Attention and MLP of each unprotected layer, where there is more than one unit."""
+        protected = self.protected(len(model.layers))
+        layers = [(number, layer) for number, layer in enumerate(model.layers) if number not in protected]
+        every = [Structure(number, kind, layer) for number, layer in layers for kind in ("kv_heads", "channels")]
+        return [structure for structure in every if structure.size > 1]
+
+    def cut(self, model: Decoder, structures: list[Structure], ratio: float) -> WidthCut | EqualWidthCut:
+        """How much to remove; raises OutOfReach where one unit left in each structure is still too much."""
+        if self.uniform:
+            return EqualWidthCut(equal_widths(model, structures, ratio, takes=partial(takes, model)))
+        dense = parameters(model)
+        if self.r is not None:
+            return WidthCut(self.r, self.r)
+        reach = sum(structure.cost * (structure.size - 1) for structure in structures) / dense
+        if ratio > reach:
+            raise OutOfReach(
+                f"ratio {ratio:g} is out of reach: with one head and one channel left in each layer that is not "
+                f"protected, {reach:.3f} of the parameters are gone"
+            )
+        return solve(structures, ratio * dense, TOLERANCE * dense)
+
+    def counts_overall(
+        self, structures: list[Structure], scores: list[Tensor], target: float, part: float
+    ) -> list[int]:
+        """How many of each structure's units are among the least important of all. The best of each stays.
+
+        Together with those already gone they come nearest to `part` of `target` parameters, or, where r is given, are
+        that part of the share r of all units.
+        """
+        owner = torch.cat([torch.full((len(score),), slot) for slot, score in enumerate(scores)])
+        pooled = torch.cat([score.index_fill(0, score.argmax(), torch.inf) for score in scores])
+        order = owner[pooled.argsort(stable=True)[: len(pooled) - len(scores)]]
+        if self.r is not None:
+            units = sum(structure.size for structure in structures)
+            n = units - int(units * (1 - self.r * part)) - sum(len(structure.removed) for structure in structures)
+        else:
+            costs = torch.tensor([structure.cost for structure in structures], dtype=torch.float64)[order]
+            before = sum(structure.cost * len(structure.removed) for structure in structures)
+            removed = before + nn.functional.pad(costs.cumsum(0), (1, 0))
+            n = int((removed - target * part).abs().argmin())
+        return torch.bincount(order[:n], minlength=len(scores)).tolist()
+
+    def scores(self, model: Decoder, structures: list[Structure], calibration: Calibration, step: int) -> list[Tensor]:
+        """The importance of every unit that is left, (units,) for each structure."""
+        if self.importance == "random":
+            seed = calibration.seed if self.seed is None else self.seed
+            draw = torch.Generator().manual_seed(seed + step - 1)
+            return [torch.rand(len(structure.left), generator=draw) for structure in structures]
+        g: Sums = {}
+        a: Sums = {}
+        if self.importance in TAYLOR:
+            weights = {part.matrix.weight for structure in structures for part in structure.parts}
+            g = zeros(weights) if self.importance != "element2" else g
+            a = zeros(weights) if self.importance in ("element2", "mix") else a
+            gradients(model, *self.block(calibration, step), g, a)
+        return [self.score(structure, g, a) for structure in structures]
+
+    def block(self, calibration: Calibration, step: int) -> tuple[Tensor, Tensor]:
+        """Tokens and mask, (N, T) each, of the sequences whose turn it is; after the last comes the first again."""
+        count = len(calibration.ids)
+        rows = (torch.arange(min(self.sequences, count)) + (step - 1) * self.sequences) % count
+        ids, mask = (tensor[rows.to(tensor.device), : self.tokens] for tensor in (calibration.ids, calibration.mask))
+        predicts = mask[:, 1:].any(1)
+        if not predicts.any():
+            raise ValueError("no calibration sequence has two tokens, so there is nothing to predict")
+        return ids[predicts], mask[predicts]
+
+    @torch.no_grad()
+    def score(self, structure: Structure, g: Sums, a: Sums) -> Tensor:
+        """(units,) in float64, on the CPU."""
+        scores = []
+        for part in structure.parts:
+            s, across = self.salience(part.matrix.weight, g, a), 1 - part.axis
+            s = s.sum(across).abs() if self.importance == "vector" else s.abs().sum(across)
+            scores.append(self.aligned(s.double().cpu()[part.index], structure.width))
+        if structure.kind == "kv_heads":  # in the order of the authors' groups, for "first" and "second"
+            q, k, v, out = scores
+            scores = [q, out, v, k] if structure.layer.group == 1 else [k, out, v, q]
+        importance = AGGREGATION[self.aggregation](torch.stack(scores)).sum(1)
+        if not importance.isfinite().all():
+            raise Unsupported(f"gradients of layer {structure.number} overflow; load the model in bfloat16 or float32")
+        return importance
+
+    def salience(self, weight: Tensor, g: Sums, a: Sums) -> Tensor:
+        """s for every weight of a matrix."""
+        w = weight.float()
+        match self.importance:
+            case "l1":
+                return w
+            case "l2":
+                return w.square()
+            case "element2":
+                return w.square().mul_(a[weight])
+            case "mix":
+                return (w * g[weight]).addcmul_(w.square(), a[weight], value=-0.5)
+        return w * g[weight]
+
+    def aligned(self, scores: Tensor, E: int) -> Tensor:
+        """(units, R * E) -> (units, E), summed over the query heads that are paired with each key/value head."""
+        units = len(scores)
+        return scores.view(-1, units, E).sum(0) if self.gqa == "released" else scores.view(units, -1, E).sum(1)
+
+
+@dataclass(frozen=True)
+class WidthCut:
+    """Shares of the heads and of the channels to remove from every structure."""
+
+    heads: float
+    channels: float
+
+    def units(self, structure: Structure, part: float = 1.0) -> int:
+        """Units that a `part` of the cut removes, with the authors' rounding. One unit stays."""
+        r = part * (self.heads if structure.kind == "kv_heads" else self.channels)
+        n = structure.size * structure.width
+        return min((n - int(n * (1 - r))) // structure.width, structure.size - 1)
+
+    def parameters(self, structures: list[Structure]) -> int:
+        return sum(structure.cost * self.units(structure) for structure in structures)
+
+
+@dataclass(frozen=True)
+class EqualWidthCut:
+    """The same numbers of heads (kv_heads) and channels from every layer."""
+
+    counts: dict[str, int]
+
+    def units(self, structure: Structure, part: float = 1.0) -> int:
+        return round(part * self.counts[structure.kind])
+
+    def parameters(self, structures: list[Structure]) -> int:
+        return sum(structure.cost * self.units(structure) for structure in structures)
+
+
+def solve(structures: list[Structure], target: float, slack: float) -> WidthCut:
+    """The r that removes nearest to `target` parameters; within `slack`, or channels close the gap that heads leave."""
+
+    def miss(cut: WidthCut) -> float:
+        return abs(cut.parameters(structures) - target)
+
+    def nearest(heads: float | None = None) -> WidthCut:
+        low, high = (WidthCut(r if heads is None else heads, r) for r in (0.0, 1.0))
+        for _ in range(50):
+            r = (low.channels + high.channels) / 2
+            middle = WidthCut(r if heads is None else heads, r)
+            low, high = (middle, high) if middle.parameters(structures) <= target else (low, middle)
+        return min(low, high, key=miss)
+
+    one = nearest()
+    if miss(one) <= slack:
+        return one
+    G = max((structure.size for structure in structures if structure.kind == "kv_heads"), default=1)
+    heads = int(one.channels * G)
+    two = [nearest(heads / G), nearest((heads + 1) / G)]
+    return next((cut for cut in two if miss(cut) <= slack), min(one, *two, key=miss))

@@ -1,0 +1,218 @@
+"""SliceGPT: rotate the residual stream to its principal axes, and cut the weak ones off every matrix.
+
+Ashkboos, Croci, do Nascimento, Hoefler, Hensman 2024, "SliceGPT: Compress Large Language Models by Deleting Rows and
+Columns", ICLR, arXiv 2401.15024. Code: microsoft/TransformerCompression.
+
+Between two norms without weights the residual stream may be rotated by any orthogonal Q without changing the model
+(theorem 1): with the norms' gains fused into the matrices behind them, W_in becomes W_in Q and W_out becomes Q^T W_out.
+Each sub-block gets the Q of a PCA of its own input, so the residual passes from one basis to the next through
+
+    x A + attention(rms(x)),    A = Q_1^T Q_2        x M + mlp(rms(x)),    M = Q_2^T Q_3            (figure 4)
+
+and the trailing D - d axes of every basis are cut: columns of what reads the residual, rows of what writes it.
+
+V = vocabulary, D = residual width, d = what is left of it, I = MLP width, X, Y = signals in the original basis, S = a
+signal rotated and cut, Q = the basis at a layer's input, Q_m at its MLP, Q_n at its output, L = layers.
+
+The ratio is met by the multiple of 8 whose parameter count comes nearest to the budget; on a small model that step is
+coarse, and `multiple=1` meets the budget to the column. The count includes the shortcuts A and M, and the head, which
+no longer can be tied to the embedding. `sparsity` is the authors' own knob.
+
+Departures from the authors' code. The attention of a layer runs once: its output in the cut basis is the full one's
+times Q_m. Embeddings are not centred where the norm does not subtract the mean, since there that changes the model
+(`centre_embeddings=True` restores it). Norms keep the model's own epsilon instead of 1e-5. The random orientation
+inside the kept axes is left out, since it cannot change the result. The damping of the covariance is left out, since it
+moves no eigenvector. Padding is skipped in the PCA and nothing is zeroed in place. GPT-2's forward takes the last
+state to be as wide as the embedding, so that its head is always sliced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.base import register
+from methods.errors import OutOfReach, Unsupported
+from methods.model.activations import Entry, enter
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder, Layer
+from methods.model.sizes import parameters
+from methods.model.sliced_layer import SlicedLayer, _both, cut_columns, fuse, read_in_basis, write_in_basis
+from methods.progress import over
+
+
+@register("slicegpt")
+@dataclass(frozen=True)
+class SliceGPT:
+    """Rotate the residual stream to its principal axes and cut the weak ones (Ashkboos et al. 2024)."""
+
+    d: int | None = None  # residual width to keep; None: solved from the ratio
+    sparsity: float | None = None  # the authors' knob, d = (1 - sparsity) D, rounded down
+    multiple: int = 8  # d is a multiple of it, for the sake of fast kernels
+    slice_head: bool = False  # also cut the last layer's output and the head, which the paper leaves whole
+    centre_embeddings: bool = False  # subtract each embedding row's mean also under RMSNorm, as the authors' code does
+
+    uneven = "it cuts the residual stream and adds shortcuts"
+    needs = "calibration"
+    cost = "2 forwards, 2 eigenvalue problems per layer"
+    without = ("gemma2", "gemma3_text")
+
+    def __post_init__(self) -> None:
+        if self.d is not None and self.sparsity is not None:
+            raise ValueError("d and sparsity are two names for one knob; give one of them")
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity is a share of the width, in [0, 1); got {self.sparsity}")
+        if self.multiple < 1:
+            raise ValueError(f"multiple is at least 1; got {self.multiple}")
+
+    @property
+    def fixed(self) -> bool:
+        return self.d is not None or self.sparsity is not None
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        refuse_unless_rotatable(model)
+        D = model.embed.embedding_dim
+        if self.fixed:
+            d = self.d if self.d is not None else int((1 - (self.sparsity or 0.0)) * D) // self.multiple * self.multiple
+            if not 0 < d <= D:
+                raise OutOfReach(f"d lies between 1 and the model's width, {D}; got {d}")
+            return {"d": d}
+        target = (1 - ratio) * parameters(model)
+        slice_head = self.slices_head(model)
+        widths = range(self.multiple, D + 1, self.multiple)
+        counts = {width: sliced_parameters(model, width, slice_head) for width in widths}
+        d = min(counts, key=lambda width: abs(counts[width] - target))
+        if counts[widths[0]] > target:
+            raise OutOfReach(f"ratio {ratio:g} is out of reach: the narrowest slice, d = {widths[0]}, holds more")
+        return {"d": d}
+
+    def slices_head(self, model: Decoder) -> bool:
+        return self.slice_head or model.family.one_width
+
+    @torch.no_grad()
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        d = self.plan(model, ratio)["d"]
+        if not self.fixed and ratio == 0:
+            return {"d": model.embed.embedding_dim}
+        fuse(model, self.centre_embeddings)
+        batches = calibration.batches(values_per_token(model))
+        slicer = _Slicer(model, [enter(model, ids) for ids, _ in batches], [mask for _, mask in batches], d)
+        slicer.run(self.slices_head(model))
+        return {"d": d, "width": slicer.D, "head_sliced": self.slices_head(model), "energy_kept": slicer.energy}
+
+
+class _Slicer:
+    """One pass from the embedding to the head, each layer fed by the already cut layers before it.
+
+    X  one signal (B, T, D) per micro-batch, in the original basis; they wait in the CPU's memory
+    Q  (D, D) in float64, the basis at the next layer's input, columns by falling variance
+    """
+
+    def __init__(self, model: Decoder, entries: list[Entry], mask: list[Tensor], d: int) -> None:
+        self.model, self.entries, self.mask, self.d = model, entries, mask, d
+        self.D, self.device = model.embed.embedding_dim, model.embed.weight.device
+        self.X = [entry.x.cpu() for entry in entries]
+        self.energy: list[float] = []  # share of the signal's energy in the kept axes, site by site
+        self.Q = self.pca()
+
+    def run(self, slice_head: bool) -> None:
+        tables = [self.model.embed] + ([self.model.positions] if self.model.positions is not None else [])
+        for table in tables:
+            table.weight = cut_columns(table.weight, self.Q, self.d)
+            table.embedding_dim = self.d
+        layers = self.model.layers
+        for layer in over(layers[:-1], "slicing", "layer"):
+            self.slice_layer(layer, self.d)
+        self.slice_layer(layers[-1], self.d if slice_head else self.D)
+        head = self.model.head
+        head.weight = cut_columns(head.weight, self.Q, self.d if slice_head else self.D)
+        head.in_features = head.weight.shape[1]
+        self.model.set_layers(layers)
+
+    def slice_layer(self, layer: Layer, e: int) -> None:
+        """Cut one layer: it will read d and write e columns."""
+        B = self.Q.T[: self.d]  # (d, D), from the cut basis back to the original one
+        read_in_basis(layer.qkv, self.Q, self.d)
+        if layer.parallel:
+            read_in_basis(layer.up, self.Q, self.d)
+            self.X = self.advance(layer, self.X, B, layer.attn_norm, lambda h, a: _both(layer, h, a))
+            self.Q = self.pca()
+            shortcuts = [B @ self.Q[:, :e]]
+            write_in_basis(layer.out, self.Q, e)
+        else:
+            self.X = self.advance(layer, self.X, B, layer.attn_norm, layer.attention)  # Y, the MLP's input
+            Q_m = self.pca()
+            write_in_basis(layer.out, Q_m, self.d)
+            read_in_basis(layer.up, Q_m, self.d)
+            B_m, self.Q = Q_m.T[: self.d], Q_m
+            self.X = self.advance(layer, self.X, B_m, layer.mlp_norm, lambda h, _: layer.feed_forward(h))
+            self.Q = self.pca()
+            shortcuts = [B @ Q_m[:, : self.d], B_m @ self.Q[:, :e]]
+        write_in_basis(layer.down, self.Q, e)
+        layer.module = SlicedLayer(layer, [shortcut.to(layer.out.weight.dtype) for shortcut in shortcuts])
+
+    def advance(
+        self, layer: Layer, X: list[Tensor], B: Tensor, norm: nn.Module, block: Callable[[Tensor, Any], Tensor]
+    ) -> list[Tensor]:
+        """Cut the signal, (B, T, D) -> (B, T, d), and pass it through one sub-block: S B + block(rms(S))."""
+        B, Q = B.to(X[0].dtype), self.Q[:, : self.d].to(X[0].dtype)
+        signals = ((x.to(self.device) @ Q, entry) for x, entry in zip(X, self.entries, strict=True))
+        return [(S @ B + block(norm(S), entry.arguments[layer.kind])).cpu() for S, entry in signals]
+
+    def pca(self) -> Tensor:
+        """Principal axes of the present signal, (D, D): no mean subtracted, padding left out, in float64."""
+        C = torch.zeros(self.D, self.D, dtype=torch.float64, device=self.device)
+        for X, mask in zip(self.X, self.mask, strict=True):
+            x = X[mask].to(self.device).double()
+            C.addmm_(x.T, x)
+        variance, axes = torch.linalg.eigh(C)
+        self.energy.append(round(float(variance[-self.d :].sum() / variance.sum()), 6))
+        return axes.flip(1)
+
+
+def refuse_unless_rotatable(model: Decoder) -> None:
+    """Raise Unsupported where a norm stands between a sub-block and the residual, so that no rotation commutes."""
+    model.refuse_sliced()
+    config = model.config
+    if model.family.post_norms or not getattr(config, "do_layer_norm_before", True):
+        raise Unsupported(
+            f"{config.model_type} norms what a sub-block adds to the residual, which no rotation survives"
+        )
+    if getattr(config, "word_embed_proj_dim", config.hidden_size) != config.hidden_size:
+        raise Unsupported("the embedding is projected to the residual's width, which slicing does not handle")
+    if model.final_norm is None:
+        raise Unsupported(f"this {config.model_type} has no final norm")
+
+
+def values_per_token(model: Decoder) -> int:
+    """Numbers that one token has in memory while it passes a layer: residuals, the widest reads, a float64 copy."""
+    layer = model.layers[0]
+    reads = sum(matrix.out_features for matrix in (*layer.qkv, *layer.up))
+    return 6 * model.embed.embedding_dim + 2 * reads
+
+
+def sliced_parameters(model: Decoder, d: int, slice_head: bool = False) -> int:
+    """Stored parameters after slicing to width d, from shapes alone; at d = D the cost of rotating."""
+    D, V = model.embed.embedding_dim, model.embed.num_embeddings
+    created = int(model.family.centred)  # biases that fusing a LayerNorm's own bias creates
+    total = V * d + (model.positions.num_embeddings * d if model.positions is not None else 0)
+    layers = model.layers
+    for index, layer in enumerate(layers):
+        e = D if index == len(layers) - 1 and not slice_head else d
+        middle = e if layer.parallel else d
+        total += _untouched_parameters(layer) + d * middle + (0 if layer.parallel else d * e)
+        for matrix in (*layer.qkv, *layer.up):
+            total += matrix.out_features * (d + max(created, int(matrix.bias is not None)))
+        total += middle * (layer.out.in_features + int(layer.out.bias is not None))
+        total += e * (layer.down.in_features + int(layer.down.bias is not None))
+    return total + V * ((d if slice_head else D) + max(created, int(model.head.bias is not None)))
+
+
+def _untouched_parameters(layer: Layer) -> int:
+    """Parameters of a layer outside its matrices and the two norms that are fused."""
+    touched = {id(p) for m in (layer.attn_norm, layer.mlp_norm, *layer.matrices) for p in m.parameters()}
+    return sum(p.numel() for p in layer.inner.parameters() if id(p) not in touched)

@@ -1,0 +1,124 @@
+"""2SSP: the same number of MLP channels from every layer, then whole attentions, one by one.
+
+Sandri, Cunegatti, Iacca 2025, "2SSP: A Two-Stage Framework for Structured Pruning of LLMs", TMLR, arXiv 2501.17771.
+Code: FabrizioSandri/2SSP.
+
+Of L layers with A parameters in the attention and M in the MLP, a share p of all layers' parameters is to go. The
+number of attentions among it is (equation 5)
+
+    n = round(L p^((M / A) / alpha)),    alpha = 1.5
+
+First stage. Channel j of the MLP scores what enters the down matrix there, X (T, I) for each sequence: the mean over
+the calibration sequences of ||X_j||_2. In one pass over the dense model; the highest stay, as many in every layer, so
+that with n attentions gone the budget is met.
+
+Second stage. n times, the attention goes without which the cut model's loss on `tokens` tokens is lowest.
+
+For SmolLM2-135M (L = 30, M / A = 3, 1,536 channels): p = 0.25 takes 2 attentions and keeps 1,058 channels, p = 0.375
+takes 4 and keeps 836, p = 0.5 takes 8 and keeps 648.
+
+Departures from the authors' code. p follows from the ratio, which counts all parameters of the model. An attention goes
+with its norm, which is counted; the code leaves the norm in place. Where the channels could not make up for n
+attentions, n is lowered or raised; the code gives up. One attention stays, and 16 channels in each layer, or an eighth
+of fewer than 128. Padding is left out of norms and loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.base import register
+from methods.budget import equal_widths, freed, lower_widths
+from methods.depth.greedy_search import Found, Trial, search
+from methods.errors import OutOfReach
+from methods.model.activations import steps
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+from methods.model.sizes import layer_parameters, parameters
+from methods.model.structures import cuts, remove_sublayers, structures_of, sublayers_of
+
+
+@register("2ssp")
+@dataclass(frozen=True)
+class TwoSSP:
+    """Remove MLP channels by activation norm, as many in every layer, then attentions by loss (Sandri et al. 2025)."""
+
+    alpha: float = 1.5  # the higher, the more of the budget comes from attentions
+    tokens: int = 2048  # calibration tokens of the second stage
+    multiple: int = 1  # what is left of the channels is a multiple of it
+
+    fixed = False
+    uneven = "it removes whole attentions"
+    needs = "calibration"
+    cost = "1 forward, and about L/2 over 2,048 tokens for each attention removed"
+    without = ()
+
+    def __post_init__(self) -> None:
+        if self.alpha <= 0:
+            raise ValueError(f"alpha is positive; got {self.alpha}")
+        if self.tokens < 2 or self.multiple < 1:
+            raise ValueError("tokens is at least 2 and multiple at least 1")
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        n = self.attentions(model, ratio)
+        rest = ratio - n * attention_parameters(model) / parameters(model)
+        counts = equal_widths(model, structures_of(model, "channels"), rest, self.multiple)
+        return {"attentions": n, "removed_per_layer": counts}
+
+    def attentions(self, model: Decoder, ratio: float) -> int:
+        """n for `ratio` of all parameters. Raises OutOfReach where channels and all but one attention are too few."""
+        budget, A = ratio * parameters(model), attention_parameters(model)
+        L, layers = len(model.layers), model.layers
+        M = sum(layer.sizes()["mlp"] for layer in layers) / L
+        p = budget / sum(map(layer_parameters, layers))
+        n = round(L * p ** (M / A / self.alpha))
+        channels = structures_of(model, "channels")
+        most_channels = sum(int(freed(each, lower_widths(each, self.multiple))[-1]) for each in channels)
+        fewest, most = math.ceil((budget - most_channels) / A), len(sublayers_of(model, "attention")) - 1
+        if fewest > most:
+            raise OutOfReach(
+                f"ratio {ratio:g} is out of reach: with all channels but a few and all attentions but one gone, "
+                f"{(most_channels + most * A) / parameters(model):.3f} of the parameters are"
+            )
+        return max(fewest, min(n, int(budget / A), most))
+
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        plan, structures = self.plan(model, ratio), structures_of(model, "channels")
+        n, channels = plan["attentions"], plan["removed_per_layer"]["channels"]
+        if channels:
+            for structure, score in zip(structures, channel_norms(model, calibration), strict=True):
+                structure.remove(score, channels)
+        cut, found = cuts(model, structures), Found()
+        if n:
+            trial = Trial(model, calibration.first(self.tokens), "nll")
+            found = search(trial, sublayers_of(model, "attention"), n * attention_parameters(model))
+            plan |= remove_sublayers(model, found.order)
+        return plan | {
+            "parameters": parameters(model),
+            "channels": cut["channels"],
+            "removed_channels": cut["removed_channels"],
+            "attentions_in_order": [block.layer for block in found.order],
+            "losses": found.losses,
+            "forwards": round(found.runs, 2),
+        }
+
+
+def attention_parameters(model: Decoder) -> float:
+    """A, with the norm that goes with an attention: the mean over the layers that have one."""
+    sizes = [layer.sizes()["attention"] for layer in model.layers if layer.has_attention]
+    return sum(sizes) / len(sizes)
+
+
+def channel_norms(model: Decoder, calibration: Calibration) -> list[Tensor]:
+    """The mean over sequences of ||X_j||_2, (I,) for each layer with an MLP, in float64 on the CPU."""
+    sums: defaultdict[int, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+    for number, step in steps(model, calibration):
+        X = step.channels.double() * step.mask[:, :, None]
+        sums[number] = sums[number] + X.square().sum(1).sqrt().sum(0).cpu()
+    return [sums[number] / len(calibration.ids) for number, layer in enumerate(model.layers) if layer.has_mlp]

@@ -1,0 +1,96 @@
+"""Wanda-sp: remove the heads and MLP channels with the smallest weights times activations, layer by layer.
+
+An, Zhao, Yu, Tang, Wang 2024, "Fluctuation-based Adaptive Structured Pruning for Large Language Models", AAAI,
+arXiv 2312.11983, where it is the baseline; the score is that of Sun, Liu, Bair, Kolter 2024, "A Simple and Effective
+Pruning Approach for Large Language Models", ICLR, arXiv 2306.11695. Code: CASIA-LMC-Lab/FLAP.
+
+Channel j of the input X of an output matrix W, over all calibration tokens, scores
+
+    s_j = mean over i of |W_ij| ||X_j||_2
+
+W is the attention's output matrix or the MLP's down. A unit is a key/value head with its query heads, whose score is
+the sum over its channels, or a channel of the MLP. In every layer the same number of units goes, the lowest first. The
+layers are taken in order: what a layer is fed comes from the layers before it as they have been cut.
+
+Departures from the authors' code. A head is a key/value head with all its query heads, also under grouped queries. Of
+the heads the same share goes as of the whole, rounded down, and channels close the budget; the code takes the same
+share of both, which misses it where heads are few. One head and 16 channels stay in each layer, or an eighth of fewer
+than 128 channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.base import register
+from methods.budget import equal_widths
+from methods.checkpoint.transformers_compat import takes
+from methods.model.activations import enter, step, values_of_a_step
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+from methods.model.sizes import parameters
+from methods.model.structures import Structure, cuts, structures_of
+from methods.progress import over
+
+KINDS = ("kv_heads", "channels")
+
+
+@register("wanda-sp")
+@dataclass(frozen=True)
+class WandaSP:
+    """Remove the heads and channels with the least weight times activation, layer by layer (An et al. 2024)."""
+
+    multiple: int = 1  # what is left of the channels is a multiple of it
+    uniform: bool = False  # as many heads as stock transformers takes; the widths are equal anyway
+
+    fixed = False
+    needs = "calibration"
+    cost = "2 forwards"
+    without = ()
+
+    def __post_init__(self) -> None:
+        if self.multiple < 1:
+            raise ValueError(f"multiple is at least 1; got {self.multiple}")
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        return {
+            "removed_per_layer": equal_widths(
+                model,
+                structures_of(model, *KINDS),
+                ratio,
+                self.multiple,
+                takes=partial(takes, model) if self.uniform else None,
+            )
+        }
+
+    @torch.no_grad()
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        plan, structures = self.plan(model, ratio), structures_of(model, *KINDS)
+        counts = plan["removed_per_layer"]
+        if any(counts.values()):
+            batches = calibration.batches(values_of_a_step(model))
+            entries, masks = [enter(model, ids) for ids, _ in batches], [mask for _, mask in batches]
+            X = [entry.x for entry in entries]
+            for number, layer in enumerate(over(model.layers, "removing", "layer")):
+                arguments = [entry.arguments[layer.kind] for entry in entries]
+                here = [structure for structure in structures if structure.number == number]
+                squares = dict.fromkeys(KINDS, torch.zeros((), dtype=torch.float64))
+                for x, given, mask in zip(X, arguments, masks, strict=True):
+                    seen = step(layer, x, given, mask)
+                    for kind, signal in zip(KINDS, (seen.heads, seen.channels), strict=True):
+                        squares[kind] = squares[kind] + signal[seen.mask].double().square().sum(0)
+                for structure in here:
+                    structure.remove(score(structure, squares[structure.kind].sqrt()), counts[structure.kind])
+                X = [layer(x, given) for x, given in zip(X, arguments, strict=True)]
+        return plan | {"parameters": parameters(model)} | cuts(model, structures)
+
+
+def score(structure: Structure, norm: Tensor) -> Tensor:
+    """s of every unit, (units,), from ||X_j|| (C,), in float64 on the CPU."""
+    s = structure.writer.weight.abs().double().mean(0) * norm
+    return s.cpu()[structure.parts[-1].index].sum(1)

@@ -1,0 +1,105 @@
+"""Figures of a report, drawn by matplotlib: which there are, what they say in words, and how they are written down.
+
+A figure is made from records, and from their samples where it shows pairs. Equal ones give equal bytes: dates are left
+out and the names inside an SVG follow from its content.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from methods.checkpoint.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+    from matplotlib.transforms import Bbox
+
+FORMATS = ("svg", "pdf", "png")
+PADDING = 0.1  # inches around a drawing
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure.
+
+    name         of its file, without the ending
+    title        what it shows, as in a caption
+    description  what a reader would see in it, made from the numbers, for those who cannot see it
+    draw         makes the drawing
+    """
+
+    name: str
+    title: str
+    description: str
+    draw: Callable[[], Drawing]
+
+
+def written(figure: Figure, kinds: Sequence[str] = FORMATS) -> dict[str, bytes]:
+    """The figure's files by format, without date and author: drawn and laid out once, written down in each."""
+    import matplotlib
+
+    from reports.figures.style import SETTINGS
+
+    settings: Any = SETTINGS | {"svg.hashsalt": figure.name}
+    with matplotlib.rc_context(settings):
+        drawing = figure.draw()
+        box = _laid_out(drawing)
+        found = {kind: _file(drawing, kind, box) for kind in kinds}
+    return found | {"svg": _described(figure, found["svg"].decode()).encode()} if "svg" in found else found
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an SVG file: titled, described, with ids of its own, so that several share a page."""
+    return written(figure, ("svg",))["svg"].decode()
+
+
+def save(figure: Figure, folder: Path) -> None:
+    """Write the figure in every format, as FOLDER/NAME.FORMAT. Raises Unwritable where the disk does not take it."""
+    for kind, content in written(figure).items():
+        write_atomically(folder / f"{figure.name}.{kind}", content)
+
+
+def _laid_out(drawing: Drawing) -> Bbox:
+    """Lay everything out, once and for good; the part of the drawing that is taken up, in inches.
+
+    What savefig does by itself, a layout for each file and before it a drawing that nobody sees, takes twice the time.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+
+    renderer: Any = FigureCanvasAgg(drawing).get_renderer()  # type: ignore[no-untyped-call]
+    for text in drawing.findobj(Text):
+        if hasattr(text, "set_fontfeatures"):  # matplotlib 3.11, the first that joins letters
+            text.set_fontfeatures(("-liga",))  # else a PDF holds a second font for the fi of finercut alone
+    for axes in drawing.axes:
+        axes.spines[:].set_in_layout(False)  # they lie on the edge of what is measured anyway
+        for axis in (axes.xaxis, axes.yaxis):
+            if not axis.get_label_text():
+                axis.set_label_coords(0, 0)  # where it would stand need not be found
+    engine = drawing.get_layout_engine()
+    if engine is not None:
+        engine.execute(drawing)
+    drawing.set_layout_engine(None)
+    return drawing.get_tightbbox(renderer).padded(PADDING)
+
+
+def _file(drawing: Drawing, kind: str, box: Bbox) -> bytes:
+    nothing: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
+    buffer = io.BytesIO()
+    drawing.savefig(buffer, format=kind, metadata=nothing[kind], bbox_inches=box)
+    return buffer.getvalue()
+
+
+def _described(figure: Figure, text: str) -> str:
+    body = text[text.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, count=1, flags=re.DOTALL)
+    body = re.sub(r'(?<=\bid=")|(?<=href="#)|(?<=url\(#)', f"{figure.name}-", body)
+    opening, _, rest = body.partition(">")
+    said = f"<title>{escape(figure.title)}</title><desc>{escape(figure.description)}</desc>"
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{opening} role="img">{said}{rest}'

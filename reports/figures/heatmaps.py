@@ -1,0 +1,204 @@
+"""Figures as maps: what is kept of each task, and what each method left of each layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from reports.blocks import TableGroup
+from reports.columns import display_name, task_columns
+from reports.figures.figure import Figure
+from reports.figures.style import BLUE, GREY, axes, name
+from reports.metrics import metric
+from reports.removed import Remaining, ranges, remaining
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+    from matplotlib.image import AxesImage
+
+ROW = 0.21  # inches of a method's row
+Shares = dict[str, list[float]]  # method: share for each task
+
+
+def figures(setups: Sequence[Sequence[TableGroup]]) -> list[Figure]:
+    """For each ratio what is kept of each task, and for all together what is left over depth."""
+    found = []
+    for number, blocks in enumerate(setups):
+        ending = f"-{number + 1}" if number else ""
+        model = display_name(blocks[0].records[0])
+        kept = {_ratio(block): _kept(block) for block in blocks}
+        kept = {ratio: (tasks, shares) for ratio, (tasks, shares) in kept.items() if shares}
+        if kept:
+            found.append(
+                Figure(
+                    f"tasks-kept{ending}",
+                    f"Accuracy of {model} by task as a share of the dense model's",
+                    " ".join(_kept_said(ratio, *one) for ratio, one in kept.items()),
+                    partial(_draw_kept, kept),
+                )
+            )
+        over_depth = {_ratio(block): _left(block) for block in blocks}
+        over_depth = {ratio: one for ratio, one in over_depth.items() if one}
+        if over_depth:
+            found.append(
+                Figure(
+                    f"depth{ending}",
+                    f"What is left of the attention (upper half of a row) and of the MLP (lower half) of each layer of "
+                    f"{model}; of several draws the mean",
+                    " ".join(_depth_said(ratio, one) for ratio, one in over_depth.items()),
+                    partial(_draw_depth, over_depth),
+                )
+            )
+    return found
+
+
+def _ratio(block: TableGroup) -> str:
+    return "fixed" if block.ratio is None else f"{block.ratio:g}"
+
+
+def _kept(block: TableGroup) -> tuple[list[str], Shares]:
+    """The tasks with an accuracy, and of each method what it keeps of them, where tasks and documents are the same."""
+    columns = [column for column in task_columns(block.records) if column.startswith("task_")]
+    rows = list(zip(block.records, block.rows, strict=True))
+    dense = next((row for record, row in rows if record.cell["method"] == "dense" and record.status == "ok"), None)
+    if dense is None:
+        return columns, {}
+    shares = {}
+    for place, (record, row) in enumerate(rows):
+        if record.cell["method"] != "dense" and any(row.get(column) is not None for column in columns):
+            shares[block.label(place)] = [_share(row, dense, column) for column in columns]
+    return columns, shares
+
+
+def _share(row: dict[str, Any], dense: dict[str, Any], column: str) -> float:
+    """NaN where there is no figure to compare with."""
+    value, base = row.get(column), dense.get(column)
+    same = all(row.get(f"{column}_{name}") == dense.get(f"{column}_{name}") for name in ("metric", "documents"))
+    if not same or value is None or not base:
+        return math.nan
+    return float(value) / float(base)
+
+
+def _kept_said(ratio: str, tasks: Sequence[str], shares: Shares) -> str:
+    """Of each method the mean, and the task it keeps least of."""
+    said = []
+    for label, kept in shares.items():
+        known = [(share, metric(task).label) for share, task in zip(kept, tasks, strict=True) if not math.isnan(share)]
+        if known:
+            least = min(known)
+            said.append(f"{label} {100 * fmean(s for s, _ in known):.0f} % (least: {least[1]}, {100 * least[0]:.0f} %)")
+    return f"Ratio {ratio}: {', '.join(said)}."
+
+
+def _draw_kept(kept: dict[str, tuple[list[str], Shares]]) -> Drawing:
+    """A panel for each ratio: methods by tasks, the share in per cent in each field; white is the dense model's own."""
+    labels = list(dict.fromkeys(label for _, shares in kept.values() for label in shares))
+    columns = max(len(tasks) for tasks, _ in kept.values())
+    wide = 2.8 + len(kept) * max(1.2, 0.36 * columns)
+    drawing, panels = axes(wide, 1.6 + ROW * len(labels), columns=len(kept), share_y=True)
+    image = None
+    for axis, (ratio, (tasks, shares)) in zip(panels, kept.items(), strict=True):
+        grid = [shares.get(label, [math.nan] * len(tasks)) for label in labels]
+        image = axis.imshow(grid, cmap="PuOr", vmin=0.3, vmax=1.7, aspect="auto")
+        for y, x in product(range(len(labels)), range(len(tasks))):
+            if not math.isnan(share := grid[y][x]):
+                colour = "white" if abs(share - 1) > 0.45 else "black"
+                axis.text(
+                    x, y, f"{100 * share:.0f}", ha="center", va="center", fontsize=6.5, color=colour, in_layout=False
+                )
+        tilted: dict[str, Any] = {"rotation": 55, "ha": "right", "rotation_mode": "anchor"}
+        axis.set_xticks(range(len(tasks)), [name(metric(task).label) for task in tasks], **tilted)
+        _frame(axis, labels, ratio)
+    if image is not None:
+        _bar(drawing, panels, image, "of the dense model's accuracy", extend="both")
+    return drawing
+
+
+def _frame(axis: Axes, labels: Sequence[str], ratio: str) -> None:
+    """The methods' names, the title and no lines."""
+    axis.set_yticks(range(len(labels)), [name(label) for label in labels])
+    axis.set_title(f"ratio {ratio}")
+    axis.grid(visible=False)
+    axis.tick_params(length=0, labelsize=8)
+    axis.spines[:].set_visible(False)
+
+
+def _bar(drawing: Drawing, panels: Sequence[Axes], image: AxesImage, said: str, extend: str = "neither") -> None:
+    """The scale of a map's colours, in per cent."""
+    bar = drawing.colorbar(image, ax=list(panels), pad=0.02, aspect=25, extend=extend)
+    bar.set_label(said)
+    bar.ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
+    bar.outline.set_linewidth(0.5)
+
+
+def _left(block: TableGroup) -> dict[str, Remaining]:
+    """What is left, by method; of several draws the mean."""
+    found = {}
+    for place, drawn in enumerate(block.drawn):
+        several = [one for one in map(remaining, drawn) if one is not None]
+        cell = block.records[place].cell
+        if several and cell["method"] != "dense" and not cell.get("healing"):  # which removes nothing
+            found[block.label(place)] = Remaining(
+                tuple(fmean(shares) for shares in zip(*(one.attention for one in several), strict=True)),
+                tuple(fmean(shares) for shares in zip(*(one.mlp for one in several), strict=True)),
+                several[0].how,
+            )
+    return found
+
+
+def _depth_said(ratio: str, found: dict[str, Remaining]) -> str:
+    return f"Ratio {ratio}: {'; '.join(f'{label}: {_left_said(one)}' for label, one in found.items())}."
+
+
+def _left_said(one: Remaining) -> str:
+    """'layers 10-20 gone', or how much is left where nothing goes whole."""
+    gone = {
+        part: [number for number, share in enumerate(shares) if share == 0]
+        for part, shares in (("attention", one.attention), ("MLP", one.mlp))
+    }
+    both = [number for number in gone["attention"] if number in gone["MLP"]]
+    said = [f"layers {ranges(both)} gone"] if both else []
+    for part, numbers in gone.items():
+        alone = [number for number in numbers if number not in both]
+        said += [f"{part} of {ranges(alone)} gone"] if alone else []
+    for part, shares in (("attention", one.attention), ("MLP", one.mlp)):
+        partly = [share for share in shares if 0 < share < 1]
+        ends = list(dict.fromkeys(f"{100 * share:.0f}" for share in (min(partly, default=0), max(partly, default=0))))
+        said += [f"{' to '.join(ends)} % of the {part} left in {len(partly)} layers"] if partly else []
+    return ", ".join(said) or "nothing gone"
+
+
+def _draw_depth(over_depth: dict[str, dict[str, Remaining]]) -> Drawing:
+    """A panel for each ratio: methods by layers, in each row the attentions above the MLPs."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    labels = list(dict.fromkeys(label for found in over_depth.values() for label in found))
+    layers = max(len(one.attention) for found in over_depth.values() for one in found.values())
+    wide = 2.9 + len(over_depth) * min(4.0, max(1.6, 0.08 * layers))
+    drawing, panels = axes(wide, 1.3 + 1.15 * ROW * len(labels), columns=len(over_depth), share_y=True)
+    colours = LinearSegmentedColormap.from_list("left", ["#FFFFFF", "#CFE3F1", BLUE])
+    image = None
+    for axis, (ratio, found) in zip(panels, over_depth.items(), strict=True):
+        grid = [
+            [*shares, *[math.nan] * (layers - len(shares))]
+            for label in labels
+            for shares in ((found[label].attention, found[label].mlp) if label in found else ((), ()))
+        ]
+        extent = (-0.5, layers - 0.5, len(labels) - 0.5, -0.5)
+        image = axis.imshow(grid, cmap=colours, vmin=0, vmax=1, aspect="auto", extent=extent, interpolation="nearest")
+        edges = [number - 0.5 for number in range(len(labels) + 1)]
+        for colour, width in (("white", 2.5), (GREY, 0.4)):
+            axis.hlines(edges, extent[0], extent[1], colors=colour, linewidth=width)
+        axis.set(xlim=extent[:2], ylim=extent[2:])
+        for place in (place for place, label in enumerate(labels) if label not in found):
+            axis.text(layers / 2 - 0.5, place, "not measured", ha="center", va="center", fontsize=6.5, color=GREY)
+        _frame(axis, labels, ratio)
+        axis.set_xlabel("layer of the dense model\nabove: attention, below: MLP")
+    if image is not None:
+        _bar(drawing, panels, image, "share left")
+    return drawing

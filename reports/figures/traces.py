@@ -1,0 +1,213 @@
+"""Figures of single cells: LaCo's similarity as its pointer moves, how healing went, and the latency of every call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from bench.records.record import Record, label
+from reports.blocks import TableGroup
+from reports.columns import STAGES, display_name, requested_ratio, timed
+from reports.figures.figure import Figure
+from reports.figures.style import BLACK, GREY, axes, legend, look, name, style
+from reports.metrics import significant
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+
+HALF = 0.13  # of a box's height, in rows
+PANELS = 4  # of the similarity in one figure, side by side
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Milliseconds of every call of one cell at one point: of the pruned model and of the dense one, in turns."""
+
+    label: str
+    method: str
+    pruned: list[float]
+    dense: list[float]
+
+
+def figures(setups: Sequence[Sequence[TableGroup]]) -> list[Figure]:
+    """The similarity of each method that merges layers; the learning curves and the latency of each ratio."""
+    found = []
+    for number, blocks in enumerate(setups):
+        ending = f"-{number + 1}" if number else ""
+        model = display_name(blocks[0].records[0])
+        found += _similarities([record for block in blocks for record in block.records], model, ending)
+        for block in blocks:
+            ratio = "fixed" if block.ratio is None else f"{block.ratio:g}"
+            found += [*_learning(block, ratio, model, ending), *_latencies(block.records, ratio, model, ending)]
+    return found
+
+
+def _similarities(records: Sequence[Record], model: str, ending: str) -> list[Figure]:
+    """One figure for each method with a trace, a panel for each ratio."""
+    methods: dict[str, list[Record]] = {}
+    for record in records:
+        healed = record.cell.get("healing")  # which has the trace of the pruned one beside it
+        if record.status == "ok" and record.decisions.get("trace") and not healed:
+            methods.setdefault(label(record.cell), []).append(record)
+    return [
+        Figure(
+            f"similarity-{place + 1}{ending}",
+            f"Similarity of {model} under {method} to the dense model, as the pointer moves from the rear to the front",
+            " ".join(map(_trace_said, found[:PANELS])),
+            partial(_draw_traces, found[:PANELS]),
+        )
+        for place, (method, found) in enumerate(methods.items())
+    ]
+
+
+def _trace_said(record: Record) -> str:
+    trace = record.decisions["trace"]
+    taken = [f"at layer {step['pointer']} ({step['similarity']:.3f})" for step in trace if step["accepted"]]
+    ratio = requested_ratio(record)
+    where = "" if ratio is None else f"Ratio {ratio:g}: "
+    threshold = record.decisions.get("threshold")
+    above = "" if threshold is None else f" above {threshold:.3f}"
+    return f"{where}{len(trace)} windows tried, {len(taken)} merged{above}: {', '.join(taken) or 'none'}."
+
+
+def _draw_traces(records: Sequence[Record]) -> Drawing:
+    drawing, panels = axes(2.0 + 2.6 * len(records), 3.0, columns=len(records), share_y=True)
+    for axis, record in zip(panels, records, strict=True):
+        steps = [step for step in record.decisions["trace"] if step["similarity"] is not None]
+        colour = style(record.cell["method"]).colour
+        axis.plot(
+            [s["pointer"] for s in steps], [s["similarity"] for s in steps], color=colour, linewidth=0.8, zorder=1
+        )
+        for accepted, text in ((True, "merged"), (False, "rejected")):
+            chosen = [step for step in steps if step["accepted"] == accepted]
+            look: dict[str, Any] = {"color": colour, "markerfacecolor": colour if accepted else "white", "marker": "o"}
+            x, y = [step["pointer"] for step in chosen], [step["similarity"] for step in chosen]
+            axis.plot(x, y, linestyle="none", label=text, **look)
+        threshold = record.decisions.get("threshold")
+        if threshold is not None and math.isfinite(threshold):
+            axis.axhline(threshold, color=BLACK, linestyle=":", linewidth=1, label="threshold")
+        ratio = requested_ratio(record)
+        axis.set_title("" if ratio is None else f"ratio {ratio:g}")
+        axis.set_xlabel("layer that the others merge into")
+        axis.invert_xaxis()
+    panels[0].set_ylabel("similarity (cosine)")
+    legend(drawing, panels)
+    return drawing
+
+
+def _learning(block: TableGroup, ratio: str, model: str, ending: str) -> list[Figure]:
+    """The learning curve of every healed cell; of several draws the first one's."""
+    curves = {
+        block.label(place): (record.cell["method"], record.measured["healing"]["curve"])
+        for place, record in enumerate(block.records)
+        if record.status == "ok" and "healing" in record.measured
+    }
+    if not curves:
+        return []
+    return [
+        Figure(
+            f"healing-{ratio}{ending}",
+            f"Healing of {model} at ratio {ratio}: loss on held-out sequences of the text that is trained on, with its "
+            "95 % interval; of several draws the first",
+            f"In nats per token: {'; '.join(_learning_said(name, curve) for name, (_, curve) in curves.items())}.",
+            partial(_draw_learning, curves),
+        )
+    ]
+
+
+def _learning_said(name: str, curve: Sequence[dict[str, float]]) -> str:
+    first, last = curve[0], curve[-1]
+    losses = f"from {first['heldout_loss']:.2f} to {last['heldout_loss']:.2f}"
+    return f"{name} {losses} after {last['tokens']:,} tokens"
+
+
+def _draw_learning(curves: dict[str, tuple[str, list[dict[str, float]]]]) -> Drawing:
+    drawing, (axis,) = axes(5.6, 3.4)
+    for one, (method, curve) in curves.items():
+        tokens = [point["tokens"] for point in curve]
+        own = look(method, one)
+        axis.plot(tokens, [point["heldout_loss"] for point in curve], label=name(one), **own)
+        low, high = ([point[f"heldout_loss_{end}"] for point in curve] for end in ("low", "high"))
+        axis.fill_between(tokens, low, high, color=own["color"], alpha=0.12, linewidth=0)
+    axis.set_xlabel("tokens trained on")
+    axis.set_ylabel("held-out loss (nats per token)")
+    axis.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}")
+    legend(drawing, [axis])
+    return drawing
+
+
+def _latencies(records: Sequence[Record], ratio: str, model: str, ending: str) -> list[Figure]:
+    """What was timed at the first batch and size, a panel for prefill and one for decode."""
+    stages = {stage: [calls for record in records if (calls := _calls(record, stage))] for stage in STAGES}
+    stages = {stage: calls for stage, calls in stages.items() if any(one.method != "dense" for one in calls)}
+    if not stages:
+        return []
+    return [
+        Figure(
+            f"latency-{ratio}{ending}",
+            f"Latency of {model} at ratio {ratio}, each method beside the dense model that was timed in turns with it; "
+            "of several draws the first",
+            " ".join(_latency_said(stage, calls) for stage, calls in stages.items()),
+            partial(_draw_latencies, stages),
+        )
+    ]
+
+
+def _calls(record: Record, stage: str) -> Calls | None:
+    point: dict[str, Any] | None = timed(record, stage)
+    rounds = (point or {}).get("rounds", {})
+    if not (rounds.get("pruned") and rounds.get("dense")):
+        return None
+    pruned, dense = ([ms for one in rounds[side] for ms in one] for side in ("pruned", "dense"))
+    return Calls(label(record.cell), record.cell["method"], pruned, dense)
+
+
+def _latency_said(stage: str, calls: Sequence[Calls]) -> str:
+    said = [f"{c.label} {significant(median(c.pruned))} (dense {significant(median(c.dense))})" for c in calls]
+    return f"Medians of {stage} in ms: {', '.join(said)}."
+
+
+def _draw_latencies(stages: dict[str, list[Calls]]) -> Drawing:
+    """Boxes from quartile to quartile, whiskers to the 5th and 95th percentile, the calls beyond them as points."""
+    most = max(map(len, stages.values()))
+    drawing, panels = axes(2.6 + 2.9 * len(stages), 1.2 + 0.36 * most, columns=len(stages))
+    for axis, (stage, calls) in zip(panels, stages.items(), strict=True):
+        colours = [style(one.method).colour for one in calls]
+        _boxes(axis, -0.17, [one.pruned for one in calls], colours, filled=True)
+        _boxes(axis, 0.17, [one.dense for one in calls], [GREY] * len(calls), filled=False)
+        axis.set_yticks(range(len(calls)), [name(one.label) for one in calls])
+        axis.set_ylim(len(calls) - 0.5, -0.5)
+        axis.set_xlim(left=0)
+        axis.grid(axis="y", visible=False)
+        axis.set_xlabel(f"{stage}, ms a call")
+        axis.set_title("filled: pruned, white: dense")
+    for axis in panels[1:]:
+        axis.tick_params(labelleft=False)
+    return drawing
+
+
+def _boxes(axis: Axes, shift: float, calls: Sequence[Sequence[float]], colours: Sequence[str], *, filled: bool) -> None:
+    """A box for each row, `shift` below it, in one artist for each kind of line: Axes.boxplot has seven for a box."""
+    from matplotlib.cbook import boxplot_stats
+    from matplotlib.collections import PolyCollection
+
+    found = boxplot_stats(list(calls), whis=(5, 95))
+    low, q1, middle, q3, high = ([box[name] for box in found] for name in ("whislo", "q1", "med", "q3", "whishi"))
+    above, below = ([place + shift + half for place in range(len(found))] for half in (-HALF, HALF))
+    level = [place + shift for place in range(len(found))]
+    corners = [[(a, y0), (b, y0), (b, y1), (a, y1)] for a, b, y0, y1 in zip(q1, q3, above, below, strict=True)]
+    faces = colours if filled else "white"
+    axis.add_collection(PolyCollection(corners, facecolors=faces, edgecolors=colours, linewidths=1, joinstyle="miter"))
+    lines: dict[str, Any] = {"colors": [*colours, *colours], "linewidth": 1, "capstyle": "projecting"}
+    axis.hlines(level * 2, [*low, *q3], [*q1, *high], **lines)
+    axis.vlines([*low, *high], [y - HALF / 2 for y in level] * 2, [y + HALF / 2 for y in level] * 2, **lines)
+    axis.vlines(middle, above, below, colors="white" if filled else colours, linewidth=1.4, zorder=2.1)
+    beyond = [(x, y, colour) for box, y, colour in zip(found, level, colours, strict=True) for x in box["fliers"]]
+    if beyond:
+        x, y, c = zip(*beyond, strict=True)
+        axis.scatter(x, y, s=2.5**2, marker=".", facecolors="none", edgecolors=c, linewidths=1)

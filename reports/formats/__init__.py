@@ -1,0 +1,1 @@
+"""Tables into text: terminal, Markdown, LaTeX, HTML, CSV."""

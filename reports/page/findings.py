@@ -1,0 +1,347 @@
+"""What the numbers of a run say, in sentences: each follows from the records, and one that would not be true is absent.
+
+"Shown" means p < 0.05 after the adjustment for all pairs of cells at that ratio, see bench.stats.contrasts.
+
+The rows of one ratio with what is shown about them, and how sentences speak of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from bench.records.record import Record, label
+from bench.records.samples import Samples
+from bench.stats import contrasts
+from bench.stats.contrasts import LEVEL, Contrasts, all_pairs, shown_more
+from bench.stats.intervals import kendall
+from reports import notes
+from reports.blocks import TableGroup, blocks
+from reports.columns import accuracies, by_setup, display_name, removed_too_little, texts
+from reports.metrics import METRICS, finite, metric, shown
+
+NAMES = 5  # as many are listed before the rest is counted
+
+
+CLIFF = 10  # times the perplexity in one step of the ratio
+RANDOM = "drop-random"  # the control: layers chosen without looking
+TESTS = {
+    "student": "Student's test over the windows that two models both scored",
+    "mcnemar": "McNemar's over the documents both answered",
+    "normal": "a normal test over the documents both answered, every task weighing alike",
+}
+ROUGH = "the two intervals as if independent, for want of samples in common, which finds less"
+
+
+@dataclass(frozen=True)
+class Topic:
+    """Sentences under one heading."""
+
+    title: str
+    sentences: tuple[str, ...]
+
+
+def summary(records: Sequence[Record], samples: Samples) -> list[Topic]:
+    """The topics of all setups; a title names the model and its conditions where there are several."""
+    found, setups = [], by_setup(records)
+    for peers, mine in zip(setups.values(), blocks(records), strict=True):
+        prefix = f"{display_name(peers[0])}, {', '.join(notes.conditions(peers))}: " if len(setups) > 1 else ""
+        found += [Topic(prefix + topic.title, topic.sentences) for topic in _topics(peers, mine, samples)]
+    return found
+
+
+def _topics(records: Sequence[Record], found: Sequence[TableGroup], samples: Samples) -> Iterator[Topic]:
+    tested = [tested_block(records, block, samples) for block in found]
+    topics: dict[str, Callable[[], Iterator[str]]] = {
+        "Perplexity": lambda: _perplexity(tested, texts(records)),
+        "Accuracy": lambda: (sentence for one in tested for sentence in _accuracy(one)),
+        "Speed": lambda: (sentence for one in tested for sentence in _speed(one)),
+        "With care": lambda: _care(tested, records),
+    }
+    for title, sentences in topics.items():
+        said = tuple(sentences())
+        if said:
+            yield Topic(title, said)
+
+
+def _perplexity(tested: Sequence[TestedRow], names: Sequence[str]) -> Iterator[str]:
+    for text in names:
+        for one in tested:
+            yield from _lowest_perplexity(one, text)
+        yield from _cliffs(tested, text)
+    if names:
+        for one in tested:
+            yield from _random(one, names[0])
+
+
+def _lowest_perplexity(one: TestedRow, text: str) -> Iterator[str]:
+    """Who has the lowest perplexity, below whom that is shown, and who comes next."""
+    column, block = f"perplexity_{text}", one.block
+    order = one.ordered(one.eligible(), column, "lower")
+    if not order:
+        return
+    first, rest = order[0], order[1:]
+    dense = "" if one.dense is None else f" (dense {one.figure(one.dense, column)})"
+    lead = f"{one.where()}, {one.name(first)} has the lowest perplexity on {metric(column).label.removeprefix('ppl ')}"
+    if not rest:
+        only = f"{one.where()}, {one.name(first)} has a perplexity on {metric(column).label.removeprefix('ppl ')} of"
+        yield f"{only} {one.figure(first, column)}{dense}; there is nothing to compare it with."
+        return
+    found = one.perplexity[text]
+    below = [place for place in rest if shown_more(found, block.numbers[place], block.numbers[first], neutral=1)]
+    yield f"{lead}: {one.figure(first, column)}{dense}, {one.shown('below', below, rest)}.{_next(one, order, text)}"
+
+
+def _next(one: TestedRow, order: Sequence[int], text: str) -> str:
+    """' laco comes next: 92.8 ± 15.6, 2.5 times as high [2.2, 2.9].'; the interval where two cells were compared."""
+    column, (first, second) = f"perplexity_{text}", order[:2]
+    a, b = (one.block.numbers[place] for place in (first, second))
+    times = one.block.rows[second][column] / one.block.rows[first][column]
+    found = one.perplexity[text].get((min(a[0], b[0]), max(a[0], b[0]))) if len(a) == len(b) == 1 else None
+    said = f"{METRICS['prefill_speed'].format(times, times)} times as high"
+    if found is not None:
+        low, high = (found.low, found.high) if a < b else (1 / found.high, 1 / found.low)
+        said += f" [{', '.join(METRICS['prefill_speed'].format(end, times) for end in (low, high))}]"
+    return f" {one.name(second)} comes next: {one.figure(second, column)}, {said}."
+
+
+def _accuracy(one: TestedRow) -> Iterator[str]:
+    """Who keeps the most accuracy, above whom that is shown, who is not shown to have lost any; the disagreement."""
+    block = one.block
+    order = one.ordered(one.eligible(), "average", "higher")
+    if not order:
+        return
+    first, rest = order[0], order[1:]
+    kept = "" if block.rows[first].get("kept") is None else f", {shown(block.rows[first], 'kept')} of the dense model's"
+    lead = f"{one.where()}, {one.name(first)} has the highest average accuracy: {one.figure(first, 'average')}{kept}"
+    above = [place for place in rest if shown_more(one.average, block.numbers[first], block.numbers[place], neutral=0)]
+    yield f"{lead}, {one.shown('above', above, rest)}." if rest else f"{lead}; there is nothing to compare it with."
+    if one.dense is not None:
+        dense = block.numbers[one.dense]
+        lost = [place for place in order if shown_more(one.average, dense, block.numbers[place], neutral=0)]
+        whole = [place for place in order if place not in lost]
+        if whole:
+            yield (
+                f"{one.where()}, no loss of accuracy against the dense model is shown for {one.names(whole)}; that "
+                "is not to say that there is none."
+            )
+    yield from _disagreement(one, order)
+
+
+def _disagreement(one: TestedRow, by_average: Sequence[int]) -> Iterator[str]:
+    """Where the highest accuracy is in the worse half by perplexity, or the two orders are hardly related."""
+    column = next(iter(one.perplexity), None)
+    if column is None:
+        return
+    column = f"perplexity_{column}"
+    by_perplexity = [place for place in one.ordered(one.eligible(), column, "lower") if place in by_average]
+    count = len(by_perplexity)
+    if count < 3 or by_average[0] not in by_perplexity:
+        return
+    rank = by_perplexity.index(by_average[0]) + 1
+    tau = kendall(
+        [-math.log(one.block.rows[place][column]) for place in by_perplexity],
+        [one.block.rows[place]["average"] for place in by_perplexity],
+    )
+    if rank > count / 2 and not math.isnan(tau):
+        yield (
+            f"{one.where()}, perplexity and accuracy disagree: {one.name(by_average[0])} has the highest average and "
+            f"comes {rank} of {count} by perplexity ({one.figure(by_average[0], column)}); "
+            f"Kendall's τ between the two orders is {tau:z.2f}."
+        )
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A perplexity at a ratio, as a figure and as it is read."""
+
+    ratio: str
+    figure: float
+    shown: str
+
+
+def _cliffs(tested: Sequence[TestedRow], text: str) -> Iterator[str]:
+    """Steps between neighbouring ratios, or from the dense model, at which a perplexity grows at least tenfold."""
+    column = f"perplexity_{text}"
+    points: dict[str, list[CurvePoint]] = {}
+    for one in tested:
+        if one.block.ratio is None:
+            continue
+        for place in one.rows:
+            row = one.block.rows[place]
+            dense = {} if one.dense is None else one.block.rows[one.dense]
+            if finite(dense.get(column)):
+                start = CurvePoint("dense", dense[column], shown(dense, column, spread=False))
+                points.setdefault(one.block.label(place), [start])
+            if finite(row.get(column)):
+                here = CurvePoint(f"{one.block.ratio:g}", row[column], shown(row, column, spread=False))
+                points.setdefault(one.block.label(place), []).append(here)
+    steps: dict[tuple[str, str], list[str]] = {}
+    for name, line in points.items():
+        for before, after in pairwise(line):
+            if after.figure >= CLIFF * before.figure:
+                grown = f"{name} ({before.shown} to {after.shown})"
+                steps.setdefault((before.ratio, after.ratio), []).append(grown)
+    for (lower, higher), found in steps.items():
+        yield f"From {lower} to {higher} the perplexity grows at least tenfold: {', '.join(found)}."
+
+
+def _random(one: TestedRow, text: str) -> Iterator[str]:
+    """Which methods are not shown to be better than every draw of random layers."""
+    control = [place for place in one.rows if one.block.records[place].cell["method"] == RANDOM]
+    others = [place for place in one.rows if place not in control]
+    others = one.ordered(others, f"perplexity_{text}", "lower")
+    if not control or not others:
+        return
+    drawn = [number for place in control for number in one.block.numbers[place]]
+    found = one.perplexity[text]
+    better = [p for p in others if shown_more(found, drawn, one.block.numbers[p], neutral=1)]
+    beaten = [p for p in others if p not in better and shown_more(found, one.block.numbers[p], drawn, neutral=1)]
+    open_ = [p for p in others if p not in better and p not in beaten]
+    draws = f"all {len(drawn)} draws" if len(drawn) > 1 else "the one draw"
+    if open_:
+        yield f"{one.where()}, not shown to be better than {draws} of {RANDOM}, by perplexity: {one.names(open_)}."
+    if beaten:
+        yield f"{one.where()}, shown to be worse than {draws} of {RANDOM}: {one.names(beaten)}."
+
+
+def _speed(one: TestedRow) -> Iterator[str]:
+    """The fastest, and what is not shown to be faster than the dense model, by the intervals of the speed-ups."""
+    for stage in ("decode", "prefill"):
+        column = f"{stage}_speed"
+        order = one.ordered(one.eligible(), column, "higher")
+        if order:
+            first, rows = order[0], one.block.rows
+            near = [p for p in order[1:] if end_of(rows[p], column, "high") >= end_of(rows[first], column, "low")]
+            beside = f"; not apart from it, by the intervals: {one.names(near)}" if near else ""
+            others = "" if len(order) == 1 or near else "; the intervals of all others lie below its own"
+            yield (
+                f"{one.where()}, {one.name(first)} is the fastest in {stage}: {one.figure(first, column)} "
+                f"the dense model's speed{beside}{others}."
+            )
+            slow = [place for place in order if end_of(rows[place], column, "low") <= 1]
+            if slow:
+                yield f"{one.where()}, not shown to be faster than dense in {stage}: {one.names(slow)}."
+
+
+def _care(tested: Sequence[TestedRow], records: Sequence[Record]) -> Iterator[str]:
+    """Missed ratios, cells without figures, and how it was tested."""
+    for one in tested:
+        missed = [place for place in one.rows if "missed_ratio" in str(one.block.rows[place]["flags"])]
+        if missed:
+            said = [f"{one.name(place)} removed {_miss(one.block.rows[place]['miss'])}" for place in missed]
+            flattered = [place for place in missed if removed_too_little(one.block.records[place])]
+            outside = f" What removed too little is not called best: {one.names(flattered)}." if flattered else ""
+            yield f"{one.where()}, the budget is missed: {', '.join(said)} of the dense model.{outside}"
+    failed = [record for record in records if record.status != "ok"]
+    if failed:
+        words = ", ".join(f"{label(record.cell)} ({notes.status(record)})" for record in failed)
+        yield f"{len(failed)} {'cell has' if len(failed) == 1 else 'cells have'} no figures: {words}."
+    yield from _seeds(records)
+    yield from _tests(tested)
+
+
+def _miss(miss: float) -> str:
+    return f"{abs(100 * miss):.1f} % {'more' if miss > 0 else 'less'}"
+
+
+def _seeds(records: Sequence[Record]) -> Iterator[str]:
+    seeds = {record.cell["seed"] for record in records}
+    if len(seeds) == 1 and any(record.cell["method"] != "dense" and record.status == "ok" for record in records):
+        yield (
+            f"Every cell has seed {seeds.pop()}: intervals and tests speak for other documents and windows of the same "
+            "kind, not for other calibration data."
+        )
+
+
+def _tests(tested: Sequence[TestedRow]) -> Iterator[str]:
+    found = [c for one in tested for pairs in (*one.perplexity.values(), one.average) for c in pairs.values()]
+    counts = sorted({len(pairs) for one in tested for pairs in (*one.perplexity.values(), one.average) if pairs})
+    if not counts:
+        return
+    most = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    used = {c.test for c in found}
+    by = ", ".join(words for test, words in TESTS.items() if test in used)
+    if "intervals" in used:
+        by = f"{by}; else by {ROUGH}" if by else ROUGH
+    yield f"Shown means p < {LEVEL} after Holm's adjustment for all {most} pairs of cells at a ratio; tested by {by}."
+
+
+@dataclass(frozen=True)
+class TestedRow:
+    """A block with the tests between its cells.
+
+    dense       the place of the dense model's row, None where it has no figures
+    rows        the places of the other rows that have figures
+    perplexity  by text;  average  of the accuracies
+    """
+
+    block: TableGroup
+    dense: int | None
+    rows: list[int]
+    perplexity: dict[str, Contrasts]
+    average: Contrasts
+
+    def where(self) -> str:
+        """'At ratio 0.3'."""
+        return "With the methods' own parameters" if self.block.ratio is None else f"At ratio {self.block.ratio:g}"
+
+    def eligible(self) -> list[int]:
+        """The places that can win: a cell that removed too little cannot."""
+        return [place for place in self.rows if not removed_too_little(self.block.records[place])]
+
+    def ordered(self, places: Sequence[int], column: str, better: str) -> list[int]:
+        """The places with a finite figure, the best first; equal ones in the order of the run."""
+        sign = -1 if better == "higher" else 1
+        known = [place for place in places if finite(self.block.rows[place].get(column))]
+        return sorted(known, key=lambda place: sign * self.block.rows[place][column])
+
+    def figure(self, place: int, column: str) -> str:
+        """'36.8 ± 6.2', with its unit."""
+        unit = metric(column).unit if not metric(column).unit_in_cell else ""
+        return f"{shown(self.block.rows[place], column)} {unit}".strip()
+
+    def name(self, place: int) -> str:
+        """The method, and whether its figures are a mean over draws."""
+        draws = len(self.block.numbers[place])
+        return self.block.label(place) + (f" (mean of {draws} draws)" if draws > 1 else "")
+
+    def names(self, places: Sequence[int]) -> str:
+        """The methods in this order; many are counted."""
+        names = [self.block.label(place) for place in places]
+        more = len(names) - NAMES
+        return ", ".join(names) if more <= 1 else f"{', '.join(names[:NAMES])} and {more} more"
+
+    def shown(self, side: str, places: Sequence[int], rest: Sequence[int]) -> str:
+        """'shown to be below all 5 others', or below how many and, the nearest first, not below whom."""
+        others = "the other one" if len(rest) == 1 else f"{len(rest)} others"
+        if len(places) == len(rest):
+            return f"shown to be {side} {others if len(rest) == 1 else f'all {others}'}"
+        if not places:
+            return f"not shown to be {side} {others if len(rest) == 1 else f'any of the {others}'}"
+        unshown = [place for place in rest if place not in places]
+        return f"shown to be {side} {len(places)} of {others}; not {side} {self.names(unshown)}"
+
+
+def tested_block(records: Sequence[Record], block: TableGroup, samples: Samples) -> TestedRow:
+    """The block with every pair of its cells tested; records: those of its setup, samples: those of all setups."""
+    ok = [place for place, record in enumerate(block.records) if record.status == "ok"]
+    dense = next((place for place in ok if block.records[place].cell["method"] == "dense"), None)
+    cells = {number: r for place in ok for number, r in zip(block.numbers[place], block.drawn[place], strict=True)}
+    pairs = all_pairs(list(cells))
+    return TestedRow(
+        block,
+        dense,
+        [place for place in ok if block.records[place].cell["method"] != "dense"],
+        {text: contrasts.perplexity(cells, pairs, samples, text) for text in texts(records)},
+        contrasts.average(cells, pairs, samples, accuracies(records)),
+    )
+
+
+def end_of(row: Mapping[str, Any], column: str, end: str) -> float:
+    """The "low" or "high" end of an interval; the figure itself where it has none."""
+    found = row.get(f"{column}_{end}")
+    return float(row[column] if found is None else found)

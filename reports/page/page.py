@@ -1,0 +1,196 @@
+"""One HTML page about a run, in a single file that asks nothing of anybody: summary, tables, figures, every cell.
+
+records -> summary, views, figures, cells -> templates/page.html, with its style and scripts inside
+
+Equal records give equal bytes. Every text is escaped where it enters the template; data for the script lie in a block
+of JSON; by its own policy the page runs and loads nothing but what stands in it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from bench.records.record import Record
+from bench.records.samples import Samples
+from reports import notes
+from reports.columns import display_name, requested_ratio
+from reports.figures.catalogue import figures
+from reports.figures.figure import Figure, svg
+from reports.page import sections as page_tables
+from reports.page.findings import summary
+from reports.page.sections import Group
+from reports.page.svg import inline
+from reports.tables import cell
+from reports.tables.table import Table
+from reports.tables.views import views
+from reports.text import printable
+
+LONG = 600  # characters of a value, before the page leaves the rest to `show`
+
+
+def page(
+    records: Sequence[Record],
+    title: str | None = None,
+    *,
+    samples: Samples | None = None,
+    needs: Mapping[str, str] | None = None,
+    remarks: Sequence[str] = (),
+    live: str = "",
+    tables: Mapping[str, Sequence[Table]] | None = None,
+    drawings: Iterable[tuple[Figure, str]] | None = None,
+) -> str:
+    """The page as HTML.
+
+    samples   those of the records, for paired tests
+    needs     what each method looks at, by its name: "calibration, gradients"
+    remarks   what is to be said of the records as a whole, such as which runs cannot be compared
+    live      where the page is served: the ETag that it has, and asks after
+    tables    those of the views page_tables.VIEWS, and
+    drawings  every figure with its SVG, where they are made already or in the making
+    """
+    samples = samples or Samples()
+    groups, targets = page_tables.groups(records)
+    tables = views(page_tables.VIEWS, records, samples=samples, needs=needs) if tables is None else tables
+    sections = page_tables.sections(tables, targets)
+    style, theme, script = (_template(name) for name in ("page.css", "theme.js", "page.js"))
+    models = ", ".join(dict.fromkeys(display_name(record) for record in records))
+    findings, cells = summary(records, samples), [_cell(group) for group in groups]
+    if drawings is None:
+        drawings = ((figure, svg(figure)) for figure in figures(records, samples))
+    drawn = [_drawing(*one) for one in drawings]  # last, since they may be in the making
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=title or (f"Structured pruning of {models}" if models else "No record yet"),
+            conditions=_conditions(records),
+            policy=_policy(style, [theme, script], live),
+            remarks=remarks,
+            live=live,
+            style=Markup(style),
+            theme_script=Markup(theme),
+            script=Markup(script),
+            links=_links(sections, drawn),
+            findings=findings,
+            ratios=sorted({requested_ratio(record) for record in records} - {None}, key=float),
+            sections=sections,
+            figures=drawn,
+            cells=cells,
+            environment=list(notes.environment(records)),
+            footer=f"prunebench, {len(records):,} {'record' if len(records) == 1 else 'records'}",
+            data=Markup(as_json(_data(sections, groups))),
+        )
+    )
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("reports.page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_visible,
+    )
+
+
+def _visible(value: Any) -> Any:
+    """Text with its control and direction characters written out."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _template(name: str) -> str:
+    return (files("reports.page") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, scripts: Sequence[str], live: str) -> str:
+    """The content security policy: this style, these scripts, pictures inside the page, and nothing else."""
+    rules = [
+        "default-src 'none'",
+        f"style-src {_hashed(style)}",
+        f"script-src {' '.join(map(_hashed, scripts))}",
+        "img-src data:",
+        *(["connect-src 'self'"] if live else []),
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+    return "; ".join(rules)
+
+
+def _hashed(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def as_json(value: Any) -> str:
+    """JSON that can end neither a script element nor a line of a script."""
+    text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _data(sections: Sequence[dict[str, Any]], groups: Sequence[Group]) -> dict[str, Any]:
+    """What the script works with: raw figures by table, row and column; each cell's title; which are several draws."""
+    return {
+        "tables": {table["id"]: table["figures"] for section in sections for table in section["tables"]},
+        "titles": {group.id: printable(_title(group)) for group in groups},
+        "drawn": [group.id for group in groups if len(group.records) > 1],
+    }
+
+
+def _links(sections: Sequence[dict[str, Any]], drawn: Sequence[Any]) -> list[tuple[str, str]]:
+    found = [("summary", "In short"), *((section["name"], section["title"]) for section in sections)]
+    return [*found, *[("figures", "Figures")] * bool(drawn), *[("cells", "Every cell")] * bool(sections)]
+
+
+def _conditions(records: Sequence[Record]) -> list[str]:
+    """What holds for the records, each version where they differ, and on which days they were measured."""
+    found = dict.fromkeys(part for record in records for part in notes.conditions([record]))
+    dates = sorted({str(record.environment["date"])[:10] for record in records if "date" in record.environment})
+    return [*found, *([" to ".join(dict.fromkeys((dates[0], dates[-1])))] if dates else [])]
+
+
+def _drawing(figure: Figure, element: str) -> dict[str, Any]:
+    return {"title": figure.title, "description": figure.description, "svg": Markup(inline(element))}
+
+
+def _title(group: Group) -> str:
+    draws = len(group.records)
+    return cell.title(group.records[0]) + (f", {draws} draws" if draws > 1 else "")
+
+
+def _cell(group: Group) -> dict[str, Any]:
+    """Everything about the records of one row, and how they were measured."""
+    first, several = group.records[0], len(group.records) > 1
+    peers, rows = list(group.records), list(group.rows)
+    if group.dense and group.dense[0] is not first:
+        peers, rows = [group.dense[0], *peers], [group.dense[1], *rows]
+    return {
+        "id": group.id,
+        "label": group.label,
+        "ratio": group.ratio,
+        "title": _title(group),
+        "failure": notes.status(first) if first.status != "ok" else "",
+        "protocol": notes.protocol(peers, rows) if first.status == "ok" else [],
+        "blocks": [
+            {"name": block.name + (f", draw {number}" if several else ""), "inside": _shortened(block).inside}
+            for number, record in enumerate(group.records, start=1)
+            for block in cell.facts(record)
+        ],
+    }
+
+
+def _shortened(fact: cell.Fact) -> cell.Fact:
+    """Without the ends of very long values, such as the numbers of a thousand channels, which `show` prints whole."""
+    value = fact.value
+    if len(value) > LONG:
+        value = f"{value[:LONG].rpartition(' ')[0]} … (`python -m bench show` prints all of it)"
+    return cell.Fact(fact.name, value, tuple(_shortened(inside) for inside in fact.inside), fact.table)

@@ -1,0 +1,138 @@
+"""The page of one run on the loopback address, made anew whenever a record has come.
+
+Only GET / is answered, and only for a Host that names this machine, so that no other site's name can be pointed at it.
+The page asks every few seconds whether its ETag still holds, which costs a look at the folder and no rendering.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from bench.records.record import InvalidRecord
+from bench.records.samples import Samples
+from reports import merge
+from reports.page import page
+
+ADDRESS = "127.0.0.1"
+HEADERS = {
+    "Cache-Control": "no-cache",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class Live:
+    """The page of a run folder, kept until its records change."""
+
+    def __init__(self, run: Path, needs: Mapping[str, str]) -> None:
+        self.run, self.needs = run, needs
+        self._lock = Lock()  # two browsers do not make the same page twice
+        self._made: tuple[str, bytes] | None = None
+
+    def stamp(self) -> str:
+        """A name for the state of the records: their files' names, sizes and times."""
+        state = []
+        for path in sorted((self.run / "cells").glob("*.json")):
+            with suppress(FileNotFoundError):  # a record that was there a moment ago
+                found = path.stat()
+                state.append((path.name, found.st_size, found.st_mtime_ns))
+        return hashlib.sha256(repr(state).encode()).hexdigest()[:32]
+
+    def page(self) -> tuple[str, bytes]:
+        """(stamp, HTML). The stamp is taken first: what comes while the page is made makes it old, not unseen.
+
+        Raises InvalidRecord at a record that cannot be read.
+        """
+        with self._lock:
+            stamp = self.stamp()
+            if self._made is None or self._made[0] != stamp:
+                self._made = stamp, self._render(stamp).encode()
+            return self._made
+
+    def _render(self, stamp: str) -> str:
+        try:
+            found = merge.load_runs([self.run])
+        except FileNotFoundError:  # a run that has only begun
+            found = merge.Merged([], Samples(), [])
+        title = self.run.resolve().name
+        return page.page(
+            found.records, title=title, samples=found.samples, needs=self.needs, remarks=found.remarks, live=stamp
+        )
+
+
+def start(run: Path, port: int, needs: Mapping[str, str]) -> ThreadingHTTPServer:
+    """A server for the page of `run`, listening, and not yet answering; `needs` as in reports.page.page.
+
+    Raises OSError where the port is taken.
+    """
+    live = Live(run, needs)
+
+    class Handler(_Handler):
+        source = live
+
+    return _Server((ADDRESS, port), Handler)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    allow_reuse_address = True  # a port that is merely waiting out its last connections is free; a listener's is not
+
+
+class _Handler(BaseHTTPRequestHandler):
+    source: Live
+    server_version, sys_version = "prunebench", ""
+    timeout = 30  # seconds for a request that does not come to its end
+
+    def do_GET(self) -> None:
+        if not self._meant_for_us():
+            self._answer(HTTPStatus.MISDIRECTED_REQUEST, "this page is served to this machine alone")
+        elif self.path != "/":
+            self._answer(HTTPStatus.NOT_FOUND, "there is one page, /")
+        elif self.headers.get("If-None-Match") == f'"{self.source.stamp()}"':
+            self._answer(HTTPStatus.NOT_MODIFIED)
+        else:
+            self._page()
+
+    def _refuse(self) -> None:
+        self._answer(HTTPStatus.METHOD_NOT_ALLOWED, "only GET is answered", Allow="GET")
+
+    do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = do_CONNECT = _refuse
+
+    def _meant_for_us(self) -> bool:
+        port = self.connection.getsockname()[1]
+        hosts = [name for host in (ADDRESS, "localhost") for name in (host, f"{host}:{port}")]
+        return self.headers.get_all("Host", []) in [[host] for host in hosts]
+
+    def _page(self) -> None:
+        try:
+            stamp, html = self.source.page()
+        except InvalidRecord as error:
+            self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
+            return
+        self._answer(HTTPStatus.OK, html, ETag=f'"{stamp}"')
+
+    def _answer(self, status: HTTPStatus, body: str | bytes = b"", **headers: str) -> None:
+        """Send one whole answer; a body that is text is sent as plain text, bytes as HTML."""
+        kind = "text/plain" if isinstance(body, str) else "text/html"
+        content = body.encode() if isinstance(body, str) else body
+        self.send_response(status)
+        for name, value in (HEADERS | headers).items():
+            self.send_header(name, value)
+        if status != HTTPStatus.NOT_MODIFIED:
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: a page that asks every few seconds would fill the terminal."""

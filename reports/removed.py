@@ -1,0 +1,137 @@
+"""What the methods decided, in one vocabulary: what went of each layer, read from the decisions in the records.
+
+The keys that methods share are removed_layers, removed_attention, removed_mlp (numbers of layers of the dense model),
+removed_kv_heads, removed_channels (for each layer of the dense model the units that went), kv_heads, channels (how many
+are left) and d of width (the residual width). A method of one's own that uses them is shown like the built-in ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from bench.records.record import Record
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """What is left of each layer of the dense model, as shares in [0, 1]: of its attention and of its MLP.
+
+    how  what was removed, in a word: layers, blocks, units or width
+    """
+
+    attention: tuple[float, ...]
+    mlp: tuple[float, ...]
+    how: str
+
+
+def together(record: Record) -> dict[str, Any]:
+    """The decisions of a cell, with those of the cells that it goes on from, by the numbers of the dense model.
+
+    Empty where a method in front does not say which layers it has removed.
+    """
+    decided: dict[str, Any] = {}
+    layers = record.measured.get("dense_layers", 0)
+    for stage in record.decisions.get("earlier", ()):
+        decided = _behind(decided, stage["decisions"], layers)
+        if layers - len(decided.get("removed_layers", ())) != stage["measured"]["layers"]:
+            return {}
+    return _behind(decided, record.decisions, layers) if decided else record.decisions
+
+
+def _behind(before: dict[str, Any], after: dict[str, Any], layers: int) -> dict[str, Any]:
+    """Both as one. Numbers of `after` are of the model that `before` has left, in which whole layers are missing."""
+    there = [number for number in range(layers) if number not in set(before.get("removed_layers", ()))]
+    found = before | after
+    for name in ("removed_layers", "removed_attention", "removed_mlp"):
+        if name in found:
+            found[name] = sorted([*before.get(name, ()), *(there[number] for number in after.get(name, ()))])
+    for unit in ("kv_heads", "channels"):
+        if {unit, f"removed_{unit}"} <= set(after):
+            removed, kept = [list(units) for units in before.get(f"removed_{unit}", [[]] * layers)], [0] * layers
+            for number, units, count in zip(there, after[f"removed_{unit}"], after[unit], strict=False):
+                removed[number] += units
+                kept[number] = count
+            found |= {f"removed_{unit}": removed, unit: kept}
+    if "d" in before and "d" in after:
+        found["width"] = before["width"]
+    return found
+
+
+def remaining(record: Record) -> Remaining | None:
+    """What is left over depth; None where the decisions do not tell, as of a failed cell.
+
+    An attention's share is that of its key/value heads, an MLP's that of its channels. A residual stream of d of D
+    columns leaves d / D of every matrix.
+    """
+    decided, layers = together(record), record.measured.get("dense_layers")
+    if record.status != "ok" or not layers:
+        return None
+    if {"d", "width"} <= set(decided):
+        share = decided["d"] / decided["width"]
+        return Remaining((share,) * layers, (share,) * layers, "width")
+    if not any(name.startswith("removed_") for name in decided):
+        return None
+    whole = set(decided.get("removed_layers", ()))
+    attention = _shares(layers, decided, "kv_heads", whole | set(decided.get("removed_attention", ())))
+    mlp = _shares(layers, decided, "channels", whole | set(decided.get("removed_mlp", ())))
+    return Remaining(attention, mlp, _how(decided))
+
+
+def _shares(layers: int, decided: dict[str, Any], unit: str, gone: set[int]) -> tuple[float, ...]:
+    removed, kept = decided.get(f"removed_{unit}", []), decided.get(unit, [])
+    shares = [1.0] * layers
+    if len(removed) == len(kept) == layers:
+        totals = [len(lost) + there for lost, there in zip(removed, kept, strict=True)]
+        shares = [there / total if total else 0.0 for there, total in zip(kept, totals, strict=True)]
+    return tuple(0.0 if number in gone else share for number, share in enumerate(shares))
+
+
+def _how(decided: dict[str, Any]) -> str:
+    if any(map(len, [*decided.get("removed_kv_heads", ()), *decided.get("removed_channels", ())])):
+        return "units"
+    return "blocks" if decided.get("removed_attention") or decided.get("removed_mlp") else "layers"
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """[10, 11, 12, 23] -> '10-12, 23'."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def per_layer(counts: Sequence[int]) -> str:
+    """How many went per layer: '2 of each', '0-5, mean 2.1', 'none'."""
+    if not any(counts):
+        return "none"
+    if len(set(counts)) == 1:
+        return f"{counts[0]:,} of each layer"
+    return f"{min(counts):,} to {max(counts):,} of a layer, mean {fmean(counts):,.1f}"
+
+
+def went(record: Record) -> dict[str, str]:
+    """What went, by column of the view: layers, attentions, MLPs, heads, channels, width; only what there is."""
+    decided = together(record)
+    found = {
+        column: ranges(decided[name])
+        for column, name in (("layers", "removed_layers"), ("attentions", "removed_attention"), ("MLPs", "removed_mlp"))
+        if decided.get(name)
+    }
+    for column, name in (("KV heads", "removed_kv_heads"), ("channels", "removed_channels")):
+        counts = [len(units) for units in decided.get(name, ())]
+        if any(counts):
+            found[column] = per_layer(counts)
+    if {"d", "width"} <= set(decided):
+        found["residual width"] = f"{decided['width'] - decided['d']:,} of {decided['width']:,}"
+    if isinstance(decided.get("threshold"), float):
+        found["threshold"] = f"{decided['threshold']:.4f}"
+    return found
+
+
+WENT = ("layers", "attentions", "MLPs", "KV heads", "channels", "residual width", "threshold")

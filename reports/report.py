@@ -1,0 +1,94 @@
+"""The report of a run: the main view for a terminal, as Markdown with everything around it, and the frame as CSV."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from csv import writer as csv_writer
+from pathlib import Path
+from typing import Any
+
+from bench.records.record import Record
+from methods.checkpoint.files import write_atomically
+from reports import notes
+from reports.blocks import apart
+from reports.columns import columns, display_name, rows, setup, timed
+from reports.formats import markdown as markdown_text
+from reports.formats import terminal as terminal_text
+from reports.tables.speed import ABOUT_SIZES, ABOUT_TIMES, tables
+from reports.tables.table import Table
+from reports.tables.views import view
+from reports.text import markdown_escaped, printable
+
+LINE = terminal_text.LINE
+
+
+def write(folder: Path, records: Sequence[Record]) -> None:
+    """Write report.md and report.csv into `folder`, each atomically."""
+    write_atomically(folder / "report.md", markdown(records))
+    write_atomically(folder / "report.csv", csv(records))
+
+
+def csv(records: Sequence[Record]) -> str:
+    """The frame in full precision, one line per cell; line breaks within a text are written as \\n.
+
+    Where cells are not compared since they were not measured alike, `conditions` says in what: 'calibration "wiki"'.
+    """
+    found, different = rows(records), apart(records)
+    if any(different.values()):
+        found = [
+            {"model": row["model"], "conditions": ", ".join(different[setup(record)])} | row
+            for row, record in zip(found, records, strict=True)
+        ]
+    table = {name: _written_out([row.get(name) for row in found]) for name in columns(found)}
+    file = io.StringIO()
+    csv_writer(file, lineterminator="\n").writerows([list(table), *zip(*table.values(), strict=True)])
+    return file.getvalue()
+
+
+def _written_out(values: Sequence[Any]) -> list[str]:
+    """A column as text: whole numbers as such where all are, else with their point; nothing where there is nothing."""
+    if {type(value) for value in values if value is not None} <= {int}:
+        return ["" if value is None else str(value) for value in values]
+    numbers = all(value is None or type(value) in (int, float) for value in values)
+    return ["" if value is None else repr(float(value)) if numbers else printable(str(value)) for value in values]
+
+
+def terminal(records: Sequence[Record]) -> str:
+    """The main view in lines of at most 100 columns."""
+    return terminal_text.render(view("main", records))
+
+
+def markdown(records: Sequence[Record], tables: Sequence[Table] | None = None, remarks: Sequence[str] = ()) -> str:
+    """The report: the protocol in plain words; per ratio tables of quality, tasks, checks and cost; the environment.
+
+    tables   of the main view, where they have been made already
+    remarks  on several runs in one report
+    """
+    main = view("main", records) if tables is None else tables
+    models = dict.fromkeys(markdown_escaped(display_name(record)) for record in records)
+    parts = [
+        f"# Structured pruning of {', '.join(models)}",
+        "## How to read this",
+        markdown_text.bullets([*remarks, *dict.fromkeys(sentence for table in main for sentence in table.protocol)]),
+        *(part for table in main for part in markdown_text.section(table)),
+        *speed_markdown(records),
+        "## Environment",
+        markdown_text.bullets(notes.environment(records)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def speed_terminal(records: Sequence[Record]) -> str:
+    """Both tables, and what is to be known about them."""
+    return terminal_text.render(tables(records))
+
+
+def speed_markdown(records: Sequence[Record]) -> list[str]:
+    """The section of a report; empty where the main table already has all that was timed."""
+    points = [point for record in records for point in record.measured.get("speed", {}).get("points", ())]
+    in_main = [timed(record, stage) for record in records for stage in ("prefill", "decode")]
+    if len(points) <= sum(point is not None for point in in_main):
+        return []
+    found = [markdown_text.grid(table) for table in tables(records)]
+    return ["## Speed", *found, markdown_text.bullets([*ABOUT_TIMES, *ABOUT_SIZES])]

@@ -1,0 +1,272 @@
+"""The ablation view: of the cells of one method, one factor against another.
+
+records -> studies (one per method and setup) -> [Table]
+
+A factor is what differs among the cells of a study: a parameter of the method, the calibration text, how much of it is
+looked at, the seed, the ratio. Elsewhere other text or another seed makes a setup of its own; here such setups are
+joined, since what is evaluated is the same, and a note says so. One factor is a list, two are a grid for each measure,
+more are a grid of the first two for each combination of the others.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.records.record import Record
+from reports import columns as column_data
+from reports import notes
+from reports.blocks import TableGroup, draws, pooled
+from reports.columns import conditions_of, display_name, requested_ratio, texts
+from reports.tables.rows import RowSamples, missed, starred
+from reports.tables.table import Column, Entry, Row, Table, column, figure
+
+LOOK = {  # fields of the protocol in which cells of one study may differ, as a reader calls them
+    "calibration": "calibration",
+    "calibration_sequences": "calibration sequences",
+    "calibration_length": "calibration length",
+}
+OUTER = (*LOOK.values(), "seed", "ratio")  # factors that are no parameter of the method
+KINDS = ("perplexity", "kl", "tasks")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One cell of a study, or several draws of a random method, and its row of the frame."""
+
+    record: Record
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """The measured and the failed cells of one method that were asked for alike but for some factors.
+
+    factors   what differs: the parameters in the order they were given, then OUTER
+    fixed     what does not
+    points    by the values of the factors
+    dense     rows of the frame
+    records   all, with the dense ones
+    protocol  how to read the figures and how they were measured
+    """
+
+    method: str
+    factors: tuple[str, ...]
+    fixed: dict[str, Any]
+    points: dict[tuple[Any, ...], Setting]
+    dense: list[dict[str, Any]]
+    records: list[Record]
+    protocol: tuple[str, ...]
+
+    def axis(self, factor: str) -> list[Any]:
+        """The values of a factor: numbers rising, words in the order of the cells."""
+        at = self.factors.index(factor)
+        values = list(dict.fromkeys(key[at] for key in self.points))
+        if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
+            return sorted(values, key=lambda value: (value is not None, value or 0))
+        return values
+
+    def measures(self) -> list[str]:
+        """The columns of the frame that any cell has a figure in."""
+        names = [*(f"perplexity_{name}" for name in texts(self.records)), "kl", "average"]
+        names += ["ratio", "layers", "prune_seconds"]
+        return [name for name in names if any(point.row.get(name) is not None for point in self.points.values())]
+
+    def same(self, name: str) -> bool:
+        """Whether a measure is the same in every cell, so that one sentence says it."""
+        return len({point.row.get(name) for point in self.points.values()}) == 1
+
+    def others(self) -> list[tuple[Any, ...]]:
+        """The combinations of the factors behind the first two that occur."""
+        held = {key[2:] for key in self.points}
+        return [key for key in itertools.product(*map(self.axis, self.factors[2:])) if key in held]
+
+
+def studies(records: Sequence[Record]) -> list[Study]:
+    """One for each method and setup in which anything but the ratio differs."""
+    rows, groups = column_data.rows(records), dict[str, list[int]]()
+    for number, record in enumerate(records):
+        groups.setdefault(_setup(record), []).append(number)
+    found = []
+    for numbers in groups.values():
+        dense = [n for n in numbers if records[n].cell["method"] == "dense"]
+        for method in dict.fromkeys(records[n].cell["method"] for n in numbers if n not in dense):
+            mine = [n for n in numbers if records[n].cell["method"] == method]
+            points = []
+            for places in draws([records[n] for n in mine]):
+                several = [rows[mine[place]] for place in places]
+                row = pooled(several) if len(several) > 1 else several[0]
+                points.append(Setting(records[mine[places[0]]], row))
+            measured = [rows[n] for n in dense if records[n].status == "ok"]
+            study = _study(method, points, measured, [records[n] for n in (*dense, *mine)])
+            if set(study.factors) - {"ratio"}:
+                found.append(study)
+    return found
+
+
+def _setup(record: Record) -> str:
+    """What all cells of a study share: the conditions of the frame without what LOOK and the seed decide."""
+    conditions = conditions_of(record)
+    protocol = {name: value for name, value in conditions["protocol"].items() if name not in LOOK}
+    inputs = {name: value for name, value in conditions["inputs"].items() if name != "calibration_sha256"}
+    inputs["tasks"] = {name: task.get("version") for name, task in inputs.get("tasks", {}).items()}
+    shared = conditions | {"protocol": protocol, "inputs": inputs, "match": record.cell["match"]}
+    return json.dumps(shared, sort_keys=True)
+
+
+def _study(method: str, points: Sequence[Setting], dense: list[dict[str, Any]], records: list[Record]) -> Study:
+    settings = [_settings(point.record) for point in points]
+    given = dict.fromkeys(name for point in points for name in point.record.cell.get("given", ()))
+    names = dict.fromkeys([*(name for name in given if name not in OUTER), *itertools.chain(*settings)])
+    ordered = [*(name for name in names if name not in OUTER), *OUTER]
+    apart = {name: len({json.dumps(one.get(name)) for one in settings}) > 1 for name in ordered}
+    factors = tuple(name for name in ordered if apart[name])
+    fixed = {name: settings[0].get(name) for name in ordered if not apart[name]}
+    keyed: dict[tuple[Any, ...], Setting] = {}
+    for one, point in zip(settings, points, strict=True):
+        keyed.setdefault(tuple(one.get(name) for name in factors), point)
+    looks = {*LOOK.values(), "seed"} & set(factors)
+    protocol = notes.protocol(records, (), KINDS, calibration=not looks)
+    return Study(method, factors, fixed, keyed, dense, records, tuple(protocol))
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    """Everything that may be a factor. The seed of a random method's draw is none, since draws share a row."""
+    cell = record.cell
+    parameters = dict(cell["parameters"])
+    if "draws" in parameters and "seed" not in cell.get("given", ()):
+        parameters.pop("seed", None)
+    found = {f"{cell['method']}.{name}" if name in OUTER else name: value for name, value in parameters.items()}
+    found |= {shown: cell["protocol"][name] for name, shown in LOOK.items() if name in cell["protocol"]}
+    return found | {"seed": cell["seed"], "ratio": requested_ratio(record)}
+
+
+def tables(records: Sequence[Record], _setups: Sequence[Sequence[TableGroup]], _evidence: RowSamples) -> list[Table]:
+    """The tables of every study."""
+    return [table for study in studies(records) for table in _tables(study)]
+
+
+def _tables(study: Study) -> Iterator[Table]:
+    measures = study.measures()
+    if len(study.factors) == 1:
+        yield _list(study, measures)
+        return
+    varying = [name for name in measures if not study.same(name)]
+    for name in varying or measures[:1]:
+        for others in study.others():
+            yield _grid(study, name, others)
+
+
+def _list(study: Study, measures: Sequence[str]) -> Table:
+    """One factor: a row for each value, a column for each measure."""
+    (factor,) = study.factors
+    columns = [column(name) for name in measures]
+    rows = []
+    for value in study.axis(factor):
+        point = study.points[value,]
+        cells = tuple(figure(point.row, name) for name in measures)
+        cells = tuple(starred(cell) if missed(point.row) else cell for cell in cells)
+        failure = None if point.record.status == "ok" else notes.status(point.record)
+        rows.append(Row(said(value), study.method, requested_ratio(point.record), cells, failure))
+    return _table(
+        study, "list", f"{study.method} by {factor}", columns=columns, rows=rows, head=factor, measures=measures
+    )
+
+
+def _grid(study: Study, name: str, others: tuple[Any, ...]) -> Table:
+    """Two factors: a row for each value of the first, a column for each of the second."""
+    first, second, measure = *study.factors[:2], column(name)
+    values = study.axis(second)
+    columns = [Column(f"{name}, {second}={said(value)}", f"{second}={said(value)}") for value in values]
+    rows = []
+    for value in study.axis(first):
+        points = [study.points.get((value, other, *others)) for other in values]
+        ratios = {requested_ratio(point.record) for point in points if point}
+        ratio = ratios.pop() if len(ratios) == 1 else None
+        rows.append(Row(said(value), study.method, ratio, tuple(_cell(point, name) for point in points)))
+    held = [f", {factor} {said(value)}" for factor, value in zip(study.factors[2:], others, strict=True)]
+    title = f"{study.method}: {measure.head} by {first} and {second}{''.join(held)}"
+    return _table(study, name, title, columns=columns, rows=rows, head=first, measures=[name])
+
+
+def _cell(point: Setting | None, name: str) -> Entry:
+    if point is None:
+        return Entry()
+    if point.record.status != "ok":
+        return Entry(notes.status(point.record))
+    cell = figure(point.row, name)
+    return starred(cell) if missed(point.row) else cell
+
+
+def _table(
+    study: Study,
+    name: str,
+    title: str,
+    *,
+    columns: Sequence[Column],
+    rows: Sequence[Row],
+    head: str,
+    measures: Sequence[str],
+) -> Table:
+    return Table(
+        name=re.sub(r"[^\w.+-]+", "-", f"ablation-{study.method}-{name}"),
+        view="ablation",
+        model=display_name(study.records[0]),
+        title=title,
+        conditions=tuple(notes.conditions(study.records)),
+        columns=tuple(columns),
+        rows=tuple(rows),
+        notes=tuple(_notes(study, measures)),
+        protocol=study.protocol,
+        head=head,
+    )
+
+
+def _notes(study: Study, measures: Sequence[str]) -> Iterator[str]:
+    """What the dense model has, what is the same in every cell, what is fixed, and what must be said of cells."""
+    dense = [_sentence(name, text) for name in measures if (text := _dense(study, name))]
+    if dense:
+        yield f"dense: {', '.join(dense)}."
+    if len(study.factors) > 1:
+        first = next(iter(study.points.values())).row
+        same = [_sentence(name, figure(first, name).text) for name in study.measures() if study.same(name)]
+        if same:
+            yield f"in every cell: {', '.join(same)}."
+    fixed = [f"{name} {said(value)}" for name, value in study.fixed.items() if (name, value) != ("ratio", None)]
+    if fixed:
+        yield f"fixed: {', '.join(fixed)}."
+    looks = [factor for factor in study.factors if factor in (*LOOK.values(), "seed")]
+    if looks:
+        yield f"cells of setups that differ in {', '.join(looks)} stand in one table; what is evaluated is the same."
+    if "seed" in looks and "average" in study.measures():
+        yield "each seed draws its own documents of the tasks."
+    for key, point in study.points.items():
+        where = [f"{name} {said(value)}" for name, value in zip(study.factors, key, strict=True) if name in OUTER]
+        for sentence in notes.exceptions([point.record]):
+            yield f"at {', '.join(where)}: {sentence}" if where else sentence
+
+
+def _dense(study: Study, name: str) -> str:
+    """What the dense model has of a measure of quality: its figure, or the ends of several."""
+    found = {row[name]: figure(row, name) for row in study.dense if row.get(name) is not None}
+    if not found or name in ("ratio", "layers", "prune_seconds", "kl"):
+        return ""
+    ends = [found[value].short for value in (min(found), max(found))]
+    return found[min(found)].text if len(found) == 1 else " to ".join(ends)
+
+
+def _sentence(name: str, text: str) -> str:
+    """'average 30.0 ± 2.1 %'."""
+    found = column(name)
+    return f"{found.label} {text}{f' {found.unit}' if found.unit else ''}"
+
+
+def said(value: Any) -> str:
+    """A value of a factor as a reader writes it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,327 @@
+"""Published figures beside measured ones: both, their difference, and why they are not the same figure.
+
+papers (reports.tables.against_published), records -> for each printed row that a cell is of, a table: a row for each
+measure
+
+A printed row is of a cell if the model and one of the methods are the same, and the ratio: within CLOSE where the cell
+was asked for one; a cell whose parameters alone decide is shown whatever it removed. Beside each figure stands its
+share of the dense model's, of either side's own, since that differs least between two ways to ask the same question.
+
+Figures that papers have printed, as data: reports/published/*.yaml, or a file of the same form.
+
+description: one line, for those who choose
+source: authors, year, title, where the figures stand
+notes: [why they cannot be compared with figures measured here, ...]
+models:
+  Llama-2-7B:
+    names: [meta-llama/Llama-2-7b-hf]      of the hub; a folder is taken for the model if it is called alike
+    rows:
+      - method: dense                      or several that may be meant: [laco, laco-published]
+        ratio: 0.271                       share of all parameters removed; none for the dense model
+        layers: 23
+        prune_seconds: 15
+        tasks: {hellaswag: 71.26}          in %; a group such as mmlu is the mean of the tasks mmlu_*
+        average: {of: [piqa, boolq], value: 54.8}
+        perplexity: {wikitext: 4.46}       of the text whose name holds that word
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
+from statistics import fmean
+from typing import Any
+
+from bench.records.record import Record, label
+from reports import columns, notes
+from reports.columns import by_setup, dense_peer, display_name, is_accuracy, named, requested_ratio, setup, task_column
+from reports.metrics import METRICS, percent, short
+from reports.tables.table import Column, Entry, Row, Table, figure
+
+PUBLISHED = Path(__file__).parent.parent / "published"
+KEYS = ("method", "ratio", "layers", "prune_seconds", "tasks", "average", "perplexity")
+
+
+CLOSE = 0.03  # of the dense model, between the printed ratio and that of a cell that is set beside it
+APART = 0.005  # from which on another ratio is said
+KINDS = ("perplexity", "tasks")
+COLUMNS = (
+    Column("published", "published"),
+    Column("here", "here"),
+    Column("difference", "difference"),
+    Column("published_of_dense", "published, of dense"),
+    Column("here_of_dense", "here, of dense"),
+)
+
+
+@dataclass(frozen=True)
+class PublishedPair:
+    """A printed row and a cell of the same model, method and about the ratio, each with its dense model.
+
+    row  the cell's of the frame
+    """
+
+    paper: Paper
+    printed: Printed
+    printed_dense: Printed
+    record: Record
+    row: Mapping[str, Any]
+    dense: Record | None
+
+
+def tables(records: Sequence[Record], papers: Sequence[Paper]) -> list[Table]:
+    """A table for each pair. Raises ValueError where no cell is of a published model and method."""
+    pairs = list(_pairs(records, papers))
+    measured = [record for record in records if any(pair.record is record for pair in pairs)]
+    here = notes.protocol(measured, (), KINDS) if measured else []
+    found = [_table(pair, number, here) for number, pair in enumerate(pairs, start=1)]
+    if not found:
+        published = ", ".join(dict.fromkeys(model for paper in papers for model, _, _ in paper.models))
+        models = ", ".join(dict.fromkeys(display_name(record) for record in records))
+        raise ValueError(f"no cell of these runs has a published row: there are {published}; the runs have {models}")
+    return found
+
+
+def _pairs(records: Sequence[Record], papers: Sequence[Paper]) -> Iterator[PublishedPair]:
+    rows, peers = columns.rows(records), by_setup(records)
+    for paper in papers:
+        for _, names, printed_rows in paper.models:
+            dense = next((row for row in printed_rows if "dense" in row.methods), Printed(("dense",)))
+            for printed in printed_rows:
+                for record, row in zip(records, rows, strict=True):
+                    pair = PublishedPair(paper, printed, dense, record, row, dense_peer(record, peers[setup(record)]))
+                    if _is_of(record, names, printed) and _both(pair):
+                        yield pair
+
+
+def _is_of(record: Record, names: Sequence[str], printed: Printed) -> bool:
+    here = {display_name(record), PurePath(record.cell["model"]).name}
+    if record.status != "ok" or not here & {*names, *(PurePath(name).name for name in names)}:
+        return False
+    if record.cell["method"] not in printed.methods:
+        return False
+    asked = requested_ratio(record)
+    return asked is None or printed.ratio is None or abs(record.measured["ratio"] - printed.ratio) <= CLOSE
+
+
+def _both(pair: PublishedPair) -> bool:
+    """Whether anything but the size is printed and has been measured."""
+    return any(row.cells[1].value is not None for row in (*_perplexities(pair), *_accuracies(pair)))
+
+
+def _table(pair: PublishedPair, number: int, here: Sequence[str]) -> Table:
+    """`here` says how the figures of these runs came about."""
+    rows = (*_sizes(pair), *_perplexities(pair), *_accuracies(pair))
+    table = Table(
+        name=f"against-{pair.paper.name}-{number}",
+        view="against",
+        model=display_name(pair.record),
+        title=f"{named(pair.record)}, published ({pair.paper.name}) and here",
+        conditions=tuple(notes.conditions([pair.record])),
+        columns=COLUMNS,
+        rows=tuple(replace(row, method=pair.record.cell["method"]) for row in rows),
+        notes=tuple(_notes(pair)),
+        protocol=(*here, *(f"{pair.paper.name}: {said}" for said in (f"{pair.paper.source}.", *pair.paper.notes))),
+        head="measure",
+    )
+    return table.only([at for at in range(len(COLUMNS)) if any(row.cells[at].value is not None for row in rows)])
+
+
+def _sizes(pair: PublishedPair) -> Iterator[Row]:
+    for name in ("ratio", "layers", "prune_seconds"):
+        printed = getattr(pair.printed, name)
+        if printed is not None:
+            yield _row(METRICS[name].label, printed, figure(pair.row, name), METRICS[name].show)
+
+
+def _perplexities(pair: PublishedPair) -> Iterator[Row]:
+    """Of the first text whose name holds the printed word."""
+    for word, printed in pair.printed.perplexity.items():
+        text = next((name for name in pair.record.measured.get("perplexity", {}) if word in name), None)
+        here = Entry() if text is None else figure(pair.row, f"perplexity_{text}")
+        measured = pair.dense.measured.get("perplexity", {}) if pair.dense else {}
+        dense = measured[text]["perplexity"] if text in measured else None
+        others = pair.printed_dense.perplexity.get(word), dense
+        yield _row(f"ppl {word}", printed, here, METRICS["perplexity_"].show, dense=others)
+
+
+def _accuracies(pair: PublishedPair) -> Iterator[Row]:
+    """Of the tasks, and of the average that was printed."""
+    here, dense = (_right(record) if record else {} for record in (pair.record, pair.dense))
+    for name, printed in pair.printed.tasks.items():
+        column = task_column(name, pair.record.measured["tasks"][name]) if name in here else ""
+        cell = figure(pair.row, column) if column else _share(_mean(here, [name]))
+        others = pair.printed_dense.tasks.get(name), _mean(dense, [name])
+        yield _row(short(name), printed, cell, percent, dense=others)
+    if pair.printed.average:
+        over, printed = pair.printed.average
+        theirs = pair.printed_dense.average
+        others = theirs[1] if theirs and theirs[0] == over else None, _mean(dense, over)
+        said = f"average of {', '.join(map(short, over))}"
+        yield _row(said, printed, _share(_mean(here, over)), percent, dense=others)
+
+
+def _right(record: Record) -> dict[str, float]:
+    """The share of each task's documents that were right."""
+    tasks = record.measured.get("tasks", {})
+    return {name: task[task["main"]]["value"] for name, task in tasks.items() if is_accuracy(task)}
+
+
+def _mean(right: Mapping[str, float], names: Sequence[str]) -> float | None:
+    """The mean over tasks, a group such as mmlu being the mean of its own; None unless each was measured."""
+    values = []
+    for name in names:
+        own = [right[name]] if name in right else [value for one, value in right.items() if one.startswith(f"{name}_")]
+        if not own:
+            return None
+        values.append(fmean(own))
+    return fmean(values)
+
+
+def _share(value: float | None) -> Entry:
+    return Entry() if value is None else Entry(percent(value), value=value)
+
+
+def _row(
+    name: str,
+    printed: float,
+    here: Entry,
+    show: Callable[[float], str],
+    *,
+    dense: tuple[float | None, float | None] = (None, None),
+) -> Row:
+    """`dense` are the printed and the measured figure of the dense model."""
+    difference = Entry()
+    if isinstance(here.value, int | float):
+        apart = float(here.value) - printed
+        difference = Entry(f"{'+' if apart >= 0 else '-'}{show(abs(apart))}", value=apart)
+    kept = [_kept(figure, beside) for figure, beside in zip((printed, here.value), dense, strict=True)]
+    return Row(name, "", None, (Entry(show(printed), value=printed), here, difference, *kept))
+
+
+def _kept(value: Any, dense: float | None) -> Entry:
+    """'80 %' of the dense model's, or of a perplexity, which grows, '2.55x'."""
+    if not isinstance(value, int | float) or not dense:
+        return Entry()
+    share = value / dense
+    return Entry(f"{100 * share:.0f} %" if share < 1.5 else f"{share:.3g}x", value=share)
+
+
+def _notes(pair: PublishedPair) -> Iterator[str]:
+    """What is known to be otherwise in this cell."""
+    removed, printed = pair.record.measured["ratio"], pair.printed.ratio
+    if printed is not None and abs(removed - printed) > APART:
+        show = METRICS["ratio"].show
+        yield f"another ratio: {show(printed)} published, {show(removed)} here."
+    layers = pair.record.measured["layers"]
+    if pair.printed.layers not in (None, layers):
+        yield f"another depth: {pair.printed.layers} layers are published, {label(pair.record.cell)} leaves {layers}."
+    yield from _dense_apart(pair)
+    missing = [name for name in pair.printed.tasks if _mean(_right(pair.record), [name]) is None]
+    if missing:
+        yield f"not measured here: {', '.join(missing)}."
+
+
+def _dense_apart(pair: PublishedPair) -> Iterator[str]:
+    """By how much the dense models differ before anything is pruned: what the way of measuring alone does."""
+    right = _right(pair.dense) if pair.dense else {}
+    here = {name: _mean(right, [name]) for name in pair.printed_dense.tasks}
+    gaps = {
+        name: 100 * abs(value - pair.printed_dense.tasks[name]) for name, value in here.items() if value is not None
+    }
+    if gaps:
+        most = max(gaps, key=lambda name: gaps[name])
+        yield (
+            f"another way to ask: already the dense models differ by up to {gaps[most]:.1f} points ({short(most)}), "
+            f"{fmean(gaps.values()):.1f} on average over {len(gaps)} tasks."
+        )
+
+
+@dataclass(frozen=True)
+class Printed:
+    """One row of a paper's table. Shares are in [0, 1], also those of `tasks` and `average`.
+
+    average  (the tasks that it is over, its value), where one was printed
+    """
+
+    methods: tuple[str, ...]
+    ratio: float | None = None
+    layers: int | None = None
+    prune_seconds: float | None = None
+    tasks: dict[str, float] = field(default_factory=dict)
+    average: tuple[tuple[str, ...], float] | None = None
+    perplexity: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What one source has printed.
+
+    name    of the file
+    models  (the paper's name, names on the hub, rows)
+    """
+
+    name: str
+    source: str
+    notes: tuple[str, ...]
+    models: tuple[tuple[str, tuple[str, ...], tuple[Printed, ...]], ...]
+
+
+def known_published() -> list[str]:
+    """The names of what comes with the suite."""
+    return sorted(path.stem for path in PUBLISHED.glob("*.yaml"))
+
+
+def read_published(name: str) -> list[Paper]:
+    """The papers of a name of `known`, of "published", which is all of them, or of a file.
+
+    Raises ValueError, in one line, for a name that there is not and for a file of another form.
+    """
+    if name == "published":
+        return [_paper(PUBLISHED / f"{one}.yaml") for one in known_published()]
+    if name in known_published():
+        return [_paper(PUBLISHED / f"{name}.yaml")]
+    if Path(name).is_file():
+        return [_paper(Path(name))]
+    raise ValueError(
+        f"nothing published is called {name!r}; give published, {', '.join(known_published())}, or a YAML file"
+    )
+
+
+def _paper(path: Path) -> Paper:
+    import yaml
+
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    try:
+        models = tuple(
+            (str(model), tuple(map(str, entry["names"])), tuple(map(_printed_row, entry["rows"])))
+            for model, entry in plain["models"].items()
+        )
+        return Paper(path.stem, str(plain["source"]), tuple(map(str, plain.get("notes", ()))), models)
+    except KeyError as error:
+        raise ValueError(f"{path} has no {error.args[0]}, which published figures need") from None
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} is no table of published figures: {error}") from None
+
+
+def _printed_row(plain: Mapping[str, Any]) -> Printed:
+    if unknown := [key for key in plain if key not in KEYS]:
+        raise ValueError(f"a row has no {unknown[0]}; it has {', '.join(KEYS)}")
+    method, average = plain["method"], plain.get("average")
+    return Printed(
+        tuple(method) if isinstance(method, list) else (str(method),),
+        _number(plain, "ratio"),
+        None if plain.get("layers") is None else int(plain["layers"]),
+        _number(plain, "prune_seconds"),
+        {str(name): float(value) / 100 for name, value in plain.get("tasks", {}).items()},
+        None if average is None else (tuple(map(str, average["of"])), float(average["value"]) / 100),
+        {str(name): float(value) for name, value in plain.get("perplexity", {}).items()},
+    )
+
+
+def _number(plain: Mapping[str, Any], name: str) -> float | None:
+    return None if plain.get(name) is None else float(plain[name])

@@ -1,0 +1,88 @@
+"""Which cells of a table differ from a chosen reference: the paired tests of bench.stats.contrasts, column by column.
+
+What nothing pairs with the reference has no test and no mark. The p values of a column are adjusted for their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from bench.records.record import label
+from bench.records.samples import Samples
+from bench.stats import contrasts
+from bench.stats.contrasts import LEVEL, Contrasts, Pair
+from reports.blocks import TableGroup
+from reports.columns import accuracies
+from reports.metrics import metric
+
+TESTS = {
+    "mcnemar": "McNemar's exact test on documents",
+    "normal": "a normal test on documents, every task weighing alike",
+    "student": "Student's test on windows",
+}
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Which cells of a table differ from the reference's, as (row, column), and what is to be said of the tests."""
+
+    differs: set[tuple[int, str]] = field(default_factory=set)
+    notes: tuple[str, ...] = ()
+
+
+def tested(reference: str, block: TableGroup, columns: Sequence[str], samples: Samples) -> Tested:
+    """Test every row of a block against the row of `reference`, an empty name for none."""
+    place = next((at for at, record in enumerate(block.records) if label(record.cell) == reference), None)
+    if not reference or place is None or block.records[place].status != "ok":
+        return Tested()
+    if len(block.numbers[place]) > 1:
+        return Tested(notes=(f"{reference} is a mean of draws, and no single model to test others against.",))
+    differs, untested, tests = set(), [], set()
+    candidates = [at for at, record in enumerate(block.records) if at != place and record.status == "ok"]
+    for column in (column for column in columns if column.startswith(("perplexity_", "task_")) or column == "average"):
+        single = [at for at in candidates if len(block.numbers[at]) == 1]
+        found = in_pairs(block, [(place, at) for at in single], column, samples)
+        known = {at: contrast.p for (_, at), contrast in found.items()}
+        differs |= {(at, column) for at, p in known.items() if p < LEVEL}
+        tests |= {contrast.test for contrast in found.values()}
+        if len(known) < len(candidates):
+            untested.append((metric(column).label, [block.label(at) for at in candidates if at not in known]))
+    return Tested(differs, tuple(_notes(reference, differs, untested, tests)))
+
+
+def _notes(
+    reference: str, differs: set[tuple[int, str]], untested: list[tuple[str, list[str]]], tests: Collection[str]
+) -> list[str]:
+    """What the dagger claims, if there is one, and which cells no test has seen."""
+    said = []
+    if differs:
+        how = ", ".join(words for test, words in TESTS.items() if test in tests)
+        said.append(
+            f"†: differs from {reference}, p < {LEVEL} (paired: {how}; adjusted by Holm for the methods of a column)."
+        )
+    for names in dict.fromkeys(tuple(names) for _, names in untested):
+        columns = ", ".join(column for column, others in untested if tuple(others) == names)
+        said.append(
+            f"not tested against {reference} in {columns}: {', '.join(names)} (draws, or no samples in common)."
+        )
+    return said
+
+
+def in_pairs(
+    block: TableGroup, places: Sequence[Pair], column: str, samples: Samples, *, bounds: bool = False
+) -> Contrasts:
+    """Pairs of rows of the block, by their places, none of several draws: those that samples pair.
+
+    bounds  as of contrasts.average
+    """
+    number = {at: block.numbers[at][0] for pair in places for at in pair}
+    records, place = {number[at]: block.records[at] for at in number}, {found: at for at, found in number.items()}
+    pairs = [(number[a], number[b]) for a, b in places]
+    if column.startswith("perplexity_"):
+        text = column.removeprefix("perplexity_")
+        found = contrasts.perplexity(records, pairs, samples, text, intervals=False)
+    else:
+        tasks = accuracies(block.records) if column == "average" else [column.removeprefix("task_")]
+        found = contrasts.average(records, pairs, samples, tasks, intervals=False, bounds=bounds)
+    return {(place[a], place[b]): contrast for (a, b), contrast in found.items()}

@@ -1,0 +1,257 @@
+"""Token blocks: every token once, no document on both sides, the same block every time."""
+
+import pytest
+import torch
+from byte_tokens import byte_tokenizer
+
+from bench.data import assets, texts
+from methods.errors import UserError
+
+DOCUMENTS = [f"document {number:02d} says: {chr(ord('a') + number) * 20}" for number in range(20)]
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A text of 20 documents of 38 bytes, each with a letter of its own."""
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(DOCUMENTS) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def test_calibration_and_evaluation_share_no_document(file):
+    tokenizer = byte_tokenizer()
+    seen = texts.calibration(tokenizer, file, sequences=10, length=40, seed=0)
+    held_out = texts.evaluation(tokenizer, file, window=40, stride=40, windows=0)
+    calibration, evaluation = tokenizer.decode(seen.ids.flatten()), tokenizer.decode(held_out.ids.flatten())
+    assert [document in calibration for document in DOCUMENTS] == [True, False] * 10
+    assert [document in evaluation for document in DOCUMENTS] == [False, True] * 10
+
+
+def test_another_text_is_evaluated_whole_and_as_it_stands(file):
+    """Every document, every white space, in one piece; a text on both sides is halved."""
+    tokenizer = byte_tokenizer()
+    everything = texts.evaluation(tokenizer, file, window=40, stride=40, windows=0, whole=True)
+    content = "\n\n".join(DOCUMENTS) + "\n"
+    assert tokenizer.decode(everything.ids.flatten()) == content[: everything.ids.numel()]
+    assert len(content) - everything.ids.numel() < 40
+    with pytest.raises(UserError, match=r"has 799 tokens for evaluation, but 1200 are needed"):
+        texts.evaluation(tokenizer, file, 40, 40, 30, whole=True)
+
+
+def test_the_beginning_of_a_whole_text_is_enough_for_the_first_windows(file, monkeypatch):
+    tokenizer, read = byte_tokenizer(), []
+    tokenise = texts._tokenise
+    monkeypatch.setattr(texts, "_tokenise", lambda *args: read.append(len(args[1][0])) or tokenise(*args))
+    first = texts.evaluation(tokenizer, file, window=20, stride=20, windows=2, whole=True)
+    assert read == [16 * 40]
+    assert torch.equal(first.ids, texts.evaluation(tokenizer, file, 20, 20, 0, whole=True).ids[:2])
+    monkeypatch.setattr(texts, "LONGEST", 1)  # too little: it is read again, whole
+    read.clear()
+    again = texts.evaluation(tokenizer, file, window=20, stride=20, windows=2, whole=True)
+    assert again.sha256 == first.sha256
+
+
+def test_which_texts_are_whole(tmp_path):
+    mine, other = str(tmp_path / "a.txt"), str(tmp_path / "b.txt")
+    assert texts.is_whole(mine, "c4")
+    assert texts.is_whole(mine, other)
+    assert not texts.is_whole(mine, str(tmp_path / "folder" / ".." / "a.txt"))
+    assert not texts.is_whole("wiki", "c4")
+    assert texts.is_whole("hub:a/b:c", "wiki")
+    assert texts.is_whole("hub:a/b:c", "hub:a/b:c:train")
+    assert not texts.is_whole("hub:a/b:c", "hub:a/b:c:test")
+
+
+def test_words_are_those_of_the_scored_text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("  one two\nthree\u00a0four—five  six\n\n\nseven 東京 eight", encoding="utf-8")
+    content = path.read_text(encoding="utf-8")
+    for window in (4, 7, len(content.encode())):
+        block = texts.evaluation(byte_tokenizer(bos=True), str(path), window + 1, window + 1, 0, whole=True)
+        scored = content.encode()[: block.tokens].decode(errors="ignore")
+        assert block.words == len(scored.split())
+
+
+def test_a_repeated_document_counts_once(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("first\n\nfirst\n\nsecond\n\n\n  \nsecond\n\nfirst", encoding="utf-8")
+    assert texts._documents(str(path)) == ["first", "second"]
+
+
+@pytest.mark.default_model
+@pytest.mark.parametrize("text", assets.TEXTS)
+def test_the_sides_of_the_known_texts_are_disjoint_and_alike_in_size(text):
+    calibration, evaluation = texts._halves(text)
+    assert not set(calibration) & set(evaluation)
+    assert 0.67 < sum(map(len, calibration)) / sum(map(len, evaluation)) < 1.5
+    assert not any("<doc " in document or "</doc>" in document for document in (*calibration, *evaluation))
+
+
+@pytest.mark.default_model
+def test_the_known_texts_begin_as_they_should():
+    assert texts._documents("wiki")[0].startswith("2007 European Parliament election in Romania\n\nRomania elected")
+    assert texts._documents("c4")[0].startswith("Restore from larger disk to smaller disk | MacRumors Forums")
+    assert (len(texts._documents("wiki")), len(texts._documents("c4"))) == (2349, 113)
+
+
+def test_calibration_is_the_same_for_the_same_seed(file):
+    one, two, other = (texts.calibration(byte_tokenizer(), file, 4, 32, seed) for seed in (0, 0, 1))
+    assert one.ids.shape == (4, 32)
+    assert one.ids.dtype == torch.long
+    assert one.mask.all()
+    assert torch.equal(one.ids, two.ids)
+    assert one.sha256 == two.sha256 != other.sha256
+    assert (one.source, one.seed) == (file, 0)
+
+
+@pytest.mark.parametrize(("bos", "policy"), [(False, "none"), (True, "every window")])
+def test_bos_begins_every_sequence_if_the_tokenizer_adds_it(file, bos, policy):
+    block = texts.calibration(byte_tokenizer(bos), file, 4, 32, 0)
+    held_out = texts.evaluation(byte_tokenizer(bos), file, 32, 32, 4)
+    assert held_out.bos == policy
+    for ids in (block.ids, held_out.ids):
+        assert (ids == 1).sum() == 4 * bos
+        assert ((ids[:, 0] == 1) == bos).all()
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("stride", [8, 20, 31, 32])
+def test_every_token_is_scored_once(file, bos, stride):
+    tokenizer = byte_tokenizer(bos)
+    block = texts.evaluation(tokenizer, file, window=32, stride=stride, windows=0)
+    text = "".join(document + "\n\n" for document in DOCUMENTS[1::2])
+    expected = tokenizer(text, add_special_tokens=False)["input_ids"]
+    scored = block.ids[block.scored].tolist()
+    assert not block.scored[:, 0].any()
+    assert block.tokens == len(scored) == block.scored.sum()
+    if bos or stride < 32:
+        start = 0 if bos else 1  # without BOS nothing predicts the very first token
+        assert scored == expected[start : start + len(scored)]
+        assert len(expected) - len(scored) < 32
+    else:
+        assert scored == [token for position, token in enumerate(expected[: block.ids.numel()]) if position % 32]
+
+
+def test_strides_give_each_scored_token_the_longest_context(file):
+    block = texts.evaluation(byte_tokenizer(), file, window=32, stride=8, windows=3)
+    assert block.scored[0].tolist() == [False] + [True] * 31
+    assert block.scored[1].tolist() == block.scored[2].tolist() == [False] * 24 + [True] * 8
+    assert torch.equal(block.ids[0, 8:], block.ids[1, :-8])
+
+
+def test_bytes_are_those_of_the_scored_text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("left out\n\nnaïve café — déjà vu, 東京", encoding="utf-8")
+    block = texts.evaluation(byte_tokenizer(bos=True), str(path), window=8, stride=8, windows=0)
+    tokens = len(("naïve café — déjà vu, 東京" + texts.SEPARATOR).encode()) // 7 * 7
+    assert block.tokens == tokens
+    assert block.bytes == pytest.approx(tokens, abs=2)  # a window may end inside a character
+
+
+@pytest.mark.default_model
+def test_bytes_of_real_tokens_are_those_of_the_decoded_text():
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(assets.model_folder("smollm2-135m"))
+    block = texts.evaluation(tokenizer, "wiki", window=512, stride=512, windows=8)
+    decoded = sum(len(tokenizer.decode(ids[1:]).encode()) for ids in block.ids)
+    assert block.tokens == 8 * 511
+    assert block.bytes == pytest.approx(decoded, abs=8)
+    assert block.bos == "none"
+
+
+def test_windows_are_the_first_ones_or_a_draw(file):
+    everything = texts.evaluation(byte_tokenizer(), file, 32, 32, 0)
+    first = texts.evaluation(byte_tokenizer(), file, 32, 32, 3)
+    drawn = [texts.evaluation(byte_tokenizer(), file, 32, 32, 3, seed=seed) for seed in (0, 0, 1)]
+    rows = [tuple(row) for row in everything.ids.tolist()]
+    assert torch.equal(first.ids, everything.ids[:3])
+    assert drawn[0].sha256 == drawn[1].sha256 != drawn[2].sha256
+    positions = [rows.index(tuple(row)) for row in drawn[0].ids.tolist()]
+    assert positions == sorted(set(positions))
+
+
+def test_a_text_that_is_too_short_says_how_many_tokens_it_has(file):
+    with pytest.raises(UserError, match=r"has 400 tokens for calibration .* 20 x 40 = 800 were asked for"):
+        texts.calibration(byte_tokenizer(), file, 20, 40, 0)
+    with pytest.raises(UserError, match=r"has 400 tokens for evaluation .* 480 are needed for 15 windows of 32"):
+        texts.evaluation(byte_tokenizer(), file, 32, 32, 15)
+    with pytest.raises(UserError, match="512 are needed for 1 windows"):
+        texts.evaluation(byte_tokenizer(), file, 512, 512, 0)
+
+
+def test_a_tokenizer_without_offsets_is_refused(file):
+    class Slow:
+        is_fast = False
+        bos_token_id = None
+
+        def __call__(self, text):
+            return {"input_ids": [5]}
+
+    with pytest.raises(UserError, match="fast tokenizer"):
+        texts.evaluation(Slow(), file, 8, 8, 1)
+
+
+def test_check_names_what_is_known(file):
+    for text in (*assets.TEXTS, file):
+        texts.check(text)
+    with pytest.raises(UserError, match=r"no text 'wikki'; did you mean wiki\? give wiki, c4, a UTF-8 file or hub:"):
+        texts.check("wikki")
+    with pytest.raises(UserError, match="no text"):
+        texts.check("nowhere.txt")
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="is not UTF-8 text"):
+        texts.calibration(byte_tokenizer(), str(path), 1, 8, 0)
+
+
+@pytest.mark.parametrize("text", ["hub:", "hub:a:b:c:d"])
+def test_a_hub_text_has_three_parts_at_most(text):
+    with pytest.raises(UserError, match="is written hub:DATASET"):
+        texts.check(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [("hub:a/b", ("a/b", None, "test")), ("hub:a/b:c", ("a/b", "c", "test")), ("hub:a/b::d", ("a/b", None, "d"))],
+)
+def test_parts_of_a_hub_text(text, parts):
+    assert texts._parse_hub(text) == parts
+
+
+def test_a_hub_text_out_of_reach_is_one_line():
+    with pytest.raises(UserError, match="hub is out of reach and its cache has no such data") as caught:
+        texts.check("hub:nobody/nothing")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch):
+    """A dataset of two rows in the place of what the hub would give."""
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"text": ["one", "", "two"], "number": [1, 2, 3]})
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, split: asked.append((*names, split)) or rows)
+    return asked
+
+
+def test_a_whole_hub_text_is_its_rows_joined(dataset):
+    assert texts._content("hub:a/b:c:test") == "one\n\n\n\ntwo"
+
+
+def test_rows_of_a_hub_text_are_its_documents(dataset):
+    assert texts._documents("hub:a/b:c:train") == ["one", "two"]
+    assert dataset == [("a/b", "c", "train")]
+
+
+def test_a_hub_text_without_text_names_its_columns(dataset, monkeypatch):
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"sentence": ["one"]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, split: rows)
+    with pytest.raises(UserError, match="has no column text; it has sentence"):
+        texts._documents("hub:a/b")

@@ -1,0 +1,314 @@
+"""laco-ls: every fit against torch.linalg.lstsq on whole matrices, every trial against a model that was changed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from calibrations import LENGTHS, calibration
+from conftest import LAYERS, tiny
+from fitted import brute, states
+from tiny_methods import calibration as whole_sequences
+from tiny_methods import logits
+
+import methods
+from methods.checkpoint import save_load
+from methods.compensation.replaceme import fold
+from methods.depth.laco_ls import CollapseTrial, DenseStates, LaCoLS, joined
+from methods.depth.layer_collapse import Collapse, Fit
+from methods.errors import Unsupported
+from methods.model.activations import inputs_of
+from methods.model.decoder import Decoder, twin
+from methods.model.sizes import layer_parameters, parameters
+
+RIDGE = 0.3
+
+
+def ratio(model: Decoder, n: int) -> float:
+    return n * layer_parameters(model.layers[0]) / parameters(model)
+
+
+def collapsed(n: int, tokens: methods.Calibration, family: str = "llama", **given: object) -> tuple[Decoder, dict]:
+    model = Decoder(tiny(family))
+    return model, LaCoLS(ridge=RIDGE, trial_tokens=48, **given).prune(model, tokens, ratio(model, n))
+
+
+@pytest.mark.parametrize("given", [{}, {"search_tokens": 20}, {"choose": "error"}, {"choose": "cosine", "trials": 1}])
+def test_the_survivors_down_matrix_is_the_least_squares_of_its_window(given):
+    """On all tokens, however the windows were found."""
+    dense = Decoder(tiny("llama"))
+    model, decisions = collapsed(3, calibration(filler=9), **given)
+    x = states(dense)[0]
+    kept = [number for number in range(LAYERS) if number not in decisions["removed_layers"]]
+    ends = {s: e + 1 for s, e in decisions["windows"]}
+    assert ends
+    for place, s in enumerate(kept):
+        layer, whole = model.layers[place], dense.layers[s]
+        if s not in ends:
+            assert layer.down.weight is not whole.down.weight
+            assert torch.equal(layer.down.weight, whole.down.weight)
+            continue
+        with inputs_of(layer.down) as seen:
+            entered, _, m = states(model)
+        C = torch.cat([one[0, 1:].double() for one in seen])
+        r = entered[place + 1] - m[place]
+        W = brute(C, x[ends[s]] - r, RIDGE, whole.down.weight.detach().double().T)
+        found = layer.down.weight.detach().double().T
+        torch.testing.assert_close(found, W, rtol=0, atol=2e-4 * float(W.abs().max()))
+        after = float((r + C @ W - x[ends[s]]).square().sum() / x[ends[s]].square().sum())
+        (error,) = [error for error in decisions["errors"] if error["window"][0] == s]
+        assert error["error_after"] == pytest.approx(after, rel=1e-3)
+        assert error["error_after"] < error["error_before"]
+
+
+def test_only_the_survivors_down_matrices_change():
+    dense = Decoder(tiny("qwen2"))
+    model, decisions = collapsed(2, whole_sequences(), "qwen2")
+    kept = [number for number in range(LAYERS) if number not in decisions["removed_layers"]]
+    starts = {s for s, _ in decisions["windows"]}
+    for layer, s in zip(model.layers, kept, strict=True):
+        for (name, found), wanted in zip(
+            layer.module.named_parameters(), dense.layers[s].module.parameters(), strict=True
+        ):
+            assert torch.equal(found, wanted) == (s not in starts or found is not layer.down.weight), name
+
+
+def test_the_foretold_map_and_what_it_leaves_by_hand():
+    model = Decoder(tiny("llama"))
+    found = DenseStates(model, calibration(filler=9), leave_first=True, ridge=RIDGE)
+    x, _, m = states(model)
+    for s, e in ((1, 3), (2, 6), (0, 2)):
+        r = x[s + 1] - m[s]
+        T = brute(m[s], x[e] - r, RIDGE, torch.eye(32, dtype=torch.float64))
+        torch.testing.assert_close(found.map((s, e)).double(), T, rtol=0, atol=1e-4 * float(T.abs().max()))
+        u = 1 - torch.nn.functional.cosine_similarity(r + m[s] @ T, x[e], dim=-1).mean()
+        assert found.left((s, e)) == pytest.approx(float(u), rel=1e-3)
+
+
+def test_windows_can_be_judged_by_the_error_of_the_fit_or_the_cosine_before_it():
+    model = Decoder(tiny("llama"))
+    x, _, m = states(model)
+    for choose in ("error", "cosine"):
+        found = DenseStates(model, calibration(filler=9), leave_first=True, ridge=RIDGE, choose=choose)
+        for s, e in ((1, 3), (2, 6)):
+            r, z = x[s + 1] - m[s], x[e]
+            T = brute(m[s], z - r, RIDGE, torch.eye(32, dtype=torch.float64))
+            error = float((r + m[s] @ T - z).square().sum() / z.square().sum())
+            angle = float(1 - torch.nn.functional.cosine_similarity(x[s + 1], z, dim=-1).mean())
+            assert found.left((s, e)) == pytest.approx(error if choose == "error" else angle, rel=1e-3)
+
+
+WINDOWS = [(0, 1), (1, 3), (3, 4), (4, 6)]  # of six layers
+
+
+def fitted(family: str, **how: object) -> tuple[Decoder, list[dict]]:
+    """The model with WINDOWS collapsed."""
+    model = Decoder(tiny(family))
+    layers = model.layers
+    errors = Collapse(model, WINDOWS, calibration(filler=9, memory=1), Fit(ridge=RIDGE, **how)).run()
+    model.set_layers([layers[s] for s, _ in WINDOWS])
+    return model, errors
+
+
+@torch.no_grad()
+def seen(model: Decoder, number: int) -> dict[str, torch.Tensor]:
+    """Of real tokens behind the first position, each sequence alone: what enters and leaves layer `number`, and what
+    enters its output matrices, (M, columns) in float64."""
+    layer, found = model.layers[number], {"x": [], "y": [], "heads": [], "channels": []}
+    hooks = [
+        layer.module.register_forward_pre_hook(lambda _, args: found["x"].append(args[0])),
+        layer.module.register_forward_hook(
+            lambda _, args, out: found["y"].append(out[0] if isinstance(out, tuple) else out)
+        ),
+        layer.out.register_forward_pre_hook(lambda _, args: found["heads"].append(args[0])),
+        layer.down.register_forward_pre_hook(lambda _, args: found["channels"].append(args[0])),
+    ]
+    tokens = calibration()
+    for ids, length in zip(tokens.ids, LENGTHS, strict=True):
+        model.model(ids[None, :length], use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return {
+        name: torch.cat([one.reshape(length, -1)[1:] for one, length in zip(rows, LENGTHS, strict=True)]).double()
+        for name, rows in found.items()
+    }
+
+
+def same(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=3e-4 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("family", ["llama", "phi", "gpt2"])
+def test_the_attentions_output_is_fitted_together_with_the_mlps(family):
+    """Then the MLP's anew, since it reads what the attention adds; where both are parallel that changes nothing."""
+    dense = Decoder(tiny(family))
+    model, errors = fitted(family, attention=True)
+    before, after, z = seen(dense, 1), seen(model, 1), seen(dense, 2)["y"]
+    whole, layer = dense.layers[1], model.layers[1]
+    W = torch.cat([whole.out.weight, whole.down.weight], 1).detach().double().T
+    both = torch.cat([before["heads"], before["channels"]], 1)
+    added = both @ W
+    bias = before["y"] - before["x"] - added  # the same in every row
+    assert float(bias.std(0).max()) < 1e-5
+    joint = brute(both, z - before["x"] - bias, RIDGE, W)
+    same(layer.out.weight.T, joint[:32])
+    rest = after["y"] - after["channels"] @ layer.down.weight.detach().double().T
+    same(layer.down.weight.T, brute(after["channels"], z - rest, RIDGE, whole.down.weight.detach().double().T))
+    if family == "phi":
+        same(layer.down.weight.T, joint[32:])
+    assert errors[0]["error_after"] == pytest.approx(
+        float((after["y"] - z).square().sum() / z.square().sum()), rel=1e-3
+    )
+    _, alone = fitted(family)
+    assert errors[0]["error_after"] < alone[0]["error_after"] < alone[0]["error_before"]
+
+
+def test_every_later_down_matrix_can_be_fitted_to_the_dense_state_behind_its_layer():
+    dense = Decoder(tiny("qwen2"))
+    model, errors = fitted("qwen2", later=True)
+    assert [error["window"] for error in errors] == [[1, 2], [3, 3], [4, 5]]
+    assert torch.equal(model.layers[0].down.weight, dense.layers[0].down.weight)
+    for place, (_, e) in list(enumerate(WINDOWS))[1:]:
+        after, z, down = seen(model, place), seen(dense, e - 1)["y"], model.layers[place].down
+        rest = after["y"] - after["channels"] @ down.weight.detach().double().T
+        whole = dense.layers[WINDOWS[place][0]].down.weight.detach().double().T
+        same(down.weight.T, brute(after["channels"], z - rest, RIDGE, whole))
+
+
+def test_a_second_sweep_makes_up_for_the_error_behind_the_next_window():
+    dense = Decoder(tiny("llama"))
+    (first, before), (model, after) = fitted("llama"), fitted("llama", sweeps=2)
+    one, z = seen(first, 1), seen(dense, 5)["y"]
+    now = first.layers[1].down.weight.detach().double().T
+    wanted = z - seen(first, 3)["y"] + one["channels"] @ now
+    whole = [layer.down.weight.detach().double().T for layer in dense.layers]
+    same(model.layers[1].down.weight.T, brute(one["channels"], wanted, RIDGE, whole[1]))
+    last, down = seen(model, 3), model.layers[3].down
+    rest = last["y"] - last["channels"] @ down.weight.detach().double().T
+    same(down.weight.T, brute(last["channels"], z - rest, RIDGE, whole[4]))
+    assert after[1]["error_after"] < before[1]["error_after"]
+    assert after[1]["error_after"] == pytest.approx(float((last["y"] - z).square().sum() / z.square().sum()), rel=1e-3)
+    near, z = seen(model, 1)["y"], seen(dense, 2)["y"]
+    assert after[0]["error_after"] == pytest.approx(float((near - z).square().sum() / z.square().sum()), rel=1e-3)
+
+
+def test_a_sweep_that_helps_nothing_is_undone(monkeypatch, ids):
+    first, before = fitted("llama")
+
+    def spoil(self, s, *_):
+        self.layers[s].down.weight = torch.nn.Parameter(10 * self.layers[s].down.weight)
+
+    monkeypatch.setattr(Collapse, "_refit_for_the_next", spoil)
+    model, after = fitted("llama", sweeps=3)
+    assert torch.equal(logits(model, ids), logits(first, ids))
+    assert after == before
+
+
+@pytest.mark.parametrize("family", ["llama", "phi", "gpt2", "gemma3_text"])
+def test_a_trial_is_the_model_with_its_maps_folded(family):
+    if family == "gemma3_text":
+        with pytest.raises(Unsupported, match="gemma3_text norms what an MLP adds"):
+            LaCoLS().plan(Decoder(tiny(family)), 0.3)
+        return
+    model, tokens = Decoder(tiny(family)), calibration(filler=9)
+    dense = DenseStates(model, tokens, leave_first=True, ridge=RIDGE)
+    trial = CollapseTrial(dense, tokens.first(60))
+    windows = joined(joined([(s, s + 1) for s in range(LAYERS)], 1), 1)  # layers 1 to 3 are one
+    assert windows == [(0, 1), (1, 4), (4, 5), (5, 6)]
+    trial.fix(windows)
+    changed = twin(model)
+    layers = changed.layers
+    fold(layers[1].down, dense.map((1, 4)).double())
+    changed.set_layers([layers[s] for s, _ in windows])
+    few = tokens.first(60)
+    wanted = few.mask[:, 1:]
+    p, q = (logits(one, few.ids)[:, :-1][wanted].log_softmax(-1) for one in (model, changed))
+    kl = float((p.exp() * (p - q)).sum(-1).mean())
+    for i in range(len(windows)):
+        assert trial.loss(windows, i) == pytest.approx(kl, rel=1e-3, abs=1e-6)
+    undone = [(s, s + 1) for s in range(LAYERS)]
+    trial.fix(undone)
+    assert trial.loss(undone, 0) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_with_every_candidate_tried_the_best_one_is_taken():
+    """Against a loop over all windows written out, for the first layer."""
+    model, tokens = Decoder(tiny("llama")), whole_sequences()
+    dense = DenseStates(model, tokens, leave_first=True, ridge=RIDGE)
+    trial, windows = CollapseTrial(dense, tokens.first(48)), [(s, s + 1) for s in range(LAYERS)]
+    losses = {s + 1: trial.loss(joined(windows, s), 0) for s in range(LAYERS - 1)}
+    best = min(losses, key=lambda number: losses[number])
+    _, decisions = collapsed(1, tokens)
+    assert decisions["removal_order"] == [f"layer {best}"]
+    assert decisions["losses"] == [pytest.approx(losses[best], rel=1e-4)]
+    _, one = collapsed(1, tokens, trials=1)
+    least = min(range(LAYERS - 1), key=lambda s: dense.left((s, s + 2)))
+    assert one["removal_order"] == [f"layer {least + 1}"]
+
+
+def test_layers_that_do_nothing_go_first_and_are_not_missed(ids):
+    model = Decoder(tiny("llama"))
+    for layer in (model.layers[2], model.layers[4]):
+        layer.out.weight.data.mul_(1e-4)
+        layer.down.weight.data.mul_(1e-4)
+    before = logits(model, ids)
+    decisions = LaCoLS(trial_tokens=48).prune(model, whole_sequences(), ratio(model, 2))
+    assert decisions["removed_layers"] == [2, 4]
+    torch.testing.assert_close(logits(model, ids), before, rtol=0, atol=0.02 * float(before.abs().max()))
+
+
+def test_an_order_that_is_known_is_followed_without_a_trial(monkeypatch):
+    model, decisions = collapsed(3, whole_sequences())
+    _, shorter = collapsed(2, whole_sequences())
+    assert shorter["removal_order"] == decisions["removal_order"][:2]
+    assert decisions["free_removals"] == 3
+    monkeypatch.setattr(CollapseTrial, "loss", lambda *_: pytest.fail("nothing was left to find"))
+    known = dataclasses.replace(whole_sequences(), order=tuple(decisions["removal_order"]))
+    again, repeated = collapsed(3, known)
+    assert repeated["removed_layers"] == decisions["removed_layers"]
+    assert repeated["losses"] == [None] * 3
+    ids = whole_sequences().ids
+    assert torch.equal(logits(again, ids), logits(model, ids))
+
+
+@pytest.mark.parametrize(("filler", "memory"), [(77, 2**30), (0, 1), (0, 40_000)])
+def test_padding_and_micro_batches_change_nothing(filler, memory, ids):
+    model, decisions = collapsed(3, calibration())
+    other, again = collapsed(3, calibration(filler=filler, memory=memory))
+    assert again["removed_layers"] == decisions["removed_layers"]
+    expected = logits(model, ids)
+    torch.testing.assert_close(logits(other, ids), expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_stock_transformers_loads_the_result(tmp_path):
+    model, _ = collapsed(2, whole_sequences())
+    manifest = save_load.save(model, tmp_path / "model")
+    assert manifest["loads_with"] == "transformers"
+    assert manifest["parameters"] == parameters(Decoder(tiny("llama"))) - 2 * layer_parameters(model.layers[0])
+
+
+def test_a_model_that_has_lost_an_mlp_is_unsupported():
+    model = Decoder(tiny("llama"))
+    layers = model.layers
+    layers[2].remove_mlp()
+    model.set_layers(layers)
+    with pytest.raises(Unsupported, match="a layer has lost its MLP"):
+        LaCoLS().plan(model, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"ridge": "0"}, "laco-ls: ridge is positive"),
+        ({"trials": "0"}, "laco-ls: trials is at least 1; got 0"),
+        ({"sweeps": "0"}, "laco-ls: sweeps is at least 1; got 0"),
+        ({"choose": "angle"}, "laco-ls: choose is fit, error, cosine; got 'angle'"),
+        ({"trial_tokens": "1"}, "laco-ls: trial_tokens, search_tokens and tokens are at least 2"),
+        ({"search_tokens": "1"}, "laco-ls: trial_tokens, search_tokens and tokens are at least 2"),
+        ({"tokens": "0"}, "laco-ls: trial_tokens, search_tokens and tokens are at least 2"),
+    ],
+)
+def test_unsound_parameters_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        methods.make("laco-ls", given)

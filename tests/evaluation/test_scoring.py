@@ -1,0 +1,308 @@
+"""Scoring against lm-eval's own HFLM and against plain forwards, on tiny models of every family.
+
+python -m pytest tests/test_scoring.py
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import FAMILIES, VOCABULARY, tiny
+from lm_eval.api.instance import Instance
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from bench.evaluation.scoring import Scorer, perplexity, stock, window_nll
+from bench.run import measure
+from methods.errors import UserError
+
+MAX_LENGTH = 40
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """Words w0 .. w127 are tokens 0 .. 127; w1 begins and w2 ends a text."""
+    words = {f"w{i}": i for i in range(VOCABULARY)}
+    backend = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="w1", eos_token="w2", unk_token="w0", pad_token="w3"
+    )
+
+
+def requests(seed: int = 0) -> list[tuple[None, list[int], list[int]]]:
+    """Multiple choice as tasks have it, and the awkward cases, in random order."""
+    draw = random.Random(seed)
+
+    def words(least: int, most: int) -> list[int]:
+        return [draw.randrange(3, VOCABULARY) for _ in range(draw.randint(least, most))]
+
+    shots = words(14, 14)  # in front of several questions, longer than the sliding window of 8
+    asked = []
+    for start in (shots, shots, shots, [], []):
+        context = start + words(1, 12)
+        asked += [(None, context, words(1, 9)) for _ in range(4)]
+    letters = shots + words(3, 3)
+    asked += [(None, letters, [answer]) for answer in (5, 6, 7, 8)]  # one node, four tokens
+    asked += [(None, letters[:-2], [*letters[-2:], 9])]  # splits what the others have as context
+    asked += [(None, [*letters, 5], words(2, 2))]  # continues an answer
+    asked += [(None, words(50, 50), words(3, 8)) for _ in range(2)]  # cut from the left
+    asked += [
+        (None, words(2, 2), words(MAX_LENGTH, MAX_LENGTH))
+    ]  # exactly what max_length holds, less than the context
+    asked += asked[3:6]  # duplicates
+    draw.shuffle(asked)
+    return asked
+
+
+def assert_same(got, want, tolerance=1e-4):
+    assert len(got) == len(want)
+    for (got_sum, got_greedy), (want_sum, want_greedy) in zip(got, want, strict=True):
+        assert got_sum == pytest.approx(want_sum, abs=tolerance)
+        assert got_greedy == want_greedy
+
+
+def greedy_answers(model, asked):
+    """Every third request asks for what the model would say itself, so that greedy flags are not all false."""
+    answered = []
+    for i, (name, context, continuation) in enumerate(asked):
+        if i % 3 == 0 and len(context) < MAX_LENGTH - 3:
+            new = model.generate(torch.tensor([context]), max_new_tokens=3, do_sample=False, eos_token_id=None)
+            answered.append((name, context, new[0, len(context) :].tolist()))
+        else:
+            answered.append((name, context, continuation))
+    return answered
+
+
+def reference(model, tokenizer, asked):
+    """HFLM's answers, without its cache for one-token answers.
+
+    That cache is wrong where a one-token answer meets a longer one of the same tokens, split earlier: it reads the
+    first position of the longer one.
+    """
+    lm = stock(model, tokenizer, max_length=MAX_LENGTH)
+    lm.logits_cache = False
+    return lm._loglikelihood_tokens(asked, disable_tqdm=True)
+
+
+def small(family: str, tokenizer, batch_tokens: int = 2048, **overrides) -> Scorer:
+    return Scorer(tiny(family, **overrides), tokenizer, batch_tokens, MAX_LENGTH)
+
+
+def recorded_forwards(model) -> list[int]:
+    """Grows by the number of tokens of every forward of `model`."""
+    counts: list[int] = []
+    model.register_forward_pre_hook(
+        lambda _model, _args, inputs: counts.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
+    return counts
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_are_those_of_lm_eval(family, tokenizer):
+    model = tiny(family)
+    asked = greedy_answers(model, requests())
+    want = reference(model, tokenizer, asked)
+    assert {greedy for _, greedy in want} == {True, False}
+    for batch_tokens in (7, 2048):
+        scorer = Scorer(model, tokenizer, batch_tokens, MAX_LENGTH)
+        assert_same(scorer._loglikelihood_tokens(asked), want)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma2", "gemma3_text", "mistral"])
+def test_pruned_models(family, tokenizer):
+    """Half of the layers gone, the layer types cut accordingly, one MLP narrower than the others."""
+    model, keep = tiny(family), [0, 3, 5]
+    model.model.layers = torch.nn.ModuleList(model.model.layers[i] for i in keep)
+    for i, layer in enumerate(model.model.layers):
+        layer.self_attn.layer_idx = i
+    model.config.num_hidden_layers = 3
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [model.config.layer_types[i] for i in keep]
+    mlp = model.model.layers[1].mlp
+    mlp.gate_proj, mlp.up_proj = torch.nn.Linear(32, 20, bias=False), torch.nn.Linear(32, 20, bias=False)
+    mlp.down_proj = torch.nn.Linear(20, 32, bias=False)
+    got = Scorer(model, tokenizer, 16, MAX_LENGTH)._loglikelihood_tokens(requests())
+    assert_same(got, reference(model, tokenizer, requests()))
+
+
+def test_texts_are_scored_like_lm_eval(tokenizer):
+    """Empty contexts, texts longer than max_length, and answers' spaces, through the public methods."""
+    model = tiny("llama")
+    ours, theirs = Scorer(model, tokenizer, max_length=MAX_LENGTH), stock(model, tokenizer, max_length=MAX_LENGTH)
+    draw = random.Random(5)
+    text = " ".join(f"w{draw.randrange(3, VOCABULARY)}" for _ in range(3 * MAX_LENGTH + 5))
+    pairs = [
+        Instance("loglikelihood", {}, arguments, 0) for arguments in [("", text[:60]), ("w5 w6 ", "w7"), ("w5", " w9")]
+    ]
+    assert_same(ours.loglikelihood(pairs), theirs.loglikelihood(pairs, disable_tqdm=True))
+    rolling = [Instance("loglikelihood_rolling", {}, (piece,), 0) for piece in (text, text[:200], "w7")]
+    want = theirs.loglikelihood_rolling(rolling, disable_tqdm=True)
+    assert ours.loglikelihood_rolling(rolling) == pytest.approx(want, abs=1e-3)
+
+
+def test_generation_is_lm_evals(tokenizer):
+    model = tiny("llama")
+    prompts = [Instance("generate_until", {}, ("w5 w6 w7", {"until": ["w9"], "max_gen_toks": 5}), 0)]
+    want = stock(model, tokenizer).generate_until(prompts, disable_tqdm=True)
+    assert Scorer(model, tokenizer).generate_until(prompts, disable_tqdm=True) == want
+
+
+def test_order_and_batch_do_not_change_answers(tokenizer):
+    model, asked = tiny("gemma2"), requests(3)
+    want = Scorer(model, tokenizer, 2048, MAX_LENGTH)._loglikelihood_tokens(asked)
+    for seed, batch_tokens in enumerate((1, 5, 16, 64, 300)):
+        order = random.Random(seed).sample(range(len(asked)), len(asked))
+        got = Scorer(model, tokenizer, batch_tokens, MAX_LENGTH)._loglikelihood_tokens([asked[i] for i in order])
+        assert_same(got, [want[i] for i in order])
+
+
+def test_no_prefix_is_computed_twice(tokenizer):
+    """Nor does the cache keep more than one path of the tree."""
+    scorer, asked = small("llama", tokenizer, batch_tokens=16), requests()
+    prefixes = set()
+    for _, context, continuation in asked:
+        inputs = (context + continuation)[-(MAX_LENGTH + 1) :][:-1]
+        prefixes |= {tuple(inputs[:n]) for n in range(1, len(inputs) + 1)}
+    shapes: list[torch.Size] = []
+    scorer.model.register_forward_pre_hook(
+        lambda _model, _args, inputs: shapes.append(inputs["attention_mask"].shape), with_kwargs=True
+    )
+    scorer._loglikelihood_tokens(asked)
+    assert sum(shape[2] for shape in shapes) == len(prefixes)
+    assert max(shape[2] for shape in shapes) == 16
+    assert max(shape[3] - shape[2] for shape in shapes) < MAX_LENGTH
+
+
+def test_only_asked_positions_go_through_the_head(tokenizer):
+    scorer = small("llama", tokenizer)
+    rows: list[int] = []
+    scorer.model.get_output_embeddings().register_forward_hook(lambda _head, _in, out: rows.append(out[..., 0].numel()))
+    context = list(range(10, 40))
+    scorer._loglikelihood_tokens([(None, context, [answer]) for answer in (5, 6, 7)] + [(None, context, [5, 6])])
+    assert sum(rows) == 2  # after the context, and after its continuation 5
+
+
+def test_the_logits_of_a_forward_are_bounded(tokenizer, monkeypatch):
+    monkeypatch.setattr("bench.evaluation.scoring.LOGITS", 10 * VOCABULARY)
+    scorer, want = small("llama", tokenizer), small("llama", tokenizer)._loglikelihood_tokens(requests())
+    counts = recorded_forwards(scorer.model)
+    assert_same(scorer._loglikelihood_tokens(requests()), want)
+    assert max(counts) == 10
+
+
+def test_long_answers_and_empty_requests_are_refused(tokenizer):
+    scorer = small("llama", tokenizer)
+    assert scorer._loglikelihood_tokens([]) == []
+    for context, continuation in (([], [5]), ([5], []), ([5], [6] * (MAX_LENGTH + 1))):
+        with pytest.raises(ValueError, match=f"1 to {MAX_LENGTH} tokens; got {len(context)} and"):
+            scorer._loglikelihood_tokens([(None, context, continuation)])
+
+
+def test_a_model_that_ignores_the_mask_is_refused(tokenizer):
+    model = tiny("llama")
+    forward = model.model.forward
+    model.model.forward = lambda *args, **inputs: forward(*args, **(inputs | {"attention_mask": None}))
+    with pytest.raises(UserError, match="--scorer stock"):
+        Scorer(model, tokenizer)
+    Scorer(model, tokenizer, check=False)
+
+
+@pytest.mark.parametrize("method", ["dense", "drop-tail"])
+def test_a_run_tries_the_mask_on_the_dense_model_alone(method, monkeypatch):
+    """Pruning can leave a model that magnifies rounding beyond any bound, which says nothing of the mask."""
+    asked = []
+    monkeypatch.setattr(measure.scoring, "Scorer", lambda *args, check, **options: asked.append(check))
+    protocol = SimpleNamespace(scorer="shared", batch_tokens=16)
+    cell = SimpleNamespace(method=method, protocol=protocol)
+    answered = SimpleNamespace(recall=lambda name: {"main": "acc"})
+    outcome = measure.Outcome(*[lambda told: None] * 3)
+    measure._accuracy(cell, (None, None), SimpleNamespace(tasks={"piqa": None}), outcome, answered)
+    assert asked == [method == "dense"]
+
+
+def test_length_and_bos_policy(tokenizer):
+    scorer = Scorer(tiny("gpt2"), tokenizer)
+    assert scorer.max_length == 128  # the model's positions
+    assert scorer.bos_policy == "nothing before a context, w1 as an empty context"
+    assert Scorer(tiny("llama", max_position_embeddings=4096), tokenizer).max_length == 2048
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("batch_tokens", [5, 24, 50, 1000])
+def test_window_nll_is_that_of_a_plain_forward(family, batch_tokens):
+    """Windows of 24 tokens, of which the later ones score only their last 8 (stride below the window)."""
+    model = tiny(family)
+    ids = torch.randint(3, VOCABULARY, (5, 24), generator=torch.Generator().manual_seed(2))
+    scored = torch.zeros(5, 24, dtype=torch.bool)
+    scored[0, 1:] = scored[1:, 16:] = True
+    scored[4, 20:] = False  # the text ends inside the last window
+    with torch.no_grad():
+        log_probability = model(ids).logits[:, :-1].double().log_softmax(-1)
+    want = -log_probability.gather(2, ids[:, 1:, None])[..., 0] * scored[:, 1:]
+    counts = recorded_forwards(model)
+    got = window_nll(model, ids, scored, batch_tokens)
+    assert got.dtype == torch.float64
+    assert torch.allclose(got[:, 1:], want, atol=1e-4)
+    assert not got[~scored].any()
+    assert max(counts) <= batch_tokens
+
+
+def test_window_nll_refuses_what_has_no_context():
+    ids = torch.full((1, 4), 5)
+    with pytest.raises(ValueError, match="first token of a window"):
+        window_nll(tiny("llama"), ids, torch.ones(1, 4, dtype=torch.bool), 100)
+
+
+def test_perplexity_figures():
+    sums, counts = torch.tensor([20.0, 33.0, 24.0]), torch.tensor([10, 15, 10])
+    figures = perplexity(sums, counts, bytes=140, words=22)
+    mean = 77 / 35
+    residuals = [20 - 10 * mean, 33 - 15 * mean, 24 - 10 * mean]
+    error = math.sqrt(3 / 2 * sum(r * r for r in residuals)) / 35
+    assert figures["nll_per_token"] == pytest.approx(mean)
+    assert figures["perplexity"] == pytest.approx(math.exp(mean))
+    assert figures["bits_per_byte"] == pytest.approx(77 / math.log(2) / 140)
+    assert (
+        figures["byte_perplexity"] == pytest.approx(math.exp(77 / 140)) == pytest.approx(2 ** figures["bits_per_byte"])
+    )
+    assert figures["word_perplexity"] == pytest.approx(math.exp(3.5))
+    assert (figures["tokens"], figures["words"], figures["windows"]) == (35, 22, 3)
+    assert figures["perplexity_low"] == pytest.approx(math.exp(mean - 4.302653 * error))
+    assert figures["perplexity_high"] == pytest.approx(math.exp(mean + 4.302653 * error))
+
+
+def test_the_interval_covers_the_truth_19_times_of_20():
+    """Windows of differing difficulty and length, 400 texts of 20 windows."""
+    draw = torch.Generator().manual_seed(0)
+    covered = 0
+    for _ in range(400):
+        counts = torch.randint(50, 100, (20,), generator=draw)
+        sums = counts * (3.0 + 0.3 * torch.randn(20, generator=draw))
+        figures = perplexity(sums, counts, bytes=1000, words=1000)
+        covered += figures["perplexity_low"] < math.exp(3.0) < figures["perplexity_high"]
+    assert 0.92 < covered / 400 < 0.98
+
+
+def test_one_window_has_no_interval():
+    assert set(perplexity(torch.tensor([20.0]), torch.tensor([10]), bytes=40, words=8)) == {
+        "perplexity",
+        "word_perplexity",
+        "bits_per_byte",
+        "byte_perplexity",
+        "nll_per_token",
+        "tokens",
+        "words",
+        "windows",
+    }
+
+
+@pytest.mark.parametrize("words", [0, 1])
+def test_a_text_without_spaces_has_no_word_perplexity(words):
+    figures = perplexity(torch.tensor([900.0]), torch.tensor([300]), bytes=900, words=words)
+    assert "word_perplexity" not in figures
+    assert figures["perplexity"] == pytest.approx(math.exp(3))

@@ -1,0 +1,56 @@
+"""Scoring against lm-eval's own backend on the default model: documents of every offline task, float32.
+
+PRUNEBENCH_DOCUMENTS=100 python -m pytest tests/test_scoring_offline.py     the full check, half an hour on one core
+
+Without the variable, four documents of each task are drawn. Tasks that generate text are left out: Scorer generates as
+lm-eval does. The 57 subjects of MMLU share a form: one is asked without examples and with five.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from bench.data import pretrained
+from bench.data.task_sources import MMLU, OFFLINE
+from bench.evaluation import tasks
+from bench.evaluation.scoring import Scorer, stock
+
+DOCUMENTS = int(os.environ.get("PRUNEBENCH_DOCUMENTS", "4"))
+CASES = [(name, 0) for name in OFFLINE if name not in (*MMLU, "nq_open")]
+CASES += [("mmlu_anatomy", 0), ("mmlu_world_religions", 5)]
+
+pytestmark = pytest.mark.default_model
+
+
+@pytest.fixture(scope="module")
+def scorers():
+    """Ours and lm-eval's, on the same model."""
+    model, tokenizer = pretrained.load("smollm2-135m", torch.device("cpu"), torch.float32)
+    return Scorer(model, tokenizer), stock(model, tokenizer)
+
+
+@pytest.mark.parametrize(("name", "fewshot"), CASES)
+def test_scores_are_those_of_lm_eval(scorers, name, fewshot):
+    task = tasks.load([name], fewshot=fewshot)[name]
+    documents = {name: tasks.draw(task, DOCUMENTS, 0)}
+    (ours, samples), (theirs, reference) = (tasks.evaluate(lm, {name: task}, documents) for lm in scorers)
+    got, want = samples[name], reference[name]
+    assert len(got) == min(DOCUMENTS, len(task.eval_docs))
+    assert got["prompt_hash"].tolist() == want["prompt_hash"].tolist()
+    for mine, other in zip(got["loglikelihoods"], want["loglikelihoods"], strict=True):
+        assert np.abs(np.array(mine) - np.array(other)).max() <= 1e-3
+    assert got["greedy"].tolist() == want["greedy"].tolist()
+    metrics = [column for column in got.columns if column.startswith("acc")]
+    assert metrics
+    assert got[metrics].equals(want[metrics])
+    assert ours[name] == theirs[name]
+
+
+def test_every_offline_task_is_compared():
+    compared = {name for name, _ in CASES}
+    assert {name for name in OFFLINE if name not in MMLU} - compared == {"nq_open"}
+    assert ("mmlu_world_religions", 5) in CASES

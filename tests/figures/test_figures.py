@@ -1,0 +1,430 @@
+"""Figures: equal bytes for equal records, every name shown as it is, fronts by brute force, looks that stay apart."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from made_records import DENSE, LACO, MENDED, RECORDS, SLICEGPT, changed, drawn, failed, mended
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Drawing
+from PIL import Image
+
+import methods
+from bench.records.record import Record
+from methods.checkpoint.files import write_atomically
+from reports.figures import style
+from reports.figures.catalogue import figures
+from reports.figures.figure import FORMATS, Figure, save, svg, written
+from reports.figures.pareto import front_of
+from reports.figures.quality import PlottedPoint
+from reports.figures.traces import _boxes
+
+ROOT = Path(__file__).parents[2]
+HOSTILE = r"a_b&c%$\frac{$#{}~\`<script>alert(1)</script>剪枝--"
+
+
+def with_rounds(record: Record) -> Record:
+    new = copy.deepcopy(record)
+    draw = random.Random(0)
+    for point in new.measured["speed"]["points"]:
+        calls = {
+            side: [[point[f"{side}_ms"] * draw.uniform(0.9, 1.1) for _ in range(4)] for _ in range(6)]
+            for side in ("dense", "pruned")
+        }
+        point["rounds"] = calls
+    return new
+
+
+TRACE = [
+    {"pointer": 25, "layers": 30, "merged": 3, "similarity": 0.73, "accepted": False},
+    {"pointer": 24, "layers": 30, "merged": 3, "similarity": None, "accepted": False},
+    {"pointer": 23, "layers": 30, "merged": 3, "similarity": 0.91, "accepted": True},
+]
+MERGED = changed(with_rounds(LACO), "decisions", "trace", to=TRACE)
+ALL = [MERGED, with_rounds(DENSE), *(record for record in RECORDS if record not in (LACO, DENSE))]
+
+
+def by_name(records: list[Record]) -> dict[str, Figure]:
+    return {figure.name: figure for figure in figures(records)}
+
+
+def test_there_is_a_figure_for_all_that_was_measured_and_for_nothing_else():
+    expected = {"perplexity-wiki-by-ratio", "perplexity-wiki-by-method", "average-by-ratio", "average-by-method"}
+    expected |= {"perplexity-wiki-by-cost", "average-by-cost", "tasks-kept", "depth", "similarity-1", "latency-0.3"}
+    assert set(by_name(ALL)) == expected
+    bare = [changed(record, "measured", "tasks", to={}) for record in (DENSE, LACO)]
+    bare = [changed(record, "measured", "speed", to={}) for record in bare]
+    expected = {"perplexity-wiki-by-method", "perplexity-wiki-by-cost", "depth"}  # over one ratio there is no line
+    assert set(by_name(bare)) == expected
+    assert figures([]) == figures([DENSE]) == figures([failed("error", "laco", "x")]) == []
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory):
+    """Every figure as SVG, one of each kind of drawing in every format; all drawn twice."""
+    folder = tmp_path_factory.mktemp("figures")
+    for turn in ("one", "two"):
+        for figure in figures(copy.deepcopy(ALL)):
+            kinds = FORMATS if figure.name in ("average-by-ratio", "depth") else ("svg",)
+            for kind, content in written(figure, kinds).items():
+                write_atomically(folder / turn / f"{figure.name}.{kind}", content)
+    return folder
+
+
+def test_equal_records_give_equal_bytes(drawings):
+    names = sorted(path.name for path in (drawings / "one").iterdir())
+    assert len(names) == len(by_name(ALL)) + 4
+    for name in names:
+        assert (drawings / "one" / name).read_bytes() == (drawings / "two" / name).read_bytes(), name
+
+
+def test_an_svg_is_sound_described_and_asks_for_nothing(drawings):
+    for figure in figures(ALL):
+        text = (drawings / "one" / f"{figure.name}.svg").read_text(encoding="utf-8")
+        root = ElementTree.fromstring(text)
+        assert root.findtext("{*}title") == figure.title
+        assert root.findtext("{*}desc") == figure.description
+        assert len(figure.description) > 20
+        assert not [one for one in root.iter() if one.tag.endswith(("script", "foreignObject"))]
+        for one in root.iter():
+            for name, value in one.attrib.items():
+                assert not name.lower().startswith("on")
+                if name.endswith("href"):
+                    assert value.startswith(("#", "data:image/png;"))
+
+
+def test_figures_of_one_page_share_no_id(drawings):
+    texts = [path.read_text(encoding="utf-8") for path in sorted((drawings / "one").glob("*.svg"))]
+    ids = [name for text in texts for name in re.findall(r'\bid="(.*?)"', text)]
+    assert len(ids) == len(set(ids)) > 100
+    assert set(re.findall(r'(?:href="|url\()#(.*?)["\)]', "".join(texts))) <= set(ids)
+
+
+def test_every_name_is_shown_as_it_is():
+    """No mathematics, no markup, no missing glyph; pytest turns a warning of the font into an error."""
+    records = [changed(record, "cell", "method", to=HOSTILE) for record in (MERGED, SLICEGPT)]
+    records = [changed(record, "cell", "display_name", to=HOSTILE) for record in [with_rounds(DENSE), *records]]
+    records[2].cell["ratio"] = 0.1
+    for figure in figures(records):
+        drawing = figure.draw()
+        shown = [text.get_text() for text in drawing.findobj(lambda one: hasattr(one, "get_text"))]
+        assert not [text for text in shown if "剪" in text]
+        ElementTree.fromstring(svg(figure))
+    drawing = by_name(records)["perplexity-wiki-by-ratio"].draw()
+    (label,) = (text.get_text() for text in drawing.legends[0].get_texts() if "a_b" in text.get_text())
+    assert label == style.name(HOSTILE)
+    assert r"$\frac{$" in label
+
+
+def test_a_curve_joins_setups_that_agree_in_what_decides_a_perplexity():
+    brief = copy.deepcopy([DENSE, changed(LACO, "cell", "ratio", to=0.1)])
+    for record in brief:
+        record.cell["protocol"] |= {"profile": "curves", "tasks": [], "checks": False, "speed_rounds": 0}
+        record.cell["inputs"] = record.cell.get("inputs", {}) | {"tasks": {}}
+    brief[1].measured["ratio"] = 0.1
+    brief[1].measured["tasks"] = {}
+    timed = copy.deepcopy([DENSE, LACO])
+    for record in timed:
+        record.cell["inputs"] = record.cell.get("inputs", {}) | {"timed_on": {"processor": "one", "threads": 2}}
+    found = by_name([*timed, *brief])
+    assert "perplexity-wiki-by-ratio-2" not in found
+    curve = found["perplexity-wiki-by-ratio"]
+    assert curve.description.endswith("Points of 2 setups that agree in all that decides it.")
+    (line,) = (line for line in curve.draw().axes[0].lines if line.get_label() == "laco")
+    assert list(line.get_xdata()) == [pytest.approx(10), pytest.approx(100 * LACO.measured["ratio"])]
+    assert "average-by-ratio" not in found  # its tasks were not measured at 0.1
+    assert {"perplexity-wiki-by-method", "perplexity-wiki-by-method-2"} <= set(found)
+    for record in brief:
+        record.cell["protocol"] |= {"window": 128}
+    assert "perplexity-wiki-by-ratio" not in by_name([DENSE, LACO, *brief])  # one ratio in each
+
+
+def test_what_a_compensation_gives_by_hand():
+    figure = by_name(MENDED)["perplexity-wiki-mended"]
+    assert figure.description == (
+        "ppl wiki with a compensation, times that of the method without. At ratio 0.2: shortgpt replaceme 0.743. At "
+        "ratio 0.3: shortgpt ghost 0.315, replaceme 0.207; flap refit 0.846."
+    )
+    assert by_name(MENDED)["average-mended"].description == (
+        "average with a compensation, points more than without. At ratio 0.2: shortgpt replaceme +1.0. At ratio 0.3: "
+        "shortgpt ghost +2.0, replaceme +1.0; flap refit +1.0."
+    )
+    drawing = figure.draw()
+    points = [
+        {line.get_label(): list(line.get_xdata()) for line in axis.lines if not line.get_label().startswith("_")}
+        for axis in drawing.axes
+    ]
+    assert points[0] == {"replaceme": [pytest.approx(62.7 / 84.4)]}
+    assert points[1]["refit"] == [pytest.approx(110 / 130)]
+    assert points[1]["ghost"] == [pytest.approx(160 / 508)]  # of the method with the same parameters
+    assert points[1]["replaceme"] == []  # far from the others, and therefore in figures:
+    assert [text.get_text() for text in drawing.axes[1].texts] == ["\N{LEFTWARDS ARROW} 0.21"]
+    assert 0.25 < drawing.axes[1].get_xlim()[0] < 160 / 508
+    assert [text.get_text() for text in drawing.axes[0].get_yticklabels()] == ["flap", "shortgpt"]
+    assert not {"perplexity-wiki-mended", "average-mended"} & set(by_name(ALL))
+
+
+@pytest.mark.parametrize("count", [style.LEGEND_ROWS - 2, style.LEGEND_ROWS - 1])  # and dense, and laco mended
+@pytest.mark.parametrize("alone", ["method-0", "laco"])
+def test_a_figure_over_the_ratio_leaves_out_mended_methods_that_its_legend_has_no_look_for(count, alone):
+    cells = [DENSE]
+    for number, method in enumerate([f"{alone}+ghost", *[f"method-{number}" for number in range(count)]]):
+        for ratio in (0.2, 0.3):
+            cell = changed(changed(LACO, "cell", "method", to=method), "cell", "ratio", to=ratio)
+            cells.append(changed(cell, "measured", "perplexity", "wiki", "perplexity", to=30.0 + number))
+    found = by_name(cells)["perplexity-wiki-by-ratio"]
+    named = [text.get_text() for text in found.draw().legends[0].get_texts()]
+    stays = count + 2 <= style.LEGEND_ROWS or alone == "laco"  # which was not measured, so that no gain is known
+    assert (f"{alone}+ghost" in named) == stays
+    assert len(named) == count + 1 + stays
+    assert ("methods with a compensation have figures of their own" in found.title) == (not stays)
+
+
+def test_what_a_compensation_harms_many_times_over_is_told_in_figures():
+    worse = [
+        mended("sleb", 0.2, 20.0, 0.4),
+        mended("sleb+ghost", 0.2, 250.0, 0.4),
+        mended("sleb+scale", 0.2, 13.0, 0.4),
+    ]
+    (axis,) = by_name([DENSE, *worse])["perplexity-wiki-mended"].draw().axes
+    assert [text.get_text() for text in axis.texts] == ["12 \N{RIGHTWARDS ARROW}"]
+    assert axis.get_xlim() == pytest.approx((0.65 - 0.05 * 0.35, 1 + 0.05 * 0.35))
+
+
+def test_a_compensation_keeps_the_colour_of_its_method():
+    assert style.style("shortgpt+ghost").colour == style.style("shortgpt").colour
+    assert style.style("shortgpt+ghost").hollow
+    assert style.style("shortgpt+ghost") != style.style("shortgpt+scale")
+    assert style.style("laco-ls", "laco-ls") == style.BUILT_IN["laco-ls"]
+    assert {card.name for card in methods.compensations()} == set(style.MENDED)
+
+
+def test_the_files_of_a_figure_are_one_drawing(tmp_path):
+    """They are cut at the same edges, in points: what one file shows no other one loses."""
+    figure = by_name([DENSE, LACO])["perplexity-wiki-by-method"]
+    save(figure, tmp_path)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".pdf", ".png", ".svg"]
+    root = ElementTree.parse(tmp_path / f"{figure.name}.svg").getroot()
+    size = [float(root.get(side).removesuffix("pt")) for side in ("width", "height")]
+    box = re.search(rb"/MediaBox \[ ?0 0 (\S+) (\S+) ?\]", (tmp_path / f"{figure.name}.pdf").read_bytes())
+    assert [float(box[1]), float(box[2])] == pytest.approx(size, abs=0.01)
+    with Image.open(tmp_path / f"{figure.name}.png") as image:
+        assert [72 / 160 * pixels for pixels in image.size] == pytest.approx(size, abs=72 / 160)
+
+
+def test_letters_are_not_joined():
+    """A joined fi would be of a second font in every PDF."""
+    fi = changed(LACO, "cell", "method", to="finercut")
+    assert written(by_name([DENSE, fi])["perplexity-wiki-by-method"], ("pdf",))["pdf"].count(b"/FontDescriptor ") == 2
+
+
+ALONE = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, "tests")
+from made_records import DENSE, LACO
+
+from bench.record import Unwritable
+from multiprocessing import active_children
+from reports import figures, gallery
+
+drawn = figures.figures([DENSE, LACO])
+folder = Path(sys.argv[1])
+for count in (1, 3):
+    gallery._processes = lambda: count
+    found = list(gallery.Gallery(drawn, folder / str(count)).drawings())
+    assert [figure for figure, _ in found] == drawn
+    assert all(text == (folder / str(count) / f"{figure.name}.svg").read_text() for figure, text in found)
+    assert not active_children()
+    (folder / "file").write_text("no folder")
+    try:
+        list(gallery.Gallery(drawn, folder / "file").drawings())
+    except Unwritable as error:
+        print(error)
+"""
+
+
+def test_figures_that_are_drawn_side_by_side_have_the_same_bytes(tmp_path):
+    """In a process of its own, since one with threads is not forked; what goes wrong in a fork its parent says."""
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, tmp_path], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("cannot be written: File exists") == 2
+    names = sorted(path.name for path in (tmp_path / "1").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "3").iterdir())
+    assert len(names) > 10
+    for name in names:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes(), name
+
+
+def test_a_perplexity_has_a_logarithmic_axis_and_an_average_has_not():
+    found = by_name(ALL)
+    assert found["perplexity-wiki-by-ratio"].draw().axes[0].get_yscale() == "log"
+    assert found["average-by-ratio"].draw().axes[0].get_yscale() == "linear"
+    assert found["perplexity-wiki-by-method"].draw().axes[0].get_xscale() == "log"
+
+
+def test_a_legend_covers_no_data():
+    records = [DENSE, *(changed(LACO, "cell", "method", to=name) for name in style.BUILT_IN if name != "dense")]
+    records.append(changed(LACO, "cell", "ratio", to=0.1))
+    for name in ("perplexity-wiki-by-ratio", "perplexity-wiki-by-cost"):
+        drawing = by_name(records)[name].draw()
+        FigureCanvasAgg(drawing).draw()
+        legend = drawing.legends[0].get_window_extent()
+        assert all(axis.get_window_extent().x1 <= legend.x0 for axis in drawing.axes)
+        assert len(drawing.legends[0].get_texts()) == len(style.BUILT_IN)
+
+
+def test_bars_are_the_intervals_of_the_record():
+    drawing = by_name([DENSE, LACO])["perplexity-wiki-by-method"].draw()
+    bars, caps = drawing.axes[0].collections
+    assert [path.vertices[:, 0].tolist() for path in bars.get_paths()] == [[300.0, 391.0]]
+    assert caps.get_offsets().tolist() == [[300.0, 0.0], [391.0, 0.0]]
+
+
+def test_boxes_are_what_matplotlib_draws():
+    """The quartiles, the whiskers at the 5th and 95th percentile, the calls beyond; for each row where it belongs."""
+    calls = [random.Random(seed).choices(range(100), k=48) for seed in (1, 2)]
+    mine, theirs = (Drawing().subplots() for _ in range(2))
+    _boxes(mine, 0.1, calls, ["#000000", "#D55E00"], filled=True)
+    expected = theirs.boxplot(
+        calls, positions=[0.1, 1.1], widths=0.26, orientation="horizontal", whis=(5, 95), patch_artist=True
+    )
+    boxes, across, ends, medians, beyond = mine.collections
+
+    def corners(paths: list[Any]) -> list[Any]:
+        return [sorted({(round(x, 9), round(y, 9)) for x, y in path.vertices.tolist()}) for path in paths]
+
+    assert corners(boxes.get_paths()) == corners([box.get_path() for box in expected["boxes"]])
+    for collection, lines in ((across, "whiskers"), (ends, "caps"), (medians, "medians")):
+        assert sorted(corners(collection.get_paths())) == sorted(corners([one.get_path() for one in expected[lines]]))
+    fliers = [(x, y) for one in expected["fliers"] for x, y in zip(*one.get_data(), strict=True)]
+    assert sorted(map(tuple, beyond.get_offsets().tolist())) == sorted(fliers)
+    assert mine.get_xlim() == theirs.get_xlim()
+
+
+def test_draws_are_points_and_have_no_bar():
+    records = [DENSE, *(drawn(seed, ppl, 0.4) for seed, ppl in enumerate((10.0, 100.0, 1000.0)))]
+    axis = by_name(records)["perplexity-wiki-by-method"].draw().axes[0]
+    assert axis.collections == [] or not axis.collections
+    assert sorted(max((line.get_xdata() for line in axis.lines), key=len)) == [10.0, 100.0, 1000.0]
+
+
+# --- looks
+
+
+def test_every_built_in_method_has_a_look_of_its_own():
+    assert {card.name for card in methods.catalogue()} <= set(style.BUILT_IN)
+    looks = [(one.colour, str(one.line)) for one in style.BUILT_IN.values()]
+    assert len(set(looks)) == len(looks)
+    points = [(one.colour, one.marker) for one in style.BUILT_IN.values()]
+    assert len(set(points)) == len(points)
+
+
+def test_a_look_hangs_on_the_name_alone():
+    assert style.style("mine") == style.style("mine")
+    assert style.style("laco", "laco:C=3").colour == style.style("laco").colour
+    assert style.style("laco", "laco:C=3").hollow
+    assert len({style.style(f"method {number}") for number in range(100)}) > 50
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance by WCAG 2.2."""
+    channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_every_colour_is_seen_on_white():
+    for one in {look.colour for look in style.BUILT_IN.values()}:
+        assert 1.05 / (luminance(one) + 0.05) > 2.2, one
+
+
+# --- fronts
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(("column", "cost"), [("perplexity_wiki", "parameters"), ("average", "prefill_speed")])
+def test_the_front_is_what_nothing_dominates(seed, column, cost):
+    draw = random.Random(seed)
+    points = [
+        PlottedPoint(str(number), "m", 0.1, {column: float(draw.randint(1, 6)), cost: float(draw.randint(1, 6))}, [])
+        for number in range(12)
+    ]
+    signs = (-1 if column.startswith("perplexity") else 1, -1 if cost == "parameters" else 1)
+    value = {point.label: (signs[0] * point.row[column], signs[1] * point.row[cost]) for point in points}
+
+    def dominates(a: tuple[float, float], b: tuple[float, float]) -> bool:
+        return a[0] >= b[0] and a[1] >= b[1] and a != b
+
+    expected = {name for name, one in value.items() if not any(dominates(other, one) for other in value.values())}
+    front = front_of(column, cost, points)
+    assert {point.label for point in front} == expected
+    assert [point.row[cost] for point in front] == sorted(point.row[cost] for point in front)
+
+
+@pytest.mark.parametrize("count", [style.LEGEND_ROWS - 1, style.LEGEND_ROWS])  # and dense
+def test_a_legend_names_every_method_or_those_on_the_front_alone(count):
+    cells = [DENSE]
+    for number in range(count):  # the first is best in both, the others are beaten by it
+        cell = changed(LACO, "cell", "method", to=f"method-{number}")
+        cell = changed(cell, "measured", "perplexity", "wiki", "perplexity", to=30.0 + number)
+        cells.append(changed(cell, "measured", "parameters", to=90_000_000 + number))
+    found = by_name(cells)["perplexity-wiki-by-cost"]
+    named = [text.get_text() for text in found.draw().legends[0].get_texts()]
+    first = next(text for text in named if text != "dense")
+    assert len(named) == (count + 1 if count < style.LEGEND_ROWS else 2), named
+    assert first in found.description and "dense" in named
+    assert ("only they are named" in found.title) == (count == style.LEGEND_ROWS)
+
+
+def test_a_perplexity_without_measure_is_left_out():
+    endless = changed(LACO, "measured", "perplexity", "wiki", "perplexity", to=math.inf)
+    endless = changed(endless, "cell", "method", to="endless")
+    found = by_name([DENSE, LACO, endless])["perplexity-wiki-by-method"]
+    assert isinstance(found.draw(), Drawing)
+    assert "endless" not in found.description
+
+
+def test_a_curve_that_leaves_all_others_behind_leaves_the_axis():
+    """Beyond 1,000 times the dense perplexity, 20.8 here; its name is said below, method by method its figure."""
+    low = changed(LACO, "cell", "ratio", to=0.1)
+    high = changed(
+        changed(low, "cell", "method", to="drop-tail"), "measured", "perplexity", "wiki", "perplexity", to=3e9
+    )
+    records = [DENSE, LACO, low, high]
+    drawing = by_name(records)["perplexity-wiki-by-ratio"].draw()
+    top = 1000 * DENSE.measured["perplexity"]["wiki"]["perplexity"]
+    assert drawing.axes[0].get_ylim()[1] == pytest.approx(top)
+    assert [text.get_text() for text in drawing.texts] == ["above the axis: drop-tail"]
+    panels = by_name(records)["perplexity-wiki-by-method"].draw().axes
+    assert [[text.get_text() for text in axis.texts] for axis in panels] == [["3e9 \N{RIGHTWARDS ARROW}"], []]
+    assert [axis.get_xlim()[1] for axis in panels] == [pytest.approx(top)] * 2
+    assert all(axis.get_ylim()[0] < 0 and axis.get_ylim()[1] > 1 for axis in panels)  # two rows, both inside
+    draws = [drawn(0, 100.0, 0.3), drawn(1, 200.0, 0.4), drawn(2, 2 * top, 0.5)]  # whose mean is on the axis
+    panels = by_name([*records, *draws])["perplexity-wiki-by-method"].draw().axes
+    rows = [label.get_text() for label in panels[0].get_yticklabels()]
+    said = {rows[round(text.get_position()[1])]: text.get_text() for text in panels[0].texts}
+    assert said == {"drop-tail": "3e9 \N{RIGHTWARDS ARROW}", "drop-random": "\N{RIGHTWARDS ARROW}"}
+    near = by_name([DENSE, LACO, low])["perplexity-wiki-by-ratio"].draw()
+    assert near.axes[0].get_ylim()[1] < top
+    assert not near.texts
+
+
+def test_what_was_not_measured_is_not_drawn_as_gone():
+    """In the map of what is left, white is what has gone."""
+    other = changed(changed(LACO, "cell", "ratio", to=0.1), "cell", "method", to="drop-tail")
+    drawing = by_name([DENSE, LACO, other])["depth"].draw()
+    said = [[text.get_text() for text in axis.texts] for axis in drawing.axes[:2]]
+    assert said == [["not measured"], ["not measured"]]

@@ -1,0 +1,341 @@
+"""Healing trains what it says on what it says, resumes exactly, and leaves a plain pruned model behind."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from conftest import padded, tiny
+from torch import nn
+
+import methods
+from bench.cli import inherit as command
+from bench.cli.main import main
+from bench.healing import inherit, training
+from bench.healing.text import HELD_OUT, Text, draw
+from bench.plan.recipe import Recipe
+from methods.checkpoint import save_load
+from methods.errors import UserError
+from methods.model.decoder import Decoder
+
+GENERATOR = torch.Generator().manual_seed(3)
+# Each token follows from the one before, so that there is something to learn.
+IDS = (torch.randint(3, 100, (24, 1), generator=GENERATOR) + torch.arange(16)) % 100
+TEXT = Text(IDS[:16], IDS[16:], "made here", "0" * 64)
+SMALL = {"tokens": 16 * 16, "length": 16, "batch": 4, "points": 2}
+CALIBRATION = padded(torch.randint(3, 128, (8, 24), generator=GENERATOR).tolist())
+PRUNED = [
+    ("llama", "laco", 0.3),
+    ("llama", "slicegpt", 0.3),
+    ("llama", "flap", 0.3),
+    ("gpt2", "llm-pruner", 0.2),
+    ("gemma3_text", "blockpruner", 0.2),
+    ("opt", "slicegpt", 0.2),
+    ("phi3", "shortgpt", 0.3),
+]
+
+
+def pruned(family="llama", method="laco", ratio=0.3):
+    model = Decoder(tiny(family))
+    methods.make(method).prune(model, CALIBRATION, ratio)
+    return model
+
+
+def timeless(curve):
+    """The curve without the one thing that no two trainings share."""
+    return [{name: value for name, value in point.items() if name != "seconds"} for point in curve]
+
+
+def weights(model):
+    return {name: value.detach().clone() for name, value in model.model.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", ("lora", "full"))
+@pytest.mark.parametrize(("family", "method", "ratio"), PRUNED)
+def test_a_healed_model_is_a_plain_pruned_model_that_loads_again(family, method, ratio, kind, tmp_path):
+    model = pruned(family, method, ratio)
+    before, types = weights(model), [type(module) for module in model.model.modules()]
+    curve = training.heal(model, TEXT, Recipe(kind=kind, learning_rate=3e-3, **SMALL))
+    after = weights(model)
+    assert [(name, w.shape, w.dtype) for name, w in after.items()] == [
+        (name, w.shape, w.dtype) for name, w in before.items()
+    ]
+    assert [type(module) for module in model.model.modules()] == types
+    assert all(parameter.requires_grad for parameter in model.model.parameters())
+    assert not any(parameter.grad is not None for parameter in model.model.parameters())
+    adapted = {id(matrix.weight) for layer in model.layers for matrix in layer.matrices}
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    wanted = {n for n, p in model.model.named_parameters() if kind == "full" or id(p) in adapted}
+    unused = {n for n in wanted if before[n].ndim == 1}  # a key's bias has no gradient
+    assert changed <= wanted
+    assert wanted - unused <= changed
+    assert curve[-1]["heldout_loss"] < curve[0]["heldout_loss"]
+    logits = model.model(IDS[:2], use_cache=False).logits.detach()
+    save_load.save(model, tmp_path / "saved")
+    again = save_load.load(tmp_path / "saved")
+    assert torch.allclose(again.model(IDS[:2], use_cache=False).logits, logits, atol=1e-4)
+
+
+def test_the_curve_is_what_the_model_gives():
+    model = pruned()
+    dense = nn.functional.cross_entropy
+
+    def loss(model, ids):
+        logits = model.model(ids, use_cache=False).logits[:, :-1].detach()
+        return float(dense(logits.flatten(0, 1), ids[:, 1:].flatten()))
+
+    start = loss(model, TEXT.held_out)
+    curve = training.heal(model, TEXT, Recipe(**SMALL))
+    assert [(point["step"], point["tokens"]) for point in curve] == [(0, 0), (2, 128), (4, 256)]
+    assert curve[0]["heldout_loss"] == pytest.approx(start, rel=1e-5)
+    assert curve[-1]["heldout_loss"] == pytest.approx(loss(model, TEXT.held_out), rel=1e-5)
+    assert "loss" not in curve[0]
+    assert all(point["heldout_loss_low"] < point["heldout_loss"] < point["heldout_loss_high"] for point in curve)
+    json.dumps(curve, allow_nan=False)
+
+
+def test_full_training_is_adamw_by_hand():
+    recipe = Recipe(kind="full", learning_rate=1e-3, **SMALL)
+    model, twin = pruned(), pruned()
+    optimiser = torch.optim.AdamW(twin.model.parameters(), lr=1.0, weight_decay=0.0)
+    for step in range(recipe.steps):
+        ids = TEXT.train[recipe.order(step)]
+        optimiser.param_groups[0]["lr"] = recipe.rate(step)
+        logits = twin.model(ids, use_cache=False).logits[:, :-1]
+        nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+        nn.utils.clip_grad_norm_(twin.model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+    training.heal(model, TEXT, recipe)
+    assert all(
+        torch.allclose(a, b, atol=1e-5) for a, b in zip(weights(model).values(), weights(twin).values(), strict=True)
+    )
+
+
+def test_small_forwards_change_nothing(monkeypatch):
+    one, other = pruned(), pruned()
+    recipe = Recipe(kind="full", **SMALL)
+    curve = training.heal(one, TEXT, recipe)
+    monkeypatch.setattr(training, "LOGITS_ON_CPU", 1)  # a sequence at a time
+    assert training.heal(other, TEXT, recipe)[-1]["heldout_loss"] == pytest.approx(curve[-1]["heldout_loss"], abs=1e-4)
+
+
+def test_kl_is_zero_against_itself_and_draws_near_the_dense_model():
+    dense = Decoder(tiny("llama"))
+    recipe = Recipe(kind="full", loss="kl", learning_rate=3e-3, tokens=8 * 256, passes=8, length=16, batch=4, points=8)
+    same = training.heal(
+        Decoder(copy.deepcopy(dense.model)), TEXT, Recipe(loss="kl", kind="full", **SMALL), dense=dense
+    )
+    assert same[1]["loss"] == pytest.approx(0, abs=1e-5)
+    curve = training.heal(pruned(), TEXT, recipe, dense=dense)
+    assert 0 < curve[-1]["loss"] < 0.7 * curve[1]["loss"]
+
+
+@pytest.mark.parametrize("kind", ("lora", "full"))
+def test_training_that_was_interrupted_ends_as_if_it_had_not_been(kind, tmp_path, monkeypatch):
+    recipe = Recipe(kind=kind, learning_rate=3e-3, tokens=2 * 256, passes=2, length=16, batch=4, points=4)
+    whole = pruned()
+    wanted = timeless(training.heal(whole, TEXT, recipe))
+    train = training._Training._train
+
+    def killed(self):
+        if self.step == 5:
+            raise KeyboardInterrupt
+        train(self)
+
+    monkeypatch.setattr(training._Training, "_train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        training.heal(pruned(), TEXT, recipe, folder=tmp_path)
+    monkeypatch.setattr(training._Training, "_train", train)
+    assert [path.name for path in tmp_path.iterdir()] == ["heal.safetensors"]
+    steps = []
+    monkeypatch.setattr(training._Training, "_train", lambda self: steps.append(self.step) or train(self))
+    model = pruned()
+    assert timeless(training.heal(model, TEXT, recipe, folder=tmp_path)) == wanted
+    assert steps == [4, 5, 6, 7]
+    assert all(torch.equal(a, b) for a, b in zip(weights(model).values(), weights(whole).values(), strict=True))
+    finished = pruned()
+    again = training.heal(finished, TEXT, recipe, folder=tmp_path)
+    assert timeless(again) == wanted
+    seconds = [point["seconds"] for point in again]
+    assert seconds[0] == 0
+    assert all(before < after for before, after in pairwise(seconds))  # over both attempts
+    assert torch.equal(weights(finished)["model.layers.0.mlp.down_proj.weight"], model.layers[0].down.weight)
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path):
+    training.heal(pruned(), TEXT, Recipe(**SMALL), folder=tmp_path)
+    for model, recipe, text in (
+        (pruned(), Recipe(**SMALL, seed=1), TEXT),
+        (pruned(ratio=0.5), Recipe(**SMALL), TEXT),
+        (pruned(), Recipe(**SMALL), Text(TEXT.train, TEXT.held_out, "other", "1" * 64)),
+    ):
+        with pytest.raises(UserError, match="another training"):
+            training.heal(model, text, recipe, folder=tmp_path)
+    (tmp_path / "heal.safetensors").write_bytes(b"no")
+    with pytest.raises(UserError, match="no checkpoint"):
+        training.heal(pruned(), TEXT, Recipe(**SMALL), folder=tmp_path)
+
+
+def test_a_bfloat16_model_stays_one_and_learns():
+    for kind in ("lora", "full"):
+        model = Decoder(pruned().model.to(torch.bfloat16))
+        recipe = Recipe(kind=kind, learning_rate=3e-3, tokens=4 * 256, passes=4, length=16, batch=4, points=1)
+        with training.trainable(Decoder(copy.deepcopy(model.model)), recipe) as trained:
+            assert {weight.dtype for weight in trained.values()} == {torch.float32}
+        curve = training.heal(model, TEXT, recipe)
+        assert {parameter.dtype for parameter in model.model.parameters()} == {torch.bfloat16}
+        assert curve[-1]["heldout_loss"] < curve[0]["heldout_loss"]
+
+
+def test_a_loss_that_is_no_number_ends_it():
+    model = pruned()
+    with torch.no_grad():
+        model.layers[0].down.weight.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="step 0"):
+        training.heal(model, TEXT, Recipe(**SMALL))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"kind": "none"}, "lora or full"),
+        ({"loss": "mse"}, "next-token or kl"),
+        ({"tokens": 10}, "needs a sequence"),
+        ({"batch": 0}, "positive"),
+        ({"length": 1}, "two tokens"),
+        ({"learning_rate": -1.0}, "positive"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(wrong, message):
+    with pytest.raises(UserError, match=message):
+        Recipe(**wrong)
+
+
+def test_float16_and_a_missing_dense_model_are_refused():
+    with pytest.raises(UserError, match="bfloat16"):
+        training.heal(Decoder(tiny("llama").half()), TEXT, Recipe(**SMALL))
+    with pytest.raises(UserError, match="dense"):
+        training.heal(pruned(), TEXT, Recipe(loss="kl", **SMALL))
+
+
+def test_every_sequence_is_seen_once_in_each_pass_and_the_rate_rises_and_falls():
+    recipe = Recipe(tokens=3 * 10 * 16, passes=3, length=16, batch=4)
+    assert (recipe.sequences, recipe.steps) == (10, 9)
+    orders = [recipe.order(step) for step in range(9)]
+    passes = [[n for order in orders[start : start + 3] for n in order] for start in (0, 3, 6)]
+    assert all(sorted(one) == list(range(10)) for one in passes)
+    assert passes[0] != passes[1]
+    long = Recipe(tokens=100 * 8 * 256)
+    rates = [long.rate(step) for step in range(100)]
+    assert rates.index(max(rates)) in (4, 5)
+    assert max(rates) == pytest.approx(1e-3)
+    assert rates[-1] < 1e-5
+
+
+def test_text_is_of_the_calibration_documents(model_folder, text_file):
+    from bench.data import pretrained
+    from bench.data import texts as text_data
+
+    tokenizer = pretrained.load_tokenizer(str(model_folder))
+    recipe = Recipe(text=str(text_file), tokens=160, length=16)
+    text = draw(tokenizer, recipe)
+    assert text.train.shape == (10, 16)
+    assert text.held_out.shape == (HELD_OUT, 16)
+    documents = text_data._documents(str(text_file))[0::2]
+    own = "  ".join(" ".join(document.split()) for document in documents)
+    for row in torch.cat([text.train, text.held_out]).tolist():
+        words = tokenizer.decode([token for token in row if token != tokenizer.bos_token_id]).split()
+        assert " ".join(words[:6]) in own or " ".join(words[-6:]) in own
+    with pytest.raises(UserError, match="asked for"):
+        draw(tokenizer, Recipe(text=str(text_file), tokens=10**6, length=16))
+
+
+@pytest.mark.parametrize("family", ("llama", "gpt2", "gemma3_text"))
+def test_a_random_twin_has_the_shape_and_nothing_else(family):
+    model = pruned(family)
+    before = weights(model)
+    for parameter in model.model.parameters():
+        parameter._is_hf_initialized = True  # as loaded weights are
+    twin = inherit.random_like(model, 0)
+    ours, theirs = weights(model), weights(twin)
+    assert [(n, w.shape) for n, w in ours.items()] == [(n, w.shape) for n, w in theirs.items()]
+    assert all(torch.equal(before[name], value) for name, value in ours.items())
+    for name, value in theirs.items():
+        if value.ndim == 2:
+            assert 0.005 < float(value.std()) < 0.03, name  # 0.02, but GPT-2 divides some by the root of 2 L
+            assert abs(float(torch.corrcoef(torch.stack([value.flatten(), ours[name].flatten()]))[0, 1])) < 0.15
+        else:
+            assert len(value.unique()) == 1, name
+    assert all(
+        torch.equal(a, b) for a, b in zip(theirs.values(), weights(inherit.random_like(model, 0)).values(), strict=True)
+    )
+    assert (model.head.weight is model.embed.weight) == (twin.head.weight is twin.embed.weight)
+
+
+def test_a_random_twin_of_a_sliced_model_passes_its_residual_on():
+    twin = inherit.random_like(pruned(method="slicegpt"), 0)
+    shortcut = twin.layers[0].module.shortcuts[0].weight
+    assert torch.equal(shortcut, torch.eye(*shortcut.shape))
+
+
+def test_the_pruned_and_the_random_model_see_the_same_steps():
+    curves = inherit.compare(pruned(), TEXT, Recipe(kind="full", **SMALL))
+    assert list(curves) == ["pruned", "random"]
+    assert [p["tokens"] for p in curves["pruned"]] == [p["tokens"] for p in curves["random"]]
+    assert curves["random"][0]["heldout_loss"] == pytest.approx(math.log(128), abs=0.1)
+
+
+@pytest.fixture
+def arguments(model_folder, text_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "CALIBRATION", (4, 16))
+    small = ["--tokens", "128", "--length", "16", "--batch", "4", "--points", "2"]
+    texts = ["--text", str(text_file), "--calibration", str(text_file)]
+    return [
+        "inherit",
+        "drop-tail",
+        "--ratio",
+        "0.3",
+        "--model",
+        str(model_folder),
+        *small,
+        *texts,
+        "--out",
+        str(tmp_path / "out"),
+    ]
+
+
+def test_the_inherit_command_writes_what_it_prints_and_goes_on(arguments, tmp_path, capsys, monkeypatch):
+    assert main([*arguments, "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((tmp_path / "out" / "inherit.json").read_text())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "inherit.json", "inherit.md", "inherit.png", "inherit.svg"
+    ]  # fmt: skip
+    monkeypatch.setattr(inherit, "compare", None)
+    assert main(arguments) == 0
+    assert "pruned ahead by" in capsys.readouterr().out
+    assert main([*arguments, "--seed", "1"]) == 2
+    assert "another experiment" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--tokens", "1000000"], "tokens for calibration"),
+        (["--ratio", "0.1,0.2"], "needs one --ratio"),
+        (["--dtype", "float16"], "bfloat16"),
+        (["--ratio", "0.99"], "out of reach"),
+        (["--points", "0"], "positive"),
+    ],
+)
+def test_mistakes_are_refused_in_one_line(arguments, more, message, capsys, tmp_path):
+    assert main([*arguments, *more]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+    assert not (tmp_path / "out" / "inherit.json").exists()

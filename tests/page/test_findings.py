@@ -1,0 +1,276 @@
+"""The sentences of the page: true, and said only when they are; the tests behind them against scipy and statsmodels."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from made_records import DENSE, PER_LAYER, changed, drawn, failed, measured, ok
+from scipy.stats import binomtest, norm, ttest_1samp
+from statsmodels.stats.multitest import multipletests
+
+from bench.records.record import Record
+from bench.records.samples import Sample, Samples
+from bench.stats import contrasts, intervals
+from bench.stats.contrasts import all_pairs
+from reports.page.findings import summary
+
+TASKS = ("hellaswag", "piqa")
+LAYERS = 11  # of the budget at ratio 0.3
+
+
+def made(folder: Path, method: str, nll: Any, right: dict[str, Any], ratio: float | None = 0.3, **more: Any) -> Record:
+    """A record whose figures follow from its samples, which are written to `folder`."""
+    nll = np.asarray(nll, dtype=float)
+    ppl = math.exp(nll.sum() / (511 * len(nll)))
+    spread = math.exp(1.96 * nll.std(ddof=1) / math.sqrt(len(nll)) / 511)
+    figures = measured(0 if ratio is None else LAYERS * PER_LAYER, (ppl / spread, ppl, ppl * spread), [0.5, 0.5], 80.0)
+    folder.mkdir(parents=True)
+    pd.DataFrame({"nll": nll, "tokens": 511}).to_parquet(folder / "perplexity-wiki.parquet")
+    for task, given in right.items():
+        answers = np.asarray(given, dtype=float)
+        ids = [f"{task}-{number}" for number in range(len(answers))]
+        pd.DataFrame({"doc_hash": ids, "acc_norm": answers}).to_parquet(folder / f"{task}.parquet")
+        value = float(answers.mean())
+        stderr = math.sqrt(value * (1 - value) / (len(answers) - 1))
+        figures["tasks"][task]["acc_norm"] = {"value": value, "stderr": stderr}
+        figures["tasks"][task]["documents"] = len(answers)
+    return ok(method, ratio, figures, budget=LAYERS, **more)
+
+
+def sentences(records: list[Record], samples: list[Path | None] | None = None) -> str:
+    topics = summary(records, Samples(samples or ()))
+    return "\n".join(sentence for topic in topics for sentence in topic.sentences)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+def a_run(tmp_path: Path, rng: np.random.Generator) -> tuple[list[Record], list[Path | None]]:
+    """dense best, close and good not told apart, bad far behind."""
+    base = rng.normal(1800, 150, 16)
+    models = {"dense": (-200, 0.8), "good": (0, 0.6), "close": (1, 0.58), "bad": (900, 0.2)}
+    records, folders = [], []
+    for method, (shift, share) in models.items():
+        nll = base + shift + rng.normal(0, 12, 16)
+        right = {task: rng.uniform(size=200) < share for task in TASKS}
+        ratio = None if method == "dense" else 0.3
+        records.append(made(tmp_path / method, method, nll, right, ratio))
+        folders.append(tmp_path / method)
+    return records, folders
+
+
+def test_pairs_are_tested_as_scipy_does_and_adjusted_as_statsmodels_does(tmp_path, rng):
+    records, folders = a_run(tmp_path, rng)
+    pairs, samples = all_pairs(range(len(records))), Samples(folders)
+    nll = [pd.read_parquet(f / "perplexity-wiki.parquet")["nll"].to_numpy() for f in folders]
+    right = [np.concatenate([pd.read_parquet(f / f"{t}.parquet")["acc_norm"] for t in TASKS]) for f in folders]
+    expected = [ttest_1samp(nll[b] - nll[a], 0).pvalue for a, b in pairs]
+    found = contrasts.perplexity(records, pairs, samples, "wiki")
+    assert [found[pair].p for pair in pairs] == pytest.approx(multipletests(expected, method="holm")[1], rel=1e-6)
+    assert found[1, 3].estimate == pytest.approx(math.exp((nll[3] - nll[1]).mean() / 511))
+    assert found[1, 3].low < found[1, 3].estimate < found[1, 3].high
+    lost = [int((right[a] > right[b]).sum()) for a, b in pairs]
+    gained = [int((right[b] > right[a]).sum()) for a, b in pairs]
+    expected = [binomtest(x, x + y).pvalue for x, y in zip(lost, gained, strict=True)]
+    found = contrasts.average(records, pairs, samples, TASKS)
+    assert [found[pair].p for pair in pairs] == pytest.approx(multipletests(expected, method="holm")[1], rel=1e-6)
+    assert found[0, 3].estimate == pytest.approx(right[3].mean() - right[0].mean())
+    assert all(contrast.paired for contrast in found.values())
+
+
+def test_pairs_tested_together_are_tested_as_one_by_one(tmp_path, rng):
+    """Cells of other windows and of answers that are no right or wrong among them; equal cells leave no doubt."""
+    base, shares = rng.normal(1800, 150, 16), rng.uniform(size=(len(TASKS), 200))
+    records, folders = [], []
+    for number in range(9):
+        nll = base if number in (0, 1) else base + rng.normal(2 * number, 9, 16)
+        right = {task: share < 0.8 - 0.05 * number for task, share in zip(TASKS, shares, strict=True)}
+        if number == 3:
+            right["piqa"] = right["piqa"] * 0.7
+        records.append(made(tmp_path / str(number), f"m{number}", nll, right))
+        folders.append(tmp_path / str(number))
+    records[4].measured["perplexity"]["wiki"]["sha256"] = "other"
+    pairs, samples = all_pairs(range(9)), Samples(folders)
+    for test in (
+        lambda pairs: contrasts.perplexity(records, pairs, samples, "wiki"),
+        lambda pairs: contrasts.average(records, pairs, samples, TASKS),
+    ):
+        alone, together = [test([pair])[pair] for pair in pairs], test(pairs)
+        assert list(together) == pairs
+        assert len({contrast.test for contrast in alone}) == 2
+        assert [c.test for c in together.values()] == [c.test for c in alone]
+        adjusted = intervals.holm([contrast.p for contrast in alone])
+        assert [c.p for c in together.values()] == pytest.approx(adjusted, abs=1e-12)
+        assert [c.estimate for c in together.values()] == pytest.approx([c.estimate for c in alone], rel=1e-12)
+    nll = [pd.read_parquet(folder / "perplexity-wiki.parquet")["nll"].to_numpy() for folder in folders]
+    for (a, b), contrast in contrasts.perplexity(records, pairs, samples, "wiki").items():
+        if contrast.test == "student":
+            one = intervals.paired_perplexity(nll[a], nll[b], [511] * 16)
+            assert (contrast.estimate, contrast.low, contrast.high) == pytest.approx(
+                (one.estimate, one.low, one.high), rel=1e-12
+            )
+            (raw,) = contrasts.perplexity(records, [(a, b)], samples, "wiki").values()
+            assert raw.p == pytest.approx(one.p, abs=1e-12)
+    right = [np.concatenate([pd.read_parquet(f / f"{t}.parquet")["acc_norm"] for t in TASKS]) for f in folders]
+    for (a, b), contrast in contrasts.average(records, pairs, samples, TASKS).items():
+        (raw,) = contrasts.average(records, [(a, b)], samples, TASKS).values()
+        if contrast.test == "mcnemar":
+            assert raw.p == pytest.approx(intervals.paired_shares(right[a], right[b]).p, abs=1e-12)
+
+
+def test_without_samples_in_common_figures_are_taken_as_independent(tmp_path, rng):
+    records, folders = a_run(tmp_path, rng)
+    paired = contrasts.perplexity(records, [(1, 2)], Samples(folders), "wiki")[1, 2]
+    (rough,) = contrasts.perplexity(records, [(1, 2)], Samples([None, folders[1], None, None]), "wiki").values()
+    one, other = (records[n].measured["perplexity"]["wiki"] for n in (1, 2))
+    stderrs = [math.log(f["perplexity_high"] / f["perplexity_low"]) / 3.92 for f in (one, other)]
+    log = math.log(other["perplexity"] / one["perplexity"])
+    assert rough.p == pytest.approx(2 * norm.sf(abs(log) / math.hypot(*stderrs)), rel=1e-6)
+    assert (rough.paired, rough.estimate) == (False, pytest.approx(paired.estimate))
+    assert rough.p > paired.p
+    assert contrasts.perplexity(records, [(1, 2)], Samples(), "wiki", intervals=False) == {}
+    table = pd.read_parquet(folders[3] / "piqa.parquet")
+    table.iloc[::-1].to_parquet(folders[3] / "piqa.parquet")  # the same documents in another order
+    (averages,) = contrasts.average(records, [(1, 3)], Samples(folders), TASKS).values()
+    assert not averages.paired
+
+
+def test_the_page_names_the_tests_that_it_used(tmp_path, rng):
+    records, folders = a_run(tmp_path / "equal", rng)
+    said = sentences(records, folders)
+    assert "Student's test over the windows" in said
+    assert "McNemar's over the documents" in said
+    assert "normal" not in said
+    unequal = []
+    for number, method in enumerate(("one", "two")):
+        right = {"hellaswag": rng.uniform(size=20) < 0.5, "piqa": rng.uniform(size=60) < 0.5}
+        unequal.append(made(tmp_path / method, method, rng.normal(1800, 9, 8 + number), right))
+    said = sentences(unequal, [tmp_path / "one", tmp_path / "two"])
+    assert "tested by a normal test over the documents both answered, every task weighing alike; else by" in said
+    assert "McNemar" not in said
+
+
+def test_tasks_of_unequal_size_weigh_alike(tmp_path, rng):
+    records, folders = [], []
+    for method, small, large in (("one", 0.9, 0.5), ("two", 0.3, 0.6)):
+        right = {"hellaswag": rng.uniform(size=20) < small, "piqa": rng.uniform(size=2000) < large}
+        records.append(made(tmp_path / method, method, rng.normal(1800, 9, 8), right))
+        folders.append(tmp_path / method)
+    (found,) = contrasts.average(records, [(0, 1)], Samples(folders), TASKS).values()
+    means = [np.mean([record.measured["tasks"][t]["acc_norm"]["value"] for t in TASKS]) for record in records]
+    assert found.estimate == pytest.approx(means[1] - means[0])
+    assert found.estimate < 0  # although two answers more documents rightly
+    tables = [[pd.read_parquet(f / f"{t}.parquet")["acc_norm"] for t in TASKS] for f in folders]
+    variances = [(tables[1][k] - tables[0][k]).var(ddof=1) / len(tables[0][k]) for k in (0, 1)]
+    assert found.p == pytest.approx(2 * norm.sf(abs(found.estimate) / (math.sqrt(sum(variances)) / 2)), rel=1e-6)
+
+
+def test_who_wins_and_how_far_that_is_shown(tmp_path, rng):
+    records, folders = a_run(tmp_path, rng)
+    text = sentences(records, folders)
+    first = min(records[1:3], key=lambda record: record.measured["perplexity"]["wiki"]["perplexity"])
+    second = records[2] if first is records[1] else records[1]
+    ppl = [record.measured["perplexity"]["wiki"]["perplexity"] for record in (first, second)]
+    assert f"At ratio 0.3, {first.cell['method']} has the lowest perplexity on wiki: {ppl[0]:.1f}" in text
+    assert f"shown to be below 1 of 2 others; not below {second.cell['method']}." in text
+    assert f"{second.cell['method']} comes next: {ppl[1]:.1f}" in text
+    assert f"{ppl[1] / ppl[0]:.2f} times as high" in text
+    assert "has the highest average accuracy" in text
+    assert "shown to be above 1 of 2 others" in text
+    assert "for all 6 pairs of cells at a ratio" in text
+    assert "no loss of accuracy" not in text  # 20 points over 400 documents are a loss
+    assert "as if independent" not in text
+    assert "as if independent" in sentences(records)
+
+
+class Made(Samples):
+    """Windows that no file holds."""
+
+    def __init__(self, nll: list[np.ndarray]) -> None:
+        self.nll = nll
+
+    def of(self, number: int, name: str, figure: str) -> Sample:
+        return Sample(pa.array([511] * len(self.nll[number])), self.nll[number])
+
+
+def test_of_equal_models_none_is_shown_to_be_better():
+    claims = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        base = rng.normal(1800, 150, 16)
+        nll = [base + rng.normal(0, 30, 16) for _ in range(8)]
+        found = contrasts.perplexity([DENSE] * 8, all_pairs(range(8)), Made(nll), "wiki")
+        claims += any(contrast.p < contrasts.LEVEL for contrast in found.values())
+    assert claims <= 5  # at 5 % in 99 of 100 such tests; without adjustment it is half of them
+
+
+def test_the_best_is_not_one_that_removed_too_little(tmp_path, rng):
+    records, folders = a_run(tmp_path, rng)
+    good = changed(records[1], "measured", "ratio", to=records[1].measured["ratio"] - 0.02)
+    text = sentences([records[0], good, *records[2:]], folders)
+    assert "close has the lowest perplexity" in text
+    assert "good removed 2.0 % less of the dense model. What removed too little is not called best: good." in text
+
+
+def at(ratio: float, method: str, ppl: float, accuracy: float = 0.4) -> Record:
+    figures = measured(LAYERS * PER_LAYER, (0.95 * ppl, ppl, 1.05 * ppl), [accuracy] * 5, 80.0)
+    return ok(method, ratio, figures, budget=LAYERS)
+
+
+def test_a_cliff_is_a_step_of_ten_and_no_less():
+    text = sentences([DENSE, at(0.1, "steep", 200.0), at(0.2, "steep", 2_100.0), at(0.3, "steep", 3_000.0)])
+    assert "From 0.1 to 0.2 the perplexity grows at least tenfold: steep (200 to 2,100)." in text
+    assert text.count("tenfold") == 1
+    assert "From dense to 0.1 the perplexity grows at least tenfold: steep (20.8 to 209)." in sentences(
+        [DENSE, at(0.1, "steep", 209.0)]
+    )
+
+
+def test_perplexity_and_accuracy_disagree_where_they_do():
+    agree = [DENSE, at(0.3, "a", 30.0, 0.5), at(0.3, "b", 60.0, 0.45), at(0.3, "c", 90.0, 0.4)]
+    assert "disagree" not in sentences(agree)
+    reverse = [DENSE, at(0.3, "a", 30.0, 0.3), at(0.3, "b", 60.0, 0.45), at(0.3, "c", 90.0, 0.5)]
+    said = "perplexity and accuracy disagree: c has the highest average and comes 3 of 3 by perplexity (90.0"
+    assert said in sentences(reverse)
+    assert "between the two orders is -1.00." in sentences(reverse)
+
+
+def test_random_layers_are_a_bar_for_every_method():
+    draws = [drawn(seed, ppl, 0.3) for seed, ppl in enumerate((900.0, 1_000.0, 5_000.0))]
+    others = [at(0.1, "better", 50.0), at(0.1, "middle", 2_000.0), at(0.1, "worse", 90_000.0)]
+    text = sentences([DENSE, *others, *draws])
+    assert "not shown to be better than all 3 draws of drop-random, by perplexity: middle." in text
+    assert "shown to be worse than all 3 draws of drop-random: worse." in text
+    assert "drop-random" not in sentences([DENSE, *others])
+
+
+def test_cells_without_figures_are_counted_and_named():
+    text = sentences([DENSE, at(0.3, "laco", 90.0), failed("error", "flap", "no"), failed("timed_out", "sleb", "late")])
+    assert "2 cells have no figures: flap (error), sleb (timed out)." in text
+    assert "there is nothing to compare it with" in text
+
+
+def test_speed_is_claimed_by_its_intervals():
+    def fast(method: str, speedup: float, half: float) -> Record:
+        record = at(0.3, method, 90.0)
+        for point in record.measured["speed"]["points"]:
+            point |= {"speedup": speedup, "speedup_low": speedup - half, "speedup_high": speedup + half}
+        return record
+
+    text = sentences([DENSE, fast("quick", 1.5, 0.02), fast("near", 1.48, 0.02), fast("slow", 1.0, 0.02)])
+    assert "quick is the fastest in decode: 1.50x ± 0.02 the dense model's speed; not apart from it" in text
+    assert "by the intervals: near." in text
+    assert "not shown to be faster than dense in decode: slow." in text
+
+
+def test_nothing_is_said_of_nothing():
+    assert summary([], Samples()) == []
+    assert "lowest" not in sentences([DENSE])

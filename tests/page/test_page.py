@@ -1,0 +1,338 @@
+"""The page: what stands in it, and what a reader with a browser, a keyboard or a phone can do with it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from browser import findings, needs_chromium, opened
+from made_records import DENSE, LACO, RECORDS, changed, drawn, measured, ok
+
+from reports.page.page import as_json, page
+from reports.page.svg import inline
+
+DRAWS = [drawn(seed, ppl, 0.3) for seed, ppl in ((0, 900.0), (1, 1100.0), (2, 1000.0))]
+AT_01 = [ok("laco", 0.1, measured(14_160_384, (90.0, 92.8, 95.0), [0.36, 0.5, 0.6, 0.3, 0.2], 70.0)), *DRAWS]
+ALL = [*RECORDS, *AT_01]
+HOSTILE = "<script>alert(1)</script>|x"
+
+
+class Tags(HTMLParser):
+    """All tags of a page with their attributes, and the text of its style and script elements."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.inside: dict[str, list[str]] = {"style": [], "script": []}
+        self._open = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._open = tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open in self.inside:
+            self.inside[self._open].append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._open = ""
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    return page(ALL)
+
+
+@pytest.fixture(scope="module")
+def tags(html: str) -> Tags:
+    return Tags(html)
+
+
+@pytest.fixture(scope="module")
+def address(html: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(html, encoding="utf-8")
+    return path.as_uri()
+
+
+def test_equal_records_give_equal_bytes(html):
+    assert page(json_again(ALL)) == html
+
+
+def json_again(records: list[Any]) -> list[Any]:
+    return [type(record)(**json.loads(json.dumps(vars(record)))) for record in records]
+
+
+def test_nothing_leads_out_of_the_file(tags):
+    for tag, attributes in tags.tags:
+        for name in ("src", "href", "action", "data", "srcset", "poster", "formaction"):
+            value = attributes.get(name) or "#"
+            assert value.startswith(("#", "data:image/")), f"<{tag} {name}={value[:80]}>"
+        assert not any(name.startswith("on") or name == "style" for name in attributes), (tag, attributes)
+    assert not re.search(r"url\((?!#)|@import|<link|<iframe|<base", "".join(tags.inside["style"]))
+
+
+def test_a_name_within_the_page_is_of_one_place(tags):
+    ids = [attributes["id"] for _, attributes in tags.tags if "id" in attributes]
+    assert len(ids) == len(set(ids)), [name for name in ids if ids.count(name) > 1]
+    links = {attributes["href"][1:] for tag, attributes in tags.tags if tag == "a"}
+    targets = {attributes["data-target"] for _, attributes in tags.tags if "data-target" in attributes}
+    assert links | targets <= set(ids)
+
+
+def test_the_policy_names_the_style_and_scripts_that_are_there_and_nothing_else(tags):
+    (policy,) = [a["content"] for _, a in tags.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    kinds = [a.get("type") for tag, a in tags.tags if tag == "script"]
+    scripts = [text for text, kind in zip(tags.inside["script"], kinds, strict=True) if kind != "application/json"]
+    for rule, texts in (("style-src", tags.inside["style"]), ("script-src", scripts)):
+        sums = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts]
+        assert rules[rule].split() == [f"'sha256-{found}'" for found in sums]
+    assert rules["default-src"] == "'none'"
+    assert "connect-src" not in rules
+
+
+def test_data_for_the_script_end_no_element_and_no_line():
+    hostile = {"a</script><!--": ["&amp;", "\u2028\u2029", "größe", None, 1.5]}
+    text = as_json(hostile)
+    assert not set("<>&\u2028\u2029") & set(text)
+    assert json.loads(text) == hostile
+    with pytest.raises(ValueError):
+        as_json([float("nan")])
+
+
+def test_cells_of_two_protocols_are_not_mistaken_for_each_other():
+    other = changed(LACO, "cell", "protocol", "windows", to=99)
+    text = page([DENSE, LACO, other])
+    links = re.findall(r'<th scope="row">(?:<a href="#(cell-\d+)">)?laco', text)
+    assert links
+    assert all(link in ("", None) for link in links if link != "dense")
+
+
+def test_a_page_without_records_says_so():
+    text = page([], title="run")
+    assert "No cell of this run has been measured yet." in text
+    assert '<form id="filter"' not in text
+
+
+def test_failures_have_their_reason_and_no_figure(html):
+    assert html.count("CUDA out of memory. Tried to allocate 20.00 GiB") >= 2
+    assert re.search(r'<td class="failure" colspan="\d+">out of memory</td>', html)
+
+
+def test_a_drawing_loses_what_a_policy_refuses_and_takes_the_ink_of_the_page():
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="9pt" height="9pt" '
+        'viewBox="0 0 9 9"><style>*{}</style><script>x</script><title>A &lt;b&gt;</title>'
+        '<path style="fill: #FFFFFF; stroke: #000000; font: italic 10px \'DejaVu Sans\'" onload="x"/>'
+        '<path style="stroke: #0072b2"/><use xlink:href="#m"/><use xlink:href="https://example.org/"/></svg>'
+    )
+    root = ElementTree.fromstring(inline(svg))
+    assert [child.tag for child in root] == ["title", "path", "path", "use", "use"]
+    assert root[0].text == "A <b>"
+    font = {"font-style": "italic", "font-size": "10px", "font-family": "'DejaVu Sans'"}
+    assert root[1].attrib == {"fill": "var(--paper)", "stroke": "currentColor"} | font
+    assert root[2].attrib == {"stroke": "#0072b2"}
+    assert [use.attrib for use in root[3:]] == [{"href": "#m"}, {}]
+    assert (root.get("width"), root.get("height"), root.get("class")) == ("9pt", None, None)
+    a_map = ElementTree.fromstring(
+        inline(svg.replace("<title>", '<image xlink:href="data:image/png;base64,"/><title>'))
+    )
+    assert (a_map.get("class"), a_map[2].get("fill")) == ("paper", "#FFFFFF")
+
+
+def shown(view: Any, table: str) -> list[str]:
+    """The methods of a table in the order in which they are seen."""
+    return view.locator(f"#{table} tbody tr:not([hidden]) th").all_inner_texts()
+
+
+def column(view: Any, table: str, head: str) -> tuple[Any, list[str]]:
+    """The heading of a column, and its figures in the order in which they are seen."""
+    heads = view.locator(f"#{table} thead th")
+    place = [text.split("\n")[0].strip() for text in heads.all_inner_texts()].index(head)
+    cells = view.locator(f"#{table} tbody tr:not([hidden]):not(:has(.failure)) > :nth-child({place + 1})")
+    return heads.nth(place), [text.split()[0] for text in cells.all_inner_texts()]
+
+
+TABLE = "results-1"  # ratio 0.3, with failures
+
+
+@needs_chromium
+def test_sorting_by_figures_with_what_has_none_at_the_end(address):
+    with opened() as view:
+        view.goto(address)
+        before = shown(view, TABLE)
+        head, _ = column(view, TABLE, "ppl wiki")
+        head.get_by_role("button").click()
+        assert head.get_attribute("aria-sort") == "ascending"
+        _, figures = column(view, TABLE, "ppl wiki")
+        numbers = [float(figure.replace(",", "")) for figure in figures]
+        assert numbers == sorted(numbers)
+        assert len(numbers) > 3
+        assert shown(view, TABLE)[-3:] == ["flap", "llm-pruner", "shortgpt"]  # failed, in the order they came in
+        head.get_by_role("button").press("Enter")
+        assert head.get_attribute("aria-sort") == "descending"
+        _, figures = column(view, TABLE, "ppl wiki")
+        assert [float(figure.replace(",", "")) for figure in figures] == sorted(numbers, reverse=True)
+        assert shown(view, TABLE)[-3:] == ["flap", "llm-pruner", "shortgpt"]
+        head.get_by_role("button").press("Space")
+        assert shown(view, TABLE) == before
+        assert view.locator(f"#{TABLE} th[aria-sort]:not([aria-sort=none])").count() == 0
+        assert view.complaints == []
+
+
+@needs_chromium
+def test_filtering_by_method_and_ratio_keeps_the_dense_model_beside_what_is_left(address):
+    with opened() as view:
+        view.goto(address)
+        view.get_by_role("searchbox", name="Method").fill("LACO slice")
+        assert shown(view, TABLE) == ["dense", "laco", "slicegpt"]
+        view.get_by_role("combobox", name="Ratio").select_option("0.1")
+        assert not view.locator(f"#{TABLE}").is_visible()
+        assert shown(view, "results-0") == ["dense", "laco"]
+        assert view.locator("#by-ratio-0 thead th:visible").all_inner_texts()[1:] == ["0.1"]
+        visible = view.locator("details.cell:visible summary").all_inner_texts()
+        assert visible
+        assert all(re.match(r"dense|laco at ratio 0.1", text) for text in visible)
+        assert re.fullmatch(r"\d+ of \d+ rows", view.locator("#shown").inner_text())
+        view.reload()  # as a page does that is served while a run goes on
+        assert shown(view, "results-0") == ["dense", "laco"]
+        view.get_by_role("button", name="Show all").click()
+        assert HOSTILE in shown(view, TABLE)
+        assert view.complaints == []
+
+
+@needs_chromium
+def test_a_method_with_a_hostile_name_is_text(address):
+    with opened() as view:
+        view.goto(address)
+        assert HOSTILE in shown(view, TABLE)
+        row = view.locator(f"#{TABLE} tbody tr", has_text="alert(1)")
+        row.locator("td").nth(2).click()
+        assert HOSTILE in view.locator("#dialog-title").inner_text()
+        assert "3.4e8" in view.locator("#dialog-figure").inner_text()
+        assert view.locator("main script, dialog script").count() == 0
+        assert view.complaints == []
+
+
+FIGURES = """() => [...document.querySelectorAll("#results td[data-target], #by-ratio td[data-target]")].map((cell) => {
+  const table = cell.closest("table"), data = JSON.parse(document.getElementById("data").textContent);
+  const row = [...table.tBodies[0].rows].indexOf(cell.parentNode), figure = data.tables[table.id][row][cell.cellIndex];
+  return {
+    head: table.id.startsWith("by-ratio") ? table.closest("figure").querySelector("strong").textContent
+                                          : table.tHead.rows[0].cells[cell.cellIndex].textContent.trim(),
+    ratio: cell.parentNode.dataset.ratio || table.tHead.rows[0].cells[cell.cellIndex].dataset.ratio || "",
+    method: cell.parentNode.dataset.method, drawn: data.drawn.includes(cell.dataset.target), figure,
+    title: data.titles[cell.dataset.target], text: document.getElementById(cell.dataset.target).textContent,
+  };
+})"""
+
+
+@needs_chromium
+def test_every_figure_leads_to_the_cell_that_it_comes_from(address):
+    with opened() as view:
+        view.goto(address)
+        checked = 0
+        for found in view.evaluate(FIGURES):
+            ratio = found["ratio"] if found["method"] not in ("dense", "drop:layers=20-24") else ""
+            at = f" at ratio {ratio}" if re.fullmatch(r"0\.\d+", ratio) else ""
+            assert found["title"].startswith(f"{found['method']}{at} of "), found
+            if (
+                found["head"].lower().startswith("ppl wiki")
+                and isinstance(found["figure"], list)
+                and not found["drawn"]
+            ):
+                assert f"{found['figure'][0]:.6g}" in found["text"]
+                checked += 1
+        assert checked > 8
+
+
+@needs_chromium
+def test_protocol_and_environment_are_one_click_or_key_away_from_a_figure(address):
+    with opened() as view:
+        view.goto(address)
+        figure = view.locator(f"#{TABLE} tr[data-method=laco] td").nth(2)
+        assert "343" in figure.inner_text()
+        figure.click()
+        dialog = view.get_by_role("dialog")
+        assert "ppl wiki: 343 ± 46; exactly 343.4; 95 % interval" in dialog.locator("#dialog-figure").inner_text()
+        text = dialog.inner_text()
+        for said in ("16 windows of 512 tokens", "2.13.0", "Example CPU", "0123456789abcdef", "removed_layers"):
+            assert said in text, said
+        view.keyboard.press("Escape")
+        assert not dialog.is_visible()
+        view.locator(f"#{TABLE} tr[data-method=laco] a").press("Enter")
+        assert view.locator("#dialog-title").inner_text().startswith("laco at ratio 0.3")
+        dialog.get_by_role("button", name="Close").click()
+        view.locator("#results-0 tr[data-method=drop-random] td").nth(2).click()
+        assert "standard deviation between the draws" in view.locator("#dialog-figure").inner_text()
+        assert view.complaints == []
+
+
+@needs_chromium
+def test_the_theme_follows_the_system_and_the_button_and_is_kept(address):
+    def paper(view: Any) -> str:
+        return str(view.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    with opened(color_scheme="dark") as view:
+        view.goto(address)
+        dark = paper(view)
+        view.get_by_role("button", name="Light theme").click()
+        light = paper(view)
+        assert (light, dark) == ("rgb(255, 255, 255)", "rgb(21, 23, 26)")
+        view.reload()
+        assert paper(view) == light
+        assert view.get_by_role("button", name="Dark theme").is_visible()
+        assert view.complaints == []
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_serious_barrier_no_request_and_nothing_wider_than_the_window(address, width, scheme):
+    with opened(color_scheme=scheme, viewport={"width": width, "height": 900}) as view:
+        view.goto(address)
+        assert view.evaluate("document.documentElement.scrollWidth") <= width
+        for details in view.locator("details.protocol, details.cell:nth-of-type(-n+4)").all():
+            details.evaluate("element => { element.open = true; }")
+        assert view.evaluate("document.documentElement.scrollWidth") <= width
+        assert findings(view) == []
+        view.locator(f"#{TABLE} tr[data-method=laco] td").nth(2).click()
+        assert findings(view, "dialog") == []
+        assert view.requests == [address] or all(request.startswith("data:") for request in view.requests[1:])
+        assert view.complaints == []
+
+
+@needs_chromium
+def test_every_control_is_reached_by_keyboard_and_says_what_it_is(address):
+    with opened() as view:
+        view.goto(address)
+        reached = []
+        for _ in range(60):
+            view.keyboard.press("Tab")
+            reached.append(view.evaluate("document.activeElement.id || document.activeElement.textContent.trim()"))
+        for name in ("Skip to the summary", "theme", "In short", "filter-method", "filter-ratio", "ppl wiki", "laco"):
+            assert name in reached, (name, reached)
+
+
+@needs_chromium
+def test_on_paper_the_protocol_is_open_and_controls_are_gone(address, tmp_path: Path):
+    with opened() as view:
+        view.goto(address)
+        view.evaluate("dispatchEvent(new Event('beforeprint'))")
+        view.emulate_media(media="print")
+        assert view.locator("details.protocol:not([open])").count() == 0
+        for name in ("#filter", "#theme", "nav", "#cells"):
+            assert not view.locator(name).is_visible()
+        assert view.locator(f"#{TABLE}").is_visible()
+        view.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert view.locator("details.protocol[open]").count() == 0
+        assert view.complaints == []

@@ -1,0 +1,370 @@
+"""Sweeps and spec files: what multiplies, what is refused before work, and that keys stay what they were."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import refused
+
+from bench.cli.main import main
+from bench.plan import grid, spec_file
+from bench.plan.cell import Cell
+from bench.plan.protocol import PROFILES
+from bench.records.record import load
+from bench.run import runner
+from methods.errors import UserError
+
+
+@pytest.fixture
+def cells_of(monkeypatch):
+    """The cells that a command line asks for; nothing is run."""
+
+    def ask(arguments: list[str]) -> list[Cell]:
+        seen: list[Cell] = []
+
+        def run(cells, folder, **_):
+            seen.extend(cells)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(runner, "run", run)
+        assert main(arguments) == 130
+        return seen
+
+    return ask
+
+
+def labels(cells: list[Cell]) -> list[str]:
+    return [cell.label for cell in cells if cell.method != "dense"]
+
+
+# --- keys
+
+
+def test_the_key_of_a_cell_is_what_it_has_always_been():
+    """Records that were measured before there were sweeps still count."""
+    protocol = replace(PROFILES["quick"])
+    cell = Cell(
+        *("smollm2-135m", "laco", {"C": 4, "I": 2, "T": None}, 0.3, "layers", 0, "cpu", "float32", protocol, ("C",)),
+        inputs={"weights_sha256": "ab", "versions": {"torch": "2.13.0"}},
+    )
+    assert cell.key == "laco-C-4--0.3--ada3a12f"
+
+
+def test_one_value_is_asked_for_as_ever(base, cells_of):
+    """A flag with one value gives the cell that a mention with the parameter inside gives, and no other."""
+    one = cells_of([*base, "--methods", "laco", "--ratio", "0.4", "--set", "laco.C=3", "--seed", "2"])
+    other = cells_of([*base, "--methods", "laco:C=3", "--ratio", "0.4", "--seed", "2"])
+    assert [cell.key for cell in one] == [cell.key for cell in other]
+    assert one[1].seed == 2
+    assert one[1].protocol.calibration_sequences == 4
+    assert one[1].given == ("C",)
+
+
+# --- sweeps
+
+
+def test_settings_multiply(base, cells_of):
+    found = cells_of(
+        [*base, "--methods", "laco,drop-tail", "--ratio", "0.2", "--set", "laco.C=2,3", "--set", "laco.I=1,2"]
+    )
+    pairs = [(cell.parameters["C"], cell.parameters["I"]) for cell in found if cell.method == "laco"]
+    assert pairs == [(2, 1), (2, 2), (3, 1), (3, 2)]
+    assert [cell.method for cell in found] == ["dense", *["laco"] * 4, "drop-tail"]
+    assert len({cell.key for cell in found}) == 6
+
+
+def test_a_mention_keeps_what_it_says_itself():
+    chosen = [("laco", {"C": "3"}), ("laco", {}), ("flap", {})]
+    swept = grid.methods(chosen, ["laco.C=2,4", "laco.T=0.5"], 200)
+    assert swept == [
+        ("laco", {"C": "3", "T": "0.5"}),
+        ("laco", {"C": "2", "T": "0.5"}),
+        ("laco", {"C": "4", "T": "0.5"}),
+        ("flap", {}),
+    ]
+    assert chosen == [("laco", {"C": "3"}), ("laco", {}), ("flap", {})]
+
+
+def test_settings_reach_what_then_names(base, cells_of):
+    then = ["--then", "laco:ratio=0.5", "--then", "laco:ratio=0.6,tokens=8"]
+    settings = ["--set", "laco.C=3", "--set", "laco.tokens=16", *then]
+    cells = cells_of([*base, "--methods", "laco:C=2", "--ratio", "0.2", *settings])
+    assert [(cell.parameters["C"], cell.parameters["tokens"]) for cell in cells[1:]] == [(2, 16), (3, 16), (3, 8)]
+    (_, drop, *chained) = cells_of([*base, "--methods", "drop-tail", "--ratio", "0.2", *settings])
+    assert drop.method == "drop-tail"
+    assert [cell.parameters["C"] for cell in chained] == [3, 3]
+
+
+def test_of_one_name_the_last_counts():
+    assert grid.settings(["laco.C=2,3", "laco.T=0.7", "laco.C=4"]) == {"laco": {"C": ["4"], "T": ["0.7"]}}
+
+
+def test_what_methods_look_at_multiplies(base, text_file, tmp_path, cells_of):
+    other = tmp_path / "other.txt"
+    other.write_text(text_file.read_text())
+    lists = ["--calibration", f"{text_file},{other}", "--calibration-sequences", "2,4", "--seed", "0,1"]
+    found = cells_of([*base, "--methods", "shortgpt", "--ratio", "0.4", *lists])
+    asked = [(c.protocol.calibration, c.protocol.calibration_sequences, c.seed) for c in found if c.method != "dense"]
+    assert asked == [(str(text), n, seed) for text in (text_file, other) for n in (2, 4) for seed in (0, 1)]
+    assert len(found) == 16  # the dense model under each
+    assert {cell.protocol.calibration_length for cell in found} == {24}
+
+
+def test_a_file_with_a_comma_in_its_name_is_one_text(base, text_file, tmp_path, cells_of):
+    odd = tmp_path / "a,b.txt"
+    odd.write_text(text_file.read_text())
+    found = cells_of([*base, "--methods", "shortgpt", "--ratio", "0.4", "--calibration", str(odd)])
+    assert {cell.protocol.calibration for cell in found} == {str(odd)}
+
+
+MISTAKES = {
+    "set of another": (["--set", "lacoo.C=2,3"], "lacoo, which --methods does not name; did you mean laco?"),
+    "set unknown": (["--set", "laco.sentence=2,3"], "laco has no parameter sentence; it has: C, I"),
+    "set near": (["--set", "laco.sentence=2"], "did you mean sentences?"),
+    "set wrong": (["--set", "laco.C=2,x"], "laco:C is int; got 'x'"),
+    "set with a hole": (["--set", "laco.C=2,,3"], "--set is written METHOD.NAME=VALUE, as in laco.T=0.7 or laco.C=2,3"),
+    "second text unknown": (["--calibration", "wiki,wikki"], "no text 'wikki'; did you mean wiki"),
+    "no number": (["--seed", "0,x"], "argument --seed: invalid list of whole numbers value: '0,x'"),
+    "no seed": (["--seed", "none"], "--seed is given nothing"),
+    "zero sequences": (["--calibration-sequences", "4,0"], "calibration_sequences is a positive number; got 0"),
+    "too many": (
+        ["--set", "laco.C=2,3", "--seed", "0,1", "--max-cells", "5"],
+        "multiplies to 6 cells, and --max-cells",
+    ),
+    "far too many": (
+        ["--set", f"laco.tokens={','.join(map(str, range(1, 3001)))}", "--set", f"laco.sentences={','.join('123456')}"],
+        "multiplies to 18,000 or more cells, and --max-cells allows 200",
+    ),
+    "no cells": (["--set", "laco.C=2,3", "--max-cells", "0"], "--max-cells is a positive number; got 0"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_sweep_is_refused_before_any_work(mistake, base, capsys, tmp_path):
+    arguments, message = MISTAKES[mistake]
+    assert message in refused(capsys, [*base, "--methods", "laco", "--ratio", "0.2", *arguments])
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_limit_is_for_sweeps_alone(base, cells_of):
+    ratios = ["--ratio", "0.2,0.4", "--max-cells", "1"]
+    assert len(cells_of([*base, "--methods", "drop-tail", *ratios])) == 3
+
+
+def test_a_sweep_runs_and_prints_one_factor_against_another(base, text_file, tmp_path, capsys):
+    other = tmp_path / "other.txt"
+    other.write_text(text_file.read_text().replace("w1 ", "w2 "))
+    arguments = [*base, "--methods", "laco:I=1", "--ratio", "0.4", "--set", "laco.C=2,3", "--seed", "0,1"]
+    arguments += ["--calibration", str(other)]
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert "laco: ppl words.txt ↓ by C and seed" in out
+    assert "dense: ppl words.txt" in out
+    assert "[6/6]" in err
+    records = [json.loads(path.read_text()) for path in (tmp_path / "run" / "cells").glob("*.json")]
+    hashes = {(record["cell"]["seed"], record["cell"]["inputs"]["calibration_sha256"]) for record in records}
+    assert len(hashes) == 2
+    assert len({record["cell"]["inputs"]["texts"][str(text_file)] for record in records}) == 1
+    decided = {record["decisions"]["calibration"]["sha256"] for record in records if record["cell"]["seed"] == 1}
+    assert decided == {sha256 for seed, sha256 in hashes if seed == 1}
+    assert main([*arguments[:-2], *arguments[-2:]]) == 0
+    assert capsys.readouterr().err.count("has a record") == 6
+
+
+def test_cells_of_a_sweep_are_those_of_single_runs(base, tmp_path, capsys):
+    """Sharing what is read changes no figure: a run of one seed finds its cells in the sweep's folder."""
+    rest = ["--methods", "shortgpt", "--ratio", "0.4"]
+    assert main([*base, *rest, "--seed", "0,1", "--calibration-sequences", "2,4"]) == 0
+    capsys.readouterr()
+    assert main([*base, *rest, "--seed", "1", "--calibration-sequences", "2"]) == 0
+    assert capsys.readouterr().err.count("has a record") == 2
+
+
+# --- spec files
+
+
+def written(tmp_path, table, name="mine.yaml"):
+    path = tmp_path / name
+    path.write_text(table if isinstance(table, str) else yaml.safe_dump(table, sort_keys=False))
+    return str(path)
+
+
+def test_a_spec_is_the_flags_that_it_names(base, tmp_path, cells_of):
+    spec = {
+        "description": "mine",
+        "methods": ["laco", "shortgpt+ghost"],
+        "ratio": [0.2, 0.4],
+        "set": {"laco.C": [2, 3], "laco.I": 1, "laco.H": None, "laco.clamp": False},
+        "calibration_sequences": [2, 4],
+        "no-checks": True,
+        "uniform": False,
+        "seed": 3,
+    }
+    flags = ["--methods", "laco,shortgpt+ghost", "--ratio", "0.2,0.4", "--set", "laco.C=2,3", "--set", "laco.I=1"]
+    flags += ["--set", "laco.H=none", "--set", "laco.clamp=false", "--no-checks", "--seed", "3"]
+    place = base.index("--calibration-sequences")
+    base, flags = [*base[:place], *base[place + 2 :]], [*flags, "--calibration-sequences", "2,4"]
+    by_file = cells_of([base[0], "--spec", written(tmp_path, spec), *base[1:]])
+    assert [cell.key for cell in by_file] == [cell.key for cell in cells_of([*base, *flags])]
+    assert len(by_file) == 2 * (1 + 2 * 3)
+    assert not by_file[0].protocol.checks
+
+
+def test_flags_win_over_the_file_wherever_they_stand(base, tmp_path, cells_of):
+    spec = written(tmp_path, {"methods": "laco", "ratio": 0.2, "set": {"laco.C": [2, 3], "laco.I": 1}, "window": 16})
+    found = cells_of([*base, "--ratio", "0.4", "--set", "laco.C=4", f"--spec={spec}"])
+    assert [(cell.ratio, cell.parameters["C"], cell.parameters["I"]) for cell in found[1:]] == [(0.4, 4, 1)]
+    assert found[0].protocol.window == 32
+
+
+def test_a_spec_builds_on_another(base, tmp_path, cells_of):
+    written(tmp_path, {"methods": "laco", "ratio": [0.2, 0.4], "set": {"laco.C": 2, "laco.I": 1}}, "below.yaml")
+    spec = written(tmp_path, {"base": "below.yaml", "ratio": 0.4, "set": {"laco.C": 3}})
+    found = cells_of([*base, "--spec", spec])
+    assert [(cell.ratio, cell.parameters["C"], cell.parameters["I"]) for cell in found[1:]] == [(0.4, 3, 1)]
+
+
+WRONG = {
+    "unknown key": ({"methdos": "laco"}, r"'methdos' is no flag of `run`; did you mean methods?"),
+    "own word": ({"descripton": "x"}, "did you mean description?"),
+    "wrong type": ({"methods": "laco", "window": "wide"}, "argument --window: invalid int value: 'wide'"),
+    "list of one": ({"methods": "laco", "window": [32, 64]}, "argument --window: invalid int value: '32,64'"),
+    "wrong word": ({"methods": "laco", "match": "most"}, "argument --match: invalid choice: 'most'"),
+    "no switch": ({"methods": "laco", "window": True}, "window takes a value, and is no switch; got true"),
+    "a switch with a value": ({"methods": "laco", "uniform": 3}, "--uniform: ignored explicit argument '3'"),
+    "table": ({"methods": {"laco": 1}}, "methods is a value or a list of values; got {'laco': 1}"),
+    "nested list": ({"ratio": [[0.1]]}, "ratio is a value or a list of values; got [0.1]"),
+    "empty": ({"ratio": []}, "ratio is an empty list"),
+    "nothing": ({"ratio": None}, "ratio has no value"),
+    "twice": ({"max-cells": 1, "max_cells": 2}, "names max-cells twice"),
+    "a spec in a spec": ({"spec": "x"}, "'spec' is no flag"),
+    "remote code": ({"trust_remote_code": True}, "give --trust-remote-code on the command line"),
+    "no table": ("- laco\n", "is no table of the flags of `run`"),
+    "no YAML": ("methods: [laco\n", "is not YAML"),
+    "an object": ("methods: !!python/name:os.system\n", "is not YAML"),
+    "no methods": ({"ratio": 0.2}, "the following arguments are required: --methods"),
+    "no base": ({"base": "laco-papper"}, "no spec 'laco-papper'; did you mean laco-paper?"),
+    "its own base": ({"base": "mine.yaml"}, "base leads back to"),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_spec_is_refused_in_one_line(mistake, base, capsys, tmp_path):
+    table, message = WRONG[mistake]
+    line = refused(capsys, [*base, "--spec", written(tmp_path, table)])
+    assert message in line
+    assert "mine.yaml" in line or mistake in ("no methods", "no base")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_spec_that_is_not_there_is_refused(base, capsys):
+    assert "no spec 'laco-ablaton'; did you mean laco-ablation?" in refused(capsys, [*base, "--spec", "laco-ablaton"])
+    assert "give a YAML file, or one of" in refused(capsys, [*base, "--spec", "/no/such.yaml"])
+    assert "expected one argument" in refused(capsys, [*base, "--methods", "laco", "--spec"])
+
+
+# --- what comes with the suite
+
+
+SIZES = {  # cells, and dense ones
+    "laco-ablation": (33, 1),
+    "laco-calibration": (42, 6),
+    "laco-ls-ablation": (19, 1),
+    "laco-range": (16, 1),
+    "ratio-curves": (65, 1),
+}
+
+
+def test_every_spec_that_comes_with_the_suite_is_described(capsys):
+    assert main(["list", "specs"]) == 0
+    out = capsys.readouterr().out
+    for name, description in spec_file.shipped().items():
+        assert description
+        assert "\n" not in description
+        assert f"{name} " in out
+
+
+@pytest.mark.parametrize("name", spec_file.shipped())
+def test_every_spec_asks_for_methods_and_parameters_that_there_are(name, monkeypatch):
+    import methods
+    from bench.plan import validate
+
+    asked = []
+
+    def cells(chosen, ratios, protocols, arguments):
+        asked.extend((methods.make(*one), arguments) for one in chosen)
+        raise UserError("far enough")
+
+    monkeypatch.setattr(validate, "cells", cells)
+    assert main(["run", "--spec", name, "--device", "cpu"]) == 2
+    assert asked
+    assert all(pruner.fixed or arguments.ratio for pruner, arguments in asked)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_studies_are_as_large_as_they_say(name, model_folder, tmp_path, cells_of, monkeypatch):
+    """On a model of 30 layers nothing is out of reach; the texts are made ones."""
+    from conftest import tiny
+
+    from bench.data import pretrained, texts
+
+    monkeypatch.setattr(texts, "check", lambda text: None)
+    monkeypatch.setattr(pretrained, "shell", lambda name, trust: tiny("llama", layers=30))
+    found = cells_of(
+        ["run", "--spec", name, "--model", str(model_folder), "--device", "cpu", "--out", str(tmp_path / "r")]
+    )
+    assert (len(found), sum(cell.method == "dense" for cell in found)) == SIZES[name]
+    assert str(len(found) - SIZES[name][1]) in spec_file.shipped()[name]
+    assert found[0].protocol.tasks == ()
+    assert found[0].protocol.speed_rounds == 0
+
+
+@pytest.mark.default_model
+def test_the_healing_study_asks_for_what_its_record_holds(tmp_path, cells_of):
+    asked = ["run", "--spec", "laco-heal", "--device", "cpu", "--out", str(tmp_path / "r")]
+    dense, pruned, healed = cells_of(asked)
+    assert (dense.method, pruned.method, healed.method) == ("dense", "laco", "laco")
+    assert (dense.healing, pruned.healing) == (None, None)
+    (path,) = (Path(__file__).parents[2] / "docs" / "results" / "smollm2-135m-healed" / "cells").glob(
+        "laco-healed--*.json"
+    )
+    measured = load(path)
+    assert healed.healing.as_run() == measured.measured["healing"]["recipe"]
+    assert (healed.ratio, healed.protocol.windows) == (measured.cell["ratio"], measured.cell["protocol"]["windows"])
+
+
+def test_the_papers_settings_are_the_published_ones(monkeypatch):
+    from bench.plan import validate
+
+    seen = {}
+
+    def cells(chosen, ratios, protocols, arguments):
+        seen[arguments.model] = ([given for method, given in chosen if method == "laco"], ratios)
+        raise UserError("far enough")
+
+    monkeypatch.setattr(validate, "cells", cells)
+    for name in ("llama2-7b", "llama2-13b", "baichuan2-7b"):
+        main(["run", "--spec", f"laco-paper-{name}", "--device", "cpu"])
+    published = {  # C, I, T as docs/sweeps.md has them
+        "meta-llama/Llama-2-7b-hf": ("4", "2", "0.65"),
+        "meta-llama/Llama-2-13b-hf": ("6", "2", "0.75"),
+        "baichuan-inc/Baichuan2-7B-Base": ("4", "2", "0.7"),
+    }
+    assert set(seen) == set(published)
+    for model, (C, I, T) in published.items():
+        given, ratios = seen[model]
+        assert (given[0]["C"], given[0]["I"], given[0].get("T")) == (C, I, None)
+        assert (given[1]["C"], given[1]["I"], given[1]["T"]) == (C, I, T)
+        assert len(ratios) == 1
+
+
+def test_a_spec_knows_which_flags_are_given_several_times():
+    from bench.cli import main as cli_main
+
+    parsed = vars(cli_main._parsed(["run", "--methods", "dense"]))
+    lists = {"local_data" if name == "task-data" else name for name in spec_file.REPEATED}
+    assert {name for name, value in parsed.items() if value == []} == lists

@@ -1,0 +1,538 @@
+"""The gate: every verdict, every exit code, its error rates by simulation, and real cells of a tiny model."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import WORDS, tiny
+from made_runs import VERSIONS, answers, cell, nats, speed
+from torch import nn
+
+from bench.cli.main import main
+from bench.records.run_folder import load_run
+from bench.regression import baseline, cell_results, gate
+from bench.regression.cell_results import Answers, CellResults, Windows
+from bench.run import reproduce
+
+IDENTITY = {"label": "laco", "ratio": 0.1, "seed": 0}
+RIGHT = answers(1)
+
+
+def one(right: np.ndarray | None, nll: np.ndarray | None = None) -> dict[str, CellResults]:
+    """A cell as both sides of the gate hold it."""
+    tasks = {} if right is None else {"piqa": Answers("acc", right, "documents", 1, 0)}
+    texts = {} if nll is None else {"wiki": Windows(nll, np.full(len(nll), 511), "text")}
+    found = CellResults(IDENTITY, "ok", tasks=tasks, texts=texts)
+    return {found.name: found}
+
+
+# Error rates
+
+
+def trials(loses: float, gains: float, seed: int, *, windows: int = 0, times: int = 1500) -> float:
+    """The share of trials that fail: 1,000 documents, 70 % right, of all `loses` lost and `gains` gained by the model.
+
+    With windows, perplexity gates too: the two models are equal, and differ by 1 % of a window's nats at random.
+    """
+    generator = np.random.default_rng(seed)
+    failed = 0
+    for _ in range(times):
+        before = generator.uniform(size=1000) < 0.7
+        draw = generator.uniform(size=1000)
+        after = np.where(before, draw >= loses / 0.7, draw < gains / 0.3)
+        nll = generator.normal(1500, 100, windows) if windows else None
+        noisy = None if nll is None else nll + generator.normal(0, 15, windows)
+        sides = one(before.astype(float), nll), one(after.astype(float), noisy)
+        failed += gate.exit_code(gate.judge(*sides, gate.Margins())) == 1
+    return failed / times
+
+
+def test_a_loss_of_two_points_is_found_in_most_trials():
+    assert trials(0.7 * 0.06, 0.3 * 0.06, seed=1) > 0.8
+
+
+def test_a_loss_is_found_in_most_trials_beside_a_perplexity():
+    assert trials(0.7 * 0.06, 0.3 * 0.06, seed=2, windows=16) > 0.8
+
+
+def test_equal_models_with_as_many_flips_rarely_fail():
+    assert trials(0.03, 0.03, seed=3, times=3000) < 0.02
+
+
+def test_equal_models_rarely_fail_beside_a_perplexity():
+    assert trials(0.03, 0.03, seed=4, windows=16, times=3000) < 0.02
+
+
+# Verdicts
+
+
+def flipped(lose: int, gain: int) -> np.ndarray:
+    found = RIGHT.copy()
+    found[np.flatnonzero(RIGHT == 1)[:lose]] = 0
+    found[np.flatnonzero(RIGHT == 0)[:gain]] = 1
+    return found
+
+
+@pytest.mark.parametrize(
+    ("lose", "gain", "word"),
+    [
+        (0, 0, "not worse"),  # 1,000 equal answers exclude a loss of 0.4 points
+        (40, 5, "worse"),
+        (5, 40, "better"),
+        (9, 0, "inconclusive"),  # significant, but less than the margin
+        (30, 18, "inconclusive"),  # more than the margin, but not significant
+        (4, 6, "not worse"),
+    ],
+)
+def test_an_accuracy_needs_an_effect_and_significance(lose, gain, word):
+    (verdict,) = gate.judge(one(RIGHT), one(flipped(lose, gain)), gate.Margins())
+    assert (verdict.metric, verdict.word) == ("accuracy", word)
+
+
+@pytest.mark.parametrize(
+    ("shift", "noise", "word"),
+    [(0, 0, "not worse"), (8, 1, "worse"), (-8, 1, "better"), (3, 0.5, "not worse"), (8, 30, "inconclusive")],
+)
+def test_a_perplexity_needs_an_effect_and_significance(shift, noise, word):
+    nll = nats(3)
+    moved = nll + shift + np.resize([noise, -noise], 20)  # 5.1 nats in 511 tokens are one percent
+    (verdict,) = gate.judge(one(None, nll), one(None, moved), gate.Margins())
+    assert (verdict.metric, verdict.word) == ("perplexity wiki", word)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "half", "word"),
+    [
+        (1.5, 0.02, "not worse"),
+        (1.4, 0.02, "worse"),
+        (1.6, 0.02, "better"),
+        (1.47, 0.005, "not worse"),
+        (1.4, 0.3, "inconclusive"),
+    ],
+)
+def test_a_speed_up_needs_an_effect_and_an_interval_apart(ratio, half, word):
+    sides = [
+        {"x": CellResults(IDENTITY, "ok", speed={"prefill": (middle, middle - wide, middle + wide)})}
+        for middle, wide in ((1.5, 0.02), (ratio, half))
+    ]
+    (verdict,) = gate.judge(*sides, gate.Margins())
+    assert verdict.word == word
+
+
+@pytest.mark.parametrize(("count", "word"), [(1000, "not worse"), (1001, "worse"), (999, "better")])
+def test_sizes_are_exact(count, word):
+    sides = [{"x": CellResults(IDENTITY, "ok", sizes={"parameters": size})} for size in (1000, count)]
+    (verdict,) = gate.judge(*sides, gate.Margins())
+    assert verdict.word == word
+
+
+def test_a_single_window_has_no_interval():
+    (verdict,) = gate.judge(one(None, np.array([900.0])), one(None, np.array([990.0])), gate.Margins())
+    assert verdict.word == "inconclusive"
+    (verdict,) = gate.judge(one(None, np.array([900.0])), one(None, np.array([900.0])), gate.Margins())
+    assert verdict.word == "not worse"
+
+
+def test_tasks_gate_together_and_alone_where_they_are_named():
+    def side(right: np.ndarray) -> dict[str, CellResults]:
+        tasks = {"piqa": Answers("acc", right, "d", 1, 0), "arc": Answers("acc", np.resize(RIGHT, 3000), "e", 1, 0)}
+        return {"x": CellResults(IDENTITY, "ok", tasks=tasks)}
+
+    sides = side(RIGHT), side(flipped(40, 5))
+    words = {v.metric: (v.word, v.gates) for v in gate.judge(*sides, gate.Margins())}
+    assert words == {"accuracy": ("inconclusive", True), "piqa acc": ("worse", False), "arc acc": ("not worse", False)}
+    named = gate.judge(*sides, gate.Margins(tasks={"piqa": 2.0}))
+    assert {v.metric: (v.word, v.gates) for v in named}["piqa acc"] == ("worse", True)
+    assert gate.exit_code(named) == 1
+
+
+# Runs and exit codes
+
+
+@pytest.fixture
+def base(tmp_path):
+    """An accepted run with a dense cell and a pruned one."""
+    run = tmp_path / "base"
+    cell(run, tasks={"piqa": RIGHT}, texts={"wiki": nats(1)}, measured={"speed": speed(1.0)})
+    cell(run, "laco", 0.1, tasks={"piqa": RIGHT}, texts={"wiki": nats(2)}, measured={"speed": speed(1.5)})
+    cell(run, "flap", 0.1, status="unsupported")
+    file = tmp_path / "baseline.json"
+    assert main(["baseline", "accept", str(run), "--out", str(file), "--allow-failed"]) == 0
+    return file
+
+
+def laco(run: Path, **changes) -> Path:
+    """A run like the baseline's, with changes to its pruned cell."""
+    cell(run, tasks={"piqa": RIGHT}, texts={"wiki": nats(1)}, measured={"speed": speed(1.0)})
+    same = {"tasks": {"piqa": RIGHT}, "texts": {"wiki": nats(2)}, "measured": {"speed": speed(1.5)}}
+    cell(run, "laco", 0.1, **{**same, **changes})
+    cell(run, "flap", 0.1, status="unsupported")
+    return run
+
+
+def gated(capsys, file: Path, run: Path, *more: str) -> tuple[int, str]:
+    capsys.readouterr()
+    code = main(["gate", "--baseline", str(file), str(run), "--no-confirm", *more])
+    return code, capsys.readouterr().out
+
+
+CASES = {
+    "not worse": ({}, 0),
+    "worse": ({"tasks": {"piqa": flipped(60, 5)}}, 1),
+    "better": ({"tasks": {"piqa": flipped(5, 60)}}, 0),
+    "inconclusive": ({"tasks": {"piqa": flipped(30, 18)}}, 0),
+    "new": ({"tasks": {"piqa": RIGHT, "arc": RIGHT}}, 0),
+    "missing": ({"texts": {}}, 3),
+    "incomparable": ({"sha256": "b" * 64}, 4),
+    "failed": ({"status": "error", "tasks": {}, "texts": {}}, 3),
+}
+
+
+@pytest.mark.parametrize("word", CASES)
+def test_every_verdict_has_its_exit_code(word, base, tmp_path, capsys):
+    changes, code = CASES[word]
+    found, out = gated(capsys, base, laco(tmp_path / "run", **changes))
+    assert found == code
+    assert re.search(rf"  \(?{word}\)?$", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"questions": "another"},
+        {"measured": {"weights_sha256": "0" * 64}},
+        {"environment": {"versions": VERSIONS | {"torch": "2.0"}}},
+        {"environment": {"gpu": "Example GPU"}},
+        {"measured": {"speed": speed(1.5)}, "environment": {"cpu": "Another CPU"}},
+    ],
+)
+def test_other_conditions_are_not_comparable(changes, base, tmp_path, capsys):
+    assert gated(capsys, base, laco(tmp_path / "run", **changes))[0] == 4
+
+
+def test_a_regression_outweighs_what_cannot_be_compared(base, tmp_path, capsys):
+    changes = {"tasks": {"piqa": flipped(60, 5)}, "sha256": "b" * 64}
+    assert gated(capsys, base, laco(tmp_path / "run", **changes))[0] == 1
+
+
+def test_a_condition_may_be_allowed_to_differ(base, tmp_path, capsys):
+    run = laco(tmp_path / "run", environment={"cpu": "Another CPU"})
+    (tmp_path / "margins.yaml").write_text("allow: [cpu]\n")
+    assert gated(capsys, base, run)[0] == 4
+    assert gated(capsys, base, run, "--margins", str(tmp_path / "margins.yaml"))[0] == 0
+
+
+def test_what_is_off_is_shown_and_does_not_count(base, tmp_path, capsys):
+    run = laco(tmp_path / "run", tasks={"piqa": flipped(60, 5)})
+    (tmp_path / "margins.yaml").write_text("accuracy: off\nspeed: 10\n")
+    code, out = gated(capsys, base, run, "--margins", str(tmp_path / "margins.yaml"))
+    assert code == 0
+    assert re.search(r"accuracy .*\(worse\)", out)
+    (tmp_path / "margins.yaml").write_text("accuracy: 20\n")
+    assert gated(capsys, base, run, "--margins", str(tmp_path / "margins.yaml"))[0] == 0
+
+
+def test_strict_does_not_pass_what_is_inconclusive(base, tmp_path, capsys):
+    run = laco(tmp_path / "run", tasks={"piqa": flipped(30, 18)})
+    assert gated(capsys, base, run)[0] == 0
+    code, out = gated(capsys, base, run, "--strict")
+    assert code == 3
+    assert "incomplete: " in out
+
+
+def test_a_missing_and_a_new_cell(base, tmp_path, capsys):
+    run = laco(tmp_path / "run")
+    cell(run, "sleb", 0.1, texts={"wiki": nats(5)})
+    code, out = gated(capsys, base, run)
+    assert (code, "1 new" in out) == (0, True)
+    next((run / "cells").glob("laco*")).unlink()
+    code, out = gated(capsys, base, run)
+    assert (code, "1 missing" in out) == (3, True)
+
+
+def test_no_baseline_is_4_and_a_mistake_is_2(base, tmp_path, capsys):
+    run = str(laco(tmp_path / "run"))
+    (tmp_path / "empty.json").write_text("{}")
+    (tmp_path / "old.json").write_text('{"schema": 0, "cells": {}}')
+    for name in ("nothing.json", "empty.json", "old.json"):
+        assert main(["gate", "--baseline", str(tmp_path / name), run]) == 4
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+    assert main(["gate", "--baseline", str(base), str(tmp_path)]) == 2
+    assert main(["gate", "--baseline", str(base), run, "--map", "laco"]) == 2
+    assert main(["gate", "--baseline", str(base), run, "--map", "laco=sleb"]) == 2
+    assert capsys.readouterr().err.count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("acuracy: 1", "unknown key 'acuracy'; there are accuracy, perplexity"),
+        ("accuracy: much", "accuracy is a number of points or percent"),
+        ("accuracy: -1", "from 0 to below 100"),
+        ("accuracy: true", "accuracy is a number"),
+        ("sizes: 3", "sizes is exact or off"),
+        ("tasks: [piqa]", "tasks has a margin for each task"),
+        ("tasks: {piqa: x}", "tasks.piqa is a number"),
+        ("tasks: {nothing: 1}", "tasks has nothing, which no cell measured"),
+        ("allow: [weather]", "no field that may differ"),
+        ("allow: cpu", "allow is a list"),
+        ("a: [", "is not YAML"),
+        ("- a", "is a table"),
+    ],
+)
+def test_a_mistake_in_the_margins_is_one_line(text, message, base, tmp_path, capsys):
+    (tmp_path / "margins.yaml").write_text(text)
+    run = laco(tmp_path / "run")
+    capsys.readouterr()
+    assert main(["gate", "--baseline", str(base), str(run), "--margins", str(tmp_path / "margins.yaml")]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+
+
+def test_a_label_is_judged_by_another(base, tmp_path, capsys):
+    run = tmp_path / "run"
+    cell(run, tasks={"piqa": RIGHT}, texts={"wiki": nats(1)}, measured={"speed": speed(1.0)})
+    worse = {"tasks": {"piqa": flipped(60, 5)}, "texts": {"wiki": nats(2)}}
+    cell(run, "mine:layers=1-1", 0.1, **worse, measured={"speed": speed(1.5), "parameters": 2000})
+    code, out = gated(capsys, base, run, "--map", "mine:layers=1-1=laco")
+    assert code == 1
+    assert "mine:layers=1-1 at 0.1, seed 0 against laco at 0.1, seed 0" in out
+    assert re.search(r"parameters .* \(worse\)", out)  # methods meet a budget each in their own steps
+    assert not re.search(r"^laco at 0.1, seed 0$", out, re.MULTILINE)  # it stands for the cell that is mapped to it
+
+
+def test_draws_are_paired_by_their_seed(tmp_path, capsys):
+    for run in ("a", "b"):
+        for seed in (0, 1):
+            parameters = {"draws": 2, "seed": seed}
+            cell(tmp_path / run, "random", 0.1, seed=0, parameters=parameters, texts={"wiki": nats(seed)})
+            kept = next((tmp_path / run / "cells").glob("random--0.1--0.json"))
+            kept.rename(kept.with_name(f"random--{seed}.json"))
+            (tmp_path / run / "samples" / "random--0.1--0").rename(tmp_path / run / "samples" / f"random--{seed}")
+    file = tmp_path / "base.json"
+    assert main(["baseline", "accept", str(tmp_path / "a"), "--out", str(file)]) == 0
+    code, out = gated(capsys, file, tmp_path / "b")
+    assert code == 0
+    assert out.count("not worse") >= 4
+    assert "random at 0.1, seed 0, draw 1" in out
+
+
+# A second measurement
+
+
+def test_a_regression_stands_only_if_it_is_measured_twice(base, tmp_path, capsys, monkeypatch):
+    run = laco(tmp_path / "run", measured={"speed": speed(1.2)})
+    arguments = ["gate", "--baseline", str(base), str(run)]
+    second = cell_results.of_run(laco(tmp_path / "second"))
+    monkeypatch.setattr(reproduce, "measure", lambda folder, name: second[name])
+    assert main(arguments) == 0
+    assert "worse at first, not worse when measured again" in capsys.readouterr().out
+    second |= cell_results.of_run(laco(tmp_path / "third", measured={"speed": speed(1.25)}))
+    assert main(arguments) == 1
+    assert "measured twice" in capsys.readouterr().out
+    second |= cell_results.of_run(laco(tmp_path / "fourth", status="out_of_memory", tasks={}, texts={}, measured={}))
+    assert main(arguments) == 3
+    assert "worse, and out_of_memory when measured again" in capsys.readouterr().out
+
+
+def test_a_cell_that_cannot_be_measured_again_says_what_to_do(base, tmp_path, capsys, monkeypatch):
+    run = laco(tmp_path / "run", tasks={"piqa": flipped(60, 5)})
+    monkeypatch.setattr(reproduce, "cell_of", lambda record: (_ for _ in ()).throw(OSError("no such model")))
+    assert main(["gate", "--baseline", str(base), str(run)]) == 2
+    assert "no such model; --no-confirm judges without" in capsys.readouterr().err
+
+
+# Files
+
+
+def test_junit_is_valid_and_tells_failures_from_errors(base, tmp_path, capsys):
+    run = laco(tmp_path / "run", tasks={"piqa": flipped(60, 5)}, sha256="b" * 64)
+    cell(run, "<&]]>\x1b[31m\u202e", 0.1, status="error")
+    out = tmp_path / "deep" / "junit.xml"
+    code, shown = gated(capsys, base, run, "--format", "junit", "--out", str(out))
+    assert code == 1
+    assert "\x1b" not in shown
+    suite = ElementTree.parse(out).getroot()
+    cases = {(case.get("classname"), case.get("name")): [child.tag for child in case] for case in suite}
+    assert int(suite.get("tests")) == len(cases) == len(suite)
+    assert cases["laco at 0.1, seed 0", "accuracy"] == ["failure"]
+    assert cases["laco at 0.1, seed 0", "perplexity wiki"] == ["error"]
+    assert cases["dense, seed 0", "accuracy"] == ["system-out"]
+    strange = [name for name, _ in cases if name.startswith("<&]]>")]
+    assert strange == [r"<&]]>\x1b[31m\u202e at 0.1, seed 0"]
+    for tag, count in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
+        assert int(suite.get(count)) == sum(tag in children for children in cases.values())
+
+
+def test_markdown_leads_with_the_outcome_and_is_escaped(base, tmp_path, capsys):
+    run = laco(tmp_path / "run", tasks={"piqa": flipped(60, 5)})
+    cell(run, "<script>|x", 0.1, status="error")
+    out = gated(capsys, base, run, "--format", "markdown")[1]
+    assert out.startswith("### prunebench: regression: ")
+    assert "<script>" not in out
+    assert re.search(r"\| laco at 0.1, seed 0 +\| accuracy .* worse +\|", out.split("<details>")[0])
+
+
+def test_a_baseline_is_small_sorted_and_a_metric_in_a_line(base, tmp_path, capsys):
+    text = base.read_text()
+    plain = json.loads(text)
+    assert json.dumps(plain, sort_keys=True) == json.dumps(plain)
+    assert len(re.findall(r'^ +"piqa": .*"right": "[0-9a-f]{250}".*\}$', text, re.MULTILINE)) == 2
+    assert str(tmp_path) not in text
+    assert base.stat().st_size < 8000
+    again_file = tmp_path / "again.json"
+    assert main(["baseline", "accept", str(tmp_path / "base"), "--out", str(again_file), "--allow-failed"]) == 0
+    assert again_file.read_text() == text
+
+
+def test_a_baseline_gives_back_what_was_measured(base, tmp_path):
+    measured, read = cell_results.of_run(tmp_path / "base"), baseline.read(base)
+    assert read.keys() == measured.keys()
+    for name, found in read.items():
+        for task, was in measured[name].tasks.items():
+            assert np.array_equal(found.tasks[task].values, was.values)
+        for text, was in measured[name].texts.items():
+            assert np.array_equal(found.texts[text].nll, was.nll)
+        assert found.conditions == measured[name].conditions
+
+
+def test_a_baseline_is_replaced_only_where_that_is_said(base, tmp_path, capsys):
+    run = laco(tmp_path / "run", tasks={"piqa": flipped(60, 5)})
+    arguments = ["baseline", "accept", str(run), "--out", str(base)]
+    before = base.read_text()
+    assert main([*arguments, "--allow-failed"]) == 2
+    assert "--replace" in capsys.readouterr().err
+    assert main([*arguments, "--replace"]) == 2
+    assert "failed cells: flap at 0.1, seed 0 (unsupported); --allow-failed" in capsys.readouterr().err
+    assert base.read_text() == before
+    assert main([*arguments, "--allow-failed", "--replace"]) == 0
+    share = RIGHT.mean()
+    changed = f"laco at 0.1, seed 0: tasks piqa: {share:g} -> {share - 0.055:g}"
+    assert capsys.readouterr().out.splitlines()[0].strip() == changed
+
+
+def test_two_cells_of_one_name_are_refused(tmp_path, capsys):
+    cell(tmp_path / "run")
+    kept = next((tmp_path / "run" / "cells").glob("*.json"))
+    kept.with_name("dense--fixed--other.json").write_text(kept.read_text())
+    assert main(["baseline", "accept", str(tmp_path / "run"), "--out", str(tmp_path / "b.json")]) == 2
+    assert "two cells 'dense, seed 0'" in capsys.readouterr().err
+
+
+# Real cells
+
+
+@pytest.fixture(scope="module")
+def trained(model_folder, tmp_path_factory):
+    """The tiny model after it has learnt which word follows which, and a text and a task of such words."""
+    from transformers import AutoTokenizer
+
+    torch.set_num_threads(1)
+    folder, generator = tmp_path_factory.mktemp("trained"), torch.Generator().manual_seed(0)
+    follow = torch.randperm(len(WORDS), generator=generator).tolist()
+
+    def walk(length: int) -> list[int]:
+        found = [int(torch.randint(len(WORDS), (1,), generator=generator))]
+        while len(found) < length:
+            found.append(follow[found[-1]])
+        return found
+
+    documents = [walk(60) for _ in range(30)]
+    model, ids = tiny("llama").train(), torch.tensor(documents) + 3
+    optimiser = torch.optim.AdamW(model.parameters(), 5e-3)
+    for _ in range(40):
+        logits = model(input_ids=ids).logits[:, :-1]
+        nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    model.save_pretrained(folder / "model")
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(folder / "model")
+    for name in ("text", "other"):
+        lines = documents if name == "text" else [walk(60) for _ in range(30)]
+        (folder / f"{name}.txt").write_text("\n\n".join(" ".join(WORDS[n] for n in line) for line in lines))
+    rows = [{"goal": f"w{n % 90}", "sol1": f"w{n % 70}", "sol2": f"w{n % 50}", "label": n % 2} for n in range(60)]
+    (folder / "piqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def measured(trained: Path, run: Path, *methods: str, text: str = "text", plugin: str = "") -> Path:
+    """A run of the trained model."""
+    arguments = ["run", "--model", str(trained / "model"), "--methods", ",".join(methods), "--device", "cpu"]
+    arguments += ["--texts", str(trained / f"{text}.txt"), "--calibration", str(trained / "text.txt")]
+    arguments += ["--tasks", "piqa", "--task-data", f"piqa={trained / 'piqa.jsonl'}", "--documents", "0"]
+    arguments += ["--window", "32", "--windows", "12", "--calibration-sequences", "2", "--calibration-length", "16"]
+    arguments += ["--profile", "smoke", "--speed-rounds", "0", "--no-checks", "--out", str(run)]
+    assert main([*arguments, *(["--plugin", plugin, "--ratio", "0.2"] if plugin else [])]) == 0
+    return run
+
+
+def test_real_cells(trained, tmp_path, capsys):
+    file = tmp_path / "baseline.json"
+    dense = measured(trained, tmp_path / "dense", "dense")
+    assert main(["baseline", "accept", str(dense), "--out", str(file)]) == 0
+    arguments = ["gate", "--baseline", str(file)]
+    assert main([*arguments, str(measured(trained, tmp_path / "again", "dense"))]) == 0
+
+    dropped = measured(trained, tmp_path / "dropped", "drop:layers=1-1")
+    capsys.readouterr()
+    assert main([*arguments, str(dropped), "--map", "drop:layers=1-1=dense"]) == 1
+    out, err = capsys.readouterr()
+    assert re.search(r"perplexity text.txt .* worse$", out, re.MULTILINE)
+    assert "measured twice" in out
+    assert "looks worse; measuring it again" in err
+    (folder,) = (dropped / "again").iterdir()
+    (second,) = load_run(folder)
+    first = next(record for record in load_run(dropped) if record.cell["method"] == "drop")
+    assert second.cell == first.cell
+    assert second.measured["perplexity"] == first.measured["perplexity"]
+
+    other = measured(trained, tmp_path / "other", "dense", text="other")
+    assert main([*arguments, str(other)]) == 4
+    assert main(["gate", "--baseline", str(tmp_path / "nothing.json"), str(dense)]) == 4
+
+
+# The documentation
+
+DOCS = Path(__file__).parents[2] / "docs"
+EXAMPLES = DOCS / "examples"
+
+
+def test_the_commands_of_the_page_and_the_workflow_are_commands():
+    from bench.cli.main import _parsed
+
+    workflow = yaml.safe_load((EXAMPLES / "gate.yml").read_text())
+    steps = [line for step in workflow["jobs"]["gate"]["steps"] for line in step.get("run", "").splitlines()]
+    lines = [*(DOCS / "regression.md").read_text().splitlines(), *steps]
+    commands = [line.strip() for line in lines if line.strip().startswith("python -m bench ")]
+    assert len(commands) > 10
+    for command in commands:
+        words = shlex.split(command.partition("||")[0], comments=True)
+        _parsed(words[3:])
+
+
+def test_the_margins_of_the_page_are_the_defaults(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "regression.md").read_text(), re.DOTALL)
+    (tmp_path / "margins.yaml").write_text(text)
+    assert gate.read_margins(tmp_path / "margins.yaml") == gate.Margins()
+    assert gate.read_margins(EXAMPLES / "margins.yaml") == gate.Margins(speed=None)
+
+
+def test_the_example_runs_and_is_gated(trained, tmp_path, capsys):
+    plugin, file = str(EXAMPLES / "mine.py"), str(tmp_path / "baseline.json")
+    run = str(measured(trained, tmp_path / "idea", "opposed", "drop-tail", plugin=plugin))
+    assert main(["baseline", "accept", run, "--out", file]) == 0
+    margins = ["--margins", str(EXAMPLES / "margins.yaml"), "--plugin", plugin]
+    assert main(["gate", run, "--baseline", file, *margins]) == 0
+    assert main(["compare", f"{run}/drop-tail", f"{run}/opposed"]) == 0
+    assert main(["gate", run, "--baseline", file, *margins, "--map", "opposed=drop-tail"]) == 0  # close to it
+    assert "opposed at 0.2, seed 0 against drop-tail at 0.2, seed 0" in capsys.readouterr().out

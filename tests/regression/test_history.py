@@ -1,0 +1,121 @@
+"""A metric over runs: order, intervals, marks of new levels and of other conditions, and the plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from made_runs import VERSIONS, answers, cell, nats
+
+from bench.cli.main import main
+from bench.regression.history import changes
+
+STEP = 8  # the run from which perplexity is higher
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Twelve runs, listed out of order: perplexity repeats to within noise and rises by 20 % at the run STEP."""
+    folder = tmp_path_factory.mktemp("history")
+    noise = np.random.default_rng(0).normal(0, 1, 12)
+    for n in range(12):
+        nll = nats(1) + noise[n] + (93 if n >= STEP else 0)  # of 511 tokens
+        low, high = {"perplexity_low": 15.0, "perplexity_high": 30.0}.values()
+        versions = VERSIONS | {"torch": "2.13.0" if n < 3 else "2.14.0"}
+        environment = {"date": f"2026-01-{n + 1:02d}T00:00:00+00:00", "commit": f"{n:08d}abc", "versions": versions}
+        environment["dirty"] = n == 5
+        perplexity = {"perplexity": float(np.exp(nll.sum() / nll.size / 511)), "sha256": "a" * 64}
+        perplexity |= {"perplexity_low": low, "perplexity_high": high}
+        run = folder / f"run-{n}"
+        for label, ratio in (("dense", None), ("laco", 0.1), ("laco", 0.2)):
+            figures = {"perplexity": {"wiki": perplexity}, "parameters": 1000 if n < 6 else 900}
+            cell(run, label, ratio, tasks={"piqa": answers(n, 100)}, environment=environment, measured=figures)
+    return [str(folder / f"run-{n}") for n in (3, 1, 2, 0, *range(11, 3, -1))]
+
+
+LACO = ("--label", "laco", "--ratio", "0.1")
+
+
+def lines(capsys, *arguments: str) -> list[dict[str, str]]:
+    assert main(["history", *arguments, "--format", "csv"]) == 0
+    return list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+
+
+def test_runs_are_in_the_order_of_their_dates_with_the_step_marked(runs, capsys):
+    found = lines(capsys, *runs, "--metric", "perplexity_wiki", *LACO)
+    assert [line["run"] for line in found] == [f"run-{n}" for n in range(12)]
+    assert [n for n, line in enumerate(found) if line["new_level"] == "1"] == [STEP]
+    assert [n for n, line in enumerate(found) if "torch" in line["conditions_apart"]] == [3]
+    assert (found[5]["commit"], found[6]["commit"]) == ("00000005*", "00000006")
+    assert {line["low"] for line in found} == {"15.0"}
+
+
+def test_an_exact_figure_has_no_noise(runs, capsys):
+    found = lines(capsys, *runs, "--metric", "parameters", "--label", "dense")
+    assert [n for n, line in enumerate(found) if line["new_level"] == "1"] == [6]
+
+
+@pytest.mark.parametrize("kind", ["terminal", "markdown"])
+def test_the_table_is_for_a_reader(kind, runs, capsys):
+    assert main(["history", *runs, "--metric", "perplexity_wiki", *LACO, "--format", kind]) == 0
+    out = capsys.readouterr().out
+    assert out.count("new level") == 2  # the mark and what it means
+    assert "torch" in out
+    assert "2026-01-09 00:00" in out
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png", "pdf"])
+def test_the_plot_is_the_same_every_time(suffix, runs, tmp_path, capsys):
+    files = [tmp_path / f"{name}.{suffix}" for name in ("one", "two")]
+    for file in files:
+        assert main(["history", *runs, "--metric", "task_piqa", *LACO, "--plot", str(file)]) == 0
+    assert files[0].read_bytes() == files[1].read_bytes()
+    if suffix == "svg":
+        ElementTree.parse(files[0])
+
+
+def test_mistakes_are_one_line(runs, tmp_path, capsys):
+    for arguments, message in (
+        (["--metric", "perplexity_wikki", *LACO], "no metric 'perplexity_wikki'; it has"),
+        (["--metric", "perplexity_wiki"], "several cells of that --label and --ratio"),
+        (["--metric", "perplexity_wiki", "--label", "sleb"], "no cell of that --label"),
+        (["--metric", "perplexity_wiki", *LACO, "--plot", "x.gif"], "--plot names an .svg"),
+    ):
+        assert main(["history", *runs, *arguments]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert message in err
+    assert main(["history", str(tmp_path), "--metric", "parameters"]) == 2
+
+
+# Where levels begin
+
+
+@pytest.mark.parametrize("at", [4, 10, 16])
+@pytest.mark.parametrize("size", [6.0, -6.0])
+def test_a_step_of_six_times_the_noise_is_found_where_it_is(at, size):
+    generator = np.random.default_rng(at)
+    values = generator.normal(100, 1, 20)
+    values[at:] += size
+    assert changes(values.tolist()) == [at]
+
+
+def test_noise_and_odd_runs_make_no_level():
+    generator = np.random.default_rng(1)
+    for runs, most in ((6, 0.08), (20, 0.02)):
+        marked = [bool(changes(generator.normal(100, 1, runs).tolist())) for _ in range(150)]
+        assert np.mean(marked) <= most
+    odd = generator.normal(100, 1, 20)
+    odd[7] += 50
+    assert changes(odd.tolist()) == []
+
+
+def test_the_newest_run_alone_is_no_level_and_few_runs_have_none():
+    assert changes([5.0] * 9 + [9.0]) == []
+    assert changes([5.0] * 8 + [9.0] * 2) == [8]
+    assert changes([1.0, 1.0, 9.0, 9.0]) == []
+    assert changes([5.0] * 10) == []
+    assert changes([5.0, float("inf"), 5.0, 5.0, 9.0, 9.0]) == []

@@ -1,0 +1,1007 @@
+"""Speed and memory: clocks and devices are made up here, so that what is asserted never depends on the machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import itertools
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from multiprocessing import Pipe
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import speed_children
+import torch
+from conftest import TINY, tiny
+from scipy.stats import wilcoxon
+from tiny_methods import METHODS, pruned
+
+from bench.cli import options as flags
+from bench.cli.main import main
+from bench.plan.protocol import PROFILES
+from bench.records.run_folder import load_run
+from bench.speed import benchmark, memory, timing, transfer
+from bench.speed.timing import EventClock, Pass, WallClock, WarmUp, Workload
+from bench.speed.workloads import TimedPoint, points, predicted, workload
+from bench.stats.intervals import paired_ratio
+from bench.system import environment
+from bench.system import gpu as gpu_driver
+from bench.system import worker as isolation
+from methods.errors import UserError
+from methods.model.decoder import Decoder
+from reports.report import markdown, speed_terminal
+
+SMOKE = PROFILES["smoke"]
+CPU = torch.device("cpu")
+
+
+class Time:
+    """A clock that goes only when it is told to."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def work(self, milliseconds, steps=1, *, reset=0.0, log=None, name="") -> Workload:
+        """Each call takes the next of `milliseconds`, and each reset `reset` seconds."""
+        durations = iter(milliseconds)
+
+        def step():
+            self.seconds += next(durations) / 1e3
+            if log is not None:
+                log.append(name)
+
+        def back():
+            self.seconds += reset
+
+        return Workload(step, back, steps)
+
+
+# --- clocks, warm-up, rounds
+
+
+def test_calls_are_timed_and_resets_are_not():
+    now = Time()
+    found = WallClock(now=now).run(now.work([3, 5], steps=2, reset=100))
+    assert found.ms == pytest.approx([3, 5])
+    assert found.wall_ms == pytest.approx(8)
+
+
+def test_the_wall_clock_waits_for_the_device_before_each_reading():
+    now = Time()
+    pending = []
+
+    def wait():
+        now.seconds += sum(pending)
+        pending.clear()
+
+    work = Workload(lambda: pending.append(0.004), lambda: pending.append(9.0), 3)
+    assert WallClock(wait, now).run(work).ms == pytest.approx([4, 4, 4])
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "calls", "stable"),
+    [
+        ([10] * 100, timing.WARM_UP_CALLS, True),
+        ([90_000] + [10] * 100, timing.WARM_UP_CALLS, True),  # the first pass compiles
+        ([99] * 5 + [10] * 100, 15, True),  # the first two blocks differ, the third is as the second
+        ([3 ** (n // timing.BLOCK_CALLS % 2) for n in range(999)], timing.CAP_CALLS, False),
+        ([4000] * 10, 2, True),  # blocks of one slow call each
+        ([200] * 10, 6, True),  # and of three
+        ([4000, 8000, 4000, 8000], 2, False),
+    ],
+)
+def test_warming_up_ends_when_it_is_stable_and_at_the_cap(milliseconds, calls, stable):
+    now = Time()
+    found = timing.warm_up(now.work(milliseconds), WallClock(now=now))
+    assert (found.calls, found.stable) == (calls, stable)
+
+
+def test_both_models_have_a_turn_in_each_round_and_who_is_first_changes():
+    now, log, alive = Time(), [], []
+    works = {name: now.work(itertools.repeat(1), 2, log=log, name=name) for name in ("dense", "pruned")}
+    found = timing.rounds(works, WallClock(now=now), 4, 3, lambda: alive.append(len(log)))
+    turns = [name for name, _ in itertools.groupby(log)]
+    assert turns == ["dense", "pruned", "dense", "pruned", "dense"]  # d p, p d, d p, p d
+    assert {name: [len(turn) for turn in turns] for name, turns in found.items()} == {
+        "dense": [3, 3, 3, 3],
+        "pruned": [3, 3, 3, 3],
+    }
+    assert alive == [0, 6, 12, 18, 24, 30, 36, 42]
+
+
+def test_no_garbage_is_collected_within_a_call():
+    seen = []
+    now = Time()
+    work = Workload(lambda: seen.append(gc.isenabled()), lambda: None)
+    timing.rounds({"dense": work}, WallClock(now=now), 2, 1)
+    assert seen == [False, False]
+    assert gc.isenabled()
+
+
+def test_a_drift_of_the_machine_meets_both_models_alike():
+    """Each call is slower than the one before; one model takes 1.5 times what the other does."""
+    now, slower = Time(), itertools.count(1)
+
+    def work(factor):
+        return Workload(lambda: now.work([factor * (1 + next(slower) / 50)]).step(), lambda: None)
+
+    found = timing.rounds({"dense": work(1.5), "pruned": work(1.0)}, WallClock(now=now), 20, 1)
+    assert benchmark.summary(found, {})["speedup"] == pytest.approx(1.5, rel=0.01)
+
+
+def test_turns_are_long_enough_for_the_least_time_and_number_of_calls():
+    now = Time()
+    works = {"dense": now.work([], 4), "pruned": now.work([], 4)}
+    warm = {"dense": WarmUp(10, True, 50.0), "pruned": WarmUp(10, True, 5.0)}
+    passes = timing.passes_per_turn(works, warm, 6)
+    assert passes * 6 * 4 * 5.0 >= timing.MIN_MS > (passes - 1) * 6 * 4 * 5.0
+    slow = dict.fromkeys(works, WarmUp(10, True, 1e6))
+    single = {name: now.work([], 1) for name in works}
+    assert timing.passes_per_turn(single, slow, 6) == math.ceil(timing.MIN_CALLS / 6)
+
+
+class Stream:
+    """A CUDA stream whose events carry the time of the device, which runs `rate` times as fast as the wall clock."""
+
+    def __init__(self, now: Time, rate: float = 1.0) -> None:
+        self.now, self.rate, self.waits = now, rate, 0
+
+    def event(self):
+        event = SimpleNamespace()
+        event.record = lambda: setattr(event, "at", 1e3 * self.now() * self.rate)
+        event.elapsed_time = lambda end: end.at - event.at
+        return event
+
+    def wait(self):
+        self.waits += 1
+
+
+def test_events_are_read_after_one_wait():
+    now = Time()
+    stream = Stream(now)
+    found = EventClock(stream.event, stream.wait, now).run(now.work([3, 5, 4], 3, reset=100))
+    assert found.ms == pytest.approx([3, 5, 4])
+    assert stream.waits == 2  # before the first call and after the last
+    assert timing.disagreement([found]) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("rate", "flagged"), [(1.0, False), (0.98, False), (0.9, True), (1.1, True)])
+def test_events_that_disagree_with_the_wall_clock_are_flagged(rate, flagged):
+    now = Time()
+    stream = Stream(now, rate)
+    clock = EventClock(stream.event, stream.wait, now)
+    works = {name: now.work(itertools.repeat(2)) for name in ("dense", "pruned")}
+    found = benchmark.summary(timing.rounds(works, clock, 6, 2), {})
+    assert ("clocks_disagree" in found["flags"]) == flagged
+    assert found["clocks_apart"] == pytest.approx(abs(1 / rate - 1))
+
+
+def passes(medians, spread=0.0) -> list[list[Pass]]:
+    """Rounds of three calls around the medians."""
+    rounds = [[m * (1 - spread), m, m * (1 + spread)] for m in medians]
+    return [[Pass(ms, sum(ms))] for ms in rounds]
+
+
+def test_no_speed_up_is_claimed_to_more_than_the_resolution():
+    """The dense model is 0.6 % slower in every round, which where its weights lie can do to an equal model."""
+    found = benchmark.summary({"dense": passes([10.06] * 8), "pruned": passes([10.0] * 8)}, {})
+    assert found["speedup"] == pytest.approx(1.006)
+    assert (found["speedup_low"], found["speedup_high"]) == pytest.approx((1.006 * 0.99, 1.006 * 1.01))
+
+
+def test_a_summary_by_hand():
+    found = benchmark.summary(
+        {"dense": passes([30, 31, 32, 33, 34, 35]), "pruned": passes([20, 20, 21, 22, 24, 24])},
+        {"dense": WarmUp(10, True, 30), "pruned": WarmUp(25, True, 20)},
+    )
+    ratios = [30 / 20, 31 / 20, 32 / 21, 33 / 22, 34 / 24, 35 / 24]
+    assert (found["speedup_low"], found["speedup_high"]) == pytest.approx((min(ratios), max(ratios)))
+    assert min(ratios) < found["speedup"] < max(ratios)
+    assert (found["dense_ms"], found["pruned_ms"]) == (32.5, 21.5)
+    assert found["rounds"]["pruned"][4] == [24] * 3
+    assert found["warm_up"] == {"dense": 10, "pruned": 25}
+    assert found["flags"] == []
+
+
+def test_a_summary_flags_what_should_not_be_believed():
+    steady, shaky = passes([30] * 6), passes([20] * 6, spread=0.2)
+    ready, cold = WarmUp(10, True, 30), WarmUp(200, False, 30)
+    assert benchmark.summary({"dense": steady, "pruned": shaky}, {"dense": ready})["flags"] == ["noisy"]
+    assert benchmark.summary({"dense": steady, "pruned": steady}, {"dense": ready, "pruned": cold})["flags"] == [
+        "not_warm"
+    ]
+    alone = benchmark.summary({"pruned": steady}, {"pruned": ready})
+    assert alone["pruned_ms"] == 30
+    assert not [name for name in alone if name.startswith(("speedup", "dense"))]
+
+
+# --- the interval
+
+
+def coverage(n, draw, truth, trials=400):
+    generator = np.random.default_rng(n)
+    hits, widths = 0, []
+    for _ in range(trials):
+        _, low, high = paired_ratio(*draw(generator, n))
+        hits += low <= truth <= high
+        widths.append(high / low - 1)
+    return hits / trials, float(np.median(widths))
+
+
+def drifting(ratio, spikes):
+    """Rounds whose speed drifts for both alike, with 3 % noise of their own and now and then a call twice as slow."""
+
+    def draw(generator, n):
+        drift = np.exp(np.cumsum(generator.normal(0, 0.1, n)))
+        noise = np.exp(generator.normal(0, 0.03, (2, n))) * (1 + (generator.random((2, n)) < spikes))
+        return list(10 * ratio * drift * noise[0]), list(10 * drift * noise[1])
+
+    return draw
+
+
+@pytest.mark.parametrize("n", [6, 12, 30])
+@pytest.mark.parametrize(("ratio", "spikes"), [(1.0, 0.0), (1.5, 0.0), (1.0, 0.05), (1.5, 0.05)])
+def test_the_interval_contains_the_truth_at_its_rate(n, ratio, spikes):
+    share, width = coverage(n, drifting(ratio, spikes), ratio)
+    assert share >= 0.925  # 400 trials at 95 % lie above with a probability of 0.98
+    assert share < 0.995
+    assert width < {6: 0.25 if not spikes else math.inf, 12: 0.15, 30: 0.05}[n]  # one spike in twelve is borne
+
+
+def test_the_interval_is_what_the_signed_rank_test_does_not_reject():
+    generator = np.random.default_rng(3)
+    a, b = np.exp(generator.normal(0.3, 0.1, 12)), np.exp(generator.normal(0, 0.1, 12))
+    ratio, low, high = paired_ratio(list(a), list(b))
+    assert low < ratio < high
+    for edge, outwards in ((low, -1e-6), (high, 1e-6)):
+        shifted = np.log(a / b) - math.log(edge)
+        assert wilcoxon(shifted - outwards, method="exact").pvalue < 0.05
+        assert wilcoxon(shifted + outwards, method="exact").pvalue > 0.05
+
+
+def test_an_interval_needs_enough_pairs_of_positive_figures():
+    assert paired_ratio([2.0] * 6, [1.0] * 6) == pytest.approx((2, 2, 2))
+    for a, b in (([1.0] * 5, [1.0] * 5), ([1.0] * 6, [1.0] * 7), ([0.0] * 6, [1.0] * 6)):
+        with pytest.raises(ValueError, match="pairs"):
+            paired_ratio(a, b)
+
+
+# --- what is timed
+
+
+def test_points_are_sizes_times_batches_and_a_sweep():
+    protocol = dataclasses.replace(SMOKE, prefill=(8, 16), decode=(4,), batches=(3,), max_batch=5)
+    assert [str(point) for point in points(protocol)] == [
+        "prefill of 8 tokens, batch 1",
+        "decode behind 4 tokens, batch 1",
+        "prefill of 8 tokens, batch 2",
+        "decode behind 4 tokens, batch 2",
+        "prefill of 8 tokens, batch 3",
+        "prefill of 16 tokens, batch 3",
+        "decode behind 4 tokens, batch 3",
+        "prefill of 8 tokens, batch 4",
+        "decode behind 4 tokens, batch 4",
+    ]
+    assert points(dataclasses.replace(SMOKE, prefill=())) == [TimedPoint("decode", 1, 16)]
+
+
+def run_twice(model, point, protocol):
+    """(the ids, the last logits of each step, of two passes): (B, T), (steps, B, V) each."""
+    found = []
+    with torch.inference_mode():
+        work = workload(model, point, protocol)
+        state = work.step.__self__
+        for _ in range(2):
+            work.reset()
+            steps = []
+            for _ in range(work.steps):
+                work.step()
+                assert state.last.logits.shape[1] == 1
+                steps.append(state.last.logits[:, 0].clone())
+            found.append(torch.stack(steps))
+    return state.ids, found
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("size", [3, 20])  # within and beyond the sliding windows
+@pytest.mark.parametrize("family", TINY)
+def test_what_is_timed_computes_the_models_logits_in_each_pass(family, size, cache):
+    model = tiny(family)
+    protocol = dataclasses.replace(SMOKE, cache=cache, decode_steps=4)
+    ids, found = run_twice(model, TimedPoint("prefill", 2, size), protocol)
+    with torch.inference_mode():
+        whole = model(ids).logits
+    for logits in found:
+        torch.testing.assert_close(logits, whole[:, -1][None], rtol=0, atol=1e-4 * float(whole.abs().max()))
+    ids, found = run_twice(model, TimedPoint("decode", 2, size), protocol)
+    assert ids.shape == (2, size + 4)
+    with torch.inference_mode():
+        whole = model(ids).logits
+    for logits in found:
+        expected = whole[:, size:].transpose(0, 1)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("method", ["slicegpt", "llm-pruner", "flap", "2ssp", "blockpruner", "drop"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "phi3"])
+def test_pruned_models_decode_on_both_caches(family, method, cache):
+    model, _ = pruned(method, family, 0.3)
+    ids, found = run_twice(model.model, TimedPoint("decode", 1, 3), dataclasses.replace(SMOKE, cache=cache))
+    with torch.inference_mode():
+        whole = model.model(ids).logits
+    for logits in found:
+        torch.testing.assert_close(logits[:, 0], whole[0, 3:], rtol=0, atol=1e-4 * float(whole.abs().max()))
+
+
+def test_both_models_get_the_same_ids_and_enough_positions():
+    first, second = (
+        workload(tiny("llama", seed=n), TimedPoint("decode", 2, 5), SMOKE).step.__self__.ids for n in (0, 1)
+    )
+    assert torch.equal(first, second)
+    with pytest.raises(ValueError, match="129 tokens are asked for, and the model has 128 positions"):
+        workload(tiny("gpt2"), TimedPoint("decode", 1, 125), SMOKE)
+
+
+def test_the_work_that_was_removed_predicts_the_speed():
+    dense = Decoder(tiny("llama", layers=6, tie_word_embeddings=False))
+    half, _ = Decoder(tiny("llama", layers=3, tie_word_embeddings=False)), None
+    each = sum(p.numel() for matrix in dense.layers[0].matrices for p in matrix.parameters())
+    head, scores = dense.head.weight.numel(), 2 * 32 * 40
+    prefill = predicted(dense, half, TimedPoint("prefill", 4, 40))
+    assert prefill == {"speedup_by_macs": (40 * 6 * (each + scores) + head) / (40 * 3 * (each + scores) + head)}
+    decode = predicted(dense, half, TimedPoint("decode", 4, 40))
+    assert decode["speedup_by_macs"] == (6 * (each + scores) + head) / (3 * (each + scores) + head)
+    context = 4 * 40 * 2 * 2 * 8  # batch, tokens, keys and values, heads, their width
+    assert decode["speedup_by_bytes"] == (6 * (each + context) + head) / (3 * (each + context) + head)
+
+
+def a_stand(protocol, clock=None, gpus=()):
+    now = Time()
+    return benchmark.SpeedBenchmark(protocol, clock or WallClock(now=now), [CPU], gpus, lambda where: None), now
+
+
+def pretend(monkeypatch, now, limits, milliseconds=None):
+    """Workloads that take no model: each model has memory for a batch below its limit. For a sweep of `Stand`."""
+
+    def make(model, point, protocol):
+        if point.batch >= limits[model.name]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return now.work(itertools.repeat((milliseconds or {}).get(model.name, 10)))
+
+    monkeypatch.setattr(benchmark, "workload", make)
+    monkeypatch.setattr(benchmark, "predicted", lambda *_: {})
+    monkeypatch.setattr(benchmark, "Decoder", lambda model: model)
+
+
+def test_a_sweep_ends_where_no_model_has_the_memory(monkeypatch):
+    protocol = dataclasses.replace(SMOKE, decode=(), max_batch=64)
+    there, now = a_stand(protocol)
+    pretend(monkeypatch, now, {"dense": 4, "pruned": 16}, {"dense": 30})
+    found = list(there.time(SimpleNamespace(name="dense"), SimpleNamespace(name="pruned")))
+    assert [point["batch"] for point in found] == [1, 2, 4, 8, 16]
+    assert [point.get("out_of_memory") for point in found] == [None, None, ["dense"], ["dense"], ["dense", "pruned"]]
+    assert [("speedup" in point, "pruned_ms" in point) for point in found] == [(True, True)] * 2 + [
+        (False, True),
+        (False, True),
+        (False, False),
+    ]
+    assert found[0]["speedup"] == pytest.approx(3)
+
+
+def test_every_turn_of_a_point_moves_its_bar(monkeypatch, bars):
+    there, now = a_stand(dataclasses.replace(SMOKE, decode=(), batches=(1, 4), speed_rounds=7))
+    pretend(monkeypatch, now, {"dense": 2, "pruned": 8})
+    list(there.time(SimpleNamespace(name="dense"), SimpleNamespace(name="pruned")))
+    size = SMOKE.prefill[0]
+    assert [(bar.what, bar.total, bar.done) for bar in bars] == [
+        (f"timing prefill of {size} tokens, batch 1", 14, 14),
+        (f"timing prefill of {size} tokens, batch 4", 7, 7),  # one model
+    ]
+
+
+def test_memory_alone_is_swept_too(monkeypatch):
+    there, now = a_stand(dataclasses.replace(SMOKE, decode=(), max_batch=64))
+    pretend(monkeypatch, now, {"pruned": 4})
+    found = list(there.memory(SimpleNamespace(name="pruned")))
+    assert [(point["batch"], "peak_resident_bytes" in point) for point in found] == [(1, True), (2, True), (4, False)]
+    assert found[-1]["out_of_memory"] == ["pruned"]
+
+
+def test_one_kind_that_runs_out_leaves_the_other_alone(monkeypatch):
+    there, now = a_stand(dataclasses.replace(SMOKE, max_batch=4))
+
+    def make(model, point, protocol):
+        if point.kind == "prefill":
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
+        return now.work(itertools.repeat(1))
+
+    pretend(monkeypatch, now, {})
+    monkeypatch.setattr(benchmark, "workload", make)
+    found = list(there.time(SimpleNamespace(name="dense"), SimpleNamespace(name="pruned")))
+    assert [(p["kind"], p["batch"]) for p in found] == [("prefill", 1), ("decode", 1), ("decode", 2), ("decode", 4)]
+
+
+def test_a_model_that_cannot_do_a_point_says_why_and_the_rest_goes_on(monkeypatch):
+    class NoCache(torch.nn.Module):
+        """A model that takes no cache but its own."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.config, self.device = inner, inner.config, CPU
+
+        def get_input_embeddings(self):
+            return self.inner.get_input_embeddings()
+
+        def forward(self, input_ids, cache, **options):
+            if cache is not None:
+                raise TypeError("no static cache here\nat all")
+            return self.inner(input_ids, **options)
+
+    monkeypatch.setattr(benchmark, "predicted", lambda *_: {})
+    monkeypatch.setattr(benchmark, "Decoder", lambda model: model)
+    there, _ = a_stand(dataclasses.replace(SMOKE, cache="static"), WallClock(now=itertools.count(1).__next__))
+    found = list(there.time(tiny("llama"), NoCache(tiny("llama"))))
+    assert [point.get("failed") for point in found] == ["pruned model: TypeError: no static cache here"] * 2
+    there, _ = a_stand(dataclasses.replace(SMOKE, decode=()), WallClock(now=itertools.count(1).__next__))
+    assert "speedup" in next(there.time(tiny("llama"), NoCache(tiny("llama"))))
+
+
+# --- memory, GPUs, machine
+
+
+def test_the_peak_of_memory_is_that_of_the_pass_alone():
+    size = 2**26
+
+    def work(step):
+        return Workload(step, lambda: torch.ones(2 * size, dtype=torch.uint8))
+
+    quiet = memory.peaks(work(lambda: None), [CPU], [])["peak_resident_bytes"]
+    loud = memory.peaks(work(lambda: torch.ones(size, dtype=torch.uint8)), [CPU], [])["peak_resident_bytes"]
+    assert 0.9 * size < loud - quiet < 1.5 * size
+
+
+class Library:
+    """As much of the module pynvml as is used here, with one GPU."""
+
+    class NVMLError(Exception):
+        pass
+
+    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+
+    def __init__(self, processes=(), bits=0, **absent):
+        self.bits, self.millijoules = bits, 0
+        self.listed = [SimpleNamespace(pid=pid, usedGpuMemory=2**20 * pid) for pid in processes]
+        self.nvmlInit = lambda: None
+        self.nvmlDeviceGetHandleByUUID = lambda uuid: f"handle of {uuid}"
+        for name in absent:
+            setattr(self, name, self.refuse)
+
+    def refuse(self, *_):
+        raise self.NVMLError("Not Supported")
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle):
+        return self.listed
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle):
+        self.millijoules += 30_000
+        return self.millijoules
+
+    def nvmlDeviceGetPowerUsage(self, handle):
+        return 250_500
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle):
+        return self.bits
+
+    def nvmlDeviceGetClockInfo(self, handle, kind):
+        return {1: 1410, 2: 1593}[kind]
+
+    def nvmlDeviceGetTemperature(self, handle, sensor):
+        return 61
+
+
+def a_gpu(*processes, **options):
+    return gpu_driver.Gpu(Library(processes, **options), "handle")
+
+
+def test_without_the_library_the_record_says_so():
+    def missing():
+        raise ImportError("No module named 'pynvml'")
+
+    assert gpu_driver.find([CPU], missing) == ([], None)
+    gpus, why = gpu_driver.find([torch.device("cuda", 0)], missing)
+    assert gpus == []
+    assert "nvidia-ml-py is not installed" in why
+
+
+def test_a_library_without_a_driver_is_said_too(monkeypatch):
+    library = Library(nvmlInit=True)
+    assert gpu_driver.find([torch.device("cuda", 0)], lambda: library) == (
+        [],
+        "the management library does not answer: Not Supported",
+    )
+
+
+def test_a_gpu_is_found_by_its_own_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234-ab"))
+    gpus, why = gpu_driver.find([torch.device("cuda", 3)], Library)
+    assert why is None
+    assert [gpu.handle for gpu in gpus] == ["handle of GPU-1234-ab"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "parent_there", "others"),
+    [
+        ([7], False, 0),
+        ([7, 5], True, 0),
+        ([7, 5, 99], True, 1),
+        ([7, 99, 98], False, 2),
+        ([41, 42], True, 0),  # a container: none of these numbers is this process's
+        ([41, 42], False, 1),
+        ([41, 42, 43], True, 1),
+        ([], False, 0),
+    ],
+)
+def test_processes_of_others_are_counted(listed, parent_there, others):
+    assert gpu_driver.others(a_gpu(*listed), 7, 5, parent_there) == others
+
+
+def test_what_a_gpu_does_not_tell_is_absent():
+    assert a_gpu(bits=0x44).state() == {
+        "sm_mhz": 1410,
+        "memory_mhz": 1593,
+        "temperature_c": 61,
+        "power_w": 250.5,
+        "slowed_by": ["power cap", "thermal, by hardware"],
+    }
+    mute = a_gpu(nvmlDeviceGetPowerUsage=1, nvmlDeviceGetClockInfo=1, nvmlDeviceGetCurrentClocksThrottleReasons=1)
+    assert mute.state() == {"temperature_c": 61}
+    assert gpu_driver.others(a_gpu(nvmlDeviceGetComputeRunningProcesses=1), 7, 5, False) is None
+
+
+def test_energy_is_the_counters_difference_over_all_tokens():
+    now = Time()
+    work = now.work(itertools.repeat(500), steps=2)
+    found = memory.energy(work, 8, [a_gpu()], lambda: None, now)
+    assert found == {"joules_per_token": pytest.approx(30 / (3 * 8)), "energy_seconds": pytest.approx(3.0)}
+    assert memory.energy(work, 8, [], lambda: None, now) == {}
+    assert memory.energy(work, 8, [a_gpu(nvmlDeviceGetTotalEnergyConsumption=1)], lambda: None, now) == {}
+
+
+def state(**more):
+    return {"machine": {"seconds": 0.0, "busy_seconds": 0.0, "stolen_seconds": 0.0, "own_seconds": 0.0} | more}
+
+
+def test_what_other_work_took_is_measured_and_flagged():
+    after = state(seconds=10.0, busy_seconds=25.0, stolen_seconds=2.0, own_seconds=18.0)
+    found = benchmark._machine(state(), after, [])
+    assert (found["other_cores"], found["stolen_cores"], found["flags"]) == (0.5, 0.2, ["busy"])
+    assert benchmark._machine(state(), state(seconds=10.0, busy_seconds=20.0, own_seconds=19.0), [])["flags"] == []
+    hot = benchmark._machine(state(cpu_throttled=3), state(seconds=1.0, cpu_throttled=4), [])
+    assert hot["flags"] == ["slowed"]
+    gpu = benchmark._machine(state(), state(seconds=1.0) | {"gpus": [{"slowed_by": ["power cap"]}]}, [0, 2])
+    assert (gpu["flags"], gpu["other_gpu_processes"]) == (["shared_gpu", "slowed"], 2)
+    assert benchmark._machine(state(), state(seconds=1.0) | {"gpus": [{"slowed_by": ["idle"]}]}, [0])["flags"] == []
+
+
+def test_a_machine_that_tells_nothing_is_no_error(monkeypatch):
+    monkeypatch.setattr(environment, "_read", lambda path: "")
+    before, after = environment.state(), environment.state()
+    assert set(before) == {"seconds", "load", "own_seconds"}
+    assert environment.between(before, after) == {}
+    assert environment.resident_bytes() is None
+
+
+def test_this_machine_tells_how_busy_it_is():
+    before = environment.state()
+    deadline = time.process_time() + 0.2
+    while time.process_time() < deadline:
+        pass
+    after = environment.state()
+    assert after["own_seconds"] - before["own_seconds"] >= 0.15
+    if sys.platform == "linux":
+        assert after["busy_seconds"] > before["busy_seconds"]
+        assert 0 <= environment.between(before, after)["other_cores"] <= os.cpu_count()
+
+
+def test_a_machine_with_one_core(monkeypatch, capsys):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})
+    assert flags.cores("0") == (0,)
+    with pytest.raises(UserError, match="core 1 cannot be used; there are 0"):
+        flags.cores("0,1")
+    assert main(["speed", "--pin", "1"]) == 2
+    assert capsys.readouterr().err == "prunebench: --pin: core 1 cannot be used; there are 0\n"
+
+
+def test_widths_say_which_kernels_they_suit():
+    found = benchmark.widths(Decoder(tiny("llama", hidden_size=128, intermediate_size=320, num_key_value_heads=2)))
+    assert found["qkv"] == {"in": [128], "out": [64, 128], "multiple_of": 64}
+    assert found["down"] == {"in": [320], "out": [128], "multiple_of": 64}
+    assert found["head"]["multiple_of"] == 128
+    sliced, _ = pruned("slicegpt", "llama", 0.3)
+    assert benchmark.widths(sliced)["added"]["multiple_of"] == 8
+    ragged, _ = pruned("flap", "llama", 0.3)
+    assert benchmark.widths(ragged)["down"]["multiple_of"] == 1
+
+
+# --- another process
+
+
+def through(model):
+    """What the other end of a pipe makes of a model."""
+    here, there = Pipe()
+    thread = threading.Thread(target=transfer.send, args=(here, model))
+    thread.start()
+    received = transfer.receive(there)
+    thread.join()
+    return received
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "phi3"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_pruned_model_can_be_handed_over(method, family, ids):
+    model, _ = pruned(method, family, 0.3)
+    received = through(model.model)
+    assert torch.equal(received(ids).logits, model.model(ids).logits)
+    count = sum(parameter.numel() for parameter in model.model.parameters())
+    assert sum(parameter.numel() for parameter in received.parameters()) == count
+    benchmark.widths(Decoder(received))
+    predicted(Decoder(tiny(family)), Decoder(received), TimedPoint("decode", 1, 8))
+
+
+def test_tensors_arrive_as_they_were_and_in_memory_of_their_own(monkeypatch):
+    monkeypatch.setattr(transfer, "CHUNK", 7)
+    model = torch.nn.Module()
+    model.a = torch.nn.Parameter(torch.randn(3, 5, dtype=torch.bfloat16).T, requires_grad=False)
+    model.b = model.a
+    model.register_buffer("c", torch.tensor([True, False]))
+    model.empty, model.scalar, model.word = torch.zeros(0, 4), torch.tensor(2.5), "plain"
+    found = through(model)
+    assert found.a is found.b
+    assert torch.equal(found.a, model.a)
+    assert isinstance(found.a, torch.nn.Parameter)
+    assert (found.a.dtype, found.a.requires_grad, found.a.is_contiguous()) == (torch.bfloat16, False, True)
+    assert torch.equal(found.c, model.c)
+    assert (found.empty.shape, float(found.scalar), found.word) == ((0, 4), 2.5, "plain")
+    found.a.zero_()
+    assert model.a.abs().sum() > 0
+
+
+def test_what_cannot_be_sent_is_said_before_anything_is():
+    model = tiny("llama")
+    model.hook = lambda x: x
+    here, there = Pipe()
+    with pytest.raises(transfer.NotPortable, match=r"LlamaForCausalLM cannot be sent to another process: .*lambda"):
+        transfer.send(here, model)
+    assert not there.poll(0)
+
+
+def run(target, *arguments, limit=60.0, **options):
+    heard = []
+    failure = isolation.run(target, arguments, limits=isolation.Limits(silence=limit), hear=heard.append, **options)
+    return failure and failure.reason, heard
+
+
+def test_a_process_tells_as_it_goes_on():
+    assert run(speed_children.finds, 3) == (None, [{"points": [0]}, {"points": [1]}, {"points": [2]}])
+    assert run(speed_children.asks, give=lambda pipe: pipe.send("a gift")) == (None, [{"got": "a gift"}])
+
+
+def test_a_killed_process_is_an_outcome_that_keeps_what_was_told():
+    failed, heard = run(speed_children.dies, 2)
+    assert failed == "killed by SIGKILL, as the system does when memory runs out, while it counted"
+    assert heard == [{"points": [0]}, {"points": [1]}]
+    assert run(speed_children.leaves)[0] == "the process ended with code 7 while it started"
+
+
+def test_a_process_that_hangs_is_ended():
+    failed, heard = run(speed_children.hangs, limit=5)
+    assert failed == "silent for 5 s while it slept, and ended"
+    assert not is_alive(heard[0]["pid"])
+    failed, _ = run(speed_children.never_listens, limit=3, give=lambda pipe: pipe.send_bytes(bytes(2**24)))
+    assert "SIGKILL" in failed
+
+
+def kill(pid):
+    os.kill(pid, signal.SIGKILL)
+    while is_alive(pid):
+        time.sleep(0.01)
+
+
+def test_a_worker_keeps_its_process_until_something_fails_in_it():
+    heard = []
+
+    def ask(target=speed_children.counts, *arguments, seconds=60.0):
+        failure = worker.run(target, arguments, limits=isolation.Limits(seconds=seconds), hear=heard.append)
+        return failure and failure.reason
+
+    with isolation.Worker() as worker:
+        assert ask() is ask() is None
+        for ended in (
+            lambda: ask(speed_children.fails) == "ZeroDivisionError: by nothing while it divided",
+            lambda: ask(speed_children.leaves) == "the process ended with code 7 while it started",
+            lambda: ask(speed_children.naps, 600, seconds=0.1).endswith("while it started, and ended"),
+            lambda: worker.stop() is None,
+            lambda: kill(heard[-1]["pid"]) is None,
+        ):
+            assert ended()
+            assert not is_alive(heard[-1]["pid"])
+            assert ask() is None
+    assert [one["tasks"] for one in heard] == [1, 2, 1, 1, 1, 1, 1]
+    assert heard[0]["pid"] == heard[1]["pid"]
+    assert len({one["pid"] for one in heard}) == 6
+    assert not any(is_alive(one["pid"]) for one in heard)
+
+
+def test_the_time_of_a_task_is_its_own():
+    with isolation.Worker() as worker:
+        for nap, limit in ((2, 60), (0.1, 1.5)):
+            limits = isolation.Limits(seconds=limit)
+            assert worker.run(speed_children.naps, (nap,), limits=limits, hear=print) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_in_a_process_ends_with_it():
+    heard = []
+    limits = isolation.Limits(seconds=8)
+    failure = isolation.run(speed_children.nests, (), limits=limits, hear=heard.append)
+    assert failure == isolation.Failure("timed_out", "took longer than 0.133333 min while its child slept, and ended")
+    for _ in range(300):
+        if not is_alive(heard[0]["pid"]):
+            break
+        time.sleep(0.1)
+    assert not is_alive(heard[0]["pid"])
+
+
+def test_a_system_without_room_for_a_process_is_an_outcome(monkeypatch):
+    def refuse(*_):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("multiprocessing.context.SpawnProcess._Popen", refuse)
+    assert "Resource temporarily unavailable" in run(speed_children.finds, 1)[0]
+
+
+def test_an_error_is_a_reason_in_one_line():
+    assert run(speed_children.fails)[0] == "ZeroDivisionError: by nothing while it divided"
+    assert run(speed_children.runs_out)[0] == "out of memory (MemoryError) while it started"
+
+
+def is_alive(pid):
+    """Whether the process runs; one that is dead and not yet fetched does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_is_left_behind(how):
+    """Ctrl-C reaches the whole group, and the child leaves it to its parent; of a killed parent it hears nothing."""
+    root = Path(__file__).parents[1]
+    path = os.pathsep.join([str(root), str(root.parent)])
+    parent = subprocess.Popen(
+        [sys.executable, speed_children.__file__],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    try:
+        child, deaf = parent.stdout.readline().split()
+        assert deaf == "True"
+        assert is_alive(child)
+        if how == signal.SIGINT:
+            os.killpg(parent.pid, how)
+        else:
+            parent.kill()
+        _, errors = parent.communicate(timeout=60)  # ends when both have closed it
+        for _ in range(300):
+            if not is_alive(child):
+                break
+            time.sleep(0.1)
+        assert not is_alive(child)
+    finally:
+        parent.kill()
+    assert errors.count("Traceback") == (how == signal.SIGINT)  # the parent's own, none of the child
+
+
+# --- the whole way
+
+
+PLUGIN = '''
+from dataclasses import dataclass
+import torch
+from methods import register
+
+
+class Scaled(torch.nn.Module):
+    """A layer of the plugin's own."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x, *args, **kwargs):
+        return self.inner(x, *args, **kwargs)
+
+
+@register("wraps")
+@dataclass(frozen=True)
+class Wraps:
+    fixed = True
+
+    def plan(self, model, ratio):
+        return {}
+
+    def prune(self, model, calibration, ratio):
+        layers = model.layers[:4]
+        for layer in layers:
+            layer.module = Scaled(layer.module)
+        model.set_layers(layers)
+        return {}
+
+
+@register("stays")
+@dataclass(frozen=True)
+class Stays(Wraps):
+    def prune(self, model, calibration, ratio):
+        model.model.hook = lambda x: x
+        return {}
+'''
+
+
+@pytest.fixture(scope="session")
+def plugin(tmp_path_factory):
+    """One file for all tests, since a process knows each method from one place."""
+    path = tmp_path_factory.mktemp("plugins") / "mine.py"
+    path.write_text(PLUGIN)
+    return path
+
+
+@pytest.fixture
+def command(model_folder, text_file, plugin, tmp_path):
+    return [
+        *("speed", str(model_folder), "--calibration", str(text_file), "--calibration-sequences", "4"),
+        *("--calibration-length", "24", "--rounds", "6", "--prefill", "8", "--decode", "4", "--decode-steps", "2"),
+        *("--device", "cpu", "--threads", "1", "--out", str(tmp_path / "run"), "--plugin", str(plugin)),
+        "--no-isolate",
+    ]
+
+
+def test_the_command_times_what_methods_and_plugins_make(command, tmp_path, capsys):
+    assert main([*command, "--methods", "wraps,stays", "--pin", "0"]) == 0
+    out = capsys.readouterr().out
+    records = {record.cell["method"]: record for record in load_run(tmp_path / "run")}
+    for name in ("dense", "wraps"):
+        measured = records[name].measured
+        assert not measured["tasks"] and not measured["perplexity"]
+        found = measured["speed"]
+        assert "failed" not in found
+        assert [(point["kind"], point["batch"]) for point in found["points"]] == [("prefill", 1), ("decode", 1)]
+        for point in found["points"]:
+            assert {len(rounds) for rounds in point["rounds"].values()} == {6}
+            assert point["speedup_low"] <= point["speedup"] <= point["speedup_high"]
+            assert point["speedup_by_macs"] == 1 if name == "dense" else point["speedup_by_macs"] > 1
+        assert found["setup"] == {
+            "threads": 1,
+            "cores": 1,
+            "devices": ["cpu"],
+            "clock": "monotonic",
+            "attention": "sdpa",
+        }
+        assert [point["kind"] for point in found["memory"]["points"]] == ["prefill", "decode"]
+        assert all(point["peak_resident_bytes"] > 2**27 for point in found["memory"]["points"])
+        assert found["widths"]["up"]["multiple_of"] == 8
+        assert "before" in found["machine"]
+    assert records["stays"].status == "ok"
+    assert "cannot be sent to another process" in records["stays"].measured["speed"]["failed"]
+    assert records["stays"].measured["speed"]["points"] == []
+    assert "stays: speed: LlamaForCausalLM cannot be sent" in out.replace("\n  ", " ")
+    assert sum(line.startswith("wraps ") for line in out.splitlines()) == 3  # two points and one row of sizes
+
+
+def test_speed_is_part_of_a_run_and_its_failure_is_no_failure_of_the_cell(command, tmp_path, monkeypatch, capsys):
+    killed = isolation.Failure("crashed", "killed by SIGKILL")
+    monkeypatch.setattr(isolation, "run", lambda *_, **options: options["hear"]({"setup": {}}) or killed)
+    assert main([*command, "--methods", "drop:layers=1"]) == 0
+    for record in load_run(tmp_path / "run"):
+        assert record.measured["speed"] == {"points": [], "setup": {}, "failed": "killed by SIGKILL"}
+    assert "drop:layers=1: speed: killed by SIGKILL" in capsys.readouterr().out
+
+
+def test_of_several_draws_the_first_is_timed(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "measure", lambda model, cell: {"points": []})
+    chosen = ["--methods", "drop-random:draws=3,drop-random:seed=9", "--ratio", "0.4", "--seed", "5"]
+    assert main([*command, *chosen]) == 0
+    records = [record for record in load_run(tmp_path / "run") if record.cell["method"] != "dense"]
+    timed = {record.cell["parameters"]["seed"]: "speed" in record.measured for record in records}
+    assert timed == {5: True, 6: False, 7: False, 9: True}
+    assert main([*command, "--methods", "drop-random:draws=1", "--ratio", "0.4"]) == 0
+    (single,) = (one for one in load_run(tmp_path / "run") if one.cell["parameters"].get("draws") == 1)
+    assert "speed" in single.measured
+
+
+# --- what a user may ask, and what is shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rounds", "5"], "speed-rounds is 0 for no speed, or at least 6"),
+        (["--batch", "0"], "batches is a list of positive numbers, as in 1,8; got '0'"),
+        (["--batch", "none"], "batches is a list of positive numbers"),
+        (["--prefill", "none", "--decode", "none"], "both are none"),
+        (["--prefill", "many"], "--prefill: invalid list of whole numbers value: 'many'"),
+        (["--max-batch", "-1"], "max-batch is 0 for no sweep"),
+        (["--cache", "paged"], "invalid choice: 'paged'"),
+        (["--speed-limit", "0"], "speed_limit is a positive number"),
+        (["--decode-steps", "0"], "decode_steps is a positive number"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, message, capsys):
+    assert main(["speed", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+
+
+def a_record(points, **more):
+    from made_records import LACO, changed
+
+    return changed(LACO, "measured", "speed", to={"points": points, **more})
+
+
+def test_a_report_shows_every_batch_what_ran_out_and_what_is_doubtful():
+    from made_records import point
+
+    shaky = point("decode", 8, 64, 10.0, pruned_cv=0.34, flags=["noisy"], speedup_by_bytes=1.6)
+    full = {"kind": "decode", "batch": 16, "context": 64, "out_of_memory": ["dense"], "pruned_ms": 5.0, "flags": []}
+    lost = {"kind": "decode", "batch": 32, "context": 64, "out_of_memory": ["dense", "pruned"]}
+    wrong = {"kind": "prefill", "batch": 32, "length": 128, "failed": "pruned model: ValueError: no"}
+    machine = {"flags": ["busy"], "other_cores": 1.25, "stolen_cores": 0.5}
+    record = a_record([point("prefill", 1, 128, 57.0), shaky, full, lost, wrong], machine=machine)
+    lines = speed_terminal([record]).splitlines()
+    rows = [line.split() for line in lines if line.startswith("laco ")]
+    assert " ".join(rows[0]) == "laco at 0.3 28.9 % prefill 128 1 57.0 0.445 2,246 1.40x ± 0.03 1.50x"
+    assert " ".join(rows[1]).endswith("decode 64 8 10.0 10.0 800 2.00x ± 0.04! 1.50x / 1.60x")
+    assert " ".join(rows[2]).endswith("decode 64 16 5.00 5.00 3,200 no memory: dense -")
+    assert " ".join(rows[3]).endswith("decode 64 32 - - - no memory: both -")
+    assert " ".join(rows[4]).endswith("prefill 128 32 - - - failed -")
+    text = " ".join(line.strip() for line in lines)
+    assert "laco: single calls vary much: decode at batch 8 (± 34 %)." in text
+    assert "laco: speed: pruned model: ValueError: no" in text
+    assert "laco: timed while other work took 1.2 cores and 0.5 were withheld." in text
+    assert max(map(len, lines)) <= 100
+    assert "## Speed" in markdown([record])
+    assert "## Speed" not in markdown([a_record([point("prefill", 1, 128, 57.0), point("decode", 1, 64, 14.0)])])
+
+
+def test_a_width_that_suits_no_kernel_stands_out():
+    tiles = {"qkv": 64, "out": 64, "up": 1, "down": 1, "head": 64}
+    record = a_record([], widths={role: {"multiple_of": tile} for role, tile in tiles.items()})
+    assert "64; up 1; down 1" in speed_terminal([record])
+
+
+def test_the_main_table_has_the_first_batch_that_was_asked_for():
+    from made_records import point
+
+    points = [point("prefill", 1, 128, 57.0), point("prefill", 2, 128, 200.0)]
+    record = a_record([points[1], points[0]])
+    text = markdown([record])
+    assert "1.40x ± 0.03" in text
+    assert (
+        "prefill: times as fast as dense, both in turns for 12 rounds; a prompt of 128 tokens, batch 1, dynamic" in text
+    )

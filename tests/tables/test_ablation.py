@@ -1,0 +1,232 @@
+"""The ablation view: every cell stands where its factors say, and what is fixed, joined or failed is said."""
+
+from __future__ import annotations
+
+import csv as csv_reader
+import io
+import itertools
+from dataclasses import replace
+
+import pytest
+from made_records import DENSE, PER_LAYER, changed, checked, drawn, failed, measured, ok
+from made_runs import run_folder
+
+from bench.cli.main import main
+from bench.records.record import Record
+from reports.blocks import blocks
+from reports.figures import ablation
+from reports.figures.figure import svg
+from reports.formats import html, latex, tidy_csv
+from reports.formats import markdown as markdown_text
+from reports.formats import terminal as terminal_text
+from reports.tables.ablation import studies
+from reports.tables.views import view
+
+LOOK = {"calibration": "calibration", "sequences": "calibration_sequences", "length": "calibration_length"}
+
+
+def laco(*, ppl: float = 100.0, layers: int = 4, ratio: float | None = None, seed: int = 0, **given: object) -> Record:
+    """A measured cell of laco; `given` are parameters, or what it looks at."""
+    looks = {LOOK[name]: given.pop(name) for name in LOOK if name in given}
+    parameters = {"C": 4, "I": 2, "T": None, "merge": "last"} | given
+    figures = checked(measured(layers * PER_LAYER, (0.9 * ppl, ppl, 1.1 * ppl), [0.3] * 5, 60.0), 0.01 * ppl, 0.5)
+    record = ok("laco", ratio, figures, prune_seconds=3.0, parameters=parameters, given=tuple(given), seed=seed)
+    for name, value in looks.items():
+        record = changed(record, "cell", "protocol", name, to=value)
+    inputs = {"texts": {"wiki": "t"}, "calibration_sha256": f"{looks}{seed}", "tasks": {"piqa": {"version": 1}}}
+    inputs["tasks"]["piqa"]["sha256"] = f"documents of {seed}"
+    return changed(record, "cell", "inputs", to=inputs)
+
+
+def dense_of(record: Record, ppl: float = 20.8) -> Record:
+    """The dense cell of a record's setup."""
+    found = replace(DENSE, cell=record.cell | {"method": "dense", "parameters": {}, "given": [], "ratio": None})
+    return changed(found, "measured", "perplexity", "wiki", "perplexity", to=ppl)
+
+
+CS, TS = (2, 4, 6), (0.45, 0.65)
+GRID = [laco(C=C, T=T, ppl=10 * C + T, layers=C) for C, T in itertools.product(CS, TS)]
+RECORDS = [dense_of(GRID[0]), *GRID]
+
+
+def grid(records: list[Record], measure: str) -> dict[str, dict[str, object]]:
+    """{row: {column: value}} of the one table of a measure."""
+    (table,) = (table for table in view("ablation", records) if table.name.endswith(measure.replace("_", "_")))
+    return {
+        row.label: {column.label: cell.value for column, cell in zip(table.columns, row.cells, strict=True)}
+        for row in table.rows
+    }
+
+
+def test_every_cell_stands_where_its_factors_say():
+    shuffled = [RECORDS[at] for at in (3, 0, 6, 1, 5, 2, 4)]
+    expected = {str(C): {f"T={T:g}": 10 * C + T for T in TS} for C in CS}
+    assert grid(shuffled, "perplexity_wiki") == expected
+    assert list(grid(RECORDS, "perplexity_wiki")) == ["2", "4", "6"]
+    kl = grid(RECORDS, "kl")
+    assert kl["6"]["T=0.65"] == pytest.approx(0.01 * (60 + 0.65))
+    assert grid(RECORDS, "layers")["4"] == {"T=0.45": 26, "T=0.65": 26}
+
+
+def test_the_rest_is_named():
+    table = view("ablation", RECORDS)[0]
+    assert (table.title, table.head) == ("laco: ppl wiki ↓ by C and T", "C")
+    assert (
+        "fixed: I 2, merge last, calibration c4, calibration sequences 16, calibration length 256, seed 0."
+        in table.notes
+    )
+    assert "dense: ppl wiki 20.8 ± 0.9." in table.notes
+    assert "in every cell: average 30.0 ± 2.1 %, pruned in 3.0 s." in table.notes
+    assert not [table for table in view("ablation", RECORDS) if "prune_seconds" in table.name]
+    assert any(sentence.startswith("calibration: 16 sequences") for sentence in table.protocol)
+
+
+def test_intervals_are_those_of_the_frame():
+    (table, *_) = view("ablation", RECORDS)
+    cell = table.rows[1].cells[0]
+    assert (cell.low, cell.value, cell.high) == pytest.approx((0.9 * 40.45, 40.45, 1.1 * 40.45))
+    assert cell.text == "40.5 ± 4.0"
+
+
+def test_one_factor_is_a_plain_table():
+    (table,) = view("ablation", [RECORDS[0], *GRID[::2]])
+    assert [row.label for row in table.rows] == ["2", "4", "6"]
+    assert [column.name for column in table.columns] == [
+        *("perplexity_wiki", "kl", "average", "ratio", "layers", "prune_seconds")
+    ]
+    assert [row.cells[0].value for row in table.rows] == [20.45, 40.45, 60.45]
+    assert "fixed: T 0.45, I 2" in " ".join(table.notes)
+
+
+def test_more_factors_are_a_grid_for_each_combination_of_the_others():
+    cells = [laco(C=C, T=T, I=I, ppl=100 * I + 10 * C + T) for I, C, T in itertools.product((1, 2), CS, TS)]
+    tables = [table for table in view("ablation", [dense_of(cells[0]), *cells]) if "perplexity" in table.name]
+    assert [table.title for table in tables] == [f"laco: ppl wiki ↓ by C and T, I {I}" for I in (1, 2)]
+    assert [table.name for table in tables] == ["ablation-laco-perplexity_wiki", "ablation-laco-perplexity_wiki-2"]
+    assert [table.rows[2].cells[0].value for table in tables] == [160.45, 260.45]
+
+
+def test_what_methods_look_at_is_joined_over_setups_and_said():
+    cells = [
+        laco(ratio=0.1, calibration=text, seed=seed, ppl=ppl)
+        for (text, seed), ppl in zip(itertools.product(("wiki", "c4"), (0, 1)), (50.0, 51.0, 60.0, 61.0), strict=True)
+    ]
+    dense = [dense_of(cell, ppl) for cell, ppl in zip(cells, (20.0, 21.0, 20.0, 21.0), strict=True)]
+    records = [*dense, *cells]
+    assert grid(records, "perplexity_wiki") == {
+        "wiki": {"seed=0": 50.0, "seed=1": 51.0},
+        "c4": {"seed=0": 60.0, "seed=1": 61.0},
+    }
+    table = view("ablation", records)[0]
+    said = " ".join(table.notes)
+    assert "cells of setups that differ in calibration, seed stand in one table" in said
+    assert "each seed draws its own documents of the tasks." in said
+    assert "dense: ppl wiki 20.0 to 21.0" in said
+    assert "ratio 0.1" in said
+    assert not [sentence for sentence in table.protocol if sentence.startswith("calibration:")]
+
+
+def test_what_is_evaluated_otherwise_is_not_joined():
+    one, other = laco(ratio=0.1, calibration="c4"), laco(ratio=0.1, calibration="wiki", ppl=70.0)
+    assert view("ablation", [one, other])
+    assert not view("ablation", [one, changed(other, "cell", "inputs", "texts", to={"wiki": "another half"})])
+    assert not view("ablation", [one, changed(other, "cell", "protocol", "windows", to=99)])
+    assert not view("ablation", [one, changed(other, "cell", "dtype", to="bfloat16")])
+
+
+def test_ratios_alone_are_no_ablation():
+    assert view("ablation", [laco(ratio=0.1), laco(ratio=0.2)]) == []
+    both = [laco(C=C, ratio=ratio, ppl=C + ratio) for C in (2, 3) for ratio in (0.1, 0.2)]
+    assert grid(both, "perplexity_wiki")["3"] == {"ratio=0.1": 3.1, "ratio=0.2": 3.2}
+
+
+def test_a_parameter_called_like_an_outer_factor_is_the_methods_own():
+    cells = [changed(laco(ratio=0.1, seed=seed), "cell", "parameters", "seed", to=7) for seed in (0, 1)]
+    (table,) = view("ablation", cells)
+    assert table.head == "seed"
+    assert "laco.seed 7" in " ".join(table.notes)
+
+
+def test_draws_of_a_random_method_are_one_cell():
+    records = [changed(drawn(draw, 100.0 + draw, 0.3), "cell", "seed", to=seed) for draw in (0, 1) for seed in (0, 1)]
+    found = studies(records)
+    assert [(study.factors, len(study.points)) for study in found] == [(("seed",), 2)]
+    assert [point.row["perplexity_wiki"] for point in found[0].points.values()] == pytest.approx([100.5] * 2, rel=1e-4)
+
+
+def test_a_cell_without_figures_says_why_and_where():
+    lost = failed("out_of_memory", "laco", "full", parameters={**GRID[0].cell["parameters"], "C": 8}, given=("C", "T"))
+    lost = replace(lost, cell=lost.cell | {"ratio": None, "inputs": GRID[0].cell["inputs"]})
+    table = view("ablation", [*RECORDS, lost])[0]
+    assert table.rows[-1].label == "8"
+    assert [cell.text for cell in table.rows[-1].cells] == ["out of memory", "-"]
+    assert any("out of memory: full" in note for note in table.notes)
+
+
+def test_a_missed_ratio_has_its_star():
+    missed = [laco(C=C, T=T, ratio=0.1) for C in (2, 3) for T in TS]
+    missed[0].measured["ratio_budget"] = missed[0].measured["ratio"] + 0.01
+    cells = {row.label: row.cells for row in view("ablation", missed)[0].rows}
+    assert [cell.text.endswith("*") for cell in cells["2"]] == [True, False]
+
+
+RENDERERS = {
+    "terminal": terminal_text.render,
+    "markdown": markdown_text.render,
+    "csv": tidy_csv.render,
+    "latex": latex.render,
+    "html": html.render,
+}
+
+
+@pytest.mark.parametrize("form", RENDERERS)
+def test_every_format_heads_the_rows_with_the_factor(form, tmp_path, capsys):
+    assert main(["report", str(run_folder(tmp_path / "run", RECORDS)), "--view", "ablation", "--format", form]) == 0
+    out = capsys.readouterr().out
+    assert out == RENDERERS[form](view("ablation", sorted(RECORDS, key=RECORDS.index)))
+    assert {"terminal": "\nC  ", "markdown": "| C ", "csv": ",C=2,", "latex": "\nC & ", "html": '"col">C</th>'}[
+        form
+    ] in out
+
+
+def test_csv_names_both_factors():
+    lines = list(csv_reader.DictReader(io.StringIO(tidy_csv.render(view("ablation", RECORDS)))))
+    (found,) = (one for one in lines if (one["label"], one["measure"]) == ("C=4", "perplexity_wiki, T=0.65"))
+    assert float(found["value"]) == 40.65
+
+
+def test_a_run_without_factors_is_told_so(tmp_path, capsys):
+    assert main(["report", str(run_folder(tmp_path / "run", [DENSE, laco(ratio=0.1)])), "--view", "ablation"]) == 2
+    assert "no method of these runs has cells that differ in" in capsys.readouterr().err
+
+
+def test_the_figure_has_a_line_for_each_value_of_the_second_factor():
+    found = ablation.figures(blocks(RECORDS))
+    assert [figure.name for figure in found] == [
+        "ablation-laco-perplexity-wiki",
+        "ablation-laco-kl",
+        "ablation-laco-average",
+    ]
+    axis = found[0].draw().axes[0]
+    lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axis.lines}
+    assert lines["T 0.45"] == ([2, 4, 6], [20.45, 40.45, 60.45])
+    assert set(lines) == {"T 0.45", "T 0.65", "dense"}
+    assert axis.get_xlabel() == "C"
+    assert "the best is 20.4 ± 2.0 at C 2, T 0.45" in found[0].description
+    assert svg(found[0]) == svg(found[0])
+
+
+def test_words_stand_side_by_side_on_the_axis():
+    cells = [laco(ratio=0.1, calibration=text, ppl=ppl) for text, ppl in (("c4", 50.0), ("wiki", 60.0))]
+    axis = ablation.figures(blocks(cells))[0].draw().axes[0]
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["c4", "wiki"]
+    assert list(axis.lines[0].get_ydata()) == [50.0, 60.0]
+
+
+def test_the_page_has_the_section_and_its_filter_knows_the_method():
+    from reports.page.page import page
+
+    text = page(RECORDS)
+    assert '<section id="ablation"' in text
+    assert '<tr data-method="laco" data-ratio="">' in text
+    assert '<section id="ablation"' not in page([DENSE])

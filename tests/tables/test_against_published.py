@@ -1,0 +1,213 @@
+"""Published figures beside measured ones: what is paired, the arithmetic, the reasons, and the data themselves."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from made_records import DENSE, LACO, changed, share
+from made_runs import run_folder
+
+from bench.cli.main import main
+from bench.records.record import Record
+from reports.tables.against_published import known_published, read_published, tables
+
+LLAMA = "meta-llama/Llama-2-7b-hf"
+PAPER = {
+    "description": "made up",
+    "source": "Somebody 2024, table 1",
+    "notes": ["asked by another program"],
+    "models": {
+        "Llama-2-7B": {
+            "names": [LLAMA],
+            "rows": [
+                {
+                    "method": "dense",
+                    "tasks": {"hellaswag": 50.0, "mmlu": 40.0, "xsum": 20.0},
+                    "perplexity": {"wiki": 10},
+                },
+                {
+                    "method": ["laco", "laco-published"],
+                    "ratio": 0.30,
+                    "layers": 20,
+                    "prune_seconds": 15,
+                    "tasks": {"hellaswag": 40.0, "mmlu": 30.0, "xsum": 10.0},
+                    "average": {"of": ["hellaswag", "piqa"], "value": 45.0},
+                    "perplexity": {"wiki": 30},
+                },
+            ],
+        }
+    },
+}
+
+
+def of_llama(record: Record, **tasks: float) -> Record:
+    found = changed(changed(record, "cell", "display_name", to=LLAMA), "cell", "model", to=LLAMA)
+    own = {name: {"acc": share(value), "main": "acc"} for name, value in tasks.items()}
+    rest = {"version": 1, "documents": 100, "available": 100, "fewshot": 0}
+    return changed(found, "measured", "tasks", to=found.measured["tasks"] | {k: v | rest for k, v in own.items()})
+
+
+RECORDS = [
+    of_llama(DENSE, mmlu_law=0.5, mmlu_sociology=0.3),
+    of_llama(LACO, mmlu_law=0.2, mmlu_sociology=0.3),
+]
+
+
+@pytest.fixture
+def paper(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(PAPER))
+    return path
+
+
+def rows(table) -> dict[str, dict[str, object]]:
+    return {
+        row.label: {column.name: cell.value for column, cell in zip(table.columns, row.cells, strict=True)}
+        for row in table.rows
+    }
+
+
+def test_both_figures_their_difference_and_the_shares_of_each_dense_model(paper):
+    dense, laco = tables(RECORDS, read_published(str(paper)))
+    assert (dense.title, laco.title) == ("dense, published (mine) and here", "laco at 0.3, published (mine) and here")
+    found = rows(laco)
+    assert found["hellaswag"] == {
+        "published": 0.4,
+        "here": 0.3,
+        "difference": pytest.approx(-0.1),
+        "published_of_dense": pytest.approx(0.8),
+        "here_of_dense": pytest.approx(0.3 / 0.45),
+    }
+    assert found["mmlu"]["here"] == pytest.approx(0.25)
+    assert found["mmlu"]["here_of_dense"] == pytest.approx(0.25 / 0.4)
+    assert found["average of hellaswag, piqa"]["here"] == pytest.approx((0.3 + 0.58) / 2)
+    assert found["ppl wiki"]["here_of_dense"] == pytest.approx(343.4 / 20.8)
+    assert found["ppl wiki"]["published_of_dense"] == pytest.approx(3.0)
+    assert found["layers"] == {
+        **{"published": 20, "here": 19, "difference": -1},
+        **{"published_of_dense": None, "here_of_dense": None},
+    }
+    assert found["pruned in"]["difference"] == pytest.approx(26.31 - 15)
+    assert found["xsum"]["here"] is None
+    assert rows(dense)["hellaswag"]["difference"] == pytest.approx(-0.05)
+
+
+def test_the_reasons_follow_from_the_records(paper):
+    _, laco = tables(RECORDS, read_published(str(paper)))
+    said = " ".join(laco.notes)
+    assert "another ratio: 30.0 % published, 28.9 % here." in said
+    assert "another depth: 20 layers are published, laco leaves 19." in said
+    assert "already the dense models differ by up to 5.0 points (hellaswag), 2.5 on average over 2 tasks" in said
+    assert "not measured here: xsum." in said
+    assert laco.protocol[-2:] == ("mine: Somebody 2024, table 1.", "mine: asked by another program")
+    assert any("16 windows of 512 tokens" in sentence for sentence in laco.protocol)
+    assert not [sentence for sentence in laco.protocol if sentence.startswith("kept")]
+    close = changed(changed(RECORDS[1], "measured", "ratio", to=0.3), "measured", "layers", to=20)
+    said = " ".join(tables([RECORDS[0], close], read_published(str(paper)))[1].notes)
+    assert "another ratio" not in said
+    assert "another depth" not in said
+
+
+def test_what_is_paired(paper):
+    papers = read_published(str(paper))
+    far = changed(RECORDS[1], "measured", "ratio", to=0.2)
+    assert [table.rows[0].method for table in tables([RECORDS[0], far], papers)] == ["dense"]
+    fixed = changed(changed(far, "cell", "ratio", to=None), "cell", "given", to=["T"])
+    fixed = changed(fixed, "cell", "parameters", to={"T": 0.65})
+    assert [table.title for table in tables([RECORDS[0], fixed], papers)][1] == (
+        "laco:T=0.65, published (mine) and here"
+    )
+    other = changed(RECORDS[1], "cell", "method", to="laco-published")
+    assert len(tables([*RECORDS, other], papers)) == 3
+    folder = changed(changed(RECORDS[1], "cell", "model", to="/models/Llama-2-7b-hf"), "cell", "display_name", to="x")
+    assert [table.rows[0].method for table in tables([folder], papers)] == ["laco"]
+    with pytest.raises(ValueError, match="there are Llama-2-7B; the runs have SmolLM2-135M-Instruct"):
+        tables([DENSE, LACO], papers)
+
+
+@pytest.mark.parametrize("form", ["terminal", "markdown", "csv", "latex", "html"])
+def test_the_command_prints_it_in_every_format(form, paper, tmp_path, capsys):
+    folder = run_folder(tmp_path / "run", RECORDS)
+    assert main(["report", str(folder), "--against", str(paper), "--format", form]) == 0
+    out = capsys.readouterr().out
+    assert "hellaswag" in out
+    share = {"csv": "0.6666666", "latex": r"67 \%"}.get(form, "67 %")
+    assert share in out
+    assert "Somebody" in out or form == "csv"
+    assert main(["report", str(folder), "--against", "published", "--format", form]) == 0
+    assert "ShortGPT" in capsys.readouterr().out or form == "csv"
+
+
+WRONG = {
+    "unknown": ("lacco", "nothing published is called 'lacco'; give published, blockpruner, laco"),
+    "no yaml": ("models: [", "cannot be read as YAML"),
+    "no models": ("source: x", "has no models, which published figures need"),
+    "a list": ("[1, 2]", "is no table of published figures"),
+    "a key": (
+        "{source: x, models: {m: {names: [a], rows: [{method: laco, ration: 0.1}]}}}",
+        "a row has no ration; it has method, ratio",
+    ),
+    "a word": (
+        "{source: x, models: {m: {names: [a], rows: [{method: laco, ratio: much}]}}}",
+        "could not convert string to float: 'much'",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_mistake_is_one_line(mistake, tmp_path, capsys):
+    text, message = WRONG[mistake]
+    name = text
+    if mistake != "unknown":
+        (tmp_path / "x.yaml").write_text(text)
+        name = str(tmp_path / "x.yaml")
+    assert main(["report", str(run_folder(tmp_path / "run", RECORDS)), "--against", name]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+
+
+def test_it_stands_alone(tmp_path, capsys):
+    folder = str(run_folder(tmp_path / "run", RECORDS))
+    assert main(["report", folder, "--against", "published", "--view", "main"]) == 2
+    assert "--against is a table of its own" in capsys.readouterr().err
+
+
+def test_the_data_that_come_with_the_suite_are_sound():
+    """Every figure is in its range, every row has a source, and averages that were computed from columns agree."""
+    papers = read_published("published")
+    assert (
+        {paper.name for paper in papers} == set(known_published()) == {"laco", "blockpruner", "slicegpt", "llm-pruner"}
+    )
+    for paper in papers:
+        assert paper.source
+        assert paper.notes
+        for model, names, printed in paper.models:
+            assert names, model
+            assert [row for row in printed if row.methods == ("dense",)], f"{paper.name}: {model} has no dense row"
+            for row in printed:
+                assert row.methods == ("dense",) or 0 < row.ratio < 0.5
+                assert all(0 <= value <= 1 for value in row.tasks.values())
+                assert row.tasks or row.perplexity
+                assert all(value > 1 for value in row.perplexity.values())
+                if row.average and set(row.average[0]) <= set(row.tasks):
+                    over, value = row.average
+                    assert sum(row.tasks[name] for name in over) / len(over) == pytest.approx(value, abs=6e-5)
+
+
+def test_shortgpts_averages_confirm_what_was_copied():
+    """The 13 columns of LaCo's table give the averages that ShortGPT prints beside them."""
+    expected = {
+        "Llama-2-7B": {"dense": 47.78, "llm-pruner": 34.78, "slicegpt": 32.84, "laco": 38.41, "shortgpt": 41.24},
+        "Llama-2-13B": {"dense": 55.14, "llm-pruner": 38.97, "slicegpt": 34.85, "laco": 47.62, "shortgpt": 50.53},
+        "Baichuan2-7B": {"dense": 57.67, "llm-pruner": 41.76, "slicegpt": 26.23, "laco": 42.93, "shortgpt": 49.08},
+        "Baichuan2-13B": {"dense": 62.31, "llm-pruner": 39.20, "slicegpt": 25.23, "laco": 53.43, "shortgpt": 54.43},
+    }
+    (paper,) = read_published("laco")
+    found = {
+        model: {row.methods[0]: 100 * sum(row.tasks.values()) / len(row.tasks) for row in rows_}
+        for model, _, rows_ in paper.models
+    }
+    for model, averages in expected.items():
+        for method, average in averages.items():
+            assert found[model][method] == pytest.approx(average, abs=0.011), (model, method)

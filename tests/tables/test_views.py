@@ -1,0 +1,708 @@
+"""Views: what is marked, tested and told of methods, against figures by hand, brute force and the models themselves."""
+
+from __future__ import annotations
+
+import copy
+import csv as csv_reader
+import io
+import json
+import re
+import sys
+from dataclasses import asdict, replace
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import made_grid
+import pandas as pd
+import pytest
+import torch
+from conftest import tiny
+from made_records import (
+    DENSE,
+    LACO,
+    MENDED,
+    PER_LAYER,
+    RECORDS,
+    SLICEGPT,
+    changed,
+    drawn,
+    failed,
+    measured,
+    mended,
+    ok,
+    point,
+)
+from made_runs import run_folder
+from scipy.stats import binomtest, ttest_1samp
+
+import methods
+from bench.cli.main import main
+from bench.plan.recipe import Recipe
+from bench.records.record import Record
+from bench.records.samples import Samples
+from bench.stats import intervals
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+from reports.blocks import blocks
+from reports.columns import frame
+from reports.figures.catalogue import figures
+from reports.formats import html, latex, markdown, terminal, tidy_csv
+from reports.merge import load_runs
+from reports.page import sections
+from reports.page.page import page
+from reports.removed import ranges, remaining
+from reports.tables.grid import gains
+from reports.tables.table import Column, Entry, Row, Table, ranked
+from reports.tables.views import VIEWS, view, views
+from reports.text import width
+
+HOSTILE = r"a_b&c%$#{}~^\`'\"<script>alert(1)</script>|x"
+FILES = ("perplexity-wiki", "piqa")  # of samples
+
+
+def marks_of(values: list[float | None], better: str, eligible: list[bool]) -> list[tuple[str, ...]]:
+    rows = [Row(str(number), "m", 0.1, (Entry(value=value),)) for number, value in enumerate(values)]
+    return [row.cells[0].marks for row in ranked(rows, 0, better, eligible)]
+
+
+@pytest.mark.parametrize(
+    ("values", "better", "expected"),
+    [
+        ([3.0, 1.0, 2.0], "lower", ["", "best", "second"]),
+        ([3.0, 1.0, 2.0], "higher", ["best", "", "second"]),
+        ([1.0, 1.0, 2.0], "lower", ["best", "best", ""]),  # two firsts, no second
+        ([1.0, 2.0, 2.0], "lower", ["best", "second", "second"]),
+        ([1.0, None, None], "lower", ["", "", ""]),  # alone
+        ([float("inf"), 5.0, 6.0], "lower", ["", "best", "second"]),
+    ],
+)
+def test_the_best_and_the_second(values, better, expected):
+    assert [" ".join(marks) for marks in marks_of(values, better, [True] * 3)] == expected
+    assert marks_of(values, better, [False] * 3) == [()] * 3
+
+
+def cells(name: str, column: str, records: list[Record], **more: object) -> dict[str, Entry]:
+    """The cells of a column in the first table of a view, by label."""
+    table = view(name, records, **more)[0]
+    at = [one.name for one in table.columns].index(column)
+    return {row.label: row.cells[at] for row in table.rows}
+
+
+def test_neither_dense_nor_what_removed_too_little_is_the_best():
+    third = changed(
+        changed(LACO, "cell", "method", to="sleb"), "measured", "perplexity", "wiki", "perplexity", to=500.0
+    )
+    found = cells("main", "perplexity_wiki", [DENSE, LACO, SLICEGPT, third])
+    assert found["slicegpt"].value == 210.0  # the lowest, but 0.8 % of the model short of the budget
+    assert {label: cell.marks for label, cell in found.items()} == {
+        "dense": (),
+        "slicegpt": (),
+        "laco": ("best",),
+        "sleb": ("second",),
+    }
+    more = changed(SLICEGPT, "measured", "ratio", to=LACO.measured["ratio"] + 0.008)
+    assert cells("main", "perplexity_wiki", [DENSE, LACO, more, third])["slicegpt"].marks == ("best",)
+
+
+def test_views_hold_every_measured_figure_of_the_frame():
+    table = frame([DENSE, LACO]).set_index("label")
+    for name in ("main", "per-task", "by-ratio"):
+        for one in view(name, [DENSE, LACO]):
+            for row in one.rows:
+                for column, cell in zip(one.columns, row.cells, strict=True):
+                    expected = table.loc[row.label, column.name]
+                    assert cell.value == expected or (cell.value is None and pd.isna(expected))
+
+
+def test_by_ratio_has_a_column_for_each_ratio_and_says_why_a_cell_is_missing():
+    other = changed(changed(LACO, "cell", "ratio", to=0.2), "measured", "perplexity", "wiki", "perplexity", to=99.0)
+    (perplexity, *_) = view("by-ratio", [DENSE, LACO, other, failed("out_of_memory", "flap", "full")])
+    assert [column.label for column in perplexity.columns] == ["0.2", "0.3"]
+    rows = {row.label: [cell.text for cell in row.cells] for row in perplexity.rows}
+    assert rows == {"dense": ["20.8 ± 0.9"] * 2, "laco": [rows["laco"][0], "343 ± 46"], "flap": ["-", "out of memory"]}
+    assert "at 0.3: flap: out of memory: full" in perplexity.notes
+    assert rows["laco"][0].startswith("99")
+
+
+def test_doubts_about_a_speed_stand_under_the_tables_that_show_it():
+    flagged = [point("prefill", 1, 128, 57.0), point("decode", 1, 64, 14.0, pruned_cv=0.34, flags=["noisy"])]
+    machine = {"flags": ["busy"], "other_cores": 1.25, "stolen_cores": 0.5}
+    doubtful = changed(LACO, "measured", "speed", to={"points": flagged, "machine": machine})
+    noisy, busy = "single calls vary much: decode at batch 1", "timed while other work took 1.2 cores"
+    said = {
+        table.name: [doubt for doubt in (noisy, busy) if any(doubt in note for note in table.notes)]
+        for name in ("main", "per-task", "by-ratio", "cost", "decisions")
+        for table in view(name, [DENSE, doubtful])
+    }
+    assert {name: doubts for name, doubts in said.items() if doubts} == {
+        "main-0.3": [noisy, busy],
+        "by-ratio-prefill_speed": [busy],
+        "by-ratio-decode_speed": [noisy, busy],
+    }
+    assert len(said) > 6
+
+
+def test_a_table_with_a_row_of_draws_says_that_it_is_one():
+    draws = [drawn(seed, 100.0 * 10**seed, 0.3, timed=not seed) for seed in range(3)]
+    beside = mended("shortgpt+ghost", 0.3, 160.0, 0.38)
+    checked = set()
+    for name in ("main", "per-task", "by-ratio", "grid"):
+        for table in view(name, [DENSE, *draws, *([changed(beside, "cell", "ratio", to=0.1)] * (name == "grid"))]):
+            if any(row.method == "drop-random" for row in table.rows) and not table.name.startswith("grid-gain"):
+                said = [sentence for sentence in table.protocol if "mean of 3 draws" in sentence]
+                assert len(said) == 1 and "one draw alone is timed" in said[0], table.name
+                checked.add(name)
+    assert checked == {"main", "per-task", "by-ratio", "grid"}
+
+
+def grid(records: list[Record], name: str) -> dict[str, dict[str, Entry]]:
+    """A table of the view grid, as row -> column -> cell."""
+    (table,) = (table for table in view("grid", records) if table.name == name)
+    heads = [column.label for column in table.columns]
+    return {row.label: dict(zip(heads, row.cells, strict=True)) for row in table.rows}
+
+
+def test_the_grid_has_methods_in_rows_and_compensations_in_columns():
+    found = grid(MENDED, "grid-perplexity_wiki-0.3")
+    assert list(found) == ["dense", "shortgpt", "shortgpt:token=last", "flap", "laco-ls"]
+    assert list(found["dense"]) == ["none", "ghost", "replaceme", "ghost:ridge=0.1", "refit"]
+    values = {(row, column): cell.value for row, cells in found.items() for column, cell in cells.items() if cell.value}
+    assert values == {
+        ("dense", "none"): 20.8,
+        ("shortgpt", "none"): 508.0,
+        ("shortgpt", "ghost"): 160.0,
+        ("shortgpt", "replaceme"): 105.2,
+        ("shortgpt:token=last", "ghost:ridge=0.1"): 171.0,
+        ("flap", "none"): 130.0,
+        ("flap", "refit"): 110.0,
+        ("laco-ls", "none"): 81.9,
+    }
+    assert (found["flap"]["ghost"].text, found["flap"]["replaceme"].text) == ("unsupported", "-")
+    assert found["shortgpt"]["ghost"].text == "160 ± 18"
+    marked = {(row, column): cell.marks for row, cells in found.items() for column, cell in cells.items() if cell.marks}
+    assert marked == {("laco-ls", "none"): ("best",), ("shortgpt", "replaceme"): ("second",)}
+
+
+def test_the_grid_has_every_measure_at_every_ratio_where_something_is_mended():
+    alone = mended("shortgpt", 0.2, 84.4, 0.4)
+    names = [table.name for table in view("grid", MENDED)]
+    measures = ["perplexity_wiki", "average", "kl", "prune_seconds", "parameters"]
+    assert names == [f"grid-{measure}-{ratio}" for ratio in ("0.2", "0.3") for measure in measures]
+    assert view("grid", [DENSE, alone, LACO]) == view("grid", RECORDS) == []
+    assert "dense" not in grid(MENDED, "grid-prune_seconds-0.3")
+    assert grid(MENDED, "grid-prune_seconds-0.3")["shortgpt"]["none"].text == "1.2 s"
+    notes = {table.name: table.notes for table in view("grid", MENDED)}
+    assert notes["grid-kl-0.2"] == ()
+    assert notes["grid-kl-0.3"][-1] == "-: not asked for."
+    assert notes["grid-kl-0.3"][0].startswith("flap+ghost: unsupported: the method removes heads and channels")
+
+
+def test_plus_none_is_the_method_alone_and_a_missed_ratio_has_a_star():
+    records = [changed(LACO, "cell", "method", to=name) for name in ("sleb+none", "sleb+ghost")]
+    records[1] = changed(records[1], "measured", "ratio", to=LACO.measured["ratio"] - 0.008)
+    found = grid([DENSE, *records], "grid-parameters-0.3")["sleb"]
+    assert (found["none"].text, found["ghost"].text) == ("95.6 M", "95.6 M*")
+
+
+def test_tidy_csv_of_the_grid_has_a_line_for_each_cell_that_was_asked_for():
+    tables = [table for table in view("grid", MENDED) if table.name == "grid-perplexity_wiki-0.3"]
+    lines = list(csv_reader.DictReader(io.StringIO(tidy_csv.render(tables))))
+    labels = {line["label"]: (line["method"], line["value"], line["shown"]) for line in lines}
+    assert len(labels) == len(lines) == 9
+    assert labels["shortgpt+ghost:token=last,ghost.ridge=0.1"] == ("shortgpt+ghost", "171.0", "171 ± 19")
+    assert labels["flap+ghost"] == ("flap+ghost", "", "unsupported")
+
+
+def test_a_figure_of_the_grid_leads_to_the_cell_that_it_is_from():
+    groups, targets = sections.groups(MENDED)
+    (section,) = (one for one in sections.sections(views(("grid",), MENDED), targets) if one["name"] == "grid")
+    labels = {group.id: (group.label, group.ratio) for group in groups} | {"": None}
+    for number, ratio in ((0, "0.2"), (5, "0.3")):
+        rows = {row["label"]: row["cells"] for row in section["tables"][number]["rows"]}
+        leads = [labels[cell["target"]] for cell in rows["shortgpt"]]
+        names = (
+            ["shortgpt", "shortgpt+replaceme"]
+            if ratio == "0.2"
+            else ["shortgpt", "shortgpt+ghost", "shortgpt+replaceme"]
+        )
+        assert [one for one in leads if one] == [(name, ratio) for name in names]
+        assert labels[rows["dense"][0]["target"]] == ("dense", "")
+        assert section["tables"][number]["ratio"] == ratio
+    assert labels[rows["flap"][1]["target"]] == ("flap+ghost", "0.3")
+    assert labels[rows["flap"][2]["target"]] is None
+
+
+def test_unlike_setups_have_tables_of_their_own_with_names_of_their_own():
+    other = [changed(record, "cell", "dtype", to="bfloat16") for record in (DENSE, LACO)]
+    names = [table.name for table in view("main", [DENSE, LACO, *other])]
+    assert names == ["main-0.3", "main-0.3-2"]
+
+
+def test_other_inputs_are_other_setups_but_another_method_file_is_not():
+    asked = {"weights_sha256": "a", "method_sha256": "x", "versions": {"torch": "1"}}
+    one = [
+        changed(DENSE, "cell", "inputs", to=asked),
+        changed(LACO, "cell", "inputs", to=asked | {"method_sha256": "y"}),
+    ]
+    assert frame(one)["kept"].notna().all()
+    other = changed(LACO, "cell", "inputs", to=asked | {"weights_sha256": "b"})
+    assert frame([one[0], other])["flags"].tolist()[1] == "no_dense_cell"
+
+
+def test_other_versions_have_a_footnote():
+    newer = changed(LACO, "environment", "versions", to={"torch": "2.14.0", "lm_eval": "0.4.13"})
+    assert frame([DENSE, newer])["flags"].tolist()[1] == "other_versions"
+    (table,) = view("main", [DENSE, newer])
+    assert "laco: measured with other versions than the dense model: torch 2.14.0, not 2.13.0." in table.notes
+    assert not [note for note in view("main", [DENSE, LACO])[0].notes if "versions" in note]
+
+
+def test_what_a_method_looks_at_is_told_only_where_it_is_known():
+    found = cells("cost", "gradients", [DENSE, LACO, SLICEGPT], needs={"laco": "calibration", "slicegpt": ""})
+    assert [found[name].text for name in ("dense", "laco", "slicegpt")] == ["no", "no", "-"]
+    assert cells("cost", "gradients", [LACO], needs={"laco": "calibration, gradients"})["laco"].text == "yes"
+    assert cells("cost", "reads", [LACO], needs={"laco": "calibration"})["laco"].text == "sentences=5 tokens=16"
+
+
+def test_unknown_names_are_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="no view 'mian'; there are main, per-task"):
+        view("mian", [DENSE])
+    with pytest.raises(ValueError, match="no method 'lacoo' to refer to; there are dense, laco"):
+        view("main", [DENSE, LACO], "lacoo")
+
+
+# --- decisions
+
+
+@pytest.mark.parametrize("numbers", [[], [3], [3, 4], [0, 1, 2, 5, 7, 8], list(range(30))])
+def test_ranges_say_the_same_numbers(numbers):
+    back = []
+    for part in filter(None, ranges(numbers).split(", ")):
+        first, _, last = part.partition("-")
+        back += range(int(first), int(last or first) + 1)
+    assert back == numbers
+    ends = [part.split("-") for part in ranges(numbers).split(", ") if part]
+    assert all(int(after[0]) > int(before[-1]) + 1 for before, after in pairwise(ends))
+
+
+@pytest.mark.parametrize(
+    ("method", "ratio"),
+    [
+        ("drop-tail", 0.3),
+        ("laco", 0.3),
+        ("llm-drop", 0.25),
+        ("flap", 0.2),
+        ("wanda-sp", 0.2),
+        ("2ssp", 0.25),
+        ("sleb", 0.3),
+    ],
+)
+def test_what_is_left_is_what_the_pruned_model_holds(method, ratio):
+    """The shares of each part, weighed by the part's parameters, give the parameters of the pruned model."""
+    model = tiny("llama")
+    decoder = Decoder(model)
+    attention = [sum(m.weight.numel() for m in (*layer.qkv, layer.out)) for layer in decoder.layers]
+    mlp = [sum(m.weight.numel() for m in (*layer.up, layer.down)) for layer in decoder.layers]
+    ids = torch.randint(3, 128, (4, 24), generator=torch.Generator().manual_seed(0))
+    decided = methods.make(method).prune(decoder, Calibration(ids, torch.ones_like(ids, dtype=torch.bool)), ratio)
+    record = replace(LACO, decisions=json.loads(json.dumps(decided)), measured=LACO.measured | {"dense_layers": 6})
+    found = remaining(record)
+    expected = sum(
+        size * share
+        for sizes, shares in ((attention, found.attention), (mlp, found.mlp))
+        for size, share in zip(sizes, shares, strict=True)
+    )
+    held = 0
+    for layer in decoder.layers:
+        held += sum(m.weight.numel() for m in (*layer.qkv, layer.out)) if layer.has_attention else 0
+        held += sum(m.weight.numel() for m in (*layer.up, layer.down)) if layer.has_mlp else 0
+    assert expected == pytest.approx(held)
+    assert held < sum(attention) + sum(mlp)
+
+
+def test_several_draws_are_told_one_by_one():
+    records = [DENSE, *(replace(drawn(seed, 50.0, 0.4), decisions={"removed_layers": [seed, 9]}) for seed in (3, 5))]
+    table = view("decisions", records)[0]
+    assert [row.cells[1].text for row in table.rows] == ["-", "3, 9", "5, 9"]
+    assert [row.label for row in table.rows] == ["dense", "drop-random (draw 3)", "drop-random (draw 5)"]
+
+
+# --- tests against a reference
+
+
+def sampled(folder, right: list[int], nll: list[float], documents: list[str]):
+    folder.mkdir(parents=True)
+    pd.DataFrame({"doc_hash": documents, "acc_norm": right}).to_parquet(folder / "piqa.parquet")
+    pd.DataFrame({"nll": nll, "tokens": [511] * len(nll)}).to_parquet(folder / "perplexity-wiki.parquet")
+    return folder
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Two cells with 100 answers to one task, of which 3 were lost and 15 gained, and eight windows."""
+    one = changed(LACO, "measured", "tasks", to={"piqa": LACO.measured["tasks"]["piqa"]})
+    other = changed(one, "cell", "method", to="sleb")
+    documents = [f"{number:064x}" for number in range(100)]
+    before = [1] * 40 + [0] * 60
+    after = [0] * 3 + [1] * 37 + [1] * 15 + [0] * 45
+    nll = [1500.0 + 7 * number for number in range(8)]
+    worse = [x + d for x, d in zip(nll, [40, 35, 60, 20, 45, 50, 38, 41], strict=True)]
+    folders = [sampled(tmp_path / "a", before, nll, documents), sampled(tmp_path / "b", after, worse, documents)]
+    return [one, other], folders, documents
+
+
+def test_a_dagger_says_that_the_paired_tests_reject(pair):
+    records, folders, _ = pair
+    assert binomtest(3, 18).pvalue < 0.05
+    assert ttest_1samp([40, 35, 60, 20, 45, 50, 38, 41], 0).pvalue < 0.05
+    (table,) = view("main", records, "laco", Samples(folders))
+    daggers = {c.name for c, cell in zip(table.columns, table.rows[1].cells, strict=True) if "differs" in cell.marks}
+    assert daggers == {"perplexity_wiki", "task_piqa", "average"}
+    assert not [cell for cell in table.rows[0].cells if "differs" in cell.marks]
+    assert any(note.startswith("†: differs from laco") for note in table.notes)
+
+
+def test_a_healed_or_chained_cell_has_a_row_of_its_own_in_the_grid():
+    recipe = Recipe().as_run()
+    alone, ghost = (changed(LACO, "cell", "method", to=name) for name in ("sleb", "sleb+ghost"))
+    healed = [replace(one, cell=one.cell | {"healing": recipe}) for one in (alone, ghost)]
+    before = {"method": "laco", "parameters": {}, "ratio": 0.1, "given": ()}
+    chained = replace(ghost, cell=ghost.cell | {"earlier": [before]})
+    found = grid([DENSE, alone, *healed, ghost, chained], "grid-parameters-0.3")
+    assert list(found) == ["dense", "sleb", "sleb, healed", "laco at 0.1, then sleb"]
+    assert [cell.value is not None for cell in found["laco at 0.1, then sleb"].values()] == [False, True]
+    (block,) = blocks([DENSE, alone, healed[1], ghost, chained])[0]
+    assert [(gain.where.row, gain.place, gain.alone) for gain in gains("average", block, Samples())] == [("sleb", 3, 1)]
+
+
+@pytest.fixture
+def alone_and_mended(pair):
+    (one, other), folders, _ = pair
+    return [changed(one, "cell", "method", to="sleb"), changed(other, "cell", "method", to="sleb+ghost")], folders
+
+
+def test_the_grid_says_what_a_compensation_changes_in_pairs(alone_and_mended):
+    records, folders = alone_and_mended
+    found = {table.name: table for table in view("grid", records, samples=Samples(folders))}
+    nll, answers = ([pd.read_parquet(folder / f"{name}.parquet") for folder in folders] for name in FILES)
+    tokens = nll[0]["tokens"].tolist()
+    expected = {
+        "perplexity_wiki": intervals.paired_perplexity(nll[0]["nll"].tolist(), nll[1]["nll"].tolist(), tokens),
+        "average": intervals.paired_shares(*(table["acc_norm"].tolist() for table in answers)),
+    }
+    for name, difference in expected.items():
+        table = found[f"grid-gain-{name}-0.3"]
+        ((row,), (column,), (cell,)) = table.rows, table.columns, table.rows[0].cells
+        assert (row.label, column.label, cell.of) == ("sleb", "ghost", ("sleb+ghost", "sleb+ghost"))
+        assert (cell.value, cell.low, cell.high) == pytest.approx(
+            (difference.estimate, difference.low, difference.high)
+        )
+        assert cell.marks == ("differs",)
+        assert difference.p < 0.05
+        assert column.name == f"gain_{name}"
+    assert found["grid-gain-average-0.3"].rows[0].cells[0].text.startswith("+12.0 [+4.")
+    assert found["grid-gain-perplexity_wiki-0.3"].title.startswith(
+        "ppl wiki, times that of the method alone ↓, ratio 0.3"
+    )
+    missing = changed(records[1], "measured", "ratio", to=records[1].measured["ratio"] - 0.008)
+    other = changed(records[1], "cell", "method", to="sleb+scale")
+    tables = view("grid", [records[0], missing, other], samples=Samples(folders))
+    (table,) = (one for one in tables if one.name == "grid-gain-average-0.3")
+    assert table.rows[0].cells[0].marks == ("differs", "missed")
+    assert any(note.startswith("* sleb+ghost misses the ratio") for note in table.notes)
+    assert "not tested: sleb+scale (draws, or no samples in common)." in table.notes
+    assert not [table for table in view("grid", records) if "gain" in table.name]
+    assert not [t for t in view("grid", records, samples=Samples(folders[:1])) if "gain" in t.name]
+
+
+def test_the_figure_of_compensations_has_the_same_intervals(alone_and_mended):
+    records, folders = alone_and_mended
+    (table,) = (t for t in view("grid", records, samples=Samples(folders)) if t.name == "grid-gain-perplexity_wiki-0.3")
+    (figure,) = (one for one in figures(records, Samples(folders)) if one.name == "perplexity-wiki-mended")
+    (axis,) = figure.draw().axes
+    cell, spans = table.rows[0].cells[0], [list(line.get_xdata()) for line in axis.lines]
+    assert [cell.low, cell.high] in spans
+    (figure,) = (one for one in figures(records) if one.name == "perplexity-wiki-mended")
+    assert [cell.low, cell.high] not in [list(line.get_xdata()) for line in figure.draw().axes[0].lines]
+
+
+def test_every_renderer_shows_the_dagger(pair):
+    records, folders, _ = pair
+    tables = view("main", records, "laco", Samples(folders))
+    ppl = tables[0].rows[1].cells[2]
+    assert "differs" in ppl.marks
+    assert f"{ppl.text}†" in terminal.render(tables)
+    assert f"{ppl.text}†" in markdown.render(tables).replace("*", "")
+    assert f"{ppl.text}†" in re.sub(r"<[^>]*>", "", html.render(tables))
+    assert len(re.findall(r"\$\^\{\\dagger\}\$ (?:&|\\\\)", latex.render(tables))) == 3
+    lines = list(csv_reader.DictReader(io.StringIO(tidy_csv.render(tables))))
+    assert {line["measure"] for line in lines if "differs" in line["marks"].split()} == {
+        "perplexity_wiki",
+        "task_piqa",
+        "average",
+    }
+    shown = page(records, samples=Samples(folders), tables={"main": tables}, drawings=())
+    assert len(re.findall(r"<td[^>]*>[^<]*(?:<small>[^<]*)?†", shown)) == 2  # its tasks are those of another view
+    assert "†: differs from laco" in shown
+
+
+def test_a_difference_that_may_be_chance_has_no_dagger(pair, tmp_path):
+    records, folders, documents = pair
+    close = sampled(tmp_path / "c", [0] * 5 + [1] * 35 + [1] * 9 + [0] * 51, [1500.0] * 4 + [1560.0] * 4, documents)
+    assert binomtest(5, 14).pvalue > 0.05
+    found = cells("main", "task_piqa", records, reference="laco", samples=Samples([folders[0], close]))
+    assert found["sleb"].marks in ((), ("best",), ("second",))
+
+
+def test_many_methods_are_adjusted_for(pair, tmp_path):
+    """p = 0.012 is below 5 % alone, and no more below it as one of five."""
+    records, folders, documents = pair
+    after = [0] * 2 + [1] * 38 + [1] * 11 + [0] * 49
+    p = binomtest(2, 13).pvalue
+    assert 0.05 / 5 < p < 0.05
+    others = [changed(records[1], "cell", "method", to=f"m{number}") for number in range(5)]
+    found = [sampled(tmp_path / f"d{number}", after, [1.0, 2.0], documents) for number in range(5)]
+    alone = cells(
+        "main", "task_piqa", [records[0], others[0]], reference="laco", samples=Samples([folders[0], found[0]])
+    )
+    assert "differs" in alone["m0"].marks
+    together = cells(
+        "main", "task_piqa", [records[0], *others], reference="laco", samples=Samples([folders[0], *found])
+    )
+    assert not [cell for cell in together.values() if "differs" in cell.marks]
+
+
+@pytest.mark.parametrize("how", ["no samples", "other documents", "other metric"])
+def test_without_pairs_there_is_no_test_and_a_note(pair, tmp_path, how):
+    records, folders, documents = pair
+    if how == "no samples":
+        folders = [folders[0], None]
+    elif how == "other documents":
+        folders = [folders[0], sampled(tmp_path / "e", [1] * 100, [9.0] * 8, documents[::-1])]
+    else:
+        records = [records[0], changed(records[1], "measured", "tasks", "piqa", "main", to="acc")]
+    (table,) = view("per-task", records, "laco", Samples(folders))
+    assert not [cell for row in table.rows for cell in row.cells if "differs" in cell.marks]
+    assert any(re.match("not tested against laco in piqa.*: sleb", note) for note in table.notes)
+
+
+def test_answers_that_are_no_right_or_wrong_are_tested_and_the_note_says_how(pair):
+    records, folders, _ = pair
+    for folder in folders:
+        table = pd.read_parquet(folder / "piqa.parquet")
+        table["acc_norm"] *= 0.5
+        table.to_parquet(folder / "piqa.parquet")
+    (table,) = view("per-task", records, "laco", Samples(folders))
+    (note,) = (note for note in table.notes if note.startswith("†"))
+    assert "a normal test on documents, every task weighing alike" in note
+    assert "McNemar" not in note
+    assert "Student" not in note  # which no column of this table needs
+
+
+def test_samples_that_cannot_be_read_are_named_in_one_line(tmp_path, capsys):
+    run = run_folder(tmp_path / "run", [DENSE, LACO, changed(LACO, "cell", "method", to="sleb")])
+    for path in (run / "cells").glob("*.json"):
+        (run / "samples" / path.stem).mkdir(parents=True)
+        (run / "samples" / path.stem / "piqa.parquet").write_text("half of a file")
+    assert main(["report", str(run), "--reference", "laco"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert re.search(r"piqa\.parquet cannot be read: Parquet magic bytes not found", err)
+
+
+def test_a_mean_of_draws_is_no_reference():
+    records = [DENSE, drawn(0, 100.0, 0.3), drawn(1, 200.0, 0.3)]
+    (table,) = view("main", records, "drop-random")
+    assert any("mean of draws" in note for note in table.notes)
+
+
+# --- renderers
+
+
+class Reader(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_html_shows_every_text_as_it_is(name):
+    records = [DENSE, LACO, changed(LACO, "cell", "method", to=HOSTILE), failed("error", HOSTILE, HOSTILE)]
+    records.append(changed(LACO, "cell", "method", to=f"{HOSTILE}+{HOSTILE}"))
+    records = [changed(record, "cell", "display_name", to=HOSTILE) for record in records]
+    reader = Reader()
+    reader.feed(html.render(view(name, records)))
+    known = {"table", "caption", "thead", "tbody", "tr", "th", "td", "data", "strong", "u", "ul", "li"}
+    assert set(reader.tags) <= known
+    assert any(HOSTILE in text for text in reader.text)
+
+
+def test_tidy_csv_has_every_figure_in_full_precision():
+    tables = view("by-ratio", RECORDS)
+    lines = list(csv_reader.DictReader(io.StringIO(tidy_csv.render(tables))))
+    assert len(lines) == sum(len(table.rows) * len(table.columns) for table in tables)
+    (found,) = (
+        line
+        for line in lines
+        if (line["label"], line["measure"], line["requested_ratio"]) == ("laco", "perplexity_wiki", "0.3")
+    )
+    assert [float(found[name]) for name in ("value", "low", "high")] == [343.4, 300.0, 391.0]
+
+
+def test_colour_is_only_for_the_eyes():
+    for name in VIEWS:
+        tables = view(name, RECORDS)
+        plain, coloured = terminal.render(tables), terminal.render(tables, colour=True)
+        assert "\x1b" not in plain
+        legends = set(terminal.LEGENDS.values())
+        stripped = [line for line in re.sub(r"\x1b\[\d*m", "", coloured).splitlines() if line not in legends]
+        assert [line.rstrip() for line in stripped if line] == [line for line in plain.splitlines() if line]
+    assert "\x1b[1m343 ± 46\x1b[0m" in terminal.render(view("main", RECORDS), colour=True)
+
+
+def test_every_method_at_three_ratios_fits_a_terminal(tmp_path):
+    made_grid.write(tmp_path)
+    merged = load_runs([tmp_path])
+    found = views(VIEWS, merged.records, "laco", merged.samples)
+    text = "\n".join(terminal.render(tables) for tables in found.values())
+    assert max(width(line) for line in text.splitlines()) <= terminal.LINE
+    assert all(f"\n{method} " in text for method in made_grid.METHODS)
+    assert "†" in text
+
+
+def test_long_words_are_wrapped_and_none_is_lost():
+    column = Column("layers", "layers", words=True)
+    said = ", ".join(str(number) for number in range(0, 200, 2))
+    table = Table("t", "decisions", "m", "", (), (column,), (Row("a", "a", 0.1, (Entry(said, value=said),)),))
+    lines = terminal.render([table]).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert re.findall(r"\d+", " ".join(lines)) == re.findall(r"\d+", said)
+
+
+# --- the command
+
+
+def reported(capsys, *arguments: object) -> tuple[str, str]:
+    assert main(["report", *map(str, arguments)]) == 0
+    out, err = capsys.readouterr()
+    return out, err
+
+
+def test_report_merges_runs_that_can_be_compared(tmp_path, capsys):
+    later = changed(DENSE, "environment", "date", to="2026-02-02T00:00:00+00:00")
+    later = changed(later, "measured", "perplexity", "wiki", "perplexity", to=21.5)
+    one, other = run_folder(tmp_path / "one", [DENSE, LACO]), run_folder(tmp_path / "other", [later, SLICEGPT])
+    out, err = reported(capsys, one, other)
+    assert out.count("\ndense ") == 2  # in the two grids of one table
+    assert "21.5" in out
+    assert "laco" in out
+    assert "slicegpt" in out
+    assert "1 cell stands in several runs; of each the newest" in err
+    assert reported(capsys, other, one) == reported(capsys, other, one)
+
+
+def test_a_failed_repetition_does_not_hide_a_measured_cell(tmp_path, capsys):
+    late = changed(LACO, "environment", "date", to="2027-01-01T00:00:00+00:00")
+    late = replace(late, status="error", error="x", measured={})
+    out, _ = reported(capsys, run_folder(tmp_path / "a", [DENSE, LACO]), run_folder(tmp_path / "b", [late]))
+    assert "343 ± 46" in out
+
+
+def test_report_names_the_field_that_keeps_runs_apart(tmp_path, capsys):
+    other = [changed(record, "cell", "protocol", "documents", to=200) for record in (DENSE, SLICEGPT)]
+    one, other = run_folder(tmp_path / "one", [DENSE, LACO]), run_folder(tmp_path / "other", other)
+    out, err = reported(capsys, one, other)
+    assert err == (
+        "other: cells are not compared with those of one and stand in tables of their own: "
+        "protocol.documents is 200, not 100.\n"
+    )
+    assert out.count("ratio 0.3:") == 2
+    assert err.strip().removeprefix("other: ") in reported(capsys, one, other, "--format", "markdown")[0].replace(
+        "\\", ""
+    )
+
+
+def test_a_text_more_is_named_once(tmp_path, capsys):
+    other = [changed(record, "cell", "protocol", "texts", to=["wiki", "c4"]) for record in (DENSE, SLICEGPT)]
+    for record in other:
+        record.cell["inputs"] = {**record.cell.get("inputs", {}), "texts": {"wiki": "0" * 64, "c4": "1" * 64}}
+    here = [copy.deepcopy(record) for record in (DENSE, LACO)]
+    for record in here:
+        record.cell["inputs"] = {**record.cell.get("inputs", {}), "texts": {"wiki": "0" * 64}}
+    _, err = reported(capsys, run_folder(tmp_path / "one", here), run_folder(tmp_path / "other", other))
+    assert err.endswith("stand in tables of their own: protocol.texts is wiki+c4, not wiki.\n")
+
+
+@pytest.mark.parametrize("form", ["terminal", "markdown", "csv", "latex", "html"])
+def test_report_writes_every_view_in_every_format(tmp_path, capsys, form):
+    folder = run_folder(tmp_path / "run", RECORDS)
+    out, err = reported(capsys, folder, "--view", "all", "--format", form)
+    assert "10-19, 23" in out
+    assert err == ""
+    assert "\x1b" not in out
+
+
+def test_a_view_with_nothing_to_show_says_so(tmp_path, capsys):
+    folder = run_folder(tmp_path / "run", [DENSE, LACO])
+    out, err = reported(capsys, folder, "--view", "grid")
+    assert out.strip() == ""
+    assert err == "the view grid has nothing to show of these cells\n"
+    assert "flap+ghost" in reported(capsys, run_folder(tmp_path / "mended", MENDED), "--view", "grid")[0]
+
+
+def test_report_writes_a_folder(tmp_path, capsys):
+    folder = run_folder(tmp_path / "run", [changed(record, "measured", "speed", to={}) for record in (DENSE, LACO)])
+    out, err = reported(capsys, folder, "--out", tmp_path / "out", "--reference", "laco")
+    found = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert {"report.md", "report.csv", "report.html", "main-0.3.tex", "by-ratio-kept.tex", "decisions-0.3.tex"} <= found
+    assert {f"depth.{kind}" for kind in ("svg", "pdf", "png")} <= found
+    assert out == ""
+    assert err.splitlines()[-1].endswith("and 6 figures")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--reference", "nobody"], "no method 'nobody' to refer to; there are laco, dense"),
+        (["--standalone"], "--standalone is about LaTeX"),
+        (["--out", "x", "--view", "speed"], "--out writes every view and format"),
+        (["--view", "nothing"], "invalid choice: 'nothing'"),
+    ],
+)
+def test_report_refuses_in_one_line(tmp_path, capsys, arguments, said):
+    folder = run_folder(tmp_path / "run", [LACO, DENSE])
+    assert main(["report", str(folder), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert said in err
+    assert main(["report", str(tmp_path / "none")]) == 2
+    assert "is no run folder" in capsys.readouterr()[1]
+
+
+def test_report_colours_a_terminal_unless_told_not_to(tmp_path, capsys, monkeypatch):
+    folder = run_folder(tmp_path / "run", RECORDS)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert "\x1b[1m" in reported(capsys, folder)[0]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in reported(capsys, folder)[0]
+
+
+def test_what_was_asked_is_not_changed_by_a_report():
+    before = copy.deepcopy([asdict(record) for record in RECORDS])
+    for name in VIEWS:
+        view(name, RECORDS)
+    assert [asdict(record) for record in RECORDS] == before
+
+
+def test_a_missing_measure_has_no_table():
+    bare = ok("laco", 0.1, {**measured(PER_LAYER, (1, 2, 3), [], 9.0), "perplexity": {}, "tasks": {}, "speed": {}})
+    assert [table.name for table in view("by-ratio", [bare])] == []
+    assert view("decisions", [bare]) == []

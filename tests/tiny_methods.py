@@ -1,0 +1,59 @@
+"""Shared by several test files."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import VOCABULARY, tiny
+
+import methods
+from methods.errors import Unsupported
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+
+SPECS = {
+    "laco": {"C": "3", "I": "1"},
+    "laco-published": {"C": "3", "I": "1"},
+    "laco-ls": {"trial_tokens": "48"},
+    "llm-pruner": {"sequences": "4", "tokens": "16"},
+    "slicegpt": {},
+    "drop-tail": {},
+    "drop-random": {},
+    "drop": {"layers": "1+3-4"},
+    "magnitude": {},
+    "shortgpt": {},
+    "angular": {},
+    "shortened-llama": {},
+    "shortened-llama-taylor": {},
+    "sleb": {"tokens": "96"},
+    "blockpruner": {"tokens": "48"},
+    "finercut": {"tokens": "48"},
+    "llm-drop": {},
+    "flap": {},
+    "wanda-sp": {},
+    "minitron-width": {},
+    "2ssp": {"tokens": "48"},
+}
+
+
+METHODS = sorted(SPECS)
+
+
+def calibration(seed: int = 0) -> Calibration:
+    ids = torch.randint(3, VOCABULARY, (6, 24), generator=torch.Generator().manual_seed(seed))
+    return Calibration(ids, torch.ones_like(ids, dtype=torch.bool), seed=seed)
+
+
+def pruned(method: str, family: str, ratio: float, tokens: Calibration | None = None) -> tuple[Decoder, dict]:
+    """A tiny model after pruning, with the decisions; skips what the method says it cannot serve."""
+    model = Decoder(tiny(family))
+    try:
+        decisions = methods.make(method, SPECS[method]).prune(model, tokens or calibration(), ratio)
+    except Unsupported as reason:
+        pytest.skip(str(reason))
+    return model, decisions
+
+
+def logits(model: Decoder, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.model(ids).logits
