@@ -1,0 +1,269 @@
+"""Loads lm-eval's tasks with the documents of the task asset, of local files or of the hub, and refuses what it cannot.
+
+Prompts, choices, metrics and versions are lm-eval's. Of a task in OFFLINE only the source of the documents is swapped:
+the stored split, and the columns that are called otherwise there. Documents of any task can come from local files
+instead (bench.data.task_sources). Any other name goes to lm-eval's catalogue and the hub.
+
+All tasks run zero-shot unless lm-eval's definition of the task says otherwise or examples are asked for. Examples come
+from a split of their own, never from the documents that are evaluated; a task without one is refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import logging
+import random
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.data import assets, task_sources
+from bench.data.task_sources import DEFINITIONS, GROUPS, HUB, MMLU, OFFLINE
+from methods.errors import UserError
+
+Data = Sequence[tuple[str, str, str]]  # of bench.data.task_sources.parse_task_data: task, path, sha256
+
+
+def check(names: Iterable[str], data: Data = (), fewshot: int = 0) -> tuple[str, ...]:
+    """The names with GROUPS expanded, each once. Raises UserError for one that cannot be evaluated.
+
+    A group or tag of lm-eval's own stays one name; `load` turns it into its tasks.
+    """
+    expanded = tuple(dict.fromkeys(task for name in names for task in GROUPS.get(name, (name,))))
+    local = {name for name, _, _ in data}
+    if unused := sorted(local.difference(expanded)):
+        raise UserError(f"--task-data speaks of {unused[0]}, which --tasks does not name")
+    others = [name for name in expanded if name not in OFFLINE and name not in local]
+    for name in (*others, *sorted(local)):
+        _refuse_unknown(name)
+    for name in expanded:
+        if fewshot and name in OFFLINE and name not in local:
+            _refuse_examples(name, OFFLINE[name].examples is not None)
+    load(local, data, fewshot, every_document=True)
+    if others and (fewshot or not assets.hub_is_reachable()):
+        load(others, fewshot=fewshot)
+    return expanded
+
+
+def _refuse_unknown(name: str) -> None:
+    if name in OFFLINE or name in HUB or (_is_mentioned(name) and name in _catalogue().all_tasks):
+        return
+    near = difflib.get_close_matches(name, [*OFFLINE, *HUB, *GROUPS], n=2)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    known = ", ".join(task for task in (*OFFLINE, *GROUPS) if task not in MMLU)
+    raise UserError(f"no task {name!r}; {hint}offline there are {known}; others are lm-eval's, by its names")
+
+
+def _refuse_examples(name: str, has_split: bool) -> None:
+    if not has_split:
+        raise UserError(f"--fewshot: {name} has no documents for examples beside those that are evaluated")
+
+
+def load(names: Iterable[str], data: Data = (), fewshot: int = 0, *, every_document: bool = False) -> dict[str, Any]:
+    """lm-eval's Task of each name, ready to evaluate. Raises UserError when a task's documents cannot be had.
+
+    fewshot         examples in front of each question; 0 leaves that to the definition
+    every_document  also make the prompt of every document, so that a bad one is found now
+    """
+    local = {name: Path(path) for name, path, _ in data}
+    tasks: dict[str, Any] = {}
+    with quiet():
+        for name in names:
+            if name in local:
+                loaded = {name: _load_local(name, local[name], every_document)}
+            else:
+                loaded = {name: _load_offline(name)} if name in OFFLINE else _load_from_hub(name)
+            for task in loaded.values():
+                _set_fewshot(task, fewshot)
+            tasks |= loaded
+    return tasks
+
+
+def _set_fewshot(task: Any, fewshot: int) -> None:
+    """Ask for `fewshot` examples. Raises UserError where the task has too few that are not evaluated."""
+    if not fewshot:
+        return
+    name, config = task.config.task, task.config
+    own = config.fewshot_split is not None or task.has_training_docs()
+    _refuse_examples(name, own or (task.has_test_docs() and task.has_validation_docs()))
+    if config.num_fewshot == 0:
+        raise UserError(f"--fewshot: lm-eval's definition of {name} is for no examples")
+    available = len(task.sampler.df)
+    if fewshot > available:
+        raise UserError(f"--fewshot: {name} has {available} examples; {fewshot} were asked for")
+    task.set_config(key="num_fewshot", value=fewshot)
+
+
+def draw(task: Any, documents: int, seed: int) -> list[int]:
+    """Positions of `documents` documents drawn with `seed`, ascending; all for 0 or for more than there are."""
+    available = len(task.eval_docs)
+    if documents == 0 or documents >= available:
+        return list(range(available))
+    return sorted(random.Random(seed).sample(range(available), documents))
+
+
+def _load_offline(name: str) -> Any:
+    from datasets import Dataset
+
+    offline = OFFLINE[name]
+    documents = Dataset.from_file(str(offline.file()), in_memory=True)
+    for column, stored in offline.integers.items():
+        documents = documents.add_column(column, [int(value) for value in documents[stored]])
+    examples = offline.examples and Dataset.from_file(str(offline.file(offline.examples)), in_memory=True)
+    return _task(DEFINITIONS / offline.definition, documents, examples)
+
+
+def _load_local(name: str, path: Path, every_document: bool) -> Any:
+    """The task `name` with its documents from `path`. Raises UserError where they do not fit lm-eval's definition."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    definition = _definition(name)
+    config = load_yaml(definition)
+    split = config.get("test_split") or config.get("validation_split")
+    documents = task_sources.read_documents(path, split)
+    if documents is None:
+        raise UserError(f"--task-data: {path} has no files of the split {split}, on which {name} is evaluated")
+    shots = config.get("fewshot_split") or config.get("training_split")
+    examples = (
+        task_sources.read_documents(path, shots)
+        if shots and shots != split and task_sources.names_splits(path)
+        else None
+    )
+    try:
+        task = _task(definition, documents, examples)
+        if every_document:
+            task.build_all_requests()
+    except Exception as error:  # whatever a definition does with a document that it does not expect
+        columns = ", ".join(documents.column_names)
+        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        raise UserError(
+            f"--task-data: {path} has the columns {columns}, of which lm-eval's {name} cannot make prompts as of "
+            f"{config.get('dataset_path')} ({reason})"
+        ) from error
+    return task
+
+
+def _definition(name: str) -> Path:
+    """lm-eval's YAML file of a task that _refuse_unknown lets pass."""
+    if name in OFFLINE or name in HUB:
+        return DEFINITIONS / (OFFLINE[name].definition if name in OFFLINE else HUB[name])
+    path = _catalogue().task_index[name].yaml_path
+    if path is None or name not in _catalogue().all_subtasks:
+        raise UserError(f"--task-data: {name} is no single task with a definition of its own")
+    return Path(path)
+
+
+def _task(definition: Path, documents: Any, examples: Any) -> Any:
+    """lm-eval's task with these documents, and with these examples to take or None."""
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    class LocalTask(ConfigurableTask):  # type: ignore[misc]
+        """Its documents are datasets at hand."""
+
+        def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
+            self.dataset = {"documents": documents, "examples": examples}
+
+        def fewshot_docs(self) -> Any:
+            """None where there is no split to take examples from."""
+            return None if examples is None else Documents(examples, self.config.process_docs)
+
+        @property
+        def eval_docs(self) -> Documents:
+            return Documents(documents, self.config.process_docs)
+
+        def doc_iterator(self, *, samples: list[int] | None = None, **_: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+            """(position among those drawn, document), without touching the others."""
+            return enumerate(self.eval_docs.read(samples or range(len(documents))))
+
+    config = load_yaml(definition)
+    for key in ("tag", "training_split", "test_split", "fewshot_split"):
+        config.pop(key, None)
+    if examples is None:
+        config.pop("fewshot_config", None)
+    shots = {} if examples is None else {"fewshot_split": "examples"}
+    return LocalTask(config=config | {"validation_split": "documents"} | shots)
+
+
+class Documents(Sequence[dict[str, Any]]):
+    """Stored documents, turned into lm-eval's form when they are read: HellaSwag's 10,042 would take a second."""
+
+    def __init__(self, stored: Any, process: Any):
+        self.stored = stored
+        self.process = process
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, position: Any) -> Any:
+        return self.read([position])[0]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.read(range(len(self))))
+
+    def read(self, positions: Iterable[int]) -> Any:
+        """The documents at `positions`, as lm-eval's dataset of them."""
+        selected = self.stored.select(positions)
+        return selected if self.process is None else self.process(selected)
+
+    @property
+    def features(self) -> Any:
+        return self.read([0]).features
+
+
+def _load_from_hub(name: str) -> dict[str, Any]:
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    assets.hub_is_reachable()  # if it is not, the hub's libraries learn it here and do not retry
+    try:
+        if name in HUB:
+            return {name: ConfigurableTask(config=load_yaml(DEFINITIONS / HUB[name]))}
+        return dict(_catalogue().load([name])["tasks"])
+    except Exception as error:  # whatever a definition or a data set's own loader may raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        raise UserError(
+            f"task {name} cannot be loaded from the hub or its cache: {reason}; "
+            f"--task-data {name}=PATH takes local files"
+        ) from error
+
+
+def _is_mentioned(name: str) -> bool:
+    """Whether any definition of lm-eval contains `name`: finds a slip in half a second, the catalogue takes eight."""
+    files = (path for path in DEFINITIONS.rglob("*") if path.suffix in ("", ".yaml") and path.is_file())
+    return any(name.encode() in path.read_bytes() for path in files)
+
+
+@functools.cache
+def _catalogue() -> Any:
+    from lm_eval.tasks import TaskManager
+
+    print("reading lm-eval's catalogue of tasks (about 8 s)", file=sys.stderr, flush=True)
+    return TaskManager()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Errors of lm-eval only, and no progress bar but the model's own."""
+    import datasets
+    from lm_eval.api import task
+    from tqdm import tqdm
+
+    logger = logging.getLogger("lm_eval")
+    level, bars = logger.level, datasets.are_progress_bars_disabled()
+    logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    task.tqdm = functools.partial(tqdm, disable=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="sklearn")  # an F score of few documents may be ill-defined
+            yield
+    finally:
+        logger.setLevel(level)
+        task.tqdm = tqdm
+        if not bars:
+            datasets.enable_progress_bars()
