@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from methods.checkpoint.files import write_atomically
+from methods.files import write_atomically
 from reports.figures.similarity import FORMATS, ROOM, save
 from reports.metrics import metric
 from reports.text import markdown_escaped, printable, wrap

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.records.record import Record
-from methods.checkpoint.files import write_atomically
+from methods.files import write_atomically
 from reports import notes
 from reports.blocks import apart
 from reports.columns import columns, display_name, rows, setup, timed

@@ -13,7 +13,7 @@ from typing import Any
 from bench.cli import OK
 from bench.plan.cell import slug
 from bench.plan.parse import parse_methods, parse_ratios
-from bench.system.environment import keep_freed
+from bench.system.memory import keep_freed
 from methods.errors import UserError
 
 CALIBRATION = (16, 256)  # sequences and their tokens, as the profile quick has them
@@ -73,7 +73,7 @@ def _experiment(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from bench.plan import validate
     from bench.plan.recipe import Recipe, refuse
     from bench.system import environment
-    from methods.checkpoint.files import write_atomically
+    from methods.files import write_atomically
     from methods.model.decoder import Decoder
     from methods.model.sizes import parameters
 

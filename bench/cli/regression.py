@@ -130,7 +130,7 @@ def _accept(arguments: argparse.Namespace) -> int:
 
 def _gate(arguments: argparse.Namespace) -> int:
     from bench.regression import baseline, cell_results, gate
-    from methods.checkpoint.files import write_atomically
+    from methods.files import write_atomically
     from reports.tables import verdicts
 
     margins = gate.read_margins(arguments.margins)

@@ -143,7 +143,7 @@ def _rendered(arguments: argparse.Namespace, merged: Merged, tables: dict[str, l
 
 def _write(folder: Path, merged: Merged, reference: str | None, *, standalone: bool) -> None:
     """Everything, into a folder: the page, the report, the frame, LaTeX of every table, and all figures."""
-    from methods.checkpoint.files import write_atomically
+    from methods.files import write_atomically
     from reports import report as report_text
     from reports.figures.catalogue import Gallery
     from reports.formats import latex

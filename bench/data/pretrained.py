@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.data import assets
 from methods.errors import CheckpointError, UserError
+from methods.files import sha256
 
 if TYPE_CHECKING:
     import torch
@@ -112,8 +113,8 @@ def weights_sha256(name: str) -> str:
     folder, options = _source(name)
     files = [folder / options["gguf_file"]] if "gguf_file" in options else sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
-        return assets.sha256(files[0])
-    lines = "".join(f"{assets.sha256(file)}  {file.name}\n" for file in files)
+        return sha256(files[0])
+    lines = "".join(f"{sha256(file)}  {file.name}\n" for file in files)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
@@ -123,7 +124,7 @@ def config_sha256(name: str) -> str | None:
     if "gguf_file" in options:
         return None
     files = [folder / file for file in ("config.json", "generation_config.json") if (folder / file).is_file()]
-    return hashlib.sha256("".join(f"{assets.sha256(file)}  {file.name}\n" for file in files).encode()).hexdigest()
+    return hashlib.sha256("".join(f"{sha256(file)}  {file.name}\n" for file in files).encode()).hexdigest()
 
 
 def resolve_device(name: str) -> torch.device:

@@ -14,7 +14,6 @@ import difflib
 import functools
 import logging
 import random
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from typing import Any
 
 from bench.data import assets, task_sources
 from bench.data.task_sources import DEFINITIONS, GROUPS, HUB, MMLU, OFFLINE
+from bench.system.console import say
 from methods.errors import UserError
 
 Data = Sequence[tuple[str, str, str]]  # of bench.data.task_sources.parse_task_data: task, path, sha256
@@ -242,7 +242,7 @@ def _is_mentioned(name: str) -> bool:
 def _catalogue() -> Any:
     from lm_eval.tasks import TaskManager
 
-    print("reading lm-eval's catalogue of tasks (about 8 s)", file=sys.stderr, flush=True)
+    say("reading lm-eval's catalogue of tasks (about 8 s)")
     return TaskManager()
 
 

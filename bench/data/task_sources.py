@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.data import assets
 from methods.errors import UserError
+from methods.files import sha256
 
 if TYPE_CHECKING:
     import datasets
@@ -146,11 +147,7 @@ def _counts(file: Path, folder: Path) -> bool:
 
 def _sha256(files: list[Path]) -> str:
     """Of the files' names and contents."""
-    total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            total.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
-    return total.hexdigest()
+    return hashlib.sha256(b"".join(f.name.encode() + bytes.fromhex(sha256(f)) for f in files)).hexdigest()
 
 
 def _read(file: Path) -> datasets.Dataset:

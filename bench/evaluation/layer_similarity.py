@@ -38,9 +38,9 @@ from torch import Tensor, nn
 
 from bench.data.texts import EvaluationText
 from bench.stats.intervals import mean_stderr, ratio_interval
-from methods.checkpoint.files import write_atomically
 from methods.depth import laco
 from methods.errors import UserError
+from methods.files import write_atomically
 from methods.model.activations import Entry, enter
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder, Layer

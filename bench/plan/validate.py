@@ -20,8 +20,8 @@ from bench.plan import grid as cell_grid
 from bench.plan.protocol import Protocol
 from bench.plan.recipe import Recipe, refuse
 from methods.checkpoint import save_load
-from methods.checkpoint.files import WRITING
 from methods.errors import CheckpointError, UserError
+from methods.files import WRITING
 from methods.model.decoder import Decoder
 
 if TYPE_CHECKING:

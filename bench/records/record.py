@@ -86,7 +86,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from methods.checkpoint.files import write_atomically
+from methods.files import write_atomically
 
 SCHEMA = 2
 FAILED = ("error", "out_of_memory", "crashed", "timed_out")

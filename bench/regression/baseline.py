@@ -15,8 +15,8 @@ from typing import Any
 
 from bench.regression import cell_results
 from bench.regression.cell_results import CellResults
-from methods.checkpoint.files import write_atomically
 from methods.errors import UserError
+from methods.files import write_atomically
 
 SCHEMA = 1
 OPEN = 4  # levels of the file that are written over several lines

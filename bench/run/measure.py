@@ -36,8 +36,7 @@ from bench.run import fingerprint, store
 from bench.run.datasets import Datasets
 from bench.run.saving import complete, save_and_reload
 from bench.speed import benchmark
-from bench.system import environment, worker
-from bench.system.environment import give_back, keep_freed
+from bench.system import memory, worker
 from methods.errors import OutOfReach, Unsupported, Unwritable, UserError
 from methods.model.decoder import Decoder
 from methods.model.sizes import (
@@ -90,8 +89,8 @@ def attempt(cell: Cell, folder: Path, materials: Datasets, outcome: Outcome) -> 
 
     Raises Unwritable for a full disk, and UserError for a base model that does not load, which is no cell's alone.
     """
-    keep_freed()
-    environment.reset_peak_memory(torch.device(cell.device))
+    memory.keep_freed()
+    memory.reset_peak_memory(torch.device(cell.device))
     status, error = "ok", None
     try:
         _measure(cell, folder, materials, outcome)
@@ -111,7 +110,7 @@ def attempt(cell: Cell, folder: Path, materials: Datasets, outcome: Outcome) -> 
     outcome.tell(found | {"status": status, "error": error})
     gc.collect()  # models refer to themselves
     with suppress(RuntimeError):  # of a device that an error has left unusable
-        give_back([torch.device(cell.device)])  # so that the next cell's peak does not stand on this one's
+        memory.give_back([torch.device(cell.device)])  # so that the next cell's peak does not stand on this one's
 
 
 def _is_full_disk(error: BaseException) -> bool:
@@ -203,7 +202,7 @@ def _prune(cell: Cell, decoder: Decoder, ratio: float, materials: Datasets, outc
     """Remove `ratio` of what the model has, and note what is left."""
     if cell.method != "dense":
         outcome.say("pruning")
-        environment.reset_peak_memory(decoder.embed.weight.device)
+        memory.reset_peak_memory(decoder.embed.weight.device)
         with outcome.timed("prune"):
             pruner = methods.make(cell.method, cell.parameters)
             try:
@@ -234,7 +233,7 @@ def _heal(cell: Cell, decoder: Decoder, how: tuple[Recipe, Text], folder: Path, 
         if recipe.loss == "kl":
             dense = Decoder(pretrained.load(cell.model, device, decoder.embed.weight.dtype, cell.trust_remote_code)[0])
         _note_peak_memory(outcome, device)
-        environment.reset_peak_memory(device)
+        memory.reset_peak_memory(device)
         curve = training.heal(decoder, text, recipe, dense=dense, folder=place)
     end = curve[-1]
     outcome.measured["healing"] = {
@@ -244,7 +243,7 @@ def _heal(cell: Cell, decoder: Decoder, how: tuple[Recipe, Text], folder: Path, 
         "tokens": end["tokens"],
         "seconds": end["seconds"],
         "tokens_per_second": end["tokens"] / end["seconds"],
-        "peak_memory_bytes": environment.peak_memory_bytes(device),
+        "peak_memory_bytes": memory.peak_memory_bytes(device),
         "curve": curve,
     }
 
@@ -252,7 +251,7 @@ def _heal(cell: Cell, decoder: Decoder, how: tuple[Recipe, Text], folder: Path, 
 def _note_peak_memory(outcome: Outcome, device: torch.device) -> None:
     """The highest since pruning began, also where it is reset on the way."""
     before = outcome.measured.get("peak_memory_bytes", 0)
-    outcome.measured["peak_memory_bytes"] = max(before, environment.peak_memory_bytes(device))
+    outcome.measured["peak_memory_bytes"] = max(before, memory.peak_memory_bytes(device))
 
 
 def _save(cell: Cell, loaded: tuple[Decoder, Any], materials: Datasets, folder: Path, outcome: Outcome) -> Decoder:

@@ -7,7 +7,6 @@ or a lack of memory is that cell's outcome and no other's, and with limits a han
 from __future__ import annotations
 
 import logging
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -28,6 +27,7 @@ from bench.run.datasets import Datasets, Reading
 from bench.run.measure import Outcome, attempt
 from bench.system import environment
 from bench.system import worker as isolation
+from bench.system.console import say
 from bench.system.worker import Limits
 from methods.errors import Unwritable, UserError
 
@@ -55,13 +55,13 @@ def run(
     elsewhere = alone or (isolate is None and cells[0].protocol.speed_rounds > 0)
     with store.held(folder) as dead:
         if dead:
-            _say(dead)
+            say(dead)
         store.clear_leftovers(folder)
         with _scratch(folder) as scratch, isolation.Worker() as worker:
             materials = _datasets(cells, scratch)
             cells = known(cells, materials)
             for line in store.set_aside(folder, cells):
-                _say(line)
+                say(line)
             standing = store.standing(folder, cells, retry_failed=retry_failed)
             waiting = {cell.key: cell.inputs["parent"] for cell in cells if cell.earlier and not standing[cell.key][0]}
             records = dict[str, Record]()
@@ -69,10 +69,10 @@ def run(
                 where = f"[{index + 1}/{len(cells)}] {cell.label}{'' if cell.ratio is None else f' at {cell.ratio:g}'}"
                 record, why = standing[cell.key]
                 if record is not None:
-                    _say(f"{where}: has a record")
+                    say(f"{where}: has a record")
                     store.drop_partial_results(folder, cell.key, record.status)
                 else:
-                    _say(f"{where}: {why}; it runs again" if why else f"{where}: loading the model")
+                    say(f"{where}: {why}; it runs again" if why else f"{where}: loading the model")
                     order, seconds = removals(cell, _valid(folder))
                     errand = CellJob(cell, folder, scratch, where, order, seconds, cell.key in waiting.values())
                     found = _orphaned(cell, records) or (
@@ -84,7 +84,7 @@ def run(
                         worker.stop()
                     record = store.finish(_record(cell, found), folder, cell.key)
                     if record.error:
-                        _say(f"{where}: {record.status}: {record.error.partition(chr(10))[0]}")
+                        say(f"{where}: {record.status}: {record.error.partition(chr(10))[0]}")
                 records[cell.key] = record
                 waiting.pop(cell.key, None)
                 store.drop_models(folder, waiting.values())
@@ -195,7 +195,7 @@ def _attempt(
 
 
 def _teller(where: str) -> Callable[[str], None]:
-    return lambda message: _say(f"{where}: {message}")
+    return lambda message: say(f"{where}: {message}")
 
 
 def _record(cell: Cell, found: dict[str, Any]) -> Record:
@@ -254,7 +254,3 @@ def _scratch(folder: Path) -> Iterator[Path]:
         raise Unwritable(f"{folder} cannot hold results: {error.strerror}") from error
     with made as name:
         yield Path(name)
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

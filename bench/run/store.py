@@ -54,8 +54,8 @@ from bench.records.record import EARLIER, FAILED, InvalidRecord, Record, label, 
 from bench.run import fingerprint
 from bench.run.fingerprint import differing
 from methods.checkpoint import save_load, weight_files
-from methods.checkpoint.files import WRITING, write_atomically
 from methods.errors import CheckpointError, UserError
+from methods.files import WRITING, sha256, write_atomically
 from methods.model.decoder import Decoder
 
 KEPT = "kept"
@@ -108,7 +108,7 @@ class PartialResults:
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
             found: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
-            whole = found["sha256"] == _sha256(self.folder / f"{name}.parquet")
+            whole = found["sha256"] == sha256(self.folder / f"{name}.parquet")
             return found if whole and found["pruned_sha256"] == self.pruned_sha256 else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -187,7 +187,7 @@ def finished(folder: Path, cell: Cell, *, retry_failed: bool) -> tuple[Record | 
         return None, f"{path} is another cell's"
     for name, entry in record.measured.get("samples", {}).items():
         samples = folder / "samples" / key / f"{name}.parquet"
-        if not samples.is_file() or _sha256(samples) != entry["sha256"]:
+        if not samples.is_file() or sha256(samples) != entry["sha256"]:
             return None, f"{samples} is missing or not the file that was written"
     if retry_failed and record.status in FAILED:
         return None, f"it failed before: {record.status}"
@@ -233,11 +233,6 @@ def clear_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
     for path in (*folder.glob(f"{SCRATCH}*"), *folder.glob("models/.*--*"), *folder.glob("kept/.*--*")):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def standing(folder: Path, cells: Sequence[Cell], *, retry_failed: bool) -> dict[str, tuple[Record | None, str]]:

@@ -38,7 +38,7 @@ from bench.speed.workloads import TimedPoint, points, predicted, workload
 from bench.stats.intervals import paired_ratio
 from bench.system import environment, gpu, worker
 from bench.system import gpu as gpu_driver
-from bench.system.environment import give_back
+from bench.system.memory import give_back, resident_bytes
 from methods import progress
 from methods.model.decoder import Decoder
 
@@ -91,7 +91,7 @@ def _work(line: worker.Line, cell: Cell, threads: int, plugins: list[str], paren
     if cell.trust_remote_code:
         pretrained.shell(cell.model, trust_remote_code=True)  # makes the classes known that came with the model
     gpus, no_gpus = gpu_driver.find([device])
-    resident = environment.resident_bytes()
+    resident = resident_bytes()
     pruned = transfer.receive(line.ask()).to(device).eval()
     before = _state(gpus)
     devices = sorted({parameter.device for parameter in pruned.parameters()}, key=str)

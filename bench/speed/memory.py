@@ -15,8 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from bench.speed.timing import Workload
-from bench.system import environment
-from bench.system.environment import give_back
+from bench.system import memory
 from bench.system.gpu import Gpu
 
 ENERGY_SECONDS = 3.0  # the counter moves only some ten times a second
@@ -25,14 +24,14 @@ ENERGY_SECONDS = 3.0  # the counter moves only some ten times a second
 def peaks(work: Workload, devices: Sequence[torch.device], gpus: Sequence[Gpu]) -> dict[str, int]:
     """The highest memory during one pass, its state being there before, by the names at the head of this file."""
     work.reset()
-    give_back(devices)
+    memory.give_back(devices)
     for device in devices:
-        environment.reset_peak_memory(device)
+        memory.reset_peak_memory(device)
     for _ in range(work.steps):
         work.step()
     cuda = [device for device in devices if device.type == "cuda"]
     if not cuda:
-        return {"peak_resident_bytes": environment.peak_memory_bytes(devices[0])}
+        return {"peak_resident_bytes": memory.peak_memory_bytes(devices[0])}
     found = {
         "peak_allocated_bytes": sum(torch.cuda.max_memory_allocated(device) for device in cuda),
         "peak_reserved_bytes": sum(torch.cuda.max_memory_reserved(device) for device in cuda),

@@ -1,38 +1,36 @@
-"""Where a cell ran: versions, commit, device, threads, memory. No host name, no user name, no paths.
+"""Describes the machine that a cell ran on, and what the machine does while a model is timed.
 
-What cannot be found out is absent. Nothing here fails: a run is worth more than its description.
+A description holds versions, commit, device, threads and memory, but no host name, user name or path. What cannot be
+found out is absent. No function here raises an error: a run is worth more than its description.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import platform
 import re
-import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import psutil
 import torch
 
-KEPT = 256 * 2**20  # bytes that a process may keep of what it has freed
-FROM_HEAP = 64 * 2**20, 32 * 2**20  # a tensor up to here is taken from them; the second where glibc is before 2.35
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of mallopt(3)
-
+T = TypeVar("T")
 
 PACKAGES = ("prunebench", "torch", "transformers", "lm_eval", "datasets")
+BUSY = ("user", "nice", "system", "irq", "softirq", "steal")  # what cores do when they are neither idle nor waiting
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """The environment block of a record, as plain JSON values.
+    """Return the environment block of a record, as plain JSON values.
 
     date                             UTC, ISO 8601, to the second
     python                           its version
@@ -50,9 +48,9 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()} {''.join(platform.libc_ver())}".strip(),
         "cpu": _cpu(),
-        "physical_cores": _physical_cores(),
+        "physical_cores": _known(lambda: psutil.cpu_count(logical=False)),
         "logical_cores": os.cpu_count(),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": _known(lambda: psutil.virtual_memory().total),
         "threads": torch.get_num_threads(),
         **waiting(),
         "device": str(device),
@@ -65,46 +63,18 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def waiting() -> dict[str, str]:
-    """How threads wait, where that was said; it decides how fast small operations are on a CPU."""
+    """Return how idle threads wait, where the user has said that; it decides how fast small operations are on a CPU."""
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     return {name.lower(): os.environ[name] for name in names if name in os.environ}
 
 
 def processor(device: torch.device) -> str | None:
-    """The name of what computes on `device`: the GPU's, or else the CPU's."""
+    """Return the name of the processor that computes on `device`: of the GPU, or else of the CPU."""
     return str(torch.cuda.get_device_properties(device).name) if device.type == "cuda" else _cpu()
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """The highest memory since `reset_peak_memory`: allocated on CUDA, else resident of this process.
-
-    Linux is asked through VmHWM, because getrusage also counts the process that started this one.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if peak := re.search(r"^VmHWM:\s+(\d+) kB", _read("/proc/self/status"), re.MULTILINE):
-        return int(peak[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, kB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def resident_bytes() -> int | None:
-    """What this process has in the machine's memory now; only Linux tells."""
-    found = re.search(r"^VmRSS:\s+(\d+) kB", _read("/proc/self/status"), re.MULTILINE)
-    return int(found[1]) * 1024 if found else None
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Start the peak anew at what is in use now. Outside CUDA and Linux the process's peak cannot be reset."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # 5: only the peak
-
-
 def state() -> dict[str, float]:
-    """What the machine is doing at this moment; two of them tell what happened in between, see `between`.
+    """Return what the machine is doing at this moment; `between` tells from two states what happened meanwhile.
 
     seconds                                by a clock that only goes forward
     cpu_mhz, cpu_celsius                   mean clock, highest temperature
@@ -113,27 +83,24 @@ def state() -> dict[str, float]:
     busy_seconds, own_seconds              of all cores together since the machine started; of this process
     stolen_seconds                         that a hypervisor kept cores from this machine
     """
-    ticks = [float(number) for number in re.findall(r"\d+", _read("/proc/stat").partition("\n")[0])]
-    second = os.sysconf("SC_CLK_TCK")
-    mhz = [float(number) for number in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", _read("/proc/cpuinfo"), re.MULTILINE)]
-    heat = _integers(Path("/sys/class/thermal").glob("*/temp"))
+    times, own = _known(lambda: psutil.cpu_times()._asdict()), os.times()
+    heat = _integers(Path("/sys/class/thermal").glob("*/temp"))  # of psutil's sensors some are a disk's or a GPU's
     throttled = _integers(Path("/sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/core_throttle_count"))
-    own = os.times()
     found = {
         "seconds": time.monotonic(),
-        "cpu_mhz": sum(mhz) / len(mhz) if mhz else None,
+        "cpu_mhz": _known(lambda: psutil.cpu_freq().current) or None,
         "cpu_celsius": max(heat) / 1e3 if heat else None,
         "cpu_throttled": sum(throttled) if throttled else None,
         "load": os.getloadavg()[0],
-        "busy_seconds": (sum(ticks[:3]) + sum(ticks[5:8])) / second if len(ticks) > 7 else None,
-        "stolen_seconds": ticks[7] / second if len(ticks) > 7 else None,
+        "busy_seconds": sum(times.get(name, 0.0) for name in BUSY) if times else None,
+        "stolen_seconds": times.get("steal", 0.0) if times else None,
         "own_seconds": own.user + own.system,
     }
     return {name: value for name, value in found.items() if value is not None}
 
 
 def between(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
-    """From two states, in cores: how many other processes kept busy on average, and how many were stolen."""
+    """Return how many cores other processes kept busy on average between two states, and how many were stolen."""
     spent = {name: after[name] - before[name] for name in before if name in after}
     if "busy_seconds" not in spent or spent["seconds"] <= 0:
         return {}
@@ -145,7 +112,7 @@ def between(before: dict[str, float], after: dict[str, float]) -> dict[str, floa
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on; all, where the system does not say."""
+    """Count the cores that this process may run on; all, where the system does not say."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -158,7 +125,7 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> dict[str, Any]:
-    """Commit and whether files differ from it; empty for an installed package, even inside another repository."""
+    """Return the commit and whether files differ from it; {} for a package installed inside another repository."""
     if not (CHECKOUT / ".git").exists():
         return {}
     commit = _output("git", "-C", str(CHECKOUT), "rev-parse", "HEAD")
@@ -185,24 +152,16 @@ def _cpu() -> str | None:
     return platform.processor() or platform.machine() or None
 
 
-def _physical_cores() -> int | None:
-    """Distinct pairs of socket and core, which hyperthreads share."""
-    cores = re.findall(r"^physical id\s*:\s*(\d+)$.*?^core id\s*:\s*(\d+)$", _read("/proc/cpuinfo"), re.M | re.S)
-    if not cores and sys.platform == "darwin":
-        count = _output("sysctl", "-n", "hw.physicalcpu")
-        return int(count) if count else None
-    return len(set(cores)) or None
-
-
-def _memory_bytes() -> int | None:
+def _known(question: Callable[[], T]) -> T | None:
+    """Return psutil's answer, or None where the system does not give it."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
+        return question()
+    except (OSError, NotImplementedError, AttributeError, RuntimeError, psutil.Error):
         return None
 
 
 def _read(path: str) -> str:
-    """The text of a file of the kernel, or nothing where there is none."""
+    """Return the text of a file of the kernel, or "" where there is none."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -210,35 +169,15 @@ def _read(path: str) -> str:
 
 
 def _integers(paths: Iterable[Path]) -> list[int]:
-    """The whole numbers that are alone in their files."""
+    """Return the whole number of each file that holds nothing else."""
     texts = [_read(str(path)).strip() for path in paths]
     return [int(text) for text in texts if re.fullmatch(r"-?\d+", text)]
 
 
 def _output(*command: str) -> str | None:
-    """What a command prints, or None if it is missing, fails or takes longer than 5 seconds."""
+    """Return what a command prints, or None if it is missing, fails or takes longer than 5 seconds."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def give_back(devices: Sequence[torch.device]) -> None:
-    """Return what is free to the system, so that the next peak does not stand on the last one's."""
-    if any(device.type == "cuda" for device in devices):
-        torch.cuda.empty_cache()
-    with contextlib.suppress(OSError, AttributeError):  # only glibc can
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def keep_freed() -> None:
-    """Let this process reuse the memory of freed tensors, which glibc returns to the system by default.
-
-    Fresh pages have to be zeroed: on SmolLM2-135M that is 3 % of the processor time of scoring, and 10 to 20 % of that
-    of a greedy search. Processes that time a model are left as every user's are.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # only glibc can
-        libc = ctypes.CDLL(None)
-        any(libc.mallopt(MMAP_THRESHOLD, size) for size in FROM_HEAP)
-        libc.mallopt(TRIM_THRESHOLD, KEPT)

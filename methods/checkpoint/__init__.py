@@ -7,7 +7,6 @@ save_load            a `Decoder` as a folder, and back
 pruned_config        the configuration of a model whose layers differ, and the stock classes that are cut to it
 transformers_compat  which shapes a stock transformers loads
 weight_files         safetensors, sharded and checked
-files                writing that is whole or absent; hashes
 model_card           the README of a saved model
 verify               whether a folder is what it says
 """

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from methods.checkpoint.files import sha256
 from methods.errors import CheckpointError, first_line
+from methods.files import sha256
 
 INDEX = "model.safetensors.index.json"
 

@@ -16,7 +16,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from methods.checkpoint.files import write_atomically
+from methods.files import write_atomically
 from reports.metrics import MISSING, metric
 from reports.text import markdown_escaped, printable, wrap
 

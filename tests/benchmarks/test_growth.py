@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import methods
-from bench.system.environment import peak_memory_bytes, reset_peak_memory
+from bench.system.memory import peak_memory_bytes, reset_peak_memory
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 

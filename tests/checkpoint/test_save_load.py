@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import methods
 from methods.checkpoint import save_load, weight_files
-from methods.checkpoint.files import sha256
 from methods.errors import CheckpointError
+from methods.files import sha256
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import keep_channels, keep_kv_groups

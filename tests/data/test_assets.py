@@ -9,6 +9,7 @@ import pytest
 
 from bench.data import assets
 from methods.errors import UserError
+from methods.files import sha256
 
 FILES = {"fake_text/data/a.txt": "alpha", "fake_text/data/deep/b.txt": "beta", "fake_text/code.py": "raise SystemExit"}
 METADATA = {
@@ -27,7 +28,7 @@ def index(tmp_path, monkeypatch):
     with zipfile.ZipFile(wheel, "w") as archive:
         for name, content in {**FILES, **METADATA}.items():
             archive.writestr(name, content)
-    fake = assets.Asset("fake-text", "1.0", assets.sha256(wheel), "MIT", 1, ("fake_text/data/",), (".txt",))
+    fake = assets.Asset("fake-text", "1.0", sha256(wheel), "MIT", 1, ("fake_text/data/",), (".txt",))
     monkeypatch.setattr(assets, "ASSETS", {"fake": fake})
     monkeypatch.setattr(assets, "TEXTS", {"a": assets.Offer("A", "one word", "fake", "a.txt")})
     monkeypatch.setenv("PRUNEBENCH_CACHE", str(tmp_path / "cache"))

@@ -9,6 +9,7 @@ from conftest import tiny
 
 from bench.data import assets, pretrained
 from methods.errors import UserError
+from methods.files import sha256
 
 CPU = torch.device("cpu")
 
@@ -132,7 +133,7 @@ def test_a_cached_hub_model_needs_no_network(hub_cache):
     pretrained.check("nobody/tiny")
     model, _ = pretrained.load("nobody/tiny", CPU, torch.float32)
     assert model.config.num_hidden_layers == 2
-    assert pretrained.weights_sha256("nobody/tiny") == assets.sha256(hub_cache / "model.safetensors")
+    assert pretrained.weights_sha256("nobody/tiny") == sha256(hub_cache / "model.safetensors")
     assert pretrained.display_name("nobody/tiny") == "nobody/tiny"
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 import methods
 from bench.records.record import Record
-from methods.checkpoint.files import write_atomically
+from methods.files import write_atomically
 from reports.figures import style
 from reports.figures.catalogue import figures
 from reports.figures.figure import FORMATS, Figure, save, svg, written

@@ -20,8 +20,8 @@ from bench.records.run_folder import load_run
 from bench.run import export, gguf_export
 from bench.run.saving import IN_MEMORY, RELOADED, wanted_dtype
 from methods.checkpoint import save_load
-from methods.checkpoint.files import sha256
 from methods.errors import UserError
+from methods.files import sha256
 from methods.model.decoder import Decoder
 
 

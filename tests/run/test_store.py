@@ -31,8 +31,8 @@ from bench.records.record import InvalidRecord, Record, load
 from bench.records.run_folder import load_run
 from bench.run import fingerprint, measure, store
 from methods.base import REGISTRY
-from methods.checkpoint.files import WRITING, write_atomically
 from methods.errors import Unwritable
+from methods.files import WRITING, write_atomically
 
 TIMINGS = ("seconds", "prune_seconds", "peak_memory_bytes")
 KILLS = 30

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bench.system import environment
-from bench.system.environment import describe, peak_memory_bytes, reset_peak_memory
+from bench.system.environment import describe
 
 CPU = torch.device("cpu")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads files of the Linux kernel")
@@ -57,23 +57,23 @@ def test_nothing_private():
 
 
 @LINUX
-def test_reads_cpu_and_cores(monkeypatch):
-    text = "".join(
-        f"processor : {n}\nmodel name\t: Example CPU @ 2 GHz\nphysical id\t: 0\nsiblings : 4\ncore id\t\t: {n // 2}\n\n"
-        for n in range(4)
-    )
-    monkeypatch.setattr(environment, "_read", lambda path: text)
-    found = describe(CPU, torch.bfloat16)
-    assert (found["cpu"], found["physical_cores"]) == ("Example CPU @ 2 GHz", 2)
+def test_the_processor_is_named_as_the_kernel_names_it(monkeypatch):
+    monkeypatch.setattr(environment, "_read", lambda path: "processor : 0\nmodel name\t: Example CPU @ 2 GHz\n\n")
+    assert describe(CPU, torch.bfloat16)["cpu"] == environment.processor(CPU) == "Example CPU @ 2 GHz"
 
 
 def test_what_cannot_be_found_out_is_absent(monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise FileNotFoundError("/proc")
+
     monkeypatch.setattr(environment, "CHECKOUT", tmp_path)
     monkeypatch.setattr(environment, "PACKAGES", ("torch", "no-such-package"))
     monkeypatch.setattr(environment, "_read", lambda path: "")
     monkeypatch.setattr(environment, "_output", lambda *command: None)
+    for name in ("cpu_count", "virtual_memory"):
+        monkeypatch.setattr(environment.psutil, name, refuse)
     found = describe(CPU, torch.float32)
-    assert {"commit", "dirty", "physical_cores"} & set(found) == set()
+    assert {"commit", "dirty", "physical_cores", "memory_bytes"} & set(found) == set()
     assert list(found["versions"]) == ["torch"]
     assert None not in found.values()
 
@@ -104,46 +104,6 @@ def test_a_command_that_is_missing_or_fails_gives_nothing(command):
     assert environment._output(*command) is None
 
 
-def test_peak_memory_grows_with_what_is_used():
-    before = peak_memory_bytes(CPU)
-    block = bytearray(b"x") * (before + 2**26)  # touches every page
-    assert peak_memory_bytes(CPU) >= before + 2**26
-    del block
-
-
-@LINUX
-def test_peak_memory_starts_anew():
-    block = bytearray(b"x") * 2**28
-    high = peak_memory_bytes(CPU)
-    del block
-    reset_peak_memory(CPU)
-    assert peak_memory_bytes(CPU) < high - 2**27
-
-
-@LINUX
-def test_peak_memory_is_of_this_process_and_not_of_its_parent():
-    block = bytearray(b"x") * (3 * 2**28)  # more than importing torch takes
-    code = "import torch; from bench.system import environment as e; print(e.peak_memory_bytes(torch.device('cpu')))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=environment.CHECKOUT, capture_output=True, check=True)
-    assert 2**25 < int(done.stdout) < len(block)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can")
-def test_freed_memory_is_kept_and_used_again():
-    code = (
-        "import resource, torch; from bench.speed.memory import keep_freed\n"
-        "def faults():\n"
-        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "    for _ in range(10): three = [torch.ones(2**22) for _ in range(3)]; del three\n"
-        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
-        "faults(); fresh = faults(); keep_freed(); faults(); print(fresh, faults())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=environment.CHECKOUT, capture_output=True, check=True)
-    fresh, kept = map(int, done.stdout.split())
-    assert kept < 2**22 * 4 / 4096  # less than one tensor's pages
-    assert 10 * kept < fresh  # however large the pages of this machine are
-
-
 def test_cuda_is_described_by_its_properties_and_driver(monkeypatch):
     class Properties:
         name = "Example GPU"
@@ -156,13 +116,3 @@ def test_cuda_is_described_by_its_properties_and_driver(monkeypatch):
     expected = {"gpu": "Example GPU", "gpu_memory_bytes": 80 * 2**30, "gpu_driver": "570.1", "cuda": "12.8"}
     assert expected.items() <= found.items()
     assert (found["device"], found["dtype"]) == ("cuda:0", "bfloat16")
-
-
-def test_cuda_peak_is_of_the_allocator(monkeypatch):
-    calls = []
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 123)
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", calls.append)
-    device = torch.device("cuda", 1)
-    assert peak_memory_bytes(device) == 123
-    reset_peak_memory(device)
-    assert calls == [device]

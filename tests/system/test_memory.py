@@ -1,0 +1,71 @@
+"""Memory of a process: its peak, which is its own and starts anew, and what is kept of what it frees."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from bench.system import environment
+from bench.system.memory import peak_memory_bytes, reset_peak_memory, resident_bytes
+
+CPU = torch.device("cpu")
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads files of the Linux kernel")
+
+
+def test_resident_memory_grows_with_what_is_used():
+    before = resident_bytes()
+    block = bytearray(b"x") * 2**26
+    assert resident_bytes() >= before + 2**26 - 2**22
+    del block
+
+
+def test_peak_memory_grows_with_what_is_used():
+    before = peak_memory_bytes(CPU)
+    block = bytearray(b"x") * (before + 2**26)  # touches every page
+    assert peak_memory_bytes(CPU) >= before + 2**26
+    del block
+
+
+@LINUX
+def test_peak_memory_starts_anew():
+    block = bytearray(b"x") * 2**28
+    high = peak_memory_bytes(CPU)
+    del block
+    reset_peak_memory(CPU)
+    assert peak_memory_bytes(CPU) < high - 2**27
+
+
+@LINUX
+def test_peak_memory_is_of_this_process_and_not_of_its_parent():
+    block = bytearray(b"x") * (3 * 2**28)  # more than importing torch takes
+    code = "import torch; from bench.system import memory as m; print(m.peak_memory_bytes(torch.device('cpu')))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=environment.CHECKOUT, capture_output=True, check=True)
+    assert 2**25 < int(done.stdout) < len(block)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can")
+def test_freed_memory_is_kept_and_used_again():
+    code = (
+        "import resource, torch; from bench.system.memory import keep_freed\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(10): three = [torch.ones(2**22) for _ in range(3)]; del three\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "faults(); fresh = faults(); keep_freed(); faults(); print(fresh, faults())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=environment.CHECKOUT, capture_output=True, check=True)
+    fresh, kept = map(int, done.stdout.split())
+    assert kept < 2**22 * 4 / 4096  # less than one tensor's pages
+    assert 10 * kept < fresh  # however large the pages of this machine are
+
+
+def test_cuda_peak_is_of_the_allocator(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 123)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", calls.append)
+    device = torch.device("cuda", 1)
+    assert peak_memory_bytes(device) == 123
+    reset_peak_memory(device)
+    assert calls == [device]
