@@ -52,6 +52,7 @@ COMPENSATIONS = (
     "compensation.ghost",
     "compensation.replaceme",
     "compensation.refit",
+    "compensation.reinitialize",
 )
 ENTRY_POINTS = "prunebench.methods"
 PLUGIN = "prunebench_plugin_"  # begins the name under which a file is imported

@@ -41,6 +41,8 @@ class Compensation(Protocol):
 
     name: ClassVar[str]
 
+    reads_states: ClassVar[bool]  # whether it needs states of the residual, which a sliced model has in no one basis
+
     @property
     def uneven(self) -> str:
         """Why stock transformers cannot load the result, or nothing."""
@@ -64,6 +66,7 @@ def compensation(name: str) -> Callable[[C], C]:
 
     def add(cls: C) -> C:
         cls.name = name  # type: ignore[attr-defined]
+        cls.reads_states = getattr(cls, "reads_states", True)  # type: ignore[attr-defined]
         REGISTRY[name] = cls
         return cls
 
@@ -146,8 +149,9 @@ class CompensatedPruner:
     def _added(self, decisions: dict[str, Any], dense: Decoder, pruned: Decoder) -> int:
         if parameters(pruned) == parameters(dense):
             return 0
-        if pruned.embed.embedding_dim != dense.embed.embedding_dim or any(
-            layer.module is not layer.inner for layer in pruned.layers
+        if self.compensation.reads_states and (
+            pruned.embed.embedding_dim != dense.embed.embedding_dim
+            or any(layer.module is not layer.inner for layer in pruned.layers)
         ):
             raise Unsupported(f"{self.pruner.name} cuts the residual itself, so that there is no state to map back to")
         return self.compensation.added(Pruning(dense, pruned, kept_layers(decisions, dense, pruned)))

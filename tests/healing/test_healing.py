@@ -13,9 +13,7 @@ from conftest import padded, tiny
 from torch import nn
 
 import methods
-from bench.cli import inherit as command
-from bench.cli.main import main
-from bench.healing import inherit, training
+from bench.healing import training
 from bench.healing.text import HELD_OUT, Text, draw
 from bench.plan.recipe import Recipe
 from methods.checkpoint import save_load
@@ -253,89 +251,3 @@ def test_text_is_of_the_calibration_documents(model_folder, text_file):
         assert " ".join(words[:6]) in own or " ".join(words[-6:]) in own
     with pytest.raises(UserError, match="asked for"):
         draw(tokenizer, Recipe(text=str(text_file), tokens=10**6, length=16))
-
-
-@pytest.mark.parametrize("family", ("llama", "gpt2", "gemma3_text"))
-def test_a_random_twin_has_the_shape_and_nothing_else(family):
-    model = pruned(family)
-    before = weights(model)
-    for parameter in model.model.parameters():
-        parameter._is_hf_initialized = True  # as loaded weights are
-    twin = inherit.random_like(model, 0)
-    ours, theirs = weights(model), weights(twin)
-    assert [(n, w.shape) for n, w in ours.items()] == [(n, w.shape) for n, w in theirs.items()]
-    assert all(torch.equal(before[name], value) for name, value in ours.items())
-    for name, value in theirs.items():
-        if value.ndim == 2:
-            assert 0.005 < float(value.std()) < 0.03, name  # 0.02, but GPT-2 divides some by the root of 2 L
-            assert abs(float(torch.corrcoef(torch.stack([value.flatten(), ours[name].flatten()]))[0, 1])) < 0.15
-        else:
-            assert len(value.unique()) == 1, name
-    assert all(
-        torch.equal(a, b) for a, b in zip(theirs.values(), weights(inherit.random_like(model, 0)).values(), strict=True)
-    )
-    assert (model.head.weight is model.embed.weight) == (twin.head.weight is twin.embed.weight)
-
-
-def test_a_random_twin_of_a_sliced_model_passes_its_residual_on():
-    twin = inherit.random_like(pruned(method="slicegpt"), 0)
-    shortcut = twin.layers[0].module.shortcuts[0].weight
-    assert torch.equal(shortcut, torch.eye(*shortcut.shape))
-
-
-def test_the_pruned_and_the_random_model_see_the_same_steps():
-    curves = inherit.compare(pruned(), TEXT, Recipe(kind="full", **SMALL))
-    assert list(curves) == ["pruned", "random"]
-    assert [p["tokens"] for p in curves["pruned"]] == [p["tokens"] for p in curves["random"]]
-    assert curves["random"][0]["heldout_loss"] == pytest.approx(math.log(128), abs=0.1)
-
-
-@pytest.fixture
-def arguments(model_folder, text_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "CALIBRATION", (4, 16))
-    small = ["--tokens", "128", "--length", "16", "--batch", "4", "--points", "2"]
-    texts = ["--text", str(text_file), "--calibration", str(text_file)]
-    return [
-        "inherit",
-        "drop-tail",
-        "--ratio",
-        "0.3",
-        "--model",
-        str(model_folder),
-        *small,
-        *texts,
-        "--out",
-        str(tmp_path / "out"),
-    ]
-
-
-def test_the_inherit_command_writes_what_it_prints_and_goes_on(arguments, tmp_path, capsys, monkeypatch):
-    assert main([*arguments, "--format", "json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found == json.loads((tmp_path / "out" / "inherit.json").read_text())
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "inherit.json", "inherit.md", "inherit.png", "inherit.svg"
-    ]  # fmt: skip
-    monkeypatch.setattr(inherit, "compare", None)
-    assert main(arguments) == 0
-    assert "pruned ahead by" in capsys.readouterr().out
-    assert main([*arguments, "--seed", "1"]) == 2
-    assert "another experiment" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--tokens", "1000000"], "tokens for calibration"),
-        (["--ratio", "0.1,0.2"], "needs one --ratio"),
-        (["--dtype", "float16"], "bfloat16"),
-        (["--ratio", "0.99"], "out of reach"),
-        (["--points", "0"], "positive"),
-    ],
-)
-def test_mistakes_are_refused_in_one_line(arguments, more, message, capsys, tmp_path):
-    assert main([*arguments, *more]) == 2
-    error = capsys.readouterr().err.strip()
-    assert message in error
-    assert "\n" not in error
-    assert not (tmp_path / "out" / "inherit.json").exists()

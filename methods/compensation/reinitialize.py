@@ -1,0 +1,53 @@
+"""Reinitialize: the pruned model keeps its shape and loses its weights, which are drawn anew. A control, no repair.
+
+Yang, Cao, Zhao 2024, "LaCo: Large Language Model Pruning via Layer Collapse", arXiv 2402.11187, say in the abstract
+that a collapsed model inherits the parameters of the dense one. `laco` and `laco+reinitialize` with `--heal full` put
+that to the test: both have the same shape and see the same sequences in the same order for as many steps; what differs
+is where they begin.
+
+    W ~ as transformers initialises a new model of the family
+
+Shortcuts of a sliced model, which no family has, start as identity matrices that are cut to their shapes, since a
+random map of the residual stream would be no fair start. Tied matrices stay tied. No parameter is added.
+
+The authors have released no code for this comparison.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from methods.compensation.base import compensation
+from methods.compensation.boundaries import Pruning
+from methods.model.calibration import Calibration
+
+
+@compensation("reinitialize")
+@dataclass(frozen=True)
+class Reinitialize:
+    """Weights drawn anew in the pruned model's shape: the control for what a pruned model inherits."""
+
+    seed: int = 0  # of the draw of weights
+
+    uneven = ""
+    reads_states = False  # so that it serves a model whose residual is cut, too
+
+    def added(self, pruning: Pruning) -> int:
+        return 0
+
+    @torch.no_grad()
+    def mend(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
+        model: Any = pruning.pruned.model
+        drawn: Any = copy.deepcopy(model)  # drops the marks of loaded weights, which would not be drawn again
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            drawn.apply(drawn._init_weights)
+        for module in drawn.modules():
+            for shortcut in getattr(module, "shortcuts", ()):
+                torch.nn.init.eye_(shortcut.weight)
+        model.load_state_dict(drawn.state_dict())
+        return {"seed": self.seed}
