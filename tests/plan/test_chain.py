@@ -262,7 +262,7 @@ def test_a_changed_recipe_or_trainer_is_another_cell(chained, healing, tmp_path,
     out, err = capsys.readouterr()
     assert err.count("has a record") == 2
     assert "2 passes" in out
-    monkeypatch.setattr(runner.fingerprint, "HEALING", ("heal.py",))
+    monkeypatch.setattr(runner.fingerprint, "HEALING", ("healing/training.py",))
     assert main(arguments) == 0
     assert "is old, since this has changed: healing; moved to superseded/" in capsys.readouterr().err
 
