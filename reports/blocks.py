@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from bench.records.record import Record, label
-from reports import columns, healing_notes
-from reports.columns import conditions_of, requested_ratio, setup
-
-MOST = 4  # fields that are named where setups differ in many
+from bench.records import columns
+from bench.records.comparability import apart, draws, setup
+from bench.records.record import Record, label, requested_ratio
+from reports import healing_notes
 
 
 @dataclass(frozen=True)
@@ -72,79 +70,6 @@ def _of_setup(
             together,
             different,
         )
-
-
-def apart(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
-    """For each setup what it has otherwise than the others; model, device, dtype and profile are always said.
-
-    What the inputs have is left out where it tells nothing apart that the rest does not.
-    """
-    setups = {setup(record): flat(conditions_of(record)) for record in records}
-    said = ("model", "device", "dtype", "protocol.profile")
-    varying = differing(list(setups.values()))
-    asked = [name for name in varying if name.partition(".")[0] != "inputs"]
-    if len({json.dumps([fields.get(name) for name in asked]) for fields in setups.values()}) == len(setups):
-        varying = asked
-    named = [name for name in varying if name not in said][:MOST]
-    return {
-        key: tuple(f"{name.rpartition('.')[2]} {brief(fields.get(name))}" for name in named)
-        for key, fields in setups.items()
-    }
-
-
-def differing(conditions: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The fields in which flat conditions differ; a text or task that only some have is named by the protocol alone."""
-    names = dict.fromkeys(name for fields in conditions for name in fields)
-    values = {name: [json.dumps(fields.get(name)) for fields in conditions] for name in names}
-    return [
-        name
-        for name in names
-        if len(set(values[name])) > 1
-        and not (name.startswith(("inputs.texts", "inputs.tasks")) and any(name not in fields for fields in conditions))
-    ]
-
-
-def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    if isinstance(value, dict) and value:
-        return {name: one for key, inner in value.items() for name, one in flat(inner, f"{path}.{key}").items()}
-    return {path.lstrip("."): value}
-
-
-def brief(value: Any) -> str:
-    """A value of a condition, not too long for a sentence."""
-    if isinstance(value, list) and all(isinstance(one, str) for one in value):
-        return "+".join(value) or "none"
-    text = json.dumps(value)
-    if len(text) <= 40:
-        return text
-    return json.dumps(f"{value[:12]}...") if isinstance(value, str) else f"{text[:12]}..."
-
-
-def draws(records: Sequence[Record]) -> list[list[int]]:
-    """The numbers of the records that share a row: measured cells that differ in a random method's seed alone.
-
-    One that was timed comes first.
-    """
-    rows: dict[str, list[int]] = {}
-    for number, record in enumerate(records):
-        stages = [*record.cell.get("earlier", ()), record.cell]
-        if record.status == "ok" and any(map(_is_draw, stages)):
-            *earlier, cell = [
-                {**stage, "parameters": {**stage["parameters"], "seed": None}} if _is_draw(stage) else stage
-                for stage in stages
-            ]
-            inputs = {name: value for name, value in cell.get("inputs", {}).items() if name != "parent"}
-            rows.setdefault(json.dumps({**cell, "earlier": earlier, "inputs": inputs}, sort_keys=True), []).append(
-                number
-            )
-        else:
-            rows[str(number)] = [number]
-    return [sorted(numbers, key=lambda n: "speed" not in records[n].measured) for numbers in rows.values()]
-
-
-def _is_draw(stage: Mapping[str, Any]) -> bool:
-    return "draws" in stage["parameters"] and "seed" not in stage.get("given", ())
 
 
 def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

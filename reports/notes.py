@@ -11,10 +11,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from itertools import chain
 from typing import Any
 
-from bench.records.record import Record, label
+from bench.records.columns import MISS, STAGES, texts, timed
+from bench.records.comparability import dense_peer, draws, other_versions
+from bench.records.record import Record, is_accuracy, label, requested_ratio
 from reports import healing_notes
-from reports.blocks import draws
-from reports.columns import MISS, STAGES, dense_peer, is_accuracy, other_versions, requested_ratio, texts, timed
 from reports.metrics import METRICS, binary, metric, short, shown
 
 Row = Mapping[str, Any]
@@ -119,7 +119,7 @@ def protocol(
 ) -> list[str]:
     """How to read the columns of some kinds, and how their figures came about; each sentence once.
 
-    rows  the figures of the records, see reports.columns
+    rows  the figures of the records, see bench.records.columns
     """
     measured = [record.measured for record in records]
     pruned = [record for record in records if record.cell["method"] != "dense"]

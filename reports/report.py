@@ -8,11 +8,11 @@ from csv import writer as csv_writer
 from pathlib import Path
 from typing import Any
 
-from bench.records.record import Record
+from bench.records.columns import columns, rows, timed
+from bench.records.comparability import apart, setup
+from bench.records.record import Record, display_name
 from methods.files import write_atomically
 from reports import notes
-from reports.blocks import apart
-from reports.columns import columns, display_name, rows, setup, timed
 from reports.formats import markdown as markdown_text
 from reports.formats import terminal as terminal_text
 from reports.tables.speed import ABOUT_SIZES, ABOUT_TIMES, tables

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from browser import opened
 
-from reports import merge
+from bench.records import run_folder
 from reports.page.page import page
 
 PICTURES = {  # name: width, height, theme, section at the top
@@ -24,7 +24,7 @@ PICTURES = {  # name: width, height, theme, section at the top
 
 def main(run: Path, folder: Path) -> None:
     """Write every picture of `run` into `folder`."""
-    merged = merge.load_runs([run])
+    merged = run_folder.load_runs([run])
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "report.html"
         path.write_text(page(merged.records, samples=merged.samples, remarks=merged.remarks), encoding="utf-8")

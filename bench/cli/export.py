@@ -23,7 +23,7 @@ def _add_export(commands: Any) -> None:
         description="Write a cell's model as a folder or a GGUF file: the saved one, or one made anew from its record.",
     )
     export.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    export.add_argument("cell", metavar="CELL", help="a file of its cells/ without .json, the start of one, or a label")
+    export.add_argument("cell", metavar="CELL", help="the key of a cell, the start of one, or a label")
     export.add_argument("--to", type=Path, metavar="DIR", help="a new folder for the model")
     export.add_argument("--gguf", type=Path, metavar="FILE", help="a new GGUF file, for Llama-like models of one width")
     export.add_argument("--save-dtype", metavar="DTYPE", help="auto (the base's), float32, bfloat16 or float16")

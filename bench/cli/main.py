@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from bench.cli import INTERRUPTED, USAGE, export, regression, report, run, show, similarity
+from bench.cli import INTERRUPTED, USAGE, export, pack, regression, report, run, show, similarity
 from bench.cli import list as list_command
 from bench.plan import spec_file
 from methods.errors import UserError
@@ -52,6 +52,6 @@ def _let_threads_wait() -> None:
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="python -m bench", description="Prune language models, measure them, compare them fairly.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    for module in (run, export, report, show, regression, list_command, similarity):
+    for module in (run, export, report, show, pack, regression, list_command, similarity):
         module.add(commands)
     return parser.parse_args(spec_file.expanded(argv, commands.choices["run"]))

@@ -228,8 +228,8 @@ def _point(run: Path, arguments: argparse.Namespace) -> HistoryPoint:
 
 def _wanted(run: Path, arguments: argparse.Namespace) -> list[tuple[Record, dict[str, Any]]]:
     """The cells of `run` with the metric that the flags name, with their rows: one, or draws and seeds of one."""
+    from bench.records import columns as column_data
     from bench.records import run_folder
-    from reports import columns as column_data
 
     metric, label, ratio = arguments.metric, arguments.label, arguments.ratio
     records = list(run_folder.records(run).values())

@@ -15,7 +15,7 @@ from methods.errors import UserError
 from reports.figures.catalogue import figures
 
 if TYPE_CHECKING:
-    from reports.merge import Merged
+    from bench.records.run_folder import Merged
     from reports.tables.table import Table
 
 VIEWS = ("main", "per-task", "by-ratio", "grid", "speed", "cost", "decisions", "ablation")
@@ -55,23 +55,16 @@ def _report(arguments: argparse.Namespace) -> int:
         raise UserError("--against is a table of its own: leave --view, --reference and --out out")
     arguments.view = arguments.view or ("against" if arguments.against else "main")
     arguments.format = arguments.format or "terminal"
-    from bench.records.record import InvalidRecord
+    from bench.records import run_folder
 
-    try:
-        _made(arguments)
-    except InvalidRecord as error:  # or samples that cannot be read
-        raise UserError(str(error)) from None
-    return OK
-
-
-def _made(arguments: argparse.Namespace) -> None:
-    merged = _merged(arguments.runs)
+    merged = run_folder.load_runs(arguments.runs)
     for remark in merged.remarks:
         print(remark, file=sys.stderr)
     if arguments.out:
         _write(arguments.out, merged, arguments.reference, standalone=arguments.standalone)
     else:
         print(_rendered(arguments, merged, _asked(arguments, merged)), end="")
+    return OK
 
 
 def _asked(arguments: argparse.Namespace, merged: Merged) -> dict[str, list[Table]]:
@@ -84,15 +77,6 @@ def _asked(arguments: argparse.Namespace, merged: Merged) -> dict[str, list[Tabl
     if not any(tables.values()):
         print(f"the view {arguments.view} has nothing to show of these cells", file=sys.stderr)
     return tables
-
-
-def _merged(runs: list[Path]) -> Merged:
-    from reports import merge
-
-    try:
-        return merge.load_runs(runs)
-    except FileNotFoundError as error:
-        raise UserError(f"{error} is no run folder: it has no cells/*.json") from None
 
 
 def _tables(merged: Merged, names: tuple[str, ...], reference: str | None) -> dict[str, list[Table]]:

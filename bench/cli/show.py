@@ -21,9 +21,7 @@ def add(commands: Any) -> None:
         description="Print everything that was asked, decided and measured of one cell, and where.",
     )
     show.add_argument("run", metavar="RUN", help="a run folder, or RUN/CELL in one word")
-    show.add_argument(
-        "cell", nargs="?", metavar="CELL", help="a file of its cells/ without .json, its start, or a label"
-    )
+    show.add_argument("cell", nargs="?", metavar="CELL", help="the key of a cell, its start, or a label")
     show.set_defaults(command=_show)
     serve = commands.add_parser(
         "serve",
@@ -74,13 +72,10 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _newest() -> Path:
     """The run below results/ whose records changed last."""
-    changed = {
-        path.parent.parent: path.stat().st_mtime for path in sorted(RESULTS.glob("*/cells/*.json"), key=_changed)
-    }
+    from bench.records import run_folder
+
+    held = {run: run_folder.files(run) for run in sorted(RESULTS.glob("*"))}
+    changed = {run: max(path.stat().st_mtime for path in files) for run, files in held.items() if files}
     if not changed:
         raise UserError(f"no run has a record below {RESULTS}/ yet; say which folder, as in `serve /tmp/run`")
     return max(changed, key=lambda run: changed[run])
-
-
-def _changed(path: Path) -> float:
-    return path.stat().st_mtime

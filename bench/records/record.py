@@ -81,21 +81,24 @@ A record has these keys and no others:
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from methods.errors import UserError
 from methods.files import write_atomically
 
 SCHEMA = 2
 FAILED = ("error", "out_of_memory", "crashed", "timed_out")
 STATUSES = ("ok", "unsupported", *FAILED)
 EARLIER = ("parameters", "layers", "ratio", "ratio_budget", "pruned_sha256", "prune_seconds", "healing")
+ACCURACY = re.compile(r"(^|_)acc(_|$)")
 KEYS = ("schema", "cell", "status", "error", "environment", "decisions", "measured")
 
 
-class InvalidRecord(ValueError):
+class InvalidRecord(UserError):
     """The file is not a record: truncated, of another schema, or with keys missing."""
 
 
@@ -136,6 +139,28 @@ def _label(stage: Mapping[str, Any], ratio: float | None = None) -> str:
     return f"{asked}{where}, healed" if stage.get("healing") else f"{asked}{where}"
 
 
+def display_name(record: Record) -> str:
+    """The model's name for a reader."""
+    return str(record.cell.get("display_name") or record.cell["model"])
+
+
+def requested_ratio(record: Record) -> float | None:
+    """The share of the parameters that was asked to go; None for the dense model."""
+    return None if record.cell["method"] == "dense" else record.cell["ratio"]
+
+
+def named(record: Record) -> str:
+    """A cell as sentences and figures call it: 'laco at 0.3'."""
+    ratio = requested_ratio(record)
+    return label(record.cell) + ("" if ratio is None else f" at {ratio:g}")
+
+
+def is_accuracy(task: Mapping[str, Any]) -> bool:
+    """Whether a task's main metric is a share of documents that were right, which alone can be averaged over tasks."""
+    name = str(task["main"]).partition(",")[0]  # lm-eval names a filter behind a comma
+    return name in ("exact_match", "em", "mc1", "mc2") or ACCURACY.search(name) is not None
+
+
 def save(record: Record, path: Path) -> None:
     """Write atomically: the file is there whole or not at all."""
     write_atomically(path, json.dumps(asdict(record), indent=1, allow_nan=False, sort_keys=False) + "\n")
@@ -147,11 +172,16 @@ def load(path: Path) -> Record:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InvalidRecord(f"{path} is not JSON: {error}") from None
+    return from_json(data, str(path))
+
+
+def from_json(data: Any, where: str) -> Record:
+    """Validate the JSON object of one record. Raises InvalidRecord that begins with `where` the object was read."""
     if not isinstance(data, dict) or set(data) != set(KEYS):
-        raise InvalidRecord(f"{path} has not the keys of a record: {', '.join(KEYS)}")
+        raise InvalidRecord(f"{where} has not the keys of a record: {', '.join(KEYS)}")
     if data["schema"] != SCHEMA:
-        raise InvalidRecord(f"{path} has schema {data['schema']}; this version reads {SCHEMA}")
+        raise InvalidRecord(f"{where} has schema {data['schema']}; this version reads {SCHEMA}")
     try:
         return Record(**data)
     except InvalidRecord as error:
-        raise InvalidRecord(f"{path}: {error}") from None
+        raise InvalidRecord(f"{where}: {error}") from None

@@ -1,38 +1,73 @@
-"""From what stands on a command line to records: a run folder, RUN/CELL, or a run and what names one of its cells."""
+"""Opens run folders, packed or with a file for each cell: records, samples, data frames, and several runs as one.
+
+    results/RUN/cells/KEY.json, samples/KEY/NAME.parquet      a run in progress, or one that was not packed
+    results/RUN/records.jsonl, samples/NAME.parquet           a packed run (bench.records.packed_run)
+
+KEY is the name of a cell; a command takes it, the start of it, or the cell's label, as RUN/CELL.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from bench.records.record import InvalidRecord, Record, load
+from bench.records import columns, packed_run
+from bench.records.comparability import MOST, brief, conditions_of, differing, flat
+from bench.records.record import Record, load
+from bench.records.samples import CELL, SampleFiles, Samples
 from methods.errors import UserError
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-def paths(run: Path) -> dict[str, Path]:
-    """{key: file} of a run folder's records. Raises UserError where it is none."""
-    found = {path.stem: path for path in sorted((run / "cells").glob("*.json"))}
-    if not found:
-        raise UserError(f"{run} is no run folder: it has no cells/*.json")
-    return found
+
+def is_run(folder: Path) -> bool:
+    """Say whether a folder is that of a run, with or without a record yet."""
+    return packed_run.is_packed(folder) or (folder / "cells").is_dir()
+
+
+def files(run: Path) -> list[Path]:
+    """Return the files that hold the records of a run folder, none where it is no run."""
+    return [run / packed_run.RECORDS] if packed_run.is_packed(run) else sorted((run / "cells").glob("*.json"))
 
 
 def records(run: Path) -> dict[str, Record]:
-    """{key: record} of a run folder. Raises UserError where it is none, or a record cannot be read."""
-    try:
-        return {key: load(path) for key, path in paths(run).items()}
-    except InvalidRecord as error:
-        raise UserError(str(error)) from None
+    """Read the records of a run folder: {key: record}. Raises UserError where it is none or a record is damaged."""
+    if packed_run.is_packed(run):
+        return {key: packed_run.record_of(line, run, key) for key, line in packed_run.lines(run).items()}
+    return {path.stem: load(path) for path in _cell_files(run)}
+
+
+def load_run(run: Path) -> list[Record]:
+    """Read the records of a run folder, in the order of their keys. Raises UserError."""
+    return list(records(run).values())
+
+
+def samples_folder(run: Path, key: str) -> Path:
+    """Return what the samples of a cell are called by, see bench.records.samples."""
+    return run / "samples" / key
+
+
+def _cell_files(run: Path) -> list[Path]:
+    found = sorted((run / "cells").glob("*.json"))
+    if not found:
+        raise UserError(f"{run} is no run folder: it has no cells/*.json and no {packed_run.RECORDS}")
+    return found
 
 
 def cell(run: Path, wanted: str) -> tuple[str, Record]:
-    """The one cell of `run` whose key is `wanted`, else whose label, else whose key starts so. Raises UserError."""
-    known = paths(run)
-    try:
-        if wanted in known:
-            return wanted, load(known[wanted])
-    except InvalidRecord as error:
-        raise UserError(str(error)) from None
+    """Return the one cell of a run whose key is `wanted`, else whose label, else whose key starts so.
+
+    Raises UserError where there is none, or there are several.
+    """
+    if not packed_run.is_packed(run) and (path := run / "cells" / f"{wanted}.json").is_file():
+        return wanted, load(path)
     every = records(run)
+    if wanted in every:
+        return wanted, every[wanted]
     found = [key for key, record in every.items() if record.cell.get("label") == wanted]
     found = found or [key for key in every if key.startswith(wanted)]
     if len(found) != 1:
@@ -42,20 +77,96 @@ def cell(run: Path, wanted: str) -> tuple[str, Record]:
 
 
 def split(named: str) -> tuple[Path, str] | None:
-    """RUN/CELL as run and cell, RUN being the longest start of it that is a run folder, since a label may hold a slash.
+    """Cut RUN/CELL into run and cell, RUN being the longest start of it that is a run, since a label may hold a slash.
 
-    CELL may also be the file, RUN/cells/CELL.json. None where no start of it is a run folder.
+    CELL may also be a file, RUN/cells/CELL.json. None where no start of it is a run folder.
     """
     cuts = [position for position, character in enumerate(named) if character == "/"]
     for cut in reversed(cuts):
         folder, wanted = Path(named[:cut] or "/"), named[cut + 1 :]
-        if wanted and (folder / "cells").is_dir():
+        if wanted and is_run(folder):
             return folder, wanted
         if wanted and folder.name == "cells" and folder.is_dir():
             return folder.parent, wanted.removesuffix(".json")
     return None
 
 
-def load_run(folder: Path) -> list[Record]:
-    """All valid records of a run folder, by file name. Raises InvalidRecord at the first that is not."""
-    return [load(path) for path in sorted((folder / "cells").glob("*.json"))]
+def read(run: Path | str) -> pd.DataFrame:
+    """Read a run folder as a data frame: a row for each cell, by its key; columns as bench.records.columns lists them.
+
+    Raises UserError where it is no run folder, or a record is damaged.
+    """
+    found = records(Path(run))
+    frame = columns.frame(list(found.values()))
+    frame.insert(0, CELL, list(found))
+    return frame
+
+
+def samples(run: Path | str, task: str) -> pd.DataFrame:
+    """Read what the cells of a run answered: a row for each cell, by the column `cell`, and document of a task.
+
+    A text goes by "perplexity-TEXT", with a row for each window. Raises UserError where no cell has such samples.
+    """
+    import pandas as pd
+
+    run = Path(run)
+    tables = SampleFiles()
+    found = {key: tables.table(samples_folder(run, key), task) for key in records(run)}
+    frames = {key: table.to_pandas() for key, table in found.items() if table is not None}
+    if not frames:
+        names = sorted({path.stem for path in (run / "samples").rglob("*.parquet")})
+        raise UserError(f"{run} has no samples of {task!r}; it has {', '.join(names) or 'none at all'}")
+    return pd.concat(frames, names=[CELL]).reset_index(level=0).reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The records of several runs, a cell that occurs twice once, with their samples.
+
+    remarks   what keeps some of the runs from being compared, by name
+    """
+
+    records: list[Record]
+    samples: Samples
+    remarks: list[str]
+
+
+def load_runs(runs: Sequence[Path]) -> Merged:
+    """Read several runs as one. Raises UserError where one is no run folder, or a record is damaged."""
+    cells: dict[str, tuple[Record, Path]] = {}
+    setups: dict[str, tuple[Path, Mapping[str, Any]]] = {}
+    again = 0
+    for run in runs:
+        for key, record in records(run).items():
+            conditions = conditions_of(record)
+            setups.setdefault(json.dumps(conditions, sort_keys=True), (run, conditions))
+            same = json.dumps(record.cell, sort_keys=True)
+            again += same in cells
+            if same not in cells or _rank(record) > _rank(cells[same][0]):
+                cells[same] = (record, samples_folder(run, key))
+    found = [record for record, _ in cells.values()]
+    kept = Samples([folder for _, folder in cells.values()])
+    return Merged(found, kept, [*_twice(again), *_apart(list(setups.values()))])
+
+
+def _rank(record: Record) -> tuple[bool, str]:
+    """A measured cell counts before a failed one, then the newest."""
+    return record.status == "ok", str(record.environment.get("date", ""))
+
+
+def _twice(count: int) -> list[str]:
+    if not count:
+        return []
+    noun = "cell stands" if count == 1 else "cells stand"
+    return [f"{count} {noun} in several runs; of each the newest that was measured is reported."]
+
+
+def _apart(setups: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterator[str]:
+    """For each setup but the first why it stands apart."""
+    for run, conditions in setups[1:]:
+        first, other = flat(setups[0][1]), flat(conditions)
+        fields = differing([first, other])
+        shown = [f"{name} is {brief(other.get(name))}, not {brief(first.get(name))}" for name in fields[:MOST]]
+        more = f", and {len(fields) - MOST} more fields" if len(fields) > MOST else ""
+        where = "within one run" if run == setups[0][0] else f"with those of {setups[0][0].name}"
+        yield f"{run.name}: cells are not compared {where} and stand in tables of their own: {', '.join(shown)}{more}."

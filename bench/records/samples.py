@@ -1,9 +1,14 @@
-"""The samples that a run has kept of its cells: one figure for each document of a task or window of a text."""
+"""The samples that a run has kept of its cells: one row for each document of a task or window of a text.
+
+The samples of a cell are called by the folder RUN/samples/KEY. A run in progress has that folder, with NAME.parquet for
+each task or text; a packed run (bench.records.packed_run) has RUN/samples/NAME.parquet for all cells instead.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,7 @@ from numpy.typing import NDArray
 
 from bench.records.record import InvalidRecord
 
+CELL = "cell"  # the column of a packed file that says whose a row is
 UNITS = ("doc_hash", "doc_id", "tokens")  # the column that tells documents or windows apart, the surest first
 
 
@@ -23,11 +29,33 @@ class Sample:
     figures: NDArray[np.float64]
 
 
+class SampleFiles:
+    """The tables of samples of any cells, packed or not; a packed file is read once for all its cells."""
+
+    def __init__(self) -> None:
+        self._packed: dict[tuple[Path, tuple[str, ...]], dict[str, Any]] = {}
+
+    def table(self, folder: Path, name: str, columns: Sequence[str] = ()) -> Any | None:
+        """Return the pyarrow.Table of a task, or of a text by "perplexity-TEXT", of the cell with this folder.
+
+        With `columns` given it has those of them that there are, else all. None where the cell has no such samples.
+        Raises InvalidRecord where a file is damaged.
+        """
+        own, packed = folder / f"{name}.parquet", folder.parent / f"{name}.parquet"
+        if own.is_file():
+            return read_table(own, columns)
+        known = (packed, tuple(columns))
+        if known not in self._packed:
+            self._packed[known] = _packed_tables(packed, columns)
+        return self._packed[known].get(folder.name)
+
+
 class Samples:
     """The samples of some records, each file read once. A folder that is None, or lacks a file, has none."""
 
     def __init__(self, folders: Sequence[Path | None] = ()) -> None:
         self._folders = folders
+        self._files = SampleFiles()
         self._read: dict[tuple[int, str, str], Sample | None] = {}
 
     def of(self, number: int, name: str, figure: str) -> Sample | None:
@@ -38,24 +66,41 @@ class Samples:
         key = (number, name, figure)
         if key not in self._read:
             folder = self._folders[number] if number < len(self._folders) else None
-            path = folder / f"{name}.parquet" if folder else None
-            self._read[key] = _read(path, figure) if path and path.is_file() else None
+            table = self._files.table(folder, name, (*UNITS, figure)) if folder else None
+            self._read[key] = None if table is None else _sample(table, figure)
         return self._read[key]
 
 
-def _read(path: Path, figure: str) -> Sample | None:
+def _sample(table: Any, figure: str) -> Sample | None:
+    unit = next((name for name in UNITS if name in table.column_names), None)
+    if unit is None or figure not in table.column_names or table.num_rows < 2:
+        return None
+    return Sample(table[unit], np.array(table[figure].to_pylist(), dtype=float))  # to_numpy would import pandas
+
+
+def read_table(path: Path, columns: Sequence[str] = ()) -> Any:
+    """Read a Parquet file, or those of the columns that it has. Raises InvalidRecord where it is damaged."""
     from pyarrow.parquet import ParquetFile
 
     try:
         with ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            unit = next((name for name in UNITS if name in names), None)
-            if unit is None or figure not in names or file.metadata.num_rows < 2:
-                return None
-            table = file.read(columns=[unit, figure], use_threads=False)
+            known = file.schema_arrow.names
+            return file.read(columns=[name for name in known if not columns or name in columns], use_threads=False)
     except (OSError, ValueError) as error:  # pyarrow's own errors are both
         raise InvalidRecord(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from None
-    return Sample(table[unit], np.array(table[figure].to_pylist(), dtype=float))  # to_numpy would import pandas
+
+
+def _packed_tables(path: Path, columns: Sequence[str]) -> dict[str, Any]:
+    """Read a packed file: {key: the table of that cell}, each without the columns that only other cells have."""
+    if not path.is_file():
+        return {}
+    table, found, start = read_table(path, (CELL, *columns) if columns else ()), {}, 0
+    for key, rows in groupby(table[CELL].to_pylist()):
+        length = len(list(rows))
+        part = table.slice(start, length).drop_columns([CELL])
+        found[key] = part.drop_columns([name for name in part.column_names if part[name].null_count == length])
+        start += length
+    return found
 
 
 def alike(samples: Mapping[int, Sample | None], conditions: Mapping[int, Any]) -> dict[int, int]:

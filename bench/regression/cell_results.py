@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from bench.records import run_folder
 from bench.records.record import Record
+from bench.records.samples import SampleFiles
 from methods.errors import UserError
 
 SIZES = ("parameters", "weight_bytes", "kv_bytes_per_token", "macs_per_token")
@@ -110,8 +111,9 @@ def name_of(identity: Mapping[str, Any]) -> str:
 def of_run(run: Path) -> dict[str, CellResults]:
     """The evidence of every cell by its name. Raises UserError where two cells have the same name."""
     found: dict[str, CellResults] = {}
+    files = SampleFiles()
     for key, record in run_folder.records(run).items():
-        evidence = of_cell(record, run, key)
+        evidence = of_cell(record, run, key, files)
         if evidence.name in found:
             raise UserError(
                 f"{run} has two cells {evidence.name!r}, which other settings set apart; name one as RUN/CELL"
@@ -120,18 +122,20 @@ def of_run(run: Path) -> dict[str, CellResults]:
     return found
 
 
-def of_cell(record: Record, run: Path, key: str) -> CellResults:
+def of_cell(record: Record, run: Path, key: str, files: SampleFiles | None = None) -> CellResults:
     """The evidence of one record, with its samples. Raises UserError where those are missing or damaged."""
     measured = record.measured
     if record.status != "ok":
         return CellResults(identity(record), record.status)
-    samples = run / "samples" / key
-    tasks = {name: _answers(task, samples / f"{name}.parquet") for name, task in measured.get("tasks", {}).items()}
+    folder, files = run_folder.samples_folder(run, key), files or SampleFiles()
+    tasks = {
+        name: _answers(task, name, _table(files, folder, name)) for name, task in measured.get("tasks", {}).items()
+    }
     texts: dict[str, Windows] = {}
     for name, text in measured.get("perplexity", {}).items():
         if Path(name).name in texts:
             raise UserError(f"{run}: two texts are called {Path(name).name}; give them different file names")
-        texts[Path(name).name] = _windows(text, samples / f"perplexity-{Path(name).stem}.parquet")
+        texts[Path(name).name] = _windows(text, _table(files, folder, f"perplexity-{Path(name).stem}"))
     about = {"model": record.cell.get("display_name"), "commit": record.environment.get("commit")}
     return CellResults(
         identity(record),
@@ -182,34 +186,31 @@ def _sizes(measured: Mapping[str, Any]) -> dict[str, int]:
     return found
 
 
-def _answers(task: Mapping[str, Any], path: Path) -> Answers | None:
+def _answers(task: Mapping[str, Any], name: str, table: pd.DataFrame) -> Answers | None:
     """None where the main metric has no figure per document."""
-    table, metric = _read(path), str(task["main"])
+    metric = str(task["main"])
     if metric not in table or not len(table):
         return None
-    hashes = [name for name in ("doc_hash", "prompt_hash", "target_hash") if name in table]
+    hashes = [column for column in ("doc_hash", "prompt_hash", "target_hash") if column in table]
     ids = tuple(":".join(map(str, row)) for row in table[hashes].itertuples(index=False))
-    ids = ids if hashes else tuple(f"{path.stem} {number}" for number in range(len(table)))
+    ids = ids if hashes else tuple(f"{name} {number}" for number in range(len(table)))
     values = table[metric].to_numpy(dtype=float)
     digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()
     return Answers(metric, values, digest, task.get("version"), task.get("fewshot", 0), ids)
 
 
-def _windows(text: Mapping[str, Any], path: Path) -> Windows:
-    table = _read(path)
+def _windows(text: Mapping[str, Any], table: pd.DataFrame) -> Windows:
     nll = table["nll"].to_numpy(dtype=float).round(NLL_DIGITS)  # as in a baseline file, so that equal stays equal
     return Windows(nll, table["tokens"].to_numpy(dtype=np.int64), text["sha256"])
 
 
-def _read(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path)
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} is missing: a comparison needs the samples of the run, not its records alone"
-        ) from None
-    except (OSError, ValueError) as error:  # pyarrow's own errors are both
-        raise UserError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from None
+def _table(files: SampleFiles, folder: Path, name: str) -> pd.DataFrame:
+    """Read one sample of a cell. Raises UserError where it is missing or damaged."""
+    table = files.table(folder, name)
+    if table is None:
+        missing = folder / f"{name}.parquet"
+        raise UserError(f"{missing} is missing: a comparison needs the samples of the run, not its records alone")
+    return table.to_pandas()
 
 
 def _speeds(measured: Mapping[str, Any]) -> list[tuple[str, tuple[float, float, float]]]:

@@ -223,7 +223,7 @@ class Judged:
 def sides(a: str, b: str) -> list[tuple[str, CellResults, CellResults]]:
     """(name, cell of A, cell of B): the two that are named, or those of two runs by label, ratio and seed."""
     one, other = _side(a), _side(b)
-    if not (_is_run(a) or _is_run(b)):
+    if not any(run_folder.is_run(Path(named)) for named in (a, b)):
         (first,), (second,) = one.values(), other.values()
         pairs = [(first.name if first.name == second.name else f"{first.name} → {second.name}", first, second)]
     else:
@@ -236,13 +236,9 @@ def sides(a: str, b: str) -> list[tuple[str, CellResults, CellResults]]:
     return pairs
 
 
-def _is_run(named: str) -> bool:
-    return Path(named, "cells").is_dir()
-
-
 def _side(named: str) -> dict[str, CellResults]:
-    """The cells of a run folder, or the one cell of RUN/CELL: a file of its cells/, the start of one, or a label."""
-    if _is_run(named):
+    """Return the cells of a run folder, or the one cell of RUN/CELL, by its key, the start of one, or its label."""
+    if run_folder.is_run(Path(named)):
         return cell_results.of_run(Path(named))
     found = run_folder.split(named)
     if found is None:

@@ -50,6 +50,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from bench.plan.cell import Cell, asked
+from bench.records import packed_run
 from bench.records.record import EARLIER, FAILED, InvalidRecord, Record, label, load, save
 from bench.run import fingerprint
 from bench.run.fingerprint import differing
@@ -306,8 +307,12 @@ def drop_models(folder: Path, but: Collection[str]) -> None:
 def held(folder: Path) -> Iterator[str | None]:
     """Hold the folder; yields a line about an earlier owner that did not come to its end, if there was one.
 
-    Raises UserError, naming the owner, where another run holds it.
+    Raises UserError, naming the owner, where another run holds it, and where the run in it is packed.
     """
+    if packed_run.is_packed(folder):
+        raise UserError(
+            f"{folder} is a packed run; `python -m bench pack {folder} --unpack` lets it go on, or name another --out"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:

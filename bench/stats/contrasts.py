@@ -21,10 +21,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.records.record import Record
+from bench.records.record import Record, is_accuracy
 from bench.records.samples import Sample, Samples, alike
 from bench.stats import intervals as stats
-from reports.columns import is_accuracy
 
 LEVEL = 0.05  # of a p value that counts, over all pairs
 NORMAL = NormalDist()

@@ -8,8 +8,8 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from bench.records.record import display_name
 from reports.blocks import TableGroup
-from reports.columns import display_name
 from reports.figures.figure import Figure
 from reports.figures.quality import scaled
 from reports.figures.style import BLACK, COLOURS, LINES, MARKERS, axes, legend, logarithmic, name

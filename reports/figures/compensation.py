@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from bench.records.record import display_name
 from bench.records.samples import Samples
 from reports.blocks import TableGroup
-from reports.columns import display_name
 from reports.figures.figure import Figure
 from reports.figures.quality import qualities
 from reports.figures.style import BLACK, axes, legend, look, name

@@ -9,8 +9,9 @@ from itertools import product
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from bench.records.columns import task_columns
+from bench.records.record import display_name
 from reports.blocks import TableGroup
-from reports.columns import display_name, task_columns
 from reports.figures.figure import Figure
 from reports.figures.style import BLUE, GREY, axes, name
 from reports.metrics import metric

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from bench.records.record import display_name
 from reports.blocks import TableGroup
-from reports.columns import display_name
 from reports.figures.figure import Figure
 from reports.figures.quality import PlottedPoint, points_of, qualities, scaled, vertical
 from reports.figures.style import GREY, LEGEND_ROWS, axes, legend, look, name

@@ -9,8 +9,10 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
+from bench.records.columns import MISS, texts
+from bench.records.comparability import perplexity_setup, setup
+from bench.records.record import display_name
 from reports.blocks import TableGroup
-from reports.columns import MISS, display_name, perplexity_setup, setup, texts
 from reports.figures.figure import Figure
 from reports.figures.style import BLACK, LEGEND_ROWS, axes, legend, logarithmic, look, name, plain
 from reports.metrics import finite, metric, shown

@@ -9,9 +9,9 @@ from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from bench.records.record import Record, label
+from bench.records.columns import STAGES, timed
+from bench.records.record import Record, display_name, label, requested_ratio
 from reports.blocks import TableGroup
-from reports.columns import STAGES, display_name, requested_ratio, timed
 from reports.figures.figure import Figure
 from reports.figures.style import BLACK, GREY, axes, legend, look, name, style
 from reports.metrics import significant

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from bench.records.record import Record, label
+from bench.records.columns import accuracies, removed_too_little, texts
+from bench.records.comparability import by_setup
+from bench.records.record import Record, display_name, label
 from bench.records.samples import Samples
 from bench.stats import contrasts
 from bench.stats.contrasts import LEVEL, Contrasts, all_pairs, shown_more
 from bench.stats.intervals import kendall
 from reports import notes
 from reports.blocks import TableGroup, blocks
-from reports.columns import accuracies, by_setup, display_name, removed_too_little, texts
 from reports.metrics import METRICS, finite, metric, shown
 
 NAMES = 5  # as many are listed before the rest is counted

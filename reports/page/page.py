@@ -18,10 +18,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from bench.records.record import Record
+from bench.records.record import Record, display_name, requested_ratio
 from bench.records.samples import Samples
 from reports import notes
-from reports.columns import display_name, requested_ratio
 from reports.figures.catalogue import figures
 from reports.figures.figure import Figure, svg
 from reports.page import sections as page_tables

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from bench.records.record import Record
+from bench.records.record import Record, display_name, named
 from reports import notes
 from reports.blocks import TableGroup, blocks
-from reports.columns import display_name, named
 from reports.tables.table import Column, Entry, Row, Table, written
 
 SECTIONS = (  # name, title, view, and the group of its columns where it has several

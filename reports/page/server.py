@@ -15,9 +15,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from bench.records.record import InvalidRecord
+from bench.records import run_folder
 from bench.records.samples import Samples
-from reports import merge
+from methods.errors import UserError
 from reports.page import page
 
 ADDRESS = "127.0.0.1"
@@ -41,7 +41,7 @@ class Live:
     def stamp(self) -> str:
         """A name for the state of the records: their files' names, sizes and times."""
         state = []
-        for path in sorted((self.run / "cells").glob("*.json")):
+        for path in run_folder.files(self.run):
             with suppress(FileNotFoundError):  # a record that was there a moment ago
                 found = path.stat()
                 state.append((path.name, found.st_size, found.st_mtime_ns))
@@ -50,7 +50,7 @@ class Live:
     def page(self) -> tuple[str, bytes]:
         """(stamp, HTML). The stamp is taken first: what comes while the page is made makes it old, not unseen.
 
-        Raises InvalidRecord at a record that cannot be read.
+        Raises UserError at a record that cannot be read.
         """
         with self._lock:
             stamp = self.stamp()
@@ -59,10 +59,8 @@ class Live:
             return self._made
 
     def _render(self, stamp: str) -> str:
-        try:
-            found = merge.load_runs([self.run])
-        except FileNotFoundError:  # a run that has only begun
-            found = merge.Merged([], Samples(), [])
+        begun = run_folder.files(self.run)
+        found = run_folder.load_runs([self.run]) if begun else run_folder.Merged([], Samples(), [])
         title = self.run.resolve().name
         return page.page(
             found.records, title=title, samples=found.samples, needs=self.needs, remarks=found.remarks, live=stamp
@@ -115,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _page(self) -> None:
         try:
             stamp, html = self.source.page()
-        except InvalidRecord as error:
+        except UserError as error:
             self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
             return
         self._answer(HTTPStatus.OK, html, ETag=f'"{stamp}"')

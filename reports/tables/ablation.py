@@ -17,11 +17,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.records.record import Record
-from reports import columns as column_data
+from bench.records import columns as column_data
+from bench.records.columns import texts
+from bench.records.comparability import conditions_of, draws
+from bench.records.record import Record, display_name, requested_ratio
 from reports import notes
-from reports.blocks import TableGroup, draws, pooled
-from reports.columns import conditions_of, display_name, requested_ratio, texts
+from reports.blocks import TableGroup, pooled
 from reports.tables.rows import RowSamples, missed, starred
 from reports.tables.table import Column, Entry, Row, Table, column, figure
 

@@ -33,9 +33,11 @@ from pathlib import Path, PurePath
 from statistics import fmean
 from typing import Any
 
-from bench.records.record import Record, label
-from reports import columns, notes
-from reports.columns import by_setup, dense_peer, display_name, is_accuracy, named, requested_ratio, setup, task_column
+from bench.records import columns
+from bench.records.columns import task_column
+from bench.records.comparability import by_setup, dense_peer, setup
+from bench.records.record import Record, display_name, is_accuracy, label, named, requested_ratio
+from reports import notes
 from reports.metrics import METRICS, percent, short
 from reports.tables.table import Column, Entry, Row, Table, figure
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any
 
-from bench.records.record import Record, label
-from reports.columns import display_name, requested_ratio
+from bench.records.record import Record, display_name, label, requested_ratio
 from reports.metrics import binary
 from reports.text import printable, width, wrap
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from itertools import chain
 
-from bench.records.record import Record
+from bench.records.record import Record, display_name, requested_ratio
 from reports import healing_notes, notes
 from reports.blocks import TableGroup
-from reports.columns import display_name, requested_ratio
 from reports.removed import WENT, went
 from reports.tables.rows import RowSamples, conditions, missed, starred
 from reports.tables.table import Column, Entry, Row, Table, column, figure, text, words

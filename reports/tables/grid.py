@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from bench.records.record import Record, label
+from bench.records.columns import texts
+from bench.records.record import Record, display_name, label
 from bench.records.samples import Samples
 from bench.stats.contrasts import LEVEL, Contrast
 from reports import notes
 from reports.blocks import TableGroup
-from reports.columns import display_name, texts
 from reports.metrics import finite, significant
 from reports.tables import significance
 from reports.tables.rows import RowSamples, compared, conditions, kind, missed, starred

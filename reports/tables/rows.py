@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bench.records.record import Record
+from bench.records.columns import removed_too_little
+from bench.records.record import Record, requested_ratio
 from bench.records.samples import Samples
 from reports import notes
 from reports.blocks import TableGroup
-from reports.columns import removed_too_little, requested_ratio
 from reports.tables import significance
 from reports.tables.table import Column, Entry, Row, figure, ranked
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+from bench.records.columns import accuracies
 from bench.records.record import label
 from bench.records.samples import Samples
 from bench.stats import contrasts
 from bench.stats.contrasts import LEVEL, Contrasts, Pair
 from reports.blocks import TableGroup
-from reports.columns import accuracies
 from reports.metrics import metric
 
 TESTS = {

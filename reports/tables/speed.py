@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bench.records.record import Record, label
+from bench.records.columns import tokens
+from bench.records.comparability import apart, by_setup
+from bench.records.record import Record, display_name, label, named, requested_ratio
 from reports import notes
-from reports.blocks import apart
-from reports.columns import by_setup, display_name, named, requested_ratio, tokens
 from reports.metrics import METRICS, MISSING, binary, significant
 from reports.tables.table import Column, Entry, Row, Table, text, words
 

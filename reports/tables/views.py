@@ -19,11 +19,11 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from bench.records.record import Record, label
+from bench.records.columns import STAGES, task_columns, texts
+from bench.records.record import Record, display_name, label
 from bench.records.samples import Samples
 from reports import notes
 from reports.blocks import TableGroup, blocks
-from reports.columns import STAGES, display_name, task_columns, texts
 from reports.tables import ablation, cost, grid, speed
 from reports.tables.rows import COST, RowSamples, compared, conditions, kind, missed, starred
 from reports.tables.table import Column, Entry, Row, Table, column

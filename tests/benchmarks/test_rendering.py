@@ -16,8 +16,7 @@ from pathlib import Path
 import made_grid
 import pytest
 
-from bench.records.run_folder import load_run
-from reports.merge import load_runs
+from bench.records.run_folder import load_run, load_runs
 from reports.page.page import page
 
 ROOT = Path(__file__).parent.parent.parent

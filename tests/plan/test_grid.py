@@ -14,7 +14,7 @@ from bench.cli.main import main
 from bench.plan import grid, spec_file
 from bench.plan.cell import Cell
 from bench.plan.protocol import PROFILES
-from bench.records.record import load
+from bench.records import run_folder
 from bench.run import runner
 from methods.errors import UserError
 
@@ -329,10 +329,7 @@ def test_the_healing_study_asks_for_what_its_record_holds(tmp_path, cells_of):
     dense, pruned, healed = cells_of(asked)
     assert (dense.method, pruned.method, healed.method) == ("dense", "laco", "laco")
     assert (dense.healing, pruned.healing) == (None, None)
-    (path,) = (Path(__file__).parents[2] / "docs" / "results" / "smollm2-135m-healed" / "cells").glob(
-        "laco-healed--*.json"
-    )
-    measured = load(path)
+    _, measured = run_folder.cell(Path(__file__).parents[2] / "docs/results/smollm2-135m-healed", "laco-healed")
     assert healed.healing.as_run() == measured.measured["healing"]["recipe"]
     assert (healed.ratio, healed.protocol.windows) == (measured.cell["ratio"], measured.cell["protocol"]["windows"])
 

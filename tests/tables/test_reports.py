@@ -35,10 +35,10 @@ from made_records import (
 
 from bench.plan.cell import Cell
 from bench.plan.protocol import PROFILES
+from bench.records.columns import frame
 from bench.records.record import Record, save
 from bench.records.run_folder import load_run
 from reports.blocks import blocks
-from reports.columns import frame
 from reports.formats import html, latex, tidy_csv
 from reports.formats import markdown as markdown_text
 from reports.formats import terminal as terminal_text

@@ -38,16 +38,16 @@ from scipy.stats import binomtest, ttest_1samp
 import methods
 from bench.cli.main import main
 from bench.plan.recipe import Recipe
+from bench.records.columns import frame
 from bench.records.record import Record
+from bench.records.run_folder import load_runs
 from bench.records.samples import Samples
 from bench.stats import intervals
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from reports.blocks import blocks
-from reports.columns import frame
 from reports.figures.catalogue import figures
 from reports.formats import html, latex, markdown, terminal, tidy_csv
-from reports.merge import load_runs
 from reports.page import sections
 from reports.page.page import page
 from reports.removed import ranges, remaining

@@ -1,0 +1,257 @@
+"""One row per cell, one column per figure, missing where not measured: as plain dicts, and as one data frame.
+
+T is a text, K a task, M a metric; a name that begins with _ continues the one before it.
+
+model .. profile                  model, label, method, requested_ratio (missing for the dense model and for methods
+                                  whose parameters alone decide), seed, match, device, dtype, profile
+status, error, flags              flags: "missed_ratio", "no_dense_cell", "other_versions" (than the dense cell's), a
+                                  space between
+ratio, ratio_budget, miss         shares of the dense model's parameters; miss = ratio - ratio_budget
+parameters .. macs_context        as in bench.records.record
+perplexity_T, _low, _high         with its 95 % interval;  bits_per_byte_T, byte_perplexity_T, word_perplexity_T
+kl, _low, _high                   nats per token between the model and the dense one, with its 95 % interval
+agreement, copying, counting, repetition, distinct_1, distinct_2      shares, see bench.evaluation.checks
+task_K, _stderr, _low, _high      the main metric where it is an accuracy, a share; for acc and acc_norm with Wilson's
+                                  95 % interval
+task_K_metric, task_K_documents   which metric that is, and over how many documents
+task_K_M, _stderr                 every metric
+score_K ..                        the same of a task whose main metric is no accuracy, such as word_perplexity
+average, _stderr                  over the accuracies; missing unless each was measured
+kept                              average / the dense cell's, if tasks, metrics and documents are the same
+prefill_speed, _low, _high        dense ms / ms, above 1 is faster, with its 95 % interval; both were timed in turns, at
+                                  the first batch and size that were asked for;  decode_speed alike
+prefill_tokens_per_second, decode_ms_per_token, prune_seconds, peak_memory_bytes
+heal_seconds, heal_tokens         of training after pruning; no columns where no cell was healed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from bench.records.comparability import dense_peer, other_versions, setup
+from bench.records.record import Record, display_name, is_accuracy, label, requested_ratio
+from bench.stats.intervals import average_stderr, wilson
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MISS = 0.005  # the largest share of the dense model by which a method may miss its budget unmarked
+AS_MEASURED = (
+    "parameters",
+    "parameters_without_embeddings",
+    "ratio_without_embeddings",
+    "layers",
+    "weight_bytes",
+    "kv_bytes_per_token",
+    "macs_per_token",
+    "macs_context",
+)
+DIVERGENCE = ("kl", "kl_low", "kl_high", "agreement")
+CHECKS = (*DIVERGENCE, "copying", "counting", "repetition", "distinct_1", "distinct_2")
+STAGES = {"prefill": "length", "decode": "context"}  # and the size, in tokens, that belongs to each
+
+
+def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """One row per record, in the order of `records`; what was not measured is None or absent."""
+    setups = [setup(record) for record in records]
+    groups: dict[str, list[Record]] = {}
+    for key, record in zip(setups, records, strict=True):
+        groups.setdefault(key, []).append(record)
+    averaged = {key: accuracies(peers) for key, peers in groups.items()}
+    return [
+        _row(record, dense_peer(record, groups[key]), averaged[key])
+        for key, record in zip(setups, records, strict=True)
+    ]
+
+
+def frame(records: Sequence[Record]) -> pd.DataFrame:
+    """`rows` with the index of `records`. Columns: see the head of this file."""
+    import pandas as pd
+
+    found = rows(records)
+    return pd.DataFrame({name: _column([row.get(name) for row in found]) for name in columns(found)})
+
+
+def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of all figures, in the order of the fullest row, so that a failed cell does not set it."""
+    return list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
+
+
+def removed_too_little(record: Record) -> bool:
+    """Whether a cell removed so much less than its budget that its figures flatter it."""
+    budget = record.measured.get("ratio_budget")
+    return budget is not None and record.measured["ratio"] < budget - MISS
+
+
+def texts(records: Sequence[Record]) -> list[str]:
+    """The texts with a perplexity, in the protocol's order."""
+    return _measured(records, "perplexity", "texts")
+
+
+def tasks(records: Sequence[Record]) -> list[str]:
+    """The tasks with a result, in the protocol's order."""
+    return _measured(records, "tasks", "tasks")
+
+
+def accuracies(records: Sequence[Record]) -> list[str]:
+    """The tasks of which any record has an accuracy, in the protocol's order."""
+    found = {name for record in records for name in _accuracies(record)}
+    return [name for name in tasks(records) if name in found]
+
+
+def task_column(name: str, task: Mapping[str, Any]) -> str:
+    """The column of a task's main metric."""
+    return f"{'task' if is_accuracy(task) else 'score'}_{name}"
+
+
+def task_columns(records: Sequence[Record]) -> list[str]:
+    """The columns of the tasks' main metrics, in the protocol's order, accuracies first."""
+    results = [(name, record.measured.get("tasks", {}).get(name)) for name in tasks(records) for record in records]
+    columns = dict.fromkeys(task_column(name, result) for name, result in results if result)
+    return sorted(columns, key=lambda column: column.startswith("score_"))
+
+
+def _measured(records: Sequence[Record], block: str, asked: str) -> list[str]:
+    names = [name for record in records for name in record.measured.get(block, {})]
+    order = [name for record in records for name in record.cell["protocol"].get(asked, ())]
+    return [name for name in dict.fromkeys([*order, *names]) if name in names]
+
+
+def _row(record: Record, dense: Record | None, averaged: list[str]) -> dict[str, Any]:
+    measured = record.measured
+    row = _identity(record) | _size(measured)
+    for text, result in measured.get("perplexity", {}).items():
+        row[f"perplexity_{text}"] = result["perplexity"]
+        row[f"perplexity_{text}_low"] = result.get("perplexity_low")
+        row[f"perplexity_{text}_high"] = result.get("perplexity_high")
+        for name in ("bits_per_byte", "byte_perplexity", "word_perplexity"):
+            row[f"{name}_{text}"] = result.get(name)
+    row |= {name: measured.get("checks", {}).get(name) for name in CHECKS if "checks" in measured}
+    for task, result in measured.get("tasks", {}).items():
+        row |= _task(task_column(task, result), result)
+    row |= _average(_accuracies(record), _accuracies(dense) if dense else {}, averaged)
+    row |= _speed(record)
+    row["prune_seconds"] = measured.get("prune_seconds")
+    row |= {f"heal_{name}": measured["healing"][name] for name in ("seconds", "tokens") if "healing" in measured}
+    row["peak_memory_bytes"] = measured.get("peak_memory_bytes")
+    missed = row["miss"] is not None and abs(row["miss"]) > MISS
+    flags = [
+        *["missed_ratio"] * missed,
+        *["no_dense_cell"] * (dense is None),
+        *["other_versions"] * bool(other_versions(record, dense)),
+    ]
+    return row | {"flags": " ".join(flags) or None}
+
+
+def _identity(record: Record) -> dict[str, Any]:
+    cell = record.cell
+    return {
+        "model": display_name(record),
+        "label": label(cell),
+        "method": cell["method"],
+        "requested_ratio": requested_ratio(record),
+        "seed": cell["seed"],
+        "match": cell["match"],
+        "device": cell["device"],
+        "dtype": cell["dtype"],
+        "profile": cell["protocol"]["profile"],
+        "status": record.status,
+        "error": record.error,
+        "flags": None,  # keeps its place; set when the rest of the row is known
+    }
+
+
+def _size(measured: dict[str, Any]) -> dict[str, Any]:
+    ratio, budget = measured.get("ratio"), measured.get("ratio_budget")
+    miss = None if ratio is None or budget is None else ratio - budget
+    row = {"ratio": ratio, "ratio_budget": budget, "miss": miss}
+    return row | {name: measured.get(name) for name in AS_MEASURED}
+
+
+def _task(column: str, task: dict[str, Any]) -> dict[str, Any]:
+    main, documents = task["main"], task["documents"]
+    value = task[main]["value"]
+    low, high = None, None
+    if main in ("acc", "acc_norm") and documents:
+        low, high = wilson(round(value * documents), documents)
+    row = {
+        column: value,
+        f"{column}_stderr": task[main].get("stderr"),
+        f"{column}_low": low,
+        f"{column}_high": high,
+        f"{column}_metric": main,
+        f"{column}_documents": documents,
+    }
+    for name, result in task.items():
+        if isinstance(result, dict):
+            row[f"{column}_{name}"] = result["value"]
+            row[f"{column}_{name}_stderr"] = result.get("stderr")
+    return row
+
+
+def _accuracies(record: Record) -> dict[str, dict[str, Any]]:
+    return {name: task for name, task in record.measured.get("tasks", {}).items() if is_accuracy(task)}
+
+
+def _average(
+    measured: dict[str, dict[str, Any]], dense: dict[str, dict[str, Any]], names: list[str]
+) -> dict[str, float | None]:
+    """The unweighted average over the named tasks and what is kept of the dense model's."""
+    row: dict[str, float | None] = {"average": None, "average_stderr": None, "kept": None}
+    if not measured or any(task not in measured for task in names):
+        return row
+    mains = [measured[task][measured[task]["main"]] for task in names]
+    average = fmean(main["value"] for main in mains)
+    row["average"] = average
+    if all(main.get("stderr") is not None for main in mains):
+        row["average_stderr"] = average_stderr([main["stderr"] for main in mains])
+    asked = ("main", "version", "documents", "fewshot")
+    if all(task in dense and _same(measured[task], dense[task], asked) for task in names):
+        baseline = fmean(dense[task][dense[task]["main"]]["value"] for task in names)
+        row["kept"] = average / baseline if baseline else None
+    return row
+
+
+def timed(record: Record, stage: str) -> dict[str, Any] | None:
+    """What was timed of "prefill" or "decode" at the first batch and the first size that were asked for."""
+    asked = record.cell["protocol"]
+    for point in record.measured.get("speed", {}).get("points", ()):
+        if (point["kind"], point["batch"]) == (stage, asked["batches"][0]) and point[STAGES[stage]] == asked[stage][0]:
+            return point if "pruned_ms" in point else None
+    return None
+
+
+def tokens(point: Mapping[str, Any]) -> int:
+    """Tokens that one call computes, over all sequences of its batch."""
+    return int(point["batch"]) * int(point["length"] if point["kind"] == "prefill" else 1)
+
+
+def _speed(record: Record) -> dict[str, float | None]:
+    """Speed beside the dense model, which was timed in turns with this one, and absolute speed."""
+    row: dict[str, float | None] = {}
+    for stage in STAGES:
+        point = timed(record, stage)
+        if point is not None:
+            row[f"{stage}_speed"] = point.get("speedup")
+            row |= {f"{stage}_speed_{end}": point.get(f"speedup_{end}") for end in ("low", "high")}
+            if stage == "prefill":
+                row["prefill_tokens_per_second"] = 1000 * tokens(point) / point["pruned_ms"]
+            else:
+                row["decode_ms_per_token"] = point["pruned_ms"]
+    return row
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any], names: Sequence[str]) -> bool:
+    return all(one.get(name) == other.get(name) for name in names)
+
+
+def _column(values: list[Any]) -> pd.Series[Any]:
+    """Whole numbers stay whole beside missing ones; other numbers are floats; the rest is left as it is."""
+    import pandas as pd
+
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {int}:
+        return pd.Series(values, dtype="Int64")
+    return pd.Series(values, dtype="float64" if kinds and kinds <= {int, float} else "object")
