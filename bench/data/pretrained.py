@@ -1,4 +1,4 @@
-"""A model's name -> the model and its tokenizer.
+"""Loads models and their tokenizers by name, and refuses what cannot be loaded.
 
 A name is one of bench.data.assets.MODELS, a folder in Hugging Face layout, a GGUF file, or a name on the Hugging Face
 hub. Weights are read from safetensors or GGUF only, never unpickled, and code that comes with a model runs only if
@@ -42,7 +42,7 @@ def check(name: str, trust_remote_code: bool = False) -> None:
 
 
 def display_name(name: str) -> str:
-    """How tables call the model."""
+    """Return the name that tables give the model."""
     if name in assets.MODELS:
         return assets.MODELS[name].title
     path = Path(name)
@@ -50,7 +50,7 @@ def display_name(name: str) -> str:
 
 
 def shell(name: str, trust_remote_code: bool = False) -> torch.nn.Module:
-    """The model without weights, on the meta device: all shapes, no memory. Raises UserError for an unknown type."""
+    """Make the model without weights, on the meta device: shapes, no memory. Raises UserError for an unknown type."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -72,7 +72,7 @@ def shell(name: str, trust_remote_code: bool = False) -> torch.nn.Module:
 def load(
     name: str, device: torch.device, dtype: torch.dtype, trust_remote_code: bool = False
 ) -> tuple[torch.nn.Module, Any]:
-    """(model, tokenizer): the model in evaluation mode on `device`, its weights in `dtype`."""
+    """Load (model, tokenizer): the model in evaluation mode on `device`, its weights in `dtype`."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -101,7 +101,7 @@ def _saved(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
-    """The tokenizer alone."""
+    """Load the tokenizer of a model alone."""
     from transformers import AutoTokenizer
 
     folder, options = _source(name, trust_remote_code)
@@ -109,7 +109,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
 
 
 def weights_sha256(name: str) -> str:
-    """sha256 of the weight file, or of the list of sha256 and names where there are several."""
+    """Return the sha256 of the weight file, or of the list of sha256 and names where there are several."""
     folder, options = _source(name)
     files = [folder / options["gguf_file"]] if "gguf_file" in options else sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
@@ -119,7 +119,7 @@ def weights_sha256(name: str) -> str:
 
 
 def config_sha256(name: str) -> str | None:
-    """sha256 of what a folder says of its model beside the weights; None for a GGUF file, which says all in one."""
+    """Return the sha256 of a folder's configuration files; None for a GGUF file, whose weights' hash covers them."""
     folder, options = _source(name)
     if "gguf_file" in options:
         return None
@@ -128,7 +128,7 @@ def config_sha256(name: str) -> str | None:
 
 
 def resolve_device(name: str) -> torch.device:
-    """'auto' -> the GPU if there is one, else the CPU. Raises UserError for a GPU that is not there."""
+    """Turn a name into a device; 'auto' is a GPU if there is one, else the CPU. Raises UserError for a missing GPU."""
     import torch
 
     if name == "auto":
@@ -144,7 +144,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """'auto' -> float32 on the CPU, bfloat16 elsewhere."""
+    """Turn a name into a dtype; 'auto' is float32 on the CPU, bfloat16 elsewhere. Raises UserError for any other."""
     import torch
 
     if name == "auto":
@@ -156,7 +156,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def stored_dtype(name: str, trust_remote_code: bool = False) -> str | None:
-    """The dtype that the model's configuration says its weights have; None where it says none of DTYPES."""
+    """Return the dtype that the model's configuration says its weights have; None where that is none of DTYPES."""
     from transformers import AutoConfig
 
     import methods.checkpoint.pruned_config  # noqa: F401  # as in `shell`
@@ -167,7 +167,7 @@ def stored_dtype(name: str, trust_remote_code: bool = False) -> str | None:
 
 
 def licence(name: str) -> str | None:
-    """The licence of a model by its short name, as its folder says; None where it says nothing."""
+    """Return the licence of a model by its short name, as its folder says; None where it says nothing."""
     if name in assets.MODELS:
         return assets.ASSETS[assets.MODELS[name].asset].licence
     card = _source(name)[0] / "README.md"
@@ -180,12 +180,12 @@ def licence(name: str) -> str | None:
 
 
 def is_on_hub(name: str) -> bool:
-    """Whether `name` is taken for a name on the hub, since it is no known model, file or folder."""
+    """Tell whether `name` is taken for a name on the hub, since it is no known model, file or folder."""
     return name not in assets.MODELS and not Path(name).exists() and _is_hub_name(name)
 
 
 def _source(name: str, trust_remote_code: bool = False) -> tuple[Path, dict[str, Any]]:
-    """(folder, options) for the `from_pretrained` of transformers."""
+    """Return (folder, options) for the `from_pretrained` of transformers."""
     if _is_gguf(name):
         return Path(name).parent, {"gguf_file": Path(name).name}
     options = {"trust_remote_code": trust_remote_code}
@@ -210,7 +210,7 @@ def _choices() -> str:
 
 
 def _check_folder(name: str, folder: Path, trust_remote_code: bool) -> None:
-    """A folder holds a configuration, safetensors and a tokenizer, and no code unless that is allowed."""
+    """Refuse a folder without configuration, safetensors or tokenizer, or with code of its own that is not allowed."""
     needs = "a model folder holds config.json, *.safetensors and the tokenizer's files"
     if not (folder / "config.json").is_file():
         raise UserError(f"{name} has no config.json; {needs}")
@@ -260,7 +260,7 @@ def _check_on_hub(name: str, trust_remote_code: bool) -> None:
 
 
 def _cached(name: str) -> Path | None:
-    """The folder of a hub model whose weights are all in the hub's cache."""
+    """Return the folder of a hub model whose weights are all in the hub's cache, else None."""
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
@@ -276,7 +276,7 @@ def _cached(name: str) -> Path | None:
 
 
 def _snapshot(name: str, here_only: bool = False) -> Path:
-    """The folder of a hub model; downloaded unless it is complete or `here_only`."""
+    """Return the folder of a hub model; download it unless it is complete or `here_only`."""
     from huggingface_hub import snapshot_download
 
     return Path(

@@ -29,7 +29,7 @@ Data = Sequence[tuple[str, str, str]]  # of bench.data.task_sources.parse_task_d
 
 
 def check(names: Iterable[str], data: Data = (), fewshot: int = 0) -> tuple[str, ...]:
-    """The names with GROUPS expanded, each once. Raises UserError for one that cannot be evaluated.
+    """Return the names with GROUPS expanded, each once. Raises UserError for one that cannot be evaluated.
 
     A group or tag of lm-eval's own stays one name; `load` turns it into its tasks.
     """
@@ -64,7 +64,7 @@ def _refuse_examples(name: str, has_split: bool) -> None:
 
 
 def load(names: Iterable[str], data: Data = (), fewshot: int = 0, *, every_document: bool = False) -> dict[str, Any]:
-    """lm-eval's Task of each name, ready to evaluate. Raises UserError when a task's documents cannot be had.
+    """Return lm-eval's Task of each name, ready to evaluate. Raises UserError when its documents cannot be had.
 
     fewshot         examples in front of each question; 0 leaves that to the definition
     every_document  also make the prompt of every document, so that a bad one is found now
@@ -99,7 +99,7 @@ def _set_fewshot(task: Any, fewshot: int) -> None:
 
 
 def draw(task: Any, documents: int, seed: int) -> list[int]:
-    """Positions of `documents` documents drawn with `seed`, ascending; all for 0 or for more than there are."""
+    """Draw the positions of `documents` documents with `seed`, ascending; all for 0 or for more than there are."""
     available = len(task.eval_docs)
     if documents == 0 or documents >= available:
         return list(range(available))
@@ -118,7 +118,7 @@ def _load_offline(name: str) -> Any:
 
 
 def _load_local(name: str, path: Path, every_document: bool) -> Any:
-    """The task `name` with its documents from `path`. Raises UserError where they do not fit lm-eval's definition."""
+    """Load the task `name` with its documents from `path`. Raises UserError where they do not fit the definition."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     definition = _definition(name)
@@ -148,7 +148,7 @@ def _load_local(name: str, path: Path, every_document: bool) -> Any:
 
 
 def _definition(name: str) -> Path:
-    """lm-eval's YAML file of a task that _refuse_unknown lets pass."""
+    """Return lm-eval's YAML file of a task that `check` lets pass."""
     if name in OFFLINE or name in HUB:
         return DEFINITIONS / (OFFLINE[name].definition if name in OFFLINE else HUB[name])
     path = _catalogue().task_index[name].yaml_path
@@ -158,18 +158,18 @@ def _definition(name: str) -> Path:
 
 
 def _task(definition: Path, documents: Any, examples: Any) -> Any:
-    """lm-eval's task with these documents, and with these examples to take or None."""
+    """Make lm-eval's task of a definition, with these documents and, unless that is None, these examples."""
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks._yaml_loader import load_yaml
 
     class LocalTask(ConfigurableTask):  # type: ignore[misc]
-        """Its documents are datasets at hand."""
+        """Takes its documents from data sets at hand."""
 
         def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
             self.dataset = {"documents": documents, "examples": examples}
 
         def fewshot_docs(self) -> Any:
-            """None where there is no split to take examples from."""
+            """Return the documents that examples are taken from, or None where there are none."""
             return None if examples is None else Documents(examples, self.config.process_docs)
 
         @property
@@ -177,7 +177,7 @@ def _task(definition: Path, documents: Any, examples: Any) -> Any:
             return Documents(documents, self.config.process_docs)
 
         def doc_iterator(self, *, samples: list[int] | None = None, **_: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-            """(position among those drawn, document), without touching the others."""
+            """Give (position among those drawn, document), and read no other document."""
             return enumerate(self.eval_docs.read(samples or range(len(documents))))
 
     config = load_yaml(definition)
@@ -190,7 +190,7 @@ def _task(definition: Path, documents: Any, examples: Any) -> Any:
 
 
 class Documents(Sequence[dict[str, Any]]):
-    """Stored documents, turned into lm-eval's form when they are read: HellaSwag's 10,042 would take a second."""
+    """Turns stored documents into lm-eval's form when they are read: all of HellaSwag's 10,042 would take a second."""
 
     def __init__(self, stored: Any, process: Any):
         self.stored = stored
@@ -206,7 +206,7 @@ class Documents(Sequence[dict[str, Any]]):
         return iter(self.read(range(len(self))))
 
     def read(self, positions: Iterable[int]) -> Any:
-        """The documents at `positions`, as lm-eval's dataset of them."""
+        """Return the documents at `positions`, as lm-eval's data set of them."""
         selected = self.stored.select(positions)
         return selected if self.process is None else self.process(selected)
 
@@ -233,7 +233,7 @@ def _load_from_hub(name: str) -> dict[str, Any]:
 
 
 def _is_mentioned(name: str) -> bool:
-    """Whether any definition of lm-eval contains `name`: finds a slip in half a second, the catalogue takes eight."""
+    """Tell whether any definition of lm-eval contains `name`, in half a second; its catalogue takes eight."""
     files = (path for path in DEFINITIONS.rglob("*") if path.suffix in ("", ".yaml") and path.is_file())
     return any(name.encode() in path.read_bytes() for path in files)
 
@@ -248,7 +248,7 @@ def _catalogue() -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Errors of lm-eval only, and no progress bar but the model's own."""
+    """Silence lm-eval but for its errors, and all progress bars but the model's own."""
     import datasets
     from lm_eval.api import task
     from tqdm import tqdm

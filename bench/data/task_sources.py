@@ -1,10 +1,9 @@
-"""The tasks that are known by name: where lm-eval's definition of each is and where its documents are.
+"""Knows where the definition and the documents of a task are: on this machine, on the hub, or in the user's own files.
 
-Documents of a task from local files, in place of the hub's: --task-data TASK=PATH.
-
-PATH is one .arrow, .parquet or .jsonl file with the documents that are evaluated, or a folder of such files. A folder
-whose files, or their folders, are named by split as the hub does it (test-00000-of-00001.parquet, test/...) gives each
-split its own files; any other folder is taken whole. Columns are those of the data set that lm-eval's definition names.
+Local files take the place of the hub's with --task-data TASK=PATH. PATH is one .arrow, .parquet or .jsonl file with the
+documents that are evaluated, or a folder of such files. A folder whose files, or their folders, are named by split as
+the hub does it (test-00000-of-00001.parquet, test/...) gives each split its own files; any other folder is taken whole.
+Columns are those of the data set that lm-eval's definition names.
 """
 
 from __future__ import annotations
@@ -25,13 +24,10 @@ from methods.files import sha256
 if TYPE_CHECKING:
     import datasets
 
-
 QUICK_TASKS = ("hellaswag", "piqa", "winogrande", "arc_easy", "openbookqa")
 SUFFIXES = (".arrow", ".parquet", ".jsonl")
 SPLITS = ("train", "validation", "dev", "test")
 SPLIT = re.compile(rf"({'|'.join(SPLITS)})(?![A-Za-z])")  # at the start of a name
-
-
 DEFINITIONS = Path(importlib.util.find_spec("lm_eval").origin).parent / "tasks"  # type: ignore[union-attr, arg-type]
 MMLU = sorted(path.stem for path in (DEFINITIONS / "mmlu/default").glob("mmlu_*.yaml"))
 CMMLU = sorted(path.stem for path in (DEFINITIONS / "cmmlu").glob("cmmlu_*.yaml"))
@@ -39,7 +35,7 @@ CMMLU = sorted(path.stem for path in (DEFINITIONS / "cmmlu").glob("cmmlu_*.yaml"
 
 @dataclass(frozen=True)
 class Offline:
-    """Where the documents of a task are.
+    """Says where the documents of a task are.
 
     definition  lm-eval's YAML file, below DEFINITIONS
     data        DATASET/CONFIG/SPLIT, below assets.task_folder()
@@ -55,7 +51,7 @@ class Offline:
     examples: str | None = None
 
     def file(self, split: str | None = None) -> Path:
-        """Of `split`, by default that of the documents."""
+        """Return the file of `split`, by default the one with the documents."""
         folder = assets.task_folder() / self.data
         return (folder.with_name(split) if split else folder) / "data-00000-of-00001.arrow"
 
@@ -101,7 +97,7 @@ GROUPS = {
 
 
 def parse_task_data(settings: Iterable[str]) -> tuple[tuple[str, str, str], ...]:
-    """'race=PATH' -> (task, path, sha256 of the files), sorted, once per task. Raises UserError for what is none."""
+    """Turn each 'race=PATH' into (task, path, sha256 of the files), sorted. Raises UserError for anything else."""
     found = {}
     for setting in settings:
         task, equals, path = setting.partition("=")
@@ -114,7 +110,7 @@ def parse_task_data(settings: Iterable[str]) -> tuple[tuple[str, str, str], ...]
 
 
 def read_documents(path: Path, split: str) -> datasets.Dataset | None:
-    """The documents of `split`; None where the folder names its splits and has no such. A single file has any split."""
+    """Read the documents of `split`; None where the folder names its splits and has no such. A file has any split."""
     import datasets
 
     files = _files(path)
@@ -125,12 +121,12 @@ def read_documents(path: Path, split: str) -> datasets.Dataset | None:
 
 
 def names_splits(path: Path) -> bool:
-    """Whether `path` is a folder that keeps its splits apart."""
+    """Tell whether `path` is a folder that keeps its splits apart."""
     return path.is_dir() and any(SPLIT.match(file.relative_to(path).as_posix()) for file in _files(path))
 
 
 def _files(path: Path) -> list[Path]:
-    """The files of documents in `path`, in the order of their names."""
+    """List the files of documents in `path`, in the order of their names. Raises UserError where there are none."""
     if not path.exists():
         raise UserError(f"--task-data: there is no {path}")
     candidates = [path] if path.is_file() else [*path.glob("*"), *path.glob("*/*")]
@@ -141,12 +137,12 @@ def _files(path: Path) -> list[Path]:
 
 
 def _counts(file: Path, folder: Path) -> bool:
-    """Not a cache of the datasets library, nor in a folder that is no split's."""
+    """Tell whether a file holds documents: no cache of the datasets library, and in no folder but a split's."""
     return not file.name.startswith("cache-") and (file.parent == folder or file.parent.name in SPLITS)
 
 
 def _sha256(files: list[Path]) -> str:
-    """Of the files' names and contents."""
+    """Return the sha256 of the files' names and contents."""
     return hashlib.sha256(b"".join(f.name.encode() + bytes.fromhex(sha256(f)) for f in files)).hexdigest()
 
 
@@ -167,7 +163,7 @@ def _read(file: Path) -> datasets.Dataset:
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
-    """One JSON object per line."""
+    """Read one JSON object per line. Raises ValueError for anything else."""
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise ValueError("one object per line is expected")

@@ -1,4 +1,4 @@
-"""Text -> blocks of token ids to calibrate on and to measure perplexity on.
+"""Turns a text into blocks of token ids to calibrate on and to measure perplexity on.
 
 A text is one of bench.data.assets.TEXTS, a UTF-8 file (documents separated by blank lines), or
 hub:DATASET[:CONFIG[:SPLIT]], a dataset of the hub with a column `text` (a document per row, split `test` if none is
@@ -7,9 +7,9 @@ named).
 Calibration and evaluation never share a document. One of assets.TEXTS, and any text that is asked for on both sides, is
 halved: repeated documents are dropped, then those at even positions are for calibration and those at odd ones for
 evaluation, but for those that hold an even one whole; they are tokenised one by one, each followed by an empty line,
-and laid end to end. Any other text is evaluated whole, as papers do it with the test split of WikiText-2
+and joined. Any other text is evaluated whole, as papers do it with the test split of WikiText-2
 (hub:Salesforce/wikitext:wikitext-2-raw-v1:test): as it stands, rows joined by empty lines, tokenised in one piece. That
-two texts of different names are not the same one is for bench.data.contamination to see.
+two texts of different names are not the same one is checked by bench.data.contamination.
 
 Where a tokenizer itself begins a text with its BOS token, so does every sequence and window.
 
@@ -43,7 +43,7 @@ SEARCHED = 2**22  # characters of a text in which that is done; the time grows w
 
 @dataclass(frozen=True)
 class EvaluationText:
-    """Windows of a text, the same for every method.
+    """Holds windows of a text, the same for every method.
 
     ids     (M, W) token ids
     scored  (M, W) true where the token's log-likelihood counts; never at the first position, and once per token
@@ -81,7 +81,7 @@ def check(text: str) -> None:
 
 
 def calibration(tokenizer: Any, text: str, sequences: int, length: int, seed: int) -> Calibration:
-    """N = `sequences` of T = `length` tokens, cut from the calibration documents in an order drawn with `seed`.
+    """Cut N = `sequences` of T = `length` tokens from the calibration documents, in an order drawn with `seed`.
 
     Raises UserError when the text is too short.
     """
@@ -106,24 +106,24 @@ def calibration(tokenizer: Any, text: str, sequences: int, length: int, seed: in
 
 
 def is_whole(text: str, calibration: str) -> bool:
-    """Whether `text` is evaluated whole: none of assets.TEXTS, and not what is calibrated on."""
+    """Tell whether `text` is evaluated whole: none of assets.TEXTS, and not what is calibrated on."""
     return text not in assets.TEXTS and not same(text, calibration)
 
 
 def same(one: str, other: str) -> bool:
-    """Whether two ways of writing a text mean the same one, which is then halved."""
+    """Tell whether two ways of writing a text mean the same one, which is then halved."""
     return bool(_identity(one) == _identity(other))
 
 
 def _identity(text: str) -> Any:
-    """Equal for two ways of writing the same text."""
+    """Return a value that is equal for two ways of writing the same text."""
     return _parse_hub(text) if text.startswith("hub:") else Path(text).resolve()
 
 
 def evaluation(
     tokenizer: Any, text: str, window: int, stride: int, windows: int, *, seed: int | None = None, whole: bool = False
 ) -> EvaluationText:
-    """M = `windows` of W = `window` tokens that begin every `stride` tokens of the text: `whole`, or its second half.
+    """Cut M = `windows` of W = `window` tokens, one every `stride` tokens, from the `whole` text or its second half.
 
     windows  0 for all; otherwise the first ones, or with `seed` a draw of them, in the order of the text
     stride   below the window, every window but the first only scores its last `stride` tokens
@@ -180,13 +180,13 @@ def _sha256(ids: torch.Tensor, mask: torch.Tensor) -> str:
 
 
 def _bos(tokenizer: Any) -> list[int]:
-    """[BOS token] if the tokenizer itself begins a text with it, else []."""
+    """Return [BOS token] if the tokenizer itself begins a text with it, else []."""
     first = tokenizer("a")["input_ids"][0]
     return [first] if first == tokenizer.bos_token_id else []
 
 
 def _tokenise_whole(tokenizer: Any, text: str, enough: int | None) -> tuple[list[int], list[int], list[int]]:
-    """_tokenise's lists of a text in one piece; of its beginning only, where that holds `enough` tokens."""
+    """Tokenise a text in one piece, or only its beginning where that holds `enough` tokens; lists as of `_tokenise`."""
     content = _content(text)
     if enough is not None and len(content) > LONGEST * enough:
         beginning = _tokenise(tokenizer, [content[: LONGEST * enough]], None)
@@ -196,7 +196,7 @@ def _tokenise_whole(tokenizer: Any, text: str, enough: int | None) -> tuple[list
 
 
 def _tokenise(tokenizer: Any, documents: list[str], enough: int | None) -> tuple[list[int], list[int], list[int]]:
-    """Of the documents laid end to end: token ids, the UTF-8 bytes of each token, the words that begin in it.
+    """Tokenise joined documents: token ids, the UTF-8 bytes of each token, the words that begin in it.
 
     Ends after the batch of documents in which `enough` tokens are reached; None reads all.
     """
@@ -221,7 +221,7 @@ def _tokenise(tokenizer: Any, documents: list[str], enough: int | None) -> tuple
 
 
 def _pieces(document: str, ends: list[int]) -> list[str]:
-    """The text from each token's end back to the one before, so that white space between tokens counts once, too."""
+    """Return the text from each token's end back to the one before, so that white space between them counts once."""
     pieces, previous = [], 0
     for end in [*ends[:-1], len(document)]:
         pieces.append(document[previous:end])
@@ -230,7 +230,7 @@ def _pieces(document: str, ends: list[int]) -> list[str]:
 
 
 def _words_begun(pieces: list[str]) -> list[int]:
-    """How many words begin in each piece: a word is what stands between white space."""
+    """Count the words that begin in each piece: a word is what stands between white space."""
     counts, inside = [], False
     for piece in pieces:
         counts.append(len(piece.split()) - (inside and piece[:1].strip() != ""))
@@ -243,7 +243,7 @@ def _separated(documents: list[str]) -> list[str]:
 
 
 def _documents(text: str) -> list[str]:
-    """The distinct documents of a text, in its order."""
+    """Return the distinct documents of a text, in its order."""
     if text.startswith("hub:"):
         documents = _hub_documents(text)
     elif text in assets.TEXTS:
@@ -254,9 +254,9 @@ def _documents(text: str) -> list[str]:
 
 
 def _halves(text: str) -> tuple[list[str], list[str]]:
-    """The documents for calibration and those for evaluation.
+    """Return the documents for calibration and those for evaluation.
 
-    Crawled pages stand inside others at times: what holds a document of the other half whole is not evaluated.
+    A crawled page is at times part of another: what holds a document of the other half whole is not evaluated.
     """
     documents = _documents(text)
     even, odd = documents[0::2], documents[1::2]
@@ -272,12 +272,12 @@ def _halves(text: str) -> tuple[list[str], list[str]]:
 
 
 def _content(text: str) -> str:
-    """A text as it stands: a file's, or the rows of a dataset with an empty line between them."""
+    """Return a text as it is: a file's, or the rows of a dataset with an empty line between them."""
     return SEPARATOR.join(_hub_documents(text)) if text.startswith("hub:") else _read(Path(text))
 
 
 def _split(text: str, content: str) -> list[str]:
-    """Articles between <doc ...> tags in `wiki`, a page per line in `c4`, paragraphs between blank lines elsewhere."""
+    """Split `wiki` into articles between <doc ...> tags, `c4` into lines, any other text into paragraphs."""
     if text == "wiki":
         return re.findall(r"<doc [^>]*>(.*?)</doc>", content, flags=re.DOTALL)
     if text == "c4":
@@ -293,7 +293,7 @@ def _read(path: Path) -> str:
 
 
 def _parse_hub(text: str) -> tuple[str, str | None, str]:
-    """'hub:DATASET[:CONFIG[:SPLIT]]' -> (dataset, config, split)."""
+    """Split 'hub:DATASET[:CONFIG[:SPLIT]]' into (dataset, config, split). Raises UserError for anything else."""
     dataset, config, split, *rest = [*text.removeprefix("hub:").split(":"), "", ""]
     if not dataset or any(rest):
         raise UserError(f"a hub text is written hub:DATASET[:CONFIG[:SPLIT]]; got {text!r}")

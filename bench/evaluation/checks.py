@@ -1,4 +1,4 @@
-"""Checks: what a language model does of itself, and what is lost before accuracies move.
+"""Checks what a language model does of itself, and what is lost before accuracies move.
 
 copying      a list of words, given twice, is begun again: the share of its words that follow before the first mistake
 counting     numbers are counted up: the share of the next ones that follow before the first mistake
@@ -44,7 +44,7 @@ STORED = 2**26  # the most log-probabilities of the dense model that are kept, 2
 
 
 def measure(model: Any, tokenizer: Any, ids: Tensor | None, dense: DenseOutputs | None) -> dict[str, float]:
-    """All figures, by the names above; `ids` (M, W) are windows of held-out text.
+    """Measure all figures, by the names at the head of this file; `ids` (M, W) are windows of held-out text.
 
     Without them there are no continuations, and without `dense`, or for the dense model itself, there is no divergence.
     """
@@ -69,14 +69,14 @@ def measure(model: Any, tokenizer: Any, ids: Tensor | None, dense: DenseOutputs 
 
 
 def word_lists() -> list[list[str]]:
-    """The same lists for every model."""
+    """Draw the lists of words; every model gets the same ones."""
     draw = random.Random(0)
     return [draw.sample(WORDS.split(), LENGTH) for _ in range(LISTS)]
 
 
 @torch.no_grad()
 def greedy(model: Any, prompts: Sequence[list[int]], steps: int) -> Tensor:
-    """The `steps` tokens that follow each of the B prompts, (B, steps); no end of text ends them early."""
+    """Generate the `steps` most likely tokens behind each of the B prompts, (B, steps); an end of text ends none."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -92,7 +92,7 @@ def greedy(model: Any, prompts: Sequence[list[int]], steps: int) -> Tensor:
 
 
 def mean_share(expected: Sequence[Sequence[str]], said: Sequence[Sequence[str]]) -> float:
-    """Of what was expected, the share that was said before the first mistake; mean over the pairs."""
+    """Return the share of the expected words that were said before the first mistake; mean over the pairs."""
     shares = []
     for wanted, words in zip(expected, said, strict=True):
         right = [a == b for a, b in zip(wanted, words, strict=False)]
@@ -101,7 +101,7 @@ def mean_share(expected: Sequence[Sequence[str]], said: Sequence[Sequence[str]])
 
 
 def diversity(continuations: Sequence[Sequence[int]]) -> dict[str, float]:
-    """repetition, distinct_1 and distinct_2 of continuations of four tokens or more."""
+    """Measure repetition, distinct_1 and distinct_2 of continuations of four tokens or more."""
     repeated = [1 - len(set(grams)) / len(grams) for grams in (ngrams(tokens, 4) for tokens in continuations)]
     figures = {"repetition": sum(repeated) / len(repeated)}
     for n in (1, 2):
@@ -111,12 +111,12 @@ def diversity(continuations: Sequence[Sequence[int]]) -> dict[str, float]:
 
 
 def ngrams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
-    """All runs of n tokens."""
+    """Return all runs of n tokens."""
     return [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
 
 
 class DenseOutputs:
-    """The dense model's log-probabilities on held-out windows, in a file while the run lasts.
+    """Keeps the dense model's log-probabilities on held-out windows, in a file while the run lasts.
 
     Every cell begins with the dense model, so that the first one that runs can `remember` it, whichever that is, and
     the file need not outlive the run. A window at a time is read back. The later tokens of each window are left out
@@ -128,7 +128,7 @@ class DenseOutputs:
         self.file = file
 
     def remember(self, model: Any) -> None:
-        """Write the log-probabilities of `model`, unless they are there: the model is dense."""
+        """Write the log-probabilities of the dense `model`, unless they are there."""
         self.ids = self.ids[:, : 1 + max(1, STORED // (int(model.config.vocab_size) * len(self.ids)))]
         if not self.file.exists():
             unfinished = self.file.with_suffix(".unfinished")
@@ -136,7 +136,7 @@ class DenseOutputs:
             unfinished.replace(self.file)  # so that a process that is killed leaves no half of it to the next one
 
     def divergence_of(self, model: Any) -> dict[str, float]:
-        """kl and agreement of the model; with more than one window, kl_low and kl_high, the 95 % interval over them."""
+        """Return kl and agreement of the model; with several windows also kl_low and kl_high, their 95 % interval."""
         sums, same = [], 0
         tokens = [self.ids.shape[1] - 1] * len(self.ids)
         with safe_open(self.file, "pt") as stored:
@@ -153,6 +153,6 @@ class DenseOutputs:
 
 @torch.no_grad()
 def log_probabilities(model: Any, window: Tensor) -> Tensor:
-    """(W,) ids -> float32 (W - 1, V) on the CPU, of the token that follows each but the last."""
+    """Return log-probabilities of each token's successor but the last's: (W,) ids -> float32 (W - 1, V) on the CPU."""
     logits = model(input_ids=window[None, :-1].to(model.device), use_cache=False).logits[0]
     return (logits.float() - logits.float().logsumexp(-1, keepdim=True)).cpu()

@@ -1,28 +1,21 @@
-"""How alike a model's layers are, and what merging some of them does: the figures that layer collapse is motivated by.
+"""Measures how alike a model's layers are and what merging some of them does: the figures that motivate layer collapse.
 
 Yang, Cao, Zhao 2024, "LaCo: Large Language Model Pruning via Layer Collapse", EMNLP Findings, arXiv 2402.11187.
 
 parameters  of each role (q, k, v, o, gate, up, down), for all pairs of layers: cosine and L2 distance of the matrices
-            as vectors, biases left out
+            as vectors, without biases
 states      of the residual stream in front of each layer and behind the last, for all pairs: cosine and L2 distance at
-            a sequence's first and last token, and the mean over all its tokens; each the mean over sequences
-merges      a window of neighbouring layers becomes one, at every position and by every rule, see
-            bench.evaluation.layer_similarity
+            a sequence's first and last token, and the mean over all its tokens; each is a mean over sequences
+merges      a window of m neighbouring layers p .. p+m-1 becomes one layer, at every position p and by every rule of
+            RULES: the cosine of the last normed state to the dense model's, flattened over the tokens of a window of
+            text (as methods.depth.laco compares sentences), mean over windows; and nats per token of held-out text
 
-Both kinds of distance follow from inner products that are summed a few rows, or a few tokens, at a time, in float64, so
-that memory stays one model and one micro-batch: |a - b|^2 = <a, a> + <b, b> - 2 <a, b>.
+Distances follow from inner products that are summed a few rows, or a few tokens, at a time, in float64, so that memory
+holds one model and one micro-batch: |a - b|^2 = <a, a> + <b, b> - 2 <a, b>. A merged model runs only from layer p on,
+on states that the dense model has left in front of it, which is exact: the layers below have not changed.
 
-Letters: L = layers, N = sequences, T = their tokens, D = residual width.
-
-What becomes of a model when a window of its layers is merged into one, at every position and by every rule.
-
-The window of m layers p .. p+m-1 is replaced by one layer. Two figures say what that does: the cosine of the last
-normed state to the dense model's, flattened over the tokens of a window of text (as methods.depth.laco compares
-sentences), mean over windows; and the nats per token of held-out text. Only the layers from p on are run, on states
-that the dense model left in front of p, which is exact: the layers below have not changed.
-
-Letters: M = windows of text, W = their tokens, B = those of a micro-batch, D = residual width, m = layers that become
-one, p = number of the first of them.
+Letters: L = layers, N = sequences, T = their tokens, D = residual width, M = windows of text, W = their tokens, B =
+windows of a micro-batch, m = layers that become one, p = number of the first of them.
 """
 
 from __future__ import annotations
@@ -47,19 +40,16 @@ from methods.model.decoder import Decoder, Layer
 from methods.model.structures import Part, attention_parts, mlp_parts
 from methods.progress import over
 
+SCHEMA = 1
 TOKENS_AT_ONCE = 512  # in one forward of a merged model, and through its head
+NUMBERS = 2**22  # of all layers' matrices that are multiplied at once: 32 MiB in float64
+MEMORY = 2**28  # bytes of the states of one micro-batch
 RULES = {
     "released": "matrices of the window's last layer, norms of its first (the authors' code)",
     "published": "the sum of differences, norms of the first (equation 1)",
     "mean": "the mean of the window's matrices, norms of the first",
     "deletion": "control: the last layer stays as it is, the others are deleted",
 }
-
-
-NUMBERS = 2**22  # of all layers' matrices that are multiplied at once: 32 MiB in float64
-MEMORY = 2**28  # bytes of one micro-batch's states
-
-SCHEMA = 1
 
 Matrix = list[list[float | None]]  # (L, L); None where two layers cannot be compared
 
@@ -100,7 +90,7 @@ def study(
     held_out: EvaluationText,
     file: Path,
 ) -> dict[str, Any]:
-    """Everything, written to the JSON `file` as soon as a part of it is there; what is there already is kept.
+    """Measure everything and return it; each part is written to the JSON `file` at once, and one that is there is kept.
 
     heading (name, weights, dtype and environment of the model) comes first in it. Then: protocol; tokens {sequences,
     windows: sha256}; layers; rules; parameters; states; dense; merges, a list of {m, rule, positions}.
@@ -133,7 +123,7 @@ def study(
 
 
 def _begun(file: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier call has found, if `file` is there."""
+    """Return what an earlier call has written to `file`, or {} where there is no file."""
     if not file.exists():
         return {}
     try:
@@ -159,7 +149,7 @@ def refuse_unless_alike(model: Decoder) -> None:
 
 
 def roles(layer: Layer) -> dict[str, Part]:
-    """The layer's matrices by role, each a part of a fused matrix where the family fuses them."""
+    """Return the layer's matrices by role, each a part of a fused matrix where the architecture fuses them."""
     attention = zip(("q", "k", "v", "o"), attention_parts(layer), strict=True)
     mlp = mlp_parts(layer)
     return dict(attention) | dict(zip(("gate", "up", "down")[-len(mlp) :], mlp, strict=True))
@@ -167,7 +157,7 @@ def roles(layer: Layer) -> dict[str, Part]:
 
 @torch.no_grad()
 def parameters(model: Decoder) -> dict[str, dict[str, Any]]:
-    """{role: {cosine, l2: (L, L), norm: (L,)}} of the matrices."""
+    """Compare the matrices of all layers: {role: {cosine, l2: (L, L), norm: (L,)}}."""
     parts = [roles(layer) for layer in model.layers]
     found = {}
     for role in parts[0]:
@@ -178,7 +168,7 @@ def parameters(model: Decoder) -> dict[str, dict[str, Any]]:
 
 
 def gram(parts: Sequence[Part]) -> Tensor:
-    """(L, L) inner products of the layers' matrices, in float64; a few rows of all of them at a time."""
+    """Return the (L, L) inner products of the layers' matrices, in float64."""
     weights = [part.matrix.weight for part in parts]
     device, columns = weights[0].device, weights[0].shape[1]
     every = torch.arange(weights[0].shape[0])
@@ -193,7 +183,7 @@ def gram(parts: Sequence[Part]) -> Tensor:
 
 
 def distances(G: Tensor) -> tuple[Tensor, Tensor]:
-    """(..., L, L) inner products -> cosine and L2 distance, (..., L, L) each."""
+    """Turn (..., L, L) inner products into cosine and L2 distance, (..., L, L) each."""
     square = G.diagonal(dim1=-2, dim2=-1)
     norm = square.sqrt()
     cosine = G / (norm[..., :, None] * norm[..., None, :])
@@ -202,7 +192,7 @@ def distances(G: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def states(model: Decoder, tokens: Calibration) -> dict[str, dict[str, Matrix]]:
-    """{first, last, mean: {cosine, l2: (L + 1, L + 1)}} of the states in front of each layer and behind the last."""
+    """Compare the states in front of each layer and behind the last: {first, last, mean: {cosine, l2: (L+1, L+1)}}."""
     layers, places = model.layers, len(model.layers) + 1
     sums = {position: torch.zeros(2, places, places, dtype=torch.float64) for position in ("first", "last", "mean")}
     for ids, _ in tokens.batches(places * (3 * model.embed.embedding_dim + 4 * places)):
@@ -219,7 +209,7 @@ def states(model: Decoder, tokens: Calibration) -> dict[str, dict[str, Matrix]]:
 
 
 def plain(values: Tensor) -> Any:
-    """Nested lists of floats of six digits; None for what is no finite number."""
+    """Turn a tensor into nested lists of floats of six digits; None stands for what is no finite number."""
     if values.ndim:
         return [plain(value) for value in values]
     return float(f"{float(values):.6g}") if bool(values.isfinite()) else None
@@ -227,7 +217,7 @@ def plain(values: Tensor) -> Any:
 
 @torch.no_grad()
 def merged_layer(window: list[Layer], rule: str) -> Layer:
-    """The one layer that `window` becomes by one of RULES; the window is left alone."""
+    """Return the one layer that `window` becomes by one of RULES; the window itself does not change."""
     if rule == "deletion":
         return window[-1]
     if rule != "mean":
@@ -240,8 +230,8 @@ def merged_layer(window: list[Layer], rule: str) -> Layer:
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """Windows of text in the dense model: the states in front of each layer, and the last one, normed."""
+class _DenseStates:
+    """Holds a few windows of text in the dense model: the states in front of each layer, and the last one, normed."""
 
     entry: Entry
     targets: Tensor  # (B, W - 1)
@@ -251,9 +241,9 @@ class _Batch:
 
 
 class Merges:
-    """The dense model on held-out windows, and what becomes of it when a window of its layers is merged.
+    """Measures a model on held-out windows of text, dense and with a window of its layers merged.
 
-    ids (M, W); scored (M, W) as in bench.data.texts.EvaluationText.
+    `ids` and `scored` are (M, W), as in bench.data.texts.EvaluationText.
     """
 
     @torch.no_grad()
@@ -267,19 +257,19 @@ class Merges:
                 states.append(entry.run([layer], states[-1]))
             on = entry.x.device
             final = model.normed(states[-1])
-            self.batches.append(_Batch(entry, some[:, 1:].to(on), wanted[:, 1:].to(on), states, final))
+            self.batches.append(_DenseStates(entry, some[:, 1:].to(on), wanted[:, 1:].to(on), states, final))
 
     def dense(self) -> dict[str, Any]:
-        """The dense model's figures, as `at` has them."""
+        """Return the dense model's figures, by the names of `at`."""
         return self._figures([], len(self.layers))
 
     def curve(self, m: int, rule: str) -> list[dict[str, Any]]:
-        """`at` of every position, rising."""
+        """Return the figures of `at` for every position, in rising order."""
         positions = range(len(self.layers) - m + 1)
         return [self.at(p, m, rule) for p in over(positions, f"{m} layers by {rule}", "merge")]
 
     def at(self, p: int, m: int, rule: str) -> dict[str, Any]:
-        """The layers p .. p+m-1 merged by `rule`.
+        """Merge the layers p .. p+m-1 by `rule` and return the figures of the model.
 
         position; cosine and cosine_stderr over windows; nll, nll_low, nll_high (95 %), nats per token. A figure that is
         no finite number, and with a single window its interval, is None.
@@ -304,8 +294,8 @@ class Merges:
             for name, value in (figures | {"nll_low": low, "nll_high": high}).items()
         }
 
-    def _nll(self, x: Tensor, batch: _Batch) -> Tensor:
-        """(B, W - 1, D) -> float64 (B,), summed over each window's scored tokens."""
+    def _nll(self, x: Tensor, batch: _DenseStates) -> Tensor:
+        """Sum the nats of each window's scored tokens: (B, W - 1, D) -> float64 (B,)."""
         places = batch.scored.flatten().nonzero()[:, 0]
         states, targets = x.flatten(0, 1)[places], batch.targets.flatten()[places]
         nll = torch.cat(

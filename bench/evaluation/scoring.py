@@ -1,4 +1,4 @@
-"""Scoring: exact log-likelihoods of answers and of text, every shared prefix computed once.
+"""Scores answers and text by exact log-likelihoods, every shared prefix computed once.
 
 A multiple-choice question asks for the likelihood of several continuations of one context, and a task with examples
 repeats those in front of every question. `Scorer` answers all requests of a task together: their token sequences form
@@ -36,7 +36,7 @@ Question = tuple[tuple[int, ...], int]  # tokens of context and continuation, le
 
 
 class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
-    """lm-eval's HFLM with a faster way to the same log-likelihoods; generation and prompts are HFLM's own.
+    """Computes the log-likelihoods of lm-eval's HFLM faster; generation and prompts are HFLM's own.
 
     batch_tokens bounds the tokens of one forward; max_length (default: the model's positions, at most 2048) is where
     a context is cut from the left; batch_size is how many prompts generate together. Raises UserError for a model that
@@ -60,12 +60,6 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         if check:
             _check(model)
 
-    @property
-    def bos_policy(self) -> str:
-        """What stands before the first token, in words: HFLM leaves a context to the tokenizer."""
-        start = self.tokenizer.bos_token if self.tok_encode("a")[:1] == [self.tokenizer.bos_token_id] else "nothing"
-        return f"{start} before a context, {self.tokenizer.decode(self.prefix_token_id)} as an empty context"
-
     # HFLM's, without its bars for the tokenising
     loglikelihood = partialmethod(HFLM.loglikelihood, disable_tqdm=True)
     loglikelihood_rolling = partialmethod(HFLM.loglikelihood_rolling, disable_tqdm=True)
@@ -73,7 +67,7 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """(log-likelihood, is it the greedy continuation) of each request; HFLM's last two arguments change nothing."""
+        """Return (log-likelihood, is it the greedy continuation) of each request; other arguments have no effect."""
         questions = [self._question(context, continuation) for _, context, continuation in requests]
         distinct = sorted(set(questions))
         sums, greedy = score(self.model, distinct, self.batch_tokens)
@@ -81,7 +75,7 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         return [answers[question] for question in questions]
 
     def _question(self, context: list[int], continuation: list[int]) -> Question:
-        """HFLM's truncation: the continuation stays whole, the context loses its beginning."""
+        """Truncate a request as HFLM does: the continuation stays whole, the context loses its beginning."""
         if not context or not 0 < len(continuation) <= self.max_length:
             got = f"{len(context)} and {len(continuation)} tokens"
             raise ValueError(f"a request has a context and a continuation of 1 to {self.max_length} tokens; got {got}")
@@ -91,14 +85,14 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
 def stock(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 8, max_length: int | None = None
 ) -> HFLM:
-    """lm-eval's own HFLM, the reference: one row per request, the head at every position."""
+    """Return lm-eval's own HFLM, the reference: one row per request, the head at every position."""
     max_length = max_length or min(model.config.max_position_embeddings, 2048)
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length)
 
 
 @dataclass(frozen=True)
 class Tree:
-    """The distinct prefixes of many token sequences, as nodes in depth-first order, and what is asked of them.
+    """Holds the distinct prefixes of many token sequences, as nodes in depth-first order, and what is asked of them.
 
     Node n descends from node m, or is m, exactly if m <= n < end[m]. Pairs are sorted by node.
     """
@@ -110,7 +104,7 @@ class Tree:
 
     @staticmethod
     def of(questions: Sequence[Question], device: torch.device) -> Tree:
-        """The tree of `questions`, which are sorted."""
+        """Build the tree of `questions`, which are sorted."""
         tokens: list[int] = []
         depth: list[int] = []
         end: list[int] = []
@@ -138,13 +132,13 @@ class Tree:
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common prefix."""
+    """Return the length of the common prefix."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 @torch.no_grad()
 def score(model: PreTrainedModel, questions: Sequence[Question], batch_tokens: int) -> tuple[Tensor, Tensor]:
-    """Sorted, distinct questions -> log-likelihoods, float64, and greedy flags, bool, one of each per question."""
+    """Return a float64 log-likelihood and a bool greedy flag of each of the sorted, distinct questions."""
     tree = Tree.of(questions, model.device)
     sums = torch.zeros(len(questions), dtype=torch.float64, device=model.device)
     misses = torch.zeros(len(questions), dtype=torch.long, device=model.device)
@@ -175,12 +169,12 @@ def score(model: PreTrainedModel, questions: Sequence[Question], batch_tokens: i
 
 
 def _forward_tokens(model: PreTrainedModel, batch_tokens: int) -> int:
-    """How many tokens one forward gets, at most `batch_tokens`: its logits are bounded too."""
+    """Return how many tokens one forward gets: at most `batch_tokens`, and at most LOGITS logits."""
     return max(1, min(batch_tokens, LOGITS // int(model.config.vocab_size)))
 
 
 def _masks(model: PreTrainedModel, tree: Tree, nodes: Tensor, seen: Tensor) -> Tensor | dict[str, Tensor]:
-    """(T,), (P + T,) -> what `nodes` may attend to of `seen`: an additive (1, 1, T, P + T), or one per layer type."""
+    """Mask what (T,) `nodes` attend to of (P + T,) `seen`: an additive (1, 1, T, P + T), or one per layer type."""
     query, key = nodes[:, None], seen[None, :]
     ancestor = (key <= query) & (query < tree.end[key])
     window = getattr(model.config, "sliding_window", None)
@@ -209,16 +203,17 @@ def _head_at(model: PreTrainedModel, positions: Tensor) -> Iterator[None]:
 
 
 def _log_probability(logits: Tensor, row: Tensor, token: Tensor) -> Tensor:
-    """(M, V) logits -> float64 (K,), of token[k] at position row[k]; the softmax is float32, a few rows at a time.
+    """Return the log-probability of token[k] at position row[k]: (M, V) logits -> float64 (K,).
 
-    logsumexp, because log_softmax drifts on a CPU: by 8e-6 in each token's logarithm at 49,152 words.
+    The softmax is float32, a few rows at a time, by logsumexp, because log_softmax drifts on a CPU: by 8e-6 in each
+    token's logarithm at 49,152 words.
     """
     normaliser = torch.cat([part.float().logsumexp(-1) for part in torch.split(logits, 64)])  # (M,)
     return (logits[row, token].float() - normaliser[row]).double()
 
 
 def _keep(cache: DynamicCache, seen: Tensor, needed: Tensor) -> Tensor:
-    """Drop from the cache what no later node descends from; returns the (P,) nodes that stay."""
+    """Drop from the cache what no later node descends from, and return the (P,) nodes that stay."""
     stay = needed.nonzero()[:, 0]
     for layer in cast(list[Any], cache.layers):
         layer.keys, layer.values = layer.keys[:, :, stay], layer.values[:, :, stay]
@@ -238,7 +233,7 @@ def _check(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def window_nll(model: PreTrainedModel, ids: Tensor, scored: Tensor, batch_tokens: int) -> Tensor:
-    """Negative log-likelihood in nats of each scored token of (M, W) windows; zero where not scored.
+    """Return the negative log-likelihood in nats of each scored token of (M, W) windows; zero where not scored.
 
     ids (M, W) long; scored (M, W) bool: scored[i, j] asks for token j given tokens 0 to j - 1 of its window, so that
     column 0 is never scored. batch_tokens bounds the tokens of one forward; a longer window is read in pieces through
@@ -258,7 +253,7 @@ def window_nll(model: PreTrainedModel, ids: Tensor, scored: Tensor, batch_tokens
 
 
 def _block_nll(model: PreTrainedModel, ids: Tensor, scored: Tensor, columns: int) -> Tensor:
-    """(B, W), (B, W - 1) -> (B, W - 1): of one stack of windows, `columns` of their tokens per forward."""
+    """Return one batch of `window_nll`, `columns` tokens per forward: (B, W), (B, W - 1) -> (B, W - 1)."""
     inputs, targets = ids[:, :-1], ids[:, 1:]
     cache = DynamicCache() if inputs.shape[1] > columns else None
     nll = torch.zeros(inputs.shape, dtype=torch.float64, device=ids.device)
@@ -273,7 +268,7 @@ def _block_nll(model: PreTrainedModel, ids: Tensor, scored: Tensor, columns: int
 
 
 def perplexity(nll_sums: Tensor, counts: Tensor, bytes: int, words: int) -> dict[str, float | int]:
-    """Figures of a text from its windows' (M,) negative log-likelihoods in nats and token counts.
+    """Compute the figures of a text from its windows' (M,) negative log-likelihoods in nats and token counts.
 
     bytes (UTF-8) and words (by white space) are those of the scored text. Absent are word_perplexity where it is beyond
     a float, as in languages without spaces, and for one window the 95 % interval

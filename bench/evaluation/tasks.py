@@ -23,8 +23,9 @@ ADDRESS = re.compile(r"0x[0-9a-f]+")  # in the description of a function that ha
 
 
 def fingerprint(task: Any, documents: Sequence[int]) -> dict[str, Any]:
-    """{version, sha256}: the hash is of lm-eval's definition, of the documents at these positions, and of those that
-    examples are taken from, if there are any.
+    """Return {version, sha256} of a task.
+
+    The hash is of lm-eval's definition, of the documents at these positions, and of those that examples are taken from.
     """
     random.seed(SHUFFLE_SEED)
     definition = ADDRESS.sub("", json.dumps(task.dump_config(), sort_keys=True, default=str))
@@ -70,7 +71,7 @@ def evaluate(
 
 
 def _table(task: Any, samples: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row per document, of which `samples` has one for each filter of the task."""
+    """Return one row per document; `samples` holds one for each document and filter of the task."""
     import pandas as pd
 
     rows: dict[int, dict[str, Any]] = {}
@@ -97,7 +98,7 @@ def _row(task: Any, sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def _target(task: Any, sample: dict[str, Any]) -> Any:
-    """The right choice's position; as in lm-eval, where the choices are contexts it stands in the text's place."""
+    """Return the right choice's position; as in lm-eval, where the choices are contexts it is `doc_to_text`."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return str(sample["target"])
     if task.multiple_input:
@@ -107,12 +108,12 @@ def _target(task: Any, sample: dict[str, Any]) -> Any:
 
 
 def _metric_name(task: Any, metric: str, filtered: str) -> str:
-    """lm-eval's 'metric,filter' without the filter where the task has only one."""
+    """Return lm-eval's 'metric,filter', without the filter where the task has only one."""
     return metric if len(task._filters) == 1 else f"{metric},{filtered}"
 
 
 def _metrics(task: Any, results: dict[str, Any], samples: pd.DataFrame) -> dict[str, Any]:
-    """{metric: {value, stderr}, ..., "main": metric}"""
+    """Return {metric: {value, stderr}, ..., "main": metric}."""
     from lm_eval.api.metrics import mean
 
     from bench.stats.intervals import mean_stderr

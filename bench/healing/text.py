@@ -13,13 +13,12 @@ from bench.plan.recipe import Recipe
 if TYPE_CHECKING:
     import torch
 
-
 HELD_OUT = 8  # sequences
 
 
 @dataclass(frozen=True)
 class Text:
-    """Sequences of the calibration documents: train (N, T) and held_out (H, T) ids, source, sha256 of both."""
+    """Holds sequences of the calibration documents: train (N, T) and held_out (H, T) ids, source, sha256 of both."""
 
     train: torch.Tensor
     held_out: torch.Tensor
@@ -28,7 +27,7 @@ class Text:
 
 
 def draw(tokenizer: Any, recipe: Recipe) -> Text:
-    """Training and held-out sequences of the recipe's text. Raises UserError where it is too short."""
+    """Draw training and held-out sequences of the recipe's text. Raises UserError where it is too short."""
     from bench.data import texts
 
     block = texts.calibration(tokenizer, recipe.text, recipe.sequences + HELD_OUT, recipe.length, recipe.seed)

@@ -1,4 +1,4 @@
-"""Healing: train a pruned model a little, so that it gets back part of what pruning took.
+"""Trains a pruned model a little, so that it gets back part of what pruning took: healing.
 
 lora   low-rank adapters beside the matrices of every layer, merged into them at the end
        (Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, by the library peft)
@@ -113,7 +113,7 @@ def _adapters(model: Decoder, recipe: Recipe) -> Any:
 
 
 class _Training:
-    """The loop. `weights` are what is trained, by name."""
+    """Runs the training loop. `weights` are what is trained, by name."""
 
     def __init__(
         self, model: Decoder, text: Text, recipe: Recipe, dense: Decoder | None, weights: dict[str, nn.Parameter]
@@ -146,7 +146,7 @@ class _Training:
                         self._save(file, identity)
 
     def _train(self) -> None:
-        """One step."""
+        """Take one step."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.recipe.rate(self.step)
         ids = self.text.train[self.recipe.order(self.step)].to(self.device)
@@ -165,7 +165,7 @@ class _Training:
         self.losses = [self.losses[0] + total, self.losses[1] + targets]
 
     def _loss(self, ids: Tensor) -> Tensor:
-        """(B, T) -> (), summed over all tokens but each sequence's first."""
+        """Return the loss, summed over all tokens but each sequence's first: (B, T) -> ()."""
         logits = self._logits(self.model, ids)
         if self.recipe.loss == "next-token" or self.dense is None:
             return nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
@@ -174,7 +174,7 @@ class _Training:
         return nn.functional.kl_div(logits.log_softmax(-1), wanted, reduction="sum", log_target=True)
 
     def _logits(self, model: Decoder, ids: Tensor) -> Tensor:
-        """(B, T) -> (B, T - 1, V) in float32."""
+        """Predict each token but the first: (B, T) -> (B, T - 1, V) in float32."""
         with torch.autocast(self.device.type, torch.bfloat16) if self.half else nullcontext():
             logits: Tensor = model.model(input_ids=ids, use_cache=False).logits[:, :-1]
         return logits.float()
@@ -200,7 +200,7 @@ class _Training:
         self.losses = [0.0, 0]
 
     def _identity(self) -> str:
-        """sha256 of what a checkpoint must agree in: recipe, text, and some of each tensor before training."""
+        """Return the sha256 of what a checkpoint must agree in: recipe, text, part of each tensor before training."""
         found = hashlib.sha256(json.dumps([asdict(self.recipe), self.text.sha256]).encode())
         for name, parameter in self.model.model.named_parameters():
             some = parameter.detach().flatten()[:1024].float().cpu()
@@ -208,7 +208,7 @@ class _Training:
         return found.hexdigest()
 
     def _save(self, file: Path, identity: str) -> None:
-        """The checkpoint, whole or not at all."""
+        """Write the checkpoint, whole or not at all."""
         tensors = {}
         for name, weight in self.weights.items():
             tensors[f"weight {name}"] = weight.detach().contiguous()

@@ -1,16 +1,14 @@
-"""How fast a pruned model is beside the dense one: prefill and decode timed apart, the same way for every method.
+"""Measures how fast a pruned model is beside the dense one: prefill and decode apart, the same way for every method.
 
 prefill  one forward over (batch, length) tokens that fills an empty key-value cache; only the last position has logits
 decode   forwards of one token for each sequence on a cache that holds `context` tokens at first; each pass of
          `decode_steps` begins at that depth again, so that all samples share their range of contexts
 
-Each cell is timed in a process of its own (bench.system.worker), which gets the pruned model, takes its memory alone,
+Each cell is timed in a process of its own (bench.system.worker). It gets the pruned model, measures its memory alone,
 loads the dense model, and times both in turns (bench.speed.timing). The speed-up is dense over pruned milliseconds,
-from the medians of each round (bench.stats.intervals.paired_ratio). Ids are random and the same for both, and no end of
-sequence stops anything. What comes out is laid down under `speed` in bench.records.record; docs/speed.md describes the
-protocol.
-
-The stand on which a model is measured alone, for its memory, and then beside another one, for its speed.
+from the medians of each round (bench.stats.intervals.paired_ratio). Token ids are random and the same for both models,
+and no end of sequence ends a pass early. Results have the layout of `speed` in bench.records.record; docs/speed.md
+describes the protocol.
 
 Each point (bench.speed.workloads) is an outcome of its own: one that runs out of memory, or that a model cannot do,
 says so, and the others go on. After a point that no model had the memory for, larger batches of its kind are left out.
@@ -37,7 +35,6 @@ from bench.speed.timing import Clock, EventClock, Pass, WallClock, WarmUp, Workl
 from bench.speed.workloads import TimedPoint, points, predicted, workload
 from bench.stats.intervals import paired_ratio
 from bench.system import environment, gpu, worker
-from bench.system import gpu as gpu_driver
 from bench.system.memory import give_back, resident_bytes
 from methods import progress
 from methods.model.decoder import Decoder
@@ -45,14 +42,12 @@ from methods.model.decoder import Decoder
 # Where a model's weights lie in memory is the same in all rounds of a process and counts as speed there: equal models
 # have differed by up to 0.6 %. No interval of a speed-up is therefore narrower than this share on each side.
 RESOLUTION = 0.01
-
-
 BUSY = 0.25  # cores that other work may take on average before the machine is marked as busy
 TILES = (128, 64, 8)  # multiples that kernels are cut for
 
 
 def measure(model: nn.Module, cell: Cell) -> dict[str, Any]:
-    """`model` beside the dense one, as bench.records.record lays it down; a failure is `failed`, with its reason."""
+    """Time `model` beside the dense one and return `speed` of bench.records.record; a failure is `failed` in it."""
     found: dict[str, Any] = {"points": []}
     device = next(model.parameters()).device
     model.to("cpu")  # the process that times needs the room
@@ -75,13 +70,13 @@ def measure(model: nn.Module, cell: Cell) -> dict[str, Any]:
 
 
 def _merge(found: dict[str, Any], news: dict[str, Any]) -> None:
-    """Points are added to those that are there; anything else is new."""
+    """Add what the process tells to `found`: points to those that are there, anything else under its own name."""
     found["points"] += news.pop("points", [])
     found.update(news)
 
 
 def _work(line: worker.Line, cell: Cell, threads: int, plugins: list[str], parent_on_gpu: bool) -> None:
-    """In a process of its own: everything from the pruned model's arrival to the last round."""
+    """Do all of it in a process of its own, from the pruned model's arrival to the last round."""
     protocol, device, dtype = cell.protocol, torch.device(cell.device), getattr(torch, cell.dtype)
     if protocol.pin:
         os.sched_setaffinity(0, protocol.pin)
@@ -90,34 +85,34 @@ def _work(line: worker.Line, cell: Cell, threads: int, plugins: list[str], paren
     methods.load(plugins)
     if cell.trust_remote_code:
         pretrained.shell(cell.model, trust_remote_code=True)  # makes the classes known that came with the model
-    gpus, no_gpus = gpu_driver.find([device])
+    gpus, no_gpus = gpu.find([device])
     resident = resident_bytes()
     pruned = transfer.receive(line.ask()).to(device).eval()
     before = _state(gpus)
     devices = sorted({parameter.device for parameter in pruned.parameters()}, key=str)
-    stand = SpeedBenchmark(protocol, _clock(devices), devices, gpus, line.alive)
-    line.tell({"setup": _setup(pruned, devices, stand.clock), "widths": widths(Decoder(pruned))})
-    line.tell({"memory": {"resident_before_bytes": resident, "points": list(stand.memory(pruned))}})
+    benchmark = SpeedBenchmark(protocol, _clock(devices), devices, gpus, line.alive)
+    line.tell({"setup": _setup(pruned, devices, benchmark.clock), "widths": widths(Decoder(pruned))})
+    line.tell({"memory": {"resident_before_bytes": resident, "points": list(benchmark.memory(pruned))}})
     line.alive("while it loaded the dense model")
     dense, _ = pretrained.load(cell.model, torch.device("cpu"), dtype, cell.trust_remote_code)
     if device.type == "cpu":
         _own_memory(dense, pruned)
     Decoder(dense)  # makes it of the same kind of matrices as the pruned model is
-    for point in stand.time(dense.to(device), pruned):
+    for point in benchmark.time(dense.to(device), pruned):
         line.tell({"points": [point]})
-    others = [gpu_driver.others(gpu, os.getpid(), os.getppid(), parent_on_gpu) for gpu in gpus]
+    others = [gpu.others(card, os.getpid(), os.getppid(), parent_on_gpu) for card in gpus]
     line.tell({"machine": _machine(before, _state(gpus), others) | ({"nvml": no_gpus} if no_gpus else {})})
 
 
 def _own_memory(*models: nn.Module) -> None:
-    """Copy every tensor, so that not one model lies in a mapped file and the other one in plain memory."""
+    """Copy every tensor into plain memory: a model that lies in a mapped file would be timed differently."""
     for model in models:
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.clone()
 
 
 def _clock(devices: Sequence[torch.device]) -> Clock:
-    """Events for one CUDA device; for several of them, and for the CPU, the wall clock."""
+    """Choose the clock: events for one CUDA device, the wall clock for several of them and for the CPU."""
     if len(devices) == 1 and devices[0].type == "cuda":
         torch.cuda.set_device(devices[0])
         event = partial(torch.cuda.Event, enable_timing=True)
@@ -126,7 +121,7 @@ def _clock(devices: Sequence[torch.device]) -> Clock:
 
 
 def _setup(model: Any, devices: Sequence[torch.device], clock: Clock) -> dict[str, Any]:
-    """What the protocol does not say of how it was timed."""
+    """Return what the protocol does not say of how the models were timed."""
     return {
         "threads": torch.get_num_threads(),
         "cores": environment.usable_cores(),
@@ -137,7 +132,7 @@ def _setup(model: Any, devices: Sequence[torch.device], clock: Clock) -> dict[st
 
 
 def widths(model: Decoder) -> dict[str, dict[str, Any]]:
-    """{role: {in, out: the widths that occur, multiple_of: the largest of 128, 64, 8 and 1 that divides them all}}."""
+    """Return {role: {in, out: widths that occur, multiple_of: the largest of 128, 64, 8, 1 that divides them all}}."""
     roles: dict[str, list[nn.Linear]] = {"head": [model.head]}
     for layer in model.layers:
         known = {"qkv": layer.qkv, "out": [layer.out]} if layer.has_attention else {}
@@ -156,29 +151,32 @@ def _widths(weights: list[torch.Tensor]) -> dict[str, Any]:
 
 
 def _machine(before: dict[str, Any], after: dict[str, Any], others: list[int | None]) -> dict[str, Any]:
-    """What else the machine did meanwhile; `flags` say what may have spoilt the figures."""
+    """Return what else the machine did between two states; `flags` say what may have spoilt the figures."""
     shares = environment.between(before["machine"], after["machine"])
     found: dict[str, Any] = {"before": before, "after": after} | shares
     known = [count for count in others if count is not None]
     if known:
         found["other_gpu_processes"] = sum(known)
-    slowed = {reason for gpu in after.get("gpus", []) for reason in gpu.get("slowed_by", [])}
+    slowed = {reason for card in after.get("gpus", []) for reason in card.get("slowed_by", [])}
     hot = after["machine"].get("cpu_throttled", 0) > before["machine"].get("cpu_throttled", 0)
     flags = {
         "busy": sum(shares.values()) > BUSY,
         "shared_gpu": sum(known) > 0,
-        "slowed": hot or bool(slowed & set(gpu_driver.THROTTLED)),
+        "slowed": hot or bool(slowed & set(gpu.THROTTLED)),
     }
     return found | {"flags": [name for name, holds in flags.items() if holds]}
 
 
-def _state(gpus: Sequence[gpu_driver.Gpu]) -> dict[str, Any]:
-    return {"machine": environment.state()} | ({"gpus": [gpu.state() for gpu in gpus]} if gpus else {})
+def _state(gpus: Sequence[gpu.Gpu]) -> dict[str, Any]:
+    return {"machine": environment.state()} | ({"gpus": [card.state() for card in gpus]} if gpus else {})
 
 
 @dataclass
 class SpeedBenchmark:
-    """Where, by which clock and by which protocol; `alive` is told what is about to be done."""
+    """Measures one model alone, for its memory, or two in turns, for their speed, at every point of a protocol.
+
+    `alive` is told what is about to be done, as "while it ...".
+    """
 
     protocol: Protocol
     clock: Clock
@@ -187,11 +185,11 @@ class SpeedBenchmark:
     alive: Callable[[str], object]
 
     def memory(self, model: nn.Module) -> Iterator[dict[str, Any]]:
-        """Peaks and energy at each point, as bench.records.record has them under `memory`."""
+        """Measure peaks and energy at each point, as bench.records.record has them under `memory`."""
         return self._each(lambda point: self._memory(point, model))
 
     def time(self, dense: nn.Module, pruned: nn.Module) -> Iterator[dict[str, Any]]:
-        """Both models in turns at each point, as bench.records.record has them under `points`."""
+        """Time both models in turns at each point, as bench.records.record has them under `points`."""
         models, decoders = {"dense": dense, "pruned": pruned}, (Decoder(dense), Decoder(pruned))
         return self._each(lambda point: self._time(point, models) | predicted(*decoders, point))
 
@@ -251,21 +249,21 @@ class SpeedBenchmark:
 
 
 def _lost(error: Exception, who: str) -> dict[str, Any]:
-    """Why there are no figures: memory that ran out is a result, anything else a failure."""
+    """Say why there are no figures: memory that ran out is a result, anything else a failure."""
     if worker.is_out_of_memory(error):
         return {"out_of_memory": [who]}
     return {"failed": f"{who} model: {worker.reason(error)}"}
 
 
 def wait(devices: Sequence[torch.device]) -> None:
-    """Until every device has done what it was given."""
+    """Wait until every device has done what it was given."""
     for device in devices:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
 
 def summary(found: dict[str, list[list[Pass]]], warm: dict[str, WarmUp]) -> dict[str, Any]:
-    """All samples, and what follows from them: medians, spread, the speed-up with its interval, and flags."""
+    """Return all samples and what follows from them: medians, spread, the speed-up with its interval, and flags."""
     rounds = {name: [[ms for one in turn for ms in one.ms] for turn in turns] for name, turns in found.items()}
     calls = {name: [ms for turn in turns for ms in turn] for name, turns in rounds.items()}
     spread = {name: timing.variation(samples) for name, samples in calls.items()}

@@ -1,4 +1,4 @@
-"""Memory and energy of a model, in a pass of its own: nothing else is loaded, and nothing is timed.
+"""Measures memory and energy of a model, in a pass of its own: no other model is loaded, and nothing is timed.
 
 peak_allocated_bytes, peak_reserved_bytes   by torch on CUDA, over all devices
 process_bytes                               of the process on the GPUs, by the driver
@@ -22,7 +22,7 @@ ENERGY_SECONDS = 3.0  # the counter moves only some ten times a second
 
 
 def peaks(work: Workload, devices: Sequence[torch.device], gpus: Sequence[Gpu]) -> dict[str, int]:
-    """The highest memory during one pass, its state being there before, by the names at the head of this file."""
+    """Return the highest memory during one pass, by the names at the head of this file; its state is there before."""
     work.reset()
     memory.give_back(devices)
     for device in devices:
@@ -48,7 +48,7 @@ def energy(
     wait: Callable[[], object],
     now: Callable[[], float] = time.monotonic,
 ) -> dict[str, float]:
-    """Joules for each of the `tokens` of a pass, and the seconds they were watched for; empty without a counter."""
+    """Return joules for each of a pass's `tokens`, and the seconds they were counted for; {} without a counter."""
     wait()
     before, start, passes = [gpu.energy_joules() for gpu in gpus], now(), 0
     if not gpus or None in before:

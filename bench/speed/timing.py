@@ -1,4 +1,4 @@
-"""Clocks, warm-up and rounds: how calls are timed so that two models can be compared.
+"""Times calls so that two models can be compared: clocks, warm-up and rounds.
 
 A workload is a pass of one or more calls from a known state. Both models of a pair are warmed up until they are stable
 and then timed in rounds; in each round both have one turn, and who goes first changes from round to round, so that a
@@ -28,7 +28,7 @@ CLOCKS_AGREE = 0.05  # the largest share by which wall clock and events may diff
 
 @dataclass(frozen=True)
 class Workload:
-    """`steps` calls of `step` make a pass; `reset` goes before each pass, is never timed, and restores the state."""
+    """Makes a pass of `steps` calls of `step`; `reset` goes before it, is never timed, and restores the state."""
 
     step: Callable[[], object]
     reset: Callable[[], object]
@@ -37,7 +37,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Pass:
-    """Milliseconds of each call, and by the wall clock of all of them together."""
+    """Holds the milliseconds of each call, and by the wall clock of all of them together."""
 
     ms: list[float]
     wall_ms: float
@@ -53,7 +53,7 @@ class Clock(Protocol):
 
 
 class WallClock:
-    """The system's monotonic clock; `wait` is called before each reading, until every device has finished."""
+    """Reads the system's monotonic clock, each time after `wait`, which returns once every device has finished."""
 
     name = "monotonic"
 
@@ -72,7 +72,7 @@ class WallClock:
 
 
 class EventClock:
-    """Events in the stream of one CUDA device, read after a single wait at the end of the pass."""
+    """Records events in the stream of one CUDA device, and reads them after a single wait at the end of the pass."""
 
     name = "cuda events"
 
@@ -97,7 +97,7 @@ class EventClock:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """How many calls it took, whether they became stable, and the milliseconds of one call in the last block."""
+    """Says how many calls it took, whether they became stable, and the milliseconds of one call in the last block."""
 
     calls: int
     stable: bool
@@ -127,7 +127,7 @@ def warm_up(work: Workload, clock: Clock) -> WarmUp:
 
 
 def passes_per_turn(works: Mapping[str, Workload], warm: Mapping[str, WarmUp], number: int) -> int:
-    """Passes of one turn, the same for both models, so that `number` rounds last and hold what they should."""
+    """Return the passes of one turn, equal for both models, with which `number` rounds reach MIN_CALLS and MIN_MS."""
     needed = [
         max(MIN_CALLS / (number * work.steps), MIN_MS / (number * work.steps * warm[name].ms))
         for name, work in works.items()
@@ -138,7 +138,7 @@ def passes_per_turn(works: Mapping[str, Workload], warm: Mapping[str, WarmUp], n
 def rounds(
     works: Mapping[str, Workload], clock: Clock, number: int, passes: int, alive: Callable[[], object] | None = None
 ) -> dict[str, list[list[Pass]]]:
-    """{model: a list of passes for each round}; `alive` is called before each turn."""
+    """Time `number` rounds and return {model: a list of passes for each round}; `alive` is called before each turn."""
     names = list(works)
     found: dict[str, list[list[Pass]]] = {name: [] for name in names}
     with _no_collection():
@@ -153,7 +153,7 @@ def rounds(
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Garbage is collected between rounds instead of within a call."""
+    """Keep the garbage collector from running within a call; it runs between rounds instead."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -165,10 +165,10 @@ def _no_collection() -> Iterator[None]:
 
 
 def variation(samples: list[float]) -> float:
-    """The coefficient of variation: the sample's standard deviation as a share of its mean."""
+    """Return the coefficient of variation: the sample's standard deviation as a share of its mean."""
     return stdev(samples) / fmean(samples)
 
 
 def disagreement(passes: list[Pass]) -> float:
-    """By what share the wall clock and the sum of all calls differ."""
+    """Return the share by which the wall clock and the sum of all calls differ."""
     return abs(sum(one.wall_ms for one in passes) / sum(sum(one.ms) for one in passes) - 1)

@@ -1,4 +1,4 @@
-"""Hand a model over to another process, in memory: nothing is written to a disk, and no shared memory is needed.
+"""Sends a model to another process through memory: nothing is written to a disk, and no shared memory is needed.
 
 The model's structure is pickled without its tensors, and the tensors follow as raw bytes, each once however often the
 model refers to it. The receiver's copies lie in memory of its own, as those of a model that it loads itself do; memory
@@ -19,7 +19,7 @@ CHUNK = 2**26  # bytes in one message
 
 
 class NotPortable(Exception):
-    """The model holds something that cannot be sent to another process."""
+    """Says that a model holds something that cannot be sent to another process."""
 
 
 class _Structure(pickle.Pickler):
@@ -65,7 +65,7 @@ def send(pipe: Connection, model: nn.Module) -> None:
 
 
 def receive(pipe: Connection) -> Any:
-    """The model that the other side sends, on the CPU. The modules of its classes must be importable here."""
+    """Return the model that the other side sends, on the CPU. The modules of its classes must be importable here."""
     tensors = []
     for dtype, shape, leaf in pipe.recv():
         tensor = torch.empty(shape, dtype=dtype)
@@ -77,5 +77,5 @@ def receive(pipe: Connection) -> Any:
 
 
 def _leaf(tensor: Tensor) -> bool | None:
-    """Whether a parameter wants a gradient; None for what is no parameter."""
+    """Return whether a parameter wants a gradient; None for what is no parameter."""
     return tensor.requires_grad if isinstance(tensor, nn.Parameter) else None

@@ -1,4 +1,4 @@
-"""What is timed: prefill and decode of one model as workloads of bench.speed.timing, and the work that each of them is.
+"""Makes what is timed, prefill and decode of one model, and counts the work in it.
 
 Both run on a key-value cache that is either dynamic, growing with every token, or static, allocated once for all tokens
 there will be. `compile` puts torch.compile with its default mode around the model's forward; a part that cannot be
@@ -21,7 +21,7 @@ from methods.model.sizes import kv_bytes_per_token, macs_per_token
 
 @dataclass(frozen=True)
 class TimedPoint:
-    """Prompts of `tokens` (prefill), or single tokens behind a context of `tokens` (decode), `batch` at once."""
+    """Names a size: `batch` prompts of `tokens` (prefill), or single tokens behind contexts of `tokens` (decode)."""
 
     kind: str
     batch: int
@@ -29,7 +29,7 @@ class TimedPoint:
 
     @property
     def named(self) -> dict[str, Any]:
-        """As the record has it."""
+        """Return the point by the names of a record."""
         return {"kind": self.kind, "batch": self.batch, "length" if self.kind == "prefill" else "context": self.tokens}
 
     def __str__(self) -> str:
@@ -38,7 +38,10 @@ class TimedPoint:
 
 
 def points(protocol: Protocol) -> list[TimedPoint]:
-    """All sizes at the batches asked for, the first of each kind in a sweep over 1, 2, 4, ... too; by rising batch."""
+    """Return all sizes at the batches asked for, and the first of each kind at 1, 2, 4, ... up to `max_batch`.
+
+    Points are in the order of rising batch.
+    """
     sizes = {"prefill": protocol.prefill, "decode": protocol.decode}
     sweep = [2**power for power in range(protocol.max_batch.bit_length())]
     found = [TimedPoint(kind, batch, size) for kind in sizes for batch in protocol.batches for size in sizes[kind]]
@@ -47,12 +50,12 @@ def points(protocol: Protocol) -> list[TimedPoint]:
 
 
 def steps(point: TimedPoint, protocol: Protocol) -> int:
-    """Calls in one pass."""
+    """Return the number of calls in one pass."""
     return 1 if point.kind == "prefill" else protocol.decode_steps
 
 
 def workload(model: Any, point: TimedPoint, protocol: Protocol) -> Workload:
-    """The workload of `model`. Raises ValueError when the model has not as many positions as it takes."""
+    """Make the workload of `model` at a point. Raises ValueError when the model has too few positions for it."""
     count = steps(point, protocol)
     tokens = point.tokens + (count if point.kind == "decode" else 0)
     room = getattr(model.config, "max_position_embeddings", None)
@@ -67,7 +70,7 @@ def workload(model: Any, point: TimedPoint, protocol: Protocol) -> Workload:
 
 
 class _Run:
-    """The state of a workload. ids (batch, tokens); `model` and `forward` are the same but for compiling."""
+    """Holds the state of a workload: ids (batch, tokens); `forward` is `model`, compiled where that was asked for."""
 
     def __init__(self, model: Any, forward: Any, ids: Tensor, size: int, kind: str) -> None:
         self.model, self.forward, self.ids, self.size, self.kind = model, forward, ids, size, kind
@@ -75,7 +78,7 @@ class _Run:
         self.last: Any = None  # kept until the next reset, so that freeing it is not timed
 
     def empty_cache(self) -> Any:
-        """None has the model make a dynamic one."""
+        """Return a new static cache, or None, with which the model makes a dynamic one."""
         if self.kind == "dynamic":
             return None
         from transformers import StaticCache
@@ -123,7 +126,7 @@ class _Decode(_Run):
 
 
 def predicted(dense: Decoder, pruned: Decoder, point: TimedPoint) -> dict[str, float]:
-    """The speed-up that the removed work alone would bring, without units.
+    """Return the speed-up that the removed work alone would bring, without units.
 
     speedup_by_macs   multiply-accumulates; a prefill computes the head once for each sequence
     speedup_by_bytes  for decode, what one step must read: every matrix once, and keys and values of the context
@@ -135,13 +138,13 @@ def predicted(dense: Decoder, pruned: Decoder, point: TimedPoint) -> dict[str, f
 
 
 def macs(model: Decoder, point: TimedPoint) -> int:
-    """Multiply-accumulates for one sequence: of the whole prompt, or of the first token behind the context."""
+    """Count multiply-accumulates for one sequence: of the whole prompt, or of the first token behind the context."""
     each = macs_per_token(model, point.tokens)
     return each if point.kind == "decode" else point.tokens * each - (point.tokens - 1) * model.head.weight.numel()
 
 
 def bytes_read(model: Decoder, point: TimedPoint) -> int:
-    """Bytes of weights and cache for one decode step of the batch."""
+    """Count the bytes of weights and cache that one decode step of the batch reads."""
     matrices = (module.weight for module in model.model.modules() if isinstance(module, nn.Linear))
     weights = sum(weight.numel() * weight.element_size() for weight in matrices)
     return weights + point.batch * point.tokens * kv_bytes_per_token(model)

@@ -1,4 +1,4 @@
-"""One NVIDIA GPU as the driver's management library sees it, through the optional package `nvidia-ml-py`.
+"""Reads an NVIDIA GPU's state from the driver's management library, through the optional package `nvidia-ml-py`.
 
 Every reading is None where the library, the driver or the card does not give it; nothing here fails.
 """
@@ -26,7 +26,7 @@ THROTTLED = ("power cap", "hardware slowdown", "thermal, by software", "thermal,
 
 
 class Gpu:
-    """Readings of one GPU. `library` is the module pynvml, initialised; `handle` its name for the GPU."""
+    """Reads one GPU. `library` is the module pynvml, initialised; `handle` its name for the GPU."""
 
     def __init__(self, library: Any, handle: Any) -> None:
         self.library, self.handle = library, handle
@@ -39,17 +39,17 @@ class Gpu:
             return None
 
     def processes(self) -> dict[int, int | None] | None:
-        """{process: bytes it holds on the GPU} of all that compute there."""
+        """Return {process: bytes it holds on the GPU} of all that compute there."""
         found = self._ask("nvmlDeviceGetComputeRunningProcesses")
         return None if found is None else {process.pid: process.usedGpuMemory for process in found}
 
     def energy_joules(self) -> float | None:
-        """Since the driver was loaded."""
+        """Return the energy in joules since the driver was loaded."""
         millijoules = self._ask("nvmlDeviceGetTotalEnergyConsumption")
         return None if millijoules is None else millijoules / 1e3
 
     def state(self) -> dict[str, Any]:
-        """Clocks in MHz, temperature in degrees Celsius, power in watts, and what holds the clocks down."""
+        """Return clocks in MHz, temperature in degrees Celsius, power in watts, and what holds the clocks down."""
         milliwatts = self._ask("nvmlDeviceGetPowerUsage")
         bits = self._ask("nvmlDeviceGetCurrentClocksEventReasons")
         if bits is None:
@@ -65,7 +65,7 @@ class Gpu:
 
 
 def others(gpu: Gpu, mine: int, parent: int, parent_is_there: bool) -> int | None:
-    """How many processes compute on the GPU beside this one and the one that started it.
+    """Count the processes that compute on the GPU beside this one and the one that started it.
 
     In a container the driver may number processes differently, so that one's own is not among them; then they are only
     counted, and those that belong here, one or two, are subtracted.
@@ -79,7 +79,7 @@ def others(gpu: Gpu, mine: int, parent: int, parent_is_there: bool) -> int | Non
 
 
 def find(devices: list[torch.device], load: Callable[[], Any] | None = None) -> tuple[list[Gpu], str | None]:
-    """(the GPUs among `devices`, why there are none although some were asked for)."""
+    """Return (the GPUs among `devices`, why there are none although some were asked for)."""
     cuda = [device for device in devices if device.type == "cuda"]
     if not cuda:
         return [], None
@@ -101,5 +101,5 @@ def _library() -> Any:
 
 
 def _uuid(device: torch.device) -> str:
-    """The card's own name, since numbers differ when only some cards are visible."""
+    """Return the card's own name, since numbers differ when only some cards are visible."""
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}"

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a command within seconds, and a second one at once, whatever library call it meets.
+"""Makes Ctrl-C end a command within seconds, and a second one at once, whatever library call it meets.
 
 Python handles a signal between two steps of its own, so that one long call into a library (a decomposition, a product
 of large matrices) would put it off. A thread therefore hears of the signal too, and ends the process when the orderly
@@ -23,7 +23,7 @@ MESSAGE = b"prunebench: interrupted; the same command goes on where it stopped\n
 
 @contextmanager
 def prompt() -> Iterator[None]:
-    """Within, and until the process has ended if it is interrupted: Ctrl-C takes at most GRACE seconds.
+    """Make Ctrl-C take at most GRACE seconds within, and until the process has ended if it is interrupted.
 
     Does nothing outside of the main thread, which is the only one that signals reach.
     """
@@ -43,7 +43,7 @@ def prompt() -> Iterator[None]:
 
 
 def _listen(heard: int) -> None:
-    """Until the other end is closed: after a first interrupt end the process in GRACE seconds, after a second now."""
+    """End the process GRACE seconds after a first interrupt, at once after a second; return when the pipe is closed."""
     interrupted = False
     while True:
         ready, _, _ = select.select([heard], [], [], GRACE if interrupted else None)

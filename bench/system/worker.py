@@ -1,8 +1,8 @@
-"""A task in another process, whose death, silence or error is an outcome with a reason and never an exception here.
+"""Runs a task in another process, whose death, silence or error is an outcome with a reason and no exception here.
 
-The process is spawned, so that nothing of this one reaches into it but what it is sent. It asks for what it needs and
-sends plain values through a pipe. It ignores Ctrl-C, which is for its parent to handle, and ends when its parent does,
-however that came about. It may start a process of its own in the same way.
+The process is spawned, so that it shares nothing with this one but what it is sent. It asks for what it needs and
+sends plain values through a pipe. It ignores Ctrl-C, which its parent handles, and ends when its parent does, however
+that came about. It may start a process of its own in the same way.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LOOK, LOOK_AT_MEMORY = 1.0, 0.25  # seconds between two looks at the clock, and 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a process may take before it is killed.
+    """Bounds what a process may take before it is killed.
 
     silence  seconds without a word
     seconds  of the task, with the start of its process where it is the first
@@ -44,26 +44,26 @@ class Limits:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a process did not come to its end. status: "error", "out_of_memory", "crashed" or "timed_out"."""
+    """Says why a process did not come to its end. status: "error", "out_of_memory", "crashed" or "timed_out"."""
 
     status: str
     reason: str
 
 
 class Line:
-    """The child's end of the pipe. `desk` is where a task leaves what the next one in its process may need."""
+    """Talks to the parent from the child. In `desk` a task leaves what the next one in its process may need."""
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe = pipe
         self.desk: dict[Any, Any] = {}
 
     def ask(self) -> Connection:
-        """The pipe, from which the parent's gift can be read."""
+        """Ask the parent for what it gives, and return the pipe from which that can be read."""
         self.pipe.send(("give", None))
         return self.pipe
 
     def alive(self, where: str) -> None:
-        """A sign of life; `where` tells what is about to be done."""
+        """Give a sign of life; `where` tells what is about to be done."""
         self.pipe.send(("alive", where))
 
     def tell(self, found: dict[str, Any]) -> None:
@@ -71,7 +71,7 @@ class Line:
 
 
 class Worker:
-    """A process that does one task after the other. After a failure, or `stop`, the next task gets a fresh one."""
+    """Keeps a process that does one task after the other. After a failure, or `stop`, the next task gets a new one."""
 
     def __init__(self) -> None:
         self._process: BaseProcess | None = None
@@ -92,7 +92,7 @@ class Worker:
         hear: Callable[[dict[str, Any]], object],
         give: Callable[[Connection], object] = lambda pipe: None,
     ) -> Failure | None:
-        """Call target(line, *arguments) there; None when it comes to its end, else why it did not.
+        """Call target(line, *arguments) in the process; return None when it comes to its end, else why it did not.
 
         limits  of this task; a process's start counts with its first one
         hear    gets what the child tells, at once, so that nothing is lost when it dies later
@@ -140,7 +140,7 @@ class Worker:
 
 
 def run(target: Callable[..., None], arguments: tuple[Any, ...], **how: Any) -> Failure | None:
-    """A single task in a process that nothing else was done in, as Worker.run does it."""
+    """Run a single task in a fresh process; `how` has the keywords of Worker.run."""
     with Worker() as worker:
         return worker.run(target, arguments, **how)
 
@@ -179,7 +179,7 @@ def _attend(
 
 
 def _wait(here: Connection, process: BaseProcess, limits: Limits, began: float) -> Failure | None:
-    """Wait for a word of the child; which limit it has overstepped instead, if it has."""
+    """Wait for a message of the child; return the limit that it has overstepped instead, if it has."""
     asked = time.monotonic()
     pause = LOOK if limits.memory == math.inf else LOOK_AT_MEMORY
     while True:
@@ -195,7 +195,7 @@ def _wait(here: Connection, process: BaseProcess, limits: Limits, began: float) 
 
 
 def resident_bytes(pid: int | None) -> int:
-    """Memory that a process and those that it has started have in the machine now; 0 when it is gone."""
+    """Return the bytes that a process and those that it has started have in memory now; 0 when it is gone."""
     total = 0
     with contextlib.suppress(psutil.NoSuchProcess):
         parent = psutil.Process(pid)
@@ -206,13 +206,13 @@ def resident_bytes(pid: int | None) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """By name, since this module does without torch; the CPU's allocator raises an ordinary error."""
+    """Recognise lack of memory by name, since this module imports no torch; on the CPU it is a RuntimeError."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 def reason(error: BaseException) -> str:
-    """An error in one line."""
+    """Describe an error in one line."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return f"out of memory ({text})" if is_out_of_memory(error) else text
@@ -243,7 +243,7 @@ def _follow_parent() -> None:
 
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """A process started within inherits the mask and so never sees Ctrl-C."""
+    """Block Ctrl-C for a process that is started within, which inherits the mask."""
     resource_tracker.ensure_running()  # or the start of the process would start it, and take the mask off
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -254,7 +254,7 @@ def _without_interrupts() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _killed_after(limit: float, process: BaseProcess) -> Iterator[None]:
-    """Sending to a process that does not listen would never end."""
+    """Kill the process after `limit` seconds: sending to one that does not listen would never end."""
     timer = threading.Timer(min(limit, threading.TIMEOUT_MAX), process.kill)
     timer.daemon = True
     timer.start()

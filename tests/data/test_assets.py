@@ -42,7 +42,7 @@ def downloads(index, monkeypatch):
     """Replaces pip by a copy of the wheel; the list of what was asked for."""
     asked = []
 
-    def copy(asset, destination, progress):
+    def copy(asset, destination):
         asked.append(asset.requirement)
         wheel = destination / "fake_text-1.0-py3-none-any.whl"
         wheel.write_bytes((index / wheel.name).read_bytes())
@@ -72,7 +72,7 @@ def test_pip_fetches_only_the_files_that_are_needed(index, capfd):
 def test_without_network_the_reason_and_the_way_out_are_one_line(index, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     with pytest.raises(UserError) as caught:
-        assets.fetch(["fake"], progress=False)
+        assets.fetch(["fake"])
     message = str(caught.value)
     assert "\n" not in message
     assert "fake-text==1.0" in message
@@ -169,9 +169,7 @@ def test_two_fetches_at_once_both_succeed(downloads, monkeypatch, damaged):
     together = threading.Barrier(2, timeout=20)
     replace_asset(monkeypatch, convert=lambda folder: together.wait())
     outcomes = []
-    threads = [
-        threading.Thread(target=lambda: outcomes.append(assets.fetch(["fake"], progress=False))) for _ in range(2)
-    ]
+    threads = [threading.Thread(target=lambda: outcomes.append(assets.fetch(["fake"]))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -225,10 +225,9 @@ def test_a_run_tries_the_mask_on_the_dense_model_alone(method, monkeypatch):
     assert asked == [method == "dense"]
 
 
-def test_length_and_bos_policy(tokenizer):
+def test_the_length_is_the_model_s_positions_and_at_most_2048(tokenizer):
     scorer = Scorer(tiny("gpt2"), tokenizer)
     assert scorer.max_length == 128  # the model's positions
-    assert scorer.bos_policy == "nothing before a context, w1 as an empty context"
     assert Scorer(tiny("llama", max_position_embeddings=4096), tokenizer).max_length == 2048
 
 
