@@ -1,6 +1,5 @@
-"""What the cells of a run look at: the same tokens, the same documents, and the hashes of both.
-
-What the cells of a run read, each once, however many protocols they are measured under.
+"""Reads what the cells of a run are calibrated, healed and measured on: each text and task once, however many protocols
+use it.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.data import contamination, pretrained, texts
-from bench.data import texts as text_data
 from bench.evaluation import checks, tasks
 from bench.healing.text import Text, draw
 from bench.plan.cell import Cell
@@ -24,14 +22,18 @@ from methods.model.calibration import Calibration
 
 @dataclass(frozen=True)
 class Datasets:
-    """The same for all cells of one protocol and seed.
+    """Holds what all cells of one protocol and seed read.
 
-    healing  the text of each recipe
-    keep     whether a later cell goes on from the model of the one that is measured
+    dense              the dense model's predictions, for the checks
+    inputs             the hashes of all of this (bench.run.fingerprint)
+    scratch            folder for what need not outlive the run
+    healing            the text of each recipe
+    inherited_seconds  what it took other cells to find the removals that this one begins with
+    keep               whether a later cell goes on from the model of the one that is measured
     """
 
     calibration: Calibration
-    texts: dict[str, text_data.EvaluationText]
+    texts: dict[str, texts.EvaluationText]
     tasks: dict[str, Any]
     documents: dict[str, list[int]]
     dense: checks.DenseOutputs | None
@@ -42,50 +44,47 @@ class Datasets:
     keep: bool = False
 
     def knowing(self, order: tuple[str, ...], seconds: float, keep: bool) -> Datasets:
-        """For one cell: with the removals that an earlier one found, what finding them took, and `keep`."""
+        """Return these for one cell: with the removals that an earlier one found, the seconds for them, and `keep`."""
         block = replace(self.calibration, order=order)
         return replace(self, calibration=block, inherited_seconds=seconds, keep=keep)
 
     @staticmethod
     def of(cell: Cell, scratch: Path, recipes: Iterable[Recipe] = (), reading: Reading | None = None) -> Datasets:
-        """`scratch` is a folder for what need not outlive the run; `recipes` are those by which its cells are healed,
-        and `reading` has what earlier cells have read.
+        """Read what `cell` needs; `recipes` are those by which cells are healed, `reading` has what was read before.
 
         Raises UserError when a text is shorter than asked, when one that is evaluated is calibrated or trained on under
         another name, or when a task's documents cannot be had.
         """
         p, reading = cell.protocol, reading or Reading(cell, scratch)
         tokenizer, loaded = reading.tokenizer, reading.load(p.tasks, p.task_data, p.fewshot)
-        block = text_data.calibration(
-            tokenizer, p.calibration, p.calibration_sequences, p.calibration_length, cell.seed
-        )
-        texts = {text: _held_out(reading, text, p) for text in p.texts}
-        contamination.refuse_shared(tokenizer, block.ids, block.source, texts.values(), "calibrated on")
+        block = texts.calibration(tokenizer, p.calibration, p.calibration_sequences, p.calibration_length, cell.seed)
+        held_out = {text: _held_out(reading, text, p) for text in p.texts}
+        contamination.refuse_shared(tokenizer, block.ids, block.source, held_out.values(), "calibrated on")
         healing = {recipe: draw(tokenizer, recipe) for recipe in recipes}
         for text in healing.values():
-            contamination.refuse_shared(tokenizer, text.train, text.source, texts.values(), "trained on")
+            contamination.refuse_shared(tokenizer, text.train, text.source, held_out.values(), "trained on")
         documents = {name: tasks.draw(task, p.documents, cell.seed) for name, task in loaded.items()}
-        first = next(iter(texts.values()), None)
+        first = next(iter(held_out.values()), None)
         return Datasets(
             replace(block, memory=p.calibration_memory_mib * 2**20),
-            texts,
+            held_out,
             loaded,
             documents,
             reading.dense(first) if first and p.checks else None,
             fingerprint.common(
-                cell, tokenizer, calibration=block, texts=texts, loaded_tasks=loaded, documents=documents
+                cell, tokenizer, calibration=block, texts=held_out, loaded_tasks=loaded, documents=documents
             ),
             scratch,
             healing,
         )
 
 
-def _held_out(reading: Reading, text: str, p: Protocol) -> text_data.EvaluationText:
-    return reading.text(text, p.window, p.stride, p.windows, whole=text_data.is_whole(text, p.calibration))
+def _held_out(reading: Reading, text: str, p: Protocol) -> texts.EvaluationText:
+    return reading.text(text, p.window, p.stride, p.windows, whole=texts.is_whole(text, p.calibration))
 
 
 class Reading:
-    """A model's tokenizer, and what has been read through it so far.
+    """Reads through a model's tokenizer, and everything only once.
 
     load(tasks, task_data, fewshot)                       as bench.evaluation.tasks.load
     text(name, window, stride, windows, whole=whole)      as bench.data.texts.evaluation
@@ -99,4 +98,5 @@ class Reading:
         self.text = functools.cache(functools.partial(texts.evaluation, self.tokenizer))
 
     def dense(self, text: texts.EvaluationText) -> checks.DenseOutputs:
+        """Name the file of the dense model's predictions on a text."""
         return checks.DenseOutputs(text.ids, self.scratch / f"dense-{text.sha256[:16]}.safetensors")

@@ -1,7 +1,7 @@
-"""Models out of a run: a cell's pruned model as a folder that loads again, see methods.checkpoint.
+"""Writes models out of a run: a cell's pruned model as a folder or GGUF file that loads again (methods.checkpoint).
 
 run --save-models    every pruned model is saved, loaded again, and measured as it loads
-export               a saved model is copied; any other is made anew from its record, which must agree
+export               a saved model is copied; any other is made again from its record, which must agree
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from bench.data import pretrained
 from bench.records import run_folder
 from bench.records.record import Record
-from bench.run.reproduce import Exported, made_anew
+from bench.run.reproduce import PrunedModel, prune_again
 from bench.run.saving import wanted_dtype
 from methods.checkpoint import save_load, weight_files
 from methods.checkpoint.transformers_compat import Uneven, padded
@@ -24,15 +24,15 @@ CARRIED = ("base", "pruning", "measured")  # what a copy says as its original do
 
 
 def find(run: Path, wanted: str) -> Record:
-    """The measured record of the one cell that is meant (bench.records.run_folder). Raises UserError."""
+    """Find the record of the one measured cell that is meant (bench.records.run_folder). Raises UserError."""
     key, record = run_folder.cell(run, wanted)
     if record.status != "ok":
         raise UserError(f"{key} has no model: {record.status}, {(record.error or '').partition(chr(10))[0]}")
     return record
 
 
-def model_of(record: Record, run: Path, device: str, dtype: str | None) -> Exported:
-    """The record's model: the saved one unless that has been rounded too far, else made anew. Raises UserError."""
+def model_of(record: Record, run: Path, device: str, dtype: str | None) -> PrunedModel:
+    """Return the record's model: the saved one unless that was rounded too far, else made again. Raises UserError."""
     saved = record.measured.get("saved")
     enough = saved and (dtype in (None, saved["dtype"]) or saved["dtype"] == "float32")
     if saved and enough and save_load.is_checkpoint(run / saved["folder"]):
@@ -40,8 +40,8 @@ def model_of(record: Record, run: Path, device: str, dtype: str | None) -> Expor
         manifest = save_load.read_manifest(folder)
         known: dict[str, Any] = {name: manifest[name] for name in CARRIED if name in manifest}
         tokenizer = pretrained.load_tokenizer(str(folder))
-        return Exported(save_load.load(folder), tokenizer, known, None)
-    return made_anew(record, device)
+        return PrunedModel(save_load.load(folder), tokenizer, known, None)
+    return prune_again(record, device)
 
 
 def copy(source: Path, target: Path) -> None:

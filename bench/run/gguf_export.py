@@ -1,7 +1,7 @@
-"""A pruned model as one GGUF file, for engines that read those.
+"""Writes a pruned model as one GGUF file, for engines that read those.
 
-GGUF knows one width for all layers and names its own families, so that only Llama-like models of uniform widths can be
-written. A file counts only once the reader of transformers has made the same tensors, logits and tokens of it.
+GGUF has one width for all layers and names for some architectures, so that only Llama-like models of uniform widths can
+be written. A file counts only once the reader of transformers has made the same tensors, logits and tokens of it.
 
 Rotary halves: transformers keeps the two halves of a head apart, GGUF's llama interleaves them, so that rows of q and k
 go from (heads, 2, E / 2) to (heads, E / 2, 2).
@@ -74,7 +74,7 @@ def write(model: Decoder, tokenizer: Any, path: Path, dtype: torch.dtype, name: 
 
 
 def check(model: Decoder) -> Any:
-    """The stock configuration of a model that GGUF can hold. Raises UserError for any other."""
+    """Return the stock configuration of a model that GGUF can hold. Raises UserError for any other."""
     if model.config.model_type not in ARCHITECTURES:
         raise UserError(f"GGUF is written for {', '.join(ARCHITECTURES)}; this model is a {model.config.model_type}")
     try:
@@ -90,7 +90,7 @@ def check(model: Decoder) -> Any:
 
 
 def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """What the file holds of a tensor, in float32 on the CPU."""
+    """Round a tensor as the file does, in float32 on the CPU."""
     return (tensor.to(dtype) if tensor.ndim > 1 else tensor).float().cpu().contiguous()
 
 
@@ -135,12 +135,12 @@ def _write(
 
 
 def interleaved(weight: Tensor, heads: int) -> Tensor:
-    """(heads * E, ...) with rows (heads, 2, E / 2) -> (heads, E / 2, 2)"""
+    """Reorder the rows of (heads * E, ...) from (heads, 2, E / 2) to (heads, E / 2, 2)."""
     return weight.reshape(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape).contiguous()
 
 
 def _vocabulary(tokenizer: Any, V: int) -> dict[str, Any]:
-    """What GGUF says of a BPE tokenizer: its kind, how it splits text, tokens and their types, merges, special ids."""
+    """Return what GGUF says of a BPE tokenizer: its kind and split, tokens and their types, merges, special ids."""
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     bpe = described["model"]
     if bpe["type"] != "BPE" or not bpe["merges"]:
@@ -177,7 +177,7 @@ def _vocabulary(tokenizer: Any, V: int) -> dict[str, Any]:
 
 
 def _split(pre_tokenizer: dict[str, Any] | None) -> str:
-    """GGUF's word for how a byte-level tokenizer splits text. Raises UserError for a way it has no word for."""
+    """Return GGUF's word for how a byte-level tokenizer splits text. Raises UserError where it has none."""
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
     steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}])
@@ -216,7 +216,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: dict[str, Any]) -> None
 
 
 def _read_back(file: Path, stored: dict[str, Tensor], expected: Decoder, tokenizer: Any, split: str) -> str | None:
-    """How what the reader of transformers makes of the file differs from what went in; None where it does not."""
+    """Read the file with transformers and say how that differs from what was written; None where it does not."""
     options = {"gguf_file": file.name, "dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
     try:
         shell = empty(AutoConfig.from_pretrained(file.parent, gguf_file=file.name))

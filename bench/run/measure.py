@@ -1,7 +1,7 @@
-"""One cell, in one straight line: load, prune, heal, save, measure. Whatever happens to it is its outcome.
+"""Measures one cell in one straight line: load, prune, heal, save, measure. Whatever happens to it is its outcome.
 
-What is found is told as it comes, so that a cell that fails, or whose process dies, keeps what it had. Perplexities and
-tasks are kept on disk one by one, and so is how far healing has come (bench.run.store.PartialResults); none of it is
+Findings are told as they come, so that a cell that fails, or whose process dies, keeps what it had. Perplexities and
+tasks are kept on disk one by one, and so is the progress of healing (bench.run.store.PartialResults); none of it is
 done again after an interruption, as long as the pruned model is the same to the last bit.
 """
 
@@ -61,7 +61,7 @@ DOING = {
 
 @dataclass
 class Outcome:
-    """What a cell has come to so far.
+    """Collects what is found of a cell, and passes it on.
 
     tell   hears all of it before each stage, and at the end
     doing  hears what is about to be done, as "while it ..."
@@ -76,6 +76,7 @@ class Outcome:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
+        """Tell what has been found and what is about to be done, and add the seconds it takes to those of its stage."""
         self.doing(DOING[stage])
         self.tell({"decisions": self.decisions, "measured": self.measured})
         start = time.perf_counter()
@@ -84,8 +85,8 @@ class Outcome:
         seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
-def attempt(cell: Cell, folder: Path, materials: Datasets, outcome: Outcome) -> None:
-    """One cell, whatever happens; tells decisions, measured, status and error.
+def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome) -> None:
+    """Measure a cell and tell decisions, measured, status and error, whatever happens.
 
     Raises Unwritable for a full disk, and UserError for a base model that does not load, which is no cell's alone.
     """
@@ -93,7 +94,7 @@ def attempt(cell: Cell, folder: Path, materials: Datasets, outcome: Outcome) -> 
     memory.reset_peak_memory(torch.device(cell.device))
     status, error = "ok", None
     try:
-        _measure(cell, folder, materials, outcome)
+        _measure(cell, folder, datasets, outcome)
     except Unsupported as reason:
         status, error = "unsupported", str(reason)
     except Exception as reason:
@@ -114,47 +115,48 @@ def attempt(cell: Cell, folder: Path, materials: Datasets, outcome: Outcome) -> 
 
 
 def _is_full_disk(error: BaseException) -> bool:
-    """By its words too, since the writers of weights put an error of the system into one of their own."""
+    """Recognise a full disk, by its words too, since the writers of weights wrap the system's error in their own."""
     kinds = (errno.ENOSPC, errno.EDQUOT)
     return getattr(error, "errno", None) in kinds or any(os.strerror(kind) in str(error) for kind in kinds)
 
 
-def _measure(cell: Cell, folder: Path, materials: Datasets, outcome: Outcome) -> None:
+def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome) -> None:
     """Load, prune, heal and save if asked, then measure what the protocol names; a saved model as it loads again."""
-    model, tokenizer = _load(cell, materials, outcome)
-    decoder, ratio = _dense(cell, model, materials, outcome)
+    model, tokenizer = _load(cell, datasets, outcome)
+    decoder, ratio = _dense(cell, model, datasets, outcome)
     del model
     if cell.earlier:
         del decoder
         decoder, ratio = _parent(cell, folder, ratio, outcome)
     torch.manual_seed(cell.seed)
-    _prune(cell, decoder, ratio, materials, outcome)
+    _prune(cell, decoder, ratio, datasets, outcome)
     if cell.healing:
-        _heal(cell, decoder, (cell.healing, materials.healing[cell.healing]), folder, outcome)
-    decoder = _save(cell, (decoder, tokenizer), materials, folder, outcome)
+        _heal(cell, decoder, (cell.healing, datasets.healing[cell.healing]), folder, outcome)
+    decoder = _save(cell, (decoder, tokenizer), datasets, folder, outcome)
     outcome.say(f"measuring {outcome.measured['parameters'] / 1e6:.1f} M parameters")
     pieces = store.partial_results(folder, cell.key, outcome.measured)
-    _perplexity(cell, decoder.model, materials, outcome, pieces)
-    _accuracy(cell, (decoder.model, tokenizer), materials, outcome, pieces)
+    _perplexity(cell, decoder.model, datasets, outcome, pieces)
+    _accuracy(cell, (decoder.model, tokenizer), datasets, outcome, pieces)
     if chain.is_timed(cell):
         with outcome.timed("speed"):
             outcome.measured["speed"] = benchmark.measure(decoder.model, cell)
     _note_peak_memory(outcome, decoder.embed.weight.device)
     if cell.protocol.checks:
         with outcome.timed("checks"):
-            outcome.measured["checks"] = _checks(cell, decoder.model, tokenizer, materials)
+            outcome.measured["checks"] = _checks(cell, decoder.model, tokenizer, datasets)
     if "saved" in outcome.measured:
         complete(outcome.measured, folder)
 
 
-def _load(cell: Cell, materials: Datasets, outcome: Outcome) -> tuple[nn.Module, Any]:
-    """The dense model and its tokenizer. Raises RuntimeError where it is not what the cell was asked about."""
+def _load(cell: Cell, datasets: Datasets, outcome: Outcome) -> tuple[nn.Module, Any]:
+    """Load the dense model and its tokenizer. Raises RuntimeError where they are not those that the cell names."""
     with outcome.timed("load"):
         weights = pretrained.weights_sha256(cell.model)
-        now = materials.inputs | {"weights_sha256": weights}
+        now = datasets.inputs | {"weights_sha256": weights}
         if cell.healing:
-            now["healing"] = fingerprint.healing(cell.healing, materials.healing[cell.healing])
-        _refuse_changes(cell, now)
+            now["healing"] = fingerprint.healing(cell.healing, datasets.healing[cell.healing])
+        if changed := fingerprint.differing(cell.inputs, cell.inputs | now):
+            raise RuntimeError(f"this has changed since the run began: {', '.join(changed)}")
         found = pretrained.load(
             cell.model, torch.device(cell.device), getattr(torch, cell.dtype), cell.trust_remote_code
         )
@@ -162,29 +164,22 @@ def _load(cell: Cell, materials: Datasets, outcome: Outcome) -> tuple[nn.Module,
     return found
 
 
-def _refuse_changes(cell: Cell, now: dict[str, Any]) -> None:
-    """What the cell was asked about must still be there: its key says so."""
-    changed = fingerprint.differing(cell.inputs, cell.inputs | now)
-    if changed:
-        raise RuntimeError(f"this has changed since the run began: {', '.join(changed)}")
-
-
-def _dense(cell: Cell, model: nn.Module, materials: Datasets, outcome: Outcome) -> tuple[Decoder, float]:
-    """Note the dense model; it, and the ratio of it that has to go."""
+def _dense(cell: Cell, model: nn.Module, datasets: Datasets, outcome: Outcome) -> tuple[Decoder, float]:
+    """Record the dense model's sizes; return it, and the ratio of it to remove."""
     decoder = Decoder(model)
     outcome.measured |= {"dense_layers": len(decoder.layers), "dense_parameters": parameters(decoder)}
     outcome.measured["dense_parameters_without_embeddings"] = parameters_without_embeddings(decoder)
     ratio = budget(cell, decoder)
     if cell.ratio is not None:
         outcome.measured["ratio_budget"] = ratio
-    if materials.dense:
+    if datasets.dense:
         with outcome.timed("checks"):
-            materials.dense.remember(decoder.model)
+            datasets.dense.remember(decoder.model)
     return decoder, ratio
 
 
 def _parent(cell: Cell, folder: Path, ratio: float, outcome: Outcome) -> tuple[Decoder, float]:
-    """The model that a chained cell goes on from, and the ratio of it that has to go; `ratio` is of the dense model."""
+    """Load the model that a chained cell goes on from; return it, and what `ratio` of the dense model is of it."""
     key, dense = cell.inputs["parent"], outcome.measured["dense_parameters"]
     record = load(folder / "cells" / f"{key}.json")
     there, left = record.measured["parameters"], (1 - ratio) * dense
@@ -198,31 +193,31 @@ def _parent(cell: Cell, folder: Path, ratio: float, outcome: Outcome) -> tuple[D
         return store.load_model(folder, key, record, torch.device(cell.device)), 1 - left / there
 
 
-def _prune(cell: Cell, decoder: Decoder, ratio: float, materials: Datasets, outcome: Outcome) -> None:
-    """Remove `ratio` of what the model has, and note what is left."""
+def _prune(cell: Cell, decoder: Decoder, ratio: float, datasets: Datasets, outcome: Outcome) -> None:
+    """Remove `ratio` of the model, and record what is left."""
     if cell.method != "dense":
         outcome.say("pruning")
         memory.reset_peak_memory(decoder.embed.weight.device)
         with outcome.timed("prune"):
             pruner = methods.make(cell.method, cell.parameters)
             try:
-                outcome.decisions |= pruner.prune(decoder, materials.calibration, ratio)
+                outcome.decisions |= pruner.prune(decoder, datasets.calibration, ratio)
             except OutOfReach as reason:
                 if not cell.earlier:  # else what is left over is known only now
                     raise
                 raise Unsupported(f"behind {cell.earlier[-1].method}, {reason}") from reason
-        outcome.measured["prune_seconds"] = outcome.measured["seconds"]["prune"] + materials.inherited_seconds
+        outcome.measured["prune_seconds"] = outcome.measured["seconds"]["prune"] + datasets.inherited_seconds
     outcome.decisions["calibration"] = {
-        "source": materials.calibration.source,
-        "seed": materials.calibration.seed,
-        "shape": list(materials.calibration.ids.shape),
-        "sha256": materials.calibration.sha256,
+        "source": datasets.calibration.source,
+        "seed": datasets.calibration.seed,
+        "shape": list(datasets.calibration.ids.shape),
+        "sha256": datasets.calibration.sha256,
     }
     outcome.measured |= sizes(decoder, outcome.measured, max(cell.protocol.prefill, default=cell.protocol.window))
 
 
 def _heal(cell: Cell, decoder: Decoder, how: tuple[Recipe, Text], folder: Path, outcome: Outcome) -> None:
-    """Train the pruned model, in place; its checkpoint is a piece of the cell."""
+    """Train the pruned model in place; its checkpoint is among the partial results of the cell."""
     recipe, text = how
     device = decoder.embed.weight.device
     outcome.say(f"healing by {recipe.kind} on {recipe.sequences * recipe.length * recipe.passes:,} tokens")
@@ -249,13 +244,13 @@ def _heal(cell: Cell, decoder: Decoder, how: tuple[Recipe, Text], folder: Path, 
 
 
 def _note_peak_memory(outcome: Outcome, device: torch.device) -> None:
-    """The highest since pruning began, also where it is reset on the way."""
+    """Record the highest memory since pruning began, also where the peak is reset on the way."""
     before = outcome.measured.get("peak_memory_bytes", 0)
     outcome.measured["peak_memory_bytes"] = max(before, memory.peak_memory_bytes(device))
 
 
-def _save(cell: Cell, loaded: tuple[Decoder, Any], materials: Datasets, folder: Path, outcome: Outcome) -> Decoder:
-    """The model that is measured: what loads again where it is saved, else the one in memory; note its hash."""
+def _save(cell: Cell, loaded: tuple[Decoder, Any], datasets: Datasets, folder: Path, outcome: Outcome) -> Decoder:
+    """Return the model to measure: what loads again where it is saved, else the one in memory. Records its hash."""
     decoder, tokenizer = loaded
     saved = bool(cell.protocol.save_dtype) and cell.method != "dense"
     if saved:
@@ -265,20 +260,20 @@ def _save(cell: Cell, loaded: tuple[Decoder, Any], materials: Datasets, folder: 
                 cell,
                 decoder,
                 tokenizer,
-                calibration=materials.calibration,
+                calibration=datasets.calibration,
                 decisions=outcome.decisions,
                 measured=outcome.measured,
                 run=folder,
             )
     outcome.measured["pruned_sha256"] = fingerprint.state_sha256(decoder.model)
-    if materials.keep and not saved:
+    if datasets.keep and not saved:
         with outcome.timed("save"):
             store.keep_model(decoder, folder, cell.key)
     return decoder
 
 
 def sizes(decoder: Decoder, dense: dict[str, Any], context: int) -> dict[str, Any]:
-    """Everything that follows from the shapes alone, by the names of bench.records.record."""
+    """Return everything that follows from the shapes alone, by the names of bench.records.record."""
     count, inner = parameters(decoder), parameters_without_embeddings(decoder)
     return {
         "parameters": count,
@@ -294,10 +289,10 @@ def sizes(decoder: Decoder, dense: dict[str, Any], context: int) -> dict[str, An
 
 
 def _perplexity(
-    cell: Cell, model: nn.Module, materials: Datasets, outcome: Outcome, pieces: store.PartialResults
+    cell: Cell, model: nn.Module, datasets: Datasets, outcome: Outcome, pieces: store.PartialResults
 ) -> None:
     figures = outcome.measured["perplexity"] = {}
-    for name, text in materials.texts.items():
+    for name, text in datasets.texts.items():
         piece = f"perplexity-{Path(name).stem}"
         with outcome.timed("perplexity"):
             found = pieces.recall(piece)
@@ -308,7 +303,7 @@ def _perplexity(
 
 
 def _windows(cell: Cell, model: Any, name: str, text: texts.EvaluationText) -> tuple[dict[str, Any], pd.DataFrame]:
-    """The figures of bench.records.record, and of each window: nll, in nats, and tokens that are scored."""
+    """Return the figures of bench.records.record, and of each window: nll, in nats, and tokens that are scored."""
     nll = scoring.window_nll(model, text.ids, text.scored, cell.protocol.batch_tokens).sum(1)
     counts = text.scored.sum(1)
     figures = scoring.perplexity(nll, counts, text.bytes, text.words) | {
@@ -322,29 +317,29 @@ def _windows(cell: Cell, model: Any, name: str, text: texts.EvaluationText) -> t
 
 
 def _accuracy(
-    cell: Cell, loaded: tuple[Any, Any], materials: Datasets, outcome: Outcome, pieces: store.PartialResults
+    cell: Cell, loaded: tuple[Any, Any], datasets: Datasets, outcome: Outcome, pieces: store.PartialResults
 ) -> None:
-    """Each task by itself, so that its answers depend on no other task of the run."""
+    """Answer each task by itself, so that its answers depend on no other task of the run."""
     figures = outcome.measured["tasks"] = {}
-    if not materials.tasks:
+    if not datasets.tasks:
         return
     if cell.protocol.scorer == "stock":
         lm = scoring.stock(*loaded)
     else:
         # of the dense model alone: what pruning has damaged can magnify rounding beyond any bound
         lm = scoring.Scorer(*loaded, batch_tokens=cell.protocol.batch_tokens, check=cell.method == "dense")
-    for name, task in materials.tasks.items():
+    for name, task in datasets.tasks.items():
         with outcome.timed("tasks"):
             found = pieces.recall(name)
             if found is None:
-                answered, samples = tasks.evaluate(lm, {name: task}, {name: materials.documents[name]})
+                answered, samples = tasks.evaluate(lm, {name: task}, {name: datasets.documents[name]})
                 found = answered[name]
                 pieces.keep(name, found, samples[name])
             figures[name] = found
 
 
-def _checks(cell: Cell, model: Any, tokenizer: Any, materials: Datasets) -> dict[str, float]:
-    """Of the first text; the dense model is not compared with itself."""
-    text = next(iter(materials.texts.values()), None)
-    dense = None if cell.method == "dense" else materials.dense
+def _checks(cell: Cell, model: Any, tokenizer: Any, datasets: Datasets) -> dict[str, float]:
+    """Run the checks, on the first text; the dense model is not compared with itself."""
+    text = next(iter(datasets.texts.values()), None)
+    dense = None if cell.method == "dense" else datasets.dense
     return checks.measure(model, tokenizer, text.ids if text else None, dense)

@@ -1,21 +1,19 @@
-"""A second measurement of a cell, from its record: what makes a suspected regression a regression."""
+"""Makes a cell again from its record: measured a second time to confirm a regression, or only pruned for an export."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 import methods
 from bench.data import pretrained, texts
 from bench.plan import chain
-from bench.plan.cell import Cell, Stage
-from bench.plan.protocol import Protocol
-from bench.plan.recipe import Recipe
+from bench.plan.cell import Cell
 from bench.records import run_folder
 from bench.records.record import Record
 from bench.regression import cell_results
@@ -27,13 +25,11 @@ from methods.model.sizes import parameters
 
 
 def measure(run: Path, name: str) -> CellResults:
-    """Prune and measure the cell `name` of `run` again, as its record says, into a folder below RUN/again.
+    """Prune and measure the cell `name` of a run folder again, as its record says, into a folder below RUN/again.
 
-    The folder is named after the cell and the time of its record, so that a measurement is repeated once and not with
+    That folder is named after the cell and the time of its record, so that a measurement is repeated once and not with
     every gate. Raises UserError where that is not possible here.
     """
-    import torch
-
     from bench.run import runner
 
     found = {cell_results.name_of(cell_results.identity(r)): (key, r) for key, r in run_folder.records(run).items()}
@@ -53,33 +49,17 @@ def measure(run: Path, name: str) -> CellResults:
 
 
 def cell_of(record: Record) -> Cell:
-    """The cell that a record was made from; what it depended on is found out anew when it runs."""
-    plain = record.cell
-    protocol = Protocol(**{name: _tuples(value) for name, value in _known(Protocol, plain["protocol"]).items()})
-    earlier = tuple(Stage(**_stage(stage)) for stage in plain.get("earlier", ()))
-    return Cell(**_known(Cell, plain) | _stage(plain) | {"protocol": protocol, "earlier": earlier, "inputs": {}})
-
-
-def _stage(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """What a cell and what came before it have in common."""
-    healing = plain.get("healing")
-    recipe = Recipe(**_known(Recipe, healing)) if healing else None
-    return _known(Stage, plain) | {"given": tuple(plain.get("given", ())), "healing": recipe}
-
-
-def _known(kind: Any, plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The values under the names of a dataclass's fields."""
-    return {field.name: plain[field.name] for field in dataclasses.fields(kind) if field.name in plain}
-
-
-def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    """Return the cell that a record was made from; what its answer stands on is found out anew when it runs."""
+    cell: Cell = TypeAdapter(Cell).validate_python(record.cell | {"inputs": {}})
+    return cell
 
 
 @dataclasses.dataclass(frozen=True)
-class Exported:
-    """A cell's model in memory, with what its card says."""
+class PrunedModel:
+    """Holds a cell's model in memory, with its tokenizer and what its card says (bench.run.saving.facts).
+
+    `probe` are the tokens on which the cost of rounding is measured; None for those of methods.checkpoint.save_load.
+    """
 
     model: Decoder
     tokenizer: Any
@@ -87,9 +67,11 @@ class Exported:
     probe: torch.Tensor | None
 
 
-def made_anew(record: Record, device: str) -> Exported:
-    """Prune again as the record says. Raises UserError where weights, tokens or decisions are no longer the same, and
-    for a cell that has more behind it than pruning.
+def prune_again(record: Record, device: str) -> PrunedModel:
+    """Prune again as the record says, without measuring.
+
+    Raises UserError where weights, tokens or decisions are no longer the same, and for a cell that was trained or goes
+    on from another cell.
     """
     cell, measured, protocol = record.cell, record.measured, record.cell["protocol"]
     if "healing" in cell or "earlier" in cell:
@@ -117,4 +99,4 @@ def made_anew(record: Record, device: str) -> Exported:
     if removed[0] != removed[1] or parameters(model) != measured["parameters"]:
         where = record.environment.get("gpu") or record.environment.get("cpu", "another machine")
         raise UserError(f"{cell['label']} does not remove here what it removed for the record, on {where}")
-    return Exported(model, tokenizer, facts(cell, record.decisions, measured), block.ids[:1, :PROBE_TOKENS])
+    return PrunedModel(model, tokenizer, facts(cell, record.decisions, measured), block.ids[:1, :PROBE_TOKENS])

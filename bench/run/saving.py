@@ -21,7 +21,7 @@ PROBE_TOKENS = 128  # leading tokens of the first calibration sequence, on which
 
 
 def folder_of(run: Path, key: str) -> Path:
-    """Where a run keeps the model of a cell."""
+    """Return where a run keeps the model of a cell."""
     return run / "models" / key
 
 
@@ -35,9 +35,9 @@ def save_and_reload(
     measured: dict[str, Any],
     run: Path,
 ) -> Decoder:
-    """Save the cell's model in its run, note that under measured["saved"], and return what loads from there.
+    """Save the cell's model in its run, record that under measured["saved"], and return what loads from there.
 
-    The weights of `model` are given up on the way, so that there is one model in memory and not two.
+    The weights of `model` are freed on the way, so that there is one model in memory and not two.
     """
     folder, dtype = folder_of(run, cell.key), wanted_dtype(cell.protocol.save_dtype, cell.model, cell.dtype)
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that did not come to its record
@@ -60,14 +60,14 @@ def complete(measured: Mapping[str, Any], run: Path) -> None:
 
 
 def wanted_dtype(name: str, model: str, own: str) -> torch.dtype:
-    """The dtype to store in; "auto" is the one that the base's weights have."""
+    """Return the dtype to store in; "auto" is the one that the base's weights have."""
     stored = pretrained.stored_dtype(model) or own if name == "auto" else name
     dtype: torch.dtype = getattr(torch, stored)
     return dtype
 
 
 def facts(cell: Mapping[str, Any], decisions: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
-    """What the card says besides the model itself: base, pruning, and figures as far as there are any."""
+    """Return what the card says besides the model itself: base, pruning, and figures as far as there are any."""
     base = {
         "name": pretrained.display_name(cell["model"]),
         "licence": pretrained.licence(cell["model"]),
@@ -96,20 +96,20 @@ def facts(cell: Mapping[str, Any], decisions: Mapping[str, Any], measured: Mappi
 
 
 def _without_path(said: Mapping[str, Any]) -> dict[str, Any]:
-    """With the name of a text's file only, under "source" or "text"."""
+    """Shorten the path of a text under "source" or "text" to the file's name."""
     names = {name: Path(said[name]).name for name in ("source", "text") if name in said and Path(said[name]).is_file()}
     return {**said, **names}
 
 
 def _stage(stage: Mapping[str, Any]) -> dict[str, Any]:
-    """What a cell in front of this one did, by the names of `facts`."""
+    """Return what an earlier stage of a chained cell did, by the names of `facts`."""
     found = {name: stage[name] for name in ("method", "label", "parameters", "decisions")}
     found |= {"requested": stage["ratio"], "achieved": stage["measured"]["ratio"]}
     return found | ({"healing": _without_path(stage["healing"])} if "healing" in stage else {})
 
 
 def _earlier(model: str) -> list[dict[str, Any]]:
-    """How a base that had been pruned before came to be, oldest step first."""
+    """Return how a base that had been pruned before was made, oldest step first."""
     if not save_load.is_checkpoint(Path(model)):
         return []
     manifest = save_load.read_manifest(Path(model))

@@ -1,32 +1,23 @@
-"""What a run folder holds, and which of it counts.
+"""Keeps a run folder: which of its records count, what a killed run has left, and which run owns it.
 
     cells/<key>.json                finished cells (bench.records.record)
     samples/<key>/<name>.parquet    their documents and windows
     partial/<key>/<name>.*          finished pieces of a cell without a record: figures (.json), samples (.parquet)
-    partial/<key>/heal-*/           the checkpoint of its healing (bench.healing.training), for the pruned model with
-                                    that hash;
-                                    kept when the cell failed
-    kept/<key>/                     models from which a cell without a record goes on (bench.run.store)
+    partial/<key>/heal-*/           the checkpoint of its healing (bench.healing.training), for the pruned model whose
+                                    hash is in the name; kept when the cell failed
+    models/<key>/                   saved models (bench.run.saving)
+    kept/<key>/                     models from which a cell without a record goes on, unless they are in models/; as
+                                    methods.checkpoint writes them, in the dtype that they have in memory
     superseded/                     records, with their samples, that a changed input or layout has made old
-    models/<key>/                   saved models (bench.run.export)
+    .lock                           locked while a run goes on; stays, since a lock that is removed can be held twice
+    .owner.json                     {pid, host, started} of the run that goes on, or of one that was killed
 
 A cell is finished when its record and every file of samples that the record names are whole. Every file is renamed into
-place once it is on the disk, samples before the record that names them.
+place once it is on the disk, samples before the record that names them. A cell whose model is needed and missing, or
+not whole, is measured again, whatever its record says.
 
-Models that later cells of a run go on from, kept in its folder for as long as one of them has no record.
-
-    kept/<key>/      as methods.checkpoint writes it, in the dtype of the memory; of the cell with that key
-    models/<key>/    where the run saves its models, that one is taken
-
-A cell whose model is needed and not there, or not whole, is measured again, whatever its record says.
-
-One run at a time in a folder.
-
-The lock is the system's own (flock, through filelock), so that it is gone with its owner however that ended: killed, or
-with the machine. A JSON file beside it says who that is, for the one who is refused.
-
-    .lock         locked while a run goes on; stays, since a lock that is removed can be held twice
-    .owner.json   {pid, host, started}; there only while a run goes on, or after one that was killed
+One run at a time works in a folder. The lock is the system's own (flock, through filelock), so that it is gone with its
+owner however that ended: killed, or with the machine. .owner.json tells the one who is refused who that is.
 """
 
 from __future__ import annotations
@@ -61,30 +52,28 @@ from methods.model.decoder import Decoder
 
 KEPT = "kept"
 LOCK, OWNER = ".lock", ".owner.json"
-
-
 SCRATCH = ".run-"  # begins the name of a folder that lasts as long as its run
 
 
 @dataclass(frozen=True)
 class PartialResults:
-    """The finished pieces of a cell, in a folder of its own. They count for the model with that hash and no other."""
+    """Keeps the finished pieces of a cell in a folder of its own; they count for the model with that hash alone."""
 
     folder: Path
     pruned_sha256: str
 
     @property
     def healing(self) -> Path:
-        """Where a checkpoint is written while the model with that hash is trained."""
+        """Return where a checkpoint is written while the model with that hash is trained."""
         return self.folder / f"heal-{self.pruned_sha256[:16]}"
 
     def recall(self, name: str) -> dict[str, Any] | None:
-        """The figures of a piece, if it is whole and of the same model."""
+        """Return the figures of a piece, if it is whole and of the same model, else None."""
         found = self._read(name)
         return None if found is None else dict(found["figures"])
 
     def keep(self, name: str, figures: Mapping[str, Any], samples: pd.DataFrame) -> None:
-        """Raises Unwritable."""
+        """Write the figures and samples of a piece. Raises Unwritable."""
         buffer = io.BytesIO()
         samples.to_parquet(buffer, index=False)
         write_atomically(self.folder / f"{name}.parquet", buffer.getvalue())
@@ -97,7 +86,7 @@ class PartialResults:
         write_atomically(self.folder / f"{name}.json", json.dumps(found))
 
     def publish(self, samples: Path) -> dict[str, dict[str, Any]]:
-        """Copy the samples of every piece to the folder `samples`: {name: {rows, sha256}}, for the record."""
+        """Copy the samples of every piece to the folder `samples`; return {name: {rows, sha256}} for the record."""
         shutil.rmtree(samples, ignore_errors=True)  # of an attempt that failed
         published = {}
         for path in sorted(self.folder.glob("*.json")):
@@ -116,12 +105,12 @@ class PartialResults:
 
 
 def partial_results(folder: Path, key: str, measured: Mapping[str, Any]) -> PartialResults:
-    """Those of the cell `key`, for the model whose hash stands in `measured`."""
+    """Return the partial results of the cell `key`, for the model whose hash is in `measured`."""
     return PartialResults(folder / "partial" / key, measured.get("pruned_sha256", ""))
 
 
 def finish(record: Record, folder: Path, key: str) -> Record:
-    """Write the samples, then the record, and drop the pieces. Returns the record as written. Raises Unwritable."""
+    """Write the samples, then the record, drop the pieces, and return the record as written. Raises Unwritable."""
     record = _without_lost_figures(record)
     published = partial_results(folder, key, record.measured).publish(folder / "samples" / key)
     if published:
@@ -132,9 +121,9 @@ def finish(record: Record, folder: Path, key: str) -> Record:
 
 
 def drop_partial_results(folder: Path, key: str, status: str) -> None:
-    """They are of no use once there is a record; a run that was killed just then has left them.
+    """Remove the partial results of a cell that has a record, also those that a run killed just then has left.
 
-    How far a cell was healed that then failed is kept for the run that tries it again.
+    The healing checkpoint of a cell that failed is kept for the run that tries it again.
     """
     place = folder / "partial" / key
     for piece in place.glob("*"):
@@ -148,7 +137,7 @@ def drop_partial_results(folder: Path, key: str, status: str) -> None:
 
 
 def _without_lost_figures(record: Record) -> Record:
-    """JSON has no infinity: a cell with a figure that is no number has failed, and keeps its other figures."""
+    """Mark a cell with an infinite figure as failed, since JSON has no infinity; it keeps its other figures."""
     found = {"decisions": record.decisions, "measured": record.measured}
     lost = ", ".join(dict.fromkeys(_not_finite(found)))
     if not lost:
@@ -158,6 +147,7 @@ def _without_lost_figures(record: Record) -> Record:
 
 
 def _not_finite(plain: Any, path: str = "") -> Iterator[str]:
+    """Give the path of every figure that is infinite or no number."""
     if isinstance(plain, float) and not math.isfinite(plain):
         yield path
     elif isinstance(plain, dict):
@@ -175,7 +165,7 @@ def _without_none(plain: Any) -> Any:
 
 
 def finished(folder: Path, cell: Cell, *, retry_failed: bool) -> tuple[Record | None, str]:
-    """The cell's record, if it counts; else None and, where there is a file that does not, why in one line."""
+    """Return the cell's record, if it counts; else None and, where there is a file that does not, why in one line."""
     key = cell.key
     path = folder / "cells" / f"{key}.json"
     if not path.exists():
@@ -237,7 +227,7 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def standing(folder: Path, cells: Sequence[Cell], *, retry_failed: bool) -> dict[str, tuple[Record | None, str]]:
-    """{key: (its record if that counts, else None and why not in a line)}, see bench.run.finished.
+    """Return {key: (its record if that counts, else None; why it does not, in a line)}, by `finished`.
 
     A parent's record does not count where a cell without a record goes on from a model that is gone.
     """
@@ -260,7 +250,7 @@ def keep_model(model: Decoder, folder: Path, key: str) -> None:
 
 
 def find_model(folder: Path, key: str) -> Path | None:
-    """Where the model of the cell `key` lies whole."""
+    """Return the folder that has the model of the cell `key` whole, or None."""
     for place in (folder / "models" / key, folder / KEPT / key):
         try:
             weight_files.check(place, save_load.read_manifest(place)["weights"])
@@ -271,7 +261,7 @@ def find_model(folder: Path, key: str) -> Path | None:
 
 
 def load_model(folder: Path, key: str, record: Record, device: torch.device) -> Decoder:
-    """The model that was measured for the record. Raises RuntimeError where it is not there."""
+    """Load the model that was measured for the record. Raises RuntimeError where it is not there."""
     place, dtype = find_model(folder, key), getattr(torch, record.cell["dtype"])
     model = None if place is None else save_load.load(place, dtype=dtype, device=device, check_hashes=False)
     if model is None or fingerprint.state_sha256(model.model) != record.measured["pruned_sha256"]:
@@ -280,22 +270,19 @@ def load_model(folder: Path, key: str, record: Record, device: torch.device) -> 
 
 
 def stage(record: Record) -> dict[str, Any]:
-    """What a chained cell's record says of the one that it goes on from, see bench.records.record."""
+    """Return what a chained cell's record says of the one that it goes on from, see bench.records.record."""
     cell = {name: value for name, value in record.cell.items() if name != "earlier"}
     decided = {name: value for name, value in record.decisions.items() if name not in ("calibration", "earlier")}
-    asked = ("method", "parameters", "ratio", "healing")
-    return (
-        {"label": label(cell)}
-        | {name: cell[name] for name in asked if name in cell}
-        | {
-            "decisions": decided,
-            "measured": {name: record.measured[name] for name in EARLIER if name in record.measured},
-        }
-    )
+    return {
+        "label": label(cell),
+        **{name: cell[name] for name in ("method", "parameters", "ratio", "healing") if name in cell},
+        "decisions": decided,
+        "measured": {name: record.measured[name] for name in EARLIER if name in record.measured},
+    }
 
 
 def drop_models(folder: Path, but: Collection[str]) -> None:
-    """Remove the models from which no cell goes on any more: all but those of the keys `but`."""
+    """Remove the kept models from which no cell goes on any more: all but those of the keys `but`."""
     for place in (folder / KEPT).glob("*"):
         if place.name not in but:
             shutil.rmtree(place, ignore_errors=True)
@@ -305,7 +292,7 @@ def drop_models(folder: Path, but: Collection[str]) -> None:
 
 @contextmanager
 def held(folder: Path) -> Iterator[str | None]:
-    """Hold the folder; yields a line about an earlier owner that did not come to its end, if there was one.
+    """Own the folder; yields a line about an earlier owner that did not come to its end, if there was one.
 
     Raises UserError, naming the owner, where another run holds it, and where the run in it is packed.
     """
@@ -335,7 +322,7 @@ def held(folder: Path) -> Iterator[str | None]:
 
 
 def _owner(folder: Path) -> str | None:
-    """Who the owner's file names, in words; None where there is none or it cannot be read."""
+    """Say in words who the owner's file names; None where there is none or it cannot be read."""
     try:
         who = json.loads((folder / OWNER).read_text(encoding="utf-8"))
         return f"the run with process {who['pid']:d} on {who['host']}, started {who['started']}"

@@ -92,7 +92,6 @@ MENDED = {  # how a compensation looks where methods stand in a row each
     "ghost": Style(BLUE, SOLID, "D"),
     "replaceme": Style(VERMILLION, SOLID, "o"),
     "refit": Style(GREEN, SOLID, "^"),
-    "reinitialize": Style(GREY, DOTTED, "X"),
 }
 COLOURS = (VERMILLION, SKY, ORANGE, BLUE, GREEN, PURPLE)
 LINES = (MIXED, SOLID, DASHED, DOTTED)

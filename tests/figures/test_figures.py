@@ -234,21 +234,21 @@ from pathlib import Path
 sys.path.insert(0, "tests")
 from made_records import DENSE, LACO
 
-from methods.errors import Unwritable
+from bench.records.record import Unwritable
 from multiprocessing import active_children
 from reports.figures import catalogue
 
-drawn = catalogue.figures([DENSE, LACO])
+drawn = figures.figures([DENSE, LACO])
 folder = Path(sys.argv[1])
 for count in (1, 3):
-    catalogue._processes = lambda: count
-    found = list(catalogue.Gallery(drawn, folder / str(count)).drawings())
+    gallery._processes = lambda: count
+    found = list(gallery.Gallery(drawn, folder / str(count)).drawings())
     assert [figure for figure, _ in found] == drawn
     assert all(text == (folder / str(count) / f"{figure.name}.svg").read_text() for figure, text in found)
     assert not active_children()
     (folder / "file").write_text("no folder")
     try:
-        list(catalogue.Gallery(drawn, folder / "file").drawings())
+        list(gallery.Gallery(drawn, folder / "file").drawings())
     except Unwritable as error:
         print(error)
 """

@@ -26,7 +26,6 @@ from conftest import tiny
 import methods
 from bench.cli.main import main
 from bench.evaluation import tasks
-from bench.records import record
 from bench.records.record import InvalidRecord, Record, load
 from bench.records.run_folder import load_run
 from bench.run import fingerprint, measure, store
@@ -236,7 +235,7 @@ def test_no_room_for_anything_else_ends_the_run_too(monkeypatch, asked, tmp_path
     def refuse(*_):
         raise no_room
 
-    monkeypatch.setattr(measure.checks.Dense, "remember", refuse)
+    monkeypatch.setattr(measure.checks.DenseOutputs, "remember", refuse)
     arguments = [argument for argument in asked if argument != "--no-checks"]
     assert main([*arguments, "--out", str(tmp_path / "run")]) == 2
     assert "no room is left on a disk" in capsys.readouterr().err.splitlines()[-1]
@@ -318,7 +317,7 @@ def forgotten():
     REGISTRY.clear()
     REGISTRY.update(known)
     for name in set(sys.modules) - before:
-        if name.startswith(methods.PLUGIN):
+        if name.startswith(methods.registry.PLUGIN):
             del sys.modules[name]
 
 
@@ -441,7 +440,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(record.os, "fsync", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(Unwritable, match=r"a.json cannot be written: No space left on device"):
         write_atomically(tmp_path / "a.json", "new")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.json": "old"}
