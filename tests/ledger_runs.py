@@ -19,18 +19,16 @@ from pathlib import Path
 from tqdm import tqdm
 
 from bench.cli import main as cli_main
-from bench.cli import run
-from bench.plan import grid, validate
-from bench.plan.parse import parse_methods, parse_ratios
+from bench.cli import options
+from bench.plan import validate
+from bench.plan.run_spec import flags, from_flags
 from bench.run import runner
 from bench.system import interrupt
 
 
 def cells_of(arguments: list[str]):
     """The cells that `python -m bench` makes of the arguments."""
-    (parsed,) = grid.looks(cli_main._parsed(arguments))
-    asked = parse_methods(parsed.methods), parse_ratios(parsed.ratio), [(run._protocol(parsed), parsed.seed)]
-    return validate.cells(*asked, parsed)
+    return validate.cells(from_flags(options.given(cli_main._parsed(arguments), flags().values())))
 
 
 def one(cells, folder: str, said: str) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 from bench.cli import OK
-from bench.plan.protocol import PROFILES
+from bench.plan.protocol import PROFILES, Protocol
 from methods.errors import UserError
 
 
@@ -89,15 +89,17 @@ def _tasks(verbose: bool) -> list[str]:
 
 
 def _profiles(verbose: bool) -> list[str]:
+    usual: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Protocol)}
     lines = []
-    for name, protocol in PROFILES.items():
-        documents = f"{protocol.documents} documents each" if protocol.documents else "all documents"
-        windows = f"{protocol.windows} windows" if protocol.windows else "all windows"
-        tasks = f"{', '.join(protocol.tasks)}, {documents}" if protocol.tasks else "no tasks"
-        texts = f"perplexity of {', '.join(protocol.texts)}, {windows} of {protocol.window} tokens"
-        lines.append(f"{name:<16}{tasks}; {texts if protocol.texts else 'no texts; speed alone'}")
+    for name, changes in PROFILES.items():
+        of = usual | changes | {"profile": name}
+        documents = f"{of['documents']} documents each" if of["documents"] else "all documents"
+        windows = f"{of['windows']} windows" if of["windows"] else "all windows"
+        tasks = f"{', '.join(of['tasks'])}, {documents}" if of["tasks"] else "no tasks"
+        texts = f"perplexity of {', '.join(of['texts'])}, {windows} of {of['window']} tokens"
+        lines.append(f"{name:<16}{tasks}; {texts if of['texts'] else 'no texts; speed alone'}")
         if verbose:
-            lines += [f"    {field} = {value}" for field, value in dataclasses.asdict(protocol).items()]
+            lines += [f"    {field} = {value}" for field, value in of.items()]
     return lines
 
 

@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 
 from bench.cli import INTERRUPTED, USAGE, export, pack, regression, report, run, show, similarity
 from bench.cli import list as list_command
-from bench.plan import spec_file
 from methods.errors import UserError
 
 
@@ -54,4 +53,4 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     for module in (run, export, report, show, pack, regression, list_command, similarity):
         module.add(commands)
-    return parser.parse_args(spec_file.expanded(argv, commands.choices["run"]))
+    return parser.parse_args(argv)

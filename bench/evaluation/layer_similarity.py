@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.data.texts import EvaluationText
+from bench.plan.protocol import SimilarityProtocol
 from bench.stats.intervals import mean_stderr, ratio_interval
 from methods.depth import laco
 from methods.errors import UserError
@@ -52,33 +53,6 @@ RULES = {
 }
 
 Matrix = list[list[float | None]]  # (L, L); None where two layers cannot be compared
-
-
-@dataclass(frozen=True)
-class SimilarityProtocol:
-    """What a study looks at; sizes are in tokens.
-
-    `sequences` of `length` of `text` for the states, `windows` of `window` of `held_out` for merges. merge holds the
-    numbers of layers m that become one; empty leaves merging out.
-    """
-
-    text: str = "c4"
-    sequences: int = 16
-    length: int = 128
-    merge: tuple[int, ...] = (2, 3, 4)
-    held_out: str = "wiki"
-    windows: int = 8
-    window: int = 64
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("sequences", "length", "windows"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is a positive number; got {getattr(self, name)}")
-        if self.window < 2:
-            raise UserError(f"a window has two tokens or more, since the first is not predicted; got {self.window}")
-        if any(m < 2 for m in self.merge):
-            raise UserError(f"merge is a list of numbers of layers, 2 or more, or none; got {min(self.merge)}")
 
 
 def study(

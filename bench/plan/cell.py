@@ -1,7 +1,4 @@
-"""What a run is asked to do: everything that can change a number, checked whole before any work.
-
-flags -> Protocol, methods, ratios -> [Cell]
-"""
+"""Names everything of one measurement that can change a number: `Cell`, and the key of its record."""
 
 from __future__ import annotations
 
@@ -10,19 +7,16 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bench.plan.protocol import Protocol
 from bench.plan.recipe import Recipe
 from bench.records.record import label
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
 class Stage:
-    """What was done to a model before, by the names of Cell."""
+    """Says what was done to a model before a chained cell, by the names of Cell."""
 
     method: str
     parameters: dict[str, Any] = field(hash=False)
@@ -33,7 +27,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Cell:
-    """One model, one method with all its parameters, one ratio, one seed, one protocol.
+    """Asks for one measurement: one model, one method with all its parameters, one ratio, one seed, one protocol.
 
     healing  how the model is trained once it is pruned
     earlier  what was done to it before, first to last; `ratio` is of the dense model all the same (bench.plan.chain)
@@ -58,29 +52,29 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """The cell as a reader wants to see it: its method and the parameters that were given."""
+        """Name the cell as a reader wants to see it: its method and the parameters that were given."""
         return label(self.plain())
 
     @property
     def key(self) -> str:
-        """A readable file name that ends in a hash of every field."""
+        """Make a readable file name that ends in a hash of every field."""
         digest = hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode()).hexdigest()[:8]
         ratio = "fixed" if self.ratio is None else f"{self.ratio:g}"
         return "--".join((slug(self.label), ratio, digest))
 
     def plain(self) -> dict[str, Any]:
-        """Every field, as a record holds it; healing and earlier stages only where there are any."""
+        """Return every field as a record holds it; healing and earlier stages only where there are any."""
         absent = {name for name in ("healing", "earlier") if not getattr(self, name)}
         return {name: value for name, value in asdict(self).items() if name not in absent}
 
 
 def asked(cell: Cell | Mapping[str, Any]) -> str:
-    """Everything that a cell, or the `cell` of a record, was asked for, without what its answer stands on."""
+    """Return all that a cell, or the `cell` of a record, was asked for, without what its answer stands on, as JSON."""
     plain = cell if isinstance(cell, Mapping) else cell.plain()
     names = {name.name for name in fields(Cell)} - {"inputs"}
     return json.dumps({name: plain[name] for name in names if name in plain}, sort_keys=True)
 
 
 def slug(text: str) -> str:
-    """`text` as a piece of a file name: letters, digits, dot, dash and underscore only."""
+    """Return a text as a piece of a file name: letters, digits, dot, dash and underscore only."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:60] or "unnamed"

@@ -1,4 +1,4 @@
-"""What follows a pruned cell: the same cell healed, and cells that go on from it.
+"""Adds what follows a pruned cell: the same cell healed, and cells that go on from it.
 
     a cell -> itself, itself healed, and behind each of the two what --then names, one behind the other
 
@@ -15,24 +15,11 @@ from typing import TYPE_CHECKING
 
 from bench.plan.cell import Cell, Stage, asked
 from bench.plan.grid import budget
-from bench.plan.parse import parse_methods, parse_ratios
 from methods.errors import UserError
 
 if TYPE_CHECKING:
     from bench.plan.recipe import Recipe
     from methods.model.decoder import Decoder
-
-FORM = "--then is written METHOD:ratio=R[,NAME=VALUE], as in laco:ratio=0.5"
-
-
-def parse(text: str) -> tuple[str, dict[str, str], float]:
-    """'laco:ratio=0.5,C=3' -> ('laco', {'C': '3'}, 0.5)."""
-    found = parse_methods(text)
-    if len(found) != 1 or "ratio" not in found[0][1]:
-        raise UserError(f"{FORM}; got {text!r}")
-    (name, given) = found[0]
-    (ratio,) = parse_ratios(given.pop("ratio"))
-    return name, given, ratio
 
 
 def extended(
@@ -41,7 +28,7 @@ def extended(
     stages: Sequence[list[Cell]],
     decoder: Decoder,
 ) -> list[Cell]:
-    """The cells with what follows each, every parent in front of those that go on from it.
+    """Return the cells with what follows each, every parent in front of those that go on from it.
 
     stages   what goes on from them, one behind the other, as a cell that starts from the dense model; several cells
              where the method draws at random
@@ -63,7 +50,7 @@ def extended(
 
 
 def _further(parent: Cell, stages: Sequence[list[Cell]], decoder: Decoder) -> Iterator[Cell]:
-    """The cells behind `parent`, by the stages that are left."""
+    """Yield the cells behind `parent`, by the stages that are left."""
     for asked_for in _same_draw(parent, stages[0]) if stages else ():
         _refuse_unless_above(parent, asked_for, decoder)
         last = replace(asked_for, earlier=(*parent.earlier, stage_of(parent)))
@@ -75,18 +62,18 @@ def _further(parent: Cell, stages: Sequence[list[Cell]], decoder: Decoder) -> It
 
 
 def _same_draw(parent: Cell, stage: list[Cell]) -> list[Cell]:
-    """Of several draws the one of the parent's seed, where the parent is a draw itself."""
+    """Return of several draws the one of the parent's seed, where the parent is a draw itself."""
     same = [cell for cell in stage if is_draw(parent) and cell.parameters.get("seed") == parent.parameters["seed"]]
     return same or stage
 
 
 def is_draw(cell: Cell | Stage) -> bool:
-    """Whether it is one of several draws of a random method."""
+    """Return whether a cell, or a stage of one, is one of several draws of a random method."""
     return "draws" in cell.parameters and "seed" not in cell.given
 
 
 def is_timed(cell: Cell) -> bool:
-    """Whether the cell is timed: of several draws the first is. The others differ in what went, not in how much."""
+    """Return whether the cell is timed: of several draws the first is. The others differ in what went, not how much."""
     stages: list[Cell | Stage] = [*cell.earlier, cell]
     later = any(is_draw(stage) and stage.parameters.get("seed") not in (None, cell.seed) for stage in stages)
     return cell.protocol.speed_rounds > 0 and not later
@@ -103,23 +90,24 @@ def _refuse_unless_above(parent: Cell, cell: Cell, decoder: Decoder) -> None:
 
 
 def stage_of(cell: Cell) -> Stage:
+    """Return a cell as what was done before those that go on from it."""
     return Stage(cell.method, cell.parameters, cell.ratio, cell.given, cell.healing)
 
 
 def parent_of(cell: Cell) -> Cell:
-    """The cell that a chained one goes on from, without inputs."""
+    """Return the cell that a chained one goes on from, without inputs."""
     *earlier, last = cell.earlier
     stage = {name: getattr(last, name) for name in ("method", "parameters", "ratio", "given", "healing")}
     return replace(cell, **stage, earlier=tuple(earlier), inputs={})
 
 
 def ancestors(cell: Cell) -> list[Cell]:
-    """All that come before the cell, the first of them first."""
+    """Return all cells that come before a chained one, the first of them first."""
     return [*ancestors(parent_of(cell)), parent_of(cell)] if cell.earlier else []
 
 
 def parent_key(cell: Cell, keys: Mapping[str, str]) -> str:
-    """The key of a chained cell's parent among `keys`, {asked: key}. Raises UserError where it is missing."""
+    """Return the key of a chained cell's parent among `keys`, {asked: key}. Raises UserError where it is missing."""
     parent = parent_of(cell)
     if (key := keys.get(asked(parent))) is None:
         raise UserError(f"{cell.label} goes on from {parent.label}, which is no cell in front of it")

@@ -1,4 +1,4 @@
-"""Sweeps: lists of settings, multiplied into the variants of a run.
+"""Multiplies lists of settings into the cells of a run.
 
 --set laco.C=2,3 --set laco.T=0.45,0.65    four sets of parameters for every mention of laco
 --calibration c4,wiki --seed 0,1,2         six ways to look at text; every method is measured under each
@@ -6,33 +6,39 @@
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.plan import parse
 from bench.plan.cell import Cell
+from bench.plan.fields import repeated
+from bench.plan.parse import Mention, near, parse_methods, parse_ratios
 from methods.errors import UserError
 
 if TYPE_CHECKING:
+    from bench.plan.run_spec import RunSpec
     from methods.base import Pruner
     from methods.model.decoder import Decoder
 
-LOOK = ("calibration", "calibration_sequences", "calibration_length", "seed")  # flags that take lists
-
-Chosen = list[tuple[str, dict[str, Any]]]  # methods, each with the parameters that were given
-Stage = tuple[str, dict[str, Any], float]  # of --then: a method, the parameters that were given, the ratio
+FORM = "--then is written METHOD:ratio=R[,NAME=VALUE], as in laco:ratio=0.5"
 
 
-def settings(texts: Sequence[str]) -> dict[str, dict[str, list[str]]]:
-    """['laco.C=2,3', 'laco.T=0.7'] -> {'laco': {'C': ['2', '3'], 'T': ['0.7']}}; of one name the last counts."""
+class NextStage(NamedTuple):
+    """What --then asks for: a method with the parameters that were given, to a ratio of the dense model in total."""
+
+    mention: Mention
+    ratio: float
+
+
+def settings(asked: Sequence[str] | Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
+    """Return the values that --set gives each parameter of each method; of one name the last counts.
+
+    ['laco.C=2,3', 'laco.T=0.7'] -> {'laco': {'C': ['2', '3'], 'T': ['0.7']}}
+    """
     found: dict[str, dict[str, list[str]]] = {}
-    for text in texts:
+    for text in repeated(asked):
         left, equals, right = text.partition("=")
         method, dot, name = left.partition(".")
         values = [value.strip() for value in right.split(",")] if "," in right else [right]
@@ -42,113 +48,98 @@ def settings(texts: Sequence[str]) -> dict[str, dict[str, list[str]]]:
     return found
 
 
-def methods(chosen: Chosen, texts: Sequence[str], most: int, then: Sequence[str] = ()) -> Chosen:
-    """Apply each --set METHOD.NAME=VALUES to every mention of METHOD that does not say otherwise itself.
+def methods(spec: RunSpec) -> list[Mention]:
+    """Return the methods of a run, each once for every combination of the values that --set gives its parameters.
 
-    A mention becomes one for each combination of values. `then` are the methods of --then, of which --set may speak as
-    well (`stages`). Raises UserError where it speaks of others, and where there are more than `most` combinations.
+    A mention keeps what it says of a parameter itself. Raises UserError where --set speaks of a method that neither
+    --methods nor --then names, and where there are more combinations than --max-cells.
     """
-    wanted = settings(texts)
-    names = [*(known for known, _ in chosen), *then]
+    wanted, mentions = settings(spec.settings), spec.mentions()
+    names = [*(mention.method for mention in mentions), *(stage.mention.method for stage in _then(spec))]
     for method, given in wanted.items():
         if method not in names:
-            near = difflib.get_close_matches(method, names, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
             where = f"--set {method}.{next(iter(given))}"
-            raise UserError(f"{where} speaks of {method}, which --methods does not name{hint}")
-    swept = [
-        (method, given, {name: values for name, values in wanted.get(method, {}).items() if name not in given})
-        for method, given in chosen
-    ]
-    count = sum(math.prod(map(len, values.values())) for _, _, values in swept)
-    if count > len(chosen):
-        refuse_more_than(most, count, at_least=True)
+            raise UserError(f"{where} speaks of {method}, which --methods does not name{near(method, names)}")
+    swept = [_open(mention, wanted) for mention in mentions]
+    count = sum(math.prod(map(len, values.values())) for values in swept)
+    if count > len(mentions):
+        refuse_more_than(spec.max_cells, count, at_least=True)
     return [
-        (method, given | dict(zip(values, combination, strict=True)))
-        for method, given, values in swept
+        mention._replace(given=mention.given | dict(zip(values, combination, strict=True)))
+        for mention, values in zip(mentions, swept, strict=True)
         for combination in itertools.product(*values.values())
     ]
 
 
-def stages(found: Sequence[Stage], texts: Sequence[str]) -> list[Stage]:
-    """The stages of --then with what --set gives their methods and they do not say themselves.
+def is_sweep(spec: RunSpec) -> bool:
+    """Return whether several values are asked for of anything but methods and ratios."""
+    several = [values for given in settings(spec.settings).values() for values in given.values()]
+    return len(spec.protocols()) > 1 or any(len(values) > 1 for values in several)
+
+
+def _open(mention: Mention, wanted: dict[str, dict[str, list[str]]]) -> dict[str, list[str]]:
+    """Return what --set gives the parameters of a mention that it leaves open."""
+    return {name: values for name, values in wanted.get(mention.method, {}).items() if name not in mention.given}
+
+
+def stages(spec: RunSpec) -> list[NextStage]:
+    """Return what --then names, with what --set gives its methods and they do not say themselves.
 
     Raises UserError for several values, which would multiply along a chain.
     """
-    wanted, then = settings(texts), list[Stage]()
-    for method, given, ratio in found:
-        values = {name: values for name, values in wanted.get(method, {}).items() if name not in given}
+    found = []
+    for mention, ratio in _then(spec):
+        values = _open(mention, settings(spec.settings))
         for name, several in values.items():
             if len(several) > 1:
                 raise UserError(
-                    f"--set {method}.{name} sweeps, and --then {method} takes one value; say which, as in "
-                    f"--then {method}:ratio={ratio:g},{name}={several[0]}"
+                    f"--set {mention.method}.{name} sweeps, and --then {mention.method} takes one value; say which, as "
+                    f"in --then {mention.method}:ratio={ratio:g},{name}={several[0]}"
                 )
-        then.append((method, {name: one for name, (one,) in values.items()} | given, ratio))
-    return then
+        given = {name: one for name, (one,) in values.items()} | mention.given
+        found.append(NextStage(mention._replace(given=given), ratio))
+    return found
 
 
-def is_one(arguments: argparse.Namespace) -> bool:
-    """Whether the arguments ask for several values of anything but methods and ratios."""
-    several = [values for given in settings(arguments.set).values() for values in given.values()]
-    several += [list(_values(name, getattr(arguments, name))) for name in LOOK]
-    return any(len(values) > 1 for values in several)
-
-
-def looks(arguments: argparse.Namespace) -> list[argparse.Namespace]:
-    """The arguments once for each combination of what methods look at, with one value for each flag of LOOK."""
-    lists = {name: _values(name, getattr(arguments, name)) for name in LOOK}
-    return [
-        argparse.Namespace(**vars(arguments) | dict(zip(lists, combination, strict=True)))
-        for combination in itertools.product(*lists.values())
-    ]
-
-
-def _values(name: str, given: Any) -> Sequence[Any]:
-    """What a flag was given, as a list; [None] where it was not. A file's name may hold commas."""
-    if given is None:
-        return [None]
-    found = given if isinstance(given, tuple) else (given,) if Path(given).is_file() else parse.names(given)
-    if not found:
-        raise UserError(f"--{name.replace('_', '-')} is given nothing; name one value or several, as in 1,2")
+def _then(spec: RunSpec) -> list[NextStage]:
+    """Return what --then says: 'laco:ratio=0.5,C=3' -> [(('laco', {'C': '3'}), 0.5)]."""
+    found = []
+    for text in spec.then:
+        mentions = parse_methods(text)
+        if len(mentions) != 1 or "ratio" not in mentions[0].given:
+            raise UserError(f"{FORM}; got {text!r}")
+        (method, given, _) = mentions[0]
+        (ratio,) = parse_ratios(given.pop("ratio"))
+        found.append(NextStage(Mention(method, given, not spec.record_out_of_reach), ratio))
     return found
 
 
 def refuse_more_than(most: int, count: int, *, at_least: bool) -> None:
-    """Raises UserError where a sweep has more cells than `most`, the value of --max-cells."""
-    if most < 1:
-        raise UserError(f"--max-cells is a positive number; got {most}")
+    """Raise UserError where a sweep has more cells than `most`, the value of --max-cells."""
     if count > most:
         more = " or more" if at_least else ""
         raise UserError(f"the sweep multiplies to {count:,}{more} cells, and --max-cells allows {most:,}")
 
 
-def cells(
-    methods_and_parameters: list[tuple[str, dict[str, Any]]],
-    ratios: list[float],
-    decoder: Decoder,
-    common: dict[str, Any],
-) -> list[Cell]:
-    """The grid: the dense model, then for each ratio each method; a method that needs no ratio once, at the end.
+def cells(mentions: Sequence[Mention], ratios: Sequence[float], decoder: Decoder, common: dict[str, Any]) -> list[Cell]:
+    """Return the grid: the dense model, then for each ratio each method; a method that needs no ratio once, at the end.
 
-    decoder  the model without weights, so that what no method can reach is refused here and not hours later
+    decoder  the model without weights, so that what no method can reach is refused here and not hours later; a method
+             that was not named itself has its cell all the same, whose outcome that is
     common   the fields of Cell that all have in common
     """
     import methods
 
-    found, fixed = [_cell("dense", {}, None, common)], list[Cell]()
-    for name, given in methods_and_parameters:
-        try:
-            pruner = methods.make(name, given)
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        if name == "dense":
+    found, fixed = [_cell(Mention("dense", {}), None, common)], list[Cell]()
+    for mention in mentions:
+        pruner = methods.make(mention.method, mention.given)
+        if mention.method == "dense":
             continue
         if not pruner.fixed and not ratios:
-            raise UserError(f"{name} needs a ratio: the share of parameters to remove, as in --ratio 0.3")
+            raise UserError(f"{mention.method} needs a ratio: the share of parameters to remove, as in --ratio 0.3")
         for ratio in [None] if pruner.fixed else ratios:
-            cell = _cell(name, given, ratio, common)
-            _refuse_unless_reachable(pruner, cell, decoder)
+            cell = _cell(mention, ratio, common)
+            _refuse_unless_reachable(pruner, cell, decoder, by_name=mention.by_name)
             (fixed if pruner.fixed else found).extend(_draws(pruner, cell))
     order = {ratio: index for index, ratio in enumerate([None, *ratios])}
     found.sort(key=lambda cell: order[cell.ratio])
@@ -156,21 +147,21 @@ def cells(
 
 
 def _draws(pruner: Pruner, cell: Cell) -> list[Cell]:
-    """The cell, or of a method that draws at random (fields `draws`, `seed`) one for each draw, of one label."""
+    """Return the cell, or of a method that draws at random (fields `draws`, `seed`) one for each draw, of one label."""
     count = getattr(pruner, "draws", 1)
     if count == 1 or getattr(pruner, "seed", None) is not None:
         return [cell]
     return [replace(cell, parameters=cell.parameters | {"seed": cell.seed + draw}) for draw in range(count)]
 
 
-def _cell(name: str, given: dict[str, Any], ratio: float | None, common: dict[str, Any]) -> Cell:
+def _cell(mention: Mention, ratio: float | None, common: dict[str, Any]) -> Cell:
     import methods
 
-    parameters = methods.hyperparameters(methods.make(name, given))
-    return Cell(method=name, parameters=parameters, given=tuple(given), ratio=ratio, **common)
+    parameters = methods.hyperparameters(methods.make(mention.method, mention.given))
+    return Cell(method=mention.method, parameters=parameters, given=tuple(mention.given), ratio=ratio, **common)
 
 
-def _refuse_unless_reachable(pruner: Any, cell: Cell, decoder: Decoder) -> None:
+def _refuse_unless_reachable(pruner: Any, cell: Cell, decoder: Decoder, *, by_name: bool) -> None:
     """Raise UserError for a ratio that the method cannot meet; an unsupported model is an outcome of its own."""
     import methods
 
@@ -178,7 +169,9 @@ def _refuse_unless_reachable(pruner: Any, cell: Cell, decoder: Decoder) -> None:
         ratio = budget(cell, decoder)
         pruner.plan(decoder, ratio)
     except methods.OutOfReach as error:
-        raise UserError(f"{cell.label}: {error}") from None
+        if by_name:
+            raise UserError(f"{cell.label}: {error}") from None
+        return
     except methods.Unsupported:
         return
     if cell.ratio and not ratio:
@@ -189,7 +182,7 @@ def _refuse_unless_reachable(pruner: Any, cell: Cell, decoder: Decoder) -> None:
 
 
 def budget(cell: Cell, decoder: Decoder) -> float:
-    """The ratio that the cell has to meet: the request, rounded to whole layers unless it is to be matched exactly."""
+    """Return the ratio that the cell has to meet: the request, rounded to whole layers unless it is matched exactly."""
     from methods.budget import matched_ratio
 
     if cell.ratio is None:

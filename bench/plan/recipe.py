@@ -1,8 +1,8 @@
-"""How a pruned model is healed, checked whole before any work, and the text it is trained on.
+"""Says how a pruned model is healed: `Recipe`, the same for every method of a run.
 
-The recipe is the same for every method of a run. Text comes from the calibration documents alone, and so do the
-held-out sequences on which the learning curve is taken: what models are measured on is not touched. The learning rate
-is warmed up over a twentieth of the steps and then lowered to zero along a cosine.
+Text comes from the calibration documents alone, and so do the held-out sequences on which the learning curve is taken:
+what models are measured on is not touched. The learning rate is warmed up over a twentieth of the steps and then
+lowered to zero along a cosine.
 
 Letters: N = training sequences, H = held-out sequences, T = tokens of a sequence, B = sequences of a step.
 """
@@ -11,21 +11,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from bench.plan.fields import check, option
 from methods.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
 KINDS = {"lora": 1e-3, "full": 1e-4}  # and their usual learning rates
-LOSSES = ("next-token", "kl")
+RATES = ", ".join(f"{rate:g} for {kind}" for kind, rate in KINDS.items())
+PREDICTED = "two tokens or more, since the first is not predicted"
+SMALLEST = math.ulp(0.0)  # the number next to 0
 WARM_UP = 1 / 20  # share of the steps
+
+healed = partial(option, group="heal")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is healed. Raises UserError for what cannot be.
+    """Says how a model is healed. Raises UserError for what cannot be.
 
     kind, loss     see bench.healing.training
     text           whose calibration documents are trained on, as bench.data.texts knows it
@@ -38,35 +44,33 @@ class Recipe:
     seed           of the draw of text, of its order, and of the adapters
     """
 
-    kind: str = "lora"
-    text: str = "wiki"
-    tokens: int = 100_000
-    loss: str = "next-token"
-    passes: int = 1
-    learning_rate: float | None = None
-    batch: int = 8
-    length: int = 256
-    rank: int = 8
+    PREFIX: ClassVar = "heal-"  # of its flags
+
+    kind: Literal["lora", "full"] = healed(
+        "lora", "measure every method as pruned, and healed; by default not", flag="heal"
+    )
+    text: str = healed("wiki", "whose calibration half is trained on, by default {default}", "TEXT")
+    tokens: int = healed(100_000, "trained on, by default {default:,}", "N", least=1)
+    loss: Literal["next-token", "kl"] = healed("next-token", "kl: from the dense model; by default {default}")
+    passes: int = healed(1, "over the text, by default {default}", "N", least=1)
+    learning_rate: float | None = healed(
+        None, f"the highest, by default {RATES}", "RATE", least=SMALLEST, wanted="a positive number"
+    )
+    batch: int = healed(8, "sequences of a step, by default {default}", "N", least=1)
+    length: int = healed(256, "of a sequence, by default {default}", "TOKENS", least=2, wanted=PREDICTED)
+    rank: int = healed(8, "of LoRA's matrices, by default {default}", "N", least=1)
     points: int = 10
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UserError(f"healing is {' or '.join(KINDS)}; got {self.kind!r}")
-        if self.loss not in LOSSES:
-            raise UserError(f"the loss of healing is {' or '.join(LOSSES)}; got {self.loss!r}")
-        for name in ("passes", "batch", "rank", "points"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} of healing is a positive number; got {getattr(self, name)}")
-        if self.length < 2:
-            raise UserError(f"a sequence has two tokens or more, since the first is not predicted; got {self.length}")
+        check(self)
+        if self.points < 1:
+            raise UserError(f"points of healing is a positive number; got {self.points}")
         if self.tokens < self.passes * self.length:
             raise UserError(
                 f"healing needs a sequence of {self.length} tokens in each pass, {self.passes * self.length} in all; "
                 f"got {self.tokens} tokens"
             )
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise UserError(f"the learning rate is a positive number; got {self.learning_rate}")
 
     @property
     def sequences(self) -> int:

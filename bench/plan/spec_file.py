@@ -1,4 +1,4 @@
-"""A run written down as YAML: its keys are the long flags of `run`, put in front of those of the command line.
+"""Reads a run that is written down as YAML: its keys are the long flags of `run`.
 
     description: one line, for `list specs`
     base: the name of another spec, or a file beside this one; what stands here wins over it
@@ -7,71 +7,52 @@
     set: {laco.C: [2, 3, 4, 6], laco.T: 0.65}
     no-checks: true
 
-A list is what the flag takes with commas; `set` and `task-data` are tables. Keys are written with - or _.
+A list is what the flag takes with commas; `set` and `task-data` are tables. Keys are written with - or _. What the
+command line gives wins over the file, and of flags that are given several times it stands behind.
 """
 
 from __future__ import annotations
 
-import argparse
-import difflib
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.plan.fields import repeated
+from bench.plan.parse import near
+from bench.plan.run_spec import SWEPT, RunSpec, flags, from_flags, several
 from methods.errors import UserError
 
 SHIPPED = Path(__file__).parent.parent / "specs"
 OWN = ("description", "base")  # keys that are no flags
-TABLES = ("set", "task-data")  # flags that are given once for each NAME=VALUE
-REPEATED = (*TABLES, "plugin", "then")  # flags that are given several times, and not once with commas
 BY_HAND = "trust-remote-code"  # what a file that others wrote cannot switch on
 
 
 def shipped() -> dict[str, str]:
-    """The description of each spec that comes with the suite, by its name."""
-    return {path.stem: str(_read(path).get("description", "")) for path in _files()}
+    """Return the description of each spec that comes with the suite, by its name."""
+    return {path.stem: str(_read(path).get("description", "")) for path in sorted(SHIPPED.glob("*.yaml"))}
 
 
-def _files() -> list[Path]:
-    return sorted(SHIPPED.glob("*.yaml"), key=lambda path: path.stem)
+def spec(name: str, given: Mapping[str, Any]) -> RunSpec:
+    """Return what a spec asks for: one that comes with the suite, or a file; `given` are flags that win over it.
 
-
-def expanded(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
-    """The command line with the flags of its --spec in front of its own, of which the last counts.
-
-    `parser` is that of `run`. Raises UserError for a spec that cannot be read, with the keys or names that are near.
+    A ratio that a method of the file cannot reach is an outcome of its cell. Raises UserError for a file that cannot be
+    read, with the keys or names that are near, and for what `run` would not take.
     """
-    command, rest = list(argv[:1]), list(argv[1:])
-    name = _named(rest)
-    if command != ["run"] or name is None:
-        return [*command, *rest]
-    return [*command, *_flags(_find(name), parser, ()), *rest]
-
-
-def _named(arguments: Sequence[str]) -> str | None:
-    """The value of the last --spec, if there is one."""
-    found = None
-    for place, argument in enumerate(arguments):
-        if argument.startswith("--spec="):
-            found = argument.removeprefix("--spec=")
-        elif argument == "--spec" and place + 1 < len(arguments):
-            found = arguments[place + 1]
-    return found
+    path = _find(name)
+    asked = _over(_table(path, ()), given)
+    return from_flags(asked, name=path.stem, record_out_of_reach="methods" not in given)
 
 
 def _find(name: str, beside: Path | None = None) -> Path:
-    """The file of a spec: one that comes with the suite, or a path, for a base from the spec that names it."""
+    """Return the file of a spec; that of a base may lie beside the spec that names it."""
     path = Path(name) if beside is None else beside.parent / name
     if path.is_file():
         return path
     own = SHIPPED / f"{name}.yaml"
     if own.parent == SHIPPED and own.is_file():
         return own
-    known = [file.stem for file in _files()]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise UserError(f"no spec {name!r}; {hint}give a YAML file, or one of {', '.join(known)}")
+    known = [file.stem for file in sorted(SHIPPED.glob("*.yaml"))]
+    raise UserError(f"no spec {name!r}{near(name, known)}; give a YAML file, or one of {', '.join(known)}")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -88,71 +69,53 @@ def _read(path: Path) -> dict[str, Any]:
     return plain
 
 
-def _flags(path: Path, parser: argparse.ArgumentParser, above: tuple[Path, ...]) -> list[str]:
-    """A spec as flags, those of its base first. Raises UserError, with the file, for what `run` would not take."""
-    table, found = _read(path), list[str]()
+def _table(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """Return a spec as values of flags, over those of its base. Raises UserError, with the file, for what is none."""
+    table, below, found = _read(path), dict[str, Any](), dict[str, Any]()
     if "base" in table:
         under = _find(str(table["base"]), path)
         if under in (path, *above):
             raise UserError(f"{path}: base leads back to {under}")
-        found = _flags(under, parser, (path, *above))
-    known = set(re.findall(r"--([a-z][a-z-]*)", parser.format_usage())) - {"spec", "help"}
-    own, seen = list[str](), set[str]()
+        below = _table(under, (path, *above))
     for key, value in table.items():
         flag = str(key).replace("_", "-")
         if flag in OWN:
             continue
-        _refuse_key(path, str(key), flag, known)
-        if flag in seen:
+        if flag == BY_HAND:
+            raise UserError(f"{path}: {key} is not taken from a file; give --{flag} on the command line")
+        if flag not in flags():
+            hint = near(flag, [*sorted(flags()), *OWN])
+            raise UserError(f"{path}: {key!r} is no flag of `run`{hint}; see `python -m bench run --help`")
+        if flag in found:
             raise UserError(f"{path} names {flag} twice, as {key} and otherwise; keep one")
-        seen.add(flag)
-        own += _given(f"{path}: {key}", flag, value, parser, known)
-    try:
-        _parsed(parser, own)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    return [*found, *own]
-
-
-def _refuse_key(path: Path, key: str, flag: str, known: set[str]) -> None:
-    if flag == BY_HAND:
-        raise UserError(f"{path}: {key} is not taken from a file; give --{flag} on the command line")
-    if flag not in known:
-        near = difflib.get_close_matches(flag, [*sorted(known), *OWN], n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"{path}: {key!r} is no flag of `run`; {hint}see `python -m bench run --help`")
-
-
-def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    return parser.parse_args(["--methods=dense", *arguments])
-
-
-def _given(where: str, flag: str, value: Any, parser: argparse.ArgumentParser, known: set[str]) -> list[str]:
-    """One key as arguments of the command line."""
-    if isinstance(value, bool):
+        found[flag] = _value(f"{path}: {key}", flag, value)
         try:
-            _parsed(parser, [f"--{flag}"])
-        except UserError:
-            raise UserError(f"{where} takes a value, and is no switch; got {_word(where, value)}") from None
-        return [f"--{flag}"] if value else [f"--no-{flag}"] if f"no-{flag}" in known else []
-    if isinstance(value, Mapping) and flag in TABLES:
-        return [f"--{flag}={name}={_joined(f'{where}: {name}', inner)}" for name, inner in value.items()]
-    if flag in REPEATED:
-        return [f"--{flag}={_word(where, one)}" for one in (value if isinstance(value, list) else [value])]
+            name = flags()[flag].field
+            for one in several(name, found[flag]) if name in SWEPT else [found[flag]]:
+                flags()[flag].converted(one)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+    return _over(below, found)
+
+
+def _value(where: str, flag: str, value: Any) -> Any:
+    """Return what a key gives its flag. Raises UserError where that is nothing, or a list or table within another."""
+    option = flags()[flag]
+    if option.kind is bool:
+        return not value if option.default is True and isinstance(value, bool) else value
+    values = list(value.values()) if option.repeated and isinstance(value, Mapping) else [value]
     if value is None:
         raise UserError(f"{where} has no value")
-    return [f"--{flag}={_joined(where, value)}"]
+    for one in values:
+        for each in one if isinstance(one, list) else [one]:
+            if isinstance(each, list | Mapping):
+                raise UserError(f"{where} is a value or a list of values; got {each!r}")
+        if one == []:
+            raise UserError(f"{where} is an empty list")
+    return value
 
 
-def _joined(where: str, value: Any) -> str:
-    words = [_word(where, one) for one in (value if isinstance(value, list) else [value])]
-    if not words:
-        raise UserError(f"{where} is an empty list")
-    return ",".join(words)
-
-
-def _word(where: str, value: Any) -> str:
-    """A value of YAML as the command line has it."""
-    if isinstance(value, list | Mapping):
-        raise UserError(f"{where} is a value or a list of values; got {value!r}")
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of flags `below` with those `above` in their place, or behind where a flag is repeated."""
+    both = {flag for flag in below if flag in above and flags()[flag].repeated}
+    return {**below, **above} | {flag: (*repeated(below[flag]), *repeated(above[flag])) for flag in both}

@@ -1,133 +1,151 @@
-"""Everything that can be refused is refused here, before any work."""
+"""Refuses everything that can be refused before any work, and makes the cells of what is left."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 import methods
-from bench.cli import options
-from bench.data import pretrained, task_sources, texts
-from bench.evaluation import tasks
-from bench.plan import cell as spec
-from bench.plan import chain
-from bench.plan import grid as cell_grid
+from bench.data import pretrained, task_loading, task_sources, texts
+from bench.plan import chain, grid
+from bench.plan.cell import Cell
+from bench.plan.parse import Mention
 from bench.plan.protocol import Protocol
 from bench.plan.recipe import Recipe, refuse
+from bench.plan.run_spec import RunSpec
 from methods.checkpoint import save_load
 from methods.errors import CheckpointError, UserError
 from methods.files import WRITING
 from methods.model.decoder import Decoder
 
-if TYPE_CHECKING:
-    import torch
+
+@dataclass(frozen=True)
+class Target:
+    """The model that is worked on, without weights, and where."""
+
+    decoder: Decoder
+    device: torch.device
+    dtype: torch.dtype
 
 
-def cells(
-    methods_and_parameters: list[tuple[str, dict[str, Any]]],
-    ratios: list[float],
-    protocols: Sequence[tuple[Protocol, int]],
-    arguments: argparse.Namespace,
-) -> list[spec.Cell]:
-    """The cells of a run. Raises UserError, in one line, for the first thing that is unsound.
+def target(spec: RunSpec, read: Iterable[str]) -> Target:
+    """Return the model of a run and where it runs, and set the number of torch's threads.
 
-    protocols  each with its seed; they differ in what methods look at and in nothing else
+    Raises UserError for a text of `read` that cannot be had, and for a model, device, dtype or number of threads that
+    cannot be used.
     """
-    recipe = options.recipe(arguments)
-    stages = cell_grid.stages([chain.parse(text) for text in arguments.then], arguments.set)
-    try:
-        methods.load(arguments.plugin)
-        for name, parameters in (*methods_and_parameters, *(stage[:2] for stage in stages)):
-            methods.make(name, parameters)
-        if arguments.uniform:
-            methods_and_parameters = [(name, _uniform(name, given)) for name, given in methods_and_parameters]
-            stages = [(name, _uniform(name, given), ratio) for name, given, ratio in stages]
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    local, first = task_sources.parse_task_data(arguments.local_data), protocols[0][0]
-    names = tasks.check(first.tasks, local, first.fewshot)
-    for text in dict.fromkeys([*first.texts, *(protocol.calibration for protocol, _ in protocols)]):
+    for text in dict.fromkeys(read):
         texts.check(text)
-    device = pretrained.resolve_device(arguments.device)
-    dtype = pretrained.resolve_dtype(arguments.dtype, device)
-    if recipe:
-        for protocol, _ in protocols:
-            _check_healing(recipe, protocol, dtype)
-    pretrained.check(arguments.model, arguments.trust_remote_code)
-    if arguments.threads is not None:
-        set_threads(arguments.threads)
-    common = {
-        "model": arguments.model,
-        "match": arguments.match,
-        "device": str(device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "trust_remote_code": arguments.trust_remote_code,
-    }
+    device = pretrained.resolve_device(spec.device)
+    dtype = pretrained.resolve_dtype(spec.dtype, device)
+    pretrained.check(spec.model, spec.trust_remote_code)
+    if spec.threads is not None:
+        set_threads(spec.threads)
     try:
-        decoder = Decoder(pretrained.shell(arguments.model, arguments.trust_remote_code))
+        return Target(Decoder(pretrained.shell(spec.model, spec.trust_remote_code)), device, dtype)
     except methods.Unsupported as error:
         raise UserError(str(error)) from None
+
+
+def cells(spec: RunSpec) -> list[Cell]:
+    """Return the cells of a run. Raises UserError, in one line, for the first thing that is unsound."""
+    mentions, stages, protocols = grid.methods(spec), grid.stages(spec), spec.protocols()
+    try:
+        methods.load(spec.plugins)
+        mentions = [_ready(mention, spec) for mention in mentions]
+        stages = [stage._replace(mention=_ready(stage.mention, spec)) for stage in stages]
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    local, first = task_sources.parse_task_data(spec.task_data), protocols[0][0]
+    names = task_loading.check(first.tasks, local, first.fewshot)
+    check_cores(first.pin)
+    healed_on = [spec.healing.text] if spec.healing else []
+    found = target(spec, [*first.texts, *(protocol.calibration for protocol, _ in protocols), *healed_on])
+    if spec.healing:
+        _check_healing(spec.healing, [protocol for protocol, _ in protocols], found)
     if first.save_dtype or stages:  # which go on from a model that the run has kept
         try:
-            save_load.refuse_own_code(decoder)
+            save_load.refuse_own_code(found.decoder)
         except CheckpointError as error:
             raise UserError(f"{'--save-models' if first.save_dtype else '--then'}: {error}") from None
-    if recipe and recipe.length > (most := getattr(decoder.config, "max_position_embeddings", recipe.length)):
-        raise UserError(f"--heal-length {recipe.length} is more than the {most} tokens that the model takes")
-    found = []
+    every = list[Cell]()
     for protocol, seed in protocols:
-        asked = dataclasses.replace(protocol, tasks=names, task_data=local)
-        here = common | {"protocol": asked, "seed": seed}
-        grid = cell_grid.cells(methods_and_parameters, ratios, decoder, here)
-        found += chain.extended(grid, recipe, [_stage_cells(stage, decoder, here) for stage in stages], decoder)
-    return found
+        common = {
+            "model": spec.model,
+            "match": spec.match,
+            "device": str(found.device),
+            "dtype": str(found.dtype).removeprefix("torch."),
+            "trust_remote_code": spec.trust_remote_code,
+            "protocol": replace(protocol, tasks=names, task_data=local),
+            "seed": seed,
+        }
+        further = [_stage_cells(stage, found.decoder, common) for stage in stages]
+        pruned = grid.cells(mentions, spec.ratios, found.decoder, common)
+        every += chain.extended(pruned, spec.healing, further, found.decoder)
+    if grid.is_sweep(spec):
+        grid.refuse_more_than(spec.max_cells, len(every), at_least=False)
+    return every
 
 
-def _check_healing(recipe: Recipe, protocol: Protocol, dtype: torch.dtype) -> None:
-    """Refuse a text that cannot be read or that is measured on, and a dtype that cannot be trained in."""
-    refuse(recipe, dtype, dense=True)  # which is loaded where the loss needs it
-    texts.check(recipe.text)
-    for text in protocol.texts:
-        if texts.is_whole(text, protocol.calibration) and not texts.is_whole(text, recipe.text):
-            raise UserError(
-                f"--heal-text {recipe.text} would be trained on and measured on, since --texts takes all of it; with "
-                "--calibration of the same text every second document is for each"
-            )
+def _ready(mention: Mention, spec: RunSpec) -> Mention:
+    """Return a method that there is, with uniform=True where that is asked for and it cuts widths.
+
+    Raises ValueError for a method or parameter that there is not, and where the method never cuts alike in all layers.
+    """
+    pruner = methods.make(mention.method, mention.given)
+    if not spec.uniform:
+        return mention
+    if reason := getattr(pruner, "uneven", ""):
+        raise ValueError(f"--uniform: {mention.method} has no variant that stock transformers loads, since {reason}")
+    return mention._replace(given=mention.given | {"uniform": True}) if hasattr(pruner, "uniform") else mention
 
 
-def _stage_cells(stage: tuple[str, dict[str, Any], float], decoder: Decoder, common: dict[str, Any]) -> list[spec.Cell]:
-    """What --then names, as cells that start from the dense model: several where the method draws at random."""
-    name, given, ratio = stage
+def _check_healing(recipe: Recipe, protocols: Iterable[Protocol], found: Target) -> None:
+    """Refuse a text that is measured on, a dtype that cannot be trained in, and sequences longer than the model's."""
+    refuse(recipe, found.dtype, dense=True)  # which is loaded where the loss needs it
+    for protocol in protocols:
+        for text in protocol.texts:
+            if texts.is_whole(text, protocol.calibration) and not texts.is_whole(text, recipe.text):
+                raise UserError(
+                    f"--heal-text {recipe.text} would be trained on and measured on, since --texts takes all of it; "
+                    "with --calibration of the same text every second document is for each"
+                )
+    if recipe.length > (most := getattr(found.decoder.config, "max_position_embeddings", recipe.length)):
+        raise UserError(f"--heal-length {recipe.length} is more than the {most} tokens that the model takes")
+
+
+def _stage_cells(stage: grid.NextStage, decoder: Decoder, common: dict[str, Any]) -> list[Cell]:
+    """Return what --then names as cells that start from the dense model: several where the method draws at random."""
+    name, given, _ = stage.mention
     if name == "dense" or methods.make(name, given).fixed:
         raise UserError(f"--then {name}: it takes no ratio, and so cannot go on to one")
-    return [cell for cell in cell_grid.cells([(name, given)], [ratio], decoder, common) if cell.method != "dense"]
+    return [cell for cell in grid.cells([stage.mention], [stage.ratio], decoder, common) if cell.method != "dense"]
 
 
-def _uniform(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The parameters with uniform=True where the method cuts widths. Raises ValueError where it never is uniform."""
-    pruner = methods.make(name, given)
-    if reason := getattr(pruner, "uneven", ""):
-        raise ValueError(f"--uniform: {name} has no variant that stock transformers loads, since {reason}")
-    if not hasattr(pruner, "uniform"):
-        return given
-    return given | {"uniform": True}
+def check_cores(pin: Iterable[int]) -> None:
+    """Refuse cores, by their numbers, that this process may not use."""
+    if pin and not hasattr(os, "sched_getaffinity"):
+        raise UserError("--pin: this system does not let a program choose its cores")
+    for core in pin:
+        if core not in (allowed := os.sched_getaffinity(0)):
+            raise UserError(f"--pin: core {core} cannot be used; there are {','.join(map(str, sorted(allowed)))}")
 
 
 def set_threads(threads: int) -> None:
-    import torch
-
+    """Let torch use this many threads of the CPU. Raises UserError for more than the machine has cores."""
     if not 1 <= threads <= (os.cpu_count() or 1):
         raise UserError(f"--threads lies between 1 and {os.cpu_count()}, the machine's cores; got {threads}")
     torch.set_num_threads(threads)
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a results folder that cannot be made or written to."""
+    """Make a folder for results. Raises UserError where it cannot be made or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=WRITING):

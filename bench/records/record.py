@@ -9,8 +9,9 @@ A record has these keys and no others:
     cell         what was asked for (bench.plan.cell.Cell); `inputs` is what the answer stands on (bench.run.store).
                  Only a cell that was trained has `healing` (bench.plan.recipe.Recipe), and only one that goes on from
                  others has `earlier`: those, the first one first (bench.plan.cell.Stage)
-    status       "ok", "unsupported", or one of FAILED: "error" (an exception), "out_of_memory", "crashed" (the process
-                 died), "timed_out"
+    status       "ok"; "unsupported" (the method cannot serve the model) or "out_of_reach" (it cannot remove that much
+                 of it), which are outcomes; or one of FAILED: "error" (an exception), "out_of_memory", "crashed" (the
+                 process died), "timed_out"
     error        why the status is not "ok", else null
     environment  versions, commit, device, threads (bench.system.environment)
     decisions    what the method decided; layers go by their numbers in the model that it was given. A cell that goes on
@@ -92,7 +93,8 @@ from methods.files import write_atomically
 
 SCHEMA = 2
 FAILED = ("error", "out_of_memory", "crashed", "timed_out")
-STATUSES = ("ok", "unsupported", *FAILED)
+REFUSED = ("unsupported", "out_of_reach")  # what a method cannot do: outcomes, and no failures
+STATUSES = ("ok", *REFUSED, *FAILED)
 EARLIER = ("parameters", "layers", "ratio", "ratio_budget", "pruned_sha256", "prune_seconds", "healing")
 ACCURACY = re.compile(r"(^|_)acc(_|$)")
 KEYS = ("schema", "cell", "status", "error", "environment", "decisions", "measured")

@@ -95,8 +95,8 @@ def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome) -> N
     status, error = "ok", None
     try:
         _measure(cell, folder, datasets, outcome)
-    except Unsupported as reason:
-        status, error = "unsupported", str(reason)
+    except (Unsupported, OutOfReach) as reason:
+        status, error = ("unsupported" if isinstance(reason, Unsupported) else "out_of_reach"), str(reason)
     except Exception as reason:
         if isinstance(reason, Unwritable) or (isinstance(reason, UserError) and not outcome.measured):
             raise
@@ -203,9 +203,7 @@ def _prune(cell: Cell, decoder: Decoder, ratio: float, datasets: Datasets, outco
             try:
                 outcome.decisions |= pruner.prune(decoder, datasets.calibration, ratio)
             except OutOfReach as reason:
-                if not cell.earlier:  # else what is left over is known only now
-                    raise
-                raise Unsupported(f"behind {cell.earlier[-1].method}, {reason}") from reason
+                raise OutOfReach(f"behind {cell.earlier[-1].method}, {reason}" if cell.earlier else reason) from reason
         outcome.measured["prune_seconds"] = outcome.measured["seconds"]["prune"] + datasets.inherited_seconds
     outcome.decisions["calibration"] = {
         "source": datasets.calibration.source,

@@ -18,18 +18,42 @@ import torch
 
 import methods
 from bench.data import pretrained
-from bench.plan import chain
+from bench.plan import chain, validate
 from bench.plan.cell import Cell, asked
 from bench.plan.protocol import Protocol
-from bench.records.record import InvalidRecord, Record, load
+from bench.plan.run_spec import RunSpec
+from bench.records.record import REFUSED, InvalidRecord, Record, load
 from bench.run import fingerprint, store
 from bench.run.datasets import Datasets, Reading
 from bench.run.measure import Outcome, attempt
-from bench.system import environment
+from bench.system import environment, interrupt
 from bench.system import worker as isolation
 from bench.system.console import say
 from bench.system.worker import Limits
 from methods.errors import Unwritable, UserError
+
+Report = Callable[[Path, list[Record]], object]
+
+
+def run_spec(spec: RunSpec, report: Report = lambda folder, records: None) -> list[Record]:
+    """Measure what is asked for and return the records of its cells, in their order; finished cells are skipped.
+
+    report   is given the folder of the run and the records at the end, while the folder is still held
+
+    Raises UserError, in one line and before any work, for what cannot be; and where `run` does.
+    """
+    cells, folder = validate.cells(spec), spec.folder()
+    validate.check_folder(folder)
+    limits = {"memory": spec.cell_memory_mib * 2**20, "seconds": spec.cell_minutes * 60}
+    with interrupt.prompt():
+        return run(
+            cells,
+            folder,
+            retry_failed=spec.retry_failed,
+            isolate=spec.isolate,
+            limits=Limits(**{name: limit for name, limit in limits.items() if limit}),
+            report=report,
+        )
 
 
 def run(
@@ -39,7 +63,7 @@ def run(
     retry_failed: bool = False,
     isolate: bool | None = None,
     limits: Limits = Limits(),  # noqa: B008  # frozen
-    report: Callable[[Path, list[Record]], object] = lambda folder, records: None,
+    report: Report = lambda folder, records: None,
 ) -> list[Record]:
     """Run every cell that has no record in `folder` that counts, and return the records of all, in the cells' order.
 
@@ -92,7 +116,7 @@ def run(
     return list(records.values())
 
 
-SOUND = ("ok", "unsupported")  # a process in which a cell ended otherwise measures no other one
+SOUND = ("ok", *REFUSED)  # a process in which a cell ended otherwise measures no other one
 CalibrationSetting = tuple[Protocol, int]  # what decides what a cell looks at: its protocol and its seed
 
 
@@ -130,7 +154,7 @@ def _orphaned(cell: Cell, records: Mapping[str, Record]) -> dict[str, Any] | Non
     parent = records[cell.inputs["parent"]] if cell.earlier else None
     if parent is None or parent.status == "ok":
         return None
-    status = "unsupported" if parent.status == "unsupported" else "error"
+    status = parent.status if parent.status in REFUSED else "error"
     reason = f"{parent.status}, {(parent.error or '').partition(chr(10))[0]}"
     return {"status": status, "error": f"there is no model of {parent.cell['label']} to go on from: {reason}"}
 

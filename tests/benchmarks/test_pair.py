@@ -14,12 +14,12 @@ import pytest
 import torch
 from conftest import tiny
 
-from bench.plan.protocol import PROFILES
+from bench.plan.protocol import profile
 from bench.speed.benchmark import SpeedBenchmark
 from bench.speed.timing import WallClock
 
 SHAPE = {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 704}
-PROTOCOL = dataclasses.replace(PROFILES["smoke"], prefill=(64,), decode=(32,), speed_rounds=12)
+PROTOCOL = dataclasses.replace(profile("smoke"), prefill=(64,), decode=(32,), speed_rounds=12)
 
 
 @pytest.mark.parametrize("layers", [8, 4])

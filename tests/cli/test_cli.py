@@ -256,12 +256,12 @@ def test_a_greedy_cell_goes_on_from_the_longest_order_of_its_own_kind():
     from dataclasses import replace
 
     from bench.plan.cell import Cell
-    from bench.plan.protocol import PROFILES
+    from bench.plan.protocol import profile
     from bench.run.runner import removals
 
     inputs = {"weights_sha256": "a", "method_sha256": "c", "tasks": {"piqa": {"sha256": "e"}}}
-    cell = Cell("m", "sleb", {"tokens": 64}, 0.3, "layers", 0, "cpu", "float32", PROFILES["smoke"], inputs=inputs)
-    other, longer = replace(PROFILES["smoke"], tasks=()), replace(PROFILES["smoke"], calibration_length=65)
+    cell = Cell("m", "sleb", {"tokens": 64}, 0.3, "layers", 0, "cpu", "float32", profile("smoke"), inputs=inputs)
+    other, longer = replace(profile("smoke"), tasks=()), replace(profile("smoke"), calibration_length=65)
     records = [
         record_of(replace(cell, ratio=0.1), ["layer 3"], 1, 5.0),
         record_of(
@@ -286,14 +286,14 @@ def test_a_search_serves_every_compensation_behind_it():
     from dataclasses import replace
 
     from bench.plan.cell import Cell
-    from bench.plan.protocol import PROFILES
+    from bench.plan.protocol import profile
     from bench.run.fingerprint import method_sha256
     from bench.run.runner import removals
 
     def found(method, parameters, source=None, **changes):
         inputs = {"weights_sha256": "a", "method_sha256": source or method_sha256(method)}
         return Cell(
-            "m", method, parameters, 0.3, "layers", 0, "cpu", "float32", PROFILES["smoke"], inputs=inputs, **changes
+            "m", method, parameters, 0.3, "layers", 0, "cpu", "float32", profile("smoke"), inputs=inputs, **changes
         )
 
     mended = found("sleb+ghost", {"tokens": 64, "ghost.ridge": 1.0})

@@ -13,8 +13,7 @@ from tiny_methods import SPECS, logits
 from tiny_methods import calibration as whole_sequences
 
 import methods
-from bench.cli import main
-from bench.plan.parse import parse_methods, parse_ratios
+from bench.plan import spec_file
 from methods.checkpoint import save_load
 from methods.compensation.boundaries import Boundary, BoundaryStates, Pruning, boundaries_of
 from methods.compensation.ghost import Ghost
@@ -537,10 +536,9 @@ def test_weights_keep_their_dtype_and_their_state(pair):
 @pytest.mark.parametrize(("name", "cells"), [("compensation", 103), ("compensation-calibration", 36)])
 def test_the_specs_of_the_study_name_what_there_is(name, cells):
     """Every method is known, and each that is mended stands there alone as well."""
-    spec = main._parsed(["run", "--spec", name])
-    asked = parse_methods(spec.methods)
-    for method, given in asked:
+    spec = spec_file.spec(name, {})
+    asked = spec.mentions()
+    for method, given, _ in asked:
         methods.make(method, given)
-    assert {method.partition("+")[0] for method, _ in asked} <= {method for method, _ in asked}
-    calibrations = len(spec.calibration.split(",")) if isinstance(spec.calibration, str) else len(spec.calibration)
-    assert calibrations * (1 + len(asked) * len(parse_ratios(spec.ratio))) == cells
+    assert {mention.method.partition("+")[0] for mention in asked} <= {mention.method for mention in asked}
+    assert len(spec.protocols()) * (1 + len(asked) * len(spec.ratios)) == cells

@@ -27,7 +27,7 @@ from bench.healing import training
 from bench.healing.text import draw
 from bench.plan import chain
 from bench.plan.cell import Cell, Stage, asked
-from bench.plan.protocol import PROFILES
+from bench.plan.protocol import profile
 from bench.plan.recipe import Recipe
 from bench.records.record import Record
 from bench.records.run_folder import load_run
@@ -114,7 +114,7 @@ CELL = Cell(
     seed=0,
     device="cpu",
     dtype="float32",
-    protocol=PROFILES["quick"],
+    protocol=profile("quick"),
     given=("C",),
     inputs={"weights_sha256": "f" * 64, "texts": {"wiki": "a" * 64}},
 )
@@ -523,7 +523,7 @@ def test_what_is_out_of_reach_behind_another_method_is_an_outcome(options, tmp_p
     arguments = [*options, "--methods", "drop:layers=0-1", "--then", "laco:ratio=0.45"]  # four layers hold no window
     assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
     (found,) = [record for record in load_run(tmp_path / "run") if record.status != "ok"]
-    assert (found.cell["label"], found.status) == ("drop:layers=0-1, then laco", "unsupported")
+    assert (found.cell["label"], found.status) == ("drop:layers=0-1, then laco", "out_of_reach")
     assert re.match(r"behind drop, ratio 0\.\d+ is out of reach", found.error)
 
 

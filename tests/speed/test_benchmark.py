@@ -24,9 +24,9 @@ from conftest import TINY, tiny
 from scipy.stats import wilcoxon
 from tiny_methods import METHODS, pruned
 
-from bench.cli import options as flags
 from bench.cli.main import main
-from bench.plan.protocol import PROFILES
+from bench.plan import validate
+from bench.plan.protocol import profile
 from bench.records.run_folder import load_run
 from bench.speed import benchmark, memory, timing, transfer
 from bench.speed.timing import EventClock, Pass, WallClock, WarmUp, Workload
@@ -39,7 +39,7 @@ from methods.errors import UserError
 from methods.model.decoder import Decoder
 from reports.report import markdown, speed_terminal
 
-SMOKE = PROFILES["smoke"]
+SMOKE = profile("smoke")
 CPU = torch.device("cpu")
 
 
@@ -621,9 +621,9 @@ def test_this_machine_tells_how_busy_it_is():
 
 def test_a_machine_with_one_core(monkeypatch, capsys):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})
-    assert flags.cores("0") == (0,)
+    validate.check_cores((0,))
     with pytest.raises(UserError, match="core 1 cannot be used; there are 0"):
-        flags.cores("0,1")
+        validate.check_cores((0, 1))
     assert main(["speed", "--pin", "1"]) == 2
     assert capsys.readouterr().err == "prunebench: --pin: core 1 cannot be used; there are 0\n"
 
@@ -945,14 +945,14 @@ def test_of_several_draws_the_first_is_timed(command, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--rounds", "5"], "speed-rounds is 0 for no speed, or at least 6"),
-        (["--batch", "0"], "batches is a list of positive numbers, as in 1,8; got '0'"),
-        (["--batch", "none"], "batches is a list of positive numbers"),
+        (["--batch", "0"], "--batch is a list of whole numbers, each 1 or more; got 0"),
+        (["--batch", "none"], "--batch is a list of whole numbers, each 1 or more; got none"),
         (["--prefill", "none", "--decode", "none"], "both are none"),
-        (["--prefill", "many"], "--prefill: invalid list of whole numbers value: 'many'"),
+        (["--prefill", "many"], "--prefill is a list of whole numbers, each 1 or more; got 'many'"),
         (["--max-batch", "-1"], "max-batch is 0 for no sweep"),
         (["--cache", "paged"], "invalid choice: 'paged'"),
-        (["--speed-limit", "0"], "speed_limit is a positive number"),
-        (["--decode-steps", "0"], "decode_steps is a positive number"),
+        (["--speed-limit", "0"], "--speed-limit is a positive number"),
+        (["--decode-steps", "0"], "--decode-steps is a positive number"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, message, capsys):

@@ -34,7 +34,7 @@ from made_records import (
 )
 
 from bench.plan.cell import Cell
-from bench.plan.protocol import PROFILES
+from bench.plan.protocol import profile
 from bench.records.columns import frame
 from bench.records.record import Record, save
 from bench.records.run_folder import load_run
@@ -287,7 +287,7 @@ def test_a_task_without_accuracy_is_shown_but_not_averaged():
 
 def test_the_label_is_the_cells():
     asked = Cell(
-        "m", "laco", {"C": 3, "T": 0.7, "I": 2}, 0.3, "layers", 0, "cpu", "float32", PROFILES["smoke"], given=("C", "T")
+        "m", "laco", {"C": 3, "T": 0.7, "I": 2}, 0.3, "layers", 0, "cpu", "float32", profile("smoke"), given=("C", "T")
     )
     record = Record(cell=asdict(asked), status="error", environment={}, error="x")
     assert frame([record])["label"].tolist() == [asked.label] == ["laco:C=3,T=0.7"]

@@ -1,0 +1,148 @@
+"""Describes each thing that can be asked for once: its default, its range, its help, and how its flag is written.
+
+    window: int = option(512, "tokens of a perplexity window", "TOKENS", least=1)
+
+The dataclasses of such fields (RunSpec, Protocol, Recipe, SimilarityProtocol) give the flags of the command line and
+the keys of spec files (`options`), and have their values checked when they are made (`check`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from types import GenericAlias, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from bench.plan.parse import listed, word
+from methods.errors import UserError
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """Describes a field: one flag of a command, which is a key of spec files too.
+
+    owner     the dataclass that has the field
+    field     its name there
+    hint      its annotation
+    flag      the flag without its dashes
+    help      what `--help` says; empty where the field has no flag
+    group     under which heading `--help` shows it
+    repeated  whether the flag is given several times, and not once with commas
+    least     the smallest number that is allowed, alone or in a list
+    wanted    what an error says that would be right, by default made from the annotation and `least`
+    """
+
+    owner: type
+    field: str
+    hint: Any
+    default: Any
+    flag: str
+    help: str = ""
+    metavar: str | None = None
+    group: str = ""
+    repeated: bool = False
+    least: float | None = None
+    wanted: str = ""
+
+    @property
+    def bare(self) -> Any:
+        """The annotation without None, and of several types the first."""
+        return get_args(self.hint)[0] if get_origin(self.hint) in (Union, UnionType) else self.hint
+
+    @property
+    def kind(self) -> Any:
+        """The type of its values, which is tuple for every list."""
+        kind = get_origin(self.bare) or self.bare
+        return {Sequence: tuple, Literal: str}.get(kind, kind)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values that it may have, where they are few."""
+        return tuple(filter(None, get_args(self.bare))) if get_origin(self.bare) is Literal else ()
+
+    def converted(self, value: Any) -> Any:
+        """Return a value in the type of the field; a list may be given as one value, or as a text with commas.
+
+        Raises UserError, in one line, for a value that is of another type or out of range.
+        """
+        try:
+            if isinstance(value, bool) and self.kind is not bool:
+                raise TypeError
+            made = value if self.kind is not tuple else repeated(value) if self.repeated else listed(value)
+            return self._adapter.validate_python(made)
+        except (TypeError, ValueError):  # pydantic's own error is one
+            raise UserError(self._mistake(value)) from None
+
+    @functools.cached_property
+    def _adapter(self) -> Any:
+        """What pydantic makes of the annotation and the range."""
+        from pydantic import Field, TypeAdapter
+
+        limits = Field() if self.least is None else Field(ge=self.least, allow_inf_nan=False)
+        annotated: Any = Annotated
+        if self.kind is tuple:
+            many: Any = GenericAlias(tuple, (annotated[get_args(self.bare)[0], limits], ...))
+            return TypeAdapter[Any](many)
+        return TypeAdapter[Any](annotated[self.hint, limits])
+
+    def _mistake(self, value: Any) -> str:
+        """Say what is wrong with a value, and what would be right."""
+        if self.choices:
+            wanted = " or ".join([", ".join(self.choices[:-1]), self.choices[-1]])
+        elif self.kind is tuple:
+            wanted = f"a list of {'words' if get_args(self.bare)[0] is str else 'whole numbers'}"
+            wanted += "" if self.least is None else f", each {self.least} or more"
+        elif self.least is not None:
+            wanted = {0.0: "0 or positive", 1.0: "a positive number"}.get(self.least, f"{self.least} or more")
+        else:
+            wanted = KINDS.get(self.kind, self.kind.__name__)
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        number = isinstance(value, str) and re.fullmatch(r"-?\d+\.?\d*|nan|inf", value)
+        name = f"--{self.flag}" if self.help else self.field
+        return f"{name} is {self.wanted or wanted}; got {shown if number else repr(shown)}"
+
+
+def option(default: Any, help: str, metavar: str | None = None, **told: Any) -> Any:
+    """Return the field of a dataclass that has a flag, by default of the field's name with dashes.
+
+    help     what `--help` says; {default} is the default
+    told     the other fields of Option: flag, group, repeated, least, wanted
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar, **told})
+
+
+@functools.cache
+def _described(owner: Any) -> list[Option]:
+    """Return every field of a dataclass; its attribute PREFIX stands in front of their flags."""
+    hints, found = get_type_hints(owner), list[Option]()
+    for field in dataclasses.fields(owner):
+        told: dict[str, Any] = {"flag": getattr(owner, "PREFIX", "") + field.name.replace("_", "-")} | field.metadata
+        told["help"] = told.get("help", "").format(default=field.default)
+        found.append(Option(owner, field.name, hints[field.name], field.default, **told))
+    return found
+
+
+def options(owner: type) -> list[Option]:
+    """Return the flags of a dataclass, in the order of its fields."""
+    return [option for option in _described(owner) if option.help]
+
+
+def check(asked: Any) -> None:
+    """Turn the values of a dataclass into the types of its fields; called by its __post_init__.
+
+    Raises UserError, in one line, for the first value that is of another type or out of range.
+    """
+    owner: Any = type(asked)
+    for option in _described(owner):
+        object.__setattr__(asked, option.field, option.converted(getattr(asked, option.field)))
+
+
+def repeated(value: Any) -> tuple[str, ...]:
+    """Return the words of a flag that is given several times: a table as NAME=VALUE, with commas for a list in it."""
+    if isinstance(value, Mapping):
+        return tuple(f"{name}={','.join(map(word, listed(inner)))}" for name, inner in value.items())
+    return (value,) if isinstance(value, str) else tuple(value)

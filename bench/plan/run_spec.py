@@ -1,0 +1,178 @@
+"""Says what a run is asked to do: `RunSpec`, made from flags, from a spec file, or by hand.
+
+RunSpec(methods="laco,slicegpt", ratios=[0.3], profile="smoke", protocol={"windows": 8}, healing=Recipe("lora"))
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from bench.plan.cell import slug
+from bench.plan.fields import Option, check, option, options
+from bench.plan.parse import Mention, listed, near, parse_methods, parse_ratios
+from bench.plan.protocol import PROFILES, Protocol, profile
+from bench.plan.recipe import KINDS, Recipe
+from methods.errors import UserError
+
+SWEPT = ("calibration", "calibration_sequences", "calibration_length")  # fields of Protocol of which several sweep
+
+THEN = (
+    "prune every cell further, to ratio R of the dense model in total; given again, behind the one before. With --heal "
+    "a healed cell is pruned further, then healed again, and the next --then goes on from there"
+)
+TASK_DATA = (
+    "a task's documents from local files, with the columns of the hub's: an .arrow, .parquet or .jsonl file of what "
+    "is evaluated, or a folder of such, where files named by split (test-0.parquet) are taken by split"
+)
+ISOLATE = "each cell in a process of its own; by default timed cells share one until one fails in it"
+LIMIT = "0 for no limit, or positive"
+SHARES = "a list of shares of all parameters, each in [0, 1), as in 0.1,0.3"
+
+what = partial(option, group="what")
+where = partial(option, group="where")
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Says what a run is asked to do. Raises UserError, in one line, for what cannot be.
+
+    methods              as `--methods` takes them, in one text or a list; "all" is every method that takes a ratio
+    ratios               shares of all parameters to remove, each in [0, 1)
+    settings             parameters of methods, several values of which sweep: {"laco.C": [2, 3]} or "laco.C=2,3"
+    healing              how every pruned model is trained a little and measured once more; None: not at all
+    profile, protocol    how is measured: a name of PROFILES, and by the names of Protocol what is to differ from it;
+                         several values of SWEPT sweep
+    name                 of the run's folder between date and model, by default its methods
+    record_out_of_reach  whether a ratio that a method cannot reach is an outcome of its cell, with the status
+                         `out_of_reach`; otherwise it ends the run before any work. Of methods that `all` names it
+                         always is an outcome
+
+    What the others mean is the help of their flags (`python -m bench run --help`).
+    """
+
+    methods: str | Sequence[str] = what(MISSING, "as in laco,slicegpt or laco:C=3,T=0.7; all for all", "LIST")
+    model: str = what("smollm2-135m", "see `list models`; a folder, .gguf file or hub name")
+    ratios: Sequence[float] = what(
+        (), "share of all parameters to remove, as in 0.1,0.3", "LIST", flag="ratio", wanted=SHARES
+    )
+    settings: Sequence[str] | Mapping[str, Any] = what(
+        (), "as in laco.T=0.7; laco.C=2,3,4 sweeps", "METHOD.NAME=LIST", flag="set", repeated=True
+    )
+    max_cells: int = what(200, "of a sweep; more are refused", "N", least=1)
+    match: Literal["layers", "exact"] = what("layers", "round the ratio to whole layers")
+    compensate: str | None = what(None, "of `list methods`, behind all of --methods: laco is laco+NAME", "NAME")
+    uniform: bool = what(False, "cut widths alike in all layers, for stock transformers")
+    trust_remote_code: bool = what(False, "run code that comes with a model")
+    plugins: Sequence[str] = what((), "a Python file with methods", "FILE", flag="plugin", repeated=True)
+    then: Sequence[str] = what((), THEN, "METHOD:ratio=R[,NAME=VALUE]", repeated=True)
+    healing: Recipe | None = None
+    profile: str = option("quick", f"{', '.join(PROFILES)}; see `list profiles`", group="measure")
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    task_data: Sequence[str] | Mapping[str, Any] = option((), TASK_DATA, "TASK=PATH", group="measure", repeated=True)
+    device: str = where("auto", "auto, cpu or cuda")
+    dtype: str = where("auto", "auto, float32, bfloat16 or float16")
+    threads: int | None = where(None, "torch threads on the CPU", "N")
+    seeds: Sequence[int] = where((0,), "of all draws; several sweep", "LIST", flag="seed")
+    out: Path | None = where(None, "by default results/<date>-<methods>-<model>", "DIR")
+    isolate: bool | None = where(None, ISOLATE)
+    cell_memory_mib: float = where(0.0, "end a cell that takes more", "MIB", least=0, wanted=LIMIT)
+    cell_minutes: float = where(0.0, "end a cell that takes longer", "N", least=0, wanted=LIMIT)
+    retry_failed: bool = where(False, "run cells again whose record is a failure")
+    save_models: bool = where(False, "save pruned models, measure them as they load again")
+    name: str = ""
+    record_out_of_reach: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ratios", parse_ratios(self.ratios))
+        check(self)
+        object.__setattr__(self, "seeds", tuple(dict.fromkeys(self.seeds)))
+        if not self.seeds:
+            raise UserError("--seed is given nothing; name one value or several, as in 1,2")
+        for limit in ("cell_memory_mib", "cell_minutes"):
+            if getattr(self, limit) and self.isolate is False:
+                raise UserError(f"--{limit.replace('_', '-')} needs a process of its own; leave --no-isolate out")
+        if self.healing:
+            object.__setattr__(self, "healing", replace(self.healing, learning_rate=self.healing.highest))
+        known = [one.name for one in fields(Protocol)]
+        for name in self.protocol:
+            if name not in known:
+                raise UserError(f"a protocol has no {name!r}{near(name, known)}; it has {', '.join(known)}")
+        self.mentions()
+        self.protocols()
+
+    def mentions(self) -> list[Mention]:
+        """Return the methods that are asked for, with the compensation that `compensate` puts behind them.
+
+        It goes behind every method but the dense one and those that name a compensation themselves.
+        """
+        found = []
+        for method, given, by_name in parse_methods(self.methods):
+            is_plain = self.compensate is not None and method != "dense" and "+" not in method
+            name = f"{method}+{self.compensate}" if is_plain else method
+            found.append(Mention(name, given, by_name and not self.record_out_of_reach))
+        return found
+
+    def protocols(self) -> list[tuple[Protocol, int]]:
+        """Return how cells are measured, with a seed each: once for each combination of what methods look at."""
+        changes = dict(self.protocol)
+        if "window" in changes:
+            changes.setdefault("stride", changes["window"])
+        if self.save_models:
+            changes.setdefault("save_dtype", "auto")
+        swept = {name: several(name, changes.pop(name)) for name in SWEPT if name in changes}
+        return [
+            (profile(self.profile, **changes, **dict(zip(swept, values, strict=True))), seed)
+            for *values, seed in itertools.product(*swept.values(), self.seeds)
+        ]
+
+    def folder(self) -> Path:
+        """Return the folder of the run's results."""
+        what = self.name or "-".join(dict.fromkeys(mention.method for mention in self.mentions()))
+        what = f"speed-{what}" if self.profile == "speed" else what
+        model = self.model.rstrip("/").rsplit("/", 1)[-1]
+        return self.out or Path("results") / f"{time.strftime('%Y-%m-%d')}-{slug(what)}-{slug(model)}"
+
+
+def several(name: str, given: Any) -> tuple[Any, ...]:
+    """Return the values of a field that sweeps. A file's name may hold commas."""
+    found = (given,) if isinstance(given, str) and Path(given).is_file() else listed(given)
+    if not found:
+        raise UserError(f"--{name.replace('_', '-')} is given nothing; name one value or several, as in 1,2")
+    return found
+
+
+@functools.cache
+def flags() -> dict[str, Option]:
+    """Return the flags of `run`, which are the keys of spec files, by their names."""
+    found = list[Option]()
+    for one in options(RunSpec):
+        found.append(one)
+        found += {"then": options(Recipe), "profile": options(Protocol)}.get(one.field, [])
+    found.sort(key=lambda one: one.flag == "save-dtype")  # behind save-models
+    return {one.flag: one for one in found}
+
+
+def from_flags(given: Mapping[str, Any], **more: Any) -> RunSpec:
+    """Return what the values of flags ask for, by the flags' names; `more` are fields that have no flag.
+
+    Raises UserError for what cannot be.
+    """
+    if "methods" not in given:
+        raise UserError("the following arguments are required: --methods; see `python -m bench run --help`")
+    parts: dict[type, dict[str, Any]] = {RunSpec: {}, Protocol: {}, Recipe: {}}
+    for name, value in given.items():
+        parts[flags()[name].owner][flags()[name].field] = value
+    if (healing := parts[Recipe]) and "kind" not in healing:
+        flag, kinds = next(name for name in given if name.startswith("heal-")), " or --heal ".join(KINDS)
+        raise UserError(f"--{flag} says how to heal, and nothing is healed; add --heal {kinds}")
+    if "rank" in healing and healing["kind"] != "lora":
+        raise UserError(f"--heal-rank is of LoRA's matrices, which --heal {healing['kind']} has none of; leave it out")
+    spec = RunSpec(**parts[RunSpec], protocol=parts[Protocol], **more)
+    return replace(spec, healing=Recipe(**healing, seed=spec.seeds[0])) if healing else spec
