@@ -17,8 +17,9 @@ from bench.records.record import Record
 from bench.run.reproduce import PrunedModel, prune_again
 from bench.run.saving import wanted_dtype
 from methods.checkpoint import save_load, weight_files
-from methods.checkpoint.transformers_compat import Uneven, padded
+from methods.checkpoint.transformers_compat import padded
 from methods.errors import CheckpointError, UserError
+from methods.model.stock import Uneven
 
 CARRIED = ("base", "pruning", "measured")  # what a copy says as its original does
 

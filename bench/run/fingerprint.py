@@ -6,11 +6,11 @@
     calibration_sha256  of the calibration tokens and their mask
     texts               {text: sha256 of its windows' tokens and of what is scored of them}
     tasks               {task: {version, sha256}}   see bench.evaluation.tasks.fingerprint
-    method_sha256       of the method's source file and of the files that it imports, see `method_sha256`
+    method_sha256       of the code of the method's modules and of those that it imports (bench.run.source_hash)
     versions            {package: version} of VERSIONS
     timed_on            {processor, threads, and how these wait}   of a timed cell alone
-    healing             {text_sha256 (of the tokens), source_sha256 (of HEALING), peft (its version, for LoRA)}   of a
-                        healed cell alone
+    healing             {text_sha256 (of the tokens), source_sha256 (of the code that trains), peft (its version, for
+                        LoRA)}   of a healed cell alone
     parent              key of the cell whose model is pruned further, of a chained cell (bench.plan.chain) alone
 
 A cell is served from a record only where all of it is equal: no answer of another model, text, document, version or
@@ -19,32 +19,26 @@ state of a method's source is ever taken for this one's.
 
 from __future__ import annotations
 
-import ast
-import functools
 import hashlib
 import json
-import sys
-import sysconfig
 from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-import methods
 from bench.data import pretrained
 from bench.data import texts as text_data
 from bench.evaluation import tasks
 from bench.healing.text import Text
 from bench.plan.cell import Cell
 from bench.plan.recipe import Recipe
+from bench.run.source_hash import as_of_today, healing_sha256
 from bench.system import environment
 from methods.model.calibration import Calibration
 
 VERSIONS = ("prunebench", "torch", "transformers", "lm_eval")
-HEALING = ("healing/training.py", "healing/text.py", "plan/recipe.py")  # the modules that train, below bench/
 MEASURED_ON = ("texts", "tasks", "timed_on", "healing")  # what a method has not looked at when it decides
 
 
@@ -75,74 +69,27 @@ def common(
 
 def healing(recipe: Recipe, text: Text) -> dict[str, str]:
     """What a healed cell stands on beside the pruned model."""
-    sources = b"".join((Path(__file__).parents[1] / name).read_bytes() for name in HEALING)
-    found = {"text_sha256": text.sha256, "source_sha256": hashlib.sha256(sources).hexdigest()}
+    found = {"text_sha256": text.sha256, "source_sha256": healing_sha256()}
     return found | ({"peft": metadata.version("peft")} if recipe.kind == "lora" else {})
+
+
+def of_today(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `cell` of a record as it would be asked for today.
+
+    Hashes of earlier code that decides the same are replaced by today's (bench.run.source_hash).
+    """
+    inputs = dict(cell.get("inputs", {}))
+    if "method_sha256" in inputs:
+        inputs["method_sha256"] = as_of_today(inputs["method_sha256"])
+    if "healing" in inputs:
+        trained = inputs["healing"]
+        inputs["healing"] = trained | {"source_sha256": as_of_today(trained["source_sha256"])}
+    return {**cell, "inputs": inputs}
 
 
 def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """The names under which two inputs differ."""
     return sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
-
-
-def method_sha256(name: str) -> str:
-    """sha256 of the file that registers the method (and its compensation), and of all that it imports, directly or not.
-
-    Files of installed packages are left to their version, unless they are of the method's own package. So a plugin
-    that is edited, or whose neighbour is, has another hash.
-    """
-    return _sources_sha256(methods.modules(name))
-
-
-def _sources_sha256(start: list[str]) -> str:
-    package, waiting, hashes = start[0].partition(".")[0], list(start), dict[str, str]()
-    while waiting:
-        name = waiting.pop()
-        path = _source(name)
-        if (
-            path is None
-            or name in hashes
-            or path.suffix != ".py"
-            or (name.partition(".")[0] != package and _is_installed(path))
-        ):
-            continue
-        source = path.read_bytes()
-        hashes[name] = hashlib.sha256(source).hexdigest()
-        base = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        waiting += _imports(source, base)
-    return hashlib.sha256("".join(sorted(hashes.values())).encode()).hexdigest()
-
-
-def _source(name: str) -> Path | None:
-    """The file of a module that has been imported, or of one of `methods` that may be later: every process agrees."""
-    own = Path(methods.__file__).parent.joinpath(*name.split(".")[1:]).with_suffix(".py")
-    if name.startswith("methods.") and own.is_file():
-        return own
-    return Path(getattr(sys.modules[name], "__file__", None) or "") if name in sys.modules else None
-
-
-@functools.cache
-def _imports(source: bytes, package: str) -> tuple[str, ...]:
-    """The modules that a file of `package` may import, and names that may be modules, wherever in it that stands."""
-    found = list[str]()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
-    return tuple(found)
-
-
-def _is_installed(path: Path) -> bool:
-    """Whether the file belongs to Python itself or to an installed package."""
-    return any(path.resolve().is_relative_to(place) for place in _places())
-
-
-@functools.cache
-def _places() -> tuple[Path, ...]:
-    return tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))
 
 
 def state_sha256(model: nn.Module) -> str:

@@ -23,11 +23,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from methods.checkpoint.pruned_config import empty
 from methods.checkpoint.save_load import default_probe
 from methods.checkpoint.transformers_compat import (
     TOLERANCE,
-    Uneven,
     difference,
     logits,
     rebuilt,
@@ -37,6 +35,7 @@ from methods.checkpoint.transformers_compat import (
 )
 from methods.errors import UserError
 from methods.model.decoder import Decoder
+from methods.model.stock import Uneven, empty
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # by GGUF's names
 TYPES = {

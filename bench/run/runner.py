@@ -26,6 +26,7 @@ from bench.records.record import REFUSED, InvalidRecord, Record, load
 from bench.run import fingerprint, store
 from bench.run.datasets import Datasets, Reading
 from bench.run.measure import Outcome, attempt
+from bench.run.source_hash import method_sha256
 from bench.system import environment, interrupt
 from bench.system import worker as isolation
 from bench.system.console import say
@@ -135,7 +136,7 @@ def _datasets(cells: Sequence[Cell], scratch: Path) -> dict[CalibrationSetting, 
 def known(cells: Sequence[Cell], materials: Mapping[CalibrationSetting, Datasets]) -> list[Cell]:
     """The cells with what their answers stand on. Raises UserError where one goes on from a cell that is missing."""
     weights = pretrained.weights_sha256(cells[0].model)
-    hashes = {method: fingerprint.method_sha256(method) for method in {cell.method for cell in cells}}
+    hashes = {method: method_sha256(method) for method in {cell.method for cell in cells}}
     found, keys = list[Cell](), dict[str, str]()
     for cell in cells:
         here = materials[_calibration_setting(cell)]
@@ -205,7 +206,7 @@ def _work(line: isolation.Line, errand: CellJob, threads: int, plugins: list[str
         if look not in desk:
             recipes = [cell.healing] if cell.healing else []
             desk[look] = Datasets.of(cell, errand.scratch, recipes, desk["reading"])
-        imported = {"method_sha256": fingerprint.method_sha256(cell.method)}
+        imported = {"method_sha256": method_sha256(cell.method)}
         _attempt(errand, replace(desk[look], inputs=desk[look].inputs | imported), line.tell, line.alive)
     except UserError as error:
         line.tell({"refused": str(error)})
@@ -249,13 +250,14 @@ def removals(cell: Cell, records: Sequence[Record]) -> tuple[tuple[str, ...], fl
 
     def by_this_source(plain: dict[str, Any]) -> bool:
         here = cell.inputs.get("method_sha256")
-        wanted = here if plain["method"] == cell.method else fingerprint.method_sha256(plain["method"])
-        return bool(plain.get("inputs", {}).get("method_sha256") == wanted)
+        wanted = here if plain["method"] == cell.method else method_sha256(plain["method"])
+        return bool(plain["inputs"].get("method_sha256") == wanted)
 
     best: tuple[tuple[str, ...], float] = ((), 0.0)
     for record in records:
         order = record.decisions.get("removal_order", [])[: record.decisions.get("free_removals", 0)]
-        if len(order) > len(best[0]) and search(record.cell) == search(cell.plain()) and by_this_source(record.cell):
+        known = fingerprint.of_today(record.cell)
+        if len(order) > len(best[0]) and search(known) == search(cell.plain()) and by_this_source(known):
             best = tuple(order), record.measured["prune_seconds"]
     return best
 

@@ -174,7 +174,8 @@ def finished(folder: Path, cell: Cell, *, retry_failed: bool) -> tuple[Record | 
         record = load(path)
     except InvalidRecord as error:
         return None, str(error)
-    if asked(record.cell) != asked(cell) or differing(record.cell.get("inputs", {}), cell.inputs):
+    known = fingerprint.of_today(record.cell)
+    if asked(known) != asked(cell) or differing(known["inputs"], cell.inputs):
         return None, f"{path} is another cell's"
     for name, entry in record.measured.get("samples", {}).items():
         samples = folder / "samples" / key / f"{name}.parquet"
@@ -189,9 +190,10 @@ def set_aside(folder: Path, cells: Sequence[Cell]) -> Iterator[str]:
     """Move what is old out of the way of reports, to superseded/, with its samples; a line on each.
 
     Old is a record that cannot be read, and one of what is asked for again while what its answer stands on has changed.
+    Where that has only been moved or named anew, the record counts, and its files get the key that the cell has today.
     """
     keys = {cell.key for cell in cells}
-    wanted = {asked(cell): cell.inputs for cell in cells}
+    wanted = {asked(cell): cell for cell in cells}
     for path in sorted((folder / "cells").glob("*.json")):
         if path.stem in keys:
             continue
@@ -201,16 +203,22 @@ def set_aside(folder: Path, cells: Sequence[Cell]) -> Iterator[str]:
             _move(folder, path.stem)
             yield f"{error}; moved to superseded/"
             continue
-        inputs = wanted.get(asked(record.cell))
-        if inputs is not None:
+        known = fingerprint.of_today(record.cell)
+        cell = wanted.get(asked(known))
+        if cell is None:
+            continue
+        if changed := ", ".join(differing(known["inputs"], cell.inputs)):
             _move(folder, path.stem)
-            changed = ", ".join(differing(record.cell.get("inputs", {}), inputs)) or "nothing that is known"
             yield f"{path.name} is old, since this has changed: {changed}; moved to superseded/"
+        else:
+            _move(folder, path.stem, folder, cell.key)
 
 
-def _move(folder: Path, key: str) -> None:
-    for kind, name in (("samples", key), ("cells", f"{key}.json")):
-        source, target = folder / kind / name, folder / "superseded" / kind / name
+def _move(folder: Path, key: str, to: Path | None = None, new_key: str = "") -> None:
+    """Move a record and its samples, by default to superseded/."""
+    to = to or folder / "superseded"
+    for kind, ending in (("samples", ""), ("cells", ".json")):
+        source, target = folder / kind / f"{key}{ending}", to / kind / f"{new_key or key}{ending}"
         if source.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(target, ignore_errors=True)

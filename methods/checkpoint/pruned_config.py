@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from methods.model.decoder import Decoder, Layer
 from methods.model.residual_map import maps_of, put_map
 from methods.model.sliced_layer import SlicedLayer, cut_columns, fuse, read_in_basis, write_in_basis
+from methods.model.stock import empty, stock_class
 from methods.model.structures import keep_channels, keep_kv_groups
 
 SHARED = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings")  # shown beside the base's own
@@ -76,17 +76,6 @@ def cut_class(config: PrunedConfig) -> Any:
         cut(Decoder(self), config)
 
     return type(stock.__name__, (stock,), {"__init__": build, "config_class": PrunedConfig})
-
-
-def stock_class(config: PreTrainedConfig) -> Any:
-    """The class that transformers has for causal language models of this configuration."""
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-
-
-def empty(config: PreTrainedConfig) -> Any:
-    """The model of a configuration without weights, on the meta device."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
 
 
 def describe(model: Decoder) -> PrunedConfig:

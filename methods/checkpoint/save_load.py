@@ -26,9 +26,8 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from methods.checkpoint import model_card, weight_files
-from methods.checkpoint.pruned_config import describe, empty
+from methods.checkpoint.pruned_config import describe
 from methods.checkpoint.transformers_compat import (
-    Uneven,
     difference,
     loaded,
     logits,
@@ -40,6 +39,7 @@ from methods.checkpoint.transformers_compat import (
 from methods.errors import CheckpointError, first_line
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
+from methods.model.stock import Uneven, empty
 
 __all__ = ["CheckpointError", "complete", "is_checkpoint", "load", "read_manifest", "refuse_own_code", "save"]
 

@@ -12,23 +12,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from methods.checkpoint.pruned_config import PrunedConfig, cut_class, describe, empty, stock_class
-from methods.errors import first_line
+from methods.checkpoint.pruned_config import PrunedConfig, cut_class, describe
 from methods.model.decoder import Decoder
+from methods.model.stock import Uneven, empty, stock_class, stock_config
 from methods.model.structures import Part, attention_parts, mlp_parts
 
 TOLERANCE = 1e-5  # share of the largest logit by which a rebuilt model may differ, for kernels that reorder sums
 WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-
-
-class Uneven(ValueError):
-    """Stock transformers cannot hold the model; the message says what it has no place for."""
 
 
 def uniform_config(model: Decoder) -> PreTrainedConfig:
@@ -49,39 +44,6 @@ def uniform_config(model: Decoder) -> PreTrainedConfig:
             raise Uneven(f"{width} differs from layer to layer, from {sizes[0]} to {sizes[-1]}")
     facts = form.per_layer_config[0]
     return stock_config(model, facts.num_key_value_heads, facts.intermediate_size)
-
-
-def stock_config(model: Decoder, G: int, I: int) -> PreTrainedConfig:
-    """The model's configuration with G key/value heads and an MLP of width I in every layer. Raises Uneven."""
-    layers, config = model.layers, type(model.config).from_dict(model.config.to_dict())
-    sizes = {"num_attention_heads": G * layers[0].group, model.family.mlp_width: I}
-    if hasattr(config, "num_key_value_heads"):
-        sizes["num_key_value_heads"] = G
-    if hasattr(config, "head_dim") or G * layers[0].group != config.num_attention_heads:
-        sizes["head_dim"] = layers[0].head_width
-    switches = {
-        "attention_bias": any(layer.has_attention and layer.out.bias is not None for layer in layers),
-        "mlp_bias": any(layer.has_mlp and layer.down.bias is not None for layer in layers),
-    }
-    values = config.to_dict() | {config.attribute_map.get(name, name): size for name, size in sizes.items()}
-    values |= {name: True for name, on in switches.items() if on and hasattr(config, name)}
-    try:
-        stock: PreTrainedConfig = type(config).from_dict(values)
-        empty(stock)
-    except (ValueError, StrictDataclassError) as error:
-        raise Uneven(f"transformers takes no such widths: {first_line(error.__cause__ or error)}") from error
-    stock.architectures, stock.dtype = [type(model.model).__name__], model.config.dtype
-    stock._attn_implementation = model.config._attn_implementation
-    return stock
-
-
-def takes(model: Decoder, G: int) -> bool:
-    """Whether the stock class takes G key/value heads in every layer."""
-    try:
-        stock_config(model, G, model.layers[0].down.in_features)
-    except Uneven:
-        return False
-    return True
 
 
 def tensors(model: Decoder, shell: Any) -> dict[str, Tensor]:

@@ -30,21 +30,19 @@ close the gap that whole heads leave; the code takes the same share of both.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from methods.base import register
-from methods.budget import equal_widths, freed, lower_widths
-from methods.checkpoint.transformers_compat import takes
 from methods.errors import OutOfReach
 from methods.model.activations import steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import Structure, cuts, structures_of
+from methods.width.widths import equal_widths, freed, lower_widths
 
 METRICS = ("wifv", "ifv", "wifn")
 STRUCTURES = ("al_am", "ul_um")
@@ -115,7 +113,7 @@ class FLAP:
                     ratio,
                     self.multiple,
                     biases=self.adds_biases,
-                    takes=partial(takes, model) if self.uniform else None,
+                    uniform=self.uniform,
                 )
             }
         dense = parameters(model)

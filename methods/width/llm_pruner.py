@@ -41,21 +41,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from methods.base import register
-from methods.budget import equal_widths
-from methods.checkpoint.transformers_compat import takes
 from methods.errors import OutOfReach, Unsupported
 from methods.model.activations import Sums, gradients, zeros
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import Structure
+from methods.width.widths import equal_widths
 
 TOLERANCE = 0.005  # share of the dense model by which heads may miss the budget before channels close the gap
 TAYLOR = ("element1", "element2", "mix", "vector")
@@ -165,7 +163,7 @@ class LLMPruner:
     def cut(self, model: Decoder, structures: list[Structure], ratio: float) -> WidthCut | EqualWidthCut:
         """How much to remove; raises OutOfReach where one unit left in each structure is still too much."""
         if self.uniform:
-            return EqualWidthCut(equal_widths(model, structures, ratio, takes=partial(takes, model)))
+            return EqualWidthCut(equal_widths(model, structures, ratio, uniform=True))
         dense = parameters(model)
         if self.r is not None:
             return WidthCut(self.r, self.r)

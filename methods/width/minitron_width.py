@@ -22,21 +22,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from methods.base import register
-from methods.budget import equal_widths
-from methods.checkpoint.transformers_compat import takes
 from methods.errors import OutOfReach
 from methods.model.activations import steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import Structure, cuts, structures_of
+from methods.width.widths import equal_widths
 
 
 @register("minitron-width")
@@ -68,7 +66,7 @@ class MinitronWidth:
                     self.structures(model),
                     ratio,
                     self.multiple,
-                    takes=partial(takes, model) if self.uniform else None,
+                    uniform=self.uniform,
                 )
             }
         except OutOfReach as error:

@@ -21,21 +21,19 @@ than 128 channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from methods.base import register
-from methods.budget import equal_widths
-from methods.checkpoint.transformers_compat import takes
 from methods.model.activations import enter, step, values_of_a_step
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import Structure, cuts, structures_of
 from methods.progress import over
+from methods.width.widths import equal_widths
 
 KINDS = ("kv_heads", "channels")
 
@@ -64,7 +62,7 @@ class WandaSP:
                 structures_of(model, *KINDS),
                 ratio,
                 self.multiple,
-                takes=partial(takes, model) if self.uniform else None,
+                uniform=self.uniform,
             )
         }
 

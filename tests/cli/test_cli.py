@@ -287,8 +287,8 @@ def test_a_search_serves_every_compensation_behind_it():
 
     from bench.plan.cell import Cell
     from bench.plan.protocol import profile
-    from bench.run.fingerprint import method_sha256
     from bench.run.runner import removals
+    from bench.run.source_hash import method_sha256
 
     def found(method, parameters, source=None, **changes):
         inputs = {"weights_sha256": "a", "method_sha256": source or method_sha256(method)}

@@ -32,7 +32,7 @@ from bench.plan.recipe import Recipe
 from bench.records.record import Record
 from bench.records.run_folder import load_run
 from bench.regression import cell_results
-from bench.run import measure, reproduce, runner
+from bench.run import measure, reproduce, runner, source_hash
 from methods.checkpoint import save_load
 from methods.errors import UserError
 from methods.model.decoder import Decoder
@@ -262,7 +262,7 @@ def test_a_changed_recipe_or_trainer_is_another_cell(chained, healing, tmp_path,
     out, err = capsys.readouterr()
     assert err.count("has a record") == 2
     assert "2 passes" in out
-    monkeypatch.setattr(runner.fingerprint, "HEALING", ("healing/training.py",))
+    monkeypatch.setattr(source_hash, "HEALING", ("healing/training.py",))
     assert main(arguments) == 0
     assert "is old, since this has changed: healing; moved to superseded/" in capsys.readouterr().err
 

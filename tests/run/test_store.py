@@ -330,9 +330,12 @@ def test_an_edited_plugin_is_not_served_its_old_answer(asked, tmp_path, capsys, 
     assert main(arguments) == 0
     assert main(arguments) == 0
     assert capsys.readouterr().err.count("has a record") == 2
+    plugin.write_text("# what a comment says decides nothing\n" + plugin.read_text())
+    assert main(arguments) == 0
+    assert capsys.readouterr().err.count("has a record") == 2
     for edited in (plugin, tmp_path / "neighbour_of_mine.py"):
         before = {path.name for path in (tmp_path / "run" / "cells").glob("ledger-mine*")}
-        edited.write_text(edited.read_text() + "\n")
+        edited.write_text(edited.read_text() + "EDITED = True\n")
         assert main(arguments) == 0
         said = capsys.readouterr().err
         assert said.count("has a record") == 1

@@ -10,13 +10,14 @@ from conftest import LAYERS, TINY, VOCABULARY, tiny
 from transformers import AutoModelForCausalLM
 
 import methods
-from methods.budget import equal_widths
 from methods.errors import OutOfReach, Unsupported
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import keep_channels, structures_of
+from methods.width import widths
 from methods.width.minitron_width import MinitronWidth, activity
+from methods.width.widths import equal_widths
 
 LENGTHS = (24, 20, 9, 24, 3, 15)
 
@@ -151,16 +152,18 @@ def test_a_multiple():
         methods.make("minitron-width", {"multiple": "0"})
 
 
-def test_equal_widths_take_the_nearest_number_of_heads_that_is_allowed():
+def test_equal_widths_take_the_nearest_number_of_heads_that_is_allowed(monkeypatch):
     model = Decoder(tiny("opt"))  # four heads
     structures = structures_of(model, "kv_heads", "channels")
     G = structures[0].size
     free = equal_widths(model, structures, 0.25)["kv_heads"]
     for left in range(1, G + 1):
-        counts = equal_widths(model, structures, 0.25, takes=lambda G, left=left: left == G)
+        monkeypatch.setattr(widths, "takes", lambda model, kv_heads, left=left: kv_heads == left)
+        counts = equal_widths(model, structures, 0.25, uniform=True)
         assert counts["kv_heads"] in (0, G - left)
         assert abs(counts["kv_heads"] - free) == min(abs(k - free) for k in (0, G - left))
         lost = sum(structure.cost * counts[structure.kind] for structure in structures)
         assert lost / parameters(model) == pytest.approx(0.25, abs=0.01)
+    monkeypatch.setattr(widths, "takes", lambda model, kv_heads: False)
     with pytest.raises(OutOfReach, match=f"with {G} kv heads and 6 channels left"):
-        equal_widths(model, structures, 0.9, takes=lambda G: False)
+        equal_widths(model, structures, 0.9, uniform=True)

@@ -1,0 +1,84 @@
+"""How many heads and channels go: the part of a width method that follows from shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from methods.errors import OutOfReach, Unsupported
+from methods.model.decoder import Decoder
+from methods.model.sizes import parameters
+from methods.model.stock import takes
+from methods.model.structures import Structure
+
+
+def fewest(structure: Structure) -> int:
+    """Return the units that stay in a layer: one head; 16 channels, or an eighth where that is less."""
+    return 1 if structure.kind == "kv_heads" else max(1, min(16, structure.size // 8))
+
+
+def lower_widths(structure: Structure, multiple: int = 1) -> Tensor:
+    """Return how many units can go, (n,), rising from 0: of channels a `multiple` is left, and the fewest at least."""
+    counts = torch.arange(structure.size - fewest(structure) + 1)
+    step = multiple if structure.kind == "channels" else 1
+    return counts[(counts == 0) | ((structure.size - counts) % step == 0)]
+
+
+def freed(structure: Structure, counts: Tensor, biases: bool = False) -> Tensor:
+    """Return the parameters that go with so many units, (n,) -> (n,).
+
+    biases  where a unit goes, the output matrix gets a bias if it has none, which is counted back in
+    """
+    matrix = structure.writer
+    added = matrix.out_features if biases and matrix.bias is None else 0
+    return structure.cost * counts - added * (counts > 0)
+
+
+def equal_widths(
+    model: Decoder,
+    structures: Sequence[Structure],
+    ratio: float,
+    multiple: int = 1,
+    *,
+    biases: bool = False,
+    uniform: bool = False,
+) -> dict[str, int]:
+    """Return how many heads and channels each layer has to lose so that nearest to `ratio` of all parameters go.
+
+    The share of heads is that of the whole, rounded down, and the channels close the gap. With `uniform`, as many heads
+    stay as stock transformers takes, the nearest such number.
+
+    multiple  what is left of the channels is a multiple of it
+    biases    an output matrix that loses units gets a bias if it has none, which is counted back in
+
+    Raises Unsupported where layers differ already, OutOfReach where the structures do not hold that much.
+    """
+
+    def fits(kv_heads: int) -> bool:
+        return not uniform or takes(model, kv_heads)
+
+    target, kinds = ratio * parameters(model), ("kv_heads", "channels")
+    units = dict.fromkeys(kinds, torch.zeros(1, dtype=torch.long))
+    gone, sizes = dict(units), dict.fromkeys(kinds, 0)
+    for structure in structures:
+        if sizes[structure.kind] not in (0, structure.size):
+            raise Unsupported("the layers' widths differ already, so that no equal cut leaves them equal")
+        sizes[structure.kind], units[structure.kind] = structure.size, lower_widths(structure, multiple)
+        gone[structure.kind] = gone[structure.kind] + freed(structure, units[structure.kind], biases)
+    share = target / sum(structure.cost * structure.size for structure in structures)
+    first = int(share * sizes["kv_heads"])
+    tried = range(0 if uniform else first, len(units["kv_heads"]))
+    for k in sorted(tried, key=lambda k: (abs(k - first), k)):
+        total = gone["kv_heads"][k] + gone["channels"]
+        if total[0] <= target <= total[-1] and (k == 0 or fits(sizes["kv_heads"] - k)):
+            return {"kv_heads": k, "channels": int(units["channels"][(total - target).abs().argmin()])}
+    k = next(k for k in reversed(tried or [0]) if k == 0 or fits(sizes["kv_heads"] - k))
+    most = {"kv_heads": k, "channels": int(units["channels"][-1])}
+    reach = float(gone["kv_heads"][k] + gone["channels"][-1]) / parameters(model)
+    left = [f"{sizes[kind] - most[kind]} {kind.replace('_', ' ')}" for kind in kinds if sizes[kind]]
+    raise OutOfReach(
+        f"ratio {ratio:g} is out of reach: with {' and '.join(left)} left in each layer, {reach:.3f} of the "
+        "parameters are gone"
+    )
