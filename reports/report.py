@@ -15,8 +15,8 @@ from methods.files import write_atomically
 from reports import notes
 from reports.formats import markdown as markdown_text
 from reports.formats import terminal as terminal_text
-from reports.tables.speed import ABOUT_SIZES, ABOUT_TIMES, tables
-from reports.tables.table import Table
+from reports.tables.speed import ABOUT_SIZES, ABOUT_TIMES
+from reports.tables.table import Table, footnotes
 from reports.tables.views import view
 from reports.text import markdown_escaped, printable
 
@@ -70,7 +70,7 @@ def markdown(records: Sequence[Record], tables: Sequence[Table] | None = None, r
     parts = [
         f"# Structured pruning of {', '.join(models)}",
         "## How to read this",
-        markdown_text.bullets([*remarks, *dict.fromkeys(sentence for table in main for sentence in table.protocol)]),
+        markdown_text.bullets([*remarks, *footnotes(main)]),
         *(part for table in main for part in markdown_text.section(table)),
         *speed_markdown(records),
         "## Environment",
@@ -81,7 +81,7 @@ def markdown(records: Sequence[Record], tables: Sequence[Table] | None = None, r
 
 def speed_terminal(records: Sequence[Record]) -> str:
     """Both tables, and what is to be known about them."""
-    return terminal_text.render(tables(records))
+    return terminal_text.render(view("speed", records))
 
 
 def speed_markdown(records: Sequence[Record]) -> list[str]:
@@ -90,5 +90,5 @@ def speed_markdown(records: Sequence[Record]) -> list[str]:
     in_main = [timed(record, stage) for record in records for stage in ("prefill", "decode")]
     if len(points) <= sum(point is not None for point in in_main):
         return []
-    found = [markdown_text.grid(table) for table in tables(records)]
+    found = [markdown_text.grid(table) for table in view("speed", records)]
     return ["## Speed", *found, markdown_text.bullets([*ABOUT_TIMES, *ABOUT_SIZES])]

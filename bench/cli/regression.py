@@ -97,6 +97,7 @@ def _add_history(commands: Any) -> None:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from bench.regression import compare
+    from reports.formats import markdown, terminal, tidy_csv
     from reports.tables import verdicts
 
     allowed = compare.allowed_fields(arguments.allow)
@@ -111,12 +112,13 @@ def _compare(arguments: argparse.Namespace) -> int:
     if reason := compare.refusal(pairs):
         _say(f"prunebench: {reason}")
         return NO_COMPARISON
+    judged = compare.judged(pairs)
     render = {
-        "terminal": verdicts.comparison_terminal,
-        "markdown": verdicts.comparison_markdown,
-        "csv": verdicts.comparison_csv,
+        "terminal": lambda: terminal.render(verdicts.comparison(judged)),
+        "markdown": lambda: markdown.render(verdicts.comparison(judged), level=4),
+        "csv": lambda: tidy_csv.written(*verdicts.comparison_csv(judged)),
     }
-    print(render[arguments.format](compare.judged(pairs)), end="")
+    print(render[arguments.format](), end="")
     return OK
 
 
@@ -131,6 +133,7 @@ def _accept(arguments: argparse.Namespace) -> int:
 def _gate(arguments: argparse.Namespace) -> int:
     from bench.regression import baseline, cell_results, gate
     from methods.files import write_atomically
+    from reports.formats import ci, terminal
     from reports.tables import verdicts
 
     margins = gate.read_margins(arguments.margins)
@@ -145,12 +148,12 @@ def _gate(arguments: argparse.Namespace) -> int:
     found = gate.judge(base, run, margins, mapping)
     if not arguments.no_confirm:
         found = _confirmed(found, base, run, _Options(arguments.run, arguments.plugin, margins, mapping))
-    renderers = {"terminal": verdicts.gate_terminal, "markdown": verdicts.gate_markdown, "junit": verdicts.junit}
-    text = renderers[arguments.format](found, strict=arguments.strict)
+    table = terminal.render(verdicts.gate(found, strict=arguments.strict))
+    renderers = {"markdown": ci.comment, "junit": ci.junit}
+    text = table if arguments.format == "terminal" else renderers[arguments.format](found, strict=arguments.strict)
     if arguments.out:
         write_atomically(arguments.out, text)
-        text = verdicts.gate_terminal(found, strict=arguments.strict)
-    print(text, end="")
+    print(table if arguments.out else text, end="")
     return gate.exit_code(found, strict=arguments.strict)
 
 
@@ -190,15 +193,17 @@ def _confirmed(
 
 def _history(arguments: argparse.Namespace) -> int:
     from bench.regression import history
+    from reports.formats import markdown, terminal, tidy_csv
     from reports.tables import history as history_table
 
     if arguments.plot and arguments.plot.suffix not in (".svg", ".png", ".pdf"):
         raise UserError(f"--plot names an .svg, .png or .pdf file; got {arguments.plot}")
     points = history.series([_point(run, arguments) for run in arguments.runs])
     if arguments.format == "csv":
-        print(history_table.as_csv(points, arguments.metric), end="")
+        print(tidy_csv.written(*history_table.csv(points, arguments.metric)), end="")
     else:
-        print(history_table.table(points, arguments.metric, markdown=arguments.format == "markdown"), end="")
+        render = markdown.render if arguments.format == "markdown" else terminal.render
+        print(render([history_table.table(points, arguments.metric)]), end="")
     if arguments.plot:
         ratio = "" if arguments.ratio is None else f" at {arguments.ratio:g}"
         arguments.plot.parent.mkdir(parents=True, exist_ok=True)

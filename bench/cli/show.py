@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
 
 def _show(arguments: argparse.Namespace) -> int:
     from bench.records import run_folder
-    from reports.tables import cell
+    from reports.formats import cell_text
 
     named = (Path(arguments.run), arguments.cell) if arguments.cell else run_folder.split(arguments.run)
     if named is None:
@@ -43,7 +43,7 @@ def _show(arguments: argparse.Namespace) -> int:
             f"{arguments.run!r} names no cell; say RUN/CELL, as in results/2026-01-31-laco-model/laco--0.3, or RUN CELL"
         )
     key, record = run_folder.cell(*named)
-    print(cell.text(record, key), end="")
+    print(cell_text.text(record, key), end="")
     return OK
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,10 +47,24 @@ def _similarity(arguments: argparse.Namespace) -> int:
     spec = from_flags(asked | ({"out": arguments.out} if arguments.out else {}), name="similarity")
     folder = spec.folder()
     found = _study(spec, protocol, folder)
-    from reports.figures import similarity as report
+    from methods.files import write_atomically
+    from reports.figures.figure import FORMATS, save
+    from reports.figures.similarity import figures
+    from reports.formats import markdown, terminal
+    from reports.tables import similarity as tables
 
-    files = report.write(folder, found)
-    print({"terminal": report.terminal, "markdown": report.markdown, "json": report.as_json}[arguments.format](found))
+    drawn = figures(found)
+    text = markdown.render([*tables.summaries(found), *tables.positions(found)], title=tables.title(found))
+    write_atomically(folder / "similarity.md", text)
+    for figure in drawn:
+        save(figure, folder)
+    files = ["similarity.json", "similarity.md", *(f"{figure.name}.{kind}" for figure in drawn for kind in FORMATS)]
+    render: dict[str, Callable[[], str]] = {
+        "terminal": lambda: terminal.render(tables.summaries(found)),
+        "markdown": lambda: text,
+        "json": lambda: f"{json.dumps(found, indent=1, allow_nan=False)}\n",
+    }
+    print(render[arguments.format](), end="")
     print(f"{folder}: {', '.join(files)}; {time.perf_counter() - start:.0f} s", file=sys.stderr)
     return OK
 

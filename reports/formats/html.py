@@ -5,20 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from reports.tables.table import Column, Entry, Row, Table, written
+from reports.tables.table import Column, Row, Table, TableCell, footnotes, legend, written
 from reports.text import printable
-
-LEGENDS = {
-    "best": "Bold: the best of the methods that removed enough.",
-    "second": "Underlined: the second best.",
-}
 
 
 def render(tables: Sequence[Table]) -> str:
     """A <table> with a caption for each group of columns, its notes behind it, and at the end how it was measured."""
-    parts = [part for table in tables for part in (*map(grid, table.groups()), _list([*table.notes, *_legend(table)]))]
-    protocol = dict.fromkeys(sentence for table in tables for sentence in table.protocol)
-    return "\n".join(part for part in [*parts, _list(protocol)] if part) + "\n"
+    parts = [part for table in tables for part in (*map(grid, table.groups()), _list([*table.notes, *legend([table])]))]
+    return "\n".join(part for part in [*parts, _list(footnotes(tables))] if part) + "\n"
 
 
 def grid(table: Table) -> str:
@@ -39,17 +33,12 @@ def _row(row: Row, columns: Sequence[Column]) -> str:
     return f"<tr>{name}{''.join(f'<td>{_cell(cell)}</td>' for cell in row.cells)}</tr>"
 
 
-def _cell(cell: Entry) -> str:
+def _cell(cell: TableCell) -> str:
     text = _escaped(written(cell))
     if isinstance(cell.value, int | float):
         text = f'<data value="{cell.value!r}">{text}</data>'
     tag = {"best": "strong", "second": "u"}.get(next((m for m in cell.marks if m in ("best", "second")), ""), "")
     return f"<{tag}>{text}</{tag}>" if tag else text
-
-
-def _legend(table: Table) -> list[str]:
-    found = table.marks()
-    return [sentence for mark, sentence in LEGENDS.items() if mark in found]
 
 
 def _list(sentences: Iterable[str]) -> str:

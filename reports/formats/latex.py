@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import takewhile, zip_longest
 
-from reports.tables.table import Column, Entry, Row, Table
+from reports.tables.table import Column, Row, Table, TableCell, legend
 from reports.text import printable
 
 PREAMBLE = r"""\documentclass{article}
@@ -76,10 +76,6 @@ LINE = 95  # characters of a note in a line, where letters are wide
 FLOATS = 15  # tables that LaTeX is given at once; of some 50 without a word of text it loses count
 CLEAR = "\n\\clearpage\n"
 WORDS = 24  # characters of a cell of words, beyond which its column is broken
-LEGENDS = {
-    "best": "Bold: the best of the methods that removed enough.",
-    "second": "Underlined: the second best.",
-}
 
 
 def escaped(text: str) -> str:
@@ -116,7 +112,7 @@ def environments(table: Table) -> Iterator[str]:
     """
     for part, group in zip(table.groups(), dict.fromkeys(column.group for column in table.columns), strict=True):
         first = group == table.columns[0].group
-        said = [*(table.notes if first else ()), *_legend(part), *(table.protocol if first else ())]
+        said = [*(table.notes if first else ()), *legend([part]), *(table.footnotes if first else ())]
         chunks = [part.rows[start : start + ROWS] for start in range(0, max(1, len(part.rows)), ROWS)]
         below = said if len(chunks[0]) + _rows_of(said) <= PAGE else []
         name = f"tab:{table.name}{'' if first else f'-{group}'}"
@@ -187,15 +183,10 @@ def _caption(table: Table) -> str:
     return f"{escaped('; '.join(part for part in parts if part))}."
 
 
-def _legend(table: Table) -> list[str]:
-    found = table.marks()
-    return [sentence for mark, sentence in LEGENDS.items() if mark in found]
-
-
 class _Aligned:
     """A column whose figures end at one line and whose spreads begin at it; words are on the left, long ones broken."""
 
-    def __init__(self, column: Column, cells: Sequence[Entry]) -> None:
+    def __init__(self, column: Column, cells: Sequence[TableCell]) -> None:
         self.column, self.cells = column, cells
         self.split = not column.words and any(re.search(r" [±\[]", cell.text) for cell in cells)
         self.broken = column.words and any(len(cell.text) > WORDS for cell in cells)
@@ -226,7 +217,7 @@ def _figure(text: str) -> str:
     return "".join(piece for pair in zip_longest(shown, powers, fillvalue="") for piece in pair)
 
 
-def _emphasised(text: str, cell: Entry) -> str:
+def _emphasised(text: str, cell: TableCell) -> str:
     if "best" in cell.marks:
         return rf"\textbf{{\boldmath {text}}}"
     return rf"\underline{{{text}}}" if "second" in cell.marks else text

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 
-from reports.tables.table import Column, Entry, Row, Table, written
+from reports.metrics import MISSING
+from reports.tables.table import Column, Row, Table, TableCell, footnotes, legend, written
 from reports.text import printable, width, wrap
 
 LINE = 100  # columns of a terminal
@@ -15,16 +16,12 @@ WORDS = 34  # columns of a cell of words, before it goes on in the next line
 GAP = "  "
 COLOURS = {"missed": "33", "doubtful": "33", "second": "4", "best": "1"}  # escape codes by mark, the last one wins
 FAILED = "31"
-LEGENDS = {
-    "best": "bold: the best of the methods that removed enough.",
-    "second": "underlined: the second best.",
-}
 
 Column_ = list[list[str]]  # a heading and a cell for each row, of one or more lines each, all equally wide
 
 
 def render(tables: Sequence[Table], *, colour: bool = False) -> str:
-    """The tables one below the other, each with its notes, and at the end how to read them and how they were measured.
+    """Return the tables one below the other with their notes, and at the end how to read and how they were measured.
 
     What is too wide goes on in a grid below. With `colour`, escape codes show which figures are best.
     """
@@ -34,25 +31,28 @@ def render(tables: Sequence[Table], *, colour: bool = False) -> str:
         parts += _pages(table, colour)
         parts.append(_bullets(table.notes))
     if colour:
-        found = {mark for table in tables for mark in table.marks()}
-        parts.append(_bullets(sentence for mark, sentence in LEGENDS.items() if mark in found))
-    said = dict.fromkeys(sentence for table in tables for sentence in table.protocol)
-    parts.append(_bullets([*said, *_left_out(tables)]))
+        parts.append(_bullets(legend(tables)))
+    parts.append(_bullets([*footnotes(tables), *_left_out(tables)]))
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
 
+def grid(table: Table) -> list[str]:
+    """Return the lines of the columns and rows alone in one grid, however wide it is."""
+    names = [wrap(printable(row.label), LABEL, breaks=",", indent=GAP) for row in table.rows]
+    columns = [_column(table.rows, at, column, colour=False) for at, column in enumerate(table.columns)]
+    return _grid(printable(table.head), table.rows, names, columns, colour=False)
+
+
 def _heading(table: Table) -> list[str]:
-    """One line if it fits, else one for model and title and one for the conditions."""
-    halves = [
-        printable("   ".join(part for part in half if part))
-        for half in ([table.model, table.title], list(table.conditions))
-    ]
-    line = "   ".join(halves)
-    return [line] if width(line) <= LINE else [line for half in halves for line in wrap(half, LINE)]
+    """Return one line if it fits, else one for model and title and one for the conditions."""
+    halves = [printable("   ".join(filter(None, half))) for half in ((table.model, table.title), table.conditions)]
+    line = "   ".join(filter(None, halves))
+    lines = [line] if width(line) <= LINE else [line for half in halves for line in wrap(half, LINE)]
+    return lines if line else []
 
 
 def _left_out(tables: Sequence[Table]) -> Iterator[str]:
-    """What the other formats have room for."""
+    """Yield what the other formats have room for."""
     columns = [(column, at, table) for table in tables for at, column in enumerate(table.columns)]
     spreads = dict.fromkeys(
         "the tasks" if column.name.startswith(("task_", "score_")) else column.label
@@ -71,7 +71,10 @@ def _bullets(sentences: Iterable[str]) -> list[str]:
 
 
 def _pages(table: Table, colour: bool) -> Iterator[list[str]]:
-    """The table as one grid if it fits, else group by group, as much as fits beside the methods' names."""
+    """Yield the table as one grid if it fits, else group by group, as much as fits beside the rows' labels.
+
+    In a grid that goes on below another, rows in which nothing stands are left out.
+    """
     kept = table.only([number for number, column in enumerate(table.columns) if not column.detail])
     names = [wrap(printable(row.label), LABEL, breaks=",", indent=GAP) for row in kept.rows]
     head = printable(table.head)
@@ -82,17 +85,29 @@ def _pages(table: Table, colour: bool) -> Iterator[list[str]]:
         return
     groups = list(dict.fromkeys(column.group for column in kept.columns))
     order = sorted(range(len(columns)), key=lambda number: groups.index(kept.columns[number].group))
-    keys = [columns[number] for number in order if kept.columns[number].key]
-    rest = [columns[number] for number in order if not kept.columns[number].key]
-    while rest:
-        page, rest = _fill(rest, room - _total(keys))
-        yield _grid(head, kept.rows, names, [*keys, *page], colour)
+    keys = [number for number in order if kept.columns[number].key]
+    rest = [number for number in order if not kept.columns[number].key]
+    beside = room - _total([columns[at] for at in keys])
+    for page in _filled(rest, columns, beside):
+        here = [at for at, row in enumerate(kept.rows) if page[0] == rest[0] or row.failure or _stands(row, page)]
+        shown = [[lines for at, lines in enumerate(columns[n]) if at == 0 or at - 1 in here] for n in (*keys, *page)]
+        yield _grid(head, [kept.rows[at] for at in here], [names[at] for at in here], shown, colour)
 
 
-def _fill(columns: list[Column_], room: int) -> tuple[list[Column_], list[Column_]]:
-    """Split columns into those that fit into `room`, at least one, and the rest."""
-    most = next((number for number in range(1, len(columns)) if _total(columns[: number + 1]) > room), len(columns))
-    return columns[:most], columns[most:]
+def _stands(row: Row, page: Sequence[int]) -> bool:
+    """Return whether a row has anything in the columns of these numbers."""
+    return any(row.cells[number].text != MISSING for number in page)
+
+
+def _filled(numbers: Sequence[int], columns: Sequence[Column_], room: int) -> Iterator[list[int]]:
+    """Yield the numbers of the columns by pages, each as many as fit into `room`, at least one."""
+    page: list[int] = []
+    for number in numbers:
+        if page and _total([columns[at] for at in (*page, number)]) > room:
+            yield page
+            page = []
+        page.append(number)
+    yield page
 
 
 def _total(columns: Sequence[Column_]) -> int:
@@ -104,7 +119,10 @@ def _wide(cells: Iterable[Sequence[str]]) -> int:
 
 
 def _column(rows: Sequence[Row], number: int, column: Column, colour: bool) -> Column_:
-    """Figures are right- and what follows them (unit, ±, star) left-aligned; words are left-aligned and wrapped."""
+    """Return the lines of a column: figures end and what follows them (unit, ±, star) begins at one place.
+
+    Words are on the left and wrapped.
+    """
     cells = [row.cells[number] for row in rows]
     texts = [printable(written(cell, brief=column.brief)) for cell in cells]
     head = printable(column.label)
@@ -112,7 +130,7 @@ def _column(rows: Sequence[Row], number: int, column: Column, colour: bool) -> C
         lines = [wrap(text, WORDS) for text in texts]
         wide = max(width(head), _wide([[""], *lines]))
         return [[_padded(line, wide) for line in each] for each in ([head], *lines)]
-    parts = [re.match(r"([-<]?[\d.,e]+x?)(.*)", text) for text in texts]
+    parts = [re.match(r"([-+<]?[\d.,e]+x?)(.*)", text) for text in texts]
     left, right = (max((width(part[side]) for part in parts if part), default=0) for side in (1, 2))
     wide = max(left + right, width(head), *map(width, texts))
     aligned = [head.rjust(wide + len(head) - width(head))]
@@ -127,8 +145,8 @@ def _padded(text: str, wide: int) -> str:
     return text + " " * (wide - width(text))
 
 
-def _styled(text: str, cell: Entry, colour: bool) -> str:
-    """The figure with the escape code of its weightiest mark around what is no space."""
+def _styled(text: str, cell: TableCell, colour: bool) -> str:
+    """Return the figure with the escape code of its weightiest mark around what is no space."""
     codes = [code for mark, code in COLOURS.items() if mark in cell.marks]
     return _coloured(text, codes[-1]) if colour and codes else text
 
@@ -143,7 +161,7 @@ def _plain(text: str) -> str:
 
 
 def _grid(head: str, rows: Sequence[Row], names: list[list[str]], columns: list[Column_], colour: bool) -> list[str]:
-    """Lines of one grid; a failed cell shows its status word instead of figures."""
+    """Return the lines of one grid; a failed cell shows its status word instead of figures."""
     first = _wide([[head], *names])
     lines = [GAP.join([_padded(head, first), *(column[0][0] for column in columns)]).rstrip()]
     for number, (row, name) in enumerate(zip(rows, names, strict=True), start=1):

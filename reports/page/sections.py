@@ -14,7 +14,7 @@ from typing import Any
 from bench.records.record import Record, display_name, named
 from reports import notes
 from reports.blocks import TableGroup, blocks
-from reports.tables.table import Column, Entry, Row, Table, written
+from reports.tables.table import Column, Row, Table, TableCell, footnotes, legend, written
 
 SECTIONS = (  # name, title, view, and the group of its columns where it has several
     ("results", "Results", "main", "quality"),
@@ -31,10 +31,6 @@ SECTIONS = (  # name, title, view, and the group of its columns where it has sev
 VIEWS = tuple(dict.fromkeys(view for _, _, view, _ in SECTIONS))
 BETTER = {"higher": "higher is better", "lower": "lower is better", None: ""}
 MARKS = {"best": "best", "second": "second", "missed": "missed", "doubtful": "missed"}  # and the style of each
-LEGENDS = {
-    "best": "Bold: the best of the methods that removed enough.",
-    "second": "Underlined: the second best.",
-}
 
 
 @dataclass(frozen=True)
@@ -102,25 +98,22 @@ def sections(views: Mapping[str, Sequence[Table]], targets: Targets) -> list[dic
         parts = [part for part in parts if name != "by-ratio" or len(part.columns) > 1]
         if parts:
             shown = [_table(part, f"{section}-{number}", targets, several=several) for number, part in enumerate(parts)]
-            protocol = list(dict.fromkeys(sentence for part in parts for sentence in part.protocol))
-            found.append({"name": section, "title": title, "tables": shown, "protocol": protocol})
+            found.append({"name": section, "title": title, "tables": shown, "protocol": footnotes(parts)})
     return found
 
 
 def _table(table: Table, name: str, targets: Targets, *, several: bool) -> dict[str, Any]:
     ratios = {shown_ratio(row.ratio) for row in table.rows if row.method != "dense"}
     by_ratio = table.view == "by-ratio"
-    title = table.title or "dense model"
     columns = [_column(column, ratio=column.label if by_ratio else None) for column in table.columns]
-    found = {mark for row in table.rows for cell in row.cells for mark in cell.marks}
     return {
         "id": name,
         "ratio": ratios.pop() if len(ratios) == 1 and table.view != "speed" else "",
-        "title": title[:1].upper() + title[1:],
+        "title": table.heading,
         "conditions": [table.model, *table.conditions] if several else [],
         "columns": [_column(Column("label", table.head, words=True), ratio=None), *columns],
         "rows": [_row(row, table, targets) for row in table.rows],
-        "notes": [*table.notes, *(legend for mark, legend in LEGENDS.items() if mark in found)],
+        "notes": [*table.notes, *legend([table])],
         "figures": [_figures(row) for row in table.rows],
     }
 
@@ -141,7 +134,7 @@ def _row(row: Row, table: Table, targets: Targets) -> dict[str, Any]:
 
     here = "" if row.method == "dense" else shown_ratio(row.ratio)
 
-    def lead(cell: Entry, column: Column) -> str:
+    def lead(cell: TableCell, column: Column) -> str:
         """To the record that a figure is from."""
         if table.view == "grid":
             return target(cell.of[0], here) if cell.of else ""
@@ -161,7 +154,7 @@ def _row(row: Row, table: Table, targets: Targets) -> dict[str, Any]:
     }
 
 
-def _cell(cell: Entry, column: Column, target: str) -> dict[str, Any]:
+def _cell(cell: TableCell, column: Column, target: str) -> dict[str, Any]:
     """The figure and, apart, what follows it: '92.8' and '± 15.6'."""
     text = written(cell)
     spread = text.removeprefix(cell.short) if text.startswith(cell.short) else ""
@@ -181,7 +174,7 @@ def _figures(row: Row) -> list[Any]:
     return [row.label, *(_raw(cell) for cell in row.cells)]
 
 
-def _raw(cell: Entry) -> Any:
+def _raw(cell: TableCell) -> Any:
     if cell.value is None or isinstance(cell.value, str):
         return cell.value
     ends = [None if end is None or not math.isfinite(end) else float(end) for end in (cell.low, cell.high, cell.stderr)]

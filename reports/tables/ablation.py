@@ -22,9 +22,10 @@ from bench.records.columns import texts
 from bench.records.comparability import conditions_of, draws
 from bench.records.record import Record, display_name, requested_ratio
 from reports import notes
-from reports.blocks import TableGroup, pooled
-from reports.tables.rows import RowSamples, missed, starred
-from reports.tables.table import Column, Entry, Row, Table, column, figure
+from reports.blocks import pooled
+from reports.tables.pivot import pivot
+from reports.tables.rows import ReportData, row_of, starred
+from reports.tables.table import Column, Row, Table, TableCell, column, figure
 
 LOOK = {  # fields of the protocol in which cells of one study may differ, as a reader calls them
     "calibration": "calibration",
@@ -52,7 +53,7 @@ class Study:
     points    by the values of the factors
     dense     rows of the frame
     records   all, with the dense ones
-    protocol  how to read the figures and how they were measured
+    footnotes how to read the figures and how they were measured
     """
 
     method: str
@@ -61,10 +62,10 @@ class Study:
     points: dict[tuple[Any, ...], Setting]
     dense: list[dict[str, Any]]
     records: list[Record]
-    protocol: tuple[str, ...]
+    footnotes: tuple[str, ...]
 
     def axis(self, factor: str) -> list[Any]:
-        """The values of a factor: numbers rising, words in the order of the cells."""
+        """Return the values of a factor: numbers rising, words in the order of the cells."""
         at = self.factors.index(factor)
         values = list(dict.fromkeys(key[at] for key in self.points))
         if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
@@ -72,23 +73,23 @@ class Study:
         return values
 
     def measures(self) -> list[str]:
-        """The columns of the frame that any cell has a figure in."""
+        """Return the columns of the frame that any cell has a figure in."""
         names = [*(f"perplexity_{name}" for name in texts(self.records)), "kl", "average"]
         names += ["ratio", "layers", "prune_seconds"]
         return [name for name in names if any(point.row.get(name) is not None for point in self.points.values())]
 
     def same(self, name: str) -> bool:
-        """Whether a measure is the same in every cell, so that one sentence says it."""
+        """Return whether a measure is the same in every cell, so that one sentence says it."""
         return len({point.row.get(name) for point in self.points.values()}) == 1
 
     def others(self) -> list[tuple[Any, ...]]:
-        """The combinations of the factors behind the first two that occur."""
+        """Return the combinations of the factors behind the first two that occur."""
         held = {key[2:] for key in self.points}
         return [key for key in itertools.product(*map(self.axis, self.factors[2:])) if key in held]
 
 
 def studies(records: Sequence[Record]) -> list[Study]:
-    """One for each method and setup in which anything but the ratio differs."""
+    """Return a study for each method and setup in which anything but the ratio differs."""
     rows, groups = column_data.rows(records), dict[str, list[int]]()
     for number, record in enumerate(records):
         groups.setdefault(_setup(record), []).append(number)
@@ -110,7 +111,7 @@ def studies(records: Sequence[Record]) -> list[Study]:
 
 
 def _setup(record: Record) -> str:
-    """What all cells of a study share: the conditions of the frame without what LOOK and the seed decide."""
+    """Return what all cells of a study share: the conditions of the frame without what LOOK and the seed decide."""
     conditions = conditions_of(record)
     protocol = {name: value for name, value in conditions["protocol"].items() if name not in LOOK}
     inputs = {name: value for name, value in conditions["inputs"].items() if name != "calibration_sha256"}
@@ -131,12 +132,12 @@ def _study(method: str, points: Sequence[Setting], dense: list[dict[str, Any]], 
     for one, point in zip(settings, points, strict=True):
         keyed.setdefault(tuple(one.get(name) for name in factors), point)
     looks = {*LOOK.values(), "seed"} & set(factors)
-    protocol = notes.protocol(records, (), KINDS, calibration=not looks)
-    return Study(method, factors, fixed, keyed, dense, records, tuple(protocol))
+    footnotes = notes.protocol(records, (), KINDS, calibration=not looks)
+    return Study(method, factors, fixed, keyed, dense, records, tuple(footnotes))
 
 
 def _settings(record: Record) -> dict[str, Any]:
-    """Everything that may be a factor. The seed of a random method's draw is none, since draws share a row."""
+    """Return everything that may be a factor, but the seed of a random method's draw, since draws share a row."""
     cell = record.cell
     parameters = dict(cell["parameters"])
     if "draws" in parameters and "seed" not in cell.get("given", ()):
@@ -146,9 +147,9 @@ def _settings(record: Record) -> dict[str, Any]:
     return found | {"seed": cell["seed"], "ratio": requested_ratio(record)}
 
 
-def tables(records: Sequence[Record], _setups: Sequence[Sequence[TableGroup]], _evidence: RowSamples) -> list[Table]:
-    """The tables of every study."""
-    return [table for study in studies(records) for table in _tables(study)]
+def tables(data: ReportData) -> list[Table]:
+    """Return the tables of every study."""
+    return [table for study in studies(data.records) for table in _tables(study)]
 
 
 def _tables(study: Study) -> Iterator[Table]:
@@ -163,55 +164,43 @@ def _tables(study: Study) -> Iterator[Table]:
 
 
 def _list(study: Study, measures: Sequence[str]) -> Table:
-    """One factor: a row for each value, a column for each measure."""
+    """Return a row for each value of the only factor, a column for each measure."""
     (factor,) = study.factors
-    columns = [column(name) for name in measures]
     rows = []
     for value in study.axis(factor):
         point = study.points[value,]
-        cells = tuple(figure(point.row, name) for name in measures)
-        cells = tuple(starred(cell) if missed(point.row) else cell for cell in cells)
-        failure = None if point.record.status == "ok" else notes.status(point.record)
-        rows.append(Row(said(value), study.method, requested_ratio(point.record), cells, failure))
+        cells = [starred(figure(point.row, name), point.row) for name in measures]
+        rows.append(row_of(point.record, said(value), cells))
     return _table(
-        study, "list", f"{study.method} by {factor}", columns=columns, rows=rows, head=factor, measures=measures
+        study, "list", f"{study.method} by {factor}", [column(name) for name in measures], rows, measures=measures
     )
 
 
 def _grid(study: Study, name: str, others: tuple[Any, ...]) -> Table:
-    """Two factors: a row for each value of the first, a column for each of the second."""
+    """Return a row for each value of the first factor, a column for each of the second."""
     first, second, measure = *study.factors[:2], column(name)
-    values = study.axis(second)
-    columns = [Column(f"{name}, {second}={said(value)}", f"{second}={said(value)}") for value in values]
-    rows = []
+    cells = []
     for value in study.axis(first):
-        points = [study.points.get((value, other, *others)) for other in values]
-        ratios = {requested_ratio(point.record) for point in points if point}
-        ratio = ratios.pop() if len(ratios) == 1 else None
-        rows.append(Row(said(value), study.method, ratio, tuple(_cell(point, name) for point in points)))
+        points = {other: study.points.get((value, other, *others)) for other in study.axis(second)}
+        ratios = {requested_ratio(point.record) for point in points.values() if point}
+        row = Row(said(value), study.method, ratios.pop() if len(ratios) == 1 else None)
+        for other, point in points.items():
+            at = f"{second}={said(other)}"
+            cells.append((row, Column(f"{name}, {at}", at), _cell(point, name)))
     held = [f", {factor} {said(value)}" for factor, value in zip(study.factors[2:], others, strict=True)]
     title = f"{study.method}: {measure.head} by {first} and {second}{''.join(held)}"
-    return _table(study, name, title, columns=columns, rows=rows, head=first, measures=[name])
+    return _table(study, name, title, *pivot(cells), measures=[name])
 
 
-def _cell(point: Setting | None, name: str) -> Entry:
+def _cell(point: Setting | None, name: str) -> TableCell:
     if point is None:
-        return Entry()
-    if point.record.status != "ok":
-        return Entry(notes.status(point.record))
-    cell = figure(point.row, name)
-    return starred(cell) if missed(point.row) else cell
+        return TableCell()
+    failed = point.record.status != "ok"
+    return TableCell(notes.status(point.record)) if failed else starred(figure(point.row, name), point.row)
 
 
 def _table(
-    study: Study,
-    name: str,
-    title: str,
-    *,
-    columns: Sequence[Column],
-    rows: Sequence[Row],
-    head: str,
-    measures: Sequence[str],
+    study: Study, name: str, title: str, columns: Sequence[Column], rows: Sequence[Row], *, measures: Sequence[str]
 ) -> Table:
     return Table(
         name=re.sub(r"[^\w.+-]+", "-", f"ablation-{study.method}-{name}"),
@@ -222,13 +211,13 @@ def _table(
         columns=tuple(columns),
         rows=tuple(rows),
         notes=tuple(_notes(study, measures)),
-        protocol=study.protocol,
-        head=head,
+        footnotes=study.footnotes,
+        head=study.factors[0],
     )
 
 
 def _notes(study: Study, measures: Sequence[str]) -> Iterator[str]:
-    """What the dense model has, what is the same in every cell, what is fixed, and what must be said of cells."""
+    """Yield what the dense model has, what is the same in every cell, what is fixed, and what is odd about cells."""
     dense = [_sentence(name, text) for name in measures if (text := _dense(study, name))]
     if dense:
         yield f"dense: {', '.join(dense)}."
@@ -252,7 +241,7 @@ def _notes(study: Study, measures: Sequence[str]) -> Iterator[str]:
 
 
 def _dense(study: Study, name: str) -> str:
-    """What the dense model has of a measure of quality: its figure, or the ends of several."""
+    """Return the dense model's figure of a measure of quality, or the ends of several."""
     found = {row[name]: figure(row, name) for row in study.dense if row.get(name) is not None}
     if not found or name in ("ratio", "layers", "prune_seconds", "kl"):
         return ""
@@ -261,13 +250,13 @@ def _dense(study: Study, name: str) -> str:
 
 
 def _sentence(name: str, text: str) -> str:
-    """'average 30.0 ± 2.1 %'."""
+    """Return a figure with its name and unit: 'average 30.0 ± 2.1 %'."""
     found = column(name)
     return f"{found.label} {text}{f' {found.unit}' if found.unit else ''}"
 
 
 def said(value: Any) -> str:
-    """A value of a factor as a reader writes it."""
+    """Return a value of a factor as a reader writes it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -39,7 +39,7 @@ from bench.records.comparability import by_setup, dense_peer, setup
 from bench.records.record import Record, display_name, is_accuracy, label, named, requested_ratio
 from reports import notes
 from reports.metrics import METRICS, percent, short
-from reports.tables.table import Column, Entry, Row, Table, figure
+from reports.tables.table import Column, Row, Table, TableCell, figure
 
 PUBLISHED = Path(__file__).parent.parent / "published"
 KEYS = ("method", "ratio", "layers", "prune_seconds", "tasks", "average", "perplexity")
@@ -124,7 +124,7 @@ def _table(pair: PublishedPair, number: int, here: Sequence[str]) -> Table:
         columns=COLUMNS,
         rows=tuple(replace(row, method=pair.record.cell["method"]) for row in rows),
         notes=tuple(_notes(pair)),
-        protocol=(*here, *(f"{pair.paper.name}: {said}" for said in (f"{pair.paper.source}.", *pair.paper.notes))),
+        footnotes=(*here, *(f"{pair.paper.name}: {said}" for said in (f"{pair.paper.source}.", *pair.paper.notes))),
         head="measure",
     )
     return table.only([at for at in range(len(COLUMNS)) if any(row.cells[at].value is not None for row in rows)])
@@ -141,7 +141,7 @@ def _perplexities(pair: PublishedPair) -> Iterator[Row]:
     """Of the first text whose name holds the printed word."""
     for word, printed in pair.printed.perplexity.items():
         text = next((name for name in pair.record.measured.get("perplexity", {}) if word in name), None)
-        here = Entry() if text is None else figure(pair.row, f"perplexity_{text}")
+        here = TableCell() if text is None else figure(pair.row, f"perplexity_{text}")
         measured = pair.dense.measured.get("perplexity", {}) if pair.dense else {}
         dense = measured[text]["perplexity"] if text in measured else None
         others = pair.printed_dense.perplexity.get(word), dense
@@ -181,33 +181,33 @@ def _mean(right: Mapping[str, float], names: Sequence[str]) -> float | None:
     return fmean(values)
 
 
-def _share(value: float | None) -> Entry:
-    return Entry() if value is None else Entry(percent(value), value=value)
+def _share(value: float | None) -> TableCell:
+    return TableCell() if value is None else TableCell(percent(value), value=value)
 
 
 def _row(
     name: str,
     printed: float,
-    here: Entry,
+    here: TableCell,
     show: Callable[[float], str],
     *,
     dense: tuple[float | None, float | None] = (None, None),
 ) -> Row:
     """`dense` are the printed and the measured figure of the dense model."""
-    difference = Entry()
+    difference = TableCell()
     if isinstance(here.value, int | float):
         apart = float(here.value) - printed
-        difference = Entry(f"{'+' if apart >= 0 else '-'}{show(abs(apart))}", value=apart)
+        difference = TableCell(f"{'+' if apart >= 0 else '-'}{show(abs(apart))}", value=apart)
     kept = [_kept(figure, beside) for figure, beside in zip((printed, here.value), dense, strict=True)]
-    return Row(name, "", None, (Entry(show(printed), value=printed), here, difference, *kept))
+    return Row(name, "", None, (TableCell(show(printed), value=printed), here, difference, *kept))
 
 
-def _kept(value: Any, dense: float | None) -> Entry:
+def _kept(value: Any, dense: float | None) -> TableCell:
     """'80 %' of the dense model's, or of a perplexity, which grows, '2.55x'."""
     if not isinstance(value, int | float) or not dense:
-        return Entry()
+        return TableCell()
     share = value / dense
-    return Entry(f"{100 * share:.0f} %" if share < 1.5 else f"{share:.3g}x", value=share)
+    return TableCell(f"{100 * share:.0f} %" if share < 1.5 else f"{share:.3g}x", value=share)
 
 
 def _notes(pair: PublishedPair) -> Iterator[str]:

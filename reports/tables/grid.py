@@ -1,6 +1,6 @@
 """The view grid: methods by compensations, a table for each ratio and measure, and what each compensation changes.
 
-A method that is mended is called METHOD+COMPENSATION (methods/compensation/base.py). Rows are methods, columns are
+A compensated method is called METHOD+COMPENSATION (methods/compensation/base.py). Rows are methods, columns are
 compensations, `none` first; a parameter stands with what it belongs to, so that
 shortgpt+ghost:token=last,ghost.ridge=0.1 is the row shortgpt:token=last and the column ghost:ridge=0.1.
 """
@@ -8,21 +8,22 @@ shortgpt+ghost:token=last,ghost.ridge=0.1 is the row shortgpt:token=last and the
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
 from bench.records.columns import texts
-from bench.records.record import Record, display_name, label
+from bench.records.record import label
 from bench.records.samples import Samples
 from bench.stats.contrasts import LEVEL, Contrast
 from reports import notes
 from reports.blocks import TableGroup
 from reports.metrics import finite, significant
 from reports.tables import significance
-from reports.tables.rows import RowSamples, compared, conditions, kind, missed, starred
-from reports.tables.table import ARROWS, Column, Entry, Row, Table, column
+from reports.tables.pivot import pivot
+from reports.tables.rows import ReportData, compared, kind, of_group, ratio_word, starred
+from reports.tables.table import ARROWS, Column, Row, Table, TableCell, column
 
 NONE = "none"
 MEASURES = ("average", "kl", "prune_seconds", "parameters")  # beside the perplexities
@@ -39,25 +40,25 @@ class CompensationPair:
     method: str
 
 
-def tables(_records: Sequence[Record], setups: Sequence[Sequence[TableGroup]], evidence: RowSamples) -> list[Table]:
-    """Of each setup and ratio at which some method is mended; a measure without a figure has no table."""
+def tables(data: ReportData) -> list[Table]:
+    """Return the tables of each setup and ratio at which some method is compensated, of the measures with a figure."""
     found = []
-    for block in chain(*setups):
-        if all(pair.column == NONE for pair in pairs(block)):
+    for group in data.groups:
+        if all(pair.column == NONE for pair in pairs(group)):
             continue
-        for name in (*(f"perplexity_{text}" for text in texts(block.records)), *MEASURES):
-            if any(row.get(name) is not None for row in block.rows):
-                found.append(_of_measure(column(name), block, evidence))
+        for name in (*(f"perplexity_{text}" for text in texts(group.records)), *MEASURES):
+            if any(row.get(name) is not None for row in group.rows):
+                found.append(_of_measure(column(name), group, data))
             if kind(name) in QUALITIES:
-                found += _of_gains(column(name), block, evidence.samples)
+                found += _of_gains(column(name), group, data.samples)
     return found
 
 
 @dataclass(frozen=True)
 class Gain:
-    """What a compensation changes, of one mended method that was measured alone as well.
+    """What a compensation changes, of one compensated method that was measured alone as well.
 
-    where     it stands; place, alone  in the block, of it and of the method alone
+    where     it stands; place, alone  in the group, of it and of the method alone
     estimate  a perplexity, times that of the method alone; of an average, how much more it is
     contrast  the two cells in pairs, where samples pair them
     """
@@ -69,77 +70,69 @@ class Gain:
     contrast: Contrast | None
 
 
-def gains(name: str, block: TableGroup, samples: Samples) -> list[Gain]:
-    """Of the column `name`, a perplexity or the average, in the block's order."""
-    where, rows = pairs(block), block.rows
+def gains(name: str, group: TableGroup, samples: Samples) -> list[Gain]:
+    """Return what compensations change of the column `name`, a perplexity or the average, in the group's order."""
+    where, rows = pairs(group), group.rows
     alone = {pair.row: at for at, pair in enumerate(where) if pair.column == NONE and finite(rows[at].get(name))}
     mended = [at for at, pair in enumerate(where) if pair.column != NONE and finite(rows[at].get(name))]
     places = [(alone[where[at].row], at) for at in mended if where[at].row in alone]
-    single = [pair for pair in places if all(len(block.numbers[at]) == 1 for at in pair)]
-    tested = significance.in_pairs(block, single, name, samples, bounds=True)
+    single = [pair for pair in places if all(len(group.numbers[at]) == 1 for at in pair)]
+    tested = significance.in_pairs(group, single, name, samples, bounds=True)
     change = operator.sub if name == "average" else operator.truediv
     return [Gain(where[b], b, a, change(rows[b][name], rows[a][name]), tested.get((a, b))) for a, b in places]
 
 
-def _of_gains(measure: Column, block: TableGroup, samples: Samples) -> list[Table]:
-    """A table of what samples pair, if there is any."""
-    found = gains(measure.name, block, samples)
+def _of_gains(measure: Column, group: TableGroup, samples: Samples) -> list[Table]:
+    """Return a table of what samples pair, if there is any."""
+    found = gains(measure.name, group, samples)
     tested = [(gain, gain.contrast) for gain in found if gain.contrast]
     if not tested:
         return []
-    lines: dict[str, dict[str, Entry]] = {}
+    cells = []
     for gain, contrast in tested:
-        of = (block.label(gain.place), str(block.records[gain.place].cell["method"]))
-        cell = replace(_change(measure, contrast), of=of)
-        off = any(missed(block.rows[place]) for place in (gain.place, gain.alone))
-        lines.setdefault(gain.where.row, {})[gain.where.column] = starred(cell) if off else cell
+        of = (group.label(gain.place), str(group.records[gain.place].cell["method"]))
+        head = replace(measure, name=f"gain_{measure.name}", label=gain.where.column, unit="", better=None)
+        both = group.rows[gain.place], group.rows[gain.alone]
+        cell = replace(starred(_change(measure, contrast), *both), of=of)
+        cells.append((Row(gain.where.row, gain.where.method, group.ratio), head, cell))
     tests = dict.fromkeys(significance.TESTS[contrast.test] for _, contrast in tested)
-    methods = {gain.where.row: gain.where.method for gain in found}
-    untested = ", ".join(block.label(gain.place) for gain in found if not gain.contrast)
-    names = list(dict.fromkeys(name for cells in lines.values() for name in cells))
+    untested = ", ".join(group.label(gain.place) for gain in found if not gain.contrast)
     how = "points more than alone" if measure.name == "average" else "times that of the method alone"
     return [
-        Table(
-            name=f"grid-gain-{measure.name}-{'fixed' if block.ratio is None else f'{block.ratio:g}'}",
-            view="grid",
-            model=display_name(block.records[0]),
-            title=f"{measure.label}, {how}{ARROWS[measure.better]}, {notes.ratio(block.records)}",
-            conditions=conditions(block),
-            columns=tuple(
-                replace(measure, name=f"gain_{measure.name}", label=name, unit="", better=None) for name in names
-            ),
-            rows=tuple(
-                Row(row, methods[row], block.ratio, tuple(cells.get(name, Entry()) for name in names))
-                for row, cells in lines.items()
-            ),
-            notes=(
-                *notes.exceptions([block.records[place] for gain in found for place in (gain.alone, gain.place)]),
-                *[f"not tested: {untested} (draws, or no samples in common)."] * bool(untested),
-            ),
-            protocol=(
+        of_group(
+            "grid",
+            group,
+            *pivot(cells),
+            footnotes=(
                 f"{how}: what a compensation changes, with its 95 % interval, in pairs on what both were measured on; "
                 f"†: p < {LEVEL} ({', '.join(tests)}; adjusted by Holm for the cells of a table).",
+            ),
+            name=f"grid-gain-{measure.name}-{ratio_word(group)}",
+            title=f"{measure.label}, {how}{ARROWS[measure.better]}, {notes.ratio(group.records)}",
+            said=(
+                *notes.exceptions([group.records[place] for gain in found for place in (gain.alone, gain.place)]),
+                *[f"not tested: {untested} (draws, or no samples in common)."] * bool(untested),
             ),
         )
     ]
 
 
-def _change(measure: Column, contrast: Contrast) -> Entry:
+def _change(measure: Column, contrast: Contrast) -> TableCell:
     figures = (contrast.estimate, contrast.low, contrast.high)
     words = [f"{100 * one:+.1f}" if measure.name == "average" else significant(one) for one in figures]
-    cell = Entry(f"{words[0]} [{words[1]}, {words[2]}]", words[0], *figures)
+    cell = TableCell(f"{words[0]} [{words[1]}, {words[2]}]", words[0], *figures)
     return cell.marked("differs") if contrast.p < LEVEL else cell
 
 
-def pairs(block: TableGroup) -> list[CompensationPair]:
-    """Of each row of the block."""
-    return [_pair(record.cell, block.label(place)) for place, record in enumerate(block.records)]
+def pairs(group: TableGroup) -> list[CompensationPair]:
+    """Return where each row of the group stands."""
+    return [_pair(record.cell, group.label(place)) for place, record in enumerate(group.records)]
 
 
 def _pair(cell: Mapping[str, Any], shown: str) -> CompensationPair:
-    """What was done before stands in front of the row, and a healed cell has one of its own.
+    """Return where a cell stands: what was done before is in front of its row, and a healed cell has its own row.
 
-    shown  the cell's label, with whatever sets it apart in its block behind it
+    shown  the cell's label, with whatever sets it apart in its group behind it
     """
     method, _, mending = str(cell["method"]).partition("+")
     given = {name: cell["parameters"][name] for name in cell.get("given", ())}
@@ -156,35 +149,25 @@ def _named(name: str, given: Mapping[str, Any]) -> str:
     return f"{name}:{said}" if said else name
 
 
-def _of_measure(measure: Column, block: TableGroup, evidence: RowSamples) -> Table:
-    """Marks are those of the methods at this ratio, as in every view; a cell without figures says why."""
-    rows, tests = compared(block, [measure], evidence)
-    where = pairs(block)
-    lines: dict[str, dict[str, Entry]] = {}
-    for pair, row, figures in zip(where, rows, block.rows, strict=True):
-        cell = row.cells[0] if row.failure is None else Entry(row.failure)
-        cell = starred(cell) if missed(figures) else cell
+def _of_measure(measure: Column, group: TableGroup, data: ReportData) -> Table:
+    """Return one measure. Marks are those of the methods at this ratio; a cell without figures says why."""
+    rows, tests = compared(group, [measure], data)
+    cells, heads = [], {NONE: replace(measure, label=NONE, unit="", better=None)}
+    for pair, row, figures in zip(pairs(group), rows, group.rows, strict=True):
+        head = heads.setdefault(pair.column, replace(measure, label=pair.column, unit="", better=None))
+        cell = row.cells[0] if row.failure is None else TableCell(row.failure)
         if pair.method != "dense" or cell.value is not None:
-            lines.setdefault(pair.row, {})[pair.column] = replace(cell, of=(row.label, row.method))
-    columns = list(dict.fromkeys([NONE, *(pair.column for pair in where)]))
-    methods = {pair.row: pair.method for pair in where}
-    absent = any(name not in cells for row, cells in lines.items() if row != "dense" for name in columns)
-    return Table(
-        name=f"grid-{measure.name}-{'fixed' if block.ratio is None else f'{block.ratio:g}'}",
-        view="grid",
-        model=display_name(block.records[0]),
-        title=f"{measure.head}, {notes.ratio(block.records)}",
-        conditions=conditions(block),
-        columns=tuple(replace(measure, label=name, unit="", better=None) for name in columns),
-        rows=tuple(
-            Row(
-                row,
-                methods[row],
-                None if row == "dense" else block.ratio,
-                tuple(cells.get(c, Entry()) for c in columns),
-            )
-            for row, cells in lines.items()
-        ),
-        notes=(*notes.exceptions(block.records), *tests, *[NOT_ASKED] * absent),
-        protocol=tuple(notes.protocol(list(chain(*block.drawn)), list(chain(*block.each)), (kind(measure.name),))),
+            line = Row(pair.row, pair.method, None if pair.row == "dense" else group.ratio)
+            cells.append((line, head, replace(starred(cell, figures), of=(row.label, row.method))))
+    columns, lines = pivot(cells, list(heads.values()))
+    absent = any(cell.of is None for line in lines if line.label != "dense" for cell in line.cells)
+    return of_group(
+        "grid",
+        group,
+        columns,
+        lines,
+        notes.protocol(list(chain(*group.drawn)), list(chain(*group.each)), (kind(measure.name),)),
+        name=f"grid-{measure.name}-{ratio_word(group)}",
+        title=f"{measure.head}, {notes.ratio(group.records)}",
+        said=(*notes.exceptions(group.records), *tests, *[NOT_ASKED] * absent),
     )

@@ -1,80 +1,58 @@
-"""A metric over commits (bench.regression.history), as a table, as CSV and as a plot."""
+"""A metric over commits (bench.regression.history): as a table, as lines of CSV and as a plot."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tabulate import tabulate
-
 from bench.regression.history import FEWEST, HistoryPoint
 from reports.metrics import metric, shown
-from reports.text import markdown_escaped, printable
+from reports.tables.table import Row, Table, TableCell, column, text, words
+from reports.text import printable
 
-HEADS = ("date", "commit", "run", "value", "", "conditions that differ from the run before")
-NOTES = {
-    "*": "*: files differed from the commit.",
-    "interval": "intervals: of each run by itself; runs share documents and windows, so a step within can be real.",
-    "change": f"new level: it differs from the runs before by more than their noise, and has held for two runs; "
-    f"marked from {FEWEST} runs on.",
-}
+DIRTY = "*: files differed from the commit."
+INTERVAL = "intervals: of each run by itself; runs share documents and windows, so a step within can be real."
+CHANGE = (
+    "new level: it differs from the runs before by more than their noise, and has held for two runs; "
+    f"marked from {FEWEST} runs on."
+)
+POOLED = "mean over draws or seeds, without an interval."
 
 
-def table(points: Sequence[HistoryPoint], column: str, *, markdown: bool) -> str:
-    """One line per run; a new level is marked."""
-    escape = markdown_escaped if markdown else printable
-    lines = [
-        [
-            point.date[:16].replace("T", " "),
-            point.commit or "-",
-            point.run,
-            _value(point, column),
-            "new level" if point.change else "",
-            ", ".join(point.apart),
-        ]
-        for point in points
+def table(points: Sequence[HistoryPoint], name: str) -> Table:
+    """Make the table of the metric `name`: one row per run, a new level is marked."""
+    columns = [words("commit"), words("run"), replace(column(name), better=None), words("level", "")]
+    columns.append(words("apart", "conditions that differ from the run before"))
+    rows = [Row(point.date[:16].replace("T", " "), "", None, _cells(point, name)) for point in points]
+    used = [at for at in range(len(columns)) if at < 3 or any(row.cells[at].value for row in rows)]
+    dirty, interval = (any(p.commit.endswith("*") for p in points), any(p.low is not None for p in points))
+    pooled = any(point.draws > 1 for point in points)
+    footnotes = (*[DIRTY] * dirty, *[INTERVAL] * interval, CHANGE, *[POOLED] * pooled)
+    return Table("history", "history", "", "", (), tuple(columns), tuple(rows), (), footnotes, "date").only(used)
+
+
+def _cells(point: HistoryPoint, name: str) -> tuple[TableCell, ...]:
+    row = {name: point.value, f"{name}_low": point.low, f"{name}_high": point.high}
+    if metric(name).spread == "stderr" and point.low is not None and point.high is not None:
+        row[f"{name}_stderr"] = (point.high - point.low) / 2 / 1.96
+    value = TableCell(shown(row, name), value=point.value, low=point.low, high=point.high)
+    level, apart = "new level" if point.change else "", ", ".join(point.apart)
+    return text(point.commit), text(point.run), value, TableCell(level, value=level), TableCell(apart, value=apart)
+
+
+def csv(points: Sequence[HistoryPoint], name: str) -> tuple[list[str], list[list[object]]]:
+    """Return the headings, and a line of figures per run."""
+    lines: list[list[object]] = [
+        [p.date, p.commit, p.run, p.value, p.low, p.high, p.draws, int(p.change), " ".join(p.apart)] for p in points
     ]
-    used = [n for n in range(len(HEADS)) if any(line[n] for line in lines)]
-    found = metric(column)
-    unit = f" ({found.unit})" if found.unit and not found.unit_in_cell else ""
-    heads = [*HEADS[:3], found.label + unit, *HEADS[4:]]
-    body = tabulate(
-        [[escape(line[n]) for n in used] for line in lines],
-        headers=[escape(heads[n]) for n in used],
-        tablefmt="pipe" if markdown else "plain",
-        disable_numparse=True,
-    )
-    notes = [NOTES["*"]] if any(point.commit.endswith("*") for point in points) else []
-    notes += [NOTES["interval"]] * any(point.low is not None for point in points) + [NOTES["change"]]
-    if any(point.draws > 1 for point in points):
-        notes.append("mean over draws or seeds, without an interval.")
-    return "\n\n".join([body, "\n".join(f"- {escape(note)}" if markdown else note for note in notes)]) + "\n"
+    return ["date", "commit", "run", name, "low", "high", "draws", "new_level", "conditions_apart"], lines
 
 
-def _value(point: HistoryPoint, column: str) -> str:
-    row = {column: point.value, f"{column}_low": point.low, f"{column}_high": point.high}
-    if metric(column).spread == "stderr" and point.low is not None and point.high is not None:
-        row[f"{column}_stderr"] = (point.high - point.low) / 2 / 1.96
-    return shown(row, column)
-
-
-def as_csv(points: Sequence[HistoryPoint], column: str) -> str:
-    """Full precision, one line per run."""
-    out = io.StringIO()
-    lines = csv.writer(out, lineterminator="\n")
-    lines.writerow(["date", "commit", "run", column, "low", "high", "draws", "new_level", "conditions_apart"])
-    for p in points:
-        texts = [p.date, p.commit, printable(p.run), p.value, p.low, p.high, p.draws, int(p.change)]
-        lines.writerow([*texts, " ".join(p.apart)])
-    return out.getvalue()
-
-
-def plot(points: Sequence[HistoryPoint], column: str, title: str, file: Path) -> None:
-    """The values with their intervals over the commits, evenly spaced; new levels and changed conditions are marked."""
+def plot(points: Sequence[HistoryPoint], name: str, title: str, file: Path) -> None:
+    """Draw the values with their intervals over the commits, evenly spaced, with new levels and changed conditions."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -82,13 +60,13 @@ def plot(points: Sequence[HistoryPoint], column: str, title: str, file: Path) ->
 
     with pyplot.rc_context({"svg.hashsalt": "prunebench", "text.parse_math": False}):
         figure, axes = pyplot.subplots(figsize=(max(5.0, 0.45 * len(points) + 2), 3.6), layout="constrained")
-        _draw(axes, points, column, title)
+        _draw(axes, points, name, title)
         metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(file.suffix, {})
         figure.savefig(file, dpi=150, metadata=metadata)
         pyplot.close(figure)
 
 
-def _draw(axes: Any, points: Sequence[HistoryPoint], column: str, title: str) -> None:
+def _draw(axes: Any, points: Sequence[HistoryPoint], name: str, title: str) -> None:
     places = range(len(points))
     values = [point.value for point in points]
     ends = [
@@ -112,7 +90,7 @@ def _draw(axes: Any, points: Sequence[HistoryPoint], column: str, title: str) ->
     axes.set_xticks(
         list(places), [printable(point.commit or point.date[:10]) for point in points], rotation=60, fontsize=7
     )
-    found = metric(column)
+    found = metric(name)
     axes.set_ylabel(printable(f"{found.label} ({found.unit})" if found.unit else found.label))
     axes.set_title(printable(title), fontsize=9)
     if starts or apart:

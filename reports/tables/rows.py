@@ -1,89 +1,129 @@
-"""From a block of cells to the rows of a table: figures, and the marks that compare them."""
+"""From a group of cells that are compared to the rows of a table: figures, the marks that compare them, the table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
 
 from bench.records.columns import removed_too_little
-from bench.records.record import Record, requested_ratio
+from bench.records.record import Record, display_name, requested_ratio
 from bench.records.samples import Samples
 from reports import notes
-from reports.blocks import TableGroup
+from reports.blocks import TableGroup, blocks
+from reports.metrics import METRICS
 from reports.tables import significance
-from reports.tables.table import Column, Entry, Row, figure, ranked
+from reports.tables.table import Column, Row, Table, TableCell, figure, ranked
 
 COST = ("prefill_tokens_per_second", "decode_ms_per_token", "weight_bytes", "kv_bytes_per_token", "peak_memory_bytes")
-UNRANKED = (
-    "ratio",
-    "parameters",
-    "prune_seconds",
-    "heal_seconds",
-    *COST,
-)  # the cheapest is not what a reader looks for in bold
+UNRANKED = ("ratio", "parameters", "prune_seconds", "heal_seconds", *COST)  # nobody looks for the cheapest in bold
 
 
 @dataclass(frozen=True)
-class RowSamples:
-    """What is known beside the records.
+class ReportData:
+    """What the tables of a report are made from.
 
-    reference  the label of the method that others are tested against; empty for no tests
+    reference  the label of the method that the others are tested against; empty for no tests
     samples    those of the records, read where something is tested
     needs      what each method looks at, by its name: "calibration, gradients"
     """
 
-    reference: str
-    samples: Samples
-    needs: Mapping[str, str]
+    records: Sequence[Record]
+    reference: str = ""
+    samples: Samples = field(default_factory=Samples)
+    needs: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def setups(self) -> list[list[TableGroup]]:
+        """Return the groups of cells of each setup, one for each ratio."""
+        return blocks(self.records)
+
+    @property
+    def groups(self) -> list[TableGroup]:
+        """Return the groups of all setups."""
+        return list(chain(*self.setups))
 
 
-def compared(block: TableGroup, columns: Sequence[Column], evidence: RowSamples) -> tuple[list[Row], list[str]]:
-    """The rows of a block with the best and second best figures, missed ratios and tested differences marked.
+def compared(group: TableGroup, columns: Sequence[Column], data: ReportData) -> tuple[list[Row], list[str]]:
+    """Return the rows of a group and what must be said of the tests.
 
-    The second value is what must be said of the tests.
+    The best and second best figures, missed ratios and differences that a test has shown are marked.
     """
-    tested = significance.tested(evidence.reference, block, [column.name for column in columns], evidence.samples)
-    rows = [_row(block, place, columns, tested.differs) for place in range(len(block.rows))]
-    eligible = [_may_win(record) for record in block.records]
+    tested = significance.tested(data.reference, group, [column.name for column in columns], data.samples)
+    rows = []
+    for place, (record, figures) in enumerate(zip(group.records, group.rows, strict=True)):
+        cells = [figure(figures, column.name) for column in columns]
+        for number, column in enumerate(columns):
+            cells[number] = starred(cells[number], figures) if column.name == "ratio" else cells[number]
+            if (place, column.name) in tested.differs:
+                cells[number] = cells[number].marked("differs")
+        rows.append(row_of(record, group.label(place), cells))
+    eligible = [_may_win(record) for record in group.records]
     for number, column in enumerate(columns):
         if column.better and column.name not in UNRANKED:
             rows = ranked(rows, number, column.better, eligible)
     return rows, list(tested.notes)
 
 
-def conditions(block: TableGroup) -> tuple[str, ...]:
-    """Under what a block was measured, and what sets it apart from others in the report."""
-    return (*notes.conditions(block.records), *block.apart)
-
-
 def _may_win(record: Record) -> bool:
-    """Whether a cell can be the best of its ratio: not the dense model, and nothing that removed too little."""
+    """Return whether a cell can be the best of its ratio: the dense model and what removed too little cannot."""
     return record.cell["method"] != "dense" and record.status == "ok" and not removed_too_little(record)
 
 
-def _row(block: TableGroup, place: int, columns: Sequence[Column], differs: set[tuple[int, str]]) -> Row:
-    record, row = block.records[place], block.rows[place]
-    cells = [figure(row, column.name) for column in columns]
-    for number, column in enumerate(columns):
-        if column.name == "ratio" and missed(row):
-            cells[number] = starred(cells[number])
-        if (place, column.name) in differs:
-            cells[number] = cells[number].marked("differs")
+def row_of(record: Record, label: str, cells: Sequence[TableCell]) -> Row:
+    """Make the row of a record; one that failed says so in a word instead of figures."""
     failure = None if record.status == "ok" else notes.status(record)
-    return Row(block.label(place), record.cell["method"], requested_ratio(record), tuple(cells), failure)
+    return Row(label, record.cell["method"], requested_ratio(record), tuple(cells), failure)
 
 
-def missed(row: Mapping[str, object]) -> bool:
-    """Whether a row of the frame missed its ratio."""
-    return "missed_ratio" in str(row["flags"])
-
-
-def starred(cell: Entry) -> Entry:
-    """The cell of a ratio that was missed."""
+def starred(cell: TableCell, *rows: Mapping[str, object]) -> TableCell:
+    """Add a star to a cell if one of the rows of the frame that it comes from missed its ratio."""
+    if not any("missed_ratio" in str(row["flags"]) for row in rows):
+        return cell
     return replace(cell, text=f"{cell.text}*", brief=f"{cell.short}*", marks=(*cell.marks, "missed"))
 
 
+def removed(record: Record) -> TableCell:
+    """Make the cell of the share of the parameters that a record says was removed."""
+    ratio = record.measured.get("ratio")
+    return TableCell() if ratio is None else TableCell(METRICS["ratio"].show(ratio), value=ratio)
+
+
 def kind(name: str) -> str:
-    """What notes.protocol calls a measure."""
+    """Return what notes.protocol calls the kind of a column of the frame."""
     kinds = {"average": "tasks", "kept": "tasks", "prefill_speed": "speed", "decode_speed": "speed"}
     return "perplexity" if name.startswith("perplexity_") else kinds.get(name, name)
+
+
+def ratio_word(group: TableGroup) -> str:
+    """Return the ratio of a group as its tables are named: '0.3', or 'fixed'."""
+    return "fixed" if group.ratio is None else f"{group.ratio:g}"
+
+
+def of_group(
+    view: str,
+    group: TableGroup,
+    columns: Sequence[Column],
+    rows: Sequence[Row],
+    footnotes: Collection[str],
+    *,
+    name: str = "",
+    title: str = "",
+    said: Sequence[str] | None = None,
+) -> Table:
+    """Make the table of a view for one group; by default it is named and titled by the ratio.
+
+    said  its notes, in place of those of the cells that missed the ratio or have no figures
+    """
+    return Table(
+        name=name or f"{view}-{ratio_word(group)}",
+        view=view,
+        model=display_name(group.records[0]),
+        title=title or notes.ratio(group.records),
+        conditions=(*notes.conditions(group.records), *group.apart),
+        columns=tuple(columns),
+        rows=tuple(rows),
+        notes=tuple(notes.exceptions(group.records) if said is None else said),
+        footnotes=tuple(footnotes),
+    )

@@ -6,15 +6,16 @@ of the matrices suit the kernels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from bench.records.columns import tokens
 from bench.records.comparability import apart, by_setup
-from bench.records.record import Record, display_name, label, named, requested_ratio
+from bench.records.record import Record, display_name, label, named
 from reports import notes
 from reports.metrics import METRICS, MISSING, binary, significant
-from reports.tables.table import Column, Entry, Row, Table, text, words
+from reports.tables.rows import ReportData, removed, row_of
+from reports.tables.table import Column, Table, TableCell, text, words
 
 TIMED = (
     Column("ratio", "removed"),
@@ -46,105 +47,84 @@ ABOUT_SIZES = (
 )
 
 
-def tables(records: Sequence[Record], *_others: Any) -> list[Table]:
-    """For each setup what was timed, where there is any, and the sizes."""
+def tables(data: ReportData) -> list[Table]:
+    """Return for each setup what was timed, where there is any, and the sizes."""
     found = []
-    different = apart(records)
-    for key, mixed in by_setup(records).items():
-        peers = sorted(mixed, key=lambda record: record.cell["method"] != "dense")  # dense on top, as in every table
-        timed_rows = tuple(row for record in peers for row in _timed(record))
-        sizes = tuple(_sizes(record) for record in peers if "weight_bytes" in record.measured)
-        said = dict.fromkeys(sentence for record in peers for sentence in notes.speed(record))
-        about = (*said, *ABOUT_TIMES) if timed_rows else ()
-        exceptions = tuple(sentence for record in peers for sentence in _exceptions(record))
-        for name, columns, rows in (("speed", TIMED, timed_rows), ("sizes", SIZES, sizes)):
+    different = apart(data.records)
+    for key, mixed in by_setup(data.records).items():
+        peers = sorted(mixed, key=lambda record: record.cell["method"] != "dense")
+        timed = [row_of(one, named(one), [removed(one), *_timed(point)]) for one in peers for point in _points(one)]
+        sizes = [
+            row_of(one, named(one), [removed(one), *_sizes(one)]) for one in peers if "weight_bytes" in one.measured
+        ]
+        about = (*dict.fromkeys(sentence for one in peers for sentence in notes.speed(one)), *ABOUT_TIMES)
+        doubts = tuple(sentence for one in peers for sentence in _exceptions(one))
+        where = (*notes.conditions(peers), *different[key])
+        for name, title, columns, rows, footnotes in (
+            ("speed", "speed", TIMED, timed, about),
+            ("speed-sizes", "sizes", SIZES, sizes, ABOUT_SIZES),
+        ):
             if rows:
-                found.append(
-                    Table(
-                        name="speed" if name == "speed" else "speed-sizes",
-                        view="speed",
-                        model=display_name(peers[0]),
-                        title=name,
-                        conditions=(*notes.conditions(peers), *different[key]),
-                        columns=columns,
-                        rows=rows,
-                        notes=exceptions if name == "speed" or not timed_rows else (),
-                        protocol=about if name == "speed" else ABOUT_SIZES,
-                    )
-                )
+                said = doubts if rows is timed or not timed else ()
+                model = display_name(peers[0])
+                found.append(Table(name, "speed", model, title, where, columns, tuple(rows), said, footnotes))
     return found
 
 
 def _exceptions(record: Record) -> Iterator[str]:
-    """What is in doubt, and why there are no figures."""
+    """Yield what is in doubt, and why there are no figures."""
     if record.status == "ok":
         yield from notes.doubts(record)
     else:
         yield f"{label(record.cell)}: {notes.status(record)}: {notes.reason(record.error or '')}"
 
 
-def _row(record: Record, cells: Sequence[Entry]) -> Row:
-    ratio = record.measured.get("ratio")
-    removed = Entry() if ratio is None else Entry(METRICS["ratio"].show(ratio), value=ratio)
-    return Row(named(record), record.cell["method"], requested_ratio(record), (removed, *cells))
+def _points(record: Record) -> list[dict[str, Any]]:
+    return record.measured.get("speed", {}).get("points", [])
 
 
-def _timed(record: Record) -> list[Row]:
-    return [_row(record, _point(point)) for point in record.measured.get("speed", {}).get("points", ())]
-
-
-def _point(point: dict[str, Any]) -> list[Entry]:
-    """One size and batch; what ran out of memory or failed says so where its figure would be."""
+def _timed(point: dict[str, Any]) -> list[TableCell]:
+    """Return one size and batch; what ran out of memory or failed says so where its figure would be."""
     size = point["length"] if point["kind"] == "prefill" else point["context"]
-    cells = [text(f"{point['kind']} {size:,}"), Entry(str(point["batch"]), value=point["batch"])]
+    cells = [text(f"{point['kind']} {size:,}"), TableCell(str(point["batch"]), value=point["batch"])]
     without = point.get("out_of_memory", [])
     lost = f"no memory: {without[0] if len(without) == 1 else 'both'}" if without else MISSING
     if "pruned_ms" not in point:
-        return [*cells, Entry(), Entry(), Entry(), Entry("failed" if "failed" in point else lost), Entry()]
+        return [*cells, *[TableCell()] * 3, TableCell("failed" if "failed" in point else lost), TableCell()]
     ms, each = point["pruned_ms"], tokens(point)
-    for value in (ms, ms * point["batch"] / each, 1000 * each / ms):
-        cells.append(Entry(significant(value), value=value))
-    return [*cells, *_compared(point, lost)]
+    figures = (ms, ms * point["batch"] / each, 1000 * each / ms)
+    return [*cells, *(TableCell(significant(value), value=value) for value in figures), *_compared(point, lost)]
 
 
-def _compared(point: dict[str, Any], lost: str) -> list[Entry]:
-    """How many times as fast as the dense model, and how many the removed work alone would bring."""
+def _compared(point: dict[str, Any], lost: str) -> list[TableCell]:
+    """Return how many times as fast as the dense model, and how many the removed work alone would bring."""
     if "speedup" not in point:
-        return [Entry(lost), Entry()]
-    figure, low, high = (point[f"speedup{end}"] for end in ("", "_low", "_high"))
+        return [TableCell(lost), TableCell()]
+    show, (figure, low, high) = METRICS["prefill_speed"], (point[f"speedup{end}"] for end in ("", "_low", "_high"))
     work = [point[name] for name in ("speedup_by_macs", "speedup_by_bytes") if name in point]
-    show = METRICS["prefill_speed"]
     spread = show.show_interval(figure, low, high) + "!" * bool(point["flags"])
     marks = ("doubtful",) if point["flags"] else ()
-    expected = Entry(" / ".join(show.show(one) for one in work) or MISSING, value=work[0] if work else None)
-    return [Entry(spread, value=figure, low=low, high=high, marks=marks), expected]
+    expected = TableCell(" / ".join(map(show.show, work)) or MISSING, value=work[0] if work else None)
+    return [TableCell(spread, value=figure, low=low, high=high, marks=marks), expected]
 
 
-def _sizes(record: Record) -> Row:
+def _sizes(record: Record) -> list[TableCell]:
+    """Return the bytes of weights, of a token's cache and at the peak, and by what the widths can be divided."""
     measured, speed = record.measured, record.measured.get("speed", {})
-    cells = [
-        Entry(binary(measured[name]), value=measured[name]) if name in measured else Entry()
-        for name in ("weight_bytes", "kv_bytes_per_token")
-    ]
-    peak = _peak(speed)
-    shown = Entry() if peak is None else Entry(binary(peak), value=peak)
-    return _row(record, [*cells, shown, text(_widths(speed))])
-
-
-def _peak(speed: dict[str, Any]) -> float | None:
     peaks = [
         point[name]
         for point in speed.get("memory", {}).get("points", ())
         for name in ("peak_allocated_bytes", "peak_resident_bytes")
         if name in point
     ]
-    return max(peaks, default=None)
+    sizes = (measured.get("weight_bytes"), measured.get("kv_bytes_per_token"), max(peaks, default=None))
+    return [*(TableCell() if size is None else TableCell(binary(size), value=size) for size in sizes), _widths(speed)]
 
 
-def _widths(speed: dict[str, Any]) -> str | None:
-    """'64', or '64; qkv 8' where a role's widths divide by less than most others'."""
+def _widths(speed: dict[str, Any]) -> TableCell:
+    """Return '64', or '64; qkv 8' where a role's widths divide by less than most others'."""
     tiles = {role: found["multiple_of"] for role, found in speed.get("widths", {}).items()}
     if not tiles:
-        return None
+        return text(None)
     usual = max(tiles.values(), key=list(tiles.values()).count)
-    return "; ".join([str(usual), *(f"{role} {tile}" for role, tile in tiles.items() if tile != usual)])
+    return text("; ".join([str(usual), *(f"{role} {tile}" for role, tile in tiles.items() if tile != usual)]))

@@ -1,9 +1,12 @@
-"""What a table is before it is written down: columns, rows, cells with their raw figures and marks."""
+"""What a table is before it is written down: columns, and rows of cells with their raw figures and marks.
+
+Every table of the suite is a `Table`; reports.formats writes it for a terminal, as Markdown, LaTeX, HTML and CSV.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,9 +18,9 @@ ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 
 @dataclass(frozen=True)
 class Column:
-    """One column.
+    """One column of a table.
 
-    name     the frame's column that it shows, else a word of its own
+    name     the column of the frame (reports.columns) that it shows, else a word of its own
     label    the heading
     unit     said in the heading; empty where it stands in the cells or there is none
     better   which way is better, None where neither is
@@ -40,13 +43,13 @@ class Column:
 
     @property
     def head(self) -> str:
-        """'average (%) ↑'."""
+        """Return the whole heading, such as 'average (%) ↑'."""
         return f"{self.label}{f' ({self.unit})' if self.unit else ''}{ARROWS[self.better]}"
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One figure as it is read, and as it is.
+class TableCell:
+    """One figure: the text that is read, and the raw value.
 
     text, brief        with and without its spread; brief is empty where both are the same
     value              the raw figure; None where there is none, a text where the cell is words
@@ -67,11 +70,11 @@ class Entry:
 
     @property
     def short(self) -> str:
-        """Without the spread."""
+        """Return the text without its spread."""
         return self.brief or self.text
 
-    def marked(self, mark: str) -> Entry:
-        """The same with one mark more."""
+    def marked(self, mark: str) -> TableCell:
+        """Return the cell with one mark more."""
         return replace(self, marks=(*self.marks, mark))
 
 
@@ -79,7 +82,7 @@ class Entry:
 class Row:
     """One line of a table.
 
-    label    how the method is shown;  method  its name
+    label    what is shown in front of the cells;  method  the name of the method that it is about
     ratio    the one that was asked for, None for the dense model and for fixed ones
     failure  why there are no figures, in a word or two; None where there are
     """
@@ -87,22 +90,22 @@ class Row:
     label: str
     method: str
     ratio: float | None
-    cells: tuple[Entry, ...]
+    cells: tuple[TableCell, ...] = ()
     failure: str | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with everything that must be known to read it.
+    """A table with everything that a reader must know.
 
     name        for a file: "main-0.3"
     view        which view it belongs to
     model       the model's name for a reader
     title       what this table shows: "ratio 0.3: 11 of 30 layers, 95.6 M parameters"
     conditions  "cpu, float32, 2 threads", "quick"
-    notes       of this table: cells without figures, missed ratios, doubts, what the marks say
-    protocol    of all tables of the view, the same in each: how to read them and how they were measured
-    head        what the rows are: methods, or values of a parameter
+    notes       sentences about this table alone: cells without figures, missed ratios, doubts
+    footnotes   sentences about all tables of the view: how to read them and how they were measured
+    head        the heading of the rows' labels: "method", or the name of a parameter
     """
 
     name: str
@@ -113,62 +116,76 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
-    protocol: tuple[str, ...] = ()
+    footnotes: tuple[str, ...] = ()
     head: str = "method"
 
+    @property
+    def heading(self) -> str:
+        """Return the title as the heading of a section; what is not about one model is titled by names."""
+        return self.title[:1].upper() + self.title[1:] or "Dense model" if self.model else self.title
+
     def groups(self) -> list[Table]:
-        """The table split by the groups of its columns, in their order."""
-        parts = []
-        for group in dict.fromkeys(column.group for column in self.columns):
-            chosen = [number for number, column in enumerate(self.columns) if column.group == group]
-            parts.append(self.only(chosen))
-        return parts
+        """Split the table by the groups of its columns, in their order."""
+        groups = dict.fromkeys(column.group for column in self.columns)
+        return [self.only([at for at, one in enumerate(self.columns) if one.group == group]) for group in groups]
 
     def marks(self) -> set[str]:
-        """The marks that occur in it."""
+        """Return the marks that any cell has."""
         return {mark for row in self.rows for cell in row.cells for mark in cell.marks}
 
     def only(self, chosen: Sequence[int]) -> Table:
-        """The table with these columns, by number."""
+        """Return the table with the columns of these numbers."""
         rows = [replace(row, cells=tuple(row.cells[number] for number in chosen)) for row in self.rows]
         return replace(self, columns=tuple(self.columns[number] for number in chosen), rows=tuple(rows))
 
 
+def legend(tables: Iterable[Table], second: str = "Underlined") -> list[str]:
+    """Return what the marks of the best and the second best mean, as far as they occur; `second` is how that looks."""
+    found = {mark for table in tables for mark in table.marks()}
+    sentences = {"best": "Bold: the best of the methods that removed enough.", "second": f"{second}: the second best."}
+    return [sentence for mark, sentence in sentences.items() if mark in found]
+
+
+def footnotes(tables: Iterable[Table]) -> list[str]:
+    """Return the footnotes of several tables, each once."""
+    return list(dict.fromkeys(sentence for table in tables for sentence in table.footnotes))
+
+
 def column(name: str, group: str = "", *, brief: bool = False, detail: bool = False) -> Column:
-    """The column of a figure of the frame, as reports.metrics has it."""
+    """Make the column of a figure of the frame, headed as reports.metrics says."""
     found = metric(name)
     unit = found.unit if found.unit and not found.unit_in_cell else ""
     return Column(name, found.label, unit, found.better, group, brief, detail)
 
 
-def figure(row: Mapping[str, Any], name: str) -> Entry:
-    """The cell of a row of the frame in the column `name`, with its interval and standard error."""
+def figure(row: Mapping[str, Any], name: str) -> TableCell:
+    """Make the cell for the column `name` of a row of the frame, with its interval and standard error."""
     value = row.get(name)
     if value is None:
-        return Entry()
+        return TableCell()
     low, high, stderr = (
         None if (found := row.get(f"{name}{end}")) is None else float(found) for end in ("_low", "_high", "_stderr")
     )
-    return Entry(shown(row, name), shown(row, name, spread=False), value, low, high, stderr)
+    return TableCell(shown(row, name), shown(row, name, spread=False), value, low, high, stderr)
 
 
-def written(cell: Entry, *, brief: bool = False) -> str:
-    """The text of a cell with the sign of a difference that was tested."""
+def written(cell: TableCell, *, brief: bool = False) -> str:
+    """Return the text of a cell with the sign of a difference that a test has shown."""
     return (cell.short if brief else cell.text) + DIFFERS * ("differs" in cell.marks)
 
 
 def words(name: str, label: str | None = None) -> Column:
-    """A column of words."""
+    """Make a column of words."""
     return Column(name, label or name, words=True)
 
 
-def text(value: str | None) -> Entry:
-    """A cell of words."""
-    return Entry(value or MISSING, value=value)
+def text(value: str | None) -> TableCell:
+    """Make a cell of words, '-' where there are none."""
+    return TableCell(value or MISSING, value=value)
 
 
 def ranked(rows: Sequence[Row], number: int, better: str, eligible: Sequence[bool]) -> list[Row]:
-    """The rows with the best and the second best figure of a column marked, of the eligible ones.
+    """Mark the best and the second best of the finite figures that eligible rows have in a column.
 
     Equal figures share a mark. One figure alone is no comparison, and is not marked.
     """

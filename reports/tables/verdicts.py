@@ -1,27 +1,19 @@
-"""Writes verdicts in words and figures: of two cells (compare) and of a run against its baseline (gate).
-
-Terminal, Markdown and CSV for a comparison; terminal, Markdown and JUnit XML for a gate.
-"""
+"""Verdicts as tables: of two cells (the command compare) and of a run against its baseline (the command gate)."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
-from xml.etree import ElementTree
-
-from tabulate import tabulate
+from typing import TypeVar
 
 from bench.regression.compare import ComparedRow, Judged
 from bench.regression.gate import CELL, INCOMPARABLE, INCOMPLETE, REGRESSION, Verdict, exit_code
 from reports import metrics
-from reports.text import markdown_escaped, printable, width, wrap
+from reports.metrics import MISSING
+from reports.tables.table import Column, Row, Table, text
 
-LINE = 100  # columns of a terminal
-NONE = "-"
 OUTCOMES = {
     0: "no regression",
     REGRESSION: "regression",
@@ -33,62 +25,97 @@ TIMED = "speed: times as fast as the dense model, as each run measured it; promp
 P = "p: of no difference, adjusted for the number of tests in this table (Holm)."
 DETECTABLE = "detectable: the smallest true difference that the test finds in 80 % of cases, given the flips seen here."
 MARGIN = "margin: the loss that is tolerated. (word): shown, but does not count."
+COMPARE_HEADS = ("metric", "A", "B", "change", "95 % interval", "p", "verdict", "lost, gained", "detectable")
+GATE_HEADS = ("metric", "baseline", "now", "change", "95 % interval", "margin", "verdict")
+WORDS = ("metric", "verdict")  # columns whose cells are words
+CSV_COLUMNS = (
+    *("cells", "kind", "metric", "a", "b", "difference", "low", "high", "p", "p_adjusted", "verdict"),
+    *("lost", "gained", "documents", "detectable"),
+)
+Item = TypeVar("Item", Judged, Verdict)
 
 
-def comparison_terminal(judged: Sequence[Judged]) -> str:
-    return _blocks(judged, lambda one: one.cells, _compared, terminal=True, notes=_notes(judged, P, DETECTABLE))
+def comparison(judged: Sequence[Judged]) -> list[Table]:
+    """Return a table for each pair of cells, with a row for each metric."""
+    footnotes = _footnotes(judged, P, DETECTABLE)
+    return [
+        _table("compare", cells, COMPARE_HEADS, list(map(_compared, rows)), footnotes=footnotes)
+        for cells, rows in _grouped(judged, lambda one: one.cells)
+    ]
 
 
-def comparison_markdown(judged: Sequence[Judged]) -> str:
-    return _blocks(judged, lambda one: one.cells, _compared, terminal=False, notes=_notes(judged, P, DETECTABLE))
+def comparison_csv(judged: Sequence[Judged]) -> tuple[Sequence[str], list[list[object]]]:
+    """Return the headings, and a line of figures per metric: a difference is a share for accuracies, else a ratio."""
+    lines: list[list[object]] = []
+    for one in judged:
+        row, found = one.row, one.row.difference
+        change = [found.estimate, found.low, found.high] if found else [None] * 3
+        p = found.p if found and not math.isnan(found.p) else None
+        line = [one.cells, row.kind, row.metric, row.before, row.after, *change, p, one.p, one.verdict]
+        lines.append([*line, row.lost, row.gained, row.count or None, found.detectable if found else None])
+    return CSV_COLUMNS, lines
 
 
-def _notes(rows: Sequence[Judged] | Sequence[Verdict], *more: str) -> tuple[str, ...]:
-    """What the columns mean, as far as there are rows for it."""
+def gate(verdicts: Sequence[Verdict], *, strict: bool = False) -> list[Table]:
+    """Return a table for each cell, with a row for each metric; the first footnote is the outcome."""
+    footnotes = (summary(verdicts, strict=strict), *_footnotes(verdicts, MARGIN))
+    return [
+        _table("gate", cell, GATE_HEADS, list(map(_gated, rows)), notes=_reasons(rows), footnotes=footnotes)
+        for cell, rows in _grouped(_merged(verdicts), lambda one: one.cell)
+    ]
+
+
+def notable(verdicts: Sequence[Verdict]) -> Table:
+    """Return what counts and is neither as good as the baseline nor new in one table, with the reasons as notes."""
+    found = [v for v in verdicts if v.gates and v.word not in ("not worse", "new")]
+    reasons = [f"{v.cell}, {v.metric}: {v.reason}" for v in found if v.reason]
+    return _table("gate", "", ("cell", *GATE_HEADS), [[v.cell, *_gated(v)] for v in found], notes=reasons)
+
+
+def sentence(v: Verdict) -> str:
+    """Return a verdict with its figures and its reason in a line."""
+    cells = dict(zip(GATE_HEADS, _gated(v), strict=True))
+    figures = ", ".join(f"{name} {cells[name]}" for name in GATE_HEADS[1:-1] if cells[name] != MISSING)
+    return ": ".join(part for part in (cells["verdict"], figures, v.reason) if part)
+
+
+def _grouped(items: Iterable[Item], name: Callable[[Item], str]) -> list[tuple[str, list[Item]]]:
+    """Return neighbouring items of one name together."""
+    return [(found, list(group)) for found, group in groupby(items, name)]
+
+
+def _footnotes(rows: Sequence[Judged] | Sequence[Verdict], *more: str) -> tuple[str, ...]:
+    """Return what the columns mean, as far as there are rows for it."""
     kinds = {one.row.kind for one in rows if one.row is not None}
     return (PAIRED, *[TIMED] * ("speed" in kinds), *more)
 
 
-def comparison_csv(judged: Sequence[Judged]) -> str:
-    """One line per metric, in full precision; a difference is a share for accuracies, a ratio for the rest."""
-    out = io.StringIO()
-    heads = ("cells", "kind", "metric", "a", "b", "difference", "low", "high", "p", "p_adjusted", "verdict")
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow([*heads, "lost", "gained", "documents", "detectable"])
-    for one in judged:
-        row, found = one.row, one.row.difference
-        figures = (
-            [found.estimate, found.low, found.high, None if math.isnan(found.p) else found.p] if found else [None] * 4
-        )
-        line = [
-            printable(one.cells),
-            row.kind,
-            printable(row.metric),
-            row.before,
-            row.after,
-            *figures,
-            one.p,
-            one.verdict,
-        ]
-        table.writerow([*line, row.lost, row.gained, row.count or None, found.detectable if found else None])
-    return out.getvalue()
+def _reasons(verdicts: Iterable[Verdict]) -> list[str]:
+    return [v.reason if v.metric == CELL else f"{v.metric}: {v.reason}" for v in verdicts if v.reason]
 
 
-def gate_terminal(verdicts: Sequence[Verdict], *, strict: bool = False) -> str:
-    notes = (summary(verdicts, strict=strict), *_notes(verdicts, MARGIN))
-    return _blocks(_merged(verdicts), lambda one: one.cell, _gated, terminal=True, notes=notes)
-
-
-def gate_markdown(verdicts: Sequence[Verdict], *, strict: bool = False) -> str:
-    """For a pull request: the outcome, what led to it, and all figures folded away."""
-    found = [f"### prunebench: {markdown_escaped(summary(verdicts, strict=strict))}"]
-    if notable := [v for v in verdicts if v.gates and v.word not in ("not worse", "new")]:
-        found.append(_pipes([["cell", *GATE_HEADS], *([v.cell, *_gated(v)] for v in notable)]))
-        found.append(_bullets([f"{v.cell}, {v.metric}: {v.reason}" for v in notable if v.reason]))
-    details = _blocks(_merged(verdicts), lambda one: one.cell, _gated, terminal=False, notes=_notes(verdicts, MARGIN))
-    return (
-        "\n\n".join([*filter(None, found), "<details><summary>all figures</summary>", details.rstrip(), "</details>"])
-        + "\n"
+def _table(
+    view: str,
+    title: str,
+    heads: Sequence[str],
+    lines: Sequence[Sequence[str]],
+    *,
+    notes: Sequence[str] = (),
+    footnotes: Sequence[str] = (),
+) -> Table:
+    """Make a table of texts whose first column is the rows' labels, without the columns in which nothing stands."""
+    used = [at for at in range(1, len(heads)) if any(line[at] != MISSING for line in lines)]
+    return Table(
+        name=view,
+        view=view,
+        model="",
+        title=title,
+        conditions=(),
+        columns=tuple(Column(heads[at], heads[at], words=heads[at] in WORDS) for at in used),
+        rows=tuple(Row(line[0], "", None, tuple(text(line[at]) for at in used)) for line in lines),
+        notes=tuple(notes),
+        footnotes=tuple(footnotes),
+        head=heads[0],
     )
 
 
@@ -102,73 +129,22 @@ def summary(verdicts: Sequence[Verdict], *, strict: bool = False) -> str:
     return f"{OUTCOMES[exit_code(verdicts, strict=strict)]}: " + ", ".join(f"{n} {w}" for w, n in counts.items()) + more
 
 
-def junit(verdicts: Sequence[Verdict], *, strict: bool = False) -> str:
-    """A test case for each metric of each cell: worse is a failure; missing, failed and incomparable are errors.
-
-    Inconclusive is skipped, and an error if `strict`; what does not count always passes and says so.
-    """
-    suite = ElementTree.Element("testsuite", name="prunebench")
-    kinds: Counter[str] = Counter()
-    for v in verdicts:
-        case = ElementTree.SubElement(suite, "testcase", classname=_xml(v.cell), name=_xml(v.metric))
-        kind = _junit_kind(v, strict)
-        kinds[kind] += 1
-        text = _xml(_sentence(v))
-        if kind == "system-out":
-            ElementTree.SubElement(case, kind).text = text
-        else:
-            ElementTree.SubElement(case, kind, {"message": text, "type": v.word})
-    suite.attrib |= {"tests": str(len(verdicts)), "failures": str(kinds["failure"]), "errors": str(kinds["error"])}
-    suite.set("skipped", str(kinds["skipped"]))
-    ElementTree.indent(suite)
-    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
-
-
-def _junit_kind(v: Verdict, strict: bool) -> str:
-    if not v.gates:
-        return "system-out"
-    if v.word == "worse":
-        return "failure"
-    if v.word in ("failed", "missing", "incomparable") or (strict and v.word == "inconclusive"):
-        return "error"
-    return "skipped" if v.word == "inconclusive" else "system-out"
-
-
-def _xml(text: str) -> str:
-    """ElementTree escapes the markup; control characters have no place in XML at all."""
-    return printable(text)
-
-
-def _sentence(v: Verdict) -> str:
-    cells = dict(zip(GATE_HEADS, _gated(v), strict=True))
-    figures = ", ".join(f"{name} {cells[name]}" for name in GATE_HEADS[1:-1] if cells[name] != NONE)
-    return ": ".join(part for part in (cells["verdict"], figures, v.reason) if part)
-
-
-COMPARE_HEADS = ("metric", "A", "B", "change", "95 % interval", "p", "verdict", "lost, gained", "detectable")
-GATE_HEADS = ("metric", "baseline", "now", "change", "95 % interval", "margin", "verdict")
-
-
 def _compared(one: Judged) -> list[str]:
+    """Return the texts of a row of a comparison, by COMPARE_HEADS."""
     row = one.row
-    flips = NONE if row.lost is None else f"{row.lost:,}, {row.gained:,} of {row.count:,}"
+    flips = MISSING if row.lost is None else f"{row.lost:,}, {row.gained:,} of {row.count:,}"
     detectable = row.difference.detectable if row.difference else None
-    p = NONE if one.p is None else "<0.001" if one.p < 0.001 else f"{one.p:.3f}"
-    return [
-        row.metric,
-        *_figures(row, rounded=True),
-        p,
-        one.verdict,
-        flips,
-        NONE if detectable is None else _loss(row, detectable),
-    ]
+    loss = MISSING if detectable is None else _loss(row, detectable)
+    p = MISSING if one.p is None else "<0.001" if one.p < 0.001 else f"{one.p:.3f}"
+    return [row.metric, *_figures(row, rounded=True), p, one.verdict, flips, loss]
 
 
 def _gated(v: Verdict) -> list[str]:
+    """Return the texts of a row of a gate, by GATE_HEADS."""
     word = v.word if v.gates else f"({v.word})"
     if v.row is None:
-        return [v.metric, *[NONE] * 5, word]
-    margin = NONE if v.margin is None or not v.gates else _margin(v.row, v.margin)
+        return [v.metric, *[MISSING] * 5, word]
+    margin = MISSING if v.margin is None or not v.gates else _margin(v.row, v.margin)
     return [v.metric, *_figures(v.row), "exact" if v.row.kind == "size" and v.gates else margin, word]
 
 
@@ -176,14 +152,14 @@ def _figures(row: ComparedRow, *, rounded: bool = False) -> list[str]:
     """[before, after, change, interval] as text; sizes to the last digit unless `rounded`."""
     if row.kind == "size":
         write = metrics.count if rounded else "{:,.0f}".format
-        sides = [NONE if figure is None else write(figure) for figure in (row.before, row.after)]
+        sides = [MISSING if figure is None else write(figure) for figure in (row.before, row.after)]
         if row.before is None or row.after is None:
-            return [*sides, NONE, NONE]
+            return [*sides, MISSING, MISSING]
         change = row.after - row.before
-        return [*sides, "0" if not change else f"{'-' if change < 0 else '+'}{write(abs(change))}", NONE]
-    sides = [NONE if figure is None else _figure(row, figure) for figure in (row.before, row.after)]
+        return [*sides, "0" if not change else f"{'-' if change < 0 else '+'}{write(abs(change))}", MISSING]
+    sides = [MISSING if figure is None else _figure(row, figure) for figure in (row.before, row.after)]
     if row.difference is None:
-        return [*sides, NONE, NONE]
+        return [*sides, MISSING, MISSING]
     found = row.difference
     low, high = _change(row, found.low), _change(row, found.high)
     return [*sides, _change(row, found.estimate) + _unit(row), f"[{low}, {high}]"]
@@ -234,67 +210,3 @@ def _merged(verdicts: Sequence[Verdict]) -> Iterator[Verdict]:
             yield Verdict(first.cell, f"{len(rows)} sizes", first.word, first.gates, reason="each as in the baseline")
         else:
             yield from rows
-
-
-def _blocks(
-    items: Iterable[Judged] | Iterable[Verdict],
-    name: Callable[..., str],
-    cells: Callable[..., list[str]],
-    *,
-    terminal: bool,
-    notes: Sequence[str],
-) -> str:
-    """A table under the name of each cell or pair, what is to be said of its rows, and the notes."""
-    heads = COMPARE_HEADS if cells is _compared else GATE_HEADS
-    parts = []
-    for title, group in groupby(items, name):
-        rows = list(group)
-        lines = [cells(row) for row in rows]
-        used = [n for n, _ in enumerate(heads) if n == 0 or any(line[n] != NONE for line in lines)]
-        reasons = [f"{r.metric}: {r.reason}" if r.metric != CELL else r.reason for r in _with_reason(rows)]
-        table = [[heads[n] for n in used], *([line[n] for n in used] for line in lines)]
-        if terminal:
-            parts += [printable(title), _grid(table)]
-            parts.append("\n".join(line for text in reasons for line in wrap(printable(text), LINE, indent="  ")))
-        else:
-            parts += [f"#### {markdown_escaped(title)}", _pipes(table), _bullets(reasons)]
-    tail = "\n".join(line for note in notes for line in wrap(note, LINE, indent="  ")) if terminal else _bullets(notes)
-    return "\n\n".join(part for part in [*parts, tail] if part) + "\n"
-
-
-def _with_reason(rows: Sequence[object]) -> list[Verdict]:
-    return [row for row in rows if isinstance(row, Verdict) and row.reason]
-
-
-def _grid(table: Sequence[Sequence[str]]) -> str:
-    """Columns under their heads, words to the left, figures to the right; what does not fit goes on in a grid below."""
-    columns = [[printable(line[n]) for line in table] for n in range(len(table[0]))]
-    first, *rest = [_aligned(column, words=n == 0 or column[0] == "verdict") for n, column in enumerate(columns)]
-    grids = [[first]]
-    for column in rest:
-        used = sum(width(known[0]) + 2 for known in grids[-1])
-        if used + width(column[0]) > LINE and len(grids[-1]) > 1:
-            grids.append([first])
-        grids[-1].append(column)
-    texts = []
-    for number, grid in enumerate(grids):
-        lines = list(zip(*grid, strict=True))
-        if number:
-            lines = [line for line in lines if any(cell.strip() != NONE for cell in line[1:])]
-        texts.append("\n".join("  ".join(line).rstrip() for line in lines))
-    return "\n\n".join(texts)
-
-
-def _aligned(column: Sequence[str], *, words: bool) -> list[str]:
-    wide = max(width(cell) for cell in column)
-    gaps = [" " * (wide - width(cell)) for cell in column]
-    return [cell + gap if words else gap + cell for cell, gap in zip(column, gaps, strict=True)]
-
-
-def _pipes(table: Sequence[Sequence[str]]) -> str:
-    clean = [[markdown_escaped(cell) for cell in line] for line in table]
-    return tabulate(clean[1:], headers=clean[0], tablefmt="pipe", disable_numparse=True)
-
-
-def _bullets(sentences: Sequence[str]) -> str:
-    return "\n".join(f"- {markdown_escaped(sentence)}" for sentence in sentences)

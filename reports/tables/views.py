@@ -1,6 +1,6 @@
 """The views: from records to tables as data, which every renderer (terminal, Markdown, CSV, LaTeX, HTML) is given.
 
-records -> frame -> blocks (one per setup and ratio, the dense model on top) -> [Table]
+records -> frame -> groups of cells (one per setup and ratio, the dense model on top) -> [Table]
 
     main         a table per ratio: size, perplexity, divergence, tasks, average, speed; then checks and cost
     per-task     a table per ratio: the main metric of each task with its standard error
@@ -20,13 +20,14 @@ from itertools import chain
 from typing import Any
 
 from bench.records.columns import STAGES, task_columns, texts
-from bench.records.record import Record, display_name, label
+from bench.records.record import Record, label
 from bench.records.samples import Samples
 from reports import notes
-from reports.blocks import TableGroup, blocks
+from reports.blocks import TableGroup
 from reports.tables import ablation, cost, grid, speed
-from reports.tables.rows import COST, RowSamples, compared, conditions, kind, missed, starred
-from reports.tables.table import Column, Entry, Row, Table, column
+from reports.tables.pivot import pivot
+from reports.tables.rows import COST, ReportData, compared, kind, of_group, ratio_word, starred
+from reports.tables.table import Column, Row, Table, TableCell, column
 
 SUMMARY = ("average", "kept", "prefill_speed", "decode_speed", "prune_seconds")
 CHECKS = ("agreement", "copying", "counting", "repetition", "distinct_2")
@@ -40,7 +41,7 @@ def views(
     samples: Samples | None = None,
     needs: Mapping[str, str] | None = None,
 ) -> dict[str, list[Table]]:
-    """The tables of each view. Raises ValueError for an unknown view and for a reference that no record has.
+    """Return the tables of each view. Raises ValueError for an unknown view and for a reference that no record has.
 
     reference    a method's label, as in "laco" or "laco:C=3": differences to it are tested, where there are samples
     samples      those of the records
@@ -49,22 +50,22 @@ def views(
     labels = list(dict.fromkeys(label(record.cell) for record in records))
     if reference and reference not in labels:
         raise ValueError(f"no method {reference!r} to refer to; there are {', '.join(labels)}")
-    evidence = RowSamples(reference or "", samples or Samples(), needs or {})
-    setups, found = blocks(records), {}
+    data = ReportData(records, reference or "", samples or Samples(), needs or {})
+    found = {}
     for name in names:
         if name not in VIEWS:
             raise ValueError(f"no view {name!r}; there are {', '.join(VIEWS)}")
-        found[name] = _named_apart(VIEWS[name](records, setups, evidence))
+        found[name] = _named_apart(VIEWS[name](data))
     return found
 
 
 def view(name: str, records: Sequence[Record], *more: Any, **named: Any) -> list[Table]:
-    """The tables of one view; arguments as for `views`."""
+    """Return the tables of one view; arguments as for `views`."""
     return views((name,), records, *more, **named)[name]
 
 
 def _named_apart(tables: list[Table]) -> list[Table]:
-    """Tables of several setups have names of their own."""
+    """Number the names that tables of several setups would share."""
     seen: dict[str, int] = {}
     apart = []
     for table in tables:
@@ -73,113 +74,82 @@ def _named_apart(tables: list[Table]) -> list[Table]:
     return apart
 
 
-Setups = Sequence[Sequence[TableGroup]]  # the blocks of each setup
+def _main(data: ReportData) -> list[Table]:
+    def columns(group: TableGroup) -> list[Column]:
+        quality = ["ratio", "parameters", *(f"perplexity_{name}" for name in texts(group.records)), "kl"]
+        return [
+            *(column(name, "quality", brief=name.startswith(BRIEF)) for name in quality),
+            *(column(name, "tasks", brief=True) for name in task_columns(group.records)),
+            *(column(name, "quality", brief=name.startswith(BRIEF)) for name in SUMMARY),
+            *(column(name, "checks", detail=True) for name in CHECKS),
+            *(column(name, "cost", detail=True) for name in COST),
+        ]
+
+    return _by_group("main", data, columns, notes.EVERYTHING)
 
 
-def _main(records: Sequence[Record], setups: Setups, evidence: RowSamples) -> list[Table]:
-    return _by_block("main", records, setups, evidence, columns=_main_columns, about=notes.EVERYTHING)
+def _per_task(data: ReportData) -> list[Table]:
+    def columns(group: TableGroup) -> list[Column]:
+        return [column(name) for name in (*task_columns(group.records), "average", "kept")]
+
+    return _by_group("per-task", data, columns, ("tasks",))
 
 
-def _main_columns(block: TableGroup) -> list[Column]:
-    names = ["ratio", "parameters", *(f"perplexity_{name}" for name in texts(block.records)), "kl"]
-    return [
-        *(column(name, "quality", brief=name.startswith(BRIEF)) for name in names),
-        *(column(name, "tasks", brief=True) for name in task_columns(block.records)),
-        *(column(name, "quality", brief=name.startswith(BRIEF)) for name in SUMMARY),
-        *(column(name, "checks", detail=True) for name in CHECKS),
-        *(column(name, "cost", detail=True) for name in COST),
-    ]
-
-
-def _per_task(records: Sequence[Record], setups: Setups, evidence: RowSamples) -> list[Table]:
-    return _by_block("per-task", records, setups, evidence, columns=_task_columns, about=("tasks",))
-
-
-def _task_columns(block: TableGroup) -> list[Column]:
-    return [column(name) for name in (*task_columns(block.records), "average", "kept")]
-
-
-def _by_block(
-    name: str,
-    records: Sequence[Record],
-    setups: Setups,
-    evidence: RowSamples,
-    *,
-    columns: Callable[[TableGroup], list[Column]],
-    about: Collection[str],
+def _by_group(
+    name: str, data: ReportData, columns: Callable[[TableGroup], list[Column]], about: Collection[str]
 ) -> list[Table]:
-    """A table per block with those of its columns that have a figure in any row."""
-    protocol = tuple(notes.protocol(records, _all_rows(setups), about))
+    """Return a table for each group, with those of its columns that have a figure in any row."""
+    footnotes = notes.protocol(data.records, _all_rows(data), about)
+    stages = tuple(STAGES) if "speed" in about else ()
     tables = []
-    for block in chain(*setups):
-        present = [one for one in columns(block) if any(row.get(one.name) is not None for row in block.rows)]
-        rows, said = compared(block, present, evidence)
-        stages = tuple(STAGES) if "speed" in about else ()
-        tables.append(cost.of_block(name, block, present, rows, protocol, stages=stages, said=said))
+    for group in data.groups:
+        present = [one for one in columns(group) if any(row.get(one.name) is not None for row in group.rows)]
+        rows, tests = compared(group, present, data)
+        said = [*notes.exceptions(group.records, stages), *tests]
+        tables.append(of_group(name, group, present, rows, footnotes, said=said))
     return tables
 
 
-def _all_rows(setups: Setups) -> list[dict[str, Any]]:
-    """The figures of every record."""
-    return [row for block in chain(*setups) for each in block.each for row in each]
+def _all_rows(data: ReportData) -> list[dict[str, Any]]:
+    """Return the figures of every record."""
+    return [row for group in data.groups for each in group.each for row in each]
 
 
-def _by_ratio(_records: Sequence[Record], setups: Setups, evidence: RowSamples) -> list[Table]:
-    """For each setup a table per measure; the dense model's figure is repeated in each column."""
-    tables, rows = [], _all_rows(setups)
-    for found in setups:
-        everything = [record for block in found for record in chain(*block.drawn)]
+def _by_ratio(data: ReportData) -> list[Table]:
+    """Return for each setup a table per measure; the dense model's figure is repeated in each column."""
+    tables, rows = [], _all_rows(data)
+    for groups in data.setups:
+        everything = [record for group in groups for record in chain(*group.drawn)]
         for name in [*(f"perplexity_{name}" for name in texts(everything)), "kl", *SUMMARY]:
-            if any(row.get(name) is not None for block in found for row in block.rows):
-                protocol = tuple(notes.protocol(everything, rows, (kind(name),)))
-                tables.append(replace(_of_measure(column(name), found, evidence), protocol=protocol))
+            if any(row.get(name) is not None for group in groups for row in group.rows):
+                footnotes = notes.protocol(everything, rows, (kind(name),))
+                tables.append(_of_measure(column(name), groups, data, footnotes))
     return tables
 
 
-def _of_measure(measure: Column, found: Sequence[TableGroup], evidence: RowSamples) -> Table:
-    """Methods by ratios. A cell that missed its ratio has a star, one without figures says why."""
-    lines: dict[str, dict[int, Entry]] = {}
-    methods: dict[str, str] = {}
-    said: dict[str, None] = {}
-    for number, block in enumerate(found):
-        rows, tests = compared(block, [measure], evidence)
-        for row, figures in zip(rows, block.rows, strict=True):
-            cell = row.cells[0] if row.failure is None else Entry(row.failure)
-            lines.setdefault(row.label, {})[number] = starred(cell) if missed(figures) else cell
-            methods[row.label] = row.method
-        said |= dict.fromkeys([*_exceptions(block, measure), *tests])
-    columns = [replace(measure, label=_ratio(block), unit="", better=None) for block in found]
-    rows = [
-        Row(name, methods[name], None, tuple(cells.get(number, Entry()) for number in range(len(found))))
-        for name, cells in lines.items()
-    ]
-    records = found[0].records
-    return Table(
-        name=f"by-ratio-{measure.name}",
-        view="by-ratio",
-        model=display_name(records[0]),
-        title=f"{measure.head}, by ratio",
-        conditions=conditions(found[0]),
-        columns=tuple(columns),
-        rows=tuple(rows),
-        notes=tuple(said),
-    )
+def _of_measure(measure: Column, groups: Sequence[TableGroup], data: ReportData, footnotes: Sequence[str]) -> Table:
+    """Return methods by ratios. A cell that missed its ratio has a star, one without figures says why."""
+    cells, said = [], dict[str, None]()
+    for group in groups:
+        rows, tests = compared(group, [measure], data)
+        dense = all(record.cell["method"] == "dense" for record in group.records)
+        head = replace(measure, label="dense" if dense else ratio_word(group), unit="", better=None)
+        for row, figures in zip(rows, group.rows, strict=True):
+            cell = row.cells[0] if row.failure is None else TableCell(row.failure)
+            cells.append((Row(row.label, row.method, None), head, starred(cell, figures)))
+        said |= dict.fromkeys([*_exceptions(group, measure), *tests])
+    name, title = f"by-ratio-{measure.name}", f"{measure.head}, by ratio"
+    return of_group("by-ratio", groups[0], *pivot(cells), footnotes, name=name, title=title, said=list(said))
 
 
-def _ratio(block: TableGroup) -> str:
-    """The heading of a ratio's column."""
-    only_dense = all(record.cell["method"] == "dense" for record in block.records)
-    return "dense" if only_dense else "fixed" if block.ratio is None else f"{block.ratio:g}"
-
-
-def _exceptions(block: TableGroup, measure: Column) -> Iterator[str]:
-    """What must be said of a ratio's cells in a table of one measure, with the ratio."""
+def _exceptions(group: TableGroup, measure: Column) -> Iterator[str]:
+    """Yield what must be said of a ratio's cells in a table of one measure, with the ratio."""
     stages = [stage for stage in STAGES if measure.name == f"{stage}_speed"]
-    for sentence in notes.exceptions(block.records, stages):
-        yield sentence if block.ratio is None else f"at {block.ratio:g}: {sentence}"
+    for sentence in notes.exceptions(group.records, stages):
+        yield sentence if group.ratio is None else f"at {group.ratio:g}: {sentence}"
 
 
-VIEWS: dict[str, Callable[[Sequence[Record], Setups, RowSamples], list[Table]]] = {
+VIEWS: dict[str, Callable[[ReportData], list[Table]]] = {
     "main": _main,
     "per-task": _per_task,
     "by-ratio": _by_ratio,

@@ -12,6 +12,7 @@ from made_records import DENSE, LACO, RECORDS, failed
 
 from bench.cli.main import main
 from bench.records.record import save
+from reports.formats import cell_text
 from reports.tables import cell
 from reports.text import width
 
@@ -25,8 +26,8 @@ def names(value: Any) -> list[str]:
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.cell["method"][:8])
 def test_everything_is_there_within_the_line(record):
-    text = cell.text(record, "key")
-    assert all(width(line) <= cell.LINE for line in text.splitlines())
+    text = cell_text.text(record, "key")
+    assert all(width(line) <= cell_text.LINE for line in text.splitlines())
     assert all(character.isprintable() for line in text.splitlines() for character in line)
     for block in (record.cell, record.decisions, record.measured, record.environment):
         for name in names(block):
@@ -35,7 +36,7 @@ def test_everything_is_there_within_the_line(record):
 
 def written(value: Any) -> str:
     return "\n".join(
-        cell.text(replace(LACO, decisions={"found": value}), "key").partition("DECIDED")[2].splitlines()[1:3]
+        cell_text.text(replace(LACO, decisions={"found": value}), "key").partition("DECIDED")[2].splitlines()[1:3]
     )
 
 
@@ -68,14 +69,14 @@ def test_ranges_stand_for_the_same_numbers():
 
 def test_a_long_table_is_written_row_by_row():
     rows = [{f"column_{number}": number for number in range(20)}] * 2
-    text = cell.text(replace(LACO, decisions={"trace": rows}), "key")
+    text = cell_text.text(replace(LACO, decisions={"trace": rows}), "key")
     assert "column_0 0, column_1 1," in text
-    assert all(width(line) <= cell.LINE for line in text.splitlines())
+    assert all(width(line) <= cell_text.LINE for line in text.splitlines())
 
 
 def test_an_error_keeps_its_lines():
     record = failed("error", "flap", "KeyError: x\nTraceback (most recent call last):\n  File a\n    raise \x1b[31m")
-    lines = cell.text(record, "key").splitlines()
+    lines = cell_text.text(record, "key").splitlines()
     assert any(line.endswith("Traceback (most recent call last):") for line in lines)
     assert any(line.endswith("raise \\x1b[31m") for line in lines)
 

@@ -275,7 +275,7 @@ def test_rows_of_several_recipes_are_told_apart(chained, healing, tmp_path):
     table = view("main", load_run(folder))[0]
     for loss in ("next-token", "kl"):
         assert f"drop-tail, healed (loss {loss})" in [row.label for row in table.rows]
-        assert [line for line in table.protocol if line.startswith(f"healed (loss {loss}): LoRA of rank 8")]
+        assert [line for line in table.footnotes if line.startswith(f"healed (loss {loss}): LoRA of rank 8")]
 
 
 def test_a_healed_and_merged_model_loads_in_stock_transformers_with_the_logits_that_were_measured(
@@ -605,7 +605,7 @@ def test_reports_show_the_curve_the_cost_and_the_recipe(chained, tmp_path, capsy
     rows = {row.label: [cell.text for cell in row.cells] for row in cost.rows}
     at = columns.index("heal_tokens")
     assert (rows["drop-tail"][at], rows["drop-tail, healed"][at]) == ("-", "256")
-    assert any(sentence.startswith("healed: LoRA of rank 8") for sentence in cost.protocol)
+    assert any(sentence.startswith("healed: LoRA of rank 8") for sentence in cost.footnotes)
     without = [record for record in records if not healing_notes.of(record.cell)]
     assert not [column.name for column in view("cost", without)[0].columns if column.name.startswith("heal")]
     assert not [figure for figure in figures(without) if figure.name.startswith("healing")]

@@ -78,7 +78,7 @@ def test_the_rest_is_named():
     assert "dense: ppl wiki 20.8 ± 0.9." in table.notes
     assert "in every cell: average 30.0 ± 2.1 %, pruned in 3.0 s." in table.notes
     assert not [table for table in view("ablation", RECORDS) if "prune_seconds" in table.name]
-    assert any(sentence.startswith("calibration: 16 sequences") for sentence in table.protocol)
+    assert any(sentence.startswith("calibration: 16 sequences") for sentence in table.footnotes)
 
 
 def test_intervals_are_those_of_the_frame():
@@ -123,7 +123,7 @@ def test_what_methods_look_at_is_joined_over_setups_and_said():
     assert "each seed draws its own documents of the tasks." in said
     assert "dense: ppl wiki 20.0 to 21.0" in said
     assert "ratio 0.1" in said
-    assert not [sentence for sentence in table.protocol if sentence.startswith("calibration:")]
+    assert not [sentence for sentence in table.footnotes if sentence.startswith("calibration:")]
 
 
 def test_what_is_evaluated_otherwise_is_not_joined():

@@ -99,9 +99,9 @@ def test_the_reasons_follow_from_the_records(paper):
     assert "another depth: 20 layers are published, laco leaves 19." in said
     assert "already the dense models differ by up to 5.0 points (hellaswag), 2.5 on average over 2 tasks" in said
     assert "not measured here: xsum." in said
-    assert laco.protocol[-2:] == ("mine: Somebody 2024, table 1.", "mine: asked by another program")
-    assert any("16 windows of 512 tokens" in sentence for sentence in laco.protocol)
-    assert not [sentence for sentence in laco.protocol if sentence.startswith("kept")]
+    assert laco.footnotes[-2:] == ("mine: Somebody 2024, table 1.", "mine: asked by another program")
+    assert any("16 windows of 512 tokens" in sentence for sentence in laco.footnotes)
+    assert not [sentence for sentence in laco.footnotes if sentence.startswith("kept")]
     close = changed(changed(RECORDS[1], "measured", "ratio", to=0.3), "measured", "layers", to=20)
     said = " ".join(tables([RECORDS[0], close], read_published(str(paper)))[1].notes)
     assert "another ratio" not in said

@@ -42,11 +42,11 @@ from reports.blocks import blocks
 from reports.formats import html, latex, tidy_csv
 from reports.formats import markdown as markdown_text
 from reports.formats import terminal as terminal_text
+from reports.formats.cell_text import text as cell_text
 from reports.metrics import METRICS, metric, perplexity
 from reports.notes import REASON, reason
 from reports.page.page import page
 from reports.report import LINE, csv, markdown, terminal, write
-from reports.tables.cell import text as cell_text
 from reports.tables.views import view
 from reports.text import markdown_escaped, printable, width, wrap
 

@@ -52,7 +52,7 @@ from reports.page import sections
 from reports.page.page import page
 from reports.removed import ranges, remaining
 from reports.tables.grid import gains
-from reports.tables.table import Column, Entry, Row, Table, ranked
+from reports.tables.table import Column, Row, Table, TableCell, legend, ranked
 from reports.tables.views import VIEWS, view, views
 from reports.text import width
 
@@ -61,7 +61,7 @@ FILES = ("perplexity-wiki", "piqa")  # of samples
 
 
 def marks_of(values: list[float | None], better: str, eligible: list[bool]) -> list[tuple[str, ...]]:
-    rows = [Row(str(number), "m", 0.1, (Entry(value=value),)) for number, value in enumerate(values)]
+    rows = [Row(str(number), "m", 0.1, (TableCell(value=value),)) for number, value in enumerate(values)]
     return [row.cells[0].marks for row in ranked(rows, 0, better, eligible)]
 
 
@@ -81,7 +81,7 @@ def test_the_best_and_the_second(values, better, expected):
     assert marks_of(values, better, [False] * 3) == [()] * 3
 
 
-def cells(name: str, column: str, records: list[Record], **more: object) -> dict[str, Entry]:
+def cells(name: str, column: str, records: list[Record], **more: object) -> dict[str, TableCell]:
     """The cells of a column in the first table of a view, by label."""
     table = view(name, records, **more)[0]
     at = [one.name for one in table.columns].index(column)
@@ -149,13 +149,13 @@ def test_a_table_with_a_row_of_draws_says_that_it_is_one():
     for name in ("main", "per-task", "by-ratio", "grid"):
         for table in view(name, [DENSE, *draws, *([changed(beside, "cell", "ratio", to=0.1)] * (name == "grid"))]):
             if any(row.method == "drop-random" for row in table.rows) and not table.name.startswith("grid-gain"):
-                said = [sentence for sentence in table.protocol if "mean of 3 draws" in sentence]
+                said = [sentence for sentence in table.footnotes if "mean of 3 draws" in sentence]
                 assert len(said) == 1 and "one draw alone is timed" in said[0], table.name
                 checked.add(name)
     assert checked == {"main", "per-task", "by-ratio", "grid"}
 
 
-def grid(records: list[Record], name: str) -> dict[str, dict[str, Entry]]:
+def grid(records: list[Record], name: str) -> dict[str, dict[str, TableCell]]:
     """A table of the view grid, as row -> column -> cell."""
     (table,) = (table for table in view("grid", records) if table.name == name)
     heads = [column.label for column in table.columns]
@@ -561,7 +561,7 @@ def test_colour_is_only_for_the_eyes():
         tables = view(name, RECORDS)
         plain, coloured = terminal.render(tables), terminal.render(tables, colour=True)
         assert "\x1b" not in plain
-        legends = set(terminal.LEGENDS.values())
+        legends = legend(tables)
         stripped = [line for line in re.sub(r"\x1b\[\d*m", "", coloured).splitlines() if line not in legends]
         assert [line.rstrip() for line in stripped if line] == [line for line in plain.splitlines() if line]
     assert "\x1b[1m343 ± 46\x1b[0m" in terminal.render(view("main", RECORDS), colour=True)
@@ -580,7 +580,7 @@ def test_every_method_at_three_ratios_fits_a_terminal(tmp_path):
 def test_long_words_are_wrapped_and_none_is_lost():
     column = Column("layers", "layers", words=True)
     said = ", ".join(str(number) for number in range(0, 200, 2))
-    table = Table("t", "decisions", "m", "", (), (column,), (Row("a", "a", 0.1, (Entry(said, value=said),)),))
+    table = Table("t", "decisions", "m", "", (), (column,), (Row("a", "a", 0.1, (TableCell(said, value=said),)),))
     lines = terminal.render([table]).splitlines()
     assert max(map(len, lines)) <= 100
     assert re.findall(r"\d+", " ".join(lines)) == re.findall(r"\d+", said)
