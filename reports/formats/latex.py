@@ -48,29 +48,11 @@ SPECIAL = {
     "ı": r"\i{}",
     **{letter: f"\\{letter}" for letter in "#$%&_"},
 }
-ACCENTS = {"\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u", "\u0307": "."} | {
-    "\u0308": '"',
-    "\u030a": "r",
-    "\u030b": "H",
-    "\u030c": "v",
-    "\u0327": "c",
-}
-GREEK = {
-    "α": "alpha",
-    "β": "beta",
-    "γ": "gamma",
-    "δ": "delta",
-    "ε": "epsilon",
-    "η": "eta",
-    "θ": "theta",
-    "κ": "kappa",
-    "λ": "lambda",
-    "μ": "mu",
-    "ρ": "rho",
-    "σ": "sigma",
-    "τ": "tau",
-    "ω": "omega",
-}  # that parameters are likely to be called
+ACCENTS = dict(  # combining characters, by the letter of their command
+    zip("\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327", "`'^~=u.\"rHvc", strict=True)
+)
+LETTERS = ("alpha", "beta", "gamma", "delta", "epsilon", "eta", "theta", "kappa", "lambda", "mu", "rho", "sigma", "tau")
+GREEK = dict(zip("αβγδεηθκλμρστω", (*LETTERS, "omega"), strict=True))  # that parameters are likely to be called
 ROWS, PAGE = 40, 50  # rows of one environment, and of a page of paper with the lines of notes that take as much room
 LINE = 95  # characters of a note in a line, where letters are wide
 FLOATS = 15  # tables that LaTeX is given at once; of some 50 without a word of text it loses count
@@ -79,7 +61,7 @@ WORDS = 24  # characters of a cell of words, beyond which its column is broken
 
 
 def escaped(text: str) -> str:
-    """`text` so that LaTeX prints it as it is, in ASCII; what plain LaTeX cannot print is written as its code."""
+    """Write `text` so that LaTeX prints it as it is, in ASCII; what plain LaTeX cannot print becomes its code."""
     return re.sub(r"([-',])(?=\1)", r"\1{}", "".join(_character(c) for c in printable(text)))  # no dashes and quotes
 
 
@@ -97,7 +79,7 @@ def _character(c: str) -> str:
 
 
 def render(tables: Sequence[Table], *, standalone: bool = False) -> str:
-    """The tables one below the other; with `standalone` as a whole document."""
+    """Return the tables one below the other; with `standalone` as a whole document."""
     found = [environment for table in tables for environment in environments(table)]
     if not standalone:
         return "\n".join(found)
@@ -106,7 +88,7 @@ def render(tables: Sequence[Table], *, standalone: bool = False) -> str:
 
 
 def environments(table: Table) -> Iterator[str]:
-    """A `table` environment for each group of columns, and a further one for what is longer than a page.
+    """Yield a `table` environment for each group of columns, and a further one for what is longer than a page.
 
     The notes stand below the first; notes that would not fit there have environments of their own.
     """
@@ -124,12 +106,12 @@ def environments(table: Table) -> Iterator[str]:
 
 
 def _rows_of(sentences: Iterable[str]) -> float:
-    """How many rows of a table notes take up, at the least."""
+    """Return how many rows of a table notes take up, at the least."""
     return sum(0.8 * math.ceil(len(sentence) / LINE) for sentence in sentences)
 
 
 def _paged(sentences: Sequence[str]) -> Iterator[list[str]]:
-    """The notes by the page."""
+    """Yield the notes by the page."""
     page: list[str] = []
     for sentence in sentences:
         if page and _rows_of([*page, sentence]) > PAGE:
@@ -141,7 +123,7 @@ def _paged(sentences: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _environment(caption: str, name: str, number: int, body: Sequence[str]) -> str:
-    """One `table` environment; what goes on from another one says so and has a label of its own."""
+    """Return one `table` environment; what goes on from another one says so and has a label of its own."""
     label = re.sub(r"[^A-Za-z0-9:.-]+", "-", name + (f"-{number}" if number > 1 else ""))
     caption += " (continued)" if number > 1 else ""
     head = [r"\begin{table}[tbp]", r"\centering", rf"\caption{{{caption}}}", rf"\label{{{label}}}"]
@@ -149,7 +131,7 @@ def _environment(caption: str, name: str, number: int, body: Sequence[str]) -> s
 
 
 def _shrunk(table: Table) -> list[str]:
-    """The grid, shrunk where it is wider than the text."""
+    """Return the grid, shrunk where it is wider than the text."""
     columns = [_Aligned(column, [row.cells[at] for row in table.rows]) for at, column in enumerate(table.columns)]
     heads = " & ".join([escaped(table.head), *(column.head() for column in columns)])
     lines = [" & ".join([_label(row.label), *_cells(row, columns, at)]) + r" \\" for at, row in enumerate(table.rows)]
@@ -174,7 +156,7 @@ def _notes(sentences: Sequence[str]) -> list[str]:
 
 
 def _label(text: str) -> str:
-    """A method's name; a star or bracket at the start of a line would belong to the line break before it."""
+    """Write a method's name; a star or bracket that begins a line would belong to the line break before it."""
     return ("{}" if text.startswith(("*", "[")) else "") + escaped(text)
 
 
@@ -208,7 +190,7 @@ class _Aligned:
 
 
 def _figure(text: str) -> str:
-    """A figure, powers of ten as such: 3.4e8 -> 3.4 x 10^8."""
+    """Write a figure, powers of ten as such: 3.4e8 -> 3.4 x 10^8."""
     parts = re.split(r"(?<![\w.])(\d\.\d)e(\d+)(?!\w)", text)
     shown = [escaped(part) for part in parts[::3]]
     powers = [
@@ -224,7 +206,7 @@ def _emphasised(text: str, cell: TableCell) -> str:
 
 
 def _cells(row: Row, columns: Sequence[_Aligned], at: int) -> list[str]:
-    """The figures of a row; of a failed cell its status word, across all columns."""
+    """Return the figures of a row; of a failed cell its status word, across all columns."""
     if row.failure:
         width = sum(2 if column.split else 1 for column in columns)
         return [rf"\multicolumn{{{width}}}{{l}}{{\emph{{{escaped(row.failure)}}}}}"]
