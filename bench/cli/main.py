@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from bench.cli import INTERRUPTED, USAGE, export, pack, regression, report, run, show, similarity
 from bench.cli import list as list_command
+from bench.system.threads import let_threads_wait
 from methods.errors import UserError
 
 
@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0 done, 1 not as said, 2 a mistake, 3 a cell failed, 130 interrupted."""
-    _let_threads_wait()
+    let_threads_wait()
     try:
         arguments = _parsed(sys.argv[1:] if argv is None else argv)
         code: int = arguments.command(arguments)
@@ -36,16 +36,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("prunebench: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return INTERRUPTED
-
-
-def _let_threads_wait() -> None:
-    """Say how threads without work wait, which is read when torch is imported: 0.1 ms awake, then asleep.
-
-    Asleep at once they slow an idle machine down, awake for long a shared one, by much (tests/benchmarks/README.md).
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # of libgomp, which torch's own packages have for Linux
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:

@@ -36,6 +36,7 @@ from bench.plan.cell import Cell
 from bench.plan.recipe import Recipe
 from bench.run.source_hash import as_of_today, healing_sha256
 from bench.system import environment
+from bench.system.threads import waiting
 from methods.model.calibration import Calibration
 
 VERSIONS = ("prunebench", "torch", "transformers", "lm_eval")
@@ -63,7 +64,7 @@ def common(
         found["config_sha256"] = settings
     if cell.protocol.speed_rounds:
         processor = environment.processor(torch.device(cell.device))
-        found["timed_on"] = {"processor": processor, "threads": torch.get_num_threads()} | environment.waiting()
+        found["timed_on"] = {"processor": processor, "threads": torch.get_num_threads()} | waiting()
     return found
 
 

@@ -30,6 +30,7 @@ from bench.run.source_hash import method_sha256
 from bench.system import environment, interrupt
 from bench.system import worker as isolation
 from bench.system.console import say
+from bench.system.threads import let_threads_wait
 from bench.system.worker import Limits
 from methods.errors import Unwritable, UserError
 
@@ -43,6 +44,7 @@ def run_spec(spec: RunSpec, report: Report = lambda folder, records: None) -> li
 
     Raises UserError, in one line and before any work, for what cannot be; and where `run` does.
     """
+    let_threads_wait()
     cells, folder = validate.cells(spec), spec.folder()
     validate.check_folder(folder)
     limits = {"memory": spec.cell_memory_mib * 2**20, "seconds": spec.cell_minutes * 60}

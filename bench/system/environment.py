@@ -22,6 +22,8 @@ from typing import Any, TypeVar
 import psutil
 import torch
 
+from bench.system.threads import waiting
+
 T = TypeVar("T")
 
 PACKAGES = ("prunebench", "torch", "transformers", "lm_eval", "datasets")
@@ -60,12 +62,6 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         **_commit(),
     }
     return {name: value for name, value in found.items() if value is not None}
-
-
-def waiting() -> dict[str, str]:
-    """Return how idle threads wait, where the user has said that; it decides how fast small operations are on a CPU."""
-    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-    return {name.lower(): os.environ[name] for name in names if name in os.environ}
 
 
 def processor(device: torch.device) -> str | None:

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from types import ModuleType
 from typing import Any
 
 import psutil
@@ -125,7 +127,7 @@ class Worker:
             self._pipe, there = context.Pipe()
             # not a daemon, which could start no process itself; `_follow_parent` ends it where its parent cannot
             self._process = context.Process(target=_serve, args=(there,), daemon=False)
-            with _without_interrupts():
+            with _without_interrupts(), _without_main():
                 self._process.start()
             there.close()
         return self._process, self._pipe
@@ -250,6 +252,19 @@ def _without_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the program's main module from a process that is started within, which would import it once more.
+
+    A script that calls `bench.run` would then run again there, and text from standard input could not be found.
+    """
+    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from conftest import refused
 
 from bench.cli.main import main
 from bench.data import assets
-from bench.system import environment
+from bench.system import threads
 
 MISTAKES = {
     "no such method": (["--methods", "lako", "--ratio", "0.2"], "no method is called 'lako'; did you mean laco?"),
@@ -73,7 +73,7 @@ def test_threads_wait_as_the_user_says_or_for_a_moment(said, kept, monkeypatch, 
     monkeypatch.setattr("os.environ", dict(said))
     assert main(["list", "profiles"]) == 0
     assert os.environ == kept
-    assert environment.waiting() == {name.lower(): value for name, value in kept.items()}
+    assert threads.waiting() == {name.lower(): value for name, value in kept.items()}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
