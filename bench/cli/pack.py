@@ -41,7 +41,7 @@ def _pack(arguments: argparse.Namespace) -> int:
 
         with store.held(run):  # no run may go on in it meanwhile
             cells = packed_run.pack(run, target)
-    packed = [target / packed_run.RECORDS, *(target / "samples").glob("*.parquet")]
+    packed = packed_run.files(target)
     size = sum(path.stat().st_size for path in packed)
     print(f"{target}: {cells} cells in {len(packed)} files, {size / 1e6:.1f} MB")
     return OK

@@ -48,14 +48,14 @@ def _add_compare(commands: Any) -> None:
 
 
 def _add_baseline(commands: Any) -> None:
-    parser = commands.add_parser("baseline", help="write the baseline file of a gate")
+    parser = commands.add_parser("baseline", help="accept a run as the baseline of a gate")
     accept = parser.add_subparsers(required=True, metavar="accept", parser_class=type(parser)).add_parser(
-        "accept", description="Write what a run measured to a small JSON file, for review and for `gate`."
+        "accept", description="Pack a run into a folder, for review and for `gate`, and print what changes."
     )
     accept.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    accept.add_argument("--out", type=Path, required=True, metavar="FILE", help="where it goes, as in baseline.json")
+    accept.add_argument("--out", type=Path, required=True, metavar="DIR", help="where it goes, as in baseline")
     accept.add_argument("--allow-failed", action="store_true", help="accept failed cells as failed")
-    accept.add_argument("--replace", action="store_true", help="overwrite FILE, and print what changes")
+    accept.add_argument("--replace", action="store_true", help="overwrite DIR, and print what changes")
     accept.set_defaults(command=_accept)
 
 
@@ -69,7 +69,7 @@ def _add_gate(commands: Any) -> None:
         ),
     )
     gate.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    gate.add_argument("--baseline", type=Path, required=True, metavar="FILE", help="of `baseline accept`")
+    gate.add_argument("--baseline", type=Path, required=True, metavar="DIR", help="of `baseline accept`, or any run")
     gate.add_argument("--margins", type=Path, metavar="FILE", help="YAML; by default 1 point, 1 %%, 5 %%, sizes exact")
     gate.add_argument("--map", action="append", default=[], metavar="NEW=BASE", help="judge label NEW by label BASE")
     gate.add_argument("--strict", action="store_true", help="inconclusive is exit code 3")

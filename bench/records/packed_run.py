@@ -31,6 +31,11 @@ def is_packed(run: Path) -> bool:
     return (run / RECORDS).is_file()
 
 
+def files(run: Path) -> list[Path]:
+    """Return the files of a packed run, none where it is not packed."""
+    return [run / RECORDS, *sorted((run / "samples").glob("*.parquet"))] if is_packed(run) else []
+
+
 def lines(run: Path) -> dict[str, dict[str, Any]]:
     """Read the lines of a packed run's records: {key: the line without its key}. Raises InvalidRecord."""
     found = {}
@@ -50,18 +55,22 @@ def record_of(line: Mapping[str, Any], run: Path, key: str) -> Record:
 
 
 def pack(run: Path, target: Path) -> int:
-    """Write the packed form of a run folder to `target`, and return the number of its cells.
+    """Write the packed form of a run folder, which may be packed, to `target`, and return the number of its cells.
 
     Where `target` is the run folder itself the files of each cell are removed once the packed ones are whole. Raises
     UserError where there is nothing to pack, where `target` has files, and where a record or a sample is damaged.
     """
     paths = sorted((run / "cells").glob("*.json"))
-    if is_packed(run):
+    if is_packed(run) and target == run:
         raise UserError(f"{run} is packed already")
-    if not paths:
+    if not paths and not is_packed(run):
         raise UserError(f"{run} is no run folder: it has no cells/*.json")
     if target != run and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not an empty folder; name a new one")
+    if is_packed(run):
+        for path in files(run):
+            write_atomically(target / path.relative_to(run), path.read_bytes())
+        return len(lines(run))
     tables: dict[str, list[Any]] = {}
     packed = []
     for path in paths:
@@ -89,11 +98,11 @@ def unpack(run: Path) -> int:
     """
     if not is_packed(run):
         raise UserError(f"{run} is not packed: it has no {RECORDS}")
-    known, files = lines(run), SampleFiles()
+    known, tables = lines(run), SampleFiles()
     for key, line in known.items():
         record, folder, written = record_of(line, run, key), run / "samples" / key, {}
         for name, expected in line["rows_sha256"].items():
-            table = files.table(run / "samples" / key, name)
+            table = tables.table(folder, name)
             if table is None or rows_sha256(table) != expected:
                 raise InvalidRecord(f"{run / 'samples' / name}.parquet has not the rows of {key} that were packed")
             buffer = io.BytesIO()
@@ -104,8 +113,7 @@ def unpack(run: Path) -> int:
             named = {name: written.get(name, entry) for name, entry in record.measured["samples"].items()}
             record = replace(record, measured=record.measured | {"samples": named})
         save(record, run / "cells" / f"{key}.json")
-    (run / RECORDS).unlink()
-    for path in (run / "samples").glob("*.parquet"):
+    for path in files(run):
         path.unlink()
     return len(known)
 

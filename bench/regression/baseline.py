@@ -1,92 +1,82 @@
-"""The baseline file of a gate: a small JSON that lives in the user's repository and is changed by review alone.
-
-    {"schema": 1, "cells": {NAME: {identity, status, about, conditions, sizes, tasks, texts, speed}}}
-
-Sorted, a metric in a line, no path, no host, no time: equal results give an equal file, and a change of one figure is
-one line of a diff. Layout of a cell: bench.regression.cell_results.to_json.
-"""
+"""The baseline of a gate: a packed run (bench.records.packed_run) in the user's repository, changed by review alone."""
 
 from __future__ import annotations
 
-import json
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.records import packed_run, run_folder
 from bench.regression import cell_results
-from bench.regression.cell_results import CellResults
+from bench.regression.cell_results import Answers, CellResults, Windows
 from methods.errors import UserError
-from methods.files import write_atomically
 
-SCHEMA = 1
-OPEN = 4  # levels of the file that are written over several lines
+AN_EARLIER_ONE = "is a file, as earlier versions wrote; a baseline is a folder now"
 
 
 class NoBaseline(Exception):
-    """There is no file, or it is no baseline; the message says which, in one line."""
+    """There is no folder, or it holds no run; the message says which, in one line."""
 
 
-def read(file: Path) -> dict[str, CellResults]:
-    """The cells of a baseline file by their names. Raises NoBaseline."""
+def read(folder: Path) -> dict[str, CellResults]:
+    """Read the cells of a baseline, or of any other run folder, by their names. Raises NoBaseline."""
+    if folder.is_file():
+        raise NoBaseline(f"{folder} {AN_EARLIER_ONE}: `baseline accept RUN --out FOLDER` makes one")
+    if not run_folder.files(folder):
+        raise NoBaseline(f"no baseline {folder}; `baseline accept RUN --out {folder}` makes one")
     try:
-        plain = json.loads(file.read_text(encoding="utf-8"))
-        if plain["schema"] != SCHEMA:
-            raise NoBaseline(f"{file} has schema {plain['schema']}; this version reads {SCHEMA}; accept a run again")
-        found = {name: cell_results.from_json(cell) for name, cell in plain["cells"].items()}
-    except OSError as error:
-        raise NoBaseline(
-            f"no baseline {file}: {error.strerror}; `baseline accept RUN --out {file}` makes one"
-        ) from None
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise NoBaseline(f"{file} is no baseline file: {type(error).__name__}: {error}") from None
-    if not found:
-        raise NoBaseline(f"{file} holds no cell")
-    return found
+        return dict(sorted(cell_results.of_run(folder).items()))
+    except UserError as error:
+        raise NoBaseline(f"{folder} cannot be read as a baseline: {error}") from None
 
 
-def accept(run: Path, file: Path, *, allow_failed: bool = False, replace: bool = False) -> list[str]:
-    """Write what `run` measured to `file`; lines on what is in it, or on what changed. Raises UserError."""
+def accept(run: Path, folder: Path, *, allow_failed: bool = False, replace: bool = False) -> list[str]:
+    """Pack a run into `folder`, and return lines on what is in it, or on what changed. Raises UserError."""
     cells = cell_results.of_run(run)
     failed = [f"{name} ({cell.status})" for name, cell in cells.items() if cell.status != "ok"]
     if failed and not allow_failed:
         raise UserError(f"{run} has failed cells: {', '.join(failed)}; --allow-failed accepts them as failed")
-    plain = {name: cell_results.to_json(cell) for name, cell in cells.items()}
-    before: dict[str, Any] = {}
-    if file.exists():
+    if folder.is_file():
+        raise UserError(f"{folder} {AN_EARLIER_ONE}: name another --out")
+    before: Mapping[str, CellResults] = {}
+    if folder.is_dir() and any(folder.iterdir()):
         if not replace:
-            raise UserError(f"{file} exists; --replace overwrites it and prints what changes")
-        before = _cells(file)
-    write_atomically(file, text(plain))
+            raise UserError(f"{folder} exists; --replace overwrites it and prints what changes")
+        if not packed_run.is_packed(folder):
+            raise UserError(f"{folder} is no baseline that could be replaced: it has no {packed_run.RECORDS}")
+        before = _readable(folder)
+    _write(run, folder)
     untested = [f"{name}: {task}" for name, cell in cells.items() for task in cell.untested]
     left_out = [f"left out, since it has no figure per document: {name}" for name in untested]
-    return [*changes(before, plain), *left_out, f"{file}: {len(plain)} cells, {file.stat().st_size:,} bytes"]
+    size = sum(path.stat().st_size for path in packed_run.files(folder))
+    return [*changes(before, cells), *left_out, f"{folder}: {len(cells)} cells, {size:,} bytes"]
 
 
-def _cells(file: Path) -> dict[str, Any]:
-    """The plain cells of a file that is about to be replaced, none where it is damaged."""
+def _write(run: Path, folder: Path) -> None:
+    """Put the packed run where an earlier one may be, once it is whole beside it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".baseline-") as name:
+        staged = Path(name) / "run"
+        packed_run.pack(run, staged)
+        for path in packed_run.files(folder):
+            path.unlink()
+        shutil.copytree(staged, folder, dirs_exist_ok=True)
+
+
+def _readable(folder: Path) -> Mapping[str, CellResults]:
+    """The cells of a baseline that is about to be replaced, none where it is damaged."""
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))["cells"])
-    except (ValueError, KeyError, TypeError):
+        return cell_results.of_run(folder)
+    except UserError:
         return {}
 
 
-def text(cells: Mapping[str, Any]) -> str:
-    """The file."""
-    return _lines({"schema": SCHEMA, "cells": cells}, 0) + "\n"
-
-
-def _lines(value: Any, level: int) -> str:
-    if not isinstance(value, dict) or not value or level >= OPEN:
-        return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    indent = " " * (level + 1)
-    pairs = (f"{indent}{json.dumps(key, ensure_ascii=False)}: {_lines(value[key], level + 1)}" for key in sorted(value))
-    return "{\n" + ",\n".join(pairs) + "\n" + " " * level + "}"
-
-
-def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """A line for each cell that comes or goes and for each figure or condition that changes."""
-    found = [f"- {name}" for name in before if name not in after]
-    for name, cell in after.items():
+def changes(before: Mapping[str, CellResults], after: Mapping[str, CellResults]) -> list[str]:
+    """Return a line for each cell that comes or goes, by name, and for each figure or condition that changes."""
+    found = [f"- {name}" for name in sorted(before.keys() - after.keys())]
+    for name, cell in sorted(after.items()):
         if name not in before:
             found.append(f"+ {name}")
         else:
@@ -94,30 +84,39 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _cell_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+def _cell_changes(before: CellResults, after: CellResults) -> Iterator[str]:
     one, other = _flat(before), _flat(after)
+    nothing = ("nothing", None)
     for key in sorted(one.keys() | other.keys()):
-        if one.get(key) != other.get(key):
-            old, new = (_figure(figures[key]) if key in figures else "nothing" for figures in (one, other))
-            yield f"{' '.join(key)}: {old} -> {new}" if old != new else f"{' '.join(key)}: {old}, of other {_what(key)}"
+        (old, old_content), (new, new_content) = one.get(key, nothing), other.get(key, nothing)
+        if old != new:
+            yield f"{key}: {old} -> {new}"
+        elif old_content != new_content:
+            yield f"{key}: {old}, of other {OTHER[key.partition(' ')[0]]}"
 
 
-def _flat(cell: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
-    """{(group, metric): what stands in its line}."""
-    found: dict[tuple[str, ...], Any] = {}
-    for group, value in cell.items():
-        found |= {(group, key): inner for key, inner in value.items()} if isinstance(value, dict) else {(group,): value}
-    return found
+OTHER = {"tasks": "answers", "texts": "windows", "speed": "interval"}  # what may differ behind an equal figure
 
 
-def _figure(value: Any) -> str:
-    """The one figure that a reader looks for."""
-    if isinstance(value, dict):
-        return str(value.get("value", value.get("perplexity")))
-    if isinstance(value, list) and value and isinstance(value[0], float):
-        return str(value[0])
+def _flat(cell: CellResults) -> dict[str, tuple[str, Any]]:
+    """{group and name: (the figure or condition that a reader looks for, what else must be equal)}."""
+    found: dict[str, tuple[str, Any]] = {"status": (cell.status, None)}
+    for group in ("about", "conditions", "sizes"):
+        found |= {f"{group} {name}": (_brief(value), None) for name, value in getattr(cell, group).items()}
+    found |= {f"tasks {name}": _answers(answers) for name, answers in cell.tasks.items()}
+    found |= {f"texts {name}": _windows(windows) for name, windows in cell.texts.items()}
+    return found | {f"speed {name}": (f"{speeds[0]:.4f}", speeds) for name, speeds in cell.speed.items()}
+
+
+def _answers(task: Answers) -> tuple[str, Any]:
+    about = (task.metric, task.documents, task.version, task.fewshot)
+    return str(round(float(task.values.mean()), 6)), (*about, task.values.tolist())
+
+
+def _windows(text: Windows) -> tuple[str, Any]:
+    return f"{text.perplexity:.6g}", (text.sha256, text.nll.tolist(), text.tokens.tolist())
+
+
+def _brief(value: Any) -> str:
+    """A condition; of a hash its first digits."""
     return str(value)[:12] if isinstance(value, str) and len(value) == 64 else str(value)
-
-
-def _what(key: tuple[str, ...]) -> str:
-    return {"tasks": "answers", "texts": "windows", "speed": "interval"}.get(key[0], "content")

@@ -1,7 +1,6 @@
 """What a cell leaves for a comparison: sizes, answers per document, likelihoods per window, speed-ups, conditions.
 
-    record, samples -> Evidence -> bench.regression.compare, bench.regression.gate
-    Evidence <-> the JSON of a baseline file (bench.regression.baseline)
+    record, samples -> CellResults -> bench.regression.compare, bench.regression.gate, bench.regression.baseline
 
 Holds no path and no host: texts go by their file's name and what they contain by a hash.
 """
@@ -9,7 +8,6 @@ Holds no path and no host: texts go by their file's name and what they contain b
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +26,6 @@ from methods.errors import UserError
 SIZES = ("parameters", "weight_bytes", "kv_bytes_per_token", "macs_per_token")
 STAGES = {"prefill": ("length", "prefill"), "decode": ("context", "decode")}
 ACCURACY = re.compile(r"(^|_)acc(_|,|$)|^(exact_match|em|mc1)(,|$)")  # metrics that are right or wrong per document
-NLL_DIGITS = 4  # behind the point, of a window's nats
 COMMON = ("weights", "config", "dtype")
 COMPUTED = (*COMMON, "tokenizer", "calibration", "device", "gpu", "torch", "transformers", "batch_tokens", "save_dtype")
 TIMED = (
@@ -46,7 +43,7 @@ CONDITIONS = {  # what must be equal for figures of each kind to be comparable
 @dataclass(frozen=True)
 class Answers:
     """One task. values: a figure per document, 1 and 0 for right and wrong where `right_or_wrong`; documents: a hash of
-    what was asked, in its order; ids: a hash of each, absent where a baseline file was read."""
+    what was asked, in its order; ids: a hash of each."""
 
     metric: str
     values: NDArray[np.float64]
@@ -200,8 +197,7 @@ def _answers(task: Mapping[str, Any], name: str, table: pd.DataFrame) -> Answers
 
 
 def _windows(text: Mapping[str, Any], table: pd.DataFrame) -> Windows:
-    nll = table["nll"].to_numpy(dtype=float).round(NLL_DIGITS)  # as in a baseline file, so that equal stays equal
-    return Windows(nll, table["tokens"].to_numpy(dtype=np.int64), text["sha256"])
+    return Windows(table["nll"].to_numpy(dtype=float), table["tokens"].to_numpy(dtype=np.int64), text["sha256"])
 
 
 def _table(files: SampleFiles, folder: Path, name: str) -> pd.DataFrame:
@@ -221,72 +217,3 @@ def _speeds(measured: Mapping[str, Any]) -> list[tuple[str, tuple[float, float, 
             name = f"{words} {point[size]}, batch {point['batch']}"
             found.append((name, (point["speedup"], point["speedup_low"], point["speedup_high"])))
     return found
-
-
-def to_json(evidence: CellResults) -> dict[str, Any]:
-    """Plain JSON values, of which `from_json` makes the same evidence but for the documents' own hashes."""
-    if evidence.status != "ok":
-        return {"identity": evidence.identity, "status": evidence.status}
-    return {
-        "identity": evidence.identity,
-        "status": evidence.status,
-        "about": evidence.about,
-        "conditions": json.loads(json.dumps(evidence.conditions)),
-        "sizes": evidence.sizes,
-        "tasks": {name: _answers_json(answers) for name, answers in evidence.tasks.items()},
-        "texts": {
-            name: {
-                "perplexity": float(f"{text.perplexity:.6g}"),
-                "sha256": text.sha256,
-                "tokens": text.tokens.tolist(),
-                "nll": [round(nats, NLL_DIGITS) for nats in text.nll.tolist()],
-            }
-            for name, text in evidence.texts.items()
-        },
-        "speed": {name: [round(figure, 4) for figure in figures] for name, figures in evidence.speed.items()},
-    }
-
-
-def _answers_json(answers: Answers) -> dict[str, Any]:
-    """Right and wrong as bits, the first document the highest bit of the first hex digit."""
-    found: dict[str, Any] = {
-        "metric": answers.metric,
-        "value": round(float(answers.values.mean()), 6),
-        "count": len(answers.values),
-        "documents": answers.documents,
-        "version": answers.version,
-        "fewshot": answers.fewshot,
-    }
-    if answers.right_or_wrong:
-        return found | {"right": np.packbits(answers.values.astype(bool)).tobytes().hex()}
-    return found | {"values": [round(value, 6) for value in answers.values.tolist()]}
-
-
-def from_json(plain: Mapping[str, Any]) -> CellResults:
-    """Raises KeyError, TypeError or ValueError for what `to_json` did not write."""
-    if plain["status"] != "ok":
-        return CellResults(dict(plain["identity"]), str(plain["status"]))
-    tasks = {}
-    for name, task in plain["tasks"].items():
-        if "right" in task:
-            bits = np.frombuffer(bytes.fromhex(task["right"]), dtype=np.uint8)
-            values = np.unpackbits(bits, count=task["count"]).astype(float)
-        else:
-            values = np.array(task["values"], dtype=float)
-        if len(values) != task["count"]:
-            raise ValueError(f"{name} has {len(values)} answers to {task['count']} documents")
-        tasks[name] = Answers(task["metric"], values, task["documents"], task["version"], task["fewshot"])
-    texts = {
-        name: Windows(np.array(text["nll"], dtype=float), np.array(text["tokens"], dtype=np.int64), text["sha256"])
-        for name, text in plain["texts"].items()
-    }
-    return CellResults(
-        dict(plain["identity"]),
-        "ok",
-        dict(plain["conditions"]),
-        dict(plain["about"]),
-        dict(plain["sizes"]),
-        tasks,
-        texts,
-        {name: (figures[0], figures[1], figures[2]) for name, figures in plain["speed"].items()},
-    )

@@ -17,6 +17,7 @@ from made_runs import VERSIONS, answers, cell, nats, speed
 from torch import nn
 
 from bench.cli.main import main
+from bench.records import run_folder
 from bench.records.run_folder import load_run
 from bench.regression import baseline, cell_results, gate
 from bench.regression.cell_results import Answers, CellResults, Windows
@@ -164,9 +165,9 @@ def base(tmp_path):
     cell(run, tasks={"piqa": RIGHT}, texts={"wiki": nats(1)}, measured={"speed": speed(1.0)})
     cell(run, "laco", 0.1, tasks={"piqa": RIGHT}, texts={"wiki": nats(2)}, measured={"speed": speed(1.5)})
     cell(run, "flap", 0.1, status="unsupported")
-    file = tmp_path / "baseline.json"
-    assert main(["baseline", "accept", str(run), "--out", str(file), "--allow-failed"]) == 0
-    return file
+    folder = tmp_path / "baseline"
+    assert main(["baseline", "accept", str(run), "--out", str(folder), "--allow-failed"]) == 0
+    return folder
 
 
 def laco(run: Path, **changes) -> Path:
@@ -260,12 +261,19 @@ def test_a_missing_and_a_new_cell(base, tmp_path, capsys):
 
 def test_no_baseline_is_4_and_a_mistake_is_2(base, tmp_path, capsys):
     run = str(laco(tmp_path / "run"))
-    (tmp_path / "empty.json").write_text("{}")
-    (tmp_path / "old.json").write_text('{"schema": 0, "cells": {}}')
-    for name in ("nothing.json", "empty.json", "old.json"):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "records.jsonl").write_text("{}")
+    (tmp_path / "old.json").write_text('{"schema": 1, "cells": {}}')
+    said = {"nothing": "makes one", "empty": "no baseline", "damaged": "line 1 is not", "old.json": "earlier versions"}
+    for name, words in said.items():
         assert main(["gate", "--baseline", str(tmp_path / name), run]) == 4
         out, err = capsys.readouterr()
-        assert (out, err.count("\n")) == ("", 1)
+        assert (out, err.count("\n"), words in err) == ("", 1, True)
+    assert main(["baseline", "accept", run, "--out", str(tmp_path / "old.json"), "--allow-failed"]) == 2
+    assert "a baseline is a folder now" in capsys.readouterr().err
+    assert main(["baseline", "accept", run, "--out", str(tmp_path / "run"), "--replace", "--allow-failed"]) == 2
+    assert "is no baseline that could be replaced" in capsys.readouterr().err
     assert main(["gate", "--baseline", str(base), str(tmp_path)]) == 2
     assert main(["gate", "--baseline", str(base), run, "--map", "laco"]) == 2
     assert main(["gate", "--baseline", str(base), run, "--map", "laco=sleb"]) == 2
@@ -319,7 +327,7 @@ def test_draws_are_paired_by_their_seed(tmp_path, capsys):
             kept = next((tmp_path / run / "cells").glob("random--0.1--0.json"))
             kept.rename(kept.with_name(f"random--{seed}.json"))
             (tmp_path / run / "samples" / "random--0.1--0").rename(tmp_path / run / "samples" / f"random--{seed}")
-    file = tmp_path / "base.json"
+    file = tmp_path / "base2"
     assert main(["baseline", "accept", str(tmp_path / "a"), "--out", str(file)]) == 0
     code, out = gated(capsys, file, tmp_path / "b")
     assert code == 0
@@ -383,16 +391,14 @@ def test_markdown_leads_with_the_outcome_and_is_escaped(base, tmp_path, capsys):
     assert re.search(r"\| laco at 0.1, seed 0 +\| accuracy .* worse +\|", out.split("<details>")[0])
 
 
-def test_a_baseline_is_small_sorted_and_a_metric_in_a_line(base, tmp_path, capsys):
-    text = base.read_text()
-    plain = json.loads(text)
-    assert json.dumps(plain, sort_keys=True) == json.dumps(plain)
-    assert len(re.findall(r'^ +"piqa": .*"right": "[0-9a-f]{250}".*\}$', text, re.MULTILINE)) == 2
-    assert str(tmp_path) not in text
-    assert base.stat().st_size < 8000
-    again_file = tmp_path / "again.json"
-    assert main(["baseline", "accept", str(tmp_path / "base"), "--out", str(again_file), "--allow-failed"]) == 0
-    assert again_file.read_text() == text
+def test_a_baseline_is_a_packed_run(base, tmp_path, capsys):
+    assert sorted(path.name for path in base.iterdir()) == ["records.jsonl", "samples"]
+    assert run_folder.records(base) == run_folder.records(tmp_path / "base")
+    assert sum(path.stat().st_size for path in base.rglob("*") if path.is_file()) < 400_000
+    assert gated(capsys, tmp_path / "base", laco(tmp_path / "run"))[0] == 0  # which any run may be
+    assert main(["baseline", "accept", str(base), "--out", str(tmp_path / "copy"), "--allow-failed"]) == 0
+    assert (tmp_path / "copy" / "records.jsonl").read_bytes() == (base / "records.jsonl").read_bytes()
+    assert not list(tmp_path.glob(".baseline-*"))
 
 
 def test_a_baseline_gives_back_what_was_measured(base, tmp_path):
@@ -409,12 +415,12 @@ def test_a_baseline_gives_back_what_was_measured(base, tmp_path):
 def test_a_baseline_is_replaced_only_where_that_is_said(base, tmp_path, capsys):
     run = laco(tmp_path / "run", tasks={"piqa": flipped(60, 5)})
     arguments = ["baseline", "accept", str(run), "--out", str(base)]
-    before = base.read_text()
+    before = (base / "records.jsonl").read_text()
     assert main([*arguments, "--allow-failed"]) == 2
     assert "--replace" in capsys.readouterr().err
     assert main([*arguments, "--replace"]) == 2
     assert "failed cells: flap at 0.1, seed 0 (unsupported); --allow-failed" in capsys.readouterr().err
-    assert base.read_text() == before
+    assert (base / "records.jsonl").read_text() == before
     assert main([*arguments, "--allow-failed", "--replace"]) == 0
     share = RIGHT.mean()
     changed = f"laco at 0.1, seed 0: tasks piqa: {share:g} -> {share - 0.055:g}"
@@ -425,7 +431,7 @@ def test_two_cells_of_one_name_are_refused(tmp_path, capsys):
     cell(tmp_path / "run")
     kept = next((tmp_path / "run" / "cells").glob("*.json"))
     kept.with_name("dense--fixed--other.json").write_text(kept.read_text())
-    assert main(["baseline", "accept", str(tmp_path / "run"), "--out", str(tmp_path / "b.json")]) == 2
+    assert main(["baseline", "accept", str(tmp_path / "run"), "--out", str(tmp_path / "b")]) == 2
     assert "two cells 'dense, seed 0'" in capsys.readouterr().err
 
 
@@ -477,7 +483,7 @@ def measured(trained: Path, run: Path, *methods: str, text: str = "text", plugin
 
 
 def test_real_cells(trained, tmp_path, capsys):
-    file = tmp_path / "baseline.json"
+    file = tmp_path / "baseline"
     dense = measured(trained, tmp_path / "dense", "dense")
     assert main(["baseline", "accept", str(dense), "--out", str(file)]) == 0
     arguments = ["gate", "--baseline", str(file)]
@@ -498,7 +504,7 @@ def test_real_cells(trained, tmp_path, capsys):
 
     other = measured(trained, tmp_path / "other", "dense", text="other")
     assert main([*arguments, str(other)]) == 4
-    assert main(["gate", "--baseline", str(tmp_path / "nothing.json"), str(dense)]) == 4
+    assert main(["gate", "--baseline", str(tmp_path / "nothing"), str(dense)]) == 4
 
 
 # The documentation
@@ -528,7 +534,7 @@ def test_the_margins_of_the_page_are_the_defaults(tmp_path):
 
 
 def test_the_example_runs_and_is_gated(trained, tmp_path, capsys):
-    plugin, file = str(EXAMPLES / "mine.py"), str(tmp_path / "baseline.json")
+    plugin, file = str(EXAMPLES / "mine.py"), str(tmp_path / "baseline")
     run = str(measured(trained, tmp_path / "idea", "opposed", "drop-tail", plugin=plugin))
     assert main(["baseline", "accept", run, "--out", file]) == 0
     margins = ["--margins", str(EXAMPLES / "margins.yaml"), "--plugin", plugin]
