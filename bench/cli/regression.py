@@ -213,6 +213,7 @@ def _history(arguments: argparse.Namespace) -> int:
 
 def _point(run: Path, arguments: argparse.Namespace) -> HistoryPoint:
     """The metric of the one cell of `run` that the flags name, or the mean of its draws. Raises UserError."""
+    from bench.records.comparability import metric_conditions
     from bench.regression import history
 
     wanted = _wanted(run, arguments)
@@ -227,7 +228,7 @@ def _point(run: Path, arguments: argparse.Namespace) -> HistoryPoint:
         low=low,
         high=high,
         draws=len(wanted),
-        conditions=history.conditions_of(record, arguments.metric),
+        conditions=metric_conditions(record, arguments.metric),
     )
 
 

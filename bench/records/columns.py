@@ -30,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from bench.records.comparability import dense_peer, other_versions, setup
+from bench.records.comparability import by_setup, dense_peer, other_versions
 from bench.records.record import Record, display_name, is_accuracy, label, requested_ratio
 from bench.stats.intervals import average_stderr, wilson
 
@@ -55,15 +55,9 @@ STAGES = {"prefill": "length", "decode": "context"}  # and the size, in tokens, 
 
 def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
     """One row per record, in the order of `records`; what was not measured is None or absent."""
-    setups = [setup(record) for record in records]
-    groups: dict[str, list[Record]] = {}
-    for key, record in zip(setups, records, strict=True):
-        groups.setdefault(key, []).append(record)
-    averaged = {key: accuracies(peers) for key, peers in groups.items()}
-    return [
-        _row(record, dense_peer(record, groups[key]), averaged[key])
-        for key, record in zip(setups, records, strict=True)
-    ]
+    peers = {id(record): (group, accuracies(group)) for group in by_setup(records).values() for record in group}
+    found = [(record, *peers[id(record)]) for record in records]
+    return [_row(record, dense_peer(record, group), averaged) for record, group, averaged in found]
 
 
 def frame(records: Sequence[Record]) -> pd.DataFrame:

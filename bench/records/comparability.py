@@ -1,50 +1,196 @@
-"""Says which cells may be compared, and in which figures."""
+"""Says which cells may be compared, and in which figures, by one table of conditions.
+
+Kinds of figures are size, text (perplexities), task and speed. A table of a report sets cells apart where any condition
+of its figures differs; the gate and `compare` refuse only what their column says.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from bench.records.record import Record
 
-OWN_INPUTS = ("method_sha256", "versions", "healing", "parent")  # inputs in which cells of one table may differ
-BESIDE_PERPLEXITY = (  # fields of a protocol on which no perplexity depends
-    *("profile", "tasks", "documents", "texts", "fewshot", "task_data", "checks"),
-    *("prefill", "decode", "batches", "speed_rounds", "decode_steps", "max_batch", "cache", "pin", "speed_limit"),
-)
+FIGURES = ("size", "text", "task", "speed")
 MOST = 4  # fields that are named where setups differ in many
 
 
-def conditions_of(record: Record) -> dict[str, Any]:
-    """What two cells must share to be compared: model, device, dtype, protocol, and the inputs (bench.run.fingerprint).
+class Condition(NamedTuple):
+    """Something in a record that figures depend on.
 
-    The method's source is its own, and other versions are marked in a table (`other_versions`), not set apart.
+    place    where it stands: a field of the record's cell, of the protocol or inputs in it, or of another part
+    table    the kinds of figures that stand in tables of their own where it differs; "columns" for what sets which
+             figures there are; "decision" for what a pruner looks at, so that no other cell's search is taken over
+    gate     the kinds of figures that the gate and `compare` do not compare where it differs
+    name     what their messages and --allow call it
+    pruned   whether it says nothing of the dense model
     """
-    inputs = {name: value for name, value in record.cell.get("inputs", {}).items() if name not in OWN_INPUTS}
-    return {name: record.cell[name] for name in ("model", "device", "dtype", "protocol")} | {"inputs": inputs}
+
+    place: str
+    table: str
+    gate: str = ""
+    name: str = ""
+    pruned: bool = False
+
+
+EVERY = "size text task speed"
+CONDITIONS = tuple(  # in the order in which messages name them; a field that is not here touches every kind
+    Condition(*row)
+    for row in (
+        ("cell.model", f"{EVERY} decision"),
+        ("measured.weights_sha256", "", EVERY, "weights"),
+        ("inputs.weights_sha256", f"{EVERY} decision"),
+        ("inputs.config_sha256", f"{EVERY} decision", EVERY, "config"),
+        ("cell.dtype", f"{EVERY} decision", EVERY, "dtype"),
+        ("inputs.tokenizer_sha256", f"{EVERY} decision", "text task", "tokenizer"),
+        ("inputs.calibration_sha256", f"{EVERY} decision"),
+        ("decisions.calibration.sha256", "", "text task", "calibration", True),
+        ("protocol.calibration", f"{EVERY} decision"),
+        ("protocol.calibration_sequences", f"{EVERY} decision"),
+        ("protocol.calibration_length", f"{EVERY} decision"),
+        ("protocol.calibration_memory_mib", "text task"),
+        ("cell.device", f"{EVERY} decision", "text task speed", "device"),
+        ("environment.gpu", "", "text task speed", "gpu"),
+        ("environment.versions.torch", "", "text task speed", "torch"),
+        ("environment.versions.transformers", "", "text task speed", "transformers"),
+        ("protocol.batch_tokens", "text task", "text task", "batch_tokens"),
+        ("protocol.save_dtype", EVERY, "text task", "save_dtype", True),
+        ("environment.versions.lm_eval", "", "task", "lm_eval"),
+        ("protocol.scorer", "text task", "task", "scorer"),
+        ("environment.cpu", "", "speed", "cpu"),
+        ("environment.threads", "", "speed", "threads"),
+        ("environment.omp_wait_policy", "", "speed", "omp_wait_policy"),
+        ("environment.gomp_spincount", "", "speed", "gomp_spincount"),
+        ("environment.gpu_driver", "", "speed", "gpu_driver"),
+        ("environment.cuda", "", "speed", "cuda"),
+        ("protocol.cache", "speed", "speed", "cache"),
+        ("protocol.compile", "text speed", "speed", "compile"),
+        ("protocol.pin", "speed", "speed", "pin"),
+        ("protocol.decode_steps", "speed", "speed", "decode_steps"),
+        ("protocol.prefill", "speed"),
+        ("protocol.decode", "speed"),
+        ("protocol.batches", "speed"),
+        ("protocol.max_batch", "speed"),
+        ("protocol.speed_rounds", "speed"),
+        ("protocol.speed_limit", "speed"),
+        ("inputs.timed_on", "speed"),
+        ("protocol.window", "text"),
+        ("protocol.stride", "text"),
+        ("protocol.windows", "text"),
+        ("inputs.texts", "text"),
+        ("protocol.tasks", "task columns"),
+        ("protocol.documents", "task"),
+        ("protocol.fewshot", "task"),
+        ("protocol.task_data", "task"),
+        ("inputs.tasks", "task"),
+        ("protocol.profile", "columns"),
+        ("protocol.texts", "columns"),
+        ("protocol.checks", "columns"),
+        ("cell.seed", "decision"),
+        ("inputs.versions", "decision"),  # which a table marks, see `other_versions`
+        ("inputs.parent", "decision"),
+        ("inputs.method_sha256", ""),  # a method's source and its healing are what a table compares
+        ("inputs.healing", ""),
+    )
+)
+BY_PLACE = {condition.place: condition for condition in CONDITIONS}
+GATE = {kind: tuple(c.name for c in CONDITIONS if kind in c.gate.split()) for kind in FIGURES}
+
+
+def touches(place: str, *kinds: str) -> bool:
+    """Say whether a condition touches any of the kinds, as a table sees it."""
+    condition = BY_PLACE.get(place)
+    return condition is None or not set(kinds).isdisjoint(condition.table.split())
+
+
+def shared(cell: Mapping[str, Any], *kinds: str) -> dict[str, Any]:
+    """Return all in a record's `cell` that touches the kinds: what cells must share to be compared in them."""
+    found = {name: cell[name] for name in ("model", "device", "dtype", "seed") if touches(f"cell.{name}", *kinds)}
+    for part in ("protocol", "inputs"):
+        fields = cell.get(part, {}).items()
+        found[part] = {name: value for name, value in fields if touches(f"{part}.{name}", *kinds)}
+    return found
+
+
+def conditions_of(record: Record) -> dict[str, Any]:
+    """Return what two cells must share to stand in one table."""
+    return shared(record.cell, *FIGURES, "columns")
 
 
 def setup(record: Record) -> str:
-    """`conditions_of` as one text."""
+    """Return `conditions_of` a record as one text, equal for cells of one table."""
     return json.dumps(conditions_of(record), sort_keys=True)
 
 
 def perplexity_setup(record: Record, text: str) -> str:
-    """`setup` without what the perplexity of `text` does not depend on: two cells that agree in it share its axis."""
-    conditions = conditions_of(record)
-    protocol = {name: value for name, value in conditions["protocol"].items() if name not in BESIDE_PERPLEXITY}
-    inputs = {name: value for name, value in conditions["inputs"].items() if name not in ("tasks", "timed_on")}
-    inputs["texts"] = inputs.get("texts", {}).get(text)
-    return json.dumps(conditions | {"protocol": protocol, "inputs": inputs}, sort_keys=True)
+    """Return what the perplexity of `text` depends on as one text, equal for cells that share its axis."""
+    found = shared(record.cell, "text")
+    found["inputs"]["texts"] = found["inputs"].get("texts", {}).get(text)
+    return json.dumps(found, sort_keys=True)
+
+
+def study_setup(record: Record) -> str:
+    """Return what the cells of one ablation share as one text: `setup` without the calibration, which they may vary."""
+    found = conditions_of(record)
+    protocol = {name: value for name, value in found["protocol"].items() if not touches(f"protocol.{name}", "decision")}
+    inputs = {name: value for name, value in found["inputs"].items() if name != "calibration_sha256"}
+    inputs["tasks"] = {name: task.get("version") for name, task in inputs.get("tasks", {}).items()}
+    return json.dumps(found | {"protocol": protocol, "inputs": inputs, "match": record.cell["match"]}, sort_keys=True)
 
 
 def by_setup(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """The records in groups that can be compared."""
+    """Return the records in groups that can be compared, by `setup`."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(setup(record), []).append(record)
     return groups
+
+
+def gate_conditions(record: Record) -> dict[str, Any]:
+    """Return the gate's conditions of a measured record by name; what does not apply is absent."""
+    cell, found = record.cell, {}
+    parts = {"cell": cell, "protocol": cell["protocol"], "inputs": cell.get("inputs", {}), **vars(record)}
+    for condition in CONDITIONS:
+        timed = condition.gate != "speed" or "speed" in record.measured
+        if condition.gate and timed and not (condition.pruned and cell["method"] == "dense"):
+            value: Any = parts
+            for name in condition.place.split("."):
+                value = value.get(name, {})
+            if value not in (None, "", {}):
+                found[condition.name] = value
+    return found
+
+
+def metric_conditions(record: Record, metric: str) -> dict[str, Any]:
+    """Return what must be equal for a metric to be comparable over runs: conditions, the text, the documents."""
+    timed = "speed" in metric or metric.startswith(("prefill", "decode"))
+    kind = "size" if metric in record.measured else "speed" if timed else "task"
+    found = {name: value for name, value in gate_conditions(record).items() if name in GATE[kind]}
+    for text, result in record.measured.get("perplexity", {}).items():
+        if metric.endswith(f"_{text}"):
+            found["text"] = result["sha256"]
+    for task, result in record.measured.get("tasks", {}).items():
+        if metric in ("average", "kept") or f"_{task}" in metric:
+            found[task] = (result["main"], result["version"], result["documents"], result["fewshot"])
+    return found
+
+
+def identity(record: Record) -> dict[str, Any]:
+    """Return what pairs a cell with one of another run: label, ratio, seed, and the draw of a random method."""
+    cell = record.cell
+    found = {"label": cell.get("label", cell["method"]), "ratio": cell["ratio"], "seed": cell["seed"]}
+    drawn = [stage["parameters"]["seed"] for stage in (*cell.get("earlier", ()), cell) if is_draw(stage)]
+    if drawn:
+        found["draw"] = drawn[0] if len(set(drawn)) == 1 else ", ".join(map(str, drawn))
+    return found
+
+
+def name_of(identity: Mapping[str, Any]) -> str:
+    """Return an `identity` as messages and tables write it: 'laco at 0.1, seed 0'."""
+    ratio = "" if identity["ratio"] is None else f" at {identity['ratio']:g}"
+    draw = f", draw {identity['draw']}" if "draw" in identity else ""
+    return f"{identity['label']}{ratio}, seed {identity['seed']}{draw}"
 
 
 def dense_peer(record: Record, peers: Sequence[Record]) -> Record | None:
@@ -116,9 +262,9 @@ def draws(records: Sequence[Record]) -> list[list[int]]:
     rows: dict[str, list[int]] = {}
     for number, record in enumerate(records):
         stages = [*record.cell.get("earlier", ()), record.cell]
-        if record.status == "ok" and any(map(_is_draw, stages)):
+        if record.status == "ok" and any(map(is_draw, stages)):
             *earlier, cell = [
-                {**stage, "parameters": {**stage["parameters"], "seed": None}} if _is_draw(stage) else stage
+                {**stage, "parameters": {**stage["parameters"], "seed": None}} if is_draw(stage) else stage
                 for stage in stages
             ]
             inputs = {name: value for name, value in cell.get("inputs", {}).items() if name != "parent"}
@@ -130,5 +276,11 @@ def draws(records: Sequence[Record]) -> list[list[int]]:
     return [sorted(numbers, key=lambda n: "speed" not in records[n].measured) for numbers in rows.values()]
 
 
-def _is_draw(stage: Mapping[str, Any]) -> bool:
-    return "draws" in stage["parameters"] and "seed" not in stage.get("given", ())
+def is_draw(stage: Mapping[str, Any]) -> bool:
+    """Say whether a cell, or one that it goes on from, is one of several draws of a random method."""
+    return is_drawn(stage["parameters"], stage.get("given", ()))
+
+
+def is_drawn(parameters: Mapping[str, Any], given: Collection[str]) -> bool:
+    """Say whether a method with these parameters draws its seeds itself, none having been given."""
+    return "draws" in parameters and "seed" not in given

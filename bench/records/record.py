@@ -159,7 +159,12 @@ def named(record: Record) -> str:
 
 def is_accuracy(task: Mapping[str, Any]) -> bool:
     """Whether a task's main metric is a share of documents that were right, which alone can be averaged over tasks."""
-    name = str(task["main"]).partition(",")[0]  # lm-eval names a filter behind a comma
+    return is_accuracy_metric(task["main"])
+
+
+def is_accuracy_metric(metric: str) -> bool:
+    """Say whether a metric is a share of documents that were right."""
+    name = metric.partition(",")[0]  # lm-eval names a filter behind a comma
     return name in ("exact_match", "em", "mc1", "mc2") or ACCURACY.search(name) is not None
 
 

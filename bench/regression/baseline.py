@@ -105,7 +105,7 @@ def _flat(cell: CellResults) -> dict[str, tuple[str, Any]]:
         found |= {f"{group} {name}": (_brief(value), None) for name, value in getattr(cell, group).items()}
     found |= {f"tasks {name}": _answers(answers) for name, answers in cell.tasks.items()}
     found |= {f"texts {name}": _windows(windows) for name, windows in cell.texts.items()}
-    return found | {f"speed {name}": (f"{speeds[0]:.4f}", speeds) for name, speeds in cell.speed.items()}
+    return found | {f"speed {name}": (str(round(speeds[0], 4)), speeds) for name, speeds in cell.speed.items()}
 
 
 def _answers(task: Answers) -> tuple[str, Any]:
@@ -114,7 +114,7 @@ def _answers(task: Answers) -> tuple[str, Any]:
 
 
 def _windows(text: Windows) -> tuple[str, Any]:
-    return f"{text.perplexity:.6g}", (text.sha256, text.nll.tolist(), text.tokens.tolist())
+    return str(float(f"{text.perplexity:.6g}")), (text.sha256, text.nll.tolist(), text.tokens.tolist())
 
 
 def _brief(value: Any) -> str:

@@ -8,7 +8,6 @@ Holds no path and no host: texts go by their file's name and what they contain b
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,25 +18,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bench.records import run_folder
-from bench.records.record import Record
+from bench.records.comparability import gate_conditions, identity, name_of
+from bench.records.record import Record, is_accuracy_metric
 from bench.records.samples import SampleFiles
 from methods.errors import UserError
 
 SIZES = ("parameters", "weight_bytes", "kv_bytes_per_token", "macs_per_token")
 STAGES = {"prefill": ("length", "prefill"), "decode": ("context", "decode")}
-ACCURACY = re.compile(r"(^|_)acc(_|,|$)|^(exact_match|em|mc1)(,|$)")  # metrics that are right or wrong per document
-COMMON = ("weights", "config", "dtype")
-COMPUTED = (*COMMON, "tokenizer", "calibration", "device", "gpu", "torch", "transformers", "batch_tokens", "save_dtype")
-TIMED = (
-    *("cpu", "threads", "omp_wait_policy", "gomp_spincount", "gpu_driver", "cuda"),
-    *("cache", "compile", "pin", "decode_steps"),
-)
-CONDITIONS = {  # what must be equal for figures of each kind to be comparable
-    "size": COMMON,
-    "text": COMPUTED,
-    "task": (*COMPUTED, "lm_eval", "scorer"),
-    "speed": (*COMMON, "device", "gpu", "torch", "transformers", *TIMED),
-}
+NLL_DIGITS = 4  # behind the point, of a window's nats: what differs by less is the order of sums
 
 
 @dataclass(frozen=True)
@@ -54,7 +42,7 @@ class Answers:
 
     @property
     def right_or_wrong(self) -> bool:
-        return ACCURACY.search(self.metric) is not None and bool(np.isin(self.values, (0, 1)).all())
+        return is_accuracy_metric(self.metric) and bool(np.isin(self.values, (0, 1)).all())
 
 
 @dataclass(frozen=True)
@@ -77,7 +65,7 @@ class CellResults:
 
     identity    label, ratio, seed, and the draw of a random method: what pairs it with another
     status      "ok", or the word for why there is nothing else
-    conditions  by the names of CONDITIONS; what does not apply is absent
+    conditions  by the names of bench.records.comparability.GATE; what does not apply is absent
     about       model, commit: for a reader
     untested    tasks that have no figure per document
     speed       (speed-up, low, high) by what was timed
@@ -96,13 +84,6 @@ class CellResults:
     @property
     def name(self) -> str:
         return name_of(self.identity)
-
-
-def name_of(identity: Mapping[str, Any]) -> str:
-    """'laco at 0.1, seed 0'."""
-    ratio = "" if identity["ratio"] is None else f" at {identity['ratio']:g}"
-    draw = f", draw {identity['draw']}" if "draw" in identity else ""
-    return f"{identity['label']}{ratio}, seed {identity['seed']}{draw}"
 
 
 def of_run(run: Path) -> dict[str, CellResults]:
@@ -137,7 +118,7 @@ def of_cell(record: Record, run: Path, key: str, files: SampleFiles | None = Non
     return CellResults(
         identity(record),
         "ok",
-        conditions(record),
+        gate_conditions(record),
         {name: value for name, value in about.items() if value is not None},
         _sizes(measured),
         {name: answers for name, answers in tasks.items() if answers is not None},
@@ -145,34 +126,6 @@ def of_cell(record: Record, run: Path, key: str, files: SampleFiles | None = Non
         dict(_speeds(measured)),
         tuple(name for name, answers in tasks.items() if answers is None),
     )
-
-
-def identity(record: Record) -> dict[str, Any]:
-    """What pairs the cell with one of another run."""
-    cell = record.cell
-    found = {"label": cell.get("label", cell["method"]), "ratio": cell["ratio"], "seed": cell["seed"]}
-    stages = (*cell.get("earlier", ()), cell)
-    draws = [s["parameters"]["seed"] for s in stages if "draws" in s["parameters"] and "seed" not in s.get("given", ())]
-    if draws:
-        found["draw"] = draws[0] if len(set(draws)) == 1 else ", ".join(map(str, draws))
-    return found
-
-
-def conditions(record: Record) -> dict[str, Any]:
-    """What CONDITIONS names, of a measured record; what does not apply is absent."""
-    cell, environment, protocol = record.cell, record.environment, record.cell["protocol"]
-    found = {"weights": record.measured.get("weights_sha256"), "dtype": cell["dtype"], "device": cell["device"]}
-    found |= {name: cell.get("inputs", {}).get(f"{name}_sha256") for name in ("config", "tokenizer")}
-    if cell["method"] != "dense":
-        found["calibration"] = record.decisions.get("calibration", {}).get("sha256")
-        found["save_dtype"] = protocol.get("save_dtype") or None
-    versions = environment.get("versions", {})
-    found |= {name: versions.get(name) for name in ("torch", "transformers", "lm_eval")}
-    found |= {"gpu": environment.get("gpu")}
-    found |= {name: protocol.get(name) for name in ("batch_tokens", "scorer")}
-    if "speed" in record.measured:
-        found |= {name: environment.get(name, protocol.get(name)) for name in TIMED}
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def _sizes(measured: Mapping[str, Any]) -> dict[str, int]:
@@ -197,7 +150,8 @@ def _answers(task: Mapping[str, Any], name: str, table: pd.DataFrame) -> Answers
 
 
 def _windows(text: Mapping[str, Any], table: pd.DataFrame) -> Windows:
-    return Windows(table["nll"].to_numpy(dtype=float), table["tokens"].to_numpy(dtype=np.int64), text["sha256"])
+    nll = table["nll"].to_numpy(dtype=float).round(NLL_DIGITS)
+    return Windows(nll, table["tokens"].to_numpy(dtype=np.int64), text["sha256"])
 
 
 def _table(files: SampleFiles, folder: Path, name: str) -> pd.DataFrame:

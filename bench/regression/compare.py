@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 
 from bench.records import run_folder
+from bench.records.comparability import GATE
 from bench.regression import cell_results
-from bench.regression.cell_results import CONDITIONS, Answers, CellResults, Windows
+from bench.regression.cell_results import Answers, CellResults, Windows
 from bench.stats import intervals
 from bench.stats.intervals import Difference
 from methods.errors import UserError
 
 ALPHA = 0.05  # below which an adjusted p value is called a difference
 OF_A_TASK = ("metric", "documents", "task_version", "fewshot")
-FIELDS = (*dict.fromkeys(name for names in CONDITIONS.values() for name in names), *OF_A_TASK, "text")
+FIELDS = (*dict.fromkeys(name for names in GATE.values() for name in names), *OF_A_TASK, "text")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _conditions(
 ) -> tuple[tuple[str, str], ...]:
     """The conditions of the kind that differ; the calibration is none where one of the cells used none."""
     one, other = before.conditions, after.conditions
-    names = [name for name in CONDITIONS[kind] if name not in allowed and one.get(name) != other.get(name)]
+    names = [name for name in GATE[kind] if name not in allowed and one.get(name) != other.get(name)]
     both = "calibration" in one and "calibration" in other
     return tuple((name, _words(one.get(name), other.get(name))) for name in names if both or name != "calibration")
 

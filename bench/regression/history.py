@@ -9,9 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from bench.records.record import Record
-from bench.regression.cell_results import CONDITIONS, conditions
-
 FEWEST = 5  # runs, below which no change is marked
 BOTH_SIDES = 2  # runs that a level must have held for: the newest run alone is no new level
 PENALTY = 3.0  # times noise times log(runs), that a further level must save of the sum of distances to the medians;
@@ -38,20 +35,6 @@ class HistoryPoint:
     conditions: dict[str, Any]
     apart: tuple[str, ...] = ()
     change: bool = False
-
-
-def conditions_of(record: Record, metric: str) -> dict[str, Any]:
-    """Say what must be equal for the metric to be comparable: conditions, protocol, text, documents."""
-    kind = "speed" if "speed" in metric or metric.startswith(("prefill", "decode")) else "task"
-    names = CONDITIONS["size"] if metric in record.measured else CONDITIONS[kind]
-    found = {name: value for name, value in conditions(record).items() if name in names}
-    for text, result in record.measured.get("perplexity", {}).items():
-        if metric.endswith(f"_{text}"):
-            found["text"] = result["sha256"]
-    for task, result in record.measured.get("tasks", {}).items():
-        if metric in ("average", "kept") or f"_{task}" in metric:
-            found[task] = (result["main"], result["version"], result["documents"], result["fewshot"])
-    return found
 
 
 def series(points: Sequence[HistoryPoint]) -> list[HistoryPoint]:

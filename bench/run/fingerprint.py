@@ -40,7 +40,6 @@ from bench.system.threads import waiting
 from methods.model.calibration import Calibration
 
 VERSIONS = ("prunebench", "torch", "transformers", "lm_eval")
-MEASURED_ON = ("texts", "tasks", "timed_on", "healing")  # what a method has not looked at when it decides
 
 
 def common(

@@ -14,7 +14,7 @@ import methods
 from bench.data import pretrained, texts
 from bench.plan import chain
 from bench.plan.cell import Cell
-from bench.records import run_folder
+from bench.records import comparability, run_folder
 from bench.records.record import Record
 from bench.regression import cell_results
 from bench.regression.cell_results import CellResults
@@ -32,7 +32,7 @@ def measure(run: Path, name: str) -> CellResults:
     """
     from bench.run import runner
 
-    found = {cell_results.name_of(cell_results.identity(r)): (key, r) for key, r in run_folder.records(run).items()}
+    found = {comparability.name_of(comparability.identity(r)): (key, r) for key, r in run_folder.records(run).items()}
     key, record = found[name]
     folder = run / "again" / f"{key}-{re.sub(r'[^0-9]', '', str(record.environment.get('date', '')))[:14]}"
     threads = record.environment.get("threads")

@@ -22,6 +22,7 @@ from bench.plan import chain, validate
 from bench.plan.cell import Cell, asked
 from bench.plan.protocol import Protocol
 from bench.plan.run_spec import RunSpec
+from bench.records import comparability
 from bench.records.record import REFUSED, InvalidRecord, Record, load
 from bench.run import fingerprint, store
 from bench.run.datasets import Datasets, Reading
@@ -232,10 +233,6 @@ def _record(cell: Cell, found: dict[str, Any]) -> Record:
     return Record(cell.plain() | names, found["status"], described, decisions, measured, found["error"])
 
 
-SEARCHED = ("model", "seed", "device", "dtype")
-SEARCHED_ON = ("calibration", "calibration_sequences", "calibration_length")
-
-
 def removals(cell: Cell, records: Sequence[Record]) -> tuple[tuple[str, ...], float]:
     """The longest start of a greedy method's removals that other cells of the folder have found, and its seconds.
 
@@ -244,11 +241,8 @@ def removals(cell: Cell, records: Sequence[Record]) -> tuple[tuple[str, ...], fl
     """
 
     def search(plain: dict[str, Any]) -> list[Any]:
-        others = (*fingerprint.MEASURED_ON, "method_sha256")
-        looked_at = {name: value for name, value in plain.get("inputs", {}).items() if name not in others}
         pruner = {name: value for name, value in plain["parameters"].items() if "." not in name}
-        asked = [plain[name] for name in SEARCHED] + [plain["protocol"][name] for name in SEARCHED_ON]
-        return [plain["method"].partition("+")[0], pruner, *asked, looked_at]
+        return [plain["method"].partition("+")[0], pruner, comparability.shared(plain, "decision")]
 
     def by_this_source(plain: dict[str, Any]) -> bool:
         here = cell.inputs.get("method_sha256")

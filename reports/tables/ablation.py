@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.records import columns as column_data
 from bench.records.columns import texts
-from bench.records.comparability import conditions_of, draws
+from bench.records.comparability import draws, is_draw, study_setup
 from bench.records.record import Record, display_name, requested_ratio
 from reports import notes
 from reports.blocks import pooled
@@ -92,7 +92,7 @@ def studies(records: Sequence[Record]) -> list[Study]:
     """Return a study for each method and setup in which anything but the ratio differs."""
     rows, groups = column_data.rows(records), dict[str, list[int]]()
     for number, record in enumerate(records):
-        groups.setdefault(_setup(record), []).append(number)
+        groups.setdefault(study_setup(record), []).append(number)
     found = []
     for numbers in groups.values():
         dense = [n for n in numbers if records[n].cell["method"] == "dense"]
@@ -108,16 +108,6 @@ def studies(records: Sequence[Record]) -> list[Study]:
             if set(study.factors) - {"ratio"}:
                 found.append(study)
     return found
-
-
-def _setup(record: Record) -> str:
-    """Return what all cells of a study share: the conditions of the frame without what LOOK and the seed decide."""
-    conditions = conditions_of(record)
-    protocol = {name: value for name, value in conditions["protocol"].items() if name not in LOOK}
-    inputs = {name: value for name, value in conditions["inputs"].items() if name != "calibration_sha256"}
-    inputs["tasks"] = {name: task.get("version") for name, task in inputs.get("tasks", {}).items()}
-    shared = conditions | {"protocol": protocol, "inputs": inputs, "match": record.cell["match"]}
-    return json.dumps(shared, sort_keys=True)
 
 
 def _study(method: str, points: Sequence[Setting], dense: list[dict[str, Any]], records: list[Record]) -> Study:
@@ -140,7 +130,7 @@ def _settings(record: Record) -> dict[str, Any]:
     """Return everything that may be a factor, but the seed of a random method's draw, since draws share a row."""
     cell = record.cell
     parameters = dict(cell["parameters"])
-    if "draws" in parameters and "seed" not in cell.get("given", ()):
+    if is_draw(cell):
         parameters.pop("seed", None)
     found = {f"{cell['method']}.{name}" if name in OUTER else name: value for name, value in parameters.items()}
     found |= {shown: cell["protocol"][name] for name, shown in LOOK.items() if name in cell["protocol"]}
