@@ -1,0 +1,91 @@
+"""The table of conditions: it knows every field, and what it says of a field is what the views of it do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.plan.protocol import Protocol
+from bench.records import comparability, run_folder
+from bench.records.comparability import BY_PLACE, CONDITIONS, FIGURES, GATE
+from bench.records.record import Record
+
+STUDY = Path(__file__).parents[2] / "docs/results/smollm2-135m"
+
+
+@pytest.fixture(scope="module")
+def record():
+    return run_folder.cell(STUDY, "laco--0.2")[1]
+
+
+def changed(record: Record, place: str) -> Record:
+    """The record with another value at a place of the table, which it may not have had."""
+    plain = json.loads(json.dumps(dataclasses.asdict(record)))
+    part, *inner, name = place.split(".")
+    found = {"protocol": plain["cell"]["protocol"], "inputs": plain["cell"]["inputs"], **plain}[part]
+    for step in inner:
+        found = found.setdefault(step, {})
+    found[name] = {"wiki": "x", "piqa": {"version": "x"}} if place in ("inputs.texts", "inputs.tasks") else "x"
+    return Record(**plain)
+
+
+def test_every_field_of_a_protocol_and_every_input_is_in_the_table(record):
+    fields = {f"protocol.{field.name}" for field in dataclasses.fields(Protocol)}
+    fields |= {f"inputs.{name}" for name in record.cell["inputs"]}
+    assert fields <= BY_PLACE.keys()
+    assert len(BY_PLACE) == len(CONDITIONS)
+
+
+@pytest.mark.parametrize("condition", CONDITIONS, ids=lambda condition: condition.place)
+def test_each_view_goes_by_its_column(condition, record):
+    other = changed(record, condition.place)
+    table = set(condition.table.split())
+    assert (comparability.setup(other) != comparability.setup(record)) == bool(table - {"decision"})
+    text = [comparability.perplexity_setup(one, "wiki") for one in (record, other)]
+    assert (text[0] != text[1]) == ("text" in table)
+    search = [comparability.shared(one.cell, "decision") for one in (record, other)]
+    assert (search[0] != search[1]) == ("decision" in table)
+    before, after = map(comparability.gate_conditions, (record, other))
+    differing = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    assert differing == ({condition.name} if condition.gate else set())
+
+
+def test_a_field_that_is_not_in_the_table_touches_everything(record):
+    other = changed(record, "protocol.of_a_later_version")
+    assert comparability.setup(other) != comparability.setup(record)
+    assert comparability.perplexity_setup(other, "wiki") != comparability.perplexity_setup(record, "wiki")
+    assert comparability.shared(other.cell, "decision") != comparability.shared(record.cell, "decision")
+
+
+def test_another_texts_windows_leave_a_perplexity_alone(record):
+    other = changed(record, "inputs.texts.c4")
+    assert comparability.perplexity_setup(other, "wiki") == comparability.perplexity_setup(record, "wiki")
+    assert comparability.setup(other) != comparability.setup(record)
+
+
+def test_the_gate_is_never_stricter_about_a_size_than_about_a_task():
+    assert set(GATE["size"]) < set(GATE["text"]) < set(GATE["task"])
+    assert set(GATE["speed"]) & {"tokenizer", "calibration", "scorer"} == set()
+    for condition in CONDITIONS:
+        assert set(condition.gate.split()) <= set(FIGURES)
+        assert bool(condition.gate) == bool(condition.name)
+
+
+def test_what_does_not_apply_is_absent(record):
+    dense = run_folder.cell(STUDY, "dense")[1]
+    assert "calibration" in comparability.gate_conditions(record)
+    assert "calibration" not in comparability.gate_conditions(dense)
+    measured = {name: value for name, value in record.measured.items() if name != "speed"}
+    untimed = comparability.gate_conditions(dataclasses.replace(record, measured=measured))
+    assert {"cpu", "threads"} & untimed.keys() == set()
+    assert {"cpu", "threads"} <= comparability.gate_conditions(record).keys()
+
+
+def test_a_study_may_vary_its_calibration_and_nothing_else(record):
+    for place in ("protocol.calibration", "protocol.calibration_length", "inputs.calibration_sha256", "cell.seed"):
+        assert comparability.study_setup(changed(record, place)) == comparability.study_setup(record)
+    for place in ("protocol.window", "inputs.weights_sha256", "cell.match", "cell.dtype"):
+        assert comparability.study_setup(changed(record, place)) != comparability.study_setup(record)
