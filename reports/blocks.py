@@ -1,4 +1,4 @@
-"""What stands in one table: cells of one setup and one ratio, with the dense model on top; draws share a row."""
+"""Groups records into tables: cells of one setup and one ratio, with the dense model on top; draws share a row."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TableGroup:
     apart: tuple[str, ...] = ()
 
     def label(self, place: int) -> str:
-        """The method's name, with the seed where the block has several, and with what sets its recipe apart."""
+        """Return the method's name, with the seed where the group has several, and what sets its recipe apart."""
         record = self.records[place]
         seeds = {other.cell["seed"] for other in self.records}
         seed = f" (seed {record.cell['seed']})" if len(seeds) > 1 else ""
@@ -42,7 +42,7 @@ class TableGroup:
 
 
 def blocks(records: Sequence[Record]) -> list[list[TableGroup]]:
-    """For each setup a block per ratio, rising, methods of a fixed ratio last, dense on top of each."""
+    """Return for each setup a group for each ratio, rising, methods of a fixed ratio last, dense on top of each."""
     rows, different = columns.rows(records), apart(records)
     groups: dict[str, list[int]] = {}
     for number, record in enumerate(records):
@@ -53,7 +53,7 @@ def blocks(records: Sequence[Record]) -> list[list[TableGroup]]:
 def _of_setup(
     records: Sequence[Record], rows: Sequence[dict[str, Any]], cells: Sequence[int], different: tuple[str, ...]
 ) -> Iterator[TableGroup]:
-    """The blocks of the records at the places `cells`."""
+    """Give the groups of the records at the places `cells`."""
     dense = [number for number in cells if records[number].cell["method"] == "dense"]
     pruned = [number for number in cells if records[number].cell["method"] != "dense"]
     ratios = {requested_ratio(records[number]) for number in pruned}
@@ -73,7 +73,7 @@ def _of_setup(
 
 
 def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One row for several draws: of each figure the mean, and with it the standard deviation between the draws.
+    """Return one row for several draws: of each figure the mean, with the standard deviation between the draws.
 
     Both are taken of a perplexity's logarithm, since draws lie orders of magnitude apart. What is no number, or is
     missing in a draw, is the first draw's.

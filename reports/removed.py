@@ -1,4 +1,4 @@
-"""What the methods decided, in one vocabulary: what went of each layer, read from the decisions in the records.
+"""Reads from the decisions in records what went of each layer, in one vocabulary for all methods.
 
 The keys that methods share are removed_layers, removed_attention, removed_mlp (numbers of layers of the dense model),
 removed_kv_heads, removed_channels (for each layer of the dense model the units that went), kv_heads, channels (how many
@@ -28,7 +28,7 @@ class Remaining:
 
 
 def together(record: Record) -> dict[str, Any]:
-    """The decisions of a cell, with those of the cells that it goes on from, by the numbers of the dense model.
+    """Return a cell's decisions with those of the cells that it goes on from, by the dense model's numbers.
 
     Empty where a method in front does not say which layers it has removed.
     """
@@ -42,7 +42,7 @@ def together(record: Record) -> dict[str, Any]:
 
 
 def _behind(before: dict[str, Any], after: dict[str, Any], layers: int) -> dict[str, Any]:
-    """Both as one. Numbers of `after` are of the model that `before` has left, in which whole layers are missing."""
+    """Join two decisions. Numbers of `after` are of the model that `before` has left, without whole layers."""
     there = [number for number in range(layers) if number not in set(before.get("removed_layers", ()))]
     found = before | after
     for name in ("removed_layers", "removed_attention", "removed_mlp"):
@@ -61,7 +61,7 @@ def _behind(before: dict[str, Any], after: dict[str, Any], layers: int) -> dict[
 
 
 def remaining(record: Record) -> Remaining | None:
-    """What is left over depth; None where the decisions do not tell, as of a failed cell.
+    """Return what is left over depth; None where the decisions do not tell, as of a failed cell.
 
     An attention's share is that of its key/value heads, an MLP's that of its channels. A residual stream of d of D
     columns leaves d / D of every matrix.
@@ -96,7 +96,7 @@ def _how(decided: dict[str, Any]) -> str:
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """[10, 11, 12, 23] -> '10-12, 23'."""
+    """Write [10, 11, 12, 23] as '10-12, 23'."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:
@@ -107,7 +107,7 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def per_layer(counts: Sequence[int]) -> str:
-    """How many went per layer: '2 of each', '0-5, mean 2.1', 'none'."""
+    """Write how many went per layer: '2 of each layer', '0 to 5 of a layer, mean 2.1', 'none'."""
     if not any(counts):
         return "none"
     if len(set(counts)) == 1:
@@ -116,7 +116,7 @@ def per_layer(counts: Sequence[int]) -> str:
 
 
 def went(record: Record) -> dict[str, str]:
-    """What went, by column of the view: layers, attentions, MLPs, heads, channels, width; only what there is."""
+    """Return what went, by column: layers, attentions, MLPs, heads, channels, width; only what there is."""
     decided = together(record)
     found = {
         column: ranges(decided[name])

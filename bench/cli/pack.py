@@ -1,4 +1,4 @@
-"""The command pack: a finished run in few files, as it goes into a repository, and back again."""
+"""Adds the command pack: a finished run in few files, as it goes into a repository, and back again."""
 
 from __future__ import annotations
 

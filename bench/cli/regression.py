@@ -1,14 +1,14 @@
-"""The commands compare, baseline, gate and history: what differs, what got worse, and since when."""
+"""Adds the commands compare, baseline, gate and history: what differs, what got worse, and since when."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.cli import OK
+from bench.system.console import say
 from methods.errors import UserError
 
 if TYPE_CHECKING:
@@ -106,11 +106,11 @@ def _compare(arguments: argparse.Namespace) -> int:
         if before.status == after.status == "ok":
             pairs[name] = compare.rows(before, after, allowed)
         else:
-            _say(f"{name}: {before.status} in A, {after.status} in B; left out")
+            say(f"{name}: {before.status} in A, {after.status} in B; left out")
     if not pairs:
         raise UserError("every cell that A and B share has failed in one of them")
     if reason := compare.refusal(pairs):
-        _say(f"prunebench: {reason}")
+        say(f"prunebench: {reason}")
         return NO_COMPARISON
     judged = compare.judged(pairs)
     render = {
@@ -140,7 +140,7 @@ def _gate(arguments: argparse.Namespace) -> int:
     try:
         base = baseline.read(arguments.baseline)
     except baseline.NoBaseline as error:
-        _say(f"prunebench: {error}")
+        say(f"prunebench: {error}")
         return NO_COMPARISON
     run = cell_results.of_run(arguments.run)
     labels = [[str(cell.identity["label"]) for cell in cells.values()] for cells in (run, base)]
@@ -169,7 +169,7 @@ class _Options(NamedTuple):
 def _confirmed(
     found: list[Verdict], base: Mapping[str, CellResults], run: Mapping[str, CellResults], options: _Options
 ) -> list[Verdict]:
-    """The verdicts once the cells with a suspected regression have been measured a second time."""
+    """Return the verdicts once the cells with a suspected regression have been measured a second time."""
     from bench.regression import gate
 
     names = {shown: new.name for shown, _, new, _ in gate.pairs(base, run, options.mapping) if new is not None}
@@ -185,7 +185,7 @@ def _confirmed(
         raise UserError(str(error)) from None
     second = dict(run)
     for shown in suspects:
-        _say(f"{shown}: looks worse; measuring it again")
+        say(f"{shown}: looks worse; measuring it again")
         second[names[shown]] = reproduce.measure(options.run, names[shown])
     verdicts = gate.judge(base, second, options.margins, options.mapping)
     return gate.confirmed(found, {(v.cell, v.metric): v for v in verdicts if v.cell in suspects})
@@ -212,7 +212,7 @@ def _history(arguments: argparse.Namespace) -> int:
 
 
 def _point(run: Path, arguments: argparse.Namespace) -> HistoryPoint:
-    """The metric of the one cell of `run` that the flags name, or the mean of its draws. Raises UserError."""
+    """Return the metric of the one cell of a run that the flags name, or the mean of its draws. Raises UserError."""
     from bench.records.comparability import metric_conditions
     from bench.regression import history
 
@@ -233,12 +233,12 @@ def _point(run: Path, arguments: argparse.Namespace) -> HistoryPoint:
 
 
 def _wanted(run: Path, arguments: argparse.Namespace) -> list[tuple[Record, dict[str, Any]]]:
-    """The cells of `run` with the metric that the flags name, with their rows: one, or draws and seeds of one."""
+    """Return the cells of a run that the flags name, with their rows: one, or draws and seeds of one."""
     from bench.records import columns as column_data
     from bench.records import run_folder
 
     metric, label, ratio = arguments.metric, arguments.label, arguments.ratio
-    records = list(run_folder.records(run).values())
+    records = run_folder.load_run(run)
     rows = column_data.rows(records)
     if metric not in (columns := column_data.columns(rows)):
         figures = [name for name in columns if any(isinstance(row.get(name), int | float) for row in rows)]
@@ -257,14 +257,12 @@ def _wanted(run: Path, arguments: argparse.Namespace) -> list[tuple[Record, dict
 
 
 def _interval(row: Mapping[str, Any], metric: str) -> tuple[float, float] | tuple[None, None]:
-    """The 95 % interval, or what comes of the standard error."""
+    """Return the 95 % interval of a metric, by its standard error where it has none of its own."""
+    from bench.stats.intervals import NORMAL_95
+
     spread = (row.get(f"{metric}_{end}") for end in ("low", "high", "stderr"))
     low, high, stderr = (math.nan if figure is None else float(figure) for figure in spread)
     value = float(row[metric])
     if math.isfinite(low) and math.isfinite(high):
         return low, high
-    return (value - 1.96 * stderr, value + 1.96 * stderr) if math.isfinite(stderr) else (None, None)
-
-
-def _say(message: str) -> None:
-    print(" ".join(message.split()), file=sys.stderr, flush=True)
+    return (value - NORMAL_95 * stderr, value + NORMAL_95 * stderr) if math.isfinite(stderr) else (None, None)

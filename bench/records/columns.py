@@ -1,4 +1,4 @@
-"""One row per cell, one column per figure, missing where not measured: as plain dicts, and as one data frame.
+"""Makes of each record a row of figures, as a dictionary or in a data frame; what was not measured is missing.
 
 T is a text, K a task, M a metric; a name that begins with _ continues the one before it.
 
@@ -54,14 +54,14 @@ STAGES = {"prefill": "length", "decode": "context"}  # and the size, in tokens, 
 
 
 def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """One row per record, in the order of `records`; what was not measured is None or absent."""
+    """Return a row for each record, in their order; what was not measured is None or absent."""
     peers = {id(record): (group, accuracies(group)) for group in by_setup(records).values() for record in group}
     found = [(record, *peers[id(record)]) for record in records]
     return [_row(record, dense_peer(record, group), averaged) for record, group, averaged in found]
 
 
 def frame(records: Sequence[Record]) -> pd.DataFrame:
-    """`rows` with the index of `records`. Columns: see the head of this file."""
+    """Return the rows of the records as a data frame, with the columns that the head of this file lists."""
     import pandas as pd
 
     found = rows(records)
@@ -69,39 +69,39 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names of all figures, in the order of the fullest row, so that a failed cell does not set it."""
+    """Return the names of all figures, in the order of the fullest row, so that a failed cell does not set it."""
     return list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
 
 
 def removed_too_little(record: Record) -> bool:
-    """Whether a cell removed so much less than its budget that its figures flatter it."""
+    """Say whether a cell removed so much less than its budget that its figures flatter it."""
     budget = record.measured.get("ratio_budget")
     return budget is not None and record.measured["ratio"] < budget - MISS
 
 
 def texts(records: Sequence[Record]) -> list[str]:
-    """The texts with a perplexity, in the protocol's order."""
+    """Return the texts with a perplexity, in the protocol's order."""
     return _measured(records, "perplexity", "texts")
 
 
 def tasks(records: Sequence[Record]) -> list[str]:
-    """The tasks with a result, in the protocol's order."""
+    """Return the tasks with a result, in the protocol's order."""
     return _measured(records, "tasks", "tasks")
 
 
 def accuracies(records: Sequence[Record]) -> list[str]:
-    """The tasks of which any record has an accuracy, in the protocol's order."""
+    """Return the tasks of which any record has an accuracy, in the protocol's order."""
     found = {name for record in records for name in _accuracies(record)}
     return [name for name in tasks(records) if name in found]
 
 
 def task_column(name: str, task: Mapping[str, Any]) -> str:
-    """The column of a task's main metric."""
+    """Return the column of a task's main metric."""
     return f"{'task' if is_accuracy(task) else 'score'}_{name}"
 
 
 def task_columns(records: Sequence[Record]) -> list[str]:
-    """The columns of the tasks' main metrics, in the protocol's order, accuracies first."""
+    """Return the columns of the tasks' main metrics, in the protocol's order, accuracies first."""
     results = [(name, record.measured.get("tasks", {}).get(name)) for name in tasks(records) for record in records]
     columns = dict.fromkeys(task_column(name, result) for name, result in results if result)
     return sorted(columns, key=lambda column: column.startswith("score_"))
@@ -192,7 +192,7 @@ def _accuracies(record: Record) -> dict[str, dict[str, Any]]:
 def _average(
     measured: dict[str, dict[str, Any]], dense: dict[str, dict[str, Any]], names: list[str]
 ) -> dict[str, float | None]:
-    """The unweighted average over the named tasks and what is kept of the dense model's."""
+    """Return the unweighted average over the named tasks and what is kept of the dense model's."""
     row: dict[str, float | None] = {"average": None, "average_stderr": None, "kept": None}
     if not measured or any(task not in measured for task in names):
         return row
@@ -209,7 +209,7 @@ def _average(
 
 
 def timed(record: Record, stage: str) -> dict[str, Any] | None:
-    """What was timed of "prefill" or "decode" at the first batch and the first size that were asked for."""
+    """Return what was timed of "prefill" or "decode" at the first batch and the first size that were asked for."""
     asked = record.cell["protocol"]
     for point in record.measured.get("speed", {}).get("points", ()):
         if (point["kind"], point["batch"]) == (stage, asked["batches"][0]) and point[STAGES[stage]] == asked[stage][0]:
@@ -218,12 +218,12 @@ def timed(record: Record, stage: str) -> dict[str, Any] | None:
 
 
 def tokens(point: Mapping[str, Any]) -> int:
-    """Tokens that one call computes, over all sequences of its batch."""
+    """Return the tokens that one timed call computes, over all sequences of its batch."""
     return int(point["batch"]) * int(point["length"] if point["kind"] == "prefill" else 1)
 
 
 def _speed(record: Record) -> dict[str, float | None]:
-    """Speed beside the dense model, which was timed in turns with this one, and absolute speed."""
+    """Return the speed beside the dense model, which was timed in turns with this one, and the absolute speed."""
     row: dict[str, float | None] = {}
     for stage in STAGES:
         point = timed(record, stage)
@@ -242,7 +242,7 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any], names: Sequence[str]
 
 
 def _column(values: list[Any]) -> pd.Series[Any]:
-    """Whole numbers stay whole beside missing ones; other numbers are floats; the rest is left as it is."""
+    """Return a column in which whole numbers stay whole beside missing ones, and other numbers are floats."""
     import pandas as pd
 
     kinds = {type(value) for value in values if value is not None}

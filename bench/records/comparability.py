@@ -194,21 +194,21 @@ def name_of(identity: Mapping[str, Any]) -> str:
 
 
 def dense_peer(record: Record, peers: Sequence[Record]) -> Record | None:
-    """The measured dense cell to compare with, of the same seed where there is one."""
+    """Return the measured dense cell to compare a record with, of the same seed where there is one."""
     dense = [peer for peer in peers if peer.cell["method"] == "dense" and peer.status == "ok"]
     same_seed = [peer for peer in dense if peer.cell["seed"] == record.cell["seed"]]
     return next(iter(same_seed or dense), None)
 
 
 def other_versions(record: Record, dense: Record | None) -> dict[str, tuple[str, str]]:
-    """The packages whose version differs from the dense cell's: {name: (here, there)}; empty without a dense cell."""
+    """Return the packages whose version is another than the dense cell's: {name: (here, there)}, empty without one."""
     here = record.environment.get("versions", {})
     there = dense.environment.get("versions", {}) if dense else {}
     return {name: (here[name], there[name]) for name in here if name in there and here[name] != there[name]}
 
 
 def apart(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
-    """For each setup what it has otherwise than the others; model, device, dtype and profile are always said.
+    """Say of each setup what it has otherwise than the others, but for model, device, dtype and profile.
 
     What the inputs have is left out where it tells nothing apart that the rest does not.
     """
@@ -226,7 +226,7 @@ def apart(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
 
 
 def differing(conditions: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The fields in which flat conditions differ; a text or task that only some have is named by the protocol alone."""
+    """Name the fields in which flat conditions differ; a text or task that only some have the protocol names alone."""
     names = dict.fromkeys(name for fields in conditions for name in fields)
     values = {name: [json.dumps(fields.get(name)) for fields in conditions] for name in names}
     return [
@@ -238,14 +238,14 @@ def differing(conditions: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    """Return a nested dictionary as a flat one: {"a": {"b": 1}} as {"a.b": 1}."""
     if isinstance(value, dict) and value:
         return {name: one for key, inner in value.items() for name, one in flat(inner, f"{path}.{key}").items()}
     return {path.lstrip("."): value}
 
 
 def brief(value: Any) -> str:
-    """A value of a condition, not too long for a sentence."""
+    """Write the value of a condition so short that a sentence can hold it."""
     if isinstance(value, list) and all(isinstance(one, str) for one in value):
         return "+".join(value) or "none"
     text = json.dumps(value)
@@ -255,7 +255,7 @@ def brief(value: Any) -> str:
 
 
 def draws(records: Sequence[Record]) -> list[list[int]]:
-    """The numbers of the records that share a row: measured cells that differ in a random method's seed alone.
+    """Return the places of the records that share a row: measured cells that differ in a random method's seed alone.
 
     One that was timed comes first.
     """

@@ -1,4 +1,4 @@
-"""The packed form of a finished run: its records in one file, and the samples of each task or text in one file.
+"""Packs a finished run: all its records in one file, and the samples of each task or text in one file.
 
     records.jsonl            a line for each cell: `key`, `rows_sha256`, and the keys of its record, which is unchanged
     samples/NAME.parquet     the samples of all cells, whose the column `cell` says, by its key
@@ -125,7 +125,7 @@ def rows_sha256(table: Any) -> str:
 
 
 def _samples(folder: Path, record: Record) -> dict[str, Any]:
-    """The tables of a cell's samples by name. Raises InvalidRecord where one is not the file that the record names."""
+    """Read a cell's samples by name. Raises InvalidRecord where one is not the file that the record names."""
     paths = {path.stem: path for path in sorted(folder.glob("*.parquet"))}
     for name, entry in record.measured.get("samples", {}).items():
         if name not in paths or sha256(paths[name]) != entry["sha256"]:

@@ -1,4 +1,4 @@
-"""Record: one cell's outcome, as one JSON file that is written once and never edited.
+"""Defines a record: one cell's outcome, as one JSON file that is written once and never edited.
 
     results/<run>/cells/<key>.json               what was asked, decided and measured
     results/<run>/samples/<key>/<name>.parquet   one row per document or perplexity window
@@ -126,7 +126,7 @@ class Record:
 
 
 def label(cell: Mapping[str, Any]) -> str:
-    """A cell as a reader wants to see it: its method and the parameters that were given, what was done before in front.
+    """Write a cell as its method and the parameters that were given, with what was done before in front.
 
     'laco:C=3', 'laco, healed', 'laco at 0.25, healed, then laco'. `cell` holds the fields of bench.plan.cell.Cell.
     """
@@ -142,23 +142,23 @@ def _label(stage: Mapping[str, Any], ratio: float | None = None) -> str:
 
 
 def display_name(record: Record) -> str:
-    """The model's name for a reader."""
+    """Return the model's name for a reader."""
     return str(record.cell.get("display_name") or record.cell["model"])
 
 
 def requested_ratio(record: Record) -> float | None:
-    """The share of the parameters that was asked to go; None for the dense model."""
+    """Return the share of the parameters that was asked to go; None for the dense model."""
     return None if record.cell["method"] == "dense" else record.cell["ratio"]
 
 
 def named(record: Record) -> str:
-    """A cell as sentences and figures call it: 'laco at 0.3'."""
+    """Write a cell as sentences and figures call it: 'laco at 0.3'."""
     ratio = requested_ratio(record)
     return label(record.cell) + ("" if ratio is None else f" at {ratio:g}")
 
 
 def is_accuracy(task: Mapping[str, Any]) -> bool:
-    """Whether a task's main metric is a share of documents that were right, which alone can be averaged over tasks."""
+    """Say whether a task's main metric is an accuracy, which alone can be averaged over tasks."""
     return is_accuracy_metric(task["main"])
 
 
@@ -183,7 +183,7 @@ def load(path: Path) -> Record:
 
 
 def from_json(data: Any, where: str) -> Record:
-    """Validate the JSON object of one record. Raises InvalidRecord that begins with `where` the object was read."""
+    """Return the record in a JSON object. Raises InvalidRecord, whose message begins with `where` that was read."""
     if not isinstance(data, dict) or set(data) != set(KEYS):
         raise InvalidRecord(f"{where} has not the keys of a record: {', '.join(KEYS)}")
     if data["schema"] != SCHEMA:

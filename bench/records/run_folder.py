@@ -150,7 +150,7 @@ def load_runs(runs: Sequence[Path]) -> Merged:
 
 
 def _rank(record: Record) -> tuple[bool, str]:
-    """A measured cell counts before a failed one, then the newest."""
+    """Return what sorts records of one cell: a measured one is above a failed one, then the newest."""
     return record.status == "ok", str(record.environment.get("date", ""))
 
 
@@ -162,7 +162,7 @@ def _twice(count: int) -> list[str]:
 
 
 def _apart(setups: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterator[str]:
-    """For each setup but the first why it stands apart."""
+    """Say of each setup but the first why it stands apart."""
     for run, conditions in setups[1:]:
         first, other = flat(setups[0][1]), flat(conditions)
         fields = differing([first, other])

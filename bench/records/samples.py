@@ -1,4 +1,4 @@
-"""The samples that a run has kept of its cells: one row for each document of a task or window of a text.
+"""Reads the samples that a run keeps of its cells: a row for each document of a task or window of a text.
 
 The samples of a cell are called by the folder RUN/samples/KEY. A run in progress has that folder, with NAME.parquet for
 each task or text; a packed run (bench.records.packed_run) has RUN/samples/NAME.parquet for all cells instead.
@@ -30,7 +30,7 @@ class Sample:
 
 
 class SampleFiles:
-    """The tables of samples of any cells, packed or not; a packed file is read once for all its cells."""
+    """Reads the tables of samples of any cells, packed or not; a packed file is read once for all its cells."""
 
     def __init__(self) -> None:
         self._packed: dict[tuple[Path, tuple[str, ...]], dict[str, Any]] = {}
@@ -51,7 +51,7 @@ class SampleFiles:
 
 
 class Samples:
-    """The samples of some records, each file read once. A folder that is None, or lacks a file, has none."""
+    """Reads single figures of the samples of some records, each once. A folder that is None has no samples."""
 
     def __init__(self, folders: Sequence[Path | None] = ()) -> None:
         self._folders = folders
@@ -59,7 +59,7 @@ class Samples:
         self._read: dict[tuple[int, str, str], Sample | None] = {}
 
     def of(self, number: int, name: str, figure: str) -> Sample | None:
-        """One figure of each document of a task, or window of a text by "perplexity-TEXT", of the record at this place.
+        """Return a figure of each document of a task, or window of "perplexity-TEXT", of the record at a place.
 
         None where there are not two, or no telling which they are. Raises InvalidRecord where a file is damaged.
         """
@@ -104,8 +104,10 @@ def _packed_tables(path: Path, columns: Sequence[str]) -> dict[str, Any]:
 
 
 def alike(samples: Mapping[int, Sample | None], conditions: Mapping[int, Any]) -> dict[int, int]:
-    """{record's place: the first place that saw the same}: the same documents or windows in the same order, and equal
-    conditions. A record without a sample is left out."""
+    """Return {a record's place: the first place that saw the same}, without those that have no sample.
+
+    The same are equal documents or windows in the same order, under equal conditions.
+    """
     first: list[int] = []
     found: dict[int, int] = {}
     for place, sample in samples.items():

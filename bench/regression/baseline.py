@@ -1,4 +1,4 @@
-"""The baseline of a gate: a packed run (bench.records.packed_run) in the user's repository, changed by review alone."""
+"""Keeps the baseline of a gate: a packed run in the user's repository that review alone changes."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _write(run: Path, folder: Path) -> None:
 
 
 def _readable(folder: Path) -> Mapping[str, CellResults]:
-    """The cells of a baseline that is about to be replaced, none where it is damaged."""
+    """Read the cells of a baseline that is about to be replaced, none where it is damaged."""
     try:
         return cell_results.of_run(folder)
     except UserError:
@@ -99,7 +99,7 @@ OTHER = {"tasks": "answers", "texts": "windows", "speed": "interval"}  # what ma
 
 
 def _flat(cell: CellResults) -> dict[str, tuple[str, Any]]:
-    """{group and name: (the figure or condition that a reader looks for, what else must be equal)}."""
+    """Return {group and name: (the figure or condition that a reader looks for, what else must be equal)}."""
     found: dict[str, tuple[str, Any]] = {"status": (cell.status, None)}
     for group in ("about", "conditions", "sizes"):
         found |= {f"{group} {name}": (_brief(value), None) for name, value in getattr(cell, group).items()}
@@ -118,5 +118,5 @@ def _windows(text: Windows) -> tuple[str, Any]:
 
 
 def _brief(value: Any) -> str:
-    """A condition; of a hash its first digits."""
+    """Write a condition; of a hash its first digits."""
     return str(value)[:12] if isinstance(value, str) and len(value) == 64 else str(value)

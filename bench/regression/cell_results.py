@@ -1,4 +1,4 @@
-"""What a cell leaves for a comparison: sizes, answers per document, likelihoods per window, speed-ups, conditions.
+"""Reads what a cell leaves for a comparison: sizes, answers, likelihoods of windows, speed-ups, conditions.
 
     record, samples -> CellResults -> bench.regression.compare, bench.regression.gate, bench.regression.baseline
 
@@ -18,13 +18,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bench.records import run_folder
+from bench.records.columns import STAGES
 from bench.records.comparability import gate_conditions, identity, name_of
 from bench.records.record import Record, is_accuracy_metric
 from bench.records.samples import SampleFiles
 from methods.errors import UserError
 
 SIZES = ("parameters", "weight_bytes", "kv_bytes_per_token", "macs_per_token")
-STAGES = {"prefill": ("length", "prefill"), "decode": ("context", "decode")}
 NLL_DIGITS = 4  # behind the point, of a window's nats: what differs by less is the order of sums
 
 
@@ -87,7 +87,7 @@ class CellResults:
 
 
 def of_run(run: Path) -> dict[str, CellResults]:
-    """The evidence of every cell by its name. Raises UserError where two cells have the same name."""
+    """Read the results of every cell by its name. Raises UserError where two cells have the same name."""
     found: dict[str, CellResults] = {}
     files = SampleFiles()
     for key, record in run_folder.records(run).items():
@@ -101,7 +101,7 @@ def of_run(run: Path) -> dict[str, CellResults]:
 
 
 def of_cell(record: Record, run: Path, key: str, files: SampleFiles | None = None) -> CellResults:
-    """The evidence of one record, with its samples. Raises UserError where those are missing or damaged."""
+    """Read the results of one cell, with its samples. Raises UserError where those are missing or damaged."""
     measured = record.measured
     if record.status != "ok":
         return CellResults(identity(record), record.status)
@@ -129,7 +129,7 @@ def of_cell(record: Record, run: Path, key: str, files: SampleFiles | None = Non
 
 
 def _sizes(measured: Mapping[str, Any]) -> dict[str, int]:
-    """SIZES, with the context of the multiply-accumulates in the name, since it sets them."""
+    """Return the sizes, with the context of the multiply-accumulates in their name, since it sets them."""
     found = {name: measured[name] for name in SIZES if name in measured}
     if "macs_per_token" in found:
         found[f"macs_per_token in {measured['macs_context']}"] = found.pop("macs_per_token")
@@ -137,7 +137,7 @@ def _sizes(measured: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _answers(task: Mapping[str, Any], name: str, table: pd.DataFrame) -> Answers | None:
-    """None where the main metric has no figure per document."""
+    """Return a task's answers, None where the main metric has no figure per document."""
     metric = str(task["main"])
     if metric not in table or not len(table):
         return None
@@ -167,7 +167,6 @@ def _speeds(measured: Mapping[str, Any]) -> list[tuple[str, tuple[float, float, 
     found = []
     for point in measured.get("speed", {}).get("points", ()):
         if "speedup_low" in point:
-            size, words = STAGES[point["kind"]]
-            name = f"{words} {point[size]}, batch {point['batch']}"
+            name = f"{point['kind']} {point[STAGES[point['kind']]]}, batch {point['batch']}"
             found.append((name, (point["speedup"], point["speedup_low"], point["speedup_high"])))
     return found

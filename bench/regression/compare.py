@@ -1,4 +1,4 @@
-"""Two cells, metric by metric: what the second has more than the first, and whether that can be told from chance.
+"""Compares two cells, metric by metric: what the second has more, and whether that can be told from chance.
 
 Evidence, Evidence -> [Row]          by the tests of bench.stats.intervals, on the same documents and windows
 run, run -> [Pair] -> verdicts       of the command compare; bench.regression.gate judges the same rows against margins
@@ -51,12 +51,12 @@ class ComparedRow:
 
     @property
     def change(self) -> float:
-        """What can be judged: above 0 the second cell is better, in shares or as the logarithm of a ratio."""
+        """Return what can be judged: above 0 the second cell is better, in shares or as the logarithm of a ratio."""
         return self.changes[0]
 
     @property
     def changes(self) -> tuple[float, float, float]:
-        """(change, low, high)."""
+        """Return (change, low, high)."""
         assert self.difference is not None
         found = (self.difference.estimate, self.difference.low, self.difference.high)
         if self.kind in ("accuracy", "task"):
@@ -67,7 +67,7 @@ class ComparedRow:
 
 
 def rows(before: CellResults, after: CellResults, allowed: Collection[str] = ()) -> list[ComparedRow]:
-    """Every metric that either cell has. Conditions that are `allowed` to differ are not looked at."""
+    """Return a row for every metric that either cell has. Conditions that are `allowed` to differ are not looked at."""
     found = []
     for name in dict.fromkeys([*after.sizes, *before.sizes]):
         differs = _conditions("size", before, after, allowed)
@@ -83,7 +83,7 @@ def rows(before: CellResults, after: CellResults, allowed: Collection[str] = ())
 def _conditions(
     kind: str, before: CellResults, after: CellResults, allowed: Collection[str]
 ) -> tuple[tuple[str, str], ...]:
-    """The conditions of the kind that differ; the calibration is none where one of the cells used none."""
+    """Return the conditions of a kind that differ; the calibration is none where one of the cells used none."""
     one, other = before.conditions, after.conditions
     names = [name for name in GATE[kind] if name not in allowed and one.get(name) != other.get(name)]
     both = "calibration" in one and "calibration" in other
@@ -91,13 +91,13 @@ def _conditions(
 
 
 def _words(before: Any, after: Any) -> str:
-    """'2.12 and 2.13'; of hashes the first digits."""
+    """Write two values as in '2.12 and 2.13'; of hashes the first digits."""
     one, other = (str("none" if value is None else value) for value in (before, after))
     return " and ".join(text[:12] if len(text) == 64 else text for text in (one, other))
 
 
 def _task_rows(before: CellResults, after: CellResults, allowed: Collection[str]) -> list[ComparedRow]:
-    """The accuracy over all tasks that both cells have, then each task."""
+    """Return the accuracy over all tasks that both cells have, then each task."""
     common = _conditions("task", before, after, allowed)
     single = []
     paired: list[tuple[Answers, Answers]] = []
@@ -125,7 +125,7 @@ def _task_rows(before: CellResults, after: CellResults, allowed: Collection[str]
 def _disjoint(
     field: str, before: Mapping[str, Any], after: Mapping[str, Any], allowed: Collection[str]
 ) -> tuple[tuple[str, str], ...]:
-    """Where the cells have nothing of a kind in common: that other data were measured, not that some are missing."""
+    """Say that other data were measured, where the cells have nothing of a kind in common."""
     if field in allowed or not before or not after or before.keys() & after.keys():
         return ()
     return ((field, f"{', '.join(before)} and {', '.join(after)}"),)
@@ -142,7 +142,7 @@ def _task_differs(one: Answers, other: Answers, allowed: Collection[str]) -> tup
 
 
 def _same_documents(one: Answers, other: Answers) -> tuple[Answers, Answers]:
-    """Both on the documents that they share, where it was allowed that they were asked different ones."""
+    """Return both on the documents that they share, where it was allowed that they were asked different ones."""
     if one.documents == other.documents:
         return one, other
     shared = sorted(set(one.ids) & set(other.ids))
@@ -158,7 +158,7 @@ def _only(answers: Answers, ids: Sequence[str]) -> Answers:
 
 
 def _answers(kind: str, metric: str, pairs: Sequence[tuple[Answers, Answers]], differs: tuple[Any, ...]) -> ComparedRow:
-    """One row over the documents of the pairs' tasks: McNemar's test where an answer is right or wrong."""
+    """Return a row over the documents of the pairs' tasks: McNemar's test where an answer is right or wrong."""
     before, after = (np.concatenate([pair[side].values for pair in pairs]) for side in (0, 1))
     simple = all(answers.right_or_wrong for pair in pairs for answers in pair)
     figures = float(before.mean()), float(after.mean())
@@ -193,14 +193,14 @@ def _text(name: str, before: CellResults, after: CellResults, allowed: Collectio
 
 
 def _perplexity(one: Windows, other: Windows) -> Difference | None:
-    """None for a single window, unless both models give it the same likelihood: it has no interval."""
+    """Return how the perplexities differ; None for a single window of two likelihoods, which has no interval."""
     if len(one.nll) > 1:
         return intervals.paired_perplexity(one.nll, other.nll, one.tokens)
     return Difference(1.0, 1.0, 1.0, 1.0, None) if np.array_equal(one.nll, other.nll) else None
 
 
 def _speed(name: str, before: CellResults, after: CellResults, allowed: Collection[str]) -> ComparedRow:
-    """Speed-ups over the dense model, each measured in turns with it; their two measurements are independent."""
+    """Return the row of two speed-ups over the dense model, whose measurements are independent."""
     one, other = before.speed.get(name), after.speed.get(name)
     left, right = (None if speed is None else speed[0] for speed in (one, other))
     if one is None or other is None:
@@ -222,7 +222,7 @@ class Judged:
 
 
 def sides(a: str, b: str) -> list[tuple[str, CellResults, CellResults]]:
-    """(name, cell of A, cell of B): the two that are named, or those of two runs by label, ratio and seed."""
+    """Return (name, cell of A, cell of B) of the two that are named, or of two runs by label, ratio and seed."""
     one, other = _side(a), _side(b)
     if not any(run_folder.is_run(Path(named)) for named in (a, b)):
         (first,), (second,) = one.values(), other.values()
@@ -251,7 +251,7 @@ def _side(named: str) -> dict[str, CellResults]:
 
 
 def allowed_fields(text: str) -> tuple[str, ...]:
-    """'torch,cpu' -> ('torch', 'cpu'). Raises UserError for what is no field."""
+    """Read 'torch,cpu' as ('torch', 'cpu'). Raises UserError for what is no field."""
     names = tuple(filter(None, (piece.strip() for piece in text.split(","))))
     for name in names:
         if name not in FIELDS:
@@ -260,7 +260,7 @@ def allowed_fields(text: str) -> tuple[str, ...]:
 
 
 def refusal(pairs: Mapping[str, Sequence[ComparedRow]]) -> str | None:
-    """Why these cells cannot be compared, in one line; None if they can."""
+    """Say in one line why these cells cannot be compared; None if they can."""
     found: dict[str, str] = {}
     for cells, compared in pairs.items():
         for row in compared:
@@ -283,7 +283,7 @@ def judged(pairs: Mapping[str, Sequence[ComparedRow]]) -> list[Judged]:
 
 
 def _without_repetition(compared: Sequence[ComparedRow]) -> list[ComparedRow]:
-    """Without the accuracy over all tasks where there is one task, whose row says the same."""
+    """Return the rows without the accuracy over all tasks where there is one task, whose row says the same."""
     single = sum(row.kind == "task" for row in compared) == 1
     return [row for row in compared if not (single and row.kind == "accuracy")]
 

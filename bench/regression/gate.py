@@ -54,7 +54,7 @@ class Margins:
     allow: tuple[str, ...] = ()
 
     def of(self, row: ComparedRow) -> float | None:
-        """The margin of a row in the scale of Row.change; of a task that does not gate the accuracy's."""
+        """Return the margin of a row in the scale of its change; of a task that does not gate the accuracy's."""
         if row.kind == "text":
             return None if self.perplexity is None else math.log1p(self.perplexity / 100)
         if row.kind == "speed":
@@ -73,7 +73,7 @@ def _task(row: ComparedRow) -> str:
 
 
 def read_margins(file: Path | None) -> Margins:
-    """Of a YAML file; without one the defaults. Raises UserError."""
+    """Read the margins of a YAML file; without one return the defaults. Raises UserError."""
     if file is None:
         return Margins()
     import yaml
@@ -110,7 +110,7 @@ def _checked(file: Path, key: str, value: Any) -> Any:
 
 
 def _is_off(value: Any) -> bool:
-    """YAML 1.1 reads a bare off as false."""
+    """Say whether a value of YAML is off, which YAML 1.1 reads as false."""
     return value is False or value == "off"
 
 
@@ -143,7 +143,7 @@ class Verdict:
 def pairs(
     baseline: Mapping[str, CellResults], run: Mapping[str, CellResults], mapping: Mapping[str, str]
 ) -> list[tuple[str, CellResults | None, CellResults | None, bool]]:
-    """(name, cell of the baseline, cell of the run, whether `mapping` paired them), those that are missing last.
+    """Return (name, cell of the baseline, cell of the run, whether `mapping` paired them), the missing ones last.
 
     mapping   labels of the run -> labels of the baseline: pairs cells of one ratio and seed, or with one without ratio
     """
@@ -161,7 +161,7 @@ def pairs(
 
 
 def _twin(cell: CellResults, label: str, baseline: Mapping[str, CellResults]) -> CellResults | None:
-    """The baseline's cell of that label with the ratio, seed and draw of `cell`, as far as it has them."""
+    """Return the baseline's cell of that label with the ratio, seed and draw of `cell`, as far as it has them."""
     for other in baseline.values():
         wanted = {**cell.identity, "label": label}
         known = {name: value for name, value in other.identity.items() if value is not None}
@@ -171,7 +171,7 @@ def _twin(cell: CellResults, label: str, baseline: Mapping[str, CellResults]) ->
 
 
 def parse_mapping(texts: Sequence[str], run: Collection[str], baseline: Collection[str]) -> dict[str, str]:
-    """'mine=laco' -> {'mine': 'laco'}, labels of the run and of the baseline. Raises UserError."""
+    """Read 'mine=laco' as {'mine': 'laco'}, labels of the run and of the baseline. Raises UserError."""
     found = {}
     for text in texts:
         cuts = [(text[:place], text[place + 1 :]) for place, character in enumerate(text) if character == "="]
@@ -191,7 +191,7 @@ def judge(
     margins: Margins,
     mapping: Mapping[str, str] | None = None,
 ) -> list[Verdict]:
-    """The verdicts in the order of the run's cells. Raises UserError for a margin of a task that no cell has."""
+    """Return the verdicts in the order of the run's cells. Raises UserError for a margin of a task that no cell has."""
     found: list[Verdict] = []
     for name, base, new, mapped in pairs(baseline, run, mapping or {}):
         whole = _whole(name, base, new)
@@ -215,7 +215,7 @@ def judge(
 
 
 def _whole(name: str, base: CellResults | None, new: CellResults | None) -> Verdict | None:
-    """The verdict on a cell that has no figures to compare; None where it has."""
+    """Return the verdict on a cell that has no figures to compare; None where it has."""
     if new is None:
         return Verdict(name, CELL, "missing", reason="the run does not have it")
     if new.status != "ok":
@@ -228,7 +228,7 @@ def _whole(name: str, base: CellResults | None, new: CellResults | None) -> Verd
 
 
 def _adjusted(verdicts: Sequence[Verdict]) -> dict[int, float]:
-    """Adjusted p values by the verdict's number: one family of those that gate, one of those that are only shown."""
+    """Return adjusted p values by the verdict's number, in a family of those that gate and one of those only shown."""
     found: dict[int, float] = {}
     for gates in (True, False):
         family = {
@@ -258,7 +258,7 @@ def _decided(verdict: Verdict, row: ComparedRow, p: float | None) -> Verdict:
 
 
 def _tested(verdict: Verdict, row: ComparedRow) -> Verdict:
-    """By the rule at the head of this file; where there is no margin it is 0."""
+    """Return a verdict by the rule at the head of this file; where there is no margin it is 0."""
     margin = verdict.margin or 0.0
     change, low, high = row.changes
     differs = verdict.p < LEVEL if verdict.p is not None else not low <= 0 <= high
@@ -276,12 +276,12 @@ def _tested(verdict: Verdict, row: ComparedRow) -> Verdict:
 
 
 def suspects(verdicts: Sequence[Verdict]) -> list[str]:
-    """The cells, as verdicts name them, with a regression that counts."""
+    """Return the cells, as verdicts name them, with a regression that counts."""
     return list(dict.fromkeys(v.cell for v in verdicts if v.word == "worse" and v.gates))
 
 
 def confirmed(first: Sequence[Verdict], second: Mapping[tuple[str, str], Verdict]) -> list[Verdict]:
-    """The verdicts, where a regression that counts stands only if the second measurement has it too.
+    """Return the verdicts, of which a regression that counts stands only if the second measurement has it too.
 
     second   verdicts with the suspected cells measured again, by cell and metric
     """
@@ -300,7 +300,7 @@ def confirmed(first: Sequence[Verdict], second: Mapping[tuple[str, str], Verdict
 
 
 def exit_code(verdicts: Sequence[Verdict], *, strict: bool = False) -> int:
-    """0 ok, else the first that applies: 1 a regression, 4 incomparable, 3 incomplete, or inconclusive and `strict`."""
+    """Return 0 for ok, else the first of 1 a regression, 4 incomparable, 3 incomplete (`strict`: or inconclusive)."""
     words = {v.word for v in verdicts if v.gates}
     if "worse" in words:
         return REGRESSION

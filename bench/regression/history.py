@@ -1,4 +1,4 @@
-"""A metric over the commits that it was measured at, and where it changed for good."""
+"""Follows a metric over the commits that it was measured at, and finds where it changed for good."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class HistoryPoint:
 
 
 def series(points: Sequence[HistoryPoint]) -> list[HistoryPoint]:
-    """The points by date, each with what differs from the one before, and with the marks of change."""
+    """Return the points by date, each with what differs from the one before it, and with the marks of change."""
     ordered = sorted(points, key=lambda point: (point.date, point.run))
     marked = changes([point.value for point in ordered])
     found = []
@@ -51,7 +51,7 @@ def series(points: Sequence[HistoryPoint]) -> list[HistoryPoint]:
 
 
 def changes(values: Sequence[float]) -> list[int]:
-    """Where new levels begin, of at least FEWEST values in the order of time.
+    """Return the places where new levels begin, of at least FEWEST values in the order of time.
 
     R. Killick, P. Fearnhead, I. A. Eckley, "Optimal detection of changepoints with a linear computational cost", 2012
     (ruptures.Pelt), with the distance to a level's median as its cost, so that one odd run makes no level. The noise is

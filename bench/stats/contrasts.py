@@ -1,4 +1,4 @@
-"""Whether cells differ: pairs of them are tested, and the p values are adjusted for the number of pairs (Holm).
+"""Tests whether cells differ, pair by pair, and adjusts the p values for the number of pairs (Holm).
 
 perplexity   Student's test on the windows that both models scored (bench.stats.intervals.paired_perplexity)
 average      McNemar's exact test on the documents that both models answered, where every task has as many and each
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from bench.records.record import Record, is_accuracy
 from bench.records.samples import Sample, Samples, alike
 from bench.stats import intervals as stats
+from bench.stats.intervals import NORMAL_95
 
 LEVEL = 0.05  # of a p value that counts, over all pairs
 NORMAL = NormalDist()
@@ -47,7 +48,7 @@ class Contrast:
 
     @property
     def paired(self) -> bool:
-        """Whether it is by what both models did with the same windows or documents."""
+        """Say whether the test is by what both models did with the same windows or documents."""
         return self.test != "intervals"
 
 
@@ -58,14 +59,14 @@ Numbers = NDArray[np.float64]
 
 
 def all_pairs(numbers: Sequence[int]) -> list[Pair]:
-    """Every pair (a, b), a before b in `numbers`."""
+    """Return every pair (a, b), a before b in `numbers`."""
     return list(combinations(numbers, 2))
 
 
 def perplexity(
     records: Records, pairs: Sequence[Pair], samples: Samples, text: str, *, intervals: bool = True
 ) -> Contrasts:
-    """The pairs of cells with a finite perplexity of the text; `intervals` as at the head of this file."""
+    """Test the pairs of cells with a finite perplexity of the text; without `intervals` only those that are paired."""
     figures = {n: records[n].measured.get("perplexity", {}).get(text, {}) for n in _places(pairs)}
     pairs = [pair for pair in pairs if all(math.isfinite(figures[n].get("perplexity", math.inf)) for n in pair)]
     windows = {n: samples.of(n, f"perplexity-{Path(text).stem}", "nll") for n in _places(pairs)}
@@ -90,7 +91,7 @@ def average(
     intervals: bool = True,
     bounds: bool = False,
 ) -> Contrasts:
-    """The pairs of cells that measured an accuracy of every one of the tasks, each by the same metric.
+    """Test the pairs of cells that measured an accuracy of every one of the tasks, each by the same metric.
 
     bounds  also low and high of what is paired, two milliseconds for each (bench.stats.intervals.paired_share_interval)
     """
@@ -113,7 +114,7 @@ def _places(pairs: Sequence[Pair]) -> list[int]:
 
 
 def _together(pairs: Sequence[Pair], groups: Mapping[int, Any]) -> Iterator[list[Pair]]:
-    """The pairs within a group, by group."""
+    """Give the pairs whose two places are of one group, group by group."""
     found: dict[Any, list[Pair]] = {}
     for a, b in pairs:
         if a in groups and b in groups and groups[a] == groups[b]:
@@ -128,20 +129,20 @@ def _known(samples: Mapping[int, Sample | None], place: int) -> Sample:
 
 
 def _from_intervals(one: Mapping[str, Any], other: Mapping[str, Any]) -> Contrast | None:
-    """Two perplexities as if independent, on logarithms; half a 95 % interval is taken for 1.96 standard errors."""
+    """Test two perplexities as if independent, on logarithms, half a 95 % interval being 1.96 standard errors."""
     if any(figures.get(name) is None for figures in (one, other) for name in ("perplexity_low", "perplexity_high")):
         return None
-    stderrs = [math.log(f["perplexity_high"] / f["perplexity_low"]) / (2 * 1.96) for f in (one, other)]
+    stderrs = [math.log(f["perplexity_high"] / f["perplexity_low"]) / (2 * NORMAL_95) for f in (one, other)]
     log, stderr = math.log(other["perplexity"] / one["perplexity"]), math.hypot(*stderrs)
-    ends = (math.exp(log - 1.96 * stderr), math.exp(log + 1.96 * stderr))
+    ends = (math.exp(log - NORMAL_95 * stderr), math.exp(log + NORMAL_95 * stderr))
     return Contrast(math.exp(log), _normal(log, stderr), "intervals", *ends)
 
 
-Answers = Sequence[Mapping[int, Sample | None]]  # of each task, by place
+TaskSamples = Sequence[Mapping[int, Sample | None]]  # of each task, by place
 
 
-def _paired_averages(pairs: Sequence[Pair], answers: Answers, *, bounds: bool) -> Contrasts:
-    """Pairs that answered the same documents of every task."""
+def _paired_averages(pairs: Sequence[Pair], answers: TaskSamples, *, bounds: bool) -> Contrasts:
+    """Test pairs that answered the same documents of every task."""
     sizes = {len(_known(given, pairs[0][0]).figures) for given in answers}
     plain = {n for n in _places(pairs) if all(np.isin(_known(given, n).figures, (0, 1)).all() for given in answers)}
     exact = [(a, b) for a, b in pairs if len(sizes) == 1 and a in plain and b in plain]
@@ -150,16 +151,16 @@ def _paired_averages(pairs: Sequence[Pair], answers: Answers, *, bounds: bool) -
     )
 
 
-def _tables(pairs: Sequence[Pair], answers: Answers) -> tuple[list[Numbers], list[int], list[int]]:
-    """For each task the answers, a row for each cell; and the rows of each pair's first and second cell."""
+def _tables(pairs: Sequence[Pair], answers: TaskSamples) -> tuple[list[Numbers], list[int], list[int]]:
+    """Return for each task the answers, a row for each cell, and the rows of each pair's first and second cell."""
     places = _places(pairs)
     row = {place: number for number, place in enumerate(places)}
     tables = [np.stack([_known(given, place).figures for place in places]) for given in answers]
     return tables, [row[a] for a, _ in pairs], [row[b] for _, b in pairs]
 
 
-def _by_mcnemar(pairs: Sequence[Pair], answers: Answers, *, bounds: bool) -> Contrasts:
-    """Every document weighs alike; counts of documents are exact in float64."""
+def _by_mcnemar(pairs: Sequence[Pair], answers: TaskSamples, *, bounds: bool) -> Contrasts:
+    """Test pairs with every document weighing alike; counts of documents are exact in float64."""
     if not pairs:
         return {}
     tables, a, b = _tables(pairs, answers)
@@ -173,8 +174,8 @@ def _by_mcnemar(pairs: Sequence[Pair], answers: Answers, *, bounds: bool) -> Con
     return {pair: Contrast(float(estimate), float(p), "mcnemar", *end) for pair, estimate, p, end in found}
 
 
-def _by_normal(pairs: Sequence[Pair], answers: Answers) -> Contrasts:
-    """Every task weighs alike."""
+def _by_normal(pairs: Sequence[Pair], answers: TaskSamples) -> Contrasts:
+    """Test pairs with every task weighing alike."""
     if not pairs:
         return {}
     tables, a, b = _tables(pairs, answers)
@@ -183,7 +184,7 @@ def _by_normal(pairs: Sequence[Pair], answers: Answers) -> Contrasts:
     stderrs = (np.sqrt(sum(one.var(1, ddof=1) / one.shape[1] for one in apart)) / len(apart)).tolist()
     found = zip(pairs, means, stderrs, strict=True)
     return {
-        pair: Contrast(mean, _normal(mean, stderr), "normal", mean - 1.96 * stderr, mean + 1.96 * stderr)
+        pair: Contrast(mean, _normal(mean, stderr), "normal", mean - NORMAL_95 * stderr, mean + NORMAL_95 * stderr)
         for pair, mean, stderr in found
     }
 
@@ -199,19 +200,19 @@ def _independent_average(one: Mapping[str, Any], other: Mapping[str, Any], tasks
 
 
 def _normal(estimate: float, stderr: float) -> float:
-    """The p value of no difference by a normal distribution."""
+    """Return the p value of no difference by a normal distribution."""
     return 2 * NORMAL.cdf(-abs(estimate) / stderr) if stderr else float(estimate == 0)
 
 
 def _adjusted(pairs: Sequence[Pair], found: Mapping[Pair, Contrast | None]) -> Contrasts:
-    """What was tested, in the order of the pairs, with its p values adjusted for their number."""
+    """Return what was tested, in the order of the pairs, with the p values adjusted for their number."""
     known = {pair: contrast for pair in pairs if (contrast := found.get(pair)) is not None}
     adjusted = stats.holm([contrast.p for contrast in known.values()])
     return {pair: replace(contrast, p=p) for (pair, contrast), p in zip(known.items(), adjusted, strict=True)}
 
 
 def shown_more(contrasts: Contrasts, some: Sequence[int], than: Sequence[int], *, neutral: float) -> bool:
-    """Whether each cell of `some` is shown to have more than each of `than`; `neutral` is what equal cells have.
+    """Say whether each cell of `some` is shown to have more than each of `than`; equal cells have `neutral`.
 
     Several cells are the draws of a random method: the claim is then for every one of them.
     """

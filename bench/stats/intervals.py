@@ -1,4 +1,4 @@
-"""Intervals, standard errors, and tests of what differs between two models on the same documents.
+"""Computes intervals, standard errors, and tests of what differs between two models on the same documents.
 
 Letters: n = observations, p = share of successes, z = quantile of the standard normal distribution. A paired difference
 is b - a: what the second model has more than the first. Every p value is two-sided.
@@ -20,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betainc, stdtr, stdtrit
 
+NORMAL_95 = 1.96  # standard errors on either side of a mean that make a 95 % interval
 POWER = 0.8  # with which a test finds the difference that is called detectable
 Values = Sequence[float] | NDArray[Any]
 Floats = NDArray[np.float64]
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share, (low, high) in [0, 1].
+    """Return Wilson's score interval of a share, (low, high) in [0, 1].
 
     E. B. Wilson, "Probable inference, the law of succession, and statistical inference", 1927.  Unlike p +- z stderr
     it stays within [0, 1] and keeps its coverage for tens of observations and for shares near 0 or 1.
@@ -42,7 +43,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
 
 
 def mean_stderr(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean and its standard error, s / sqrt(n) with s the sample's standard deviation (n - 1 below the line).
+    """Return the mean and its standard error, s / sqrt(n), s having n - 1 below the line.
 
     One value has a mean but no standard error: None.
     """
@@ -52,14 +53,14 @@ def mean_stderr(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def average_stderr(stderrs: Sequence[float]) -> float:
-    """The standard error of the plain average of independent means: sqrt(sum se^2) / n."""
+    """Return the standard error of the plain average of independent means: sqrt(sum se^2) / n."""
     if not stderrs:
         raise ValueError("the average of no means is not defined")
     return math.hypot(*stderrs) / len(stderrs)
 
 
 def ratio_interval(y: Sequence[float], x: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of r = sum(y) / sum(x) over n clusters, such as windows of a text, of x tokens and y nats each.
+    """Return the interval of r = sum(y) / sum(x) over n clusters, such as windows of x tokens and y nats each.
 
         v(r) = n / (n - 1) * sum((y - r x)^2) / sum(x)^2      Cochran, Sampling Techniques, 3rd ed. 1977, eq. 6.13
 
@@ -71,7 +72,7 @@ def ratio_interval(y: Sequence[float], x: Sequence[float], confidence: float = 0
 
 
 def ratio_stderr(y: Values, x: Values) -> tuple[float, float]:
-    """r = sum(y) / sum(x) over clusters and its standard error, by the formula of `ratio_interval`."""
+    """Return r = sum(y) / sum(x) over clusters and its standard error, by the formula of `ratio_interval`."""
     if len(y) < 2 or len(x) != len(y):
         raise ValueError(f"an interval needs two clusters with both figures; got {len(y)} and {len(x)}")
     r, stderr = _ratios_stderrs(np.asarray(y, dtype=float), np.asarray(x, dtype=float))
@@ -79,7 +80,7 @@ def ratio_stderr(y: Values, x: Values) -> tuple[float, float]:
 
 
 def _ratios_stderrs(y: Floats, x: Floats) -> tuple[Floats, Floats]:
-    """The same along the last axis of y, (..., n), with x of (n,)."""
+    """Return ratios and standard errors like `ratio_stderr`, along the last axis of y, (..., n), with x of (n,)."""
     n, total = len(x), x.sum()
     r = y.sum(-1) / total
     variance = n / (n - 1) * np.square(y - r[..., None] * x).sum(-1) / total**2
@@ -87,7 +88,7 @@ def _ratios_stderrs(y: Floats, x: Floats) -> tuple[Floats, Floats]:
 
 
 def paired_ratio(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """(ratio, low, high) of a to b, both positive and taken in pairs, such as milliseconds of the same round.
+    """Return (ratio, low, high) of a to b, positive and taken in pairs, such as milliseconds of the same round.
 
     On x_i = log(a_i / b_i): the ratio is exp of the median of the Walsh averages (x_i + x_j) / 2, i <= j
         (J. L. Hodges, E. L. Lehmann, "Estimates of location based on rank tests", 1963),
@@ -109,7 +110,7 @@ def paired_ratio(a: Sequence[float], b: Sequence[float], confidence: float = 0.9
 
 
 def _rejected_ranks(n: int, tail: float) -> int:
-    """How many values of the signed-rank statistic, from 0 up, have together at most the probability `tail`."""
+    """Return how many values of the signed-rank statistic, from 0 up, have together at most the probability `tail`."""
     probability = np.ones(1)  # of each sum of a random subset of the ranks 1 .. n
     for rank in range(1, n + 1):
         without = np.pad(probability, (0, rank))
@@ -134,7 +135,7 @@ class Difference:
 
 
 def mcnemar(lost: int, gained: int) -> float:
-    """Exact p value for equal shares, from the documents that only one of two models gets right.
+    """Return the exact p value for equal shares, from the documents that only one of two models gets right.
 
     Q. McNemar, "Note on the sampling error of the difference between correlated proportions", 1947: if both models are
     as good, each of these documents falls to either side like a coin. Holds over several tasks together too, whatever
@@ -144,14 +145,14 @@ def mcnemar(lost: int, gained: int) -> float:
 
 
 def mcnemars(lost: NDArray[np.int64], gained: NDArray[np.int64]) -> Floats:
-    """The same for counts of many pairs: twice the chance of no more heads than the smaller side in as many throws."""
+    """Return McNemar's p of many pairs: twice the chance of no more heads than the smaller side in as many throws."""
     fewer, n = np.minimum(lost, gained), lost + gained
     below = betainc(np.maximum(n - fewer, 1), fewer + 1, 0.5)  # the binomial distribution's P(X <= fewer), p = 1/2
     return np.where(n > 0, np.minimum(1.0, 2 * below), 1.0)
 
 
 def paired_share_interval(lost: int, gained: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Score interval of the difference of two shares over the same n documents, (gained - lost) / n, in [-1, 1].
+    """Return the score interval of a difference of two shares over the same n documents, (gained - lost) / n.
 
     T. Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
     design", Statistics in Medicine 17, 1998: every d is in it that
@@ -181,7 +182,7 @@ def paired_share_interval(lost: int, gained: int, n: int, confidence: float = 0.
 
 
 def detectable_share(n: int, discordance: float, alpha: float = 0.05, power: float = POWER) -> float | None:
-    """The difference of two shares that McNemar's test finds with `power`, `discordance` being the share that flips.
+    """Return the difference of two shares that McNemar's test finds with `power`; `discordance` is the flipping share.
 
     The d with n d^2 = (z(alpha / 2) sqrt(discordance) + z(1 - power) sqrt(discordance - d^2))^2: R. J. Connor, "Sample
     size for testing differences in proportions for the paired-sample design", Biometrics 43, 1987. None where even
@@ -199,7 +200,7 @@ def detectable_share(n: int, discordance: float, alpha: float = 0.05, power: flo
 
 
 def paired_shares(a: Values, b: Values, confidence: float = 0.95) -> Difference:
-    """Of two models' answers to the same documents, 1 for right and 0 for wrong: McNemar's test, Tango's interval."""
+    """Compare two models' answers to the same documents, 1 or 0, by McNemar's test and Tango's interval."""
     before, after = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
     lost, gained, n = int((before & ~after).sum()), int((after & ~before).sum()), len(before)
     interval = paired_share_interval(lost, gained, n, confidence)
@@ -207,7 +208,7 @@ def paired_shares(a: Values, b: Values, confidence: float = 0.95) -> Difference:
 
 
 def flips(a: Values, b: Values) -> tuple[int, int, float]:
-    """(lost, gained, agreement): right before and wrong after, the reverse, and the share with the same outcome.
+    """Return (lost, gained, agreement): right and then wrong, the reverse, and the share with the same outcome.
 
     A. Dutta et al., "Accuracy is not all you need", 2024: flips show a change that cancels out in the accuracy.
     """
@@ -217,7 +218,7 @@ def flips(a: Values, b: Values) -> tuple[int, int, float]:
 
 
 def paired_clusters(a: Values, b: Values, groups: Sequence[Hashable], confidence: float = 0.95) -> Difference:
-    """Mean of b - a where documents of one group are no independent observations, such as questions on one passage.
+    """Return the mean of b - a where documents of one group, as questions on one passage, are not independent.
 
     The standard error is the cluster-robust one (`ratio_interval` on the groups' sums and sizes), test and interval are
     Student's with one degree of freedom less than there are groups. E. Miller, "Adding error bars to evals", 2024, 2.2.
@@ -226,14 +227,14 @@ def paired_clusters(a: Values, b: Values, groups: Sequence[Hashable], confidence
 
 
 def by_group(values: NDArray[Any], groups: Sequence[Hashable]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """(sum, size) of each group."""
+    """Return the sums and the sizes of the groups, each (groups,)."""
     number = {group: position for position, group in enumerate(dict.fromkeys(groups))}
     where = [number[group] for group in groups]
     return np.bincount(where, weights=values), np.bincount(where).astype(float)
 
 
 def paired_perplexity(nll_a: Values, nll_b: Values, tokens: Values, confidence: float = 0.95) -> Difference:
-    """How many times the first model's perplexity the second has, over the same windows of a text.
+    """Return how many times the first model's perplexity the second has, over the same windows of a text.
 
     nll_a, nll_b   nats of each window;  tokens   scored in it
 
@@ -246,7 +247,7 @@ def paired_perplexity(nll_a: Values, nll_b: Values, tokens: Values, confidence: 
 
 
 def paired_perplexities(nll_a: Floats, nll_b: Floats, tokens: Values) -> tuple[Floats, Floats, Floats, Floats]:
-    """(ratio, low, high, p) of many pairs, each (pairs,), as by `paired_perplexity`, from nats of (pairs, windows)."""
+    """Return (ratio, low, high, p) as `paired_perplexity` does, each (pairs,), from nats of (pairs, windows)."""
     found = _students(nll_b - nll_a, np.asarray(tokens, dtype=float), 0.95)
     with np.errstate(over="ignore"):  # an endless interval is one
         estimate, low, high = np.exp(found[:3])
@@ -254,7 +255,7 @@ def paired_perplexities(nll_a: Floats, nll_b: Floats, tokens: Values) -> tuple[F
 
 
 def student(sums: Values, sizes: Values, confidence: float) -> Difference:
-    """sum(sums) / sum(sizes) over clusters; equal clusters leave no doubt: the interval is a point, and p is 0 or 1."""
+    """Return sum(sums) / sum(sizes) over clusters; of equal ones the interval is a point, and p is 0 or 1."""
     _, stderr = ratio_stderr(sums, sizes)
     found = _students(np.asarray(sums, dtype=float), np.asarray(sizes, dtype=float), confidence)
     estimate, low, high, p = (float(figure) for figure in found)
@@ -262,7 +263,7 @@ def student(sums: Values, sizes: Values, confidence: float) -> Difference:
 
 
 def _students(sums: Floats, sizes: Floats, confidence: float) -> tuple[Floats, Floats, Floats, Floats]:
-    """(estimate, low, high, p) along the last axis of sums, (..., n), with sizes of (n,)."""
+    """Return (estimate, low, high, p) along the last axis of sums, (..., n), with sizes of (n,)."""
     estimate, stderr = _ratios_stderrs(sums, sizes)
     freedom = len(sizes) - 1
     margin = stdtrit(freedom, (1 + confidence) / 2) * stderr
@@ -272,13 +273,16 @@ def _students(sums: Floats, sizes: Floats, confidence: float) -> tuple[Floats, F
 
 
 def detectable(stderr: float, n: int, confidence: float) -> float | None:
-    """H. S. Bloom, "Minimum detectable effects", Evaluation Review 19, 1995: (t(alpha / 2) + t(1 - power)) stderr."""
+    """Return (t(alpha / 2) + t(1 - power)) stderr, the smallest effect that a test finds with that power.
+
+    H. S. Bloom, "Minimum detectable effects", Evaluation Review 19, 1995.
+    """
     quantiles = stdtrit(n - 1, [(1 + confidence) / 2, POWER])
     return float(quantiles.sum() * stderr) if stderr else None
 
 
 def ratio_of_ratios(a: tuple[float, float, float], b: tuple[float, float, float]) -> tuple[float, float, float]:
-    """(b / a, low, high) of two independent ratios, each given as (ratio, low, high), such as speed-ups of two runs.
+    """Return (b / a, low, high) of two independent ratios, each as (ratio, low, high), such as two runs' speed-ups.
 
     On logarithms, each side's distance is the root of the squares of the two that add up to it: G. Y. Zou, A. Donner,
     "Construction of confidence limits about effect measures", Statistics in Medicine 27, 2008.
@@ -289,14 +293,14 @@ def ratio_of_ratios(a: tuple[float, float, float], b: tuple[float, float, float]
 
 
 def kendall(a: Values, b: Values) -> float:
-    """Kendall's tau-b of two orders of the same things, in [-1, 1]; NaN where either knows no order."""
+    """Return Kendall's tau-b of two orders of the same things, in [-1, 1]; NaN where either knows no order."""
     one, other = (np.sign(np.subtract.outer(side, side)) for side in (np.asarray(a), np.asarray(b)))
     pairs = math.sqrt(float(np.abs(one).sum() * np.abs(other).sum()))
     return float((one * other).sum()) / pairs if pairs else math.nan
 
 
 def holm(p: Sequence[float], weights: Sequence[float] | None = None) -> list[float]:
-    """p values adjusted for their number, in the order given: any of them falls below 5 % by chance in 5 % of tables.
+    """Return p values adjusted for their number: any of them falls below 5 % by chance in 5 % of tables.
 
     S. Holm, "A simple sequentially rejective multiple test procedure", 1979; with weights, its section 3: a test of
     twice the weight is rejected at twice the level.

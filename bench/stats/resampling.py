@@ -1,4 +1,4 @@
-"""Tests and intervals for any figure per document, by drawing again.
+"""Computes tests and intervals for any figure per document, by drawing again.
 
 Apart from bench.stats.intervals, since it imports scipy.stats, which takes long.
 """
@@ -17,7 +17,7 @@ SEED = 0  # of both, so that equal records give equal reports
 
 
 def paired_resampled(a: Values, b: Values, groups: Sequence[Hashable], confidence: float = 0.95) -> Difference:
-    """Mean of b - a for any figure per document: a sign-flip test and a bootstrap over the groups.
+    """Return the mean of b - a for any figure per document, by a sign-flip test and a bootstrap over the groups.
 
     Test: if neither model is better, each group's sum is as likely to have the other sign (R. A. Fisher, The Design of
     Experiments, 1935, section 21). Interval: bias-corrected and accelerated (B. Efron, "Better bootstrap confidence
@@ -41,7 +41,7 @@ def paired_resampled(a: Values, b: Values, groups: Sequence[Hashable], confidenc
 
 
 def sign_flip(differences: Values) -> float:
-    """p value for a mean of zero, from all or RESAMPLES choices of the differences' signs."""
+    """Return the p value for a mean of zero, from all or RESAMPLES choices of the differences' signs."""
     values = np.asarray(differences, dtype=float)
     if not values.any():
         return 1.0
@@ -58,5 +58,5 @@ def sign_flip(differences: Values) -> float:
 
 
 def _batch(n: int) -> int:
-    """Resamples at a time, so that they take some 16 MB."""
+    """Return how many resamples are drawn at a time, so that they take some 16 MB."""
     return max(1, 2_000_000 // n)

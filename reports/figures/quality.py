@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from bench.records.columns import MISS, texts
 from bench.records.comparability import perplexity_setup, setup
 from bench.records.record import display_name
+from bench.stats.intervals import NORMAL_95
 from reports.blocks import TableGroup
 from reports.figures.figure import Figure
 from reports.figures.style import BLACK, LEGEND_ROWS, axes, legend, logarithmic, look, name, plain
@@ -28,7 +29,6 @@ BY_METHOD = (
 ALONE = "; methods with a compensation have figures of their own"
 JOINED = " Points of {} setups that agree in all that decides it."
 FAR = 1000  # times the dense perplexity, where the axis of a figure over the ratio ends
-NORMAL_95 = 1.96  # standard errors on either side of a mean that make a 95 % interval
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from bench.regression.history import FEWEST, HistoryPoint
+from bench.stats.intervals import NORMAL_95
 from reports.metrics import metric, shown
 from reports.tables.table import Row, Table, TableCell, column, text, words
 from reports.text import printable
@@ -37,7 +38,7 @@ def table(points: Sequence[HistoryPoint], name: str) -> Table:
 def _cells(point: HistoryPoint, name: str) -> tuple[TableCell, ...]:
     row = {name: point.value, f"{name}_low": point.low, f"{name}_high": point.high}
     if metric(name).spread == "stderr" and point.low is not None and point.high is not None:
-        row[f"{name}_stderr"] = (point.high - point.low) / 2 / 1.96
+        row[f"{name}_stderr"] = (point.high - point.low) / 2 / NORMAL_95
     value = TableCell(shown(row, name), value=point.value, low=point.low, high=point.high)
     level, apart = "new level" if point.change else "", ", ".join(point.apart)
     return text(point.commit), text(point.run), value, TableCell(level, value=level), TableCell(apart, value=apart)

@@ -20,7 +20,7 @@ ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 class Column:
     """One column of a table.
 
-    name     the column of the frame (reports.columns) that it shows, else a word of its own
+    name     the column of the frame (bench.records.columns) that it shows, else a word of its own
     label    the heading
     unit     said in the heading; empty where it stands in the cells or there is none
     better   which way is better, None where neither is
