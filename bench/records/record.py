@@ -3,6 +3,8 @@
     results/<run>/cells/<key>.json               what was asked, decided and measured
     results/<run>/samples/<key>/<name>.parquet   one row per document or perplexity window
 
+or, once the run is packed, as a line of records.jsonl (bench.records.packed_run).
+
 A record has these keys and no others:
 
     schema       the number of this layout

@@ -36,9 +36,12 @@ def files(run: Path) -> list[Path]:
 
 def records(run: Path) -> dict[str, Record]:
     """Read the records of a run folder: {key: record}. Raises UserError where it is none or a record is damaged."""
+    found = files(run)
+    if not found:
+        raise UserError(f"{run} is no run folder: it has no cells/*.json and no {packed_run.RECORDS}")
     if packed_run.is_packed(run):
         return {key: packed_run.record_of(line, run, key) for key, line in packed_run.lines(run).items()}
-    return {path.stem: load(path) for path in _cell_files(run)}
+    return {path.stem: load(path) for path in found}
 
 
 def load_run(run: Path) -> list[Record]:
@@ -49,13 +52,6 @@ def load_run(run: Path) -> list[Record]:
 def samples_folder(run: Path, key: str) -> Path:
     """Return what the samples of a cell are called by, see bench.records.samples."""
     return run / "samples" / key
-
-
-def _cell_files(run: Path) -> list[Path]:
-    found = sorted((run / "cells").glob("*.json"))
-    if not found:
-        raise UserError(f"{run} is no run folder: it has no cells/*.json and no {packed_run.RECORDS}")
-    return found
 
 
 def cell(run: Path, wanted: str) -> tuple[str, Record]:
