@@ -16,7 +16,7 @@ from reports import healing_notes
 
 @dataclass(frozen=True)
 class TableGroup:
-    """Rows that are compared: one setup, one ratio, the dense model on top; several draws share a row.
+    """Hold rows that are compared: one setup, one ratio, the dense model on top; several draws share a row.
 
     records  the record of each row, of several draws the first
     rows     its figures, of several draws their means

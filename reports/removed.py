@@ -17,7 +17,7 @@ from bench.records.record import Record
 
 @dataclass(frozen=True)
 class Remaining:
-    """What is left of each layer of the dense model, as shares in [0, 1]: of its attention and of its MLP.
+    """Hold what is left of each layer of the dense model, as shares in [0, 1]: of its attention and of its MLP.
 
     how  what was removed, in a word: layers, blocks, units or width
     """

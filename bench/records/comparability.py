@@ -17,7 +17,7 @@ MOST = 4  # fields that are named where setups differ in many
 
 
 class Condition(NamedTuple):
-    """Something in a record that figures depend on.
+    """Name something in a record that figures depend on.
 
     place    where it stands: a field of the record's cell, of the protocol or inputs in it, or of another part
     table    the kinds of figures that stand in tables of their own where it differs; "columns" for what sets which

@@ -103,12 +103,12 @@ KEYS = ("schema", "cell", "status", "error", "environment", "decisions", "measur
 
 
 class InvalidRecord(UserError):
-    """The file is not a record: truncated, of another schema, or with keys missing."""
+    """Say that a file is not a record: truncated, of another schema, or with keys missing."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One cell's outcome. `cell` holds plain JSON values, so that reports need no other module to read it."""
+    """Hold one cell's outcome. `cell` holds plain JSON values, so that reports need no other module to read it."""
 
     cell: dict[str, Any]
     status: str

@@ -117,7 +117,7 @@ def samples(run: Path | str, task: str) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Merged:
-    """The records of several runs, a cell that occurs twice once, with their samples.
+    """Hold the records of several runs, a cell that occurs twice once, with their samples.
 
     remarks   what keeps some of the runs from being compared, by name
     """

@@ -23,7 +23,7 @@ UNITS = ("doc_hash", "doc_id", "tokens")  # the column that tells documents or w
 
 @dataclass(frozen=True)
 class Sample:
-    """A figure for each document or window; units: a column of the documents' hashes or numbers, or windows' tokens."""
+    """Hold a figure for each document or window; units are documents' hashes or numbers, or windows' tokens."""
 
     units: Any
     figures: NDArray[np.float64]

@@ -17,7 +17,7 @@ AN_EARLIER_ONE = "is a file, as earlier versions wrote; a baseline is a folder n
 
 
 class NoBaseline(Exception):
-    """There is no folder, or it holds no run; the message says which, in one line."""
+    """Say that there is no folder, or that it holds no run; the message says which, in one line."""
 
 
 def read(folder: Path) -> dict[str, CellResults]:

@@ -30,8 +30,11 @@ NLL_DIGITS = 4  # behind the point, of a window's nats: what differs by less is 
 
 @dataclass(frozen=True)
 class Answers:
-    """One task. values: a figure per document, 1 and 0 for right and wrong where `right_or_wrong`; documents: a hash of
-    what was asked, in its order; ids: a hash of each."""
+    """Hold the answers to one task.
+
+    values      a figure per document, 1 and 0 for right and wrong where `right_or_wrong`
+    documents   a hash of what was asked, in its order; ids a hash of each document
+    """
 
     metric: str
     values: NDArray[np.float64]
@@ -47,7 +50,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Windows:
-    """One text: nats and scored tokens of each window, and the hash of the tokens with what is scored of them."""
+    """Hold nats and scored tokens of each window of a text, and the hash of the tokens with what is scored of them."""
 
     nll: NDArray[np.float64]
     tokens: NDArray[np.int64]
@@ -61,7 +64,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class CellResults:
-    """One cell.
+    """Hold what one cell leaves for a comparison.
 
     identity    label, ratio, seed, and the draw of a random method: what pairs it with another
     status      "ok", or the word for why there is nothing else
@@ -91,12 +94,12 @@ def of_run(run: Path) -> dict[str, CellResults]:
     found: dict[str, CellResults] = {}
     files = SampleFiles()
     for key, record in run_folder.records(run).items():
-        evidence = of_cell(record, run, key, files)
-        if evidence.name in found:
+        results = of_cell(record, run, key, files)
+        if results.name in found:
             raise UserError(
-                f"{run} has two cells {evidence.name!r}, which other settings set apart; name one as RUN/CELL"
+                f"{run} has two cells {results.name!r}, which other settings set apart; name one as RUN/CELL"
             )
-        found[evidence.name] = evidence
+        found[results.name] = results
     return found
 
 

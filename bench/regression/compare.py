@@ -1,7 +1,7 @@
 """Compares two cells, metric by metric: what the second has more, and whether that can be told from chance.
 
-Evidence, Evidence -> [Row]          by the tests of bench.stats.intervals, on the same documents and windows
-run, run -> [Pair] -> verdicts       of the command compare; bench.regression.gate judges the same rows against margins
+CellResults, CellResults -> [ComparedRow]   by the tests of bench.stats.intervals, on the same documents and windows
+run, run -> pairs -> [Judged]               of `compare`; bench.regression.gate judges the same rows against margins
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FIELDS = (*dict.fromkeys(name for names in GATE.values() for name in names), *OF
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """One metric of two cells.
+    """Hold one metric of two cells.
 
     kind            "size", "accuracy" (over the documents of all tasks), "task", "text" or "speed"
     before, after   its figures; None where a cell lacks it
@@ -213,7 +213,7 @@ def _speed(name: str, before: CellResults, after: CellResults, allowed: Collecti
 
 @dataclass(frozen=True)
 class Judged:
-    """A row with its verdict and its p value, adjusted for all that the comparison tests; None where there is none."""
+    """Hold a row, its verdict and its p value, adjusted for all that the comparison tests; None where there is none."""
 
     cells: str
     row: ComparedRow

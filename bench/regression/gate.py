@@ -39,7 +39,7 @@ CELL = "cell"  # the metric of a verdict on a cell as a whole
 
 @dataclass(frozen=True)
 class Margins:
-    """What may be lost. Points of accuracy; percent of perplexity and speed; None is shown and does not gate.
+    """Say what may be lost. Points of accuracy; percent of perplexity and speed; None is shown and does not gate.
 
     sizes   whether sizes gate
     tasks   points, of tasks that gate by themselves too
@@ -122,7 +122,7 @@ def _margin(where: str, value: Any) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """On one metric of one cell, or on the cell as a whole (metric CELL).
+    """Judge one metric of one cell, or on the cell as a whole (metric CELL).
 
     gates    whether it counts for the exit code
     p        adjusted over those that gate, or over those that do not; None where nothing was tested

@@ -17,7 +17,7 @@ PENALTY = 3.0  # times noise times log(runs), that a further level must save of 
 
 @dataclass(frozen=True)
 class HistoryPoint:
-    """One run.
+    """Hold the metric of one run.
 
     low, high   the 95 % interval, None where the metric has none
     draws       cells whose mean the value is; above 1 there is no interval

@@ -32,7 +32,7 @@ NORMAL = NormalDist()
 
 @dataclass(frozen=True)
 class Contrast:
-    """The second cell of a pair beside the first one.
+    """Hold how the second cell of a pair stands beside the first one.
 
     estimate   how many times the perplexity, or the difference of the averages
     p          two-sided, adjusted for all pairs

@@ -120,7 +120,7 @@ def _rejected_ranks(n: int, tail: float) -> int:
 
 @dataclass(frozen=True)
 class Difference:
-    """What the second model has more than the first, or as a ratio how many times as much.
+    """Hold what the second model has more than the first, or as a ratio how many times as much.
 
     low, high    its interval
     p            two-sided p value of no difference
