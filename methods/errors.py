@@ -20,7 +20,7 @@ class OutOfReach(ValueError):
     """The requested ratio lies beyond what the method can remove from this model. The user's mistake."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A folder of a model cannot be written, or is not what it says it is."""
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.data import assets
-from methods.errors import CheckpointError, UserError
+from methods.errors import UserError
 from methods.files import sha256
 
 if TYPE_CHECKING:
@@ -84,20 +84,11 @@ def load(
     else:
         folder, options = _source(name, trust_remote_code)
         if save_load.is_checkpoint(folder):
-            model = _saved(folder, dtype)
+            model = save_load.load(folder, dtype=dtype).model
         else:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
         tokenizer = load_tokenizer(name, trust_remote_code)
     return model.to(device).eval(), tokenizer
-
-
-def _saved(folder: Path, dtype: torch.dtype) -> Any:
-    from methods.checkpoint import save_load
-
-    try:
-        return save_load.load(folder, dtype=dtype).model
-    except CheckpointError as error:
-        raise UserError(str(error)) from error
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
@@ -228,14 +219,10 @@ def _check_saved(folder: Path) -> None:
     """Refuse a saved model whose files or configuration are not those of its manifest; hashes are left to loading."""
     from methods.checkpoint import save_load, weight_files
 
-    if not save_load.is_checkpoint(folder):
-        return
-    try:
+    if save_load.is_checkpoint(folder):
         manifest = save_load.read_manifest(folder)
         weight_files.check(folder, manifest["weights"], hashes=False)
         save_load.check_config(folder, manifest)
-    except CheckpointError as error:
-        raise UserError(str(error)) from error
 
 
 def _check_on_hub(name: str, trust_remote_code: bool) -> None:

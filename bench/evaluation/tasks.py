@@ -10,12 +10,10 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from bench.data.task_loading import Documents, check, draw, load, quiet
+from bench.data.task_loading import Documents, quiet
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["check", "draw", "evaluate", "fingerprint", "load"]
 
 FEWSHOT_SEED = 1234  # lm-eval's own
 SHUFFLE_SEED = 0  # of the few definitions that shuffle choices when they read a document

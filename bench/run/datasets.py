@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bench.data import contamination, pretrained, texts
-from bench.evaluation import checks, tasks
+from bench.data import contamination, pretrained, task_loading, texts
+from bench.evaluation import checks
 from bench.healing.text import Text, draw
 from bench.plan.cell import Cell
 from bench.plan.protocol import Protocol
@@ -63,7 +63,7 @@ class Datasets:
         healing = {recipe: draw(tokenizer, recipe) for recipe in recipes}
         for text in healing.values():
             contamination.refuse_shared(tokenizer, text.train, text.source, held_out.values(), "trained on")
-        documents = {name: tasks.draw(task, p.documents, cell.seed) for name, task in loaded.items()}
+        documents = {name: task_loading.draw(task, p.documents, cell.seed) for name, task in loaded.items()}
         first = next(iter(held_out.values()), None)
         return Datasets(
             replace(block, memory=p.calibration_memory_mib * 2**20),
@@ -86,7 +86,7 @@ def _held_out(reading: Reading, text: str, p: Protocol) -> texts.EvaluationText:
 class Reading:
     """Reads through a model's tokenizer, and everything only once.
 
-    load(tasks, task_data, fewshot)                       as bench.evaluation.tasks.load
+    load(tasks, task_data, fewshot)                       as bench.data.task_loading.load
     text(name, window, stride, windows, whole=whole)      as bench.data.texts.evaluation
     dense(text)                                           the dense model's predictions on it, in a file in `scratch`
     """
@@ -94,7 +94,7 @@ class Reading:
     def __init__(self, cell: Cell, scratch: Path) -> None:
         self.scratch = scratch
         self.tokenizer = pretrained.load_tokenizer(cell.model, cell.trust_remote_code)
-        self.load = functools.cache(tasks.load)
+        self.load = functools.cache(task_loading.load)
         self.text = functools.cache(functools.partial(texts.evaluation, self.tokenizer))
 
     def dense(self, text: texts.EvaluationText) -> checks.DenseOutputs:

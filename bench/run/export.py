@@ -18,7 +18,7 @@ from bench.run.reproduce import PrunedModel, prune_again
 from bench.run.saving import wanted_dtype
 from methods.checkpoint import save_load, weight_files
 from methods.checkpoint.transformers_compat import padded
-from methods.errors import CheckpointError, UserError
+from methods.errors import UserError
 from methods.model.stock import Uneven
 
 CARRIED = ("base", "pruning", "measured")  # what a copy says as its original does
@@ -47,12 +47,9 @@ def model_of(record: Record, run: Path, device: str, dtype: str | None) -> Prune
 
 def copy(source: Path, target: Path) -> None:
     """Copy a saved model whole, after its hashes have been checked. Raises UserError."""
-    try:
-        weight_files.check(source, save_load.read_manifest(source)["weights"])
-        with weight_files.staged(target) as inside:
-            shutil.copytree(source, inside, dirs_exist_ok=True)
-    except CheckpointError as error:
-        raise UserError(str(error)) from error
+    weight_files.check(source, save_load.read_manifest(source)["weights"])
+    with weight_files.staged(target) as inside:
+        shutil.copytree(source, inside, dirs_exist_ok=True)
 
 
 def write(
@@ -91,7 +88,7 @@ def write(
             model = padded(found.model, ids)[0] if pad else found.model
             gguf_export.write(model, found.tokenizer, gguf, kind, pretrained.display_name(cell["model"]))
             lines.append(f"{gguf}: {gguf.stat().st_size / 1e6:.1f} MB, matrices in {str(kind).removeprefix('torch.')}")
-    except (CheckpointError, Uneven) as error:
+    except Uneven as error:
         raise UserError(str(error)) from error
     return lines
 

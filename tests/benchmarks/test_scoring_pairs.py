@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.data import pretrained, texts
+from bench.data import pretrained, task_loading, texts
 from bench.evaluation import tasks
 from bench.evaluation.scoring import Scorer, stock, window_nll
 
@@ -74,8 +74,8 @@ def report(benchmark, name: str, call, reference, rounds: int) -> None:
 
 @pytest.mark.parametrize(("name", "fewshot", "documents"), CASES)
 def test_against_stock(name, fewshot, documents, loaded, benchmark):
-    task = tasks.load([name], fewshot=fewshot)[name]
-    drawn = {name: tasks.draw(task, documents, 0)}
+    task = task_loading.load([name], fewshot=fewshot)[name]
+    drawn = {name: task_loading.draw(task, documents, 0)}
     ours, theirs = (lambda lm=lm: tasks.evaluate(lm, {name: task}, drawn) for lm in (Scorer(*loaded), stock(*loaded)))
     report(benchmark, f"{name}, {fewshot}-shot, {documents} documents", ours, theirs, ROUNDS)
 
@@ -97,6 +97,6 @@ def test_what_a_model_costs_once(loaded, benchmark):
 
     def start() -> None:
         Scorer(*loaded)
-        tasks.load(["hellaswag"])
+        task_loading.load(["hellaswag"])
 
     benchmark.pedantic(start, rounds=ROUNDS, warmup_rounds=1)

@@ -10,12 +10,13 @@ import pytest
 SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
-from bench import models, tasks
-from bench.scoring import Scorer, stock
-model, tokenizer = models.load("smollm2-135m", torch.device("cpu"), torch.float32)
+from bench.data import pretrained, task_loading
+from bench.evaluation import tasks
+from bench.evaluation.scoring import Scorer, stock
+model, tokenizer = pretrained.load("smollm2-135m", torch.device("cpu"), torch.float32)
 lm = (Scorer if sys.argv[1] == "shared" else stock)(model, tokenizer)
-task = tasks.load(["hellaswag"])["hellaswag"]
-tasks.evaluate(lm, {"hellaswag": task}, {"hellaswag": tasks.draw(task, 8, 0)})
+task = task_loading.load(["hellaswag"])["hellaswag"]
+tasks.evaluate(lm, {"hellaswag": task}, {"hellaswag": task_loading.draw(task, 8, 0)})
 print([int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")][0])
 """
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.data import pretrained
+from bench.data import pretrained, task_loading
 from bench.data.task_sources import MMLU, OFFLINE
 from bench.evaluation import tasks
 from bench.evaluation.scoring import Scorer, stock
@@ -35,8 +35,8 @@ def scorers():
 
 @pytest.mark.parametrize(("name", "fewshot"), CASES)
 def test_scores_are_those_of_lm_eval(scorers, name, fewshot):
-    task = tasks.load([name], fewshot=fewshot)[name]
-    documents = {name: tasks.draw(task, DOCUMENTS, 0)}
+    task = task_loading.load([name], fewshot=fewshot)[name]
+    documents = {name: task_loading.draw(task, DOCUMENTS, 0)}
     (ours, samples), (theirs, reference) = (tasks.evaluate(lm, {name: task}, documents) for lm in scorers)
     got, want = samples[name], reference[name]
     assert len(got) == min(DOCUMENTS, len(task.eval_docs))

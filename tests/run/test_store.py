@@ -25,6 +25,7 @@ from conftest import tiny
 
 import methods
 from bench.cli.main import main
+from bench.data import task_loading
 from bench.evaluation import tasks
 from bench.records.record import InvalidRecord, Record, load
 from bench.records.run_folder import load_run
@@ -400,7 +401,7 @@ def test_a_record_of_an_old_layout_is_set_aside(runner, whole, copied):
 
 def test_the_documents_of_a_task_are_in_its_fingerprint(documents, tmp_path):
     def of(path: Path, positions=(0, 1)):
-        (task,) = tasks.load(["piqa"], [("piqa", str(path), "")]).values()
+        (task,) = task_loading.load(["piqa"], [("piqa", str(path), "")]).values()
         return tasks.fingerprint(task, positions)
 
     file = documents / "piqa.jsonl"
@@ -667,7 +668,7 @@ def test_an_interrupt_ends_the_run_and_its_processes_and_leaves_nothing_half_don
 
 BUSY = """
 import hashlib
-from bench import interrupt
+from bench.system import interrupt
 
 interrupt.GRACE = float(sys.argv[1])
 with interrupt.prompt():
