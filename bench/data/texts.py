@@ -8,7 +8,7 @@ Calibration and evaluation never share a document. One of assets.TEXTS, and any 
 halved: repeated documents are dropped, then those at even positions are for calibration and those at odd ones for
 evaluation, but for those that hold an even one whole; they are tokenised one by one, each followed by an empty line,
 and joined. Any other text is evaluated whole, as papers do it with the test split of WikiText-2
-(hub:Salesforce/wikitext:wikitext-2-raw-v1:test): as it stands, rows joined by empty lines, tokenised in one piece. That
+(hub:Salesforce/wikitext:wikitext-2-raw-v1:test): as it is, rows joined by empty lines, tokenised in one piece. That
 two texts of different names are not the same one is checked by bench.data.contamination.
 
 Where a tokenizer itself begins a text with its BOS token, so does every sequence and window.
@@ -230,7 +230,7 @@ def _pieces(document: str, ends: list[int]) -> list[str]:
 
 
 def _words_begun(pieces: list[str]) -> list[int]:
-    """Count the words that begin in each piece: a word is what stands between white space."""
+    """Count the words that begin in each piece: a word is what is between white space."""
     counts, inside = [], False
     for piece in pieces:
         counts.append(len(piece.split()) - (inside and piece[:1].strip() != ""))

@@ -49,7 +49,7 @@ def measure(run: Path, name: str) -> CellResults:
 
 
 def cell_of(record: Record) -> Cell:
-    """Return the cell that a record was made from; what its answer stands on is found out anew when it runs."""
+    """Return the cell that a record was made from; its inputs are found out again when it runs."""
     cell: Cell = TypeAdapter(Cell).validate_python(record.cell | {"inputs": {}})
     return cell
 

@@ -189,8 +189,8 @@ def finished(folder: Path, cell: Cell, *, retry_failed: bool) -> tuple[Record | 
 def set_aside(folder: Path, cells: Sequence[Cell]) -> Iterator[str]:
     """Move what is old out of the way of reports, to superseded/, with its samples; a line on each.
 
-    Old is a record that cannot be read, and one of what is asked for again while what its answer stands on has changed.
-    Where that has only been moved or named anew, the record counts, and its files get the key that the cell has today.
+    Old is a record that cannot be read, and one of what is asked for again while its inputs have changed. Where those
+    have only been moved or renamed, the record counts, and its files get the key that the cell has today.
     """
     keys = {cell.key for cell in cells}
     wanted = {asked(cell): cell for cell in cells}
@@ -300,7 +300,7 @@ def drop_models(folder: Path, but: Collection[str]) -> None:
 
 @contextmanager
 def held(folder: Path) -> Iterator[str | None]:
-    """Own the folder; yields a line about an earlier owner that did not come to its end, if there was one.
+    """Own the folder; yields a line about an earlier owner that did not finish, if there was one.
 
     Raises UserError, naming the owner, where another run holds it, and where the run in it is packed.
     """

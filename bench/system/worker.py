@@ -46,7 +46,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Failure:
-    """Says why a process did not come to its end. status: "error", "out_of_memory", "crashed" or "timed_out"."""
+    """Says why a task did not finish. status: "error", "out_of_memory", "crashed" or "timed_out"."""
 
     status: str
     reason: str
@@ -94,7 +94,7 @@ class Worker:
         hear: Callable[[dict[str, Any]], object],
         give: Callable[[Connection], object] = lambda pipe: None,
     ) -> Failure | None:
-        """Call target(line, *arguments) in the process; return None when it comes to its end, else why it did not.
+        """Call target(line, *arguments) in the process; return None when it finishes, else why it did not.
 
         limits  of this task; a process's start counts with its first one
         hear    gets what the child tells, at once, so that nothing is lost when it dies later
@@ -114,7 +114,7 @@ class Worker:
                 self._kill()
 
     def stop(self) -> None:
-        """Let the process come to its end, if there is one."""
+        """Let the process finish, if there is one."""
         if self._pipe and self._process:
             self._pipe.close()
             self._process.join(10)  # it tidies up behind itself
@@ -156,7 +156,7 @@ def _attend(
     hear: Callable[[dict[str, Any]], object],
     give: Callable[[Connection], object],
 ) -> Failure | None:
-    """Listen until the task comes to its end or a limit is overstepped."""
+    """Listen until the task finishes or exceeds a limit."""
     where = STARTING
     try:
         while True:
@@ -181,7 +181,7 @@ def _attend(
 
 
 def _wait(here: Connection, process: BaseProcess, limits: Limits, began: float) -> Failure | None:
-    """Wait for a message of the child; return the limit that it has overstepped instead, if it has."""
+    """Wait for a message of the child; return the limit that it has exceeded instead, if any."""
     asked = time.monotonic()
     pause = LOOK if limits.memory == math.inf else LOOK_AT_MEMORY
     while True:

@@ -367,13 +367,13 @@ def test_the_work_that_was_removed_predicts_the_speed():
     assert decode["speedup_by_bytes"] == (6 * (each + context) + head) / (3 * (each + context) + head)
 
 
-def a_stand(protocol, clock=None, gpus=()):
+def a_benchmark(protocol, clock=None, gpus=()):
     now = Time()
     return benchmark.SpeedBenchmark(protocol, clock or WallClock(now=now), [CPU], gpus, lambda where: None), now
 
 
 def pretend(monkeypatch, now, limits, milliseconds=None):
-    """Workloads that take no model: each model has memory for a batch below its limit. For a sweep of `Stand`."""
+    """Workloads that take no model: each model has memory for a batch below its limit. For a SpeedBenchmark."""
 
     def make(model, point, protocol):
         if point.batch >= limits[model.name]:
@@ -387,7 +387,7 @@ def pretend(monkeypatch, now, limits, milliseconds=None):
 
 def test_a_sweep_ends_where_no_model_has_the_memory(monkeypatch):
     protocol = dataclasses.replace(SMOKE, decode=(), max_batch=64)
-    there, now = a_stand(protocol)
+    there, now = a_benchmark(protocol)
     pretend(monkeypatch, now, {"dense": 4, "pruned": 16}, {"dense": 30})
     found = list(there.time(SimpleNamespace(name="dense"), SimpleNamespace(name="pruned")))
     assert [point["batch"] for point in found] == [1, 2, 4, 8, 16]
@@ -401,7 +401,7 @@ def test_a_sweep_ends_where_no_model_has_the_memory(monkeypatch):
 
 
 def test_every_turn_of_a_point_moves_its_bar(monkeypatch, bars):
-    there, now = a_stand(dataclasses.replace(SMOKE, decode=(), batches=(1, 4), speed_rounds=7))
+    there, now = a_benchmark(dataclasses.replace(SMOKE, decode=(), batches=(1, 4), speed_rounds=7))
     pretend(monkeypatch, now, {"dense": 2, "pruned": 8})
     list(there.time(SimpleNamespace(name="dense"), SimpleNamespace(name="pruned")))
     size = SMOKE.prefill[0]
@@ -412,7 +412,7 @@ def test_every_turn_of_a_point_moves_its_bar(monkeypatch, bars):
 
 
 def test_memory_alone_is_swept_too(monkeypatch):
-    there, now = a_stand(dataclasses.replace(SMOKE, decode=(), max_batch=64))
+    there, now = a_benchmark(dataclasses.replace(SMOKE, decode=(), max_batch=64))
     pretend(monkeypatch, now, {"pruned": 4})
     found = list(there.memory(SimpleNamespace(name="pruned")))
     assert [(point["batch"], "peak_resident_bytes" in point) for point in found] == [(1, True), (2, True), (4, False)]
@@ -420,7 +420,7 @@ def test_memory_alone_is_swept_too(monkeypatch):
 
 
 def test_one_kind_that_runs_out_leaves_the_other_alone(monkeypatch):
-    there, now = a_stand(dataclasses.replace(SMOKE, max_batch=4))
+    there, now = a_benchmark(dataclasses.replace(SMOKE, max_batch=4))
 
     def make(model, point, protocol):
         if point.kind == "prefill":
@@ -451,10 +451,10 @@ def test_a_model_that_cannot_do_a_point_says_why_and_the_rest_goes_on(monkeypatc
 
     monkeypatch.setattr(benchmark, "predicted", lambda *_: {})
     monkeypatch.setattr(benchmark, "Decoder", lambda model: model)
-    there, _ = a_stand(dataclasses.replace(SMOKE, cache="static"), WallClock(now=itertools.count(1).__next__))
+    there, _ = a_benchmark(dataclasses.replace(SMOKE, cache="static"), WallClock(now=itertools.count(1).__next__))
     found = list(there.time(tiny("llama"), NoCache(tiny("llama"))))
     assert [point.get("failed") for point in found] == ["pruned model: TypeError: no static cache here"] * 2
-    there, _ = a_stand(dataclasses.replace(SMOKE, decode=()), WallClock(now=itertools.count(1).__next__))
+    there, _ = a_benchmark(dataclasses.replace(SMOKE, decode=()), WallClock(now=itertools.count(1).__next__))
     assert "speedup" in next(there.time(tiny("llama"), NoCache(tiny("llama"))))
 
 
