@@ -42,8 +42,8 @@ def runs_out(line):
 
 def counts(line):
     """Tells its process number, and how many tasks have been done at this desk."""
-    line.desk["tasks"] = line.desk.get("tasks", 0) + 1
-    line.tell({"pid": os.getpid(), "tasks": line.desk["tasks"]})
+    line.cache["tasks"] = line.cache.get("tasks", 0) + 1
+    line.tell({"pid": os.getpid(), "tasks": line.cache["tasks"]})
 
 
 def naps(line, seconds):

@@ -14,7 +14,6 @@ from bench.data import contamination, pretrained, task_loading, texts
 from bench.evaluation import checks
 from bench.healing.text import Text, draw
 from bench.plan.cell import Cell
-from bench.plan.protocol import Protocol
 from bench.plan.recipe import Recipe
 from bench.run import fingerprint
 from methods.model.calibration import Calibration
@@ -26,7 +25,6 @@ class Datasets:
 
     dense              the dense model's predictions, for the checks
     inputs             the hashes of all of this (bench.run.fingerprint)
-    scratch            folder for what need not outlive the run
     healing            the text of each recipe
     inherited_seconds  what it took other cells to find the removals that this one begins with
     keep               whether a later cell goes on from the model of the one that is measured
@@ -38,65 +36,59 @@ class Datasets:
     documents: dict[str, list[int]]
     dense: checks.DenseOutputs | None
     inputs: dict[str, Any]
-    scratch: Path
     healing: dict[Recipe, Text] = field(default_factory=dict)
     inherited_seconds: float = 0.0
     keep: bool = False
 
-    def knowing(self, order: tuple[str, ...], seconds: float, keep: bool) -> Datasets:
+    def for_cell(self, order: tuple[str, ...], seconds: float, keep: bool) -> Datasets:
         """Return these for one cell: with the removals that an earlier one found, the seconds for them, and `keep`."""
         block = replace(self.calibration, order=order)
         return replace(self, calibration=block, inherited_seconds=seconds, keep=keep)
 
-    @staticmethod
-    def of(cell: Cell, scratch: Path, recipes: Iterable[Recipe] = (), reading: Reading | None = None) -> Datasets:
-        """Read what `cell` needs; `recipes` are those by which cells are healed, `reading` has what was read before.
+
+class DatasetReader:
+    """Reads what the cells of a run need, through the tokenizer of their model, and each text and task only once.
+
+    `scratch` is a folder for what need not outlive the run.
+    """
+
+    def __init__(self, cell: Cell, scratch: Path) -> None:
+        self.scratch = scratch
+        self.tokenizer = pretrained.load_tokenizer(cell.model, cell.trust_remote_code)
+        self._tasks = functools.cache(task_loading.load)
+        self._text = functools.cache(functools.partial(texts.evaluation, self.tokenizer))
+
+    def read(self, cell: Cell, recipes: Iterable[Recipe] = ()) -> Datasets:
+        """Read what `cell` is calibrated and measured on, and the texts of the recipes by which cells are healed.
 
         Raises UserError when a text is shorter than asked, when one that is evaluated is calibrated or trained on under
         another name, or when a task's documents cannot be had.
         """
-        p, reading = cell.protocol, reading or Reading(cell, scratch)
-        tokenizer, loaded = reading.tokenizer, reading.load(p.tasks, p.task_data, p.fewshot)
+        p, tokenizer = cell.protocol, self.tokenizer
+        loaded = self._tasks(p.tasks, p.task_data, p.fewshot)
         block = texts.calibration(tokenizer, p.calibration, p.calibration_sequences, p.calibration_length, cell.seed)
-        held_out = {text: _held_out(reading, text, p) for text in p.texts}
+        held_out = {
+            text: self._text(text, p.window, p.stride, p.windows, whole=texts.is_whole(text, p.calibration))
+            for text in p.texts
+        }
         contamination.refuse_shared(tokenizer, block.ids, block.source, held_out.values(), "calibrated on")
         healing = {recipe: draw(tokenizer, recipe) for recipe in recipes}
         for text in healing.values():
             contamination.refuse_shared(tokenizer, text.train, text.source, held_out.values(), "trained on")
         documents = {name: task_loading.draw(task, p.documents, cell.seed) for name, task in loaded.items()}
         first = next(iter(held_out.values()), None)
-        return Datasets(
-            replace(block, memory=p.calibration_memory_mib * 2**20),
-            held_out,
-            loaded,
-            documents,
-            reading.dense(first) if first and p.checks else None,
-            fingerprint.common(
-                cell, tokenizer, calibration=block, texts=held_out, loaded_tasks=loaded, documents=documents
-            ),
-            scratch,
-            healing,
+        dense = None
+        if first and p.checks:
+            dense = checks.DenseOutputs(first.ids, self.scratch / f"dense-{first.sha256[:16]}.safetensors")
+        inputs = fingerprint.common(
+            cell, tokenizer, calibration=block, texts=held_out, loaded_tasks=loaded, documents=documents
         )
-
-
-def _held_out(reading: Reading, text: str, p: Protocol) -> texts.EvaluationText:
-    return reading.text(text, p.window, p.stride, p.windows, whole=texts.is_whole(text, p.calibration))
-
-
-class Reading:
-    """Reads through a model's tokenizer, and everything only once.
-
-    load(tasks, task_data, fewshot)                       as bench.data.task_loading.load
-    text(name, window, stride, windows, whole=whole)      as bench.data.texts.evaluation
-    dense(text)                                           the dense model's predictions on it, in a file in `scratch`
-    """
-
-    def __init__(self, cell: Cell, scratch: Path) -> None:
-        self.scratch = scratch
-        self.tokenizer = pretrained.load_tokenizer(cell.model, cell.trust_remote_code)
-        self.load = functools.cache(task_loading.load)
-        self.text = functools.cache(functools.partial(texts.evaluation, self.tokenizer))
-
-    def dense(self, text: texts.EvaluationText) -> checks.DenseOutputs:
-        """Name the file of the dense model's predictions on a text."""
-        return checks.DenseOutputs(text.ids, self.scratch / f"dense-{text.sha256[:16]}.safetensors")
+        return Datasets(
+            calibration=replace(block, memory=p.calibration_memory_mib * 2**20),
+            texts=held_out,
+            tasks=loaded,
+            documents=documents,
+            dense=dense,
+            inputs=inputs,
+            healing=healing,
+        )

@@ -111,9 +111,7 @@ def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome) -> N
     outcome.tell(found | {"status": status, "error": error})
     gc.collect()  # models refer to themselves
     with suppress(RuntimeError):  # of a device that an error has left unusable
-        memory.give_back(
-            [torch.device(cell.device)]
-        )  # which the next cell's peak would include
+        memory.give_back([torch.device(cell.device)])  # which the next cell's peak would include
 
 
 def _is_full_disk(error: BaseException) -> bool:

@@ -1,7 +1,8 @@
-"""Run cells and write them down: those without a record that counts, one after the other, each an outcome of its own.
+"""Runs cells and writes their records: those without a record that counts, one after the other, each an outcome of its
+own.
 
-The folder belongs to one run at a time (bench.run.store). A cell is measured here or in another process, where a crash
-or a lack of memory is that cell's outcome and no other's, and with limits a hang.
+The folder belongs to one run at a time (bench.run.store). A cell is measured in this process or in a worker, where a
+crash or a lack of memory is that cell's outcome and no other's, and with limits a hang.
 """
 
 from __future__ import annotations
@@ -25,14 +26,13 @@ from bench.plan.run_spec import RunSpec
 from bench.records import comparability
 from bench.records.record import REFUSED, InvalidRecord, Record, load
 from bench.run import fingerprint, store
-from bench.run.datasets import Datasets, Reading
+from bench.run.datasets import DatasetReader, Datasets
 from bench.run.measure import Outcome, attempt
 from bench.run.source_hash import method_sha256
 from bench.system import environment, interrupt
-from bench.system import worker as isolation
 from bench.system.console import say
 from bench.system.threads import let_threads_wait
-from bench.system.worker import Limits
+from bench.system.worker import Limits, Line, Worker
 from methods.errors import Unwritable, UserError
 
 Report = Callable[[Path, list[Record]], object]
@@ -85,9 +85,9 @@ def run(
         if dead:
             say(dead)
         store.clear_leftovers(folder)
-        with _scratch(folder) as scratch, isolation.Worker() as worker:
-            materials = _datasets(cells, scratch)
-            cells = known(cells, materials)
+        with _scratch(folder) as scratch, Worker() as worker:
+            datasets = _datasets(cells, scratch)
+            cells = known(cells, datasets)
             for line in store.set_aside(folder, cells):
                 say(line)
             standing = store.standing(folder, cells, retry_failed=retry_failed)
@@ -102,11 +102,11 @@ def run(
                 else:
                     say(f"{where}: {why}; it runs again" if why else f"{where}: loading the model")
                     order, seconds = removals(cell, _valid(folder))
-                    errand = CellJob(cell, folder, scratch, where, order, seconds, cell.key in waiting.values())
+                    job = CellJob(cell, folder, scratch, where, order, seconds, cell.key in waiting.values())
                     found = _orphaned(cell, records) or (
-                        _elsewhere(errand, worker, limits)
+                        _in_worker(job, worker, limits)
                         if elsewhere
-                        else _here(errand, materials[_calibration_setting(cell)])
+                        else _in_this_process(job, datasets[_calibration_setting(cell)])
                     )
                     if alone or found["status"] not in SOUND:
                         worker.stop()
@@ -129,20 +129,20 @@ def _calibration_setting(cell: Cell) -> CalibrationSetting:
 
 
 def _datasets(cells: Sequence[Cell], scratch: Path) -> dict[CalibrationSetting, Datasets]:
-    """For each protocol and seed of a run, which is of one model; what several look at is read once."""
-    reading = Reading(cells[0], scratch)
+    """Read the data of each protocol and seed of a run, which is of one model."""
+    reader = DatasetReader(cells[0], scratch)
     recipes = {cell.healing for cell in cells if cell.healing}
-    looks = {_calibration_setting(cell): cell for cell in cells}
-    return {look: Datasets.of(cell, scratch, recipes, reading) for look, cell in looks.items()}
+    one_of_each = {_calibration_setting(cell): cell for cell in cells}
+    return {setting: reader.read(cell, recipes) for setting, cell in one_of_each.items()}
 
 
-def known(cells: Sequence[Cell], materials: Mapping[CalibrationSetting, Datasets]) -> list[Cell]:
-    """The cells with what their answers stand on. Raises UserError where one goes on from a cell that is missing."""
+def known(cells: Sequence[Cell], datasets: Mapping[CalibrationSetting, Datasets]) -> list[Cell]:
+    """Return the cells with their inputs. Raises UserError where one goes on from a cell that is missing."""
     weights = pretrained.weights_sha256(cells[0].model)
     hashes = {method: method_sha256(method) for method in {cell.method for cell in cells}}
     found, keys = list[Cell](), dict[str, str]()
     for cell in cells:
-        here = materials[_calibration_setting(cell)]
+        here = datasets[_calibration_setting(cell)]
         own: dict[str, Any] = {"weights_sha256": weights, "method_sha256": hashes[cell.method]}
         if cell.healing:
             own["healing"] = fingerprint.healing(cell.healing, here.healing[cell.healing])
@@ -154,7 +154,7 @@ def known(cells: Sequence[Cell], materials: Mapping[CalibrationSetting, Datasets
 
 
 def _orphaned(cell: Cell, records: Mapping[str, Record]) -> dict[str, Any] | None:
-    """What comes of a cell whose parent has no model to go on from; None for any other."""
+    """Return the outcome of a cell whose parent has no model to go on from; None for any other."""
     parent = records[cell.inputs["parent"]] if cell.earlier else None
     if parent is None or parent.status == "ok":
         return None
@@ -165,7 +165,7 @@ def _orphaned(cell: Cell, records: Mapping[str, Record]) -> dict[str, Any] | Non
 
 @dataclass(frozen=True)
 class CellJob:
-    """A cell to measure, and what its process cannot know: order, seconds and keep are those of Materials.knowing."""
+    """Names a cell to measure, and what its process cannot know; the last three are those of Datasets.for_cell."""
 
     cell: Cell
     folder: Path
@@ -176,18 +176,21 @@ class CellJob:
     keep: bool
 
 
-def _here(errand: CellJob, materials: Datasets) -> dict[str, Any]:
-    """What came of the cell, measured in this process: decisions, measured, status, error."""
+def _in_this_process(job: CellJob, datasets: Datasets) -> dict[str, Any]:
+    """Measure the cell in this process and return its decisions, measured, status and error."""
     found: dict[str, Any] = {}
-    _attempt(errand, materials, found.update, lambda doing: None)
+    _attempt(job, datasets, found.update, lambda doing: None)
     return found
 
 
-def _elsewhere(errand: CellJob, worker: isolation.Worker, limits: Limits) -> dict[str, Any]:
-    """The same of the worker's process. Raises UserError for what is no cell's alone, such as a missing text."""
+def _in_worker(job: CellJob, worker: Worker, limits: Limits) -> dict[str, Any]:
+    """Measure the cell in the worker's process, with the results of `_in_this_process`.
+
+    Raises UserError for a mistake that is no cell's alone, such as a missing text.
+    """
     found: dict[str, Any] = {}
-    arguments = errand, torch.get_num_threads(), methods.plugins()
-    failure = worker.run(_work, arguments, limits=limits, hear=found.update)
+    arguments = job, torch.get_num_threads(), methods.plugins()
+    failure = worker.run(_child, arguments, limits=limits, hear=found.update)
     if "refused" in found:
         raise UserError(found["refused"])
     if failure and "status" not in found:
@@ -195,31 +198,30 @@ def _elsewhere(errand: CellJob, worker: isolation.Worker, limits: Limits) -> dic
     return found
 
 
-def _work(line: isolation.Line, errand: CellJob, threads: int, plugins: list[str]) -> None:
-    """In another process: the texts and tasks that are not on its desk yet, and the cell."""
+def _child(line: Line, job: CellJob, threads: int, plugins: list[str]) -> None:
+    """Measure the cell, in the worker's process; what an earlier cell has read there is in its cache."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     line.alive("while it read its texts and tasks")
     torch.set_num_threads(threads)
     methods.load(plugins)
-    cell, desk = errand.cell, line.desk
+    cell, cache = job.cell, line.cache
     try:
-        if "reading" not in desk:
-            desk["reading"] = Reading(cell, errand.scratch)
-        look = (*_calibration_setting(cell), cell.healing)
-        if look not in desk:
-            recipes = [cell.healing] if cell.healing else []
-            desk[look] = Datasets.of(cell, errand.scratch, recipes, desk["reading"])
+        if "reader" not in cache:
+            cache["reader"] = DatasetReader(cell, job.scratch)
+        setting = (*_calibration_setting(cell), cell.healing)
+        if setting not in cache:
+            cache[setting] = cache["reader"].read(cell, [cell.healing] if cell.healing else [])
         imported = {"method_sha256": method_sha256(cell.method)}
-        _attempt(errand, replace(desk[look], inputs=desk[look].inputs | imported), line.tell, line.alive)
+        _attempt(job, replace(cache[setting], inputs=cache[setting].inputs | imported), line.tell, line.alive)
     except UserError as error:
         line.tell({"refused": str(error)})
 
 
 def _attempt(
-    errand: CellJob, materials: Datasets, tell: Callable[[dict[str, Any]], object], doing: Callable[[str], object]
+    job: CellJob, datasets: Datasets, tell: Callable[[dict[str, Any]], object], doing: Callable[[str], object]
 ) -> None:
-    materials = materials.knowing(errand.order, errand.seconds, errand.keep)
-    attempt(errand.cell, errand.folder, materials, Outcome(tell, doing, _teller(errand.where)))
+    datasets = datasets.for_cell(job.order, job.seconds, job.keep)
+    attempt(job.cell, job.folder, datasets, Outcome(tell, doing, _teller(job.where)))
 
 
 def _teller(where: str) -> Callable[[str], None]:
@@ -234,7 +236,7 @@ def _record(cell: Cell, found: dict[str, Any]) -> Record:
 
 
 def removals(cell: Cell, records: Sequence[Record]) -> tuple[tuple[str, ...], float]:
-    """The longest start of a greedy method's removals that other cells of the folder have found, and its seconds.
+    """Return the longest start of a greedy search's removals that other cells of the folder found, and its seconds.
 
     They may differ in the ratio, in the compensation, which follows the search, and in how they are measured; not in
     what the method is, and what it looks at.
@@ -259,7 +261,7 @@ def removals(cell: Cell, records: Sequence[Record]) -> tuple[tuple[str, ...], fl
 
 
 def _valid(folder: Path) -> list[Record]:
-    """Every record of the folder that can be read and is a result."""
+    """Load every record of the folder that can be read and is a result."""
     found = []
     for path in sorted((folder / "cells").glob("*.json")):
         with suppress(InvalidRecord):
@@ -269,7 +271,7 @@ def _valid(folder: Path) -> list[Record]:
 
 @contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """A folder beside the results that is gone at the end."""
+    """Make a folder beside the results that is gone at the end."""
     try:
         made = tempfile.TemporaryDirectory(prefix=store.SCRATCH, dir=folder, ignore_cleanup_errors=True)
     except OSError as error:

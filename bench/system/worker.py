@@ -53,11 +53,11 @@ class Failure:
 
 
 class Line:
-    """Talks to the parent from the child. In `desk` a task leaves what the next one in its process may need."""
+    """Talks to the parent from the child. In `cache` a task leaves what the next one in its process may need."""
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe = pipe
-        self.desk: dict[Any, Any] = {}
+        self.cache: dict[Any, Any] = {}
 
     def ask(self) -> Connection:
         """Ask the parent for what it gives, and return the pipe from which that can be read."""
