@@ -220,12 +220,8 @@ def _child(line: Line, job: CellJob, threads: int, plugins: list[str]) -> None:
 def _attempt(
     job: CellJob, datasets: Datasets, tell: Callable[[dict[str, Any]], object], doing: Callable[[str], object]
 ) -> None:
-    datasets = datasets.for_cell(job.order, job.seconds, job.keep)
-    attempt(job.cell, job.folder, datasets, Outcome(tell, doing, _teller(job.where)))
-
-
-def _teller(where: str) -> Callable[[str], None]:
-    return lambda message: say(f"{where}: {message}")
+    outcome = Outcome(tell, doing, lambda message: say(f"{job.where}: {message}"))
+    attempt(job.cell, job.folder, datasets.for_cell(job.order, job.seconds, job.keep), outcome)
 
 
 def _record(cell: Cell, found: dict[str, Any]) -> Record:
