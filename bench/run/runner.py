@@ -90,12 +90,12 @@ def run(
             cells = known(cells, datasets)
             for line in store.set_aside(folder, cells):
                 say(line)
-            standing = store.standing(folder, cells, retry_failed=retry_failed)
-            waiting = {cell.key: cell.inputs["parent"] for cell in cells if cell.earlier and not standing[cell.key][0]}
+            served = store.served(folder, cells, retry_failed=retry_failed)
+            waiting = {cell.key: cell.inputs["parent"] for cell in cells if cell.earlier and not served[cell.key][0]}
             records = dict[str, Record]()
             for index, cell in enumerate(cells):
                 where = f"[{index + 1}/{len(cells)}] {cell.label}{'' if cell.ratio is None else f' at {cell.ratio:g}'}"
-                record, why = standing[cell.key]
+                record, why = served[cell.key]
                 if record is not None:
                     say(f"{where}: has a record")
                     store.drop_partial_results(folder, cell.key, record.status)

@@ -234,8 +234,8 @@ def clear_leftovers(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def standing(folder: Path, cells: Sequence[Cell], *, retry_failed: bool) -> dict[str, tuple[Record | None, str]]:
-    """Return {key: (its record if that counts, else None; why it does not, in a line)}, by `finished`.
+def served(folder: Path, cells: Sequence[Cell], *, retry_failed: bool) -> dict[str, tuple[Record | None, str]]:
+    """Return the record that serves each cell: {key: (record, "") or (None, why there is none that counts, in a line)}.
 
     A parent's record does not count where a cell without a record goes on from a model that is gone.
     """

@@ -69,7 +69,7 @@ def workload(model: Any, point: TimedPoint, protocol: Protocol) -> Workload:
     return Workload(run.step, run.reset, count)
 
 
-class _Run:
+class _CachedRun:
     """Holds the state of a workload: ids (batch, tokens); `forward` is `model`, compiled where that was asked for."""
 
     def __init__(self, model: Any, forward: Any, ids: Tensor, size: int, kind: str) -> None:
@@ -89,7 +89,7 @@ class _Run:
         return forward(input_ids=ids, cache=self.cache, use_cache=True, logits_to_keep=1)
 
 
-class _Prefill(_Run):
+class _Prefill(_CachedRun):
     def reset(self) -> None:
         self.last = None
         if self.cache is None:
@@ -101,7 +101,7 @@ class _Prefill(_Run):
         self.last = self.feed(self.forward, self.ids)
 
 
-class _Decode(_Run):
+class _Decode(_CachedRun):
     position = 0
 
     def reset(self) -> None:
