@@ -18,6 +18,7 @@ from methods.errors import OutOfReach, Unsupported, UserError
 from methods.registry import (
     catalogue,
     compensations,
+    current_names,
     hyperparameters,
     installed,
     load,
@@ -47,6 +48,7 @@ __all__ = [
     "UserError",
     "catalogue",
     "compensations",
+    "current_names",
     "hyperparameters",
     "installed",
     "load",

@@ -1,31 +1,39 @@
-"""The common interface of every method, and the registry that finds methods by name.
+"""The interface that every method has, the registry that it enters, and the types of its parameters.
 
-Letters: N = calibration sequences, T = tokens per sequence.
+A field's type says which values are right, as in `C: Annotated[int, Ge(2)] = 4`; `methods.make` refuses others.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, TypeVar
+
+from annotated_types import Ge, Gt, Lt
 
 from methods.model.calibration import Calibration
 
 if TYPE_CHECKING:
     from methods.model.decoder import Decoder
 
+Layers = Annotated[int, Ge(0)]  # how many layers
+Count = Annotated[int, Ge(1)]
+Tokens = Annotated[int, Ge(2)]  # of which all but the first are predicted
+Positive = Annotated[float, Gt(0)]
+Share = Annotated[float, Ge(0), Lt(1)]
+
 
 class Pruner(Protocol):
-    """A frozen dataclass whose fields are the method's hyperparameters."""
+    """Is a frozen dataclass whose fields are the method's hyperparameters."""
 
     name: ClassVar[str]
 
     @property
     def fixed(self) -> bool:
-        """Whether the parameters alone decide what goes, so that no ratio is asked for (`drop:layers=20-24`)."""
+        """Say whether the parameters alone decide what goes, so that no ratio is asked for (`drop:layers=20-24`)."""
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
-        """The knob that the ratio turns into (layers to remove, slice width, ...), from shapes alone.
+        """Return what the ratio turns into (layers to remove, slice width, ...), from shapes alone.
 
         Works on a model without weights, so that a request is refused before any work.
         Raises Unsupported for a structure, OutOfReach for a ratio, that the method cannot serve.
@@ -34,7 +42,7 @@ class Pruner(Protocol):
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         """Remove `ratio` of all parameters of `model`, in place; 0 changes nothing.
 
-        Returns what was decided, as plain JSON values. Raises as `plan` does.
+        Returns what was decided, as plain JSON values. Raises what `plan` raises.
         """
 
 
@@ -44,7 +52,7 @@ P = TypeVar("P", bound=type)
 
 
 def register(name: str) -> Callable[[P], P]:
-    """Class decorator: make a frozen dataclass available as method `name`."""
+    """Return a class decorator that makes a frozen dataclass available as method `name`."""
 
     def add(cls: P) -> P:
         if not dataclasses.is_dataclass(cls):

@@ -16,7 +16,7 @@ from methods.model.structures import Sublayer, sublayer_sizes
 
 
 def whole_layers(model: Decoder, ratio: float, stay: int = 1) -> int:
-    """The number of layers whose parameters come nearest to `ratio` of all. At least `stay` layers, and one, stay.
+    """Return how many layers hold nearest to `ratio` of all parameters. At least `stay` layers, and one, stay.
 
     Raises OutOfReach when the layers that may go do not hold that much.
     """
@@ -32,7 +32,7 @@ def whole_layers(model: Decoder, ratio: float, stay: int = 1) -> int:
 
 
 def block_parameters(model: Decoder, ratio: float, blocks: Collection[Sublayer]) -> int:
-    """The parameters that `ratio` asks of `blocks`, which never are all that the layers hold.
+    """Return the parameters that `ratio` asks of `blocks`, which never are all that the layers hold.
 
     Raises OutOfReach when the blocks hold less.
     """
@@ -48,6 +48,6 @@ def block_parameters(model: Decoder, ratio: float, blocks: Collection[Sublayer])
 
 
 def matched_ratio(model: Decoder, ratio: float) -> float:
-    """`ratio` rounded to whole layers: the budget that every method of a run must meet."""
+    """Return `ratio` rounded to whole layers: the budget that every method of a run must meet."""
     each = sum(map(layer_parameters, model.layers)) / len(model.layers)
     return whole_layers(model, ratio) * each / parameters(model)

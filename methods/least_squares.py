@@ -14,14 +14,30 @@ I = columns of x, O = columns of y, M = rows of one piece.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from methods.errors import Unsupported
 
 
+def relative_error(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Return ||d||^2 / ||z||^2, summed in float64 over pairs of what a fit misses, d, and what was wanted, z."""
+    missed = whole = 0.0
+    for d, z in pairs:
+        missed += squared(d)
+        whole += squared(z)
+    return missed / whole
+
+
+def squared(x: Tensor) -> float:
+    """Return ||x||^2, summed in float64."""
+    return float(x.double().square().sum())
+
+
 class LeastSquares:
-    """The sums of the normal equations, piece by piece."""
+    """Sums up the normal equations, piece by piece, and solves them."""
 
     def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:
         zero = torch.zeros((), dtype=torch.float64, device=device)
@@ -30,7 +46,7 @@ class LeastSquares:
         self.x, self.y = zero.new_zeros(inputs), zero.new_zeros(outputs)
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """x (M, I), y (M, O)"""
+        """Add rows of x (M, I) and y (M, O)."""
         x, y = x.double(), y.double()
         self.rows += len(x)
         self.xx.addmm_(x.T, x)
@@ -39,7 +55,7 @@ class LeastSquares:
         self.y += y.sum(0)
 
     def solve(self, ridge: float, towards: Tensor, *, intercept: bool = False) -> tuple[Tensor, Tensor | None]:
-        """W* (I, O) and b (O,) or None, in float64. `towards` is W0 (I, O).
+        """Return W* (I, O) and b (O,) or None, in float64; `towards` is W0 (I, O).
 
         Raises Unsupported where the ridge is too small for the rows that there are.
         """

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def bar(total: int | None, what: str, unit: str, done: int = 0) -> Any:
-    """A bar of `total` units, None where that shows only at the end, `done` of them at the start.
+    """Return a bar of `total` units, None where that shows only at the end, `done` of them at the start.
 
     Drawn every 0.2 s, or 20 s where no terminal shows it.
     """
@@ -21,7 +21,7 @@ def bar(total: int | None, what: str, unit: str, done: int = 0) -> Any:
 
 
 def over(items: Collection[T], what: str, unit: str) -> Iterator[T]:
-    """The items, with a bar that counts those that are done."""
+    """Yield the items, with a bar that counts those that are done."""
     with bar(len(items), what, unit) as shown:
         for item in items:
             yield item

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -19,7 +20,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from methods.base import REGISTRY, Pruner
 
@@ -56,6 +57,14 @@ COMPENSATIONS = (
 )
 ENTRY_POINTS = "prunebench.methods"
 PLUGIN = "prunebench_plugin_"  # begins the name under which a file is imported
+RENAMED = {  # earlier names of parameters, which records hold and users may type, and those of today
+    "protect_first": "keep_first",
+    "protect_last": "keep_last",
+    "first": "keep_first",
+    "last": "keep_last",
+}
+
+T = TypeVar("T")
 
 
 def load(plugins: Iterable[str] = ()) -> dict[str, type[Pruner]]:
@@ -82,7 +91,7 @@ def _load_point(point: importlib.metadata.EntryPoint) -> None:
 
 
 def plugins() -> list[str]:
-    """The files of the plugins that are loaded, so that another process can load them too."""
+    """Return the files of the plugins that are loaded, so that another process can load them too."""
     loaded = [module for name, module in sys.modules.items() if name.startswith(PLUGIN)]
     return [module.__file__ for module in loaded if module.__file__]
 
@@ -107,26 +116,46 @@ def _load_file(path: Path) -> None:
 
 
 def make(name: str, given: Mapping[str, Any] | None = None) -> Pruner:
-    """Method `name`, such as `shortgpt` or `shortgpt+ghost`, with what is `given` of `parameters`.
+    """Return method `name`, such as `shortgpt` or `shortgpt+ghost`, with what is `given` of its parameters.
 
     Values have their own types or are text; those of a compensation are called `ghost.ridge`. `shortgpt+none` is
     `shortgpt`. Raises ValueError for an unknown name or parameter and for an unsound value, with what would be right.
     """
     method, plus, mending = name.partition("+")
+    given = dict(given or {})
+    for parameter, today in zip(given, current_names(name, given), strict=True):
+        if parameter != today:
+            _say_renamed(f"{method}:{parameter}", today)
+    given = current_names(name, given)
     if not plus or mending == "none":
-        return _made("method", load(), method, given or {}, "")
+        return _made("method", load(), method, given, "")
     from methods.compensation.base import CompensatedPruner
 
     prefix = f"{mending}."
-    ours = {key: value for key, value in (given or {}).items() if key.startswith(prefix)}
-    theirs = {key: value for key, value in (given or {}).items() if key not in ours}
+    ours = {key: value for key, value in given.items() if key.startswith(prefix)}
+    theirs = {key: value for key, value in given.items() if key not in ours}
     pruner = _made("method", load(), method, theirs, "")
     mend = _made("compensation", _load_compensations(), mending, ours, prefix)
     return CompensatedPruner(pruner, mend)  # type: ignore[return-value]  # its name follows from its parts
 
 
+def current_names(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters `given` of method `name`, those with an earlier name (RENAMED) under the one of today."""
+    kind = load().get(name.partition("+")[0])
+    fields = {field.name for field in dataclasses.fields(kind)} if kind else set()  # type: ignore[arg-type]
+    return {
+        RENAMED[key] if key not in fields and RENAMED.get(key) in fields else key: value for key, value in given.items()
+    }
+
+
+@functools.cache
+def _say_renamed(where: str, today: str) -> None:
+    """Write on stderr, once in a process, that a parameter is called otherwise today."""
+    print(f"{where} is called {today} now; the earlier name is still taken", file=sys.stderr, flush=True)
+
+
 def hyperparameters(pruner: Pruner) -> dict[str, Any]:
-    """Every parameter by the name that `make` takes, plain JSON values."""
+    """Return every parameter by the name that `make` takes, as plain JSON values."""
     from methods.compensation.base import CompensatedPruner
 
     if not isinstance(pruner, CompensatedPruner):
@@ -137,7 +166,7 @@ def hyperparameters(pruner: Pruner) -> dict[str, Any]:
 
 
 def modules(name: str) -> list[str]:
-    """The modules that `make(name)` takes its classes from: the method's, and the compensation's."""
+    """Return the modules that `make(name)` takes its classes from: the method's, and the compensation's."""
     method, _, mending = name.partition("+")
     compensations = _load_compensations() if mending else {}
     classes = [load()[method], *([compensations[mending]] if mending in compensations else [])]
@@ -152,52 +181,56 @@ def _load_compensations() -> dict[str, type[Compensation]]:
     return known
 
 
-T = TypeVar("T")
-
-
 def _made(what: str, known: Mapping[str, type[T]], name: str, given: Mapping[str, Any], prefix: str) -> T:
+    """Return an object of the class `known[name]`; its parameters are called with `prefix` in front."""
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = f"{_near(name, known)}? " if _near(name, known) else ""
         raise ValueError(f"no {what} is called {name!r}; {hint}known: {', '.join(sorted(known))}")
-    fields = {prefix + field.name: _kind(field.type) for field in dataclasses.fields(known[name])}  # type: ignore[arg-type]
+    hints = get_type_hints(known[name], include_extras=True)
+    fields = {prefix + field.name: hints[field.name] for field in dataclasses.fields(known[name])}  # type: ignore[arg-type]
     values = {}
     for parameter, value in given.items():
         if parameter not in fields:
-            near = difflib.get_close_matches(parameter, fields, n=1)
-            hint, has = f"; did you mean {near[0]}?" if near else "", ", ".join(fields) if fields else "none"
-            raise ValueError(f"{name} has no parameter {parameter}; it has: {has}{hint}")
+            hint, has = _near(parameter, fields), ", ".join(fields) if fields else "none"
+            raise ValueError(f"{name} has no parameter {parameter}; it has: {has}{f'; {hint}?' if hint else ''}")
         where = parameter if prefix else f"{name}:{parameter}"
-        values[parameter.removeprefix(prefix)] = _typed(where, fields[parameter], value)
+        values[parameter.removeprefix(prefix)] = _valid(where, fields[parameter], value)
     try:
         return known[name](**values)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
 
-def _kind(annotation: Any) -> str:
-    """'int', 'int | None': a type as it is written, whether or not the file has postponed its annotations."""
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+def _near(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}" if near else ""
 
 
-def _typed(where: str, kind: str, value: Any) -> Any:
-    """`value` as one of the types in `kind`, such as "int | None"."""
-    kinds = [piece.strip() for piece in kind.split("|")]
-    if value is None or (isinstance(value, str) and value.lower() == "none"):
-        if "None" in kinds:
-            return None
-    elif "bool" in kinds:
-        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        if str(value).lower() in words:
-            return words[str(value).lower()]
-    else:
-        for piece, convert in (("int", int), ("float", float), ("str", str)):
-            try:
-                if piece in kinds and not (piece == "int" and isinstance(value, float)):
-                    return convert(value)
-            except ValueError:
-                continue
-    raise ValueError(f"{where} is {' or '.join(kinds)}; got {value!r}")
+def _valid(where: str, hint: Any, value: Any) -> Any:
+    """Return `value`, which may be text, as the type `hint` of the parameter `where`. Raises ValueError."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    none = isinstance(value, str) and value.lower() == "none"
+    try:
+        adapter = TypeAdapter(hint, config=ConfigDict(coerce_numbers_to_str=True))
+        return adapter.validate_python(None if none else value)
+    except ValidationError:
+        raise ValueError(f"{where} is {_said(hint)}; got {value!r}") from None
+
+
+def _said(hint: Any) -> str:
+    """Return a type in words: `int, at least 2`, `all or last`, `float or None`."""
+    if hint is type(None):
+        return "None"
+    if get_origin(hint) is Annotated:
+        bounds = {"ge": "at least", "gt": "more than", "lt": "less than", "le": "at most"}
+        limits = [(words, getattr(limit, name, None)) for limit in hint.__metadata__ for name, words in bounds.items()]
+        said = " and ".join(f"{words} {bound:g}" for words, bound in limits if bound is not None)
+        return f"{_said(hint.__origin__)}, {said}" if said else _said(hint.__origin__)
+    if get_args(hint):
+        words = list(map(str if get_origin(hint) is Literal else _said, get_args(hint)))
+        return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    return str(getattr(hint, "__name__", hint))
 
 
 SAID = ("fixed", "needs", "cost", "without")  # constants of a class that its card shows
@@ -205,7 +238,7 @@ SAID = ("fixed", "needs", "cost", "without")  # constants of a class that its ca
 
 @dataclass(frozen=True)
 class Card:
-    """What `list methods` says of a method. The last four are constants of its class.
+    """Holds what `list methods` says of a method. The last four are constants of its class.
 
     parameters  name, default, meaning
     fixed       whether the parameters alone decide what goes, so that no ratio is asked for
@@ -224,7 +257,7 @@ class Card:
 
 
 def catalogue() -> list[Card]:
-    """The built-in methods, read from their source, so that a list costs no import of torch."""
+    """Return a card of every built-in method, read from its source, so that a list costs no import of torch."""
     cards: list[Card] = []
     for name in BUILT_IN:
         cards += _cards(_source(name))
@@ -232,7 +265,7 @@ def catalogue() -> list[Card]:
 
 
 def compensations() -> list[Card]:
-    """The compensations, in the same way."""
+    """Return a card of every compensation, read from its source."""
     cards: list[Card] = []
     for name in COMPENSATIONS:
         cards += _cards(_source(name), "compensation")
@@ -244,7 +277,7 @@ def _source(name: str) -> str:
 
 
 def installed() -> list[tuple[str, str]]:
-    """(name, package) of the entry points of installed packages, which are named after their methods."""
+    """Return (name, package) of the entry points of installed packages, which are named after their methods."""
     points = importlib.metadata.entry_points(group=ENTRY_POINTS)
     return [(point.name, point.dist.name if point.dist else point.module) for point in points]
 
@@ -262,8 +295,8 @@ def _cards(source: str, decorator_name: str = "register") -> list[Card]:
         said = {name: value for base in bases for name, value in constants.get(base, {}).items()}
         for item in node.body:
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value is not None:
-                comment = lines[item.lineno - 1].rpartition("#")[2] if "#" in lines[item.lineno - 1] else ""
-                meaning = comment.strip() or own.get(item.target.id, ("", "", ""))[2]
+                said_here = "\n".join(lines[item.lineno - 1 : item.end_lineno]).partition("  # ")[2]
+                meaning = said_here.partition("\n")[0].strip() or own.get(item.target.id, ("", "", ""))[2]
                 own[item.target.id] = (item.target.id, ast.unparse(item.value), meaning)
             elif isinstance(item, ast.Assign) and ast.unparse(item.targets[0]) in SAID:
                 said[ast.unparse(item.targets[0])] = ast.literal_eval(item.value)

@@ -54,6 +54,26 @@ def test_the_method_of_the_page_stands_in_the_table(way, package, small, tmp_pat
     assert counts[0][1] == counts[1][1]  # at the same parameter count
 
 
+def test_a_plugin_that_was_written_before_the_move_runs_unchanged(tmp_path, small):
+    """It imports from methods.signals, which is methods.model.activations today."""
+    example = Path(__file__).parent.parent / "docs" / "examples" / "mine.py"
+    assert "from methods.signals import steps" in example.read_text(encoding="utf-8")
+    done = bench(tmp_path, "run", "--methods", "opposed,drop-tail", "--plugin", str(example), *small)
+    assert done.returncode == 0, done.stderr
+    counts = re.findall(r"^(opposed|drop-tail) +\S+ % +(\S+ \S)", done.stdout, re.MULTILINE)
+    assert len(counts) == 2
+    assert counts[0][1] == counts[1][1]
+
+
+def test_the_package_exports_what_its_user_needs():
+    import methods
+
+    names = ("register", "make", "catalogue", "Decoder", "Calibration", "Unsupported", "OutOfReach", "parameters")
+    assert set(names) <= set(methods.__all__)
+    assert all(getattr(methods, name) is not None for name in methods.__all__)
+    assert methods.parameters.__module__ == "methods.model.sizes"
+
+
 def test_its_parameters_are_checked_like_any_others(package, small):
     done = bench(package, "run", "--methods", "smallest-writers:keep_first=x", *small)
     assert done.returncode == 2

@@ -37,7 +37,8 @@ from methods.errors import UserError
 from methods.files import write_atomically
 from methods.model.activations import Entry, enter
 from methods.model.calibration import Calibration
-from methods.model.decoder import Decoder, Layer
+from methods.model.decoder import Decoder
+from methods.model.layer import Layer
 from methods.model.structures import Part, attention_parts, mlp_parts
 from methods.progress import over
 

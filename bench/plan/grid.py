@@ -158,7 +158,8 @@ def _cell(mention: Mention, ratio: float | None, common: dict[str, Any]) -> Cell
     import methods
 
     parameters = methods.hyperparameters(methods.make(mention.method, mention.given))
-    return Cell(method=mention.method, parameters=parameters, given=tuple(mention.given), ratio=ratio, **common)
+    given = tuple(methods.current_names(mention.method, mention.given))
+    return Cell(method=mention.method, parameters=parameters, given=given, ratio=ratio, **common)
 
 
 def _refuse_unless_reachable(pruner: Any, cell: Cell, decoder: Decoder, *, by_name: bool) -> None:

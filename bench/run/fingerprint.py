@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import methods
 from bench.data import pretrained
 from bench.data import texts as text_data
 from bench.evaluation import tasks
@@ -76,15 +77,23 @@ def healing(recipe: Recipe, text: Text) -> dict[str, str]:
 def of_today(cell: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `cell` of a record as it would be asked for today.
 
-    Hashes of earlier code that decides the same are replaced by today's (bench.run.source_hash).
+    Parameters have the names of today, and hashes of earlier code that decides the same are today's
+    (bench.run.source_hash).
     """
+
+    def named(stage: Mapping[str, Any]) -> dict[str, Any]:
+        parameters = methods.current_names(stage["method"], stage["parameters"])
+        given = methods.current_names(stage["method"], dict.fromkeys(stage.get("given", ())))
+        return {**stage, "parameters": parameters, "given": list(given)}
+
     inputs = dict(cell.get("inputs", {}))
     if "method_sha256" in inputs:
         inputs["method_sha256"] = as_of_today(inputs["method_sha256"])
     if "healing" in inputs:
         trained = inputs["healing"]
         inputs["healing"] = trained | {"source_sha256": as_of_today(trained["source_sha256"])}
-    return {**cell, "inputs": inputs}
+    earlier = {"earlier": [named(stage) for stage in cell["earlier"]]} if cell.get("earlier") else {}
+    return named(cell) | earlier | {"inputs": inputs}
 
 
 def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

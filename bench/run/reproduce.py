@@ -18,6 +18,7 @@ from bench.records import comparability, run_folder
 from bench.records.record import Record
 from bench.regression import cell_results
 from bench.regression.cell_results import CellResults
+from bench.run import fingerprint
 from bench.run.saving import PROBE_TOKENS, facts
 from methods.errors import UserError
 from methods.model.decoder import Decoder
@@ -40,17 +41,17 @@ def measure(run: Path, name: str) -> CellResults:
         torch.set_num_threads(threads)
     try:
         cell = cell_of(record)
-        runner.run([*chain.ancestors(cell), cell], folder)
+        *_, again = runner.run([*chain.ancestors(cell), cell], folder)
     except (UserError, OSError) as error:
         raise UserError(
             f"{name} looks worse and cannot be measured again here: {error}; --no-confirm judges without"
         ) from None
-    return cell_results.of_run(folder)[name]
+    return cell_results.of_run(folder)[cell_results.name_of(cell_results.identity(again))]
 
 
 def cell_of(record: Record) -> Cell:
-    """Return the cell that a record was made from; its inputs are found out again when it runs."""
-    cell: Cell = TypeAdapter(Cell).validate_python(record.cell | {"inputs": {}})
+    """Return the cell that a record was made from; what its answer stands on is found out anew when it runs."""
+    cell: Cell = TypeAdapter(Cell).validate_python(fingerprint.of_today(record.cell) | {"inputs": {}})
     return cell
 
 
@@ -73,7 +74,7 @@ def prune_again(record: Record, device: str) -> PrunedModel:
     Raises UserError where weights, tokens or decisions are no longer the same, and for a cell that was trained or goes
     on from another cell.
     """
-    cell, measured, protocol = record.cell, record.measured, record.cell["protocol"]
+    cell, measured, protocol = fingerprint.of_today(record.cell), record.measured, record.cell["protocol"]
     if "healing" in cell or "earlier" in cell:
         raise UserError(
             f"{cell['label']} was trained or goes on from another cell; `run --save-models` keeps its model"

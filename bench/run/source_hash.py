@@ -142,10 +142,15 @@ def _code(source: bytes) -> str:
 
 
 def _plain(node: Any) -> Any:
-    """Return a syntax tree as lists and dicts. Absent parts are left out, which Python's versions store differently."""
+    """Return a syntax tree as lists and dicts, without what Python's versions store differently.
+
+    That is what is absent, and the empty ends of f-strings.
+    """
     if isinstance(node, list):
         return [_plain(one) for one in node]
     if isinstance(node, ast.AST):
+        if isinstance(node, ast.JoinedStr):
+            node.values = [value for value in node.values if not (isinstance(value, ast.Constant) and not value.value)]
         fields = {name: value for name, value in ast.iter_fields(node) if value is not None and value != []}
         return [type(node).__name__, {name: _plain(value) for name, value in fields.items() if name != "kind"}]
     return repr(node)

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from methods.signals import steps
 from torch.nn.functional import cosine_similarity
 
 from methods import register
 from methods.budget import whole_layers
+from methods.signals import steps
 
 
 @register("opposed")

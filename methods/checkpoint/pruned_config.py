@@ -23,7 +23,8 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from methods.model.decoder import Decoder, Layer
+from methods.model.decoder import Decoder
+from methods.model.layer import Layer
 from methods.model.residual_map import maps_of, put_map
 from methods.model.sliced_layer import SlicedLayer, cut_columns, fuse, read_in_basis, write_in_basis
 from methods.model.stock import empty, stock_class
@@ -33,7 +34,7 @@ SHARED = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embedd
 
 
 class PrunedConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
-    """The base's configuration and what is left of each layer."""
+    """Holds the base's configuration and what is left of each layer."""
 
     model_type = "prunebench"
     base_config: dict[str, Any] | None = None
@@ -41,7 +42,7 @@ class PrunedConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     residual: dict[str, int] | None = None
 
     def base(self) -> PreTrainedConfig:
-        """The configuration of the architecture that has been pruned, with the layers that are left."""
+        """Return the configuration of the architecture that has been pruned, with the layers that are left."""
         given = dict(self.base_config or {})
         base: PreTrainedConfig = CONFIG_MAPPING[given.pop("model_type")].from_dict(given)
         base.dtype, base._attn_implementation = self.dtype, self._attn_implementation
@@ -49,7 +50,7 @@ class PrunedConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
 
 class PrunedForCausalLM:
-    """What the Auto classes ask for a PrunedConfig's model; they get one of the base's class."""
+    """Is what the Auto classes ask for a PrunedConfig's model; they get one of the base's class."""
 
     config_class = PrunedConfig
 
@@ -67,7 +68,7 @@ AutoModelForCausalLM.register(PrunedConfig, PrunedForCausalLM, exist_ok=True)
 
 
 def cut_class(config: PrunedConfig) -> Any:
-    """The base's class with an __init__ that cuts, so that transformers' own loader fills the cut model."""
+    """Return the base's class with an __init__ that cuts, so that transformers' own loader fills the cut model."""
     stock = stock_class(config.base())
 
     def build(self: Any, config: PrunedConfig) -> None:
@@ -79,7 +80,7 @@ def cut_class(config: PrunedConfig) -> Any:
 
 
 def describe(model: Decoder) -> PrunedConfig:
-    """The configuration that says what `model` holds."""
+    """Return the configuration that says what `model` holds."""
     whole = Decoder(empty(model.config.from_dict(model.config.to_dict()))).layers
     layers, maps = [_facts(layer) for layer in model.layers], maps_of(model)
     if any(maps):
@@ -176,7 +177,7 @@ def _set_bias(matrix: nn.Linear, wanted: bool) -> None:
 
 
 def _cut_residual(model: Decoder, d: int, e: int) -> None:
-    """What slicing leaves of every shape: norms without gains, shortcuts, and d or e instead of D."""
+    """Cut every shape to what slicing leaves: norms without gains, shortcuts, and d or e instead of D."""
     fuse(model, centre_embeddings=False)
     weight = model.embed.weight
     Q = torch.eye(model.embed.embedding_dim, dtype=torch.float64, device=weight.device)

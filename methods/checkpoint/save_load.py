@@ -27,15 +27,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from methods.checkpoint import model_card, weight_files
 from methods.checkpoint.pruned_config import describe
-from methods.checkpoint.transformers_compat import (
-    difference,
-    loaded,
-    logits,
-    padded,
-    shapes,
-    try_out,
-    uniform_config,
-)
+from methods.checkpoint.transformers_compat import difference, loaded, logits, padded, shapes, try_out, uniform_config
 from methods.errors import CheckpointError, first_line
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
@@ -125,7 +117,7 @@ def refuse_own_code(model: Decoder) -> None:
 def load(
     folder: Path, *, dtype: torch.dtype | None = None, device: torch.device = CPU, check_hashes: bool = True
 ) -> Decoder:
-    """The model in `folder`, in evaluation mode, in `dtype` or else the dtype it is stored in.
+    """Return the model in `folder`, in evaluation mode, in `dtype` or else the dtype it is stored in.
 
     Raises CheckpointError for a folder that is not what its manifest and its configuration say.
     """
@@ -141,19 +133,19 @@ def load(
 
 
 def complete(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Add `facts`, such as figures measured on the reloaded model, to the manifest and the card; the new manifest."""
+    """Add `facts`, such as figures of the reloaded model, to the manifest and the card. Returns the new manifest."""
     manifest = read_manifest(folder) | dict(facts)
     _write_manifest(Path(folder), manifest)
     return manifest
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether `save` wrote the folder."""
+    """Say whether `save` wrote the folder."""
     return (Path(folder) / MANIFEST).is_file()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises CheckpointError where there is none, or one of another layout."""
+    """Return the manifest of a folder. Raises CheckpointError where there is none, or one of another layout."""
     path = Path(folder) / MANIFEST
     try:
         manifest: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -169,7 +161,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_config(folder: Path, manifest: Mapping[str, Any]) -> PreTrainedConfig:
-    """The configuration of `folder`. Raises CheckpointError where it and the weights or the manifest disagree."""
+    """Return the configuration of `folder`. Raises CheckpointError where weights or manifest disagree with it."""
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
         shell = empty(config)
@@ -185,7 +177,7 @@ def check_config(folder: Path, manifest: Mapping[str, Any]) -> PreTrainedConfig:
 
 
 def structure(model: Decoder) -> dict[str, Any]:
-    """What each layer holds, by the names of methods.checkpoint.pruned_config, as plain JSON values."""
+    """Return what each layer holds, by the names of methods.checkpoint.pruned_config, as plain JSON values."""
     described = describe(model)
     layers = described.to_dict()["per_layer_config"]
     return {"layers": [layers[name] for name in sorted(layers)], "residual": described.residual}
@@ -193,7 +185,7 @@ def structure(model: Decoder) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Form:
-    """How a model is stored: what config.json says, the tensors, and why not in stock form, if it is not."""
+    """Says how a model is stored: config.json, the tensors, and why not in stock form, if it is not."""
 
     config: PreTrainedConfig
     tensors: dict[str, Tensor]
@@ -201,7 +193,7 @@ class Form:
 
 
 def form_of(model: Decoder, ids: Tensor) -> Form:
-    """The stock form if transformers makes the same model of it, else the described one. Raises CheckpointError."""
+    """Return the stock form if transformers makes the same model of it, else the described. Raises CheckpointError."""
     try:
         config = uniform_config(model)
         return Form(config, try_out(model, config, ids), None)
@@ -215,7 +207,7 @@ def form_of(model: Decoder, ids: Tensor) -> Form:
 
 
 def default_probe(model: Decoder) -> Tensor:
-    """(1, T) some token ids, the same for every model of this vocabulary."""
+    """Return some token ids, (1, T), the same for every model of this vocabulary."""
     length = min(PROBE_TOKENS, model.config.max_position_embeddings)
     return (torch.arange(length) * 7 + 3).remainder(model.config.vocab_size)[None]
 
@@ -229,7 +221,7 @@ def _padded(model: Decoder, ids: Tensor) -> tuple[Decoder, dict[str, Any]]:
 
 
 def _rounding(expected: Tensor, rounded: Tensor, dtype: str) -> dict[str, Any]:
-    """What `dtype` costs: the largest difference of a logit, and the mean KL divergence in nats per token."""
+    """Return what `dtype` costs: the largest difference of a logit, and the mean KL divergence in nats per token."""
     if not bool(rounded.isfinite().all()):
         raise CheckpointError(f"in {dtype} the model's logits overflow; store it in another dtype")
     p, q = expected.log_softmax(-1), rounded.log_softmax(-1)
@@ -250,7 +242,7 @@ def _write_rest(folder: Path, model: Decoder, config: PreTrainedConfig, tokenize
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """The manifest and the card that follows from it, each replaced in one step."""
+    """Write the manifest and the card that follows from it, each in one step."""
     texts = {
         MANIFEST: json.dumps(manifest, indent=1, allow_nan=False, ensure_ascii=False) + "\n",
         "README.md": model_card.render(manifest),

@@ -27,7 +27,7 @@ WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 
 
 def uniform_config(model: Decoder) -> PreTrainedConfig:
-    """The stock configuration of a model whose layers all have the same widths. Raises Uneven for any other."""
+    """Return the stock configuration of a model whose layers have the same widths. Raises Uneven for any other."""
     form = describe(model)
     if form.residual is not None:
         raise Uneven("the residual stream has been cut, and each layer maps it from one basis to the next")
@@ -47,7 +47,7 @@ def uniform_config(model: Decoder) -> PreTrainedConfig:
 
 
 def tensors(model: Decoder, shell: Any) -> dict[str, Tensor]:
-    """What is stored, by name: each tied tensor once, and transposed where `shell`, a model of its class, has it so."""
+    """Return what is stored by name: a tied tensor once, transposed where `shell`, a model of its class, has it so."""
     transposed = {f"{name}.weight" for name, module in shell.named_modules() if isinstance(module, Conv1D)}
     tied = model.model.all_tied_weights_keys or {}
     return {
@@ -58,14 +58,14 @@ def tensors(model: Decoder, shell: Any) -> dict[str, Tensor]:
 
 
 def rebuilt(config: PreTrainedConfig, stored: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> Any:
-    """The model of `config` around the tensors `stored`, as the loader of transformers makes it. Nothing is copied."""
+    """Return the model of `config` around the tensors `stored`, as transformers loads it. Nothing is copied."""
     return loaded(config, None, device, dtype, state_dict=stored)
 
 
 def loaded(
     config: PreTrainedConfig, folder: str | None, device: torch.device, dtype: torch.dtype, **options: Any
 ) -> Any:
-    """`from_pretrained` without progress bars. Raises ValueError for a tensor that is missing or left over."""
+    """Call `from_pretrained` without progress bars. Raises ValueError for a tensor that is missing or left over."""
     kind = cut_class(config) if isinstance(config, PrunedConfig) else stock_class(config)
     if device.type != "cpu":
         options["device_map"] = {"": device}
@@ -83,13 +83,13 @@ def loaded(
 
 
 def shapes(shell: Any) -> dict[str, tuple[int, ...]]:
-    """The shape of everything that a model of this class and these sizes stores, by name."""
+    """Return the shape of everything that a model of this class and these sizes stores, by name."""
     tied = shell.all_tied_weights_keys or {}
     return {name: tuple(tensor.shape) for name, tensor in shell.state_dict().items() if name not in tied}
 
 
 def difference(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str | None:
-    """The first tensor that is not as wanted, as a sentence."""
+    """Return a sentence on the first tensor that is not as wanted, or None."""
     for name in [*wanted, *found]:
         if name not in found:
             return f"{name} is missing"
@@ -101,7 +101,7 @@ def difference(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, .
 
 
 def try_out(model: Decoder, config: PreTrainedConfig, ids: Tensor) -> dict[str, Tensor]:
-    """The tensors from which `config` makes the same model again. Raises Uneven when it does not."""
+    """Return the tensors from which `config` makes the same model again. Raises Uneven when it does not."""
     shell = empty(config)
     stored = tensors(model, shell)
     found = {name: tuple(tensor.shape) for name, tensor in stored.items()}
@@ -118,12 +118,12 @@ def try_out(model: Decoder, config: PreTrainedConfig, ids: Tensor) -> dict[str, 
 
 @torch.no_grad()
 def logits(model: Decoder, ids: Tensor) -> Tensor:
-    """(B, T) -> (B, T, V) in float32"""
+    """Return the logits of ids, (B, T) -> (B, T, V), in float32."""
     return model.model(ids.to(model.embed.weight.device), use_cache=False).logits.float()
 
 
 def padded(model: Decoder, ids: Tensor) -> tuple[Decoder, float]:
-    """A copy with zeros where layers are narrower than the widest, and the largest difference of a logit on `ids`.
+    """Return a copy with zeros where layers are narrower than the widest, and a logit's largest difference on `ids`.
 
     The widths are the smallest ones that the stock class takes. Raises Uneven when there are none, and when the copy
     does not compute the same up to rounding.

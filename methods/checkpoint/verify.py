@@ -1,4 +1,4 @@
-"""Is a saved model what its folder says? One check after the other, each with what was found."""
+"""Checks whether a saved model is what its folder says, one check after the other, each with what was found."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CACHED = 1e-4  # share of the largest logit by which generation with and without
 
 @dataclass(frozen=True)
 class Check:
-    """One line of `verify`."""
+    """Is one line of `verify`."""
 
     name: str
     passed: bool
@@ -31,7 +31,7 @@ class Check:
 
 
 def verify(folder: Path) -> Iterator[Check]:
-    """The checks of a folder that methods.checkpoint wrote; it ends early where a model cannot be made of it.
+    """Yield the checks of a folder that `save` wrote; they end early where no model can be made of it.
 
     Raises CheckpointError for a folder without a readable manifest.
     """

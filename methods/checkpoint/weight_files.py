@@ -22,7 +22,7 @@ INDEX = "model.safetensors.index.json"
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `folder` at the end; after an exception nothing of it is left.
+    """Yield a folder to write into that becomes `folder` at the end; after an exception nothing of it is left.
 
     Raises CheckpointError when `folder` is taken, and for whatever the disk refuses.
     """
@@ -40,7 +40,7 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def write(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype, most: int) -> dict[str, dict[str, Any]]:
-    """The tensors, cast to `dtype`, in files of at most `most` bytes unless one tensor is larger.
+    """Write the tensors, cast to `dtype`, in files of at most `most` bytes unless one tensor is larger.
 
     One file is model.safetensors; several are numbered and have an index, as transformers reads them. Tensors are cast
     file by file. Returns {file: {bytes, sha256}}.
@@ -87,7 +87,7 @@ def check(folder: Path, weights: dict[str, dict[str, Any]], *, hashes: bool = Tr
 
 
 def stored_shapes(folder: Path, weights: dict[str, dict[str, Any]]) -> dict[str, tuple[int, ...]]:
-    """The shape of every stored tensor by name, read from the files' headers. Raises CheckpointError."""
+    """Return the shape of every stored tensor by name, from the files' headers. Raises CheckpointError."""
     found: dict[str, tuple[int, ...]] = {}
     for file in weights:
         try:

@@ -5,7 +5,7 @@ it adds to the model counts: the pruner is asked for so much more that removed l
 budget.
 
 To add one, write a file with `@compensation("name")` above a frozen dataclass and put the file's name into
-COMPENSATIONS of methods/__init__.py.
+COMPENSATIONS of methods/registry.py.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TRIES = 6  # at meeting a budget that depends on where the cuts fall
 
 
 class Compensation(Protocol):
-    """A frozen dataclass whose fields are the compensation's parameters."""
+    """Is a frozen dataclass whose fields are the compensation's parameters."""
 
     name: ClassVar[str]
 
@@ -45,10 +45,10 @@ class Compensation(Protocol):
 
     @property
     def uneven(self) -> str:
-        """Why stock transformers cannot load the result, or nothing."""
+        """Say why stock transformers cannot load the result, or nothing."""
 
     def added(self, pruning: Pruning) -> int:
-        """Parameters that `mend` will add, from shapes alone.
+        """Return how many parameters `mend` will add, from shapes alone.
 
         Raises Unsupported where the compensation has no way to serve what the pruner has done.
         """
@@ -62,7 +62,7 @@ C = TypeVar("C", bound=type)
 
 
 def compensation(name: str) -> Callable[[C], C]:
-    """Class decorator: make a frozen dataclass available as compensation `name`."""
+    """Return a class decorator that makes a frozen dataclass available as compensation `name`."""
 
     def add(cls: C) -> C:
         cls.name = name  # type: ignore[attr-defined]
@@ -75,7 +75,7 @@ def compensation(name: str) -> Callable[[C], C]:
 
 @dataclass(frozen=True)
 class CompensatedPruner:
-    """A pruner and the compensation that follows it."""
+    """Is a pruner and the compensation that follows it."""
 
     pruner: Pruner
     compensation: Compensation
@@ -93,13 +93,13 @@ class CompensatedPruner:
         return self.compensation.uneven or getattr(self.pruner, "uneven", "")
 
     def __getattr__(self, name: str) -> Any:
-        """What the pruner says of itself beyond the protocol: draws, seed, uniform."""
+        """Return what the pruner says of itself beyond the protocol: draws, seed, uniform."""
         if name in ("draws", "seed", "uniform"):
             return getattr(self.pruner, name)
         raise AttributeError(name)
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
-        """The pruner's own; how much more it has to remove is known when it has chosen."""
+        """Return the pruner's plan; how much more it has to remove is known when it has chosen."""
         return self.pruner.plan(model, ratio)
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class CompensatedPruner:
         return decisions | ({"asked_of_pruner": best} if best != ratio else {})
 
     def _same(self, dense: Decoder, one: float, other: float) -> bool:
-        """Whether both ratios ask the same of the pruner, as they do where they round to as many layers."""
+        """Say whether both ratios ask the same of the pruner, as they do where they round to as many layers."""
         try:
             return self.pruner.plan(dense, one) == self.pruner.plan(dense, other)
         except OutOfReach:
@@ -165,19 +165,20 @@ def _restore(model: Decoder, dense: Decoder) -> None:
 
 
 def _knowing(calibration: Calibration, decisions: dict[str, Any]) -> Calibration:
-    """What a greedy search has found out serves the next."""
+    """Return the calibration with what a greedy search has found out, which serves the next."""
     order = decisions.get("removal_order", [])[: decisions.get("free_removals", 0)]
     return dataclasses.replace(calibration, order=max(calibration.order, tuple(order), key=len))
 
 
 class ResidualMap:
-    """What ghost and linearpatch share: a map M (D, D) of the residual at each cut, y = x + x M."""
+    """A compensation that puts a map M (D, D) of the residual at each cut, y = x + x M; a subclass fits M."""
 
     leave_first: bool
     tokens: int | None
     uneven = "it adds maps of the residual"
 
     def fit(self, seen: list[BoundaryStates]) -> Tensor:
+        """Return M (D, D), in float64."""
         raise NotImplementedError
 
     def added(self, pruning: Pruning) -> int:
@@ -191,13 +192,4 @@ class ResidualMap:
             M = M.to(seen[0].y.dtype)
             return Compensated(lambda each: each.y + each.y @ M)
 
-        read = calibration if self.tokens is None else calibration.first(self.tokens)
-        return {"cuts": at_boundaries(pruning, read, self.leave_first, at), "tokens": int(read.mask.sum())}
-
-
-def check(ridge: float, tokens: int | None) -> None:
-    """The parameters that every fit has. Raises ValueError."""
-    if not ridge > 0:
-        raise ValueError(f"ridge is positive, so that the fit is unique where tokens are few; got {ridge:g}")
-    if tokens is not None and tokens < 2:
-        raise ValueError(f"tokens is at least 2; got {tokens}")
+        return at_boundaries(pruning, calibration.first(self.tokens), self.leave_first, at)

@@ -1,8 +1,8 @@
 """Where blocks have been cut out of a model, and what a map at each cut would have to do.
 
 A cut lies behind the last block that is left before a run of removed ones, be they whole layers or single attentions
-and MLPs. `at_cuts` walks the dense and the pruned model side by side over the calibration tokens; at each cut it shows
-what the pruned model has there, every earlier cut mended already, and what the dense model has behind the run:
+and MLPs. `at_boundaries` walks the dense and the pruned model side by side over the calibration tokens; at each cut it
+shows what the pruned model has there, every earlier cut mended already, and what the dense model has behind the run:
 
     y = r + n    the pruned model's residual at the cut, n what its last block adds        z    the dense model's state
 
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from methods.errors import Unsupported
-from methods.model.activations import States, enter, fitted_tokens, step, values_of_a_step
+from methods.least_squares import relative_error
+from methods.model.activations import States, enter_all, fitted_tokens, step, values_of_a_step
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.progress import over
@@ -27,7 +28,7 @@ from methods.progress import over
 
 @dataclass(frozen=True)
 class Pruning:
-    """What a pruner has done. `kept` are the dense model's numbers of the pruned model's layers."""
+    """Holds what a pruner has done; `kept` are the dense model's numbers of the pruned model's layers."""
 
     dense: Decoder
     pruned: Decoder
@@ -36,7 +37,9 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Boundary:
-    """behind  the number of the pruned model's layer whose end the cut is; -1: the cut is before the first layer
+    """Says where a cut lies.
+
+    behind     the number of the pruned model's layer whose end the cut is; -1: the cut is before the first layer
     removed    "layer 3", "attention 5": what is gone, by the dense model's numbers
     until      half layers of the dense model that have been run at the end of the removed run
     """
@@ -47,7 +50,7 @@ class Boundary:
 
 
 def boundaries_of(pruning: Pruning) -> list[Boundary]:
-    """The cuts, from front to rear."""
+    """Return the cuts, from front to rear."""
     kept, dense = pruning.kept, pruning.dense
     layers, cuts, run, behind = pruning.pruned.layers, list[Boundary](), list[str](), -1
     until = 0
@@ -78,7 +81,7 @@ def boundaries_of(pruning: Pruning) -> list[Boundary]:
 
 @dataclass(frozen=True)
 class BoundaryStates:
-    """One micro-batch at a cut. `where` (B, T) is true at the tokens that are fitted; the others are (B, T, D)."""
+    """Holds one micro-batch at a cut: y, n and z (B, T, D), and `where` (B, T), true at the tokens that are fitted."""
 
     y: Tensor
     n: Tensor
@@ -86,14 +89,16 @@ class BoundaryStates:
     where: Tensor
 
     def rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        """y, n and z of the fitted tokens, (M, D) each, in float64."""
+        """Return y, n and z of the fitted tokens, (M, D) each, in float64."""
         y, n, z = (state[self.where].double() for state in (self.y, self.n, self.z))
         return y, n, z
 
 
 @dataclass(frozen=True)
 class Compensated:
-    """state  what the pruned model has at the cut from then on, (B, T, D) for each micro-batch
+    """Says what a compensation has made of a cut.
+
+    state     gives what the pruned model has at the cut from then on, (B, T, D) for each micro-batch
     gain      what the model's residual behind the cut is multiplied by in effect, since its norms do not see it
     """
 
@@ -105,18 +110,15 @@ Compensate = Callable[[Boundary, list[BoundaryStates]], Compensated]
 
 
 @torch.no_grad()
-def at_boundaries(
-    pruning: Pruning, calibration: Calibration, leave_first: bool, mend: Compensate
-) -> list[dict[str, Any]]:
+def at_boundaries(pruning: Pruning, calibration: Calibration, leave_first: bool, mend: Compensate) -> dict[str, Any]:
     """Call `mend` at each cut, from front to rear, and go on with the states that it leads to.
 
-    Returns for each cut what was removed, and ||y - z||^2 / ||z||^2 over the fitted tokens before and after.
+    Returns, for the record, how many tokens were read, and for each of the `cuts` what was removed, and
+    ||y - z||^2 / ||z||^2 over the fitted tokens before and after.
     """
     cuts, dense = {cut.behind: cut for cut in some_boundaries(pruning)}, pruning.dense
-    batches = calibration.batches(values_of_a_step(dense) + 3 * dense.embed.embedding_dim)
-    entries = [enter(dense, ids) for ids, _ in batches]
-    masks = [mask for _, mask in batches]
-    fitted = [fitted_tokens(mask, leave_first).to(dense.embed.weight.device) for mask in masks]
+    entries, masks = enter_all(dense, calibration, values_of_a_step(dense) + 3 * dense.embed.embedding_dim)
+    fitted = fitted_tokens(masks, leave_first, dense.embed.weight.device)
     states, x, report, gain = States(dense, entries), [entry.x for entry in entries], list[dict[str, Any]](), 1.0
 
     def at(cut: Boundary, y: list[Tensor], n: list[Tensor]) -> list[Tensor]:
@@ -139,21 +141,16 @@ def at_boundaries(
             continue
         taken = [step(layer, one, given, mask) for one, given, mask in zip(x, arguments, masks, strict=True)]
         x = at(cuts[number], [each.y for each in taken], [each.m if layer.has_mlp else each.a for each in taken])
-    return report
+    return {"cuts": report, "tokens": int(calibration.mask.sum())}
 
 
 def error(seen: Sequence[BoundaryStates], gain: float = 1.0) -> float:
-    """||gain y - z||^2 / ||z||^2 over the fitted tokens."""
-    missed = whole = 0.0
-    for each in seen:
-        y, _, z = each.rows()
-        missed += float((gain * y - z).square().sum())
-        whole += float(z.square().sum())
-    return missed / whole
+    """Return ||gain y - z||^2 / ||z||^2 over the fitted tokens."""
+    return relative_error((gain * y - z, z) for y, _, z in (each.rows() for each in seen))
 
 
 def kept_layers(decisions: dict[str, Any], dense: Decoder, pruned: Decoder) -> list[int]:
-    """The dense model's numbers of the layers that are left. Raises Unsupported where the method does not say."""
+    """Return the dense model's numbers of the layers that are left. Raises Unsupported where a method does not say."""
     gone = set(decisions.get("removed_layers", []))
     kept = [number for number in range(len(dense.layers)) if number not in gone]
     if len(kept) != len(pruned.layers):
@@ -162,7 +159,7 @@ def kept_layers(decisions: dict[str, Any], dense: Decoder, pruned: Decoder) -> l
 
 
 def some_boundaries(pruning: Pruning) -> list[Boundary]:
-    """The cuts; raises Unsupported where the pruner has removed nothing whole."""
+    """Return the cuts. Raises Unsupported where the pruner has removed nothing whole."""
     cuts = boundaries_of(pruning)
     if not cuts:
         raise Unsupported("the method removes heads and channels, nothing whole, so there is no cut; refit serves it")

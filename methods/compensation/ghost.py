@@ -25,10 +25,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from methods.compensation.base import ResidualMap, check, compensation
-from methods.compensation.boundaries import (
-    BoundaryStates,
-)
+from methods.base import Positive, Tokens
+from methods.compensation.base import ResidualMap, compensation
+from methods.compensation.boundaries import BoundaryStates
 from methods.least_squares import LeastSquares
 
 
@@ -37,15 +36,12 @@ from methods.least_squares import LeastSquares
 class Ghost(ResidualMap):
     """A linear map of the residual at each cut, by least squares (Yun et al. 2026)."""
 
-    ridge: float = 1.0  # penalty of each channel, as a share of its energy
+    ridge: Positive = 1.0  # penalty of each channel, as a share of its energy
     leave_first: bool = True  # leave the first position of each sequence out of the fit
-    tokens: int | None = None  # calibration tokens that are read; None: all
-
-    def __post_init__(self) -> None:
-        check(self.ridge, self.tokens)
+    tokens: Tokens | None = None  # calibration tokens that are read; None: all
 
     def fit(self, seen: list[BoundaryStates]) -> Tensor:
-        """M (D, D), in float64"""
+        """Return M (D, D), in float64."""
         D = seen[0].y.shape[-1]
         sums = LeastSquares(D, D, seen[0].y.device)
         for each in seen:

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.compensation.base import ResidualMap, check, compensation
+from methods.base import Tokens
+from methods.compensation.base import ResidualMap, compensation
 from methods.compensation.boundaries import BoundaryStates
 
 
@@ -36,13 +37,10 @@ class LinearPatch(ResidualMap):
 
     rotate: bool = True  # rescale in a Hadamard basis; no: channel by channel
     leave_first: bool = True  # leave the first position of each sequence out of the means
-    tokens: int | None = None  # calibration tokens that are read; None: all
-
-    def __post_init__(self) -> None:
-        check(1.0, self.tokens)
+    tokens: Tokens | None = None  # calibration tokens that are read; None: all
 
     def fit(self, seen: list[BoundaryStates]) -> Tensor:
-        """M (D, D) in float64, of y = x + x M"""
+        """Return M (D, D) of y = x + x M, in float64."""
         D, device = seen[0].y.shape[-1], seen[0].y.device
         H = (hadamard(D) if self.rotate else torch.eye(D, dtype=torch.float64)).to(device)
         ratios = [(_size(each.z, each.where, H) / _size(each.y, each.where, H)).sum(0) for each in seen]
@@ -51,13 +49,13 @@ class LinearPatch(ResidualMap):
 
 
 def _size(x: Tensor, where: Tensor, H: Tensor) -> Tensor:
-    """Sum over tokens of |(x H)_k|, (B, D); sequences without a fitted token are left out."""
+    """Return the sum over tokens of |(x H)_k|, (B, D); sequences without a fitted token are left out."""
     sizes = (x.double() @ H).abs() * where[..., None]
     return sizes.sum(1)[where.any(1)].clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def hadamard(n: int) -> Tensor:
-    """(n, n) orthonormal, in float64: entries of one size where the construction gives such a matrix."""
+    """Return an orthonormal matrix (n, n), in float64: entries of one size where the construction gives such a one."""
     core = n & -n  # the largest power of two in n
     while core >= 1:
         base = _paley(n // core)
@@ -72,7 +70,7 @@ def hadamard(n: int) -> Tensor:
 
 
 def _paley(n: int) -> Tensor | None:
-    """(n, n) of 1 and -1 with orthogonal rows, by Paley 1933: n = 1, q + 1 or 2 (q + 1) for a prime q; else None."""
+    """Return 1 and -1, (n, n), with orthogonal rows, by Paley 1933: n = 1, q + 1 or 2 (q + 1), q prime; else None."""
     if n == 1:
         return torch.ones(1, 1, dtype=torch.float64)
     if n % 4:
@@ -87,7 +85,7 @@ def _paley(n: int) -> Tensor | None:
 
 
 def _conference(q: int, sign: float) -> Tensor:
-    """(q + 1, q + 1), zero on the diagonal, 1 and -1 elsewhere, with S S^T = q I; symmetric where sign is 1."""
+    """Return S (q + 1, q + 1), 0 on the diagonal, 1 and -1 elsewhere, S S^T = q I; symmetric where sign is 1."""
     squares = {i * i % q for i in range(1, q)}
     character = torch.tensor([0.0, *(1.0 if i in squares else -1.0 for i in range(1, q))], dtype=torch.float64)
     S = torch.zeros(q + 1, q + 1, dtype=torch.float64)

@@ -24,13 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.compensation.base import check, compensation
+from methods.base import Positive, Tokens
+from methods.compensation.base import compensation
 from methods.compensation.boundaries import Pruning
 from methods.errors import Unsupported
-from methods.least_squares import LeastSquares
-from methods.model.activations import enter, fitted_tokens, inputs_of, values_of_a_step
+from methods.least_squares import LeastSquares, squared
+from methods.model.activations import enter_all, fitted_tokens, inputs_of, values_of_a_step
 from methods.model.calibration import Calibration
-from methods.model.decoder import Layer
+from methods.model.layer import Layer
 from methods.progress import over
 
 Run = Callable[[Layer, Tensor, dict[str, Any]], Tensor]
@@ -41,17 +42,14 @@ Run = Callable[[Layer, Tensor, dict[str, Any]], Tensor]
 class Refit:
     """Output matrices that have lost heads or channels are fitted anew by least squares."""
 
-    ridge: float = 1.0  # penalty of each channel's distance from its weights, as a share of its energy
+    ridge: Positive = 1.0  # penalty of each channel's distance from its weights, as a share of its energy
     intercept: bool = False  # fit a bias as well, which counts as added
     leave_first: bool = True  # leave the first position of each sequence out of the fit
-    tokens: int | None = None  # calibration tokens that are read; None: all
+    tokens: Tokens | None = None  # calibration tokens that are read; None: all
 
     @property
     def uneven(self) -> str:
         return "refit:intercept adds biases" if self.intercept else ""
-
-    def __post_init__(self) -> None:
-        check(self.ridge, self.tokens)
 
     def added(self, pruning: Pruning) -> int:
         cut = [matrix for pair in pairs(pruning) for matrix in narrowed(*pair).values()]
@@ -61,10 +59,9 @@ class Refit:
 
     @torch.no_grad()
     def mend(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
-        read = calibration if self.tokens is None else calibration.first(self.tokens)
-        batches = read.batches(values_of_a_step(pruning.dense))
-        entries = [enter(pruning.dense, ids) for ids, _ in batches]
-        where = [fitted_tokens(mask, self.leave_first).to(entries[0].x.device) for _, mask in batches]
+        read = calibration.first(self.tokens)
+        entries, masks = enter_all(pruning.dense, read, values_of_a_step(pruning.dense))
+        where = fitted_tokens(masks, self.leave_first, entries[0].x.device)
         x, report = [entry.x for entry in entries], list[dict[str, Any]]()
         for number, (whole, layer) in enumerate(over(pairs(pruning), "refitting", "layer")):
             given, cut = [entry.arguments[layer.kind] for entry in entries], narrowed(whole, layer)
@@ -100,26 +97,24 @@ class Refit:
             sums.add(S[tokens], Y.double() - b)
             entered.append(S)
             rows.append((Y, tokens))
-            before += float((given - Y).double().square().sum())
+            before += squared(given - Y)
         W, intercept = sums.solve(self.ridge, matrix.weight.T, intercept=self.intercept)
         matrix.weight = nn.Parameter(W.T.to(matrix.weight.dtype).contiguous(), matrix.weight.requires_grad)
         if intercept is not None:
             matrix.bias = nn.Parameter(intercept.to(matrix.weight.dtype), matrix.weight.requires_grad)
         added: list[Tensor] = [matrix(S) for S in entered]
-        after = sum(
-            float((new[tokens] - Y).double().square().sum()) for new, (Y, tokens) in zip(added, rows, strict=True)
-        )
-        size = sum(float(Y.double().square().sum()) for Y, _ in rows)
+        after = sum(squared(new[tokens] - Y) for new, (Y, tokens) in zip(added, rows, strict=True))
+        size = sum(squared(Y) for Y, _ in rows)
         return added, {"error_before": before / size, "error_after": after / size}
 
 
 def attention(layer: Layer, x: Tensor, arguments: dict[str, Any]) -> Tensor:
-    """What the output matrix gives for the residual x in front of the attention, (B, T, D) -> (B, T, D)."""
+    """Return what the output matrix gives for the residual x in front of the attention, (B, T, D) -> (B, T, D)."""
     return layer.attention(layer.attn_norm(x), arguments)
 
 
 def mlp(layer: Layer, x: Tensor, arguments: dict[str, Any]) -> Tensor:
-    """What the output matrix gives for the residual x in front of the MLP, (B, T, D) -> (B, T, D)."""
+    """Return what the output matrix gives for the residual x in front of the MLP, (B, T, D) -> (B, T, D)."""
     return layer.feed_forward(layer.mlp_norm(x))
 
 
@@ -127,13 +122,13 @@ RUN: dict[str, Run] = {"attention": attention, "mlp": mlp}
 
 
 def pairs(pruning: Pruning) -> list[tuple[Layer, Layer]]:
-    """For each layer of the pruned model the dense layer that it was, and the layer."""
+    """Return for each layer of the pruned model the dense layer that it was, and the layer."""
     layers = pruning.dense.layers
     return [(layers[number], layer) for number, layer in zip(pruning.kept, pruning.pruned.layers, strict=True)]
 
 
 def narrowed(whole: Layer, layer: Layer) -> dict[str, nn.Linear]:
-    """The output matrices that have fewer columns than they had: attention, mlp."""
+    """Return the output matrices that have fewer columns than they had, by `attention` and `mlp`."""
     matrices = {}
     if layer.has_attention and layer.out.in_features < whole.out.in_features:
         matrices["attention"] = layer.out

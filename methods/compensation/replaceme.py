@@ -27,7 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.compensation.base import check, compensation
+from methods.base import Positive, Tokens
+from methods.compensation.base import compensation
 from methods.compensation.boundaries import (
     Boundary,
     BoundaryStates,
@@ -46,14 +47,11 @@ from methods.model.calibration import Calibration
 class ReplaceMe:
     """A least-squares map folded into the output matrix in front of each cut, no parameter added (Shopkhoev 2025)."""
 
-    ridge: float = 1.0  # penalty of each channel's distance from the identity, as a share of its energy
+    ridge: Positive = 1.0  # penalty of each channel's distance from the identity, as a share of its energy
     leave_first: bool = True  # leave the first position of each sequence out of the fit
-    tokens: int | None = None  # calibration tokens that are read; None: all
+    tokens: Tokens | None = None  # calibration tokens that are read; None: all
 
     uneven = ""
-
-    def __post_init__(self) -> None:
-        check(self.ridge, self.tokens)
 
     def added(self, pruning: Pruning) -> int:
         if pruning.pruned.family.post_norms:
@@ -71,11 +69,10 @@ class ReplaceMe:
             T = T.to(seen[0].y.dtype)
             return Compensated(lambda each: each.y - each.n + each.n @ T)
 
-        read = calibration if self.tokens is None else calibration.first(self.tokens)
-        return {"cuts": at_boundaries(pruning, read, self.leave_first, at), "tokens": int(read.mask.sum())}
+        return at_boundaries(pruning, calibration.first(self.tokens), self.leave_first, at)
 
     def fit(self, seen: list[BoundaryStates]) -> Tensor:
-        """T (D, D), in float64"""
+        """Return T (D, D), in float64."""
         D = seen[0].y.shape[-1]
         sums = LeastSquares(D, D, seen[0].y.device)
         for each in seen:
@@ -85,7 +82,7 @@ class ReplaceMe:
 
 
 def fold(matrix: nn.Linear, T: Tensor) -> None:
-    """W <- T^T W, b <- T^T b: what the matrix gives is mapped by T, (D, D) in float64."""
+    """Map what the matrix gives by T, (D, D) in float64: W <- T^T W, b <- T^T b."""
     matrix.weight = nn.Parameter((T.T @ matrix.weight.double()).to(matrix.weight.dtype), matrix.weight.requires_grad)
     if matrix.bias is not None:
         matrix.bias = nn.Parameter((T.T @ matrix.bias.double()).to(matrix.bias.dtype), matrix.bias.requires_grad)

@@ -24,7 +24,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from methods.compensation.base import check, compensation
+from methods.base import Tokens
+from methods.compensation.base import compensation
 from methods.compensation.boundaries import (
     Boundary,
     BoundaryStates,
@@ -43,12 +44,9 @@ class Scale:
     """One factor for the residual at each cut, folded into the weights behind it (Chen et al. 2025)."""
 
     leave_first: bool = True  # leave the first position of each sequence out of the mean
-    tokens: int | None = None  # calibration tokens that are read; None: all
+    tokens: Tokens | None = None  # calibration tokens that are read; None: all
 
     uneven = ""
-
-    def __post_init__(self) -> None:
-        check(1.0, self.tokens)
 
     def added(self, pruning: Pruning) -> int:
         if pruning.pruned.family.post_norms or pruning.pruned.final_norm is None:
@@ -68,11 +66,10 @@ class Scale:
                     divide(matrix, c)
             return Compensated(lambda each: each.y, gain=factors[-1])
 
-        read = calibration if self.tokens is None else calibration.first(self.tokens)
-        report = at_boundaries(pruning, read, self.leave_first, at)
-        return {"cuts": report, "factors": factors, "tokens": int(read.mask.sum())}
+        return at_boundaries(pruning, calibration.first(self.tokens), self.leave_first, at) | {"factors": factors}
 
     def fit(self, seen: list[BoundaryStates]) -> float:
+        """Return the mean over the fitted tokens of ||z|| / ||x||."""
         ratios: list[Tensor] = []
         for each in seen:
             y, _, z = each.rows()
@@ -81,7 +78,7 @@ class Scale:
 
 
 def divide(matrix: nn.Linear, c: float) -> None:
-    """W <- W / c, b <- b / c"""
+    """Divide what the matrix gives by c: W <- W / c, b <- b / c."""
     matrix.weight = nn.Parameter(matrix.weight.detach() / c, matrix.weight.requires_grad)
     if matrix.bias is not None:
         matrix.bias = nn.Parameter(matrix.bias.detach() / c, matrix.bias.requires_grad)

@@ -20,13 +20,13 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from methods.base import register
-from methods.budget import whole_layers
+from methods.base import Layers, register
+from methods.depth.one_shot import OneShot
 from methods.model.activations import steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
@@ -34,25 +34,15 @@ from methods.model.decoder import Decoder
 
 @register("angular")
 @dataclass(frozen=True)
-class Angular:
+class Angular(OneShot):
     """Drop the run of layers with the smallest angle between what enters and what leaves it (Gromov et al. 2024)."""
 
-    token: str = "last"  # tokens that are compared: the last of each sequence, or all
-    keep_first: int = 1  # layers at the front that stay
-    keep_last: int = 1  # layers at the end that stay
+    token: Literal["last", "all"] = "last"  # tokens that are compared: the last of each sequence, or all
+    keep_first: Layers = 1  # layers at the front that stay
+    keep_last: Layers = 1  # layers at the end that stay
 
-    fixed = False
     needs = "calibration"
     cost = "1 forward"
-
-    def __post_init__(self) -> None:
-        if self.token not in ("last", "all"):
-            raise ValueError(f"token is last or all; got {self.token!r}")
-        if min(self.keep_first, self.keep_last) < 0:
-            raise ValueError("keep_first and keep_last count layers, so they are not negative")
-
-    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
-        return {"layers": whole_layers(model, ratio, stay=self.keep_first + self.keep_last)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         n, L = self.plan(model, ratio)["layers"], len(model.layers)
@@ -65,7 +55,7 @@ class Angular:
         return {"removed_layers": list(range(s, s + n)), "distances": D}
 
     def distances(self, model: Decoder, calibration: Calibration, n: int) -> list[float]:
-        """D(s) for s = 0 .. L-n, as shares of a half turn."""
+        """Return D(s) for s = 0 .. L-n, as shares of a half turn."""
         total, count = [0.0] * (len(model.layers) - n + 1), [0] * (len(model.layers) - n + 1)
         entered: deque[Tensor] = deque(maxlen=n)  # (M, D) each, what entered the last n layers at the chosen tokens
         for l, step in steps(model, calibration):

@@ -21,42 +21,17 @@ are twice as many candidates as layers, and up to twice as many removals. Paddin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from methods.base import register
-from methods.budget import block_parameters
-from methods.depth.greedy_search import Trial, search
-from methods.model.calibration import Calibration
-from methods.model.decoder import Decoder
-from methods.model.sizes import parameters
-from methods.model.structures import Sublayer, remove_sublayers, sublayers_of
+from methods.base import Tokens, register
+from methods.depth.greedy_search import GreedyBlocks
 
 
 @register("blockpruner")
 @dataclass(frozen=True)
-class BlockPruner:
+class BlockPruner(GreedyBlocks):
     """Drop attentions and MLPs one by one, each time the one without which perplexity is lowest (Zhong et al. 2024)."""
 
-    tokens: int = 512  # calibration tokens that are read
+    tokens: Tokens = 512  # calibration tokens that are read
 
-    fixed = False
-    uneven = "it removes single attentions and MLPs"
     needs = "calibration"
     cost = "about L forwards per block removed"
-
-    def __post_init__(self) -> None:
-        if self.tokens < 2:
-            raise ValueError(f"tokens is at least 2, so that there is one to predict; got {self.tokens}")
-
-    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
-        blocks = sublayers_of(model, "attention", "mlp")
-        return {"parameters": parameters(model) - block_parameters(model, ratio, blocks)}
-
-    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
-        blocks = sublayers_of(model, "attention", "mlp")
-        budget = block_parameters(model, ratio, blocks)
-        if not budget:
-            return {"removed_layers": [], "removed_attention": [], "removed_mlp": []}
-        trial = Trial(model, calibration.first(self.tokens), "nll")
-        found = search(trial, blocks, budget, known=[Sublayer.parse(text) for text in calibration.order])
-        return remove_sublayers(model, found.order) | found.decisions()

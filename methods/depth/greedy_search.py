@@ -19,10 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from methods.budget import block_parameters
 from methods.model.activations import Entry, enter
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.structures import Sublayer, sublayer_sizes
+from methods.model.sizes import parameters
+from methods.model.structures import Sublayer, remove_sublayers, sublayer_sizes, sublayers_of
 from methods.progress import over
 
 TOKENS_AT_ONCE = 128  # whose logits are held at once: fewer make slow products, more do not fit a cache
@@ -32,17 +34,17 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def nll(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
-    """-log p(target), summed over M tokens: (M, V), anything, (M,) -> (). It needs no dense model."""
+    """Return -log p(target), summed over M tokens: (M, V), anything, (M,) -> (). It needs no dense model."""
     return nn.functional.cross_entropy(logits, targets, reduction="sum")
 
 
 def kl(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
-    """KL(dense || pruned) of the next token, summed over M tokens: (M, V), (M, V) dense log-probabilities -> ()."""
+    """Return KL(dense || pruned) of the next token, summed over M tokens: (M, V), (M, V) dense log-probabilities."""
     return nn.functional.kl_div(logits.log_softmax(-1), p, reduction="sum", log_target=True)
 
 
 def js(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
-    """Jensen-Shannon divergence of the next token, summed over M tokens, p as for kl: (M, V), (M, V) -> ()."""
+    """Return the Jensen-Shannon divergence of the next token, summed over M tokens: (M, V), (M, V), p as in `kl`."""
     q = logits.log_softmax(-1)
     m = torch.logaddexp(p, q) - math.log(2)
     halves = [nn.functional.kl_div(m, one, reduction="sum", log_target=True) for one in (p, q)]
@@ -54,7 +56,7 @@ LOSSES: dict[str, Loss] = {"nll": nll, "kl": kl, "js": js}
 
 @dataclass(frozen=True)
 class _Batch:
-    """One micro-batch. wanted (M,) are the places, row by row, of the tokens that have a successor; targets (M,)."""
+    """Holds one micro-batch: the places (M,), row by row, of the tokens that have a successor, and these (M,)."""
 
     entry: Entry
     wanted: Tensor
@@ -64,7 +66,7 @@ class _Batch:
 
 
 class Trial:
-    """The model on the calibration tokens, with any blocks left out. It changes no module.
+    """Runs the model on the calibration tokens with any blocks left out. It changes no module.
 
     runs  layers that have been run, for all tokens; divided by the number of layers, forwards
     """
@@ -90,7 +92,7 @@ class Trial:
 
     @torch.no_grad()
     def without(self, block: Sublayer | None = None, limit: float = math.inf) -> float:
-        """The loss per token when `block` goes as well; anything above `limit` where that is sure to be exceeded."""
+        """Return the loss per token when `block` goes as well, or anything above `limit` where it is sure to be."""
         gone = self.gone | ({block} if block else set())
         first = block.layer if block else len(self.layers)
         tokens, total = sum(len(batch.targets) for batch in self.batches), 0.0
@@ -127,7 +129,7 @@ class Trial:
         return layer.run(x, entry.arguments[layer.kind], parts)
 
     def _losses(self, batch: _Batch, x: Tensor) -> Iterator[float]:
-        """Summed over some tokens at a time."""
+        """Yield the loss summed over some tokens at a time."""
         x = x[:, :-1].flatten(0, 1)[batch.wanted]
         for piece in torch.split(torch.arange(len(x), device=x.device), TOKENS_AT_ONCE):
             dense = batch.dense[piece]
@@ -135,13 +137,13 @@ class Trial:
             yield float(self.loss(self.model.logits(x[piece]).float(), p, batch.targets[piece]))
 
     def _log_probabilities(self, x: Tensor) -> Tensor:
-        """Of the next token behind the last layer's output: (M, D) -> (M, V)."""
+        """Return those of the next token from the last layer's output: (M, D) -> (M, V)."""
         return self.model.logits(x).float().log_softmax(-1)
 
 
 @dataclass
 class Found:
-    """A search's result.
+    """Holds what a search has found.
 
     order   the blocks in the order of their removal
     losses  the loss per token after each removal; None where the removal was known, and in the record where it is
@@ -156,7 +158,7 @@ class Found:
     runs: float = 0.0
 
     def decisions(self) -> dict[str, Any]:
-        """For the record; `removal_order` and `free_removals` serve the other ratios of a run."""
+        """Return it for the record; `removal_order` and `free_removals` serve the other ratios of a run."""
         return {
             "removal_order": [str(block) for block in self.order],
             "free_removals": self.free,
@@ -166,7 +168,7 @@ class Found:
 
 
 def affordable(left: Sequence[Sublayer], size: Mapping[Sublayer, int], rest: float) -> list[Sublayer]:
-    """Those that overshoot the `rest` of a budget by no more than half the smallest that is left.
+    """Return the blocks that overshoot the `rest` of a budget by no more than half the smallest that is left.
 
     Removing them one by one until there is none ends within half of the smallest.
     """
@@ -205,3 +207,40 @@ def search(trial: Trial, candidates: Sequence[Sublayer], budget: float, known: S
         rest -= size[chosen]
     found.runs = trial.runs / len(trial.layers)
     return found
+
+
+def searched(trial: Trial, candidates: Sequence[Sublayer], budget: float, order: Sequence[str]) -> dict[str, Any]:
+    """Remove what `search` finds from the trial's model, in place, and return what was decided for the record.
+
+    order  the first removals, as an earlier search with the same tokens has found them ("mlp 3")
+    """
+    found = search(trial, candidates, budget, known=[Sublayer.parse(text) for text in order])
+    return remove_sublayers(trial.model, found.order) | found.decisions()
+
+
+class GreedyBlocks:
+    """A method that removes single attentions and MLPs, each time the one without which the loss is lowest."""
+
+    tokens: int  # calibration tokens that are read
+    fixed = False
+    uneven = "it removes single attentions and MLPs"
+
+    @property
+    def loss(self) -> str:
+        """Return the name of the loss, one of LOSSES."""
+        return "nll"
+
+    def blocks(self, model: Decoder) -> list[Sublayer]:
+        """Return the blocks that may go."""
+        return sublayers_of(model, "attention", "mlp")
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        return {"parameters": parameters(model) - block_parameters(model, ratio, self.blocks(model))}
+
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        blocks = self.blocks(model)
+        budget = block_parameters(model, ratio, blocks)
+        if not budget:
+            return {"removed_layers": [], "removed_attention": [], "removed_mlp": []}
+        trial = Trial(model, calibration.first(self.tokens), self.loss)
+        return searched(trial, blocks, budget, calibration.order)

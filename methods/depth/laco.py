@@ -36,17 +36,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
-from methods.base import register
+from methods.base import Count, register
 from methods.budget import whole_layers
 from methods.errors import OutOfReach
 from methods.model.activations import Entry, enter
 from methods.model.calibration import Calibration
-from methods.model.decoder import Decoder, Layer
+from methods.model.decoder import Decoder
+from methods.model.layer import Layer
 from methods.progress import bar
 
 # A layer of the working model: the number of an original layer, or the window that was merged into one.
@@ -58,31 +60,19 @@ Merged = int | tuple["Merged", ...]
 class LaCo:
     """Merge rear layers into a prior one while the output stays similar, by the released rule (Yang et al. 2024)."""
 
-    C: int = 4  # layers in a window
-    I: int = 2  # pointer step after a merge
+    C: Annotated[int, Ge(2)] = 4  # layers in a window
+    I: Count = 2  # pointer step after a merge
     T: float | None = None  # threshold of the similarity; None: the largest that meets the ratio
     L: int = 0  # lowest layer that others may merge into
     H: int | None = None  # upper end of the range: the first window is H-C .. H-1; None: the last layer's number
-    merge: str = "last"  # last: projections of the window's last layer; sum: equation 1
-    norms: str = "base"  # norms and biases of the survivor: base, last or sum
+    merge: Literal["last", "sum"] = "last"  # last: projections of the window's last layer; sum: equation 1
+    norms: Literal["base", "last", "sum"] = "base"  # norms and biases of the survivor: base, last or sum
     clamp: bool = False  # after a merge, move the pointer down until a whole window fits
-    sentences: int = 5  # calibration sequences that are compared; the authors' code has five, the paper says ten
-    tokens: int = 16  # leading tokens of each that are used
+    sentences: Count = 5  # calibration sequences that are compared; the authors' code has five, the paper says ten
+    tokens: Count = 16  # leading tokens of each that are used
 
     needs = "calibration"
     cost = "about a forward of the layers behind it per window tried"
-
-    def __post_init__(self) -> None:
-        if self.C < 2:
-            raise ValueError(f"C counts the layers of a window, at least 2; got {self.C}")
-        if self.I < 1:
-            raise ValueError(f"I is the pointer's step after a merge, at least 1; got {self.I}")
-        if self.merge not in ("last", "sum"):
-            raise ValueError(f"merge is 'last' or 'sum'; got {self.merge!r}")
-        if self.norms not in ("base", "last", "sum"):
-            raise ValueError(f"norms is 'base', 'last' or 'sum'; got {self.norms!r}")
-        if min(self.sentences, self.tokens) < 1:
-            raise ValueError("sentences and tokens are at least 1")
 
     @property
     def fixed(self) -> bool:
@@ -134,14 +124,14 @@ class LaCo:
 class LaCoPublished(LaCo):
     """Merge rear layers by the sum of their differences, as the paper's equation 1 says (Yang et al. 2024)."""
 
-    merge: str = "sum"
+    merge: Literal["last", "sum"] = "sum"
     clamp: bool = True
-    sentences: int = 10
+    sentences: Count = 10
 
 
 @dataclass
 class _Path:
-    """One run of the loop: the working model's layers, and every candidate that was looked at."""
+    """Holds one run of the loop: the working model's layers, and every candidate that was looked at."""
 
     order: tuple[Merged, ...]
     removed: int = 0
@@ -149,12 +139,12 @@ class _Path:
 
 
 def _merged(order: tuple[Merged, ...], p: int, K: int) -> tuple[Merged, ...]:
-    """`order` after its layers p .. p+K merged into one."""
+    """Return `order` after its layers p .. p+K merged into one."""
     return (*order[:p], order[p : p + K + 1], *order[p + K + 1 :])
 
 
 class _Loop:
-    """Algorithm 1. `similarity(order, p)` is asked once for each candidate, whatever the threshold."""
+    """Runs algorithm 1. `similarity(order, p)` is asked once for each candidate, whatever the threshold."""
 
     def __init__(self, laco: LaCo, count: int, similarity: Any) -> None:
         self.laco, self.count, self.similarity = laco, count, similarity
@@ -191,7 +181,7 @@ class _Loop:
         return path
 
     def largest_threshold(self, limit: int) -> tuple[float, _Path]:
-        """The largest threshold at which the loop removes `limit` layers, and that run."""
+        """Return the largest threshold at which the loop removes `limit` layers, and that run."""
         threshold = math.inf
         while (path := self.run(threshold, limit, need=limit)).removed < limit:
             rejected = [
@@ -210,7 +200,7 @@ class _Loop:
 
 @dataclass
 class _Sentences:
-    """One micro-batch of sentences in the original model.
+    """Holds one micro-batch of sentences in the original model.
 
     entry   what else its layers are called with
     mask    (N, t) true at real tokens
@@ -225,7 +215,7 @@ class _Sentences:
 
 
 class _Reference:
-    """The original model's states, and how much a working model's last state resembles them."""
+    """Holds the original model's states, and says how much a working model's last state resembles them."""
 
     def __init__(self, laco: LaCo, model: Decoder, calibration: Calibration) -> None:
         self.laco, self.model = laco, model
@@ -243,7 +233,7 @@ class _Reference:
         return _Sentences(entry, mask.to(final.device), states, final)
 
     def similarity(self, order: tuple[Merged, ...], p: int) -> float:
-        """Mean over sentences of the cosine between the two models' last states, flattened over real tokens.
+        """Return the mean over sentences of the cosine of both models' last states, flattened over real tokens.
 
         NaN, which is rejected, where the window's layers differ in shape since an earlier method has cut them.
         """
@@ -258,14 +248,14 @@ class _Reference:
         return float(torch.cat(cosines).mean())
 
     def realise(self, layer: Merged) -> Layer:
-        """The layer itself, or the survivor of its window."""
+        """Return the layer itself, or the survivor of its window."""
         if isinstance(layer, int):
             return self.original[layer]
         return merge([self.realise(part) for part in layer], self.laco.merge, self.laco.norms)
 
 
 def merge(window: list[Layer], rule: str, norms: str) -> Layer:
-    """The survivor of `window`: its matrices by `rule`, its norms and biases by `norms`; the window is left alone."""
+    """Return the survivor of `window`: matrices by `rule`, norms and biases by `norms`; the window is left alone."""
     survivor = window[0].copy_sharing_matrices()
     for slot, matrix in enumerate(survivor.matrices):
         weights = [layer.matrices[slot].weight for layer in window]
@@ -280,12 +270,12 @@ def merge(window: list[Layer], rule: str, norms: str) -> Layer:
 
 
 def _shapes(layer: Layer) -> tuple[Any, ...]:
-    """What layers must agree in to merge: their parts, and the shapes of their matrices."""
+    """Return what layers must agree in to merge: their parts, and the shapes of their matrices."""
     return layer.has_attention, layer.has_mlp, *(tuple(matrix.weight.shape) for matrix in layer.matrices)
 
 
 def _sum_of_differences(thetas: Sequence[Tensor]) -> Tensor:
-    """Equation 1: theta_l + sum_k (theta_{l+k} - theta_l), in float32."""
+    """Return equation 1, theta_l + sum_k (theta_{l+k} - theta_l), computed in float32."""
     base = thetas[0].detach().float()
     return (base + sum(theta.detach().float() - base for theta in thetas[1:])).to(thetas[0].dtype)
 

@@ -27,24 +27,24 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from methods.base import register
+from methods.base import Count, Positive, Tokens, register
 from methods.budget import whole_layers
 from methods.depth.greedy_search import kl
 from methods.depth.layer_collapse import Collapse, Fit, Window
 from methods.errors import Unsupported
-from methods.least_squares import LeastSquares
-from methods.model.activations import Entry, enter, fitted_tokens, step
+from methods.least_squares import LeastSquares, relative_error
+from methods.model.activations import Entry, enter, enter_all, fitted_tokens, step
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.progress import over
 
-CHOOSE = ("fit", "error", "cosine")
+Choice = Literal["fit", "error", "cosine"]
 
 
 @register("laco-ls")
@@ -52,32 +52,21 @@ CHOOSE = ("fit", "error", "cosine")
 class LaCoLS:
     """Collapse rear layers into a prior one whose down matrix is refitted by least squares (after Yang et al. 2024)."""
 
-    ridge: float = 1.0  # penalty of each channel's distance from its weights, as a share of its energy
-    choose: str = "fit"  # candidates by the angle that a fit leaves, the error that it leaves, or the cosine before it
-    trials: int = 12  # candidates of a step that are tried in the model; the others are ruled out by their fit alone
-    trial_tokens: int = 512  # calibration tokens of a trial
-    search_tokens: int = 4096  # calibration tokens on which windows are judged by their fit
+    ridge: Positive = 1.0  # penalty of each channel's distance from its weights, as a share of its energy
+    choose: Choice = "fit"  # candidates by the angle or the error that a fit leaves, or by the cosine before it
+    trials: Count = 12  # candidates of a step that are tried in the model; the others are ruled out by their fit alone
+    trial_tokens: Tokens = 512  # calibration tokens of a trial
+    search_tokens: Tokens = 4096  # calibration tokens on which windows are judged by their fit
     attention: bool = False  # refit the attention's output matrix too, together with the down matrix
     later: bool = False  # refit the down matrices of all layers behind the first window too
-    sweeps: int = 1  # over the survivors; from the second on each makes up for the error behind the next window
+    sweeps: Count = 1  # over the survivors; from the second on each makes up for the error behind the next window
     leave_first: bool = True  # leave the first position of each sequence out of the fits
-    tokens: int | None = None  # calibration tokens that are fitted; None: all
+    tokens: Tokens | None = None  # calibration tokens that are fitted; None: all
 
     fixed = False
     needs = "calibration"
     cost = "3 forwards, and about 7 over 512 tokens for each layer removed"
     without = ("gemma2", "gemma3_text")
-
-    def __post_init__(self) -> None:
-        if not self.ridge > 0:
-            raise ValueError(f"ridge is positive, so that the fit is unique where tokens are few; got {self.ridge:g}")
-        if self.choose not in CHOOSE:
-            raise ValueError(f"choose is {', '.join(CHOOSE)}; got {self.choose!r}")
-        for name in ("trials", "sweeps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1; got {getattr(self, name)}")
-        if min(self.trial_tokens, self.search_tokens, 2 if self.tokens is None else self.tokens) < 2:
-            raise ValueError("trial_tokens, search_tokens and tokens are at least 2")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         if model.family.post_norms:
@@ -93,7 +82,7 @@ class LaCoLS:
         n = self.plan(model, ratio)["layers"]
         if not n:
             return {"removed_layers": []}
-        read, layers = calibration if self.tokens is None else calibration.first(self.tokens), model.layers
+        read, layers = calibration.first(self.tokens), model.layers
         found = self.found(model, read, n)
         fit = Fit(self.ridge, self.leave_first, self.attention, self.later, self.sweeps)
         errors = Collapse(model, found.windows, read, fit).run()
@@ -110,13 +99,13 @@ class LaCoLS:
         }
 
     def found(self, model: Decoder, calibration: Calibration, n: int) -> FoundCollapse:
-        """The windows; the states that the search needs are gone afterwards."""
+        """Return the windows; the states that the search needs are gone afterwards."""
         dense = DenseStates(model, calibration.first(self.search_tokens), self.leave_first, self.ridge, self.choose)
         trial = CollapseTrial(dense, calibration.first(self.trial_tokens))
         return self.search(dense, trial, n, [int(name.split()[1]) for name in calibration.order])
 
     def search(self, dense: DenseStates, trial: CollapseTrial, n: int, known: list[int]) -> FoundCollapse:
-        """n layers, one after the other; the first of them as an earlier search with the same tokens found them."""
+        """Find n layers, one after the other; the first are `known` from an earlier search with the same tokens."""
         found = FoundCollapse([(s, s + 1) for s in range(len(dense.layers))])
         for count in range(n):
             windows, loss = found.windows, None
@@ -141,7 +130,7 @@ class LaCoLS:
 
 @dataclass
 class FoundCollapse:
-    """order: the layers with which the swallowed windows begin; losses: KL after each, None where it was known."""
+    """Holds the windows, the layers with which swallowed ones began, and the KL after each, None where it was known."""
 
     windows: list[Window]
     order: list[int] = field(default_factory=list)
@@ -149,12 +138,12 @@ class FoundCollapse:
 
 
 def joined(windows: list[Window], i: int) -> list[Window]:
-    """The windows after number i has swallowed the next."""
+    """Return the windows after number i has swallowed the next."""
     return [*windows[:i], (windows[i][0], windows[i + 1][1]), *windows[i + 2 :]]
 
 
 class DenseStates:
-    """The dense model's states on the calibration tokens, and the maps T that are fitted on them.
+    """Holds the dense model's states on the calibration tokens, and the maps T that are fitted on them.
 
     x  (B, T, D) in front of every layer and behind the last, for each micro-batch        m  what each MLP adds
     """
@@ -163,11 +152,9 @@ class DenseStates:
         self, model: Decoder, calibration: Calibration, leave_first: bool, ridge: float, choose: str = "fit"
     ) -> None:
         self.model, self.layers, self.ridge, self.choose = model, model.layers, ridge, choose
-        batches = calibration.batches(2 * (len(self.layers) + 8) * model.embed.embedding_dim)
-        self.entries = [enter(model, ids) for ids, _ in batches]
-        self.masks = [mask for _, mask in batches]
-        device = model.embed.weight.device
-        self.where = [fitted_tokens(mask, leave_first).to(device) for mask in self.masks]
+        values = 2 * (len(self.layers) + 8) * model.embed.embedding_dim
+        self.entries, self.masks = enter_all(model, calibration, values)
+        self.where = fitted_tokens(self.masks, leave_first, model.embed.weight.device)
         self.x, self.m = [[entry.x for entry in self.entries]], list[list[Tensor]]()
         for layer in over(self.layers, "reading calibration tokens", "layer"):
             taken = [
@@ -179,11 +166,11 @@ class DenseStates:
         self.fits: dict[Window, tuple[Tensor, float]] = {}
 
     def map(self, window: Window) -> Tensor:
-        """T (D, D) of the window, in the model's dtype."""
+        """Return T (D, D) of the window, in the model's dtype."""
         return self._fit(window)[0]
 
     def left(self, window: Window) -> float:
-        """u of the window, or what takes its place."""
+        """Return what is left of the window's work when T has been fitted, as `choose` measures it."""
         return self._fit(window)[1]
 
     def _fit(self, window: Window) -> tuple[Tensor, float]:
@@ -197,24 +184,19 @@ class DenseStates:
             identity = torch.eye(len(sums.xx), dtype=torch.float64, device=sums.xx.device)
             T = sums.solve(self.ridge, identity)[0].to(self.x[0][0].dtype)
             found = [(r + m if self.choose == "cosine" else r + m @ T, z) for m, r, z in rows]
-            self.fits[window] = T, error(found) if self.choose == "error" else turned(found)
+            missed = relative_error((y.double() - z, z) for y, z in found) if self.choose == "error" else turned(found)
+            self.fits[window] = T, missed
         return self.fits[window]
 
 
 def turned(pairs: list[tuple[Tensor, Tensor]]) -> float:
-    """1 - mean over tokens of cos(y, z), for y and z (M, D) of each micro-batch."""
+    """Return 1 - mean over tokens of cos(y, z), for y and z (M, D) of each micro-batch."""
     left = sum(float((1 - cosine_similarity(y.float(), z.float(), dim=-1)).sum()) for y, z in pairs)
     return left / sum(len(y) for y, _ in pairs)
 
 
-def error(pairs: list[tuple[Tensor, Tensor]]) -> float:
-    """||y - z||^2 / ||z||^2"""
-    left = sum(float((y.double() - z).square().sum()) for y, z in pairs)
-    return left / sum(float(z.double().square().sum()) for _, z in pairs)
-
-
 class CollapseTrial:
-    """The model on a few tokens with windows collapsed by their maps T. It changes no module."""
+    """Runs the model on a few tokens with windows collapsed by their maps T. It changes no module."""
 
     def __init__(self, dense: DenseStates, calibration: Calibration) -> None:
         self.dense, self.mask = dense, calibration.mask
@@ -225,7 +207,7 @@ class CollapseTrial:
 
     @cached_property
     def expected(self) -> Tensor:
-        """(tokens, V) the dense model's log-probabilities of the next token."""
+        """Return the dense model's log-probabilities of the next token, (tokens, V)."""
         return self._logits(self.entry.run(self.dense.layers, self.entry.x)).log_softmax(-1)
 
     @torch.no_grad()
@@ -237,7 +219,7 @@ class CollapseTrial:
 
     @torch.no_grad()
     def loss(self, windows: list[Window], i: int) -> float:
-        """KL per token; before number i nothing has changed since `fix`. A loss that is no number never wins."""
+        """Return KL per token; before number i nothing has changed since `fix`. A loss that is no number never wins."""
         x = self.states[i]
         for window in windows[i:]:
             x = self._run(window, x)

@@ -30,10 +30,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.least_squares import LeastSquares
-from methods.model.activations import States, Step, enter, fitted_tokens, step, values_of_a_step
+from methods.least_squares import LeastSquares, relative_error
+from methods.model.activations import States, Step, enter_all, fitted_tokens, step, values_of_a_step
 from methods.model.calibration import Calibration
-from methods.model.decoder import Decoder, Layer, twin
+from methods.model.decoder import Decoder, twin
+from methods.model.layer import Layer
 from methods.progress import over
 
 Window = tuple[int, int]  # s, e: the layers s .. e-1 have become one
@@ -41,7 +42,7 @@ Window = tuple[int, int]  # s, e: the layers s .. e-1 have become one
 
 @dataclass(frozen=True)
 class Fit:
-    """What is fitted, and how; see the head of this file."""
+    """Says what is fitted, and how; see the head of this file."""
 
     ridge: float = 1.0
     leave_first: bool = True
@@ -51,21 +52,19 @@ class Fit:
 
 
 class Collapse:
-    """The survivors of a model's windows, refitted in place on the calibration tokens. Its other layers stay in it."""
+    """Refits the survivors of a model's windows, in place, on the calibration tokens; other layers stay in it."""
 
     @torch.no_grad()
     def __init__(self, model: Decoder, windows: Sequence[Window], calibration: Calibration, fit: Fit) -> None:
         self.layers, self.windows, self.how = model.layers, windows, fit
         self.dense = twin(model)
-        batches = calibration.batches(values_of_a_step(model) + 3 * model.embed.embedding_dim)
-        self.entries = [enter(model, ids) for ids, _ in batches]
-        self.masks = [mask for _, mask in batches]
-        device = model.embed.weight.device
-        self.where = [fitted_tokens(mask, fit.leave_first).to(device) for mask in self.masks]
+        values = values_of_a_step(model) + 3 * model.embed.embedding_dim
+        self.entries, self.masks = enter_all(model, calibration, values)
+        self.where = fitted_tokens(self.masks, fit.leave_first, model.embed.weight.device)
 
     @torch.no_grad()
     def run(self) -> list[dict[str, Any]]:
-        """Refit. Returns for each window that was fitted ||y - z||^2 / ||z||^2 behind it, before and after."""
+        """Refit, and return for each window that was fitted ||y - z||^2 / ||z||^2 behind it, before and after."""
         states, x, report = States(self.dense, self.entries), self._start(), dict[Window, dict[str, Any]]()
         for s, e in over(self.windows, "refitting", "layer"):
             if e == s + 1 and not (report and self.how.later):
@@ -78,7 +77,7 @@ class Collapse:
         return list(report.values())
 
     def _sweep(self, report: dict[Window, dict[str, Any]]) -> None:
-        """Once more over the windows, each for the error behind the next."""
+        """Go once more over the windows, each refitted for the error behind the next."""
         states, x, at = States(self.dense, self.entries), self._start(), 0
         merged = [number for number, (s, e) in enumerate(self.windows) if e > s + 1]
         for here, following in pairwise(merged):
@@ -98,7 +97,7 @@ class Collapse:
                 one.weight, other.weight = W, W_next
 
     def _refit_for_the_next(self, s: int, x: list[Tensor], y_E: list[Tensor], z_E: list[Tensor]) -> None:
-        """The down matrix of layer s, for the error behind the window that follows."""
+        """Refit the down matrix of layer s for the error behind the window that follows."""
         W = self.layers[s].down.weight
         rows = [
             (taken.channels[w], z[w].double() - y[w] + taken.channels[w].double() @ W.double().T)
@@ -144,24 +143,24 @@ class Collapse:
         ]
 
     def _through(self, windows: Sequence[Window], x: list[Tensor]) -> list[Tensor]:
-        """What leaves the survivors of these windows."""
+        """Return what leaves the survivors of these windows."""
         layers = [self.layers[s] for s, _ in windows]
         return [entry.run(layers, one) for entry, one in zip(self.entries, x, strict=True)]
 
     def _missed(self, y: list[Tensor], z: list[Tensor]) -> float:
-        """||y - z||^2 / ||z||^2 over the fitted tokens."""
+        """Return ||y - z||^2 / ||z||^2 over the fitted tokens."""
         pairs = [(a[w].double(), b[w].double()) for a, b, w in zip(y, z, self.where, strict=True)]
-        return sum(float((a - b).square().sum()) for a, b in pairs) / sum(float(b.square().sum()) for _, b in pairs)
+        return relative_error((a - b, b) for a, b in pairs)
 
 
 def biases(layer: Layer) -> Tensor | int:
-    """What the output matrices of attention and MLP add whatever enters them."""
+    """Return what the output matrices of attention and MLP add whatever enters them."""
     found = [matrix.bias for matrix in (layer.out, layer.down) if matrix.bias is not None]
     return sum(found) if found else 0
 
 
 def solved(rows: list[tuple[Tensor, Tensor]], towards: list[Tensor], ridge: float) -> list[nn.Parameter]:
-    """The matrices, (D, columns) each, side by side of the least squares of (M, all columns) to (M, D)."""
+    """Return the least squares of rows (M, all columns) to (M, D) as matrices (D, columns), drawn towards the given."""
     widths = [matrix.shape[1] for matrix in towards]
     sums = LeastSquares(sum(widths), len(towards[0]), towards[0].device)
     for entered, wanted in rows:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from methods.base import register
+from methods.base import Count, register
 from methods.budget import whole_layers
 from methods.errors import OutOfReach
 from methods.model.calibration import Calibration
@@ -53,14 +53,10 @@ class DropRandom:
     """Drop layers at random, never the first and the last unless nothing else is left."""
 
     seed: int | None = None  # of the draw; None: one cell for each of the draws, from the seed of the run on
-    draws: int = 5  # cells of one mention without a seed, which share a row
+    draws: Count = 5  # cells of one mention without a seed, which share a row
 
     fixed = False
     needs = "nothing"
-
-    def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise ValueError(f"draws counts cells, at least 1; got {self.draws}")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         return {"layers": whole_layers(model, ratio)}
@@ -87,6 +83,7 @@ class Drop:
             raise ValueError("drop needs the layers to drop, as in drop:layers=20-24 or drop:layers=3+20-24")
 
     def numbers(self) -> list[int]:
+        """Return the numbers of the layers that are named, rising. Raises ValueError."""
         numbers: set[int] = set()
         for piece in filter(None, str(self.layers).split("+")):
             first, _, last = piece.partition("-")

@@ -23,7 +23,7 @@ scores anew after each removal is not built.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch.nn.functional import cosine_similarity
 
@@ -36,6 +36,7 @@ from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import Sublayer, remove_sublayers, sublayer_sizes, sublayers_of
 
+Mode = Literal["attn", "mlp", "joint", "block"]
 MODES = {"attn": ("attention",), "mlp": ("mlp",), "joint": ("attention", "mlp"), "block": ("layer",)}
 
 
@@ -44,7 +45,7 @@ MODES = {"attn": ("attention",), "mlp": ("mlp",), "joint": ("attention", "mlp"),
 class LLMDrop:
     """Drop the attentions and MLPs whose output is most like their input (He et al. 2024)."""
 
-    mode: str = "joint"  # blocks that compete: attn, mlp, joint (both), or block (whole layers)
+    mode: Mode = "joint"  # blocks that compete: attn, mlp, joint (both), or block (whole layers)
 
     fixed = False
     needs = "calibration"
@@ -53,10 +54,6 @@ class LLMDrop:
     @property
     def uneven(self) -> str:
         return "" if self.mode == "block" else "it removes single attentions and MLPs"
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"mode is one of {', '.join(MODES)}; got {self.mode!r}")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         blocks = sublayers_of(model, *MODES[self.mode])
@@ -76,7 +73,7 @@ class LLMDrop:
         return remove_sublayers(model, order) | {"order": [str(block) for block in order], "scores": scores}
 
     def importance(self, model: Decoder, calibration: Calibration) -> dict[Sublayer, float]:
-        """S of every block that competes."""
+        """Return S of every block that competes."""
         total, tokens = dict.fromkeys(sublayers_of(model, *MODES[self.mode]), 0.0), int(calibration.mask.sum())
         parallel = [layer.parallel for layer in model.layers]
         for l, step in steps(model, calibration):

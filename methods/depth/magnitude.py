@@ -14,40 +14,26 @@ The paper shortens a network by the layers with the smallest score and then trai
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from methods.base import register
-from methods.budget import whole_layers
+from methods.depth.one_shot import OneShot
 from methods.model.activations import steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.structures import drop_lowest
 
 
 @register("magnitude")
 @dataclass(frozen=True)
-class Magnitude:
+class Magnitude(OneShot):
     """Drop the layers that add least, relative to the state that leaves them (Samragh et al. 2023)."""
 
-    fixed = False
     needs = "calibration"
     cost = "1 forward"
 
-    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
-        return {"layers": whole_layers(model, ratio)}
-
-    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
-        n = whole_layers(model, ratio)
-        if not n:
-            return {"removed_layers": []}
-        s = relative_magnitude(model, calibration)
-        return {"removed_layers": drop_lowest(model, s, range(len(s)), n), "scores": s}
-
-
-def relative_magnitude(model: Decoder, calibration: Calibration) -> list[float]:
-    """s_l of every layer."""
-    total = [0.0] * len(model.layers)
-    for l, step in steps(model, calibration):
-        added = (step.a + step.m)[step.mask].float().norm(dim=-1)  # (M,) real tokens of the micro-batch
-        total[l] += float((added / step.y[step.mask].float().norm(dim=-1)).double().sum())
-    return [one / int(calibration.mask.sum()) for one in total]
+    def scores(self, model: Decoder, calibration: Calibration) -> list[float]:
+        """Return s_l of every layer."""
+        total = [0.0] * len(model.layers)
+        for l, step in steps(model, calibration):
+            added = (step.a + step.m)[step.mask].float().norm(dim=-1)  # (M,) real tokens of the micro-batch
+            total[l] += float((added / step.y[step.mask].float().norm(dim=-1)).double().sum())
+        return [one / int(calibration.mask.sum()) for one in total]

@@ -25,88 +25,72 @@ from typing import Any
 
 import torch
 
-from methods.base import register
+from methods.base import Layers, Tokens, register
 from methods.budget import whole_layers
 from methods.depth.greedy_search import Trial
+from methods.depth.one_shot import OneShot
 from methods.errors import Unsupported
 from methods.model.activations import gradients, zeros
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.structures import drop_lowest, sublayers_of
+from methods.model.structures import sublayers_of
 from methods.progress import over
 
 
 @register("shortened-llama")
 @dataclass(frozen=True)
-class ShortenedLlama:
+class ShortenedLlama(OneShot):
     """Drop the layers without which, one at a time, perplexity is lowest (Kim et al. 2024)."""
 
-    tokens: int = 1280  # calibration tokens that are read; the authors take 10 x 128
+    tokens: Tokens = 1280  # calibration tokens that are read; the authors take 10 x 128
 
-    fixed = False
     needs = "calibration"
     cost = "half a forward per layer"
 
-    def __post_init__(self) -> None:
-        if self.tokens < 2:
-            raise ValueError(f"tokens is at least 2, so that there is one to predict; got {self.tokens}")
-
-    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
-        return {"layers": whole_layers(model, ratio)}
-
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
-        n = whole_layers(model, ratio)
-        if not n:
-            return {"removed_layers": []}
+        decided = super().prune(model, calibration, ratio)
+        if "scores" in decided:
+            decided["scores"] = [score if math.isfinite(score) else None for score in decided["scores"]]
+        return decided
+
+    def scores(self, model: Decoder, calibration: Calibration) -> list[float]:
+        """Return the loss without each layer, infinite where it is no finite number."""
         trial = Trial(model, calibration.first(self.tokens), "nll")
         losses = [trial.without(layer) for layer in over(sublayers_of(model, "layer"), "leaving out one", "layer")]
-        scores = [loss if math.isfinite(loss) else math.inf for loss in losses]
-        gone = drop_lowest(model, scores, range(len(scores)), n)
-        return {"removed_layers": gone, "scores": [score if math.isfinite(score) else None for score in scores]}
+        return [loss if math.isfinite(loss) else math.inf for loss in losses]
 
 
 @register("shortened-llama-taylor")
 @dataclass(frozen=True)
-class ShortenedLlamaTaylor:
+class ShortenedLlamaTaylor(OneShot):
     """Drop the layers whose weights times gradients are smallest, the outer ones protected (Kim et al. 2024)."""
 
-    protect_first: int = 4  # layers at the front that stay
-    protect_last: int = 2  # layers at the end that stay
-    tokens: int = 1280  # calibration tokens that are read; the authors take 10 x 128
+    keep_first: Layers = 4  # layers at the front that stay
+    keep_last: Layers = 2  # layers at the end that stay
+    tokens: Tokens = 1280  # calibration tokens that are read; the authors take 10 x 128
 
-    fixed = False
     needs = "calibration, gradients"
     cost = "3 forwards"
-
-    def __post_init__(self) -> None:
-        if min(self.protect_first, self.protect_last) < 0:
-            raise ValueError("protect_first and protect_last count layers, so they are not negative")
-        if self.tokens < 2:
-            raise ValueError(f"tokens is at least 2, so that there is one to predict; got {self.tokens}")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         n = whole_layers(model, ratio)
         candidates = self.candidates(len(model.layers), n)
         return {"layers": n, "protected_layers": [l for l in range(len(model.layers)) if l not in candidates]}
 
-    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
-        plan = self.plan(model, ratio)
-        if not plan["layers"]:
-            return {"removed_layers": []}
-        scores = taylor(model, calibration.first(self.tokens))
-        gone = drop_lowest(model, scores, self.candidates(len(scores), plan["layers"]), plan["layers"])
-        return {"removed_layers": gone, "scores": scores, "protected_layers": plan["protected_layers"]}
+    def scores(self, model: Decoder, calibration: Calibration) -> list[float]:
+        """Return I_l of every layer."""
+        return taylor(model, calibration.first(self.tokens))
 
     def candidates(self, L: int, n: int) -> range:
-        """The layers that may go, n at least: both protected ends shrink together where they leave fewer."""
-        protected = self.protect_first + self.protect_last
+        """Return the layers that may go, n at least: both protected ends shrink together where they leave fewer."""
+        protected = self.keep_first + self.keep_last
         stay = min(protected, L - n)
-        last = stay * self.protect_last // max(1, protected)
+        last = stay * self.keep_last // max(1, protected)
         return range(stay - last, L - last)
 
 
 def taylor(model: Decoder, calibration: Calibration) -> list[float]:
-    """I_l of every layer by Taylor's formula. Raises Unsupported where it is no finite number."""
+    """Return I_l of every layer by Taylor's formula. Raises Unsupported where it is no finite number."""
     weights = [
         [parameter for name, parameter in layer.module.named_parameters() if name.endswith("weight")]
         for layer in model.layers

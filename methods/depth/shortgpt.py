@@ -19,50 +19,31 @@ compares the last token of each sequence alone, as some later work does.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 from torch.nn.functional import cosine_similarity
 
-from methods.base import register
-from methods.budget import whole_layers
+from methods.base import Layers, register
+from methods.depth.one_shot import OneShot
 from methods.model.activations import steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.structures import drop_lowest
 
 
 @register("shortgpt")
 @dataclass(frozen=True)
-class ShortGPT:
+class ShortGPT(OneShot):
     """Drop the layers of least block influence, 1 - cos of input and output (Men et al. 2024)."""
 
-    token: str = "all"  # tokens that are compared: all, or the last of each sequence
-    protect_first: int = 0  # layers at the front that stay
-    protect_last: int = 0  # layers at the end that stay
+    token: Literal["all", "last"] = "all"  # tokens that are compared: all, or the last of each sequence
+    keep_first: Layers = 0  # layers at the front that stay
+    keep_last: Layers = 0  # layers at the end that stay
 
-    fixed = False
     needs = "calibration"
     cost = "1 forward"
 
-    def __post_init__(self) -> None:
-        if self.token not in ("all", "last"):
-            raise ValueError(f"token is all or last; got {self.token!r}")
-        if min(self.protect_first, self.protect_last) < 0:
-            raise ValueError("protect_first and protect_last count layers, so they are not negative")
-
-    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
-        return {"layers": whole_layers(model, ratio, stay=self.protect_first + self.protect_last)}
-
-    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
-        n = self.plan(model, ratio)["layers"]
-        if not n:
-            return {"removed_layers": []}
-        BI = self.influence(model, calibration)
-        candidates = range(self.protect_first, len(BI) - self.protect_last)
-        return {"removed_layers": drop_lowest(model, BI, candidates, n), "scores": BI}
-
-    def influence(self, model: Decoder, calibration: Calibration) -> list[float]:
-        """BI_l of every layer."""
+    def scores(self, model: Decoder, calibration: Calibration) -> list[float]:
+        """Return BI_l of every layer."""
         total, count = [0.0] * len(model.layers), [0] * len(model.layers)
         for l, step in steps(model, calibration):
             where = step.mask if self.token == "all" else step.last

@@ -21,15 +21,15 @@ wins.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from methods.base import register
+from methods.base import Layers, Tokens, register
 from methods.budget import whole_layers
-from methods.depth.greedy_search import LOSSES, Trial, search
+from methods.depth.greedy_search import Trial, searched
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters
-from methods.model.structures import Sublayer, remove_sublayers, sublayers_of
+from methods.model.structures import sublayers_of
 
 
 @register("sleb")
@@ -37,32 +37,23 @@ from methods.model.structures import Sublayer, remove_sublayers, sublayers_of
 class SLEB:
     """Drop one layer after the other, each time the one without which the loss is lowest (Song et al. 2024)."""
 
-    loss: str = "nll"  # nll: of the next token; kl or js: of its distribution to the dense model's
-    protect_first: int = 1  # layers at the front that stay
-    protect_last: int = 1  # layers at the end that stay
-    tokens: int = 2048  # calibration tokens that are read
+    loss: Literal["nll", "kl", "js"] = "nll"  # nll: of the next token; kl, js: of its distribution to the dense model's
+    keep_first: Layers = 1  # layers at the front that stay
+    keep_last: Layers = 1  # layers at the end that stay
+    tokens: Tokens = 2048  # calibration tokens that are read
 
     fixed = False
     needs = "calibration"
     cost = "about L/2 forwards per layer removed"
 
-    def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss is one of {', '.join(LOSSES)}; got {self.loss!r}")
-        if min(self.protect_first, self.protect_last) < 0:
-            raise ValueError("protect_first and protect_last count layers, so they are not negative")
-        if self.tokens < 2:
-            raise ValueError(f"tokens is at least 2, so that there is one to predict; got {self.tokens}")
-
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
-        return {"layers": whole_layers(model, ratio, stay=self.protect_first + self.protect_last)}
+        return {"layers": whole_layers(model, ratio, stay=self.keep_first + self.keep_last)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         n, L = self.plan(model, ratio)["layers"], len(model.layers)
         if not n:
             return {"removed_layers": []}
-        candidates = sublayers_of(model, "layer")[self.protect_first : L - self.protect_last]
+        candidates = sublayers_of(model, "layer")[self.keep_first : L - self.keep_last]
         budget = n * sum(map(layer_parameters, model.layers)) / L
         trial = Trial(model, calibration.first(self.tokens), self.loss)
-        found = search(trial, candidates, budget, known=[Sublayer.parse(text) for text in calibration.order])
-        return remove_sublayers(model, found.order) | found.decisions()
+        return searched(trial, candidates, budget, calibration.order)

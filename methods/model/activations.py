@@ -1,4 +1,4 @@
-"""Passes that look: what enters the stack of layers, what comes out of it, and the gradients of the loss.
+"""What happens inside a model on calibration tokens: what enters each layer and leaves it, gradients of the loss.
 
 Letters: B = sequences, T = tokens, D = residual width.
 
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from methods.errors import Unsupported
 from methods.model.calibration import Calibration
-from methods.model.decoder import Decoder, Layer
+from methods.model.decoder import Decoder
+from methods.model.layer import Layer
 from methods.progress import bar, over
 
 TOKENS_AT_ONCE = 256  # of the calibration in one backward pass; no fewer than a sequence
@@ -28,7 +29,7 @@ Sums = dict[Tensor, Tensor]  # a weight -> what is summed up for it, of its shap
 
 @dataclass(frozen=True)
 class Entry:
-    """What enters the layers for one batch: the first layer's input, and the other arguments of each kind of layer.
+    """Holds what enters the layers for one batch: the first layer's input, and each kind of layer's other arguments.
 
     x          (B, T, D)
     arguments  layer kind -> what the decoder passes besides the hidden states (positions, masks)
@@ -38,7 +39,7 @@ class Entry:
     arguments: dict[str | None, dict[str, Any]]
 
     def run(self, layers: Iterable[Layer], x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D) through `layers`, each with the arguments of its kind."""
+        """Run x through `layers`, each with the arguments of its kind, (B, T, D) -> (B, T, D)."""
         for layer in layers:
             x = layer(x, self.arguments[layer.kind])
         return x
@@ -76,9 +77,15 @@ def enter(model: Decoder, ids: Tensor) -> Entry:
     return Entry(x, {recorder.layer.kind: recorder.arguments for recorder in recorders})
 
 
+def enter_all(model: Decoder, calibration: Calibration, values_per_token: int) -> tuple[list[Entry], list[Tensor]]:
+    """Return what enters the layers for each micro-batch of the calibration tokens, and its mask, (B, T)."""
+    batches = calibration.batches(values_per_token)
+    return [enter(model, ids) for ids, _ in batches], [mask for _, mask in batches]
+
+
 @dataclass(frozen=True)
 class Step:
-    """What one layer does with one micro-batch. Real tokens are where mask is true.
+    """Holds what one layer does with one micro-batch. Real tokens are where mask is true.
 
     x         (B, T, D) what enters the layer
     a         (B, T, D) what its attention adds
@@ -105,7 +112,7 @@ class Step:
 
 @torch.no_grad()
 def steps(model: Decoder, calibration: Calibration) -> Iterator[tuple[int, Step]]:
-    """(layer, Step) of each layer for each micro-batch: one forward over the calibration tokens."""
+    """Yield (layer, Step) of each layer for each micro-batch: one forward over the calibration tokens."""
     layers, batches = model.layers, calibration.batches(values_of_a_step(model))
     with bar(len(batches) * len(layers), "reading calibration tokens", "layer") as shown:
         for ids, mask in batches:
@@ -139,14 +146,14 @@ def step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -> St
 
 
 def values_of_a_step(model: Decoder) -> int:
-    """Numbers that one token has in memory during a step."""
+    """Return how many numbers one token has in memory during a step."""
     widest = max(layer.down.in_features if layer.has_mlp else 0 for layer in model.layers)
     return 8 * model.config.hidden_size + 4 * widest
 
 
 @contextmanager
 def inputs_of(matrix: nn.Linear) -> Iterator[list[Tensor]]:
-    """What the matrix is called with."""
+    """Yield a list that fills with what the matrix is called with."""
     seen: list[Tensor] = []
     hook = matrix.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
@@ -203,7 +210,7 @@ def differentiate(model: Decoder, weights: Iterable[Tensor], take: Callable[[Ten
 
 
 class States:
-    """The dense model's states of every micro-batch, (B, T, D) each, after any number of half layers."""
+    """Holds a model's states of every micro-batch, (B, T, D) each, after as many half layers as were asked for."""
 
     def __init__(self, model: Decoder, entries: list[Entry]) -> None:
         self.layers, self.entries, self.halves = model.layers, entries, 0
@@ -224,9 +231,13 @@ class States:
         return self.x
 
 
-def fitted_tokens(mask: Tensor, leave_first: bool) -> Tensor:
-    """(B, T) true at the real tokens, but not at the first position where that is left out of the fit."""
-    where = mask.clone()
-    if leave_first and mask.shape[1] > 1:
-        where[:, 0] = False
-    return where
+def fitted_tokens(masks: Iterable[Tensor], leave_first: bool, device: torch.device) -> list[Tensor]:
+    """Return (B, T) for each mask, true at the real tokens, or at all of them but the first of each sequence.
+
+    A sequence of one token keeps it.
+    """
+    where = [mask.clone() for mask in masks]
+    for one in where:
+        if leave_first and one.shape[1] > 1:
+            one[:, 0] = False
+    return [one.to(device) for one in where]

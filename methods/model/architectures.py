@@ -10,7 +10,10 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family keeps its parts. Paths from the model: layers, embed, positions, final_norm; else from a layer."""
+    """Says where a family keeps its parts. Paths of layers, embed, positions, final_norm begin at the model.
+
+    All others begin at a layer.
+    """
 
     layers: str
     embed: str

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The tokens a method may look at; the same block for every method of a run.
+    """Holds the tokens that a method may look at, the same block for every method of a run.
 
     ids     (N, T) token ids, padded on the right
     mask    (N, T) true at real tokens, so that sequences may differ in length
@@ -38,13 +38,18 @@ class Calibration:
         if bool((self.mask[:, 1:] & ~self.mask[:, :-1]).any()):
             raise ValueError("padding belongs on the right: the mask has a real token behind a padded one")
 
-    def first(self, tokens: int) -> Calibration:
-        """The first whole sequences that hold `tokens` real tokens; one at least, its start where it is longer."""
+    def first(self, tokens: int | None) -> Calibration:
+        """Return the first whole sequences that hold `tokens` real tokens, or all of them where that is None.
+
+        One at least, and its start where it is longer.
+        """
+        if tokens is None:
+            return self
         rows, columns = max(1, int((self.mask.sum(1).cumsum(0) <= tokens).sum())), min(self.ids.shape[1], tokens)
         return dataclasses.replace(self, ids=self.ids[:rows, :columns], mask=self.mask[:rows, :columns])
 
     def batches(self, values_per_token: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """(ids, mask) in micro-batches of whole sequences, with `values_per_token` numbers of four bytes in memory."""
+        """Return (ids, mask) in micro-batches of whole sequences, for `values_per_token` numbers of four bytes each."""
         rows = max(1, self.memory // (4 * values_per_token * self.ids.shape[1]))
         starts = range(0, len(self.ids), rows)
         return [(self.ids[start : start + rows], self.mask[start : start + rows]) for start in starts]

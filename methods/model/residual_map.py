@@ -12,11 +12,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from methods.errors import Unsupported
-from methods.model.decoder import Decoder, linear_like
+from methods.model.decoder import Decoder
+from methods.model.layer import linear_like
 
 
 class MappedLayer(nn.Module):
-    """A layer between two maps of the residual."""
+    """Runs a layer between two maps of the residual."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -50,7 +51,7 @@ def put_map(model: Decoder, behind: int, M: Tensor) -> None:
 
 
 def maps_of(model: Decoder) -> list[list[str]]:
-    """For each layer, where it has a map: before, behind."""
+    """Return for each layer where it has a map: `before`, `behind`."""
     modules = [layer.module for layer in model.layers]
     return [
         [place for place in ("before", "behind") if isinstance(one, MappedLayer) and getattr(one, place) is not None]

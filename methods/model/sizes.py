@@ -4,38 +4,41 @@ from __future__ import annotations
 
 from torch import nn
 
-from methods.model.decoder import Decoder, Layer, Removed
+from methods.model.decoder import Decoder
+from methods.model.layer import Layer, Removed
 
 
 def parameters(model: Decoder) -> int:
-    """Stored parameters: each tensor once, however many names it has."""
+    """Return how many parameters are stored: each tensor once, however many names it has."""
     return sum(parameter.numel() for parameter in model.model.parameters())
 
 
 def parameters_without_embeddings(model: Decoder) -> int:
-    """Stored parameters without the embedding, the table of positions and the head."""
+    """Return how many parameters are stored without the embedding, the table of positions and the head."""
     tables = [model.embed, model.head] + ([model.positions] if model.positions is not None else [])
     left_out = {id(parameter): parameter.numel() for table in tables for parameter in table.parameters()}
     return parameters(model) - sum(left_out.values())
 
 
 def layer_parameters(layer: Layer) -> int:
+    """Return how many parameters a layer holds, with what a method has put around it."""
     return sum(parameter.numel() for parameter in layer.module.parameters())
 
 
 def weight_bytes(model: Decoder) -> int:
+    """Return the bytes of all stored parameters, in their dtypes."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.model.parameters())
 
 
 def kv_bytes_per_token(model: Decoder) -> int:
-    """Bytes of the key/value cache for each token of context, in the model's dtype, sliding windows not considered."""
+    """Return the bytes of the key/value cache per token of context, in the model's dtype, without sliding windows."""
     size = model.embed.weight.element_size()
     counted = sum(isinstance(layer.attn, Removed) and layer.attn.counts for layer in model.layers)
     return 2 * size * (counted + sum(layer.kv_heads * layer.head_width for layer in model.layers))
 
 
 def macs_per_token(model: Decoder, context: int) -> int:
-    """Multiply-accumulates per token, averaged over a sequence of `context` tokens computed at once.
+    """Return the multiply-accumulates per token, averaged over a sequence of `context` tokens computed at once.
 
     Each matrix multiplies once per token; attention scores and mixtures take 2 * H * E * context in each layer. The
     causal half that kernels may skip is counted in, as PyTorch's own counter does.

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.model.decoder import Decoder, Layer, linear_like, norm_eps
+from methods.model.decoder import Decoder
+from methods.model.layer import Layer, linear_like, norm_eps
 
 
 def _both(layer: Layer, h: Tensor, arguments: dict[str, Any]) -> Tensor:
@@ -15,7 +16,7 @@ def _both(layer: Layer, h: Tensor, arguments: dict[str, Any]) -> Tensor:
 
 
 class SlicedLayer(nn.Module):
-    """A layer whose residual changes its basis: x A + attention(rms(x)), then x M + mlp(rms(x)).
+    """Runs a layer whose residual changes its basis: x A + attention(rms(x)), then x M + mlp(rms(x)).
 
     Where attention and MLP are parallel there is one shortcut, x A + attention(rms(x)) + mlp(rms(x)).
     """
@@ -36,7 +37,7 @@ class SlicedLayer(nn.Module):
 
 
 class RMS(nn.Module):
-    """x / sqrt(sum(x^2) / D + eps), with the original D also where x is narrower."""
+    """Divides x by sqrt(sum(x^2) / D + eps), with the original D also where x is narrower."""
 
     def __init__(self, D: int, eps: float) -> None:
         super().__init__()
@@ -77,7 +78,7 @@ def fuse(model: Decoder, centre_embeddings: bool) -> None:
 
 
 def fuse_norm(model: Decoder, norm: nn.Module, matrix: nn.Linear) -> None:
-    """W <- W diag(gain), b <- b + W bias."""
+    """Move a norm's gain and bias into the matrix behind it: W <- W diag(gain), b <- b + W bias."""
     weight = matrix.weight.double()
     shift = getattr(norm, "bias", None)
     if shift is not None:
@@ -87,14 +88,14 @@ def fuse_norm(model: Decoder, norm: nn.Module, matrix: nn.Linear) -> None:
 
 
 def read_in_basis(matrices: list[nn.Linear], Q: Tensor, d: int) -> None:
-    """W <- (W Q)[:, :d] for what reads the residual."""
+    """Let what reads the residual read d columns in the basis Q: W <- (W Q)[:, :d]."""
     for matrix in matrices:
         matrix.weight = cut_columns(matrix.weight, Q, d)
         matrix.in_features = d
 
 
 def write_in_basis(matrix: nn.Linear, Q: Tensor, d: int) -> None:
-    """W <- (Q^T W)[:d] and the same for the bias, for what writes the residual."""
+    """Let what writes the residual write d columns in the basis Q: W <- (Q^T W)[:d], b <- (Q^T b)[:d]."""
     matrix.weight = _parameter(Q.T[:d] @ matrix.weight.double(), matrix.weight)
     if matrix.bias is not None:
         matrix.bias = _parameter(Q.T[:d] @ matrix.bias.double(), matrix.bias)
@@ -102,7 +103,7 @@ def write_in_basis(matrix: nn.Linear, Q: Tensor, d: int) -> None:
 
 
 def cut_columns(weight: Tensor, Q: Tensor, d: int) -> nn.Parameter:
-    """(W Q)[:, :d], multiplied in float64."""
+    """Return (W Q)[:, :d], multiplied in float64."""
     return _parameter(weight.double() @ Q[:, :d], weight)
 
 

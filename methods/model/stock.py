@@ -17,22 +17,22 @@ from methods.model.decoder import Decoder
 
 
 class Uneven(ValueError):
-    """Stock transformers cannot hold the model; the message says what it has no place for."""
+    """Says that stock transformers cannot hold the model, and what it has no place for."""
 
 
 def stock_class(config: PreTrainedConfig) -> Any:
-    """The class that transformers has for causal language models of this configuration."""
+    """Return the class that transformers has for causal language models of this configuration."""
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
 def empty(config: PreTrainedConfig) -> Any:
-    """The model of a configuration without weights, on the meta device."""
+    """Return the model of a configuration without weights, on the meta device."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
 
 
 def stock_config(model: Decoder, G: int, I: int) -> PreTrainedConfig:
-    """The model's configuration with G key/value heads and an MLP of width I in every layer. Raises Uneven."""
+    """Return the model's configuration with G key/value heads and I channels in every layer. Raises Uneven."""
     layers, config = model.layers, type(model.config).from_dict(model.config.to_dict())
     sizes = {"num_attention_heads": G * layers[0].group, model.family.mlp_width: I}
     if hasattr(config, "num_key_value_heads"):
@@ -56,7 +56,7 @@ def stock_config(model: Decoder, G: int, I: int) -> PreTrainedConfig:
 
 
 def takes(model: Decoder, G: int) -> bool:
-    """Whether the stock class takes G key/value heads in every layer."""
+    """Say whether the stock class takes G key/value heads in every layer."""
     try:
         stock_config(model, G, model.layers[0].down.in_features)
     except Uneven:

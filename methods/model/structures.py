@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from methods.errors import Unsupported
-from methods.model.decoder import Decoder, Layer
+from methods.model.decoder import Decoder
+from methods.model.layer import Layer
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one matrix holds of every unit.
+    """Says what one matrix holds of every unit.
 
     axis   0 where units are rows, 1 where they are columns
     index  (units, width) the rows or columns of each unit
@@ -35,13 +36,13 @@ class Part:
 
     @property
     def parameters(self) -> int:
-        """Parameters of one unit."""
+        """Return the parameters of one unit."""
         across = self.matrix.out_features if self.axis else self.matrix.in_features + (self.matrix.bias is not None)
         return self.index.shape[1] * across
 
 
 def attention_parts(layer: Layer) -> list[Part]:
-    """q, k, v and the output matrix by key/value head, with R * E, E, E and R * E rows or columns for each."""
+    """Return q, k, v and the output matrix by key/value head: R * E, E, E and R * E rows or columns for each."""
     G, R, E = layer.kv_heads, layer.group, layer.head_width
     sizes = (G * R * E, G * E, G * E)
     if layer.family.interleaved:
@@ -55,7 +56,7 @@ def attention_parts(layer: Layer) -> list[Part]:
 
 
 def mlp_parts(layer: Layer) -> list[Part]:
-    """gate, up and down by channel, or up and down where there is no gate."""
+    """Return gate, up and down by channel, or up and down where there is no gate."""
     I = layer.down.in_features
     read = [
         Part(matrix, 0, torch.arange(start, start + I).view(I, 1))
@@ -67,7 +68,7 @@ def mlp_parts(layer: Layer) -> list[Part]:
 
 @dataclass
 class Structure:
-    """What depends on each other in one layer: the heads of its attention, or the channels of its MLP.
+    """Holds what depends on each other in one layer: the heads of its attention, or the channels of its MLP.
 
     number  of the layer
     kind    kv_heads: a unit is a key/value head with its query heads; channels: a unit is a channel of the MLP
@@ -103,7 +104,7 @@ class Structure:
 
     @property
     def writer(self) -> nn.Linear:
-        """The matrix whose columns the units are: the attention's output matrix, or down."""
+        """Return the matrix whose columns the units are: the attention's output matrix, or down."""
         return self.layer.out if self.kind == "kv_heads" else self.layer.down
 
     def remove(self, score: Tensor, count: int) -> None:
@@ -115,7 +116,7 @@ class Structure:
 
 
 def structures_of(model: Decoder, *kinds: str) -> list[Structure]:
-    """The heads (kv_heads) and the channels of every layer that has them, by layer."""
+    """Return the heads (kv_heads) and the channels of every layer that has them, by layer."""
     has = [{"kv_heads": layer.has_attention, "channels": layer.has_mlp} for layer in model.layers]
     return [
         Structure(number, kind, layer)
@@ -126,7 +127,7 @@ def structures_of(model: Decoder, *kinds: str) -> list[Structure]:
 
 
 def cuts(model: Decoder, structures: Iterable[Structure]) -> dict[str, list[Any]]:
-    """What each layer has left and what it has lost, for the record."""
+    """Return what each layer has left and what it has lost, for the record."""
     lost = {(structure.number, structure.kind): structure.removed for structure in structures}
     layers = model.layers
     return {
@@ -139,7 +140,7 @@ def cuts(model: Decoder, structures: Iterable[Structure]) -> dict[str, list[Any]
 
 @dataclass(frozen=True)
 class Sublayer:
-    """A part that is removed whole: a layer, or the attention or the MLP of one. Written "mlp 3"."""
+    """Names a part that is removed whole: a layer, or the attention or the MLP of one. Written "mlp 3"."""
 
     part: str  # layer, attention or mlp
     layer: int
@@ -154,13 +155,13 @@ class Sublayer:
 
 
 def sublayers_of(model: Decoder, *parts: str) -> list[Sublayer]:
-    """Every block of these kinds that the model still has, by layer."""
+    """Return every block of these kinds that the model still has, by layer."""
     has = [{"layer": True, "attention": layer.has_attention, "mlp": layer.has_mlp} for layer in model.layers]
     return [Sublayer(part, number) for number in range(len(has)) for part in parts if has[number][part]]
 
 
 def sublayer_sizes(model: Decoder, blocks: Iterable[Sublayer]) -> dict[Sublayer, int]:
-    """Parameters that go with each block."""
+    """Return the parameters that go with each block."""
     sizes = [layer.sizes() for layer in model.layers]
     return {block: sizes[block.layer][block.part] for block in blocks}
 
@@ -216,7 +217,7 @@ def _keep(parts: list[Part], kept: Sequence[int]) -> None:
 
 
 def keep_rows(matrix: nn.Linear, rows: Tensor) -> None:
-    """W <- W[rows], b <- b[rows]"""
+    """Keep these rows of a matrix: W <- W[rows], b <- b[rows]."""
     matrix.weight = _picked(matrix.weight, 0, rows)
     if matrix.bias is not None:
         matrix.bias = _picked(matrix.bias, 0, rows)
@@ -224,7 +225,7 @@ def keep_rows(matrix: nn.Linear, rows: Tensor) -> None:
 
 
 def keep_columns(matrix: nn.Linear, columns: Tensor) -> None:
-    """W <- W[:, columns]"""
+    """Keep these columns of a matrix: W <- W[:, columns]."""
     matrix.weight = _picked(matrix.weight, 1, columns)
     matrix.in_features = len(columns)
 

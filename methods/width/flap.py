@@ -30,12 +30,12 @@ close the gap that whole heads leave; the code takes the same share of both.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from methods.base import register
+from methods.base import Count, register
 from methods.errors import OutOfReach
 from methods.model.activations import steps
 from methods.model.calibration import Calibration
@@ -44,13 +44,13 @@ from methods.model.sizes import parameters
 from methods.model.structures import Structure, cuts, structures_of
 from methods.width.widths import equal_widths, freed, lower_widths
 
-METRICS = ("wifv", "ifv", "wifn")
-STRUCTURES = ("al_am", "ul_um")
+Metric = Literal["wifv", "ifv", "wifn"]
+Widths = Literal["al_am", "ul_um"]
 KINDS = ("kv_heads", "channels")
 
 
 class Moments:
-    """Count, mean and summed squared deviations from the mean of the rows seen, (C,) each, in float64.
+    """Holds count, mean and summed squared deviations from the mean of the rows seen, (C,) each, in float64.
 
     Two parts are merged by the formula of Chan, Golub and LeVeque 1979 (Stanford STAN-CS-79-773).
     """
@@ -61,7 +61,7 @@ class Moments:
         self.M2 = torch.zeros_like(self.mean)
 
     def add(self, x: Tensor) -> None:
-        """x (M, C)"""
+        """Add rows of x (M, C)."""
         x, m, n = x.double(), len(x), self.n + len(x)
         mean = x.mean(0)
         delta = mean - self.mean
@@ -75,11 +75,11 @@ class Moments:
 class FLAP:
     """Remove heads and channels whose input fluctuates least, their mean response becomes a bias (An et al. 2024)."""
 
-    metric: str = "wifv"  # wifv: variance times squared weights; ifv: variance alone; wifn: norm times weights
-    structure: str = "al_am"  # al_am: one threshold over all layers and both kinds; ul_um: equal widths in all layers
+    metric: Metric = "wifv"  # wifv: variance times squared weights; ifv: variance alone; wifn: norm times weights
+    structure: Widths = "al_am"  # al_am: one threshold for all layers and both kinds; ul_um: equal widths in all layers
     attn_square: bool = True  # square the scores of an attention's channels first, as the authors' code does
     bias: bool = True  # give the output matrices a bias with the mean response of what is removed
-    multiple: int = 1  # what is left of the channels is a multiple of it
+    multiple: Count = 1  # what is left of the channels is a multiple of it
     uniform: bool = False  # equal widths that stock transformers loads; no bias but where the model has one already
 
     fixed = False
@@ -87,16 +87,9 @@ class FLAP:
     cost = "1 forward"
     without = ()
 
-    def __post_init__(self) -> None:
-        for name, words in {"metric": METRICS, "structure": STRUCTURES}.items():
-            if getattr(self, name) not in words:
-                raise ValueError(f"{name} is one of {', '.join(words)}; got {getattr(self, name)!r}")
-        if self.multiple < 1:
-            raise ValueError(f"multiple is at least 1; got {self.multiple}")
-
     @property
     def equal(self) -> bool:
-        """Whether all layers get the same widths."""
+        """Say whether all layers get the same widths."""
         return self.uniform or self.structure == "ul_um"
 
     @property
@@ -108,12 +101,7 @@ class FLAP:
         if self.equal:
             return {
                 "removed_per_layer": equal_widths(
-                    model,
-                    structures,
-                    ratio,
-                    self.multiple,
-                    biases=self.adds_biases,
-                    uniform=self.uniform,
+                    model, structures, ratio, self.multiple, biases=self.adds_biases, uniform=self.uniform
                 )
             }
         dense = parameters(model)
@@ -142,7 +130,7 @@ class FLAP:
 
     @torch.no_grad()
     def score(self, structure: Structure, seen: Moments) -> Tensor:
-        """z of every unit, (units,), in float64 on the CPU."""
+        """Return z of every unit, (units,), in float64 on the CPU."""
         W = structure.writer.weight.double()
         n, v = seen.n, seen.M2 / max(1, seen.n - 1)
         match self.metric:
@@ -158,7 +146,7 @@ class FLAP:
         return z.cpu()[structure.parts[-1].index].mean(1)
 
     def below_threshold(self, structures: list[Structure], scores: list[Tensor], target: float) -> list[int]:
-        """How many units of each structure lie below the threshold that removes nearest to `target` parameters."""
+        """Return how many units of each structure lie below the threshold that removes `target` parameters."""
         units, gains = zip(*map(self.gains, structures), strict=True)
         ranked = [score.sort().values[: len(gain)] for score, gain in zip(scores, gains, strict=True)]
         owner = torch.cat([torch.full((len(gain),), slot) for slot, gain in enumerate(gains)])
@@ -169,7 +157,7 @@ class FLAP:
         return [int(counts[counts <= count].max()) for counts, count in zip(units, below, strict=True)]
 
     def gains(self, structure: Structure) -> tuple[Tensor, Tensor]:
-        """How many units can go, (n,) from 0; and what parameters go with each unit on the way to the most, (most,)."""
+        """Return how many units can go, (n,) from 0, and the parameters that go with each up to the most, (most,)."""
         counts = lower_widths(structure, self.multiple)
         gains = torch.zeros(int(counts[-1]), dtype=torch.long)
         gains[counts[1:] - 1] = freed(structure, counts, self.adds_biases).diff()
@@ -177,7 +165,7 @@ class FLAP:
 
 
 def statistics(model: Decoder, calibration: Calibration, structures: list[Structure]) -> list[Moments]:
-    """The moments of what enters each structure's output matrix in the dense model, over all real tokens."""
+    """Return the moments of what enters each structure's output matrix in the dense model, over all real tokens."""
     moments = {
         (structure.number, structure.kind): Moments(structure.writer.in_features, structure.writer.weight.device)
         for structure in structures

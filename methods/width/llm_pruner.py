@@ -41,24 +41,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from methods.base import register
+from methods.base import Count, Layers, Share, Tokens, register
 from methods.errors import OutOfReach, Unsupported
 from methods.model.activations import Sums, gradients, zeros
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
-from methods.model.structures import Structure
+from methods.model.structures import Structure, cuts
 from methods.width.widths import equal_widths
 
 TOLERANCE = 0.005  # share of the dense model by which heads may miss the budget before channels close the gap
 TAYLOR = ("element1", "element2", "mix", "vector")
-IMPORTANCE = (*TAYLOR, "l1", "l2", "random")
-AGGREGATION: dict[str, Callable[[Tensor], Tensor]] = {  # (matrices, units, channels) -> (units, channels)
+Importance = Literal["element1", "element2", "mix", "vector", "l1", "l2", "random"]
+Ranking = Literal["local", "global"]
+Heads = Literal["paired", "released"]
+Aggregate = Literal["sum", "mean", "max", "prod", "first", "second"]
+AGGREGATION: dict[Aggregate, Callable[[Tensor], Tensor]] = {  # (matrices, units, channels) -> (units, channels)
     "sum": lambda scores: scores.sum(0),
     "mean": lambda scores: scores.mean(0),
     "max": lambda scores: scores.amax(0),
@@ -66,8 +69,6 @@ AGGREGATION: dict[str, Callable[[Tensor], Tensor]] = {  # (matrices, units, chan
     "first": lambda scores: scores[0],
     "second": lambda scores: scores[1],
 }
-RANKING = ("local", "global")
-GQA = ("paired", "released")
 
 
 @register("llm-pruner")
@@ -75,16 +76,16 @@ GQA = ("paired", "released")
 class LLMPruner:
     """Remove the heads and MLP channels of least importance by a Taylor estimate of the loss (Ma et al. 2023)."""
 
-    r: float | None = None  # the authors' knob, share of heads and channels to remove in each layer; None: solved
-    importance: str = "element1"  # element1, element2, mix or vector; controls: l1, l2 or random
-    aggregation: str = "sum"  # over a structure's matrices: sum, mean, max, prod, first (q or k, gate), second (o, up)
-    ranking: str = "local"  # local: the same share in every layer; global: one order over all layers
-    gqa: str = "paired"  # paired: a KV head counts with its own query heads; released: as in the authors' code
-    first: int | None = None  # layers left whole at the front; None: 4, at most a quarter of all
-    last: int | None = None  # layers left whole at the end; None: 2, at most an eighth of all
-    steps: int = 1  # rounds of scoring and removing, each on the calibration's next sequences
-    sequences: int = 10  # calibration sequences of a round
-    tokens: int = 64  # leading tokens of each that are used
+    r: Share | None = None  # the authors' knob, share of heads and channels to remove in each layer; None: solved
+    importance: Importance = "element1"  # element1, element2, mix or vector; controls: l1, l2 or random
+    aggregation: Aggregate = "sum"  # over the matrices: sum, mean, max, prod, first (q or k, gate), second (o, up)
+    ranking: Ranking = "local"  # local: the same share in every layer; global: one order over all layers
+    gqa: Heads = "paired"  # paired: a KV head counts with its own query heads; released: as in the authors' code
+    keep_first: Layers | None = None  # layers left whole at the front; None: 4, at most a quarter of all
+    keep_last: Layers | None = None  # layers left whole at the end; None: 2, at most an eighth of all
+    steps: Count = 1  # rounds of scoring and removing, each on the calibration's next sequences
+    sequences: Count = 10  # calibration sequences of a round
+    tokens: Tokens = 64  # leading tokens of each that are used
     seed: int | None = None  # of importance=random; None: the seed of the run
     uniform: bool = False  # equal widths in all layers that stock transformers loads; no layer is protected
 
@@ -92,18 +93,10 @@ class LLMPruner:
     cost = "3 forwards per step"
 
     def __post_init__(self) -> None:
-        known = {"importance": IMPORTANCE, "aggregation": AGGREGATION, "ranking": RANKING, "gqa": GQA}
-        for name, words in known.items():
-            if getattr(self, name) not in words:
-                raise ValueError(f"{name} is one of {', '.join(words)}; got {getattr(self, name)!r}")
-        if self.r is not None and not 0 <= self.r < 1:
-            raise ValueError(f"r is a share of heads and channels, in [0, 1); got {self.r}")
-        if min(self.first or 0, self.last or 0) < 0:
-            raise ValueError("first and last count layers, so they are not negative")
-        if self.uniform and (self.r is not None or self.ranking == "global" or self.first or self.last):
-            raise ValueError("uniform cuts every layer alike, so that r, ranking=global, first and last have no place")
-        if min(self.steps, self.sequences) < 1 or self.tokens < 2:
-            raise ValueError("steps and sequences are at least 1, tokens at least 2")
+        if self.uniform and (self.r is not None or self.ranking == "global" or self.keep_first or self.keep_last):
+            raise ValueError(
+                "uniform cuts every layer alike, so that r, ranking=global, keep_first and keep_last have no place"
+            )
 
     @property
     def fixed(self) -> bool:
@@ -133,35 +126,28 @@ class LLMPruner:
                 counts = self.counts_overall(chosen, scores, ratio * dense, step / self.steps)
             for structure, score, count in zip(chosen, scores, counts, strict=True):
                 structure.remove(score, count)
-        removed = {(structure.number, structure.kind): structure.removed for structure in structures}
-        numbers = range(len(model.layers))
-        return plan | {
-            "parameters": dense - sum(structure.cost * len(structure.removed) for structure in structures),
-            "kv_heads": [layer.kv_heads for layer in model.layers],
-            "channels": [layer.down.in_features for layer in model.layers],
-            "removed_kv_heads": [removed.get((number, "kv_heads"), []) for number in numbers],
-            "removed_channels": [removed.get((number, "channels"), []) for number in numbers],
-        }
+        count = dense - sum(structure.cost * len(structure.removed) for structure in structures)
+        return plan | {"parameters": count} | cuts(model, structures)
 
     def protected(self, count: int) -> list[int]:
-        """Numbers of the layers that stay whole, of `count`."""
+        """Return the numbers of the layers that stay whole, of `count`."""
         if self.uniform:
             return []
-        first = min(4, count // 4) if self.first is None else self.first
-        last = min(2, count // 8) if self.last is None else self.last
+        first = min(4, count // 4) if self.keep_first is None else self.keep_first
+        last = min(2, count // 8) if self.keep_last is None else self.keep_last
         if first + last >= count:
-            raise OutOfReach(f"first={first} and last={last} protect all of the {count} layers")
+            raise OutOfReach(f"keep_first={first} and keep_last={last} protect all of the {count} layers")
         return [*range(first), *range(count - last, count)]
 
     def structures(self, model: Decoder) -> list[Structure]:
-        """Attention and MLP of each unprotected layer, where there is more than one unit."""
+        """Return attention and MLP of each unprotected layer, where there is more than one unit."""
         protected = self.protected(len(model.layers))
         layers = [(number, layer) for number, layer in enumerate(model.layers) if number not in protected]
         every = [Structure(number, kind, layer) for number, layer in layers for kind in ("kv_heads", "channels")]
         return [structure for structure in every if structure.size > 1]
 
     def cut(self, model: Decoder, structures: list[Structure], ratio: float) -> WidthCut | EqualWidthCut:
-        """How much to remove; raises OutOfReach where one unit left in each structure is still too much."""
+        """Return how much to remove. Raises OutOfReach where one unit left in each structure is still too much."""
         if self.uniform:
             return EqualWidthCut(equal_widths(model, structures, ratio, uniform=True))
         dense = parameters(model)
@@ -178,7 +164,7 @@ class LLMPruner:
     def counts_overall(
         self, structures: list[Structure], scores: list[Tensor], target: float, part: float
     ) -> list[int]:
-        """How many of each structure's units are among the least important of all. The best of each stays.
+        """Return how many of each structure's units are among the least important of all. The best of each stays.
 
         Together with those already gone they come nearest to `part` of `target` parameters, or, where r is given, are
         that part of the share r of all units.
@@ -197,7 +183,7 @@ class LLMPruner:
         return torch.bincount(order[:n], minlength=len(scores)).tolist()
 
     def scores(self, model: Decoder, structures: list[Structure], calibration: Calibration, step: int) -> list[Tensor]:
-        """The importance of every unit that is left, (units,) for each structure."""
+        """Return the importance of every unit that is left, (units,) for each structure."""
         if self.importance == "random":
             seed = calibration.seed if self.seed is None else self.seed
             draw = torch.Generator().manual_seed(seed + step - 1)
@@ -212,7 +198,7 @@ class LLMPruner:
         return [self.score(structure, g, a) for structure in structures]
 
     def block(self, calibration: Calibration, step: int) -> tuple[Tensor, Tensor]:
-        """Tokens and mask, (N, T) each, of the sequences whose turn it is; after the last comes the first again."""
+        """Return ids and mask, (N, T) each, of the sequences whose turn it is; after the last comes the first again."""
         count = len(calibration.ids)
         rows = (torch.arange(min(self.sequences, count)) + (step - 1) * self.sequences) % count
         ids, mask = (tensor[rows.to(tensor.device), : self.tokens] for tensor in (calibration.ids, calibration.mask))
@@ -223,7 +209,7 @@ class LLMPruner:
 
     @torch.no_grad()
     def score(self, structure: Structure, g: Sums, a: Sums) -> Tensor:
-        """(units,) in float64, on the CPU."""
+        """Return the importance of every unit, (units,), in float64 on the CPU."""
         scores = []
         for part in structure.parts:
             s, across = self.salience(part.matrix.weight, g, a), 1 - part.axis
@@ -238,7 +224,7 @@ class LLMPruner:
         return importance
 
     def salience(self, weight: Tensor, g: Sums, a: Sums) -> Tensor:
-        """s for every weight of a matrix."""
+        """Return s for every weight of a matrix."""
         w = weight.float()
         match self.importance:
             case "l1":
@@ -252,20 +238,20 @@ class LLMPruner:
         return w * g[weight]
 
     def aligned(self, scores: Tensor, E: int) -> Tensor:
-        """(units, R * E) -> (units, E), summed over the query heads that are paired with each key/value head."""
+        """Sum over the query heads that are paired with each key/value head, (units, R * E) -> (units, E)."""
         units = len(scores)
         return scores.view(-1, units, E).sum(0) if self.gqa == "released" else scores.view(units, -1, E).sum(1)
 
 
 @dataclass(frozen=True)
 class WidthCut:
-    """Shares of the heads and of the channels to remove from every structure."""
+    """Holds the shares of the heads and of the channels to remove from every structure."""
 
     heads: float
     channels: float
 
     def units(self, structure: Structure, part: float = 1.0) -> int:
-        """Units that a `part` of the cut removes, with the authors' rounding. One unit stays."""
+        """Return the units that a `part` of the cut removes, with the authors' rounding. One unit stays."""
         r = part * (self.heads if structure.kind == "kv_heads" else self.channels)
         n = structure.size * structure.width
         return min((n - int(n * (1 - r))) // structure.width, structure.size - 1)
@@ -276,7 +262,7 @@ class WidthCut:
 
 @dataclass(frozen=True)
 class EqualWidthCut:
-    """The same numbers of heads (kv_heads) and channels from every layer."""
+    """Holds how many heads (kv_heads) and channels go from every layer."""
 
     counts: dict[str, int]
 
@@ -288,7 +274,7 @@ class EqualWidthCut:
 
 
 def solve(structures: list[Structure], target: float, slack: float) -> WidthCut:
-    """The r that removes nearest to `target` parameters; within `slack`, or channels close the gap that heads leave."""
+    """Return the r that removes nearest to `target` parameters; beyond `slack`, channels close what heads leave."""
 
     def miss(cut: WidthCut) -> float:
         return abs(cut.parameters(structures) - target)

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import register
+from methods.base import Count, register
 from methods.errors import OutOfReach
 from methods.model.activations import steps
 from methods.model.calibration import Calibration
@@ -43,17 +43,13 @@ class MinitronWidth:
     """Keep the most active MLP channels, as many in every layer (Muralidharan et al. 2024)."""
 
     heads: bool = False  # remove key/value heads too, of which the same share goes, rounded down
-    multiple: int = 1  # what is left of the channels is a multiple of it
+    multiple: Count = 1  # what is left of the channels is a multiple of it
     uniform: bool = False  # as many heads as stock transformers takes; the widths are equal anyway
 
     fixed = False
     needs = "calibration"
     cost = "1 forward"
     without = ()
-
-    def __post_init__(self) -> None:
-        if self.multiple < 1:
-            raise ValueError(f"multiple is at least 1; got {self.multiple}")
 
     def structures(self, model: Decoder) -> list[Structure]:
         return structures_of(model, *(("kv_heads", "channels") if self.heads else ("channels",)))
@@ -62,11 +58,7 @@ class MinitronWidth:
         try:
             return {
                 "removed_per_layer": equal_widths(
-                    model,
-                    self.structures(model),
-                    ratio,
-                    self.multiple,
-                    uniform=self.uniform,
+                    model, self.structures(model), ratio, self.multiple, uniform=self.uniform
                 )
             }
         except OutOfReach as error:
@@ -84,7 +76,7 @@ class MinitronWidth:
 
 
 def activity(model: Decoder, calibration: Calibration) -> dict[tuple[int, str], Tensor]:
-    """F of every channel that enters an output matrix, (C,) by layer and kind, in float64 on the CPU."""
+    """Return F of every channel that enters an output matrix, (C,) by layer and kind, in float64 on the CPU."""
     squares: defaultdict[tuple[int, str], Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
     for number, step in steps(model, calibration):
         real = step.mask[:, :, None]

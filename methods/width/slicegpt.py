@@ -35,11 +35,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.base import register
+from methods.base import Count, Share, register
 from methods.errors import OutOfReach, Unsupported
-from methods.model.activations import Entry, enter
+from methods.model.activations import Entry, enter_all
 from methods.model.calibration import Calibration
-from methods.model.decoder import Decoder, Layer
+from methods.model.decoder import Decoder
+from methods.model.layer import Layer
 from methods.model.sizes import parameters
 from methods.model.sliced_layer import SlicedLayer, _both, cut_columns, fuse, read_in_basis, write_in_basis
 from methods.progress import over
@@ -51,8 +52,8 @@ class SliceGPT:
     """Rotate the residual stream to its principal axes and cut the weak ones (Ashkboos et al. 2024)."""
 
     d: int | None = None  # residual width to keep; None: solved from the ratio
-    sparsity: float | None = None  # the authors' knob, d = (1 - sparsity) D, rounded down
-    multiple: int = 8  # d is a multiple of it, for the sake of fast kernels
+    sparsity: Share | None = None  # the authors' knob, d = (1 - sparsity) D, rounded down
+    multiple: Count = 8  # d is a multiple of it, for the sake of fast kernels
     slice_head: bool = False  # also cut the last layer's output and the head, which the paper leaves whole
     centre_embeddings: bool = False  # subtract each embedding row's mean also under RMSNorm, as the authors' code does
 
@@ -64,10 +65,6 @@ class SliceGPT:
     def __post_init__(self) -> None:
         if self.d is not None and self.sparsity is not None:
             raise ValueError("d and sparsity are two names for one knob; give one of them")
-        if self.sparsity is not None and not 0 <= self.sparsity < 1:
-            raise ValueError(f"sparsity is a share of the width, in [0, 1); got {self.sparsity}")
-        if self.multiple < 1:
-            raise ValueError(f"multiple is at least 1; got {self.multiple}")
 
     @property
     def fixed(self) -> bool:
@@ -99,14 +96,13 @@ class SliceGPT:
         if not self.fixed and ratio == 0:
             return {"d": model.embed.embedding_dim}
         fuse(model, self.centre_embeddings)
-        batches = calibration.batches(values_per_token(model))
-        slicer = _Slicer(model, [enter(model, ids) for ids, _ in batches], [mask for _, mask in batches], d)
+        slicer = _Slicer(model, *enter_all(model, calibration, values_per_token(model)), d)
         slicer.run(self.slices_head(model))
         return {"d": d, "width": slicer.D, "head_sliced": self.slices_head(model), "energy_kept": slicer.energy}
 
 
 class _Slicer:
-    """One pass from the embedding to the head, each layer fed by the already cut layers before it.
+    """Makes one pass from the embedding to the head, each layer fed by the already cut layers before it.
 
     X  one signal (B, T, D) per micro-batch, in the original basis; they wait in the CPU's memory
     Q  (D, D) in float64, the basis at the next layer's input, columns by falling variance
@@ -164,7 +160,7 @@ class _Slicer:
         return [(S @ B + block(norm(S), entry.arguments[layer.kind])).cpu() for S, entry in signals]
 
     def pca(self) -> Tensor:
-        """Principal axes of the present signal, (D, D): no mean subtracted, padding left out, in float64."""
+        """Return the principal axes of the present signal, (D, D): no mean subtracted, padding left out, in float64."""
         C = torch.zeros(self.D, self.D, dtype=torch.float64, device=self.device)
         for X, mask in zip(self.X, self.mask, strict=True):
             x = X[mask].to(self.device).double()
@@ -189,14 +185,14 @@ def refuse_unless_rotatable(model: Decoder) -> None:
 
 
 def values_per_token(model: Decoder) -> int:
-    """Numbers that one token has in memory while it passes a layer: residuals, the widest reads, a float64 copy."""
+    """Return how many numbers a token has in memory in a layer: residuals, the widest reads, a float64 copy."""
     layer = model.layers[0]
     reads = sum(matrix.out_features for matrix in (*layer.qkv, *layer.up))
     return 6 * model.embed.embedding_dim + 2 * reads
 
 
 def sliced_parameters(model: Decoder, d: int, slice_head: bool = False) -> int:
-    """Stored parameters after slicing to width d, from shapes alone; at d = D the cost of rotating."""
+    """Return the stored parameters after slicing to width d, from shapes alone; at d = D those of a rotated model."""
     D, V = model.embed.embedding_dim, model.embed.num_embeddings
     created = int(model.family.centred)  # biases that fusing a LayerNorm's own bias creates
     total = V * d + (model.positions.num_embeddings * d if model.positions is not None else 0)
@@ -213,6 +209,6 @@ def sliced_parameters(model: Decoder, d: int, slice_head: bool = False) -> int:
 
 
 def _untouched_parameters(layer: Layer) -> int:
-    """Parameters of a layer outside its matrices and the two norms that are fused."""
+    """Return the parameters of a layer outside its matrices and the two norms that are fused."""
     touched = {id(p) for m in (layer.attn_norm, layer.mlp_norm, *layer.matrices) for p in m.parameters()}
     return sum(p.numel() for p in layer.inner.parameters() if id(p) not in touched)

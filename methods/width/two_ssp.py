@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import register
+from methods.base import Count, Positive, Tokens, register
 from methods.depth.greedy_search import Found, Trial, search
 from methods.errors import OutOfReach
 from methods.model.activations import steps
@@ -49,21 +49,15 @@ from methods.width.widths import equal_widths, freed, lower_widths
 class TwoSSP:
     """Remove MLP channels by activation norm, as many in every layer, then attentions by loss (Sandri et al. 2025)."""
 
-    alpha: float = 1.5  # the higher, the more of the budget comes from attentions
-    tokens: int = 2048  # calibration tokens of the second stage
-    multiple: int = 1  # what is left of the channels is a multiple of it
+    alpha: Positive = 1.5  # the higher, the more of the budget comes from attentions
+    tokens: Tokens = 2048  # calibration tokens of the second stage
+    multiple: Count = 1  # what is left of the channels is a multiple of it
 
     fixed = False
     uneven = "it removes whole attentions"
     needs = "calibration"
     cost = "1 forward, and about L/2 over 2,048 tokens for each attention removed"
     without = ()
-
-    def __post_init__(self) -> None:
-        if self.alpha <= 0:
-            raise ValueError(f"alpha is positive; got {self.alpha}")
-        if self.tokens < 2 or self.multiple < 1:
-            raise ValueError("tokens is at least 2 and multiple at least 1")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         n = self.attentions(model, ratio)
@@ -72,7 +66,7 @@ class TwoSSP:
         return {"attentions": n, "removed_per_layer": counts}
 
     def attentions(self, model: Decoder, ratio: float) -> int:
-        """n for `ratio` of all parameters. Raises OutOfReach where channels and all but one attention are too few."""
+        """Return n for `ratio` of all parameters. Raises OutOfReach where channels and attentions are too few."""
         budget, A = ratio * parameters(model), attention_parameters(model)
         L, layers = len(model.layers), model.layers
         M = sum(layer.sizes()["mlp"] for layer in layers) / L
@@ -110,13 +104,13 @@ class TwoSSP:
 
 
 def attention_parameters(model: Decoder) -> float:
-    """A, with the norm that goes with an attention: the mean over the layers that have one."""
+    """Return A, with the norm that goes with an attention: the mean over the layers that have one."""
     sizes = [layer.sizes()["attention"] for layer in model.layers if layer.has_attention]
     return sum(sizes) / len(sizes)
 
 
 def channel_norms(model: Decoder, calibration: Calibration) -> list[Tensor]:
-    """The mean over sequences of ||X_j||_2, (I,) for each layer with an MLP, in float64 on the CPU."""
+    """Return the mean over sequences of ||X_j||_2, (I,) for each layer with an MLP, in float64 on the CPU."""
     sums: defaultdict[int, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
     for number, step in steps(model, calibration):
         X = step.channels.double() * step.mask[:, :, None]

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import register
-from methods.model.activations import enter, step, values_of_a_step
+from methods.base import Count, register
+from methods.model.activations import enter_all, step, values_of_a_step
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
@@ -43,7 +43,7 @@ KINDS = ("kv_heads", "channels")
 class WandaSP:
     """Remove the heads and channels with the least weight times activation, layer by layer (An et al. 2024)."""
 
-    multiple: int = 1  # what is left of the channels is a multiple of it
+    multiple: Count = 1  # what is left of the channels is a multiple of it
     uniform: bool = False  # as many heads as stock transformers takes; the widths are equal anyway
 
     fixed = False
@@ -51,18 +51,10 @@ class WandaSP:
     cost = "2 forwards"
     without = ()
 
-    def __post_init__(self) -> None:
-        if self.multiple < 1:
-            raise ValueError(f"multiple is at least 1; got {self.multiple}")
-
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         return {
             "removed_per_layer": equal_widths(
-                model,
-                structures_of(model, *KINDS),
-                ratio,
-                self.multiple,
-                uniform=self.uniform,
+                model, structures_of(model, *KINDS), ratio, self.multiple, uniform=self.uniform
             )
         }
 
@@ -71,8 +63,7 @@ class WandaSP:
         plan, structures = self.plan(model, ratio), structures_of(model, *KINDS)
         counts = plan["removed_per_layer"]
         if any(counts.values()):
-            batches = calibration.batches(values_of_a_step(model))
-            entries, masks = [enter(model, ids) for ids, _ in batches], [mask for _, mask in batches]
+            entries, masks = enter_all(model, calibration, values_of_a_step(model))
             X = [entry.x for entry in entries]
             for number, layer in enumerate(over(model.layers, "removing", "layer")):
                 arguments = [entry.arguments[layer.kind] for entry in entries]
@@ -89,6 +80,6 @@ class WandaSP:
 
 
 def score(structure: Structure, norm: Tensor) -> Tensor:
-    """s of every unit, (units,), from ||X_j|| (C,), in float64 on the CPU."""
+    """Return s of every unit, (units,), from ||X_j|| (C,), in float64 on the CPU."""
     s = structure.writer.weight.abs().double().mean(0) * norm
     return s.cpu()[structure.parts[-1].index].sum(1)

@@ -23,7 +23,8 @@ from methods.compensation.scale import Scale
 from methods.errors import CheckpointError, OutOfReach, Unsupported
 from methods.least_squares import LeastSquares
 from methods.model.activations import enter, inputs_of
-from methods.model.decoder import Decoder, Layer, twin
+from methods.model.decoder import Decoder, twin
+from methods.model.layer import Layer
 from methods.model.residual_map import MappedLayer
 from methods.model.sizes import layer_parameters, macs_per_token, parameters
 
@@ -427,8 +428,8 @@ def test_whole_layers_make_up_for_many_maps():
 def test_a_method_prunes_once_where_maps_do_not_change_the_number_of_layers(monkeypatch):
     from methods.depth.shortgpt import ShortGPT
 
-    calls, influence = [], ShortGPT.influence
-    monkeypatch.setattr(ShortGPT, "influence", lambda self, *args: calls.append(args) or influence(self, *args))
+    calls, scores = [], ShortGPT.scores
+    monkeypatch.setattr(ShortGPT, "scores", lambda self, *args: calls.append(args) or scores(self, *args))
     compensated("shortgpt+ghost", "llama", 0.3)
     assert len(calls) == 1
 
@@ -495,9 +496,9 @@ def test_names_and_parameters():
         ("shortgbt+ghost", {}, "no method is called 'shortgbt'; did you mean shortgpt"),
         ("shortgpt+ghost", {"ghost.rigde": "1"}, "ghost has no parameter ghost.rigde; it has: ghost.ridge"),
         ("shortgpt+ghost", {"ridge": "1"}, "shortgpt has no parameter ridge"),
-        ("shortgpt+ghost", {"ghost.ridge": "much"}, "ghost.ridge is float; got 'much'"),
-        ("shortgpt+ghost", {"ghost.ridge": "0"}, "ghost: ridge is positive"),
-        ("shortgpt+scale", {"scale.tokens": "1"}, "scale: tokens is at least 2"),
+        ("shortgpt+ghost", {"ghost.ridge": "much"}, "ghost.ridge is float, more than 0; got 'much'"),
+        ("shortgpt+ghost", {"ghost.ridge": "0"}, "ghost.ridge is float, more than 0; got '0'"),
+        ("shortgpt+scale", {"scale.tokens": "1"}, "scale.tokens is int, at least 2 or None; got '1'"),
     ],
 )
 def test_unsound_names_and_parameters_are_refused(pair, given, message):

@@ -21,10 +21,10 @@ FAMILIES = ["llama", "gemma2", "opt", "phi"]
 LENGTHS = (24, 15, 7, 2, 24, 10)
 METHODS = {
     "magnitude": [{}],
-    "shortgpt": [{}, {"token": "last"}, {"protect_first": "1", "protect_last": "2"}],
+    "shortgpt": [{}, {"token": "last"}, {"keep_first": "1", "keep_last": "2"}],
     "angular": [{}, {"token": "all"}, {"keep_first": "0", "keep_last": "0"}],
     "shortened-llama": [{}],
-    "shortened-llama-taylor": [{}, {"protect_first": "1", "protect_last": "1"}],
+    "shortened-llama-taylor": [{}, {"keep_first": "1", "keep_last": "1"}],
 }
 CASES = [pytest.param(name, given, id=f"{name} {given}") for name, several in METHODS.items() for given in several]
 
@@ -137,7 +137,7 @@ def test_perplexity_without_each_layer_alone(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_taylor_scores(family):
-    given = {"protect_first": "1", "protect_last": "1"}
+    given = {"keep_first": "1", "keep_last": "1"}
     found, model = pruned("shortened-llama-taylor", given, family, 2, calibration()), tiny(family)
     loss(model, calibration().ids, calibration().mask).backward()
     scores = []
@@ -168,13 +168,13 @@ def test_protection_shrinks_no_more_than_it_must(n, candidates):
 
 
 def test_without_protection_every_layer_may_go():
-    assert ShortenedLlamaTaylor(protect_first=0, protect_last=0).candidates(30, 7) == range(30)
-    assert ShortenedLlamaTaylor(protect_first=0, protect_last=3).candidates(30, 28) == range(28)
+    assert ShortenedLlamaTaylor(keep_first=0, keep_last=0).candidates(30, 7) == range(30)
+    assert ShortenedLlamaTaylor(keep_first=0, keep_last=3).candidates(30, 28) == range(28)
 
 
 def test_protected_layers_stay():
     BI = pruned("shortgpt", {}, "llama", 2, calibration())["scores"]
-    found = pruned("shortgpt", {"protect_first": "2", "protect_last": "1"}, "llama", 2, calibration())
+    found = pruned("shortgpt", {"keep_first": "2", "keep_last": "1"}, "llama", 2, calibration())
     assert found["removed_layers"] == lowest(BI, 2, range(2, 5))
     assert found["scores"] == BI
 
@@ -182,9 +182,9 @@ def test_protected_layers_stay():
 @pytest.mark.parametrize(
     ("method", "given"),
     [
-        ("shortgpt", {"protect_first": "2", "protect_last": "2"}),
+        ("shortgpt", {"keep_first": "2", "keep_last": "2"}),
         ("angular", {"keep_first": "3"}),
-        ("sleb", {"protect_first": "4", "protect_last": "0"}),
+        ("sleb", {"keep_first": "4", "keep_last": "0"}),
     ],
 )
 def test_more_than_the_unprotected_layers_is_out_of_reach(method, given):
@@ -225,12 +225,12 @@ def test_a_layer_without_which_the_loss_is_no_number_stays_and_has_no_score(monk
     ("method", "given", "message"),
     [
         ("shortgpt", {"token": "first"}, "token is all or last; got 'first'"),
-        ("shortgpt", {"protect_last": "-1"}, "not negative"),
+        ("shortgpt", {"keep_last": "-1"}, "shortgpt:keep_last is int, at least 0; got '-1'"),
         ("angular", {"token": "some"}, "token is last or all; got 'some'"),
-        ("angular", {"keep_first": "-1"}, "not negative"),
-        ("shortened-llama", {"tokens": "1"}, "tokens is at least 2"),
-        ("shortened-llama-taylor", {"tokens": "1"}, "tokens is at least 2"),
-        ("shortened-llama-taylor", {"protect_first": "-1"}, "not negative"),
+        ("angular", {"keep_first": "-1"}, "keep_first is int, at least 0; got '-1'"),
+        ("shortened-llama", {"tokens": "1"}, "tokens is int, at least 2; got '1'"),
+        ("shortened-llama-taylor", {"tokens": "1"}, "tokens is int, at least 2; got '1'"),
+        ("shortened-llama-taylor", {"keep_first": "-1"}, "keep_first is int, at least 0; got '-1'"),
     ],
 )
 def test_unsound_parameters_are_refused(method, given, message):

@@ -276,13 +276,13 @@ def test_what_is_affordable():
 @pytest.mark.parametrize(
     ("method", "given", "message"),
     [
-        ("sleb", {"loss": "mse"}, "loss is one of nll, kl, js; got 'mse'"),
-        ("sleb", {"protect_first": "-1"}, "not negative"),
-        ("sleb", {"tokens": "1"}, "tokens is at least 2"),
-        ("blockpruner", {"tokens": "0"}, "tokens is at least 2"),
+        ("sleb", {"loss": "mse"}, "sleb:loss is nll, kl or js; got 'mse'"),
+        ("sleb", {"keep_first": "-1"}, "keep_first is int, at least 0; got '-1'"),
+        ("sleb", {"tokens": "1"}, "tokens is int, at least 2; got"),
+        ("blockpruner", {"tokens": "0"}, "tokens is int, at least 2; got"),
         ("finercut", {"distance": "nll"}, "distance is js or kl; got 'nll'"),
-        ("finercut", {"mode": "mlp"}, "mode is one of both, attention; got 'mlp'"),
-        ("finercut", {"protect_first": "-1"}, "not negative"),
+        ("finercut", {"mode": "mlp"}, "mode is both or attention; got 'mlp'"),
+        ("finercut", {"keep_first": "-1"}, "keep_first is int, at least 0; got '-1'"),
     ],
 )
 def test_unsound_parameters_are_refused(method, given, message):
@@ -298,11 +298,11 @@ def test_attentions_alone_reach_only_so_far():
     with pytest.raises(OutOfReach, match=f"all attention blocks that may go hold {share:.3f} of"):
         pruner.plan(model, 1.05 * share)
     with pytest.raises(OutOfReach, match=r"all attention and mlp blocks that may go hold 0\.306"):
-        methods.make("finercut", {"protect_first": "4"}).plan(model, 0.4)
+        methods.make("finercut", {"keep_first": "4"}).plan(model, 0.4)
 
 
 def test_protected_layers_stay_whole():
-    found = methods.make("finercut", {"protect_first": "3"}).prune(Decoder(tiny("llama")), calibration(), 0.3)
+    found = methods.make("finercut", {"keep_first": "3"}).prune(Decoder(tiny("llama")), calibration(), 0.3)
     assert min(Sublayer.parse(text).layer for text in found["removal_order"]) >= 3
 
 

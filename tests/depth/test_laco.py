@@ -180,12 +180,12 @@ def test_more_than_its_windows_can_hold_is_out_of_reach():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"C": "1"}, "C counts the layers of a window, at least 2; got 1"),
-        ({"I": "0"}, "I is the pointer's step"),
-        ({"merge": "mean"}, "merge is 'last' or 'sum'; got 'mean'"),
+        ({"C": "1"}, "laco:C is int, at least 2; got '1'"),
+        ({"I": "0"}, "laco:I is int, at least 1; got '0'"),
+        ({"merge": "mean"}, "laco:merge is last or sum; got 'mean'"),
         ({"treshold": "1"}, "laco has no parameter treshold; it has: C, I, T, L, H"),
-        ({"C": "many"}, "laco:C is int; got 'many'"),
-        ({"C": "2.5"}, "laco:C is int; got '2.5'"),
+        ({"C": "many"}, "laco:C is int, at least 2; got 'many'"),
+        ({"C": "2.5"}, "laco:C is int, at least 2; got '2.5'"),
     ],
 )
 def test_an_unsound_parameter_is_refused_with_what_would_be_right(parameters, message):

@@ -300,13 +300,13 @@ def test_a_model_that_has_lost_an_mlp_is_unsupported():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"ridge": "0"}, "laco-ls: ridge is positive"),
-        ({"trials": "0"}, "laco-ls: trials is at least 1; got 0"),
-        ({"sweeps": "0"}, "laco-ls: sweeps is at least 1; got 0"),
-        ({"choose": "angle"}, "laco-ls: choose is fit, error, cosine; got 'angle'"),
-        ({"trial_tokens": "1"}, "laco-ls: trial_tokens, search_tokens and tokens are at least 2"),
-        ({"search_tokens": "1"}, "laco-ls: trial_tokens, search_tokens and tokens are at least 2"),
-        ({"tokens": "0"}, "laco-ls: trial_tokens, search_tokens and tokens are at least 2"),
+        ({"ridge": "0"}, "laco-ls:ridge is float, more than 0; got '0'"),
+        ({"trials": "0"}, "laco-ls:trials is int, at least 1; got '0'"),
+        ({"sweeps": "0"}, "laco-ls:sweeps is int, at least 1; got '0'"),
+        ({"choose": "angle"}, "laco-ls:choose is fit, error or cosine; got 'angle'"),
+        ({"trial_tokens": "1"}, "laco-ls:trial_tokens is int, at least 2; got '1'"),
+        ({"search_tokens": "1"}, "laco-ls:search_tokens is int, at least 2; got '1'"),
+        ({"tokens": "0"}, "laco-ls:tokens is int, at least 2 or None; got '0'"),
     ],
 )
 def test_unsound_parameters_are_refused(given, message):

@@ -7,13 +7,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import LAYERS
 from tiny_methods import METHODS
 
 import methods
 from bench.cli.main import main
 from bench.records.run_folder import load_run
 from bench.run import source_hash
+from bench.run.reproduce import cell_of
 from bench.run.source_hash import code_sha256, method_sha256, sources
+from methods import registry
+from methods.checkpoint import load
 
 CODE = '''"""A head."""
 
@@ -94,6 +98,10 @@ def test_python_versions_agree_on_a_hash(tmp_path):
     with_more.body[0].type_params, with_more.body[0].type_comment = [], None  # of 3.12
     assert source_hash._plain(tree) == source_hash._plain(with_more)
     assert source_hash._plain(tree) != source_hash._plain(source_hash.ast.parse("def f(x=None): return {1: x}"))
+    tree, with_more = (source_hash.ast.parse("f'{x:<{y}}'") for _ in range(2))
+    with_more.body[0].value.values[0].format_spec.values.append(source_hash.ast.Constant(""))  # of 3.12
+    assert source_hash._plain(tree) == source_hash._plain(with_more)
+    assert source_hash._plain(tree) != source_hash._plain(source_hash.ast.parse("f'{x:<{y} }'"))
 
 
 @pytest.fixture
@@ -223,5 +231,31 @@ def test_a_run_of_earlier_code_that_decides_the_same_is_served_from_its_records(
     assert stored(tmp_path / "run") == names
     records = {record.cell["method"]: record for record in load_run(tmp_path / "run")}
     assert records["shortgpt"].cell["inputs"]["method_sha256"] == "old shortgpt"  # a record is never edited
+    assert main(asked) == 0
+    assert capsys.readouterr().err.count("has a record") == 2
+
+
+def test_a_record_with_earlier_names_of_parameters_is_served_made_anew_and_exported(asked, tmp_path, capsys):
+    registry._say_renamed.cache_clear()
+    asked[2] = "shortgpt:protect_first=1"
+    assert main(asked) == 0
+    assert "shortgpt:protect_first is called keep_first now" in capsys.readouterr().err
+    run = tmp_path / "run"
+    (cell,) = [record.cell for record in load_run(run) if record.cell["method"] == "shortgpt"]
+    assert (cell["label"], cell["given"]) == ("shortgpt:keep_first=1", ["keep_first"])
+    assert cell["parameters"] == {"token": "all", "keep_first": 1, "keep_last": 0}
+
+    def first(cell):
+        if cell["method"] == "shortgpt":
+            cell["parameters"] = {"token": "all", "protect_first": 1, "protect_last": 0}
+            cell["given"], cell["label"] = ["protect_first"], "shortgpt:protect_first=1"
+
+    older(run, first)
+    records = {record.cell["method"]: record for record in load_run(run)}
+    made = cell_of(records["shortgpt"])
+    assert (made.given, made.parameters) == (("keep_first",), cell["parameters"])
+    assert main(["export", str(run), "shortgpt:protect_first=1", "--to", str(tmp_path / "model")]) == 0
+    assert capsys.readouterr().err == ""  # nobody has typed an earlier name
+    assert load(tmp_path / "model").config.num_hidden_layers < LAYERS
     assert main(asked) == 0
     assert capsys.readouterr().err.count("has a record") == 2

@@ -254,9 +254,9 @@ def test_nothing_is_looked_at_for_nothing():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"metric": "wanda"}, "flap: metric is one of wifv, ifv, wifn; got 'wanda'"),
-        ({"structure": "ul_mm"}, "flap: structure is one of al_am, ul_um; got 'ul_mm'"),
-        ({"multiple": "0"}, "flap: multiple is at least 1; got 0"),
+        ({"metric": "wanda"}, "flap:metric is wifv, ifv or wifn; got 'wanda'"),
+        ({"structure": "ul_mm"}, "flap:structure is al_am or ul_um; got 'ul_mm'"),
+        ({"multiple": "0"}, "flap:multiple is int, at least 1; got '0'"),
     ],
 )
 def test_unsound_parameters_are_refused(given, message):

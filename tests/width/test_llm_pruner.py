@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import Structure
 from methods.width import llm_pruner
-from methods.width.llm_pruner import AGGREGATION, IMPORTANCE, TAYLOR, LLMPruner
+from methods.width.llm_pruner import AGGREGATION, TAYLOR, Importance, LLMPruner
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RUNS = {
@@ -92,7 +93,7 @@ def repeated(key: str, tensors: dict[str, torch.Tensor], **options: object) -> t
     name = key.removeprefix("lp_").removesuffix(f"_{run['taylor']}")
     model = Decoder(AutoModelForCausalLM.from_pretrained(GOLDEN / name, dtype=torch.float32))
     first, end = run["layers_pruned"]
-    settings = {"first": first, "last": len(model.layers) - end, "sequences": 16, "gqa": "released"} | options
+    settings = {"keep_first": first, "keep_last": len(model.layers) - end, "sequences": 16, "gqa": "released"} | options
     pruner = LLMPruner(r=run["ratio"], importance=OURS[run["taylor"]], aggregation=run["grouping"], **settings)
     return model, pruner.prune(model, block(tensors["calib"]), 0.0)
 
@@ -145,7 +146,7 @@ def test_pairings_agree_without_grouped_queries(tensors):
     ids=["llama-7b", "llama-3-8b", "tinyllama", "smollm2-135m"],
 )
 def test_published_counts(model, r, last, count):
-    assert LLMPruner(r=r, first=4, last=last).plan(shape(**model), 0.0)["parameters"] == count
+    assert LLMPruner(r=r, keep_first=4, keep_last=last).plan(shape(**model), 0.0)["parameters"] == count
 
 
 def test_one_share_meets_the_budget_where_heads_are_many():
@@ -194,7 +195,7 @@ def test_out_of_reach_is_refused_before_any_work(ranking):
     with pytest.raises(OutOfReach, match="out of reach"):
         LLMPruner(ranking=ranking).plan(model, 0.579)
     with pytest.raises(OutOfReach, match="protect all"):
-        LLMPruner(first=20, last=10).plan(model, 0.1)
+        LLMPruner(keep_first=20, keep_last=10).plan(model, 0.1)
 
 
 @pytest.mark.parametrize("ranking", ["local", "global"])
@@ -315,7 +316,7 @@ def test_the_importance_of_a_channel(importance, scores, aggregation):
 
 @pytest.mark.parametrize("gqa", ["paired", "released"])
 @pytest.mark.parametrize("aggregation", AGGREGATION)
-@pytest.mark.parametrize("importance", [name for name in IMPORTANCE if name != "random"])
+@pytest.mark.parametrize("importance", [name for name in get_args(Importance) if name != "random"])
 def test_the_importance_of_a_head(importance, aggregation, gqa):
     """G = 2 heads of width E = 8 with R = 2 query heads each, channel by channel."""
     model = Decoder(tiny("llama"))
@@ -461,7 +462,7 @@ def test_only_what_may_be_removed_needs_a_gradient(monkeypatch):
     model = Decoder(tiny("llama"))
     matrices = [layer.matrices for layer in model.layers]
     expected = {matrix.weight for layer in matrices[2:5] for matrix in layer[4:]}  # r too small for a head: MLPs alone
-    LLMPruner(r=0.2, first=2, last=1).prune(model, calibration(), 0.0)
+    LLMPruner(r=0.2, keep_first=2, keep_last=1).prune(model, calibration(), 0.0)
     assert seen == [expected]
 
 
@@ -573,14 +574,14 @@ def test_overflowing_gradients_are_said_and_not_ranked():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"importance": "taylor"}, "importance is one of element1"),
-        ({"aggregation": "median"}, "aggregation is one of sum"),
-        ({"ranking": "both"}, "ranking is one of local, global"),
-        ({"gqa": "swapped"}, "gqa is one of paired, released"),
-        ({"r": "1.5"}, r"in \[0, 1\)"),
-        ({"first": "-1"}, "not negative"),
-        ({"steps": "0"}, "at least 1"),
-        ({"tokens": "1"}, "tokens at least 2"),
+        ({"importance": "taylor"}, "importance is element1, element2, mix, vector, l1, l2 or random; got 'taylor'"),
+        ({"aggregation": "median"}, "aggregation is sum, mean, max, prod, first or second; got"),
+        ({"ranking": "both"}, "ranking is local or global; got"),
+        ({"gqa": "swapped"}, "gqa is paired or released; got"),
+        ({"r": "1.5"}, "r is float, at least 0 and less than 1 or None; got '1.5'"),
+        ({"keep_first": "-1"}, "keep_first is int, at least 0 or None; got '-1'"),
+        ({"steps": "0"}, "steps is int, at least 1; got"),
+        ({"tokens": "1"}, "tokens is int, at least 2; got"),
     ],
 )
 def test_unsound_parameters_are_refused(parameters, message):

@@ -148,7 +148,7 @@ def test_nothing_is_looked_at_for_nothing():
 def test_a_multiple():
     decisions = MinitronWidth(multiple=16).prune(Decoder(tiny("llama")), calibration(), 0.2)
     assert decisions["channels"] == [32] * LAYERS
-    with pytest.raises(ValueError, match="minitron-width: multiple is at least 1; got 0"):
+    with pytest.raises(ValueError, match="minitron-width:multiple is int, at least 1; got '0'"):
         methods.make("minitron-width", {"multiple": "0"})
 
 

@@ -194,9 +194,9 @@ def test_a_multiple():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"alpha": "0"}, "2ssp: alpha is positive; got 0.0"),
-        ({"tokens": "1"}, "2ssp: tokens is at least 2 and multiple at least 1"),
-        ({"multiple": "0"}, "2ssp: tokens is at least 2 and multiple at least 1"),
+        ({"alpha": "0"}, "2ssp:alpha is float, more than 0; got '0'"),
+        ({"tokens": "1"}, "2ssp:tokens is int, at least 2; got '1'"),
+        ({"multiple": "0"}, "2ssp:multiple is int, at least 1; got '0'"),
     ],
 )
 def test_unsound_parameters_are_refused(given, message):

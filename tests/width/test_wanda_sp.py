@@ -82,7 +82,7 @@ def test_every_layer_loses_as_much():
 def test_a_multiple():
     decisions = WandaSP(multiple=16).prune(Decoder(tiny("llama")), calibration(), 0.2)
     assert decisions["channels"] == [32] * LAYERS
-    with pytest.raises(ValueError, match="wanda-sp: multiple is at least 1; got 0"):
+    with pytest.raises(ValueError, match="wanda-sp:multiple is int, at least 1; got '0'"):
         methods.make("wanda-sp", {"multiple": "0"})
 
 

@@ -1,0 +1,247 @@
+"""One decoder layer seen by role, and what stands where a part of it was.
+
+Letters: D = residual width, I = MLP width, H = query heads, G = key/value heads, E = head width, B = batch, T = tokens.
+         Weights are (out, in).
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Collection
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.errors import Unsupported
+from methods.model.architectures import Family
+
+
+class Removed(nn.Module):
+    """Stands where an attention or an MLP was, and adds nothing to the residual."""
+
+    def __init__(self, *, attention: bool) -> None:
+        super().__init__()
+        self.attention = attention
+        self.layer_idx = 0
+        self.counts = False  # no attention of the layer's kind is left, so that this one tells the cache its length
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        nothing = torch.zeros_like(hidden_states)
+        if not self.attention:
+            return nothing
+        cache = kwargs.get("cache", kwargs.get("layer_past"))
+        if self.counts and cache is not None:
+            one_number = nothing[:, None, :, :1]  # per token, (B, 1, T, 1): a cache of no numbers has no length
+            cache.update(one_number, one_number, self.layer_idx)
+        return nothing, None
+
+
+class Layer:
+    """Shows one decoder layer by role. It holds the module, and copies nothing unless asked to."""
+
+    def __init__(self, module: nn.Module, family: Family, kind: str | None, head_width: int, group: int) -> None:
+        self.module = module
+        self.family = family
+        self.kind = kind  # the layer's entry in config.layer_types, where the family has such a list
+        self.head_width = head_width  # E
+        self.group = group  # H / G, query heads per key/value head
+
+    @property
+    def inner(self) -> Any:
+        """Return the family's own layer, also where a method has wrapped it."""
+        return getattr(self.module, "inner", self.module)
+
+    def _part(self, path: str) -> Any:
+        try:
+            return attrgetter(path)(self.inner)
+        except AttributeError:
+            if self.has_attention and self.has_mlp:
+                raise
+            raise Unsupported("a layer has lost its attention or its MLP, which this method needs whole") from None
+
+    @property
+    def has_attention(self) -> bool:
+        return not isinstance(getattr(self.inner, self.family.attn), Removed)
+
+    @property
+    def has_mlp(self) -> bool:
+        return not isinstance(attrgetter(self.family.mlp or self.family.down)(self.inner), Removed)
+
+    def remove_attention(self) -> None:
+        """Take the attention out, with the norms that serve it alone. `Decoder.set_layers` must follow."""
+        self._is_a_sum()
+        for norm in self._own_norms(self.family.attn_norm, 0):
+            setattr(self.inner, norm, nn.Identity())
+        setattr(self.inner, self.family.attn, Removed(attention=True))
+
+    def remove_mlp(self) -> None:
+        """Take the MLP out, with the norms that serve it alone. `Decoder.set_layers` must follow."""
+        self._is_a_sum()
+        for norm in self._own_norms(self.family.mlp_norm, 1):
+            setattr(self.inner, norm, nn.Identity())
+        if not self.family.mlp:
+            setattr(self.inner, self.family.up[0], nn.Identity())
+        setattr(self.inner, self.family.mlp or self.family.down, Removed(attention=False))
+
+    def _own_norms(self, norm: str, which: int) -> list[str]:
+        """Return the names of the norms that serve the attention (0) or the MLP (1) alone."""
+        shared = self.family.attn_norm == self.family.mlp_norm and self.has_attention and self.has_mlp
+        return [*([] if shared else [norm]), *self.family.post_norms[which : which + 1]]
+
+    def sizes(self) -> dict[str, int]:
+        """Return the parameters that go when the `layer`, its `attention` or its `mlp` is removed."""
+        mlp = [self.family.mlp] if self.family.mlp else [*self.family.up, self.family.down]
+        parts = {
+            "attention": [self.family.attn, *self._own_norms(self.family.attn_norm, 0)],
+            "mlp": [*mlp, *self._own_norms(self.family.mlp_norm, 1)],
+        }
+        counted = {name: sum(_count(self._part(path)) for path in paths) for name, paths in parts.items()}
+        return {"layer": _count(self.module)} | counted
+
+    @property
+    def attn(self) -> nn.Module:
+        return self._part(self.family.attn)
+
+    @property
+    def qkv(self) -> list[nn.Linear]:
+        """Return q, k, v, each (heads * E, D); or one matrix with all three below each other."""
+        return [self._part(path) for path in self.family.qkv]
+
+    @property
+    def out(self) -> nn.Linear:
+        """Return the attention's output matrix, (D, H * E)."""
+        return self._part(self.family.out)
+
+    @property
+    def up(self) -> list[nn.Linear]:
+        """Return gate and up, each (I, D); one matrix where they are fused or where there is no gate."""
+        return [self._part(path) for path in self.family.up]
+
+    @property
+    def down(self) -> nn.Linear:
+        """Return the MLP's output matrix, (D, I)."""
+        return self._part(self.family.down)
+
+    @property
+    def matrices(self) -> list[nn.Linear]:
+        attention = [*self.qkv, self.out] if self.has_attention else []
+        return [*attention, *self.up, self.down] if self.has_mlp else attention
+
+    @property
+    def attn_norm(self) -> nn.Module:
+        return self._part(self.family.attn_norm)
+
+    @property
+    def mlp_norm(self) -> nn.Module:
+        return self._part(self.family.mlp_norm)
+
+    def set_norms(self, attn_norm: nn.Module, mlp_norm: nn.Module) -> None:
+        setattr(self.inner, self.family.attn_norm, attn_norm)
+        setattr(self.inner, self.family.mlp_norm, mlp_norm)
+
+    @property
+    def parallel(self) -> bool:
+        """Say whether attention and MLP both read the layer's input, x + attn(x) + mlp(x)."""
+        return self.family.parallel or bool(getattr(self.inner, "use_parallel_residual", False))
+
+    @property
+    def kv_heads(self) -> int:
+        """Return G as the weights have it, also after pruning."""
+        if not self.has_attention:
+            return 0
+        return sum(matrix.out_features for matrix in self.qkv) // (self.head_width * (self.group + 2))
+
+    def set_kv_heads(self, G: int) -> None:
+        """Tell the attention that it has G key/value heads, where its forward does not see that from the weights.
+
+        A size in the configuration, which all layers share, goes into a copy that is this attention's own.
+        """
+        sizes = {"G": G, "H": G * self.group, "HE": G * self.group * self.head_width}
+        for path, letters in self.family.counts:
+            shared, _, name = path.rpartition(".")
+            if shared:
+                setattr(self.attn, shared, copy.copy(getattr(self.attn, shared)))
+            setattr(getattr(self.attn, shared) if shared else self.attn, name, sizes[letters])
+
+    def attention(self, h: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """Return the attention's contribution to the residual from its normed input, (B, T, D) -> (B, T, D)."""
+        return self.attn(h, **arguments)[0]
+
+    def feed_forward(self, h: Tensor) -> Tensor:
+        """Return the MLP's contribution to the residual from its normed input, (B, T, D) -> (B, T, D)."""
+        if self.family.mlp:
+            return self._part(self.family.mlp)(h)
+        (up,) = self.up
+        return self.down(self.inner.activation_fn(up(h)))
+
+    def attend(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """Return what the attention adds to the residual x, norms included, (B, T, D) -> (B, T, D)."""
+        return self.post_norm(0)(self.attention(self.attn_norm(x), arguments))
+
+    def transform(self, x: Tensor) -> Tensor:
+        """Return what the MLP adds to the residual x, norms included, (B, T, D) -> (B, T, D)."""
+        return self.post_norm(1)(self.feed_forward(self.mlp_norm(x)))
+
+    def post_norm(self, which: int) -> nn.Module:
+        """Return what stands between the attention (0) or the MLP (1) and the residual: a norm, or nothing."""
+        self._is_a_sum()
+        names = self.family.post_norms
+        return getattr(self.inner, names[which]) if names else nn.Identity()
+
+    def _is_a_sum(self) -> None:
+        if self.module is not self.inner or not getattr(self.inner, "do_layer_norm_before", True):
+            raise Unsupported("a layer whose residual is normed or mapped is no sum of its input, attention and MLP")
+
+    def run(self, x: Tensor, arguments: dict[str, Any], gone: Collection[str] = ()) -> Tensor:
+        """Run the layer as if the parts `gone` ("layer", "attention", "mlp") had been removed, (B, T, D) -> same."""
+        if "layer" in gone:
+            return x
+        if not gone:
+            return self(x, arguments)
+        h = x if "attention" in gone else x + self.attend(x, arguments)
+        return h if "mlp" in gone else h + self.transform(x if self.parallel else h)
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return by name what the decoder passes to this layer besides the hidden states."""
+        bound = inspect.signature(self.inner.forward).bind(None, *args, **kwargs).arguments
+        named = {**bound, **bound.get("kwargs", {})}
+        return {
+            name: value
+            for name, value in named.items()
+            if name not in ("hidden_states", "kwargs") and not name.startswith("encoder_")
+        }
+
+    def __call__(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """Run the layer, (B, T, D) -> (B, T, D)."""
+        return self.module(x, **arguments)
+
+    def copy_sharing_matrices(self) -> Layer:
+        """Return a layer with its own norms and biases, whose matrices and configuration still are this layer's."""
+        configurations = [module.config for module in self.module.modules() if hasattr(module, "config")]
+        shared = [*configurations, *(matrix.weight for matrix in self.matrices)]
+        module = copy.deepcopy(self.module, {id(part): part for part in shared})
+        return Layer(module, self.family, self.kind, self.head_width, self.group)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def norm_eps(norm: nn.Module) -> float:
+    """Return the constant under a norm's root. Raises Unsupported where the norm does not say it."""
+    for name in ("variance_epsilon", "eps", "epsilon"):
+        if hasattr(norm, name):
+            return float(getattr(norm, name))
+    raise Unsupported(f"{type(norm).__name__} does not say its epsilon")
+
+
+def linear_like(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Return a linear layer around `weight` (out, in) and `bias` (out,), without the cost of initialising one."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias)
+    return layer

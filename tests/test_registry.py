@@ -1,0 +1,114 @@
+"""Parameters of methods: what is taken, what is refused and how, and the names that they had earlier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+import methods
+from methods import registry
+from methods.base import REGISTRY, Layers
+
+NAMES = [card.name for card in methods.catalogue() if card.name != "drop"]
+
+
+@pytest.fixture
+def plugin():
+    """A method of someone's own, in a plain dataclass."""
+
+    @methods.register("of-mine")
+    @dataclass(frozen=True)
+    class OfMine:
+        first: int = 1
+        share: float | None = None
+        loud: bool = False
+        words: str = ""
+        kind: Literal["a", "b"] = "a"
+        keep_last: Layers = 0
+        fixed = True
+
+    methods.load()
+    yield OfMine
+    del REGISTRY["of-mine"]
+
+
+@pytest.fixture
+def unsaid():
+    registry._say_renamed.cache_clear()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_method_has_by_default_is_right_and_as_text_the_same(name):
+    pruner = methods.make(name)
+    given = methods.hyperparameters(pruner)
+    assert methods.make(name, given) == pruner
+    assert methods.make(name, {key: str(value) for key, value in given.items()}) == pruner
+
+
+@pytest.mark.parametrize("card", methods.compensations(), ids=lambda card: card.name)
+def test_and_so_has_a_compensation(card):
+    name = f"drop-tail+{card.name}"
+    given = methods.hyperparameters(methods.make(name))
+    assert methods.make(name, {key: str(value) for key, value in given.items()}) == methods.make(name)
+
+
+def test_text_becomes_what_the_type_says(plugin):
+    given = {"first": "3", "share": "0.5", "loud": "yes", "words": 20, "kind": "b", "keep_last": "0"}
+    assert methods.make("of-mine", given) == plugin(3, 0.5, True, "20", "b", 0)
+    assert methods.make("of-mine", {"share": "None", "loud": "0"}) == plugin()
+    assert isinstance(methods.make("of-mine", {"share": 1}).share, float)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"first": "x"}, "of-mine:first is int; got 'x'"),
+        ({"first": "none"}, "of-mine:first is int; got 'none'"),
+        ({"share": "much"}, "of-mine:share is float or None; got 'much'"),
+        ({"loud": "loudly"}, "of-mine:loud is bool; got 'loudly'"),
+        ({"kind": "c"}, "of-mine:kind is a or b; got 'c'"),
+        ({"keep_last": -1}, "of-mine:keep_last is int, at least 0; got -1"),
+        ({"keep_lst": 1}, "of-mine has no parameter keep_lst; it has: first, share, loud, words, kind, keep_last; did"),
+    ],
+)
+def test_what_is_wrong_is_said_with_what_would_be_right(plugin, given, message):
+    with pytest.raises(ValueError) as refused:
+        methods.make("of-mine", given)
+    assert str(refused.value).startswith(message)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "earlier", "today"),
+    [
+        ("shortgpt", {"protect_first": "1", "protect_last": "2"}, {"keep_first": 1, "keep_last": 2}),
+        ("shortened-llama-taylor", {"protect_last": "1"}, {"keep_last": 1}),
+        ("sleb", {"protect_first": 0}, {"keep_first": 0}),
+        ("finercut", {"protect_first": 2}, {"keep_first": 2}),
+        ("llm-pruner", {"first": None, "last": "3"}, {"keep_first": None, "keep_last": 3}),
+        ("sleb+ghost", {"protect_last": 2, "ghost.ridge": 0.5}, {"keep_last": 2, "ghost.ridge": 0.5}),
+    ],
+)
+def test_an_earlier_name_is_taken_and_said_once(name, earlier, today, unsaid, capsys):
+    pruner = methods.make(name, earlier)
+    assert pruner == methods.make(name, today)
+    assert methods.current_names(name, earlier).keys() == today.keys()
+    said = capsys.readouterr().err.splitlines()
+    first = next(iter(earlier))
+    assert (
+        said[0]
+        == f"{name.partition('+')[0]}:{first} is called {next(iter(today))} now; the earlier name is still taken"
+    )
+    assert len(said) == len([key for key in earlier if "." not in key])
+    methods.make(name, earlier)
+    methods.make(name, today)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_plugin_may_call_its_own_parameter_so(plugin, unsaid, capsys):
+    assert methods.current_names("of-mine", {"first": 2, "last": 1}) == {"first": 2, "keep_last": 1}
+    assert methods.make("of-mine", {"first": 2}).first == 2
+    assert capsys.readouterr().err == ""
+    assert methods.current_names("nobody-s", {"first": 2}) == {"first": 2}
