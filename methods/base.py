@@ -1,26 +1,15 @@
-"""The interface that every method has, the registry that it enters, and the types of its parameters.
-
-A field's type says which values are right, as in `C: Annotated[int, Ge(2)] = 4`; `methods.make` refuses others.
-"""
+"""The interface that every method has, and the registry that it enters."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, TypeVar
-
-from annotated_types import Ge, Gt, Lt
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from methods.model.calibration import Calibration
 
 if TYPE_CHECKING:
     from methods.model.decoder import Decoder
-
-Layers = Annotated[int, Ge(0)]  # how many layers
-Count = Annotated[int, Ge(1)]
-Tokens = Annotated[int, Ge(2)]  # of which all but the first are predicted
-Positive = Annotated[float, Gt(0)]
-Share = Annotated[float, Ge(0), Lt(1)]
 
 
 class Pruner(Protocol):

@@ -14,7 +14,6 @@ import difflib
 import functools
 import hashlib
 import importlib
-import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Iterable, Mapping
@@ -25,6 +24,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, ge
 from methods.base import REGISTRY, Pruner
 
 if TYPE_CHECKING:
+    from importlib import metadata
+
     from methods.compensation.base import Compensation
 
 BUILT_IN = (  # modules of this package, in the order in which lists show their methods
@@ -72,16 +73,18 @@ def load(plugins: Iterable[str] = ()) -> dict[str, type[Pruner]]:
 
     Raises ValueError, with the file's name, when one cannot be imported or registers nothing.
     """
+    from importlib import metadata
+
     for name in BUILT_IN:
         importlib.import_module(f"methods.{name}")
-    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+    for point in metadata.entry_points(group=ENTRY_POINTS):
         _load_point(point)
     for plugin in plugins:
         _load_file(Path(plugin))
     return REGISTRY
 
 
-def _load_point(point: importlib.metadata.EntryPoint) -> None:
+def _load_point(point: metadata.EntryPoint) -> None:
     try:
         point.load()
     except Exception as error:
@@ -278,7 +281,9 @@ def _source(name: str) -> str:
 
 def installed() -> list[tuple[str, str]]:
     """Return (name, package) of the entry points of installed packages, which are named after their methods."""
-    points = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    from importlib import metadata
+
+    points = metadata.entry_points(group=ENTRY_POINTS)
     return [(point.name, point.dist.name if point.dist else point.module) for point in points]
 
 

@@ -9,7 +9,8 @@ import pytest
 
 import methods
 from methods import registry
-from methods.base import REGISTRY, Layers
+from methods.base import REGISTRY
+from methods.ranges import Layers
 
 NAMES = [card.name for card in methods.catalogue() if card.name != "drop"]
 

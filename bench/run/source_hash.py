@@ -37,6 +37,7 @@ UNDECIDED = (
     "methods",  # passes names on; they are followed to where they are defined
     "methods.base",  # the registry and the interface
     "methods.registry",  # finds methods by name and checks their parameters, whose values a cell holds
+    "methods.ranges",  # which values of parameters are right
     "methods.errors",  # exceptions and their words
     "methods.progress",  # bars on stderr
 )

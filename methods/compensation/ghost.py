@@ -25,10 +25,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from methods.base import Positive, Tokens
 from methods.compensation.base import ResidualMap, compensation
 from methods.compensation.boundaries import BoundaryStates
 from methods.least_squares import LeastSquares
+from methods.ranges import Positive, Tokens
 
 
 @compensation("ghost")

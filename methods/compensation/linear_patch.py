@@ -25,9 +25,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.base import Tokens
 from methods.compensation.base import ResidualMap, compensation
 from methods.compensation.boundaries import BoundaryStates
+from methods.ranges import Tokens
 
 
 @compensation("linearpatch")

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.base import Positive, Tokens
 from methods.compensation.base import compensation
 from methods.compensation.boundaries import Pruning
 from methods.errors import Unsupported
@@ -33,6 +32,7 @@ from methods.model.activations import enter_all, fitted_tokens, inputs_of, value
 from methods.model.calibration import Calibration
 from methods.model.layer import Layer
 from methods.progress import over
+from methods.ranges import Positive, Tokens
 
 Run = Callable[[Layer, Tensor, dict[str, Any]], Tensor]
 

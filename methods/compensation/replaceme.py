@@ -27,7 +27,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.base import Positive, Tokens
 from methods.compensation.base import compensation
 from methods.compensation.boundaries import (
     Boundary,
@@ -40,6 +39,7 @@ from methods.compensation.boundaries import (
 from methods.errors import Unsupported
 from methods.least_squares import LeastSquares
 from methods.model.calibration import Calibration
+from methods.ranges import Positive, Tokens
 
 
 @compensation("replaceme")

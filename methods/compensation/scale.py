@@ -24,7 +24,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from methods.base import Tokens
 from methods.compensation.base import compensation
 from methods.compensation.boundaries import (
     Boundary,
@@ -36,6 +35,7 @@ from methods.compensation.boundaries import (
 )
 from methods.errors import Unsupported
 from methods.model.calibration import Calibration
+from methods.ranges import Tokens
 
 
 @compensation("scale")

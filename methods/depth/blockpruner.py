@@ -22,8 +22,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from methods.base import Tokens, register
+from methods.base import register
 from methods.depth.greedy_search import GreedyBlocks
+from methods.ranges import Tokens
 
 
 @register("blockpruner")

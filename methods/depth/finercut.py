@@ -23,10 +23,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from methods.base import Layers, Tokens, register
+from methods.base import register
 from methods.depth.greedy_search import GreedyBlocks
 from methods.model.decoder import Decoder
 from methods.model.structures import Sublayer, sublayers_of
+from methods.ranges import Layers, Tokens
 
 MODES = {"both": ("attention", "mlp"), "attention": ("attention",)}
 

@@ -42,7 +42,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from methods.base import Count, register
+from methods.base import register
 from methods.budget import whole_layers
 from methods.errors import OutOfReach
 from methods.model.activations import Entry, enter
@@ -50,6 +50,7 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.progress import bar
+from methods.ranges import Count
 
 # A layer of the working model: the number of an original layer, or the window that was merged into one.
 Merged = int | tuple["Merged", ...]

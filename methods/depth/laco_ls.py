@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from methods.base import Count, Positive, Tokens, register
+from methods.base import register
 from methods.budget import whole_layers
 from methods.depth.greedy_search import kl
 from methods.depth.layer_collapse import Collapse, Fit, Window
@@ -43,6 +43,7 @@ from methods.model.activations import Entry, enter, enter_all, fitted_tokens, st
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.progress import over
+from methods.ranges import Count, Positive, Tokens
 
 Choice = Literal["fit", "error", "cosine"]
 

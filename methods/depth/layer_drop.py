@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
-from methods.base import Count, register
+from methods.base import register
 from methods.budget import whole_layers
 from methods.errors import OutOfReach
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from methods.ranges import Count
 
 
 def remove(model: Decoder, gone: list[int]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from methods.base import Layers, Tokens, register
+from methods.base import register
 from methods.budget import whole_layers
 from methods.depth.greedy_search import Trial
 from methods.depth.one_shot import OneShot
@@ -35,6 +35,7 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.structures import sublayers_of
 from methods.progress import over
+from methods.ranges import Layers, Tokens
 
 
 @register("shortened-llama")

@@ -23,11 +23,12 @@ from typing import Literal
 
 from torch.nn.functional import cosine_similarity
 
-from methods.base import Layers, register
+from methods.base import register
 from methods.depth.one_shot import OneShot
 from methods.model.activations import steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from methods.ranges import Layers
 
 
 @register("shortgpt")

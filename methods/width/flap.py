@@ -35,13 +35,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from methods.base import Count, register
+from methods.base import register
 from methods.errors import OutOfReach
 from methods.model.activations import steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import Structure, cuts, structures_of
+from methods.ranges import Count
 from methods.width.widths import equal_widths, freed, lower_widths
 
 Metric = Literal["wifv", "ifv", "wifn"]

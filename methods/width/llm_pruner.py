@@ -46,13 +46,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from methods.base import Count, Layers, Share, Tokens, register
+from methods.base import register
 from methods.errors import OutOfReach, Unsupported
 from methods.model.activations import Sums, gradients, zeros
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import Structure, cuts
+from methods.ranges import Count, Layers, Share, Tokens
 from methods.width.widths import equal_widths
 
 TOLERANCE = 0.005  # share of the dense model by which heads may miss the budget before channels close the gap

@@ -27,13 +27,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import Count, register
+from methods.base import register
 from methods.errors import OutOfReach
 from methods.model.activations import steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import Structure, cuts, structures_of
+from methods.ranges import Count
 from methods.width.widths import equal_widths
 
 

@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.base import Count, Share, register
+from methods.base import register
 from methods.errors import OutOfReach, Unsupported
 from methods.model.activations import Entry, enter_all
 from methods.model.calibration import Calibration
@@ -44,6 +44,7 @@ from methods.model.layer import Layer
 from methods.model.sizes import parameters
 from methods.model.sliced_layer import SlicedLayer, _both, cut_columns, fuse, read_in_basis, write_in_basis
 from methods.progress import over
+from methods.ranges import Count, Share
 
 
 @register("slicegpt")

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import Count, Positive, Tokens, register
+from methods.base import register
 from methods.depth.greedy_search import Found, Trial, search
 from methods.errors import OutOfReach
 from methods.model.activations import steps
@@ -41,6 +41,7 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
 from methods.model.structures import cuts, remove_sublayers, structures_of, sublayers_of
+from methods.ranges import Count, Positive, Tokens
 from methods.width.widths import equal_widths, freed, lower_widths
 
 

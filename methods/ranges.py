@@ -1,0 +1,13 @@
+"""Types of parameters that say which values are right; `methods.make` refuses others."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Lt
+
+Layers = Annotated[int, Ge(0)]  # how many layers
+Count = Annotated[int, Ge(1)]
+Tokens = Annotated[int, Ge(2)]  # of which all but the first are predicted
+Positive = Annotated[float, Gt(0)]
+Share = Annotated[float, Ge(0), Lt(1)]
