@@ -189,7 +189,10 @@ def _made(what: str, known: Mapping[str, type[T]], name: str, given: Mapping[str
     if name not in known:
         hint = f"{_near(name, known)}? " if _near(name, known) else ""
         raise ValueError(f"no {what} is called {name!r}; {hint}known: {', '.join(sorted(known))}")
-    hints = get_type_hints(known[name], include_extras=True)
+    try:
+        hints = get_type_hints(known[name], include_extras=True)
+    except NameError as error:
+        raise ValueError(f"{name}: {error}; the types of its parameters are imported at run time") from None
     fields = {prefix + field.name: hints[field.name] for field in dataclasses.fields(known[name])}  # type: ignore[arg-type]
     values = {}
     for parameter, value in given.items():

@@ -81,6 +81,12 @@ def test_what_is_wrong_is_said_with_what_would_be_right(plugin, given, message):
     assert "\n" not in str(refused.value)
 
 
+def test_a_type_that_cannot_be_found_is_named(plugin):
+    plugin.__annotations__["share"] = "Tensor | None"
+    with pytest.raises(ValueError, match="of-mine: name 'Tensor' is not defined; the types of its parameters are imp"):
+        methods.make("of-mine")
+
+
 @pytest.mark.parametrize(
     ("name", "earlier", "today"),
     [
