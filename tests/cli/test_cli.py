@@ -17,7 +17,7 @@ MISTAKES = {
     "no such method": (["--methods", "lako", "--ratio", "0.2"], "no method is called 'lako'; did you mean laco?"),
     "no method": (["--methods", ",", "--ratio", "0.2"], "no method was named"),
     "no such parameter": (["--methods", "laco:K=3", "--ratio", "0.2"], "laco has no parameter K; it has: C, I, T"),
-    "wrong value": (["--methods", "laco:C=x", "--ratio", "0.2"], "laco:C is int; got 'x'"),
+    "wrong value": (["--methods", "laco:C=x", "--ratio", "0.2"], "laco:C is int, at least 2; got 'x'"),
     "parameter alone": (["--methods", "C=3", "--ratio", "0.2"], "is a parameter without a method"),
     "set of another": (["--methods", "laco", "--ratio", "0.2", "--set", "flap.x=1"], "which --methods does not name"),
     "set unknown": (["--methods", "laco", "--ratio", "0.2", "--set", "laco.Q=1"], "laco has no parameter Q"),

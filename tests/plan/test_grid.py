@@ -123,7 +123,7 @@ MISTAKES = {
     "set of another": (["--set", "lacoo.C=2,3"], "lacoo, which --methods does not name; did you mean laco?"),
     "set unknown": (["--set", "laco.sentence=2,3"], "laco has no parameter sentence; it has: C, I"),
     "set near": (["--set", "laco.sentence=2"], "did you mean sentences?"),
-    "set wrong": (["--set", "laco.C=2,x"], "laco:C is int; got 'x'"),
+    "set wrong": (["--set", "laco.C=2,x"], "laco:C is int, at least 2; got 'x'"),
     "set with a hole": (["--set", "laco.C=2,,3"], "--set is written METHOD.NAME=VALUE, as in laco.T=0.7 or laco.C=2,3"),
     "second text unknown": (["--calibration", "wiki,wikki"], "no text 'wikki'; did you mean wiki"),
     "no number": (["--seed", "0,x"], "--seed is a list of whole numbers; got '0,x'"),
