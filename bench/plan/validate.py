@@ -103,7 +103,10 @@ def _ready(mention: Mention, spec: RunSpec) -> Mention:
         return mention
     if reason := getattr(pruner, "uneven", ""):
         raise ValueError(f"--uniform: {mention.method} has no variant that stock transformers loads, since {reason}")
-    return mention._replace(given=mention.given | {"uniform": True}) if hasattr(pruner, "uniform") else mention
+    if hasattr(pruner, "uniform"):
+        mention = mention._replace(given=mention.given | {"uniform": True})
+        methods.make(mention.method, mention.given)  # refuses parameters that uniform leaves no place for
+    return mention
 
 
 def _check_healing(recipe: Recipe, protocols: Iterable[Protocol], found: Target) -> None:
