@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from bench.cli import OK
 from methods.errors import UserError
-from reports.figures.catalogue import figures
 
 if TYPE_CHECKING:
     from bench.records.run_folder import Merged
@@ -129,7 +128,7 @@ def _write(folder: Path, merged: Merged, reference: str | None, *, standalone: b
     """Everything, into a folder: the page, the report, the frame, LaTeX of every table, and all figures."""
     from methods.files import write_atomically
     from reports import report as report_text
-    from reports.figures.catalogue import Gallery
+    from reports.figures.catalogue import Gallery, figures
     from reports.formats import latex
     from reports.page import page
 

@@ -12,13 +12,14 @@ import dataclasses
 import functools
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import GenericAlias, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from bench.plan.parse import listed, word
 from methods.errors import UserError
 
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", Path: "a path"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Option:
         elif self.least is not None:
             wanted = {0.0: "0 or positive", 1.0: "a positive number"}.get(self.least, f"{self.least} or more")
         else:
-            wanted = KINDS.get(self.kind, self.kind.__name__)
+            wanted = KINDS.get(self.kind, f"a {self.kind.__name__}")
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
         number = isinstance(value, str) and re.fullmatch(r"-?\d+\.?\d*|nan|inf", value)
         name = f"--{self.flag}" if self.help else self.field

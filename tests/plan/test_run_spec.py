@@ -1,0 +1,178 @@
+"""RunSpec: the same by flags and in Python, every field a flag, and cells whose keys are those of shipped records."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from conftest import refused, tiny
+
+from bench.cli import options
+from bench.cli.main import main
+from bench.data import pretrained, texts
+from bench.plan import spec_file, validate
+from bench.plan.cell import asked
+from bench.plan.protocol import PROFILES, Protocol, SimilarityProtocol, profile
+from bench.plan.recipe import Recipe
+from bench.plan.run_spec import RunSpec, flags, from_flags
+from bench.records.run_folder import load_run, records
+from bench.run.reproduce import cell_of
+from methods.errors import UserError
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+
+# --- one field, one flag
+
+
+def test_every_field_has_a_flag_but_those_that_are_no_users():
+    flagged = {(option.owner, option.field) for option in flags().values()}
+    without = {(owner, field.name) for owner in (RunSpec, Protocol, Recipe) for field in fields(owner)} - flagged
+    assert without == {
+        *((RunSpec, name) for name in ("healing", "protocol", "name", "record_out_of_reach")),
+        *((Protocol, name) for name in ("profile", "task_data")),
+        *((Recipe, name) for name in ("points", "seed")),
+    }
+    assert len(flagged) == len(flags())
+
+
+@pytest.mark.parametrize("option", flags().values(), ids=flags())
+def test_the_default_of_a_field_is_a_value_of_it(option):
+    if option.field != "methods":
+        assert option.converted(option.default) == option.default
+
+
+def test_what_flags_say_and_what_python_says_is_equal():
+    parser = argparse.ArgumentParser()
+    options.add(parser, flags().values())
+    words = "--methods laco:C=3,shortgpt --ratio 0.1,0.3 --set laco.T=0.5,0.6 --profile smoke --window 64 --tasks none"
+    words += " --calibration c4,wiki --prefill 8,16 --no-checks --compile --heal lora --heal-tokens 4096 --seed 3,4"
+    words += " --then flap:ratio=0.5 --no-isolate --out there --save-models --threads 2 --batch 2"
+    by_flags = from_flags(options.given(parser.parse_args(words.split()), flags().values()))
+    protocol = {"window": 64, "tasks": (), "calibration": ["c4", "wiki"], "prefill": [8, 16], "batches": 2}
+    in_python = RunSpec(
+        methods=["laco:C=3", "shortgpt"],
+        ratios=[0.1, 0.3],
+        settings={"laco.T": [0.5, 0.6]},
+        profile="smoke",
+        protocol=protocol | {"checks": False, "compile": True},
+        healing=Recipe("lora", tokens=4096, seed=3),
+        seeds=[3, 4],
+        then=["flap:ratio=0.5"],
+        isolate=False,
+        out=Path("there"),
+        save_models=True,
+        threads=2,
+    )
+    assert replace(by_flags, protocol={}, methods="dense") == replace(in_python, protocol={}, methods="dense")
+    assert by_flags.mentions() == in_python.mentions()
+    assert by_flags.protocols() == in_python.protocols()
+    ((first, seed), *others) = in_python.protocols()
+    assert (first.stride, first.save_dtype, first.batches, seed) == (64, "auto", (2,), 3)
+    assert len(others) == 3
+    assert in_python.healing == Recipe("lora", tokens=4096, seed=3, learning_rate=1e-3)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_profile_is_what_it_says_and_otherwise_the_defaults(name):
+    found = profile(name)
+    for field in fields(Protocol):
+        assert getattr(found, field.name) == (PROFILES[name] | {"profile": name}).get(field.name, field.default)
+
+
+WRONG = {
+    "a word for a number": (lambda: Protocol(window="wide"), "--window is a positive number; got 'wide'"),
+    "half a token": (lambda: Protocol(window=3.5), "--window is a positive number; got 3.5"),
+    "yes for a number": (lambda: Protocol(windows=True), r"--windows is 0 \(for all\) or positive; got True"),
+    "another word": (lambda: Protocol(cache="paged"), "--cache is dynamic or static; got 'paged'"),
+    "several words": (
+        lambda: Protocol(save_dtype="int8"),
+        "--save-dtype is auto, float32, bfloat16 or float16; got 'int8'",
+    ),
+    "a list with a hole": (lambda: Protocol(prefill=[8, 0]), "--prefill is a list of whole numbers, each 1 or more"),
+    "a number for words": (lambda: Protocol(texts=[3]), "--texts is a list of words; got [3]"),
+    "healing of nothing": (lambda: Recipe(passes=0), "--heal-passes is a positive number; got 0"),
+    "healing without end": (lambda: Recipe(learning_rate=float("inf")), "--heal-learning-rate is a positive number"),
+    "healing at no rate": (lambda: Recipe(learning_rate=0), "--heal-learning-rate is a positive number; got 0"),
+    "healing unseen": (lambda: Recipe(points=0), "points of healing is a positive number; got 0"),
+    "one layer into one": (
+        lambda: SimilarityProtocol(merge=(1,)),
+        "--merge is a list of whole numbers, each 2 or more",
+    ),
+    "no ratio": (lambda: RunSpec("laco", ratios="much"), r"a ratio is a number in \[0, 1\)"),
+    "all of it": (lambda: RunSpec("laco", ratios=[0.2, 1]), r"in \[0, 1\); got 1"),
+    "no method": (lambda: RunSpec([]), "no method was named"),
+    "no field": (lambda: RunSpec("laco", protocol={"windo": 3}), "a protocol has no 'windo'; did you mean window?"),
+    "no profile": (lambda: RunSpec("laco", profile="swift"), "no profile 'swift'; there are smoke, quick"),
+    "in the protocol": (lambda: RunSpec("laco", protocol={"stride": 999}), "--stride lies between 1 and the window"),
+    "not a path": (lambda: RunSpec("laco", out=3), "--out is a path; got 3"),
+    "no recipe": (lambda: RunSpec("laco", healing="lora"), "healing is a Recipe; got 'lora'"),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_what_cannot_be_is_refused_when_it_is_made(mistake):
+    make, message = WRONG[mistake]
+    with pytest.raises(UserError, match=message.replace("[3]", r"\[3\]")):
+        make()
+
+
+# --- keys
+
+
+@pytest.mark.parametrize("run", sorted(path.name for path in RESULTS.iterdir()))
+def test_the_keys_of_shipped_records_are_made_of_the_same_fields(run):
+    found = records(RESULTS / run)
+    assert found
+    for key, record in found.items():
+        assert replace(cell_of(record), inputs=record.cell["inputs"]).key == key
+
+
+STUDIES = ("laco-ablation", "laco-calibration", "laco-range", "laco-ls-ablation", "ratio-curves")
+
+
+@pytest.mark.parametrize("name", [*STUDIES, "compensation-calibration", "compensation"])
+def test_a_spec_asks_for_the_cells_that_its_shipped_run_has(name, monkeypatch):
+    """On made texts, and a made model of as many layers as the default one."""
+    monkeypatch.setattr(texts, "check", lambda text: None)
+    monkeypatch.setattr(pretrained, "check", lambda name, trust: None)
+    monkeypatch.setattr(pretrained, "shell", lambda name, trust: tiny("llama", layers=30))
+    wanted = {asked(cell) for cell in validate.cells(spec_file.spec(name, {"device": "cpu"}))}
+    shipped = {asked(record.cell) for record in records(RESULTS / name).values()}
+    assert shipped <= wanted
+    assert shipped == wanted or name == "compensation"  # whose laco-ls stands in a run of its own
+
+
+# --- out of reach
+
+
+def test_a_ratio_out_of_reach_is_an_outcome_in_a_spec_and_refused_by_hand(base, tmp_path, capsys):
+    spec, run = tmp_path / "mine.yaml", tmp_path / "run"
+    spec.write_text("methods: [laco, drop-tail]\nratio: 0.6\nthen: laco:ratio=0.7\n")
+    assert main([*base, "--spec", str(spec)]) == 0
+    out = capsys.readouterr().out
+    found = {record.cell["label"]: record for record in load_run(run)}
+    assert {label: record.status for label, record in found.items()} == {
+        "dense": "ok",
+        "laco": "out_of_reach",
+        "laco at 0.6, then laco": "out_of_reach",
+        "drop-tail": "ok",
+        "drop-tail at 0.6, then laco": "out_of_reach",
+    }
+    assert "windows of C=4 with I=2 remove at most" in found["laco"].error
+    assert "there is no model of laco to go on from: out_of_reach" in found["laco at 0.6, then laco"].error
+    assert "laco: out of reach: " in " ".join(out.split())
+    assert main([*base, "--spec", str(spec), "--retry-failed"]) == 0
+    assert capsys.readouterr().err.count("has a record") == 5
+    assert "remove at most" in refused(capsys, [*base, "--spec", str(spec), "--methods", "laco"])
+
+
+def test_all_goes_on_where_one_method_cannot_and_a_name_does_not(base, model_folder, text_file):
+    here = {"model": str(model_folder), "profile": "smoke", "device": "cpu", "tasks": "none", "ratio": 0.6}
+    here |= {"texts": str(text_file), "calibration": str(text_file)}
+    cells = validate.cells(from_flags(here | {"methods": "all"}))
+    assert "laco" in {cell.method for cell in cells}
+    for methods in ("laco", "all,laco", "all,laco:C=4"):
+        with pytest.raises(UserError, match=r"laco.*remove at most"):
+            validate.cells(from_flags(here | {"methods": methods}))
