@@ -23,13 +23,20 @@ def test_there_are_no_drawers():
     assert [p for p in FILES if p.stem in ("utils", "common", "helpers", "misc")] == []
 
 
+def test_only_the_command_line_knows_argparse():
+    knows = [path for path in FILES if "argparse" in path.read_text(encoding="utf-8")]
+    assert knows
+    assert all(path.is_relative_to(ROOT / "bench" / "cli") for path in knows)
+
+
 @pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["list", "methods"], ["list", "tasks"]])
 def test_help_and_lists_import_nothing_heavy(command):
     code = (
         "import sys; from bench.cli.main import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'lm_eval', 'pandas', 'datasets', 'pydantic'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'lm_eval', 'pandas', 'datasets', 'pydantic', 'scipy', 'numpy'}\n"
+        "heavy &= set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code, *command], cwd=ROOT, capture_output=True, text=True, check=False)
