@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +70,35 @@ def test_the_command_line_finds_what_python_measured(spec, text_file, capsys):
     assert main([*words.split(), "--device", "cpu", "--out", str(spec.out)]) == 0
     assert capsys.readouterr().err.count("has a record") == len(records)
     assert (spec.out / "report.md").exists()
+
+
+def test_a_script_needs_no_guard_and_a_method_of_its_own_another_file(model_folder, text_file, tmp_path):
+    """Timed cells are measured in another process, which does not run the script again."""
+    protocol = {"texts": [str(text_file)], "calibration": str(text_file), "window": 32, "windows": 2, "tasks": []}
+    protocol |= {"calibration_sequences": 2, "calibration_length": 16}
+    common = f"model={str(model_folder)!r}, profile='smoke', protocol={protocol!r}, device='cpu', out='run'"
+    (tmp_path / "script.py").write_text(
+        "from dataclasses import dataclass\n"
+        "import bench, methods\n"
+        f"print([record.status for record in bench.run(bench.RunSpec('dense', {common}))])\n"
+        "@methods.register('mine')\n"
+        "@dataclass(frozen=True)\n"
+        "class Mine:\n"
+        "    'Mine.'\n"
+        "    fixed = False\n"
+        "    def plan(self, model, ratio): return {}\n"
+        f"try: bench.run(bench.RunSpec('mine', ratios=[0.2], {common}))\n"
+        "except methods.UserError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[0] == "['ok']"
+    assert "mine is defined in the script that runs" in done.stdout.splitlines()[1]
+
+
+def environment():
+    return os.environ | {"PYTHONPATH": str(Path(bench.__file__).parents[1])}
 
 
 def test_a_mistake_is_raised_before_any_work(model_folder, tmp_path):

@@ -15,6 +15,7 @@ from bench.data import pretrained, texts
 from bench.plan import chain
 from bench.plan.cell import Cell
 from bench.records import comparability, run_folder
+from bench.records.comparability import identity, name_of
 from bench.records.record import Record
 from bench.regression import cell_results
 from bench.regression.cell_results import CellResults
@@ -46,7 +47,7 @@ def measure(run: Path, name: str) -> CellResults:
         raise UserError(
             f"{name} looks worse and cannot be measured again here: {error}; --no-confirm judges without"
         ) from None
-    return cell_results.of_run(folder)[cell_results.name_of(cell_results.identity(again))]
+    return cell_results.of_run(folder)[name_of(identity(again))]
 
 
 def cell_of(record: Record) -> Cell:

@@ -81,6 +81,8 @@ def run(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     alone = limits != Limits() if isolate is None else isolate
     elsewhere = alone or (isolate is None and cells[0].protocol.speed_rounds > 0)
+    if elsewhere:
+        _refuse_own(cells)
     with store.held(folder) as dead:
         if dead:
             say(dead)
@@ -118,6 +120,16 @@ def run(
                 store.drop_models(folder, waiting.values())
         report(folder, list(records.values()))
     return list(records.values())
+
+
+def _refuse_own(cells: Sequence[Cell]) -> None:
+    """Refuse methods that the running script defines itself, which the process that measures them cannot import."""
+    own = {name for name, kind in methods.load().items() if kind.__module__ == "__main__"}
+    if found := own & {cell.method.partition("+")[0] for cell in cells}:
+        raise UserError(
+            f"{min(found)} is defined in the script that runs, which the process that measures it cannot import; put "
+            "it into a file and name that in `plugins`, or leave the process out with isolate=False"
+        )
 
 
 SOUND = ("ok", *REFUSED)  # a process in which a cell ended otherwise measures no other one

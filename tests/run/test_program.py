@@ -42,8 +42,8 @@ def test_a_program_from_standard_input_times_its_cells_and_the_command_line_is_s
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def python(*arguments, **how):
-        how |= {"capture_output": True, "text": True, "cwd": tmp_path, "env": environment, "check": False}
-        return subprocess.run([sys.executable, *arguments], **how)
+        how |= {"capture_output": True, "text": True, "cwd": tmp_path, "env": environment}
+        return subprocess.run([sys.executable, *arguments], check=False, **how)
 
     program = PROGRAM.format(model=str(model_folder), text=str(text), out=str(out))
     done = python("-", input=program)
