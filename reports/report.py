@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from csv import writer as csv_writer
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,13 @@ from methods.files import write_atomically
 from reports import notes
 from reports.formats import markdown as markdown_text
 from reports.formats import terminal as terminal_text
+from reports.formats import tidy_csv
+from reports.tables import order
+from reports.tables.rows import ReportData
 from reports.tables.speed import ABOUT_SIZES, ABOUT_TIMES
 from reports.tables.table import Table, footnotes
 from reports.tables.views import view
-from reports.text import markdown_escaped, printable
+from reports.text import markdown_escaped
 
 LINE = terminal_text.LINE
 
@@ -30,10 +31,11 @@ def write(folder: Path, records: Sequence[Record]) -> None:
 
 
 def csv(records: Sequence[Record]) -> str:
-    """The frame in full precision, one line per cell; line breaks within a text are written as \\n.
+    """Return the frame in full precision, one line per cell in the order of the tables.
 
     Where cells are not compared since they were not measured alike, `conditions` says in what: 'calibration "wiki"'.
     """
+    records = order.records(ReportData(records).groups)
     found, different = rows(records), apart(records)
     if any(different.values()):
         found = [
@@ -41,26 +43,24 @@ def csv(records: Sequence[Record]) -> str:
             for row, record in zip(found, records, strict=True)
         ]
     table = {name: _written_out([row.get(name) for row in found]) for name in columns(found)}
-    file = io.StringIO()
-    csv_writer(file, lineterminator="\n").writerows([list(table), *zip(*table.values(), strict=True)])
-    return file.getvalue()
+    return tidy_csv.written(list(table), zip(*table.values(), strict=True))
 
 
 def _written_out(values: Sequence[Any]) -> list[str]:
-    """A column as text: whole numbers as such where all are, else with their point; nothing where there is nothing."""
+    """Write a column as text: whole numbers as such where all are, else with their point; what is missing as ""."""
     if {type(value) for value in values if value is not None} <= {int}:
         return ["" if value is None else str(value) for value in values]
     numbers = all(value is None or type(value) in (int, float) for value in values)
-    return ["" if value is None else repr(float(value)) if numbers else printable(str(value)) for value in values]
+    return ["" if value is None else repr(float(value)) if numbers else str(value) for value in values]
 
 
 def terminal(records: Sequence[Record]) -> str:
-    """The main view in lines of at most 100 columns."""
+    """Return the main view in lines of at most 100 columns."""
     return terminal_text.render(view("main", records))
 
 
 def markdown(records: Sequence[Record], tables: Sequence[Table] | None = None, remarks: Sequence[str] = ()) -> str:
-    """The report: the protocol in plain words; per ratio tables of quality, tasks, checks and cost; the environment.
+    """Return the report: the protocol in plain words; per ratio tables of quality, tasks, checks, cost; the machine.
 
     tables   of the main view, where they have been made already
     remarks  on several runs in one report
@@ -80,12 +80,12 @@ def markdown(records: Sequence[Record], tables: Sequence[Table] | None = None, r
 
 
 def speed_terminal(records: Sequence[Record]) -> str:
-    """Both tables, and what is to be known about them."""
+    """Return the tables of what was timed and of the sizes that explain it, with what is to be known about them."""
     return terminal_text.render(view("speed", records))
 
 
 def speed_markdown(records: Sequence[Record]) -> list[str]:
-    """The section of a report; empty where the main table already has all that was timed."""
+    """Return the section on speed of a report; nothing where the main table already has all that was timed."""
     points = [point for record in records for point in record.measured.get("speed", {}).get("points", ())]
     in_main = [timed(record, stage) for record in records for stage in ("prefill", "decode")]
     if len(points) <= sum(point is not None for point in in_main):

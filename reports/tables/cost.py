@@ -6,11 +6,13 @@ from bench.records.record import Record
 from reports import healing_notes
 from reports.blocks import TableGroup
 from reports.removed import WENT, went
+from reports.tables import order
 from reports.tables.rows import ReportData, of_group, row_of, starred
 from reports.tables.table import Table, TableCell, column, figure, text, words
 
 READS = ("sentences", "sequences", "tokens", "steps")  # parameters by which methods read less than the whole block
 FIGURES = ("ratio", "prune_seconds", "heal_seconds", "heal_tokens", "peak_memory_bytes")
+BY = "prune_seconds"  # orders the rows of the cost
 PRUNED = "pruned in: the search and the removal, without loading, measuring and saving."
 HEALED = "healed in: training alone, over all attempts, without the search and the removal."
 OFFERED = (
@@ -26,7 +28,7 @@ THRESHOLD = "threshold: of the similarity, above which layers are merged."
 
 def cost(data: ReportData) -> list[Table]:
     """Return for each group seconds, memory, calibration tokens and gradients."""
-    return [_cost(group, data) for group in data.groups]
+    return [_cost(order.ordered(group, BY), data) for group in data.groups]
 
 
 def _cost(group: TableGroup, data: ReportData) -> Table:
@@ -39,7 +41,8 @@ def _cost(group: TableGroup, data: ReportData) -> Table:
         rows.append(row_of(record, group.label(place), cells))
     recipes = healing_notes.notes([record.cell for record in group.records]) if healed else []
     columns = [*map(column, names), words("calibration"), words("reads"), words("gradients")]
-    return of_group("cost", group, columns, rows, (PRUNED, *[HEALED] * healed, *OFFERED, *recipes))
+    footnotes = (PRUNED, *[HEALED] * healed, *OFFERED, *recipes, *order.said(group, BY))
+    return of_group("cost", group, columns, rows, footnotes)
 
 
 def _looks(record: Record, needs: str | None) -> list[TableCell]:
@@ -70,7 +73,7 @@ def decisions(data: ReportData) -> list[Table]:
                 row_of(record, name, [starred(figure(row, "ratio"), row), *(text(found.get(one)) for one in present)])
                 for name, record, row, found in cells
             ]
-            said = (NUMBERED, *[THRESHOLD] * ("threshold" in present))
+            said = (NUMBERED, *[THRESHOLD] * ("threshold" in present), *order.said(group, order.measure(group)))
             tables.append(of_group("decisions", group, [column("ratio"), *map(words, present)], rows, said))
     return tables
 

@@ -20,7 +20,7 @@ from bench.stats.contrasts import LEVEL, Contrast
 from reports import notes
 from reports.blocks import TableGroup
 from reports.metrics import finite, significant
-from reports.tables import significance
+from reports.tables import order, significance
 from reports.tables.pivot import pivot
 from reports.tables.rows import ReportData, compared, kind, of_group, ratio_word, starred
 from reports.tables.table import ARROWS, Column, Row, Table, TableCell, column
@@ -88,24 +88,30 @@ def _of_gains(measure: Column, group: TableGroup, samples: Samples) -> list[Tabl
     tested = [(gain, gain.contrast) for gain in found if gain.contrast]
     if not tested:
         return []
-    cells = []
+    cells, heads = [], _heads(group, replace(measure, name=f"gain_{measure.name}"))
     for gain, contrast in tested:
         of = (group.label(gain.place), str(group.records[gain.place].cell["method"]))
-        head = replace(measure, name=f"gain_{measure.name}", label=gain.where.column, unit="", better=None)
         both = group.rows[gain.place], group.rows[gain.alone]
         cell = replace(starred(_change(measure, contrast), *both), of=of)
-        cells.append((Row(gain.where.row, gain.where.method, group.ratio), head, cell))
+        cells.append((Row(gain.where.row, gain.where.method, group.ratio), heads[gain.where.column], cell))
     tests = dict.fromkeys(significance.TESTS[contrast.test] for _, contrast in tested)
     untested = ", ".join(group.label(gain.place) for gain in found if not gain.contrast)
     how = "points more than alone" if measure.name == "average" else "times that of the method alone"
+    there = {gain.where.column for gain, _ in tested}
+    columns, lines = pivot(cells, [head for name, head in heads.items() if name in there])
+    lines, sorting = order.by_column(
+        lines, [one.label for one in columns], measure.better, "what is changed by", last=False
+    )
     return [
         of_group(
             "grid",
             group,
-            *pivot(cells),
+            columns,
+            lines,
             footnotes=(
                 f"{how}: what a compensation changes, with its 95 % interval, in pairs on what both were measured on; "
                 f"†: p < {LEVEL} ({', '.join(tests)}; adjusted by Holm for the cells of a table).",
+                *sorting,
             ),
             name=f"grid-gain-{measure.name}-{ratio_word(group)}",
             title=f"{measure.label}, {how}{ARROWS[measure.better]}, {notes.ratio(group.records)}",
@@ -127,6 +133,13 @@ def _change(measure: Column, contrast: Contrast) -> TableCell:
 def pairs(group: TableGroup) -> list[CompensationPair]:
     """Return where each row of the group stands."""
     return [_pair(record.cell, group.label(place)) for place, record in enumerate(group.records)]
+
+
+def _heads(group: TableGroup, measure: Column) -> dict[str, Column]:
+    """Return the columns of the compensations by their names, in the order in which the run has them, `none` first."""
+    asked = sorted(zip(group.numbers, pairs(group), strict=True), key=operator.itemgetter(0))
+    names = dict.fromkeys([NONE, *(pair.column for _, pair in asked)])
+    return {name: replace(measure, label=name, unit="", better=None) for name in names}
 
 
 def _pair(cell: Mapping[str, Any], shown: str) -> CompensationPair:
@@ -152,21 +165,24 @@ def _named(name: str, given: Mapping[str, Any]) -> str:
 def _of_measure(measure: Column, group: TableGroup, data: ReportData) -> Table:
     """Return one measure. Marks are those of the methods at this ratio; a cell without figures says why."""
     rows, tests = compared(group, [measure], data)
-    cells, heads = [], {NONE: replace(measure, label=NONE, unit="", better=None)}
+    cells, heads = [], _heads(group, measure)
     for pair, row, figures in zip(pairs(group), rows, group.rows, strict=True):
-        head = heads.setdefault(pair.column, replace(measure, label=pair.column, unit="", better=None))
         cell = row.cells[0] if row.failure is None else TableCell(row.failure)
         if pair.method != "dense" or cell.value is not None:
             line = Row(pair.row, pair.method, None if pair.row == "dense" else group.ratio)
-            cells.append((line, head, replace(starred(cell, figures), of=(row.label, row.method))))
+            cells.append((line, heads[pair.column], replace(starred(cell, figures), of=(row.label, row.method))))
     columns, lines = pivot(cells, list(heads.values()))
+    lines, sorting = order.by_column(lines, list(heads), measure.better, "the figures under", last=False)
     absent = any(cell.of is None for line in lines if line.label != "dense" for cell in line.cells)
     return of_group(
         "grid",
         group,
         columns,
         lines,
-        notes.protocol(list(chain(*group.drawn)), list(chain(*group.each)), (kind(measure.name),)),
+        [
+            *notes.protocol(list(chain(*group.drawn)), list(chain(*group.each)), (kind(measure.name),)),
+            *sorting,
+        ],
         name=f"grid-{measure.name}-{ratio_word(group)}",
         title=f"{measure.head}, {notes.ratio(group.records)}",
         said=(*notes.exceptions(group.records), *tests, *[NOT_ASKED] * absent),

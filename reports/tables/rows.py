@@ -13,7 +13,7 @@ from bench.records.samples import Samples
 from reports import notes
 from reports.blocks import TableGroup, blocks
 from reports.metrics import METRICS
-from reports.tables import significance
+from reports.tables import order, significance
 from reports.tables.table import Column, Row, Table, TableCell, figure, ranked
 
 COST = ("prefill_tokens_per_second", "decode_ms_per_token", "weight_bytes", "kv_bytes_per_token", "peak_memory_bytes")
@@ -36,8 +36,8 @@ class ReportData:
 
     @cached_property
     def setups(self) -> list[list[TableGroup]]:
-        """Return the groups of cells of each setup, one for each ratio."""
-        return blocks(self.records)
+        """Return the groups of cells of each setup, one for each ratio, their rows in the order of the tables."""
+        return [[order.ordered(one, order.measure(one)) for one in groups] for groups in blocks(self.records)]
 
     @property
     def groups(self) -> list[TableGroup]:

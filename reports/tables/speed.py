@@ -7,13 +7,14 @@ of the matrices suit the kernels.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from bench.records.columns import tokens
-from bench.records.comparability import apart, by_setup
 from bench.records.record import Record, display_name, label, named
 from reports import notes
 from reports.metrics import METRICS, MISSING, binary, significant
+from reports.tables import order
 from reports.tables.rows import ReportData, removed, row_of
 from reports.tables.table import Column, Table, TableCell, text, words
 
@@ -50,19 +51,22 @@ ABOUT_SIZES = (
 def tables(data: ReportData) -> list[Table]:
     """Return for each setup what was timed, where there is any, and the sizes."""
     found = []
-    different = apart(data.records)
-    for key, mixed in by_setup(data.records).items():
-        peers = sorted(mixed, key=lambda record: record.cell["method"] != "dense")
+    for groups in data.setups:
+        measures = [order.measure(group, "decode_speed", "prefill_speed") for group in groups]
+        fastest = [order.ordered(*one) for one in zip(groups, measures, strict=True)]
+        peers = order.records(fastest)
+        how = [order.said(*one, where="rows of a ratio") for one in zip(groups, measures, strict=True)]
+        sorting = dict.fromkeys(chain(*how))
         timed = [row_of(one, named(one), [removed(one), *_timed(point)]) for one in peers for point in _points(one)]
         sizes = [
             row_of(one, named(one), [removed(one), *_sizes(one)]) for one in peers if "weight_bytes" in one.measured
         ]
-        about = (*dict.fromkeys(sentence for one in peers for sentence in notes.speed(one)), *ABOUT_TIMES)
+        about = (*dict.fromkeys(sentence for one in peers for sentence in notes.speed(one)), *ABOUT_TIMES, *sorting)
         doubts = tuple(sentence for one in peers for sentence in _exceptions(one))
-        where = (*notes.conditions(peers), *different[key])
+        where = (*notes.conditions(peers), *groups[0].apart)
         for name, title, columns, rows, footnotes in (
             ("speed", "speed", TIMED, timed, about),
-            ("speed-sizes", "sizes", SIZES, sizes, ABOUT_SIZES),
+            ("speed-sizes", "sizes", SIZES, sizes, (*ABOUT_SIZES, *sorting)),
         ):
             if rows:
                 said = doubts if rows is timed or not timed else ()

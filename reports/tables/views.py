@@ -24,7 +24,7 @@ from bench.records.record import Record, label
 from bench.records.samples import Samples
 from reports import notes
 from reports.blocks import TableGroup
-from reports.tables import ablation, cost, grid, speed
+from reports.tables import ablation, cost, grid, order, speed
 from reports.tables.pivot import pivot
 from reports.tables.rows import COST, ReportData, compared, kind, of_group, ratio_word, starred
 from reports.tables.table import Column, Row, Table, TableCell, column
@@ -92,21 +92,26 @@ def _per_task(data: ReportData) -> list[Table]:
     def columns(group: TableGroup) -> list[Column]:
         return [column(name) for name in (*task_columns(group.records), "average", "kept")]
 
-    return _by_group("per-task", data, columns, ("tasks",))
+    return _by_group("per-task", data, columns, ("tasks",), "average")
 
 
 def _by_group(
-    name: str, data: ReportData, columns: Callable[[TableGroup], list[Column]], about: Collection[str]
+    name: str, data: ReportData, columns: Callable[[TableGroup], list[Column]], about: Collection[str], *preferred: str
 ) -> list[Table]:
-    """Return a table for each group, with those of its columns that have a figure in any row."""
+    """Return a table for each group, with those of its columns that have a figure in any row.
+
+    preferred  columns that order the rows, see order.measure
+    """
     footnotes = notes.protocol(data.records, _all_rows(data), about)
     stages = tuple(STAGES) if "speed" in about else ()
     tables = []
     for group in data.groups:
         present = [one for one in columns(group) if any(row.get(one.name) is not None for row in group.rows)]
-        rows, tests = compared(group, present, data)
-        said = [*notes.exceptions(group.records, stages), *tests]
-        tables.append(of_group(name, group, present, rows, footnotes, said=said))
+        by = order.measure(group, *preferred)
+        one = order.ordered(group, by)
+        rows, tests = compared(one, present, data)
+        said = [*notes.exceptions(one.records, stages), *tests]
+        tables.append(of_group(name, one, present, rows, [*footnotes, *order.said(one, by)], said=said))
     return tables
 
 
@@ -138,8 +143,11 @@ def _of_measure(measure: Column, groups: Sequence[TableGroup], data: ReportData,
             cell = row.cells[0] if row.failure is None else TableCell(row.failure)
             cells.append((Row(row.label, row.method, None), head, starred(cell, figures)))
         said |= dict.fromkeys([*_exceptions(group, measure), *tests])
+    columns, lines = pivot(cells)
+    lines, sorting = order.by_column(lines, [one.label for one in columns], measure.better, "the figures at", last=True)
+    footnotes = [*footnotes, *sorting]
     name, title = f"by-ratio-{measure.name}", f"{measure.head}, by ratio"
-    return of_group("by-ratio", groups[0], *pivot(cells), footnotes, name=name, title=title, said=list(said))
+    return of_group("by-ratio", groups[0], columns, lines, footnotes, name=name, title=title, said=list(said))
 
 
 def _exceptions(group: TableGroup, measure: Column) -> Iterator[str]:

@@ -164,7 +164,7 @@ def grid(records: list[Record], name: str) -> dict[str, dict[str, TableCell]]:
 
 def test_the_grid_has_methods_in_rows_and_compensations_in_columns():
     found = grid(MENDED, "grid-perplexity_wiki-0.3")
-    assert list(found) == ["dense", "shortgpt", "shortgpt:token=last", "flap", "laco-ls"]
+    assert list(found) == ["dense", "laco-ls", "flap", "shortgpt", "shortgpt:token=last"]
     assert list(found["dense"]) == ["none", "ghost", "replaceme", "ghost:ridge=0.1", "refit"]
     values = {(row, column): cell.value for row, cells in found.items() for column, cell in cells.items() if cell.value}
     assert values == {
