@@ -13,13 +13,13 @@ Cell = Mapping[str, Any]
 
 
 def of(cell: Cell) -> Cell | None:
-    """The recipe of a cell: its own, or the last by which it was healed before it was pruned further."""
+    """Return the recipe of a cell: its own, or the last by which it was healed before it was pruned further."""
     found = [stage["healing"] for stage in (*cell.get("earlier", ()), cell) if stage.get("healing")]
     return found[-1] if found else None
 
 
 def apart(cell: Cell, cells: Iterable[Cell]) -> str:
-    """What the recipe has otherwise than those of other cells: ' (loss kl)'; empty where all are the same."""
+    """Say what the recipe has otherwise than those of other cells: ' (loss kl)'; empty where all are the same."""
     mine, others = of(cell), [recipe for recipe in map(of, cells) if recipe]
     if mine is None:
         return ""
@@ -29,7 +29,7 @@ def apart(cell: Cell, cells: Iterable[Cell]) -> str:
 
 
 def notes(cells: Iterable[Cell]) -> list[str]:
-    """By which recipe cells were healed, and what a chained one goes on from; each sentence once."""
+    """Say by which recipe cells were healed, and what a chained one goes on from; each sentence once."""
     everything = list(cells)
     found = [
         f"healed{apart(cell, everything)}: {said(recipe)}; the same for every method."
@@ -42,7 +42,7 @@ def notes(cells: Iterable[Cell]) -> list[str]:
 
 
 def said(recipe: Cell) -> str:
-    """'LoRA of rank 8, for the next token, 4,096 tokens of wiki in batches of 8 x 256, ...'."""
+    """Say a recipe: 'LoRA of rank 8, for the next token, 4,096 tokens of wiki in batches of 8 x 256, ...'."""
     passes = "" if recipe["passes"] == 1 else f", {recipe['passes']:,} passes"
     return (
         f"{KINDS[recipe['kind']].format(**recipe)}, {LOSSES[recipe['loss']]}, {recipe['tokens']:,} tokens of "

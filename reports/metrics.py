@@ -30,13 +30,13 @@ class Metric:
     unit_in_cell: bool = True
 
     def show(self, figure: float) -> str:
-        """The figure with its unit."""
+        """Write the figure with its unit."""
         space = "" if self.unit == "x" else " "
         text = self.format(figure, figure)
         return f"{text}{space}{self.unit}" if self.unit and self.unit_in_cell else text
 
     def show_interval(self, figure: float, low: float, high: float) -> str:
-        """'20.8 ± 0.9', or '20.8 [18.1, 26.0]' where one side is more than half as long again as the other."""
+        """Write '20.8 ± 0.9', or '20.8 [18.1, 26.0]' where one side is more than half as long again as the other."""
         below, above = figure - low, high - figure
         if below == above == 0:
             return self.show(figure)
@@ -46,12 +46,12 @@ class Metric:
 
 
 def finite(value: Any) -> bool:
-    """Whether a figure of a row is there and is a finite number."""
+    """Return whether a figure of a row is there and is a finite number."""
     return value is not None and math.isfinite(value)
 
 
 def shown(row: Mapping[str, Any], column: str, *, spread: bool = True) -> str:
-    """One cell of a table: the figure of a row of the frame, with its spread where there is one."""
+    """Write the figure of a row of the frame for a cell of a table, with its spread where there is one."""
     found = metric(column)
     figure, low, high, stderr = (row.get(f"{column}{end}") for end in ("", "_low", "_high", "_stderr"))
     if figure is None:
@@ -64,7 +64,7 @@ def shown(row: Mapping[str, Any], column: str, *, spread: bool = True) -> str:
 
 
 def metric(column: str) -> Metric:
-    """The metric of a column of the frame: 'average', 'perplexity_wiki', 'task_hellaswag'."""
+    """Return the metric of a column of the frame: 'average', 'perplexity_wiki', 'task_hellaswag'."""
     if column in METRICS:
         return METRICS[column]
     family, _, name = column.partition("_")
@@ -73,13 +73,13 @@ def metric(column: str) -> Metric:
 
 
 def short(name: str) -> str:
-    """A text's or task's name for a heading: of a path only its end, of a long one both ends."""
+    """Shorten a text's or task's name for a heading: to the end of a path, to both ends of a long one."""
     name = name.rsplit("/", 1)[-1]
     return name if len(name) <= 40 else f"{name[:19]}…{name[-20:]}"
 
 
 def count(figure: float, _beside: float = 0) -> str:
-    """134515008 -> '134.5 M'; k, M and B are thousands, millions and billions."""
+    """Write 134515008 as '134.5 M'; k, M and B are thousands, millions and billions."""
     for size, letter, decimals in ((1e9, "B", 2), (1e6, "M", 1), (1e3, "k", 1)):
         if abs(figure) >= size:
             return f"{figure / size:.{decimals}f} {letter}"
@@ -87,7 +87,7 @@ def count(figure: float, _beside: float = 0) -> str:
 
 
 def binary(figure: float, _beside: float = 0) -> str:
-    """268435456 bytes -> '256 MiB'."""
+    """Write 268435456 bytes as '256 MiB'."""
     for exponent, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
         if figure >= 2**exponent:
             return f"{significant(figure / 2**exponent)} {unit}"
@@ -95,7 +95,7 @@ def binary(figure: float, _beside: float = 0) -> str:
 
 
 def significant(figure: float, _beside: float = 0) -> str:
-    """Three significant digits: 0.00123, 1.23, 12.3, 1,234."""
+    """Write three significant digits: 0.00123, 1.23, 12.3, 1,234."""
     if figure == 0 or not math.isfinite(figure):
         return f"{figure:g}"
     decimals = max(0, 2 - math.floor(math.log10(abs(figure))))
@@ -103,7 +103,7 @@ def significant(figure: float, _beside: float = 0) -> str:
 
 
 def perplexity(figure: float, beside: float) -> str:
-    """5.47, 20.8, 343, 12,345, 3.4e8: the decimals that suit `beside`; never 0.0 for what is not zero."""
+    """Write 5.47, 20.8, 343, 12,345, 3.4e8: with the decimals that suit `beside`; never 0.0 for what is not zero."""
     if not math.isfinite(figure):
         return f"{figure:g}"
     if beside >= 1e6:
@@ -115,23 +115,23 @@ def perplexity(figure: float, beside: float) -> str:
 
 
 def percent(figure: float, _beside: float = 0) -> str:
-    """0.289 -> '28.9'."""
+    """Write 0.289 as '28.9'."""
     return f"{100 * figure:z.1f}"
 
 
 def whole_percent(figure: float, _beside: float = 0) -> str:
-    """0.837 -> '84'."""
+    """Write 0.837 as '84'."""
     return f"{100 * figure:z.0f}"
 
 
 def speed(figure: float, beside: float) -> str:
-    """1.3456 -> '1.35'; beside figures below a tenth two significant digits, from a hundred on no decimals."""
+    """Write 1.3456 as '1.35'; beside figures below a tenth two significant digits, from a hundred on no decimals."""
     text = f"{figure:.2g}" if beside < 0.1 else f"{figure:.2f}" if beside < 100 else f"{figure:,.0f}"
     return text if float(text.replace(",", "")) or not figure else f"{figure:.1g}"
 
 
 def seconds(figure: float, _beside: float = 0) -> str:
-    """26.31 -> '26.3'; '<0.1' below, no decimals from a hundred on."""
+    """Write 26.31 as '26.3'; '<0.1' below, no decimals from a hundred on."""
     return "<0.1" if figure < 0.1 else f"{figure:.1f}" if figure < 100 else f"{figure:,.0f}"
 
 

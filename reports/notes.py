@@ -37,7 +37,7 @@ REASON = 300  # the longest reason that is shown, in characters; the record hold
 
 
 def conditions(records: Sequence[Record]) -> list[str]:
-    """What a block of rows has in common beside its ratio: device, dtype, threads; profile."""
+    """Return what rows have in common beside their ratio: device, dtype, threads; profile."""
     cell, environment = records[0].cell, records[0].environment
     threads = environment.get("threads")
     where = [
@@ -49,7 +49,7 @@ def conditions(records: Sequence[Record]) -> list[str]:
 
 
 def ratio(records: Sequence[Record]) -> str:
-    """'ratio 0.3: 11 of 30 layers, 95.6 M parameters', or that the methods' parameters decide; empty for dense."""
+    """Return 'ratio 0.3: 11 of 30 layers, 95.6 M parameters', or that parameters decide; empty for dense."""
     pruned = [record for record in records if record.cell["method"] != "dense"]
     if not pruned:
         return ""
@@ -61,7 +61,7 @@ def ratio(records: Sequence[Record]) -> str:
 
 
 def _budget(record: Record) -> str:
-    """The budget in parameters and, where the request was rounded to whole layers, in layers."""
+    """Return the budget in parameters and, where the request was rounded to whole layers, in layers."""
     measured = record.measured
     removed = measured["ratio_budget"] * measured["dense_parameters"]
     left = f"{METRICS['parameters'].show(measured['dense_parameters'] - removed)} parameters"
@@ -74,7 +74,7 @@ def _budget(record: Record) -> str:
 
 
 def exceptions(records: Sequence[Record], stages: Collection[str] = ()) -> Iterator[str]:
-    """One sentence for each cell that missed its budget or has no figures.
+    """Yield a sentence for each cell that missed its budget or has no figures.
 
     stages  of generation, whose speed the table shows: what is in doubt about it is said too
     """
@@ -94,7 +94,7 @@ def exceptions(records: Sequence[Record], stages: Collection[str] = ()) -> Itera
 
 
 def _versions(records: Sequence[Record]) -> Iterator[str]:
-    """Which cells were measured with other packages than the dense model that they stand beside."""
+    """Yield which cells were measured with other packages than the dense model that they stand beside."""
     dense = dense_peer(records[0], records)
     for record in records:
         others = [f"{name} {here}, not {there}" for name, (here, there) in other_versions(record, dense).items()]
@@ -103,12 +103,12 @@ def _versions(records: Sequence[Record]) -> Iterator[str]:
 
 
 def status(record: Record) -> str:
-    """The status word as a reader would write it."""
+    """Return the status as a reader would write it."""
     return record.status.replace("_", " ")
 
 
 def reason(error: str) -> str:
-    """An error in one line: what stands above its traceback."""
+    """Return an error in one line: what stands above its traceback."""
     message, _, _ = error.partition("\nTraceback (most recent call last):")
     text = re.sub(r"\s+", " ", message).strip()
     return text if len(text) <= REASON else f"{text[:REASON].rstrip()} ... (the record has the rest)"
@@ -117,7 +117,7 @@ def reason(error: str) -> str:
 def protocol(
     records: Sequence[Record], rows: Sequence[Row], about: Collection[str] = EVERYTHING, *, calibration: bool = True
 ) -> list[str]:
-    """How to read the columns of some kinds, and how their figures came about; each sentence once.
+    """Say how to read the columns of some kinds, and how their figures came about; each sentence once.
 
     rows  the figures of the records, see bench.records.columns
     """
@@ -151,7 +151,7 @@ def _perplexity(measured: dict[str, Any]) -> Iterator[str]:
 
 
 def _perplexity_spread(records: Sequence[Record], rows: Sequence[Row]) -> Iterator[str]:
-    """What follows a perplexity, in the forms that occur."""
+    """Yield what stands behind a perplexity, in the forms that occur."""
     cells = [shown(row, f"perplexity_{text}") for row in rows for text in texts(records)]
     if any("±" in cell for cell in cells):
         yield "± of a perplexity is half the 95 % interval."
@@ -170,7 +170,7 @@ def _checks(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _tasks(measured: dict[str, Any]) -> Iterator[str]:
-    """Which metric, documents and shots; what all tasks share is said once."""
+    """Yield which metric, documents and shots tasks have; what all tasks share is said once."""
     results = {short(name): result for name, result in measured.get("tasks", {}).items()}
     for name, result in results.items():
         if not is_accuracy(result):
@@ -202,7 +202,7 @@ def _shots(result: dict[str, Any]) -> str:
 
 
 def _grouped(results: dict[str, dict[str, Any]], say: Callable[[dict[str, Any]], str]) -> str:
-    """'acc_norm, but acc for winogrande'; where nothing holds for most tasks, each with its names."""
+    """Say 'acc_norm, but acc for winogrande'; where nothing holds for most tasks, each with its names."""
     groups: dict[str, list[str]] = {}
     for task, result in results.items():
         groups.setdefault(say(result), []).append(task)
@@ -213,7 +213,7 @@ def _grouped(results: dict[str, dict[str, Any]], say: Callable[[dict[str, Any]],
 
 
 def speed(record: Record) -> Iterator[str]:
-    """By which protocol the speed of the main table was measured."""
+    """Yield by which protocol the speed of the main table was measured."""
     asked = record.cell["protocol"]
     for stage, size in STAGES.items():
         point = timed(record, stage)
@@ -228,7 +228,7 @@ def speed(record: Record) -> Iterator[str]:
 
 
 def doubts(record: Record, stages: Collection[str] = tuple(STAGES)) -> Iterator[str]:
-    """Why the speed of a cell at some stages of generation is missing or should be taken with care."""
+    """Yield why the speed of a cell at some stages of generation is missing or should be taken with care."""
     name, found = label(record.cell), record.measured.get("speed", {})
     if "failed" in found:
         yield f"{name}: speed: {found['failed']}"
@@ -245,14 +245,14 @@ def doubts(record: Record, stages: Collection[str] = tuple(STAGES)) -> Iterator[
 
 
 def _point(point: dict[str, Any], flag: str) -> str:
-    """'decode at batch 8', and behind it, where that is the matter, by how much the less steady model varies."""
+    """Say 'decode at batch 8', and where a timing is noisy by how much the less steady model varies."""
     spread = max((value for name, value in point.items() if name.endswith("_cv")), default=0.0)
     beside = f" (± {METRICS['kept'].show(spread)})" if flag == "noisy" else ""
     return f"{point['kind']} at batch {point['batch']}{beside}"
 
 
 def _incomparable(rows: Sequence[Row]) -> Iterator[str]:
-    """Why a comparison with the dense model is missing although the cell itself was measured."""
+    """Yield why a comparison with the dense model is missing although the cell itself was measured."""
     missing = [
         METRICS[column].label
         for column, source in COMPARED.items()
@@ -281,7 +281,7 @@ def _draws(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _timed_draw(first: Record, others: Sequence[Record]) -> str:
-    """Which of several draws was timed, where not all were."""
+    """Say which of several draws was timed, where not all were."""
     if "speed" in first.measured:
         return ", but of its speed, for which one draw alone is timed" * any("speed" not in o.measured for o in others)
     return "; the draw that is timed is not among them" * (first.cell["protocol"]["speed_rounds"] > 0)
@@ -292,7 +292,7 @@ def _plural(noun: str, number: int) -> str:
 
 
 def environment(records: Sequence[Record]) -> Iterator[str]:
-    """'torch: 2.13.0' and the like; several values where the cells ran under several."""
+    """Yield where the cells ran, as in 'torch: 2.13.0'; several values where they ran under several."""
     found: dict[str, list[str]] = {}
     for record in records:
         flat = {name: value for name, value in record.environment.items() if name != "versions"}

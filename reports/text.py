@@ -7,28 +7,28 @@ import unicodedata
 
 
 def printable(text: str) -> str:
-    r"""`text` in one line: control, direction and invisible characters are written as \n, \x1b or \u202e."""
+    r"""Write `text` in one line: control, direction and invisible characters become \n, \x1b or \u202e."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def markdown_escaped(text: str) -> str:
-    """`text` so that Markdown, and HTML within it, show it as it is, in a table cell too."""
+    """Write `text` so that Markdown, and HTML within it, show it as it is, in a table cell too."""
     text = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", text)
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)  # within a word it means nothing
 
 
 def width(text: str) -> int:
-    """Columns of a terminal that `text` takes up: two for wide East Asian characters, none for combining ones."""
+    """Return the columns of a terminal that `text` takes up: two for wide East Asian characters, none for combining."""
     if text.isascii():
         return len(text)
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
 def wrap(text: str, room: int, breaks: str = " ", indent: str = "") -> list[str]:
-    """Lines of at most `room` columns, broken behind the characters `breaks`, or anywhere where there are none.
+    """Return lines of at most `room` columns, broken behind the characters `breaks`, or anywhere without them.
 
     Lines after the first start with `indent`.
     """

@@ -22,6 +22,7 @@ FORMATS = ("terminal", "markdown", "csv", "latex", "html")
 
 
 def add(commands: Any) -> None:
+    """Add the command and its options."""
     report = commands.add_parser(
         "report",
         help="draw the tables and figures of finished runs",
@@ -67,9 +68,12 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _asked(arguments: argparse.Namespace, merged: Merged) -> dict[str, list[Table]]:
-    """The tables that go to stdout, by view."""
+    """Return the tables that go to stdout, by view."""
     if arguments.against:
-        return {"against": _against(merged, arguments.against)}
+        from reports.tables import against_published
+
+        papers = against_published.read_published(arguments.against)
+        return {"against": against_published.tables(merged.records, papers)}
     tables = _tables(merged, VIEWS if arguments.view == "all" else (arguments.view,), arguments.reference)
     if arguments.view == "ablation" and not tables["ablation"]:
         raise UserError("no method of these runs has cells that differ in a parameter, in calibration or in the seed")
@@ -79,32 +83,15 @@ def _asked(arguments: argparse.Namespace, merged: Merged) -> dict[str, list[Tabl
 
 
 def _tables(merged: Merged, names: tuple[str, ...], reference: str | None) -> dict[str, list[Table]]:
+    from methods.registry import catalogue
     from reports.tables.views import views
 
-    try:
-        return views(names, merged.records, reference, merged.samples, _needs())
-    except ValueError as error:  # no such reference
-        raise UserError(str(error)) from None
-
-
-def _against(merged: Merged, name: str) -> list[Table]:
-    from reports.tables import against_published
-
-    try:
-        return against_published.tables(merged.records, against_published.read_published(name))
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
-def _needs() -> dict[str, str]:
-    """What each known method looks at, by its name."""
-    from methods.registry import catalogue
-
-    return {card.name: card.needs for card in catalogue()}
+    needs = {card.name: card.needs for card in catalogue()}
+    return views(names, merged.records, reference, merged.samples, needs)
 
 
 def _rendered(arguments: argparse.Namespace, merged: Merged, tables: dict[str, list[Table]]) -> str:
-    """What goes to stdout."""
+    """Return what goes to stdout."""
     from reports import report as report_text
     from reports.formats import html, latex, markdown, terminal, tidy_csv
 
@@ -125,7 +112,7 @@ def _rendered(arguments: argparse.Namespace, merged: Merged, tables: dict[str, l
 
 
 def _write(folder: Path, merged: Merged, reference: str | None, *, standalone: bool) -> None:
-    """Everything, into a folder: the page, the report, the frame, LaTeX of every table, and all figures."""
+    """Write everything into a folder: the page, the report, the frame, LaTeX of every table, and all figures."""
     from methods.files import write_atomically
     from reports import report as report_text
     from reports.figures.catalogue import Gallery, figures

@@ -15,6 +15,7 @@ RESULTS = Path("results")
 
 
 def add(commands: Any) -> None:
+    """Add both commands and their options."""
     show = commands.add_parser(
         "show",
         help="print one cell whole",
@@ -71,7 +72,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _newest() -> Path:
-    """The run below results/ whose records changed last."""
+    """Return the run below results/ whose records changed last."""
     from bench.records import run_folder
 
     held = {run: run_folder.files(run) for run in sorted(RESULTS.glob("*"))}

@@ -10,13 +10,13 @@ from reports.text import printable
 
 
 def render(tables: Sequence[Table]) -> str:
-    """A <table> with a caption for each group of columns, its notes behind it, and at the end how it was measured."""
+    """Return a <table> with a caption for each group of columns, its notes behind it, and at the end the footnotes."""
     parts = [part for table in tables for part in (*map(grid, table.groups()), _list([*table.notes, *legend([table])]))]
     return "\n".join(part for part in [*parts, _list(footnotes(tables))] if part) + "\n"
 
 
 def grid(table: Table) -> str:
-    """One <table>; every figure's raw value is in a data element, so that a script can sort by it."""
+    """Return one <table>; every figure's raw value is in a data element, so that a script can sort by it."""
     caption = "; ".join(part for part in (table.model, table.title or "dense model", *table.conditions) if part)
     heads = "".join(f'<th scope="col">{_escaped(head)}</th>' for head in (table.head, *(c.head for c in table.columns)))
     rows = "\n".join(_row(row, table.columns) for row in table.rows)

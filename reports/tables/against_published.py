@@ -28,23 +28,24 @@ models:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
 from bench.records import columns
 from bench.records.columns import task_column
 from bench.records.comparability import by_setup, dense_peer, setup
 from bench.records.record import Record, display_name, is_accuracy, label, named, requested_ratio
+from methods.errors import UserError
 from reports import notes
 from reports.metrics import METRICS, percent, short
 from reports.tables.table import Column, Row, Table, TableCell, figure
 
 PUBLISHED = Path(__file__).parent.parent / "published"
-KEYS = ("method", "ratio", "layers", "prune_seconds", "tasks", "average", "perplexity")
-
-
+Percent = Annotated[float, AfterValidator(lambda percent: percent / 100)]
 CLOSE = 0.03  # of the dense model, between the printed ratio and that of a cell that is set beside it
 APART = 0.005  # from which on another ratio is said
 KINDS = ("perplexity", "tasks")
@@ -73,27 +74,27 @@ class PublishedPair:
 
 
 def tables(records: Sequence[Record], papers: Sequence[Paper]) -> list[Table]:
-    """A table for each pair. Raises ValueError where no cell is of a published model and method."""
+    """Return a table for each pair. Raises UserError where no cell is of a published model and method."""
     pairs = list(_pairs(records, papers))
     measured = [record for record in records if any(pair.record is record for pair in pairs)]
     here = notes.protocol(measured, (), KINDS) if measured else []
     found = [_table(pair, number, here) for number, pair in enumerate(pairs, start=1)]
     if not found:
-        published = ", ".join(dict.fromkeys(model for paper in papers for model, _, _ in paper.models))
+        published = ", ".join(dict.fromkeys(model for paper in papers for model in paper.models))
         models = ", ".join(dict.fromkeys(display_name(record) for record in records))
-        raise ValueError(f"no cell of these runs has a published row: there are {published}; the runs have {models}")
+        raise UserError(f"no cell of these runs has a published row: there are {published}; the runs have {models}")
     return found
 
 
 def _pairs(records: Sequence[Record], papers: Sequence[Paper]) -> Iterator[PublishedPair]:
     rows, peers = columns.rows(records), by_setup(records)
     for paper in papers:
-        for _, names, printed_rows in paper.models:
-            dense = next((row for row in printed_rows if "dense" in row.methods), Printed(("dense",)))
-            for printed in printed_rows:
+        for model in paper.models.values():
+            dense = next((row for row in model.rows if "dense" in row.methods), Printed(method=("dense",)))
+            for printed in model.rows:
                 for record, row in zip(records, rows, strict=True):
                     pair = PublishedPair(paper, printed, dense, record, row, dense_peer(record, peers[setup(record)]))
-                    if _is_of(record, names, printed) and _both(pair):
+                    if _is_of(record, model.names, printed) and _both(pair):
                         yield pair
 
 
@@ -108,12 +109,12 @@ def _is_of(record: Record, names: Sequence[str], printed: Printed) -> bool:
 
 
 def _both(pair: PublishedPair) -> bool:
-    """Whether anything but the size is printed and has been measured."""
+    """Return whether anything but the size is printed and has been measured."""
     return any(row.cells[1].value is not None for row in (*_perplexities(pair), *_accuracies(pair)))
 
 
 def _table(pair: PublishedPair, number: int, here: Sequence[str]) -> Table:
-    """`here` says how the figures of these runs came about."""
+    """Make the table of a pair; `here` says how the figures of these runs came about."""
     rows = (*_sizes(pair), *_perplexities(pair), *_accuracies(pair))
     table = Table(
         name=f"against-{pair.paper.name}-{number}",
@@ -138,7 +139,7 @@ def _sizes(pair: PublishedPair) -> Iterator[Row]:
 
 
 def _perplexities(pair: PublishedPair) -> Iterator[Row]:
-    """Of the first text whose name holds the printed word."""
+    """Yield a row for each printed perplexity; it is of the first text whose name holds the printed word."""
     for word, printed in pair.printed.perplexity.items():
         text = next((name for name in pair.record.measured.get("perplexity", {}) if word in name), None)
         here = TableCell() if text is None else figure(pair.row, f"perplexity_{text}")
@@ -149,7 +150,7 @@ def _perplexities(pair: PublishedPair) -> Iterator[Row]:
 
 
 def _accuracies(pair: PublishedPair) -> Iterator[Row]:
-    """Of the tasks, and of the average that was printed."""
+    """Yield a row for each printed task, and one for the average that was printed."""
     here, dense = (_right(record) if record else {} for record in (pair.record, pair.dense))
     for name, printed in pair.printed.tasks.items():
         column = task_column(name, pair.record.measured["tasks"][name]) if name in here else ""
@@ -157,21 +158,21 @@ def _accuracies(pair: PublishedPair) -> Iterator[Row]:
         others = pair.printed_dense.tasks.get(name), _mean(dense, [name])
         yield _row(short(name), printed, cell, percent, dense=others)
     if pair.printed.average:
-        over, printed = pair.printed.average
+        over, printed = pair.printed.average.of, pair.printed.average.value
         theirs = pair.printed_dense.average
-        others = theirs[1] if theirs and theirs[0] == over else None, _mean(dense, over)
+        others = theirs.value if theirs and theirs.of == over else None, _mean(dense, over)
         said = f"average of {', '.join(map(short, over))}"
         yield _row(said, printed, _share(_mean(here, over)), percent, dense=others)
 
 
 def _right(record: Record) -> dict[str, float]:
-    """The share of each task's documents that were right."""
+    """Return the share of each task's documents that were right."""
     tasks = record.measured.get("tasks", {})
     return {name: task[task["main"]]["value"] for name, task in tasks.items() if is_accuracy(task)}
 
 
 def _mean(right: Mapping[str, float], names: Sequence[str]) -> float | None:
-    """The mean over tasks, a group such as mmlu being the mean of its own; None unless each was measured."""
+    """Return the mean over tasks, a group such as mmlu being the mean of its own; None unless each was measured."""
     values = []
     for name in names:
         own = [right[name]] if name in right else [value for one, value in right.items() if one.startswith(f"{name}_")]
@@ -193,7 +194,7 @@ def _row(
     *,
     dense: tuple[float | None, float | None] = (None, None),
 ) -> Row:
-    """`dense` are the printed and the measured figure of the dense model."""
+    """Make the row of a measure; `dense` are the printed and the measured figure of the dense model."""
     difference = TableCell()
     if isinstance(here.value, int | float):
         apart = float(here.value) - printed
@@ -203,7 +204,7 @@ def _row(
 
 
 def _kept(value: Any, dense: float | None) -> TableCell:
-    """'80 %' of the dense model's, or of a perplexity, which grows, '2.55x'."""
+    """Return the share of the dense model's: '80 %', or of a perplexity, which grows, '2.55x'."""
     if not isinstance(value, int | float) or not dense:
         return TableCell()
     share = value / dense
@@ -211,7 +212,7 @@ def _kept(value: Any, dense: float | None) -> TableCell:
 
 
 def _notes(pair: PublishedPair) -> Iterator[str]:
-    """What is known to be otherwise in this cell."""
+    """Yield what is known to be otherwise in this cell."""
     removed, printed = pair.record.measured["ratio"], pair.printed.ratio
     if printed is not None and abs(removed - printed) > APART:
         show = METRICS["ratio"].show
@@ -226,7 +227,7 @@ def _notes(pair: PublishedPair) -> Iterator[str]:
 
 
 def _dense_apart(pair: PublishedPair) -> Iterator[str]:
-    """By how much the dense models differ before anything is pruned: what the way of measuring alone does."""
+    """Yield by how much the dense models differ already, which is what the way of measuring alone does."""
     right = _right(pair.dense) if pair.dense else {}
     here = {name: _mean(right, [name]) for name in pair.printed_dense.tasks}
     gaps = {
@@ -240,45 +241,52 @@ def _dense_apart(pair: PublishedPair) -> Iterator[str]:
         )
 
 
-@dataclass(frozen=True)
-class Printed:
-    """One row of a paper's table. Shares are in [0, 1], also those of `tasks` and `average`.
+class Average(BaseModel, frozen=True):
+    """An average that was printed, and the tasks that it is over."""
 
-    average  (the tasks that it is over, its value), where one was printed
-    """
+    of: tuple[str, ...]
+    value: Percent
 
-    methods: tuple[str, ...]
+
+class Printed(BaseModel, frozen=True, extra="forbid"):
+    """One row of a paper's table. Shares are in [0, 1], also those of `tasks` and `average`, which papers give in %."""
+
+    methods: Annotated[
+        tuple[str, ...], BeforeValidator(lambda one: one if isinstance(one, list | tuple) else [one])
+    ] = Field(alias="method")
     ratio: float | None = None
     layers: int | None = None
     prune_seconds: float | None = None
-    tasks: dict[str, float] = field(default_factory=dict)
-    average: tuple[tuple[str, ...], float] | None = None
-    perplexity: dict[str, float] = field(default_factory=dict)
+    tasks: dict[str, Percent] = {}
+    average: Average | None = None
+    perplexity: dict[str, float] = {}
 
 
-@dataclass(frozen=True)
-class Paper:
-    """What one source has printed.
+class PublishedModel(BaseModel, frozen=True):
+    """The rows that were printed of one model, and its names on the hub."""
 
-    name    of the file
-    models  (the paper's name, names on the hub, rows)
-    """
+    names: tuple[str, ...]
+    rows: tuple[Printed, ...]
+
+
+class Paper(BaseModel, frozen=True):
+    """What one source has printed: the name of its file, and models by the names that the source gives them."""
 
     name: str
     source: str
-    notes: tuple[str, ...]
-    models: tuple[tuple[str, tuple[str, ...], tuple[Printed, ...]], ...]
+    notes: tuple[str, ...] = ()
+    models: dict[str, PublishedModel]
 
 
 def known_published() -> list[str]:
-    """The names of what comes with the suite."""
+    """Return the names of the papers whose figures come with the suite."""
     return sorted(path.stem for path in PUBLISHED.glob("*.yaml"))
 
 
 def read_published(name: str) -> list[Paper]:
-    """The papers of a name of `known`, of "published", which is all of them, or of a file.
+    """Read the papers of a name of `known_published`, of "published", which is all of them, or of a file.
 
-    Raises ValueError, in one line, for a name that there is not and for a file of another form.
+    Raises UserError for a name that there is not and for a file of another form.
     """
     if name == "published":
         return [_paper(PUBLISHED / f"{one}.yaml") for one in known_published()]
@@ -286,7 +294,7 @@ def read_published(name: str) -> list[Paper]:
         return [_paper(PUBLISHED / f"{name}.yaml")]
     if Path(name).is_file():
         return [_paper(Path(name))]
-    raise ValueError(
+    raise UserError(
         f"nothing published is called {name!r}; give published, {', '.join(known_published())}, or a YAML file"
     )
 
@@ -296,34 +304,15 @@ def _paper(path: Path) -> Paper:
 
     try:
         plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Paper.model_validate({"name": path.stem, **plain})
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
-    try:
-        models = tuple(
-            (str(model), tuple(map(str, entry["names"])), tuple(map(_printed_row, entry["rows"])))
-            for model, entry in plain["models"].items()
-        )
-        return Paper(path.stem, str(plain["source"]), tuple(map(str, plain.get("notes", ()))), models)
-    except KeyError as error:
-        raise ValueError(f"{path} has no {error.args[0]}, which published figures need") from None
-    except (TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is no table of published figures: {error}") from None
-
-
-def _printed_row(plain: Mapping[str, Any]) -> Printed:
-    if unknown := [key for key in plain if key not in KEYS]:
-        raise ValueError(f"a row has no {unknown[0]}; it has {', '.join(KEYS)}")
-    method, average = plain["method"], plain.get("average")
-    return Printed(
-        tuple(method) if isinstance(method, list) else (str(method),),
-        _number(plain, "ratio"),
-        None if plain.get("layers") is None else int(plain["layers"]),
-        _number(plain, "prune_seconds"),
-        {str(name): float(value) / 100 for name, value in plain.get("tasks", {}).items()},
-        None if average is None else (tuple(map(str, average["of"])), float(average["value"]) / 100),
-        {str(name): float(value) for name, value in plain.get("perplexity", {}).items()},
-    )
-
-
-def _number(plain: Mapping[str, Any], name: str) -> float | None:
-    return None if plain.get(name) is None else float(plain[name])
+        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        first, row = error.errors()[0], ", ".join(one.alias or name for name, one in Printed.model_fields.items())
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{path} is no table of published figures: {where}: {first['msg']}; it has source and models, a model has "
+            f"names and rows, a row {row}"
+        ) from None
+    except TypeError:
+        raise UserError(f"{path} is no table of published figures: it has no source and no models") from None

@@ -54,7 +54,7 @@ def tested(reference: str, block: TableGroup, columns: Sequence[str], samples: S
 def _notes(
     reference: str, differs: set[tuple[int, str]], untested: list[tuple[str, list[str]]], tests: Collection[str]
 ) -> list[str]:
-    """What the dagger claims, if there is one, and which cells no test has seen."""
+    """Return what the dagger claims, if there is one, and which cells no test has seen."""
     said = []
     if differs:
         how = ", ".join(words for test, words in TESTS.items() if test in tests)
@@ -72,7 +72,7 @@ def _notes(
 def in_pairs(
     block: TableGroup, places: Sequence[Pair], column: str, samples: Samples, *, bounds: bool = False
 ) -> Contrasts:
-    """Pairs of rows of the block, by their places, none of several draws: those that samples pair.
+    """Test pairs of rows of the block, by their places, none of several draws, as far as samples pair them.
 
     bounds  as of contrasts.average
     """

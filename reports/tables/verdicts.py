@@ -120,7 +120,7 @@ def _table(
 
 
 def summary(verdicts: Sequence[Verdict], *, strict: bool = False) -> str:
-    """'regression: 1 worse, 7 not worse; 5 more are shown and do not count'."""
+    """Return the outcome in a line: 'regression: 1 worse, 7 not worse; 5 more are shown and do not count'."""
     counts = Counter(v.word for v in verdicts if v.gates)
     shown = sum(not v.gates for v in verdicts)
     more = (
@@ -149,7 +149,7 @@ def _gated(v: Verdict) -> list[str]:
 
 
 def _figures(row: ComparedRow, *, rounded: bool = False) -> list[str]:
-    """[before, after, change, interval] as text; sizes to the last digit unless `rounded`."""
+    """Return [before, after, change, interval] as text; sizes to the last digit unless `rounded`."""
     if row.kind == "size":
         write = metrics.count if rounded else "{:,.0f}".format
         sides = [MISSING if figure is None else write(figure) for figure in (row.before, row.after)]
@@ -178,7 +178,7 @@ def _in_points(row: ComparedRow) -> bool:
 
 
 def _change(row: ComparedRow, change: float) -> str:
-    """Points of an accuracy, percent of a perplexity or speed-up, from a hundredfold on a factor."""
+    """Write a change: points of an accuracy, percent of a perplexity or speed-up, from a hundredfold on a factor."""
     if row.kind in ("text", "speed"):
         return f"{100 * (change - 1):+z.1f}" if change < 100 else f"x{metrics.perplexity(change, change)}"
     return f"{100 * change:+z.1f}" if _in_points(row) else f"{change:+.3g}"
@@ -202,7 +202,7 @@ def _margin(row: ComparedRow, margin: float) -> str:
 
 
 def _merged(verdicts: Sequence[Verdict]) -> Iterator[Verdict]:
-    """With one row for all sizes of a cell where they are the baseline's."""
+    """Yield the verdicts, with one for all sizes of a cell where they are the baseline's."""
     for (_, is_size), group in groupby(verdicts, lambda v: (v.cell, v.row is not None and v.row.kind == "size")):
         rows = list(group)
         if is_size and len(rows) > 1 and all(v.word == "not worse" for v in rows):

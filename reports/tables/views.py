@@ -22,6 +22,7 @@ from typing import Any
 from bench.records.columns import STAGES, task_columns, texts
 from bench.records.record import Record, label
 from bench.records.samples import Samples
+from methods.errors import UserError
 from reports import notes
 from reports.blocks import TableGroup
 from reports.tables import ablation, cost, grid, order, speed
@@ -41,7 +42,7 @@ def views(
     samples: Samples | None = None,
     needs: Mapping[str, str] | None = None,
 ) -> dict[str, list[Table]]:
-    """Return the tables of each view. Raises ValueError for an unknown view and for a reference that no record has.
+    """Return the tables of each view. Raises UserError for an unknown view and for a reference that no record has.
 
     reference    a method's label, as in "laco" or "laco:C=3": differences to it are tested, where there are samples
     samples      those of the records
@@ -49,12 +50,12 @@ def views(
     """
     labels = list(dict.fromkeys(label(record.cell) for record in records))
     if reference and reference not in labels:
-        raise ValueError(f"no method {reference!r} to refer to; there are {', '.join(labels)}")
+        raise UserError(f"no method {reference!r} to refer to; there are {', '.join(labels)}")
     data = ReportData(records, reference or "", samples or Samples(), needs or {})
     found = {}
     for name in names:
         if name not in VIEWS:
-            raise ValueError(f"no view {name!r}; there are {', '.join(VIEWS)}")
+            raise UserError(f"no view {name!r}; there are {', '.join(VIEWS)}")
         found[name] = _named_apart(VIEWS[name](data))
     return found
 

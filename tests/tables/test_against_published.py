@@ -9,6 +9,7 @@ from made_runs import run_folder
 
 from bench.cli.main import main
 from bench.records.record import Record
+from methods.errors import UserError
 from reports.tables.against_published import known_published, read_published, tables
 
 LLAMA = "meta-llama/Llama-2-7b-hf"
@@ -121,7 +122,7 @@ def test_what_is_paired(paper):
     assert len(tables([*RECORDS, other], papers)) == 3
     folder = changed(changed(RECORDS[1], "cell", "model", to="/models/Llama-2-7b-hf"), "cell", "display_name", to="x")
     assert [table.rows[0].method for table in tables([folder], papers)] == ["laco"]
-    with pytest.raises(ValueError, match="there are Llama-2-7B; the runs have SmolLM2-135M-Instruct"):
+    with pytest.raises(UserError, match="there are Llama-2-7B; the runs have SmolLM2-135M-Instruct"):
         tables([DENSE, LACO], papers)
 
 
@@ -141,15 +142,15 @@ def test_the_command_prints_it_in_every_format(form, paper, tmp_path, capsys):
 WRONG = {
     "unknown": ("lacco", "nothing published is called 'lacco'; give published, blockpruner, laco"),
     "no yaml": ("models: [", "cannot be read as YAML"),
-    "no models": ("source: x", "has no models, which published figures need"),
+    "no models": ("source: x", "models: Field required"),
     "a list": ("[1, 2]", "is no table of published figures"),
     "a key": (
         "{source: x, models: {m: {names: [a], rows: [{method: laco, ration: 0.1}]}}}",
-        "a row has no ration; it has method, ratio",
+        "models.m.rows.0.ration: Extra inputs are not permitted; it has source and models",
     ),
     "a word": (
         "{source: x, models: {m: {names: [a], rows: [{method: laco, ratio: much}]}}}",
-        "could not convert string to float: 'much'",
+        "models.m.rows.0.ratio: Input should be a valid number",
     ),
 }
 
@@ -182,7 +183,8 @@ def test_the_data_that_come_with_the_suite_are_sound():
     for paper in papers:
         assert paper.source
         assert paper.notes
-        for model, names, printed in paper.models:
+        for model, of in paper.models.items():
+            names, printed = of.names, of.rows
             assert names, model
             assert [row for row in printed if row.methods == ("dense",)], f"{paper.name}: {model} has no dense row"
             for row in printed:
@@ -190,8 +192,8 @@ def test_the_data_that_come_with_the_suite_are_sound():
                 assert all(0 <= value <= 1 for value in row.tasks.values())
                 assert row.tasks or row.perplexity
                 assert all(value > 1 for value in row.perplexity.values())
-                if row.average and set(row.average[0]) <= set(row.tasks):
-                    over, value = row.average
+                if row.average and set(row.average.of) <= set(row.tasks):
+                    over, value = row.average.of, row.average.value
                     assert sum(row.tasks[name] for name in over) / len(over) == pytest.approx(value, abs=6e-5)
 
 
@@ -205,8 +207,8 @@ def test_shortgpts_averages_confirm_what_was_copied():
     }
     (paper,) = read_published("laco")
     found = {
-        model: {row.methods[0]: 100 * sum(row.tasks.values()) / len(row.tasks) for row in rows_}
-        for model, _, rows_ in paper.models
+        model: {row.methods[0]: 100 * sum(row.tasks.values()) / len(row.tasks) for row in of.rows}
+        for model, of in paper.models.items()
     }
     for model, averages in expected.items():
         for method, average in averages.items():

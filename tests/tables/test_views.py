@@ -43,6 +43,7 @@ from bench.records.record import Record
 from bench.records.run_folder import load_runs
 from bench.records.samples import Samples
 from bench.stats import intervals
+from methods.errors import UserError
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from reports.blocks import blocks
@@ -265,9 +266,9 @@ def test_what_a_method_looks_at_is_told_only_where_it_is_known():
 
 
 def test_unknown_names_are_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="no view 'mian'; there are main, per-task"):
+    with pytest.raises(UserError, match="no view 'mian'; there are main, per-task"):
         view("mian", [DENSE])
-    with pytest.raises(ValueError, match="no method 'lacoo' to refer to; there are dense, laco"):
+    with pytest.raises(UserError, match="no method 'lacoo' to refer to; there are dense, laco"):
         view("main", [DENSE, LACO], "lacoo")
 
 
