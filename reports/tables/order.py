@@ -67,7 +67,7 @@ def by_column(
         failed = row.failure is not None or (_figure(row, at) is None and row.cells[at].text != MISSING)
         return _key(row.label, row.method, _figure(row, at), better, failed)
 
-    return tuple(sorted(rows, key=key)), _said(rows, f"{how} {names[at]}", "rows")
+    return tuple(sorted(rows, key=key)), _said(rows, f"{how} {names[at]}", better, "rows")
 
 
 def _figure(row: Row, at: int) -> float | None:
@@ -86,9 +86,9 @@ def _key(label: str, method: str, figure: Any, better: str | None, failed: bool)
 def said(group: TableGroup, name: str, where: str = "rows") -> list[str]:
     """Say by which column of the frame the rows of a group are sorted, where there are several."""
     rows = [Row(group.label(place), record.cell["method"], None) for place, record in enumerate(group.records)]
-    return _said(rows, metric(name).label, where) if name else []
+    return _said(rows, metric(name).label, metric(name).better, where) if name else []
 
 
-def _said(rows: Sequence[Row], by: str, where: str) -> list[str]:
+def _said(rows: Sequence[Row], by: str, better: str | None, where: str) -> list[str]:
     several = sum(row.method != "dense" for row in rows) > 1
-    return [f"{where} are sorted by {by}, the best first."] * several
+    return [f"{where} are sorted by {by}, the {'highest' if better == 'higher' else 'lowest'} first."] * several

@@ -35,14 +35,14 @@ def test_the_lowest_perplexity_is_on_top_below_the_dense_model_and_what_failed_i
     for records in (MIXED, MIXED[::-1]):
         assert labels("main", records) == ["dense", "zip", "abc", "tie", "mid", "aaa"]
     (table,) = view("main", MIXED)
-    assert table.footnotes[-1] == "rows are sorted by ppl wiki, the best first."
+    assert table.footnotes[-1] == "rows are sorted by ppl wiki, the lowest first."
 
 
 def test_without_a_perplexity_the_divergence_sorts_and_without_that_the_average():
     records = [changed(record, "measured", "perplexity", to={}) for record in (DENSE, LACO)]
     one, other = (changed(records[1], "cell", "method", to=name) for name in ("one", "other"))
     average = view("main", [records[0], one, other])[0]
-    assert average.footnotes[-1] == "rows are sorted by average, the best first."
+    assert average.footnotes[-1] == "rows are sorted by average, the highest first."
     checks = [
         changed(one, "measured", "checks", to={"kl": 0.9}),
         changed(other, "measured", "checks", to={"kl": 0.1}),
@@ -54,25 +54,25 @@ def test_views_of_their_own_measure_are_sorted_by_it():
     slow, quick = method("slow", 30.0, prune_seconds=9.0), method("quick", 40.0, prune_seconds=1.0)
     assert labels("cost", [DENSE, slow, quick]) == ["dense", "quick", "slow"]
     assert labels("decisions", [DENSE, quick, slow])[1:] == ["slow", "quick"]
-    assert "rows are sorted by pruned in, the best first." in view("cost", [DENSE, slow, quick])[0].footnotes
+    assert "rows are sorted by pruned in, the lowest first." in view("cost", [DENSE, slow, quick])[0].footnotes
     tasks = view("per-task", [DENSE, slow, quick])[0]
-    assert "rows are sorted by average, the best first." in tasks.footnotes
+    assert "rows are sorted by average, the highest first." in tasks.footnotes
 
 
 def test_by_ratio_is_sorted_at_the_last_ratio_that_most_methods_share():
     records = [DENSE, method("a", 30.0, 0.2), method("b", 40.0, 0.2), method("a", 90.0), method("b", 80.0)]
     table = view("by-ratio", [*records, method("a", 1.0, 0.4)])[0]
     assert [row.label for row in table.rows] == ["dense", "b", "a"]  # at 0.3, though a is lower at 0.2 and alone at 0.4
-    assert table.footnotes[-1] == "rows are sorted by the figures at 0.3, the best first."
+    assert table.footnotes[-1] == "rows are sorted by the figures at 0.3, the lowest first."
 
 
 def test_the_grid_is_sorted_by_the_method_alone():
     for table in view("grid", MENDED):
         figures = [row.cells[0].value for row in table.rows if row.method != "dense" and row.cells[0].value is not None]
-        better = "higher" if "average" in table.name else "lower"
-        assert figures == sorted(figures, reverse=better == "higher"), table.name
+        better = "high" if "average" in table.name else "low"
+        assert figures == sorted(figures, reverse=better == "high"), table.name
         several = sum(row.method != "dense" for row in table.rows) > 1
-        assert ("rows are sorted by the figures under none, the best first." in table.footnotes) == several
+        assert (f"rows are sorted by the figures under none, the {better}est first." in table.footnotes) == several
 
 
 @pytest.mark.parametrize(("better", "expected"), [("lower", "bacdf"), ("higher", "acbdf")])
@@ -82,7 +82,7 @@ def test_rows_without_a_figure_follow_and_failed_ones_are_last(better, expected)
     rows = [Row(label, label, None, (TableCell(), cell)) for label, cell in values.items()]
     found, said = order.by_column(rows, ["first", "second"], better, "the figures at", last=False)
     assert "".join(row.label for row in found) == expected
-    assert said == ["rows are sorted by the figures at second, the best first."]
+    assert said == [f"rows are sorted by the figures at second, the {better[:-2]}est first."]
 
 
 def test_a_report_as_csv_has_the_order_of_its_tables():
