@@ -27,6 +27,11 @@ def width(text: str) -> int:
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
+def shortened(text: str, room: int) -> str:
+    """Return `text` without its middle where it is wider than `room` columns."""
+    return text if width(text) <= room else f"{text[: room // 2]}…{text[-room // 2 + 1 :]}"
+
+
 def wrap(text: str, room: int, breaks: str = " ", indent: str = "") -> list[str]:
     """Return lines of at most `room` columns, broken behind the characters `breaks`, or anywhere without them.
 

@@ -119,7 +119,7 @@ def _write(folder: Path, merged: Merged, reference: str | None, *, standalone: b
     from reports.formats import latex
     from reports.page import page
 
-    drawn = figures(merged.records, merged.samples)
+    drawn = figures(merged.records, merged.samples, reference or "")
     tables = _tables(merged, VIEWS, reference)
     gallery = Gallery(drawn, folder / "figures")
     write_atomically(folder / "report.md", report_text.markdown(merged.records, tables["main"], merged.remarks))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bench.records.record import display_name
 from reports.blocks import TableGroup
 from reports.figures.figure import Figure
-from reports.figures.quality import scaled
+from reports.figures.quality import called, scaled
 from reports.figures.style import BLACK, COLOURS, LINES, MARKERS, axes, legend, logarithmic, name
 from reports.metrics import finite, metric, shown
 from reports.tables.ablation import Study, said, studies
@@ -25,7 +25,7 @@ QUALITIES = ("perplexity_", "kl", "average")
 
 
 def figures(setups: Sequence[Sequence[TableGroup]]) -> list[Figure]:
-    """One for each study and quality."""
+    """Return a figure for each study and quality."""
     records = {id(record): record for block in chain(*setups) for record in chain(*block.drawn)}
     found: dict[str, Figure] = {}
     for study in studies(list(records.values())):
@@ -34,13 +34,13 @@ def figures(setups: Sequence[Sequence[TableGroup]]) -> list[Figure]:
             ending = sum(one == stem or one.startswith(f"{stem}-") for one in found)
             figure = f"{stem}-{ending + 1}" if ending else stem
             by = " and ".join(study.factors[:3])
-            title = f"{metric(column).label} of {display_name(study.records[0])} under {study.method} by {by}"
+            title = f"{called(column)} of {display_name(study.records[0])} under {study.method} by {by}"
             found[figure] = Figure(figure, title, _said(study, column), partial(_draw, study, column))
     return list(found.values())
 
 
 def _draw(study: Study, column: str) -> Drawing:
-    """A panel for each of the first combinations of the factors behind the second."""
+    """Draw a panel for each of the first combinations of the factors behind the second."""
     others = study.others()[:PANELS]
     drawing, panels = axes(3.0 + 2.6 * len(others), 3.8, columns=len(others), share_y=True)
     every = [point.row[column] for point in study.points.values() if finite(point.row.get(column))]
@@ -62,14 +62,13 @@ def _draw(study: Study, column: str) -> Drawing:
             if finite(row.get(column)):
                 axis.axhline(scaled(column) * row[column], color=BLACK, linestyle=":", linewidth=1.2, label="dense")
         axis.set_title(", ".join(f"{factor} {said(one)}" for factor, one in zip(study.factors[2:], other, strict=True)))
-    found = metric(column)
-    panels[0].set_ylabel(name(found.label) + (" (%)" if scaled(column) == 100 else ""))
+    panels[0].set_ylabel(name(called(column)) + (" (%)" if scaled(column) == 100 else ""))
     legend(drawing, panels)
     return drawing
 
 
 def _lines(study: Study, column: str, others: tuple[Any, ...]) -> dict[str, dict[float, float]]:
-    """For each value of the second factor what is drawn over the first: {label: {x: y}}; without a second one line."""
+    """Return a line over the first factor for each value of the second one, as {label: {x: y}}."""
     first, *rest = study.factors
     places, found = _places(study), dict[str, dict[float, float]]()
     seconds: list[tuple[Any, ...]] = [(value,) for value in study.axis(rest[0])] if rest else [()]
@@ -82,7 +81,7 @@ def _lines(study: Study, column: str, others: tuple[Any, ...]) -> dict[str, dict
 
 
 def _places(study: Study) -> dict[Any, float]:
-    """Where each value of the first factor stands: numbers at their place, words one behind the other."""
+    """Return the place of each value of the first factor on the axis: of a number its own, of words 0, 1, 2."""
     values = study.axis(study.factors[0])
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     return {value: float(value) if numeric else float(at) for at, value in enumerate(values)}
@@ -95,10 +94,10 @@ def _ticks(axis: Axes, study: Study) -> None:
 
 
 def _said(study: Study, column: str) -> str:
-    """The best and the worst cell in words."""
+    """Say which cells are the best and the worst."""
     points = {key: point for key, point in study.points.items() if finite(point.row.get(column))}
     if not points:
-        return f"No cell has a {metric(column).label}."
+        return f"No cell has a {called(column)}."
     order = sorted(points, key=lambda key: points[key].row[column], reverse=metric(column).better == "higher")
     told = [
         f"{word} is {shown(points[key].row, column)} at "
@@ -106,4 +105,4 @@ def _said(study: Study, column: str) -> str:
         for word, key in (("the best", order[0]), ("the worst", order[-1]))
     ]
     more = f" The panels are the first {PANELS} of {len(study.others())}." if len(study.others()) > PANELS else ""
-    return f"{metric(column).label}, {len(points)} cells: {'; '.join(told)}.{more}"
+    return f"{called(column)}, {len(points)} cells: {'; '.join(told)}.{more}"

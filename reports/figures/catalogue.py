@@ -1,7 +1,7 @@
-"""All figures of a report as files, drawn beside other work on the cores that are there.
+"""The list of all figures of a report, and their files, which are drawn while other work goes on.
 
-On Linux processes are forked for it, which costs nothing and takes only what must be drawn along; elsewhere, and where
-threads forbid it, the figures are drawn one after the other. The bytes are the same.
+On Linux a process is forked for each core, which has the records without reading them again. Elsewhere, and where there
+are threads, with which a process must not be forked, figures are drawn one after the other. The bytes are the same.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from pathlib import Path
 from bench.records.record import Record
 from bench.records.samples import Samples
 from reports.blocks import blocks
+from reports.figures import ablation, compensation, heatmaps, pareto, quality, traces
 from reports.figures.figure import Figure, save
 from reports.text import printable
 
 
 class Gallery:
-    """The figures of a folder: `start` begins to write them, `drawings` waits for them."""
+    """The files of figures in a folder: making a gallery begins to write them, `drawings` waits for them."""
 
     def __init__(self, figures: Sequence[Figure], folder: Path) -> None:
         self.figures, self.folder = figures, folder
@@ -39,7 +40,7 @@ class Gallery:
             self._again(figures)
 
     def drawings(self) -> Iterator[tuple[Figure, str]]:
-        """Every figure with its SVG, when all are written. Raises Unwritable where the disk does not take them."""
+        """Yield every figure with its SVG, when all are written. Raises Unwritable where the disk takes no file."""
         for process, share in self._shares:
             process.join()
             if process.exitcode:
@@ -53,14 +54,14 @@ class Gallery:
 
 
 def _processes() -> int:
-    """How many may be forked: as many as this process may use cores, none beside other threads."""
+    """Return how many processes may be forked: one for each core, one in all where there are threads."""
     if sys.platform != "linux" or threading.active_count() > 1:
         return 1
     return len(os.sched_getaffinity(0))
 
 
 def _save_all(figures: Sequence[Figure], folder: Path) -> None:
-    """What a process does: all it has is its share, so that garbage is not worth looking for."""
+    """Write the figures in a forked process, which ends so soon that garbage is not worth looking for."""
     gc.disable()
     try:
         for figure in figures:
@@ -69,11 +70,25 @@ def _save_all(figures: Sequence[Figure], folder: Path) -> None:
         sys.exit(1)
 
 
-def figures(records: Sequence[Record], samples: Samples | None = None) -> list[Figure]:
-    """Those for which there is data, in the order of a report; `samples` are those of the records."""
-    from reports.figures import ablation, compensation, heatmaps, pareto, quality, traces
+def figures(records: Sequence[Record], samples: Samples | None = None, reference: str = "") -> list[Figure]:
+    """Return the figures for which there is data, in the order of a report.
 
-    setups = blocks(records)
-    found = [*quality.figures(setups), *compensation.figures(setups, samples or Samples())]
-    found += [figure for part in (pareto, heatmaps, traces, ablation) for figure in part.figures(setups)]
-    return [replace(one, title=printable(one.title), description=printable(one.description)) for one in found]
+    samples    those of the records
+    reference  the label of a method that charts show in colour
+    """
+    setups, found = blocks(records), list[Figure]()
+    for number, setup in enumerate(setups):
+        of_setup = [
+            *quality.figures(setup, setups, reference),
+            *pareto.figures(setup, reference),
+            *compensation.figures(setup, samples or Samples()),
+            *heatmaps.figures(setup),
+            *traces.figures(setup),
+        ]
+        found += [replace(one, name=f"{one.name}-{number + 1}") if number else one for one in of_setup]
+    found += ablation.figures(setups)
+    return [replace(one, title=_sentence(one.title), description=_sentence(one.description)) for one in found]
+
+
+def _sentence(text: str) -> str:
+    return printable(text[:1].upper() + text[1:])

@@ -1,4 +1,4 @@
-"""Figures of what a compensation gives: a mended method beside the method alone, in perplexity and in accuracy."""
+"""Figures of what a compensation gives: a method with it beside the method alone, in perplexity and in accuracy."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bench.records.record import display_name
 from bench.records.samples import Samples
 from reports.blocks import TableGroup
 from reports.figures.figure import Figure
-from reports.figures.quality import qualities
+from reports.figures.quality import called, qualities, subject
 from reports.figures.style import BLACK, axes, legend, look, name
 from reports.metrics import metric
 from reports.tables import grid
@@ -24,28 +23,24 @@ Found = tuple[float | None, Gain]  # at which ratio
 NEAR = (0.3, 2.0)  # times the perplexity of the method alone: what is farther off is told in figures
 
 
-def figures(setups: Sequence[Sequence[TableGroup]], samples: Samples) -> list[Figure]:
-    """One for each quality in which a method was measured alone and mended, at one ratio."""
+def figures(blocks: Sequence[TableGroup], samples: Samples) -> list[Figure]:
+    """Return a figure for each quality in which a method was measured alone and with a compensation at one ratio."""
     found = []
-    for number, blocks in enumerate(setups):
-        for column in qualities(blocks):
-            gains = [(block.ratio, gain) for block in blocks for gain in grid.gains(column, block, samples)]
-            if gains:
-                found.append(
-                    Figure(
-                        f"{column.replace('_', '-', 1)}-mended{f'-{number + 1}' if number else ''}",
-                        f"{metric(column).label} of {display_name(blocks[0].records[0])} with a compensation, "
-                        f"{_beside(column)}; {'right' if _is_share(column) else 'left'} of the line the compensation "
-                        f"helps{'; bars are 95 % intervals, in pairs' * any(gain.contrast for _, gain in gains)}",
-                        _said(column, gains),
-                        partial(_draw, column, gains),
-                    )
-                )
+    for column in qualities(blocks):
+        gains = [(block.ratio, gain) for block in blocks for gain in grid.gains(column, block, samples)]
+        title = (
+            f"{subject(column, blocks)} with a compensation, {_beside(column)}; "
+            f"{'right' if _is_share(column) else 'left'} of the line the compensation helps"
+            f"{'; bars are 95 % intervals, in pairs' * any(gain.contrast for _, gain in gains)}"
+        )
+        if gains:
+            name_of_file = f"{column.replace('_', '-', 1)}-mended"
+            found.append(Figure(name_of_file, title, _said(column, gains), partial(_draw, column, gains)))
     return found
 
 
 def _draw(column: str, gains: Sequence[Found]) -> Drawing:
-    """A panel for each ratio, a row for each method, a line for each compensation in it; what is far, in figures."""
+    """Draw a panel for each ratio, a row for each method, a line for each compensation; what is far is a number."""
     ratios = list(dict.fromkeys(ratio for ratio, _ in gains))
     lines = list(dict.fromkeys((gain.where.row, gain.where.column) for _, gain in gains))
     rows = list(dict.fromkeys(row for row, _ in lines))
@@ -77,18 +72,18 @@ def _draw(column: str, gains: Sequence[Found]) -> Drawing:
         axis.set_ylim(-0.6, len(rows) - 0.4)
         axis.set_xlim(min(shown) - 0.05 * wide, max(shown) + 0.05 * wide)
     better = f"{metric(column).better} is better"
-    drawing.supxlabel(f"{metric(column).label}, {_beside(column)}, {better}", fontsize=9)
+    drawing.supxlabel(f"{called(column)}, {_beside(column)}, {better}", fontsize=9)
     legend(drawing, panels)
     return drawing
 
 
 def _is_far(column: str, gain: Gain) -> bool:
-    """Whether a perplexity fell or rose so far that an axis for it would lay all others on each other."""
+    """Return whether a perplexity fell or rose so far that an axis for it would lay all others on each other."""
     return not _is_share(column) and not NEAR[0] <= gain.estimate <= NEAR[1]
 
 
 def _ends(gain: Gain) -> tuple[float, float]:
-    """Of the interval, where samples give one."""
+    """Return the ends of the interval; the estimate itself, twice, where samples give none."""
     return (gain.contrast.low, gain.contrast.high) if gain.contrast else (gain.estimate, gain.estimate)
 
 
@@ -101,8 +96,8 @@ def _beside(column: str) -> str:
 
 
 def _said(column: str, gains: Sequence[Found]) -> str:
-    """Every figure, in words."""
-    parts = [f"{metric(column).label} with a compensation, {_beside(column)}."]
+    """Say every gain."""
+    parts = [f"{called(column)} with a compensation, {_beside(column)}."]
     for ratio in dict.fromkeys(ratio for ratio, _ in gains):
         parts.append("With a ratio of their own:" if ratio is None else f"At ratio {ratio:g}:")
         here = [gain for other, gain in gains if other == ratio]

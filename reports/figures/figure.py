@@ -1,7 +1,6 @@
-"""Figures of a report, drawn by matplotlib: which there are, what they say in words, and how they are written down.
+"""What a figure is: a drawing by matplotlib with a title and a description; and how its files are written.
 
-A figure is made from records, and from their samples where it shows pairs. Equal ones give equal bytes: dates are left
-out and the names inside an SVG follow from its content.
+Equal records give equal bytes: dates are left out, and the ids inside an SVG follow from its content.
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
     from matplotlib.transforms import Bbox
 
+    from reports.figures.curves import Chart
+
 FORMATS = ("svg", "pdf", "png")
 PADDING = 0.1  # inches around a drawing
 
@@ -32,16 +33,18 @@ class Figure:
     title        what it shows, as in a caption
     description  what a reader would see in it, made from the numbers, for those who cannot see it
     draw         makes the drawing
+    charts       what the drawing shows, where the page makes charts of its own of it
     """
 
     name: str
     title: str
     description: str
     draw: Callable[[], Drawing]
+    charts: tuple[Chart, ...] = ()
 
 
 def written(figure: Figure, kinds: Sequence[str] = FORMATS) -> dict[str, bytes]:
-    """The figure's files by format, without date and author: drawn and laid out once, written down in each."""
+    """Return the contents of the figure's files by format, without date and author, from one drawing."""
     import matplotlib
 
     from reports.figures.style import SETTINGS
@@ -55,7 +58,7 @@ def written(figure: Figure, kinds: Sequence[str] = FORMATS) -> dict[str, bytes]:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an SVG file: titled, described, with ids of its own, so that several share a page."""
+    """Return the figure as an SVG file with title, description and ids of its own, so that several share a page."""
     return written(figure, ("svg",))["svg"].decode()
 
 
@@ -66,9 +69,9 @@ def save(figure: Figure, folder: Path) -> None:
 
 
 def _laid_out(drawing: Drawing) -> Bbox:
-    """Lay everything out, once and for good; the part of the drawing that is taken up, in inches.
+    """Lay the drawing out for all formats, and return the part of it that is taken up, in inches.
 
-    What savefig does by itself, a layout for each file and before it a drawing that nobody sees, takes twice the time.
+    By itself savefig lays it out for each file, and draws it once more before that, which takes twice the time.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text

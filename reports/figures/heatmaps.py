@@ -26,35 +26,20 @@ ROW = 0.21  # inches of a method's row
 Shares = dict[str, list[float]]  # method: share for each task
 
 
-def figures(setups: Sequence[Sequence[TableGroup]]) -> list[Figure]:
-    """For each ratio what is kept of each task, and for all together what is left over depth."""
-    found = []
-    for number, blocks in enumerate(setups):
-        ending = f"-{number + 1}" if number else ""
-        model = display_name(blocks[0].records[0])
-        kept = {_ratio(block): _kept(block) for block in blocks}
-        kept = {ratio: (tasks, shares) for ratio, (tasks, shares) in kept.items() if shares}
-        if kept:
-            found.append(
-                Figure(
-                    f"tasks-kept{ending}",
-                    f"Accuracy of {model} by task as a share of the dense model's",
-                    " ".join(_kept_said(ratio, *one) for ratio, one in kept.items()),
-                    partial(_draw_kept, kept),
-                )
-            )
-        over_depth = {_ratio(block): _left(block) for block in blocks}
-        over_depth = {ratio: one for ratio, one in over_depth.items() if one}
-        if over_depth:
-            found.append(
-                Figure(
-                    f"depth{ending}",
-                    f"What is left of the attention (upper half of a row) and of the MLP (lower half) of each layer of "
-                    f"{model}; of several draws the mean",
-                    " ".join(_depth_said(ratio, one) for ratio, one in over_depth.items()),
-                    partial(_draw_depth, over_depth),
-                )
-            )
+def figures(blocks: Sequence[TableGroup]) -> list[Figure]:
+    """Return the maps of what is kept of each task and of what is left over depth, each with a panel for each ratio."""
+    found, model = [], display_name(blocks[0].records[0])
+    kept = {_ratio(block): one for block in blocks if (one := _kept(block))[1]}
+    if kept:
+        title = f"Accuracy of {model} by task as a share of the dense model's"
+        said = " ".join(_kept_said(ratio, *one) for ratio, one in kept.items())
+        found.append(Figure("tasks-kept", title, said, partial(_draw_kept, kept)))
+    over_depth = {_ratio(block): left for block in blocks if (left := _left(block))}
+    if over_depth:
+        title = "What is left of the attention (upper half of a row) and of the MLP (lower half) of each layer of"
+        said = " ".join(_depth_said(ratio, one) for ratio, one in over_depth.items())
+        draw = partial(_draw_depth, over_depth)
+        found.append(Figure("depth", f"{title} {model}; of several draws the mean", said, draw))
     return found
 
 
@@ -63,7 +48,7 @@ def _ratio(block: TableGroup) -> str:
 
 
 def _kept(block: TableGroup) -> tuple[list[str], Shares]:
-    """The tasks with an accuracy, and of each method what it keeps of them, where tasks and documents are the same."""
+    """Return the tasks with an accuracy, and for each method the shares of the dense model's that it keeps."""
     columns = [column for column in task_columns(block.records) if column.startswith("task_")]
     rows = list(zip(block.records, block.rows, strict=True))
     dense = next((row for record, row in rows if record.cell["method"] == "dense" and record.status == "ok"), None)
@@ -77,7 +62,7 @@ def _kept(block: TableGroup) -> tuple[list[str], Shares]:
 
 
 def _share(row: dict[str, Any], dense: dict[str, Any], column: str) -> float:
-    """NaN where there is no figure to compare with."""
+    """Return what is left of the dense model's accuracy; NaN where it was not measured on the documents of this row."""
     value, base = row.get(column), dense.get(column)
     same = all(row.get(f"{column}_{name}") == dense.get(f"{column}_{name}") for name in ("metric", "documents"))
     if not same or value is None or not base:
@@ -86,7 +71,7 @@ def _share(row: dict[str, Any], dense: dict[str, Any], column: str) -> float:
 
 
 def _kept_said(ratio: str, tasks: Sequence[str], shares: Shares) -> str:
-    """Of each method the mean, and the task it keeps least of."""
+    """Say for each method the mean of what it keeps, and the task that it keeps least of."""
     said = []
     for label, kept in shares.items():
         known = [(share, metric(task).label) for share, task in zip(kept, tasks, strict=True) if not math.isnan(share)]
@@ -97,7 +82,7 @@ def _kept_said(ratio: str, tasks: Sequence[str], shares: Shares) -> str:
 
 
 def _draw_kept(kept: dict[str, tuple[list[str], Shares]]) -> Drawing:
-    """A panel for each ratio: methods by tasks, the share in per cent in each field; white is the dense model's own."""
+    """Draw a panel for each ratio: methods by tasks, the share in per cent in each field, white for 100 %."""
     labels = list(dict.fromkeys(label for _, shares in kept.values() for label in shares))
     columns = max(len(tasks) for tasks, _ in kept.values())
     wide = 2.8 + len(kept) * max(1.2, 0.36 * columns)
@@ -121,7 +106,7 @@ def _draw_kept(kept: dict[str, tuple[list[str], Shares]]) -> Drawing:
 
 
 def _frame(axis: Axes, labels: Sequence[str], ratio: str) -> None:
-    """The methods' names, the title and no lines."""
+    """Write the methods' names and the title, and take the lines away."""
     axis.set_yticks(range(len(labels)), [name(label) for label in labels])
     axis.set_title(f"ratio {ratio}")
     axis.grid(visible=False)
@@ -130,7 +115,7 @@ def _frame(axis: Axes, labels: Sequence[str], ratio: str) -> None:
 
 
 def _bar(drawing: Drawing, panels: Sequence[Axes], image: AxesImage, said: str, extend: str = "neither") -> None:
-    """The scale of a map's colours, in per cent."""
+    """Draw the scale of a map's colours, in per cent."""
     bar = drawing.colorbar(image, ax=list(panels), pad=0.02, aspect=25, extend=extend)
     bar.set_label(said)
     bar.ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
@@ -138,7 +123,7 @@ def _bar(drawing: Drawing, panels: Sequence[Axes], image: AxesImage, said: str, 
 
 
 def _left(block: TableGroup) -> dict[str, Remaining]:
-    """What is left, by method; of several draws the mean."""
+    """Return what is left of each layer, by method; of several draws the mean."""
     found = {}
     for place, drawn in enumerate(block.drawn):
         several = [one for one in map(remaining, drawn) if one is not None]
@@ -157,7 +142,7 @@ def _depth_said(ratio: str, found: dict[str, Remaining]) -> str:
 
 
 def _left_said(one: Remaining) -> str:
-    """'layers 10-20 gone', or how much is left where nothing goes whole."""
+    """Say which layers are gone, as in 'layers 10-20 gone', and how much is left of the others."""
     gone = {
         part: [number for number, share in enumerate(shares) if share == 0]
         for part, shares in (("attention", one.attention), ("MLP", one.mlp))
@@ -175,7 +160,7 @@ def _left_said(one: Remaining) -> str:
 
 
 def _draw_depth(over_depth: dict[str, dict[str, Remaining]]) -> Drawing:
-    """A panel for each ratio: methods by layers, in each row the attentions above the MLPs."""
+    """Draw a panel for each ratio: methods by layers, in each row the attentions above the MLPs."""
     from matplotlib.colors import LinearSegmentedColormap
 
     labels = list(dict.fromkeys(label for found in over_depth.values() for label in found))

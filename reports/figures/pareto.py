@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
-from bench.records.record import display_name
 from reports.blocks import TableGroup
+from reports.figures.curves import Chart, draw
 from reports.figures.figure import Figure
-from reports.figures.quality import PlottedPoint, points_of, qualities, scaled, vertical
-from reports.figures.style import GREY, LEGEND_ROWS, axes, legend, look, name
+from reports.figures.quality import PlottedPoint, called, chart, in_colour, points_of, qualities, scaled, subject
 from reports.metrics import finite, metric
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Drawing
 
 COSTS = {  # what is paid or gained for the quality: the heading, and which way is better
     "parameters": ("parameters in millions", "lower"),
@@ -23,63 +19,44 @@ COSTS = {  # what is paid or gained for the quality: the heading, and which way 
 }
 
 
-def figures(setups: Sequence[Sequence[TableGroup]]) -> list[Figure]:
-    """For each quality a panel for each cost that several cells have."""
-    found = []
-    for number, blocks in enumerate(setups):
-        points = points_of(blocks)
-        for column in qualities(blocks):
-            measured = [point for point in points if finite(point.row.get(column))]
-            against = [cost for cost in COSTS if sum(finite(point.row.get(cost)) for point in measured) > 1]
-            if against and any(point.method != "dense" for point in measured):
-                found.append(
-                    Figure(
-                        f"{column.replace('_', '-', 1)}-by-cost{f'-{number + 1}' if number else ''}",
-                        f"{metric(column).label} of {display_name(blocks[0].records[0])} by size and speed; the line "
-                        "is the front of the cells that no other one beats in both"
-                        + ("" if _few(measured) else ", and only they are named"),
-                        " ".join(_said(column, cost, measured) for cost in against),
-                        partial(_draw, column, against, measured),
-                    )
-                )
+def figures(blocks: Sequence[TableGroup], reference: str = "") -> list[Figure]:
+    """Return for each quality a chart for each cost that several cells have; `reference` is in colour."""
+    found, points = [], points_of(blocks)
+    for column in qualities(blocks):
+        measured = [point for point in points if finite(point.row.get(column))]
+        against = [cost for cost in COSTS if sum(finite(point.row.get(cost)) for point in measured) > 1]
+        if not against or all(point.method == "dense" for point in measured):
+            continue
+        charts = {cost: _chart(column, cost, measured, reference) for cost in against}
+        timed = tuple(one for cost, one in charts.items() if cost != "parameters")  # which the ratio tells too
+        every = tuple(charts.values())
+        title = (
+            f"{subject(column, blocks)} against size and speed; the steps are the front of the cells that no "
+            "other one beats in both"
+        )
+        said = " ".join(_said(column, cost, measured) for cost in against)
+        name = f"{column.replace('_', '-', 1)}-by-cost"
+        found.append(Figure(name, title, said, partial(draw, every), timed or every))
     return found
 
 
-def _draw(column: str, against: Sequence[str], points: Sequence[PlottedPoint]) -> Drawing:
-    """A panel for each cost; every method has its look, and the front is a line.
-
-    More methods than a column of the legend holds share looks, so that only those on the front are named.
-    """
-    drawing, panels = axes(2.4 + 3.2 * len(against), 4.2, columns=len(against))
-    for axis, cost in zip(panels, against, strict=True):
-        scale = 1e-6 if cost == "parameters" else 1.0
-        known = [point for point in points if finite(point.row.get(cost))]
-        front = front_of(column, cost, points)
-        told = {point.label for point in (known if _few(points) else front)}
-        for label, method in {point.label: point.method for point in known}.items():
-            mine = [point.row for point in known if point.label == label]
-            x, y = [scale * row[cost] for row in mine], [scaled(column) * row[column] for row in mine]
-            axis.plot(x, y, label=name(label) if label in told else "_nolegend_", **look(method, label, line=False))
-        x, y = [scale * point.row[cost] for point in front], [scaled(column) * point.row[column] for point in front]
-        steps = (
-            "steps-post" if COSTS[cost][1] == "lower" else "steps-pre"
-        )  # what is paid buys the nearest cell in reach
-        axis.plot(x, y, color=GREY, linewidth=1, drawstyle=steps, zorder=1)
-        axis.set_xlabel(f"{COSTS[cost][0]}, {COSTS[cost][1]} is better")
-    vertical(drawing, panels, column, points)
-    for axis in panels[1:]:
-        axis.set_ylabel("")
-    legend(drawing, panels)
-    return drawing
-
-
-def _few(points: Sequence[PlottedPoint]) -> bool:
-    """Whether one column of a legend names every method."""
-    return len({point.label for point in points}) <= LEGEND_ROWS
+def _chart(column: str, cost: str, points: Sequence[PlottedPoint], reference: str) -> Chart:
+    """Return the chart of a quality over one cost; what is paid buys the nearest cell in reach, hence the steps."""
+    corners: list[tuple[float, float]] = []
+    for point in front_of(column, cost, points):
+        x, y = scaled(cost) * point.row[cost], scaled(column) * point.row[column]
+        if corners:
+            before = corners[-1]
+            corners.append((x, before[1]) if COSTS[cost][1] == "lower" else (before[0], y))
+        corners.append((x, y))
+    heading = f"{COSTS[cost][0]}, {COSTS[cost][1]} is better"
+    found = chart(column, points, cost, heading, in_colour(column, points, reference))
+    width = found.width[::-1] if COSTS[cost][1] == "lower" else found.width  # so that more was removed on the right
+    return replace(found, width=width, front=tuple(corners), names_all=False)
 
 
 def front_of(column: str, cost: str, points: Sequence[PlottedPoint]) -> list[PlottedPoint]:
-    """The cells that no other one beats in one of the two and equals or beats in the other, by rising cost."""
+    """Return the cells that no other one beats in one of the two and equals or beats in the other, by rising cost."""
     known = [point for point in points if finite(point.row.get(cost))]
     better = metric(column).better, COSTS[cost][1]
 
@@ -97,10 +74,10 @@ def front_of(column: str, cost: str, points: Sequence[PlottedPoint]) -> list[Plo
 
 
 def _said(column: str, cost: str, points: Sequence[PlottedPoint]) -> str:
-    """Who is on the front, in words."""
+    """Say which cells are on the front."""
     names = [
         f"{point.label}{'' if point.ratio is None else f' at {point.ratio:g}'} "
         f"({metric(column).show(point.row[column])}, {metric(cost).show(point.row[cost])})"
         for point in front_of(column, cost, points)
     ]
-    return f"Not beaten in {metric(column).label} and {COSTS[cost][0]}: {', '.join(names)}."
+    return f"Not beaten in {called(column)} and {COSTS[cost][0]}: {', '.join(names)}."

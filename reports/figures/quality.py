@@ -1,21 +1,23 @@
-"""Figures of quality: against the ratio, and method by method with intervals; a perplexity on a logarithmic axis."""
+"""Figures of quality: over the ratio, and method by method with intervals; a perplexity on a logarithmic axis."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from bench.records.columns import MISS, texts
 from bench.records.comparability import perplexity_setup, setup
 from bench.records.record import display_name
 from bench.stats.intervals import NORMAL_95
 from reports.blocks import TableGroup
+from reports.figures.curves import BEST, FEW, MOST, Chart, Curve, draw
 from reports.figures.figure import Figure
-from reports.figures.style import BLACK, LEGEND_ROWS, axes, legend, logarithmic, look, name, plain
+from reports.figures.style import BLACK, axes, logarithmic, look, name, plain
 from reports.metrics import finite, metric, shown
 
 if TYPE_CHECKING:
@@ -26,14 +28,16 @@ BY_METHOD = (
     "by method, the best at the highest ratio on top; bars are 95 % intervals; several draws are points behind their "
     "mean; the dotted line is the dense model"
 )
+COLOURED = f"; in colour the {BEST} best at the highest ratio"
 ALONE = "; methods with a compensation have figures of their own"
 JOINED = " Points of {} setups that agree in all that decides it."
 FAR = 1000  # times the dense perplexity, where the axis of a figure over the ratio ends
+SCALES = {"%": 100.0, "parameters": 1e-6}  # in which a figure with this unit, or of this column, is drawn
 
 
 @dataclass(frozen=True)
 class PlottedPoint:
-    """One cell, or several draws of a random method: its row of the frame, its draws' rows, and how it is called."""
+    """One cell, or several draws of a random method: the row of their figures, and in `each` the row of every draw."""
 
     label: str
     method: str
@@ -42,37 +46,40 @@ class PlottedPoint:
     each: list[dict[str, Any]]
 
 
-def figures(setups: Sequence[Sequence[TableGroup]]) -> list[Figure]:
-    """For each quality a panel for each ratio with the intervals, and a line for each method over several ratios.
+def figures(blocks: Sequence[TableGroup], setups: Sequence[Sequence[TableGroup]], reference: str = "") -> list[Figure]:
+    """Return for each quality a chart of the methods over several ratios, and a panel for each ratio with intervals.
 
-    A line goes through all setups that agree in what decides the quality, so that a curve can have points at which
-    perplexity alone was measured.
+    A curve goes through all setups that agree in what decides the quality, so that it can have points at which
+    perplexity alone was measured; it is among the figures of the first of them.
+
+    blocks     those of one setup;  setups  those of each
+    reference  the label of a method that is in colour
     """
     found = []
-    joined: set[str] = set()
-    for number, blocks in enumerate(setups):
-        ending = f"-{number + 1}" if number else ""
-        for column in qualities(blocks):
-            measured = _measured(column, blocks)
-            what = f"{metric(column).label} of {display_name(blocks[0].records[0])}"
-            slug, here = column.replace("_", "-", 1), _axis_of(column, blocks)
-            alike = [other for other in setups if column in qualities(other) and _axis_of(column, other) == here]
-            every = _measured(column, chain(*alike))
-            line = _that_a_legend_holds(every)
-            if here not in joined and len(_ratios(line)) > 1:
-                title = f"{what} by the share of parameters removed{ALONE if len(line) < len(every) else ''}"
-                said = f"{_said(column, line)}{JOINED.format(len(alike)) * (len(alike) > 1)}"
-                found.append(Figure(f"{slug}-by-ratio{ending}", title, said, partial(_by_ratio, column, line)))
-            joined.add(here)
-            if _ratios(measured):
-                title, said = f"{what} {BY_METHOD}", _said(column, measured)
-                found.append(Figure(f"{slug}-by-method{ending}", title, said, partial(_by_method, column, measured)))
+    for column in qualities(blocks):
+        what = subject(column, blocks)
+        slug, here = column.replace("_", "-", 1), _axis_of(column, blocks)
+        alike = [other for other in setups if column in qualities(other) and _axis_of(column, other) == here]
+        every = _measured(column, chain(*alike))
+        line = _without_compensated(every)
+        if alike[0] is blocks and len(_ratios(line)) > 1:
+            coloured = in_colour(column, line, reference)
+            title = f"{what} by the share of parameters removed{ALONE if len(line) < len(every) else ''}"
+            if len(coloured) < len({point.label for point in line if point.method != "dense"}):
+                title += " and ".join([COLOURED, *sorted(coloured & {"laco", reference})])
+            said = f"{_said(column, line)}{JOINED.format(len(alike)) * (len(alike) > 1)}"
+            charts = (chart(column, line, "ratio", "parameters removed (%)", coloured),)
+            found.append(Figure(f"{slug}-by-ratio", title, said, partial(draw, charts), charts))
+        measured = _measured(column, blocks)
+        if _ratios(measured):
+            title, said = f"{what} {BY_METHOD}", _said(column, measured)
+            found.append(Figure(f"{slug}-by-method", title, said, partial(_by_method, column, measured)))
     return found
 
 
-def _that_a_legend_holds(points: list[PlottedPoint]) -> list[PlottedPoint]:
-    """Where more than a column of the legend holds would share looks: without those that figures of gains have."""
-    if len({point.label for point in points}) <= LEGEND_ROWS:
+def _without_compensated(points: list[PlottedPoint]) -> list[PlottedPoint]:
+    """Leave out, of more methods than a chart can name, the compensated ones, which have figures of their own."""
+    if len({point.label for point in points}) <= MOST:
         return points
     alone = {point.method for point in points}
     return [point for point in points if "+" not in point.method or point.method.partition("+")[0] not in alone]
@@ -83,19 +90,19 @@ def _measured(column: str, blocks: Iterable[TableGroup]) -> list[PlottedPoint]:
 
 
 def _ratios(points: Iterable[PlottedPoint]) -> list[float | None]:
-    """Of the pruned models, rising; None, for methods of a fixed ratio, last."""
+    """Return the ratios of the pruned models, rising; None, for methods of a fixed ratio, comes last."""
     found = {point.ratio for point in points if point.method != "dense"}
     return sorted(found, key=lambda ratio: (ratio is None, ratio or 0))
 
 
 def _axis_of(column: str, blocks: Sequence[TableGroup]) -> str:
-    """What cells must agree in to share an axis of this quality."""
+    """Return what cells must agree in to share an axis of this quality."""
     record, text = blocks[0].records[0], column.removeprefix("perplexity_")
     return f"{column} {setup(record) if text == column else perplexity_setup(record, text)}"
 
 
 def points_of(blocks: Iterable[TableGroup]) -> list[PlottedPoint]:
-    """Every measured row once: the dense model stands on top of each block."""
+    """Return every measured row once, though the dense model stands on top of each block."""
     found: dict[tuple[str, float | None], PlottedPoint] = {}
     for block in blocks:
         for place, (record, row) in enumerate(zip(block.records, block.rows, strict=True)):
@@ -107,99 +114,119 @@ def points_of(blocks: Iterable[TableGroup]) -> list[PlottedPoint]:
 
 
 def qualities(blocks: Sequence[TableGroup]) -> list[str]:
-    """The columns that tell how good a model is."""
+    """Return the columns that tell how good a model is: its perplexities, then its average accuracy."""
     records = [record for block in blocks for record in block.records]
     return [*(f"perplexity_{text}" for text in texts(records)), "average"]
 
 
-def _interval(row: dict[str, Any], column: str) -> tuple[float, float]:
-    """The 95 % interval of a figure; without one the figure itself, twice."""
-    value, low, high, stderr = (row.get(f"{column}{end}") for end in ("", "_low", "_high", "_stderr"))
-    if finite(low) and finite(high):
-        return float(low or 0), float(high or 0)
-    margin = NORMAL_95 * float(stderr or 0) if finite(stderr) else 0.0
-    return float(value or 0) - margin, float(value or 0) + margin
+def called(column: str) -> str:
+    """Return what a quality is called in a title: 'perplexity on wiki'."""
+    found = metric(column).label
+    return {"average": "average accuracy"}.get(column, found.replace("ppl ", "perplexity on ", 1))
+
+
+def subject(column: str, blocks: Sequence[TableGroup]) -> str:
+    """Return what figures of a quality are about: 'perplexity on wiki of SmolLM2-135M'."""
+    return f"{called(column)} of {display_name(blocks[0].records[0])}"
 
 
 def scaled(column: str) -> float:
-    """Shares are drawn in per cent."""
-    return 100.0 if metric(column).unit == "%" else 1.0
+    """Return the factor from a figure of the frame to the unit in which it is drawn, such as per cent."""
+    return SCALES.get(column, SCALES.get(metric(column).unit, 1.0))
 
 
-def _by_ratio(column: str, points: Sequence[PlottedPoint]) -> Drawing:
-    drawing, (axis,) = axes(7.2, 4.2)
+def chart(
+    column: str,
+    points: Sequence[PlottedPoint],
+    cost: str,
+    heading: str,
+    coloured: AbstractSet[str],
+) -> Chart:
+    """Return the chart of a quality over another column of the frame.
+
+    heading   of the horizontal axis
+    coloured  the labels of the methods that are in colour
+    """
     lines: dict[str, list[PlottedPoint]] = {}
-    for point in points:
-        lines.setdefault(point.label, []).append(point)
-    for label, line in lines.items():
-        if line[0].method == "dense":
-            _dense_line(axis, column, line[0])
-        else:
-            _line(axis, column, label, sorted(line, key=lambda point: point.row["ratio"]))
-    vertical(drawing, [axis], column, points)
-    axis.set_xlim(left=0)
-    axis.set_xlabel("parameters removed (%)")
-    legend(drawing, [axis])
-    return drawing
+    for point in sorted(points, key=lambda point: point.ratio or 0):
+        if finite(point.row.get(cost)):
+            lines.setdefault(point.label, []).append(point)
+    curves = [
+        Curve(
+            label,
+            line[0].method,
+            tuple((scaled(cost) * point.row[cost], scaled(column) * point.row[column]) for point in line),
+            tuple(shown(point.row, column, spread=False) for point in line),
+            joined=line[0].ratio is not None,
+            emphasised=label in coloured,
+        )
+        for label, line in lines.items()
+    ]
+    places = [x for curve in curves for x, _ in curve.points]
+    room = 0.03 * (max(places) - min(places) or 1)
+    return Chart(
+        heading,
+        _axis_label(column),
+        tuple(curve for curve in curves if curve.method != "dense"),
+        next((curve for curve in curves if curve.method == "dense"), None),
+        (min(places) - room, max(places) + room),
+        _ends(column, points),
+        _is_perplexity(column),
+    )
+
+
+def in_colour(column: str, points: Sequence[PlottedPoint], reference: str = "") -> set[str]:
+    """Return the labels of the methods that a chart shows in colour: all where they are few.
+
+    Where they are many: the best at the highest ratio, of those that removed enough, and LaCo and the reference.
+    """
+    pruned = [point for point in points if point.method != "dense"]
+    labels = {point.label for point in pruned}
+    if len(labels) <= FEW:
+        return labels
+    highest = max((point.ratio for point in pruned if point.ratio is not None), default=None)
+    best = _order(column, [point for point in pruned if point.ratio == highest and _removed_enough(point)])[:BEST]
+    return {*best, *(labels & {"laco", reference})}
+
+
+def _removed_enough(point: PlottedPoint) -> bool:
+    return (point.row.get("miss") or 0) >= -MISS
+
+
+def _ends(column: str, points: Sequence[PlottedPoint]) -> tuple[float, float]:
+    """Return the ends of the axis of a quality, around the figures that are not too far from the dense model's."""
+    beyond = _beyond(column, points)
+    figures = [scaled(column) * point.row[column] for point in points if point not in beyond]
+    low, high = min(figures), max(figures)
+    if _is_perplexity(column):
+        return 0.75 * low, _far(column, points) if beyond else 1.15 * high
+    room = 0.06 * (high - low or 1)
+    return low - room, high + room
 
 
 def _far(column: str, points: Sequence[PlottedPoint]) -> float:
-    """Where the axis of a perplexity ends; infinite where there is no dense model."""
+    """Return where the axis of a perplexity ends; infinite where there is no dense model."""
     return FAR * max((float(point.row[column]) for point in points if point.method == "dense"), default=math.inf)
 
 
 def _beyond(column: str, points: Sequence[PlottedPoint]) -> list[PlottedPoint]:
-    """Those of a perplexity so far from the dense one that an axis for them would lay all others on each other."""
-    if not column.startswith("perplexity"):
-        return []
-    return [point for point in points if point.row[column] > _far(column, points)]
+    """Return the points whose perplexity is so high that an axis for them would lay all others on each other."""
+    return [point for point in points if _is_perplexity(column) and point.row[column] > _far(column, points)]
 
 
-def _line(axis: Axes, column: str, label: str, line: Sequence[PlottedPoint]) -> None:
-    x = [100 * point.row["ratio"] for point in line]
-    y = [scaled(column) * point.row[column] for point in line]
-    axis.plot(x, y, label=name(label), **look(line[0].method, label, line=line[0].ratio is not None))
-
-
-def _dense_line(axis: Axes, column: str, dense: PlottedPoint) -> None:
-    axis.axhline(scaled(column) * dense.row[column], color=BLACK, linestyle=":", linewidth=1.2, label=name(dense.label))
-
-
-def vertical(drawing: Drawing, panels: Sequence[Axes], column: str, points: Sequence[PlottedPoint]) -> None:
-    """A quality on the vertical axes: a perplexity logarithmic, and what is too far up for them named below."""
-    beyond = _beyond(column, points)
-    near = [point for point in points if point not in beyond]
-    for axis in panels:
-        _scale(axis, "y", column, near)
-        axis.set_ylabel(_axis_label(column))
-        if beyond:
-            axis.set_ylim(0.8 * min(point.row[column] for point in near), _far(column, points))
-    if beyond:
-        labels = dict.fromkeys(name(point.label) for point in beyond)
-        drawing.supxlabel(f"above the axis: {', '.join(labels)}", x=0.01, ha="left", fontsize=7, color=BLACK)
-
-
-def _scale(axis: Axes, side: Literal["x", "y"], column: str, points: Sequence[PlottedPoint]) -> None:
-    if column.startswith("perplexity"):
-        (axis.set_xscale if side == "x" else axis.set_yscale)("log")
-        ticks = 4 if side == "x" else 12
-        logarithmic(axis.xaxis if side == "x" else axis.yaxis, [point.row[column] for point in points], ticks)
+def _is_perplexity(column: str) -> bool:
+    return column.startswith("perplexity")
 
 
 def _axis_label(column: str) -> str:
-    found = metric(column)
-    better = "" if found.better is None else f", {found.better} is better"
-    return f"{name(found.label)}{' (%)' if scaled(column) == 100 else ''}{better}"
+    return f"{name(called(column))}{' (%)' if scaled(column) == 100 else ''}, {metric(column).better} is better"
 
 
 def _by_method(column: str, points: Sequence[PlottedPoint]) -> Drawing:
-    """A panel for each ratio, the methods one below the other in the same order; beyond the axis as numbers."""
+    """Draw a panel for each ratio, the methods one below the other in one order; beyond the axis as numbers."""
     dense = [point for point in points if point.method == "dense"]
     pruned = [point for point in points if point.method != "dense"]
-    ratios = _ratios(pruned)
-    labels = _order(column, pruned)
-    beyond = _beyond(column, points)
-    near = [point for point in points if point not in beyond]
+    ratios, labels, beyond = _ratios(pruned), _order(column, pruned), _beyond(column, points)
     drawing, panels = axes(2.2 + 2.1 * len(ratios), 1.0 + 0.21 * len(labels), columns=len(ratios), share_y=True)
     for axis, ratio in zip(panels, ratios, strict=True):
         here = {len(labels) - 1 - labels.index(point.label): point for point in pruned if point.ratio == ratio}
@@ -217,26 +244,36 @@ def _by_method(column: str, points: Sequence[PlottedPoint]) -> Drawing:
         axis.set_yticks(range(len(labels)), [name(label) for label in reversed(labels)])
         axis.set_ylim(-0.6, len(labels) - 0.4)
         axis.set_title("ratio of their own" if ratio is None else f"ratio {ratio:g}")
-        _scale(axis, "x", column, near)
+        if _is_perplexity(column):
+            axis.set_xscale("log")
+            logarithmic(axis.xaxis, [point.row[column] for point in points if point not in beyond], 4)
         if beyond:
-            axis.set_xlim(0.8 * min(point.row[column] for point in near), _far(column, points))
+            axis.set_xlim(_ends(column, points))
     drawing.supxlabel(_axis_label(column), fontsize=9)
     return drawing
 
 
 def _bars(axis: Axes, column: str, points: Mapping[int, PlottedPoint]) -> None:
-    """The intervals of a panel, by height, in one artist, where Axes.errorbar has three for each."""
+    """Draw the intervals of a panel, by height, in one artist, where Axes.errorbar has three for each."""
     if not points:
         return
     colours = [look(point.method, point.label)["color"] for point in points.values()]
-    both = [[scaled(column) * end for end in _interval(point.row, column)] for point in points.values()]
-    low, high = zip(*both, strict=True)
+    low, high = zip(*(_interval(point.row, column) for point in points.values()), strict=True)
     axis.hlines(list(points), low, high, colors=colours, linewidth=1)
     axis.scatter([*low, *high], [*points] * 2, s=4**2, marker="|", c=colours * 2, linewidths=1)
 
 
+def _interval(row: dict[str, Any], column: str) -> tuple[float, float]:
+    """Return the 95 % interval of a figure in the unit of its axis; without one the figure itself, twice."""
+    value, low, high, stderr = (row.get(f"{column}{end}") for end in ("", "_low", "_high", "_stderr"))
+    if not (finite(low) and finite(high)):
+        margin = NORMAL_95 * float(stderr or 0) if finite(stderr) else 0.0
+        low, high = float(value or 0) - margin, float(value or 0) + margin
+    return scaled(column) * float(low or 0), scaled(column) * float(high or 0)
+
+
 def _with_draws(axis: Axes, column: str, point: PlottedPoint, y: int) -> None:
-    """A cell; of several draws each as a small point behind their mean."""
+    """Draw a cell; of several draws each is a small point behind their mean."""
     scale, style = scaled(column), look(point.method, point.label, line=False)
     if len(point.each) > 1:
         draws = [scale * row[column] for row in point.each]
@@ -246,21 +283,21 @@ def _with_draws(axis: Axes, column: str, point: PlottedPoint, y: int) -> None:
 
 
 def _order(column: str, points: Sequence[PlottedPoint]) -> list[str]:
-    """The methods' labels, the best at the highest ratio that they have first."""
+    """Return the methods' labels, the best at the highest ratio that they have first."""
     last = {point.label: point for point in sorted(points, key=lambda point: point.ratio or 0)}
     sign = -1 if metric(column).better == "higher" else 1
     return sorted(last, key=lambda label: (-(last[label].ratio or 0), sign * last[label].row[column], label))
 
 
 def _said(column: str, points: Sequence[PlottedPoint]) -> str:
-    """The best and the worst at each ratio, in words."""
+    """Say the best and the worst at each ratio."""
     found = metric(column)
     parts = [f"{point.label} {shown(point.row, column)}." for point in points if point.method == "dense"]
     for ratio in _ratios(points):
         here = [point for point in points if point.ratio == ratio and point.method != "dense"]
-        here = [point for point in here if not (point.row.get("miss") or 0) < -MISS] or here  # too little flatters
+        here = [point for point in here if _removed_enough(point)] or here  # what removed too little is flattered
         order = sorted(here, key=lambda point: point.row[column], reverse=found.better == "higher")
         where = "With a ratio of their own" if ratio is None else f"At ratio {ratio:g}"
         worst = f"; the worst of {len(here)} is {order[-1].label} with {shown(order[-1].row, column)}" * (len(here) > 1)
         parts.append(f"{where} the best is {order[0].label} with {shown(order[0].row, column)}{worst}.")
-    return " ".join([f"{found.label}:", *parts])
+    return " ".join([f"{called(column)}:", *parts])

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from reports.text import printable, width
+from reports.text import printable, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
+    from matplotlib.ticker import Locator
 
-BLACK, GREY = "#000000", "#767676"
+BLACK, GREY, LIGHT = "#000000", "#767676", "#B4B8BD"
 ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
 SOLID, DASHED, DOTTED, MIXED = "solid", (0, (5, 2)), (0, (1, 1.4)), (0, (5, 1.5, 1, 1.5))
 LABEL = 34  # characters of a method's name in a legend
@@ -54,7 +55,7 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Style:
-    """colour, line (a pattern of dashes) and marker, as matplotlib names them; hollow: of a method with parameters."""
+    """A colour, a line (a pattern of dashes) and a marker for matplotlib; `hollow` markers tell parameters apart."""
 
     colour: str
     line: Any
@@ -86,12 +87,13 @@ BUILT_IN = {
     "drop-random": Style(GREY, DASHED, "X"),
     "drop": Style(GREY, DOTTED, "d"),
 }
-MENDED = {  # how a compensation looks where methods stand in a row each
+COMPENSATIONS = {  # how a compensation looks where methods stand in a row each
     "scale": Style(SKY, SOLID, "v"),
     "linearpatch": Style(ORANGE, SOLID, "s"),
     "ghost": Style(BLUE, SOLID, "D"),
     "replaceme": Style(VERMILLION, SOLID, "o"),
     "refit": Style(GREEN, SOLID, "^"),
+    "reinitialize": Style(GREY, DOTTED, "X"),
 }
 COLOURS = (VERMILLION, SKY, ORANGE, BLUE, GREEN, PURPLE)
 LINES = (MIXED, SOLID, DASHED, DOTTED)
@@ -99,9 +101,9 @@ MARKERS = ("p", "h", "<", ">", "d", "P", "X", "v")
 
 
 def style(method: str, label: str = "") -> Style:
-    """The look of a method; the same for each of its labels but for the marker's filling and the line."""
+    """Return the look of a method; labels with other parameters have its colour and hollow markers."""
     label, method = label or method, method.partition("+")[0]
-    built_in = BUILT_IN.get(method) or MENDED.get(method)
+    built_in = BUILT_IN.get(method) or COMPENSATIONS.get(method)
     if built_in is None:
         number = _number(method)
         built_in = Style(
@@ -118,7 +120,7 @@ def _number(name: str) -> int:
 
 
 def look(method: str, label: str, *, line: bool = True) -> dict[str, Any]:
-    """The keyword arguments that give a method's look to Axes.plot and Axes.errorbar."""
+    """Return the keyword arguments that give a method's look to Axes.plot."""
     found = style(method, label)
     return {
         "color": found.colour,
@@ -130,21 +132,21 @@ def look(method: str, label: str, *, line: bool = True) -> dict[str, Any]:
 
 
 def name(label: str) -> str:
-    """A method's name in one line, in characters that the drawing font has, and not too long for a legend."""
+    """Return a method's name in one line, in characters that the drawing font has, and not too long for a legend."""
     text = "".join(c if ord(c) in _characters() else c.encode("unicode_escape").decode() for c in printable(label))
-    return text if width(text) <= LABEL else f"{text[: LABEL // 2]}…{text[-LABEL // 2 + 1 :]}"
+    return shortened(text, LABEL)
 
 
 @cache
 def _characters() -> frozenset[int]:
-    """What the drawing font can show."""
+    """Return the characters that the drawing font can show."""
     from matplotlib.font_manager import findfont, get_font
 
     return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
 
 
 def axes(width_inches: float, height: float, *, columns: int = 1, share_y: bool = False) -> tuple[Drawing, list[Axes]]:
-    """A drawing that no window shows, and its axes from left to right."""
+    """Return a new drawing, which no window shows, and its axes from left to right."""
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(width_inches, height), layout="constrained")
@@ -152,7 +154,7 @@ def axes(width_inches: float, height: float, *, columns: int = 1, share_y: bool 
 
 
 def legend(drawing: Drawing, panels: Iterable[Axes]) -> None:
-    """A legend right of everything, where it covers nothing; what several panels share is named once."""
+    """Add a legend right of everything, where it covers nothing; what several panels share is named once."""
     named: dict[str, Any] = {}
     for axis in panels:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -161,20 +163,34 @@ def legend(drawing: Drawing, panels: Iterable[Axes]) -> None:
     drawing.legend(list(named.values()), list(named), loc="outside right upper", ncols=columns, handlelength=3.2)
 
 
-def logarithmic(axis: Any, figures: Iterable[float], ticks: int) -> None:
-    """At most that many ticks of a logarithmic scale, as plain numbers: 20, 50, 100, 1,000, 1e6."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+def logarithmic(axis: Any, figures: Iterable[float], most: int) -> None:
+    """Give a logarithmic axis at most that many ticks, as plain numbers: 20, 50, 100, 1,000, 1e6."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
     found = list(figures)
-    decades = math.log10(max(found) / min(found)) if found else 0
-    steps = (1.0, 2.0, 5.0) if 3 * decades < ticks - 2 else (1.0, 3.0) if 2 * decades < ticks - 2 else (1.0,)
-    axis.set_major_locator(LogLocator(subs=steps, numticks=ticks))
+    axis.set_major_locator(_log_locator(min(found), max(found), most))
     axis.set_major_formatter(FuncFormatter(lambda figure, _: plain(figure)))
     axis.set_minor_locator(NullLocator())
 
 
+def ticks(low: float, high: float, most: int, *, logarithmic: bool) -> list[float]:
+    """Return at most about that many round numbers between two."""
+    from matplotlib.ticker import MaxNLocator
+
+    locator = _log_locator(low, high, most) if logarithmic else MaxNLocator(most, steps=[1, 2, 2.5, 5, 10])
+    return [float(value) for value in locator.tick_values(low, high) if low <= value <= high]
+
+
+def _log_locator(low: float, high: float, most: int) -> Locator:
+    from matplotlib.ticker import LogLocator
+
+    decades = math.log10(high / low)
+    steps = (1.0, 2.0, 5.0) if 3 * decades < most - 2 else (1.0, 3.0) if 2 * decades < most - 2 else (1.0,)
+    return LogLocator(subs=steps, numticks=most)
+
+
 def plain(figure: float) -> str:
-    """A number without its spread, as short as it can be told: 30,517 or 4e10."""
+    """Return a number as short as it can be told: '30,517' or '4e10'."""
     if figure >= 1e6:
         return f"{figure:.0e}".replace("e+0", "e").replace("e+", "e")
     return f"{figure:,.0f}" if figure >= 1 else f"{figure:g}"

@@ -26,7 +26,7 @@ PANELS = 4  # of the similarity in one figure, side by side
 
 @dataclass(frozen=True)
 class Calls:
-    """Milliseconds of every call of one cell at one point: of the pruned model and of the dense one, in turns."""
+    """The milliseconds of every call of one cell: of the pruned model, and of the dense one in turns with it."""
 
     label: str
     method: str
@@ -34,21 +34,18 @@ class Calls:
     dense: list[float]
 
 
-def figures(setups: Sequence[Sequence[TableGroup]]) -> list[Figure]:
-    """The similarity of each method that merges layers; the learning curves and the latency of each ratio."""
-    found = []
-    for number, blocks in enumerate(setups):
-        ending = f"-{number + 1}" if number else ""
-        model = display_name(blocks[0].records[0])
-        found += _similarities([record for block in blocks for record in block.records], model, ending)
-        for block in blocks:
-            ratio = "fixed" if block.ratio is None else f"{block.ratio:g}"
-            found += [*_learning(block, ratio, model, ending), *_latencies(block.records, ratio, model, ending)]
+def figures(blocks: Sequence[TableGroup]) -> list[Figure]:
+    """Return the similarity of each method that merges layers, and the learning curves and latency of each ratio."""
+    model = display_name(blocks[0].records[0])
+    found = _similarities([record for block in blocks for record in block.records], model)
+    for block in blocks:
+        ratio = "fixed" if block.ratio is None else f"{block.ratio:g}"
+        found += [*_learning(block, ratio, model), *_latencies(block.records, ratio, model)]
     return found
 
 
-def _similarities(records: Sequence[Record], model: str, ending: str) -> list[Figure]:
-    """One figure for each method with a trace, a panel for each ratio."""
+def _similarities(records: Sequence[Record], model: str) -> list[Figure]:
+    """Return a figure for each method with a trace, which has a panel for each ratio."""
     methods: dict[str, list[Record]] = {}
     for record in records:
         healed = record.cell.get("healing")  # which has the trace of the pruned one beside it
@@ -56,12 +53,12 @@ def _similarities(records: Sequence[Record], model: str, ending: str) -> list[Fi
             methods.setdefault(label(record.cell), []).append(record)
     return [
         Figure(
-            f"similarity-{place + 1}{ending}",
+            f"similarity-{place}",
             f"Similarity of {model} under {method} to the dense model, as the pointer moves from the rear to the front",
             " ".join(map(_trace_said, found[:PANELS])),
             partial(_draw_traces, found[:PANELS]),
         )
-        for place, (method, found) in enumerate(methods.items())
+        for place, (method, found) in enumerate(methods.items(), start=1)
     ]
 
 
@@ -100,8 +97,8 @@ def _draw_traces(records: Sequence[Record]) -> Drawing:
     return drawing
 
 
-def _learning(block: TableGroup, ratio: str, model: str, ending: str) -> list[Figure]:
-    """The learning curve of every healed cell; of several draws the first one's."""
+def _learning(block: TableGroup, ratio: str, model: str) -> list[Figure]:
+    """Return the figure of the learning curve of every healed cell; of several draws it is the first one's."""
     curves = {
         block.label(place): (record.cell["method"], record.measured["healing"]["curve"])
         for place, record in enumerate(block.records)
@@ -111,7 +108,7 @@ def _learning(block: TableGroup, ratio: str, model: str, ending: str) -> list[Fi
         return []
     return [
         Figure(
-            f"healing-{ratio}{ending}",
+            f"healing-{ratio}",
             f"Healing of {model} at ratio {ratio}: loss on held-out sequences of the text that is trained on, with its "
             "95 % interval; of several draws the first",
             f"In nats per token: {'; '.join(_learning_said(name, curve) for name, (_, curve) in curves.items())}.",
@@ -141,15 +138,15 @@ def _draw_learning(curves: dict[str, tuple[str, list[dict[str, float]]]]) -> Dra
     return drawing
 
 
-def _latencies(records: Sequence[Record], ratio: str, model: str, ending: str) -> list[Figure]:
-    """What was timed at the first batch and size, a panel for prefill and one for decode."""
+def _latencies(records: Sequence[Record], ratio: str, model: str) -> list[Figure]:
+    """Return the figure of what was timed at the first batch and size, with a panel for prefill and one for decode."""
     stages = {stage: [calls for record in records if (calls := _calls(record, stage))] for stage in STAGES}
     stages = {stage: calls for stage, calls in stages.items() if any(one.method != "dense" for one in calls)}
     if not stages:
         return []
     return [
         Figure(
-            f"latency-{ratio}{ending}",
+            f"latency-{ratio}",
             f"Latency of {model} at ratio {ratio}, each method beside the dense model that was timed in turns with it; "
             "of several draws the first",
             " ".join(_latency_said(stage, calls) for stage, calls in stages.items()),
@@ -173,7 +170,7 @@ def _latency_said(stage: str, calls: Sequence[Calls]) -> str:
 
 
 def _draw_latencies(stages: dict[str, list[Calls]]) -> Drawing:
-    """Boxes from quartile to quartile, whiskers to the 5th and 95th percentile, the calls beyond them as points."""
+    """Draw boxes from quartile to quartile, whiskers to the 5th and 95th percentile, the calls beyond as points."""
     most = max(map(len, stages.values()))
     drawing, panels = axes(2.6 + 2.9 * len(stages), 1.2 + 0.36 * most, columns=len(stages))
     for axis, (stage, calls) in zip(panels, stages.items(), strict=True):
@@ -192,7 +189,7 @@ def _draw_latencies(stages: dict[str, list[Calls]]) -> Drawing:
 
 
 def _boxes(axis: Axes, shift: float, calls: Sequence[Sequence[float]], colours: Sequence[str], *, filled: bool) -> None:
-    """A box for each row, `shift` below it, in one artist for each kind of line: Axes.boxplot has seven for a box."""
+    """Draw a box for each row, `shift` below it, an artist for each kind of line, in half of Axes.boxplot's time."""
     from matplotlib.cbook import boxplot_stats
     from matplotlib.collections import PolyCollection
 

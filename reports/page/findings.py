@@ -1,8 +1,6 @@
 """What the numbers of a run say, in sentences: each follows from the records, and one that would not be true is absent.
 
 "Shown" means p < 0.05 after the adjustment for all pairs of cells at that ratio, see bench.stats.contrasts.
-
-The rows of one ratio with what is shown about them, and how sentences speak of them.
 """
 
 from __future__ import annotations
@@ -22,11 +20,10 @@ from bench.stats.contrasts import LEVEL, Contrasts, all_pairs, shown_more
 from bench.stats.intervals import kendall
 from reports import notes
 from reports.blocks import TableGroup, blocks
+from reports.figures.quality import called
 from reports.metrics import METRICS, finite, metric, shown
 
 NAMES = 5  # as many are listed before the rest is counted
-
-
 CLIFF = 10  # times the perplexity in one step of the ratio
 RANDOM = "drop-random"  # the control: layers chosen without looking
 TESTS = {
@@ -46,7 +43,7 @@ class Topic:
 
 
 def summary(records: Sequence[Record], samples: Samples) -> list[Topic]:
-    """The topics of all setups; a title names the model and its conditions where there are several."""
+    """Return the topics of all setups; a title names the model and its conditions where there are several."""
     found, setups = [], by_setup(records)
     for peers, mine in zip(setups.values(), blocks(records), strict=True):
         prefix = f"{display_name(peers[0])}, {', '.join(notes.conditions(peers))}: " if len(setups) > 1 else ""
@@ -79,25 +76,25 @@ def _perplexity(tested: Sequence[TestedRow], names: Sequence[str]) -> Iterator[s
 
 
 def _lowest_perplexity(one: TestedRow, text: str) -> Iterator[str]:
-    """Who has the lowest perplexity, below whom that is shown, and who comes next."""
+    """Say which method has the lowest perplexity, below which ones that is shown, and which comes next."""
     column, block = f"perplexity_{text}", one.block
     order = one.ordered(one.eligible(), column, "lower")
     if not order:
         return
     first, rest = order[0], order[1:]
     dense = "" if one.dense is None else f" (dense {one.figure(one.dense, column)})"
-    lead = f"{one.where()}, {one.name(first)} has the lowest perplexity on {metric(column).label.removeprefix('ppl ')}"
+    lead, figure = f"{one.where()}, {one.name(first)} has", f"{one.figure(first, column)}{dense}"
     if not rest:
-        only = f"{one.where()}, {one.name(first)} has a perplexity on {metric(column).label.removeprefix('ppl ')} of"
-        yield f"{only} {one.figure(first, column)}{dense}; there is nothing to compare it with."
+        yield f"{lead} a {called(column)} of {figure}; there is nothing to compare it with."
         return
     found = one.perplexity[text]
     below = [place for place in rest if shown_more(found, block.numbers[place], block.numbers[first], neutral=1)]
-    yield f"{lead}: {one.figure(first, column)}{dense}, {one.shown('below', below, rest)}.{_next(one, order, text)}"
+    said = f"{one.shown('below', below, rest)}.{_next(one, order, text)}"
+    yield f"{lead} the lowest {called(column)}: {figure}, {said}"
 
 
 def _next(one: TestedRow, order: Sequence[int], text: str) -> str:
-    """' laco comes next: 92.8 ± 15.6, 2.5 times as high [2.2, 2.9].'; the interval where two cells were compared."""
+    """Say ' laco comes next: 92.8 ± 15.6, 2.5 times as high [2.2, 2.9].'"""
     column, (first, second) = f"perplexity_{text}", order[:2]
     a, b = (one.block.numbers[place] for place in (first, second))
     times = one.block.rows[second][column] / one.block.rows[first][column]
@@ -110,7 +107,7 @@ def _next(one: TestedRow, order: Sequence[int], text: str) -> str:
 
 
 def _accuracy(one: TestedRow) -> Iterator[str]:
-    """Who keeps the most accuracy, above whom that is shown, who is not shown to have lost any; the disagreement."""
+    """Say which method keeps the most accuracy, above which ones that is shown, and which are not shown to lose any."""
     block = one.block
     order = one.ordered(one.eligible(), "average", "higher")
     if not order:
@@ -133,7 +130,7 @@ def _accuracy(one: TestedRow) -> Iterator[str]:
 
 
 def _disagreement(one: TestedRow, by_average: Sequence[int]) -> Iterator[str]:
-    """Where the highest accuracy is in the worse half by perplexity, or the two orders are hardly related."""
+    """Say so where the method with the highest accuracy is in the worse half by perplexity."""
     column = next(iter(one.perplexity), None)
     if column is None:
         return
@@ -155,43 +152,26 @@ def _disagreement(one: TestedRow, by_average: Sequence[int]) -> Iterator[str]:
         )
 
 
-@dataclass(frozen=True)
-class CurvePoint:
-    """A perplexity at a ratio, as a figure and as it is read."""
-
-    ratio: str
-    figure: float
-    shown: str
-
-
 def _cliffs(tested: Sequence[TestedRow], text: str) -> Iterator[str]:
-    """Steps between neighbouring ratios, or from the dense model, at which a perplexity grows at least tenfold."""
-    column = f"perplexity_{text}"
-    points: dict[str, list[CurvePoint]] = {}
-    for one in tested:
-        if one.block.ratio is None:
-            continue
+    """Name the steps between neighbouring ratios, or from the dense model, that multiply a perplexity by ten."""
+    column, lines = f"perplexity_{text}", dict[str, list[tuple[str, dict[str, Any]]]]()
+    for one in (one for one in tested if one.block.ratio is not None):
+        dense = [] if one.dense is None else [("dense", one.block.rows[one.dense])]
         for place in one.rows:
-            row = one.block.rows[place]
-            dense = {} if one.dense is None else one.block.rows[one.dense]
-            if finite(dense.get(column)):
-                start = CurvePoint("dense", dense[column], shown(dense, column, spread=False))
-                points.setdefault(one.block.label(place), [start])
-            if finite(row.get(column)):
-                here = CurvePoint(f"{one.block.ratio:g}", row[column], shown(row, column, spread=False))
-                points.setdefault(one.block.label(place), []).append(here)
+            here = (f"{one.block.ratio:g}", one.block.rows[place])
+            lines.setdefault(one.block.label(place), [*dense]).append(here)
     steps: dict[tuple[str, str], list[str]] = {}
-    for name, line in points.items():
-        for before, after in pairwise(line):
-            if after.figure >= CLIFF * before.figure:
-                grown = f"{name} ({before.shown} to {after.shown})"
-                steps.setdefault((before.ratio, after.ratio), []).append(grown)
+    for name, line in lines.items():
+        for (lower, before), (higher, after) in pairwise(point for point in line if finite(point[1].get(column))):
+            if after[column] >= CLIFF * before[column]:
+                both = " to ".join(shown(row, column, spread=False) for row in (before, after))
+                steps.setdefault((lower, higher), []).append(f"{name} ({both})")
     for (lower, higher), found in steps.items():
         yield f"From {lower} to {higher} the perplexity grows at least tenfold: {', '.join(found)}."
 
 
 def _random(one: TestedRow, text: str) -> Iterator[str]:
-    """Which methods are not shown to be better than every draw of random layers."""
+    """Name the methods that are not shown to be better than every draw of random layers."""
     control = [place for place in one.rows if one.block.records[place].cell["method"] == RANDOM]
     others = [place for place in one.rows if place not in control]
     others = one.ordered(others, f"perplexity_{text}", "lower")
@@ -210,7 +190,7 @@ def _random(one: TestedRow, text: str) -> Iterator[str]:
 
 
 def _speed(one: TestedRow) -> Iterator[str]:
-    """The fastest, and what is not shown to be faster than the dense model, by the intervals of the speed-ups."""
+    """Name the fastest, and what is not shown to be faster than the dense model, by the intervals of the speed-ups."""
     for stage in ("decode", "prefill"):
         column = f"{stage}_speed"
         order = one.ordered(one.eligible(), column, "higher")
@@ -229,7 +209,7 @@ def _speed(one: TestedRow) -> Iterator[str]:
 
 
 def _care(tested: Sequence[TestedRow], records: Sequence[Record]) -> Iterator[str]:
-    """Missed ratios, cells without figures, and how it was tested."""
+    """Name missed ratios and cells without figures, and say how it was tested."""
     for one in tested:
         missed = [place for place in one.rows if "missed_ratio" in str(one.block.rows[place]["flags"])]
         if missed:
@@ -273,7 +253,7 @@ def _tests(tested: Sequence[TestedRow]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class TestedRow:
-    """A block with the tests between its cells.
+    """A group of rows of one ratio, with the tests between its cells, and how sentences speak of them.
 
     dense       the place of the dense model's row, None where it has no figures
     rows        the places of the other rows that have figures
@@ -287,37 +267,37 @@ class TestedRow:
     average: Contrasts
 
     def where(self) -> str:
-        """'At ratio 0.3'."""
+        """Say 'At ratio 0.3'."""
         return "With the methods' own parameters" if self.block.ratio is None else f"At ratio {self.block.ratio:g}"
 
     def eligible(self) -> list[int]:
-        """The places that can win: a cell that removed too little cannot."""
+        """Return the places of the rows that can win: a cell that removed too little cannot."""
         return [place for place in self.rows if not removed_too_little(self.block.records[place])]
 
     def ordered(self, places: Sequence[int], column: str, better: str) -> list[int]:
-        """The places with a finite figure, the best first; equal ones in the order of the run."""
+        """Return the places with a finite figure, the best first; equal ones in the order of the run."""
         sign = -1 if better == "higher" else 1
         known = [place for place in places if finite(self.block.rows[place].get(column))]
         return sorted(known, key=lambda place: sign * self.block.rows[place][column])
 
     def figure(self, place: int, column: str) -> str:
-        """'36.8 ± 6.2', with its unit."""
+        """Return a figure with its spread and its unit, such as '36.8 ± 6.2'."""
         unit = metric(column).unit if not metric(column).unit_in_cell else ""
         return f"{shown(self.block.rows[place], column)} {unit}".strip()
 
     def name(self, place: int) -> str:
-        """The method, and whether its figures are a mean over draws."""
+        """Return the name of a method, which says whether its figures are a mean over draws."""
         draws = len(self.block.numbers[place])
         return self.block.label(place) + (f" (mean of {draws} draws)" if draws > 1 else "")
 
     def names(self, places: Sequence[int]) -> str:
-        """The methods in this order; many are counted."""
+        """List the methods in this order; the rest of many is counted."""
         names = [self.block.label(place) for place in places]
         more = len(names) - NAMES
         return ", ".join(names) if more <= 1 else f"{', '.join(names[:NAMES])} and {more} more"
 
     def shown(self, side: str, places: Sequence[int], rest: Sequence[int]) -> str:
-        """'shown to be below all 5 others', or below how many and, the nearest first, not below whom."""
+        """Say 'shown to be below all 5 others', or below how many, and which ones not, the nearest first."""
         others = "the other one" if len(rest) == 1 else f"{len(rest)} others"
         if len(places) == len(rest):
             return f"shown to be {side} {others if len(rest) == 1 else f'all {others}'}"
@@ -328,7 +308,7 @@ class TestedRow:
 
 
 def tested_block(records: Sequence[Record], block: TableGroup, samples: Samples) -> TestedRow:
-    """The block with every pair of its cells tested; records: those of its setup, samples: those of all setups."""
+    """Test every pair of cells of a group of rows; `records` are those of its setup, `samples` those of all setups."""
     ok = [place for place, record in enumerate(block.records) if record.status == "ok"]
     dense = next((place for place in ok if block.records[place].cell["method"] == "dense"), None)
     cells = {number: r for place in ok for number, r in zip(block.numbers[place], block.drawn[place], strict=True)}
@@ -343,6 +323,6 @@ def tested_block(records: Sequence[Record], block: TableGroup, samples: Samples)
 
 
 def end_of(row: Mapping[str, Any], column: str, end: str) -> float:
-    """The "low" or "high" end of an interval; the figure itself where it has none."""
+    """Return the "low" or "high" end of an interval; the figure itself where it has none."""
     found = row.get(f"{column}_{end}")
     return float(row[column] if found is None else found)

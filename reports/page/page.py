@@ -23,9 +23,9 @@ from bench.records.samples import Samples
 from reports import notes
 from reports.figures.catalogue import figures
 from reports.figures.figure import Figure, svg
-from reports.page import sections as page_tables
+from reports.page.charts import chart
 from reports.page.findings import summary
-from reports.page.sections import Group
+from reports.page.sections import VIEWS, Group, groups, sections
 from reports.page.svg import inline
 from reports.tables import cell
 from reports.tables.table import Table
@@ -46,25 +46,27 @@ def page(
     tables: Mapping[str, Sequence[Table]] | None = None,
     drawings: Iterable[tuple[Figure, str]] | None = None,
 ) -> str:
-    """The page as HTML.
+    """Return the page as HTML.
 
     samples   those of the records, for paired tests
     needs     what each method looks at, by its name: "calibration, gradients"
     remarks   what is to be said of the records as a whole, such as which runs cannot be compared
     live      where the page is served: the ETag that it has, and asks after
-    tables    those of the views page_tables.VIEWS, and
+    tables    those of reports.page.sections.VIEWS, and
     drawings  every figure with its SVG, where they are made already or in the making
     """
     samples = samples or Samples()
-    groups, targets = page_tables.groups(records)
-    tables = views(page_tables.VIEWS, records, samples=samples, needs=needs) if tables is None else tables
-    sections = page_tables.sections(tables, targets)
+    rows, targets = groups(records)
+    tables = views(VIEWS, records, samples=samples, needs=needs) if tables is None else tables
+    parts = sections(tables, targets)
     style, theme, script = (_template(name) for name in ("page.css", "theme.js", "page.js"))
     models = ", ".join(dict.fromkeys(display_name(record) for record in records))
-    findings, cells = summary(records, samples), [_cell(group) for group in groups]
+    findings, cells = summary(records, samples), [_cell(group) for group in rows]
     if drawings is None:
         drawings = ((figure, svg(figure)) for figure in figures(records, samples))
     drawn = [_drawing(*one) for one in drawings]  # last, since they may be in the making
+    first = _first(drawn)
+    rest = [one for one in drawn if one not in first]
     return (
         _environment()
         .get_template("page.html")
@@ -77,15 +79,16 @@ def page(
             style=Markup(style),
             theme_script=Markup(theme),
             script=Markup(script),
-            links=_links(sections, drawn),
+            links=_links(parts, first, rest),
+            first=first,
             findings=findings,
             ratios=sorted({requested_ratio(record) for record in records} - {None}, key=float),
-            sections=sections,
-            figures=drawn,
+            sections=parts,
+            figures=rest,
             cells=cells,
             environment=list(notes.environment(records)),
             footer=f"prunebench, {len(records):,} {'record' if len(records) == 1 else 'records'}",
-            data=Markup(as_json(_data(sections, groups))),
+            data=Markup(as_json(_data(parts, rows))),
         )
     )
 
@@ -102,7 +105,7 @@ def _environment() -> Environment:
 
 
 def _visible(value: Any) -> Any:
-    """Text with its control and direction characters written out."""
+    """Return text with its control and direction characters written out."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
@@ -111,7 +114,7 @@ def _template(name: str) -> str:
 
 
 def _policy(style: str, scripts: Sequence[str], live: str) -> str:
-    """The content security policy: this style, these scripts, pictures inside the page, and nothing else."""
+    """Return the content security policy: this style, these scripts, pictures inside the page, and nothing else."""
     rules = [
         "default-src 'none'",
         f"style-src {_hashed(style)}",
@@ -129,36 +132,56 @@ def _hashed(text: str) -> str:
 
 
 def as_json(value: Any) -> str:
-    """JSON that can end neither a script element nor a line of a script."""
+    """Return JSON that can end neither a script element nor a line of a script."""
     text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
 
 
-def _data(sections: Sequence[dict[str, Any]], groups: Sequence[Group]) -> dict[str, Any]:
-    """What the script works with: raw figures by table, row and column; each cell's title; which are several draws."""
+def _data(parts: Sequence[dict[str, Any]], rows: Sequence[Group]) -> dict[str, Any]:
+    """Return what the script works with: raw figures by table, titles of cells, and which ones are several draws."""
     return {
-        "tables": {table["id"]: table["figures"] for section in sections for table in section["tables"]},
-        "titles": {group.id: printable(_title(group)) for group in groups},
-        "drawn": [group.id for group in groups if len(group.records) > 1],
+        "tables": {table["id"]: table["figures"] for part in parts for table in part["tables"]},
+        "titles": {group.id: printable(_title(group)) for group in rows},
+        "drawn": [group.id for group in rows if len(group.records) > 1],
     }
 
 
-def _links(sections: Sequence[dict[str, Any]], drawn: Sequence[Any]) -> list[tuple[str, str]]:
-    found = [("summary", "In short"), *((section["name"], section["title"]) for section in sections)]
-    return [*found, *[("figures", "Figures")] * bool(drawn), *[("cells", "Every cell")] * bool(sections)]
+def _links(parts: Sequence[dict[str, Any]], first: Sequence[Any], rest: Sequence[Any]) -> list[tuple[str, str]]:
+    found = [
+        *[("charts", "At a glance")] * bool(first),
+        ("summary", "In short"),
+        *((part["name"], part["title"]) for part in parts),
+    ]
+    return [*found, *[("figures", "Figures")] * bool(rest), *[("cells", "Every cell")] * bool(parts)]
 
 
 def _conditions(records: Sequence[Record]) -> list[str]:
-    """What holds for the records, each version where they differ, and on which days they were measured."""
+    """Return the conditions of the records, and on which days they were measured."""
     found = dict.fromkeys(part for record in records for part in notes.conditions([record]))
     dates = sorted({str(record.environment["date"])[:10] for record in records if "date" in record.environment})
     return [*found, *([" to ".join(dict.fromkeys((dates[0], dates[-1])))] if dates else [])]
 
 
 def _drawing(figure: Figure, element: str) -> dict[str, Any]:
-    return {"title": figure.title, "description": figure.description, "svg": Markup(inline(element))}
+    """Return a figure for the template: its charts where it has some, else its SVG."""
+    charts, picture = [chart(one) for one in figure.charts], "" if figure.charts else Markup(inline(element))
+    title, _, beside = figure.title.partition("; ")
+    return {
+        "title": title,
+        "beside": beside[:1].upper() + beside[1:],
+        "description": figure.description,
+        "charts": charts,
+        "svg": picture,
+        "quality": charts[0]["y"] if charts else figure.name,
+    }
+
+
+def _first(drawn: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the figures at the top: those of the first quality, and of several with one title the first."""
+    quality = [one for one in drawn if one["quality"] == drawn[0]["quality"]]
+    return list({one["title"]: one for one in reversed(quality)}.values())[::-1]
 
 
 def _title(group: Group) -> str:
@@ -167,7 +190,7 @@ def _title(group: Group) -> str:
 
 
 def _cell(group: Group) -> dict[str, Any]:
-    """Everything about the records of one row, and how they were measured."""
+    """Return everything about the records of one row, and how they were measured, for the template."""
     first, several = group.records[0], len(group.records) > 1
     peers, rows = list(group.records), list(group.rows)
     if group.dense and group.dense[0] is not first:
@@ -188,7 +211,7 @@ def _cell(group: Group) -> dict[str, Any]:
 
 
 def _shortened(fact: cell.Fact) -> cell.Fact:
-    """Without the ends of very long values, such as the numbers of a thousand channels, which `show` prints whole."""
+    """Return a fact without the ends of very long values, such as the numbers of a thousand channels."""
     value = fact.value
     if len(value) > LONG:
         value = f"{value[:LONG].rpartition(' ')[0]} … (`python -m bench show` prints all of it)"

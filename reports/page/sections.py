@@ -53,7 +53,7 @@ Targets = Mapping[tuple[str, ...], str]
 
 
 def groups(records: Sequence[Record]) -> tuple[list[Group], Targets]:
-    """Every row once, and the way to it: (model, conditions, row's label, ratio) -> id.
+    """Return every row once, and the id that leads to it by (model, conditions, row's label, ratio).
 
     Where two rows share that, such as those of two protocols in one report, there is no way rather than a wrong one.
     """
@@ -78,7 +78,7 @@ def _ratio(block: TableGroup, place: int) -> float | None:
 
 
 def shown_ratio(ratio: float | None) -> str:
-    """As it stands in the filter; empty for the dense model and for methods whose parameters decide."""
+    """Return a ratio as the filter has it; nothing for the dense model and for methods whose parameters decide."""
     return "" if ratio is None else f"{ratio:g}"
 
 
@@ -87,7 +87,7 @@ def _way(model: str, conditions: Sequence[str], label: str, ratio: str) -> tuple
 
 
 def sections(views: Mapping[str, Sequence[Table]], targets: Targets) -> list[dict[str, Any]]:
-    """The sections that have a table, as the template takes them; views: the tables of VIEWS."""
+    """Return the sections that have a table, for the template; `views` holds the tables of VIEWS."""
     several = len({(table.model, *table.conditions) for tables in views.values() for table in tables}) > 1
     found = []
     for section, title, name, group in SECTIONS:
@@ -135,7 +135,7 @@ def _row(row: Row, table: Table, targets: Targets) -> dict[str, Any]:
     here = "" if row.method == "dense" else shown_ratio(row.ratio)
 
     def lead(cell: TableCell, column: Column) -> str:
-        """To the record that a figure is from."""
+        """Return the id of the record that a figure is from."""
         if table.view == "grid":
             return target(cell.of[0], here) if cell.of else ""
         ratio = column.label if table.view == "by-ratio" and row.method != "dense" else here
@@ -155,7 +155,7 @@ def _row(row: Row, table: Table, targets: Targets) -> dict[str, Any]:
 
 
 def _cell(cell: TableCell, column: Column, target: str) -> dict[str, Any]:
-    """The figure and, apart, what follows it: '92.8' and '± 15.6'."""
+    """Return the figure and, apart, what follows it, such as '92.8' and '± 15.6'."""
     text = written(cell)
     spread = text.removeprefix(cell.short) if text.startswith(cell.short) else ""
     classes = [*(MARKS[mark] for mark in cell.marks if mark in MARKS), *["words"] * column.words]
@@ -168,7 +168,7 @@ def _cell(cell: TableCell, column: Column, target: str) -> dict[str, Any]:
 
 
 def _figures(row: Row) -> list[Any]:
-    """For the script: the label, then each cell as [figure, low, high, standard error], as words, or as null."""
+    """Return the label, then each cell as [figure, low, high, standard error], as words, or as null, for the script."""
     if row.failure:
         return [row.label, *[None] * len(row.cells)]
     return [row.label, *(_raw(cell) for cell in row.cells)]

@@ -39,7 +39,7 @@ class Live:
         self._made: tuple[str, bytes] | None = None
 
     def stamp(self) -> str:
-        """A name for the state of the records: their files' names, sizes and times."""
+        """Return a name for the state of the records, made of their files' names, sizes and times."""
         state = []
         for path in run_folder.files(self.run):
             with suppress(FileNotFoundError):  # a record that was there a moment ago
@@ -48,7 +48,7 @@ class Live:
         return hashlib.sha256(repr(state).encode()).hexdigest()[:32]
 
     def page(self) -> tuple[str, bytes]:
-        """(stamp, HTML). The stamp is taken first: what comes while the page is made makes it old, not unseen.
+        """Return (stamp, HTML). The stamp is taken first: what comes while the page is made makes it old, not unseen.
 
         Raises UserError at a record that cannot be read.
         """
@@ -68,7 +68,7 @@ class Live:
 
 
 def start(run: Path, port: int, needs: Mapping[str, str]) -> ThreadingHTTPServer:
-    """A server for the page of `run`, listening, and not yet answering; `needs` as in reports.page.page.
+    """Return a server for the page of `run` that listens and does not yet answer; `needs` as in reports.page.page.
 
     Raises OSError where the port is taken.
     """

@@ -24,7 +24,7 @@ FONT = re.compile(r"(?:(?P<style>italic|oblique) )?(?:(?P<weight>bold|\d{3}) )?(
 
 
 def inline(drawing: str) -> str:
-    """The <svg> element, as wide as it was drawn; raises ElementTree.ParseError for what is no XML."""
+    """Return the <svg> element, as wide as it was drawn; raises ElementTree.ParseError for what is no XML."""
     root = ElementTree.fromstring(drawing)
     is_map = next(root.iter(f"{{{SVG}}}image"), None) is not None
     _clean(root, {} if is_map else PAINT)
@@ -59,7 +59,7 @@ def _clean(element: ElementTree.Element, paint: Mapping[str, str]) -> None:
 
 
 def _declarations(style: str) -> dict[str, str]:
-    """'fill: none; font: 10px sans' as attributes of the same meaning."""
+    """Return the declarations of a style attribute, such as 'fill: none; font: 10px sans', as attributes."""
     found: dict[str, str] = {}
     for declaration in filter(None, (part.strip() for part in style.split(";"))):
         attribute, _, value = (part.strip() for part in declaration.partition(":"))

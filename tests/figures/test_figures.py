@@ -8,6 +8,8 @@ import random
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,6 +18,7 @@ import pytest
 from made_records import DENSE, LACO, MENDED, RECORDS, SLICEGPT, changed, drawn, failed, mended
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawing
+from matplotlib.text import Text
 from PIL import Image
 
 import methods
@@ -23,6 +26,7 @@ from bench.records.record import Record
 from methods.files import write_atomically
 from reports.figures import style
 from reports.figures.catalogue import figures
+from reports.figures.curves import BEST, FEW, MOST, Chart, Curve, spread
 from reports.figures.figure import FORMATS, Figure, save, svg, written
 from reports.figures.pareto import front_of
 from reports.figures.quality import PlottedPoint
@@ -120,7 +124,7 @@ def test_every_name_is_shown_as_it_is():
         assert not [text for text in shown if "剪" in text]
         ElementTree.fromstring(svg(figure))
     drawing = by_name(records)["perplexity-wiki-by-ratio"].draw()
-    (label,) = (text.get_text() for text in drawing.legends[0].get_texts() if "a_b" in text.get_text())
+    (label,) = (text.get_text() for text in drawing.axes[0].texts if "a_b" in text.get_text())
     assert label == style.name(HOSTILE)
     assert r"$\frac{$" in label
 
@@ -151,12 +155,12 @@ def test_a_curve_joins_setups_that_agree_in_what_decides_a_perplexity():
 def test_what_a_compensation_gives_by_hand():
     figure = by_name(MENDED)["perplexity-wiki-mended"]
     assert figure.description == (
-        "ppl wiki with a compensation, times that of the method without. At ratio 0.2: shortgpt replaceme 0.743. At "
-        "ratio 0.3: shortgpt ghost 0.315, replaceme 0.207; flap refit 0.846."
+        "Perplexity on wiki with a compensation, times that of the method without. "
+        "At ratio 0.2: shortgpt replaceme 0.743. At ratio 0.3: shortgpt ghost 0.315, replaceme 0.207; flap refit 0.846."
     )
     assert by_name(MENDED)["average-mended"].description == (
-        "average with a compensation, points more than without. At ratio 0.2: shortgpt replaceme +1.0. At ratio 0.3: "
-        "shortgpt ghost +2.0, replaceme +1.0; flap refit +1.0."
+        "Average accuracy with a compensation, points more than without. At ratio 0.2: shortgpt replaceme +1.0. "
+        "At ratio 0.3: shortgpt ghost +2.0, replaceme +1.0; flap refit +1.0."
     )
     drawing = figure.draw()
     points = [
@@ -173,19 +177,19 @@ def test_what_a_compensation_gives_by_hand():
     assert not {"perplexity-wiki-mended", "average-mended"} & set(by_name(ALL))
 
 
-@pytest.mark.parametrize("count", [style.LEGEND_ROWS - 2, style.LEGEND_ROWS - 1])  # and dense, and laco mended
+@pytest.mark.parametrize("count", [MOST - 2, MOST - 1])  # and dense, and laco mended
 @pytest.mark.parametrize("alone", ["method-0", "laco"])
-def test_a_figure_over_the_ratio_leaves_out_mended_methods_that_its_legend_has_no_look_for(count, alone):
+def test_a_figure_over_the_ratio_leaves_out_mended_methods_that_it_has_no_room_to_name(count, alone):
     cells = [DENSE]
     for number, method in enumerate([f"{alone}+ghost", *[f"method-{number}" for number in range(count)]]):
         for ratio in (0.2, 0.3):
             cell = changed(changed(LACO, "cell", "method", to=method), "cell", "ratio", to=ratio)
             cells.append(changed(cell, "measured", "perplexity", "wiki", "perplexity", to=30.0 + number))
     found = by_name(cells)["perplexity-wiki-by-ratio"]
-    named = [text.get_text() for text in found.draw().legends[0].get_texts()]
-    stays = count + 2 <= style.LEGEND_ROWS or alone == "laco"  # which was not measured, so that no gain is known
+    named = names(found)
+    stays = count + 2 <= MOST or alone == "laco"  # which was not measured, so that no gain is known
     assert (f"{alone}+ghost" in named) == stays
-    assert len(named) == count + 1 + stays
+    assert len(named) == count + stays
     assert ("methods with a compensation have figures of their own" in found.title) == (not stays)
 
 
@@ -205,7 +209,7 @@ def test_a_compensation_keeps_the_colour_of_its_method():
     assert style.style("shortgpt+ghost").hollow
     assert style.style("shortgpt+ghost") != style.style("shortgpt+scale")
     assert style.style("laco-ls", "laco-ls") == style.BUILT_IN["laco-ls"]
-    assert {card.name for card in methods.compensations()} == set(style.MENDED)
+    assert {card.name for card in methods.compensations()} == set(style.COMPENSATIONS)
 
 
 def test_the_files_of_a_figure_are_one_drawing(tmp_path):
@@ -234,21 +238,21 @@ from pathlib import Path
 sys.path.insert(0, "tests")
 from made_records import DENSE, LACO
 
-from bench.records.record import Unwritable
+from methods.errors import Unwritable
 from multiprocessing import active_children
 from reports.figures import catalogue
 
-drawn = figures.figures([DENSE, LACO])
+drawn = catalogue.figures([DENSE, LACO])
 folder = Path(sys.argv[1])
 for count in (1, 3):
-    gallery._processes = lambda: count
-    found = list(gallery.Gallery(drawn, folder / str(count)).drawings())
+    catalogue._processes = lambda: count
+    found = list(catalogue.Gallery(drawn, folder / str(count)).drawings())
     assert [figure for figure, _ in found] == drawn
     assert all(text == (folder / str(count) / f"{figure.name}.svg").read_text() for figure, text in found)
     assert not active_children()
     (folder / "file").write_text("no folder")
     try:
-        list(gallery.Gallery(drawn, folder / "file").drawings())
+        list(catalogue.Gallery(drawn, folder / "file").drawings())
     except Unwritable as error:
         print(error)
 """
@@ -275,15 +279,101 @@ def test_a_perplexity_has_a_logarithmic_axis_and_an_average_has_not():
     assert found["perplexity-wiki-by-method"].draw().axes[0].get_xscale() == "log"
 
 
-def test_a_legend_covers_no_data():
-    records = [DENSE, *(changed(LACO, "cell", "method", to=name) for name in style.BUILT_IN if name != "dense")]
-    records.append(changed(LACO, "cell", "ratio", to=0.1))
-    for name in ("perplexity-wiki-by-ratio", "perplexity-wiki-by-cost"):
-        drawing = by_name(records)[name].draw()
+def names(figure: Figure, panel: int = 0) -> list[str]:
+    """The names beside a chart, from the bottom to the top, without the dense model's."""
+    texts = [text for text in figure.draw().axes[panel].texts if not text.get_text().startswith("dense")]
+    return [text.get_text() for text in sorted(texts, key=lambda text: text.get_position()[1])]
+
+
+def every_method(count: int = 0) -> list[Record]:
+    """Each built-in method, and more, at two ratios, each worse than the one before it."""
+    methods = [*(name for name in style.BUILT_IN if name != "dense"), *(f"mine-{number}" for number in range(count))]
+    cells = [DENSE]
+    for number, method in enumerate(methods):
+        for ratio in (0.1, 0.3):
+            cell = changed(changed(LACO, "cell", "method", to=method), "cell", "ratio", to=ratio)
+            cell = changed(cell, "measured", "perplexity", "wiki", "perplexity", to=(30 + number) * (1 + ratio))
+            cells.append(changed(cell, "measured", "ratio", to=ratio))
+    return cells
+
+
+def test_names_stand_beside_the_curves_and_on_no_other_name():
+    found = by_name(every_method())
+    for figure, count in (("perplexity-wiki-by-ratio", len(style.BUILT_IN) - 1), ("perplexity-wiki-by-cost", 5)):
+        drawing = found[figure].draw()
         FigureCanvasAgg(drawing).draw()
-        legend = drawing.legends[0].get_window_extent()
-        assert all(axis.get_window_extent().x1 <= legend.x0 for axis in drawing.axes)
-        assert len(drawing.legends[0].get_texts()) == len(style.BUILT_IN)
+        for axis in drawing.axes:
+            texts = [text for text in axis.texts if not text.get_text().startswith("dense")]
+            boxes = sorted((Text.get_window_extent(text) for text in texts), key=lambda box: box.y0)
+            assert len(boxes) >= count
+            assert all(box.x0 > axis.get_window_extent().x1 for box in boxes)
+            assert all(below.y1 <= above.y0 + 1 for below, above in pairwise(boxes))
+
+
+def test_the_best_laco_and_the_reference_are_in_colour_and_the_rest_is_grey():
+    records = every_method()
+    labels = list(dict.fromkeys(record.cell["method"] for record in records[1:]))
+    worst = labels[-1]
+    expected = {*[one for one in labels if one != "laco"][: BEST - 1], "laco", worst}
+    assert expected < set(labels)
+    for figure in (
+        one for one in figures(records, reference=worst) if one.name.startswith("perplexity") and one.charts
+    ):
+        for chart, axis in zip(figure.charts, figure.draw().axes[-len(figure.charts) :], strict=True):
+            assert {curve.label for curve in chart.curves if curve.emphasised} == expected
+            lines = {line.get_label(): line.get_color() for line in axis.lines if line.get_label() in labels}
+            assert {label for label, colour in lines.items() if colour != style.LIGHT} == expected
+            assert lines[worst] == style.style(worst).colour
+    assert f"in colour the {BEST} best at the highest ratio and drop and laco" in by_name_of(records, "drop").title
+    few = [record for record in records if record.cell["method"] in ("dense", *labels[: FEW - 1])]
+    assert all(curve.emphasised for curve in by_name_of(few).charts[0].curves)
+    assert "in colour" not in by_name_of(few).title
+
+
+def by_name_of(records: list[Record], reference: str = "") -> Figure:
+    return next(one for one in figures(records, reference=reference) if one.name == "perplexity-wiki-by-ratio")
+
+
+def test_what_removed_too_little_is_not_in_colour_for_its_figure():
+    records = every_method()
+    flattered = [changed(r, "measured", "ratio_budget", to=r.measured["ratio"] + 0.1) for r in records[-2:]]
+    flattered = [changed(r, "measured", "perplexity", "wiki", "perplexity", to=1.0) for r in flattered]
+    (curve,) = (
+        one for one in by_name_of([*records[:-2], *flattered]).charts[0].curves if 1.0 in dict(one.points).values()
+    )
+    assert not curve.emphasised
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_names_are_apart_in_their_order_and_as_near_as_can_be(seed):
+    draw = random.Random(seed)
+    wanted = sorted(draw.uniform(0, 1) ** 2 for _ in range(6))
+    found, gap = spread(wanted, 0.1), 0.1
+    assert all(b - a >= gap - 1e-9 for a, b in pairwise(found))
+    assert found[0] >= -1e-9 and found[-1] <= 1 + 1e-9
+
+    def cost(places: list[float]) -> float:
+        return sum((a - b) ** 2 for a, b in zip(places, wanted, strict=True))
+
+    for _ in range(500):  # nothing else that is allowed is nearer
+        other = sorted(min(max(place + draw.gauss(0, 0.05), 0), 1) for place in found)
+        if all(b - a >= gap for a, b in pairwise(other)):
+            assert cost(other) >= cost(found) - 1e-9
+    assert spread([0.5] * 11, 0.5) == pytest.approx([number / 10 for number in range(11)])
+    assert spread([], 0.1) == []
+
+
+def test_a_curve_starts_at_the_dense_model_and_is_cut_at_the_top():
+    dense = Curve("dense", "dense", ((0.0, 10.0),), ("10",))
+    curve = Curve("a", "a", ((10.0, 100.0), (20.0, 10_000.0), (30.0, 100.0)), ("100", "10,000", "100"))
+    chart = Chart("x", "y", (curve,), dense, (0.0, 40.0), (1.0, 1000.0), logarithmic=True)
+    up, out, back, down = (pytest.approx(place) for place in ((0.25, 2 / 3), (0.375, 1), (0.625, 1), (0.75, 2 / 3)))
+    assert chart.parts(curve) == [[pytest.approx((0, 1 / 3)), up, out], [back, down]]
+    assert chart.end(curve) == down
+    high = Curve("b", "b", ((10.0, 1e9),), ("1e9",), joined=False)
+    assert chart.parts(high) == []
+    assert chart.end(high) == (0.25, 1.0)
+    assert replace(chart, dense=None).parts(curve)[0] == [up, out]
 
 
 def test_bars_are_the_intervals_of_the_record():
@@ -374,21 +464,6 @@ def test_the_front_is_what_nothing_dominates(seed, column, cost):
     assert [point.row[cost] for point in front] == sorted(point.row[cost] for point in front)
 
 
-@pytest.mark.parametrize("count", [style.LEGEND_ROWS - 1, style.LEGEND_ROWS])  # and dense
-def test_a_legend_names_every_method_or_those_on_the_front_alone(count):
-    cells = [DENSE]
-    for number in range(count):  # the first is best in both, the others are beaten by it
-        cell = changed(LACO, "cell", "method", to=f"method-{number}")
-        cell = changed(cell, "measured", "perplexity", "wiki", "perplexity", to=30.0 + number)
-        cells.append(changed(cell, "measured", "parameters", to=90_000_000 + number))
-    found = by_name(cells)["perplexity-wiki-by-cost"]
-    named = [text.get_text() for text in found.draw().legends[0].get_texts()]
-    first = next(text for text in named if text != "dense")
-    assert len(named) == (count + 1 if count < style.LEGEND_ROWS else 2), named
-    assert first in found.description and "dense" in named
-    assert ("only they are named" in found.title) == (count == style.LEGEND_ROWS)
-
-
 def test_a_perplexity_without_measure_is_left_out():
     endless = changed(LACO, "measured", "perplexity", "wiki", "perplexity", to=math.inf)
     endless = changed(endless, "cell", "method", to="endless")
@@ -398,7 +473,7 @@ def test_a_perplexity_without_measure_is_left_out():
 
 
 def test_a_curve_that_leaves_all_others_behind_leaves_the_axis():
-    """Beyond 1,000 times the dense perplexity, 20.8 here; its name is said below, method by method its figure."""
+    """Beyond 1,000 times the dense perplexity, 20.8 here, its name and its figure stand at the top."""
     low = changed(LACO, "cell", "ratio", to=0.1)
     high = changed(
         changed(low, "cell", "method", to="drop-tail"), "measured", "perplexity", "wiki", "perplexity", to=3e9
@@ -407,7 +482,7 @@ def test_a_curve_that_leaves_all_others_behind_leaves_the_axis():
     drawing = by_name(records)["perplexity-wiki-by-ratio"].draw()
     top = 1000 * DENSE.measured["perplexity"]["wiki"]["perplexity"]
     assert drawing.axes[0].get_ylim()[1] == pytest.approx(top)
-    assert [text.get_text() for text in drawing.texts] == ["above the axis: drop-tail"]
+    assert names(by_name(records)["perplexity-wiki-by-ratio"])[-1] == "drop-tail 3.0e9 \N{UPWARDS ARROW}"
     panels = by_name(records)["perplexity-wiki-by-method"].draw().axes
     assert [[text.get_text() for text in axis.texts] for axis in panels] == [["3e9 \N{RIGHTWARDS ARROW}"], []]
     assert [axis.get_xlim()[1] for axis in panels] == [pytest.approx(top)] * 2
@@ -419,7 +494,7 @@ def test_a_curve_that_leaves_all_others_behind_leaves_the_axis():
     assert said == {"drop-tail": "3e9 \N{RIGHTWARDS ARROW}", "drop-random": "\N{RIGHTWARDS ARROW}"}
     near = by_name([DENSE, LACO, low])["perplexity-wiki-by-ratio"].draw()
     assert near.axes[0].get_ylim()[1] < top
-    assert not near.texts
+    assert not any("\N{UPWARDS ARROW}" in text.get_text() for text in near.axes[0].texts)
 
 
 def test_what_was_not_measured_is_not_drawn_as_gone():

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -309,6 +310,81 @@ def test_no_serious_barrier_no_request_and_nothing_wider_than_the_window(address
         assert findings(view, "dialog") == []
         assert view.requests == [address] or all(request.startswith("data:") for request in view.requests[1:])
         assert view.complaints == []
+
+
+def curves(view: Any, state: str, chart: int = 0) -> list[str]:
+    """The labels of the curves of a chart that are in a state, such as "on"."""
+    found = view.locator(".chart").nth(chart).locator(f".curve.{state}")
+    return sorted(found.evaluate_all("curves => curves.map((curve) => curve.dataset.label)"))
+
+
+def figures_beside(view: Any) -> list[str]:
+    """The figures that are seen in the first chart."""
+    return [text.text_content() for text in view.locator(".chart").first.locator(".figure").all() if text.is_visible()]
+
+
+def test_a_picture_comes_before_the_sentences(html, tags):
+    assert (
+        html.index('<section id="charts"') < html.index('<section id="summary"') < html.index('<section id="results"')
+    )
+    charts = [attributes for tag, attributes in tags.tags if tag == "svg" and attributes.get("role") == "group"]
+    assert "perplexity on wiki" in charts[0]["aria-label"]
+    labels = {attributes["data-label"] for tag, attributes in tags.tags if tag == "g" and "data-label" in attributes}
+    assert {"laco", "drop-random", HOSTILE} <= labels
+    first = html[html.index('<section id="charts"') : html.index('<section id="summary"')]
+    assert 'aria-label="laco: 92.8 at 10.5, 343 at 28.9"' in first
+    assert "average" not in first
+    only = page([DENSE, LACO])
+    assert re.search('<section id="charts"(?s:.*?)by method', only[: only.index('<section id="summary"')])
+
+
+@needs_chromium
+def test_a_curve_stands_out_under_the_pointer_with_the_focus_and_when_it_is_tapped(address):
+    with opened(has_touch=True) as view:
+        view.goto(address)
+        assert curves(view, "on") == [] == figures_beside(view)
+        laco = view.locator(".chart").first.locator(".curve[data-label=laco]")
+        laco.locator(".name").hover()
+        assert curves(view, "on") == ["laco"]
+        assert curves(view, "on", chart=1) == ["laco"]  # in every chart
+        assert figures_beside(view) == ["92.8", "343"]
+        box = laco.locator("circle").first.bounding_box()
+        view.mouse.move(box["x"] - 4, box["y"] - 4)
+        assert len(curves(view, "on")) == 1
+        view.mouse.move(0, 0)
+        assert curves(view, "on") == []
+        laco.locator(".name").tap()
+        assert curves(view, "on") == ["laco"]
+        view.mouse.move(0, 0)
+        assert curves(view, "on") == ["laco"]  # until it is tapped again, or Escape
+        laco.locator(".name").tap()
+        assert curves(view, "on") == []
+        view.locator("#hint").click()
+        view.keyboard.press("Tab")  # one stop for a chart
+        reached = [curves(view, "on")]
+        for _ in range(2):
+            view.keyboard.press("ArrowDown")
+            reached.append(curves(view, "on"))
+        view.keyboard.press("ArrowUp")
+        assert reached[1] == curves(view, "on")
+        assert len({str(one) for one in reached}) == 3
+        assert all(len(one) == 1 for one in reached)
+        view.keyboard.press("Tab")
+        assert view.evaluate("document.activeElement.closest('svg') === document.querySelectorAll('.chart svg')[1]")
+        assert view.complaints == []
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [400, 1400])
+def test_a_chart_can_be_read_without_a_script(address, width):
+    with opened(java_script_enabled=False, viewport={"width": width, "height": 900}) as view:
+        view.goto(address)
+        boxes = [text.bounding_box() for text in view.locator(".chart").first.locator(".name").all()]
+        assert len(boxes) > 3
+        assert all(0 < box["x"] < width and box["height"] > 9 for box in boxes)
+        tops = sorted(box["y"] for box in boxes)
+        assert all(below - above > 12 for above, below in pairwise(tops))
+        assert not view.locator("#hint").is_visible()
 
 
 @needs_chromium

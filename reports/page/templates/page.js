@@ -60,6 +60,63 @@ for (const table of tables) {
   if (direction !== "none" && column < table.tHead.rows[0].cells.length) sort(table, column, direction);
 }
 
+/* Charts: the curve under the pointer or with the focus stands out in every chart, and stays so when it is tapped. */
+const charts = [...document.querySelectorAll(".chart")];
+const curvesOf = new Map(charts.map((chart) => [chart, [...chart.querySelectorAll(".curve")]]));
+let held = ""; // the label of the curve that was tapped
+const rest = () => emphasise(held || document.activeElement.closest(".curve")?.dataset.label || "");
+function emphasise(label) {
+  for (const [chart, curves] of curvesOf) {
+    chart.classList.toggle("chosen", curves.some((curve) => curve.dataset.label === label));
+    for (const curve of curves) curve.classList.toggle("on", curve.dataset.label === label);
+  }
+}
+if (byId("hint")) byId("hint").hidden = !document.querySelector("#charts .chart");
+const NEAR = 28; // pixels
+function nearest(chart, event) {
+  const named = event.target.closest(".curve:not(.unnamed)");
+  if (named) return named.dataset.label;
+  const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(chart.querySelector("svg").getScreenCTM().inverse());
+  let best = NEAR, label = "";
+  for (const curve of curvesOf.get(chart)) {
+    const lines = [...curve.querySelectorAll(".stroke")].map((line) => [line.x1, line.y1, line.x2, line.y2]);
+    const dots = [...curve.querySelectorAll("circle")].map((dot) => [dot.cx, dot.cy, dot.cx, dot.cy]);
+    for (const ends of [...lines, ...dots]) {
+      const [x1, y1, x2, y2] = ends.map((end) => end.baseVal.value), dx = x2 - x1, dy = y2 - y1;
+      const share = Math.min(1, Math.max(0, ((at.x - x1) * dx + (at.y - y1) * dy) / (dx * dx + dy * dy || 1)));
+      const distance = Math.hypot(at.x - x1 - share * dx, at.y - y1 - share * dy);
+      if (distance < best) [best, label] = [distance, curve.dataset.label];
+    }
+  }
+  return label;
+}
+const height = (curve) => Number(curve.querySelector(".name").getAttribute("y"));
+for (const [chart, curves] of curvesOf) {
+  const byHeight = [...curves].sort((one, other) => height(one) - height(other));
+  const reach = (curve) => byHeight.forEach((one) => one.setAttribute("tabindex", one === curve ? 0 : -1));
+  if (curves.length) reach(byHeight[byHeight.length - 1]);
+  chart.addEventListener("pointermove", (event) => {
+    const label = event.pointerType === "mouse" && nearest(chart, event);
+    if (label) emphasise(label); else rest();
+  });
+  chart.addEventListener("pointerleave", rest);
+  chart.addEventListener("click", (event) => {
+    const label = nearest(chart, event);
+    held = label === held ? "" : label;
+    if (!held) document.activeElement.blur();
+    rest();
+  });
+  chart.addEventListener("focusin", (event) => { reach(event.target); emphasise(event.target.dataset.label); });
+  chart.addEventListener("focusout", () => emphasise(held));
+  chart.addEventListener("keydown", (event) => {
+    const step = { ArrowUp: -1, ArrowLeft: -1, ArrowDown: 1, ArrowRight: 1 }[event.key];
+    if (event.key === "Escape") { held = ""; document.activeElement.blur(); }
+    if (!step) return;
+    event.preventDefault();
+    byHeight[(byHeight.indexOf(event.target) + step + curves.length) % curves.length].focus();
+  });
+}
+
 /* Filtering: the dense model stays as what the others are compared with. */
 const filter = byId("filter");
 function apply() {

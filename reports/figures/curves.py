@@ -1,0 +1,204 @@
+"""Charts of a quality against the ratio or a cost, with a curve for each method, that are read at twenty methods too.
+
+A few curves are in colour and the others grey, and a curve's name stands at its end. In colour are the `BEST` methods
+that are best at the highest ratio, LaCo, and the method that `--reference` names; all of them where they are few. One
+`Chart` is drawn by matplotlib for papers (`draw`) and as a part of the page (reports.page.charts).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from reports.figures.style import BLACK, GREY, LIGHT, axes, logarithmic, look, name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+
+Point = tuple[float, float]
+GREYED: dict[str, Any] = {"color": LIGHT, "linestyle": "solid", "linewidth": 0.8, "marker": "o", "markersize": 2.5}
+BEST = 5  # methods in colour for their figure at the highest ratio
+FEW = 8  # curves that are all in colour
+MOST = 26  # methods with a name in one chart
+GAP = 0.125  # inches from one name to the next
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The cells of one method.
+
+    label, method  how the method is shown, and its name
+    points         (x, y) in the units of the axes, the lowest ratio first
+    figures        the quality at each point as it is read, such as '92.8 ± 15.6'
+    joined         whether a line goes through the points
+    emphasised     whether it is in colour
+    """
+
+    label: str
+    method: str
+    points: tuple[Point, ...]
+    figures: tuple[str, ...]
+    joined: bool = True
+    emphasised: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves over one axis.
+
+    x, y         the headings of the axes, which say which way is better
+    curves       those of the pruned models;  dense  the dense model as a curve of one point, None where it is unknown
+    width        the ends of the horizontal axis, and
+    height       of the vertical one; what lies above it is named at the top
+    logarithmic  whether the vertical axis is
+    front        corners of the line through the cells that no other one beats in both x and y
+    names_all    whether grey curves are named too
+    """
+
+    x: str
+    y: str
+    curves: tuple[Curve, ...]
+    dense: Curve | None
+    width: Point
+    height: Point
+    logarithmic: bool
+    front: tuple[Point, ...] = ()
+    names_all: bool = True
+
+    def across(self, x: float) -> float:
+        """Return where `x` lies on the horizontal axis, 0 at the left and 1 at the right."""
+        return (x - self.width[0]) / (self.width[1] - self.width[0])
+
+    def up(self, y: float) -> float:
+        """Return where `y` lies on the vertical axis, 0 at the bottom and 1 at the top; above it more than 1."""
+        low, high, at = map(math.log, (*self.height, y)) if self.logarithmic else (*self.height, y)
+        return (at - low) / (high - low)
+
+    def parts(self, curve: Curve) -> list[list[Point]]:
+        """Return the lines of a curve inside the chart, as places across and up; points not joined are on their own.
+
+        A curve starts at the dense model.
+        """
+        if not curve.joined:
+            return [part for point in curve.points for part in self.inside((point,))]
+        return self.inside(((*self.dense.points, *curve.points)) if self.dense else curve.points)
+
+    def inside(self, points: Sequence[Point]) -> list[list[Point]]:
+        """Return the parts of the line through the points that are inside, which it may leave at the top."""
+        places = [(self.across(x), self.up(y)) for x, y in points]
+        found: list[list[Point]] = [[]]
+        for place, after in zip(places, [*places[1:], *places[-1:]], strict=True):
+            if place[1] <= 1:
+                found[-1].append(place)
+            if (place[1] <= 1) != (after[1] <= 1):
+                share = (1 - place[1]) / (after[1] - place[1])
+                found[-1].append((place[0] + share * (after[0] - place[0]), 1.0))
+                found += [[]] * (after[1] > 1)
+        return [part for part in found if part]
+
+    def end(self, curve: Curve) -> Point:
+        """Return where the line from a curve to its name begins, as a place across and up."""
+        parts = self.parts(curve)
+        return parts[-1][-1] if parts else (self.across(curve.points[-1][0]), 1.0)
+
+    def places(self, gap: float) -> dict[str, float]:
+        """Return for the label of every curve with a name how far up the name stands, at least `gap` from the next."""
+        named = sorted(
+            (curve for curve in self.curves if self.names_all or curve.emphasised),
+            key=lambda curve: (self.up(curve.points[-1][1]), curve.label),
+        )
+        wanted = [min(1.0, self.up(curve.points[-1][1])) for curve in named]
+        return {curve.label: place for curve, place in zip(named, spread(wanted, gap), strict=True)}
+
+
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Return places between 0 and 1 that are nearest to the wanted ones, which rise, and at least `gap` apart.
+
+    Where there is no room for that the places are as far apart as there is room.
+    """
+    if len(wanted) > 1:
+        gap = min(gap, 1 / (len(wanted) - 1))
+    groups: list[list[float]] = []  # of neighbours that push each other aside: where each would put the first of all
+    for number, place in enumerate(wanted):
+        groups.append([place - number * gap])
+        while len(groups) > 1 and fmean(groups[-2]) >= fmean(groups[-1]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    starts = [fmean(group) for group in groups for _ in group]
+    last = 1 - (len(wanted) - 1) * gap
+    return [min(max(start, 0.0), last) + number * gap for number, start in enumerate(starts)]
+
+
+def draw(charts: Sequence[Chart]) -> Drawing:
+    """Draw a panel for each chart, beside each other."""
+    height = max(4.2, 0.6 + GAP * max(sum(chart.names_all or c.emphasised for c in chart.curves) for chart in charts))
+    wide = 7.2 if len(charts) == 1 else 4.0 * len(charts)
+    drawing, panels = axes(wide, height, columns=len(charts))
+    for axis, chart in zip(panels, charts, strict=True):
+        _panel(axis, chart, GAP / (height - 0.6))
+    for axis in panels[1:]:
+        axis.set_ylabel("")
+    return drawing
+
+
+def _panel(axis: Axes, chart: Chart, gap: float) -> None:
+    """Draw one chart: the dense model as a dotted line, the front as steps, the grey curves below those in colour."""
+    if chart.logarithmic:
+        axis.set_yscale("log")
+        logarithmic(axis.yaxis, chart.height, 12)
+    axis.set(xlim=chart.width, ylim=chart.height, xlabel=chart.x, ylabel=chart.y)
+    if chart.dense:
+        (_, y), figure = chart.dense.points[0], chart.dense.figures[0]
+        axis.axhline(y, color=BLACK, linestyle=":", linewidth=1.2)
+        said: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7.5, "horizontalalignment": "right"}
+        said |= {"xytext": (-3, -8.5 if chart.up(y) < 0.5 else 3)}
+        axis.annotate(f"{name(chart.dense.label)} {figure}", (chart.width[1], y), **said)
+    if chart.front:
+        axis.plot(*zip(*chart.front, strict=True), color=GREY, linewidth=0.8, zorder=1)
+    places = chart.places(gap)
+    for curve in sorted(chart.curves, key=lambda curve: curve.emphasised):
+        own: dict[str, Any] = GREYED if not curve.emphasised else look(curve.method, curve.label)
+        transform: Any = axis.transAxes
+        for part in chart.parts(curve) if curve.joined else ():
+            axis.plot(
+                *zip(*part, strict=True), transform=transform, **own | {"marker": "none"}, zorder=2 + curve.emphasised
+            )
+        inside = [point for point in curve.points if chart.up(point[1]) <= 1]
+        axis.plot(
+            [x for x, _ in inside],
+            [y for _, y in inside],
+            label=name(curve.label),
+            **own | {"linestyle": "none"},
+            zorder=2.1 + curve.emphasised,
+        )
+        if curve.label in places:
+            _name(axis, chart, curve, places[curve.label], own["color"])
+
+
+def _name(axis: Axes, chart: Chart, curve: Curve, place: float, colour: str) -> None:
+    """Write a curve's name beside the chart, with a thin line to its end; above the axis with its figure."""
+    above = f" {curve.figures[-1]} \N{UPWARDS ARROW}" if chart.up(curve.points[-1][1]) > 1 else ""
+    line = {
+        "arrowstyle": "-",
+        "color": colour,
+        "linewidth": 0.6,
+        "linestyle": ":",
+        "shrinkA": 1,
+        "shrinkB": 2,
+        "relpos": (0, 0.5),
+    }
+    axis.annotate(
+        name(curve.label) + above,
+        chart.end(curve),
+        (1.04, place),
+        xycoords="axes fraction",
+        textcoords="axes fraction",
+        arrowprops=line,
+        color=BLACK if curve.emphasised else GREY,
+        fontsize=8 if curve.emphasised else 7,
+        verticalalignment="center",
+        annotation_clip=False,
+    )
