@@ -22,6 +22,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 import methods
+from bench.records import run_folder
 from bench.records.record import Record
 from methods.files import write_atomically
 from reports.figures import style
@@ -70,6 +71,14 @@ def test_there_is_a_figure_for_all_that_was_measured_and_for_nothing_else():
     expected = {"perplexity-wiki-by-method", "perplexity-wiki-by-cost", "depth"}  # over one ratio there is no line
     assert set(by_name(bare)) == expected
     assert figures([]) == figures([DENSE]) == figures([failed("error", "laco", "x")]) == []
+
+
+def test_the_figure_of_the_docs_is_that_of_the_shipped_records():
+    """By what it says, since another matplotlib draws other bytes."""
+    root = ElementTree.parse(ROOT / "docs" / "images" / "perplexity.svg").getroot()
+    found = by_name(run_folder.load_runs([ROOT / "docs" / "results" / "smollm2-135m"]).records)
+    figure = found["perplexity-wiki-by-ratio"]
+    assert (root.findtext("{*}title"), root.findtext("{*}desc")) == (figure.title, figure.description)
 
 
 @pytest.fixture(scope="module")
