@@ -63,7 +63,7 @@ for (const table of tables) {
 /* Charts: the curve under the pointer or with the focus stands out in every chart, and stays so when it is tapped. */
 const charts = [...document.querySelectorAll(".chart")];
 const curvesOf = new Map(charts.map((chart) => [chart, [...chart.querySelectorAll(".curve")]]));
-let held = ""; // the label of the curve that was tapped
+let held = kept.get("held") ?? ""; // the label of the curve that was tapped
 const rest = () => emphasise(held || document.activeElement.closest(".curve")?.dataset.label || "");
 function emphasise(label) {
   for (const [chart, curves] of curvesOf) {
@@ -103,6 +103,7 @@ for (const [chart, curves] of curvesOf) {
   chart.addEventListener("click", (event) => {
     const label = nearest(chart, event);
     held = label === held ? "" : label;
+    kept.set("held", held);
     if (!held) document.activeElement.blur();
     rest();
   });
@@ -110,12 +111,14 @@ for (const [chart, curves] of curvesOf) {
   chart.addEventListener("focusout", () => emphasise(held));
   chart.addEventListener("keydown", (event) => {
     const step = { ArrowUp: -1, ArrowLeft: -1, ArrowDown: 1, ArrowRight: 1 }[event.key];
-    if (event.key === "Escape") { held = ""; document.activeElement.blur(); }
+    if (event.key === "Escape") { kept.set("held", held = ""); document.activeElement.blur(); }
     if (!step) return;
     event.preventDefault();
     byHeight[(byHeight.indexOf(event.target) + step + curves.length) % curves.length].focus();
   });
 }
+
+rest();
 
 /* Filtering: the dense model stays as what the others are compared with. */
 const filter = byId("filter");
