@@ -58,7 +58,7 @@ A record has these keys and no others:
                  interrupted attempt had finished is not measured again and takes none
     samples      {name: {rows, sha256}}   of the Parquet files
 
-`speed`, from a process that held the pruned and the dense model; for "dense" both are dense (see docs/speed.md):
+`speed`, from a process that held the pruned and the dense model; for "dense" both are dense (see docs/guides/speed.md):
 
     points   a list, one for each of what was timed, by rising batch:
         kind, batch, length or context   "prefill" of `length` tokens, or "decode" behind `context` tokens

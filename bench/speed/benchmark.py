@@ -7,8 +7,8 @@ decode   forwards of one token for each sequence on a cache that holds `context`
 Each cell is timed in a process of its own (bench.system.worker). It gets the pruned model, measures its memory alone,
 loads the dense model, and times both in turns (bench.speed.timing). The speed-up is dense over pruned milliseconds,
 from the medians of each round (bench.stats.intervals.paired_ratio). Token ids are random and the same for both models,
-and no end of sequence ends a pass early. Results have the layout of `speed` in bench.records.record; docs/speed.md
-describes the protocol.
+and no end of sequence ends a pass early. Results have the layout of `speed` in bench.records.record;
+docs/guides/speed.md describes the protocol.
 
 Each point (bench.speed.workloads) is an outcome of its own: one that runs out of memory, or that a model cannot do,
 says so, and the others go on. After a point that no model had the memory for, larger batches of its kind are left out.

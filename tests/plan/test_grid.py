@@ -330,7 +330,7 @@ def test_the_papers_settings_are_the_published_ones():
     for name in ("llama2-7b", "llama2-13b", "baichuan2-7b"):
         spec = spec_file.spec(f"laco-paper-{name}", {})
         seen[spec.model] = ([one.given for one in grid.methods(spec) if one.method == "laco"], spec.ratios)
-    published = {  # C, I, T as docs/sweeps.md has them
+    published = {  # C, I, T as docs/guides/sweeps.md has them
         "meta-llama/Llama-2-7b-hf": ("4", "2", "0.65"),
         "meta-llama/Llama-2-13b-hf": ("6", "2", "0.75"),
         "baichuan-inc/Baichuan2-7B-Base": ("4", "2", "0.7"),

@@ -1,0 +1,262 @@
+"""Write the pages of the site that follow from the code: methods, command line, layout of a record.
+
+mkdocs imports this file as a hook and calls the functions that begin with `on_`; tests call `pages`. A page of a method
+is made of the docstring at the head of its module and of its card (`methods.catalogue`), so that it is written once.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import methods  # noqa: E402  # of this checkout, whatever is installed
+from methods import registry  # noqa: E402
+
+FOLDERS = {"depth": "Layers", "width": "Widths", "compensation": "Compensations"}
+HEADINGS = r"(Departures from (?:the authors' code|the paper)|Cost|Families|Measured)\. "
+OUTSIDE = re.compile(r"""(?:src|srcset)=["']?(?:https?:)?//|<link[^>]+href=["']?(?:https?:)?//|url\(["']?https?:""")
+
+
+def pages() -> dict[str, str]:
+    """Return the Markdown of every generated page by its path below docs/."""
+    found = {f"methods/{page.stem}.md": page.markdown() for page in method_pages()}
+    return found | {"methods/index.md": _methods(), "commands.md": _commands(), "record.md": _record()}
+
+
+class MethodPage:
+    """A module of methods/ with the cards of the methods or compensations that it registers."""
+
+    def __init__(self, module: str, cards: list[registry.Card], plus: str) -> None:
+        self.folder, _, self.stem = module.rpartition(".")
+        self.cards, self.plus = cards, plus
+        self.path = f"methods/{module.replace('.', '/')}.py"
+        self.head = ast.get_docstring(ast.parse((ROOT / self.path).read_text(encoding="utf-8"))) or ""
+
+    @property
+    def title(self) -> str:
+        """The names under which the module's methods are called."""
+        return ", ".join(self.plus + card.name for card in self.cards)
+
+    def markdown(self) -> str:
+        """Return the page: what it does, its sources, the equations, departures, parameters, cost."""
+        summary, _, body = self.head.partition("\n")
+        facts = [("File", f"`{self.path}`"), ("Command", f"`{self._command()}`")]
+        for label, attribute in (("Looks at", "needs"), ("Cost", "cost")):
+            said = {value: card for card in self.cards if (value := getattr(card, attribute))}
+            facts += [(label, "; ".join(said))] if said else []
+        if self.plus:
+            facts.append(("Looks at", "calibration; the dense and the pruned model, side by side"))
+        without = sorted({family for card in self.cards for family in card.without})
+        if not self.plus:
+            facts.append(("Cannot serve", ", ".join(without) or "no family of the suite is left out"))
+        lines = [f"# {self.title}", summary, "", "| | |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in facts), ""]
+        return "\n".join([*lines, markdown(body), "", "## Parameters", "", *self._parameters(), ""])
+
+    def _command(self) -> str:
+        name = self.cards[0].name
+        if name == "drop":
+            name = "drop:layers=20-24"
+        elif self.plus:
+            name = f"{'flap' if name == 'refit' else 'shortgpt'}+{name}"
+        return f"python -m bench run --methods {name}" + ("" if "=" in name else " --ratio 0.2")
+
+    def _parameters(self) -> list[str]:
+        several = len(self.cards) > 1
+        rows = [
+            (f"`{card.name}` | " if several else "") + f"`{name}` | `{default}` | {meaning}"
+            for card in self.cards
+            for name, default, meaning in card.parameters
+        ]
+        if not rows:
+            return ["There are none."]
+        head = ("method | " if several else "") + "name | default | meaning"
+        given = "with the compensation's name in front" if self.plus else "behind the method's name or with `--set`"
+        example = next(iter(self.cards[0].parameters or self.cards[-1].parameters))[0]
+        one = f"{self.cards[0].name}.{example}" if self.plus else f"--set {self.cards[0].name}.{example}"
+        use = f"Parameters are given {given}, as in `{one}=...`."
+        return [use, "", f"| {head} |", "| " + "--- | " * (4 if several else 3), *(f"| {row} |" for row in rows)]
+
+
+def method_pages() -> Iterator[MethodPage]:
+    """Yield one page for each module that registers methods or compensations, in the order of lists."""
+    for modules, decorator, plus in ((registry.BUILT_IN, "register", ""), (registry.COMPENSATIONS, "compensation", "+")):
+        for module in modules:
+            if module != "dense":
+                yield MethodPage(module, registry._cards(registry._source(module), decorator), plus)
+
+
+def markdown(docstring: str) -> str:
+    """Return a docstring as Markdown: equations stay indented, known openings become headings, sources become links."""
+    blocks = []
+    for block in re.split(r"\n{2,}", docstring.strip("\n")):
+        if block.startswith("    "):
+            blocks.append(block)
+            continue
+        opening = re.match(HEADINGS, block)
+        if opening:
+            blocks.append(f"## {opening[1]}")
+            block = block[opening.end() :]
+        blocks.append(_linked(_escaped(block)))
+    return "\n\n".join(blocks)
+
+
+def _escaped(text: str) -> str:
+    """Return text in which nothing outside of backticks has a meaning for Markdown."""
+    pieces = re.split(r"(`[^`]*`)", text)
+    return "".join(piece if n % 2 else re.sub(r"([*_<>\[\]|])", r"\\\1", piece) for n, piece in enumerate(pieces))
+
+
+def _linked(text: str) -> str:
+    """Return text with links to arXiv, to the authors' repositories and to the pages of other methods."""
+    known = {page.path: page.stem for page in _METHODS}
+    text = re.sub(r"arXiv\s(\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
+    text = re.sub(r"((?:Code|code): )([\w.-]+/[\w\\.-]*\w)", r"\1[\2](https://github.com/\2)", text)
+    text = re.sub(r"https://github.com/\S*", lambda found: found[0].replace("\\", ""), text)
+    return re.sub(
+        r"methods/\w+/(?:\w|\\_)+\.py",
+        lambda found: f"[{found[0]}]({stem}.md)" if (stem := known.get(found[0].replace("\\", ""))) else found[0],
+        text,
+    )
+
+
+def _methods() -> str:
+    """Return the index of all methods, one table for each folder."""
+    lines = [
+        "# Methods",
+        "",
+        "Every method is one file, named after it, whose head states the equation, its source and how it departs from the",
+        "authors' code. The pages of this section are made of these heads. `dense`, the model as it is, is in every run.",
+        "`python -m bench list methods --verbose` prints the same names, costs and parameters.",
+        "",
+    ]
+    for folder, title in FOLDERS.items():
+        lines += [f"## {title}", "", "| name | what it does | cost |", "| --- | --- | --- |"]
+        for page in _METHODS:
+            if page.folder == folder:
+                lines += [
+                    f"| [{page.plus}{card.name}]({page.stem}.md) | {_escaped(card.summary)} | {card.cost or '-'} |"
+                    for card in page.cards
+                ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _commands() -> str:
+    """Return every command with its flags, from what `--help` prints."""
+    usage, groups = _help()
+    names = {name.split()[0]: text for title, rows in groups if "positional" in title for name, text in rows}
+    names.pop("COMMAND", None)
+    lines = [
+        "# Commands",
+        "",
+        "Made of what `python -m bench COMMAND --help` prints. Flags are written out in full; exit codes are explained in",
+        "[Running](guides/running.md#exit-codes).",
+        "",
+        "| command | does |",
+        "| --- | --- |",
+        *(f"| [`{name}`](#{name}) | {_escaped(text)} |" for name, text in names.items()),
+    ]
+    for name in names:
+        asked = ("baseline", "accept") if name == "baseline" else (name,)
+        about, groups = _help(*asked)
+        lines += ["", f"## {name}", "", _escaped(about), "", f"`python -m bench {' '.join(asked)}`"]
+        for title, rows in groups:
+            kept = [(flag, text) for flag, text in rows if not flag.startswith("-h, ")]
+            if kept:
+                lines += ["", f"**{_escaped(title)}**", "", "| flag | meaning |", "| --- | --- |"]
+                lines += [f"| `{flag}` | {_escaped(text)} |".replace("`|", "`\\|") for flag, text in kept]
+    return "\n".join([*lines, ""]).replace("FILE|NAME", "FILE\\|NAME")
+
+
+def _help(*command: str) -> tuple[str, list[tuple[str, list[tuple[str, str]]]]]:
+    """Return what a command says of itself: its description, and the rows (flag, meaning) of each group."""
+    from bench.cli.main import main
+
+    printed = io.StringIO()
+    with patch.dict(os.environ, COLUMNS="1000"), contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        main([*command, "--help"])
+    _, *paragraphs = printed.getvalue().strip().split("\n\n")
+    about = paragraphs.pop(0) if paragraphs and not paragraphs[0].split("\n")[0].endswith(":") else ""
+    groups: list[tuple[str, list[tuple[str, str]]]] = []
+    for paragraph in paragraphs:
+        title, *lines = paragraph.split("\n")
+        rows: list[tuple[str, str]] = []
+        for line in lines:
+            flag, _, meaning = line.strip().partition("  ")
+            if len(line) - len(line.lstrip()) > 8:
+                rows[-1] = (rows[-1][0], f"{rows[-1][1]} {line.strip()}".strip())
+            else:
+                rows.append((flag, meaning.strip()))
+        groups.append((title.rstrip(":"), rows))
+    return about, groups
+
+
+def _record() -> str:
+    """Return the layout of a record, from the docstring of bench/records/record.py, its lists as tables."""
+    source = (ROOT / "bench/records/record.py").read_text(encoding="utf-8")
+    summary, _, body = (ast.get_docstring(ast.parse(source)) or "").partition("\n")
+    blocks = [_escaped(summary)]
+    for block in re.split(r"\n{2,}", body.strip("\n")):
+        blocks.append(_listed(block) if block.startswith("    ") else _escaped(block))
+    return "# The record\n\n" + "\n\n".join(blocks) + "\n"
+
+
+def _listed(block: str) -> str:
+    """Return an indented list of names and meanings as tables; a line deeper than its list goes on the one before."""
+    rows: list[tuple[int, str, str]] = []
+    for line in block.split("\n"):
+        depth, text = len(line) - len(line.lstrip()), line.strip()
+        name, gap, meaning = (part.strip() for part in re.match(r"(.*?)(\s{2,}|$)(.*)", text).groups())  # type: ignore[union-attr]
+        deep = bool(rows) and depth > 8 + 4 * (rows[-1][0] >= 8)
+        if deep or (rows and not gap and not meaning and "  " not in text and depth > rows[-1][0] + 4):
+            rows[-1] = (rows[-1][0], rows[-1][1], f"{rows[-1][2]} {re.sub(r'  +', ' ', text)}")
+        else:
+            rows.append((depth, name, meaning))
+    shown = [f"| {'&emsp;' * (depth >= 8)}`{name}` | {_escaped(meaning)} |" for depth, name, meaning in rows]
+    return "\n".join(["| key | meaning |", "| --- | --- |", *shown])
+
+
+_METHODS = list(method_pages())
+
+
+def on_config(config: Any) -> Any:
+    """Put the pages of the methods into the navigation."""
+    section: list[Any] = ["methods/index.md"]
+    for folder, title in FOLDERS.items():
+        section.append({title: [{p.title: f"methods/{p.stem}.md"} for p in _METHODS if p.folder == folder]})
+    config.nav = [{"Methods": section} if "Methods" in entry else entry for entry in config.nav]
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the generated pages to those of the folder."""
+    from mkdocs.structure.files import File
+
+    for path, content in pages().items():
+        files.append(File.generated(config, path, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Show a link into the records, which are no part of the site, as the path that it is."""
+    return re.sub(r"\[([^\]]*)\]\((?:\.\./)*results/[^)]*\)", r"`\1`", markdown)
+
+
+def on_post_page(output: str, page: Any, config: Mapping[str, Any]) -> str:
+    """Refuse a page that would load a font, a script, a style or a picture from elsewhere."""
+    from mkdocs.exceptions import PluginError
+
+    if outside := OUTSIDE.search(output):
+        raise PluginError(f"{page.file.src_path} asks for something outside: {output[outside.start() :][:120]}")
+    return output
