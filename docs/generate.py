@@ -20,8 +20,7 @@ from unittest.mock import patch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import methods  # noqa: E402  # of this checkout, whatever is installed
-from methods import registry  # noqa: E402
+from methods import registry  # noqa: E402  # of this checkout, whatever is installed
 
 FOLDERS = {"depth": "Layers", "width": "Widths", "compensation": "Compensations"}
 HEADINGS = r"(Departures from (?:the authors' code|the paper)|Cost|Families|Measured)\. "
@@ -53,15 +52,21 @@ class MethodPage:
         summary, _, body = self.head.partition("\n")
         facts = [("File", f"`{self.path}`"), ("Command", f"`{self._command()}`")]
         for label, attribute in (("Looks at", "needs"), ("Cost", "cost")):
-            said = {value: card for card in self.cards if (value := getattr(card, attribute))}
-            facts += [(label, "; ".join(said))] if said else []
+            facts += [(label, said)] if (said := self._said(attribute)) else []
         if self.plus:
             facts.append(("Looks at", "calibration; the dense and the pruned model, side by side"))
         without = sorted({family for card in self.cards for family in card.without})
         if not self.plus:
-            facts.append(("Cannot serve", ", ".join(without) or "no family of the suite is left out"))
+            facts.append(("Cannot serve", ", ".join(without) or "none: every family is served"))
         lines = [f"# {self.title}", summary, "", "| | |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in facts), ""]
         return "\n".join([*lines, markdown(body), "", "## Parameters", "", *self._parameters(), ""])
+
+    def _said(self, attribute: str) -> str:
+        """Return what the cards say: once where they agree, otherwise each behind its name."""
+        said = {card.name: value for card in self.cards if (value := getattr(card, attribute))}
+        if len(set(said.values())) <= 1:
+            return next(iter(said.values()), "")
+        return "; ".join(f"`{name}`: {value}" for name, value in said.items())
 
     def _command(self) -> str:
         name = self.cards[0].name
@@ -73,10 +78,12 @@ class MethodPage:
 
     def _parameters(self) -> list[str]:
         several = len(self.cards) > 1
+        first = {name: (default, meaning) for name, default, meaning in self.cards[0].parameters}
         rows = [
             (f"`{card.name}` | " if several else "") + f"`{name}` | `{default}` | {meaning}"
             for card in self.cards
             for name, default, meaning in card.parameters
+            if card is self.cards[0] or first.get(name) != (default, meaning)
         ]
         if not rows:
             return ["There are none."]
@@ -90,7 +97,8 @@ class MethodPage:
 
 def method_pages() -> Iterator[MethodPage]:
     """Yield one page for each module that registers methods or compensations, in the order of lists."""
-    for modules, decorator, plus in ((registry.BUILT_IN, "register", ""), (registry.COMPENSATIONS, "compensation", "+")):
+    kinds = (registry.BUILT_IN, "register", ""), (registry.COMPENSATIONS, "compensation", "+")
+    for modules, decorator, plus in kinds:
         for module in modules:
             if module != "dense":
                 yield MethodPage(module, registry._cards(registry._source(module), decorator), plus)
@@ -104,10 +112,8 @@ def markdown(docstring: str) -> str:
             blocks.append(block)
             continue
         opening = re.match(HEADINGS, block)
-        if opening:
-            blocks.append(f"## {opening[1]}")
-            block = block[opening.end() :]
-        blocks.append(_linked(_escaped(block)))
+        blocks += [f"## {opening[1]}"] if opening else []
+        blocks.append(_linked(_escaped(block[opening.end() if opening else 0 :])))
     return "\n\n".join(blocks)
 
 
@@ -135,8 +141,8 @@ def _methods() -> str:
     lines = [
         "# Methods",
         "",
-        "Every method is one file, named after it, whose head states the equation, its source and how it departs from the",
-        "authors' code. The pages of this section are made of these heads. `dense`, the model as it is, is in every run.",
+        "Each method is one file, named after it, whose head states the equation, its source, and how it differs from",
+        "the authors' code; the pages of this section are made of them. `dense`, the whole model, is in every run.",
         "`python -m bench list methods --verbose` prints the same names, costs and parameters.",
         "",
     ]
@@ -154,14 +160,14 @@ def _methods() -> str:
 
 def _commands() -> str:
     """Return every command with its flags, from what `--help` prints."""
-    usage, groups = _help()
+    _, groups = _help()
     names = {name.split()[0]: text for title, rows in groups if "positional" in title for name, text in rows}
     names.pop("COMMAND", None)
     lines = [
         "# Commands",
         "",
-        "Made of what `python -m bench COMMAND --help` prints. Flags are written out in full; exit codes are explained in",
-        "[Running](guides/running.md#exit-codes).",
+        "This page is made of what `python -m bench COMMAND --help` prints. [Running](guides/running.md#exit-codes)",
+        "explains the exit codes.",
         "",
         "| command | does |",
         "| --- | --- |",
@@ -175,8 +181,8 @@ def _commands() -> str:
             kept = [(flag, text) for flag, text in rows if not flag.startswith("-h, ")]
             if kept:
                 lines += ["", f"**{_escaped(title)}**", "", "| flag | meaning |", "| --- | --- |"]
-                lines += [f"| `{flag}` | {_escaped(text)} |".replace("`|", "`\\|") for flag, text in kept]
-    return "\n".join([*lines, ""]).replace("FILE|NAME", "FILE\\|NAME")
+                lines += [f"| `{flag}` | {_escaped(text)} |" for flag, text in kept]
+    return "\n".join([*lines, ""])
 
 
 def _help(*command: str) -> tuple[str, list[tuple[str, list[tuple[str, str]]]]]:
@@ -249,8 +255,9 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Show a link into the records, which are no part of the site, as the path that it is."""
-    return re.sub(r"\[([^\]]*)\]\((?:\.\./)*results/[^)]*\)", r"`\1`", markdown)
+    """Show links into the records, which are not on the site, as paths, and keep a figure and its ± in one line."""
+    markdown = re.sub(r"\[([^\]]*)\]\((?:\.\./)*results/[^)]*\)", r"`\1`", markdown)
+    return re.sub(r"(?<=\d) (?=[±\[])|(?<=±) (?=\d)", "\u00a0", markdown)
 
 
 def on_post_page(output: str, page: Any, config: Mapping[str, Any]) -> str:

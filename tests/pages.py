@@ -1,13 +1,60 @@
-"""Shared by several test files."""
+"""Read the documentation and the records behind it; shared by several test files."""
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import importlib.util
+import io
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
-PAGES = Path(__file__).parent.parent / "docs" / "methods"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+
+@cache
+def generator() -> ModuleType:
+    """Return the module that writes the pages which follow from the code."""
+    spec = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def text(page: str) -> str:
+    """Return the Markdown of a page, named from the root of the checkout."""
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def tables(markdown: str) -> list[list[list[str]]]:
+    """Return every table of a page as rows of cells, the heads first, without backticks."""
+    found: list[list[list[str]]] = [[]]
+    for line in markdown.splitlines():
+        if not line.startswith("|"):
+            found.append([])
+        elif "---" not in line:
+            found[-1].append([cell.strip().strip("`") for cell in line.strip().strip("|").split(" | ")])
+    return [table for table in found if table]
 
 
 def rows() -> list[tuple[str, ...]]:
-    """Every table row of every page, its cells without backticks."""
-    lines = [line for page in PAGES.glob("*.md") for line in page.read_text(encoding="utf-8").splitlines()]
-    return [tuple(cell.strip().strip("`") for cell in line.strip("|").split(" | ")) for line in lines if "|" in line]
+    """Return every row of every table of the methods' pages."""
+    pages = generator().pages()
+    return [
+        tuple(row) for path in pages if path.startswith("methods/") for table in tables(pages[path]) for row in table
+    ]
+
+
+def report(*runs: str, view: str, reference: str = "") -> list[dict[str, str]]:
+    """Return what `report` prints as CSV of runs in docs/results; `shown` ends with a dagger where it differs."""
+    from bench.cli.main import main
+
+    asked = ["report", *(str(DOCS / "results" / run) for run in runs), "--view", view, "--format", "csv"]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(asked + (["--reference", reference] if reference else [])) == 0
+    lines = list(csv.DictReader(io.StringIO(printed.getvalue())))
+    return [line | {"shown": line["shown"] + "†" * ("differs" in line["marks"])} for line in lines]

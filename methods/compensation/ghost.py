@@ -1,4 +1,4 @@
-"""Ghost: at each cut a linear map of the residual stands in for the blocks that have gone.
+"""Put a linear map of the residual in place of the removed blocks at each cut: ghost.
 
 Yun, Jo, Karimireddy, Lee 2026, "Ghosted Layers: Unconstrained Activation Alignment for Recovering Layer-Pruned LLMs",
 arXiv 2605.15491. Code: daniel-eai/ghosted_layers_official_repository.
@@ -8,15 +8,22 @@ the unconstrained least squares of the gap between them,
 
     M = argmin ||X + X M - Z||^2,    y = x + x M
 
-and stays in the model: D^2 parameters and one product for each cut, which no norm lets one fold into a matrix.
-Neighbouring blocks share one cut.
+and stays in the model: D^2 parameters and one product for each cut, which no norm lets one fold into a matrix. They are
+counted, and the method removes so much more. D = residual width.
 
-D = residual width.
+Departures from the paper. The states are taken from the pruned model with its earlier cuts repaired, from front to
+rear; the paper takes them from the dense one. Neighbouring blocks share one cut; the authors' code puts a map at every
+removed layer. Each channel is penalised in proportion to its energy (see methods/least_squares.py) instead of by an
+absolute 1e-6. The first position is left out of the fit, where many models hold a state of huge norm that would decide
+the squares (`ghost.leave_first=no` fits it).
 
-Departures from the paper. The states are taken from the pruned model as it has been mended so far, cut after cut from
-the front; the paper takes them from the dense one. The first position is left out of the fit, where many models hold a
-state of huge norm that would decide the squares. Each channel is penalised in proportion to its energy (see
-methods/least_squares.py) instead of by an absolute 1e-6.
+Measured. The figures of one calibration seed do not hold for others. On SmolLM2-135M at 0.2 `angular+ghost` has a
+perplexity of 49.7 with seed 0, 264 and 281 with seeds 1 and 3, where `angular` alone has 279 each time; with
+`leave_first=no` it has 178, 228 and 203.
+
+Families. Methods that remove layers, attentions or MLPs, in every family. The model loads with `methods.checkpoint`.
+
+Cost. Two forward passes over the calibration text and one Cholesky solve of size D for each cut.
 """
 
 from __future__ import annotations

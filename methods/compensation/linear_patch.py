@@ -1,4 +1,4 @@
-"""LinearPatch: at each cut the residual is rescaled, channel by channel, in a basis that spreads its outliers.
+"""Rescale the residual at each cut, channel by channel, in a basis that spreads its outliers: LinearPatch.
 
 Chen, Bai, Yuan, Liu, Zhao, Yu, Hou, Guan, He, Yuan 2025, "A Simple Linear Patch Revives Layer-Pruned Large Language
 Models", NeurIPS, arXiv 2505.24680. Code: chenxinrui-tsinghua/LinearPatch.
@@ -8,14 +8,18 @@ model has behind the removed blocks,
 
     c_k = mean over sequences of  mean_t |(Z H)_k| / mean_t |(X H)_k|,    y = x H diag(c) H^T
 
-The map stays in the model, D^2 parameters for each cut. `rotate=no` takes H = I.
+The map stays in the model, D^2 parameters for each cut, which are counted. `rotate=no` takes H = I. H is a Kronecker
+product of a Sylvester matrix and one of Paley's, which exists for the widths that models have; for any other width it
+is a random orthogonal matrix with a fixed seed. D = residual width, k = a channel, t = a token.
 
-H is a Kronecker product of a Sylvester matrix and one of Paley's, which exists for the widths that models have; for
-any other width it is a random orthogonal matrix with a fixed seed. D = residual width, k = a channel, t = a token.
+Departures from the authors' code. The code chooses the layers too, by a cosine along the wrong axis; here any method
+does. Its tabulated Hadamard matrix of 12, 20 or 36 times a power of two is another one; neither is better. The states
+are taken from the pruned model with its earlier cuts repaired, and the first position is left out. The training of the
+map that the paper also offers is not built.
 
-Departures from the authors' code. It chooses the layers too, by a cosine along the wrong axis; here any method does.
-The states are taken from the pruned model as it has been mended so far; the first position is left out. The training
-of the map that the paper also offers is not built.
+Families. Methods that remove layers, attentions or MLPs, in every family. The model loads with `methods.checkpoint`.
+
+Cost. Two forward passes over the calibration text.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Refit: the output matrices of attentions and MLPs that have lost heads or channels, fitted anew to what is left.
+"""Fit the output matrices that have lost heads or channels to the dense model's outputs: refit.
 
-Putri 2026, "Prune, Update and Trim: Robust Structured Pruning for Large Language Models", code: Coello-dev/Putri, does
-so for the MLPs of its own method; the reconstruction itself is that of layer-wise pruning, of which Kurtic, Frantar,
+Putri 2026, "Prune, Update and Trim: Robust Structured Pruning for Large Language Models", does so for the MLPs of its
+own method. Code: Coello-dev/Putri. The reconstruction itself is that of layer-wise pruning, of which Kurtic, Frantar,
 Alistarh 2023, "ZipLM: Inference-Aware Structured Pruning of Language Models", NeurIPS, arXiv 2302.04089, is one.
 
 In a layer that is fed x by the pruned model, S (tokens, C) is what enters the output matrix W_K that is left and Y what
@@ -13,6 +13,10 @@ Layers are taken in order, each fed by those before it as they have been refitte
 `intercept` the matrix gets a bias b that is fitted as well, and counted; otherwise it keeps the bias that it has.
 
 D = residual width, C = channels that are left. The penalty is that of methods/least_squares.py.
+
+Families. Methods that cut heads or channels: flap, wanda-sp, llm-pruner, 2ssp, minitron-width.
+
+Cost. About three forward passes over the calibration text and one Cholesky solve for each cut matrix.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ReplaceMe: a linear map makes up for the removed blocks, folded into the matrix in front of the cut.
+"""Fold a linear map that makes up for the removed blocks into the matrix in front of each cut: ReplaceMe.
 
 Shopkhoev, Ali, Zhussip, Malykh, Lefkimmiatis, Komodakis, Zagoruyko 2025, "ReplaceMe: Network Simplification via Depth
 Pruning and Transformer Block Linearization", NeurIPS, arXiv 2505.02819. Code: mts-ai/ReplaceMe.
@@ -9,14 +9,24 @@ blocks. The map T is the least squares of what n ought to have been,
     T = argmin ||R + N T - Z||^2,    W <- T^T W    of the block's output matrix,
 
 so that no parameter is added and the model remains one of its family. The block is the MLP of the last layer that is
-left, or its attention where the MLP has gone.
+left, or its attention where the MLP has gone. D = residual width, T (D, D), W (D, I) the output matrix, R, N, Z
+(tokens, D).
 
-D = residual width, T (D, D), W (D, I) the output matrix, R, N, Z (tokens, D).
+Departures from the authors' code. Any method chooses the layers, and cuts may be several; each is fitted on the pruned
+model with its earlier cuts repaired. T is drawn towards the identity, each channel in proportion to its energy (see
+methods/least_squares.py), where the code's alpha is 0. Where the removed run ends with the last layer, the code fits
+the state behind the final norm, and this the state before it. The first position is left out of the fit
+(`replaceme.leave_first=no` fits it, which helps where tokens are few). The variant that minimises a cosine by gradient
+descent is not built.
 
-Departures from the authors' code. Any method chooses the layers, not their angular distance. Cuts may be several; each
-is fitted on the pruned model as it has been mended so far. T is drawn towards the identity, each channel in proportion
-to its energy (see methods/least_squares.py), where the code's alpha is 0; the first position is left out of the fit.
-The variant that minimises a cosine by gradient descent is not built.
+Measured. The figures of one calibration seed do not hold for others. On SmolLM2-135M at 0.2 `angular+replaceme` has a
+perplexity of 67.0 with seed 0, 6,431 and 7,677 with seeds 1 and 3, where `angular` alone has 279 each time; with
+`leave_first=no` it has 359, 518 and 414.
+
+Families. Methods that remove layers, attentions or MLPs, except in families with norms behind their blocks (gemma2,
+gemma3_text), and not for a cut before the first layer. Transformers alone loads the result.
+
+Cost. Two forward passes over the calibration text and one Cholesky solve of size D for each cut.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scale: at each cut one number closes the gap between the sizes of the residual, folded into the weights behind it.
+"""Close the gap between the sizes of the residual at each cut by one number, folded into the weights behind it: scale.
 
 Chen, et al. 2025, "Prune&Comp: Free Lunch for Layer-Pruned LLMs via Iterative Pruning with Magnitude Compensation",
 arXiv 2507.18212. The authors have released no code.
@@ -8,13 +8,18 @@ behind the removed blocks,
 
     c = mean over tokens of ||z|| / ||x||
 
-The residual goes on as c x. Since all that reads it is a norm, which takes no notice of its size, the same comes from
-leaving x alone and dividing by c whatever is added behind the cut: the output matrices of all later attentions and
-MLPs. No parameter is added and the model remains one of its family. Only the norms' epsilon sees a difference.
+The residual should continue as c x. Everything that reads it is a norm, which does not depend on its size, so the same
+follows from leaving x alone and dividing by c whatever is added behind the cut: the output matrices of all later
+attentions and MLPs. No parameter is added and the model remains one of its family. Only the norms' epsilon differs.
 
-Departures from the paper. Only sizes are compensated, no layer is chosen: any method does that. The paper scales
-weights in front of the cut; behind it the embedding, which may be tied to the head, is not touched. The first position
-is left out of the mean.
+Departures from the paper. Only sizes are compensated; any method chooses the layers. The paper scales weights in front
+of the cut; scaling those behind it leaves the embedding alone, which may be tied to the head. The first position is
+left out of the mean.
+
+Families. Methods that remove layers, attentions or MLPs, in families with a final norm and without norms behind their
+blocks (not gemma2, gemma3_text). Transformers alone loads the result.
+
+Cost. Two forward passes over the calibration text.
 """
 
 from __future__ import annotations

@@ -1,18 +1,24 @@
-"""Angular distance: drop the run of consecutive layers across which the hidden state turns least.
+"""Drop the run of consecutive layers across which the hidden state turns least: angular distance.
 
 Gromov, Tirumala, Shapourian, Glorioso, Roberts 2024, "The Unreasonable Ineffectiveness of the Deeper Layers",
 arXiv 2403.17887.
 
-The distance across the n layers from s on, and the run with the smallest:
+The distance across the n layers from s on is the angle between the states at both ends, and the run with the smallest
+distance goes at once:
 
     D(s) = mean over sequences of arccos(cos(x_s, x_{s+n})) / pi,    s* = argmin D(s)
 
-The layers s* .. s*+n-1 go at once. x_s enters layer s, at the last token of each sequence; what leaves the last layer
-is taken before the final norm.
+x_s is the state that enters layer s, at the last token of each sequence; the state behind the last layer is taken
+before the final norm. n is the number of layers nearest to the ratio, and the layers s* .. s*+n-1 are removed.
 
-The authors heal the cut by training, which is not done here, so their figures are not this method's. They have released
-no code; their text keeps the last layer, and the common port of others can never drop the first, since it compares what
-leaves layers. Both are kept by default. `token=all` with the smallest angle chooses nearly as the largest mean cosine.
+Departures from the paper. The authors heal the model by training after the cut; nothing is trained here, so their
+figures are not this method's. They have released no code. Their text keeps the last layer, and the common
+reimplementation can never remove the first, because it compares what leaves layers; both are kept by default.
+`token=all` with the smallest angle chooses nearly as the largest mean cosine does.
+
+Cost. One forward pass over the calibration text. The states in front of the last n layers are held, for the last tokens
+alone unless `token=all`. With the last token a sequence is one sample: the quick profile has 16, the authors use
+thousands.
 """
 
 from __future__ import annotations

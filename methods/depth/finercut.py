@@ -1,21 +1,26 @@
-"""FinerCut: drop single attentions and MLPs, each time the one that changes the model's output least.
+"""Drop single attentions and MLPs, each time the one that changes the model's output least: FinerCut.
 
 Zhang, Li, Wang, Shen, Plank, Bischl, Rezaei, Kawaguchi 2024, "FinerCut: Finer-grained Interpretable Layer Pruning for
-Large Language Models", arXiv 2405.18218.
+Large Language Models", arXiv 2405.18218. Code: YaNgZhAnG-V5/llm_dissect.
 
-With the blocks S gone already, the next of those left is
+With the set S of blocks removed already, the next one is
 
-    b* = argmin over b of    mean over tokens of d(p_dense, p_without S and b)
+    b* = argmin over b of    mean over tokens of d(p, q without S and b)
 
-where p is the distribution of the next token and d the Jensen-Shannon divergence,
+p is the dense model's distribution of the next token, q the pruned model's, and d the Jensen-Shannon divergence or,
+with `distance=kl`, the Kullback-Leibler divergence:
 
-    js   (KL(p || m) + KL(q || m)) / 2,    m = (p + q) / 2            kl   KL(p_dense || q)
+    js   (KL(p || m) + KL(q || m)) / 2,    m = (p + q) / 2
+    kl   KL(p || q)
 
-No text is taken for the truth: what counts is to speak as the dense model does. `mode=attention` drops attentions
-alone, which the paper finds to be the blocks that are missed least.
+No text is taken as the truth, so a model is not rewarded for a lucky guess on the calibration text. `mode=attention`
+removes attentions alone, which the paper finds to be missed least; that reaches as far as all attentions weigh (20 % of
+SmolLM2-135M), and more is refused before any work. The search, its budget in parameters and its cost are those of
+methods/depth/blockpruner.py; the dense model's logits are computed again for each trial where they do not fit.
 
-The search, its budget in parameters and its cost are those of methods/depth/blockpruner.py. The authors' code can
-leave a share of the layers at the front alone; `keep_first` counts them.
+Departures from the authors' code. The code computes (KL(m || p) + KL(m || q)) / 2 as js and compares all positions;
+here js is the paper's, over positions with a successor. The code never removes layer 0 first, and can leave a share of
+the layers at the front alone until that share has been removed elsewhere; `keep_first` here keeps them for good.
 """
 
 from __future__ import annotations

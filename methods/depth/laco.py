@@ -1,34 +1,38 @@
-"""LaCo, Layer Collapse: rear layers collapse into a prior one while the output of the model stays similar.
+"""Merge rear layers into a prior one while the output of the model stays similar: LaCo, Layer Collapse.
 
 Yang, Cao, Zhao 2024, "LaCo: Large Language Model Pruning via Layer Collapse", EMNLP Findings, arXiv 2402.11187.
 Code: yangyifei729/LaCo.
 
-The layers l+1 .. l+m merge into layer l and vanish (equation 1, "reserving differences while seeking common"):
+The layers l+1 .. l+m merge into layer l and are removed (equation 1, `laco-published`):
 
-    theta*_l = theta_l + sum_{k=1..m} (theta_{l+k} - theta_l)                                          `laco-published`
+    theta*_l = theta_l + sum_{k=1..m} (theta_{l+k} - theta_l)
 
-A pointer l runs from the rear to the front. A window of C layers is merged if the last hidden state of the merged
-model still resembles that of the ORIGINAL model, averaged over a few sentences; the pointer then moves on by I, or by
-one layer if it was not (algorithm 1):
+A pointer l runs from the rear to the front. A window of C layers is merged if the last hidden state of the merged model
+still resembles that of the original model, averaged over a few sentences (algorithm 1):
 
     s = mean over sentences of cos(h_merged, h_original),   accepted if s > T
 
-The authors' released code updates in place, so that its differences cancel: the survivor ends with exactly the
-projections of the window's LAST layer and keeps the norms and biases of its FIRST. That rule is `laco`, since only it
-works with the published window and threshold; for C = 2 the two rules agree.
+The pointer moves on by I after a merge, and by one layer otherwise.
 
-C layers in a window, I pointer step after a merge, T threshold, L and H lower and upper end of the pointer's range,
-K = C - 1 layers that a merge removes, D = residual width, N = sentences, t = tokens of a sentence.
+The authors' released code updates the weights in place, so its differences cancel: the survivor ends with exactly the
+projections of the window's last layer, and keeps the norms and biases of its first. That rule is `laco`, since only it
+works with the published window and threshold. For C = 2 the two rules agree.
 
-A ratio is met by the LARGEST threshold for which the loop removes at least that many layers; then the last window
-merges no more of its layers than are missing. The path of the loop changes only where T passes a similarity that was
-rejected, so the search steps from one such value to the next and repeats no similarity. It leaves a path as soon as the
-positions left could not hold the merges that are missing, since no change further down could mend that.
+C = layers in a window, I = pointer step after a merge, T = threshold, L and H = lower and upper end of the pointer's
+range, K = C - 1 layers that a merge removes, D = residual width, N = sentences, t = tokens of a sentence.
+
+Where a ratio is asked for instead of T, T is the largest threshold at which the loop removes at least that many layers;
+the last window then merges only as many of its layers as are missing. The path of the loop changes only where T passes
+a similarity that was rejected, so the search steps from one such value to the next and computes no similarity twice. It
+leaves a path as soon as the remaining positions cannot hold the merges that are missing.
 
 Departures from the authors' code. The reference states are computed once and every candidate starts at its pointer,
-which is exact: below the pointer nothing has changed yet. No copy of the model is made. All sentences run as one
-batch. The jump that the code makes when the pointer lies above the model can never happen, and is left out; the clamp
-that the paper describes is part of `laco-published`. Caches and the configuration are renumbered at the end.
+which is exact, because nothing below the pointer has changed yet. The model is not copied, and all sentences run as one
+batch. The code's jump for a pointer above the model can never happen, and is left out; the clamp that the paper
+describes is part of `laco-published`. Caches and the configuration are renumbered at the end.
+
+Cost. No gradients. One pass over the sentences for the reference states; each candidate then runs the layers from its
+pointer upward. A given T looks at no more than H - C - L + 1 candidates, the search for a ratio at several times that.
 """
 
 from __future__ import annotations

@@ -1,24 +1,33 @@
-"""LaCo by least squares: rear layers collapse into a prior one, which is refitted in closed form to do their work.
+"""Collapse rear layers into a prior one, which is refitted by least squares to do their work.
 
-The idea, rear layers that collapse into a prior one, is that of Yang, Cao, Zhao 2024 (methods/depth/laco.py), whose
-merge adds differences of weights; the fold of a map into the prior layer is that of Shopkhoev et al. 2025
-(methods/compensation/replaceme.py). New are the refit of the whole down matrix, its penalty, and how windows are found.
+Of this project. The collapse into a prior layer is that of Yang, Cao, Zhao 2024 (methods/depth/laco.py), whose merge
+adds differences of weights; the fold of a map into the prior layer is that of Shopkhoev et al. 2025
+(methods/compensation/replaceme.py); the greedy loop is that of methods/depth/sleb.py. New are the refit of the whole
+down matrix, its penalty, and how windows are found.
 
-The layers s .. e-1 of a window become one: layer s, whose down matrix is the only weight that changes. It is fitted to
-z_e, the states of the dense model behind the window, window by window from the front; methods/depth/layer_collapse.py
-has the equation, and what can be fitted beside it.
+The layers s .. e-1 of a window become layer s, whose down matrix W is the only weight that changes. It is fitted to
+z_e, the dense model's states behind the window, window by window from the front:
 
-Windows are found one layer at a time, as SLEB finds layers: each step lets a window swallow the one behind it. What a
-candidate would do is foretold by a map T of the MLP's output m, D^2 numbers instead of I D, fitted on dense states:
+    W* = argmin ||r + C W^T + b - z_e||^2  +  ridge * sum over channels i of ||C_i||^2 ||W_i - W0_i||^2
+
+r is what layer s has before its MLP adds to it, C what enters the down matrix. No parameter is added, and the ratio is
+met to the layer. methods/depth/layer_collapse.py has the fit and what can be fitted beside it.
+
+Windows are found one layer at a time: each step lets a window take in the layer behind it. A map T of the MLP's output
+m, fitted on dense states, predicts what a candidate would do, and
 
     u(s, e) = 1 - mean over tokens of cos(r + m T, z_e)
 
-is what is left of the window's block influence when it has been fitted; r is what layer s has before its MLP adds to
-it. With `choose=error` it is ||r + m T - z_e||^2 / ||z_e||^2, with `choose=cosine` the angle without a fit, T = 1. The
-`trials` candidates that add least to the sum of u are put into the model, each with its T, and the one with the lowest
-KL divergence from the dense model's next token on `trial_tokens` tokens stays.
+is what the fit leaves of the window's block influence. With `choose=error` it is ||r + m T - z_e||^2 / ||z_e||^2, with
+`choose=cosine` the angle without a fit, T = 1. The `trials` candidates that add least to the sum of u are put into the
+model, each with its T, and the one with the lowest KL divergence from the dense model's next token on `trial_tokens`
+tokens stays. A smaller ratio is the beginning of a larger one, so a run does not search twice.
 
 L = layers, D = residual width, I = MLP width, B = sequences of a micro-batch, T = tokens.
+
+Cost. About 3 forward passes over the calibration text (2 for the fit, with `attention` 3, for each further sweep 2
+more), 7 over `trial_tokens` for each layer removed, a Cholesky solve of size D for each window that is looked at and of
+size I for each that stays. During the search 2 L D numbers are kept for each of `search_tokens`.
 """
 
 from __future__ import annotations

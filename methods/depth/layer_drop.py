@@ -1,11 +1,12 @@
-"""Direct layer dropping: the controls that every other depth method must beat.
+"""Drop layers without looking at any text: the controls that every other depth method must beat.
 
-    drop:layers=20-24   the named layers
-    drop-tail           the last n layers
-    drop-random         n layers drawn without replacement from all but the first and the last
+    drop:layers=3+20-24   the named layers
+    drop-tail             the last n layers, or with `keep_last` the n before the last
+    drop-random           n layers drawn without replacement from all but the first and the last
 
-No text is looked at and no weight changes. n is the number of layers nearest to the ratio.
-Layers are numbered from 0 and ranges include both ends.
+No weight changes. n is the number of layers nearest to the ratio. Layers are numbered from 0, and ranges include both
+ends. `drop` needs no ratio. One mention of `drop-random` makes a cell for each of five draws; tables show their mean
+and standard deviation in one row, for a perplexity those of its logarithm.
 """
 
 from __future__ import annotations

@@ -1,23 +1,27 @@
-"""LLM-Drop: drop the attentions, MLPs or layers whose output is most like their input.
+"""Drop the attentions, MLPs or layers whose output is most like their input: LLM-Drop.
 
 He, Sun, Shen, Li 2024, "What Matters in Transformers? Not All Attention is Needed", TMLR, arXiv 2406.15786.
 Code: CASE-Lab-UMD/LLM-Drop.
 
-For a block f with the input u, x_l for an attention and x_l + a_l for an MLP:
+For a block f with the input u, which is x_l for an attention and x_l + a_l for an MLP:
 
     S = 1 - mean over tokens of cos(u, u + f(norm(u)))
 
-The blocks of least importance S go at once, each with its norm. `mode` says which blocks compete:
+x_l enters layer l, and a_l is what its attention adds. The blocks with the smallest S go at once, each with its norm.
+`mode` says which blocks compete:
 
-    attn     attentions          mlp     MLPs          joint   both, in one order          block   whole layers
+    attn     attentions
+    mlp      MLPs
+    joint    both, in one order
+    block    whole layers, as methods/depth/shortgpt.py chooses them
 
-x_l enters layer l, a_l is what its attention adds.
+Attentions are the smaller part of a model, so `attn` reaches only as far as all of them weigh, 20 % of SmolLM2-135M;
+more is refused before any work. `joint` meets any ratio and is the default, though the paper's best results are those
+of `attn`, which shortens the key/value cache.
 
-The paper counts blocks. Here they go in the order of S, save those that would overshoot the budget of parameters by
-more than half of the smallest block. Attentions are the smaller part of a model, so `attn` reaches only as far as all
-of them weigh, 20 % of SmolLM2-135M; more is refused. `joint` meets any ratio and is the default, though the paper's
-best results are those of attn. In layers where attention and MLP both read x_l, the MLP's u is x_l. The variant that
-scores anew after each removal is not built.
+Departures from the authors' code. The paper counts blocks. Here they go in the order of S, except those that would
+exceed the budget of parameters by more than half of the smallest block. In layers where attention and MLP both read
+x_l, the MLP's u is x_l. Padding is left out of the mean. The variant that scores again after each removal is not built.
 """
 
 from __future__ import annotations

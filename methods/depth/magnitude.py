@@ -1,4 +1,4 @@
-"""Relative magnitude: drop the layers that add least to the residual, measured by what leaves them.
+"""Drop the layers that add least to the residual, relative to the state that leaves them: relative magnitude.
 
 Samragh, Farajtabar, Mehta, Vemulapalli, Faghri, Naik, Tuzel, Rastegari 2023, "Weight Subcloning: Direct Initialization
 of Transformers Using Larger Pretrained Ones", arXiv 2312.09299. Depth pruners use it as their simplest baseline.
@@ -6,9 +6,11 @@ of Transformers Using Larger Pretrained Ones", arXiv 2312.09299. Depth pruners u
     s_l = mean over tokens of ||a_l + m_l|| / ||x_{l+1}||,    x_{l+1} = x_l + a_l + m_l
 
 x_l enters layer l; a_l and m_l are what its attention and its MLP add. The n layers with the smallest s go at once; of
-equal ones the lower stays.
+equal ones the lower stays. The score measures the length of what is added, and not its direction, which
+methods/depth/shortgpt.py measures.
 
-The paper shortens a network by the layers with the smallest score and then trains it on; nothing is trained here.
+Departures from the paper. The paper shortens a network by the layers with the smallest score and then trains it;
+nothing is trained here.
 """
 
 from __future__ import annotations

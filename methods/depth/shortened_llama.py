@@ -1,20 +1,26 @@
-"""Shortened LLaMA: drop the layers that the loss misses least, by trial or by Taylor's formula.
+"""Drop the layers that the loss misses least, by trial or by Taylor's formula: Shortened LLaMA.
 
 Kim, Kim, Kim, Castells, Choi, Shin, Song 2024, "Shortened LLaMA: Depth Pruning for Large Language Models with
 Comparison of Retraining Methods", arXiv 2402.02834. Code: Nota-NetsPresso/shortened-llm.
 
-The importance of layer l, over N sequences of calibration text:
+The importance of layer l, over N sequences of calibration text with the mean loss L of the next token:
 
-    PPL       I_l = perplexity of the model without layer l                          `shortened-llama`
-    Taylor+   I_l = sum over the layer's weights W of |W dL/dW|                      `shortened-llama-taylor`
+    PPL       I_l = perplexity of the model without layer l                  `shortened-llama`
+    Taylor+   I_l = sum over the layer's weights W of |W dL/dW|              `shortened-llama-taylor`
 
-L is the mean loss of the next token. The n layers with the smallest importance go at once, and none is computed anew;
-of equal ones the lower stays. Taylor+ leaves the first 4 and the last 2 layers whole (that is its "+"): they matter,
-and their scores do not say so.
+The n layers with the smallest importance go at once, and none is computed again; of equal ones the lower stays. Taylor+
+keeps the first 4 and the last 2 layers (that is its "+"), which matter although their scores do not show it. A layer's
+weights are its matrices and the gains of its norms, without biases, as in the authors' code.
 
-The scores of PPL are losses, the logarithms of the perplexities. A layer's weights are its matrices and the gains of
-its norms, biases left out, as in the authors' code. Where more layers must go than Taylor+ leaves unprotected, its
-protection shrinks in proportion; the code has no such case. Training afterwards, which the paper compares, is left out.
+Departures from the authors' code. The code and its scripts keep the first 4 and the last 2 layers for PPL too; the
+paper's "+" is Taylor's, and `shortened-llama` protects none. For more than 10 sequences the code's Taylor scores weigh
+batches of 10 alike, a short last one included. Where more layers must go than Taylor+ leaves unprotected, its
+protection shrinks in proportion, and the record names the layers that were still protected; the code has no such case.
+The scores of PPL are recorded as losses, the logarithms of the perplexities. Nothing is trained afterwards, which the
+paper compares.
+
+Cost. PPL takes half a forward pass per layer, since a layer on trial lies behind half of the others, which need not run
+again. Taylor+ takes one forward and one backward pass, and a float32 sum of gradients for all weights of the layers.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""ShortGPT: drop the layers that turn the hidden state least.
+"""Drop the layers that turn the hidden state least: ShortGPT.
 
 Men, Xu, Zhang, Wang, Lin, Lu, Han, Chen 2024, "ShortGPT: Layers in Large Language Models are More Redundant Than You
-Expect", arXiv 2403.03853.
+Expect", arXiv 2403.03853. The authors have released no code.
 
 The block influence of layer l compares what enters it with what leaves it:
 
     BI_l = 1 - mean over tokens t of cos(x_{l,t}, x_{l+1,t})
 
-The n layers with the lowest influence go at once, and no influence is computed anew; of equal ones the lower stays.
-
 x_l enters layer l. What leaves the last layer is taken before the final norm; behind it, that layer would seem to do
-more than it does.
+more than it does. The n layers with the lowest influence go at once, and no influence is computed again; of equal ones
+the lower stays. One score for each layer of the dense model cannot know that two layers stand in for each other;
+methods/depth/sleb.py scores again after each removal.
 
-The authors have released no code. They average over all positions and protect no layer, which is the default; `last`
-compares the last token of each sequence alone, as some later work does.
+Departures from the paper. None: it averages over all positions and protects no layer, which is the default here.
+`token=last` compares the last token of each sequence alone, as some later work does.
 """
 
 from __future__ import annotations

@@ -1,21 +1,24 @@
-"""SLEB: drop one layer after the other, each time the one that the shortened model misses least.
+"""Drop one layer after the other, each time the one that the shortened model misses least: SLEB.
 
 Song, Oh, Kim, Kim, Kim, Kim 2024, "SLEB: Streamlining LLMs through Redundancy Verification and Elimination of
 Transformer Blocks", ICML, arXiv 2402.09025. Code: jiwonsong-dev/SLEB.
 
-With the layers S gone already, the next is (algorithm 1)
+With the set S of layers removed already, the next one is (algorithm 1)
 
-    j* = argmin over the layers j left of    - sum over tokens k of log p(w_k | w_<k; model without S and j)
+    j* = argmin over j of    - sum over tokens k of log p(w_k | w_<k; model without S and j)
 
-so that every choice sees the model as it has become, while one-shot scores all see the dense one. The first and the
-last layer stay. The order of removal does not depend on how many go: one search gives every smaller model as well.
-
-`loss=kl` (or js) asks for the distance of the next token's distribution to the dense model's instead of the loss.
+Every choice sees the model as it has become, while one-shot scores all see the dense one. The first and the last layer
+stay. The order of removal does not depend on how many go: one search gives every smaller model as well, and a run over
+several ratios continues from what an earlier cell has found. `loss=kl` (or js) asks for the distance of the next
+token's distribution to the dense model's instead of the loss.
 
 Departures from the authors' code. A trial runs only what lies behind the layer on trial, since nothing before it has
-changed, which halves the cost and changes no value. 2,048 tokens of the run's calibration text are read instead of
-128 x 2,048 of WikiText-2, which many evaluations use; padding is left out of the loss. A loss that is no number never
-wins.
+changed, which halves the cost and changes no value. 2,048 tokens of the run's calibration text are read; the code joins
+128 lines of WikiText-2, which many evaluations use, and cuts them into sequences of 2,048, which are four or five.
+Padding is left out of the loss. A loss that is not a number never wins.
+
+Cost. About L/2 forward passes per layer removed, of L layers. Eight of the 30 layers of SmolLM2-135M cost 89 passes; a
+search without kept states would cost 196. Memory is the model and L states of all tokens (151 MB there).
 """
 
 from __future__ import annotations

@@ -1,30 +1,31 @@
-"""FLAP: remove the heads and MLP channels whose input fluctuates least, and put their mean response into a bias.
+"""Remove the heads and MLP channels whose input fluctuates least, and put their mean response into a bias: FLAP.
 
 An, Zhao, Yu, Tang, Wang 2024, "Fluctuation-based Adaptive Structured Pruning for Large Language Models", AAAI,
 arXiv 2312.11983. Code: CASIA-LMC-Lab/FLAP.
 
-Where the input X of an output matrix W stays near its mean, W X is nearly a constant, which a bias can give. Over all
+Where the input X of an output matrix W stays near its mean, W X is nearly constant, and a bias can replace it. Over all
 calibration tokens, channel j of the input has the mean mu_j, the variance v_j and the norm ||X_j||, and scores
 
     wifv  v_j ||W_j||^2           the fluctuation that would be lost (equation 5)
     ifv   v_j
     wifn  mean over i of |W_ij| ||X_j||
 
-W is the attention's output matrix or the MLP's down, W_j its column j. In each layer and of each kind the scores are
-standardised, z = (s - mean) / std, and a head's z is the mean over its channels. Then one threshold for all layers and
-both kinds: the lowest go until the budget is met, where a unit weighs what parameters it holds. What goes leaves
+W is the attention's output matrix or the MLP's down matrix, and W_j its column j. In each layer and of each kind the
+scores are standardised, z = (s - mean) / std, and a head's z is the mean over its channels. One threshold then holds
+for all layers and both kinds: the lowest units go until the budget is met, each with the parameters that it holds. A
+unit is a key/value head with its query heads, or a channel. In SmolLM2-135M a head weighs 294,912 / 1,728 = 170.67
+channels. What is removed leaves a bias of the output matrix:
 
     b = sum over removed j of W_j mu_j
 
-as a bias of the output matrix. A unit is a key/value head with its query heads, or a channel. In SmolLM2-135M a head
-weighs 294,912 / 1,728 = 170.67 channels.
+`structure=ul_um` leaves the same widths in every layer; with `bias=no` as well the result has the shapes of its family.
 
 Departures from the authors' code. A head is a key/value head with all its query heads, also under grouped queries, and
-its weight follows from the shapes. Mean and variance are those of all real tokens, computed in float64 by merging
-micro-batches; the code's running variance takes the new mean for the old one and leaves out the first sequence. One
-head and 16 channels stay in each layer, or an eighth of fewer than 128 channels. The ratio counts all parameters of the
-model and the added biases. Only a matrix that loses columns gets a bias. With equal widths (`structure=ul_um`) channels
-close the gap that whole heads leave; the code takes the same share of both.
+its weight follows from the shapes. Mean and variance are those of all real tokens, in float64; the code's running
+variance takes the new mean for the old one and leaves out the first sequence. One head and 16 channels stay in each
+layer, or an eighth of fewer than 128 channels. The ratio counts all parameters of the model and the added biases. Only
+a matrix that loses columns gets a bias. With `structure=ul_um` channels close the gap that whole heads leave; the code
+removes the same share of both. Fixed numbers of heads (UL-MM, AL-MM) are not built.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Minitron's width: keep the MLP channels, and if asked the heads, that are most active, as many in every layer.
+"""Keep the most active MLP channels, and if asked the most active heads, as many in every layer: Minitron's width.
 
 Muralidharan, Sreenivas, Joshi, Chochowski, Patwary, Shoeybi, Catanzaro, Kautz, Molchanov 2024, "Compact Language
 Models via Pruning and Knowledge Distillation", NeurIPS, arXiv 2407.14679. Code: NVIDIA/Model-Optimizer.
@@ -9,9 +9,10 @@ averaged over the tokens of a sequence, and the sequences are joined by their L2
     F_j = sqrt( sum over sequences b of ( mean over tokens t of |X_btj| )^2 )
 
 For a head the same is taken of what enters the attention's output matrix, joined over the head's channels by their L2
-norm. The highest stay, as many in every layer, so that the model keeps the shape of its family.
+norm. The highest stay, as many in every layer, so the model keeps the shape of its family. A ratio that channels alone
+cannot reach is refused with how far they reach: 0.586 for SmolLM2-135M.
 
-The method was made to be followed by distillation. Without it, as here, it is a plain control of the more careful ones.
+The method was made to be followed by distillation. Without it, as here, it is a plain control of more careful methods.
 
 Departures from the authors' code. A head is a key/value head with its query heads; the code takes query heads away
 inside each group. Padding is left out of the means. The width of the residual stream and the depth, the paper's other

@@ -1,4 +1,4 @@
-"""2SSP: the same number of MLP channels from every layer, then whole attentions, one by one.
+"""Remove as many MLP channels from every layer, then whole attentions one by one: 2SSP.
 
 Sandri, Cunegatti, Iacca 2025, "2SSP: A Two-Stage Framework for Structured Pruning of LLMs", TMLR, arXiv 2501.17771.
 Code: FabrizioSandri/2SSP.
@@ -8,19 +8,22 @@ number of attentions among it is (equation 5)
 
     n = round(L p^((M / A) / alpha)),    alpha = 1.5
 
-First stage. Channel j of the MLP scores what enters the down matrix there, X (T, I) for each sequence: the mean over
-the calibration sequences of ||X_j||_2. In one pass over the dense model; the highest stay, as many in every layer, so
-that with n attentions gone the budget is met.
+In the first stage, channel j of the MLP scores what enters the down matrix there, X (T, I) for each sequence: the mean
+over the calibration sequences of ||X_j||_2, in one pass over the dense model. The highest stay, as many in every layer,
+so that with n attentions removed the budget is met.
 
-Second stage. n times, the attention goes without which the cut model's loss on `tokens` tokens is lowest.
+In the second stage, n times, the attention goes without which the cut model's loss on `tokens` tokens is lowest.
 
-For SmolLM2-135M (L = 30, M / A = 3, 1,536 channels): p = 0.25 takes 2 attentions and keeps 1,058 channels, p = 0.375
-takes 4 and keeps 836, p = 0.5 takes 8 and keeps 648.
+For SmolLM2-135M (L = 30, M / A = 3, 1,536 channels) p = 0.25 removes 2 attentions and keeps 1,058 channels, p = 0.375
+removes 4 and keeps 836, p = 0.5 removes 8 and keeps 648.
 
 Departures from the authors' code. p follows from the ratio, which counts all parameters of the model. An attention goes
 with its norm, which is counted; the code leaves the norm in place. Where the channels could not make up for n
 attentions, n is lowered or raised; the code gives up. One attention stays, and 16 channels in each layer, or an eighth
 of fewer than 128. Padding is left out of norms and loss.
+
+Cost. One forward pass for the first stage. For the second about half a pass over `tokens` tokens for each attention
+that is left, for each one that goes. The order of removal belongs to one width, so every ratio searches again.
 """
 
 from __future__ import annotations

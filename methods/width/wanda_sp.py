@@ -1,4 +1,4 @@
-"""Wanda-sp: remove the heads and MLP channels with the smallest weights times activations, layer by layer.
+"""Remove the heads and MLP channels with the smallest weights times activations, layer by layer: Wanda-sp.
 
 An, Zhao, Yu, Tang, Wang 2024, "Fluctuation-based Adaptive Structured Pruning for Large Language Models", AAAI,
 arXiv 2312.11983, where it is the baseline; the score is that of Sun, Liu, Bair, Kolter 2024, "A Simple and Effective
@@ -8,14 +8,18 @@ Channel j of the input X of an output matrix W, over all calibration tokens, sco
 
     s_j = mean over i of |W_ij| ||X_j||_2
 
-W is the attention's output matrix or the MLP's down. A unit is a key/value head with its query heads, whose score is
-the sum over its channels, or a channel of the MLP. In every layer the same number of units goes, the lowest first. The
-layers are taken in order: what a layer is fed comes from the layers before it as they have been cut.
+W is the attention's output matrix or the MLP's down matrix. A unit is a key/value head with its query heads, whose
+score is the sum over its channels, or a channel of the MLP. In every layer the same number of units goes, the lowest
+first, so the model keeps the shape of its family. The layers are taken in order: what a layer is fed comes from the
+layers before it as they have been cut. No bias makes up for what is removed.
 
 Departures from the authors' code. A head is a key/value head with all its query heads, also under grouped queries. Of
 the heads the same share goes as of the whole, rounded down, and channels close the budget; the code takes the same
 share of both, which misses it where heads are few. One head and 16 channels stay in each layer, or an eighth of fewer
 than 128 channels.
+
+Cost. Two forward passes: each layer is run once to be scored, and again as it has been cut. Memory holds the hidden
+states of all calibration tokens in front of one layer.
 """
 
 from __future__ import annotations

@@ -1,0 +1,87 @@
+"""The site builds without a warning, asks nothing of other hosts, and can be read on a phone and in the dark."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from browser import findings, needs_chromium, opened
+from pages import ROOT
+
+pytest.importorskip("material", reason="mkdocs-material is not installed; pip install 'prunebench[docs]'")
+LOOKED_AT = (
+    "index.html",
+    "studies/twenty-methods.html",
+    "studies/compensation.html",
+    "methods/laco.html",
+    "commands.html",
+    "record.html",
+    "api.html",
+)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files and logs nothing."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the site strictly, so that a broken link or a page outside of the navigation is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def address(site: Path) -> Iterator[str]:
+    """Serve the site on the loopback address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+        server.shutdown()
+        thread.join()
+
+
+def test_the_site_has_a_page_for_each_method_and_holds_no_records(site):
+    assert len(list((site / "methods").glob("*.html"))) >= 23
+    assert not (site / "results").exists()
+    assert not (site / "generate.py").exists()
+
+
+@needs_chromium
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_pages_can_be_read_and_ask_nothing_of_other_hosts(address, width, theme):
+    with opened(viewport={"width": width, "height": 900}, color_scheme=theme) as view:
+        for path in LOOKED_AT:
+            view.goto(address + path, wait_until="load")
+            assert view.evaluate("document.documentElement.scrollWidth") <= width, path
+            hindering = findings(view, "article")  # but that Chromium itself lets the keyboard reach what scrolls
+            assert [found for found in hindering if "scrollable-region-focusable" not in found] == [], path
+        assert [url for url in view.requests if not url.startswith((address, "data:", "blob:"))] == []
+        assert view.complaints == []
+
+
+@needs_chromium
+def test_the_search_answers_without_another_host(address):
+    with opened(viewport={"width": 1400, "height": 900}) as view:
+        view.goto(address + "index.html")
+        view.evaluate("document.querySelector('label[for=__search]').click()")
+        view.get_by_text("Type to start searching").wait_for(timeout=60_000, state="attached")
+        view.locator("input.md-search__input").press_sequentially("least squares")
+        view.wait_for_selector(".md-search-result__item", timeout=60_000, state="attached")
+        assert [url for url in view.requests if not url.startswith((address, "data:", "blob:"))] == []
