@@ -120,7 +120,9 @@ def markdown(docstring: str) -> str:
 def _escaped(text: str) -> str:
     """Return text in which nothing outside of backticks has a meaning for Markdown."""
     pieces = re.split(r"(`[^`]*`)", text)
-    return "".join(piece if n % 2 else re.sub(r"([*_<>\[\]|])", r"\\\1", piece) for n, piece in enumerate(pieces))
+    plain = [re.sub(r"([*_{}\[\]|])", r"\\\1", piece.replace("<", "&lt;")) for piece in pieces[::2]]
+    pieces[::2] = plain
+    return "".join(pieces)
 
 
 def _linked(text: str) -> str:

@@ -12,7 +12,8 @@ import methods
 CARDS = {card.name: card for card in methods.catalogue()}
 LACO_PUBLISHED = {"merge": "'sum'", "clamp": "True", "sentences": "10"}
 METHOD_PAGES = {page.stem: page for page in generator().method_pages()}
-SOURCED = sorted(set(METHOD_PAGES) - {"layer_drop", "laco_ls"})  # the controls and this project's own have no paper
+CONTROLS = {"layer_drop", "reinitialize"}
+SOURCED = sorted(set(METHOD_PAGES) - CONTROLS - {"laco_ls"})  # which is this project's own
 
 
 @pytest.mark.parametrize("name", [name for name in CARDS if name != "laco-published"])
@@ -43,8 +44,8 @@ def test_a_methods_page_has_what_it_must_say(stem):
     assert re.search(r"^    \S", page, re.MULTILINE), "an equation"
     assert "| File | `methods/" in page
     assert "| Looks at |" in page
-    assert "## Cost" in page or "| Cost |" in page or stem == "layer_drop"
-    assert "## Families" in page or "| Cannot serve |" in page
+    assert "## Cost" in page or "| Cost |" in page or stem in CONTROLS
+    assert "## Families" in page or "| Cannot serve |" in page or stem in CONTROLS
     assert "## Parameters" in page
     for path in re.findall(r"methods/[\w\\]+/[\w\\]+\.py", page):
         assert (ROOT / path.replace("\\", "")).is_file(), path
@@ -164,6 +165,39 @@ def test_the_tables_of_laco_ls_are_what_their_records_say():
             assert shown == [said[measure(head), method, first[3:]] for head in columns], (first, method)
             checked += len(shown)
     assert checked == 140
+
+
+def test_the_table_of_ratio_curves_is_what_its_records_say():
+    said = {
+        (line["label"], line["requested_ratio"]): line["shown"]
+        for line in report("ratio-curves", view="by-ratio")
+        if line["measure"] == "perplexity_wiki"
+    }
+    ((_, *ratios), *lines) = tables(text("docs/studies/ratio-curves.md"))[0]
+    assert len(lines) == 8
+    for name, *shown in lines:
+        method = name.partition("`")[0]
+        label = "sleb:tokens=512" if method == "sleb" else method
+        assert shown == [said[label, ratio] for ratio in ratios], method
+
+
+def test_the_tables_of_lacos_settings_are_what_their_records_say():
+    grids = tables(text("docs/studies/settings.md"))
+    asked = (
+        (grids[0], "laco-ablation", "C", "T", "-2"),
+        (grids[1], "laco-range", "H", "ratio", ""),
+    )  # -2: the panel I = 2
+    for grid, run, first, last, panel in asked:
+        said = {
+            (line["label"], line["measure"]): line["shown"]
+            for line in report(run, view="ablation")
+            if line["table"] == f"ablation-laco-perplexity_wiki{panel}"
+        }
+        assert len(said) == (len(grid) - 1) * (len(grid[0]) - 1)
+        for name, *shown in grid[1:]:
+            for head, cell in zip(grid[0][1:], shown, strict=True):
+                asked_for = f"{first}={name.partition(',')[0]}", f"perplexity_wiki, {last}={head.removeprefix('T = ')}"
+                assert cell.partition(" (")[0] == said[asked_for], (run, name, head)
 
 
 def study(beside: str) -> list[tuple[str, list[str], list[list[str]]]]:
