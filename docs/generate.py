@@ -53,8 +53,6 @@ class MethodPage:
         facts = [("File", f"`{self.path}`"), ("Command", f"`{self._command()}`")]
         for label, attribute in (("Looks at", "needs"), ("Cost", "cost")):
             facts += [(label, said)] if (said := self._said(attribute)) else []
-        if self.plus:
-            facts.append(("Looks at", "calibration; the dense and the pruned model, side by side"))
         without = sorted({family for card in self.cards for family in card.without})
         if not self.plus:
             facts.append(("Cannot serve", ", ".join(without) or "none: every family is served"))

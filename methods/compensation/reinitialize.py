@@ -1,16 +1,19 @@
-"""Reinitialize: the pruned model keeps its shape and loses its weights, which are drawn anew. A control, no repair.
+"""Draw the weights of a pruned model anew in its shape: a control for what a pruned model inherits.
 
-Yang, Cao, Zhao 2024, "LaCo: Large Language Model Pruning via Layer Collapse", arXiv 2402.11187, say in the abstract
-that a collapsed model inherits the parameters of the dense one. `laco` and `laco+reinitialize` with `--heal full` put
-that to the test: both have the same shape and see the same sequences in the same order for as many steps; what differs
-is where they begin.
+Yang, Cao, Zhao 2024, "LaCo: Large Language Model Pruning via Layer Collapse", EMNLP Findings, arXiv 2402.11187, say in
+the abstract that a collapsed model inherits the parameters of the dense one. `laco` and `laco+reinitialize` with
+`--heal full` test that: both have the same shape and are trained on the same sequences in the same order for as many
+steps, and differ in where they begin.
 
     W ~ as transformers initialises a new model of the family
 
 Shortcuts of a sliced model, which no family has, start as identity matrices that are cut to their shapes, since a
-random map of the residual stream would be no fair start. Tied matrices stay tied. No parameter is added.
+random map of the residual stream would be no fair start. Tied matrices stay tied. No parameter is added. The authors
+have released no code for this comparison.
 
-The authors have released no code for this comparison.
+Families. Every method, in every family. Transformers alone loads the result where it loads the method's own.
+
+Cost. None: no text is read.
 """
 
 from __future__ import annotations
