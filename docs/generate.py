@@ -12,6 +12,7 @@ import io
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -214,23 +215,23 @@ def _record() -> str:
     summary, _, body = (ast.get_docstring(ast.parse(source)) or "").partition("\n")
     blocks = [_escaped(summary)]
     for block in re.split(r"\n{2,}", body.strip("\n")):
-        blocks.append(_listed(block) if block.startswith("    ") else _escaped(block))
+        blocks.append(listed(block) if block.startswith("    ") else _escaped(block))
     return "# The record\n\n" + "\n\n".join(blocks) + "\n"
 
 
-def _listed(block: str) -> str:
-    """Return an indented list of names and meanings as tables; a line deeper than its list goes on the one before."""
+def listed(block: str) -> str:
+    """Return a list of names and meanings in columns as a table; a deeper line continues the one before."""
     rows: list[tuple[int, str, str]] = []
-    for line in block.split("\n"):
+    for line in textwrap.dedent(block).split("\n"):
         depth, text = len(line) - len(line.lstrip()), line.strip()
-        name, gap, meaning = (part.strip() for part in re.match(r"(.*?)(\s{2,}|$)(.*)", text).groups())  # type: ignore[union-attr]
-        deep = bool(rows) and depth > 8 + 4 * (rows[-1][0] >= 8)
-        if deep or (rows and not gap and not meaning and "  " not in text and depth > rows[-1][0] + 4):
-            rows[-1] = (rows[-1][0], rows[-1][1], f"{rows[-1][2]} {re.sub(r'  +', ' ', text)}")
+        name, _, meaning = (part.strip() for part in re.split(r"(\s{2,}|$)", text, maxsplit=1))
+        above = rows[-1][0] if rows else 0
+        if rows and (depth > 4 + 4 * (above >= 4) or (not meaning and depth > above + 4)):
+            rows[-1] = (above, rows[-1][1], f"{rows[-1][2]} {re.sub(r'  +', ' ', text)}")
         else:
             rows.append((depth, name, meaning))
-    shown = [f"| {'&emsp;' * (depth >= 8)}`{name}` | {_escaped(meaning)} |" for depth, name, meaning in rows]
-    return "\n".join(["| key | meaning |", "| --- | --- |", *shown])
+    shown = [f"| {'&emsp;' * (depth >= 4)}`{name}` | {_escaped(meaning)} |" for depth, name, meaning in rows]
+    return "\n".join(["| name | meaning |", "| --- | --- |", *shown])
 
 
 _METHODS = list(method_pages())
