@@ -130,6 +130,7 @@ def _linked(text: str) -> str:
     text = re.sub(r"arXiv\s(\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
     text = re.sub(r"((?:Code|code): )([\w.-]+/[\w\\.-]*\w)", r"\1[\2](https://github.com/\2)", text)
     text = re.sub(r"https://github.com/\S*", lambda found: found[0].replace("\\", ""), text)
+    text = re.sub(r"docs/(studies/[\w-]+)\.md", r"[\1](../\1.md)", text)
     return re.sub(
         r"methods/\w+/(?:\w|\\_)+\.py",
         lambda found: f"[{found[0]}]({stem}.md)" if (stem := known.get(found[0].replace("\\", ""))) else found[0],

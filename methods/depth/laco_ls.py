@@ -28,6 +28,8 @@ L = layers, D = residual width, I = MLP width, B = sequences of a micro-batch, T
 Cost. About 3 forward passes over the calibration text (2 for the fit, with `attention` 3, for each further sweep 2
 more), 7 over `trial_tokens` for each layer removed, a Cholesky solve of size D for each window that is looked at and of
 size I for each that stays. During the search 2 L D numbers are kept for each of `search_tokens`.
+
+Measured. docs/studies/laco-ls.md compares it with other methods, and docs/studies/compensation.md its own settings.
 """
 
 from __future__ import annotations
