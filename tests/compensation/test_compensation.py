@@ -483,7 +483,8 @@ def test_names_and_parameters():
     assert methods.make("shortgpt+none") == methods.make("shortgpt")
     assert methods.make("drop-random+ghost").draws == 5
     assert methods.make("drop:layers".partition(":")[0] + "+scale", {"layers": "1"}).fixed
-    assert [card.name for card in methods.compensations()] == ["scale", "linearpatch", "ghost", "replaceme", "refit"]
+    names = ["scale", "linearpatch", "ghost", "replaceme", "refit", "reinitialize"]
+    assert [card.name for card in methods.compensations()] == names
     for card in methods.compensations():
         known = methods.hyperparameters(methods.make(f"shortgpt+{card.name}"))
         assert {f"{card.name}.{name}" for name, _, _ in card.parameters} == {name for name in known if "." in name}
