@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,25 @@ def test_one_file_knows_what_families_call_their_parts():
 
 def test_there_are_no_drawers():
     assert [p for p in FILES if p.stem in ("utils", "common", "helpers", "misc")] == []
+
+
+def test_a_folder_and_a_file_are_small_enough_to_be_seen_at_once():
+    counts = Counter(path.parent for path in files())
+    assert {folder: count for folder, count in counts.items() if count > 16} == {}
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert {path: count for path, count in lines.items() if count > 350} == {}
+
+
+def files():
+    """Every file of the product that is no product of Python's."""
+    return (p for name in PACKAGES for p in (ROOT / name).rglob("*") if p.is_file() and p.parent.name != "__pycache__")
+
+
+def test_a_name_is_of_one_class_only():
+    nodes = (node for path in FILES for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = Counter(node.name for node in nodes if isinstance(node, ast.ClassDef))
+    assert len(names) > 100
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_only_the_command_line_knows_argparse():
