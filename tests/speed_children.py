@@ -74,5 +74,7 @@ def nests(line):
 if __name__ == "__main__":  # a parent for the tests that interrupt or kill one
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored when the tests run in the background
     said = {"hear": lambda found: print(found["pid"], found["deaf"], flush=True)}
-    worker.run(sleeps, (), limits=worker.Limits(), **said)
+    import speed_children  # since a worker does not import what is the main module here
+
+    worker.run(speed_children.sleeps, (), limits=worker.Limits(), **said)
     sys.exit("the child came to its end")

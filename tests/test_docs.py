@@ -8,6 +8,7 @@ import pytest
 from pages import DOCS, ROOT, generator, report, rows, tables, text
 
 import methods
+from bench.records import run_folder
 
 CARDS = {card.name: card for card in methods.catalogue()}
 LACO_PUBLISHED = {"merge": "'sum'", "clamp": "True", "sentences": "10"}
@@ -179,6 +180,22 @@ def test_the_table_of_ratio_curves_is_what_its_records_say():
         method = name.partition("`")[0]
         label = "sleb:tokens=512" if method == "sleb" else method
         assert shown == [said[label, ratio] for ratio in ratios], method
+
+
+def test_the_table_of_inheritance_is_what_its_records_say():
+    (table,) = (table for table in tables(text("docs/studies/healing.md")) if table[0][-1] == "random at 0.2")
+    curves = {}
+    for record in run_folder.records(ROOT / "docs/results/inherit").values():
+        if "healing" in record.measured:
+            curve = record.measured["healing"]["curve"]
+            curves[record.cell["method"], record.cell["ratio"]] = {point["tokens"]: point for point in curve}
+    columns = [(method, ratio) for ratio in (0.1, 0.2) for method in ("laco", "laco+reinitialize")]
+    assert len(table) == 6
+    for tokens, *shown in table[1:]:
+        for column, cell in zip(columns, shown, strict=True):
+            point = curves[column][int(tokens.replace(",", ""))]
+            half = (point["heldout_loss_high"] - point["heldout_loss_low"]) / 2
+            assert cell == f"{point['heldout_loss']:.2f} ± {half:.2f}", (column, tokens)
 
 
 def test_the_tables_of_lacos_settings_are_what_their_records_say():

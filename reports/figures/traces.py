@@ -133,6 +133,7 @@ def _draw_learning(curves: dict[str, tuple[str, list[dict[str, float]]]]) -> Dra
         axis.fill_between(tokens, low, high, color=own["color"], alpha=0.12, linewidth=0)
     axis.set_xlabel("tokens trained on")
     axis.set_ylabel("held-out loss (nats per token)")
+    axis.locator_params(axis="x", nbins=5)  # more numbers of this length would run into each other
     axis.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}")
     legend(drawing, [axis])
     return drawing

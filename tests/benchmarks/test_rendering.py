@@ -54,7 +54,7 @@ def test_report(words, run, tmp_path, benchmark):
 def test_page_with_its_figures_in_one_process(run, benchmark):
     merged = load_runs([run])
     text = benchmark.pedantic(lambda: page(merged.records, samples=merged.samples), rounds=3)
-    assert text.count("<svg") == 14
+    assert text.count("<svg") == 16
 
 
 def test_reading_a_run(run, benchmark):

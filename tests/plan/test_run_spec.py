@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 from conftest import refused, tiny
+from pydantic import TypeAdapter
 
 from bench.cli import options
 from bench.cli.main import main
 from bench.data import pretrained, texts
 from bench.plan import spec_file, validate
-from bench.plan.cell import asked
+from bench.plan.cell import Cell, asked
 from bench.plan.protocol import PROFILES, Protocol, SimilarityProtocol, profile
 from bench.plan.recipe import Recipe
 from bench.plan.run_spec import RunSpec, flags, from_flags
 from bench.records.run_folder import load_run, records
-from bench.run.reproduce import cell_of
+from bench.run.fingerprint import of_today
 from methods.errors import UserError
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
@@ -126,7 +127,10 @@ def test_the_keys_of_shipped_records_are_made_of_the_same_fields(run):
     found = records(RESULTS / run)
     assert found
     for key, record in found.items():
-        assert replace(cell_of(record), inputs=record.cell["inputs"]).key == key
+        asked_then = TypeAdapter(Cell).validate_python(
+            record.cell | {"inputs": {}}
+        )  # parameters by their names of then
+        assert replace(asked_then, inputs=record.cell["inputs"]).key == key
 
 
 STUDIES = ("laco-ablation", "laco-calibration", "laco-range", "laco-ls-ablation", "ratio-curves")
@@ -139,7 +143,7 @@ def test_a_spec_asks_for_the_cells_that_its_shipped_run_has(name, monkeypatch):
     monkeypatch.setattr(pretrained, "check", lambda name, trust: None)
     monkeypatch.setattr(pretrained, "shell", lambda name, trust: tiny("llama", layers=30))
     wanted = {asked(cell) for cell in validate.cells(spec_file.spec(name, {"device": "cpu"}))}
-    shipped = {asked(record.cell) for record in records(RESULTS / name).values()}
+    shipped = {asked(of_today(record.cell)) for record in records(RESULTS / name).values()}
     assert shipped <= wanted
     assert shipped == wanted or name == "compensation"  # whose laco-ls stands in a run of its own
 

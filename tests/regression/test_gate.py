@@ -518,7 +518,7 @@ def test_the_commands_of_the_page_and_the_workflow_are_commands():
 
     workflow = yaml.safe_load((EXAMPLES / "gate.yml").read_text())
     steps = [line for step in workflow["jobs"]["gate"]["steps"] for line in step.get("run", "").splitlines()]
-    lines = [*(DOCS / "regression.md").read_text().splitlines(), *steps]
+    lines = [*(DOCS / "guides" / "regression.md").read_text().splitlines(), *steps]
     commands = [line.strip() for line in lines if line.strip().startswith("python -m bench ")]
     assert len(commands) > 10
     for command in commands:
@@ -527,7 +527,7 @@ def test_the_commands_of_the_page_and_the_workflow_are_commands():
 
 
 def test_the_margins_of_the_page_are_the_defaults(tmp_path):
-    (text,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "regression.md").read_text(), re.DOTALL)
+    (text,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "guides" / "regression.md").read_text(), re.DOTALL)
     (tmp_path / "margins.yaml").write_text(text)
     assert gate.read_margins(tmp_path / "margins.yaml") == gate.Margins()
     assert gate.read_margins(EXAMPLES / "margins.yaml") == gate.Margins(speed=None)

@@ -6,6 +6,8 @@ import pytest
 
 from bench.plan.cell import asked
 from bench.records import run_folder
+from bench.records.record import label
+from bench.run.fingerprint import of_today
 from bench.run.reproduce import cell_of
 
 RESULTS = Path(__file__).parents[2] / "docs/results"
@@ -15,6 +17,6 @@ RESULTS = Path(__file__).parents[2] / "docs/results"
 def test_the_cell_of_a_record_asks_what_the_record_was_asked(run):
     for record in run_folder.records(RESULTS / run).values():
         cell = cell_of(record)
-        assert asked(cell) == asked(record.cell)
-        assert cell.label == record.cell["label"]
+        assert asked(cell) == asked(of_today(record.cell))
+        assert cell.label == label(of_today(record.cell))
         assert cell.inputs == {}

@@ -718,9 +718,9 @@ def test_a_process_that_hangs_is_ended():
 
 
 def kill(pid):
+    """Kill a child of this process and wait until all of its threads are gone; who started it can still fetch it."""
     os.kill(pid, signal.SIGKILL)
-    while is_alive(pid):
-        time.sleep(0.01)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 def test_a_worker_keeps_its_process_until_something_fails_in_it():
