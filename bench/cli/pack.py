@@ -37,9 +37,9 @@ def _pack(arguments: argparse.Namespace) -> int:
     if arguments.out or packed_run.is_packed(run) or not run_folder.files(run):  # or pack says what is wrong
         cells = packed_run.pack(run, target)
     else:
-        from bench.run import store
+        from bench.run import lock
 
-        with store.held(run):  # no run may go on in it meanwhile
+        with lock.held(run):  # no run may go on in it meanwhile
             cells = packed_run.pack(run, target)
     packed = packed_run.files(target)
     size = sum(path.stat().st_size for path in packed)

@@ -1,7 +1,7 @@
 """Runs cells and writes their records: those without a record that counts, one after the other, each an outcome of its
 own.
 
-The folder belongs to one run at a time (bench.run.store). A cell is measured in this process or in a worker, where a
+The folder belongs to one run at a time (bench.run.lock). A cell is measured in this process or in a worker, where a
 crash or a lack of memory is that cell's outcome and no other's, and with limits a hang.
 """
 
@@ -25,7 +25,7 @@ from bench.plan.protocol import Protocol
 from bench.plan.run_spec import RunSpec
 from bench.records import comparability
 from bench.records.record import REFUSED, InvalidRecord, Record, load
-from bench.run import fingerprint, store
+from bench.run import fingerprint, lock, store
 from bench.run.datasets import DatasetReader, Datasets
 from bench.run.measure import Outcome, attempt
 from bench.run.source_hash import method_sha256
@@ -83,7 +83,7 @@ def run(
     elsewhere = alone or (isolate is None and cells[0].protocol.speed_rounds > 0)
     if elsewhere:
         _refuse_own(cells)
-    with store.held(folder) as dead:
+    with lock.held(folder) as dead:
         if dead:
             say(dead)
         store.clear_leftovers(folder)

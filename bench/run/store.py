@@ -1,4 +1,4 @@
-"""Keeps a run folder: which of its records count, what a killed run has left, and which run owns it.
+"""Keeps a run folder: which of its records count, and what a killed run has left.
 
     cells/<key>.json                finished cells (bench.records.record)
     samples/<key>/<name>.parquet    their documents and windows
@@ -9,15 +9,11 @@
     kept/<key>/                     models from which a cell without a record goes on, unless they are in models/; as
                                     methods.checkpoint writes them, in the dtype that they have in memory
     superseded/                     records, with their samples, that a changed input or layout has made old
-    .lock                           locked while a run goes on; stays, since a lock that is removed can be held twice
-    .owner.json                     {pid, host, started} of the run that goes on, or of one that was killed
+    .lock, .owner.json              which run owns the folder (bench.run.lock)
 
 A cell is finished when its record and every file of samples that the record names are whole. Every file is renamed into
 place once it is on the disk, samples before the record that names them. A cell whose model is needed and missing, or
 not whole, is measured again, whatever its record says.
-
-One run at a time works in a folder. The lock is the system's own (flock, through filelock), so that it is gone with its
-owner however that ended: killed, or with the machine. .owner.json tells the one who is refused who that is.
 """
 
 from __future__ import annotations
@@ -26,32 +22,26 @@ import hashlib
 import io
 import json
 import math
-import os
-import platform
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
 
 from bench.plan.cell import Cell, asked
-from bench.records import packed_run
 from bench.records.record import EARLIER, FAILED, InvalidRecord, Record, label, load, save
 from bench.run import fingerprint
 from bench.run.fingerprint import differing
 from methods.checkpoint import save_load, weight_files
-from methods.errors import CheckpointError, UserError
+from methods.errors import CheckpointError
 from methods.files import WRITING, sha256, write_atomically
 from methods.model.decoder import Decoder
 
 KEPT = "kept"
-LOCK, OWNER = ".lock", ".owner.json"
 SCRATCH = ".run-"  # begins the name of a folder that lasts as long as its run
 
 
@@ -296,43 +286,3 @@ def drop_models(folder: Path, but: Collection[str]) -> None:
             shutil.rmtree(place, ignore_errors=True)
     with suppress(OSError):  # which holds others, or is not there
         (folder / KEPT).rmdir()
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[str | None]:
-    """Own the folder; yields a line about an earlier owner that did not finish, if there was one.
-
-    Raises UserError, naming the owner, where another run holds it, and where the run in it is packed.
-    """
-    if packed_run.is_packed(folder):
-        raise UserError(
-            f"{folder} is a packed run; `python -m bench pack {folder} --unpack` lets it go on, or name another --out"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise UserError(
-            f"{folder} is in use by {_owner(folder) or 'another run'}; wait for it, end it, or name another --out"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{folder} cannot be locked: {error.strerror}; name another with --out") from None
-    try:
-        dead = _owner(folder)
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        who = {"pid": os.getpid(), "host": platform.node(), "started": started}
-        write_atomically(folder / OWNER, json.dumps(who) + "\n")
-        yield f"{dead} did not come to its end; going on from there" if dead else None
-    finally:
-        (folder / OWNER).unlink(missing_ok=True)
-        lock.release()
-
-
-def _owner(folder: Path) -> str | None:
-    """Say in words who the owner's file names; None where there is none or it cannot be read."""
-    try:
-        who = json.loads((folder / OWNER).read_text(encoding="utf-8"))
-        return f"the run with process {who['pid']:d} on {who['host']}, started {who['started']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

@@ -11,7 +11,7 @@ z_e, the dense model's states behind the window, window by window from the front
     W* = argmin ||r + C W^T + b - z_e||^2  +  ridge * sum over channels i of ||C_i||^2 ||W_i - W0_i||^2
 
 r is what layer s has before its MLP adds to it, C what enters the down matrix. No parameter is added, and the ratio is
-met to the layer. methods/depth/layer_collapse.py has the fit and what can be fitted beside it.
+met to the layer. methods/depth/collapse_fit.py has the fit and what can be fitted beside it.
 
 Windows are found one layer at a time: each step lets a window take in the layer behind it. A map T of the MLP's output
 m, fitted on dense states, predicts what a candidate would do, and
@@ -46,8 +46,8 @@ from torch.nn.functional import cosine_similarity
 
 from methods.base import register
 from methods.budget import whole_layers
+from methods.depth.collapse_fit import Collapse, Fit, Window
 from methods.depth.greedy_search import kl
-from methods.depth.layer_collapse import Collapse, Fit, Window
 from methods.errors import Unsupported
 from methods.least_squares import LeastSquares, relative_error
 from methods.model.activations import Entry, enter, enter_all, fitted_tokens, step

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import methods
 from methods.compensation.base import CompensatedPruner
 from methods.compensation.boundaries import Pruning, kept_layers
-from methods.depth.layer_collapse import Collapse, Fit
+from methods.depth.collapse_fit import Collapse, Fit
 from methods.model.activations import enter
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder, twin

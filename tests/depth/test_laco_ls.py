@@ -15,8 +15,8 @@ from tiny_methods import logits
 import methods
 from methods.checkpoint import save_load
 from methods.compensation.replaceme import fold
+from methods.depth.collapse_fit import Collapse, Fit
 from methods.depth.laco_ls import CollapseTrial, DenseStates, LaCoLS, joined
-from methods.depth.layer_collapse import Collapse, Fit
 from methods.errors import Unsupported
 from methods.model.activations import inputs_of
 from methods.model.decoder import Decoder, twin

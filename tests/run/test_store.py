@@ -29,7 +29,7 @@ from bench.data import task_loading
 from bench.evaluation import tasks
 from bench.records.record import InvalidRecord, Record, load
 from bench.records.run_folder import load_run
-from bench.run import fingerprint, measure, store
+from bench.run import fingerprint, lock, measure, store
 from methods.base import REGISTRY
 from methods.errors import Unwritable
 from methods.files import WRITING, write_atomically
@@ -141,7 +141,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_results(runner, whole, t
         code, said = runner.run(folder, seconds * draw.random())
         kills += code == -signal.SIGKILL
         before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.glob("cells/*.json")}
-        dead = (folder / store.OWNER).exists()
+        dead = (folder / lock.OWNER).exists()
         finished = {load(path).cell["label"] for path in before}  # each of them whole
         owned += dead
         partial += any(folder.glob("partial/*/*.json"))
@@ -160,14 +160,14 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_results(runner, whole, t
 
 
 def test_two_runs_do_not_share_a_folder(asked, tmp_path, capsys):
-    with store.held(tmp_path / "run") as dead:
+    with lock.held(tmp_path / "run") as dead:
         assert dead is None
         assert main([*asked, "--out", str(tmp_path / "run")]) == 2
         out, err = capsys.readouterr()
         assert (out, err.count("\n")) == ("", 1)
         assert f"is in use by the run with process {os.getpid()} on {platform.node()}, started 20" in err
     assert not (tmp_path / "run" / "cells").exists()
-    with store.held(tmp_path / "run") as dead:
+    with lock.held(tmp_path / "run") as dead:
         assert dead is None
 
 

@@ -1,0 +1,66 @@
+"""Keeps a run folder for one run at a time.
+
+    .lock         locked while a run goes on; stays, since a lock that is removed can be held twice
+    .owner.json   {pid, host, started} of the run that goes on, or of one that was killed
+
+The lock is the system's own (flock, through filelock), so that it is gone with its owner however that ended: killed, or
+with the machine. .owner.json tells the one who is refused who that is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from bench.records import packed_run
+from methods.errors import UserError
+from methods.files import write_atomically
+
+LOCK, OWNER = ".lock", ".owner.json"
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[str | None]:
+    """Own the folder; yields a line about an earlier owner that did not finish, if there was one.
+
+    Raises UserError, naming the owner, where another run holds it, and where the run in it is packed.
+    """
+    if packed_run.is_packed(folder):
+        raise UserError(
+            f"{folder} is a packed run; `python -m bench pack {folder} --unpack` lets it go on, or name another --out"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(
+            f"{folder} is in use by {_owner(folder) or 'another run'}; wait for it, end it, or name another --out"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be locked: {error.strerror}; name another with --out") from None
+    try:
+        dead = _owner(folder)
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        who = {"pid": os.getpid(), "host": platform.node(), "started": started}
+        write_atomically(folder / OWNER, json.dumps(who) + "\n")
+        yield f"{dead} did not come to its end; going on from there" if dead else None
+    finally:
+        (folder / OWNER).unlink(missing_ok=True)
+        lock.release()
+
+
+def _owner(folder: Path) -> str | None:
+    """Say in words who the owner's file names; None where there is none or it cannot be read."""
+    try:
+        who = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        return f"the run with process {who['pid']:d} on {who['host']}, started {who['started']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
