@@ -4,8 +4,8 @@ T is a text, K a task, M a metric; a name that begins with _ continues the one b
 
 model .. profile                  model, label, method, requested_ratio (missing for the dense model and for methods
                                   whose parameters alone decide), seed, match, device, dtype, profile
-status, error, flags              flags: "missed_ratio", "no_dense_cell", "other_versions" (than the dense cell's), a
-                                  space between
+status, error, flags              flags: "missed_ratio", "no_dense_cell", "other_versions" (than the dense cell's),
+                                  "misfit" (a fit that does not hold on sequences it has not seen), a space between
 ratio, ratio_budget, miss         shares of the dense model's parameters; miss = ratio - ratio_budget
 parameters .. macs_context        as in bench.records.record
 perplexity_T, _low, _high         with its 95 % interval;  bits_per_byte_T, byte_perplexity_T, word_perplexity_T
@@ -31,6 +31,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from bench.records.comparability import by_setup, dense_peer, other_versions
+from bench.records.fits import misfits
 from bench.records.record import Record, display_name, is_accuracy, label, requested_ratio
 from bench.stats.intervals import average_stderr, wilson
 
@@ -135,6 +136,7 @@ def _row(record: Record, dense: Record | None, averaged: list[str]) -> dict[str,
         *["missed_ratio"] * missed,
         *["no_dense_cell"] * (dense is None),
         *["other_versions"] * bool(other_versions(record, dense)),
+        *["misfit"] * any(misfits(record)),
     ]
     return row | {"flags": " ".join(flags) or None}
 

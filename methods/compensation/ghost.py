@@ -14,16 +14,13 @@ counted, and the method removes so much more. D = residual width.
 Departures from the paper. The states are taken from the pruned model with its earlier cuts repaired, from front to
 rear; the paper takes them from the dense one. Neighbouring blocks share one cut; the authors' code puts a map at every
 removed layer. Each channel is penalised in proportion to its energy (see methods/least_squares.py) instead of by an
-absolute 1e-6. The first position is left out of the fit, where many models hold a state of huge norm that would decide
-the squares (`ghost.leave_first=no` fits it).
-
-Measured. The figures of one calibration seed do not hold for others. On SmolLM2-135M at 0.2 `angular+ghost` has a
-perplexity of 49.7 with seed 0, 264 and 281 with seeds 1 and 3, where `angular` alone has 279 each time; with
-`leave_first=no` it has 178, 228 and 203.
+absolute 1e-6. Attention sinks, whose states are of huge norm, weigh as a population of their own (see
+methods/model/sinks.py) instead of deciding the squares; `ghost.sinks=alike` weighs all tokens alike, as the authors do.
 
 Families. Methods that remove layers, attentions or MLPs, in every family. The model loads with `methods.checkpoint`.
 
-Cost. Two forward passes over the calibration text and one Cholesky solve of size D for each cut.
+Cost. Two forward passes over the calibration text and two Cholesky solves of size D for each cut, one of them to judge
+the fit by sequences that it has not seen.
 """
 
 from __future__ import annotations

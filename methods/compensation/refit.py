@@ -12,11 +12,13 @@ the dense layer's own output matrix would give for the same x. Then
 Layers are taken in order, each fed by those before it as they have been refitted; in each the attention first. With
 `intercept` the matrix gets a bias b that is fitted as well, and counted; otherwise it keeps the bias that it has.
 
-D = residual width, C = channels that are left. The penalty is that of methods/least_squares.py.
+D = residual width, C = channels that are left. The penalty is that of methods/least_squares.py. Attention sinks, tokens
+for which a block gives something of huge norm, weigh as a population of their own (methods/model/sinks.py).
 
 Families. Methods that cut heads or channels: flap, wanda-sp, llm-pruner, 2ssp, minitron-width.
 
-Cost. About three forward passes over the calibration text and one Cholesky solve for each cut matrix.
+Cost. About three forward passes over the calibration text and two Cholesky solves for each cut matrix, one of them to
+judge the fit by sequences that it has not seen.
 """
 
 from __future__ import annotations

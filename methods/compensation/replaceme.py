@@ -15,18 +15,15 @@ left, or its attention where the MLP has gone. D = residual width, T (D, D), W (
 Departures from the authors' code. Any method chooses the layers, and cuts may be several; each is fitted on the pruned
 model with its earlier cuts repaired. T is drawn towards the identity, each channel in proportion to its energy (see
 methods/least_squares.py), where the code's alpha is 0. Where the removed run ends with the last layer, the code fits
-the state behind the final norm, and this the state before it. The first position is left out of the fit
-(`replaceme.leave_first=no` fits it, which helps where tokens are few). The variant that minimises a cosine by gradient
-descent is not built.
-
-Measured. The figures of one calibration seed do not hold for others. On SmolLM2-135M at 0.2 `angular+replaceme` has a
-perplexity of 67.0 with seed 0, 6,431 and 7,677 with seeds 1 and 3, where `angular` alone has 279 each time; with
-`leave_first=no` it has 359, 518 and 414.
+the state behind the final norm, and this the state before it. Attention sinks, whose states are of huge norm, weigh as
+a population of their own (see methods/model/sinks.py); `replaceme.sinks=alike` weighs all tokens alike, as the authors
+do. The variant that minimises a cosine by gradient descent is not built.
 
 Families. Methods that remove layers, attentions or MLPs, except in families with norms behind their blocks (gemma2,
 gemma3_text), and not for a cut before the first layer. Transformers alone loads the result.
 
-Cost. Two forward passes over the calibration text and one Cholesky solve of size D for each cut.
+Cost. Two forward passes over the calibration text and two Cholesky solves of size D for each cut, one of them to judge
+the fit by sequences that it has not seen.
 """
 
 from __future__ import annotations

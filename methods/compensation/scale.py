@@ -13,8 +13,8 @@ follows from leaving x alone and dividing by c whatever is added behind the cut:
 attentions and MLPs. No parameter is added and the model remains one of its family. Only the norms' epsilon differs.
 
 Departures from the paper. Only sizes are compensated; any method chooses the layers. The paper scales weights in front
-of the cut; scaling those behind it leaves the embedding alone, which may be tied to the head. The first position is
-left out of the mean.
+of the cut; scaling those behind it leaves the embedding alone, which may be tied to the head. Attention sinks
+(methods/model/sinks.py) are left out of the mean, unless `scale.sinks=alike`.
 
 Families. Methods that remove layers, attentions or MLPs, in families with a final norm and without norms behind their
 blocks (not gemma2, gemma3_text). Transformers alone loads the result.

@@ -11,7 +11,8 @@ z_e, the dense model's states behind the window, window by window from the front
     W* = argmin ||r + C W^T + b - z_e||^2  +  ridge * sum over channels i of ||C_i||^2 ||W_i - W0_i||^2
 
 r is what layer s has before its MLP adds to it, C what enters the down matrix. No parameter is added, and the ratio is
-met to the layer. methods/depth/collapse_fit.py has the fit and what can be fitted beside it.
+met to the layer. Attention sinks weigh as a population of their own (methods/model/sinks.py).
+methods/depth/collapse_fit.py has the fit and what can be fitted beside it.
 
 Windows are found one layer at a time: each step lets a window take in the layer behind it. A map T of the MLP's output
 m, fitted on dense states, predicts what a candidate would do, and
@@ -27,8 +28,8 @@ of a larger one, so a run does not search twice.
 L = layers, D = residual width, I = MLP width, B = sequences of a micro-batch, T = tokens.
 
 Cost. About 3 forward passes over the calibration text (2 for the fit, with `attention` 3, for each further sweep 2
-more), 7 over `trial_tokens` for each layer removed, a Cholesky solve of size D for each window that is looked at and of
-size I for each that stays. During the search 2 L D numbers are kept for each of `search_tokens`.
+more), 7 over `trial_tokens` for each layer removed, a Cholesky solve of size D for each window that is looked at and
+two of size I for each that stays. During the search 2 L D numbers are kept for each of `search_tokens`.
 
 Measured. docs/studies/laco-ls.md compares it with other methods, and docs/studies/compensation.md its own settings.
 """
