@@ -1,34 +1,44 @@
 """Linear least squares over more rows than fit in memory, in float64, drawn towards a known solution.
 
-    W* = argmin over W of  sum over rows of ||x W + b - y||^2  +  ridge * sum_i A_ii ||W_i - W0_i||^2
+    W* = argmin over W of  sum over rows of w ||x W + b - y||^2  +  ridge * sum_i A_ii ||W_i - W0_i||^2
 
-    (A + ridge diag(A)) W* = B + ridge diag(A) W0,    A = sum of x^T x,    B = sum of x^T y
+    (A + ridge diag(A)) W* = B + ridge diag(A) W0,    A = sum of w x^T x,    B = sum of w x^T y
 
 With an intercept x and y are taken from their means, and b = mean(y) - mean(x) W*, which is not drawn anywhere. Each
 channel i of x is penalised by its own energy A_ii, so that the ridge means the same for a channel of any scale: it is
 the share by which noise of the channel's own spectrum would blur it. The usual penalty, one for all channels, leaves
 weak channels unbounded beside the few huge ones that language models have.
 
-I = columns of x, O = columns of y, M = rows of one piece.
+The weight w of a row is 1, but for attention sinks, which are a population of their own (methods/model/sinks.py).
+
+I = columns of x, O = columns of y, M = rows of one piece, B = sequences of a micro-batch, T = tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from methods.errors import Unsupported
+from methods.model.sinks import Sinks
+
+HELD_OUT = 4  # one sequence in so many is left out of the fit that is judged by it
 
 
 def relative_error(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Return ||d||^2 / ||z||^2, summed in float64 over pairs of what a fit misses, d, and what was wanted, z."""
+    """Return ||d||^2 / ||z||^2, summed in float64 over pairs of what a fit misses, d, and what was wanted, z.
+
+    0 where there is nothing.
+    """
     missed = whole = 0.0
     for d, z in pairs:
         missed += squared(d)
         whole += squared(z)
-    return missed / whole
+    return missed / whole if whole else 0.0
 
 
 def squared(x: Tensor) -> float:
@@ -41,18 +51,19 @@ class LeastSquares:
 
     def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:
         zero = torch.zeros((), dtype=torch.float64, device=device)
-        self.rows = 0
+        self.rows, self.weight = 0, 0.0
         self.xx, self.xy = zero.new_zeros(inputs, inputs), zero.new_zeros(inputs, outputs)
         self.x, self.y = zero.new_zeros(inputs), zero.new_zeros(outputs)
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Add rows of x (M, I) and y (M, O)."""
+    def add(self, x: Tensor, y: Tensor, w: float = 1.0) -> None:
+        """Add rows of x (M, I) and y (M, O), each of weight w."""
         x, y = x.double(), y.double()
         self.rows += len(x)
-        self.xx.addmm_(x.T, x)
-        self.xy.addmm_(x.T, y)
-        self.x += x.sum(0)
-        self.y += y.sum(0)
+        self.weight += w * len(x)
+        self.xx.addmm_(x.T, x, alpha=w)
+        self.xy.addmm_(x.T, y, alpha=w)
+        self.x.add_(x.sum(0), alpha=w)
+        self.y.add_(y.sum(0), alpha=w)
 
     def solve(self, ridge: float, towards: Tensor, *, intercept: bool = False) -> tuple[Tensor, Tensor | None]:
         """Return W* (I, O) and b (O,) or None, in float64; `towards` is W0 (I, O).
@@ -61,8 +72,8 @@ class LeastSquares:
         """
         A, B = self.xx, self.xy
         if intercept:
-            A = A - torch.outer(self.x, self.x) / self.rows
-            B = B - torch.outer(self.x, self.y) / self.rows
+            A = A - torch.outer(self.x, self.x) / self.weight
+            B = B - torch.outer(self.x, self.y) / self.weight
         energy = A.diagonal().clamp_min(torch.finfo(A.dtype).eps * A.diagonal().max())  # a channel may be silent
         penalty = ridge * energy.clamp_min(torch.finfo(A.dtype).tiny)
         L, failed = torch.linalg.cholesky_ex(A + torch.diag(penalty))
@@ -72,4 +83,142 @@ class LeastSquares:
                 "give more tokens or a larger ridge"
             )
         W = torch.cholesky_solve(B + penalty[:, None] * towards.double(), L)
-        return W, (self.y - self.x @ W) / self.rows if intercept else None
+        return W, (self.y - self.x @ W) / self.weight if intercept else None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Holds what one micro-batch gives to a fit of x W + b to y.
+
+    x      (B, T, I)
+    y      (B, T, O)
+    z      (B, T, D) the state whose size an error is held against
+    where  (B, T) true at the tokens that are fitted
+    sink   (B, T) true at attention sinks
+    """
+
+    x: Tensor
+    y: Tensor
+    z: Tensor
+    where: Tensor
+    sink: Tensor
+
+    @property
+    def populations(self) -> tuple[Tensor, Tensor]:
+        """Return (B, T) twice, true at the fitted tokens that are no sinks, and at those that are."""
+        return self.where & ~self.sink, self.where & self.sink
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Holds a solution, W (I, O) and b (O,) or None, in float64, and what it was found to miss.
+
+    held_out        ||x W + b - y||^2 / ||z||^2 over every fourth sequence's tokens but its sinks, by a solution of the
+                    other sequences; None where there is but one sequence
+    held_out_sinks  the same over their sinks; None where there is none
+    """
+
+    W: Tensor
+    b: Tensor | None
+    held_out: float | None = None
+    held_out_sinks: float | None = None
+
+
+def errors(
+    sinks: Sequence[Tensor],
+    where: Sequence[Tensor],
+    z: Sequence[Tensor],
+    before: Sequence[Tensor],
+    after: Sequence[Tensor],
+    *,
+    fitted: Fitted | None = None,
+) -> dict[str, Any]:
+    """Return, for the record, ||y - z||^2 / ||z||^2 before and after a fit, and by it of sequences it has not seen.
+
+    Over the tokens that are no sinks; over the sinks, and how many there are, under "sinks". Of `sinks` and `where`
+    there is (B, T) for each micro-batch, of z and of y `before` and `after` (B, T, D).
+    """
+
+    def missed(y: Sequence[Tensor], tokens: Sequence[Tensor]) -> float:
+        rows = ((a[t].double(), b[t].double()) for a, b, t in zip(y, z, tokens, strict=True))
+        return relative_error((a - b, b) for a, b in rows)
+
+    def of(tokens: Sequence[Tensor], held_out: float | None) -> dict[str, Any]:
+        found = {"error_before": missed(before, tokens), "error_after": missed(after, tokens)}
+        return found if held_out is None else found | {"error_held_out": held_out}
+
+    others = [real & ~sink for real, sink in zip(where, sinks, strict=True)]
+    found, count = of(others, fitted.held_out if fitted else None), sum(int(sink.sum()) for sink in sinks)
+    if count:
+        found["sinks"] = {"tokens": count} | of(sinks, fitted.held_out_sinks if fitted else None)
+    return found
+
+
+def total_error(sinks: Sequence[Tensor], where: Sequence[Tensor], z: Sequence[Tensor], y: Sequence[Tensor]) -> float:
+    """Return ||y - z||^2 / ||z||^2 over the sinks, added to that over all other tokens; arguments as of `errors`."""
+    missed = errors(sinks, where, z, y, y)
+    return float(missed["error_after"] + missed.get("sinks", {}).get("error_after", 0.0))
+
+
+def sink_weight(batches: Sequence[Rows]) -> float:
+    """Return the weight of a sink's row, s sum_others ||z||^2 / sum_sinks ||z||^2 (methods/model/sinks.py)."""
+    others, sinks = (sum(squared(each.z[each.populations[i]]) for each in batches) for i in (0, 1))
+    count = sum(int(each.populations[1].sum()) for each in batches)
+    return min(1.0, count / sum(len(each.where) for each in batches)) * others / sinks if sinks and others else 1.0
+
+
+def fit(
+    batches: Sequence[Rows],
+    ridge: float,
+    towards: Tensor,
+    sinks: Sinks,
+    *,
+    intercept: bool = False,
+    hold_out: bool = True,
+) -> Fitted:
+    """Fit x W + b to y over all micro-batches; `towards` is W0 (I, O). `hold_out` judges it too, by one more solve.
+
+    `sinks` says whether attention sinks weigh as a population of their own. Raises Unsupported where the ridge is too
+    small for the rows that there are.
+    """
+    weights = (1.0, sink_weight(batches) if sinks == "apart" else 1.0)
+    known, held = _split(batches) if hold_out else (list(batches), [])
+    sums = LeastSquares(towards.shape[0], towards.shape[1], towards.device)
+    _add(sums, known, weights)
+    missed: list[float | None] = [None, None]
+    if known and held:
+        W, b = sums.solve(ridge, towards, intercept=intercept)
+        for i in (0, 1):
+            if any(bool(each.populations[i].any()) for each in held):
+                missed[i] = relative_error(_missed(held, i, W, b))
+    _add(sums, held, weights)
+    W, b = sums.solve(ridge, towards, intercept=intercept)
+    return Fitted(W, b, *missed)
+
+
+def _add(sums: LeastSquares, batches: Sequence[Rows], weights: tuple[float, float]) -> None:
+    for each in batches:
+        for tokens, w in zip(each.populations, weights, strict=True):
+            sums.add(each.x[tokens], each.y[tokens], w)
+
+
+def _missed(batches: Sequence[Rows], i: int, W: Tensor, b: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield what W and b miss at the tokens of population i, and their z, for each micro-batch."""
+    for each in batches:
+        tokens = each.populations[i]
+        missed = each.x[tokens].double() @ W - each.y[tokens].double()
+        yield missed if b is None else missed + b, each.z[tokens]
+
+
+def _split(batches: Sequence[Rows]) -> tuple[list[Rows], list[Rows]]:
+    """Return the micro-batches without every fourth sequence, and with it alone; of fewer, without the last."""
+    total, known, held, number = sum(len(each.where) for each in batches), list[Rows](), list[Rows](), 0
+    if total == 1:
+        return list(batches), []
+    for each in batches:
+        numbers = torch.arange(number + 1, number + 1 + len(each.where), device=each.where.device)
+        out = (numbers % min(HELD_OUT, total) == 0)[:, None]
+        known.append(replace(each, where=each.where & ~out))
+        held.append(replace(each, where=each.where & out))
+        number += len(each.where)
+    return known, held

@@ -10,19 +10,19 @@ from methods.model.decoder import Decoder
 
 @torch.no_grad()
 def states(model: Decoder, half: int = 0) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
-    """Real tokens behind the first position, each sequence alone, (M, D) in float64: what enters every layer and leaves
+    """Real tokens, each sequence alone, (M, D) in float64: what enters every layer and leaves
     the last, what each attention adds, what each MLP adds. Family llama."""
     entered = [[] for _ in range(len(model.layers) + 1)]
     attentions, mlps = ([[] for _ in model.layers] for _ in range(2))
     hooks = []
 
     def note(into):
-        return lambda module, args, out: into.append((out[0] if isinstance(out, tuple) else out)[0, 1:].double())
+        return lambda module, args, out: into.append((out[0] if isinstance(out, tuple) else out)[0].double())
 
     for number, layer in enumerate(model.layers):
         hooks.append(
             layer.module.register_forward_pre_hook(
-                lambda module, args, number=number: entered[number].append(args[0][0, 1:].double())
+                lambda module, args, number=number: entered[number].append(args[0][0].double())
             )
         )
         hooks.append(layer.attn.register_forward_hook(note(attentions[number])))

@@ -15,8 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from torch import Tensor
-
 from methods.base import Pruner
 from methods.compensation.boundaries import (
     Boundary,
@@ -28,9 +26,11 @@ from methods.compensation.boundaries import (
     some_boundaries,
 )
 from methods.errors import OutOfReach, Unsupported
+from methods.least_squares import Fitted
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder, twin
 from methods.model.residual_map import put_map
+from methods.model.sinks import Sinks
 from methods.model.sizes import parameters
 
 TRIES = 6  # at meeting a budget that depends on where the cuts fall
@@ -173,12 +173,12 @@ def _knowing(calibration: Calibration, decisions: dict[str, Any]) -> Calibration
 class ResidualMap:
     """A compensation that puts a map M (D, D) of the residual at each cut, y = x + x M; a subclass fits M."""
 
-    leave_first: bool
+    sinks: Sinks
     tokens: int | None
     uneven = "it adds maps of the residual"
 
-    def fit(self, seen: list[BoundaryStates]) -> Tensor:
-        """Return M (D, D), in float64."""
+    def fit(self, seen: list[BoundaryStates]) -> Fitted:
+        """Return M (D, D), in float64, as the fit's W."""
         raise NotImplementedError
 
     def added(self, pruning: Pruning) -> int:
@@ -187,9 +187,9 @@ class ResidualMap:
 
     def mend(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
         def at(cut: Boundary, seen: list[BoundaryStates]) -> Compensated:
-            M = self.fit(seen)
-            put_map(pruning.pruned, cut.behind, M)
-            M = M.to(seen[0].y.dtype)
-            return Compensated(lambda each: each.y + each.y @ M)
+            fitted = self.fit(seen)
+            put_map(pruning.pruned, cut.behind, fitted.W)
+            M = fitted.W.to(seen[0].y.dtype)
+            return Compensated(lambda each: each.y + each.y @ M, fitted=fitted)
 
-        return at_boundaries(pruning, calibration.first(self.tokens), self.leave_first, at)
+        return at_boundaries(pruning, calibration.first(self.tokens), at)

@@ -6,23 +6,26 @@ shows what the pruned model has there, every earlier cut mended already, and wha
 
     y = r + n    the pruned model's residual at the cut, n what its last block adds        z    the dense model's state
 
-Letters: B = sequences of a micro-batch, T = tokens, D = residual width, M = real tokens that are fitted.
+Attention sinks are a population of their own at each cut (methods/model/sinks.py).
+
+Letters: B = sequences of a micro-batch, T = tokens, D = residual width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from methods.errors import Unsupported
-from methods.least_squares import relative_error
-from methods.model.activations import States, enter_all, fitted_tokens, step, values_of_a_step
+from methods.least_squares import Fitted, errors
+from methods.model.activations import States, enter_all, step, values_of_a_step
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from methods.model.sinks import Sinks, find_sinks
 from methods.progress import over
 
 
@@ -81,17 +84,22 @@ def boundaries_of(pruning: Pruning) -> list[Boundary]:
 
 @dataclass(frozen=True)
 class BoundaryStates:
-    """Holds one micro-batch at a cut: y, n and z (B, T, D), and `where` (B, T), true at the tokens that are fitted."""
+    """Holds one micro-batch at a cut.
+
+    y, n, z  (B, T, D)
+    where    (B, T) true at real tokens
+    sink     (B, T) true at those of them that are attention sinks
+    """
 
     y: Tensor
     n: Tensor
     z: Tensor
     where: Tensor
+    sink: Tensor
 
-    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return y, n and z of the fitted tokens, (M, D) each, in float64."""
-        y, n, z = (state[self.where].double() for state in (self.y, self.n, self.z))
-        return y, n, z
+    def measured(self, sinks: Sinks) -> Tensor:
+        """Return (B, T), true at the tokens whose sizes are compared: all real ones, or those that are no sinks."""
+        return self.where & ~self.sink if sinks == "apart" else self.where
 
 
 @dataclass(frozen=True)
@@ -100,36 +108,40 @@ class Compensated:
 
     state     gives what the pruned model has at the cut from then on, (B, T, D) for each micro-batch
     gain      what the model's residual behind the cut is multiplied by in effect, since its norms do not see it
+    fitted    the fit, where there is one, with what it misses on held-out sequences
     """
 
     state: Callable[[BoundaryStates], Tensor]
     gain: float = 1.0
+    fitted: Fitted | None = None
 
 
 Compensate = Callable[[Boundary, list[BoundaryStates]], Compensated]
 
 
 @torch.no_grad()
-def at_boundaries(pruning: Pruning, calibration: Calibration, leave_first: bool, mend: Compensate) -> dict[str, Any]:
+def at_boundaries(pruning: Pruning, calibration: Calibration, mend: Compensate) -> dict[str, Any]:
     """Call `mend` at each cut, from front to rear, and go on with the states that it leads to.
 
-    Returns, for the record, how many tokens were read, and for each of the `cuts` what was removed, and
-    ||y - z||^2 / ||z||^2 over the fitted tokens before and after.
+    Returns, for the record, how many tokens were read, and for each of the `cuts` what was removed and what `errors`
+    says of it.
     """
     cuts, dense = {cut.behind: cut for cut in some_boundaries(pruning)}, pruning.dense
     entries, masks = enter_all(dense, calibration, values_of_a_step(dense) + 3 * dense.embed.embedding_dim)
-    fitted = fitted_tokens(masks, leave_first, dense.embed.weight.device)
+    where = [mask.to(dense.embed.weight.device) for mask in masks]
     states, x, report, gain = States(dense, entries), [entry.x for entry in entries], list[dict[str, Any]](), 1.0
 
     def at(cut: Boundary, y: list[Tensor], n: list[Tensor]) -> list[Tensor]:
         nonlocal gain
-        seen = [BoundaryStates(*four) for four in zip(y, n, states.advance(cut.until), fitted, strict=True)]
-        before, mended = error(seen, gain), mend(cut, seen)
-        gain, after = mended.gain, [mended.state(each) for each in seen]
-        left = error([replace(each, y=new) for each, new in zip(seen, after, strict=True)], gain)
-        report.append(
-            {"behind_layer": cut.behind, "removed": list(cut.removed), "error_before": before, "error_after": left}
-        )
+        z = states.advance(cut.until)
+        found = find_sinks(where, y, z)
+        seen = [BoundaryStates(*five) for five in zip(y, n, z, where, found, strict=True)]
+        mended = mend(cut, seen)
+        after = [mended.state(each) for each in seen]
+        both = [gain * one for one in y], [mended.gain * one for one in after]
+        missed = errors(found, where, z, *both, fitted=mended.fitted)
+        report.append({"behind_layer": cut.behind, "removed": list(cut.removed)} | missed)
+        gain = mended.gain
         return after
 
     if -1 in cuts:
@@ -142,11 +154,6 @@ def at_boundaries(pruning: Pruning, calibration: Calibration, leave_first: bool,
         taken = [step(layer, one, given, mask) for one, given, mask in zip(x, arguments, masks, strict=True)]
         x = at(cuts[number], [each.y for each in taken], [each.m if layer.has_mlp else each.a for each in taken])
     return {"cuts": report, "tokens": int(calibration.mask.sum())}
-
-
-def error(seen: Sequence[BoundaryStates], gain: float = 1.0) -> float:
-    """Return ||gain y - z||^2 / ||z||^2 over the fitted tokens."""
-    return relative_error((gain * y - z, z) for y, _, z in (each.rows() for each in seen))
 
 
 def kept_layers(decisions: dict[str, Any], dense: Decoder, pruned: Decoder) -> list[int]:

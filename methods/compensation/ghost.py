@@ -30,11 +30,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
 
 from methods.compensation.base import ResidualMap, compensation
 from methods.compensation.boundaries import BoundaryStates
-from methods.least_squares import LeastSquares
+from methods.least_squares import Fitted, Rows, fit
+from methods.model.sinks import Sinks
 from methods.ranges import Positive, Tokens
 
 
@@ -44,14 +45,11 @@ class Ghost(ResidualMap):
     """A linear map of the residual at each cut, by least squares (Yun et al. 2026)."""
 
     ridge: Positive = 1.0  # penalty of each channel, as a share of its energy
-    leave_first: bool = True  # leave the first position of each sequence out of the fit
+    sinks: Sinks = "apart"  # attention sinks weigh as a population of their own, or alike, as all other tokens
     tokens: Tokens | None = None  # calibration tokens that are read; None: all
 
-    def fit(self, seen: list[BoundaryStates]) -> Tensor:
-        """Return M (D, D), in float64."""
+    def fit(self, seen: list[BoundaryStates]) -> Fitted:
+        """Return M (D, D), in float64, as the fit's W."""
         D = seen[0].y.shape[-1]
-        sums = LeastSquares(D, D, seen[0].y.device)
-        for each in seen:
-            x, _, z = each.rows()
-            sums.add(x, z - x)
-        return sums.solve(self.ridge, sums.xy.new_zeros(D, D))[0]
+        rows = [Rows(each.y, each.z - each.y, each.z, each.where, each.sink) for each in seen]
+        return fit(rows, self.ridge, torch.zeros(D, D, dtype=torch.float64, device=seen[0].y.device), self.sinks)

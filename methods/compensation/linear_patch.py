@@ -31,6 +31,8 @@ from torch import Tensor
 
 from methods.compensation.base import ResidualMap, compensation
 from methods.compensation.boundaries import BoundaryStates
+from methods.least_squares import Fitted
+from methods.model.sinks import Sinks
 from methods.ranges import Tokens
 
 
@@ -40,16 +42,17 @@ class LinearPatch(ResidualMap):
     """The residual rescaled in a Hadamard basis at each cut (Chen et al. 2025)."""
 
     rotate: bool = True  # rescale in a Hadamard basis; no: channel by channel
-    leave_first: bool = True  # leave the first position of each sequence out of the means
+    sinks: Sinks = "apart"  # attention sinks are left out of the means, or alike, as all other tokens in them
     tokens: Tokens | None = None  # calibration tokens that are read; None: all
 
-    def fit(self, seen: list[BoundaryStates]) -> Tensor:
+    def fit(self, seen: list[BoundaryStates]) -> Fitted:
         """Return M (D, D) of y = x + x M, in float64."""
         D, device = seen[0].y.shape[-1], seen[0].y.device
         H = (hadamard(D) if self.rotate else torch.eye(D, dtype=torch.float64)).to(device)
-        ratios = [(_size(each.z, each.where, H) / _size(each.y, each.where, H)).sum(0) for each in seen]
-        c = torch.stack(ratios).sum(0) / sum(int(each.where.any(1).sum()) for each in seen)
-        return (H * (c - 1)) @ H.T
+        where = [each.measured(self.sinks) for each in seen]
+        ratios = [(_size(one.z, w, H) / _size(one.y, w, H)).sum(0) for one, w in zip(seen, where, strict=True)]
+        c = torch.stack(ratios).sum(0) / sum(int(one.any(1).sum()) for one in where)
+        return Fitted((H * (c - 1)) @ H.T, None)
 
 
 def _size(x: Tensor, where: Tensor, H: Tensor) -> Tensor:

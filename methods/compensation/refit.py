@@ -31,10 +31,11 @@ from torch import Tensor, nn
 from methods.compensation.base import compensation
 from methods.compensation.boundaries import Pruning
 from methods.errors import Unsupported
-from methods.least_squares import LeastSquares, squared
-from methods.model.activations import enter_all, fitted_tokens, inputs_of, values_of_a_step
+from methods.least_squares import Rows, errors, fit
+from methods.model.activations import enter_all, inputs_of, values_of_a_step
 from methods.model.calibration import Calibration
 from methods.model.layer import Layer
+from methods.model.sinks import Sinks, find_sinks
 from methods.progress import over
 from methods.ranges import Positive, Tokens
 
@@ -48,7 +49,7 @@ class Refit:
 
     ridge: Positive = 1.0  # penalty of each channel's distance from its weights, as a share of its energy
     intercept: bool = False  # fit a bias as well, which counts as added
-    leave_first: bool = True  # leave the first position of each sequence out of the fit
+    sinks: Sinks = "apart"  # attention sinks weigh as a population of their own, or alike, as all other tokens
     tokens: Tokens | None = None  # calibration tokens that are read; None: all
 
     @property
@@ -65,7 +66,7 @@ class Refit:
     def mend(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
         read = calibration.first(self.tokens)
         entries, masks = enter_all(pruning.dense, read, values_of_a_step(pruning.dense))
-        where = fitted_tokens(masks, self.leave_first, entries[0].x.device)
+        where = [mask.to(entries[0].x.device) for mask in masks]
         x, report = [entry.x for entry in entries], list[dict[str, Any]]()
         for number, (whole, layer) in enumerate(over(pairs(pruning), "refitting", "layer")):
             given, cut = [entry.arguments[layer.kind] for entry in entries], narrowed(whole, layer)
@@ -76,8 +77,8 @@ class Refit:
             for which, part in enumerate(("attention", "mlp")):
                 batches_here = list(zip(x if layer.parallel else h, given, where, strict=True))
                 if part in cut:
-                    added, errors = self.fit(cut[part], whole, layer, RUN[part], batches_here)
-                    report.append({"layer": number, "part": part} | errors)
+                    added, missed = self.fit(cut[part], whole, layer, RUN[part], batches_here)
+                    report.append({"layer": number, "part": part} | missed)
                 else:
                     added = [RUN[part](layer, one, arguments) for one, arguments, _ in batches_here]
                 h = [one + layer.post_norm(which)(new) for one, new in zip(h, added, strict=True)]
@@ -86,30 +87,27 @@ class Refit:
 
     def fit(
         self, matrix: nn.Linear, whole: Layer, layer: Layer, run: Run, batches: list[tuple[Tensor, Any, Tensor]]
-    ) -> tuple[list[Tensor], dict[str, float]]:
-        """Refit one output matrix, in place, on (input, arguments, fitted tokens).
+    ) -> tuple[list[Tensor], dict[str, Any]]:
+        """Refit one output matrix, in place, on (input, arguments, real tokens).
 
-        Returns what the block gives from then on, (B, T, D) each, and the error before and after.
+        Returns what the block gives from then on, (B, T, D) each, and for the record what it misses.
         """
-        sums = LeastSquares(matrix.in_features, matrix.out_features, matrix.weight.device)
         b = 0 if matrix.bias is None or self.intercept else matrix.bias.double()
-        entered, rows, before = list[Tensor](), list[tuple[Tensor, Tensor]](), 0.0
+        entered, given, Y = list[Tensor](), list[Tensor](), list[Tensor]()
+        where = [tokens for _, _, tokens in batches]
         for x, arguments, tokens in batches:
             with inputs_of(matrix) as seen:
-                given = run(layer, x, arguments)[tokens]
-            S, Y = seen[0].reshape(*tokens.shape, -1), run(whole, x, arguments)[tokens]
-            sums.add(S[tokens], Y.double() - b)
-            entered.append(S)
-            rows.append((Y, tokens))
-            before += squared(given - Y)
-        W, intercept = sums.solve(self.ridge, matrix.weight.T, intercept=self.intercept)
-        matrix.weight = nn.Parameter(W.T.to(matrix.weight.dtype).contiguous(), matrix.weight.requires_grad)
-        if intercept is not None:
-            matrix.bias = nn.Parameter(intercept.to(matrix.weight.dtype), matrix.weight.requires_grad)
+                given.append(run(layer, x, arguments))
+            entered.append(seen[0].reshape(*tokens.shape, -1))
+            Y.append(run(whole, x, arguments))
+        sinks = find_sinks(where, Y)
+        rows = [Rows(S, wanted - b, wanted, *of) for S, wanted, *of in zip(entered, Y, where, sinks, strict=True)]
+        fitted = fit(rows, self.ridge, matrix.weight.T, self.sinks, intercept=self.intercept)
+        matrix.weight = nn.Parameter(fitted.W.T.to(matrix.weight.dtype).contiguous(), matrix.weight.requires_grad)
+        if fitted.b is not None:
+            matrix.bias = nn.Parameter(fitted.b.to(matrix.weight.dtype), matrix.weight.requires_grad)
         added: list[Tensor] = [matrix(S) for S in entered]
-        after = sum(squared(new[tokens] - Y) for new, (Y, tokens) in zip(added, rows, strict=True))
-        size = sum(squared(Y) for Y, _ in rows)
-        return added, {"error_before": before / size, "error_after": after / size}
+        return added, errors(sinks, where, Y, given, added, fitted=fitted)
 
 
 def attention(layer: Layer, x: Tensor, arguments: dict[str, Any]) -> Tensor:

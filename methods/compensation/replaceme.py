@@ -47,8 +47,9 @@ from methods.compensation.boundaries import (
     some_boundaries,
 )
 from methods.errors import Unsupported
-from methods.least_squares import LeastSquares
+from methods.least_squares import Fitted, Rows, fit
 from methods.model.calibration import Calibration
+from methods.model.sinks import Sinks
 from methods.ranges import Positive, Tokens
 
 
@@ -58,7 +59,7 @@ class ReplaceMe:
     """A least-squares map folded into the output matrix in front of each cut, no parameter added (Shopkhoev 2025)."""
 
     ridge: Positive = 1.0  # penalty of each channel's distance from the identity, as a share of its energy
-    leave_first: bool = True  # leave the first position of each sequence out of the fit
+    sinks: Sinks = "apart"  # attention sinks weigh as a population of their own, or alike, as all other tokens
     tokens: Tokens | None = None  # calibration tokens that are read; None: all
 
     uneven = ""
@@ -73,22 +74,19 @@ class ReplaceMe:
 
     def mend(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
         def at(cut: Boundary, seen: list[BoundaryStates]) -> Compensated:
-            T = self.fit(seen)
+            fitted = self.fit(seen)
             layer = pruning.pruned.layers[cut.behind]
-            fold(layer.down if layer.has_mlp else layer.out, T)
-            T = T.to(seen[0].y.dtype)
-            return Compensated(lambda each: each.y - each.n + each.n @ T)
+            fold(layer.down if layer.has_mlp else layer.out, fitted.W)
+            T = fitted.W.to(seen[0].y.dtype)
+            return Compensated(lambda each: each.y - each.n + each.n @ T, fitted=fitted)
 
-        return at_boundaries(pruning, calibration.first(self.tokens), self.leave_first, at)
+        return at_boundaries(pruning, calibration.first(self.tokens), at)
 
-    def fit(self, seen: list[BoundaryStates]) -> Tensor:
-        """Return T (D, D), in float64."""
+    def fit(self, seen: list[BoundaryStates]) -> Fitted:
+        """Return T (D, D), in float64, as the fit's W."""
         D = seen[0].y.shape[-1]
-        sums = LeastSquares(D, D, seen[0].y.device)
-        for each in seen:
-            y, n, z = each.rows()
-            sums.add(n, z - (y - n))
-        return sums.solve(self.ridge, torch.eye(D, dtype=torch.float64, device=seen[0].y.device))[0]
+        rows = [Rows(each.n, each.z - (each.y - each.n), each.z, each.where, each.sink) for each in seen]
+        return fit(rows, self.ridge, torch.eye(D, dtype=torch.float64, device=seen[0].y.device), self.sinks)
 
 
 def fold(matrix: nn.Linear, T: Tensor) -> None:

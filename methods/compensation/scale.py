@@ -40,6 +40,7 @@ from methods.compensation.boundaries import (
 )
 from methods.errors import Unsupported
 from methods.model.calibration import Calibration
+from methods.model.sinks import Sinks
 from methods.ranges import Tokens
 
 
@@ -48,7 +49,7 @@ from methods.ranges import Tokens
 class Scale:
     """One factor for the residual at each cut, folded into the weights behind it (Chen et al. 2025)."""
 
-    leave_first: bool = True  # leave the first position of each sequence out of the mean
+    sinks: Sinks = "apart"  # attention sinks are left out of the mean, or alike, as all other tokens in it
     tokens: Tokens | None = None  # calibration tokens that are read; None: all
 
     uneven = ""
@@ -71,14 +72,14 @@ class Scale:
                     divide(matrix, c)
             return Compensated(lambda each: each.y, gain=factors[-1])
 
-        return at_boundaries(pruning, calibration.first(self.tokens), self.leave_first, at) | {"factors": factors}
+        return at_boundaries(pruning, calibration.first(self.tokens), at) | {"factors": factors}
 
     def fit(self, seen: list[BoundaryStates]) -> float:
         """Return the mean over the fitted tokens of ||z|| / ||x||."""
         ratios: list[Tensor] = []
         for each in seen:
-            y, _, z = each.rows()
-            ratios.append(z.norm(dim=-1) / y.norm(dim=-1))
+            where = each.measured(self.sinks)
+            ratios.append(each.z[where].double().norm(dim=-1) / each.y[where].double().norm(dim=-1))
         return sum(float(ratio.sum()) for ratio in ratios) / sum(map(len, ratios))
 
 

@@ -17,7 +17,9 @@ sweeps      from the second on, every survivor but the last is fitted to the err
 
             and the next window's survivor anew behind it. Where that does not lower ||y_E - z_E||, it is undone.
 
-B = sequences of a micro-batch, T = tokens, D = residual width, I = MLP width, M = fitted tokens.
+Attention sinks weigh as a population of their own (methods/model/sinks.py).
+
+B = sequences of a micro-batch, T = tokens, D = residual width, I = MLP width.
 """
 
 from __future__ import annotations
@@ -30,11 +32,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.least_squares import LeastSquares, relative_error
-from methods.model.activations import States, Step, enter_all, fitted_tokens, step, values_of_a_step
+from methods.least_squares import Fitted, Rows, errors, fit, total_error
+from methods.model.activations import States, Step, enter_all, step, values_of_a_step
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder, twin
 from methods.model.layer import Layer
+from methods.model.sinks import Sinks, find_sinks
 from methods.progress import over
 
 Window = tuple[int, int]  # s, e: the layers s .. e-1 have become one
@@ -45,7 +48,7 @@ class Fit:
     """Says what is fitted, and how; see the head of this file."""
 
     ridge: float = 1.0
-    leave_first: bool = True
+    sinks: Sinks = "apart"
     attention: bool = False
     later: bool = False
     sweeps: int = 1
@@ -55,23 +58,23 @@ class Collapse:
     """Refits the survivors of a model's windows, in place, on the calibration tokens; other layers stay in it."""
 
     @torch.no_grad()
-    def __init__(self, model: Decoder, windows: Sequence[Window], calibration: Calibration, fit: Fit) -> None:
-        self.layers, self.windows, self.how = model.layers, windows, fit
+    def __init__(self, model: Decoder, windows: Sequence[Window], calibration: Calibration, how: Fit) -> None:
+        self.layers, self.windows, self.how = model.layers, windows, how
         self.dense = twin(model)
         values = values_of_a_step(model) + 3 * model.embed.embedding_dim
         self.entries, self.masks = enter_all(model, calibration, values)
-        self.where = fitted_tokens(self.masks, fit.leave_first, model.embed.weight.device)
+        self.where = [mask.to(model.embed.weight.device) for mask in self.masks]
 
     @torch.no_grad()
     def run(self) -> list[dict[str, Any]]:
-        """Refit, and return for each window that was fitted ||y - z||^2 / ||z||^2 behind it, before and after."""
+        """Refit, and return for each window that was fitted what is missed behind it (methods/least_squares.py)."""
         states, x, report = States(self.dense, self.entries), self._start(), dict[Window, dict[str, Any]]()
         for s, e in over(self.windows, "refitting", "layer"):
             if e == s + 1 and not (report and self.how.later):
                 x = self._through([(s, e)], x) if report else states.advance(2 * e)
                 continue
-            before, x = self._fit(s, x, z := states.advance(2 * e))
-            report[s, e] = {"window": [s, e - 1], "error_before": before, "error_after": self._missed(x, z)}
+            missed, x = self._fit(s, x, states.advance(2 * e))
+            report[s, e] = {"window": [s, e - 1]} | missed
         for _ in range(1, self.how.sweeps):
             self._sweep(report)
         return list(report.values())
@@ -90,9 +93,10 @@ class Collapse:
             y_E = self._through([near, *between, far], x)
             self._refit_for_the_next(near[0], x, y_E, z_E)
             y = self._through([near], x)
-            _, new = self._fit(far[0], self._through(between, y), z_E, attention=False)
+            missed, new = self._fit(far[0], self._through(between, y), z_E, attention=False)
             if self._missed(new, z_E) < self._missed(y_E, z_E):
-                report[near]["error_after"], report[far]["error_after"] = self._missed(y, z), self._missed(new, z_E)
+                _set_after(report[near], errors(find_sinks(self.where, y, z), self.where, z, y, y))
+                _set_after(report[far], missed)
             else:
                 one.weight, other.weight = W, W_next
 
@@ -100,37 +104,51 @@ class Collapse:
         """Refit the down matrix of layer s for the error behind the window that follows."""
         W = self.layers[s].down.weight
         rows = [
-            (taken.channels[w], z[w].double() - y[w] + taken.channels[w].double() @ W.double().T)
-            for taken, y, z, w in zip(self._steps(s, x), y_E, z_E, self.where, strict=True)
+            Rows(taken.channels, z.double() - y + taken.channels.double() @ W.double().T, z, w, sink)
+            for taken, y, z, w, sink in zip(
+                self._steps(s, x), y_E, z_E, self.where, find_sinks(self.where, y_E, z_E), strict=True
+            )
         ]
-        (fitted,) = solved(rows, [self.dense.layers[s].down.weight], self.how.ridge)
-        self.layers[s].down.weight = fitted
+        (self.layers[s].down.weight,), _ = self._solved(rows, [self.dense.layers[s].down.weight], hold_out=False)
 
     def _fit(
         self, s: int, x: list[Tensor], z: list[Tensor], *, attention: bool | None = None
-    ) -> tuple[float, list[Tensor]]:
-        """Refit layer s, fed x, to the states z. Returns the error before, and what leaves the layer from then on."""
-        layer, whole, ridge = self.layers[s], self.dense.layers[s], self.how.ridge
+    ) -> tuple[dict[str, Any], list[Tensor]]:
+        """Refit layer s, fed x, to the states z. Returns what is missed, and what leaves the layer from then on."""
+        layer, whole = self.layers[s], self.dense.layers[s]
         taken = self._steps(s, x)
-        before = self._missed([one.y for one in taken], z)
+        before = [one.y for one in taken]
+        sinks = find_sinks(self.where, before, z)
+        given = list(zip(z, self.where, sinks, strict=True))
         if (self.how.attention if attention is None else attention) and layer.has_attention:
             rows = [
-                (
-                    torch.cat([one.heads, one.channels], -1)[w],
-                    b[w].double() - (one.y - one.a - one.m + biases(layer))[w],
+                Rows(
+                    torch.cat([one.heads, one.channels], -1),
+                    wanted.double() - (one.y - one.a - one.m + biases(layer)),
+                    wanted,
+                    *of,
                 )
-                for one, b, w in zip(taken, z, self.where, strict=True)
+                for one, (wanted, *of) in zip(taken, given, strict=True)
             ]
-            layer.out.weight, _ = solved(rows, [whole.out.weight, whole.down.weight], ridge)
+            (layer.out.weight, _), _ = self._solved(rows, [whole.out.weight, whole.down.weight], hold_out=False)
             taken = self._steps(s, x)
         b = 0 if layer.down.bias is None else layer.down.bias
         rests = [one.y - one.m + b for one in taken]
         rows = [
-            (one.channels[w], wanted[w].double() - rest[w])
-            for one, rest, wanted, w in zip(taken, rests, z, self.where, strict=True)
+            Rows(one.channels, wanted.double() - rest, wanted, *of)
+            for one, rest, (wanted, *of) in zip(taken, rests, given, strict=True)
         ]
-        (layer.down.weight,) = solved(rows, [whole.down.weight], ridge)
-        return before, [rest + one.channels @ layer.down.weight.T for one, rest in zip(taken, rests, strict=True)]
+        (layer.down.weight,), fitted = self._solved(rows, [whole.down.weight])
+        after = [rest + one.channels @ layer.down.weight.T for one, rest in zip(taken, rests, strict=True)]
+        return errors(sinks, self.where, z, before, after, fitted=fitted), after
+
+    def _solved(
+        self, rows: list[Rows], towards: list[Tensor], *, hold_out: bool = True
+    ) -> tuple[list[nn.Parameter], Fitted]:
+        """Fit rows (all columns) -> (D) as matrices (D, columns), drawn towards the given ones."""
+        fitted = fit(rows, self.how.ridge, torch.cat(towards, 1).T, self.how.sinks, hold_out=hold_out)
+        parts = zip(torch.split(fitted.W, [matrix.shape[1] for matrix in towards]), towards, strict=True)
+        return [nn.Parameter(part.T.to(old.dtype).contiguous(), old.requires_grad) for part, old in parts], fitted
 
     def _start(self) -> list[Tensor]:
         return [entry.x for entry in self.entries]
@@ -148,23 +166,17 @@ class Collapse:
         return [entry.run(layers, one) for entry, one in zip(self.entries, x, strict=True)]
 
     def _missed(self, y: list[Tensor], z: list[Tensor]) -> float:
-        """Return ||y - z||^2 / ||z||^2 over the fitted tokens."""
-        pairs = [(a[w].double(), b[w].double()) for a, b, w in zip(y, z, self.where, strict=True)]
-        return relative_error((a - b, b) for a, b in pairs)
+        return total_error(find_sinks(self.where, y, z), self.where, z, y)
+
+
+def _set_after(report: dict[str, Any], missed: dict[str, Any]) -> None:
+    """Note in a window's report what is missed after a later fit."""
+    report["error_after"] = missed["error_after"]
+    if "sinks" in report and "sinks" in missed:
+        report["sinks"]["error_after"] = missed["sinks"]["error_after"]
 
 
 def biases(layer: Layer) -> Tensor | int:
     """Return what the output matrices of attention and MLP add whatever enters them."""
     found = [matrix.bias for matrix in (layer.out, layer.down) if matrix.bias is not None]
     return sum(found) if found else 0
-
-
-def solved(rows: list[tuple[Tensor, Tensor]], towards: list[Tensor], ridge: float) -> list[nn.Parameter]:
-    """Return the least squares of rows (M, all columns) to (M, D) as matrices (D, columns), drawn towards the given."""
-    widths = [matrix.shape[1] for matrix in towards]
-    sums = LeastSquares(sum(widths), len(towards[0]), towards[0].device)
-    for entered, wanted in rows:
-        sums.add(entered, wanted)
-    W, _ = sums.solve(ridge, torch.cat(towards, 1).T)
-    parts = zip(torch.split(W, widths), towards, strict=True)
-    return [nn.Parameter(part.T.to(old.dtype).contiguous(), old.requires_grad) for part, old in parts]

@@ -18,10 +18,11 @@ m, fitted on dense states, predicts what a candidate would do, and
 
     u(s, e) = 1 - mean over tokens of cos(r + m T, z_e)
 
-is what the fit leaves of the window's block influence. With `choose=error` it is ||r + m T - z_e||^2 / ||z_e||^2, with
-`choose=cosine` the angle without a fit, T = 1. The `trials` candidates that add least to the sum of u are put into the
-model, each with its T, and the one with the lowest KL divergence from the dense model's next token on `trial_tokens`
-tokens stays. A smaller ratio is the beginning of a larger one, so a run does not search twice.
+is what the fit leaves of the window's block influence. With `choose=error` it is ||r + m T - z_e||^2 / ||z_e||^2, over
+attention sinks and over all other tokens (methods/model/sinks.py), with `choose=cosine` the angle without a fit, T = 1.
+The `trials` candidates that add least to the sum of u are put into the model, each with its T, and the one with the
+lowest KL divergence from the dense model's next token on `trial_tokens` tokens stays. A smaller ratio is the beginning
+of a larger one, so a run does not search twice.
 
 L = layers, D = residual width, I = MLP width, B = sequences of a micro-batch, T = tokens.
 
@@ -49,10 +50,11 @@ from methods.budget import whole_layers
 from methods.depth.collapse_fit import Collapse, Fit, Window
 from methods.depth.greedy_search import kl
 from methods.errors import Unsupported
-from methods.least_squares import LeastSquares, relative_error
-from methods.model.activations import Entry, enter, enter_all, fitted_tokens, step
+from methods.least_squares import Rows, fit, total_error
+from methods.model.activations import Entry, enter, enter_all, step
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from methods.model.sinks import Sinks, find_sinks
 from methods.progress import over
 from methods.ranges import Count, Positive, Tokens
 
@@ -72,7 +74,7 @@ class LaCoLS:
     attention: bool = False  # refit the attention's output matrix too, together with the down matrix
     later: bool = False  # refit the down matrices of all layers behind the first window too
     sweeps: Count = 1  # over the survivors; from the second on each makes up for the error behind the next window
-    leave_first: bool = True  # leave the first position of each sequence out of the fits
+    sinks: Sinks = "apart"  # attention sinks weigh as a population of their own, or alike, as all other tokens
     tokens: Tokens | None = None  # calibration tokens that are fitted; None: all
 
     fixed = False
@@ -96,8 +98,8 @@ class LaCoLS:
             return {"removed_layers": []}
         read, layers = calibration.first(self.tokens), model.layers
         found = self.found(model, read, n)
-        fit = Fit(self.ridge, self.leave_first, self.attention, self.later, self.sweeps)
-        errors = Collapse(model, found.windows, read, fit).run()
+        how = Fit(self.ridge, self.sinks, self.attention, self.later, self.sweeps)
+        errors = Collapse(model, found.windows, read, how).run()
         survivors = [s for s, _ in found.windows]
         model.set_layers([layers[s] for s in survivors])
         return {
@@ -112,7 +114,7 @@ class LaCoLS:
 
     def found(self, model: Decoder, calibration: Calibration, n: int) -> FoundCollapse:
         """Return the windows; the states that the search needs are gone afterwards."""
-        dense = DenseStates(model, calibration.first(self.search_tokens), self.leave_first, self.ridge, self.choose)
+        dense = DenseStates(model, calibration.first(self.search_tokens), self.sinks, self.ridge, self.choose)
         trial = CollapseTrial(dense, calibration.first(self.trial_tokens))
         return self.search(dense, trial, n, [int(name.split()[1]) for name in calibration.order])
 
@@ -161,12 +163,12 @@ class DenseStates:
     """
 
     def __init__(
-        self, model: Decoder, calibration: Calibration, leave_first: bool, ridge: float, choose: str = "fit"
+        self, model: Decoder, calibration: Calibration, sinks: Sinks, ridge: float, choose: str = "fit"
     ) -> None:
-        self.model, self.layers, self.ridge, self.choose = model, model.layers, ridge, choose
+        self.model, self.layers, self.ridge, self.choose, self.sinks = model, model.layers, ridge, choose, sinks
         values = 2 * (len(self.layers) + 8) * model.embed.embedding_dim
         self.entries, self.masks = enter_all(model, calibration, values)
-        self.where = fitted_tokens(self.masks, leave_first, model.embed.weight.device)
+        self.where = [mask.to(model.embed.weight.device) for mask in self.masks]
         self.x, self.m = [[entry.x for entry in self.entries]], list[list[Tensor]]()
         for layer in over(self.layers, "reading calibration tokens", "layer"):
             taken = [
@@ -188,15 +190,16 @@ class DenseStates:
     def _fit(self, window: Window) -> tuple[Tensor, float]:
         if window not in self.fits:
             s, e = window
-            rows = []
-            sums = LeastSquares(self.x[0][0].shape[-1], self.x[0][0].shape[-1], self.x[0][0].device)
-            for m, y, z, where in zip(self.m[s], self.x[s + 1], self.x[e], self.where, strict=True):
-                rows.append((m[where], (y - m)[where], z[where]))
-                sums.add(rows[-1][0], rows[-1][2].double() - rows[-1][1])
-            identity = torch.eye(len(sums.xx), dtype=torch.float64, device=sums.xx.device)
-            T = sums.solve(self.ridge, identity)[0].to(self.x[0][0].dtype)
-            found = [(r + m if self.choose == "cosine" else r + m @ T, z) for m, r, z in rows]
-            missed = relative_error((y.double() - z, z) for y, z in found) if self.choose == "error" else turned(found)
+            m, y, z = self.m[s], self.x[s + 1], self.x[e]
+            sinks = find_sinks(self.where, y, z)
+            rows = [Rows(a, c - (b - a), c, *of) for a, b, c, *of in zip(m, y, z, self.where, sinks, strict=True)]
+            identity = torch.eye(y[0].shape[-1], dtype=torch.float64, device=y[0].device)
+            T = fit(rows, self.ridge, identity, self.sinks, hold_out=False).W.to(y[0].dtype)
+            found = y if self.choose == "cosine" else [b - a + a @ T for a, b in zip(m, y, strict=True)]
+            if self.choose == "error":
+                missed = total_error(sinks, self.where, z, found)
+            else:
+                missed = turned([(a[w], b[w]) for a, b, w in zip(found, z, self.where, strict=True)])
             self.fits[window] = T, missed
         return self.fits[window]
 

@@ -229,15 +229,3 @@ class States:
                 self.x = [x + layer.attend(x, given) for x, given in zip(self.x, arguments, strict=True)]
             self.halves += taken
         return self.x
-
-
-def fitted_tokens(masks: Iterable[Tensor], leave_first: bool, device: torch.device) -> list[Tensor]:
-    """Return (B, T) for each mask, true at the real tokens, or at all of them but the first of each sequence.
-
-    A sequence of one token keeps it.
-    """
-    where = [mask.clone() for mask in masks]
-    for one in where:
-        if leave_first and one.shape[1] > 1:
-            one[:, 0] = False
-    return [one.to(device) for one in where]

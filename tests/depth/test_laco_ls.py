@@ -51,7 +51,7 @@ def test_the_survivors_down_matrix_is_the_least_squares_of_its_window(given):
             continue
         with inputs_of(layer.down) as seen:
             entered, _, m = states(model)
-        C = torch.cat([one[0, 1:].double() for one in seen])
+        C = torch.cat([one[0].double() for one in seen])
         r = entered[place + 1] - m[place]
         W = brute(C, x[ends[s]] - r, RIDGE, whole.down.weight.detach().double().T)
         found = layer.down.weight.detach().double().T
@@ -76,7 +76,7 @@ def test_only_the_survivors_down_matrices_change():
 
 def test_the_foretold_map_and_what_it_leaves_by_hand():
     model = Decoder(tiny("llama"))
-    found = DenseStates(model, calibration(filler=9), leave_first=True, ridge=RIDGE)
+    found = DenseStates(model, calibration(filler=9), sinks="apart", ridge=RIDGE)
     x, _, m = states(model)
     for s, e in ((1, 3), (2, 6), (0, 2)):
         r = x[s + 1] - m[s]
@@ -90,7 +90,7 @@ def test_windows_can_be_judged_by_the_error_of_the_fit_or_the_cosine_before_it()
     model = Decoder(tiny("llama"))
     x, _, m = states(model)
     for choose in ("error", "cosine"):
-        found = DenseStates(model, calibration(filler=9), leave_first=True, ridge=RIDGE, choose=choose)
+        found = DenseStates(model, calibration(filler=9), sinks="apart", ridge=RIDGE, choose=choose)
         for s, e in ((1, 3), (2, 6)):
             r, z = x[s + 1] - m[s], x[e]
             T = brute(m[s], z - r, RIDGE, torch.eye(32, dtype=torch.float64))
@@ -113,7 +113,7 @@ def fitted(family: str, **how: object) -> tuple[Decoder, list[dict]]:
 
 @torch.no_grad()
 def seen(model: Decoder, number: int) -> dict[str, torch.Tensor]:
-    """Of real tokens behind the first position, each sequence alone: what enters and leaves layer `number`, and what
+    """Of real tokens, each sequence alone: what enters and leaves layer `number`, and what
     enters its output matrices, (M, columns) in float64."""
     layer, found = model.layers[number], {"x": [], "y": [], "heads": [], "channels": []}
     hooks = [
@@ -130,7 +130,7 @@ def seen(model: Decoder, number: int) -> dict[str, torch.Tensor]:
     for hook in hooks:
         hook.remove()
     return {
-        name: torch.cat([one.reshape(length, -1)[1:] for one, length in zip(rows, LENGTHS, strict=True)]).double()
+        name: torch.cat([one.reshape(length, -1) for one, length in zip(rows, LENGTHS, strict=True)]).double()
         for name, rows in found.items()
     }
 
@@ -212,7 +212,7 @@ def test_a_trial_is_the_model_with_its_maps_folded(family):
             LaCoLS().plan(Decoder(tiny(family)), 0.3)
         return
     model, tokens = Decoder(tiny(family)), calibration(filler=9)
-    dense = DenseStates(model, tokens, leave_first=True, ridge=RIDGE)
+    dense = DenseStates(model, tokens, sinks="apart", ridge=RIDGE)
     trial = CollapseTrial(dense, tokens.first(60))
     windows = joined(joined([(s, s + 1) for s in range(LAYERS)], 1), 1)  # layers 1 to 3 are one
     assert windows == [(0, 1), (1, 4), (4, 5), (5, 6)]
@@ -235,7 +235,7 @@ def test_a_trial_is_the_model_with_its_maps_folded(family):
 def test_with_every_candidate_tried_the_best_one_is_taken():
     """Against a loop over all windows written out, for the first layer."""
     model, tokens = Decoder(tiny("llama")), whole_sequences()
-    dense = DenseStates(model, tokens, leave_first=True, ridge=RIDGE)
+    dense = DenseStates(model, tokens, sinks="apart", ridge=RIDGE)
     trial, windows = CollapseTrial(dense, tokens.first(48)), [(s, s + 1) for s in range(LAYERS)]
     losses = {s + 1: trial.loss(joined(windows, s), 0) for s in range(LAYERS - 1)}
     best = min(losses, key=lambda number: losses[number])
