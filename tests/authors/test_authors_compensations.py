@@ -1,6 +1,6 @@
 """Compensations, against runs of their authors' code.
 
-The authors fit every position, and penalise otherwise: `as_the_authors_fit` puts that in.
+The authors fit all tokens alike, and penalise otherwise: `as_the_authors_fit` puts that in.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from methods.compensation.linear_patch import LinearPatch
 from methods.compensation.replaceme import ReplaceMe
 from methods.depth.angular import Angular
 from methods.depth.layer_drop import Drop
-from methods.least_squares import LeastSquares
+from methods.least_squares import Fitted, LeastSquares
 from methods.model.decoder import Decoder
 from methods.model.residual_map import put_map
 
 
 def as_the_authors_fit(kind: type[Compensation], monkeypatch: pytest.MonkeyPatch, penalty: float = 0.0, **options: Any):
-    """Return the compensation with every position in its fit, and one penalty for all channels that draws to zero."""
+    """Return the compensation that fits all tokens alike, with one penalty for all channels that draws to zero."""
 
     def solve(sums: LeastSquares, ridge: float, towards: Tensor, *, intercept: bool = False):
         return torch.linalg.solve(sums.xx + penalty * torch.eye(len(sums.xx), dtype=sums.xx.dtype), sums.xy), None
 
     monkeypatch.setattr(LeastSquares, "solve", solve)
-    return kind(leave_first=False, **options)
+    return kind(sinks="alike", **options)
 
 
 def fitted(monkeypatch: pytest.MonkeyPatch, kind: type[Compensation]) -> list[Tensor]:
@@ -43,8 +43,9 @@ def fitted(monkeypatch: pytest.MonkeyPatch, kind: type[Compensation]) -> list[Te
     fit = kind.fit
 
     def noted(mend, *given):
-        maps.append(fit(mend, *given))
-        return maps[-1]
+        found = fit(mend, *given)
+        maps.append(found.W)
+        return found
 
     monkeypatch.setattr(kind, "fit", noted)
     return maps
@@ -75,7 +76,7 @@ def target_normed(monkeypatch: pytest.MonkeyPatch, model: Decoder) -> None:
     """Let the fit aim at the state behind the final norm, as the authors' code does where the last layer has gone."""
     fit = ReplaceMe.fit
 
-    def normed(mend: ReplaceMe, seen: list[BoundaryStates]) -> Tensor:
+    def normed(mend: ReplaceMe, seen: list[BoundaryStates]) -> Fitted:
         return fit(mend, [dataclasses.replace(each, z=model.normed(each.z)) for each in seen])
 
     monkeypatch.setattr(ReplaceMe, "fit", normed)
