@@ -21,7 +21,7 @@ from unittest.mock import patch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from methods import registry  # noqa: E402  # of this checkout, whatever is installed
+from methods import authors_code, registry  # noqa: E402  # of this checkout, whatever is installed
 
 FOLDERS = {"depth": "Layers", "width": "Widths", "compensation": "Compensations"}
 HEADINGS = r"(Departures from (?:the authors' code|the paper)|Cost|Families|Measured)\. "
@@ -44,6 +44,11 @@ class MethodPage:
         self.head = ast.get_docstring(ast.parse((ROOT / self.path).read_text(encoding="utf-8"))) or ""
 
     @property
+    def names(self) -> str:
+        """The title with every name as code."""
+        return ", ".join(f"`{self.plus}{card.name}`" for card in self.cards)
+
+    @property
     def title(self) -> str:
         """The names under which the module's methods are called."""
         return ", ".join(self.plus + card.name for card in self.cards)
@@ -58,7 +63,8 @@ class MethodPage:
         if not self.plus:
             facts.append(("Cannot serve", ", ".join(without) or "none: every family is served"))
         lines = [f"# {self.title}", summary, "", "| | |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in facts), ""]
-        return "\n".join([*lines, markdown(body), "", "## Parameters", "", *self._parameters(), ""])
+        lines += [markdown(body), "", *self._check(), "## Parameters", "", *self._parameters(), ""]
+        return "\n".join(lines)
 
     def _said(self, attribute: str) -> str:
         """Return what the cards say: once where they agree, otherwise each behind its name."""
@@ -66,6 +72,23 @@ class MethodPage:
         if len(set(said.values())) <= 1:
             return next(iter(said.values()), "")
         return "; ".join(f"`{name}`: {value}" for name, value in said.items())
+
+    def _check(self) -> list[str]:
+        """Return how the module was held against its authors' code."""
+        check = authors_code.checks().get(self.stem)
+        if not check:
+            return []
+        whose = "the authors' code" if check.by_the_authors else "other people's code, for want of the authors'"
+        said = [
+            f"Compared with runs of {whose} ({_places(check)}; {check.runs}): {_escaped(check.compared)}. The largest",
+            f"[differences](../studies/checked.md): {check.apart}.",
+        ]
+        if check.put_in:
+            said.append("For the comparison the code's choice is put in: " + _escaped(" ".join(check.put_in)))
+        timed = [f"| {one.work} | {one.theirs:.2f} | {one.ours:.2f} | {one.times} |" for one in check.speed]
+        head = ["| work | theirs, s | ours, s | times as fast |", "| --- | --- | --- | --- |"]
+        table = [*head, *timed, "", f"Seconds: {_escaped(authors_code.what_was_timed())}.", ""] if timed else []
+        return ["## Checked against the authors' code", "", *said, "", *table]
 
     def _command(self) -> str:
         name = self.cards[0].name
@@ -101,6 +124,45 @@ def method_pages() -> Iterator[MethodPage]:
         for module in modules:
             if module != "dense":
                 yield MethodPage(module, registry._cards(registry._source(module), decorator), plus)
+
+
+def _places(check: authors_code.CodeComparison) -> str:
+    """Return links to the code that a module was held against, at its commit where that was noted."""
+    return ", ".join(
+        f"[{name}](https://github.com/{name}/tree/{commit}) at {commit[:7]}"
+        if commit
+        else f"[{name}](https://github.com/{name}), commit not noted"
+        for name, commit in check.code
+    )
+
+
+def checked() -> str:
+    """Return the tables of docs/studies/checked.md on authors' code: what was compared, how fast, and departures."""
+    checks = authors_code.checks()
+    pages = [page for page in method_pages() if page.stem in checks]
+    lines = [
+        "| method | code | runs | compared | scores | logits |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for page in pages:
+        check = checks[page.stem]
+        port = "" if check.by_the_authors else "; not by the paper's authors"
+        apart = [f"{check.largest[kind]:.1e}" if kind in check.largest else "-" for kind in ("scores", "logits")]
+        compared = _escaped(check.compared)
+        lines.append(f"| {page.names} | {_places(check)}{port} | {check.runs} | {compared} | {' | '.join(apart)} |")
+    lines += ["", f"Seconds: {_escaped(authors_code.what_was_timed())}.", ""]
+    lines += ["| method | work | theirs, s | ours, s | times as fast |", "| --- | --- | --- | --- | --- |"]
+    lines += [
+        f"| {page.names} | {one.work} | {one.theirs:.2f} | {one.ours:.2f} | {one.times} |"
+        for page in pages
+        for one in checks[page.stem].speed
+    ]
+    lines += ["", "| method | departs from the code or the paper | put in for the comparison |", "| --- | --- | --- |"]
+    for page in pages:
+        departs = " ".join(authors_code.departures(f"{page.folder}.{page.stem}"))
+        put_in = " ".join(checks[page.stem].put_in)
+        lines.append(f"| {page.names} | {_escaped(departs)} | {_escaped(put_in) or '-'} |")
+    return "\n".join(lines)
 
 
 def markdown(docstring: str) -> str:

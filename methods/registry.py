@@ -244,13 +244,14 @@ SAID = ("fixed", "needs", "cost", "without")  # constants of a class that its ca
 
 @dataclass(frozen=True)
 class Card:
-    """Holds what `list methods` says of a method. The last four are constants of its class.
+    """Holds what `list methods` says of a method. Four of them are constants of its class.
 
     parameters  name, default, meaning
     fixed       whether the parameters alone decide what goes, so that no ratio is asked for
     needs       what it looks at: nothing, calibration, or calibration and gradients
     cost        in forwards over the tokens that it reads
     without     the families it cannot serve
+    module      where it is, as in BUILT_IN or COMPENSATIONS
     """
 
     name: str
@@ -260,13 +261,14 @@ class Card:
     needs: str = ""
     cost: str = ""
     without: tuple[str, ...] = ()
+    module: str = ""
 
 
 def catalogue() -> list[Card]:
     """Return a card of every built-in method, read from its source, so that a list costs no import of torch."""
     cards: list[Card] = []
     for name in BUILT_IN:
-        cards += _cards(_source(name))
+        cards += [dataclasses.replace(card, module=name) for card in _cards(_source(name))]
     return cards
 
 
@@ -274,7 +276,7 @@ def compensations() -> list[Card]:
     """Return a card of every compensation, read from its source."""
     cards: list[Card] = []
     for name in COMPENSATIONS:
-        cards += _cards(_source(name), "compensation")
+        cards += [dataclasses.replace(card, module=name) for card in _cards(_source(name), "compensation")]
     return cards
 
 

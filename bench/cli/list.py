@@ -14,7 +14,7 @@ from methods.errors import UserError
 def add(commands: Any) -> None:
     listing = commands.add_parser("list", help="show what there is")
     listing.add_argument("what", choices=("methods", "models", "tasks", "texts", "profiles", "specs"))
-    listing.add_argument("--verbose", action="store_true", help="parameters of methods, fields of profiles")
+    listing.add_argument("--verbose", action="store_true", help="parameters and checks of methods, fields of profiles")
     listing.set_defaults(command=_list)
     fetch = commands.add_parser("fetch", help="download the default model, texts and tasks ahead of time")
     fetch.add_argument("names", nargs="*", metavar="NAME", help="only these; by default all")
@@ -39,13 +39,33 @@ def _methods(verbose: bool) -> list[str]:
         lines += [f"{card.name:<{wide}}{card.summary}", f"{'':<{wide}}looks at {card.needs}{cost}{without}"]
         if verbose:
             lines += [f"    {name} = {default:<12}{meaning}" for name, default, meaning in card.parameters]
+            lines += _authors(card.module)
     lines += [f"{name:<{wide}}of the installed package {package}" for name, package in packages]
     lines.append("A compensation follows a method behind a plus, as in shortgpt+ghost:ghost.ridge=0.1")
     for card in methods.compensations():
         lines.append(f"{f'+{card.name}':<{wide}}{card.summary}")
         if verbose:
             lines += [f"    {card.name}.{name} = {default:<12}{meaning}" for name, default, meaning in card.parameters]
+            lines += _authors(card.module)
     return lines
+
+
+def _authors(module: str) -> list[str]:
+    """Return how a module was held against its authors' code, and where it departs from that."""
+    from methods import authors_code
+
+    lines, check = [], authors_code.checks().get(module.rpartition(".")[2])
+    if check:
+        code = " and ".join(f"{name} at {commit[:7]}" if commit else name for name, commit in check.code)
+        whose = "the authors' code" if check.by_the_authors else "other people's code, for want of the authors'"
+        lines.append(f"    checked against {whose} ({code}), runs: {check.runs}; {check.compared}")
+        lines.append(f"        largest differences: {check.apart}")
+        lines += [f"        put in for that: {sentence}" for sentence in check.put_in]
+        lines += [
+            f"        speed: theirs {one.theirs:.2f} s, ours {one.ours:.2f} s, {one.times} times as fast ({one.work})"
+            for one in check.speed
+        ]
+    return lines + [f"    departure: {sentence}" for sentence in authors_code.departures(module)]
 
 
 def _models(verbose: bool) -> list[str]:

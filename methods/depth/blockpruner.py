@@ -14,8 +14,9 @@ its part of the key/value cache with it.
 Departures from the authors' code. The paper counts blocks. An attention and an MLP differ in size (1 to 3 in
 SmolLM2-135M), so parameters are counted here: the search continues while some block does not exceed the budget by more
 than half the smallest block. A trial runs only what lies behind the block on trial, which changes no value. 512 tokens
-of the run's calibration text are read; the authors join 256 samples of Alpaca and cut them into sequences of 2,048.
-There are twice as many candidates as layers, and up to twice as many removals. Padding is left out of the loss.
+of the run's calibration text are read; the paper has 256 samples of Alpaca, and the code joins its samples (128, and 32
+in its script) and cuts them into sequences of 2,048. There are twice as many candidates as layers, and up to twice as
+many removals. Padding is left out of the loss.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ methods/depth/blockpruner.py; the dense model's logits are computed again for ea
 
 Departures from the authors' code. The code computes (KL(m || p) + KL(m || q)) / 2 as js and compares all positions;
 here js is the paper's, over positions with a successor. The code never removes layer 0 first, and can leave a share of
-the layers at the front alone until that share has been removed elsewhere; `keep_first` here keeps them for good.
+the layers at the front alone until that share has been removed elsewhere; `keep_first` here keeps them for good. 512
+tokens of the run's calibration text are read; the code takes 10 sequences of 256 from WikiText-2.
 """
 
 from __future__ import annotations

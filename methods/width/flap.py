@@ -25,7 +25,8 @@ its weight follows from the shapes. Mean and variance are those of all real toke
 variance takes the new mean for the old one and leaves out the first sequence. One head and 16 channels stay in each
 layer, or an eighth of fewer than 128 channels. The ratio counts all parameters of the model and the added biases. Only
 a matrix that loses columns gets a bias. With `structure=ul_um` channels close the gap that whole heads leave; the code
-removes the same share of both. Fixed numbers of heads (UL-MM, AL-MM) are not built.
+removes the same share of both. The code's threshold takes its own unit too, and its means are float16. Fixed numbers of
+heads (UL-MM, AL-MM) are not built.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from authors_code import as_shown, difference
 from conftest import LAYERS, VOCABULARY, padded, tiny
 
 import methods
@@ -40,6 +41,8 @@ def test_the_authors_trace_is_repeated_on_the_default_model():
     for ours, theirs in zip(decisions["trace"], GOLDEN["trace"], strict=True):
         assert ours["similarity"] == pytest.approx(theirs["sim"], abs=1e-4)
         assert ours["accepted"] == theirs["accepted"]
+    ours, theirs = [step["similarity"] for step in decisions["trace"]], [step["sim"] for step in GOLDEN["trace"]]
+    as_shown("laco", "smollm2-135m", {"scores": difference("similarity", ours, theirs)})
 
 
 def windows(rule: str, norms: str):

@@ -1,0 +1,93 @@
+"""Methods that remove single attentions and MLPs, against runs of their authors' code.
+
+The authors count blocks, where a ratio here counts parameters: `counting_blocks` puts their count in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from authors_code import Run, every_run, every_trial
+from torch import nn
+
+from methods.depth import greedy_search, llm_drop
+from methods.depth.blockpruner import BlockPruner
+from methods.depth.finercut import FinerCut
+from methods.depth.llm_drop import LLMDrop
+from methods.model.calibration import Calibration
+
+MODES = {"attn": "attn", "mlp": "mlp", "all": "joint", "block": "block"}
+TOKENS = 8192  # more than any run has
+
+
+def counting_blocks(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    """Let a budget be `n` blocks of size 1 from now on."""
+    for module in (greedy_search, llm_drop):
+        monkeypatch.setattr(module, "block_parameters", lambda model, ratio, blocks: n, raising=False)
+        monkeypatch.setattr(module, "sublayer_sizes", lambda model, blocks: dict.fromkeys(blocks, 1))
+
+
+def names(blocks: list[list]) -> list[str]:
+    return [f"{'attention' if part == 'mha' else part} {layer}" for part, layer in blocks]
+
+
+@every_run("blockpruner")
+def test_blockpruner(run: Run, monkeypatch):
+    model, calibration, trials = run.model(), run.calibration(), every_trial(monkeypatch)
+    counting_blocks(monkeypatch, run["n"])
+    decided = BlockPruner(tokens=TOKENS).prune(model, calibration, 0.5)
+    assert decided["removal_order"] == names(run["order"])
+    first = [math.exp(trials[frozenset(names([block]))]) for block, _ in run["first"]]
+    left = [math.exp(loss) for loss in decided["losses"]]
+    run.agrees(model, first=(first, [ppl for _, ppl in run["first"]]), left=(left, run["ppls"]))
+
+
+def js_of_the_authors(logits, p, targets):
+    """Return (KL(m || p) + KL(m || q)) / 2, summed over tokens: each divergence the other way round."""
+    q = logits.log_softmax(-1)
+    m = torch.logaddexp(p, q) - math.log(2)
+    return sum(nn.functional.kl_div(one, m, reduction="sum", log_target=True) for one in (p, q)) / 2
+
+
+@every_run("finercut")
+def test_finercut(run: Run, monkeypatch):
+    """Their js, all positions, and no block of layer 0 in the first removal are put in.
+
+    One more token behind each sequence makes every position of it one with a successor.
+    """
+    model, calibration, trials = run.model(), run.calibration(), every_trial(monkeypatch)
+    ids, mask = (nn.functional.pad(block, (0, 1), value=1) for block in (calibration.ids, calibration.mask))
+    calibration = Calibration(ids, mask)
+    monkeypatch.setitem(greedy_search.LOSSES, "js", js_of_the_authors)
+    method = FinerCut(
+        distance=run["metric"][:2], mode={"am": "both", "a": "attention"}[run["level"]], keep_first=1, tokens=TOKENS
+    )
+    counting_blocks(monkeypatch, 1)
+    first = method.prune(run.model(), calibration, 0.5)
+    order = tuple(first["removal_order"])
+    ours = [trials[frozenset(names([block]))] for block, _ in run["first"]]
+    counting_blocks(monkeypatch, run["n"])
+    decided = dataclasses.replace(method, keep_first=0).prune(model, dataclasses.replace(calibration, order=order), 0.5)
+    assert decided["removal_order"] == names(run["order"])
+    left = [*first["losses"], *decided["losses"][1:]]
+    share = run["vocab"]  # the authors take the mean over words too
+    run.agrees(
+        model,
+        first=([one / share for one in ours], [distance for _, distance in run["first"]]),
+        left=([one / share for one in left], run["distances"]),
+    )
+
+
+@every_run("llm_drop")
+def test_llm_drop(run: Run, monkeypatch):
+    model, calibration = run.model(), run.calibration()
+    counting_blocks(monkeypatch, run["n"])
+    decided = LLMDrop(mode=MODES[run["target"]]).prune(model, calibration, 0.5)
+    assert decided["order"] == names(run["order"])
+    ours = {{"attention": "attn"}.get(part, part): scores for part, scores in decided["scores"].items()}
+    assert ours.keys() == run["similarities"].keys()
+    pairs = {part: ([1 - S for S in ours[part]], theirs) for part, theirs in run["similarities"].items()}
+    run.agrees(model, **pairs)

@@ -1,0 +1,75 @@
+"""What is said of the comparison with authors' code is what the tests have: one file, and what is made of it."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from authors_code import DATA, UPDATE, golden
+from pages import DOCS, generator, tables, text
+
+from methods import authors_code
+
+CHECKS = authors_code.checks()
+ELSEWHERE = {"laco": 1, "slicegpt": 6, "llm_pruner": 8}  # runs, repeated by the tests of these methods
+PAGE = "docs/studies/checked.md"
+MADE = re.compile(r"(<!-- made by docs/generate.py -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def test_every_run_is_counted():
+    assert {name: check.runs for name, check in CHECKS.items() if name in ELSEWHERE} == ELSEWHERE
+    counted = {name: check.runs for name, check in CHECKS.items() if name not in ELSEWHERE}
+    assert counted == {name: len(golden(name)["runs"]) for name in counted}
+    assert sum(counted.values()) == 192
+    assert sorted(counted) == sorted(path.stem for path in golden_files())
+
+
+def golden_files():
+    return (DATA.parents[1] / "tests" / "golden" / "authors").glob("*.json")
+
+
+@pytest.mark.parametrize("name", [name for name in CHECKS if name not in ELSEWHERE])
+def test_repository_and_commit_are_those_that_were_run(name):
+    source = golden(name)["source"]
+    assert [repository for repository, _ in CHECKS[name].code] == re.findall(r"[\w.-]+/[\w.-]+", source["repo"])
+    assert [commit for _, commit in CHECKS[name].code] == source["commit"].split(" and ")
+    assert CHECKS[name].by_the_authors == ("by the paper" not in source["repo"])
+
+
+def test_each_difference_is_of_a_run():
+    for name, said in json.loads(DATA.read_text(encoding="utf-8"))["methods"].items():
+        for kind, largest in said["largest"].items():
+            assert kind in ("scores", "logits")
+            assert name in ELSEWHERE or largest["run"] in golden(name)["runs"]
+        assert said["largest"]
+
+
+def test_the_page_of_what_was_checked_is_made_of_the_file():
+    page = text(PAGE)
+    made = MADE.sub(lambda found: f"{found[1]}\n{generator().checked()}\n\n{found[2]}", page)
+    if UPDATE:
+        (DOCS.parent / PAGE).write_text(made, encoding="utf-8")
+    else:
+        assert page == made
+    methods, speeds, departures, *_ = tables(made)
+    assert len(methods) == len(departures) == 1 + 17
+    assert len(speeds) == 1 + sum(len(check.speed) for check in CHECKS.values()) == 1 + 9
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_the_page_of_a_method_and_the_list_say_how_it_was_checked(name, capsys):
+    from bench.cli.main import main
+
+    check = authors_code.checks()[name]
+    (page,) = (page for page in generator().method_pages() if page.stem == name)
+    assert main(["list", "methods", "--verbose"]) == 0
+    listed = capsys.readouterr().out
+    for said in (page.markdown().replace("\\", ""), listed):
+        assert check.compared in said
+        assert check.apart in said
+        assert all(repository in said and (commit or "")[:7] in said for repository, commit in check.code)
+        assert all(sentence in said for sentence in check.put_in)
+    departures = authors_code.departures(f"{page.folder}.{name}")
+    assert departures
+    assert all(f"departure: {sentence}\n" in listed for sentence in departures)
