@@ -16,6 +16,8 @@ SmolLM2-135M), so parameters are counted here: the search continues while some b
 than half the smallest block. A trial runs only what lies behind the block on trial, which changes no value. 512 tokens
 of the run's calibration text are read; the authors join 256 samples of Alpaca and cut them into sequences of 2,048.
 There are twice as many candidates as layers, and up to twice as many removals. Padding is left out of the loss.
+
+Measured. docs/studies/departures.md says why no parameter counts blocks.
 """
 
 from __future__ import annotations
