@@ -19,6 +19,7 @@ state of a method's source is ever taken for this one's.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -77,12 +78,14 @@ def healing(recipe: Recipe, text: Text) -> dict[str, str]:
 def of_today(cell: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `cell` of a record as it would be asked for today.
 
-    Parameters have the names of today, and hashes of earlier code that decides the same are today's
-    (bench.run.source_hash).
+    Parameters have the names of today, one that the method did not have yet has its default, and hashes of earlier code
+    that decides the same are today's (bench.run.source_hash).
     """
 
     def named(stage: Mapping[str, Any]) -> dict[str, Any]:
         parameters = methods.current_names(stage["method"], stage["parameters"])
+        with contextlib.suppress(ValueError):  # of a plugin that is not loaded, or of a parameter that is no more
+            parameters = methods.hyperparameters(methods.make(stage["method"], parameters))
         given = methods.current_names(stage["method"], dict.fromkeys(stage.get("given", ())))
         return {**stage, "parameters": parameters, "given": list(given)}
 

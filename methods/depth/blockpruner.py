@@ -17,6 +17,8 @@ than half the smallest block. A trial runs only what lies behind the block on tr
 of the run's calibration text are read; the paper has 256 samples of Alpaca, and the code joins its samples (128, and 32
 in its script) and cuts them into sequences of 2,048. There are twice as many candidates as layers, and up to twice as
 many removals. Padding is left out of the loss.
+
+Measured. docs/studies/departures.md says why no parameter counts blocks.
 """
 
 from __future__ import annotations

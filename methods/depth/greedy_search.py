@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,12 +51,21 @@ def js(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
     return (halves[0] + halves[1]) / 2
 
 
-LOSSES: dict[str, Loss] = {"nll": nll, "kl": kl, "js": js}
+def js_released(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
+    """Return (KL(m || p) + KL(m || q)) / 2, summed over M tokens, as FinerCut's code has it: shapes as in `js`."""
+    q = logits.log_softmax(-1)
+    m = torch.logaddexp(p, q) - math.log(2)
+    halves = [nn.functional.kl_div(one, m, reduction="sum", log_target=True) for one in (p, q)]
+    return (halves[0] + halves[1]) / 2
+
+
+LOSSES: dict[str, Loss] = {"nll": nll, "kl": kl, "js": js, "js-released": js_released}
+Positions = Literal["followed", "all"]
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Holds one micro-batch: the places (M,), row by row, of the tokens that have a successor, and these (M,)."""
+    """Holds one micro-batch: the places (M,), row by row, of the positions that are compared, and what follows (M,)."""
 
     entry: Entry
     wanted: Tensor
@@ -68,26 +77,31 @@ class _Batch:
 class Trial:
     """Runs the model on the calibration tokens with any blocks left out. It changes no module.
 
+    A loss is that of the positions with a successor, or, with `positions` "all", also of the last of each sequence,
+    which is no place for `nll`.
+
     runs  layers that have been run, for all tokens; divided by the number of layers, forwards
     """
 
     @torch.no_grad()
-    def __init__(self, model: Decoder, calibration: Calibration, loss: str) -> None:
+    def __init__(self, model: Decoder, calibration: Calibration, loss: str, positions: Positions = "followed") -> None:
         self.model, self.layers, self.loss = model, model.layers, LOSSES[loss]
         self.gone: set[Sublayer] = set()
         self.runs = 0.0
         self.share = 1 / len(calibration.ids)
         self.batches = []
-        kept = 4 * int(calibration.mask[:, 1:].sum()) * model.config.vocab_size <= calibration.memory
+        beyond = 0 if positions == "all" else 1
+        kept = 4 * int(calibration.mask[:, beyond:].sum()) * model.config.vocab_size <= calibration.memory
         self.keeps_dense = kept and self.loss is not nll
         for ids, mask in calibration.batches(model.config.hidden_size * (len(self.layers) + 8)):
             entry = enter(model, ids)
-            wanted = mask[:, 1:].flatten().nonzero()[:, 0].to(entry.x.device)
+            compared = nn.functional.pad(mask[:, beyond:], (0, beyond))  # (B, T)
+            wanted = compared.flatten().nonzero()[:, 0].to(entry.x.device)
             states = self._states(entry, entry.x, 0)
-            dense = states[-1][:, :-1].flatten(0, 1)[wanted]
+            dense = states[-1].flatten(0, 1)[wanted]
             if self.keeps_dense:
                 dense = torch.cat([self._log_probabilities(piece) for piece in torch.split(dense, TOKENS_AT_ONCE)])
-            targets = ids.to(entry.x.device)[:, 1:].flatten()[wanted]
+            targets = ids.to(entry.x.device).roll(-1, 1).flatten()[wanted]
             self.batches.append(_Batch(entry, wanted, targets, dense, states))
 
     @torch.no_grad()
@@ -130,7 +144,7 @@ class Trial:
 
     def _losses(self, batch: _Batch, x: Tensor) -> Iterator[float]:
         """Yield the loss summed over some tokens at a time."""
-        x = x[:, :-1].flatten(0, 1)[batch.wanted]
+        x = x.flatten(0, 1)[batch.wanted]
         for piece in torch.split(torch.arange(len(x), device=x.device), TOKENS_AT_ONCE):
             dense = batch.dense[piece]
             p = dense if self.keeps_dense or self.loss is nll else self._log_probabilities(dense)
@@ -222,6 +236,7 @@ class GreedyBlocks:
     """A method that removes single attentions and MLPs, each time the one without which the loss is lowest."""
 
     tokens: int  # calibration tokens that are read
+    positions: Positions = "followed"  # of these, where the loss is taken
     fixed = False
     uneven = "it removes single attentions and MLPs"
 
@@ -242,5 +257,5 @@ class GreedyBlocks:
         budget = block_parameters(model, ratio, blocks)
         if not budget:
             return {"removed_layers": [], "removed_attention": [], "removed_mlp": []}
-        trial = Trial(model, calibration.first(self.tokens), self.loss)
+        trial = Trial(model, calibration.first(self.tokens), self.loss, self.positions)
         return searched(trial, blocks, budget, calibration.order)

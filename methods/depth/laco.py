@@ -34,7 +34,8 @@ describes is part of `laco-published`. Caches and the configuration are renumber
 Cost. No gradients. One pass over the sentences for the reference states; each candidate then runs the layers from its
 pointer upward. A given T looks at no more than H - C - L + 1 candidates, the search for a ratio at several times that.
 
-Measured. docs/studies/settings.md varies C, T, I, H and the sentences; docs/studies/similarity.md merges at each place.
+Measured. docs/studies/settings.md varies C, T, I, H and the sentences; docs/studies/similarity.md merges at each place;
+docs/studies/departures.md sets the released rule beside the paper's.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ methods/depth/sleb.py scores again after each removal.
 
 Departures from the paper. None: it averages over all positions and protects no layer, which is the default here.
 `token=last` compares the last token of each sequence alone, as some later work does.
+
+Measured. docs/studies/departures.md compares `token=last`, which ports use, with the default.
 """
 
 from __future__ import annotations

@@ -22,11 +22,13 @@ channels. What is removed leaves a bias of the output matrix:
 
 Departures from the authors' code. A head is a key/value head with all its query heads, also under grouped queries, and
 its weight follows from the shapes. Mean and variance are those of all real tokens, in float64; the code's running
-variance takes the new mean for the old one and leaves out the first sequence. One head and 16 channels stay in each
-layer, or an eighth of fewer than 128 channels. The ratio counts all parameters of the model and the added biases. Only
-a matrix that loses columns gets a bias. With `structure=ul_um` channels close the gap that whole heads leave; the code
-removes the same share of both. The code's threshold takes its own unit too, and its means are float16. Fixed numbers of
-heads (UL-MM, AL-MM) are not built.
+variance takes the new mean for the old one and leaves out the first sequence (`variance=released`). One head and 16
+channels stay in each layer, or an eighth of fewer than 128 channels. The ratio counts all parameters of the model and
+the added biases. Only a matrix that loses columns gets a bias. With `structure=ul_um` channels close the gap that whole
+heads leave; the code removes the same share of both. The code's threshold takes its own unit too, and its means are
+float16. Fixed numbers of heads (UL-MM, AL-MM) are not built.
+
+Measured. docs/studies/departures.md compares both variances.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ from methods.ranges import Count
 from methods.width.widths import equal_widths, freed, lower_widths
 
 Metric = Literal["wifv", "ifv", "wifn"]
+Variance = Literal["pooled", "released"]
 Widths = Literal["al_am", "ul_um"]
 KINDS = ("kv_heads", "channels")
 
@@ -72,6 +75,34 @@ class Moments:
         self.mean += delta * (m / n)
         self.n = n
 
+    @property
+    def variance(self) -> Tensor:
+        """Return v, (C,)."""
+        return self.M2 / max(1, self.n - 1)
+
+
+class ReleasedMoments(Moments):
+    """Holds the moments with the variance of the authors' code, up to a factor that standardising takes out.
+
+    Of K sequences it is the sum over k = 2 .. K of (k-1)/k S_k. S_k (C,) holds the squared deviations of the k-th
+    sequence from the mean of the first k, where Welford's formula has one factor from the mean of the first k-1.
+    """
+
+    def __init__(self, channels: int, device: torch.device) -> None:
+        super().__init__(channels, device)
+        self.k = 0
+        self.S = torch.zeros_like(self.mean)
+
+    def add(self, x: Tensor) -> None:
+        """Add a whole sequence, x (T, C)."""
+        super().add(x)
+        self.k += 1
+        self.S += (x.double() - self.mean).square().sum(0) * ((self.k - 1) / self.k)
+
+    @property
+    def variance(self) -> Tensor:
+        return self.S / max(1, self.n - 1)
+
 
 @register("flap")
 @dataclass(frozen=True)
@@ -79,6 +110,7 @@ class FLAP:
     """Remove heads and channels whose input fluctuates least, their mean response becomes a bias (An et al. 2024)."""
 
     metric: Metric = "wifv"  # wifv: variance times squared weights; ifv: variance alone; wifn: norm times weights
+    variance: Variance = "pooled"  # pooled: that of all tokens; released: the running one of the authors' code
     structure: Widths = "al_am"  # al_am: one threshold for all layers and both kinds; ul_um: equal widths in all layers
     attn_square: bool = True  # square the scores of an attention's channels first, as the authors' code does
     bias: bool = True  # give the output matrices a bias with the mean response of what is removed
@@ -119,7 +151,9 @@ class FLAP:
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         plan, structures = self.plan(model, ratio), structures_of(model, *KINDS)
         if ratio:
-            moments = statistics(model, calibration, structures)
+            if self.variance == "released" and len(calibration.ids) < 2:
+                raise ValueError("variance=released leaves the first calibration sequence out: give two at least")
+            moments = statistics(model, calibration, structures, self.variance)
             scores = [self.score(structure, seen) for structure, seen in zip(structures, moments, strict=True)]
             if self.equal:
                 counts = [plan["removed_per_layer"][structure.kind] for structure in structures]
@@ -135,7 +169,7 @@ class FLAP:
     def score(self, structure: Structure, seen: Moments) -> Tensor:
         """Return z of every unit, (units,), in float64 on the CPU."""
         W = structure.writer.weight.double()
-        n, v = seen.n, seen.M2 / max(1, seen.n - 1)
+        n, v = seen.n, seen.variance
         match self.metric:
             case "wifv":
                 s = v * W.square().sum(0)
@@ -167,16 +201,21 @@ class FLAP:
         return counts, gains
 
 
-def statistics(model: Decoder, calibration: Calibration, structures: list[Structure]) -> list[Moments]:
+def statistics(
+    model: Decoder, calibration: Calibration, structures: list[Structure], variance: Variance = "pooled"
+) -> list[Moments]:
     """Return the moments of what enters each structure's output matrix in the dense model, over all real tokens."""
+    kept = ReleasedMoments if variance == "released" else Moments
     moments = {
-        (structure.number, structure.kind): Moments(structure.writer.in_features, structure.writer.weight.device)
+        (structure.number, structure.kind): kept(structure.writer.in_features, structure.writer.weight.device)
         for structure in structures
     }
     for number, step in steps(model, calibration):
         for kind, x in (("kv_heads", step.heads), ("channels", step.channels)):
             if (number, kind) in moments:
-                moments[number, kind].add(x[step.mask])
+                apart = [one[real] for one, real in zip(x, step.mask, strict=True)]
+                for rows in apart if variance == "released" else [x[step.mask]]:
+                    moments[number, kind].add(rows)
     return list(moments.values())
 
 

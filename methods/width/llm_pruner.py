@@ -39,6 +39,8 @@ cuts all layers alike, the first and last ones too. Channels of the residual (`c
 
 Cost. One forward and backward pass over 10 x 64 tokens in short pieces. Memory holds the model, one float32 gradient of
 the matrices that may lose units (g or a; both for `mix`), and one piece.
+
+Measured. docs/studies/departures.md compares both pairings of the heads.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ than 128 channels.
 
 Cost. Two forward passes: each layer is run once to be scored, and again as it has been cut. Memory holds the hidden
 states of all calibration tokens in front of one layer.
+
+Measured. docs/studies/departures.md says which widths both roundings leave of the default model.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ METHODS = {
     "magnitude": [{}],
     "shortgpt": [{}, {"token": "last"}, {"keep_first": "1", "keep_last": "2"}],
     "angular": [{}, {"token": "all"}, {"keep_first": "0", "keep_last": "0"}],
-    "shortened-llama": [{}],
+    "shortened-llama": [{}, {"keep_first": "1", "keep_last": "1"}],
     "shortened-llama-taylor": [{}, {"keep_first": "1", "keep_last": "1"}],
 }
 CASES = [pytest.param(name, given, id=f"{name} {given}") for name, several in METHODS.items() for given in several]
@@ -123,16 +123,18 @@ def test_a_layer_that_is_kept_is_part_of_no_run(end, idle):
         assert (found["removed_layers"] == [idle]) == (not kept)
 
 
+@pytest.mark.parametrize("kept", [(0, 0), (1, 3)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_perplexity_without_each_layer_alone(family):
-    found, scores = pruned("shortened-llama", {}, family, 2, calibration(memory=1)), []
+def test_perplexity_without_each_layer_alone(family, kept):
+    given = {"keep_first": str(kept[0]), "keep_last": str(kept[1])}
+    found, scores = pruned("shortened-llama", given, family, 2, calibration(memory=1)), []
     for gone in range(6):
         model = Decoder(copy.deepcopy(tiny(family)))
         model.set_layers([layer for l, layer in enumerate(model.layers) if l != gone])
         with torch.no_grad():
             scores.append(float(loss(model.model, calibration().ids, calibration().mask)))
     assert found["scores"] == pytest.approx(scores, rel=1e-4)
-    assert found["removed_layers"] == lowest(scores, 2, range(6))
+    assert found["removed_layers"] == lowest(scores, 2, range(kept[0], 6 - kept[1]))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

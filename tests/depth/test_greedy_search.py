@@ -35,8 +35,16 @@ METHODS = {
     "blockpruner": {},
     "finercut": {},
     "finercut, kl, attention": {"distance": "kl", "mode": "attention"},
+    "finercut, released": {"distance": "js-released", "positions": "all"},
 }
-DISTANCES = {"sleb": "nll", "sleb, kl": "kl", "blockpruner": "nll", "finercut": "js", "finercut, kl, attention": "kl"}
+DISTANCES = {
+    "sleb": "nll",
+    "sleb, kl": "kl",
+    "blockpruner": "nll",
+    "finercut": "js",
+    "finercut, kl, attention": "kl",
+    "finercut, released": "js-released",
+}
 
 
 def calibration(columns: int = 16, **options) -> Calibration:
@@ -61,10 +69,14 @@ def ratio_for(method: str) -> float:
     return 0.15 if "attention" in method else 0.33
 
 
-def distribution(model: nn.Module, tokens: Calibration) -> tuple[torch.Tensor, torch.Tensor]:
-    """log p (M, V) of the tokens that have a real successor, and these successors (M,)."""
+def distribution(
+    model: nn.Module, tokens: Calibration, positions: str = "followed"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """log p (M, V) of the tokens that have a real successor, or of all, and the successors (M,)."""
     with torch.no_grad():
         logits = model(input_ids=tokens.ids, attention_mask=tokens.mask.long(), use_cache=False).logits
+    if positions == "all":
+        return logits[tokens.mask].double().log_softmax(-1), tokens.ids[tokens.mask]
     wanted = tokens.mask[:, 1:]
     return logits[:, :-1][wanted].double().log_softmax(-1), tokens.ids[:, 1:][wanted]
 
@@ -77,6 +89,8 @@ def distance(kind: str, dense: torch.Tensor, found: torch.Tensor, targets: torch
     if kind == "kl":
         return float((p * (dense - found)).sum(-1).mean())
     middle = ((p + q) / 2).log()
+    if kind == "js-released":
+        return float((middle.exp() * (2 * middle - dense - found)).sum(-1).mean() / 2)
     return float(((p * (dense - middle)).sum(-1) + (q * (found - middle)).sum(-1)).mean() / 2)
 
 
@@ -90,7 +104,8 @@ def brute_force(method: str, family: str, budget: float) -> tuple[list[Sublayer]
     """The order of removal and the losses."""
     tokens, dense_model = calibration(), tiny(family)
     whole = sum(parameter.numel() for parameter in dense_model.parameters())
-    (dense, _), order, losses = distribution(dense_model, tokens), [], []
+    positions = METHODS[method].get("positions", "followed")
+    (dense, _), order, losses = distribution(dense_model, tokens, positions), [], []
     left = sublayers_of(Decoder(dense_model), *(("layer",) if "sleb" in method else ("attention", "mlp")))
     left = left[1:-1] if "sleb" in method else [b for b in left if "attention" not in method or b.part == "attention"]
     size = {block: whole - parameters(without(family, [block])) for block in left}
@@ -101,7 +116,7 @@ def brute_force(method: str, family: str, budget: float) -> tuple[list[Sublayer]
             break
         tried = {}
         for block in allowed:
-            found, targets = distribution(without(family, [*order, block]).model, tokens)
+            found, targets = distribution(without(family, [*order, block]).model, tokens, positions)
             tried[block] = distance(DISTANCES[method], dense, found, targets)
         order.append(min(tried, key=lambda block: tried[block]))
         losses.append(tried[order[-1]])
@@ -280,7 +295,7 @@ def test_what_is_affordable():
         ("sleb", {"keep_first": "-1"}, "keep_first is int, at least 0; got '-1'"),
         ("sleb", {"tokens": "1"}, "tokens is int, at least 2; got"),
         ("blockpruner", {"tokens": "0"}, "tokens is int, at least 2; got"),
-        ("finercut", {"distance": "nll"}, "distance is js or kl; got 'nll'"),
+        ("finercut", {"distance": "nll"}, "distance is js, kl or js-released; got 'nll'"),
         ("finercut", {"mode": "mlp"}, "mode is both or attention; got 'mlp'"),
         ("finercut", {"keep_first": "-1"}, "keep_first is int, at least 0; got '-1'"),
     ],
@@ -315,7 +330,7 @@ def test_a_ratio_of_zero_looks_at_nothing(method):
     assert model.model.model.layers is stack
 
 
-@pytest.mark.parametrize("loss", ["kl", "js"])
+@pytest.mark.parametrize("loss", ["kl", "js", "js-released"])
 def test_dense_logits_that_do_not_fit_are_computed_again_and_change_nothing(loss):
     model = Decoder(tiny("llama"))
     roomy, tight = (Trial(model, calibration(memory=memory), loss) for memory in (2**30, 2**10))

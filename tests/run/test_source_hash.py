@@ -235,6 +235,21 @@ def test_a_run_of_earlier_code_that_decides_the_same_is_served_from_its_records(
     assert capsys.readouterr().err.count("has a record") == 2
 
 
+def test_a_record_from_before_a_parameter_is_served_for_its_default_and_no_other_value(asked, tmp_path, capsys):
+    assert main(asked) == 0
+
+    def first(cell):
+        cell["parameters"].pop("keep_last", None)
+
+    older(tmp_path / "run", first)
+    capsys.readouterr()
+    assert main(asked) == 0
+    assert capsys.readouterr().err.count("has a record") == 2
+    asked[2] = "shortgpt:keep_last=1"
+    assert main(asked) == 0
+    assert capsys.readouterr().err.count("has a record") == 1
+
+
 def test_a_record_with_earlier_names_of_parameters_is_served_made_anew_and_exported(asked, tmp_path, capsys):
     registry._say_renamed.cache_clear()
     asked[2] = "shortgpt:protect_first=1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import accumulate
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from methods.errors import OutOfReach
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import structures_of
-from methods.width.flap import FLAP, KINDS, Moments, statistics
+from methods.width.flap import FLAP, KINDS, Moments, ReleasedMoments, statistics
 
 FEWEST = 6  # of 48 channels
 
@@ -74,6 +75,42 @@ def test_moments_are_those_of_all_rows_however_they_come(pieces):
         moments.add(piece)
     torch.testing.assert_close(moments.mean, x.mean(0))
     torch.testing.assert_close(moments.M2 / (moments.n - 1), torch.var(x, 0))
+
+
+def test_the_released_variance_is_the_recurrence_of_the_authors_code():
+    """The first sequence adds nothing, and the mean that is taken off twice already holds the sequence."""
+    x = 3 + torch.randn(5, 7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    fluctuation, moments = torch.zeros(4, dtype=torch.float64), ReleasedMoments(4, x.device)
+    for n, sequence in enumerate(x):
+        mean = x[: n + 1].mean((0, 1))
+        if n:
+            fluctuation = fluctuation * (n - 1) / n + (sequence - mean).square().sum(0) / (n + 1)
+        moments.add(sequence)
+    torch.testing.assert_close(moments.variance * 34 / 4, fluctuation)  # 34 tokens but one, 4 sequences but one
+    torch.testing.assert_close(moments.mean, x.mean((0, 1)))
+
+
+@pytest.mark.parametrize("memory", [1, 2**30])
+def test_the_released_variance_sees_sequences_without_their_padding(memory):
+    model = Decoder(tiny("llama"))
+    structures = structures_of(model, *KINDS)
+    expected = seen(model)
+    found = statistics(model, calibration(filler=9, memory=memory), structures, "released")
+    for structure, moments in zip(structures, found, strict=True):
+        X = expected[structure.number, structure.kind]
+        S = [
+            (part - X[: start + len(part)].mean(0)).square().sum(0) * k / (k + 1)
+            for k, (part, start) in enumerate(zip(X.split(LENGTHS), accumulate((0, *LENGTHS[:-1])), strict=True))
+        ]
+        torch.testing.assert_close(moments.variance, sum(S) / (len(X) - 1), rtol=1e-4, atol=1e-8)
+        assert not torch.allclose(moments.variance, torch.var(X, 0), rtol=0.02)
+
+
+def test_the_released_variance_needs_two_sequences():
+    one = calibration().first(LENGTHS[0])
+    assert len(one.ids) == 1
+    with pytest.raises(ValueError, match="leaves the first calibration sequence out: give two at least"):
+        FLAP(variance="released").prune(Decoder(tiny("llama")), one, 0.2)
 
 
 @pytest.mark.parametrize("memory", [1, 2**30])
