@@ -9,15 +9,12 @@ import dataclasses
 import math
 
 import pytest
-import torch
 from authors_code import Run, every_run, every_trial
-from torch import nn
 
 from methods.depth import greedy_search, llm_drop
 from methods.depth.blockpruner import BlockPruner
 from methods.depth.finercut import FinerCut
 from methods.depth.llm_drop import LLMDrop
-from methods.model.calibration import Calibration
 
 MODES = {"attn": "attn", "mlp": "mlp", "all": "joint", "block": "block"}
 TOKENS = 8192  # more than any run has
@@ -45,25 +42,16 @@ def test_blockpruner(run: Run, monkeypatch):
     run.agrees(model, first=(first, [ppl for _, ppl in run["first"]]), left=(left, run["ppls"]))
 
 
-def js_of_the_authors(logits, p, targets):
-    """Return (KL(m || p) + KL(m || q)) / 2, summed over tokens: each divergence the other way round."""
-    q = logits.log_softmax(-1)
-    m = torch.logaddexp(p, q) - math.log(2)
-    return sum(nn.functional.kl_div(one, m, reduction="sum", log_target=True) for one in (p, q)) / 2
-
-
 @every_run("finercut")
 def test_finercut(run: Run, monkeypatch):
-    """Their js, all positions, and no block of layer 0 in the first removal are put in.
-
-    One more token behind each sequence makes every position of it one with a successor.
-    """
+    """The authors' js and positions are parameters; that no block of layer 0 goes first is put in."""
     model, calibration, trials = run.model(), run.calibration(), every_trial(monkeypatch)
-    ids, mask = (nn.functional.pad(block, (0, 1), value=1) for block in (calibration.ids, calibration.mask))
-    calibration = Calibration(ids, mask)
-    monkeypatch.setitem(greedy_search.LOSSES, "js", js_of_the_authors)
     method = FinerCut(
-        distance=run["metric"][:2], mode={"am": "both", "a": "attention"}[run["level"]], keep_first=1, tokens=TOKENS
+        distance={"js_divergence": "js-released", "kl_divergence": "kl"}[run["metric"]],
+        positions="all",
+        mode={"am": "both", "a": "attention"}[run["level"]],
+        keep_first=1,
+        tokens=TOKENS,
     )
     counting_blocks(monkeypatch, 1)
     first = method.prune(run.model(), calibration, 0.5)

@@ -55,18 +55,16 @@ def test_angular(run: Run, monkeypatch):
 
 
 @every_run("shortened_llama")
-def test_shortened_llama(run: Run, monkeypatch):
-    """For perplexity, the protection that the authors' script gives is put in; a short last batch weighs as theirs."""
+def test_shortened_llama(run: Run):
+    """Both keep what the authors' scripts keep; a short last batch weighs as theirs."""
     model, calibration = run.model(), run.calibration()
+    keep = dict(zip(("keep_first", "keep_last"), PLUS if run.said.get("plus") else (0, 0), strict=True))
     if run["criterion"] == "ppl":
-        if run["plus"]:
-            monkeypatch.setattr(ShortenedLlama, "keep_first", PLUS[0])
-            monkeypatch.setattr(ShortenedLlama, "keep_last", PLUS[1])
-        decided = ShortenedLlama().prune(model, calibration, ratio_of(model, run["n"]))
+        decided = ShortenedLlama(**keep).prune(model, calibration, ratio_of(model, run["n"]))
         assert decided["removed_layers"] == run["removed"]
         run.agrees(model, PPL=([math.exp(loss) for loss in decided["scores"]], run["scores"]))
         return
-    method = ShortenedLlamaTaylor(*(PLUS if run.said.get("plus") else (0, 0)), tokens=8192)
+    method = ShortenedLlamaTaylor(**keep, tokens=8192)
     if run["criterion"] == "taylor24":  # batches of 10, 10 and 4 sequences of equal weight: 2 : 2 : 5 a sequence
         weight = torch.tensor([2] * 20 + [5] * 4)
         again = (block.repeat_interleave(weight, 0) for block in (calibration.ids, calibration.mask))

@@ -22,8 +22,6 @@ from methods.width.two_ssp import TwoSSP
 from methods.width.wanda_sp import WandaSP
 from methods.width.widths import freed
 
-LENGTH = 32  # tokens of a sequence
-
 
 def removing(monkeypatch: pytest.MonkeyPatch, kv_heads: int, channels: int) -> None:
     """Let every layer lose so many heads and channels from now on, where layers stay equal."""
@@ -38,40 +36,20 @@ def by_layer(structures: list[Structure], rows: list[Tensor]) -> dict[str, Tenso
     return {name: torch.stack([row for each, row in pairs if each.kind == kind]) for name, kind in kinds.items()}
 
 
-class MomentsOfTheAuthors(flap.Moments):
-    """The running mean and variance of the authors' code, which takes one sequence at a time.
-
-    Each sequence adds its squared deviations from the mean that includes it already, and the first adds none.
-    """
-
-    sequences = 0
-    variance = 0.0
-
-    def add(self, x: Tensor) -> None:
-        for sequence in x.double().split(LENGTH):
-            k = self.sequences
-            self.mean = (k * self.mean + sequence.mean(0)) / (k + 1)
-            if k:
-                self.variance = self.variance * (k - 1) / k + (sequence - self.mean).square().sum(0) / (k + 1)
-            self.sequences = k + 1
-        self.n += len(x)
-        self.M2 = self.variance * (self.n - 1)
-
-
 @every_run("flap")
 def test_flap(run: Run, monkeypatch):
-    """The authors' variance is put in; the ratio asks for the parameters that they have removed.
+    """The authors' variance is a parameter; the ratio asks for the parameters that they have removed.
 
     Scores are the means, the variances or norms, and z of every unit where one threshold holds for all.
     """
     model, calibration = run.model(), run.calibration()
-    if run["metric"] != "wifn":
-        monkeypatch.setattr(flap, "Moments", MomentsOfTheAuthors)
-    method = FLAP(metric=run["metric"], structure=run["structure"])
+    rows, variance = len(calibration.ids), "pooled" if run["metric"] == "wifn" else "released"
+    method = FLAP(metric=run["metric"], variance=variance, structure=run["structure"])
     structures = structures_of(model, "kv_heads", "channels")
-    moments = flap.statistics(model, calibration, structures)
-    ours = {"mean": [seen.mean for seen in moments], "fluc": [seen.M2 / (seen.n - 1) for seen in moments]}
-    ours["norm"] = [(seen.M2 + seen.n * seen.mean**2) / len(calibration.ids) for seen in moments]  # a mean of squares
+    moments = flap.statistics(model, calibration, structures, variance)
+    ours = {"mean": [seen.mean for seen in moments]}
+    ours["fluc"] = [seen.variance * (seen.n - 1) / (rows - 1) for seen in moments]  # a sequence counts as one
+    ours["norm"] = [(seen.M2 + seen.n * seen.mean**2) / rows for seen in moments]  # a mean of squares
     ours["score"] = [method.score(structure, seen) for structure, seen in zip(structures, moments, strict=True)]
     scores = {
         f"{part}.{what}": (one, run.tensor(f"{part}.{what}"))
