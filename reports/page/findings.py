@@ -46,7 +46,8 @@ def summary(records: Sequence[Record], samples: Samples) -> list[Topic]:
     """Return the topics of all setups; a title names the model and its conditions where there are several."""
     found, setups = [], by_setup(records)
     for peers, mine in zip(setups.values(), blocks(records), strict=True):
-        prefix = f"{display_name(peers[0])}, {', '.join(notes.conditions(peers))}: " if len(setups) > 1 else ""
+        where = ", ".join((display_name(peers[0]), *notes.conditions(peers), *mine[0].apart))
+        prefix = f"{where}: " if len(setups) > 1 else ""
         found += [Topic(prefix + topic.title, topic.sentences) for topic in _topics(peers, mine, samples)]
     return found
 
