@@ -76,10 +76,17 @@ def seeds_of(records: Sequence[Record]) -> list[int]:
     return sorted({record.cell["seed"] for record in records})
 
 
-def with_seed(name: str, record: Record, records: Sequence[Record]) -> str:
-    """Return the name of a cell with its seed where others of its label have another one: 'laco (seed 1)'."""
-    seeds = seeds_of([other for other in records if label(other.cell) == label(record.cell)])
-    return f"{name} (seed {record.cell['seed']})" if len(seeds) > 1 and record.cell["method"] != "dense" else name
+def seeds_apart(records: Sequence[Record]) -> list[str]:
+    """Return for each record what its name needs behind it where its label has several seeds: ' (seed 1)', or ''."""
+    labels = [label(record.cell) for record in records]
+    found: dict[str, set[int]] = {}
+    for name, record in zip(labels, records, strict=True):
+        found.setdefault(name, set()).add(record.cell["seed"])
+    several = {name for name, seeds in found.items() if len(seeds) > 1}
+    return [
+        f" (seed {record.cell['seed']})" if name in several and record.cell["method"] != "dense" else ""
+        for name, record in zip(labels, records, strict=True)
+    ]
 
 
 def draws_named(records: Sequence[Record]) -> list[str]:

@@ -15,7 +15,7 @@ from bench.records.columns import MISS, STAGES, texts, timed
 from bench.records.comparability import dense_peer, draws, other_versions
 from bench.records.record import Record, is_accuracy, label, requested_ratio
 from reports import healing_notes
-from reports.blocks import seeds_named, seeds_of, with_seed
+from reports.blocks import seeds_apart, seeds_named, seeds_of
 from reports.metrics import METRICS, binary, metric, short, shown
 
 Row = Mapping[str, Any]
@@ -86,8 +86,8 @@ def exceptions(records: Sequence[Record], stages: Collection[str] = ()) -> Itera
     stages  of generation, whose speed the table shows: what is in doubt about it is said too
     """
     show = METRICS["ratio"].show
-    for record in records:
-        name, measured = with_seed(label(record.cell), record, records), record.measured
+    for record, which in zip(records, seeds_apart(records), strict=True):
+        name, measured = label(record.cell) + which, record.measured
         budget = measured.get("ratio_budget")
         if record.status != "ok":
             yield f"{name}: {status(record)}: {reason(record.error or '')}"

@@ -293,6 +293,7 @@ def draws(records: Sequence[Record], *, seeds: bool = True) -> list[list[int]]:
     row over the seeds too. One that was timed comes first, then the lowest seed.
     """
     rows: dict[str, list[int]] = {}
+    seeds = seeds and len({record.cell["seed"] for record in records}) > 1
     for number, record in enumerate(records):
         random = record.status == "ok" and any(map(is_draw, (*record.cell.get("earlier", ()), record.cell)))
         key = _undrawn_cell(record, random=random, seeds=seeds) if random or seeds else str(number)
