@@ -14,7 +14,7 @@ from typing import Any
 from bench.records import columns
 from bench.records.comparability import apart, draws, setups
 from bench.records.record import Record, label, requested_ratio
-from bench.stats.draws import draw_stderr, mean_interval
+from bench.stats.draws import draw_stderr, exponential, mean_interval
 from reports import healing_notes
 from reports.metrics import finite
 
@@ -60,9 +60,9 @@ class TableGroup:
     def at_each_seed(self) -> list[Record]:
         """Return the measured records of the rows, of several draws at one seed the first, and one of what failed."""
         found = list[Record]()
-        for place, record in enumerate(self.records):
-            first = {one.cell["seed"]: one for one in reversed(self.drawn[place])}
-            found += [record] if record.status != "ok" else [one for one in self.drawn[place] if one in first.values()]
+        for record, drawn in zip(self.records, self.drawn, strict=True):
+            first = {one.cell["seed"]: one for one in reversed(drawn)}
+            found += reversed(first.values()) if record.status == "ok" else [record]
         return found
 
     def tied(self, one: int, other: int, name: str) -> bool:
@@ -139,20 +139,24 @@ def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Draws of a random choice at one seed have the standard deviation between them beside it, since they lie orders of
     magnitude apart; cells of several seeds an interval and a standard error that include the draw of the calibration
-    (bench.stats.draws). What is no number, or is missing in a draw, is the first draw's.
+    (bench.stats.draws). What is no number is the first draw's, and so is what one of several choices lacks, such as a
+    speed; a mean over seeds is missing where a seed has no figure.
     """
-    row, several = dict(rows[0]), len({one.get("seed") for one in rows}) > 1
-    if several and any(one.get("flags") for one in rows):
+    row, seeds = dict(rows[0]), {one.get("seed") for one in rows}
+    if len(seeds) > 1 and any(one.get("flags") for one in rows):
         row["flags"] = " ".join(dict.fromkeys(" ".join(one.get("flags") or "" for one in rows).split()))
     for name in rows[0]:
-        found = [one.get(name) for one in rows]
-        values = [value for value in found if isinstance(value, int | float) and math.isfinite(value)]
-        if len(values) < len(rows) or name == "seed" or name.endswith(("_low", "_high", "_stderr")):
+        if name == "seed" or name.endswith(("_low", "_high", "_stderr")):
             continue
-        write = math.exp if _is_logarithmic(name) else float
-        middle, low, high, spread = _over_seeds(rows, name) if several else _over_choices(rows, name)
-        beside = {f"{name}_low": write(low), f"{name}_high": write(high), f"{name}_stderr": spread}
-        row |= {name: write(middle)} | {column: value for column, value in beside.items() if column in row}
+        known = [one for one in rows if isinstance(one.get(name), int | float) and math.isfinite(one[name])]
+        beside = [column for column in (f"{name}_low", f"{name}_high", f"{name}_stderr") if column in row]
+        if len(seeds) > 1 and known and len({one["seed"] for one in known}) < len(seeds):
+            row |= dict.fromkeys([name, *beside])
+        elif known and (len(seeds) > 1 or len(known) == len(rows)):
+            write = exponential if _is_logarithmic(name) else float
+            middle, low, high, spread = (_over_seeds if len(seeds) > 1 else _over_choices)(known, name)
+            found = {f"{name}_low": write(low), f"{name}_high": write(high), f"{name}_stderr": spread}
+            row |= {name: write(middle)} | {column: found[column] for column in beside}
     return row
 
 
@@ -170,7 +174,7 @@ def _by_seed(rows: Sequence[Mapping[str, Any]], name: str, end: str = "") -> dic
     found: dict[int, list[float]] = {}
     for row in rows:
         if finite(row.get(beside)):
-            value = math.log(row[beside]) if _is_logarithmic(name) and end != "_stderr" else row[beside]
+            value = math.log(row[beside]) if _is_logarithmic(name) else row[beside]
             found.setdefault(row["seed"], []).append(value)
     return {seed: fmean(several) for seed, several in found.items()}
 

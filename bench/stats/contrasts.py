@@ -155,9 +155,9 @@ def _cells(pairs: Sequence[Pair], seeds: Seeds) -> Cells:
     found = {}
     for a, b in pairs:
         one, other = seeds.get(a), seeds.get(b)
-        sides = (
-            [(a, b)] if one is None or other is None else [(one[seed], other[seed]) for seed in one if seed in other]
-        )
+        sides = [(a, b)]
+        if one is not None and other is not None:
+            sides = [(one[seed], other[seed]) for seed in one if seed in other]
         if sides:
             found[a, b] = sides
     return found
@@ -199,17 +199,15 @@ def _from_intervals(figures: Mapping[int, Mapping[str, Any]], sides: Sequence[Pa
     )
     if len(logs) > 1:
         return _as_ratio(draws.mean_difference(logs, stderr), "intervals")
-    (log,) = logs
-    return _as_ratio(
-        (log, log - NORMAL_95 * stderr, log + NORMAL_95 * stderr, _normal(log, stderr)),
-        "intervals",
-    )
+    (log,), half = logs, NORMAL_95 * stderr
+    return _as_ratio((log, log - half, log + half, _normal(log, stderr)), "intervals")
 
 
 def _as_ratio(found: tuple[float, float, float, float], test: Literal["draws", "intervals"]) -> Contrast:
     """Return the contrast of a mean logarithm with its ends and its p."""
     *logs, p = found
-    estimate, low, high = np.exp(logs).tolist()
+    with np.errstate(over="ignore"):  # an endless interval is one
+        estimate, low, high = np.exp(logs).tolist()
     return Contrast(estimate, p, test, low, high)
 
 

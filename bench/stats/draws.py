@@ -7,6 +7,7 @@ the number of draws; the two parts are independent, and are added in squares.
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,12 @@ from numpy.typing import NDArray
 from scipy.special import ndtri, stdtrit
 
 SMALLEST = 1e-100  # p value that is told from 0
+LARGEST = math.log(sys.float_info.max)
+
+
+def exponential(log: float) -> float:
+    """Return what has this logarithm, endless where no number is so large: draws can lie hundreds of nats apart."""
+    return math.exp(log) if log < LARGEST else math.inf
 
 
 def draw_stderr(values: Sequence[float]) -> float:

@@ -102,7 +102,9 @@ def _next(one: TestedRow, order: Sequence[int], text: str) -> str:
     found = one.perplexity[text].get((min(a[0], b[0]), max(a[0], b[0]))) if len(a) == len(b) == 1 else None
     said = f"{METRICS['prefill_speed'].format(times, times)} times as high"
     if found is not None:
-        low, high = (found.low, found.high) if a < b else (1 / found.high, 1 / found.low)
+        low, high = found.low, found.high
+        if a > b:
+            low, high = (1 / end if end else math.inf for end in (high, low))
         said += f" [{', '.join(METRICS['prefill_speed'].format(end, times) for end in (low, high))}]"
     return f" {one.name(second)} comes next: {one.figure(second, column)}, {said}."
 

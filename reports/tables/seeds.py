@@ -22,7 +22,7 @@ from bench.records.columns import texts
 from bench.records.comparability import is_draw, study_setup
 from bench.records.record import Record, display_name, label, requested_ratio
 from bench.records.samples import Samples
-from bench.stats.draws import VarianceComponent, components
+from bench.stats.draws import VarianceComponent, components, exponential
 from bench.stats.intervals import NORMAL_95, ratio_stderr
 from reports import notes
 from reports.blocks import seeds_named, seeds_of
@@ -190,8 +190,13 @@ def _spread(deviation: float | None) -> tuple[TableCell, TableCell]:
     """Return the cells of a standard deviation of a logarithm, in nats and as a share of the perplexity."""
     if deviation is None:
         return TableCell(), TableCell()
-    share = math.expm1(deviation)
+    share = _share(deviation)
     return TableCell(significant(deviation), value=deviation), TableCell(significant(100 * share), value=share)
+
+
+def _share(deviation: float) -> float:
+    """Return a deviation of a logarithm as a share of the perplexity."""
+    return exponential(deviation) - 1 if deviation > 1 else math.expm1(deviation)
 
 
 def _resolved(of_difference: Sequence[VarianceComponent]) -> Iterator[str]:
@@ -199,11 +204,11 @@ def _resolved(of_difference: Sequence[VarianceComponent]) -> Iterator[str]:
     *_, seed, windows = of_difference
     if seed.deviation is None:
         return
-    near = math.expm1(NORMAL_95 * seed.deviation)
+    near = _share(NORMAL_95 * seed.deviation)
     said = f"two methods nearer than {significant(100 * near)} % in perplexity are not told apart by one seed"
     more = ""
     if windows.deviation is not None:
-        both = math.expm1(NORMAL_95 * math.hypot(seed.deviation, windows.deviation))
+        both = _share(NORMAL_95 * math.hypot(seed.deviation, windows.deviation))
         more = f"; with the draw of the windows {significant(100 * both)} %"
     yield f"{said}: {NORMAL_95} sd of their difference by the calibration seed{more}."
 
@@ -226,7 +231,7 @@ def _of_methods(found: CalibrationDraws) -> Table:
         logs = [found.log(place) for place in draws.values()]
         deviation = components(logs, [text for text, _ in draws])[-1].deviation
         own = _windows(CalibrationDraws(found.text, found.ratio, {method: draws}, found.records, []))
-        figures = [math.exp(value) for value in (fmean(logs), min(logs), max(logs))]
+        figures = [exponential(value) for value in (fmean(logs), min(logs), max(logs))]
         cells = [
             *(TableCell(perplexity(one, figures[0]), value=one) for one in figures),
             TableCell(str(len(logs)), value=len(logs)),

@@ -85,6 +85,17 @@ def test_seeds_share_a_row_whose_interval_has_their_draw_in_it():
     assert dense["kept"] == 1
 
 
+def test_a_mean_needs_every_seed_and_an_interval_may_be_endless():
+    records = run({"laco": [80.0, 100.0]})
+    lost = changed(records[-1], "measured", "perplexity", to={})
+    assert only([*records[:-1], lost]).rows[1]["perplexity_wiki"] is None
+    row = only(run({"laco": [1e3, 1e300]})).rows[-1]
+    assert row["perplexity_wiki"] == pytest.approx(10**151.5)
+    assert row["perplexity_wiki_high"] == math.inf
+    assert "laco" in terminal(run({"laco": [1e3, 1e300], "flap": [90.0, 91.0]}))
+    assert "laco" in page(run({"laco": [1e3, 1e300], "flap": [90.0, 91.0]}), drawings=())
+
+
 def test_an_average_has_the_error_of_both_draws():
     records = [cell("laco", seed, accuracies=[share] * 5) for seed, share in enumerate((0.3, 0.4, 0.5))]
     group = only(records)
