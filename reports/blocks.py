@@ -1,4 +1,7 @@
-"""Groups records into tables: cells of one setup and one ratio, with the dense model on top; draws share a row."""
+"""Groups records into tables: cells of one setup and one ratio, with the dense model on top; draws share a row.
+
+A draw is the choice of a random method, or the calibration that a seed draws, with the documents of the tasks.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from bench.records import columns
-from bench.records.comparability import apart, draws, setup
+from bench.records.comparability import apart, draws, setups
 from bench.records.record import Record, label, requested_ratio
+from bench.stats.draws import draw_stderr, exponential, mean_interval
 from reports import healing_notes
+from reports.metrics import finite
 
 
 @dataclass(frozen=True)
@@ -34,19 +39,76 @@ class TableGroup:
     apart: tuple[str, ...] = ()
 
     def label(self, place: int) -> str:
-        """Return the method's name, with the seed where the group has several, and what sets its recipe apart."""
-        record = self.records[place]
-        seeds = {other.cell["seed"] for other in self.records}
-        seed = f" (seed {record.cell['seed']})" if len(seeds) > 1 else ""
-        return label(record.cell) + healing_notes.apart(record.cell, [other.cell for other in self.records]) + seed
+        """Return the method's name, with the seeds where others have more, and what sets its recipe apart."""
+        record, mine = self.records[place], seeds_of(self.drawn[place])
+        every = seeds_of([other for drawn in self.drawn for other in drawn])
+        fewer = mine != every and record.cell["method"] != "dense"
+        which = f" ({seeds_named(mine)})" if fewer else ""
+        return label(record.cell) + healing_notes.apart(record.cell, [other.cell for other in self.records]) + which
+
+    def models(self, place: int) -> list[dict[int, int]]:
+        """Return the models of a row, each as {seed: the place of its record among all records}.
+
+        A method is one model, drawn anew by each seed of the calibration; a random method is one for each choice.
+        """
+        found: dict[int, list[int]] = {}
+        for number, record in zip(self.numbers[place], self.drawn[place], strict=True):
+            found.setdefault(record.cell["seed"], []).append(number)
+        most = max(map(len, found.values()))
+        return [{seed: several[at] for seed, several in found.items() if at < len(several)} for at in range(most)]
+
+    def at_each_seed(self) -> list[Record]:
+        """Return the measured records of the rows, of several draws at one seed the first, and one of what failed."""
+        found = list[Record]()
+        for record, drawn in zip(self.records, self.drawn, strict=True):
+            first = {one.cell["seed"]: one for one in reversed(drawn)}
+            found += reversed(first.values()) if record.status == "ok" else [record]
+        return found
+
+    def tied(self, one: int, other: int, name: str) -> bool:
+        """Say whether two rows change places in the column `name` from one seed to another: neither is the better."""
+        a, b = (_by_seed(self.each[place], name) for place in (one, other))
+        return len({a[seed] > b[seed] for seed in a if seed in b and a[seed] != b[seed]}) > 1
+
+
+def seeds_of(records: Sequence[Record]) -> list[int]:
+    """Return the seeds of some cells, rising."""
+    return sorted({record.cell["seed"] for record in records})
+
+
+def seeds_apart(records: Sequence[Record]) -> list[str]:
+    """Return for each record what its name needs behind it where its label has several seeds: ' (seed 1)', or ''."""
+    labels = [label(record.cell) for record in records]
+    found: dict[str, set[int]] = {}
+    for name, record in zip(labels, records, strict=True):
+        found.setdefault(name, set()).add(record.cell["seed"])
+    several = {name for name, seeds in found.items() if len(seeds) > 1}
+    return [
+        f" (seed {record.cell['seed']})" if name in several and record.cell["method"] != "dense" else ""
+        for name, record in zip(labels, records, strict=True)
+    ]
+
+
+def draws_named(records: Sequence[Record]) -> list[str]:
+    """Name the draws that share a row: 'draw 1', or where they are of several seeds 'seed 0', 'seed 0, draw 1'."""
+    counts = [f"draw {number}" for number, _ in enumerate(records, start=1)]
+    every = [f"seed {record.cell['seed']}" for record in records]
+    if len(set(every)) == 1:
+        return counts
+    return every if len(set(every)) == len(every) else [", ".join(both) for both in zip(every, counts, strict=True)]
+
+
+def seeds_named(several: Sequence[int]) -> str:
+    """Say 'seed 0' or 'seeds 0, 1, 2'."""
+    return f"seed{'s' * (len(several) > 1)} {', '.join(map(str, several))}"
 
 
 def blocks(records: Sequence[Record]) -> list[list[TableGroup]]:
     """Return for each setup a group for each ratio, rising, methods of a fixed ratio last, dense on top of each."""
     rows, different = columns.rows(records), apart(records)
     groups: dict[str, list[int]] = {}
-    for number, record in enumerate(records):
-        groups.setdefault(setup(record), []).append(number)
+    for number, key in enumerate(setups(records)):
+        groups.setdefault(key, []).append(number)
     return [list(_of_setup(records, rows, cells, different[key])) for key, cells in groups.items()]
 
 
@@ -73,21 +135,59 @@ def _of_setup(
 
 
 def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return one row for several draws: of each figure the mean, with the standard deviation between the draws.
+    """Return one row for several draws: the mean of each figure, of a perplexity by its logarithm.
 
-    Both are taken of a perplexity's logarithm, since draws lie orders of magnitude apart. What is no number, or is
-    missing in a draw, is the first draw's.
+    Draws of a random choice at one seed have the standard deviation between them beside it, since they lie orders of
+    magnitude apart; cells of several seeds an interval and a standard error that include the draw of the calibration
+    (bench.stats.draws). What is no number is the first draw's, and so is what one of several choices lacks, such as a
+    speed; a mean over seeds is missing where a seed has no figure.
     """
-    row = dict(rows[0])
+    row, seeds = dict(rows[0]), {one.get("seed") for one in rows}
+    if len(seeds) > 1 and any(one.get("flags") for one in rows):
+        row["flags"] = " ".join(dict.fromkeys(" ".join(one.get("flags") or "" for one in rows).split()))
     for name in rows[0]:
-        found = [one.get(name) for one in rows]
-        values = [value for value in found if isinstance(value, int | float) and math.isfinite(value)]
-        if len(values) < len(rows) or name == "seed" or name.endswith(("_low", "_high", "_stderr")):
+        if name == "seed" or name.endswith(("_low", "_high", "_stderr")):
             continue
-        logarithmic = "perplexity_" in name
-        numbers = [math.log(value) if logarithmic else value for value in values]
-        middle, spread = fmean(numbers), stdev(numbers)
-        low, mean, high = (math.exp(x) if logarithmic else x for x in (middle - spread, middle, middle + spread))
-        beside = {f"{name}_low": low, f"{name}_high": high, f"{name}_stderr": spread}
-        row |= {name: mean} | {column: value for column, value in beside.items() if column in row}
+        known = [one for one in rows if isinstance(one.get(name), int | float) and math.isfinite(one[name])]
+        beside = [column for column in (f"{name}_low", f"{name}_high", f"{name}_stderr") if column in row]
+        if len(seeds) > 1 and known and len({one["seed"] for one in known}) < len(seeds):
+            row |= dict.fromkeys([name, *beside])
+        elif known and (len(seeds) > 1 or len(known) == len(rows)):
+            write = exponential if _is_logarithmic(name) else float
+            middle, low, high, spread = (_over_seeds if len(seeds) > 1 else _over_choices)(known, name)
+            found = {f"{name}_low": write(low), f"{name}_high": write(high), f"{name}_stderr": spread}
+            row |= {name: write(middle)} | {column: found[column] for column in beside}
     return row
+
+
+def _is_logarithmic(name: str) -> bool:
+    """Say whether a figure's mean is that of its logarithm, since draws lie orders of magnitude apart."""
+    return "perplexity_" in name
+
+
+def _by_seed(rows: Sequence[Mapping[str, Any]], name: str, end: str = "") -> dict[int, float]:
+    """Return the mean of a figure, or of an end of its interval where all have one, at each seed, of some by logarithm.
+
+    A cell without a finite figure is left out.
+    """
+    beside = f"{name}{end}" if all(finite(row.get(f"{name}{end}")) for row in rows) else name
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        if finite(row.get(beside)):
+            value = math.log(row[beside]) if _is_logarithmic(name) else row[beside]
+            found.setdefault(row["seed"], []).append(value)
+    return {seed: fmean(several) for seed, several in found.items()}
+
+
+def _over_seeds(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float, float, float]:
+    """Return mean, low, high and standard error over seeds, on the scale of the mean."""
+    values, lows, highs = (list(_by_seed(rows, name, end).values()) for end in ("", "_low", "_high"))
+    own = fmean(row.get(f"{name}_stderr") or 0.0 for row in rows)
+    return fmean(values), *mean_interval(values, lows, highs), math.hypot(draw_stderr(values), own)
+
+
+def _over_choices(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float, float, float]:
+    """Return mean, the ends of one standard deviation around it, and that, on the scale of the mean."""
+    numbers = [math.log(row[name]) if _is_logarithmic(name) else row[name] for row in rows]
+    middle, spread = fmean(numbers), stdev(numbers)
+    return middle, middle - spread, middle + spread, spread

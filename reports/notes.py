@@ -16,12 +16,14 @@ from bench.records.comparability import dense_peer, draws, other_versions
 from bench.records.fits import SMALL, misfits
 from bench.records.record import Record, is_accuracy, label, requested_ratio
 from reports import healing_notes
+from reports.blocks import seeds_apart, seeds_named, seeds_of
 from reports.metrics import METRICS, binary, metric, short, shown
 
 Row = Mapping[str, Any]
 COMPARED = {  # what is a comparison with the dense model, and the figure that it compares
     "kept": "average",
 }
+CALIBRATION = ("calibration", "calibration_sequences", "calibration_length")  # fields of the protocol
 EVERYTHING = ("perplexity", "kl", "checks", "tasks", "speed")  # kinds of columns, of which the protocol speaks
 BOS = {"every window": "each begins with BOS", "none": "no BOS"}
 COMPLAINTS = {  # flags of what was timed, see bench.records.record
@@ -34,6 +36,11 @@ MACHINE = {
     "shared_gpu": "timed while {other_gpu_processes} other processes used the GPU.",
     "slowed": "timed while the machine slowed itself down, for heat or power.",
 }
+ONE_SEED = "one seed: intervals and tests do not include the draw of the calibration text; with --seed 0,1,2 they do."
+MEANS = (
+    "means over the seeds, of a perplexity by its logarithm; ± and [low, high] include the draw of the calibration: "
+    "Student's interval over the seeds and the cells' own one are added in squares, as are standard errors."
+)
 REASON = 300  # the longest reason that is shown, in characters; the record holds all of it
 
 
@@ -75,13 +82,13 @@ def _budget(record: Record) -> str:
 
 
 def exceptions(records: Sequence[Record], stages: Collection[str] = ()) -> Iterator[str]:
-    """Yield a sentence for each cell that missed its budget or has no figures.
+    """Yield a sentence for each cell that missed its budget or has no figures, with its seed where there are several.
 
     stages  of generation, whose speed the table shows: what is in doubt about it is said too
     """
     show = METRICS["ratio"].show
-    for record in records:
-        name, measured = label(record.cell), record.measured
+    for record, which in zip(records, seeds_apart(records), strict=True):
+        name, measured = label(record.cell) + which, record.measured
         budget = measured.get("ratio_budget")
         if record.status != "ok":
             yield f"{name}: {status(record)}: {reason(record.error or '')}"
@@ -91,7 +98,7 @@ def exceptions(records: Sequence[Record], stages: Collection[str] = ()) -> Itera
             yield f"* {name} misses the ratio: {asked}budget {show(budget)}, achieved {show(measured['ratio'])}."
         yield from _misfits(record)
         if stages:
-            yield from doubts(record, stages)
+            yield from doubts(record, stages, name)
     yield from _versions(records)
 
 
@@ -130,11 +137,18 @@ def reason(error: str) -> str:
 
 
 def protocol(
-    records: Sequence[Record], rows: Sequence[Row], about: Collection[str] = EVERYTHING, *, calibration: bool = True
+    records: Sequence[Record],
+    rows: Sequence[Row],
+    about: Collection[str] = EVERYTHING,
+    *,
+    calibration: bool = True,
+    seeds: bool = True,
 ) -> list[str]:
     """Say how to read the columns of some kinds, and how their figures came about; each sentence once.
 
-    rows  the figures of the records, see bench.records.columns
+    rows         the figures of the records, see bench.records.columns
+    calibration  whether all cells share it
+    seeds        whether figures are means over the seeds of the calibration; it is said what intervals have of them
     """
     measured = [record.measured for record in records]
     pruned = [record for record in records if record.cell["method"] != "dense"]
@@ -145,12 +159,15 @@ def protocol(
         "tasks": [*chain.from_iterable(map(_tasks, measured)), *_accuracy_spread(rows)],
         "speed": chain.from_iterable(map(speed, records)),
     }
+    calibrations = _calibrations(pruned)
+    drawn = [MEANS if len(seeds_of(several)) > 1 else ONE_SEED for several in calibrations if seeds]
     sentences = [
         *chain.from_iterable(said for kind, said in kinds.items() if kind in about),
         *(_incomparable(rows) if "tasks" in about else ()),
-        *(_calibration(record.cell) for record in pruned if calibration),
+        *(_calibration(several) for several in calibrations if calibration),
+        *(sentence for sentence in drawn if not {"perplexity", "kl", "tasks"}.isdisjoint(about)),
         *healing_notes.notes([record.cell for record in records]),
-        *_draws(records),
+        *_draws(records, seeds=seeds),
     ]
     return list(dict.fromkeys(sentences))
 
@@ -242,9 +259,12 @@ def speed(record: Record) -> Iterator[str]:
             )
 
 
-def doubts(record: Record, stages: Collection[str] = tuple(STAGES)) -> Iterator[str]:
-    """Yield why the speed of a cell at some stages of generation is missing or should be taken with care."""
-    name, found = label(record.cell), record.measured.get("speed", {})
+def doubts(record: Record, stages: Collection[str] = tuple(STAGES), name: str = "") -> Iterator[str]:
+    """Yield why the speed of a cell at some stages of generation is missing or should be taken with care.
+
+    name  what the cell is called, by default its label
+    """
+    name, found = name or label(record.cell), record.measured.get("speed", {})
     if "failed" in found:
         yield f"{name}: speed: {found['failed']}"
     points = [point for point in found.get("points", []) if point["kind"] in stages]
@@ -277,22 +297,34 @@ def _incomparable(rows: Sequence[Row]) -> Iterator[str]:
         yield f"{', '.join(missing)}: missing where no dense cell was measured under the same conditions."
 
 
-def _calibration(cell: dict[str, Any]) -> str:
-    asked = cell["protocol"]
+def _calibrations(records: Sequence[Record]) -> list[list[Record]]:
+    """Return the records in groups that share a calibration but for its seed."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        asked = record.cell["protocol"]
+        groups.setdefault(tuple(asked[name] for name in CALIBRATION), []).append(record)
+    return list(groups.values())
+
+
+def _calibration(records: Sequence[Record]) -> str:
+    asked = records[0].cell["protocol"]
     return (
         f"calibration: {asked['calibration_sequences']} sequences of {asked['calibration_length']} tokens of "
-        f"{asked['calibration']}, seed {cell['seed']}; the same for every method."
+        f"{asked['calibration']}, {seeds_named(seeds_of(records))}; the same for every method."
     )
 
 
-def _draws(records: Sequence[Record]) -> Iterator[str]:
-    for shared in draws(records):
-        if len(shared) > 1:
-            first, *others = (records[number] for number in shared)
+def _draws(records: Sequence[Record], *, seeds: bool) -> Iterator[str]:
+    for shared in draws(records, seeds=seeds):
+        first, *others = (records[number] for number in shared)
+        several = len({record.cell["seed"] for record in (first, *others)})
+        if others and several == 1:
             yield (
                 f"{label(first.cell)}: mean of {len(shared)} draws, of a perplexity by its logarithm; "
                 f"its ± and [low, high] are the standard deviation between the draws{_timed_draw(first, others)}."
             )
+        elif len(shared) > several:
+            yield f"{label(first.cell)}: {len(shared)} draws over {several} seeds{_timed_draw(first, others)}."
 
 
 def _timed_draw(first: Record, others: Sequence[Record]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.records.columns import columns, rows, timed
-from bench.records.comparability import apart, setup
+from bench.records.comparability import apart, setups
 from bench.records.record import Record, display_name
 from methods.files import write_atomically
 from reports import notes
@@ -39,8 +39,8 @@ def csv(records: Sequence[Record]) -> str:
     found, different = rows(records), apart(records)
     if any(different.values()):
         found = [
-            {"model": row["model"], "conditions": ", ".join(different[setup(record)])} | row
-            for row, record in zip(found, records, strict=True)
+            {"model": row["model"], "conditions": ", ".join(different[key])} | row
+            for row, key in zip(found, setups(records), strict=True)
         ]
     table = {name: _written_out([row.get(name) for row in found]) for name in columns(found)}
     return tidy_csv.written(list(table), zip(*table.values(), strict=True))

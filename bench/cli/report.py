@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bench.records.run_folder import Merged
     from reports.tables.table import Table
 
-VIEWS = ("main", "per-task", "by-ratio", "grid", "speed", "cost", "decisions", "ablation")
+VIEWS = ("main", "per-task", "by-ratio", "grid", "speed", "cost", "decisions", "ablation", "seeds")
 FORMATS = ("terminal", "markdown", "csv", "latex", "html")
 
 
@@ -77,6 +77,8 @@ def _asked(arguments: argparse.Namespace, merged: Merged) -> dict[str, list[Tabl
     tables = _tables(merged, VIEWS if arguments.view == "all" else (arguments.view,), arguments.reference)
     if arguments.view == "ablation" and not tables["ablation"]:
         raise UserError("no method of these runs has cells that differ in a parameter, in calibration or in the seed")
+    if arguments.view == "seeds" and not tables["seeds"]:
+        raise UserError("no two methods of these runs have several calibration seeds; run them with --seed 0,1,2")
     if not any(tables.values()):
         print(f"the view {arguments.view} has nothing to show of these cells", file=sys.stderr)
     return tables

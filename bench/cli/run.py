@@ -89,5 +89,6 @@ def _told(spec: RunSpec, records: list[Record]) -> str:
     from reports.formats import terminal
     from reports.tables import views
 
-    factors = views.view("ablation", records) if grid.is_sweep(spec) else []
+    swept = grid.is_sweep(replace(spec, seeds=spec.seeds[:1]))  # seeds alone are the draws of a mean
+    factors = views.view("ablation", records) if swept else []
     return terminal.render(factors) if factors else report.terminal(records)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bench.plan.cell import Cell, Stage, asked
-from bench.plan.grid import budget
+from bench.plan.grid import budget, first_draw
 from bench.records import comparability
 from methods.errors import UserError
 
@@ -76,7 +76,8 @@ def is_draw(cell: Cell | Stage) -> bool:
 def is_timed(cell: Cell) -> bool:
     """Return whether the cell is timed: of several draws the first is. The others differ in what went, not how much."""
     stages: list[Cell | Stage] = [*cell.earlier, cell]
-    later = any(is_draw(stage) and stage.parameters.get("seed") not in (None, cell.seed) for stage in stages)
+    first = (None, first_draw(cell.seed))
+    later = any(is_draw(stage) and stage.parameters.get("seed") not in first for stage in stages)
     return cell.protocol.speed_rounds > 0 and not later
 
 

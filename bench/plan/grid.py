@@ -151,7 +151,13 @@ def _draws(pruner: Pruner, cell: Cell) -> list[Cell]:
     count = getattr(pruner, "draws", 1)
     if count == 1 or getattr(pruner, "seed", None) is not None:
         return [cell]
-    return [replace(cell, parameters=cell.parameters | {"seed": cell.seed + draw}) for draw in range(count)]
+    first = first_draw(cell.seed)
+    return [replace(cell, parameters=cell.parameters | {"seed": first + draw}) for draw in range(count)]
+
+
+def first_draw(seed: int) -> int:
+    """Return the seed of a random method's first draw, so far from those of other seeds that none is drawn twice."""
+    return 1000 * seed
 
 
 def _cell(mention: Mention, ratio: float | None, common: dict[str, Any]) -> Cell:

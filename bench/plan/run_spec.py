@@ -79,7 +79,7 @@ class RunSpec:
     device: str = where("auto", "auto, cpu or cuda")
     dtype: str = where("auto", "auto, float32, bfloat16 or float16")
     threads: int | None = where(None, "torch threads on the CPU", "N")
-    seeds: Sequence[int] = where((0,), "of all draws; several sweep", "LIST", flag="seed")
+    seeds: Sequence[int] = where((0,), "of all draws; of several, tables show the mean", "LIST", flag="seed")
     out: Path | None = where(None, "by default results/<date>-<methods>-<model>", "DIR")
     isolate: bool | None = where(None, ISOLATE)
     cell_memory_mib: float = where(0.0, "end a cell that takes more", "MIB", least=0, wanted=LIMIT)

@@ -56,7 +56,8 @@ STAGES = {"prefill": "length", "decode": "context"}  # and the size, in tokens, 
 
 def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
     """Return a row for each record, in their order; what was not measured is None or absent."""
-    peers = {id(record): (group, accuracies(group)) for group in by_setup(records).values() for record in group}
+    groups = [(group, accuracies(group)) for group in by_setup(records).values()]
+    peers = {id(record): both for both in groups for record in both[0]}
     found = [(record, *peers[id(record)]) for record in records]
     return [_row(record, dense_peer(record, group), averaged) for record, group, averaged in found]
 

@@ -123,6 +123,31 @@ def setup(record: Record) -> str:
     return json.dumps(conditions_of(record), sort_keys=True)
 
 
+def setups(records: Sequence[Record]) -> list[str]:
+    """Return for each record what it shares with all cells of its table as one text.
+
+    That is `setup` without what the seed draws, the calibration and the documents of the tasks, so that cells of
+    several seeds stand in one table. Where one seed has drawn two, as from two versions of a text, nothing tells which
+    belong together, and each draw stands alone.
+    """
+    found = [conditions_of(record) for record in records]
+    alike = [json.dumps(one | {"inputs": _undrawn(one["inputs"])}, sort_keys=True) for one in found]
+    exact = [json.dumps(one, sort_keys=True) for one in found]
+    drawn: dict[tuple[str, int], set[str]] = {}
+    for record, family, whole in zip(records, alike, exact, strict=True):
+        drawn.setdefault((family, record.cell["seed"]), set()).add(whole)
+    unclear = {family for (family, _), several in drawn.items() if len(several) > 1}
+    return [whole if family in unclear else family for family, whole in zip(alike, exact, strict=True)]
+
+
+def _undrawn(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the inputs without what the seed draws: the calibration, and of each task the documents."""
+    found = {name: value for name, value in inputs.items() if name != "calibration_sha256"}
+    if "tasks" in found:
+        found["tasks"] = {name: task.get("version") for name, task in found["tasks"].items()}
+    return found
+
+
 def perplexity_setup(record: Record, text: str) -> str:
     """Return what the perplexity of `text` depends on as one text, equal for cells that share its axis."""
     found = shared(record.cell, "text")
@@ -134,16 +159,15 @@ def study_setup(record: Record) -> str:
     """Return what the cells of one ablation share as one text: `setup` without the calibration, which they may vary."""
     found = conditions_of(record)
     protocol = {name: value for name, value in found["protocol"].items() if not touches(f"protocol.{name}", "decision")}
-    inputs = {name: value for name, value in found["inputs"].items() if name != "calibration_sha256"}
-    inputs["tasks"] = {name: task.get("version") for name, task in inputs.get("tasks", {}).items()}
-    return json.dumps(found | {"protocol": protocol, "inputs": inputs, "match": record.cell["match"]}, sort_keys=True)
+    more = {"protocol": protocol, "inputs": _undrawn(found["inputs"]), "match": record.cell["match"]}
+    return json.dumps(found | more, sort_keys=True)
 
 
 def by_setup(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Return the records in groups that can be compared, by `setup`."""
+    """Return the records in groups that can be compared, by `setups`."""
     groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(setup(record), []).append(record)
+    for record, key in zip(records, setups(records), strict=True):
+        groups.setdefault(key, []).append(record)
     return groups
 
 
@@ -194,10 +218,17 @@ def name_of(identity: Mapping[str, Any]) -> str:
 
 
 def dense_peer(record: Record, peers: Sequence[Record]) -> Record | None:
-    """Return the measured dense cell to compare a record with, of the same seed where there is one."""
+    """Return the measured dense cell to compare a record with, of the same seed where there is one.
+
+    Else it is one of another seed that has drawn the same documents.
+    """
     dense = [peer for peer in peers if peer.cell["method"] == "dense" and peer.status == "ok"]
     same_seed = [peer for peer in dense if peer.cell["seed"] == record.cell["seed"]]
-    return next(iter(same_seed or dense), None)
+    return next(iter(same_seed or [peer for peer in dense if _documents(peer) == _documents(record)]), None)
+
+
+def _documents(record: Record) -> Any:
+    return record.cell.get("inputs", {}).get("tasks")
 
 
 def other_versions(record: Record, dense: Record | None) -> dict[str, tuple[str, str]]:
@@ -212,16 +243,16 @@ def apart(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
 
     What the inputs have is left out where it tells nothing apart that the rest does not.
     """
-    setups = {setup(record): flat(conditions_of(record)) for record in records}
+    found = {key: flat(conditions_of(group[0])) for key, group in by_setup(records).items()}
     said = ("model", "device", "dtype", "protocol.profile")
-    varying = differing(list(setups.values()))
+    varying = differing(list(found.values()))
     asked = [name for name in varying if name.partition(".")[0] != "inputs"]
-    if len({json.dumps([fields.get(name) for name in asked]) for fields in setups.values()}) == len(setups):
+    if len({json.dumps([fields.get(name) for name in asked]) for fields in found.values()}) == len(found):
         varying = asked
     named = [name for name in varying if name not in said][:MOST]
     return {
         key: tuple(f"{name.rpartition('.')[2]} {brief(fields.get(name))}" for name in named)
-        for key, fields in setups.items()
+        for key, fields in found.items()
     }
 
 
@@ -254,26 +285,35 @@ def brief(value: Any) -> str:
     return json.dumps(f"{value[:12]}...") if isinstance(value, str) else f"{text[:12]}..."
 
 
-def draws(records: Sequence[Record]) -> list[list[int]]:
-    """Return the places of the records that share a row: measured cells that differ in a random method's seed alone.
+def draws(records: Sequence[Record], *, seeds: bool = True) -> list[list[int]]:
+    """Return the places of the records that share a row: measured cells that differ in what was drawn alone.
 
-    One that was timed comes first.
+    That is the choice of a random method, whose cells have a parameter for its seed, and what the cell's own seed
+    draws, the calibration and the documents; without `seeds` the choice alone. Cells that cannot be measured share a
+    row over the seeds too. One that was timed comes first, then the lowest seed.
     """
     rows: dict[str, list[int]] = {}
+    seeds = seeds and len({record.cell["seed"] for record in records}) > 1
     for number, record in enumerate(records):
-        stages = [*record.cell.get("earlier", ()), record.cell]
-        if record.status == "ok" and any(map(is_draw, stages)):
-            *earlier, cell = [
-                {**stage, "parameters": {**stage["parameters"], "seed": None}} if is_draw(stage) else stage
-                for stage in stages
-            ]
-            inputs = {name: value for name, value in cell.get("inputs", {}).items() if name != "parent"}
-            rows.setdefault(json.dumps({**cell, "earlier": earlier, "inputs": inputs}, sort_keys=True), []).append(
-                number
-            )
-        else:
-            rows[str(number)] = [number]
-    return [sorted(numbers, key=lambda n: "speed" not in records[n].measured) for numbers in rows.values()]
+        random = record.status == "ok" and any(map(is_draw, (*record.cell.get("earlier", ()), record.cell)))
+        key = _undrawn_cell(record, random=random, seeds=seeds) if random or seeds else str(number)
+        others = {records[other].cell["seed"] for other in rows.get(key, ())}
+        rows.setdefault(key if random or record.cell["seed"] not in others else str(number), []).append(number)
+    return [
+        sorted(numbers, key=lambda n: ("speed" not in records[n].measured, records[n].cell["seed"]))
+        for numbers in rows.values()
+    ]
+
+
+def _undrawn_cell(record: Record, *, random: bool, seeds: bool) -> str:
+    """Return all that was asked for and that it stands on but for what was drawn, as one text."""
+    *earlier, cell = [
+        {**stage, "parameters": {**stage["parameters"], "seed": None}} if random and is_draw(stage) else stage
+        for stage in (*record.cell.get("earlier", ()), record.cell)
+    ]
+    inputs = {name: value for name, value in cell.get("inputs", {}).items() if name != "parent"}
+    drawn = {"seed": None, "inputs": _undrawn(inputs)} if seeds else {"inputs": inputs}
+    return json.dumps([record.status, {**cell, "earlier": earlier, **drawn}], sort_keys=True)
 
 
 def is_draw(stage: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.records import columns, packed_run
-from bench.records.comparability import MOST, brief, conditions_of, differing, flat
+from bench.records.comparability import MOST, brief, conditions_of, differing, flat, setups
 from bench.records.record import Record, load
 from bench.records.samples import CELL, SampleFiles, Samples
 from methods.errors import UserError
@@ -130,19 +130,21 @@ class Merged:
 def load_runs(runs: Sequence[Path]) -> Merged:
     """Read several runs as one. Raises UserError where one is no run folder, or a record is damaged."""
     cells: dict[str, tuple[Record, Path]] = {}
-    setups: dict[str, tuple[Path, Mapping[str, Any]]] = {}
+    every = list[tuple[Path, Record]]()
     again = 0
     for run in runs:
         for key, record in records(run).items():
-            conditions = conditions_of(record)
-            setups.setdefault(json.dumps(conditions, sort_keys=True), (run, conditions))
+            every.append((run, record))
             same = json.dumps(record.cell, sort_keys=True)
             again += same in cells
             if same not in cells or _rank(record) > _rank(cells[same][0]):
                 cells[same] = (record, samples_folder(run, key))
     found = [record for record, _ in cells.values()]
     kept = Samples([folder for _, folder in cells.values()])
-    return Merged(found, kept, [*_twice(again), *_apart(list(setups.values()))])
+    first: dict[str, tuple[Path, Mapping[str, Any]]] = {}
+    for key, (run, record) in zip(setups([record for _, record in every]), every, strict=True):
+        first.setdefault(key, (run, conditions_of(record)))
+    return Merged(found, kept, [*_twice(again), *_apart(list(first.values()))])
 
 
 def _rank(record: Record) -> tuple[bool, str]:
@@ -157,12 +159,12 @@ def _twice(count: int) -> list[str]:
     return [f"{count} {noun} in several runs; of each the newest that was measured is reported."]
 
 
-def _apart(setups: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterator[str]:
+def _apart(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterator[str]:
     """Say of each setup but the first why it stands apart."""
-    for run, conditions in setups[1:]:
-        first, other = flat(setups[0][1]), flat(conditions)
+    for run, conditions in found[1:]:
+        first, other = flat(found[0][1]), flat(conditions)
         fields = differing([first, other])
         shown = [f"{name} is {brief(other.get(name))}, not {brief(first.get(name))}" for name in fields[:MOST]]
         more = f", and {len(fields) - MOST} more fields" if len(fields) > MOST else ""
-        where = "within one run" if run == setups[0][0] else f"with those of {setups[0][0].name}"
+        where = "within one run" if run == found[0][0] else f"with those of {found[0][0].name}"
         yield f"{run.name}: cells are not compared {where} and stand in tables of their own: {', '.join(shown)}{more}."

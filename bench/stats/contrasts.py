@@ -4,6 +4,9 @@ perplexity   Student's test on the windows that both models scored (bench.stats.
 average      McNemar's exact test on the documents that both models answered, where every task has as many and each
              answer is right or wrong; else a normal test on the paired differences, every task weighing alike
 
+Two methods with several calibration seeds are compared seed by seed; the test is then Student's, of the mean
+difference, and takes in the draw of the calibration beside that of the windows or documents (bench.stats.draws).
+
 A pair without samples, or with samples of other windows or documents, is tested by the intervals of its two figures as
 if they were independent, which finds less, since models err on the same documents; or, where that is not wanted, not.
 """
@@ -11,7 +14,7 @@ if they were independent, which finds less, since models err on the same documen
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -23,6 +26,7 @@ from numpy.typing import NDArray
 
 from bench.records.record import Record, is_accuracy
 from bench.records.samples import Sample, Samples, alike
+from bench.stats import draws
 from bench.stats import intervals as stats
 from bench.stats.intervals import NORMAL_95
 
@@ -36,13 +40,14 @@ class Contrast:
 
     estimate   how many times the perplexity, or the difference of the averages
     p          two-sided, adjusted for all pairs
-    test       Student's on windows, McNemar's or a normal one on documents, or by the two intervals
+    test       Student's on windows, McNemar's or a normal one on documents, by the draws of several seeds beside these,
+               or by the two intervals
     low, high  the 95 % interval of the estimate, not adjusted; of an average where it is asked for
     """
 
     estimate: float
     p: float
-    test: Literal["student", "mcnemar", "normal", "intervals"]
+    test: Literal["student", "mcnemar", "normal", "draws", "intervals"]
     low: float = math.nan
     high: float = math.nan
 
@@ -55,6 +60,8 @@ class Contrast:
 Pair = tuple[int, int]  # the places of two records
 Contrasts = dict[Pair, Contrast]
 Records = Sequence[Record] | Mapping[int, Record]
+Seeds = Mapping[int, Mapping[int, int]]  # of a place that stands for a model of several seeds: {seed: its place}
+Cells = Mapping[Pair, Sequence[Pair]]  # of a pair of models: that of their cells for each seed that both have
 Numbers = NDArray[np.float64]
 
 
@@ -64,22 +71,42 @@ def all_pairs(numbers: Sequence[int]) -> list[Pair]:
 
 
 def perplexity(
-    records: Records, pairs: Sequence[Pair], samples: Samples, text: str, *, intervals: bool = True
+    records: Records,
+    pairs: Sequence[Pair],
+    samples: Samples,
+    text: str,
+    *,
+    intervals: bool = True,
+    seeds: Seeds | None = None,
 ) -> Contrasts:
-    """Test the pairs of cells with a finite perplexity of the text; without `intervals` only those that are paired."""
-    figures = {n: records[n].measured.get("perplexity", {}).get(text, {}) for n in _places(pairs)}
-    pairs = [pair for pair in pairs if all(math.isfinite(figures[n].get("perplexity", math.inf)) for n in pair)]
-    windows = {n: samples.of(n, f"perplexity-{Path(text).stem}", "nll") for n in _places(pairs)}
+    """Test the pairs of cells with a finite perplexity of the text; without `intervals` only those that are paired.
+
+    seeds  of the places that stand for a model of several seeds
+    """
+    cells = _cells(pairs, seeds or {})
+    figures = {n: records[n].measured.get("perplexity", {}).get(text, {}) for n in _places(_flat(cells))}
+    known = {n for n, one in figures.items() if math.isfinite(one.get("perplexity", math.inf))}
+    cells = {pair: sides for pair, sides in cells.items() if all(n in known for side in sides for n in side)}
+    windows = {n: samples.of(n, f"perplexity-{Path(text).stem}", "nll") for n in _places(_flat(cells))}
     asked = {n: [figures[n].get(name) for name in ("sha256", "window", "stride")] for n in windows}
     found: Contrasts = {}
-    for together in _together(pairs, alike(windows, asked)):
-        tokens = _known(windows, together[0][0]).units.to_pylist()
-        before, after = (np.stack([_known(windows, pair[side]).figures for pair in together]) for side in (0, 1))
-        tested = zip(*stats.paired_perplexities(before, after, tokens), strict=True)
-        for pair, (estimate, low, high, p) in zip(together, tested, strict=True):
-            found[pair] = Contrast(float(estimate), float(p), "student", float(low), float(high))
-    rest = [(a, b) for a, b in pairs if intervals and (a, b) not in found]
-    return _adjusted(pairs, found | {(a, b): _from_intervals(figures[a], figures[b]) for a, b in rest})
+    for together in _together(cells, alike(windows, asked)):
+        tokens = _known(windows, cells[together[0]][0][0]).units.to_pylist()
+        before, after = (
+            np.array([[_known(windows, cell[side]).figures for cell in cells[pair]] for pair in together])
+            for side in (0, 1)
+        )
+        if before.shape[1] == 1:
+            tested = zip(*stats.paired_perplexities(before[:, 0], after[:, 0], tokens), strict=True)
+            for pair, (estimate, low, high, p) in zip(together, tested, strict=True):
+                found[pair] = Contrast(float(estimate), float(p), "student", float(low), float(high))
+            continue
+        for pair, difference in zip(together, after - before, strict=True):
+            _, stderr = stats.ratio_stderr(difference.mean(0), tokens)
+            logs = (difference.sum(1) / sum(tokens)).tolist()
+            found[pair] = _as_ratio(draws.mean_difference(logs, stderr, len(tokens) - 1), "draws")
+    rest = [pair for pair in cells if intervals and pair not in found]
+    return _adjusted(cells, found | {pair: _from_intervals(figures, cells[pair]) for pair in rest})
 
 
 def average(
@@ -90,35 +117,67 @@ def average(
     *,
     intervals: bool = True,
     bounds: bool = False,
+    seeds: Seeds | None = None,
 ) -> Contrasts:
     """Test the pairs of cells that measured an accuracy of every one of the tasks, each by the same metric.
 
     bounds  also low and high of what is paired, two milliseconds for each (bench.stats.intervals.paired_share_interval)
+    seeds   of the places that stand for a model of several seeds
     """
     found: Contrasts = {}
-    measured = {n: records[n].measured.get("tasks", {}) for n in _places(pairs)}
+    cells = _cells(pairs, seeds or {})
+    measured = {n: records[n].measured.get("tasks", {}) for n in _places(_flat(cells))}
     whole = {n: one for n, one in measured.items() if all(t in one and is_accuracy(one[t]) for t in tasks)}
     mains = {n: [one[task]["main"] for task in tasks] for n, one in whole.items()}
-    pairs = [(a, b) for a, b in pairs if tasks and a in whole and b in whole and mains[a] == mains[b]]
-    answers = [{n: samples.of(n, task, mains[n][place]) for n in _places(pairs)} for place, task in enumerate(tasks)]
+    cells = {
+        pair: sides
+        for pair, sides in cells.items()
+        if tasks and all(a in whole and b in whole and mains[a] == mains[b] for a, b in sides)
+    }
+    answers = [
+        {n: samples.of(n, task, mains[n][place]) for n in _places(_flat(cells))} for place, task in enumerate(tasks)
+    ]
     by_task = [alike(given, mains) for given in answers]
-    shared = {n: tuple(groups[n] for groups in by_task) for n in _places(pairs) if all(n in g for g in by_task)}
-    for together in _together(pairs, shared):
-        found |= _paired_averages(together, answers, bounds=bounds)
-    rest = [(a, b) for a, b in pairs if intervals and (a, b) not in found]
-    return _adjusted(pairs, found | {(a, b): _independent_average(whole[a], whole[b], tasks) for a, b in rest})
+    shared = {n: tuple(groups[n] for groups in by_task) for n in _places(_flat(cells)) if all(n in g for g in by_task)}
+    alone = {sides[0]: pair for pair, sides in cells.items() if len(sides) == 1}
+    for together in _together({side: [side] for side in alone}, shared):
+        paired = _paired_averages(together, answers, bounds=bounds)
+        found |= {alone[side]: contrast for side, contrast in paired.items()}
+    for pair, sides in cells.items():
+        if len(sides) > 1 and all(a in shared and shared[a] == shared.get(b) for a, b in sides):
+            found[pair] = _over_draws(sides, answers)
+    rest = [pair for pair in cells if intervals and pair not in found]
+    return _adjusted(cells, found | {pair: _independent_average(whole, cells[pair], tasks) for pair in rest})
+
+
+def _cells(pairs: Sequence[Pair], seeds: Seeds) -> Cells:
+    """Return the pairs of cells behind each pair, without pairs of models that have no seed in common."""
+    found = {}
+    for a, b in pairs:
+        one, other = seeds.get(a), seeds.get(b)
+        sides = [(a, b)]
+        if one is not None and other is not None:
+            sides = [(one[seed], other[seed]) for seed in one if seed in other]
+        if sides:
+            found[a, b] = sides
+    return found
+
+
+def _flat(cells: Cells) -> list[Pair]:
+    return [side for sides in cells.values() for side in sides]
 
 
 def _places(pairs: Sequence[Pair]) -> list[int]:
     return list(dict.fromkeys(place for pair in pairs for place in pair))
 
 
-def _together(pairs: Sequence[Pair], groups: Mapping[int, Any]) -> Iterator[list[Pair]]:
-    """Give the pairs whose two places are of one group, group by group."""
+def _together(cells: Cells, groups: Mapping[int, Any]) -> Iterator[list[Pair]]:
+    """Give the pairs whose cells are all of one group, by the group and the number of their seeds."""
     found: dict[Any, list[Pair]] = {}
-    for a, b in pairs:
-        if a in groups and b in groups and groups[a] == groups[b]:
-            found.setdefault(groups[a], []).append((a, b))
+    for pair, sides in cells.items():
+        kinds = {groups.get(place) for side in sides for place in side}
+        if len(kinds) == 1 and None not in kinds:
+            found.setdefault((kinds.pop(), len(sides)), []).append(pair)
     yield from found.values()
 
 
@@ -128,14 +187,28 @@ def _known(samples: Mapping[int, Sample | None], place: int) -> Sample:
     return sample
 
 
-def _from_intervals(one: Mapping[str, Any], other: Mapping[str, Any]) -> Contrast | None:
+def _from_intervals(figures: Mapping[int, Mapping[str, Any]], sides: Sequence[Pair]) -> Contrast | None:
     """Test two perplexities as if independent, on logarithms, half a 95 % interval being 1.96 standard errors."""
-    if any(figures.get(name) is None for figures in (one, other) for name in ("perplexity_low", "perplexity_high")):
+    both = [(figures[a], figures[b]) for a, b in sides]
+    if any(one.get(f"perplexity_{end}") is None for pair in both for one in pair for end in ("low", "high")):
         return None
-    stderrs = [math.log(f["perplexity_high"] / f["perplexity_low"]) / (2 * NORMAL_95) for f in (one, other)]
-    log, stderr = math.log(other["perplexity"] / one["perplexity"]), math.hypot(*stderrs)
-    ends = (math.exp(log - NORMAL_95 * stderr), math.exp(log + NORMAL_95 * stderr))
-    return Contrast(math.exp(log), _normal(log, stderr), "intervals", *ends)
+    logs = [math.log(other["perplexity"] / one["perplexity"]) for one, other in both]
+    stderr = fmean(
+        math.hypot(*(math.log(one["perplexity_high"] / one["perplexity_low"]) / (2 * NORMAL_95) for one in pair))
+        for pair in both
+    )
+    if len(logs) > 1:
+        return _as_ratio(draws.mean_difference(logs, stderr), "intervals")
+    (log,), half = logs, NORMAL_95 * stderr
+    return _as_ratio((log, log - half, log + half, _normal(log, stderr)), "intervals")
+
+
+def _as_ratio(found: tuple[float, float, float, float], test: Literal["draws", "intervals"]) -> Contrast:
+    """Return the contrast of a mean logarithm with its ends and its p."""
+    *logs, p = found
+    with np.errstate(over="ignore"):  # an endless interval is one
+        estimate, low, high = np.exp(logs).tolist()
+    return Contrast(estimate, p, test, low, high)
 
 
 TaskSamples = Sequence[Mapping[int, Sample | None]]  # of each task, by place
@@ -189,14 +262,38 @@ def _by_normal(pairs: Sequence[Pair], answers: TaskSamples) -> Contrasts:
     }
 
 
-def _independent_average(one: Mapping[str, Any], other: Mapping[str, Any], tasks: Sequence[str]) -> Contrast | None:
-    mains = [[measured[task][measured[task]["main"]] for task in tasks] for measured in (one, other)]
-    if any(main.get("stderr") is None for side in mains for main in side):
+def _over_draws(sides: Sequence[Pair], answers: TaskSamples) -> Contrast:
+    """Test two models of several seeds, with every task weighing alike.
+
+    Documents that are the same at each seed are averaged over the seeds; of others each seed is a sample of its own.
+    """
+    apart = [[_known(given, b).figures - _known(given, a).figures for a, b in sides] for given in answers]
+    values = np.mean([[one.mean() for one in task] for task in apart], axis=0).tolist()
+    variance = 0.0
+    for task, given in zip(apart, answers, strict=True):
+        units = [_known(given, a).units for a, _ in sides]
+        same = all(one.equals(units[0]) for one in units)
+        several = [np.mean(task, axis=0)] if same else task
+        variance += sum(one.var(ddof=1) / len(one) for one in several) / len(several) ** 2
+    estimate, low, high, p = draws.mean_difference(values, math.sqrt(variance) / len(apart))
+    return Contrast(estimate, p, "draws", low, high)
+
+
+def _independent_average(
+    measured: Mapping[int, Mapping[str, Any]], sides: Sequence[Pair], tasks: Sequence[str]
+) -> Contrast | None:
+    """Test two averages as if independent, by their standard errors."""
+    mains = {n: [measured[n][task][measured[n][task]["main"]] for task in tasks] for side in sides for n in side}
+    if any(main.get("stderr") is None for several in mains.values() for main in several):
         return None
-    averages = [fmean(main["value"] for main in side) for side in mains]
-    stderrs = [stats.average_stderr([main["stderr"] for main in side]) for side in mains]
-    difference = averages[1] - averages[0]
-    return Contrast(difference, _normal(difference, math.hypot(*stderrs)), "intervals")
+    averages = {n: fmean(main["value"] for main in several) for n, several in mains.items()}
+    stderrs = {n: stats.average_stderr([main["stderr"] for main in several]) for n, several in mains.items()}
+    differences = [averages[b] - averages[a] for a, b in sides]
+    stderr = fmean(math.hypot(stderrs[a], stderrs[b]) for a, b in sides)
+    if len(sides) > 1:
+        estimate, _, _, p = draws.mean_difference(differences, stderr)
+        return Contrast(estimate, p, "intervals")
+    return Contrast(differences[0], _normal(differences[0], stderr), "intervals")
 
 
 def _normal(estimate: float, stderr: float) -> float:
@@ -204,7 +301,7 @@ def _normal(estimate: float, stderr: float) -> float:
     return 2 * NORMAL.cdf(-abs(estimate) / stderr) if stderr else float(estimate == 0)
 
 
-def _adjusted(pairs: Sequence[Pair], found: Mapping[Pair, Contrast | None]) -> Contrasts:
+def _adjusted(pairs: Iterable[Pair], found: Mapping[Pair, Contrast | None]) -> Contrasts:
     """Return what was tested, in the order of the pairs, with the p values adjusted for their number."""
     known = {pair: contrast for pair in pairs if (contrast := found.get(pair)) is not None}
     adjusted = stats.holm([contrast.p for contrast in known.values()])
@@ -214,7 +311,7 @@ def _adjusted(pairs: Sequence[Pair], found: Mapping[Pair, Contrast | None]) -> C
 def shown_more(contrasts: Contrasts, some: Sequence[int], than: Sequence[int], *, neutral: float) -> bool:
     """Say whether each cell of `some` is shown to have more than each of `than`; equal cells have `neutral`.
 
-    Several cells are the draws of a random method: the claim is then for every one of them.
+    Several are the choices of a random method: the claim is then for every one of them.
     """
     return all(_more(contrasts, a, b, neutral) for a in some for b in than)
 

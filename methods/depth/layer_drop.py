@@ -54,7 +54,7 @@ class DropTail:
 class DropRandom:
     """Drop layers at random, never the first and the last unless nothing else is left."""
 
-    seed: int | None = None  # of the draw; None: one cell for each of the draws, from the seed of the run on
+    seed: int | None = None  # of the draw; None: one cell for each of the draws, from 1000 times the run's seed on
     draws: Count = 5  # cells of one mention without a seed, which share a row
 
     fixed = False

@@ -231,7 +231,7 @@ def _by_method(column: str, points: Sequence[PlottedPoint]) -> Drawing:
     for axis, ratio in zip(panels, ratios, strict=True):
         here = {len(labels) - 1 - labels.index(point.label): point for point in pruned if point.ratio == ratio}
         rows = {y: point for y, point in here.items() if point not in beyond}
-        _bars(axis, column, {y: point for y, point in rows.items() if len(point.each) == 1})
+        _bars(axis, column, {y: point for y, point in rows.items() if len(point.each) == 1 or _of_seeds(point)})
         for y, point in rows.items():
             _with_draws(axis, column, point, y)
         for y, point in here.items():
@@ -251,6 +251,11 @@ def _by_method(column: str, points: Sequence[PlottedPoint]) -> Drawing:
             axis.set_xlim(_ends(column, points))
     drawing.supxlabel(_axis_label(column), fontsize=9)
     return drawing
+
+
+def _of_seeds(point: PlottedPoint) -> bool:
+    """Return whether a point is the mean of several seeds, whose spread is an interval."""
+    return len({row["seed"] for row in point.each}) > 1
 
 
 def _bars(axis: Axes, column: str, points: Mapping[int, PlottedPoint]) -> None:

@@ -11,25 +11,25 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from bench.records.columns import accuracies, removed_too_little, texts
+from bench.records.columns import removed_too_little, texts
 from bench.records.comparability import by_setup
 from bench.records.record import Record, display_name, label
 from bench.records.samples import Samples
-from bench.stats import contrasts
-from bench.stats.contrasts import LEVEL, Contrasts, all_pairs, shown_more
+from bench.stats.contrasts import LEVEL, all_pairs, shown_more
 from bench.stats.intervals import kendall
 from reports import notes
-from reports.blocks import TableGroup, blocks
+from reports.blocks import TableGroup, blocks, seeds_named, seeds_of
 from reports.figures.quality import called
-from reports.metrics import METRICS, finite, metric, shown
+from reports.metrics import METRICS, finite, shown
+from reports.page.tested_rows import NAMES, TestedRow, tested_block
 
-NAMES = 5  # as many are listed before the rest is counted
 CLIFF = 10  # times the perplexity in one step of the ratio
 RANDOM = "drop-random"  # the control: layers chosen without looking
 TESTS = {
     "student": "Student's test over the windows that two models both scored",
     "mcnemar": "McNemar's over the documents both answered",
     "normal": "a normal test over the documents both answered, every task weighing alike",
+    "draws": "Student's over the calibration seeds that two models share, beside the windows or documents both saw",
 }
 ROUGH = "the two intervals as if independent, for want of samples in common, which finds less"
 
@@ -46,7 +46,8 @@ def summary(records: Sequence[Record], samples: Samples) -> list[Topic]:
     """Return the topics of all setups; a title names the model and its conditions where there are several."""
     found, setups = [], by_setup(records)
     for peers, mine in zip(setups.values(), blocks(records), strict=True):
-        prefix = f"{display_name(peers[0])}, {', '.join(notes.conditions(peers))}: " if len(setups) > 1 else ""
+        where = ", ".join((display_name(peers[0]), *notes.conditions(peers), *mine[0].apart))
+        prefix = f"{where}: " if len(setups) > 1 else ""
         found += [Topic(prefix + topic.title, topic.sentences) for topic in _topics(peers, mine, samples)]
     return found
 
@@ -69,6 +70,7 @@ def _perplexity(tested: Sequence[TestedRow], names: Sequence[str]) -> Iterator[s
     for text in names:
         for one in tested:
             yield from _lowest_perplexity(one, text)
+            yield from _ties(one, f"perplexity_{text}", "lower")
         yield from _cliffs(tested, text)
     if names:
         for one in tested:
@@ -77,7 +79,7 @@ def _perplexity(tested: Sequence[TestedRow], names: Sequence[str]) -> Iterator[s
 
 def _lowest_perplexity(one: TestedRow, text: str) -> Iterator[str]:
     """Say which method has the lowest perplexity, below which ones that is shown, and which comes next."""
-    column, block = f"perplexity_{text}", one.block
+    column = f"perplexity_{text}"
     order = one.ordered(one.eligible(), column, "lower")
     if not order:
         return
@@ -87,8 +89,7 @@ def _lowest_perplexity(one: TestedRow, text: str) -> Iterator[str]:
     if not rest:
         yield f"{lead} a {called(column)} of {figure}; there is nothing to compare it with."
         return
-    found = one.perplexity[text]
-    below = [place for place in rest if shown_more(found, block.numbers[place], block.numbers[first], neutral=1)]
+    below = [place for place in rest if one.shows_more(place, first, column)]
     said = f"{one.shown('below', below, rest)}.{_next(one, order, text)}"
     yield f"{lead} the lowest {called(column)}: {figure}, {said}"
 
@@ -96,12 +97,14 @@ def _lowest_perplexity(one: TestedRow, text: str) -> Iterator[str]:
 def _next(one: TestedRow, order: Sequence[int], text: str) -> str:
     """Say ' laco comes next: 92.8 ± 15.6, 2.5 times as high [2.2, 2.9].'"""
     column, (first, second) = f"perplexity_{text}", order[:2]
-    a, b = (one.block.numbers[place] for place in (first, second))
+    a, b = (one.models(place) for place in (first, second))
     times = one.block.rows[second][column] / one.block.rows[first][column]
     found = one.perplexity[text].get((min(a[0], b[0]), max(a[0], b[0]))) if len(a) == len(b) == 1 else None
     said = f"{METRICS['prefill_speed'].format(times, times)} times as high"
     if found is not None:
-        low, high = (found.low, found.high) if a < b else (1 / found.high, 1 / found.low)
+        low, high = found.low, found.high
+        if a > b:
+            low, high = (1 / end if end else math.inf for end in (high, low))
         said += f" [{', '.join(METRICS['prefill_speed'].format(end, times) for end in (low, high))}]"
     return f" {one.name(second)} comes next: {one.figure(second, column)}, {said}."
 
@@ -115,18 +118,30 @@ def _accuracy(one: TestedRow) -> Iterator[str]:
     first, rest = order[0], order[1:]
     kept = "" if block.rows[first].get("kept") is None else f", {shown(block.rows[first], 'kept')} of the dense model's"
     lead = f"{one.where()}, {one.name(first)} has the highest average accuracy: {one.figure(first, 'average')}{kept}"
-    above = [place for place in rest if shown_more(one.average, block.numbers[first], block.numbers[place], neutral=0)]
+    above = [place for place in rest if one.shows_more(first, place, "average")]
     yield f"{lead}, {one.shown('above', above, rest)}." if rest else f"{lead}; there is nothing to compare it with."
     if one.dense is not None:
-        dense = block.numbers[one.dense]
-        lost = [place for place in order if shown_more(one.average, dense, block.numbers[place], neutral=0)]
+        lost = [place for place in order if one.shows_more(one.dense, place, "average")]
         whole = [place for place in order if place not in lost]
         if whole:
             yield (
                 f"{one.where()}, no loss of accuracy against the dense model is shown for {one.names(whole)}; that "
                 "is not to say that there is none."
             )
+    yield from _ties(one, "average", "higher")
     yield from _disagreement(one, order)
+
+
+def _ties(one: TestedRow, column: str, better: str) -> Iterator[str]:
+    """Name the pairs of methods of which not every seed says that the same one is better."""
+    order = one.ordered(one.eligible(), column, better)
+    pairs = [
+        f"{one.block.label(a)} and {one.block.label(b)}" for a, b in all_pairs(order) if one.block.tied(a, b, column)
+    ]
+    if pairs:
+        more = len(pairs) - NAMES
+        said = "; ".join(pairs if more <= 1 else [*pairs[:NAMES], f"{more} more pairs"])
+        yield f"{one.where()}, ranks by {called(column)} change with the seed, so that these are ties: {said}."
 
 
 def _disagreement(one: TestedRow, by_average: Sequence[int]) -> Iterator[str]:
@@ -177,10 +192,10 @@ def _random(one: TestedRow, text: str) -> Iterator[str]:
     others = one.ordered(others, f"perplexity_{text}", "lower")
     if not control or not others:
         return
-    drawn = [number for place in control for number in one.block.numbers[place]]
+    drawn = [number for place in control for number in one.models(place)]
     found = one.perplexity[text]
-    better = [p for p in others if shown_more(found, drawn, one.block.numbers[p], neutral=1)]
-    beaten = [p for p in others if p not in better and shown_more(found, one.block.numbers[p], drawn, neutral=1)]
+    better = [p for p in others if shown_more(found, drawn, one.models(p), neutral=1)]
+    beaten = [p for p in others if p not in better and shown_more(found, one.models(p), drawn, neutral=1)]
     open_ = [p for p in others if p not in better and p not in beaten]
     draws = f"all {len(drawn)} draws" if len(drawn) > 1 else "the one draw"
     if open_:
@@ -230,11 +245,18 @@ def _miss(miss: float) -> str:
 
 
 def _seeds(records: Sequence[Record]) -> Iterator[str]:
-    seeds = {record.cell["seed"] for record in records}
-    if len(seeds) == 1 and any(record.cell["method"] != "dense" and record.status == "ok" for record in records):
+    if not any(record.cell["method"] != "dense" and record.status == "ok" for record in records):
+        return
+    seeds = seeds_of(records)
+    if len(seeds) == 1:
         yield (
-            f"Every cell has seed {seeds.pop()}: intervals and tests speak for other documents and windows of the same "
-            "kind, not for other calibration data."
+            f"Every cell has seed {seeds[0]}: intervals and tests speak for other documents and windows of the same "
+            "kind, not for other calibration data; with --seed 0,1,2 they do."
+        )
+    else:
+        yield (
+            f"Figures are means over the {seeds_named(seeds)}: methods are compared seed by seed, and intervals and "
+            "tests speak for other calibration data of the same text too."
         )
 
 
@@ -249,77 +271,6 @@ def _tests(tested: Sequence[TestedRow]) -> Iterator[str]:
     if "intervals" in used:
         by = f"{by}; else by {ROUGH}" if by else ROUGH
     yield f"Shown means p < {LEVEL} after Holm's adjustment for all {most} pairs of cells at a ratio; tested by {by}."
-
-
-@dataclass(frozen=True)
-class TestedRow:
-    """A group of rows of one ratio, with the tests between its cells, and how sentences speak of them.
-
-    dense       the place of the dense model's row, None where it has no figures
-    rows        the places of the other rows that have figures
-    perplexity  by text;  average  of the accuracies
-    """
-
-    block: TableGroup
-    dense: int | None
-    rows: list[int]
-    perplexity: dict[str, Contrasts]
-    average: Contrasts
-
-    def where(self) -> str:
-        """Say 'At ratio 0.3'."""
-        return "With the methods' own parameters" if self.block.ratio is None else f"At ratio {self.block.ratio:g}"
-
-    def eligible(self) -> list[int]:
-        """Return the places of the rows that can win: a cell that removed too little cannot."""
-        return [place for place in self.rows if not removed_too_little(self.block.records[place])]
-
-    def ordered(self, places: Sequence[int], column: str, better: str) -> list[int]:
-        """Return the places with a finite figure, the best first; equal ones in the order of the run."""
-        sign = -1 if better == "higher" else 1
-        known = [place for place in places if finite(self.block.rows[place].get(column))]
-        return sorted(known, key=lambda place: sign * self.block.rows[place][column])
-
-    def figure(self, place: int, column: str) -> str:
-        """Return a figure with its spread and its unit, such as '36.8 ± 6.2'."""
-        unit = metric(column).unit if not metric(column).unit_in_cell else ""
-        return f"{shown(self.block.rows[place], column)} {unit}".strip()
-
-    def name(self, place: int) -> str:
-        """Return the name of a method, which says whether its figures are a mean over draws."""
-        draws = len(self.block.numbers[place])
-        return self.block.label(place) + (f" (mean of {draws} draws)" if draws > 1 else "")
-
-    def names(self, places: Sequence[int]) -> str:
-        """List the methods in this order; the rest of many is counted."""
-        names = [self.block.label(place) for place in places]
-        more = len(names) - NAMES
-        return ", ".join(names) if more <= 1 else f"{', '.join(names[:NAMES])} and {more} more"
-
-    def shown(self, side: str, places: Sequence[int], rest: Sequence[int]) -> str:
-        """Say 'shown to be below all 5 others', or below how many, and which ones not, the nearest first."""
-        others = "the other one" if len(rest) == 1 else f"{len(rest)} others"
-        if len(places) == len(rest):
-            return f"shown to be {side} {others if len(rest) == 1 else f'all {others}'}"
-        if not places:
-            return f"not shown to be {side} {others if len(rest) == 1 else f'any of the {others}'}"
-        unshown = [place for place in rest if place not in places]
-        return f"shown to be {side} {len(places)} of {others}; not {side} {self.names(unshown)}"
-
-
-def tested_block(records: Sequence[Record], block: TableGroup, samples: Samples) -> TestedRow:
-    """Test every pair of cells of a group of rows; `records` are those of its setup, `samples` those of all setups."""
-    ok = [place for place, record in enumerate(block.records) if record.status == "ok"]
-    dense = next((place for place in ok if block.records[place].cell["method"] == "dense"), None)
-    cells = {number: r for place in ok for number, r in zip(block.numbers[place], block.drawn[place], strict=True)}
-    pairs = all_pairs(list(cells))
-    return TestedRow(
-        block,
-        dense,
-        [place for place in ok if block.records[place].cell["method"] != "dense"],
-        {text: contrasts.perplexity(cells, pairs, samples, text) for text in texts(records)},
-        contrasts.average(cells, pairs, samples, accuracies(records)),
-    )
 
 
 def end_of(row: Mapping[str, Any], column: str, end: str) -> float:

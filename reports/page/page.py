@@ -21,6 +21,7 @@ from markupsafe import Markup
 from bench.records.record import Record, display_name, requested_ratio
 from bench.records.samples import Samples
 from reports import notes
+from reports.blocks import draws_named, seeds_named, seeds_of
 from reports.figures.catalogue import figures
 from reports.figures.figure import Figure, svg
 from reports.page.charts import chart
@@ -185,8 +186,10 @@ def _first(drawn: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _title(group: Group) -> str:
-    draws = len(group.records)
-    return cell.title(group.records[0]) + (f", {draws} draws" if draws > 1 else "")
+    first, seeds, draws = group.records[0], seeds_of(group.records), len(group.records)
+    if len(seeds) > 1:
+        return f"{cell.title(first).removesuffix(f', {seeds_named(seeds[:1])}')}, {seeds_named(seeds)}"
+    return cell.title(first) + (f", {draws} draws" if draws > 1 else "")
 
 
 def _cell(group: Group) -> dict[str, Any]:
@@ -201,10 +204,10 @@ def _cell(group: Group) -> dict[str, Any]:
         "ratio": group.ratio,
         "title": _title(group),
         "failure": notes.status(first) if first.status != "ok" else "",
-        "protocol": notes.protocol(peers, rows) if first.status == "ok" else [],
+        "protocol": notes.protocol(peers, rows, seeds=len(seeds_of(group.records)) > 1) if first.status == "ok" else [],
         "blocks": [
-            {"name": block.name + (f", draw {number}" if several else ""), "inside": _shortened(block).inside}
-            for number, record in enumerate(group.records, start=1)
+            {"name": block.name + (f", {which}" if several else ""), "inside": _shortened(block).inside}
+            for which, record in zip(draws_named(group.records), group.records, strict=True)
             for block in cell.facts(record)
         ],
     }

@@ -27,6 +27,7 @@ SECTIONS = (  # name, title, view, and the group of its columns where it has sev
     ("cost", "Cost of pruning", "cost", ""),
     ("decisions", "What went", "decisions", ""),
     ("ablation", "Ablation", "ablation", ""),
+    ("seeds", "Draw of the calibration", "seeds", ""),
 )
 VIEWS = tuple(dict.fromkeys(view for _, _, view, _ in SECTIONS))
 BETTER = {"higher": "higher is better", "lower": "lower is better", None: ""}

@@ -23,9 +23,8 @@ from bench.records.comparability import draws, is_draw, study_setup
 from bench.records.record import Record, display_name, requested_ratio
 from reports import notes
 from reports.blocks import pooled
-from reports.tables.pivot import pivot
 from reports.tables.rows import ReportData, row_of, starred
-from reports.tables.table import Column, Row, Table, TableCell, column, figure
+from reports.tables.table import Column, Row, Table, TableCell, column, figure, pivot
 
 LOOK = {  # fields of the protocol in which cells of one study may differ, as a reader calls them
     "calibration": "calibration",
@@ -99,7 +98,7 @@ def studies(records: Sequence[Record]) -> list[Study]:
         for method in dict.fromkeys(records[n].cell["method"] for n in numbers if n not in dense):
             mine = [n for n in numbers if records[n].cell["method"] == method]
             points = []
-            for places in draws([records[n] for n in mine]):
+            for places in draws([records[n] for n in mine], seeds=False):
                 several = [rows[mine[place]] for place in places]
                 row = pooled(several) if len(several) > 1 else several[0]
                 points.append(Setting(records[mine[places[0]]], row))
@@ -122,7 +121,7 @@ def _study(method: str, points: Sequence[Setting], dense: list[dict[str, Any]], 
     for one, point in zip(settings, points, strict=True):
         keyed.setdefault(tuple(one.get(name) for name in factors), point)
     looks = {*LOOK.values(), "seed"} & set(factors)
-    footnotes = notes.protocol(records, (), KINDS, calibration=not looks)
+    footnotes = notes.protocol(records, (), KINDS, calibration=not looks, seeds=False)
     return Study(method, factors, fixed, keyed, dense, records, tuple(footnotes))
 
 

@@ -37,7 +37,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 
 from bench.records import columns
 from bench.records.columns import task_column
-from bench.records.comparability import by_setup, dense_peer, setup
+from bench.records.comparability import by_setup, dense_peer
 from bench.records.record import Record, display_name, is_accuracy, label, named, requested_ratio
 from methods.errors import UserError
 from reports import notes
@@ -77,7 +77,7 @@ def tables(records: Sequence[Record], papers: Sequence[Paper]) -> list[Table]:
     """Return a table for each pair. Raises UserError where no cell is of a published model and method."""
     pairs = list(_pairs(records, papers))
     measured = [record for record in records if any(pair.record is record for pair in pairs)]
-    here = notes.protocol(measured, (), KINDS) if measured else []
+    here = notes.protocol(measured, (), KINDS, seeds=False) if measured else []
     found = [_table(pair, number, here) for number, pair in enumerate(pairs, start=1)]
     if not found:
         published = ", ".join(dict.fromkeys(model for paper in papers for model in paper.models))
@@ -87,13 +87,14 @@ def tables(records: Sequence[Record], papers: Sequence[Paper]) -> list[Table]:
 
 
 def _pairs(records: Sequence[Record], papers: Sequence[Paper]) -> Iterator[PublishedPair]:
-    rows, peers = columns.rows(records), by_setup(records)
+    rows = columns.rows(records)
+    peers = {id(record): group for group in by_setup(records).values() for record in group}
     for paper in papers:
         for model in paper.models.values():
             dense = next((row for row in model.rows if "dense" in row.methods), Printed(method=("dense",)))
             for printed in model.rows:
                 for record, row in zip(records, rows, strict=True):
-                    pair = PublishedPair(paper, printed, dense, record, row, dense_peer(record, peers[setup(record)]))
+                    pair = PublishedPair(paper, printed, dense, record, row, dense_peer(record, peers[id(record)]))
                     if _is_of(record, model.names, printed) and _both(pair):
                         yield pair
 

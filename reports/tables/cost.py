@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.records.record import Record
 from reports import healing_notes
-from reports.blocks import TableGroup
+from reports.blocks import TableGroup, seeds_of
 from reports.removed import WENT, went
 from reports.tables import order
 from reports.tables.rows import ReportData, of_group, row_of, starred
@@ -59,13 +59,13 @@ def _looks(record: Record, needs: str | None) -> list[TableCell]:
 
 
 def decisions(data: ReportData) -> list[Table]:
-    """Return which layers, attentions, MLPs, heads and channels went; a random method has a row for each draw."""
+    """Return which layers, attentions, MLPs, heads and channels went; each draw has a row."""
     tables = []
     for group in data.groups:
         cells = [
             (_name(group, place, record), record, row, went(record))
             for place, drawn in enumerate(group.drawn)
-            for record, row in zip(drawn, group.each[place], strict=True)
+            for record, row in list(zip(drawn, group.each[place], strict=True))[: _rows(group, place)]
         ]
         present = [name for name in WENT if any(name in found for _, _, _, found in cells)]
         if present:
@@ -78,7 +78,17 @@ def decisions(data: ReportData) -> list[Table]:
     return tables
 
 
+def _rows(group: TableGroup, place: int) -> int | None:
+    """Return how many draws of a row are shown: of the dense model one, since nothing went from any."""
+    return 1 if group.records[place].cell["method"] == "dense" else None
+
+
 def _name(group: TableGroup, place: int, record: Record) -> str:
-    """Return the row's name, and which draw it is where there are several."""
-    several = len(group.numbers[place]) > 1
-    return group.label(place) + (f" (draw {record.cell['parameters']['seed']})" if several else "")
+    """Return the row's name, and which seed and draw it is where there are several."""
+    seeds = len(seeds_of(group.drawn[place]))
+    which = []
+    if seeds > 1 and record.cell["method"] != "dense":
+        which.append(f"seed {record.cell['seed']}")
+    if len(group.numbers[place]) > seeds:
+        which.append(f"draw {record.cell['parameters']['seed']}")
+    return group.label(place) + (f" ({', '.join(which)})" if which else "")

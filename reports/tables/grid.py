@@ -21,9 +21,8 @@ from reports import notes
 from reports.blocks import TableGroup
 from reports.metrics import finite, significant
 from reports.tables import order, significance
-from reports.tables.pivot import pivot
 from reports.tables.rows import ReportData, compared, kind, of_group, ratio_word, starred
-from reports.tables.table import ARROWS, Column, Row, Table, TableCell, column
+from reports.tables.table import ARROWS, Column, Row, Table, TableCell, column, pivot
 
 NONE = "none"
 MEASURES = ("average", "kl", "prune_seconds", "parameters")  # beside the perplexities
@@ -76,7 +75,7 @@ def gains(name: str, group: TableGroup, samples: Samples) -> list[Gain]:
     alone = {pair.row: at for at, pair in enumerate(where) if pair.column == NONE and finite(rows[at].get(name))}
     mended = [at for at, pair in enumerate(where) if pair.column != NONE and finite(rows[at].get(name))]
     places = [(alone[where[at].row], at) for at in mended if where[at].row in alone]
-    single = [pair for pair in places if all(len(group.numbers[at]) == 1 for at in pair)]
+    single = [pair for pair in places if all(len(group.models(at)) == 1 for at in pair)]
     tested = significance.in_pairs(group, single, name, samples, bounds=True)
     change = operator.sub if name == "average" else operator.truediv
     return [Gain(where[b], b, a, change(rows[b][name], rows[a][name]), tested.get((a, b))) for a, b in places]
@@ -92,7 +91,8 @@ def _of_gains(measure: Column, group: TableGroup, samples: Samples) -> list[Tabl
     for gain, contrast in tested:
         of = (group.label(gain.place), str(group.records[gain.place].cell["method"]))
         both = group.rows[gain.place], group.rows[gain.alone]
-        cell = replace(starred(_change(measure, contrast), *both), of=of)
+        tied = group.tied(gain.alone, gain.place, measure.name)
+        cell = replace(starred(_change(measure, contrast, tied=tied), *both), of=of)
         cells.append((Row(gain.where.row, gain.where.method, group.ratio), heads[gain.where.column], cell))
     tests = dict.fromkeys(significance.TESTS[contrast.test] for _, contrast in tested)
     untested = ", ".join(group.label(gain.place) for gain in found if not gain.contrast)
@@ -123,11 +123,12 @@ def _of_gains(measure: Column, group: TableGroup, samples: Samples) -> list[Tabl
     ]
 
 
-def _change(measure: Column, contrast: Contrast) -> TableCell:
+def _change(measure: Column, contrast: Contrast, *, tied: bool) -> TableCell:
+    """Return a change, marked where a test has shown it and every seed agrees which way it goes."""
     figures = (contrast.estimate, contrast.low, contrast.high)
     words = [f"{100 * one:+.1f}" if measure.name == "average" else significant(one) for one in figures]
     cell = TableCell(f"{words[0]} [{words[1]}, {words[2]}]", words[0], *figures)
-    return cell.marked("differs") if contrast.p < LEVEL else cell
+    return cell.marked("differs") if contrast.p < LEVEL and not tied else cell
 
 
 def pairs(group: TableGroup) -> list[CompensationPair]:
@@ -185,5 +186,5 @@ def _of_measure(measure: Column, group: TableGroup, data: ReportData) -> Table:
         ],
         name=f"grid-{measure.name}-{ratio_word(group)}",
         title=f"{measure.head}, {notes.ratio(group.records)}",
-        said=(*notes.exceptions(group.records), *tests, *[NOT_ASKED] * absent),
+        said=(*notes.exceptions(group.at_each_seed()), *tests, *[NOT_ASKED] * absent),
     )

@@ -124,6 +124,6 @@ def of_group(
         conditions=(*notes.conditions(group.records), *group.apart),
         columns=tuple(columns),
         rows=tuple(rows),
-        notes=tuple(notes.exceptions(group.records) if said is None else said),
+        notes=tuple(notes.exceptions(group.at_each_seed()) if said is None else said),
         footnotes=tuple(footnotes),
     )

@@ -20,6 +20,7 @@ TESTS = {
     "mcnemar": "McNemar's exact test on documents",
     "normal": "a normal test on documents, every task weighing alike",
     "student": "Student's test on windows",
+    "draws": "Student's test on the calibration seeds beside windows or documents",
 }
 
 
@@ -36,15 +37,15 @@ def tested(reference: str, block: TableGroup, columns: Sequence[str], samples: S
     place = next((at for at, record in enumerate(block.records) if label(record.cell) == reference), None)
     if not reference or place is None or block.records[place].status != "ok":
         return Tested()
-    if len(block.numbers[place]) > 1:
+    if len(block.models(place)) > 1:
         return Tested(notes=(f"{reference} is a mean of draws, and no single model to test others against.",))
     differs, untested, tests = set(), [], set()
     candidates = [at for at, record in enumerate(block.records) if at != place and record.status == "ok"]
     for column in (column for column in columns if column.startswith(("perplexity_", "task_")) or column == "average"):
-        single = [at for at in candidates if len(block.numbers[at]) == 1]
+        single = [at for at in candidates if len(block.models(at)) == 1]
         found = in_pairs(block, [(place, at) for at in single], column, samples)
         known = {at: contrast.p for (_, at), contrast in found.items()}
-        differs |= {(at, column) for at, p in known.items() if p < LEVEL}
+        differs |= {(at, column) for at, p in known.items() if p < LEVEL and not block.tied(place, at, column)}
         tests |= {contrast.test for contrast in found.values()}
         if len(known) < len(candidates):
             untested.append((metric(column).label, [block.label(at) for at in candidates if at not in known]))
@@ -72,17 +73,19 @@ def _notes(
 def in_pairs(
     block: TableGroup, places: Sequence[Pair], column: str, samples: Samples, *, bounds: bool = False
 ) -> Contrasts:
-    """Test pairs of rows of the block, by their places, none of several draws, as far as samples pair them.
+    """Test pairs of rows of the block, by their places, each a single model, as far as samples pair them.
 
     bounds  as of contrasts.average
     """
-    number = {at: block.numbers[at][0] for pair in places for at in pair}
-    records, place = {number[at]: block.records[at] for at in number}, {found: at for at, found in number.items()}
+    models = {at: block.models(at)[0] for pair in places for at in pair}
+    number = {at: next(iter(model.values())) for at, model in models.items()}
+    place, seeds = {found: at for at, found in number.items()}, {number[at]: model for at, model in models.items()}
+    records = {n: one for at in models for n, one in zip(block.numbers[at], block.drawn[at], strict=True)}
     pairs = [(number[a], number[b]) for a, b in places]
     if column.startswith("perplexity_"):
         text = column.removeprefix("perplexity_")
-        found = contrasts.perplexity(records, pairs, samples, text, intervals=False)
+        found = contrasts.perplexity(records, pairs, samples, text, intervals=False, seeds=seeds)
     else:
         tasks = accuracies(block.records) if column == "average" else [column.removeprefix("task_")]
-        found = contrasts.average(records, pairs, samples, tasks, intervals=False, bounds=bounds)
+        found = contrasts.average(records, pairs, samples, tasks, intervals=False, bounds=bounds, seeds=seeds)
     return {(place[a], place[b]): contrast for (a, b), contrast in found.items()}

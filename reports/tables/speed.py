@@ -13,6 +13,7 @@ from typing import Any
 from bench.records.columns import tokens
 from bench.records.record import Record, display_name, label, named
 from reports import notes
+from reports.blocks import seeds_apart
 from reports.metrics import METRICS, MISSING, binary, significant
 from reports.tables import order
 from reports.tables.rows import ReportData, removed, row_of
@@ -57,9 +58,10 @@ def tables(data: ReportData) -> list[Table]:
         peers = order.records(fastest)
         how = [order.said(*one, where="rows of a ratio") for one in zip(groups, measures, strict=True)]
         sorting = dict.fromkeys(chain(*how))
-        timed = [row_of(one, named(one), [removed(one), *_timed(point)]) for one in peers for point in _points(one)]
+        names = {id(one): named(one) + which for one, which in zip(peers, seeds_apart(peers), strict=True)}
+        timed = [row_of(one, names[id(one)], [removed(one), *_timed(point)]) for one in peers for point in _points(one)]
         sizes = [
-            row_of(one, named(one), [removed(one), *_sizes(one)]) for one in peers if "weight_bytes" in one.measured
+            row_of(one, names[id(one)], [removed(one), *_sizes(one)]) for one in peers if "weight_bytes" in one.measured
         ]
         about = (*dict.fromkeys(sentence for one in peers for sentence in notes.speed(one)), *ABOUT_TIMES, *sorting)
         doubts = tuple(sentence for one in peers for sentence in _exceptions(one))

@@ -10,6 +10,7 @@ records -> frame -> groups of cells (one per setup and ratio, the dense model on
     cost         what pruning took: seconds, memory, tokens, gradients
     decisions    which layers, attentions, MLPs, heads and channels went
     ablation     one factor against another among the cells of one method
+    seeds        how much of a perplexity is the method, the calibration's text and seed, and the windows
 """
 
 from __future__ import annotations
@@ -25,10 +26,9 @@ from bench.records.samples import Samples
 from methods.errors import UserError
 from reports import notes
 from reports.blocks import TableGroup
-from reports.tables import ablation, cost, grid, order, speed
-from reports.tables.pivot import pivot
+from reports.tables import ablation, cost, grid, order, seeds, speed
 from reports.tables.rows import COST, ReportData, compared, kind, of_group, ratio_word, starred
-from reports.tables.table import Column, Row, Table, TableCell, column
+from reports.tables.table import Column, Row, Table, TableCell, column, pivot
 
 SUMMARY = ("average", "kept", "prefill_speed", "decode_speed", "prune_seconds")
 CHECKS = ("agreement", "copying", "counting", "repetition", "distinct_2")
@@ -111,7 +111,7 @@ def _by_group(
         by = order.measure(group, *preferred)
         one = order.ordered(group, by)
         rows, tests = compared(one, present, data)
-        said = [*notes.exceptions(one.records, stages), *tests]
+        said = [*notes.exceptions(one.at_each_seed(), stages), *tests]
         tables.append(of_group(name, one, present, rows, [*footnotes, *order.said(one, by)], said=said))
     return tables
 
@@ -154,7 +154,7 @@ def _of_measure(measure: Column, groups: Sequence[TableGroup], data: ReportData,
 def _exceptions(group: TableGroup, measure: Column) -> Iterator[str]:
     """Yield what must be said of a ratio's cells in a table of one measure, with the ratio."""
     stages = [stage for stage in STAGES if measure.name == f"{stage}_speed"]
-    for sentence in notes.exceptions(group.records, stages):
+    for sentence in notes.exceptions(group.at_each_seed(), stages):
         yield sentence if group.ratio is None else f"at {group.ratio:g}: {sentence}"
 
 
@@ -167,4 +167,5 @@ VIEWS: dict[str, Callable[[ReportData], list[Table]]] = {
     "cost": cost.cost,
     "decisions": cost.decisions,
     "ablation": ablation.tables,
+    "seeds": seeds.tables,
 }

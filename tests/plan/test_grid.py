@@ -182,6 +182,22 @@ def test_cells_of_a_sweep_are_those_of_single_runs(base, tmp_path, capsys):
     assert capsys.readouterr().err.count("has a record") == 2
 
 
+def test_no_seed_draws_again_what_another_has_drawn(cells_of, base):
+    cells = cells_of([*base, "--methods", "drop-random:draws=3", "--ratio", "0.4", "--seed", "0,1,2"])
+    drawn = [cell.parameters["seed"] for cell in cells if cell.method == "drop-random"]
+    assert len(set(drawn)) == len(drawn) == 9
+    assert sorted(drawn)[:3] == [0, 1, 2]
+
+
+def test_seeds_alone_print_their_mean_and_not_one_row_for_each(base, capsys):
+    assert main([*base, "--methods", "shortgpt,drop-random:draws=2", "--ratio", "0.4", "--seed", "0,1"]) == 0
+    out = capsys.readouterr().out
+    assert "ratio 0.4" in out
+    assert out.count("\nshortgpt ") == 1
+    assert "drop-random:draws=2: 4 draws over 2 seeds" in out
+    assert "seeds 0, 1; the same for every method." in " ".join(out.split())
+
+
 # --- spec files
 
 

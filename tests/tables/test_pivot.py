@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from reports.tables.pivot import pivot
-from reports.tables.table import Column, Row, TableCell
+from reports.tables.table import Column, Row, TableCell, pivot
 
 LACO, FLAP = Row("laco", "laco", 0.2), Row("flap", "flap", 0.2)
 LOW, HIGH = Column("kl", "0.1"), Column("kl", "0.3")

@@ -264,7 +264,7 @@ def test_the_baseline_has_the_same_seed_where_there_is_one():
     kept = frame([DENSE, other, LACO, again])["kept"].tolist()
     assert kept == pytest.approx([1, 1, 2.03 / 2.70, 2.03 / 2.49])
     assert frame([DENSE, again])["kept"].tolist() == pytest.approx([1, 2.03 / 2.70])
-    assert "laco (seed 1)" in terminal([DENSE, other, LACO, again])
+    assert "c4, seeds 0, 1; the same" in " ".join(terminal([DENSE, other, LACO, again]).split())
 
 
 def test_a_task_without_accuracy_is_shown_but_not_averaged():

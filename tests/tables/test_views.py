@@ -538,6 +538,7 @@ def test_html_shows_every_text_as_it_is(name):
     records = [DENSE, LACO, changed(LACO, "cell", "method", to=HOSTILE), failed("error", HOSTILE, HOSTILE)]
     records.append(changed(LACO, "cell", "method", to=f"{HOSTILE}+{HOSTILE}"))
     records = [changed(record, "cell", "display_name", to=HOSTILE) for record in records]
+    records += [changed(record, "cell", "seed", to=1) for record in records] * (name == "seeds")
     reader = Reader()
     reader.feed(html.render(view(name, records)))
     known = {"table", "caption", "thead", "tbody", "tr", "th", "td", "data", "strong", "u", "ul", "li"}

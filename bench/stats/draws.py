@@ -1,0 +1,141 @@
+"""Computes what the draw of the calibration adds: means over draws, their intervals and tests, components of variance.
+
+One calibration seed is one draw. Documents and windows are the same at each, so that their part does not shrink with
+the number of draws; the two parts are independent, and are added in squares.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean, stdev
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri, stdtrit
+
+SMALLEST = 1e-100  # p value that is told from 0
+LARGEST = math.log(sys.float_info.max)
+
+
+def exponential(log: float) -> float:
+    """Return what has this logarithm, endless where no number is so large: draws can lie hundreds of nats apart."""
+    return math.exp(log) if log < LARGEST else math.inf
+
+
+def draw_stderr(values: Sequence[float]) -> float:
+    """Return the standard error that the draw gives the mean over n draws, s / sqrt(n); one draw says nothing: 0."""
+    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def mean_interval(
+    values: Sequence[float], lows: Sequence[float], highs: Sequence[float], confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return the interval of the mean over n draws, from the figure of each and its own interval over documents.
+
+    To either side it is as long as the root of two squares: Student's t(n - 1) s / sqrt(n) over the draws, and the mean
+    length of their own intervals, which is the most that a mean of dependent errors can have. So the limits of two
+    parts become those of their sum in G. Y. Zou, A. Donner, "Construction of confidence limits about effect measures",
+    Statistics in Medicine 27, 2008.
+    """
+    mean, margin = fmean(values), _margin(draw_stderr(values), len(values) - 1, (1 - confidence) / 2)
+    below, above = (abs(mean - fmean(ends)) for ends in (lows, highs))
+    return mean - math.hypot(margin, below), mean + math.hypot(margin, above)
+
+
+def mean_difference(
+    values: Sequence[float], stderr: float, freedom: float = math.inf, confidence: float = 0.95
+) -> tuple[float, float, float, float]:
+    """Return (mean, low, high, p) of what a second model has more than the first over n > 1 draws, paired by the draw.
+
+    values  the difference at each draw
+    stderr  what documents or windows leave open of their mean;  freedom  the degrees of freedom of that
+
+    The interval is mean -+ root of (t(n - 1) s / sqrt(n))^2 + (t(freedom) stderr)^2, as in `mean_interval`, and p is
+    one minus the confidence at which it ends at 0. What draw and window do together is in both parts, on the safe side.
+    A t of freedoms put together by Satterthwaite finds more, but by accident so too: three draws that happen to lie
+    near each other would count as much as many.
+    """
+    mean, drawn = fmean(values), draw_stderr(values)
+    if not (drawn or stderr):
+        return mean, mean, mean, float(mean == 0)
+
+    def half(tail: float) -> float:
+        return math.hypot(_margin(drawn, len(values) - 1, tail), _margin(stderr, freedom, tail))
+
+    wide = half((1 - confidence) / 2)
+    return mean, mean - wide, mean + wide, 2 * _tail(half, abs(mean))
+
+
+def _margin(stderr: float, freedom: float, tail: float) -> float:
+    """Return the distance that Student's t exceeds to either side with the probability `tail`; 0 without an error."""
+    if not stderr:
+        return 0.0
+    return -stderr * float(ndtri(tail) if math.isinf(freedom) else stdtrit(freedom, tail))
+
+
+def _tail(half: Callable[[float], float], distance: float) -> float:
+    """Return the probability at which a falling half length is the distance, down to SMALLEST."""
+    from scipy.optimize import brentq
+
+    if half(SMALLEST) <= distance:
+        return SMALLEST
+    if not distance:
+        return 0.5
+    return math.exp(brentq(lambda log: half(math.exp(log)) - distance, math.log(SMALLEST), math.log(0.5)))
+
+
+@dataclass(frozen=True)
+class VarianceComponent:
+    """Hold an estimated variance, which may be negative, and its degrees of freedom; without any there is none."""
+
+    variance: float | None
+    freedom: int
+
+    @property
+    def deviation(self) -> float | None:
+        """Return the standard deviation, of a negative estimate 0."""
+        return None if self.variance is None else math.sqrt(max(0.0, self.variance))
+
+
+def components(values: Sequence[float], *levels: Sequence[Hashable]) -> list[VarianceComponent]:
+    """Return the variance that each level adds, the outermost first, and last that within the innermost.
+
+    levels  for each value the group that it is of; a group of an inner level is within one of the outer level
+
+    The estimates of the analysis of variance, unbiased whatever the numbers in the groups: with T the sum over the
+    groups of a level of (sum of y)^2 / n, the differences of T from one level to the next are set equal to their
+    expectations and solved (C. R. Henderson, "Estimation of variance and covariance components", Biometrics 9, 1953,
+    method 1; S. R. Searle, G. Casella, C. E. McCulloch, Variance Components, 1992, chapter 5).
+    """
+    y = np.asarray(values, dtype=float)
+    y = y - y.mean()
+    paths: list[tuple[Hashable, ...]] = [()] * len(y)
+    groups = [_numbered(paths)]
+    for level in (*levels, range(len(y))):
+        paths = [(*path, group) for path, group in zip(paths, level, strict=True)]
+        groups.append(_numbered(paths))
+    freedom = [int(inner.max() - outer.max()) for outer, inner in pairwise(groups)]
+    known = [at for at, degrees in enumerate(freedom) if degrees]
+    squares = [float((np.bincount(g, weights=y) ** 2 / np.bincount(g)).sum()) for g in groups]
+    share = [[_expected(outer, inner) for inner in groups[1:]] for outer in groups]
+    left = np.array([[share[at + 1][q] - share[at][q] for q in known] for at in known])
+    right = np.array([squares[at + 1] - squares[at] for at in known])
+    solved = dict(zip(known, np.linalg.solve(left, right).tolist() if known else [], strict=True))
+    return [VarianceComponent(solved.get(at), degrees) for at, degrees in enumerate(freedom)]
+
+
+def _numbered(paths: Sequence[Hashable]) -> NDArray[np.int64]:
+    number = {path: at for at, path in enumerate(dict.fromkeys(paths))}
+    return np.array([number[path] for path in paths])
+
+
+def _expected(outer: NDArray[np.int64], inner: NDArray[np.int64]) -> float:
+    """Return how often the variance of the level `inner` stands in the expectation of T of the level `outer`."""
+    sizes = np.bincount(outer)
+    both = Counter(zip(outer.tolist(), inner.tolist(), strict=True))
+    return float(sum(count**2 / sizes[group] for (group, _), count in both.items()))

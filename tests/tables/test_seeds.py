@@ -1,0 +1,363 @@
+"""Several calibration seeds: one row for each method, tests seed by seed, ties where ranks change, the view seeds."""
+
+from __future__ import annotations
+
+import math
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_records import DENSE, PER_LAYER, changed, drawn, failed, measured, ok
+from made_runs import run_folder
+from scipy.stats import t
+
+from bench.cli.main import main
+from bench.records.comparability import draws, setups
+from bench.records.record import Record
+from bench.records.run_folder import load_runs
+from bench.records.samples import Samples
+from bench.stats import contrasts
+from bench.stats.draws import components, mean_difference
+from reports import notes
+from reports.blocks import TableGroup, blocks
+from reports.formats.terminal import render
+from reports.page.findings import summary
+from reports.page.page import page
+from reports.report import csv, terminal
+from reports.tables.views import view
+
+TOKENS, WINDOWS = 511, 16
+
+
+def cell(method: str, seed: int, ppl: float = 100.0, *, text: str = "c4", half: float = 1.1, **more: Any) -> Record:
+    """A measured cell at ratio 0.3, whose seed has drawn its calibration and its documents."""
+    ratio = None if method == "dense" else 0.3
+    accuracies = more.pop("accuracies", [0.4] * 5)
+    figures = measured(0 if ratio is None else 11 * PER_LAYER, (ppl / half, ppl, ppl * half), accuracies, 60.0)
+    record = ok(method, ratio, figures, budget=0 if ratio is None else 11, seed=seed, **more)
+    inputs = {"texts": {"wiki": "t"}, "calibration_sha256": f"{text} {seed}", "tasks": {}}
+    inputs["tasks"] = {"piqa": {"version": 1, "sha256": f"documents of {seed}"}}
+    record = changed(record, "cell", "protocol", "calibration", to=text)
+    return changed(record, "cell", "inputs", to=inputs)
+
+
+def run(figures: dict[str, list[float]], **more: Any) -> list[Record]:
+    """The dense model and methods with their perplexity at each seed from 0."""
+    dense = [cell("dense", seed, 20.8, **more) for seed in range(max(map(len, figures.values())))]
+    return [
+        *dense,
+        *(cell(method, seed, ppl, **more) for method, ppls in figures.items() for seed, ppl in enumerate(ppls)),
+    ]
+
+
+def only(records: list[Record]) -> TableGroup:
+    ((group,),) = blocks(records)
+    return group
+
+
+def said(records: list[Record], samples: Samples | None = None) -> str:
+    return "\n".join(line for topic in summary(records, samples or Samples()) for line in topic.sentences)
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+# --- one row
+
+
+def test_seeds_share_a_row_whose_interval_has_their_draw_in_it():
+    group = only(run({"laco": [80.0, 100.0, 125.0]}))
+    assert [len(numbers) for numbers in group.numbers] == [3, 3]
+    row = group.rows[1]
+    assert row["perplexity_wiki"] == pytest.approx(100)
+    spread = math.log(1.25)
+    half = math.hypot(t.ppf(0.975, 2) * spread / math.sqrt(3), math.log(1.1))
+    ends = (100 * math.exp(-half), 100 * math.exp(half))
+    assert (row["perplexity_wiki_low"], row["perplexity_wiki_high"]) == pytest.approx(ends)
+    own = group.each[1][0]["average_stderr"]
+    assert row["average_stderr"] == pytest.approx(own)  # the same at every seed
+    dense = group.rows[0]
+    assert (dense["perplexity_wiki_low"], dense["perplexity_wiki_high"]) == pytest.approx((20.8 / 1.1, 20.8 * 1.1))
+    assert dense["kept"] == 1
+
+
+def test_a_mean_needs_every_seed_and_an_interval_may_be_endless():
+    records = run({"laco": [80.0, 100.0]})
+    lost = changed(records[-1], "measured", "perplexity", to={})
+    assert only([*records[:-1], lost]).rows[1]["perplexity_wiki"] is None
+    row = only(run({"laco": [1e3, 1e300]})).rows[-1]
+    assert row["perplexity_wiki"] == pytest.approx(10**151.5)
+    assert row["perplexity_wiki_high"] == math.inf
+    assert "laco" in terminal(run({"laco": [1e3, 1e300], "flap": [90.0, 91.0]}))
+    assert "laco" in page(run({"laco": [1e3, 1e300], "flap": [90.0, 91.0]}), drawings=())
+
+
+def test_an_average_has_the_error_of_both_draws():
+    records = [cell("laco", seed, accuracies=[share] * 5) for seed, share in enumerate((0.3, 0.4, 0.5))]
+    group = only(records)
+    own = np.mean([row["average_stderr"] for row in group.each[0]])
+    assert group.rows[0]["average"] == pytest.approx(0.4)
+    assert group.rows[0]["average_stderr"] == pytest.approx(math.hypot(0.1 / math.sqrt(3), own))
+
+
+def test_the_table_says_of_which_seeds_it_is_and_the_frame_has_every_cell():
+    records = run({"laco": [80.0, 100.0, 125.0], "flap": [90.0, 91.0]})
+    text = terminal(records)
+    assert "c4, seeds 0, 1, 2; the same for every method." in one_line(text)
+    assert one_line(notes.MEANS) in one_line(text)
+    assert one_line(notes.ONE_SEED) not in one_line(text)
+    names = [line.split("  ")[0] for line in text.splitlines()]
+    assert {name for name in names if "laco" in name} == {"laco"}
+    assert "flap (seeds 0, 1)" in names
+    assert csv(records).count(",laco,laco,") == 3
+    assert one_line(notes.ONE_SEED) in one_line(terminal([DENSE, cell("laco", 0)]))
+
+
+def test_where_a_seed_has_drawn_two_calibrations_none_are_joined():
+    records = run({"laco": [80.0, 100.0]})
+    assert len(set(setups(records))) == 1
+    other = changed(cell("laco", 1, 300.0), "cell", "inputs", "calibration_sha256", to="another version of c4")
+    assert len(set(setups([*records, other]))) == 3
+    assert len(blocks([*records, other])) == 3
+    wiki = run({"laco": [70.0, 71.0]}, text="wiki")
+    assert [len(group.numbers[1]) for (group,) in blocks([*records, *wiki])] == [2, 2]
+
+
+def test_one_seed_twice_is_no_draw():
+    twice = [cell("laco", 0), cell("laco", 0)]
+    assert draws(twice) == [[0], [1]]
+    assert draws([*twice, cell("laco", 1)]) == [[0, 2], [1]]
+    assert draws([cell("laco", 1), cell("laco", 0)]) == [[1, 0]]
+    assert draws([cell("laco", 1), cell("laco", 0)], seeds=False) == [[0], [1]]
+
+
+def test_what_fails_at_every_seed_is_one_row_and_at_one_seed_is_named():
+    records = [cell("laco", 0), cell("laco", 1), *(failed("unsupported", "flap", "no MLP", seed=s) for s in (0, 1))]
+    inputs = [one.cell["inputs"] for one in records[:2]]
+    records[2:] = [changed(one, "cell", "inputs", to=given) for one, given in zip(records[2:], inputs, strict=True)]
+    records.append(changed(failed("error", "sleb", "lost", seed=1), "cell", "inputs", to=inputs[1]))
+    records.insert(0, cell("sleb", 0, 50.0))
+    names = [line.split("  ")[0] for line in terminal(records).splitlines()]
+    assert names.count("flap: unsupported: no MLP") == 1
+    assert {"flap", "sleb (seed 0)", "sleb (seed 1)"} <= set(names)
+
+
+def test_a_ratio_that_is_missed_at_one_seed_is_marked_and_named():
+    second = cell("laco", 1)
+    second = changed(second, "measured", "ratio_budget", to=second.measured["ratio"] + 0.01)
+    text = terminal([cell("laco", 0), second])
+    assert "%*" in text
+    assert "* laco (seed 1) misses the ratio" in text
+    assert "laco (seed 0) misses" not in text
+
+
+def test_random_choices_of_several_seeds_are_all_draws():
+    both = [changed(drawn(draw, 100.0 * (1 + draw), 0.4), "cell", "seed", to=draw // 2) for draw in range(4)]
+    group = only(both)
+    assert group.numbers == [[0, 1, 2, 3]]
+    assert group.models(0) == [{0: 0, 1: 2}, {0: 1, 1: 3}]
+    logs = [np.log([100, 200]).mean(), np.log([300, 400]).mean()]
+    assert group.rows[0]["perplexity_wiki"] == pytest.approx(math.exp(np.mean(logs)))
+    assert "drop-random: 4 draws over 2 seeds" in terminal(both)
+
+
+def test_every_view_and_the_page_take_several_seeds(tmp_path):
+    records = run({"laco": [80.0, 100.0, 125.0], "sleb": [90.0, 91.0, 92.0]})
+    for name in ("per-task", "by-ratio", "speed", "cost"):
+        assert view(name, records), name
+    speed = render(view("speed", records))
+    assert "laco at 0.3 (seed 2)" in speed
+    html = page(records, drawings=())
+    assert "laco at ratio 0.3 of SmolLM2-135M-Instruct, seeds 0, 1, 2" in html
+    assert "Draw of the calibration" in html
+    folder = run_folder(tmp_path / "run", records)
+    assert load_runs([folder]).remarks == []
+
+
+# --- tests between methods
+
+
+def with_samples(folder: Path, shifts: dict[str, list[float]], noise: float = 2.0) -> tuple[list[Record], Samples]:
+    """Methods with nats of each window at each seed: `shifts` are nats per window; the windows are the same."""
+    rng = np.random.default_rng(5)
+    base = rng.normal(1800, 150, WINDOWS)
+    records, folders = [], []
+    for method, several in shifts.items():
+        for seed, shift in enumerate(several):
+            nll = base + shift + rng.normal(0, noise, WINDOWS)
+            records.append(cell(method, seed, math.exp(nll.sum() / (TOKENS * WINDOWS))))
+            folders.append(folder / f"{method}-{seed}")
+            folders[-1].mkdir(parents=True)
+            frame = pd.DataFrame({"nll": nll, "tokens": TOKENS})
+            frame.to_parquet(folders[-1] / "perplexity-wiki.parquet")
+    return records, Samples(folders)
+
+
+def nats(samples: Samples, place: int) -> np.ndarray:
+    return samples.of(place, "perplexity-wiki", "nll").figures
+
+
+def test_two_methods_are_paired_by_seed_and_p_has_the_draw_in_it(tmp_path):
+    records, samples = with_samples(tmp_path, {"laco": [0, 20, -30], "sleb": [40, 75, 3]})
+    seeds = {0: {0: 0, 1: 1, 2: 2}, 3: {0: 3, 1: 4, 2: 5}}
+    (found,) = contrasts.perplexity(records, [(0, 3)], samples, "wiki", seeds=seeds).values()
+    differences = np.array([nats(samples, 3 + seed) - nats(samples, seed) for seed in range(3)])
+    stderr = differences.mean(0).std(ddof=1) / math.sqrt(WINDOWS) / TOKENS
+    expected = mean_difference(differences.mean(1) / TOKENS, stderr, WINDOWS - 1)
+    assert found.test == "draws"
+    assert found.p == pytest.approx(expected[3])
+    assert (found.estimate, found.low, found.high) == pytest.approx(tuple(np.exp(expected[:3])))
+    (alone,) = contrasts.perplexity(records, [(0, 3)], samples, "wiki").values()
+    assert alone.p < found.p
+
+
+def test_methods_are_compared_at_the_seeds_that_both_have(tmp_path):
+    records, samples = with_samples(tmp_path, {"laco": [0, 20], "sleb": [40, 75]})
+    alone = contrasts.perplexity(records, [(1, 3)], samples, "wiki")[1, 3]
+    some = {0: {0: 0, 1: 1}, 3: {1: 3}}
+    assert contrasts.perplexity(records, [(0, 3)], samples, "wiki", seeds=some)[0, 3] == alone
+    assert contrasts.perplexity(records, [(0, 3)], samples, "wiki", seeds={0: {0: 0}, 3: {1: 3}}) == {}
+
+
+def test_accuracies_are_paired_by_seed_whether_or_not_documents_are_drawn_anew(tmp_path):
+    rng, folders, records = np.random.default_rng(1), [], []
+    for method, share in (("laco", 0.5), ("sleb", 0.6)):
+        for seed in (0, 1):
+            folders.append(tmp_path / f"{method}{seed}")
+            folders[-1].mkdir()
+            right = (rng.uniform(size=80) < share + 0.05 * seed).astype(float)
+            ids = [f"{seed}-{n}" for n in range(80)]
+            pd.DataFrame({"doc_hash": ids, "acc_norm": right}).to_parquet(folders[-1] / "piqa.parquet")
+            records.append(cell(method, seed, accuracies=[0.4, float(right.mean())]))
+    seeds = {0: {0: 0, 1: 1}, 2: {0: 2, 1: 3}}
+    (found,) = contrasts.average(records, [(0, 2)], Samples(folders), ["piqa"], seeds=seeds).values()
+    answers = [pd.read_parquet(folder / "piqa.parquet")["acc_norm"].to_numpy() for folder in folders]
+    apart = [answers[2] - answers[0], answers[3] - answers[1]]
+    stderr = math.sqrt(sum(one.var(ddof=1) / 80 for one in apart)) / 2
+    assert found.test == "draws"
+    assert found.p == pytest.approx(mean_difference([one.mean() for one in apart], stderr)[3])
+    for place in (1, 3):
+        frame = pd.read_parquet(folders[place] / "piqa.parquet")
+        frame["doc_hash"] = [f"0-{n}" for n in range(80)]
+        frame.to_parquet(folders[place] / "piqa.parquet")
+    (found,) = contrasts.average(records, [(0, 2)], Samples(folders), ["piqa"], seeds=seeds).values()
+    stderr = np.mean(apart, axis=0).std(ddof=1) / math.sqrt(80)
+    assert found.p == pytest.approx(mean_difference([one.mean() for one in apart], stderr)[3])
+
+
+def test_a_rank_that_changes_with_the_seed_is_a_tie(tmp_path):
+    steady = [100.0 + seed for seed in range(8)]
+    ahead, flips = [value - 40 for value in steady], [*(value - 40 for value in steady[:7]), steady[7] + 3]
+    records, samples = with_samples(tmp_path / "steady", {"laco": steady, "sleb": ahead})
+    text = said(records, samples)
+    assert "sleb (mean of 8 seeds) has the lowest perplexity on wiki" in text
+    assert "shown to be below the other one" in text
+    assert "ties" not in text
+    assert "Student's over the calibration seeds that two models share" in text
+    assert "Figures are means over the seeds 0, 1, 2" in text
+    (table,) = view("main", records, "laco", samples)
+    assert "differs" in {row.label: row for row in table.rows}["sleb"].cells[2].marks
+    records, samples = with_samples(tmp_path / "flips", {"laco": steady, "sleb": flips})
+    (found,) = contrasts.perplexity(
+        records, [(0, 8)], samples, "wiki", seeds={0: {s: s for s in range(8)}, 8: {s: 8 + s for s in range(8)}}
+    ).values()
+    assert found.p < contrasts.LEVEL  # and still
+    text = said(records, samples)
+    assert "not shown to be below the other one" in text
+    assert "ranks by perplexity on wiki change with the seed, so that these are ties: sleb and laco." in text
+    (table,) = view("main", records, "laco", samples)
+    assert table.marks() & {"differs"} == set()
+
+
+def test_one_seed_is_said_with_the_way_out():
+    text = said([DENSE, cell("laco", 0), cell("sleb", 0, 90.0)])
+    assert "not for other calibration data; with --seed 0,1,2 they do." in text
+
+
+# --- the view
+
+
+def logs_of(records: list[Record], method: str) -> list[float]:
+    found = [one for one in records if one.cell["method"] == method]
+    return [math.log(one.measured["perplexity"]["wiki"]["perplexity"]) for one in found]
+
+
+def test_the_components_are_those_of_the_figures(tmp_path):
+    records, samples = with_samples(tmp_path, {"laco": [0, 20, -30], "sleb": [40, 75, 3], "flap": [-9, 25, 30]})
+    sources, methods = view("seeds", records, samples=samples)
+    values = {row.label: [one.value for one in row.cells] for row in sources.rows}
+    logs = {method: logs_of(records, method) for method in ("laco", "sleb", "flap")}
+    one, _, seed = components([*chain(*logs.values())], [m for m in logs for _ in range(3)], "ccccccccc")
+    assert values["method"] == [pytest.approx(one.deviation), pytest.approx(math.expm1(one.deviation)), 2, None, None]
+    assert values["calibration text"] == [None] * 5
+    assert values["calibration seed"][:3] == [
+        pytest.approx(seed.deviation),
+        pytest.approx(math.expm1(seed.deviation)),
+        6,
+    ]
+    pairs = [("laco", "sleb"), ("laco", "flap"), ("sleb", "flap")]
+    apart = np.mean([np.var(np.subtract(logs[b], logs[a]), ddof=1) for a, b in pairs])
+    assert values["calibration seed"][3] == pytest.approx(math.sqrt(apart))
+    windows = [
+        np.var(nats(samples, 3 * b + s) - nats(samples, 3 * a + s), ddof=1) / WINDOWS / TOKENS**2
+        for a, b in ((0, 1), (0, 2), (1, 2))
+        for s in range(3)
+    ]
+    assert values["windows"][3] == pytest.approx(math.sqrt(np.mean(windows)))
+    assert values["windows"][0] == pytest.approx(math.log(1.1) / t.ppf(0.975, 15))
+    near = 100 * math.expm1(1.96 * math.sqrt(apart))
+    assert f"two methods nearer than {near:.1f}"[:29] in sources.notes[0]
+    assert "9 cells of 3 methods, calibrated on c4, seeds 0, 1, 2" in sources.title
+    rows = {row.label: [one.value for one in row.cells] for row in methods.rows}
+    assert rows["laco"][0] == pytest.approx(math.exp(np.mean(logs["laco"])))
+    assert rows["laco"][3:5] == [3, pytest.approx(np.std(logs["laco"], ddof=1))]
+    assert "flap" in methods.notes[0]
+    assert any(line.startswith("ppl wiki: 16 windows of 512 tokens") for line in sources.footnotes)
+
+
+def test_texts_are_a_level_and_missing_cells_are_named():
+    rng = np.random.default_rng(2)
+    records = [
+        cell(method, seed, float(np.exp(rng.normal(4.5, 0.3))), text=text)
+        for method in ("laco", "sleb", "flap")
+        for text in ("c4", "wiki")
+        for seed in range(3)
+    ]
+    lost = records.pop(4)
+    records.append(failed("error", "laco", "lost", seed=lost.cell["seed"]))
+    records[-1] = changed(records[-1], "cell", "protocol", to=lost.cell["protocol"])
+    records[-1] = changed(records[-1], "cell", "inputs", to=lost.cell["inputs"])
+    sources, methods = view("seeds", records)
+    assert [row.cells[2].value for row in sources.rows] == [2, 3, 11, 15]
+    assert "17 cells of 3 methods, calibrated on c4 and wiki" in sources.title
+    assert "without a figure, and left out: laco of wiki, seed 1." in sources.notes
+    assert {row.label: row.cells[3].value for row in methods.rows} == {"laco": 5, "sleb": 6, "flap": 6}
+    assert sources.rows[3].cells[3].value is None  # without samples no windows are paired
+
+
+def test_an_estimate_below_zero_is_shown_as_zero_and_said():
+    records = run({"laco": [80.0, 120.0], "sleb": [81.0, 119.0]})
+    (sources, _) = view("seeds", records)
+    assert sources.rows[0].cells[0].text == "0"
+    assert any(line.startswith("estimated below zero, and shown as 0: method") for line in sources.notes)
+
+
+def test_what_no_calibration_decides_is_left_out():
+    records = run({"laco": [80.0, 120.0], "sleb": [81.0, 110.0], "magnitude": [300.0, 300.0]})
+    (sources, methods) = view("seeds", records, needs={"magnitude": "nothing", "laco": "calibration"})
+    assert "left out, since no calibration decides them: magnitude." in sources.notes
+    assert [row.label for row in methods.rows] == ["sleb", "laco"]
+
+
+def test_one_seed_has_no_view_and_the_command_says_what_to_do(tmp_path, capsys):
+    assert view("seeds", [DENSE, cell("laco", 0), cell("sleb", 0)]) == []
+    folder = run_folder(tmp_path / "run", [cell("dense", 0), cell("laco", 0), cell("sleb", 0)])
+    assert main(["report", str(folder), "--view", "seeds"]) == 2
+    assert "--seed 0,1,2" in capsys.readouterr().err
+    folder = run_folder(tmp_path / "several", run({"laco": [80.0, 120.0], "sleb": [81.0, 110.0]}))
+    assert main(["report", str(folder), "--view", "seeds", "--format", "markdown"]) == 0
+    assert "| calibration seed |" in one_line(capsys.readouterr().out)
