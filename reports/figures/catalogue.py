@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.records.record import Record
 from bench.records.samples import Samples
 from reports.blocks import blocks
-from reports.figures import ablation, compensation, heatmaps, pareto, quality, traces
+from reports.figures import ablation, compensation, draws, heatmaps, pareto, quality, traces
 from reports.figures.figure import Figure, save
 from reports.text import printable
 
@@ -86,7 +86,7 @@ def figures(records: Sequence[Record], samples: Samples | None = None, reference
             *traces.figures(setup),
         ]
         found += [replace(one, name=f"{one.name}-{number + 1}") if number else one for one in of_setup]
-    found += ablation.figures(setups)
+    found += [*ablation.figures(setups), *draws.figures(records)]
     return [replace(one, title=_sentence(one.title), description=_sentence(one.description)) for one in found]
 
 

@@ -89,10 +89,13 @@ class CalibrationDraws:
 
 def tables(data: ReportData) -> list[Table]:
     """Return the tables of everything that was measured with several seeds of one calibration text."""
-    return [table for found in _found(data) for table in (_of_sources(found, data.samples), _of_methods(found))]
+    return [
+        table for found in calibration_draws(data) for table in (_of_sources(found, data.samples), _of_methods(found))
+    ]
 
 
-def _found(data: ReportData) -> Iterator[CalibrationDraws]:
+def calibration_draws(data: ReportData) -> Iterator[CalibrationDraws]:
+    """Yield what was measured with several seeds, for each text that was measured on and each ratio."""
     groups: dict[str, list[int]] = {}
     for number, record in enumerate(data.records):
         if record.cell["method"] != "dense":

@@ -23,6 +23,7 @@ from bench.stats import contrasts
 from bench.stats.draws import components, mean_difference
 from reports import notes
 from reports.blocks import TableGroup, blocks
+from reports.figures.draws import figures as draws_figures
 from reports.formats.terminal import render
 from reports.page.findings import summary
 from reports.page.page import page
@@ -361,3 +362,28 @@ def test_one_seed_has_no_view_and_the_command_says_what_to_do(tmp_path, capsys):
     folder = run_folder(tmp_path / "several", run({"laco": [80.0, 120.0], "sleb": [81.0, 110.0]}))
     assert main(["report", str(folder), "--view", "seeds", "--format", "markdown"]) == 0
     assert "| calibration seed |" in one_line(capsys.readouterr().out)
+
+
+# --- the figure
+
+
+def test_the_figure_has_a_dot_for_every_draw_and_a_bar_at_the_mean():
+    records = [*run({"laco": [100.0, 200.0], "slicegpt": [50.0, 400.0]}), *run({"laco": [300.0, 300.0]}, text="wiki")]
+    (figure,) = draws_figures(records)
+    assert (figure.name, "at ratio 0.3" in figure.title) == ("perplexity-by-draw-0.3", True)
+    assert "slicegpt 141 (50.0 to 400, 2 draws); laco 206 (100 to 300, 4 draws)" in figure.description
+    (panel,) = figure.draw().axes
+    labels = [tick.get_text() for tick in panel.get_yticklabels()]
+    places = {label: y for label, y in zip(labels, panel.get_yticks(), strict=True)}
+    assert labels == ["laco", "slicegpt"]  # from below: the best is on top
+    bars, dots = {}, {}
+    for line in panel.lines:
+        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True):
+            (bars if line.get_marker() == "|" else dots).setdefault(round(y), []).append(float(x))
+    assert sorted(dots[places["laco"]]) == pytest.approx([100.0, 200.0, 300.0, 300.0])
+    assert sorted(dots[places["slicegpt"]]) == pytest.approx([50.0, 400.0])
+    assert bars[places["laco"]] == pytest.approx([math.exp(np.mean(np.log([100, 200, 300, 300])))])
+
+
+def test_one_seed_has_no_figure_of_draws():
+    assert draws_figures(run({"laco": [100.0], "slicegpt": [50.0]})) == []
