@@ -11,11 +11,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from itertools import chain
 from typing import Any
 
-from bench.records.columns import MISS, STAGES, texts, timed
+from bench.records.columns import MISS, texts
 from bench.records.comparability import dense_peer, draws, other_versions
 from bench.records.fits import SMALL, misfits
 from bench.records.record import Record, is_accuracy, label, requested_ratio
-from reports import healing_notes
+from reports import healing_notes, speed_notes
 from reports.blocks import seeds_apart, seeds_named, seeds_of
 from reports.metrics import METRICS, binary, metric, short, shown
 
@@ -26,16 +26,6 @@ COMPARED = {  # what is a comparison with the dense model, and the figure that i
 CALIBRATION = ("calibration", "calibration_sequences", "calibration_length")  # fields of the protocol
 EVERYTHING = ("perplexity", "kl", "checks", "tasks", "speed")  # kinds of columns, of which the protocol speaks
 BOS = {"every window": "each begins with BOS", "none": "no BOS"}
-COMPLAINTS = {  # flags of what was timed, see bench.records.record
-    "noisy": "single calls vary much",
-    "not_warm": "the calls before the first that counts had not become steady",
-    "clocks_disagree": "the clocks disagree",
-}
-MACHINE = {
-    "busy": "timed while other work took {other_cores:.1f} cores and {stolen_cores:.1f} were withheld.",
-    "shared_gpu": "timed while {other_gpu_processes} other processes used the GPU.",
-    "slowed": "timed while the machine slowed itself down, for heat or power.",
-}
 ONE_SEED = "one seed: intervals and tests do not include the draw of the calibration text; with --seed 0,1,2 they do."
 MEANS = (
     "means over the seeds, of a perplexity by its logarithm; ± and [low, high] include the draw of the calibration: "
@@ -98,7 +88,7 @@ def exceptions(records: Sequence[Record], stages: Collection[str] = ()) -> Itera
             yield f"* {name} misses the ratio: {asked}budget {show(budget)}, achieved {show(measured['ratio'])}."
         yield from _misfits(record)
         if stages:
-            yield from doubts(record, stages, name)
+            yield from speed_notes.doubts(record, stages, name)
     yield from _versions(records)
 
 
@@ -157,7 +147,7 @@ def protocol(
         "kl": _divergence(rows),
         "checks": _checks(rows),
         "tasks": [*chain.from_iterable(map(_tasks, measured)), *_accuracy_spread(rows)],
-        "speed": chain.from_iterable(map(speed, records)),
+        "speed": chain.from_iterable(map(speed_notes.protocol, records)),
     }
     calibrations = _calibrations(pruned)
     drawn = [MEANS if len(seeds_of(several)) > 1 else ONE_SEED for several in calibrations if seeds]
@@ -242,48 +232,6 @@ def _grouped(results: dict[str, dict[str, Any]], say: Callable[[dict[str, Any]],
     usual = [most] if len(groups[most]) > len(results) / 2 else []
     rest = [f"{said} for {', '.join(names)}" for said, names in groups.items() if said not in usual]
     return ", but ".join([*usual, *([", ".join(rest)] if rest else [])])
-
-
-def speed(record: Record) -> Iterator[str]:
-    """Yield by which protocol the speed of the main table was measured."""
-    asked = record.cell["protocol"]
-    for stage, size in STAGES.items():
-        point = timed(record, stage)
-        if point:
-            what = "a prompt of" if stage == "prefill" else "one token behind a context of"
-            compiled = ", compiled" if asked["compile"] else ""
-            yield (
-                f"{stage}: times as fast as dense, both in turns for {asked['speed_rounds']} rounds; {what} "
-                f"{point[size]:,} tokens, batch {point['batch']}, {asked['cache']} cache{compiled}; "
-                "± or [low, high] is the 95 % interval."
-            )
-
-
-def doubts(record: Record, stages: Collection[str] = tuple(STAGES), name: str = "") -> Iterator[str]:
-    """Yield why the speed of a cell at some stages of generation is missing or should be taken with care.
-
-    name  what the cell is called, by default its label
-    """
-    name, found = name or label(record.cell), record.measured.get("speed", {})
-    if "failed" in found:
-        yield f"{name}: speed: {found['failed']}"
-    points = [point for point in found.get("points", []) if point["kind"] in stages]
-    for failure in dict.fromkeys(point["failed"] for point in points if "failed" in point):
-        yield f"{name}: speed: {failure}"
-    for flag, complaint in COMPLAINTS.items():
-        flagged = [_point(point, flag) for point in points if flag in point.get("flags", ())]
-        if flagged:
-            yield f"{name}: {complaint}: {', '.join(flagged)}."
-    machine = found.get("machine", {})
-    for flag in machine.get("flags", ()):
-        yield f"{name}: {MACHINE[flag].format(**machine)}"
-
-
-def _point(point: dict[str, Any], flag: str) -> str:
-    """Say 'decode at batch 8', and where a timing is noisy by how much the less steady model varies."""
-    spread = max((value for name, value in point.items() if name.endswith("_cv")), default=0.0)
-    beside = f" (± {METRICS['kept'].show(spread)})" if flag == "noisy" else ""
-    return f"{point['kind']} at batch {point['batch']}{beside}"
 
 
 def _incomparable(rows: Sequence[Row]) -> Iterator[str]:

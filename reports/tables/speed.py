@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.records.columns import tokens
 from bench.records.record import Record, display_name, label, named
-from reports import notes
+from reports import notes, speed_notes
 from reports.blocks import seeds_apart
 from reports.metrics import METRICS, MISSING, binary, significant
 from reports.tables import order
@@ -63,7 +63,11 @@ def tables(data: ReportData) -> list[Table]:
         sizes = [
             row_of(one, names[id(one)], [removed(one), *_sizes(one)]) for one in peers if "weight_bytes" in one.measured
         ]
-        about = (*dict.fromkeys(sentence for one in peers for sentence in notes.speed(one)), *ABOUT_TIMES, *sorting)
+        about = (
+            *dict.fromkeys(sentence for one in peers for sentence in speed_notes.protocol(one)),
+            *ABOUT_TIMES,
+            *sorting,
+        )
         doubts = tuple(sentence for one in peers for sentence in _exceptions(one))
         where = (*notes.conditions(peers), *groups[0].apart)
         for name, title, columns, rows, footnotes in (
@@ -80,7 +84,7 @@ def tables(data: ReportData) -> list[Table]:
 def _exceptions(record: Record) -> Iterator[str]:
     """Yield what is in doubt, and why there are no figures."""
     if record.status == "ok":
-        yield from notes.doubts(record)
+        yield from speed_notes.doubts(record)
     else:
         yield f"{label(record.cell)}: {notes.status(record)}: {notes.reason(record.error or '')}"
 
