@@ -86,20 +86,20 @@ def exceptions(records: Sequence[Record], stages: Collection[str] = ()) -> Itera
             requested = requested_ratio(record)
             asked = "" if requested is None else f"requested {show(requested)}, "
             yield f"* {name} misses the ratio: {asked}budget {show(budget)}, achieved {show(measured['ratio'])}."
-        yield from _misfits(record)
+        yield from _misfits(record, name)
         if stages:
             yield from speed_notes.doubts(record, stages, name)
     yield from _versions(records)
 
 
-def _misfits(record: Record) -> Iterator[str]:
+def _misfits(record: Record, name: str) -> Iterator[str]:
     """Yield a sentence where fits of the cell do not hold on calibration sequences that they have not seen."""
     found = list(misfits(record))
     if found:
         where, tokens, fitted, held_out = max(found, key=lambda one: one[3] / max(one[2], SMALL))
         others = f", and {len(found) - 1} more" if len(found) > 1 else ""
         yield (
-            f"{label(record.cell)}: a fit does not hold on calibration sequences that it has not seen: {where} it "
+            f"{name}: a fit does not hold on calibration sequences that it has not seen: {where} it "
             f"misses {held_out:.2g} of the squared states of {tokens} there, and {fitted:.2g} where it was fitted"
             f"{others}."
         )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from xml.etree import ElementTree
 
 import pytest
 from pages import DOCS, ROOT, generator, report, rows, tables, text
 
 import methods
 from bench.records import run_folder
+from reports.figures import draws
 
 CARDS = {card.name: card for card in methods.catalogue()}
 LACO_PUBLISHED = {"merge": "'sum'", "clamp": "True", "sentences": "10"}
@@ -166,6 +168,20 @@ def test_the_tables_of_laco_ls_are_what_their_records_say():
             assert shown == [said[measure(head), method, first[3:]] for head in columns], (first, method)
             checked += len(shown)
     assert checked == 140
+
+
+def test_the_tables_and_the_figure_of_seeds_are_what_their_records_say():
+    said: dict[str, list[str]] = {}
+    for line in report("seeds", view="seeds"):
+        said.setdefault(f"{line['table']} {line['label'].removeprefix('source=')}", []).append(line["shown"])
+    shown = {}
+    names = ("seeds-methods-wiki-0.2", "seeds-wiki-0.2", "seeds-methods-c4-0.2", "seeds-c4-0.2")
+    for name, (_, *lines) in zip(names, tables(text("docs/studies/seeds.md")), strict=True):
+        shown |= {f"{name} {label}": cells for label, *cells in lines}
+    assert shown == said
+    (figure,) = draws.figures(run_folder.load_runs([ROOT / "docs/results/seeds"]).records)
+    root = ElementTree.parse(ROOT / "docs/studies/seeds.svg").getroot()
+    assert (root.findtext("{*}title"), root.findtext("{*}desc")) == (figure.title, figure.description)
 
 
 def test_the_table_of_ratio_curves_is_what_its_records_say():
