@@ -33,11 +33,11 @@ def decisions(method: str) -> dict[float, dict]:
 def test_the_perplexities_are_those_of_the_records():
     said = {
         (line["label"], line["requested_ratio"]): line["shown"]
-        for run in (TWENTY, "departures")  # the second wins
+        for run in (TWENTY, "ratio-curves", "departures")  # the last wins
         for line in report(run, view="by-ratio")
         if line["measure"] == "perplexity_wiki"
     }
-    (_, _, *ratios), *lines = page()["method"]
+    (_, _, *ratios), *lines = page()["perplexity"]
     for label, _, *shown in lines:
         assert shown == [said.get((label, ratio), "-") for ratio in ratios], label
     assert len(lines) >= 14
@@ -61,7 +61,7 @@ def times(found: dict, one: tuple[str, float, int], other: tuple[str, float, int
     (before, tokens), (after, same) = found[one], found[other]
     assert tokens == same
     ratio = paired_perplexity(before, after, tokens)
-    return " ".join(f"{figure:.3g}" for figure in (ratio.estimate, ratio.low, ratio.high))
+    return " ".join(f"{figure:.3f}" for figure in (ratio.estimate, ratio.low, ratio.high))
 
 
 def test_the_quotients_are_those_of_the_windows():
@@ -74,10 +74,11 @@ def test_the_quotients_are_those_of_the_windows():
 
 def test_the_quotients_over_seeds_are_those_of_the_windows():
     found = windows()
-    (_, _, *seeds), *lines = page()["as the code, at 0.2"]
-    for label, over, *shown in lines:
+    (_, _, _, *seeds), *lines = page()["as the code, over seeds"]
+    assert seeds == ["seed 0", "seed 1", "seed 2"]
+    for label, over, ratio, *shown in lines:
         plain = [re.sub(r"[\[\],]", "", cell) for cell in shown]
-        assert plain == [times(found, (over, 0.2, int(seed[-1])), (label, 0.2, int(seed[-1]))) for seed in seeds], label
+        assert plain == [times(found, (over, float(ratio), n), (label, float(ratio), n)) for n in range(3)], label
 
 
 def test_the_ends_that_ports_and_code_keep_change_no_choice_on_the_default_model():
