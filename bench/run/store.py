@@ -281,9 +281,12 @@ def stage(record: Record) -> dict[str, Any]:
 
 
 def drop_models(folder: Path, but: Collection[str]) -> None:
-    """Remove the kept models from which no cell goes on any more: all but those of the keys `but`."""
+    """Remove the kept models from which no cell goes on any more: all but those of the keys `but`.
+
+    A model of those keys that is being written has a name of its own until it is whole.
+    """
     for place in (folder / KEPT).glob("*"):
-        if place.name not in but:
+        if place.name not in but and not any(place.name.startswith(f".{key}.") for key in but):
             shutil.rmtree(place, ignore_errors=True)
     with suppress(OSError):  # which holds others, or is not there
         (folder / KEPT).rmdir()
