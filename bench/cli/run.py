@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
     )
     group = speed.add_argument_group("what to time")
     group.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help=f"by default {MODEL}")
-    left_out = ("model", "then", "save-models", "save-dtype")
+    left_out = ("model", "then", "save-models", "save-dtype", "slots")
     taken = [option for option in flags().values() if option.flag not in left_out]
     options.add(group, [one for one in taken if one.group == "what" or one.flag.startswith("calibration")])
     options.add(

@@ -18,6 +18,7 @@ Letters: B = prompts, L = tokens of a prompt, M = windows, W = tokens of a windo
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,8 +120,8 @@ class DenseOutputs:
     """Keeps the dense model's log-probabilities on held-out windows, in a file while the run lasts.
 
     Every cell begins with the dense model, so that the first one that runs can `remember` it, whichever that is, and
-    the file need not outlive the run. A window at a time is read back. The later tokens of each window are left out
-    where a large vocabulary would take more than STORED numbers.
+    the file need not outlive the run; cells that run at once may each write the same. A window at a time is read back.
+    The later tokens of each window are left out where a large vocabulary would take more than STORED numbers.
     """
 
     def __init__(self, ids: Tensor, file: Path):
@@ -131,7 +132,7 @@ class DenseOutputs:
         """Write the log-probabilities of the dense `model`, unless they are there."""
         self.ids = self.ids[:, : 1 + max(1, STORED // (int(model.config.vocab_size) * len(self.ids)))]
         if not self.file.exists():
-            unfinished = self.file.with_suffix(".unfinished")
+            unfinished = self.file.with_suffix(f".{os.getpid()}")  # another process may be about the same
             save_file({str(row): log_probabilities(model, window) for row, window in enumerate(self.ids)}, unfinished)
             unfinished.replace(self.file)  # so that a process that is killed leaves no half of it to the next one
 

@@ -78,3 +78,11 @@ def asked(cell: Cell | Mapping[str, Any]) -> str:
 def slug(text: str) -> str:
     """Return a text as a piece of a file name: letters, digits, dot, dash and underscore only."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:60] or "unnamed"
+
+
+def from_plain(plain: Mapping[str, Any]) -> Cell:
+    """Return the cell that `Cell.plain` gave, also where that has been JSON meanwhile; other names are left out."""
+    from pydantic import TypeAdapter
+
+    cell: Cell = TypeAdapter(Cell).validate_python(plain)
+    return cell

@@ -88,7 +88,9 @@ class Option:
         if self.kind is tuple:
             many: Any = GenericAlias(tuple, (annotated[get_args(self.bare)[0], limits], ...))
             return TypeAdapter[Any](many)
-        return TypeAdapter[Any](annotated[self.hint, limits])
+        others = get_args(self.hint)[1:] if self.bare is not self.hint else ()
+        either: Any = Union
+        return TypeAdapter[Any](either[(annotated[self.bare, limits], *others)])
 
     def _mistake(self, value: Any) -> str:
         """Say what is wrong with a value, and what would be right."""

@@ -32,6 +32,8 @@ TASK_DATA = (
     "is evaluated, or a folder of such, where files named by split (test-0.parquet) are taken by split"
 )
 ISOLATE = "each cell in a process of its own; by default timed cells share one until one fails in it"
+THREADS = "torch threads of each cell on the CPU; by default cells that run at once share all"
+SLOTS = "cells that run at once, timed ones alone; auto: one for each GPU, one on a CPU"
 LIMIT = "0 for no limit, or positive"
 SHARES = "a list of shares of all parameters, each in [0, 1), as in 0.1,0.3"
 
@@ -78,7 +80,8 @@ class RunSpec:
     task_data: Sequence[str] | Mapping[str, Any] = option((), TASK_DATA, "TASK=PATH", group="measure", repeated=True)
     device: str = where("auto", "auto, cpu or cuda")
     dtype: str = where("auto", "auto, float32, bfloat16 or float16")
-    threads: int | None = where(None, "torch threads on the CPU", "N")
+    threads: int | None = where(None, THREADS, "N")
+    slots: int | Literal["auto"] = where(1, SLOTS, "N", least=1, wanted="auto or a positive number")
     seeds: Sequence[int] = where((0,), "of all draws; of several, tables show the mean", "LIST", flag="seed")
     out: Path | None = where(None, "by default results/<date>-<methods>-<model>", "DIR")
     isolate: bool | None = where(None, ISOLATE)
@@ -98,6 +101,8 @@ class RunSpec:
         for limit in ("cell_memory_mib", "cell_minutes"):
             if getattr(self, limit) and self.isolate is False:
                 raise UserError(f"--{limit.replace('_', '-')} needs a process of its own; leave --no-isolate out")
+        if self.slots != 1 and self.isolate is False:
+            raise UserError("--slots needs a process for each cell that runs; leave --no-isolate out")
         if self.healing:
             object.__setattr__(self, "healing", replace(self.healing, learning_rate=self.healing.highest))
         known = [one.name for one in fields(Protocol)]

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.records.record import InvalidRecord, Record, from_json, load, save
-from bench.records.samples import CELL, SampleFiles, read_table
+from bench.records.samples import CELL, SampleFiles, read_table, refuse_damaged
 from methods.errors import UserError
-from methods.files import sha256, write_atomically
+from methods.files import write_atomically
 
 RECORDS = "records.jsonl"
 
@@ -90,19 +90,20 @@ def pack(run: Path, target: Path) -> int:
     return len(paths)
 
 
-def unpack(run: Path) -> int:
+def unpack(run: Path, target: Path | None = None) -> int:
     """Give a packed run a file for each cell again, so that it can go on, and return the number of its cells.
 
+    They are written to `target` beside what is there, and the packed run stays; without one they take its place.
     Raises UserError where it is not packed, and InvalidRecord where its samples are not those that were packed. Where
     another version of Parquet writes other bytes for the same rows, the record names the sha256 of those.
     """
     if not is_packed(run):
         raise UserError(f"{run} is not packed: it has no {RECORDS}")
-    known, tables = lines(run), SampleFiles()
+    known, tables, place = lines(run), SampleFiles(), target or run
     for key, line in known.items():
-        record, folder, written = record_of(line, run, key), run / "samples" / key, {}
+        record, folder, written = record_of(line, run, key), place / "samples" / key, {}
         for name, expected in line["rows_sha256"].items():
-            table = tables.table(folder, name)
+            table = tables.table(run / "samples" / key, name)
             if table is None or rows_sha256(table) != expected:
                 raise InvalidRecord(f"{run / 'samples' / name}.parquet has not the rows of {key} that were packed")
             buffer = io.BytesIO()
@@ -112,8 +113,8 @@ def unpack(run: Path) -> int:
         if "samples" in record.measured:
             named = {name: written.get(name, entry) for name, entry in record.measured["samples"].items()}
             record = replace(record, measured=record.measured | {"samples": named})
-        save(record, run / "cells" / f"{key}.json")
-    for path in files(run):
+        save(record, place / "cells" / f"{key}.json")
+    for path in files(run) if place == run else ():
         path.unlink()
     return len(known)
 
@@ -126,11 +127,8 @@ def rows_sha256(table: Any) -> str:
 
 def _samples(folder: Path, record: Record) -> dict[str, Any]:
     """Read a cell's samples by name. Raises InvalidRecord where one is not the file that the record names."""
-    paths = {path.stem: path for path in sorted(folder.glob("*.parquet"))}
-    for name, entry in record.measured.get("samples", {}).items():
-        if name not in paths or sha256(paths[name]) != entry["sha256"]:
-            raise InvalidRecord(f"{folder / name}.parquet is missing or not the file that was written")
-    return {name: read_table(path) for name, path in paths.items()}
+    refuse_damaged(folder, record.measured)
+    return {path.stem: read_table(path) for path in sorted(folder.glob("*.parquet"))}
 
 
 def _with_cell(table: Any, key: str) -> Any:

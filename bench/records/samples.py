@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.records.record import InvalidRecord
+from methods.files import sha256
 
 CELL = "cell"  # the column of a packed file that says whose a row is
 UNITS = ("doc_hash", "doc_id", "tokens")  # the column that tells documents or windows apart, the surest first
@@ -88,6 +89,14 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> Any:
             return file.read(columns=[name for name in known if not columns or name in columns], use_threads=False)
     except (OSError, ValueError) as error:  # pyarrow's own errors are both
         raise InvalidRecord(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from None
+
+
+def refuse_damaged(folder: Path, measured: Mapping[str, Any]) -> None:
+    """Raise InvalidRecord where a file of samples that a record's `measured` names is missing or another one."""
+    for name, entry in measured.get("samples", {}).items():
+        path = folder / f"{name}.parquet"
+        if not path.is_file() or sha256(path) != entry["sha256"]:
+            raise InvalidRecord(f"{path} is missing or not the file that was written")
 
 
 def _packed_tables(path: Path, columns: Sequence[str]) -> dict[str, Any]:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 
 import methods
 from bench.data import pretrained, texts
 from bench.plan import chain
-from bench.plan.cell import Cell
+from bench.plan.cell import Cell, from_plain
 from bench.records import comparability, run_folder
 from bench.records.comparability import identity, name_of
 from bench.records.record import Record
@@ -52,8 +51,7 @@ def measure(run: Path, name: str) -> CellResults:
 
 def cell_of(record: Record) -> Cell:
     """Return the cell that a record was made from; what its answer stands on is found out anew when it runs."""
-    cell: Cell = TypeAdapter(Cell).validate_python(fingerprint.of_today(record.cell) | {"inputs": {}})
-    return cell
+    return from_plain(fingerprint.of_today(record.cell) | {"inputs": {}})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Runs cells and writes their records: those without a record that counts, one after the other, each an outcome of its
-own.
+"""Runs cells and writes their records: those without a record that counts, each an outcome of its own.
 
-The folder belongs to one run at a time (bench.run.lock). A cell is measured in this process or in a worker, where a
-crash or a lack of memory is that cell's outcome and no other's, and with limits a hang.
+The folder belongs to one run at a time (bench.run.lock). An engine (bench.engines) measures cells: in this process, or
+in workers, where a crash or a lack of memory is that cell's outcome and no other's, and with limits a hang; one after
+the other or several at once. Which one starts when is bench.run.schedule's.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,21 @@ import torch
 
 import methods
 from bench.data import pretrained
+from bench.engines import local
+from bench.engines.engine import Engine, Job
 from bench.plan import chain, validate
 from bench.plan.cell import Cell, asked
-from bench.plan.protocol import Protocol
 from bench.plan.run_spec import RunSpec
-from bench.records import comparability
-from bench.records.record import REFUSED, InvalidRecord, Record, load
-from bench.run import fingerprint, lock, store
+from bench.records.record import REFUSED, Record
+from bench.run import fingerprint, job, lock, store
 from bench.run.datasets import DatasetReader, Datasets
-from bench.run.measure import Outcome, attempt
+from bench.run.job import CalibrationSetting, calibration_setting
+from bench.run.schedule import Schedule, removals, valid
 from bench.run.source_hash import method_sha256
 from bench.system import environment, interrupt
 from bench.system.console import say
 from bench.system.threads import let_threads_wait
-from bench.system.worker import Limits, Line, Worker
+from bench.system.worker import Line
 from methods.errors import Unwritable, UserError
 
 Report = Callable[[Path, list[Record]], object]
@@ -47,7 +49,10 @@ def run_spec(spec: RunSpec, report: Report = lambda folder, records: None) -> li
     """
     let_threads_wait()
     cells, folder = validate.cells(spec), spec.folder()
+    slots = local.environments(spec.slots, cells[0].device, local.visible(torch.cuda.device_count()))
     validate.check_folder(folder)
+    if len(slots) > 1 and all(map(chain.is_timed, cells)):
+        say(f"every cell is timed, which it is alone: {len(slots)} slots gain nothing without --speed-rounds 0")
     limits = {"memory": spec.cell_memory_mib * 2**20, "seconds": spec.cell_minutes * 60}
     with interrupt.prompt():
         return run(
@@ -55,7 +60,9 @@ def run_spec(spec: RunSpec, report: Report = lambda folder, records: None) -> li
             folder,
             retry_failed=spec.retry_failed,
             isolate=spec.isolate,
-            limits=Limits(**{name: limit for name, limit in limits.items() if limit}),
+            limits={name: limit for name, limit in limits.items() if limit},
+            slots=slots,
+            threads=local.threads_of(len(slots), torch.get_num_threads(), spec.threads),
             report=report,
         )
 
@@ -66,60 +73,124 @@ def run(
     *,
     retry_failed: bool = False,
     isolate: bool | None = None,
-    limits: Limits = Limits(),  # noqa: B008  # frozen
+    limits: Mapping[str, float] | None = None,
+    slots: Sequence[Mapping[str, str]] = ({},),
+    threads: int | None = None,
     report: Report = lambda folder, records: None,
 ) -> list[Record]:
     """Run every cell that has no record in `folder` that counts, and return the records of all, in the cells' order.
 
-    isolate  measure each cell in a process of its own, to which `limits` apply; None: where there are limits, and where
-             cells are timed in a process that measures one after the other, until one of them fails in it
+    isolate  measure each cell in a process of its own, to which `limits` apply (by the names of
+             bench.system.worker.Limits); None: where there are limits, and where cells are timed or several run at once
+             in processes that measure one after the other, until one of them fails in it
+    slots    as many cells run at once, each with these variables in its environment
+    threads  of a cell that is not alone; None: those of this process
     report   is given the folder and the records at the end, while the folder is still held
 
     Raises UserError where another run holds the folder, a text is shorter than asked, a task's documents cannot be had,
     or the disk takes no more.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    alone = limits != Limits() if isolate is None else isolate
-    elsewhere = alone or (isolate is None and cells[0].protocol.speed_rounds > 0)
+    fresh = bool(limits) if isolate is None else isolate
+    elsewhere = fresh or (isolate is None and (cells[0].protocol.speed_rounds > 0 or len(slots) > 1))
     if elsewhere:
         _refuse_own(cells)
     with lock.held(folder) as dead:
         if dead:
             say(dead)
         store.clear_leftovers(folder)
-        with _scratch(folder) as scratch, Worker() as worker:
+        with _scratch(folder) as scratch:
             datasets = _datasets(cells, scratch)
             cells = known(cells, datasets)
             for line in store.set_aside(folder, cells):
                 say(line)
-            served = store.served(folder, cells, retry_failed=retry_failed)
-            waiting = {cell.key: cell.inputs["parent"] for cell in cells if cell.earlier and not served[cell.key][0]}
-            records = dict[str, Record]()
-            for index, cell in enumerate(cells):
-                where = f"[{index + 1}/{len(cells)}] {cell.label}{'' if cell.ratio is None else f' at {cell.ratio:g}'}"
-                record, why = served[cell.key]
-                if record is not None:
-                    say(f"{where}: has a record")
-                    store.drop_partial_results(folder, cell.key, record.status)
-                else:
-                    say(f"{where}: {why}; it runs again" if why else f"{where}: loading the model")
-                    order, seconds = removals(cell, _valid(folder))
-                    job = CellJob(cell, folder, scratch, where, order, seconds, cell.key in waiting.values())
-                    found = _orphaned(cell, records) or (
-                        _in_worker(job, worker, limits)
-                        if elsewhere
-                        else _in_this_process(job, datasets[_calibration_setting(cell)])
-                    )
-                    if alone or found["status"] not in SOUND:
-                        worker.stop()
-                    record = store.finish(_record(cell, found), folder, cell.key)
-                    if record.error:
-                        say(f"{where}: {record.status}: {record.error.partition(chr(10))[0]}")
-                records[cell.key] = record
-                waiting.pop(cell.key, None)
-                store.drop_models(folder, waiting.values())
-        report(folder, list(records.values()))
-    return list(records.values())
+            engine: Engine = (
+                local.Local(job.work, slots, fresh=fresh)
+                if elsewhere
+                else local.InThisProcess(partial(_in_this_process, {cell.key: cell for cell in cells}, datasets))
+            )
+            shared: dict[str, Any] = {"scratch": str(scratch), "limits": dict(limits or {})}
+            shared["threads"] = threads or torch.get_num_threads()
+            with engine:
+                records = _measured(cells, folder, engine, retry_failed, shared)
+        report(folder, records)
+    return records
+
+
+def _measured(
+    cells: Sequence[Cell], folder: Path, engine: Engine, retry_failed: bool, shared: Mapping[str, Any]
+) -> list[Record]:
+    """Have the engine measure every cell without a record that counts; `shared` is what its jobs have in common."""
+    served = store.served(folder, cells, retry_failed=retry_failed)
+    schedule = Schedule(cells, phases=engine.slots > 1)
+    parents = {cell.key: cell.inputs["parent"] for cell in cells if cell.earlier and not served[cell.key][0]}
+    names = {cell.key: _where(cell, number, len(cells)) for number, cell in enumerate(cells, start=1)}
+
+    def may_start(cell: Cell) -> bool:
+        return engine.has_room(timed=engine.slots > 1 and chain.is_timed(cell))
+
+    def finish(cell: Cell, record: Record) -> None:
+        schedule.finish(cell.key, record)
+        parents.pop(cell.key, None)
+        store.drop_models(folder, parents.values())
+
+    def write(cell: Cell, found: Mapping[str, Any]) -> None:
+        record = store.finish(_record(cell, found, engine.slots), folder, cell.key)
+        if record.error:
+            say(f"{names[cell.key]}: {record.status}: {record.error.partition(chr(10))[0]}")
+        finish(cell, record)
+        if engine.slots > 1:
+            say(schedule.progress())
+
+    while (cell := schedule.next(may_start)) or schedule.running:
+        if cell is None:
+            result = engine.next_result()
+            write(schedule.cells[result.key], result.found)
+            continue
+        where, (record, why) = names[cell.key], served[cell.key]
+        if record is not None:
+            say(f"{where}: has a record")
+            store.drop_partial_results(folder, cell.key, record.status)
+            finish(cell, record)
+            continue
+        say(f"{where}: {why}; it runs again" if why else f"{where}: loading the model")
+        if orphaned := _orphaned(cell, schedule.records):
+            write(cell, orphaned)
+            continue
+        order, seconds = removals(cell, valid(folder)) if schedule.may_search(cell.key) else ((), 0.0)
+        own: dict[str, Any] = {"where": where, "order": order, "seconds": seconds, "keep": cell.key in parents.values()}
+        engine.submit(_job(cell, folder, engine.slots, {**own, **shared}))
+        schedule.start(cell.key)
+    return [schedule.records[cell.key] for cell in cells]
+
+
+def _where(cell: Cell, number: int, count: int) -> str:
+    """Return what messages call a cell: '[2/5] laco at 0.3'."""
+    return f"[{number}/{count}] {cell.label}{'' if cell.ratio is None else f' at {cell.ratio:g}'}"
+
+
+def _job(cell: Cell, folder: Path, slots: int, given: Mapping[str, Any]) -> Job:
+    """Return the job of a cell, which has all threads where it is alone on its machine: in the only slot, or timed."""
+    timed, every = chain.is_timed(cell), torch.get_num_threads()
+    threads = every if slots == 1 or timed else given["threads"]
+    return Job(
+        **{**given, "threads": threads},
+        cell=cell.plain(),
+        key=cell.key,
+        folder=str(folder),
+        plugins=tuple(methods.plugins()),
+        timed=timed,
+        gpus=int(cell.device.startswith("cuda")),
+        run_threads=every,
+    )
+
+
+def _in_this_process(
+    cells: Mapping[str, Cell], datasets: Mapping[CalibrationSetting, Datasets], line: Line, asked_for: Job
+) -> None:
+    """Measure a cell on what this process has read for all."""
+    cell = cells[asked_for.key]
+    job.measure(line, asked_for, cell, datasets[calibration_setting(cell)])
 
 
 def _refuse_own(cells: Sequence[Cell]) -> None:
@@ -132,19 +203,11 @@ def _refuse_own(cells: Sequence[Cell]) -> None:
         )
 
 
-SOUND = ("ok", *REFUSED)  # a process in which a cell ended otherwise measures no other one
-CalibrationSetting = tuple[Protocol, int]  # what decides what a cell looks at: its protocol and its seed
-
-
-def _calibration_setting(cell: Cell) -> CalibrationSetting:
-    return cell.protocol, cell.seed
-
-
 def _datasets(cells: Sequence[Cell], scratch: Path) -> dict[CalibrationSetting, Datasets]:
     """Read the data of each protocol and seed of a run, which is of one model."""
     reader = DatasetReader(cells[0], scratch)
     recipes = {cell.healing for cell in cells if cell.healing}
-    one_of_each = {_calibration_setting(cell): cell for cell in cells}
+    one_of_each = {calibration_setting(cell): cell for cell in cells}
     return {setting: reader.read(cell, recipes) for setting, cell in one_of_each.items()}
 
 
@@ -154,7 +217,7 @@ def known(cells: Sequence[Cell], datasets: Mapping[CalibrationSetting, Datasets]
     hashes = {method: method_sha256(method) for method in {cell.method for cell in cells}}
     found, keys = list[Cell](), dict[str, str]()
     for cell in cells:
-        here = datasets[_calibration_setting(cell)]
+        here = datasets[calibration_setting(cell)]
         own: dict[str, Any] = {"weights_sha256": weights, "method_sha256": hashes[cell.method]}
         if cell.healing:
             own["healing"] = fingerprint.healing(cell.healing, here.healing[cell.healing])
@@ -175,106 +238,17 @@ def _orphaned(cell: Cell, records: Mapping[str, Record]) -> dict[str, Any] | Non
     return {"status": status, "error": f"there is no model of {parent.cell['label']} to go on from: {reason}"}
 
 
-@dataclass(frozen=True)
-class CellJob:
-    """Names a cell to measure, and what its process cannot know; the last three are those of Datasets.for_cell."""
-
-    cell: Cell
-    folder: Path
-    scratch: Path
-    where: str
-    order: tuple[str, ...]
-    seconds: float
-    keep: bool
-
-
-def _in_this_process(job: CellJob, datasets: Datasets) -> dict[str, Any]:
-    """Measure the cell in this process and return its decisions, measured, status and error."""
-    found: dict[str, Any] = {}
-    _attempt(job, datasets, found.update, lambda doing: None)
-    return found
-
-
-def _in_worker(job: CellJob, worker: Worker, limits: Limits) -> dict[str, Any]:
-    """Measure the cell in the worker's process, with the results of `_in_this_process`.
-
-    Raises UserError for a mistake that is no cell's alone, such as a missing text.
-    """
-    found: dict[str, Any] = {}
-    arguments = job, torch.get_num_threads(), methods.plugins()
-    failure = worker.run(_child, arguments, limits=limits, hear=found.update)
-    if "refused" in found:
-        raise UserError(found["refused"])
-    if failure and "status" not in found:
-        found |= {"status": failure.status, "error": failure.reason}
-    return found
-
-
-def _child(line: Line, job: CellJob, threads: int, plugins: list[str]) -> None:
-    """Measure the cell, in the worker's process; what an earlier cell has read there is in its cache."""
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    line.alive("while it read its texts and tasks")
-    torch.set_num_threads(threads)
-    methods.load(plugins)
-    cell, cache = job.cell, line.cache
-    try:
-        if "reader" not in cache:
-            cache["reader"] = DatasetReader(cell, job.scratch)
-        setting = (*_calibration_setting(cell), cell.healing)
-        if setting not in cache:
-            cache[setting] = cache["reader"].read(cell, [cell.healing] if cell.healing else [])
-        imported = {"method_sha256": method_sha256(cell.method)}
-        _attempt(job, replace(cache[setting], inputs=cache[setting].inputs | imported), line.tell, line.alive)
-    except UserError as error:
-        line.tell({"refused": str(error)})
-
-
-def _attempt(
-    job: CellJob, datasets: Datasets, tell: Callable[[dict[str, Any]], object], doing: Callable[[str], object]
-) -> None:
-    outcome = Outcome(tell, doing, lambda message: say(f"{job.where}: {message}"))
-    attempt(job.cell, job.folder, datasets.for_cell(job.order, job.seconds, job.keep), outcome)
-
-
-def _record(cell: Cell, found: dict[str, Any]) -> Record:
+def _record(cell: Cell, found: Mapping[str, Any], slots: int) -> Record:
+    """Return the record of what was found of a cell; what its process did not tell is of this one."""
     names = {"display_name": pretrained.display_name(cell.model), "label": cell.label}
-    described = environment.describe(torch.device(cell.device), getattr(torch, cell.dtype))
+    described = dict(found.get("environment") or {})
+    if not described:  # of a process that died at once
+        described = environment.describe(torch.device(cell.device), getattr(torch, cell.dtype))
+    described["date"] = environment.date()
+    if slots > 1 and not chain.is_timed(cell):
+        described["slots"] = slots
     decisions, measured = found.get("decisions", {}), found.get("measured", {})
     return Record(cell.plain() | names, found["status"], described, decisions, measured, found["error"])
-
-
-def removals(cell: Cell, records: Sequence[Record]) -> tuple[tuple[str, ...], float]:
-    """Return the longest start of a greedy search's removals that other cells of the folder found, and its seconds.
-
-    They may differ in the ratio, in the compensation, which follows the search, and in how they are measured; not in
-    what the method is, and what it looks at.
-    """
-
-    def search(plain: dict[str, Any]) -> list[Any]:
-        pruner = {name: value for name, value in plain["parameters"].items() if "." not in name}
-        return [plain["method"].partition("+")[0], pruner, comparability.shared(plain, "decision")]
-
-    def by_this_source(plain: dict[str, Any]) -> bool:
-        here = cell.inputs.get("method_sha256")
-        wanted = here if plain["method"] == cell.method else method_sha256(plain["method"])
-        return bool(plain["inputs"].get("method_sha256") == wanted)
-
-    best: tuple[tuple[str, ...], float] = ((), 0.0)
-    for record in records:
-        order = record.decisions.get("removal_order", [])[: record.decisions.get("free_removals", 0)]
-        known = fingerprint.of_today(record.cell)
-        if len(order) > len(best[0]) and search(known) == search(cell.plain()) and by_this_source(known):
-            best = tuple(order), record.measured["prune_seconds"]
-    return best
-
-
-def _valid(folder: Path) -> list[Record]:
-    """Load every record of the folder that can be read and is a result."""
-    found = []
-    for path in sorted((folder / "cells").glob("*.json")):
-        with suppress(InvalidRecord):
-            found.append(load(path))
-    return [record for record in found if record.status == "ok"]
 
 
 @contextmanager

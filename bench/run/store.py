@@ -34,6 +34,7 @@ import torch
 
 from bench.plan.cell import Cell, asked
 from bench.records.record import EARLIER, FAILED, InvalidRecord, Record, label, load, save
+from bench.records.samples import refuse_damaged
 from bench.run import fingerprint
 from bench.run.fingerprint import differing
 from methods.checkpoint import save_load, weight_files
@@ -167,10 +168,10 @@ def finished(folder: Path, cell: Cell, *, retry_failed: bool) -> tuple[Record | 
     known = fingerprint.of_today(record.cell)
     if asked(known) != asked(cell) or differing(known["inputs"], cell.inputs):
         return None, f"{path} is another cell's"
-    for name, entry in record.measured.get("samples", {}).items():
-        samples = folder / "samples" / key / f"{name}.parquet"
-        if not samples.is_file() or sha256(samples) != entry["sha256"]:
-            return None, f"{samples} is missing or not the file that was written"
+    try:
+        refuse_damaged(folder / "samples" / key, record.measured)
+    except InvalidRecord as error:
+        return None, str(error)
     if retry_failed and record.status in FAILED:
         return None, f"it failed before: {record.status}"
     return record, ""
@@ -280,9 +281,12 @@ def stage(record: Record) -> dict[str, Any]:
 
 
 def drop_models(folder: Path, but: Collection[str]) -> None:
-    """Remove the kept models from which no cell goes on any more: all but those of the keys `but`."""
+    """Remove the kept models from which no cell goes on any more: all but those of the keys `but`.
+
+    A model of those keys that is being written has a name of its own until it is whole.
+    """
     for place in (folder / KEPT).glob("*"):
-        if place.name not in but:
+        if place.name not in but and not any(place.name.startswith(f".{key}.") for key in but):
             shutil.rmtree(place, ignore_errors=True)
     with suppress(OSError):  # which holds others, or is not there
         (folder / KEPT).rmdir()

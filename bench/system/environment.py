@@ -39,6 +39,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     platform                         system, processor and C library; no kernel build, which tells who runs it
     cpu, physical_cores, logical_cores, memory_bytes   of the whole machine
     threads                          torch's, within one operation
+    slots                            cells that the run had at once, where this one was not alone; the runner adds it
     omp_wait_policy, gomp_spincount  whether they spin while they wait, and for how many turns, where that was said
     device, dtype                    of the model
     gpu, gpu_memory_bytes, gpu_driver, cuda            on CUDA only
@@ -46,7 +47,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     commit, dirty                    of the prunebench checkout, where it is one
     """
     found = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": date(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()} {''.join(platform.libc_ver())}".strip(),
         "cpu": _cpu(),
@@ -62,6 +63,11 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         **_commit(),
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def date() -> str:
+    """Return this second, UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def processor(device: torch.device) -> str | None:

@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -28,6 +28,7 @@ import psutil
 
 STARTING = "while it started"
 LOOK, LOOK_AT_MEMORY = 1.0, 0.25  # seconds between two looks at the clock, and at the memory where that is limited
+SPAWNING = threading.Lock()  # a process starts after the other: what is hidden from one of them is this whole process's
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,13 @@ class Line:
 
 
 class Worker:
-    """Keeps a process that does one task after the other. After a failure, or `stop`, the next task gets a new one."""
+    """Keeps a process that does one task after the other. After a failure, or `stop`, the next task gets a new one.
 
-    def __init__(self) -> None:
+    `environment` holds variables that its processes have beside those of this one.
+    """
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        self._environment = dict(environment or {})
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
 
@@ -120,14 +125,19 @@ class Worker:
             self._process.join(10)  # it tidies up behind itself
         self._kill()
 
+    def kill(self) -> None:
+        """End the process at once, from whichever thread; the `run` that waits for it then returns a failure."""
+        if (process := self._process) is not None and process.pid is not None:
+            process.kill()
+
     def _started(self) -> tuple[BaseProcess, Connection]:
         if self._process is None or self._pipe is None or not self._process.is_alive():
             self._kill()
             context = multiprocessing.get_context("spawn")
             self._pipe, there = context.Pipe()
             # not a daemon, which could start no process itself; `_follow_parent` ends it where its parent cannot
-            self._process = context.Process(target=_serve, args=(there,), daemon=False)
-            with _without_interrupts(), _without_main():
+            self._process = context.Process(target=_serve, args=(there, self._environment), daemon=False)
+            with SPAWNING, _without_interrupts(), _without_main():
                 self._process.start()
             there.close()
         return self._process, self._pipe
@@ -220,8 +230,9 @@ def reason(error: BaseException) -> str:
     return f"out of memory ({text})" if is_out_of_memory(error) else text
 
 
-def _serve(pipe: Connection) -> None:
+def _serve(pipe: Connection, environment: dict[str, str]) -> None:
     """Do what comes through the pipe until it is closed, or until something fails."""
+    os.environ.update(environment)  # before anything is imported that reads it
     threading.Thread(target=_follow_parent, daemon=True).start()
     line = Line(pipe)
     with contextlib.suppress(EOFError, OSError):  # of a parent that needs nothing more, or is gone

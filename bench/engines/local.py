@@ -1,0 +1,179 @@
+"""Measures cells on this machine: several at once in processes of their own, or one after the other in this process.
+
+A slot is a process that measures one cell after the other, with a GPU and threads of its own. Each process follows the
+one of the run, so that none is left when that is killed (bench.system.worker).
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from bench.engines.engine import SOUND, Job, Result, Work
+from bench.system.worker import Limits, Line, Worker
+from methods.errors import UserError
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+class InThisProcess:
+    """Measures one job after the other in this process; whatever is raised there reaches the run."""
+
+    slots = 1
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._job: Job | None = None
+
+    def has_room(self, timed: bool) -> bool:
+        return self._job is None
+
+    def submit(self, job: Job) -> None:
+        self._job = job
+
+    def next_result(self) -> Result:
+        job, self._job = self._job, None
+        assert job is not None, "there is no job to wait for"
+        found: dict[str, Any] = {}
+        self._work(_OwnLine(found.update), job)
+        return Result(job.key, found)
+
+    def cancel(self) -> None:
+        self._job = None
+
+    def __enter__(self) -> InThisProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cancel()
+
+
+class _OwnLine(Line):
+    """Tells this very process."""
+
+    def __init__(self, hear: Callable[[dict[str, Any]], object]) -> None:
+        self.cache, self._hear = {}, hear
+
+    def alive(self, where: str) -> None:
+        """Say nothing, since nobody waits for a sign of life."""
+
+    def tell(self, found: dict[str, Any]) -> None:
+        self._hear(found)
+
+
+class Local:
+    """Measures as many jobs at once as there are slots, each in a process that has measured others before.
+
+    work       what the processes do; a function of a module, which they import
+    variables  of each slot's environment (`environments`)
+    fresh      whether every job gets a process of its own
+    """
+
+    def __init__(self, work: Work, variables: Sequence[Mapping[str, str]], *, fresh: bool) -> None:
+        self._work, self._fresh, self.slots = work, fresh, len(variables)
+        self._workers = [Worker(environment) for environment in variables]
+        self._idle = list(range(self.slots))
+        self._running: dict[int, tuple[Job, threading.Thread]] = {}
+        self._ended: queue.SimpleQueue[tuple[int, dict[str, Any] | BaseException]] = queue.SimpleQueue()
+        self._cancelled = False
+
+    def has_room(self, timed: bool) -> bool:
+        beside = [job for job, _ in self._running.values()]
+        return bool(self._idle) and not any(job.timed for job in beside) and not (timed and beside)
+
+    def submit(self, job: Job) -> None:
+        slot = self._idle.pop(0)
+        if job.timed:
+            for other in self._idle:
+                self._workers[other].stop()  # which holds memory, and what it has read
+        thread = threading.Thread(target=self._measure, args=(slot, job), daemon=True)
+        self._running[slot] = job, thread
+        thread.start()
+
+    def next_result(self) -> Result:
+        slot, found = self._ended.get()
+        job, thread = self._running.pop(slot)
+        thread.join()
+        self._idle = sorted([*self._idle, slot])
+        if isinstance(found, BaseException):
+            raise found
+        return Result(job.key, found)
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        for slot, (_, thread) in self._running.items():
+            while thread.is_alive():  # it may be about to start its process
+                self._workers[slot].kill()
+                thread.join(0.05)
+        self._running.clear()
+        for worker in self._workers:
+            worker.stop()
+
+    def __enter__(self) -> Local:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cancel()
+
+    def _measure(self, slot: int, job: Job) -> None:
+        """Measure the job in the slot's process and put down what was found, in a thread of its own."""
+        found: dict[str, Any] = {}
+        outcome: dict[str, Any] | BaseException = found
+        worker = self._workers[slot]
+        try:
+            if not self._cancelled:
+                failure = worker.run(_told, (self._work, job), limits=Limits(**job.limits), hear=found.update)
+                if "refused" in found:
+                    raise UserError(found["refused"])
+                if failure and "status" not in found:
+                    found |= {"status": failure.status, "error": failure.reason}
+                if self._fresh or found["status"] not in SOUND:
+                    worker.stop()
+        except BaseException as error:  # which is the run's to hear of
+            outcome = error
+        self._ended.put((slot, outcome))
+
+
+def _told(line: Line, work: Work, job: Job) -> None:
+    """Measure the job, in the process of a slot. A mistake that is no cell's alone is told as `refused`."""
+    try:
+        work(line, job)
+    except UserError as error:
+        line.tell({"refused": str(error)})
+
+
+def environments(asked: int | str, device: str, gpus: Sequence[str]) -> list[dict[str, str]]:
+    """Return the variables of each slot's environment.
+
+    asked   the number of slots; "auto" for one on each GPU, and one on a CPU
+    device  of the cells, as torch writes it
+    gpus    what CUDA_VISIBLE_DEVICES calls the GPUs (`visible`)
+
+    A single slot sees what the run sees. Of several, each sees a GPU of its own; on the CPU they see none. Raises
+    UserError for more slots than GPUs, which cells would then share: one could run out of memory by another's doing.
+    """
+    on_gpu = device.startswith("cuda")
+    named = on_gpu and ":" in device  # then it is one of them
+    count = (len(gpus) if on_gpu and not named else 1) if asked == "auto" else int(asked)
+    if count == 1:
+        return [{}]
+    if named:
+        raise UserError(f"--slots {asked}: each has a GPU of its own; give --device cuda and not {device}")
+    if on_gpu and count > len(gpus):
+        raise UserError(f"--slots {asked} is more than the {len(gpus)} GPUs here, of which each has one of its own")
+    quiet = {"TQDM_DISABLE": "1"}  # bars of several processes would overwrite one another
+    return [{VISIBLE: gpus[slot] if on_gpu else ""} | quiet for slot in range(count)]
+
+
+def visible(count: int) -> list[str]:
+    """Return what CUDA_VISIBLE_DEVICES calls the `count` GPUs that torch sees."""
+    said = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
+    return said[:count] or [str(number) for number in range(count)]
+
+
+def threads_of(slots: int, all_threads: int, given: int | None) -> int:
+    """Return how many threads each slot has: its share of all, unless their number was given."""
+    return all_threads if given else max(1, all_threads // slots)

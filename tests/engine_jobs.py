@@ -1,0 +1,56 @@
+"""What processes do in tests/engines instead of measuring, and a run of them that can be killed. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+from bench.engines.engine import Job
+from bench.engines.local import Local, environments
+from methods.errors import UserError
+
+
+def job(key: str, **how) -> Job:
+    return Job(cell={}, key=key, where=key, folder="", scratch="", **how)
+
+
+def naps(line, asked: Job) -> None:
+    """Sleep for the job's seconds; tell where, and when it began and ended by the clock of the machine."""
+    began = time.monotonic()
+    line.tell({"pid": os.getpid(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")})
+    time.sleep(asked.seconds)
+    line.tell({"status": "ok", "error": None, "began": began, "ended": time.monotonic()})
+
+
+def dies(line, asked: Job) -> None:
+    """Be killed in the job `dead`, and sleep in any other."""
+    if asked.key == "dead":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    naps(line, asked)
+
+
+def refuses(line, asked: Job) -> None:
+    """Refuse the job `wrong`, and sleep in any other."""
+    if asked.key == "wrong":
+        raise UserError("there is no such text")
+    naps(line, asked)
+
+
+def main() -> None:
+    """Nap for long in two slots, and say which processes do."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored by what runs in the background
+    import engine_jobs  # the other processes do not have this one's main module
+
+    with Local(engine_jobs.naps, environments(2, "cpu", []), fresh=False) as engine:
+        for key in ("a", "b"):
+            engine.submit(job(key, seconds=0.0))
+        print(*(engine.next_result().found["pid"] for _ in range(2)), flush=True)
+        for key in ("c", "d"):
+            engine.submit(job(key, seconds=600.0))
+        engine.next_result()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""Several cells at once give what one after the other gives, each with a GPU of its own, and leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import engine_jobs
+import psutil
+import pytest
+from conftest import refused
+from engine_jobs import dies, job, naps, refuses
+
+from bench.cli.main import main
+from bench.engines.local import VISIBLE, Local, environments, threads_of, visible
+from bench.plan.cell import Cell, Stage, from_plain
+from bench.plan.protocol import profile
+from bench.plan.recipe import Recipe
+from bench.run import runner
+from methods.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+TIMINGS = ("seconds", "prune_seconds", "peak_memory_bytes")
+DIES = """
+import os, signal, time
+from dataclasses import dataclass
+from methods import register
+
+@register("dies")
+@dataclass(frozen=True)
+class Dies:
+    fixed = False
+    def plan(self, model, ratio): return {}
+    def prune(self, model, calibration, ratio): os.kill(os.getpid(), signal.SIGSEGV)
+"""
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """Everything that a run has left but its report: records without environment and timings; samples as bytes."""
+    found: dict[str, object] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md"):
+        name = path.relative_to(folder).as_posix()
+        found[name] = path.read_bytes() if path.suffix == ".parquet" else None
+        if path.parent.name == "cells":
+            plain = json.loads(path.read_text())
+            del plain["environment"]
+            for stage in (plain, *plain["decisions"].get("earlier", ())):
+                stage["measured"] = {key: value for key, value in stage["measured"].items() if key not in TIMINGS}
+            found[name] = plain
+    return found
+
+
+def environments_of(folder: Path) -> list[dict]:
+    return [json.loads(path.read_text())["environment"] for path in (folder / "cells").glob("*.json")]
+
+
+def test_two_slots_give_what_one_gives_and_a_cell_that_dies_disturbs_no_other(base, tmp_path, capfd):
+    (tmp_path / "mine.py").write_text(DIES)
+    asked = [*base, "--ratio", "0.2,0.4", "--then", "shortgpt:ratio=0.7", "--threads", "1"]
+    assert main([*asked, "--methods", "shortgpt,sleb,sleb+ghost", "--out", str(tmp_path / "one")]) == 0
+    assert " cells done" not in capfd.readouterr().err
+    more = ["--methods", "dies,shortgpt,sleb,sleb+ghost", "--plugin", str(tmp_path / "mine.py"), "--slots", "2"]
+    assert main([*asked, *more, "--out", str(tmp_path / "two")]) == 3
+    said = capfd.readouterr().err
+    expected, found = contents(tmp_path / "one"), contents(tmp_path / "two")
+    dead = [name for name in found if name.startswith("cells/dies")]
+    assert sorted(found.pop(name)["status"] for name in dead) == ["crashed", "crashed", "error", "error"]
+    assert sum(name.startswith("cells/") for name in expected) == 1 + 2 * 6
+    assert found == expected
+    records = [record for record in expected.values() if isinstance(record, dict)]
+    went_on = [record for record in records if record["decisions"].get("losses", [0])[0] is None]
+    assert len(went_on) == 3  # of the searches of four cells one was done
+    progress = [line for line in said.splitlines() if " cells done, " in line]
+    assert len(progress) == 17
+    assert progress[-1] == "17 of 17 cells done, 0 running, 0 waiting, 4 failed"
+    assert any(" 1 running" in line for line in progress)  # when one has ended the other one runs
+    assert {one.get("slots") for one in environments_of(tmp_path / "one")} == {None}
+    assert {(one["slots"], one["threads"]) for one in environments_of(tmp_path / "two")} == {(2, 1)}
+    assert main([*asked, *more, "--out", str(tmp_path / "two")]) == 3
+    assert capfd.readouterr().err.count("has a record") == 17
+
+
+def test_a_process_that_dies_is_the_outcome_of_its_job_and_the_other_slot_goes_on():
+    with Local(dies, environments(2, "cpu", []), fresh=False) as engine:
+        engine.submit(job("beside", seconds=0.5))
+        engine.submit(job("dead"))
+        dead = engine.next_result()
+        assert (dead.key, dead.found["status"]) == ("dead", "crashed")
+        assert "SIGSEGV" in dead.found["error"]
+        engine.submit(job("next", seconds=0.0))  # in the slot of the dead one
+        found = {result.key: result.found for result in (engine.next_result(), engine.next_result())}
+        assert {key: one["status"] for key, one in found.items()} == {"beside": "ok", "next": "ok"}
+        assert found["beside"]["pid"] != found["next"]["pid"]
+
+
+def test_a_job_is_plain_values_from_which_its_cell_is_made_again():
+    inputs = {"weights_sha256": "a", "tasks": {"piqa": {"sha256": "e"}}}
+    first = Cell("m", "sleb", {"tokens": 64, "layers": (1, 2)}, 0.3, "layers", 0, "cpu", "float32", profile("smoke"))
+    stage = Stage("laco", {"C": 3}, 0.1, ("C",), Recipe("lora"))
+    cell = replace(first, inputs=inputs, earlier=(stage,), healing=Recipe("full"), given=("tokens",))
+    again = json.loads(json.dumps(asdict(replace(job(cell.key), cell=cell.plain()))))
+    assert from_plain(again["cell"]).key == again["key"]
+    assert from_plain(again["cell"]).protocol == cell.protocol
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--slots", "0"], "--slots is auto or a positive number; got 0"),
+        (["--slots", "many"], "--slots is auto or a positive number; got 'many'"),
+        (["--slots", "2", "--no-isolate"], "--slots needs a process for each cell that runs; leave --no-isolate out"),
+    ],
+)
+def test_slots_that_cannot_be_are_refused(given, said, base, capsys, tmp_path):
+    assert said in refused(capsys, [*base, "--methods", "drop-tail", "--ratio", "0.2", *given])
+    assert not (tmp_path / "run").exists()
+
+
+def test_who_gains_nothing_by_slots_is_told_so_and_what_each_slot_has(base, monkeypatch, capsys, tmp_path):
+    asked: dict[str, object] = {}
+
+    def run(cells, folder, **how):
+        asked.update(how)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", run)
+    (tmp_path / "spec.yaml").write_text("slots: 3\n")
+    arguments = [*base, "--methods", "drop-tail", "--ratio", "0.2"]
+    assert main([*arguments, "--speed-rounds", "6", "--spec", str(tmp_path / "spec.yaml")]) == 130
+    assert "every cell is timed, which it is alone: 3 slots gain nothing" in capsys.readouterr().err
+    assert (asked["slots"], asked["threads"]) == (environments(3, "cpu", []), 1)
+    assert main([*arguments, "--slots", "2"]) == 130
+    assert "every cell is timed" not in capsys.readouterr().err
+    assert main([*arguments, "--slots", "auto"]) == 130
+    assert asked["slots"] == [{}]
+
+
+def test_every_slot_has_a_gpu_of_its_own_and_cells_of_the_cpu_see_none(monkeypatch):
+    assert [slot[VISIBLE] for slot in environments("auto", "cuda", ["4", "7"])] == ["4", "7"]
+    assert [slot[VISIBLE] for slot in environments(2, "cuda", ["4", "7", "8"])] == ["4", "7"]
+    assert [slot[VISIBLE] for slot in environments(3, "cpu", ["4", "7"])] == ["", "", ""]
+    for one in (environments(1, "cuda", ["4"]), environments("auto", "cpu", []), environments("auto", "cuda:1", ["4"])):
+        assert one == [{}]  # which sees what the run sees
+    with pytest.raises(UserError, match="--slots 3 is more than the 2 GPUs here"):
+        environments(3, "cuda", ["4", "7"])
+    with pytest.raises(UserError, match="give --device cuda and not cuda:1"):
+        environments(2, "cuda:1", ["4", "7"])
+    monkeypatch.setenv(VISIBLE, "GPU-5a, 3")
+    assert visible(2) == ["GPU-5a", "3"]
+    monkeypatch.delenv(VISIBLE)
+    assert visible(2) == ["0", "1"]
+    assert [threads_of(2, 8, None), threads_of(16, 8, None), threads_of(2, 8, 8)] == [4, 1, 8]
+    with Local(naps, environments(2, "cuda", ["4", "7"]), fresh=False) as engine:
+        for key in ("a", "b"):
+            engine.submit(job(key, seconds=0.2))
+        assert {engine.next_result().found["gpus"] for _ in range(2)} == {"4", "7"}
+    assert VISIBLE not in os.environ
+
+
+def test_nothing_runs_beside_a_timed_cell():
+    with Local(naps, environments(2, "cpu", []), fresh=False) as engine:
+        assert engine.has_room(timed=True)
+        engine.submit(job("a", seconds=0.3))
+        assert engine.has_room(timed=False)
+        assert not engine.has_room(timed=True)
+        engine.submit(job("b", seconds=0.0))
+        assert not engine.has_room(timed=False)
+        first = {result.key: result.found for result in (engine.next_result(), engine.next_result())}
+        assert first["b"]["began"] < first["a"]["ended"]  # at once
+        engine.submit(job("timed", seconds=0.0, timed=True))
+        assert not engine.has_room(timed=False)
+        assert engine.next_result().found["pid"] == first["a"]["pid"]
+        assert not psutil.pid_exists(first["b"]["pid"])  # an idle process would hold memory beside it
+
+
+def test_a_mistake_that_is_no_cells_alone_ends_every_slot():
+    refused_alike, two = pytest.raises(UserError, match="there is no such text"), environments(2, "cpu", [])
+    with refused_alike, Local(refuses, two, fresh=False) as engine:
+        engine.submit(job("a", seconds=0.0))
+        running = engine.next_result().found["pid"]
+        engine.submit(job("b", seconds=600.0))
+        engine.submit(job("wrong"))
+        engine.next_result()
+    assert not psutil.pid_exists(running)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_ended_leaves_no_process(how):
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    run = subprocess.Popen(
+        [sys.executable, engine_jobs.__file__],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    try:
+        slots = [int(number) for number in run.stdout.readline().split()]
+        assert len(set(slots)) == 2
+        assert all(map(psutil.pid_exists, slots))
+        run.send_signal(how)
+        assert run.wait(30) != 0
+        until = time.monotonic() + 30
+        while any(map(psutil.pid_exists, slots)) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not any(map(psutil.pid_exists, slots))
+    finally:
+        run.kill()
+        run.wait()
