@@ -25,7 +25,7 @@ from methods.least_squares import Fitted, errors
 from methods.model.activations import States, enter_all, step, values_of_a_step
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.sinks import Sinks, find_sinks
+from methods.model.sinks import Sinks, find_sinks, wanted_states
 from methods.progress import over
 
 
@@ -133,7 +133,7 @@ def at_boundaries(pruning: Pruning, calibration: Calibration, mend: Compensate) 
 
     def at(cut: Boundary, y: list[Tensor], n: list[Tensor]) -> list[Tensor]:
         nonlocal gain
-        z = states.advance(cut.until)
+        z = wanted_states(where, y, states.advance(cut.until))
         found = find_sinks(where, y, z)
         seen = [BoundaryStates(*five) for five in zip(y, n, z, where, found, strict=True)]
         mended = mend(cut, seen)

@@ -37,7 +37,7 @@ from methods.model.activations import States, Step, enter_all, step, values_of_a
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder, twin
 from methods.model.layer import Layer
-from methods.model.sinks import Sinks, find_sinks
+from methods.model.sinks import Sinks, find_sinks, wanted_states
 from methods.progress import over
 
 Window = tuple[int, int]  # s, e: the layers s .. e-1 have become one
@@ -95,6 +95,7 @@ class Collapse:
             y = self._through([near], x)
             missed, new = self._fit(far[0], self._through(between, y), z_E, attention=False)
             if self._missed(new, z_E) < self._missed(y_E, z_E):
+                z = wanted_states(self.where, y, z)
                 _set_after(report[near], errors(find_sinks(self.where, y, z), self.where, z, y, y))
                 _set_after(report[far], missed)
             else:
@@ -102,7 +103,7 @@ class Collapse:
 
     def _refit_for_the_next(self, s: int, x: list[Tensor], y_E: list[Tensor], z_E: list[Tensor]) -> None:
         """Refit the down matrix of layer s for the error behind the window that follows."""
-        W = self.layers[s].down.weight
+        W, z_E = self.layers[s].down.weight, wanted_states(self.where, y_E, z_E)
         rows = [
             Rows(taken.channels, z.double() - y + taken.channels.double() @ W.double().T, z, w, sink)
             for taken, y, z, w, sink in zip(
@@ -118,6 +119,7 @@ class Collapse:
         layer, whole = self.layers[s], self.dense.layers[s]
         taken = self._steps(s, x)
         before = [one.y for one in taken]
+        z = wanted_states(self.where, before, z)
         sinks = find_sinks(self.where, before, z)
         given = list(zip(z, self.where, sinks, strict=True))
         if (self.how.attention if attention is None else attention) and layer.has_attention:
@@ -166,6 +168,7 @@ class Collapse:
         return [entry.run(layers, one) for entry, one in zip(self.entries, x, strict=True)]
 
     def _missed(self, y: list[Tensor], z: list[Tensor]) -> float:
+        z = wanted_states(self.where, y, z)
         return total_error(find_sinks(self.where, y, z), self.where, z, y)
 
 

@@ -55,7 +55,7 @@ from methods.least_squares import Rows, fit, total_error
 from methods.model.activations import Entry, enter, enter_all, step
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.sinks import Sinks, find_sinks
+from methods.model.sinks import Sinks, find_sinks, wanted_states
 from methods.progress import over
 from methods.ranges import Count, Positive, Tokens
 
@@ -191,7 +191,8 @@ class DenseStates:
     def _fit(self, window: Window) -> tuple[Tensor, float]:
         if window not in self.fits:
             s, e = window
-            m, y, z = self.m[s], self.x[s + 1], self.x[e]
+            m, y = self.m[s], self.x[s + 1]
+            z = wanted_states(self.where, y, self.x[e])
             sinks = find_sinks(self.where, y, z)
             rows = [Rows(a, c - (b - a), c, *of) for a, b, c, *of in zip(m, y, z, self.where, sinks, strict=True)]
             identity = torch.eye(y[0].shape[-1], dtype=torch.float64, device=y[0].device)

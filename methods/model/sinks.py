@@ -13,6 +13,10 @@ e what is missed at a token, z the state that is wanted there, s = 1, or, where 
 their number by that of the sequences. A token is a sink where its norm is more than TIMES the median, in any of the
 states that a fit sees. Where there is none, J is the usual sum of squares but for a factor.
 
+What a sink needs is to be one: the norm in front of every block does not see its size. So a sink that is there already
+is wanted in the size that it has, in the direction of z (`wanted_states`). To shrink one, as the last layers of
+SmolLM2-135M do, would cost the other tokens much.
+
 B = sequences of a micro-batch, T = tokens, D = residual width.
 """
 
@@ -30,7 +34,7 @@ TIMES = 5.0  # the median norm; in SmolLM2-135M sinks have 5 to 11 times it in l
 
 
 def find_sinks(where: Sequence[Tensor], *states: Sequence[Tensor]) -> list[Tensor]:
-    """Return (B, T) for each micro-batch, true at the sinks.
+    """Return (B, T) for each micro-batch, true at what is a sink in any of the states.
 
     `where` (B, T) is true at real tokens; of each of `states` there is (B, T, D) for each micro-batch.
     """
@@ -39,4 +43,13 @@ def find_sinks(where: Sequence[Tensor], *states: Sequence[Tensor]) -> list[Tenso
         norms = [one.float().norm(dim=-1) for one in each]
         median = torch.cat([norm[real] for norm, real in zip(norms, where, strict=True)]).median()
         found = [sink | (real & (norm > TIMES * median)) for sink, norm, real in zip(found, norms, where, strict=True)]
+    return found
+
+
+def wanted_states(where: Sequence[Tensor], y: Sequence[Tensor], z: Sequence[Tensor]) -> list[Tensor]:
+    """Return z, (B, T, D) for each micro-batch, but where y is a sink as well as z in the size of y."""
+    found = []
+    for one, other, in_y, in_z in zip(y, z, find_sinks(where, y), find_sinks(where, z), strict=True):
+        size = torch.where(in_y & in_z, one.float().norm(dim=-1) / other.float().norm(dim=-1), 1.0)
+        found.append(other * size[..., None].to(other.dtype))
     return found

@@ -14,7 +14,7 @@ from methods.compensation.linear_patch import LinearPatch
 from methods.compensation.scale import Scale
 from methods.least_squares import Rows, errors, fit
 from methods.model.decoder import Decoder
-from methods.model.sinks import TIMES, find_sinks
+from methods.model.sinks import TIMES, find_sinks, wanted_states
 
 B, T, D = 8, 30, 12
 WHERE = torch.ones(B, T, dtype=torch.bool)
@@ -159,3 +159,32 @@ def test_the_record_says_what_the_sinks_miss(pair):
     for one in fits:
         assert one["tokens"] == len(tokens.ids)
         assert {"error_before", "error_after", "error_held_out"} <= set(one)
+
+
+def test_a_sink_that_stays_is_wanted_in_its_own_size_and_no_other_token_is():
+    y, z = states()
+    y[:, 0, 1] = 300.0  # a sink in front as well; behind it is longer, in almost the same direction
+    y[4, 0], z[5, 0] = y[4, 1], z[5, 1]  # one that is born, and one that ends
+    (wanted,) = wanted_states([WHERE], [y], [z])
+    stays = SINK.clone()
+    stays[4:6] = False
+    assert torch.equal(wanted[~stays], z[~stays])
+    torch.testing.assert_close(wanted[stays].norm(dim=-1), y[stays].norm(dim=-1), rtol=1e-6, atol=0)
+    cosines = torch.nn.functional.cosine_similarity(wanted[stays], z[stays], dim=-1)
+    torch.testing.assert_close(cosines, torch.ones_like(cosines))
+
+
+def test_a_sink_that_shrinks_costs_the_others_less_in_its_own_size():
+    """The removed layers make a sink shorter and turn nothing."""
+    y, z = states(birth=False)
+    y[:, 0], z[:, 0] = 0.0, 0.0
+    y[:, 0, 1], z[:, 0, 1] = 900.0, 300.0
+    (wanted,) = wanted_states([WHERE], [y], [z])
+
+    def missed(target):
+        W = fit(rows(y, target), 1.0, torch.zeros(D, D), "apart").W
+        return errors([SINK], [WHERE], [z], [y], [y + y @ W])["error_after"]
+
+    left_out = fit([Rows(y, z - y, z, WHERE & ~SINK, SINK)], 1.0, torch.zeros(D, D), "apart").W
+    alone = errors([SINK], [WHERE], [z], [y], [y + y @ left_out])["error_after"]
+    assert missed(wanted) - alone < 0.5 * (missed(z) - alone)
