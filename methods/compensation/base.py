@@ -192,4 +192,4 @@ class ResidualMap:
             M = fitted.W.to(seen[0].y.dtype)
             return Compensated(lambda each: each.y + each.y @ M, fitted=fitted)
 
-        return at_boundaries(pruning, calibration.first(self.tokens), at)
+        return at_boundaries(pruning, calibration.first(self.tokens), self.sinks, at)

@@ -120,7 +120,7 @@ Compensate = Callable[[Boundary, list[BoundaryStates]], Compensated]
 
 
 @torch.no_grad()
-def at_boundaries(pruning: Pruning, calibration: Calibration, mend: Compensate) -> dict[str, Any]:
+def at_boundaries(pruning: Pruning, calibration: Calibration, sinks: Sinks, mend: Compensate) -> dict[str, Any]:
     """Call `mend` at each cut, from front to rear, and go on with the states that it leads to.
 
     Returns, for the record, how many tokens were read, and for each of the `cuts` what was removed and what `errors`
@@ -133,7 +133,7 @@ def at_boundaries(pruning: Pruning, calibration: Calibration, mend: Compensate) 
 
     def at(cut: Boundary, y: list[Tensor], n: list[Tensor]) -> list[Tensor]:
         nonlocal gain
-        z = wanted_states(where, y, states.advance(cut.until))
+        z = wanted_states(where, y, states.advance(cut.until), sinks)
         found = find_sinks(where, y, z)
         seen = [BoundaryStates(*five) for five in zip(y, n, z, where, found, strict=True)]
         mended = mend(cut, seen)

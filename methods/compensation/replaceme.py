@@ -77,7 +77,7 @@ class ReplaceMe:
             T = fitted.W.to(seen[0].y.dtype)
             return Compensated(lambda each: each.y - each.n + each.n @ T, fitted=fitted)
 
-        return at_boundaries(pruning, calibration.first(self.tokens), at)
+        return at_boundaries(pruning, calibration.first(self.tokens), self.sinks, at)
 
     def fit(self, seen: list[BoundaryStates]) -> Fitted:
         """Return T (D, D), in float64, as the fit's W."""

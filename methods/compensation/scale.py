@@ -72,7 +72,7 @@ class Scale:
                     divide(matrix, c)
             return Compensated(lambda each: each.y, gain=factors[-1])
 
-        return at_boundaries(pruning, calibration.first(self.tokens), at) | {"factors": factors}
+        return at_boundaries(pruning, calibration.first(self.tokens), self.sinks, at) | {"factors": factors}
 
     def fit(self, seen: list[BoundaryStates]) -> float:
         """Return the mean over the fitted tokens of ||z|| / ||x||."""

@@ -95,7 +95,7 @@ class Collapse:
             y = self._through([near], x)
             missed, new = self._fit(far[0], self._through(between, y), z_E, attention=False)
             if self._missed(new, z_E) < self._missed(y_E, z_E):
-                z = wanted_states(self.where, y, z)
+                z = wanted_states(self.where, y, z, self.how.sinks)
                 _set_after(report[near], errors(find_sinks(self.where, y, z), self.where, z, y, y))
                 _set_after(report[far], missed)
             else:
@@ -103,7 +103,7 @@ class Collapse:
 
     def _refit_for_the_next(self, s: int, x: list[Tensor], y_E: list[Tensor], z_E: list[Tensor]) -> None:
         """Refit the down matrix of layer s for the error behind the window that follows."""
-        W, z_E = self.layers[s].down.weight, wanted_states(self.where, y_E, z_E)
+        W, z_E = self.layers[s].down.weight, wanted_states(self.where, y_E, z_E, self.how.sinks)
         rows = [
             Rows(taken.channels, z.double() - y + taken.channels.double() @ W.double().T, z, w, sink)
             for taken, y, z, w, sink in zip(
@@ -119,7 +119,7 @@ class Collapse:
         layer, whole = self.layers[s], self.dense.layers[s]
         taken = self._steps(s, x)
         before = [one.y for one in taken]
-        z = wanted_states(self.where, before, z)
+        z = wanted_states(self.where, before, z, self.how.sinks)
         sinks = find_sinks(self.where, before, z)
         given = list(zip(z, self.where, sinks, strict=True))
         if (self.how.attention if attention is None else attention) and layer.has_attention:
@@ -168,7 +168,7 @@ class Collapse:
         return [entry.run(layers, one) for entry, one in zip(self.entries, x, strict=True)]
 
     def _missed(self, y: list[Tensor], z: list[Tensor]) -> float:
-        z = wanted_states(self.where, y, z)
+        z = wanted_states(self.where, y, z, self.how.sinks)
         return total_error(find_sinks(self.where, y, z), self.where, z, y)
 
 

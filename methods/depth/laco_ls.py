@@ -192,7 +192,7 @@ class DenseStates:
         if window not in self.fits:
             s, e = window
             m, y = self.m[s], self.x[s + 1]
-            z = wanted_states(self.where, y, self.x[e])
+            z = wanted_states(self.where, y, self.x[e], self.sinks)
             sinks = find_sinks(self.where, y, z)
             rows = [Rows(a, c - (b - a), c, *of) for a, b, c, *of in zip(m, y, z, self.where, sinks, strict=True)]
             identity = torch.eye(y[0].shape[-1], dtype=torch.float64, device=y[0].device)

@@ -46,8 +46,10 @@ def find_sinks(where: Sequence[Tensor], *states: Sequence[Tensor]) -> list[Tenso
     return found
 
 
-def wanted_states(where: Sequence[Tensor], y: Sequence[Tensor], z: Sequence[Tensor]) -> list[Tensor]:
-    """Return z, (B, T, D) for each micro-batch, but where y is a sink as well as z in the size of y."""
+def wanted_states(where: Sequence[Tensor], y: Sequence[Tensor], z: Sequence[Tensor], sinks: Sinks) -> list[Tensor]:
+    """Return z, (B, T, D) for each micro-batch; with sinks `apart`, where y is one as well as z, in the size of y."""
+    if sinks == "alike":
+        return list(z)
     found = []
     for one, other, in_y, in_z in zip(y, z, find_sinks(where, y), find_sinks(where, z), strict=True):
         size = torch.where(in_y & in_z, one.float().norm(dim=-1) / other.float().norm(dim=-1), 1.0)

@@ -165,7 +165,8 @@ def test_a_sink_that_stays_is_wanted_in_its_own_size_and_no_other_token_is():
     y, z = states()
     y[:, 0, 1] = 300.0  # a sink in front as well; behind it is longer, in almost the same direction
     y[4, 0], z[5, 0] = y[4, 1], z[5, 1]  # one that is born, and one that ends
-    (wanted,) = wanted_states([WHERE], [y], [z])
+    (wanted,) = wanted_states([WHERE], [y], [z], "apart")
+    assert wanted_states([WHERE], [y], [z], "alike")[0] is z
     stays = SINK.clone()
     stays[4:6] = False
     assert torch.equal(wanted[~stays], z[~stays])
@@ -179,7 +180,7 @@ def test_a_sink_that_shrinks_costs_the_others_less_in_its_own_size():
     y, z = states(birth=False)
     y[:, 0], z[:, 0] = 0.0, 0.0
     y[:, 0, 1], z[:, 0, 1] = 900.0, 300.0
-    (wanted,) = wanted_states([WHERE], [y], [z])
+    (wanted,) = wanted_states([WHERE], [y], [z], "apart")
 
     def missed(target):
         W = fit(rows(y, target), 1.0, torch.zeros(D, D), "apart").W
