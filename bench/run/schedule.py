@@ -109,10 +109,11 @@ def removals(cell: Cell, records: Sequence[Record]) -> tuple[tuple[str, ...], fl
         return bool(plain["inputs"].get("method_sha256") == wanted)
 
     best: tuple[tuple[str, ...], float] = ((), 0.0)
+    search = _search(fingerprint.of_today(cell.plain()))
     for record in records:
         order = record.decisions.get("removal_order", [])[: record.decisions.get("free_removals", 0)]
         known = fingerprint.of_today(record.cell)
-        if len(order) > len(best[0]) and _search(known) == _search(cell.plain()) and by_this_source(known):
+        if len(order) > len(best[0]) and _search(known) == search and by_this_source(known):
             best = tuple(order), record.measured["prune_seconds"]
     return best
 
