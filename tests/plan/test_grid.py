@@ -285,12 +285,15 @@ def test_a_spec_that_is_not_there_is_refused(base, capsys):
 
 
 SIZES = {  # cells, and dense ones
+    "compensation": (105, 3),
+    "compensation-calibration": (15, 1),
     "departures": (52, 1),
     "laco-ablation": (33, 1),
     "laco-calibration": (42, 6),
     "laco-ls-ablation": (19, 1),
     "laco-range": (16, 1),
     "ratio-curves": (65, 1),
+    "seeds": (110, 10),
 }
 
 
