@@ -8,8 +8,7 @@ import sys
 import time
 
 from bench.engines.engine import Job
-from bench.engines.local import Local, environments
-from methods.errors import UserError
+from bench.engines.local import LocalSession, environments
 
 
 def job(key: str, **how) -> Job:
@@ -34,7 +33,8 @@ def dies(line, asked: Job) -> None:
 def refuses(line, asked: Job) -> None:
     """Refuse the job `wrong`, and sleep in any other."""
     if asked.key == "wrong":
-        raise UserError("there is no such text")
+        line.tell({"refused": "there is no such text"})
+        return
     naps(line, asked)
 
 
@@ -43,7 +43,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored by what runs in the background
     import engine_jobs  # the other processes do not have this one's main module
 
-    with Local(engine_jobs.naps, environments(2, "cpu", []), fresh=False) as engine:
+    with LocalSession(engine_jobs.naps, environments(2, "cpu", []), fresh=False) as engine:
         for key in ("a", "b"):
             engine.submit(job(key, seconds=0.0))
         print(*(engine.next_result().found["pid"] for _ in range(2)), flush=True)

@@ -22,6 +22,7 @@ HEADINGS = {
     "measure": "how to measure (by default as the profile says)",
     "time": "how to time (by default as the profile says)",
     "where": "where",
+    "engine": "which machines, and how many cells at once",
 }
 
 
@@ -47,7 +48,7 @@ def add(commands: Any) -> None:
     )
     group = speed.add_argument_group("what to time")
     group.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help=f"by default {MODEL}")
-    left_out = ("model", "then", "save-models", "save-dtype", "slots")
+    left_out = ("model", "then", "save-models", "save-dtype")
     taken = [option for option in flags().values() if option.flag not in left_out]
     options.add(group, [one for one in taken if one.group == "what" or one.flag.startswith("calibration")])
     options.add(

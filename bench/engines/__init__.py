@@ -1,1 +1,22 @@
-"""Where cells run: what every engine offers (engine), and the one of this machine (local)."""
+"""Where cells run: what every engine offers (engine), this machine (local), a Ray cluster (ray), Slurm (slurm).
+
+bench.run(spec, engine=bench.engines.Ray(address="10.0.0.1:6379"))
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bench.engines.local import Local
+
+__all__ = ["Local"]
+
+HOMES = {"Local": "bench.engines.local"}  # the module that has each engine
+
+
+def __getattr__(name: str) -> Any:
+    if name in HOMES:
+        return getattr(import_module(HOMES[name]), name)
+    raise AttributeError(f"module 'bench.engines' has no attribute {name!r}")

@@ -1,19 +1,26 @@
-"""Says what a run asks of what measures its cells: an `Engine` takes a `Job` for each cell and gives a `Result` back.
+"""Says what a run asks of what measures its cells: an `Engine` names a place and starts a `Session` there, which takes
+a `Job` for each cell and gives a `Result` back.
 
 A job is plain values, so that JSON can carry it to another machine, and a result is too; a model is in neither. What
 happens to a cell inside a job is that cell's outcome: a crash, a lack of memory, a limit. The run alone decides which
-job may start, holds the folder and writes records; a job's samples are pieces in the folder (bench.run.store).
+job may start, holds the folder and writes records.
+
+A session of this machine measures in the run's folder, where a job's samples are pieces (bench.run.store). One of other
+machines has each job measured into a part (bench.run.part), a run folder with that one cell, whose files are taken in.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 from bench.records.record import REFUSED
 from bench.system.worker import Line
+from methods.errors import UserError
 
 SOUND = ("ok", *REFUSED)  # a process in which a cell ended otherwise measures no other one
 
@@ -25,17 +32,20 @@ class Job:
     cell     bench.plan.cell.Cell.plain, with the inputs that the worker has to find as well
     key      of that cell
     where    what messages call it
-    folder   of the run
+    folder   where it is measured
     scratch  for what need not outlive the run
     order    the removals that another cell has found, with which a greedy search begins
     seconds  what those have cost
     keep     whether another cell goes on from the pruned model, so that it has to be kept
+    parents  the run's folder, which holds the record and the model that a chained cell goes on from
     plugins  files with methods
+    sources  {name: text} of those files, for a machine that does not have them
     limits   by the names of bench.system.worker.Limits
     timed    whether nothing may run beside it on its machine
     gpus     how many of them it needs for itself
     threads  torch's, on the CPU
     run_threads   torch's of the run, of which the hash of what is timed speaks (bench.run.fingerprint)
+    variables     of the environment, by which threads wait as they do in the run (bench.system.threads)
     """
 
     cell: dict[str, Any]
@@ -46,31 +56,107 @@ class Job:
     order: tuple[str, ...] = ()
     seconds: float = 0.0
     keep: bool = False
+    parents: str = ""
     plugins: tuple[str, ...] = ()
+    sources: dict[str, str] = field(default_factory=dict)
     limits: dict[str, float] = field(default_factory=dict)
     timed: bool = False
     gpus: int = 0
     threads: int = 1
     run_threads: int = 1
+    variables: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the job as a machine without the run's files reads it: with the text of its plugins."""
+        texts = {Path(file).name: Path(file).read_text(encoding="utf-8") for file in self.plugins}
+        return json.dumps(asdict(self) | {"plugins": [], "sources": texts})
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        """Return the job that `to_json` wrote. Raises UserError where the text is none."""
+        from pydantic import TypeAdapter, ValidationError
+
+        try:
+            return TypeAdapter(cls).validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the file"
+            raise UserError(f"this is no job of a run: {place}: {first['msg']}") from None
 
 
 @dataclass(frozen=True)
 class Result:
-    """Holds what became of a job: `found` has status, error, and as far as they are known the others of a record."""
+    """Holds what became of a job.
+
+    found  status, error, and as far as they are known the others of a record; where there is a part, nothing
+    part   {path in the part: bytes} of a job that was measured elsewhere, or the folder where those files lie
+    """
 
     key: str
     found: dict[str, Any]
+    part: Path | dict[str, bytes] | None = None
 
 
 Work = Callable[[Line, Job], None]  # measures the cell of a job; it tells what it finds, at the end status and error
+Measure = Callable[[str, str], None]  # measures the job that a JSON text holds into the part whose path is given
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Says what all jobs of a run have in common, before the first one.
+
+    folder   of the run
+    device   of its cells
+    timed    whether one of them is timed
+    fresh    whether every job gets a process of its own
+    threads  of each cell, as the user said; None: the engine divides what there is
+    models   whether cells keep models in the run's folder, which other machines then have to see
+    work     what a process of this machine does
+    measure  what another machine does
+    """
+
+    folder: Path
+    device: str
+    timed: bool
+    fresh: bool
+    threads: int | None
+    models: bool
+    work: Work
+    measure: Measure
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Describes where timed cells run: the name of the processor, and how many threads a cell has that is alone."""
+
+    processor: str | None
+    threads: int
 
 
 class Engine(Protocol):
+    """Names a place where cells run."""
+
+    @property
+    def here(self) -> bool:
+        """Say whether that is this machine, so that its devices can be looked at."""
+
+    def start(self, conditions: Conditions) -> Session:
+        """Begin a session. Raises UserError, within seconds, for what cannot be there."""
+
+
+class Session(Protocol):
     """Measures jobs. At the end of a `with` block nothing that it has started is left, however the block ended."""
 
     @property
     def slots(self) -> int:
         """Say how many jobs run at once."""
+
+    @property
+    def machine(self) -> Machine:
+        """Say where timed cells run."""
+
+    def threads(self, timed: bool) -> int:
+        """Say how many threads a cell has."""
 
     def has_room(self, timed: bool) -> bool:
         """Say whether a job would start now: a timed one only where nothing runs, and nothing beside a timed one."""
@@ -84,7 +170,7 @@ class Engine(Protocol):
     def cancel(self) -> None:
         """End whatever runs at once, without results."""
 
-    def __enter__(self) -> Engine: ...
+    def __enter__(self) -> Session: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,5 +1,7 @@
 """Measures cells on this machine: several at once in processes of their own, or one after the other in this process.
 
+    bench.run(spec, engine=bench.engines.Local(slots=2))
+
 A slot is a process that measures one cell after the other, with a GPU and threads of its own. Each process follows the
 one of the run, so that none is left when that is killed (bench.system.worker).
 """
@@ -10,13 +12,33 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
-from bench.engines.engine import SOUND, Job, Result, Work
+from bench.engines.engine import SOUND, Conditions, Job, Machine, Result, Work
+from bench.system import environment
 from bench.system.worker import Limits, Line, Worker
 from methods.errors import UserError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True)
+class Local:
+    """Runs cells on this machine, as many at once as there are slots; "auto" is one on each GPU, and one on a CPU."""
+
+    slots: int | Literal["auto"] = 1
+    here: ClassVar[bool] = True
+
+    def start(self, conditions: Conditions) -> LocalSession:
+        """Begin a session. Raises UserError for more slots than GPUs."""
+        import torch
+
+        variables = environments(self.slots, conditions.device, visible(torch.cuda.device_count()))
+        every = torch.get_num_threads()
+        shared = threads_of(len(variables), every, conditions.threads)
+        machine = Machine(environment.processor(torch.device(conditions.device)), every)
+        return LocalSession(conditions.work, variables, fresh=conditions.fresh, threads=shared, machine=machine)
 
 
 class InThisProcess:
@@ -24,9 +46,12 @@ class InThisProcess:
 
     slots = 1
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
+    def __init__(self, work: Work, machine: Machine) -> None:
+        self._work, self.machine = work, machine
         self._job: Job | None = None
+
+    def threads(self, timed: bool) -> int:
+        return self.machine.threads
 
     def has_room(self, timed: bool) -> bool:
         return self._job is None
@@ -64,21 +89,35 @@ class _OwnLine(Line):
         self._hear(found)
 
 
-class Local:
+class LocalSession:
     """Measures as many jobs at once as there are slots, each in a process that has measured others before.
 
     work       what the processes do; a function of a module, which they import
     variables  of each slot's environment (`environments`)
     fresh      whether every job gets a process of its own
+    threads    of a cell that is not alone
+    machine    where they run
     """
 
-    def __init__(self, work: Work, variables: Sequence[Mapping[str, str]], *, fresh: bool) -> None:
+    def __init__(
+        self,
+        work: Work,
+        variables: Sequence[Mapping[str, str]],
+        *,
+        fresh: bool,
+        threads: int = 1,
+        machine: Machine = Machine(None, 1),  # noqa: B008, which is frozen
+    ) -> None:
         self._work, self._fresh, self.slots = work, fresh, len(variables)
+        self._threads, self.machine = threads, machine
         self._workers = [Worker(environment) for environment in variables]
         self._idle = list(range(self.slots))
         self._running: dict[int, tuple[Job, threading.Thread]] = {}
         self._ended: queue.SimpleQueue[tuple[int, dict[str, Any] | BaseException]] = queue.SimpleQueue()
         self._cancelled = False
+
+    def threads(self, timed: bool) -> int:
+        return self.machine.threads if timed or self.slots == 1 else self._threads
 
     def has_room(self, timed: bool) -> bool:
         beside = [job for job, _ in self._running.values()]
@@ -112,7 +151,7 @@ class Local:
         for worker in self._workers:
             worker.stop()
 
-    def __enter__(self) -> Local:
+    def __enter__(self) -> LocalSession:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -125,7 +164,7 @@ class Local:
         worker = self._workers[slot]
         try:
             if not self._cancelled:
-                failure = worker.run(_told, (self._work, job), limits=Limits(**job.limits), hear=found.update)
+                failure = worker.run(self._work, (job,), limits=Limits(**job.limits), hear=found.update)
                 if "refused" in found:
                     raise UserError(found["refused"])
                 if failure and "status" not in found:
@@ -135,14 +174,6 @@ class Local:
         except BaseException as error:  # which is the run's to hear of
             outcome = error
         self._ended.put((slot, outcome))
-
-
-def _told(line: Line, work: Work, job: Job) -> None:
-    """Measure the job, in the process of a slot. A mistake that is no cell's alone is told as `refused`."""
-    try:
-        work(line, job)
-    except UserError as error:
-        line.tell({"refused": str(error)})
 
 
 def environments(asked: int | str, device: str, gpus: Sequence[str]) -> list[dict[str, str]]:

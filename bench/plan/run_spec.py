@@ -33,12 +33,16 @@ TASK_DATA = (
 )
 ISOLATE = "each cell in a process of its own; by default timed cells share one until one fails in it"
 THREADS = "torch threads of each cell on the CPU; by default cells that run at once share all"
-SLOTS = "cells that run at once, timed ones alone; auto: one for each GPU, one on a CPU"
+SLOTS = "cells that run at once, timed ones alone; auto: one for each GPU, one on a CPU; by default 1 on this machine"
 LIMIT = "0 for no limit, or positive"
 SHARES = "a list of shares of all parameters, each in [0, 1), as in 0.1,0.3"
 
+ENGINE = "local is this machine, see docs/guides/engines.md"
+GPUS = "GPUs that each cell has to itself"
+
 what = partial(option, group="what")
 where = partial(option, group="where")
+machines = partial(option, group="engine")
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,6 @@ class RunSpec:
     device: str = where("auto", "auto, cpu or cuda")
     dtype: str = where("auto", "auto, float32, bfloat16 or float16")
     threads: int | None = where(None, THREADS, "N")
-    slots: int | Literal["auto"] = where(1, SLOTS, "N", least=1, wanted="auto or a positive number")
     seeds: Sequence[int] = where((0,), "of all draws; of several, tables show the mean", "LIST", flag="seed")
     out: Path | None = where(None, "by default results/<date>-<methods>-<model>", "DIR")
     isolate: bool | None = where(None, ISOLATE)
@@ -89,6 +92,13 @@ class RunSpec:
     cell_minutes: float = where(0.0, "end a cell that takes longer", "N", least=0, wanted=LIMIT)
     retry_failed: bool = where(False, "run cells again whose record is a failure")
     save_models: bool = where(False, "save pruned models, measure them as they load again")
+    engine: Literal["local", "ray", "slurm"] = machines("local", ENGINE)
+    slots: int | Literal["auto"] | None = machines(None, SLOTS, "N", least=1, wanted="auto or a positive number")
+    gpus_per_cell: int = machines(1, GPUS, "N", least=1)
+    accelerator: str | None = machines(None, "the kind of GPU that cells run on, as the cluster names it", "NAME")
+    ray_address: str | None = machines(None, "the cluster, as HOST:PORT; auto is the one that runs here", "ADDRESS")
+    partition: str | None = machines(None, "of Slurm", "NAME")
+    slurm_options: Sequence[str] = machines((), "of sbatch, as in time=120", "NAME=VALUE", flag="slurm", repeated=True)
     name: str = ""
     record_out_of_reach: bool = False
 
@@ -101,7 +111,7 @@ class RunSpec:
         for limit in ("cell_memory_mib", "cell_minutes"):
             if getattr(self, limit) and self.isolate is False:
                 raise UserError(f"--{limit.replace('_', '-')} needs a process of its own; leave --no-isolate out")
-        if self.slots != 1 and self.isolate is False:
+        if self.slots not in (None, 1) and self.isolate is False:
             raise UserError("--slots needs a process for each cell that runs; leave --no-isolate out")
         if self.healing:
             object.__setattr__(self, "healing", replace(self.healing, learning_rate=self.healing.highest))

@@ -34,18 +34,20 @@ class Target:
     dtype: torch.dtype
 
 
-def target(spec: RunSpec, read: Iterable[str]) -> Target:
+def target(spec: RunSpec, read: Iterable[str], *, here: bool = True) -> Target:
     """Return the model of a run and where it runs, and set the number of torch's threads.
+
+    here  whether that is this machine, so that its devices can be looked at
 
     Raises UserError for a text of `read` that cannot be had, and for a model, device, dtype or number of threads that
     cannot be used.
     """
     for text in dict.fromkeys(read):
         texts.check(text)
-    device = pretrained.resolve_device(spec.device)
+    device = pretrained.resolve_device(spec.device) if here else _named_device(spec)
     dtype = pretrained.resolve_dtype(spec.dtype, device)
     pretrained.check(spec.model, spec.trust_remote_code)
-    if spec.threads is not None:
+    if spec.threads is not None and here:
         set_threads(spec.threads)
     try:
         return Target(Decoder(pretrained.shell(spec.model, spec.trust_remote_code)), device, dtype)
@@ -53,8 +55,18 @@ def target(spec: RunSpec, read: Iterable[str]) -> Target:
         raise UserError(str(error)) from None
 
 
-def cells(spec: RunSpec) -> list[Cell]:
-    """Return the cells of a run. Raises UserError, in one line, for the first thing that is unsound."""
+def _named_device(spec: RunSpec) -> torch.device:
+    """Return the device of other machines, which cannot be looked for."""
+    if spec.device not in ("cpu", "cuda"):
+        raise UserError(f"cells run on other machines; say --device cuda or --device cpu, not {spec.device}")
+    return torch.device(spec.device)
+
+
+def cells(spec: RunSpec, *, here: bool = True) -> list[Cell]:
+    """Return the cells of a run. Raises UserError, in one line, for the first thing that is unsound.
+
+    here  whether they run on this machine, so that its devices and cores can be looked at
+    """
     mentions, stages, protocols = grid.methods(spec), grid.stages(spec), spec.protocols()
     try:
         methods.load(spec.plugins)
@@ -64,9 +76,10 @@ def cells(spec: RunSpec) -> list[Cell]:
         raise UserError(str(error)) from None
     local, first = task_sources.parse_task_data(spec.task_data), protocols[0][0]
     names = task_loading.check(first.tasks, local, first.fewshot)
-    check_cores(first.pin)
+    if here:
+        check_cores(first.pin)
     healed_on = [spec.healing.text] if spec.healing else []
-    found = target(spec, [*first.texts, *(protocol.calibration for protocol, _ in protocols), *healed_on])
+    found = target(spec, [*first.texts, *(protocol.calibration for protocol, _ in protocols), *healed_on], here=here)
     if spec.healing:
         _check_healing(spec.healing, [protocol for protocol, _ in protocols], found)
     if first.save_dtype or stages:  # which go on from a model that the run has kept

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.data import contamination, pretrained, task_loading, texts
+from bench.engines.engine import Machine
 from bench.evaluation import checks
 from bench.healing.text import Text, draw
 from bench.plan.cell import Cell
@@ -49,11 +50,11 @@ class Datasets:
 class DatasetReader:
     """Reads what the cells of a run need, through the tokenizer of their model, and each text and task only once.
 
-    `scratch` is a folder for what need not outlive the run.
+    `scratch` is a folder for what need not outlive the run, `machine` where timed cells run.
     """
 
-    def __init__(self, cell: Cell, scratch: Path) -> None:
-        self.scratch = scratch
+    def __init__(self, cell: Cell, scratch: Path, machine: Machine) -> None:
+        self.scratch, self.machine = scratch, machine
         self.tokenizer = pretrained.load_tokenizer(cell.model, cell.trust_remote_code)
         self._tasks = functools.cache(task_loading.load)
         self._text = functools.cache(functools.partial(texts.evaluation, self.tokenizer))
@@ -81,7 +82,7 @@ class DatasetReader:
         if first and p.checks:
             dense = checks.DenseOutputs(first.ids, self.scratch / f"dense-{first.sha256[:16]}.safetensors")
         inputs = fingerprint.common(
-            cell, tokenizer, calibration=block, texts=held_out, loaded_tasks=loaded, documents=documents
+            cell, tokenizer, self.machine, calibration=block, texts=held_out, loaded_tasks=loaded, documents=documents
         )
         return Datasets(
             calibration=replace(block, memory=p.calibration_memory_mib * 2**20),

@@ -32,12 +32,12 @@ from torch import nn
 import methods
 from bench.data import pretrained
 from bench.data import texts as text_data
+from bench.engines.engine import Machine
 from bench.evaluation import tasks
 from bench.healing.text import Text
 from bench.plan.cell import Cell
 from bench.plan.recipe import Recipe
 from bench.run.source_hash import as_of_today, healing_sha256
-from bench.system import environment
 from bench.system.threads import waiting
 from methods.model.calibration import Calibration
 
@@ -47,26 +47,34 @@ VERSIONS = ("prunebench", "torch", "transformers", "lm_eval")
 def common(
     cell: Cell,
     tokenizer: Any,
+    machine: Machine,
     *,
     calibration: Calibration,
     texts: Mapping[str, text_data.EvaluationText],
     loaded_tasks: Mapping[str, Any],
     documents: Mapping[str, list[int]],
 ) -> dict[str, Any]:
-    """What all cells of a run share, but for the hash of the weights, which takes a while where they are large."""
+    """What all cells of a run share, but for the hash of the weights, which takes a while where they are large.
+
+    machine  where timed cells run
+    """
     found: dict[str, Any] = {
         "tokenizer_sha256": _tokenizer_sha256(tokenizer),
         "calibration_sha256": calibration.sha256,
         "texts": {name: text.sha256 for name, text in texts.items()},
         "tasks": {name: tasks.fingerprint(task, documents[name]) for name, task in loaded_tasks.items()},
-        "versions": {package: metadata.version(package) for package in VERSIONS},
+        "versions": versions(),
     }
     if settings := pretrained.config_sha256(cell.model):
         found["config_sha256"] = settings
     if cell.protocol.speed_rounds:
-        processor = environment.processor(torch.device(cell.device))
-        found["timed_on"] = {"processor": processor, "threads": torch.get_num_threads()} | waiting()
+        found["timed_on"] = {"processor": machine.processor, "threads": machine.threads} | waiting()
     return found
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that an answer stands on."""
+    return {package: metadata.version(package) for package in VERSIONS}
 
 
 def healing(recipe: Recipe, text: Text) -> dict[str, str]:

@@ -1,23 +1,33 @@
-"""Measures the cell of a job, wherever an engine runs it: reads what the cell needs, and tells its outcome."""
+"""Measures the cell of a job, wherever an engine runs it: reads what the cell needs, tells its outcome, and makes the
+record of what was told.
+"""
 
 from __future__ import annotations
 
 import logging
+import platform
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import methods
-from bench.engines.engine import Job
+from bench.data import pretrained
+from bench.engines.engine import Job, Machine
+from bench.plan import chain
 from bench.plan.cell import Cell, from_plain
 from bench.plan.protocol import Protocol
+from bench.records.record import Record
+from bench.run import fingerprint
 from bench.run.datasets import DatasetReader, Datasets
 from bench.run.measure import Outcome, attempt
 from bench.run.source_hash import method_sha256
 from bench.system import environment
 from bench.system.console import say
 from bench.system.worker import Line
+from methods.errors import UserError
 
 CalibrationSetting = tuple[Protocol, int]  # what decides what a cell looks at: its protocol and its seed
 
@@ -37,18 +47,53 @@ def work(line: Line, job: Job) -> None:
     torch.set_num_threads(job.run_threads)
     methods.load(job.plugins)
     cell, cache = from_plain(job.cell), line.cache
+    imported = {"method_sha256": method_sha256(cell.method)}
+    _refuse_other_code(cell, imported | {"versions": fingerprint.versions()})
     if "reader" not in cache:
-        cache["reader"] = DatasetReader(cell, Path(job.scratch))
+        machine = Machine(environment.processor(torch.device(cell.device)), job.run_threads)
+        cache["reader"] = DatasetReader(cell, Path(job.scratch), machine)
     setting = (*calibration_setting(cell), cell.healing)
     if setting not in cache:
         cache[setting] = cache["reader"].read(cell, [cell.healing] if cell.healing else [])
-    imported = {"method_sha256": method_sha256(cell.method)}
     torch.set_num_threads(job.threads)
     measure(line, job, cell, replace(cache[setting], inputs=cache[setting].inputs | imported))
+
+
+def told(line: Line, job: Job) -> None:
+    """Do `work`, and tell a mistake that is no cell's alone as `refused`."""
+    try:
+        work(line, job)
+    except UserError as error:
+        line.tell({"refused": str(error)})
 
 
 def measure(line: Line, job: Job, cell: Cell, datasets: Datasets) -> None:
     """Measure the cell on what has been read for it; tell the environment first, then what is found."""
     line.tell({"environment": environment.describe(torch.device(cell.device), getattr(torch, cell.dtype))})
     outcome = Outcome(line.tell, line.alive, lambda message: say(f"{job.where}: {message}"))
-    attempt(cell, Path(job.folder), datasets.for_cell(job.order, job.seconds, job.keep), outcome)
+    own = datasets.for_cell(job.order, job.seconds, job.keep)
+    attempt(cell, Path(job.folder), own, outcome, parents=Path(job.parents))
+
+
+def _refuse_other_code(cell: Cell, here: Mapping[str, Any]) -> None:
+    """Refuse a machine whose packages, or whose code of the method, are not those of the run."""
+    before = {**cell.inputs["versions"], f"the code of {cell.method}": cell.inputs["method_sha256"][:12]}
+    now = {**here["versions"], f"the code of {cell.method}": here["method_sha256"][:12]}
+    if other := [f"{name} {now[name]} and not {before[name]}" for name in before if before[name] != now[name]]:
+        raise UserError(f"{platform.node()} has {', '.join(other)}, which the run has; install the same there")
+
+
+def record(cell: Cell, found: Mapping[str, Any], slots: int = 1) -> Record:
+    """Return the record of what was found of a cell; what its process did not tell is of this one.
+
+    slots  cells that ran at once on its machine
+    """
+    names = {"display_name": pretrained.display_name(cell.model), "label": cell.label}
+    described = dict(found.get("environment") or {})
+    if not described:  # of a process that died at once
+        described = environment.describe(torch.device(cell.device), getattr(torch, cell.dtype))
+    described["date"] = environment.date()
+    if slots > 1 and not chain.is_timed(cell):
+        described["slots"] = slots
+    decisions, measured = found.get("decisions", {}), found.get("measured", {})
+    return Record(cell.plain() | names, found["status"], described, decisions, measured, found["error"])

@@ -85,8 +85,11 @@ class Outcome:
         seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
-def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome) -> None:
+def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, parents: Path) -> None:
     """Measure a cell and tell decisions, measured, status and error, whatever happens.
+
+    folder   where its pieces and its model are written
+    parents  the run's folder, which holds the record and the model that a chained cell goes on from
 
     Raises Unwritable for a full disk, and UserError for a base model that does not load, which is no cell's alone.
     """
@@ -94,7 +97,7 @@ def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome) -> N
     memory.reset_peak_memory(torch.device(cell.device))
     status, error = "ok", None
     try:
-        _measure(cell, folder, datasets, outcome)
+        _measure(cell, folder, datasets, outcome, parents)
     except (Unsupported, OutOfReach) as reason:
         status, error = ("unsupported" if isinstance(reason, Unsupported) else "out_of_reach"), str(reason)
     except Exception as reason:
@@ -120,14 +123,14 @@ def _is_full_disk(error: BaseException) -> bool:
     return getattr(error, "errno", None) in kinds or any(os.strerror(kind) in str(error) for kind in kinds)
 
 
-def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome) -> None:
+def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, parents: Path) -> None:
     """Load, prune, heal and save if asked, then measure what the protocol names; a saved model as it loads again."""
     model, tokenizer = _load(cell, datasets, outcome)
     decoder, ratio = _dense(cell, model, datasets, outcome)
     del model
     if cell.earlier:
         del decoder
-        decoder, ratio = _parent(cell, folder, ratio, outcome)
+        decoder, ratio = _parent(cell, parents, ratio, outcome)
     torch.manual_seed(cell.seed)
     _prune(cell, decoder, ratio, datasets, outcome)
     if cell.healing:

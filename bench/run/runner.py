@@ -2,7 +2,7 @@
 
 The folder belongs to one run at a time (bench.run.lock). An engine (bench.engines) measures cells: in this process, or
 in workers, where a crash or a lack of memory is that cell's outcome and no other's, and with limits a hang; one after
-the other or several at once. Which one starts when is bench.run.schedule's.
+the other or several at once, here or on other machines. Which one starts when is bench.run.schedule's.
 """
 
 from __future__ import annotations
@@ -16,43 +16,42 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import methods
 from bench.data import pretrained
-from bench.engines import local
-from bench.engines.engine import Engine, Job
+from bench.engines import chosen, local
+from bench.engines.engine import Conditions, Engine, Job, Machine, Result, Session
 from bench.plan import chain, validate
 from bench.plan.cell import Cell, asked
 from bench.plan.run_spec import RunSpec
 from bench.records.record import REFUSED, Record
-from bench.run import fingerprint, job, lock, store
+from bench.run import fingerprint, job, lock, part, store
 from bench.run.datasets import DatasetReader, Datasets
 from bench.run.job import CalibrationSetting, calibration_setting
 from bench.run.schedule import Schedule, removals, valid
 from bench.run.source_hash import method_sha256
-from bench.system import environment, interrupt
+from bench.system import interrupt
 from bench.system.console import say
-from bench.system.threads import let_threads_wait
+from bench.system.threads import let_threads_wait, waiting
 from bench.system.worker import Line
 from methods.errors import Unwritable, UserError
 
 Report = Callable[[Path, list[Record]], object]
 
 
-def run_spec(spec: RunSpec, report: Report = lambda folder, records: None) -> list[Record]:
+def run_spec(
+    spec: RunSpec, report: Report = lambda folder, records: None, engine: Engine | None = None
+) -> list[Record]:
     """Measure what is asked for and return the records of its cells, in their order; finished cells are skipped.
 
     report   is given the folder of the run and the records at the end, while the folder is still held
+    engine   where cells run; None: as the spec says
 
     Raises UserError, in one line and before any work, for what cannot be; and where `run` does.
     """
     let_threads_wait()
-    cells, folder = validate.cells(spec), spec.folder()
-    slots = local.environments(spec.slots, cells[0].device, local.visible(torch.cuda.device_count()))
+    engine = engine or chosen.engine(spec)
+    cells, folder = validate.cells(spec, here=engine.here), spec.folder()
     validate.check_folder(folder)
-    if len(slots) > 1 and all(map(chain.is_timed, cells)):
-        say(f"every cell is timed, which it is alone: {len(slots)} slots gain nothing without --speed-rounds 0")
     limits = {"memory": spec.cell_memory_mib * 2**20, "seconds": spec.cell_minutes * 60}
     with interrupt.prompt():
         return run(
@@ -61,8 +60,8 @@ def run_spec(spec: RunSpec, report: Report = lambda folder, records: None) -> li
             retry_failed=spec.retry_failed,
             isolate=spec.isolate,
             limits={name: limit for name, limit in limits.items() if limit},
-            slots=slots,
-            threads=local.threads_of(len(slots), torch.get_num_threads(), spec.threads),
+            engine=engine,
+            threads=spec.threads,
             report=report,
         )
 
@@ -74,7 +73,7 @@ def run(
     retry_failed: bool = False,
     isolate: bool | None = None,
     limits: Mapping[str, float] | None = None,
-    slots: Sequence[Mapping[str, str]] = ({},),
+    engine: Engine | None = None,
     threads: int | None = None,
     report: Report = lambda folder, records: None,
 ) -> list[Record]:
@@ -83,69 +82,81 @@ def run(
     isolate  measure each cell in a process of its own, to which `limits` apply (by the names of
              bench.system.worker.Limits); None: where there are limits, and where cells are timed or several run at once
              in processes that measure one after the other, until one of them fails in it
-    slots    as many cells run at once, each with these variables in its environment
-    threads  of a cell that is not alone; None: those of this process
+    engine   where cells run; None: on this machine, one after the other
+    threads  of each cell; None: as the engine divides what there is
     report   is given the folder and the records at the end, while the folder is still held
 
     Raises UserError where another run holds the folder, a text is shorter than asked, a task's documents cannot be had,
-    or the disk takes no more.
+    the engine cannot have what cells need, or the disk takes no more.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    engine = engine or local.Local()
     fresh = bool(limits) if isolate is None else isolate
-    elsewhere = fresh or (isolate is None and (cells[0].protocol.speed_rounds > 0 or len(slots) > 1))
-    if elsewhere:
-        _refuse_own(cells)
-    with lock.held(folder) as dead:
+    conditions = Conditions(
+        folder=folder,
+        device=cells[0].device,
+        timed=any(map(chain.is_timed, cells)),
+        fresh=fresh,
+        threads=threads,
+        models=any(cell.earlier or cell.protocol.save_dtype for cell in cells),
+        work=job.told,
+        measure=part.measure,
+    )
+    with lock.held(folder) as dead, engine.start(conditions) as session:
         if dead:
             say(dead)
+        if session.slots > 1 and all(map(chain.is_timed, cells)):
+            say(f"every cell is timed, which it is alone: {session.slots} slots gain nothing without --speed-rounds 0")
         store.clear_leftovers(folder)
         with _scratch(folder) as scratch:
-            datasets = _datasets(cells, scratch)
+            datasets = _datasets(cells, scratch, session.machine)
             cells = known(cells, datasets)
             for line in store.set_aside(folder, cells):
                 say(line)
-            engine: Engine = (
-                local.Local(job.work, slots, fresh=fresh)
-                if elsewhere
-                else local.InThisProcess(partial(_in_this_process, {cell.key: cell for cell in cells}, datasets))
-            )
-            shared: dict[str, Any] = {"scratch": str(scratch), "limits": dict(limits or {})}
-            shared["threads"] = threads or torch.get_num_threads()
-            with engine:
-                records = _measured(cells, folder, engine, retry_failed, shared)
+            if engine.here and not (fresh or (isolate is None and (conditions.timed or session.slots > 1))):
+                in_turn = partial(_in_this_process, {cell.key: cell for cell in cells}, datasets)
+                measuring: Session = local.InThisProcess(in_turn, session.machine)
+            else:
+                _refuse_own(cells)
+                measuring = session
+            shared: dict[str, Any] = {"scratch": str(scratch) if engine.here else "", "limits": dict(limits or {})}
+            records = _measured(cells, folder, measuring, retry_failed, shared)
         report(folder, records)
     return records
 
 
 def _measured(
-    cells: Sequence[Cell], folder: Path, engine: Engine, retry_failed: bool, shared: Mapping[str, Any]
+    cells: Sequence[Cell], folder: Path, session: Session, retry_failed: bool, shared: Mapping[str, Any]
 ) -> list[Record]:
-    """Have the engine measure every cell without a record that counts; `shared` is what its jobs have in common."""
+    """Have every cell measured without a record that counts; `shared` is what its jobs have in common."""
     served = store.served(folder, cells, retry_failed=retry_failed)
-    schedule = Schedule(cells, phases=engine.slots > 1)
+    schedule = Schedule(cells, phases=session.slots > 1)
     parents = {cell.key: cell.inputs["parent"] for cell in cells if cell.earlier and not served[cell.key][0]}
     names = {cell.key: _where(cell, number, len(cells)) for number, cell in enumerate(cells, start=1)}
 
     def may_start(cell: Cell) -> bool:
-        return engine.has_room(timed=engine.slots > 1 and chain.is_timed(cell))
+        return session.has_room(timed=session.slots > 1 and chain.is_timed(cell))
 
     def finish(cell: Cell, record: Record) -> None:
         schedule.finish(cell.key, record)
         parents.pop(cell.key, None)
         store.drop_models(folder, parents.values())
 
-    def write(cell: Cell, found: Mapping[str, Any]) -> None:
-        record = store.finish(_record(cell, found, engine.slots), folder, cell.key)
+    def write(cell: Cell, result: Result) -> None:
+        if result.part is None:
+            record = store.finish(job.record(cell, result.found, session.slots), folder, cell.key)
+        else:
+            record = store.take_in(result.part, folder, cell.key)
         if record.error:
             say(f"{names[cell.key]}: {record.status}: {record.error.partition(chr(10))[0]}")
         finish(cell, record)
-        if engine.slots > 1:
+        if session.slots > 1:
             say(schedule.progress())
 
     while (cell := schedule.next(may_start)) or schedule.running:
         if cell is None:
-            result = engine.next_result()
-            write(schedule.cells[result.key], result.found)
+            result = session.next_result()
+            write(schedule.cells[result.key], result)
             continue
         where, (record, why) = names[cell.key], served[cell.key]
         if record is not None:
@@ -155,11 +166,11 @@ def _measured(
             continue
         say(f"{where}: {why}; it runs again" if why else f"{where}: loading the model")
         if orphaned := _orphaned(cell, schedule.records):
-            write(cell, orphaned)
+            write(cell, Result(cell.key, orphaned))
             continue
         order, seconds = removals(cell, valid(folder)) if schedule.may_search(cell.key) else ((), 0.0)
         own: dict[str, Any] = {"where": where, "order": order, "seconds": seconds, "keep": cell.key in parents.values()}
-        engine.submit(_job(cell, folder, engine.slots, {**own, **shared}))
+        session.submit(_job(cell, folder, session, {**own, **shared}))
         schedule.start(cell.key)
     return [schedule.records[cell.key] for cell in cells]
 
@@ -169,19 +180,21 @@ def _where(cell: Cell, number: int, count: int) -> str:
     return f"[{number}/{count}] {cell.label}{'' if cell.ratio is None else f' at {cell.ratio:g}'}"
 
 
-def _job(cell: Cell, folder: Path, slots: int, given: Mapping[str, Any]) -> Job:
-    """Return the job of a cell, which has all threads where it is alone on its machine: in the only slot, or timed."""
-    timed, every = chain.is_timed(cell), torch.get_num_threads()
-    threads = every if slots == 1 or timed else given["threads"]
+def _job(cell: Cell, folder: Path, session: Session, given: Mapping[str, Any]) -> Job:
+    """Return the job of a cell."""
+    timed = chain.is_timed(cell)
     return Job(
-        **{**given, "threads": threads},
+        **given,
         cell=cell.plain(),
         key=cell.key,
         folder=str(folder),
+        parents=str(folder),
         plugins=tuple(methods.plugins()),
         timed=timed,
         gpus=int(cell.device.startswith("cuda")),
-        run_threads=every,
+        threads=session.threads(timed),
+        run_threads=session.machine.threads,
+        variables={name.upper(): value for name, value in waiting().items()},
     )
 
 
@@ -203,9 +216,9 @@ def _refuse_own(cells: Sequence[Cell]) -> None:
         )
 
 
-def _datasets(cells: Sequence[Cell], scratch: Path) -> dict[CalibrationSetting, Datasets]:
-    """Read the data of each protocol and seed of a run, which is of one model."""
-    reader = DatasetReader(cells[0], scratch)
+def _datasets(cells: Sequence[Cell], scratch: Path, machine: Machine) -> dict[CalibrationSetting, Datasets]:
+    """Read the data of each protocol and seed of a run, which is of one model and timed on one kind of machine."""
+    reader = DatasetReader(cells[0], scratch, machine)
     recipes = {cell.healing for cell in cells if cell.healing}
     one_of_each = {calibration_setting(cell): cell for cell in cells}
     return {setting: reader.read(cell, recipes) for setting, cell in one_of_each.items()}
@@ -236,19 +249,6 @@ def _orphaned(cell: Cell, records: Mapping[str, Record]) -> dict[str, Any] | Non
     status = parent.status if parent.status in REFUSED else "error"
     reason = f"{parent.status}, {(parent.error or '').partition(chr(10))[0]}"
     return {"status": status, "error": f"there is no model of {parent.cell['label']} to go on from: {reason}"}
-
-
-def _record(cell: Cell, found: Mapping[str, Any], slots: int) -> Record:
-    """Return the record of what was found of a cell; what its process did not tell is of this one."""
-    names = {"display_name": pretrained.display_name(cell.model), "label": cell.label}
-    described = dict(found.get("environment") or {})
-    if not described:  # of a process that died at once
-        described = environment.describe(torch.device(cell.device), getattr(torch, cell.dtype))
-    described["date"] = environment.date()
-    if slots > 1 and not chain.is_timed(cell):
-        described["slots"] = slots
-    decisions, measured = found.get("decisions", {}), found.get("measured", {})
-    return Record(cell.plain() | names, found["status"], described, decisions, measured, found["error"])
 
 
 @contextmanager

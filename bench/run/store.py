@@ -23,6 +23,7 @@ import io
 import json
 import math
 import shutil
+import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -108,6 +109,30 @@ def finish(record: Record, folder: Path, key: str) -> Record:
         record = replace(record, measured=record.measured | {"samples": published})
     save(record, folder / "cells" / f"{key}.json")
     drop_partial_results(folder, key, record.status)
+    return record
+
+
+def take_in(part: Path | Mapping[str, bytes], folder: Path, key: str) -> Record:
+    """Move the files of a cell that was measured into a part (bench.run.part) into the folder, and return its record.
+
+    part  the folder, or {path in it: bytes} where another machine has sent them
+
+    Raises InvalidRecord where the record cannot be read, or samples are not those that it names.
+    """
+    if not isinstance(part, Path):
+        with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as name:
+            for path, content in part.items():
+                if (Path(name) / path).resolve().is_relative_to(Path(name).resolve()):
+                    write_atomically(Path(name) / path, content)
+            return take_in(Path(name), folder, key)
+    record = load(part / "cells" / f"{key}.json")
+    refuse_damaged(part / "samples" / key, record.measured)
+    for kind in ("models", KEPT):
+        if (source := part / kind / key).is_dir():
+            (folder / kind).mkdir(exist_ok=True)
+            shutil.rmtree(folder / kind / key, ignore_errors=True)  # of an attempt that did not come to its record
+            source.replace(folder / kind / key)
+    _move(part, key, folder)
     return record
 
 

@@ -16,9 +16,10 @@ import psutil
 import pytest
 from conftest import refused
 from engine_jobs import dies, job, naps, refuses
+from run_contents import contents
 
 from bench.cli.main import main
-from bench.engines.local import VISIBLE, Local, environments, threads_of, visible
+from bench.engines.local import VISIBLE, LocalSession, environments, threads_of, visible
 from bench.plan.cell import Cell, Stage, from_plain
 from bench.plan.protocol import profile
 from bench.plan.recipe import Recipe
@@ -26,7 +27,6 @@ from bench.run import runner
 from methods.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-TIMINGS = ("seconds", "prune_seconds", "peak_memory_bytes")
 DIES = """
 import os, signal, time
 from dataclasses import dataclass
@@ -39,21 +39,6 @@ class Dies:
     def plan(self, model, ratio): return {}
     def prune(self, model, calibration, ratio): os.kill(os.getpid(), signal.SIGSEGV)
 """
-
-
-def contents(folder: Path) -> dict[str, object]:
-    """Everything that a run has left but its report: records without environment and timings; samples as bytes."""
-    found: dict[str, object] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md"):
-        name = path.relative_to(folder).as_posix()
-        found[name] = path.read_bytes() if path.suffix == ".parquet" else None
-        if path.parent.name == "cells":
-            plain = json.loads(path.read_text())
-            del plain["environment"]
-            for stage in (plain, *plain["decisions"].get("earlier", ())):
-                stage["measured"] = {key: value for key, value in stage["measured"].items() if key not in TIMINGS}
-            found[name] = plain
-    return found
 
 
 def environments_of(folder: Path) -> list[dict]:
@@ -87,7 +72,7 @@ def test_two_slots_give_what_one_gives_and_a_cell_that_dies_disturbs_no_other(ba
 
 
 def test_a_process_that_dies_is_the_outcome_of_its_job_and_the_other_slot_goes_on():
-    with Local(dies, environments(2, "cpu", []), fresh=False) as engine:
+    with LocalSession(dies, environments(2, "cpu", []), fresh=False) as engine:
         engine.submit(job("beside", seconds=0.5))
         engine.submit(job("dead"))
         dead = engine.next_result()
@@ -123,22 +108,22 @@ def test_slots_that_cannot_be_are_refused(given, said, base, capsys, tmp_path):
 
 
 def test_who_gains_nothing_by_slots_is_told_so_and_what_each_slot_has(base, monkeypatch, capsys, tmp_path):
-    asked: dict[str, object] = {}
+    sessions: list[LocalSession] = []
 
-    def run(cells, folder, **how):
-        asked.update(how)
+    def measured(cells, folder, session, *rest):
+        sessions.append(session)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "run", run)
+    monkeypatch.setattr(runner, "_measured", measured)
     (tmp_path / "spec.yaml").write_text("slots: 3\n")
     arguments = [*base, "--methods", "drop-tail", "--ratio", "0.2"]
     assert main([*arguments, "--speed-rounds", "6", "--spec", str(tmp_path / "spec.yaml")]) == 130
     assert "every cell is timed, which it is alone: 3 slots gain nothing" in capsys.readouterr().err
-    assert (asked["slots"], asked["threads"]) == (environments(3, "cpu", []), 1)
+    assert (sessions[-1].slots, sessions[-1].threads(timed=False)) == (3, 1)
     assert main([*arguments, "--slots", "2"]) == 130
     assert "every cell is timed" not in capsys.readouterr().err
     assert main([*arguments, "--slots", "auto"]) == 130
-    assert asked["slots"] == [{}]
+    assert sessions[-1].slots == 1
 
 
 def test_every_slot_has_a_gpu_of_its_own_and_cells_of_the_cpu_see_none(monkeypatch):
@@ -156,7 +141,7 @@ def test_every_slot_has_a_gpu_of_its_own_and_cells_of_the_cpu_see_none(monkeypat
     monkeypatch.delenv(VISIBLE)
     assert visible(2) == ["0", "1"]
     assert [threads_of(2, 8, None), threads_of(16, 8, None), threads_of(2, 8, 8)] == [4, 1, 8]
-    with Local(naps, environments(2, "cuda", ["4", "7"]), fresh=False) as engine:
+    with LocalSession(naps, environments(2, "cuda", ["4", "7"]), fresh=False) as engine:
         for key in ("a", "b"):
             engine.submit(job(key, seconds=0.2))
         assert {engine.next_result().found["gpus"] for _ in range(2)} == {"4", "7"}
@@ -164,7 +149,7 @@ def test_every_slot_has_a_gpu_of_its_own_and_cells_of_the_cpu_see_none(monkeypat
 
 
 def test_nothing_runs_beside_a_timed_cell():
-    with Local(naps, environments(2, "cpu", []), fresh=False) as engine:
+    with LocalSession(naps, environments(2, "cpu", []), fresh=False) as engine:
         assert engine.has_room(timed=True)
         engine.submit(job("a", seconds=0.3))
         assert engine.has_room(timed=False)
@@ -181,7 +166,7 @@ def test_nothing_runs_beside_a_timed_cell():
 
 def test_a_mistake_that_is_no_cells_alone_ends_every_slot():
     refused_alike, two = pytest.raises(UserError, match="there is no such text"), environments(2, "cpu", [])
-    with refused_alike, Local(refuses, two, fresh=False) as engine:
+    with refused_alike, LocalSession(refuses, two, fresh=False) as engine:
         engine.submit(job("a", seconds=0.0))
         running = engine.next_result().found["pid"]
         engine.submit(job("b", seconds=600.0))

@@ -26,6 +26,7 @@ from conftest import tiny
 import methods
 from bench.cli.main import main
 from bench.data import task_loading
+from bench.engines.engine import Machine
 from bench.evaluation import tasks
 from bench.records.record import InvalidRecord, Record, load
 from bench.records.run_folder import load_run
@@ -370,7 +371,7 @@ def test_how_threads_wait_is_part_of_a_timed_cells_key_alone(monkeypatch):
         monkeypatch.setenv("GOMP_SPINCOUNT", turns)
         cell = SimpleNamespace(model="any", device="cpu", protocol=SimpleNamespace(speed_rounds=rounds))
         read = {"calibration": SimpleNamespace(sha256=""), "texts": {}, "loaded_tasks": {}, "documents": {}}
-        return fingerprint.common(cell, None, **read)
+        return fingerprint.common(cell, None, Machine("this", 2), **read)
 
     assert stands_on(12, "5000") != stands_on(12, "0")
     assert stands_on(0, "5000") == stands_on(0, "0")

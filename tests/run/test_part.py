@@ -1,0 +1,138 @@
+"""A cell that another machine has measured into a part is the same cell, with its samples and its model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from conftest import refused
+from run_contents import contents
+
+from bench.cli.main import main
+from bench.engines import chosen
+from bench.engines.engine import Job, Machine, Result
+
+MINE = """
+from dataclasses import dataclass
+from methods import make, register
+
+@register("mine")
+@dataclass(frozen=True)
+class Mine:
+    fixed = False
+    def plan(self, model, ratio): return {}
+    def prune(self, model, calibration, ratio): return make("shortgpt").prune(model, calibration, ratio)
+"""
+
+
+@dataclass
+class Parts:
+    """Measures every job into a part at once, whose files it gives back as bytes or in their folder."""
+
+    place: Path
+    as_bytes: bool
+    slots: ClassVar[int] = 1
+    here: ClassVar[bool] = False
+    machine: ClassVar[Machine] = Machine(None, 1)
+    jobs: list[str] = field(default_factory=list)
+    submitted: Job | None = None
+
+    def start(self, conditions):
+        self.measure = conditions.measure
+        return self
+
+    def threads(self, timed):
+        return 1
+
+    def has_room(self, timed):
+        return self.submitted is None
+
+    def submit(self, job):
+        self.submitted = job
+
+    def next_result(self):
+        job, self.submitted = self.submitted, None
+        self.jobs.append(job.to_json())
+        part = self.place / job.key
+        self.measure(self.jobs[-1], str(part))
+        if not self.as_bytes:
+            return Result(job.key, {}, part)
+        files = {path.relative_to(part).as_posix(): path.read_bytes() for path in part.rglob("*") if path.is_file()}
+        return Result(job.key, {}, files)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch):
+    def chosen_for(as_bytes: bool) -> Parts:
+        engine = Parts(tmp_path / f"parts-{as_bytes}", as_bytes)
+        monkeypatch.setattr(chosen, "engine", lambda spec: engine)
+        return engine
+
+    return chosen_for
+
+
+def test_parts_give_what_the_run_itself_gives(base, tmp_path, parts):
+    (tmp_path / "mine.py").write_text(MINE)
+    asked = [*base, "--ratio", "0.2", "--then", "shortgpt:ratio=0.6", "--threads", "1", "--device", "cpu"]
+    asked += ["--methods", "mine,sleb", "--plugin", str(tmp_path / "mine.py"), "--save-models"]
+    assert main([*asked, "--out", str(tmp_path / "here")]) == 0
+    expected = contents(tmp_path / "here")
+    assert sum(name.startswith("cells/") for name in expected) == 5
+    assert sum(name.endswith(".safetensors") for name in expected) == 4
+    for as_bytes in (True, False):
+        engine, run = parts(as_bytes), tmp_path / f"run-{as_bytes}"
+        assert main([*asked, "--out", str(run)]) == 0
+        assert contents(run) == expected
+        assert len(engine.jobs) == 5
+        assert main([*asked, "--out", str(run)]) == 0
+        assert len(engine.jobs) == 5  # everything had its record
+
+
+def test_the_command_measures_a_job_once_and_refuses_what_is_none(base, tmp_path, parts, capsys, monkeypatch):
+    engine = parts(False)
+    asked = [*base, "--methods", "shortgpt", "--ratio", "0.2", "--device", "cpu", "--out", str(tmp_path / "run")]
+    assert main(asked) == 0
+    dense, job = engine.jobs
+    (tmp_path / "job.json").write_text(job)
+    assert main(["cell", str(tmp_path / "job.json"), "--out", str(tmp_path / "part")]) == 0
+    first = contents(tmp_path / "part")
+    assert [name for name in first if name.startswith("cells/shortgpt")] == [name for name in first if "cells/" in name]
+    stamp = next((tmp_path / "part" / "cells").iterdir()).stat().st_mtime_ns
+    assert main(["cell", str(tmp_path / "job.json"), "--out", str(tmp_path / "part")]) == 0
+    assert next((tmp_path / "part" / "cells").iterdir()).stat().st_mtime_ns == stamp
+    merged = ["merge", *(str(path) for path in engine.place.iterdir() if "dense" in path.name), str(tmp_path / "part")]
+    assert main([*merged[:-1], str(tmp_path / "part"), "--out", str(tmp_path / "whole")]) == 2  # dense was taken in
+    capsys.readouterr()
+
+    def refuses(text: str, out: str, said: str) -> None:
+        (tmp_path / "other.json").write_text(text)
+        assert said in refused(capsys, ["cell", str(tmp_path / "other.json"), "--out", str(tmp_path / out)])
+
+    refuses("{", "new", "this is no job of a run: the file: Invalid JSON")
+    refuses(json.dumps(json.loads(job) | {"threads": "many"}), "new", "this is no job of a run: threads: ")
+    refuses(dense, "part", "part belongs to another run, it holds shortgpt--0.2--")
+    outside = replace(Job.from_json(job), sources={"../mine.py": MINE})
+    refuses(outside.to_json().replace('"sources": {}', '"sources": {"../mine.py": ""}'), "new", "a plugin has the name")
+    plain = json.loads(job)
+    plain["cell"]["inputs"]["versions"]["torch"] = "1.0.0"
+    refuses(json.dumps(plain), "new", " and not 1.0.0, which the run has; install the same there")
+    plain = json.loads(job)
+    plain["cell"]["inputs"]["method_sha256"] = "0" * 64
+    refuses(json.dumps(plain), "new", "the code of shortgpt ")
+    assert not list((tmp_path / "new").glob("cells/*"))
+    assert "cannot be read: No such file" in refused(capsys, ["cell", "none.json", "--out", str(tmp_path / "new")])
+
+
+def test_other_machines_are_not_looked_at_for_a_device(base, parts, capsys):
+    parts(True)
+    said = refused(capsys, [*base, "--methods", "shortgpt", "--ratio", "0.2", "--device", "auto"])
+    assert "cells run on other machines; say --device cuda or --device cpu, not auto" in said
