@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from methods.errors import Unsupported
 from methods.model.architectures import Family
@@ -166,9 +167,20 @@ class Layer:
                 setattr(self.attn, shared, copy.copy(getattr(self.attn, shared)))
             setattr(getattr(self.attn, shared) if shared else self.attn, name, sizes[letters])
 
+    @property
+    def device(self) -> torch.device:
+        """Return where the layer lies; the layers of a model may be spread over several devices."""
+        return next(self.module.parameters()).device
+
+    def _here(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return what the layer is called with, moved to where it lies."""
+        device = self.device
+        moved: dict[str, Any] = tree_map(lambda one: one.to(device) if isinstance(one, Tensor) else one, arguments)
+        return moved
+
     def attention(self, h: Tensor, arguments: dict[str, Any]) -> Tensor:
         """Return the attention's contribution to the residual from its normed input, (B, T, D) -> (B, T, D)."""
-        return self.attn(h, **arguments)[0]
+        return self.attn(h, **self._here(arguments))[0]
 
     def feed_forward(self, h: Tensor) -> Tensor:
         """Return the MLP's contribution to the residual from its normed input, (B, T, D) -> (B, T, D)."""
@@ -201,6 +213,7 @@ class Layer:
             return x
         if not gone:
             return self(x, arguments)
+        x = x.to(self.device)
         h = x if "attention" in gone else x + self.attend(x, arguments)
         return h if "mlp" in gone else h + self.transform(x if self.parallel else h)
 
@@ -216,7 +229,7 @@ class Layer:
 
     def __call__(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
         """Run the layer, (B, T, D) -> (B, T, D)."""
-        return self.module(x, **arguments)
+        return self.module(x.to(self.device), **self._here(arguments))
 
     def copy_sharing_matrices(self) -> Layer:
         """Return a layer with its own norms and biases, whose matrices and configuration still are this layer's."""
