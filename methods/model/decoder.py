@@ -126,16 +126,13 @@ class Decoder:
 
     def normed(self, x: Tensor) -> Tensor:
         """Return x after the final norm, or x itself where the family has none."""
-        return x if self.final_norm is None else self.final_norm(x.to(self.head.weight.device))
+        return x if self.final_norm is None else self.final_norm(x)
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits of what comes out of the last layer, (..., D) -> (..., V), in the model's dtype."""
         if x.shape[-1] != self.head.in_features:
             raise Unsupported("the head does not read the last layer's width")
-        logits, cap = (
-            self.head(self.normed(x).to(self.head.weight.device)),
-            getattr(self.config, "final_logit_softcapping", None),
-        )
+        logits, cap = self.head(self.normed(x)), getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def _put(self, path: str, module: nn.Module) -> None:
