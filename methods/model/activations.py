@@ -122,9 +122,9 @@ def steps(model: Decoder, calibration: Calibration) -> Iterator[tuple[int, Step]
     with bar(len(batches) * len(layers), "reading calibration tokens", "layer") as shown:
         for ids, mask in batches:
             entry = enter(model, ids)
-            x = entry.x
+            x, real = entry.x, mask.to(entry.x.device)
             for number, layer in enumerate(layers):
-                taken = step(layer, x, entry.arguments[layer.kind], mask)
+                taken = step(layer, x, entry.arguments[layer.kind], real)
                 yield number, taken
                 x = taken.y
                 shown.update()

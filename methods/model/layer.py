@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from methods.errors import Unsupported
 from methods.model.architectures import Family
@@ -169,18 +168,16 @@ class Layer:
 
     @property
     def device(self) -> torch.device:
-        """Return where the layer lies; the layers of a model may be spread over several devices."""
-        return next(self.module.parameters()).device
+        """Return where the layer lies, which differs where a model has been spread over several GPUs.
 
-    def _here(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return what the layer is called with, moved to where it lies."""
-        device = self.device
-        moved: dict[str, Any] = tree_map(lambda one: one.to(device) if isinstance(one, Tensor) else one, arguments)
-        return moved
+        Each of its modules then moves what it is called with (accelerate.dispatch_model); what is added to that must be
+        moved by whoever adds it.
+        """
+        return next(self.module.parameters()).device
 
     def attention(self, h: Tensor, arguments: dict[str, Any]) -> Tensor:
         """Return the attention's contribution to the residual from its normed input, (B, T, D) -> (B, T, D)."""
-        return self.attn(h, **self._here(arguments))[0]
+        return self.attn(h, **arguments)[0]
 
     def feed_forward(self, h: Tensor) -> Tensor:
         """Return the MLP's contribution to the residual from its normed input, (B, T, D) -> (B, T, D)."""
@@ -229,7 +226,7 @@ class Layer:
 
     def __call__(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
         """Run the layer, (B, T, D) -> (B, T, D)."""
-        return self.module(x.to(self.device), **self._here(arguments))
+        return self.module(x, **arguments)
 
     def copy_sharing_matrices(self) -> Layer:
         """Return a layer with its own norms and biases, whose matrices and configuration still are this layer's."""

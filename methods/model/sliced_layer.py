@@ -29,7 +29,7 @@ class SlicedLayer(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         layer, arguments = self.view, self.view.bind(args, kwargs)
-        x = hidden_states.to(layer.device)
+        x = hidden_states.to(layer.out.weight.device)
         h = layer.attn_norm(x)
         if layer.parallel:
             return self.shortcuts[0](x) + _both(layer, h, arguments)

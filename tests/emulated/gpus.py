@@ -184,6 +184,7 @@ class _Function(TorchFunctionMode):
             draw = kwargs.get("generator")
             if draw is not None and draw.device.type == "cpu":
                 raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
+        kwargs.pop("pin_memory", None)  # which safetensors asks for on the way to a GPU
         if device is not None and mine is None:
             kwargs["device"] = CPU  # as C++ sees the GPU
         with self.gpus.within(mine):

@@ -25,7 +25,7 @@ IDS = torch.randint(3, 128, (8, 24), generator=torch.Generator().manual_seed(1))
 CALIBRATION = Calibration(IDS, torch.arange(24) < torch.tensor([24, 19] * 4)[:, None], memory=200_000)
 FAMILIES = {  # whose layers differ from Llama's
     "gemma2": ["laco", "flap", "shortgpt+ghost"],
-    "gpt_neox": ["slicegpt", "wanda-sp", "laco-ls", "flap+refit"],
+    "gpt_neox": ["slicegpt", "wanda-sp", "laco-ls", "sleb", "llm-pruner", "flap+refit"],  # whose head is not tied
 }
 EVERY = [("llama", name, {}) for name in [*METHODS, *COMPENSATED]]
 EVERY += [("llama", name, settings) for name, settings in SETTINGS.items()]
