@@ -260,12 +260,28 @@ def test_the_tables_of_the_study_of_compensations_are_what_its_records_say():
 
 
 def test_the_table_of_sinks_is_what_its_records_say():
-    said = {(line["measure"], line["label"]): line["shown"] for line in report("compensation", view="grid")}
+    said = {
+        (line["label"], line["table"].split("-")[2], line["measure"]): line["shown"]
+        for line in report("sinks", view="seeds")
+        if line["table"].startswith("seeds-methods-")
+    }
+    found: dict[tuple[str, str], dict[tuple[str, int], float]] = {}
+    for record in run_folder.records(ROOT / "docs/results/sinks").values():
+        for name, figures in record.measured["perplexity"].items():
+            draw = record.cell["protocol"]["calibration"], record.cell["seed"]
+            found.setdefault((record.cell["label"], name), {})[draw] = figures["perplexity"]
     (table,) = (table for table in tables(text("docs/studies/compensation.md")) if table[0][0] == "sinks")
-    for label, *cells in table[1:]:
+    for label, *shown in table[1:]:
         mending = label.partition("+")[2]
         alike = f"{label}:{f'{mending}.' if mending else ''}sinks=alike"
-        assert cells == [said[f"perplexity_{on}", one] for on in ("wiki", "c4") for one in (label, alike)], label
+        expected = []
+        for name in ("wiki", "c4"):
+            for one in (label, alike):
+                mean, lowest, highest = (said[one, name, measure] for measure in ("perplexity", "lowest", "highest"))
+                expected.append(f"{mean} ({lowest} to {highest})")
+            apart, together = found[label, name], found[alike, name]
+            expected.append(f"{sum(apart[draw] < together[draw] for draw in apart)} of {len(apart)}")
+        assert shown == expected, label
     assert len(table) == 7
 
 
