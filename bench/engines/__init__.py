@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bench.engines.local import Local
+    from bench.engines.slurm import Slurm
 
-__all__ = ["Local"]
+__all__ = ["Local", "Slurm"]
 
-HOMES = {"Local": "bench.engines.local"}  # the module that has each engine
+HOMES = {"Local": "bench.engines.local", "Slurm": "bench.engines.slurm"}  # the module that has each engine
 
 
 def __getattr__(name: str) -> Any:

@@ -105,7 +105,7 @@ def run(
     with lock.held(folder) as dead, engine.start(conditions) as session:
         if dead:
             say(dead)
-        if session.slots > 1 and all(map(chain.is_timed, cells)):
+        if engine.here and session.slots > 1 and all(map(chain.is_timed, cells)):
             say(f"every cell is timed, which it is alone: {session.slots} slots gain nothing without --speed-rounds 0")
         store.clear_leftovers(folder)
         with _scratch(folder) as scratch:
@@ -144,7 +144,8 @@ def _measured(
 
     def write(cell: Cell, result: Result) -> None:
         if result.part is None:
-            record = store.finish(job.record(cell, result.found, session.slots), folder, cell.key)
+            beside = session.slots if shared["scratch"] else 1  # of another machine nothing is known
+            record = store.finish(job.record(cell, result.found, beside), folder, cell.key)
         else:
             record = store.take_in(result.part, folder, cell.key)
         if record.error:
