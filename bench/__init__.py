@@ -4,6 +4,7 @@
 
     spec = bench.RunSpec(methods="laco,slicegpt", ratios=[0.3], out="results/mine")
     records = bench.run(spec)                                # measured, or found in the folder
+    records = bench.run(spec, engine=bench.engines.Local(slots=4))      # four cells at once
     cells = bench.read("results/mine")                       # a pandas DataFrame, a row for each cell
     documents = bench.samples("results/mine", "piqa")        # a row for each cell and document
 
@@ -32,8 +33,8 @@ HOMES = {  # the module that has each name
 
 
 def __getattr__(name: str) -> Any:
-    if name == "run":
-        return import_module("bench.run")  # which can be called
+    if name in ("engines", "run"):
+        return import_module(f"bench.{name}")  # of which bench.run can be called
     if name in HOMES:
         return getattr(import_module(HOMES[name]), name)
     raise AttributeError(f"module 'bench' has no attribute {name!r}")

@@ -42,10 +42,15 @@ def notes(text: str, out: str) -> None:
 
 
 def naps(line, asked: Job) -> None:
-    """Sleep for the job's seconds; tell where, and when it began and ended by the clock of the machine."""
+    """Sleep for the job's seconds; tell where, and by the machine's clock when, and a timed one a while alone."""
     began = time.monotonic()
     line.tell({"pid": os.getpid(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")})
     time.sleep(asked.seconds)
+    if asked.timed:
+        with line.alone():
+            alone = time.monotonic()
+            time.sleep(0.1)
+            line.tell({"alone": [alone, time.monotonic()]})
     line.tell({"status": "ok", "error": None, "began": began, "ended": time.monotonic()})
 
 

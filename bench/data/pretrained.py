@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.data import assets
+from bench.data.file_hashes import remembered_sha256
 from methods.errors import UserError
 from methods.files import sha256
 
@@ -100,12 +101,15 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
 
 
 def weights_sha256(name: str) -> str:
-    """Return the sha256 of the weight file, or of the list of sha256 and names where there are several."""
+    """Return the sha256 of the weight file, or of the list of sha256 and names where there are several.
+
+    A file that has not changed since it was read is not read again (bench.data.file_hashes).
+    """
     folder, options = _source(name)
     files = [folder / options["gguf_file"]] if "gguf_file" in options else sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
-        return sha256(files[0])
-    lines = "".join(f"{sha256(file)}  {file.name}\n" for file in files)
+        return remembered_sha256(files[0])
+    lines = "".join(f"{remembered_sha256(file)}  {file.name}\n" for file in files)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 

@@ -44,7 +44,7 @@ class Job:
     timed    whether nothing may run beside it on its machine
     gpus     how many of them it needs for itself
     threads  torch's, on the CPU
-    run_threads   torch's of the run, of which the hash of what is timed speaks (bench.run.fingerprint)
+    run_threads   torch's while it is timed, of which the hash of what is timed speaks (bench.run.fingerprint)
     variables     of the environment, by which threads wait as they do in the run (bench.system.threads)
     """
 
@@ -156,10 +156,10 @@ class Session(Protocol):
         """Say where timed cells run."""
 
     def threads(self, timed: bool) -> int:
-        """Say how many threads a cell has."""
+        """Say how many threads a cell has but while it is timed, when it has those of the machine."""
 
     def has_room(self, timed: bool) -> bool:
-        """Say whether a job would start now: a timed one only where nothing runs, and nothing beside a timed one."""
+        """Say whether a job would start now. Nothing works beside a cell while it is timed."""
 
     def submit(self, job: Job) -> None:
         """Start a job, for which there is room."""

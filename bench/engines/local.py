@@ -3,7 +3,8 @@
     bench.run(spec, engine=bench.engines.Local(slots=2))
 
 A slot is a process that measures one cell after the other, with a GPU and threads of its own. Each process follows the
-one of the run, so that none is left when that is killed (bench.system.worker).
+one of the run, so that none is left when that is killed (bench.system.worker). While a cell is timed no other one
+works: the others wait where they come to the same (bench.system.gate), and none starts.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from bench.engines.engine import SOUND, Conditions, Job, Machine, Result, Work
 from bench.system import environment
+from bench.system.gate import Gate
 from bench.system.worker import Limits, Line, Worker
 from methods.errors import UserError
 
@@ -85,6 +89,11 @@ class _OwnLine(Line):
     def alive(self, where: str) -> None:
         """Say nothing, since nobody waits for a sign of life."""
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait for nobody, since nothing else works."""
+        yield
+
     def tell(self, found: dict[str, Any]) -> None:
         self._hear(found)
 
@@ -114,20 +123,18 @@ class LocalSession:
         self._idle = list(range(self.slots))
         self._running: dict[int, tuple[Job, threading.Thread]] = {}
         self._ended: queue.SimpleQueue[tuple[int, dict[str, Any] | BaseException]] = queue.SimpleQueue()
+        self._gate = Gate()
         self._cancelled = False
 
     def threads(self, timed: bool) -> int:
-        return self.machine.threads if timed or self.slots == 1 else self._threads
+        return self.machine.threads if self.slots == 1 else self._threads
 
     def has_room(self, timed: bool) -> bool:
-        beside = [job for job, _ in self._running.values()]
-        return bool(self._idle) and not any(job.timed for job in beside) and not (timed and beside)
+        return bool(self._idle) and not self._gate.is_closed
 
     def submit(self, job: Job) -> None:
         slot = self._idle.pop(0)
-        if job.timed:
-            for other in self._idle:
-                self._workers[other].stop()  # which holds memory, and what it has read
+        self._gate.started(slot)
         thread = threading.Thread(target=self._measure, args=(slot, job), daemon=True)
         self._running[slot] = job, thread
         thread.start()
@@ -143,6 +150,7 @@ class LocalSession:
 
     def cancel(self) -> None:
         self._cancelled = True
+        self._gate.open()
         for slot, (_, thread) in self._running.items():
             while thread.is_alive():  # it may be about to start its process
                 self._workers[slot].kill()
@@ -164,7 +172,8 @@ class LocalSession:
         worker = self._workers[slot]
         try:
             if not self._cancelled:
-                failure = worker.run(self._work, (job,), limits=Limits(**job.limits), hear=found.update)
+                limits, alone = Limits(**job.limits), partial(self._gate.alone, slot)
+                failure = worker.run(self._work, (job,), limits=limits, hear=found.update, alone=alone)
                 if "refused" in found:
                     raise UserError(found["refused"])
                 if failure and "status" not in found:
@@ -173,6 +182,7 @@ class LocalSession:
                     worker.stop()
         except BaseException as error:  # which is the run's to hear of
             outcome = error
+        self._gate.ended(slot)
         self._ended.put((slot, outcome))
 
 

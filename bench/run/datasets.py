@@ -29,6 +29,7 @@ class Datasets:
     healing            the text of each recipe
     inherited_seconds  what it took other cells to find the removals that this one begins with
     keep               whether a later cell goes on from the model of the one that is measured
+    timed_threads      torch's while a cell is timed
     """
 
     calibration: Calibration
@@ -40,11 +41,12 @@ class Datasets:
     healing: dict[Recipe, Text] = field(default_factory=dict)
     inherited_seconds: float = 0.0
     keep: bool = False
+    timed_threads: int = 1
 
-    def for_cell(self, order: tuple[str, ...], seconds: float, keep: bool) -> Datasets:
-        """Return these for one cell: with the removals that an earlier one found, the seconds for them, and `keep`."""
+    def for_cell(self, order: tuple[str, ...], seconds: float, keep: bool, timed_threads: int) -> Datasets:
+        """Return these for one cell, with the removals that an earlier one found and what those have cost."""
         block = replace(self.calibration, order=order)
-        return replace(self, calibration=block, inherited_seconds=seconds, keep=keep)
+        return replace(self, calibration=block, inherited_seconds=seconds, keep=keep, timed_threads=timed_threads)
 
 
 class DatasetReader:

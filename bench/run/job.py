@@ -16,7 +16,6 @@ import torch
 import methods
 from bench.data import pretrained
 from bench.engines.engine import Job, Machine
-from bench.plan import chain
 from bench.plan.cell import Cell, from_plain
 from bench.plan.protocol import Protocol
 from bench.records.record import Record
@@ -69,9 +68,10 @@ def told(line: Line, job: Job) -> None:
 
 def measure(line: Line, job: Job, cell: Cell, datasets: Datasets) -> None:
     """Measure the cell on what has been read for it; tell the environment first, then what is found."""
-    line.tell({"environment": environment.describe(torch.device(cell.device), getattr(torch, cell.dtype))})
-    outcome = Outcome(line.tell, line.alive, lambda message: say(f"{job.where}: {message}"))
-    own = datasets.for_cell(job.order, job.seconds, job.keep)
+    described = environment.describe(torch.device(cell.device), getattr(torch, cell.dtype))
+    line.tell({"environment": described | ({"threads": job.run_threads} if job.timed else {})})
+    outcome = Outcome(line.tell, line.alive, lambda message: say(f"{job.where}: {message}"), line.alone)
+    own = datasets.for_cell(job.order, job.seconds, job.keep, job.run_threads)
     attempt(cell, Path(job.folder), own, outcome, parents=Path(job.parents))
 
 
@@ -93,7 +93,7 @@ def record(cell: Cell, found: Mapping[str, Any], slots: int = 1) -> Record:
     if not described:  # of a process that died at once
         described = environment.describe(torch.device(cell.device), getattr(torch, cell.dtype))
     described["date"] = environment.date()
-    if slots > 1 and not chain.is_timed(cell):
+    if slots > 1:
         described["slots"] = slots
     decisions, measured = found.get("decisions", {}), found.get("measured", {})
     return Record(cell.plain() | names, found["status"], described, decisions, measured, found["error"])

@@ -13,7 +13,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,11 +66,13 @@ class Outcome:
     tell   hears all of it before each stage, and at the end
     doing  hears what is about to be done, as "while it ..."
     say    is for the user
+    alone  is entered while nothing else may work on the machine
     """
 
     tell: Callable[[dict[str, Any]], object]
     doing: Callable[[str], object]
     say: Callable[[str], object]
+    alone: Callable[[], AbstractContextManager[None]]
     decisions: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
 
@@ -141,8 +143,8 @@ def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, par
     _perplexity(cell, decoder.model, datasets, outcome, pieces)
     _accuracy(cell, (decoder.model, tokenizer), datasets, outcome, pieces)
     if chain.is_timed(cell):
-        with outcome.timed("speed"):
-            outcome.measured["speed"] = benchmark.measure(decoder.model, cell)
+        with outcome.alone(), outcome.timed("speed"):
+            outcome.measured["speed"] = benchmark.measure(decoder.model, cell, datasets.timed_threads)
     _note_peak_memory(outcome, decoder.embed.weight.device)
     if cell.protocol.checks:
         with outcome.timed("checks"):

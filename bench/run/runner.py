@@ -105,8 +105,6 @@ def run(
     with lock.held(folder) as dead, engine.start(conditions) as session:
         if dead:
             say(dead)
-        if engine.here and session.slots > 1 and all(map(chain.is_timed, cells)):
-            say(f"every cell is timed, which it is alone: {session.slots} slots gain nothing without --speed-rounds 0")
         store.clear_leftovers(folder)
         with _scratch(folder) as scratch:
             datasets = _datasets(cells, scratch, session.machine)
@@ -130,12 +128,12 @@ def _measured(
 ) -> list[Record]:
     """Have every cell measured without a record that counts; `shared` is what its jobs have in common."""
     served = store.served(folder, cells, retry_failed=retry_failed)
-    schedule = Schedule(cells, phases=session.slots > 1)
+    schedule = Schedule(cells)
     parents = {cell.key: cell.inputs["parent"] for cell in cells if cell.earlier and not served[cell.key][0]}
     names = {cell.key: _where(cell, number, len(cells)) for number, cell in enumerate(cells, start=1)}
 
     def may_start(cell: Cell) -> bool:
-        return session.has_room(timed=session.slots > 1 and chain.is_timed(cell))
+        return session.has_room(timed=chain.is_timed(cell))
 
     def finish(cell: Cell, record: Record) -> None:
         schedule.finish(cell.key, record)

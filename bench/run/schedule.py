@@ -4,7 +4,6 @@
 - A greedy search begins with the removals that the longest search of another ratio has found. Which cells search shows
   in their records, so that the first cell of a method and its parameters goes first; where its record has an order of
   removals, each waits for those in front of it. What a cell begins with is so the same with one slot and with many.
-- Timed cells come last where several run at once, since nothing may run beside them.
 - Nothing waits for the dense model's predictions: each process writes them unless they are there. Texts and tasks are
   read once in each process.
 """
@@ -16,7 +15,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bench.plan import chain
 from bench.plan.cell import Cell
 from bench.records import comparability
 from bench.records.record import FAILED, InvalidRecord, Record, load
@@ -27,15 +25,14 @@ from bench.run.source_hash import method_sha256
 class Schedule:
     """Keeps which cells are done, run, and wait. `cells` have their inputs, and parents come in front of children.
 
-    phases   whether cells that are timed come behind all others
     records  of the cells that are done, by key
     """
 
-    def __init__(self, cells: Sequence[Cell], *, phases: bool) -> None:
+    def __init__(self, cells: Sequence[Cell]) -> None:
         self.cells = {cell.key: cell for cell in cells}
         self.records: dict[str, Record] = {}
         self.running = set[str]()
-        self._left = sorted(self.cells, key=lambda key: phases and chain.is_timed(self.cells[key]))
+        self._left = list(self.cells)
         self._search_of = {key: str(_search(cell.plain())) for key, cell in self.cells.items() if cell.ratio}
         self._no_searches = set[str]()  # as a record says that has no order of removals
         self._before, last = dict[str, str](), dict[str, str]()  # {key: the one in front of it in its search}

@@ -115,7 +115,7 @@ def finish(record: Record, folder: Path, key: str) -> Record:
 def take_in(part: Path | Mapping[str, bytes], folder: Path, key: str) -> Record:
     """Move the files of a cell that was measured into a part (bench.run.part) into the folder, and return its record.
 
-    part  the folder, or {path in it: bytes} where another machine has sent them; a folder inside the run's is removed
+    part  the folder, or {path in it: bytes} where another machine has sent them
 
     Raises InvalidRecord where the record cannot be read, or samples are not those that it names.
     """
@@ -127,14 +127,12 @@ def take_in(part: Path | Mapping[str, bytes], folder: Path, key: str) -> Record:
             return take_in(Path(name), folder, key)
     record = load(part / "cells" / f"{key}.json")
     refuse_damaged(part / "samples" / key, record.measured)
-    for kind in ("models", KEPT, "partial"):
+    for kind in ("models", KEPT):
         if (source := part / kind / key).is_dir():
             (folder / kind).mkdir(exist_ok=True)
             shutil.rmtree(folder / kind / key, ignore_errors=True)  # of an attempt that did not come to its record
             source.replace(folder / kind / key)
     _move(part, key, folder)
-    if part.absolute().is_relative_to(folder.absolute()):
-        shutil.rmtree(part, ignore_errors=True)
     return record
 
 

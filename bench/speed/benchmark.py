@@ -46,7 +46,7 @@ BUSY = 0.25  # cores that other work may take on average before the machine is m
 TILES = (128, 64, 8)  # multiples that kernels are cut for
 
 
-def measure(model: nn.Module, cell: Cell) -> dict[str, Any]:
+def measure(model: nn.Module, cell: Cell, threads: int) -> dict[str, Any]:
     """Time `model` beside the dense one and return `speed` of bench.records.record; a failure is `failed` in it."""
     found: dict[str, Any] = {"points": []}
     device = next(model.parameters()).device
@@ -56,7 +56,7 @@ def measure(model: nn.Module, cell: Cell) -> dict[str, Any]:
     try:
         failure = worker.run(
             _work,
-            (cell, torch.get_num_threads(), methods.plugins(), device.type == "cuda"),
+            (cell, threads, methods.plugins(), device.type == "cuda"),
             limits=worker.Limits(silence=cell.protocol.speed_limit),
             hear=lambda news: _merge(found, news),
             give=lambda pipe: transfer.send(pipe, model),

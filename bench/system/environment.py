@@ -38,8 +38,8 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     python                           its version
     platform                         system, processor and C library; no kernel build, which tells who runs it
     cpu, physical_cores, logical_cores, memory_bytes   of the whole machine
-    threads                          torch's, within one operation
-    slots                            cells that the run had at once, where this one was not alone; the runner adds it
+    threads                          torch's, within one operation; of a timed cell those it has while it is timed
+    slots                            cells that the run had at once, where it had several; the runner adds it
     omp_wait_policy, gomp_spincount  whether they spin while they wait, and for how many turns, where that was said
     device, dtype                    of the model
     gpu, gpu_memory_bytes, gpu_driver, cuda            on CUDA only

@@ -72,6 +72,15 @@ class Line:
     def tell(self, found: dict[str, Any]) -> None:
         self.pipe.send(("found", found))
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other process of the parent works, and be the only one within (bench.system.gate)."""
+        self.pipe.send(("alone", None))
+        self.pipe.recv()
+        yield
+        self.pipe.send(("together", None))
+        self.pipe.recv()
+
 
 class Worker:
     """Keeps a process that does one task after the other. After a failure, or `stop`, the next task gets a new one.
@@ -98,18 +107,20 @@ class Worker:
         limits: Limits,
         hear: Callable[[dict[str, Any]], object],
         give: Callable[[Connection], object] = lambda pipe: None,
+        alone: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> Failure | None:
         """Call target(line, *arguments) in the process; return None when it finishes, else why it did not.
 
         limits  of this task; a process's start counts with its first one
         hear    gets what the child tells, at once, so that nothing is lost when it dies later
         give    sends what the child asks for
+        alone   is entered while the child has to be the only one that works; waiting for it counts for no limit
         """
         began, done = time.monotonic(), False
         try:
             process, here = self._started()
             here.send((target, arguments))
-            failure = _attend(process, here, limits, began=began, hear=hear, give=give)
+            failure = _attend(process, here, limits, began=began, hear=hear, give=give, alone=alone)
             done = failure is None
             return failure
         except OSError as error:  # of a system without room for another process
@@ -165,29 +176,39 @@ def _attend(
     began: float,
     hear: Callable[[dict[str, Any]], object],
     give: Callable[[Connection], object],
+    alone: Callable[[], contextlib.AbstractContextManager[None]],
 ) -> Failure | None:
     """Listen until the task finishes or exceeds a limit."""
     where = STARTING
-    try:
-        while True:
-            if overstepped := _wait(here, process, limits, began):
-                return Failure(overstepped.status, f"{overstepped.reason} {where}, and ended")
-            word, value = here.recv()
-            if word == "alive":
-                where = value
-            elif word == "found":
-                hear(value)
-            elif word == "give":
-                with _killed_after(limits.silence, process):
-                    give(here)
-            elif word == "failed":
-                process.join(10)  # it tidies up behind itself
-                return Failure(value[0], f"{value[1]} {where}")
-            else:
-                return None
-    except (EOFError, ConnectionError):
-        process.join(5)
-        return _death(process.exitcode, where)
+    with contextlib.ExitStack() as others_wait:
+        try:
+            while True:
+                if overstepped := _wait(here, process, limits, began):
+                    return Failure(overstepped.status, f"{overstepped.reason} {where}, and ended")
+                word, value = here.recv()
+                if word == "alive":
+                    where = value
+                elif word == "found":
+                    hear(value)
+                elif word == "give":
+                    with _killed_after(limits.silence, process):
+                        give(here)
+                elif word in ("alone", "together"):
+                    asked = time.monotonic()
+                    if word == "alone":
+                        others_wait.enter_context(alone())
+                    else:
+                        others_wait.close()
+                    began += time.monotonic() - asked
+                    here.send(None)
+                elif word == "failed":
+                    process.join(10)  # it tidies up behind itself
+                    return Failure(value[0], f"{value[1]} {where}")
+                else:
+                    return None
+        except (EOFError, ConnectionError):
+            process.join(5)
+            return _death(process.exitcode, where)
 
 
 def _wait(here: Connection, process: BaseProcess, limits: Limits, began: float) -> Failure | None:

@@ -107,7 +107,7 @@ def test_slots_that_cannot_be_are_refused(given, said, base, capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_who_gains_nothing_by_slots_is_told_so_and_what_each_slot_has(base, monkeypatch, capsys, tmp_path):
+def test_threads_are_divided_among_the_slots(base, monkeypatch, tmp_path):
     sessions: list[LocalSession] = []
 
     def measured(cells, folder, session, *rest):
@@ -117,11 +117,8 @@ def test_who_gains_nothing_by_slots_is_told_so_and_what_each_slot_has(base, monk
     monkeypatch.setattr(runner, "_measured", measured)
     (tmp_path / "spec.yaml").write_text("slots: 3\n")
     arguments = [*base, "--methods", "drop-tail", "--ratio", "0.2"]
-    assert main([*arguments, "--speed-rounds", "6", "--spec", str(tmp_path / "spec.yaml")]) == 130
-    assert "every cell is timed, which it is alone: 3 slots gain nothing" in capsys.readouterr().err
+    assert main([*arguments, "--spec", str(tmp_path / "spec.yaml")]) == 130
     assert (sessions[-1].slots, sessions[-1].threads(timed=False)) == (3, 1)
-    assert main([*arguments, "--slots", "2"]) == 130
-    assert "every cell is timed" not in capsys.readouterr().err
     assert main([*arguments, "--slots", "auto"]) == 130
     assert sessions[-1].slots == 1
 
@@ -148,20 +145,35 @@ def test_every_slot_has_a_gpu_of_its_own_and_cells_of_the_cpu_see_none(monkeypat
     assert VISIBLE not in os.environ
 
 
-def test_nothing_runs_beside_a_timed_cell():
-    with LocalSession(naps, environments(2, "cpu", []), fresh=False) as engine:
+def test_nothing_works_beside_a_cell_while_it_is_timed():
+    with LocalSession(naps, environments(3, "cpu", []), fresh=False) as engine:
+        engine.submit(job("long", seconds=1.0))
+        for key in ("timed", "timed too"):
+            engine.submit(job(key, seconds=0.0, timed=True))
+        assert not engine.has_room(timed=False)  # for want of a slot
+        found = {result.key: result.found for result in (engine.next_result() for _ in range(3))}
         assert engine.has_room(timed=True)
-        engine.submit(job("a", seconds=0.3))
-        assert engine.has_room(timed=False)
-        assert not engine.has_room(timed=True)
-        engine.submit(job("b", seconds=0.0))
-        assert not engine.has_room(timed=False)
-        first = {result.key: result.found for result in (engine.next_result(), engine.next_result())}
-        assert first["b"]["began"] < first["a"]["ended"]  # at once
+        (began, ended), (also_began, also_ended) = sorted(found[key]["alone"] for key in ("timed", "timed too"))
+        assert found["long"]["ended"] <= began < ended <= also_began
+        assert found["timed"]["ended"] >= also_ended  # whoever was first has waited for the other one
+        assert found["timed too"]["ended"] >= also_ended
+
+
+def test_a_cell_that_dies_while_others_wait_to_be_timed_lets_them_go_on():
+    with LocalSession(dies, environments(2, "cpu", []), fresh=False) as engine:
         engine.submit(job("timed", seconds=0.0, timed=True))
-        assert not engine.has_room(timed=False)
-        assert engine.next_result().found["pid"] == first["a"]["pid"]
-        assert not psutil.pid_exists(first["b"]["pid"])  # an idle process would hold memory beside it
+        engine.submit(job("dead"))
+        found = {result.key: result.found["status"] for result in (engine.next_result() for _ in range(2))}
+        assert found == {"timed": "ok", "dead": "crashed"}
+
+
+def test_waiting_to_be_timed_counts_for_no_limit():
+    with LocalSession(naps, environments(2, "cpu", []), fresh=False) as engine:
+        engine.submit(job("long", seconds=4.0))
+        engine.submit(job("timed", seconds=0.0, timed=True, limits={"seconds": 3.5}))
+        found = {result.key: result.found for result in (engine.next_result() for _ in range(2))}
+        assert found["timed"]["status"] == "ok"
+        assert found["timed"]["ended"] - found["timed"]["began"] > 3.5
 
 
 def test_a_mistake_that_is_no_cells_alone_ends_every_slot():

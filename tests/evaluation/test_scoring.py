@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -220,7 +221,7 @@ def test_a_run_tries_the_mask_on_the_dense_model_alone(method, monkeypatch):
     protocol = SimpleNamespace(scorer="shared", batch_tokens=16)
     cell = SimpleNamespace(method=method, protocol=protocol)
     answered = SimpleNamespace(recall=lambda name: {"main": "acc"})
-    outcome = measure.Outcome(*[lambda told: None] * 3)
+    outcome = measure.Outcome(*[lambda told: None] * 3, nullcontext)
     measure._accuracy(cell, (None, None), SimpleNamespace(tasks={"piqa": None}), outcome, answered)
     assert asked == [method == "dense"]
 

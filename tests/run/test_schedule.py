@@ -35,7 +35,7 @@ def startable(schedule: Schedule) -> list[Cell]:
 def test_a_search_goes_on_from_the_one_in_front_of_it_and_no_other_cell_waits_for_it():
     searches = [cell("sleb", 0.1), cell("sleb+ghost", 0.1), cell("sleb", 0.2)]
     other, seed = cell("finercut", 0.1), cell("sleb", 0.1, seed=1)
-    schedule = Schedule([cell("dense"), *searches, other, seed], phases=True)
+    schedule = Schedule([cell("dense"), *searches, other, seed])
     assert startable(schedule) == [cell("dense"), searches[0], other, seed]
     assert schedule.progress() == "0 of 6 cells done, 4 running, 2 waiting, 0 failed"
     schedule.finish(searches[0].key, record(searches[0], removal_order=["layer 1"], free_removals=1))
@@ -48,7 +48,7 @@ def test_a_search_goes_on_from_the_one_in_front_of_it_and_no_other_cell_waits_fo
 
 def test_the_ratios_of_a_method_that_does_not_search_run_at_once_when_the_first_has_shown_that():
     cells = [cell("shortgpt", ratio) for ratio in (0.1, 0.2, 0.3)]
-    schedule = Schedule(cells, phases=True)
+    schedule = Schedule(cells)
     assert startable(schedule) == cells[:1]
     schedule.finish(cells[0].key, record(cells[0], removed_layers=[3]))
     assert startable(schedule) == cells[1:]
@@ -57,7 +57,7 @@ def test_the_ratios_of_a_method_that_does_not_search_run_at_once_when_the_first_
 
 def test_a_first_cell_that_has_failed_shows_nothing():
     cells = [cell("sleb", ratio) for ratio in (0.1, 0.2, 0.3)]
-    schedule = Schedule(cells, phases=True)
+    schedule = Schedule(cells)
     startable(schedule)
     schedule.finish(cells[0].key, record(cells[0], "out_of_memory"))
     assert startable(schedule) == cells[1:2]
@@ -67,17 +67,7 @@ def test_a_chained_cell_waits_for_its_parent_alone():
     parent, beside = cell("shortgpt", 0.1), cell("magnitude", 0.1)
     stage = Stage("shortgpt", {"tokens": 64}, 0.1)
     child = cell("laco", 0.3, earlier=(stage,), inputs={"weights": "a", "parent": parent.key})
-    schedule = Schedule([parent, child, beside], phases=True)
+    schedule = Schedule([parent, child, beside])
     assert startable(schedule) == [parent, beside]
     schedule.finish(parent.key, record(parent))
     assert startable(schedule) == [child]
-
-
-def test_timed_cells_come_last_where_several_run_at_once_and_in_their_order_where_one_does():
-    timed, untimed = cell("dense", protocol=profile("smoke")), cell("shortgpt", 0.1)
-    assert startable(Schedule([timed, untimed], phases=True)) == [untimed, timed]
-    assert startable(Schedule([timed, untimed], phases=False)) == [timed, untimed]
-    waits = Schedule([timed, untimed], phases=True)
-    assert (
-        waits.next(lambda one: one.protocol.speed_rounds > 0) == timed
-    )  # as an engine says that has room for no other

@@ -1,0 +1,48 @@
+"""Remembers the sha256 of large files, so that a machine reads each of them once and not for every cell.
+
+    <cache>/hashes/<name>   the sha256 of one state of a file; the name is made of its path, device, inode, size, and
+                            the times of its last change of content and of inode, to the nanosecond
+
+Whoever writes to a file changes one of these, so that an old hash is not found any more. A file that was changed within
+the last seconds is read again, since a second change within one tick of the clock would leave its times as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from bench.data.assets import cache_folder
+from methods.errors import Unwritable
+from methods.files import sha256, write_atomically
+
+SETTLED = 5.0  # seconds since the last change, many times the tick of any file system's clock
+
+
+def remembered_sha256(path: Path) -> str:
+    """Return the sha256 of a file, which is read unless it is as it was when it was read before."""
+    path = path.resolve()
+    place = cache_folder() / "hashes" / _state(path)
+    with suppress(OSError, ValueError):
+        if re.fullmatch("[0-9a-f]{64}", known := place.read_text(encoding="ascii")):
+            return known
+    found = sha256(path)
+    if place.name == _state(path) and _is_settled(path.stat()):
+        with suppress(Unwritable):  # a cache that cannot be written to costs time alone
+            write_atomically(place, found)
+    return found
+
+
+def _state(path: Path) -> str:
+    """Return a name for the file as it is now."""
+    now = path.stat()
+    facts = (str(path), now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+
+
+def _is_settled(now: os.stat_result) -> bool:
+    return time.time() - max(now.st_mtime, now.st_ctime) > SETTLED
