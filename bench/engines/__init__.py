@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bench.engines.local import Local
+    from bench.engines.ray import Ray
 
-__all__ = ["Local"]
+__all__ = ["Local", "Ray"]
 
-HOMES = {"Local": "bench.engines.local"}  # the module that has each engine
+HOMES = {"Local": "bench.engines.local", "Ray": "bench.engines.ray"}  # the module that has each engine
 
 
 def __getattr__(name: str) -> Any:
