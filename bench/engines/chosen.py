@@ -2,53 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Sequence
 
 from bench.engines.engine import Engine
 from bench.engines.local import Local
+from bench.engines.ray import Ray
+from bench.engines.slurm import Slurm
+from bench.plan.fields import options
 from bench.plan.run_spec import RunSpec
 from methods.errors import UserError
 
-CLUSTERS = ("ray", "slurm")
-ONLY_OF = {  # fields of a run, by the engines that take them
-    "gpus_per_cell": CLUSTERS,
-    "accelerator": CLUSTERS,
+OWN = {  # {field: the engines that heed it}
     "ray_address": ("ray",),
+    "gpus_per_cell": ("ray", "slurm"),
+    "accelerator": ("ray", "slurm"),
     "partition": ("slurm",),
     "slurm_options": ("slurm",),
 }
 
 
 def engine(spec: RunSpec) -> Engine:
-    """Return the engine that a run asks for.
-
-    Raises UserError where its package is missing, and for flags of another engine.
-    """
-    _refuse_others(spec)
+    """Return the engine that a run asks for. Raises UserError where its package is missing, and for another's flags."""
+    for one in options(RunSpec):
+        heeded = OWN.get(one.field, (spec.engine,))
+        if spec.engine not in heeded and getattr(spec, one.field) != one.default:
+            raise UserError(f"--{one.flag} is for --engine {' or '.join(heeded)}, not for {spec.engine}; leave it out")
+    if spec.engine == "local":
+        return Local(spec.slots or 1)
+    if spec.isolate is False:
+        raise UserError(f"--engine {spec.engine} measures each cell in a process of its own; leave --no-isolate out")
+    most = None if spec.slots == "auto" else spec.slots
     if spec.engine == "slurm":
-        return _slurm(spec)
-    return Local(spec.slots or 1)
+        return Slurm(spec.partition, spec.gpus_per_cell, spec.accelerator, most, _named(spec.slurm_options))
+    return Ray(spec.ray_address or "auto", spec.gpus_per_cell, spec.accelerator, most)
 
 
-def _refuse_others(spec: RunSpec) -> None:
-    """Refuse flags that the engine of the run does not take."""
-    for one in fields(RunSpec):
-        takers = ONLY_OF.get(one.name, (spec.engine,))
-        if spec.engine not in takers and getattr(spec, one.name) != one.default:
-            flag = one.metadata.get("flag", one.name.replace("_", "-"))
-            raise UserError(f"--{flag} is of --engine {' or '.join(takers)}, and this run's is {spec.engine}")
-
-
-def _slurm(spec: RunSpec) -> Engine:
-    """Return Slurm, as the flags describe it."""
-    from bench.engines.slurm import Slurm
-
-    if spec.slots == "auto":
-        raise UserError("--slots auto counts the GPUs of this machine; give how many cells Slurm may have at once")
-    options = {}
-    for given in spec.slurm_options:
+def _named(options: Sequence[str]) -> dict[str, str]:
+    """Return the options of sbatch by their names. Raises UserError for one without a value."""
+    found = {}
+    for given in options:
         name, is_given, value = given.partition("=")
         if not is_given:
             raise UserError(f"--slurm is NAME=VALUE, as in time=120; got {given!r}")
-        options[name] = value
-    return Slurm(spec.partition, spec.gpus_per_cell, spec.accelerator, spec.slots, options)
+        found[name] = value
+    return found

@@ -31,16 +31,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Literal
 
-from bench.engines.engine import Conditions, Job, Machine, Measure, Result
+from bench.engines.engine import PARTS, Conditions, Job, Machine, Measure, Result
 from bench.engines.slurm_queue import Call, Needs, ProcessQueue, Queue, SlurmQueue
 from bench.system.console import say
 from methods.errors import UserError
 from methods.files import write_atomically
 
-PARTS, LOGS = "parts", ".slurm"
+LOGS = ".slurm"
 JOB, ELEMENT, ENDED = "job.json", "element.json", "ended.json"
 PROBE = ".machine"  # stands for a key where a node is asked what it is
-THREADS = 8  # of a cell that is not timed, unless the user says otherwise
+THREADS = 8  # of a cell but while it is timed, unless the user says otherwise
 MOST = 1000  # elements in the queue at once; an array of Slurm has that many unless the site allows more
 COMMANDS = ("sbatch", "srun", "squeue", "scancel")  # srun is not called: submitit takes it for a sign of Slurm
 OPTIONS = (
@@ -179,7 +179,7 @@ class SlurmSession:
         return Machine(said["processor"], threads or said["threads"])
 
     def threads(self, timed: bool) -> int:
-        return self.machine.threads if timed else self._conditions.threads or THREADS
+        return self._conditions.threads or THREADS
 
     def has_room(self, timed: bool) -> bool:
         """Say whether a job would start now. A timed one is alone on its node, whatever runs on others."""
