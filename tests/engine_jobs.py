@@ -6,39 +6,13 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 
-from bench.engines.engine import Conditions, Job
+from bench.engines.engine import Job
 from bench.engines.local import LocalSession, environments
-from methods.errors import UserError
 
 
 def job(key: str, **how) -> Job:
     return Job(**({"cell": {}, "key": key, "where": key, "folder": "", "scratch": ""} | how))
-
-
-def conditions(folder: Path, **how) -> Conditions:
-    alike = {"device": "cpu", "timed": False, "fresh": False, "threads": 1, "models": False}
-    return Conditions(**({"folder": folder, "work": naps, "measure": notes} | alike | how))
-
-
-def notes(text: str, out: str) -> None:
-    """Note beside the part that its job begins, sleep for its seconds, and write a file where its record would be.
-
-    `dead` is killed, `broken` raises an error, and `wrong` is refused unless there is a file `right`.
-    """
-    asked, part = Job.from_json(text), Path(out)
-    with (part.parent.parent / "begun").open("a") as file:
-        file.write(f"{asked.key}\n")
-    if asked.key == "dead":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if asked.key == "broken":
-        raise RuntimeError("what nobody has foreseen")
-    if asked.key == "wrong" and not (part.parent.parent / "right").exists():
-        raise UserError("there is no such text")
-    time.sleep(asked.seconds)
-    (part / "cells").mkdir()
-    (part / "cells" / f"{asked.key}.json").write_text(f"{os.environ.get('CUDA_VISIBLE_DEVICES')}")
 
 
 def naps(line, asked: Job) -> None:

@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bench.engines.engine import PARTS, Conditions, Job, Machine, Measure, Result
-from bench.engines.local import VISIBLE
+from bench.engines.engine import PARTS, VISIBLE, Conditions, Job, Machine, Measure, Result
 from bench.engines.ray_cluster import alive, connected, last_line, looks_at
 from bench.engines.ray_nodes import TIMING, Ask, Share, Site, refuse_unlike, shared, suitable, where_timed
 from bench.system.worker import reason

@@ -43,7 +43,9 @@ def connected(address: str) -> Iterator[None]:
         ray.init(found, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         ray.shutdown()
-        raise UserError(f"the Ray cluster at {found} takes no connection: {last_line(error)}") from None
+        raise UserError(
+            f"the Ray cluster at {found} takes no connection: {last_line(error)}; a run begins on one of its nodes"
+        ) from None
     try:
         yield
     finally:

@@ -15,8 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench.engines.engine import Conditions, Machine
-from bench.engines.local import VISIBLE
+from bench.engines.engine import VISIBLE, Conditions, Machine
 from bench.system import worker
 from bench.system.worker import Line
 from methods.errors import UserError
@@ -52,7 +51,7 @@ class Node:
         """Return how many cells it holds at once."""
         if ask.accelerator and ask.accelerator not in self.accelerators:
             return 0
-        return min(self.cpus // ask.threads, *([self.gpus // ask.gpus] if ask.gpus else []))
+        return min(self.cpus // ask.threads, self.gpus // ask.gpus if ask.gpus else self.cpus)
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def take_in(part: Path | Mapping[str, bytes], folder: Path, key: str) -> Record:
             return take_in(Path(name), folder, key)
     record = load(part / "cells" / f"{key}.json")
     refuse_damaged(part / "samples" / key, record.measured)
-    for kind in ("models", KEPT):
+    for kind in ("models", KEPT, "partial"):
         if (source := part / kind / key).is_dir():
             (folder / kind).mkdir(exist_ok=True)
             shutil.rmtree(folder / kind / key, ignore_errors=True)  # of an attempt that did not come to its record

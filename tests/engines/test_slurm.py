@@ -16,9 +16,10 @@ import psutil
 import pytest
 import torch
 from conftest import refused
-from engine_jobs import conditions, job
+from engine_jobs import job
 from made_slurm import MadeSlurm
 from run_contents import contents
+from slurm_jobs import conditions
 
 from bench.cli.main import main
 from bench.engines import chosen
@@ -37,7 +38,8 @@ HERE = Slurm(cluster="local", slots=2)
 DRIVER = """
 import sys
 from pathlib import Path
-from engine_jobs import conditions, job
+from engine_jobs import job
+from slurm_jobs import conditions
 from bench.engines.slurm import Slurm
 
 with Slurm(cluster="local", slots=3).start(conditions(Path(sys.argv[1]))) as session:
