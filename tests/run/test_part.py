@@ -135,7 +135,13 @@ def test_the_command_measures_a_job_once_and_refuses_what_is_none(base, tmp_path
     assert next((tmp_path / "part" / "cells").iterdir()).stat().st_mtime_ns == stamp
     merged = ["merge", *(str(path) for path in engine.place.iterdir() if "dense" in path.name), str(tmp_path / "part")]
     assert main([*merged[:-1], str(tmp_path / "part"), "--out", str(tmp_path / "whole")]) == 2  # dense was taken in
+    (tmp_path / "dense.json").write_text(dense)
+    assert main(["cell", str(tmp_path / "dense.json"), "--out", str(tmp_path / "dense")]) == 0
+    by_hand = ["merge", str(tmp_path / "part"), str(tmp_path / "dense"), "--out"]
+    assert main([*by_hand, str(tmp_path / "by-hand")]) == 0
+    assert contents(tmp_path / "by-hand") == contents(tmp_path / "run")
     capsys.readouterr()
+    assert "part exists and is not empty; name a new folder" in refused(capsys, [*by_hand, str(tmp_path / "part")])
 
     def refuses(text: str, out: str, said: str) -> None:
         (tmp_path / "other.json").write_text(text)
