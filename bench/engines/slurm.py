@@ -239,10 +239,13 @@ class SlurmSession:
             (element.part / ENDED).unlink(missing_ok=True)
             groups.setdefault(element.needs, []).append(element)
         for needs, group in groups.items():
-            for element, name in zip(group, self._queue.submit(list(map(self._call, group)), needs), strict=True):
+            ids = self._queue.submit([self._call(element) for element in group], needs)
+            for element, name in zip(group, ids, strict=True):
                 element.id = name
-                self._running[element.key] = element
-                write_atomically(element.part / ELEMENT, json.dumps({"cluster": self._engine.cluster, "id": name}))
+                self._running[element.key] = element  # so that it is cancelled, whatever happens meanwhile
+            for element in group:
+                known = {"cluster": self._engine.cluster, "id": element.id}
+                write_atomically(element.part / ELEMENT, json.dumps(known))
 
     def _call(self, element: Element) -> Call:
         """Return what a node does for an element."""
