@@ -13,7 +13,7 @@ A record has these keys and no others:
                  others has `earlier`: those, the first one first (bench.plan.cell.Stage)
     status       "ok"; "unsupported" (the method cannot serve the model) or "out_of_reach" (it cannot remove that much
                  of it), which are outcomes; or one of FAILED: "error" (an exception), "out_of_memory", "crashed" (the
-                 process died), "timed_out"
+                 process died), "timed_out", LOST: "lost" (the machine went away, again and again)
     error        why the status is not "ok", else null
     environment  versions, commit, device, threads (bench.system.environment)
     decisions    what the method decided; layers go by their numbers in the model that it was given. A cell that goes on
@@ -94,7 +94,8 @@ from methods.errors import UserError
 from methods.files import write_atomically
 
 SCHEMA = 2
-FAILED = ("error", "out_of_memory", "crashed", "timed_out")
+LOST = "lost"
+FAILED = ("error", "out_of_memory", "crashed", "timed_out", LOST)
 REFUSED = ("unsupported", "out_of_reach")  # what a method cannot do: outcomes, and no failures
 STATUSES = ("ok", *REFUSED, *FAILED)
 EARLIER = ("parameters", "layers", "ratio", "ratio_budget", "pruned_sha256", "prune_seconds", "healing")

@@ -142,7 +142,8 @@ def _measured(
 
     def write(cell: Cell, result: Result) -> None:
         if result.part is None:
-            record = store.finish(job.record(cell, result.found, session.slots), folder, cell.key)
+            beside = session.slots if shared["scratch"] else 1  # of another machine nothing is known
+            record = store.finish(job.record(cell, result.found, beside), folder, cell.key)
         else:
             record = store.take_in(result.part, folder, cell.key)
         if record.error:
