@@ -85,6 +85,7 @@ def cluster() -> Iterator[MadeCluster]:
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setenv("RAY_process_group_cleanup_enabled", "1")
         patch.setenv("RAY_task_oom_retries", "1")
+        patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
         patch.setenv(MARK, mark := secrets.token_hex(8))
         made = MadeCluster()
