@@ -189,14 +189,15 @@ def where_timed(
         look = looks[one.id]
         if look.failure:
             raise UserError(f"{one.name} does not say on which processor cells are timed: {look.failure}")
-        kinds.setdefault((look.processor, ask.threads if ask.gpus else min(one.cpus, look.cores)), one.name)
+        kinds.setdefault((look.processor, ask.threads if ask.gpus else one.cpus), one.name)
     if len(kinds) > 1:
         what = "; ".join(f"{name} has {processor} and {count} CPUs" for (processor, count), name in kinds.items())
         raise UserError(f"cells would be timed on unlike processors: {what}; say --accelerator, or --speed-rounds 0")
     if nice := max(looks[one.id].niceness for one in timing):
         say(f"cells are timed with niceness {nice}, behind whatever else their nodes do; start nodes with {HOW_FIRST}")
     ((processor, threads),) = kinds
-    return timing, Machine(processor, given or threads)
+    usable = [] if ask.gpus else [looks[one.id].cores for one in timing]
+    return timing, Machine(processor, given or min([threads, *usable]))
 
 
 def refuse_unlike(nodes: Sequence[Node], looks: Mapping[str, Look], conditions: Conditions) -> None:
