@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,11 +24,11 @@ from bench.engines.engine import Conditions, Engine, Job, Machine, Result, Sessi
 from bench.plan import chain, validate
 from bench.plan.cell import Cell, asked
 from bench.plan.run_spec import RunSpec
-from bench.records.record import REFUSED, Record
+from bench.records.record import REFUSED, Record, load
 from bench.run import fingerprint, job, lock, part, store
 from bench.run.datasets import DatasetReader, Datasets
 from bench.run.job import CalibrationSetting, calibration_setting
-from bench.run.schedule import Schedule, removals, valid
+from bench.run.schedule import Ended, Removals, Schedule, drive, valid
 from bench.run.source_hash import method_sha256
 from bench.system import interrupt
 from bench.system.console import say
@@ -128,51 +129,56 @@ def run(
 def _measured(
     cells: Sequence[Cell], folder: Path, session: Session, retry_failed: bool, shared: Mapping[str, Any]
 ) -> list[Record]:
-    """Have every cell measured without a record that counts; `shared` is what its jobs have in common."""
-    served = store.served(folder, cells, retry_failed=retry_failed)
+    """Have every cell measured without a record that counts; `shared` is what its jobs have in common.
+
+    While it goes on only what other cells need of a record is kept; at the end all are read from the folder.
+    """
+    served = {key: (record and Ended.of(record), why) for key, record, why in store.served(folder, cells, retry_failed)}
     schedule = Schedule(cells, phases=session.slots > 1)
-    parents = {cell.key: cell.inputs["parent"] for cell in cells if cell.earlier and not served[cell.key][0]}
+    known_removals = Removals(valid(folder))
+    parents = Counter(cell.inputs["parent"] for cell in cells if cell.earlier and not served[cell.key][0])
     names = {cell.key: _where(cell, number, len(cells)) for number, cell in enumerate(cells, start=1)}
+    store.drop_models(folder, parents)
 
-    def may_start(cell: Cell) -> bool:
-        return session.has_room(timed=session.slots > 1 and chain.is_timed(cell))
-
-    def finish(cell: Cell, record: Record) -> None:
-        schedule.finish(cell.key, record)
-        parents.pop(cell.key, None)
-        store.drop_models(folder, parents.values())
+    def finish(cell: Cell, ended: Ended) -> None:
+        schedule.finish(cell.key, ended)
+        if cell.earlier and not served[cell.key][0]:
+            parent = cell.inputs["parent"]
+            parents[parent] -= 1
+            if not parents[parent]:
+                del parents[parent]
+                store.drop_models(folder, parents)
 
     def write(cell: Cell, result: Result) -> None:
         if result.part is None:
             record = store.finish(job.record(cell, result.found, session.slots), folder, cell.key)
         else:
             record = store.take_in(result.part, folder, cell.key)
+        known_removals.add(record)
         if record.error:
             say(f"{names[cell.key]}: {record.status}: {record.error.partition(chr(10))[0]}")
-        finish(cell, record)
+        finish(cell, Ended.of(record))
         if session.slots > 1:
             say(schedule.progress())
 
-    while (cell := schedule.next(may_start)) or schedule.running:
-        if cell is None:
-            result = session.next_result()
-            write(schedule.cells[result.key], result)
-            continue
-        where, (record, why) = names[cell.key], served[cell.key]
-        if record is not None:
+    def begin(cell: Cell) -> None:
+        where, (ended, why) = names[cell.key], served[cell.key]
+        if ended is not None:
             say(f"{where}: has a record")
-            store.drop_partial_results(folder, cell.key, record.status)
-            finish(cell, record)
-            continue
+            store.drop_partial_results(folder, cell.key, ended.status)
+            finish(cell, ended)
+            return
         say(f"{where}: {why}; it runs again" if why else f"{where}: loading the model")
-        if orphaned := _orphaned(cell, schedule.records):
+        if orphaned := _orphaned(cell, schedule):
             write(cell, Result(cell.key, orphaned))
-            continue
-        order, seconds = removals(cell, valid(folder)) if schedule.may_search(cell.key) else ((), 0.0)
-        own: dict[str, Any] = {"where": where, "order": order, "seconds": seconds, "keep": cell.key in parents.values()}
+            return
+        order, seconds = known_removals.of(cell) if schedule.may_search(cell.key) else ((), 0.0)
+        own: dict[str, Any] = {"where": where, "order": order, "seconds": seconds, "keep": cell.key in parents}
         session.submit(_job(cell, folder, session, {**own, **shared}))
         schedule.start(cell.key)
-    return [schedule.records[cell.key] for cell in cells]
+
+    drive(schedule, session, begin, lambda result: write(schedule.cells[result.key], result))
+    return [load(folder / "cells" / f"{cell.key}.json") for cell in cells]
 
 
 def _where(cell: Cell, number: int, count: int) -> str:
@@ -241,14 +247,15 @@ def known(cells: Sequence[Cell], datasets: Mapping[CalibrationSetting, Datasets]
     return found
 
 
-def _orphaned(cell: Cell, records: Mapping[str, Record]) -> dict[str, Any] | None:
+def _orphaned(cell: Cell, schedule: Schedule) -> dict[str, Any] | None:
     """Return the outcome of a cell whose parent has no model to go on from; None for any other."""
-    parent = records[cell.inputs["parent"]] if cell.earlier else None
+    key = cell.inputs["parent"] if cell.earlier else ""
+    parent = schedule.ended[key] if key else None
     if parent is None or parent.status == "ok":
         return None
-    status = parent.status if parent.status in REFUSED else "error"
-    reason = f"{parent.status}, {(parent.error or '').partition(chr(10))[0]}"
-    return {"status": status, "error": f"there is no model of {parent.cell['label']} to go on from: {reason}"}
+    status, label = parent.status if parent.status in REFUSED else "error", schedule.cells[key].label
+    reason = f"{parent.status}, {parent.error}"
+    return {"status": status, "error": f"there is no model of {label} to go on from: {reason}"}
 
 
 @contextmanager

@@ -5,17 +5,26 @@
   in their records, so that the first cell of a method and its parameters goes first; where its record has an order of
   removals, each waits for those in front of it. What a cell begins with is so the same with one slot and with many.
 - Timed cells come last where several run at once, since nothing may run beside them.
+- Of the others, the one with the longest way to go is first where several run at once: its own seconds and those of
+  what waits for it, as they are estimated (bench.estimates). With one slot the order is that of the cells.
 - Nothing waits for the dense model's predictions: each process writes them unless they are there. Texts and tasks are
   read once in each process.
+
+A step costs the logarithm of the number of cells, and of the cells that have ended a few words are kept, so that ten
+thousand cells are no more work for each of them than ten are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import heapq
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.engines.engine import Result, Session
 from bench.plan import chain
 from bench.plan.cell import Cell
 from bench.records import comparability
@@ -23,105 +32,196 @@ from bench.records.record import FAILED, InvalidRecord, Record, load
 from bench.run import fingerprint
 from bench.run.source_hash import method_sha256
 
+Order = tuple[tuple[str, ...], float]  # the first removals of a search, and the seconds they have cost
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Keeps of a cell's record what other cells wait to know; the record itself is in the folder.
+
+    error      its first line
+    no_search  whether its method has removed something, and not by a search that others can go on from
+    """
+
+    status: str
+    error: str = ""
+    no_search: bool = False
+
+    @classmethod
+    def of(cls, record: Record) -> Ended:
+        """Return what is kept of a record."""
+        removed = record.measured.get("parameters") != record.measured.get("dense_parameters")
+        no_search = record.status == "ok" and removed and "removal_order" not in record.decisions
+        return cls(record.status, (record.error or "").partition("\n")[0], no_search)
+
 
 class Schedule:
     """Keeps which cells are done, run, and wait. `cells` have their inputs, and parents come in front of children.
 
     phases   whether cells that are timed come behind all others
-    records  of the cells that are done, by key
+    seconds  that each cell is likely to take, by key; None: the cells keep their order
+    ended    what is known of the cells that are done, by key
     """
 
-    def __init__(self, cells: Sequence[Cell], *, phases: bool) -> None:
+    def __init__(self, cells: Sequence[Cell], *, phases: bool, seconds: Mapping[str, float] | None = None) -> None:
         self.cells = {cell.key: cell for cell in cells}
-        self.records: dict[str, Record] = {}
+        self.ended: dict[str, Ended] = {}
         self.running = set[str]()
-        self._left = sorted(self.cells, key=lambda key: phases and chain.is_timed(self.cells[key]))
-        self._search_of = {key: str(_search(cell.plain())) for key, cell in self.cells.items() if cell.ratio}
+        self.failed = 0
+        self._search_of = {key: _search(cell.plain()) for key, cell in self.cells.items() if cell.ratio}
+        self._members: dict[str, list[str]] = {}  # {search: its cells}
         self._no_searches = set[str]()  # as a record says that has no order of removals
-        self._before, last = dict[str, str](), dict[str, str]()  # {key: the one in front of it in its search}
+        self._before = dict[str, str]()  # {key: the one in front of it in its search}
+        self._behind: dict[str, list[str]] = {}  # {key: those that wait for it}
         for key, search in self._search_of.items():
-            if search in last:
-                self._before[key] = last[search]
-            last[search] = key
+            members = self._members.setdefault(search, [])
+            if members:
+                self._before[key] = members[-1]
+                self._behind.setdefault(members[-1], []).append(key)
+            members.append(key)
+        for key, cell in self.cells.items():
+            if parent := cell.inputs.get("parent"):
+                self._behind.setdefault(parent, []).append(key)
+        self._timed = {key for key, cell in self.cells.items() if phases and chain.is_timed(cell)}
+        way = self._ways(seconds) if seconds is not None else {}
+        self._rank = {key: (key in self._timed, -way.get(key, 0.0), at) for at, key in enumerate(self.cells)}
+        self._ready: dict[bool, list[tuple[tuple[bool, float, int], str]]] = {False: [], True: []}
+        self._seen = set[str]()  # those that wait for nothing any more
+        for key in self.cells:
+            self._free(key)
 
-    def next(self, may_start: Callable[[Cell], bool]) -> Cell | None:
-        """Return the first cell that waits for no other one and may start; None where there is none now."""
-        for key in self._left:
-            if may_start(self.cells[key]) and not self._waits(key):
+    def _ways(self, seconds: Mapping[str, float]) -> dict[str, float]:
+        """Return of each cell its seconds and the most that can come behind it, one after the other."""
+        found = dict[str, float]()
+        for key in reversed(self.cells):  # who waits comes behind
+            found[key] = seconds.get(key, 0.0) + max((found[one] for one in self._behind.get(key, ())), default=0.0)
+        return found
+
+    @property
+    def waiting(self) -> int:
+        """Return the number of cells that have not begun."""
+        return len(self.cells) - len(self.ended) - len(self.running)
+
+    def next(self, has_room: Callable[[bool], bool]) -> Cell | None:
+        """Return the first cell that waits for no other one and has room; None where there is none now.
+
+        has_room  says whether a cell may start, given whether it has to be alone
+        """
+        for (alone, *_), key in sorted(heap[0] for heap in self._ready.values() if heap):
+            if has_room(alone):
                 return self.cells[key]
         return None
 
     def start(self, key: str) -> None:
-        """Note that a cell runs."""
-        self._left.remove(key)
+        """Note that a cell runs, which `next` has returned."""
+        self._take(key)
         self.running.add(key)
 
-    def finish(self, key: str, record: Record) -> None:
-        """Note the record of a cell."""
+    def finish(self, key: str, ended: Ended) -> None:
+        """Note how a cell has ended, which runs or which `next` has returned."""
         if key in self.running:
             self.running.remove(key)
         else:
-            self._left.remove(key)
-        self.records[key] = record
-        if key in self._search_of and _shows_no_search(record):
-            self._no_searches.add(self._search_of[key])
+            self._take(key)
+        self.ended[key] = ended
+        self.failed += ended.status in FAILED
+        freed = self._behind.get(key, [])
+        search = self._search_of.get(key)
+        if search is not None and ended.no_search and search not in self._no_searches:
+            self._no_searches.add(search)
+            freed = freed + self._members[search]
+        for other in freed:
+            self._free(other)
 
     def may_search(self, key: str) -> bool:
         """Say whether a cell may begin with the removals of another one, as far as is known."""
         return key in self._search_of and self._search_of[key] not in self._no_searches
 
+    def _take(self, key: str) -> None:
+        """Remove a cell from those that may start, of which it is the first of its kind."""
+        _, taken = heapq.heappop(self._ready[key in self._timed])
+        assert taken == key, f"{taken} starts before {key}"
+
+    def _free(self, key: str) -> None:
+        """Let a cell start if it waits for nothing any more."""
+        if key not in self._seen and not self._waits(key):
+            self._seen.add(key)
+            heapq.heappush(self._ready[key in self._timed], (self._rank[key], key))
+
     def _waits(self, key: str) -> bool:
         """Say whether a cell waits for its parent, or for the one in front of it whose removals it may begin with."""
         parent = self.cells[key].inputs.get("parent")
-        if parent is not None and parent not in self.records:
+        if parent is not None and parent not in self.ended:
             return True
-        return key in self._before and self.may_search(key) and self._before[key] not in self.records
+        return key in self._before and self.may_search(key) and self._before[key] not in self.ended
 
     def progress(self) -> str:
         """Say in one line how many cells are done, run and wait, and how many have failed."""
-        failed = sum(record.status in FAILED for record in self.records.values())
-        counts = f"{len(self.records)} of {len(self.cells)} cells done, {len(self.running)} running"
-        return f"{counts}, {len(self._left)} waiting, {failed} failed"
+        counts = f"{len(self.ended)} of {len(self.cells)} cells done, {len(self.running)} running"
+        return f"{counts}, {self.waiting} waiting, {self.failed} failed"
 
 
-def _shows_no_search(record: Record) -> bool:
-    """Say whether the method of a record has removed something, and not by a search that others can go on from."""
-    removed = record.measured.get("parameters") != record.measured.get("dense_parameters")
-    return record.status == "ok" and removed and "removal_order" not in record.decisions
+def drive(
+    schedule: Schedule, session: Session, begin: Callable[[Cell], object], end: Callable[[Result], object]
+) -> None:
+    """Begin every cell as soon as it may start and has room, and end those that the session has measured.
+
+    `begin` either submits the cell and starts it in the schedule, or finishes it there at once.
+    """
+    while (cell := schedule.next(session.has_room)) or schedule.running:
+        if cell is None:
+            end(session.next_result())
+        else:
+            begin(cell)
 
 
-def _search(plain: Mapping[str, Any]) -> list[Any]:
+def _search(plain: Mapping[str, Any]) -> str:
     """Return what cells share whose searches find the same: not the ratio, nor what follows, nor how is measured."""
     pruner = {name: value for name, value in plain["parameters"].items() if "." not in name}
-    return [plain["method"].partition("+")[0], pruner, comparability.shared(plain, "decision")]
+    own = [plain["method"].partition("+")[0], pruner, comparability.shared(plain, "decision")]
+    return json.dumps(own, sort_keys=True)
 
 
-def removals(cell: Cell, records: Sequence[Record]) -> tuple[tuple[str, ...], float]:
-    """Return the longest start of a greedy search's removals that other cells of the folder found, and its seconds.
+class Removals:
+    """Knows the longest start of a greedy search's removals that records have, and the seconds it has cost.
 
-    They may differ in the ratio, in the compensation, which follows the search, and in how they are measured; not in
-    what the method is, and what it looks at.
+    Records may differ from the cell that begins with them in the ratio, in the compensation, which follows the search,
+    and in how they are measured; not in what the method is, and what it looks at.
     """
 
-    def by_this_source(plain: dict[str, Any]) -> bool:
-        here = cell.inputs.get("method_sha256")
-        wanted = here if plain["method"] == cell.method else method_sha256(plain["method"])
-        return bool(plain["inputs"].get("method_sha256") == wanted)
+    def __init__(self, records: Iterable[Record]) -> None:
+        self._longest: dict[str, dict[tuple[str, str], Order]] = {}  # {search: {(method, its code): what it found}}
+        for record in records:
+            self.add(record)
 
-    best: tuple[tuple[str, ...], float] = ((), 0.0)
-    search = _search(fingerprint.of_today(cell.plain()))
-    for record in records:
+    def add(self, record: Record) -> None:
+        """Take in a record, if it is a search's."""
         order = record.decisions.get("removal_order", [])[: record.decisions.get("free_removals", 0)]
+        if record.status != "ok" or not order:
+            return
         known = fingerprint.of_today(record.cell)
-        if len(order) > len(best[0]) and _search(known) == search and by_this_source(known):
-            best = tuple(order), record.measured["prune_seconds"]
-    return best
+        code = known["method"], str(known["inputs"].get("method_sha256"))
+        found = self._longest.setdefault(_search(known), {})
+        if len(order) > len(found.get(code, ((), 0.0))[0]):
+            found[code] = tuple(order), record.measured["prune_seconds"]
+
+    def of(self, cell: Cell) -> Order:
+        """Return what a cell begins with; an empty order where nothing is known."""
+        if not self._longest:
+            return (), 0.0
+        best: Order = (), 0.0
+        alike = self._longest.get(_search(fingerprint.of_today(cell.plain())), {})
+        for (method, code), found in alike.items():
+            here = cell.inputs.get("method_sha256") if method == cell.method else method_sha256(method)
+            if code == str(here) and len(found[0]) > len(best[0]):
+                best = found
+        return best
 
 
-def valid(folder: Path) -> list[Record]:
-    """Load every record of the folder that can be read and is a result."""
-    found = []
+def valid(folder: Path) -> Iterable[Record]:
+    """Yield every record of the folder that can be read and is a result."""
     for path in sorted((folder / "cells").glob("*.json")):
         with suppress(InvalidRecord):
-            found.append(load(path))
-    return [record for record in found if record.status == "ok"]
+            record = load(path)
+            if record.status == "ok":
+                yield record

@@ -1,0 +1,1 @@
+"""What cells are likely to take, in time and memory, before they run."""
