@@ -17,6 +17,7 @@ from bench.healing.text import Text, draw
 from bench.plan.cell import Cell
 from bench.plan.recipe import Recipe
 from bench.run import fingerprint
+from bench.schedule.work import Amounts
 from methods.model.calibration import Calibration
 
 
@@ -40,6 +41,12 @@ class Datasets:
     healing: dict[Recipe, Text] = field(default_factory=dict)
     inherited_seconds: float = 0.0
     keep: bool = False
+
+    @property
+    def amounts(self) -> Amounts:
+        """Return on how much cells are measured, from which their time is estimated."""
+        tokens = sum(text.ids.numel() for text in self.texts.values())
+        return Amounts(tokens, {name: len(documents) for name, documents in self.documents.items()})
 
     def for_cell(self, order: tuple[str, ...], seconds: float, keep: bool) -> Datasets:
         """Return these for one cell: with the removals that an earlier one found, the seconds for them, and `keep`."""

@@ -257,7 +257,7 @@ def test_a_greedy_cell_goes_on_from_the_longest_order_of_its_own_kind():
 
     from bench.plan.cell import Cell
     from bench.plan.protocol import profile
-    from bench.run.schedule import Removals
+    from bench.run.removals import Removals
 
     inputs = {"weights_sha256": "a", "method_sha256": "c", "tasks": {"piqa": {"sha256": "e"}}}
     cell = Cell("m", "sleb", {"tokens": 64}, 0.3, "layers", 0, "cpu", "float32", profile("smoke"), inputs=inputs)
@@ -287,7 +287,7 @@ def test_a_search_serves_every_compensation_behind_it():
 
     from bench.plan.cell import Cell
     from bench.plan.protocol import profile
-    from bench.run.schedule import Removals
+    from bench.run.removals import Removals
     from bench.run.source_hash import method_sha256
 
     def found(method, parameters, source=None, **changes):

@@ -1,6 +1,6 @@
 """Says how many seconds each stage of a cell takes by what it computes and the rates of the machine.
 
-These are the seconds of an estimate for which there is no record of like work (bench.estimates.estimator). What is
+These are the seconds of an estimate for which there is no record of like work (bench.schedule.estimator). What is
 computed counts in multiply-accumulates; where tokens come one by one, reading the weights may take longer. Constants
 in seconds were measured on SmolLM2-135M on two cores (docs/results/smollm2-135m, smollm2-135m-healed).
 """
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.estimates import passes
-from bench.estimates.shape import Shape
 from bench.evaluation import checks
 from bench.healing.text import HELD_OUT
 from bench.plan import chain
 from bench.plan.cell import Cell
 from bench.plan.recipe import Recipe
+from bench.schedule import passes
+from bench.schedule.shape import Shape
 from bench.speed import timing
 from bench.speed.workloads import TimedPoint, points, steps
 from bench.system.rate import Rates

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from bench.estimates.shape import Shape
+from bench.schedule.shape import Shape
 
 EIGENVALUES = 18  # D^3 of a symmetric matrix's, in float64: 9, at half the rate
 LACO_WINDOWS = 33  # tried for each layer removed, where a ratio is met: 129, 285, 371 for 4, 8, 11 of 30 (smollm2-135m)
@@ -69,7 +69,9 @@ def computed(method: str, pruner: object, asked: Pruning) -> Computed:
     usual = 3.0 if "gradients" in needs else 1.0 if "calibration" in needs else 0.0
     found = METHODS.get(name, partial(_forwards, count=usual))(asked)
     every = asked.sequences * asked.length
-    return found + Computed(FITS.get(compensation, 1.0 if compensation else 0.0) * asked.shape.body(every, asked.length))
+    return found + Computed(
+        FITS.get(compensation, 1.0 if compensation else 0.0) * asked.shape.body(every, asked.length)
+    )
 
 
 def searches(method: str) -> bool:

@@ -1,6 +1,6 @@
 """Estimates what cells will take: by records of like work where there are any, else by what they compute.
 
-Every stage of a cell has seconds by what it computes (bench.estimates.work). Records say how much longer such work
+Every stage of a cell has seconds by what it computes (bench.schedule.work). Records say how much longer such work
 really took: the sum of their seconds over the sum of those. An estimate is the product, and takes the records that are
 nearest: of the same cell, of the same method and model, of the same stage; where a stage has none, those of all stages
 but pruning, whose kinds of work differ most. So an estimate from the record of the very same cell is what that took,
@@ -13,9 +13,9 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from bench.estimates.work import Amounts, Cost
 from bench.plan.cell import Cell, from_plain
 from bench.records.record import Record
+from bench.schedule.work import Amounts, Cost
 
 Place = tuple[str, ...]
 MEASURED, COMPUTED = "measured before", "from MACs"
@@ -67,7 +67,7 @@ class Estimator:
             self._peaks[place] = max(peak, self._peaks.get(place, 0))
 
     def estimate(self, cell: Cell, amounts: Amounts, known: float = 0.0) -> Estimate:
-        """Return what a cell is likely to take, `known` as bench.estimates.work has it."""
+        """Return what a cell is likely to take, `known` as bench.schedule.work has it."""
         stages, before = dict[str, float](), 0.0
         for stage, computed in self.cost.seconds(cell, amounts, known).items():
             factor, own = self._factor(stage, cell)

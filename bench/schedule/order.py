@@ -6,7 +6,7 @@
   removals, each waits for those in front of it. What a cell begins with is so the same with one slot and with many.
 - Timed cells come last where several run at once, since nothing may run beside them.
 - Of the others, the one with the longest way to go is first where several run at once: its own seconds and those of
-  what waits for it, as they are estimated (bench.estimates). With one slot the order is that of the cells.
+  what waits for it, as they are estimated (bench.schedule.estimator). With one slot the order is that of the cells.
 - Nothing waits for the dense model's predictions: each process writes them unless they are there. Texts and tasks are
   read once in each process.
 
@@ -18,21 +18,15 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bench.engines.engine import Result, Session
 from bench.plan import chain
 from bench.plan.cell import Cell
 from bench.records import comparability
-from bench.records.record import FAILED, InvalidRecord, Record, load
-from bench.run import fingerprint
-from bench.run.source_hash import method_sha256
-
-Order = tuple[tuple[str, ...], float]  # the first removals of a search, and the seconds they have cost
+from bench.records.record import FAILED, Record
 
 
 @dataclass(frozen=True)
@@ -68,17 +62,15 @@ class Schedule:
         self.ended: dict[str, Ended] = {}
         self.running = set[str]()
         self.failed = 0
-        self._search_of = {key: _search(cell.plain()) for key, cell in self.cells.items() if cell.ratio}
+        self._search_of = searches_of(cells)
         self._members: dict[str, list[str]] = {}  # {search: its cells}
         self._no_searches = set[str]()  # as a record says that has no order of removals
-        self._before = dict[str, str]()  # {key: the one in front of it in its search}
+        self._before = predecessors(self._search_of)
         self._behind: dict[str, list[str]] = {}  # {key: those that wait for it}
         for key, search in self._search_of.items():
-            members = self._members.setdefault(search, [])
-            if members:
-                self._before[key] = members[-1]
-                self._behind.setdefault(members[-1], []).append(key)
-            members.append(key)
+            self._members.setdefault(search, []).append(key)
+        for key, before in self._before.items():
+            self._behind.setdefault(before, []).append(key)
         for key, cell in self.cells.items():
             if parent := cell.inputs.get("parent"):
                 self._behind.setdefault(parent, []).append(key)
@@ -133,6 +125,15 @@ class Schedule:
         for other in freed:
             self._free(other)
 
+    def is_alone(self, key: str) -> bool:
+        """Say whether nothing may run beside a cell."""
+        return key in self._timed
+
+    def awaited(self, key: str) -> str | None:
+        """Return for which cell one waits, or would if it were not done; None where it waits for none."""
+        parent = self.cells[key].inputs.get("parent")
+        return parent or (self._before.get(key) if self.may_search(key) else None)
+
     def may_search(self, key: str) -> bool:
         """Say whether a cell may begin with the removals of another one, as far as is known."""
         return key in self._search_of and self._search_of[key] not in self._no_searches
@@ -175,53 +176,23 @@ def drive(
             begin(cell)
 
 
-def _search(plain: Mapping[str, Any]) -> str:
+def searches_of(cells: Sequence[Cell]) -> dict[str, str]:
+    """Return of each cell that may search what it shares with those whose searches find the same, by key."""
+    return {cell.key: search_of(cell.plain()) for cell in cells if cell.ratio}
+
+
+def predecessors(searches: Mapping[str, str]) -> dict[str, str]:
+    """Return of each cell that may search the one in front of it in its search: {key: key}."""
+    found, last = dict[str, str](), dict[str, str]()
+    for key, search in searches.items():
+        if search in last:
+            found[key] = last[search]
+        last[search] = key
+    return found
+
+
+def search_of(plain: Mapping[str, Any]) -> str:
     """Return what cells share whose searches find the same: not the ratio, nor what follows, nor how is measured."""
     pruner = {name: value for name, value in plain["parameters"].items() if "." not in name}
     own = [plain["method"].partition("+")[0], pruner, comparability.shared(plain, "decision")]
     return json.dumps(own, sort_keys=True)
-
-
-class Removals:
-    """Knows the longest start of a greedy search's removals that records have, and the seconds it has cost.
-
-    Records may differ from the cell that begins with them in the ratio, in the compensation, which follows the search,
-    and in how they are measured; not in what the method is, and what it looks at.
-    """
-
-    def __init__(self, records: Iterable[Record]) -> None:
-        self._longest: dict[str, dict[tuple[str, str], Order]] = {}  # {search: {(method, its code): what it found}}
-        for record in records:
-            self.add(record)
-
-    def add(self, record: Record) -> None:
-        """Take in a record, if it is a search's."""
-        order = record.decisions.get("removal_order", [])[: record.decisions.get("free_removals", 0)]
-        if record.status != "ok" or not order:
-            return
-        known = fingerprint.of_today(record.cell)
-        code = known["method"], str(known["inputs"].get("method_sha256"))
-        found = self._longest.setdefault(_search(known), {})
-        if len(order) > len(found.get(code, ((), 0.0))[0]):
-            found[code] = tuple(order), record.measured["prune_seconds"]
-
-    def of(self, cell: Cell) -> Order:
-        """Return what a cell begins with; an empty order where nothing is known."""
-        if not self._longest:
-            return (), 0.0
-        best: Order = (), 0.0
-        alike = self._longest.get(_search(fingerprint.of_today(cell.plain())), {})
-        for (method, code), found in alike.items():
-            here = cell.inputs.get("method_sha256") if method == cell.method else method_sha256(method)
-            if code == str(here) and len(found[0]) > len(best[0]):
-                best = found
-        return best
-
-
-def valid(folder: Path) -> Iterable[Record]:
-    """Yield every record of the folder that can be read and is a result."""
-    for path in sorted((folder / "cells").glob("*.json")):
-        with suppress(InvalidRecord):
-            record = load(path)
-            if record.status == "ok":
-                yield record

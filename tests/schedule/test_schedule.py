@@ -8,7 +8,7 @@ from dataclasses import replace
 from bench.plan.cell import Cell, Stage
 from bench.plan.protocol import profile
 from bench.records.record import Record
-from bench.run.schedule import Ended, Schedule
+from bench.schedule.order import Ended, Schedule
 
 UNTIMED = profile("smoke", speed_rounds=0)
 

@@ -1,1 +1,0 @@
-"""What cells are likely to take, in time and memory, before they run."""
