@@ -189,7 +189,8 @@ def _measured(
         finish(cell, Ended.of(record))
         if estimates:
             forecast.end(cell, record)
-            say("; ".join(filter(None, (schedule.progress(), forecast.line()))))
+            end = forecast.line() if len(schedule.ended) < len(cells) else ""
+            say("; ".join(filter(None, (schedule.progress(), end))))
 
     def begin(cell: Cell) -> None:
         where, (ended, why) = names[cell.key], served[cell.key]

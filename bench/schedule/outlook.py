@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from bench.system.rate import rates
 from methods.errors import UserError
 from methods.model.decoder import Decoder
 
+LEARNT = ("parameters", "seconds", "prune_seconds", "peak_memory_bytes", "perplexity", "tasks")
 NEAR = 20  # runs beside the run's folder whose records are read, those that changed last
 
 
@@ -63,7 +65,11 @@ class Outlook:
     def needs(self, cell: Cell) -> Needs:
         """Return the memory of a cell; on the host, beside a process like this one."""
         peak = max((one.peak(cell) for one in self._estimators.values()), default=0)
-        return Footprint(self.shape, bytes_of(self.dtype), memory.resident_bytes()).needs(cell, peak)
+        return self._footprint.needs(cell, peak)
+
+    @cached_property
+    def _footprint(self) -> Footprint:
+        return Footprint(self.shape, bytes_of(self.dtype), memory.resident_bytes())
 
     def _estimator(self, threads: int) -> Estimator:
         if threads not in self._estimators:
@@ -79,9 +85,15 @@ class Outlook:
 
 
 def records_near(folder: Path) -> Iterator[Record]:
-    """Yield the records of a run's folder and of the runs beside it; what cannot be read is left out."""
+    """Yield of the records of a run's folder, and of the runs beside it, what estimates need.
+
+    What cannot be read is left out.
+    """
     beside = [run for run in folder.absolute().parent.glob("*") if run_folder.is_run(run)]
     beside.sort(key=lambda run: (run.name == folder.name, run.stat().st_mtime), reverse=True)
     for run in beside[:NEAR]:
         with suppress(UserError, OSError):
-            yield from run_folder.load_run(run)
+            for record in run_folder.load_run(run):
+                if record.status == "ok":
+                    measured = {name: record.measured[name] for name in LEARNT if name in record.measured}
+                    yield replace(record, decisions={}, measured=measured)

@@ -79,3 +79,26 @@ def test_timed_cells_come_last_where_several_run_at_once_and_in_their_order_wher
     assert startable(Schedule([timed, untimed], phases=False)) == [timed, untimed]
     waits = Schedule([timed, untimed], phases=True)
     assert waits.next(lambda alone: alone) == timed  # as an engine says that has room for no other
+
+
+def test_of_many_cells_each_starts_once_and_waits_for_what_it_must():
+    cells = [
+        cell(method, ratio, seed=seed) for seed in range(20) for ratio in (0.1, 0.2) for method in ("sleb", "flap")
+    ]
+    seconds = {one.key: float(number % 11) for number, one in enumerate(cells)}
+    schedule, started = Schedule(cells, phases=True, seconds=seconds), list[str]()
+    while one := schedule.next(lambda _: True):
+        started.append(one.key)
+        schedule.start(one.key)
+        order = {"removal_order": ["layer 1"], "free_removals": 1} if one.method == "sleb" else {}
+        schedule.finish(one.key, Ended.of(record(one, **order)))
+    assert sorted(started) == sorted(one.key for one in cells)
+    places = {key: place for place, key in enumerate(started)}
+    by_seed = {(one.method, one.ratio, one.seed): places[one.key] for one in cells}
+    for seed in range(20):
+        assert by_seed["sleb", 0.1, seed] < by_seed["sleb", 0.2, seed]
+    ways = {key: seconds[key] for key in seconds}
+    for one in cells:
+        if one.ratio == 0.1:
+            ways[one.key] += seconds[replace(one, ratio=0.2).key]
+    assert ways[started[0]] == max(ways.values())
