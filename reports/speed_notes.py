@@ -50,7 +50,7 @@ def throughput(record: Record) -> Iterator[str]:
         if len({point["batch"] for point in swept}) > 1:
             found = [
                 f"{name} {_rate(best, name):,.0f} at batch {best['batch']}"
-                for name in ("dense", "pruned")
+                for name in ("dense", "pruned")[: 1 if record.cell["method"] == "dense" else 2]
                 if (best := max(_timed(swept, name), key=partial(_rate, name=name), default=None))
             ]
             yield f"{label(record.cell)}: most tokens/s behind {context:,} tokens: {', '.join(found)}."

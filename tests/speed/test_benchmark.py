@@ -962,11 +962,12 @@ def test_a_report_of_a_gpu_has_both_modes_shares_and_what_the_memory_is_worth():
     theirs = {"points": [taken(1, 2), taken(2, 4), taken(4, 8)]}
     dense = changed(DENSE, "measured", "speed", to={"points": points, "memory": theirs})
     text = " ".join(speed_terminal([dense, a_record(points, memory=ours)]).split())
-    assert "decode 64 graph 1 2.00" in text
-    assert "decode 64 eager 1 5.00" in text
+    assert "laco at 0.3 decode 64 graph 1 28.9 % 2.00" in text
+    assert "laco at 0.3 decode 64 eager 1 28.9 % 5.00" in text
     assert METRICS["kept"].show(0.62) + " " + METRICS["kept"].show(0.034) in text
     assert "laco: the host launches kernels more slowly than the GPU runs them" in text
     assert "which captured steps show: decode at batch 1, eager." in text
+    assert "dense: most tokens/s behind 64 tokens: dense 500 at batch 2." in text
     assert "laco: most tokens/s behind 64 tokens: dense 500 at batch 2, pruned 1,000 at batch 4." in text
     assert "laco: tokens/s behind 64 tokens in 4.00 GiB: dense 500 at batch 2, pruned 800 at batch 2." in text
 

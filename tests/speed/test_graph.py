@@ -15,6 +15,7 @@ from conftest import TINY, refused, tiny
 from recorded_graph import RecordedGraph, Refused
 from tiny_methods import pruned
 
+from bench.cli.main import main
 from bench.plan import validate
 from bench.plan.cell import Cell
 from bench.plan.protocol import Protocol, for_cuda, profile
@@ -270,3 +271,10 @@ def test_a_cell_for_machines_with_gpus_has_their_defaults(model_folder, text_fil
     spec = RunSpec("dense", model=str(model_folder), device="cuda", profile="smoke", protocol=named)
     (found,) = validate.cells(spec, here=False)
     assert (found.protocol.mode, found.protocol.cache) == ("graph", "static")
+
+
+def test_the_list_of_profiles_says_what_they_are_on_a_gpu(capsys):
+    assert main(["list", "profiles", "--verbose"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.count("    mode = eager") == lines.count("    mode = graph on CUDA") == 4
+    assert lines.count("    max_batch = 1024 on CUDA") == 2
