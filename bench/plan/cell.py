@@ -64,9 +64,12 @@ class Cell:
         return "--".join((slug(self.label), ratio, digest))
 
     def plain(self) -> dict[str, Any]:
-        """Return every field as a record holds it; healing and earlier stages only where there are any."""
+        """Return every field as a record holds it; healing, earlier stages and a mode only where there are any."""
         absent = {name for name in ("healing", "earlier") if not getattr(self, name)}
-        return {name: value for name, value in asdict(self).items() if name not in absent}
+        found = {name: value for name, value in asdict(self).items() if name not in absent}
+        if self.protocol.mode == "eager":
+            del found["protocol"]["mode"]
+        return found
 
 
 def asked(cell: Cell | Mapping[str, Any]) -> str:
