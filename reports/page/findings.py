@@ -13,14 +13,14 @@ from typing import Any
 
 from bench.records.columns import removed_too_little, texts
 from bench.records.comparability import by_setup
-from bench.records.record import Record, display_name, label
+from bench.records.record import ANSWER_BPB, Record, display_name, label
 from bench.records.samples import Samples
 from bench.stats.contrasts import LEVEL, all_pairs, shown_more
 from bench.stats.intervals import kendall
 from reports import notes
 from reports.blocks import TableGroup, blocks, seeds_named, seeds_of
 from reports.figures.quality import called
-from reports.metrics import METRICS, finite, shown
+from reports.metrics import METRICS, bits, finite, shown
 from reports.page.tested_rows import NAMES, TestedRow, tested_block
 
 CLIFF = 10  # times the perplexity in one step of the ratio
@@ -57,6 +57,7 @@ def _topics(records: Sequence[Record], found: Sequence[TableGroup], samples: Sam
     topics: dict[str, Callable[[], Iterator[str]]] = {
         "Perplexity": lambda: _perplexity(tested, texts(records)),
         "Accuracy": lambda: (sentence for one in tested for sentence in _accuracy(one)),
+        "Right answers": lambda: (sentence for one in tested for sentence in _answers(one)),
         "Speed": lambda: (sentence for one in tested for sentence in _speed(one)),
         "With care": lambda: _care(tested, records),
     }
@@ -69,7 +70,7 @@ def _topics(records: Sequence[Record], found: Sequence[TableGroup], samples: Sam
 def _perplexity(tested: Sequence[TestedRow], names: Sequence[str]) -> Iterator[str]:
     for text in names:
         for one in tested:
-            yield from _lowest_perplexity(one, text)
+            yield from _lowest(one, f"perplexity_{text}")
             yield from _ties(one, f"perplexity_{text}", "lower")
         yield from _cliffs(tested, text)
     if names:
@@ -77,9 +78,8 @@ def _perplexity(tested: Sequence[TestedRow], names: Sequence[str]) -> Iterator[s
             yield from _random(one, names[0])
 
 
-def _lowest_perplexity(one: TestedRow, text: str) -> Iterator[str]:
-    """Say which method has the lowest perplexity, below which ones that is shown, and which comes next."""
-    column = f"perplexity_{text}"
+def _lowest(one: TestedRow, column: str) -> Iterator[str]:
+    """Say which method has the lowest of a figure, below which ones that is shown, and which comes next."""
     order = one.ordered(one.eligible(), column, "lower")
     if not order:
         return
@@ -90,16 +90,23 @@ def _lowest_perplexity(one: TestedRow, text: str) -> Iterator[str]:
         yield f"{lead} a {called(column)} of {figure}; there is nothing to compare it with."
         return
     below = [place for place in rest if one.shows_more(place, first, column)]
-    said = f"{one.shown('below', below, rest)}.{_next(one, order, text)}"
+    said = f"{one.shown('below', below, rest)}.{_next(one, order, column)}"
     yield f"{lead} the lowest {called(column)}: {figure}, {said}"
 
 
-def _next(one: TestedRow, order: Sequence[int], text: str) -> str:
-    """Say ' laco comes next: 92.8 ± 15.6, 2.5 times as high [2.2, 2.9].'"""
-    column, (first, second) = f"perplexity_{text}", order[:2]
+def _next(one: TestedRow, order: Sequence[int], column: str) -> str:
+    """Say ' laco comes next: 92.8 ± 15.6, 2.5 times as high [2.2, 2.9].', or by how much it has more."""
+    first, second = order[:2]
     a, b = (one.models(place) for place in (first, second))
+    found = one.tests(column).get((min(a[0], b[0]), max(a[0], b[0]))) if len(a) == len(b) == 1 else None
+    if column == ANSWER_BPB:
+        more = one.block.rows[second][column] - one.block.rows[first][column]
+        said = f"{bits(more)} more"
+        if found is not None:
+            ends = (found.low, found.high) if a < b else (-found.high, -found.low)
+            said += f" [{', '.join(map(bits, ends))}]" if all(map(math.isfinite, ends)) else ""
+        return f" {one.name(second)} comes next: {one.figure(second, column)}, {said}."
     times = one.block.rows[second][column] / one.block.rows[first][column]
-    found = one.perplexity[text].get((min(a[0], b[0]), max(a[0], b[0]))) if len(a) == len(b) == 1 else None
     said = f"{METRICS['prefill_speed'].format(times, times)} times as high"
     if found is not None:
         low, high = found.low, found.high
@@ -130,6 +137,17 @@ def _accuracy(one: TestedRow) -> Iterator[str]:
             )
     yield from _ties(one, "average", "higher")
     yield from _disagreement(one, order)
+
+
+def _answers(one: TestedRow) -> Iterator[str]:
+    """Say of which method the right answers are the likeliest, and which are not shown to make them less likely."""
+    yield from _lowest(one, ANSWER_BPB)
+    if one.dense is not None:
+        order = one.ordered(one.eligible(), ANSWER_BPB, "lower")
+        whole = [place for place in order if not one.shows_more(place, one.dense, ANSWER_BPB)]
+        if whole:
+            yield f"{one.where()}, right answers are not shown to be less likely than the dense model's for {one.names(whole)}."
+    yield from _ties(one, ANSWER_BPB, "lower")
 
 
 def _ties(one: TestedRow, column: str, better: str) -> Iterator[str]:
@@ -261,8 +279,9 @@ def _seeds(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _tests(tested: Sequence[TestedRow]) -> Iterator[str]:
-    found = [c for one in tested for pairs in (*one.perplexity.values(), one.average) for c in pairs.values()]
-    counts = sorted({len(pairs) for one in tested for pairs in (*one.perplexity.values(), one.average) if pairs})
+    every = [pairs for one in tested for pairs in (*one.perplexity.values(), one.average, one.answers)]
+    found = [contrast for pairs in every for contrast in pairs.values()]
+    counts = sorted({len(pairs) for pairs in every if pairs})
     if not counts:
         return
     most = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
