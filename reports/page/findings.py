@@ -146,8 +146,22 @@ def _answers(one: TestedRow) -> Iterator[str]:
         order = one.ordered(one.eligible(), ANSWER_BPB, "lower")
         whole = [place for place in order if not one.shows_more(place, one.dense, ANSWER_BPB)]
         if whole:
-            yield f"{one.where()}, right answers are not shown to be less likely than the dense model's for {one.names(whole)}."
+            yield (
+                f"{one.where()}, right answers are not shown to be less likely than the dense model's for "
+                f"{one.names(whole)}; that is not to say that they are not."
+            )
     yield from _ties(one, ANSWER_BPB, "lower")
+    yield from _told_apart(one)
+
+
+def _told_apart(one: TestedRow) -> Iterator[str]:
+    """Say how many pairs of cells each figure tells apart, where more than one is tested."""
+    columns = ["average", ANSWER_BPB, *(f"perplexity_{text}" for text in one.perplexity)]
+    counts = {column: [contrast.p < LEVEL for contrast in one.tests(column).values()] for column in columns}
+    known = {column: shown for column, shown in counts.items() if len(shown) > 1}
+    if ANSWER_BPB in known and len(known) > 1:
+        said = ", ".join(f"{called(column)} {sum(shown)} of {len(shown)}" for column, shown in known.items())
+        yield f"{one.where()}, pairs of cells that are shown to differ: by {said}."
 
 
 def _ties(one: TestedRow, column: str, better: str) -> Iterator[str]:

@@ -127,8 +127,8 @@ def _of_gains(measure: Column, group: TableGroup, samples: Samples) -> list[Tabl
 def _change(measure: Column, contrast: Contrast, *, tied: bool) -> TableCell:
     """Return a change, marked where a test has shown it and every seed agrees which way it goes."""
     figures = (contrast.estimate, contrast.low, contrast.high)
-    write = {"average": lambda one: f"{100 * one:+.1f}", "answer_bpb": "{:+.3f}".format}.get(measure.name, significant)
-    words = [write(one) for one in figures]
+    form, scale = {"average": ("+.1f", 100), "answer_bpb": ("+.3f", 1)}.get(measure.name, ("", 1))
+    words = [format(scale * one, form) if form else significant(one) for one in figures]
     cell = TableCell(f"{words[0]} [{words[1]}, {words[2]}]", words[0], *figures)
     return cell.marked("differs") if contrast.p < LEVEL and not tied else cell
 
