@@ -20,10 +20,11 @@ from bench.stats.intervals import kendall
 from reports import notes
 from reports.blocks import TableGroup, blocks, seeds_named, seeds_of
 from reports.figures.quality import called
-from reports.metrics import METRICS, bits, finite, shown
+from reports.metrics import METRICS, bits, finite, metric, shown
 from reports.page.tested_rows import NAMES, TestedRow, tested_block
 
 CLIFF = 10  # times the perplexity in one step of the ratio
+MANY = 4  # rows above which it is said how well two orders agree
 RANDOM = "drop-random"  # the control: layers chosen without looking
 TESTS = {
     "student": "Student's test over the windows that two models both scored",
@@ -158,10 +159,17 @@ def _told_apart(one: TestedRow) -> Iterator[str]:
     """Say how many pairs of cells each figure tells apart, where more than one is tested."""
     columns = ["average", ANSWER_BPB, *(f"perplexity_{text}" for text in one.perplexity)]
     counts = {column: [contrast.p < LEVEL for contrast in one.tests(column).values()] for column in columns}
-    known = {column: shown for column, shown in counts.items() if len(shown) > 1}
+    known = {column: found for column, found in counts.items() if len(found) > 1}
     if ANSWER_BPB in known and len(known) > 1:
-        said = ", ".join(f"{called(column)} {sum(shown)} of {len(shown)}" for column, shown in known.items())
-        yield f"{one.where()}, pairs of cells that are shown to differ: by {said}."
+        words = ", ".join(f"{called(column)} {sum(found)} of {len(found)}" for column, found in known.items())
+        yield f"{one.where()}, pairs of cells that are shown to differ: by {words}."
+    for column in [f"perplexity_{text}" for text in one.perplexity][:1]:
+        others = [ANSWER_BPB, "average"]
+        places = [p for p in one.eligible() if all(finite(one.block.rows[p].get(name)) for name in (column, *others))]
+        taus = {name: _agreement(one, column, name, places) for name in others if len(places) > MANY}
+        said = [f"{tau:z.2f} of {called(name)}" for name, tau in taus.items() if not math.isnan(tau)]
+        if len(said) == len(others):
+            yield f"{one.where()}, Kendall's τ with the order by {called(column)} is {' and '.join(said)}."
 
 
 def _ties(one: TestedRow, column: str, better: str) -> Iterator[str]:
@@ -187,16 +195,20 @@ def _disagreement(one: TestedRow, by_average: Sequence[int]) -> Iterator[str]:
     if count < 3 or by_average[0] not in by_perplexity:
         return
     rank = by_perplexity.index(by_average[0]) + 1
-    tau = kendall(
-        [-math.log(one.block.rows[place][column]) for place in by_perplexity],
-        [one.block.rows[place]["average"] for place in by_perplexity],
-    )
+    tau = _agreement(one, column, "average", by_perplexity)
     if rank > count / 2 and not math.isnan(tau):
         yield (
             f"{one.where()}, perplexity and accuracy disagree: {one.name(by_average[0])} has the highest average and "
             f"comes {rank} of {count} by perplexity ({one.figure(by_average[0], column)}); "
             f"Kendall's τ between the two orders is {tau:z.2f}."
         )
+
+
+def _agreement(one: TestedRow, column: str, other: str, places: Sequence[int]) -> float:
+    """Return Kendall's τ of the orders of rows by a column in which less is better and by another one."""
+    sign = 1 if metric(other).better == "lower" else -1
+    figures = [(one.block.rows[place][column], sign * one.block.rows[place][other]) for place in places]
+    return kendall([before for before, _ in figures], [after for _, after in figures])
 
 
 def _cliffs(tested: Sequence[TestedRow], text: str) -> Iterator[str]:

@@ -109,6 +109,71 @@ def test_a_perplexity_needs_an_effect_and_significance(shift, noise, word):
     assert (verdict.metric, verdict.word) == ("perplexity wiki", word)
 
 
+LIKELY = np.random.default_rng(9).gamma(4, 0.4, 500)  # bits per byte of 500 right answers
+
+
+def bits(*values: np.ndarray) -> dict[str, CellResults]:
+    """A cell of which bits per byte of the right answers alone are known, by task."""
+    tasks = {f"t{n}": Answers("answer_bpb", one, "documents", 1, 0) for n, one in enumerate(values)}
+    return {"x": CellResults(IDENTITY, "ok", bits=tasks)}
+
+
+@pytest.mark.parametrize(
+    ("shift", "noise", "word"),
+    [
+        (0, 0, "not worse"),
+        (0.02, 0.1, "worse"),
+        (-0.02, 0.1, "better"),
+        (0.005, 0.02, "not worse"),  # shown, and less than the margin
+        (0.008, 0.1, "inconclusive"),
+        (0.02, 1, "inconclusive"),
+    ],
+)
+def test_bits_per_byte_need_an_effect_and_significance(shift, noise, word):
+    moved = LIKELY + shift + np.resize([noise, -noise], 500)
+    (verdict,) = gate.judge(bits(LIKELY), bits(moved), gate.Margins())
+    assert (verdict.metric, verdict.word, verdict.margin) == ("answer bpb", word, 0.01)
+
+
+def test_of_single_tasks_the_gate_judges_the_accuracy_alone():
+    found = gate.judge(bits(LIKELY[:250], LIKELY[250:]), bits(LIKELY[:250], LIKELY[250:] + 1), gate.Margins())
+    assert [(v.metric, v.word) for v in found] == [("answer bpb", "worse")]
+    (off,) = gate.judge(bits(LIKELY), bits(LIKELY + 1), gate.Margins(answer_bpb=None))
+    assert (off.word, off.gates, off.findable) == ("worse", False, None)
+
+
+def one_layer(loss: float, seed: int, times: int) -> float:
+    """The share of gates that fail a model, of 500 documents whose bits differ by 0.12, as with one layer less."""
+    generator = np.random.default_rng(seed)
+    found = [
+        gate.judge(bits(LIKELY), bits(LIKELY + generator.normal(loss, 0.12, 500)), gate.Margins()) for _ in range(times)
+    ]
+    return sum(gate.exit_code(verdicts) == 1 for verdicts in found) / times
+
+
+def test_the_smallest_loss_that_is_found_is_found_in_four_of_five_gates():
+    """By the test where many documents differ, by the margin where few do."""
+    (verdict,) = gate.judge(bits(LIKELY), bits(LIKELY + np.resize([0.12, -0.12], 500)), gate.Margins())
+    assert one_layer(verdict.findable, seed=1, times=1500) == pytest.approx(0.8, abs=0.04)
+    (narrow,) = gate.judge(bits(LIKELY), bits(LIKELY + np.resize([0.001, -0.001], 500)), gate.Margins())
+    assert narrow.findable == pytest.approx(0.01, abs=1e-4)
+    (same,) = gate.judge(bits(LIKELY), bits(LIKELY), gate.Margins())
+    assert same.findable is None
+
+
+def test_the_smallest_loss_of_accuracy_is_found_in_four_of_five_gates():
+    before, after = np.repeat([1.0, 0.0], [700, 300]), np.repeat([1.0, 0.0, 1.0, 0.0], [640, 60, 30, 270])
+    (verdict,) = gate.judge(one(before), one(after), gate.Margins())
+    changed, loss = 0.09, verdict.findable
+    share = trials((changed + loss) / 2, (changed - loss) / 2, seed=5)
+    assert 0.75 < share < 0.85
+
+
+def test_a_layer_of_thirty_is_found_and_an_equal_model_is_not():
+    assert one_layer(0.020, seed=2, times=500) > 0.9
+    assert one_layer(0.0, seed=3, times=1500) < 0.025
+
+
 @pytest.mark.parametrize(
     ("ratio", "half", "word"),
     [
@@ -283,8 +348,8 @@ def test_no_baseline_is_4_and_a_mistake_is_2(base, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("acuracy: 1", "unknown key 'acuracy'; there are accuracy, perplexity"),
-        ("accuracy: much", "accuracy is a number of points or percent"),
+        ("acuracy: 1", "unknown key 'acuracy'; there are accuracy, answer_bpb, perplexity"),
+        ("accuracy: much", "accuracy is a number of points, bits or percent"),
         ("accuracy: -1", "from 0 to below 100"),
         ("accuracy: true", "accuracy is a number"),
         ("sizes: 3", "sizes is exact or off"),
