@@ -88,7 +88,8 @@ def _lowest(one: TestedRow, column: str) -> Iterator[str]:
     dense = "" if one.dense is None else f" (dense {one.figure(one.dense, column)})"
     lead, figure = f"{one.where()}, {one.name(first)} has", f"{one.figure(first, column)}{dense}"
     if not rest:
-        yield f"{lead} a {called(column)} of {figure}; there is nothing to compare it with."
+        one_of_it = "" if column == ANSWER_BPB else "a "
+        yield f"{lead} {one_of_it}{called(column)} of {figure}; there is nothing to compare it with."
         return
     below = [place for place in rest if one.shows_more(place, first, column)]
     said = f"{one.shown('below', below, rest)}.{_next(one, order, column)}"

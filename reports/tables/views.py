@@ -102,7 +102,7 @@ def _per_task(data: ReportData) -> list[Table]:
         answers = [*(f"answer_bpb_{name}" for name in answered(group.records)), "answer_bpb"]
         return [
             *(column(name) for name in (*task_columns(group.records), "average", "kept")),
-            *(column(name, "answers") for name in answers),
+            *(column(name, "answers", brief=True) for name in answers),
         ]
 
     return _by_group("per-task", data, columns, ("tasks",), "average")

@@ -266,11 +266,13 @@ def test_the_guide_has_what_the_page_says_of_twenty_methods():
         *first, last = re.findall(pattern, said)
         return f"{', '.join(first)} and {last}"
 
-    assert f"accuracy is shown to differ in {found(r'average accuracy (\d+) of 300')} at 0.1, 0.2 and 0.3" in guide
-    assert f"the bits in {found(r'right answer (\d+) of 300')}, and" in guide
-    assert f"the perplexity on Wikipedia in {found(r'perplexity on wiki (\d+) of 300')}." in guide
-    assert f"is {found(r'is ([\d.]+) of bits')} for the bits" in guide
-    assert f"and {found(r'and ([\d.]+) of average')} for the accuracy" in guide
+    accuracy, bits, perplexity = (
+        found(rf"{name} (\d+) of 300") for name in ("average accuracy", "right answer", "perplexity on wiki")
+    )
+    assert f"accuracy is shown to differ in {accuracy} at 0.1, 0.2 and 0.3" in guide
+    assert f"the bits in {bits}, and the perplexity on Wikipedia in {perplexity}." in guide
+    taus = found(r"is ([\d.]+) of bits"), found(r"and ([\d.]+) of average")
+    assert "is {} for the bits, and {} for the accuracy".format(*taus) in guide
 
 
 def test_nothing_is_said_of_bits_that_were_not_measured(tmp_path, rng):
