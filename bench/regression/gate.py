@@ -13,9 +13,9 @@ With g the change for the better (shares, bits, or the logarithm of a ratio), m 
     failed        the cell has no figures
 
 p values are adjusted (bench.stats.intervals.holm, weighted) over the accuracies, bits per byte and perplexities that
-gate, so that a model that is no worse fails by any of them in at most LEVEL / 2 of gates. An accuracy has
-WEIGHTS[accuracy] times the level of the others, whose tests find far smaller losses. Sizes have no margin: fewer is
-better, more is worse.
+gate, so that a model that is no worse fails by any of them in at most LEVEL / 2 of gates. WEIGHTS are their shares of
+the level: an accuracy's is the largest, since the tests of the others find far smaller losses. Sizes have no margin:
+fewer is better, more is worse.
 """
 
 from __future__ import annotations

@@ -27,11 +27,14 @@ IDENTITY = {"label": "laco", "ratio": 0.1, "seed": 0}
 RIGHT = answers(1)
 
 
-def one(right: np.ndarray | None, nll: np.ndarray | None = None) -> dict[str, CellResults]:
+def one(
+    right: np.ndarray | None, nll: np.ndarray | None = None, bits: np.ndarray | None = None
+) -> dict[str, CellResults]:
     """A cell as both sides of the gate hold it."""
     tasks = {} if right is None else {"piqa": Answers("acc", right, "documents", 1, 0)}
     texts = {} if nll is None else {"wiki": Windows(nll, np.full(len(nll), 511), "text")}
-    found = CellResults(IDENTITY, "ok", tasks=tasks, texts=texts)
+    likely = {} if bits is None else {"piqa": Answers("answer_bpb", bits, "documents", 1, 0)}
+    found = CellResults(IDENTITY, "ok", tasks=tasks, texts=texts, bits=likely)
     return {found.name: found}
 
 
@@ -41,7 +44,8 @@ def one(right: np.ndarray | None, nll: np.ndarray | None = None) -> dict[str, Ce
 def trials(loses: float, gains: float, seed: int, *, windows: int = 0, times: int = 1500) -> float:
     """The share of trials that fail: 1,000 documents, 70 % right, of all `loses` lost and `gains` gained by the model.
 
-    With windows, perplexity gates too: the two models are equal, and differ by 1 % of a window's nats at random.
+    With windows, perplexity and bits per byte gate too: the two models are equal, and differ by 1 % of a window's nats
+    and 0.12 bits of a document at random.
     """
     generator = np.random.default_rng(seed)
     failed = 0
@@ -51,7 +55,9 @@ def trials(loses: float, gains: float, seed: int, *, windows: int = 0, times: in
         after = np.where(before, draw >= loses / 0.7, draw < gains / 0.3)
         nll = generator.normal(1500, 100, windows) if windows else None
         noisy = None if nll is None else nll + generator.normal(0, 15, windows)
-        sides = one(before.astype(float), nll), one(after.astype(float), noisy)
+        bits = generator.gamma(4, 0.4, 1000) if windows else None
+        other = None if bits is None else bits + generator.normal(0, 0.12, 1000)
+        sides = one(before.astype(float), nll, bits), one(after.astype(float), noisy, other)
         failed += gate.exit_code(gate.judge(*sides, gate.Margins())) == 1
     return failed / times
 
@@ -60,15 +66,15 @@ def test_a_loss_of_two_points_is_found_in_most_trials():
     assert trials(0.7 * 0.06, 0.3 * 0.06, seed=1) > 0.8
 
 
-def test_a_loss_is_found_in_most_trials_beside_a_perplexity():
-    assert trials(0.7 * 0.06, 0.3 * 0.06, seed=2, windows=16) > 0.8
+def test_a_loss_is_found_in_most_trials_beside_perplexity_and_bits():
+    assert trials(0.7 * 0.06, 0.3 * 0.06, seed=2, windows=16) > 0.76
 
 
 def test_equal_models_with_as_many_flips_rarely_fail():
     assert trials(0.03, 0.03, seed=3, times=3000) < 0.02
 
 
-def test_equal_models_rarely_fail_beside_a_perplexity():
+def test_equal_models_rarely_fail_beside_perplexity_and_bits():
     assert trials(0.03, 0.03, seed=4, windows=16, times=3000) < 0.02
 
 
@@ -142,12 +148,15 @@ def test_of_single_tasks_the_gate_judges_the_accuracy_alone():
     assert (off.word, off.gates, off.findable) == ("worse", False, None)
 
 
-def one_layer(loss: float, seed: int, times: int) -> float:
+def one_layer(loss: float, seed: int, times: int, *, alone: bool = True) -> float:
     """The share of gates that fail a model, of 500 documents whose bits differ by 0.12, as with one layer less."""
     generator = np.random.default_rng(seed)
-    found = [
-        gate.judge(bits(LIKELY), bits(LIKELY + generator.normal(loss, 0.12, 500)), gate.Margins()) for _ in range(times)
-    ]
+    others = () if alone else (RIGHT[:500], nats(1))  # equal ones, which take their share of the level
+    found = []
+    for _ in range(times):
+        likely = LIKELY + generator.normal(loss, 0.12, 500)
+        sides = (bits(LIKELY), bits(likely)) if alone else (one(*others, LIKELY), one(*others, likely))
+        found.append(gate.judge(*sides, gate.Margins()))
     return sum(gate.exit_code(verdicts) == 1 for verdicts in found) / times
 
 
@@ -171,6 +180,7 @@ def test_the_smallest_loss_of_accuracy_is_found_in_four_of_five_gates():
 
 def test_a_layer_of_thirty_is_found_and_an_equal_model_is_not():
     assert one_layer(0.020, seed=2, times=500) > 0.9
+    assert one_layer(0.020, seed=4, times=500, alone=False) > 0.8
     assert one_layer(0.0, seed=3, times=1500) < 0.025
 
 
