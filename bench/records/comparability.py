@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bench.records.record import Record
+from bench.records.record import ANSWER_BPB, Record
 
 FIGURES = ("size", "text", "task", "speed")
 MOST = 4  # fields that are named where setups differ in many
@@ -197,7 +197,7 @@ def metric_conditions(record: Record, metric: str) -> dict[str, Any]:
         if metric.endswith(f"_{text}"):
             found["text"] = result["sha256"]
     for task, result in record.measured.get("tasks", {}).items():
-        if metric in ("average", "kept") or f"_{task}" in metric:
+        if metric in ("average", "kept", ANSWER_BPB) or f"_{task}" in metric:
             found[task] = (result["main"], result["version"], result["documents"], result["fewshot"])
     return found
 

@@ -47,7 +47,8 @@ A record has these keys and no others:
     perplexity   {text: {perplexity, perplexity_low, perplexity_high (95 %), bits_per_byte, byte_perplexity,
                          word_perplexity, nll_per_token, tokens, words, windows, window, stride, bos, sha256,
                          whole (all of the text and not only every second document)}}
-    tasks        {task: {metric: {value, stderr}, ..., "main": metric, "version", "documents", "available", "fewshot"}}
+    tasks        {task: {metric: {value, stderr}, ..., "main": metric, "version", "documents", "available", "fewshot"}};
+                 of a task with choices one metric is answer_bpb (bench.records.answers)
     speed        see below; absent unless asked for, and of several draws in all but the first
     checks       {copying, counting, repetition, distinct_1, distinct_2, agreement (shares), kl, kl_low, kl_high (nats
                  per token, 95 %)}   see bench.evaluation.checks; kl and agreement are absent for "dense", and with
@@ -107,6 +108,7 @@ FAILED = ("error", "out_of_memory", "crashed", "timed_out", LOST)
 REFUSED = ("unsupported", "out_of_reach")  # what a method cannot do: outcomes, and no failures
 STATUSES = ("ok", *REFUSED, *FAILED)
 EARLIER = ("parameters", "layers", "ratio", "ratio_budget", "pruned_sha256", "prune_seconds", "healing")
+ANSWER_BPB = "answer_bpb"  # the metric of the right answer's bits per byte
 ACCURACY = re.compile(r"(^|_)acc(_|$)")
 KEYS = ("schema", "cell", "status", "error", "environment", "decisions", "measured")
 
