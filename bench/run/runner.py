@@ -232,7 +232,8 @@ def plan_spec(spec: RunSpec) -> Plan:
     outlook.add(
         cells,
         lambda cell: datasets[calibration_setting(cell)].amounts,
-        lambda cell: every if chain.is_timed(cell) or slots == 1 else shared,
+        lambda cell: every if slots == 1 else shared,
+        every,
     )
     needs = {cell.key: outlook.needs(cell) for cell in cells}
     return simulated(cells, done, outlook.estimates, slots=slots, start=read, needs=needs, here=here)
@@ -249,6 +250,7 @@ def _outlook(
         cells,
         lambda cell: datasets[calibration_setting(cell)].amounts,
         lambda cell: session.threads(chain.is_timed(cell)),
+        session.machine.threads,
     )
     return outlook
 
