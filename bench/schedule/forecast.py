@@ -79,11 +79,11 @@ class Forecast:
         """Return in how many seconds the run ends; None before the first cell has ended."""
         if not self._beside:
             return None
-        beside, now = median(self._beside), self._now()
-        left = {at: self._total(work) + beside * self._count[at] for at, work in self._left.items()}
+        beside, now, every = median(self._beside), self._now(), self._factor()
+        left = {at: self._total(work, every) + beside * self._count[at] for at, work in self._left.items()}
         rest, longest = 0.0, 0.0
         for key, began in self._began.items():
-            here = max(0.0, began + self._total(self._work[key]) + beside - now)
+            here = max(0.0, began + self._total(self._work[key], every) + beside - now)
             longest = max(longest, here)
             rest += here
         return (
@@ -103,9 +103,12 @@ class Forecast:
         self._left[alone].subtract(work or self._work[key])
         self._count[alone] -= 1
 
-    def _total(self, work: Mapping[tuple[str, str], float]) -> float:
-        """Return the seconds of some work as the finished cells correct them."""
-        every = sum(self._real.values()) / sum(self._said.values()) if self._said else 1.0
+    def _factor(self) -> float:
+        """Return by what all finished cells together correct the estimates."""
+        return sum(self._real.values()) / sum(self._said.values()) if self._said else 1.0
+
+    def _total(self, work: Mapping[tuple[str, str], float], every: float) -> float:
+        """Return the seconds of some work as the finished cells correct them, `every` where none was of its kind."""
         return sum(
             seconds * (self._real[kind] / said if (said := self._said.get(kind)) else every)
             for kind, seconds in work.items()

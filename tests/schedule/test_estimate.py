@@ -28,7 +28,8 @@ AMOUNTS = Amounts(8192, {"hellaswag": 100, "piqa": 100})
 
 
 def cell(method: str, ratio: float | None = 0.2, **changes) -> Cell:
-    parameters = methods.hyperparameters(methods.make(method))
+    given = {"layers": "3"} if method == "drop" else {}
+    parameters = methods.hyperparameters(methods.make(method, given))
     return replace(Cell("m", method, parameters, ratio, "layers", 0, "cpu", "float32", profile("quick")), **changes)
 
 
