@@ -70,16 +70,16 @@ class Ray:
             nodes = suitable([one for one in nodes if one.id in looks], ask)
             refuse_unlike(nodes, looks, conditions)
             ask, slots = shared(nodes, ask, self.slots, conditions.threads)
-            timed = where_timed(nodes, looks, ask, conditions.threads) if conditions.timed else None
-            machine, timing = (timed.machine, timed.timing) if timed else (Machine(None, ask.threads), ())
-            share = Share(ask, slots, machine, timing)
+            share = Share(ask, slots, (), Machine(None, ask.threads))
+            if conditions.timed:
+                share = Share(ask, slots, *where_timed(nodes, looks, ask, conditions.threads))
             return RaySession(share, site, conditions.measure, opened.pop_all())
 
 
 class RaySession:
     """Has each job measured by a task of its own.
 
-    share    what each gets, and how many run at once
+    share    what each gets
     site     where the run is
     measure  what a task calls, a function of a module, which nodes import
     opened   is closed at the end
@@ -88,36 +88,29 @@ class RaySession:
     def __init__(self, share: Share, site: Site, measure: Measure, opened: contextlib.ExitStack) -> None:
         import ray
 
-        self._share, self._site, self._measure, self._opened = share, site, measure, opened
+        self.slots, self.machine, self._timing, self._ask = share.slots, share.machine, share.timing, share.ask
+        self._site, self._measure, self._opened = site, measure, opened
         self._task = ray.remote(max_retries=RETRIES, retry_exceptions=False)(_measured)
         self._running: dict[Any, Job] = {}
 
-    @property
-    def slots(self) -> int:
-        return self._share.slots
-
-    @property
-    def machine(self) -> Machine:
-        return self._share.machine
-
     def threads(self, timed: bool) -> int:
-        return self._share.ask.threads
+        return self._ask.threads
 
     def has_room(self, timed: bool) -> bool:
         if any(job.timed != timed for job in self._running.values()):
             return False  # it could be on the same node
-        return len(self._running) < (min(self.slots, len(self._share.timing)) if timed else self.slots)
+        return len(self._running) < (min(self.slots, len(self._timing)) if timed else self.slots)
 
     def submit(self, job: Job) -> None:
-        share, ask = self._share, self._share.ask
+        ask = self._ask
         needs: dict[str, Any] = {"num_cpus": job.threads, "num_gpus": ask.gpus, "name": job.where}
         if ask.accelerator:
             needs["accelerator_type"] = ask.accelerator
         if job.timed:
-            names = ",".join(node.id for node in share.timing)
+            names = ",".join(node.id for node in self._timing)
             needs |= {"resources": {TIMING: 1}, "label_selector": {"ray.io/node-id": f"in({names})"}}
             if not ask.gpus:
-                needs["num_cpus"] = share.timing[0].cpus  # all of them, so that nothing computes beside it
+                needs["num_cpus"] = self._timing[0].cpus  # all of them, so that nothing computes beside it
         ref = self._task.options(**needs).remote(self._measure, job.key, job.to_json(), self._site)
         self._running[ref] = job
 
@@ -129,7 +122,7 @@ class RaySession:
             began = time.monotonic()
             if ready := ray.wait(list(self._running), num_returns=1, timeout=WAIT)[0]:
                 return self._result(ready[0], self._running.pop(ready[0]))
-            has_node = any(node.holds(self._share.ask) for node in alive())
+            has_node = any(node.holds(self._ask) for node in alive())
             missing = 0.0 if has_node else missing + time.monotonic() - began
             if missing >= NO_NODE:
                 raise UserError("no node is left that can take a cell; the same command goes on once there is one")

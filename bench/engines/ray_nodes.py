@@ -7,6 +7,7 @@ and, where cells are timed, on which processor.
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,12 +18,14 @@ from typing import Any
 
 from bench.engines.engine import VISIBLE, Conditions, Machine
 from bench.system import worker
+from bench.system.console import say
 from bench.system.worker import Line
 from methods.errors import UserError
 
 VERSIONS = ("prunebench", "torch", "transformers", "lm_eval")  # those of bench.run.fingerprint
 TIMING = "timing"  # the resource of which a node has one, for what is timed there
 HOW_TIMING = "--resources='{\"timing\": 1}'"
+HOW_FIRST = "RAY_worker_niceness=0"  # by default 15
 SEEN = ".seen"  # a file with a text that no other run knows
 NAMING = 60.0  # seconds for the name of a processor
 
@@ -89,11 +92,13 @@ class Site:
 class Look:
     """Holds what a node has said: its versions, whether it sees the run's folder, and where cells are timed, what on.
 
+    niceness of its tasks: 0 unless others on the node go before them
     failure  why it has not found that out
     """
 
     versions: Mapping[str, str]
     sees: bool
+    niceness: int = 0
     processor: str | None = None
     cores: int = 0
     failure: str | None = None
@@ -101,15 +106,18 @@ class Look:
 
 @dataclass(frozen=True)
 class Share:
-    """Says what each cell gets, and how many run at once: untimed ones anywhere, timed ones on nodes of one kind.
+    """Says what each cell gets.
 
-    timing  the nodes where cells are timed
+    ask      what it needs
+    slots    how many run at once
+    timing   the nodes where cells are timed, which are alike
+    machine  what these are
     """
 
     ask: Ask
     slots: int
+    timing: tuple[Node, ...]
     machine: Machine
-    timing: tuple[Node, ...] = ()
 
 
 def node(plain: Mapping[str, Any]) -> Node:
@@ -161,8 +169,15 @@ def shared(nodes: Sequence[Node], ask: Ask, slots: int | None, given: int | None
     return ask, min(fits, slots or fits)
 
 
-def where_timed(nodes: Sequence[Node], looks: Mapping[str, Look], ask: Ask, given: int | None) -> Share:
-    """Return where timed cells run, each with its node to itself. Raises UserError where these are of several kinds."""
+def where_timed(
+    nodes: Sequence[Node], looks: Mapping[str, Look], ask: Ask, given: int | None
+) -> tuple[tuple[Node, ...], Machine]:
+    """Return the nodes where cells are timed, each of which has its node to itself, and what these are.
+
+    given  threads of each cell, as the user said
+
+    Raises UserError where there is no such node, or one is unlike another.
+    """
     timing = tuple(one for one in nodes if one.timing)
     if not timing:
         raise UserError(
@@ -174,12 +189,15 @@ def where_timed(nodes: Sequence[Node], looks: Mapping[str, Look], ask: Ask, give
         look = looks[one.id]
         if look.failure:
             raise UserError(f"{one.name} does not say on which processor cells are timed: {look.failure}")
-        threads = given or (ask.threads if ask.gpus else min(one.cpus, look.cores))
-        kinds.setdefault((look.processor, threads if ask.gpus else one.cpus), one.name)
+        kinds.setdefault((look.processor, ask.threads if ask.gpus else one.cpus), one.name)
     if len(kinds) > 1:
-        what = "; ".join(f"{name} has {processor}, {count} CPUs" for (processor, count), name in kinds.items())
+        what = "; ".join(f"{name} has {processor} and {count} CPUs" for (processor, count), name in kinds.items())
         raise UserError(f"cells would be timed on unlike processors: {what}; say --accelerator, or --speed-rounds 0")
-    return Share(ask, 0, Machine(looks[timing[0].id].processor, threads), timing)
+    if nice := max(looks[one.id].niceness for one in timing):
+        say(f"cells are timed with niceness {nice}, behind whatever else their nodes do; start nodes with {HOW_FIRST}")
+    ((processor, threads),) = kinds
+    usable = [] if ask.gpus else [looks[one.id].cores for one in timing]
+    return timing, Machine(processor, given or min([threads, *usable]))
 
 
 def refuse_unlike(nodes: Sequence[Node], looks: Mapping[str, Look], conditions: Conditions) -> None:
@@ -212,11 +230,11 @@ def look(site: Site, device: str | None) -> Look:
         except metadata.PackageNotFoundError:
             found[name] = "none"
     if device is None:
-        return Look(found, site.is_seen())
+        return Look(found, site.is_seen(), os.nice(0))
     told = dict[str, Any]()
     with worker.Worker({VISIBLE: ""} if site.on_cpu else {}) as process:
         failure = process.run(_name_processor, (device,), limits=worker.Limits(seconds=NAMING), hear=told.update)
-    return Look(found, site.is_seen(), **told, failure=failure.reason if failure else None)
+    return Look(found, site.is_seen(), os.nice(0), **told, failure=failure.reason if failure else None)
 
 
 def _name_processor(line: Line, device: str) -> None:

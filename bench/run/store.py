@@ -258,20 +258,19 @@ def clear_leftovers(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def served(folder: Path, cells: Sequence[Cell], *, retry_failed: bool) -> dict[str, tuple[Record | None, str]]:
-    """Return the record that serves each cell: {key: (record, "") or (None, why there is none that counts, in a line)}.
+def served(folder: Path, cells: Sequence[Cell], retry_failed: bool) -> Iterator[tuple[str, Record | None, str]]:
+    """Yield of each cell its key and the record that serves it, or None and why there is none that counts, in a line.
 
     A parent's record does not count where a cell without a record goes on from a model that is gone.
     """
-    found, needed = dict[str, tuple[Record | None, str]](), set[str]()
+    needed = set[str]()
     for cell in reversed(cells):  # whoever goes on from a cell comes behind it
         record, why = finished(folder, cell, retry_failed=retry_failed)
         if record is not None and record.status == "ok" and cell.key in needed and find_model(folder, cell.key) is None:
             record, why = None, "another cell goes on from its model, which is not kept"
         if record is None and cell.earlier:
             needed.add(cell.inputs["parent"])
-        found[cell.key] = record, why
-    return found
+        yield cell.key, record, why
 
 
 def keep_model(model: Decoder, folder: Path, key: str) -> None:
