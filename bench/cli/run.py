@@ -89,8 +89,8 @@ def _measured(spec: RunSpec, told: Callable[[RunSpec, list[Record]], str]) -> in
 def _planned(spec: RunSpec) -> int:
     """Print what a run would do and take, and run nothing."""
     from bench.run import runner
+    from reports import plan
     from reports.formats import terminal
-    from reports.tables import plan
 
     found = runner.plan_spec(spec)
     print(terminal.render(plan.tables(found, spec)), end="")

@@ -22,7 +22,7 @@ FITS = {"scale": 0.71, "linearpatch": 0.81, "ghost": 0.90, "replaceme": 0.99, "r
 
 
 @dataclass(frozen=True)
-class Pruning:
+class AskedPruning:
     """Says what is pruned, and on what.
 
     ratio      to remove of the dense model
@@ -59,7 +59,7 @@ class Computed:
         return Computed(self.macs + other.macs, self.reads + other.reads)
 
 
-def computed(method: str, pruner: object, asked: Pruning) -> Computed:
+def computed(method: str, pruner: object, asked: AskedPruning) -> Computed:
     """Return what pruning by a method computes, its compensation included.
 
     pruner  the class of the method, for those that are not in the table
@@ -79,12 +79,12 @@ def searches(method: str) -> bool:
     return method.partition("+")[0] in ("sleb", "blockpruner", "finercut", "laco-ls")
 
 
-def _forwards(asked: Pruning, count: float) -> Computed:
+def _forwards(asked: AskedPruning, count: float) -> Computed:
     """Count forwards of the layers over the calibration; of gradients three are a forward and a backward pass."""
     return Computed(count * asked.shape.body(asked.sequences * asked.length, asked.length))
 
 
-def _taylor(asked: Pruning) -> Computed:
+def _taylor(asked: AskedPruning) -> Computed:
     """A forward and a backward pass over few tokens, with the head."""
     rows = min(asked.sequences, asked.parameters.get("sequences", asked.sequences))
     tokens = rows * min(asked.length, asked.tokens) if "sequences" in asked.parameters else asked.tokens
@@ -92,24 +92,24 @@ def _taylor(asked: Pruning) -> Computed:
     return Computed(times * (asked.shape.body(tokens, asked.length) + tokens * asked.shape.head))
 
 
-def _slicegpt(asked: Pruning) -> Computed:
+def _slicegpt(asked: AskedPruning) -> Computed:
     """Two forwards, and two eigenvalue problems of the width for each layer."""
     shape = asked.shape
     return _forwards(asked, 2) + Computed(2 * shape.layers * EIGENVALUES * shape.width**3)
 
 
-def _trials(asked: Pruning, count: float, kept: float = 1.0) -> Computed:
+def _trials(asked: AskedPruning, count: float, kept: float = 1.0) -> Computed:
     """Count models without one block: half of the layers run again behind it, and the head."""
     shape = asked.shape
     return Computed(count * (shape.body(asked.tokens, asked.length, kept / 2) + asked.tokens * shape.head))
 
 
-def _each_layer(asked: Pruning) -> Computed:
+def _each_layer(asked: AskedPruning) -> Computed:
     """Every layer is left out once."""
     return _trials(asked, asked.shape.layers)
 
 
-def _search(asked: Pruning, blocks: float, stay: int) -> Computed:
+def _search(asked: AskedPruning, blocks: float, stay: int) -> Computed:
     """Every block that is left is tried for each that goes; `blocks` for each layer, of which `stay` stay."""
     shape, per = asked.shape, 1 if blocks == 1 else 2
     first, last = (round(blocks * asked.removals(ratio)) for ratio in (asked.known, asked.ratio))
@@ -118,11 +118,11 @@ def _search(asked: Pruning, blocks: float, stay: int) -> Computed:
     return sum(steps, Computed(shape.body(asked.tokens, asked.length)))
 
 
-def _sleb(asked: Pruning) -> Computed:
+def _sleb(asked: AskedPruning) -> Computed:
     return _search(asked, 1, asked.parameters.get("keep_first", 1) + asked.parameters.get("keep_last", 1))
 
 
-def _laco(asked: Pruning, windows: float | None = None) -> Computed:
+def _laco(asked: AskedPruning, windows: float | None = None) -> Computed:
     """Each window that is tried runs half of the layers over a few short sentences."""
     if asked.parameters.get("T") is not None:
         windows = asked.shape.layers
@@ -132,7 +132,7 @@ def _laco(asked: Pruning, windows: float | None = None) -> Computed:
     return Computed(windows * asked.shape.body(tokens, tokens, 0.5), windows / 2)
 
 
-def _laco_ls(asked: Pruning) -> Computed:
+def _laco_ls(asked: AskedPruning) -> Computed:
     """Three forwards, and seven over the tokens of a trial for each layer that goes (methods/depth/laco_ls.py)."""
     given, shape = asked.parameters, asked.shape
     tokens = given.get("trial_tokens", 512)
@@ -143,12 +143,12 @@ def _laco_ls(asked: Pruning) -> Computed:
     return _forwards(asked, fits) + Computed(steps * per * trial)
 
 
-def _two_ssp(asked: Pruning) -> Computed:
+def _two_ssp(asked: AskedPruning) -> Computed:
     """A forward for the channels; each attention that is left is left out for each one that goes, one in ten layers."""
     return _forwards(asked, 1) + _trials(asked, asked.shape.layers * max(1, round(10 * asked.ratio)))
 
 
-METHODS: dict[str, Callable[[Pruning], Computed]] = {
+METHODS: dict[str, Callable[[AskedPruning], Computed]] = {
     **dict.fromkeys(("dense", "drop", "drop-tail", "drop-random"), partial(_forwards, count=0)),  # they look at nothing
     **dict.fromkeys(("magnitude", "shortgpt", "angular", "llm-drop"), partial(_forwards, count=1)),
     "flap": partial(_forwards, count=1),

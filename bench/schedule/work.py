@@ -98,7 +98,7 @@ class Cost:
         p, kind = cell.protocol, methods.load().get(cell.method.partition("+")[0])
         ratio, known = (max(0.0, share - before) for share in (cell.ratio or 0.0, known))
         length, rows = p.calibration_length, p.calibration_sequences
-        asked = passes.Pruning(self.shape, ratio, known, rows, length, cell.parameters)
+        asked = passes.AskedPruning(self.shape, ratio, known, rows, length, cell.parameters)
         found = passes.computed(cell.method, kind, asked)
         read = found.reads * self.bytes_each * self.shape.inner / self.rates.bytes
         return self.shape.kept(before) * (found.macs / self.rates.macs + read)
