@@ -64,12 +64,12 @@ def shown(row: Mapping[str, Any], column: str, *, spread: bool = True) -> str:
 
 
 def metric(column: str) -> Metric:
-    """Return the metric of a column of the frame: 'average', 'perplexity_wiki', 'task_hellaswag'."""
+    """Return the metric of a column of the frame: 'average', 'perplexity_wiki', 'answer_bpb_piqa'."""
     if column in METRICS:
         return METRICS[column]
-    family, _, name = column.partition("_")
-    found = METRICS[f"{family}_"]
-    return replace(found, label=found.label.format(short(name)))
+    family = next(name for name in METRICS if name.endswith("_") and column.startswith(name))
+    found = METRICS[family]
+    return replace(found, label=found.label.format(short(column.removeprefix(family))))
 
 
 def short(name: str) -> str:
@@ -130,6 +130,11 @@ def speed(figure: float, beside: float) -> str:
     return text if float(text.replace(",", "")) or not figure else f"{figure:.1g}"
 
 
+def bits(figure: float, _beside: float = 0) -> str:
+    """Write 1.4321 bits per byte as '1.432'."""
+    return f"{figure:,.3f}"
+
+
 def seconds(figure: float, _beside: float = 0) -> str:
     """Write 26.31 as '26.3'; '<0.1' below, no decimals from a hundred on."""
     return "<0.1" if figure < 0.1 else f"{figure:.1f}" if figure < 100 else f"{figure:,.0f}"
@@ -149,6 +154,8 @@ METRICS = {
     "task_": Metric("{}", "%", percent, "higher", "stderr", unit_in_cell=False),
     "score_": Metric("{}", "", significant, spread="stderr"),
     "average": Metric("average", "%", percent, "higher", "stderr", unit_in_cell=False),
+    "answer_bpb": Metric("bpb", "", bits, "lower", "stderr"),
+    "answer_bpb_": Metric("bpb {}", "", bits, "lower", "stderr"),
     "kept": Metric("kept", "%", whole_percent, "higher"),
     "prefill_speed": Metric("prefill", "x", speed, "higher", "interval"),
     "decode_speed": Metric("decode", "x", speed, "higher", "interval"),

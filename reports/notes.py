@@ -210,6 +210,11 @@ def _accuracy_spread(rows: Sequence[Row]) -> Iterator[str]:
     spreads = {name for row in rows for name, value in row.items() if name.endswith("_stderr") and value is not None}
     if any(name.startswith(("task_", "score_")) for name in spreads):
         yield "± of a task or the average is one standard error; the average weighs every task alike."
+    if any(row.get("answer_bpb") is not None for row in rows):
+        yield (
+            "bpb: bits per byte of the right answer, ± one standard error, every document and every task weighing "
+            "alike; how likely that answer is, which follows perplexity more than what is chosen."
+        )
     if any(row.get("kept") is not None for row in rows):
         yield "kept: the average as a share of the dense model's."
 

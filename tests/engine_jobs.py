@@ -12,7 +12,7 @@ from bench.engines.local import LocalSession, environments
 
 
 def job(key: str, **how) -> Job:
-    return Job(cell={}, key=key, where=key, folder="", scratch="", **how)
+    return Job(**({"cell": {}, "key": key, "where": key, "folder": "", "scratch": ""} | how))
 
 
 def naps(line, asked: Job) -> None:

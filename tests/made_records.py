@@ -62,6 +62,7 @@ def measured(removed: int, ppl: tuple[float, float, float], accuracies: list[flo
         name: {
             "acc": share(0.9 * accuracy),
             "acc_norm": share(accuracy),
+            "answer_bpb": {"value": 2.4 - 2 * accuracy, "stderr": 0.06},
             "main": "acc_norm",
             "version": 1,
             "documents": 100,

@@ -35,6 +35,7 @@ def cell(
     *,
     tasks: Mapping[str, np.ndarray] | None = None,
     texts: Mapping[str, np.ndarray] | None = None,
+    bits: Mapping[str, np.ndarray] | None = None,
     status: str = "ok",
     environment: Mapping[str, Any] | None = None,
     measured: Mapping[str, Any] | None = None,
@@ -44,7 +45,7 @@ def cell(
     seed: int = 0,
     parameters: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write one cell of `run`."""
+    """Write one cell of `run`; `bits` are those per byte of the right answers of some of the tasks."""
     key = f"{label.replace(':', '-').replace('=', '-')}--{'fixed' if ratio is None else ratio}--{seed}"
     protocol = {"batch_tokens": 2048, "scorer": "shared", "save_dtype": "", "profile": "quick", "cache": "dynamic"}
     protocol |= {"tasks": list(tasks or ()), "texts": list(texts or ()), "batches": [1], "prefill": [128], "decode": []}
@@ -71,6 +72,7 @@ def cell(
         found["tasks"] = {
             name: {"main": metric, metric: {"value": float(right.mean())}, "version": 1, "fewshot": 0}
             | {"documents": len(right), "available": len(right)}
+            | ({"answer_bpb": {"value": float(bits[name].mean())}} if bits and name in bits else {})
             for name, right in (tasks or {}).items()
         }
         found["perplexity"] = {
@@ -86,7 +88,8 @@ def cell(
     for name, right in (tasks or {}).items():
         hashes = [hashlib.sha256(f"{questions} {name} {n}".encode()).hexdigest() for n in range(len(right))]
         columns = {"doc_id": range(len(right)), "doc_hash": hashes, "prompt_hash": hashes, "target_hash": hashes}
-        pd.DataFrame(columns | {metric: right}).to_parquet(folder / f"{name}.parquet")
+        likely = {"answer_bpb": bits[name]} if bits and name in bits else {}
+        pd.DataFrame(columns | {metric: right} | likely).to_parquet(folder / f"{name}.parquet")
     for name, nll in (texts or {}).items():
         table = pd.DataFrame({"nll": nll, "tokens": [511] * len(nll)})
         table.to_parquet(folder / f"perplexity-{Path(name).stem}.parquet")

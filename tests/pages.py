@@ -14,6 +14,17 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 
 
+MEASURES = {
+    "perplexity wiki": "perplexity_wiki",
+    "perplexity c4": "perplexity_c4",
+    "points of the average": "gain_average",
+    "average of five tasks, %": "average",
+    "decode": "decode_speed",
+    "KL": "kl",
+    "pruned in": "prune_seconds",
+}
+
+
 @cache
 def generator() -> ModuleType:
     """Return the module that writes the pages which follow from the code."""
@@ -58,3 +69,9 @@ def report(*runs: str, view: str, reference: str = "") -> list[dict[str, str]]:
         assert main(asked + (["--reference", reference] if reference else [])) == 0
     lines = list(csv.DictReader(io.StringIO(printed.getvalue())))
     return [line | {"shown": line["shown"] + "†" * ("differs" in line["marks"])} for line in lines]
+
+
+def measure(head: str) -> str:
+    """Return the name in records of what the head of a column or table says."""
+    plain = head.replace("`", "")
+    return MEASURES.get(plain, plain)

@@ -9,9 +9,11 @@ TIMINGS = ("seconds", "prune_seconds", "peak_memory_bytes")
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """Everything that a run has left but its report: records without environment and timings; samples as bytes."""
+    """What a run has left but its report and its lock: records without environment and timings; samples as bytes."""
     found: dict[str, object] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md"):
+    for path in sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md" and path.name != ".lock"
+    ):
         name = path.relative_to(folder).as_posix()
         found[name] = path.read_bytes() if path.suffix == ".parquet" else None
         if path.parent.name == "cells":

@@ -6,7 +6,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from pages import DOCS, ROOT, generator, report, rows, tables, text
+from pages import DOCS, ROOT, generator, measure, report, rows, tables, text
 
 import methods
 from bench.records import run_folder
@@ -122,23 +122,6 @@ def test_the_table_of_the_readme_is_what_its_records_say():
     assert values == sorted(values)
 
 
-MEASURES = {
-    "perplexity wiki": "perplexity_wiki",
-    "perplexity c4": "perplexity_c4",
-    "points of the average": "gain_average",
-    "average of five tasks, %": "average",
-    "decode": "decode_speed",
-    "KL": "kl",
-    "pruned in": "prune_seconds",
-}
-
-
-def measure(head: str) -> str:
-    """Return the name in records of what the head of a column or table says."""
-    plain = head.replace("`", "")
-    return MEASURES.get(plain, plain)
-
-
 def test_the_tables_of_twenty_methods_are_what_their_records_say():
     said = {
         (line["measure"], line["label"], line["requested_ratio"]): line["shown"]
@@ -231,66 +214,6 @@ def test_the_tables_of_lacos_settings_are_what_their_records_say():
             for head, cell in zip(grid[0][1:], shown, strict=True):
                 asked_for = f"{first}={name.partition(',')[0]}", f"perplexity_wiki, {last}={head.removeprefix('T = ')}"
                 assert cell.partition(" (")[0] == said[asked_for], (run, name, head)
-
-
-def study(beside: str) -> list[tuple[str, list[str], list[list[str]]]]:
-    """(first head, further heads, lines) of each table of the study that has the column `beside`, left out of both."""
-    page = text("docs/studies/compensation.md")
-    found = re.findall(rf"\| (.*) \| {beside} \| (.*) \|\n\|.*\n((?:\|.*\n)+)", page)
-    return [
-        (first, heads.split(" | "), [line.strip("| ").split(" | ") for line in lines.splitlines()])
-        for first, heads, lines in found
-    ]
-
-
-def test_the_tables_of_the_study_of_compensations_are_what_its_records_say():
-    said = {
-        (line["measure"], line["label"], line["requested_ratio"]): line["shown"]
-        for line in report("compensation", view="grid")
-    }
-    checked = 0
-    for head, columns, lines in study("removed"):
-        mendings = ["+" + re.sub("[` ]", "", name) if "`" in name else "" for name in columns]
-        for method, ratio, *cells in lines:
-            for mending, cell in zip(mendings, cells, strict=True):
-                label = method.strip("`") + mending.replace(",intercept", ":refit.intercept=True")
-                assert said.get((measure(head), label, ratio), "-") == cell, (head, label, ratio)
-                checked += cell != "-"
-    assert checked == 56
-
-
-def test_the_table_of_sinks_is_what_its_records_say():
-    said = {(line["measure"], line["label"]): line["shown"] for line in report("compensation", view="grid")}
-    (table,) = (table for table in tables(text("docs/studies/compensation.md")) if table[0][0] == "sinks")
-    for label, *cells in table[1:]:
-        mending = label.partition("+")[2]
-        alike = f"{label}:{f'{mending}.' if mending else ''}sinks=alike"
-        assert cells == [said[f"perplexity_{on}", one] for on in ("wiki", "c4") for one in (label, alike)], label
-    assert len(table) == 7
-
-
-def test_the_table_of_what_maps_cost_in_time_is_what_its_records_say():
-    said: dict[str, list[str]] = {}
-    for line in report("compensation-speed", view="speed"):
-        if line["measure"] == "speedup" or (line["measure"] == "ratio" and line["label"] not in said):
-            said.setdefault(line["label"], []).append(re.sub(r"(\d)x", r"\1", line["shown"]))
-    ((_, _, lines),) = study("parameters removed")
-    assert {re.findall("`(.*?)`", method)[0]: cells for method, *cells in lines} == said
-
-
-def test_the_table_of_what_helps_laco_ls_is_what_its_records_say():
-    said = {
-        (line["measure"].partition("_")[2], line["label"], line["requested_ratio"]): line["shown"]
-        for line in report("laco-ls-ablation", view="by-ratio", reference="laco-ls")
-    }
-    ((_, columns, lines),) = study("what is fitted")
-    for choice, fitted, *cells in lines:
-        settings = ",".join(re.findall(r"`(.*?)`", choice + fitted)).replace("yes", "True")
-        label = f"laco-ls:{settings}" if settings else "laco-ls"
-        for column, cell in zip(columns, cells, strict=True):
-            source, ratio = column.strip("`").split("` at ")
-            assert said[source, label, ratio] == cell, (label, column)
-    assert len(lines) == 9
 
 
 def test_the_table_of_speeds_is_what_its_records_say():

@@ -48,7 +48,7 @@ def pruned(method: str, family: str, ratio: float, tokens: Calibration | None = 
     """A tiny model after pruning, with the decisions; skips what the method says it cannot serve."""
     model = Decoder(tiny(family))
     try:
-        decisions = methods.make(method, SPECS[method]).prune(model, tokens or calibration(), ratio)
+        decisions = methods.make(method, SPECS.get(method, {})).prune(model, tokens or calibration(), ratio)
     except Unsupported as reason:
         pytest.skip(str(reason))
     return model, decisions

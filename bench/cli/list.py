@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 from bench.cli import OK
-from bench.plan.protocol import PROFILES, Protocol
+from bench.plan.protocol import PROFILES, Protocol, for_cuda, profile
 from methods.errors import UserError
 
 
@@ -120,6 +120,8 @@ def _profiles(verbose: bool) -> list[str]:
         lines.append(f"{name:<16}{tasks}; {texts if of['texts'] else 'no texts; speed alone'}")
         if verbose:
             lines += [f"    {field} = {value}" for field, value in of.items()]
+            there = dataclasses.asdict(for_cuda(profile(name), (), None))
+            lines += [f"    {field} = {value} on CUDA" for field, value in there.items() if value != of[field]]
     return lines
 
 

@@ -70,7 +70,9 @@ def _add_gate(commands: Any) -> None:
     )
     gate.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     gate.add_argument("--baseline", type=Path, required=True, metavar="DIR", help="of `baseline accept`, or any run")
-    gate.add_argument("--margins", type=Path, metavar="FILE", help="YAML; by default 1 point, 1 %%, 5 %%, sizes exact")
+    gate.add_argument(
+        "--margins", type=Path, metavar="FILE", help="YAML; by default 1 point, 0.01 bits, 1 %%, 5 %%, sizes exact"
+    )
     gate.add_argument("--map", action="append", default=[], metavar="NEW=BASE", help="judge label NEW by label BASE")
     gate.add_argument("--strict", action="store_true", help="inconclusive is exit code 3")
     gate.add_argument("--no-confirm", action="store_true", help="do not measure a suspected regression again")

@@ -15,6 +15,7 @@ from bench.plan.run_spec import RunSpec, flags, from_flags
 from bench.records.record import FAILED, Record
 
 SPEC = "flags from YAML, see `list specs`; those given here win"
+PLAN = "print the cells, what each will take in time and memory, and when all end; run nothing"
 MODEL = flags()["model"].default
 HEADINGS = {
     "what": "what to prune",
@@ -37,6 +38,8 @@ def add(commands: Any) -> None:
         if name == "what":
             group.add_argument("--spec", metavar="NAME|FILE", help=SPEC)
         options.add(group, [option for option in flags().values() if option.group == name])
+        if name == "engine":
+            group.add_argument("--plan", action="store_true", help=PLAN)
     run.set_defaults(command=_run)
     speed = commands.add_parser(
         "speed",
@@ -60,9 +63,8 @@ def add(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     given = options.given(arguments, flags().values())
-    if arguments.spec:
-        return _measured(spec_file.spec(arguments.spec, given), _told)
-    return _measured(from_flags(given), _told)
+    spec = spec_file.spec(arguments.spec, given) if arguments.spec else from_flags(given)
+    return _planned(spec) if arguments.plan else _measured(spec, _told)
 
 
 def _speed(arguments: argparse.Namespace) -> int:
@@ -82,6 +84,19 @@ def _measured(spec: RunSpec, told: Callable[[RunSpec, list[Record]], str]) -> in
     print(told(spec, records), end="")
     print(f"{folder}: report.md, report.csv; {time.perf_counter() - start:.0f} s", file=sys.stderr)
     return FAILED_CELLS if any(record.status in FAILED for record in records) else OK
+
+
+def _planned(spec: RunSpec) -> int:
+    """Print what a run would do and take, and run nothing."""
+    from bench.run import runner
+    from reports import plan
+    from reports.formats import terminal
+
+    found = runner.plan_spec(spec)
+    print(terminal.render(plan.tables(found, spec)), end="")
+    for remark in found.remarks:
+        print(remark, file=sys.stderr)
+    return OK
 
 
 def _told(spec: RunSpec, records: list[Record]) -> str:

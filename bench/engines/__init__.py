@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bench.engines.local import Local
+    from bench.engines.ray import Ray
+    from bench.engines.slurm import Slurm
 
-__all__ = ["Local"]
+__all__ = ["Local", "Ray", "Slurm"]
 
-HOMES = {"Local": "bench.engines.local"}  # the module that has each engine
+HOMES = {  # the module that has each engine
+    "Local": "bench.engines.local",
+    "Ray": "bench.engines.ray",
+    "Slurm": "bench.engines.slurm",
+}
 
 
 def __getattr__(name: str) -> Any:

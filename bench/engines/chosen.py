@@ -2,11 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bench.engines.engine import Engine
 from bench.engines.local import Local
+from bench.engines.ray import Ray
+from bench.engines.slurm import Slurm
+from bench.plan.fields import options
 from bench.plan.run_spec import RunSpec
+from methods.errors import UserError
+
+OWN = {  # {field: the engines that heed it}
+    "ray_address": ("ray",),
+    "gpus_per_cell": ("ray", "slurm"),
+    "accelerator": ("ray", "slurm"),
+    "partition": ("slurm",),
+    "slurm_options": ("slurm",),
+}
 
 
 def engine(spec: RunSpec) -> Engine:
-    """Return the engine that a run asks for. Raises UserError where its package is missing."""
-    return Local(spec.slots or 1)
+    """Return the engine that a run asks for. Raises UserError where its package is missing, and for another's flags."""
+    for one in options(RunSpec):
+        heeded = OWN.get(one.field, (spec.engine,))
+        if spec.engine not in heeded and getattr(spec, one.field) != one.default:
+            raise UserError(f"--{one.flag} is for --engine {' or '.join(heeded)}, not for {spec.engine}; leave it out")
+    if spec.engine == "local":
+        return Local(spec.slots or 1)
+    if spec.isolate is False:
+        raise UserError(f"--engine {spec.engine} measures each cell in a process of its own; leave --no-isolate out")
+    most = None if spec.slots == "auto" else spec.slots
+    if spec.engine == "slurm":
+        return Slurm(spec.partition, spec.gpus_per_cell, spec.accelerator, most, _named(spec.slurm_options))
+    return Ray(spec.ray_address or "auto", spec.gpus_per_cell, spec.accelerator, most)
+
+
+def _named(options: Sequence[str]) -> dict[str, str]:
+    """Return the options of sbatch by their names. Raises UserError for one without a value."""
+    found = {}
+    for given in options:
+        name, is_given, value = given.partition("=")
+        if not is_given:
+            raise UserError(f"--slurm is NAME=VALUE, as in time=120; got {given!r}")
+        found[name] = value
+    return found

@@ -22,6 +22,8 @@ from bench.records.record import REFUSED
 from bench.system.worker import Line
 from methods.errors import UserError
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+PARTS = "parts"  # folder in the run's, in which other machines that see it measure a job, by its key
 SOUND = ("ok", *REFUSED)  # a process in which a cell ended otherwise measures no other one
 
 

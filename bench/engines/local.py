@@ -18,13 +18,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-from bench.engines.engine import SOUND, Conditions, Job, Machine, Result, Work
+from bench.engines.engine import SOUND, VISIBLE, Conditions, Job, Machine, Result, Work
 from bench.system import environment
 from bench.system.gate import Gate
 from bench.system.worker import Limits, Line, Worker
 from methods.errors import UserError
-
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.data.task_loading import Documents, quiet
+from bench.records import answers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +47,8 @@ def evaluate(
 
     The samples have one row per document: doc_id, doc_hash, prompt_hash and target_hash as lm-eval writes them;
     target, the position of the right choice, or the text where there are no choices; loglikelihoods and greedy, one
-    per choice, or responses where text is generated; and every metric that is a number for one document.
+    per choice, or responses where text is generated; and every metric that is a number for one document, with
+    answer_bpb where there are choices (bench.records.answers).
     """
     from lm_eval.evaluator import evaluate as run
 
@@ -88,11 +90,19 @@ def _row(task: Any, sample: dict[str, Any]) -> dict[str, Any]:
     if all(isinstance(response, tuple) for response in responses):
         row["loglikelihoods"] = [float(loglikelihood) for loglikelihood, _ in responses]
         row["greedy"] = [bool(greedy) for _, greedy in responses]
+        if task.OUTPUT_TYPE == "multiple_choice" and isinstance(row["target"], int):
+            size = _scored_bytes(*sample["arguments"][row["target"]])
+            row[answers.NAME] = answers.bits_per_byte(row["loglikelihoods"][row["target"]], size)
     elif all(isinstance(response, float) for response in responses):
         row["loglikelihoods"] = responses
     else:
         row["responses"] = [str(response) for response in responses]
     return row
+
+
+def _scored_bytes(context: str, continuation: str) -> int:
+    """Return the bytes of a continuation as it is scored: with the spaces at the end of the context, as in lm-eval."""
+    return len((context[len(context.rstrip()) :] + continuation).encode())
 
 
 def _target(task: Any, sample: dict[str, Any]) -> Any:
@@ -126,4 +136,6 @@ def _metrics(task: Any, results: dict[str, Any], samples: pd.DataFrame) -> dict[
         if task.aggregation().get(metric, mean) is mean and name in samples and len(samples) > 1:
             metrics[name]["stderr"] = mean_stderr(samples[name].tolist())[1]
     main = next((name for name in ("acc_norm", "acc") if name in metrics), next(iter(metrics)))
+    if answers.NAME in samples:
+        metrics[answers.NAME] = answers.figure(samples[answers.NAME].to_numpy())
     return metrics | {"main": main}

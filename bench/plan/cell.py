@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache, cached_property
 from typing import Any
 
 from bench.plan.protocol import Protocol
@@ -50,12 +51,12 @@ class Cell:
     healing: Recipe | None = None
     earlier: tuple[Stage, ...] = ()
 
-    @property
+    @cached_property
     def label(self) -> str:
         """Name the cell as a reader wants to see it: its method and the parameters that were given."""
         return label(self.plain())
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Make a readable file name that ends in a hash of every field."""
         digest = hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode()).hexdigest()[:8]
@@ -63,9 +64,12 @@ class Cell:
         return "--".join((slug(self.label), ratio, digest))
 
     def plain(self) -> dict[str, Any]:
-        """Return every field as a record holds it; healing and earlier stages only where there are any."""
+        """Return every field as a record holds it; healing, earlier stages and a mode only where there are any."""
         absent = {name for name in ("healing", "earlier") if not getattr(self, name)}
-        return {name: value for name, value in asdict(self).items() if name not in absent}
+        found = {name: value for name, value in asdict(self).items() if name not in absent}
+        if self.protocol.mode == "eager":
+            del found["protocol"]["mode"]
+        return found
 
 
 def asked(cell: Cell | Mapping[str, Any]) -> str:
@@ -82,7 +86,12 @@ def slug(text: str) -> str:
 
 def from_plain(plain: Mapping[str, Any]) -> Cell:
     """Return the cell that `Cell.plain` gave, also where that has been JSON meanwhile; other names are left out."""
+    cell: Cell = _reader().validate_python(plain)
+    return cell
+
+
+@cache
+def _reader() -> Any:
     from pydantic import TypeAdapter
 
-    cell: Cell = TypeAdapter(Cell).validate_python(plain)
-    return cell
+    return TypeAdapter(Cell)

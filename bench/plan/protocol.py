@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -36,7 +37,8 @@ class Protocol:
 
     Speed: `prefill` prompt lengths, `decode` depths of context, `batches` sequences at once; `speed_rounds` 0 times
     nothing; `decode_steps` tokens per pass of a round; `max_batch` ends a sweep over 1, 2, 4, ..., 0 sweeps nothing;
-    `pin` cores that the timing may use, none for all; `speed_limit` seconds of silence after which it is given up.
+    `pin` cores that the timing may use, none for all; `speed_limit` seconds of silence after which it is given up;
+    `mode` "graph" captures a decode step once and replays it. On CUDA some have other defaults (`for_cuda`).
     """
 
     profile: str = "quick"
@@ -57,6 +59,7 @@ class Protocol:
     max_batch: int = timed(0, "also 1, 2, 4, ... up to N or until memory runs out", "N", least=0, wanted=SWEEP)
     cache: Literal["dynamic", "static"] = timed("dynamic", "static: allocated once, for all tokens")
     compile: bool = timed(False, "by torch.compile")
+    mode: Literal["eager", "graph"] = timed("eager", "graph: decode steps captured once, on CUDA the default")
     pin: tuple[int, ...] = timed((), "numbers of the cores to run on, as in 0,1", "LIST", least=0)
     speed_limit: int = timed(600, "of silence, before timing is given up", "SECONDS", least=1)
     calibration_memory_mib: int = measured(1024, "for the states of a micro-batch", "MIB", least=1)
@@ -79,6 +82,9 @@ class Protocol:
             raise UserError(f"--speed-rounds is {wanted}; got {self.speed_rounds}")
         if not self.batches:
             raise UserError("--batch is a list of whole numbers, each 1 or more; got none")
+        if self.mode == "graph" and (self.compile or self.cache != "static"):
+            wrong = "leave --compile out" if self.compile else "add --cache static"
+            raise UserError(f"--mode graph captures uncompiled steps on a static cache; {wrong}")
         if self.speed_rounds and not (self.prefill or self.decode):
             raise UserError("speed needs a prompt length or a depth of context to be timed at; both are none")
 
@@ -129,6 +135,32 @@ def profile(name: str, **changes: Any) -> Protocol:
     if name not in PROFILES:
         raise UserError(f"no profile {name!r}; there are {', '.join(PROFILES)}")
     return Protocol(**PROFILES[name] | {"profile": name} | changes)
+
+
+_SIZES = (1024, 128, 8192)  # the first is swept over batches, and stands in the main table
+_ON_CUDA = {"prefill": _SIZES, "decode": _SIZES, "batches": (1,), "decode_steps": 128}
+PROFILES_ON_CUDA: dict[str, dict[str, Any]] = {  # what else a profile is on a GPU, which its sizes would not fill
+    "quick": _ON_CUDA,
+    "full": _ON_CUDA | {"max_batch": 1024, "speed_rounds": 12},
+    "speed": _ON_CUDA | {"max_batch": 1024, "speed_rounds": 12},
+}
+
+
+def for_cuda(protocol: Protocol, said: Collection[str], positions: int | None) -> Protocol:
+    """Return how cells are timed on a GPU: with captured steps and larger sizes, where the user did not say otherwise.
+
+    said       the fields that the user gave
+    positions  how many tokens the model takes, if there is a limit; default sizes beyond it are left out
+    """
+    changes = {"cache": "static"} | PROFILES_ON_CUDA.get(protocol.profile, {})
+    changes = {name: value for name, value in changes.items() if name not in said and protocol.speed_rounds}
+    if (protocol.compile, changes.get("cache", protocol.cache)) == (False, "static") and "mode" not in said:
+        changes["mode"] = "graph"
+    steps = {"prefill": 0, "decode": changes.get("decode_steps", protocol.decode_steps)}
+    for name in steps.keys() & changes.keys():
+        fitting = tuple(size for size in changes[name] if positions is None or size + steps[name] <= positions)
+        changes[name] = fitting or getattr(protocol, name)
+    return replace(protocol, **changes)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ SLOTS = "cells that run at once, timed ones alone; auto: one for each GPU, one o
 LIMIT = "0 for no limit, or positive"
 SHARES = "a list of shares of all parameters, each in [0, 1), as in 0.1,0.3"
 
-ENGINE = "local is this machine, see docs/guides/engines.md"
+ENGINE = "local is this machine, ray a cluster, see docs/guides/engines.md"
 GPUS = "GPUs that each cell has to itself"
 
 what = partial(option, group="what")

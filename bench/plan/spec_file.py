@@ -29,7 +29,7 @@ BY_HAND = "trust-remote-code"  # what a file that others wrote cannot switch on
 
 def shipped() -> dict[str, str]:
     """Return the description of each spec that comes with the suite, by its name."""
-    return {path.stem: str(_read(path).get("description", "")) for path in sorted(SHIPPED.glob("*.yaml"))}
+    return {name: str(_read(path).get("description", "")) for name, path in _shipped().items()}
 
 
 def spec(name: str, given: Mapping[str, Any]) -> RunSpec:
@@ -48,11 +48,15 @@ def _find(name: str, beside: Path | None = None) -> Path:
     path = Path(name) if beside is None else beside.parent / name
     if path.is_file():
         return path
-    own = SHIPPED / f"{name}.yaml"
-    if own.parent == SHIPPED and own.is_file():
-        return own
-    known = [file.stem for file in sorted(SHIPPED.glob("*.yaml"))]
+    known = _shipped()
+    if name in known:
+        return known[name]
     raise UserError(f"no spec {name!r}{near(name, known)}; give a YAML file, or one of {', '.join(known)}")
+
+
+def _shipped() -> dict[str, Path]:
+    """Return the files that come with the suite, by name: its own studies, and those of papers."""
+    return {path.stem: path for path in sorted(SHIPPED.rglob("*.yaml"), key=lambda path: path.stem)}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from bench.data import pretrained, task_loading, task_sources, texts
 from bench.plan import chain, grid
 from bench.plan.cell import Cell
 from bench.plan.parse import Mention
-from bench.plan.protocol import Protocol
+from bench.plan.protocol import Protocol, for_cuda
 from bench.plan.recipe import Recipe, refuse
 from bench.plan.run_spec import RunSpec
 from methods.checkpoint import save_load
@@ -95,7 +95,7 @@ def cells(spec: RunSpec, *, here: bool = True) -> list[Cell]:
             "device": str(found.device),
             "dtype": str(found.dtype).removeprefix("torch."),
             "trust_remote_code": spec.trust_remote_code,
-            "protocol": replace(protocol, tasks=names, task_data=local),
+            "protocol": replace(_timed_on(found, protocol, spec.protocol), tasks=names, task_data=local),
             "seed": seed,
         }
         further = [_stage_cells(stage, found.decoder, common) for stage in stages]
@@ -104,6 +104,15 @@ def cells(spec: RunSpec, *, here: bool = True) -> list[Cell]:
     if grid.is_sweep(spec):
         grid.refuse_more_than(spec.max_cells, len(every), at_least=False)
     return every
+
+
+def _timed_on(found: Target, protocol: Protocol, said: Collection[str]) -> Protocol:
+    """Return the protocol with a GPU's defaults on one, and refuse captured steps elsewhere."""
+    if found.device.type == "cuda":
+        return for_cuda(protocol, said, getattr(found.decoder.config, "max_position_embeddings", None))
+    if protocol.mode == "graph":
+        raise UserError(f"--mode graph needs a CUDA device, and cells run on {found.device}; leave it out")
+    return protocol
 
 
 def _ready(mention: Mention, spec: RunSpec) -> Mention:

@@ -14,9 +14,11 @@ agreement, copying, counting, repetition, distinct_1, distinct_2      shares, se
 task_K, _stderr, _low, _high      the main metric where it is an accuracy, a share; for acc and acc_norm with Wilson's
                                   95 % interval
 task_K_metric, task_K_documents   which metric that is, and over how many documents
-task_K_M, _stderr                 every metric
+task_K_M, _stderr                 every other metric
+answer_bpb_K, _stderr             of a task with choices, bits per byte of the right answer, see bench.records.answers
 score_K ..                        the same of a task whose main metric is no accuracy, such as word_perplexity
 average, _stderr                  over the accuracies; missing unless each was measured
+answer_bpb, _stderr               over the tasks that have it; missing unless each was measured
 kept                              average / the dense cell's, if tasks, metrics and documents are the same
 prefill_speed, _low, _high        dense ms / ms, above 1 is faster, with its 95 % interval; both were timed in turns, at
                                   the first batch and size that were asked for;  decode_speed alike
@@ -32,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.records.comparability import by_setup, dense_peer, other_versions
 from bench.records.fits import misfits
-from bench.records.record import Record, display_name, is_accuracy, label, requested_ratio
+from bench.records.record import ANSWER_BPB, Record, display_name, is_accuracy, label, requested_ratio
 from bench.stats.intervals import average_stderr, wilson
 
 if TYPE_CHECKING:
@@ -56,10 +58,10 @@ STAGES = {"prefill": "length", "decode": "context"}  # and the size, in tokens, 
 
 def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
     """Return a row for each record, in their order; what was not measured is None or absent."""
-    groups = [(group, accuracies(group)) for group in by_setup(records).values()]
+    groups = [(group, accuracies(group), answered(group)) for group in by_setup(records).values()]
     peers = {id(record): both for both in groups for record in both[0]}
     found = [(record, *peers[id(record)]) for record in records]
-    return [_row(record, dense_peer(record, group), averaged) for record, group, averaged in found]
+    return [_row(record, dense_peer(record, group), names, right) for record, group, names, right in found]
 
 
 def frame(records: Sequence[Record]) -> pd.DataFrame:
@@ -97,6 +99,12 @@ def accuracies(records: Sequence[Record]) -> list[str]:
     return [name for name in tasks(records) if name in found]
 
 
+def answered(records: Sequence[Record]) -> list[str]:
+    """Return the tasks of which any record has the bits per byte of the right answer, in the protocol's order."""
+    found = {name for record in records for name in _answers(record)}
+    return [name for name in tasks(records) if name in found]
+
+
 def task_column(name: str, task: Mapping[str, Any]) -> str:
     """Return the column of a task's main metric."""
     return f"{'task' if is_accuracy(task) else 'score'}_{name}"
@@ -115,7 +123,7 @@ def _measured(records: Sequence[Record], block: str, asked: str) -> list[str]:
     return [name for name in dict.fromkeys([*order, *names]) if name in names]
 
 
-def _row(record: Record, dense: Record | None, averaged: list[str]) -> dict[str, Any]:
+def _row(record: Record, dense: Record | None, averaged: list[str], right: list[str]) -> dict[str, Any]:
     measured = record.measured
     row = _identity(record) | _size(measured)
     for text, result in measured.get("perplexity", {}).items():
@@ -127,6 +135,10 @@ def _row(record: Record, dense: Record | None, averaged: list[str]) -> dict[str,
     row |= {name: measured.get("checks", {}).get(name) for name in CHECKS if "checks" in measured}
     for task, result in measured.get("tasks", {}).items():
         row |= _task(task_column(task, result), result)
+    answers = _answers(record)
+    for task, result in answers.items():
+        row |= {f"{ANSWER_BPB}_{task}": result["value"], f"{ANSWER_BPB}_{task}_stderr": result.get("stderr")}
+    row |= _mean(ANSWER_BPB, answers, right) if right else {}
     row |= _average(_accuracies(record), _accuracies(dense) if dense else {}, averaged)
     row |= _speed(record)
     row["prune_seconds"] = measured.get("prune_seconds")
@@ -182,7 +194,7 @@ def _task(column: str, task: dict[str, Any]) -> dict[str, Any]:
         f"{column}_documents": documents,
     }
     for name, result in task.items():
-        if isinstance(result, dict):
+        if isinstance(result, dict) and name != ANSWER_BPB:
             row[f"{column}_{name}"] = result["value"]
             row[f"{column}_{name}_stderr"] = result.get("stderr")
     return row
@@ -192,18 +204,30 @@ def _accuracies(record: Record) -> dict[str, dict[str, Any]]:
     return {name: task for name, task in record.measured.get("tasks", {}).items() if is_accuracy(task)}
 
 
+def _answers(record: Record) -> dict[str, dict[str, float]]:
+    """Return {task: {value, stderr}} of the right answer's bits per byte."""
+    measured = record.measured.get("tasks", {})
+    return {name: task[ANSWER_BPB] for name, task in measured.items() if ANSWER_BPB in task}
+
+
+def _mean(column: str, results: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> dict[str, float | None]:
+    """Return the unweighted mean over the named tasks with its standard error; None unless each has a result."""
+    row: dict[str, float | None] = {column: None, f"{column}_stderr": None}
+    if not names or any(name not in results for name in names):
+        return row
+    row[column] = fmean(results[name]["value"] for name in names)
+    stderrs = [error for name in names if (error := results[name].get("stderr")) is not None]
+    return row | {f"{column}_stderr": average_stderr(stderrs)} if len(stderrs) == len(names) else row
+
+
 def _average(
     measured: dict[str, dict[str, Any]], dense: dict[str, dict[str, Any]], names: list[str]
 ) -> dict[str, float | None]:
     """Return the unweighted average over the named tasks and what is kept of the dense model's."""
-    row: dict[str, float | None] = {"average": None, "average_stderr": None, "kept": None}
-    if not measured or any(task not in measured for task in names):
+    row = _mean("average", {name: task[task["main"]] for name, task in measured.items()}, names) | {"kept": None}
+    average = row["average"]
+    if average is None:
         return row
-    mains = [measured[task][measured[task]["main"]] for task in names]
-    average = fmean(main["value"] for main in mains)
-    row["average"] = average
-    if all(main.get("stderr") is not None for main in mains):
-        row["average_stderr"] = average_stderr([main["stderr"] for main in mains])
     asked = ("main", "version", "documents", "fewshot")
     if all(task in dense and _same(measured[task], dense[task], asked) for task in names):
         baseline = fmean(dense[task][dense[task]["main"]]["value"] for task in names)

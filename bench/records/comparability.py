@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bench.records.record import Record
+from bench.records.record import ANSWER_BPB, Record
 
 FIGURES = ("size", "text", "task", "speed")
 MOST = 4  # fields that are named where setups differ in many
@@ -64,8 +64,10 @@ CONDITIONS = tuple(  # in the order in which messages name them; a field that is
         ("environment.gomp_spincount", "", "speed", "gomp_spincount"),
         ("environment.gpu_driver", "", "speed", "gpu_driver"),
         ("environment.cuda", "", "speed", "cuda"),
+        ("environment.gpu_power_limit_w", "", "speed", "gpu_power_limit"),
         ("protocol.cache", "speed", "speed", "cache"),
         ("protocol.compile", "text speed", "speed", "compile"),
+        ("protocol.mode", "speed", "speed", "mode"),
         ("protocol.pin", "speed", "speed", "pin"),
         ("protocol.decode_steps", "speed", "speed", "decode_steps"),
         ("protocol.prefill", "speed"),
@@ -195,7 +197,7 @@ def metric_conditions(record: Record, metric: str) -> dict[str, Any]:
         if metric.endswith(f"_{text}"):
             found["text"] = result["sha256"]
     for task, result in record.measured.get("tasks", {}).items():
-        if metric in ("average", "kept") or f"_{task}" in metric:
+        if metric in ("average", "kept", ANSWER_BPB) or f"_{task}" in metric:
             found[task] = (result["main"], result["version"], result["documents"], result["fewshot"])
     return found
 

@@ -13,7 +13,7 @@ A record has these keys and no others:
                  others has `earlier`: those, the first one first (bench.plan.cell.Stage)
     status       "ok"; "unsupported" (the method cannot serve the model) or "out_of_reach" (it cannot remove that much
                  of it), which are outcomes; or one of FAILED: "error" (an exception), "out_of_memory", "crashed" (the
-                 process died), "timed_out"
+                 process died), "timed_out", LOST: "lost" (the machine went away, again and again)
     error        why the status is not "ok", else null
     environment  versions, commit, device, threads (bench.system.environment)
     decisions    what the method decided; layers go by their numbers in the model that it was given. A cell that goes on
@@ -47,7 +47,8 @@ A record has these keys and no others:
     perplexity   {text: {perplexity, perplexity_low, perplexity_high (95 %), bits_per_byte, byte_perplexity,
                          word_perplexity, nll_per_token, tokens, words, windows, window, stride, bos, sha256,
                          whole (all of the text and not only every second document)}}
-    tasks        {task: {metric: {value, stderr}, ..., "main": metric, "version", "documents", "available", "fewshot"}}
+    tasks        {task: {metric: {value, stderr}, ..., "main": metric, "version", "documents", "available", "fewshot"}};
+                 of a task with choices one metric is answer_bpb (bench.records.answers)
     speed        see below; absent unless asked for, and of several draws in all but the first
     checks       {copying, counting, repetition, distinct_1, distinct_2, agreement (shares), kl, kl_low, kl_high (nats
                  per token, 95 %)}   see bench.evaluation.checks; kl and agreement are absent for "dense", and with
@@ -69,13 +70,21 @@ A record has these keys and no others:
         clocks_apart                     share by which the wall clock and the sum of the calls differ
         speedup, speedup_low, _high      dense over pruned from the rounds' medians, with its 95 % interval
         speedup_by_macs, _by_bytes       what the removed work alone would bring, see bench.speed.workloads.predicted
-        flags                            "noisy", "not_warm", "clocks_disagree"; the limits stand in bench.speed.timing
+        flags                            "noisy", "not_warm", "clocks_disagree"; the limits stand in bench.speed.timing.
+                                         On a GPU also "slowed", "launch_bound", "low_bandwidth", "in_blocks"
+        on a GPU also:
+        mode                             "graph" (each decode step captured once and replayed) or "eager"; absent where
+                                         no step of the protocol is captured
+        dense_p90, _p99, pruned_p90, ..  percentiles of all calls; the median is the 50th
+        dense_bandwidth, _matrix_rate, .. shares of the rates in setup, see bench.speed.peak_rates.shares
+        gpus                             of each, within the rounds: {samples, sm_mhz, memory_mhz, temperature_c and
+                                         power_w: [lowest, median, highest], slowed_by: {reason: share of the samples}}
         out_of_memory                    ["dense", "pruned"], those that ran out; the other one is then timed alone
         failed                           why there are no figures
     memory   {resident_before_bytes, points: [{kind, batch, length or context, and either figures by the names of
              bench.speed.memory, or out_of_memory or failed}]}   of the pruned model alone
     widths   {qkv, out, up, down, head, added: {in, out: [widths that occur], multiple_of: 128, 64, 8 or 1}}
-    setup    {threads, cores, devices, clock, attention}
+    setup    {threads, cores, devices, clock, attention, and of one GPU the rates of bench.speed.peak_rates}
     machine  {before, after: {machine, gpus}, other_cores, stolen_cores (on average), other_gpu_processes, nvml (why
              it has no figures), flags: "busy", "shared_gpu", "slowed"}
     failed   why the process did not come to its end; what it told before is there
@@ -94,10 +103,12 @@ from methods.errors import UserError
 from methods.files import write_atomically
 
 SCHEMA = 2
-FAILED = ("error", "out_of_memory", "crashed", "timed_out")
+LOST = "lost"
+FAILED = ("error", "out_of_memory", "crashed", "timed_out", LOST)
 REFUSED = ("unsupported", "out_of_reach")  # what a method cannot do: outcomes, and no failures
 STATUSES = ("ok", *REFUSED, *FAILED)
 EARLIER = ("parameters", "layers", "ratio", "ratio_budget", "pruned_sha256", "prune_seconds", "healing")
+ANSWER_BPB = "answer_bpb"  # the metric of the right answer's bits per byte
 ACCURACY = re.compile(r"(^|_)acc(_|$)")
 KEYS = ("schema", "cell", "status", "error", "environment", "decisions", "measured")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.records import columns, packed_run
+from bench.records import answers, columns, packed_run
 from bench.records.comparability import MOST, brief, conditions_of, differing, flat, setups
 from bench.records.record import Record, load
 from bench.records.samples import CELL, SampleFiles, Samples
@@ -40,8 +40,11 @@ def records(run: Path) -> dict[str, Record]:
     if not found:
         raise UserError(f"{run} is no run folder: it has no cells/*.json and no {packed_run.RECORDS}")
     if packed_run.is_packed(run):
-        return {key: packed_run.record_of(line, run, key) for key, line in packed_run.lines(run).items()}
-    return {path.stem: load(path) for path in found}
+        every = {key: packed_run.record_of(line, run, key) for key, line in packed_run.lines(run).items()}
+    else:
+        every = {path.stem: load(path) for path in found}
+    samples = SampleFiles()
+    return {key: answers.completed(one, samples_folder(run, key), samples) for key, one in every.items()}
 
 
 def load_run(run: Path) -> list[Record]:
@@ -60,7 +63,7 @@ def cell(run: Path, wanted: str) -> tuple[str, Record]:
     Raises UserError where there is none, or there are several.
     """
     if not packed_run.is_packed(run) and (path := run / "cells" / f"{wanted}.json").is_file():
-        return wanted, load(path)
+        return wanted, answers.completed(load(path), samples_folder(run, wanted), SampleFiles())
     every = records(run)
     if wanted in every:
         return wanted, every[wanted]

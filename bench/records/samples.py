@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.records import answers
 from bench.records.record import InvalidRecord
 from methods.files import sha256
 
@@ -67,14 +68,20 @@ class Samples:
         key = (number, name, figure)
         if key not in self._read:
             folder = self._folders[number] if number < len(self._folders) else None
-            table = self._files.table(folder, name, (*UNITS, figure)) if folder else None
-            self._read[key] = None if table is None else _sample(table, figure)
+            columns = (*UNITS, figure, *(answers.NEEDED if figure == answers.NAME else ()))
+            table = self._files.table(folder, name, columns) if folder else None
+            self._read[key] = None if table is None else _sample(name, table, figure)
         return self._read[key]
 
 
-def _sample(table: Any, figure: str) -> Sample | None:
+def _sample(name: str, table: Any, figure: str) -> Sample | None:
     unit = next((name for name in UNITS if name in table.column_names), None)
-    if unit is None or figure not in table.column_names or table.num_rows < 2:
+    if unit is None or table.num_rows < 2:
+        return None
+    if figure == answers.NAME:
+        found = answers.of_documents(name, table)
+        return None if found is None or not np.isfinite(found).all() else Sample(table[unit], found)
+    if figure not in table.column_names:
         return None
     return Sample(table[unit], np.array(table[figure].to_pylist(), dtype=float))  # to_numpy would import pandas
 

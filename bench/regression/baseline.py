@@ -95,7 +95,12 @@ def _cell_changes(before: CellResults, after: CellResults) -> Iterator[str]:
             yield f"{key}: {old}, of other {OTHER[key.partition(' ')[0]]}"
 
 
-OTHER = {"tasks": "answers", "texts": "windows", "speed": "interval"}  # what may differ behind an equal figure
+OTHER = {  # what may differ behind an equal figure
+    "tasks": "answers",
+    "bits": "likelihoods",
+    "texts": "windows",
+    "speed": "interval",
+}
 
 
 def _flat(cell: CellResults) -> dict[str, tuple[str, Any]]:
@@ -104,6 +109,7 @@ def _flat(cell: CellResults) -> dict[str, tuple[str, Any]]:
     for group in ("about", "conditions", "sizes"):
         found |= {f"{group} {name}": (_brief(value), None) for name, value in getattr(cell, group).items()}
     found |= {f"tasks {name}": _answers(answers) for name, answers in cell.tasks.items()}
+    found |= {f"bits {name}": _answers(answers) for name, answers in cell.bits.items()}
     found |= {f"texts {name}": _windows(windows) for name, windows in cell.texts.items()}
     return found | {f"speed {name}": (str(round(speeds[0], 4)), speeds) for name, speeds in cell.speed.items()}
 

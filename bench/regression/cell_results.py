@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bench.records import run_folder
+from bench.records import answers, run_folder
 from bench.records.columns import STAGES
 from bench.records.comparability import gate_conditions, identity, name_of
 from bench.records.record import Record, is_accuracy_metric
@@ -26,6 +26,7 @@ from methods.errors import UserError
 
 SIZES = ("parameters", "weight_bytes", "kv_bytes_per_token", "macs_per_token")
 NLL_DIGITS = 4  # behind the point, of a window's nats: what differs by less is the order of sums
+BITS_DIGITS = 4  # likewise of a document's bits per byte
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class CellResults:
     status      "ok", or the word for why there is nothing else
     conditions  by the names of bench.records.comparability.GATE; what does not apply is absent
     about       model, commit: for a reader
+    bits        bits per byte of the right answer, of each task with choices
     untested    tasks that have no figure per document
     speed       (speed-up, low, high) by what was timed
     """
@@ -83,6 +85,7 @@ class CellResults:
     texts: dict[str, Windows] = field(default_factory=dict)
     speed: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     untested: tuple[str, ...] = ()
+    bits: dict[str, Answers] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -109,14 +112,19 @@ def of_cell(record: Record, run: Path, key: str, files: SampleFiles | None = Non
     if record.status != "ok":
         return CellResults(identity(record), record.status)
     folder, files = run_folder.samples_folder(run, key), files or SampleFiles()
-    tasks = {
-        name: _answers(task, name, _table(files, folder, name)) for name, task in measured.get("tasks", {}).items()
-    }
+    tasks, bits = dict[str, Answers | None](), dict[str, Answers]()
+    for name, task in measured.get("tasks", {}).items():
+        table = _table(files, folder, name)
+        frame, metric, likely = table.to_pandas(), str(task["main"]), answers.of_documents(name, table)
+        known = metric in frame and len(frame)
+        tasks[name] = _answers(task, name, frame, metric, frame[metric].to_numpy(dtype=float)) if known else None
+        if likely is not None:
+            bits[name] = _answers(task, name, frame, answers.NAME, likely.round(BITS_DIGITS))
     texts: dict[str, Windows] = {}
     for name, text in measured.get("perplexity", {}).items():
         if Path(name).name in texts:
             raise UserError(f"{run}: two texts are called {Path(name).name}; give them different file names")
-        texts[Path(name).name] = _windows(text, _table(files, folder, f"perplexity-{Path(name).stem}"))
+        texts[Path(name).name] = _windows(text, _table(files, folder, f"perplexity-{Path(name).stem}").to_pandas())
     about = {"model": record.cell.get("display_name"), "commit": record.environment.get("commit")}
     return CellResults(
         identity(record),
@@ -124,10 +132,11 @@ def of_cell(record: Record, run: Path, key: str, files: SampleFiles | None = Non
         gate_conditions(record),
         {name: value for name, value in about.items() if value is not None},
         _sizes(measured),
-        {name: answers for name, answers in tasks.items() if answers is not None},
+        {name: found for name, found in tasks.items() if found is not None},
         texts,
         dict(_speeds(measured)),
-        tuple(name for name, answers in tasks.items() if answers is None),
+        tuple(name for name, found in tasks.items() if found is None),
+        bits,
     )
 
 
@@ -139,15 +148,13 @@ def _sizes(measured: Mapping[str, Any]) -> dict[str, int]:
     return found
 
 
-def _answers(task: Mapping[str, Any], name: str, table: pd.DataFrame) -> Answers | None:
-    """Return a task's answers, None where the main metric has no figure per document."""
-    metric = str(task["main"])
-    if metric not in table or not len(table):
-        return None
+def _answers(
+    task: Mapping[str, Any], name: str, table: pd.DataFrame, metric: str, values: NDArray[np.float64]
+) -> Answers:
+    """Return the values of a metric of a task with the documents that they are of."""
     hashes = [column for column in ("doc_hash", "prompt_hash", "target_hash") if column in table]
     ids = tuple(":".join(map(str, row)) for row in table[hashes].itertuples(index=False))
     ids = ids if hashes else tuple(f"{name} {number}" for number in range(len(table)))
-    values = table[metric].to_numpy(dtype=float)
     digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()
     return Answers(metric, values, digest, task.get("version"), task.get("fewshot", 0), ids)
 
@@ -157,13 +164,13 @@ def _windows(text: Mapping[str, Any], table: pd.DataFrame) -> Windows:
     return Windows(nll, table["tokens"].to_numpy(dtype=np.int64), text["sha256"])
 
 
-def _table(files: SampleFiles, folder: Path, name: str) -> pd.DataFrame:
-    """Read one sample of a cell. Raises UserError where it is missing or damaged."""
+def _table(files: SampleFiles, folder: Path, name: str) -> Any:
+    """Read the pyarrow.Table of one sample of a cell. Raises UserError where it is missing or damaged."""
     table = files.table(folder, name)
     if table is None:
         missing = folder / f"{name}.parquet"
         raise UserError(f"{missing} is missing: a comparison needs the samples of the run, not its records alone")
-    return table.to_pandas()
+    return table
 
 
 def _speeds(measured: Mapping[str, Any]) -> list[tuple[str, tuple[float, float, float]]]:

@@ -22,6 +22,7 @@ from bench.stats.intervals import Difference
 from methods.errors import UserError
 
 ALPHA = 0.05  # below which an adjusted p value is called a difference
+BITS = ("bits", "bits of a task")
 OF_A_TASK = ("metric", "documents", "task_version", "fewshot")
 FIELDS = (*dict.fromkeys(name for names in GATE.values() for name in names), *OF_A_TASK, "text")
 
@@ -30,9 +31,11 @@ FIELDS = (*dict.fromkeys(name for names in GATE.values() for name in names), *OF
 class ComparedRow:
     """Hold one metric of two cells.
 
-    kind            "size", "accuracy" (over the documents of all tasks), "task", "text" or "speed"
+    kind            "size", "accuracy" and "bits" (over the documents of all tasks), "task" and "bits of a task", "text"
+                    or "speed"; bits are those per byte of the right answer
     before, after   its figures; None where a cell lacks it
-    difference      a share for accuracy and task, a ratio for text and speed; None where there is nothing to pair
+    difference      a share for accuracy and task, a ratio for text and speed, else as the figure; None where there is
+                    nothing to pair
     lost, gained    documents that only the first, only the second cell gets right
     right_or_wrong  whether a task's figures are, so that more is better
     differs         conditions in which the cells differ, as (field, words)
@@ -51,7 +54,7 @@ class ComparedRow:
 
     @property
     def change(self) -> float:
-        """Return what can be judged: above 0 the second cell is better, in shares or as the logarithm of a ratio."""
+        """Return what can be judged: above 0 the second cell is better, in shares, bits or the logarithm of a ratio."""
         return self.changes[0]
 
     @property
@@ -61,6 +64,8 @@ class ComparedRow:
         found = (self.difference.estimate, self.difference.low, self.difference.high)
         if self.kind in ("accuracy", "task"):
             return found
+        if self.kind in BITS:
+            return -found[0], -found[2], -found[1]
         with np.errstate(divide="ignore"):
             a, b, c = np.log(found).tolist()
         return (-a, -c, -b) if self.kind == "text" else (a, b, c)
@@ -72,7 +77,7 @@ def rows(before: CellResults, after: CellResults, allowed: Collection[str] = ())
     for name in dict.fromkeys([*after.sizes, *before.sizes]):
         differs = _conditions("size", before, after, allowed)
         found.append(ComparedRow("size", name, before.sizes.get(name), after.sizes.get(name), differs=differs))
-    found += _task_rows(before, after, allowed)
+    found += [*_task_rows(before, after, allowed), *_bits_rows(before, after, allowed)]
     for name in dict.fromkeys([*after.texts, *before.texts]):
         found.append(_text(name, before, after, allowed))
     for name in dict.fromkeys([*after.speed, *before.speed]):
@@ -122,6 +127,28 @@ def _task_rows(before: CellResults, after: CellResults, allowed: Collection[str]
     return [_answers("accuracy", "accuracy", paired, differs), *single]
 
 
+def _bits_rows(before: CellResults, after: CellResults, allowed: Collection[str]) -> list[ComparedRow]:
+    """Return the bits per byte of the right answer over all tasks that both cells have, then of each of them."""
+    common = _conditions("task", before, after, allowed)
+    single, paired = list[ComparedRow](), list[tuple[Answers, Answers]]()
+    for name in (name for name in after.bits if name in before.bits):
+        one, other = before.bits[name], after.bits[name]
+        differs = common + _task_differs(one, other, allowed)
+        paired.append((one, other) if differs else _same_documents(one, other))
+        single.append(_answers("bits of a task", f"{name} bpb", paired[-1:], differs))
+    if paired:
+        differs = tuple(dict.fromkeys(pair for row in single for pair in row.differs))
+        return [_answers("bits", "answer bpb", paired, differs), *single]
+    left, right = (_mean_bits(side) for side in (before, after))
+    return [ComparedRow("bits", "answer bpb", left, right)] if left is not None or right is not None else []
+
+
+def _mean_bits(cell: CellResults) -> float | None:
+    """Return the mean over the documents of all tasks of a cell."""
+    every = [answers.values for answers in cell.bits.values()]
+    return float(np.concatenate(every).mean()) if every else None
+
+
 def _disjoint(
     field: str, before: Mapping[str, Any], after: Mapping[str, Any], allowed: Collection[str]
 ) -> tuple[tuple[str, str], ...]:
@@ -158,7 +185,10 @@ def _only(answers: Answers, ids: Sequence[str]) -> Answers:
 
 
 def _answers(kind: str, metric: str, pairs: Sequence[tuple[Answers, Answers]], differs: tuple[Any, ...]) -> ComparedRow:
-    """Return a row over the documents of the pairs' tasks: McNemar's test where an answer is right or wrong."""
+    """Return a row over the documents of the pairs' tasks.
+
+    McNemar's test where an answer is right or wrong, Student's for bits, and one by resampling for any other figure.
+    """
     before, after = (np.concatenate([pair[side].values for pair in pairs]) for side in (0, 1))
     simple = all(answers.right_or_wrong for pair in pairs for answers in pair)
     figures = float(before.mean()), float(after.mean())
@@ -166,6 +196,9 @@ def _answers(kind: str, metric: str, pairs: Sequence[tuple[Answers, Answers]], d
         return ComparedRow(kind, metric, *figures, count=len(after), right_or_wrong=simple, differs=differs)
     ids = [document.partition(":")[0] for one, other in pairs for document in one.ids or other.ids]
     groups = ids if len(ids) == len(before) else list(range(len(before)))
+    if kind in BITS:
+        difference = intervals.paired_clusters(before, after, groups) if len(set(groups)) > 1 else None
+        return ComparedRow(kind, metric, *figures, difference, count=len(before))
     if not simple:
         from bench.stats.resampling import paired_resampled
 
@@ -283,9 +316,10 @@ def judged(pairs: Mapping[str, Sequence[ComparedRow]]) -> list[Judged]:
 
 
 def _without_repetition(compared: Sequence[ComparedRow]) -> list[ComparedRow]:
-    """Return the rows without the accuracy over all tasks where there is one task, whose row says the same."""
-    single = sum(row.kind == "task" for row in compared) == 1
-    return [row for row in compared if not (single and row.kind == "accuracy")]
+    """Return the rows without the figure over all tasks where there is one task, whose row says the same."""
+    kinds = [row.kind for row in compared]
+    same = [whole for whole, one in (("accuracy", "task"), ("bits", "bits of a task")) if kinds.count(one) == 1]
+    return [row for row in compared if row.kind not in same]
 
 
 def _verdict(row: ComparedRow, p: float | None) -> str:

@@ -2,7 +2,7 @@
 
 It follows from margins and the rows of bench.regression.compare.
 
-With g the change for the better (shares, or the logarithm of a ratio), m its margin, and the 95 % interval of g:
+With g the change for the better (shares, bits, or the logarithm of a ratio), m its margin, and the 95 % interval of g:
 
     worse         g <= -m, and the adjusted p value is below LEVEL (for speed: the interval lies below 0)
     better        g >= m, and likewise above
@@ -12,9 +12,10 @@ With g the change for the better (shares, or the logarithm of a ratio), m its ma
     incomparable  measured under other conditions, on other documents or other text
     failed        the cell has no figures
 
-p values are adjusted (bench.stats.intervals.holm, weighted) over the accuracies and perplexities that gate, so that a
-model that is no worse fails by any of them in at most LEVEL / 2 of gates. An accuracy has WEIGHTS[accuracy] times the
-level of a perplexity, whose test finds far smaller losses. Sizes have no margin: fewer is better, more is worse.
+p values are adjusted (bench.stats.intervals.holm, weighted) over the accuracies, bits per byte and perplexities that
+gate, so that a model that is no worse fails by any of them in at most LEVEL / 2 of gates. WEIGHTS are their shares of
+the level: an accuracy's is the largest, since the tests of the others find far smaller losses. Sizes have no margin:
+fewer is better, more is worse.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from bench.stats import intervals
 from methods.errors import UserError
 
 LEVEL = 0.04  # of the two-sided tests together; half of it is for losses
-WEIGHTS = {"accuracy": 9.0, "task": 9.0, "text": 1.0}
+WEIGHTS = {"accuracy": 9.0, "task": 9.0, "bits": 3.0, "text": 1.0}
 REGRESSION, INCOMPLETE, INCOMPARABLE = 1, 3, 4  # exit codes
 CELL = "cell"  # the metric of a verdict on a cell as a whole
 
 
 @dataclass(frozen=True)
 class Margins:
-    """Say what may be lost. Points of accuracy; percent of perplexity and speed; None is shown and does not gate.
+    """Say what may be lost. Points of accuracy, bits per byte, percent of perplexity and speed; None does not gate.
 
     sizes   whether sizes gate
     tasks   points, of tasks that gate by themselves too
@@ -47,6 +48,7 @@ class Margins:
     """
 
     accuracy: float | None = 1.0
+    answer_bpb: float | None = 0.01
     perplexity: float | None = 1.0
     speed: float | None = 5.0
     sizes: bool = True
@@ -59,6 +61,8 @@ class Margins:
             return None if self.perplexity is None else math.log1p(self.perplexity / 100)
         if row.kind == "speed":
             return None if self.speed is None else -math.log1p(-self.speed / 100)
+        if row.kind == "bits":
+            return self.answer_bpb
         points = self.tasks.get(_task(row), self.accuracy) if row.kind == "task" else self.accuracy
         return None if points is None else points / 100
 
@@ -116,7 +120,7 @@ def _is_off(value: Any) -> bool:
 
 def _margin(where: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 100:
-        raise UserError(f"{where} is a number of points or percent from 0 to below 100, or off; got {value!r}")
+        raise UserError(f"{where} is a number of points, bits or percent from 0 to below 100, or off; got {value!r}")
     return float(value)
 
 
@@ -126,7 +130,8 @@ class Verdict:
 
     gates    whether it counts for the exit code
     p        adjusted over those that gate, or over those that do not; None where nothing was tested
-    margin   in the scale of Row.change
+    margin   in the scale of ComparedRow.change; findable, in the same, the smallest true loss that is found to be worse
+             with the probability bench.stats.intervals.POWER, at the strictest level that the adjustment gives it
     reason   what the word alone does not say
     """
 
@@ -138,6 +143,7 @@ class Verdict:
     p: float | None = None
     margin: float | None = None
     reason: str = ""
+    findable: float | None = None
 
 
 def pairs(
@@ -202,6 +208,8 @@ def judge(
         for row in compare.rows(base, new, margins.allow):
             if row.kind == "task" and len(new.tasks) == len(base.tasks) == 1 and _task(row) not in margins.tasks:
                 continue  # the accuracy over all tasks says the same
+            if row.kind == "bits of a task":
+                continue  # `compare` shows them
             gates = margins.gates(row) and not (mapped and row.kind == "size")  # other methods meet a budget otherwise
             found.append(Verdict(name, row.metric, "", gates, row, None, margins.of(row)))
     known = {_task(v.row): v.row for v in found if v.row is not None and v.row.kind == "task"}
@@ -211,7 +219,27 @@ def judge(
         if known[task].after is not None and not known[task].right_or_wrong:
             raise UserError(f"--margins: {known[task].metric} is not right or wrong per document and cannot gate")
     adjusted = _adjusted(found)
+    total = sum(_weight(v) for v in found if v.gates)
+    found = [v if v.row is None else replace(v, findable=_findable(v, v.row, total)) for v in found]
     return [v if v.row is None else _decided(v, v.row, adjusted.get(number)) for number, v in enumerate(found)]
+
+
+def _weight(verdict: Verdict) -> float:
+    """Return the weight of a verdict among those that are tested together, 0 where nothing is tested."""
+    row = verdict.row
+    return WEIGHTS.get(row.kind, 0.0) if row is not None and row.difference else 0.0
+
+
+def _findable(verdict: Verdict, row: ComparedRow, total: float) -> float | None:
+    """Return the smallest true loss that the gate finds with the probability POWER; None where it does not gate."""
+    if not verdict.gates or not _weight(verdict) or row.difference is None:
+        return None
+    level, margin = LEVEL * _weight(verdict) / total, verdict.margin or 0.0
+    if row.lost is not None and row.gained is not None and row.difference.stderr is None:
+        changed = (row.lost + row.gained) / row.count
+        return intervals.detectable_share(row.count, changed, level, margin=margin)
+    error = row.difference.stderr
+    return None if error is None else intervals.detectable(error, row.difference.freedom, level, margin)
 
 
 def _whole(name: str, base: CellResults | None, new: CellResults | None) -> Verdict | None:

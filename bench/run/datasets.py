@@ -17,6 +17,7 @@ from bench.healing.text import Text, draw
 from bench.plan.cell import Cell
 from bench.plan.recipe import Recipe
 from bench.run import fingerprint
+from bench.schedule.work import Amounts
 from methods.model.calibration import Calibration
 
 
@@ -42,6 +43,12 @@ class Datasets:
     inherited_seconds: float = 0.0
     keep: bool = False
     timed_threads: int = 1
+
+    @property
+    def amounts(self) -> Amounts:
+        """Return on how much cells are measured, from which their time is estimated."""
+        tokens = sum(text.ids.numel() for text in self.texts.values())
+        return Amounts(tokens, {name: len(documents) for name, documents in self.documents.items()})
 
     def for_cell(self, order: tuple[str, ...], seconds: float, keep: bool, timed_threads: int) -> Datasets:
         """Return these for one cell, with the removals that an earlier one found and what those have cost."""

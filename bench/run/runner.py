@@ -2,19 +2,23 @@
 
 The folder belongs to one run at a time (bench.run.lock). An engine (bench.engines) measures cells: in this process, or
 in workers, where a crash or a lack of memory is that cell's outcome and no other's, and with limits a hang; one after
-the other or several at once, here or on other machines. Which one starts when is bench.run.schedule's.
+the other or several at once, here or on other machines. Which one starts when is bench.schedule's.
 """
 
 from __future__ import annotations
 
 import logging
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import methods
 from bench.data import pretrained
@@ -23,19 +27,26 @@ from bench.engines.engine import Conditions, Engine, Job, Machine, Result, Sessi
 from bench.plan import chain, validate
 from bench.plan.cell import Cell, asked
 from bench.plan.run_spec import RunSpec
-from bench.records.record import REFUSED, Record
+from bench.records.record import REFUSED, Record, load
 from bench.run import fingerprint, job, lock, part, store
 from bench.run.datasets import DatasetReader, Datasets
 from bench.run.job import CalibrationSetting, calibration_setting
-from bench.run.schedule import Schedule, removals, valid
+from bench.run.removals import Removals, valid
 from bench.run.source_hash import method_sha256
-from bench.system import interrupt
+from bench.schedule.estimator import Estimate
+from bench.schedule.forecast import Forecast
+from bench.schedule.order import Ended, Schedule, drive
+from bench.schedule.outlook import Outlook
+from bench.schedule.plan import Plan, named, simulated
+from bench.system import environment, interrupt
 from bench.system.console import say
 from bench.system.threads import let_threads_wait, waiting
 from bench.system.worker import Line
 from methods.errors import Unwritable, UserError
 
 Report = Callable[[Path, list[Record]], object]
+
+FEW = 3  # cells, one after the other, for which nobody asks when they will end
 
 
 def run_spec(
@@ -119,64 +130,135 @@ def run(
                 _refuse_own(cells)
                 measuring = session
             shared: dict[str, Any] = {"scratch": str(scratch) if engine.here else "", "limits": dict(limits or {})}
-            records = _measured(cells, folder, measuring, retry_failed, shared)
+            outlook = _outlook(cells, folder, datasets, measuring)
+            estimates = outlook.estimates if outlook else None
+            records = _measured(cells, folder, measuring, retry_failed, shared, estimates=estimates)
         report(folder, records)
     return records
 
 
 def _measured(
-    cells: Sequence[Cell], folder: Path, session: Session, retry_failed: bool, shared: Mapping[str, Any]
+    cells: Sequence[Cell],
+    folder: Path,
+    session: Session,
+    retry_failed: bool,
+    shared: Mapping[str, Any],
+    *,
+    estimates: Mapping[str, Estimate] | None = None,
 ) -> list[Record]:
-    """Have every cell measured without a record that counts; `shared` is what its jobs have in common."""
-    served = store.served(folder, cells, retry_failed=retry_failed)
-    schedule = Schedule(cells)
-    parents = {cell.key: cell.inputs["parent"] for cell in cells if cell.earlier and not served[cell.key][0]}
+    """Have every cell measured without a record that counts; `shared` is what its jobs have in common.
+
+    Only what other cells need of a record is kept meanwhile; at the end all are read from the folder. With estimates a
+    line after each cell says when the run ends.
+    """
+    served = {
+        key: (None if record is None else Ended.of(record), why)
+        for key, record, why in store.served(folder, cells, retry_failed)
+    }
+    several = estimates and session.slots > 1
+    seconds = {key: one.seconds for key, one in (estimates or {}).items()} if several else None
+    schedule = Schedule(cells, seconds)
+    forecast = Forecast(estimates or {}, session.slots, one_machine=bool(shared["scratch"]))
+    for cell in cells if estimates else ():
+        if served[cell.key][0] is None:
+            forecast.add(cell)
+    known_removals = Removals(valid(folder))
+    parents = Counter(cell.inputs["parent"] for cell in cells if cell.earlier and not served[cell.key][0])
     names = {cell.key: _where(cell, number, len(cells)) for number, cell in enumerate(cells, start=1)}
+    store.drop_models(folder, parents)
 
-    def may_start(cell: Cell) -> bool:
-        return session.has_room(timed=chain.is_timed(cell))
-
-    def finish(cell: Cell, record: Record) -> None:
-        schedule.finish(cell.key, record)
-        parents.pop(cell.key, None)
-        store.drop_models(folder, parents.values())
+    def finish(cell: Cell, ended: Ended) -> None:
+        schedule.finish(cell.key, ended)
+        if cell.earlier and not served[cell.key][0]:
+            parent = cell.inputs["parent"]
+            parents[parent] -= 1
+            if not parents[parent]:
+                del parents[parent]
+                store.drop_models(folder, parents)
 
     def write(cell: Cell, result: Result) -> None:
         if result.part is None:
-            record = store.finish(job.record(cell, result.found, session.slots), folder, cell.key)
+            beside = session.slots if shared["scratch"] else 1  # of another machine nothing is known
+            record = store.finish(job.record(cell, result.found, beside), folder, cell.key)
         else:
             record = store.take_in(result.part, folder, cell.key)
+        known_removals.add(record)
         if record.error:
             say(f"{names[cell.key]}: {record.status}: {record.error.partition(chr(10))[0]}")
-        finish(cell, record)
-        if session.slots > 1:
-            say(schedule.progress())
+        finish(cell, Ended.of(record))
+        if estimates:
+            forecast.end(cell, record)
+            end = forecast.line() if len(schedule.ended) < len(cells) else ""
+            say("; ".join(filter(None, (schedule.progress(), end))))
 
-    while (cell := schedule.next(may_start)) or schedule.running:
-        if cell is None:
-            result = session.next_result()
-            write(schedule.cells[result.key], result)
-            continue
-        where, (record, why) = names[cell.key], served[cell.key]
-        if record is not None:
+    def begin(cell: Cell) -> None:
+        where, (ended, why) = names[cell.key], served[cell.key]
+        if ended is not None:
             say(f"{where}: has a record")
-            store.drop_partial_results(folder, cell.key, record.status)
-            finish(cell, record)
-            continue
+            store.drop_partial_results(folder, cell.key, ended.status)
+            finish(cell, ended)
+            return
         say(f"{where}: {why}; it runs again" if why else f"{where}: loading the model")
-        if orphaned := _orphaned(cell, schedule.records):
+        if orphaned := _orphaned(cell, schedule):
             write(cell, Result(cell.key, orphaned))
-            continue
-        order, seconds = removals(cell, valid(folder)) if schedule.may_search(cell.key) else ((), 0.0)
-        own: dict[str, Any] = {"where": where, "order": order, "seconds": seconds, "keep": cell.key in parents.values()}
+            return
+        order, seconds = known_removals.of(cell) if schedule.may_search(cell.key) else ((), 0.0)
+        own: dict[str, Any] = {"where": where, "order": order, "seconds": seconds, "keep": cell.key in parents}
         session.submit(_job(cell, folder, session, {**own, **shared}))
         schedule.start(cell.key)
-    return [schedule.records[cell.key] for cell in cells]
+        if estimates:
+            forecast.begin(cell.key)
+
+    drive(schedule, session, begin, lambda result: write(schedule.cells[result.key], result))
+    return [load(folder / "cells" / f"{cell.key}.json") for cell in cells]
+
+
+def plan_spec(spec: RunSpec) -> Plan:
+    """Return what a run would do and what that takes, without measuring and without writing anything.
+
+    Raises UserError for what `run_spec` would refuse before any work.
+    """
+    here = spec.engine == "local"
+    cells, folder = validate.cells(spec, here=here), spec.folder()
+    device, every = torch.device(cells[0].device), torch.get_num_threads()
+    slots: int = spec.slots if isinstance(spec.slots, int) else 1
+    if here:
+        slots = len(local.environments(spec.slots or 1, str(device), local.visible(torch.cuda.device_count())))
+    begun = time.perf_counter()
+    datasets = _datasets(cells, Path(), Machine(environment.processor(device) if here else None, every))
+    cells, read = known(cells, datasets), time.perf_counter() - begun
+    done = {key: Ended.of(one) for key, one, _ in store.served(folder, cells, spec.retry_failed) if one is not None}
+    outlook = Outlook.of(cells[0], folder)
+    shared = local.threads_of(slots, every, spec.threads)
+    outlook.add(
+        cells,
+        lambda cell: datasets[calibration_setting(cell)].amounts,
+        lambda cell: every if slots == 1 else shared,
+        every,
+    )
+    needs = {cell.key: outlook.needs(cell) for cell in cells}
+    return simulated(cells, done, outlook.estimates, slots=slots, start=read, needs=needs, here=here)
+
+
+def _outlook(
+    cells: Sequence[Cell], folder: Path, datasets: Mapping[CalibrationSetting, Datasets], session: Session
+) -> Outlook | None:
+    """Return what cells will take; None where there are so few, one after the other, that nobody asks."""
+    if session.slots == 1 and len(cells) <= FEW:
+        return None
+    outlook = Outlook.of(cells[0], folder)
+    outlook.add(
+        cells,
+        lambda cell: datasets[calibration_setting(cell)].amounts,
+        lambda cell: session.threads(chain.is_timed(cell)),
+        session.machine.threads,
+    )
+    return outlook
 
 
 def _where(cell: Cell, number: int, count: int) -> str:
     """Return what messages call a cell: '[2/5] laco at 0.3'."""
-    return f"[{number}/{count}] {cell.label}{'' if cell.ratio is None else f' at {cell.ratio:g}'}"
+    return f"[{number}/{count}] {named(cell)}"
 
 
 def _job(cell: Cell, folder: Path, session: Session, given: Mapping[str, Any]) -> Job:
@@ -240,14 +322,15 @@ def known(cells: Sequence[Cell], datasets: Mapping[CalibrationSetting, Datasets]
     return found
 
 
-def _orphaned(cell: Cell, records: Mapping[str, Record]) -> dict[str, Any] | None:
+def _orphaned(cell: Cell, schedule: Schedule) -> dict[str, Any] | None:
     """Return the outcome of a cell whose parent has no model to go on from; None for any other."""
-    parent = records[cell.inputs["parent"]] if cell.earlier else None
+    key = cell.inputs["parent"] if cell.earlier else ""
+    parent = schedule.ended[key] if key else None
     if parent is None or parent.status == "ok":
         return None
-    status = parent.status if parent.status in REFUSED else "error"
-    reason = f"{parent.status}, {(parent.error or '').partition(chr(10))[0]}"
-    return {"status": status, "error": f"there is no model of {parent.cell['label']} to go on from: {reason}"}
+    status, label = parent.status if parent.status in REFUSED else "error", schedule.cells[key].label
+    reason = f"{parent.status}, {parent.error}"
+    return {"status": status, "error": f"there is no model of {label} to go on from: {reason}"}
 
 
 @contextmanager

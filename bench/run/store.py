@@ -5,6 +5,8 @@
     partial/<key>/<name>.*          finished pieces of a cell without a record: figures (.json), samples (.parquet)
     partial/<key>/heal-*/           the checkpoint of its healing (bench.healing.training), for the pruned model whose
                                     hash is in the name; kept when the cell failed
+    parts/<key>/                    a run folder with that one cell, which a machine that sees this one measures, or has
+                                    measured without having been heard (bench.run.part)
     models/<key>/                   saved models (bench.run.saving)
     kept/<key>/                     models from which a cell without a record goes on, unless they are in models/; as
                                     methods.checkpoint writes them, in the dtype that they have in memory
@@ -33,8 +35,9 @@ from typing import Any
 import pandas as pd
 import torch
 
+from bench.engines.engine import PARTS
 from bench.plan.cell import Cell, asked
-from bench.records.record import EARLIER, FAILED, InvalidRecord, Record, label, load, save
+from bench.records.record import EARLIER, FAILED, LOST, InvalidRecord, Record, label, load, save
 from bench.records.samples import refuse_damaged
 from bench.run import fingerprint
 from bench.run.fingerprint import differing
@@ -127,27 +130,32 @@ def take_in(part: Path | Mapping[str, bytes], folder: Path, key: str) -> Record:
             return take_in(Path(name), folder, key)
     record = load(part / "cells" / f"{key}.json")
     refuse_damaged(part / "samples" / key, record.measured)
-    for kind in ("models", KEPT):
+    for kind in ("models", KEPT, "partial"):
         if (source := part / kind / key).is_dir():
             (folder / kind).mkdir(exist_ok=True)
             shutil.rmtree(folder / kind / key, ignore_errors=True)  # of an attempt that did not come to its record
             source.replace(folder / kind / key)
     _move(part, key, folder)
+    drop_partial_results(folder, key, record.status)
     return record
 
 
 def drop_partial_results(folder: Path, key: str, status: str) -> None:
     """Remove the partial results of a cell that has a record, also those that a run killed just then has left.
 
-    The healing checkpoint of a cell that failed is kept for the run that tries it again.
+    The healing checkpoint of a cell that failed is kept for the run that tries it again, and everything of one that
+    was lost.
     """
+    if status == LOST:
+        return
+    shutil.rmtree(folder / PARTS / key, ignore_errors=True)
     place = folder / "partial" / key
     for piece in place.glob("*"):
         if piece.is_file():
             piece.unlink()
         elif status not in FAILED:
             shutil.rmtree(piece, ignore_errors=True)
-    for empty in (place, place.parent):
+    for empty in (place, place.parent, folder / PARTS):
         with suppress(OSError):  # with a checkpoint, or of another cell that is not finished
             empty.rmdir()
 
@@ -197,7 +205,7 @@ def finished(folder: Path, cell: Cell, *, retry_failed: bool) -> tuple[Record | 
         refuse_damaged(folder / "samples" / key, record.measured)
     except InvalidRecord as error:
         return None, str(error)
-    if retry_failed and record.status in FAILED:
+    if record.status == LOST or (retry_failed and record.status in FAILED):
         return None, f"it failed before: {record.status}"
     return record, ""
 
@@ -250,20 +258,19 @@ def clear_leftovers(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def served(folder: Path, cells: Sequence[Cell], *, retry_failed: bool) -> dict[str, tuple[Record | None, str]]:
-    """Return the record that serves each cell: {key: (record, "") or (None, why there is none that counts, in a line)}.
+def served(folder: Path, cells: Sequence[Cell], retry_failed: bool) -> Iterator[tuple[str, Record | None, str]]:
+    """Yield of each cell its key and the record that serves it, or None and why there is none that counts, in a line.
 
     A parent's record does not count where a cell without a record goes on from a model that is gone.
     """
-    found, needed = dict[str, tuple[Record | None, str]](), set[str]()
+    needed = set[str]()
     for cell in reversed(cells):  # whoever goes on from a cell comes behind it
         record, why = finished(folder, cell, retry_failed=retry_failed)
         if record is not None and record.status == "ok" and cell.key in needed and find_model(folder, cell.key) is None:
             record, why = None, "another cell goes on from its model, which is not kept"
         if record is None and cell.earlier:
             needed.add(cell.inputs["parent"])
-        found[cell.key] = record, why
-    return found
+        yield cell.key, record, why
 
 
 def keep_model(model: Decoder, folder: Path, key: str) -> None:

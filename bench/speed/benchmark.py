@@ -17,10 +17,9 @@ says so, and the others go on. After a point that no model had the memory for, l
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from statistics import median
 from typing import Any
 
 import torch
@@ -30,20 +29,16 @@ import methods
 from bench.data import pretrained
 from bench.plan.cell import Cell
 from bench.plan.protocol import Protocol
-from bench.speed import memory, timing, transfer
+from bench.speed import machine, memory, peak_rates, timing, transfer
+from bench.speed.graph import CudaGraph, StepGraph
+from bench.speed.placement import Placement
+from bench.speed.summary import Sweep, summary
 from bench.speed.timing import Clock, EventClock, Pass, WallClock, WarmUp, Workload
 from bench.speed.workloads import TimedPoint, points, predicted, workload
-from bench.stats.intervals import paired_ratio
 from bench.system import environment, gpu, worker
 from bench.system.memory import give_back, resident_bytes
 from methods import progress
 from methods.model.decoder import Decoder
-
-# Where a model's weights lie in memory is the same in all rounds of a process and counts as speed there: equal models
-# have differed by up to 0.6 %. No interval of a speed-up is therefore narrower than this share on each side.
-RESOLUTION = 0.01
-BUSY = 0.25  # cores that other work may take on average before the machine is marked as busy
-TILES = (128, 64, 8)  # multiples that kernels are cut for
 
 
 def measure(model: nn.Module, cell: Cell, threads: int) -> dict[str, Any]:
@@ -88,20 +83,28 @@ def _work(line: worker.Line, cell: Cell, threads: int, plugins: list[str], paren
     gpus, no_gpus = gpu.find([device])
     resident = resident_bytes()
     pruned = transfer.receive(line.ask()).to(device).eval()
-    before = _state(gpus)
+    before = machine.state(gpus)
     devices = sorted({parameter.device for parameter in pruned.parameters()}, key=str)
-    benchmark = SpeedBenchmark(protocol, _clock(devices), devices, gpus, line.alive)
-    line.tell({"setup": _setup(pruned, devices, benchmark.clock), "widths": widths(Decoder(pruned))})
+    clock, rates = _clock(devices), dict[str, float]()
+    if [one.type for one in devices] == ["cuda"]:
+        line.alive("while it measured what the GPU reaches at most")
+        rates = peak_rates.measure(devices[0], dtype, clock)
+        give_back(devices)
+    benchmark = SpeedBenchmark(protocol, clock, devices, gpus, line.alive, rates)
+    line.tell({"setup": machine.setup(pruned, devices, clock, rates), "widths": machine.widths(Decoder(pruned))})
     line.tell({"memory": {"resident_before_bytes": resident, "points": list(benchmark.memory(pruned))}})
     line.alive("while it loaded the dense model")
     dense, _ = pretrained.load(cell.model, torch.device("cpu"), dtype, cell.trust_remote_code)
     if device.type == "cpu":
         _own_memory(dense, pruned)
     Decoder(dense)  # makes it of the same kind of matrices as the pruned model is
-    for point in benchmark.time(dense.to(device), pruned):
+    slowed_by = set[str]()
+    for point in benchmark.time(dense, pruned):
+        slowed_by |= {reason for card in point.get("gpus", ()) for reason in card.get("slowed_by", ())}
         line.tell({"points": [point]})
     others = [gpu.others(card, os.getpid(), os.getppid(), parent_on_gpu) for card in gpus]
-    line.tell({"machine": _machine(before, _state(gpus), others) | ({"nvml": no_gpus} if no_gpus else {})})
+    found = machine.between(before, machine.state(gpus), others, slowed_by)
+    line.tell({"machine": found | ({"nvml": no_gpus} if no_gpus else {})})
 
 
 def _own_memory(*models: nn.Module) -> None:
@@ -120,62 +123,13 @@ def _clock(devices: Sequence[torch.device]) -> Clock:
     return WallClock(lambda: wait(devices))
 
 
-def _setup(model: Any, devices: Sequence[torch.device], clock: Clock) -> dict[str, Any]:
-    """Return what the protocol does not say of how the models were timed."""
-    return {
-        "threads": torch.get_num_threads(),
-        "cores": environment.usable_cores(),
-        "devices": [str(device) for device in devices],
-        "clock": clock.name,
-        "attention": model.config._attn_implementation,
-    }
-
-
-def widths(model: Decoder) -> dict[str, dict[str, Any]]:
-    """Return {role: {in, out: widths that occur, multiple_of: the largest of 128, 64, 8, 1 that divides them all}}."""
-    roles: dict[str, list[nn.Linear]] = {"head": [model.head]}
-    for layer in model.layers:
-        known = {"qkv": layer.qkv, "out": [layer.out]} if layer.has_attention else {}
-        known |= {"up": layer.up, "down": [layer.down]} if layer.has_mlp else {}
-        mine = {id(matrix) for matrix in layer.matrices}
-        added = [m for m in layer.module.modules() if isinstance(m, nn.Linear) and id(m) not in mine]
-        for role, matrices in (known | {"added": added}).items():
-            roles.setdefault(role, []).extend(matrices)
-    return {role: _widths([matrix.weight for matrix in matrices]) for role, matrices in roles.items() if matrices}
-
-
-def _widths(weights: list[torch.Tensor]) -> dict[str, Any]:
-    out, read = ({weight.shape[axis] for weight in weights} for axis in (0, 1))
-    tile = next((tile for tile in TILES if all(width % tile == 0 for width in out | read)), 1)
-    return {"in": sorted(read), "out": sorted(out), "multiple_of": tile}
-
-
-def _machine(before: dict[str, Any], after: dict[str, Any], others: list[int | None]) -> dict[str, Any]:
-    """Return what else the machine did between two states; `flags` say what may have spoilt the figures."""
-    shares = environment.between(before["machine"], after["machine"])
-    found: dict[str, Any] = {"before": before, "after": after} | shares
-    known = [count for count in others if count is not None]
-    if known:
-        found["other_gpu_processes"] = sum(known)
-    slowed = {reason for card in after.get("gpus", []) for reason in card.get("slowed_by", [])}
-    hot = after["machine"].get("cpu_throttled", 0) > before["machine"].get("cpu_throttled", 0)
-    flags = {
-        "busy": sum(shares.values()) > BUSY,
-        "shared_gpu": sum(known) > 0,
-        "slowed": hot or bool(slowed & set(gpu.THROTTLED)),
-    }
-    return found | {"flags": [name for name, holds in flags.items() if holds]}
-
-
-def _state(gpus: Sequence[gpu.Gpu]) -> dict[str, Any]:
-    return {"machine": environment.state()} | ({"gpus": [card.state() for card in gpus]} if gpus else {})
-
-
 @dataclass
 class SpeedBenchmark:
     """Measures one model alone, for its memory, or two in turns, for their speed, at every point of a protocol.
 
-    `alive` is told what is about to be done, as "while it ...".
+    alive  is told what is about to be done, as "while it ..."
+    rates  what the GPU reaches at most, of bench.speed.peak_rates
+    graph  makes what captures a step
     """
 
     protocol: Protocol
@@ -183,6 +137,13 @@ class SpeedBenchmark:
     devices: Sequence[torch.device]
     gpus: Sequence[gpu.Gpu]
     alive: Callable[[str], object]
+    rates: Mapping[str, float] = field(default_factory=dict)
+    graph: Callable[[], StepGraph] = CudaGraph
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether models lie on a GPU, of which more is measured."""
+        return any(device.type == "cuda" for device in self.devices)
 
     def memory(self, model: nn.Module) -> Iterator[dict[str, Any]]:
         """Measure peaks and energy at each point, as bench.records.record has them under `memory`."""
@@ -190,41 +151,61 @@ class SpeedBenchmark:
 
     def time(self, dense: nn.Module, pruned: nn.Module) -> Iterator[dict[str, Any]]:
         """Time both models in turns at each point, as bench.records.record has them under `points`."""
-        models, decoders = {"dense": dense, "pruned": pruned}, (Decoder(dense), Decoder(pruned))
-        return self._each(lambda point: self._time(point, models) | predicted(*decoders, point))
+        place = Placement({"dense": dense, "pruned": pruned}, self.devices)
+        decoders = {name: Decoder(model) for name, model in place.models.items()}
+        captured = dict[TimedPoint, dict[str, Any]]()
+
+        def measure(point: TimedPoint) -> dict[str, Any]:
+            found = self._time(point, place) | predicted(decoders["dense"], decoders["pruned"], point)
+            if point.mode == "graph":
+                captured[point] = found
+            beside = captured.get(replace(point, mode="graph"), {}) if point.mode == "eager" else {}
+            return found | peak_rates.judged(decoders, point, found, beside, self.rates) if self.on_gpu else found
+
+        return self._each(measure)
 
     @torch.inference_mode()
     def _each(self, measure: Callable[[TimedPoint], dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        full = set[tuple[str, int]]()
+        full, level = set[tuple[str, int]](), dict[tuple[str, int, str], Sweep]()
         for point in points(self.protocol):
-            if (point.kind, point.tokens) in full:
+            sweep = level.setdefault((point.kind, point.tokens, point.mode), Sweep())
+            swept = point.batch not in self.protocol.batches
+            if (point.kind, point.tokens) in full or (self.on_gpu and swept and sweep.is_level):
                 continue
             found = measure(point)
             if "out_of_memory" in found and "rounds" not in found:
                 full.add((point.kind, point.tokens))
+            sweep.add(point.batch, found)
             give_back(self.devices)
             yield point.named | found
 
     def _memory(self, point: TimedPoint, model: nn.Module) -> dict[str, Any]:
         self.alive(f"in the memory pass, {point}")
         try:
-            work = workload(model, point, self.protocol)
+            work = workload(model, point, self.protocol, self.graph)
             peaks = memory.peaks(work, self.devices, self.gpus)
             tokens = point.batch * (point.tokens if point.kind == "prefill" else work.steps)
             return peaks | memory.energy(work, tokens, self.gpus, lambda: wait(self.devices))
         except Exception as error:
             return _lost(error, "pruned")
 
-    def _time(self, point: TimedPoint, models: dict[str, nn.Module]) -> dict[str, Any]:
+    def _time(self, point: TimedPoint, place: Placement) -> dict[str, Any]:
+        """Time both models in turns; where they do not fit on a GPU together, one after the other."""
         if self.protocol.compile:
             torch.compiler.reset()
+        if place.together:
+            found = self._in_turns(point, place.models)
+            if not (place.separable and "out_of_memory" in found):
+                return found
+        found = self._in_blocks(point, place)
+        place.gather()
+        return found
+
+    def _in_turns(self, point: TimedPoint, models: Mapping[str, nn.Module]) -> dict[str, Any]:
         works, warm, full = dict[str, Workload](), dict[str, WarmUp](), list[str]()
         for name, model in models.items():
             try:
-                self.alive(f"while it warmed up the {name} model, {point}")
-                work = workload(model, point, self.protocol)
-                warm[name] = timing.warm_up(work, self.clock)
-                works[name] = work
+                works[name], warm[name] = self._warmed(point, name, model)
             except Exception as error:
                 lost = _lost(error, name)
                 if "failed" in lost:
@@ -236,16 +217,75 @@ class SpeedBenchmark:
         except Exception as error:
             return _lost(error, " and ".join(works))
 
+    def _warmed(self, point: TimedPoint, name: str, model: nn.Module) -> tuple[Workload, WarmUp]:
+        self.alive(f"while it warmed up the {name} model, {point}")
+        work = workload(model, point, self.protocol, self.graph)
+        return work, timing.warm_up(work, self.clock, long=self.on_gpu)
+
     def _rounds(self, point: TimedPoint, works: dict[str, Workload], warm: dict[str, WarmUp]) -> dict[str, Any]:
-        number = self.protocol.speed_rounds
+        number, sampler = self.protocol.speed_rounds, gpu.Sampler(self.gpus)
+        with progress.bar(number * len(works), f"timing {point}", "turn") as bar, sampler:
+            found = self._turns(point, works, warm, number, bar.update)
+        return self._summed(found, warm, sampler)
+
+    def _turns(
+        self,
+        point: TimedPoint,
+        works: dict[str, Workload],
+        warm: dict[str, WarmUp],
+        number: int,
+        done: Callable[[], object],
+    ) -> dict[str, list[list[Pass]]]:
+        """Time `number` rounds of what is warm; `done` is called before each turn."""
+
+        def turn() -> None:
+            self.alive(f"while it timed {point}")
+            done()
+
         passes = timing.passes_per_turn(works, warm, number)
-        with progress.bar(number * len(works), f"timing {point}", "turn") as bar:
+        return timing.rounds(works, self.clock, number, passes, turn)
 
-            def turn() -> None:
-                self.alive(f"while it timed {point}")
-                bar.update()
+    def _in_blocks(self, point: TimedPoint, place: Placement) -> dict[str, Any]:
+        """Time one model alone on the device, then the other, then the first again, so that a drift meets both alike.
 
-            return summary(timing.rounds(works, self.clock, number, passes, turn), warm)
+        The one in the middle has as many rounds as the other has in both its blocks. One that does not fit even alone
+        leaves the other.
+        """
+        number, sampler = self.protocol.speed_rounds, gpu.Sampler(self.gpus)
+        found, warm, full = dict[str, list[list[Pass]]](), dict[str, WarmUp](), list[str]()
+        first, second = place.models
+        with progress.bar(2 * number, f"timing {point}", "turn") as bar:
+            for name, rounds in ((first, number // 2), (second, number), (first, number - number // 2)):
+                if name in full:
+                    continue
+                try:
+                    works = dict[str, Workload]()
+                    works[name], warm[name] = self._warmed(point, name, place.alone(name))
+                    with sampler:
+                        timed = self._turns(point, works, warm, rounds, bar.update)
+                    found[name] = found.get(name, []) + timed[name]
+                except Exception as error:
+                    lost = _lost(error, name)
+                    if "failed" in lost:
+                        return lost
+                    full.append(name)
+                    found.pop(name, None)
+                    warm.pop(name, None)
+                works.clear()  # whose cache the next model needs the room of
+        ran_out = {"out_of_memory": full} if full else {}
+        result = ran_out | (self._summed(found, warm, sampler) if found else {})
+        if len(found) > 1:
+            result["flags"].append("in_blocks")
+        return result
+
+    def _summed(
+        self, found: dict[str, list[list[Pass]]], warm: dict[str, WarmUp], sampler: gpu.Sampler
+    ) -> dict[str, Any]:
+        result = summary(found, warm, percentiles=self.on_gpu)
+        if self.gpus:
+            result["gpus"] = sampler.found()
+            result["flags"] += ["slowed"] * sampler.throttled
+        return result
 
 
 def _lost(error: Exception, who: str) -> dict[str, Any]:
@@ -260,30 +300,3 @@ def wait(devices: Sequence[torch.device]) -> None:
     for device in devices:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-
-
-def summary(found: dict[str, list[list[Pass]]], warm: dict[str, WarmUp]) -> dict[str, Any]:
-    """Return all samples and what follows from them: medians, spread, the speed-up with its interval, and flags."""
-    rounds = {name: [[ms for one in turn for ms in one.ms] for turn in turns] for name, turns in found.items()}
-    calls = {name: [ms for turn in turns for ms in turn] for name, turns in rounds.items()}
-    spread = {name: timing.variation(samples) for name, samples in calls.items()}
-    apart = max(timing.disagreement([one for turn in turns for one in turn]) for turns in found.values())
-    flags = {
-        "noisy": max(spread.values()) > timing.NOISY,
-        "not_warm": not all(one.stable for one in warm.values()),
-        "clocks_disagree": apart > timing.CLOCKS_AGREE,
-    }
-    result: dict[str, Any] = {
-        "warm_up": {name: one.calls for name, one in warm.items()},
-        "rounds": {name: [[round(ms, 5) for ms in turn] for turn in turns] for name, turns in rounds.items()},
-        **{f"{name}_ms": median(samples) for name, samples in calls.items()},
-        **{f"{name}_cv": one for name, one in spread.items()},
-        "clocks_apart": apart,
-        "flags": [name for name, holds in flags.items() if holds],
-    }
-    if len(rounds) > 1:
-        medians = {name: [median(turn) for turn in turns] for name, turns in rounds.items()}
-        speedup, low, high = paired_ratio(medians["dense"], medians["pruned"])
-        low, high = min(low, speedup * (1 - RESOLUTION)), max(high, speedup * (1 + RESOLUTION))
-        result |= {"speedup": speedup, "speedup_low": low, "speedup_high": high}
-    return result

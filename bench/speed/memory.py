@@ -48,17 +48,43 @@ def energy(
     wait: Callable[[], object],
     now: Callable[[], float] = time.monotonic,
 ) -> dict[str, float]:
-    """Return joules for each of a pass's `tokens`, and the seconds they were counted for; {} without a counter."""
-    wait()
-    before, start, passes = [gpu.energy_joules() for gpu in gpus], now(), 0
-    if not gpus or None in before:
-        return {}
-    while now() - start < ENERGY_SECONDS:
+    """Return joules for each of a pass's `tokens`, and the seconds they were counted for; {} without a counter.
+
+    Those of as many resets, counted by themselves, are subtracted.
+    """
+
+    def once() -> None:
         work.reset()
         for _ in range(work.steps):
             work.step()
-        wait()
-        passes += 1
-    seconds, after = now() - start, [gpu.energy_joules() for gpu in gpus]
-    joules = sum(end - begin for begin, end in zip(before, after, strict=True) if begin is not None and end is not None)
+
+    passes, joules, seconds = _spent(once, gpus, wait, lambda calls, seconds: seconds < ENERGY_SECONDS, now)
+    if joules is None:
+        return {}
+    _, resets, _ = _spent(work.reset, gpus, wait, lambda calls, seconds: calls < passes, now)
+    joules -= resets or 0.0
     return {"joules_per_token": joules / (passes * tokens), "energy_seconds": seconds} if joules > 0 else {}
+
+
+def _spent(
+    call: Callable[[], object],
+    gpus: Sequence[Gpu],
+    wait: Callable[[], object],
+    more: Callable[[int, float], bool],
+    now: Callable[[], float],
+) -> tuple[int, float | None, float]:
+    """Return how often `call` was called, the joules of that, None without a counter, and the seconds it took.
+
+    more  whether to go on after so many calls and seconds
+    """
+    wait()
+    before, start, calls = [gpu.energy_joules() for gpu in gpus], now(), 0
+    if not gpus or None in before:
+        return 0, None, 0.0
+    while more(calls, now() - start):
+        call()
+        wait()
+        calls += 1
+    seconds, after = now() - start, [gpu.energy_joules() for gpu in gpus]
+    pairs = zip(before, after, strict=True)
+    return calls, sum(end - begin for begin, end in pairs if begin is not None and end is not None), seconds

@@ -2,51 +2,68 @@
 
 Both run on a key-value cache that is either dynamic, growing with every token, or static, allocated once for all tokens
 there will be. `compile` puts torch.compile with its default mode around the model's forward; a part that cannot be
-compiled is an error and is not run uncompiled.
+compiled is an error and is not run uncompiled. In the mode `graph` each decode step is captured once and replayed
+(bench.speed.graph).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bench.plan.protocol import Protocol
+from bench.speed.graph import CudaGraph, StepGraph, capturable_cache
 from bench.speed.timing import Workload
 from methods.model.decoder import Decoder
 from methods.model.sizes import kv_bytes_per_token, macs_per_token
 
+FILLED = (
+    16_384  # tokens of one forward that fills the cache of captured steps, which is not to need more room than they
+)
+
 
 @dataclass(frozen=True)
 class TimedPoint:
-    """Names a size: `batch` prompts of `tokens` (prefill), or single tokens behind contexts of `tokens` (decode)."""
+    """Names a size: `batch` prompts of `tokens` (prefill), or single tokens behind contexts of `tokens` (decode).
+
+    mode  "graph" for captured steps, "eager" for the same launched one by one; "" where a protocol has no captured ones
+    """
 
     kind: str
     batch: int
     tokens: int
+    mode: str = ""
 
     @property
     def named(self) -> dict[str, Any]:
         """Return the point by the names of a record."""
-        return {"kind": self.kind, "batch": self.batch, "length" if self.kind == "prefill" else "context": self.tokens}
+        size = {"length" if self.kind == "prefill" else "context": self.tokens}
+        return {"kind": self.kind, "batch": self.batch} | size | ({"mode": self.mode} if self.mode else {})
 
     def __str__(self) -> str:
         what = "prefill of" if self.kind == "prefill" else "decode behind"
-        return f"{what} {self.tokens} tokens, batch {self.batch}"
+        return f"{what} {self.tokens} tokens, batch {self.batch}" + (f", {self.mode}" if self.mode else "")
 
 
 def points(protocol: Protocol) -> list[TimedPoint]:
     """Return all sizes at the batches asked for, and the first of each kind at 1, 2, 4, ... up to `max_batch`.
 
-    Points are in the order of rising batch.
+    Points are in the order of rising batch. Where steps are captured, those at the batches asked for are there once
+    more as eager ones, behind the captured ones.
     """
     sizes = {"prefill": protocol.prefill, "decode": protocol.decode}
     sweep = [2**power for power in range(protocol.max_batch.bit_length())]
     found = [TimedPoint(kind, batch, size) for kind in sizes for batch in protocol.batches for size in sizes[kind]]
     found += [TimedPoint(kind, batch, size) for kind in sizes for batch in sweep for size in sizes[kind][:1]]
-    return sorted(set(found), key=lambda point: (point.batch, list(sizes).index(point.kind), point.tokens))
+    if protocol.mode == "graph":
+        eager = [replace(point, mode="eager") for point in found if point.batch in protocol.batches]
+        found = [replace(point, mode="eager" if point.kind == "prefill" else "graph") for point in found] + eager
+    kinds, modes = list(sizes), ("", "graph", "eager")
+    return sorted(set(found), key=lambda p: (p.batch, kinds.index(p.kind), p.tokens, modes.index(p.mode)))
 
 
 def steps(point: TimedPoint, protocol: Protocol) -> int:
@@ -54,8 +71,11 @@ def steps(point: TimedPoint, protocol: Protocol) -> int:
     return 1 if point.kind == "prefill" else protocol.decode_steps
 
 
-def workload(model: Any, point: TimedPoint, protocol: Protocol) -> Workload:
-    """Make the workload of `model` at a point. Raises ValueError when the model has too few positions for it."""
+def workload(model: Any, point: TimedPoint, protocol: Protocol, graph: Callable[[], StepGraph] = CudaGraph) -> Workload:
+    """Make the workload of `model` at a point, with a `graph` of its own where its steps are captured.
+
+    Raises ValueError when the model has too few positions for it.
+    """
     count = steps(point, protocol)
     tokens = point.tokens + (count if point.kind == "decode" else 0)
     room = getattr(model.config, "max_position_embeddings", None)
@@ -64,6 +84,9 @@ def workload(model: Any, point: TimedPoint, protocol: Protocol) -> Workload:
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.get_input_embeddings().num_embeddings
     ids = torch.randint(vocabulary, (point.batch, tokens), generator=generator).to(model.device)
+    if point.mode == "graph":
+        captured = _CapturedDecode(model, ids, point.tokens, graph())
+        return Workload(captured.step, captured.reset, count)
     forward = torch.compile(model, fullgraph=True) if protocol.compile else model
     run = (_Prefill if point.kind == "prefill" else _Decode)(model, forward, ids, point.tokens, protocol.cache)
     return Workload(run.step, run.reset, count)
@@ -123,6 +146,50 @@ class _Decode(_CachedRun):
     def _remembers_all(self) -> bool:
         windows = [layer.get_max_length() for layer in self.cache.layers if layer.is_sliding]
         return all(self.position < window for window in windows)
+
+
+class _CapturedDecode(_CachedRun):
+    """Replays a captured step: the host copies a token into its place and launches the whole step at once."""
+
+    def __init__(self, model: Any, ids: Tensor, size: int, graph: StepGraph) -> None:
+        super().__init__(model, model, ids, size, "static")
+        self.graph, self.token = graph, ids[:, size : size + 1].clone()
+        self.place = torch.full_like(self.token, size)
+        self.full_windows = False
+        self.position = size
+
+    def reset(self) -> None:
+        """Fill the cache and capture a step, or bring the cache back to the depth."""
+        if self.cache is None:
+            self.cache = capturable_cache(self.model.config, self.size, self.ids.shape[1])
+            self.full_windows = any(layer.is_sliding for layer in self.cache.layers)
+            self.graph.capture(self._forward, self._rewind)
+        self._rewind()
+        self.position = self.size
+
+    def step(self) -> None:
+        self.token.copy_(self.ids[:, self.position : self.position + 1])
+        self.graph.replay()
+        self.position += 1
+
+    def _forward(self) -> None:
+        """Feed what lies in `token`; layers of windows count positions on the host, so that they are told them."""
+        told = {"position_ids": self.place} if self.full_windows else {}
+        self.last = self.model(input_ids=self.token, cache=self.cache, use_cache=True, logits_to_keep=1, **told)
+        self.place.add_(1)
+
+    def _rewind(self) -> None:
+        """Set the cache's length back, or fill it anew, at its place, where it is empty or has let tokens go."""
+        layers = [layer for layer in self.cache.layers if layer.is_initialized]
+        if layers and not self.full_windows:
+            for layer in layers:
+                layer.cumulative_length.fill_(self.size)
+        else:
+            self.cache.reset()
+            part = self.size if self.full_windows else max(1, FILLED // len(self.ids))
+            for start in range(0, self.size, part):
+                self.feed(self.model, self.ids[:, start : min(start + part, self.size)])
+        self.place.fill_(self.size)
 
 
 def predicted(dense: Decoder, pruned: Decoder, point: TimedPoint) -> dict[str, float]:

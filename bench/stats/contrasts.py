@@ -2,7 +2,8 @@
 
 perplexity   Student's test on the windows that both models scored (bench.stats.intervals.paired_perplexity)
 average      McNemar's exact test on the documents that both models answered, where every task has as many and each
-             answer is right or wrong; else a normal test on the paired differences, every task weighing alike
+             answer is right or wrong; else, as for bits per byte of the right answer, a normal test on the paired
+             differences, every task weighing alike
 
 Two methods with several calibration seeds are compared seed by seed; the test is then Student's, of the mean
 difference, and takes in the draw of the calibration beside that of the windows or documents (bench.stats.draws).
@@ -114,12 +115,13 @@ def average(
     pairs: Sequence[Pair],
     samples: Samples,
     tasks: Sequence[str],
+    metric: str = "",
     *,
     intervals: bool = True,
     bounds: bool = False,
     seeds: Seeds | None = None,
 ) -> Contrasts:
-    """Test the pairs of cells that measured an accuracy of every one of the tasks, each by the same metric.
+    """Test the pairs of cells that measured every one of the tasks: by `metric`, else by the same accuracy.
 
     bounds  also low and high of what is paired, two milliseconds for each (bench.stats.intervals.paired_share_interval)
     seeds   of the places that stand for a model of several seeds
@@ -127,13 +129,14 @@ def average(
     found: Contrasts = {}
     cells = _cells(pairs, seeds or {})
     measured = {n: records[n].measured.get("tasks", {}) for n in _places(_flat(cells))}
-    whole = {n: one for n, one in measured.items() if all(t in one and is_accuracy(one[t]) for t in tasks)}
-    mains = {n: [one[task]["main"] for task in tasks] for n, one in whole.items()}
+    whole = {n: one for n, one in measured.items() if all(t in one and _has(one[t], metric) for t in tasks)}
+    mains = {n: [metric or one[task]["main"] for task in tasks] for n, one in whole.items()}
     cells = {
         pair: sides
         for pair, sides in cells.items()
         if tasks and all(a in whole and b in whole and mains[a] == mains[b] for a, b in sides)
     }
+    figures = {n: [whole[n][task][main] for task, main in zip(tasks, mains[n], strict=True)] for n in whole}
     answers = [
         {n: samples.of(n, task, mains[n][place]) for n in _places(_flat(cells))} for place, task in enumerate(tasks)
     ]
@@ -147,7 +150,12 @@ def average(
         if len(sides) > 1 and all(a in shared and shared[a] == shared.get(b) for a, b in sides):
             found[pair] = _over_draws(sides, answers)
     rest = [pair for pair in cells if intervals and pair not in found]
-    return _adjusted(cells, found | {pair: _independent_average(whole, cells[pair], tasks) for pair in rest})
+    return _adjusted(cells, found | {pair: _independent_average(figures, cells[pair]) for pair in rest})
+
+
+def _has(task: Mapping[str, Any], metric: str) -> bool:
+    """Say whether a task was measured by a metric, or without one by an accuracy."""
+    return metric in task if metric else is_accuracy(task)
 
 
 def _cells(pairs: Sequence[Pair], seeds: Seeds) -> Cells:
@@ -279,15 +287,13 @@ def _over_draws(sides: Sequence[Pair], answers: TaskSamples) -> Contrast:
     return Contrast(estimate, p, "draws", low, high)
 
 
-def _independent_average(
-    measured: Mapping[int, Mapping[str, Any]], sides: Sequence[Pair], tasks: Sequence[str]
-) -> Contrast | None:
-    """Test two averages as if independent, by their standard errors."""
-    mains = {n: [measured[n][task][measured[n][task]["main"]] for task in tasks] for side in sides for n in side}
-    if any(main.get("stderr") is None for several in mains.values() for main in several):
+def _independent_average(figures: Mapping[int, Sequence[Mapping[str, Any]]], sides: Sequence[Pair]) -> Contrast | None:
+    """Test two averages as if independent, by the standard errors of the figures of their tasks."""
+    known = {n: figures[n] for side in sides for n in side}
+    if any(one.get("stderr") is None for several in known.values() for one in several):
         return None
-    averages = {n: fmean(main["value"] for main in several) for n, several in mains.items()}
-    stderrs = {n: stats.average_stderr([main["stderr"] for main in several]) for n, several in mains.items()}
+    averages = {n: fmean(one["value"] for one in several) for n, several in known.items()}
+    stderrs = {n: stats.average_stderr([one["stderr"] for one in several]) for n, several in known.items()}
     differences = [averages[b] - averages[a] for a, b in sides]
     stderr = fmean(math.hypot(stderrs[a], stderrs[b]) for a, b in sides)
     if len(sides) > 1:

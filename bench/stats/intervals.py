@@ -125,6 +125,7 @@ class Difference:
     low, high    its interval
     p            two-sided p value of no difference
     detectable   the smallest difference that the same test finds with the probability POWER; None if it finds none
+    stderr       of the estimate, or of its logarithm, with its degrees of freedom, where the test goes by one
     """
 
     estimate: float
@@ -132,6 +133,8 @@ class Difference:
     high: float
     p: float
     detectable: float | None
+    stderr: float | None = None
+    freedom: int = 0
 
 
 def mcnemar(lost: int, gained: int) -> float:
@@ -181,8 +184,12 @@ def paired_share_interval(lost: int, gained: int, n: int, confidence: float = 0.
     return float(low), float(high)
 
 
-def detectable_share(n: int, discordance: float, alpha: float = 0.05, power: float = POWER) -> float | None:
+def detectable_share(
+    n: int, discordance: float, alpha: float = 0.05, power: float = POWER, margin: float = 0.0
+) -> float | None:
     """Return the difference of two shares that McNemar's test finds with `power`; `discordance` is the flipping share.
+
+    margin  what the difference that is seen has to reach as well
 
     The d with n d^2 = (z(alpha / 2) sqrt(discordance) + z(1 - power) sqrt(discordance - d^2))^2: R. J. Connor, "Sample
     size for testing differences in proportions for the paired-sample design", Biometrics 43, 1987. None where even
@@ -193,8 +200,8 @@ def detectable_share(n: int, discordance: float, alpha: float = 0.05, power: flo
     reject, find = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
 
     def excess(d: float) -> float:
-        spread = reject * math.sqrt(discordance) + find * math.sqrt(max(0.0, discordance - d * d))
-        return math.sqrt(n) * d - spread
+        tested, seen = reject * math.sqrt(discordance), margin * math.sqrt(n)
+        return math.sqrt(n) * d - max(tested, seen) - find * math.sqrt(max(0.0, discordance - d * d))
 
     return float(brentq(excess, 0, discordance)) if discordance and excess(discordance) > 0 else None
 
@@ -243,7 +250,8 @@ def paired_perplexity(nll_a: Values, nll_b: Values, tokens: Values, confidence: 
     """
     found = student(np.asarray(nll_b, dtype=float) - np.asarray(nll_a, dtype=float), tokens, confidence)
     estimate, low, high = np.exp([found.estimate, found.low, found.high]).tolist()
-    return Difference(estimate, low, high, found.p, None if found.detectable is None else math.exp(found.detectable))
+    smallest = None if found.detectable is None else math.exp(found.detectable)
+    return Difference(estimate, low, high, found.p, smallest, found.stderr, found.freedom)
 
 
 def paired_perplexities(nll_a: Floats, nll_b: Floats, tokens: Values) -> tuple[Floats, Floats, Floats, Floats]:
@@ -259,7 +267,8 @@ def student(sums: Values, sizes: Values, confidence: float) -> Difference:
     _, stderr = ratio_stderr(sums, sizes)
     found = _students(np.asarray(sums, dtype=float), np.asarray(sizes, dtype=float), confidence)
     estimate, low, high, p = (float(figure) for figure in found)
-    return Difference(estimate, low, high, p, detectable(stderr, len(sums), confidence))
+    freedom = len(sums) - 1
+    return Difference(estimate, low, high, p, detectable(stderr, freedom, 1 - confidence), stderr, freedom)
 
 
 def _students(sums: Floats, sizes: Floats, confidence: float) -> tuple[Floats, Floats, Floats, Floats]:
@@ -272,13 +281,15 @@ def _students(sums: Floats, sizes: Floats, confidence: float) -> tuple[Floats, F
     return estimate, estimate - margin, estimate + margin, p
 
 
-def detectable(stderr: float, n: int, confidence: float) -> float | None:
+def detectable(stderr: float, freedom: int, alpha: float = 0.05, margin: float = 0.0) -> float | None:
     """Return (t(alpha / 2) + t(1 - power)) stderr, the smallest effect that a test finds with that power.
 
     H. S. Bloom, "Minimum detectable effects", Evaluation Review 19, 1995.
+
+    margin  what the effect that is seen has to reach as well, which t(alpha / 2) stderr then does not fall below
     """
-    quantiles = stdtrit(n - 1, [(1 + confidence) / 2, POWER])
-    return float(quantiles.sum() * stderr) if stderr else None
+    reject, find = stdtrit(freedom, [1 - alpha / 2, POWER]).tolist()
+    return max(reject * stderr, margin) + find * stderr if stderr else None
 
 
 def ratio_of_ratios(a: tuple[float, float, float], b: tuple[float, float, float]) -> tuple[float, float, float]:

@@ -36,8 +36,9 @@ def paired_resampled(a: Values, b: Values, groups: Sequence[Hashable], confidenc
         confidence_level=confidence,
         rng=SEED,
     ).confidence_interval
-    smallest = detectable(stderr, len(sums), confidence)
-    return Difference(estimate, float(drawn.low), float(drawn.high), sign_flip(sums), smallest)
+    freedom = len(sums) - 1
+    smallest = detectable(stderr, freedom, 1 - confidence)
+    return Difference(estimate, float(drawn.low), float(drawn.high), sign_flip(sums), smallest, stderr, freedom)
 
 
 def sign_flip(differences: Values) -> float:

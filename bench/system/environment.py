@@ -22,11 +22,13 @@ from typing import Any, TypeVar
 import psutil
 import torch
 
+from bench.system import gpu
 from bench.system.threads import waiting
 
 T = TypeVar("T")
 
 PACKAGES = ("prunebench", "torch", "transformers", "lm_eval", "datasets")
+CUBLAS = ("nvidia-cublas", "nvidia-cublas-cu13", "nvidia-cublas-cu12")
 BUSY = ("user", "nice", "system", "irq", "softirq", "steal")  # what cores do when they are neither idle nor waiting
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -42,7 +44,13 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     slots                            cells that the run had at once, where it had several; the runner adds it
     omp_wait_policy, gomp_spincount  whether they spin while they wait, and for how many turns, where that was said
     device, dtype                    of the model
-    gpu, gpu_memory_bytes, gpu_driver, cuda            on CUDA only
+    gpu, gpu_memory_bytes, gpu_driver, cuda            on CUDA only, as all that follows up to the versions
+    gpus                             that torch sees
+    gpu_power_limit_w, gpu_highest_sm_mhz, gpu_set_sm_mhz, gpu_mig   see bench.system.gpu.Gpu.limits
+    float32_products                 "highest" computes products of float32 in float32, "high" in TF32
+    bf16_reduction                   whether sums of bfloat16 products may be rounded to it on the way
+    cudnn, cublas                    their versions
+    cuda_alloc_conf                  what PYTORCH_CUDA_ALLOC_CONF says
     versions                         {package: version}
     commit, dirty                    of the prunebench checkout, where it is one
     """
@@ -59,7 +67,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
         **(_gpu(device) if device.type == "cuda" else {}),
-        "versions": _versions(),
+        "versions": _versions(PACKAGES),
         **_commit(),
     }
     return {name: value for name, value in found.items() if value is not None}
@@ -118,9 +126,9 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _versions() -> dict[str, str]:
+def _versions(packages: Iterable[str]) -> dict[str, str]:
     versions = {}
-    for package in PACKAGES:
+    for package in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     return versions
@@ -138,11 +146,19 @@ def _commit() -> dict[str, Any]:
 def _gpu(device: torch.device) -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(device)
     driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    cards = _known(lambda: gpu.find([device])[0]) or []
     return {
         "gpu": properties.name,
         "gpu_memory_bytes": properties.total_memory,
         "gpu_driver": driver.splitlines()[0] if driver else None,
         "cuda": torch.version.cuda,
+        "gpus": _known(torch.cuda.device_count),
+        **{f"gpu_{name}": value for card in cards for name, value in card.limits().items()},
+        "float32_products": torch.get_float32_matmul_precision(),
+        "bf16_reduction": _known(lambda: bool(torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction)),
+        "cudnn": _known(torch.backends.cudnn.version),
+        "cublas": next(iter(_versions(CUBLAS).values()), None),
+        "cuda_alloc_conf": os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF"),
     }
 
 

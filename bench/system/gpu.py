@@ -5,8 +5,11 @@ Every reading is None where the library, the driver or the card does not give it
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Any, Self
 
 import torch
 
@@ -62,6 +65,78 @@ class Gpu:
             "slowed_by": None if bits is None else [reason for bit, reason in REASONS.items() if bits & bit],
         }
         return {name: value for name, value in found.items() if value is not None}
+
+    def limits(self) -> dict[str, Any]:
+        """Return what the card may do: watts, its highest and its set clock in MHz, and whether it is shared out.
+
+        power_limit_w   as enforced now
+        highest_sm_mhz  that it can have
+        set_sm_mhz      that an administrator has set for applications
+        mig             whether it is divided into instances
+        """
+        milliwatts = self._ask("nvmlDeviceGetEnforcedPowerLimit")
+        mig = self._ask("nvmlDeviceGetMigMode")
+        found = {
+            "power_limit_w": None if milliwatts is None else milliwatts / 1e3,
+            "highest_sm_mhz": self._ask("nvmlDeviceGetMaxClockInfo", self.library.NVML_CLOCK_SM),
+            "set_sm_mhz": self._ask("nvmlDeviceGetApplicationsClock", self.library.NVML_CLOCK_SM),
+            "mig": None if mig is None else bool(mig[0]),
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+class Sampler:
+    """Reads GPUs while they work, within `with`: by a thread, since they are idle again once the host has waited.
+
+    It can be entered several times; `found` then is of all of them.
+    """
+
+    def __init__(self, gpus: Sequence[Gpu], seconds: float = 0.1) -> None:
+        self.gpus, self.seconds = gpus, seconds
+        self.states: list[list[dict[str, Any]]] = [[] for _ in gpus]
+        self._ended, self._thread = threading.Event(), threading.Thread()
+
+    def __enter__(self) -> Self:
+        if self.gpus:
+            self._ended.clear()
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.gpus:
+            self._ended.set()
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(self.seconds):
+            for gpu, states in zip(self.gpus, self.states, strict=True):
+                states.append(gpu.state())
+
+    def found(self) -> list[dict[str, Any]]:
+        """Return for each GPU how often it was read, and of what `Gpu.state` tells the lowest, middle and highest.
+
+        slowed_by is {reason: share of the readings}.
+        """
+        return [_summed(states) for states in self.states]
+
+    @property
+    def throttled(self) -> bool:
+        """Whether heat or power held a GPU down at any reading."""
+        reasons = {reason for one in self.found() for reason in one.get("slowed_by", ())}
+        return not reasons.isdisjoint(THROTTLED)
+
+
+def _summed(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {"samples": len(states)}
+    for name in dict.fromkeys(name for state in states for name in state):
+        values = [state[name] for state in states if name in state]
+        if name == "slowed_by":
+            counts = Counter(reason for reasons in values for reason in reasons)
+            found[name] = {reason: round(count / len(values), 3) for reason, count in counts.items()}
+        else:
+            found[name] = [min(values), median(values), max(values)]
+    return found
 
 
 def others(gpu: Gpu, mine: int, parent: int, parent_is_there: bool) -> int | None:

@@ -122,7 +122,8 @@ def qualities(blocks: Sequence[TableGroup]) -> list[str]:
 def called(column: str) -> str:
     """Return what a quality is called in a title: 'perplexity on wiki'."""
     found = metric(column).label
-    return {"average": "average accuracy"}.get(column, found.replace("ppl ", "perplexity on ", 1))
+    named = {"average": "average accuracy", "answer_bpb": "bits per byte of the right answer"}
+    return named.get(column, found.replace("ppl ", "perplexity on ", 1))
 
 
 def subject(column: str, blocks: Sequence[TableGroup]) -> str:

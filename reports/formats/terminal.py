@@ -55,7 +55,7 @@ def _left_out(tables: Sequence[Table]) -> Iterator[str]:
     """Yield what the other formats have room for."""
     columns = [(column, at, table) for table in tables for at, column in enumerate(table.columns)]
     spreads = dict.fromkeys(
-        "the tasks" if column.name.startswith(("task_", "score_")) else column.label
+        "the tasks" if column.name.startswith(("task_", "score_", "answer_bpb_")) else column.label
         for column, at, table in columns
         if column.brief and any(row.cells[at].short != row.cells[at].text for row in table.rows)
     )

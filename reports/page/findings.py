@@ -13,17 +13,18 @@ from typing import Any
 
 from bench.records.columns import removed_too_little, texts
 from bench.records.comparability import by_setup
-from bench.records.record import Record, display_name, label
+from bench.records.record import ANSWER_BPB, Record, display_name, label
 from bench.records.samples import Samples
 from bench.stats.contrasts import LEVEL, all_pairs, shown_more
 from bench.stats.intervals import kendall
 from reports import notes
 from reports.blocks import TableGroup, blocks, seeds_named, seeds_of
 from reports.figures.quality import called
-from reports.metrics import METRICS, finite, shown
+from reports.metrics import METRICS, bits, finite, metric, shown
 from reports.page.tested_rows import NAMES, TestedRow, tested_block
 
 CLIFF = 10  # times the perplexity in one step of the ratio
+MANY = 4  # rows above which it is said how well two orders agree
 RANDOM = "drop-random"  # the control: layers chosen without looking
 TESTS = {
     "student": "Student's test over the windows that two models both scored",
@@ -57,6 +58,7 @@ def _topics(records: Sequence[Record], found: Sequence[TableGroup], samples: Sam
     topics: dict[str, Callable[[], Iterator[str]]] = {
         "Perplexity": lambda: _perplexity(tested, texts(records)),
         "Accuracy": lambda: (sentence for one in tested for sentence in _accuracy(one)),
+        "Right answers": lambda: (sentence for one in tested for sentence in _answers(one)),
         "Speed": lambda: (sentence for one in tested for sentence in _speed(one)),
         "With care": lambda: _care(tested, records),
     }
@@ -69,7 +71,7 @@ def _topics(records: Sequence[Record], found: Sequence[TableGroup], samples: Sam
 def _perplexity(tested: Sequence[TestedRow], names: Sequence[str]) -> Iterator[str]:
     for text in names:
         for one in tested:
-            yield from _lowest_perplexity(one, text)
+            yield from _lowest(one, f"perplexity_{text}")
             yield from _ties(one, f"perplexity_{text}", "lower")
         yield from _cliffs(tested, text)
     if names:
@@ -77,9 +79,8 @@ def _perplexity(tested: Sequence[TestedRow], names: Sequence[str]) -> Iterator[s
             yield from _random(one, names[0])
 
 
-def _lowest_perplexity(one: TestedRow, text: str) -> Iterator[str]:
-    """Say which method has the lowest perplexity, below which ones that is shown, and which comes next."""
-    column = f"perplexity_{text}"
+def _lowest(one: TestedRow, column: str) -> Iterator[str]:
+    """Say which method has the lowest of a figure, below which ones that is shown, and which comes next."""
     order = one.ordered(one.eligible(), column, "lower")
     if not order:
         return
@@ -87,19 +88,27 @@ def _lowest_perplexity(one: TestedRow, text: str) -> Iterator[str]:
     dense = "" if one.dense is None else f" (dense {one.figure(one.dense, column)})"
     lead, figure = f"{one.where()}, {one.name(first)} has", f"{one.figure(first, column)}{dense}"
     if not rest:
-        yield f"{lead} a {called(column)} of {figure}; there is nothing to compare it with."
+        one_of_it = "" if column == ANSWER_BPB else "a "
+        yield f"{lead} {one_of_it}{called(column)} of {figure}; there is nothing to compare it with."
         return
     below = [place for place in rest if one.shows_more(place, first, column)]
-    said = f"{one.shown('below', below, rest)}.{_next(one, order, text)}"
+    said = f"{one.shown('below', below, rest)}.{_next(one, order, column)}"
     yield f"{lead} the lowest {called(column)}: {figure}, {said}"
 
 
-def _next(one: TestedRow, order: Sequence[int], text: str) -> str:
-    """Say ' laco comes next: 92.8 ± 15.6, 2.5 times as high [2.2, 2.9].'"""
-    column, (first, second) = f"perplexity_{text}", order[:2]
+def _next(one: TestedRow, order: Sequence[int], column: str) -> str:
+    """Say ' laco comes next: 92.8 ± 15.6, 2.5 times as high [2.2, 2.9].', or by how much it has more."""
+    first, second = order[:2]
     a, b = (one.models(place) for place in (first, second))
+    found = one.tests(column).get((min(a[0], b[0]), max(a[0], b[0]))) if len(a) == len(b) == 1 else None
+    if column == ANSWER_BPB:
+        more = one.block.rows[second][column] - one.block.rows[first][column]
+        said = f"{bits(more)} more"
+        if found is not None:
+            ends = (found.low, found.high) if a < b else (-found.high, -found.low)
+            said += f" [{', '.join(map(bits, ends))}]" if all(map(math.isfinite, ends)) else ""
+        return f" {one.name(second)} comes next: {one.figure(second, column)}, {said}."
     times = one.block.rows[second][column] / one.block.rows[first][column]
-    found = one.perplexity[text].get((min(a[0], b[0]), max(a[0], b[0]))) if len(a) == len(b) == 1 else None
     said = f"{METRICS['prefill_speed'].format(times, times)} times as high"
     if found is not None:
         low, high = found.low, found.high
@@ -132,6 +141,38 @@ def _accuracy(one: TestedRow) -> Iterator[str]:
     yield from _disagreement(one, order)
 
 
+def _answers(one: TestedRow) -> Iterator[str]:
+    """Say of which method the right answers are the likeliest, and which are not shown to make them less likely."""
+    yield from _lowest(one, ANSWER_BPB)
+    if one.dense is not None:
+        order = one.ordered(one.eligible(), ANSWER_BPB, "lower")
+        whole = [place for place in order if not one.shows_more(place, one.dense, ANSWER_BPB)]
+        if whole:
+            yield (
+                f"{one.where()}, right answers are not shown to be less likely than the dense model's for "
+                f"{one.names(whole)}; that is not to say that they are not."
+            )
+    yield from _ties(one, ANSWER_BPB, "lower")
+    yield from _told_apart(one)
+
+
+def _told_apart(one: TestedRow) -> Iterator[str]:
+    """Say how many pairs of cells each figure tells apart, where more than one is tested."""
+    columns = ["average", ANSWER_BPB, *(f"perplexity_{text}" for text in one.perplexity)]
+    counts = {column: [contrast.p < LEVEL for contrast in one.tests(column).values()] for column in columns}
+    known = {column: found for column, found in counts.items() if len(found) > 1}
+    if ANSWER_BPB in known and len(known) > 1:
+        words = ", ".join(f"{called(column)} {sum(found)} of {len(found)}" for column, found in known.items())
+        yield f"{one.where()}, pairs of cells that are shown to differ: by {words}."
+    for column in [f"perplexity_{text}" for text in one.perplexity][:1]:
+        others = [ANSWER_BPB, "average"]
+        places = [p for p in one.eligible() if all(finite(one.block.rows[p].get(name)) for name in (column, *others))]
+        taus = {name: _agreement(one, column, name, places) for name in others if len(places) > MANY}
+        said = [f"{tau:z.2f} of {called(name)}" for name, tau in taus.items() if not math.isnan(tau)]
+        if len(said) == len(others):
+            yield f"{one.where()}, Kendall's τ with the order by {called(column)} is {' and '.join(said)}."
+
+
 def _ties(one: TestedRow, column: str, better: str) -> Iterator[str]:
     """Name the pairs of methods of which not every seed says that the same one is better."""
     order = one.ordered(one.eligible(), column, better)
@@ -155,16 +196,20 @@ def _disagreement(one: TestedRow, by_average: Sequence[int]) -> Iterator[str]:
     if count < 3 or by_average[0] not in by_perplexity:
         return
     rank = by_perplexity.index(by_average[0]) + 1
-    tau = kendall(
-        [-math.log(one.block.rows[place][column]) for place in by_perplexity],
-        [one.block.rows[place]["average"] for place in by_perplexity],
-    )
+    tau = _agreement(one, column, "average", by_perplexity)
     if rank > count / 2 and not math.isnan(tau):
         yield (
             f"{one.where()}, perplexity and accuracy disagree: {one.name(by_average[0])} has the highest average and "
             f"comes {rank} of {count} by perplexity ({one.figure(by_average[0], column)}); "
             f"Kendall's τ between the two orders is {tau:z.2f}."
         )
+
+
+def _agreement(one: TestedRow, column: str, other: str, places: Sequence[int]) -> float:
+    """Return Kendall's τ of the orders of rows by a column in which less is better and by another one."""
+    sign = 1 if metric(other).better == "lower" else -1
+    figures = [(one.block.rows[place][column], sign * one.block.rows[place][other]) for place in places]
+    return kendall([before for before, _ in figures], [after for _, after in figures])
 
 
 def _cliffs(tested: Sequence[TestedRow], text: str) -> Iterator[str]:
@@ -261,8 +306,9 @@ def _seeds(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _tests(tested: Sequence[TestedRow]) -> Iterator[str]:
-    found = [c for one in tested for pairs in (*one.perplexity.values(), one.average) for c in pairs.values()]
-    counts = sorted({len(pairs) for one in tested for pairs in (*one.perplexity.values(), one.average) if pairs})
+    every = [pairs for one in tested for pairs in (*one.perplexity.values(), one.average, one.answers)]
+    found = [contrast for pairs in every for contrast in pairs.values()]
+    counts = sorted({len(pairs) for pairs in every if pairs})
     if not counts:
         return
     most = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"

@@ -21,6 +21,7 @@ SECTIONS = (  # name, title, view, and the group of its columns where it has sev
     ("by-ratio", "By ratio", "by-ratio", ""),
     ("grid", "Compensations", "grid", ""),
     ("tasks", "Tasks", "per-task", ""),
+    ("answers", "Right answers", "per-task", "answers"),
     ("checks", "Checks", "main", "checks"),
     ("speed", "Speed", "speed", ""),
     ("size", "Size and throughput", "main", "cost"),

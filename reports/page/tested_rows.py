@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.records.columns import accuracies, removed_too_little, texts
-from bench.records.record import Record
+from bench.records.columns import accuracies, answered, removed_too_little, texts
+from bench.records.record import ANSWER_BPB, Record
 from bench.records.samples import Samples
 from bench.stats import contrasts
 from bench.stats.contrasts import Contrasts, all_pairs, shown_more
@@ -22,7 +22,7 @@ class TestedRow:
 
     dense       the place of the dense model's row, None where it has no figures
     rows        the places of the other rows that have figures
-    perplexity  by text;  average  of the accuracies
+    perplexity  by text;  average  of the accuracies;  answers  of the bits per byte of the right answer
     """
 
     block: TableGroup
@@ -30,18 +30,21 @@ class TestedRow:
     rows: list[int]
     perplexity: dict[str, Contrasts]
     average: Contrasts
+    answers: Contrasts
+
+    def tests(self, column: str) -> Contrasts:
+        """Return the tests of a column of the frame."""
+        whole = {"average": self.average, ANSWER_BPB: self.answers}
+        return whole[column] if column in whole else self.perplexity[column.removeprefix("perplexity_")]
 
     def models(self, place: int) -> list[int]:
         """Return the numbers under which the models of a row are tested, one for each choice of a random method."""
         return [next(iter(model.values())) for model in self.block.models(place)]
 
     def shows_more(self, some: int, than: int, column: str) -> bool:
-        """Say whether one row is shown to have more perplexity or accuracy than another, at every seed of the two."""
-        if column == "average":
-            found, neutral = self.average, 0
-        else:
-            found, neutral = self.perplexity[column.removeprefix("perplexity_")], 1
-        more = shown_more(found, self.models(some), self.models(than), neutral=neutral)
+        """Say whether one row is shown to have more of a column than another, at every seed of the two."""
+        neutral = 1 if column.startswith("perplexity_") else 0
+        more = shown_more(self.tests(column), self.models(some), self.models(than), neutral=neutral)
         return more and not self.block.tied(some, than, column)
 
     def where(self) -> str:
@@ -99,4 +102,5 @@ def tested_block(records: Sequence[Record], block: TableGroup, samples: Samples)
         [place for place in ok if block.records[place].cell["method"] != "dense"],
         {text: contrasts.perplexity(cells, pairs, samples, text, seeds=seeds) for text in texts(records)},
         contrasts.average(cells, pairs, samples, accuracies(records), seeds=seeds),
+        contrasts.average(cells, pairs, samples, answered(records), ANSWER_BPB, seeds=seeds),
     )

@@ -73,7 +73,7 @@ class Study:
 
     def measures(self) -> list[str]:
         """Return the columns of the frame that any cell has a figure in."""
-        names = [*(f"perplexity_{name}" for name in texts(self.records)), "kl", "average"]
+        names = [*(f"perplexity_{name}" for name in texts(self.records)), "kl", "average", "answer_bpb"]
         names += ["ratio", "layers", "prune_seconds"]
         return [name for name in names if any(point.row.get(name) is not None for point in self.points.values())]
 

@@ -25,8 +25,9 @@ from reports.tables.rows import ReportData, compared, kind, of_group, ratio_word
 from reports.tables.table import ARROWS, Column, Row, Table, TableCell, column, pivot
 
 NONE = "none"
-MEASURES = ("average", "kl", "prune_seconds", "parameters")  # beside the perplexities
+MEASURES = ("average", "answer_bpb", "kl", "prune_seconds", "parameters")  # beside the perplexities
 QUALITIES = ("perplexity", "tasks")  # kinds of measures in which a method is tested against itself alone
+MORE = {"average": "points more than alone", "answer_bpb": "more than alone"}  # what is not a ratio, in words
 NOT_ASKED = "-: not asked for."
 
 
@@ -58,7 +59,7 @@ class Gain:
     """What a compensation changes, of one compensated method that was measured alone as well.
 
     where     it stands; place, alone  in the group, of it and of the method alone
-    estimate  a perplexity, times that of the method alone; of an average, how much more it is
+    estimate  a perplexity, times that of the method alone; of an average and bits per byte, how much more it is
     contrast  the two cells in pairs, where samples pair them
     """
 
@@ -70,14 +71,14 @@ class Gain:
 
 
 def gains(name: str, group: TableGroup, samples: Samples) -> list[Gain]:
-    """Return what compensations change of the column `name`, a perplexity or the average, in the group's order."""
+    """Return what compensations change of a perplexity, the average or bits per byte, in the group's order."""
     where, rows = pairs(group), group.rows
     alone = {pair.row: at for at, pair in enumerate(where) if pair.column == NONE and finite(rows[at].get(name))}
     mended = [at for at, pair in enumerate(where) if pair.column != NONE and finite(rows[at].get(name))]
     places = [(alone[where[at].row], at) for at in mended if where[at].row in alone]
     single = [pair for pair in places if all(len(group.models(at)) == 1 for at in pair)]
     tested = significance.in_pairs(group, single, name, samples, bounds=True)
-    change = operator.sub if name == "average" else operator.truediv
+    change = operator.sub if name in MORE else operator.truediv
     return [Gain(where[b], b, a, change(rows[b][name], rows[a][name]), tested.get((a, b))) for a, b in places]
 
 
@@ -96,7 +97,7 @@ def _of_gains(measure: Column, group: TableGroup, samples: Samples) -> list[Tabl
         cells.append((Row(gain.where.row, gain.where.method, group.ratio), heads[gain.where.column], cell))
     tests = dict.fromkeys(significance.TESTS[contrast.test] for _, contrast in tested)
     untested = ", ".join(group.label(gain.place) for gain in found if not gain.contrast)
-    how = "points more than alone" if measure.name == "average" else "times that of the method alone"
+    how = MORE.get(measure.name, "times that of the method alone")
     there = {gain.where.column for gain, _ in tested}
     columns, lines = pivot(cells, [head for name, head in heads.items() if name in there])
     lines, sorting = order.by_column(
@@ -126,7 +127,8 @@ def _of_gains(measure: Column, group: TableGroup, samples: Samples) -> list[Tabl
 def _change(measure: Column, contrast: Contrast, *, tied: bool) -> TableCell:
     """Return a change, marked where a test has shown it and every seed agrees which way it goes."""
     figures = (contrast.estimate, contrast.low, contrast.high)
-    words = [f"{100 * one:+.1f}" if measure.name == "average" else significant(one) for one in figures]
+    form, scale = {"average": ("+.1f", 100), "answer_bpb": ("+.3f", 1)}.get(measure.name, ("", 1))
+    words = [format(scale * one, form) if form else significant(one) for one in figures]
     cell = TableCell(f"{words[0]} [{words[1]}, {words[2]}]", words[0], *figures)
     return cell.marked("differs") if contrast.p < LEVEL and not tied else cell
 

@@ -92,7 +92,13 @@ def removed(record: Record) -> TableCell:
 
 def kind(name: str) -> str:
     """Return what notes.protocol calls the kind of a column of the frame."""
-    kinds = {"average": "tasks", "kept": "tasks", "prefill_speed": "speed", "decode_speed": "speed"}
+    kinds = {
+        "average": "tasks",
+        "kept": "tasks",
+        "answer_bpb": "tasks",
+        "prefill_speed": "speed",
+        "decode_speed": "speed",
+    }
     return "perplexity" if name.startswith("perplexity_") else kinds.get(name, name)
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from bench.records.columns import accuracies
-from bench.records.record import label
+from bench.records.columns import accuracies, answered
+from bench.records.record import ANSWER_BPB, label
 from bench.records.samples import Samples
 from bench.stats import contrasts
 from bench.stats.contrasts import LEVEL, Contrasts, Pair
 from reports.blocks import TableGroup
 from reports.metrics import metric
 
+TESTED = ("perplexity_", "task_", "average", "answer_bpb")  # how columns begin that are tested
 TESTS = {
     "mcnemar": "McNemar's exact test on documents",
     "normal": "a normal test on documents, every task weighing alike",
@@ -41,7 +42,7 @@ def tested(reference: str, block: TableGroup, columns: Sequence[str], samples: S
         return Tested(notes=(f"{reference} is a mean of draws, and no single model to test others against.",))
     differs, untested, tests = set(), [], set()
     candidates = [at for at, record in enumerate(block.records) if at != place and record.status == "ok"]
-    for column in (column for column in columns if column.startswith(("perplexity_", "task_")) or column == "average"):
+    for column in (one for one in columns if one.startswith(TESTED)):
         single = [at for at in candidates if len(block.models(at)) == 1]
         found = in_pairs(block, [(place, at) for at in single], column, samples)
         known = {at: contrast.p for (_, at), contrast in found.items()}
@@ -86,6 +87,9 @@ def in_pairs(
         text = column.removeprefix("perplexity_")
         found = contrasts.perplexity(records, pairs, samples, text, intervals=False, seeds=seeds)
     else:
-        tasks = accuracies(block.records) if column == "average" else [column.removeprefix("task_")]
-        found = contrasts.average(records, pairs, samples, tasks, intervals=False, bounds=bounds, seeds=seeds)
+        which, tasks = "", accuracies(block.records) if column == "average" else [column.removeprefix("task_")]
+        if column.startswith(ANSWER_BPB):
+            which = ANSWER_BPB
+            tasks = answered(block.records) if column == which else [column.removeprefix(f"{which}_")]
+        found = contrasts.average(records, pairs, samples, tasks, which, intervals=False, bounds=bounds, seeds=seeds)
     return {(place[a], place[b]): contrast for (a, b), contrast in found.items()}

@@ -6,11 +6,12 @@ of the matrices suit the kernels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
 from bench.records.columns import tokens
+from bench.records.comparability import dense_peer
 from bench.records.record import Record, display_name, label, named
 from reports import notes, speed_notes
 from reports.blocks import seeds_apart
@@ -29,6 +30,11 @@ TIMED = (
     Column("speedup", "times as fast"),
     Column("predicted", "by work"),
 )
+REACHED = (  # of a GPU
+    Column("pruned_p99", "p99 ms", detail=True),
+    Column("pruned_bandwidth", "bandwidth"),
+    Column("pruned_matrix_rate", "matrix rate"),
+)
 SIZES = (
     Column("ratio", "removed"),
     Column("weight_bytes", "weights"),
@@ -42,6 +48,11 @@ ABOUT_TIMES = (
     "times as fast: dense over pruned, both in turns, with the 95 % interval; by work: what the removed "
     "multiply-accumulates alone would bring, and for decode the bytes of weights and cache that a step reads.",
     "!: a doubtful timing, see the notes.",
+)
+ABOUT_REACHED = (
+    "graph: each step captured once and replayed; eager: launched kernel by kernel. bandwidth, matrix rate: what the "
+    "bytes that a step must read, and its multiply-accumulates, take of what a copy and a product of matrices reach on "
+    "the same GPU.",
 )
 ABOUT_SIZES = (
     "peak: of the pruned model alone at the largest size it was measured at: allocated on a GPU, else of the process "
@@ -59,19 +70,26 @@ def tables(data: ReportData) -> list[Table]:
         how = [order.said(*one, where="rows of a ratio") for one in zip(groups, measures, strict=True)]
         sorting = dict.fromkeys(chain(*how))
         names = {id(one): named(one) + which for one, which in zip(peers, seeds_apart(peers), strict=True)}
-        timed = [row_of(one, names[id(one)], [removed(one), *_timed(point)]) for one in peers for point in _points(one)]
+        reached = any("pruned_matrix_rate" in point for one in peers for point in _points(one))
+        timed = [
+            row_of(one, names[id(one)], [removed(one), *_timed(point), *(_reached(point) if reached else ())])
+            for one in peers
+            for point in _points(one)
+        ]
         sizes = [
             row_of(one, names[id(one)], [removed(one), *_sizes(one)]) for one in peers if "weight_bytes" in one.measured
         ]
         about = (
             *dict.fromkeys(sentence for one in peers for sentence in speed_notes.protocol(one)),
             *ABOUT_TIMES,
+            *(ABOUT_REACHED if reached else ()),
+            *(sentence for one in peers for sentence in _reached_at_most(one, peers)),
             *sorting,
         )
         doubts = tuple(sentence for one in peers for sentence in _exceptions(one))
         where = (*notes.conditions(peers), *groups[0].apart)
         for name, title, columns, rows, footnotes in (
-            ("speed", "speed", TIMED, timed, about),
+            ("speed", "speed", (*TIMED, *(REACHED if reached else ())), timed, about),
             ("speed-sizes", "sizes", SIZES, sizes, (*ABOUT_SIZES, *sorting)),
         ):
             if rows:
@@ -96,7 +114,8 @@ def _points(record: Record) -> list[dict[str, Any]]:
 def _timed(point: dict[str, Any]) -> list[TableCell]:
     """Return one size and batch; what ran out of memory or failed says so where its figure would be."""
     size = point["length"] if point["kind"] == "prefill" else point["context"]
-    cells = [text(f"{point['kind']} {size:,}"), TableCell(str(point["batch"]), value=point["batch"])]
+    mode = f" {point['mode']}" if "mode" in point and point["kind"] == "decode" else ""
+    cells = [text(f"{point['kind']} {size:,}{mode}"), TableCell(str(point["batch"]), value=point["batch"])]
     without = point.get("out_of_memory", [])
     lost = f"no memory: {without[0] if len(without) == 1 else 'both'}" if without else MISSING
     if "pruned_ms" not in point:
@@ -104,6 +123,22 @@ def _timed(point: dict[str, Any]) -> list[TableCell]:
     ms, each = point["pruned_ms"], tokens(point)
     figures = (ms, ms * point["batch"] / each, 1000 * each / ms)
     return [*cells, *(TableCell(significant(value), value=value) for value in figures), *_compared(point, lost)]
+
+
+def _reached_at_most(record: Record, peers: Sequence[Record]) -> Iterator[str]:
+    """Yield what is said of tokens per second over batches: on the whole card, and in the dense model's memory."""
+    yield from speed_notes.throughput(record)
+    dense = dense_peer(record, peers)
+    if dense is not None and dense is not record:
+        yield from speed_notes.equal_memory(record, dense)
+
+
+def _reached(point: dict[str, Any]) -> Iterator[TableCell]:
+    """Yield the 99th percentile of the calls, and the shares of what the GPU reaches."""
+    for column in REACHED:
+        value = point.get(column.name)
+        show = significant if column.name.endswith("p99") else METRICS["kept"].show
+        yield TableCell() if value is None else TableCell(show(value), value=value)
 
 
 def _compared(point: dict[str, Any], lost: str) -> list[TableCell]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import TypeVar
 
-from bench.regression.compare import ComparedRow, Judged
+from bench.regression.compare import BITS, ComparedRow, Judged
 from bench.regression.gate import CELL, INCOMPARABLE, INCOMPLETE, REGRESSION, Verdict, exit_code
 from reports import metrics
 from reports.metrics import MISSING
@@ -24,9 +24,15 @@ PAIRED = "intervals: 95 %, of accuracies on the same documents and of perplexiti
 TIMED = "speed: times as fast as the dense model, as each run measured it; prompt or context in tokens."
 P = "p: of no difference, adjusted for the number of tests in this table (Holm)."
 DETECTABLE = "detectable: the smallest true difference that the test finds in 80 % of cases, given the flips seen here."
+FINDABLE = (
+    "detectable: the smallest true loss that this gate finds in 80 % of cases, at its margins and for its number of "
+    "tests, given what changed here."
+)
+BITS_NOTE = "answer bpb: bits per byte of the right answer; lower is better."
 MARGIN = "margin: the loss that is tolerated. (word): shown, but does not count."
 COMPARE_HEADS = ("metric", "A", "B", "change", "95 % interval", "p", "verdict", "lost, gained", "detectable")
-GATE_HEADS = ("metric", "baseline", "now", "change", "95 % interval", "margin", "verdict")
+GATE_HEADS = ("metric", "baseline", "now", "change", "95 % interval", "margin", "verdict", "detectable")
+FIGURES = tuple(head for head in GATE_HEADS if head not in ("metric", "verdict"))
 WORDS = ("metric", "verdict")  # columns whose cells are words
 CSV_COLUMNS = (
     *("cells", "kind", "metric", "a", "b", "difference", "low", "high", "p", "p_adjusted", "verdict"),
@@ -58,7 +64,7 @@ def comparison_csv(judged: Sequence[Judged]) -> tuple[Sequence[str], list[list[o
 
 def gate(verdicts: Sequence[Verdict], *, strict: bool = False) -> list[Table]:
     """Return a table for each cell, with a row for each metric; the first footnote is the outcome."""
-    footnotes = (summary(verdicts, strict=strict), *_footnotes(verdicts, MARGIN))
+    footnotes = (summary(verdicts, strict=strict), *_footnotes(verdicts, MARGIN, FINDABLE))
     return [
         _table("gate", cell, GATE_HEADS, list(map(_gated, rows)), notes=_reasons(rows), footnotes=footnotes)
         for cell, rows in _grouped(_merged(verdicts), lambda one: one.cell)
@@ -75,7 +81,7 @@ def notable(verdicts: Sequence[Verdict]) -> Table:
 def sentence(v: Verdict) -> str:
     """Return a verdict with its figures and its reason in a line."""
     cells = dict(zip(GATE_HEADS, _gated(v), strict=True))
-    figures = ", ".join(f"{name} {cells[name]}" for name in GATE_HEADS[1:-1] if cells[name] != MISSING)
+    figures = ", ".join(f"{name} {cells[name]}" for name in FIGURES if cells[name] != MISSING)
     return ": ".join(part for part in (cells["verdict"], figures, v.reason) if part)
 
 
@@ -87,7 +93,7 @@ def _grouped(items: Iterable[Item], name: Callable[[Item], str]) -> list[tuple[s
 def _footnotes(rows: Sequence[Judged] | Sequence[Verdict], *more: str) -> tuple[str, ...]:
     """Return what the columns mean, as far as there are rows for it."""
     kinds = {one.row.kind for one in rows if one.row is not None}
-    return (PAIRED, *[TIMED] * ("speed" in kinds), *more)
+    return (PAIRED, *[BITS_NOTE] * ("bits" in kinds), *[TIMED] * ("speed" in kinds), *more)
 
 
 def _reasons(verdicts: Iterable[Verdict]) -> list[str]:
@@ -143,9 +149,10 @@ def _gated(v: Verdict) -> list[str]:
     """Return the texts of a row of a gate, by GATE_HEADS."""
     word = v.word if v.gates else f"({v.word})"
     if v.row is None:
-        return [v.metric, *[MISSING] * 5, word]
+        return [v.metric, *[MISSING] * 5, word, MISSING]
     margin = MISSING if v.margin is None or not v.gates else _margin(v.row, v.margin)
-    return [v.metric, *_figures(v.row), "exact" if v.row.kind == "size" and v.gates else margin, word]
+    loss = MISSING if v.findable is None else _margin(v.row, v.findable, rounded=True)
+    return [v.metric, *_figures(v.row), "exact" if v.row.kind == "size" and v.gates else margin, word, loss]
 
 
 def _figures(row: ComparedRow, *, rounded: bool = False) -> list[str]:
@@ -170,6 +177,8 @@ def _figure(row: ComparedRow, figure: float) -> str:
         return metrics.perplexity(figure, figure)
     if row.kind == "speed":
         return f"{metrics.speed(figure, figure)}x"
+    if row.kind in BITS:
+        return metrics.bits(figure)
     return f"{metrics.percent(figure)} %" if _in_points(row) else metrics.significant(figure)
 
 
@@ -181,6 +190,8 @@ def _change(row: ComparedRow, change: float) -> str:
     """Write a change: points of an accuracy, percent of a perplexity or speed-up, from a hundredfold on a factor."""
     if row.kind in ("text", "speed"):
         return f"{100 * (change - 1):+z.1f}" if change < 100 else f"x{metrics.perplexity(change, change)}"
+    if row.kind in BITS:
+        return f"{change:+z.3f}"
     return f"{100 * change:+z.1f}" if _in_points(row) else f"{change:+.3g}"
 
 
@@ -195,10 +206,13 @@ def _loss(row: ComparedRow, detectable: float) -> str:
     return text.lstrip("+") + ("" if text.startswith("x") else " %" if row.kind == "text" else " pt" * _in_points(row))
 
 
-def _margin(row: ComparedRow, margin: float) -> str:
-    if row.kind == "text":
-        return f"{100 * math.expm1(margin):g} %"
-    return f"{-100 * math.expm1(-margin):g} %" if row.kind == "speed" else f"{100 * margin:g} pt"
+def _margin(row: ComparedRow, margin: float, *, rounded: bool = False) -> str:
+    """Write a loss on the scale of ComparedRow.change: as it was given, or rounded like a change."""
+    if row.kind in BITS:
+        return metrics.bits(margin) if rounded else f"{margin:g}"
+    percent = {"text": math.expm1(margin), "speed": -math.expm1(-margin)}.get(row.kind, margin)
+    written = f"{100 * percent:.1f}" if rounded else f"{100 * percent:g}"
+    return f"{written} {'%' if row.kind in ('text', 'speed') else 'pt'}"
 
 
 def _merged(verdicts: Sequence[Verdict]) -> Iterator[Verdict]:

@@ -3,7 +3,8 @@
 records -> frame -> groups of cells (one per setup and ratio, the dense model on top) -> [Table]
 
     main         a table per ratio: size, perplexity, divergence, tasks, average, speed; then checks and cost
-    per-task     a table per ratio: the main metric of each task with its standard error
+    per-task     a table per ratio: the main metric of each task and the bits per byte of its right answers, with their
+                 standard errors
     by-ratio     a table per measure: methods by ratios
     grid         a table per ratio and measure: methods by compensations
     speed        everything that was timed, and the sizes that explain it
@@ -20,7 +21,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from bench.records.columns import STAGES, task_columns, texts
+from bench.records.columns import STAGES, answered, task_columns, texts
 from bench.records.record import Record, label
 from bench.records.samples import Samples
 from methods.errors import UserError
@@ -30,9 +31,16 @@ from reports.tables import ablation, cost, grid, order, seeds, speed
 from reports.tables.rows import COST, ReportData, compared, kind, of_group, ratio_word, starred
 from reports.tables.table import Column, Row, Table, TableCell, column, pivot
 
-SUMMARY = ("average", "kept", "prefill_speed", "decode_speed", "prune_seconds")
+SUMMARY = ("average", "kept", "answer_bpb", "prefill_speed", "decode_speed", "prune_seconds")
 CHECKS = ("agreement", "copying", "counting", "repetition", "distinct_2")
-BRIEF = ("task_", "score_", "kl", "prefill_", "decode_")  # no room for their spread beside the others on a terminal
+BRIEF = (
+    "task_",
+    "score_",
+    "answer_",
+    "kl",
+    "prefill_",
+    "decode_",
+)  # no room for their spread beside the others on a terminal
 
 
 def views(
@@ -91,7 +99,11 @@ def _main(data: ReportData) -> list[Table]:
 
 def _per_task(data: ReportData) -> list[Table]:
     def columns(group: TableGroup) -> list[Column]:
-        return [column(name) for name in (*task_columns(group.records), "average", "kept")]
+        answers = [*(f"answer_bpb_{name}" for name in answered(group.records)), "answer_bpb"]
+        return [
+            *(column(name) for name in (*task_columns(group.records), "average", "kept")),
+            *(column(name, "answers", brief=True) for name in answers),
+        ]
 
     return _by_group("per-task", data, columns, ("tasks",), "average")
 

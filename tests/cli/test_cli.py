@@ -257,7 +257,7 @@ def test_a_greedy_cell_goes_on_from_the_longest_order_of_its_own_kind():
 
     from bench.plan.cell import Cell
     from bench.plan.protocol import profile
-    from bench.run.schedule import removals
+    from bench.run.removals import Removals
 
     inputs = {"weights_sha256": "a", "method_sha256": "c", "tasks": {"piqa": {"sha256": "e"}}}
     cell = Cell("m", "sleb", {"tokens": 64}, 0.3, "layers", 0, "cpu", "float32", profile("smoke"), inputs=inputs)
@@ -277,9 +277,9 @@ def test_a_greedy_cell_goes_on_from_the_longest_order_of_its_own_kind():
         record_of(replace(cell, ratio=0.4, inputs=inputs | {"weights_sha256": "b"}), ["layer 1"] * 9, 9, 50.0),
         record_of(replace(cell, ratio=0.4, inputs=inputs | {"method_sha256": "d"}), ["layer 1"] * 9, 9, 50.0),
     ]
-    assert removals(cell, records) == (("layer 3", "layer 1"), 9.0)
-    assert removals(cell, records[:1]) == (("layer 3",), 5.0)
-    assert removals(cell, records[2:]) == ((), 0.0)
+    assert Removals(records).of(cell) == (("layer 3", "layer 1"), 9.0)
+    assert Removals(records[:1]).of(cell) == (("layer 3",), 5.0)
+    assert Removals(records[2:]).of(cell) == ((), 0.0)
 
 
 def test_a_search_serves_every_compensation_behind_it():
@@ -287,7 +287,7 @@ def test_a_search_serves_every_compensation_behind_it():
 
     from bench.plan.cell import Cell
     from bench.plan.protocol import profile
-    from bench.run.schedule import removals
+    from bench.run.removals import Removals
     from bench.run.source_hash import method_sha256
 
     def found(method, parameters, source=None, **changes):
@@ -299,13 +299,13 @@ def test_a_search_serves_every_compensation_behind_it():
     mended = found("sleb+ghost", {"tokens": 64, "ghost.ridge": 1.0})
     order = ["layer 3", "layer 1"]
     alone = record_of(found("sleb", {"tokens": 64}), order, 2, 9.0)
-    assert removals(mended, [alone]) == (("layer 3", "layer 1"), 9.0)
+    assert Removals([alone]).of(mended) == (("layer 3", "layer 1"), 9.0)
     other = record_of(replace(mended, parameters={"tokens": 64, "ghost.ridge": 0.1}), order, 2, 8.0)
-    assert removals(mended, [other]) == (("layer 3", "layer 1"), 8.0)
-    assert removals(found("sleb+scale", {"tokens": 64, "scale.tokens": None}), [other])[1] == 8.0
+    assert Removals([other]).of(mended) == (("layer 3", "layer 1"), 8.0)
+    assert Removals([other]).of(found("sleb+scale", {"tokens": 64, "scale.tokens": None}))[1] == 8.0
     for unlike in (
         found("sleb", {"tokens": 32}),
         found("finercut+ghost", {"tokens": 64, "ghost.ridge": 1.0}),
         found("sleb", {"tokens": 64}, source="of an earlier day"),
     ):
-        assert removals(mended, [record_of(unlike, order, 2, 9.0)]) == ((), 0.0)
+        assert Removals([record_of(unlike, order, 2, 9.0)]).of(mended) == ((), 0.0)

@@ -49,7 +49,9 @@ def test_two_slots_give_what_one_gives_and_a_cell_that_dies_disturbs_no_other(ba
     (tmp_path / "mine.py").write_text(DIES)
     asked = [*base, "--ratio", "0.2,0.4", "--then", "shortgpt:ratio=0.7", "--threads", "1"]
     assert main([*asked, "--methods", "shortgpt,sleb,sleb+ghost", "--out", str(tmp_path / "one")]) == 0
-    assert " cells done" not in capfd.readouterr().err
+    progress = [line for line in capfd.readouterr().err.splitlines() if " cells done, " in line]
+    assert [line.partition(" ")[0] for line in progress] == [str(count) for count in range(1, 14)]
+    assert all("; ends about " in line for line in progress[:-1])
     more = ["--methods", "dies,shortgpt,sleb,sleb+ghost", "--plugin", str(tmp_path / "mine.py"), "--slots", "2"]
     assert main([*asked, *more, "--out", str(tmp_path / "two")]) == 3
     said = capfd.readouterr().err
@@ -110,7 +112,7 @@ def test_slots_that_cannot_be_are_refused(given, said, base, capsys, tmp_path):
 def test_threads_are_divided_among_the_slots(base, monkeypatch, tmp_path):
     sessions: list[LocalSession] = []
 
-    def measured(cells, folder, session, *rest):
+    def measured(cells, folder, session, *rest, **more):
         sessions.append(session)
         raise KeyboardInterrupt
 

@@ -200,10 +200,36 @@ def test_hashes_do_not_depend_on_what_else_is_drawn(offline):
     assert some[columns].equals(more.iloc[[1, 3]][columns].reset_index(drop=True))
 
 
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_nat_per_byte_of_every_answer_is_as_many_bits(offline, name):
+    ids = task_loading.draw(offline[name], 40, 2)
+    figures, samples = evaluated(offline[name], name, ids, lambda _, text: -float(len(text.encode())))
+    assert samples["answer_bpb"].tolist() == pytest.approx([1 / math.log(2)] * 40)
+    assert figures["answer_bpb"] == {"value": pytest.approx(1 / math.log(2)), "stderr": pytest.approx(0, abs=1e-9)}
+    assert figures["main"].startswith("acc")
+
+
+def test_bits_per_byte_are_those_of_the_right_answer_alone(offline):
+    """Of WinoGrande every choice has the same continuation, behind another context."""
+    task = offline["winogrande"]
+    right = task.eval_docs[0]["option1" if task.eval_docs[0]["answer"] == "1" else "option2"]
+    likes = {True: -2.0, False: -9.0}
+    _, samples = evaluated(task, "winogrande", [0], lambda context, _: likes[context.endswith(f" {right}")])
+    size = len(task.eval_docs[0]["sentence"].partition("_")[2].strip()) + 1
+    assert samples["answer_bpb"].tolist() == [pytest.approx(2 / math.log(2) / size)]
+
+
+def test_generated_answers_have_no_bits_per_byte(offline):
+    figures, samples = evaluated(offline["nq_open"], "nq_open", [0, 1])
+    assert "answer_bpb" not in figures
+    assert "answer_bpb" not in samples
+
+
 def test_figures_are_those_of_the_record(offline):
     task = offline["piqa"]
     figures, samples = evaluated(task, "piqa", task_loading.draw(task, 50, 0), lambda _, text: -float(len(text)))
-    assert figures.keys() == {"acc", "acc_norm", "main", "version", "documents", "available", "fewshot"}
+    others = {"main", "version", "documents", "available", "fewshot"}
+    assert figures.keys() == {"acc", "acc_norm", "answer_bpb", *others}
     share = samples["acc"].mean()
     assert figures["acc"]["value"] == pytest.approx(share)
     assert figures["acc"]["stderr"] == pytest.approx(math.sqrt(share * (1 - share) / 49))

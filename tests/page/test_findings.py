@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from made_records import DENSE, PER_LAYER, changed, drawn, failed, measured, ok
+from pages import ROOT, text
 from scipy.stats import binomtest, norm, ttest_1samp
 from statsmodels.stats.multitest import multipletests
 
+from bench.records import run_folder
 from bench.records.record import Record
 from bench.records.samples import Sample, Samples
 from bench.stats import contrasts, intervals
@@ -24,8 +27,17 @@ TASKS = ("hellaswag", "piqa")
 LAYERS = 11  # of the budget at ratio 0.3
 
 
-def made(folder: Path, method: str, nll: Any, right: dict[str, Any], ratio: float | None = 0.3, **more: Any) -> Record:
-    """A record whose figures follow from its samples, which are written to `folder`."""
+def made(
+    folder: Path,
+    method: str,
+    nll: Any,
+    right: dict[str, Any],
+    ratio: float | None = 0.3,
+    *,
+    bits: dict[str, Any] | None = None,
+    **more: Any,
+) -> Record:
+    """A record whose figures follow from its samples, which are written to `folder`; bits of the right answers too."""
     nll = np.asarray(nll, dtype=float)
     ppl = math.exp(nll.sum() / (511 * len(nll)))
     spread = math.exp(1.96 * nll.std(ddof=1) / math.sqrt(len(nll)) / 511)
@@ -35,7 +47,13 @@ def made(folder: Path, method: str, nll: Any, right: dict[str, Any], ratio: floa
     for task, given in right.items():
         answers = np.asarray(given, dtype=float)
         ids = [f"{task}-{number}" for number in range(len(answers))]
-        pd.DataFrame({"doc_hash": ids, "acc_norm": answers}).to_parquet(folder / f"{task}.parquet")
+        figures["tasks"][task].pop("answer_bpb")
+        table = pd.DataFrame({"doc_hash": ids, "acc_norm": answers})
+        if bits:
+            table["answer_bpb"] = likely = np.asarray(bits[task], dtype=float)
+            stderr = float(likely.std(ddof=1)) / math.sqrt(len(likely))
+            figures["tasks"][task]["answer_bpb"] = {"value": float(likely.mean()), "stderr": stderr}
+        table.to_parquet(folder / f"{task}.parquet")
         value = float(answers.mean())
         stderr = math.sqrt(value * (1 - value) / (len(answers) - 1))
         figures["tasks"][task]["acc_norm"] = {"value": value, "stderr": stderr}
@@ -199,6 +217,67 @@ class Made(Samples):
 
     def of(self, number: int, name: str, figure: str) -> Sample:
         return Sample(pa.array([511] * len(self.nll[number])), self.nll[number])
+
+
+def with_bits(tmp_path: Path, rng: np.random.Generator) -> tuple[list[Record], Samples]:
+    """Three models as accurate and as perplexed, which differ in how likely the right answers are."""
+    nll, base = rng.normal(1800, 150, 16), {task: rng.gamma(4, 0.4, 200) for task in TASKS}
+    right = {task: rng.uniform(size=200) < 0.5 for task in TASKS}
+    records, folders = [], []
+    for method, shift in {"dense": 0.0, "near": 0.0, "far": 0.2}.items():
+        bits = {task: found + shift + 0.3 * (shift > 0) * rng.normal(size=200) for task, found in base.items()}
+        folders.append(tmp_path / method)
+        records.append(made(folders[-1], method, nll, right, None if method == "dense" else 0.3, bits=bits))
+    return records, Samples(folders)
+
+
+def test_bits_per_byte_are_tested_on_the_same_documents(tmp_path, rng):
+    records, samples = with_bits(tmp_path, rng)
+    found = contrasts.average(records, [(0, 1), (1, 2)], samples, TASKS, "answer_bpb")
+    apart = [samples.of(2, task, "answer_bpb").figures - samples.of(1, task, "answer_bpb").figures for task in TASKS]
+    estimate = np.mean([one.mean() for one in apart])
+    stderr = math.hypot(*(one.std(ddof=1) / math.sqrt(len(one)) for one in apart)) / 2
+    far = found[1, 2]
+    assert (far.test, far.estimate) == ("normal", pytest.approx(estimate))
+    assert (far.low, far.high) == (pytest.approx(estimate - 1.96 * stderr), pytest.approx(estimate + 1.96 * stderr))
+    assert far.p == pytest.approx(2 * 2 * norm.sf(estimate / stderr))
+    same = found[0, 1]
+    assert (same.estimate, same.low, same.high, same.p) == (0, 0, 0, 1)
+
+
+def test_the_page_says_whose_right_answers_are_the_likeliest(tmp_path, rng):
+    records, samples = with_bits(tmp_path, rng)
+    (topic,) = (topic for topic in summary(records, samples) if topic.title == "Right answers")
+    first, unshown, counted = topic.sentences
+    assert first.startswith("At ratio 0.3, near has the lowest bits per byte of the right answer: ")
+    assert "shown to be below the other one" in first
+    assert re.search(r"far comes next: 1\.\d{3} ± 0\.\d{3}, 0\.\d{3} more \[0\.\d{3}, 0\.\d{3}\]", first)
+    assert "for near;" in unshown
+    assert "by average accuracy 0 of 3, bits per byte of the right answer 2 of 3, perplexity on wiki 0 of 3" in counted
+
+
+def test_the_guide_has_what_the_page_says_of_twenty_methods():
+    """How many pairs each figure tells apart, and how well its order agrees with that by perplexity."""
+    merged = run_folder.load_runs([ROOT / "docs/results/smollm2-135m"])
+    (topic,) = (topic for topic in summary(merged.records, merged.samples) if topic.title == "Right answers")
+    said, guide = "\n".join(topic.sentences), " ".join(text("docs/guides/reports.md").split())
+
+    def found(pattern: str) -> str:
+        *first, last = re.findall(pattern, said)
+        return f"{', '.join(first)} and {last}"
+
+    accuracy, bits, perplexity = (
+        found(rf"{name} (\d+) of 300") for name in ("average accuracy", "right answer", "perplexity on wiki")
+    )
+    assert f"accuracy is shown to differ in {accuracy} at 0.1, 0.2 and 0.3" in guide
+    assert f"the bits in {bits}, and the perplexity on Wikipedia in {perplexity}." in guide
+    taus = found(r"is ([\d.]+) of bits"), found(r"and ([\d.]+) of average")
+    assert "is {} for the bits, and {} for the accuracy".format(*taus) in guide
+
+
+def test_nothing_is_said_of_bits_that_were_not_measured(tmp_path, rng):
+    records, folders = a_run(tmp_path, rng)
+    assert "bits per byte" not in sentences(records, folders)
 
 
 def test_of_equal_models_none_is_shown_to_be_better():

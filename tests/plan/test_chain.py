@@ -32,7 +32,7 @@ from bench.plan.recipe import Recipe
 from bench.records.record import Record
 from bench.records.run_folder import load_run
 from bench.regression import cell_results
-from bench.run import measure, reproduce, runner, schedule, source_hash
+from bench.run import measure, removals, reproduce, runner, source_hash
 from methods.checkpoint import save_load
 from methods.errors import UserError
 from methods.model.decoder import Decoder
@@ -559,7 +559,7 @@ def test_a_greedy_search_serves_the_healed_cell_and_a_chained_one_has_its_own(he
     assert healed.measured["prune_seconds"] > plain.measured["prune_seconds"]  # the search is counted, and not repeated
     assert healed.decisions["removal_order"] == plain.decisions["removal_order"]
     found = [
-        schedule.removals(replace(reproduce.cell_of(r), inputs=r.cell["inputs"]), list(records.values()))
+        removals.Removals(records.values()).of(replace(reproduce.cell_of(r), inputs=r.cell["inputs"]))
         for r in (healed, records["sleb at 0.2, healed, then sleb"], records["sleb at 0.2, then sleb"])
     ]
     own = [records[f"sleb at 0.2{middle}, then sleb"].decisions for middle in (", healed", "")]

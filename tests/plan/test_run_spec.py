@@ -147,7 +147,7 @@ def but_for_sinks(cell: Cell | dict, name: str) -> str:
     return asked(plain | {"parameters": parameters})
 
 
-@pytest.mark.parametrize("name", [*STUDIES, "compensation"])
+@pytest.mark.parametrize("name", [*STUDIES, "compensation", "compensation-calibration", "sinks"])
 def test_a_spec_asks_for_the_cells_that_its_shipped_run_has(name, monkeypatch):
     """On made texts, and a made model of as many layers as the default one."""
     monkeypatch.setattr(texts, "check", lambda text: None)

@@ -8,7 +8,7 @@ import io
 import numpy as np
 import pytest
 from made_runs import VERSIONS, answers, cell, nats, speed
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_rel
 
 from bench.cli.main import main
 from bench.regression import cell_results, compare
@@ -112,6 +112,36 @@ def test_what_is_not_comparable_is_refused_by_the_field(field, tmp_path, capsys)
     assert err.startswith("prunebench: not comparable, these differ: ")
     assert f"--allow {field}" in err
     assert main([*arguments, "--allow", field]) == (2 if field == "documents" else 0)  # none of those is shared
+
+
+LIKELY = np.random.default_rng(3).gamma(4, 0.4, 400)
+
+
+def test_bits_per_byte_of_the_right_answer_by_hand(tmp_path, capsys):
+    noise = np.random.default_rng(4).normal(0.05, 0.2, 400)
+    for run, more in (("a", 0), ("b", noise)):
+        bits = {"piqa": LIKELY + more, "arc": LIKELY[:100]}
+        cell(tmp_path / run, tasks={"piqa": RIGHT, "arc": RIGHT[:100], "sum": RIGHT}, bits=bits)
+    found = rows(capsys, str(tmp_path / "a"), str(tmp_path / "b"))
+    piqa = found["dense, seed 0", "piqa bpb"]
+    assert float(piqa["difference"]) == pytest.approx(noise.mean(), abs=1e-4)
+    assert float(piqa["p"]) == pytest.approx(ttest_rel(LIKELY + noise, LIKELY).pvalue, rel=0.01)
+    assert (piqa["kind"], piqa["verdict"], piqa["lost"], piqa["documents"]) == ("bits of a task", "worse", "", "400")
+    pooled = found["dense, seed 0", "answer bpb"]
+    assert float(pooled["difference"]) == pytest.approx(noise.sum() / 500, abs=1e-4)
+    assert (pooled["kind"], pooled["verdict"]) == ("bits", "worse")
+    assert found["dense, seed 0", "arc bpb"]["verdict"] == "no difference shown"
+    assert ("dense, seed 0", "sum bpb") not in found  # without likelihoods there are none
+
+
+def test_equal_runs_differ_by_no_bit(tmp_path, capsys):
+    for run in ("a", "b"):
+        cell(
+            tmp_path / run, tasks={"piqa": RIGHT}, bits={"piqa": LIKELY + 1e-7 * (run == "b")}
+        )  # another order of sums
+    row = rows(capsys, str(tmp_path / "a"), str(tmp_path / "b"))["dense, seed 0", "piqa bpb"]
+    assert [float(row[name]) for name in ("difference", "low", "high", "p")] == [0, 0, 0, 1]
+    assert row["verdict"] == "no difference shown"
 
 
 def test_the_processor_matters_to_speed_alone(tmp_path, capsys):

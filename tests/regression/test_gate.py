@@ -27,11 +27,14 @@ IDENTITY = {"label": "laco", "ratio": 0.1, "seed": 0}
 RIGHT = answers(1)
 
 
-def one(right: np.ndarray | None, nll: np.ndarray | None = None) -> dict[str, CellResults]:
+def one(
+    right: np.ndarray | None, nll: np.ndarray | None = None, bits: np.ndarray | None = None
+) -> dict[str, CellResults]:
     """A cell as both sides of the gate hold it."""
     tasks = {} if right is None else {"piqa": Answers("acc", right, "documents", 1, 0)}
     texts = {} if nll is None else {"wiki": Windows(nll, np.full(len(nll), 511), "text")}
-    found = CellResults(IDENTITY, "ok", tasks=tasks, texts=texts)
+    likely = {} if bits is None else {"piqa": Answers("answer_bpb", bits, "documents", 1, 0)}
+    found = CellResults(IDENTITY, "ok", tasks=tasks, texts=texts, bits=likely)
     return {found.name: found}
 
 
@@ -41,7 +44,8 @@ def one(right: np.ndarray | None, nll: np.ndarray | None = None) -> dict[str, Ce
 def trials(loses: float, gains: float, seed: int, *, windows: int = 0, times: int = 1500) -> float:
     """The share of trials that fail: 1,000 documents, 70 % right, of all `loses` lost and `gains` gained by the model.
 
-    With windows, perplexity gates too: the two models are equal, and differ by 1 % of a window's nats at random.
+    With windows, perplexity and bits per byte gate too: the two models are equal, and differ by 1 % of a window's nats
+    and 0.12 bits of a document at random.
     """
     generator = np.random.default_rng(seed)
     failed = 0
@@ -51,7 +55,9 @@ def trials(loses: float, gains: float, seed: int, *, windows: int = 0, times: in
         after = np.where(before, draw >= loses / 0.7, draw < gains / 0.3)
         nll = generator.normal(1500, 100, windows) if windows else None
         noisy = None if nll is None else nll + generator.normal(0, 15, windows)
-        sides = one(before.astype(float), nll), one(after.astype(float), noisy)
+        bits = generator.gamma(4, 0.4, 1000) if windows else None
+        other = None if bits is None else bits + generator.normal(0, 0.12, 1000)
+        sides = one(before.astype(float), nll, bits), one(after.astype(float), noisy, other)
         failed += gate.exit_code(gate.judge(*sides, gate.Margins())) == 1
     return failed / times
 
@@ -60,15 +66,15 @@ def test_a_loss_of_two_points_is_found_in_most_trials():
     assert trials(0.7 * 0.06, 0.3 * 0.06, seed=1) > 0.8
 
 
-def test_a_loss_is_found_in_most_trials_beside_a_perplexity():
-    assert trials(0.7 * 0.06, 0.3 * 0.06, seed=2, windows=16) > 0.8
+def test_a_loss_is_found_in_most_trials_beside_perplexity_and_bits():
+    assert trials(0.7 * 0.06, 0.3 * 0.06, seed=2, windows=16) > 0.76
 
 
 def test_equal_models_with_as_many_flips_rarely_fail():
     assert trials(0.03, 0.03, seed=3, times=3000) < 0.02
 
 
-def test_equal_models_rarely_fail_beside_a_perplexity():
+def test_equal_models_rarely_fail_beside_perplexity_and_bits():
     assert trials(0.03, 0.03, seed=4, windows=16, times=3000) < 0.02
 
 
@@ -107,6 +113,75 @@ def test_a_perplexity_needs_an_effect_and_significance(shift, noise, word):
     moved = nll + shift + np.resize([noise, -noise], 20)  # 5.1 nats in 511 tokens are one percent
     (verdict,) = gate.judge(one(None, nll), one(None, moved), gate.Margins())
     assert (verdict.metric, verdict.word) == ("perplexity wiki", word)
+
+
+LIKELY = np.random.default_rng(9).gamma(4, 0.4, 500)  # bits per byte of 500 right answers
+
+
+def bits(*values: np.ndarray) -> dict[str, CellResults]:
+    """A cell of which bits per byte of the right answers alone are known, by task."""
+    tasks = {f"t{n}": Answers("answer_bpb", one, "documents", 1, 0) for n, one in enumerate(values)}
+    return {"x": CellResults(IDENTITY, "ok", bits=tasks)}
+
+
+@pytest.mark.parametrize(
+    ("shift", "noise", "word"),
+    [
+        (0, 0, "not worse"),
+        (0.02, 0.1, "worse"),
+        (-0.02, 0.1, "better"),
+        (0.005, 0.02, "not worse"),  # shown, and less than the margin
+        (0.008, 0.1, "inconclusive"),
+        (0.02, 1, "inconclusive"),
+    ],
+)
+def test_bits_per_byte_need_an_effect_and_significance(shift, noise, word):
+    moved = LIKELY + shift + np.resize([noise, -noise], 500)
+    (verdict,) = gate.judge(bits(LIKELY), bits(moved), gate.Margins())
+    assert (verdict.metric, verdict.word, verdict.margin) == ("answer bpb", word, 0.01)
+
+
+def test_of_single_tasks_the_gate_judges_the_accuracy_alone():
+    found = gate.judge(bits(LIKELY[:250], LIKELY[250:]), bits(LIKELY[:250], LIKELY[250:] + 1), gate.Margins())
+    assert [(v.metric, v.word) for v in found] == [("answer bpb", "worse")]
+    (off,) = gate.judge(bits(LIKELY), bits(LIKELY + 1), gate.Margins(answer_bpb=None))
+    assert (off.word, off.gates, off.findable) == ("worse", False, None)
+
+
+def one_layer(loss: float, seed: int, times: int, *, alone: bool = True) -> float:
+    """The share of gates that fail a model, of 500 documents whose bits differ by 0.12, as with one layer less."""
+    generator = np.random.default_rng(seed)
+    others = () if alone else (RIGHT[:500], nats(1))  # equal ones, which take their share of the level
+    found = []
+    for _ in range(times):
+        likely = LIKELY + generator.normal(loss, 0.12, 500)
+        sides = (bits(LIKELY), bits(likely)) if alone else (one(*others, LIKELY), one(*others, likely))
+        found.append(gate.judge(*sides, gate.Margins()))
+    return sum(gate.exit_code(verdicts) == 1 for verdicts in found) / times
+
+
+def test_the_smallest_loss_that_is_found_is_found_in_four_of_five_gates():
+    """By the test where many documents differ, by the margin where few do."""
+    (verdict,) = gate.judge(bits(LIKELY), bits(LIKELY + np.resize([0.12, -0.12], 500)), gate.Margins())
+    assert one_layer(verdict.findable, seed=1, times=1500) == pytest.approx(0.8, abs=0.04)
+    (narrow,) = gate.judge(bits(LIKELY), bits(LIKELY + np.resize([0.001, -0.001], 500)), gate.Margins())
+    assert narrow.findable == pytest.approx(0.01, abs=1e-4)
+    (same,) = gate.judge(bits(LIKELY), bits(LIKELY), gate.Margins())
+    assert same.findable is None
+
+
+def test_the_smallest_loss_of_accuracy_is_found_in_four_of_five_gates():
+    before, after = np.repeat([1.0, 0.0], [700, 300]), np.repeat([1.0, 0.0, 1.0, 0.0], [640, 60, 30, 270])
+    (verdict,) = gate.judge(one(before), one(after), gate.Margins())
+    changed, loss = 0.09, verdict.findable
+    share = trials((changed + loss) / 2, (changed - loss) / 2, seed=5)
+    assert 0.75 < share < 0.85
+
+
+def test_a_layer_of_thirty_is_found_and_an_equal_model_is_not():
+    assert one_layer(0.020, seed=2, times=500) > 0.9
+    assert one_layer(0.020, seed=4, times=500, alone=False) > 0.8
+    assert one_layer(0.0, seed=3, times=1500) < 0.025
 
 
 @pytest.mark.parametrize(
@@ -283,8 +358,8 @@ def test_no_baseline_is_4_and_a_mistake_is_2(base, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("acuracy: 1", "unknown key 'acuracy'; there are accuracy, perplexity"),
-        ("accuracy: much", "accuracy is a number of points or percent"),
+        ("acuracy: 1", "unknown key 'acuracy'; there are accuracy, answer_bpb, perplexity"),
+        ("accuracy: much", "accuracy is a number of points, bits or percent"),
         ("accuracy: -1", "from 0 to below 100"),
         ("accuracy: true", "accuracy is a number"),
         ("sizes: 3", "sizes is exact or off"),

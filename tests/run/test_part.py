@@ -13,7 +13,8 @@ from run_contents import contents
 
 from bench.cli.main import main
 from bench.engines import chosen
-from bench.engines.engine import Job, Machine, Result
+from bench.engines.engine import PARTS, Job, Machine, Result
+from bench.records.run_folder import load_run
 
 MINE = """
 from dataclasses import dataclass
@@ -97,6 +98,29 @@ def test_parts_give_what_the_run_itself_gives(base, tmp_path, parts):
         assert len(engine.jobs) == 5  # everything had its record
 
 
+def test_a_lost_cell_is_tried_again_by_the_same_command_which_goes_on_inside_it(base, tmp_path, parts, capsys):
+    engine, run = parts(False), tmp_path / "run"
+    engine.place = run / PARTS  # which other machines see
+    asked = [*base, "--methods", "shortgpt", "--ratio", "0.2", "--device", "cpu", "--out", str(run)]
+    measure_and_hear = engine.next_result
+
+    def is_not_heard():
+        result = measure_and_hear()
+        return Result(result.key, {"status": "lost", "error": "its node is gone"})
+
+    engine.next_result = is_not_heard
+    assert main(asked) == 3
+    assert {record.status for record in load_run(run)} == {"lost"}
+    stamps = [path.stat().st_mtime_ns for path in sorted(run.glob("parts/*/cells/*.json"))]
+    assert len(stamps) == 2
+    engine.next_result = measure_and_hear
+    capsys.readouterr()
+    assert main(asked) == 0
+    assert capsys.readouterr().err.count("it failed before: lost; it runs again") == 2
+    assert [path.stat().st_mtime_ns for path in sorted(run.glob("cells/*.json"))] == stamps
+    assert not (run / PARTS).exists()
+
+
 def test_the_command_measures_a_job_once_and_refuses_what_is_none(base, tmp_path, parts, capsys, monkeypatch):
     engine = parts(False)
     asked = [*base, "--methods", "shortgpt", "--ratio", "0.2", "--device", "cpu", "--out", str(tmp_path / "run")]
@@ -111,7 +135,13 @@ def test_the_command_measures_a_job_once_and_refuses_what_is_none(base, tmp_path
     assert next((tmp_path / "part" / "cells").iterdir()).stat().st_mtime_ns == stamp
     merged = ["merge", *(str(path) for path in engine.place.iterdir() if "dense" in path.name), str(tmp_path / "part")]
     assert main([*merged[:-1], str(tmp_path / "part"), "--out", str(tmp_path / "whole")]) == 2  # dense was taken in
+    (tmp_path / "dense.json").write_text(dense)
+    assert main(["cell", str(tmp_path / "dense.json"), "--out", str(tmp_path / "dense")]) == 0
+    by_hand = ["merge", str(tmp_path / "part"), str(tmp_path / "dense"), "--out"]
+    assert main([*by_hand, str(tmp_path / "by-hand")]) == 0
+    assert contents(tmp_path / "by-hand") | {".lock": None} == contents(tmp_path / "run")
     capsys.readouterr()
+    assert "part exists and is not empty; name a new folder" in refused(capsys, [*by_hand, str(tmp_path / "part")])
 
     def refuses(text: str, out: str, said: str) -> None:
         (tmp_path / "other.json").write_text(text)

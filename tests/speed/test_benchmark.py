@@ -21,6 +21,7 @@ import pytest
 import speed_children
 import torch
 from conftest import TINY, tiny
+from made_machine import Library, Time, a_gpu
 from scipy.stats import wilcoxon
 from tiny_methods import METHODS, pruned
 
@@ -28,7 +29,8 @@ from bench.cli.main import main
 from bench.plan import validate
 from bench.plan.protocol import profile
 from bench.records.run_folder import load_run
-from bench.speed import benchmark, memory, timing, transfer
+from bench.speed import benchmark, machine, memory, timing, transfer
+from bench.speed.summary import summary
 from bench.speed.timing import EventClock, Pass, WallClock, WarmUp, Workload
 from bench.speed.workloads import TimedPoint, points, predicted, workload
 from bench.stats.intervals import paired_ratio
@@ -37,34 +39,11 @@ from bench.system import gpu as gpu_driver
 from bench.system import worker as isolation
 from methods.errors import UserError
 from methods.model.decoder import Decoder
+from reports.metrics import METRICS
 from reports.report import markdown, speed_terminal
 
 SMOKE = profile("smoke")
 CPU = torch.device("cpu")
-
-
-class Time:
-    """A clock that goes only when it is told to."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __call__(self) -> float:
-        return self.seconds
-
-    def work(self, milliseconds, steps=1, *, reset=0.0, log=None, name="") -> Workload:
-        """Each call takes the next of `milliseconds`, and each reset `reset` seconds."""
-        durations = iter(milliseconds)
-
-        def step():
-            self.seconds += next(durations) / 1e3
-            if log is not None:
-                log.append(name)
-
-        def back():
-            self.seconds += reset
-
-        return Workload(step, back, steps)
 
 
 # --- clocks, warm-up, rounds
@@ -137,7 +116,7 @@ def test_a_drift_of_the_machine_meets_both_models_alike():
         return Workload(lambda: now.work([factor * (1 + next(slower) / 50)]).step(), lambda: None)
 
     found = timing.rounds({"dense": work(1.5), "pruned": work(1.0)}, WallClock(now=now), 20, 1)
-    assert benchmark.summary(found, {})["speedup"] == pytest.approx(1.5, rel=0.01)
+    assert summary(found, {})["speedup"] == pytest.approx(1.5, rel=0.01)
 
 
 def test_turns_are_long_enough_for_the_least_time_and_number_of_calls():
@@ -182,7 +161,7 @@ def test_events_that_disagree_with_the_wall_clock_are_flagged(rate, flagged):
     stream = Stream(now, rate)
     clock = EventClock(stream.event, stream.wait, now)
     works = {name: now.work(itertools.repeat(2)) for name in ("dense", "pruned")}
-    found = benchmark.summary(timing.rounds(works, clock, 6, 2), {})
+    found = summary(timing.rounds(works, clock, 6, 2), {})
     assert ("clocks_disagree" in found["flags"]) == flagged
     assert found["clocks_apart"] == pytest.approx(abs(1 / rate - 1))
 
@@ -195,13 +174,13 @@ def passes(medians, spread=0.0) -> list[list[Pass]]:
 
 def test_no_speed_up_is_claimed_to_more_than_the_resolution():
     """The dense model is 0.6 % slower in every round, which where its weights lie can do to an equal model."""
-    found = benchmark.summary({"dense": passes([10.06] * 8), "pruned": passes([10.0] * 8)}, {})
+    found = summary({"dense": passes([10.06] * 8), "pruned": passes([10.0] * 8)}, {})
     assert found["speedup"] == pytest.approx(1.006)
     assert (found["speedup_low"], found["speedup_high"]) == pytest.approx((1.006 * 0.99, 1.006 * 1.01))
 
 
 def test_a_summary_by_hand():
-    found = benchmark.summary(
+    found = summary(
         {"dense": passes([30, 31, 32, 33, 34, 35]), "pruned": passes([20, 20, 21, 22, 24, 24])},
         {"dense": WarmUp(10, True, 30), "pruned": WarmUp(25, True, 20)},
     )
@@ -217,11 +196,9 @@ def test_a_summary_by_hand():
 def test_a_summary_flags_what_should_not_be_believed():
     steady, shaky = passes([30] * 6), passes([20] * 6, spread=0.2)
     ready, cold = WarmUp(10, True, 30), WarmUp(200, False, 30)
-    assert benchmark.summary({"dense": steady, "pruned": shaky}, {"dense": ready})["flags"] == ["noisy"]
-    assert benchmark.summary({"dense": steady, "pruned": steady}, {"dense": ready, "pruned": cold})["flags"] == [
-        "not_warm"
-    ]
-    alone = benchmark.summary({"pruned": steady}, {"pruned": ready})
+    assert summary({"dense": steady, "pruned": shaky}, {"dense": ready})["flags"] == ["noisy"]
+    assert summary({"dense": steady, "pruned": steady}, {"dense": ready, "pruned": cold})["flags"] == ["not_warm"]
+    alone = summary({"pruned": steady}, {"pruned": ready})
     assert alone["pruned_ms"] == 30
     assert not [name for name in alone if name.startswith(("speedup", "dense"))]
 
@@ -375,7 +352,7 @@ def a_benchmark(protocol, clock=None, gpus=()):
 def pretend(monkeypatch, now, limits, milliseconds=None):
     """Workloads that take no model: each model has memory for a batch below its limit. For a SpeedBenchmark."""
 
-    def make(model, point, protocol):
+    def make(model, point, protocol, graph):
         if point.batch >= limits[model.name]:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return now.work(itertools.repeat((milliseconds or {}).get(model.name, 10)))
@@ -385,11 +362,15 @@ def pretend(monkeypatch, now, limits, milliseconds=None):
     monkeypatch.setattr(benchmark, "Decoder", lambda model: model)
 
 
+def a_model(name):
+    return SimpleNamespace(name=name, to=lambda device: None)
+
+
 def test_a_sweep_ends_where_no_model_has_the_memory(monkeypatch):
     protocol = dataclasses.replace(SMOKE, decode=(), max_batch=64)
     there, now = a_benchmark(protocol)
     pretend(monkeypatch, now, {"dense": 4, "pruned": 16}, {"dense": 30})
-    found = list(there.time(SimpleNamespace(name="dense"), SimpleNamespace(name="pruned")))
+    found = list(there.time(a_model("dense"), a_model("pruned")))
     assert [point["batch"] for point in found] == [1, 2, 4, 8, 16]
     assert [point.get("out_of_memory") for point in found] == [None, None, ["dense"], ["dense"], ["dense", "pruned"]]
     assert [("speedup" in point, "pruned_ms" in point) for point in found] == [(True, True)] * 2 + [
@@ -403,7 +384,7 @@ def test_a_sweep_ends_where_no_model_has_the_memory(monkeypatch):
 def test_every_turn_of_a_point_moves_its_bar(monkeypatch, bars):
     there, now = a_benchmark(dataclasses.replace(SMOKE, decode=(), batches=(1, 4), speed_rounds=7))
     pretend(monkeypatch, now, {"dense": 2, "pruned": 8})
-    list(there.time(SimpleNamespace(name="dense"), SimpleNamespace(name="pruned")))
+    list(there.time(a_model("dense"), a_model("pruned")))
     size = SMOKE.prefill[0]
     assert [(bar.what, bar.total, bar.done) for bar in bars] == [
         (f"timing prefill of {size} tokens, batch 1", 14, 14),
@@ -414,7 +395,7 @@ def test_every_turn_of_a_point_moves_its_bar(monkeypatch, bars):
 def test_memory_alone_is_swept_too(monkeypatch):
     there, now = a_benchmark(dataclasses.replace(SMOKE, decode=(), max_batch=64))
     pretend(monkeypatch, now, {"pruned": 4})
-    found = list(there.memory(SimpleNamespace(name="pruned")))
+    found = list(there.memory(a_model("pruned")))
     assert [(point["batch"], "peak_resident_bytes" in point) for point in found] == [(1, True), (2, True), (4, False)]
     assert found[-1]["out_of_memory"] == ["pruned"]
 
@@ -422,14 +403,14 @@ def test_memory_alone_is_swept_too(monkeypatch):
 def test_one_kind_that_runs_out_leaves_the_other_alone(monkeypatch):
     there, now = a_benchmark(dataclasses.replace(SMOKE, max_batch=4))
 
-    def make(model, point, protocol):
+    def make(model, point, protocol, graph):
         if point.kind == "prefill":
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
         return now.work(itertools.repeat(1))
 
     pretend(monkeypatch, now, {})
     monkeypatch.setattr(benchmark, "workload", make)
-    found = list(there.time(SimpleNamespace(name="dense"), SimpleNamespace(name="pruned")))
+    found = list(there.time(a_model("dense"), a_model("pruned")))
     assert [(p["kind"], p["batch"]) for p in found] == [("prefill", 1), ("decode", 1), ("decode", 2), ("decode", 4)]
 
 
@@ -470,49 +451,6 @@ def test_the_peak_of_memory_is_that_of_the_pass_alone():
     quiet = memory.peaks(work(lambda: None), [CPU], [])["peak_resident_bytes"]
     loud = memory.peaks(work(lambda: torch.ones(size, dtype=torch.uint8)), [CPU], [])["peak_resident_bytes"]
     assert 0.9 * size < loud - quiet < 1.5 * size
-
-
-class Library:
-    """As much of the module pynvml as is used here, with one GPU."""
-
-    class NVMLError(Exception):
-        pass
-
-    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
-
-    def __init__(self, processes=(), bits=0, **absent):
-        self.bits, self.millijoules = bits, 0
-        self.listed = [SimpleNamespace(pid=pid, usedGpuMemory=2**20 * pid) for pid in processes]
-        self.nvmlInit = lambda: None
-        self.nvmlDeviceGetHandleByUUID = lambda uuid: f"handle of {uuid}"
-        for name in absent:
-            setattr(self, name, self.refuse)
-
-    def refuse(self, *_):
-        raise self.NVMLError("Not Supported")
-
-    def nvmlDeviceGetComputeRunningProcesses(self, handle):
-        return self.listed
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle):
-        self.millijoules += 30_000
-        return self.millijoules
-
-    def nvmlDeviceGetPowerUsage(self, handle):
-        return 250_500
-
-    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle):
-        return self.bits
-
-    def nvmlDeviceGetClockInfo(self, handle, kind):
-        return {1: 1410, 2: 1593}[kind]
-
-    def nvmlDeviceGetTemperature(self, handle, sensor):
-        return 61
-
-
-def a_gpu(*processes, **options):
-    return gpu_driver.Gpu(Library(processes, **options), "handle")
 
 
 def test_without_the_library_the_record_says_so():
@@ -573,10 +511,25 @@ def test_what_a_gpu_does_not_tell_is_absent():
 def test_energy_is_the_counters_difference_over_all_tokens():
     now = Time()
     work = now.work(itertools.repeat(500), steps=2)
-    found = memory.energy(work, 8, [a_gpu()], lambda: None, now)
+
+    def metered(watts):
+        card = a_gpu()
+        card.library.nvmlDeviceGetTotalEnergyConsumption = lambda handle: 1e3 * watts * now.seconds
+        return card
+
+    found = memory.energy(work, 8, [metered(10)], lambda: None, now)
     assert found == {"joules_per_token": pytest.approx(30 / (3 * 8)), "energy_seconds": pytest.approx(3.0)}
     assert memory.energy(work, 8, [], lambda: None, now) == {}
     assert memory.energy(work, 8, [a_gpu(nvmlDeviceGetTotalEnergyConsumption=1)], lambda: None, now) == {}
+
+
+def test_energy_of_bringing_the_cache_back_is_none_of_the_steps():
+    """A card of 10 W; a pass of two steps takes 1 s, of which 0.5 s go into the reset."""
+    now = Time()
+    card = a_gpu()
+    card.library.nvmlDeviceGetTotalEnergyConsumption = lambda handle: 1e4 * now.seconds
+    found = memory.energy(now.work(itertools.repeat(250), steps=2, reset=0.5), 2, [card], lambda: None, now)
+    assert found["joules_per_token"] == pytest.approx(2.5)
 
 
 def state(**more):
@@ -585,14 +538,14 @@ def state(**more):
 
 def test_what_other_work_took_is_measured_and_flagged():
     after = state(seconds=10.0, busy_seconds=25.0, stolen_seconds=2.0, own_seconds=18.0)
-    found = benchmark._machine(state(), after, [])
+    found = machine.between(state(), after, [])
     assert (found["other_cores"], found["stolen_cores"], found["flags"]) == (0.5, 0.2, ["busy"])
-    assert benchmark._machine(state(), state(seconds=10.0, busy_seconds=20.0, own_seconds=19.0), [])["flags"] == []
-    hot = benchmark._machine(state(cpu_throttled=3), state(seconds=1.0, cpu_throttled=4), [])
+    assert machine.between(state(), state(seconds=10.0, busy_seconds=20.0, own_seconds=19.0), [])["flags"] == []
+    hot = machine.between(state(cpu_throttled=3), state(seconds=1.0, cpu_throttled=4), [])
     assert hot["flags"] == ["slowed"]
-    gpu = benchmark._machine(state(), state(seconds=1.0) | {"gpus": [{"slowed_by": ["power cap"]}]}, [0, 2])
+    gpu = machine.between(state(), state(seconds=1.0), [0, 2], {"power cap", "idle"})
     assert (gpu["flags"], gpu["other_gpu_processes"]) == (["shared_gpu", "slowed"], 2)
-    assert benchmark._machine(state(), state(seconds=1.0) | {"gpus": [{"slowed_by": ["idle"]}]}, [0])["flags"] == []
+    assert machine.between(state(), state(seconds=1.0), [0], {"idle"})["flags"] == []
 
 
 def test_a_machine_that_tells_nothing_is_no_error(monkeypatch):
@@ -629,14 +582,14 @@ def test_a_machine_with_one_core(monkeypatch, capsys):
 
 
 def test_widths_say_which_kernels_they_suit():
-    found = benchmark.widths(Decoder(tiny("llama", hidden_size=128, intermediate_size=320, num_key_value_heads=2)))
+    found = machine.widths(Decoder(tiny("llama", hidden_size=128, intermediate_size=320, num_key_value_heads=2)))
     assert found["qkv"] == {"in": [128], "out": [64, 128], "multiple_of": 64}
     assert found["down"] == {"in": [320], "out": [128], "multiple_of": 64}
     assert found["head"]["multiple_of"] == 128
     sliced, _ = pruned("slicegpt", "llama", 0.3)
-    assert benchmark.widths(sliced)["added"]["multiple_of"] == 8
+    assert machine.widths(sliced)["added"]["multiple_of"] == 8
     ragged, _ = pruned("flap", "llama", 0.3)
-    assert benchmark.widths(ragged)["down"]["multiple_of"] == 1
+    assert machine.widths(ragged)["down"]["multiple_of"] == 1
 
 
 # --- another process
@@ -660,7 +613,7 @@ def test_every_pruned_model_can_be_handed_over(method, family, ids):
     assert torch.equal(received(ids).logits, model.model(ids).logits)
     count = sum(parameter.numel() for parameter in model.model.parameters())
     assert sum(parameter.numel() for parameter in received.parameters()) == count
-    benchmark.widths(Decoder(received))
+    machine.widths(Decoder(received))
     predicted(Decoder(tiny(family)), Decoder(received), TimedPoint("decode", 1, 8))
 
 
@@ -927,7 +880,7 @@ def test_speed_is_part_of_a_run_and_its_failure_is_no_failure_of_the_cell(comman
 
 
 def test_of_several_draws_the_first_is_timed(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "measure", lambda model, cell: {"points": []})
+    monkeypatch.setattr(benchmark, "measure", lambda model, cell, threads: {"points": []})
     chosen = ["--methods", "drop-random:draws=3,drop-random:seed=9", "--ratio", "0.4", "--seed", "5"]
     assert main([*command, *chosen]) == 0
     records = [record for record in load_run(tmp_path / "run") if record.cell["method"] != "dense"]
@@ -975,8 +928,8 @@ def test_a_report_shows_every_batch_what_ran_out_and_what_is_doubtful():
     full = {"kind": "decode", "batch": 16, "context": 64, "out_of_memory": ["dense"], "pruned_ms": 5.0, "flags": []}
     lost = {"kind": "decode", "batch": 32, "context": 64, "out_of_memory": ["dense", "pruned"]}
     wrong = {"kind": "prefill", "batch": 32, "length": 128, "failed": "pruned model: ValueError: no"}
-    machine = {"flags": ["busy"], "other_cores": 1.25, "stolen_cores": 0.5}
-    record = a_record([point("prefill", 1, 128, 57.0), shaky, full, lost, wrong], machine=machine)
+    meanwhile = {"flags": ["busy"], "other_cores": 1.25, "stolen_cores": 0.5}
+    record = a_record([point("prefill", 1, 128, 57.0), shaky, full, lost, wrong], machine=meanwhile)
     lines = speed_terminal([record]).splitlines()
     rows = [line.split() for line in lines if line.startswith("laco ")]
     assert " ".join(rows[0]) == "laco at 0.3 28.9 % prefill 128 1 57.0 0.445 2,246 1.40x ± 0.03 1.50x"
@@ -991,6 +944,32 @@ def test_a_report_shows_every_batch_what_ran_out_and_what_is_doubtful():
     assert max(map(len, lines)) <= 100
     assert "## Speed" in markdown([record])
     assert "## Speed" not in markdown([a_record([point("prefill", 1, 128, 57.0), point("decode", 1, 64, 14.0)])])
+
+
+def test_a_report_of_a_gpu_has_both_modes_shares_and_what_the_memory_is_worth():
+    from made_records import DENSE, changed, point
+
+    def step(batch, mode, dense, ms, **more):
+        reached = {"pruned_p99": 2 * ms, "pruned_bandwidth": 0.62, "pruned_matrix_rate": 0.034}
+        return point("decode", batch, 64, ms, mode=mode, **reached, **more) | {"dense_ms": dense}
+
+    def taken(batch, size):
+        return {"kind": "decode", "batch": batch, "context": 64, "mode": "graph", "peak_reserved_bytes": size * 2**30}
+
+    eager = step(1, "eager", 5.0, 5.0, flags=["launch_bound"])
+    points = [step(1, "graph", 4.0, 2.0), eager, step(2, "graph", 4.0, 2.5), step(4, "graph", 8.0, 4.0)]
+    ours = {"points": [taken(1, 1), taken(2, 2), taken(4, 6)]}
+    theirs = {"points": [taken(1, 2), taken(2, 4), taken(4, 8)]}
+    dense = changed(DENSE, "measured", "speed", to={"points": points, "memory": theirs})
+    text = " ".join(speed_terminal([dense, a_record(points, memory=ours)]).split())
+    assert "laco at 0.3 decode 64 graph 1 28.9 % 2.00" in text
+    assert "laco at 0.3 decode 64 eager 1 28.9 % 5.00" in text
+    assert METRICS["kept"].show(0.62) + " " + METRICS["kept"].show(0.034) in text
+    assert "laco: the host launches kernels more slowly than the GPU runs them" in text
+    assert "which captured steps show: decode at batch 1, eager." in text
+    assert "dense: most tokens/s behind 64 tokens: dense 500 at batch 2." in text
+    assert "laco: most tokens/s behind 64 tokens: dense 500 at batch 2, pruned 1,000 at batch 4." in text
+    assert "laco: tokens/s behind 64 tokens in 4.00 GiB: dense 500 at batch 2, pruned 800 at batch 2." in text
 
 
 def test_a_width_that_suits_no_kernel_stands_out():

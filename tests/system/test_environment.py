@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_machine import a_gpu
 
 from bench.system import environment
 from bench.system.environment import describe
@@ -111,8 +112,14 @@ def test_cuda_is_described_by_its_properties_and_driver(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
     monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    card = a_gpu(nvmlDeviceGetApplicationsClock=1)
+    monkeypatch.setattr(environment.gpu, "find", lambda devices: ([card], None))
     monkeypatch.setattr(environment, "_output", lambda *command: "570.1\n570.1" if command[0] == "nvidia-smi" else None)
     found = describe(torch.device("cuda", 0), torch.bfloat16)
     expected = {"gpu": "Example GPU", "gpu_memory_bytes": 80 * 2**30, "gpu_driver": "570.1", "cuda": "12.8"}
+    expected |= {"float32_products": "highest", "cuda_alloc_conf": "expandable_segments:True"}
+    expected |= {"gpu_power_limit_w": 700.0, "gpu_highest_sm_mhz": 1980, "gpu_mig": False}
     assert expected.items() <= found.items()
+    assert "gpu_set_sm_mhz" not in found  # which the driver does not tell
     assert (found["device"], found["dtype"]) == ("cuda:0", "bfloat16")

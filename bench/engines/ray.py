@@ -1,0 +1,203 @@
+"""Measures cells on the nodes of a Ray cluster that runs already.
+
+    bench.run(spec, engine=bench.engines.Ray(address="10.0.0.1:6379"))
+
+A cell is a task, which measures it into a part (bench.run.part): in the run's folder where its node sees that, so that
+a second try goes on inside the cell; else in a folder of the node, whose files are sent back. How a cell ends, also
+killed, is seen by the task, whose child measures it. Ray tries again only what it has lost: a node, or the task itself.
+
+Ray's own defaults are not relied on where they would do harm: tokens are used, memory is not run out of without end, a
+cell on the CPU sees no GPU, nothing is asked of a port before something listens there, and models are never sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from bench.engines.engine import PARTS, VISIBLE, Conditions, Job, Machine, Measure, Result
+from bench.engines.ray_cluster import alive, connected, last_line, looks_at
+from bench.engines.ray_nodes import TIMING, Ask, Share, Site, refuse_unlike, shared, suitable, where_timed
+from bench.system.worker import reason
+from methods.errors import UserError
+
+RETRIES = 2  # of a task that is lost
+WAIT, NO_NODE = 5.0, 60.0  # seconds between two looks at the nodes; without one that could take a cell
+GONE = 2.0  # seconds for cancelled tasks to end
+
+
+@dataclass(frozen=True)
+class Ray:
+    """Runs cells on a Ray cluster. Raises UserError where the package is missing, and for what cannot be.
+
+    address        HOST:PORT; "auto" is the cluster of which this machine is a node
+    gpus_per_cell  of one node, for cells on GPUs
+    accelerator    the kind of these, as Ray names it: "H100"
+    slots          the most cells at once; None: as many as the cluster holds
+    """
+
+    address: str = "auto"
+    gpus_per_cell: int = 1
+    accelerator: str | None = None
+    slots: int | None = None
+    here: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name in ("slots", "gpus_per_cell"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} is a positive number; got {value}")
+        if importlib.util.find_spec("ray") is None:
+            raise UserError("--engine ray needs the package ray: pip install 'prunebench[ray]'")
+
+    def start(self, conditions: Conditions) -> RaySession:
+        """Begin a session. Raises UserError where there is no cluster, or none whose nodes can measure the cells."""
+        on_cpu = not conditions.device.startswith("cuda")
+        if on_cpu and (self.accelerator or self.gpus_per_cell > 1):
+            given = "--accelerator" if self.accelerator else "--gpus-per-cell"
+            raise UserError(f"{given} is of GPUs, and cells run on the CPU; leave it out, or say --device cuda")
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(connected(self.address))
+            ask = Ask(0 if on_cpu else self.gpus_per_cell, self.accelerator, conditions.threads or 1)
+            nodes = suitable(alive(), ask)
+            site = opened.enter_context(Site.made(conditions.folder, on_cpu))
+            looks = looks_at(nodes, site, conditions.device if conditions.timed else None, ask)
+            nodes = suitable([one for one in nodes if one.id in looks], ask)
+            refuse_unlike(nodes, looks, conditions)
+            ask, slots = shared(nodes, ask, self.slots, conditions.threads)
+            share = Share(ask, slots, (), Machine(None, ask.threads))
+            if conditions.timed:
+                share = Share(ask, slots, *where_timed(nodes, looks, ask, conditions.threads))
+            return RaySession(share, site, conditions.measure, opened.pop_all())
+
+
+class RaySession:
+    """Has each job measured by a task of its own.
+
+    share    what each gets
+    site     where the run is
+    measure  what a task calls, a function of a module, which nodes import
+    opened   is closed at the end
+    """
+
+    def __init__(self, share: Share, site: Site, measure: Measure, opened: contextlib.ExitStack) -> None:
+        import ray
+
+        self.slots, self.machine, self._timing, self._ask = share.slots, share.machine, share.timing, share.ask
+        self._site, self._measure, self._opened = site, measure, opened
+        self._task = ray.remote(max_retries=RETRIES, retry_exceptions=False)(_measured)
+        self._running: dict[Any, Job] = {}
+
+    def threads(self, timed: bool) -> int:
+        return self._ask.threads
+
+    def has_room(self, timed: bool) -> bool:
+        if any(job.timed != timed for job in self._running.values()):
+            return False  # it could be on the same node
+        return len(self._running) < (min(self.slots, len(self._timing)) if timed else self.slots)
+
+    def submit(self, job: Job) -> None:
+        ask = self._ask
+        needs: dict[str, Any] = {"num_cpus": job.threads, "num_gpus": ask.gpus, "name": job.where}
+        if ask.accelerator:
+            needs["accelerator_type"] = ask.accelerator
+        if job.timed:
+            names = ",".join(node.id for node in self._timing)
+            needs |= {"resources": {TIMING: 1}, "label_selector": {"ray.io/node-id": f"in({names})"}}
+            if not ask.gpus:
+                needs["num_cpus"] = self._timing[0].cpus  # all of them, so that nothing computes beside it
+        ref = self._task.options(**needs).remote(self._measure, job.key, job.to_json(), self._site)
+        self._running[ref] = job
+
+    def next_result(self) -> Result:
+        import ray
+
+        missing = 0.0  # seconds without a node
+        while True:
+            began = time.monotonic()
+            if ready := ray.wait(list(self._running), num_returns=1, timeout=WAIT)[0]:
+                return self._result(ready[0], self._running.pop(ready[0]))
+            has_node = any(node.holds(self._ask) for node in alive())
+            missing = 0.0 if has_node else missing + time.monotonic() - began
+            if missing >= NO_NODE:
+                raise UserError("no node is left that can take a cell; the same command goes on once there is one")
+
+    def cancel(self) -> None:
+        import ray
+
+        for ref in self._running:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.cancel(ref, force=True)
+        if self._running:
+            ray.wait(list(self._running), num_returns=len(self._running), timeout=GONE)
+        self._running.clear()
+
+    def __enter__(self) -> RaySession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._opened:
+            self.cancel()
+
+    def _result(self, ref: Any, job: Job) -> Result:
+        """Return what became of a task. Raises UserError for what is no cell's alone."""
+        from ray import exceptions
+
+        lost = (
+            exceptions.WorkerCrashedError,
+            exceptions.NodeDiedError,
+            exceptions.LocalRayletDiedError,
+            exceptions.ObjectLostError,
+            exceptions.ObjectReconstructionFailedError,
+            exceptions.TaskCancelledError,
+        )
+        try:
+            return Result(job.key, *_told(ref, Path(self._site.folder) / PARTS / job.key))
+        except exceptions.OutOfMemoryError:
+            return Result(
+                job.key, {"status": "out_of_memory", "error": "Ray ended it, since its node ran out of memory"}
+            )
+        except lost as error:
+            why = f"its node or its task was lost ({type(error).__name__}), after {RETRIES} more tries"
+            return Result(job.key, {"status": "lost", "error": why})
+        except exceptions.RayError as error:
+            raise UserError(f"{job.where} cannot be measured on the cluster: {last_line(error)}") from None
+
+
+def _measured(measure: Measure, key: str, text: str, site: Site) -> tuple[str, Any]:
+    """Measure a job, as a task; return ("part", None or the files) or, with why, "refused" or "error"."""
+    with contextlib.suppress(OSError):
+        os.chdir(site.directory)  # in which the paths of models and texts are meant
+    if site.on_cpu:
+        os.environ[VISIBLE] = ""  # a task that asked for no GPU sees all of them
+    try:
+        if site.is_seen():
+            measure(text, str(Path(site.folder) / PARTS / key))
+            return "part", None
+        with tempfile.TemporaryDirectory(prefix="prunebench-", ignore_cleanup_errors=True) as name:
+            measure(text, name)
+            files = [path for kind in ("cells", "samples") for path in Path(name, kind).rglob("*") if path.is_file()]
+            return "part", {path.relative_to(name).as_posix(): path.read_bytes() for path in files}
+    except UserError as error:
+        import ray
+
+        return "refused", f"on node {ray.get_runtime_context().get_node_id()[:8]}: {error}"
+    except Exception as error:
+        return "error", reason(error)
+
+
+def _told(ref: Any, folder: Path) -> tuple[dict[str, Any], Path | dict[str, bytes] | None]:
+    """Return what a task has found, and the part in which the rest is. Raises UserError where it has refused."""
+    import ray
+
+    kind, value = ray.get(ref)
+    if kind == "refused":
+        raise UserError(value)
+    if kind == "error":
+        return {"status": "error", "error": value}, None
+    return {}, folder if value is None else value

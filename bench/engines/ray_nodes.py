@@ -1,0 +1,250 @@
+"""Says which nodes of a Ray cluster can take a run's cells, how many at once, and what they have to have in common.
+
+What the nodes offer is known from the connection, so that an ask that none of them can meet is refused at once. What
+they are shows in a look at each: a task that says which versions are installed there, whether it sees the run's folder,
+and, where cells are timed, on which processor.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from bench.engines.engine import VISIBLE, Conditions, Machine
+from bench.system import worker
+from bench.system.console import say
+from bench.system.worker import Line
+from methods.errors import UserError
+
+VERSIONS = ("prunebench", "torch", "transformers", "lm_eval")  # those of bench.run.fingerprint
+TIMING = "timing"  # the resource of which a node has one, for what is timed there
+HOW_TIMING = "--resources='{\"timing\": 1}'"
+HOW_FIRST = "RAY_worker_niceness=0"  # by default 15
+SEEN = ".seen"  # a file with a text that no other run knows
+NAMING = 60.0  # seconds for the name of a processor
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Says what each cell needs. accelerator: as Ray names the GPU; gpus: 0 on the CPU."""
+
+    gpus: int = 0
+    accelerator: str | None = None
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Node:
+    """Describes what a node offers. timing: whether it has that resource."""
+
+    id: str
+    name: str
+    cpus: int
+    gpus: int
+    accelerators: tuple[str, ...] = ()
+    timing: bool = False
+
+    def holds(self, ask: Ask) -> int:
+        """Return how many cells it holds at once."""
+        if ask.accelerator and ask.accelerator not in self.accelerators:
+            return 0
+        return min(self.cpus // ask.threads, self.gpus // ask.gpus if ask.gpus else self.cpus)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Tells a task where the run is: its folder, the text of the file SEEN in it, and the directory where it began.
+
+    on_cpu  whether cells run on the CPU, and have to see no GPU
+    """
+
+    folder: str
+    text: str
+    directory: str
+    on_cpu: bool
+
+    @staticmethod
+    @contextmanager
+    def made(folder: Path, on_cpu: bool) -> Iterator[Site]:
+        """Keep a file with such a text in the folder, and give where it is."""
+        file = folder.resolve() / SEEN  # of a name that the next run uses again, should this one be killed
+        file.write_text(text := secrets.token_hex(16), encoding="utf-8")
+        try:
+            yield Site(str(file.parent), text, str(Path.cwd()), on_cpu)
+        finally:
+            file.unlink(missing_ok=True)
+
+    def is_seen(self) -> bool:
+        """Say whether this process sees the run's folder, and no other one of the same name."""
+        try:
+            return (Path(self.folder) / SEEN).read_text(encoding="utf-8") == self.text
+        except (OSError, ValueError):
+            return False
+
+
+@dataclass(frozen=True)
+class Look:
+    """Holds what a node has said: its versions, whether it sees the run's folder, and where cells are timed, what on.
+
+    niceness of its tasks: 0 unless others on the node go before them
+    failure  why it has not found that out
+    """
+
+    versions: Mapping[str, str]
+    sees: bool
+    niceness: int = 0
+    processor: str | None = None
+    cores: int = 0
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Share:
+    """Says what each cell gets.
+
+    ask      what it needs
+    slots    how many run at once
+    timing   the nodes where cells are timed, which are alike
+    machine  what these are
+    """
+
+    ask: Ask
+    slots: int
+    timing: tuple[Node, ...]
+    machine: Machine
+
+
+def node(plain: Mapping[str, Any]) -> Node:
+    """Return a node as `ray.nodes` describes it."""
+    offers = plain["Resources"]
+    kinds = tuple(name.partition(":")[2] for name in offers if name.startswith("accelerator_type:"))
+    name = f"{plain['NodeManagerHostname']} ({plain['NodeID'][:8]})"
+    return Node(
+        plain["NodeID"], name, int(offers.get("CPU", 0)), int(offers.get("GPU", 0)), kinds, offers.get(TIMING, 0) >= 1
+    )
+
+
+def suitable(nodes: Sequence[Node], ask: Ask) -> list[Node]:
+    """Return the nodes that can take a cell. Raises UserError, which says what there is, where none can."""
+    if found := [one for one in nodes if one.holds(ask)]:
+        return found
+    kinds = sorted({kind for one in nodes for kind in one.accelerators})
+    if ask.accelerator and ask.accelerator not in kinds:
+        there = f"the cluster has {', '.join(kinds)}" if kinds else "the cluster names no kind of GPU"
+        raise UserError(f"--accelerator {ask.accelerator}: no node has it; {there} (see `ray status`)")
+    most = max((one.gpus for one in nodes), default=0)
+    if ask.gpus and not most:
+        raise UserError("no node of the cluster has a GPU; say --device cpu, or start nodes with --num-gpus")
+    if ask.gpus > most:
+        raise UserError(f"--gpus-per-cell {ask.gpus} is more than a node has; the largest has {most}")
+    cpus = max((one.cpus for one in nodes), default=0)
+    if ask.threads > cpus:
+        raise UserError(f"a cell of {_count(ask.threads, 'thread')} is more than a node has; the largest has {cpus}")
+    raise UserError(
+        f"no node has {_count(ask.threads, 'CPU')}, {_count(ask.gpus, 'GPU')} and {ask.accelerator or 'what else is'} "
+        "asked for at once; see `ray status`"
+    )
+
+
+def shared(nodes: Sequence[Node], ask: Ask, slots: int | None, given: int | None) -> tuple[Ask, int]:
+    """Return what each cell asks for, with its threads, and how many cells run at once.
+
+    nodes  that can take one
+    slots  the most that the user wants at once; None: one on each GPU, and on the CPU one on the smallest node
+    given  threads of each cell, as the user said; None: a node's CPUs are divided among the cells that it takes
+    """
+    if given is None:
+        if ask.gpus:
+            threads = min(one.cpus // (one.gpus // ask.gpus) for one in nodes)
+        else:
+            threads = min(one.cpus for one in nodes) // -(-(slots or 1) // len(nodes))
+        ask = replace(ask, threads=max(1, threads))
+    fits = sum(one.holds(ask) for one in nodes)
+    return ask, min(fits, slots or fits)
+
+
+def where_timed(
+    nodes: Sequence[Node], looks: Mapping[str, Look], ask: Ask, given: int | None
+) -> tuple[tuple[Node, ...], Machine]:
+    """Return the nodes where cells are timed, each of which has its node to itself, and what these are.
+
+    given  threads of each cell, as the user said
+
+    Raises UserError where there is no such node, or one is unlike another.
+    """
+    timing = tuple(one for one in nodes if one.timing)
+    if not timing:
+        raise UserError(
+            f"no node has the resource `{TIMING}`, by which a timed cell has its node to itself; start nodes with "
+            f"`ray start {HOW_TIMING}`, or say --speed-rounds 0"
+        )
+    kinds = dict[tuple[str | None, int], str]()
+    for one in timing:
+        look = looks[one.id]
+        if look.failure:
+            raise UserError(f"{one.name} does not say on which processor cells are timed: {look.failure}")
+        kinds.setdefault((look.processor, ask.threads if ask.gpus else one.cpus), one.name)
+    if len(kinds) > 1:
+        what = "; ".join(f"{name} has {processor} and {count} CPUs" for (processor, count), name in kinds.items())
+        raise UserError(f"cells would be timed on unlike processors: {what}; say --accelerator, or --speed-rounds 0")
+    if nice := max(looks[one.id].niceness for one in timing):
+        say(f"cells are timed with niceness {nice}, behind whatever else their nodes do; start nodes with {HOW_FIRST}")
+    ((processor, threads),) = kinds
+    usable = [] if ask.gpus else [looks[one.id].cores for one in timing]
+    return timing, Machine(processor, given or min([threads, *usable]))
+
+
+def refuse_unlike(nodes: Sequence[Node], looks: Mapping[str, Look], conditions: Conditions) -> None:
+    """Refuse nodes with other versions than this process has, and those that do not see models in the run's folder."""
+    here = versions()
+    for one in nodes:
+        there = looks[one.id].versions
+        if other := [
+            f"{name} {there.get(name)} and not {here[name]}" for name in here if there.get(name) != here[name]
+        ]:
+            raise UserError(f"{one.name} has {', '.join(other)}, which the run has; install the same there")
+        if conditions.models and not looks[one.id].sees:
+            raise UserError(
+                f"cells keep models in {conditions.folder}, which {one.name} does not see; put --out where all nodes "
+                "have it, or leave --then and --save-models out"
+            )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that an answer stands on, without importing them."""
+    return {name: metadata.version(name) for name in VERSIONS}
+
+
+def look(site: Site, device: str | None) -> Look:
+    """Return what a task finds on its node. device: of timed cells, whose processor takes a process to be named."""
+    found = dict[str, str]()
+    for name in VERSIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "none"
+    if device is None:
+        return Look(found, site.is_seen(), os.nice(0))
+    told = dict[str, Any]()
+    with worker.Worker({VISIBLE: ""} if site.on_cpu else {}) as process:
+        failure = process.run(_name_processor, (device,), limits=worker.Limits(seconds=NAMING), hear=told.update)
+    return Look(found, site.is_seen(), os.nice(0), **told, failure=failure.reason if failure else None)
+
+
+def _name_processor(line: Line, device: str) -> None:
+    """Tell which processor a device is, and how many cores there are to use."""
+    import torch
+
+    from bench.system import environment
+
+    line.tell({"processor": environment.processor(torch.device(device)), "cores": environment.usable_cores()})
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,341 @@
+"""Measures cells on the nodes of a Slurm cluster: each is an element of an array of jobs, submitted through submitit.
+
+    bench.run(spec, engine=bench.engines.Slurm(partition="gpu", options={"time": 120}))
+
+Each cell is measured into a part (bench.run.part) in the run's folder, which therefore has to lie where all nodes see
+it under the same path. RUN/parts has
+
+    KEY/job.json      the job
+    KEY/element.json  {cluster, id} of the element that measures it
+    KEY/ended.json    what that has to say at its end: {refused: a mistake that is no cell's alone, or null}
+    KEY/...           what a part holds
+    .slurm/           what sbatch was given, and the logs
+
+A run that is killed leaves its elements in the queue. The same command waits for them, and takes in what they have
+measured meanwhile. The folder RUN/parts is gone once each cell has a record of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Literal
+
+from bench.engines.engine import PARTS, Conditions, Job, Machine, Measure, Result
+from bench.engines.slurm_queue import Call, Needs, ProcessQueue, Queue, SlurmQueue
+from bench.system.console import say
+from methods.errors import UserError
+from methods.files import write_atomically
+
+LOGS = ".slurm"
+JOB, ELEMENT, ENDED = "job.json", "element.json", "ended.json"
+PROBE = ".machine"  # stands for a key where a node is asked what it is
+THREADS = 8  # of a cell but while it is timed, unless the user says otherwise
+MOST = 1000  # elements in the queue at once; an array of Slurm has that many unless the site allows more
+COMMANDS = ("sbatch", "srun", "squeue", "scancel")  # srun is not called: submitit takes it for a sign of Slurm
+OPTIONS = (
+    *("account", "begin", "comment", "constraint", "exclude", "gres", "licenses", "mail-type", "mail-user", "mem"),
+    *("mem-per-cpu", "mem-per-gpu", "nice", "nodelist", "qos", "reservation", "time", "tmp"),
+)
+FLAGS = {  # what has a flag of its own
+    **{"partition": "--partition", "array": "--slots", "cpus-per-task": "--threads", "exclusive": "--speed-rounds"},
+    **{"gpus": "--gpus-per-cell", "gpus-per-node": "--gpus-per-cell"},
+}
+ENDS = {  # statuses of records, by Slurm's word for how an element ended; any other is a lost one
+    "TIMEOUT": ("timed_out", "Slurm ended it at the time limit of its job; --slurm time=MINUTES sets another"),
+    "OUT_OF_MEMORY": ("out_of_memory", "Slurm ended it, which took more memory than its job has; see --slurm mem="),
+}
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """Runs cells as jobs of Slurm. Raises UserError where submitit or Slurm's commands are missing.
+
+    partition      of the cluster; None: its default
+    gpus_per_cell  GPUs of one node that each cell has for itself, where cells run on GPUs
+    accelerator    the kind of GPU, as the cluster names it
+    slots          cells in the queue at once, whether they run or wait; None: all that may start, up to MOST
+    options        of sbatch, of OPTIONS
+    cluster        "slurm"; "local" starts processes of this machine instead, one at once unless `slots` says otherwise
+    """
+
+    partition: str | None = None
+    gpus_per_cell: int = 1
+    accelerator: str | None = None
+    slots: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    cluster: Literal["slurm", "local"] = "slurm"
+    here: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if find_spec("submitit") is None:
+            raise UserError("--engine slurm needs a package that is missing: pip install 'prunebench[slurm]'")
+        if self.slots is not None and self.slots < 1:
+            raise UserError(f"slots are a positive number of cells, or None; got {self.slots}")
+        for name in self.options:
+            if (plain := _flag(name)) not in OPTIONS:
+                instead = f"say {FLAGS[plain]}" if plain in FLAGS else f"there are {', '.join(OPTIONS)}"
+                raise UserError(f"--slurm {name}=...: there is no such option here; {instead}")
+        missing = [name for name in COMMANDS if self.cluster == "slurm" and shutil.which(name) is None]
+        if missing:
+            raise UserError(f"--engine slurm: there is no {missing[0]} on this machine; run it where Slurm takes jobs")
+
+    def start(self, conditions: Conditions) -> SlurmSession:
+        """Begin a session. Raises UserError for GPUs that are asked for while cells run on the CPU."""
+        if conditions.device == "cpu" and (self.gpus_per_cell > 1 or self.accelerator):
+            raise UserError(
+                "--gpus-per-cell and --accelerator are of GPUs, and cells run on the CPU; say --device cuda"
+            )
+        folder = conditions.folder.absolute() / PARTS / LOGS
+        queue = ProcessQueue(folder) if self.cluster == "local" else SlurmQueue(folder, self.parameters())
+        return SlurmSession(self, conditions, queue)
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what every array is submitted with, by submitit's names.
+
+        Without srun a job's processes may use all of its cores: since Slurm 22.05 srun no longer takes over
+        --cpus-per-task. Jobs whose node is lost, or that give way to others, go back into the queue.
+        """
+        return {
+            "job_name": "prunebench",
+            "partition": self.partition,
+            "time": None,  # that of the partition, where the options have none
+            "wckey": None,  # submitit's own, which a site may not know
+            "use_srun": False,
+            "array_parallelism": self.slots or MOST,
+            "additional_parameters": {"requeue": True} | {_flag(name): given for name, given in self.options.items()},
+        }
+
+    def named(self, gpus: int) -> str:
+        """Return a number of GPUs as Slurm writes it, with their kind; empty for none."""
+        return ":".join(filter(None, (self.accelerator, str(gpus)))) if gpus else ""
+
+
+@dataclass
+class Element:
+    """Is one job in the queue.
+
+    cell     of the job; empty where a node is only asked what it is
+    id       that the queue has given it; None where it was not submitted
+    earlier  whether an earlier run has submitted it
+    unseen   looks in a row at which it was not in the queue
+    """
+
+    key: str
+    part: Path
+    needs: Needs
+    cell: Mapping[str, Any] = field(default_factory=dict)
+    id: str | None = None
+    earlier: bool = False
+    unseen: int = 0
+
+    @property
+    def is_measured(self) -> bool:
+        """Say whether its cell has a record, which is written after everything else."""
+        return (self.part / "cells" / f"{self.key}.json").is_file()
+
+
+class SlurmSession:
+    """Measures jobs as elements of arrays: what is submitted before a result is waited for is one array."""
+
+    def __init__(self, engine: Slurm, conditions: Conditions, queue: Queue) -> None:
+        self._engine, self._conditions, self._queue = engine, conditions, queue
+        self._folder = conditions.folder.absolute()
+        self._parts = self._folder / PARTS
+        self._one_machine = engine.cluster == "local"
+        self.slots = engine.slots or (1 if self._one_machine else MOST)
+        self._waiting: list[Element] = []
+        self._running: dict[str, Element] = {}
+        self._looked = -math.inf
+
+    @functools.cached_property
+    def machine(self) -> Machine:
+        """Return what nodes of timed cells are, by asking the first that is free; of others nothing is known."""
+        threads, device = self._conditions.threads, self._conditions.device
+        if not self._conditions.timed:
+            return Machine(None, threads or THREADS)
+        say("cells are timed: a node is asked what it is, as soon as one is free")
+        needs = Needs(
+            threads or 1, self._engine.named(0 if device == "cpu" else self._engine.gpus_per_cell), alone=True
+        )
+        element = Element(PROBE, self._parts / PROBE, needs)
+        self._submit([element])
+        while (said := _read(element.part / ENDED)) is None:
+            if self._is_over(element):
+                raise UserError(f"no node has said what it is, which timed cells need: {self._end(element)[1]}")
+            time.sleep(self._queue.pause)
+        del self._running[PROBE]
+        shutil.rmtree(element.part)
+        return Machine(said["processor"], threads or said["threads"])
+
+    def threads(self, timed: bool) -> int:
+        return self._conditions.threads or THREADS
+
+    def has_room(self, timed: bool) -> bool:
+        """Say whether a job would start now. A timed one is alone on its node, whatever runs on others."""
+        beside = [*self._waiting, *self._running.values()]
+        alone = self._one_machine and (timed or any(element.needs.alone for element in beside))
+        return len(beside) < (1 if alone else self.slots)
+
+    def submit(self, job: Job) -> None:
+        """Have the job measured, unless an element of an earlier run does that or has done it."""
+        part = self._parts / job.key
+        job = replace(job, folder=str(part), parents=str(self._folder), gpus=job.gpus * self._engine.gpus_per_cell)
+        needs = Needs(job.threads, self._engine.named(job.gpus), job.timed)
+        element = Element(job.key, part, needs, job.cell)
+        text, before, known = job.to_json(), _read(part / JOB), _read(part / ELEMENT)
+        if known and known["cluster"] == self._engine.cluster:
+            element.id, element.earlier = known["id"], True
+        is_same = before is not None and before | {"where": ""} == json.loads(text) | {"where": ""}
+        if (is_same and element.id) or (element.is_measured and (is_same or not job.keep)):
+            say(f"{job.where}: submitted by an earlier run")
+            self._running[job.key] = element
+            return
+        if before and not is_same:
+            self._withdraw(element)
+        write_atomically(part / JOB, text)
+        self._waiting.append(element)
+
+    def next_result(self) -> Result:
+        """Submit what waits, and wait until an element has ended. Raises UserError for a mistake that one has met."""
+        while True:
+            waiting, self._waiting = self._waiting, []
+            self._submit(waiting)
+            for element in list(self._running.values()):
+                if result := self._result(element):
+                    return result
+            time.sleep(self._queue.pause)
+
+    def cancel(self) -> None:
+        self._queue.cancel([element.id for element in self._running.values() if element.id])
+        self._waiting.clear()
+        self._running.clear()
+
+    def __enter__(self) -> SlurmSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Cancel what runs, and remove the logs where every cell has come to its record."""
+        self.cancel()
+        if all(path.name == LOGS for path in self._parts.glob("*")):
+            shutil.rmtree(self._parts, ignore_errors=True)
+
+    def _submit(self, elements: Sequence[Element]) -> None:
+        """Submit elements, those that need the same as one array, and write down their ids."""
+        groups: dict[Needs, list[Element]] = {}
+        for element in elements:
+            (element.part / ENDED).unlink(missing_ok=True)
+            groups.setdefault(element.needs, []).append(element)
+        for needs, group in groups.items():
+            ids = self._queue.submit([self._call(element) for element in group], needs)
+            for element, name in zip(group, ids, strict=True):
+                element.id = name
+                self._running[element.key] = element  # so that it is cancelled, whatever happens meanwhile
+            for element in group:
+                known = {"cluster": self._engine.cluster, "id": element.id}
+                write_atomically(element.part / ELEMENT, json.dumps(known))
+
+    def _call(self, element: Element) -> Call:
+        """Return what a node does for an element."""
+        if element.key == PROBE:
+            return tell_machine, self._conditions.device, str(element.part)
+        return measure_there, self._conditions.measure, str(element.part)
+
+    def _result(self, element: Element) -> Result | None:
+        """Return what became of an element, or None as long as it goes on, which one from before may do anew."""
+        said = _read(element.part / ENDED)
+        if said is None and not self._is_over(element):
+            return None
+        del self._running[element.key]
+        if element.is_measured:
+            return Result(element.key, {}, element.part)
+        if element.earlier:  # which was cancelled with its run, or lost while nobody looked
+            self._waiting.append(replace(element, id=None, earlier=False, unseen=0))
+            return None
+        if said is not None:
+            raise UserError(said["refused"])
+        status, error = self._end(element)
+        environment = {name: element.cell[name] for name in ("device", "dtype")}  # of the node nothing is known
+        return Result(element.key, {"status": status, "error": error, "environment": environment})
+
+    def _is_over(self, element: Element) -> bool:
+        """Say whether an element is neither waiting nor running.
+
+        One of this run has to be missing twice, by when its last files have come through the file system.
+        """
+        if time.monotonic() - self._looked > self._queue.look:
+            self._looked = time.monotonic()
+            if (listed := self._queue.listed()) is not None:
+                for one in self._running.values():
+                    one.unseen = 0 if one.id in listed else one.unseen + 1
+        return element.id is None or element.unseen >= (1 if element.earlier else 2)
+
+    def _end(self, element: Element) -> tuple[str, str]:
+        """Return the status of an element that has left no record, and why it has none."""
+        state = self._queue.state(element.id or "")
+        log = self._parts / LOGS / f"{element.id}_0_log.err"
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
+        last = next((line for line in reversed(lines) if line.strip()), "its log is empty")
+        unknown = ("lost", f"its job {element.id} has left no record{f', Slurm says {state}' if state else ''}; {last}")
+        return ENDS.get(state, unknown)
+
+    def _withdraw(self, element: Element) -> None:
+        """End an element of an earlier run that measures otherwise than is asked now, and remove what it has."""
+        if element.id:
+            self._queue.cancel([element.id])
+            while element.id in (self._queue.listed() or ()):
+                time.sleep(self._queue.pause)
+        shutil.rmtree(element.part)
+        element.id, element.earlier = None, False
+
+
+def measure_there(measure: Measure, part: str) -> None:
+    """Measure, on a node, the job of a part, and say there that it has ended, and by which mistake."""
+    signal.signal(signal.SIGTERM, _leave)
+    refused = None
+    try:
+        measure((Path(part) / JOB).read_text(encoding="utf-8"), part)
+    except UserError as error:
+        refused = str(error)
+    write_atomically(Path(part) / ENDED, json.dumps({"refused": refused}))
+
+
+def tell_machine(device: str, part: str) -> None:
+    """Say, on a node, what timed cells find there."""
+    import torch
+
+    from bench.system import environment
+
+    said = {"processor": environment.processor(torch.device(device)), "threads": torch.get_num_threads()}
+    write_atomically(Path(part) / ENDED, json.dumps(said))
+
+
+def _leave(*_: object) -> None:
+    """End this process without a word: Slurm takes the job away, and a cell that it ends so has not crashed."""
+    sys.exit(128 + signal.SIGTERM)
+
+
+def _flag(name: str) -> str:
+    """Return the name of an option as sbatch has it."""
+    return name.replace("_", "-")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return what a file says; None where there is none."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found

@@ -1,0 +1,165 @@
+"""Submits what is to run on other nodes, and says what became of it: `SlurmQueue` through Slurm's own commands.
+
+`ProcessQueue` starts processes of this machine in the same way, so that a run through Slurm can be tried without one.
+Both submit through submitit, which writes the sbatch file, and has a function by its name with the paths it is given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import subprocess
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+
+from methods.errors import UserError
+
+Call = tuple[Callable[..., None], *tuple[Any, ...]]  # a function of a module, and its arguments
+PATIENCE = 60.0  # seconds for an answer of Slurm
+FOREVER = 60 * 24 * 365  # minutes, since submitit's own processes end after 2
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Says what each of some calls needs.
+
+    gpus   as Slurm writes them: 2, or h100:2; empty for none
+    alone  whether its node may do nothing else meanwhile
+    """
+
+    threads: int
+    gpus: str
+    alone: bool
+
+
+class Queue(Protocol):
+    """Starts calls elsewhere. `pause` are the seconds between two looks at files, `look` between two at the queue."""
+
+    pause: float
+    look: float
+
+    def submit(self, calls: Sequence[Call], needs: Needs) -> list[str]:
+        """Submit calls at once, and return the id of each. Raises UserError where that is refused."""
+
+    def listed(self) -> set[str] | None:
+        """Return the ids of what waits or runs; None where that cannot be said now."""
+
+    def state(self, name: str) -> str:
+        """Return the word for how something ended, such as TIMEOUT; empty where nobody knows."""
+
+    def cancel(self, names: Collection[str]) -> None:
+        """End what has these ids, if it has not ended."""
+
+
+class SlurmQueue:
+    """Submits arrays of jobs with sbatch.
+
+    folder      where submitit keeps sbatch files and logs, which all nodes have to see
+    parameters  of submitit, for every array (`parameters` of bench.engines.slurm.Slurm)
+    """
+
+    pause, look = 1.0, 30.0
+
+    def __init__(self, folder: Path, parameters: Mapping[str, Any]) -> None:
+        self._folder, self._parameters = folder, dict(parameters)
+
+    def submit(self, calls: Sequence[Call], needs: Needs) -> list[str]:
+        import submitit
+
+        _be_quiet()
+        executor = submitit.SlurmExecutor(self._folder)
+        executor.update_parameters(
+            **self._parameters,
+            cpus_per_task=needs.threads,
+            gpus_per_node=needs.gpus or None,
+            exclusive=needs.alone or None,
+        )
+        try:
+            return _submitted(executor, calls)
+        except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedSubmissionError) as error:
+            said = str(error).strip().splitlines() or ["it says nothing"]
+            raise UserError(f"sbatch takes no cells: {said[-1]}; see --partition and --slurm") from None
+
+    def listed(self) -> set[str] | None:
+        said = _output("squeue", "--me", "--noheader", "--array", "--format=%i")
+        return None if said is None else set(said.split())
+
+    def state(self, name: str) -> str:
+        said = _output("sacct", "--noheader", "--parsable2", "--allocations", "--format=State", f"--jobs={name}")
+        return (said or "").partition("\n")[0].partition(" ")[0]  # which may be CANCELLED by 1000
+
+    def cancel(self, names: Collection[str]) -> None:
+        if names:
+            _output("scancel", *sorted(names))
+
+
+class ProcessQueue:
+    """Starts processes of this machine, which go on when this one is killed."""
+
+    pause, look = 0.05, 0.5
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def submit(self, calls: Sequence[Call], needs: Needs) -> list[str]:
+        import submitit
+
+        _be_quiet()
+        executor = submitit.LocalExecutor(self._folder)
+        executor.update_parameters(timeout_min=FOREVER, gpus_per_node=int(needs.gpus.rpartition(":")[2] or 0))
+        return _submitted(executor, calls)
+
+    def listed(self) -> set[str] | None:
+        every = psutil.process_iter(["pid", "cmdline", "status"])
+        return {str(one.pid) for one in every if self._is_own(one)}
+
+    def state(self, name: str) -> str:
+        return ""
+
+    def cancel(self, names: Collection[str]) -> None:
+        for name in names:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if self._is_own(psutil.Process(int(name))):
+                    _kill(psutil.Process(int(name)))
+
+    def _is_own(self, process: psutil.Process) -> bool:
+        """Say whether a process was started here: a number may be another one's by now."""
+        try:
+            here = str(self._folder) in process.cmdline()
+            return here and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+
+
+def _kill(process: psutil.Process) -> None:
+    """Kill a process with those that it has started, and wait until they are gone."""
+    process.suspend()  # or it would start another one meanwhile
+    every = [process, *process.children(recursive=True)]
+    for one in every:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    psutil.wait_procs(every, timeout=10)
+
+
+def _submitted(executor: Any, calls: Sequence[Call]) -> list[str]:
+    """Submit calls as one array, and return their ids."""
+    with executor.batch():
+        jobs = [executor.submit(*call) for call in calls]
+    return [job.job_id for job in jobs]
+
+
+def _be_quiet() -> None:
+    """Keep submitit from writing to stdout, where the run's results stand."""
+    logging.getLogger("submitit").setLevel(logging.ERROR)
+
+
+def _output(*command: str) -> str | None:
+    """Return what a command of Slurm prints; None where it fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,1 @@
+"""Says which cell of a run comes when, and what it is likely to take before it runs."""

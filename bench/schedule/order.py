@@ -1,0 +1,193 @@
+"""Orders the cells of a run: which one starts next, and which one waits for another.
+
+- A cell that goes on from another one (--then) waits for its record, and begins with the model that was kept.
+- A greedy search begins with the removals that the longest search of another ratio has found. Which cells search shows
+  in their records, so that the first cell of a method and its parameters goes first; where its record has an order of
+  removals, each waits for those in front of it. What a cell begins with is so the same with one slot and with many.
+- Of those that wait for none, the one with the longest way to go is first where several run at once: its own seconds
+  and those of what waits for it, as they are estimated (bench.schedule.estimator). With one slot the order is that of
+  the cells.
+- Nothing waits for the dense model's predictions: each process writes them unless they are there. Texts and tasks are
+  read once in each process.
+
+A step costs the logarithm of the number of cells, and of the cells that have ended a few words are kept, so that ten
+thousand cells are no more work for each of them than ten are.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.engines.engine import Result, Session
+from bench.plan import chain
+from bench.plan.cell import Cell
+from bench.records import comparability
+from bench.records.record import FAILED, Record
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Keeps of a cell's record what other cells wait to know; the record itself is in the folder.
+
+    error      its first line
+    no_search  whether its method has removed something, and not by a search that others can go on from
+    """
+
+    status: str
+    error: str = ""
+    no_search: bool = False
+
+    @classmethod
+    def of(cls, record: Record) -> Ended:
+        """Return what is kept of a record."""
+        removed = record.measured.get("parameters") != record.measured.get("dense_parameters")
+        no_search = record.status == "ok" and removed and "removal_order" not in record.decisions
+        return cls(record.status, (record.error or "").partition("\n")[0], no_search)
+
+
+class Schedule:
+    """Keeps which cells are done, run, and wait. `cells` have their inputs, and parents come in front of children.
+
+    seconds  that each cell is likely to take, by key; None: the cells keep their order
+    ended    what is known of the cells that are done, by key
+    """
+
+    def __init__(self, cells: Sequence[Cell], seconds: Mapping[str, float] | None = None) -> None:
+        self.cells = {cell.key: cell for cell in cells}
+        self.ended: dict[str, Ended] = {}
+        self.running = set[str]()
+        self.failed = 0
+        self._search_of = searches_of(cells)
+        self._members: dict[str, list[str]] = {}  # {search: its cells}
+        self._no_searches = set[str]()  # as a record says that has no order of removals
+        self._before = predecessors(self._search_of)
+        self._behind: dict[str, list[str]] = {}  # {key: those that wait for it}
+        for key, search in self._search_of.items():
+            self._members.setdefault(search, []).append(key)
+        for key, before in self._before.items():
+            self._behind.setdefault(before, []).append(key)
+        for key, cell in self.cells.items():
+            if parent := cell.inputs.get("parent"):
+                self._behind.setdefault(parent, []).append(key)
+        self._timed = {key for key, cell in self.cells.items() if chain.is_timed(cell)}
+        way = self._ways(seconds) if seconds is not None else {}
+        self._rank = {key: (-way.get(key, 0.0), at) for at, key in enumerate(self.cells)}
+        self._ready: dict[bool, list[tuple[tuple[float, int], str]]] = {False: [], True: []}
+        self._seen = set[str]()  # those that wait for nothing any more
+        for key in self.cells:
+            self._free(key)
+
+    def _ways(self, seconds: Mapping[str, float]) -> dict[str, float]:
+        """Return of each cell its seconds and the most that can come behind it, one after the other."""
+        found = dict[str, float]()
+        for key in reversed(self.cells):  # who waits comes behind
+            found[key] = seconds.get(key, 0.0) + max((found[one] for one in self._behind.get(key, ())), default=0.0)
+        return found
+
+    @property
+    def waiting(self) -> int:
+        """Return the number of cells that have not begun."""
+        return len(self.cells) - len(self.ended) - len(self.running)
+
+    def next(self, has_room: Callable[[bool], bool]) -> Cell | None:
+        """Return the first cell that waits for no other one and has room; None where there is none now.
+
+        has_room  says whether a cell may start, given whether it is timed
+        """
+        for _, key in sorted(heap[0] for heap in self._ready.values() if heap):
+            if has_room(key in self._timed):
+                return self.cells[key]
+        return None
+
+    def start(self, key: str) -> None:
+        """Note that a cell runs, which `next` has returned."""
+        self._take(key)
+        self.running.add(key)
+
+    def finish(self, key: str, ended: Ended) -> None:
+        """Note how a cell has ended, which runs or which `next` has returned."""
+        if key in self.running:
+            self.running.remove(key)
+        else:
+            self._take(key)
+        self.ended[key] = ended
+        self.failed += ended.status in FAILED
+        freed = self._behind.get(key, [])
+        search = self._search_of.get(key)
+        if search is not None and ended.no_search and search not in self._no_searches:
+            self._no_searches.add(search)
+            freed = freed + self._members[search]
+        for other in freed:
+            self._free(other)
+
+    def awaited(self, key: str) -> str | None:
+        """Return for which cell one waits, or would if it were not done; None where it waits for none."""
+        parent = self.cells[key].inputs.get("parent")
+        return parent or (self._before.get(key) if self.may_search(key) else None)
+
+    def may_search(self, key: str) -> bool:
+        """Say whether a cell may begin with the removals of another one, as far as is known."""
+        return key in self._search_of and self._search_of[key] not in self._no_searches
+
+    def _take(self, key: str) -> None:
+        """Remove a cell from those that may start, of which it is the first of its kind."""
+        _, taken = heapq.heappop(self._ready[key in self._timed])
+        assert taken == key, f"{taken} starts before {key}"
+
+    def _free(self, key: str) -> None:
+        """Let a cell start if it waits for nothing any more."""
+        if key not in self._seen and not self._waits(key):
+            self._seen.add(key)
+            heapq.heappush(self._ready[key in self._timed], (self._rank[key], key))
+
+    def _waits(self, key: str) -> bool:
+        """Say whether a cell waits for its parent, or for the one in front of it whose removals it may begin with."""
+        parent = self.cells[key].inputs.get("parent")
+        if parent is not None and parent not in self.ended:
+            return True
+        return key in self._before and self.may_search(key) and self._before[key] not in self.ended
+
+    def progress(self) -> str:
+        """Say in one line how many cells are done, run and wait, and how many have failed."""
+        counts = f"{len(self.ended)} of {len(self.cells)} cells done, {len(self.running)} running"
+        return f"{counts}, {self.waiting} waiting, {self.failed} failed"
+
+
+def drive(
+    schedule: Schedule, session: Session, begin: Callable[[Cell], object], end: Callable[[Result], object]
+) -> None:
+    """Begin every cell as soon as it may start and has room, and end those that the session has measured.
+
+    `begin` either submits the cell and starts it in the schedule, or finishes it there at once.
+    """
+    while (cell := schedule.next(session.has_room)) or schedule.running:
+        if cell is None:
+            end(session.next_result())
+        else:
+            begin(cell)
+
+
+def searches_of(cells: Sequence[Cell]) -> dict[str, str]:
+    """Return of each cell that may search what it shares with those whose searches find the same, by key."""
+    return {cell.key: search_of(cell.plain()) for cell in cells if cell.ratio}
+
+
+def predecessors(searches: Mapping[str, str]) -> dict[str, str]:
+    """Return of each cell that may search the one in front of it in its search: {key: key}."""
+    found, last = dict[str, str](), dict[str, str]()
+    for key, search in searches.items():
+        if search in last:
+            found[key] = last[search]
+        last[search] = key
+    return found
+
+
+def search_of(plain: Mapping[str, Any]) -> str:
+    """Return what cells share whose searches find the same: not the ratio, nor what follows, nor how is measured."""
+    pruner = {name: value for name, value in plain["parameters"].items() if "." not in name}
+    own = [plain["method"].partition("+")[0], pruner, comparability.shared(plain, "decision")]
+    return json.dumps(own, sort_keys=True)

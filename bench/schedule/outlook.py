@@ -1,0 +1,114 @@
+"""Estimates the cells of one run: seconds by records of this machine that lie near the run's folder, and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.data import pretrained
+from bench.plan.cell import Cell
+from bench.records import run_folder
+from bench.records.record import Record
+from bench.schedule import passes
+from bench.schedule.estimator import Estimate, Estimator, same_machine
+from bench.schedule.memory_needs import Footprint, MemoryNeeds
+from bench.schedule.order import predecessors, searches_of
+from bench.schedule.shape import Shape
+from bench.schedule.work import Amounts, Cost, bytes_of
+from bench.system import environment, memory
+from bench.system.rate import rates
+from methods.errors import UserError
+from methods.model.decoder import Decoder
+
+LEARNT = ("parameters", "seconds", "prune_seconds", "peak_memory_bytes", "perplexity", "tasks")
+NEAR = 20  # runs beside the run's folder whose records are read, those that changed last
+
+
+@dataclass
+class Outlook:
+    """Knows what the cells of one run will take.
+
+    shape      of its model
+    device     of its cells, and dtype, as torch writes both
+    earlier    records of the run's folder and of those beside it
+    estimates  of the cells, by key (`add`)
+    """
+
+    shape: Shape
+    device: str
+    dtype: str
+    earlier: Sequence[Record]
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+    _estimators: dict[int, Estimator] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, cell: Cell, folder: Path) -> Outlook:
+        """Return the outlook of a run to which a cell belongs, without estimates."""
+        shape = Shape.of(Decoder(pretrained.shell(cell.model, cell.trust_remote_code)))
+        return cls(shape, cell.device, cell.dtype, list(records_near(folder)))
+
+    def add(
+        self,
+        cells: Sequence[Cell],
+        amounts: Callable[[Cell], Amounts],
+        threads: Callable[[Cell], int],
+        timed_threads: int,
+    ) -> None:
+        """Estimate cells that come in this order.
+
+        amounts        on how much text and how many documents each is measured
+        threads        how many each has but while it is timed
+        timed_threads  how many each has then
+        """
+        known, by_key = predecessors(searches_of(cells)), {cell.key: cell for cell in cells}
+        for cell in cells:
+            before = known.get(cell.key) if passes.searches(cell.method) else None
+            ratio = by_key[before].ratio if before else None
+            known_ratio, text = min(ratio or 0.0, cell.ratio or 0.0), amounts(cell)
+            found = self._estimator(threads(cell)).estimate(cell, text, known_ratio)
+            if "speed" in found.stages and threads(cell) != timed_threads:
+                timed = self._estimator(timed_threads).estimate(cell, text, known_ratio)
+                found = replace(found, stages=found.stages | {"speed": timed.stages["speed"]})
+            self.estimates[cell.key] = found
+
+    def needs(self, cell: Cell) -> MemoryNeeds:
+        """Return the memory of a cell; on the host, beside a process like this one."""
+        peak = max((one.peak(cell) for one in self._estimators.values()), default=0)
+        return self._footprint.needs(cell, peak)
+
+    @cached_property
+    def _footprint(self) -> Footprint:
+        return Footprint(self.shape, bytes_of(self.dtype), memory.resident_bytes())
+
+    def _estimator(self, threads: int) -> Estimator:
+        if threads not in self._estimators:
+            here = torch.device(self.device if self.device == "cpu" or torch.cuda.is_available() else "cpu")
+            dtype = getattr(torch, self.dtype)
+            found = Estimator(Cost(self.shape, rates(str(here), dtype, threads), bytes_of(self.dtype)))
+            machine: Mapping[str, Any] = environment.describe(here, dtype) | {"threads": threads, "device": self.device}
+            for record in self.earlier:
+                if same_machine(record, machine):
+                    found.learn(record)
+            self._estimators[threads] = found
+        return self._estimators[threads]
+
+
+def records_near(folder: Path) -> Iterator[Record]:
+    """Yield of the records of a run's folder, and of the runs beside it, what estimates need.
+
+    What cannot be read is left out.
+    """
+    beside = [run for run in folder.absolute().parent.glob("*") if run_folder.is_run(run)]
+    beside.sort(key=lambda run: (run.name == folder.name, run.stat().st_mtime), reverse=True)
+    for run in beside[:NEAR]:
+        with suppress(UserError, OSError):
+            for record in run_folder.load_run(run):
+                if record.status == "ok":
+                    measured = {name: record.measured[name] for name in LEARNT if name in record.measured}
+                    yield replace(record, decisions={}, measured=measured)

@@ -1,0 +1,168 @@
+"""Counts what pruning computes, method by method, from the shapes of the model and the calibration alone.
+
+A method that is not in the table, such as a plugin's, is taken to look at its calibration once, or three times where it
+needs gradients (its constant `needs`). Constants that were counted in records say where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from bench.schedule.shape import Shape
+
+EIGENVALUES = 18  # D^3 of a symmetric matrix's, in float64: 9, at half the rate
+LACO_WINDOWS = 33  # tried for each layer removed, where a ratio is met: 129, 285, 371 for 4, 8, 11 of 30 (smollm2-135m)
+PUBLISHED_WINDOWS = 45  # tried by `laco-published`, whatever the ratio: 47, 45, 43 there
+BLOCKS = 2.9  # attentions and MLPs removed for a layer's worth of parameters: 12, 22, 32 for 4, 8, 11 layers there
+FITS = {"scale": 0.71, "linearpatch": 0.81, "ghost": 0.90, "replaceme": 0.99, "refit": 3.53, "reinitialize": 0.0}
+# in forwards without the head; tests/benchmarks/README.md, "What a fit costs, in forwards"
+
+
+@dataclass(frozen=True)
+class PruningWork:
+    """Says what is pruned, and on what.
+
+    ratio      to remove of the dense model
+    known      the ratio up to which an earlier search's removals are known
+    sequences, length   of the calibration
+    """
+
+    shape: Shape
+    ratio: float
+    known: float
+    sequences: int
+    length: int
+    parameters: Mapping[str, Any]
+
+    @property
+    def tokens(self) -> int:
+        """Return the calibration tokens that the method reads."""
+        every = self.sequences * self.length
+        return min(every, self.parameters.get("tokens") or every)
+
+    def removals(self, ratio: float) -> int:
+        """Return how many layers a ratio is."""
+        return round(ratio * self.shape.parameters / max(1.0, self.shape.layer))
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Holds multiply-accumulates, and how often the layers' weights are read for few tokens."""
+
+    macs: float = 0.0
+    reads: float = 0.0
+
+    def __add__(self, other: Computed) -> Computed:
+        return Computed(self.macs + other.macs, self.reads + other.reads)
+
+
+def computed(method: str, pruner: object, asked: PruningWork) -> Computed:
+    """Return what pruning by a method computes, its compensation included.
+
+    pruner  the class of the method, for those that are not in the table
+    """
+    name, _, compensation = method.partition("+")
+    needs = getattr(pruner, "needs", "nothing")
+    usual = 3.0 if "gradients" in needs else 1.0 if "calibration" in needs else 0.0
+    found = METHODS.get(name, partial(_forwards, count=usual))(asked)
+    every = asked.sequences * asked.length
+    return found + Computed(
+        FITS.get(compensation, 1.0 if compensation else 0.0) * asked.shape.body(every, asked.length)
+    )
+
+
+def searches(method: str) -> bool:
+    """Say whether a method's cells begin with the removals of each other."""
+    return method.partition("+")[0] in ("sleb", "blockpruner", "finercut", "laco-ls")
+
+
+def _forwards(asked: PruningWork, count: float) -> Computed:
+    """Count forwards of the layers over the calibration; of gradients three are a forward and a backward pass."""
+    return Computed(count * asked.shape.body(asked.sequences * asked.length, asked.length))
+
+
+def _taylor(asked: PruningWork) -> Computed:
+    """A forward and a backward pass over few tokens, with the head."""
+    rows = min(asked.sequences, asked.parameters.get("sequences", asked.sequences))
+    tokens = rows * min(asked.length, asked.tokens) if "sequences" in asked.parameters else asked.tokens
+    times = 3 * asked.parameters.get("steps", 1)
+    return Computed(times * (asked.shape.body(tokens, asked.length) + tokens * asked.shape.head))
+
+
+def _slicegpt(asked: PruningWork) -> Computed:
+    """Two forwards, and two eigenvalue problems of the width for each layer."""
+    shape = asked.shape
+    return _forwards(asked, 2) + Computed(2 * shape.layers * EIGENVALUES * shape.width**3)
+
+
+def _trials(asked: PruningWork, count: float, kept: float = 1.0) -> Computed:
+    """Count models without one block: half of the layers run again behind it, and the head."""
+    shape = asked.shape
+    return Computed(count * (shape.body(asked.tokens, asked.length, kept / 2) + asked.tokens * shape.head))
+
+
+def _each_layer(asked: PruningWork) -> Computed:
+    """Every layer is left out once."""
+    return _trials(asked, asked.shape.layers)
+
+
+def _search(asked: PruningWork, blocks: float, stay: int) -> Computed:
+    """Every block that is left is tried for each that goes; `blocks` for each layer, of which `stay` stay."""
+    shape, per = asked.shape, 1 if blocks == 1 else 2
+    first, last = (round(blocks * asked.removals(ratio)) for ratio in (asked.known, asked.ratio))
+    there = per * shape.layers - stay
+    steps = [_trials(asked, max(0, there - at), max(0.0, 1 - at / there)) for at in range(first, last)]
+    return sum(steps, Computed(shape.body(asked.tokens, asked.length)))
+
+
+def _sleb(asked: PruningWork) -> Computed:
+    return _search(asked, 1, asked.parameters.get("keep_first", 1) + asked.parameters.get("keep_last", 1))
+
+
+def _laco(asked: PruningWork, windows: float | None = None) -> Computed:
+    """Each window that is tried runs half of the layers over a few short sentences."""
+    if asked.parameters.get("T") is not None:
+        windows = asked.shape.layers
+    elif windows is None:
+        windows = LACO_WINDOWS * asked.removals(asked.ratio)
+    tokens = min(asked.sequences, asked.parameters.get("sentences", 5)) * asked.parameters.get("tokens", 16)
+    return Computed(windows * asked.shape.body(tokens, tokens, 0.5), windows / 2)
+
+
+def _laco_ls(asked: PruningWork) -> Computed:
+    """Three forwards, and seven over the tokens of a trial for each layer that goes (methods/depth/laco_ls.py)."""
+    given, shape = asked.parameters, asked.shape
+    tokens = given.get("trial_tokens", 512)
+    per = 7 * given.get("trials", 12) / 12
+    steps = asked.removals(asked.ratio) - asked.removals(asked.known)
+    fits = 2 * given.get("sweeps", 1) + 1 + given.get("attention", False)
+    trial = shape.body(tokens, asked.length) + 2 * tokens * shape.head
+    return _forwards(asked, fits) + Computed(steps * per * trial)
+
+
+def _two_ssp(asked: PruningWork) -> Computed:
+    """A forward for the channels; each attention that is left is left out for each one that goes, one in ten layers."""
+    return _forwards(asked, 1) + _trials(asked, asked.shape.layers * max(1, round(10 * asked.ratio)))
+
+
+METHODS: dict[str, Callable[[PruningWork], Computed]] = {
+    **dict.fromkeys(("dense", "drop", "drop-tail", "drop-random"), partial(_forwards, count=0)),  # they look at nothing
+    **dict.fromkeys(("magnitude", "shortgpt", "angular", "llm-drop"), partial(_forwards, count=1)),
+    "flap": partial(_forwards, count=1),
+    "minitron-width": partial(_forwards, count=1),
+    "wanda-sp": partial(_forwards, count=2),  # each layer is run to be scored, and again as it has been cut
+    "slicegpt": _slicegpt,
+    "llm-pruner": _taylor,
+    "shortened-llama-taylor": _taylor,
+    "shortened-llama": _each_layer,
+    "sleb": _sleb,
+    "blockpruner": partial(_search, blocks=BLOCKS, stay=0),
+    "finercut": partial(_search, blocks=BLOCKS, stay=0),
+    "2ssp": _two_ssp,
+    "laco": _laco,
+    "laco-published": partial(_laco, windows=PUBLISHED_WINDOWS),
+    "laco-ls": _laco_ls,
+}

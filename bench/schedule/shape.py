@@ -1,0 +1,55 @@
+"""Describes a model by what its cost depends on, from its shapes alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from methods.model.decoder import Decoder
+from methods.model.sizes import layer_parameters, macs_per_token, parameters, parameters_without_embeddings
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Holds sizes of a dense model.
+
+    macs    multiply-accumulates of a token in all layers, without attention scores and without the head
+    scores  those of attention for each token of context
+    head    those of the head
+    layer   parameters of a layer, on average
+    inner   parameters of the layers
+    """
+
+    layers: int
+    width: int
+    vocabulary: int
+    parameters: int
+    inner: int
+    layer: float
+    macs: int
+    scores: int
+    head: int
+
+    @classmethod
+    def of(cls, model: Decoder) -> Shape:
+        """Return the sizes of a model, which may be without weights."""
+        vocabulary, width = model.head.weight.shape
+        linear = macs_per_token(model, 0)
+        return cls(
+            layers=len(model.layers),
+            width=width,
+            vocabulary=vocabulary,
+            parameters=parameters(model),
+            inner=parameters_without_embeddings(model),
+            layer=sum(map(layer_parameters, model.layers)) / len(model.layers),
+            macs=linear - vocabulary * width,
+            scores=macs_per_token(model, 1) - linear,
+            head=vocabulary * width,
+        )
+
+    def body(self, tokens: float, context: int, kept: float = 1.0) -> float:
+        """Return the multiply-accumulates of some tokens in the layers, of which a share is kept."""
+        return tokens * kept * (self.macs + self.scores * context)
+
+    def kept(self, ratio: float | None) -> float:
+        """Return the share of the layers that stays when this share of all parameters goes."""
+        return max(0.0, 1 - (ratio or 0.0) * self.parameters / max(1, self.inner))

@@ -1,0 +1,74 @@
+"""Says under what figures of speed were measured: how the models lie, and what the machine did meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.speed.timing import Clock
+from bench.system import environment, gpu
+from methods.model.decoder import Decoder
+
+BUSY = 0.25  # cores that other work may take on average before the machine is marked as busy
+TILES = (128, 64, 8)  # multiples that kernels are cut for
+
+
+def setup(model: Any, devices: Sequence[torch.device], clock: Clock, rates: Mapping[str, float]) -> dict[str, Any]:
+    """Return what the protocol does not say of how the models were timed; `rates` of bench.speed.peak_rates."""
+    return {
+        "threads": torch.get_num_threads(),
+        "cores": environment.usable_cores(),
+        "devices": [str(device) for device in devices],
+        "clock": clock.name,
+        "attention": model.config._attn_implementation,
+        **rates,
+    }
+
+
+def widths(model: Decoder) -> dict[str, dict[str, Any]]:
+    """Return {role: {in, out: widths that occur, multiple_of: the largest of 128, 64, 8, 1 that divides them all}}."""
+    roles: dict[str, list[nn.Linear]] = {"head": [model.head]}
+    for layer in model.layers:
+        known = {"qkv": layer.qkv, "out": [layer.out]} if layer.has_attention else {}
+        known |= {"up": layer.up, "down": [layer.down]} if layer.has_mlp else {}
+        mine = {id(matrix) for matrix in layer.matrices}
+        added = [m for m in layer.module.modules() if isinstance(m, nn.Linear) and id(m) not in mine]
+        for role, matrices in (known | {"added": added}).items():
+            roles.setdefault(role, []).extend(matrices)
+    return {role: _widths([matrix.weight for matrix in matrices]) for role, matrices in roles.items() if matrices}
+
+
+def _widths(weights: list[torch.Tensor]) -> dict[str, Any]:
+    out, read = ({weight.shape[axis] for weight in weights} for axis in (0, 1))
+    tile = next((tile for tile in TILES if all(width % tile == 0 for width in out | read)), 1)
+    return {"in": sorted(read), "out": sorted(out), "multiple_of": tile}
+
+
+def state(gpus: Sequence[gpu.Gpu]) -> dict[str, Any]:
+    """Return what the machine and its GPUs do at this moment."""
+    return {"machine": environment.state()} | ({"gpus": [card.state() for card in gpus]} if gpus else {})
+
+
+def between(
+    before: dict[str, Any], after: dict[str, Any], others: list[int | None], slowed_by: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return what else the machine did between two states; `flags` say what may have spoilt the figures.
+
+    others     processes of others on each GPU
+    slowed_by  what held GPUs down while models were timed
+    """
+    shares = environment.between(before["machine"], after["machine"])
+    found: dict[str, Any] = {"before": before, "after": after} | shares
+    known = [count for count in others if count is not None]
+    if known:
+        found["other_gpu_processes"] = sum(known)
+    hot = after["machine"].get("cpu_throttled", 0) > before["machine"].get("cpu_throttled", 0)
+    flags = {
+        "busy": sum(shares.values()) > BUSY,
+        "shared_gpu": sum(known) > 0,
+        "slowed": hot or bool(set(slowed_by) & set(gpu.THROTTLED)),
+    }
+    return found | {"flags": [name for name, holds in flags.items() if holds]}

@@ -1,0 +1,93 @@
+"""Measures what a GPU reaches at most, so that a figure can be seen beside it: no table of cards is asked.
+
+copy_bytes_per_second    read and written, of a copy within its memory
+matmul_flops_per_second  of a product of two square matrices in the model's dtype, two for each multiply-accumulate
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from bench.speed import timing
+from bench.speed.timing import Clock, Workload
+from bench.speed.workloads import TimedPoint, bytes_read, macs
+from bench.system import worker
+from methods.model.decoder import Decoder
+
+COPIED = 2**29  # bytes, more than any cache of a GPU holds
+SIDE = 8192  # rows and columns
+CALLS, PASSES = 10, 5
+LOW = 0.4  # share of both rates below which a decode step is marked: the GPU was waiting for something else
+LAUNCH_BOUND = 1.1  # times the captured step's milliseconds above which an eager one is marked
+
+
+def measure(
+    device: torch.device, dtype: torch.dtype, clock: Clock, *, copied: int = COPIED, side: int = SIDE
+) -> dict[str, float]:
+    """Return the rates by the names at the head of this file, each of the fastest call; without what has no room."""
+    made: dict[str, Callable[[], tuple[Callable[[], object], float]]] = {
+        "copy_bytes_per_second": lambda: _copy(device, copied),
+        "matmul_flops_per_second": lambda: _product(device, dtype, side),
+    }
+    found = dict[str, float]()
+    for name, make in made.items():
+        try:
+            step, work = make()
+            load = Workload(step, lambda: None, CALLS)
+            timing.warm_up(load, clock)
+            found[name] = 1e3 * work / min(ms for _ in range(PASSES) for ms in clock.run(load).ms)
+        except Exception as error:
+            if not worker.is_out_of_memory(error):
+                raise
+    return found
+
+
+def _copy(device: torch.device, size: int) -> tuple[Callable[[], object], float]:
+    here, there = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
+    return lambda: there.copy_(here), 2.0 * size
+
+
+def _product(device: torch.device, dtype: torch.dtype, side: int) -> tuple[Callable[[], object], float]:
+    left, right = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(left)
+    return lambda: torch.mm(left, right, out=out), 2.0 * side**3
+
+
+def shares(model: Decoder, point: TimedPoint, ms: float, rates: Mapping[str, float]) -> dict[str, float]:
+    """Return what one call reaches of the rates.
+
+    bandwidth    of a decode step: the weights and the cache that it must read, of the bytes copied in that time
+    matrix_rate  its multiply-accumulates, of those of the product
+    """
+    found = {}
+    if point.kind == "decode" and "copy_bytes_per_second" in rates:
+        found["bandwidth"] = bytes_read(model, point) / (ms / 1e3) / rates["copy_bytes_per_second"]
+    if "matmul_flops_per_second" in rates:
+        flops = 2 * point.batch * macs(model, point)
+        found["matrix_rate"] = flops / (ms / 1e3) / rates["matmul_flops_per_second"]
+    return found
+
+
+def judged(
+    models: Mapping[str, Decoder],
+    point: TimedPoint,
+    found: Mapping[str, Any],
+    captured: Mapping[str, Any],
+    rates: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return what each model reaches of the rates, and all flags of a point; {} where nothing was timed.
+
+    captured  what was found of the same point with captured steps, of an eager one
+    """
+    ms = {name: found[f"{name}_ms"] for name in models if f"{name}_ms" in found}
+    reached = {name: shares(models[name], point, ms[name], rates) for name in ms}
+    flags = {
+        "low_bandwidth": point.kind == "decode" and any(one and max(one.values()) < LOW for one in reached.values()),
+        "launch_bound": any(ms[name] > LAUNCH_BOUND * captured.get(f"{name}_ms", math.inf) for name in ms),
+    }
+    result = {f"{name}_{what}": share for name, one in reached.items() for what, share in one.items()}
+    return result | ({"flags": found["flags"] + [name for name, holds in flags.items() if holds]} if ms else {})

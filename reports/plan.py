@@ -1,0 +1,69 @@
+"""The plan of a run: what each cell will take, when each slot ends, and what is done already."""
+
+from __future__ import annotations
+
+from bench.plan.run_spec import RunSpec
+from bench.schedule.forecast import duration
+from bench.schedule.plan import Plan, PlannedCell, gib, summary
+from reports.tables.table import Column, Row, Table, TableCell, text, words
+
+STAGES = ("load", "prune", "heal", "save", "perplexity", "tasks", "speed", "checks")
+TAKES = "takes: the sum of the stages; starts: from the beginning of the run, which reads its texts and tasks first."
+BASES = (
+    "measured before: by records of this machine in the run's folder and beside it, scaled by what is computed; from "
+    "MACs: by multiply-accumulates and the rate that this machine has just shown."
+)
+ELSEWHERE = "Cells run on other machines, and their time is estimated by the rate of this one."
+ONE = "--slots is not given, so that the plan is for one cell at a time."
+
+
+def tables(plan: Plan, spec: RunSpec) -> list[Table]:
+    """Return the table of the cells, and that of the slots where there are several."""
+    found = [_cells(plan, spec)]
+    if len(plan.slots) > 1:
+        rows = tuple(Row(f"slot {at}", "", None, (_time(end),)) for at, end in enumerate(plan.slots, start=1))
+        found.append(Table("slots", "plan", "", "", (), (Column("end", "ends after"),), rows, head="slot"))
+    return found
+
+
+def _cells(plan: Plan, spec: RunSpec) -> Table:
+    left = [one for one in plan.cells if not one.done]
+    stages = [name for name in STAGES if any(one.estimate and one.estimate.stages.get(name) for one in left)]
+    on_gpu = any(one.needs.device for one in left)
+    columns = [
+        Column("ratio", "ratio"),
+        Column("seconds", "takes"),
+        *[Column("begin", "starts")] * bool(left),
+        *[Column("slot", "slot")] * (len(plan.slots) > 1),
+        *[Column("device", "device")] * on_gpu,
+        Column("host", "host"),
+        *(Column(name, name, group="stages") for name in stages),
+        words("basis"),
+        *[words("waits for")] * any(one.after for one in left),
+    ]
+    rows = tuple(_row(one, columns) for one in plan.cells)
+    elsewhere = spec.engine != "local"
+    notes = [f"{summary(plan)}.", *[ELSEWHERE] * elsewhere, *[ONE] * (elsewhere and not spec.slots)]
+    return Table("plan", "plan", "", "", (), tuple(columns), rows, tuple(notes), (TAKES, BASES))
+
+
+def _row(one: PlannedCell, columns: list[Column]) -> Row:
+    cell, found = one.cell, dict[str, TableCell]()
+    if cell.ratio is not None:
+        found["ratio"] = TableCell(f"{cell.ratio:g}", value=cell.ratio)
+    if one.estimate is None:
+        found["basis"] = TableCell(f"has a record: {one.done}")
+    else:
+        found |= {name: _time(seconds) for name, seconds in one.estimate.stages.items()}
+        found |= {"seconds": _time(one.estimate.seconds), "begin": _time(one.begin)}
+        found |= {"slot": TableCell(str(one.slot + 1), value=one.slot + 1), "waits for": text(one.after)}
+        found |= {"device": _size(one.needs.device), "host": _size(one.needs.host), "basis": text(one.estimate.basis)}
+    return Row(cell.label, cell.method, cell.ratio, tuple(found.get(column.name, TableCell()) for column in columns))
+
+
+def _size(count: int) -> TableCell:
+    return TableCell(gib(count), value=count)
+
+
+def _time(seconds: float) -> TableCell:
+    return TableCell(duration(seconds), value=seconds)

@@ -1,0 +1,77 @@
+"""How many cells a second the driver of a run can start, take in and write, with a made-up cluster of 256 slots.
+
+tox -e bench -- tests/benchmarks/test_driver.py
+PRUNEBENCH_CELLS=10000 tox -e bench -- tests/benchmarks/test_driver.py          as many as the figures in README.md have
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from dataclasses import replace
+
+import pytest
+
+from bench.engines.simulated import SimulatedSession
+from bench.plan.cell import Cell
+from bench.plan.protocol import profile
+from bench.run import runner
+from bench.run.source_hash import method_sha256
+from bench.schedule.estimator import Estimate
+from bench.system.memory import resident_bytes
+
+CELLS = int(os.environ.get("PRUNEBENCH_CELLS", "1000"))
+SLOTS = 256
+FILLER = [[7 * number for number in range(2000)] for _ in range(2)]  # a record of a width method has as many numbers
+
+
+def grid(count: int) -> list[Cell]:
+    """Cells of searches of five ratios each, of other methods, and of other seeds."""
+    inputs = {method: {"weights_sha256": "a", "method_sha256": method_sha256(method)} for method in ("sleb", "flap")}
+    quick = profile("quick", speed_rounds=0)
+    made = Cell("m", "sleb", {"tokens": 64}, 0.1, "layers", 0, "cpu", "float32", quick)
+    return [
+        replace(made, method=method, ratio=ratio / 10, seed=seed, inputs=inputs[method])
+        for seed in range(count // 10)
+        for ratio in range(1, 6)
+        for method in ("sleb", "flap")
+    ]
+
+
+@pytest.mark.parametrize("count", [CELLS // 4, CELLS])
+def test_driver(count, tmp_path, benchmark, capsys):
+    cells = grid(count)
+    searches = {cell.key for cell in cells if cell.method == "sleb"}
+    seconds = {cell.key: 60.0 + number % 7 for number, cell in enumerate(cells)}
+    estimates = {key: Estimate({"prune": one, "tasks": one}, "") for key, one in seconds.items()}
+
+    def found(key):
+        order = {"removal_order": ["layer 3"], "free_removals": 1} if key in searches else {}
+        measured = {"parameters": 1, "dense_parameters": 2, "prune_seconds": 1.0, "seconds": {"prune": 1.0}}
+        status = {"status": "ok", "error": None, "environment": {"cpu": "x"}}
+        return status | {"measured": measured, "decisions": order | {"removed_channels": FILLER}}
+
+    session = SimulatedSession(SLOTS, seconds, found=found)
+    peaks = []
+    next_result = session.next_result
+
+    def watched():
+        if len(peaks) * 100 < len(session.spans):
+            peaks.append(resident_bytes())
+        return next_result()
+
+    session.next_result = watched
+    records = benchmark.pedantic(
+        lambda: runner._measured(cells, tmp_path, session, False, {"scratch": ""}, estimates=estimates), rounds=1
+    )
+    assert len(records) == len(cells)
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    benchmark.extra_info |= {
+        "cells": len(cells),
+        "simulated_seconds": session.now,
+        "resident_mib_while_it_ran": [round(size / 2**20) for size in (peaks[0], peaks[len(peaks) // 2], peaks[-1])],
+        "resident_mib_with_all_records": round(resident_bytes() / 2**20),
+        "processor_seconds_so_far": own.ru_utime + own.ru_stime,
+    }
+    with capsys.disabled():
+        print(benchmark.extra_info)

@@ -1,0 +1,104 @@
+"""What tasks of a Ray cluster do in tests/engines instead of measuring a cell. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+from bench.engines.engine import Job
+from bench.system.worker import Limits, Worker
+
+
+def tries(folder: Path, key: str) -> list[dict]:
+    """What was put down when a task of that key began, one for each time."""
+    return [json.loads(path.read_text()) for path in sorted((folder / "tries").glob(f"{key}.*"))]
+
+
+def _begin(asked: Job) -> dict:
+    import ray
+
+    began = {
+        "pid": os.getpid(),
+        "node": ray.get_runtime_context().get_node_id(),
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "directory": str(Path.cwd()),
+        "began": time.monotonic(),
+    }
+    put_down = Path(asked.folder, "tries", f"{asked.key}.{time.time_ns()}")
+    put_down.parent.mkdir(exist_ok=True)
+    put_down.with_name(f".{put_down.name}").write_text(json.dumps(began))
+    put_down.with_name(f".{put_down.name}").rename(put_down)
+    return began
+
+
+def naps(text: str, out: str) -> None:
+    """Sleep for the job's seconds, and put down in its part where, and from when to when."""
+    asked = Job.from_json(text)
+    began = _begin(asked)
+    time.sleep(asked.seconds)
+    _put_down(asked, out, began)
+
+
+def _put_down(asked: Job, out: str, began: dict) -> None:
+    Path(out, "cells").mkdir(parents=True, exist_ok=True)
+    Path(out, "cells", f"{asked.key}.json").write_text(json.dumps(began | {"ended": time.monotonic()}))
+    Path(out, "other").write_text("which is not sent")
+
+
+def sleeps(text: str, out: str) -> None:
+    """Sleep for the job's seconds, and leave nothing."""
+    time.sleep(Job.from_json(text).seconds)
+
+
+def meets(text: str, out: str) -> None:
+    """Wait until as many have begun as the job's number of seconds."""
+    asked = Job.from_json(text)
+    began = _begin(asked)
+    while len(list(Path(asked.folder, "tries").glob("[!.]*"))) < asked.seconds:
+        time.sleep(0.05)
+    _put_down(asked, out, began)
+
+
+def stays_once(text: str, out: str) -> None:
+    """Sleep for ever when it is tried for the first time, and not at all then."""
+    asked = Job.from_json(text)
+    if not tries(Path(asked.folder), asked.key):
+        _begin(asked)
+        time.sleep(600)
+    naps(text, out)
+
+
+def falls(text: str, out: str) -> None:
+    """Be killed, whenever it is tried."""
+    _begin(Job.from_json(text))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def has_child(text: str, out: str) -> None:
+    """Sleep in a process of its own, as a cell is measured, and put down which."""
+    asked = Job.from_json(text)
+
+    def hear(found: dict) -> None:
+        Path(asked.folder, f"{asked.key}.child").write_text(str(found["pid"]))
+
+    with Worker() as process:
+        process.run(_naps_as_child, (asked,), limits=Limits(), hear=hear)
+
+
+def _naps_as_child(line, asked: Job) -> None:
+    line.tell({"pid": os.getpid()})
+    time.sleep(asked.seconds)
+
+
+def fails(text: str, out: str) -> None:
+    """Fail as nobody foresaw."""
+    raise RuntimeError("no such thing")
+
+
+def fills_memory(text: str, out: str) -> None:
+    """Work until it is ended."""
+    _begin(Job.from_json(text))
+    time.sleep(600)

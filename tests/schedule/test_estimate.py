@@ -1,0 +1,162 @@
+"""Estimates: of a cell that was measured it is what that took, and it grows as the work does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from conftest import tiny
+
+import methods
+from bench.plan.cell import Cell
+from bench.plan.protocol import profile
+from bench.plan.recipe import Recipe
+from bench.records.record import Record
+from bench.schedule import passes
+from bench.schedule.estimator import COMPUTED, MEASURED, Estimator, amounts_of, same_machine
+from bench.schedule.memory_needs import Footprint
+from bench.schedule.shape import Shape
+from bench.schedule.work import Amounts, Cost
+from bench.system.rate import Rates, rates
+from methods.model.decoder import Decoder
+from methods.model.sizes import macs_per_token, parameters
+
+SHAPE = Shape(30, 576, 49152, 134_515_008, 106_203_456, 3_540_096.0, 106_168_320, 34_560, 28_311_552)
+COST = Cost(SHAPE, Rates(1e11, 1e10), 4)
+AMOUNTS = Amounts(8192, {"hellaswag": 100, "piqa": 100})
+
+
+def cell(method: str, ratio: float | None = 0.2, **changes) -> Cell:
+    given = {"layers": "3"} if method == "drop" else {}
+    parameters = methods.hyperparameters(methods.make(method, given))
+    return replace(Cell("m", method, parameters, ratio, "layers", 0, "cpu", "float32", profile("quick")), **changes)
+
+
+def record(of: Cell, seconds: dict[str, float], windows: int = 16, documents: int = 100, **measured) -> Record:
+    found = {
+        "parameters": 1,
+        "seconds": seconds,
+        "perplexity": {"wiki": {"windows": windows, "window": 512}},
+        "tasks": {name: {"documents": documents} for name in ("hellaswag", "piqa")},
+    }
+    return Record(json.loads(json.dumps(of.plain())), "ok", {}, {}, found | measured)
+
+
+def test_of_a_cell_that_was_measured_an_estimate_is_what_it_took():
+    laco, flap = cell("laco"), cell("flap", 0.3)
+    took = {"load": 0.7, "prune": 44.0, "perplexity": 9.0, "tasks": 33.0, "speed": 25.0, "checks": 3.0}
+    other = {"load": 0.9, "prune": 3.0, "perplexity": 19.0, "tasks": 53.0, "speed": 45.0, "checks": 9.0}
+    estimator = Estimator(COST)
+    for of, seconds in ((laco, took), (flap, other)):
+        estimator.learn(record(of, seconds, prune_seconds=seconds["prune"]))
+    for of, seconds in ((laco, took), (flap, other)):
+        found = estimator.estimate(of, AMOUNTS)
+        assert found.stages == pytest.approx(seconds)
+        assert found.basis == MEASURED
+    unlike = estimator.estimate(cell("slicegpt"), AMOUNTS)  # never pruned so: by the rate that the others have shown
+    computed = COST.seconds(cell("slicegpt"), AMOUNTS)
+    known = [COST.seconds(laco, AMOUNTS), COST.seconds(flap, AMOUNTS)]
+    stages = ("perplexity", "tasks", "checks")
+    real = sum(took[stage] + other[stage] for stage in stages)
+    assert unlike.stages["prune"] == pytest.approx(
+        computed["prune"] * real / sum(one[stage] for one in known for stage in stages)
+    )
+    assert Estimator(COST).estimate(laco, AMOUNTS).basis == COMPUTED
+
+
+def test_more_windows_and_documents_take_as_much_more():
+    one, estimator = cell("laco"), Estimator(COST)
+    estimator.learn(record(one, {"prune": 20.0, "perplexity": 9.0, "tasks": 33.0}, prune_seconds=20.0))
+    for times in (2, 5):
+        amounts = Amounts(AMOUNTS.text_tokens * times, {task: 100 * times for task in AMOUNTS.documents})
+        found = estimator.estimate(one, amounts).stages
+        assert found["perplexity"] == pytest.approx(9.0 * times)
+        assert found["tasks"] == pytest.approx(33.0 * times)
+        assert found["prune"] == pytest.approx(20.0)
+    longer = replace(one, protocol=profile("quick", calibration_sequences=32))
+    first, second = (COST.seconds(replace(of, method="shortgpt"), AMOUNTS)["prune"] for of in (one, longer))
+    assert second == pytest.approx(2 * first)
+
+
+def test_a_search_that_goes_on_costs_what_is_left_of_it():
+    for method in ("sleb", "blockpruner", "finercut", "laco-ls"):
+        assert passes.searches(method)
+        whole, start = (COST.seconds(cell(method, ratio), AMOUNTS)["prune"] for ratio in (0.3, 0.1))
+        rest = COST.seconds(cell(method, 0.3), AMOUNTS, known=0.1)["prune"]
+        assert rest < whole
+        assert rest + start == pytest.approx(whole, rel=0.2)  # both read the dense model's states
+    known = record(cell("sleb", 0.1), {"prune": 50.0}, prune_seconds=50.0)
+    went_on = record(cell("sleb", 0.3), {"prune": 70.0}, prune_seconds=120.0)
+    estimator = Estimator(COST)
+    estimator.learn(known)
+    estimator.learn(went_on)
+    assert estimator.estimate(cell("sleb", 0.3), AMOUNTS).stages["prune"] == pytest.approx(120.0)
+
+
+def test_every_method_has_an_estimate_and_those_that_look_at_nothing_cost_nothing():
+    for name, kind in methods.load().items():
+        if kind.__module__.startswith("methods."):
+            found = COST.seconds(cell(name, 0.2), AMOUNTS)
+            assert (found.get("prune", 0.0) == 0.0) == (kind.needs == "nothing"), name
+            assert name in passes.METHODS
+    assert COST.seconds(cell("shortgpt+ghost"), AMOUNTS)["prune"] > COST.seconds(cell("shortgpt"), AMOUNTS)["prune"]
+    healed = COST.seconds(cell("laco", healing=Recipe(tokens=10_000)), AMOUNTS)
+    assert healed["heal"] < COST.seconds(cell("laco", healing=Recipe(tokens=20_000)), AMOUNTS)["heal"]
+    untimed = COST.seconds(cell("laco", protocol=profile("quick", speed_rounds=0, checks=False)), Amounts(0, {}))
+    assert set(untimed) == {"load", "prune"}
+
+
+def test_the_sizes_of_a_model_are_those_that_are_counted_elsewhere():
+    model = Decoder(tiny("llama"))
+    shape = Shape.of(model)
+    assert shape.parameters == parameters(model)
+    assert shape.body(1, 40) + shape.head == macs_per_token(model, 40)
+    assert shape.kept(None) == 1.0
+    share = 2 * shape.layer / shape.parameters
+    assert shape.kept(share) == pytest.approx(1 - 2 / shape.layers, rel=0.02)
+
+
+def test_a_failed_record_teaches_nothing_and_one_of_another_machine_is_not_looked_at():
+    estimator = Estimator(COST)
+    failed = replace(record(cell("laco"), {"prune": 999.0}), status="error", error="no")
+    estimator.learn(failed)
+    assert estimator.estimate(cell("laco"), AMOUNTS).basis == COMPUTED
+    here = {"cpu": "x", "threads": 2, "device": "cpu", "dtype": "float32"}
+    of = replace(record(cell("laco"), {}), environment=here | {"date": "d"})
+    assert same_machine(of, here)
+    for name, value in (("cpu", "y"), ("threads", 1), ("dtype", "bfloat16"), ("gpu", "H")):
+        assert not same_machine(of, here | {name: value})
+
+
+def test_memory_grows_with_what_is_held():
+    footprint = Footprint(SHAPE, 4, 2**29)
+    weights, untimed = 4 * SHAPE.parameters, profile("quick", speed_rounds=0)
+
+    def host(method: str, **changes) -> int:
+        return footprint.needs(cell(method, **{"protocol": untimed} | changes)).host
+
+    assert host("dense") > 2**29 + weights
+    assert host("shortened-llama-taylor") >= host("shortgpt") >= host("dense")
+    assert host("laco", healing=Recipe(kind="full")) > host("laco", healing=Recipe()) > host("laco")
+    assert host("dense", protocol=profile("quick")) >= 2 * 2**29 + 3 * weights  # the process that times holds two
+    on_gpu = footprint.needs(cell("laco", device="cuda", protocol=untimed))
+    assert on_gpu.device > weights
+    assert on_gpu.host == 2**29 + weights
+    assert footprint.needs(cell("laco", protocol=untimed), peak=7 * 2**30).host == 7 * 2**30
+    estimator = Estimator(COST)
+    estimator.learn(record(cell("laco", 0.1), {"prune": 1.0}, peak_memory_bytes=12345))
+    assert estimator.peak(cell("laco", 0.3)) == 12345
+    assert estimator.peak(cell("flap", 0.3)) == 0
+
+
+def test_the_machine_says_how_fast_it_is():
+    import torch
+
+    found = rates("cpu", torch.float32, 1)
+    assert found.macs > 1e7
+    assert found.bytes > 1e7
+
+
+def test_amounts_are_those_of_the_record():
+    assert amounts_of(record(cell("laco"), {})) == AMOUNTS

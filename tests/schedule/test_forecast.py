@@ -1,0 +1,83 @@
+"""When a run ends is right to a third after its first cells, however wrong the estimates were."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from bench.engines.simulated import SimulatedSession
+from bench.plan.cell import Cell
+from bench.plan.protocol import profile
+from bench.records.record import Record
+from bench.schedule.estimator import Estimate
+from bench.schedule.forecast import Forecast, duration
+from bench.schedule.order import Ended, Schedule, drive
+
+UNTIMED = profile("smoke", speed_rounds=0)
+BESIDE = 2.0  # seconds of a cell that none of its stages has
+
+
+def cells(count: int) -> list[Cell]:
+    made = Cell("m", "flap", {"tokens": 64}, None, "layers", 0, "cpu", "float32", UNTIMED)
+    return [replace(made, method=("flap", "sleb", "laco")[at % 3], seed=at) for at in range(count)]
+
+
+@pytest.mark.parametrize(("slots", "timed"), [(1, False), (2, False), (2, True), (8, False)])
+def test_the_end_is_right_to_a_third_after_the_first_cells(slots, timed):
+    every = cells(60)
+    said = {one.key: {"prune": 10.0, "tasks": 20.0} for one in every}
+    off = {"flap": 0.3, "sleb": 6.0, "laco": 1.0}
+    took = {one.key: {"prune": 10.0 * off[one.method], "tasks": 50.0} for one in every}
+    if timed:
+        for at, one in enumerate(every):
+            if at % 4 == 0:
+                said[one.key]["speed"], took[one.key]["speed"] = 10.0, 25.0
+    schedule = Schedule(every)
+    alone = {key: one.get("speed", 0.0) for key, one in took.items()}
+    session = SimulatedSession(slots, {key: BESIDE + sum(one.values()) for key, one in took.items()}, alone)
+    estimates = {key: Estimate(stages, "") for key, stages in said.items()}
+    forecast, expected = Forecast(estimates, slots, now=lambda: session.now), []
+    for one in every:
+        forecast.add(one)
+    assert forecast.line() == ""
+
+    def begin(cell: Cell) -> None:
+        session.begin(cell.key)
+        schedule.start(cell.key)
+        forecast.begin(cell.key)
+
+    def end(result) -> None:
+        schedule.finish(result.key, Ended("ok"))
+        measured = {"parameters": 1, "seconds": took[result.key]}
+        forecast.end(schedule.cells[result.key], Record({}, "ok", {}, {}, measured))
+        expected.append((session.now, session.now + forecast.seconds()))
+
+    drive(schedule, session, begin, end)
+    assert session.now == max(end for _, _, end in session.spans.values())
+    for now, said_end in expected[max(6, slots) :]:
+        assert said_end - now == pytest.approx(session.now - now, rel=1 / 3, abs=150.0)
+    assert expected[-1][1] == pytest.approx(session.now)
+
+
+def test_a_cell_that_never_ran_counts_no_more():
+    first, second, third = cells(3)
+    clock = [0.0]
+    forecast = Forecast(
+        {one.key: Estimate({"tasks": 10.0}, "") for one in (first, second, third)}, 1, now=lambda: clock[0]
+    )
+    for one in (first, second, third):
+        forecast.add(one)
+    forecast.begin(first.key)
+    clock[0] = 10.0
+    forecast.end(first, Record({}, "ok", {}, {}, {"parameters": 1, "seconds": {"tasks": 10.0}}))
+    assert forecast.seconds() == pytest.approx(20.0)
+    forecast.end(second, Record({}, "error", {}, {}, {}, "its parent failed"))
+    assert forecast.seconds() == pytest.approx(10.0)
+    assert forecast.line(clock=lambda: 0.0).endswith(", in 10 s")
+
+
+def test_a_duration_is_short():
+    assert [duration(seconds) for seconds in (0, 40, 89, 90, 720, 7200, 200_000)] == [
+        *("0 s", "40 s", "89 s", "2 min", "12 min", "2.0 h", "2.3 days"),
+    ]

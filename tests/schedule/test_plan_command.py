@@ -1,0 +1,156 @@
+"""The plan of a run says what a run does, by the schedule that the run has, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import psutil
+import pytest
+from conftest import refused
+
+from bench.cli.main import main
+from bench.plan.cell import Cell, Stage
+from bench.plan.protocol import profile
+from bench.records.record import load
+from bench.schedule.estimator import Estimate
+from bench.schedule.memory_needs import MemoryNeeds
+from bench.schedule.order import Ended
+from bench.schedule.plan import simulated
+
+UNTIMED = profile("smoke", speed_rounds=0)
+SMALL = MemoryNeeds(0, 2**20)
+
+
+def cell(method: str, ratio: float | None = 0.2, **changes) -> Cell:
+    made = Cell("m", method, {"tokens": 64}, ratio, "layers", 0, "cpu", "float32", UNTIMED, inputs={"weights": "a"})
+    return replace(made, **changes)
+
+
+def planned(cells, seconds, slots=1, done=(), **changes):
+    estimates = {one.key: Estimate({"tasks": took}, "") for one, took in zip(cells, seconds, strict=True)}
+    needs = {one.key: SMALL for one in cells} | changes.pop("needs", {})
+    ended = {one.key: Ended("ok") for one in done}
+    return simulated(cells, ended, estimates, slots=slots, needs=needs, **changes)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 7])
+def test_a_run_ends_no_sooner_than_its_longest_cell_and_its_share_of_all(slots):
+    cells = [cell("flap", seed=seed) for seed in range(20)]
+    seconds = [1.0 + (7 * seed) % 13 for seed in range(20)]
+    plan = planned(cells, seconds, slots)
+    assert plan.seconds >= max(*seconds, sum(seconds) / slots) - 1e-9
+    assert plan.seconds <= sum(seconds) / slots + max(seconds)
+    assert len(plan.slots) == slots
+    assert sum(one.end - one.begin for one in plan.cells) == pytest.approx(sum(seconds))
+    by_slot: dict[int, list] = {}
+    for one in sorted(plan.cells, key=lambda one: one.begin):
+        assert not by_slot.get(one.slot) or by_slot[one.slot][-1].end <= one.begin
+        by_slot.setdefault(one.slot, []).append(one)
+
+
+def test_the_longest_is_first_where_several_run_at_once_and_the_order_stays_where_one_does():
+    cells = [cell("flap"), cell("magnitude"), cell("shortgpt")]
+    assert [one.begin for one in planned(cells, [1, 5, 9], 1).cells] == [0, 1, 6]
+    plan = planned(cells, [1, 5, 9], 2)
+    assert [one.begin for one in plan.cells] == [5, 0, 0]
+    assert plan.seconds == 9
+
+
+def test_what_others_wait_for_counts_with_them_and_comes_in_front_of_them():
+    parent = cell("shortgpt", 0.1)
+    child = cell("laco", 0.3, earlier=(Stage("shortgpt", {"tokens": 64}, 0.1),))
+    child = replace(child, inputs={"weights": "a", "parent": parent.key})
+    searches = [cell("sleb", 0.1), cell("sleb", 0.2)]
+    cells = [cell("flap"), parent, child, *searches]
+    plan = planned(cells, [6, 1, 9, 2, 3], 2)
+    flap, first, behind, search, further = plan.cells
+    assert first.begin == 0.0  # with what goes on from it ten seconds
+    assert behind.begin >= first.end
+    assert further.begin >= search.end
+    assert (behind.after, further.after) == ("shortgpt at 0.1", "sleb at 0.1")
+    assert flap.begin == 0.0
+
+
+def test_of_timed_cells_the_timing_alone_comes_one_after_the_other():
+    cells = [cell("flap"), cell("magnitude"), cell("shortgpt")]
+    stages = ({"tasks": 4.0, "speed": 1.0}, {"tasks": 6.0, "speed": 2.0}, {"tasks": 3.0})
+    estimates = {one.key: Estimate(each, "") for one, each in zip(cells, stages, strict=True)}
+    needs = {one.key: SMALL for one in cells}
+    plan = simulated(cells, {}, estimates, slots=2, needs=needs)
+    second, first, third = plan.cells
+    assert (first.begin, second.begin) == (0.0, 0.0)
+    assert first.end == second.end == 6 + 1 + 2  # who comes to the timing first waits, and all leave together
+    assert (third.begin, plan.seconds) == (9.0, 12.0)
+    elsewhere = simulated(cells, {}, estimates, slots=2, needs=needs, here=False)
+    assert elsewhere.seconds == 8.0  # on nodes of their own
+
+
+def test_what_is_done_takes_nothing_and_a_slot_reads_its_texts_before_its_first_cell():
+    cells = [cell("flap"), cell("magnitude"), cell("shortgpt")]
+    plan = planned(cells, [1, 5, 9], done=cells[1:2], start=10.0)
+    assert [one.done for one in plan.cells] == ["", "ok", ""]
+    assert plan.seconds == 10 + 1 + 9
+
+
+def test_a_cell_that_does_not_fit_is_named_and_so_are_slots_that_do_not_fit_together():
+    cells, there = [cell("flap"), cell("magnitude")], psutil.virtual_memory().total
+    (said,) = planned(cells, [1, 1], needs={cells[1].key: MemoryNeeds(0, 2 * there)}).remarks
+    assert said.startswith("magnitude at 0.2 does not fit: it needs about ")
+    assert " and the machine has " in said
+    most = {one.key: MemoryNeeds(0, int(0.6 * there)) for one in cells}
+    assert planned(cells, [1, 1], needs=most).remarks == []
+    (said,) = planned(cells, [1, 1], 2, needs=most).remarks
+    assert said.startswith("2 slots may need ")
+    assert planned(cells, [1, 1], 2, needs=most, here=False).remarks == []
+
+
+def test_the_command_says_what_is_done_and_writes_nothing(base, tmp_path, capsys):
+    asked = [*base, "--methods", "shortgpt,sleb", "--ratio", "0.2,0.4", "--no-checks"]
+    run = tmp_path / "run"
+    assert main([*asked, "--plan"]) == 0
+    first = capsys.readouterr().out
+    assert not run.exists()
+    assert "5 of 5 cells are to be measured, which takes about " in first
+    assert "sleb at 0.2" in first  # for which the next one waits
+    assert main([*base, "--methods", "shortgpt,sleb", "--ratio", "0.2", "--no-checks"]) == 0
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    capsys.readouterr()
+    assert main([*asked, "--plan", "--slots", "2"]) == 0
+    second = capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    assert "2 of 5 cells are to be measured" in second
+    assert second.count("has a record: ok") == 3
+    assert second.count("measured before") >= 2
+    assert "slot 2" in second
+
+
+def test_an_estimate_is_what_the_records_beside_the_run_took(base, tmp_path, capsys):
+    asked = [*base, "--methods", "shortgpt", "--ratio", "0.2", "--no-checks"]
+    assert main(asked) == 0
+    took = 1000.0
+    for path in (tmp_path / "run" / "cells").glob("*.json"):
+        plain = json.loads(path.read_text())
+        plain["measured"]["seconds"] = {name: took for name in plain["measured"]["seconds"]}
+        if "prune_seconds" in plain["measured"]:
+            plain["measured"]["prune_seconds"] = took
+        path.write_text(json.dumps(plain))
+        assert load(path).measured["seconds"]
+    shutil.move(tmp_path / "run", tmp_path / "earlier")
+    capsys.readouterr()
+    assert main([*asked, "--plan"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if "measured before" in line}
+    assert "33 min" in lines["dense"]  # load and perplexity
+    assert "50 min" in lines["shortgpt"]
+
+
+def test_a_plan_for_other_machines_needs_their_number_alone(base, capsys):
+    asked = [*base, "--methods", "shortgpt", "--ratio", "0.2", "--no-checks", "--plan"]
+    assert main([*asked, "--engine", "slurm", "--slots", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "their time is estimated by the rate of this one" in said
+    assert "slot 2" in said
+    assert main([*asked, "--engine", "ray"]) == 0
+    assert "--slots is not given" in capsys.readouterr().out
+    assert "--methods" in refused(capsys, ["run", "--plan"])

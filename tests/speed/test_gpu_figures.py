@@ -1,0 +1,291 @@
+"""What is measured on a GPU alone: rates, shares of them, marks, readings within rounds; all of it made up here."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import tiny
+from made_machine import Library, Time, a_gpu
+from recorded_graph import RecordedGraph
+
+from bench.plan.protocol import profile
+from bench.speed import benchmark, peak_rates, timing
+from bench.speed.placement import Placement
+from bench.speed.summary import summary
+from bench.speed.timing import Pass, WallClock, WarmUp
+from bench.speed.workloads import TimedPoint, bytes_read, macs
+from bench.system import gpu as gpu_driver
+from methods.model.decoder import Decoder
+
+CPU = torch.device("cpu")
+GRAPH = dataclasses.replace(profile("smoke"), cache="static", mode="graph", decode_steps=2, prefill=(4,), decode=(4,))
+RATES = {"copy_bytes_per_second": 1e9, "matmul_flops_per_second": 1e12}
+
+
+# --- rates
+
+
+def test_rates_are_the_work_of_the_fastest_call_over_its_time(monkeypatch):
+    """A clock by which each call takes 2 ms but for one that takes 1 ms."""
+    calls = itertools.count()
+
+    class Steady:
+        def run(self, work):
+            work.reset()
+            ms = [1.0 if next(calls) % 7 == 0 else 2.0 for _ in range(work.steps) if work.step() is not None]
+            return Pass(ms, sum(ms))
+
+    found = peak_rates.measure(CPU, torch.float32, Steady(), copied=1000, side=10)
+    assert found == {"copy_bytes_per_second": pytest.approx(2e6), "matmul_flops_per_second": pytest.approx(2e6)}
+
+
+def test_a_rate_that_there_is_no_memory_for_is_absent(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 512 MiB")
+
+    monkeypatch.setattr(peak_rates, "_copy", full)
+    now = itertools.count(0, 0.001)
+    assert list(peak_rates.measure(CPU, torch.float32, WallClock(now=lambda: next(now)), side=4)) == [
+        "matmul_flops_per_second"
+    ]
+
+
+def test_shares_of_the_rates_by_hand():
+    model = Decoder(tiny("llama"))
+    point = TimedPoint("decode", 3, 16)
+    found = peak_rates.shares(model, point, 2.0, RATES)
+    assert found["bandwidth"] == pytest.approx(bytes_read(model, point) / 2e-3 / 1e9)
+    assert found["matrix_rate"] == pytest.approx(2 * 3 * macs(model, point) / 2e-3 / 1e12)
+    assert set(peak_rates.shares(model, TimedPoint("prefill", 1, 16), 2.0, RATES)) == {"matrix_rate"}
+    assert peak_rates.shares(model, point, 2.0, {}) == {}
+
+
+@pytest.mark.parametrize(
+    ("ms", "captured", "rate", "flags"),
+    [
+        (10.0, 9.5, 1.0, ["noisy"]),
+        (10.0, 9.0, 1.0, ["noisy", "launch_bound"]),  # the host takes more than a tenth beside
+        (10.0, 9.0, 1e-9, ["noisy", "low_bandwidth", "launch_bound"]),
+        (10.0, None, 1e-9, ["noisy", "low_bandwidth"]),
+    ],
+)
+def test_an_eager_step_that_waits_for_the_host_is_marked(ms, captured, rate, flags):
+    model = Decoder(tiny("llama"))
+    models, point = {"dense": model, "pruned": model}, TimedPoint("decode", 1, 16, "eager")
+    read = bytes_read(model, point) / (ms / 1e3) / rate
+    beside = {} if captured is None else {"dense_ms": 10.0, "pruned_ms": captured}
+    found = {"dense_ms": ms, "pruned_ms": ms, "flags": ["noisy"]}
+    judged = peak_rates.judged(models, point, found, beside, {"copy_bytes_per_second": read})
+    assert judged["flags"] == flags
+    assert judged["pruned_bandwidth"] == pytest.approx(rate)
+    assert found["flags"] == ["noisy"]
+    assert peak_rates.judged(models, point, {"failed": "it did"}, beside, RATES) == {}
+
+
+# --- readings within the rounds
+
+
+def test_a_gpu_is_read_while_it_works_and_not_when_it_is_idle_again():
+    """The card is capped while a turn lasts, and idle before and after."""
+    library, read = Library(bits=0x1), threading.Event()
+    card = gpu_driver.Gpu(library, "handle")
+
+    class Watched(gpu_driver.Gpu):
+        def state(self):
+            found = card.state()
+            if found["slowed_by"] == ["power cap"]:
+                read.set()
+            return found
+
+    sampler = gpu_driver.Sampler([Watched(library, "handle")], seconds=0.001)
+    with sampler:
+        library.bits = 0x4
+        assert read.wait(20)
+    library.bits = 0x1
+    (found,) = sampler.found()
+    assert found["slowed_by"]["power cap"] > 0
+    assert found["power_w"] == [250.5] * 3
+    assert found["sm_mhz"] == [1410] * 3
+    assert sampler.throttled
+    before = found["samples"]
+    with sampler:  # again, as for the second block of a model
+        read.clear()
+        library.bits = 0x4
+        assert read.wait(20)
+    assert sampler.found()[0]["samples"] > before
+
+
+def test_readings_are_summed_up_by_what_they_tell():
+    states = [{"power_w": 100.0, "slowed_by": []}, {"power_w": 300.0, "slowed_by": ["power cap"]}, {"power_w": 200.0}]
+    assert gpu_driver._summed(states) == {
+        "samples": 3,
+        "power_w": [100.0, 200.0, 300.0],
+        "slowed_by": {"power cap": 0.5},
+    }
+    sampler = gpu_driver.Sampler([a_gpu()])
+    sampler.states = [[{"slowed_by": ["idle"]}]]
+    assert not sampler.throttled
+
+
+def test_without_a_gpu_nothing_is_read():
+    with gpu_driver.Sampler([]) as sampler:
+        assert threading.active_count() == 1 or not sampler._thread.is_alive()
+    assert (sampler.found(), sampler.throttled) == ([], False)
+
+
+# --- samples
+
+
+def test_fast_calls_of_a_gpu_are_warmed_up_for_a_second_too():
+    now = Time()
+    found = timing.warm_up(now.work(itertools.repeat(1)), WallClock(now=now), long=True)
+    assert now.seconds >= timing.WARM_UP_MS / 1e3
+    assert found.stable
+    slow = timing.warm_up(now.work(itertools.repeat(1)), WallClock(now=now), long=False)
+    assert slow.calls == timing.WARM_UP_CALLS
+
+
+def test_percentiles_are_of_all_calls():
+    samples = [[Pass(list(map(float, range(first, first + 25))), 0.0)] for first in (0, 25, 50, 75)]
+    found = summary({"pruned": samples}, {"pruned": WarmUp(1, True, 1.0)}, percentiles=True)
+    assert (found["pruned_ms"], found["pruned_p90"], found["pruned_p99"]) == pytest.approx((49.5, 89.1, 98.01))
+    assert "pruned_p99" not in summary({"pruned": samples}, {"pruned": WarmUp(1, True, 1.0)})
+
+
+# --- the whole way
+
+
+class Host:
+    """A clock in milliseconds of a machine whose host needs 1 ms for an operation, and 0.5 ms for a replay."""
+
+    name = "made"
+
+    def run(self, work):
+        state = getattr(work.step, "__self__", None)
+        work.reset()
+        ms = 0.5 if type(state).__name__ == "_CapturedDecode" else 1.0
+        for _ in range(work.steps):
+            work.step()
+        return Pass([ms] * work.steps, ms * work.steps)
+
+
+def test_captured_and_eager_steps_stand_side_by_side(monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_: self)  # to the made GPU
+    gpus = [a_gpu(bits=0x4)]
+    monkeypatch.setattr(gpu_driver.Sampler, "_run", lambda self: self.states[0].append(self.gpus[0].state()))
+    there = benchmark.SpeedBenchmark(
+        GRAPH, Host(), [torch.device("cuda", 0)], gpus, lambda where: None, RATES, RecordedGraph
+    )
+    found = list(there.time(tiny("llama"), tiny("llama", layers=3)))
+    assert [(point["kind"], point["mode"]) for point in found] == [
+        ("prefill", "eager"),
+        ("decode", "graph"),
+        ("decode", "eager"),
+    ]
+    prefill, captured, eager = found
+    assert (captured["pruned_ms"], eager["pruned_ms"]) == (0.5, 1.0)
+    assert ("launch_bound" in captured["flags"], "launch_bound" in eager["flags"]) == (False, True)
+    assert "launch_bound" not in prefill["flags"]
+    for point in found:
+        assert "slowed" in point["flags"]
+        assert point["gpus"][0]["slowed_by"] == {"power cap": 1.0}
+        assert {"dense_p90", "pruned_p99", "dense_matrix_rate", "pruned_matrix_rate"} <= set(point)
+    assert captured["dense_bandwidth"] == pytest.approx(2 * eager["dense_bandwidth"])
+    assert "speedup" in captured
+
+
+# --- models that do not fit together, and sweeps
+
+
+class Room:
+    """A GPU with room for so many units of models and of batches; models and workloads take it up."""
+
+    def __init__(self, monkeypatch, room, sizes, *, per_sequence=0, speeds=None):
+        self.room, self.there, self.now, self.log = room, {}, Time(), []
+        self.models = {name: self.model(name, size) for name, size in sizes.items()}
+        speeds = speeds or {}
+
+        def workload(model, point, protocol, graph):
+            self.take(point.batch * per_sequence)
+            ms = speeds.get(point.batch, {}).get(model.name, 10)
+            return self.now.work(itertools.repeat(ms), log=self.log, name=model.name)
+
+        monkeypatch.setattr(benchmark, "workload", workload)
+        monkeypatch.setattr(benchmark, "predicted", lambda *_: {})
+        monkeypatch.setattr(benchmark, "Decoder", lambda model: model)
+        monkeypatch.setattr(benchmark.peak_rates, "shares", lambda *_: {})
+        monkeypatch.setattr(timing, "MIN_MS", 60)
+
+    def take(self, units):
+        if sum(self.there.values()) + units > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    def model(self, name, size):
+        def to(device):
+            self.there.pop(name, None)
+            if torch.device(device).type == "cuda":
+                self.take(size)
+                self.there[name] = size
+            return model
+
+        model = SimpleNamespace(name=name, to=to)
+        return model
+
+    def timed(self, protocol):
+        there = benchmark.SpeedBenchmark(
+            protocol, WallClock(now=self.now), [torch.device("cuda", 0)], [], lambda where: None
+        )
+        return list(there.time(self.models["dense"], self.models["pruned"]))
+
+
+ONE = dataclasses.replace(profile("smoke"), decode=(), prefill=(4,), speed_rounds=7)
+
+
+def test_models_that_do_not_fit_together_are_timed_one_after_the_other(monkeypatch):
+    gpu = Room(monkeypatch, 10, {"dense": 8, "pruned": 6})
+    (found,) = gpu.timed(ONE)
+    assert [name for name, _ in itertools.groupby(gpu.log)] == ["dense", "pruned", "dense"]
+    assert {name: len(rounds) for name, rounds in found["rounds"].items()} == {"dense": 7, "pruned": 7}
+    assert found["speedup"] == pytest.approx(1)
+    assert "in_blocks" in found["flags"]
+    assert "out_of_memory" not in found
+
+
+def test_a_dense_model_that_does_not_fit_leaves_the_pruned_one(monkeypatch):
+    gpu = Room(monkeypatch, 10, {"dense": 12, "pruned": 6})
+    (found,) = gpu.timed(ONE)
+    assert found["out_of_memory"] == ["dense"]
+    assert found["pruned_ms"] == pytest.approx(10)
+    assert not [name for name in found if name.startswith(("speedup", "dense"))]
+    assert "in_blocks" not in found["flags"]
+
+
+def test_a_batch_that_fits_beside_one_model_only_is_timed_in_blocks(monkeypatch):
+    gpu = Room(monkeypatch, 20, {"dense": 8, "pruned": 6}, per_sequence=4)
+    found = gpu.timed(dataclasses.replace(ONE, batches=(1, 2, 3, 4)))
+    assert ["in_blocks" in point.get("flags", ()) for point in found] == [False, True, True, False]
+    assert [point.get("out_of_memory") for point in found] == [None, None, None, ["dense", "pruned"]]
+    assert gpu.there == {"dense": 8, "pruned": 6}  # together again
+
+
+def test_the_sweep_of_a_gpu_ends_where_more_sequences_bring_no_more_tokens(monkeypatch):
+    """Tokens per second double up to batch 4; then the dense model's stay, and behind 8 the pruned one's too."""
+    speeds = {1: (8, 4), 2: (8, 4), 4: (8, 4), 8: (16, 4), 16: (32, 7.9), 32: (64, 15.8)}
+    named = {batch: {"dense": dense, "pruned": fast} for batch, (dense, fast) in speeds.items()}
+    gpu = Room(monkeypatch, 20, {"dense": 8, "pruned": 6}, speeds=named)
+    found = gpu.timed(dataclasses.replace(ONE, max_batch=64))
+    assert [point["batch"] for point in found] == [1, 2, 4, 8, 16]
+    asked = gpu.timed(dataclasses.replace(ONE, max_batch=64, batches=(1, 32)))
+    assert [point["batch"] for point in asked] == [1, 2, 4, 8, 16, 32]
+
+
+def test_a_model_that_moves_keeps_the_kind_of_its_parameters():
+    model, meta = tiny("llama"), torch.device("meta")  # takes the place of a GPU
+    with torch.inference_mode():
+        assert Placement({"dense": model}, [meta]).alone("dense").device == meta
+    assert not any(parameter.is_inference() for parameter in model.parameters())
