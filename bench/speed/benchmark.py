@@ -90,7 +90,7 @@ def _work(line: worker.Line, cell: Cell, threads: int, plugins: list[str], paren
     pruned = transfer.receive(line.ask()).to(device).eval()
     before = _state(gpus)
     devices = sorted({parameter.device for parameter in pruned.parameters()}, key=str)
-    benchmark = SpeedBenchmark(protocol, _clock(devices), devices, gpus, line.alive)
+    benchmark = SpeedBenchmark(protocol, clock_of(devices), devices, gpus, line.alive)
     line.tell({"setup": _setup(pruned, devices, benchmark.clock), "widths": widths(Decoder(pruned))})
     line.tell({"memory": {"resident_before_bytes": resident, "points": list(benchmark.memory(pruned))}})
     line.alive("while it loaded the dense model")
@@ -111,7 +111,7 @@ def _own_memory(*models: nn.Module) -> None:
             tensor.data = tensor.data.clone()
 
 
-def _clock(devices: Sequence[torch.device]) -> Clock:
+def clock_of(devices: Sequence[torch.device]) -> Clock:
     """Choose the clock: events for one CUDA device, the wall clock for several of them and for the CPU."""
     if len(devices) == 1 and devices[0].type == "cuda":
         torch.cuda.set_device(devices[0])
