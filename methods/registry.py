@@ -73,15 +73,21 @@ def load(plugins: Iterable[str] = ()) -> dict[str, type[Pruner]]:
 
     Raises ValueError, with the file's name, when one cannot be imported or registers nothing.
     """
-    from importlib import metadata
-
     for name in BUILT_IN:
         importlib.import_module(f"methods.{name}")
-    for point in metadata.entry_points(group=ENTRY_POINTS):
+    for point in _entry_points():
         _load_point(point)
     for plugin in plugins:
         _load_file(Path(plugin))
     return REGISTRY
+
+
+@functools.cache
+def _entry_points() -> tuple[metadata.EntryPoint, ...]:
+    """Return those of installed packages, for which the files of every package are read."""
+    from importlib import metadata
+
+    return tuple(metadata.entry_points(group=ENTRY_POINTS))
 
 
 def _load_point(point: metadata.EntryPoint) -> None:
@@ -286,9 +292,7 @@ def _source(name: str) -> str:
 
 def installed() -> list[tuple[str, str]]:
     """Return (name, package) of the entry points of installed packages, which are named after their methods."""
-    from importlib import metadata
-
-    points = metadata.entry_points(group=ENTRY_POINTS)
+    points = _entry_points()
     return [(point.name, point.dist.name if point.dist else point.module) for point in points]
 
 

@@ -154,7 +154,7 @@ METRICS = {
     "task_": Metric("{}", "%", percent, "higher", "stderr", unit_in_cell=False),
     "score_": Metric("{}", "", significant, spread="stderr"),
     "average": Metric("average", "%", percent, "higher", "stderr", unit_in_cell=False),
-    "answer_bpb": Metric("answer bpb", "", bits, "lower", "stderr"),
+    "answer_bpb": Metric("bpb", "", bits, "lower", "stderr"),
     "answer_bpb_": Metric("bpb {}", "", bits, "lower", "stderr"),
     "kept": Metric("kept", "%", whole_percent, "higher"),
     "prefill_speed": Metric("prefill", "x", speed, "higher", "interval"),

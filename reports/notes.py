@@ -212,8 +212,8 @@ def _accuracy_spread(rows: Sequence[Row]) -> Iterator[str]:
         yield "± of a task or the average is one standard error; the average weighs every task alike."
     if any(row.get("answer_bpb") is not None for row in rows):
         yield (
-            "answer bpb: bits per byte of the right answer, ± one standard error, every document and every task "
-            "weighing alike; how likely that answer is, which follows perplexity more than what is chosen."
+            "bpb: bits per byte of the right answer, ± one standard error, every document and every task weighing "
+            "alike; how likely that answer is, which follows perplexity more than what is chosen."
         )
     if any(row.get("kept") is not None for row in rows):
         yield "kept: the average as a share of the dense model's."

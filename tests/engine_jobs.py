@@ -35,6 +35,17 @@ def dies(line, asked: Job) -> None:
     naps(line, asked)
 
 
+class AcceleratorError(RuntimeError):
+    """Is called what torch's is."""
+
+
+def loses_its_gpu(line, asked: Job) -> None:
+    """Fail in the job `dead` as a kernel does that reads where it must not, and sleep in any other."""
+    if asked.key == "dead":
+        raise AcceleratorError("CUDA error: an illegal memory access was encountered\nand advice")
+    naps(line, asked)
+
+
 def refuses(line, asked: Job) -> None:
     """Refuse the job `wrong`, and sleep in any other."""
     if asked.key == "wrong":

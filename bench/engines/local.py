@@ -51,6 +51,7 @@ class InThisProcess:
     def __init__(self, work: Work, machine: Machine) -> None:
         self._work, self.machine = work, machine
         self._job: Job | None = None
+        self._lost = ""  # the cell that no other one can follow here
 
     def threads(self, timed: bool) -> int:
         return self.machine.threads
@@ -59,6 +60,11 @@ class InThisProcess:
         return self._job is None
 
     def submit(self, job: Job) -> None:
+        if self._lost:
+            raise UserError(
+                f"{self._lost} has left the GPU unusable for this process; run the same command again without "
+                "--no-isolate, and the other cells get a process of their own"
+            )
         self._job = job
 
     def next_result(self) -> Result:
@@ -66,6 +72,8 @@ class InThisProcess:
         assert job is not None, "there is no job to wait for"
         found: dict[str, Any] = {}
         self._work(_OwnLine(found.update), job)
+        if found.get("status") == "crashed":
+            self._lost = job.where
         return Result(job.key, found)
 
     def cancel(self) -> None:

@@ -20,6 +20,7 @@ from methods.errors import UserError, first_line
 OWN = {  # variables that are set before ray is imported, which reads them then, unless the user has set them
     "RAY_AUTH_MODE": "token",
     "RAY_task_oom_retries": "1",  # by default without end
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # lines of which none is printed; by default they come on stdout, among results
 }
 REACH = 5.0  # seconds for a connection to be accepted
 HEALTH = 20.0  # for what accepts it to say that it is a cluster

@@ -161,8 +161,9 @@ def score(model: PreTrainedModel, questions: Sequence[Question], batch_tokens: i
                     cache=cache,
                     use_cache=True,
                 ).logits[0]  # (M, V)
-            sums.index_add_(0, question, _log_probability(logits, row, token))
-            misses.index_add_(0, question, (logits.argmax(-1)[row] != token).long())
+            row, token = row.to(logits.device), token.to(logits.device)
+            sums.index_add_(0, question, _log_probability(logits, row, token).to(sums.device))
+            misses.index_add_(0, question, (logits.argmax(-1)[row] != token).long().to(sums.device))
             kept = _keep(cache, seen, tree.end[seen] > start + len(nodes))
             bar.update(len(nodes))
     return sums, misses == 0
@@ -192,7 +193,7 @@ def _head_at(model: PreTrainedModel, positions: Tensor) -> Iterator[None]:
     """Let the head see only `positions`, (M,) into the flattened batch: (B, T, D) -> (1, M, D)."""
 
     def gather(_head: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return inputs[0].flatten(0, 1)[None, positions], *inputs[1:]
+        return inputs[0].flatten(0, 1)[None, positions.to(inputs[0].device)], *inputs[1:]
 
     head: torch.nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     handle = head.register_forward_pre_hook(gather)
@@ -216,7 +217,8 @@ def _keep(cache: DynamicCache, seen: Tensor, needed: Tensor) -> Tensor:
     """Drop from the cache what no later node descends from, and return the (P,) nodes that stay."""
     stay = needed.nonzero()[:, 0]
     for layer in cast(list[Any], cache.layers):
-        layer.keys, layer.values = layer.keys[:, :, stay], layer.values[:, :, stay]
+        here = stay.to(layer.keys.device)
+        layer.keys, layer.values = layer.keys[:, :, here], layer.values[:, :, here]
     return seen[stay]
 
 
@@ -263,7 +265,8 @@ def _block_nll(model: PreTrainedModel, ids: Tensor, scored: Tensor, columns: int
         with _head_at(model, wanted.flatten().nonzero()[:, 0]):
             logits = model(input_ids=inputs[:, piece], cache=cache, use_cache=cache is not None).logits[0]  # (M, V)
         token = targets[:, piece][wanted]  # (M,)
-        nll[:, piece][wanted] = -_log_probability(logits, torch.arange(len(token), device=ids.device), token)
+        row, token = torch.arange(len(token), device=logits.device), token.to(logits.device)
+        nll[:, piece][wanted] = -_log_probability(logits, row, token).to(nll.device)
     return nll
 
 

@@ -31,7 +31,9 @@ TASK_DATA = (
     "a task's documents from local files, with the columns of the hub's: an .arrow, .parquet or .jsonl file of what "
     "is evaluated, or a folder of such, where files named by split (test-0.parquet) are taken by split"
 )
-ISOLATE = "each cell in a process of its own; by default timed cells share one until one fails in it"
+ISOLATE = (
+    "each cell in a process of its own; by default cells that are timed or on a GPU share one until one fails in it"
+)
 THREADS = "torch threads of each cell on the CPU; by default cells that run at once share all"
 SLOTS = "cells that run at once, timed ones alone; auto: one for each GPU, one on a CPU; by default 1 on this machine"
 LIMIT = "0 for no limit, or positive"
@@ -82,7 +84,7 @@ class RunSpec:
     profile: str = option("quick", f"{', '.join(PROFILES)}; see `list profiles`", group="measure")
     protocol: Mapping[str, Any] = field(default_factory=dict)
     task_data: Sequence[str] | Mapping[str, Any] = option((), TASK_DATA, "TASK=PATH", group="measure", repeated=True)
-    device: str = where("auto", "auto, cpu or cuda")
+    device: str = where("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = where("auto", "auto, float32, bfloat16 or float16")
     threads: int | None = where(None, THREADS, "N")
     seeds: Sequence[int] = where((0,), "of all draws; of several, tables show the mean", "LIST", flag="seed")

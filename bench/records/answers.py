@@ -4,8 +4,8 @@
 
 The continuation is the text that was scored, with the space in front of it, in UTF-8. A task's figure is the mean over
 its documents, so that a long answer counts as much as a short one: OLMES' bits_per_byte_corr (Y. Gu et al., "OLMES: a
-standard for language model evaluations", 2024), which D. Heineman et al., "Signal and noise", 2025, find to tell models
-apart with far fewer documents than accuracy does.
+standard for language model evaluations", 2024), which D. Heineman et al., "Signal and noise", 2025, hold against
+accuracy.
 
 Samples hold it in the column NAME. Samples of earlier versions hold the likelihoods and not the bytes; those are known
 of every document of bench.data.task_sources.OFFLINE, from answer_bytes.parquet: (task, first 32 bits of the document's

@@ -39,13 +39,7 @@ from bench.speed import benchmark
 from bench.system import memory, worker
 from methods.errors import OutOfReach, Unsupported, Unwritable, UserError
 from methods.model.decoder import Decoder
-from methods.model.sizes import (
-    kv_bytes_per_token,
-    macs_per_token,
-    parameters,
-    parameters_without_embeddings,
-    weight_bytes,
-)
+from methods.model.sizes import parameters, parameters_without_embeddings, sizes
 
 DOING = {
     "load": "while it loaded the model",
@@ -67,12 +61,14 @@ class Outcome:
     doing  hears what is about to be done, as "while it ..."
     say    is for the user
     alone  is entered while nothing else may work on the machine
+    wait   returns when the device has done what it was given, so that a stage's seconds are of its own work
     """
 
     tell: Callable[[dict[str, Any]], object]
     doing: Callable[[str], object]
     say: Callable[[str], object]
     alone: Callable[[], AbstractContextManager[None]]
+    wait: Callable[[], object] = lambda: None
     decisions: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
 
@@ -81,8 +77,10 @@ class Outcome:
         """Tell what has been found and what is about to be done, and add the seconds it takes to those of its stage."""
         self.doing(DOING[stage])
         self.tell({"decisions": self.decisions, "measured": self.measured})
+        self.wait()
         start = time.perf_counter()
         yield
+        self.wait()
         seconds = self.measured.setdefault("seconds", {})
         seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
 
@@ -93,12 +91,14 @@ def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, pare
     folder   where its pieces and its model are written
     parents  the run's folder, which holds the record and the model that a chained cell goes on from
 
-    Raises Unwritable for a full disk, and UserError for a base model that does not load, which is no cell's alone.
+    A cell that leaves the GPU unusable for its process has crashed, and the next one needs another process. Raises
+    Unwritable for a full disk, and UserError for a base model that does not load, which is no cell's alone.
     """
     memory.keep_freed()
-    memory.reset_peak_memory(torch.device(cell.device))
     status, error = "ok", None
     try:
+        memory.use(torch.device(cell.device))
+        memory.reset_peak_memory(torch.device(cell.device))
         _measure(cell, folder, datasets, outcome, parents)
     except (Unsupported, OutOfReach) as reason:
         status, error = ("unsupported" if isinstance(reason, Unsupported) else "out_of_reach"), str(reason)
@@ -108,10 +108,11 @@ def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, pare
         if _is_full_disk(reason):
             message = "the same command goes on once there is room"
             raise Unwritable(f"no room is left on a disk: {worker.reason(reason)}; {message}") from reason
-        if worker.is_out_of_memory(reason):
-            status, error = "out_of_memory", str(reason).partition("\n")[0] or type(reason).__name__
+        status = worker.status(reason)
+        if status == "out_of_memory":
+            error = str(reason).partition("\n")[0] or type(reason).__name__
         else:
-            status, error = "error", f"{type(reason).__name__}: {reason}\n{traceback.format_exc()}"
+            error = f"{type(reason).__name__}: {reason}\n{traceback.format_exc()}"
     found = {"decisions": outcome.decisions, "measured": outcome.measured}
     outcome.tell(found | {"status": status, "error": error})
     gc.collect()  # models refer to themselves
@@ -273,22 +274,6 @@ def _save(cell: Cell, loaded: tuple[Decoder, Any], datasets: Datasets, folder: P
         with outcome.timed("save"):
             store.keep_model(decoder, folder, cell.key)
     return decoder
-
-
-def sizes(decoder: Decoder, dense: dict[str, Any], context: int) -> dict[str, Any]:
-    """Return everything that follows from the shapes alone, by the names of bench.records.record."""
-    count, inner = parameters(decoder), parameters_without_embeddings(decoder)
-    return {
-        "parameters": count,
-        "parameters_without_embeddings": inner,
-        "ratio": 1 - count / dense["dense_parameters"],
-        "ratio_without_embeddings": 1 - inner / dense["dense_parameters_without_embeddings"],
-        "layers": len(decoder.layers),
-        "weight_bytes": weight_bytes(decoder),
-        "kv_bytes_per_token": kv_bytes_per_token(decoder),
-        "macs_per_token": macs_per_token(decoder, context),
-        "macs_context": context,
-    }
 
 
 def _perplexity(

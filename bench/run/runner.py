@@ -91,8 +91,8 @@ def run(
     """Run every cell that has no record in `folder` that counts, and return the records of all, in the cells' order.
 
     isolate  measure each cell in a process of its own, to which `limits` apply (by the names of
-             bench.system.worker.Limits); None: where there are limits, and where cells are timed or several run at once
-             in processes that measure one after the other, until one of them fails in it
+             bench.system.worker.Limits); None: where there are limits, and where cells are timed, run on a GPU or
+             several at once in processes that measure one after the other, until one of them fails in it
     engine   where cells run; None: on this machine, one after the other
     threads  of each cell; None: as the engine divides what there is
     report   is given the folder and the records at the end, while the folder is still held
@@ -122,7 +122,8 @@ def run(
             cells = known(cells, datasets)
             for line in store.set_aside(folder, cells):
                 say(line)
-            if engine.here and not (fresh or (isolate is None and (conditions.timed or session.slots > 1))):
+            apart = conditions.timed or session.slots > 1 or conditions.device.startswith("cuda")
+            if engine.here and not (fresh or (isolate is None and apart)):
                 in_turn = partial(_in_this_process, {cell.key: cell for cell in cells}, datasets)
                 measuring: Session = local.InThisProcess(in_turn, session.machine)
             else:
@@ -232,7 +233,8 @@ def plan_spec(spec: RunSpec) -> Plan:
     outlook.add(
         cells,
         lambda cell: datasets[calibration_setting(cell)].amounts,
-        lambda cell: every if chain.is_timed(cell) or slots == 1 else shared,
+        lambda cell: every if slots == 1 else shared,
+        every,
     )
     needs = {cell.key: outlook.needs(cell) for cell in cells}
     return simulated(cells, done, outlook.estimates, slots=slots, start=read, needs=needs, here=here)
@@ -249,6 +251,7 @@ def _outlook(
         cells,
         lambda cell: datasets[calibration_setting(cell)].amounts,
         lambda cell: session.threads(chain.is_timed(cell)),
+        session.machine.threads,
     )
     return outlook
 

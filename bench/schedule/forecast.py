@@ -80,12 +80,12 @@ class Forecast:
         """Return in how many seconds the run ends; None before the first cell has ended."""
         if not self._beside:
             return None
-        beside, now = median(self._beside), self._now()
-        shared, alone = self._total(self._left)
+        beside, now, every = median(self._beside), self._now(), self._factor()
+        shared, alone = self._total(self._left, every)
         shared += beside * self._count
         longest = 0.0
         for key, began in self._began.items():
-            own, timing = self._total(self._work[key])
+            own, timing = self._total(self._work[key], every)
             here = max(0.0, began + own + beside - now)
             longest, shared, alone = max(longest, here), shared + here, alone + timing
         return max(longest, shared / self.slots) + alone
@@ -102,9 +102,12 @@ class Forecast:
         self._left.subtract(work)
         self._count -= 1
 
-    def _total(self, work: Mapping[tuple[str, str], float]) -> tuple[float, float]:
+    def _factor(self) -> float:
+        """Return by what all finished work was longer than it was said to be."""
+        return sum(self._real.values()) / sum(self._said.values()) if self._said else 1.0
+
+    def _total(self, work: Mapping[tuple[str, str], float], every: float) -> tuple[float, float]:
         """Return the seconds of some work, corrected by the finished cells: what slots share, and what comes alone."""
-        every = sum(self._real.values()) / sum(self._said.values()) if self._said else 1.0
         found = {True: 0.0, False: 0.0}
         for kind, seconds in work.items():
             factor = self._real[kind] / said if (said := self._said.get(kind)) else every

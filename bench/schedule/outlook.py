@@ -53,14 +53,29 @@ class Outlook:
         shape = Shape.of(Decoder(pretrained.shell(cell.model, cell.trust_remote_code)))
         return cls(shape, cell.device, cell.dtype, list(records_near(folder)))
 
-    def add(self, cells: Sequence[Cell], amounts: Callable[[Cell], Amounts], threads: Callable[[Cell], int]) -> None:
-        """Estimate cells that come in this order, each on so much text and so many documents, and with its threads."""
+    def add(
+        self,
+        cells: Sequence[Cell],
+        amounts: Callable[[Cell], Amounts],
+        threads: Callable[[Cell], int],
+        timed_threads: int,
+    ) -> None:
+        """Estimate cells that come in this order.
+
+        amounts        on how much text and how many documents each is measured
+        threads        how many each has but while it is timed
+        timed_threads  how many each has then
+        """
         known, by_key = predecessors(searches_of(cells)), {cell.key: cell for cell in cells}
         for cell in cells:
             before = known.get(cell.key) if passes.searches(cell.method) else None
             ratio = by_key[before].ratio if before else None
-            estimator = self._estimator(threads(cell))
-            self.estimates[cell.key] = estimator.estimate(cell, amounts(cell), min(ratio or 0.0, cell.ratio or 0.0))
+            known_ratio, text = min(ratio or 0.0, cell.ratio or 0.0), amounts(cell)
+            found = self._estimator(threads(cell)).estimate(cell, text, known_ratio)
+            if "speed" in found.stages and threads(cell) != timed_threads:
+                timed = self._estimator(timed_threads).estimate(cell, text, known_ratio)
+                found = replace(found, stages=found.stages | {"speed": timed.stages["speed"]})
+            self.estimates[cell.key] = found
 
     def needs(self, cell: Cell) -> MemoryNeeds:
         """Return the memory of a cell; on the host, beside a process like this one."""

@@ -23,6 +23,12 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def use(device: torch.device) -> None:
+    """Make a GPU with a number the one that this process means where it names none."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Return the highest memory since `reset_peak_memory`: allocated on CUDA, else resident of this process.
 
@@ -40,6 +46,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 def reset_peak_memory(device: torch.device) -> None:
     """Start the peak anew at what is in use now. Outside CUDA and Linux the process's peak cannot be reset."""
     if device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # a reset by the number of a device leaves it to others
         torch.cuda.reset_peak_memory_stats(device)
         return
     with contextlib.suppress(OSError):

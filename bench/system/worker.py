@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import sys
 import threading
@@ -29,6 +30,18 @@ import psutil
 STARTING = "while it started"
 LOOK, LOOK_AT_MEMORY = 1.0, 0.25  # seconds between two looks at the clock, and at the memory where that is limited
 SPAWNING = threading.Lock()  # a process starts after the other: what is hidden from one of them is this whole process's
+
+
+# What lack of memory is called where the error's type does not say it: by the CPU's allocator, by CUDA, and by its
+# libraries, whose handles take memory when they are made.
+NO_MEMORY = re.compile(
+    r"can't allocate memory|CUDA (error: )?out of memory|CU[A-Z]+_STATUS_ALLOC_FAILED"
+    r"|CU[A-Z]+_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR).*\bcu\w+Create\b"
+)
+LOST_GPU = re.compile(  # errors after which no call of CUDA works any more in a process
+    "device-side assert|illegal memory access|illegal instruction|misaligned address|unspecified launch failure"
+    "|launch timed out|uncorrectable ECC|invalid program counter|hardware stack error"
+)
 
 
 @dataclass(frozen=True)
@@ -239,9 +252,20 @@ def resident_bytes(pid: int | None) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Recognise lack of memory by name, since this module imports no torch; on the CPU it is a RuntimeError."""
+    """Recognise lack of memory by name, since this module imports no torch, and by its words."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or NO_MEMORY.search(str(error)) is not None
+
+
+def loses_the_gpu(error: BaseException) -> bool:
+    """Recognise an error that leaves the GPU unusable for this process, whatever cell comes next."""
+    known = "AcceleratorError" in {kind.__name__ for kind in type(error).__mro__} or LOST_GPU.search(str(error))
+    return bool(known) and not is_out_of_memory(error)
+
+
+def status(error: BaseException) -> str:
+    """Return what an error makes of the task that raised it."""
+    return "out_of_memory" if is_out_of_memory(error) else "crashed" if loses_the_gpu(error) else "error"
 
 
 def reason(error: BaseException) -> str:
@@ -263,7 +287,7 @@ def _serve(pipe: Connection, environment: dict[str, str]) -> None:
                 target, arguments = pickle.loads(asked)  # which imports what it names
                 target(line, *arguments)
             except Exception as error:
-                pipe.send(("failed", ("out_of_memory" if is_out_of_memory(error) else "error", reason(error))))
+                pipe.send(("failed", (status(error), reason(error))))
                 return
             pipe.send(("done", None))
 

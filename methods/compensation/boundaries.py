@@ -22,7 +22,7 @@ from torch import Tensor
 
 from methods.errors import Unsupported
 from methods.least_squares import Fitted, errors
-from methods.model.activations import States, enter_all, step, values_of_a_step
+from methods.model.activations import States, beside, enter_all, step, values_of_a_step
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sinks import Sinks, find_sinks, wanted_states
@@ -133,13 +133,14 @@ def at_boundaries(pruning: Pruning, calibration: Calibration, sinks: Sinks, mend
 
     def at(cut: Boundary, y: list[Tensor], n: list[Tensor]) -> list[Tensor]:
         nonlocal gain
-        z = wanted_states(where, y, states.advance(cut.until), sinks)
-        found = find_sinks(where, y, z)
-        seen = [BoundaryStates(*five) for five in zip(y, n, z, where, found, strict=True)]
+        z, tokens = beside(y, states.advance(cut.until), where)
+        z = wanted_states(tokens, y, z, sinks)
+        found = find_sinks(tokens, y, z)
+        seen = [BoundaryStates(*five) for five in zip(y, n, z, tokens, found, strict=True)]
         mended = mend(cut, seen)
         after = [mended.state(each) for each in seen]
         both = [gain * one for one in y], [mended.gain * one for one in after]
-        missed = errors(found, where, z, *both, fitted=mended.fitted)
+        missed = errors(found, tokens, z, *both, fitted=mended.fitted)
         report.append({"behind_layer": cut.behind, "removed": list(cut.removed)} | missed)
         gain = mended.gain
         return after

@@ -72,6 +72,7 @@ class Refit:
         x, report = [entry.x for entry in entries], list[dict[str, Any]]()
         for number, (whole, layer) in enumerate(over(pairs(pruning), "refitting", "layer")):
             given, cut = [entry.arguments[layer.kind] for entry in entries], narrowed(whole, layer)
+            x, where = ([one.to(layer.device) for one in each] for each in (x, where))
             if not cut:
                 x = [layer(one, arguments) for one, arguments in zip(x, given, strict=True)]
                 continue

@@ -72,7 +72,7 @@ class Angular(OneShot):
             entered.append(step.x[where].double())
             s = l + 1 - n
             if s >= 0:  # a run begins where it has seen n layers of this micro-batch, no matter what the last one left
-                cos = cosine_similarity(entered[0], step.y[where].double(), dim=-1)
+                cos = cosine_similarity(entered[0].to(step.y.device), step.y[where].double(), dim=-1)
                 total[s] += float(cos.clamp(-1, 1).arccos().sum()) / math.pi
                 count[s] += len(cos)
         return [one / tokens for one, tokens in zip(total, count, strict=True)]

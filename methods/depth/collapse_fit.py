@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.least_squares import Fitted, Rows, errors, fit, total_error
-from methods.model.activations import States, Step, enter_all, step, values_of_a_step
+from methods.model.activations import States, Step, beside, enter_all, step, values_of_a_step
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder, twin
 from methods.model.layer import Layer
@@ -95,20 +95,21 @@ class Collapse:
             y = self._through([near], x)
             missed, new = self._fit(far[0], self._through(between, y), z_E, attention=False)
             if self._missed(new, z_E) < self._missed(y_E, z_E):
-                z = wanted_states(self.where, y, z, self.how.sinks)
-                _set_after(report[near], errors(find_sinks(self.where, y, z), self.where, z, y, y))
+                z, where = beside(y, z, self.where)
+                z = wanted_states(where, y, z, self.how.sinks)
+                _set_after(report[near], errors(find_sinks(where, y, z), where, z, y, y))
                 _set_after(report[far], missed)
             else:
                 one.weight, other.weight = W, W_next
 
     def _refit_for_the_next(self, s: int, x: list[Tensor], y_E: list[Tensor], z_E: list[Tensor]) -> None:
         """Refit the down matrix of layer s for the error behind the window that follows."""
-        W, z_E = self.layers[s].down.weight, wanted_states(self.where, y_E, z_E, self.how.sinks)
+        W, taken = self.layers[s].down.weight, self._steps(s, x)
+        y_E, z_E, where = beside([one.y for one in taken], y_E, z_E, self.where)
+        z_E = wanted_states(where, y_E, z_E, self.how.sinks)
         rows = [
-            Rows(taken.channels, z.double() - y + taken.channels.double() @ W.double().T, z, w, sink)
-            for taken, y, z, w, sink in zip(
-                self._steps(s, x), y_E, z_E, self.where, find_sinks(self.where, y_E, z_E), strict=True
-            )
+            Rows(one.channels, z.double() - y + one.channels.double() @ W.double().T, z, w, sink)
+            for one, y, z, w, sink in zip(taken, y_E, z_E, where, find_sinks(where, y_E, z_E), strict=True)
         ]
         (self.layers[s].down.weight,), _ = self._solved(rows, [self.dense.layers[s].down.weight], hold_out=False)
 
@@ -119,9 +120,10 @@ class Collapse:
         layer, whole = self.layers[s], self.dense.layers[s]
         taken = self._steps(s, x)
         before = [one.y for one in taken]
-        z = wanted_states(self.where, before, z, self.how.sinks)
-        sinks = find_sinks(self.where, before, z)
-        given = list(zip(z, self.where, sinks, strict=True))
+        z, where = beside(before, z, self.where)
+        z = wanted_states(where, before, z, self.how.sinks)
+        sinks = find_sinks(where, before, z)
+        given = list(zip(z, where, sinks, strict=True))
         if (self.how.attention if attention is None else attention) and layer.has_attention:
             rows = [
                 Rows(
@@ -142,7 +144,7 @@ class Collapse:
         ]
         (layer.down.weight,), fitted = self._solved(rows, [whole.down.weight])
         after = [rest + one.channels @ layer.down.weight.T for one, rest in zip(taken, rests, strict=True)]
-        return errors(sinks, self.where, z, before, after, fitted=fitted), after
+        return errors(sinks, where, z, before, after, fitted=fitted), after
 
     def _solved(
         self, rows: list[Rows], towards: list[Tensor], *, hold_out: bool = True
@@ -168,8 +170,9 @@ class Collapse:
         return [entry.run(layers, one) for entry, one in zip(self.entries, x, strict=True)]
 
     def _missed(self, y: list[Tensor], z: list[Tensor]) -> float:
-        z = wanted_states(self.where, y, z, self.how.sinks)
-        return total_error(find_sinks(self.where, y, z), self.where, z, y)
+        z, where = beside(y, z, self.where)
+        z = wanted_states(where, y, z, self.how.sinks)
+        return total_error(find_sinks(where, y, z), where, z, y)
 
 
 def _set_after(report: dict[str, Any], missed: dict[str, Any]) -> None:

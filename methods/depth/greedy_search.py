@@ -90,19 +90,20 @@ class Trial:
         self.runs = 0.0
         self.share = 1 / len(calibration.ids)
         self.batches = []
+        end = model.head.weight.device  # where logits are
         beyond = 0 if positions == "all" else 1
         kept = 4 * int(calibration.mask[:, beyond:].sum()) * model.config.vocab_size <= calibration.memory
         self.keeps_dense = kept and self.loss is not nll
         for ids, mask in calibration.batches(model.config.hidden_size * (len(self.layers) + 8)):
             entry = enter(model, ids)
             compared = nn.functional.pad(mask[:, beyond:], (0, beyond))  # (B, T)
-            wanted = compared.flatten().nonzero()[:, 0].to(entry.x.device)
             states = self._states(entry, entry.x, 0)
-            dense = states[-1].flatten(0, 1)[wanted]
+            wanted = compared.flatten().nonzero()[:, 0].to(states[-1].device)
+            dense = states[-1].flatten(0, 1)[wanted].to(end)
             if self.keeps_dense:
                 dense = torch.cat([self._log_probabilities(piece) for piece in torch.split(dense, TOKENS_AT_ONCE)])
-            targets = ids.to(entry.x.device).roll(-1, 1).flatten()[wanted]
-            self.batches.append(_Batch(entry, wanted, targets, dense, states))
+            targets = ids.to(wanted.device).roll(-1, 1).flatten()[wanted]
+            self.batches.append(_Batch(entry, wanted, targets.to(end), dense, states))
 
     @torch.no_grad()
     def without(self, block: Sublayer | None = None, limit: float = math.inf) -> float:
@@ -144,7 +145,7 @@ class Trial:
 
     def _losses(self, batch: _Batch, x: Tensor) -> Iterator[float]:
         """Yield the loss summed over some tokens at a time."""
-        x = x.flatten(0, 1)[batch.wanted]
+        x = x.flatten(0, 1)[batch.wanted.to(x.device)].to(batch.targets.device)
         for piece in torch.split(torch.arange(len(x), device=x.device), TOKENS_AT_ONCE):
             dense = batch.dense[piece]
             p = dense if self.keeps_dense or self.loss is nll else self._log_probabilities(dense)

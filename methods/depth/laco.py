@@ -267,13 +267,20 @@ def merge(window: list[Layer], rule: str, norms: str) -> Layer:
     survivor = window[0].copy_sharing_matrices()
     for slot, matrix in enumerate(survivor.matrices):
         weights = [layer.matrices[slot].weight for layer in window]
-        matrix.weight = weights[-1] if rule == "last" else nn.Parameter(_sum_of_differences(weights))
+        if rule == "sum":
+            matrix.weight = nn.Parameter(_sum_of_differences(weights))
+        elif weights[-1].device == matrix.weight.device:
+            matrix.weight = weights[-1]
+        else:
+            matrix.weight = nn.Parameter(weights[-1].detach().to(matrix.weight.device))
     matrices = {id(matrix.weight) for matrix in survivor.matrices}
     others = [dict(layer.inner.named_parameters()) for layer in window]
     for name, parameter in survivor.inner.named_parameters():
         if id(parameter) not in matrices and norms != "base":
             values = [named[name] for named in others]
-            parameter.data = values[-1].data.clone() if norms == "last" else _sum_of_differences(values)
+            parameter.data = (
+                values[-1].data.to(parameter.device, copy=True) if norms == "last" else _sum_of_differences(values)
+            )
     return survivor
 
 
@@ -285,7 +292,7 @@ def _shapes(layer: Layer) -> tuple[Any, ...]:
 def _sum_of_differences(thetas: Sequence[Tensor]) -> Tensor:
     """Return equation 1, theta_l + sum_k (theta_{l+k} - theta_l), computed in float32."""
     base = thetas[0].detach().float()
-    return (base + sum(theta.detach().float() - base for theta in thetas[1:])).to(thetas[0].dtype)
+    return (base + sum(theta.detach().to(base.device).float() - base for theta in thetas[1:])).to(thetas[0].dtype)
 
 
 def _leaves(layer: Merged) -> list[int]:

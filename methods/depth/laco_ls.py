@@ -52,7 +52,7 @@ from methods.depth.collapse_fit import Collapse, Fit, Window
 from methods.depth.greedy_search import kl
 from methods.errors import Unsupported
 from methods.least_squares import Rows, fit, total_error
-from methods.model.activations import Entry, enter, enter_all, step
+from methods.model.activations import Entry, beside, enter, enter_all, step
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sinks import Sinks, find_sinks, wanted_states
@@ -192,16 +192,17 @@ class DenseStates:
         if window not in self.fits:
             s, e = window
             m, y = self.m[s], self.x[s + 1]
-            z = wanted_states(self.where, y, self.x[e], self.sinks)
-            sinks = find_sinks(self.where, y, z)
-            rows = [Rows(a, c - (b - a), c, *of) for a, b, c, *of in zip(m, y, z, self.where, sinks, strict=True)]
+            z, where = beside(y, self.x[e], self.where)
+            z = wanted_states(where, y, z, self.sinks)
+            sinks = find_sinks(where, y, z)
+            rows = [Rows(a, c - (b - a), c, *of) for a, b, c, *of in zip(m, y, z, where, sinks, strict=True)]
             identity = torch.eye(y[0].shape[-1], dtype=torch.float64, device=y[0].device)
             T = fit(rows, self.ridge, identity, self.sinks, hold_out=False).W.to(y[0].dtype)
             found = y if self.choose == "cosine" else [b - a + a @ T for a, b in zip(m, y, strict=True)]
             if self.choose == "error":
-                missed = total_error(sinks, self.where, z, found)
+                missed = total_error(sinks, where, z, found)
             else:
-                missed = turned([(a[w], b[w]) for a, b, w in zip(found, z, self.where, strict=True)])
+                missed = turned([(a[w], b[w]) for a, b, w in zip(found, z, where, strict=True)])
             self.fits[window] = T, missed
         return self.fits[window]
 
@@ -254,4 +255,4 @@ class CollapseTrial:
         return taken.y - taken.m + taken.m @ self.dense.map(window)
 
     def _logits(self, x: Tensor) -> Tensor:
-        return self.dense.model.logits(x[:, :-1][self.wanted]).float()
+        return self.dense.model.logits(x[:, :-1][self.wanted.to(x.device)]).float()

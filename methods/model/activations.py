@@ -8,7 +8,7 @@ states of real tokens are those of the sequence alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -83,6 +83,11 @@ def enter_all(model: Decoder, calibration: Calibration, values_per_token: int) -
     return [enter(model, ids) for ids, _ in batches], [mask for _, mask in batches]
 
 
+def beside(states: Sequence[Tensor], *others: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Return others moved to where the states lie, one for each, which differs where layers lie on several devices."""
+    return [[one.to(state.device) for one, state in zip(each, states, strict=True)] for each in others]
+
+
 @dataclass(frozen=True)
 class Step:
     """Holds what one layer does with one micro-batch. Real tokens are where mask is true.
@@ -117,9 +122,9 @@ def steps(model: Decoder, calibration: Calibration) -> Iterator[tuple[int, Step]
     with bar(len(batches) * len(layers), "reading calibration tokens", "layer") as shown:
         for ids, mask in batches:
             entry = enter(model, ids)
-            x = entry.x
+            x, real = entry.x, mask.to(entry.x.device)
             for number, layer in enumerate(layers):
-                taken = step(layer, x, entry.arguments[layer.kind], mask)
+                taken = step(layer, x, entry.arguments[layer.kind], real)
                 yield number, taken
                 x = taken.y
                 shown.update()
@@ -132,6 +137,7 @@ def step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -> St
     What has been removed from a layer is not there to be seen: its a or m is zero, and heads or channels (B, T, 0).
     Raises Unsupported where a state is no finite number.
     """
+    x = x.to(layer.device)
     empty = x[..., :0]
     with ExitStack() as stack:
         heads = stack.enter_context(inputs_of(layer.out)) if layer.has_attention else [empty]
@@ -222,10 +228,11 @@ class States:
             layer, taken = self.layers[number], 1
             arguments = [entry.arguments[layer.kind] for entry in self.entries]
             if second:
-                self.x = [x + layer.transform(x) if layer.has_mlp else x for x in self.x]
+                self.x = [x.to(layer.device) + layer.transform(x) if layer.has_mlp else x for x in self.x]
             elif halves > self.halves + 1:
                 self.x, taken = [layer(x, given) for x, given in zip(self.x, arguments, strict=True)], 2
             else:
-                self.x = [x + layer.attend(x, given) for x, given in zip(self.x, arguments, strict=True)]
+                moved = [x.to(layer.device) for x in self.x]
+                self.x = [x + layer.attend(x, given) for x, given in zip(moved, arguments, strict=True)]
             self.halves += taken
         return self.x

@@ -166,6 +166,15 @@ class Layer:
                 setattr(self.attn, shared, copy.copy(getattr(self.attn, shared)))
             setattr(getattr(self.attn, shared) if shared else self.attn, name, sizes[letters])
 
+    @property
+    def device(self) -> torch.device:
+        """Return where the layer lies, which differs where a model has been spread over several GPUs.
+
+        Each of its modules then moves what it is called with (accelerate.dispatch_model); what is added to that must be
+        moved by whoever adds it.
+        """
+        return next(self.module.parameters()).device
+
     def attention(self, h: Tensor, arguments: dict[str, Any]) -> Tensor:
         """Return the attention's contribution to the residual from its normed input, (B, T, D) -> (B, T, D)."""
         return self.attn(h, **arguments)[0]
@@ -201,6 +210,7 @@ class Layer:
             return x
         if not gone:
             return self(x, arguments)
+        x = x.to(self.device)
         h = x if "attention" in gone else x + self.attend(x, arguments)
         return h if "mlp" in gone else h + self.transform(x if self.parallel else h)
 

@@ -26,7 +26,10 @@ class MappedLayer(nn.Module):
         self.behind: nn.Linear | None = None
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        x = hidden_states if self.before is None else hidden_states + self.before(hidden_states)
+        x = hidden_states
+        if self.before is not None:
+            x = x.to(self.before.weight.device)
+            x = x + self.before(x)
         y: Tensor = self.inner(x, *args, **kwargs)
         return y if self.behind is None else y + self.behind(y)
 
@@ -45,7 +48,7 @@ def put_map(model: Decoder, behind: int, M: Tensor) -> None:
     if getattr(layer.module, place) is not None:
         raise Unsupported("the residual is mapped here already, by an earlier compensation")
     like = layer.matrices[0].weight
-    weight = M.T.to(like.dtype).contiguous()
+    weight = M.T.to(like.device, like.dtype).contiguous()
     setattr(layer.module, place, linear_like(weight, None).requires_grad_(like.requires_grad))
     model.set_layers(layers)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from methods.model.decoder import Decoder
@@ -46,3 +48,19 @@ def macs_per_token(model: Decoder, context: int) -> int:
     linear = sum(module.weight.numel() for module in model.model.modules() if isinstance(module, nn.Linear))
     scores = sum(2 * layer.out.in_features * context for layer in model.layers if layer.has_attention)
     return linear + scores
+
+
+def sizes(model: Decoder, dense: dict[str, Any], context: int) -> dict[str, Any]:
+    """Return everything that follows from the shapes alone, by the names of bench.records.record."""
+    count, inner = parameters(model), parameters_without_embeddings(model)
+    return {
+        "parameters": count,
+        "parameters_without_embeddings": inner,
+        "ratio": 1 - count / dense["dense_parameters"],
+        "ratio_without_embeddings": 1 - inner / dense["dense_parameters_without_embeddings"],
+        "layers": len(model.layers),
+        "weight_bytes": weight_bytes(model),
+        "kv_bytes_per_token": kv_bytes_per_token(model),
+        "macs_per_token": macs_per_token(model, context),
+        "macs_context": context,
+    }

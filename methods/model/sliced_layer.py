@@ -28,7 +28,8 @@ class SlicedLayer(nn.Module):
         self.shortcuts = nn.ModuleList(linear_like(shortcut.T.contiguous(), None) for shortcut in shortcuts)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        x, layer, arguments = hidden_states, self.view, self.view.bind(args, kwargs)
+        layer, arguments = self.view, self.view.bind(args, kwargs)
+        x = hidden_states.to(layer.out.weight.device)
         h = layer.attn_norm(x)
         if layer.parallel:
             return self.shortcuts[0](x) + _both(layer, h, arguments)
@@ -96,6 +97,7 @@ def read_in_basis(matrices: list[nn.Linear], Q: Tensor, d: int) -> None:
 
 def write_in_basis(matrix: nn.Linear, Q: Tensor, d: int) -> None:
     """Let what writes the residual write d columns in the basis Q: W <- (Q^T W)[:d], b <- (Q^T b)[:d]."""
+    Q = Q.to(matrix.weight.device)
     matrix.weight = _parameter(Q.T[:d] @ matrix.weight.double(), matrix.weight)
     if matrix.bias is not None:
         matrix.bias = _parameter(Q.T[:d] @ matrix.bias.double(), matrix.bias)
@@ -104,7 +106,7 @@ def write_in_basis(matrix: nn.Linear, Q: Tensor, d: int) -> None:
 
 def cut_columns(weight: Tensor, Q: Tensor, d: int) -> nn.Parameter:
     """Return (W Q)[:, :d], multiplied in float64."""
-    return _parameter(weight.double() @ Q[:, :d], weight)
+    return _parameter(weight.double() @ Q[:, :d].to(weight.device), weight)
 
 
 def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:

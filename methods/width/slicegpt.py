@@ -160,14 +160,14 @@ class _Slicer:
             self.Q = self.pca()
             shortcuts = [B @ Q_m[:, : self.d], B_m @ self.Q[:, :e]]
         write_in_basis(layer.down, self.Q, e)
-        layer.module = SlicedLayer(layer, [shortcut.to(layer.out.weight.dtype) for shortcut in shortcuts])
+        layer.module = SlicedLayer(layer, [shortcut.to(layer.device, layer.out.weight.dtype) for shortcut in shortcuts])
 
     def advance(
         self, layer: Layer, X: list[Tensor], B: Tensor, norm: nn.Module, block: Callable[[Tensor, Any], Tensor]
     ) -> list[Tensor]:
         """Cut the signal, (B, T, D) -> (B, T, d), and pass it through one sub-block: S B + block(rms(S))."""
-        B, Q = B.to(X[0].dtype), self.Q[:, : self.d].to(X[0].dtype)
-        signals = ((x.to(self.device) @ Q, entry) for x, entry in zip(X, self.entries, strict=True))
+        B, Q = (one.to(layer.device, X[0].dtype) for one in (B, self.Q[:, : self.d]))
+        signals = ((x.to(layer.device) @ Q, entry) for x, entry in zip(X, self.entries, strict=True))
         return [(S @ B + block(norm(S), entry.arguments[layer.kind])).cpu() for S, entry in signals]
 
     def pca(self) -> Tensor:

@@ -81,10 +81,10 @@ class MadeCluster:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[MadeCluster]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "token")  # before ray is imported, which reads it then
+        for name, value in ray_cluster.OWN.items():  # before ray is imported, which reads them then
+            patch.setenv(name, value)
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setenv("RAY_process_group_cleanup_enabled", "1")
-        patch.setenv("RAY_task_oom_retries", "1")
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
         patch.setenv(MARK, mark := secrets.token_hex(8))
@@ -232,9 +232,9 @@ def test_the_same_run_gives_the_same_as_on_this_machine_and_a_cell_that_dies_is_
 ):
     (tmp_path / "mine.py").write_text(DIES.replace("FILE", str(tmp_path / "died")))
     asked = [*base, "--ratio", "0.2,0.4", "--threads", "1", "--then", "shortgpt:ratio=0.7"]
-    assert main([*asked, "--methods", "shortgpt,sleb", "--out", str(tmp_path / "here")]) == 0
+    assert main([*asked, "--methods", "sleb", "--out", str(tmp_path / "here")]) == 0
     capfd.readouterr()
-    more = ["--methods", "dies,shortgpt,sleb", "--plugin", str(tmp_path / "mine.py"), "--engine", "ray"]
+    more = ["--methods", "dies,sleb", "--plugin", str(tmp_path / "mine.py"), "--engine", "ray"]
     more += ["--ray-address", cluster.address, "--slots", "2", "--out", str(tmp_path / "there")]
     assert main([*asked, *more]) == 3
     said = capfd.readouterr().err
@@ -242,16 +242,16 @@ def test_the_same_run_gives_the_same_as_on_this_machine_and_a_cell_that_dies_is_
     dead = [name for name in found if name.startswith("cells/dies")]
     assert sorted(found.pop(name)["status"] for name in dead) == ["crashed", "crashed", "error", "error"]
     assert (tmp_path / "died").read_text() == "once more once more "  # once for each ratio
-    assert sum(name.startswith("cells/") for name in expected) == 1 + 2 * 4
+    assert sum(name.startswith("cells/") for name in expected) == 1 + 2 * 2
     assert found == expected
-    assert "13 of 13 cells done, 0 running, 0 waiting, 4 failed" in said
+    assert "9 of 9 cells done, 0 running, 0 waiting, 4 failed" in said
     assert not (tmp_path / "there" / "parts").exists()
     strange = [line for line in said.splitlines() if not line.startswith("[") and " cells done, " not in line]
     assert [line for line in strange if "ray" in line.lower() or "raylet" in line] == []
 
 
 def test_a_run_that_is_killed_at_any_moment_goes_on_from_there(cluster, base, tmp_path):
-    asked = [*base, "--methods", "shortgpt,drop-tail", "--ratio", "0.2,0.4", "--threads", "1"]
+    asked = [*base, "--methods", "shortgpt", "--ratio", "0.2,0.4", "--threads", "1"]
     assert main([*asked, "--out", str(tmp_path / "here")]) == 0
     folder = tmp_path / "there"
     command = [sys.executable, "-m", "bench", *asked, "--out", str(folder)]
@@ -297,8 +297,9 @@ def test_asks_that_no_node_can_meet_and_nodes_of_another_kind_are_refused(cluste
     assert " has torch 1.0.0 and not " in said
     assert "which the run has; install the same there" in said
     monkeypatch.setattr(runner, "method_sha256", lambda method: "0" * 64)
-    said = refused(capsys, asked)
-    assert "on node " in said
+    assert main(asked) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("prunebench: on node ")
     assert " and not 000000000000, which the run has; install the same there" in said
     assert list(tmp_path.glob("run/cells/*")) == []
 
@@ -306,12 +307,12 @@ def test_asks_that_no_node_can_meet_and_nodes_of_another_kind_are_refused(cluste
 def test_what_is_no_cluster_is_refused(cluster, base, tmp_path, capsys, monkeypatch):
     asked = [*base, "--methods", "shortgpt", "--ratio", "0.2"]
     on_ray = [*asked, "--engine", "ray", "--ray-address"]
-    assert "no Ray cluster answers at 127.0.0.1:1 " in refused(capsys, [*on_ray, "127.0.0.1:1"])
+    assert ":1 (Connection refused); start one with" in refused(capsys, [*on_ray, "127.0.0.1:1"])
     assert "--ray-address is auto or HOST:PORT; got 'here'" in refused(capsys, [*on_ray, "here"])
-    with socket.create_server(("127.0.0.1", 0)) as other, monkeypatch.context() as patch:
+    with socket.create_server(("", 0)) as other, monkeypatch.context() as patch:
         patch.setattr(ray_cluster, "HEALTH", 4.0)
-        address = f"127.0.0.1:{other.getsockname()[1]}"
-        assert f"what listens at {address} is no Ray cluster" in refused(capsys, [*on_ray, address])
+        port = other.getsockname()[1]
+        assert f":{port} is no Ray cluster" in refused(capsys, [*on_ray, f"127.0.0.1:{port}"])
     with monkeypatch.context() as patch:
         patch.setenv("RAY_AUTH_TOKEN", "0" * 64)
         assert "does not accept this machine's token" in refused(capsys, [*on_ray, cluster.address])
@@ -331,7 +332,7 @@ def test_what_is_no_cluster_is_refused(cluster, base, tmp_path, capsys, monkeypa
         (["--accelerator", "H100"], "--accelerator is for --engine ray or slurm, not for local; leave it out"),
         (["--engine", "ray", "--partition", "a"], "--partition is for --engine slurm, not for ray; leave it out"),
         (["--engine", "ray", "--no-isolate"], "--engine ray measures each cell in a process of its own; leave "),
-        (["--engine", "rey"], "--engine is local, ray or slurm; got 'rey'"),
+        (["--engine", "rey"], "--engine: invalid choice: 'rey'"),
     ],
 )
 def test_flags_that_cannot_be_are_refused(flags, said, base, capsys, tmp_path):

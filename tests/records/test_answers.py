@@ -131,10 +131,11 @@ def right_continuation(task, doc) -> int:
 
 @pytest.mark.default_model
 def test_known_bytes_are_those_of_the_documents():
-    """Every document where the file is written, else every eleventh."""
+    """Every document where the file is written, else every eleventh, and of MMLU two subjects."""
     writes = bool(os.environ.get("PRUNEBENCH_UPDATE_GOLDEN"))
     rows = set()
-    for name in task_sources.OFFLINE:
+    some = [name for name in task_sources.OFFLINE if writes or name not in task_sources.MMLU[2:]]
+    for name in some:
         task = task_loading.load([name])[name]
         if task.OUTPUT_TYPE == "multiple_choice":
             with task_loading.quiet():

@@ -65,8 +65,9 @@ def test_freed_memory_is_kept_and_used_again():
 def test_cuda_peak_is_of_the_allocator(monkeypatch):
     calls = []
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 123)
+    monkeypatch.setattr(torch.cuda, "init", lambda: calls.append("init"))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", calls.append)
     device = torch.device("cuda", 1)
     assert peak_memory_bytes(device) == 123
     reset_peak_memory(device)
-    assert calls == [device]
+    assert calls == ["init", device]

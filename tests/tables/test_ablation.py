@@ -76,7 +76,7 @@ def test_the_rest_is_named():
         in table.notes
     )
     assert "dense: ppl wiki 20.8 ± 0.9." in table.notes
-    assert "in every cell: average 30.0 ± 2.1 %, pruned in 3.0 s." in table.notes
+    assert "in every cell: average 30.0 ± 2.1 %, bpb 1.800 ± 0.027, pruned in 3.0 s." in table.notes
     assert not [table for table in view("ablation", RECORDS) if "prune_seconds" in table.name]
     assert any(sentence.startswith("calibration: 16 sequences") for sentence in table.footnotes)
 
@@ -92,7 +92,7 @@ def test_one_factor_is_a_plain_table():
     (table,) = view("ablation", [RECORDS[0], *GRID[::2]])
     assert [row.label for row in table.rows] == ["2", "4", "6"]
     assert [column.name for column in table.columns] == [
-        *("perplexity_wiki", "kl", "average", "ratio", "layers", "prune_seconds")
+        *("perplexity_wiki", "kl", "average", "answer_bpb", "ratio", "layers", "prune_seconds")
     ]
     assert [row.cells[0].value for row in table.rows] == [20.45, 40.45, 60.45]
     assert "fixed: T 0.45, I 2" in " ".join(table.notes)

@@ -331,7 +331,21 @@ def test_terminal_has_one_table_where_it_fits():
         few.append(small)
     heads = [line for line in terminal(few).splitlines() if line.startswith("method")]
     assert [head.split() for head in heads] == [
-        ["method", "removed", "params", "ppl", "wiki", "piqa", "average", "kept", "prefill", "decode", "pruned", "in"]
+        [
+            "method",
+            "removed",
+            "params",
+            "ppl",
+            "wiki",
+            "piqa",
+            "average",
+            "kept",
+            "bpb",
+            "prefill",
+            "decode",
+            "pruned",
+            "in",
+        ]
     ]
 
 
@@ -344,7 +358,7 @@ def test_terminal_aligns_what_follows_the_figures():
 def test_terminal_repeats_dense_on_top_of_each_ratio_rising():
     lines = terminal(RECORDS).splitlines()
     after = [lines[number + 1].split()[0] for number, line in enumerate(lines) if line.startswith("method")]
-    assert after == ["dense"] * 6
+    assert after == ["dense"] * 7
     titles = [line for line in lines if line.startswith("SmolLM2")]
     ratios = [re.search(r"ratio (\S+)", title) for title in titles]
     assert [ratio[1] for ratio in ratios if ratio] == ["0.1:", "0.3:", "fixed"]

@@ -187,7 +187,7 @@ def test_the_grid_has_methods_in_rows_and_compensations_in_columns():
 def test_the_grid_has_every_measure_at_every_ratio_where_something_is_mended():
     alone = mended("shortgpt", 0.2, 84.4, 0.4)
     names = [table.name for table in view("grid", MENDED)]
-    measures = ["perplexity_wiki", "average", "kl", "prune_seconds", "parameters"]
+    measures = ["perplexity_wiki", "average", "answer_bpb", "kl", "prune_seconds", "parameters"]
     assert names == [f"grid-{measure}-{ratio}" for ratio in ("0.2", "0.3") for measure in measures]
     assert view("grid", [DENSE, alone, LACO]) == view("grid", RECORDS) == []
     assert "dense" not in grid(MENDED, "grid-prune_seconds-0.3")
@@ -218,7 +218,7 @@ def test_a_figure_of_the_grid_leads_to_the_cell_that_it_is_from():
     groups, targets = sections.groups(MENDED)
     (section,) = (one for one in sections.sections(views(("grid",), MENDED), targets) if one["name"] == "grid")
     labels = {group.id: (group.label, group.ratio) for group in groups} | {"": None}
-    for number, ratio in ((0, "0.2"), (5, "0.3")):
+    for number, ratio in ((0, "0.2"), (6, "0.3")):
         rows = {row["label"]: row["cells"] for row in section["tables"][number]["rows"]}
         leads = [labels[cell["target"]] for cell in rows["shortgpt"]]
         names = (

@@ -1,0 +1,153 @@
+"""What is measured of a model on an emulated GPU is what is measured of it on the CPU; a whole run works there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import padded
+from emulated import EmulatedGpus
+from places import model_of, spread
+
+import methods
+from bench.cli.main import main
+from bench.evaluation import checks, layer_similarity, scoring
+from bench.healing import training
+from bench.healing.text import Text
+from bench.plan.protocol import profile
+from bench.plan.recipe import Recipe
+from bench.records.run_folder import load_run
+from bench.run import fingerprint
+from bench.speed.benchmark import SpeedBenchmark, wait
+from bench.speed.timing import WallClock
+from methods.checkpoint import save_load, transformers_compat
+from methods.model.decoder import Decoder
+
+IDS = torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(2))
+CALIBRATION = padded(IDS.tolist())
+QUESTIONS = sorted({(tuple(row[:9] + other[3:8]), 5) for row in IDS.tolist() for other in IDS[:2].tolist()})
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+TEXT = Text(IDS[:4], IDS[4:], "made here", "0" * 64)
+RECIPE = Recipe(tokens=4 * 24, length=24, batch=2, points=2)
+
+
+def on_one_gpu(model):
+    return model.to("cuda")
+
+
+PLACES = pytest.mark.parametrize("place", [on_one_gpu, spread])
+
+
+def answers(model):
+    """Return log-likelihoods of answers, which are greedy, and of windows with a cache and without."""
+    scored = torch.arange(24).expand(3, 24) > 3
+    likelihoods, greedy = scoring.score(model, QUESTIONS, batch_tokens=32)
+    windows = [scoring.window_nll(model, IDS[:3], scored, batch_tokens) for batch_tokens in (12, 48)]
+    return likelihoods.tolist(), greedy.tolist(), [nll.tolist() for nll in windows]
+
+
+@PLACES
+@DTYPES
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_answers_and_perplexity(family, dtype, place):
+    expected = answers(model_of(family, dtype))
+    with EmulatedGpus(count=2):
+        assert answers(place(model_of(family, dtype))) == expected
+
+
+@DTYPES
+def test_checks(dtype, tmp_path):
+    def figures(dense, pruned, file):
+        kept = checks.DenseOutputs(IDS, file)
+        kept.remember(dense)
+        return kept.divergence_of(pruned), checks.greedy(pruned, [[5, 6, 7], [9], IDS[0].tolist()], 6).tolist()
+
+    def both():
+        pruned = Decoder(model_of("llama", dtype))
+        methods.make("flap").prune(pruned, CALIBRATION, 0.3)
+        return model_of("llama", dtype), pruned.model
+
+    expected = figures(*both(), tmp_path / "cpu")
+    with EmulatedGpus():
+        assert figures(*(model.to("cuda") for model in both()), tmp_path / "gpu") == expected
+
+
+@pytest.mark.parametrize("how", [{"kind": "lora"}, {"kind": "full"}, {"kind": "lora", "loss": "kl"}], ids=str)
+def test_healing(how, tmp_path):
+    """With a checkpoint on the way, from which it goes on to the same model."""
+
+    def healed(place, folder):
+        model, recipe = Decoder(place(model_of("llama"))), replace(RECIPE, **how)
+        dense = Decoder(place(model_of("llama"))) if recipe.loss == "kl" else None
+        methods.make("shortgpt").prune(model, CALIBRATION, 0.3)
+        curve = training.heal(model, TEXT, recipe, dense=dense, folder=folder)
+        curve = [{name: value for name, value in point.items() if name != "seconds"} for point in curve]
+        return curve, {name: value.detach().cpu() for name, value in model.model.named_parameters()}
+
+    curve, weights = healed(lambda model: model, tmp_path / "cpu")
+    with EmulatedGpus():
+        for _ in range(2):
+            found, there = healed(on_one_gpu, tmp_path / "gpu")
+            assert found == curve
+            assert all(torch.equal(there[name], weights[name]) for name in weights)
+
+
+def test_similarity():
+    expected = layer_similarity.states(Decoder(model_of("llama")), CALIBRATION)
+    with EmulatedGpus():
+        assert layer_similarity.states(Decoder(model_of("llama").to("cuda")), CALIBRATION) == expected
+
+
+@pytest.mark.parametrize("method", ["shortgpt", "flap", "slicegpt", "shortgpt+ghost"])
+def test_a_model_is_saved_loads_again_and_is_the_same_to_the_last_bit(method, tmp_path):
+    with EmulatedGpus():
+        model = Decoder(model_of("llama").to("cuda"))
+        methods.make(method).prune(model, CALIBRATION, 0.3)
+        save_load.save(model, tmp_path / "model", probe=IDS[:1])
+        loaded = save_load.load(tmp_path / "model", device=torch.device("cuda"))
+        assert {parameter.device for parameter in loaded.model.parameters()} == {torch.device("cuda", 0)}
+        here = fingerprint.state_sha256(loaded.model)
+    on_cpu = save_load.load(tmp_path / "model")
+    assert fingerprint.state_sha256(on_cpu.model) == here
+
+
+def test_padding_with_zeros():
+    with EmulatedGpus():
+        model = Decoder(model_of("llama").to("cuda"))
+        methods.make("flap").prune(model, CALIBRATION, 0.3)
+        wide, off = transformers_compat.padded(model, IDS[:1])
+        assert off <= transformers_compat.TOLERANCE * 100
+        assert wide.embed.weight.device == torch.device("cuda", 0)
+
+
+def test_time_and_memory():
+    protocol = profile("smoke", speed_rounds=6, prefill=(), decode=(4,), decode_steps=2)
+    with EmulatedGpus() as gpus:
+        devices = [torch.device("cuda", 0)]
+        dense, pruned = (model_of("llama").to("cuda") for _ in range(2))
+        methods.make("shortgpt").prune(Decoder(pruned), CALIBRATION, 0.3)
+        benchmark = SpeedBenchmark(protocol, WallClock(lambda: wait(devices)), devices, [], lambda where: None)
+        weights = gpus.memories[0].now
+        for point in benchmark.memory(pruned):
+            assert point["peak_allocated_bytes"] > weights
+        for point in benchmark.time(dense, pruned):
+            assert "failed" not in point
+            assert len(point["rounds"]["dense"]) == 6
+
+
+def test_a_run_on_the_gpu_finds_what_a_run_on_the_cpu_finds(base, tmp_path):
+    """With models that are saved and loaded again, whose figures are of those that were loaded."""
+
+    def figures(run, *arguments):
+        asked = [*base, "--methods", "flap,shortgpt+ghost", "--ratio", "0.3", "--save-models", "--no-checks"]
+        assert main([*asked, "--out", str(run), *arguments]) == 0
+        return {
+            record.cell["label"]: (record.decisions, record.measured["perplexity"], record.measured["pruned_sha256"])
+            for record in load_run(run)
+        }
+
+    expected = figures(tmp_path / "cpu")
+    with EmulatedGpus(count=2):
+        found = figures(tmp_path / "gpu", "--device", "cuda:1", "--dtype", "float32", "--no-isolate")
+    assert found == expected

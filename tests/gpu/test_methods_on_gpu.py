@@ -1,0 +1,62 @@
+"""Every method and compensation decides on an emulated GPU what it decides on the CPU, and leaves the same model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from emulated import EmulatedGpus
+from places import model_of, spread
+
+import methods
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+
+METHODS = [card.name for card in methods.catalogue() if not card.fixed]
+COMPENSATED = ["shortgpt+replaceme", "llm-drop+ghost", "llm-drop+linearpatch", "shortgpt+scale", "flap+refit"]
+SETTINGS = {  # that take other paths than the defaults
+    "laco-ls": {"attention": True, "later": True, "sweeps": 2, "choose": "error"},
+    "laco-published": {"norms": "last"},
+    "llm-pruner": {"importance": "mix", "steps": 2},
+    "slicegpt": {"slice_head": True},
+    "angular": {"token": "all"},
+    "sleb": {"loss": "kl"},
+}
+IDS = torch.randint(3, 128, (8, 24), generator=torch.Generator().manual_seed(1))
+CALIBRATION = Calibration(IDS, torch.arange(24) < torch.tensor([24, 19] * 4)[:, None], memory=200_000)
+FAMILIES = {  # whose layers differ from Llama's
+    "gemma2": ["laco", "flap", "shortgpt+ghost"],
+    "gpt_neox": ["slicegpt", "wanda-sp", "laco-ls", "sleb", "llm-pruner", "flap+refit"],  # whose head is not tied
+}
+EVERY = [("llama", name, {}) for name in [*METHODS, *COMPENSATED]]
+EVERY += [("llama", name, settings) for name, settings in SETTINGS.items()]
+EVERY += [(family, name, {}) for family, names in FAMILIES.items() for name in names]
+
+
+def pruned(name, model, settings=None):
+    """Return what the method decides, and the logits of what it leaves, as on the CPU."""
+    decoder = Decoder(model)
+    decisions = methods.make(name, settings or {}).prune(decoder, CALIBRATION, 0.3)
+    with torch.no_grad():
+        return decisions, decoder.model(IDS[:2].to(decoder.embed.weight.device), use_cache=False).logits.cpu()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("family", "name", "settings"), EVERY)
+def test_a_method_decides_on_a_gpu_what_it_decides_on_the_cpu(family, name, settings, dtype):
+    expected, logits = pruned(name, model_of(family, dtype), settings)
+    with EmulatedGpus():
+        model = model_of(family, dtype).to("cuda")
+        decided, found = pruned(name, model, settings)
+        assert {parameter.device for parameter in model.parameters()} == {torch.device("cuda", 0)}
+    assert decided == expected
+    assert torch.equal(found, logits)
+
+
+@pytest.mark.parametrize(("family", "name", "settings"), EVERY)
+def test_a_method_decides_with_layers_on_two_gpus_what_it_decides_on_the_cpu(family, name, settings):
+    expected, logits = pruned(name, model_of(family), settings)
+    with EmulatedGpus(count=2) as gpus:
+        decided, found = pruned(name, spread(model_of(family)), settings)
+        assert all(memory.now for memory in gpus.memories)
+    assert decided == expected
+    assert torch.equal(found, logits)

@@ -1,0 +1,159 @@
+"""Whether the emulated GPU finds what would fail on a real one: lines of the project with a move taken out.
+
+Each is a file, a fragment of it that occurs there once, what stands there instead, and what is done then. What is
+illegal on CUDA has to raise. What is legal, at the price of a wait, has to decide what it decided before.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from emulated import EmulatedGpus
+from emulated.mutants import mutated
+from places import model_of, spread
+
+import methods
+from bench.evaluation import checks, scoring
+from bench.healing import training
+from bench.healing.text import Text
+from bench.plan.recipe import Recipe
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+
+IDS = torch.randint(3, 128, (8, 24), generator=torch.Generator().manual_seed(1))
+CALIBRATION = Calibration(IDS, torch.arange(24) < torch.tensor([24, 19] * 4)[:, None], memory=200_000)
+
+
+def on_one(model):
+    return model.to("cuda")
+
+
+def prune(name, settings, place):
+    return methods.make(name, settings).prune(Decoder(place(model_of("llama"))), CALIBRATION, 0.3)
+
+
+def score(place, family="llama"):
+    questions = sorted({(tuple(row[:12]), 3) for row in IDS.tolist()})
+    return scoring.score(place(model_of(family)), questions, batch_tokens=16)[0].tolist()
+
+
+def score_untied(place):
+    return score(place, "gpt_neox")
+
+
+def read(place):
+    return scoring.window_nll(place(model_of("llama")), IDS, CALIBRATION.mask & (torch.arange(24) > 0), 9).tolist()
+
+
+def generate(place):
+    return checks.greedy(place(model_of("llama")), [[5, 6], [7]], 3).tolist()
+
+
+def diverge(place, folder):
+    kept = checks.DenseOutputs(IDS, folder / "dense")
+    kept.remember(place(model_of("llama")))
+    return kept.divergence_of(place(model_of("llama")))
+
+
+def heal(place):
+    text = Text(IDS[:4], IDS[4:], "made here", "0" * 64)
+    curve = training.heal(
+        Decoder(place(model_of("llama"))), text, Recipe(kind="lora", tokens=96, length=24, batch=4, points=1)
+    )
+    return [point["heldout_loss"] for point in curve]
+
+
+def do(what, place, folder):
+    """Do what a mutant names: a thing above, or a method with its settings."""
+    known = {"score": score, "score untied": score_untied, "read": read, "generate": generate, "heal": heal}
+    if what == "diverge":
+        return diverge(place, folder)
+    name, _, setting = what.partition(":")
+    key, _, value = setting.partition("=")
+    return known[what](place) if what in known else prune(name, {key: value} if key else {}, place)
+
+
+ILLEGAL = [
+    ("methods/model/activations.py", "input_ids=ids.to(model.embed.weight.device)", "input_ids=ids", "shortgpt"),
+    ("methods/model/activations.py", "-100).to(model.embed.weight.device)", "-100)", "llm-pruner"),
+    ("methods/model/structures.py", "index.to(tensor.device)", "index", "flap"),
+    ("methods/least_squares.py", "dtype=torch.float64, device=device)", "dtype=torch.float64)", "laco-ls"),
+    ("methods/least_squares.py", ", device=each.where.device)", ")", "shortgpt+replaceme"),
+    ("methods/depth/laco.py", "mask.to(final.device)", "mask", "laco"),
+    ("methods/depth/laco_ls.py", ", device=y[0].device)", ")", "laco-ls"),
+    ("methods/depth/greedy_search.py", "ids.to(wanted.device)", "ids", "sleb"),
+    ("methods/compensation/replaceme.py", ", device=seen[0].y.device)", ")", "shortgpt+replaceme"),
+    ("methods/compensation/ghost.py", ", device=seen[0].y.device)", ")", "shortgpt+ghost"),
+    ("methods/compensation/linear_patch.py", "dtype=torch.float64)).to(device)", "dtype=torch.float64))",
+     "shortgpt+linearpatch"),
+    ("methods/width/slicegpt.py", "dtype=torch.float64, device=self.device)", "dtype=torch.float64)", "slicegpt"),
+    ("methods/width/slicegpt.py", "X[mask].to(self.device)", "X[mask]", "slicegpt"),
+    ("methods/width/slicegpt.py", "x.to(layer.device) @ Q", "x @ Q", "slicegpt"),
+    ("methods/width/flap.py", "dtype=torch.float64, device=device)", "dtype=torch.float64)", "flap"),
+    ("methods/width/flap.py", "z.cpu()[", "z[", "flap"),
+    ("bench/evaluation/scoring.py", "tree = Tree.of(questions, model.device)",
+     'tree = Tree.of(questions, torch.device("cpu"))', "score"),
+    ("bench/evaluation/scoring.py", "sums = torch.zeros(len(questions), dtype=torch.float64, device=model.device)",
+     "sums = torch.zeros(len(questions), dtype=torch.float64)", "score"),
+    ("bench/evaluation/scoring.py", "kept = torch.arange(0, device=model.device)", "kept = torch.arange(0)", "score"),
+    ("bench/evaluation/scoring.py", "min(start + size, total), device=model.device)", "min(start + size, total))",
+     "score"),
+    ("bench/evaluation/scoring.py", "dtype=model.dtype, device=nodes.device)", "dtype=model.dtype)", "score"),
+    ("bench/evaluation/scoring.py", "ids[block].to(model.device)", "ids[block]", "read"),
+    ("bench/evaluation/scoring.py", "dtype=torch.float64, device=ids.device)", "dtype=torch.float64)", "read"),
+    ("bench/evaluation/checks.py", "stored.get_tensor(str(row)).to(model.device)", "stored.get_tensor(str(row))",
+     "diverge"),
+    ("bench/evaluation/checks.py", "window[None, :-1].to(model.device)", "window[None, :-1]", "diverge"),
+    ("bench/healing/training.py", "[self.recipe.order(self.step)].to(self.device)",
+     "[self.recipe.order(self.step)]", "heal"),
+    ("bench/healing/training.py", "self.text.held_out.to(self.device)", "self.text.held_out", "heal"),
+]  # fmt: skip
+ILLEGAL_ON_TWO = [
+    ("methods/model/layer.py", "        x = x.to(self.device)\n        h = x if", "        h = x if", "blockpruner"),
+    ("methods/model/activations.py", "    x = x.to(layer.device)\n    empty", "    empty", "shortgpt"),
+    ("methods/model/activations.py", "one.to(state.device)", "one", "shortgpt+ghost"),
+    ("methods/model/sliced_layer.py", "@ Q[:, :d].to(weight.device)", "@ Q[:, :d]", "slicegpt"),
+    ("methods/model/sliced_layer.py", "    Q = Q.to(matrix.weight.device)\n", "", "slicegpt"),
+    ("methods/depth/angular.py", "entered[0].to(step.y.device)", "entered[0]", "angular"),
+    ("methods/depth/laco.py", "weights[-1].detach().to(matrix.weight.device)", "weights[-1].detach()", "laco"),
+    ("methods/depth/laco.py", "theta.detach().to(base.device)", "theta.detach()", "laco-published"),
+    ("methods/depth/collapse_fit.py", "z, where = beside(before, z, self.where)", "where = self.where", "laco-ls"),
+    ("methods/compensation/refit.py", "([one.to(layer.device) for one in each] for each in (x, where))", "(x, where)",
+     "flap+refit"),
+    ("bench/evaluation/scoring.py", "positions.to(inputs[0].device)", "positions", "score untied"),
+]  # fmt: skip
+LEGAL = [
+    ("methods/width/wanda_sp.py", "s.cpu()[", "s[", "wanda-sp"),
+    ("bench/evaluation/checks.py", "input_ids=ids.to(model.device)", "input_ids=ids", "generate"),
+    ("methods/model/activations.py", "entry.x, mask.to(entry.x.device)", "entry.x, mask", "shortgpt"),
+    ("methods/depth/greedy_search.py", "torch.arange(len(x), device=x.device)", "torch.arange(len(x))", "sleb"),
+    ("methods/depth/laco_ls.py", "calibration.mask[:, 1:].to(self.entry.x.device)", "calibration.mask[:, 1:]",
+     "laco-ls"),
+    ("methods/width/slicegpt.py", "[entry.x.cpu() for entry in entries]", "[entry.x for entry in entries]",
+     "slicegpt"),
+    ("bench/evaluation/scoring.py", "scored[block, 1:].to(model.device)", "scored[block, 1:]", "read"),
+]  # fmt: skip
+
+
+def names(mutants):
+    return [f"{file.rpartition('/')[2]} {fragment.strip()}" for file, fragment, *_ in mutants]
+
+
+@pytest.mark.parametrize(("file", "fragment", "instead", "what"), ILLEGAL, ids=names(ILLEGAL))
+def test_what_is_illegal_on_a_gpu_raises(file, fragment, instead, what, tmp_path):
+    with EmulatedGpus(), mutated(file, fragment, instead), pytest.raises((RuntimeError, TypeError)):
+        do(what, on_one, tmp_path)
+
+
+@pytest.mark.parametrize(("file", "fragment", "instead", "what"), ILLEGAL_ON_TWO, ids=names(ILLEGAL_ON_TWO))
+def test_what_is_illegal_with_layers_on_two_gpus_raises(file, fragment, instead, what, tmp_path):
+    with EmulatedGpus(count=2), mutated(file, fragment, instead), pytest.raises((RuntimeError, TypeError)):
+        do(what, spread, tmp_path)
+
+
+@pytest.mark.parametrize(("file", "fragment", "instead", "what"), LEGAL, ids=names(LEGAL))
+def test_what_is_legal_and_waits_is_not_reported(file, fragment, instead, what, tmp_path):
+    with EmulatedGpus():
+        expected = do(what, on_one, tmp_path)
+    with EmulatedGpus(), mutated(file, fragment, instead):
+        assert do(what, on_one, tmp_path) == expected
