@@ -41,7 +41,8 @@ for word in "$@"; do case $word in --jobs=*) cat states/${word#--jobs=} ;; esac;
 SCANCEL = """
 for id in "$@"; do
     process=$(cat queue/$id)
-    [ $process = held ] || kill -9 -- -$process
+    number=${id%_*}
+    if grep -qsa $number.sh /proc/$process/cmdline; then kill -9 -- -$process; fi
     rm queue/$id
     echo $id >> cancelled
 done

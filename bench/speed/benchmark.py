@@ -85,7 +85,7 @@ def _work(line: worker.Line, cell: Cell, threads: int, plugins: list[str], paren
     pruned = transfer.receive(line.ask()).to(device).eval()
     before = machine.state(gpus)
     devices = sorted({parameter.device for parameter in pruned.parameters()}, key=str)
-    clock, rates = _clock(devices), dict[str, float]()
+    clock, rates = clock_of(devices), dict[str, float]()
     if [one.type for one in devices] == ["cuda"]:
         line.alive("while it measured what the GPU reaches at most")
         rates = peak_rates.measure(devices[0], dtype, clock)
@@ -114,7 +114,7 @@ def _own_memory(*models: nn.Module) -> None:
             tensor.data = tensor.data.clone()
 
 
-def _clock(devices: Sequence[torch.device]) -> Clock:
+def clock_of(devices: Sequence[torch.device]) -> Clock:
     """Choose the clock: events for one CUDA device, the wall clock for several of them and for the CPU."""
     if len(devices) == 1 and devices[0].type == "cuda":
         torch.cuda.set_device(devices[0])

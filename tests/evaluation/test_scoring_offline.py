@@ -47,6 +47,8 @@ def test_scores_are_those_of_lm_eval(scorers, name, fewshot):
     metrics = [column for column in got.columns if column.startswith("acc")]
     assert metrics
     assert got[metrics].equals(want[metrics])
+    bits, reference_bits = (found[name].pop("answer_bpb") for found in (ours, theirs))
+    assert bits == pytest.approx(reference_bits, rel=1e-3)
     assert ours[name] == theirs[name]
 
 

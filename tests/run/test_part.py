@@ -139,7 +139,8 @@ def test_the_command_measures_a_job_once_and_refuses_what_is_none(base, tmp_path
     assert main(["cell", str(tmp_path / "dense.json"), "--out", str(tmp_path / "dense")]) == 0
     by_hand = ["merge", str(tmp_path / "part"), str(tmp_path / "dense"), "--out"]
     assert main([*by_hand, str(tmp_path / "by-hand")]) == 0
-    assert contents(tmp_path / "by-hand") | {".lock": None} == contents(tmp_path / "run")
+    whole = {name: content for name, content in contents(tmp_path / "run").items() if name != ".lock"}
+    assert contents(tmp_path / "by-hand") == whole
     capsys.readouterr()
     assert "part exists and is not empty; name a new folder" in refused(capsys, [*by_hand, str(tmp_path / "part")])
 

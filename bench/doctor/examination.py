@@ -1,0 +1,46 @@
+"""Runs the checks one after the other. Whatever a check raises is wrong on this machine, and the others go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from bench.doctor import CHECKS, devices, machine, pruning, scores, self_timing, storing
+from bench.doctor.finding import Finding, raised
+from bench.system.console import say
+from methods.errors import UserError
+
+FUNCTIONS: dict[str, Callable[[torch.device], Iterator[Finding]]] = {
+    "machine": machine.check,
+    "methods": pruning.check,
+    "scorer": scores.check,
+    "timing": self_timing.check,
+    "checkpoints": storing.check,
+    "memory": devices.memory,
+    "copies": devices.copies,
+}
+
+
+def examine(device: torch.device, only: Sequence[str] = ()) -> list[Finding]:
+    """Run all checks, or `only` those named, and return what they find. Raises UserError for a name there is not."""
+    if unknown := [name for name in only if name not in CHECKS]:
+        raise UserError(f"--only names checks of {', '.join(CHECKS)}; got {unknown[0]!r}")
+    found = list[Finding]()
+    for name, about in CHECKS.items():
+        if only and name not in only:
+            continue
+        say(f"{name}: {about}")
+        start = time.perf_counter()
+        try:
+            found.extend(FUNCTIONS[name](device))
+        except Exception as error:
+            found.append(raised(name, error))
+        say(f"{name}: {time.perf_counter() - start:.1f} s")
+    return found
+
+
+def wrong(findings: Sequence[Finding]) -> list[str]:
+    """Name what is wrong."""
+    return [one.what for one in findings if one.status == "wrong"]

@@ -1,0 +1,78 @@
+"""Holds what a check has found, and writes it down: one table for the reader, one JSON document for a bug report."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tabulate import tabulate
+
+from bench.system import worker
+
+LAYOUT = 1
+CODE = Path(__file__).resolve().parents[2]  # below which the project's own files lie
+FIGURE = 76  # columns of the last column of the table
+PATH = re.compile(r"(?<![\w/.])(?:~|[A-Za-z]:)?[\\/](?:[^\s\\/'\"]+[\\/])+(?=[^\s\\/'\"]*)")  # up to the last name
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Says how one thing stands.
+
+    status  ok; wrong; not here, where this machine has no such thing or nothing to compare with
+    what    the thing, as a method's name
+    figure  what was measured, or what is wrong
+    found   the same as plain JSON values
+    where   lines of code, the innermost last, where an exception was raised
+    """
+
+    status: Literal["ok", "wrong", "not here"]
+    what: str
+    figure: str
+    found: dict[str, Any] = field(default_factory=dict)
+    where: tuple[str, ...] = ()
+
+
+def judged(what: str, wrong: Sequence[str], figure: str, **found: Any) -> Finding:
+    """Return a finding that is ok with its figure, unless something is wrong."""
+    return Finding("wrong", what, "; ".join(wrong), found) if wrong else Finding("ok", what, figure, found)
+
+
+def raised(what: str, error: Exception) -> Finding:
+    """Return what an exception says, without paths, and where it came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = tuple(f"{_inside(frame.filename)}:{frame.lineno} in {frame.name}" for frame in frames)
+    return Finding("wrong", what, without_paths(worker.reason(error)), where=where)
+
+
+def without_paths(text: str) -> str:
+    """Return a text with every path in it cut to its last name, and the user's folder to a tilde."""
+    home = Path.home()
+    return PATH.sub("", text.replace(str(home), "~") if home.name else text)
+
+
+def _inside(file: str) -> str:
+    """Return a file's name from its package on."""
+    path = Path(file)
+    if path.is_relative_to(CODE) and "site-packages" not in path.parts:
+        return path.relative_to(CODE).as_posix()
+    parts = path.parts
+    start = next((at + 1 for at, part in enumerate(parts) if part in ("site-packages", "dist-packages")), -1)
+    return "/".join(parts[start:])
+
+
+def table(findings: Iterable[Finding]) -> str:
+    """Return one line for each finding: its status, what it is of, and the figure."""
+    rows = [(one.status, one.what, textwrap.fill(one.figure, FIGURE)) for one in findings]
+    return tabulate(rows, ("status", "what", "figure"), tablefmt="plain", disable_numparse=True)
+
+
+def document(findings: Iterable[Finding], machine: dict[str, Any]) -> dict[str, Any]:
+    """Return what a bug report needs, as plain JSON values: no host name, no user's name, no path."""
+    plain = [{name: value for name, value in asdict(one).items() if value} for one in findings]
+    return {"layout": LAYOUT, "machine": machine, "findings": plain}

@@ -1,0 +1,255 @@
+"""The doctor: nothing is wrong here, and what is broken on purpose is named."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import platform
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import refused
+
+from bench.cli.main import main
+from bench.data import assets
+from bench.doctor import CHECKS, answers, devices, examination, finding, machine, scores, self_timing
+from bench.doctor.finding import Finding
+from bench.evaluation.scoring import Scorer
+from methods.depth.magnitude import Magnitude
+from methods.depth.shortgpt import ShortGPT
+from methods.errors import UserError
+
+CPU = torch.device("cpu")
+COMPENSATED = {f"shortgpt+{name}" for name in ("scale", "linearpatch", "ghost", "replaceme", "reinitialize")}
+
+
+def examined(*arguments: str) -> SimpleNamespace:
+    """Run the command; its exit code, its document, what it wrote on stderr, and the findings that are wrong."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(["doctor", "--device", "cpu", "--json", *arguments])
+    found = json.loads(out.getvalue())
+    wrong = {one["what"]: one for one in found["findings"] if one["status"] == "wrong"}
+    return SimpleNamespace(code=code, found=found, text=out.getvalue(), err=err.getvalue(), wrong=wrong)
+
+
+@pytest.fixture(scope="module")
+def here():
+    """This machine, as one with an empty cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNEBENCH_CACHE", "/nowhere")
+        yield examined()
+
+
+def test_nothing_is_wrong_here(here):
+    assert here.wrong == {}
+    assert here.code == 0
+    assert "nothing is wrong" in here.err
+
+
+def test_every_check_and_every_method_is_in_it(here):
+    statuses = {one["what"]: one["status"] for one in here.found["findings"]}
+    assert {name: statuses[name] for name in answers.cases()} == dict.fromkeys(answers.cases(), "ok")
+    assert all(f"{name}:" in here.err for name in CHECKS)
+    assert examination.FUNCTIONS.keys() == CHECKS.keys()
+    lines = ("product, float32", "bandwidth", "perplexity, bfloat16", "scorer, made-up documents, float32")
+    lines += ("timing, prefill, eager", "timing, decode, eager", "save and generate, slicegpt")
+    assert {statuses[line] for line in lines} == {"ok"}
+    lacking = ("GPU", "out of memory", "copies", "second GPU", "scorer, piqa and arc_easy")
+    assert {statuses[line] for line in lacking} == {"not here"}
+
+
+def test_a_bug_report_does_not_tell_who_and_where(here):
+    told = {str(Path.home()), str(Path(__file__).parents[2]), "/nowhere", "/tmp/"}
+    told |= {platform.node()} if len(platform.node()) > 3 else set()
+    assert [text for text in told if text in here.text] == []
+    assert {"versions", "cpu", "threads", "free_memory_bytes"} <= here.found["machine"].keys()
+
+
+def test_the_table_has_a_line_for_each_finding(capsys):
+    assert main(["doctor", "--device", "cpu", "--only", "memory,copies"]) == 0
+    out, _ = capsys.readouterr()
+    head, *lines = out.splitlines()
+    assert head.split() == ["status", "what", "figure"]
+    assert [line[:8] for line in lines if line[0] != " "] == ["not here"] * 3
+
+
+def test_methods_that_decide_otherwise_or_fail_are_named(monkeypatch):
+    right = ShortGPT.scores
+    monkeypatch.setattr(ShortGPT, "scores", lambda *asked: [-score for score in right(*asked)])
+    monkeypatch.setattr(Magnitude, "scores", lambda *asked: Path("/nowhere/at/all/weights").read_text())
+    found = examined("--only", "methods")
+    assert found.code == 1
+    assert found.wrong.keys() == {"magnitude", "shortgpt"} | COMPENSATED
+    assert "removed_layers is [" in found.wrong["shortgpt"]["figure"]
+    assert "shortgpt" in found.err.splitlines()[-1]
+    assert found.wrong["magnitude"]["figure"].startswith("FileNotFoundError")
+    assert any(line.startswith("methods/depth/one_shot.py:") for line in found.wrong["magnitude"]["where"])
+    assert "/nowhere" not in found.text
+
+
+def test_a_scorer_that_loses_a_token_is_named(monkeypatch):
+    right = Scorer._question
+    monkeypatch.setattr(Scorer, "_question", lambda self, context, answer: right(self, context[1:], answer))
+    monkeypatch.setenv("PRUNEBENCH_CACHE", "/nowhere")
+    found = examined("--only", "scorer")
+    assert found.code == 1
+    assert "scorer, made-up documents, float32" in found.wrong
+    assert all(what.startswith("scorer, made-up documents, ") for what in found.wrong)
+
+
+def test_layers_that_keep_their_places_in_the_cache_are_named(monkeypatch):
+    monkeypatch.setattr("methods.model.decoder._slots", lambda layers: [layer.attn.layer_idx for layer in layers])
+    found = examined("--only", "checkpoints")
+    assert found.code == 1
+    assert "save and generate, drop" in found.wrong
+    figure = found.wrong["save and generate, drop"]["figure"]
+    assert "generated with a cache" in figure or "IndexError" in figure  # as transformers' cache takes it
+    assert "save and generate, dense" not in found.wrong
+
+
+def test_a_check_that_fails_as_a_whole_is_wrong_and_the_others_go_on(monkeypatch):
+    monkeypatch.setitem(examination.FUNCTIONS, "memory", lambda device: 1 / 0)
+    found = examination.examine(CPU, ["memory", "copies"])
+    assert [one.what for one in found] == ["memory", "copies", "second GPU"]
+    assert examination.wrong(found) == ["memory"]
+
+
+def test_a_check_that_is_not_there_is_refused(capsys):
+    assert "machine, methods" in refused(capsys, ["doctor", "--only", "methods,weather"])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("no such file: '/home/me/models/weights.bin'", "no such file: 'weights.bin'"),
+        (f"{Path.home()} of Ann/one", "~ of Ann/one"),
+        ("~/models/one and C:\\Users\\me\\two", "one and two"),
+        ("half 1/2 of a/b", "half 1/2 of a/b"),
+    ],
+)
+def test_paths_are_cut_to_their_names(text, told):
+    assert finding.without_paths(text) == told
+
+
+# what is stored
+
+
+def test_there_is_an_answer_for_every_method_and_compensation():
+    assert list(answers.read()) == answers.cases()
+    assert [case for case, held in answers.read().items() if held.logits is None] == ["shortgpt+reinitialize"]
+
+
+def test_no_answer_is_near_to_another():
+    assert [case for case, held in answers.read().items() if answers.unsteady(case, held, 1)] == []
+
+
+def test_an_answer_that_noise_changes_is_not_written(monkeypatch, tmp_path):
+    monkeypatch.setattr(answers, "FILE", tmp_path / "answers.json")
+    monkeypatch.setattr(answers, "cases", lambda: ["shortgpt"])
+    right, calls = ShortGPT.scores, []
+    monkeypatch.setattr(ShortGPT, "scores", lambda *a: calls.append(1) or right(*a)[:: 1 if len(calls) == 1 else -1])
+    with pytest.raises(UserError, match="too near to another choice"):
+        answers.write()
+    assert list(tmp_path.iterdir()) == []
+    calls.clear()
+    monkeypatch.setattr(ShortGPT, "scores", right)
+    answers.write()
+    assert answers.read()["shortgpt"].decided.keys() == {"removed_layers"}
+
+
+# timing
+
+
+def timed(monkeypatch, *intervals: tuple[float, float]) -> list[Finding]:
+    """What is found where the measurements have given these intervals, one after the other."""
+    left = list(intervals)
+
+    def time(*_):
+        low, high = left.pop(0)
+        yield {
+            "kind": "decode",
+            "speedup": (low + high) / 2,
+            "speedup_low": low,
+            "speedup_high": high,
+            "flags": ["noisy"],
+            "dense_ms": 2.0,
+            "pruned_ms": 2.0,
+        }
+
+    monkeypatch.setattr("bench.speed.benchmark.SpeedBenchmark.time", time)
+    found = list(self_timing.check(CPU))
+    assert left == []
+    return found
+
+
+def test_an_interval_that_holds_one_is_right(monkeypatch):
+    (found,) = timed(monkeypatch, (0.98, 1.02))
+    assert (found.status, found.what) == ("ok", "timing, decode, eager")
+    assert "noisy" in found.figure
+
+
+def test_one_that_does_not_is_measured_again(monkeypatch):
+    (found,) = timed(monkeypatch, (1.01, 1.02), (0.99, 1.01))
+    assert (found.status, found.found["tries"]) == ("ok", 2)
+
+
+def test_three_that_do_not_are_wrong(monkeypatch):
+    (found,) = timed(monkeypatch, (1.01, 1.02), (0.97, 0.98), (1.01, 1.03))
+    assert found.status == "wrong"
+    assert "1.010 to 1.030" in found.figure
+
+
+# a made-up GPU
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A card of 8 GiB, which gives what `answer` says."""
+    card = SimpleNamespace(total_memory=2**33, answer=None)
+
+    def empty(asked, **_):
+        assert asked > card.total_memory
+        if card.answer:
+            raise card.answer
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(devices.torch, "empty", empty)
+    monkeypatch.setattr(machine, "product", lambda *asked: Finding("ok", "product", ""))
+    return card
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "ok"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), "wrong"),
+        (None, "wrong"),
+    ],
+)
+def test_memory_that_runs_out_must_be_recognised(gpu, answer, status):
+    gpu.answer = answer
+    (found,) = devices.memory(torch.device("cuda", 0))
+    assert found.status == status
+
+
+def test_a_copy_that_changes_a_bit_is_wrong(monkeypatch):
+    monkeypatch.setattr(devices, "COPIED", 100)
+    assert devices.copied("copies", CPU, CPU).status == "ok"
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device: self ^ 1)
+    assert devices.copied("copies", CPU, CPU).status == "wrong"
+
+
+def test_a_product_less_exact_than_its_dtype_is_wrong(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, where: self.bfloat16().float() if where == CPU else self)
+    assert machine.product(CPU, torch.float32).status == "wrong"
+
+
+@pytest.mark.default_model
+def test_real_documents_are_scored_as_by_lm_eval():
+    assets.fetch((scores.MODEL, "tasks"))
+    found = list(scores._real(CPU))
+    assert [one.status for one in found] == ["ok"]
