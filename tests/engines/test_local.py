@@ -171,6 +171,9 @@ def test_a_cell_that_dies_while_others_wait_to_be_timed_lets_them_go_on():
 
 def test_waiting_to_be_timed_counts_for_no_limit():
     with LocalSession(naps, environments(2, "cpu", []), fresh=False) as engine:
+        for key in ("a", "b"):  # the processes start
+            engine.submit(job(key, seconds=0.0))
+        assert {engine.next_result().found["status"] for _ in range(2)} == {"ok"}
         engine.submit(job("long", seconds=4.0))
         engine.submit(job("timed", seconds=0.0, timed=True, limits={"seconds": 3.5}))
         found = {result.key: result.found for result in (engine.next_result() for _ in range(2))}
