@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from bench.doctor import tiny_model
-from bench.doctor.finding import Finding, judged
+from bench.doctor.finding import Finding, judged, raised
 from bench.doctor.numbers import DTYPES, apart, is_close, named
 from bench.plan.protocol import MIN_ROUNDS, Protocol
 from bench.speed.benchmark import SpeedBenchmark, clock_of
@@ -34,7 +34,11 @@ def check(device: torch.device) -> Iterator[Finding]:
     """Time prefill and decode in each mode that the device has."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        yield from (captured(device, dtype, CudaGraph) for dtype in DTYPES)
+        for dtype in DTYPES:
+            try:
+                yield captured(device, dtype, CudaGraph)
+            except Exception as error:  # of a step that cannot be captured; the others are timed all the same
+                yield raised(f"captured decode, {named(dtype)}", error)
         yield from against_itself(device, CAPTURED)
     else:
         yield Finding("not here", "captured decode", "steps are captured on a GPU only")
