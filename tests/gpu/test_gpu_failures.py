@@ -115,7 +115,7 @@ def test_a_cell_that_loses_the_gpu_has_crashed_and_says_how(base, tmp_path, monk
 def test_cells_of_a_gpu_are_measured_in_a_process_beside_the_run(options, beside, base, tmp_path, monkeypatch):
     sessions = []
 
-    def measured(cells, folder, session, *_):
+    def measured(cells, folder, session, *_, **__):
         sessions.append(type(session))
         return []
 
