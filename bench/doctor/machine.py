@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
@@ -11,12 +10,11 @@ import torch
 
 from bench.doctor.finding import Finding, judged
 from bench.doctor.numbers import apart, named
+from bench.speed import peak_rates
+from bench.speed.benchmark import clock_of
 from bench.system import environment, gpu
 
-SECONDS = 0.3  # of each rate; the fastest call counts, which nothing has disturbed
-PRODUCT = {"cpu": 1024, "cuda": 4096}  # rows and columns of the matrices
-COPIED = {"cpu": 2**27, "cuda": 2**29}  # bytes, more than a cache holds
-DTYPES = {"cpu": (torch.float32,), "cuda": (torch.bfloat16, torch.float32)}  # in which models are measured by default
+SIZES = {"cpu": {"copied": 2**27, "side": 1024}}  # smaller ones of bench.speed.peak_rates, for a slower machine
 EXACT = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-2}  # share by which a product may be off
 
 
@@ -45,11 +43,22 @@ def check(device: torch.device) -> Iterator[Finding]:
     yield _gpu(found)
     for dtype in EXACT:
         yield product(device, dtype)
-    for dtype in DTYPES[device.type]:
-        rate = multiply_rate(device, dtype)
-        yield Finding("ok", f"matrix rate, {named(dtype)}", f"{rate / 1e9:,.0f} GFLOP/s", {"flops_per_second": rate})
-    rate = copy_rate(device)
-    yield Finding("ok", "bandwidth", f"{rate / 1e9:,.0f} GB/s read and written in a copy", {"bytes_per_second": rate})
+    yield from rates(device)
+
+
+def rates(device: torch.device) -> Iterator[Finding]:
+    """Measure what a large product and a copy reach, in the dtype in which models are measured by default."""
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    found = peak_rates.measure(device, dtype, clock_of([device]), **SIZES.get(device.type, {}))
+    whats = {
+        "matmul_flops_per_second": (f"matrix rate, {named(dtype)}", "GFLOP/s in a large product"),
+        "copy_bytes_per_second": ("bandwidth", "GB/s read and written in a copy"),
+    }
+    for name, (what, unit) in whats.items():
+        if name in found:
+            yield Finding("ok", what, f"{found[name] / 1e9:,.0f} {unit}", {name: found[name]})
+        else:
+            yield Finding("not here", what, "there is no room to measure it")
 
 
 def _gib(count: float) -> str:
@@ -74,35 +83,3 @@ def product(device: torch.device, dtype: torch.dtype) -> Finding:
     if wrong and dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
         wrong.append("TF32 is on: torch.set_float32_matmul_precision('highest') turns it off")
     return judged(f"product, {named(dtype)}", wrong, f"off by {off:.1e} of its size", off=off)
-
-
-def multiply_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure operations per second of a large product, two for each multiplication."""
-    size = PRODUCT[device.type]
-    a = torch.ones(size, size, dtype=dtype, device=device)
-    return 2 * size**3 / _fastest(lambda: a @ a, device)
-
-
-def copy_rate(device: torch.device) -> float:
-    """Measure bytes per second that a copy within the device's memory reads and writes."""
-    a = torch.zeros(COPIED[device.type], dtype=torch.uint8, device=device)
-    b = torch.zeros_like(a)
-    return 2 * a.numel() / _fastest(lambda: b.copy_(a), device)
-
-
-def _fastest(call: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of the fastest call, one to warm up left out."""
-    call()
-    found, end = list[float](), time.perf_counter() + SECONDS
-    while not found or time.perf_counter() < end:
-        _wait(device)
-        start = time.perf_counter()
-        call()
-        _wait(device)
-        found.append(time.perf_counter() - start)
-    return min(found)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -24,7 +24,7 @@ from bench.evaluation import scoring, tasks
 from methods.model.decoder import Decoder
 
 MODEL, REAL, DOCUMENTS = "smollm2-135m", ("piqa", "arc_easy"), 2
-NATS = {torch.float32: 1e-3, torch.bfloat16: 0.05}  # log-likelihoods may differ by so many, or by this share
+NATS = {torch.float32: 1e-3, torch.bfloat16: 0.02}  # log-likelihoods may differ by so many, or by this share
 MADE_UP = (  # goal, two ways to it, the right one
     ("keep bread fresh", "Put it into a closed box.", "Put it into a warm oven.", 0),
     ("keep bread crisp", "Put it into a closed box.", "Put it on a cold stone.", 1),

@@ -120,8 +120,9 @@ class _Prefill(_CachedRun):
         else:
             self.cache.reset()
 
-    def step(self) -> None:
+    def step(self) -> Any:
         self.last = self.feed(self.forward, self.ids)
+        return self.last
 
 
 class _Decode(_CachedRun):
@@ -139,9 +140,10 @@ class _Decode(_CachedRun):
             self.cache = self.feed(self.model, self.ids[:, : self.size]).cache
         self.position = self.size
 
-    def step(self) -> None:
+    def step(self) -> Any:
         self.last = self.feed(self.forward, self.ids[:, self.position : self.position + 1])
         self.position += 1
+        return self.last
 
     def _remembers_all(self) -> bool:
         windows = [layer.get_max_length() for layer in self.cache.layers if layer.is_sliding]
@@ -167,10 +169,11 @@ class _CapturedDecode(_CachedRun):
         self._rewind()
         self.position = self.size
 
-    def step(self) -> None:
+    def step(self) -> Any:
         self.token.copy_(self.ids[:, self.position : self.position + 1])
         self.graph.replay()
         self.position += 1
+        return self.last
 
     def _forward(self) -> None:
         """Feed what lies in `token`; layers of windows count positions on the host, so that they are told them."""

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import refused
+from emulated.gpus import EmulatedGpus
 
 from bench.cli.main import main
 from bench.data import assets
@@ -37,11 +38,11 @@ def examined(*arguments: str) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="module")
-def here():
+def here(tmp_path_factory):
     """This machine, as one with an empty cache."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PRUNEBENCH_CACHE", "/nowhere")
-        yield examined()
+        patch.setenv("PRUNEBENCH_CACHE", str(tmp_path_factory.mktemp("empty")))
+        return examined()
 
 
 def test_nothing_is_wrong_here(here):
@@ -56,9 +57,11 @@ def test_every_check_and_every_method_is_in_it(here):
     assert all(f"{name}:" in here.err for name in CHECKS)
     assert examination.FUNCTIONS.keys() == CHECKS.keys()
     lines = ("product, float32", "bandwidth", "perplexity, bfloat16", "scorer, made-up documents, float32")
-    lines += ("timing, prefill, eager", "timing, decode, eager", "save and generate, slicegpt")
+    lines += ("save and generate, slicegpt", "save and generate, drop")
     assert {statuses[line] for line in lines} == {"ok"}
-    lacking = ("GPU", "out of memory", "copies", "second GPU", "scorer, piqa and arc_easy")
+    timed = {statuses["timing, prefill, eager"], statuses["timing, decode, eager"]}
+    assert timed <= {"ok", "not here"}  # of a machine that is too busy to tell
+    lacking = ("GPU", "out of memory", "copies", "second GPU", "captured decode", "scorer, piqa and arc_easy")
     assert {statuses[line] for line in lacking} == {"not here"}
 
 
@@ -91,10 +94,10 @@ def test_methods_that_decide_otherwise_or_fail_are_named(monkeypatch):
     assert "/nowhere" not in found.text
 
 
-def test_a_scorer_that_loses_a_token_is_named(monkeypatch):
+def test_a_scorer_that_loses_a_token_is_named(monkeypatch, tmp_path):
     right = Scorer._question
     monkeypatch.setattr(Scorer, "_question", lambda self, context, answer: right(self, context[1:], answer))
-    monkeypatch.setenv("PRUNEBENCH_CACHE", "/nowhere")
+    monkeypatch.setenv("PRUNEBENCH_CACHE", str(tmp_path))
     found = examined("--only", "scorer")
     assert found.code == 1
     assert "scorer, made-up documents, float32" in found.wrong
@@ -187,23 +190,63 @@ def timed(monkeypatch, *intervals: tuple[float, float]) -> list[Finding]:
 
 
 def test_an_interval_that_holds_one_is_right(monkeypatch):
-    (found,) = timed(monkeypatch, (0.98, 1.02))
+    _, found = timed(monkeypatch, (0.98, 1.02))
     assert (found.status, found.what) == ("ok", "timing, decode, eager")
     assert "noisy" in found.figure
 
 
 def test_one_that_does_not_is_measured_again(monkeypatch):
-    (found,) = timed(monkeypatch, (1.01, 1.02), (0.99, 1.01))
+    _, found = timed(monkeypatch, (1.01, 1.02), (0.99, 1.01))
     assert (found.status, found.found["tries"]) == ("ok", 2)
 
 
+def test_a_busy_machine_is_neither_right_nor_wrong(monkeypatch):
+    _, found = timed(monkeypatch, (0.6, 1.5), (0.9, 1.3), (0.8, 1.2))
+    assert found.status == "not here"
+    assert "too busy" in found.figure
+
+
 def test_three_that_do_not_are_wrong(monkeypatch):
-    (found,) = timed(monkeypatch, (1.01, 1.02), (0.97, 0.98), (1.01, 1.03))
+    _, found = timed(monkeypatch, (1.01, 1.02), (0.97, 0.98), (1.01, 1.03))
     assert found.status == "wrong"
     assert "1.010 to 1.030" in found.figure
 
 
+class Replayed:
+    """Does a step again, unless nothing is to happen."""
+
+    does = True
+
+    def capture(self, step, rewind):
+        self.step = step
+        rewind()
+        step()
+
+    def replay(self):
+        if self.does:
+            self.step()
+
+
+class Stuck(Replayed):
+    """Says the same again and again."""
+
+    does = False
+
+
+@pytest.mark.parametrize(("graph", "status"), [(Replayed, "ok"), (Stuck, "wrong")])
+def test_captured_steps_must_say_what_eager_ones_say(graph, status):
+    assert self_timing.captured(CPU, torch.float32, graph).status == status
+
+
 # a made-up GPU
+
+
+def test_an_emulated_gpu_and_a_second_one():
+    with EmulatedGpus(count=2):
+        found = examination.examine(torch.device("cuda", 0), ["memory", "copies"])
+        assert self_timing.captured(torch.device("cuda", 1), torch.float32, Replayed).status == "ok"
+    assert [one.what for one in found if one.status != "ok"] == []
+    assert {one.what for one in found} >= {"out of memory", "copies between GPUs", "slicegpt on cuda:1"}
 
 
 @pytest.fixture
