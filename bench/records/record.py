@@ -95,7 +95,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,7 @@ def is_accuracy_metric(metric: str) -> bool:
 
 def save(record: Record, path: Path) -> None:
     """Write atomically: the file is there whole or not at all."""
-    write_atomically(path, json.dumps(asdict(record), indent=1, allow_nan=False, sort_keys=False) + "\n")
+    write_atomically(path, json.dumps(vars(record), indent=1, allow_nan=False) + "\n")
 
 
 def load(path: Path) -> Record:

@@ -130,6 +130,7 @@ def run(
                 _refuse_own(cells)
                 measuring = session
             shared: dict[str, Any] = {"scratch": str(scratch) if engine.here else "", "limits": dict(limits or {})}
+            shared["plugins"] = tuple(methods.plugins())
             outlook = _outlook(cells, folder, datasets, measuring)
             estimates = outlook.estimates if outlook else None
             records = _measured(cells, folder, measuring, retry_failed, shared, estimates=estimates)
@@ -270,7 +271,6 @@ def _job(cell: Cell, folder: Path, session: Session, given: Mapping[str, Any]) -
         key=cell.key,
         folder=str(folder),
         parents=str(folder),
-        plugins=tuple(methods.plugins()),
         timed=timed,
         gpus=int(cell.device.startswith("cuda")),
         threads=session.threads(timed),
