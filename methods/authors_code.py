@@ -78,11 +78,6 @@ def what_was_timed() -> str:
     return str(_data()["speed"])
 
 
-def what_a_difference_is() -> str:
-    """Return what `largest` counts."""
-    return str(_data()["difference"])
-
-
 def departures(module: str) -> list[str]:
     """Return the departures that the head of a module ("depth.sleb") states, one sentence each."""
     source = FOLDER.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")

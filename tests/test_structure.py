@@ -44,6 +44,13 @@ def test_a_name_is_of_one_class_only():
     assert [name for name, count in names.items() if count > 1] == []
 
 
+def test_files_of_tests_have_names_of_their_own():
+    """Two of one name are two modules of one name, of which pytest collects the first."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "__init__.py")
+    assert len(names) > 100
+    assert [name for name, count in names.items() if count > 1] == []
+
+
 def test_only_the_command_line_knows_argparse():
     knows = [path for path in FILES if "argparse" in path.read_text(encoding="utf-8")]
     assert knows

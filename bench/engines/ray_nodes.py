@@ -12,17 +12,15 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from bench.engines.engine import VISIBLE, Conditions, Machine
-from bench.system import worker
+from bench.system import versions, worker
 from bench.system.console import say
 from bench.system.worker import Line
 from methods.errors import UserError
 
-VERSIONS = ("prunebench", "torch", "transformers", "lm_eval")  # those of bench.run.fingerprint
 TIMING = "timing"  # the resource of which a node has one, for what is timed there
 HOW_TIMING = "--resources='{\"timing\": 1}'"
 HOW_FIRST = "RAY_worker_niceness=0"  # by default 15
@@ -202,13 +200,9 @@ def where_timed(
 
 def refuse_unlike(nodes: Sequence[Node], looks: Mapping[str, Look], conditions: Conditions) -> None:
     """Refuse nodes with other versions than this process has, and those that do not see models in the run's folder."""
-    here = versions()
+    here = versions.installed()
     for one in nodes:
-        there = looks[one.id].versions
-        if other := [
-            f"{name} {there.get(name)} and not {here[name]}" for name in here if there.get(name) != here[name]
-        ]:
-            raise UserError(f"{one.name} has {', '.join(other)}, which the run has; install the same there")
+        versions.refuse_unlike(one.name, looks[one.id].versions, here)
         if conditions.models and not looks[one.id].sees:
             raise UserError(
                 f"cells keep models in {conditions.folder}, which {one.name} does not see; put --out where all nodes "
@@ -216,19 +210,9 @@ def refuse_unlike(nodes: Sequence[Node], looks: Mapping[str, Look], conditions: 
             )
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that an answer stands on, without importing them."""
-    return {name: metadata.version(name) for name in VERSIONS}
-
-
 def look(site: Site, device: str | None) -> Look:
     """Return what a task finds on its node. device: of timed cells, whose processor takes a process to be named."""
-    found = dict[str, str]()
-    for name in VERSIONS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "none"
+    found = versions.installed()
     if device is None:
         return Look(found, site.is_seen(), os.nice(0))
     told = dict[str, Any]()

@@ -7,7 +7,7 @@
     texts               {text: sha256 of its windows' tokens and of what is scored of them}
     tasks               {task: {version, sha256}}   see bench.evaluation.tasks.fingerprint
     method_sha256       of the code of the method's modules and of those that it imports (bench.run.source_hash)
-    versions            {package: version} of VERSIONS
+    versions            {package: version} of bench.system.versions
     timed_on            {processor, threads, and how these wait}   of a timed cell alone
     healing             {text_sha256 (of the tokens), source_sha256 (of the code that trains), peft (its version, for
                         LoRA)}   of a healed cell alone
@@ -38,10 +38,9 @@ from bench.healing.text import Text
 from bench.plan.cell import Cell
 from bench.plan.recipe import Recipe
 from bench.run.source_hash import as_of_today, healing_sha256
+from bench.system import versions
 from bench.system.threads import waiting
 from methods.model.calibration import Calibration
-
-VERSIONS = ("prunebench", "torch", "transformers", "lm_eval")
 
 
 def common(
@@ -63,18 +62,13 @@ def common(
         "calibration_sha256": calibration.sha256,
         "texts": {name: text.sha256 for name, text in texts.items()},
         "tasks": {name: tasks.fingerprint(task, documents[name]) for name, task in loaded_tasks.items()},
-        "versions": versions(),
+        "versions": versions.installed(),
     }
     if settings := pretrained.config_sha256(cell.model):
         found["config_sha256"] = settings
     if cell.protocol.speed_rounds:
         found["timed_on"] = {"processor": machine.processor, "threads": machine.threads} | waiting()
     return found
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that an answer stands on."""
-    return {package: metadata.version(package) for package in VERSIONS}
 
 
 def healing(recipe: Recipe, text: Text) -> dict[str, str]:

@@ -19,12 +19,11 @@ from bench.engines.engine import Job, Machine
 from bench.plan.cell import Cell, from_plain
 from bench.plan.protocol import Protocol
 from bench.records.record import Record
-from bench.run import fingerprint
 from bench.run.datasets import DatasetReader, Datasets
 from bench.run.measure import Outcome, attempt
 from bench.run.source_hash import method_sha256
 from bench.speed import benchmark
-from bench.system import environment
+from bench.system import environment, versions
 from bench.system.console import say
 from bench.system.worker import Line
 from methods.errors import UserError
@@ -47,8 +46,7 @@ def work(line: Line, job: Job) -> None:
     torch.set_num_threads(job.run_threads)
     methods.load(job.plugins)
     cell, cache = from_plain(job.cell), line.cache
-    imported = {"method_sha256": method_sha256(cell.method)}
-    _refuse_other_code(cell, imported | {"versions": fingerprint.versions()})
+    imported = {"method_sha256": _refuse_other_code(cell)}
     if "reader" not in cache:
         machine = Machine(environment.processor(torch.device(cell.device)), job.run_threads)
         cache["reader"] = DatasetReader(cell, Path(job.scratch), machine)
@@ -83,12 +81,12 @@ def measure(line: Line, job: Job, cell: Cell, datasets: Datasets) -> None:
     attempt(cell, Path(job.folder), own, outcome, parents=Path(job.parents))
 
 
-def _refuse_other_code(cell: Cell, here: Mapping[str, Any]) -> None:
-    """Refuse a machine whose packages, or whose code of the method, are not those of the run."""
-    before = {**cell.inputs["versions"], f"the code of {cell.method}": cell.inputs["method_sha256"][:12]}
-    now = {**here["versions"], f"the code of {cell.method}": here["method_sha256"][:12]}
-    if other := [f"{name} {now[name]} and not {before[name]}" for name in before if before[name] != now[name]]:
-        raise UserError(f"{platform.node()} has {', '.join(other)}, which the run has; install the same there")
+def _refuse_other_code(cell: Cell) -> str:
+    """Refuse a machine whose packages or code of the method are not those of the run; return the hash of that code."""
+    own, code = method_sha256(cell.method), f"the code of {cell.method}"
+    run = cell.inputs["versions"] | {code: cell.inputs["method_sha256"][:12]}
+    versions.refuse_unlike(platform.node(), versions.installed() | {code: own[:12]}, run)
+    return own
 
 
 def record(cell: Cell, found: Mapping[str, Any], slots: int = 1) -> Record:

@@ -133,7 +133,7 @@ def run(
             shared["plugins"] = tuple(methods.plugins())
             outlook = _outlook(cells, folder, datasets, measuring)
             estimates = outlook.estimates if outlook else None
-            records = _measured(cells, folder, measuring, retry_failed, shared, estimates=estimates)
+            records = _measured(cells, folder, measuring, retry_failed, shared, here=engine.here, estimates=estimates)
         report(folder, records)
     return records
 
@@ -145,6 +145,7 @@ def _measured(
     retry_failed: bool,
     shared: Mapping[str, Any],
     *,
+    here: bool = True,
     estimates: Mapping[str, Estimate] | None = None,
 ) -> list[Record]:
     """Have every cell measured without a record that counts; `shared` is what its jobs have in common.
@@ -159,7 +160,7 @@ def _measured(
     several = estimates and session.slots > 1
     seconds = {key: one.seconds for key, one in (estimates or {}).items()} if several else None
     schedule = Schedule(cells, seconds)
-    forecast = Forecast(estimates or {}, session.slots, one_machine=bool(shared["scratch"]))
+    forecast = Forecast(estimates or {}, session.slots, one_machine=here)
     for cell in cells if estimates else ():
         if served[cell.key][0] is None:
             forecast.add(cell)
@@ -179,7 +180,7 @@ def _measured(
 
     def write(cell: Cell, result: Result) -> None:
         if result.part is None:
-            beside = session.slots if shared["scratch"] else 1  # of another machine nothing is known
+            beside = session.slots if here else 1  # of another machine nothing is known
             record = store.finish(job.record(cell, result.found, beside), folder, cell.key)
         else:
             record = store.take_in(result.part, folder, cell.key)

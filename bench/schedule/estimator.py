@@ -10,7 +10,7 @@ and grows with windows, documents and layers as the work does. The cells that a 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from bench.plan.cell import Cell, from_plain
@@ -130,11 +130,3 @@ def same_machine(record: Record, environment: Mapping[str, object]) -> bool:
     """Say whether a record's seconds are of such a machine: its processor, device, type of numbers and threads."""
     names = ("cpu", "gpu", "device", "dtype", "threads")
     return all(record.environment.get(name) == environment.get(name) for name in names)
-
-
-def taught(cost: Cost, records: Iterable[Record]) -> Estimator:
-    """Return an estimator that has learnt from records."""
-    found = Estimator(cost)
-    for record in records:
-        found.learn(record)
-    return found

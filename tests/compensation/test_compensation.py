@@ -519,7 +519,7 @@ def test_weights_keep_their_dtype_and_their_state(pair):
     assert {(one.dtype, one.requires_grad) for one in model.model.parameters()} == {(torch.bfloat16, False)}
 
 
-@pytest.mark.parametrize(("name", "cells"), [("compensation", 105), ("compensation-calibration", 15), ("seeds", 110)])
+@pytest.mark.parametrize(("name", "cells"), [("compensation", 87), ("compensation-calibration", 15), ("seeds", 110)])
 def test_the_specs_of_the_study_name_what_there_is(name, cells):
     """Every method is known, and each that is mended stands there alone as well."""
     spec = spec_file.spec(name, {})

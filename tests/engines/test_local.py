@@ -16,6 +16,7 @@ import psutil
 import pytest
 from conftest import refused
 from engine_jobs import dies, job, naps, refuses
+from method_source import SEGFAULT, method_source
 from run_contents import contents
 
 from bench.cli.main import main
@@ -27,18 +28,6 @@ from bench.run import runner
 from methods.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-DIES = """
-import os, signal, time
-from dataclasses import dataclass
-from methods import register
-
-@register("dies")
-@dataclass(frozen=True)
-class Dies:
-    fixed = False
-    def plan(self, model, ratio): return {}
-    def prune(self, model, calibration, ratio): os.kill(os.getpid(), signal.SIGSEGV)
-"""
 
 
 def environments_of(folder: Path) -> list[dict]:
@@ -46,7 +35,7 @@ def environments_of(folder: Path) -> list[dict]:
 
 
 def test_two_slots_give_what_one_gives_and_a_cell_that_dies_disturbs_no_other(base, tmp_path, capfd):
-    (tmp_path / "mine.py").write_text(DIES)
+    (tmp_path / "mine.py").write_text(method_source("dies", SEGFAULT))
     asked = [*base, "--ratio", "0.2,0.4", "--then", "shortgpt:ratio=0.7", "--threads", "1"]
     assert main([*asked, "--methods", "shortgpt,sleb,sleb+ghost", "--out", str(tmp_path / "one")]) == 0
     progress = [line for line in capfd.readouterr().err.splitlines() if " cells done, " in line]

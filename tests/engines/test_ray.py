@@ -24,6 +24,7 @@ import pytest
 import ray_jobs
 from conftest import refused
 from engine_jobs import job
+from method_source import method_source
 from ray_jobs import tries
 from run_contents import contents
 
@@ -37,22 +38,6 @@ from methods.errors import UserError
 ROOT = Path(__file__).parents[2]
 MARK = "PRUNEBENCH_TEST_CLUSTER"  # a variable of all processes of the cluster, which tells them from others
 KILLS = int(os.environ.get("PRUNEBENCH_KILLS", "3"))
-DIES = """
-import os, signal
-from dataclasses import dataclass
-from pathlib import Path
-from methods import register
-
-@register("dies")
-@dataclass(frozen=True)
-class Dies:
-    fixed = False
-    def plan(self, model, ratio): return {}
-    def prune(self, model, calibration, ratio):
-        with Path("FILE").open("a") as file:
-            file.write("once more ")
-        os.kill(os.getpid(), signal.SIGABRT)
-"""
 
 
 class MadeCluster:
@@ -88,6 +73,9 @@ def cluster() -> Iterator[MadeCluster]:
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
         patch.setenv(MARK, mark := secrets.token_hex(8))
+        from ray._private.authentication_test_utils import reset_auth_token_state
+
+        reset_auth_token_state()  # another test of this process may have looked for a token when there was none
         made = MadeCluster()
         yield made
         made.made.shutdown()
@@ -230,7 +218,8 @@ def test_a_timed_cell_has_its_node_to_itself(cluster, tmp_path):
 def test_the_same_run_gives_the_same_as_on_this_machine_and_a_cell_that_dies_is_not_tried_again(
     cluster, base, tmp_path, capfd
 ):
-    (tmp_path / "mine.py").write_text(DIES.replace("FILE", str(tmp_path / "died")))
+    died = f"with Path({str(tmp_path / 'died')!r}).open('a') as file: file.write('once more ')"
+    (tmp_path / "mine.py").write_text(method_source("dies", died, "os.kill(os.getpid(), signal.SIGABRT)"))
     asked = [*base, "--ratio", "0.2,0.4", "--threads", "1", "--then", "shortgpt:ratio=0.7"]
     assert main([*asked, "--methods", "sleb", "--out", str(tmp_path / "here")]) == 0
     capfd.readouterr()

@@ -18,6 +18,7 @@ import torch
 from conftest import refused
 from engine_jobs import job
 from made_slurm import MadeSlurm
+from method_source import SEGFAULT, SHORTGPT, method_source
 from run_contents import contents
 from slurm_jobs import conditions
 
@@ -57,30 +58,8 @@ from bench.engines.slurm import Slurm
 chosen.engine = lambda spec: Slurm(cluster="local", slots=2)
 sys.exit(main(sys.argv[1:]))
 """
-SLEEPS = """
-import os, signal, time
-from dataclasses import dataclass
-from pathlib import Path
-from methods import make, register
-
-@register("sleeps")
-@dataclass(frozen=True)
-class Sleeps:
-    fixed = False
-    def plan(self, model, ratio): return {}
-    def prune(self, model, calibration, ratio):
-        with Path(os.environ["NOTED"]).open("a") as file:
-            file.write(f"{ratio}\\n")
-        time.sleep(8)
-        return make("shortgpt").prune(model, calibration, ratio)
-
-@register("dies")
-@dataclass(frozen=True)
-class Dies:
-    fixed = False
-    def plan(self, model, ratio): return {}
-    def prune(self, model, calibration, ratio): os.kill(os.getpid(), signal.SIGSEGV)
-"""
+NOTED = "with Path(os.environ['NOTED']).open('a') as file: file.write(f'{ratio}\\n')"
+MINE = method_source("sleeps", NOTED, "time.sleep(8)", SHORTGPT) + method_source("dies", SEGFAULT)
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +108,7 @@ def begun(folder: Path) -> list[str]:
 
 
 def test_a_run_through_slurm_is_the_local_one_and_a_cell_that_dies_is_an_outcome(base, tmp_path, monkeypatch, capfd):
-    (tmp_path / "mine.py").write_text(SLEEPS)
+    (tmp_path / "mine.py").write_text(MINE)
     asked = [*base, "--ratio", "0.2", "--threads", "1", "--save-models", "--plugin", str(tmp_path / "mine.py")]
     asked += ["--methods", "shortgpt,dies", "--then", "shortgpt:ratio=0.6"]
     assert main([*asked, "--isolate", "--out", str(tmp_path / "here")]) == 3
@@ -147,7 +126,7 @@ def test_a_run_through_slurm_is_the_local_one_and_a_cell_that_dies_is_an_outcome
 
 
 def test_a_run_that_is_killed_goes_on_and_measures_nothing_twice(base, tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(SLEEPS)
+    (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.setenv("NOTED", str(tmp_path / "noted"))
     run = tmp_path / "run"
     asked = [*base, "--methods", "sleeps", "--ratio", "0.2", "--plugin", str(tmp_path / "mine.py"), "--threads", "1"]

@@ -40,8 +40,13 @@ def test_what_cuda_refuses(what):
 
 @pytest.mark.parametrize("what", TAKEN)
 def test_what_cuda_takes(what):
+    """And gives what the CPU gives where nothing has to be on another device."""
+    ones = torch.ones(2, 2)
     with EmulatedGpus(count=2):
-        TAKEN[what](torch.zeros(2, 2, device="cuda"), torch.zeros(2, 2))
+        found = TAKEN[what](torch.ones(2, 2, device="cuda"), ones.clone()).cpu()
+    expected = {"number": 2.0, "scalar tensor": 4.0, "index": 1.0, "mask": 1.0, "copy": 1.0, "back": 2.0}
+    assert torch.equal(found, torch.full_like(found, expected.get(what, 2.0)))
+    assert found.numel() == 4
 
 
 def test_waits_launches_and_work_in_float64_are_counted():

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import pytest
 from conftest import refused
+from method_source import SHORTGPT, method_source
 from run_contents import contents
 
 from bench.cli.main import main
@@ -16,17 +17,7 @@ from bench.engines import chosen
 from bench.engines.engine import PARTS, Job, Machine, Result
 from bench.records.run_folder import load_run
 
-MINE = """
-from dataclasses import dataclass
-from methods import make, register
-
-@register("mine")
-@dataclass(frozen=True)
-class Mine:
-    fixed = False
-    def plan(self, model, ratio): return {}
-    def prune(self, model, calibration, ratio): return make("shortgpt").prune(model, calibration, ratio)
-"""
+MINE = method_source("mine", SHORTGPT)
 
 
 @dataclass

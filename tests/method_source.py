@@ -1,0 +1,17 @@
+"""Writes the text of a file with a method of one's own, which does in `prune` what a test asks for."""
+
+from __future__ import annotations
+
+from textwrap import indent
+
+HEAD = "import os, signal, time\nfrom dataclasses import dataclass\nfrom pathlib import Path\n"
+SEGFAULT = "os.kill(os.getpid(), signal.SIGSEGV)"
+SHORTGPT = "return make('shortgpt').prune(model, calibration, ratio)"
+
+
+def method_source(name: str, *lines: str) -> str:
+    """Return the text of a method's class; `lines` are the body of its `prune`."""
+    kind = f"@register({name!r})\n@dataclass(frozen=True)\nclass {name.title()}:\n    fixed = False\n"
+    plan, prune = "    def plan(self, model, ratio): return {}\n", "    def prune(self, model, calibration, ratio):\n"
+    body = indent("\n".join(lines), 8 * " ")
+    return f"{HEAD}from methods import make, register\n\n{kind}{plan}{prune}{body}\n"
