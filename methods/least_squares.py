@@ -70,19 +70,20 @@ class LeastSquares:
 
         Raises Unsupported where the ridge is too small for the rows that there are.
         """
-        A, B = self.xx, self.xy
+        A, B = torch.empty_like(self.xx).T.copy_(self.xx), self.xy  # A by columns, so that L can take its place
         if intercept:
-            A = A - torch.outer(self.x, self.x) / self.weight
-            B = B - torch.outer(self.x, self.y) / self.weight
+            A -= torch.outer(self.x, self.x).div_(self.weight)
+            B = B - torch.outer(self.x, self.y).div_(self.weight)
         energy = A.diagonal().clamp_min(torch.finfo(A.dtype).eps * A.diagonal().max())  # a channel may be silent
         penalty = ridge * energy.clamp_min(torch.finfo(A.dtype).tiny)
-        L, failed = torch.linalg.cholesky_ex(A + torch.diag(penalty))
+        A.diagonal().add_(penalty)
+        L, failed = torch.linalg.cholesky_ex(A, out=(A, torch.empty((), dtype=torch.int32, device=A.device)))
         if int(failed):
             raise Unsupported(
                 f"{self.rows} calibration tokens do not determine a map of {len(A)} channels at ridge={ridge:g}; "
                 "give more tokens or a larger ridge"
             )
-        W = torch.cholesky_solve(B + penalty[:, None] * towards.double(), L)
+        W = torch.cholesky_solve(towards.to(B.dtype, copy=True).mul_(penalty[:, None]).add_(B), L)
         return W, (self.y - self.x @ W) / self.weight if intercept else None
 
 
