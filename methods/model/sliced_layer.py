@@ -111,6 +111,7 @@ def cut_columns(weight: Tensor, Q: Tensor, d: int) -> nn.Parameter:
     return by_rows(weight, d, lambda W: W @ Q)
 
 
+@torch.no_grad()
 def by_rows(
     weight: Tensor, width: int, change: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None
 ) -> nn.Parameter:
