@@ -186,15 +186,16 @@ def fit(
     known, held = _split(batches) if hold_out else (list(batches), [])
     sums = LeastSquares(towards.shape[0], towards.shape[1], towards.device)
     _add(sums, known, weights)
-    missed: list[float | None] = [None, None]
-    if known and held:
-        W, b = sums.solve(ridge, towards, intercept=intercept)
-        for i in (0, 1):
-            if any(bool(each.populations[i].any()) for each in held):
-                missed[i] = relative_error(_missed(held, i, W, b))
+    missed = _judged(held, *sums.solve(ridge, towards, intercept=intercept)) if known and held else [None, None]
     _add(sums, held, weights)
     W, b = sums.solve(ridge, towards, intercept=intercept)
     return Fitted(W, b, *missed)
+
+
+def _judged(held: Sequence[Rows], W: Tensor, b: Tensor | None) -> list[float | None]:
+    """Return what a solution misses of other sequences, and of the sinks in them; None where there are none."""
+    there = [any(bool(each.populations[i].any()) for each in held) for i in (0, 1)]
+    return [relative_error(_missed(held, i, W, b)) if there[i] else None for i in (0, 1)]
 
 
 def _add(sums: LeastSquares, batches: Sequence[Rows], weights: tuple[float, float]) -> None:

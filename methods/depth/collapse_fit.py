@@ -137,13 +137,14 @@ class Collapse:
             (layer.out.weight, _), _ = self._solved(rows, [whole.out.weight, whole.down.weight], hold_out=False)
             taken = self._steps(s, x)
         b = 0 if layer.down.bias is None else layer.down.bias
-        rests = [one.y - one.m + b for one in taken]
+        rests, channels = [one.y - one.m + b for one in taken], [one.channels for one in taken]
+        del taken  # all else that the steps hold
         rows = [
-            Rows(one.channels, wanted.double() - rest, wanted, *of)
-            for one, rest, (wanted, *of) in zip(taken, rests, given, strict=True)
+            Rows(entered, wanted.double() - rest, wanted, *of)
+            for entered, rest, (wanted, *of) in zip(channels, rests, given, strict=True)
         ]
         (layer.down.weight,), fitted = self._solved(rows, [whole.down.weight])
-        after = [rest + one.channels @ layer.down.weight.T for one, rest in zip(taken, rests, strict=True)]
+        after = [rest + entered @ layer.down.weight.T for entered, rest in zip(channels, rests, strict=True)]
         return errors(sinks, where, z, before, after, fitted=fitted), after
 
     def _solved(
