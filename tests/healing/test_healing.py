@@ -13,10 +13,12 @@ from conftest import padded, tiny
 from torch import nn
 
 import methods
+from bench.cli.main import main
 from bench.healing import training
 from bench.healing.dense_predictions import DensePredictions
 from bench.healing.text import HELD_OUT, Text, draw
 from bench.plan.recipe import Recipe
+from bench.records.run_folder import load_run
 from methods.checkpoint import save_load
 from methods.errors import UserError
 from methods.model.decoder import Decoder
@@ -283,3 +285,12 @@ def test_text_is_of_the_calibration_documents(model_folder, text_file):
         assert " ".join(words[:6]) in own or " ".join(words[-6:]) in own
     with pytest.raises(UserError, match="asked for"):
         draw(tokenizer, Recipe(text=str(text_file), tokens=10**6, length=16))
+
+
+def test_a_run_heals_by_kl_with_what_the_dense_model_predicted_before_it_was_pruned(base, text_file, tmp_path):
+    heal = ("--heal", "lora", "--heal-loss", "kl", "--heal-tokens", "128", "--heal-length", "16", "--heal-batch", "4")
+    run = [*base, "--methods", "drop-tail", "--ratio", "0.3", "--threads", "1", *heal, "--heal-text", str(text_file)]
+    assert main(run) == 0
+    (healed,) = [record for record in load_run(tmp_path / "run") if record.cell.get("healing")]
+    assert healed.status == "ok"
+    assert 0 < healed.measured["healing"]["curve"][-1]["loss"] < healed.measured["healing"]["curve"][-1]["heldout_loss"]
