@@ -12,7 +12,10 @@ are trained are float32, adapters as well; a bfloat16 model computes in bfloat16
 
 The loop is written out here since a checkpoint of the Trainer, and of accelerate, is a pickle. Ours is one safetensors
 file, renamed into place: trained weights, moments of AdamW, and the curve so far. The order of the sequences follows
-from the seed and the step, so that training that goes on from there equals training that was never interrupted.
+from the seed and the step, so that training that goes on from there equals training that was never interrupted; on a
+GPU up to the last bits, since the backward pass of its attention adds in an order that changes from run to run.
+
+What the dense model predicts is noted before pruning (bench.healing.dense_predictions): there is no second model.
 
 Letters: B = sequences of a step, T = their tokens, V = vocabulary.
 """

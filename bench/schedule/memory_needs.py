@@ -131,18 +131,19 @@ class Footprint:
         return states + read + (self.bytes_each * self.shape.inner if on_gpu else 0)
 
 
-def refuse_misfits(cells: Sequence[Cell]) -> None:
-    """Raise UserError where one of the cells surely needs more memory than its GPU has, and name those that may."""
+def refuse_misfits(cells: Sequence[Cell], gpus: int = 1) -> None:
+    """Raise UserError where one of the cells surely needs more memory than its GPUs have, and name those that may."""
     if not cells or not cells[0].device.startswith("cuda"):
         return
     shape = Shape.of(Decoder(pretrained.shell(cells[0].model, cells[0].trust_remote_code)))
     footprint = Footprint(shape, bytes_of(cells[0].dtype))
-    there = torch.cuda.get_device_properties(torch.device(cells[0].device)).total_memory
+    there = gpus * torch.cuda.get_device_properties(torch.device(cells[0].device)).total_memory
+    card = "the GPU has" if gpus == 1 else f"{gpus} GPUs have"
     needed = {cell.label: footprint.needs(cell).device for cell in cells}
     for label, most in sorted(needed.items(), key=lambda pair: -pair[1]):
         if most <= there:
             break
-        words = f"{label} needs about {most / GIB:.1f} GiB, and the GPU has {there / GIB:.1f} GiB"
+        words = f"{label} needs about {most / GIB:.1f} GiB, and {card} {there / GIB:.1f} GiB"
         if footprint.weights + SURE * (most - footprint.weights) > there:
             raise UserError(f"{words}; leave it out, or give a smaller model, --dtype bfloat16 or less calibration")
         say(f"{words}: it may run out of memory")
