@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 from bench.engines.engine import PARTS, VISIBLE, Conditions, Job, Machine, Measure, Result
 from bench.engines.ray_cluster import alive, connected, last_line, looks_at
 from bench.engines.ray_nodes import TIMING, Ask, Share, Site, refuse_unlike, shared, suitable, where_timed
-from bench.system.worker import reason
+from bench.system.failures import reason
 from methods.errors import UserError
 
 RETRIES = 2  # of a task that is lost

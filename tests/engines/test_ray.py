@@ -24,7 +24,7 @@ import pytest
 import ray_jobs
 from conftest import refused
 from engine_jobs import job
-from method_source import method_source
+from method_source import KILL, method_source
 from ray_jobs import tries
 from run_contents import contents
 
@@ -37,7 +37,7 @@ from methods.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 MARK = "PRUNEBENCH_TEST_CLUSTER"  # a variable of all processes of the cluster, which tells them from others
-KILLS = int(os.environ.get("PRUNEBENCH_KILLS", "3"))
+KILLS = int(os.environ.get("PRUNEBENCH_KILLS", "2"))
 
 
 class MadeCluster:
@@ -219,7 +219,7 @@ def test_the_same_run_gives_the_same_as_on_this_machine_and_a_cell_that_dies_is_
     cluster, base, tmp_path, capfd
 ):
     died = f"with Path({str(tmp_path / 'died')!r}).open('a') as file: file.write('once more ')"
-    (tmp_path / "mine.py").write_text(method_source("dies", died, "os.kill(os.getpid(), signal.SIGABRT)"))
+    (tmp_path / "mine.py").write_text(method_source("dies", died, KILL))
     asked = [*base, "--ratio", "0.2,0.4", "--threads", "1", "--then", "shortgpt:ratio=0.7"]
     assert main([*asked, "--methods", "sleb", "--out", str(tmp_path / "here")]) == 0
     capfd.readouterr()
@@ -240,7 +240,8 @@ def test_the_same_run_gives_the_same_as_on_this_machine_and_a_cell_that_dies_is_
 
 
 def test_a_run_that_is_killed_at_any_moment_goes_on_from_there(cluster, base, tmp_path):
-    asked = [*base, "--methods", "shortgpt", "--ratio", "0.2,0.4", "--threads", "1"]
+    ratios = ",".join(f"{0.2 + 0.2 * number / KILLS:.3f}" for number in range(KILLS + 1))  # something is left to do
+    asked = [*base, "--methods", "shortgpt", "--ratio", ratios, "--threads", "1"]
     assert main([*asked, "--out", str(tmp_path / "here")]) == 0
     folder = tmp_path / "there"
     command = [sys.executable, "-m", "bench", *asked, "--out", str(folder)]
