@@ -137,7 +137,7 @@ def test_cells_on_gpus_have_those_of_their_own_and_cells_on_the_cpu_see_none(clu
         started.submit(job("cpu", folder=str(tmp_path), seconds=0.0))
         found = measured(started, 1)["cpu"]
         assert (found["gpus"], found["directory"]) == ("", str(Path.cwd()))
-        (tmp_path / ".seen").write_text("another run's")
+        (tmp_path / ".seen" / "text").write_text("another run's")
         started.submit(job("sent", folder=str(tmp_path), seconds=0.0))
         sent = started.next_result().part
         assert [*sent] == ["cells/sent.json"]  # of a part that nobody else sees its cell is sent, and nothing else
