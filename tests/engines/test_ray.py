@@ -240,7 +240,7 @@ def test_the_same_run_gives_the_same_as_on_this_machine_and_a_cell_that_dies_is_
 
 
 def test_a_run_that_is_killed_at_any_moment_goes_on_from_there(cluster, base, tmp_path):
-    ratios = ",".join(f"{0.2 + 0.2 * number / KILLS:.3f}" for number in range(KILLS + 1))  # something is left to do
+    ratios = ",".join(f"{0.2 + 0.1 * number / KILLS:.4f}" for number in range(2 * KILLS))  # something is left to do
     asked = [*base, "--methods", "shortgpt", "--ratio", ratios, "--threads", "1"]
     assert main([*asked, "--out", str(tmp_path / "here")]) == 0
     folder = tmp_path / "there"
@@ -249,10 +249,11 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_from_there(cluster, base, tm
     draw, first = random.Random(0), dict[str, int]()
     for number in range(KILLS):
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT) as run:
-            if number == 0:  # so that there is something to go on from
-                assert until(lambda: list(folder.glob("cells/*.json")), 180)
-            else:
-                time.sleep(draw.uniform(0, 20))
+            more = draw.randrange(3) if number else 1  # records, before it is killed in the middle of the next
+            assert until(
+                lambda: len(list(folder.glob("cells/*.json"))) >= len(first) + more or run.poll() is not None, 180
+            )
+            time.sleep(draw.uniform(0, 5))
             run.send_signal(signal.SIGKILL)
         assert until(lambda: not cells_of(os.environ[MARK])), "the cluster's processes go with the run's"
         stamps = {path.name: path.stat().st_mtime_ns for path in folder.glob("cells/*.json")}
