@@ -88,7 +88,8 @@ def cells_of(mark: str) -> list[psutil.Process]:
     for process in psutil.process_iter():
         try:
             line = " ".join(process.cmdline())
-            if process.environ().get(MARK) == mark and ("multiprocessing" in line or line.startswith("ray::")):
+            measures = "multiprocessing" in line or (line.startswith("ray::") and "Agent" not in line)  # a node's own
+            if measures and process.environ().get(MARK) == mark:
                 found.append(process)
         except psutil.Error:
             continue
