@@ -6,6 +6,7 @@ from textwrap import indent
 
 HEAD = "import os, signal, time\nfrom dataclasses import dataclass\nfrom pathlib import Path\n"
 SEGFAULT = "os.kill(os.getpid(), signal.SIGSEGV)"
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 SHORTGPT = "return make('shortgpt').prune(model, calibration, ratio)"
 
 

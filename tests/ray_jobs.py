@@ -34,7 +34,7 @@ def _begin(asked: Job) -> dict:
     return began
 
 
-def naps(text: str, out: str) -> None:
+def naps(text: str, out: str, place: object = None) -> None:
     """Sleep for the job's seconds, and put down in its part where, and from when to when."""
     asked = Job.from_json(text)
     began = _begin(asked)
@@ -48,12 +48,12 @@ def _put_down(asked: Job, out: str, began: dict) -> None:
     Path(out, "other").write_text("which is not sent")
 
 
-def sleeps(text: str, out: str) -> None:
+def sleeps(text: str, out: str, place: object = None) -> None:
     """Sleep for the job's seconds, and leave nothing."""
     time.sleep(Job.from_json(text).seconds)
 
 
-def meets(text: str, out: str) -> None:
+def meets(text: str, out: str, place: object = None) -> None:
     """Wait until as many have begun as the job's number of seconds."""
     asked = Job.from_json(text)
     began = _begin(asked)
@@ -62,7 +62,7 @@ def meets(text: str, out: str) -> None:
     _put_down(asked, out, began)
 
 
-def stays_once(text: str, out: str) -> None:
+def stays_once(text: str, out: str, place: object = None) -> None:
     """Sleep for ever when it is tried for the first time, and not at all then."""
     asked = Job.from_json(text)
     if not tries(Path(asked.folder), asked.key):
@@ -71,13 +71,13 @@ def stays_once(text: str, out: str) -> None:
     naps(text, out)
 
 
-def falls(text: str, out: str) -> None:
+def falls(text: str, out: str, place: object = None) -> None:
     """Be killed, whenever it is tried."""
     _begin(Job.from_json(text))
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def has_child(text: str, out: str) -> None:
+def has_child(text: str, out: str, place: object = None) -> None:
     """Sleep in a process of its own, as a cell is measured, and put down which."""
     asked = Job.from_json(text)
 
@@ -93,12 +93,12 @@ def _naps_as_child(line, asked: Job) -> None:
     time.sleep(asked.seconds)
 
 
-def fails(text: str, out: str) -> None:
+def fails(text: str, out: str, place: object = None) -> None:
     """Fail as nobody foresaw."""
     raise RuntimeError("no such thing")
 
 
-def fills_memory(text: str, out: str) -> None:
+def fills_memory(text: str, out: str, place: object = None) -> None:
     """Work until it is ended."""
     _begin(Job.from_json(text))
     time.sleep(600)

@@ -16,7 +16,7 @@ def conditions(folder: Path, **how) -> Conditions:
     return Conditions(**({"folder": folder, "measure": notes} | alike | how))
 
 
-def notes(text: str, out: str) -> None:
+def notes(text: str, out: str, place: object = None) -> None:
     """Note beside the parts that the job begins, sleep for its seconds, and write a file where its record would be.
 
     `dead` is killed, `broken` raises an error, and `wrong` is refused unless there is a file `right`.

@@ -8,7 +8,7 @@ import torch
 
 from bench.doctor import answers, machine, pruning
 from bench.doctor.finding import Finding, judged
-from bench.system import worker
+from bench.system import failures
 from bench.system.memory import give_back
 
 TOO_MUCH = 16  # times the whole memory of the card
@@ -29,8 +29,8 @@ def memory(device: torch.device) -> Iterator[Finding]:
         torch.empty(asked, dtype=torch.uint8, device=device)
         wrong.append(f"the GPU gave {asked / 2**30:,.0f} GiB, {TOO_MUCH} times what it has")
     except Exception as error:
-        if not worker.is_out_of_memory(error):
-            wrong.append(f"not recognised: {worker.reason(error)}")
+        if not failures.is_out_of_memory(error):
+            wrong.append(f"not recognised: {failures.reason(error)}")
     give_back([device])
     after = machine.product(device, torch.float32)
     if after.status != "ok":

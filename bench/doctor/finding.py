@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from tabulate import tabulate
 
-from bench.system import worker
+from bench.system import failures
 
 LAYOUT = 1
 CODE = Path(__file__).resolve().parents[2]  # below which the project's own files lie
@@ -47,7 +47,7 @@ def raised(what: str, error: Exception) -> Finding:
     """Return what an exception says, without paths, and where it came from."""
     frames = traceback.extract_tb(error.__traceback__)
     where = tuple(f"{_inside(frame.filename)}:{frame.lineno} in {frame.name}" for frame in frames)
-    return Finding("wrong", what, without_paths(worker.reason(error)), where=where)
+    return Finding("wrong", what, without_paths(failures.reason(error)), where=where)
 
 
 def without_paths(text: str) -> str:

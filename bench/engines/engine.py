@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from bench.engines.workplace import Workplace
 from bench.records.record import REFUSED
 from bench.system.worker import Line
 from methods.errors import UserError
@@ -100,7 +101,8 @@ class Result:
 
 
 Work = Callable[[Line, Job], None]  # measures the cell of a job; it tells what it finds, at the end status and error
-Measure = Callable[[str, str], None]  # measures the job that a JSON text holds into the part whose path is given
+# Measures the job that a JSON text holds into the part whose path is given, in a place of earlier jobs or a new one.
+Measure = Callable[[str, str, Workplace | None], None]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ cell on the CPU sees no GPU, nothing is asked of a port before something listens
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import importlib.util
 import os
 import tempfile
@@ -24,7 +26,8 @@ from typing import Any, ClassVar
 from bench.engines.engine import PARTS, VISIBLE, Conditions, Job, Machine, Measure, Result
 from bench.engines.ray_cluster import alive, connected, last_line, looks_at
 from bench.engines.ray_nodes import TIMING, Ask, Share, Site, refuse_unlike, shared, suitable, where_timed
-from bench.system.worker import reason
+from bench.engines.workplace import Workplace
+from bench.system.failures import reason
 from methods.errors import UserError
 
 RETRIES = 2  # of a task that is lost
@@ -65,7 +68,7 @@ class Ray:
             opened.enter_context(connected(self.address))
             ask = Ask(0 if on_cpu else self.gpus_per_cell, self.accelerator, conditions.threads or 1)
             nodes = suitable(alive(), ask)
-            site = opened.enter_context(Site.made(conditions.folder, on_cpu))
+            site = opened.enter_context(Site.made(conditions.folder, on_cpu, conditions.fresh))
             looks = looks_at(nodes, site, conditions.device if conditions.timed else None, ask)
             nodes = suitable([one for one in nodes if one.id in looks], ask)
             refuse_unlike(nodes, looks, conditions)
@@ -176,11 +179,12 @@ def _measured(measure: Measure, key: str, text: str, site: Site) -> tuple[str, A
     if site.on_cpu:
         os.environ[VISIBLE] = ""  # a task that asked for no GPU sees all of them
     try:
+        place = None if site.fresh else _place(site)
         if site.is_seen():
-            measure(text, str(Path(site.folder) / PARTS / key))
+            measure(text, str(Path(site.folder) / PARTS / key), place)
             return "part", None
         with tempfile.TemporaryDirectory(prefix="prunebench-", ignore_cleanup_errors=True) as name:
-            measure(text, name)
+            measure(text, name, place)
             files = [path for kind in ("cells", "samples") for path in Path(name, kind).rglob("*") if path.is_file()]
             return "part", {path.relative_to(name).as_posix(): path.read_bytes() for path in files}
     except UserError as error:
@@ -189,6 +193,16 @@ def _measured(measure: Measure, key: str, text: str, site: Site) -> tuple[str, A
         return "refused", f"on node {ray.get_runtime_context().get_node_id()[:8]}: {error}"
     except Exception as error:
         return "error", reason(error)
+
+
+@functools.lru_cache(maxsize=1)
+def _place(site: Site) -> Workplace:
+    """Return where the tasks of a session are measured that this process of the cluster gets, one after the other."""
+    import ray
+
+    place = site.place_of(ray.get_runtime_context().get_node_id()[:8])
+    atexit.register(place.close)  # before multiprocessing waits for its process
+    return place
 
 
 def _told(ref: Any, folder: Path) -> tuple[dict[str, Any], Path | dict[str, bytes] | None]:

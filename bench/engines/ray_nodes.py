@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.engines.engine import VISIBLE, Conditions, Machine
+from bench.engines.workplace import Workplace
 from bench.system import versions, worker
 from bench.system.console import say
 from bench.system.worker import Line
@@ -24,7 +26,8 @@ from methods.errors import UserError
 TIMING = "timing"  # the resource of which a node has one, for what is timed there
 HOW_TIMING = "--resources='{\"timing\": 1}'"
 HOW_FIRST = "RAY_worker_niceness=0"  # by default 15
-SEEN = ".seen"  # a file with a text that no other run knows
+SEEN = ".seen"  # a folder in the run's, whose file TEXT holds a text that no other run knows
+TEXT = "text"
 NAMING = 60.0  # seconds for the name of a processor
 
 
@@ -57,33 +60,41 @@ class Node:
 
 @dataclass(frozen=True)
 class Site:
-    """Tells a task where the run is: its folder, the text of the file SEEN in it, and the directory where it began.
+    """Tells a task where the run is: its folder, the text of the file in SEEN there, and the directory where it began.
 
     on_cpu  whether cells run on the CPU, and have to see no GPU
+    fresh   whether every cell gets a process of its own
     """
 
     folder: str
     text: str
     directory: str
     on_cpu: bool
+    fresh: bool
 
     @staticmethod
     @contextmanager
-    def made(folder: Path, on_cpu: bool) -> Iterator[Site]:
-        """Keep a file with such a text in the folder, and give where it is."""
-        file = folder.resolve() / SEEN  # of a name that the next run uses again, should this one be killed
-        file.write_text(text := secrets.token_hex(16), encoding="utf-8")
+    def made(folder: Path, on_cpu: bool, fresh: bool) -> Iterator[Site]:
+        """Keep such a text in the folder, beside what nodes put there, and give where it is."""
+        seen = folder.resolve() / SEEN  # of a name that the next run uses again, should this one be killed
+        shutil.rmtree(seen, ignore_errors=True)
+        seen.mkdir()
+        (seen / TEXT).write_text(text := secrets.token_hex(16), encoding="utf-8")
         try:
-            yield Site(str(file.parent), text, str(Path.cwd()), on_cpu)
+            yield Site(str(seen.parent), text, str(Path.cwd()), on_cpu, fresh)
         finally:
-            file.unlink(missing_ok=True)
+            shutil.rmtree(seen, ignore_errors=True)
 
     def is_seen(self) -> bool:
         """Say whether this process sees the run's folder, and no other one of the same name."""
         try:
-            return (Path(self.folder) / SEEN).read_text(encoding="utf-8") == self.text
+            return (Path(self.folder) / SEEN / TEXT).read_text(encoding="utf-8") == self.text
         except (OSError, ValueError):
             return False
+
+    def place_of(self, node: str) -> Workplace:
+        """Return a place on a node, whose folder its other processes share where they see the run's."""
+        return Workplace(Path(self.folder) / SEEN / node if self.is_seen() else None)
 
 
 @dataclass(frozen=True)

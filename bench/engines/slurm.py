@@ -306,7 +306,7 @@ def measure_there(measure: Measure, part: str) -> None:
     signal.signal(signal.SIGTERM, _leave)
     refused = None
     try:
-        measure((Path(part) / JOB).read_text(encoding="utf-8"), part)
+        measure((Path(part) / JOB).read_text(encoding="utf-8"), part, None)
     except UserError as error:
         refused = str(error)
     write_atomically(Path(part) / ENDED, json.dumps({"refused": refused}))

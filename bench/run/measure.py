@@ -37,7 +37,7 @@ from bench.run import fingerprint, store
 from bench.run.datasets import Datasets
 from bench.run.saving import complete, save_and_reload
 from bench.speed import benchmark
-from bench.system import memory, worker
+from bench.system import failures, memory
 from methods.errors import OutOfReach, Unsupported, Unwritable, UserError
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters, parameters_without_embeddings, sizes
@@ -108,8 +108,8 @@ def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, pare
             raise
         if _is_full_disk(reason):
             message = "the same command goes on once there is room"
-            raise Unwritable(f"no room is left on a disk: {worker.reason(reason)}; {message}") from reason
-        status = worker.status(reason)
+            raise Unwritable(f"no room is left on a disk: {failures.reason(reason)}; {message}") from reason
+        status = failures.status(reason)
         if status == "out_of_memory":
             error = str(reason).partition("\n")[0] or type(reason).__name__
         else:

@@ -6,35 +6,40 @@ part holds is taken into the run's folder (bench.run.store.take_in), or joined w
 
 from __future__ import annotations
 
+import contextlib
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.engines.engine import Job
+from bench.engines.engine import SOUND, Job
+from bench.engines.workplace import Workplace
 from bench.plan.cell import from_plain
 from bench.records.record import Record
 from bench.run import job, lock, store
 from bench.system import interrupt
 from bench.system.console import say
-from bench.system.worker import Limits, Worker
+from bench.system.worker import Limits
 from methods.errors import UserError
 
 
-def measure(text: str, out: str) -> None:
+def measure(text: str, out: str, place: Workplace | None = None) -> None:
     """Measure the job that a JSON text holds into the folder `out`, unless its record is there.
+
+    place  where earlier jobs of the same run may have been measured; None: one for this job alone
 
     Raises UserError where the text is no job, the folder holds another run, or this machine has other code, versions,
     texts or tasks than the run.
     """
     with interrupt.prompt():
-        measured(Job.from_json(text), Path(out))
+        measured(Job.from_json(text), Path(out), place)
 
 
-def measured(asked: Job, part: Path) -> Record:
+def measured(asked: Job, part: Path, place: Workplace | None = None) -> Record:
     """Measure the job into the folder `part`, unless its record is there, and return the record."""
     cell = from_plain(asked.cell)
-    with lock.held(part) as dead:
+    with lock.held(part) as dead, contextlib.ExitStack() as opened:
         if dead:
             say(dead)
         if others := [path.stem for path in (part / "cells").glob("*.json") if path.stem != asked.key]:
@@ -43,24 +48,33 @@ def measured(asked: Job, part: Path) -> Record:
         if known is not None:
             return known
         store.clear_leftovers(part)
-        with tempfile.TemporaryDirectory(prefix=store.SCRATCH, dir=part, ignore_cleanup_errors=True) as scratch:
-            here = _here(asked, part, Path(scratch))
-            found = dict[str, Any]()
-            with Worker(asked.variables) as worker:
-                failure = worker.run(job.told, (here,), limits=Limits(**asked.limits), hear=found.update)
-            if "refused" in found:
-                raise UserError(found["refused"])
-            if failure and "status" not in found:
-                found |= {"status": failure.status, "error": failure.reason}
+        if place is None:
+            scratch = tempfile.TemporaryDirectory(prefix=store.SCRATCH, dir=part, ignore_cleanup_errors=True)
+            place = opened.enter_context(Workplace(Path(opened.enter_context(scratch))))
+        found = dict[str, Any]()
+        here, limits = _here(asked, part, place.folder), Limits(**asked.limits)
+        failure = place.run(job.told, (here,), variables=asked.variables, limits=limits, hear=found.update)
+        if "refused" in found:
+            raise UserError(found["refused"])
+        if failure and "status" not in found:
+            found |= {"status": failure.status, "error": failure.reason}
+        if found["status"] not in SOUND:
+            place.end_process()
         return store.finish(job.record(cell, found), part, asked.key)
 
 
 def _here(asked: Job, part: Path, scratch: Path) -> Job:
-    """Return the job as it is done here: with its plugins as files, its own folder, and scratch if it names none."""
+    """Return the job as it is done here: with its plugins as files, its own folder, and scratch if it names none.
+
+    A plugin's file has the same path for all jobs of a place, so that its methods are registered once in a process.
+    """
     files = list[str]()
     for name, text in asked.sources.items():
         if Path(name).name != name:
             raise UserError(f"this is no job of a run: a plugin has the name {name!r}")
-        files.append(str(scratch / name))
-        (scratch / name).write_text(text, encoding="utf-8")
+        file, unfinished = scratch / name, scratch / f"{name}.{os.getpid()}"  # another process may be about the same
+        if not file.exists():
+            unfinished.write_text(text, encoding="utf-8")
+            unfinished.replace(file)
+        files.append(str(file))
     return replace(asked, plugins=tuple(files), folder=str(part), scratch=asked.scratch or str(scratch))

@@ -35,7 +35,7 @@ from bench.speed.placement import Placement
 from bench.speed.summary import Sweep, summary
 from bench.speed.timing import Clock, EventClock, Pass, WallClock, WarmUp, Workload
 from bench.speed.workloads import TimedPoint, points, predicted, workload
-from bench.system import environment, gpu, worker
+from bench.system import environment, failures, gpu, worker
 from bench.system.memory import give_back, resident_bytes
 from methods import progress
 from methods.model.decoder import Decoder
@@ -290,9 +290,9 @@ class SpeedBenchmark:
 
 def _lost(error: Exception, who: str) -> dict[str, Any]:
     """Say why there are no figures: memory that ran out is a result, anything else a failure."""
-    if worker.is_out_of_memory(error):
+    if failures.is_out_of_memory(error):
         return {"out_of_memory": [who]}
-    return {"failed": f"{who} model: {worker.reason(error)}"}
+    return {"failed": f"{who} model: {failures.reason(error)}"}
 
 
 def wait(devices: Sequence[torch.device]) -> None:

@@ -15,7 +15,7 @@ import torch
 from bench.speed import timing
 from bench.speed.timing import Clock, Workload
 from bench.speed.workloads import TimedPoint, bytes_read, macs
-from bench.system import worker
+from bench.system import failures
 from methods.model.decoder import Decoder
 
 COPIED = 2**29  # bytes, more than any cache of a GPU holds
@@ -41,7 +41,7 @@ def measure(
             timing.warm_up(load, clock)
             found[name] = 1e3 * work / min(ms for _ in range(PASSES) for ms in clock.run(load).ms)
         except Exception as error:
-            if not worker.is_out_of_memory(error):
+            if not failures.is_out_of_memory(error):
                 raise
     return found
 

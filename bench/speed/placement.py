@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from bench.system import worker
+from bench.system import failures
 from bench.system.memory import give_back
 
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ class Placement:
             for model in self.models.values():
                 model.to(self.devices[0])
         except Exception as error:
-            if not (self.separable and worker.is_out_of_memory(error)):
+            if not (self.separable and failures.is_out_of_memory(error)):
                 raise
             self.together = False
 

@@ -12,7 +12,6 @@ import math
 import multiprocessing
 import os
 import pickle
-import re
 import signal
 import sys
 import threading
@@ -27,21 +26,12 @@ from typing import Any
 
 import psutil
 
+from bench.system import failures
+from bench.system.failures import Failure
+
 STARTING = "while it started"
 LOOK, LOOK_AT_MEMORY = 1.0, 0.25  # seconds between two looks at the clock, and at the memory where that is limited
 SPAWNING = threading.Lock()  # a process starts after the other: what is hidden from one of them is this whole process's
-
-
-# What lack of memory is called where the error's type does not say it: by the CPU's allocator, by CUDA, and by its
-# libraries, whose handles take memory when they are made.
-NO_MEMORY = re.compile(
-    r"can't allocate memory|CUDA (error: )?out of memory|CU[A-Z]+_STATUS_ALLOC_FAILED"
-    r"|CU[A-Z]+_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR).*\bcu\w+Create\b"
-)
-LOST_GPU = re.compile(  # errors after which no call of CUDA works any more in a process
-    "device-side assert|illegal memory access|illegal instruction|misaligned address|unspecified launch failure"
-    "|launch timed out|uncorrectable ECC|invalid program counter|hardware stack error"
-)
 
 
 @dataclass(frozen=True)
@@ -56,14 +46,6 @@ class Limits:
     silence: float = math.inf
     seconds: float = math.inf
     memory: float = math.inf
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Says why a task did not finish. status: "error", "out_of_memory", "crashed" or "timed_out"."""
-
-    status: str
-    reason: str
 
 
 class Line:
@@ -137,7 +119,7 @@ class Worker:
             done = failure is None
             return failure
         except OSError as error:  # of a system without room for another process
-            return Failure("error", f"{reason(error)} {STARTING}")
+            return Failure("error", f"{failures.reason(error)} {STARTING}")
         finally:
             if not done:
                 self._kill()
@@ -192,7 +174,7 @@ def _attend(
     alone: Callable[[], contextlib.AbstractContextManager[None]],
 ) -> Failure | None:
     """Listen until the task finishes or exceeds a limit."""
-    where = STARTING
+    where, kills, deaf = STARTING, failures.kills_for_memory(), threading.Event()
     with contextlib.ExitStack() as others_wait:
         try:
             while True:
@@ -204,7 +186,7 @@ def _attend(
                 elif word == "found":
                     hear(value)
                 elif word == "give":
-                    with _killed_after(limits.silence, process):
+                    with _killed_after(limits.silence, process, deaf):
                         give(here)
                 elif word in ("alone", "together"):
                     asked = time.monotonic()
@@ -221,7 +203,9 @@ def _attend(
                     return None
         except (EOFError, ConnectionError):
             process.join(5)
-            return _death(process.exitcode, where)
+            if deaf.is_set():
+                return Failure("timed_out", f"took nothing for {limits.silence:g} s {where}, and ended")
+            return failures.death(process.exitcode, where, kills)
 
 
 def _wait(here: Connection, process: BaseProcess, limits: Limits, began: float) -> Failure | None:
@@ -251,30 +235,6 @@ def resident_bytes(pid: int | None) -> int:
     return total
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Recognise lack of memory by name, since this module imports no torch, and by its words."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or NO_MEMORY.search(str(error)) is not None
-
-
-def loses_the_gpu(error: BaseException) -> bool:
-    """Recognise an error that leaves the GPU unusable for this process, whatever cell comes next."""
-    known = "AcceleratorError" in {kind.__name__ for kind in type(error).__mro__} or LOST_GPU.search(str(error))
-    return bool(known) and not is_out_of_memory(error)
-
-
-def status(error: BaseException) -> str:
-    """Return what an error makes of the task that raised it."""
-    return "out_of_memory" if is_out_of_memory(error) else "crashed" if loses_the_gpu(error) else "error"
-
-
-def reason(error: BaseException) -> str:
-    """Describe an error in one line."""
-    lines = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return f"out of memory ({text})" if is_out_of_memory(error) else text
-
-
 def _serve(pipe: Connection, environment: dict[str, str]) -> None:
     """Do what comes through the pipe until it is closed, or until something fails."""
     os.environ.update(environment)  # before anything is imported that reads it
@@ -287,7 +247,7 @@ def _serve(pipe: Connection, environment: dict[str, str]) -> None:
                 target, arguments = pickle.loads(asked)  # which imports what it names
                 target(line, *arguments)
             except Exception as error:
-                pipe.send(("failed", (status(error), reason(error))))
+                pipe.send(("failed", (failures.status(error), failures.reason(error))))
                 return
             pipe.send(("done", None))
 
@@ -324,21 +284,17 @@ def _without_main() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _killed_after(limit: float, process: BaseProcess) -> Iterator[None]:
-    """Kill the process after `limit` seconds: sending to one that does not listen would never end."""
-    timer = threading.Timer(min(limit, threading.TIMEOUT_MAX), process.kill)
+def _killed_after(limit: float, process: BaseProcess, deaf: threading.Event) -> Iterator[None]:
+    """Kill the process after `limit` seconds, and set `deaf`: sending to one that does not listen would never end."""
+
+    def end() -> None:
+        deaf.set()
+        process.kill()
+
+    timer = threading.Timer(min(limit, threading.TIMEOUT_MAX), end)
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
-
-
-def _death(code: int | None, where: str) -> Failure:
-    if code is None or code >= 0:
-        return Failure("crashed", f"the process ended with code {code} {where}")
-    name = signal.Signals(-code).name
-    if name == "SIGKILL":
-        return Failure("out_of_memory", f"killed by {name}, as the system does when memory runs out, {where}")
-    return Failure("crashed", f"killed by {name} {where}")

@@ -2,6 +2,8 @@
 
 tox -e bench -- tests/benchmarks/test_engines_speed.py
 PRUNEBENCH_JOBS=1000 tox -e bench -- tests/benchmarks/test_engines_speed.py         as in README.md
+
+A job of the first test does nothing but sleep. One of the second is a whole cell of a tiny model, with its record.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ import psutil
 import pytest
 import ray_jobs
 from engine_jobs import job, naps
+from method_source import method_source
 
+from bench.cli.main import main
 from bench.engines import Ray
 from bench.engines.engine import Conditions, Session
 from bench.engines.local import LocalSession, environments
 
 JOBS = int(os.environ.get("PRUNEBENCH_JOBS", "100"))
 SLEEP = 0.1  # seconds of each
+DROP_TAIL = "return make('drop-tail').prune(model, calibration, ratio)"
 TESTS = Path(__file__).parents[1]
 
 
@@ -33,7 +38,8 @@ def local(folder: Path) -> Iterator[Session]:
 
 
 @contextmanager
-def ray(folder: Path) -> Iterator[Session]:
+def cluster() -> Iterator[str]:
+    """Two nodes with a core each; the address."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -41,15 +47,20 @@ def ray(folder: Path) -> Iterator[Session]:
         patch.setenv("RAY_worker_niceness", "0")
         from ray.cluster_utils import Cluster
 
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         try:
             for _ in range(2):
-                cluster.add_node(num_cpus=1)
-            asked = Conditions(folder, "cpu", False, False, 1, False, work=naps, measure=ray_jobs.sleeps)
-            with Ray(str(cluster.address)).start(asked) as session:
-                yield session
+                made.add_node(num_cpus=1)
+            yield str(made.address)
         finally:
-            cluster.shutdown()
+            made.shutdown()
+
+
+@contextmanager
+def ray(folder: Path) -> Iterator[Session]:
+    asked = Conditions(folder, "cpu", False, False, 1, False, work=naps, measure=ray_jobs.sleeps)
+    with cluster() as address, Ray(address).start(asked) as session:
+        yield session
 
 
 @pytest.mark.parametrize("engine", [local, ray])
@@ -71,3 +82,25 @@ def test_overhead(engine, tmp_path, benchmark):
         grown = psutil.Process().memory_info().rss - before
     seconds = benchmark.stats.stats.median if benchmark.enabled else 0.0
     benchmark.extra_info |= {"overhead_per_job": 2 * seconds / JOBS - SLEEP, "driver_grew_bytes": grown}
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_overhead_of_a_whole_run(engine, base, tmp_path, benchmark):
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(method_source("naps", f"time.sleep({SLEEP})", DROP_TAIL))
+    asked = [*base, "--methods", "naps", "--plugin", str(plugin), "--no-checks", "--threads", "1"]
+    asked += ["--ratio", ",".join(f"{0.1 + 0.6 * number / JOBS:.5f}" for number in range(JOBS)), "--slots", "2"]
+    asked += ["--max-cells", str(JOBS + 1), "--texts", "none"]
+
+    def run(*more: str) -> None:
+        assert main([*asked, *more]) == 0
+
+    before = psutil.Process().memory_info().rss
+    if engine == "ray":
+        with cluster() as address:
+            benchmark.pedantic(run, args=("--engine", "ray", "--ray-address", address), rounds=1)
+    else:
+        benchmark.pedantic(run, rounds=1)
+    grown = psutil.Process().memory_info().rss - before
+    seconds = benchmark.stats.stats.median if benchmark.enabled else 0.0
+    benchmark.extra_info |= {"overhead_per_cell": 2 * seconds / JOBS - SLEEP, "driver_grew_bytes": grown}

@@ -24,7 +24,7 @@ import pytest
 import ray_jobs
 from conftest import refused
 from engine_jobs import job
-from method_source import method_source
+from method_source import KILL, method_source
 from ray_jobs import tries
 from run_contents import contents
 
@@ -37,7 +37,7 @@ from methods.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 MARK = "PRUNEBENCH_TEST_CLUSTER"  # a variable of all processes of the cluster, which tells them from others
-KILLS = int(os.environ.get("PRUNEBENCH_KILLS", "3"))
+KILLS = int(os.environ.get("PRUNEBENCH_KILLS", "2"))
 
 
 class MadeCluster:
@@ -88,7 +88,8 @@ def cells_of(mark: str) -> list[psutil.Process]:
     for process in psutil.process_iter():
         try:
             line = " ".join(process.cmdline())
-            if process.environ().get(MARK) == mark and ("multiprocessing" in line or line.startswith("ray::")):
+            measures = "multiprocessing" in line or (line.startswith("ray::") and "Agent" not in line)  # a node's own
+            if measures and process.environ().get(MARK) == mark:
                 found.append(process)
         except psutil.Error:
             continue
@@ -137,7 +138,7 @@ def test_cells_on_gpus_have_those_of_their_own_and_cells_on_the_cpu_see_none(clu
         started.submit(job("cpu", folder=str(tmp_path), seconds=0.0))
         found = measured(started, 1)["cpu"]
         assert (found["gpus"], found["directory"]) == ("", str(Path.cwd()))
-        (tmp_path / ".seen").write_text("another run's")
+        (tmp_path / ".seen" / "text").write_text("another run's")
         started.submit(job("sent", folder=str(tmp_path), seconds=0.0))
         sent = started.next_result().part
         assert [*sent] == ["cells/sent.json"]  # of a part that nobody else sees its cell is sent, and nothing else
@@ -219,7 +220,7 @@ def test_the_same_run_gives_the_same_as_on_this_machine_and_a_cell_that_dies_is_
     cluster, base, tmp_path, capfd
 ):
     died = f"with Path({str(tmp_path / 'died')!r}).open('a') as file: file.write('once more ')"
-    (tmp_path / "mine.py").write_text(method_source("dies", died, "os.kill(os.getpid(), signal.SIGABRT)"))
+    (tmp_path / "mine.py").write_text(method_source("dies", died, KILL))
     asked = [*base, "--ratio", "0.2,0.4", "--threads", "1", "--then", "shortgpt:ratio=0.7"]
     assert main([*asked, "--methods", "sleb", "--out", str(tmp_path / "here")]) == 0
     capfd.readouterr()
@@ -239,8 +240,14 @@ def test_the_same_run_gives_the_same_as_on_this_machine_and_a_cell_that_dies_is_
     assert [line for line in strange if "ray" in line.lower() or "raylet" in line] == []
 
 
+def records(folder: Path) -> dict[str, int]:
+    """When each record was written."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("cells/*.json")}
+
+
 def test_a_run_that_is_killed_at_any_moment_goes_on_from_there(cluster, base, tmp_path):
-    asked = [*base, "--methods", "shortgpt", "--ratio", "0.2,0.4", "--threads", "1"]
+    ratios = ",".join(f"{0.2 + 0.1 * number / KILLS:.4f}" for number in range(2 * KILLS))  # something is left to do
+    asked = [*base, "--methods", "shortgpt", "--ratio", ratios, "--threads", "1"]
     assert main([*asked, "--out", str(tmp_path / "here")]) == 0
     folder = tmp_path / "there"
     command = [sys.executable, "-m", "bench", *asked, "--out", str(folder)]
@@ -248,18 +255,16 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_from_there(cluster, base, tm
     draw, first = random.Random(0), dict[str, int]()
     for number in range(KILLS):
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT) as run:
-            if number == 0:  # so that there is something to go on from
-                assert until(lambda: list(folder.glob("cells/*.json")), 180)
-            else:
-                time.sleep(draw.uniform(0, 20))
+            wanted = len(first) + (draw.randrange(3) if number else 1)  # records, before it is killed
+            assert until(lambda run=run, wanted=wanted: len(records(folder)) >= wanted or run.poll() is not None, 180)
+            time.sleep(draw.uniform(0, 5))
             run.send_signal(signal.SIGKILL)
         assert until(lambda: not cells_of(os.environ[MARK])), "the cluster's processes go with the run's"
-        stamps = {path.name: path.stat().st_mtime_ns for path in folder.glob("cells/*.json")}
+        stamps = records(folder)
         assert first.items() <= stamps.items()  # nothing that has a record is measured again
         first = stamps
     assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
-    stamps = {path.name: path.stat().st_mtime_ns for path in folder.glob("cells/*.json")}
-    assert first.items() <= stamps.items()
+    assert first.items() <= records(folder).items()
     assert contents(folder) == contents(tmp_path / "here")
 
 

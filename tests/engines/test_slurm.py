@@ -18,7 +18,7 @@ import torch
 from conftest import refused
 from engine_jobs import job
 from made_slurm import MadeSlurm
-from method_source import SEGFAULT, SHORTGPT, method_source
+from method_source import KILL, SHORTGPT, method_source
 from run_contents import contents
 from slurm_jobs import conditions
 
@@ -59,7 +59,7 @@ chosen.engine = lambda spec: Slurm(cluster="local", slots=2)
 sys.exit(main(sys.argv[1:]))
 """
 NOTED = "with Path(os.environ['NOTED']).open('a') as file: file.write(f'{ratio}\\n')"
-MINE = method_source("sleeps", NOTED, "time.sleep(8)", SHORTGPT) + method_source("dies", SEGFAULT)
+MINE = method_source("sleeps", NOTED, "time.sleep(8)", SHORTGPT) + method_source("dies", KILL)
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from bench.engines.local import InThisProcess, LocalSession
 from bench.plan.run_spec import RunSpec
 from bench.records.run_folder import load_run
 from bench.run import measure, runner
-from bench.system import memory, worker
+from bench.system import failures, memory
 from methods.checkpoint import transformers_compat
 from methods.model.decoder import Decoder
 from methods.model.stock import Uneven
@@ -60,8 +60,8 @@ def test_a_device_that_fails_at_once_is_the_outcome_of_the_cell(base, tmp_path, 
 )
 @pytest.mark.parametrize("kind", [RuntimeError, engine_jobs.AcceleratorError])
 def test_lack_of_memory_has_many_names(said, kind):
-    assert worker.status(kind(said)) == "out_of_memory"
-    assert worker.reason(kind(said)).startswith("out of memory (")
+    assert failures.status(kind(said)) == "out_of_memory"
+    assert failures.reason(kind(said)).startswith("out of memory (")
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_lack_of_memory_has_many_names(said, kind):
     ],
 )
 def test_what_takes_the_gpu_away_is_told_from_other_errors(error, status):
-    assert worker.status(error) == status
+    assert failures.status(error) == status
 
 
 def test_the_next_cell_of_a_lost_gpu_gets_a_process_of_its_own():

@@ -1,0 +1,84 @@
+"""Says what an error, or a process that died, makes of a task: out of memory, crashed, or an error like any other."""
+
+from __future__ import annotations
+
+import re
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+COUNTERS = Path("/proc/vmstat")  # Linux's; `oom_kill` counts the processes that it has killed for lack of memory
+
+# What lack of memory is called where the error's type does not say it: by the CPU's allocator, by CUDA, and by its
+# libraries, whose handles take memory when they are made.
+NO_MEMORY = re.compile(
+    r"can't allocate memory|CUDA (error: )?out of memory|CU[A-Z]+_STATUS_ALLOC_FAILED"
+    r"|CU[A-Z]+_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR).*\bcu\w+Create\b"
+)
+LOST_GPU = re.compile(  # errors after which no call of CUDA works any more in a process
+    "device-side assert|illegal memory access|illegal instruction|misaligned address|unspecified launch failure"
+    "|launch timed out|uncorrectable ECC|invalid program counter|hardware stack error"
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Says why a task did not finish. status: "error", "out_of_memory", "crashed" or "timed_out"."""
+
+    status: str
+    reason: str
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Recognise lack of memory by name, since this module imports no torch, and by its words."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or NO_MEMORY.search(str(error)) is not None
+
+
+def loses_the_gpu(error: BaseException) -> bool:
+    """Recognise an error that leaves the GPU unusable for this process, whatever cell comes next."""
+    known = "AcceleratorError" in {kind.__name__ for kind in type(error).__mro__} or LOST_GPU.search(str(error))
+    return bool(known) and not is_out_of_memory(error)
+
+
+def status(error: BaseException) -> str:
+    """Return what an error makes of the task that raised it."""
+    return "out_of_memory" if is_out_of_memory(error) else "crashed" if loses_the_gpu(error) else "error"
+
+
+def reason(error: BaseException) -> str:
+    """Describe an error in one line."""
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"out of memory ({text})" if is_out_of_memory(error) else text
+
+
+def kills_for_memory() -> int | None:
+    """Return how many processes the system has killed for lack of memory since it started; None where it does not say.
+
+    The kernel counts before it kills, whether the whole machine or a control group has run out.
+    """
+    try:
+        counters = dict(line.split() for line in COUNTERS.read_text().splitlines())
+        return int(counters["oom_kill"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def death(code: int | None, where: str, kills: int | None) -> Failure:
+    """Say what the death of a process was, of which nobody has said why.
+
+    code   its exit code, the negative of its signal
+    where  what it was about to do
+    kills  `kills_for_memory` when its task began
+    """
+    if code is None or code >= 0:
+        return Failure("crashed", f"the process ended with code {code} {where}")
+    name, now = signal.Signals(-code).name, kills_for_memory()
+    if name != "SIGKILL":
+        return Failure("crashed", f"killed by {name} {where}")
+    if now is None or kills is None:
+        return Failure("out_of_memory", f"killed by {name}, as the system does when memory runs out, {where}")
+    if now > kills:
+        return Failure("out_of_memory", f"killed by {name} as the system ran out of memory, {where}")
+    return Failure("crashed", f"killed by {name}, and not for lack of memory, {where}")
