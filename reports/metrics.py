@@ -166,5 +166,6 @@ METRICS = {
     "decode_ms_per_token": Metric("decode", "ms/token", significant, "lower", unit_in_cell=False),
     "weight_bytes": Metric("weights", "", binary, "lower"),
     "kv_bytes_per_token": Metric("KV cache per token", "", binary, "lower"),
+    "prune_memory_bytes": Metric("memory to prune", "", binary, "lower"),
     "peak_memory_bytes": Metric("peak memory", "", binary, "lower"),
 }

@@ -22,6 +22,8 @@ from methods.files import sha256
 if TYPE_CHECKING:
     import torch
 
+    from methods.model.spread import Place
+
 DTYPES = ("float32", "bfloat16", "float16")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py", "README.md"]
@@ -70,26 +72,29 @@ def shell(name: str, trust_remote_code: bool = False) -> torch.nn.Module:
     return model
 
 
-def load(
-    name: str, device: torch.device, dtype: torch.dtype, trust_remote_code: bool = False
-) -> tuple[torch.nn.Module, Any]:
-    """Load (model, tokenizer): the model in evaluation mode on `device`, its weights in `dtype`."""
+def load(name: str, device: Place, dtype: torch.dtype, trust_remote_code: bool = False) -> tuple[torch.nn.Module, Any]:
+    """Load (model, tokenizer): the model in evaluation mode on `device`, its weights in `dtype`.
+
+    device  one, or several over which the layers are spread; weights go straight there, but those of a GGUF file
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     from methods.checkpoint import save_load
+    from methods.model import spread
+    from methods.model.decoder import Decoder
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if _is_gguf(name):
         model, tokenizer = assets.from_gguf(Path(name), dtype)
+        return spread.put(model, device).eval(), tokenizer
+    folder, options = _source(name, trust_remote_code)
+    if save_load.is_checkpoint(folder):
+        model = save_load.load(folder, dtype=dtype, device=device).model
     else:
-        folder, options = _source(name, trust_remote_code)
-        if save_load.is_checkpoint(folder):
-            model = save_load.load(folder, dtype=dtype).model
-        else:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
-        tokenizer = load_tokenizer(name, trust_remote_code)
-    return model.to(device).eval(), tokenizer
+        options |= spread.loading(lambda: Decoder(shell(name, trust_remote_code)), device)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
+    return model.eval(), load_tokenizer(name, trust_remote_code)
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
@@ -136,6 +141,20 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= gpus:
         raise UserError(f"device {name} was asked for, but torch sees {gpus} GPUs; use cpu or auto")
     return device
+
+
+def devices(device: torch.device, gpus: int) -> list[torch.device]:
+    """Return on which devices a cell's model lies: of several GPUs on the first ones that its process sees.
+
+    Raises UserError where torch sees fewer.
+    """
+    import torch
+
+    if gpus < 2:
+        return [device]
+    if (seen := torch.cuda.device_count()) < gpus:
+        raise UserError(f"a model is to be spread over {gpus} GPUs, and torch sees {seen}; give fewer --gpus-per-cell")
+    return [torch.device("cuda", number) for number in range(gpus)]
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -11,7 +11,6 @@ import torch
 from bench.doctor.finding import Finding, judged
 from bench.doctor.numbers import apart, named
 from bench.speed import peak_rates
-from bench.speed.benchmark import clock_of
 from bench.system import environment, gpu
 
 SIZES = {"cpu": {"copied": 2**27, "side": 1024}}  # smaller ones of bench.speed.peak_rates, for a slower machine
@@ -49,7 +48,7 @@ def check(device: torch.device) -> Iterator[Finding]:
 def rates(device: torch.device) -> Iterator[Finding]:
     """Measure what a large product and a copy reach, in the dtype in which models are measured by default."""
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    found = peak_rates.measure(device, dtype, clock_of([device]), **SIZES.get(device.type, {}))
+    found = peak_rates.measure(device, dtype, **SIZES.get(device.type, {}))
     whats = {
         "matmul_flops_per_second": (f"matrix rate, {named(dtype)}", "GFLOP/s in a large product"),
         "copy_bytes_per_second": ("bandwidth", "GB/s read and written in a copy"),

@@ -14,7 +14,6 @@ from methods.errors import UserError
 
 OWN = {  # {field: the engines that heed it}
     "ray_address": ("ray",),
-    "gpus_per_cell": ("ray", "slurm"),
     "accelerator": ("ray", "slurm"),
     "partition": ("slurm",),
     "slurm_options": ("slurm",),
@@ -28,7 +27,7 @@ def engine(spec: RunSpec) -> Engine:
         if spec.engine not in heeded and getattr(spec, one.field) != one.default:
             raise UserError(f"--{one.flag} is for --engine {' or '.join(heeded)}, not for {spec.engine}; leave it out")
     if spec.engine == "local":
-        return Local(spec.slots or 1)
+        return Local(spec.slots or 1, spec.gpus_per_cell)
     if spec.isolate is False:
         raise UserError(f"--engine {spec.engine} measures each cell in a process of its own; leave --no-isolate out")
     most = None if spec.slots == "auto" else spec.slots

@@ -45,7 +45,7 @@ class Job:
     sources  {name: text} of those files, for a machine that does not have them
     limits   by the names of bench.system.worker.Limits
     timed    whether nothing may run beside it on its machine
-    gpus     how many of them it needs for itself
+    gpus     how many of them it needs for itself; the layers of its model are spread over them
     threads  torch's, on the CPU
     run_threads   torch's while it is timed, of which the hash of what is timed speaks (bench.run.fingerprint)
     variables     of the environment, by which threads wait as they do in the run (bench.system.threads)
@@ -131,10 +131,16 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Machine:
-    """Describes where timed cells run: the name of the processor, and how many threads a cell has that is alone."""
+    """Describes where cells run.
+
+    processor  its name, of the machines of timed cells
+    threads    that a cell has which is alone
+    gpus       that each cell has for itself, where cells run on GPUs
+    """
 
     processor: str | None
     threads: int
+    gpus: int = 1
 
 
 class Engine(Protocol):

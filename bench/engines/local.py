@@ -14,7 +14,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -27,19 +27,25 @@ from methods.errors import UserError
 
 @dataclass(frozen=True)
 class Local:
-    """Runs cells on this machine, as many at once as there are slots; "auto" is one on each GPU, and one on a CPU."""
+    """Runs cells on this machine.
+
+    slots          how many at once; "auto" is as many as its GPUs are enough for, and one on a CPU
+    gpus_per_cell  over which the layers of a model are spread
+    """
 
     slots: int | Literal["auto"] = 1
+    gpus_per_cell: int = 1
     here: ClassVar[bool] = True
 
     def start(self, conditions: Conditions) -> LocalSession:
         """Begin a session. Raises UserError for more slots than GPUs."""
         import torch
 
-        variables = environments(self.slots, conditions.device, visible(torch.cuda.device_count()))
+        gpus = visible(torch.cuda.device_count())
+        variables = environments(self.slots, conditions.device, gpus, self.gpus_per_cell)
         every = torch.get_num_threads()
         shared = threads_of(len(variables), every, conditions.threads)
-        machine = Machine(environment.processor(torch.device(conditions.device)), every)
+        machine = Machine(environment.processor(torch.device(conditions.device)), every, self.gpus_per_cell)
         return LocalSession(conditions.work, variables, fresh=conditions.fresh, threads=shared, machine=machine)
 
 
@@ -65,7 +71,7 @@ class InThisProcess:
                 f"{self._lost} has left the GPU unusable for this process; run the same command again without "
                 "--no-isolate, and the other cells get a process of their own"
             )
-        self._job = job
+        self._job = replace(job, gpus=job.gpus * self.machine.gpus)
 
     def next_result(self) -> Result:
         job, self._job = self._job, None
@@ -139,7 +145,7 @@ class LocalSession:
         return bool(self._idle) and not self._gate.is_closed
 
     def submit(self, job: Job) -> None:
-        slot = self._idle.pop(0)
+        slot, job = self._idle.pop(0), replace(job, gpus=job.gpus * self.machine.gpus)
         self._gate.started(slot)
         thread = threading.Thread(target=self._measure, args=(slot, job), daemon=True)
         self._running[slot] = job, thread
@@ -192,27 +198,35 @@ class LocalSession:
         self._ended.put((slot, outcome))
 
 
-def environments(asked: int | str, device: str, gpus: Sequence[str]) -> list[dict[str, str]]:
+def environments(asked: int | str, device: str, gpus: Sequence[str], each: int = 1) -> list[dict[str, str]]:
     """Return the variables of each slot's environment.
 
-    asked   the number of slots; "auto" for one on each GPU, and one on a CPU
+    asked   the number of slots; "auto" for as many as the GPUs are enough for, and one on a CPU
     device  of the cells, as torch writes it
     gpus    what CUDA_VISIBLE_DEVICES calls the GPUs (`visible`)
+    each    GPUs of a slot
 
-    A single slot sees what the run sees. Of several, each sees a GPU of its own; on the CPU they see none. Raises
+    A single slot sees what the run sees. Of several, each sees GPUs of its own; on the CPU they see none. Raises
     UserError for more slots than GPUs, which cells would then share: one could run out of memory by another's doing.
     """
     on_gpu = device.startswith("cuda")
     named = on_gpu and ":" in device  # then it is one of them
-    count = (len(gpus) if on_gpu and not named else 1) if asked == "auto" else int(asked)
+    if each > 1 and not on_gpu:
+        raise UserError(f"--gpus-per-cell {each} is of GPUs, and cells run on the CPU; leave it out")
+    if each > 1 and named:
+        raise UserError(f"--gpus-per-cell {each}: a model is spread over the first GPUs; give --device cuda")
+    if each > len(gpus) and on_gpu:
+        raise UserError(f"--gpus-per-cell {each} is more than the {len(gpus)} GPUs here")
+    count = (len(gpus) // each if on_gpu and not named else 1) if asked == "auto" else int(asked)
     if count == 1:
         return [{}]
     if named:
         raise UserError(f"--slots {asked}: each has a GPU of its own; give --device cuda and not {device}")
-    if on_gpu and count > len(gpus):
-        raise UserError(f"--slots {asked} is more than the {len(gpus)} GPUs here, of which each has one of its own")
+    if on_gpu and count * each > len(gpus):
+        own = "one of its own" if each == 1 else f"{each} of its own"
+        raise UserError(f"--slots {asked} is more than the {len(gpus)} GPUs here allow, of which each has {own}")
     quiet = {"TQDM_DISABLE": "1"}  # bars of several processes would overwrite one another
-    return [{VISIBLE: gpus[slot] if on_gpu else ""} | quiet for slot in range(count)]
+    return [{VISIBLE: ",".join(gpus[slot * each :][:each]) if on_gpu else ""} | quiet for slot in range(count)]
 
 
 def visible(count: int) -> list[str]:

@@ -19,7 +19,7 @@ import importlib.util
 import os
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -106,6 +106,7 @@ class RaySession:
 
     def submit(self, job: Job) -> None:
         ask = self._ask
+        job = replace(job, gpus=job.gpus * ask.gpus)
         needs: dict[str, Any] = {"num_cpus": job.threads, "num_gpus": ask.gpus, "name": job.where}
         if ask.accelerator:
             needs["accelerator_type"] = ask.accelerator

@@ -12,8 +12,8 @@ are trained are float32, adapters as well; a bfloat16 model computes in bfloat16
 
 The loop is written out here since a checkpoint of the Trainer, and of accelerate, is a pickle. Ours is one safetensors
 file, renamed into place: trained weights, moments of AdamW, and the curve so far. The order of the sequences follows
-from the seed and the step, so that training that goes on from there equals training that was never interrupted; on a
-GPU up to the last bits, since the backward pass of its attention adds in an order that changes from run to run.
+from the seed and the step, so that training that goes on from there equals training that was never interrupted: to the
+last bit on a CPU. On a GPU attention's backward pass adds in no fixed order, and both are equal up to rounding.
 
 What the dense model predicts is noted before pruning (bench.healing.dense_predictions): there is no second model.
 
@@ -45,6 +45,7 @@ from bench.stats.intervals import ratio_interval
 from methods import progress
 from methods.errors import UserError
 from methods.model.decoder import Decoder
+from methods.model.spread import gpus_of
 
 ALPHA = 2  # adapters are scaled by alpha / rank; this many times the rank
 LOGITS = 2**26  # the most of one forward, 256 MiB in float32
@@ -109,7 +110,7 @@ def _adapters(model: Decoder, recipe: Recipe) -> Any:
     names = {id(module): name for name, module in model.model.named_modules()}
     targets = [names[id(matrix)] for layer in model.layers for matrix in layer.matrices]
     config = LoraConfig(r=recipe.rank, lora_alpha=ALPHA * recipe.rank, lora_dropout=0.0, target_modules=targets)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(gpus_of(model.model)):
         torch.manual_seed(recipe.seed)
         tuner = LoraModel(model.model, config, ADAPTER)
     cast_adapter_dtype(model.model, ADAPTER)  # to float32

@@ -40,7 +40,7 @@ LIMIT = "0 for no limit, or positive"
 SHARES = "a list of shares of all parameters, each in [0, 1), as in 0.1,0.3"
 
 ENGINE = "local is this machine, ray a cluster, see docs/guides/engines.md"
-GPUS = "GPUs that each cell has to itself"
+GPUS = "GPUs that each cell has to itself, over which its model is spread"
 
 what = partial(option, group="what")
 where = partial(option, group="where")

@@ -22,7 +22,9 @@ answer_bpb, _stderr               over the tasks that have it; missing unless ea
 kept                              average / the dense cell's, if tasks, metrics and documents are the same
 prefill_speed, _low, _high        dense ms / ms, above 1 is faster, with its 95 % interval; both were timed in turns, at
                                   the first batch and size that were asked for;  decode_speed alike
-prefill_tokens_per_second, decode_ms_per_token, prune_seconds, peak_memory_bytes
+prefill_tokens_per_second, decode_ms_per_token, prune_seconds
+prune_memory_bytes, peak_memory_bytes   the highest memory while it was pruned, and of all stages: allocated on GPUs, on
+                                  a CPU of the process; the former is missing where only that of all is known
 heal_seconds, heal_tokens         of training after pruning; no columns where no cell was healed
 """
 
@@ -34,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.records.comparability import by_setup, dense_peer, other_versions
 from bench.records.fits import misfits
-from bench.records.record import ANSWER_BPB, Record, display_name, is_accuracy, label, requested_ratio
+from bench.records.record import ANSWER_BPB, Record, display_name, is_accuracy, label, peak_bytes, requested_ratio
 from bench.stats.intervals import average_stderr, wilson
 
 if TYPE_CHECKING:
@@ -143,7 +145,9 @@ def _row(record: Record, dense: Record | None, averaged: list[str], right: list[
     row |= _speed(record)
     row["prune_seconds"] = measured.get("prune_seconds")
     row |= {f"heal_{name}": measured["healing"][name] for name in ("seconds", "tokens") if "healing" in measured}
-    row["peak_memory_bytes"] = measured.get("peak_memory_bytes")
+    if (to_prune := peak_bytes(measured, "prune")) is not None:
+        row["prune_memory_bytes"] = to_prune
+    row["peak_memory_bytes"] = peak_bytes(measured)
     missed = row["miss"] is not None and abs(row["miss"]) > MISS
     flags = [
         *["missed_ratio"] * missed,

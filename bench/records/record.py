@@ -38,12 +38,12 @@ A record has these keys and no others:
     pruned_sha256                     hex, of every tensor of the model that was measured
     prune_seconds                     float, with the search of an earlier cell that a greedy method went on from;
                                       absent for "dense"
-    peak_memory_bytes                 int, highest resident (CPU) or allocated (CUDA) memory of the process so far
+    peak_memory  {stage of seconds: {resident_bytes}} on a CPU, of the process; on GPUs {allocated_bytes (by tensors),
+                 reserved_bytes (held by torch), and of several GPUs `each`, with both of each one}, together. Records
+                 of before had one figure, peak_memory_bytes: the highest since pruning began. See `peak_bytes`
     healing      {recipe: bench.plan.recipe.Recipe.as_run, text_sha256, start_sha256 (of the model before training, as
                  pruned_sha256), tokens (trained on), seconds (of training, over all attempts), tokens_per_second,
-                 peak_memory_bytes (while it was trained), curve: [points of bench.healing.training.heal]}   absent
-                                                                                                             unless
-                 healed
+                 curve: [points of bench.healing.training.heal]}   absent unless healed
     perplexity   {text: {perplexity, perplexity_low, perplexity_high (95 %), bits_per_byte, byte_perplexity,
                          word_perplexity, nll_per_token, tokens, words, windows, window, stride, bos, sha256,
                          whole (all of the text and not only every second document)}}
@@ -162,6 +162,17 @@ def display_name(record: Record) -> str:
 def requested_ratio(record: Record) -> float | None:
     """Return the share of the parameters that was asked to go; None for the dense model."""
     return None if record.cell["method"] == "dense" else record.cell["ratio"]
+
+
+def peak_bytes(measured: Mapping[str, Any], stage: str = "") -> int | None:
+    """Return the highest memory of a stage, or of all: allocated on GPUs, resident on a CPU; None where it is unknown.
+
+    Of records that have one figure for all that is known as the highest of all.
+    """
+    stages = measured.get("peak_memory", {})
+    found = [stages[stage]] if stage in stages else [] if stage else list(stages.values())
+    known = [one.get("allocated_bytes", one.get("resident_bytes")) for one in found]
+    return max(known) if known else None if stage else measured.get("peak_memory_bytes")
 
 
 def named(record: Record) -> str:

@@ -65,7 +65,7 @@ def write(model: Decoder, tokenizer: Any, path: Path, dtype: torch.dtype, name: 
             _write(writer, config, stored, dtype, vocabulary)
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}") from error
-        expected = rebuilt(config, stored, torch.device("cpu"), torch.float32)
+        expected = rebuilt(config, stored, torch.float32)
         problem = _read_back(file, stored, Decoder(expected), tokenizer, vocabulary["pre"])
         if problem:
             raise UserError(f"GGUF's reader does not give this model back: {problem}")

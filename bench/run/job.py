@@ -23,7 +23,6 @@ from bench.records.record import Record
 from bench.run.datasets import DatasetReader, Datasets
 from bench.run.measure import Outcome, attempt
 from bench.run.source_hash import method_sha256
-from bench.speed import benchmark
 from bench.system import environment, versions
 from bench.system.console import say
 from bench.system.worker import Line
@@ -71,13 +70,13 @@ def measure(line: Line, job: Job, cell: Cell, datasets: Datasets) -> None:
     """Measure the cell on what has been read for it; tell the environment first, then what is found."""
     described = environment.describe(torch.device(cell.device), getattr(torch, cell.dtype))
     line.tell({"environment": described | ({"threads": job.run_threads} if job.timed else {})})
-    devices = [torch.device(cell.device)]
+    devices = pretrained.devices(torch.device(cell.device), job.gpus)
     outcome = Outcome(
         line.tell,
         line.alive,
         lambda message: say(f"{job.where}: {message}"),
         line.alone,
-        wait=lambda: benchmark.wait(devices),
+        devices,
     )
     own = datasets.for_cell(job.order, job.seconds, job.keep, job.run_threads)
     attempt(cell, Path(job.folder), own, outcome, parents=Path(job.parents))

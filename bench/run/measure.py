@@ -12,7 +12,7 @@ import gc
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,32 +58,36 @@ DOING = {
 class Outcome:
     """Collects what is found of a cell, and passes it on.
 
-    tell   hears all of it before each stage, and at the end
-    doing  hears what is about to be done, as "while it ..."
-    say    is for the user
-    alone  is entered while nothing else may work on the machine
-    wait   returns when the device has done what it was given, so that a stage's seconds are of its own work
+    tell     hears all of it before each stage, and at the end
+    doing    hears what is about to be done, as "while it ..."
+    say      is for the user
+    alone    is entered while nothing else may work on the machine
+    devices  on which the model lies: a stage ends when they have done what they were given, so that its seconds are of
+             its own work, and its peaks of memory are of them
     """
 
     tell: Callable[[dict[str, Any]], object]
     doing: Callable[[str], object]
     say: Callable[[str], object]
     alone: Callable[[], AbstractContextManager[None]]
-    wait: Callable[[], object] = lambda: None
+    devices: Sequence[torch.device] = (torch.device("cpu"),)
     decisions: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Tell what has been found and what is about to be done, and add the seconds it takes to those of its stage."""
+        """Tell what has been found and what is about to be done; count its seconds and its peaks of memory."""
         self.doing(DOING[stage])
         self.tell({"decisions": self.decisions, "measured": self.measured})
-        self.wait()
+        benchmark.wait(self.devices)
+        memory.reset_peaks(self.devices)
         start = time.perf_counter()
         yield
-        self.wait()
+        benchmark.wait(self.devices)
         seconds = self.measured.setdefault("seconds", {})
         seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+        peaks, peak = self.measured.setdefault("peak_memory", {}), memory.peaks(self.devices)
+        peaks[stage] = memory.highest(peaks.get(stage, peak), peak)
 
 
 def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, parents: Path) -> None:
@@ -98,8 +102,7 @@ def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, pare
     memory.keep_freed()
     status, error = "ok", None
     try:
-        memory.use(torch.device(cell.device))
-        memory.reset_peak_memory(torch.device(cell.device))
+        memory.use(outcome.devices[0])
         _measure(cell, folder, datasets, outcome, parents)
     except (Unsupported, OutOfReach) as reason:
         status, error = ("unsupported" if isinstance(reason, Unsupported) else "out_of_reach"), str(reason)
@@ -118,7 +121,7 @@ def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, pare
     outcome.tell(found | {"status": status, "error": error})
     gc.collect()  # models refer to themselves
     with suppress(RuntimeError):  # of a device that an error has left unusable
-        memory.give_back([torch.device(cell.device)])  # which the next cell's peak would include
+        memory.give_back(outcome.devices)  # which the next cell's peak would include
 
 
 def _is_full_disk(error: BaseException) -> bool:
@@ -149,7 +152,6 @@ def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, par
     if chain.is_timed(cell):
         with outcome.alone(), outcome.timed("speed"):
             outcome.measured["speed"] = benchmark.measure(decoder.model, cell, datasets.timed_threads)
-    _note_peak_memory(outcome, decoder.embed.weight.device)
     if cell.protocol.checks:
         with outcome.timed("checks"):
             outcome.measured["checks"] = _checks(cell, decoder.model, tokenizer, datasets)
@@ -166,9 +168,7 @@ def _load(cell: Cell, datasets: Datasets, outcome: Outcome) -> tuple[nn.Module, 
             now["healing"] = fingerprint.healing(cell.healing, datasets.healing[cell.healing])
         if changed := fingerprint.differing(cell.inputs, cell.inputs | now):
             raise RuntimeError(f"this has changed since the run began: {', '.join(changed)}")
-        found = pretrained.load(
-            cell.model, torch.device(cell.device), getattr(torch, cell.dtype), cell.trust_remote_code
-        )
+        found = pretrained.load(cell.model, outcome.devices, getattr(torch, cell.dtype), cell.trust_remote_code)
         outcome.measured["weights_sha256"] = weights
     return found
 
@@ -199,14 +199,13 @@ def _parent(cell: Cell, folder: Path, ratio: float, outcome: Outcome) -> tuple[D
         )
     outcome.decisions["earlier"] = [*record.decisions.get("earlier", []), store.stage(record)]
     with outcome.timed("load"):
-        return store.load_model(folder, key, record, torch.device(cell.device)), 1 - left / there
+        return store.load_model(folder, key, record, outcome.devices), 1 - left / there
 
 
 def _prune(cell: Cell, decoder: Decoder, ratio: float, datasets: Datasets, outcome: Outcome) -> None:
     """Remove `ratio` of the model, and record what is left."""
     if cell.method != "dense":
         outcome.say("pruning")
-        memory.reset_peak_memory(decoder.embed.weight.device)
         with outcome.timed("prune"):
             pruner = methods.make(cell.method, cell.parameters)
             try:
@@ -236,13 +235,10 @@ def _heal(
 ) -> None:
     """Train the pruned model in place; its checkpoint is among the partial results of the cell."""
     recipe, text, dense = how
-    device = decoder.embed.weight.device
     outcome.say(f"healing by {recipe.kind} on {recipe.sequences * recipe.length * recipe.passes:,} tokens")
     with outcome.timed("heal"):
         start = fingerprint.state_sha256(decoder.model)
         place = store.partial_results(folder, cell.key, {"pruned_sha256": start}).healing
-        _note_peak_memory(outcome, device)
-        memory.reset_peak_memory(device)
         curve = training.heal(decoder, text, recipe, dense=dense, folder=place)
     end = curve[-1]
     outcome.measured["healing"] = {
@@ -252,15 +248,8 @@ def _heal(
         "tokens": end["tokens"],
         "seconds": end["seconds"],
         "tokens_per_second": end["tokens"] / end["seconds"],
-        "peak_memory_bytes": memory.peak_memory_bytes(device),
         "curve": curve,
     }
-
-
-def _note_peak_memory(outcome: Outcome, device: torch.device) -> None:
-    """Record the highest memory since pruning began, also where the peak is reset on the way."""
-    before = outcome.measured.get("peak_memory_bytes", 0)
-    outcome.measured["peak_memory_bytes"] = max(before, memory.peak_memory_bytes(device))
 
 
 def _save(cell: Cell, loaded: tuple[Decoder, Any], datasets: Datasets, folder: Path, outcome: Outcome) -> Decoder:
@@ -278,6 +267,7 @@ def _save(cell: Cell, loaded: tuple[Decoder, Any], datasets: Datasets, folder: P
                 decisions=outcome.decisions,
                 measured=outcome.measured,
                 run=folder,
+                place=outcome.devices,
             )
     outcome.measured["pruned_sha256"] = fingerprint.state_sha256(decoder.model)
     if datasets.keep and not saved:

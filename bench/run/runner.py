@@ -226,7 +226,8 @@ def plan_spec(spec: RunSpec) -> Plan:
     device, every = torch.device(cells[0].device), torch.get_num_threads()
     slots: int = spec.slots if isinstance(spec.slots, int) else 1
     if here:
-        slots = len(local.environments(spec.slots or 1, str(device), local.visible(torch.cuda.device_count())))
+        gpus = local.visible(torch.cuda.device_count())
+        slots = len(local.environments(spec.slots or 1, str(device), gpus, spec.gpus_per_cell))
     begun = time.perf_counter()
     datasets = _datasets(cells, Path(), Machine(environment.processor(device) if here else None, every))
     cells, read = known(cells, datasets), time.perf_counter() - begun
@@ -240,7 +241,9 @@ def plan_spec(spec: RunSpec) -> Plan:
         every,
     )
     needs = {cell.key: outlook.needs(cell) for cell in cells}
-    return simulated(cells, done, outlook.estimates, slots=slots, start=read, needs=needs, here=here)
+    return simulated(
+        cells, done, outlook.estimates, slots=slots, start=read, needs=needs, here=here, gpus=spec.gpus_per_cell
+    )
 
 
 def _outlook(

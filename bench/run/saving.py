@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from bench.data import pretrained
 from bench.plan.cell import Cell
+from bench.system import memory
 from methods.checkpoint import save_load
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from methods.model.spread import Place, devices
 
 RELOADED = "the model as it loads again from this folder"
 IN_MEMORY = "the model in memory, before it was saved"
@@ -34,8 +38,11 @@ def save_and_reload(
     decisions: Mapping[str, Any],
     measured: dict[str, Any],
     run: Path,
+    place: Place,
 ) -> Decoder:
     """Save the cell's model in its run, record that under measured["saved"], and return what loads from there.
+
+    place  where that goes
 
     The weights of `model` are freed on the way, so that there is one model in memory and not two.
     """
@@ -49,9 +56,10 @@ def save_and_reload(
         "bytes": sum(entry["bytes"] for entry in manifest["weights"].values()),
         **{name: manifest[name] for name in ("loads_with", "reason", "dtype", "rounding") if name in manifest},
     }
-    device = model.embed.weight.device
-    model.model.to("meta")
-    return save_load.load(folder, dtype=getattr(torch, cell.dtype), device=device)
+    nn.Module.to(model.model, "meta")  # which accelerate warns of where layers are spread
+    gc.collect()  # of the model that was tried out, which shares the weights and refers to itself
+    memory.give_back(devices(place))
+    return save_load.load(folder, dtype=getattr(torch, cell.dtype), device=place)
 
 
 def complete(measured: Mapping[str, Any], run: Path) -> None:

@@ -45,6 +45,7 @@ from methods.checkpoint import save_load, weight_files
 from methods.errors import CheckpointError
 from methods.files import WRITING, sha256, write_atomically
 from methods.model.decoder import Decoder
+from methods.model.spread import Place
 
 KEPT = "kept"
 SCRATCH = ".run-"  # begins the name of a folder that lasts as long as its run
@@ -291,8 +292,11 @@ def find_model(folder: Path, key: str) -> Path | None:
     return None
 
 
-def load_model(folder: Path, key: str, record: Record, device: torch.device) -> Decoder:
-    """Load the model that was measured for the record. Raises RuntimeError where it is not there."""
+def load_model(folder: Path, key: str, record: Record, device: Place) -> Decoder:
+    """Load the model that was measured for the record; over several devices its layers are spread.
+
+    Raises RuntimeError where it is not there.
+    """
     place, dtype = find_model(folder, key), getattr(torch, record.cell["dtype"])
     model = None if place is None else save_load.load(place, dtype=dtype, device=device, check_hashes=False)
     if model is None or fingerprint.state_sha256(model.model) != record.measured["pruned_sha256"]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from bench.plan.cell import Cell, from_plain
-from bench.records.record import Record
+from bench.records.record import Record, peak_bytes
 from bench.schedule.work import Amounts, Cost
 
 Place = tuple[str, ...]
@@ -62,7 +62,7 @@ class Estimator:
                     sums = self._sums.setdefault(place, _Sums())
                     sums.real += real[stage]
                     sums.computed += computed
-        peak = measured.get("peak_memory_bytes", 0)
+        peak = peak_bytes(measured) or 0
         for place in _alike(cell):
             self._peaks[place] = max(peak, self._peaks.get(place, 0))
 

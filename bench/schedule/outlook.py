@@ -26,7 +26,7 @@ from bench.system.rate import rates
 from methods.errors import UserError
 from methods.model.decoder import Decoder
 
-LEARNT = ("parameters", "seconds", "prune_seconds", "peak_memory_bytes", "perplexity", "tasks")
+LEARNT = ("parameters", "seconds", "prune_seconds", "peak_memory", "peak_memory_bytes", "perplexity", "tasks")
 NEAR = 20  # runs beside the run's folder whose records are read, those that changed last
 
 

@@ -65,12 +65,14 @@ def simulated(
     start: float = 0.0,
     needs: Mapping[str, MemoryNeeds],
     here: bool = True,
+    gpus: int = 1,
 ) -> Plan:
     """Return the plan of a run.
 
     done   the cells that have a record that counts, by key
     start  seconds in which a slot reads its texts and tasks before its first cell
     here   whether cells run on this machine: then nothing works beside one that is timed, and its memory is looked at
+    gpus   over which the model of a cell is spread
     """
     seconds = {key: estimate.seconds for key, estimate in estimates.items()}
     schedule = Schedule(cells, seconds if slots > 1 else None)
@@ -98,22 +100,21 @@ def simulated(
         after = named(schedule.cells[after]) if after and after not in done else ""
         planned.append(PlannedCell(cell, "", estimates[cell.key], needs[cell.key], slot, first, ended, after))
     ends = [max((end for at, _, end in session.spans.values() if at == slot), default=0.0) for slot in range(slots)]
-    return Plan(planned, ends, list(_misfits(planned, slots)) if here else [])
+    return Plan(planned, ends, list(_misfits(planned, slots, gpus)) if here else [])
 
 
-def _misfits(planned: Sequence[PlannedCell], slots: int) -> list[str]:
+def _misfits(planned: Sequence[PlannedCell], slots: int, gpus: int) -> list[str]:
     """Name the cells that are larger than the memory, and slots that are so together."""
     host, device = psutil.virtual_memory().total, 0
     left = [one for one in planned if not one.done]
     if left and left[0].cell.device.startswith("cuda") and torch.cuda.is_available():
-        device = torch.cuda.get_device_properties(torch.device(left[0].cell.device)).total_memory
+        device = gpus * torch.cuda.get_device_properties(torch.device(left[0].cell.device)).total_memory
+    card = "the GPU has" if gpus == 1 else f"{gpus} GPUs have"
     found = []
     for one in left:
-        for where, needed, there in (("the GPU", one.needs.device, device), ("the machine", one.needs.host, host)):
+        for where, needed, there in ((card, one.needs.device, device), ("the machine has", one.needs.host, host)):
             if there and needed > there:
-                found.append(
-                    f"{named(one.cell)} does not fit: it needs about {gib(needed)}, and {where} has {gib(there)}"
-                )
+                found.append(f"{named(one.cell)} does not fit: it needs about {gib(needed)}, and {where} {gib(there)}")
     largest = sum(sorted((one.needs.host for one in left), reverse=True)[:slots])
     if not found and slots > 1 and largest > host:
         found.append(f"{slots} slots may need {gib(largest)} at once, and the machine has {gib(host)}; take fewer")

@@ -39,11 +39,16 @@ from bench.system import environment, failures, gpu, worker
 from bench.system.memory import give_back, resident_bytes
 from methods import progress
 from methods.model.decoder import Decoder
+from methods.model.spread import place_of
+
+SPREAD = "a model that is spread over several GPUs is not timed; say --speed-rounds 0, or --gpus-per-cell 1"
 
 
 def measure(model: nn.Module, cell: Cell, threads: int) -> dict[str, Any]:
     """Time `model` beside the dense one and return `speed` of bench.records.record; a failure is `failed` in it."""
     found: dict[str, Any] = {"points": []}
+    if len(place_of(model)) > 1:
+        return found | {"failed": SPREAD}
     device = next(model.parameters()).device
     model.to("cpu")  # the process that times needs the room
     if device.type == "cuda":
@@ -88,7 +93,7 @@ def _work(line: worker.Line, cell: Cell, threads: int, plugins: list[str], paren
     clock, rates = clock_of(devices), dict[str, float]()
     if [one.type for one in devices] == ["cuda"]:
         line.alive("while it measured what the GPU reaches at most")
-        rates = peak_rates.measure(devices[0], dtype, clock)
+        rates = peak_rates.measure(devices[0], dtype)
         give_back(devices)
     benchmark = SpeedBenchmark(protocol, clock, devices, gpus, line.alive, rates)
     line.tell({"setup": machine.setup(pruned, devices, clock, rates), "widths": machine.widths(Decoder(pruned))})
@@ -289,7 +294,12 @@ class SpeedBenchmark:
 
 
 def _lost(error: Exception, who: str) -> dict[str, Any]:
-    """Say why there are no figures: memory that ran out is a result, anything else a failure."""
+    """Say why there are no figures: memory that ran out is a result, anything else a failure.
+
+    What leaves the GPU unusable is raised again, since there are no more figures in this process.
+    """
+    if failures.loses_the_gpu(error):
+        raise error
     if failures.is_out_of_memory(error):
         return {"out_of_memory": [who]}
     return {"failed": f"{who} model: {failures.reason(error)}"}

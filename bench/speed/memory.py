@@ -25,17 +25,12 @@ def peaks(work: Workload, devices: Sequence[torch.device], gpus: Sequence[Gpu]) 
     """Return the highest memory during one pass, by the names at the head of this file; its state is there before."""
     work.reset()
     memory.give_back(devices)
-    for device in devices:
-        memory.reset_peak_memory(device)
+    memory.reset_peaks(devices)
     for _ in range(work.steps):
         work.step()
-    cuda = [device for device in devices if device.type == "cuda"]
-    if not cuda:
-        return {"peak_resident_bytes": memory.peak_memory_bytes(devices[0])}
-    found = {
-        "peak_allocated_bytes": sum(torch.cuda.max_memory_allocated(device) for device in cuda),
-        "peak_reserved_bytes": sum(torch.cuda.max_memory_reserved(device) for device in cuda),
-    }
+    found = {f"peak_{name}": size for name, size in memory.peaks(devices).items() if name != "each"}
+    if "peak_resident_bytes" in found:
+        return found
     held = [(gpu.processes() or {}).get(os.getpid()) for gpu in gpus]
     known = [size for size in held if size is not None]
     return found | ({"process_bytes": sum(known)} if len(known) == len(gpus) > 0 else {})

@@ -1,4 +1,4 @@
-"""Measures what a GPU reaches at most, so that a figure can be seen beside it: no table of cards is asked.
+"""Measures what a device reaches at most, so that a figure can be seen beside it: no table of cards is asked.
 
 copy_bytes_per_second    read and written, of a copy within its memory
 matmul_flops_per_second  of a product of two square matrices in the model's dtype, two for each multiply-accumulate
@@ -12,49 +12,31 @@ from typing import Any
 
 import torch
 
-from bench.speed import timing
-from bench.speed.timing import Clock, Workload
 from bench.speed.workloads import TimedPoint, bytes_read, macs
-from bench.system import failures
+from bench.system import failures, rate
 from methods.model.decoder import Decoder
 
 COPIED = 2**29  # bytes, more than any cache of a GPU holds
 SIDE = 8192  # rows and columns
-CALLS, PASSES = 10, 5
+SECONDS = 1.0  # of each: the clocks of a GPU rise while it works
 LOW = 0.4  # share of both rates below which a decode step is marked: the GPU was waiting for something else
 LAUNCH_BOUND = 1.1  # times the captured step's milliseconds above which an eager one is marked
 
 
-def measure(
-    device: torch.device, dtype: torch.dtype, clock: Clock, *, copied: int = COPIED, side: int = SIDE
-) -> dict[str, float]:
+def measure(device: torch.device, dtype: torch.dtype, *, copied: int = COPIED, side: int = SIDE) -> dict[str, float]:
     """Return the rates by the names at the head of this file, each of the fastest call; without what has no room."""
-    made: dict[str, Callable[[], tuple[Callable[[], object], float]]] = {
-        "copy_bytes_per_second": lambda: _copy(device, copied),
-        "matmul_flops_per_second": lambda: _product(device, dtype, side),
+    rates: dict[str, Callable[[], float]] = {
+        "copy_bytes_per_second": lambda: rate.copy(device, copied, SECONDS),
+        "matmul_flops_per_second": lambda: 2 * rate.product(device, dtype, side, side, SECONDS),
     }
     found = dict[str, float]()
-    for name, make in made.items():
+    for name, measured in rates.items():
         try:
-            step, work = make()
-            load = Workload(step, lambda: None, CALLS)
-            timing.warm_up(load, clock)
-            found[name] = 1e3 * work / min(ms for _ in range(PASSES) for ms in clock.run(load).ms)
+            found[name] = measured()
         except Exception as error:
             if not failures.is_out_of_memory(error):
                 raise
     return found
-
-
-def _copy(device: torch.device, size: int) -> tuple[Callable[[], object], float]:
-    here, there = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
-    return lambda: there.copy_(here), 2.0 * size
-
-
-def _product(device: torch.device, dtype: torch.dtype, side: int) -> tuple[Callable[[], object], float]:
-    left, right = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
-    out = torch.empty_like(left)
-    return lambda: torch.mm(left, right, out=out), 2.0 * side**3
 
 
 def shares(model: Decoder, point: TimedPoint, ms: float, rates: Mapping[str, float]) -> dict[str, float]:

@@ -7,8 +7,9 @@ import ctypes
 import re
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -29,28 +30,56 @@ def use(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Return the highest memory since `reset_peak_memory`: allocated on CUDA, else resident of this process.
+def peaks(devices: Sequence[torch.device]) -> dict[str, Any]:
+    """Return the highest memory since `reset_peaks`, over all devices together.
+
+    resident_bytes    of this process in the machine's memory, on the CPU
+    allocated_bytes, reserved_bytes   by torch on CUDA: what tensors took, and what it held of the GPU to have it ready
+    each              {allocated_bytes, reserved_bytes} of each of several GPUs
+    """
+    each = [
+        {
+            "allocated_bytes": torch.cuda.max_memory_allocated(device),
+            "reserved_bytes": torch.cuda.max_memory_reserved(device),
+        }
+        for device in devices
+        if device.type == "cuda"
+    ]
+    if not each:
+        return {"resident_bytes": _highest_resident()}
+    total: dict[str, Any] = {name: sum(one[name] for one in each) for name in each[0]}
+    return total | ({"each": each} if len(each) > 1 else {})
+
+
+def highest(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the higher of two peaks of the same devices, figure by figure."""
+    return {
+        name: list(map(highest, one[name], size)) if isinstance(size, list) else max(one[name], size)
+        for name, size in other.items()
+    }
+
+
+def reset_peaks(devices: Sequence[torch.device]) -> None:
+    """Start the peaks anew at what is in use now. Outside CUDA and Linux the process's peak cannot be reset."""
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.init()  # type: ignore[no-untyped-call]  # a reset by the number of a device leaves it to others
+            torch.cuda.reset_peak_memory_stats(device)
+    if all(device.type == "cpu" for device in devices):
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # 5: only the peak
+
+
+def _highest_resident() -> int:
+    """Return the process's highest memory.
 
     Linux is asked through VmHWM, because getrusage also counts the process that started this one.
     """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
     with contextlib.suppress(OSError):
         if peak := re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE):
             return int(peak[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, kB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Start the peak anew at what is in use now. Outside CUDA and Linux the process's peak cannot be reset."""
-    if device.type == "cuda":
-        torch.cuda.init()  # type: ignore[no-untyped-call]  # a reset by the number of a device leaves it to others
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # 5: only the peak
 
 
 def give_back(devices: Sequence[torch.device]) -> None:

@@ -31,6 +31,7 @@ from methods.checkpoint.transformers_compat import difference, loaded, logits, p
 from methods.errors import CheckpointError, first_line
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
+from methods.model.spread import Place, place_of
 from methods.model.stock import Uneven, empty
 
 __all__ = ["CheckpointError", "complete", "is_checkpoint", "load", "read_manifest", "refuse_own_code", "save"]
@@ -101,7 +102,7 @@ def save(
         }
         _write_rest(inside, model, form.config, tokenizer)
         if dtype != own:
-            rounded = Decoder(loaded(form.config, str(inside), model.embed.weight.device, dtype))
+            rounded = Decoder(loaded(form.config, str(inside), place_of(model.model), dtype))
             manifest["rounding"] = _rounding(expected, logits(rounded, ids), manifest["dtype"])
         _write_manifest(inside, dict(facts or {}) | manifest)
     return read_manifest(folder)
@@ -114,10 +115,10 @@ def refuse_own_code(model: Decoder) -> None:
         raise CheckpointError(f"{kind.__name__} is code that came with the model, and a saved model holds no code")
 
 
-def load(
-    folder: Path, *, dtype: torch.dtype | None = None, device: torch.device = CPU, check_hashes: bool = True
-) -> Decoder:
+def load(folder: Path, *, dtype: torch.dtype | None = None, device: Place = CPU, check_hashes: bool = True) -> Decoder:
     """Return the model in `folder`, in evaluation mode, in `dtype` or else the dtype it is stored in.
+
+    device  one, or several over which its layers are spread
 
     Raises CheckpointError for a folder that is not what its manifest and its configuration say.
     """

@@ -9,15 +9,18 @@ Letters: H = query heads, G = key/value heads, R = H / G, E = head width, I = ML
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from methods.checkpoint.pruned_config import PrunedConfig, cut_class, describe
+from methods.model import spread
 from methods.model.decoder import Decoder
 from methods.model.stock import Uneven, empty, stock_class, stock_config
 from methods.model.structures import Part, attention_parts, mlp_parts
@@ -58,18 +61,27 @@ def tensors(model: Decoder, shell: Any) -> dict[str, Tensor]:
     }
 
 
-def rebuilt(config: PreTrainedConfig, stored: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> Any:
-    """Return the model of `config` around the tensors `stored`, as transformers loads it. Nothing is copied."""
-    return loaded(config, None, device, dtype, state_dict=stored)
+def rebuilt(config: PreTrainedConfig, stored: dict[str, Tensor], dtype: torch.dtype) -> Any:
+    """Return the model of `config` around the tensors `stored`, which stay where they lie and are not copied.
+
+    The loader of transformers would take room for a second model on a GPU first. Raises ValueError for a tensor that is
+    missing or left over.
+    """
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)  # type: ignore[no-untyped-call]
+    unknown = model.load_state_dict(stored, strict=False, assign=True).unexpected_keys
+    model.tie_weights()
+    missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    for problem, names in (("missing", missing), ("left over", unknown)):
+        if names:
+            raise ValueError(f"{problem}: {', '.join(names[:3])}")
+    return spread.settle(model).eval()
 
 
-def loaded(
-    config: PreTrainedConfig, folder: str | None, device: torch.device, dtype: torch.dtype, **options: Any
-) -> Any:
+def loaded(config: PreTrainedConfig, folder: str, place: spread.Place, dtype: torch.dtype, **options: Any) -> Any:
     """Call `from_pretrained` without progress bars. Raises ValueError for a tensor that is missing or left over."""
     kind = cut_class(config) if isinstance(config, PrunedConfig) else stock_class(config)
-    if device.type != "cpu":
-        options["device_map"] = {"": device}
+    options |= spread.loading(lambda: Decoder(empty(config)), place)
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
@@ -108,9 +120,9 @@ def try_out(model: Decoder, config: PreTrainedConfig, ids: Tensor) -> dict[str, 
     found = {name: tuple(tensor.shape) for name, tensor in stored.items()}
     if (problem := difference(found, shapes(shell))) is not None:
         raise Uneven(f"what transformers would build differs: {problem}")
-    device, dtype = model.embed.weight.device, model.embed.weight.dtype
+    dtype = model.embed.weight.dtype
     expected = logits(model, ids)
-    got = logits(Decoder(rebuilt(config, stored, device, dtype)), ids)
+    got = logits(Decoder(rebuilt(config, stored, dtype)), ids)
     off = float((got - expected).abs().max())
     if not off <= tolerance(dtype) * float(expected.abs().max()):
         raise Uneven(f"what transformers would build computes something else: logits differ by up to {off:.2g}")
@@ -153,7 +165,7 @@ def padded(model: Decoder, ids: Tensor) -> tuple[Decoder, float]:
         raise reason
     device, dtype = model.embed.weight.device, model.embed.weight.dtype
     zeros = {name: torch.zeros(shape, device=device, dtype=dtype) for name, shape in shapes(empty(config)).items()}
-    wide = Decoder(rebuilt(config, zeros, device, dtype))
+    wide = Decoder(rebuilt(config, zeros, dtype))
     _copy(model, wide)
     expected = logits(model, ids)
     off = float((logits(wide, ids) - expected).abs().max())

@@ -27,6 +27,7 @@ import torch
 from methods.compensation.base import compensation
 from methods.compensation.boundaries import Pruning
 from methods.model.calibration import Calibration
+from methods.model.spread import gpus_of
 
 
 @compensation("reinitialize")
@@ -46,7 +47,7 @@ class Reinitialize:
     def mend(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
         model: Any = pruning.pruned.model
         drawn: Any = copy.deepcopy(model)  # drops the marks of loaded weights, which would not be drawn again
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(gpus_of(model)):
             torch.manual_seed(self.seed)
             drawn.apply(drawn._init_weights)
         for module in drawn.modules():

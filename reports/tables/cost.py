@@ -11,12 +11,14 @@ from reports.tables.rows import ReportData, of_group, row_of, starred
 from reports.tables.table import Table, TableCell, column, figure, text, words
 
 READS = ("sentences", "sequences", "tokens", "steps")  # parameters by which methods read less than the whole block
-FIGURES = ("ratio", "prune_seconds", "heal_seconds", "heal_tokens", "peak_memory_bytes")
+FIGURES = ("ratio", "prune_seconds", "heal_seconds", "heal_tokens", "prune_memory_bytes", "peak_memory_bytes")
+WHERE_KNOWN = ("heal_seconds", "heal_tokens", "prune_memory_bytes")  # figures whose column goes where no row has them
 BY = "prune_seconds"  # orders the rows of the cost
 PRUNED = "pruned in: the search and the removal, without loading, measuring and saving."
 HEALED = "healed in: training alone, over all attempts, without the search and the removal."
+TO_PRUNE = "memory to prune: the highest while the method worked, with the model."
 OFFERED = (
-    "peak memory: the highest of the whole process so far, not of pruning alone.",
+    "peak memory: the highest of all stages, not of pruning alone; allocated on a GPU, of the whole process on a CPU.",
     "calibration: the tokens on offer; reads: the parameters by which a method takes less of them.",
 )
 NUMBERED = (
@@ -32,8 +34,10 @@ def cost(data: ReportData) -> list[Table]:
 
 
 def _cost(group: TableGroup, data: ReportData) -> Table:
-    healed = any("heal_seconds" in row for row in group.rows)
-    names = [name for name in FIGURES if healed or not name.startswith("heal_")]
+    names = [
+        name for name in FIGURES if name not in WHERE_KNOWN or any(row.get(name) is not None for row in group.rows)
+    ]
+    healed = "heal_seconds" in names
     rows = []
     for place, (record, row) in enumerate(zip(group.records, group.rows, strict=True)):
         share, *others = (figure(row, name) for name in names)
@@ -41,7 +45,8 @@ def _cost(group: TableGroup, data: ReportData) -> Table:
         rows.append(row_of(record, group.label(place), cells))
     recipes = healing_notes.notes([record.cell for record in group.records]) if healed else []
     columns = [*map(column, names), words("calibration"), words("reads"), words("gradients")]
-    footnotes = (PRUNED, *[HEALED] * healed, *OFFERED, *recipes, *order.said(group, BY))
+    known = (*[HEALED] * healed, *[TO_PRUNE] * ("prune_memory_bytes" in names))
+    footnotes = (PRUNED, *known, *OFFERED, *recipes, *order.said(group, BY))
     return of_group("cost", group, columns, rows, footnotes)
 
 

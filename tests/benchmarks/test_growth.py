@@ -15,10 +15,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import methods
-from bench.system.memory import peak_memory_bytes, reset_peak_memory
+from bench.system.memory import peaks, reset_peaks
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 
+CPU = [torch.device("cpu")]
 pytestmark = pytest.mark.skipif(not os.environ.get("PRUNEBENCH_GROWTH"), reason="set PRUNEBENCH_GROWTH=1")
 
 # width, MLP width, query heads, key/value heads
@@ -55,11 +56,11 @@ def test_growth(method, shape, layers, sequences, benchmark):
 
     def fresh():
         model = Decoder(AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval())
-        reset_peak_memory(torch.device("cpu"))
-        benchmark.extra_info["at_rest_mb"] = peak_memory_bytes(torch.device("cpu")) // 10**6
+        reset_peaks(CPU)
+        benchmark.extra_info["at_rest_mb"] = peaks(CPU)["resident_bytes"] // 10**6
         benchmark.extra_info["model_mb"] = sum(p.numel() * 2 for p in model.model.parameters()) // 10**6
         return (model, calibration, 0.0), {}
 
     benchmark.pedantic(pruner.prune, setup=fresh, rounds=1)
-    peak = peak_memory_bytes(torch.device("cpu")) // 10**6
+    peak = peaks(CPU)["resident_bytes"] // 10**6
     benchmark.extra_info["above_rest_mb"] = peak - benchmark.extra_info["at_rest_mb"]

@@ -93,7 +93,8 @@ class EmulatedGpus:
             device = rest.pop(0)
         device = self.device(device)
         if device is not None and device.type not in ("cuda", "cpu"):
-            return func(x, device, *rest, **kwargs)
+            real = x.inner if isinstance(x, OnGpu) else x
+            return func(real, device, *rest, **kwargs)  # such as meta, which takes no memory
         kwargs.pop("non_blocking", None)
         if device is not None and device != x.device:
             x = self.moved(x, device)

@@ -122,6 +122,16 @@ def test_every_slot_has_a_gpu_of_its_own_and_cells_of_the_cpu_see_none(monkeypat
         assert one == [{}]  # which sees what the run sees
     with pytest.raises(UserError, match="--slots 3 is more than the 2 GPUs here"):
         environments(3, "cuda", ["4", "7"])
+    assert [slot[VISIBLE] for slot in environments("auto", "cuda", ["4", "7", "8", "9", "1"], 2)] == ["4,7", "8,9"]
+    assert environments("auto", "cuda", ["4", "7", "8"], 2) == [{}]
+    for asked, device, each, said in (
+        (2, "cuda", 2, "of which each has 2 of its own"),
+        (1, "cuda", 4, "--gpus-per-cell 4 is more than the 3 GPUs here"),
+        (1, "cpu", 2, "cells run on the CPU"),
+        (1, "cuda:1", 2, "give --device cuda"),
+    ):
+        with pytest.raises(UserError, match=said):
+            environments(asked, device, ["4", "7", "8"], each)
     with pytest.raises(UserError, match="give --device cuda and not cuda:1"):
         environments(2, "cuda:1", ["4", "7"])
     monkeypatch.setenv(VISIBLE, "GPU-5a, 3")

@@ -300,7 +300,6 @@ def test_timed_cells_stand_on_what_a_node_says_it_is(tmp_path, capsys):
         ),
         (["--partition", "gpu"], "--partition is for --engine slurm, not for local; leave it out"),
         (["--slurm", "time=3"], "--slurm is for --engine slurm, not for local; leave it out"),
-        (["--gpus-per-cell", "2"], "--gpus-per-cell is for --engine ray or slurm, not for local; leave it out"),
         (["--engine", "slurm"], "--engine slurm: there is no sbatch on this machine; run it where Slurm takes jobs"),
     ],
 )

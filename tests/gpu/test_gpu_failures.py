@@ -29,18 +29,18 @@ def test_a_gpu_by_its_number_is_used_before_anything_else_is_there():
     """Torch initialises CUDA for the peak of the current device, and for that of a number it does not."""
     second = torch.device("cuda", 1)
     with EmulatedGpus(count=2):
-        memory.reset_peak_memory(second)
-        assert memory.peak_memory_bytes(second) == 0
+        memory.reset_peaks([second])
+        assert memory.peaks([second])["allocated_bytes"] == 0
     with EmulatedGpus(count=2):
         memory.use(second)
         assert torch.zeros(1, device="cuda").device == second
 
 
 def test_a_device_that_fails_at_once_is_the_outcome_of_the_cell(base, tmp_path, monkeypatch):
-    def fail(device):
+    def fail(devices):
         raise RuntimeError("Invalid device argument")
 
-    monkeypatch.setattr(memory, "reset_peak_memory", fail)
+    monkeypatch.setattr(memory, "reset_peaks", fail)
     assert main([*base, "--methods", "drop-tail", "--ratio", "0.3"]) == 3
     assert {record.status for record in load_run(tmp_path / "run")} == {"error"}
 
@@ -138,7 +138,8 @@ def test_a_stage_lasts_until_the_gpu_has_done_its_work(monkeypatch):
         queued[0] = 0.0
 
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
-    outcome = measure.Outcome(*[lambda told: None] * 3, nullcontext, wait=wait)
+    monkeypatch.setattr(measure.benchmark, "wait", lambda devices: wait())
+    outcome = measure.Outcome(*[lambda told: None] * 3, nullcontext)
     queued[0] = 7.0  # of nobody's
     with outcome.timed("prune"):
         queued[0] = 2.0

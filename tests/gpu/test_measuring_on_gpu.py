@@ -58,7 +58,8 @@ def test_answers_and_perplexity(family, dtype, place):
 
 
 @DTYPES
-def test_checks(dtype, tmp_path):
+@PLACES
+def test_checks(dtype, place, tmp_path):
     def figures(dense, pruned, file):
         kept = checks.DenseOutputs(IDS, file)
         kept.remember(dense)
@@ -70,12 +71,13 @@ def test_checks(dtype, tmp_path):
         return model_of("llama", dtype), pruned.model
 
     expected = figures(*both(), tmp_path / "cpu")
-    with EmulatedGpus():
-        assert figures(*(model.to("cuda") for model in both()), tmp_path / "gpu") == expected
+    with EmulatedGpus(count=2):
+        assert figures(*map(place, both()), tmp_path / "gpu") == expected
 
 
+@PLACES
 @pytest.mark.parametrize("how", [{"kind": "lora"}, {"kind": "full"}, {"kind": "lora", "loss": "kl"}], ids=str)
-def test_healing(how, tmp_path):
+def test_healing(how, place, tmp_path):
     """With a checkpoint on the way, from which it goes on to the same model."""
 
     def healed(place, folder):
@@ -87,9 +89,9 @@ def test_healing(how, tmp_path):
         return curve, {name: value.detach().cpu() for name, value in model.model.named_parameters()}
 
     curve, weights = healed(lambda model: model, tmp_path / "cpu")
-    with EmulatedGpus():
+    with EmulatedGpus(count=2):
         for _ in range(2):
-            found, there = healed(on_one_gpu, tmp_path / "gpu")
+            found, there = healed(place, tmp_path / "gpu")
             assert found == curve
             assert all(torch.equal(there[name], weights[name]) for name in weights)
 
@@ -137,18 +139,55 @@ def test_time_and_memory():
             assert len(point["rounds"]["dense"]) == 6
 
 
+def figures(base, run, *arguments):
+    """Return what a run decides and measures, and its records."""
+    asked = [*base, "--methods", "flap,shortgpt+ghost", "--ratio", "0.3", "--save-models", *arguments]
+    assert main([*asked, "--out", str(run)]) == 0
+    records = load_run(run)
+    known = ("perplexity", "checks", "pruned_sha256")
+    decided = [{name: value for name, value in one.decisions.items() if name != "earlier"} for one in records]
+    return {
+        record.cell["label"]: (decisions, *(record.measured.get(name) for name in known))
+        for record, decisions in zip(records, decided, strict=True)
+    }, records
+
+
+ON_GPU = ("--dtype", "float32", "--no-isolate", "--device")
+
+
 def test_a_run_on_the_gpu_finds_what_a_run_on_the_cpu_finds(base, tmp_path):
-    """With models that are saved and loaded again, whose figures are of those that were loaded."""
-
-    def figures(run, *arguments):
-        asked = [*base, "--methods", "flap,shortgpt+ghost", "--ratio", "0.3", "--save-models", "--no-checks"]
-        assert main([*asked, "--out", str(run), *arguments]) == 0
-        return {
-            record.cell["label"]: (record.decisions, record.measured["perplexity"], record.measured["pruned_sha256"])
-            for record in load_run(run)
-        }
-
-    expected = figures(tmp_path / "cpu")
-    with EmulatedGpus(count=2):
-        found = figures(tmp_path / "gpu", "--device", "cuda:1", "--dtype", "float32", "--no-isolate")
+    """With models that are saved and loaded again, for which there is one model in memory and no second one."""
+    expected, _ = figures(base, tmp_path / "cpu")
+    with EmulatedGpus(count=2) as gpus:
+        found, records = figures(base, tmp_path / "gpu", *ON_GPU, "cuda:1")
+        assert gpus.memories[0].peak == 0
     assert found == expected
+    for record in records:
+        measured, peaks = record.measured, record.measured["peak_memory"]
+        assert set(peaks) == set(measured["seconds"])
+        assert all(set(peak) == {"allocated_bytes", "reserved_bytes"} for peak in peaks.values())
+        dense = 4 * measured["dense_parameters"]
+        assert dense <= peaks["load"]["allocated_bytes"] <= 1.2 * dense
+        if "save" in peaks:
+            assert peaks["save"]["allocated_bytes"] <= 1.5 * measured["weight_bytes"]  # with the logits of the probe
+
+
+def test_a_model_that_is_spread_over_two_gpus_is_measured_as_on_the_cpu(base, tmp_path):
+    """Pruned, healed, saved, loaded again and pruned further; what is timed says why it is not."""
+    further = ["--then", "shortgpt:ratio=0.6", "--heal", "lora", "--heal-text", base[4]]
+    further += ["--heal-tokens", "128", "--heal-length", "16", "--heal-batch", "4", "--heal-learning-rate", "0.003"]
+    expected, _ = figures(base, tmp_path / "cpu", *further)
+    with EmulatedGpus(count=2) as gpus:
+        timed = ["--gpus-per-cell", "2", "--speed-rounds", "6"]
+        found, records = figures(base, tmp_path / "gpu", *further, *ON_GPU, "cuda", *timed)
+        assert all(memory.peak for memory in gpus.memories)
+    assert found == expected
+    speeds = [record.measured["speed"] for record in records if "speed" in record.measured]
+    assert len(speeds) >= 3
+    assert all("spread over several GPUs" in speed["failed"] for speed in speeds)
+    for record in records:
+        assert set(record.measured["peak_memory"]) == set(record.measured["seconds"])
+        for stage, peak in record.measured["peak_memory"].items():
+            each = [one["allocated_bytes"] for one in peak["each"]]
+            assert peak["allocated_bytes"] == sum(each)
+            assert max(each) <= 0.75 * sum(each) or stage != "load"

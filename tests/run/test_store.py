@@ -28,14 +28,14 @@ from bench.cli.main import main
 from bench.data import task_loading
 from bench.engines.engine import Machine
 from bench.evaluation import tasks
-from bench.records.record import InvalidRecord, Record, load
+from bench.records.record import InvalidRecord, Record, load, peak_bytes
 from bench.records.run_folder import load_run
 from bench.run import fingerprint, lock, measure, store
 from methods.base import REGISTRY
 from methods.errors import Unwritable
 from methods.files import WRITING, write_atomically
 
-TIMINGS = ("seconds", "prune_seconds", "peak_memory_bytes")
+TIMINGS = ("seconds", "prune_seconds", "peak_memory")
 KILLS = 30
 
 
@@ -598,7 +598,7 @@ def test_timed_cells_share_a_process_until_one_of_them_fails(asked, whole, deadl
 def test_a_dense_cell_does_not_have_the_peak_of_the_cell_before(asked, deadly, tmp_path):
     arguments = [*asked, "--plugin", str(deadly), "--methods", "ledger-fills", "--seed", "0,1"]
     assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
-    peak = {(r.cell["method"], r.cell["seed"]): r.measured["peak_memory_bytes"] for r in load_run(tmp_path / "run")}
+    peak = {(r.cell["method"], r.cell["seed"]): peak_bytes(r.measured) for r in load_run(tmp_path / "run")}
     assert peak["ledger-fills", 0] > peak["dense", 1] + 2**28
 
 

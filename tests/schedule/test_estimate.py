@@ -151,6 +151,9 @@ def test_memory_grows_with_what_is_held():
     estimator.learn(record(cell("laco", 0.1), {"prune": 1.0}, peak_memory_bytes=12345))
     assert estimator.peak(cell("laco", 0.3)) == 12345
     assert estimator.peak(cell("flap", 0.3)) == 0
+    peaks = {"load": {"resident_bytes": 99_999}, "prune": {"resident_bytes": 7}}
+    estimator.learn(record(cell("laco", 0.1), {"prune": 1.0}, peak_memory=peaks))
+    assert estimator.peak(cell("laco", 0.3)) == 99_999
 
 
 def test_the_machine_says_how_fast_it_is():

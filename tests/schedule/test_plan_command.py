@@ -9,6 +9,7 @@ from dataclasses import replace
 import psutil
 import pytest
 from conftest import refused
+from emulated import EmulatedGpus
 
 from bench.cli.main import main
 from bench.plan.cell import Cell, Stage
@@ -104,6 +105,15 @@ def test_a_cell_that_does_not_fit_is_named_and_so_are_slots_that_do_not_fit_toge
     (said,) = planned(cells, [1, 1], 2, needs=most).remarks
     assert said.startswith("2 slots may need ")
     assert planned(cells, [1, 1], 2, needs=most, here=False).remarks == []
+
+
+def test_a_cell_that_one_gpu_does_not_hold_fits_on_two():
+    cells = [cell("flap", device="cuda")]
+    needs = {cells[0].key: MemoryNeeds(3 * 2**30, 2**20)}
+    with EmulatedGpus(count=2, memory=2**31):
+        (said,) = planned(cells, [1], needs=needs).remarks
+        assert said.endswith("it needs about 3.0 GiB, and the GPU has 2.0 GiB")
+        assert planned(cells, [1], needs=needs, gpus=2).remarks == []
 
 
 def test_the_command_says_what_is_done_and_writes_nothing(base, tmp_path, capsys):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import tiny
+from emulated import EmulatedGpus
 from made_machine import Library, Time, a_gpu
 from recorded_graph import RecordedGraph
 
@@ -20,6 +21,7 @@ from bench.speed.summary import summary
 from bench.speed.timing import Pass, WallClock, WarmUp
 from bench.speed.workloads import TimedPoint, bytes_read, macs
 from bench.system import gpu as gpu_driver
+from bench.system import rate
 from methods.model.decoder import Decoder
 
 CPU = torch.device("cpu")
@@ -31,28 +33,36 @@ RATES = {"copy_bytes_per_second": 1e9, "matmul_flops_per_second": 1e12}
 
 
 def test_rates_are_the_work_of_the_fastest_call_over_its_time(monkeypatch):
-    """A clock by which each call takes 2 ms but for one that takes 1 ms."""
-    calls = itertools.count()
+    """A clock by which each call takes 2 ms but for the fourth, which takes 1 ms."""
+    now, calls = [0.0], itertools.count()
+    monkeypatch.setattr(rate.time, "perf_counter", lambda: now[0])
 
-    class Steady:
-        def run(self, work):
-            work.reset()
-            ms = [1.0 if next(calls) % 7 == 0 else 2.0 for _ in range(work.steps) if work.step() is not None]
-            return Pass(ms, sum(ms))
+    def once(call):
+        call()
+        took = 1e-3 if next(calls) % 500 == 3 else 2e-3
+        now[0] += took
+        return took
 
-    found = peak_rates.measure(CPU, torch.float32, Steady(), copied=1000, side=10)
+    monkeypatch.setattr(rate, "_on_cpu", once)
+    found = peak_rates.measure(CPU, torch.float32, copied=1000, side=10)
     assert found == {"copy_bytes_per_second": pytest.approx(2e6), "matmul_flops_per_second": pytest.approx(2e6)}
+    assert rate.product(CPU, torch.bfloat16, 1, 10, seconds=1.0) == pytest.approx(1e5)  # half the flops, a tenth of it
+
+
+def test_a_gpu_is_timed_by_its_own_clock_and_the_host_waits_once_a_call():
+    with EmulatedGpus() as gpus:
+        found = peak_rates.measure(torch.device("cuda", 0), torch.float32, copied=1000, side=10)
+        assert set(found) == {"copy_bytes_per_second", "matmul_flops_per_second"}
+        assert sum(gpus.waits.values()) == 0  # but for the events
 
 
 def test_a_rate_that_there_is_no_memory_for_is_absent(monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 512 MiB")
 
-    monkeypatch.setattr(peak_rates, "_copy", full)
-    now = itertools.count(0, 0.001)
-    assert list(peak_rates.measure(CPU, torch.float32, WallClock(now=lambda: next(now)), side=4)) == [
-        "matmul_flops_per_second"
-    ]
+    monkeypatch.setattr(rate, "copy", full)
+    monkeypatch.setattr(peak_rates, "SECONDS", 0.001)
+    assert list(peak_rates.measure(CPU, torch.float32, side=4)) == ["matmul_flops_per_second"]
 
 
 def test_shares_of_the_rates_by_hand():
@@ -271,6 +281,17 @@ def test_a_batch_that_fits_beside_one_model_only_is_timed_in_blocks(monkeypatch)
     assert ["in_blocks" in point.get("flags", ()) for point in found] == [False, True, True, False]
     assert [point.get("out_of_memory") for point in found] == [None, None, None, ["dense", "pruned"]]
     assert gpu.there == {"dense": 8, "pruned": 6}  # together again
+
+
+def test_what_takes_the_gpu_away_ends_the_timing_and_is_no_point(monkeypatch):
+    gpu = Room(monkeypatch, 20, {"dense": 8, "pruned": 6})
+
+    def lost(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(benchmark, "workload", lost)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        gpu.timed(ONE)
 
 
 def test_the_sweep_of_a_gpu_ends_where_more_sequences_bring_no_more_tokens(monkeypatch):

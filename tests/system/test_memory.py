@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from bench.system import environment
-from bench.system.memory import peak_memory_bytes, reset_peak_memory, resident_bytes
+from bench.system.memory import highest, peaks, reset_peaks, resident_bytes
 
-CPU = torch.device("cpu")
+CPU = [torch.device("cpu")]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads files of the Linux kernel")
 
 
@@ -23,25 +23,25 @@ def test_resident_memory_grows_with_what_is_used():
 
 
 def test_peak_memory_grows_with_what_is_used():
-    before = peak_memory_bytes(CPU)
+    before = peaks(CPU)["resident_bytes"]
     block = bytearray(b"x") * (before + 2**26)  # touches every page
-    assert peak_memory_bytes(CPU) >= before + 2**26
+    assert peaks(CPU)["resident_bytes"] >= before + 2**26
     del block
 
 
 @LINUX
 def test_peak_memory_starts_anew():
     block = bytearray(b"x") * 2**28
-    high = peak_memory_bytes(CPU)
+    high = peaks(CPU)["resident_bytes"]
     del block
-    reset_peak_memory(CPU)
-    assert peak_memory_bytes(CPU) < high - 2**27
+    reset_peaks(CPU)
+    assert peaks(CPU)["resident_bytes"] < high - 2**27
 
 
 @LINUX
 def test_peak_memory_is_of_this_process_and_not_of_its_parent():
     block = bytearray(b"x") * (3 * 2**28)  # more than importing torch takes
-    code = "import torch; from bench.system import memory as m; print(m.peak_memory_bytes(torch.device('cpu')))"
+    code = "import torch; from bench.system import memory as m; print(m.peaks([torch.device('cpu')])['resident_bytes'])"
     done = subprocess.run([sys.executable, "-c", code], cwd=environment.CHECKOUT, capture_output=True, check=True)
     assert 2**25 < int(done.stdout) < len(block)
 
@@ -62,12 +62,16 @@ def test_freed_memory_is_kept_and_used_again():
     assert 10 * kept < fresh  # however large the pages of this machine are
 
 
-def test_cuda_peak_is_of_the_allocator(monkeypatch):
-    calls = []
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 123)
+def test_peaks_of_gpus_are_those_of_the_allocator_summed_and_each(monkeypatch):
+    calls, both = [], [torch.device("cuda", number) for number in range(2)]
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 100 + device.index)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 200 + device.index)
     monkeypatch.setattr(torch.cuda, "init", lambda: calls.append("init"))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", calls.append)
-    device = torch.device("cuda", 1)
-    assert peak_memory_bytes(device) == 123
-    reset_peak_memory(device)
-    assert calls == ["init", device]
+    first, second = ({"allocated_bytes": 100 + n, "reserved_bytes": 200 + n} for n in range(2))
+    assert peaks(both) == {"allocated_bytes": 201, "reserved_bytes": 401, "each": [first, second]}
+    assert peaks(both[1:]) == second
+    reset_peaks(both[1:])
+    assert calls == ["init", both[1]]
+    later = peaks(both) | {"allocated_bytes": 1, "each": [first | {"reserved_bytes": 900}, first]}
+    assert highest(peaks(both), later) == peaks(both) | {"each": [first | {"reserved_bytes": 900}, second]}

@@ -258,6 +258,23 @@ def test_other_versions_have_a_footnote():
     assert not [note for note in view("main", [DENSE, LACO])[0].notes if "versions" in note]
 
 
+def test_memory_is_shown_by_stage_where_the_record_has_it_and_else_as_one_figure_of_all():
+    gpu = {"prune": {"allocated_bytes": 3 * 2**20, "reserved_bytes": 9 * 2**30}}
+    gpu["checks"] = {"allocated_bytes": 5 * 2**20, "reserved_bytes": 5 * 2**20}
+    new = changed(LACO, "measured", "peak_memory", to=gpu)
+    cpu = changed(SLICEGPT, "measured", "peak_memory", to={"prune": {"resident_bytes": 7 * 2**20}})
+    assert [frame([new, cpu])[name].tolist() for name in ("prune_memory_bytes", "peak_memory_bytes")] == [
+        [3 * 2**20, 7 * 2**20],
+        [5 * 2**20, 7 * 2**20],
+    ]
+    (old,), (both,) = view("cost", [DENSE, LACO]), view("cost", [DENSE, new, SLICEGPT])
+    titles = [[column.name for column in table.columns] for table in (old, both)]
+    assert ["prune_memory_bytes" in names for names in titles] == [False, True]
+    assert [any("memory to prune" in note for note in table.footnotes) for table in (old, both)] == [False, True]
+    assert cells("cost", "prune_memory_bytes", [DENSE, new, SLICEGPT])["slicegpt"].text == "-"
+    assert cells("cost", "peak_memory_bytes", [DENSE, LACO])["laco"].value == LACO.measured["peak_memory_bytes"]
+
+
 def test_what_a_method_looks_at_is_told_only_where_it_is_known():
     found = cells("cost", "gradients", [DENSE, LACO, SLICEGPT], needs={"laco": "calibration", "slicegpt": ""})
     assert [found[name].text for name in ("dense", "laco", "slicegpt")] == ["no", "no", "-"]
