@@ -115,7 +115,7 @@ ILLEGAL_ON_TWO = [
     ("methods/model/layer.py", "        x = x.to(self.device)\n        h = x if", "        h = x if", "blockpruner"),
     ("methods/model/activations.py", "    x = x.to(layer.device)\n    empty", "    empty", "shortgpt"),
     ("methods/model/activations.py", "one.to(state.device)", "one", "shortgpt+ghost"),
-    ("methods/model/sliced_layer.py", "@ Q[:, :d].to(weight.device)", "@ Q[:, :d]", "slicegpt"),
+    ("methods/model/sliced_layer.py", "Q[:, :d].to(weight.device)", "Q[:, :d]", "slicegpt"),
     ("methods/model/sliced_layer.py", "    Q = Q.to(matrix.weight.device)\n", "", "slicegpt"),
     ("methods/depth/angular.py", "entered[0].to(step.y.device)", "entered[0]", "angular"),
     ("methods/depth/laco.py", "weights[-1].detach().to(matrix.weight.device)", "weights[-1].detach()", "laco"),
