@@ -32,6 +32,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _methods(verbose: bool) -> list[str]:
     import methods
+    from methods.counted import IN_PAPERS
 
     cards, packages, lines = methods.catalogue(), methods.installed(), []
     wide = 2 + max(len(name) for name in [*(card.name for card in cards), *(name for name, _ in packages)])
@@ -39,6 +40,8 @@ def _methods(verbose: bool) -> list[str]:
         without = f"; not {', '.join(card.without)}" if card.without else ""
         cost = f", {card.cost}" if card.cost else ""
         lines += [f"{card.name:<{wide}}{card.summary}", f"{'':<{wide}}looks at {card.needs}{cost}{without}"]
+        if card.module.rpartition(".")[2] in IN_PAPERS:
+            lines.append(f"{'':<{wide}}its paper's ratio is of {IN_PAPERS[card.module.rpartition('.')[2]]}")
         if verbose:
             lines += [f"    {name} = {default:<12}{meaning}" for name, default, meaning in card.parameters]
             lines += _authors(card.module)
