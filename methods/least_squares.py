@@ -183,7 +183,7 @@ def fit(
     small for the rows that there are.
     """
     weights = (1.0, sink_weight(batches) if sinks == "apart" else 1.0)
-    known, held = _split(batches) if hold_out else (list(batches), [])
+    known, held = held_apart(batches) if hold_out else (list(batches), [])
     sums = LeastSquares(towards.shape[0], towards.shape[1], towards.device)
     _add(sums, known, weights)
     missed = _judged(held, *sums.solve(ridge, towards, intercept=intercept)) if known and held else [None, None]
@@ -212,7 +212,7 @@ def _missed(batches: Sequence[Rows], i: int, W: Tensor, b: Tensor | None) -> Ite
         yield missed if b is None else missed + b, each.z[tokens]
 
 
-def _split(batches: Sequence[Rows]) -> tuple[list[Rows], list[Rows]]:
+def held_apart(batches: Sequence[Rows]) -> tuple[list[Rows], list[Rows]]:
     """Return the micro-batches without every fourth sequence, and with it alone; of fewer, without the last."""
     total, known, held, number = sum(len(each.where) for each in batches), list[Rows](), list[Rows](), 0
     if total == 1:
