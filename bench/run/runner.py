@@ -158,7 +158,7 @@ def _measured(
         key: (None if record is None else Ended.of(record), why)
         for key, record, why in store.served(folder, cells, retry_failed)
     }
-    refuse_misfits([cell for cell in cells if here and served[cell.key][0] is None])
+    refuse_misfits([cell for cell in cells if here and served[cell.key][0] is None], session.machine.gpus)
     several = estimates and session.slots > 1
     schedule = Schedule(cells, {key: one.seconds for key, one in (estimates or {}).items()} if several else None)
     forecast = Forecast(estimates or {}, session.slots, one_machine=here)

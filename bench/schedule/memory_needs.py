@@ -127,8 +127,8 @@ class Footprint:
         p, width, recipe = cell.protocol, self.shape.width, cell.healing
         states = FLOAT32 * p.calibration_sequences * p.calibration_length * width if cell.method == "slicegpt" else 0
         read = self.bytes_each * recipe.sequences * recipe.length * width if recipe and recipe.loss == "kl" else 0
-        on_gpu = cell.device.startswith("cuda") and cell.method.endswith("+refit")
-        return states + read + (self.bytes_each * self.shape.inner if on_gpu else 0)
+        layers = cell.device.startswith("cuda") and cell.method.endswith(("+refit", "+reinitialize"))
+        return states + read + (self.bytes_each * self.shape.inner if layers else 0)
 
 
 def refuse_misfits(cells: Sequence[Cell], gpus: int = 1) -> None:

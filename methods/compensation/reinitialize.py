@@ -13,7 +13,7 @@ have released no code for this comparison.
 
 Families. Every method, in every family. Transformers alone loads the result where it loads the method's own.
 
-Cost. None: no text is read.
+Cost. No text is read. While weights are drawn there are two models in the host's memory.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 from methods.compensation.base import compensation
 from methods.compensation.boundaries import Pruning
 from methods.model.calibration import Calibration
+from methods.model.layer import copies
 from methods.model.spread import gpus_of
 
 
@@ -46,7 +47,8 @@ class Reinitialize:
     @torch.no_grad()
     def mend(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
         model: Any = pruning.pruned.model
-        drawn: Any = copy.deepcopy(model)  # drops the marks of loaded weights, which would not be drawn again
+        host = copies(model, torch.device("cpu"))  # whose draws are those of every device
+        drawn: Any = copy.deepcopy(model, host)  # drops the marks of loaded weights, which would not be drawn again
         with torch.random.fork_rng(gpus_of(model)):
             torch.manual_seed(self.seed)
             drawn.apply(drawn._init_weights)

@@ -236,15 +236,20 @@ class Layer:
         """Return a copy of the layer on a device, its configuration shared, or the layer itself where it is there."""
         if self.device == device:
             return self
-        moved: dict[int, Any] = {id(buffer): buffer.to(device) for buffer in self.module.buffers()}
-        for parameter in self.module.parameters():
-            moved[id(parameter)] = nn.Parameter(parameter.detach().to(device), parameter.requires_grad)
-        return self._copy(moved)
+        return self._copy(copies(self.module, device))
 
     def _copy(self, instead: dict[int, Any]) -> Layer:
         """Return a copy with these objects for those that have such an id, and with this layer's configuration."""
         shared = {id(one.config): one.config for one in self.module.modules() if hasattr(one, "config")}
         return Layer(copy.deepcopy(self.module, shared | instead), self.family, self.kind, self.head_width, self.group)
+
+
+def copies(module: nn.Module, device: torch.device) -> dict[int, Any]:
+    """Return copies of all tensors on a device, by the ids of the tensors, as copy.deepcopy takes them for those."""
+    found: dict[int, Any] = {id(buffer): buffer.to(device, copy=True) for buffer in module.buffers()}
+    for parameter in module.parameters():
+        found[id(parameter)] = nn.Parameter(parameter.detach().to(device, copy=True), parameter.requires_grad)
+    return found
 
 
 def _count(module: nn.Module) -> int:
