@@ -70,19 +70,20 @@ class LeastSquares:
 
         Raises Unsupported where the ridge is too small for the rows that there are.
         """
-        A, B = self.xx, self.xy
+        A, B = torch.empty_like(self.xx).T.copy_(self.xx), self.xy  # A by columns, so that L can take its place
         if intercept:
-            A = A - torch.outer(self.x, self.x) / self.weight
-            B = B - torch.outer(self.x, self.y) / self.weight
+            A -= torch.outer(self.x, self.x).div_(self.weight)
+            B = B - torch.outer(self.x, self.y).div_(self.weight)
         energy = A.diagonal().clamp_min(torch.finfo(A.dtype).eps * A.diagonal().max())  # a channel may be silent
         penalty = ridge * energy.clamp_min(torch.finfo(A.dtype).tiny)
-        L, failed = torch.linalg.cholesky_ex(A + torch.diag(penalty))
+        A.diagonal().add_(penalty)
+        L, failed = torch.linalg.cholesky_ex(A, out=(A, torch.empty((), dtype=torch.int32, device=A.device)))
         if int(failed):
             raise Unsupported(
                 f"{self.rows} calibration tokens do not determine a map of {len(A)} channels at ridge={ridge:g}; "
                 "give more tokens or a larger ridge"
             )
-        W = torch.cholesky_solve(B + penalty[:, None] * towards.double(), L)
+        W = torch.cholesky_solve(towards.to(B.dtype, copy=True).mul_(penalty[:, None]).add_(B), L)
         return W, (self.y - self.x @ W) / self.weight if intercept else None
 
 
@@ -182,18 +183,19 @@ def fit(
     small for the rows that there are.
     """
     weights = (1.0, sink_weight(batches) if sinks == "apart" else 1.0)
-    known, held = _split(batches) if hold_out else (list(batches), [])
+    known, held = held_apart(batches) if hold_out else (list(batches), [])
     sums = LeastSquares(towards.shape[0], towards.shape[1], towards.device)
     _add(sums, known, weights)
-    missed: list[float | None] = [None, None]
-    if known and held:
-        W, b = sums.solve(ridge, towards, intercept=intercept)
-        for i in (0, 1):
-            if any(bool(each.populations[i].any()) for each in held):
-                missed[i] = relative_error(_missed(held, i, W, b))
+    missed = _judged(held, *sums.solve(ridge, towards, intercept=intercept)) if known and held else [None, None]
     _add(sums, held, weights)
     W, b = sums.solve(ridge, towards, intercept=intercept)
     return Fitted(W, b, *missed)
+
+
+def _judged(held: Sequence[Rows], W: Tensor, b: Tensor | None) -> list[float | None]:
+    """Return what a solution misses of other sequences, and of the sinks in them; None where there are none."""
+    there = [any(bool(each.populations[i].any()) for each in held) for i in (0, 1)]
+    return [relative_error(_missed(held, i, W, b)) if there[i] else None for i in (0, 1)]
 
 
 def _add(sums: LeastSquares, batches: Sequence[Rows], weights: tuple[float, float]) -> None:
@@ -210,7 +212,7 @@ def _missed(batches: Sequence[Rows], i: int, W: Tensor, b: Tensor | None) -> Ite
         yield missed if b is None else missed + b, each.z[tokens]
 
 
-def _split(batches: Sequence[Rows]) -> tuple[list[Rows], list[Rows]]:
+def held_apart(batches: Sequence[Rows]) -> tuple[list[Rows], list[Rows]]:
     """Return the micro-batches without every fourth sequence, and with it alone; of fewer, without the last."""
     total, known, held, number = sum(len(each.where) for each in batches), list[Rows](), list[Rows](), 0
     if total == 1:

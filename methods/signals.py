@@ -1,3 +1,4 @@
-"""Passes on `methods.model.activations` under its earlier name, by which plugins import it."""
+"""Passes on `methods.model.activations` and `methods.model.gradients` under an earlier name, for plugins."""
 
 from methods.model.activations import *  # noqa: F403
+from methods.model.gradients import *  # noqa: F403

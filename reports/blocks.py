@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.records import columns
 from bench.records.comparability import apart, draws, setups
-from bench.records.record import Record, label, requested_ratio
+from bench.records.record import Record, label, ratio_of, requested_ratio
 from bench.stats.draws import draw_stderr, exponential, mean_interval
 from reports import healing_notes
 from reports.metrics import finite
@@ -23,6 +23,7 @@ from reports.metrics import finite
 class TableGroup:
     """Hold rows that are compared: one setup, one ratio, the dense model on top; several draws share a row.
 
+    ratio    as it was asked for, of what `ratio_of` says
     records  the record of each row, of several draws the first
     rows     its figures, of several draws their means
     numbers  for each row the places of its records among all records
@@ -34,6 +35,7 @@ class TableGroup:
     rows: list[dict[str, Any]]
     numbers: list[list[int]]
     ratio: float | None
+    ratio_of: str
     drawn: list[list[Record]]
     each: list[list[dict[str, Any]]]
     apart: tuple[str, ...] = ()
@@ -118,9 +120,10 @@ def _of_setup(
     """Give the groups of the records at the places `cells`."""
     dense = [number for number in cells if records[number].cell["method"] == "dense"]
     pruned = [number for number in cells if records[number].cell["method"] != "dense"]
-    ratios = {requested_ratio(records[number]) for number in pruned}
-    for ratio in sorted(ratios, key=lambda ratio: (ratio is None, ratio or 0)) or [None]:
-        block = [*dense, *(number for number in pruned if requested_ratio(records[number]) == ratio)]
+    asked = {number: (requested_ratio(records[number]), ratio_of(records[number].cell)) for number in pruned}
+    ratios = sorted(set(asked.values()), key=lambda one: (one[0] is None, one[1] != "all", one[1], one[0] or 0))
+    for ratio, of in ratios or [(None, "all")]:
+        block = [*dense, *(number for number in pruned if asked[number] == (ratio, of))]
         shared = [[block[place] for place in places] for places in draws([records[number] for number in block])]
         together = [[rows[number] for number in numbers] for numbers in shared]
         yield TableGroup(
@@ -128,6 +131,7 @@ def _of_setup(
             [pooled(several) if len(several) > 1 else several[0] for several in together],
             shared,
             ratio,
+            of,
             [[records[number] for number in numbers] for numbers in shared],
             together,
             different,

@@ -142,6 +142,7 @@ def seconds(figure: float, _beside: float = 0) -> str:
 
 METRICS = {
     "ratio": Metric("removed", "%", percent),
+    "ratio_without_embeddings": Metric("of decoder", "%", percent),
     "parameters": Metric("params", "", count),
     "layers": Metric("layers", "", count),
     "perplexity_": Metric("ppl {}", "", perplexity, "lower", "interval"),

@@ -14,7 +14,7 @@ from typing import Any
 from bench.records.columns import MISS, texts
 from bench.records.comparability import dense_peer, draws, other_versions
 from bench.records.fits import SMALL, misfits
-from bench.records.record import Record, is_accuracy, label, requested_ratio
+from bench.records.record import Record, is_accuracy, label, ratio_of, requested_ratio, share
 from reports import healing_notes, speed_notes
 from reports.blocks import seeds_apart, seeds_named, seeds_of
 from reports.metrics import METRICS, binary, metric, short, shown
@@ -55,7 +55,8 @@ def ratio(records: Sequence[Record]) -> str:
     if requested is None:
         return "ratio fixed by the method's parameters"
     budgets = {_budget(record) for record in pruned if "ratio_budget" in record.measured}
-    return f"ratio {requested:g}" + (f": {budgets.pop()}" if len(budgets) == 1 else "")
+    asked = share(requested, ratio_of(pruned[0].cell))
+    return f"ratio {asked}" + (f": {budgets.pop()}" if len(budgets) == 1 else "")
 
 
 def _budget(record: Record) -> str:
@@ -83,8 +84,9 @@ def exceptions(records: Sequence[Record], stages: Collection[str] = ()) -> Itera
         if record.status != "ok":
             yield f"{name}: {status(record)}: {reason(record.error or '')}"
         elif budget is not None and abs(measured["ratio"] - budget) > MISS:
-            requested = requested_ratio(record)
-            asked = "" if requested is None else f"requested {show(requested)}, "
+            requested, of = requested_ratio(record), ratio_of(record.cell)
+            counted = "" if of == "all" else f" of the {of}"
+            asked = "" if requested is None else f"requested {show(requested)}{counted}, "
             yield f"* {name} misses the ratio: {asked}budget {show(budget)}, achieved {show(measured['ratio'])}."
         yield from _misfits(record, name)
         if stages:

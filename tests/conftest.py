@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from baichuan_code import BaichuanConfig, BaichuanForCausalLM
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from methods.model.calibration import Calibration
+from methods.registry import PLUGIN, REGISTRY
 
 VOCABULARY = 128
 LAYERS = 6
@@ -102,6 +104,16 @@ def bars(monkeypatch):
 
     monkeypatch.setattr("methods.progress.tqdm", bar)
     return shown
+
+
+@pytest.fixture(autouse=True)
+def no_plugin_outlives_its_test():
+    """Methods of files that a test has loaded are gone behind it, so that another one may use their names."""
+    yield
+    for name, method in list(REGISTRY.items()):
+        if method.__module__.startswith(PLUGIN):
+            del REGISTRY[name]
+            sys.modules.pop(method.__module__, None)
 
 
 @pytest.fixture

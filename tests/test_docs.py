@@ -230,7 +230,7 @@ def test_generated_pages_name_every_command_and_every_part_of_a_record():
     pages = generator().pages()
     for command in ("run", "report", "gate", "list"):
         assert f"\n## {command}\n" in pages["commands.md"]
-    assert "| `--ratio LIST` | share of all parameters to remove" in pages["commands.md"]
+    assert "| `--ratio LIST` | share of the parameters to remove" in pages["commands.md"]
     for key in (
         "schema",
         "cell",

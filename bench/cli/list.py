@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.cli import OK
 from bench.plan.protocol import PROFILES, Protocol, for_cuda, profile
+from bench.system.console import say
 from methods.errors import UserError
 
 
@@ -16,8 +17,9 @@ def add(commands: Any) -> None:
     listing.add_argument("what", choices=("methods", "models", "tasks", "texts", "profiles", "specs"))
     listing.add_argument("--verbose", action="store_true", help="parameters and checks of methods, fields of profiles")
     listing.set_defaults(command=_list)
-    fetch = commands.add_parser("fetch", help="download the default model, texts and tasks ahead of time")
-    fetch.add_argument("names", nargs="*", metavar="NAME", help="only these; by default all")
+    fetch = commands.add_parser("fetch", help="download models, texts and tasks ahead of time")
+    fetch.add_argument("names", nargs="*", metavar="NAME", help="only these; by default smollm2-135m, text and tasks")
+    fetch.add_argument("--accept-terms", action="store_true", help="accept the terms of use of what is named")
     fetch.set_defaults(command=_fetch)
 
 
@@ -30,6 +32,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _methods(verbose: bool) -> list[str]:
     import methods
+    from methods.counted import IN_PAPERS
 
     cards, packages, lines = methods.catalogue(), methods.installed(), []
     wide = 2 + max(len(name) for name in [*(card.name for card in cards), *(name for name, _ in packages)])
@@ -37,6 +40,8 @@ def _methods(verbose: bool) -> list[str]:
         without = f"; not {', '.join(card.without)}" if card.without else ""
         cost = f", {card.cost}" if card.cost else ""
         lines += [f"{card.name:<{wide}}{card.summary}", f"{'':<{wide}}looks at {card.needs}{cost}{without}"]
+        if card.module.rpartition(".")[2] in IN_PAPERS:
+            lines.append(f"{'':<{wide}}its paper's ratio is of {IN_PAPERS[card.module.rpartition('.')[2]]}")
         if verbose:
             lines += [f"    {name} = {default:<12}{meaning}" for name, default, meaning in card.parameters]
             lines += _authors(card.module)
@@ -86,7 +91,7 @@ def _offer(name: str, offer: Any) -> str:
     from bench.data import assets
 
     asset = assets.ASSETS[offer.asset]
-    return f"{name:<16}{offer.title}: {offer.description} ({asset.requirement}, {asset.licence})"
+    return f"{name:<20}{offer.title}: {offer.description} ({asset.source}, {asset.licence})"
 
 
 def _tasks(verbose: bool) -> list[str]:
@@ -137,9 +142,24 @@ def _specs(verbose: bool) -> list[str]:
 def _fetch(arguments: argparse.Namespace) -> int:
     from bench.data import assets
 
-    unknown = [name for name in arguments.names if name not in assets.ALL]
+    unknown = [name for name in arguments.names if name not in assets.ASSETS]
     if unknown:
-        raise UserError(f"nothing is called {unknown[0]!r}; there are {', '.join(assets.ALL)}")
-    for name, folder in assets.fetch(arguments.names or assets.ALL).items():
-        print(f"{name:<16}{folder}")
+        raise UserError(f"nothing is called {unknown[0]!r}; there are {', '.join(assets.ASSETS)}")
+    if arguments.accept_terms:
+        _accept_terms(arguments.names)
+    for name, folder in assets.fetch(arguments.names or assets.DEFAULT).items():
+        print(f"{name:<20}{folder}")
     return OK
+
+
+def _accept_terms(names: list[str]) -> None:
+    """Show and accept the terms of the assets that are named."""
+    from bench.data import assets
+
+    under = {name: asset.terms for name, asset in assets.ASSETS.items() if asset.terms is not None}
+    if not under.keys() & set(names):
+        raise UserError(f"--accept-terms: name what comes under terms: {', '.join(under)}")
+    for name in names:
+        if name in under:
+            say(f"{name} comes {under[name].notice}: accepted")
+            under[name].accept(assets.cache_folder())

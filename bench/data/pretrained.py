@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.data import assets
+from bench.data import assets, conversion
 from bench.data.file_hashes import remembered_sha256
 from methods.errors import UserError
 from methods.files import sha256
@@ -86,7 +86,7 @@ def load(name: str, device: Place, dtype: torch.dtype, trust_remote_code: bool =
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if _is_gguf(name):
-        model, tokenizer = assets.from_gguf(Path(name), dtype)
+        model, tokenizer = conversion.from_gguf(Path(name), dtype)
         return spread.put(model, device).eval(), tokenizer
     folder, options = _source(name, trust_remote_code)
     if save_load.is_checkpoint(folder):

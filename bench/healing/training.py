@@ -15,6 +15,8 @@ file, renamed into place: trained weights, moments of AdamW, and the curve so fa
 from the seed and the step, so that training that goes on from there equals training that was never interrupted: to the
 last bit on a CPU. On a GPU attention's backward pass adds in no fixed order, and both are equal up to rounding.
 
+What the dense model predicts is noted before pruning (bench.healing.dense_predictions): there is no second model.
+
 Letters: B = sequences of a step, T = their tokens, V = vocabulary.
 """
 
@@ -36,6 +38,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bench.healing.dense_predictions import DensePredictions
 from bench.healing.text import Text
 from bench.plan.recipe import Recipe, refuse
 from bench.stats.intervals import ratio_interval
@@ -55,11 +58,11 @@ Curve = list[dict[str, float]]
 
 
 def heal(
-    model: Decoder, text: Text, recipe: Recipe, *, dense: Decoder | None = None, folder: Path | None = None
+    model: Decoder, text: Text, recipe: Recipe, *, dense: DensePredictions | None = None, folder: Path | None = None
 ) -> Curve:
     """Train `model` in place, and return its learning curve; afterwards it is a plain pruned model again.
 
-    dense   the model before pruning, on the same device, for loss "kl"
+    dense   what the model before pruning predicts for text.train, for loss "kl"
     folder  for the checkpoint; training goes on from the one that is there, if it is of the same model and recipe
 
     A point of the curve: step, tokens (trained on so far), seconds (of training so far, over all attempts), loss (mean
@@ -118,7 +121,12 @@ class _Training:
     """Runs the training loop. `weights` are what is trained, by name."""
 
     def __init__(
-        self, model: Decoder, text: Text, recipe: Recipe, dense: Decoder | None, weights: dict[str, nn.Parameter]
+        self,
+        model: Decoder,
+        text: Text,
+        recipe: Recipe,
+        dense: DensePredictions | None,
+        weights: dict[str, nn.Parameter],
     ) -> None:
         self.model, self.text, self.recipe, self.dense, self.weights = model, text, recipe, dense, weights
         self.device = model.embed.weight.device
@@ -151,11 +159,13 @@ class _Training:
         """Take one step."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.recipe.rate(self.step)
-        ids = self.text.train[self.recipe.order(self.step)].to(self.device)
+        rows = self.recipe.order(self.step)
+        ids = self.text.train[rows].to(self.device)
         targets = ids[:, 1:].numel()
         total, most = 0.0, LOGITS_ON_CPU if self.device.type == "cpu" else LOGITS
-        for some in torch.split(ids, max(1, most // (self.model.embed.num_embeddings * ids.shape[1]))):
-            loss = self._loss(some)
+        size = max(1, most // (self.model.embed.num_embeddings * ids.shape[1]))
+        for start in range(0, len(rows), size):
+            loss = self._loss(ids[start : start + size], rows[start : start + size])
             torch.autograd.backward(loss / targets)
             total += float(loss.detach())
         if not math.isfinite(total):
@@ -166,19 +176,18 @@ class _Training:
         self.step, self.tokens = self.step + 1, self.tokens + ids.numel()
         self.losses = [self.losses[0] + total, self.losses[1] + targets]
 
-    def _loss(self, ids: Tensor) -> Tensor:
-        """Return the loss, summed over all tokens but each sequence's first: (B, T) -> ()."""
-        logits = self._logits(self.model, ids)
+    def _loss(self, ids: Tensor, rows: list[int]) -> Tensor:
+        """Return the loss of the sequences `rows`, summed over all tokens but each one's first: (B, T) -> ()."""
+        logits = self._logits(ids)
         if self.recipe.loss == "next-token" or self.dense is None:
             return nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
-        with torch.no_grad():
-            wanted = self._logits(self.dense, ids).log_softmax(-1)
+        wanted = self.dense.logits(rows).to(logits.device).log_softmax(-1)
         return nn.functional.kl_div(logits.log_softmax(-1), wanted, reduction="sum", log_target=True)
 
-    def _logits(self, model: Decoder, ids: Tensor) -> Tensor:
+    def _logits(self, ids: Tensor) -> Tensor:
         """Predict each token but the first: (B, T) -> (B, T - 1, V) in float32."""
         with torch.autocast(self.device.type, torch.bfloat16) if self.half else nullcontext():
-            logits: Tensor = model.model(input_ids=ids, use_cache=False).logits[:, :-1]
+            logits: Tensor = self.model.model(input_ids=ids, use_cache=False).logits[:, :-1]
         return logits.float()
 
     @torch.no_grad()
@@ -186,7 +195,7 @@ class _Training:
         """Add a point to the learning curve."""
         sums = []
         for ids in torch.split(self.text.held_out.to(self.device), 1):
-            logits = self._logits(self.model, ids)
+            logits = self._logits(ids)
             sums.append(float(nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")))
         counts = [self.text.held_out.shape[1] - 1] * len(sums)
         point: dict[str, float] = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}

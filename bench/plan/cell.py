@@ -30,6 +30,7 @@ class Stage:
 class Cell:
     """Asks for one measurement: one model, one method with all its parameters, one ratio, one seed, one protocol.
 
+    ratio_of what the ratio is a share of, see methods.counted; "all" where there is no ratio
     healing  how the model is trained once it is pruned
     earlier  what was done to it before, first to last; `ratio` is of the dense model all the same (bench.plan.chain)
     inputs   what the answer stands on (bench.run.fingerprint); the runner fills it in, since it needs the loaded
@@ -50,6 +51,7 @@ class Cell:
     inputs: dict[str, Any] = field(default_factory=dict, hash=False)
     healing: Recipe | None = None
     earlier: tuple[Stage, ...] = ()
+    ratio_of: str = "all"
 
     @cached_property
     def label(self) -> str:
@@ -64,9 +66,11 @@ class Cell:
         return "--".join((slug(self.label), ratio, digest))
 
     def plain(self) -> dict[str, Any]:
-        """Return every field as a record holds it; healing, earlier stages and a mode only where there are any."""
+        """Return every field as a record holds it; what most cells have none of only where there is any."""
         absent = {name for name in ("healing", "earlier") if not getattr(self, name)}
         found = {name: value for name, value in asdict(self).items() if name not in absent}
+        if self.ratio_of == "all":
+            del found["ratio_of"]
         if self.protocol.mode == "eager":
             del found["protocol"]["mode"]
         return found

@@ -165,19 +165,25 @@ def _cell(mention: Mention, ratio: float | None, common: dict[str, Any]) -> Cell
 
     parameters = methods.hyperparameters(methods.make(mention.method, mention.given))
     given = tuple(methods.current_names(mention.method, mention.given))
-    return Cell(method=mention.method, parameters=parameters, given=given, ratio=ratio, **common)
+    counted = common if ratio is not None else common | {"ratio_of": "all"}
+    return Cell(method=mention.method, parameters=parameters, given=given, ratio=ratio, **counted)
 
 
 def _refuse_unless_reachable(pruner: Any, cell: Cell, decoder: Decoder, *, by_name: bool) -> None:
     """Raise UserError for a ratio that the method cannot meet; an unsupported model is an outcome of its own."""
     import methods
+    from methods.counted import share_of_all
 
     try:
         ratio = budget(cell, decoder)
         pruner.plan(decoder, ratio)
     except methods.OutOfReach as error:
         if by_name:
-            raise UserError(f"{cell.label}: {error}") from None
+            if cell.ratio_of == "all" or cell.ratio is None:
+                raise UserError(f"{cell.label}: {error}") from None
+            share = share_of_all(decoder, cell.ratio, cell.ratio_of)
+            asked = f"{cell.ratio:g} of the {cell.ratio_of} is {share:.3g} of all parameters"
+            raise UserError(f"{cell.label}: {asked}, and {error}") from None
         return
     except methods.Unsupported:
         return
@@ -189,9 +195,14 @@ def _refuse_unless_reachable(pruner: Any, cell: Cell, decoder: Decoder, *, by_na
 
 
 def budget(cell: Cell, decoder: Decoder) -> float:
-    """Return the ratio that the cell has to meet: the request, rounded to whole layers unless it is matched exactly."""
+    """Return the share of all parameters that the cell has to remove.
+
+    That is the request, rounded to whole layers unless it is matched exactly.
+    """
     from methods.budget import matched_ratio
+    from methods.counted import share_of_all
 
     if cell.ratio is None:
         return 0.0
-    return matched_ratio(decoder, cell.ratio) if cell.match == "layers" else cell.ratio
+    ratio = share_of_all(decoder, cell.ratio, cell.ratio_of)
+    return matched_ratio(decoder, ratio) if cell.match == "layers" else ratio

@@ -116,4 +116,4 @@ def refuse(recipe: Recipe, dtype: torch.dtype, dense: Any) -> None:
         name = str(dtype).removeprefix("torch.")
         raise UserError(f"healing trains in float32 or bfloat16, and the model is in {name}; give --dtype bfloat16")
     if recipe.loss == "kl" and dense is None:
-        raise UserError("healing by kl needs the dense model beside the pruned one")
+        raise UserError("healing by kl needs what the dense model predicts")

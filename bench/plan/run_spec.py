@@ -19,6 +19,7 @@ from bench.plan.fields import Option, check, option, options
 from bench.plan.parse import Mention, listed, near, parse_methods, parse_ratios
 from bench.plan.protocol import PROFILES, Protocol, profile
 from bench.plan.recipe import KINDS, Recipe
+from methods.counted import Counted
 from methods.errors import UserError
 
 SWEPT = ("calibration", "calibration_sequences", "calibration_length")  # fields of Protocol of which several sweep
@@ -37,7 +38,7 @@ ISOLATE = (
 THREADS = "torch threads of each cell on the CPU; by default cells that run at once share all"
 SLOTS = "cells that run at once, timed ones alone; auto: one for each GPU, one on a CPU; by default 1 on this machine"
 LIMIT = "0 for no limit, or positive"
-SHARES = "a list of shares of all parameters, each in [0, 1), as in 0.1,0.3"
+SHARES = "a list of shares of the parameters, each in [0, 1), as in 0.1,0.3"
 
 ENGINE = "local is this machine, ray a cluster, see docs/guides/engines.md"
 GPUS = "GPUs that each cell has to itself, over which its model is spread"
@@ -52,7 +53,7 @@ class RunSpec:
     """Says what a run is asked to do. Raises UserError, in one line, for what cannot be.
 
     methods              as `--methods` takes them, in one text or a list; "all" is every method that takes a ratio
-    ratios               shares of all parameters to remove, each in [0, 1)
+    ratios               shares of the parameters to remove, each in [0, 1), of those that `ratio_of` counts
     settings             parameters of methods, several values of which sweep: {"laco.C": [2, 3]} or "laco.C=2,3"
     healing              how every pruned model is trained a little and measured once more; None: not at all
     profile, protocol    how is measured: a name of PROFILES, and by the names of Protocol what is to differ from it;
@@ -68,7 +69,10 @@ class RunSpec:
     methods: str | Sequence[str] = what(MISSING, "as in laco,slicegpt or laco:C=3,T=0.7; all for all", "LIST")
     model: str = what("smollm2-135m", "see `list models`; a folder, .gguf file or hub name")
     ratios: Sequence[float] = what(
-        (), "share of all parameters to remove, as in 0.1,0.3", "LIST", flag="ratio", wanted=SHARES
+        (), "share of the parameters to remove, as in 0.1,0.3", "LIST", flag="ratio", wanted=SHARES
+    )
+    ratio_of: Counted = what(
+        "all", "what a ratio is a share of: all parameters, without embeddings, or those of layers"
     )
     settings: Sequence[str] | Mapping[str, Any] = what(
         (), "as in laco.T=0.7; laco.C=2,3,4 sweeps", "METHOD.NAME=LIST", flag="set", repeated=True

@@ -92,6 +92,7 @@ def cells(spec: RunSpec, *, here: bool = True) -> list[Cell]:
         common = {
             "model": spec.model,
             "match": spec.match,
+            "ratio_of": spec.ratio_of,
             "device": str(found.device),
             "dtype": str(found.dtype).removeprefix("torch."),
             "trust_remote_code": spec.trust_remote_code,

@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bench.records.record import ANSWER_BPB, Record
+from bench.records.record import ANSWER_BPB, Record, ratio_of, share
 
 FIGURES = ("size", "text", "task", "speed")
 MOST = 4  # fields that are named where setups differ in many
@@ -206,6 +206,8 @@ def identity(record: Record) -> dict[str, Any]:
     """Return what pairs a cell with one of another run: label, ratio, seed, and the draw of a random method."""
     cell = record.cell
     found = {"label": cell.get("label", cell["method"]), "ratio": cell["ratio"], "seed": cell["seed"]}
+    if (of := ratio_of(cell)) != "all":
+        found["ratio_of"] = of
     drawn = [stage["parameters"]["seed"] for stage in (*cell.get("earlier", ()), cell) if is_draw(stage)]
     if drawn:
         found["draw"] = drawn[0] if len(set(drawn)) == 1 else ", ".join(map(str, drawn))
@@ -214,7 +216,7 @@ def identity(record: Record) -> dict[str, Any]:
 
 def name_of(identity: Mapping[str, Any]) -> str:
     """Return an `identity` as messages and tables write it: 'laco at 0.1, seed 0'."""
-    ratio = "" if identity["ratio"] is None else f" at {identity['ratio']:g}"
+    ratio = "" if identity["ratio"] is None else f" at {share(identity['ratio'], identity.get('ratio_of', 'all'))}"
     draw = f", draw {identity['draw']}" if "draw" in identity else ""
     return f"{identity['label']}{ratio}, seed {identity['seed']}{draw}"
 

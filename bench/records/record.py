@@ -175,10 +175,20 @@ def peak_bytes(measured: Mapping[str, Any], stage: str = "") -> int | None:
     return max(known) if known else None if stage else measured.get("peak_memory_bytes")
 
 
+def ratio_of(cell: Mapping[str, Any]) -> str:
+    """Return what the ratio of a record's cell is a share of: all, decoder or layers."""
+    return str(cell.get("ratio_of", "all"))
+
+
+def share(ratio: float | None, of: str = "all") -> str:
+    """Write a ratio as it was asked for: '0.3', or '0.3 of the decoder'; empty for none."""
+    return "" if ratio is None else f"{ratio:g}" + ("" if of == "all" else f" of the {of}")
+
+
 def named(record: Record) -> str:
     """Write a cell as sentences and figures call it: 'laco at 0.3'."""
-    ratio = requested_ratio(record)
-    return label(record.cell) + ("" if ratio is None else f" at {ratio:g}")
+    asked = share(requested_ratio(record), ratio_of(record.cell))
+    return label(record.cell) + (f" at {asked}" if asked else "")
 
 
 def is_accuracy(task: Mapping[str, Any]) -> bool:

@@ -26,6 +26,7 @@ import methods
 from bench.data import pretrained, texts
 from bench.evaluation import checks, scoring, tasks
 from bench.healing import training
+from bench.healing.dense_predictions import DensePredictions
 from bench.healing.text import Text
 from bench.plan import chain
 from bench.plan.cell import Cell
@@ -134,13 +135,15 @@ def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, par
     model, tokenizer = _load(cell, datasets, outcome)
     decoder, ratio = _dense(cell, model, datasets, outcome)
     del model
+    dense = _predictions(cell, decoder, datasets, outcome)
     if cell.earlier:
         del decoder
         decoder, ratio = _parent(cell, parents, ratio, outcome)
     torch.manual_seed(cell.seed)
     _prune(cell, decoder, ratio, datasets, outcome)
     if cell.healing:
-        _heal(cell, decoder, (cell.healing, datasets.healing[cell.healing]), folder, outcome)
+        _heal(cell, decoder, (cell.healing, datasets.healing[cell.healing], dense), folder, outcome)
+        del dense
     decoder = _save(cell, (decoder, tokenizer), datasets, folder, outcome)
     outcome.say(f"measuring {outcome.measured['parameters'] / 1e6:.1f} M parameters")
     pieces = store.partial_results(folder, cell.key, outcome.measured)
@@ -219,17 +222,23 @@ def _prune(cell: Cell, decoder: Decoder, ratio: float, datasets: Datasets, outco
     outcome.measured |= sizes(decoder, outcome.measured, max(cell.protocol.prefill, default=cell.protocol.window))
 
 
-def _heal(cell: Cell, decoder: Decoder, how: tuple[Recipe, Text], folder: Path, outcome: Outcome) -> None:
+def _predictions(cell: Cell, dense: Decoder, datasets: Datasets, outcome: Outcome) -> DensePredictions | None:
+    """Return what the dense model predicts for the text of healing, where the loss asks for that."""
+    if cell.healing is None or cell.healing.loss != "kl":
+        return None
+    with outcome.timed("heal"):
+        return DensePredictions(dense, datasets.healing[cell.healing].train)
+
+
+def _heal(
+    cell: Cell, decoder: Decoder, how: tuple[Recipe, Text, DensePredictions | None], folder: Path, outcome: Outcome
+) -> None:
     """Train the pruned model in place; its checkpoint is among the partial results of the cell."""
-    recipe, text = how
+    recipe, text, dense = how
     outcome.say(f"healing by {recipe.kind} on {recipe.sequences * recipe.length * recipe.passes:,} tokens")
     with outcome.timed("heal"):
         start = fingerprint.state_sha256(decoder.model)
         place = store.partial_results(folder, cell.key, {"pruned_sha256": start}).healing
-        dense = None
-        if recipe.loss == "kl":
-            dtype = decoder.embed.weight.dtype
-            dense = Decoder(pretrained.load(cell.model, outcome.devices, dtype, cell.trust_remote_code)[0])
         curve = training.heal(decoder, text, recipe, dense=dense, folder=place)
     end = curve[-1]
     outcome.measured["healing"] = {

@@ -35,6 +35,7 @@ from bench.run.removals import Removals, valid
 from bench.run.source_hash import method_sha256
 from bench.schedule.estimator import Estimate
 from bench.schedule.forecast import Forecast
+from bench.schedule.memory_needs import refuse_misfits
 from bench.schedule.order import Ended, Schedule, drive
 from bench.schedule.outlook import Outlook
 from bench.schedule.plan import Plan, named, simulated
@@ -157,9 +158,9 @@ def _measured(
         key: (None if record is None else Ended.of(record), why)
         for key, record, why in store.served(folder, cells, retry_failed)
     }
+    refuse_misfits([cell for cell in cells if here and served[cell.key][0] is None])
     several = estimates and session.slots > 1
-    seconds = {key: one.seconds for key, one in (estimates or {}).items()} if several else None
-    schedule = Schedule(cells, seconds)
+    schedule = Schedule(cells, {key: one.seconds for key, one in (estimates or {}).items()} if several else None)
     forecast = Forecast(estimates or {}, session.slots, one_machine=here)
     for cell in cells if estimates else ():
         if served[cell.key][0] is None:

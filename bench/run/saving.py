@@ -88,6 +88,7 @@ def facts(cell: Mapping[str, Any], decisions: Mapping[str, Any], measured: Mappi
     pruning = {
         **{name: cell[name] for name in ("method", "label", "parameters", "match", "seed")},
         "requested": cell["ratio"],
+        "ratio_of": cell.get("ratio_of"),
         "budget": measured.get("ratio_budget"),
         "achieved": measured.get("ratio"),
         "calibration": calibration,

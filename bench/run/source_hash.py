@@ -32,7 +32,10 @@ from typing import Any
 
 import methods
 
-HEALING = ("healing/training.py", "healing/text.py", "plan/recipe.py")  # the modules that train, below bench/
+HEALING = (  # the modules that train, below bench/
+    *("healing/training.py", "healing/text.py", "healing/dense_predictions.py"),
+    "plan/recipe.py",
+)
 UNDECIDED = (
     "methods",  # passes names on; they are followed to where they are defined
     "methods.base",  # the registry and the interface

@@ -85,10 +85,10 @@ def _forwards(asked: PruningWork, count: float) -> Computed:
 
 
 def _taylor(asked: PruningWork) -> Computed:
-    """A forward and a backward pass over few tokens, with the head."""
+    """Two forward passes and a backward pass over few tokens, with the head."""
     rows = min(asked.sequences, asked.parameters.get("sequences", asked.sequences))
     tokens = rows * min(asked.length, asked.tokens) if "sequences" in asked.parameters else asked.tokens
-    times = 3 * asked.parameters.get("steps", 1)
+    times = 4 * asked.parameters.get("steps", 1)
     return Computed(times * (asked.shape.body(tokens, asked.length) + tokens * asked.shape.head))
 
 

@@ -17,6 +17,11 @@ class Shape:
     head    those of the head
     layer   parameters of a layer, on average
     inner   parameters of the layers
+    mlp     width of the widest MLP, I
+    heads   width of all query heads of a layer, H * E
+    keys    widths of keys and values of a layer, 2 * G * E
+    read    parameters of what reads the residual in a layer: queries, keys, values, gate, up
+    tied    whether the head is the embedding
     """
 
     layers: int
@@ -28,22 +33,33 @@ class Shape:
     macs: int
     scores: int
     head: int
+    mlp: int = 0
+    heads: int = 0
+    keys: int = 0
+    read: int = 0
+    tied: bool = False
 
     @classmethod
     def of(cls, model: Decoder) -> Shape:
         """Return the sizes of a model, which may be without weights."""
         vocabulary, width = model.head.weight.shape
-        linear = macs_per_token(model, 0)
+        linear, layers = macs_per_token(model, 0), model.layers
+        whole = next(layer for layer in layers if layer.has_attention)
         return cls(
-            layers=len(model.layers),
+            layers=len(layers),
             width=width,
             vocabulary=vocabulary,
             parameters=parameters(model),
             inner=parameters_without_embeddings(model),
-            layer=sum(map(layer_parameters, model.layers)) / len(model.layers),
+            layer=sum(map(layer_parameters, layers)) / len(layers),
             macs=linear - vocabulary * width,
             scores=macs_per_token(model, 1) - linear,
             head=vocabulary * width,
+            mlp=max(layer.down.in_features for layer in layers if layer.has_mlp),
+            heads=whole.out.in_features,
+            keys=2 * whole.kv_heads * whole.head_width,
+            read=sum(matrix.weight.numel() for matrix in (*whole.qkv, *whole.up)),
+            tied=model.head.weight is model.embed.weight,
         )
 
     def body(self, tokens: float, context: int, kept: float = 1.0) -> float:

@@ -15,6 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
+import torch
+from torch import nn
+
 from methods.base import Pruner
 from methods.compensation.boundaries import (
     Boundary,
@@ -42,6 +45,7 @@ class Compensation(Protocol):
     name: ClassVar[str]
 
     reads_states: ClassVar[bool]  # whether it needs states of the residual, which a sliced model has in no one basis
+    by_layer: ClassVar[bool]  # whether it needs one dense layer at a time, so that the others can wait on the host
 
     @property
     def uneven(self) -> str:
@@ -67,6 +71,7 @@ def compensation(name: str) -> Callable[[C], C]:
     def add(cls: C) -> C:
         cls.name = name  # type: ignore[attr-defined]
         cls.reads_states = getattr(cls, "reads_states", True)  # type: ignore[attr-defined]
+        cls.by_layer = getattr(cls, "by_layer", False)  # type: ignore[attr-defined]
         REGISTRY[name] = cls
         return cls
 
@@ -104,6 +109,8 @@ class CompensatedPruner:
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         dense = twin(model)
+        if self.compensation.by_layer:  # else what a width method cuts would be on the device twice
+            dense.swap_stack(nn.ModuleList(layer.on(torch.device("cpu")).module for layer in dense.layers))
         decisions = self._pruned(model, dense, calibration, ratio)
         before = parameters(model)
         if before == parameters(dense):
@@ -117,6 +124,7 @@ class CompensatedPruner:
     def _pruned(self, model: Decoder, dense: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         """Prune `model` so that with what will be added the budget is met as nearly as the pruner can."""
         asked, missed, total = ratio, dict[float, float](), parameters(dense)
+        places = [layer.device for layer in model.layers]
         decisions: dict[str, Any] = {}
         for _ in range(TRIES):
             try:
@@ -131,10 +139,10 @@ class CompensatedPruner:
             if self.fixed or following in missed or self._same(dense, asked, following):
                 break
             calibration, asked = _knowing(calibration, decisions), following
-            _restore(model, dense)
+            _restore(model, dense, places)
         best = min(missed, key=lambda one: missed[one])
         if best != asked:
-            _restore(model, dense)
+            _restore(model, dense, places)
         if best != asked or (best and parameters(model) == total):
             decisions = self.pruner.prune(model, calibration, best)
         return decisions | ({"asked_of_pruner": best} if best != ratio else {})
@@ -157,11 +165,12 @@ class CompensatedPruner:
         return self.compensation.added(Pruning(dense, pruned, kept_layers(decisions, dense, pruned)))
 
 
-def _restore(model: Decoder, dense: Decoder) -> None:
-    """Give `model` the dense layers again."""
+def _restore(model: Decoder, dense: Decoder, places: list[torch.device]) -> None:
+    """Give `model` the dense layers again, each on its device."""
     if getattr(dense.config, "layer_types", None):
         model.config.layer_types = list(dense.config.layer_types)
-    model.set_layers(twin(dense, model.config).layers)
+    layers = twin(dense, model.config).layers
+    model.set_layers([layer.on(place) for layer, place in zip(layers, places, strict=True)])
 
 
 def _knowing(calibration: Calibration, decisions: dict[str, Any]) -> Calibration:

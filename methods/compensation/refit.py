@@ -18,7 +18,7 @@ for which a block gives something of huge norm, weigh as a population of their o
 Families. Methods that cut heads or channels: flap, wanda-sp, llm-pruner, 2ssp, minitron-width.
 
 Cost. About three forward passes over the calibration text and two Cholesky solves for each cut matrix, one of them to
-judge the fit by sequences that it has not seen.
+judge the fit by sequences that it has not seen. The dense layers wait in the host's memory; one at a time is on a GPU.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ class Refit:
     sinks: Sinks = "apart"  # attention sinks weigh as a population of their own, or alike, as all other tokens
     tokens: Tokens | None = None  # calibration tokens that are read; None: all
 
+    by_layer = True
+
     @property
     def uneven(self) -> str:
         return "refit:intercept adds biases" if self.intercept else ""
@@ -76,11 +78,11 @@ class Refit:
             if not cut:
                 x = [layer(one, arguments) for one, arguments in zip(x, given, strict=True)]
                 continue
-            h = x
+            h, dense = x, whole.on(layer.device)
             for which, part in enumerate(("attention", "mlp")):
                 batches_here = list(zip(x if layer.parallel else h, given, where, strict=True))
                 if part in cut:
-                    added, missed = self.fit(cut[part], whole, layer, RUN[part], batches_here)
+                    added, missed = self.fit(cut[part], dense, layer, RUN[part], batches_here)
                     report.append({"layer": number, "part": part} | missed)
                 else:
                     added = [RUN[part](layer, one, arguments) for one, arguments, _ in batches_here]

@@ -19,8 +19,11 @@ the state behind the final norm, and this the state before it. Attention sinks, 
 a population of their own (see methods/model/sinks.py); `replaceme.sinks=alike` weighs all tokens alike, as the authors
 do. The variant that minimises a cosine by gradient descent is not built.
 
-Families. Methods that remove layers, attentions or MLPs, except in families with norms behind their blocks (gemma2,
-gemma3_text), and not for a cut before the first layer. Transformers alone loads the result.
+Where a norm stands behind the block (gemma2, gemma3_text), T maps what the norm is given, and is fitted together with
+the norm's gains (methods/normed_fit.py).
+
+Families. Methods that remove layers, attentions or MLPs, and not for a cut before the first layer. Transformers alone
+loads the result.
 
 Cost. Two forward passes over the calibration text and two Cholesky solves of size D for each cut, one of them to judge
 the fit by sequences that it has not seen.
@@ -46,7 +49,9 @@ from methods.compensation.boundaries import (
 from methods.errors import Unsupported
 from methods.least_squares import Fitted, Rows, fit
 from methods.model.calibration import Calibration
+from methods.model.layer import Layer
 from methods.model.sinks import Sinks
+from methods.normed_fit import Norm, fit_normed
 from methods.ranges import Positive, Tokens
 
 
@@ -62,17 +67,16 @@ class ReplaceMe:
     uneven = ""
 
     def added(self, pruning: Pruning) -> int:
-        if pruning.pruned.family.post_norms:
-            family = pruning.pruned.config.model_type
-            raise Unsupported(f"{family} norms what a block adds to the residual, so that no map folds into a block")
         if some_boundaries(pruning)[0].behind < 0:
             raise Unsupported("nothing is left in front of the first cut that could take a map; ghost serves it")
         return 0
 
     def mend(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
         def at(cut: Boundary, seen: list[BoundaryStates]) -> Compensated:
-            fitted = self.fit(seen)
             layer = pruning.pruned.layers[cut.behind]
+            if layer.family.post_norms:
+                return self.fold_before_the_norm(layer, seen)
+            fitted = self.fit(seen)
             fold(layer.down if layer.has_mlp else layer.out, fitted.W)
             T = fitted.W.to(seen[0].y.dtype)
             return Compensated(lambda each: each.y - each.n + each.n @ T, fitted=fitted)
@@ -84,6 +88,17 @@ class ReplaceMe:
         D = seen[0].y.shape[-1]
         rows = [Rows(each.n, each.z - (each.y - each.n), each.z, each.where, each.sink) for each in seen]
         return fit(rows, self.ridge, torch.eye(D, dtype=torch.float64, device=seen[0].y.device), self.sinks)
+
+    def fold_before_the_norm(self, layer: Layer, seen: list[BoundaryStates]) -> Compensated:
+        """Fit T and the gains of the norm behind it, and put both in."""
+        which = 1 if layer.has_mlp else 0
+        norm, D = Norm.behind(layer, which), seen[0].y.shape[-1]
+        rows = [Rows(norm.undone(one.n), one.z - (one.y - one.n), one.z, one.where, one.sink) for one in seen]
+        T = torch.eye(D, dtype=torch.float64, device=seen[0].y.device)
+        found, fitted = fit_normed(rows, self.ridge, T, self.sinks, norm)
+        fold(layer.down if layer.has_mlp else layer.out, found.W)
+        found.norm.put_behind(layer, which)
+        return Compensated(lambda each: each.y - each.n + found(norm.undone(each.n)), fitted=fitted)
 
 
 def fold(matrix: nn.Linear, T: Tensor) -> None:

@@ -16,8 +16,11 @@ Departures from the paper. Only sizes are compensated; any method chooses the la
 of the cut; scaling those behind it leaves the embedding alone, which may be tied to the head. Attention sinks
 (methods/model/sinks.py) are left out of the mean, unless `scale.sinks=alike`.
 
-Families. Methods that remove layers, attentions or MLPs, in families with a final norm and without norms behind their
-blocks (not gemma2, gemma3_text). Transformers alone loads the result.
+Where a norm stands behind a block (gemma2, gemma3_text), what the block adds has the norm's gains for a factor, and
+these are divided by c.
+
+Families. Methods that remove layers, attentions or MLPs, in families with a final norm. Transformers alone loads the
+result.
 
 Cost. Two forward passes over the calibration text.
 """
@@ -40,7 +43,9 @@ from methods.compensation.boundaries import (
 )
 from methods.errors import Unsupported
 from methods.model.calibration import Calibration
+from methods.model.layer import Layer
 from methods.model.sinks import Sinks
+from methods.normed_fit import Norm
 from methods.ranges import Tokens
 
 
@@ -55,7 +60,7 @@ class Scale:
     uneven = ""
 
     def added(self, pruning: Pruning) -> int:
-        if pruning.pruned.family.post_norms or pruning.pruned.final_norm is None:
+        if pruning.pruned.final_norm is None:
             family = pruning.pruned.config.model_type
             raise Unsupported(f"{family} has norms where a factor does not fold into a matrix")
         some_boundaries(pruning)
@@ -68,8 +73,12 @@ class Scale:
             factors.append(self.fit(seen))
             c = factors[-1] / (factors[-2] if len(factors) > 1 else 1.0)
             for layer in pruning.pruned.layers[cut.behind + 1 :]:
-                for matrix in ([layer.out] if layer.has_attention else []) + ([layer.down] if layer.has_mlp else []):
-                    divide(matrix, c)
+                for which, matrix in outputs(layer):
+                    if layer.family.post_norms:
+                        norm = Norm.behind(layer, which)
+                        Norm(norm.g / c, norm.epsilon).put_behind(layer, which)
+                    else:
+                        divide(matrix, c)
             return Compensated(lambda each: each.y, gain=factors[-1])
 
         return at_boundaries(pruning, calibration.first(self.tokens), self.sinks, at) | {"factors": factors}
@@ -81,6 +90,12 @@ class Scale:
             where = each.measured(self.sinks)
             ratios.append(each.z[where].double().norm(dim=-1) / each.y[where].double().norm(dim=-1))
         return sum(float(ratio.sum()) for ratio in ratios) / sum(map(len, ratios))
+
+
+def outputs(layer: Layer) -> list[tuple[int, nn.Linear]]:
+    """Return the output matrices of the attention (0) and the MLP (1) that a layer has."""
+    attention, mlp = layer.has_attention, layer.has_mlp
+    return [*([(0, layer.out)] if attention else []), *([(1, layer.down)] if mlp else [])]
 
 
 def divide(matrix: nn.Linear, c: float) -> None:

@@ -17,7 +17,8 @@ sweeps      from the second on, every survivor but the last is fitted to the err
 
             and the next window's survivor anew behind it. Where that does not lower ||y_E - z_E||, it is undone.
 
-Attention sinks weigh as a population of their own (methods/model/sinks.py).
+Attention sinks weigh as a population of their own (methods/model/sinks.py). Where a norm stands behind the MLP, its
+gains are fitted together with W (methods/normed_fit.py).
 
 B = sequences of a micro-batch, T = tokens, D = residual width, I = MLP width.
 """
@@ -38,6 +39,7 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder, twin
 from methods.model.layer import Layer
 from methods.model.sinks import Sinks, find_sinks, wanted_states
+from methods.normed_fit import Norm, fit_normed
 from methods.progress import over
 
 Window = tuple[int, int]  # s, e: the layers s .. e-1 have become one
@@ -136,14 +138,34 @@ class Collapse:
             ]
             (layer.out.weight, _), _ = self._solved(rows, [whole.out.weight, whole.down.weight], hold_out=False)
             taken = self._steps(s, x)
+        if layer.family.post_norms:
+            return self._fit_normed(layer, whole, taken, given)
         b = 0 if layer.down.bias is None else layer.down.bias
-        rests = [one.y - one.m + b for one in taken]
+        rests, channels = [one.y - one.m + b for one in taken], [one.channels for one in taken]
+        del taken  # all else that the steps hold
+        rows = [
+            Rows(entered, wanted.double() - rest, wanted, *of)
+            for entered, rest, (wanted, *of) in zip(channels, rests, given, strict=True)
+        ]
+        (layer.down.weight,), fitted = self._solved(rows, [whole.down.weight])
+        after = [rest + entered @ layer.down.weight.T for entered, rest in zip(channels, rests, strict=True)]
+        return errors(sinks, where, z, before, after, fitted=fitted), after
+
+    def _fit_normed(
+        self, layer: Layer, whole: Layer, taken: list[Step], given: list[tuple[Tensor, Tensor, Tensor]]
+    ) -> tuple[dict[str, Any], list[Tensor]]:
+        """Refit the down matrix and the gains of the norm behind it; arguments and result as in `_fit`."""
+        before, rests = [one.y for one in taken], [one.y - one.m for one in taken]
         rows = [
             Rows(one.channels, wanted.double() - rest, wanted, *of)
             for one, rest, (wanted, *of) in zip(taken, rests, given, strict=True)
         ]
-        (layer.down.weight,), fitted = self._solved(rows, [whole.down.weight])
-        after = [rest + one.channels @ layer.down.weight.T for one, rest in zip(taken, rests, strict=True)]
+        found, fitted = fit_normed(rows, self.how.ridge, whole.down.weight.T, self.how.sinks, Norm.behind(whole, 1))
+        old = whole.down.weight
+        layer.down.weight = nn.Parameter(found.W.T.to(old.dtype).contiguous(), old.requires_grad)
+        found.norm.put_behind(layer, 1)
+        after = [rest + layer.post_norm(1)(layer.down(one.channels)) for one, rest in zip(taken, rests, strict=True)]
+        z, where, sinks = map(list, zip(*given, strict=True))
         return errors(sinks, where, z, before, after, fitted=fitted), after
 
     def _solved(

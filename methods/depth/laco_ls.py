@@ -25,6 +25,10 @@ The `trials` candidates that add least to the sum of u are put into the model, e
 lowest KL divergence from the dense model's next token on `trial_tokens` tokens stays. A smaller ratio is the beginning
 of a larger one, so a run does not search twice.
 
+Where a norm stands behind the MLP (gemma2, gemma3_text), the survivor's down matrix is fitted together with the norm's
+gains, and so is a candidate's T, which maps what the norm is given (methods/normed_fit.py). `attention` and `sweeps`,
+which take what is added for linear in the matrix, are for other families.
+
 L = layers, D = residual width, I = MLP width, B = sequences of a micro-batch, T = tokens.
 
 Cost. About 3 forward passes over the calibration text (2 for the fit, with `attention` 3, for each further sweep 2
@@ -37,7 +41,8 @@ Measured. docs/studies/laco-ls.md compares it with other methods, and docs/studi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal
@@ -56,10 +61,12 @@ from methods.model.activations import Entry, beside, enter, enter_all, step
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sinks import Sinks, find_sinks, wanted_states
+from methods.normed_fit import Norm, fit_normed
 from methods.progress import over
 from methods.ranges import Count, Positive, Tokens
 
 Choice = Literal["fit", "error", "cosine"]
+Mapped = Callable[[Tensor], Tensor]  # what an MLP adds -> what it adds once T is in it, (B, T, D) both
 
 
 @register("laco-ls")
@@ -81,12 +88,13 @@ class LaCoLS:
     fixed = False
     needs = "calibration"
     cost = "3 forwards, and about 7 over 512 tokens for each layer removed"
-    without = ("gemma2", "gemma3_text")
+    without = ()
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
-        if model.family.post_norms:
+        if model.family.post_norms and (self.attention or self.sweeps > 1):
             raise Unsupported(
-                f"{model.config.model_type} norms what an MLP adds to the residual, so that its fit is not linear"
+                f"{model.config.model_type} norms what an MLP adds to the residual, so that neither attention=yes nor "
+                "sweeps have a fit that is linear"
             )
         if not all(layer.has_mlp for layer in model.layers):
             raise Unsupported("a layer has lost its MLP, whose down matrix would take up what its window did")
@@ -178,17 +186,17 @@ class DenseStates:
             ]
             self.m.append([one.m for one in taken])
             self.x.append([one.y for one in taken])
-        self.fits: dict[Window, tuple[Tensor, float]] = {}
+        self.fits: dict[Window, tuple[Mapped, float]] = {}
 
-    def map(self, window: Window) -> Tensor:
-        """Return T (D, D) of the window, in the model's dtype."""
-        return self._fit(window)[0]
+    def mapped(self, window: Window, m: Tensor) -> Tensor:
+        """Return what the survivor of a window adds in place of m (B, T, D)."""
+        return self._fit(window)[0](m)
 
     def left(self, window: Window) -> float:
         """Return what is left of the window's work when T has been fitted, as `choose` measures it."""
         return self._fit(window)[1]
 
-    def _fit(self, window: Window) -> tuple[Tensor, float]:
+    def _fit(self, window: Window) -> tuple[Mapped, float]:
         if window not in self.fits:
             s, e = window
             m, y = self.m[s], self.x[s + 1]
@@ -197,14 +205,24 @@ class DenseStates:
             sinks = find_sinks(where, y, z)
             rows = [Rows(a, c - (b - a), c, *of) for a, b, c, *of in zip(m, y, z, where, sinks, strict=True)]
             identity = torch.eye(y[0].shape[-1], dtype=torch.float64, device=y[0].device)
-            T = fit(rows, self.ridge, identity, self.sinks, hold_out=False).W.to(y[0].dtype)
-            found = y if self.choose == "cosine" else [b - a + a @ T for a, b in zip(m, y, strict=True)]
+            mapped = self._mapped(s, rows, identity)
+            found = y if self.choose == "cosine" else [b - a + mapped(a) for a, b in zip(m, y, strict=True)]
             if self.choose == "error":
                 missed = total_error(sinks, where, z, found)
             else:
                 missed = turned([(a[w], b[w]) for a, b, w in zip(found, z, where, strict=True)])
-            self.fits[window] = T, missed
+            self.fits[window] = mapped, missed
         return self.fits[window]
+
+    def _mapped(self, s: int, rows: list[Rows], identity: Tensor) -> Mapped:
+        """Return the map T of what the MLP of layer s adds, fitted to rows of it."""
+        if not self.layers[s].family.post_norms:
+            T = fit(rows, self.ridge, identity, self.sinks, hold_out=False).W.to(rows[0].x.dtype)
+            return lambda m: m @ T
+        norm = Norm.behind(self.layers[s], 1)
+        given = [replace(each, x=norm.undone(each.x)) for each in rows]
+        found, _ = fit_normed(given, self.ridge, identity, self.sinks, norm, hold_out=False)
+        return lambda m: found(norm.undone(m))
 
 
 def turned(pairs: list[tuple[Tensor, Tensor]]) -> float:
@@ -252,7 +270,7 @@ class CollapseTrial:
         if e == s + 1:
             return layer(x, arguments)
         taken = step(layer, x, arguments, self.mask)
-        return taken.y - taken.m + taken.m @ self.dense.map(window)
+        return taken.y - taken.m + self.dense.mapped(window, taken.m)
 
     def _logits(self, x: Tensor) -> Tensor:
         return self.dense.model.logits(x[:, :-1][self.wanted.to(x.device)]).float()

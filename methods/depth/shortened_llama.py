@@ -20,7 +20,8 @@ protected; the code has no such case. The scores of PPL are recorded as losses, 
 Nothing is trained afterwards, which the paper compares.
 
 Cost. PPL takes half a forward pass per layer, since a layer on trial lies behind half of the others, which need not run
-again. Taylor+ takes one forward and one backward pass, and a float32 sum of gradients for all weights of the layers.
+again. Taylor+ takes two forward passes and one backward pass; memory holds the model, what enters its layers, and the
+float32 gradient of one layer.
 
 Measured. docs/studies/departures.md: with the code's kept ends `shortened-llama` removes the same layers of the default
 model.
@@ -39,9 +40,9 @@ from methods.budget import whole_layers
 from methods.depth.greedy_search import Trial
 from methods.depth.one_shot import OneShot
 from methods.errors import Unsupported
-from methods.model.activations import gradients, zeros
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from methods.model.gradients import gradients
 from methods.model.structures import sublayers_of
 from methods.progress import over
 from methods.ranges import Layers, Tokens
@@ -82,7 +83,7 @@ class ShortenedLlamaTaylor(OneShot):
     tokens: Tokens = 1280  # calibration tokens that are read; the authors take 10 x 128
 
     needs = "calibration, gradients"
-    cost = "3 forwards"
+    cost = "4 forwards"
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         n = whole_layers(model, ratio)
@@ -107,9 +108,9 @@ def taylor(model: Decoder, calibration: Calibration) -> list[float]:
         [parameter for name, parameter in layer.module.named_parameters() if name.endswith("weight")]
         for layer in model.layers
     ]
-    g = zeros(W for layer in weights for W in layer)
-    gradients(model, calibration.ids, calibration.mask, g, {})
-    scores = [sum(float((W.detach() * g[W]).abs().sum(dtype=torch.float64)) for W in layer) for layer in weights]
+    scores = [0.0] * len(weights)
+    for l, g, _ in gradients(model, calibration.ids, calibration.mask, {W for layer in weights for W in layer}):
+        scores[l] = sum(float((W.detach() * g[W]).abs().sum(dtype=torch.float64)) for W in weights[l])
     if not all(map(math.isfinite, scores)):
         raise Unsupported("gradients overflow; load the model in bfloat16 or float32")
     return scores

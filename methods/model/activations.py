@@ -1,4 +1,4 @@
-"""What happens inside a model on calibration tokens: what enters each layer and leaves it, gradients of the loss.
+"""What happens inside a model on calibration tokens: what enters each layer and leaves it.
 
 Letters: B = sequences, T = tokens, D = residual width.
 
@@ -8,7 +8,7 @@ states of real tokens are those of the sequence alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +20,7 @@ from methods.errors import Unsupported
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
-from methods.progress import bar, over
-
-TOKENS_AT_ONCE = 256  # of the calibration in one backward pass; no fewer than a sequence
-
-Sums = dict[Tensor, Tensor]  # a weight -> what is summed up for it, of its shape, in float32
+from methods.progress import bar
 
 
 @dataclass(frozen=True)
@@ -179,53 +175,6 @@ def inputs_of(matrix: nn.Linear) -> Iterator[list[Tensor]]:
         yield seen
     finally:
         hook.remove()
-
-
-def zeros(weights: Iterable[Tensor]) -> Sums:
-    return {weight: torch.zeros_like(weight, dtype=torch.float32, requires_grad=False) for weight in weights}
-
-
-def gradients(model: Decoder, ids: Tensor, mask: Tensor, g: Sums, a: Sums) -> None:
-    """Add to g the gradient of the mean loss over all targets, to a the mean square of each sequence's own gradient.
-
-    A few tokens at a time, or one sequence where a is asked for. A gradient is added and freed as soon as it is there.
-    """
-    N, T = ids.shape
-    targets = ids[:, 1:].masked_fill(~mask[:, 1:], -100).to(model.embed.weight.device)
-    own = 1.0  # share of the running sequences in all targets
-
-    def take(weight: Tensor) -> None:
-        assert weight.grad is not None  # it has just been written
-        gradient, weight.grad = weight.grad.float(), None
-        if weight in g:
-            g[weight].add_(gradient, alpha=own)
-        if weight in a:
-            a[weight].addcmul_(gradient, gradient, value=1 / N)
-
-    with differentiate(model, g or a, take), torch.enable_grad():
-        size = 1 if a else max(1, TOKENS_AT_ONCE // T)
-        batches = list(zip(*(torch.split(x.to(targets.device), size) for x in (ids, targets)), strict=True))
-        for batch, wanted in over(batches, "gradients", "batch"):
-            own = int((wanted >= 0).sum()) / int((targets >= 0).sum())
-            logits = model.model(input_ids=batch, use_cache=False).logits[:, :-1].float()
-            torch.autograd.backward(nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten()))
-
-
-@contextmanager
-def differentiate(model: Decoder, weights: Iterable[Tensor], take: Callable[[Tensor], None]) -> Iterator[None]:
-    """Let these weights alone require a gradient, and call `take` on each that has one. Afterwards all is as before."""
-    before = [(parameter, parameter.requires_grad) for parameter in model.model.parameters()]
-    model.model.zero_grad()
-    model.model.requires_grad_(False)
-    hooks = [weight.requires_grad_().register_post_accumulate_grad_hook(take) for weight in weights]  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for parameter, required in before:
-            parameter.requires_grad_(required)
-        model.model.zero_grad()
 
 
 class States:

@@ -230,10 +230,21 @@ class Layer:
 
     def copy_sharing_matrices(self) -> Layer:
         """Return a layer with its own norms and biases, whose matrices and configuration still are this layer's."""
-        configurations = [module.config for module in self.module.modules() if hasattr(module, "config")]
-        shared = [*configurations, *(matrix.weight for matrix in self.matrices)]
-        module = copy.deepcopy(self.module, {id(part): part for part in shared})
-        return Layer(module, self.family, self.kind, self.head_width, self.group)
+        return self._copy({id(matrix.weight): matrix.weight for matrix in self.matrices})
+
+    def on(self, device: torch.device) -> Layer:
+        """Return a copy of the layer on a device, its configuration shared, or the layer itself where it is there."""
+        if self.device == device:
+            return self
+        moved: dict[int, Any] = {id(buffer): buffer.to(device) for buffer in self.module.buffers()}
+        for parameter in self.module.parameters():
+            moved[id(parameter)] = nn.Parameter(parameter.detach().to(device), parameter.requires_grad)
+        return self._copy(moved)
+
+    def _copy(self, instead: dict[int, Any]) -> Layer:
+        """Return a copy with these objects for those that have such an id, and with this layer's configuration."""
+        shared = {id(one.config): one.config for one in self.module.modules() if hasattr(one, "config")}
+        return Layer(copy.deepcopy(self.module, shared | instead), self.family, self.kind, self.head_width, self.group)
 
 
 def _count(module: nn.Module) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer, linear_like, norm_eps
+
+NUMBERS = 2**24  # of a matrix that are float64 at once, 128 MiB
 
 
 def _both(layer: Layer, h: Tensor, arguments: dict[str, Any]) -> Tensor:
@@ -59,8 +62,7 @@ def fuse(model: Decoder, centre_embeddings: bool) -> None:
     if centred or centre_embeddings:
         tables = [model.embed] + ([model.positions] if model.positions is not None and centred else [])
         for table in tables:
-            weight = table.weight.double()
-            table.weight = _parameter(weight - weight.mean(1, keepdim=True), table.weight)
+            table.weight = by_rows(table.weight, D, lambda W: W - W.mean(1, keepdim=True))
     for layer in model.layers:
         for norm, matrices in ((layer.attn_norm, layer.qkv), (layer.mlp_norm, layer.up)):
             for matrix in matrices:
@@ -80,12 +82,11 @@ def fuse(model: Decoder, centre_embeddings: bool) -> None:
 
 def fuse_norm(model: Decoder, norm: nn.Module, matrix: nn.Linear) -> None:
     """Move a norm's gain and bias into the matrix behind it: W <- W diag(gain), b <- b + W bias."""
-    weight = matrix.weight.double()
-    shift = getattr(norm, "bias", None)
+    shift, gain = getattr(norm, "bias", None), model.gain(norm).double()
     if shift is not None:
-        bias = weight @ shift.double() + (0 if matrix.bias is None else matrix.bias.double())
-        matrix.bias = _parameter(bias, matrix.weight)
-    matrix.weight = _parameter(weight * model.gain(norm).double(), matrix.weight)
+        (bias,) = by_rows(matrix.weight, 1, lambda W: (W @ shift.double())[:, None], torch.float64).T
+        matrix.bias = _parameter(bias + (0 if matrix.bias is None else matrix.bias.double()), matrix.weight)
+    matrix.weight = by_rows(matrix.weight, matrix.in_features, lambda W: W * gain)
 
 
 def read_in_basis(matrices: list[nn.Linear], Q: Tensor, d: int) -> None:
@@ -106,7 +107,20 @@ def write_in_basis(matrix: nn.Linear, Q: Tensor, d: int) -> None:
 
 def cut_columns(weight: Tensor, Q: Tensor, d: int) -> nn.Parameter:
     """Return (W Q)[:, :d], multiplied in float64."""
-    return _parameter(weight.double() @ Q[:, :d].to(weight.device), weight)
+    Q = Q[:, :d].to(weight.device)
+    return by_rows(weight, d, lambda W: W @ Q)
+
+
+@torch.no_grad()
+def by_rows(
+    weight: Tensor, width: int, change: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None
+) -> nn.Parameter:
+    """Return change(W), (rows, width), of W in float64, a few rows at a time: no table is in float64 as a whole."""
+    changed = weight.new_empty(len(weight), width, dtype=dtype)
+    rows = max(1, NUMBERS // weight.shape[1])
+    for some, into in zip(torch.split(weight.detach(), rows), torch.split(changed, rows), strict=True):
+        into.copy_(change(some.double()))
+    return nn.Parameter(changed, requires_grad=weight.requires_grad)
 
 
 def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:

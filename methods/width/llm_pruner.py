@@ -37,8 +37,8 @@ its best unit stays; the code skips the structure. Under `steps` gradients start
 lowest units until the budget is met; with an explicit r it removes that share of all units, as the code does. `uniform`
 cuts all layers alike, the first and last ones too. Channels of the residual (`channel-wise`) are not pruned.
 
-Cost. One forward and backward pass over 10 x 64 tokens in short pieces. Memory holds the model, one float32 gradient of
-the matrices that may lose units (g or a; both for `mix`), and one piece.
+Cost. Two forward passes and one backward pass over 10 x 64 tokens in short pieces. Memory holds the model, what enters
+its layers, one piece, and one layer's gradient in float32 (g or a; both for `mix`).
 
 Measured. docs/studies/departures.md compares both pairings of the heads.
 """
@@ -54,9 +54,9 @@ from torch import Tensor, nn
 
 from methods.base import register
 from methods.errors import OutOfReach, Unsupported
-from methods.model.activations import Sums, gradients, zeros
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from methods.model.gradients import Sums, gradients
 from methods.model.sizes import parameters
 from methods.model.structures import Structure, cuts
 from methods.ranges import Count, Layers, Share, Tokens
@@ -97,7 +97,7 @@ class LLMPruner:
     uniform: bool = False  # equal widths in all layers that stock transformers loads; no layer is protected
 
     needs = "calibration, gradients"
-    cost = "3 forwards per step"
+    cost = "4 forwards per step"
 
     def __post_init__(self) -> None:
         if self.uniform and (self.r is not None or self.ranking == "global" or self.keep_first or self.keep_last):
@@ -195,14 +195,18 @@ class LLMPruner:
             seed = calibration.seed if self.seed is None else self.seed
             draw = torch.Generator().manual_seed(seed + step - 1)
             return [torch.rand(len(structure.left), generator=draw) for structure in structures]
-        g: Sums = {}
-        a: Sums = {}
-        if self.importance in TAYLOR:
-            weights = {part.matrix.weight for structure in structures for part in structure.parts}
-            g = zeros(weights) if self.importance != "element2" else g
-            a = zeros(weights) if self.importance in ("element2", "mix") else a
-            gradients(model, *self.block(calibration, step), g, a)
-        return [self.score(structure, g, a) for structure in structures]
+        if self.importance not in TAYLOR:
+            return [self.score(structure, {}, {}) for structure in structures]
+        weights = {part.matrix.weight for structure in structures for part in structure.parts}
+        found, first, second = (
+            dict[int, Tensor](),
+            self.importance != "element2",
+            self.importance in ("element2", "mix"),
+        )
+        for layer, g, a in gradients(model, *self.block(calibration, step), weights, g=first, a=second):
+            here = [slot for slot, structure in enumerate(structures) if structure.number == layer]
+            found |= {slot: self.score(structures[slot], g, a) for slot in here}
+        return [found[slot] for slot in range(len(structures))]
 
     def block(self, calibration: Calibration, step: int) -> tuple[Tensor, Tensor]:
         """Return ids and mask, (N, T) each, of the sequences whose turn it is; after the last comes the first again."""

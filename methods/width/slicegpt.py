@@ -31,7 +31,8 @@ skipped in the PCA and nothing is zeroed in place. GPT-2's forward takes the las
 so its head is always sliced.
 
 Cost. No gradients. One pass of the calibration text through each layer and two eigendecompositions of size D per layer.
-The states of all calibration tokens wait in the CPU's memory.
+The states of all calibration tokens wait in the CPU's memory, in float32, so that a bfloat16 model's are not rounded at
+each of the 2 L + 1 sites. Matrices are multiplied in float64, a few rows at a time.
 
 Measured. docs/studies/departures.md compares embeddings that are centred with those that are not.
 """
@@ -115,14 +116,14 @@ class SliceGPT:
 class _Slicer:
     """Makes one pass from the embedding to the head, each layer fed by the already cut layers before it.
 
-    X  one signal (B, T, D) per micro-batch, in the original basis; they wait in the CPU's memory
+    X  one signal (B, T, D) per micro-batch, in the original basis and float32; they wait in the CPU's memory
     Q  (D, D) in float64, the basis at the next layer's input, columns by falling variance
     """
 
     def __init__(self, model: Decoder, entries: list[Entry], mask: list[Tensor], d: int) -> None:
         self.model, self.entries, self.mask, self.d = model, entries, mask, d
         self.D, self.device = model.embed.embedding_dim, model.embed.weight.device
-        self.X = [entry.x.cpu() for entry in entries]
+        self.X = [entry.x.cpu().float() for entry in entries]
         self.energy: list[float] = []  # share of the signal's energy in the kept axes, site by site
         self.Q = self.pca()
 
@@ -166,9 +167,10 @@ class _Slicer:
         self, layer: Layer, X: list[Tensor], B: Tensor, norm: nn.Module, block: Callable[[Tensor, Any], Tensor]
     ) -> list[Tensor]:
         """Cut the signal, (B, T, D) -> (B, T, d), and pass it through one sub-block: S B + block(rms(S))."""
-        B, Q = (one.to(layer.device, X[0].dtype) for one in (B, self.Q[:, : self.d]))
+        B, Q = (one.to(layer.device, torch.float32) for one in (B, self.Q[:, : self.d]))
+        dtype = layer.out.weight.dtype
         signals = ((x.to(layer.device) @ Q, entry) for x, entry in zip(X, self.entries, strict=True))
-        return [(S @ B + block(norm(S), entry.arguments[layer.kind])).cpu() for S, entry in signals]
+        return [(S @ B + block(norm(S.to(dtype)), entry.arguments[layer.kind])).cpu() for S, entry in signals]
 
     def pca(self) -> Tensor:
         """Return the principal axes of the present signal, (D, D): no mean subtracted, padding left out, in float64."""

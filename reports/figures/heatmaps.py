@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from bench.records.columns import task_columns
-from bench.records.record import display_name
+from bench.records.record import display_name, share
 from reports.blocks import TableGroup
 from reports.figures.figure import Figure
 from reports.figures.style import BLUE, GREY, axes, name
@@ -44,7 +44,7 @@ def figures(blocks: Sequence[TableGroup]) -> list[Figure]:
 
 
 def _ratio(block: TableGroup) -> str:
-    return "fixed" if block.ratio is None else f"{block.ratio:g}"
+    return share(block.ratio, block.ratio_of) or "fixed"
 
 
 def _kept(block: TableGroup) -> tuple[list[str], Shares]:

@@ -103,13 +103,13 @@ def _axis_of(column: str, blocks: Sequence[TableGroup]) -> str:
 
 def points_of(blocks: Iterable[TableGroup]) -> list[PlottedPoint]:
     """Return every measured row once, though the dense model stands on top of each block."""
-    found: dict[tuple[str, float | None], PlottedPoint] = {}
+    found: dict[tuple[str, float | None, str], PlottedPoint] = {}
     for block in blocks:
         for place, (record, row) in enumerate(zip(block.records, block.rows, strict=True)):
             if record.status == "ok":
                 ratio = None if record.cell["method"] == "dense" else block.ratio
                 point = PlottedPoint(block.label(place), record.cell["method"], ratio, row, block.each[place])
-                found.setdefault((point.label, ratio), point)
+                found.setdefault((point.label, ratio, "" if ratio is None else block.ratio_of), point)
     return list(found.values())
 
 

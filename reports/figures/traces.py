@@ -10,7 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from bench.records.columns import STAGES, timed
-from bench.records.record import Record, display_name, label, requested_ratio
+from bench.records.record import Record, display_name, label, ratio_of, requested_ratio, share
 from reports.blocks import TableGroup
 from reports.figures.figure import Figure
 from reports.figures.style import BLACK, GREY, axes, legend, look, name, style
@@ -39,7 +39,7 @@ def figures(blocks: Sequence[TableGroup]) -> list[Figure]:
     model = display_name(blocks[0].records[0])
     found = _similarities([record for block in blocks for record in block.records], model)
     for block in blocks:
-        ratio = "fixed" if block.ratio is None else f"{block.ratio:g}"
+        ratio = share(block.ratio, block.ratio_of) or "fixed"
         found += [*_learning(block, ratio, model), *_latencies(block.records, ratio, model)]
     return found
 
@@ -65,8 +65,8 @@ def _similarities(records: Sequence[Record], model: str) -> list[Figure]:
 def _trace_said(record: Record) -> str:
     trace = record.decisions["trace"]
     taken = [f"at layer {step['pointer']} ({step['similarity']:.3f})" for step in trace if step["accepted"]]
-    ratio = requested_ratio(record)
-    where = "" if ratio is None else f"Ratio {ratio:g}: "
+    ratio = share(requested_ratio(record), ratio_of(record.cell))
+    where = f"Ratio {ratio}: " if ratio else ""
     threshold = record.decisions.get("threshold")
     above = "" if threshold is None else f" above {threshold:.3f}"
     return f"{where}{len(trace)} windows tried, {len(taken)} merged{above}: {', '.join(taken) or 'none'}."
@@ -88,8 +88,8 @@ def _draw_traces(records: Sequence[Record]) -> Drawing:
         threshold = record.decisions.get("threshold")
         if threshold is not None and math.isfinite(threshold):
             axis.axhline(threshold, color=BLACK, linestyle=":", linewidth=1, label="threshold")
-        ratio = requested_ratio(record)
-        axis.set_title("" if ratio is None else f"ratio {ratio:g}")
+        ratio = share(requested_ratio(record), ratio_of(record.cell))
+        axis.set_title(f"ratio {ratio}" if ratio else "")
         axis.set_xlabel("layer that the others merge into")
         axis.invert_xaxis()
     panels[0].set_ylabel("similarity (cosine)")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.records.columns import accuracies, answered, removed_too_little, texts
-from bench.records.record import ANSWER_BPB, Record
+from bench.records.record import ANSWER_BPB, Record, share
 from bench.records.samples import Samples
 from bench.stats import contrasts
 from bench.stats.contrasts import Contrasts, all_pairs, shown_more
@@ -49,7 +49,11 @@ class TestedRow:
 
     def where(self) -> str:
         """Say 'At ratio 0.3'."""
-        return "With the methods' own parameters" if self.block.ratio is None else f"At ratio {self.block.ratio:g}"
+        return (
+            "With the methods' own parameters"
+            if self.block.ratio is None
+            else f"At ratio {share(self.block.ratio, self.block.ratio_of)}"
+        )
 
     def eligible(self) -> list[int]:
         """Return the places of the rows that can win: a cell that removed too little cannot."""

@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import chain
 
 from bench.records.columns import removed_too_little
-from bench.records.record import Record, display_name, requested_ratio
+from bench.records.record import Record, display_name, requested_ratio, share
 from bench.records.samples import Samples
 from reports import notes
 from reports.blocks import TableGroup, blocks
@@ -103,8 +103,8 @@ def kind(name: str) -> str:
 
 
 def ratio_word(group: TableGroup) -> str:
-    """Return the ratio of a group as its tables are named: '0.3', or 'fixed'."""
-    return "fixed" if group.ratio is None else f"{group.ratio:g}"
+    """Return the ratio of a group as its tables are named: '0.3', '0.3 of the decoder', or 'fixed'."""
+    return share(group.ratio, group.ratio_of) or "fixed"
 
 
 def of_group(
@@ -123,7 +123,7 @@ def of_group(
     said  its notes, in place of those of the cells that missed the ratio or have no figures
     """
     return Table(
-        name=name or f"{view}-{ratio_word(group)}",
+        name=name or f"{view}-{ratio_word(group).replace(' ', '-')}",
         view=view,
         model=display_name(group.records[0]),
         title=title or notes.ratio(group.records),

@@ -85,7 +85,7 @@ def _named_apart(tables: list[Table]) -> list[Table]:
 
 def _main(data: ReportData) -> list[Table]:
     def columns(group: TableGroup) -> list[Column]:
-        quality = ["ratio", "parameters", *(f"perplexity_{name}" for name in texts(group.records)), "kl"]
+        quality = [*ratio_columns(group), "parameters", *(f"perplexity_{name}" for name in texts(group.records)), "kl"]
         return [
             *(column(name, "quality", brief=name.startswith(BRIEF)) for name in quality),
             *(column(name, "tasks", brief=True) for name in task_columns(group.records)),
@@ -95,6 +95,16 @@ def _main(data: ReportData) -> list[Table]:
         ]
 
     return _by_group("main", data, columns, notes.EVERYTHING)
+
+
+def ratio_columns(group: TableGroup) -> list[str]:
+    """Return the columns of what was removed: also as a share of the decoder where that says something else.
+
+    That is where it is more than a third larger than the share of all parameters, or where it was what was asked for.
+    """
+    both = [(row.get("ratio") or 0.0, row.get("ratio_without_embeddings") or 0.0) for row in group.rows]
+    apart = group.ratio_of != "all" or any(inner > all_ * 4 / 3 > 0 for all_, inner in both)
+    return ["ratio", "ratio_without_embeddings"] if apart else ["ratio"]
 
 
 def _per_task(data: ReportData) -> list[Table]:
@@ -167,7 +177,7 @@ def _exceptions(group: TableGroup, measure: Column) -> Iterator[str]:
     """Yield what must be said of a ratio's cells in a table of one measure, with the ratio."""
     stages = [stage for stage in STAGES if measure.name == f"{stage}_speed"]
     for sentence in notes.exceptions(group.at_each_seed(), stages):
-        yield sentence if group.ratio is None else f"at {group.ratio:g}: {sentence}"
+        yield sentence if group.ratio is None else f"at {ratio_word(group)}: {sentence}"
 
 
 VIEWS: dict[str, Callable[[ReportData], list[Table]]] = {

@@ -86,8 +86,9 @@ def test_overhead(engine, tmp_path, benchmark):
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_overhead_of_a_whole_run(engine, base, tmp_path, benchmark):
-    (tmp_path / "mine.py").write_text(method_source(f"naps{engine}", f"time.sleep({SLEEP})", DROP_TAIL))
-    asked = [*base, "--methods", f"naps{engine}", "--plugin", str(tmp_path / "mine.py"), "--no-checks", "--threads", "1"]
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(method_source("naps", f"time.sleep({SLEEP})", DROP_TAIL))
+    asked = [*base, "--methods", "naps", "--plugin", str(plugin), "--no-checks", "--threads", "1"]
     asked += ["--ratio", ",".join(f"{0.1 + 0.6 * number / JOBS:.5f}" for number in range(JOBS)), "--slots", "2"]
     asked += ["--max-cells", str(JOBS + 1), "--texts", "none"]
 

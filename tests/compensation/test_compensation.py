@@ -433,8 +433,6 @@ def test_a_map_counts_in_memory_and_work():
         ("flap+ghost", "llama", "no cut; refit serves it"),
         ("shortgpt+refit", "llama", "removes no head and no channel"),
         ("slicegpt+ghost", "llama", "slicegpt cuts the residual itself"),
-        ("shortgpt+replaceme", "gemma2", "gemma2 norms what a block adds to the residual"),
-        ("shortgpt+scale", "gemma3_text", "gemma3_text has norms where a factor"),
         ("laco-ls+refit", "llama", "removes no head and no channel"),
     ],
 )

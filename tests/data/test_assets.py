@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from bench.data import assets
+from bench.data import assets, wheels
 from methods.errors import UserError
 from methods.files import sha256
 
@@ -28,7 +28,8 @@ def index(tmp_path, monkeypatch):
     with zipfile.ZipFile(wheel, "w") as archive:
         for name, content in {**FILES, **METADATA}.items():
             archive.writestr(name, content)
-    fake = assets.Asset("fake-text", "1.0", sha256(wheel), "MIT", 1, ("fake_text/data/",), (".txt",))
+    pinned = wheels.Wheel("fake-text", "1.0", sha256(wheel))
+    fake = assets.Asset((pinned,), "MIT", 1, ("fake_text/data/",), (".txt",))
     monkeypatch.setattr(assets, "ASSETS", {"fake": fake})
     monkeypatch.setattr(assets, "TEXTS", {"a": assets.Offer("A", "one word", "fake", "a.txt")})
     monkeypatch.setenv("PRUNEBENCH_CACHE", str(tmp_path / "cache"))
@@ -42,13 +43,13 @@ def downloads(index, monkeypatch):
     """Replaces pip by a copy of the wheel; the list of what was asked for."""
     asked = []
 
-    def copy(asset, destination):
-        asked.append(asset.requirement)
-        wheel = destination / "fake_text-1.0-py3-none-any.whl"
-        wheel.write_bytes((index / wheel.name).read_bytes())
-        return wheel
+    def copy(wheel, destination):
+        asked.append(wheel.requirement)
+        file = destination / "fake_text-1.0-py3-none-any.whl"
+        file.write_bytes((index / file.name).read_bytes())
+        return file
 
-    monkeypatch.setattr(assets, "download", copy)
+    monkeypatch.setattr(wheels, "download", copy)
     return asked
 
 
@@ -112,7 +113,7 @@ def test_a_damaged_manifest_means_fetching_again(downloads, damage):
 
 def test_another_wheel_is_refused_with_both_sums(downloads, monkeypatch):
     got = assets.ASSETS["fake"].sha256
-    replace_asset(monkeypatch, sha256="0" * 64)
+    replace_asset(monkeypatch, wheels=(wheels.Wheel("fake-text", "1.0", "0" * 64),))
     with pytest.raises(UserError, match=f"should be {'0' * 64} and is {got}"):
         assets.fetch(["fake"])
     assert list(assets.cache_folder().iterdir()) == []
@@ -158,7 +159,7 @@ def test_a_conversion_is_part_of_the_manifest(downloads, monkeypatch):
 
     replace_asset(monkeypatch, convert=convert)
     manifest = json.loads((assets.fetch(["fake"])["fake"] / assets.MANIFEST).read_text())
-    assert manifest["wheel"] == "fake-text==1.0"
+    assert manifest["wheels"] == {"fake-text==1.0": assets.ASSETS["fake"].sha256}
     assert {file: entry["bytes"] for file, entry in manifest["files"].items()} == {"c.txt": 5, "deep/b.txt": 4}
 
 
@@ -194,9 +195,10 @@ def test_an_unknown_asset_is_refused(index):
 def test_every_offer_has_an_asset_with_package_and_licence():
     for offer in (*assets.MODELS.values(), *assets.TEXTS.values()):
         asset = assets.ASSETS[offer.asset]
-        assert asset.requirement.count("==") == 1
         assert asset.licence
-        assert len(asset.sha256) == 64
+        assert all(len(sum_) == 64 for sum_ in (asset.sha256, *(wheel.sha256 for wheel in asset.wheels)))
+        assert len({wheel.requirement for wheel in asset.wheels}) == len(asset.wheels)
+        assert asset.joined is not None or len(asset.wheels) == 1
 
 
 @pytest.fixture

@@ -81,7 +81,9 @@ def test_the_foretold_map_and_what_it_leaves_by_hand():
     for s, e in ((1, 3), (2, 6), (0, 2)):
         r = x[s + 1] - m[s]
         T = brute(m[s], x[e] - r, RIDGE, torch.eye(32, dtype=torch.float64))
-        torch.testing.assert_close(found.map((s, e)).double(), T, rtol=0, atol=1e-4 * float(T.abs().max()))
+        torch.testing.assert_close(
+            found.mapped((s, e), torch.eye(32)).double(), T, rtol=0, atol=1e-4 * float(T.abs().max())
+        )
         u = 1 - torch.nn.functional.cosine_similarity(r + m[s] @ T, x[e], dim=-1).mean()
         assert found.left((s, e)) == pytest.approx(float(u), rel=1e-3)
 
@@ -205,12 +207,14 @@ def test_a_sweep_that_helps_nothing_is_undone(monkeypatch, ids):
     assert after == before
 
 
-@pytest.mark.parametrize("family", ["llama", "phi", "gpt2", "gemma3_text"])
-def test_a_trial_is_the_model_with_its_maps_folded(family):
-    if family == "gemma3_text":
+def test_what_is_linear_alone_is_refused_behind_norms():
+    for given in ({"attention": True}, {"sweeps": 2}):
         with pytest.raises(Unsupported, match="gemma3_text norms what an MLP adds"):
-            LaCoLS().plan(Decoder(tiny(family)), 0.3)
-        return
+            LaCoLS(**given).plan(Decoder(tiny("gemma3_text")), 0.3)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi", "gpt2"])
+def test_a_trial_is_the_model_with_its_maps_folded(family):
     model, tokens = Decoder(tiny(family)), calibration(filler=9)
     dense = DenseStates(model, tokens, sinks="apart", ridge=RIDGE)
     trial = CollapseTrial(dense, tokens.first(60))
@@ -219,7 +223,7 @@ def test_a_trial_is_the_model_with_its_maps_folded(family):
     trial.fix(windows)
     changed = twin(model)
     layers = changed.layers
-    fold(layers[1].down, dense.map((1, 4)).double())
+    fold(layers[1].down, dense.mapped((1, 4), torch.eye(32)).double())
     changed.set_layers([layers[s] for s, _ in windows])
     few = tokens.first(60)
     wanted = few.mask[:, 1:]

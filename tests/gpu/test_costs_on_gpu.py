@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import tiny
 from emulated import EmulatedGpus
 from places import model_of
 
 import methods
 from bench.evaluation import scoring
 from methods.depth import greedy_search
+from methods.least_squares import LeastSquares
 from methods.model.activations import steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
@@ -26,6 +28,19 @@ LAYERS, WIDTH = 6, 32
 def waits(gpus):
     """Return how often the host has waited, copies of what it sends or fetches included."""
     return sum(gpus.waits.values())
+
+
+def peak_beside_the_weights(decoder, gpus, do):
+    """Return the peak of doing something beside the weights, in bytes; the model outweighs the calibration's states."""
+    weights = gpus.memories[0].now
+    torch.cuda.reset_peak_memory_stats()
+    do(decoder)
+    return gpus.memories[0].peak - weights
+
+
+def first(rows, columns):
+    """Return so little calibration that the models below outweigh its states."""
+    return Calibration(IDS[:rows, :columns], EVERY[:rows, :columns])
 
 
 def test_a_forward_of_the_scorer_waits_for_nothing():
@@ -77,7 +92,7 @@ def test_what_solves_no_equations_multiplies_nothing_in_float64(method):
 
 @pytest.mark.parametrize(
     ("method", "most"),
-    [("drop-tail", 0.0), ("magnitude", 1.1), ("shortgpt", 1.1), ("slicegpt", 1.1), ("flap", 1.4), ("laco", 1.4)],
+    [("drop-tail", 0.0), ("magnitude", 1.1), ("shortgpt", 1.1), ("slicegpt", 1.2), ("flap", 1.4), ("laco", 1.4)],
 )
 def test_the_peak_of_pruning_is_the_weights_and_about_what_states_may_take(method, most):
     """`most` is the share of Calibration.memory that is taken on top."""
@@ -87,3 +102,49 @@ def test_the_peak_of_pruning_is_the_weights_and_about_what_states_may_take(metho
         torch.cuda.reset_peak_memory_stats()
         methods.make(method).prune(decoder, CALIBRATION, 0.3)
         assert gpus.memories[0].peak <= weights + most * CALIBRATION.memory
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "most"),
+    [("llm-pruner", {}, 2.6), ("llm-pruner", {"importance": "mix"}, 2.9), ("shortened-llama-taylor", {}, 3.2)],
+)
+def test_gradients_take_the_memory_of_a_few_layers_and_not_of_all(method, settings, most):
+    """`most` counts layers, at a shape whose weights outweigh the states. The gradients of all would take 12."""
+    with EmulatedGpus() as gpus:
+        decoder = Decoder(tiny("llama", layers=12, hidden_size=128, intermediate_size=352).to("cuda"))
+        layer, few = sum(each.nbytes for each in decoder.layers[0].module.parameters()), first(4, 16)
+        prune = methods.make(method, settings).prune
+        assert peak_beside_the_weights(decoder, gpus, lambda one: prune(one, few, 0.3)) <= most * layer
+
+
+def test_slicegpt_holds_no_table_in_float64(monkeypatch):
+    """The vocabulary outweighs the layers here; a copy of the head in its own dtype is all that may be twice there."""
+    monkeypatch.setattr("methods.model.sliced_layer.NUMBERS", 2**12)
+    with EmulatedGpus() as gpus:
+        decoder = Decoder(tiny("llama", vocab_size=8192, tie_word_embeddings=False).to("cuda"))
+        table = decoder.head.weight.nbytes
+        prune = methods.make("slicegpt").prune
+        assert peak_beside_the_weights(decoder, gpus, lambda one: prune(one, first(1, 24), 0.3)) <= 1.1 * table
+
+
+@pytest.mark.parametrize("intercept", [False, True])
+def test_least_squares_are_solved_in_one_matrix_beside_their_sums(intercept):
+    with EmulatedGpus() as gpus:
+        sums = LeastSquares(256, 8, torch.device("cuda", 0))
+        x = torch.randn(512, 256, device="cuda")
+        sums.add(x, x[:, :8])
+        del x
+        before, matrix, few = gpus.memories[0].now, 256 * 256 * 8, 6 * 256 * 8 * 8
+        torch.cuda.reset_peak_memory_stats()
+        sums.solve(0.1, torch.zeros(256, 8, device="cuda"), intercept=intercept)
+        assert gpus.memories[0].peak - before <= (2 if intercept else 1) * matrix + few
+
+
+@pytest.mark.parametrize("method", ["flap", "wanda-sp"])
+def test_refit_has_one_dense_layer_on_the_gpu_at_a_time(method):
+    """At a shape of 12 layers that outweigh the states and the fits, of which 3.6 layers' worth goes."""
+    with EmulatedGpus() as gpus:
+        decoder = Decoder(tiny("llama", layers=12, hidden_size=64, intermediate_size=176).to("cuda"))
+        layer = sum(each.nbytes for each in decoder.layers[0].module.parameters())
+        prune = methods.make(f"{method}+refit").prune
+        assert peak_beside_the_weights(decoder, gpus, lambda one: prune(one, first(2, 8), 0.3)) <= 1.3 * layer

@@ -14,6 +14,7 @@ import methods
 from bench.cli.main import main
 from bench.evaluation import checks, layer_similarity, scoring
 from bench.healing import training
+from bench.healing.dense_predictions import DensePredictions
 from bench.healing.text import Text
 from bench.plan.protocol import profile
 from bench.plan.recipe import Recipe
@@ -81,7 +82,7 @@ def test_healing(how, place, tmp_path):
 
     def healed(place, folder):
         model, recipe = Decoder(place(model_of("llama"))), replace(RECIPE, **how)
-        dense = Decoder(place(model_of("llama"))) if recipe.loss == "kl" else None
+        dense = DensePredictions(model, TEXT.train) if recipe.loss == "kl" else None
         methods.make("shortgpt").prune(model, CALIBRATION, 0.3)
         curve = training.heal(model, TEXT, recipe, dense=dense, folder=folder)
         curve = [{name: value for name, value in point.items() if name != "seconds"} for point in curve]

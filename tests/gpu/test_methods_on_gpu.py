@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from emulated import EmulatedGpus
@@ -30,6 +32,12 @@ FAMILIES = {  # whose layers differ from Llama's
 EVERY = [("llama", name, {}) for name in [*METHODS, *COMPENSATED]]
 EVERY += [("llama", name, settings) for name, settings in SETTINGS.items()]
 EVERY += [(family, name, {}) for family, names in FAMILIES.items() for name in names]
+
+
+@pytest.fixture(autouse=True)
+def attention_of_the_cpu(monkeypatch):
+    """Let gradients go through the attention of the CPU, whose bits those of plain products are not."""
+    monkeypatch.setattr("methods.model.gradients.repeatable", lambda model: nullcontext())
 
 
 def pruned(name, model, settings=None):

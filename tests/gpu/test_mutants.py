@@ -15,6 +15,7 @@ from places import model_of, spread
 import methods
 from bench.evaluation import checks, scoring
 from bench.healing import training
+from bench.healing.dense_predictions import DensePredictions
 from bench.healing.text import Text
 from bench.plan.recipe import Recipe
 from methods.model.calibration import Calibration
@@ -56,10 +57,9 @@ def diverge(place, folder):
 
 
 def heal(place):
-    text = Text(IDS[:4], IDS[4:], "made here", "0" * 64)
-    curve = training.heal(
-        Decoder(place(model_of("llama"))), text, Recipe(kind="lora", tokens=96, length=24, batch=4, points=1)
-    )
+    text, model = Text(IDS[:4], IDS[4:], "made here", "0" * 64), Decoder(place(model_of("llama")))
+    recipe = Recipe(kind="lora", loss="kl", tokens=96, length=24, batch=4, points=1)
+    curve = training.heal(model, text, recipe, dense=DensePredictions(model, text.train))
     return [point["heldout_loss"] for point in curve]
 
 
@@ -75,7 +75,8 @@ def do(what, place, folder):
 
 ILLEGAL = [
     ("methods/model/activations.py", "input_ids=ids.to(model.embed.weight.device)", "input_ids=ids", "shortgpt"),
-    ("methods/model/activations.py", "-100).to(model.embed.weight.device)", "-100)", "llm-pruner"),
+    ("methods/model/gradients.py", "targets.to(logits.device)", "targets", "llm-pruner"),
+    ("methods/model/gradients.py", "input_ids=ids.to(model.embed.weight.device)", "input_ids=ids", "llm-pruner"),
     ("methods/model/structures.py", "index.to(tensor.device)", "index", "flap"),
     ("methods/least_squares.py", "dtype=torch.float64, device=device)", "dtype=torch.float64)", "laco-ls"),
     ("methods/least_squares.py", ", device=each.where.device)", ")", "shortgpt+replaceme"),
@@ -89,6 +90,7 @@ ILLEGAL = [
     ("methods/width/slicegpt.py", "dtype=torch.float64, device=self.device)", "dtype=torch.float64)", "slicegpt"),
     ("methods/width/slicegpt.py", "X[mask].to(self.device)", "X[mask]", "slicegpt"),
     ("methods/width/slicegpt.py", "x.to(layer.device) @ Q", "x @ Q", "slicegpt"),
+    ("methods/compensation/refit.py", "whole.on(layer.device)", "whole", "flap+refit"),
     ("methods/width/flap.py", "dtype=torch.float64, device=device)", "dtype=torch.float64)", "flap"),
     ("methods/width/flap.py", "z.cpu()[", "z[", "flap"),
     ("bench/evaluation/scoring.py", "there, size = tree.to(model.device)", "there, size = tree", "score"),
@@ -102,15 +104,16 @@ ILLEGAL = [
     ("bench/evaluation/checks.py", "stored.get_tensor(str(row)).to(model.device)", "stored.get_tensor(str(row))",
      "diverge"),
     ("bench/evaluation/checks.py", "window[None, :-1].to(model.device)", "window[None, :-1]", "diverge"),
-    ("bench/healing/training.py", "[self.recipe.order(self.step)].to(self.device)",
-     "[self.recipe.order(self.step)]", "heal"),
+    ("bench/healing/training.py", "self.text.train[rows].to(self.device)", "self.text.train[rows]", "heal"),
+    ("bench/healing/dense_predictions.py", "some.to(dense.embed.weight.device)", "some", "heal"),
+    ("bench/healing/dense_predictions.py", "[rows].to(self.head.weight.device)", "[rows]", "heal"),
     ("bench/healing/training.py", "self.text.held_out.to(self.device)", "self.text.held_out", "heal"),
 ]  # fmt: skip
 ILLEGAL_ON_TWO = [
     ("methods/model/layer.py", "        x = x.to(self.device)\n        h = x if", "        h = x if", "blockpruner"),
     ("methods/model/activations.py", "    x = x.to(layer.device)\n    empty", "    empty", "shortgpt"),
     ("methods/model/activations.py", "one.to(state.device)", "one", "shortgpt+ghost"),
-    ("methods/model/sliced_layer.py", "@ Q[:, :d].to(weight.device)", "@ Q[:, :d]", "slicegpt"),
+    ("methods/model/sliced_layer.py", "Q[:, :d].to(weight.device)", "Q[:, :d]", "slicegpt"),
     ("methods/model/sliced_layer.py", "    Q = Q.to(matrix.weight.device)\n", "", "slicegpt"),
     ("methods/depth/angular.py", "entered[0].to(step.y.device)", "entered[0]", "angular"),
     ("methods/depth/laco.py", "weights[-1].detach().to(matrix.weight.device)", "weights[-1].detach()", "laco"),
@@ -129,8 +132,7 @@ LEGAL = [
     ("methods/depth/greedy_search.py", "torch.arange(len(x), device=x.device)", "torch.arange(len(x))", "sleb"),
     ("methods/depth/laco_ls.py", "calibration.mask[:, 1:].to(self.entry.x.device)", "calibration.mask[:, 1:]",
      "laco-ls"),
-    ("methods/width/slicegpt.py", "[entry.x.cpu() for entry in entries]", "[entry.x for entry in entries]",
-     "slicegpt"),
+    ("methods/width/slicegpt.py", "entry.x.cpu().float()", "entry.x.float()", "slicegpt"),
     ("bench/evaluation/scoring.py", "scored[block, 1:].to(model.device)", "scored[block, 1:]", "read"),
 ]  # fmt: skip
 

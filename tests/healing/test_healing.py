@@ -13,9 +13,12 @@ from conftest import padded, tiny
 from torch import nn
 
 import methods
+from bench.cli.main import main
 from bench.healing import training
+from bench.healing.dense_predictions import DensePredictions
 from bench.healing.text import HELD_OUT, Text, draw
 from bench.plan.recipe import Recipe
+from bench.records.run_folder import load_run
 from methods.checkpoint import save_load
 from methods.errors import UserError
 from methods.model.decoder import Decoder
@@ -125,12 +128,43 @@ def test_small_forwards_change_nothing(monkeypatch):
 def test_kl_is_zero_against_itself_and_draws_near_the_dense_model():
     dense = Decoder(tiny("llama"))
     recipe = Recipe(kind="full", loss="kl", learning_rate=3e-3, tokens=8 * 256, passes=8, length=16, batch=4, points=8)
-    same = training.heal(
-        Decoder(copy.deepcopy(dense.model)), TEXT, Recipe(loss="kl", kind="full", **SMALL), dense=dense
-    )
+    kept = DensePredictions(dense, TEXT.train)
+    same = training.heal(Decoder(copy.deepcopy(dense.model)), TEXT, Recipe(loss="kl", kind="full", **SMALL), dense=kept)
     assert same[1]["loss"] == pytest.approx(0, abs=1e-5)
-    curve = training.heal(pruned(), TEXT, recipe, dense=dense)
+    curve = training.heal(pruned(), TEXT, recipe, dense=kept)
     assert 0 < curve[-1]["loss"] < 0.7 * curve[1]["loss"]
+
+
+class SecondModel:
+    """Predicts with the dense model itself, as a second one beside the pruned model would."""
+
+    def __init__(self, dense):
+        self.dense = dense
+
+    @torch.no_grad()
+    def logits(self, rows):
+        return self.dense.model(input_ids=TEXT.train[rows], use_cache=False).logits[:, :-1].float()
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "kind"),
+    [
+        ("llama", "laco", "lora"),
+        ("llama", "slicegpt", "full"),
+        ("gemma2", "flap", "full"),
+        ("gpt2", "flap", "lora"),
+    ],
+)
+def test_kl_needs_no_second_model_and_has_the_losses_of_one(family, method, kind, monkeypatch):
+    """What is kept is of the dense model, whatever pruning and training then do to the model that it was."""
+    monkeypatch.setattr("bench.healing.dense_predictions.LOGITS", 128 * 16 * 3)  # three sequences at a time
+    model, recipe = Decoder(tiny(family)), Recipe(kind=kind, loss="kl", learning_rate=3e-3, **SMALL)
+    kept = DensePredictions(model, TEXT.train)
+    methods.make(method).prune(model, CALIBRATION, 0.3)
+    other, dense = Decoder(copy.deepcopy(model.model)), SecondModel(Decoder(tiny(family)))
+    curve, expected = (training.heal(one, TEXT, recipe, dense=of) for one, of in ((model, kept), (other, dense)))
+    assert [each["loss"] for each in curve[1:]] == pytest.approx([each["loss"] for each in expected[1:]], rel=1e-4)
+    torch.testing.assert_close(kept.logits([5, 0]), dense.logits([5, 0]), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ("lora", "full"))
@@ -251,3 +285,12 @@ def test_text_is_of_the_calibration_documents(model_folder, text_file):
         assert " ".join(words[:6]) in own or " ".join(words[-6:]) in own
     with pytest.raises(UserError, match="asked for"):
         draw(tokenizer, Recipe(text=str(text_file), tokens=10**6, length=16))
+
+
+def test_a_run_heals_by_kl_with_what_the_dense_model_predicted_before_it_was_pruned(base, text_file, tmp_path):
+    heal = ("--heal", "lora", "--heal-loss", "kl", "--heal-tokens", "128", "--heal-length", "16", "--heal-batch", "4")
+    run = [*base, "--methods", "drop-tail", "--ratio", "0.3", "--threads", "1", *heal, "--heal-text", str(text_file)]
+    assert main(run) == 0
+    (healed,) = [record for record in load_run(tmp_path / "run") if record.cell.get("healing")]
+    assert healed.status == "ok"
+    assert 0 < healed.measured["healing"]["curve"][-1]["loss"] < healed.measured["healing"]["curve"][-1]["heldout_loss"]

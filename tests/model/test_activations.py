@@ -11,7 +11,7 @@ from conftest import TINY, VOCABULARY, tiny
 from torch import nn
 
 from methods.errors import Unsupported
-from methods.model.activations import enter, gradients, steps, zeros
+from methods.model.activations import enter, steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.structures import Sublayer, remove_sublayers
@@ -126,18 +126,6 @@ def test_a_layer_runs_as_if_parts_were_gone(family, gone, ids):
         expected = entry.x if "layer" in parts else cut(entry.x, arguments)
         found = layer.run(entry.x, arguments, set(parts))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
-
-
-def test_a_sequence_without_a_target_has_no_gradient(monkeypatch):
-    monkeypatch.setattr("methods.model.activations.TOKENS_AT_ONCE", 1)  # it then is alone in its pass
-    model, tokens = model_of("llama"), calibration()
-    weight = model.layers[0].out.weight
-    found, expected = zeros([weight]), zeros([weight])
-    gradients(model, tokens.ids, tokens.mask, found, {})
-    several = torch.tensor([length > 1 for length in LENGTHS])
-    gradients(model, tokens.ids[several], tokens.mask[several], expected, {})
-    torch.testing.assert_close(found[weight], expected[weight])
-    assert expected[weight].abs().sum() > 0
 
 
 def test_the_first_sequences_are_counted_in_real_tokens():

@@ -22,7 +22,10 @@ from bench.system.rate import Rates, rates
 from methods.model.decoder import Decoder
 from methods.model.sizes import macs_per_token, parameters
 
-SHAPE = Shape(30, 576, 49152, 134_515_008, 106_203_456, 3_540_096.0, 106_168_320, 34_560, 28_311_552)
+SHAPE = Shape(
+    *(30, 576, 49152, 134_515_008, 106_203_456, 3_540_096.0, 106_168_320, 34_560, 28_311_552),
+    **{"mlp": 1536, "heads": 576, "keys": 384},
+)
 COST = Cost(SHAPE, Rates(1e11, 1e10), 4)
 AMOUNTS = Amounts(8192, {"hellaswag": 100, "piqa": 100})
 
@@ -138,7 +141,7 @@ def test_memory_grows_with_what_is_held():
 
     assert host("dense") > 2**29 + weights
     assert host("shortened-llama-taylor") >= host("shortgpt") >= host("dense")
-    assert host("laco", healing=Recipe(kind="full")) > host("laco", healing=Recipe()) > host("laco")
+    assert host("laco", healing=Recipe(kind="full")) > host("laco", healing=Recipe()) >= host("laco")
     assert host("dense", protocol=profile("quick")) >= 2 * 2**29 + 3 * weights  # the process that times holds two
     on_gpu = footprint.needs(cell("laco", device="cuda", protocol=untimed))
     assert on_gpu.device > weights

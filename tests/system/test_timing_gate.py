@@ -66,3 +66,25 @@ def test_an_open_gate_lets_everybody_through():
     assert through.wait(10)
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_who_has_been_alone_goes_on_once_all_who_wait_have_been():
+    gate, events = Gate(), list[tuple[str, int]]()
+    gate.started(0)
+    gate.started(1)
+
+    def passes(who: int) -> None:
+        with gate.alone(who):
+            events.append(("alone", who))
+        events.append(("on", who))
+        gate.ended(who)
+
+    threads = [threading.Thread(target=passes, args=(who,), daemon=True) for who in range(2)]
+    threads[0].start()
+    while not gate.is_closed:
+        time.sleep(0.001)
+    threads[1].start()
+    for thread in threads:
+        thread.join(10)
+    assert events[:2] == [("alone", 0), ("alone", 1)]
+    assert sorted(events[2:]) == [("on", 0), ("on", 1)]

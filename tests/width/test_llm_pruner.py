@@ -16,10 +16,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import methods
 from methods.errors import OutOfReach
-from methods.model import activations
-from methods.model.activations import gradients, zeros
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from methods.model.gradients import gradients, zeros
 from methods.model.sizes import parameters
 from methods.model.structures import Structure
 from methods.width import llm_pruner
@@ -386,8 +385,10 @@ def test_fused_matrices_are_scored_like_separate_ones(family):
 
 def sums(model: Decoder, tokens: Calibration, second: bool = True) -> tuple[dict, dict]:
     weights = [matrix.weight for layer in model.layers[1:3] for matrix in layer.matrices]
-    g, a = zeros(weights), zeros(weights) if second else {}
-    gradients(model, tokens.ids, tokens.mask, g, a)
+    g, a = dict[torch.Tensor, torch.Tensor](), dict[torch.Tensor, torch.Tensor]()
+    for _, sums_of_one, squares_of_one in gradients(model, tokens.ids, tokens.mask, set(weights), a=second):
+        g |= sums_of_one
+        a |= squares_of_one
     return g, a
 
 
@@ -430,7 +431,7 @@ def test_padding_is_no_target(family, second):
 def test_how_the_calibration_is_split_changes_no_decision(importance, monkeypatch):
     found = []
     for tokens in (1, 50, 10_000):
-        monkeypatch.setattr(activations, "TOKENS_AT_ONCE", tokens)
+        monkeypatch.setattr("methods.model.gradients.TOKENS_AT_ONCE", tokens)
         pruner = LLMPruner(r=0.4, importance=importance)
         found.append(pruner.prune(Decoder(tiny("qwen2")), calibration(rows=10), 0.0))
     assert found[0] == found[1] == found[2]
@@ -446,7 +447,6 @@ def test_afterwards_nothing_holds_a_gradient_and_flags_are_as_before():
     for name, parameter in model.model.named_parameters():
         assert parameter.requires_grad == (name not in frozen)
         assert parameter.grad is None
-        assert not parameter._post_accumulate_grad_hooks
 
 
 def test_a_failure_leaves_flags_as_before():
@@ -454,12 +454,13 @@ def test_a_failure_leaves_flags_as_before():
     with pytest.raises(IndexError):
         LLMPruner(r=0.5).prune(model, block(torch.full((2, 8), VOCABULARY)), 0.0)
     assert all(parameter.requires_grad for parameter in model.model.parameters())
-    assert not any(parameter._post_accumulate_grad_hooks for parameter in model.model.parameters())
 
 
 def test_only_what_may_be_removed_needs_a_gradient(monkeypatch):
     seen = []
-    monkeypatch.setattr(llm_pruner, "zeros", lambda weights: seen.append(set(weights)) or zeros(weights))
+    monkeypatch.setattr(
+        llm_pruner, "gradients", lambda *given, **kinds: seen.append(given[3]) or gradients(*given, **kinds)
+    )
     model = Decoder(tiny("llama"))
     matrices = [layer.matrices for layer in model.layers]
     expected = {matrix.weight for layer in matrices[2:5] for matrix in layer[4:]}  # r too small for a head: MLPs alone

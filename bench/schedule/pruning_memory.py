@@ -1,0 +1,252 @@
+"""Says how much memory pruning takes beside the dense model, method by method, from shapes and the calibration alone.
+
+The terms are what the code of each method holds at its peak; tests hold the sums to peaks that were counted on an
+emulated GPU. What no table holds, such as a plugin, is taken to hold states, or what gradients take where it says that
+it needs some.
+
+Letters: b = bytes of a number of the model, D = residual width, I = MLP width, A = width of all heads, V = vocabulary,
+L = layers, N = calibration tokens, s = tokens of a micro-batch, P = parameters of a layer. Numbers without b are of
+float64 (8) or float32 (4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from bench.schedule.shape import Shape
+from methods.depth import greedy_search
+from methods.model import gradients, sliced_layer
+
+FLOAT32, FLOAT64 = 4, 8
+
+
+@dataclass(frozen=True)
+class PruningMemory:
+    """Says what is pruned, and on what.
+
+    b       bytes of a number
+    ratio   to remove of the dense model
+    sequences, length, memory   of the calibration, and the bytes that its states may take
+    on_gpu  whether what a method parks on the host lies in another memory
+    """
+
+    shape: Shape
+    b: int
+    ratio: float
+    sequences: int
+    length: int
+    memory: int
+    parameters: Mapping[str, Any]
+    on_gpu: bool = True
+
+    @property
+    def N(self) -> int:
+        """Return the calibration tokens that the method reads."""
+        every = self.sequences * self.length
+        return min(every, self.parameters.get("tokens") or every)
+
+    @property
+    def layer(self) -> float:
+        """Return the bytes of a layer."""
+        return self.b * self.shape.layer
+
+    @property
+    def matrix(self) -> int:
+        """Return the numbers of the largest matrix of a layer."""
+        return self.shape.width * self.shape.mlp
+
+    def s(self, values: int) -> int:
+        """Return the tokens of a micro-batch of so many values each, as methods.model.calibration makes it."""
+        return self.length * min(self.sequences, max(1, self.memory // (FLOAT32 * values * self.length)))
+
+    def fits(self, inputs: float, outputs: int) -> float:
+        """Return the bytes of a fit of `inputs` columns: its sums and their factor, and three right-hand sides."""
+        return FLOAT64 * (2 * inputs**2 + 3 * inputs * outputs)
+
+
+def added(method: str, pruner: object, asked: PruningMemory) -> int:
+    """Return the bytes that pruning by a method takes beside the dense weights, its compensation included.
+
+    pruner  the class of the method, for those that are not in the table
+    """
+    name, _, compensation = method.partition("+")
+    needs = getattr(pruner, "needs", "nothing")
+    usual = _taylor if "gradients" in needs else _states if "calibration" in needs else _nothing
+    own = METHODS.get(name, usual)(asked)
+    return round(max(own, COMPENSATIONS.get(compensation, _boundaries)(asked) if compensation else 0.0))
+
+
+def _nothing(asked: PruningMemory) -> float:
+    return 0.0
+
+
+def _states(asked: PruningMemory, beside: float = 0.0) -> float:
+    """Count what one layer does with a micro-batch, and `beside` bytes for each of its tokens."""
+    D, I = asked.shape.width, asked.shape.mlp
+    tokens = asked.s(8 * D + 4 * I)
+    return tokens * (1.15 * asked.b * (8 * D + 4 * I) + beside)
+
+
+def _minitron(asked: PruningMemory) -> float:
+    """States, or channels in float64 twice beside what has been kept of the step."""
+    D, I = asked.shape.width, asked.shape.mlp
+    kept = asked.b * (4 * D + asked.shape.heads + I)
+    return max(_states(asked), asked.s(8 * D + 4 * I) * (kept + 2 * FLOAT64 * I))
+
+
+def _llm_drop(asked: PruningMemory) -> float:
+    return _states(asked, 4 * FLOAT32 * asked.shape.width)
+
+
+def _flap(asked: PruningMemory) -> float:
+    """Moments of channels in float64, then a matrix in float64."""
+    return max(_states(asked, 20 * asked.shape.mlp), (FLOAT64 + asked.b) * asked.matrix)
+
+
+def _wanda_sp(asked: PruningMemory) -> float:
+    """All states wait in front of the layer that is cut; its matrix is scored in float64."""
+    of_a_layer = max(_states(asked, FLOAT64 * asked.shape.mlp), (FLOAT64 + asked.b) * asked.matrix)
+    return asked.b * asked.N * asked.shape.width + of_a_layer
+
+
+def _taylor(asked: PruningMemory) -> float:
+    """The larger of the loss and its gradient, and of a layer's gradients, summed up in float32 and scored."""
+    D, I, V, L = asked.shape.width, asked.shape.mlp, asked.shape.vocabulary, asked.shape.layers
+    given, b = asked.parameters, asked.b
+    rows, length = asked.sequences, min(asked.length, given.get("tokens") or asked.length)
+    if "sequences" in given:  # llm-pruner, whose tokens are those of a sequence
+        rows = min(rows, given["sequences"])
+    else:
+        rows, length = max(1, asked.N // asked.length), asked.length
+    importance = given.get("importance", "element1")
+    squares, sums = importance in ("element2", "mix"), 2 if importance == "mix" else 1
+    at_once = length if squares else max(length, min(rows * length, gradients.TOKENS_AT_ONCE))
+    loss = (4 * FLOAT32 + (b if b < FLOAT32 else 0)) * at_once * V
+    found = asked.layer + b * at_once * (4 * D + 2 * I)
+    of_a_layer = FLOAT32 * sums * asked.shape.layer + max(found, 3 * FLOAT32 * asked.matrix)
+    return (L + 1) * b * rows * length * D + max(loss, of_a_layer)
+
+
+def _llm_pruner(asked: PruningMemory) -> float:
+    if asked.parameters.get("importance") in ("l1", "l2", "random"):
+        return 3 * FLOAT32 * asked.matrix
+    return _taylor(replace(asked, parameters={"sequences": 10, "tokens": 64} | dict(asked.parameters)))
+
+
+def _slicegpt(asked: PruningMemory) -> float:
+    """A new table, rows of it in float64, the bases of a layer, and states."""
+    D, V, b = asked.shape.width, asked.shape.vocabulary, asked.b
+    values = 6 * D + 2 * (asked.shape.read // D)
+    table = b * V * D * (2 if asked.shape.tied else 1) + 2 * FLOAT64 * min(V * D, sliced_layer.NUMBERS)
+    sites = 6 * FLOAT64 * D**2 + asked.s(values) * (b * values + 4 * FLOAT32 * D)
+    return max(table, b * V * D + sites)
+
+
+def _trials(asked: PruningMemory, logits: float = 2.2, *, dense: bool = False) -> float:
+    """Count states in front of each layer, a layer that runs or logits of a few tokens, and the dense model's."""
+    D, I, V, L, b = asked.shape.width, asked.shape.mlp, asked.shape.vocabulary, asked.shape.layers, asked.b
+    pieces = (logits * FLOAT32 + (b if b < FLOAT32 else 0)) * V * min(asked.N, greedy_search.TOKENS_AT_ONCE)
+    kept = FLOAT32 * asked.N * V if dense and asked.memory >= FLOAT32 * asked.N * V else 0
+    runs = b * min(asked.N, asked.s(D * (L + 8))) * (3 * I + 6 * D)
+    return (L + 3) * b * asked.N * D + kept + max(pieces, runs)
+
+
+def _search(asked: PruningMemory, loss: str = "nll") -> float:
+    """Count logits and what the loss makes of them: a copy, two more for KL, a mixture of both models for JS."""
+    loss = asked.parameters.get("loss", loss)
+    return _trials(asked, {"nll": 2.2, "kl": 6.5}.get(loss, 8.0), dense=loss != "nll")
+
+
+def _two_ssp(asked: PruningMemory) -> float:
+    return max(_states(asked, FLOAT64 * asked.shape.mlp), _trials(asked))
+
+
+def _laco(asked: PruningMemory) -> float:
+    """States of a few sentences in front of each layer, and either a layer's activations or merged matrices."""
+    D, I, L, b = asked.shape.width, asked.shape.mlp, asked.shape.layers, asked.b
+    tokens = _sentences(asked, 16)
+    return (L + 1) * b * tokens * D + max(2.5 * b * asked.matrix, 3 * b * tokens * (I + D))
+
+
+def _laco_published(asked: PruningMemory) -> float:
+    """A merged layer, and all activations of a layer on the sentences."""
+    tokens = _sentences(asked, 64)
+    return 1.2 * asked.layer + asked.b * tokens * (3 * asked.shape.mlp + 9 * asked.shape.width)
+
+
+def _laco_ls(asked: PruningMemory) -> float:
+    """The search's states, maps and logits; or a survivor's fit, on all tokens, beside its dense matrices."""
+    D, I, V, L, b = asked.shape.width, asked.shape.mlp, asked.shape.vocabulary, asked.shape.layers, asked.b
+    given, removed = asked.parameters, asked.ratio * asked.shape.parameters / max(1.0, asked.shape.layer)
+    seen, tried = min(asked.N, given.get("search_tokens", 4096)), min(asked.N, given.get("trial_tokens", 512))
+    states, maps = (2 * L + 1) * seen + (L + 1) * tried, L - 1 + 2 * removed
+    search = b * D * (states + D * maps) + 6.3 * FLOAT32 * tried * V
+    inputs = I + asked.shape.heads if given.get("attention") else I
+    steps = D + asked.shape.heads + inputs if given.get("attention") else 0
+    rows = asked.N * (b * (5 * D + I + steps) + FLOAT64 * D)
+    pieces = FLOAT64 * asked.s(11 * D + 4 * I) * (inputs + D)
+    return max(search, rows + pieces + asked.fits(inputs, D) + 2 * b * asked.matrix)
+
+
+def _cut_states(asked: PruningMemory) -> float:
+    """All tokens' states of both models at a cut, and what a layer does with them."""
+    D, I = asked.shape.width, asked.shape.mlp
+    return asked.b * asked.sequences * asked.length * (11 * D + asked.shape.heads + I)
+
+
+def _boundaries(asked: PruningMemory) -> float:
+    """States at a cut, and the fit of a map."""
+    D, I = asked.shape.width, asked.shape.mlp
+    return _cut_states(asked) + asked.fits(D, D) + 2 * FLOAT64 * asked.s(11 * D + 4 * I) * D
+
+
+def _refit(asked: PruningMemory) -> float:
+    """One dense layer, states of all tokens and what enters the matrix, and the fit of what it has left.
+
+    What a width method has cut is gone by then; a CPU keeps the dense layers in the same memory.
+    """
+    D, b, tokens = asked.shape.width, asked.b, asked.sequences * asked.length
+    gone = asked.ratio * asked.shape.parameters
+    left = asked.shape.mlp * max(0.0, 1 - gone / max(1, asked.shape.inner))
+    fit = b * tokens * (8 * D + left) + asked.fits(left, D) + 2 * FLOAT64 * asked.s(8 * D + 4 * asked.shape.mlp) * D
+    return fit + (asked.layer - b * gone if asked.on_gpu else b * (asked.shape.inner - gone))
+
+
+def _reinitialize(asked: PruningMemory) -> float:
+    """A second model of what is left, drawn anew."""
+    return asked.b * (1 - asked.ratio) * asked.shape.parameters
+
+
+def _sentences(asked: PruningMemory, tokens: int) -> int:
+    """Return the tokens of the sentences that LaCo reads."""
+    rows = min(asked.sequences, asked.parameters.get("sentences") or 5)
+    return rows * min(asked.length, asked.parameters.get("tokens") or tokens)
+
+
+METHODS: dict[str, Callable[[PruningMemory], float]] = {
+    **dict.fromkeys(("dense", "drop", "drop-tail", "drop-random"), _nothing),
+    **dict.fromkeys(("magnitude", "shortgpt", "angular"), _states),
+    "minitron-width": _minitron,
+    "llm-drop": _llm_drop,
+    "flap": _flap,
+    "wanda-sp": _wanda_sp,
+    "slicegpt": _slicegpt,
+    "llm-pruner": _llm_pruner,
+    "shortened-llama-taylor": _taylor,
+    "shortened-llama": _trials,
+    "sleb": _search,
+    "blockpruner": _search,
+    "finercut": partial(_search, loss="js"),
+    "2ssp": _two_ssp,
+    "laco": _laco,
+    "laco-published": _laco_published,
+    "laco-ls": _laco_ls,
+}
+COMPENSATIONS: dict[str, Callable[[PruningMemory], float]] = {  # the others fit a map
+    "scale": _cut_states,
+    "refit": _refit,
+    "reinitialize": _reinitialize,
+}

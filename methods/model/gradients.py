@@ -1,0 +1,157 @@
+"""Takes gradients of the loss, one layer at a time, from the last layer to the first.
+
+A forward pass without gradients keeps what enters each layer. Then each layer is run once more and differentiated
+alone, with the gradient of what leaves it, which is that of what enters the next one:
+
+    dL/dx_l = (dy_l/dx_l)^T dL/dy_l,    dL/dW_l = (dy_l/dW_l)^T dL/dy_l,    y_l = x_(l+1)
+
+These are the products of a backward pass through the whole model, in the same order, so that every bit is the same.
+What is in memory is one layer's gradients and activations, and what enters the layers, instead of those of all layers.
+
+L = loss, x_l, y_l = what enters layer l and leaves it, (B, T, D), W_l = its weights. N = sequences, B = those of a
+micro-batch, T = tokens, D = residual width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from methods.model.decoder import Decoder
+from methods.model.layer import Layer
+from methods.progress import over
+
+TOKENS_AT_ONCE = 256  # of the calibration in one backward pass; no fewer than a sequence
+
+Sums = dict[Tensor, Tensor]  # a weight -> what is summed up for it, of its shape, in float32
+
+
+def zeros(weights: Iterable[Tensor]) -> Sums:
+    return {weight: torch.zeros_like(weight, dtype=torch.float32, requires_grad=False) for weight in weights}
+
+
+def gradients(
+    model: Decoder, ids: Tensor, mask: Tensor, weights: Collection[Tensor], *, g: bool = True, a: bool = False
+) -> Iterator[tuple[int, Sums, Sums]]:
+    """Yield (l, g, a) of each layer l that may have some of `weights`, the last one first, for those that it has.
+
+    g   the gradient of the mean loss over all targets
+    a   the mean square of each sequence's own gradient
+
+    Both are emptied when the next layer is asked for. ids and mask are (N, T). A few tokens are taken at a time, or one
+    sequence where a is asked for.
+    """
+    N, T = ids.shape
+    own = [[weight for weight in layer.module.parameters() if weight in weights] for layer in model.layers]
+    first = next((number for number, some in enumerate(own) if some), len(own))
+    targets = ids[:, 1:].masked_fill(~mask[:, 1:], -100)
+    total = int((targets >= 0).sum())
+    pairs = list(zip(*(torch.split(x, 1 if a else max(1, TOKENS_AT_ONCE // T)) for x in (ids, targets)), strict=True))
+    with requiring(model, ()), repeatable(model):
+        batches = [_forward(model, some, wanted, first, total) for some, wanted in over(pairs, "states", "batch")]
+    for number in over(range(len(own) - 1, first - 1, -1), "gradients", "layer"):
+        sums, squares = zeros(own[number] if g else ()), zeros(own[number] if a else ())
+        with requiring(model, own[number]), repeatable(model):
+            for batch in batches:
+                batch.back_through(model.layers[number], own[number], sums, squares, 1 / N, on=number > first)
+        yield number, sums, squares
+        sums.clear()
+        squares.clear()
+
+
+@dataclass
+class _BackwardPass:
+    """Holds a micro-batch between its forward pass and what is left of its backward pass.
+
+    x          what enters each layer that has not been differentiated yet, (B, T, D) each, from the first on
+    arguments  layer kind -> what the decoder passes besides the hidden states (positions, masks)
+    back       dL/dy, (B, T, D), of the last of those layers
+    share      of its targets in all targets
+    """
+
+    x: list[Tensor]
+    arguments: dict[str | None, dict[str, Any]]
+    back: Tensor
+    share: float
+
+    def back_through(
+        self, layer: Layer, weights: Sequence[Tensor], g: Sums, a: Sums, of_one: float, *, on: bool
+    ) -> None:
+        """Add the last layer's dL/dW to g, and `of_one` times their squares to a, where these have the weights.
+
+        `on` says whether the layer before it comes next.
+        """
+        x = self.x.pop().requires_grad_(on)
+        with torch.enable_grad():
+            y = layer(x, self.arguments[layer.kind])
+        found = list(torch.autograd.grad(y, [*weights, *([x] if on else [])], self.back))
+        if on:
+            self.back = found.pop()
+        for weight in weights:
+            gradient = found.pop(0).float()
+            if weight in g:
+                g[weight].add_(gradient, alpha=self.share)
+            if weight in a:
+                a[weight].addcmul_(gradient, gradient, value=of_one)
+
+
+class _RecordingLayer(nn.Module):
+    """Stands in for a layer: runs it without gradients, and notes what it is called with and what it returns."""
+
+    def __init__(self, layer: Layer, *, last: bool) -> None:
+        super().__init__()
+        self.layer, self.last = layer, last
+        self.x, self.y, self.arguments = torch.empty(0), torch.empty(0), dict[str, Any]()
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.x, self.arguments = hidden_states.detach(), self.layer.bind(args, kwargs)
+        with torch.no_grad():
+            y: Tensor = self.layer.module(hidden_states, *args, **kwargs)
+        self.y = y.detach().requires_grad_(self.last)
+        return self.y
+
+
+def _forward(model: Decoder, ids: Tensor, targets: Tensor, first: int, total: int) -> _BackwardPass:
+    """Run the model, and differentiate the mean loss of this micro-batch with respect to what leaves the last layer."""
+    layers = model.layers
+    recorders = [_RecordingLayer(layer, last=layer is layers[-1]) for layer in layers]
+    modules = model.swap_stack(nn.ModuleList(recorders))
+    try:
+        with torch.enable_grad():
+            logits = model.model(input_ids=ids.to(model.embed.weight.device), use_cache=False).logits[:, :-1].float()
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.to(logits.device).flatten())
+            (back,) = torch.autograd.grad(loss, recorders[-1].y)
+    finally:
+        model.swap_stack(modules)
+    arguments = {recorder.layer.kind: recorder.arguments for recorder in recorders}
+    share = int((targets >= 0).sum()) / total
+    return _BackwardPass([recorder.x for recorder in recorders[first:]], arguments, back, share)
+
+
+@contextmanager
+def requiring(model: Decoder, weights: Iterable[Tensor]) -> Iterator[None]:
+    """Let these weights alone require a gradient. Afterwards flags are as before, and no weight has a gradient."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.model.parameters()]
+    model.model.zero_grad()
+    model.model.requires_grad_(False)
+    try:
+        for weight in weights:
+            weight.requires_grad_()
+        yield
+    finally:
+        for parameter, required in before:
+            parameter.requires_grad_(required)
+
+
+def repeatable(model: Decoder) -> AbstractContextManager[None]:
+    """Return a context in which attention on a GPU is made of plain products, whose backward pass repeats to the bit.
+
+    That of the fused kernels adds in whatever order its threads come, so that scores would differ from run to run.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if model.embed.weight.device.type == "cuda" else nullcontext()

@@ -1,0 +1,135 @@
+"""What pruning is said to need is what it takes on an emulated GPU, and what 8 billion parameters need has limits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import tiny
+from emulated import EmulatedGpus
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+import methods
+from bench.cli.main import main
+from bench.healing import training
+from bench.healing.dense_predictions import DensePredictions
+from bench.healing.text import Text
+from bench.plan.cell import Cell
+from bench.plan.protocol import profile
+from bench.plan.recipe import Recipe
+from bench.schedule.memory_needs import GIB, Footprint
+from bench.schedule.pruning_memory import PruningMemory, added
+from bench.schedule.shape import Shape
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+
+LOW, HIGH = 0.9, 1.5  # the estimate, in peaks that were counted
+RATIO = 0.3
+# a shape, and sequences, tokens and memory of the calibration: of what weights, states or logits take most
+WEIGHTS = {"hidden_size": 128, "intermediate_size": 352, "vocab_size": 512}, (4, 16, 2**30)
+STATES = {"hidden_size": 64, "intermediate_size": 176, "vocab_size": 512}, (16, 32, 2**19)
+LOGITS = {"hidden_size": 64, "intermediate_size": 176, "vocab_size": 2048}, (8, 32, 2**20)
+EVERY = [card.name for card in methods.catalogue() if not card.fixed and not card.name.startswith("drop")]
+COMPENSATED = ["shortgpt+replaceme", "shortgpt+scale", "shortgpt+ghost", "flap+refit", "shortgpt+reinitialize"]
+CASES = [(WEIGHTS, "float32", name, {}) for name in [*EVERY, *COMPENSATED]]
+CASES += [
+    (WEIGHTS, "float32", "llm-pruner", {"importance": "mix"}),
+    (WEIGHTS, "float32", "laco-ls", {"attention": True}),
+]
+CASES += [(STATES, "bfloat16", name, {}) for name in ("shortgpt", "flap", "wanda-sp", "llm-pruner", "shortgpt+ghost")]
+CASES += [(LOGITS, "float32", name, {}) for name in ("slicegpt", "llm-pruner", "sleb", "finercut", "laco-ls")]
+
+
+@pytest.mark.parametrize(("shape", "dtype", "name", "settings"), CASES, ids=str)
+def test_what_pruning_needs_is_about_what_it_takes(shape, dtype, name, settings):
+    options, (rows, columns, memory) = shape
+    ids = torch.randint(3, 128, (rows, columns), generator=torch.Generator().manual_seed(1))
+    model, number = tiny("llama", **options), getattr(torch, dtype)
+    pruner = methods.load()[name.partition("+")[0]]
+    asked = PruningMemory(Shape.of(Decoder(model)), number.itemsize, RATIO, rows, columns, memory, settings)
+    with EmulatedGpus() as gpus:
+        decoder = Decoder(model.to("cuda", number))
+        weights = gpus.memories[0].now
+        torch.cuda.reset_peak_memory_stats()
+        calibration = Calibration(ids, torch.ones_like(ids, dtype=torch.bool), memory=memory)
+        methods.make(name, settings).prune(decoder, calibration, RATIO)
+        taken = gpus.memories[0].peak - weights
+    assert LOW * taken <= added(name, pruner, asked) <= HIGH * taken
+
+
+@pytest.mark.parametrize("how", [{"kind": "lora"}, {"kind": "lora", "loss": "kl"}, {"kind": "full"}], ids=str)
+def test_what_healing_needs_is_about_what_it_takes(how):
+    """At a shape at which a second model on the GPU would be as much as all else together."""
+    options, (rows, columns, _) = WEIGHTS
+    ids = torch.randint(3, 128, (rows, columns), generator=torch.Generator().manual_seed(1))
+    text, recipe = Text(ids, ids[:2], "made here", "0" * 64), Recipe(tokens=64, length=16, batch=2, points=1, **how)
+    footprint = Footprint(Shape.of(Decoder(tiny("llama", **options))), 4)
+    with EmulatedGpus() as gpus:
+        decoder = Decoder(tiny("llama", **options).to("cuda"))
+        torch.cuda.reset_peak_memory_stats()
+        dense = DensePredictions(decoder, text.train) if recipe.loss == "kl" else None
+        training.heal(decoder, text, recipe, dense=dense)
+        taken = gpus.memories[0].peak - footprint.weights
+    needed = footprint.stages(cell("dense", healing=recipe, ratio=None))["heal"] - footprint.weights
+    assert LOW * taken <= needed <= HIGH * taken, (needed, taken)
+
+
+@pytest.fixture(scope="module")
+def eight_billion():
+    """The shape of Llama 3 8B in bfloat16."""
+    config = LlamaConfig(
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        tie_word_embeddings=False,
+    )
+    with torch.device("meta"):
+        return Footprint(Shape.of(Decoder(AutoModelForCausalLM.from_config(config))), 2)
+
+
+def cell(method: str, **changes: object) -> Cell:
+    found = Cell("8b", method, {}, RATIO, "total", 0, "cuda:0", "bfloat16", replace(profile("full"), speed_rounds=0))
+    return replace(found, **changes)
+
+
+TIMED = {"protocol": profile("full")}
+HEALED = {"healing": Recipe(kind="lora", loss="kl")}
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "most"),
+    [
+        ("llm-pruner", {}, 18),
+        ("slicegpt", {}, 22),
+        ("laco-ls", {}, 22),
+        ("flap+refit", {}, 22),
+        ("wanda-sp+refit", {}, 22),
+        ("shortened-llama-taylor", {"parameters": {"tokens": 1280}}, 18),
+        ("laco", HEALED, 22),
+        ("laco", TIMED, 22),
+    ],
+)
+def test_a_card_of_24_gib_prunes_times_and_heals_8_billion_parameters(eight_billion, method, changes, most):
+    needed = eight_billion.needs(cell(method, **changes)).device
+    assert eight_billion.weights < needed <= most * GIB
+
+
+def test_what_needs_more_than_24_gib_says_so(eight_billion):
+    assert eight_billion.needs(cell("laco", healing=Recipe(kind="full"))).device > 80 * GIB
+    assert eight_billion.needs(cell("laco-ls", parameters={"attention": True})).device > 24 * GIB
+    assert eight_billion.stages(cell("laco", **HEALED))["heal"] > eight_billion.stages(cell("laco"))["prune"]
+
+
+@pytest.mark.parametrize(("memory", "code"), [(2**17, 2), (2**30, 0)])
+def test_a_run_is_refused_before_any_work_where_the_gpu_is_too_small(base, tmp_path, memory, code, capsys):
+    run = [*base, "--methods", "drop-tail", "--ratio", "0.3", "--device", "cuda", "--no-isolate", "--speed-rounds", "0"]
+    with EmulatedGpus(memory=memory):
+        assert main(run) == code
+    said = capsys.readouterr().err
+    assert ("needs about 0.0 GiB, and the GPU has 0.0 GiB; leave it out" in said) == (code == 2)
+    assert len(said.strip().splitlines()) == 1 or not code
+    assert len(list(tmp_path.glob("**/cells/*.json"))) == (0 if code else 2)
