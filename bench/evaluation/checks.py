@@ -18,6 +18,7 @@ Letters: B = prompts, L = tokens of a prompt, M = windows, W = tokens of a windo
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from bench.stats.intervals import ratio_interval
+from methods.model.activations import inputs_of
+from methods.model.decoder import Decoder
 
 WORDS = (
     "apple river window garden music paper stone winter bridge candle horse summer table mountain doctor bottle "
@@ -41,6 +44,7 @@ STARTS = (1, 4, 17, 38, 61, 95)  # where counting begins
 SHOWN, EXPECTED = 5, 5  # numbers that are given, numbers that should follow
 WINDOWS, PROMPT, STEPS = 8, 32, 24  # windows that are looked at; tokens of a prompt, and of a continuation
 KL_TOKENS = 64  # of each window
+HEAD_ROWS = 2**14  # of the head at once in float32: 256 MiB at a width of 4,096
 STORED = 2**26  # the most log-probabilities of the dense model that are kept, 256 MiB in float32
 
 
@@ -154,6 +158,27 @@ class DenseOutputs:
 
 @torch.no_grad()
 def log_probabilities(model: Any, window: Tensor) -> Tensor:
-    """Return log-probabilities of each token's successor but the last's: (W,) ids -> float32 (W - 1, V) on the CPU."""
-    logits = model(input_ids=window[None, :-1].to(model.device), use_cache=False).logits[0]
-    return (logits.float() - logits.float().logsumexp(-1, keepdim=True)).cpu()
+    """Return log-probabilities of each token's successor but the last's: (W,) ids -> float32 (W - 1, V) on the CPU.
+
+    Final norm and head compute in float32: logits of bfloat16 come in steps of up to an eighth, whose rounding alone is
+    a divergence.
+    """
+    ids = window[None, :-1].to(model.device)
+    logits = model(input_ids=ids, use_cache=False).logits if model.dtype == torch.float32 else _exact_logits(model, ids)
+    return (logits[0].float() - logits[0].float().logsumexp(-1, keepdim=True)).cpu()
+
+
+def _exact_logits(model: Any, ids: Tensor) -> Tensor:
+    """Return the logits of ids from what comes out of the last layer on in float32, (B, T) -> (B, T, V)."""
+    decoder = Decoder(model)
+    norm, head = decoder.final_norm, decoder.head
+    with inputs_of(head if norm is None else norm) as seen:
+        model(input_ids=ids, use_cache=False, **({} if norm is None else {"logits_to_keep": 1}))
+    h = seen[0].float()  # (B, T, D)
+    if norm is not None:
+        h = copy.deepcopy(norm).float()(h).to(head.weight.device)
+    logits = torch.cat([h @ rows.float().T for rows in torch.split(head.weight, HEAD_ROWS)], -1)
+    if head.bias is not None:
+        logits += head.bias.float()
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -6,6 +6,9 @@ a tree in which a node is one distinct prefix, and the tree is walked depth firs
 and values of nodes that have descendants to come stay in the cache, so that no node is computed twice. A mask lets
 each node see its ancestors and itself; its depth is its position. Only nodes that predict answers go through the head.
 
+In float32 these are the log-likelihoods of the plain forward within 1e-3. In bfloat16 they are so up to its rounding,
+because a forward with a mask takes another kernel; sums are float64, on the CPU, and in the same order on every device.
+
 Letters: N = nodes of a tree, T = nodes of one forward, P = ancestors in the cache, K = (node, answer token) pairs,
 M = positions that go through the head, D = residual width, V = vocabulary, W = tokens of a window.
 """
@@ -28,7 +31,7 @@ from bench.stats.intervals import ratio_interval
 from methods import progress
 from methods.errors import UserError
 
-LOGITS = 2**27  # the most logits of one forward: 512 MiB in float32
+LOGITS = 2**27  # the most logits at once: 512 MiB in float32
 CPU_CHUNK = 256  # a CPU's cores are busy with this many nodes; more of them only adds attention between strangers
 
 Request = tuple[Any, list[int], list[int]]  # text, which is not looked at, and tokens of context and continuation
@@ -103,8 +106,8 @@ class Tree:
     pairs: Tensor  # (3, K) node, token that should follow, question
 
     @staticmethod
-    def of(questions: Sequence[Question], device: torch.device) -> Tree:
-        """Build the tree of `questions`, which are sorted."""
+    def of(questions: Sequence[Question]) -> Tree:
+        """Build the tree of `questions`, which are sorted, on the CPU."""
         tokens: list[int] = []
         depth: list[int] = []
         end: list[int] = []
@@ -125,10 +128,41 @@ class Tree:
             answer += sequence[-length:]
         for node in path:
             end[node] = len(tokens)
-        long = partial(torch.tensor, dtype=torch.long, device=device)
+        long = partial(torch.tensor, dtype=torch.long)
         number = long(range(len(questions))).repeat_interleave(long([length for _, length in questions]))
         pairs = torch.stack([long(asked), long(answer), number])
         return Tree(long(tokens), long(depth), long(end), pairs[:, pairs[0].argsort(stable=True)])
+
+    def to(self, device: torch.device) -> Tree:
+        """Copy it to a device."""
+        return Tree(*(one.to(device) for one in (self.tokens, self.depth, self.end, self.pairs)))
+
+    def forwards(self, size: int, device: torch.device) -> Iterator[Forward]:
+        """Yield what each forward of `size` nodes does: found here, on the CPU, and copied to a device in one piece."""
+        total, seen = len(self.tokens), torch.arange(0)  # (P,) nodes in the cache
+        found = []
+        for start in range(0, total, size):
+            stop = min(start + size, total)
+            first, last = torch.searchsorted(self.pairs[0], torch.tensor([start, stop])).tolist()
+            seen = torch.cat([seen, torch.arange(start, stop)])
+            stay = (self.end[seen] > stop).nonzero()[:, 0]
+            positions, row = torch.unique(self.pairs[0, first:last] - start, return_inverse=True)
+            found.append((slice(start, stop), slice(first, last), positions, row, stay))
+            seen = seen[stay]
+        nodes, pairs, *lists = zip(*found, strict=True)
+        there = [torch.split(torch.cat(each).to(device), list(map(len, each))) for each in lists]
+        return map(Forward, nodes, pairs, *there)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Says what one forward over nodes of a tree does."""
+
+    nodes: slice
+    pairs: slice  # that are asked of them
+    positions: Tensor  # (M,) among the nodes, that go through the head
+    row: Tensor  # (K,) of each pair, the place among those
+    stay: Tensor  # (P,) of the cache and the nodes, those with descendants to come
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:
@@ -139,39 +173,39 @@ def _shared(a: Sequence[int], b: Sequence[int]) -> int:
 @torch.no_grad()
 def score(model: PreTrainedModel, questions: Sequence[Question], batch_tokens: int) -> tuple[Tensor, Tensor]:
     """Return a float64 log-likelihood and a bool greedy flag of each of the sorted, distinct questions."""
-    tree = Tree.of(questions, model.device)
-    sums = torch.zeros(len(questions), dtype=torch.float64, device=model.device)
-    misses = torch.zeros(len(questions), dtype=torch.long, device=model.device)
-    total, size = len(tree.tokens), _forward_tokens(model, batch_tokens)
+    sums, misses = torch.zeros(len(questions), dtype=torch.float64), torch.zeros(len(questions), dtype=torch.long)
+    if not questions:
+        return sums, misses == 0
+    tree = Tree.of(questions)
+    there, size = tree.to(model.device), max(1, batch_tokens)
     size = min(size, CPU_CHUNK) if model.device.type == "cpu" else size
     cache = DynamicCache()  # of no configuration: it keeps all that it is given, whatever the layer's window
     kept = torch.arange(0, device=model.device)  # (P,) the nodes in the cache
-    with progress.bar(total, "scoring", "token") as bar:
-        for start in range(0, total, size):
-            nodes = torch.arange(start, min(start + size, total), device=model.device)  # (T,)
+    likelihood, missed = list[Tensor](), list[Tensor]()  # of each pair
+    with progress.bar(len(tree.tokens), "scoring", "token") as bar:
+        for forward in tree.forwards(size, model.device):
+            nodes = torch.arange(forward.nodes.start, forward.nodes.stop, device=model.device)  # (T,)
             seen = torch.cat([kept, nodes])  # (P + T,)
-            first, last = torch.searchsorted(tree.pairs[0], nodes.new_tensor([start, start + len(nodes)])).tolist()
-            asked, token, question = tree.pairs[:, first:last]  # (K,) each
-            positions, row = torch.unique(asked - start, return_inverse=True)  # (M,), (K,)
-            with _head_at(model, positions):
-                logits = model(
-                    input_ids=tree.tokens[nodes][None],
-                    position_ids=tree.depth[nodes][None],
-                    attention_mask=_masks(model, tree, nodes, seen),
+            with _before_the_head(model, forward.positions) as states:
+                model(
+                    input_ids=there.tokens[None, forward.nodes],
+                    position_ids=there.depth[None, forward.nodes],
+                    attention_mask=_masks(model, there, nodes, seen),
                     cache=cache,
                     use_cache=True,
-                ).logits[0]  # (M, V)
-            row, token = row.to(logits.device), token.to(logits.device)
-            sums.index_add_(0, question, _log_probability(logits, row, token).to(sums.device))
-            misses.index_add_(0, question, (logits.argmax(-1)[row] != token).long().to(sums.device))
-            kept = _keep(cache, seen, tree.end[seen] > start + len(nodes))
+                )
+            (h,) = states  # (M, D)
+            row, token = forward.row.to(h.device), there.pairs[1, forward.pairs].to(h.device)
+            found, best = _log_probability(model, h, row, token)
+            likelihood.append(found)
+            missed.append(best != token)
+            _keep(cache, forward.stay)
+            kept = seen[forward.stay]
             bar.update(len(nodes))
+    question = tree.pairs[2]  # whose sums are taken on the CPU, where they have an order
+    sums.index_add_(0, question, torch.cat(likelihood).cpu())
+    misses.index_add_(0, question, torch.cat(missed).cpu().long())
     return sums, misses == 0
-
-
-def _forward_tokens(model: PreTrainedModel, batch_tokens: int) -> int:
-    """Return how many tokens one forward gets: at most `batch_tokens`, and at most LOGITS logits."""
-    return max(1, min(batch_tokens, LOGITS // int(model.config.vocab_size)))
 
 
 def _masks(model: PreTrainedModel, tree: Tree, nodes: Tensor, seen: Tensor) -> Tensor | dict[str, Tensor]:
@@ -189,44 +223,62 @@ def _masks(model: PreTrainedModel, tree: Tree, nodes: Tensor, seen: Tensor) -> T
 
 
 @contextmanager
-def _head_at(model: PreTrainedModel, positions: Tensor) -> Iterator[None]:
-    """Let the head see only `positions`, (M,) into the flattened batch: (B, T, D) -> (1, M, D)."""
+def _before_the_head(model: PreTrainedModel, positions: Tensor) -> Iterator[list[Tensor]]:
+    """Yield a list that gets what the head would read at `positions`, (M,) into the flattened batch; it reads nothing.
+
+    (B, T, D) -> (M, D)
+    """
+    seen: list[Tensor] = []
 
     def gather(_head: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return inputs[0].flatten(0, 1)[None, positions.to(inputs[0].device)], *inputs[1:]
+        states = inputs[0].flatten(0, 1)
+        seen.append(states[positions.to(states.device)])
+        return states[None, :0], *inputs[1:]
 
-    head: torch.nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    handle = head.register_forward_pre_hook(gather)
+    handle = _head(model).register_forward_pre_hook(gather)
     try:
-        yield
+        yield seen
     finally:
         handle.remove()
 
 
-def _log_probability(logits: Tensor, row: Tensor, token: Tensor) -> Tensor:
-    """Return the log-probability of token[k] at position row[k]: (M, V) logits -> float64 (K,).
+def _head(model: PreTrainedModel) -> torch.nn.Module:
+    head: torch.nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return head
 
-    The softmax is float32, a few rows at a time, by logsumexp, because log_softmax drifts on a CPU: by 8e-6 in each
-    token's logarithm at 49,152 words.
+
+def _log_probability(model: PreTrainedModel, h: Tensor, row: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log-probability of token[k] behind h[row[k]], float64 (K,), and the most likely token there, (K,).
+
+    h (M, D) goes through the head LOGITS logits at a time. The softmax is float32, a few rows at a time, by logsumexp,
+    because log_softmax drifts on a CPU: by 8e-6 in each token's logarithm at 49,152 words.
     """
-    normaliser = torch.cat([part.float().logsumexp(-1) for part in torch.split(logits, 64)])  # (M,)
-    return (logits[row, token].float() - normaliser[row]).double()
+    size, cap = max(1, LOGITS // int(model.config.vocab_size)), getattr(model.config, "final_logit_softcapping", None)
+    found = torch.zeros(len(row), dtype=torch.float64, device=h.device)
+    best = torch.zeros_like(row)
+    for start in range(0, len(h), size):
+        logits = _head(model)(h[start : start + size])  # (M, V)
+        logits = logits if cap is None else cap * torch.tanh(logits / cap)
+        normaliser = torch.cat([part.float().logsumexp(-1) for part in torch.split(logits, 64)])  # (M,)
+        here = (row >= start) & (row < start + size)
+        at = (row - start).clamp(0, len(logits) - 1)
+        found = torch.where(here, (logits[at, token].float() - normaliser[at]).double(), found)
+        best = torch.where(here, logits.argmax(-1)[at], best)
+    return found, best
 
 
-def _keep(cache: DynamicCache, seen: Tensor, needed: Tensor) -> Tensor:
-    """Drop from the cache what no later node descends from, and return the (P,) nodes that stay."""
-    stay = needed.nonzero()[:, 0]
+def _keep(cache: DynamicCache, stay: Tensor) -> None:
+    """Drop from the cache what no later node descends from: all but the (P,) places that stay."""
     for layer in cast(list[Any], cache.layers):
         here = stay.to(layer.keys.device)
         layer.keys, layer.values = layer.keys[:, :, here], layer.values[:, :, here]
-    return seen[stay]
 
 
 def _check(model: PreTrainedModel) -> None:
     """Raise UserError unless a small tree gives the answers that the plain forward gives."""
     ids = torch.tensor([[3, 4, 5, 6, 7], [3, 4, 7, 8, 9]], device=model.device) % model.config.vocab_size
     scored = torch.arange(5).expand(2, 5) > 0
-    plain = -window_nll(model, ids, scored, batch_tokens=10).sum(1).to(model.device)
+    plain = -window_nll(model, ids, scored, batch_tokens=10).sum(1)
     tree, _ = score(model, [(tuple(row), 4) for row in ids.tolist()], batch_tokens=3)
     tolerance = 1e-4 if model.dtype == torch.float32 else 0.05
     if not torch.allclose(tree, plain, rtol=tolerance, equal_nan=True):
@@ -243,7 +295,7 @@ def window_nll(model: PreTrainedModel, ids: Tensor, scored: Tensor, batch_tokens
     """
     if scored[:, 0].any():
         raise ValueError("the first token of a window has nothing to be predicted from; scored[:, 0] must be false")
-    size = _forward_tokens(model, batch_tokens)
+    size = max(1, batch_tokens)
     rows, columns = max(1, size // ids.shape[1]), min(size, ids.shape[1])
     nll = torch.zeros(ids.shape, dtype=torch.float64)
     with progress.bar(ids.numel(), "perplexity", "token") as bar:
@@ -262,11 +314,12 @@ def _block_nll(model: PreTrainedModel, ids: Tensor, scored: Tensor, columns: int
     for start in range(0, inputs.shape[1], columns):
         piece = slice(start, start + columns)
         wanted = scored[:, piece]  # (B, T)
-        with _head_at(model, wanted.flatten().nonzero()[:, 0]):
-            logits = model(input_ids=inputs[:, piece], cache=cache, use_cache=cache is not None).logits[0]  # (M, V)
-        token = targets[:, piece][wanted]  # (M,)
-        row, token = torch.arange(len(token), device=logits.device), token.to(logits.device)
-        nll[:, piece][wanted] = -_log_probability(logits, row, token).to(nll.device)
+        with _before_the_head(model, wanted.flatten().nonzero()[:, 0]) as states:
+            model(input_ids=inputs[:, piece], cache=cache, use_cache=cache is not None)
+        (h,) = states
+        token = targets[:, piece][wanted].to(h.device)  # (M,)
+        found, _ = _log_probability(model, h, torch.arange(len(token), device=h.device), token)
+        nll[:, piece][wanted] = -found.to(nll.device)
     return nll
 
 

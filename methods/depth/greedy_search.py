@@ -12,7 +12,7 @@ Letters: N = sequences, T = tokens, D = residual width, V = vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -143,13 +143,17 @@ class Trial:
         self.runs += 0.0 if "layer" in parts or len(parts) == 2 else len(x) * self.share
         return layer.run(x, entry.arguments[layer.kind], parts)
 
-    def _losses(self, batch: _Batch, x: Tensor) -> Iterator[float]:
-        """Yield the loss summed over some tokens at a time."""
+    def _losses(self, batch: _Batch, x: Tensor) -> Iterable[float]:
+        """Return the loss summed over some tokens at a time; from a GPU all at once, since the host waits for each."""
         x = x.flatten(0, 1)[batch.wanted.to(x.device)].to(batch.targets.device)
+        losses = self._pieces(batch, x)
+        return map(float, losses) if x.device.type == "cpu" else torch.stack(list(losses)).tolist()
+
+    def _pieces(self, batch: _Batch, x: Tensor) -> Iterator[Tensor]:
         for piece in torch.split(torch.arange(len(x), device=x.device), TOKENS_AT_ONCE):
             dense = batch.dense[piece]
             p = dense if self.keeps_dense or self.loss is nll else self._log_probabilities(dense)
-            yield float(self.loss(self.model.logits(x[piece]).float(), p, batch.targets[piece]))
+            yield self.loss(self.model.logits(x[piece]).float(), p, batch.targets[piece])
 
     def _log_probabilities(self, x: Tensor) -> Tensor:
         """Return those of the next token from the last layer's output: (M, D) -> (M, V)."""

@@ -113,17 +113,22 @@ class Step:
 
 @torch.no_grad()
 def steps(model: Decoder, calibration: Calibration) -> Iterator[tuple[int, Step]]:
-    """Yield (layer, Step) of each layer for each micro-batch: one forward over the calibration tokens."""
+    """Yield (layer, Step) of each layer for each micro-batch: one forward over the calibration tokens.
+
+    Raises Unsupported behind the last layer of a micro-batch in which a state is no finite number.
+    """
     layers, batches = model.layers, calibration.batches(values_of_a_step(model))
     with bar(len(batches) * len(layers), "reading calibration tokens", "layer") as shown:
         for ids, mask in batches:
             entry = enter(model, ids)
-            x, real = entry.x, mask.to(entry.x.device)
+            x, real, sound = entry.x, mask.to(entry.x.device), torch.ones((), device=entry.x.device, dtype=torch.bool)
             for number, layer in enumerate(layers):
-                taken = step(layer, x, entry.arguments[layer.kind], real)
+                taken = _step(layer, x, entry.arguments[layer.kind], real)
                 yield number, taken
                 x = taken.y
+                sound &= x.isfinite().all().to(sound.device)
                 shown.update()
+            _refuse_overflow(sound)
 
 
 @torch.no_grad()
@@ -133,6 +138,17 @@ def step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -> St
     What has been removed from a layer is not there to be seen: its a or m is zero, and heads or channels (B, T, 0).
     Raises Unsupported where a state is no finite number.
     """
+    taken = _step(layer, x, arguments, mask)
+    _refuse_overflow(taken.y.isfinite().all())
+    return taken
+
+
+def _refuse_overflow(sound: Tensor) -> None:
+    if not sound:  # for which a host waits that feeds a GPU
+        raise Unsupported("states of a layer overflow; load the model in bfloat16 or float32")
+
+
+def _step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -> Step:
     x = x.to(layer.device)
     empty = x[..., :0]
     with ExitStack() as stack:
@@ -141,10 +157,7 @@ def step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -> St
         a = layer.attend(x, arguments)
         m = layer.transform(x if layer.parallel else x + a)
     wide = channels[0].reshape(*x.shape[:2], channels[0].shape[-1])  # some families flatten B and T here
-    y = x + a + m
-    if not y.isfinite().all():
-        raise Unsupported("states of a layer overflow; load the model in bfloat16 or float32")
-    return Step(x, a, m, y, heads[0], wide, mask.to(x.device))
+    return Step(x, a, m, x + a + m, heads[0], wide, mask.to(x.device))
 
 
 def values_of_a_step(model: Decoder) -> int:

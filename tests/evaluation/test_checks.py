@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors import safe_open
 from bench.cli.main import main
 from bench.evaluation import checks
 from bench.evaluation.checks import DenseOutputs
+from methods.model.decoder import Decoder
 
 
 def windows(count: int = 6, length: int = 40) -> torch.Tensor:
@@ -46,6 +48,24 @@ def test_a_models_own_generation_settings_change_nothing_and_stay():
     own.repetition_penalty, own.do_sample, own.eos_token_id = 9.0, True, int(want[0, 2])
     assert torch.equal(checks.greedy(model, [[5, 6, 7]], 12), want)
     assert model.generation_config is own
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_divergence_is_not_of_the_rounding_of_logits(family, monkeypatch):
+    """In bfloat16 all that is behind the last layer is in float32, whatever the family has there, piece by piece."""
+    monkeypatch.setattr(checks, "HEAD_ROWS", 50)
+    model, window = tiny(family).to(torch.bfloat16), windows(1, 20)[0]
+    decoder, last = Decoder(model), list[torch.Tensor]()
+    exact = Decoder(copy.deepcopy(model).float())
+    found = checks.log_probabilities(model, window)
+    decoder.stack[-1].register_forward_hook(
+        lambda _layer, _in, out: last.append(out[0] if isinstance(out, tuple) else out)
+    )
+    with torch.no_grad():
+        rounded = model(window[None, :-1]).logits[0].float().log_softmax(-1)
+        expected = exact.logits(last[0].float())[0].log_softmax(-1)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert (rounded - expected).abs().max() > 1e-3
 
 
 def test_shares_count_up_to_the_first_mistake():

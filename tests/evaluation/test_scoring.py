@@ -188,12 +188,19 @@ def test_only_asked_positions_go_through_the_head(tokenizer):
     assert sum(rows) == 2  # after the context, and after its continuation 5
 
 
-def test_the_logits_of_a_forward_are_bounded(tokenizer, monkeypatch):
-    monkeypatch.setattr("bench.evaluation.scoring.LOGITS", 10 * VOCABULARY)
-    scorer, want = small("llama", tokenizer), small("llama", tokenizer)._loglikelihood_tokens(requests())
-    counts = recorded_forwards(scorer.model)
-    assert_same(scorer._loglikelihood_tokens(requests()), want)
-    assert max(counts) == 10
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi"])
+def test_logits_are_bounded_and_the_tokens_of_a_forward_are_not(family, tokenizer, monkeypatch):
+    scorer, rows = small(family, tokenizer), list[int]()
+    ids = torch.tensor([[3, 4, 5, 6, 7, 8, 9, 10, 11, 12]] * 3)
+    asked = scorer.model, ids, torch.arange(10).expand(3, 10) > 0, 64
+    want, text, counts = scorer._loglikelihood_tokens(requests()), window_nll(*asked), recorded_forwards(scorer.model)
+    scorer.model.get_output_embeddings().register_forward_hook(lambda _head, _in, out: rows.append(out[..., 0].numel()))
+    monkeypatch.setattr("bench.evaluation.scoring.LOGITS", 4 * VOCABULARY)
+    found, again = scorer._loglikelihood_tokens(requests()), window_nll(*asked)
+    assert_same(found, want)
+    assert torch.allclose(again, text, atol=1e-5)
+    assert max(rows) == 4
+    assert max(counts) > 4
 
 
 def test_long_answers_and_empty_requests_are_refused(tokenizer):
