@@ -17,7 +17,9 @@ sequences for the Hessian (equations 3 to 5):
 Summed along each row or column this gives one number for every matrix and channel; the matrices of a structure are
 aggregated channel by channel, and a head's importance is the sum over its channels. In each layer the same share r of
 heads and of channels goes, the least important first (`ranking="global"`: one order over all layers and both kinds).
-The first 4 layers, at most a quarter of all, and the last 2, at most an eighth, stay whole.
+The first 4 layers, at most a quarter of all, and the last 2, at most an eighth, stay whole. Where a ratio would need
+more than 0.9 of what the others can lose, as in models with one key/value head, which stays in every layer, fewer do:
+both ends shrink in proportion, and the record has `protected_layers` and, beside it, `protected_by_default`.
 
     heads removed = floor((G E - int(G E (1 - r))) / E),    channels removed = I - int(I (1 - r))
 
@@ -45,7 +47,7 @@ Measured. docs/studies/departures.md compares both pairings of the heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -62,6 +64,7 @@ from methods.model.structures import Structure, cuts
 from methods.ranges import Count, Layers, Share, Tokens
 from methods.width.widths import equal_widths
 
+FULL = 0.9  # share of what layers can lose from which on fewer are protected, where the user has not said which
 TOLERANCE = 0.005  # share of the dense model by which heads may miss the budget before channels close the gap
 TAYLOR = ("element1", "element2", "mix", "vector")
 Importance = Literal["element1", "element2", "mix", "vector", "l1", "l2", "random"]
@@ -110,9 +113,11 @@ class LLMPruner:
         return self.r is not None
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
-        structures, dense = self.structures(model), parameters(model)
+        structures, dense = self.structures(model, ratio), parameters(model)
         cut = self.cut(model, structures, ratio)
-        plan: dict[str, Any] = {"protected_layers": self.protected(len(model.layers))}
+        protected, usual = self.protected(model, ratio), self.protected_by_default(len(model.layers))
+        plan: dict[str, Any] = {"protected_layers": protected}
+        plan |= {"protected_by_default": usual} if protected != usual else {}
         if self.ranking == "global":
             return plan | ({"r": self.r} if self.fixed else {"parameters": round((1 - ratio) * dense)})
         count = dense - cut.parameters(structures)
@@ -121,7 +126,7 @@ class LLMPruner:
         return plan | {"r": cut.channels, "closed_by_channels": cut.heads != cut.channels, "parameters": count}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
-        plan, structures, dense = self.plan(model, ratio), self.structures(model), parameters(model)
+        plan, structures, dense = self.plan(model, ratio), self.structures(model, ratio), parameters(model)
         cut = self.cut(model, structures, ratio)
         asked = ratio if self.r is None else self.r
         chosen = [s for s in structures if (cut.units(s) if self.ranking == "local" else asked)]
@@ -136,8 +141,22 @@ class LLMPruner:
         count = dense - sum(structure.cost * len(structure.removed) for structure in structures)
         return plan | {"parameters": count} | cuts(model, structures)
 
-    def protected(self, count: int) -> list[int]:
-        """Return the numbers of the layers that stay whole, of `count`."""
+    def protected(self, model: Decoder, ratio: float) -> list[int]:
+        """Return the numbers of the layers that stay whole where `ratio` of all parameters goes."""
+        L = len(model.layers)
+        usual = self.protected_by_default(L)
+        if self.fixed or self.keep_first is not None or self.keep_last is not None:
+            return usual
+        last = sum(number >= L // 2 for number in usual)
+        for stay in range(len(usual), 0, -1):
+            at_the_end = last * stay // len(usual)
+            protected = [*range(stay - at_the_end), *range(L - at_the_end, L)]
+            if ratio * parameters(model) <= FULL * most(units_outside(model, protected)):
+                return protected
+        return []
+
+    def protected_by_default(self, count: int) -> list[int]:
+        """Return the numbers of the layers that stay whole where the others can lose enough, of `count`."""
         if self.uniform:
             return []
         first = min(4, count // 4) if self.keep_first is None else self.keep_first
@@ -146,12 +165,9 @@ class LLMPruner:
             raise OutOfReach(f"keep_first={first} and keep_last={last} protect all of the {count} layers")
         return [*range(first), *range(count - last, count)]
 
-    def structures(self, model: Decoder) -> list[Structure]:
+    def structures(self, model: Decoder, ratio: float) -> list[Structure]:
         """Return attention and MLP of each unprotected layer, where there is more than one unit."""
-        protected = self.protected(len(model.layers))
-        layers = [(number, layer) for number, layer in enumerate(model.layers) if number not in protected]
-        every = [Structure(number, kind, layer) for number, layer in layers for kind in ("kv_heads", "channels")]
-        return [structure for structure in every if structure.size > 1]
+        return units_outside(model, self.protected(model, ratio))
 
     def cut(self, model: Decoder, structures: list[Structure], ratio: float) -> WidthCut | EqualWidthCut:
         """Return how much to remove. Raises OutOfReach where one unit left in each structure is still too much."""
@@ -160,7 +176,7 @@ class LLMPruner:
         dense = parameters(model)
         if self.r is not None:
             return WidthCut(self.r, self.r)
-        reach = sum(structure.cost * (structure.size - 1) for structure in structures) / dense
+        reach = most(structures) / dense
         if ratio > reach:
             raise OutOfReach(
                 f"ratio {ratio:g} is out of reach: with one head and one channel left in each layer that is not "
@@ -252,6 +268,18 @@ class LLMPruner:
         """Sum over the query heads that are paired with each key/value head, (units, R * E) -> (units, E)."""
         units = len(scores)
         return scores.view(-1, units, E).sum(0) if self.gqa == "released" else scores.view(units, -1, E).sum(1)
+
+
+def units_outside(model: Decoder, protected: Collection[int]) -> list[Structure]:
+    """Return attention and MLP of each layer that is not protected, where there is more than one unit."""
+    layers = [(number, layer) for number, layer in enumerate(model.layers) if number not in protected]
+    every = [Structure(number, kind, layer) for number, layer in layers for kind in ("kv_heads", "channels")]
+    return [structure for structure in every if structure.size > 1]
+
+
+def most(structures: list[Structure]) -> int:
+    """Return the parameters that go where one unit is left in each structure."""
+    return sum(structure.cost * (structure.size - 1) for structure in structures)
 
 
 @dataclass(frozen=True)

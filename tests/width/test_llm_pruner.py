@@ -190,12 +190,40 @@ def test_protection_scales_down_with_depth(layers, protected):
 
 @pytest.mark.parametrize("ranking", ["local", "global"])
 def test_out_of_reach_is_refused_before_any_work(ranking):
-    model = shape(**SMOLLM2)
-    LLMPruner(ranking=ranking).plan(model, 0.578)  # one head and one channel of each layer would be left
+    model, kept = shape(**SMOLLM2), {"keep_first": 4, "keep_last": 2}
+    LLMPruner(ranking=ranking, **kept).plan(model, 0.578)  # one head and one channel of each layer would be left
     with pytest.raises(OutOfReach, match="out of reach"):
-        LLMPruner(ranking=ranking).plan(model, 0.579)
+        LLMPruner(ranking=ranking, **kept).plan(model, 0.579)
+    with pytest.raises(OutOfReach, match="out of reach"):
+        LLMPruner(ranking=ranking).plan(model, 0.724)  # of all layers
     with pytest.raises(OutOfReach, match="protect all"):
         LLMPruner(keep_first=20, keep_last=10).plan(model, 0.1)
+
+
+def test_fewer_layers_are_protected_where_the_ratio_needs_more_than_the_others_can_lose():
+    model = shape(**SMOLLM2)
+    found = {ratio: LLMPruner().plan(model, ratio) for ratio in (0.5, 0.52, 0.54, 0.6, 0.7)}
+    assert "protected_by_default" not in found[0.5]
+    assert "protected_by_default" not in found[0.52]  # 0.9 of what 24 layers can lose is 0.5203 of the model
+    assert [found[ratio]["protected_layers"] for ratio in (0.52, 0.54)] == [[0, 1, 2, 3, 28, 29], [0, 1, 2, 3, 29]]
+    assert found[0.6]["protected_layers"] == [0, 1]
+    assert found[0.7]["protected_layers"] == []
+    assert {tuple(found[ratio]["protected_by_default"]) for ratio in (0.54, 0.6, 0.7)} == {(0, 1, 2, 3, 28, 29)}
+    for ratio, plan in found.items():
+        assert plan["parameters"] == pytest.approx((1 - ratio) * parameters(model), abs=0.005 * parameters(model))
+
+
+@pytest.mark.parametrize("ranking", ["local", "global"])
+def test_a_model_with_one_key_value_head_reaches_what_all_its_layers_can_lose(ranking):
+    model = Decoder(tiny("gemma", layers=8))  # 2 layers are protected by default
+    other = Decoder(tiny("gemma", layers=8))
+    channels = 3 * 32 * 47 / parameters(model)  # all but one, of a layer
+    ratio = 6.5 * channels
+    with pytest.raises(OutOfReach, match="out of reach"):
+        LLMPruner(ranking=ranking, keep_first=2, keep_last=1).prune(other, calibration(), ratio)
+    decisions = LLMPruner(ranking=ranking).prune(model, calibration(), ratio)
+    assert len(decisions["protected_by_default"]) > len(decisions["protected_layers"])
+    assert 1 - parameters(model) / parameters(other) == pytest.approx(ratio, abs=0.01)
 
 
 @pytest.mark.parametrize("ranking", ["local", "global"])
@@ -537,7 +565,7 @@ def test_rounds_remove_by_the_authors_steps(monkeypatch):
 def test_global_ranking_takes_the_lowest_of_all():
     model = Decoder(tiny("gpt2"))
     pruner = LLMPruner(r=0.3, ranking="global", importance="l2")
-    structures = pruner.structures(model)
+    structures = pruner.structures(model, 0.0)
     scores = [pruner.score(structure, {}, {}) for structure in structures]
     decisions = pruner.prune(model, calibration(), 0.0)
     gone, kept = [], []
