@@ -64,7 +64,7 @@ class Footprint:
 
         In `speed` one of both models lies on the device at a time where both do not fit.
         """
-        left = round(self.weights * (1 - (cell.ratio or 0.0)))
+        left = round(self.weights * (1 - self.shape.share(cell.ratio, cell.ratio_of)))
         found = {"load": self.weights, "perplexity": left + self._scoring(cell)}
         if cell.method != "dense":
             found["prune"] = self.weights + self._pruning(cell) + self._kept_head(cell)
@@ -79,7 +79,7 @@ class Footprint:
         asked = PruningMemory(
             self.shape,
             self.bytes_each,
-            cell.ratio or 0.0,
+            self.shape.share(cell.ratio, cell.ratio_of),
             p.calibration_sequences,
             p.calibration_length,
             p.calibration_memory_mib * 2**20,
@@ -108,7 +108,8 @@ class Footprint:
         recipe, shape, b = cell.healing, self.shape, self.bytes_each
         most = training.LOGITS if cell.device.startswith("cuda") else training.LOGITS_ON_CPU
         tokens = recipe.length * max(1, min(recipe.batch, most // (shape.vocabulary * recipe.length)))
-        layers, D, I = shape.layers * shape.kept(cell.ratio), shape.width, shape.mlp
+        kept = shape.kept(shape.share(cell.ratio, cell.ratio_of))
+        layers, D, I = shape.layers * kept, shape.width, shape.mlp
         adapters = layers * recipe.rank * (7 * D + 3 * I + 2 * shape.heads + shape.keys)
         trained = left + 4 * FLOAT32 * adapters if recipe.kind == "lora" else 4 * FLOAT32 * left / b
         cast = FLOAT32 * (6 * D + I) if recipe.kind == "lora" and b < FLOAT32 else 0  # for adapters, which are float32

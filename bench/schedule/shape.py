@@ -66,6 +66,10 @@ class Shape:
         """Return the multiply-accumulates of some tokens in the layers, of which a share is kept."""
         return tokens * kept * (self.macs + self.scores * context)
 
+    def share(self, ratio: float | None, of: str) -> float:
+        """Return the share of all parameters that a ratio `of` a part of them stands for, but for the final norm."""
+        return (ratio or 0.0) * (1.0 if of == "all" else self.inner / self.parameters)
+
     def kept(self, ratio: float | None) -> float:
         """Return the share of the layers that stays when this share of all parameters goes."""
         return max(0.0, 1 - (ratio or 0.0) * self.parameters / max(1, self.inner))

@@ -62,7 +62,7 @@ class Cost:
 
         known  the ratio up to which the removals of its search are known from a cell in front of it
         """
-        kept, p = self.shape.kept(self._share(cell.ratio, cell)), cell.protocol
+        kept, p = self.shape.kept(self.shape.share(cell.ratio, cell.ratio_of)), cell.protocol
         found = {"load": (1 + bool(cell.earlier)) * LOAD * self._bytes(1.0)}
         if cell.method != "dense":
             found["prune"] = self._prune(cell, known)
@@ -80,10 +80,6 @@ class Cost:
             found["checks"] = self._checks(kept, bool(amounts.text_tokens))
         return found
 
-    def _share(self, ratio: float | None, cell: Cell) -> float:
-        """Return the share of all parameters that a ratio of the cell stands for, but for the final norm."""
-        return (ratio or 0.0) * (1.0 if cell.ratio_of == "all" else self.shape.inner / self.shape.parameters)
-
     def _bytes(self, kept: float) -> float:
         return self.bytes_each * (self.shape.parameters - self.shape.inner * (1 - kept))
 
@@ -98,9 +94,9 @@ class Cost:
     def _prune(self, cell: Cell, known: float) -> float:
         import methods
 
-        before = self._share(cell.earlier[-1].ratio, cell) if cell.earlier else 0.0
+        before = self.shape.share(cell.earlier[-1].ratio, cell.ratio_of) if cell.earlier else 0.0
         p, kind = cell.protocol, methods.load().get(cell.method.partition("+")[0])
-        ratio, known = (max(0.0, self._share(asked, cell) - before) for asked in (cell.ratio, known))
+        ratio, known = (max(0.0, self.shape.share(asked, cell.ratio_of) - before) for asked in (cell.ratio, known))
         length, rows = p.calibration_length, p.calibration_sequences
         asked = passes.PruningWork(self.shape, ratio, known, rows, length, cell.parameters)
         found = passes.computed(cell.method, kind, asked)

@@ -118,6 +118,11 @@ def test_a_card_of_24_gib_prunes_times_and_heals_8_billion_parameters(eight_bill
     assert eight_billion.weights < needed <= most * GIB
 
 
+def test_a_ratio_of_the_decoder_leaves_more_than_one_of_all(eight_billion):
+    of_all, of_decoder = (eight_billion.stages(cell("laco", ratio_of=of))["perplexity"] for of in ("all", "decoder"))
+    assert of_decoder - of_all == pytest.approx(0.3 * 2 * (eight_billion.shape.parameters - eight_billion.shape.inner))
+
+
 def test_what_needs_more_than_24_gib_says_so(eight_billion):
     assert eight_billion.needs(cell("laco", healing=Recipe(kind="full"))).device > 80 * GIB
     assert eight_billion.needs(cell("laco-ls", parameters={"attention": True})).device > 24 * GIB
