@@ -23,6 +23,7 @@ from bench.system.console import say
 from methods.errors import UserError
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
+from methods.model.spread import Place
 
 FILE = Path(__file__).with_name("answers.json")
 RATIO = 0.3
@@ -57,7 +58,7 @@ def cases() -> list[str]:
 
 
 def pruned(
-    case: str, device: torch.device, dtype: torch.dtype, noise: torch.Generator | None = None
+    case: str, device: Place, dtype: torch.dtype, noise: torch.Generator | None = None
 ) -> tuple[Decoder, dict[str, Any]]:
     """Return the doctor's model after a method, and what that removed; `noise` disturbs the weights before."""
     model = tiny_model.build(device, dtype)
@@ -71,7 +72,7 @@ def pruned(
     return model, {name: value for name, value in decisions.items() if name.startswith("removed_")}
 
 
-def answer(case: str, device: torch.device, dtype: torch.dtype, noise: torch.Generator | None = None) -> Answer:
+def answer(case: str, device: Place, dtype: torch.dtype, noise: torch.Generator | None = None) -> Answer:
     """Prune the doctor's model, and say what is left."""
     model, decided = pruned(case, device, dtype, noise)
     rounded = [[round(value, 4) for value in row] for row in some_logits(model).tolist()]

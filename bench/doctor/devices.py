@@ -11,6 +11,7 @@ from bench.doctor.finding import Finding, judged
 from bench.system import failures
 from bench.system.memory import give_back
 
+SPREAD = "slicegpt"  # that a model is pruned with whose layers lie on both
 TOO_MUCH = 16  # times the whole memory of the card
 COPIED = 2**24  # numbers
 SECOND = ("shortgpt", "flap", "slicegpt", "llm-pruner")  # methods that a second GPU is tried with
@@ -55,6 +56,9 @@ def copies(device: torch.device) -> Iterator[Finding]:
     for name in SECOND:
         found = pruning.one(name, second, stored[name])
         yield Finding(found.status, f"{name} on {second}", found.figure, found.found, found.where)
+    both = [torch.device("cuda", device.index or 0), second]
+    found = pruning.one(SPREAD, both, stored[SPREAD])
+    yield Finding(found.status, f"{SPREAD} over both GPUs", found.figure, found.found, found.where)
 
 
 def copied(what: str, here: torch.device, there: torch.device) -> Finding:

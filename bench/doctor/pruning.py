@@ -13,6 +13,7 @@ from bench.doctor.answers import Answer
 from bench.doctor.finding import Finding, judged, raised
 from bench.doctor.numbers import DTYPES, apart, is_close, named
 from methods import progress
+from methods.model.spread import Place
 
 
 def check(device: torch.device) -> Iterator[Finding]:
@@ -26,7 +27,7 @@ def check(device: torch.device) -> Iterator[Finding]:
             yield Finding("not here", name, "no answers are stored for it")
 
 
-def one(name: str, device: torch.device, want: Answer) -> Finding:
+def one(name: str, device: Place, want: Answer) -> Finding:
     """Run one method in each dtype."""
     wrong, off = list[str](), dict[str, float]()
     try:

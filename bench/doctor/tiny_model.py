@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from methods.model.spread import Place, put
 
 LAYERS, WIDTH, CHANNELS, HEADS, KV_HEADS, POSITIONS = 8, 32, 32, 4, 2, 256
 SPECIAL = ("<pad>", "<s>", "</s>")
@@ -31,7 +32,7 @@ SEED = 0  # of all names; of those tried, one with which no choice is near to an
 RANGE = 256.0  # the largest channel, head or direction over the smallest
 
 
-def build(device: torch.device, dtype: torch.dtype) -> Decoder:
+def build(device: Place, dtype: torch.dtype) -> Decoder:
     """Return the model: a Llama with grouped queries and a tied head, 8 layers of width 32."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -49,7 +50,7 @@ def build(device: torch.device, dtype: torch.dtype) -> Decoder:
     model = Decoder(AutoModelForCausalLM.from_config(config, dtype=dtype))  # type: ignore[no-untyped-call]
     with torch.no_grad():
         _fill(model)
-    model.model.to(device).eval()
+    put(model.model, device).eval()
     return model
 
 
