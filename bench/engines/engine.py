@@ -129,6 +129,13 @@ class Conditions:
     measure: Measure
 
 
+def refuse_gpus_of_cpus(device: str, gpus_per_cell: int, accelerator: str | None = None) -> None:
+    """Raise UserError where GPUs are asked for, and cells run on the CPU."""
+    if not device.startswith("cuda") and (accelerator or gpus_per_cell > 1):
+        given = "--accelerator" if accelerator else "--gpus-per-cell"
+        raise UserError(f"{given} is of GPUs, and cells run on the CPU; leave it out, or say --device cuda")
+
+
 @dataclass(frozen=True)
 class Machine:
     """Describes where cells run.

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-from bench.engines.engine import SOUND, VISIBLE, Conditions, Job, Machine, Result, Work
+from bench.engines.engine import SOUND, VISIBLE, Conditions, Job, Machine, Result, Work, refuse_gpus_of_cpus
 from bench.system import environment
 from bench.system.gate import Gate
 from bench.system.worker import Limits, Line, Worker
@@ -211,8 +211,7 @@ def environments(asked: int | str, device: str, gpus: Sequence[str], each: int =
     """
     on_gpu = device.startswith("cuda")
     named = on_gpu and ":" in device  # then it is one of them
-    if each > 1 and not on_gpu:
-        raise UserError(f"--gpus-per-cell {each} is of GPUs, and cells run on the CPU; leave it out")
+    refuse_gpus_of_cpus(device, each)
     if each > 1 and named:
         raise UserError(f"--gpus-per-cell {each}: a model is spread over the first GPUs; give --device cuda")
     if each > len(gpus) and on_gpu:

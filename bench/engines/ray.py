@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bench.engines.engine import PARTS, VISIBLE, Conditions, Job, Machine, Measure, Result
+from bench.engines.engine import PARTS, VISIBLE, Conditions, Job, Machine, Measure, Result, refuse_gpus_of_cpus
 from bench.engines.ray_cluster import alive, connected, last_line, looks_at
 from bench.engines.ray_nodes import TIMING, Ask, Share, Site, refuse_unlike, shared, suitable, where_timed
 from bench.engines.workplace import Workplace
@@ -61,9 +61,7 @@ class Ray:
     def start(self, conditions: Conditions) -> RaySession:
         """Begin a session. Raises UserError where there is no cluster, or none whose nodes can measure the cells."""
         on_cpu = not conditions.device.startswith("cuda")
-        if on_cpu and (self.accelerator or self.gpus_per_cell > 1):
-            given = "--accelerator" if self.accelerator else "--gpus-per-cell"
-            raise UserError(f"{given} is of GPUs, and cells run on the CPU; leave it out, or say --device cuda")
+        refuse_gpus_of_cpus(conditions.device, self.gpus_per_cell, self.accelerator)
         with contextlib.ExitStack() as opened:
             opened.enter_context(connected(self.address))
             ask = Ask(0 if on_cpu else self.gpus_per_cell, self.accelerator, conditions.threads or 1)

@@ -31,7 +31,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Literal
 
-from bench.engines.engine import PARTS, Conditions, Job, Machine, Measure, Result
+from bench.engines.engine import PARTS, Conditions, Job, Machine, Measure, Result, refuse_gpus_of_cpus
 from bench.engines.slurm_queue import Call, Needs, ProcessQueue, Queue, SlurmQueue
 from bench.system.console import say
 from methods.errors import UserError
@@ -92,10 +92,7 @@ class Slurm:
 
     def start(self, conditions: Conditions) -> SlurmSession:
         """Begin a session. Raises UserError for GPUs that are asked for while cells run on the CPU."""
-        if conditions.device == "cpu" and (self.gpus_per_cell > 1 or self.accelerator):
-            raise UserError(
-                "--gpus-per-cell and --accelerator are of GPUs, and cells run on the CPU; say --device cuda"
-            )
+        refuse_gpus_of_cpus(conditions.device, self.gpus_per_cell, self.accelerator)
         folder = conditions.folder.absolute() / PARTS / LOGS
         queue = ProcessQueue(folder) if self.cluster == "local" else SlurmQueue(folder, self.parameters())
         return SlurmSession(self, conditions, queue)

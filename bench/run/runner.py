@@ -23,7 +23,7 @@ import torch
 import methods
 from bench.data import pretrained
 from bench.engines import chosen, local
-from bench.engines.engine import Conditions, Engine, Job, Machine, Result, Session
+from bench.engines.engine import Conditions, Engine, Job, Machine, Result, Session, refuse_gpus_of_cpus
 from bench.plan import chain, validate
 from bench.plan.cell import Cell, asked
 from bench.plan.run_spec import RunSpec
@@ -64,6 +64,7 @@ def run_spec(
     engine = engine or chosen.engine(spec)
     cells, folder = validate.cells(spec, here=engine.here), spec.folder()
     validate.check_folder(folder)
+    refuse_gpus_of_cpus(cells[0].device, spec.gpus_per_cell, spec.accelerator)
     limits = {"memory": spec.cell_memory_mib * 2**20, "seconds": spec.cell_minutes * 60}
     with interrupt.prompt():
         return run(

@@ -298,6 +298,10 @@ def test_timed_cells_stand_on_what_a_node_says_it_is(tmp_path, capsys):
             ["--engine", "slurm", "--ray-address", "auto"],
             "--ray-address is for --engine ray, not for slurm; leave it out",
         ),
+        (
+            ["--gpus-per-cell", "2"],
+            "--gpus-per-cell is of GPUs, and cells run on the CPU; leave it out, or say --device",
+        ),
         (["--partition", "gpu"], "--partition is for --engine slurm, not for local; leave it out"),
         (["--slurm", "time=3"], "--slurm is for --engine slurm, not for local; leave it out"),
         (["--engine", "slurm"], "--engine slurm: there is no sbatch on this machine; run it where Slurm takes jobs"),
@@ -317,7 +321,9 @@ def test_a_missing_package_is_named(base, capsys, monkeypatch):
 
 def test_what_slurm_refuses_and_gpus_of_cells_on_the_cpu_end_the_run(made, base, capsys, tmp_path):
     asked = [*base, "--methods", "shortgpt", "--ratio", "0.2", "--engine", "slurm"]
-    assert "cells run on the CPU; say --device cuda" in refused(capsys, [*asked, "--gpus-per-cell", "2"])
+    assert "cells run on the CPU; leave it out, or say --device cuda" in refused(
+        capsys, [*asked, "--gpus-per-cell", "2"]
+    )
     command = made.place / "bin" / "sbatch"
     command.write_text("#!/bin/bash\necho 'sbatch: error: invalid partition specified: gpu' >&2; exit 1\n")
     assert main([*asked, "--partition", "gpu"]) == 2
