@@ -63,8 +63,8 @@ def run_spec(
     let_threads_wait()
     engine = engine or chosen.engine(spec)
     cells, folder = validate.cells(spec, here=engine.here), spec.folder()
-    validate.check_folder(folder)
     refuse_gpus_of_cpus(cells[0].device, spec.gpus_per_cell, spec.accelerator)
+    validate.check_folder(folder)
     limits = {"memory": spec.cell_memory_mib * 2**20, "seconds": spec.cell_minutes * 60}
     with interrupt.prompt():
         return run(
