@@ -113,7 +113,7 @@ def looks_at(nodes: Sequence[Node], site: Site, device: str | None, ask: Ask) ->
     asked = dict[Any, Node]()
     for one in nodes:
         timed = device if one.timing else None
-        needs: dict[str, Any] = {"num_cpus": 0, "num_gpus": ask.gpus if timed else 0, "max_retries": 0}
+        needs: dict[str, Any] = {"num_cpus": 0, "num_gpus": ask.gpus if timed else 0, "max_retries": 1}
         there = NodeAffinitySchedulingStrategy(one.id, soft=False)
         asked[ray.remote(look).options(**needs, scheduling_strategy=there).remote(site, timed)] = one
     answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER)

@@ -9,7 +9,6 @@ A job of the first test does nothing but sleep. One of the second is a whole cel
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import psutil
 import pytest
 import ray_jobs
 from engine_jobs import job, naps
+from made_ray import surround_cluster
 from method_source import method_source
 
 from bench.cli.main import main
@@ -25,7 +25,7 @@ from bench.engines import Ray
 from bench.engines.engine import Conditions, Session
 from bench.engines.local import LocalSession, environments
 
-JOBS = int(os.environ.get("PRUNEBENCH_JOBS", "100"))
+JOBS = int(os.environ.get("PRUNEBENCH_JOBS", "8"))
 SLEEP = 0.1  # seconds of each
 DROP_TAIL = "return make('drop-tail').prune(model, calibration, ratio)"
 TESTS = Path(__file__).parents[1]
@@ -41,10 +41,7 @@ def local(folder: Path) -> Iterator[Session]:
 def cluster() -> Iterator[str]:
     """Two nodes with a core each; the address."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS.parent), str(TESTS)]))
-        patch.setenv("RAY_worker_niceness", "0")
+        surround_cluster(patch)
         from ray.cluster_utils import Cluster
 
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

@@ -24,6 +24,7 @@ import pytest
 import ray_jobs
 from conftest import refused
 from engine_jobs import job
+from made_ray import surround_cluster
 from method_source import KILL, method_source
 from ray_jobs import tries
 from run_contents import contents
@@ -37,7 +38,7 @@ from methods.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 MARK = "PRUNEBENCH_TEST_CLUSTER"  # a variable of all processes of the cluster, which tells them from others
-KILLS = int(os.environ.get("PRUNEBENCH_KILLS", "2"))
+KILLS = int(os.environ.get("PRUNEBENCH_KILLS", "1"))
 
 
 class MadeCluster:
@@ -66,16 +67,7 @@ class MadeCluster:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[MadeCluster]:
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in ray_cluster.OWN.items():  # before ray is imported, which reads them then
-            patch.setenv(name, value)
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        patch.setenv("RAY_process_group_cleanup_enabled", "1")
-        patch.setenv("RAY_worker_niceness", "0")
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
-        patch.setenv(MARK, mark := secrets.token_hex(8))
-        from ray._private.authentication_test_utils import reset_auth_token_state
-
-        reset_auth_token_state()  # another test of this process may have looked for a token when there was none
+        surround_cluster(patch, **{MARK: (mark := secrets.token_hex(8))})
         made = MadeCluster()
         yield made
         made.made.shutdown()
@@ -160,7 +152,7 @@ def test_a_node_that_is_killed_costs_time_and_no_result(cluster, tmp_path):
             assert len(tries(tmp_path, "a")) == 2
             assert found["node"] in nodes
             assert found["node"] != first["node"]
-            assert not psutil.pid_exists(first["pid"])
+            assert until(lambda: not psutil.pid_exists(first["pid"]), 15)
 
 
 def test_what_is_lost_again_and_again_is_lost_and_what_fails_by_itself_is_an_error(cluster, tmp_path):
@@ -177,7 +169,7 @@ def test_what_is_lost_again_and_again_is_lost_and_what_fails_by_itself_is_an_err
 
 def test_a_node_without_memory_ends_a_cell_twice_and_not_for_ever(cluster, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_memory_usage_threshold", "0.01")
-    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "3000")  # which lets a look at the node end
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "5000")  # which lets a look at the node end
     with cluster.nodes(1, num_cpus=1, num_gpus=1, resources={"accelerator_type:small": 1}):
         engine = Ray(cluster.address, accelerator="small")
         with session(engine, tmp_path, ray_jobs.fills_memory, device="cuda") as started:

@@ -83,7 +83,12 @@ ILLEGAL = [
     ("methods/depth/laco.py", "mask.to(final.device)", "mask", "laco"),
     ("methods/depth/laco_ls.py", ", device=y[0].device)", ")", "laco-ls"),
     ("methods/depth/greedy_search.py", "ids.to(wanted.device)", "ids", "sleb"),
-    ("methods/compensation/replaceme.py", ", device=seen[0].y.device)", ")", "shortgpt+replaceme"),
+    (
+        "methods/compensation/replaceme.py",
+        "self.ridge, torch.eye(D, dtype=torch.float64, device=seen[0].y.device)",
+        "self.ridge, torch.eye(D, dtype=torch.float64)",
+        "shortgpt+replaceme",
+    ),
     ("methods/compensation/ghost.py", ", device=seen[0].y.device)", ")", "shortgpt+ghost"),
     ("methods/compensation/linear_patch.py", "dtype=torch.float64)).to(device)", "dtype=torch.float64))",
      "shortgpt+linearpatch"),
