@@ -14,7 +14,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -71,7 +71,7 @@ class InThisProcess:
                 f"{self._lost} has left the GPU unusable for this process; run the same command again without "
                 "--no-isolate, and the other cells get a process of their own"
             )
-        self._job = replace(job, gpus=job.gpus * self.machine.gpus)
+        self._job = job
 
     def next_result(self) -> Result:
         job, self._job = self._job, None
@@ -145,7 +145,7 @@ class LocalSession:
         return bool(self._idle) and not self._gate.is_closed
 
     def submit(self, job: Job) -> None:
-        slot, job = self._idle.pop(0), replace(job, gpus=job.gpus * self.machine.gpus)
+        slot = self._idle.pop(0)
         self._gate.started(slot)
         thread = threading.Thread(target=self._measure, args=(slot, job), daemon=True)
         self._running[slot] = job, thread

@@ -19,7 +19,7 @@ import importlib.util
 import os
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -71,7 +71,7 @@ class Ray:
             nodes = suitable([one for one in nodes if one.id in looks], ask)
             refuse_unlike(nodes, looks, conditions)
             ask, slots = shared(nodes, ask, self.slots, conditions.threads)
-            share = Share(ask, slots, (), Machine(None, ask.threads))
+            share = Share(ask, slots, (), Machine(None, ask.threads, ask.gpus))
             if conditions.timed:
                 share = Share(ask, slots, *where_timed(nodes, looks, ask, conditions.threads))
             return RaySession(share, site, conditions.measure, opened.pop_all())
@@ -104,7 +104,6 @@ class RaySession:
 
     def submit(self, job: Job) -> None:
         ask = self._ask
-        job = replace(job, gpus=job.gpus * ask.gpus)
         needs: dict[str, Any] = {"num_cpus": job.threads, "num_gpus": ask.gpus, "name": job.where}
         if ask.accelerator:
             needs["accelerator_type"] = ask.accelerator

@@ -206,7 +206,7 @@ def where_timed(
         say(f"cells are timed with niceness {nice}, behind whatever else their nodes do; start nodes with {HOW_FIRST}")
     ((processor, threads),) = kinds
     usable = [] if ask.gpus else [looks[one.id].cores for one in timing]
-    return timing, Machine(processor, given or min([threads, *usable]))
+    return timing, Machine(processor, given or min([threads, *usable]), ask.gpus)
 
 
 def refuse_unlike(nodes: Sequence[Node], looks: Mapping[str, Look], conditions: Conditions) -> None:

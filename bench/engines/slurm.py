@@ -160,7 +160,7 @@ class SlurmSession:
         """Return what nodes of timed cells are, by asking the first that is free; of others nothing is known."""
         threads, device = self._conditions.threads, self._conditions.device
         if not self._conditions.timed:
-            return Machine(None, threads or THREADS)
+            return Machine(None, threads or THREADS, self._engine.gpus_per_cell)
         say("cells are timed: a node is asked what it is, as soon as one is free")
         needs = Needs(
             threads or 1, self._engine.named(0 if device == "cpu" else self._engine.gpus_per_cell), alone=True
@@ -173,7 +173,7 @@ class SlurmSession:
             time.sleep(self._queue.pause)
         del self._running[PROBE]
         shutil.rmtree(element.part)
-        return Machine(said["processor"], threads or said["threads"])
+        return Machine(said["processor"], threads or said["threads"], self._engine.gpus_per_cell)
 
     def threads(self, timed: bool) -> int:
         return self._conditions.threads or THREADS
@@ -187,7 +187,7 @@ class SlurmSession:
     def submit(self, job: Job) -> None:
         """Have the job measured, unless an element of an earlier run does that or has done it."""
         part = self._parts / job.key
-        job = replace(job, folder=str(part), parents=str(self._folder), gpus=job.gpus * self._engine.gpus_per_cell)
+        job = replace(job, folder=str(part), parents=str(self._folder))
         needs = Needs(job.threads, self._engine.named(job.gpus), job.timed)
         element = Element(job.key, part, needs, job.cell)
         text, before, known = job.to_json(), _read(part / JOB), _read(part / ELEMENT)

@@ -33,7 +33,7 @@ from transformers import GenerationConfig
 
 from bench.stats.intervals import ratio_interval
 from methods.model.activations import inputs_of
-from methods.model.decoder import Decoder
+from methods.model.decoder import Decoder, capped
 
 WORDS = (
     "apple river window garden music paper stone winter bridge candle horse summer table mountain doctor bottle "
@@ -180,5 +180,4 @@ def _exact_logits(model: Any, ids: Tensor) -> Tensor:
     logits = torch.cat([h @ rows.float().T for rows in torch.split(head.weight, HEAD_ROWS)], -1)
     if head.bias is not None:
         logits += head.bias.float()
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    return logits if cap is None else cap * torch.tanh(logits / cap)
+    return capped(logits, model.config)

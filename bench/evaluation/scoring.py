@@ -30,6 +30,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from bench.stats.intervals import ratio_interval
 from methods import progress
 from methods.errors import UserError
+from methods.model.decoder import capped
 
 LOGITS = 2**27  # the most logits at once: 512 MiB in float32
 CPU_CHUNK = 256  # a CPU's cores are busy with this many nodes; more of them only adds attention between strangers
@@ -253,12 +254,11 @@ def _log_probability(model: PreTrainedModel, h: Tensor, row: Tensor, token: Tens
     h (M, D) goes through the head LOGITS logits at a time. The softmax is float32, a few rows at a time, by logsumexp,
     because log_softmax drifts on a CPU: by 8e-6 in each token's logarithm at 49,152 words.
     """
-    size, cap = max(1, LOGITS // int(model.config.vocab_size)), getattr(model.config, "final_logit_softcapping", None)
+    size = max(1, LOGITS // int(model.config.vocab_size))
     found = torch.zeros(len(row), dtype=torch.float64, device=h.device)
     best = torch.zeros_like(row)
     for start in range(0, len(h), size):
-        logits = _head(model)(h[start : start + size])  # (M, V)
-        logits = logits if cap is None else cap * torch.tanh(logits / cap)
+        logits = capped(_head(model)(h[start : start + size]), model.config)  # (M, V)
         normaliser = torch.cat([part.float().logsumexp(-1) for part in torch.split(logits, 64)])  # (M,)
         here = (row >= start) & (row < start + size)
         at = (row - start).clamp(0, len(logits) - 1)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from methods import progress
 from methods.model.activations import inputs_of
-from methods.model.decoder import Decoder
+from methods.model.decoder import Decoder, capped
 
 LOGITS = 2**26  # the most of one forward
 
@@ -27,7 +27,7 @@ class DensePredictions:
     def __init__(self, dense: Decoder, ids: Tensor) -> None:
         """Run the dense model on ids, (N, T)."""
         self.head = copy.deepcopy(dense.head).requires_grad_(False)
-        self.cap = getattr(dense.config, "final_logit_softcapping", None)
+        self.config = dense.config
         read = list[Tensor]()
         pieces = torch.split(ids, max(1, LOGITS // (dense.embed.num_embeddings * ids.shape[1])))
         for some in progress.over(pieces, "reading the text of healing", "batch"):
@@ -39,5 +39,4 @@ class DensePredictions:
     @torch.no_grad()
     def logits(self, rows: list[int]) -> Tensor:
         """Predict each token but the first of these sequences: (B, T - 1, V) in float32."""
-        logits: Tensor = self.head(self.read[rows].to(self.head.weight.device))
-        return (logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)).float()
+        return capped(self.head(self.read[rows].to(self.head.weight.device)), self.config).float()

@@ -278,7 +278,7 @@ def _job(cell: Cell, folder: Path, session: Session, given: Mapping[str, Any]) -
         folder=str(folder),
         parents=str(folder),
         timed=timed,
-        gpus=int(cell.device.startswith("cuda")),
+        gpus=session.machine.gpus if cell.device.startswith("cuda") else 0,
         threads=session.threads(timed),
         run_threads=session.machine.threads,
         variables={name.upper(): value for name, value in waiting().items()},

@@ -132,8 +132,7 @@ class Decoder:
         """Return the logits of what comes out of the last layer, (..., D) -> (..., V), in the model's dtype."""
         if x.shape[-1] != self.head.in_features:
             raise Unsupported("the head does not read the last layer's width")
-        logits, cap = self.head(self.normed(x)), getattr(self.config, "final_logit_softcapping", None)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        return capped(self.head(self.normed(x)), self.config)
 
     def _put(self, path: str, module: nn.Module) -> None:
         parent, _, name = path.rpartition(".")
@@ -184,3 +183,9 @@ def twin(model: Decoder, config: Any = None) -> Decoder:
     """
     shared = {id(tensor): tensor for tensor in (*model.model.parameters(), *model.model.buffers())}
     return Decoder(copy.deepcopy(model.model, shared | ({} if config is None else {id(model.config): config})))
+
+
+def capped(logits: Tensor, config: Any) -> Tensor:
+    """Return what a model of this configuration makes of its head's logits: c tanh(logits / c) where it has a cap c."""
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)

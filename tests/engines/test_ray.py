@@ -122,8 +122,8 @@ def test_cells_on_gpus_have_those_of_their_own_and_cells_on_the_cpu_see_none(clu
     assert len({(one["node"], one["gpus"]) for one in found}) == 4
     assert {one["gpus"] for one in found} == {"0", "1"}
     with session(Ray(cluster.address, gpus_per_cell=2), tmp_path, ray_jobs.naps, device="cuda") as started:
-        assert started.slots == 2
-        started.submit(job("both", folder=str(tmp_path), gpus=1, seconds=0.0))
+        assert (started.slots, started.machine.gpus) == (2, 2)
+        started.submit(job("both", folder=str(tmp_path), gpus=2, seconds=0.0))
         assert measured(started, 1)["both"]["gpus"] in ("0,1", "1,0")
     with session(Ray(cluster.address, slots=3), tmp_path, ray_jobs.naps) as started:
         assert started.slots == 3

@@ -67,7 +67,7 @@ def test_what_no_node_has_at_once_is_refused_too():
 
 def test_cells_are_timed_on_nodes_that_are_alike(capsys):
     looks = {"b": Look({}, True, 0, "EPYC", 16), "s": Look({}, True, 0, "EPYC", 4), "c": Look({}, True)}
-    assert where_timed([BIG, BARE], looks, Ask(), None) == ((BIG,), Machine("EPYC", 16))
+    assert where_timed([BIG, BARE], looks, Ask(), None) == ((BIG,), Machine("EPYC", 16, 0))
     assert where_timed([BIG, SMALL], looks, Ask(gpus=1, threads=2), None)[1] == Machine("EPYC", 2)
     assert where_timed([BIG], looks, Ask(threads=3), 3)[1].threads == 3
     assert where_timed([BIG], looks | {"b": Look({}, True, 0, "EPYC", 6)}, Ask(), None)[1].threads == 6  # usable cores

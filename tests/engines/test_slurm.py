@@ -198,8 +198,9 @@ def test_what_sbatch_is_given(made, tmp_path):
     options = {"time": "120", "account": "abc", "mem_per_cpu": "4G"}
     engine = Slurm("gpu", gpus_per_cell=2, accelerator="h100", slots=5, options=options)
     with engine.start(conditions(tmp_path, device="cuda", threads=4)) as session:
+        assert session.machine.gpus == 2  # which the run asks for each job
         for key in ("a", "b", "c"):
-            session.submit(job(key, gpus=1, threads=4, timed=key == "c"))
+            session.submit(job(key, gpus=2, threads=4, timed=key == "c"))
         assert session.has_room(timed=True)  # on a node of its own
         made.place.joinpath("states/77_1").write_text("COMPLETED\n")
         with pytest.raises(Enough):

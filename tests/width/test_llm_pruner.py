@@ -590,7 +590,8 @@ def test_random_follows_its_seed():
 @pytest.mark.parametrize("importance", ["l1", "l2", "random"])
 def test_controls_look_at_no_text(importance, monkeypatch):
     monkeypatch.delattr(llm_pruner, "gradients")
-    LLMPruner(importance=importance, r=0.5).prune(Decoder(tiny("llama")), calibration(), 0.0)
+    pruner = LLMPruner(importance=importance, r=0.5)
+    assert pruner.prune(Decoder(tiny("llama")), calibration(), 0.0)["removed_channels"]
 
 
 def test_overflowing_gradients_are_said_and_not_ranked():
