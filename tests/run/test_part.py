@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,13 +10,16 @@ from typing import ClassVar
 
 import pytest
 from conftest import refused
+from made_records import DENSE, changed
 from method_source import SHORTGPT, method_source
 from run_contents import contents
 
 from bench.cli.main import main
 from bench.engines import chosen
 from bench.engines.engine import PARTS, Job, Machine, Result
+from bench.records.record import InvalidRecord
 from bench.records.run_folder import load_run
+from bench.run import store
 
 MINE = method_source("mine", SHORTGPT)
 
@@ -158,3 +162,28 @@ def test_other_machines_are_not_looked_at_for_a_device(base, parts, capsys):
     parts(True)
     said = refused(capsys, [*base, "--methods", "shortgpt", "--ratio", "0.2", "--device", "auto"])
     assert "cells run on other machines; say --device cuda or --device cpu, not auto" in said
+
+
+def sent(**samples: object) -> dict[str, bytes]:
+    """A part as another machine sends it: a record that names these samples."""
+    record = changed(DENSE, "measured", "samples", to=samples)
+    return {"cells/k.json": json.dumps(vars(record)).encode()}
+
+
+def test_what_another_machine_sends_is_written_nowhere_but_in_the_folder(tmp_path):
+    run = tmp_path / "run"
+    (run / "cells").mkdir(parents=True)
+    record = store.take_in(sent() | {"../../outside": b"", "samples/../../../outside": b""}, run, "k")
+    assert record.cell["method"] == "dense"
+    assert (run / "cells" / "k.json").is_file()
+    assert list(tmp_path.rglob("outside")) == []
+
+
+def test_samples_that_are_not_those_of_their_record_are_not_taken_in(tmp_path):
+    content = b"of another cell"
+    named = {"piqa": {"sha256": hashlib.sha256(content).hexdigest()}}
+    with pytest.raises(InvalidRecord, match=r"piqa.parquet is missing or not the file that was written"):
+        store.take_in(sent(**named) | {"samples/k/piqa.parquet": b"cut short"}, tmp_path, "k")
+    assert list(tmp_path.iterdir()) == []
+    store.take_in(sent(**named) | {"samples/k/piqa.parquet": content}, tmp_path, "k")
+    assert (tmp_path / "samples" / "k" / "piqa.parquet").read_bytes() == content
