@@ -36,7 +36,7 @@ A record has these keys and no others:
     macs_per_token, macs_context      int, multiply-accumulates per token in a sequence of macs_context tokens
     weights_sha256                    hex, of the dense model's weight files
     pruned_sha256                     hex, of every tensor of the model that was measured
-    prune_seconds                     float, with the search of an earlier cell that a greedy method went on from;
+    prune_seconds                     float, with what earlier cells spent on a search or statistics that this one used;
                                       absent for "dense"
     peak_memory  {stage of seconds: {resident_bytes}} on a CPU, of the process; on GPUs {allocated_bytes (by tensors),
                  reserved_bytes (held by torch), and of several GPUs `each`, with both of each one}, together. Records

@@ -13,6 +13,7 @@ from typing import Any
 from bench.data import contamination, pretrained, task_loading, texts
 from bench.engines.engine import Machine
 from bench.evaluation import checks
+from bench.evaluation.statistics import KeptStatistics
 from bench.healing.text import Text, draw
 from bench.plan.cell import Cell
 from bench.plan.recipe import Recipe
@@ -29,6 +30,7 @@ class Datasets:
     inputs             the hashes of all of this (bench.run.fingerprint)
     healing            the text of each recipe
     inherited_seconds  what it took other cells to find the removals that this one begins with
+    statistics         those of the dense model that cells share; None where the model that is pruned is another
     keep               whether a later cell goes on from the model of the one that is measured
     timed_threads      torch's while a cell is timed
     """
@@ -41,6 +43,7 @@ class Datasets:
     inputs: dict[str, Any]
     healing: dict[Recipe, Text] = field(default_factory=dict)
     inherited_seconds: float = 0.0
+    statistics: KeptStatistics | None = None
     keep: bool = False
     timed_threads: int = 1
 
@@ -50,10 +53,24 @@ class Datasets:
         tokens = sum(text.ids.numel() for text in self.texts.values())
         return Amounts(tokens, {name: len(documents) for name, documents in self.documents.items()})
 
-    def for_cell(self, order: tuple[str, ...], seconds: float, keep: bool, timed_threads: int) -> Datasets:
+    def for_cell(
+        self,
+        order: tuple[str, ...],
+        seconds: float,
+        *,
+        keep: bool,
+        timed_threads: int,
+        statistics: KeptStatistics | None,
+    ) -> Datasets:
         """Return these for one cell, with the removals that an earlier one found and what those have cost."""
-        block = replace(self.calibration, order=order)
-        return replace(self, calibration=block, inherited_seconds=seconds, keep=keep, timed_threads=timed_threads)
+        return replace(
+            self,
+            calibration=replace(self.calibration, order=order, keep=statistics),
+            inherited_seconds=seconds,
+            keep=keep,
+            timed_threads=timed_threads,
+            statistics=statistics,
+        )
 
 
 class DatasetReader:

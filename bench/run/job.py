@@ -17,6 +17,7 @@ import torch
 import methods
 from bench.data import pretrained
 from bench.engines.engine import Job, Machine
+from bench.evaluation.statistics import KeptStatistics
 from bench.plan.cell import Cell, from_plain
 from bench.plan.protocol import Protocol
 from bench.records.record import Record
@@ -78,7 +79,11 @@ def measure(line: Line, job: Job, cell: Cell, datasets: Datasets) -> None:
         line.alone,
         devices,
     )
-    own = datasets.for_cell(job.order, job.seconds, job.keep, job.run_threads)
+    statistics = None
+    if not cell.earlier:  # what is pruned is the dense model
+        of = f"{cell.inputs['weights_sha256'][:16]}-{cell.dtype}-{torch.device(cell.device).type}"
+        statistics = KeptStatistics(Path(job.scratch) / f"statistics-{of}", devices)
+    own = datasets.for_cell(job.order, job.seconds, keep=job.keep, timed_threads=job.run_threads, statistics=statistics)
     attempt(cell, Path(job.folder), own, outcome, parents=Path(job.parents))
 
 

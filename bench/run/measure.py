@@ -213,6 +213,10 @@ def _prune(cell: Cell, decoder: Decoder, ratio: float, datasets: Datasets, outco
             except OutOfReach as reason:
                 raise OutOfReach(f"behind {cell.earlier[-1].method}, {reason}" if cell.earlier else reason) from reason
         outcome.measured["prune_seconds"] = outcome.measured["seconds"]["prune"] + datasets.inherited_seconds
+        if (kept := datasets.statistics) and kept.peak:  # as if this cell had found what it has read
+            peaks = outcome.measured["peak_memory"]
+            peaks["prune"] = memory.highest(peaks["prune"], kept.peak)
+            outcome.measured["prune_seconds"] += kept.seconds
     outcome.decisions["calibration"] = {
         "source": datasets.calibration.source,
         "seed": datasets.calibration.seed,

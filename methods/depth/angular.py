@@ -30,6 +30,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -38,6 +39,7 @@ from methods.depth.one_shot import OneShot
 from methods.model.activations import steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from methods.model.shared import shared
 from methods.ranges import Layers
 
 
@@ -65,14 +67,21 @@ class Angular(OneShot):
 
     def distances(self, model: Decoder, calibration: Calibration, n: int) -> list[float]:
         """Return D(s) for s = 0 .. L-n, as shares of a half turn."""
-        total, count = [0.0] * (len(model.layers) - n + 1), [0] * (len(model.layers) - n + 1)
-        entered: deque[Tensor] = deque(maxlen=n)  # (M, D) each, what entered the last n layers at the chosen tokens
-        for l, step in steps(model, calibration):
-            where = step.last if self.token == "last" else step.mask
-            entered.append(step.x[where].double())
-            s = l + 1 - n
-            if s >= 0:  # a run begins where it has seen n layers of this micro-batch, no matter what the last one left
-                cos = cosine_similarity(entered[0].to(step.y.device), step.y[where].double(), dim=-1)
-                total[s] += float(cos.clamp(-1, 1).arccos().sum()) / math.pi
-                count[s] += len(cos)
-        return [one / tokens for one, tokens in zip(total, count, strict=True)]
+        (D,) = shared(distances, model, calibration, n, self.token)
+        return D.tolist()
+
+
+def distances(model: Decoder, calibration: Calibration, n: int, token: str) -> list[Tensor]:
+    """Return D, (L-n+1,), in float64, at the last token of each sequence or at all."""
+    total, count = [0.0] * (len(model.layers) - n + 1), [0] * (len(model.layers) - n + 1)
+    entered: deque[Tensor] = deque(maxlen=n)  # (M, D) each, what entered the last n layers at the chosen tokens
+    for l, step in steps(model, calibration):
+        where = step.last if token == "last" else step.mask
+        entered.append(step.x[where].double())
+        s = l + 1 - n
+        if s >= 0:  # a run begins where it has seen n layers of this micro-batch, no matter what the last one left
+            cos = cosine_similarity(entered[0].to(step.y.device), step.y[where].double(), dim=-1)
+            total[s] += float(cos.clamp(-1, 1).arccos().sum()) / math.pi
+            count[s] += len(cos)
+    D = [one / tokens for one, tokens in zip(total, count, strict=True)]
+    return [torch.tensor(D, dtype=torch.float64)]

@@ -31,6 +31,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from methods.base import register
@@ -39,6 +41,7 @@ from methods.depth.greedy_search import affordable
 from methods.model.activations import steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from methods.model.shared import shared
 from methods.model.sizes import parameters
 from methods.model.structures import Sublayer, remove_sublayers, sublayer_sizes, sublayers_of
 
@@ -69,7 +72,8 @@ class LLMDrop:
         rest = block_parameters(model, ratio, sublayers_of(model, *MODES[self.mode]))
         if not rest:
             return {"removed_layers": [], "removed_attention": [], "removed_mlp": []}
-        S, order = self.importance(model, calibration), []
+        (importances,) = shared(importance, model, calibration, self.mode)
+        S, order = dict(zip(sublayers_of(model, *MODES[self.mode]), importances.tolist(), strict=True)), []
         size, left = sublayer_sizes(model, S), list(S)
         while allowed := affordable(left, size, rest):
             order.append(min(allowed, key=lambda block: (S[block], -block.layer)))
@@ -78,15 +82,16 @@ class LLMDrop:
         scores = {part: [S.get(Sublayer(part, l)) for l in range(len(model.layers))] for part in MODES[self.mode]}
         return remove_sublayers(model, order) | {"order": [str(block) for block in order], "scores": scores}
 
-    def importance(self, model: Decoder, calibration: Calibration) -> dict[Sublayer, float]:
-        """Return S of every block that competes."""
-        total, tokens = dict.fromkeys(sublayers_of(model, *MODES[self.mode]), 0.0), int(calibration.mask.sum())
-        parallel = [layer.parallel for layer in model.layers]
-        for l, step in steps(model, calibration):
-            u = step.x if parallel[l] else step.x + step.a  # (B, T, D) what enters the MLP
-            pairs = {"attention": (step.x, step.x + step.a), "mlp": (u, u + step.m), "layer": (step.x, step.y)}
-            for part in MODES[self.mode]:
-                if (block := Sublayer(part, l)) in total:
-                    before, after = (state[step.mask].float() for state in pairs[part])
-                    total[block] += float((1 - cosine_similarity(before, after, dim=-1)).double().sum())
-        return {block: one / tokens for block, one in total.items()}
+
+def importance(model: Decoder, calibration: Calibration, mode: Mode) -> list[Tensor]:
+    """Return S of every block that competes, in the order of `sublayers_of`, in float64."""
+    total, tokens = dict.fromkeys(sublayers_of(model, *MODES[mode]), 0.0), int(calibration.mask.sum())
+    parallel = [layer.parallel for layer in model.layers]
+    for l, step in steps(model, calibration):
+        u = step.x if parallel[l] else step.x + step.a  # (B, T, D) what enters the MLP
+        pairs = {"attention": (step.x, step.x + step.a), "mlp": (u, u + step.m), "layer": (step.x, step.y)}
+        for part in MODES[mode]:
+            if (block := Sublayer(part, l)) in total:
+                before, after = (state[step.mask].float() for state in pairs[part])
+                total[block] += float((1 - cosine_similarity(before, after, dim=-1)).double().sum())
+    return [torch.tensor([one / tokens for one in total.values()], dtype=torch.float64)]

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from methods.base import register
 from methods.budget import whole_layers
@@ -43,6 +44,7 @@ from methods.errors import Unsupported
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.gradients import gradients
+from methods.model.shared import shared
 from methods.model.structures import sublayers_of
 from methods.progress import over
 from methods.ranges import Layers, Tokens
@@ -68,9 +70,8 @@ class ShortenedLlama(OneShot):
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[float]:
         """Return the loss without each layer, infinite where it is no finite number."""
-        trial = Trial(model, calibration.first(self.tokens), "nll")
-        losses = [trial.without(layer) for layer in over(sublayers_of(model, "layer"), "leaving out one", "layer")]
-        return [loss if math.isfinite(loss) else math.inf for loss in losses]
+        (losses,) = shared(losses_without, model, calibration.first(self.tokens))
+        return [loss if math.isfinite(loss) else math.inf for loss in losses.tolist()]
 
 
 @register("shortened-llama-taylor")
@@ -92,7 +93,8 @@ class ShortenedLlamaTaylor(OneShot):
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[float]:
         """Return I_l of every layer."""
-        return taylor(model, calibration.first(self.tokens))
+        (found,) = shared(taylor, model, calibration.first(self.tokens))
+        return found.tolist()
 
     def candidates(self, L: int, n: int) -> range:
         """Return the layers that may go, n at least: both protected ends shrink together where they leave fewer."""
@@ -102,8 +104,18 @@ class ShortenedLlamaTaylor(OneShot):
         return range(stay - last, L - last)
 
 
-def taylor(model: Decoder, calibration: Calibration) -> list[float]:
-    """Return I_l of every layer by Taylor's formula. Raises Unsupported where it is no finite number."""
+def losses_without(model: Decoder, calibration: Calibration) -> list[Tensor]:
+    """Return the loss per token without each layer, (L,), in float64."""
+    trial = Trial(model, calibration, "nll")
+    losses = [trial.without(layer) for layer in over(sublayers_of(model, "layer"), "leaving out one", "layer")]
+    return [torch.tensor(losses, dtype=torch.float64)]
+
+
+def taylor(model: Decoder, calibration: Calibration) -> list[Tensor]:
+    """Return I_l of every layer by Taylor's formula, (L,), in float64.
+
+    Raises Unsupported where one is no finite number.
+    """
     weights = [
         [parameter for name, parameter in layer.module.named_parameters() if name.endswith("weight")]
         for layer in model.layers
@@ -113,4 +125,4 @@ def taylor(model: Decoder, calibration: Calibration) -> list[float]:
         scores[l] = sum(float((W.detach() * g[W]).abs().sum(dtype=torch.float64)) for W in weights[l])
     if not all(map(math.isfinite, scores)):
         raise Unsupported("gradients overflow; load the model in bfloat16 or float32")
-    return scores
+    return [torch.tensor(scores, dtype=torch.float64)]

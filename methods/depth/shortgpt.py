@@ -23,6 +23,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from methods.base import register
@@ -30,6 +32,7 @@ from methods.depth.one_shot import OneShot
 from methods.model.activations import steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from methods.model.shared import shared
 from methods.ranges import Layers
 
 
@@ -47,10 +50,17 @@ class ShortGPT(OneShot):
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[float]:
         """Return BI_l of every layer."""
-        total, count = [0.0] * len(model.layers), [0] * len(model.layers)
-        for l, step in steps(model, calibration):
-            where = step.mask if self.token == "all" else step.last
-            cos = cosine_similarity(step.x[where].float(), step.y[where].float(), dim=-1)  # (M,) tokens
-            total[l] += float((1 - cos).double().sum())
-            count[l] += len(cos)
-        return [one / tokens for one, tokens in zip(total, count, strict=True)]
+        (BI,) = shared(block_influence, model, calibration, self.token)
+        return BI.tolist()
+
+
+def block_influence(model: Decoder, calibration: Calibration, token: str) -> list[Tensor]:
+    """Return BI, (L,), in float64, over all tokens or the last of each sequence."""
+    total, count = [0.0] * len(model.layers), [0] * len(model.layers)
+    for l, step in steps(model, calibration):
+        where = step.mask if token == "all" else step.last
+        cos = cosine_similarity(step.x[where].float(), step.y[where].float(), dim=-1)  # (M,) tokens
+        total[l] += float((1 - cos).double().sum())
+        count[l] += len(cos)
+    BI = [one / tokens for one, tokens in zip(total, count, strict=True)]
+    return [torch.tensor(BI, dtype=torch.float64)]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+    Statistics = list[torch.Tensor]
+    Keep = Callable[[str, Callable[[], Statistics]], Statistics]  # (name, how it is found) -> what it is
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class Calibration:
     memory  bytes that a method's states of one micro-batch may take; changes no decision
     order   the first removals of a greedy search ("mlp 3"), as a cell of the same method, with the same parameters,
             model and tokens, has found them at another ratio; saves time and changes no decision
+    keep    returns what another cell has found of the dense model on these tokens, or finds it and keeps it
+            (methods.model.shared); None: nothing is kept
     """
 
     ids: torch.Tensor
@@ -31,6 +37,7 @@ class Calibration:
     sha256: str = ""
     memory: int = 2**30
     order: tuple[str, ...] = ()
+    keep: Keep | None = None
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 2 or self.ids.shape != self.mask.shape:

@@ -44,6 +44,7 @@ from methods.errors import OutOfReach
 from methods.model.activations import steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from methods.model.shared import shared
 from methods.model.sizes import parameters
 from methods.model.structures import Structure, cuts, structures_of
 from methods.ranges import Count
@@ -153,7 +154,7 @@ class FLAP:
         if ratio:
             if self.variance == "released" and len(calibration.ids) < 2:
                 raise ValueError("variance=released leaves the first calibration sequence out: give two at least")
-            moments = statistics(model, calibration, structures, self.variance)
+            moments = shared(moments_of_inputs, model, calibration, self.variance)
             scores = [self.score(structure, seen) for structure, seen in zip(structures, moments, strict=True)]
             if self.equal:
                 counts = [plan["removed_per_layer"][structure.kind] for structure in structures]
@@ -162,21 +163,21 @@ class FLAP:
             for structure, seen, score, count in zip(structures, moments, scores, counts, strict=True):
                 if count:
                     biased = self.adds_biases or (self.bias and structure.writer.bias is not None)
-                    remove(structure, score, count, seen.mean if biased else None)
+                    remove(structure, score, count, seen[0] if biased else None)
         return plan | {"parameters": parameters(model)} | cuts(model, structures)
 
     @torch.no_grad()
-    def score(self, structure: Structure, seen: Moments) -> Tensor:
-        """Return z of every unit, (units,), in float64 on the CPU."""
+    def score(self, structure: Structure, seen: Tensor) -> Tensor:
+        """Return z of every unit, (units,), in float64 on the CPU, from the moments (3, C) of its inputs."""
         W = structure.writer.weight.double()
-        n, v = seen.n, seen.variance
+        _, v, norm = seen.to(W.device)
         match self.metric:
             case "wifv":
                 s = v * W.square().sum(0)
             case "ifv":
                 s = v
             case _:
-                s = W.abs().mean(0) * (seen.M2 + n * seen.mean**2).sqrt()
+                s = W.abs().mean(0) * norm
         if self.attn_square and structure.kind == "kv_heads":
             s = s.square()
         z = (s - s.mean()) / s.std().clamp_min(torch.finfo(s.dtype).tiny)
@@ -199,6 +200,12 @@ class FLAP:
         gains = torch.zeros(int(counts[-1]), dtype=torch.long)
         gains[counts[1:] - 1] = freed(structure, counts, self.adds_biases).diff()
         return counts, gains
+
+
+def moments_of_inputs(model: Decoder, calibration: Calibration, variance: Variance) -> list[Tensor]:
+    """Return mu, v and ||X||, (3, C) in float64, of what enters the output matrix of each of `structures_of`."""
+    found = statistics(model, calibration, structures_of(model, *KINDS), variance)
+    return [torch.stack([seen.mean, seen.variance, (seen.M2 + seen.n * seen.mean**2).sqrt()]) for seen in found]
 
 
 def statistics(
@@ -228,7 +235,7 @@ def remove(structure: Structure, score: Tensor, count: int, mu: Tensor | None) -
     if mu is None:
         return
     gone = columns[structure.removed].flatten().to(W.device)
-    b = W[:, gone].double() @ mu[gone]
+    b = W[:, gone].double() @ mu.to(W.device)[gone]
     if matrix.bias is not None:
         b += matrix.bias
     matrix.bias = nn.Parameter(b.to(W.dtype), matrix.weight.requires_grad)

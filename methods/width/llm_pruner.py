@@ -59,6 +59,7 @@ from methods.errors import OutOfReach, Unsupported
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.gradients import Sums, gradients
+from methods.model.shared import shared
 from methods.model.sizes import parameters
 from methods.model.structures import Structure, cuts
 from methods.ranges import Count, Layers, Share, Tokens
@@ -213,6 +214,12 @@ class LLMPruner:
             return [torch.rand(len(structure.left), generator=draw) for structure in structures]
         if self.importance not in TAYLOR:
             return [self.score(structure, {}, {}) for structure in structures]
+        if step == 1:  # of the dense model
+            return shared(first_scores, model, calibration, self, [(each.number, each.kind) for each in structures])
+        return self.taylor(model, structures, calibration, step)
+
+    def taylor(self, model: Decoder, structures: list[Structure], calibration: Calibration, step: int) -> list[Tensor]:
+        """Return the importance by the gradients of the loss of every unit that is left, as `scores` does."""
         weights = {part.matrix.weight for structure in structures for part in structure.parts}
         found, first, second = (
             dict[int, Tensor](),
@@ -268,6 +275,14 @@ class LLMPruner:
         """Sum over the query heads that are paired with each key/value head, (units, R * E) -> (units, E)."""
         units = len(scores)
         return scores.view(-1, units, E).sum(0) if self.gqa == "released" else scores.view(units, -1, E).sum(1)
+
+
+def first_scores(
+    model: Decoder, calibration: Calibration, method: LLMPruner, places: list[tuple[int, str]]
+) -> list[Tensor]:
+    """Return the importance in the first round of every unit of the structures (layer, kind), (units,) for each."""
+    layers = model.layers
+    return method.taylor(model, [Structure(number, kind, layers[number]) for number, kind in places], calibration, 1)
 
 
 def units_outside(model: Decoder, protected: Collection[int]) -> list[Structure]:

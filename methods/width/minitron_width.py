@@ -35,6 +35,7 @@ from methods.errors import OutOfReach
 from methods.model.activations import steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from methods.model.shared import shared
 from methods.model.sizes import parameters
 from methods.model.structures import Structure, cuts, structures_of
 from methods.ranges import Count
@@ -72,19 +73,24 @@ class MinitronWidth:
         plan, structures = self.plan(model, ratio), self.structures(model)
         counts = plan["removed_per_layer"]
         if any(counts.values()):
-            F = activity(model, calibration)
+            F = dict(zip(places(model), shared(activity, model, calibration), strict=True))
             for structure in structures:
                 f = F[structure.number, structure.kind][structure.parts[-1].index]
                 structure.remove(f.square().sum(1).sqrt(), counts[structure.kind])
         return plan | {"parameters": parameters(model)} | cuts(model, structures)
 
 
-def activity(model: Decoder, calibration: Calibration) -> dict[tuple[int, str], Tensor]:
-    """Return F of every channel that enters an output matrix, (C,) by layer and kind, in float64 on the CPU."""
+def places(model: Decoder) -> list[tuple[int, str]]:
+    """Return where F is taken: layer, and kind of its output matrix."""
+    return [(number, kind) for number in range(len(model.layers)) for kind in ("kv_heads", "channels")]
+
+
+def activity(model: Decoder, calibration: Calibration) -> list[Tensor]:
+    """Return F of every channel that enters an output matrix, (C,) for each of `places`, in float64."""
     squares: defaultdict[tuple[int, str], Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
     for number, step in steps(model, calibration):
         real = step.mask[:, :, None]
         for kind, X in (("kv_heads", step.heads), ("channels", step.channels)):
             mean = (X.double().abs() * real).sum(1) / real.sum(1)
             squares[number, kind] = squares[number, kind] + mean.square().sum(0).cpu()
-    return {place: total.sqrt() for place, total in squares.items()}
+    return [squares[place].sqrt() for place in places(model)]

@@ -44,6 +44,7 @@ from methods.errors import OutOfReach
 from methods.model.activations import steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from methods.model.shared import shared
 from methods.model.sizes import layer_parameters, parameters
 from methods.model.structures import cuts, remove_sublayers, structures_of, sublayers_of
 from methods.ranges import Count, Positive, Tokens
@@ -92,7 +93,7 @@ class TwoSSP:
         plan, structures = self.plan(model, ratio), structures_of(model, "channels")
         n, channels = plan["attentions"], plan["removed_per_layer"]["channels"]
         if channels:
-            for structure, score in zip(structures, channel_norms(model, calibration), strict=True):
+            for structure, score in zip(structures, shared(channel_norms, model, calibration), strict=True):
                 structure.remove(score, channels)
         cut, found = cuts(model, structures), Found()
         if n:

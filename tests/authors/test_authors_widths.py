@@ -50,7 +50,8 @@ def test_flap(run: Run, monkeypatch):
     ours = {"mean": [seen.mean for seen in moments]}
     ours["fluc"] = [seen.variance * (seen.n - 1) / (rows - 1) for seen in moments]  # a sequence counts as one
     ours["norm"] = [(seen.M2 + seen.n * seen.mean**2) / rows for seen in moments]  # a mean of squares
-    ours["score"] = [method.score(structure, seen) for structure, seen in zip(structures, moments, strict=True)]
+    tables = flap.moments_of_inputs(model, calibration, variance)
+    ours["score"] = [method.score(structure, seen) for structure, seen in zip(structures, tables, strict=True)]
     scores = {
         f"{part}.{what}": (one, run.tensor(f"{part}.{what}"))
         for what, rows in ours.items()
@@ -113,7 +114,7 @@ def test_minitron_width(run: Run, monkeypatch):
     """The authors' heads are query heads, scored alone and ranked inside their groups; channels are removed."""
     model, calibration = run.model(), run.calibration()
     size = model.layers[0].down.in_features
-    F = minitron_width.activity(model, calibration)
+    F = dict(zip(minitron_width.places(model), minitron_width.activity(model, calibration), strict=True))
     scores = {}
     for part, kind in (("attn", "kv_heads"), ("mlp", "channels")):
         ours = torch.stack([F[number, kind] for number in range(len(model.layers))])

@@ -187,3 +187,24 @@ def test_samples_that_are_not_those_of_their_record_are_not_taken_in(tmp_path):
     assert list(tmp_path.iterdir()) == []
     store.take_in(sent(**named) | {"samples/k/piqa.parquet": content}, tmp_path, "k")
     assert (tmp_path / "samples" / "k" / "piqa.parquet").read_bytes() == content
+
+
+def test_cells_share_statistics_of_the_dense_model_and_say_what_these_have_cost(base, tmp_path):
+    asked = [*base, "--methods", "shortgpt", "--threads", "1", "--then", "shortgpt:ratio=0.7", "--no-checks"]
+    found = {}
+    for name, ratio in (("both", "0.2,0.4"), ("one", "0.4")):
+        assert main([*asked, "--ratio", ratio, "--out", str(tmp_path / name)]) == 0
+        found[name] = {(r.cell["label"], r.cell["ratio"]): r for r in load_run(tmp_path / name)}
+    for key, record in found["one"].items():
+        again = found["both"][key]
+        assert record.decisions | {"earlier": None} == again.decisions | {"earlier": None}
+        assert record.measured["pruned_sha256"] == again.measured["pruned_sha256"]
+    spent = {
+        name: [
+            r.cell["label"]
+            for r in cells.values()
+            if r.measured.get("prune_seconds", 0) > r.measured["seconds"].get("prune", 0)
+        ]
+        for name, cells in found.items()
+    }
+    assert spent == {"both": ["shortgpt"], "one": []}  # what is pruned again is no dense model

@@ -16,7 +16,7 @@ from methods.errors import OutOfReach
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import structures_of
-from methods.width.flap import FLAP, KINDS, Moments, ReleasedMoments, statistics
+from methods.width.flap import FLAP, KINDS, Moments, ReleasedMoments, moments_of_inputs, statistics
 
 FEWEST = 6  # of 48 channels
 
@@ -135,7 +135,8 @@ def test_statistics_are_those_of_the_real_tokens(family, memory):
 def test_scores_by_hand(family, metric, square):
     model = Decoder(tiny(family))
     structures, expected = structures_of(model, *KINDS), by_hand(model, metric, square)
-    for structure, moments in zip(structures, statistics(model, calibration(), structures), strict=True):
+    tables = moments_of_inputs(model, calibration(), "pooled")
+    for structure, moments in zip(structures, tables, strict=True):
         found = FLAP(metric=metric, attn_square=square).score(structure, moments)
         wanted = torch.tensor(expected[structure.number, structure.kind], dtype=torch.float64)
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)

@@ -16,7 +16,7 @@ from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import keep_channels, structures_of
 from methods.width import widths
-from methods.width.minitron_width import MinitronWidth, activity
+from methods.width.minitron_width import MinitronWidth, activity, places
 from methods.width.widths import equal_widths
 
 LENGTHS = (24, 20, 9, 24, 3, 15)
@@ -53,10 +53,11 @@ def by_hand(model: Decoder) -> dict[tuple[int, str], torch.Tensor]:
 @pytest.mark.parametrize("family", TINY)
 def test_activity_by_hand(family, memory):
     expected = by_hand(Decoder(tiny(family)))
-    found = activity(Decoder(tiny(family)), calibration(filler=9, memory=memory))
-    assert found.keys() == expected.keys()
-    for place, F in expected.items():
-        torch.testing.assert_close(found[place], F, rtol=1e-4, atol=1e-5 * float(F.max()))
+    model = Decoder(tiny(family))
+    found = activity(model, calibration(filler=9, memory=memory))
+    assert set(places(model)) == expected.keys()
+    for place, F in zip(places(model), found, strict=True):
+        torch.testing.assert_close(F, expected[place], rtol=1e-4, atol=1e-5 * float(F.max()))
 
 
 def test_the_most_active_stay():

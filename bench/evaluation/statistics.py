@@ -1,0 +1,56 @@
+"""Keeps what cells find of the dense model on the calibration tokens, for later cells of the run on the same node."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bench.system import memory
+
+
+class KeptStatistics:
+    """Finds statistics, each in a file while the run lasts, and counts for one cell what others have spent on them.
+
+    A file is of one model in one dtype on one kind of device, as its folder is. Cells that run at once may each find
+    the same; the last one's file stays.
+
+    seconds  that other cells took to find what this one has read
+    peak     the highest memory while they did, as bench.system.memory.peaks has it
+    """
+
+    def __init__(self, folder: Path, devices: Sequence[torch.device]) -> None:
+        self.folder, self.devices = folder, devices
+        self.seconds = 0.0
+        self.peak: dict[str, Any] = {}
+
+    def __call__(self, name: str, find: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """Return the statistics of that name, found by another cell or by `find`."""
+        file = self.folder / f"{name}.safetensors"
+        if file.exists():
+            return self._read(file)
+        start = time.perf_counter()
+        found = find()
+        cost = {"seconds": time.perf_counter() - start, "peak": memory.peaks(self.devices)}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(f".{os.getpid()}")  # another process may be about the same
+        tensors = {str(number): statistic.contiguous() for number, statistic in enumerate(found)}
+        save_file(tensors, unfinished, {"cost": json.dumps(cost)})
+        unfinished.replace(file)  # so that a process that is killed leaves no half of it to the next one
+        return found
+
+    def _read(self, file: Path) -> list[Tensor]:
+        with safe_open(file, "pt") as stored:
+            cost = json.loads(stored.metadata()["cost"])
+            tensors = [stored.get_tensor(str(number)) for number in range(len(stored.keys()))]
+        self.seconds += cost["seconds"]
+        self.peak = memory.highest(self.peak, cost["peak"]) if self.peak else cost["peak"]
+        return tensors
