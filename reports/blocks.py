@@ -59,6 +59,10 @@ class TableGroup:
         most = max(map(len, found.values()))
         return [{seed: several[at] for seed, several in found.items() if at < len(several)} for at in range(most)]
 
+    def is_drawn(self, place: int) -> bool:
+        """Say whether a row is of several random choices at one seed, beside whose mean stands their spread."""
+        return len(self.drawn[place]) > len(seeds_of(self.drawn[place]))
+
     def at_each_seed(self) -> list[Record]:
         """Return the measured records of the rows, of several draws at one seed the first, and one of what failed."""
         found = list[Record]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
@@ -41,6 +42,11 @@ def add(commands: Any) -> None:
     report.add_argument(
         "--against", metavar="NAME|FILE", help="published figures beside these; published for all that are known"
     )
+    report.add_argument(
+        "--above-guessing",
+        action="store_true",
+        help="leave out tasks in which the dense model is not shown to be better than guesses",
+    )
     report.add_argument("--standalone", action="store_true", help="LaTeX as a whole document and not as a fragment")
     report.add_argument("--out", type=Path, metavar="DIR", help="write report.html, .md, .csv, *.tex, figures there")
     report.set_defaults(command=_report)
@@ -58,6 +64,11 @@ def _report(arguments: argparse.Namespace) -> int:
     from bench.records import run_folder
 
     merged = run_folder.load_runs(arguments.runs)
+    if arguments.above_guessing:
+        from bench.records.guessing import above_guessing
+
+        records, said = above_guessing(merged.records)
+        merged = dataclasses.replace(merged, records=records, remarks=[*merged.remarks, *said])
     for remark in merged.remarks:
         print(remark, file=sys.stderr)
     if arguments.out:

@@ -67,6 +67,8 @@ def evaluate(
             "available": len(task.eval_docs),
             "fewshot": outcome["n-shot"][name] or 0,
         }
+        if task.OUTPUT_TYPE == "multiple_choice":
+            figures[name][answers.CHANCE] = answers.chance(samples[name]["loglikelihoods"].tolist())
     return figures, samples
 
 

@@ -1,6 +1,7 @@
-"""Knows the bits per byte of the right answer: a figure for each document of a task with choices.
+"""Knows what samples of a task with choices give beside accuracy: the bits per byte of the right answer, and chance.
 
     bits per byte = -log2 p(right continuation | question) / its bytes
+    chance        = mean over documents of 1 / choices, the accuracy of guesses
 
 The continuation is the text that was scored, with the space in front of it, in UTF-8. A task's figure is the mean over
 its documents, so that a long answer counts as much as a short one: OLMES' bits_per_byte_corr (Y. Gu et al., "OLMES: a
@@ -16,10 +17,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ from bench.stats.intervals import mean_stderr
 
 NAME = ANSWER_BPB
 NEEDED = ("doc_hash", "target", "loglikelihoods")  # columns of the samples that it follows from
+CHANCE = "chance"
 BYTES = Path(__file__).with_name("answer_bytes.parquet")
 
 
@@ -53,8 +56,14 @@ def of_documents(task: str, table: Any) -> NDArray[np.float64] | None:
     return np.array([bits_per_byte(every[place], size) for size, place, every in several])
 
 
+def chance(loglikelihoods: Sequence[Sequence[float]]) -> float | None:
+    """Return the accuracy of guesses from the likelihoods of each document's choices; None where there are no two."""
+    choices = [len(every) for every in loglikelihoods]
+    return fmean(1 / count for count in choices) if choices and min(choices) > 1 else None
+
+
 def completed(record: Record, folder: Path, files: Any) -> Record:
-    """Return a record with the figure of each task that its samples give and that it does not have itself.
+    """Return a record with what the samples of each task give and what it does not have itself.
 
     folder, files   of its samples, see bench.records.samples.SampleFiles
     """
@@ -67,7 +76,7 @@ def completed(record: Record, folder: Path, files: Any) -> Record:
             table = files.table(folder, name, (NAME, *NEEDED))
             figures = None if table is None else of_documents(name, table)
             if figures is not None and np.isfinite(figures).all():
-                found[name] = task | {NAME: figure(figures)}
+                found[name] = {CHANCE: chance(table["loglikelihoods"].to_pylist())} | task | {NAME: figure(figures)}
     return replace(record, measured=record.measured | {"tasks": {**tasks, **found}}) if found else record
 
 

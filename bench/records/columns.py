@@ -14,6 +14,7 @@ agreement, copying, counting, repetition, distinct_1, distinct_2      shares, se
 task_K, _stderr, _low, _high      the main metric where it is an accuracy, a share; for acc and acc_norm with Wilson's
                                   95 % interval
 task_K_metric, task_K_documents   which metric that is, and over how many documents
+task_K_chance, average_chance     the accuracy of guesses; missing where a task has no choices or it is not known
 task_K_M, _stderr                 every other metric
 answer_bpb_K, _stderr             of a task with choices, bits per byte of the right answer, see bench.records.answers
 score_K ..                        the same of a task whose main metric is no accuracy, such as word_perplexity
@@ -34,6 +35,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from bench.records.answers import CHANCE
 from bench.records.comparability import by_setup, dense_peer, other_versions
 from bench.records.fits import misfits
 from bench.records.record import ANSWER_BPB, Record, display_name, is_accuracy, label, peak_bytes, requested_ratio
@@ -197,6 +199,8 @@ def _task(column: str, task: dict[str, Any]) -> dict[str, Any]:
         f"{column}_metric": main,
         f"{column}_documents": documents,
     }
+    if task.get(CHANCE) is not None:
+        row[f"{column}_chance"] = task[CHANCE]
     for name, result in task.items():
         if isinstance(result, dict) and name != ANSWER_BPB:
             row[f"{column}_{name}"] = result["value"]
@@ -232,6 +236,9 @@ def _average(
     average = row["average"]
     if average is None:
         return row
+    chances = [chance for task in names if (chance := measured[task].get(CHANCE)) is not None]
+    if len(chances) == len(names):
+        row["average_chance"] = fmean(chances)
     asked = ("main", "version", "documents", "fewshot")
     if all(task in dense and _same(measured[task], dense[task], asked) for task in names):
         baseline = fmean(dense[task][dense[task]["main"]]["value"] for task in names)

@@ -48,7 +48,8 @@ A record has these keys and no others:
                          word_perplexity, nll_per_token, tokens, words, windows, window, stride, bos, sha256,
                          whole (all of the text and not only every second document)}}
     tasks        {task: {metric: {value, stderr}, ..., "main": metric, "version", "documents", "available", "fewshot"}};
-                 of a task with choices one metric is answer_bpb (bench.records.answers)
+                 of a task with choices one metric is answer_bpb, and `chance` is the accuracy of guesses
+                 (bench.records.answers)
     speed        see below; absent unless asked for, and of several draws in all but the first
     checks       {copying, counting, repetition, distinct_1, distinct_2, agreement (shares), kl, kl_low, kl_high (nats
                  per token, 95 %)}   see bench.evaluation.checks; kl and agreement are absent for "dense", and with

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import takewhile, zip_longest
 
-from reports.tables.table import Column, Row, Table, TableCell, legend
+from reports.tables.table import Column, Row, Table, TableCell, legend, signs
 from reports.text import printable
 
 PREAMBLE = r"""\documentclass{article}
@@ -35,6 +35,7 @@ SPECIAL = {
     '"': r"{\ttfamily\symbol{34}}",
     "±": r"$\pm$",
     "†": r"$^{\dagger}$",
+    "‡": r"$^{\ddagger}$",
     "×": r"$\times$",
     "…": r"\ldots{}",
     "↑": r"$\uparrow$",
@@ -183,7 +184,7 @@ class _Aligned:
         if self.broken:
             return rf"{{\raggedright {escaped(cell.text)}\par}}"
         figure, spread = re.fullmatch(r"(.*?)((?: [±\[].*)?)", cell.text, re.DOTALL).groups()  # type: ignore[union-attr]
-        dagger = SPECIAL["†"] * ("differs" in cell.marks)
+        dagger = escaped(signs(cell))
         shown = _emphasised(_figure(figure), cell)
         rest = f"\\,{_figure(spread.strip())}" if spread else ""
         return f"{shown} & {rest}{dagger}" if self.split else f"{shown}{rest}{dagger}"

@@ -8,11 +8,12 @@ from functools import cached_property
 from itertools import chain
 
 from bench.records.columns import removed_too_little
+from bench.records.guessing import may_be_guessed
 from bench.records.record import Record, display_name, requested_ratio, share
 from bench.records.samples import Samples
 from reports import notes
 from reports.blocks import TableGroup, blocks
-from reports.metrics import METRICS
+from reports.metrics import METRICS, metric
 from reports.tables import order, significance
 from reports.tables.table import Column, Row, Table, TableCell, figure, ranked
 
@@ -58,12 +59,24 @@ def compared(group: TableGroup, columns: Sequence[Column], data: ReportData) -> 
             cells[number] = starred(cells[number], figures) if column.name == "ratio" else cells[number]
             if (place, column.name) in tested.differs:
                 cells[number] = cells[number].marked("differs")
+            if not group.is_drawn(place) and may_be_guessed(figures, column.name):
+                cells[number] = cells[number].marked("guess")
         rows.append(row_of(record, group.label(place), cells))
     eligible = [_may_win(record) for record in group.records]
     for number, column in enumerate(columns):
         if column.better and column.name not in UNRANKED:
             rows = ranked(rows, number, column.better, eligible)
-    return rows, list(tested.notes)
+    return rows, [*tested.notes, *_guesses(rows, columns, group)]
+
+
+def _guesses(rows: Sequence[Row], columns: Sequence[Column], group: TableGroup) -> list[str]:
+    """Say what the mark of an accuracy that may be that of guesses means, where a cell has it."""
+    marked = [
+        column.name for number, column in enumerate(columns) if any("guess" in row.cells[number].marks for row in rows)
+    ]
+    chances = {name: next(row[f"{name}_chance"] for row in group.rows if f"{name}_chance" in row) for name in marked}
+    each = ", ".join(f"{metric(name).label} {METRICS['average'].show(chance)}" for name, chance in chances.items())
+    return [f"‡: not shown to be above the accuracy of guesses, in %: {each}."] if each else []
 
 
 def _may_win(record: Record) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from reports.metrics import MISSING, metric, shown
 
-DIFFERS = "†"
+SIGNS = {"differs": "†", "guess": "‡"}  # of marks that stand behind a figure
 ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 
 
@@ -56,7 +56,8 @@ class TableCell:
     value              the raw figure; None where there is none, a text where the cell is words
     low, high, stderr  its 95 % interval and its standard error, where there are
     marks              best, second (of the methods at this ratio), differs (from what it was tested against, p < 0.05),
-                       missed (the ratio), doubtful (of a timing)
+                       guess (an accuracy that is not shown to be above that of guesses), missed (the ratio), doubtful
+                       (of a timing)
     of                 label and name of the method that it is of, where a row holds several
     """
 
@@ -171,8 +172,13 @@ def figure(row: Mapping[str, Any], name: str) -> TableCell:
 
 
 def written(cell: TableCell, *, brief: bool = False) -> str:
-    """Return the text of a cell with the sign of a difference that a test has shown."""
-    return (cell.short if brief else cell.text) + DIFFERS * ("differs" in cell.marks)
+    """Return the text of a cell with the signs of its marks."""
+    return (cell.short if brief else cell.text) + signs(cell)
+
+
+def signs(cell: TableCell) -> str:
+    """Return the signs of the marks of a cell."""
+    return "".join(sign for mark, sign in SIGNS.items() if mark in cell.marks)
 
 
 def words(name: str, label: str | None = None) -> Column:

@@ -228,8 +228,9 @@ def test_generated_answers_have_no_bits_per_byte(offline):
 def test_figures_are_those_of_the_record(offline):
     task = offline["piqa"]
     figures, samples = evaluated(task, "piqa", task_loading.draw(task, 50, 0), lambda _, text: -float(len(text)))
-    others = {"main", "version", "documents", "available", "fewshot"}
+    others = {"main", "chance", "version", "documents", "available", "fewshot"}
     assert figures.keys() == {"acc", "acc_norm", "answer_bpb", *others}
+    assert figures["chance"] == 0.5
     share = samples["acc"].mean()
     assert figures["acc"]["value"] == pytest.approx(share)
     assert figures["acc"]["stderr"] == pytest.approx(math.sqrt(share * (1 - share) / 49))
