@@ -41,7 +41,7 @@ Measured. docs/studies/laco-ls.md compares it with other methods, and docs/studi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -54,7 +54,7 @@ from torch.nn.functional import cosine_similarity
 from methods.base import register
 from methods.budget import whole_layers
 from methods.depth.collapse_fit import Collapse, Fit, Window
-from methods.depth.greedy_search import kl
+from methods.depth.greedy_search import ROUNDING, TOKENS_AT_ONCE, kl
 from methods.errors import Unsupported
 from methods.least_squares import Rows, fit, total_error
 from methods.model.activations import Entry, beside, enter, enter_all, step
@@ -141,7 +141,9 @@ class LaCoLS:
                 promising = sorted(range(len(pairs)), key=lambda i: (gain[i], i))[: self.trials]
                 trial.fix(windows)
                 shown = f"layer {count + 1} of {n} to remove"
-                losses = {i: trial.loss(joined(windows, i), i) for i in over(promising, shown, "trial")}
+                losses = dict.fromkeys(promising, math.inf)
+                for i in over(promising, shown, "trial"):
+                    losses[i] = trial.loss(joined(windows, i), i, min(losses.values()))
                 best = min(promising, key=lambda i: losses[i])
                 swallowed, loss = windows[best + 1][0], losses[best]
             place = next(i for i, (s, _) in enumerate(windows) if s == swallowed)
@@ -244,7 +246,8 @@ class CollapseTrial:
     @cached_property
     def expected(self) -> Tensor:
         """Return the dense model's log-probabilities of the next token, (tokens, V)."""
-        return self._logits(self.entry.run(self.dense.layers, self.entry.x)).log_softmax(-1)
+        states = self._wanted(self.entry.run(self.dense.layers, self.entry.x))
+        return torch.cat([logits.log_softmax(-1) for logits in self._logits(states)])
 
     @torch.no_grad()
     def fix(self, windows: list[Window]) -> None:
@@ -254,14 +257,20 @@ class CollapseTrial:
             self.states.append(self._run(window, self.states[-1]))
 
     @torch.no_grad()
-    def loss(self, windows: list[Window], i: int) -> float:
-        """Return KL per token; before number i nothing has changed since `fix`. A loss that is no number never wins."""
+    def loss(self, windows: list[Window], i: int, limit: float = math.inf) -> float:
+        """Return KL per token, or anything above `limit` where it is sure to be. One that is no number never wins.
+
+        Before number i nothing has changed since `fix`.
+        """
         x = self.states[i]
         for window in windows[i:]:
             x = self._run(window, x)
-        logits = self._logits(x)
-        loss = float(kl(logits, self.expected, logits)) / len(logits)
-        return math.inf if math.isnan(loss) else loss
+        states, total = self._wanted(x), 0.0
+        for logits, p in zip(self._logits(states), torch.split(self.expected, TOKENS_AT_ONCE), strict=True):
+            total += float(kl(logits, p, logits))
+            if total > (1 + ROUNDING) * limit * len(states):
+                break
+        return math.inf if math.isnan(total) else total / len(states)
 
     def _run(self, window: Window, x: Tensor) -> Tensor:
         s, e = window
@@ -272,5 +281,11 @@ class CollapseTrial:
         taken = step(layer, x, arguments, self.mask)
         return taken.y - taken.m + self.dense.mapped(window, taken.m)
 
-    def _logits(self, x: Tensor) -> Tensor:
-        return self.dense.model.logits(x[:, :-1][self.wanted.to(x.device)]).float()
+    def _wanted(self, x: Tensor) -> Tensor:
+        """Return the states of the tokens that have a successor, (tokens, D)."""
+        return x[:, :-1][self.wanted.to(x.device)]
+
+    def _logits(self, states: Tensor) -> Iterator[Tensor]:
+        """Yield the logits of a few tokens at a time, (M, V), of states (tokens, D)."""
+        for few in torch.split(states, TOKENS_AT_ONCE):
+            yield self.dense.model.logits(few).float()

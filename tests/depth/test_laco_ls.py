@@ -231,6 +231,8 @@ def test_a_trial_is_the_model_with_its_maps_folded(family):
     kl = float((p.exp() * (p - q)).sum(-1).mean())
     for i in range(len(windows)):
         assert trial.loss(windows, i) == pytest.approx(kl, rel=1e-3, abs=1e-6)
+        assert trial.loss(windows, i, 1.001 * kl) == trial.loss(windows, i)
+        assert trial.loss(windows, i, 0.5 * kl) > 0.5 * kl
     undone = [(s, s + 1) for s in range(LAYERS)]
     trial.fix(undone)
     assert trial.loss(undone, 0) == pytest.approx(0.0, abs=1e-5)
