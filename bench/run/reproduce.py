@@ -89,7 +89,8 @@ def prune_again(record: Record, device: str) -> PrunedModel:
     block = texts.calibration(tokenizer, protocol["calibration"], *sizes, cell["seed"])
     if block.sha256 != record.decisions["calibration"]["sha256"]:
         raise UserError(f"the calibration tokens are not those of the record: {protocol['calibration']} has changed")
-    block = dataclasses.replace(block, memory=protocol["calibration_memory_mib"] * 2**20)
+    states = measured.get("calibration_memory_mib", protocol["calibration_memory_mib"])
+    block = dataclasses.replace(block, memory=states * 2**20)
     model = Decoder(loaded)
     decided: dict[str, Any] = {}
     if cell["method"] != "dense":

@@ -230,7 +230,7 @@ class _Reference:
         self.original = model.layers
         self.count = len(self.original)
         width = model.embed.embedding_dim * (self.count + 6)
-        self.sentences = [self._pass(ids, mask) for ids, mask in calibration.batches(width)]
+        self.sentences = [self._pass(ids, mask) for ids, mask in calibration.batches(width, model.embed.weight.dtype)]
 
     def _pass(self, ids: Tensor, mask: Tensor) -> _Sentences:
         entry = enter(self.model, ids)

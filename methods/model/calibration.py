@@ -48,8 +48,8 @@ class Calibration:
         rows, columns = max(1, int((self.mask.sum(1).cumsum(0) <= tokens).sum())), min(self.ids.shape[1], tokens)
         return dataclasses.replace(self, ids=self.ids[:rows, :columns], mask=self.mask[:rows, :columns])
 
-    def batches(self, values_per_token: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return (ids, mask) in micro-batches of whole sequences, for `values_per_token` numbers of four bytes each."""
-        rows = max(1, self.memory // (4 * values_per_token * self.ids.shape[1]))
+    def batches(self, values_per_token: int, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return (ids, mask) in micro-batches of whole sequences, for `values_per_token` numbers of a type each."""
+        rows = max(1, self.memory // (dtype.itemsize * values_per_token * self.ids.shape[1]))
         starts = range(0, len(self.ids), rows)
         return [(self.ids[start : start + rows], self.mask[start : start + rows]) for start in starts]
