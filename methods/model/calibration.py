@@ -20,8 +20,9 @@ class Calibration:
     seed    of the draw
     sha256  of ids and mask
     memory  bytes that a method's states of one micro-batch may take; changes no decision
-    order   the first removals of a greedy search ("mlp 3"), as a cell of the same method, with the same parameters,
-            model and tokens, has found them at another ratio; saves time and changes no decision
+    order   removals that are known, with the same method, parameters, model and tokens: the first ones of a greedy
+            search ("mlp 3"), which another cell has found at another ratio; or all that a record names ("layer 3", and
+            of LaCo "window 20", where layers merge into layer 20). It saves time and changes no decision
     """
 
     ids: torch.Tensor
