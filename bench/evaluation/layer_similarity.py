@@ -170,7 +170,7 @@ def states(model: Decoder, tokens: Calibration) -> dict[str, dict[str, Matrix]]:
     """Compare the states in front of each layer and behind the last: {first, last, mean: {cosine, l2: (L+1, L+1)}}."""
     layers, places = model.layers, len(model.layers) + 1
     sums = {position: torch.zeros(2, places, places, dtype=torch.float64) for position in ("first", "last", "mean")}
-    for ids, _ in tokens.batches(places * (3 * model.embed.embedding_dim + 4 * places)):
+    for ids, _ in tokens.batches(places * (3 * model.embed.embedding_dim + 4 * places), torch.float32):
         entry = enter(model, ids)
         stack = [entry.x]
         for layer in layers:

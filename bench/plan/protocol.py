@@ -21,6 +21,8 @@ DTYPES = "auto (the base's), float32, bfloat16, float16"
 ALL = "0 (for all) or positive"
 SWEEP = "0 for no sweep, or the largest batch of one"
 SHOTS = "a number of examples, or 0"
+STATES = "for the states of a micro-batch; 0, the default on CUDA: an eighth of what is free"
+STATES_WANTED = "a number of MiB, or 0 for an eighth of what is free"
 
 measured = partial(option, group="measure")
 timed = partial(option, group="time")
@@ -62,7 +64,7 @@ class Protocol:
     mode: Literal["eager", "graph"] = timed("eager", "graph: decode steps captured once, on CUDA the default")
     pin: tuple[int, ...] = timed((), "numbers of the cores to run on, as in 0,1", "LIST", least=0)
     speed_limit: int = timed(600, "of silence, before timing is given up", "SECONDS", least=1)
-    calibration_memory_mib: int = measured(1024, "for the states of a micro-batch", "MIB", least=1)
+    calibration_memory_mib: int = measured(1024, STATES, "MIB", least=0, wanted=STATES_WANTED)
     batch_tokens: int = measured(2048, "tokens of one forward when scoring", "TOKENS", least=1)
     scorer: Literal["shared", "stock"] = measured("shared", "stock: lm-eval's own backend, for checking")
     fewshot: int = measured(0, "examples in front of each question; by default none", "N", least=0, wanted=SHOTS)
@@ -147,13 +149,17 @@ PROFILES_ON_CUDA: dict[str, dict[str, Any]] = {  # what else a profile is on a G
 
 
 def for_cuda(protocol: Protocol, said: Collection[str], positions: int | None) -> Protocol:
-    """Return how cells are timed on a GPU: with captured steps and larger sizes, where the user did not say otherwise.
+    """Return how cells are measured on a GPU, where the user did not say otherwise.
+
+    Steps are captured, sizes are larger, and states take what follows from the memory that is free.
 
     said       the fields that the user gave
     positions  how many tokens the model takes, if there is a limit; default sizes beyond it are left out
     """
     changes = {"cache": "static"} | PROFILES_ON_CUDA.get(protocol.profile, {})
     changes = {name: value for name, value in changes.items() if name not in said and protocol.speed_rounds}
+    if "calibration_memory_mib" not in said:
+        changes["calibration_memory_mib"] = 0
     if (protocol.compile, changes.get("cache", protocol.cache)) == (False, "static") and "mode" not in said:
         changes["mode"] = "graph"
     steps = {"prefill": 0, "decode": changes.get("decode_steps", protocol.decode_steps)}

@@ -41,6 +41,8 @@ A record has these keys and no others:
     peak_memory  {stage of seconds: {resident_bytes}} on a CPU, of the process; on GPUs {allocated_bytes (by tensors),
                  reserved_bytes (held by torch), and of several GPUs `each`, with both of each one}, together. Records
                  of before had one figure, peak_memory_bytes: the highest since pruning began. See `peak_bytes`
+    calibration_memory_mib            what the states of a micro-batch were given, where that followed from the memory
+                                      that was free; absent for "dense"
     healing      {recipe: bench.plan.recipe.Recipe.as_run, text_sha256, start_sha256 (of the model before training, as
                  pruned_sha256), tokens (trained on), seconds (of training, over all attempts), tokens_per_second,
                  curve: [points of bench.healing.training.heal]}   absent unless healed

@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -206,10 +206,14 @@ def _prune(cell: Cell, decoder: Decoder, ratio: float, datasets: Datasets, outco
     """Remove `ratio` of the model, and record what is left."""
     if cell.method != "dense":
         outcome.say("pruning")
+        block = datasets.calibration
+        if not cell.protocol.calibration_memory_mib:
+            block = replace(block, memory=memory.for_states(outcome.devices))
+            outcome.measured["calibration_memory_mib"] = block.memory // 2**20
         with outcome.timed("prune"):
             pruner = methods.make(cell.method, cell.parameters)
             try:
-                outcome.decisions |= pruner.prune(decoder, datasets.calibration, ratio)
+                outcome.decisions |= pruner.prune(decoder, block, ratio)
             except OutOfReach as reason:
                 raise OutOfReach(f"behind {cell.earlier[-1].method}, {reason}" if cell.earlier else reason) from reason
         outcome.measured["prune_seconds"] = outcome.measured["seconds"]["prune"] + datasets.inherited_seconds

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from bench.regression.cell_results import CellResults
 from bench.run import fingerprint
 from bench.run.saving import PROBE_TOKENS, facts
 from methods.errors import UserError
+from methods.model import structures
+from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 
@@ -68,8 +72,10 @@ class PrunedModel:
 
 
 def prune_again(record: Record, device: str) -> PrunedModel:
-    """Prune again as the record says, without measuring.
+    """Make a record's model again without measuring it, from what the record says was removed.
 
+    Where that alone is the model, as its sha256 shows, nothing is decided here, so that the record may be of another
+    machine. Any other is pruned again: depth methods and LaCo are given their removals, and fit on the tokens.
     Raises UserError where weights, tokens or decisions are no longer the same, and for a cell that was trained or goes
     on from another cell.
     """
@@ -83,20 +89,53 @@ def prune_again(record: Record, device: str) -> PrunedModel:
         raise UserError(f"{cell['model']} is not the model of the record: the sha256 of its weights differs")
     texts.check(protocol["calibration"])
     on = pretrained.resolve_device(cell["device"] if device == "auto" else device)
-    torch.manual_seed(cell["seed"])
-    loaded, tokenizer = pretrained.load(cell["model"], on, getattr(torch, cell["dtype"]), cell["trust_remote_code"])
+    tokenizer = pretrained.load_tokenizer(cell["model"], cell["trust_remote_code"])
     sizes = (protocol["calibration_sequences"], protocol["calibration_length"])
     block = texts.calibration(tokenizer, protocol["calibration"], *sizes, cell["seed"])
     if block.sha256 != record.decisions["calibration"]["sha256"]:
         raise UserError(f"the calibration tokens are not those of the record: {protocol['calibration']} has changed")
-    block = dataclasses.replace(block, memory=protocol["calibration_memory_mib"] * 2**20)
-    model = Decoder(loaded)
-    decided: dict[str, Any] = {}
-    if cell["method"] != "dense":
-        pruner = methods.make(cell["method"], cell["parameters"])
-        decided = pruner.prune(model, block, measured.get("ratio_budget", 0.0))
-    removed = [{k: v for k, v in d.items() if k.startswith("removed_")} for d in (decided, record.decisions)]
-    if removed[0] != removed[1] or parameters(model) != measured["parameters"]:
+
+    def dense() -> Decoder:
+        gc.collect()  # what has been cut in vain, since models refer to themselves
+        return Decoder(pretrained.load(cell["model"], on, getattr(torch, cell["dtype"]), cell["trust_remote_code"])[0])
+
+    model = _cut(dense, record)
+    if model is None:
+        states = measured.get("calibration_memory_mib", protocol["calibration_memory_mib"])
+        model = dense()
+        _prune(model, record, dataclasses.replace(block, memory=states * 2**20, order=known_removals(record.decisions)))
+    return PrunedModel(model, tokenizer, facts(cell, record.decisions, measured), block.ids[:1, :PROBE_TOKENS])
+
+
+def _cut(dense: Callable[[], Decoder], record: Record) -> Decoder | None:
+    """Return the dense model without what the record names, where that is the model of the record, to the last bit."""
+    if "compensation" in record.decisions or not any(_removed(record.decisions).values()):
+        return None
+    model = dense()
+    structures.cut(model, record.decisions)
+    same = parameters(model) == record.measured["parameters"]
+    return model if same and fingerprint.state_sha256(model.model) == record.measured.get("pruned_sha256") else None
+
+
+def _prune(model: Decoder, record: Record, block: Calibration) -> None:
+    """Prune as the record says. Raises UserError where something else is removed."""
+    cell, measured = fingerprint.of_today(record.cell), record.measured
+    if cell["method"] == "dense":
+        return
+    torch.manual_seed(cell["seed"])
+    decided = methods.make(cell["method"], cell["parameters"]).prune(model, block, measured.get("ratio_budget", 0.0))
+    if _removed(decided) != _removed(record.decisions) or parameters(model) != measured["parameters"]:
         where = record.environment.get("gpu") or record.environment.get("cpu", "another machine")
         raise UserError(f"{cell['label']} does not remove here what it removed for the record, on {where}")
-    return PrunedModel(model, tokenizer, facts(cell, record.decisions, measured), block.ids[:1, :PROBE_TOKENS])
+
+
+def _removed(decisions: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: gone for name, gone in decisions.items() if name.startswith("removed_")}
+
+
+def known_removals(decisions: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what a record says of removals, as methods take it (Calibration.order)."""
+    if "trace" in decisions:
+        return tuple(f"window {step['pointer']}" for step in decisions["trace"] if step["accepted"])
+    layers = (f"layer {number}" for number in decisions.get("removed_layers", []))
+    return tuple(decisions.get("removal_order") or layers)

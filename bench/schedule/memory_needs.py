@@ -17,6 +17,7 @@ from bench.schedule.shape import Shape
 from bench.schedule.work import bytes_of
 from bench.system.console import say
 from methods.errors import UserError
+from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 
 LOGITS = 2**27  # the most of one forward, as bench.evaluation.scoring has it
@@ -82,7 +83,7 @@ class Footprint:
             self.shape.share(cell.ratio, cell.ratio_of),
             p.calibration_sequences,
             p.calibration_length,
-            p.calibration_memory_mib * 2**20,
+            p.calibration_memory_mib * 2**20 or Calibration.memory,  # of what is free a share is taken, and not needed
             cell.parameters,
             on_gpu=cell.device.startswith("cuda"),
         )

@@ -60,7 +60,7 @@ class PruningMemory:
 
     def s(self, values: int) -> int:
         """Return the tokens of a micro-batch of so many values each, as methods.model.calibration makes it."""
-        return self.length * min(self.sequences, max(1, self.memory // (FLOAT32 * values * self.length)))
+        return self.length * min(self.sequences, max(1, self.memory // (self.b * values * self.length)))
 
     def fits(self, inputs: float, outputs: int) -> float:
         """Return the bytes of a fit of `inputs` columns: its sums and their factor, and three right-hand sides."""

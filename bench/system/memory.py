@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import re
 import resource
 import sys
@@ -28,6 +29,23 @@ def use(device: torch.device) -> None:
     """Make a GPU with a number the one that this process means where it names none."""
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
+
+
+def for_states(devices: Sequence[torch.device]) -> int:
+    """Return the bytes that the states of a micro-batch may take: an eighth of what is free where there is least.
+
+    Rounded down to a power of two, so that the same model is read in the same micro-batches although a little more or
+    less is free, and 1 MiB at least.
+    """
+    return int(2 ** max(20, math.floor(math.log2(max(1, min(map(_free, devices)) // 8)))))
+
+
+def _free(device: torch.device) -> int:
+    """Return the bytes that tensors can still take, those included that torch holds of a GPU to have them ready."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + held)
 
 
 def peaks(devices: Sequence[torch.device]) -> dict[str, Any]:

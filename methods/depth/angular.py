@@ -35,11 +35,12 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from methods.base import register
-from methods.depth.one_shot import OneShot
+from methods.depth.one_shot import OneShot, known_layers
 from methods.model.activations import steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.shared import shared
+from methods.model.structures import remove_layers
 from methods.ranges import Layers
 
 
@@ -59,11 +60,11 @@ class Angular(OneShot):
         n, L = self.plan(model, ratio)["layers"], len(model.layers)
         if not n:
             return {"removed_layers": []}
+        if calibration.order:
+            return remove_layers(model, known_layers(calibration))
         D = self.distances(model, calibration, n)
         s = min(range(self.keep_first, L - self.keep_last - n + 1), key=lambda s: D[s])
-        layers = model.layers
-        model.set_layers(layers[:s] + layers[s + n :])
-        return {"removed_layers": list(range(s, s + n)), "distances": D}
+        return remove_layers(model, list(range(s, s + n))) | {"distances": D}
 
     def distances(self, model: Decoder, calibration: Calibration, n: int) -> list[float]:
         """Return D(s) for s = 0 .. L-n, as shares of a half turn."""

@@ -94,7 +94,8 @@ class Trial:
         beyond = 0 if positions == "all" else 1
         kept = 4 * int(calibration.mask[:, beyond:].sum()) * model.config.vocab_size <= calibration.memory
         self.keeps_dense = kept and self.loss is not nll
-        for ids, mask in calibration.batches(model.config.hidden_size * (len(self.layers) + 8)):
+        values, dtype = model.config.hidden_size * (len(self.layers) + 8), model.embed.weight.dtype
+        for ids, mask in calibration.batches(values, dtype):
             entry = enter(model, ids)
             compared = nn.functional.pad(mask[:, beyond:], (0, beyond))  # (B, T)
             states = self._states(entry, entry.x, 0)

@@ -107,6 +107,7 @@ class LaCo:
         reference = _Reference(
             self, model, replace(calibration, ids=calibration.ids[part], mask=calibration.mask[part])
         )
+        known = {int(name.split()[1]) for name in calibration.order}  # the pointer at each merge
         with bar(None, "collapsing", " windows") as tried:
 
             def similarity(order: tuple[Merged, ...], p: int) -> float:
@@ -114,7 +115,12 @@ class LaCo:
                 return reference.similarity(order, p)
 
             loop = _Loop(self, len(model.layers), similarity)
-            threshold, path = (self.T, loop.run(self.T, count)) if self.T is not None else loop.largest_threshold(count)
+            if known:
+                threshold, path = self.T, _Loop(self, loop.count, lambda _, p: float(p in known)).run(0.0, count)
+            elif self.T is not None:
+                threshold, path = self.T, loop.run(self.T, count)
+            else:
+                threshold, path = loop.largest_threshold(count)
         model.set_layers([reference.realise(layer) for layer in path.order])
         kept = [_first(layer) for layer in path.order]
         return {
@@ -230,7 +236,7 @@ class _Reference:
         self.original = model.layers
         self.count = len(self.original)
         width = model.embed.embedding_dim * (self.count + 6)
-        self.sentences = [self._pass(ids, mask) for ids, mask in calibration.batches(width)]
+        self.sentences = [self._pass(ids, mask) for ids, mask in calibration.batches(width, model.embed.weight.dtype)]
 
     def _pass(self, ids: Tensor, mask: Tensor) -> _Sentences:
         entry = enter(self.model, ids)

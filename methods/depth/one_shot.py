@@ -8,7 +8,7 @@ from typing import Any
 from methods.budget import whole_layers
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.structures import drop_lowest
+from methods.model.structures import Sublayer, drop_lowest, remove_layers
 
 
 class OneShot:
@@ -34,6 +34,13 @@ class OneShot:
         n = said.pop("layers")
         if not n:
             return {"removed_layers": []}
+        if calibration.order:
+            return remove_layers(model, known_layers(calibration)) | said
         scores = self.scores(model, calibration)
         gone = drop_lowest(model, scores, self.candidates(len(scores), n), n)
         return {"removed_layers": gone, "scores": scores} | said
+
+
+def known_layers(calibration: Calibration) -> list[int]:
+    """Return the numbers of the layers that go, where they are known (Calibration.order)."""
+    return sorted(Sublayer.parse(name).layer for name in calibration.order)

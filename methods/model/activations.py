@@ -75,7 +75,7 @@ def enter(model: Decoder, ids: Tensor) -> Entry:
 
 def enter_all(model: Decoder, calibration: Calibration, values_per_token: int) -> tuple[list[Entry], list[Tensor]]:
     """Return what enters the layers for each micro-batch of the calibration tokens, and its mask, (B, T)."""
-    batches = calibration.batches(values_per_token)
+    batches = calibration.batches(values_per_token, model.embed.weight.dtype)
     return [enter(model, ids) for ids, _ in batches], [mask for _, mask in batches]
 
 
@@ -117,7 +117,7 @@ def steps(model: Decoder, calibration: Calibration) -> Iterator[tuple[int, Step]
 
     Raises Unsupported behind the last layer of a micro-batch in which a state is no finite number.
     """
-    layers, batches = model.layers, calibration.batches(values_of_a_step(model))
+    layers, batches = model.layers, calibration.batches(values_of_a_step(model), model.embed.weight.dtype)
     with bar(len(batches) * len(layers), "reading calibration tokens", "layer") as shown:
         for ids, mask in batches:
             entry = enter(model, ids)

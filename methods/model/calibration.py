@@ -24,8 +24,9 @@ class Calibration:
     seed    of the draw
     sha256  of ids and mask
     memory  bytes that a method's states of one micro-batch may take; changes no decision
-    order   the first removals of a greedy search ("mlp 3"), as a cell of the same method, with the same parameters,
-            model and tokens, has found them at another ratio; saves time and changes no decision
+    order   removals that are known, with the same method, parameters, model and tokens: the first ones of a greedy
+            search ("mlp 3"), which another cell has found at another ratio; or all that a record names ("layer 3", and
+            of LaCo "window 20", where layers merge into layer 20). It saves time and changes no decision
     keep    returns what another cell has found of the dense model on these tokens, or finds it and keeps it
             (methods.model.shared); None: nothing is kept
     """
@@ -55,8 +56,8 @@ class Calibration:
         rows, columns = max(1, int((self.mask.sum(1).cumsum(0) <= tokens).sum())), min(self.ids.shape[1], tokens)
         return dataclasses.replace(self, ids=self.ids[:rows, :columns], mask=self.mask[:rows, :columns])
 
-    def batches(self, values_per_token: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return (ids, mask) in micro-batches of whole sequences, for `values_per_token` numbers of four bytes each."""
-        rows = max(1, self.memory // (4 * values_per_token * self.ids.shape[1]))
+    def batches(self, values_per_token: int, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return (ids, mask) in micro-batches of whole sequences, for `values_per_token` numbers of a type each."""
+        rows = max(1, self.memory // (dtype.itemsize * values_per_token * self.ids.shape[1]))
         starts = range(0, len(self.ids), rows)
         return [(self.ids[start : start + rows], self.mask[start : start + rows]) for start in starts]

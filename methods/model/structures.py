@@ -10,7 +10,7 @@ Letters: D = residual width, I = MLP width, G = key/value heads, R = query heads
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from methods.errors import Unsupported
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
+
+PARTS = ("layer", "attention", "mlp")  # that are removed whole
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,12 @@ class Structure:
 
     def remove(self, score: Tensor, count: int) -> None:
         """Remove the `count` units with the smallest score, (units,)."""
-        lowest = set(score.argsort(stable=True)[:count].tolist())
-        kept = [unit for unit in range(len(self.left)) if unit not in lowest]
+        self.drop(score.argsort(stable=True)[:count].tolist())
+
+    def drop(self, units: Iterable[int]) -> None:
+        """Remove these units, by the numbers that they have now."""
+        gone = set(units)
+        kept = [unit for unit in range(len(self.left)) if unit not in gone]
         (keep_kv_groups if self.kind == "kv_heads" else keep_channels)(self.layer, kept)
         self.left = [self.left[unit] for unit in kept]
 
@@ -187,14 +193,32 @@ def remove_sublayers(model: Decoder, blocks: Iterable[Sublayer]) -> dict[str, li
     }
 
 
+def cut(model: Decoder, decisions: Mapping[str, Any]) -> None:
+    """Remove from a dense model, in place, what a record names: `cuts` and `remove_sublayers`, read backwards."""
+    for kind in ("kv_heads", "channels"):
+        by_layer = decisions.get(f"removed_{kind}", [])
+        for structure in structures_of(model, kind) if any(by_layer) else ():
+            if units := by_layer[structure.number]:
+                structure.drop(units)
+    names = {part: decisions.get(f"removed_{part}{'s' if part == 'layer' else ''}", []) for part in PARTS}
+    if any(names.values()):
+        remove_sublayers(model, [Sublayer(part, number) for part, numbers in names.items() for number in numbers])
+
+
+def remove_layers(model: Decoder, gone: Sequence[int]) -> dict[str, Any]:
+    """Remove the layers of these numbers, in place, and return them for the record."""
+    model.set_layers([layer for number, layer in enumerate(model.layers) if number not in gone])
+    return {"removed_layers": list(gone)}
+
+
 def drop_lowest(model: Decoder, scores: Sequence[float], candidates: Iterable[int], n: int) -> list[int]:
     """Remove the n candidate layers with the smallest score, in place; of equal ones the lower stays.
 
     Returns their numbers, rising.
     """
-    gone = sorted(candidates, key=lambda l: (scores[l], -l))[:n]
-    model.set_layers([layer for l, layer in enumerate(model.layers) if l not in gone])
-    return sorted(gone)
+    gone = sorted(sorted(candidates, key=lambda l: (scores[l], -l))[:n])
+    remove_layers(model, gone)
+    return gone
 
 
 def keep_kv_groups(layer: Layer, kept: Sequence[int]) -> None:

@@ -66,7 +66,7 @@ def test_reading_what_happens_in_the_layers_waits_once_a_micro_batch_for_its_che
         decoder = Decoder(model_of("llama").to("cuda"))
         gpus.waits.clear()
         taken = sum(1 for _ in steps(decoder, CALIBRATION))
-        batches = len(CALIBRATION.batches(8 * WIDTH + 4 * 48))
+        batches = len(CALIBRATION.batches(8 * WIDTH + 4 * 48, torch.float32))
         assert taken == LAYERS * batches > LAYERS
         assert waits(gpus) <= 4 * batches
 
@@ -80,7 +80,7 @@ def test_a_trial_waits_once_for_each_micro_batch(method, monkeypatch):
         found = methods.make(method).prune(decoder, CALIBRATION, 0.3)
         removed, blocks = len(found["removal_order"]), LAYERS if method == "sleb" else 2 * LAYERS
         trials = sum(blocks - number for number in range(removed))
-        assert waits(gpus) <= (trials + 4) * len(CALIBRATION.batches(WIDTH * (LAYERS + 8)))
+        assert waits(gpus) <= (trials + 4) * len(CALIBRATION.batches(WIDTH * (LAYERS + 8), torch.float32))
 
 
 @pytest.mark.parametrize("method", ["drop-tail", "laco", "shortgpt", "llm-pruner", "sleb"])
@@ -102,6 +102,15 @@ def test_the_peak_of_pruning_is_the_weights_and_about_what_states_may_take(metho
         torch.cuda.reset_peak_memory_stats()
         methods.make(method).prune(decoder, CALIBRATION, 0.3)
         assert gpus.memories[0].peak <= weights + most * CALIBRATION.memory
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_states_take_what_they_may_in_every_dtype(dtype):
+    """So that half as many bytes a number are twice as many tokens at once."""
+    with EmulatedGpus() as gpus:
+        decoder = Decoder(model_of("llama", dtype).to("cuda"))
+        taken = peak_beside_the_weights(decoder, gpus, lambda one: sum(number for number, _ in steps(one, CALIBRATION)))
+        assert 0.6 * CALIBRATION.memory < taken <= 1.1 * CALIBRATION.memory
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,8 @@ def test_a_run_on_the_gpu_finds_what_a_run_on_the_cpu_finds(base, tmp_path):
         measured, peaks = record.measured, record.measured["peak_memory"]
         assert set(peaks) == set(measured["seconds"])
         assert all(set(peak) == {"allocated_bytes", "reserved_bytes"} for peak in peaks.values())
+        given = measured.get("calibration_memory_mib")  # of 80 GiB nearly all is free
+        assert given == (None if record.cell["method"] == "dense" else 8 * 1024)
         dense = 4 * measured["dense_parameters"]
         assert dense <= peaks["load"]["allocated_bytes"] <= 1.2 * dense
         if "save" in peaks:

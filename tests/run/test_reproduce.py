@@ -1,14 +1,27 @@
 """A cell made again from its record: the question is the same to the last character."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+import methods
+from bench.cli.main import main
+from bench.data import pretrained, texts
 from bench.plan.cell import asked
 from bench.records import run_folder
 from bench.records.record import label
-from bench.run.fingerprint import of_today
-from bench.run.reproduce import cell_of
+from bench.records.run_folder import load_run
+from bench.run import reproduce
+from bench.run.fingerprint import of_today, state_sha256
+from bench.run.reproduce import cell_of, prune_again
+from methods.depth import angular, greedy_search, laco, laco_ls, shortgpt
+from methods.errors import UserError
+from methods.model import sizes
+from methods.model.decoder import Decoder
+from methods.width import flap
 
 RESULTS = Path(__file__).parents[2] / "docs/results"
 
@@ -20,3 +33,72 @@ def test_the_cell_of_a_record_asks_what_the_record_was_asked(run):
         assert asked(cell) == asked(of_today(record.cell))
         assert cell.label == label(of_today(record.cell))
         assert cell.inputs == {}
+
+
+CUT = ("drop-random", "magnitude", "sleb", "finercut", "wanda-sp", "llm-pruner", "2ssp", "flap:uniform")
+FITTED = ("laco", "laco-published", "laco-ls", "shortgpt+ghost", "angular+scale", "sleb+replaceme")
+
+
+@pytest.fixture(scope="module")
+def records(model_folder, text_file, tmp_path_factory):
+    """Return what a run would have written down of methods that cut alone, and of others, by method."""
+    text, folder = str(text_file), tmp_path_factory.mktemp("again") / "run"
+    asked = ["run", "--model", str(model_folder), "--calibration", text, "--texts", "none", "--tasks", "none"]
+    asked += ["--calibration-sequences", "4", "--calibration-length", "24", "--profile", "smoke", "--device", "cpu"]
+    asked += ["--speed-rounds", "0", "--no-checks", "--ratio", "0.3", "--methods", "drop-tail", "--no-isolate"]
+    assert main([*asked, "--out", str(folder)]) == 0
+    example = next(record for record in load_run(folder) if record.cell["method"] == "drop-tail")
+    found = {}
+    for name in (*CUT, *FITTED, "flap"):
+        method, _, switch = name.partition(":")
+        model, tokenizer = pretrained.load(str(model_folder), torch.device("cpu"), torch.float32)
+        decoder, block = Decoder(model), texts.calibration(tokenizer, text, 4, 24, 0)
+        torch.manual_seed(0)
+        parameters = {switch: True} if switch else {}
+        decided = methods.make(method, parameters).prune(decoder, block, example.measured["ratio_budget"])
+        measured = sizes.sizes(decoder, example.measured, 8) | {"pruned_sha256": state_sha256(model)}
+        found[name] = replace(
+            example,
+            cell=example.cell | {"method": method, "parameters": parameters, "given": list(parameters), "label": name},
+            decisions=json.loads(json.dumps(decided)) | {"calibration": example.decisions["calibration"]},
+            measured=example.measured | measured,
+        )
+    return found
+
+
+def is_the_model_of(record):
+    return state_sha256(prune_again(record, "cpu").model.model) == record.measured["pruned_sha256"]
+
+
+def test_what_is_cut_alone_is_made_again_from_what_the_record_names(records, monkeypatch):
+    """To the last bit and without asking the method, which may decide otherwise on another machine."""
+    monkeypatch.setattr(reproduce, "_prune", lambda *_: pytest.fail("the method was asked"))
+    for name in CUT:
+        assert is_the_model_of(records[name]), name
+    with pytest.raises(pytest.fail.Exception, match="the method was asked"):
+        prune_again(records["flap"], "cpu")
+
+
+def test_what_is_fitted_is_fitted_to_the_removals_that_the_record_names(records, monkeypatch):
+    """On a machine that would remove something else, which changes what is asked for where the record does not say."""
+
+    def undecided(*_):
+        return pytest.fail("something was decided")
+
+    for owner, name in [
+        (laco._Reference, "similarity"),
+        (laco_ls.CollapseTrial, "loss"),
+        (greedy_search.Trial, "without"),
+        (shortgpt.ShortGPT, "scores"),
+        (angular.Angular, "distances"),
+    ]:
+        monkeypatch.setattr(owner, name, undecided)
+    for name in FITTED:
+        assert is_the_model_of(records[name]), name
+
+
+def test_a_machine_that_removes_something_else_is_told_so(records, monkeypatch):
+    """Where the record cannot say what goes: the biases of flap are of the channels that it chooses."""
+    monkeypatch.setattr(flap.FLAP, "score", lambda self, structure, _: -torch.arange(float(structure.size)))
+    with pytest.raises(UserError, match="flap does not remove here what it removed for the record, on "):
+        prune_again(records["flap"], "cpu")

@@ -231,7 +231,9 @@ def test_a_gpu_has_defaults_of_its_own_where_nothing_else_was_said():
     assert (found.mode, found.cache, found.prefill, found.decode) == ("graph", "static", *[(1024, 128, 8192)] * 2)
     said = for_cuda(profile("speed", decode=(7,), max_batch=0, mode="eager"), ("decode", "max_batch", "mode"), None)
     assert (said.mode, said.cache, said.prefill[0], said.decode, said.max_batch) == ("eager", "static", 1024, (7,), 0)
-    assert for_cuda(profile("smoke"), (), None) == dataclasses.replace(profile("smoke"), cache="static", mode="graph")
+    smoke = dataclasses.replace(profile("smoke"), cache="static", mode="graph", calibration_memory_mib=0)
+    assert for_cuda(profile("smoke"), (), None) == smoke
+    assert for_cuda(profile("smoke"), ("calibration_memory_mib",), None).calibration_memory_mib == 1024
     assert for_cuda(profile("speed", compile=True), ("compile",), None).mode == "eager"
     assert for_cuda(profile("speed", cache="dynamic"), ("cache",), None).mode == "eager"
 

@@ -4,11 +4,13 @@ import mmap
 import platform
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import torch
+from emulated import EmulatedGpus
 
-from bench.system import environment
+from bench.system import environment, memory
 from bench.system.memory import highest, peaks, reset_peaks, resident_bytes
 
 CPU = [torch.device("cpu")]
@@ -75,3 +77,19 @@ def test_peaks_of_gpus_are_those_of_the_allocator_summed_and_each(monkeypatch):
     assert calls == ["init", both[1]]
     later = peaks(both) | {"allocated_bytes": 1, "each": [first | {"reserved_bytes": 900}, first]}
     assert highest(peaks(both), later) == peaks(both) | {"each": [first | {"reserved_bytes": 900}, second]}
+
+
+def test_states_may_take_an_eighth_of_what_is_free_where_there_is_least():
+    """In powers of two, and with what torch holds of a GPU without using it."""
+    every = [torch.device("cuda", 0), torch.device("cuda", 1)]
+    with EmulatedGpus(count=2, memory=9 * 2**20) as gpus:
+        assert memory.for_states(every) == 2**20
+        gpus.memories[0].size = 40 * 2**20
+        taken = torch.empty(2**20, device="cuda:0")  # 4 MiB of 40, and an eighth of the rest is 4.5
+        assert memory.for_states(every[:1]) == 2**22
+        assert memory.for_states(every) == 2**20
+        gpus.memories[0].size = 35 * 2**20
+        assert memory.for_states(every[:1]) == 2**21
+        with mock.patch.object(torch.cuda, "memory_reserved", lambda _: 8 * 2**20):
+            assert memory.for_states(every[:1]) == 2**22
+        del taken
