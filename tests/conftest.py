@@ -85,6 +85,14 @@ def padded(rows: list[list[int]]) -> Calibration:
     return Calibration(ids, mask)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _float32_by_default():
+    """Let every machine choose the dtype that one without native bfloat16 does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.cpu.get_capabilities", dict, raising=False)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)

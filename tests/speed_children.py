@@ -46,6 +46,14 @@ def counts(line):
     line.tell({"pid": os.getpid(), "tasks": line.cache["tasks"]})
 
 
+def knows(line, module):
+    line.tell({"knows": module in sys.modules})
+
+
+def hears_interrupts(line):
+    line.tell({"hears": signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())})
+
+
 def naps(line, seconds):
     time.sleep(seconds)
 

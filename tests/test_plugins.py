@@ -40,7 +40,7 @@ def small(model_folder, text_file, tmp_path):
         *("--model", str(model_folder), "--texts", str(text_file), "--calibration", str(text_file), "--tasks", "none"),
         *("--window", "32", "--windows", "2", "--calibration-sequences", "2", "--calibration-length", "16"),
         *("--profile", "smoke", "--speed-rounds", "0", "--no-checks", "--ratio", "0.2", "--device", "cpu"),
-        *("--out", str(tmp_path / "run")),
+        *("--dtype", "float32", "--out", str(tmp_path / "run")),
     ]
 
 

@@ -157,12 +157,18 @@ def devices(device: torch.device, gpus: int) -> list[torch.device]:
     return [torch.device("cuda", number) for number in range(gpus)]
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Turn a name into a dtype; 'auto' is float32 on the CPU, bfloat16 elsewhere. Raises UserError for any other."""
+def resolve_dtype(name: str, device: torch.device, *, here: bool = True) -> torch.dtype:
+    """Turn a name into a dtype. Raises UserError for any but 'auto' and DTYPES.
+
+    'auto' is bfloat16, and float32 on a CPU that does not multiply bfloat16 natively or is not `here`, on this machine.
+    """
     import torch
 
+    from bench.system import environment
+
     if name == "auto":
-        name = "float32" if device.type == "cpu" else "bfloat16"
+        native = device.type != "cpu" or (here and environment.multiplies_bfloat16())
+        name = "bfloat16" if native else "float32"
     if name not in DTYPES:
         raise UserError(f"dtype is auto, {', '.join(DTYPES)}; got {name!r}")
     dtype: torch.dtype = getattr(torch, name)

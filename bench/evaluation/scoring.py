@@ -33,7 +33,8 @@ from methods.errors import UserError
 from methods.model.decoder import capped
 
 LOGITS = 2**27  # the most logits at once: 512 MiB in float32
-CPU_CHUNK = 256  # a CPU's cores are busy with this many nodes; more of them only adds attention between strangers
+CPU_CHUNK = 1024  # nodes, times bytes of a number, that keep a CPU busy; more add attention between strangers
+CPU_LOGITS = 2**18  # whose softmax stays in a core's cache: 1 MiB in float32
 
 Request = tuple[Any, list[int], list[int]]  # text, which is not looked at, and tokens of context and continuation
 Question = tuple[tuple[int, ...], int]  # tokens of context and continuation, length of the continuation
@@ -179,7 +180,7 @@ def score(model: PreTrainedModel, questions: Sequence[Question], batch_tokens: i
         return sums, misses == 0
     tree = Tree.of(questions)
     there, size = tree.to(model.device), max(1, batch_tokens)
-    size = min(size, CPU_CHUNK) if model.device.type == "cpu" else size
+    size = min(size, CPU_CHUNK // model.dtype.itemsize) if model.device.type == "cpu" else size
     cache = DynamicCache()  # of no configuration: it keeps all that it is given, whatever the layer's window
     kept = torch.arange(0, device=model.device)  # (P,) the nodes in the cache
     likelihood, missed = list[Tensor](), list[Tensor]()  # of each pair
@@ -254,16 +255,17 @@ def _log_probability(model: PreTrainedModel, h: Tensor, row: Tensor, token: Tens
     h (M, D) goes through the head LOGITS logits at a time. The softmax is float32, a few rows at a time, by logsumexp,
     because log_softmax drifts on a CPU: by 8e-6 in each token's logarithm at 49,152 words.
     """
-    size = max(1, LOGITS // int(model.config.vocab_size))
-    found = torch.zeros(len(row), dtype=torch.float64, device=h.device)
-    best = torch.zeros_like(row)
+    words = int(model.config.vocab_size)
+    size, rows = max(1, LOGITS // words), max(1, CPU_LOGITS // words) if h.device.type == "cpu" else 64
+    found, best = torch.zeros(len(row), dtype=torch.float64, device=h.device), torch.zeros_like(row)
     for start in range(0, len(h), size):
         logits = capped(_head(model)(h[start : start + size]), model.config)  # (M, V)
-        normaliser = torch.cat([part.float().logsumexp(-1) for part in torch.split(logits, 64)])  # (M,)
+        parts = [(part.logsumexp(-1), part.max(-1).indices) for part in map(Tensor.float, torch.split(logits, rows))]
+        normaliser, highest = map(torch.cat, zip(*parts, strict=True))  # (M,) each
         here = (row >= start) & (row < start + size)
         at = (row - start).clamp(0, len(logits) - 1)
         found = torch.where(here, (logits[at, token].float() - normaliser[at]).double(), found)
-        best = torch.where(here, logits.argmax(-1)[at], best)
+        best = torch.where(here, highest[at], best)
     return found, best
 
 

@@ -35,6 +35,7 @@ TASK_DATA = (
 ISOLATE = (
     "each cell in a process of its own; by default cells that are timed or on a GPU share one until one fails in it"
 )
+DTYPE = "float32, bfloat16 or float16; auto: bfloat16 where the GPU or CPU multiplies it natively, else float32"
 THREADS = "torch threads of each cell on the CPU; by default cells that run at once share all"
 SLOTS = "cells that run at once, timed ones alone; auto: one for each GPU, one on a CPU; by default 1 on this machine"
 LIMIT = "0 for no limit, or positive"
@@ -89,7 +90,7 @@ class RunSpec:
     protocol: Mapping[str, Any] = field(default_factory=dict)
     task_data: Sequence[str] | Mapping[str, Any] = option((), TASK_DATA, "TASK=PATH", group="measure", repeated=True)
     device: str = where("auto", "auto, cpu, cuda or cuda:N")
-    dtype: str = where("auto", "auto, float32, bfloat16 or float16")
+    dtype: str = where("auto", DTYPE)
     threads: int | None = where(None, THREADS, "N")
     seeds: Sequence[int] = where((0,), "of all draws; of several, tables show the mean", "LIST", flag="seed")
     out: Path | None = where(None, "by default results/<date>-<methods>-<model>", "DIR")

@@ -45,7 +45,7 @@ def target(spec: RunSpec, read: Iterable[str], *, here: bool = True) -> Target:
     for text in dict.fromkeys(read):
         texts.check(text)
     device = pretrained.resolve_device(spec.device) if here else _named_device(spec)
-    dtype = pretrained.resolve_dtype(spec.dtype, device)
+    dtype = pretrained.resolve_dtype(spec.dtype, device, here=here)
     pretrained.check(spec.model, spec.trust_remote_code)
     if spec.threads is not None and here:
         set_threads(spec.threads)

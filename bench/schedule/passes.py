@@ -123,13 +123,13 @@ def _sleb(asked: PruningWork) -> Computed:
 
 
 def _laco(asked: PruningWork, windows: float | None = None) -> Computed:
-    """Each window that is tried runs half of the layers over a few short sentences."""
+    """Each window that is tried runs a quarter of the layers over a few short sentences; other states are kept."""
     if asked.parameters.get("T") is not None:
         windows = asked.shape.layers
     elif windows is None:
         windows = LACO_WINDOWS * asked.removals(asked.ratio)
     tokens = min(asked.sequences, asked.parameters.get("sentences", 5)) * asked.parameters.get("tokens", 16)
-    return Computed(windows * asked.shape.body(tokens, tokens, 0.5), windows / 2)
+    return Computed(windows * asked.shape.body(tokens, tokens, 0.25), windows / 4)
 
 
 def _laco_ls(asked: PruningWork) -> Computed:

@@ -165,10 +165,11 @@ def _two_ssp(asked: PruningMemory) -> float:
 
 
 def _laco(asked: PruningMemory) -> float:
-    """States of a few sentences in front of each layer, and either a layer's activations or merged matrices."""
+    """States of a few sentences at layers and above windows, and a layer's activations or merged matrices."""
     D, I, L, b = asked.shape.width, asked.shape.mlp, asked.shape.layers, asked.b
     tokens = _sentences(asked, 16)
-    return (L + 1) * b * tokens * D + max(2.5 * b * asked.matrix, 3 * b * tokens * (I + D))
+    kept = 0.7 * L * max(0, L - asked.parameters.get("C", 4)) * b * tokens * D  # 563 were counted of 30 layers
+    return (L + 1) * b * tokens * D + min(asked.memory, kept) + max(2.5 * b * asked.matrix, 3 * b * tokens * (I + D))
 
 
 def _laco_published(asked: PruningMemory) -> float:

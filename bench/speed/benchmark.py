@@ -4,11 +4,11 @@ prefill  one forward over (batch, length) tokens that fills an empty key-value c
 decode   forwards of one token for each sequence on a cache that holds `context` tokens at first; each pass of
          `decode_steps` begins at that depth again, so that all samples share their range of contexts
 
-Each cell is timed in a process of its own (bench.system.worker). It gets the pruned model, measures its memory alone,
-loads the dense model, and times both in turns (bench.speed.timing). The speed-up is dense over pruned milliseconds,
-from the medians of each round (bench.stats.intervals.paired_ratio). Token ids are random and the same for both models,
-and no end of sequence ends a pass early. Results have the layout of `speed` in bench.records.record;
-docs/guides/speed.md describes the protocol.
+Each cell is timed in a process of its own (bench.system.worker), on a CPU one that begins with what it needs imported.
+It gets the pruned model, measures its memory alone, loads the dense model, and times both in turns
+(bench.speed.timing). The speed-up is dense over pruned milliseconds, from the medians of each round
+(bench.stats.intervals.paired_ratio). Token ids are random and the same for both models, and no end of sequence ends a
+pass early. Results have the layout of `speed` in bench.records.record; docs/guides/speed.md describes the protocol.
 
 Each point (bench.speed.workloads) is an outcome of its own: one that runs out of memory, or that a model cannot do,
 says so, and the others go on. After a point that no model had the memory for, larger batches of its kind are left out.
@@ -60,6 +60,7 @@ def measure(model: nn.Module, cell: Cell, threads: int) -> dict[str, Any]:
             limits=worker.Limits(silence=cell.protocol.speed_limit),
             hear=lambda news: _merge(found, news),
             give=lambda pipe: transfer.send(pipe, model),
+            imported=() if device.type == "cuda" else (__name__, type(model).__module__),
         )
         failed = failure.reason if failure else None
     except transfer.NotPortable as error:

@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 PACKAGES = ("prunebench", "torch", "transformers", "lm_eval", "datasets")
 CUBLAS = ("nvidia-cublas", "nvidia-cublas-cu13", "nvidia-cublas-cu12")
+NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # of x86 the first two, of ARM the last
 BUSY = ("user", "nice", "system", "irq", "softirq", "steal")  # what cores do when they are neither idle nor waiting
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -81,6 +82,13 @@ def date() -> str:
 def processor(device: torch.device) -> str | None:
     """Return the name of the processor that computes on `device`: of the GPU, or else of the CPU."""
     return str(torch.cuda.get_device_properties(device).name) if device.type == "cuda" else _cpu()
+
+
+def multiplies_bfloat16() -> bool:
+    """Say whether the CPU has instructions that multiply bfloat16, as far as torch knows; others emulate it, slowly."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # of older versions of torch
+        return False
+    return any(torch.cpu.get_capabilities().get(name) for name in NATIVE_BFLOAT16)
 
 
 def state() -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Runs a task in another process, whose death, silence or error is an outcome with a reason and no exception here.
 
-The process is spawned, so that it shares nothing with this one but what it is sent. It asks for what it needs and
+The process is spawned, so that it shares nothing with this one but what it is sent. Where modules are named that it
+needs, it is forked from a server that is spawned once and does nothing but import them. It asks for what it needs and
 sends plain values through a pipe. It ignores Ctrl-C, which its parent handles, and ends when its parent does, however
 that came about. It may start a process of its own in the same way.
 """
@@ -16,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -80,11 +81,13 @@ class Line:
 class Worker:
     """Keeps a process that does one task after the other. After a failure, or `stop`, the next task gets a new one.
 
-    `environment` holds variables that its processes have beside those of this one.
+    environment  variables that its processes have beside those of this one
+    imported     modules that its processes find imported, on Linux; they are those of this process's first such worker,
+                 and what they do when they are imported must be nothing that a fork breaks, such as starting threads
     """
 
-    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
-        self._environment = dict(environment or {})
+    def __init__(self, environment: Mapping[str, str] | None = None, imported: Sequence[str] = ()) -> None:
+        self._environment, self._imported = dict(environment or {}), list(imported)
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
 
@@ -139,7 +142,10 @@ class Worker:
     def _started(self) -> tuple[BaseProcess, Connection]:
         if self._process is None or self._pipe is None or not self._process.is_alive():
             self._kill()
-            context = multiprocessing.get_context("spawn")
+            served = bool(self._imported) and sys.platform == "linux"
+            context: Any = multiprocessing.get_context("forkserver" if served else "spawn")
+            if served:
+                context.set_forkserver_preload(self._imported)
             self._pipe, there = context.Pipe()
             # not a daemon, which could start no process itself; `_follow_parent` ends it where its parent cannot
             self._process = context.Process(target=_serve, args=(there, self._environment), daemon=False)
@@ -157,9 +163,11 @@ class Worker:
         self._process = self._pipe = None
 
 
-def run(target: Callable[..., None], arguments: tuple[Any, ...], **how: Any) -> Failure | None:
-    """Run a single task in a fresh process; `how` has the keywords of Worker.run."""
-    with Worker() as worker:
+def run(
+    target: Callable[..., None], arguments: tuple[Any, ...], *, imported: Sequence[str] = (), **how: Any
+) -> Failure | None:
+    """Run a single task in a fresh process that finds modules `imported`; `how` has the keywords of Worker.run."""
+    with Worker(imported=imported) as worker:
         return worker.run(target, arguments, **how)
 
 

@@ -27,7 +27,8 @@ a similarity that was rejected, so the search steps from one such value to the n
 leaves a path as soon as the remaining positions cannot hold the merges that are missing.
 
 Departures from the authors' code. The reference states are computed once and every candidate starts at its pointer,
-which is exact, because nothing below the pointer has changed yet. The model is not copied, and all sentences run as one
+which is exact, because nothing below the pointer has changed yet. The states behind its window and behind the original
+layers above that are kept for the candidates that begin alike. The model is not copied, and all sentences run as one
 batch. The code's jump for a pointer above the model can never happen, and is left out; the clamp that the paper
 describes is part of `laco-published`. Caches and the configuration are renumbered at the end.
 
@@ -229,7 +230,12 @@ class _Sentences:
 
 
 class _Reference:
-    """Holds the original model's states, and says how much a working model's last state resembles them."""
+    """Holds the original model's states, and says how much a working model's last state resembles them.
+
+    kept  what comes out of the last of some layers of a working model, for each micro-batch: of a window at the pointer
+          and original layers above it, no others, so that there are about as many as pairs of layers at most
+    room  bytes that `kept` may still take
+    """
 
     def __init__(self, laco: LaCo, model: Decoder, calibration: Calibration) -> None:
         self.laco, self.model = laco, model
@@ -237,6 +243,8 @@ class _Reference:
         self.count = len(self.original)
         width = model.embed.embedding_dim * (self.count + 6)
         self.sentences = [self._pass(ids, mask) for ids, mask in calibration.batches(width, model.embed.weight.dtype)]
+        self.kept: dict[tuple[Merged, ...], list[Tensor]] = {}
+        self.room = calibration.memory
 
     def _pass(self, ids: Tensor, mask: Tensor) -> _Sentences:
         entry = enter(self.model, ids)
@@ -253,13 +261,24 @@ class _Reference:
         """
         if len({_shapes(self.original[leaf]) for leaf in _leaves(order[p])}) > 1:
             return math.nan
-        layers = [self.realise(layer) for layer in order[p:]]
         cosines = []
-        for batch in self.sentences:
-            h = self.model.normed(batch.entry.run(layers, batch.states[p]))
+        for batch, state in zip(self.sentences, self._states(order[p:], p), strict=True):
+            h = self.model.normed(state)
             a, b = ((state * batch.mask[..., None]).flatten(1).float() for state in (h, batch.final))
             cosines.append(nn.functional.cosine_similarity(a, b, dim=1, eps=1e-12))
         return float(torch.cat(cosines).mean())
+
+    def _states(self, layers: tuple[Merged, ...], p: int) -> list[Tensor]:
+        """Return what comes out of `layers`, of which the first is the one at p, for each micro-batch, (N, t, D)."""
+        begun = next((end for end in range(len(layers), 0, -1) if layers[:end] in self.kept), 0)
+        states = self.kept[layers[:begun]] if begun else [batch.states[p] for batch in self.sentences]
+        for end in range(begun + 1, len(layers) + 1):
+            layer = self.realise(layers[end - 1])
+            states = [batch.entry.run([layer], state) for batch, state in zip(self.sentences, states, strict=True)]
+            size = sum(state.nbytes for state in states)
+            if all(isinstance(above, int) for above in layers[1:end]) and size <= self.room:
+                self.kept[layers[:end]], self.room = states, self.room - size
+        return states
 
     def realise(self, layer: Merged) -> Layer:
         """Return the layer itself, or the survivor of its window."""

@@ -183,13 +183,33 @@ def test_a_model_that_the_hub_does_not_give_is_one_line(hub):
 def test_devices_and_types():
     assert pretrained.resolve_device("cpu") == CPU
     assert pretrained.resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert pretrained.resolve_dtype("auto", CPU) == torch.float32
     assert pretrained.resolve_dtype("auto", torch.device("cuda")) == torch.bfloat16
     assert pretrained.resolve_dtype("float16", CPU) == torch.float16
     with pytest.raises(UserError, match="device is auto, cpu or cuda; got 'gpu'"):
         pretrained.resolve_device("gpu")
     with pytest.raises(UserError, match="dtype is auto, float32, bfloat16, float16; got 'int8'"):
         pretrained.resolve_dtype("int8", CPU)
+
+
+@pytest.mark.parametrize(
+    ("processor", "here", "dtype"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": False}, True, torch.bfloat16),
+        ({"avx512_bf16": True}, True, torch.bfloat16),
+        ({"architecture": "aarch64", "bf16": True}, True, torch.bfloat16),
+        ({"avx512_bf16": False, "avx512_f": True, "amx_tile": False}, True, torch.float32),
+        ({"amx_bf16": True}, False, torch.float32),  # of other machines nothing is known
+    ],
+)
+def test_numbers_on_a_cpu_are_bfloat16_where_it_multiplies_them(monkeypatch, processor, here, dtype):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: processor, raising=False)
+    assert pretrained.resolve_dtype("auto", CPU, here=here) == dtype
+    assert pretrained.resolve_dtype("float32", CPU, here=here) == torch.float32
+
+
+def test_a_torch_that_does_not_know_the_processor_computes_in_float32(monkeypatch):
+    monkeypatch.delattr("torch.cpu.get_capabilities", raising=False)
+    assert pretrained.resolve_dtype("auto", CPU) == torch.float32
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -15,6 +15,7 @@ from conftest import LAYERS, VOCABULARY, padded, tiny
 import methods
 from methods.depth.laco import LaCo, LaCoPublished, merge
 from methods.errors import OutOfReach
+from methods.model.activations import Entry
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 
@@ -194,3 +195,25 @@ def test_more_than_its_windows_can_hold_is_out_of_reach():
 def test_an_unsound_parameter_is_refused_with_what_would_be_right(parameters, message):
     with pytest.raises(ValueError, match=message):
         methods.make("laco", parameters)
+
+
+def test_a_layer_runs_once_behind_a_window_and_the_original_layers_that_follow_it(monkeypatch):
+    """And what comes out is, to the bit, that of a search in which every candidate runs all of its layers."""
+    runs, searched = [], []
+    run = Entry.run
+    monkeypatch.setattr(Entry, "run", lambda entry, layers, x: runs.append(len(layers)) or run(entry, layers, x))
+    for keeps in (True, False):
+        model = Decoder(tiny("llama", layers=12))
+        if not keeps:
+            monkeypatch.setattr("methods.depth.laco._Reference._states", every_layer)
+        runs.clear()
+        decisions = LaCo(C=3, I=1).prune(model, sentences(), 0.5)
+        searched.append((decisions["trace"], decisions["threshold"], sum(runs)))
+    (kept, threshold, few), (plain, same, all_of_them) = searched
+    assert (kept, threshold) == (plain, same)
+    assert few < 0.8 * all_of_them
+
+
+def every_layer(reference, layers, p):
+    realised = [reference.realise(layer) for layer in layers]
+    return [batch.entry.run(realised, batch.states[p]) for batch in reference.sentences]

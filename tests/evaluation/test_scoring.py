@@ -17,6 +17,7 @@ from lm_eval.api.instance import Instance
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from bench.evaluation import scoring
 from bench.evaluation.scoring import Scorer, perplexity, stock, window_nll
 from bench.run import measure
 from methods.errors import UserError
@@ -293,6 +294,24 @@ def test_the_interval_covers_the_truth_19_times_of_20():
         figures = perplexity(sums, counts, bytes=1000, words=1000)
         covered += figures["perplexity_low"] < math.exp(3.0) < figures["perplexity_high"]
     assert 0.92 < covered / 400 < 0.98
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_softmax_in_parts_is_that_of_all_rows_and_of_equal_logits_the_first_is_greedy(dtype, monkeypatch):
+    model = tiny("llama", tie_word_embeddings=False).to(dtype)
+    head = model.lm_head.weight
+    h = torch.randn(9, head.shape[1], generator=torch.Generator().manual_seed(0)).to(dtype)
+    first = int((h @ head.T)[0].argmax())
+    with torch.no_grad():
+        head[first + 1 :][:2] = head[first]  # three words that are equally likely
+    row, token = torch.arange(9).repeat_interleave(VOCABULARY), torch.arange(VOCABULARY).repeat(9)
+    monkeypatch.setattr(scoring, "CPU_LOGITS", 2 * VOCABULARY)  # parts of two rows, the last of one
+    with torch.no_grad():
+        found, best = scoring._log_probability(model, h, row, token)
+        logits = model.lm_head(h)
+    assert torch.allclose(found.view(9, -1), logits.double().log_softmax(-1), atol=1e-5)
+    assert torch.equal(best.view(9, -1)[:, 0], logits.argmax(-1))
+    assert best[0] == first
 
 
 def test_one_window_has_no_interval():

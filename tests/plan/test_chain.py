@@ -321,7 +321,7 @@ def test_healing_that_is_killed_goes_on_and_ends_where_an_uninterrupted_one_does
 ):
     length = ["--heal-text", str(text_file), "--heal-tokens", "10240", "--heal-passes", "20", "--heal-length", "16"]
     arguments = [*options, "--methods", "drop-tail", "--ratio", "0.3", "--heal", "lora", *length, "--heal-batch", "2"]
-    arguments += ["--no-checks", "--out"]
+    arguments += ["--no-checks", "--dtype", "float32", "--out"]
     folder = tmp_path / "killed"
     process = subprocess.Popen(
         [sys.executable, "-c", CLI, *arguments, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -17,6 +17,8 @@ from run_contents import contents
 from bench.cli.main import main
 from bench.engines import chosen
 from bench.engines.engine import PARTS, Job, Machine, Result
+from bench.plan import validate
+from bench.plan.run_spec import RunSpec
 from bench.records.record import InvalidRecord
 from bench.records.run_folder import load_run
 from bench.run import store
@@ -162,6 +164,13 @@ def test_other_machines_are_not_looked_at_for_a_device(base, parts, capsys):
     parts(True)
     said = refused(capsys, [*base, "--methods", "shortgpt", "--ratio", "0.2", "--device", "auto"])
     assert "cells run on other machines; say --device cuda or --device cpu, not auto" in said
+
+
+def test_other_machines_are_not_looked_at_for_a_dtype(base, parts, monkeypatch):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    spec = RunSpec(methods="dense", device="cpu", model=base[base.index("--model") + 1], protocol={"tasks": ()})
+    found = {here: validate.cells(spec, here=here)[0].dtype for here in (True, False)}
+    assert found == {True: "bfloat16", False: "float32"}
 
 
 def sent(**samples: object) -> dict[str, bytes]:

@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import itertools
 import math
+import multiprocessing.forkserver
 import os
 import signal
 import subprocess
@@ -660,6 +661,28 @@ def test_a_killed_process_is_an_outcome_that_keeps_what_was_told():
     assert failed == "killed by SIGKILL, and not for lack of memory, while it counted"
     assert heard == [{"points": [0]}, {"points": [1]}]
     assert run(speed_children.leaves)[0] == "the process ended with code 7 while it started"
+
+
+@pytest.fixture
+def new_server():
+    """No server of imported modules before the test, and none behind it."""
+    multiprocessing.forkserver._forkserver._stop()
+    yield
+    multiprocessing.forkserver._forkserver._stop()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every process is spawned")
+def test_a_process_begins_with_what_it_needs_imported_and_is_an_outcome_as_any_other(new_server):
+    needed = ("speed_children", "colorsys")  # of which no other process of the tests needs the last
+    assert run(speed_children.knows, "colorsys") == (None, [{"knows": False}])
+    assert run(speed_children.knows, "colorsys", imported=needed) == (None, [{"knows": True}])
+    failed, heard = run(speed_children.dies, 1, imported=needed)
+    assert (failed, heard) == ("killed by SIGKILL, and not for lack of memory, while it counted", [{"points": [0]}])
+    assert run(speed_children.leaves, imported=needed)[0] == "the process ended with code 7 while it started"
+    assert run(speed_children.hears_interrupts, imported=needed) == (None, [{"hears": False}])
+    failed, heard = run(speed_children.hangs, imported=needed, limit=1)
+    assert failed == "silent for 1 s while it slept, and ended"
+    assert not is_alive(heard[0]["pid"])
 
 
 def test_a_process_that_hangs_is_ended():
