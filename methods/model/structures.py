@@ -205,14 +205,20 @@ def cut(model: Decoder, decisions: Mapping[str, Any]) -> None:
         remove_sublayers(model, [Sublayer(part, number) for part, numbers in names.items() for number in numbers])
 
 
+def drop_layers(model: Decoder, gone: Sequence[int]) -> dict[str, Any]:
+    """Remove the layers of these numbers, in place, and name them for the record."""
+    model.set_layers([layer for l, layer in enumerate(model.layers) if l not in gone])
+    return {"removed_layers": list(gone)}
+
+
 def drop_lowest(model: Decoder, scores: Sequence[float], candidates: Iterable[int], n: int) -> list[int]:
     """Remove the n candidate layers with the smallest score, in place; of equal ones the lower stays.
 
     Returns their numbers, rising.
     """
-    gone = sorted(candidates, key=lambda l: (scores[l], -l))[:n]
-    model.set_layers([layer for l, layer in enumerate(model.layers) if l not in gone])
-    return sorted(gone)
+    gone = sorted(sorted(candidates, key=lambda l: (scores[l], -l))[:n])
+    drop_layers(model, gone)
+    return gone
 
 
 def keep_kv_groups(layer: Layer, kept: Sequence[int]) -> None:
