@@ -1,4 +1,4 @@
-"""Linear least squares over more rows than fit in memory, in float64, drawn towards a known solution.
+"""Linear least squares over more rows than fit in memory, drawn towards a known solution.
 
     W* = argmin over W of  sum over rows of w ||x W + b - y||^2  +  ridge * sum_i A_ii ||W_i - W0_i||^2
 
@@ -8,6 +8,9 @@ With an intercept x and y are taken from their means, and b = mean(y) - mean(x) 
 channel i of x is penalised by its own energy A_ii, so that the ridge means the same for a channel of any scale: it is
 the share by which noise of the channel's own spectrum would blur it. The usual penalty, one for all channels, leaves
 weak channels unbounded beside the few huge ones that language models have.
+
+Sums and solutions are in float64. Rows of x in half precision are multiplied in float32, a micro-batch at a time
+(methods/model/precision.py).
 
 The weight w of a row is 1, but for attention sinks, which are a population of their own (methods/model/sinks.py).
 
@@ -24,6 +27,7 @@ import torch
 from torch import Tensor
 
 from methods.errors import Unsupported
+from methods.model.precision import add_product, widened
 from methods.model.sinks import Sinks
 
 HELD_OUT = 4  # one sequence in so many is left out of the fit that is judged by it
@@ -57,13 +61,14 @@ class LeastSquares:
 
     def add(self, x: Tensor, y: Tensor, w: float = 1.0) -> None:
         """Add rows of x (M, I) and y (M, O), each of weight w."""
-        x, y = x.double(), y.double()
+        x = widened(x)
+        y = y.to(x.dtype)
         self.rows += len(x)
         self.weight += w * len(x)
-        self.xx.addmm_(x.T, x, alpha=w)
-        self.xy.addmm_(x.T, y, alpha=w)
-        self.x.add_(x.sum(0), alpha=w)
-        self.y.add_(y.sum(0), alpha=w)
+        add_product(self.xx, x, x, w)
+        add_product(self.xy, x, y, w)
+        self.x.add_(x.sum(0, dtype=self.x.dtype), alpha=w)
+        self.y.add_(y.sum(0, dtype=self.y.dtype), alpha=w)
 
     def solve(self, ridge: float, towards: Tensor, *, intercept: bool = False) -> tuple[Tensor, Tensor | None]:
         """Return W* (I, O) and b (O,) or None, in float64; `towards` is W0 (I, O).
@@ -83,7 +88,10 @@ class LeastSquares:
                 f"{self.rows} calibration tokens do not determine a map of {len(A)} channels at ridge={ridge:g}; "
                 "give more tokens or a larger ridge"
             )
-        W = torch.cholesky_solve(towards.to(B.dtype, copy=True).mul_(penalty[:, None]).add_(B), L)
+        W = torch.empty_like(B.T, memory_format=torch.contiguous_format).T.copy_(towards)  # by columns too
+        W.mul_(penalty[:, None]).add_(B)
+        torch.linalg.solve_triangular(L, W, upper=False, out=W)  # where cholesky_solve would copy both
+        torch.linalg.solve_triangular(L.T, W, upper=True, out=W)
         return W, (self.y - self.x @ W) / self.weight if intercept else None
 
 
@@ -208,7 +216,8 @@ def _missed(batches: Sequence[Rows], i: int, W: Tensor, b: Tensor | None) -> Ite
     """Yield what W and b miss at the tokens of population i, and their z, for each micro-batch."""
     for each in batches:
         tokens = each.populations[i]
-        missed = each.x[tokens].double() @ W - each.y[tokens].double()
+        x = widened(each.x[tokens])
+        missed = x @ W.to(x.dtype) - each.y[tokens].double()
         yield missed if b is None else missed + b, each.z[tokens]
 
 

@@ -2,6 +2,8 @@
 
 GGUF has one width for all layers and names for some architectures, so that only Llama-like models of uniform widths can
 be written. A file counts only once the reader of transformers has made the same tensors, logits and tokens of it.
+Tensors are rounded, written and compared one at a time, and the reader's model is in the file's dtype, so that the host
+holds a few matrices in float32 and never the model.
 
 Rotary halves: transformers keeps the two halves of a head apart, GGUF's llama interleaves them, so that rows of q and k
 go from (heads, 2, E / 2) to (heads, E / 2, 2).
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -33,7 +36,7 @@ from methods.checkpoint.transformers_compat import (
     tensors,
     uniform_config,
 )
-from methods.errors import UserError
+from methods.errors import UserError, first_line
 from methods.model.decoder import Decoder
 from methods.model.stock import Uneven, empty
 
@@ -54,7 +57,7 @@ def write(model: Decoder, tokenizer: Any, path: Path, dtype: torch.dtype, name: 
     if path.exists():
         raise UserError(f"{path} exists; name a new file")
     config = check(model)
-    stored = {tensor: rounded(value, dtype) for tensor, value in tensors(model, empty(config)).items()}
+    stored = tensors(model, empty(config))
     vocabulary = _vocabulary(tokenizer, model.config.vocab_size)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
@@ -65,8 +68,7 @@ def write(model: Decoder, tokenizer: Any, path: Path, dtype: torch.dtype, name: 
             _write(writer, config, stored, dtype, vocabulary)
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}") from error
-        expected = rebuilt(config, stored, torch.float32)
-        problem = _read_back(file, stored, Decoder(expected), tokenizer, vocabulary["pre"])
+        problem = _read_back(file, config, stored, dtype) or _other_tokens(file, tokenizer, vocabulary["pre"])
         if problem:
             raise UserError(f"GGUF's reader does not give this model back: {problem}")
         file.rename(path)
@@ -114,22 +116,26 @@ def _write(
     writer.add_vocab_size(config.vocab_size)
     _add_vocabulary(writer, vocabulary)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config.num_hidden_layers)
+    targets = dict[str, str]()
+    kinds = {tensor: kind if value.ndim > 1 else gguf.GGMLQuantizationType.F32 for tensor, value in stored.items()}
     for tensor, value in stored.items():
         stem, _, suffix = tensor.rpartition(".")
         target = names.get_name(stem)
         if target is None:
             raise UserError(f"GGUF has no place for {tensor}")
-        if architecture == "llama" and target.endswith((".attn_q", ".attn_k")):
-            heads = config.num_attention_heads if target.endswith("q") else config.num_key_value_heads
-            rows = interleaved(value, heads)
-        else:
-            rows = value
-        quantised = kind if rows.ndim > 1 else gguf.GGMLQuantizationType.F32
-        data = gguf.quants.quantize(rows.numpy(), quantised)
-        writer.add_tensor(f"{target}.{suffix}", data, raw_dtype=quantised)
+        targets[tensor], size = target, (dtype if value.ndim > 1 else torch.float32).itemsize * value.numel()
+        writer.add_tensor_info(
+            f"{target}.{suffix}", tuple(value.shape), np.dtype(np.float32), size, raw_dtype=kinds[tensor]
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    writer.write_ti_data_to_file()
+    for tensor, value in stored.items():
+        rows = rounded(value, dtype)
+        if architecture == "llama" and targets[tensor].endswith((".attn_q", ".attn_k")):
+            heads = config.num_attention_heads if targets[tensor].endswith("q") else config.num_key_value_heads
+            rows = interleaved(rows, heads)
+        writer.write_tensor_data(gguf.quants.quantize(rows.numpy(), kinds[tensor]))
     writer.close()
 
 
@@ -214,26 +220,40 @@ def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: dict[str, Any]) -> None
         writer.add_chat_template(vocabulary["chat_template"])
 
 
-def _read_back(file: Path, stored: dict[str, Tensor], expected: Decoder, tokenizer: Any, split: str) -> str | None:
+def _read_back(file: Path, config: Any, stored: dict[str, Tensor], dtype: torch.dtype) -> str | None:
     """Read the file with transformers and say how that differs from what was written; None where it does not."""
-    options = {"gguf_file": file.name, "dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
+    options = {"gguf_file": file.name, "dtype": dtype, "quantization_config": GgufConfig(dequantize=True)}
     try:
         shell = empty(AutoConfig.from_pretrained(file.parent, gguf_file=file.name))
         if problem := difference({name: tuple(tensor.shape) for name, tensor in stored.items()}, shapes(shell)):
             return problem
         with redirect_stderr(io.StringIO()):  # a progress bar for each tensor
             model: Any = AutoModelForCausalLM.from_pretrained(file.parent, **options)
-        words = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
-        return str(error).strip().splitlines()[0]
+        return first_line(error)
     found = model.state_dict()
     for name, tensor in stored.items():
-        if not torch.equal(found[name], tensor):
+        if not torch.equal(found[name], rounded(tensor, dtype).to(dtype)):
             return f"{name} differs"
+    if dtype == torch.float16:  # in which logits may overflow
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+    found = model.state_dict()
+    expected = Decoder(rebuilt(config, {name: found[name] for name in stored}, model.dtype))  # of the same tensors
     ids = default_probe(expected)
-    off = float((logits(Decoder(model), ids) - logits(expected, ids)).abs().max())
-    if not off <= TOLERANCE * float(logits(expected, ids).abs().max()):
+    wanted = logits(expected, ids)
+    off = float((logits(Decoder(model), ids) - wanted).abs().max())
+    if not off <= TOLERANCE * float(wanted.abs().max()):
         return f"its configuration has no place for all of this model's; logits differ by {off:.2g}"
+    return None
+
+
+def _other_tokens(file: Path, tokenizer: Any, split: str) -> str | None:
+    """Say whether the tokenizer that transformers reads from the file splits a sample otherwise."""
+    try:
+        words = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
+        return first_line(error)
     # The reader knows smollm's split by no name and leaves digits together, which engines do not.
     sample = "".join(letter for letter in SAMPLE if split != "smollm" or not letter.isdigit())
     return None if words(sample)["input_ids"] == tokenizer(sample)["input_ids"] else "its tokens differ"

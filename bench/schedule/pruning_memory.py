@@ -63,8 +63,8 @@ class PruningMemory:
         return self.length * min(self.sequences, max(1, self.memory // (self.b * values * self.length)))
 
     def fits(self, inputs: float, outputs: int) -> float:
-        """Return the bytes of a fit of `inputs` columns: its sums and their factor, and three right-hand sides."""
-        return FLOAT64 * (2 * inputs**2 + 3 * inputs * outputs)
+        """Return the bytes of a fit of `inputs` columns: its sums and their factor, and two right-hand sides."""
+        return FLOAT64 * (2 * inputs**2 + 2 * inputs * outputs)
 
 
 def added(method: str, pruner: object, asked: PruningMemory) -> int:

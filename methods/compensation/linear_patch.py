@@ -32,6 +32,7 @@ from torch import Tensor
 from methods.compensation.base import ResidualMap, compensation
 from methods.compensation.boundaries import BoundaryStates
 from methods.least_squares import Fitted
+from methods.model.precision import widened
 from methods.model.sinks import Sinks
 from methods.ranges import Tokens
 
@@ -57,7 +58,8 @@ class LinearPatch(ResidualMap):
 
 def _size(x: Tensor, where: Tensor, H: Tensor) -> Tensor:
     """Return the sum over tokens of |(x H)_k|, (B, D); sequences without a fitted token are left out."""
-    sizes = (x.double() @ H).abs() * where[..., None]
+    x = widened(x)
+    sizes = (x @ H.to(x.dtype)).double().abs() * where[..., None]
     return sizes.sum(1)[where.any(1)].clamp_min(torch.finfo(torch.float64).tiny)
 
 

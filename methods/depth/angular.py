@@ -40,7 +40,7 @@ from methods.model.activations import steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.shared import shared
-from methods.model.structures import remove_layers
+from methods.model.structures import drop_layers
 from methods.ranges import Layers
 
 
@@ -61,10 +61,10 @@ class Angular(OneShot):
         if not n:
             return {"removed_layers": []}
         if calibration.order:
-            return remove_layers(model, known_layers(calibration))
+            return drop_layers(model, known_layers(calibration))
         D = self.distances(model, calibration, n)
         s = min(range(self.keep_first, L - self.keep_last - n + 1), key=lambda s: D[s])
-        return remove_layers(model, list(range(s, s + n))) | {"distances": D}
+        return drop_layers(model, list(range(s, s + n))) | {"distances": D}
 
     def distances(self, model: Decoder, calibration: Calibration, n: int) -> list[float]:
         """Return D(s) for s = 0 .. L-n, as shares of a half turn."""

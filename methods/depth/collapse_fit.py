@@ -38,6 +38,7 @@ from methods.model.activations import States, Step, beside, enter_all, step, val
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder, twin
 from methods.model.layer import Layer
+from methods.model.precision import widened
 from methods.model.sinks import Sinks, find_sinks, wanted_states
 from methods.normed_fit import Norm, fit_normed
 from methods.progress import over
@@ -110,7 +111,7 @@ class Collapse:
         y_E, z_E, where = beside([one.y for one in taken], y_E, z_E, self.where)
         z_E = wanted_states(where, y_E, z_E, self.how.sinks)
         rows = [
-            Rows(one.channels, z.double() - y + one.channels.double() @ W.double().T, z, w, sink)
+            Rows(one.channels, z.double() - y + widened(one.channels) @ widened(W).T, z, w, sink)
             for one, y, z, w, sink in zip(taken, y_E, z_E, where, find_sinks(where, y_E, z_E), strict=True)
         ]
         (self.layers[s].down.weight,), _ = self._solved(rows, [self.dense.layers[s].down.weight], hold_out=False)

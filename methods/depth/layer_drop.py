@@ -21,7 +21,7 @@ from methods.budget import whole_layers
 from methods.errors import OutOfReach
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.structures import remove_layers
+from methods.model.structures import drop_layers
 from methods.ranges import Count
 
 
@@ -41,7 +41,7 @@ class DropTail:
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         n = whole_layers(model, ratio)
         end = len(model.layers) - self.keep_last
-        return remove_layers(model, list(range(end - n, end)))
+        return drop_layers(model, list(range(end - n, end)))
 
 
 @register("drop-random")
@@ -62,7 +62,7 @@ class DropRandom:
         n, last = whole_layers(model, ratio), len(model.layers) - 1
         seed = calibration.seed if self.seed is None else self.seed
         order = torch.randperm(last - 1, generator=torch.Generator().manual_seed(seed)) + 1
-        return remove_layers(model, sorted([*order.tolist(), last][:n])) | {"seed": seed}
+        return drop_layers(model, sorted([*order.tolist(), last][:n])) | {"seed": seed}
 
 
 @register("drop")
@@ -100,4 +100,4 @@ class Drop:
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         self.plan(model, ratio)
-        return remove_layers(model, self.numbers())
+        return drop_layers(model, self.numbers())

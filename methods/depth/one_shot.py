@@ -8,7 +8,7 @@ from typing import Any
 from methods.budget import whole_layers
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.structures import Sublayer, drop_lowest, remove_layers
+from methods.model.structures import Sublayer, drop_layers, drop_lowest
 
 
 class OneShot:
@@ -35,7 +35,7 @@ class OneShot:
         if not n:
             return {"removed_layers": []}
         if calibration.order:
-            return remove_layers(model, known_layers(calibration)) | said
+            return drop_layers(model, known_layers(calibration)) | said
         scores = self.scores(model, calibration)
         gone = drop_lowest(model, scores, self.candidates(len(scores), n), n)
         return {"removed_layers": gone, "scores": scores} | said

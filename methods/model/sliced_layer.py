@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer, linear_like, norm_eps
+from methods.model.precision import widened
 
-NUMBERS = 2**24  # of a matrix that are float64 at once, 128 MiB
+NUMBERS = 2**24  # of a matrix that are multiplied at once, in float64 128 MiB
 
 
 def _both(layer: Layer, h: Tensor, arguments: dict[str, Any]) -> Tensor:
@@ -84,7 +85,7 @@ def fuse_norm(model: Decoder, norm: nn.Module, matrix: nn.Linear) -> None:
     """Move a norm's gain and bias into the matrix behind it: W <- W diag(gain), b <- b + W bias."""
     shift, gain = getattr(norm, "bias", None), model.gain(norm).double()
     if shift is not None:
-        (bias,) = by_rows(matrix.weight, 1, lambda W: (W @ shift.double())[:, None], torch.float64).T
+        (bias,) = by_rows(matrix.weight, 1, lambda W: (W @ shift.to(W.dtype))[:, None], torch.float64).T
         matrix.bias = _parameter(bias + (0 if matrix.bias is None else matrix.bias.double()), matrix.weight)
     matrix.weight = by_rows(matrix.weight, matrix.in_features, lambda W: W * gain)
 
@@ -98,16 +99,17 @@ def read_in_basis(matrices: list[nn.Linear], Q: Tensor, d: int) -> None:
 
 def write_in_basis(matrix: nn.Linear, Q: Tensor, d: int) -> None:
     """Let what writes the residual write d columns in the basis Q: W <- (Q^T W)[:d], b <- (Q^T b)[:d]."""
-    Q = Q.to(matrix.weight.device)
-    matrix.weight = _parameter(Q.T[:d] @ matrix.weight.double(), matrix.weight)
+    weight = widened(matrix.weight)
+    Q = Q.to(weight.device, weight.dtype)
+    matrix.weight = _parameter(Q.T[:d] @ weight, matrix.weight)
     if matrix.bias is not None:
-        matrix.bias = _parameter(Q.T[:d] @ matrix.bias.double(), matrix.bias)
+        matrix.bias = _parameter(Q.T[:d] @ widened(matrix.bias), matrix.bias)
     matrix.out_features = d
 
 
 def cut_columns(weight: Tensor, Q: Tensor, d: int) -> nn.Parameter:
-    """Return (W Q)[:, :d], multiplied in float64."""
-    Q = Q[:, :d].to(weight.device)
+    """Return (W Q)[:, :d]."""
+    Q = widened(Q[:, :d].to(weight.device), of=weight.dtype)
     return by_rows(weight, d, lambda W: W @ Q)
 
 
@@ -115,11 +117,11 @@ def cut_columns(weight: Tensor, Q: Tensor, d: int) -> nn.Parameter:
 def by_rows(
     weight: Tensor, width: int, change: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None
 ) -> nn.Parameter:
-    """Return change(W), (rows, width), of W in float64, a few rows at a time: no table is in float64 as a whole."""
+    """Return change(W), (rows, width), of W as it is multiplied, a few rows at a time: no table is so as a whole."""
     changed = weight.new_empty(len(weight), width, dtype=dtype)
     rows = max(1, NUMBERS // weight.shape[1])
     for some, into in zip(torch.split(weight.detach(), rows), torch.split(changed, rows), strict=True):
-        into.copy_(change(some.double()))
+        into.copy_(change(widened(some)))
     return nn.Parameter(changed, requires_grad=weight.requires_grad)
 
 

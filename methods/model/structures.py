@@ -205,9 +205,9 @@ def cut(model: Decoder, decisions: Mapping[str, Any]) -> None:
         remove_sublayers(model, [Sublayer(part, number) for part, numbers in names.items() for number in numbers])
 
 
-def remove_layers(model: Decoder, gone: Sequence[int]) -> dict[str, Any]:
-    """Remove the layers of these numbers, in place, and return them for the record."""
-    model.set_layers([layer for number, layer in enumerate(model.layers) if number not in gone])
+def drop_layers(model: Decoder, gone: Sequence[int]) -> dict[str, Any]:
+    """Remove the layers of these numbers, in place, and name them for the record."""
+    model.set_layers([layer for l, layer in enumerate(model.layers) if l not in gone])
     return {"removed_layers": list(gone)}
 
 
@@ -217,7 +217,7 @@ def drop_lowest(model: Decoder, scores: Sequence[float], candidates: Iterable[in
     Returns their numbers, rising.
     """
     gone = sorted(sorted(candidates, key=lambda l: (scores[l], -l))[:n])
-    remove_layers(model, gone)
+    drop_layers(model, gone)
     return gone
 
 

@@ -32,7 +32,7 @@ so its head is always sliced.
 
 Cost. No gradients. One pass of the calibration text through each layer and two eigendecompositions of size D per layer.
 The states of all calibration tokens wait in the CPU's memory, in float32, so that a bfloat16 model's are not rounded at
-each of the 2 L + 1 sites. Matrices are multiplied in float64, a few rows at a time.
+each of the 2 L + 1 sites. Matrices are multiplied a few rows at a time, in float64, those in half precision in float32.
 
 Measured. docs/studies/departures.md compares embeddings that are centred with those that are not.
 """
@@ -52,6 +52,7 @@ from methods.model.activations import Entry, enter_all
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
+from methods.model.precision import add_product, widened
 from methods.model.sizes import parameters
 from methods.model.sliced_layer import SlicedLayer, _both, cut_columns, fuse, read_in_basis, write_in_basis
 from methods.progress import over
@@ -117,7 +118,7 @@ class _Slicer:
     """Makes one pass from the embedding to the head, each layer fed by the already cut layers before it.
 
     X  one signal (B, T, D) per micro-batch, in the original basis and float32; they wait in the CPU's memory
-    Q  (D, D) in float64, the basis at the next layer's input, columns by falling variance
+    Q  (D, D), the basis at the next layer's input, columns by falling variance
     """
 
     def __init__(self, model: Decoder, entries: list[Entry], mask: list[Tensor], d: int) -> None:
@@ -176,11 +177,11 @@ class _Slicer:
         """Return the principal axes of the present signal, (D, D): no mean subtracted, padding left out, in float64."""
         C = torch.zeros(self.D, self.D, dtype=torch.float64, device=self.device)
         for X, mask in zip(self.X, self.mask, strict=True):
-            x = X[mask].to(self.device).double()
-            C.addmm_(x.T, x)
+            x = widened(X[mask].to(self.device), of=self.model.embed.weight.dtype)
+            add_product(C, x, x)
         variance, axes = torch.linalg.eigh(C)
         self.energy.append(round(float(variance[-self.d :].sum() / variance.sum()), 6))
-        return axes.flip(1)
+        return widened(axes.flip(1), of=self.model.embed.weight.dtype)
 
 
 def refuse_unless_rotatable(model: Decoder) -> None:

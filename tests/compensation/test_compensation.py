@@ -72,6 +72,21 @@ def test_streamed_sums_give_the_least_squares_of_the_whole(pieces, intercept):
     assert intercept == (bias is not None)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_rows_in_half_precision_give_what_they_give_in_float64(dtype):
+    """But for rounding far below their own; in float32 they are multiplied in float64, to the last bit."""
+    draw, found = torch.Generator().manual_seed(3), []
+    x = (torch.randn(400, 16, generator=draw) * torch.logspace(-2, 2, 16)).to(dtype)
+    y, towards = (torch.randn(n, 4, generator=draw, dtype=torch.float64) for n in (400, 16))
+    for given in (x, x.float(), x.double()):
+        sums = LeastSquares(16, 4, x.device)
+        for a, b in zip(given.split(100), y.split(100), strict=True):
+            sums.add(a, b, 0.5)
+        found.append(sums.solve(0.01, towards)[0])
+    assert torch.equal(found[1], found[2])
+    torch.testing.assert_close(found[0], found[2], rtol=1e-5, atol=1e-5 * float(found[2].abs().max()))
+
+
 def test_a_small_ridge_is_no_ridge_and_a_huge_one_changes_nothing():
     draw = torch.Generator().manual_seed(1)
     x, y, towards = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((50, 6), (50, 3), (6, 3)))

@@ -37,7 +37,6 @@ SIZES = {  # the size of what comes out is known to the GPU alone, so that the h
 }
 FACTORISATIONS = {
     "linalg_cholesky_ex",
-    "cholesky_solve",
     "linalg_eigh",
     "_linalg_eigh",
     "linalg_qr",
@@ -93,8 +92,10 @@ def flops_of(func: Any, flat: list[Any]) -> float:
     if name in PRODUCTS:
         return 2.0 * tensors[-2].numel() * tensors[-1].shape[-1]
     if name in FACTORISATIONS:
-        n, wide = tensors[0].shape[-1], tensors[0].shape[-2]
-        return {"linalg_cholesky_ex": n**3 / 3, "cholesky_solve": 2.0 * wide**2 * n}.get(name, 9.0 * n**3)
+        n = tensors[0].shape[-1]
+        return n**3 / 3 if name == "linalg_cholesky_ex" else 9.0 * n**3
+    if name == "linalg_solve_triangular":
+        return float(tensors[0].shape[-1] * tensors[1].numel())
     return 0.0
 
 

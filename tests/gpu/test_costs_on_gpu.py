@@ -157,3 +157,23 @@ def test_refit_has_one_dense_layer_on_the_gpu_at_a_time(method):
         layer = sum(each.nbytes for each in decoder.layers[0].module.parameters())
         prune = methods.make(f"{method}+refit").prune
         assert peak_beside_the_weights(decoder, gpus, lambda one: prune(one, first(2, 8), 0.3)) <= 1.3 * layer
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("slicegpt", {}),
+        ("drop+ghost", {"layers": "2-3"}),
+        ("drop+linearpatch", {"layers": "2-3"}),
+        ("wanda-sp+refit", {}),
+    ],
+)
+def test_work_in_float64_does_not_grow_with_the_tokens_of_a_model_in_half_precision(method, settings):
+    """Solutions and eigenvectors are in float64, and products of what the tokens give in float32."""
+    counted = []
+    for rows in (4, 8):
+        with EmulatedGpus() as gpus:
+            decoder = Decoder(model_of("llama", torch.bfloat16).to("cuda"))
+            methods.make(method, settings).prune(decoder, first(rows, 24), 0.3)
+            counted.append(sum(gpus.float64_flops.values()))
+    assert counted[0] == counted[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from conftest import tiny
 from tiny_methods import calibration, logits, pruned
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers import models as kinds
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import methods
@@ -388,6 +391,46 @@ def test_a_gguf_file_of_uniform_widths(ids, tmp_path):
 def test_rows_are_interleaved_as_rotary_halves():
     rows = torch.arange(8)[:, None] * torch.ones(1, 3)
     assert gguf_export.interleaved(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+class Float32Alive(TorchDispatchMode):
+    """Counts the bytes of the float32 tensors that are alive, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for one in tree_leaves(made):
+            if isinstance(one, torch.Tensor) and one.dtype == torch.float32 and one.device.type == "cpu":
+                self.count(one.untyped_storage())
+        return made
+
+    def count(self, storage) -> None:
+        if (key := storage._cdata) not in self.known:
+            self.known.add(key)
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self.gone, key, storage.nbytes())
+
+    def gone(self, key: int, size: int) -> None:
+        self.known.remove(key)
+        self.now -= size
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_gguf_file_takes_a_few_matrices_in_float32_and_never_the_model(dtype, tmp_path, monkeypatch):
+    """Of twelve layers, none of whose matrices is as much as the logits of the probe and a forward's states."""
+    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # threads are not counted
+    model = Decoder(tiny("llama", layers=12, hidden_size=64, intermediate_size=176, vocab_size=260).to(dtype))
+    largest = 4 * max(parameter.numel() for parameter in model.model.parameters())
+    whole = 4 * sum(parameter.numel() for parameter in model.model.parameters())
+    tokenizer = bpe()
+    with Float32Alive() as alive:
+        gguf_export.write(model, tokenizer, tmp_path / "model.gguf", dtype, "tiny")
+    assert largest <= alive.peak <= 6 * largest < whole / 4, (alive.peak / largest, whole / largest)
 
 
 NO_GGUF = {

@@ -1,0 +1,26 @@
+"""The number of bits in which matrices are multiplied before sums and solutions, which are in float64."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def widened(x: Tensor, of: torch.dtype | None = None) -> Tensor:
+    """Return x in the type in which it is multiplied: float32 for numbers of half precision, float64 for all others.
+
+    of  the type that x's numbers come from, where that is not its own
+
+    A product of two numbers in bfloat16 or float16 is exact in float32, whose rounding of sums is far below that of
+    the numbers; GPUs without fast float64 take 60 times as long for it.
+    """
+    half = (of or x.dtype) in (torch.bfloat16, torch.float16)
+    return x.to(torch.float32 if half else torch.float64)
+
+
+def add_product(sums: Tensor, x: Tensor, y: Tensor, w: float = 1.0) -> None:
+    """Add w x^T y to `sums` (I, O) in float64, in place, for x (M, I) and y (M, O) of one type."""
+    if x.dtype == sums.dtype:
+        sums.addmm_(x.T, y, alpha=w)
+    else:
+        sums.add_(x.T @ y, alpha=w)
