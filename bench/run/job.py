@@ -8,6 +8,7 @@ import gc
 import logging
 import platform
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,16 @@ from bench.engines.engine import Job, Machine
 from bench.plan.cell import Cell, from_plain
 from bench.plan.protocol import Protocol
 from bench.records.record import Record
+from bench.run import store
 from bench.run.datasets import DatasetReader, Datasets
 from bench.run.measure import Outcome, attempt
 from bench.run.source_hash import method_sha256
+from bench.schedule.memory_needs import lies_in_files
 from bench.system import environment, versions
 from bench.system.console import say
 from bench.system.worker import Line
 from methods.errors import UserError
+from methods.model.layer_store import LayerStore
 
 CalibrationSetting = tuple[Protocol, int]  # what decides what a cell looks at: its protocol and its seed
 
@@ -78,8 +82,12 @@ def measure(line: Line, job: Job, cell: Cell, datasets: Datasets) -> None:
         line.alone,
         devices,
     )
-    own = datasets.for_cell(job.order, job.seconds, job.keep, job.run_threads)
-    attempt(cell, Path(job.folder), own, outcome, parents=Path(job.parents))
+    own, folder = datasets.for_cell(job.order, job.seconds, job.keep, job.run_threads), Path(job.folder)
+    with ExitStack() as stack:
+        if lies_in_files(cell, job.memory):
+            outcome.files = LayerStore(stack.enter_context(store.scratch(folder)))
+            outcome.measured["weights_in"] = "files"
+        attempt(cell, folder, own, outcome, parents=Path(job.parents))
 
 
 def _refuse_other_code(cell: Cell) -> str:

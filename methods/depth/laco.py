@@ -115,7 +115,7 @@ class LaCo:
 
             loop = _Loop(self, len(model.layers), similarity)
             threshold, path = (self.T, loop.run(self.T, count)) if self.T is not None else loop.largest_threshold(count)
-        model.set_layers([reference.realise(layer) for layer in path.order])
+        model.set_layers(list(model.sweep(map(reference.realise, path.order))))
         kept = [_first(layer) for layer in path.order]
         return {
             "threshold": threshold,

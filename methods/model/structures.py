@@ -108,11 +108,12 @@ class Structure:
         return self.layer.out if self.kind == "kv_heads" else self.layer.down
 
     def remove(self, score: Tensor, count: int) -> None:
-        """Remove the `count` units with the smallest score, (units,)."""
+        """Remove the `count` units with the smallest score, (units,), and settle what is left of the layer."""
         lowest = set(score.argsort(stable=True)[:count].tolist())
         kept = [unit for unit in range(len(self.left)) if unit not in lowest]
         (keep_kv_groups if self.kind == "kv_heads" else keep_channels)(self.layer, kept)
         self.left = [self.left[unit] for unit in kept]
+        self.layer.settle()
 
 
 def structures_of(model: Decoder, *kinds: str) -> list[Structure]:

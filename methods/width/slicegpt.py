@@ -133,13 +133,15 @@ class _Slicer:
             table.weight = cut_columns(table.weight, self.Q, self.d)
             table.embedding_dim = self.d
         layers = self.model.layers
-        for layer in over(layers[:-1], "slicing", "layer"):
+        for layer in self.model.sweep(over(layers[:-1], "slicing", "layer")):
             self.slice_layer(layer, self.d)
         self.slice_layer(layers[-1], self.d if slice_head else self.D)
+        layers[-1].settle()
         head = self.model.head
         head.weight = cut_columns(head.weight, self.Q, self.d if slice_head else self.D)
         head.in_features = head.weight.shape[1]
         self.model.set_layers(layers)
+        self.model.settle()
 
     def slice_layer(self, layer: Layer, e: int) -> None:
         """Cut one layer: it will read d and write e columns."""
