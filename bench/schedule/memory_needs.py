@@ -151,6 +151,8 @@ class Footprint:
         """Return the bytes on the host of what waits there: states, and beside a GPU dense layers."""
         p, width, recipe = cell.protocol, self.shape.width, cell.healing
         states = FLOAT32 * p.calibration_sequences * p.calibration_length * width if cell.method == "slicegpt" else 0
+        if cell.device.startswith("cuda") and states <= p.calibration_memory_mib * 2**20:
+            states = 0  # they wait on the GPU
         read = self.bytes_each * recipe.sequences * recipe.length * width if recipe and recipe.loss == "kl" else 0
         layers = cell.device.startswith("cuda") and cell.method.endswith(("+refit", "+reinitialize"))
         return states + read + (self.bytes_each * self.shape.inner if layers else 0)

@@ -148,12 +148,13 @@ def _llm_pruner(asked: PruningMemory) -> float:
 
 
 def _slicegpt(asked: PruningMemory) -> float:
-    """A new table, rows of it in float64, the bases of a layer, and states."""
+    """A new table, rows of it in float64, the bases of a layer, and states, all of them where they are few."""
     D, V, b = asked.shape.width, asked.shape.vocabulary, asked.b
     values = 6 * D + 2 * (asked.shape.read // D)
     table = b * V * D * (2 if asked.shape.tied else 1) + 2 * FLOAT64 * min(V * D, sliced_layer.NUMBERS)
     sites = 6 * FLOAT64 * D**2 + asked.s(values) * (b * values + 4 * FLOAT32 * D)
-    return max(table, b * V * D + sites)
+    waiting = FLOAT32 * asked.sequences * asked.length * D
+    return max(table, b * V * D + sites + (waiting if waiting <= asked.memory and asked.on_gpu else 0))
 
 
 def _trials(asked: PruningMemory, logits: float = 2.2, *, dense: bool = False) -> float:
