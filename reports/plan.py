@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bench.plan.run_spec import RunSpec
 from bench.schedule.forecast import duration
+from bench.schedule.memory_needs import MemoryNeeds
 from bench.schedule.plan import Plan, PlannedCell, gib, summary
 from reports.tables.table import Column, Row, Table, TableCell, text, words
 
@@ -14,6 +15,7 @@ BASES = (
     "MACs: by multiply-accumulates and the rate that this machine has just shown."
 )
 ELSEWHERE = "Cells run on other machines, and their time is estimated by the rate of this one."
+FILES = "+ files: weights lie in files, since the cell would take more than --memory with all of them in memory."
 ONE = "--slots is not given, so that the plan is for one cell at a time."
 
 
@@ -44,6 +46,7 @@ def _cells(plan: Plan, spec: RunSpec) -> Table:
     rows = tuple(_row(one, columns) for one in plan.cells)
     elsewhere = spec.engine != "local"
     notes = [f"{summary(plan)}.", *[ELSEWHERE] * elsewhere, *[ONE] * (elsewhere and not spec.slots)]
+    notes += [FILES] * any(one.needs.in_files for one in left)
     return Table("plan", "plan", "", "", (), tuple(columns), rows, tuple(notes), (TAKES, BASES))
 
 
@@ -57,12 +60,16 @@ def _row(one: PlannedCell, columns: list[Column]) -> Row:
         found |= {name: _time(seconds) for name, seconds in one.estimate.stages.items()}
         found |= {"seconds": _time(one.estimate.seconds), "begin": _time(one.begin)}
         found |= {"slot": TableCell(str(one.slot + 1), value=one.slot + 1), "waits for": text(one.after)}
-        found |= {"device": _size(one.needs.device), "host": _size(one.needs.host), "basis": text(one.estimate.basis)}
+        found |= {"device": _size(one.needs.device), "host": _host(one.needs), "basis": text(one.estimate.basis)}
     return Row(cell.label, cell.method, cell.ratio, tuple(found.get(column.name, TableCell()) for column in columns))
 
 
 def _size(count: int) -> TableCell:
     return TableCell(gib(count), value=count)
+
+
+def _host(needs: MemoryNeeds) -> TableCell:
+    return TableCell(f"{gib(needs.host)}{' + files' * needs.in_files}", value=needs.host)
 
 
 def _time(seconds: float) -> TableCell:

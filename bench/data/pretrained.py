@@ -22,6 +22,7 @@ from methods.files import sha256
 if TYPE_CHECKING:
     import torch
 
+    from methods.model.layer_store import LayerStore
     from methods.model.spread import Place
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -72,10 +73,18 @@ def shell(name: str, trust_remote_code: bool = False) -> torch.nn.Module:
     return model
 
 
-def load(name: str, device: Place, dtype: torch.dtype, trust_remote_code: bool = False) -> tuple[torch.nn.Module, Any]:
+def load(
+    name: str,
+    device: Place,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    store: LayerStore | None = None,
+) -> tuple[torch.nn.Module, Any]:
     """Load (model, tokenizer): the model in evaluation mode on `device`, its weights in `dtype`.
 
     device  one, or several over which the layers are spread; weights go straight there, but those of a GGUF file
+    store   lets weights lie in files on the CPU: those of the model where they are stored in `dtype`; the others are
+            converted one layer at a time
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -90,10 +99,13 @@ def load(name: str, device: Place, dtype: torch.dtype, trust_remote_code: bool =
         return spread.put(model, device).eval(), tokenizer
     folder, options = _source(name, trust_remote_code)
     if save_load.is_checkpoint(folder):
-        model = save_load.load(folder, dtype=dtype, device=device).model
+        model = save_load.load(folder, dtype=dtype, device=device, store=store).model
     else:
         options |= spread.loading(lambda: Decoder(shell(name, trust_remote_code)), device)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
+        wanted = dtype if store is None else "auto"
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=wanted, use_safetensors=True, **options)
+        if store is not None:
+            Decoder(model, store).cast(dtype)
     return model.eval(), load_tokenizer(name, trust_remote_code)
 
 

@@ -47,6 +47,7 @@ class Job:
     timed    whether nothing may run beside it on its machine
     gpus     how many of them it needs for itself; the layers of its model are spread over them
     threads  torch's, on the CPU
+    memory   GiB that the cell may take of the host's memory; None: as much as there is (bench.schedule.memory_needs)
     run_threads   torch's while it is timed, of which the hash of what is timed speaks (bench.run.fingerprint)
     variables     of the environment, by which threads wait as they do in the run (bench.system.threads)
     """
@@ -66,6 +67,7 @@ class Job:
     timed: bool = False
     gpus: int = 0
     threads: int = 1
+    memory: float | None = None
     run_threads: int = 1
     variables: dict[str, str] = field(default_factory=dict)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,12 +22,13 @@ class KeptStatistics:
     A file is of one model in one dtype on one kind of device, as its folder is. Cells that run at once may each find
     the same; the last one's file stays.
 
+    peaks    returns the highest memory of the stage so far, as bench.system.memory.Watched has it
     seconds  that other cells took to find what this one has read
-    peak     the highest memory while they did, as bench.system.memory.peaks has it
+    peak     the highest memory while they did
     """
 
-    def __init__(self, folder: Path, devices: Sequence[torch.device]) -> None:
-        self.folder, self.devices = folder, devices
+    def __init__(self, folder: Path, peaks: Callable[[], dict[str, Any]]) -> None:
+        self.folder, self.peaks = folder, peaks
         self.seconds = 0.0
         self.peak: dict[str, Any] = {}
 
@@ -39,7 +39,7 @@ class KeptStatistics:
             return self._read(file)
         start = time.perf_counter()
         found = find()
-        cost = {"seconds": time.perf_counter() - start, "peak": memory.peaks(self.devices)}
+        cost = {"seconds": time.perf_counter() - start, "peak": self.peaks()}
         self.folder.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(f".{os.getpid()}")  # another process may be about the same
         tensors = {str(number): statistic.contiguous() for number, statistic in enumerate(found)}

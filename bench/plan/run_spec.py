@@ -38,6 +38,7 @@ ISOLATE = (
 DTYPE = "float32, bfloat16 or float16; auto: bfloat16 where the GPU or CPU multiplies it natively, else float32"
 THREADS = "torch threads of each cell on the CPU; by default cells that run at once share all"
 SLOTS = "cells that run at once, timed ones alone; auto: one for each GPU, one on a CPU; by default 1 on this machine"
+MEMORY = "what a cell may take of the host's: weights lie in files where the whole model would take more"
 LIMIT = "0 for no limit, or positive"
 SHARES = "a list of shares of the parameters, each in [0, 1), as in 0.1,0.3"
 
@@ -95,7 +96,8 @@ class RunSpec:
     seeds: Sequence[int] = where((0,), "of all draws; of several, tables show the mean", "LIST", flag="seed")
     out: Path | None = where(None, "by default results/<date>-<methods>-<model>", "DIR")
     isolate: bool | None = where(None, ISOLATE)
-    cell_memory_mib: float = where(0.0, "end a cell that takes more", "MIB", least=0, wanted=LIMIT)
+    memory: float | Literal["auto"] = where("auto", MEMORY, "GIB", least=0.01, wanted="auto or GiB")
+    cell_memory_mib: float = where(0.0, "end a cell that takes more, files left out", "MIB", least=0, wanted=LIMIT)
     cell_minutes: float = where(0.0, "end a cell that takes longer", "N", least=0, wanted=LIMIT)
     retry_failed: bool = where(False, "run cells again whose record is a failure")
     save_models: bool = where(False, "save pruned models, measure them as they load again")
@@ -128,6 +130,11 @@ class RunSpec:
                 raise UserError(f"a protocol has no {name!r}{near(name, known)}; it has {', '.join(known)}")
         self.mentions()
         self.protocols()
+
+    @property
+    def memory_gib(self) -> float | None:
+        """Return the GiB of the host's memory that a cell may take; None: as there is."""
+        return None if self.memory == "auto" else self.memory
 
     def mentions(self) -> list[Mention]:
         """Return the methods that are asked for, with the compensation that `compensate` puts behind them.

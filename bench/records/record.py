@@ -38,9 +38,11 @@ A record has these keys and no others:
     pruned_sha256                     hex, of every tensor of the model that was measured
     prune_seconds                     float, with what earlier cells spent on a search or statistics that this one used;
                                       absent for "dense"
-    peak_memory  {stage of seconds: {resident_bytes}} on a CPU, of the process; on GPUs {allocated_bytes (by tensors),
-                 reserved_bytes (held by torch), and of several GPUs `each`, with both of each one}, together. Records
-                 of before had one figure, peak_memory_bytes: the highest since pruning began. See `peak_bytes`
+    weights_in                        "files" where the weights lay in files and not in memory (docs/guides/memory.md)
+    peak_memory  {stage of seconds: {resident_bytes, anonymous_bytes (in no file, looked at every 0.02 s)}} on a CPU, of
+                 the process; on GPUs {allocated_bytes (by tensors), reserved_bytes (held by torch), and of several GPUs
+                 `each`, with both of each one}, together. Records of before had one figure, peak_memory_bytes: the
+                 highest since pruning began. See `peak_bytes`
     calibration_memory_mib            what the states of a micro-batch were given, where that followed from the memory
                                       that was free; absent for "dense"
     healing      {recipe: bench.plan.recipe.Recipe.as_run, text_sha256, start_sha256 (of the model before training, as

@@ -8,6 +8,7 @@ import gc
 import logging
 import platform
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,16 @@ from bench.evaluation.statistics import KeptStatistics
 from bench.plan.cell import Cell, from_plain
 from bench.plan.protocol import Protocol
 from bench.records.record import Record
+from bench.run import store
 from bench.run.datasets import DatasetReader, Datasets
 from bench.run.measure import Outcome, attempt
 from bench.run.source_hash import method_sha256
+from bench.schedule.memory_needs import lies_in_files
 from bench.system import environment, versions
 from bench.system.console import say
 from bench.system.worker import Line
 from methods.errors import UserError
+from methods.model.layer_store import LayerStore
 
 CalibrationSetting = tuple[Protocol, int]  # what decides what a cell looks at: its protocol and its seed
 
@@ -82,9 +86,15 @@ def measure(line: Line, job: Job, cell: Cell, datasets: Datasets) -> None:
     statistics = None
     if not cell.earlier:  # what is pruned is the dense model
         of = f"{cell.inputs['weights_sha256'][:16]}-{cell.dtype}-{torch.device(cell.device).type}"
-        statistics = KeptStatistics(Path(job.scratch) / f"statistics-{of}", devices)
+        peaks = lambda: outcome.peaks()  # noqa: E731, PLW0108  # each stage has its own
+        statistics = KeptStatistics(Path(job.scratch) / f"statistics-{of}", peaks)
     own = datasets.for_cell(job.order, job.seconds, keep=job.keep, timed_threads=job.run_threads, statistics=statistics)
-    attempt(cell, Path(job.folder), own, outcome, parents=Path(job.parents))
+    folder = Path(job.folder)
+    with ExitStack() as stack:
+        if lies_in_files(cell, job.memory):
+            outcome.files = LayerStore(stack.enter_context(store.scratch(folder)))
+            outcome.measured["weights_in"] = "files"
+        attempt(cell, folder, own, outcome, parents=Path(job.parents))
 
 
 def _refuse_other_code(cell: Cell) -> str:

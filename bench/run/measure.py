@@ -40,6 +40,7 @@ from bench.speed import benchmark
 from bench.system import failures, memory
 from methods.errors import OutOfReach, Unsupported, Unwritable, UserError
 from methods.model.decoder import Decoder
+from methods.model.layer_store import LayerStore
 from methods.model.sizes import parameters, parameters_without_embeddings, sizes
 
 DOING = {
@@ -64,6 +65,7 @@ class Outcome:
     alone    is entered while nothing else may work on the machine
     devices  on which the model lies: a stage ends when they have done what they were given, so that its seconds are of
              its own work, and its peaks of memory are of them
+    files    where the model's weights lie instead of the memory; None: in memory
     """
 
     tell: Callable[[dict[str, Any]], object]
@@ -71,8 +73,10 @@ class Outcome:
     say: Callable[[str], object]
     alone: Callable[[], AbstractContextManager[None]]
     devices: Sequence[torch.device] = (torch.device("cpu"),)
+    files: LayerStore | None = None
     decisions: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
+    peaks: Callable[[], dict[str, Any]] = dict  # of the stage that is going on
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -80,13 +84,14 @@ class Outcome:
         self.doing(DOING[stage])
         self.tell({"decisions": self.decisions, "measured": self.measured})
         benchmark.wait(self.devices)
-        memory.reset_peaks(self.devices)
-        start = time.perf_counter()
-        yield
-        benchmark.wait(self.devices)
+        with memory.watched(self.devices) as watched:
+            self.peaks = watched.peaks
+            start = time.perf_counter()
+            yield
+            benchmark.wait(self.devices)
         seconds = self.measured.setdefault("seconds", {})
         seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
-        peaks, peak = self.measured.setdefault("peak_memory", {}), memory.peaks(self.devices)
+        peaks, peak = self.measured.setdefault("peak_memory", {}), watched.peaks()
         peaks[stage] = memory.highest(peaks.get(stage, peak), peak)
 
 
@@ -168,14 +173,15 @@ def _load(cell: Cell, datasets: Datasets, outcome: Outcome) -> tuple[nn.Module, 
             now["healing"] = fingerprint.healing(cell.healing, datasets.healing[cell.healing])
         if changed := fingerprint.differing(cell.inputs, cell.inputs | now):
             raise RuntimeError(f"this has changed since the run began: {', '.join(changed)}")
-        found = pretrained.load(cell.model, outcome.devices, getattr(torch, cell.dtype), cell.trust_remote_code)
+        dtype = getattr(torch, cell.dtype)
+        found = pretrained.load(cell.model, outcome.devices, dtype, cell.trust_remote_code, outcome.files)
         outcome.measured["weights_sha256"] = weights
     return found
 
 
 def _dense(cell: Cell, model: nn.Module, datasets: Datasets, outcome: Outcome) -> tuple[Decoder, float]:
     """Record the dense model's sizes; return it, and the ratio of it to remove."""
-    decoder = Decoder(model)
+    decoder = Decoder(model, outcome.files)
     outcome.measured |= {"dense_layers": len(decoder.layers), "dense_parameters": parameters(decoder)}
     outcome.measured["dense_parameters_without_embeddings"] = parameters_without_embeddings(decoder)
     ratio = budget(cell, decoder)
@@ -199,7 +205,7 @@ def _parent(cell: Cell, folder: Path, ratio: float, outcome: Outcome) -> tuple[D
         )
     outcome.decisions["earlier"] = [*record.decisions.get("earlier", []), store.stage(record)]
     with outcome.timed("load"):
-        return store.load_model(folder, key, record, outcome.devices), 1 - left / there
+        return store.load_model(folder, key, record, outcome.devices, outcome.files), 1 - left / there
 
 
 def _prune(cell: Cell, decoder: Decoder, ratio: float, datasets: Datasets, outcome: Outcome) -> None:
@@ -276,6 +282,7 @@ def _save(cell: Cell, loaded: tuple[Decoder, Any], datasets: Datasets, folder: P
                 measured=outcome.measured,
                 run=folder,
                 place=outcome.devices,
+                files=outcome.files,
             )
     outcome.measured["pruned_sha256"] = fingerprint.state_sha256(decoder.model)
     if datasets.keep and not saved:

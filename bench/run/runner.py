@@ -8,11 +8,9 @@ the other or several at once, here or on other machines. Which one starts when i
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +33,7 @@ from bench.run.removals import Removals, valid
 from bench.run.source_hash import method_sha256
 from bench.schedule.estimator import Estimate
 from bench.schedule.forecast import Forecast
-from bench.schedule.memory_needs import refuse_misfits
+from bench.schedule.memory_needs import refuse_misfits, room_of
 from bench.schedule.order import Ended, Schedule, drive
 from bench.schedule.outlook import Outlook
 from bench.schedule.plan import Plan, named, simulated
@@ -43,7 +41,7 @@ from bench.system import environment, interrupt
 from bench.system.console import say
 from bench.system.threads import let_threads_wait, waiting
 from bench.system.worker import Line
-from methods.errors import Unwritable, UserError
+from methods.errors import UserError
 
 Report = Callable[[Path, list[Record]], object]
 
@@ -75,6 +73,7 @@ def run_spec(
             limits={name: limit for name, limit in limits.items() if limit},
             engine=engine,
             threads=spec.threads,
+            memory=spec.memory_gib,
             report=report,
         )
 
@@ -88,6 +87,7 @@ def run(
     limits: Mapping[str, float] | None = None,
     engine: Engine | None = None,
     threads: int | None = None,
+    memory: float | None = None,
     report: Report = lambda folder, records: None,
 ) -> list[Record]:
     """Run every cell that has no record in `folder` that counts, and return the records of all, in the cells' order.
@@ -97,6 +97,7 @@ def run(
              several at once in processes that measure one after the other, until one of them fails in it
     engine   where cells run; None: on this machine, one after the other
     threads  of each cell; None: as the engine divides what there is
+    memory   GiB of the host's memory that each cell may take; None: its share of what there is
     report   is given the folder and the records at the end, while the folder is still held
 
     Raises UserError where another run holds the folder, a text is shorter than asked, a task's documents cannot be had,
@@ -119,7 +120,7 @@ def run(
         if dead:
             say(dead)
         store.clear_leftovers(folder)
-        with _scratch(folder) as scratch:
+        with store.scratch(folder) as scratch:
             datasets = _datasets(cells, scratch, session.machine)
             cells = known(cells, datasets)
             for line in store.set_aside(folder, cells):
@@ -133,6 +134,8 @@ def run(
                 measuring = session
             shared: dict[str, Any] = {"scratch": str(scratch) if engine.here else "", "limits": dict(limits or {})}
             shared["plugins"] = tuple(methods.plugins())
+            if memory is not None or engine.here:
+                shared["memory"] = room_of(memory, measuring.slots) / 2**30
             outlook = _outlook(cells, folder, datasets, measuring)
             estimates = outlook.estimates if outlook else None
             records = _measured(cells, folder, measuring, retry_failed, shared, here=engine.here, estimates=estimates)
@@ -159,7 +162,11 @@ def _measured(
         key: (None if record is None else Ended.of(record), why)
         for key, record, why in store.served(folder, cells, retry_failed)
     }
-    refuse_misfits([cell for cell in cells if here and served[cell.key][0] is None], session.machine.gpus)
+    refuse_misfits(
+        [cell for cell in cells if here and served[cell.key][0] is None],
+        session.machine.gpus,
+        shared.get("memory"),
+    )
     several = estimates and session.slots > 1
     schedule = Schedule(cells, {key: one.seconds for key, one in (estimates or {}).items()} if several else None)
     forecast = Forecast(estimates or {}, session.slots, one_machine=here)
@@ -241,10 +248,10 @@ def plan_spec(spec: RunSpec) -> Plan:
         lambda cell: every if slots == 1 else shared,
         every,
     )
-    needs = {cell.key: outlook.needs(cell) for cell in cells}
-    return simulated(
-        cells, done, outlook.estimates, slots=slots, start=read, needs=needs, here=here, gpus=spec.gpus_per_cell
-    )
+    room = room_of(spec.memory_gib, slots)
+    needs = {cell.key: outlook.needs(cell, room) for cell in cells}
+    where: dict[str, Any] = {"here": here, "gpus": spec.gpus_per_cell, "room": room}
+    return simulated(cells, done, outlook.estimates, slots=slots, start=read, needs=needs, **where)
 
 
 def _outlook(
@@ -337,14 +344,3 @@ def _orphaned(cell: Cell, schedule: Schedule) -> dict[str, Any] | None:
     status, label = parent.status if parent.status in REFUSED else "error", schedule.cells[key].label
     reason = f"{parent.status}, {parent.error}"
     return {"status": status, "error": f"there is no model of {label} to go on from: {reason}"}
-
-
-@contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """Make a folder beside the results that is gone at the end."""
-    try:
-        made = tempfile.TemporaryDirectory(prefix=store.SCRATCH, dir=folder, ignore_cleanup_errors=True)
-    except OSError as error:
-        raise Unwritable(f"{folder} cannot hold results: {error.strerror}") from error
-    with made as name:
-        yield Path(name)

@@ -17,6 +17,7 @@ from bench.system import memory
 from methods.checkpoint import save_load
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from methods.model.layer_store import LayerStore
 from methods.model.spread import Place, devices
 
 RELOADED = "the model as it loads again from this folder"
@@ -39,10 +40,12 @@ def save_and_reload(
     measured: dict[str, Any],
     run: Path,
     place: Place,
+    files: LayerStore | None = None,
 ) -> Decoder:
     """Save the cell's model in its run, record that under measured["saved"], and return what loads from there.
 
     place  where that goes
+    files  where its weights lie then; None: in memory
 
     The weights of `model` are freed on the way, so that there is one model in memory and not two.
     """
@@ -59,7 +62,7 @@ def save_and_reload(
     nn.Module.to(model.model, "meta")  # which accelerate warns of where layers are spread
     gc.collect()  # of the model that was tried out, which shares the weights and refers to itself
     memory.give_back(devices(place))
-    return save_load.load(folder, dtype=getattr(torch, cell.dtype), device=place)
+    return save_load.load(folder, dtype=getattr(torch, cell.dtype), device=place, store=files)
 
 
 def complete(measured: Mapping[str, Any], run: Path) -> None:

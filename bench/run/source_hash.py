@@ -42,6 +42,7 @@ UNDECIDED = (
     "methods.registry",  # finds methods by name and checks their parameters, whose values a cell holds
     "methods.ranges",  # which values of parameters are right
     "methods.errors",  # exceptions and their words
+    "methods.model.layer_store",  # moves weights, whose values stay
     "methods.progress",  # bars on stderr
 )
 TABLE = Path(__file__).with_name("earlier_sources.json")

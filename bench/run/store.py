@@ -27,7 +27,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,10 @@ from bench.records.samples import refuse_damaged
 from bench.run import fingerprint
 from bench.run.fingerprint import differing
 from methods.checkpoint import save_load, weight_files
-from methods.errors import CheckpointError
+from methods.errors import CheckpointError, Unwritable
 from methods.files import WRITING, sha256, write_atomically
 from methods.model.decoder import Decoder
+from methods.model.layer_store import LayerStore
 from methods.model.spread import Place
 
 KEPT = "kept"
@@ -250,6 +251,17 @@ def _move(folder: Path, key: str, to: Path | None = None, new_key: str = "") -> 
             source.replace(target)
 
 
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """Make a folder beside the results that is gone at the end."""
+    try:
+        made = tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise Unwritable(f"{folder} cannot hold results: {error.strerror}") from error
+    with made as name:
+        yield Path(name)
+
+
 def clear_leftovers(folder: Path) -> None:
     """Remove what a killed run has left: files that are not whole, scratch folders, half-saved models."""
     for place in (".", "cells", "samples/*", "partial/*"):
@@ -292,14 +304,17 @@ def find_model(folder: Path, key: str) -> Path | None:
     return None
 
 
-def load_model(folder: Path, key: str, record: Record, device: Place) -> Decoder:
+def load_model(folder: Path, key: str, record: Record, device: Place, files: LayerStore | None = None) -> Decoder:
     """Load the model that was measured for the record; over several devices its layers are spread.
+
+    files  where its weights lie; None: in memory
 
     Raises RuntimeError where it is not there.
     """
     place, dtype = find_model(folder, key), getattr(torch, record.cell["dtype"])
-    model = None if place is None else save_load.load(place, dtype=dtype, device=device, check_hashes=False)
-    if model is None or fingerprint.state_sha256(model.model) != record.measured["pruned_sha256"]:
+    if place is not None:
+        model = save_load.load(place, dtype=dtype, device=device, check_hashes=False, store=files)
+    if place is None or fingerprint.state_sha256(model.model) != record.measured["pruned_sha256"]:
         raise RuntimeError(f"the model of {key}, from which this cell goes on, is not the one that was measured")
     return model
 

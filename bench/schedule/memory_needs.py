@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import psutil
 import torch
 
 import methods
@@ -22,15 +23,20 @@ from methods.model.decoder import Decoder
 
 LOGITS = 2**27  # the most of one forward, as bench.evaluation.scoring has it
 GIB = 2**30
+PROCESS = 3 * 2**28  # bytes of a process that has imported everything and read its texts, without a model
 SURE = 0.5  # of what a cell takes beside its weights by these formulas, which tests hold to within a factor of 1.5
 
 
 @dataclass(frozen=True)
 class MemoryNeeds:
-    """Holds bytes; on a CPU the host's memory is the device's, and `device` is 0."""
+    """Holds bytes; on a CPU the host's memory is the device's, and `device` is 0.
+
+    in_files  whether the weights lie in files, and are not counted (methods.model.layer_store)
+    """
 
     device: int
     host: int
+    in_files: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,23 @@ class Footprint:
         own = peak or self.process + model + self._parked(cell)
         return MemoryNeeds(0, max(own, 2 * self.process + 3 * self.weights if timed else 0))
 
+    def placed(self, cell: Cell, room: int, peak: int = 0) -> MemoryNeeds:
+        """Return what a cell takes of a host on which it may take `room` bytes: with its weights in files, if need be.
+
+        Which it is depends on shapes alone. A cell on a GPU, or one whose model has to be in memory, takes what it
+        takes, whatever there is.
+        """
+        whole = self.needs(cell)
+        if whole.host <= room or cell.device.startswith("cuda") or wants_memory(cell):
+            return self.needs(cell, peak)
+        return MemoryNeeds(0, self._beside_files(cell), in_files=True)
+
+    def _beside_files(self, cell: Cell) -> int:
+        """Return the bytes of a cell whose weights lie in files: one layer of them, and a new head, are in memory."""
+        written = self.bytes_each * max(self.shape.layer, self.shape.head)
+        work = max(self._scoring(cell), 0 if cell.method == "dense" else self._pruning(cell, in_files=True) + written)
+        return round(self.process + max(work, written) + self._parked(cell))
+
     def stages(self, cell: Cell) -> dict[str, int]:
         """Return the bytes on the device of each stage that has any, by the names of its seconds, the model included.
 
@@ -75,7 +98,7 @@ class Footprint:
             found["speed"] = self.weights + self._timed(cell)
         return found
 
-    def _pruning(self, cell: Cell) -> int:
+    def _pruning(self, cell: Cell, *, in_files: bool = False) -> int:
         p, name = cell.protocol, cell.method.partition("+")[0]
         asked = PruningMemory(
             self.shape,
@@ -86,6 +109,7 @@ class Footprint:
             p.calibration_memory_mib * 2**20 or Calibration.memory,  # of what is free a share is taken, and not needed
             cell.parameters,
             on_gpu=cell.device.startswith("cuda"),
+            in_files=in_files,
         )
         return added(cell.method, methods.load().get(name), asked)
 
@@ -128,17 +152,70 @@ class Footprint:
         """Return the bytes on the host of what waits there: states, and beside a GPU dense layers."""
         p, width, recipe = cell.protocol, self.shape.width, cell.healing
         states = FLOAT32 * p.calibration_sequences * p.calibration_length * width if cell.method == "slicegpt" else 0
+        if cell.device.startswith("cuda") and states <= p.calibration_memory_mib * 2**20:
+            states = 0  # they wait on the GPU
         read = self.bytes_each * recipe.sequences * recipe.length * width if recipe and recipe.loss == "kl" else 0
         layers = cell.device.startswith("cuda") and cell.method.endswith(("+refit", "+reinitialize"))
         return states + read + (self.bytes_each * self.shape.inner if layers else 0)
 
 
-def refuse_misfits(cells: Sequence[Cell], gpus: int = 1) -> None:
-    """Raise UserError where one of the cells surely needs more memory than its GPUs have, and name those that may."""
-    if not cells or not cells[0].device.startswith("cuda"):
+def wants_memory(cell: Cell) -> str:
+    """Say why the model of a cell has to be in memory as a whole, or nothing."""
+    if chain.is_timed(cell):
+        return "is timed, and the speed of weights in files is that of the disk"
+    if cell.healing:
+        return "is healed, which changes all weights at each step"
+    return "comes from a .gguf file, whose weights are unpacked" if cell.model.endswith(".gguf") else ""
+
+
+def room_of(memory: float | None, slots: int = 1) -> int:
+    """Return the bytes of the host's memory that a cell may take: `memory` GiB, or its share of what there is."""
+    return psutil.virtual_memory().total // slots if memory is None else round(memory * GIB)
+
+
+def lies_in_files(cell: Cell, memory: float | None) -> bool:
+    """Say whether a cell's weights lie in files, since with all of them in memory it would take more than `memory`.
+
+    memory  in GiB; None: what the machine has
+    """
+    return _footprint(cell).placed(cell, room_of(memory)).in_files
+
+
+def refuse_misfits(cells: Sequence[Cell], gpus: int = 1, memory: float | None = None) -> None:
+    """Raise UserError where one of the cells surely needs more memory than there is, and name those that may.
+
+    gpus    that each cell has, where cells run on GPUs
+    memory  GiB of the host's memory that each may take, where they run on the CPU; None: what the machine has
+    """
+    if not cells:
         return
-    shape = Shape.of(Decoder(pretrained.shell(cells[0].model, cells[0].trust_remote_code)))
-    footprint = Footprint(shape, bytes_of(cells[0].dtype))
+    if cells[0].device.startswith("cuda"):
+        _refuse_on_gpus(cells, gpus)
+        return
+    footprint, room = _footprint(cells[0]), room_of(memory)
+    for cell in cells:
+        needs = footprint.placed(cell, room)
+        words = f"{cell.label} needs about {needs.host / GIB:.1f} GiB, and may take {room / GIB:.1f} GiB"
+        if needs.in_files:
+            whole = footprint.needs(cell).host / GIB
+            words = f"{cell.label} needs about {whole:.1f} GiB, or {needs.host / GIB:.1f} GiB with its weights in files"
+            words = f"{words}, and may take {room / GIB:.1f} GiB"
+        if needs.host <= room:
+            continue
+        if not needs.in_files and footprint.weights > room:
+            raise UserError(f"{words}: it {wants_memory(cell)}; leave that out, or give a smaller model")
+        if needs.in_files and footprint.process + SURE * (needs.host - footprint.process) > room:
+            raise UserError(f"{words}; leave it out, or give less calibration or fewer --batch-tokens")
+        say(f"{words}: it may run out of memory")
+
+
+def _footprint(cell: Cell) -> Footprint:
+    shape = Shape.of(Decoder(pretrained.shell(cell.model, cell.trust_remote_code)))
+    return Footprint(shape, bytes_of(cell.dtype), PROCESS)
+
+
+def _refuse_on_gpus(cells: Sequence[Cell], gpus: int) -> None:
+    footprint = replace(_footprint(cells[0]), process=0)
     there = gpus * torch.cuda.get_device_properties(torch.device(cells[0].device)).total_memory
     card = "the GPU has" if gpus == 1 else f"{gpus} GPUs have"
     needed = {cell.label: footprint.needs(cell).device for cell in cells}

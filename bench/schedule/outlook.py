@@ -17,11 +17,11 @@ from bench.records import run_folder
 from bench.records.record import Record
 from bench.schedule import passes
 from bench.schedule.estimator import Estimate, Estimator, same_machine
-from bench.schedule.memory_needs import Footprint, MemoryNeeds
+from bench.schedule.memory_needs import PROCESS, Footprint, MemoryNeeds
 from bench.schedule.order import predecessors, searches_of
 from bench.schedule.shape import Shape
 from bench.schedule.work import Amounts, Cost, bytes_of
-from bench.system import environment, memory
+from bench.system import environment
 from bench.system.rate import rates
 from methods.errors import UserError
 from methods.model.decoder import Decoder
@@ -77,14 +77,14 @@ class Outlook:
                 found = replace(found, stages=found.stages | {"speed": timed.stages["speed"]})
             self.estimates[cell.key] = found
 
-    def needs(self, cell: Cell) -> MemoryNeeds:
-        """Return the memory of a cell; on the host, beside a process like this one."""
+    def needs(self, cell: Cell, room: int) -> MemoryNeeds:
+        """Return the memory of a cell, which may take `room` bytes of the host's."""
         peak = max((one.peak(cell) for one in self._estimators.values()), default=0)
-        return self._footprint.needs(cell, peak)
+        return self._footprint.placed(cell, room, peak)
 
     @cached_property
     def _footprint(self) -> Footprint:
-        return Footprint(self.shape, bytes_of(self.dtype), memory.resident_bytes())
+        return Footprint(self.shape, bytes_of(self.dtype), PROCESS)
 
     def _estimator(self, threads: int) -> Estimator:
         if threads not in self._estimators:

@@ -66,6 +66,7 @@ def simulated(
     needs: Mapping[str, MemoryNeeds],
     here: bool = True,
     gpus: int = 1,
+    room: int | None = None,
 ) -> Plan:
     """Return the plan of a run.
 
@@ -73,6 +74,7 @@ def simulated(
     start  seconds in which a slot reads its texts and tasks before its first cell
     here   whether cells run on this machine: then nothing works beside one that is timed, and its memory is looked at
     gpus   over which the model of a cell is spread
+    room   bytes of the host's memory that a cell may take; None: all of it
     """
     seconds = {key: estimate.seconds for key, estimate in estimates.items()}
     schedule = Schedule(cells, seconds if slots > 1 else None)
@@ -100,10 +102,10 @@ def simulated(
         after = named(schedule.cells[after]) if after and after not in done else ""
         planned.append(PlannedCell(cell, "", estimates[cell.key], needs[cell.key], slot, first, ended, after))
     ends = [max((end for at, _, end in session.spans.values() if at == slot), default=0.0) for slot in range(slots)]
-    return Plan(planned, ends, list(_misfits(planned, slots, gpus)) if here else [])
+    return Plan(planned, ends, list(_misfits(planned, slots, gpus, room)) if here else [])
 
 
-def _misfits(planned: Sequence[PlannedCell], slots: int, gpus: int) -> list[str]:
+def _misfits(planned: Sequence[PlannedCell], slots: int, gpus: int, room: int | None) -> list[str]:
     """Name the cells that are larger than the memory, and slots that are so together."""
     host, device = psutil.virtual_memory().total, 0
     left = [one for one in planned if not one.done]
@@ -112,7 +114,9 @@ def _misfits(planned: Sequence[PlannedCell], slots: int, gpus: int) -> list[str]
     card = "the GPU has" if gpus == 1 else f"{gpus} GPUs have"
     found = []
     for one in left:
-        for where, needed, there in ((card, one.needs.device, device), ("the machine has", one.needs.host, host)):
+        limited = room is not None and room * slots < host
+        may = ("it may take", one.needs.host, room) if limited else ("the machine has", one.needs.host, host)
+        for where, needed, there in ((card, one.needs.device, device), may):
             if there and needed > there:
                 found.append(f"{named(one.cell)} does not fit: it needs about {gib(needed)}, and {where} {gib(there)}")
     largest = sum(sorted((one.needs.host for one in left), reverse=True)[:slots])

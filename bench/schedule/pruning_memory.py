@@ -31,6 +31,7 @@ class PruningMemory:
     ratio   to remove of the dense model
     sequences, length, memory   of the calibration, and the bytes that its states may take
     on_gpu  whether what a method parks on the host lies in another memory
+    in_files  whether the weights lie in files, so that they take none
     """
 
     shape: Shape
@@ -41,6 +42,7 @@ class PruningMemory:
     memory: int
     parameters: Mapping[str, Any]
     on_gpu: bool = True
+    in_files: bool = False
 
     @property
     def N(self) -> int:
@@ -83,18 +85,27 @@ def _nothing(asked: PruningMemory) -> float:
     return 0.0
 
 
-def _states(asked: PruningMemory, beside: float = 0.0) -> float:
-    """Count what one layer does with a micro-batch, and `beside` bytes for each of its tokens."""
+def _step(asked: PruningMemory, beside: float = 0.0) -> float:
+    """Count what a layer does with a micro-batch, with `beside` bytes for each token."""
     D, I = asked.shape.width, asked.shape.mlp
-    tokens = asked.s(8 * D + 4 * I)
-    return tokens * (1.15 * asked.b * (8 * D + 4 * I) + beside)
+    return asked.s(8 * D + 4 * I) * (1.15 * asked.b * (8 * D + 4 * I) + beside)
+
+
+def _waiting(asked: PruningMemory) -> float:
+    """Count the states of the other micro-batches, which wait between two layers."""
+    D, I = asked.shape.width, asked.shape.mlp
+    return asked.b * (asked.sequences * asked.length - asked.s(8 * D + 4 * I)) * D
+
+
+def _states(asked: PruningMemory, beside: float = 0.0) -> float:
+    return _waiting(asked) + _step(asked, beside)
 
 
 def _minitron(asked: PruningMemory) -> float:
     """States, or channels in float64 twice beside what has been kept of the step."""
     D, I = asked.shape.width, asked.shape.mlp
     kept = asked.b * (4 * D + asked.shape.heads + I)
-    return max(_states(asked), asked.s(8 * D + 4 * I) * (kept + 2 * FLOAT64 * I))
+    return _waiting(asked) + max(_step(asked), asked.s(8 * D + 4 * I) * (kept + 2 * FLOAT64 * I))
 
 
 def _llm_drop(asked: PruningMemory) -> float:
@@ -108,7 +119,7 @@ def _flap(asked: PruningMemory) -> float:
 
 def _wanda_sp(asked: PruningMemory) -> float:
     """All states wait in front of the layer that is cut; its matrix is scored in float64."""
-    of_a_layer = max(_states(asked, FLOAT64 * asked.shape.mlp), (FLOAT64 + asked.b) * asked.matrix)
+    of_a_layer = max(_step(asked, FLOAT64 * asked.shape.mlp), (FLOAT64 + asked.b) * asked.matrix)
     return asked.b * asked.N * asked.shape.width + of_a_layer
 
 
@@ -137,12 +148,13 @@ def _llm_pruner(asked: PruningMemory) -> float:
 
 
 def _slicegpt(asked: PruningMemory) -> float:
-    """A new table, rows of it in float64, the bases of a layer, and states."""
+    """A new table, rows of it in float64, the bases of a layer, and states, all of them where they are few."""
     D, V, b = asked.shape.width, asked.shape.vocabulary, asked.b
     values = 6 * D + 2 * (asked.shape.read // D)
     table = b * V * D * (2 if asked.shape.tied else 1) + 2 * FLOAT64 * min(V * D, sliced_layer.NUMBERS)
     sites = 6 * FLOAT64 * D**2 + asked.s(values) * (b * values + 4 * FLOAT32 * D)
-    return max(table, b * V * D + sites)
+    waiting = FLOAT32 * asked.sequences * asked.length * D
+    return max(table, b * V * D + sites + (waiting if waiting <= asked.memory and asked.on_gpu else 0))
 
 
 def _trials(asked: PruningMemory, logits: float = 2.2, *, dense: bool = False) -> float:
@@ -184,7 +196,8 @@ def _laco_ls(asked: PruningMemory) -> float:
     given, removed = asked.parameters, asked.ratio * asked.shape.parameters / max(1.0, asked.shape.layer)
     seen, tried = min(asked.N, given.get("search_tokens", 4096)), min(asked.N, given.get("trial_tokens", 512))
     states, maps = (2 * L + 1) * seen + (L + 1) * tried, L - 1 + 2 * removed
-    search = b * D * (states + D * maps) + 6.3 * FLOAT32 * tried * V
+    logits = tried + max(tried, 5 * min(tried, greedy_search.TOKENS_AT_ONCE))  # of the dense model, and a trial's
+    search = b * D * (states + D * maps) + FLOAT32 * logits * V
     inputs = I + asked.shape.heads if given.get("attention") else I
     steps = D + asked.shape.heads + inputs if given.get("attention") else 0
     rows = asked.N * (b * (5 * D + I + steps) + FLOAT64 * D)
@@ -213,6 +226,8 @@ def _refit(asked: PruningMemory) -> float:
     gone = asked.ratio * asked.shape.parameters
     left = asked.shape.mlp * max(0.0, 1 - gone / max(1, asked.shape.inner))
     fit = b * tokens * (8 * D + left) + asked.fits(left, D) + 2 * FLOAT64 * asked.s(8 * D + 4 * asked.shape.mlp) * D
+    if asked.in_files:
+        return fit + asked.layer
     return fit + (asked.layer - b * gone if asked.on_gpu else b * (asked.shape.inner - gone))
 
 

@@ -5,19 +5,25 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
+import os
 import re
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+from bench.system.worker import anonymous_bytes
+
 KEPT = 256 * 2**20  # bytes that a process may keep of what it has freed
 FROM_HEAP = 64 * 2**20, 32 * 2**20  # a tensor up to here is taken from them; the second where glibc is before 2.35
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of mallopt(3)
+LOOK = 0.02  # seconds between two looks at the memory while it is watched
 
 
 def resident_bytes() -> int:
@@ -48,10 +54,49 @@ def _free(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0] + held)
 
 
+@dataclass
+class Watched:
+    """Holds the highest memory of the devices while they were watched.
+
+    anonymous  of this process, by `anonymous_bytes`, looked at every LOOK seconds
+    """
+
+    devices: Sequence[torch.device]
+    anonymous: int = 0
+
+    def peaks(self) -> dict[str, Any]:
+        """Return the figures of `peaks`, and on the CPU `anonymous_bytes`."""
+        found = peaks(self.devices)
+        return found | ({"anonymous_bytes": self.anonymous} if "resident_bytes" in found else {})
+
+
+@contextlib.contextmanager
+def watched(devices: Sequence[torch.device]) -> Iterator[Watched]:
+    """Start the peaks anew, and watch the memory until the end of the block."""
+    reset_peaks(devices)
+    found, done = Watched(devices), threading.Event()
+
+    def look() -> None:
+        found.anonymous = max(found.anonymous, anonymous_bytes(os.getpid()))
+
+    def watch() -> None:
+        while not done.wait(LOOK):
+            look()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        thread.join()
+        look()
+
+
 def peaks(devices: Sequence[torch.device]) -> dict[str, Any]:
     """Return the highest memory since `reset_peaks`, over all devices together.
 
-    resident_bytes    of this process in the machine's memory, on the CPU
+    resident_bytes    of this process in the machine's memory, on the CPU, with pages of files that are mapped
     allocated_bytes, reserved_bytes   by torch on CUDA: what tensors took, and what it held of the GPU to have it ready
     each              {allocated_bytes, reserved_bytes} of each of several GPUs
     """

@@ -30,6 +30,7 @@ from methods.checkpoint.pruned_config import describe
 from methods.checkpoint.transformers_compat import difference, loaded, logits, padded, shapes, try_out, uniform_config
 from methods.errors import CheckpointError, first_line
 from methods.model.decoder import Decoder
+from methods.model.layer_store import LayerStore
 from methods.model.sizes import parameters
 from methods.model.spread import Place, place_of
 from methods.model.stock import Uneven, empty
@@ -115,22 +116,34 @@ def refuse_own_code(model: Decoder) -> None:
         raise CheckpointError(f"{kind.__name__} is code that came with the model, and a saved model holds no code")
 
 
-def load(folder: Path, *, dtype: torch.dtype | None = None, device: Place = CPU, check_hashes: bool = True) -> Decoder:
+def load(
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: Place = CPU,
+    check_hashes: bool = True,
+    store: LayerStore | None = None,
+) -> Decoder:
     """Return the model in `folder`, in evaluation mode, in `dtype` or else the dtype it is stored in.
 
     device  one, or several over which its layers are spread
+    store   lets weights lie in files on the CPU, see bench.data.pretrained.load
 
     Raises CheckpointError for a folder that is not what its manifest and its configuration say.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
     weight_files.check(folder, manifest["weights"], hashes=check_hashes)
-    config = check_config(folder, manifest)
+    config, stored = check_config(folder, manifest), DTYPES[manifest["dtype"]]
+    dtype = dtype or stored
     try:
-        model = loaded(config, str(folder), device, dtype or DTYPES[manifest["dtype"]], use_safetensors=True)
+        model = loaded(config, str(folder), device, stored if store else dtype, use_safetensors=True)
     except (ValueError, OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{folder} does not load: {first_line(error)}") from error
-    return Decoder(model)
+    decoder = Decoder(model, store)
+    if store is not None:
+        decoder.cast(dtype)
+    return decoder
 
 
 def complete(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -138,6 +138,7 @@ def at_boundaries(pruning: Pruning, calibration: Calibration, sinks: Sinks, mend
         found = find_sinks(tokens, y, z)
         seen = [BoundaryStates(*five) for five in zip(y, n, z, tokens, found, strict=True)]
         mended = mend(cut, seen)
+        pruning.pruned.layers[max(0, cut.behind)].settle()
         after = [mended.state(each) for each in seen]
         both = [gain * one for one in y], [mended.gain * one for one in after]
         missed = errors(found, tokens, z, *both, fitted=mended.fitted)

@@ -88,6 +88,7 @@ class Refit:
                     added = [RUN[part](layer, one, arguments) for one, arguments, _ in batches_here]
                 h = [one + layer.post_norm(which)(new) for one, new in zip(h, added, strict=True)]
             x = h
+            layer.settle()
         return {"refitted": report, "tokens": int(read.mask.sum())}
 
     def fit(

@@ -55,5 +55,7 @@ class Reinitialize:
         for module in drawn.modules():
             for shortcut in getattr(module, "shortcuts", ()):
                 torch.nn.init.eye_(shortcut.weight)
-        model.load_state_dict(drawn.state_dict())
+        for parameter, new in zip(model.parameters(), drawn.parameters(), strict=True):
+            parameter.data = new.detach().to(parameter.device)
+        pruning.pruned.settle_all()
         return {"seed": self.seed}

@@ -72,7 +72,7 @@ class Scale:
         def at(cut: Boundary, seen: list[BoundaryStates]) -> Compensated:
             factors.append(self.fit(seen))
             c = factors[-1] / (factors[-2] if len(factors) > 1 else 1.0)
-            for layer in pruning.pruned.layers[cut.behind + 1 :]:
+            for layer in pruning.pruned.sweep(pruning.pruned.layers[cut.behind + 1 :]):
                 for which, matrix in outputs(layer):
                     if layer.family.post_norms:
                         norm = Norm.behind(layer, which)

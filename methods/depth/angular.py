@@ -26,8 +26,9 @@ Measured. docs/studies/departures.md: without kept ends the same run of the defa
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -75,12 +76,13 @@ class Angular(OneShot):
 def distances(model: Decoder, calibration: Calibration, n: int, token: str) -> list[Tensor]:
     """Return D, (L-n+1,), in float64, at the last token of each sequence or at all."""
     total, count = [0.0] * (len(model.layers) - n + 1), [0] * (len(model.layers) - n + 1)
-    entered: deque[Tensor] = deque(maxlen=n)  # (M, D) each, what entered the last n layers at the chosen tokens
+    # micro-batch -> (M, D) each, what entered the last n layers at the chosen tokens
+    seen: defaultdict[int, deque[Tensor]] = defaultdict(partial(deque, maxlen=n))
     for l, step in steps(model, calibration):
         where = step.last if token == "last" else step.mask
+        entered, s = seen[step.batch], l + 1 - n
         entered.append(step.x[where].double())
-        s = l + 1 - n
-        if s >= 0:  # a run begins where it has seen n layers of this micro-batch, no matter what the last one left
+        if s >= 0:
             cos = cosine_similarity(entered[0].to(step.y.device), step.y[where].double(), dim=-1)
             total[s] += float(cos.clamp(-1, 1).arccos().sum()) / math.pi
             count[s] += len(cos)

@@ -115,6 +115,7 @@ class Collapse:
             for one, y, z, w, sink in zip(taken, y_E, z_E, where, find_sinks(where, y_E, z_E), strict=True)
         ]
         (self.layers[s].down.weight,), _ = self._solved(rows, [self.dense.layers[s].down.weight], hold_out=False)
+        self.layers[s].settle()
 
     def _fit(
         self, s: int, x: list[Tensor], z: list[Tensor], *, attention: bool | None = None
@@ -149,6 +150,7 @@ class Collapse:
             for entered, rest, (wanted, *of) in zip(channels, rests, given, strict=True)
         ]
         (layer.down.weight,), fitted = self._solved(rows, [whole.down.weight])
+        layer.settle()
         after = [rest + entered @ layer.down.weight.T for entered, rest in zip(channels, rests, strict=True)]
         return errors(sinks, where, z, before, after, fitted=fitted), after
 
@@ -165,6 +167,7 @@ class Collapse:
         old = whole.down.weight
         layer.down.weight = nn.Parameter(found.W.T.to(old.dtype).contiguous(), old.requires_grad)
         found.norm.put_behind(layer, 1)
+        layer.settle()
         after = [rest + layer.post_norm(1)(layer.down(one.channels)) for one, rest in zip(taken, rests, strict=True)]
         z, where, sinks = map(list, zip(*given, strict=True))
         return errors(sinks, where, z, before, after, fitted=fitted), after

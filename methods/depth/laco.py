@@ -122,7 +122,7 @@ class LaCo:
                 threshold, path = self.T, loop.run(self.T, count)
             else:
                 threshold, path = loop.largest_threshold(count)
-        model.set_layers([reference.realise(layer) for layer in path.order])
+        model.set_layers(list(model.sweep(map(reference.realise, path.order))))
         kept = [_first(layer) for layer in path.order]
         return {
             "threshold": threshold,

@@ -96,6 +96,7 @@ class Step:
     channels  (B, T, I) what enters the MLP's output matrix
     mask      (B, T)
     last      (B, T) true at the last real token of each sequence
+    batch     the number of the micro-batch, from 0
     """
 
     x: Tensor
@@ -105,6 +106,7 @@ class Step:
     heads: Tensor
     channels: Tensor
     mask: Tensor
+    batch: int = 0
 
     @property
     def last(self) -> Tensor:
@@ -115,20 +117,25 @@ class Step:
 def steps(model: Decoder, calibration: Calibration) -> Iterator[tuple[int, Step]]:
     """Yield (layer, Step) of each layer for each micro-batch: one forward over the calibration tokens.
 
-    Raises Unsupported behind the last layer of a micro-batch in which a state is no finite number.
+    A layer takes all micro-batches before the next one takes the first, so that its weights are read once where they
+    lie in a file. Between two layers the states of all tokens wait, N T D numbers of the model's dtype.
+
+    Raises Unsupported behind the last layer where a state is no finite number.
     """
-    layers, batches = model.layers, calibration.batches(values_of_a_step(model), model.embed.weight.dtype)
-    with bar(len(batches) * len(layers), "reading calibration tokens", "layer") as shown:
-        for ids, mask in batches:
-            entry = enter(model, ids)
-            x, real, sound = entry.x, mask.to(entry.x.device), torch.ones((), device=entry.x.device, dtype=torch.bool)
-            for number, layer in enumerate(layers):
-                taken = _step(layer, x, entry.arguments[layer.kind], real)
+    layers, (entries, masks) = model.layers, enter_all(model, calibration, values_of_a_step(model))
+    states, arguments = [entry.x for entry in entries], [entry.arguments for entry in entries]
+    del entries  # with the first layer's input
+    (masks,) = beside(states, masks)
+    sound = torch.ones((), device=states[0].device, dtype=torch.bool)
+    with bar(len(states) * len(layers), "reading calibration tokens", "layer") as shown:
+        for number, layer in enumerate(layers):
+            for batch, (mask, given) in enumerate(zip(masks, arguments, strict=True)):
+                taken = _step(layer, states[batch], given[layer.kind], mask, batch)
+                states[batch] = taken.y
                 yield number, taken
-                x = taken.y
-                sound &= x.isfinite().all().to(sound.device)
+                sound &= taken.y.isfinite().all().to(sound.device)
                 shown.update()
-            _refuse_overflow(sound)
+    _refuse_overflow(sound)
 
 
 @torch.no_grad()
@@ -148,7 +155,7 @@ def _refuse_overflow(sound: Tensor) -> None:
         raise Unsupported("states of a layer overflow; load the model in bfloat16 or float32")
 
 
-def _step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -> Step:
+def _step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor, batch: int = 0) -> Step:
     x = x.to(layer.device)
     empty = x[..., :0]
     with ExitStack() as stack:
@@ -157,7 +164,7 @@ def _step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -> S
         a = layer.attend(x, arguments)
         m = layer.transform(x if layer.parallel else x + a)
     wide = channels[0].reshape(*x.shape[:2], channels[0].shape[-1])  # some families flatten B and T here
-    return Step(x, a, m, x + a + m, heads[0], wide, mask.to(x.device))
+    return Step(x, a, m, x + a + m, heads[0], wide, mask.to(x.device), batch)
 
 
 def values_of_a_step(model: Decoder) -> int:

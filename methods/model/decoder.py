@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from methods.errors import Unsupported
 from methods.model.architectures import FAMILIES
 from methods.model.layer import Layer, Removed, linear_like
+from methods.model.layer_store import LayerStore, cast
 
 
 class Decoder:
@@ -28,10 +30,13 @@ class Decoder:
 
     GPT-2's transposed matrices and Baichuan2's head become ordinary linear layers here, once, so that every kernel may
     assume (out, in) and that a head is what its weights say.
+
+    store  keeps in files what methods change (methods.model.layer_store); None: in memory
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, store: LayerStore | None = None) -> None:
         self.model = model
+        self.store = store
         self.config = model.config
         family = FAMILIES.get(self.config.model_type)
         if family is None:
@@ -41,7 +46,9 @@ class Decoder:
             )
         self.family = family
         _refuse_old_code(self.stack)
-        _straighten(model)
+        for layer in self.sweep():
+            _straighten(layer.module)
+        self.settle()
         head = model.get_output_embeddings()
         if family.unit_rows and not isinstance(head, nn.Linear):
             model.set_output_embeddings(linear_like(nn.functional.normalize(head.weight.detach()), None))
@@ -57,7 +64,43 @@ class Decoder:
         group = heads // (getattr(self.config, "num_key_value_heads", None) or heads)
         width = getattr(self.config, "head_dim", None) or self.config.hidden_size // heads
         kinds = getattr(self.config, "layer_types", None) or [None] * len(self.stack)
-        return [Layer(m, self.family, kind, width, group) for m, kind in zip(self.stack, kinds, strict=True)]
+        modules = zip(self.stack, kinds, strict=True)
+        return [Layer(module, self.family, kind, width, group, store=self.store) for module, kind in modules]
+
+    def sweep(self, layers: Iterable[Layer] | None = None) -> Iterator[Layer]:
+        """Yield the layers, or those given; what has been changed of one is settled when the next is asked for."""
+        for layer in self.layers if layers is None else layers:
+            yield layer
+            layer.settle()
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Convert the weights to `dtype`, one layer at a time; buffers become those of a new model of that dtype."""
+        if dtype == self.embed.weight.dtype:
+            return
+        for layer in self.sweep():
+            cast(layer.module, dtype)
+        cast(self.model, dtype)
+        self.settle()
+        self.config.dtype = dtype
+        fresh, stored = _fresh_buffers(self.model, dtype), self.model.state_dict().keys()
+        for name, buffer in self.model.named_buffers():
+            if name not in stored and name in fresh:
+                buffer.data = fresh[name]
+            elif buffer.is_floating_point():
+                buffer.data = buffer.to(dtype)
+
+    def settle_all(self) -> None:
+        """Settle every layer and what lies outside the layers."""
+        for layer in self.layers:
+            layer.settle()
+        self.settle()
+
+    def settle(self) -> None:
+        """Let what a method has changed outside the layers lie in a file too, where the model has a store."""
+        if self.store is not None:
+            tables = [self.embed, *([] if self.positions is None else [self.positions])]
+            norms = [] if self.final_norm is None else [self.final_norm]
+            self.store.settle(*tables, *norms, self.model.get_output_embeddings())
 
     def set_layers(self, layers: Sequence[Layer]) -> None:
         """Make these the model's layers: the one place that renumbers caches and keeps the configuration truthful.
@@ -166,6 +209,17 @@ def _refuse_old_code(layers: nn.ModuleList) -> None:
             )
 
 
+def _fresh_buffers(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the buffers, such as a scale of embeddings, that a new model of this class has in `dtype`, by name."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with init_empty_weights(include_buffers=False):
+            return dict(type(model)(model.config).named_buffers())
+    finally:
+        torch.set_default_dtype(before)
+
+
 def _straighten(model: nn.Module) -> None:
     """Replace every transposed linear layer by an ordinary one."""
     found: Iterable[tuple[nn.Module, str, nn.Module]] = [
@@ -182,7 +236,8 @@ def twin(model: Decoder, config: Any = None) -> Decoder:
     config  what its layers take for their configuration; by default a copy
     """
     shared = {id(tensor): tensor for tensor in (*model.model.parameters(), *model.model.buffers())}
-    return Decoder(copy.deepcopy(model.model, shared | ({} if config is None else {id(model.config): config})))
+    module = copy.deepcopy(model.model, shared | ({} if config is None else {id(model.config): config}))
+    return Decoder(module, model.store)
 
 
 def capped(logits: Tensor, config: Any) -> Tensor:

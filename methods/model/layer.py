@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from methods.errors import Unsupported
 from methods.model.architectures import Family
+from methods.model.layer_store import LayerStore
 
 
 class Removed(nn.Module):
@@ -42,12 +43,22 @@ class Removed(nn.Module):
 class Layer:
     """Shows one decoder layer by role. It holds the module, and copies nothing unless asked to."""
 
-    def __init__(self, module: nn.Module, family: Family, kind: str | None, head_width: int, group: int) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        family: Family,
+        kind: str | None,
+        head_width: int,
+        group: int,
+        *,
+        store: LayerStore | None = None,
+    ) -> None:
         self.module = module
         self.family = family
         self.kind = kind  # the layer's entry in config.layer_types, where the family has such a list
         self.head_width = head_width  # E
         self.group = group  # H / G, query heads per key/value head
+        self.store = store  # where what has been changed is kept; None: in memory
 
     @property
     def inner(self) -> Any:
@@ -228,6 +239,11 @@ class Layer:
         """Run the layer, (B, T, D) -> (B, T, D)."""
         return self.module(x, **arguments)
 
+    def settle(self) -> None:
+        """Let what a method has changed of the layer lie in a file, where the model has a store; else do nothing."""
+        if self.store is not None:
+            self.store.settle(self.module)
+
     def copy_sharing_matrices(self) -> Layer:
         """Return a layer with its own norms and biases, whose matrices and configuration still are this layer's."""
         return self._copy({id(matrix.weight): matrix.weight for matrix in self.matrices})
@@ -241,7 +257,8 @@ class Layer:
     def _copy(self, instead: dict[int, Any]) -> Layer:
         """Return a copy with these objects for those that have such an id, and with this layer's configuration."""
         shared = {id(one.config): one.config for one in self.module.modules() if hasattr(one, "config")}
-        return Layer(copy.deepcopy(self.module, shared | instead), self.family, self.kind, self.head_width, self.group)
+        module = copy.deepcopy(self.module, shared | instead)
+        return Layer(module, self.family, self.kind, self.head_width, self.group, store=self.store)
 
 
 def copies(module: nn.Module, device: torch.device) -> dict[int, Any]:

@@ -64,7 +64,7 @@ def fuse(model: Decoder, centre_embeddings: bool) -> None:
         tables = [model.embed] + ([model.positions] if model.positions is not None and centred else [])
         for table in tables:
             table.weight = by_rows(table.weight, D, lambda W: W - W.mean(1, keepdim=True))
-    for layer in model.layers:
+    for layer in model.sweep():
         for norm, matrices in ((layer.attn_norm, layer.qkv), (layer.mlp_norm, layer.up)):
             for matrix in matrices:
                 fuse_norm(model, norm, matrix)
@@ -79,6 +79,7 @@ def fuse(model: Decoder, centre_embeddings: bool) -> None:
     assert final_norm is not None  # refuse_unless_rotatable has seen to it
     fuse_norm(model, final_norm, model.head)
     model.final_norm = RMS(D, norm_eps(final_norm))
+    model.settle()
 
 
 def fuse_norm(model: Decoder, norm: nn.Module, matrix: nn.Linear) -> None:

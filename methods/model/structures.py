@@ -110,15 +110,16 @@ class Structure:
         return self.layer.out if self.kind == "kv_heads" else self.layer.down
 
     def remove(self, score: Tensor, count: int) -> None:
-        """Remove the `count` units with the smallest score, (units,)."""
+        """Remove the `count` units with the smallest score, (units,), and settle what is left of the layer."""
         self.drop(score.argsort(stable=True)[:count].tolist())
 
     def drop(self, units: Iterable[int]) -> None:
-        """Remove these units, by the numbers that they have now."""
+        """Remove these units, by the numbers that they have now, and settle what is left of the layer."""
         gone = set(units)
         kept = [unit for unit in range(len(self.left)) if unit not in gone]
         (keep_kv_groups if self.kind == "kv_heads" else keep_channels)(self.layer, kept)
         self.left = [self.left[unit] for unit in kept]
+        self.layer.settle()
 
 
 def structures_of(model: Decoder, *kinds: str) -> list[Structure]:

@@ -239,3 +239,4 @@ def remove(structure: Structure, score: Tensor, count: int, mu: Tensor | None) -
     if matrix.bias is not None:
         b += matrix.bias
     matrix.bias = nn.Parameter(b.to(W.dtype), matrix.weight.requires_grad)
+    structure.layer.settle()

@@ -31,8 +31,9 @@ skipped in the PCA and nothing is zeroed in place. GPT-2's forward takes the las
 so its head is always sliced.
 
 Cost. No gradients. One pass of the calibration text through each layer and two eigendecompositions of size D per layer.
-The states of all calibration tokens wait in the CPU's memory, in float32, so that a bfloat16 model's are not rounded at
-each of the 2 L + 1 sites. Matrices are multiplied a few rows at a time, in float64, those in half precision in float32.
+The states of all calibration tokens wait in float32, so that a bfloat16 model's are not rounded at each of the 2 L + 1
+sites: on the device where they take no more than states of one micro-batch may, else in the CPU's memory. Matrices are
+multiplied a few rows at a time, in float64, those in half precision in float32.
 
 Measured. docs/studies/departures.md compares embeddings that are centred with those that are not.
 """
@@ -109,7 +110,7 @@ class SliceGPT:
         if not self.fixed and ratio == 0:
             return {"d": model.embed.embedding_dim}
         fuse(model, self.centre_embeddings)
-        slicer = _Slicer(model, *enter_all(model, calibration, values_per_token(model)), d)
+        slicer = _Slicer(model, *enter_all(model, calibration, values_per_token(model)), d, calibration.memory)
         slicer.run(self.slices_head(model))
         return {"d": d, "width": slicer.D, "head_sliced": self.slices_head(model), "energy_kept": slicer.energy}
 
@@ -117,14 +118,18 @@ class SliceGPT:
 class _Slicer:
     """Makes one pass from the embedding to the head, each layer fed by the already cut layers before it.
 
-    X  one signal (B, T, D) per micro-batch, in the original basis and float32; they wait in the CPU's memory
+    X  one signal (B, T, D) per micro-batch, in the original basis and float32; they wait in the CPU's memory, or on the
+       device where all of them take at most `memory` bytes
     Q  (D, D), the basis at the next layer's input, columns by falling variance
     """
 
-    def __init__(self, model: Decoder, entries: list[Entry], mask: list[Tensor], d: int) -> None:
-        self.model, self.entries, self.mask, self.d = model, entries, mask, d
+    def __init__(self, model: Decoder, entries: list[Entry], mask: list[Tensor], d: int, memory: int) -> None:
+        self.model, self.entries, self.d = model, entries, d
         self.D, self.device = model.embed.embedding_dim, model.embed.weight.device
-        self.X = [entry.x.cpu().float() for entry in entries]
+        numbers = sum(entry.x.numel() for entry in entries)
+        self.waits = self.device if 4 * numbers <= memory else torch.device("cpu")
+        self.X = [entry.x.to(self.waits).float() for entry in entries]
+        self.mask = [one.to(self.waits) for one in mask]
         self.energy: list[float] = []  # share of the signal's energy in the kept axes, site by site
         self.Q = self.pca()
 
@@ -134,13 +139,15 @@ class _Slicer:
             table.weight = cut_columns(table.weight, self.Q, self.d)
             table.embedding_dim = self.d
         layers = self.model.layers
-        for layer in over(layers[:-1], "slicing", "layer"):
+        for layer in self.model.sweep(over(layers[:-1], "slicing", "layer")):
             self.slice_layer(layer, self.d)
         self.slice_layer(layers[-1], self.d if slice_head else self.D)
+        layers[-1].settle()
         head = self.model.head
         head.weight = cut_columns(head.weight, self.Q, self.d if slice_head else self.D)
         head.in_features = head.weight.shape[1]
         self.model.set_layers(layers)
+        self.model.settle()
 
     def slice_layer(self, layer: Layer, e: int) -> None:
         """Cut one layer: it will read d and write e columns."""
@@ -171,7 +178,7 @@ class _Slicer:
         B, Q = (one.to(layer.device, torch.float32) for one in (B, self.Q[:, : self.d]))
         dtype = layer.out.weight.dtype
         signals = ((x.to(layer.device) @ Q, entry) for x, entry in zip(X, self.entries, strict=True))
-        return [(S @ B + block(norm(S.to(dtype)), entry.arguments[layer.kind])).cpu() for S, entry in signals]
+        return [(S @ B + block(norm(S.to(dtype)), entry.arguments[layer.kind])).to(self.waits) for S, entry in signals]
 
     def pca(self) -> Tensor:
         """Return the principal axes of the present signal, (D, D): no mean subtracted, padding left out, in float64."""

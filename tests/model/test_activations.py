@@ -135,3 +135,9 @@ def test_the_first_sequences_are_counted_in_real_tokens():
     assert len(tokens.first(47).ids) == len(calibration(40).first(47).ids) == 4
     assert tokens.first(5).ids.shape == (1, 5)
     assert tokens.first(10**6).ids.shape == (6, 24)
+
+
+def test_a_layer_takes_all_micro_batches_before_the_next_one():
+    model = model_of("llama")
+    order = [(number, step.batch) for number, step in steps(model, calibration(memory=1))]
+    assert order == [(number, batch) for number in range(len(model.layers)) for batch in range(len(LENGTHS))]

@@ -18,9 +18,11 @@ from bench.healing.text import Text
 from bench.plan.cell import Cell
 from bench.plan.protocol import profile
 from bench.plan.recipe import Recipe
-from bench.schedule.memory_needs import GIB, Footprint
+from bench.schedule import memory_needs
+from bench.schedule.memory_needs import GIB, PROCESS, Footprint
 from bench.schedule.pruning_memory import PruningMemory, added
 from bench.schedule.shape import Shape
+from methods.errors import UserError
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 
@@ -138,3 +140,41 @@ def test_a_run_is_refused_before_any_work_where_the_gpu_is_too_small(base, tmp_p
     assert ("needs about 0.0 GiB, and the GPU has 0.0 GiB; leave it out" in said) == (code == 2)
     assert len(said.strip().splitlines()) == 1 or not code
     assert len(list(tmp_path.glob("**/cells/*.json"))) == (0 if code else 2)
+
+
+ON_CPU = {"device": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("method", "most"),
+    [("dense", 3), ("shortgpt", 3), ("flap", 5), ("llm-pruner", 4), ("shortgpt+replaceme", 5), ("laco-ls", 9)],
+)
+def test_8_billion_parameters_are_pruned_in_little_memory_where_their_weights_lie_in_files(eight_billion, method, most):
+    asked = cell(method, **ON_CPU)
+    whole, in_files = (replace(eight_billion, process=PROCESS).placed(asked, room) for room in (64 * GIB, 10 * GIB))
+    assert (whole.in_files, in_files.in_files) == (False, True)
+    assert whole.host > eight_billion.weights
+    assert PROCESS < in_files.host <= most * GIB
+
+
+@pytest.mark.parametrize("changes", [TIMED, HEALED, {"model": "8b.gguf"}], ids=["timed", "healed", "gguf"])
+def test_a_cell_that_wants_its_model_in_memory_is_refused_with_the_reason(eight_billion, changes, monkeypatch):
+    monkeypatch.setattr(memory_needs, "_footprint", lambda _: eight_billion)
+    asked = cell("laco", **(ON_CPU | changes))
+    assert not eight_billion.placed(asked, 8 * GIB).in_files
+    with pytest.raises(
+        UserError, match=r"needs about \d+\.\d GiB, and may take 8\.0 GiB: it (is timed|is healed|comes from)"
+    ):
+        memory_needs.refuse_misfits([cell("shortgpt", **ON_CPU), asked], memory=8)
+
+
+def test_what_surely_fits_not_even_with_its_weights_in_files_is_refused(eight_billion, monkeypatch, capsys):
+    monkeypatch.setattr(memory_needs, "_footprint", lambda _: eight_billion)
+    asked = cell("laco-ls", **ON_CPU)
+    needed = eight_billion.placed(asked, GIB).host / GIB
+    memory_needs.refuse_misfits([asked], memory=needed + 0.1)
+    assert capsys.readouterr().err == ""
+    memory_needs.refuse_misfits([asked], memory=0.8 * needed)
+    assert "it may run out of memory" in capsys.readouterr().err
+    with pytest.raises(UserError, match="with its weights in files"):
+        memory_needs.refuse_misfits([asked], memory=0.4 * needed)

@@ -1,9 +1,11 @@
 """Memory of a process: its peak, which is its own and starts anew, and what is kept of what it frees."""
 
 import mmap
+import os
 import platform
 import subprocess
 import sys
+import time
 from unittest import mock
 
 import pytest
@@ -11,7 +13,8 @@ import torch
 from emulated import EmulatedGpus
 
 from bench.system import environment, memory
-from bench.system.memory import highest, peaks, reset_peaks, resident_bytes
+from bench.system.memory import highest, peaks, reset_peaks, resident_bytes, watched
+from bench.system.worker import anonymous_bytes
 
 CPU = [torch.device("cpu")]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads files of the Linux kernel")
@@ -29,6 +32,33 @@ def test_peak_memory_grows_with_what_is_used():
     block = bytearray(b"x") * (before + 2**26)  # touches every page
     assert peaks(CPU)["resident_bytes"] >= before + 2**26
     del block
+
+
+@LINUX
+@pytest.mark.parametrize("private", [True, False])
+def test_pages_of_a_file_are_no_anonymous_memory_until_they_are_written(private, tmp_path):
+    size = 2**26
+    (tmp_path / "file").write_bytes(bytes(size))
+    with (tmp_path / "file").open("r+b") as file:
+        mapped = mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE if private else mmap.MAP_SHARED)
+    before = anonymous_bytes(os.getpid())
+    assert sum(mapped[:: mmap.PAGESIZE]) == 0
+    read = anonymous_bytes(os.getpid())
+    for place in range(0, size, mmap.PAGESIZE):
+        mapped[place] = 1
+    assert abs(read - before) < size / 4
+    assert (anonymous_bytes(os.getpid()) - read > size * 3 / 4) == private
+    mapped.close()
+
+
+@LINUX
+def test_what_is_gone_at_the_end_of_the_block_was_watched():
+    with watched(CPU) as found:
+        before = anonymous_bytes(os.getpid())
+        with mmap.mmap(-1, 2**26) as block:
+            block.write(b"x" * 2**26)
+            time.sleep(0.5)
+    assert found.peaks()["anonymous_bytes"] >= before + 2**26 - 2**22
 
 
 @LINUX

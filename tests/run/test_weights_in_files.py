@@ -1,0 +1,45 @@
+"""A run whose models lie in files measures what one in memory does."""
+
+from __future__ import annotations
+
+from bench.cli.main import main
+from bench.records.run_folder import load_run
+from bench.run import job
+from bench.schedule import memory_needs
+
+OTHERWISE = ("seconds", "prune_seconds", "peak_memory", "weights_in")
+
+
+def test_a_run_in_files_measures_what_one_in_memory_does(base, tmp_path, monkeypatch):
+    """Models are saved in another dtype than they have, so that each is converted on its way back."""
+    run, found = [*base[:-4], "--speed-rounds", "0", "--no-checks", "--no-isolate"], []
+    run += ["--methods", "slicegpt,flap", "--ratio", "0.3", "--save-models", "--save-dtype", "bfloat16"]
+    for in_files in (False, True):
+        monkeypatch.setattr(job, "lies_in_files", lambda cell, memory, answer=in_files: answer)
+        assert main([*run, "--out", str(tmp_path / str(in_files))]) == 0
+        found.append(load_run(tmp_path / str(in_files)))
+    for one, other in zip(*found, strict=True):
+        assert (one.status, one.decisions) == (other.status, other.decisions)
+        assert other.measured["weights_in"] == "files"
+        assert "weights_in" not in one.measured
+        same = [{name: each.measured[name] for name in each.measured if name not in OTHERWISE} for each in (one, other)]
+        assert same[0] == same[1]
+        assert all(peak["anonymous_bytes"] > 0 for peak in other.measured["peak_memory"].values())
+    assert not list(tmp_path.glob("*/.run-*"))
+
+
+def test_what_needs_more_than_it_may_take_is_refused_before_any_work(base, tmp_path, capsys):
+    assert main([*base, "--methods", "laco", "--ratio", "0.3", "--memory", "0.5"]) == 2
+    assert "with its weights in files, and may take 0.5 GiB; leave it out" in capsys.readouterr().err
+    assert main([*base, "--methods", "laco", "--ratio", "0.3", "--memory", "none"]) == 2
+    assert capsys.readouterr().err.strip() == "prunebench: --memory is auto or GiB; got 'none'"
+    assert not list(tmp_path.glob("**/cells/*.json"))
+
+
+def test_a_plan_says_whose_weights_lie_in_files(base, monkeypatch, capsys):
+    asked = [*base, "--methods", "laco", "--ratio", "0.3", "--plan", "--memory", "0.7501"]
+    monkeypatch.setattr(memory_needs.Footprint, "_beside_files", lambda *_: 2**29)
+    assert main(asked) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("0.5 GiB + files") == 2
+    assert "would take more than --memory" in shown
