@@ -88,7 +88,7 @@ def _work(line: worker.Line, cell: Cell, threads: int, plugins: list[str], paren
         pretrained.shell(cell.model, trust_remote_code=True)  # makes the classes known that came with the model
     gpus, no_gpus = gpu.find([device])
     resident = resident_bytes()
-    pruned = transfer.receive(line.ask()).to(device).eval()
+    pruned = transfer.receive(line.ask(), device).eval()
     before = machine.state(gpus)
     devices = sorted({parameter.device for parameter in pruned.parameters()}, key=str)
     clock, rates = clock_of(devices), dict[str, float]()
@@ -100,7 +100,7 @@ def _work(line: worker.Line, cell: Cell, threads: int, plugins: list[str], paren
     line.tell({"setup": machine.setup(pruned, devices, clock, rates), "widths": machine.widths(Decoder(pruned))})
     line.tell({"memory": {"resident_before_bytes": resident, "points": list(benchmark.memory(pruned))}})
     line.alive("while it loaded the dense model")
-    dense, _ = pretrained.load(cell.model, torch.device("cpu"), dtype, cell.trust_remote_code)
+    dense = _dense(cell, device)
     if device.type == "cpu":
         _own_memory(dense, pruned)
     Decoder(dense)  # makes it of the same kind of matrices as the pruned model is
@@ -111,6 +111,18 @@ def _work(line: worker.Line, cell: Cell, threads: int, plugins: list[str], paren
     others = [gpu.others(card, os.getpid(), os.getppid(), parent_on_gpu) for card in gpus]
     found = machine.between(before, machine.state(gpus), others, slowed_by)
     line.tell({"machine": found | ({"nvml": no_gpus} if no_gpus else {})})
+
+
+def _dense(cell: Cell, device: torch.device) -> nn.Module:
+    """Load the dense model onto the device, and where it does not fit beside what is there into the host's memory."""
+    how = getattr(torch, cell.dtype), cell.trust_remote_code
+    try:
+        return pretrained.load(cell.model, device, *how)[0]
+    except Exception as error:
+        if device.type == "cpu" or not failures.is_out_of_memory(error):
+            raise
+    give_back([device])
+    return pretrained.load(cell.model, torch.device("cpu"), *how)[0]
 
 
 def _own_memory(*models: nn.Module) -> None:

@@ -64,16 +64,25 @@ def send(pipe: Connection, model: nn.Module) -> None:
     pipe.send_bytes(file.getvalue())
 
 
-def receive(pipe: Connection) -> Any:
-    """Return the model that the other side sends, on the CPU. The modules of its classes must be importable here."""
+def receive(pipe: Connection, device: torch.device) -> Any:
+    """Return the model that the other side sends. The modules of its classes must be importable here.
+
+    Each tensor goes to the device as it arrives, so that beside a GPU one at a time lies in the host's memory.
+    """
     tensors = []
     for dtype, shape, leaf in pipe.recv():
-        tensor = torch.empty(shape, dtype=dtype)
-        values = tensor.flatten().view(torch.uint8).numpy()
-        for start in range(0, len(values), CHUNK):
-            pipe.recv_bytes_into(values[start : start + CHUNK].data)
-        tensors.append(tensor if leaf is None else nn.Parameter(tensor, requires_grad=leaf))
+        there = _tensor(pipe, dtype, shape).to(device)
+        tensors.append(there if leaf is None else nn.Parameter(there, requires_grad=leaf))
     return _Restored(io.BytesIO(pipe.recv_bytes()), tensors).load()
+
+
+def _tensor(pipe: Connection, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+    """Return the next tensor, in the host's memory."""
+    tensor = torch.empty(shape, dtype=dtype)
+    values = tensor.flatten().view(torch.uint8).numpy()
+    for start in range(0, len(values), CHUNK):
+        pipe.recv_bytes_into(values[start : start + CHUNK].data)
+    return tensor
 
 
 def _leaf(tensor: Tensor) -> bool | None:

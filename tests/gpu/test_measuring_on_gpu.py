@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import deque
 from dataclasses import replace
 
 import pytest
@@ -12,14 +14,17 @@ from places import model_of, spread
 
 import methods
 from bench.cli.main import main
+from bench.data import pretrained
 from bench.evaluation import checks, layer_similarity, scoring
 from bench.healing import training
 from bench.healing.dense_predictions import DensePredictions
 from bench.healing.text import Text
+from bench.plan.cell import Cell
 from bench.plan.protocol import profile
 from bench.plan.recipe import Recipe
 from bench.records.run_folder import load_run
 from bench.run import fingerprint
+from bench.speed import benchmark, transfer
 from bench.speed.benchmark import SpeedBenchmark, wait
 from bench.speed.timing import WallClock
 from methods.checkpoint import save_load, transformers_compat
@@ -130,13 +135,67 @@ def test_time_and_memory():
         devices = [torch.device("cuda", 0)]
         dense, pruned = (model_of("llama").to("cuda") for _ in range(2))
         methods.make("shortgpt").prune(Decoder(pruned), CALIBRATION, 0.3)
-        benchmark = SpeedBenchmark(protocol, WallClock(lambda: wait(devices)), devices, [], lambda where: None)
+        timed = SpeedBenchmark(protocol, WallClock(lambda: wait(devices)), devices, [], lambda where: None)
         weights = gpus.memories[0].now
-        for point in benchmark.memory(pruned):
+        for point in timed.memory(pruned):
             assert point["peak_allocated_bytes"] > weights
-        for point in benchmark.time(dense, pruned):
+        for point in timed.time(dense, pruned):
             assert "failed" not in point
             assert len(point["rounds"]["dense"]) == 6
+
+
+class Kept:
+    """Is a pipe to itself: what is sent is received in the same order."""
+
+    def __init__(self):
+        self.sent = deque()
+
+    def send(self, thing):
+        self.sent.append(thing)
+
+    def send_bytes(self, data):
+        self.sent.append(bytes(data))
+
+    def recv(self):
+        return self.sent.popleft()
+
+    recv_bytes = recv
+
+    def recv_bytes_into(self, buffer):
+        buffer[:] = self.sent.popleft()
+
+
+def test_a_model_that_is_handed_over_goes_to_the_gpu_one_tensor_at_a_time(monkeypatch):
+    arrived, arrival = list[weakref.ref](), transfer._tensor
+
+    def noted(*asked):
+        assert not [one for one in arrived if one() is not None]  # on the host
+        tensor = arrival(*asked)
+        arrived.append(weakref.ref(tensor))
+        return tensor
+
+    monkeypatch.setattr(transfer, "_tensor", noted)
+    model, pipe = model_of("llama"), Kept()
+    transfer.send(pipe, model)
+    with EmulatedGpus():
+        found = transfer.receive(pipe, torch.device("cuda", 0))
+        assert len(arrived) > 20
+        assert {one.device for one in (*found.parameters(), *found.buffers())} == {torch.device("cuda", 0)}
+        assert fingerprint.state_sha256(found) == fingerprint.state_sha256(model)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_the_dense_model_is_loaded_beside_the_pruned_one_where_it_fits(fits, monkeypatch):
+    def load(name, device, dtype, trust):
+        if device.type == "cuda" and not fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.nn.Linear(1, 1).to(device, dtype), None
+
+    monkeypatch.setattr(pretrained, "load", load)
+    cell = Cell("m", "dense", {}, None, "layers", 0, "cuda:0", "bfloat16", profile("smoke"))
+    with EmulatedGpus():
+        found = benchmark._dense(cell, torch.device("cuda", 0))
+    assert (found.weight.device.type, found.weight.dtype) == ("cuda" if fits else "cpu", torch.bfloat16)
 
 
 def figures(base, run, *arguments):

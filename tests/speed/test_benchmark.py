@@ -601,7 +601,7 @@ def through(model):
     here, there = Pipe()
     thread = threading.Thread(target=transfer.send, args=(here, model))
     thread.start()
-    received = transfer.receive(there)
+    received = transfer.receive(there, torch.device("cpu"))
     thread.join()
     return received
 
