@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -210,8 +211,12 @@ def refuse_misfits(cells: Sequence[Cell], gpus: int = 1, memory: float | None = 
 
 
 def _footprint(cell: Cell) -> Footprint:
-    shape = Shape.of(Decoder(pretrained.shell(cell.model, cell.trust_remote_code)))
-    return Footprint(shape, bytes_of(cell.dtype), PROCESS)
+    return Footprint(_shape(cell.model, cell.trust_remote_code), bytes_of(cell.dtype), PROCESS)
+
+
+@functools.cache
+def _shape(model: str, trust_remote_code: bool) -> Shape:
+    return Shape.of(Decoder(pretrained.shell(model, trust_remote_code)))
 
 
 def _refuse_on_gpus(cells: Sequence[Cell], gpus: int) -> None:
