@@ -36,7 +36,7 @@ def protocol(record: Record) -> Iterator[str]:
             what = "a prompt of" if stage == "prefill" else "one token behind a context of"
             how = ", compiled" if asked["compile"] else CAPTURED if point.get("mode") == "graph" else ""
             yield (
-                f"{stage}: times as fast as dense, both in turns for {asked['speed_rounds']} rounds; {what} "
+                f"{stage}: times as fast as dense, both in turns for up to {asked['speed_rounds']} rounds; {what} "
                 f"{point[size]:,} tokens, batch {point['batch']}, {asked['cache']} cache{how}; "
                 "± or [low, high] is the 95 % interval."
             )

@@ -32,7 +32,7 @@ from bench.plan.protocol import Protocol
 from bench.speed import machine, memory, peak_rates, timing, transfer
 from bench.speed.graph import CudaGraph, StepGraph
 from bench.speed.placement import Placement
-from bench.speed.summary import Sweep, summary
+from bench.speed.summary import Sweep, is_narrow, summary
 from bench.speed.timing import Clock, EventClock, Pass, WallClock, WarmUp, Workload
 from bench.speed.workloads import TimedPoint, points, predicted, workload
 from bench.system import environment, failures, gpu, worker
@@ -243,7 +243,7 @@ class SpeedBenchmark:
     def _rounds(self, point: TimedPoint, works: dict[str, Workload], warm: dict[str, WarmUp]) -> dict[str, Any]:
         number, sampler = self.protocol.speed_rounds, gpu.Sampler(self.gpus)
         with progress.bar(number * len(works), f"timing {point}", "turn") as bar, sampler:
-            found = self._turns(point, works, warm, number, bar.update)
+            found = self._turns(point, works, warm, number, bar.update, enough=is_narrow)
         return self._summed(found, warm, sampler)
 
     def _turns(
@@ -253,15 +253,17 @@ class SpeedBenchmark:
         warm: dict[str, WarmUp],
         number: int,
         done: Callable[[], object],
+        *,
+        enough: Callable[[dict[str, list[list[Pass]]]], bool] | None = None,
     ) -> dict[str, list[list[Pass]]]:
-        """Time `number` rounds of what is warm; `done` is called before each turn."""
+        """Time `number` rounds of what is warm, or half if those are `enough`; `done` is called before each turn."""
 
         def turn() -> None:
             self.alive(f"while it timed {point}")
             done()
 
         passes = timing.passes_per_turn(works, warm, number)
-        return timing.rounds(works, self.clock, number, passes, turn)
+        return timing.rounds(works, self.clock, number, passes, turn, enough=enough)
 
     def _in_blocks(self, point: TimedPoint, place: Placement) -> dict[str, Any]:
         """Time one model alone on the device, then the other, then the first again, so that a drift meets both alike.

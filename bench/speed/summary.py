@@ -16,6 +16,7 @@ from bench.stats.intervals import paired_ratio
 # Where a model's weights lie in memory is the same in all rounds of a process and counts as speed there: equal models
 # have differed by up to 0.6 %. No interval of a speed-up is therefore narrower than this share on each side.
 RESOLUTION = 0.01
+NARROW = 0.03  # an interval within this share on each side after half of the rounds ends them
 RISE = 1.05  # times as many tokens per second as at the batch before, or the sweep of a GPU ends
 PERCENTILES = (90, 99)  # of all calls on a GPU, beside the median
 
@@ -45,11 +46,24 @@ def summary(
         hundredths = {name: quantiles(samples, n=100, method="inclusive") for name, samples in calls.items()}
         result |= {f"{name}_p{share}": cuts[share - 1] for name, cuts in hundredths.items() for share in PERCENTILES}
     if len(rounds) > 1:
-        medians = {name: [median(turn) for turn in turns] for name, turns in rounds.items()}
-        speedup, low, high = paired_ratio(medians["dense"], medians["pruned"])
+        speedup, low, high = _speedup(found)
         low, high = min(low, speedup * (1 - RESOLUTION)), max(high, speedup * (1 + RESOLUTION))
         result |= {"speedup": speedup, "speedup_low": low, "speedup_high": high}
     return result
+
+
+def is_narrow(found: dict[str, list[list[Pass]]]) -> bool:
+    """Say whether the rounds so far, of both models, give a speed-up with an interval within NARROW on each side."""
+    if len(found) < 2:
+        return False
+    speedup, low, high = _speedup(found)
+    return low >= speedup * (1 - NARROW) and high <= speedup * (1 + NARROW)
+
+
+def _speedup(found: dict[str, list[list[Pass]]]) -> tuple[float, float, float]:
+    """Return the speed-up, dense over pruned, and its 95 % interval, from the median call of each round."""
+    medians = {name: [median(ms for one in turn for ms in one.ms) for turn in turns] for name, turns in found.items()}
+    return paired_ratio(medians["dense"], medians["pruned"])
 
 
 class Sweep:

@@ -17,6 +17,8 @@ from itertools import pairwise
 from statistics import fmean, median, stdev
 from typing import Any, Protocol
 
+from bench.plan.protocol import MIN_ROUNDS
+
 WARM_UP_CALLS, WARM_UP_MS = 10, 1_000  # the fewest of each model, and how long slower calls go on at least
 STABLE = 0.05  # warm once the median of a block of calls is that close to the one of the block before
 BLOCK_CALLS, BLOCK_MS = 5, 500  # a block ends with whichever comes first, so that slow calls need fewer
@@ -139,9 +141,20 @@ def passes_per_turn(works: Mapping[str, Workload], warm: Mapping[str, WarmUp], n
 
 
 def rounds(
-    works: Mapping[str, Workload], clock: Clock, number: int, passes: int, alive: Callable[[], object] | None = None
+    works: Mapping[str, Workload],
+    clock: Clock,
+    number: int,
+    passes: int,
+    alive: Callable[[], object] | None = None,
+    *,
+    enough: Callable[[dict[str, list[list[Pass]]]], bool] | None = None,
 ) -> dict[str, list[list[Pass]]]:
-    """Time `number` rounds and return {model: a list of passes for each round}; `alive` is called before each turn."""
+    """Time `number` rounds and return {model: a list of passes for each round}.
+
+    alive   is called before each turn
+    enough  is asked once, after half of the rounds, whether these will do; they are at least MIN_ROUNDS, and even
+    """
+    half = 2 * math.ceil(number / 4)
     names = list(works)
     found: dict[str, list[list[Pass]]] = {name: [] for name in names}
     with _no_collection():
@@ -151,6 +164,8 @@ def rounds(
                     alive()
                 found[name].append([clock.run(works[name]) for _ in range(passes)])
             gc.collect()
+            if enough and MIN_ROUNDS <= half == index + 1 < number and enough(found):
+                break
     return found
 
 
