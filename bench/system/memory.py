@@ -115,11 +115,12 @@ def peaks(devices: Sequence[torch.device]) -> dict[str, Any]:
 
 
 def highest(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the higher of two peaks of the same devices, figure by figure."""
-    return {
+    """Return the higher of two peaks of the same devices, figure by figure; of several GPUs what their sum is."""
+    found = {
         name: list(map(highest, one[name], size)) if isinstance(size, list) else max(one[name], size)
         for name, size in other.items()
     }
+    return found | {name: sum(each[name] for each in found["each"]) for name in found.get("each", [{}])[0]}
 
 
 def reset_peaks(devices: Sequence[torch.device]) -> None:

@@ -40,9 +40,9 @@ from methods.depth.one_shot import OneShot, known_layers
 from methods.model.activations import steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.shared import shared
 from methods.model.structures import drop_layers
 from methods.ranges import Layers
+from methods.shared import shared
 
 
 @register("angular")

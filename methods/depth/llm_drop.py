@@ -41,9 +41,9 @@ from methods.depth.greedy_search import affordable
 from methods.model.activations import steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.shared import shared
 from methods.model.sizes import parameters
 from methods.model.structures import Sublayer, remove_sublayers, sublayer_sizes, sublayers_of
+from methods.shared import shared
 
 Mode = Literal["attn", "mlp", "joint", "block"]
 MODES = {"attn": ("attention",), "mlp": ("mlp",), "joint": ("attention", "mlp"), "block": ("layer",)}

@@ -44,10 +44,10 @@ from methods.errors import Unsupported
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.gradients import gradients
-from methods.model.shared import shared
 from methods.model.structures import sublayers_of
 from methods.progress import over
 from methods.ranges import Layers, Tokens
+from methods.shared import shared
 
 
 @register("shortened-llama")

@@ -32,8 +32,8 @@ from methods.depth.one_shot import OneShot
 from methods.model.activations import steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.shared import shared
 from methods.ranges import Layers
+from methods.shared import shared
 
 
 @register("shortgpt")

@@ -28,7 +28,7 @@ class Calibration:
             search ("mlp 3"), which another cell has found at another ratio; or all that a record names ("layer 3", and
             of LaCo "window 20", where layers merge into layer 20). It saves time and changes no decision
     keep    returns what another cell has found of the dense model on these tokens, or finds it and keeps it
-            (methods.model.shared); None: nothing is kept
+            (methods.shared); None: nothing is kept
     """
 
     ids: torch.Tensor

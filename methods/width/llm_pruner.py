@@ -59,10 +59,10 @@ from methods.errors import OutOfReach, Unsupported
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.gradients import Sums, gradients
-from methods.model.shared import shared
 from methods.model.sizes import parameters
 from methods.model.structures import Structure, cuts
 from methods.ranges import Count, Layers, Share, Tokens
+from methods.shared import shared
 from methods.width.widths import equal_widths
 
 FULL = 0.9  # share of what layers can lose from which on fewer are protected, where the user has not said which

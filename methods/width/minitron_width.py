@@ -35,10 +35,10 @@ from methods.errors import OutOfReach
 from methods.model.activations import steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.shared import shared
 from methods.model.sizes import parameters
 from methods.model.structures import Structure, cuts, structures_of
 from methods.ranges import Count
+from methods.shared import shared
 from methods.width.widths import equal_widths
 
 

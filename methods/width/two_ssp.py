@@ -44,10 +44,10 @@ from methods.errors import OutOfReach
 from methods.model.activations import steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.shared import shared
 from methods.model.sizes import layer_parameters, parameters
 from methods.model.structures import cuts, remove_sublayers, structures_of, sublayers_of
 from methods.ranges import Count, Positive, Tokens
+from methods.shared import shared
 from methods.width.widths import equal_widths, freed, lower_widths
 
 

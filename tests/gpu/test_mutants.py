@@ -6,6 +6,8 @@ illegal on CUDA has to raise. What is legal, at the price of a wait, has to deci
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from emulated import EmulatedGpus
@@ -30,7 +32,9 @@ def on_one(model):
 
 
 def prune(name, settings, place):
-    return methods.make(name, settings).prune(Decoder(place(model_of("llama"))), CALIBRATION, 0.3)
+    name, waiting, _ = name.partition(", waiting on the host")
+    block = replace(CALIBRATION, memory=1) if waiting else CALIBRATION
+    return methods.make(name, settings).prune(Decoder(place(model_of("llama"))), block, 0.3)
 
 
 def score(place, family="llama"):
@@ -93,8 +97,8 @@ ILLEGAL = [
     ("methods/compensation/linear_patch.py", "dtype=torch.float64)).to(device)", "dtype=torch.float64))",
      "shortgpt+linearpatch"),
     ("methods/width/slicegpt.py", "dtype=torch.float64, device=self.device)", "dtype=torch.float64)", "slicegpt"),
-    ("methods/width/slicegpt.py", "X[mask].to(self.device)", "X[mask]", "slicegpt"),
-    ("methods/width/slicegpt.py", "x.to(layer.device) @ Q", "x @ Q", "slicegpt"),
+    ("methods/width/slicegpt.py", "X[mask].to(self.device)", "X[mask]", "slicegpt, waiting on the host"),
+    ("methods/width/slicegpt.py", "x.to(layer.device) @ Q", "x @ Q", "slicegpt, waiting on the host"),
     ("methods/compensation/refit.py", "whole.on(layer.device)", "whole", "flap+refit"),
     ("methods/width/flap.py", "dtype=torch.float64, device=device)", "dtype=torch.float64)", "flap"),
     ("methods/width/flap.py", "z.cpu()[", "z[", "flap"),
@@ -119,7 +123,7 @@ ILLEGAL_ON_TWO = [
     ("methods/model/activations.py", "    x = x.to(layer.device)\n    empty", "    empty", "shortgpt"),
     ("methods/model/activations.py", "one.to(state.device)", "one", "shortgpt+ghost"),
     ("methods/model/sliced_layer.py", "Q[:, :d].to(weight.device)", "Q[:, :d]", "slicegpt"),
-    ("methods/model/sliced_layer.py", "    Q = Q.to(matrix.weight.device)\n", "", "slicegpt"),
+    ("methods/model/sliced_layer.py", "Q.to(weight.device, weight.dtype)", "Q.to(weight.dtype)", "slicegpt"),
     ("methods/depth/angular.py", "entered[0].to(step.y.device)", "entered[0]", "angular"),
     ("methods/depth/laco.py", "weights[-1].detach().to(matrix.weight.device)", "weights[-1].detach()", "laco"),
     ("methods/depth/laco.py", "theta.detach().to(base.device)", "theta.detach()", "laco-published"),
@@ -133,11 +137,11 @@ ILLEGAL_ON_TWO = [
 LEGAL = [
     ("methods/width/wanda_sp.py", "s.cpu()[", "s[", "wanda-sp"),
     ("bench/evaluation/checks.py", "input_ids=ids.to(model.device)", "input_ids=ids", "generate"),
-    ("methods/model/activations.py", "entry.x, mask.to(entry.x.device)", "entry.x, mask", "shortgpt"),
+    ("methods/model/activations.py", "    (masks,) = beside(states, masks)\n", "", "shortgpt"),
     ("methods/depth/greedy_search.py", "torch.arange(len(x), device=x.device)", "torch.arange(len(x))", "sleb"),
     ("methods/depth/laco_ls.py", "calibration.mask[:, 1:].to(self.entry.x.device)", "calibration.mask[:, 1:]",
      "laco-ls"),
-    ("methods/width/slicegpt.py", "entry.x.cpu().float()", "entry.x.float()", "slicegpt"),
+    ("methods/width/slicegpt.py", "entry.x.to(self.waits).float()", "entry.x.float()", "slicegpt, waiting on the host"),
     ("bench/evaluation/scoring.py", "scored[block, 1:].to(model.device)", "scored[block, 1:]", "read"),
 ]  # fmt: skip
 
