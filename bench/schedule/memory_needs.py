@@ -205,7 +205,7 @@ def refuse_misfits(cells: Sequence[Cell], gpus: int = 1, memory: float | None = 
             continue
         if not needs.in_files and footprint.weights > room:
             raise UserError(f"{words}: it {wants_memory(cell)}; leave that out, or give a smaller model")
-        if needs.in_files and footprint.process + SURE * (needs.host - footprint.process) > room:
+        if footprint.process + SURE * (needs.host - footprint.process) > room:
             raise UserError(f"{words}; leave it out, or give less calibration or fewer --batch-tokens")
         say(f"{words}: it may run out of memory")
 

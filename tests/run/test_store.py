@@ -65,7 +65,7 @@ def asked(model_folder, text_file, documents):
         *("--task-data", f"winogrande={documents / 'winogrande.jsonl'}", "--documents", "8", "--window", "32"),
         *("--windows", "4", "--calibration-sequences", "4", "--calibration-length", "24", "--profile", "smoke"),
         *("--device", "cpu", "--speed-rounds", "0", "--threads", "1", "--methods", "drop-tail,slicegpt"),
-        *("--ratio", "0.3", "--no-checks"),
+        *("--ratio", "0.3", "--no-checks", "--dtype", "float32"),
     ]
 
 
