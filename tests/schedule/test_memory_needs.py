@@ -178,3 +178,13 @@ def test_what_surely_fits_not_even_with_its_weights_in_files_is_refused(eight_bi
     assert "it may run out of memory" in capsys.readouterr().err
     with pytest.raises(UserError, match="with its weights in files"):
         memory_needs.refuse_misfits([asked], memory=0.4 * needed)
+
+
+@pytest.mark.parametrize("changes", [{}, TIMED], ids=["in files", "timed"])
+def test_a_cell_whose_process_alone_takes_more_is_refused_although_its_weights_would_fit(
+    eight_billion, changes, monkeypatch
+):
+    monkeypatch.setattr(memory_needs, "_footprint", lambda _: replace(eight_billion, process=30 * GIB))
+    assert eight_billion.weights < 20 * GIB
+    with pytest.raises(UserError, match=r"and may take 20\.0 GiB; leave it out, or give less calibration"):
+        memory_needs.refuse_misfits([cell("shortgpt", **(ON_CPU | changes))], memory=20)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from authors_code import as_shown, difference
-from conftest import TINY, VOCABULARY, tiny
+from conftest import LAYERS, TINY, VOCABULARY, tiny
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -18,6 +18,7 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.sliced_layer import fuse
+from methods.width import slicegpt
 from methods.width.slicegpt import SliceGPT, sliced_parameters, values_per_token
 
 FOLDER = Path(__file__).parents[1] / "golden"
@@ -191,3 +192,16 @@ def test_a_width_to_the_column_meets_the_budget_more_closely():
         target = (1 - ratio) * parameters(model)
         miss = [abs(sliced_parameters(model, SliceGPT(multiple=m).plan(model, ratio)["d"]) - target) for m in (1, 8)]
         assert miss[0] <= miss[1]
+
+
+def test_signals_of_a_model_in_half_precision_wait_unrounded(monkeypatch):
+    """Each of the 2 L + 1 bases is of what layers have said, and not of what a basis before has made round."""
+    pca, unrounded = slicegpt._Slicer.pca, []
+
+    def watched(slicer):
+        unrounded.append(any(bool((X.bfloat16() != X).any()) for X in slicer.X))
+        return pca(slicer)
+
+    monkeypatch.setattr(slicegpt._Slicer, "pca", watched)
+    SliceGPT().prune(Decoder(tiny("llama").to(torch.bfloat16)), tokens(), 0.3)
+    assert unrounded == [False] + [True] * 2 * LAYERS  # what is embedded is in half precision itself
