@@ -119,7 +119,7 @@ def components(values: Sequence[float], *levels: Sequence[Hashable]) -> list[Var
     for level in (*levels, range(len(y))):
         paths = [(*path, group) for path, group in zip(paths, level, strict=True)]
         groups.append(_numbered(paths))
-    freedom = [int(inner.max() - outer.max()) for outer, inner in pairwise(groups)]
+    freedom = [int(np.max(inner) - np.max(outer)) for outer, inner in pairwise(groups)]
     known = [at for at, degrees in enumerate(freedom) if degrees]
     squares = [float((np.bincount(g, weights=y) ** 2 / np.bincount(g)).sum()) for g in groups]
     share = [[_expected(outer, inner) for inner in groups[1:]] for outer in groups]

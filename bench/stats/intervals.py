@@ -147,7 +147,7 @@ def mcnemar(lost: int, gained: int) -> float:
     return float(mcnemars(np.array(lost), np.array(gained)))
 
 
-def mcnemars(lost: NDArray[np.int64], gained: NDArray[np.int64]) -> Floats:
+def mcnemars(lost: Floats | NDArray[np.int64], gained: Floats | NDArray[np.int64]) -> Floats:
     """Return McNemar's p of many pairs: twice the chance of no more heads than the smaller side in as many throws."""
     fewer, n = np.minimum(lost, gained), lost + gained
     below = betainc(np.maximum(n - fewer, 1), fewer + 1, 0.5)  # the binomial distribution's P(X <= fewer), p = 1/2
