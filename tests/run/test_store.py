@@ -36,7 +36,7 @@ from methods.errors import Unwritable
 from methods.files import WRITING, write_atomically
 
 TIMINGS = ("seconds", "prune_seconds", "peak_memory")
-KILLS = 30
+KILLS = int(os.environ.get("PRUNEBENCH_KILLS", "15"))
 
 
 @pytest.fixture(scope="session")
