@@ -14,7 +14,7 @@ agreement, copying, counting, repetition, distinct_1, distinct_2      shares, se
 task_K, _stderr, _low, _high      the main metric where it is an accuracy, a share; for acc and acc_norm with Wilson's
                                   95 % interval
 task_K_metric, task_K_documents   which metric that is, and over how many documents
-task_K_chance, average_chance     the accuracy of guesses; missing where a task has no choices or it is not known
+task_K_chance, average_chance     the accuracy of guesses, where it is known and the main metric is acc or acc_norm
 task_K_M, _stderr                 every other metric
 answer_bpb_K, _stderr             of a task with choices, bits per byte of the right answer, see bench.records.answers
 score_K ..                        the same of a task whose main metric is no accuracy, such as word_perplexity
@@ -199,7 +199,7 @@ def _task(column: str, task: dict[str, Any]) -> dict[str, Any]:
         f"{column}_metric": main,
         f"{column}_documents": documents,
     }
-    if task.get(CHANCE) is not None:
+    if low is not None and task.get(CHANCE) is not None:
         row[f"{column}_chance"] = task[CHANCE]
     for name, result in task.items():
         if isinstance(result, dict) and name != ANSWER_BPB:

@@ -86,7 +86,10 @@ def measure(line: Line, job: Job, cell: Cell, datasets: Datasets) -> None:
     statistics = None
     if not cell.earlier:  # what is pruned is the dense model
         of = f"{cell.inputs['weights_sha256'][:16]}-{cell.dtype}-{torch.device(cell.device).type}"
-        peaks = lambda: outcome.peaks()  # noqa: E731, PLW0108  # each stage has its own
+
+        def peaks() -> dict[str, Any]:
+            return outcome.peaks()  # of the stage that goes on then
+
         statistics = KeptStatistics(Path(job.scratch) / f"statistics-{of}", peaks)
     own = datasets.for_cell(job.order, job.seconds, keep=job.keep, timed_threads=job.run_threads, statistics=statistics)
     folder = Path(job.folder)

@@ -13,7 +13,7 @@ from authors_code import as_shown, difference
 from conftest import LAYERS, VOCABULARY, padded, tiny
 
 import methods
-from methods.depth.laco import LaCo, LaCoPublished, merge
+from methods.depth.laco import LaCo, LaCoPublished, _Reference, merge
 from methods.errors import OutOfReach
 from methods.model.activations import Entry
 from methods.model.calibration import Calibration
@@ -217,3 +217,23 @@ def test_a_layer_runs_once_behind_a_window_and_the_original_layers_that_follow_i
 def every_layer(reference, layers, p):
     realised = [reference.realise(layer) for layer in layers]
     return [batch.entry.run(realised, batch.states[p]) for batch in reference.sentences]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("room", [2**30, 3 * 10**4])
+def test_states_that_candidates_share_are_those_of_a_run_of_its_own(room):
+    """Candidates with one window and other layers above it, begun where an earlier one left its states or not."""
+    model, tokens = Decoder(tiny("llama")), dataclasses.replace(sentences(), memory=room)
+    shared = _Reference(LaCo(), model, tokens)
+    for order in (
+        (0, 1, (2, 3), 4, 5),
+        (0, 1, (2, 3), 4),
+        (0, 1, (2, 3), (4, 5)),
+        (0, (1, (2, 3)), 4, 5),
+        (0, 1, (2, 3), 4, 5),
+        (0, (1, 2), 3, 4, 5),
+    ):
+        p = next(place for place, layer in enumerate(order) if not isinstance(layer, int))
+        assert shared.similarity(order, p) == _Reference(LaCo(), model, tokens).similarity(order, p)
+    assert 0 <= shared.room < room
+    assert sum(state.nbytes for states in shared.kept.values() for state in states) == room - shared.room

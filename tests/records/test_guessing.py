@@ -59,6 +59,14 @@ def test_nothing_is_said_where_the_choices_are_not_known():
     assert not any(may_be_guessed(row, column) for column in ("task_piqa", "average", "task_none"))
 
 
+def test_a_score_that_is_no_accuracy_is_not_held_against_guesses():
+    record = guessing(DENSE)
+    tasks = {name: task | {"mcc": {"value": -0.1}, "main": "mcc"} for name, task in record.measured["tasks"].items()}
+    record = replace(record, measured=record.measured | {"tasks": tasks})
+    assert not any(name.endswith("_chance") for name in rows([record])[0])
+    assert above_guessing([record]) == ([record], [])
+
+
 def test_tables_mark_what_may_be_guessed_and_say_what_guesses_have():
     records = [guessing(DENSE), pruned([0.45, 0.52, 0.5, 0.6, 0.44])]
     (table,) = views(("per-task",), records)["per-task"]
