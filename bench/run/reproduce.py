@@ -7,7 +7,7 @@ import gc
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -22,6 +22,7 @@ from bench.regression import cell_results
 from bench.regression.cell_results import CellResults
 from bench.run import fingerprint
 from bench.run.saving import PROBE_TOKENS, facts
+from methods.compensation.base import CompensatedPruner
 from methods.errors import UserError
 from methods.model import structures
 from methods.model.calibration import Calibration
@@ -74,10 +75,10 @@ class PrunedModel:
 def prune_again(record: Record, device: str) -> PrunedModel:
     """Make a record's model again without measuring it, from what the record says was removed.
 
-    Where that alone is the model, as its sha256 shows, nothing is decided here, so that the record may be of another
-    machine. Any other is pruned again: depth methods and LaCo are given their removals, and fit on the tokens.
-    Raises UserError where weights, tokens or decisions are no longer the same, and for a cell that was trained or goes
-    on from another cell.
+    No built-in method but SliceGPT decides anything here, so that the record may be of another machine: what it names
+    is cut, which is the model where its sha256 says so, or is given to what fits on the tokens (a compensation, LaCo,
+    laco-ls, FLAP). Raises UserError where weights, tokens or decisions are no longer the same, and for a cell that was
+    trained or goes on from another cell.
     """
     cell, measured, protocol = fingerprint.of_today(record.cell), record.measured, record.cell["protocol"]
     if "healing" in cell or "earlier" in cell:
@@ -123,10 +124,30 @@ def _prune(model: Decoder, record: Record, block: Calibration) -> None:
     if cell["method"] == "dense":
         return
     torch.manual_seed(cell["seed"])
-    decided = methods.make(cell["method"], cell["parameters"]).prune(model, block, measured.get("ratio_budget", 0.0))
+    pruner = methods.make(cell["method"], cell["parameters"])
+    if isinstance(pruner, CompensatedPruner) and getattr(pruner.pruner, "only_cuts", False):
+        pruner = dataclasses.replace(pruner, pruner=Recorded(record.decisions))
+    decided = pruner.prune(model, block, measured.get("ratio_budget", 0.0))
     if _removed(decided) != _removed(record.decisions) or parameters(model) != measured["parameters"]:
         where = record.environment.get("gpu") or record.environment.get("cpu", "another machine")
         raise UserError(f"{cell['label']} does not remove here what it removed for the record, on {where}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """Is a Pruner that removes what a record says was removed."""
+
+    decisions: Mapping[str, Any]
+
+    name: ClassVar[str] = "recorded"
+    fixed = True
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        return {}
+
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        structures.cut(model, self.decisions)
+        return dict(self.decisions)
 
 
 def _removed(decisions: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,5 +158,10 @@ def known_removals(decisions: Mapping[str, Any]) -> tuple[str, ...]:
     """Return what a record says of removals, as methods take it (Calibration.order)."""
     if "trace" in decisions:
         return tuple(f"window {step['pointer']}" for step in decisions["trace"] if step["accepted"])
-    layers = (f"layer {number}" for number in decisions.get("removed_layers", []))
-    return tuple(decisions.get("removal_order") or layers)
+    units = (
+        f"{kind} {layer} {'+'.join(map(str, gone))}"
+        for kind in ("kv_heads", "channels")
+        for layer, gone in enumerate(decisions.get(f"removed_{kind}", []))
+        if gone
+    )
+    return tuple(decisions.get("removal_order") or units)

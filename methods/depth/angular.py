@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from methods.base import register
-from methods.depth.one_shot import OneShot, known_layers
+from methods.depth.one_shot import OneShot
 from methods.model.activations import steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
@@ -61,8 +61,6 @@ class Angular(OneShot):
         n, L = self.plan(model, ratio)["layers"], len(model.layers)
         if not n:
             return {"removed_layers": []}
-        if calibration.order:
-            return drop_layers(model, known_layers(calibration))
         D = self.distances(model, calibration, n)
         s = min(range(self.keep_first, L - self.keep_last - n + 1), key=lambda s: D[s])
         return drop_layers(model, list(range(s, s + n))) | {"distances": D}

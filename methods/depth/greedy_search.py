@@ -244,6 +244,7 @@ class GreedyBlocks:
     tokens: int  # calibration tokens that are read
     positions: Positions = "followed"  # of these, where the loss is taken
     fixed = False
+    only_cuts = True
     uneven = "it removes single attentions and MLPs"
 
     @property

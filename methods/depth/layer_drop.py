@@ -33,6 +33,7 @@ class DropTail:
     keep_last: bool = False  # leave the very last layer in place
 
     fixed = False
+    only_cuts = True
     needs = "nothing"
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
@@ -53,6 +54,7 @@ class DropRandom:
     draws: Count = 5  # cells of one mention without a seed, which share a row
 
     fixed = False
+    only_cuts = True
     needs = "nothing"
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
@@ -73,6 +75,7 @@ class Drop:
     layers: str = ""  # single layers and ranges, joined by +
 
     fixed = True
+    only_cuts = True
     needs = "nothing"
 
     def __post_init__(self) -> None:

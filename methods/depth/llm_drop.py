@@ -57,6 +57,7 @@ class LLMDrop:
     mode: Mode = "joint"  # blocks that compete: attn, mlp, joint (both), or block (whole layers)
 
     fixed = False
+    only_cuts = True
     needs = "calibration"
     cost = "1 forward"
 

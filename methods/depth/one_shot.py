@@ -8,13 +8,14 @@ from typing import Any
 from methods.budget import whole_layers
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.structures import Sublayer, drop_layers, drop_lowest
+from methods.model.structures import drop_lowest
 
 
 class OneShot:
     """A depth method that is a score; a subclass gives `scores`."""
 
     fixed = False
+    only_cuts = True
     keep_first = 0  # layers at the front that stay; a field where the method lets a user choose
     keep_last = 0  # layers at the end that stay
 
@@ -34,13 +35,6 @@ class OneShot:
         n = said.pop("layers")
         if not n:
             return {"removed_layers": []}
-        if calibration.order:
-            return drop_layers(model, known_layers(calibration)) | said
         scores = self.scores(model, calibration)
         gone = drop_lowest(model, scores, self.candidates(len(scores), n), n)
         return {"removed_layers": gone, "scores": scores} | said
-
-
-def known_layers(calibration: Calibration) -> list[int]:
-    """Return the numbers of the layers that go, where they are known (Calibration.order)."""
-    return sorted(Sublayer.parse(name).layer for name in calibration.order)

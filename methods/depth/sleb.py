@@ -49,6 +49,7 @@ class SLEB:
     tokens: Tokens = 2048  # calibration tokens that are read
 
     fixed = False
+    only_cuts = True
     needs = "calibration"
     cost = "about L/2 forwards per layer removed"
 

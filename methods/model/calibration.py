@@ -25,8 +25,9 @@ class Calibration:
     sha256  of ids and mask
     memory  bytes that a method's states of one micro-batch may take; changes no decision
     order   removals that are known, with the same method, parameters, model and tokens: the first ones of a greedy
-            search ("mlp 3"), which another cell has found at another ratio; or all that a record names ("layer 3", and
-            of LaCo "window 20", where layers merge into layer 20). It saves time and changes no decision
+            search ("mlp 3"), which another cell has found at another ratio; or all that a record names (of LaCo
+            "window 20", where layers merge into layer 20; of FLAP "channels 3 0+17"). It saves time and changes no
+            decision
     keep    returns what another cell has found of the dense model on these tokens, or finds it and keeps it
             (methods.shared); None: nothing is kept
     """

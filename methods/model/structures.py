@@ -111,7 +111,7 @@ class Structure:
 
     def remove(self, score: Tensor, count: int) -> None:
         """Remove the `count` units with the smallest score, (units,), and settle what is left of the layer."""
-        self.drop(score.argsort(stable=True)[:count].tolist())
+        self.drop(lowest(score, count))
 
     def drop(self, units: Iterable[int]) -> None:
         """Remove these units, by the numbers that they have now, and settle what is left of the layer."""
@@ -120,6 +120,11 @@ class Structure:
         (keep_kv_groups if self.kind == "kv_heads" else keep_channels)(self.layer, kept)
         self.left = [self.left[unit] for unit in kept]
         self.layer.settle()
+
+
+def lowest(score: Tensor, count: int) -> list[int]:
+    """Return the `count` units with the smallest score, (units,)."""
+    return score.argsort(stable=True)[:count].tolist()
 
 
 def structures_of(model: Decoder, *kinds: str) -> list[Structure]:
@@ -204,6 +209,12 @@ def cut(model: Decoder, decisions: Mapping[str, Any]) -> None:
     names = {part: decisions.get(f"removed_{part}{'s' if part == 'layer' else ''}", []) for part in PARTS}
     if any(names.values()):
         remove_sublayers(model, [Sublayer(part, number) for part, numbers in names.items() for number in numbers])
+
+
+def known_units(order: Iterable[str]) -> dict[tuple[int, str], list[int]]:
+    """Return the units of each layer and kind that are known to go ("channels 3 0+17", Calibration.order)."""
+    words = [name.split() for name in order]
+    return {(int(layer), kind): [*map(int, units.split("+"))] for kind, layer, units in words}
 
 
 def drop_layers(model: Decoder, gone: Sequence[int]) -> dict[str, Any]:

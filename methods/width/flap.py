@@ -45,7 +45,7 @@ from methods.model.activations import steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
-from methods.model.structures import Structure, cuts, structures_of
+from methods.model.structures import Structure, cuts, known_units, lowest, structures_of
 from methods.ranges import Count
 from methods.shared import shared
 from methods.width.widths import equal_widths, freed, lower_widths
@@ -155,16 +155,27 @@ class FLAP:
             if self.variance == "released" and len(calibration.ids) < 2:
                 raise ValueError("variance=released leaves the first calibration sequence out: give two at least")
             moments = shared(moments_of_inputs, model, calibration, self.variance)
-            scores = [self.score(structure, seen) for structure, seen in zip(structures, moments, strict=True)]
-            if self.equal:
-                counts = [plan["removed_per_layer"][structure.kind] for structure in structures]
+            if calibration.order:
+                known = known_units(calibration.order)
+                chosen = [known.get((structure.number, structure.kind), []) for structure in structures]
             else:
-                counts = self.below_threshold(structures, scores, ratio * parameters(model))
-            for structure, seen, score, count in zip(structures, moments, scores, counts, strict=True):
-                if count:
+                chosen = self.choose(structures, moments, plan, ratio * parameters(model))
+            for structure, seen, units in zip(structures, moments, chosen, strict=True):
+                if units:
                     biased = self.adds_biases or (self.bias and structure.writer.bias is not None)
-                    remove(structure, score, count, seen[0] if biased else None)
+                    remove(structure, units, seen[0] if biased else None)
         return plan | {"parameters": parameters(model)} | cuts(model, structures)
+
+    def choose(
+        self, structures: list[Structure], moments: list[Tensor], plan: dict[str, Any], target: float
+    ) -> list[list[int]]:
+        """Return the units of each structure that go: the lowest, as many as make up `target` parameters."""
+        scores = [self.score(structure, seen) for structure, seen in zip(structures, moments, strict=True)]
+        if self.equal:
+            counts = [plan["removed_per_layer"][structure.kind] for structure in structures]
+        else:
+            counts = self.below_threshold(structures, scores, target)
+        return [lowest(score, count) for score, count in zip(scores, counts, strict=True)]
 
     @torch.no_grad()
     def score(self, structure: Structure, seen: Tensor) -> Tensor:
@@ -227,11 +238,11 @@ def statistics(
 
 
 @torch.no_grad()
-def remove(structure: Structure, score: Tensor, count: int, mu: Tensor | None) -> None:
-    """Remove the lowest units; with mu (C,), W_j mu_j of the removed columns goes into the bias."""
+def remove(structure: Structure, units: list[int], mu: Tensor | None) -> None:
+    """Remove the units; with mu (C,), W_j mu_j of the removed columns goes into the bias."""
     matrix, columns = structure.writer, structure.parts[-1].index
     W = matrix.weight.detach()
-    structure.remove(score, count)
+    structure.drop(units)
     if mu is None:
         return
     gone = columns[structure.removed].flatten().to(W.device)

@@ -100,6 +100,7 @@ class LLMPruner:
     seed: int | None = None  # of importance=random; None: the seed of the run
     uniform: bool = False  # equal widths in all layers that stock transformers loads; no layer is protected
 
+    only_cuts = True
     needs = "calibration, gradients"
     cost = "4 forwards per step"
 
@@ -221,11 +222,8 @@ class LLMPruner:
     def taylor(self, model: Decoder, structures: list[Structure], calibration: Calibration, step: int) -> list[Tensor]:
         """Return the importance by the gradients of the loss of every unit that is left, as `scores` does."""
         weights = {part.matrix.weight for structure in structures for part in structure.parts}
-        found, first, second = (
-            dict[int, Tensor](),
-            self.importance != "element2",
-            self.importance in ("element2", "mix"),
-        )
+        found = dict[int, Tensor]()
+        first, second = self.importance != "element2", self.importance in ("element2", "mix")
         for layer, g, a in gradients(model, *self.block(calibration, step), weights, g=first, a=second):
             here = [slot for slot, structure in enumerate(structures) if structure.number == layer]
             found |= {slot: self.score(structures[slot], g, a) for slot in here}

@@ -52,6 +52,7 @@ class MinitronWidth:
     uniform: bool = False  # as many heads as stock transformers takes; the widths are equal anyway
 
     fixed = False
+    only_cuts = True
     needs = "calibration"
     cost = "1 forward"
     without = ()

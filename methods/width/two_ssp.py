@@ -61,6 +61,7 @@ class TwoSSP:
     multiple: Count = 1  # what is left of the channels is a multiple of it
 
     fixed = False
+    only_cuts = True
     uneven = "it removes whole attentions"
     needs = "calibration"
     cost = "1 forward, and about L/2 over 2,048 tokens for each attention removed"

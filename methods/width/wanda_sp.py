@@ -54,6 +54,7 @@ class WandaSP:
     uniform: bool = False  # as many heads as stock transformers takes; the widths are equal anyway
 
     fixed = False
+    only_cuts = True
     needs = "calibration"
     cost = "2 forwards"
     without = ()

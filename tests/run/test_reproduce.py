@@ -17,11 +17,11 @@ from bench.records.run_folder import load_run
 from bench.run import reproduce
 from bench.run.fingerprint import of_today, state_sha256
 from bench.run.reproduce import cell_of, prune_again
-from methods.depth import angular, greedy_search, laco, laco_ls, shortgpt
+from methods.depth import angular, greedy_search, laco, laco_ls, llm_drop, shortgpt
 from methods.errors import UserError
 from methods.model import sizes
 from methods.model.decoder import Decoder
-from methods.width import flap
+from methods.width import flap, llm_pruner, minitron_width, two_ssp, wanda_sp
 
 RESULTS = Path(__file__).parents[2] / "docs/results"
 
@@ -35,8 +35,11 @@ def test_the_cell_of_a_record_asks_what_the_record_was_asked(run):
         assert cell.inputs == {}
 
 
-CUT = ("drop-random", "magnitude", "sleb", "finercut", "wanda-sp", "llm-pruner", "2ssp", "flap:uniform")
-FITTED = ("laco", "laco-published", "laco-ls", "shortgpt+ghost", "angular+scale", "sleb+replaceme")
+CUT = ("drop-random", "magnitude", "sleb", "finercut", "llm-drop", "wanda-sp", "llm-pruner", "2ssp", "flap:uniform")
+FITTED = (
+    *("laco", "laco-published", "laco-ls", "shortgpt+ghost", "angular+scale", "sleb+replaceme", "llm-drop+linearpatch"),
+    *("flap", "flap+refit", "wanda-sp+refit", "minitron-width+refit", "llm-pruner+refit", "2ssp+refit"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def records(model_folder, text_file, tmp_path_factory):
     assert main([*asked, "--out", str(folder)]) == 0
     example = next(record for record in load_run(folder) if record.cell["method"] == "drop-tail")
     found = {}
-    for name in (*CUT, *FITTED, "flap"):
+    for name in (*CUT, *FITTED):
         method, _, switch = name.partition(":")
         model, tokenizer = pretrained.load(str(model_folder), torch.device("cpu"), torch.float32)
         decoder, block = Decoder(model), texts.calibration(tokenizer, text, 4, 24, 0)
@@ -76,7 +79,7 @@ def test_what_is_cut_alone_is_made_again_from_what_the_record_names(records, mon
     for name in CUT:
         assert is_the_model_of(records[name]), name
     with pytest.raises(pytest.fail.Exception, match="the method was asked"):
-        prune_again(records["flap"], "cpu")
+        prune_again(records["laco"], "cpu")
 
 
 def test_what_is_fitted_is_fitted_to_the_removals_that_the_record_names(records, monkeypatch):
@@ -91,6 +94,12 @@ def test_what_is_fitted_is_fitted_to_the_removals_that_the_record_names(records,
         (greedy_search.Trial, "without"),
         (shortgpt.ShortGPT, "scores"),
         (angular.Angular, "distances"),
+        (llm_drop, "importance"),
+        (flap.FLAP, "score"),
+        (wanda_sp, "score"),
+        (minitron_width, "activity"),
+        (llm_pruner.LLMPruner, "scores"),
+        (two_ssp, "channel_norms"),
     ]:
         monkeypatch.setattr(owner, name, undecided)
     for name in FITTED:
@@ -98,7 +107,9 @@ def test_what_is_fitted_is_fitted_to_the_removals_that_the_record_names(records,
 
 
 def test_a_machine_that_removes_something_else_is_told_so(records, monkeypatch):
-    """Where the record cannot say what goes: the biases of flap are of the channels that it chooses."""
-    monkeypatch.setattr(flap.FLAP, "score", lambda self, structure, _: -torch.arange(float(structure.size)))
-    with pytest.raises(UserError, match="flap does not remove here what it removed for the record, on "):
-        prune_again(records["flap"], "cpu")
+    """Where no sha256 proves that what the record names is the model, so that the method is asked again."""
+    monkeypatch.setattr(wanda_sp, "score", lambda structure, _: -torch.arange(float(structure.size)))
+    record = records["wanda-sp"]
+    unproven = {name: value for name, value in record.measured.items() if name != "pruned_sha256"}
+    with pytest.raises(UserError, match="wanda-sp does not remove here what it removed for the record, on "):
+        prune_again(replace(record, measured=unproven), "cpu")
