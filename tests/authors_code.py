@@ -17,7 +17,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -159,10 +158,10 @@ def every_trial(monkeypatch: pytest.MonkeyPatch) -> dict[frozenset[str], float]:
     seen: dict[frozenset[str], float] = {}
     whole = Trial.without
 
-    def without(trial: Trial, block: Sublayer | None = None, limit: float = math.inf) -> float:
-        loss = whole(trial, block)
-        seen[frozenset(map(str, trial.gone | ({block} if block else set())))] = loss
-        return loss
+    def without(trial: Trial, blocks: list[Sublayer], *_: str, **__: bool) -> list[float]:
+        losses = whole(trial, blocks)
+        seen.update((frozenset(map(str, trial.gone | {b})), loss) for b, loss in zip(blocks, losses, strict=True))
+        return losses
 
     monkeypatch.setattr(Trial, "without", without)
     return seen

@@ -31,10 +31,10 @@ from bench.stats.intervals import ratio_interval
 from methods import progress
 from methods.errors import UserError
 from methods.model.decoder import capped
+from methods.model.precision import rows_in_cache
 
 LOGITS = 2**27  # the most logits at once: 512 MiB in float32
 CPU_CHUNK = 1024  # nodes, times bytes of a number, that keep a CPU busy; more add attention between strangers
-CPU_LOGITS = 2**18  # whose softmax stays in a core's cache: 1 MiB in float32
 
 Request = tuple[Any, list[int], list[int]]  # text, which is not looked at, and tokens of context and continuation
 Question = tuple[tuple[int, ...], int]  # tokens of context and continuation, length of the continuation
@@ -255,11 +255,11 @@ def _log_probability(model: PreTrainedModel, h: Tensor, row: Tensor, token: Tens
     h (M, D) goes through the head LOGITS logits at a time. The softmax is float32, a few rows at a time, by logsumexp,
     because log_softmax drifts on a CPU: by 8e-6 in each token's logarithm at 49,152 words.
     """
-    words = int(model.config.vocab_size)
-    size, rows = max(1, LOGITS // words), max(1, CPU_LOGITS // words) if h.device.type == "cpu" else 64
+    size = max(1, LOGITS // int(model.config.vocab_size))
     found, best = torch.zeros(len(row), dtype=torch.float64, device=h.device), torch.zeros_like(row)
     for start in range(0, len(h), size):
         logits = capped(_head(model)(h[start : start + size]), model.config)  # (M, V)
+        rows = min(64, rows_in_cache(logits))
         parts = [(part.logsumexp(-1), part.max(-1).indices) for part in map(Tensor.float, torch.split(logits, rows))]
         normaliser, highest = map(torch.cat, zip(*parts, strict=True))  # (M,) each
         here = (row >= start) & (row < start + size)

@@ -162,7 +162,8 @@ def _trials(asked: PruningMemory, logits: float = 2.2, *, dense: bool = False) -
     D, I, V, L, b = asked.shape.width, asked.shape.mlp, asked.shape.vocabulary, asked.shape.layers, asked.b
     pieces = (logits * FLOAT32 + (b if b < FLOAT32 else 0)) * V * min(asked.N, greedy_search.TOKENS_AT_ONCE)
     kept = FLOAT32 * asked.N * V if dense and asked.memory >= FLOAT32 * asked.N * V else 0
-    runs = b * min(asked.N, asked.s(D * (L + 8))) * (3 * I + 6 * D)
+    batch = min(asked.N, asked.s(D * (L + 8)))
+    runs = b * max(batch, min(greedy_search.ROWS, greedy_search.MOST * batch)) * (3 * I + 6 * D)
     return (L + 3) * b * asked.N * D + kept + max(pieces, runs)
 
 
@@ -173,7 +174,9 @@ def _search(asked: PruningMemory, loss: str = "nll") -> float:
 
 
 def _two_ssp(asked: PruningMemory) -> float:
-    return max(_states(asked, FLOAT64 * asked.shape.mlp), _trials(asked))
+    """Count the channels' norms, or trials, before which cut channels have left memory unless they lie in files."""
+    gone = 0 if asked.in_files else 0.8 * asked.b * asked.ratio * asked.shape.parameters
+    return max(_states(asked, FLOAT64 * asked.shape.mlp), _trials(asked) - gone)
 
 
 def _laco(asked: PruningMemory) -> float:

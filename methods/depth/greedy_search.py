@@ -1,10 +1,11 @@
 """Greedy removal of blocks: try each one that is left, remove the one that is missed least, and again.
 
-The states in front of every layer are kept while only what is behind them changes, so that a candidate in layer l runs
-the layers from l on and no others: half of a forward on average. A loss is a sum over tokens of what is never negative,
-so that a candidate is given up as soon as its sum is above the best one's; those that were missed least the last time
-are tried first. Neither changes a choice. The order of removal is that of any larger budget, as long as no budget has
-bound a choice; it is returned, so that one search serves every ratio of a run.
+All candidates go through a layer before any goes through the next, a few at a time where they have few tokens, so that
+the weights of a layer are read once for a removal and matrices are large. A candidate in layer l begins with the states
+in front of it, so that it runs the layers from l on and no others: half of a forward on average. A loss is a sum over
+tokens of what is never negative, so that a candidate is given up as soon as its sum is above the best one's; those that
+were missed least the last time come first. Neither changes a choice. The order of removal is that of any larger budget,
+as long as no budget has bound a choice; it is returned, so that one search serves every ratio of a run.
 
 Letters: N = sequences, T = tokens, D = residual width, V = vocabulary.
 """
@@ -13,24 +14,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from methods.budget import block_parameters
-from methods.model.activations import Entry, enter
+from methods.model.activations import enter
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from methods.model.precision import rows_in_cache
 from methods.model.sizes import parameters
 from methods.model.structures import Sublayer, remove_sublayers, sublayer_sizes, sublayers_of
-from methods.progress import over
+from methods.progress import bar
 
 TOKENS_AT_ONCE = 128  # whose logits are held at once: fewer make slow products, more do not fit a cache
+ROWS = 2048  # tokens that a layer takes at once where it can: fewer make slow products
+MOST = 4  # candidates among them
 ROUNDING = 1e-4  # by which a loss has to be above the best to be given up: a sum of zeros can round to below zero
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+Ends = dict[Sublayer | None, Tensor]  # a block -> the states behind the last layer without it, None: without no more
+Arguments = dict[str | None, dict[str, Any]]  # by kind of layer, as Entry has them
 
 
 def nll(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
@@ -59,6 +66,15 @@ def js_released(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
     return (halves[0] + halves[1]) / 2
 
 
+def summed(loss: Loss, logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
+    """Return a loss over logits of any type: (M, V), (M, V) dense log-probabilities, (M,) -> ().
+
+    In float32, on a CPU so few rows at a time that they stay in a core's cache.
+    """
+    rows = (torch.split(each, rows_in_cache(logits)) for each in (logits, p, targets))
+    return torch.stack([loss(few.float(), *others) for few, *others in zip(*rows, strict=True)]).sum()
+
+
 LOSSES: dict[str, Loss] = {"nll": nll, "kl": kl, "js": js, "js-released": js_released}
 Positions = Literal["followed", "all"]
 
@@ -67,11 +83,11 @@ Positions = Literal["followed", "all"]
 class _Batch:
     """Holds one micro-batch: the places (M,), row by row, of the positions that are compared, and what follows (M,)."""
 
-    entry: Entry
+    x: Tensor  # (B, T, D) in front of the first layer
+    arguments: list[Arguments]  # of the layers for the batch once, twice, ...: as many candidates as run together
     wanted: Tensor
     targets: Tensor
     dense: Tensor  # (M, V), the dense model's log-probabilities there; (M, D), its last layer's output, where too large
-    states: list[Tensor]  # (B, T, D) in front of each layer, and behind the last
 
 
 class Trial:
@@ -96,65 +112,102 @@ class Trial:
         self.keeps_dense = kept and self.loss is not nll
         values, dtype = model.config.hidden_size * (len(self.layers) + 8), model.embed.weight.dtype
         for ids, mask in calibration.batches(values, dtype):
-            entry = enter(model, ids)
-            compared = nn.functional.pad(mask[:, beyond:], (0, beyond))  # (B, T)
-            states = self._states(entry, entry.x, 0)
-            wanted = compared.flatten().nonzero()[:, 0].to(states[-1].device)
-            dense = states[-1].flatten(0, 1)[wanted].to(end)
-            if self.keeps_dense:
-                dense = torch.cat([self._log_probabilities(piece) for piece in torch.split(dense, TOKENS_AT_ONCE)])
-            targets = ids.to(wanted.device).roll(-1, 1).flatten()[wanted]
-            self.batches.append(_Batch(entry, wanted, targets.to(end), dense, states))
+            there, most = ids.to(model.embed.weight.device), max(1, min(MOST, ROWS // ids.numel()))
+            together = [enter(model, there.repeat(n, 1)) for n in range(1, most + 1)]
+            x, arguments = together[0].x, [entry.arguments for entry in together]
+            wanted = nn.functional.pad(mask[:, beyond:], (0, beyond)).flatten().nonzero()[:, 0].to(end)
+            targets = there.to(end).roll(-1, 1).flatten()[wanted]
+            batch = _Batch(x, arguments, wanted, targets, x[:0])
+            if self.loss is not nll:
+                dense = self._compared(batch, self._ends(batch, [None])[None])
+                if self.keeps_dense:
+                    dense = torch.cat([self._log_probabilities(piece) for piece in torch.split(dense, TOKENS_AT_ONCE)])
+                batch = replace(batch, dense=dense)
+            self.batches.append(batch)
 
     @torch.no_grad()
-    def without(self, block: Sublayer | None = None, limit: float = math.inf) -> float:
-        """Return the loss per token when `block` goes as well, or anything above `limit` where it is sure to be."""
-        gone = self.gone | ({block} if block else set())
-        first = block.layer if block else len(self.layers)
-        tokens, total = sum(len(batch.targets) for batch in self.batches), 0.0
-        for batch in self.batches:
-            for loss in self._losses(batch, self._last(batch, first, gone)):
-                total += loss
-                if total > (1 + ROUNDING) * limit * tokens:
-                    return total / tokens
-        return total / tokens
+    def without(
+        self, blocks: Sequence[Sublayer | None], shown: str = "leaving out one", *, exact: bool = True
+    ) -> list[float]:
+        """Return the loss per token when each of `blocks` goes as well; None: no other.
 
-    @torch.no_grad()
+        Unless `exact`, one that is sure to be above the lowest may be given up: its figure is then anything above the
+        lowest. `shown` says on stderr what this is for.
+        """
+        tokens, L, best, losses = sum(len(batch.targets) for batch in self.batches), len(self.layers), math.inf, []
+        first = 1 if len(self.batches) > 1 and not exact else 0  # for the limit that spares others their last batches
+        cuts = [0, *range(first, len(blocks), L)] if first else range(0, len(blocks), L)
+        groups = [blocks[start:end] for start, end in pairwise([*cuts, len(blocks)])]
+        with bar(len(groups) * len(self.batches) * L, shown, "layer") as progress:
+            for group in groups:
+                totals = dict.fromkeys(group, 0.0)
+                for batch in self.batches:
+                    last = batch is self.batches[-1]
+                    limit = math.inf if exact else (1 + ROUNDING) * best * tokens
+                    ends = self._ends(batch, [block for block in group if not totals[block] > limit], progress)
+                    for block in [block for block in group if block in ends]:
+                        for loss in self._losses(batch, ends.pop(block)):
+                            totals[block] += loss
+                            if totals[block] > limit:
+                                break
+                        if last and totals[block] < best * tokens:
+                            best = totals[block] / tokens
+                            limit = math.inf if exact else (1 + ROUNDING) * totals[block]
+                losses += [totals[block] / tokens for block in group]
+        return losses
+
     def remove(self, block: Sublayer) -> None:
         """Leave `block` out from now on."""
         self.gone.add(block)
-        for batch in self.batches:
-            batch.states[block.layer :] = self._states(batch.entry, batch.states[block.layer], block.layer)
 
-    def _states(self, entry: Entry, x: Tensor, first: int) -> list[Tensor]:
-        states = [x]
-        for number in range(first, len(self.layers)):
-            states.append(self._run(entry, number, states[-1], self.gone))
-        return states
+    def _ends(self, batch: _Batch, blocks: Sequence[Sublayer | None], progress: Any = None) -> Ends:
+        """Return the states behind the last layer without each of the blocks, (B, T, D)."""
+        whole, ends = batch.x, Ends()  # whole: without those alone that have gone
+        waiting = [block for block in blocks if block]
+        for number in range(len(self.layers)):
+            begin = [block for block in waiting if block.layer == number]
+            begun: Ends = {block: self._run(batch, number, [whole], self.gone | {block})[0] for block in begin}
+            waiting = [block for block in waiting if block not in begun]
+            base = [whole] if waiting or None in blocks else []
+            states = self._run(batch, number, [*base, *ends.values()], self.gone)
+            whole = states[0] if base else whole
+            ends = dict(zip(ends, states[len(base) :], strict=True)) | begun
+            if progress is not None:
+                progress.update()
+        return ends | ({None: whole} if None in blocks else {})
 
-    def _last(self, batch: _Batch, first: int, gone: set[Sublayer]) -> Tensor:
-        x = batch.states[first]
-        for number in range(first, len(self.layers)):
-            x = self._run(batch.entry, number, x, gone)
-        return x
-
-    def _run(self, entry: Entry, number: int, x: Tensor, gone: set[Sublayer]) -> Tensor:
-        layer = self.layers[number]
+    def _run(self, batch: _Batch, number: int, states: list[Tensor], gone: set[Sublayer]) -> list[Tensor]:
+        """Return what leaves layer `number` for each of the states that enter it, (B, T, D)."""
+        layer, (B, *_) = self.layers[number], batch.x.shape
         parts = {part for part in ("layer", "attention", "mlp") if Sublayer(part, number) in gone}
-        self.runs += 0.0 if "layer" in parts or len(parts) == 2 else len(x) * self.share
-        return layer.run(x, entry.arguments[layer.kind], parts)
+        if "layer" in parts or len(parts) == 2:
+            return states
+        self.runs += len(states) * B * self.share
+        left = list[Tensor]()
+        for start in range(0, len(states), len(batch.arguments)):
+            some = states[start : start + len(batch.arguments)]
+            x = torch.cat([one.to(layer.device) for one in some])
+            left += torch.split(layer.run(x, batch.arguments[len(some) - 1][layer.kind], parts), B)
+        return left
+
+    def _compared(self, batch: _Batch, x: Tensor) -> Tensor:
+        """Return the states of the positions that are compared, (B, T, D) -> (M, D), where logits are."""
+        return x.flatten(0, 1)[batch.wanted.to(x.device)].to(batch.targets.device)
 
     def _losses(self, batch: _Batch, x: Tensor) -> Iterable[float]:
         """Return the loss summed over some tokens at a time; from a GPU all at once, since the host waits for each."""
-        x = x.flatten(0, 1)[batch.wanted.to(x.device)].to(batch.targets.device)
-        losses = self._pieces(batch, x)
+        losses = self._pieces(batch, self._compared(batch, x))
         return map(float, losses) if x.device.type == "cpu" else torch.stack(list(losses)).tolist()
 
     def _pieces(self, batch: _Batch, x: Tensor) -> Iterator[Tensor]:
         for piece in torch.split(torch.arange(len(x), device=x.device), TOKENS_AT_ONCE):
-            dense = batch.dense[piece]
-            p = dense if self.keeps_dense or self.loss is nll else self._log_probabilities(dense)
-            yield self.loss(self.model.logits(x[piece]).float(), p, batch.targets[piece])
+            logits, targets = self.model.logits(x[piece]), batch.targets[piece]
+            if self.loss is nll:
+                yield summed(nll, logits, logits, targets)
+            else:
+                dense = batch.dense[piece]
+                p = dense if self.keeps_dense else self._log_probabilities(dense)
+                yield summed(self.loss, logits, p, targets)
 
     def _log_probabilities(self, x: Tensor) -> Tensor:
         """Return those of the next token from the last layer's output: (M, D) -> (M, V)."""
@@ -211,12 +264,10 @@ def search(trial: Trial, candidates: Sequence[Sublayer], budget: float, known: S
             chosen, loss = known[step], None
         else:
             follows, free = False, free and len(allowed) == len(left)
-            best = math.inf
             shown = f"removal {step + 1}, {100 * (1 - rest / budget):.0f} % of the budget gone"
-            for block in over(sorted(allowed, key=losses.__getitem__), shown, "trial"):
-                loss = trial.without(block, best)
-                losses[block] = math.inf if math.isnan(loss) else loss
-                best = min(best, losses[block])
+            promising = sorted(allowed, key=losses.__getitem__)
+            for block, tried in zip(promising, trial.without(promising, shown, exact=False), strict=True):
+                losses[block] = math.inf if math.isnan(tried) else tried
             chosen = min(allowed, key=losses.__getitem__)
             loss = losses[chosen]
         trial.remove(chosen)

@@ -54,7 +54,7 @@ from torch.nn.functional import cosine_similarity
 from methods.base import register
 from methods.budget import whole_layers
 from methods.depth.collapse_fit import Collapse, Fit, Window
-from methods.depth.greedy_search import ROUNDING, TOKENS_AT_ONCE, kl
+from methods.depth.greedy_search import ROUNDING, TOKENS_AT_ONCE, kl, summed
 from methods.errors import Unsupported
 from methods.least_squares import Rows, fit, total_error
 from methods.model.activations import Entry, beside, enter, enter_all, step
@@ -247,7 +247,7 @@ class CollapseTrial:
     def expected(self) -> Tensor:
         """Return the dense model's log-probabilities of the next token, (tokens, V)."""
         states = self._wanted(self.entry.run(self.dense.layers, self.entry.x))
-        return torch.cat([logits.log_softmax(-1) for logits in self._logits(states)])
+        return torch.cat([logits.float().log_softmax(-1) for logits in self._logits(states)])
 
     @torch.no_grad()
     def fix(self, windows: list[Window]) -> None:
@@ -267,7 +267,7 @@ class CollapseTrial:
             x = self._run(window, x)
         states, total = self._wanted(x), 0.0
         for logits, p in zip(self._logits(states), torch.split(self.expected, TOKENS_AT_ONCE), strict=True):
-            total += float(kl(logits, p, logits))
+            total += float(summed(kl, logits, p, logits))
             if total > (1 + ROUNDING) * limit * len(states):
                 break
         return math.inf if math.isnan(total) else total / len(states)
@@ -288,4 +288,4 @@ class CollapseTrial:
     def _logits(self, states: Tensor) -> Iterator[Tensor]:
         """Yield the logits of a few tokens at a time, (M, V), of states (tokens, D)."""
         for few in torch.split(states, TOKENS_AT_ONCE):
-            yield self.dense.model.logits(few).float()
+            yield self.dense.model.logits(few)

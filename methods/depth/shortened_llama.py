@@ -45,7 +45,6 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.gradients import gradients
 from methods.model.structures import sublayers_of
-from methods.progress import over
 from methods.ranges import Layers, Tokens
 from methods.shared import shared
 
@@ -107,8 +106,7 @@ class ShortenedLlamaTaylor(OneShot):
 def losses_without(model: Decoder, calibration: Calibration) -> list[Tensor]:
     """Return the loss per token without each layer, (L,), in float64."""
     trial = Trial(model, calibration, "nll")
-    losses = [trial.without(layer) for layer in over(sublayers_of(model, "layer"), "leaving out one", "layer")]
-    return [torch.tensor(losses, dtype=torch.float64)]
+    return [torch.tensor(trial.without(sublayers_of(model, "layer")), dtype=torch.float64)]
 
 
 def taylor(model: Decoder, calibration: Calibration) -> list[Tensor]:

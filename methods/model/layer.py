@@ -221,7 +221,6 @@ class Layer:
             return x
         if not gone:
             return self(x, arguments)
-        x = x.to(self.device)
         h = x if "attention" in gone else x + self.attend(x, arguments)
         return h if "mlp" in gone else h + self.transform(x if self.parallel else h)
 

@@ -1,9 +1,11 @@
-"""The number of bits in which matrices are multiplied before sums and solutions, which are in float64."""
+"""The number of bits in which matrices are multiplied and summed, and how much of them stays in a cache."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+CACHED = 2**18  # numbers in float32 that stay in a core's cache: 1 MiB
 
 
 def widened(x: Tensor, of: torch.dtype | None = None) -> Tensor:
@@ -16,6 +18,11 @@ def widened(x: Tensor, of: torch.dtype | None = None) -> Tensor:
     """
     half = (of or x.dtype) in (torch.bfloat16, torch.float16)
     return x.to(torch.float32 if half else torch.float64)
+
+
+def rows_in_cache(x: Tensor) -> int:
+    """Return how many rows of x (M, V) in float32 stay in a CPU core's cache; one at least, and on a GPU all."""
+    return max(1, CACHED // x.shape[-1]) if x.device.type == "cpu" else max(1, len(x))
 
 
 def add_product(sums: Tensor, x: Tensor, y: Tensor, w: float = 1.0) -> None:

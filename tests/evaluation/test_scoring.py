@@ -21,6 +21,7 @@ from bench.evaluation import scoring
 from bench.evaluation.scoring import Scorer, perplexity, stock, window_nll
 from bench.run import measure
 from methods.errors import UserError
+from methods.model import precision
 
 MAX_LENGTH = 40
 
@@ -305,7 +306,7 @@ def test_the_softmax_in_parts_is_that_of_all_rows_and_of_equal_logits_the_first_
     with torch.no_grad():
         head[first + 1 :][:2] = head[first]  # three words that are equally likely
     row, token = torch.arange(9).repeat_interleave(VOCABULARY), torch.arange(VOCABULARY).repeat(9)
-    monkeypatch.setattr(scoring, "CPU_LOGITS", 2 * VOCABULARY)  # parts of two rows, the last of one
+    monkeypatch.setattr(precision, "CACHED", 2 * VOCABULARY)  # parts of two rows, the last of one
     with torch.no_grad():
         found, best = scoring._log_probability(model, h, row, token)
         logits = model.lm_head(h)

@@ -86,7 +86,6 @@ ILLEGAL = [
     ("methods/least_squares.py", ", device=each.where.device)", ")", "shortgpt+replaceme"),
     ("methods/depth/laco.py", "mask.to(final.device)", "mask", "laco"),
     ("methods/depth/laco_ls.py", ", device=y[0].device)", ")", "laco-ls"),
-    ("methods/depth/greedy_search.py", "ids.to(wanted.device)", "ids", "sleb"),
     (
         "methods/compensation/replaceme.py",
         "self.ridge, torch.eye(D, dtype=torch.float64, device=seen[0].y.device)",
@@ -119,7 +118,7 @@ ILLEGAL = [
     ("bench/healing/training.py", "self.text.held_out.to(self.device)", "self.text.held_out", "heal"),
 ]  # fmt: skip
 ILLEGAL_ON_TWO = [
-    ("methods/model/layer.py", "        x = x.to(self.device)\n        h = x if", "        h = x if", "blockpruner"),
+    ("methods/depth/greedy_search.py", "one.to(layer.device)", "one", "blockpruner"),
     ("methods/model/activations.py", "    x = x.to(layer.device)\n    empty", "    empty", "shortgpt"),
     ("methods/model/activations.py", "one.to(state.device)", "one", "shortgpt+ghost"),
     ("methods/model/sliced_layer.py", "Q[:, :d].to(weight.device)", "Q[:, :d]", "slicegpt"),
