@@ -253,7 +253,30 @@ def _check_folder(name: str, folder: Path, trust_remote_code: bool) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if "auto_map" in config and not trust_remote_code:
         raise UserError(f"{name} comes with its own code; read it, then allow it with --trust-remote-code")
+    _check_weights(name, folder)
     _check_saved(folder)
+
+
+def _check_weights(name: str, folder: Path) -> None:
+    """Refuse a folder that lacks a weight file which its index names, or has one that is cut short."""
+    from safetensors import SafetensorError, safe_open
+
+    if missing := [file for file in _named_by_index(folder) if not (folder / file).is_file()]:
+        raise UserError(f"{name} has no {missing[0]}, which its index names; copy or download the model again")
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "numpy"):
+                pass
+        except SafetensorError as error:
+            raise UserError(f"{file} is cut short or damaged ({error}); copy or download it again") from None
+
+
+def _named_by_index(folder: Path) -> list[str]:
+    """Return the weight files that the index of a folder names; of one without an index, none."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return []
+    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
 
 
 def _check_saved(folder: Path) -> None:
@@ -295,12 +318,8 @@ def _cached(name: str) -> Path | None:
         folder = _snapshot(name, here_only=True)
     except (LocalEntryNotFoundError, HFValidationError):
         return None
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        weight_files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    else:
-        weight_files = {"model.safetensors"}
-    return folder if all((folder / shard).is_file() for shard in weight_files) else None
+    weight_files = _named_by_index(folder) or ["model.safetensors"]
+    return folder if all((folder / file).is_file() for file in weight_files) else None
 
 
 def _snapshot(name: str, here_only: bool = False) -> Path:

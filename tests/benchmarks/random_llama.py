@@ -1,8 +1,8 @@
-"""Writes a random Llama of 7 billion parameters in bfloat16, layer by layer, which is larger than some memories.
+"""Writes a random Llama of 7 or 13 billion parameters in bfloat16, layer by layer, which is larger than some memories.
 
-python tests/benchmarks/random_llama.py FOLDER TOKENIZER_FOLDER [LAYERS]
+python tests/benchmarks/random_llama.py FOLDER TOKENIZER_FOLDER [7b|13b]
 
-The shape is Llama-2-7B's but for its vocabulary, which is that of the tokenizer. A layer takes 0.4 GB.
+The shape is Llama-2's but for its vocabulary, which is that of the tokenizer. A layer takes 0.4 or 0.6 GB.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, LlamaConfig
 
-D, I, HEADS = 4096, 11008, 32
+SHAPES = {"7b": (4096, 11008, 32, 32), "13b": (5120, 13824, 40, 40)}  # width, MLP width, heads, layers
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja")
 
 
-def write(folder: Path, tokenizer: Path, layers: int) -> None:
+def write(folder: Path, tokenizer: Path, shape: str) -> None:
     """Write the model with normal weights, 0.02 wide, of seed 0."""
+    D, I, heads, layers = SHAPES[shape]
     folder.mkdir(parents=True)
     draw = torch.Generator().manual_seed(0)
     words = len(AutoTokenizer.from_pretrained(tokenizer))
@@ -29,8 +30,8 @@ def write(folder: Path, tokenizer: Path, layers: int) -> None:
         hidden_size=D,
         intermediate_size=I,
         num_hidden_layers=layers,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         vocab_size=words,
         max_position_embeddings=4096,
         dtype="bfloat16",
@@ -65,4 +66,4 @@ def write(folder: Path, tokenizer: Path, layers: int) -> None:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 32)
+    write(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else "7b")

@@ -88,6 +88,19 @@ def test_an_incomplete_folder_says_what_a_folder_holds(folder, pattern, message)
     refused(folder, message, "a model folder holds config.json, *.safetensors")
 
 
+def test_weights_that_are_cut_short_or_missing_are_told_before_any_work(folder):
+    tiny("llama", layers=2, vocab_size=260, seed=1).save_pretrained(folder, max_shard_size="20KB")
+    (folder / "model.safetensors").unlink()
+    pretrained.check(str(folder))
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    whole = shard.read_bytes()
+    for cut in (whole[:-1], whole[:50], whole[:4], b""):
+        shard.write_bytes(cut)
+        refused(folder, f"{shard.name} is cut short or damaged", "copy or download it again")
+    shard.unlink()
+    refused(folder, f"has no {shard.name}, which its index names")
+
+
 def test_pickled_weights_are_not_read(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     refused(folder, "other weight files are not read")
