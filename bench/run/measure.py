@@ -160,6 +160,8 @@ def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, par
     if cell.protocol.checks:
         with outcome.timed("checks"):
             outcome.measured["checks"] = _checks(cell, decoder.model, tokenizer, datasets)
+    if outcome.files and pretrained.weights_sha256(cell.model) != outcome.measured["weights_sha256"]:
+        raise RuntimeError("the model's weight files have changed while they were read, so that no figure is of either")
     if "saved" in outcome.measured:
         complete(outcome.measured, folder)
 
@@ -173,10 +175,9 @@ def _load(cell: Cell, datasets: Datasets, outcome: Outcome) -> tuple[nn.Module, 
             now["healing"] = fingerprint.healing(cell.healing, datasets.healing[cell.healing])
         if changed := fingerprint.differing(cell.inputs, cell.inputs | now):
             raise RuntimeError(f"this has changed since the run began: {', '.join(changed)}")
-        dtype = getattr(torch, cell.dtype)
-        found = pretrained.load(cell.model, outcome.devices, dtype, cell.trust_remote_code, outcome.files)
         outcome.measured["weights_sha256"] = weights
-    return found
+        dtype = getattr(torch, cell.dtype)
+        return pretrained.load(cell.model, outcome.devices, dtype, cell.trust_remote_code, outcome.files)
 
 
 def _dense(cell: Cell, model: nn.Module, datasets: Datasets, outcome: Outcome) -> tuple[Decoder, float]:

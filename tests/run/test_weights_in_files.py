@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+
 from bench.cli.main import main
 from bench.records.run_folder import load_run
-from bench.run import job
+from bench.run import job, measure
 from bench.schedule import memory_needs
 
 OTHERWISE = ("seconds", "prune_seconds", "peak_memory", "weights_in")
@@ -26,6 +28,26 @@ def test_a_run_in_files_measures_what_one_in_memory_does(base, tmp_path, monkeyp
         assert same[0] == same[1]
         assert all(peak["anonymous_bytes"] > 0 for peak in other.measured["peak_memory"].values())
     assert not list(tmp_path.glob("*/.run-*"))
+
+
+def test_weights_that_change_while_they_are_read_make_an_error(base, model_folder, tmp_path, monkeypatch):
+    """Since pages of a file that is mapped are read when they are used."""
+    copied = shutil.copytree(model_folder, tmp_path / "model")
+    (weights,) = copied.glob("*.safetensors")
+    run = [str(copied) if word == str(model_folder) else word for word in base[:-4]]
+    monkeypatch.setattr(job, "lies_in_files", lambda cell, memory: True)
+    whole = measure._perplexity
+
+    def later(*given):
+        whole(*given)
+        weights.write_bytes(weights.read_bytes()[::-1])
+
+    monkeypatch.setattr(measure, "_perplexity", later)
+    run += ["--methods", "dense", "--speed-rounds", "0", "--no-checks", "--no-isolate", "--out", str(tmp_path / "run")]
+    assert main(run) == 3
+    (record,) = load_run(tmp_path / "run")
+    assert record.status == "error"
+    assert "weight files have changed while they were read" in record.error
 
 
 def test_what_needs_more_than_it_may_take_is_refused_before_any_work(base, tmp_path, capsys):
