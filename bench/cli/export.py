@@ -52,7 +52,7 @@ def _export(arguments: argparse.Namespace) -> int:
     if arguments.save_dtype not in (None, *SAVE_DTYPES[1:]):
         raise UserError(f"save-dtype is {', '.join(SAVE_DTYPES[1:])}; got {arguments.save_dtype!r}")
     import methods
-    from bench.run import export
+    from bench.export import write as export
 
     try:
         methods.load(arguments.plugin)

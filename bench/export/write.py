@@ -82,11 +82,11 @@ def write(
             manifest = save_load.save(found.model, to, shard_bytes=most, probe=found.probe, **options)
             lines.append(_line(to, manifest))
         if gguf:
-            from bench.run import gguf_export
+            from bench.export import gguf_file
 
             ids = save_load.default_probe(found.model)
             model = padded(found.model, ids)[0] if pad else found.model
-            gguf_export.write(model, found.tokenizer, gguf, kind, pretrained.display_name(cell["model"]))
+            gguf_file.write(model, found.tokenizer, gguf, kind, pretrained.display_name(cell["model"]))
             lines.append(f"{gguf}: {gguf.stat().st_size / 1e6:.1f} MB, matrices in {str(kind).removeprefix('torch.')}")
     except Uneven as error:
         raise UserError(str(error)) from error

@@ -19,13 +19,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 import methods
 from bench.cli.main import main
 from bench.data import pretrained as named
+from bench.export import deci, gguf_file
+from bench.export import write as export
 from bench.records.run_folder import load_run
-from bench.run import export, gguf_export
 from bench.run.saving import IN_MEMORY, RELOADED, wanted_dtype
 from methods.checkpoint import save_load
 from methods.errors import UserError
 from methods.files import sha256
 from methods.model.decoder import Decoder
+from methods.model.residual_map import put_map
+from methods.model.structures import keep_channels, keep_kv_groups
 
 
 @pytest.fixture(scope="module")
@@ -369,10 +372,10 @@ FILES = {
 @pytest.mark.parametrize("kind", FILES)
 def test_a_gguf_file_is_the_model_again(kind, dtype, ids, tmp_path):
     model, tokenizer = droped(FILES[kind][0], **FILES[kind][1]), bpe()
-    gguf_export.write(model, tokenizer, tmp_path / "model.gguf", dtype, "tiny")
+    gguf_file.write(model, tokenizer, tmp_path / "model.gguf", dtype, "tiny")
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
     again = Decoder(AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32))
-    rounded = {name: gguf_export.rounded(tensor, dtype) for name, tensor in model.model.state_dict().items()}
+    rounded = {name: gguf_file.rounded(tensor, dtype) for name, tensor in model.model.state_dict().items()}
     model.model.load_state_dict(rounded)
     assert len(again.layers) == 4
     torch.testing.assert_close(logits(again, ids), logits(model, ids), rtol=0, atol=1e-6)
@@ -383,14 +386,14 @@ def test_a_gguf_file_is_the_model_again(kind, dtype, ids, tmp_path):
 def test_a_gguf_file_of_uniform_widths(ids, tmp_path):
     model = Decoder(tiny("llama", vocab_size=260))
     methods.make("minitron-width", {}).prune(model, calibration(), 0.2)
-    gguf_export.write(model, bpe(), tmp_path / "model.gguf", torch.float32, "tiny")
+    gguf_file.write(model, bpe(), tmp_path / "model.gguf", torch.float32, "tiny")
     again = Decoder(AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32))
     torch.testing.assert_close(logits(again, ids), logits(model, ids), rtol=0, atol=1e-6)
 
 
 def test_rows_are_interleaved_as_rotary_halves():
     rows = torch.arange(8)[:, None] * torch.ones(1, 3)
-    assert gguf_export.interleaved(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert gguf_file.interleaved(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
 
 
 class Float32Alive(TorchDispatchMode):
@@ -429,23 +432,96 @@ def test_a_gguf_file_takes_a_few_matrices_in_float32_and_never_the_model(dtype, 
     whole = 4 * sum(parameter.numel() for parameter in model.model.parameters())
     tokenizer = bpe()
     with Float32Alive() as alive:
-        gguf_export.write(model, tokenizer, tmp_path / "model.gguf", dtype, "tiny")
+        gguf_file.write(model, tokenizer, tmp_path / "model.gguf", dtype, "tiny")
     assert largest <= alive.peak <= 6 * largest < whole / 4, (alive.peak / largest, whole / largest)
+
+
+def uneven(family: str, *, gone: str = "", biases: bool = False, **options: object) -> Decoder:
+    """A model of which each layer has other sizes; `gone` names removed parts, as in "attention 0, mlp 2"."""
+    model = Decoder(tiny(family, vocab_size=260, **options))
+    layers = model.layers
+    for number, layer in enumerate(layers):
+        keep_channels(layer, range(48 - 5 * number))
+    keep_kv_groups(layers[2], [1])
+    if biases:
+        for matrix in (layers[1].down, layers[2].out):
+            matrix.bias = torch.nn.Parameter(torch.linspace(-1, 1, 32))
+    for part, number in (name.split() for name in filter(None, gone.split(", "))):
+        getattr(layers[int(number)], f"remove_{part}")()
+    model.set_layers(layers)
+    return model
+
+
+def with_a_map() -> Decoder:
+    model = Decoder(tiny("llama", vocab_size=260))
+    put_map(model, 1, torch.eye(32))
+    return model
+
+
+DECI = {
+    "widths and heads": lambda: uneven("llama"),
+    "untied": lambda: uneven("llama", tie_word_embeddings=False),
+    "mistral": lambda: uneven("mistral", sliding_window=None),
+    "biases": lambda: uneven("llama", biases=True),
+    "biases everywhere": lambda: droped("llama", attention_bias=True, mlp_bias=True),
+    "attention gone": lambda: uneven("llama", gone="attention 1, attention 5"),
+    "first attention gone": lambda: uneven("llama", gone="attention 0"),
+    "mlp gone": lambda: uneven("llama", gone="mlp 1, mlp 5", biases=True),
+    "layers gone": lambda: uneven("llama", gone="attention 0, mlp 0, attention 3, mlp 3, attention 5, mlp 5"),
+}
+
+
+@pytest.mark.parametrize("kind", DECI)
+def test_a_gguf_file_of_uneven_layers_is_the_model_again(kind, ids, tmp_path):
+    model = DECI[kind]()
+    contents = gguf_file.write(model, bpe(), tmp_path / "model.gguf", torch.float32, "tiny")
+    assert deci.architecture(tmp_path / "model.gguf") == "deci"
+    again = deci.read(tmp_path / "model.gguf", torch.float32)
+    torch.testing.assert_close(logits(again, ids), logits(model, ids), rtol=0, atol=1e-6)
+    put = sum(parameter.numel() for parameter in again.model.parameters())
+    put -= sum(parameter.numel() for parameter in model.model.parameters())
+    assert contents.form.zeros == put
+
+
+def test_what_llama_cpp_cannot_do_without_is_zeros():
+    """One group of heads where the first attention is gone, 32 channels where an MLP is; an empty layer goes whole."""
+    gone = "attention 0, attention 1, mlp 2, attention 3, mlp 3"
+    sizes = gguf_file.contents_of(uneven("llama", gone=gone)).form.layers
+    assert [(one.H, one.G, one.I) for one in sizes] == [(2, 1, 48), (0, 0, 43), (2, 1, 32), (4, 2, 28), (4, 2, 23)]
+
+
+def test_channels_are_filled_up_to_a_multiple(ids, tmp_path):
+    model = uneven("llama", gone="mlp 1")
+    contents = gguf_file.write(model, bpe(), tmp_path / "model.gguf", torch.float32, "tiny", multiple=16)
+    assert [one.I for one in contents.form.layers] == [48, 32, 48, 48, 32, 32]
+    again = deci.read(tmp_path / "model.gguf", torch.float32)
+    torch.testing.assert_close(logits(again, ids), logits(model, ids), rtol=0, atol=1e-6)
+
+
+def test_a_file_that_is_cut_short_is_no_model(tmp_path):
+    path = tmp_path / "model.gguf"
+    gguf_file.write(uneven("llama"), bpe(), path, torch.float32, "tiny")
+    whole = path.read_bytes()
+    for size in (10, 2000, len(whole) - 40):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"\w"):
+            deci.read(path, torch.float32)
 
 
 NO_GGUF = {
     "gemma": (lambda: droped("gemma"), "GGUF is written for llama, mistral, qwen2, qwen3; this model is a gemma"),
-    "uneven": (lambda: pruned("llm-pruner", "llama", 0.3)[0], "layers of one kind and width only: .* differs"),
-    "sub-blocks": (lambda: pruned("llm-drop", "llama", 0.3)[0], "one kind and width only: layer . has no "),
+    "norms of heads": (lambda: uneven("qwen3"), "GGUF's deci has no place for model.layers.0.self_attn.q_norm"),
+    "query biases": (lambda: uneven("qwen2", use_sliding_window=False), "no query bias of 16 numbers in layer 2 of"),
+    "map": (with_a_map, "GGUF holds no such layers: a linear map of the residual stands behind layer 1"),
     "sliced": (lambda: pruned("slicegpt", "llama", 0.3)[0], "the residual stream has been cut"),
     "windows": (lambda: droped("mistral"), "has a sliding window"),
     "rotary": (
         lambda: droped("llama", rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}),
         "written for plain rotary positions",
     ),
+    "activation, uneven": (lambda: uneven("llama", hidden_act="gelu"), "has no place for all of this model's; logits"),
     "activation": (lambda: droped("llama", hidden_act="gelu"), "has no place for all of this model's; logits differ"),
     "head width": (lambda: droped("qwen3"), "does not give this model back: .* and should be"),
-    "biases": (lambda: droped("llama", attention_bias=True), "there is no place for .*bias"),
 }
 
 
@@ -453,7 +529,7 @@ NO_GGUF = {
 def test_what_gguf_cannot_hold_is_refused_with_the_reason(reason, tmp_path):
     make, words = NO_GGUF[reason]
     with pytest.raises(UserError, match=words) as caught:
-        gguf_export.write(make(), bpe(), tmp_path / "model.gguf", torch.float32, "tiny")
+        gguf_file.write(make(), bpe(), tmp_path / "model.gguf", torch.float32, "tiny")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -461,9 +537,9 @@ def test_what_gguf_cannot_hold_is_refused_with_the_reason(reason, tmp_path):
 def test_a_tokenizer_that_gguf_has_no_word_for_is_refused(tmp_path, model_folder):
     words = AutoTokenizer.from_pretrained(model_folder)
     with pytest.raises(UserError, match="written for BPE tokenizers with merges; this one is a WordLevel"):
-        gguf_export.write(droped("llama"), words, tmp_path / "model.gguf", torch.float32, "tiny")
+        gguf_file.write(droped("llama"), words, tmp_path / "model.gguf", torch.float32, "tiny")
     with pytest.raises(UserError, match="no word for how this tokenizer splits text: Split, ByteLevel"):
-        gguf_export.write(droped("llama"), bpe(regex="[a-z]"), tmp_path / "model.gguf", torch.float32, "tiny")
+        gguf_file.write(droped("llama"), bpe(regex="[a-z]"), tmp_path / "model.gguf", torch.float32, "tiny")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -471,7 +547,7 @@ def test_a_split_that_gguf_has_a_word_for(tmp_path):
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
     tokenizer = bpe(regex=GGUF_PRE_TOKENIZER_SPLITS["qwen2"])
-    gguf_export.write(droped("llama"), tokenizer, tmp_path / "model.gguf", torch.float32, "tiny")
+    gguf_file.write(droped("llama"), tokenizer, tmp_path / "model.gguf", torch.float32, "tiny")
     assert (
         AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")("a 12")["input_ids"]
         == tokenizer("a 12")["input_ids"]
@@ -483,7 +559,7 @@ def test_the_default_model_goes_to_gguf_and_back(tmp_path):
     loaded, tokenizer = named.load("smollm2-135m", torch.device("cpu"), torch.float32)
     model = Decoder(loaded)
     methods.make("drop", {"layers": "3-25"}).prune(model, calibration(), 0.0)
-    gguf_export.write(model, tokenizer, tmp_path / "model.gguf", torch.float32, "SmolLM2-135M-Instruct")
+    gguf_file.write(model, tokenizer, tmp_path / "model.gguf", torch.float32, "SmolLM2-135M-Instruct")
     again = Decoder(AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32))
     prompt = tokenizer("The Eiffel Tower is located in", return_tensors="pt")["input_ids"]
     torch.testing.assert_close(logits(again, prompt), logits(model, prompt), rtol=0, atol=1e-4)

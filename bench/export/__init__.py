@@ -1,0 +1,10 @@
+"""Pruned models in the formats of other programs.
+
+write         a cell's model out of a run, as a folder or a file
+formats       which shapes each format holds
+engine_form   what each layer holds, with the zeros that an engine asks for
+gguf_file     one GGUF file, for llama.cpp
+vocabulary    a tokenizer in a GGUF file
+deci          a GGUF file of uneven layers, read again
+engine_check  whether llama.cpp computes what the file holds
+"""
