@@ -5,6 +5,6 @@ formats       which shapes each format holds
 engine_form   what each layer holds, with the zeros that an engine asks for
 gguf_file     one GGUF file, for llama.cpp
 vocabulary    a tokenizer in a GGUF file
-deci          a GGUF file of uneven layers, read again
+gguf_reader   a GGUF file read again
 engine_check  whether llama.cpp computes what the file holds
 """

@@ -38,19 +38,31 @@ class EngineForm:
 
     layers   the sizes of each layer
     tensors  what is stored, by the names of transformers, in the model's dtype
-    numbers  which layer of the model each of `layers` is
+    parts    of each layer the names of the matrices in its "attention" and "mlp"
     zeros    how many parameters are zeros that stand where something was removed
     """
 
     layers: list[Sizes]
     tensors: dict[str, Tensor]
-    numbers: list[int]
+    parts: list[dict[str, list[str]]]
     zeros: int = 0
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Add a tensor that stands for something removed."""
         self.tensors[name] = tensor
         self.zeros += tensor.numel()
+
+    def has_biases(self, part: str) -> bool:
+        """Say whether a matrix in the attentions or the MLPs has a bias."""
+        return any(f"{name}.bias" in self.tensors for parts in self.parts for name in parts[part])
+
+    def complete_biases(self, part: str) -> None:
+        """Put zeros where a matrix in the attentions or the MLPs has no bias, if any of those has one."""
+        if not self.has_biases(part):
+            return
+        for name in [name for parts in self.parts for name in parts[part] if f"{name}.bias" not in self.tensors]:
+            weight = self.tensors[f"{name}.weight"]
+            self.put(f"{name}.bias", weight.new_zeros(len(weight)))
 
 
 def engine_form(
@@ -70,7 +82,7 @@ def engine_form(
     whole, prefix = Decoder(shell).layers, model.family.layers
     kept = [number for number, layer in enumerate(model.layers) if layer.has_attention or layer.has_mlp]
     moved = {f"{prefix}.{number}.": f"{prefix}.{new}." for new, number in enumerate(kept)}
-    form = EngineForm([], {}, kept)
+    form = EngineForm([], {}, [])
     for name, tensor in tensors(model, shell).items():
         old = next((start for start in moved if name.startswith(start)), "")
         form.tensors[moved.get(old, "") + name[len(old) :]] = tensor
@@ -91,6 +103,10 @@ def engine_form(
             _fill_up(form, whole[new], names, more)
             I += more
         form.layers.append(Sizes(H, G, I))
+        attention, mlp = [*whole[new].qkv, whole[new].out] if H else [], [*whole[new].up, whole[new].down] if I else []
+        form.parts.append(
+            {"attention": [names[id(matrix)] for matrix in attention], "mlp": [names[id(matrix)] for matrix in mlp]}
+        )
     return form
 
 

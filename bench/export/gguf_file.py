@@ -2,9 +2,9 @@
 
 Layers of one width are written under the architecture's own name. GGUF's `deci` says for each layer how many heads and
 channels it has, none included, so that it holds every other Llama-like model. A file counts only once transformers, or
-bench.export.deci for `deci`, has made the same tensors, logits and tokens of it. Tensors are rounded, written and
-compared one at a time, and the reader's model is in the file's dtype, so that the host holds a few matrices in float32
-and never the model.
+bench.export.gguf_reader for `deci`, has made the same tensors, logits and tokens of it. Tensors are rounded, written
+and compared one at a time, and the reader's model is in the file's dtype, so that the host holds a few matrices in
+float32 and never the model.
 
 What llama.cpp asks of `deci`, and gets:
     a layer with an attention has an MLP       it forgets the attention of one without: 32 channels of zeros stand there
@@ -19,9 +19,7 @@ Letters: D = residual width, I = MLP width, H = query heads, G = key/value heads
 
 from __future__ import annotations
 
-import io
 import tempfile
-from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +28,11 @@ import gguf
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
+from transformers import AutoConfig
 
-from bench.export import deci, vocabulary
+from bench.export import gguf_reader, vocabulary
 from bench.export.engine_form import EngineForm, engine_form, require_plain_llama
+from bench.serving import llama_cpp
 from methods.checkpoint.pruned_config import describe
 from methods.checkpoint.save_load import default_probe
 from methods.checkpoint.transformers_compat import (
@@ -51,7 +50,8 @@ from methods.model.decoder import Decoder
 from methods.model.stock import Uneven, empty
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # by GGUF's names
-INTERLEAVED = ("llama", deci.ARCHITECTURE)
+INTERLEAVED = ("llama", gguf_reader.DECI)
+BLOCK = 32  # numbers that share a scale where llama.cpp quantises
 CHANNELS = 32  # of the MLP of zeros that stands where a layer has an attention alone
 TYPES = {
     torch.float32: (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
@@ -66,24 +66,34 @@ class Contents:
 
     architecture  GGUF's name for it
     form          sizes and tensors of the layers
-    stock         the configuration with which transformers holds the model; None for `deci`
     """
 
     architecture: str
     form: EngineForm
-    stock: Any
 
 
-def write(model: Decoder, tokenizer: Any, path: Path, dtype: torch.dtype, name: str, *, multiple: int = 1) -> Contents:
+def write(
+    model: Decoder,
+    tokenizer: Any,
+    path: Path,
+    dtype: torch.dtype,
+    name: str,
+    *,
+    multiple: int = 1,
+    quantised: str | None = None,
+) -> Contents:
     """Write `model` with its tokenizer to `path`, matrices in `dtype`, vectors in float32. Returns what is in it.
 
-    multiple  channels of each MLP are filled up with zeros to a multiple of this
+    multiple   channels of each MLP are filled up with zeros to a multiple of this
+    quantised  one of bench.serving.llama_cpp.FILE_TYPES in which llama.cpp then writes the matrices
 
     Raises UserError, and leaves no file, for a model or tokenizer that GGUF or its reader cannot hold.
     """
     if path.exists():
         raise UserError(f"{path} exists; name a new file")
     contents = contents_of(model, multiple)
+    if quantised:
+        _require_blocks(contents, quantised)
     words = vocabulary.describe(tokenizer, model.config.vocab_size)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
@@ -94,11 +104,28 @@ def write(model: Decoder, tokenizer: Any, path: Path, dtype: torch.dtype, name: 
             _write(writer, model, contents, dtype, words)
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}") from error
-        problem = _read_back(file, model, contents, dtype) or vocabulary.other_tokens(file, tokenizer, words["pre"])
+        problem = _read_back(file, model, contents, dtype) or vocabulary.other_tokens(file, tokenizer)
         if problem:
             raise UserError(f"GGUF's reader does not give this model back: {problem}")
+        if quantised:
+            small = file.with_name(f"{quantised}-{path.name}")
+            if failure := llama_cpp.quantise(file, small, quantised, threads=torch.get_num_threads()):
+                raise UserError(f"llama.cpp does not write {quantised}: {failure.status}, {failure.reason}")
+            file = small
         file.rename(path)
     return contents
+
+
+def _require_blocks(contents: Contents, quantised: str) -> None:
+    """Raise UserError where llama.cpp is not here, or a matrix has rows that are no whole blocks."""
+    if not llama_cpp.is_installed():
+        raise UserError(f"{quantised} is written by llama.cpp, which is not installed: {llama_cpp.INSTALL}")
+    for name, tensor in contents.form.tensors.items():
+        if tensor.ndim > 1 and tensor.shape[1] % BLOCK:
+            raise UserError(
+                f"{quantised} holds rows of whole blocks of {BLOCK} numbers, and {name} has rows of {tensor.shape[1]}; "
+                f"--multiple {BLOCK} fills channels up with zeros"
+            )
 
 
 def contents_of(model: Decoder, multiple: int = 1) -> Contents:
@@ -108,22 +135,12 @@ def contents_of(model: Decoder, multiple: int = 1) -> Contents:
     form = engine_form(model, "GGUF", multiple=multiple, heads=(R, 1), channels=CHANNELS)
     architecture = ARCHITECTURES[model.config.model_type]
     try:
-        stock = None if multiple > 1 else uniform_config(model)
+        uniform_config(model)
     except Uneven:
-        stock = None
-    if stock is None or (architecture == "llama" and any(name.endswith(".bias") for name in form.tensors)):
-        architecture, stock = deci.ARCHITECTURE, None
-        _refuse_narrow_query_bias(model, form)
-    return Contents(architecture, form, stock)
-
-
-def _refuse_narrow_query_bias(model: Decoder, form: EngineForm) -> None:
-    for number, layer in zip(form.numbers, (model.layers[number] for number in form.numbers), strict=True):
-        if layer.has_attention and (bias := layer.qkv[0].bias) is not None and len(bias) != layer.out.out_features:
-            raise UserError(
-                f"llama.cpp takes no query bias of {len(bias)} numbers in layer {number} of layers of different widths,"
-                f" only one as long as the residual, {layer.out.out_features}"
-            )
+        architecture = gguf_reader.DECI
+    if architecture == "llama" and any(name.endswith(".bias") for name in form.tensors):
+        architecture = gguf_reader.DECI  # since the reader of transformers has no place for them
+    return Contents(architecture, form)
 
 
 def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -136,7 +153,7 @@ def _write(
 ) -> None:
     config, form, E = model.config, contents.form, model.layers[0].head_width
     sizes: dict[str, Any] = {letter: [getattr(layer, letter) for layer in form.layers] for letter in "HGI"}
-    if contents.stock is not None:
+    if contents.architecture != gguf_reader.DECI:
         sizes = {letter: numbers[0] for letter, numbers in sizes.items()}
     kind, file_type = TYPES[dtype]
     writer.add_file_type(file_type)
@@ -187,13 +204,11 @@ def _read_back(file: Path, model: Decoder, contents: Contents, dtype: torch.dtyp
     """Read the file again and say how that differs from what was written; None where it does not."""
     stored = contents.form.tensors
     try:
-        if contents.stock is None:
-            found = deci.read(file, dtype)
-        else:
+        if contents.architecture != gguf_reader.DECI:
             shell = empty(AutoConfig.from_pretrained(file.parent, gguf_file=file.name))
             if problem := difference({name: tuple(tensor.shape) for name, tensor in stored.items()}, shapes(shell)):
                 return problem
-            found = _read_stock(file, dtype)
+        found = gguf_reader.read(file, dtype)
     except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         return first_line(error)
     again = found.model.state_dict()
@@ -209,12 +224,7 @@ def _read_back(file: Path, model: Decoder, contents: Contents, dtype: torch.dtyp
     ids = default_probe(expected)
     wanted = logits(expected, ids)
     off = float((logits(found, ids) - wanted).abs().max())
-    if not off <= (TOLERANCE if contents.stock is not None else tolerance(kind)) * float(wanted.abs().max()):
+    share = tolerance(kind) if contents.architecture == gguf_reader.DECI else TOLERANCE
+    if not off <= share * float(wanted.abs().max()):
         return f"its configuration has no place for all of this model's; logits differ by {off:.2g}"
     return None
-
-
-def _read_stock(file: Path, dtype: torch.dtype) -> Decoder:
-    options = {"gguf_file": file.name, "dtype": dtype, "quantization_config": GgufConfig(dequantize=True)}
-    with redirect_stderr(io.StringIO()):  # a progress bar for each tensor
-        return Decoder(AutoModelForCausalLM.from_pretrained(file.parent, **options))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from methods.errors import UserError, first_line
@@ -93,12 +94,25 @@ def add(writer: gguf.GGUFWriter, vocabulary: dict[str, Any]) -> None:
         writer.add_chat_template(vocabulary["chat_template"])
 
 
-def other_tokens(file: Path, tokenizer: Any, split: str) -> str | None:
-    """Say whether the tokenizer that transformers reads from the file splits a sample otherwise."""
+def read(file: Path) -> Any:
+    """Return the tokenizer in a file, through the reader of transformers. Raises ValueError."""
     try:
-        words = PreTrainedTokenizerFast.from_pretrained(file.parent, gguf_file=file.name)
-    except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, gguf_file=file.name)
+    except (RuntimeError, KeyError, NotImplementedError) as error:
+        raise ValueError(first_line(error)) from error
+    split = gguf.GGUFReader(file).get_field("tokenizer.ggml.pre")
+    if (
+        split is not None and split.contents() == "smollm"
+    ):  # which the reader does not know, so that digits stay together
+        steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    return tokenizer
+
+
+def other_tokens(file: Path, tokenizer: Any) -> str | None:
+    """Say whether the tokenizer that is read from the file splits a sample otherwise."""
+    try:
+        words = read(file)
+    except ValueError as error:
         return first_line(error)
-    # The reader knows smollm's split by no name and leaves digits together, which engines do not.
-    sample = "".join(letter for letter in SAMPLE if split != "smollm" or not letter.isdigit())
-    return None if words(sample)["input_ids"] == tokenizer(sample)["input_ids"] else "its tokens differ"
+    return None if words(SAMPLE)["input_ids"] == tokenizer(SAMPLE)["input_ids"] else "its tokens differ"

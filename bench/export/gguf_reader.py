@@ -1,10 +1,12 @@
-"""Reads a GGUF file of the architecture `deci` again: Llama-like layers of which each has sizes of its own.
+"""Reads a GGUF file again: through transformers, or (`deci`, Llama-like layers of sizes of their own) by what it says.
 
 Letters: D = residual width, H = query heads, G = key/value heads, E = head width.
 """
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,14 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, PreTrainedConfig
 
+from bench.data import conversion
 from methods.checkpoint.pruned_config import PrunedConfig
 from methods.checkpoint.transformers_compat import rebuilt, shapes
+from methods.errors import first_line
 from methods.model.decoder import Decoder
 from methods.model.stock import empty
 
-ARCHITECTURE = "deci"
+DECI = "deci"
 
 
 def architecture(file: Path) -> str:
@@ -29,13 +33,23 @@ def architecture(file: Path) -> str:
 def read(file: Path, dtype: torch.dtype) -> Decoder:
     """Return the model in `file` in `dtype` on the CPU, quantised matrices as the numbers that they stand for.
 
-    Raises ValueError for a file that is cut short, of another architecture, or whose tensors are not its layers'.
+    Raises ValueError for a file that is cut short, of an unknown architecture, or whose tensors are not its layers'.
     """
+    if architecture(file) == DECI:
+        return _read_deci(file, dtype)
+    try:
+        with redirect_stderr(io.StringIO()):  # a progress bar for each tensor
+            return Decoder(conversion.from_gguf(file, dtype)[0])
+    except (RuntimeError, KeyError, NotImplementedError) as error:
+        raise ValueError(first_line(error)) from error
+
+
+def _read_deci(file: Path, dtype: torch.dtype) -> Decoder:
     reader = gguf.GGUFReader(file)
     found = {tensor.name: tensor for tensor in reader.tensors}
     config = _config(reader, set(found))
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.DECI, config.num_hidden_layers)
-    E, stored = _value(reader, f"{ARCHITECTURE}.attention.key_length"), dict[str, Tensor]()
+    E, stored = _value(reader, f"{DECI}.attention.key_length"), dict[str, Tensor]()
     for name, shape in shapes(empty(config)).items():
         stem, _, suffix = name.rpartition(".")
         target = f"{names.get_name(stem)}.{suffix}"
@@ -64,7 +78,7 @@ def _config(reader: gguf.GGUFReader, names: set[str]) -> PreTrainedConfig:
     """Return the configuration of what a file describes."""
 
     def of(name: str) -> Any:
-        return _value(reader, f"{ARCHITECTURE}.{name}")
+        return _value(reader, f"{DECI}.{name}")
 
     n = of("block_count")
     H, G = _each(of("attention.head_count"), n), _each(of("attention.head_count_kv"), n)
