@@ -14,7 +14,7 @@ READ_BY = {
 
 
 @dataclass(frozen=True)
-class Shape:
+class HeldShape:
     """Says how each format holds one kind of shape; "no" where it does not.
 
     methods  those whose models have it, with their usual parameters
@@ -32,14 +32,14 @@ SHORTENED = ("shortened-llama", "shortened-llama-taylor")
 DROPPED = ("drop", "drop-tail", "drop-random")
 LAYERS = (*LACO, "shortgpt", "angular", "magnitude", *SHORTENED, "sleb", *DROPPED)
 SHAPES = (
-    Shape("whole layers", LAYERS, "stock", "stock", "yes"),
-    Shape("as many heads and channels in every layer", ("minitron-width",), "stock", "stock", "yes"),
-    Shape("attentions", ("blockpruner", "finercut", "llm-drop", "2ssp"), "prunebench", "deci", "yes"),
-    Shape("MLPs", ("blockpruner", "finercut", "llm-drop"), "prunebench", "deci, with 32 channels of zeros", "yes"),
-    Shape("channels, in each layer others", ("2ssp",), "prunebench", "deci", "yes"),
-    Shape("heads, in each layer others", ("flap", "wanda-sp", "llm-pruner"), "prunebench", "deci", "no"),
-    Shape("residual width", ("slicegpt",), "prunebench", "no", "no"),
-    Shape("anything, with a map in its place", ("+ghost", "+linearpatch"), "prunebench", "no", "no"),
+    HeldShape("whole layers", LAYERS, "stock", "stock", "yes"),
+    HeldShape("as many heads and channels in every layer", ("minitron-width",), "stock", "stock", "yes"),
+    HeldShape("attentions", ("blockpruner", "finercut", "llm-drop", "2ssp"), "prunebench", "deci", "yes"),
+    HeldShape("MLPs", ("blockpruner", "finercut", "llm-drop"), "prunebench", "deci, with 32 channels of zeros", "yes"),
+    HeldShape("channels, in each layer others", ("2ssp",), "prunebench", "deci", "yes"),
+    HeldShape("heads, in each layer others", ("flap", "wanda-sp", "llm-pruner"), "prunebench", "deci", "no"),
+    HeldShape("residual width", ("slicegpt",), "prunebench", "no", "no"),
+    HeldShape("anything, with a map in its place", ("+ghost", "+linearpatch"), "prunebench", "no", "no"),
 )
 
 
