@@ -12,6 +12,8 @@ from bench.export.formats import FORMATS, GGUF, HF, QUANTISED
 from bench.plan.protocol import SAVE_DTYPES
 from methods.errors import UserError
 
+SHARD_MB = 5000
+
 
 def add(commands: Any) -> None:
     _add_export(commands)
@@ -34,7 +36,7 @@ def _add_export(commands: Any) -> None:
     export.add_argument("--pad-to-uniform", action="store_true", help="fill layers up with zeros to the same widths")
     fill = "fill the channels of each MLP up with zeros to a multiple of N; for gguf and nemotron-nas"
     export.add_argument("--multiple", type=int, default=1, metavar="N", help=fill)
-    export.add_argument("--shard-mb", type=int, default=5000, metavar="MB", help="the most of a weight file, in MB")
+    export.add_argument("--shard-mb", type=int, default=SHARD_MB, metavar="MB", help="the most of a weight file, in MB")
     export.add_argument("--device", default="auto", help="to make the model anew on; auto: as in the record")
     export.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file with methods")
     export.set_defaults(command=_export)
@@ -82,6 +84,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("say where the model goes: --to PATH")
     if arguments.shard_mb < 1:
         raise UserError(f"shard-mb is a number of megabytes, at least 1; got {arguments.shard_mb}")
+    if arguments.shard_mb != SHARD_MB and arguments.format == GGUF:
+        raise UserError("--shard-mb is for folders; --format gguf writes one file")
     if arguments.multiple < 1:
         raise UserError(f"multiple is a number of channels, at least 1; got {arguments.multiple}")
     if arguments.multiple > 1 and arguments.format == HF:

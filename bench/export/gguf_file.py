@@ -118,8 +118,7 @@ def write(
 
 def _require_blocks(contents: Contents, quantised: str) -> None:
     """Raise UserError where llama.cpp is not here, or a matrix has rows that are no whole blocks."""
-    if not llama_cpp.is_installed():
-        raise UserError(f"{quantised} is written by llama.cpp, which is not installed: {llama_cpp.INSTALL}")
+    llama_cpp.require(f"{quantised} is written by llama.cpp")
     for name, tensor in contents.form.tensors.items():
         if tensor.ndim > 1 and tensor.shape[1] % BLOCK:
             raise UserError(

@@ -20,6 +20,7 @@ from bench.records import run_folder
 from bench.records.record import Record
 from bench.run.reproduce import PrunedModel, prune_again
 from bench.run.saving import wanted_dtype
+from bench.serving import llama_cpp
 from methods.checkpoint import save_load, weight_files
 from methods.checkpoint.transformers_compat import padded
 from methods.checkpoint.verify import Check
@@ -84,6 +85,8 @@ def write(record: Record, run: Path, wish: Wish) -> str:
     to = wish.to
     if to.is_file() or (to.is_dir() and any(to.iterdir())):
         raise UserError(f"{to} exists{'' if to.is_file() else ' and is not empty'}; name a new one")
+    if wish.dtype in QUANTISED:
+        llama_cpp.require(f"{wish.dtype} is written by llama.cpp")
     saved = record.measured.get("saved") or {}
     unchanged = not wish.pad and wish.most == save_load.SHARD_BYTES and wish.dtype in (None, saved.get("dtype"))
     if wish.format == HF and saved and unchanged and save_load.is_checkpoint(run / saved["folder"]):
@@ -131,5 +134,8 @@ def checks(record: Record, to: Path) -> Iterator[Check]:
     protocol = record.cell["protocol"]
     tokenizer = pretrained.load_tokenizer(record.cell["model"], record.cell["trust_remote_code"])
     text = [*protocol["texts"], protocol["calibration"]][0]
-    windows = engine_check.windows_of(tokenizer, text, protocol["window"])
+    try:
+        windows = engine_check.windows_of(tokenizer, text, protocol["window"])
+    except UserError:  # of a text that is too short for several
+        windows = engine_check.windows_of(tokenizer, text, protocol["window"], 1)
     yield from engine_check.check(to, tokenizer, windows, threads=torch.get_num_threads())

@@ -21,6 +21,7 @@ import numpy as np
 
 from bench.system import worker
 from bench.system.failures import Failure
+from methods.errors import UserError
 
 PACKAGE = "llama_cpp_py_sync"
 INSTALL = "pip install 'prunebench[llama]'"
@@ -46,6 +47,12 @@ class EngineAnswer:
 def is_installed() -> bool:
     """Say whether the engine's package is here, without importing it."""
     return importlib.util.find_spec(PACKAGE) is not None
+
+
+def require(what: str) -> None:
+    """Raise UserError, which begins with `what` needs the engine, where that is not installed."""
+    if not is_installed():
+        raise UserError(f"{what}, which is not installed: {INSTALL}")
 
 
 def compute(
