@@ -9,7 +9,7 @@ QUANTISED = ("q8_0", "q4_0")  # dtypes that llama.cpp itself writes into a GGUF 
 READ_BY = {
     HF: "transformers alone where the table says stock, else this project",
     GGUF: "llama.cpp and what builds on it; Llama-like models: llama, mistral, qwen2, qwen3",
-    NEMOTRON_NAS: "vLLM, SGLang, TensorRT-LLM and MLX-LM; Llama-like models: llama, mistral",
+    NEMOTRON_NAS: "MLX-LM, and by vLLM, SGLang and TensorRT-LLM, untried; Llama-like models: llama, mistral",
 }
 
 

@@ -92,6 +92,7 @@ def configuration(model: Decoder, form: EngineForm) -> dict[str, Any]:
         "max_position_embeddings": config.max_position_embeddings,
         "rms_norm_eps": config.rms_norm_eps,
         "rope_theta": config.rope_parameters["rope_theta"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_parameters["rope_theta"]},
         "hidden_act": config.hidden_act,
         "attention_bias": form.has_biases("attention"),
         "mlp_bias": form.has_biases("mlp"),

@@ -92,8 +92,11 @@ def run_alone(target: Any, task: dict[str, Any], minutes: float, found: dict[str
         return dataclasses.replace(failure, reason="; ".join([failure.reason, *asserted[:1]]))
 
 
-def _library(complaints: str) -> tuple[Any, Any]:
-    """Return the C library, silent but for what it writes into the file `complaints`, and its declarations."""
+def _library(complaints: str) -> tuple[Any, Any, Any]:
+    """Return the C library, its declarations, and what keeps it silent as long as that is held.
+
+    What it writes past that goes into the file `complaints`.
+    """
     from llama_cpp_py_sync import _cffi_bindings
 
     os.dup2(os.open(complaints, os.O_WRONLY | os.O_CREAT), 2)
@@ -101,13 +104,12 @@ def _library(complaints: str) -> tuple[Any, Any]:
     silent = ffi.callback("void(enum ggml_log_level, const char *, void *)", lambda level, words, data: None)
     library.llama_log_set(silent, ffi.NULL)
     library.llama_backend_init()
-    _library.silent = silent  # type: ignore[attr-defined]  # the library keeps a pointer to it and no reference
-    return library, ffi
+    return library, ffi, silent
 
 
 def _compute(line: worker.Line, task: dict[str, Any], complaints: str) -> None:
     """Tell, in the engine's process, its tokens of a text, its logits and the likelihood of each sequence."""
-    library, ffi = _library(complaints)
+    library, ffi, _silent = _library(complaints)
     line.alive("while llama.cpp read the file")
     options = library.llama_model_default_params()
     options.n_gpu_layers = 0
@@ -168,7 +170,7 @@ def _nll(logits: np.ndarray, ids: np.ndarray) -> float:
 
 def _quantise(line: worker.Line, task: dict[str, Any], complaints: str) -> None:
     """Quantise a file in the engine's process."""
-    library, ffi = _library(complaints)
+    library, ffi, _silent = _library(complaints)
     line.alive("while llama.cpp quantised the file")
     options = ffi.new("llama_model_quantize_params *", library.llama_model_quantize_default_params())
     options.nthread, options.ftype, options.pure = task["threads"], task["kind"], True
