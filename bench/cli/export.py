@@ -50,7 +50,7 @@ def _add_verify(commands: Any) -> None:
         "file is loaded in llama.cpp too, whose tokens, logits and perplexity are compared with those of transformers.",
     )
     verify.add_argument("path", type=Path, metavar="PATH", help="a folder or a GGUF file that run or export wrote")
-    verify.add_argument("--text", default="wikitext", help="for the perplexity of a GGUF file; see `list texts`")
+    verify.add_argument("--text", default="wiki", help="for the perplexity of a GGUF file; see `list texts`")
     verify.add_argument("--windows", type=int, default=4, metavar="N", help="of that text, of 512 tokens each")
     verify.set_defaults(command=_verify)
 

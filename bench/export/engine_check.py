@@ -98,6 +98,9 @@ def check_alone(file: Path, text: str, windows: int) -> Iterator[Check]:
     """Yield the checks of a GGUF file with the tokenizer that it holds, on windows of a text. Raises UserError."""
     if not file.is_file():
         raise UserError(f"there is no file {file}")
+    if windows < 1:
+        raise UserError(f"windows is a number of windows, at least 1; got {windows}")
+    texts.check(text)
     try:
         tokenizer = vocabulary.read(file)
     except (ValueError, OSError) as error:

@@ -95,24 +95,24 @@ def write(
     if quantised:
         _require_blocks(contents, quantised)
     words = vocabulary.describe(tokenizer, model.config.vocab_size)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
-        file = Path(temporary) / path.name
-        try:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
+            file = Path(temporary) / path.name
             writer = gguf.GGUFWriter(file, contents.architecture)
             writer.add_name(name)
             _write(writer, model, contents, dtype, words)
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}") from error
-        problem = _read_back(file, model, contents, dtype) or vocabulary.other_tokens(file, tokenizer)
-        if problem:
-            raise UserError(f"GGUF's reader does not give this model back: {problem}")
-        if quantised:
-            small = file.with_name(f"{quantised}-{path.name}")
-            if failure := llama_cpp.quantise(file, small, quantised, threads=torch.get_num_threads()):
-                raise UserError(f"llama.cpp does not write {quantised}: {failure.status}, {failure.reason}")
-            file = small
-        file.rename(path)
+            problem = _read_back(file, model, contents, dtype) or vocabulary.other_tokens(file, tokenizer)
+            if problem:
+                raise UserError(f"GGUF's reader does not give this model back: {problem}")
+            if quantised:
+                small = file.with_name(f"{quantised}-{path.name}")
+                if failure := llama_cpp.quantise(file, small, quantised, threads=torch.get_num_threads()):
+                    raise UserError(f"llama.cpp does not write {quantised}: {failure.status}, {failure.reason}")
+                file = small
+            file.rename(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
     return contents
 
 

@@ -238,6 +238,8 @@ def test_export_ends_with_what_llama_cpp_makes_of_a_file(byte_run, text_file, tm
     assert main(["verify", str(file), "--text", str(text_file)]) == 1
     assert capsys.readouterr().out.startswith("FAILED loads: ")
     assert "there is no file" in refused(capsys, "verify", tmp_path / "none.gguf")
+    assert "windows is a number of windows, at least 1" in refused(capsys, "verify", file, "--windows", "0")
+    assert "'none.txt'" in refused(capsys, "verify", file, "--text", "none.txt")
 
 
 def test_export_writes_nemotron_nas(byte_run, tmp_path, capsys):

@@ -172,6 +172,12 @@ def test_what_gguf_cannot_hold_is_refused_with_the_reason(reason, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_place_that_takes_no_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"model\.gguf cannot be written: File exists"):
+        gguf_file.write(droped("llama"), bpe(), tmp_path / "file" / "model.gguf", torch.float32, "tiny")
+
+
 def test_a_tokenizer_that_gguf_has_no_word_for_is_refused(tmp_path, model_folder):
     words = AutoTokenizer.from_pretrained(model_folder)
     with pytest.raises(UserError, match="written for BPE tokenizers with merges; this one is a WordLevel"):
