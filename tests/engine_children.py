@@ -14,8 +14,3 @@ def crash(line, task, complaints):
     line.alive("while it computed")
     Path(complaints).write_text("/build/ggml.c:12: GGML_ASSERT(rows > 0) failed\n")
     os.abort()
-
-
-def fill_memory(line, task, complaints):
-    line.alive("while it read the file")
-    raise MemoryError
