@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from bench.cli import NOT_AS_SAID, OK
+from bench.export.formats import FORMATS, GGUF, HF, QUANTISED
 from bench.plan.protocol import SAVE_DTYPES
 from methods.errors import UserError
+
+SHARD_MB = 5000
 
 
 def add(commands: Any) -> None:
@@ -20,15 +24,19 @@ def _add_export(commands: Any) -> None:
     export = commands.add_parser(
         "export",
         help="take a pruned model out of a run",
-        description="Write a cell's model as a folder or a GGUF file: the saved one, or one made anew from its record.",
+        description="Write a cell's model in a format that other programs read: the saved one, or one made anew from "
+        "its record. `list formats` says which shapes each format holds.",
     )
     export.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     export.add_argument("cell", metavar="CELL", help="the key of a cell, the start of one, or a label")
-    export.add_argument("--to", type=Path, metavar="DIR", help="a new folder for the model")
-    export.add_argument("--gguf", type=Path, metavar="FILE", help="a new GGUF file, for Llama-like models of one width")
-    export.add_argument("--save-dtype", metavar="DTYPE", help="auto (the base's), float32, bfloat16 or float16")
+    export.add_argument("--to", type=Path, metavar="PATH", help="a new folder for the model; a new file for gguf")
+    export.add_argument("--format", default=HF, choices=FORMATS, help="hf by default")
+    dtypes = f"auto (the base's), float32, bfloat16 or float16; for gguf also {' or '.join(QUANTISED)}"
+    export.add_argument("--save-dtype", metavar="DTYPE", help=dtypes)
     export.add_argument("--pad-to-uniform", action="store_true", help="fill layers up with zeros to the same widths")
-    export.add_argument("--shard-mb", type=int, default=5000, metavar="MB", help="the most of a weight file, in MB")
+    fill = "fill the channels of each MLP up with zeros to a multiple of N; for gguf and nemotron-nas"
+    export.add_argument("--multiple", type=int, default=1, metavar="N", help=fill)
+    export.add_argument("--shard-mb", type=int, default=SHARD_MB, metavar="MB", help="the most of a weight file, in MB")
     export.add_argument("--device", default="auto", help="to make the model anew on; auto: as in the record")
     export.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file with methods")
     export.set_defaults(command=_export)
@@ -38,45 +46,70 @@ def _add_verify(commands: Any) -> None:
     verify = commands.add_parser(
         "verify",
         help="check a saved model",
-        description="Compare a saved model with its manifest and try it: files, hashes, shapes, logits, cache.",
+        description="Compare a saved model with its manifest and try it: files, hashes, shapes, logits, cache. A GGUF "
+        "file is loaded in llama.cpp too, whose tokens, logits and perplexity are compared with those of transformers.",
     )
-    verify.add_argument("folder", type=Path, metavar="DIR", help="a folder that --save-models or export wrote")
+    verify.add_argument("path", type=Path, metavar="PATH", help="a folder or a GGUF file that run or export wrote")
+    verify.add_argument("--text", default="wiki", help="for the perplexity of a GGUF file; see `list texts`")
+    verify.add_argument("--windows", type=int, default=4, metavar="N", help="of that text, of 512 tokens each")
     verify.set_defaults(command=_verify)
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    if not (arguments.to or arguments.gguf):
-        raise UserError("say where the model goes: --to DIR, --gguf FILE or both")
-    if arguments.shard_mb < 1:
-        raise UserError(f"shard-mb is a number of megabytes, at least 1; got {arguments.shard_mb}")
-    if arguments.save_dtype not in (None, *SAVE_DTYPES[1:]):
-        raise UserError(f"save-dtype is {', '.join(SAVE_DTYPES[1:])}; got {arguments.save_dtype!r}")
+    _check(arguments)
     import methods
-    from bench.run import export
+    from bench.export import write
 
     try:
         methods.load(arguments.plugin)
     except ValueError as error:
         raise UserError(str(error)) from None
-    lines = export.write(
-        export.find(arguments.run, arguments.cell),
-        arguments.run,
+    wish = write.Wish(
         to=arguments.to,
-        gguf=arguments.gguf,
-        pad=arguments.pad_to_uniform,
+        format=arguments.format,
         dtype=arguments.save_dtype,
+        pad=arguments.pad_to_uniform,
+        multiple=arguments.multiple,
         most=arguments.shard_mb * 10**6,
         device=arguments.device,
     )
-    print("\n".join(lines))
-    return OK
+    record = write.find(arguments.run, arguments.cell)
+    print(write.write(record, arguments.run, wish))
+    return _print(write.checks(record, arguments.to)) if arguments.format == GGUF else OK
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise UserError for flags that do not go together."""
+    if not arguments.to:
+        raise UserError("say where the model goes: --to PATH")
+    if arguments.shard_mb < 1:
+        raise UserError(f"shard-mb is a number of megabytes, at least 1; got {arguments.shard_mb}")
+    if arguments.shard_mb != SHARD_MB and arguments.format == GGUF:
+        raise UserError("--shard-mb is for folders; --format gguf writes one file")
+    if arguments.multiple < 1:
+        raise UserError(f"multiple is a number of channels, at least 1; got {arguments.multiple}")
+    if arguments.multiple > 1 and arguments.format == HF:
+        raise UserError("--multiple is for --format gguf and nemotron-nas")
+    if arguments.save_dtype in QUANTISED and arguments.format != GGUF:
+        raise UserError(f"save-dtype {arguments.save_dtype} is for --format gguf")
+    if arguments.save_dtype not in (None, *SAVE_DTYPES[1:], *QUANTISED):
+        raise UserError(f"save-dtype is {', '.join((*SAVE_DTYPES[1:], *QUANTISED))}; got {arguments.save_dtype!r}")
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    if arguments.path.suffix == ".gguf":
+        from bench.export import engine_check
+
+        return _print(engine_check.check_alone(arguments.path, arguments.text, arguments.windows))
     from methods.checkpoint import verify
 
+    return _print(verify.verify(arguments.path))
+
+
+def _print(checks: Iterable[Any]) -> int:
+    """Print checks as they come, a line each, and return the exit code that they have together."""
     passed = True
-    for check in verify.verify(arguments.folder):
+    for check in checks:
         print(check)
         passed &= check.passed
     return OK if passed else NOT_AS_SAID

@@ -14,7 +14,7 @@ from methods.errors import UserError
 
 def add(commands: Any) -> None:
     listing = commands.add_parser("list", help="show what there is")
-    listing.add_argument("what", choices=("methods", "models", "tasks", "texts", "profiles", "specs"))
+    listing.add_argument("what", choices=("methods", "models", "tasks", "texts", "profiles", "specs", "formats"))
     listing.add_argument("--verbose", action="store_true", help="parameters and checks of methods, fields of profiles")
     listing.set_defaults(command=_list)
     fetch = commands.add_parser("fetch", help="download models, texts and tasks ahead of time")
@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
 
 def _list(arguments: argparse.Namespace) -> int:
     lines = {"methods": _methods, "models": _models, "tasks": _tasks, "texts": _texts, "profiles": _profiles}
-    lines |= {"specs": _specs}
+    lines |= {"specs": _specs, "formats": _formats}
     print("\n".join(lines[arguments.what](arguments.verbose)))
     return OK
 
@@ -137,6 +137,19 @@ def _specs(verbose: bool) -> list[str]:
     wide = 2 + max(map(len, found))
     lines = [f"{name:<{wide}}{description}" for name, description in found.items()]
     return [*lines, "`run --spec` takes these names, and a YAML file whose keys are the flags of `run`."]
+
+
+def _formats(verbose: bool) -> list[str]:
+    from bench.export import formats
+
+    rows = formats.table()
+    wide = [2 + max(len(row[column]) for row in rows) for column in (0, 2, 3)]
+    lines = []
+    for removed, by, *held in rows:
+        first, second, third = held
+        lines.append(f"{removed:<{wide[0]}}{first:<{wide[1]}}{second:<{wide[2]}}{third}".rstrip())
+        lines += [f"    {by}"] if (removed, by) != rows[0][:2] else []
+    return [*lines, *(f"{name} is read by {who}" for name, who in formats.READ_BY.items())]
 
 
 def _fetch(arguments: argparse.Namespace) -> int:

@@ -33,21 +33,29 @@ WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 def uniform_config(model: Decoder) -> PreTrainedConfig:
     """Return the stock configuration of a model whose layers have the same widths. Raises Uneven for any other."""
     form = describe(model)
-    if form.residual is not None:
-        raise Uneven("the residual stream has been cut, and each layer maps it from one basis to the next")
+    if reason := needs_own_code(form):
+        raise Uneven(reason)
     for number, facts in enumerate(form.per_layer_config):
-        for place in getattr(facts, "maps", []):
-            raise Uneven(f"a linear map of the residual stands {place} layer {number}")
         for part in facts.skip:
             raise Uneven(f"layer {number} has no {part}")
-        if hasattr(facts, "scaling"):
-            raise Uneven("the attention's scale follows from a layer's number, and layers in front of it have gone")
     for width in WIDTHS:
         sizes = sorted({getattr(facts, width) for facts in form.per_layer_config})
         if len(sizes) > 1:
             raise Uneven(f"{width} differs from layer to layer, from {sizes[0]} to {sizes[-1]}")
     facts = form.per_layer_config[0]
     return stock_config(model, facts.num_key_value_heads, facts.intermediate_size)
+
+
+def needs_own_code(form: PrunedConfig) -> str | None:
+    """Say what a described model has that no choice of sizes, layer by layer, makes of its family's layers, or None."""
+    if form.residual is not None:
+        return "the residual stream has been cut, and each layer maps it from one basis to the next"
+    for number, facts in enumerate(form.per_layer_config):
+        for place in getattr(facts, "maps", []):
+            return f"a linear map of the residual stands {place} layer {number}"
+        if hasattr(facts, "scaling"):
+            return "the attention's scale follows from a layer's number, and layers in front of it have gone"
+    return None
 
 
 def tensors(model: Decoder, shell: Any) -> dict[str, Tensor]:

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-import weakref
 
 import pytest
 import torch
 from conftest import tiny
-from tiny_methods import calibration, logits, pruned
-from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
-from tokenizers import models as kinds
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
+from uneven_models import bpe
 
-import methods
 from bench.cli.main import main
 from bench.data import pretrained as named
+from bench.export import write as export
 from bench.records.run_folder import load_run
-from bench.run import export, gguf_export
 from bench.run.saving import IN_MEMORY, RELOADED, wanted_dtype
+from bench.serving import llama_cpp
 from methods.checkpoint import save_load
-from methods.errors import UserError
 from methods.files import sha256
-from methods.model.decoder import Decoder
 
 
 @pytest.fixture(scope="module")
@@ -204,10 +197,60 @@ def test_mistakes_of_export_are_one_line(plain, tmp_path, capsys):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("")
     assert "exists and is not empty" in refused(capsys, "export", plain, "drop-tail", "--to", tmp_path / "taken")
-    assert "exists; name a new one" in refused(
-        capsys, "export", plain, "drop-tail", "--gguf", tmp_path / "taken" / "file"
-    )
+    file = tmp_path / "taken" / "file"
+    assert "exists; name a new one" in refused(capsys, "export", plain, "drop-tail", "--format", "gguf", "--to", file)
+    small = ("--to", tmp_path / "x", "--save-dtype", "q8_0")
+    assert "save-dtype q8_0 is for --format gguf" in refused(capsys, "export", plain, "drop-tail", *small)
+    many = ("--to", tmp_path / "x", "--multiple", "64")
+    assert "--multiple is for --format gguf and nemotron-nas" in refused(capsys, "export", plain, "drop-tail", *many)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.fixture(scope="module")
+def byte_run(run_with, tmp_path_factory):
+    """A run of a Llama with a tokenizer that GGUF has a word for."""
+    folder = tmp_path_factory.mktemp("models") / "bytes"
+    tiny("llama", vocab_size=260).save_pretrained(folder)
+    bpe().save_pretrained(folder)
+    return run_with("--methods", "drop-tail,llm-pruner:sequences=4,tokens=16", "--ratio", "0.3", model=folder)
+
+
+def test_export_ends_with_what_llama_cpp_makes_of_a_file(byte_run, text_file, tmp_path, capsys, monkeypatch):
+    file = tmp_path / "model.gguf"
+    capsys.readouterr()
+    assert main(["export", str(byte_run), "llm-pruner", "--format", "gguf", "--to", str(file)]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == f"{file}: {file.stat().st_size / 1e6:.1f} MB, matrices in float32"
+    assert lines[:2] == ["ok     loads: deci, 6 layers", "ok     logits: finite on 24 tokens"]
+    if llama_cpp.is_installed():
+        assert [line.partition(":")[0] for line in lines[2:]] == [
+            *("ok     llama.cpp tokens", "ok     llama.cpp logits", "ok     llama.cpp perplexity")
+        ]
+    else:
+        assert lines[2:] == [f"ok     llama.cpp: not asked, for it is not installed: {llama_cpp.INSTALL}"]
+    assert main(["verify", str(file), "--text", str(text_file), "--windows", "2"]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(llama_cpp, "is_installed", lambda: True)
+    monkeypatch.setattr(llama_cpp, "compute", lambda *args, **how: llama_cpp.Failure("crashed", "killed by SIGSEGV"))
+    assert main(["verify", str(file), "--text", str(text_file)]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "FAILED llama.cpp: crashed, killed by SIGSEGV"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert main(["verify", str(file), "--text", str(text_file)]) == 1
+    assert capsys.readouterr().out.startswith("FAILED loads: ")
+    assert "there is no file" in refused(capsys, "verify", tmp_path / "none.gguf")
+    assert "windows is a number of windows, at least 1" in refused(capsys, "verify", file, "--windows", "0")
+    assert "'none.txt'" in refused(capsys, "verify", file, "--text", "none.txt")
+
+
+def test_export_writes_nemotron_nas(byte_run, tmp_path, capsys):
+    target = tmp_path / "nas"
+    options = ["--format", "nemotron-nas", "--multiple", "256", "--save-dtype", "bfloat16"]
+    assert main(["export", str(byte_run), "drop-tail", "--to", str(target), *options]) == 0
+    size = (target / "model.safetensors").stat().st_size / 1e6
+    line = capsys.readouterr().out.strip()
+    assert line.startswith(f"{target}: {size:.1f} MB, matrices in bfloat16, ")
+    assert line.endswith(" zeros where something is gone")
+    assert json.loads((target / "config.json").read_text())["architectures"] == ["DeciLMForCausalLM"]
 
 
 def test_a_cell_without_a_model_says_why(plain, tmp_path, capsys):
@@ -330,164 +373,6 @@ def test_what_a_model_folder_says_of_itself(tmp_path, model_folder):
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
     assert wanted_dtype("auto", str(folder), "float32") == torch.bfloat16
     assert wanted_dtype("float16", str(folder), "float32") == torch.float16
-
-
-def bpe(bos: bool = True, *, fallback: bool = False, regex: str | None = None) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer of 260 tokens with two merges."""
-    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<pad>": 0, "<s>": 1} | {byte: number for number, byte in enumerate(bytes_, start=2)}
-    vocabulary |= {"th": 258, "the": 259}
-    tokenizer = Tokenizer(kinds.BPE(vocabulary, merges=[("t", "h"), ("th", "e")], byte_fallback=fallback))
-    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if regex:
-        from tokenizers import Regex
-
-        pieces = [pre_tokenizers.Split(Regex(regex), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
-        split = pre_tokenizers.Sequence(pieces)
-    tokenizer.pre_tokenizer, tokenizer.decoder = split, decoders.ByteLevel()
-    if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", pad_token="<pad>")
-
-
-def droped(family: str, **options: object) -> Decoder:
-    model = Decoder(tiny(family, vocab_size=260, **options))
-    methods.make("drop", {"layers": "1+3"}).prune(model, calibration(), 0.0)
-    return model
-
-
-FILES = {
-    "llama, tied": ("llama", {}),
-    "llama": ("llama", {"tie_word_embeddings": False}),
-    "mistral": ("mistral", {"sliding_window": None}),
-    "qwen2": ("qwen2", {"use_sliding_window": False}),
-    "qwen3": ("qwen3", {"head_dim": 128}),
-}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kind", FILES)
-def test_a_gguf_file_is_the_model_again(kind, dtype, ids, tmp_path):
-    model, tokenizer = droped(FILES[kind][0], **FILES[kind][1]), bpe()
-    gguf_export.write(model, tokenizer, tmp_path / "model.gguf", dtype, "tiny")
-    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
-    again = Decoder(AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32))
-    rounded = {name: gguf_export.rounded(tensor, dtype) for name, tensor in model.model.state_dict().items()}
-    model.model.load_state_dict(rounded)
-    assert len(again.layers) == 4
-    torch.testing.assert_close(logits(again, ids), logits(model, ids), rtol=0, atol=1e-6)
-    words = AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")
-    assert words("the end, 12 of them")["input_ids"] == tokenizer("the end, 12 of them")["input_ids"]
-
-
-def test_a_gguf_file_of_uniform_widths(ids, tmp_path):
-    model = Decoder(tiny("llama", vocab_size=260))
-    methods.make("minitron-width", {}).prune(model, calibration(), 0.2)
-    gguf_export.write(model, bpe(), tmp_path / "model.gguf", torch.float32, "tiny")
-    again = Decoder(AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32))
-    torch.testing.assert_close(logits(again, ids), logits(model, ids), rtol=0, atol=1e-6)
-
-
-def test_rows_are_interleaved_as_rotary_halves():
-    rows = torch.arange(8)[:, None] * torch.ones(1, 3)
-    assert gguf_export.interleaved(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
-
-
-class Float32Alive(TorchDispatchMode):
-    """Counts the bytes of the float32 tensors that are alive, and their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        for one in tree_leaves(made):
-            if isinstance(one, torch.Tensor) and one.dtype == torch.float32 and one.device.type == "cpu":
-                self.count(one.untyped_storage())
-        return made
-
-    def count(self, storage) -> None:
-        if (key := storage._cdata) not in self.known:
-            self.known.add(key)
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self.gone, key, storage.nbytes())
-
-    def gone(self, key: int, size: int) -> None:
-        self.known.remove(key)
-        self.now -= size
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_a_gguf_file_takes_a_few_matrices_in_float32_and_never_the_model(dtype, tmp_path, monkeypatch):
-    """Of twelve layers, none of whose matrices is as much as the logits of the probe and a forward's states."""
-    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # threads are not counted
-    model = Decoder(tiny("llama", layers=12, hidden_size=64, intermediate_size=176, vocab_size=260).to(dtype))
-    largest = 4 * max(parameter.numel() for parameter in model.model.parameters())
-    whole = 4 * sum(parameter.numel() for parameter in model.model.parameters())
-    tokenizer = bpe()
-    with Float32Alive() as alive:
-        gguf_export.write(model, tokenizer, tmp_path / "model.gguf", dtype, "tiny")
-    assert largest <= alive.peak <= 6 * largest < whole / 4, (alive.peak / largest, whole / largest)
-
-
-NO_GGUF = {
-    "gemma": (lambda: droped("gemma"), "GGUF is written for llama, mistral, qwen2, qwen3; this model is a gemma"),
-    "uneven": (lambda: pruned("llm-pruner", "llama", 0.3)[0], "layers of one kind and width only: .* differs"),
-    "sub-blocks": (lambda: pruned("llm-drop", "llama", 0.3)[0], "one kind and width only: layer . has no "),
-    "sliced": (lambda: pruned("slicegpt", "llama", 0.3)[0], "the residual stream has been cut"),
-    "windows": (lambda: droped("mistral"), "has a sliding window"),
-    "rotary": (
-        lambda: droped("llama", rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}),
-        "written for plain rotary positions",
-    ),
-    "activation": (lambda: droped("llama", hidden_act="gelu"), "has no place for all of this model's; logits differ"),
-    "head width": (lambda: droped("qwen3"), "does not give this model back: .* and should be"),
-    "biases": (lambda: droped("llama", attention_bias=True), "there is no place for .*bias"),
-}
-
-
-@pytest.mark.parametrize("reason", NO_GGUF)
-def test_what_gguf_cannot_hold_is_refused_with_the_reason(reason, tmp_path):
-    make, words = NO_GGUF[reason]
-    with pytest.raises(UserError, match=words) as caught:
-        gguf_export.write(make(), bpe(), tmp_path / "model.gguf", torch.float32, "tiny")
-    assert "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_tokenizer_that_gguf_has_no_word_for_is_refused(tmp_path, model_folder):
-    words = AutoTokenizer.from_pretrained(model_folder)
-    with pytest.raises(UserError, match="written for BPE tokenizers with merges; this one is a WordLevel"):
-        gguf_export.write(droped("llama"), words, tmp_path / "model.gguf", torch.float32, "tiny")
-    with pytest.raises(UserError, match="no word for how this tokenizer splits text: Split, ByteLevel"):
-        gguf_export.write(droped("llama"), bpe(regex="[a-z]"), tmp_path / "model.gguf", torch.float32, "tiny")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_split_that_gguf_has_a_word_for(tmp_path):
-    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
-
-    tokenizer = bpe(regex=GGUF_PRE_TOKENIZER_SPLITS["qwen2"])
-    gguf_export.write(droped("llama"), tokenizer, tmp_path / "model.gguf", torch.float32, "tiny")
-    assert (
-        AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")("a 12")["input_ids"]
-        == tokenizer("a 12")["input_ids"]
-    )
-
-
-@pytest.mark.default_model
-def test_the_default_model_goes_to_gguf_and_back(tmp_path):
-    loaded, tokenizer = named.load("smollm2-135m", torch.device("cpu"), torch.float32)
-    model = Decoder(loaded)
-    methods.make("drop", {"layers": "3-25"}).prune(model, calibration(), 0.0)
-    gguf_export.write(model, tokenizer, tmp_path / "model.gguf", torch.float32, "SmolLM2-135M-Instruct")
-    again = Decoder(AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32))
-    prompt = tokenizer("The Eiffel Tower is located in", return_tensors="pt")["input_ids"]
-    torch.testing.assert_close(logits(again, prompt), logits(model, prompt), rtol=0, atol=1e-4)
-    assert AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf").chat_template == tokenizer.chat_template
 
 
 def test_uniform_cuts_widths_alike_and_says_so_in_the_label(run_with, capsys):

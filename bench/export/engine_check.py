@@ -1,0 +1,110 @@
+"""Holds llama.cpp against this suite on one GGUF file: the same tokens of a text, the same logits, the same perplexity.
+
+An engine that leaves out an attention is fast and writes fluent nonsense, so that a file counts as exported only once
+the engine computes what transformers computes with the same tensors. What the engine makes of it, an answer of its own,
+a crash or no answer at all, is the outcome of a check.
+
+Letters: M = windows, T = tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import torch
+from torch import Tensor
+
+from bench.data import texts
+from bench.evaluation.scoring import window_nll
+from bench.export import gguf_reader, vocabulary
+from bench.serving import llama_cpp
+from bench.system.failures import Failure
+from methods.checkpoint.save_load import default_probe
+from methods.checkpoint.transformers_compat import logits
+from methods.checkpoint.verify import Check
+from methods.errors import UserError, first_line
+from methods.model.decoder import Decoder
+
+WINDOW, WINDOWS = 512, 4  # tokens of a window and windows of the text on which perplexities are compared
+# By how much of the largest logit, and of the perplexity, an engine may differ. Below float32 it also rounds the states
+# that a matrix is multiplied with.
+EXACT, ROUNDED = (1e-4, 0.005), (0.1, 0.05)
+
+
+def check(
+    file: Path, tokenizer: Any, windows: Tensor | None, *, threads: int, minutes: float = llama_cpp.MINUTES
+) -> Iterator[Check]:
+    """Yield what comes of loading a GGUF file and of computing with llama.cpp what it holds, a check each.
+
+    windows  (M, T) token ids on which perplexities are compared; None for some fixed ones
+    minutes  without a word after which the engine is ended
+    """
+    try:
+        model = gguf_reader.read(file, torch.float32)
+    except (ValueError, OSError) as error:
+        yield Check("loads", False, first_line(error))
+        return
+    yield Check("loads", True, f"{gguf_reader.architecture(file)}, {len(model.layers)} layers")
+    probe = default_probe(model)
+    expected = logits(model, probe)[0]
+    finite = bool(expected.isfinite().all())
+    yield Check("logits", finite, f"finite on {probe.numel()} tokens" if finite else "not finite")
+    if not finite:
+        return
+    if not llama_cpp.is_installed():
+        yield Check("llama.cpp", True, f"not asked, for it is not installed: {llama_cpp.INSTALL}")
+        return
+    sequences = [probe[0].tolist(), *([] if windows is None else windows.tolist())]
+    answer = llama_cpp.compute(file, sequences, vocabulary.SAMPLE, threads=threads, minutes=minutes)
+    if isinstance(answer, Failure):
+        yield Check("llama.cpp", False, f"{answer.status}, {answer.reason}")
+        return
+    asked = tokenizer(vocabulary.SAMPLE)["input_ids"]
+    same = answer.tokens == asked
+    yield Check("llama.cpp tokens", same, f"the same {len(asked)}" if same else f"{answer.tokens[:8]}, not {asked[:8]}")
+    bound, share = EXACT if is_float32(file) else ROUNDED
+    off = float((torch.from_numpy(answer.logits) - expected).abs().max() / expected.abs().max())
+    yield Check("llama.cpp logits", off <= bound, f"differ by {off:.1g} of the largest on {len(expected)} tokens")
+    if windows is not None:
+        ours, theirs = _perplexity(model, windows), math.exp(answer.nll[1:].sum() / windows[:, 1:].numel())
+        found = f"{theirs:.5g}, and transformers has {ours:.5g} on the same {windows[:, 1:].numel():,} tokens"
+        yield Check("llama.cpp perplexity", abs(theirs / ours - 1) <= share, found)
+
+
+def _perplexity(model: Decoder, windows: Tensor) -> float:
+    """Return the perplexity of all tokens but the first of each window, (M, T), by transformers."""
+    scored = torch.ones_like(windows, dtype=torch.bool)
+    scored[:, 0] = False
+    nll = window_nll(model.model, windows, scored, windows.shape[1])
+    return math.exp(float(nll.sum()) / int(scored.sum()))
+
+
+def is_float32(file: Path) -> bool:
+    """Say whether no tensor of a GGUF file is rounded."""
+    return {tensor.tensor_type for tensor in gguf.GGUFReader(file).tensors} == {gguf.GGMLQuantizationType.F32}
+
+
+def windows_of(tokenizer: Any, text: str, longest: int, windows: int = WINDOWS) -> Tensor:
+    """Return the first windows of the evaluated half of a text, (M, T) ids, T at most `longest`. Raises UserError."""
+    size = min(WINDOW, longest)
+    return texts.evaluation(tokenizer, text, size, size, windows).ids
+
+
+def check_alone(file: Path, text: str, windows: int) -> Iterator[Check]:
+    """Yield the checks of a GGUF file with the tokenizer that it holds, on windows of a text. Raises UserError."""
+    if not file.is_file():
+        raise UserError(f"there is no file {file}")
+    if windows < 1:
+        raise UserError(f"windows is a number of windows, at least 1; got {windows}")
+    texts.check(text)
+    try:
+        tokenizer = vocabulary.read(file)
+    except (ValueError, OSError) as error:
+        yield Check("loads", False, first_line(error))
+        return
+    ids = windows_of(tokenizer, text, WINDOW, windows)
+    yield from check(file, tokenizer, ids, threads=torch.get_num_threads())

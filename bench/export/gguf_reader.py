@@ -1,0 +1,141 @@
+"""Reads a GGUF file again: through transformers, or (`deci`, Llama-like layers of sizes of their own) by what it says.
+
+Letters: D = residual width, H = query heads, G = key/value heads, E = head width.
+"""
+
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import gguf
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, PreTrainedConfig
+
+from bench.data import conversion
+from methods.checkpoint.pruned_config import PrunedConfig
+from methods.checkpoint.transformers_compat import rebuilt, shapes
+from methods.errors import first_line
+from methods.model.decoder import Decoder
+from methods.model.stock import empty
+
+DECI = "deci"
+
+
+def architecture(file: Path) -> str:
+    """Return GGUF's name of what a file holds. Raises ValueError where that cannot be read."""
+    return str(_value(gguf.GGUFReader(file), "general.architecture"))
+
+
+def read(file: Path, dtype: torch.dtype) -> Decoder:
+    """Return the model in `file` in `dtype` on the CPU, quantised matrices as the numbers that they stand for.
+
+    Raises ValueError for a file that is cut short, of an unknown architecture, or whose tensors are not its layers'.
+    """
+    if architecture(file) == DECI:
+        return _read_deci(file, dtype)
+    try:
+        with redirect_stderr(io.StringIO()):  # a progress bar for each tensor
+            return Decoder(conversion.from_gguf(file, dtype)[0])
+    except (RuntimeError, KeyError, NotImplementedError) as error:
+        raise ValueError(first_line(error)) from error
+
+
+def _read_deci(file: Path, dtype: torch.dtype) -> Decoder:
+    reader = gguf.GGUFReader(file)
+    found = {tensor.name: tensor for tensor in reader.tensors}
+    config = _config(reader, set(found))
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.DECI, config.num_hidden_layers)
+    E, stored = _value(reader, f"{DECI}.attention.key_length"), dict[str, Tensor]()
+    for name, shape in shapes(empty(config)).items():
+        stem, _, suffix = name.rpartition(".")
+        target = f"{names.get_name(stem)}.{suffix}"
+        entry = found.pop(target, None)
+        if entry is None:
+            stored[name] = torch.zeros(shape, dtype=dtype)  # a bias that other layers have
+            if suffix != "bias":
+                raise ValueError(f"{target} is missing")
+            continue
+        rows = torch.from_numpy(gguf.quants.dequantize(entry.data, entry.tensor_type).copy())
+        if tuple(rows.shape) != shape:
+            raise ValueError(f"{target} is {tuple(rows.shape)} and should be {shape}")
+        turned = target.endswith((f".attn_q.{suffix}", f".attn_k.{suffix}"))
+        stored[name] = (halves(rows, len(rows) // E) if turned else rows).to(dtype)
+    if found:
+        raise ValueError(f"there is no place for {next(iter(found))}")
+    return Decoder(rebuilt(config, stored, dtype))
+
+
+def halves(weight: Tensor, heads: int) -> Tensor:
+    """Reorder the rows of (heads * E, ...) from (heads, E / 2, 2) to (heads, 2, E / 2)."""
+    return weight.reshape(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape).contiguous()
+
+
+def _config(reader: gguf.GGUFReader, names: set[str]) -> PreTrainedConfig:
+    """Return the configuration of what a file describes."""
+
+    def of(name: str) -> Any:
+        return _value(reader, f"{DECI}.{name}")
+
+    n = of("block_count")
+    H, G = _each(of("attention.head_count"), n), _each(of("attention.head_count_kv"), n)
+    I = _each(of("feed_forward_length"), n)
+    groups = {h // g for h, g in zip(H, G, strict=True) if g}
+    if len(groups) != 1:
+        raise ValueError(f"layers have {sorted(groups)} query heads for each key/value head, and are read with one")
+
+    def has(*parts: str) -> bool:
+        return any(f"blk.{layer}.{part}.bias" in names for layer in range(n) for part in parts)
+
+    base = LlamaConfig(
+        vocab_size=of("vocab_size"),
+        hidden_size=of("embedding_length"),
+        intermediate_size=max(I),
+        num_hidden_layers=n,
+        num_attention_heads=max(H),
+        num_key_value_heads=max(G),
+        head_dim=of("attention.key_length"),
+        max_position_embeddings=of("context_length"),
+        rms_norm_eps=of("attention.layer_norm_rms_epsilon"),
+        rope_parameters={"rope_type": "default", "rope_theta": of("rope.freq_base")},
+        tie_word_embeddings="output.weight" not in names,
+        attention_bias=has("attn_q", "attn_k", "attn_v"),
+        mlp_bias=has("ffn_gate", "ffn_up"),
+    )
+    layers = [
+        {
+            "num_attention_heads": H[layer],
+            "num_key_value_heads": G[layer],
+            "intermediate_size": I[layer],
+            "attention_output_bias": f"blk.{layer}.attn_output.bias" in names,
+            "mlp_output_bias": f"blk.{layer}.ffn_down.bias" in names,
+            "skip": [part for part, size in (("attention", G[layer]), ("mlp", I[layer])) if not size],
+        }
+        for layer in range(n)
+    ]
+    described: PrunedConfig = PrunedConfig.from_dict(
+        {
+            "base_config": base.to_diff_dict() | {"model_type": base.model_type},
+            "per_layer_config": dict(enumerate(layers)),
+            "num_hidden_layers": n,
+        }
+    )
+    return described
+
+
+def _each(sizes: Any, n: int) -> list[int]:
+    """Return a size of each of n layers, which a file gives once where all have the same."""
+    each = [int(size) for size in sizes] if isinstance(sizes, list) else [int(sizes)] * n
+    if len(each) != n:
+        raise ValueError(f"sizes are given of {len(each)} layers, and there are {n}")
+    return each
+
+
+def _value(reader: gguf.GGUFReader, name: str) -> Any:
+    field = reader.get_field(name)
+    if field is None:
+        raise ValueError(f"the file says nothing of {name}")
+    return field.contents()

@@ -1,0 +1,141 @@
+"""Writes models out of a run: a cell's pruned model in one of bench.export.formats.
+
+run --save-models    every pruned model is saved, loaded again, and measured as it loads
+export               a saved model is copied; any other is made again from its record, which must agree
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.data import pretrained
+from bench.export.formats import GGUF, HF, QUANTISED
+from bench.records import run_folder
+from bench.records.record import Record
+from bench.run.reproduce import PrunedModel, prune_again
+from bench.run.saving import wanted_dtype
+from bench.serving import llama_cpp
+from methods.checkpoint import save_load, weight_files
+from methods.checkpoint.transformers_compat import padded
+from methods.checkpoint.verify import Check
+from methods.errors import UserError
+from methods.model.stock import Uneven
+
+CARRIED = ("base", "pruning", "measured")  # what a copy says as its original does
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Says what a model is to be written as.
+
+    to        the new folder, or the new file for GGUF
+    format    one of bench.export.formats
+    dtype     of the weights, "auto" for the base's, None for that of the saved model; one of QUANTISED for GGUF
+    pad       whether zeros fill all layers up to the same widths
+    multiple  of which the channels of each MLP are made a multiple by zeros
+    most      bytes of one weight file
+    device    to make the model again on
+    """
+
+    to: Path
+    format: str = HF
+    dtype: str | None = None
+    pad: bool = False
+    multiple: int = 1
+    most: int = save_load.SHARD_BYTES
+    device: str = "auto"
+
+
+def find(run: Path, wanted: str) -> Record:
+    """Find the record of the one measured cell that is meant (bench.records.run_folder). Raises UserError."""
+    key, record = run_folder.cell(run, wanted)
+    if record.status != "ok":
+        raise UserError(f"{key} has no model: {record.status}, {(record.error or '').partition(chr(10))[0]}")
+    return record
+
+
+def model_of(record: Record, run: Path, device: str, dtype: str | None) -> PrunedModel:
+    """Return the record's model: the saved one unless that was rounded too far, else made again. Raises UserError."""
+    saved = record.measured.get("saved")
+    enough = saved and (dtype in (None, saved["dtype"]) or saved["dtype"] == "float32")
+    if saved and enough and save_load.is_checkpoint(run / saved["folder"]):
+        folder = run / saved["folder"]
+        manifest = save_load.read_manifest(folder)
+        known: dict[str, Any] = {name: manifest[name] for name in CARRIED if name in manifest}
+        tokenizer = pretrained.load_tokenizer(str(folder))
+        return PrunedModel(save_load.load(folder), tokenizer, known, None)
+    return prune_again(record, device)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a saved model whole, after its hashes have been checked. Raises UserError."""
+    weight_files.check(source, save_load.read_manifest(source)["weights"])
+    with weight_files.staged(target) as inside:
+        shutil.copytree(source, inside, dirs_exist_ok=True)
+
+
+def write(record: Record, run: Path, wish: Wish) -> str:
+    """Write the record's model as wished, and return a line on it. Raises UserError."""
+    to = wish.to
+    if to.is_file() or (to.is_dir() and any(to.iterdir())):
+        raise UserError(f"{to} exists{'' if to.is_file() else ' and is not empty'}; name a new one")
+    if wish.dtype in QUANTISED:
+        llama_cpp.require(f"{wish.dtype} is written by llama.cpp")
+    saved = record.measured.get("saved") or {}
+    unchanged = not wish.pad and wish.most == save_load.SHARD_BYTES and wish.dtype in (None, saved.get("dtype"))
+    if wish.format == HF and saved and unchanged and save_load.is_checkpoint(run / saved["folder"]):
+        copy(run / saved["folder"], to)
+        return _line(to, save_load.read_manifest(to))
+    cell, quantised = record.cell, wish.dtype if wish.dtype in QUANTISED else None
+    dtype = "float32" if quantised else wish.dtype
+    found = model_of(record, run, wish.device, dtype)
+    kind = wanted_dtype(dtype or saved.get("dtype", "auto"), cell["model"], cell["dtype"])
+    try:
+        if wish.format == HF:
+            options = {"tokenizer": found.tokenizer, "facts": found.facts, "dtype": kind, "pad": wish.pad}
+            manifest = save_load.save(found.model, to, shard_bytes=wish.most, probe=found.probe, **options)
+            return _line(to, manifest)
+        model = padded(found.model, save_load.default_probe(found.model))[0] if wish.pad else found.model
+    except Uneven as error:
+        raise UserError(str(error)) from error
+    if wish.format == GGUF:
+        from bench.export import gguf_file
+
+        name = pretrained.display_name(cell["model"])
+        form = gguf_file.write(model, found.tokenizer, to, kind, name, multiple=wish.multiple, quantised=quantised).form
+    else:
+        from bench.export import nemotron_nas
+
+        sizes = {"shard_bytes": wish.most, "multiple": wish.multiple}
+        form = nemotron_nas.write(model, found.tokenizer, to, kind, **sizes)
+    size = sum(file.stat().st_size for file in ([to] if to.is_file() else to.glob("*.safetensors"))) / 1e6
+    zeros = f", {form.zeros:,} zeros where something is gone" if form.zeros else ""
+    return f"{to}: {size:.1f} MB, matrices in {quantised or str(kind).removeprefix('torch.')}{zeros}"
+
+
+def _line(folder: Path, manifest: Mapping[str, Any]) -> str:
+    size = sum(entry["bytes"] for entry in manifest["weights"].values()) / 1e6
+    means = "stock transformers" if manifest["loads_with"] == "transformers" else "prunebench"
+    reason = f" ({manifest['reason']})" if manifest["reason"] else ""
+    count = f"{manifest['parameters']:,} parameters, {size:.1f} MB, {manifest['dtype']}"
+    return f"{folder}: {count}, loads with {means}{reason}"
+
+
+def checks(record: Record, to: Path) -> Iterator[Check]:
+    """Yield what comes of the GGUF file `to` in llama.cpp, a check each, on text of the record. Raises UserError."""
+    from bench.export import engine_check
+
+    protocol = record.cell["protocol"]
+    tokenizer = pretrained.load_tokenizer(record.cell["model"], record.cell["trust_remote_code"])
+    text = [*protocol["texts"], protocol["calibration"]][0]
+    try:
+        windows = engine_check.windows_of(tokenizer, text, protocol["window"])
+    except UserError:  # of a text that is too short for several
+        windows = engine_check.windows_of(tokenizer, text, protocol["window"], 1)
+    yield from engine_check.check(to, tokenizer, windows, threads=torch.get_num_threads())
