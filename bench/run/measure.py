@@ -175,9 +175,10 @@ def _load(cell: Cell, datasets: Datasets, outcome: Outcome) -> tuple[nn.Module, 
             now["healing"] = fingerprint.healing(cell.healing, datasets.healing[cell.healing])
         if changed := fingerprint.differing(cell.inputs, cell.inputs | now):
             raise RuntimeError(f"this has changed since the run began: {', '.join(changed)}")
-        outcome.measured["weights_sha256"] = weights
         dtype = getattr(torch, cell.dtype)
-        return pretrained.load(cell.model, outcome.devices, dtype, cell.trust_remote_code, outcome.files)
+        found = pretrained.load(cell.model, outcome.devices, dtype, cell.trust_remote_code, outcome.files)
+        outcome.measured["weights_sha256"] = weights
+    return found
 
 
 def _dense(cell: Cell, model: nn.Module, datasets: Datasets, outcome: Outcome) -> tuple[Decoder, float]:
