@@ -209,6 +209,16 @@ def test_a_place_is_as_open_as_the_tests_leave_it_and_only_what_they_show_is_mar
     assert steady.notes == ()
 
 
+def test_the_first_place_by_an_average_is_the_highest():
+    records = [
+        cell(model, method, 20, accuracy)
+        for model in MODELS[:2]
+        for method, accuracy in {"dense": 0.95, "laco": 0.2, "flap": 0.9}.items()
+    ]
+    found = cells(table(records, "models-places-average-0.3"))
+    assert {name: row["one"].text for name, row in found.items()} == {"flap": "1 [1, 1]", "laco": "2 [2, 2]"}
+
+
 def test_an_order_agrees_with_itself_and_is_opposed_to_its_reverse():
     same, reverse = [2.0, 3.0, 4.0, 5.0], [5.0, 4.0, 3.0, 2.0]
     times = {name: [a, a, b] for name, a, b in zip(METHODS, same, reverse, strict=True)}
