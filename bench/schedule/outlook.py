@@ -39,6 +39,7 @@ class Outlook:
     dtype: str
     earlier: Sequence[Record]
     estimates: dict[str, Estimate] = field(default_factory=dict)
+    _models: dict[str, Cell] = field(default_factory=dict)  # a cell of each
     _estimators: dict[tuple[str, int], Estimator] = field(default_factory=dict)  # of each model and number of threads
 
     @classmethod
@@ -59,6 +60,7 @@ class Outlook:
         threads        how many each has but while it is timed
         timed_threads  how many each has then
         """
+        self._models |= {cell.model: cell for cell in cells}
         known, by_key = predecessors(searches_of(cells)), {cell.key: cell for cell in cells}
         for cell in cells:
             before = known.get(cell.key) if passes.searches(cell.method) else None
@@ -79,12 +81,14 @@ class Outlook:
         if (cell.model, threads) not in self._estimators:
             here = torch.device(self.device if self.device == "cpu" or torch.cuda.is_available() else "cpu")
             dtype = getattr(torch, self.dtype)
-            shape = shape_of(cell.model, cell.trust_remote_code)
-            found = Estimator(Cost(shape, rates(str(here), dtype, threads), bytes_of(self.dtype)))
+            shapes = {model: shape_of(model, one.trust_remote_code) for model, one in self._models.items()}
+            rate, each = rates(str(here), dtype, threads), bytes_of(self.dtype)
+            costs = {model: Cost(shape, rate, each) for model, shape in shapes.items()}
+            found = Estimator(costs[cell.model])
             machine: Mapping[str, Any] = environment.describe(here, dtype) | {"threads": threads, "device": self.device}
             for record in self.earlier:
                 if same_machine(record, machine):
-                    found.learn(record)
+                    found.learn(record, costs.get(record.cell["model"]))
             self._estimators[cell.model, threads] = found
         return self._estimators[cell.model, threads]
 
