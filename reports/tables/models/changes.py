@@ -63,8 +63,7 @@ class ModelRows:
 
     def place(self, method: str) -> int | None:
         """Return the row of a method, None where it was not asked for."""
-        labels = [self.group.label(at) for at in range(len(self.group.records))]
-        return labels.index(method) if method in labels else None
+        return self._places.get(method)
 
     def figure(self, method: str, measure: str) -> float | None:
         """Return a method's figure, None where it has no finite one."""
@@ -75,6 +74,11 @@ class ModelRows:
 
     def change(self, method: str, measure: str) -> Change | None:
         """Return what a method changes of a measure, of several draws the mean; None without both figures."""
+        if (method, measure) not in self._known:
+            self._known[method, measure] = self._mean_of_draws(method, measure)
+        return self._known[method, measure]
+
+    def _mean_of_draws(self, method: str, measure: str) -> Change | None:
         at = self.place(method)
         if at is None or self.figure(method, measure) is None:
             return None
@@ -101,6 +105,16 @@ class ModelRows:
             below = sum(better(at, other) for other in rows if other != at)
             found[method] = Place(rank, 1 + above, len(rows) - below)
         return found
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """Return the rows by their labels."""
+        return {self.group.label(at): at for at in range(len(self.group.records))}
+
+    @cached_property
+    def _known(self) -> dict[tuple[str, str], Change | None]:
+        """Return the changes that were asked for before."""
+        return {}
 
     @cached_property
     def _records(self) -> dict[int, Record]:
