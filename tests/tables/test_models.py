@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import permutations
 from statistics import fmean
 
@@ -243,6 +244,17 @@ def test_orders_of_measures_agree_where_the_best_of_one_is_the_best_of_the_other
 
 
 # --- how it is written
+
+
+def test_models_stand_by_their_size_and_wide_intervals_by_that_of_their_ends():
+    records = several({"laco": [2.0, 9000.0], "flap": [3.0, 2.0]})
+    larger = [
+        changed(r, "measured", "dense_parameters", to=2 * 134_515_008) if r.cell["model"] == "one" else r
+        for r in records
+    ]
+    one = table(larger, CHANGES)
+    assert [column.label for column in one.columns] == ["two", "one", "mean"]
+    assert re.fullmatch(r"134 \[[\d.e-]+, \d\.\de\d+\]", cells(one)["laco"]["mean"].text)
 
 
 def test_the_view_stands_in_every_format_and_on_the_page(tmp_path, capsys):

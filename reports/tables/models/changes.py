@@ -142,7 +142,7 @@ class ModelRows:
 
 @dataclass(frozen=True)
 class SharedRatio:
-    """Hold the rows of several models at one ratio, measured alike.
+    """Hold the rows of several models at one ratio, measured alike, the smallest model first.
 
     unused  names of models that have more cells under conditions that touch no quality, which are left out
     """
@@ -235,6 +235,7 @@ def shared_ratios(data: ReportData) -> Iterator[SharedRatio]:
         chosen = {model.name: model for model in reversed(most)}
         kept = [model for model in alike_rows if chosen[model.name] is model]
         if len(kept) > 1:
+            kept.sort(key=lambda model: max(r.measured.get("dense_parameters", 0) for r in model.group.records))
             yield SharedRatio(kept, [model.name for model in alike_rows if chosen[model.name] is not model])
 
 

@@ -33,7 +33,9 @@ from reports.tables.models.changes import (
 from reports.tables.rows import ReportData, starred
 from reports.tables.table import ARROWS, Column, Row, Table, TableCell, pivot, ranked, text
 
-TIMES = Metric("times the dense model's", "", perplexity, "lower", "interval")
+TIMES = Metric(
+    "times the dense model's", "", lambda one, beside: perplexity(one, max(one, beside)), "lower", "interval"
+)
 POINTS = Metric("points more than the dense model's", "", percent, "higher", "interval")
 ABOUT = (
     "± or [ ] of one model: the 95 % interval over windows of a perplexity, over documents of bpb (bits per byte of "
