@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from bench.plan.run_spec import RunSpec
 from bench.schedule.forecast import duration
 from bench.schedule.memory_needs import MemoryNeeds
@@ -33,6 +35,7 @@ def _cells(plan: Plan, spec: RunSpec) -> Table:
     stages = [name for name in STAGES if any(one.estimate and one.estimate.stages.get(name) for one in left)]
     on_gpu = any(one.needs.device for one in left)
     columns = [
+        *[Column("model", "model", words=True, key=True)] * (len(spec.models) > 1),
         Column("ratio", "ratio"),
         Column("seconds", "takes"),
         *[Column("begin", "starts")] * bool(left),
@@ -51,7 +54,7 @@ def _cells(plan: Plan, spec: RunSpec) -> Table:
 
 
 def _row(one: PlannedCell, columns: list[Column]) -> Row:
-    cell, found = one.cell, dict[str, TableCell]()
+    cell, found = one.cell, {"model": text(Path(one.cell.model).name)}
     if cell.ratio is not None:
         found["ratio"] = TableCell(f"{cell.ratio:g}", value=cell.ratio)
     if one.estimate is None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bench.records.run_folder import Merged
     from reports.tables.table import Table
 
-VIEWS = ("main", "per-task", "by-ratio", "grid", "speed", "cost", "decisions", "ablation", "seeds")
+VIEWS = ("main", "per-task", "by-ratio", "grid", "speed", "cost", "decisions", "ablation", "seeds", "models")
 FORMATS = ("terminal", "markdown", "csv", "latex", "html")
 
 
@@ -69,7 +69,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
         records, said = above_guessing(merged.records)
         merged = dataclasses.replace(merged, records=records, remarks=[*merged.remarks, *said])
-    for remark in merged.remarks:
+    for remark in merged.remarks if arguments.view != "models" else ():  # which say that models stand apart
         print(remark, file=sys.stderr)
     if arguments.out:
         _write(arguments.out, merged, arguments.reference, standalone=arguments.standalone)
@@ -90,6 +90,15 @@ def _asked(arguments: argparse.Namespace, merged: Merged) -> dict[str, list[Tabl
         raise UserError("no method of these runs has cells that differ in a parameter, in calibration or in the seed")
     if arguments.view == "seeds" and not tables["seeds"]:
         raise UserError("no two methods of these runs have several calibration seeds; run them with --seed 0,1,2")
+    if arguments.view == "models" and not tables["models"]:
+        from bench.records.record import display_name
+
+        names = list(dict.fromkeys(map(display_name, merged.records)))
+        some = f"these cells are of {names[0]} alone" if len(names) == 1 else f"{' and '.join(names)} share no ratio"
+        raise UserError(
+            f"{some}, and the view models is of several that were measured alike at one ratio; give their runs too, as "
+            "in `report RUN OTHER --view models`"
+        )
     if not any(tables.values()):
         print(f"the view {arguments.view} has nothing to show of these cells", file=sys.stderr)
     return tables

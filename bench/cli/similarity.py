@@ -46,7 +46,7 @@ def _similarity(arguments: argparse.Namespace) -> int:
     asked = {"methods": "dense", "model": arguments.model} | options.given(arguments, PLACE)
     spec = from_flags(asked | ({"out": arguments.out} if arguments.out else {}), name="similarity")
     folder = spec.folder()
-    found = _study(spec, protocol, folder)
+    found = _study(spec, arguments.model, protocol, folder)
     from methods.files import write_atomically
     from reports.figures.figure import FORMATS, save
     from reports.figures.similarity import figures
@@ -69,7 +69,7 @@ def _similarity(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _study(spec: RunSpec, protocol: SimilarityProtocol, folder: Path) -> dict[str, Any]:
+def _study(spec: RunSpec, model: str, protocol: SimilarityProtocol, folder: Path) -> dict[str, Any]:
     """Refuse what can be refused before the model is loaded, then look at its layers. Returns similarity.json."""
     from bench.data import contamination, pretrained, texts
     from bench.evaluation import layer_similarity
@@ -78,22 +78,22 @@ def _study(spec: RunSpec, protocol: SimilarityProtocol, folder: Path) -> dict[st
     from methods.errors import UserError
     from methods.model.decoder import Decoder
 
-    target = validate.target(spec, [protocol.text, protocol.held_out])
+    target = validate.target(spec, model, [protocol.text, protocol.held_out])
     layer_similarity.refuse_unless_alike(target.decoder)
     if max(protocol.merge, default=0) > len(target.decoder.layers):
         raise UserError(f"--merge names {max(protocol.merge)} layers, and the model has {len(target.decoder.layers)}")
     validate.check_folder(folder)
-    tokenizer = pretrained.load_tokenizer(spec.model, spec.trust_remote_code)
+    tokenizer = pretrained.load_tokenizer(model, spec.trust_remote_code)
     tokens = texts.calibration(tokenizer, protocol.text, protocol.sequences, protocol.length, protocol.seed)
     whole = texts.is_whole(protocol.held_out, protocol.text)
     held_out = texts.evaluation(
         tokenizer, protocol.held_out, protocol.window, protocol.window, protocol.windows, whole=whole
     )
     contamination.refuse_shared(tokenizer, tokens.ids, tokens.source, [held_out], "compared on")
-    loaded, _ = pretrained.load(spec.model, target.device, target.dtype, spec.trust_remote_code)
+    loaded, _ = pretrained.load(model, target.device, target.dtype, spec.trust_remote_code)
     heading = {
-        "model": pretrained.display_name(spec.model),
-        "weights_sha256": pretrained.weights_sha256(spec.model),
+        "model": pretrained.display_name(model),
+        "weights_sha256": pretrained.weights_sha256(model),
         "dtype": str(target.dtype).removeprefix("torch."),
         "environment": environment.describe(target.device, target.dtype),
     }

@@ -55,6 +55,7 @@ class RunSpec:
     """Says what a run is asked to do. Raises UserError, in one line, for what cannot be.
 
     methods              as `--methods` takes them, in one text or a list; "all" is every method that takes a ratio
+    model                of several, in one text or a list, each has every cell, and its own dense one
     ratios               shares of the parameters to remove, each in [0, 1), of those that `ratio_of` counts
     settings             parameters of methods, several values of which sweep: {"laco.C": [2, 3]} or "laco.C=2,3"
     healing              how every pruned model is trained a little and measured once more; None: not at all
@@ -69,7 +70,7 @@ class RunSpec:
     """
 
     methods: str | Sequence[str] = what(MISSING, "as in laco,slicegpt or laco:C=3,T=0.7; all for all", "LIST")
-    model: str = what("smollm2-135m", "see `list models`; a folder, .gguf file or hub name")
+    model: str | Sequence[str] = what("smollm2-135m", "see `list models`; a folder, .gguf file or hub name", "LIST")
     ratios: Sequence[float] = what(
         (), "share of the parameters to remove, as in 0.1,0.3", "LIST", flag="ratio", wanted=SHARES
     )
@@ -128,8 +129,16 @@ class RunSpec:
         for name in self.protocol:
             if name not in known:
                 raise UserError(f"a protocol has no {name!r}{near(name, known)}; it has {', '.join(known)}")
+        if not self.models:
+            raise UserError("--model is given nothing; name one or several, as in smollm2-135m,gemma3-270m")
         self.mentions()
         self.protocols()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Return the models that are pruned, each once. The name of a file or folder may hold commas."""
+        here = isinstance(self.model, str) and Path(self.model).exists()
+        return (str(self.model),) if here else tuple(dict.fromkeys(listed(self.model)))
 
     @property
     def memory_gib(self) -> float | None:
@@ -165,8 +174,8 @@ class RunSpec:
         """Return the folder of the run's results."""
         what = self.name or "-".join(dict.fromkeys(mention.method for mention in self.mentions()))
         what = f"speed-{what}" if self.profile == "speed" else what
-        model = self.model.rstrip("/").rsplit("/", 1)[-1]
-        return self.out or Path("results") / f"{time.strftime('%Y-%m-%d')}-{slug(what)}-{slug(model)}"
+        models = "-".join(model.rstrip("/").rsplit("/", 1)[-1] for model in self.models)
+        return self.out or Path("results") / f"{time.strftime('%Y-%m-%d')}-{slug(what)}-{slug(models)}"
 
 
 def several(name: str, given: Any) -> tuple[Any, ...]:

@@ -34,8 +34,8 @@ class Target:
     dtype: torch.dtype
 
 
-def target(spec: RunSpec, read: Iterable[str], *, here: bool = True) -> Target:
-    """Return the model of a run and where it runs, and set the number of torch's threads.
+def target(spec: RunSpec, model: str, read: Iterable[str], *, here: bool = True) -> Target:
+    """Return one of the models of a run and where it runs, and set the number of torch's threads.
 
     here  whether that is this machine, so that its devices can be looked at
 
@@ -46,11 +46,11 @@ def target(spec: RunSpec, read: Iterable[str], *, here: bool = True) -> Target:
         texts.check(text)
     device = pretrained.resolve_device(spec.device) if here else _named_device(spec)
     dtype = pretrained.resolve_dtype(spec.dtype, device, here=here)
-    pretrained.check(spec.model, spec.trust_remote_code)
+    pretrained.check(model, spec.trust_remote_code)
     if spec.threads is not None and here:
         set_threads(spec.threads)
     try:
-        return Target(Decoder(pretrained.shell(spec.model, spec.trust_remote_code)), device, dtype)
+        return Target(Decoder(pretrained.shell(model, spec.trust_remote_code)), device, dtype)
     except methods.Unsupported as error:
         raise UserError(str(error)) from None
 
@@ -79,29 +79,31 @@ def cells(spec: RunSpec, *, here: bool = True) -> list[Cell]:
     if here:
         check_cores(first.pin)
     healed_on = [spec.healing.text] if spec.healing else []
-    found = target(spec, [*first.texts, *(protocol.calibration for protocol, _ in protocols), *healed_on], here=here)
-    if spec.healing:
-        _check_healing(spec.healing, [protocol for protocol, _ in protocols], found)
-    if first.save_dtype or stages:  # which go on from a model that the run has kept
-        try:
-            save_load.refuse_own_code(found.decoder)
-        except CheckpointError as error:
-            raise UserError(f"{'--save-models' if first.save_dtype else '--then'}: {error}") from None
+    read = [*first.texts, *(protocol.calibration for protocol, _ in protocols), *healed_on]
     every = list[Cell]()
-    for protocol, seed in protocols:
-        common = {
-            "model": spec.model,
-            "match": spec.match,
-            "ratio_of": spec.ratio_of,
-            "device": str(found.device),
-            "dtype": str(found.dtype).removeprefix("torch."),
-            "trust_remote_code": spec.trust_remote_code,
-            "protocol": replace(_timed_on(found, protocol, spec.protocol), tasks=names, task_data=local),
-            "seed": seed,
-        }
-        further = [_stage_cells(stage, found.decoder, common) for stage in stages]
-        pruned = grid.cells(mentions, spec.ratios, found.decoder, common)
-        every += chain.extended(pruned, spec.healing, further, found.decoder)
+    for model in spec.models:
+        found = target(spec, model, read, here=here)
+        if spec.healing:
+            _check_healing(spec.healing, [protocol for protocol, _ in protocols], found)
+        if first.save_dtype or stages:  # which go on from a model that the run has kept
+            try:
+                save_load.refuse_own_code(found.decoder)
+            except CheckpointError as error:
+                raise UserError(f"{'--save-models' if first.save_dtype else '--then'}: {error}") from None
+        for protocol, seed in protocols:
+            common = {
+                "model": model,
+                "match": spec.match,
+                "ratio_of": spec.ratio_of,
+                "device": str(found.device),
+                "dtype": str(found.dtype).removeprefix("torch."),
+                "trust_remote_code": spec.trust_remote_code,
+                "protocol": replace(_timed_on(found, protocol, spec.protocol), tasks=names, task_data=local),
+                "seed": seed,
+            }
+            further = [_stage_cells(stage, found.decoder, common) for stage in stages]
+            pruned = grid.cells(mentions, spec.ratios, found.decoder, common)
+            every += chain.extended(pruned, spec.healing, further, found.decoder)
     if grid.is_sweep(spec):
         grid.refuse_more_than(spec.max_cells, len(every), at_least=False)
     return every

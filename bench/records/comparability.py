@@ -165,6 +165,16 @@ def study_setup(record: Record) -> str:
     return json.dumps(found | more, sort_keys=True)
 
 
+def over_models(record: Record) -> str:
+    """Return what the qualities of cells of several models share as one text: all but what a model decides itself.
+
+    Texts are the same text in the tokens of each, and what the seed draws is left out as in `setups`.
+    """
+    found = shared(record.cell, "text", "task")
+    inputs = {"tasks": _undrawn(found["inputs"]).get("tasks"), "protocol": found["protocol"]}
+    return json.dumps(inputs | {name: found[name] for name in ("device", "dtype")}, sort_keys=True)
+
+
 def by_setup(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Return the records in groups that can be compared, by `setups`."""
     groups: dict[str, list[Record]] = {}

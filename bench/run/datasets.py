@@ -5,6 +5,7 @@ use it.
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -106,7 +107,8 @@ class DatasetReader:
         first = next(iter(held_out.values()), None)
         dense = None
         if first and p.checks:
-            dense = checks.DenseOutputs(first.ids, self.scratch / f"dense-{first.sha256[:16]}.safetensors")
+            of = hashlib.sha256(f"{cell.model} {first.sha256}".encode()).hexdigest()[:16]
+            dense = checks.DenseOutputs(first.ids, self.scratch / f"dense-{of}.safetensors")
         inputs = fingerprint.common(
             cell, tokenizer, self.machine, calibration=block, texts=held_out, loaded_tasks=loaded, documents=documents
         )

@@ -33,12 +33,12 @@ from bench.system.worker import Line
 from methods.errors import UserError
 from methods.model.layer_store import LayerStore
 
-CalibrationSetting = tuple[Protocol, int]  # what decides what a cell looks at: its protocol and its seed
+CalibrationSetting = tuple[str, Protocol, int]  # what decides what a cell looks at: its model, protocol and seed
 
 
 def calibration_setting(cell: Cell) -> CalibrationSetting:
     """Return what cells share that look at the same."""
-    return cell.protocol, cell.seed
+    return cell.model, cell.protocol, cell.seed
 
 
 def work(line: Line, job: Job) -> None:
@@ -52,12 +52,12 @@ def work(line: Line, job: Job) -> None:
     methods.load(job.plugins)
     cell, cache = from_plain(job.cell), line.cache
     imported = {"method_sha256": _refuse_other_code(cell)}
-    if "reader" not in cache:
+    if cell.model not in cache:
         machine = Machine(environment.processor(torch.device(cell.device)), job.run_threads)
-        cache["reader"] = DatasetReader(cell, Path(job.scratch), machine)
+        cache[cell.model] = DatasetReader(cell, Path(job.scratch), machine)
     setting = (*calibration_setting(cell), cell.healing)
     if setting not in cache:
-        cache[setting] = cache["reader"].read(cell, [cell.healing] if cell.healing else [])
+        cache[setting] = cache[cell.model].read(cell, [cell.healing] if cell.healing else [])
         gc.freeze()  # what stays as long as the process; to look for garbage in it after each cell takes 0.15 s
     torch.set_num_threads(job.threads)
     measure(line, job, cell, replace(cache[setting], inputs=cache[setting].inputs | imported))

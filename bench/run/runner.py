@@ -175,7 +175,7 @@ def _measured(
             forecast.add(cell)
     known_removals = Removals(valid(folder))
     parents = Counter(cell.inputs["parent"] for cell in cells if cell.earlier and not served[cell.key][0])
-    names = {cell.key: _where(cell, number, len(cells)) for number, cell in enumerate(cells, start=1)}
+    names = _names(cells)
     store.drop_models(folder, parents)
 
     def finish(cell: Cell, ended: Ended) -> None:
@@ -270,9 +270,11 @@ def _outlook(
     return outlook
 
 
-def _where(cell: Cell, number: int, count: int) -> str:
-    """Return what messages call a cell: '[2/5] laco at 0.3'."""
-    return f"[{number}/{count}] {named(cell)}"
+def _names(cells: Sequence[Cell]) -> dict[str, str]:
+    """Return what messages call each cell, by key: '[2/5] laco at 0.3', of several models with the model behind it."""
+    several = len({cell.model for cell in cells}) > 1
+    words = [f"{named(cell)}{f', {Path(cell.model).name}' if several else ''}" for cell in cells]
+    return {cell.key: f"[{at}/{len(cells)}] {words[at - 1]}" for at, cell in enumerate(cells, start=1)}
 
 
 def _job(cell: Cell, folder: Path, session: Session, given: Mapping[str, Any]) -> Job:
@@ -311,21 +313,22 @@ def _refuse_own(cells: Sequence[Cell]) -> None:
 
 
 def _datasets(cells: Sequence[Cell], scratch: Path, machine: Machine) -> dict[CalibrationSetting, Datasets]:
-    """Read the data of each protocol and seed of a run, which is of one model and timed on one kind of machine."""
-    reader = DatasetReader(cells[0], scratch, machine)
+    """Read the data of each model, protocol and seed of a run, which is timed on one kind of machine."""
+    first_of_each = {cell.model: cell for cell in cells}
+    readers = {model: DatasetReader(cell, scratch, machine) for model, cell in first_of_each.items()}
     recipes = {cell.healing for cell in cells if cell.healing}
     one_of_each = {calibration_setting(cell): cell for cell in cells}
-    return {setting: reader.read(cell, recipes) for setting, cell in one_of_each.items()}
+    return {setting: readers[cell.model].read(cell, recipes) for setting, cell in one_of_each.items()}
 
 
 def known(cells: Sequence[Cell], datasets: Mapping[CalibrationSetting, Datasets]) -> list[Cell]:
     """Return the cells with their inputs. Raises UserError where one goes on from a cell that is missing."""
-    weights = pretrained.weights_sha256(cells[0].model)
+    weights = {model: pretrained.weights_sha256(model) for model in {cell.model for cell in cells}}
     hashes = {method: method_sha256(method) for method in {cell.method for cell in cells}}
     found, keys = list[Cell](), dict[str, str]()
     for cell in cells:
         here = datasets[calibration_setting(cell)]
-        own: dict[str, Any] = {"weights_sha256": weights, "method_sha256": hashes[cell.method]}
+        own: dict[str, Any] = {"weights_sha256": weights[cell.model], "method_sha256": hashes[cell.method]}
         if cell.healing:
             own["healing"] = fingerprint.healing(cell.healing, here.healing[cell.healing])
         if cell.earlier:

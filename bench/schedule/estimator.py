@@ -48,15 +48,18 @@ class Estimator:
     _sums: dict[Place, _Sums] = field(default_factory=dict)
     _peaks: dict[Place, int] = field(default_factory=dict)
 
-    def learn(self, record: Record) -> None:
-        """Take in what a record's stages took; one that was interrupted or failed is of no use."""
+    def learn(self, record: Record, cost: Cost | None = None) -> None:
+        """Take in what a record's stages took; one that was interrupted or failed is of no use.
+
+        cost  what cells of its model compute; None: as those that are estimated
+        """
         if record.status != "ok":
             return
         cell, measured = from_plain(record.cell), record.measured
         real = dict(measured.get("seconds", {}))
         if "prune_seconds" in measured:
             real["prune"] = measured["prune_seconds"]  # with the search that it went on from
-        for stage, computed in self.cost.seconds(cell, amounts_of(record)).items():
+        for stage, computed in (cost or self.cost).seconds(cell, amounts_of(record)).items():
             if real.get(stage, 0.0) > 0 and computed > 0:
                 for place in _places(stage, cell):
                     sums = self._sums.setdefault(place, _Sums())

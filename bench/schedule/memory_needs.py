@@ -179,7 +179,7 @@ def lies_in_files(cell: Cell, memory: float | None) -> bool:
 
     memory  in GiB; None: what the machine has
     """
-    return _footprint(cell).placed(cell, room_of(memory)).in_files
+    return footprint_of(cell).placed(cell, room_of(memory)).in_files
 
 
 def refuse_misfits(cells: Sequence[Cell], gpus: int = 1, memory: float | None = None) -> None:
@@ -193,8 +193,9 @@ def refuse_misfits(cells: Sequence[Cell], gpus: int = 1, memory: float | None = 
     if cells[0].device.startswith("cuda"):
         _refuse_on_gpus(cells, gpus)
         return
-    footprint, room = _footprint(cells[0]), room_of(memory)
+    room = room_of(memory)
     for cell in cells:
+        footprint = footprint_of(cell)
         needs = footprint.placed(cell, room)
         words = f"{cell.label} needs about {needs.host / GIB:.1f} GiB, and may take {room / GIB:.1f} GiB"
         if needs.in_files:
@@ -210,24 +211,28 @@ def refuse_misfits(cells: Sequence[Cell], gpus: int = 1, memory: float | None = 
         say(f"{words}: it may run out of memory")
 
 
-def _footprint(cell: Cell) -> Footprint:
-    return Footprint(_shape(cell.model, cell.trust_remote_code), bytes_of(cell.dtype), PROCESS)
+def footprint_of(cell: Cell) -> Footprint:
+    """Return what cells of one model and dtype take."""
+    return Footprint(shape_of(cell.model, cell.trust_remote_code), bytes_of(cell.dtype), PROCESS)
 
 
 @functools.cache
-def _shape(model: str, trust_remote_code: bool) -> Shape:
+def shape_of(model: str, trust_remote_code: bool) -> Shape:
+    """Return the shape of a model, which is read once in a process."""
     return Shape.of(Decoder(pretrained.shell(model, trust_remote_code)))
 
 
 def _refuse_on_gpus(cells: Sequence[Cell], gpus: int) -> None:
-    footprint = replace(_footprint(cells[0]), process=0)
     there = gpus * torch.cuda.get_device_properties(torch.device(cells[0].device)).total_memory
     card = "the GPU has" if gpus == 1 else f"{gpus} GPUs have"
-    needed = {cell.label: footprint.needs(cell).device for cell in cells}
-    for label, most in sorted(needed.items(), key=lambda pair: -pair[1]):
+    needed = dict[tuple[str, str], tuple[int, int]]()
+    for cell in cells:
+        footprint = replace(footprint_of(cell), process=0)
+        needed[cell.model, cell.label] = footprint.needs(cell).device, footprint.weights
+    for (_, label), (most, weights) in sorted(needed.items(), key=lambda pair: -pair[1][0]):
         if most <= there:
             break
         words = f"{label} needs about {most / GIB:.1f} GiB, and {card} {there / GIB:.1f} GiB"
-        if footprint.weights + SURE * (most - footprint.weights) > there:
+        if weights + SURE * (most - weights) > there:
             raise UserError(f"{words}; leave it out, or give a smaller model, --dtype bfloat16 or less calibration")
         say(f"{words}: it may run out of memory")

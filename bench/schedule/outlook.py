@@ -5,26 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.data import pretrained
 from bench.plan.cell import Cell
 from bench.records import run_folder
 from bench.records.record import Record
 from bench.schedule import passes
 from bench.schedule.estimator import Estimate, Estimator, same_machine
-from bench.schedule.memory_needs import PROCESS, Footprint, MemoryNeeds
+from bench.schedule.memory_needs import MemoryNeeds, footprint_of, shape_of
 from bench.schedule.order import predecessors, searches_of
-from bench.schedule.shape import Shape
 from bench.schedule.work import Amounts, Cost, bytes_of
 from bench.system import environment
 from bench.system.rate import rates
 from methods.errors import UserError
-from methods.model.decoder import Decoder
 
 LEARNT = ("parameters", "seconds", "prune_seconds", "peak_memory", "peak_memory_bytes", "perplexity", "tasks")
 NEAR = 20  # runs beside the run's folder whose records are read, those that changed last
@@ -34,24 +30,22 @@ NEAR = 20  # runs beside the run's folder whose records are read, those that cha
 class Outlook:
     """Knows what the cells of one run will take.
 
-    shape      of its model
     device     of its cells, and dtype, as torch writes both
     earlier    records of the run's folder and of those beside it
     estimates  of the cells, by key (`add`)
     """
 
-    shape: Shape
     device: str
     dtype: str
     earlier: Sequence[Record]
     estimates: dict[str, Estimate] = field(default_factory=dict)
-    _estimators: dict[int, Estimator] = field(default_factory=dict)
+    _models: dict[str, Cell] = field(default_factory=dict)  # a cell of each
+    _estimators: dict[tuple[str, int], Estimator] = field(default_factory=dict)  # of each model and number of threads
 
     @classmethod
     def of(cls, cell: Cell, folder: Path) -> Outlook:
         """Return the outlook of a run to which a cell belongs, without estimates."""
-        shape = Shape.of(Decoder(pretrained.shell(cell.model, cell.trust_remote_code)))
-        return cls(shape, cell.device, cell.dtype, list(records_near(folder)))
+        return cls(cell.device, cell.dtype, list(records_near(folder)))
 
     def add(
         self,
@@ -66,37 +60,37 @@ class Outlook:
         threads        how many each has but while it is timed
         timed_threads  how many each has then
         """
+        self._models |= {cell.model: cell for cell in cells}
         known, by_key = predecessors(searches_of(cells)), {cell.key: cell for cell in cells}
         for cell in cells:
             before = known.get(cell.key) if passes.searches(cell.method) else None
             ratio = by_key[before].ratio if before else None
             known_ratio, text = min(ratio or 0.0, cell.ratio or 0.0), amounts(cell)
-            found = self._estimator(threads(cell)).estimate(cell, text, known_ratio)
+            found = self._estimator(cell, threads(cell)).estimate(cell, text, known_ratio)
             if "speed" in found.stages and threads(cell) != timed_threads:
-                timed = self._estimator(timed_threads).estimate(cell, text, known_ratio)
+                timed = self._estimator(cell, timed_threads).estimate(cell, text, known_ratio)
                 found = replace(found, stages=found.stages | {"speed": timed.stages["speed"]})
             self.estimates[cell.key] = found
 
     def needs(self, cell: Cell, room: int) -> MemoryNeeds:
         """Return the memory of a cell, which may take `room` bytes of the host's."""
         peak = max((one.peak(cell) for one in self._estimators.values()), default=0)
-        return self._footprint.placed(cell, room, peak)
+        return footprint_of(cell).placed(cell, room, peak)
 
-    @cached_property
-    def _footprint(self) -> Footprint:
-        return Footprint(self.shape, bytes_of(self.dtype), PROCESS)
-
-    def _estimator(self, threads: int) -> Estimator:
-        if threads not in self._estimators:
+    def _estimator(self, cell: Cell, threads: int) -> Estimator:
+        if (cell.model, threads) not in self._estimators:
             here = torch.device(self.device if self.device == "cpu" or torch.cuda.is_available() else "cpu")
             dtype = getattr(torch, self.dtype)
-            found = Estimator(Cost(self.shape, rates(str(here), dtype, threads), bytes_of(self.dtype)))
+            shapes = {model: shape_of(model, one.trust_remote_code) for model, one in self._models.items()}
+            rate, each = rates(str(here), dtype, threads), bytes_of(self.dtype)
+            costs = {model: Cost(shape, rate, each) for model, shape in shapes.items()}
+            found = Estimator(costs[cell.model])
             machine: Mapping[str, Any] = environment.describe(here, dtype) | {"threads": threads, "device": self.device}
             for record in self.earlier:
                 if same_machine(record, machine):
-                    found.learn(record)
-            self._estimators[threads] = found
-        return self._estimators[threads]
+                    found.learn(record, costs.get(record.cell["model"]))
+            self._estimators[cell.model, threads] = found
+        return self._estimators[cell.model, threads]
 
 
 def records_near(folder: Path) -> Iterator[Record]:

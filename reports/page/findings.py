@@ -21,7 +21,7 @@ from reports import notes
 from reports.blocks import TableGroup, blocks, seeds_named, seeds_of
 from reports.figures.quality import called
 from reports.metrics import METRICS, bits, finite, metric, shown
-from reports.page.tested_rows import NAMES, TestedRow, tested_block
+from reports.tested_rows import NAMES, TestedRow, tested_block
 
 CLIFF = 10  # times the perplexity in one step of the ratio
 MANY = 4  # rows above which it is said how well two orders agree

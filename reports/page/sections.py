@@ -29,6 +29,9 @@ SECTIONS = (  # name, title, view, and the group of its columns where it has sev
     ("decisions", "What went", "decisions", ""),
     ("ablation", "Ablation", "ablation", ""),
     ("seeds", "Draw of the calibration", "seeds", ""),
+    ("models", "Several models", "models", "changes"),
+    ("places", "Places", "models", "places"),
+    ("orders", "Orders", "models", ""),
 )
 VIEWS = tuple(dict.fromkeys(view for _, _, view, _ in SECTIONS))
 BETTER = {"higher": "higher is better", "lower": "lower is better", None: ""}

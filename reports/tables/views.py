@@ -12,6 +12,7 @@ records -> frame -> groups of cells (one per setup and ratio, the dense model on
     decisions    which layers, attentions, MLPs, heads and channels went
     ablation     one factor against another among the cells of one method
     seeds        how much of a perplexity is the method, the calibration's text and seed, and the windows
+    models       what a method does to each of several models, its places there, and how far orders agree
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from methods.errors import UserError
 from reports import notes
 from reports.blocks import TableGroup
 from reports.tables import ablation, cost, grid, order, seeds, speed
+from reports.tables.models import view as models
 from reports.tables.rows import COST, ReportData, compared, kind, of_group, ratio_word, starred
 from reports.tables.table import Column, Row, Table, TableCell, column, pivot
 
@@ -190,4 +192,5 @@ VIEWS: dict[str, Callable[[ReportData], list[Table]]] = {
     "decisions": cost.decisions,
     "ablation": ablation.tables,
     "seeds": seeds.tables,
+    "models": models.tables,
 }

@@ -13,7 +13,7 @@ from bench.plan.cell import Cell
 from bench.plan.protocol import profile
 from bench.plan.recipe import Recipe
 from bench.records.record import Record
-from bench.schedule import passes
+from bench.schedule import outlook, passes
 from bench.schedule.estimator import COMPUTED, MEASURED, Estimator, amounts_of, same_machine
 from bench.schedule.memory_needs import Footprint
 from bench.schedule.shape import Shape
@@ -44,6 +44,28 @@ def record(of: Cell, seconds: dict[str, float], windows: int = 16, documents: in
         "tasks": {name: {"documents": documents} for name in ("hellaswag", "piqa")},
     }
     return Record(json.loads(json.dumps(of.plain())), "ok", {}, {}, found | measured)
+
+
+def test_what_a_run_over_several_models_learns_of_one_is_scaled_to_another(monkeypatch):
+    """A machine that takes three times what it should for a small model does so for one of four times its size."""
+    shapes = {
+        "m": SHAPE,
+        "large": replace(
+            SHAPE, **{name: 4 * getattr(SHAPE, name) for name in ("layer", "macs", "inner", "parameters")}
+        ),
+    }
+    monkeypatch.setattr(outlook, "shape_of", lambda model, trust: shapes[model])
+    monkeypatch.setattr(outlook, "rates", lambda *_: COST.rates)
+    monkeypatch.setattr(outlook, "same_machine", lambda *_: True)
+    small, large = cell("shortgpt"), cell("shortgpt", model="large")
+    costs = {model: Cost(shape, COST.rates, 4) for model, shape in shapes.items()}
+    took = {stage: 3 * seconds for stage, seconds in costs["m"].seconds(small, AMOUNTS).items()}
+    found = outlook.Outlook("cpu", "float32", [record(small, took, prune_seconds=took["prune"])])
+    found.add([small, large], lambda _: AMOUNTS, lambda _: 1, 1)
+    for of in (small, large):
+        wanted = {stage: 3 * seconds for stage, seconds in costs[of.model].seconds(of, AMOUNTS).items()}
+        assert found.estimates[of.key].stages == pytest.approx(wanted)
+    assert found.estimates[large.key].seconds > 1.5 * found.estimates[small.key].seconds
 
 
 def test_of_a_cell_that_was_measured_an_estimate_is_what_it_took():

@@ -159,7 +159,7 @@ def test_8_billion_parameters_are_pruned_in_little_memory_where_their_weights_li
 
 @pytest.mark.parametrize("changes", [TIMED, HEALED, {"model": "8b.gguf"}], ids=["timed", "healed", "gguf"])
 def test_a_cell_that_wants_its_model_in_memory_is_refused_with_the_reason(eight_billion, changes, monkeypatch):
-    monkeypatch.setattr(memory_needs, "_footprint", lambda _: eight_billion)
+    monkeypatch.setattr(memory_needs, "footprint_of", lambda _: eight_billion)
     asked = cell("laco", **(ON_CPU | changes))
     assert not eight_billion.placed(asked, 8 * GIB).in_files
     with pytest.raises(
@@ -169,7 +169,7 @@ def test_a_cell_that_wants_its_model_in_memory_is_refused_with_the_reason(eight_
 
 
 def test_what_surely_fits_not_even_with_its_weights_in_files_is_refused(eight_billion, monkeypatch, capsys):
-    monkeypatch.setattr(memory_needs, "_footprint", lambda _: eight_billion)
+    monkeypatch.setattr(memory_needs, "footprint_of", lambda _: eight_billion)
     asked = cell("laco-ls", **ON_CPU)
     needed = eight_billion.placed(asked, GIB).host / GIB
     memory_needs.refuse_misfits([asked], memory=needed + 0.1)
@@ -184,7 +184,7 @@ def test_what_surely_fits_not_even_with_its_weights_in_files_is_refused(eight_bi
 def test_a_cell_whose_process_alone_takes_more_is_refused_although_its_weights_would_fit(
     eight_billion, changes, monkeypatch
 ):
-    monkeypatch.setattr(memory_needs, "_footprint", lambda _: replace(eight_billion, process=30 * GIB))
+    monkeypatch.setattr(memory_needs, "footprint_of", lambda _: replace(eight_billion, process=30 * GIB))
     assert eight_billion.weights < 20 * GIB
     with pytest.raises(UserError, match=r"and may take 20\.0 GiB; leave it out, or give less calibration"):
         memory_needs.refuse_misfits([cell("shortgpt", **(ON_CPU | changes))], memory=20)

@@ -556,6 +556,7 @@ def test_html_shows_every_text_as_it_is(name):
     records.append(changed(LACO, "cell", "method", to=f"{HOSTILE}+{HOSTILE}"))
     records = [changed(record, "cell", "display_name", to=HOSTILE) for record in records]
     records += [changed(record, "cell", "seed", to=1) for record in records] * (name == "seeds")
+    records += [changed(record, "cell", "model", to=HOSTILE) for record in records] * (name == "models")
     reader = Reader()
     reader.feed(html.render(view(name, records)))
     known = {"table", "caption", "thead", "tbody", "tr", "th", "td", "data", "strong", "u", "ul", "li"}

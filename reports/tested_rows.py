@@ -1,4 +1,4 @@
-"""A group of rows that the page speaks of, with the tests between its cells and the words for them."""
+"""A group of rows with the tests between its cells, and the words in which the page speaks of them."""
 
 from __future__ import annotations
 
