@@ -234,6 +234,8 @@ def test_candidates_that_run_together_have_the_losses_of_each_alone(family, monk
         trial.remove(Sublayer("mlp", 1))
         found.append(trial.without([None, *blocks]))
     assert found[0] == pytest.approx(found[1], rel=1e-5)
+    cut, targets = distribution(without(family, [Sublayer("mlp", 1)]).model, calibration())
+    assert found[0][0] == pytest.approx(distance("nll", cut, cut, targets), rel=1e-4)  # None: no other block goes
     assert len(set(found[0])) > len(blocks) / 2
 
 
