@@ -27,7 +27,7 @@ from bench.run.datasets import DatasetReader, Datasets
 from bench.run.measure import Outcome, attempt
 from bench.run.source_hash import method_sha256
 from bench.schedule.memory_needs import lies_in_files
-from bench.system import environment, versions
+from bench.system import environment, memory, versions
 from bench.system.console import say
 from bench.system.worker import Line
 from methods.errors import UserError
@@ -97,6 +97,8 @@ def measure(line: Line, job: Job, cell: Cell, datasets: Datasets) -> None:
         if lies_in_files(cell, job.memory):
             outcome.files = LayerStore(stack.enter_context(store.scratch(folder)))
             outcome.measured["weights_in"] = "files"
+        else:  # in which memory is what is short
+            memory.keep_freed()
         attempt(cell, folder, own, outcome, parents=Path(job.parents))
 
 

@@ -104,7 +104,6 @@ def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, pare
     A cell that leaves the GPU unusable for its process has crashed, and the next one needs another process. Raises
     Unwritable for a full disk, and UserError for a base model that does not load, which is no cell's alone.
     """
-    memory.keep_freed()
     status, error = "ok", None
     try:
         memory.use(outcome.devices[0])
