@@ -36,6 +36,8 @@ def patches(gpus: EmulatedGpus) -> list[Any]:
 
     return [
         *(mock.patch.object(torch.cuda, name, value) for name, value in _cuda(gpus).items()),
+        # whom an optimiser asks before each step, from torch 2.15 on
+        mock.patch.object(torch.accelerator, "current_stream", lambda *_: SimpleNamespace(is_capturing=lambda: False)),
         mock.patch.object(nn.Module, "to", moved),
         mock.patch.object(torch.autograd, "backward", back),
         # threads do not see the GPUs, so that transformers is to load in none
