@@ -77,8 +77,8 @@ def prune_again(record: Record, device: str) -> PrunedModel:
 
     No built-in method but SliceGPT decides anything here, so that the record may be of another machine: what it names
     is cut, which is the model where its sha256 says so, or is given to what fits on the tokens (a compensation, LaCo,
-    laco-ls, FLAP). Raises UserError where weights, tokens or decisions are no longer the same, and for a cell that was
-    trained or goes on from another cell.
+    laco-ls, FLAP). An older record, without that sha256, is pruned again. Raises UserError where weights, tokens or
+    decisions are no longer the same, and for a cell that was trained or goes on from another cell.
     """
     cell, measured, protocol = fingerprint.of_today(record.cell), record.measured, record.cell["protocol"]
     if "healing" in cell or "earlier" in cell:

@@ -8,6 +8,7 @@ from bench.cli.main import main
 from bench.records.run_folder import load_run
 from bench.run import job, measure
 from bench.schedule import memory_needs
+from bench.system import memory
 
 OTHERWISE = ("seconds", "prune_seconds", "peak_memory", "weights_in")
 
@@ -15,11 +16,14 @@ OTHERWISE = ("seconds", "prune_seconds", "peak_memory", "weights_in")
 def test_a_run_in_files_measures_what_one_in_memory_does(base, tmp_path, monkeypatch):
     """Models are saved in another dtype than they have, so that each is converted on its way back."""
     run, found = [*base[:-4], "--speed-rounds", "0", "--no-checks", "--no-isolate"], []
+    keeps: list[bool] = []  # freed memory: of no cell whose weights lie in files, since memory is what is short
+    monkeypatch.setattr(memory, "keep_freed", lambda: keeps.append(True))
     run += ["--methods", "slicegpt,flap", "--ratio", "0.3", "--save-models", "--save-dtype", "bfloat16"]
     for in_files in (False, True):
         monkeypatch.setattr(job, "lies_in_files", lambda cell, memory, answer=in_files: answer)
         assert main([*run, "--out", str(tmp_path / str(in_files))]) == 0
         found.append(load_run(tmp_path / str(in_files)))
+        assert len(keeps) == 3
     for one, other in zip(*found, strict=True):
         assert (one.status, one.decisions) == (other.status, other.decisions)
         assert other.measured["weights_in"] == "files"
