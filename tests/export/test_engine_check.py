@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import engine_children
@@ -22,8 +23,12 @@ WINDOWS = torch.randint(3, 128, (2, 40), generator=torch.Generator().manual_seed
 @pytest.fixture(autouse=True)
 def nothing_is_left_running():
     def running():
-        children = psutil.Process().children(recursive=True)
-        return {child.pid for child in children if not any("resource_tracker" in word for word in child.cmdline())}
+        found = set()
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile, or waits to be asked how
+                if not any("resource_tracker" in word for word in child.cmdline()):
+                    found.add(child.pid)
+        return found
 
     before = running()
     yield
