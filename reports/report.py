@@ -16,7 +16,7 @@ from reports.formats import terminal as terminal_text
 from reports.formats import tidy_csv
 from reports.tables import order
 from reports.tables.rows import ReportData
-from reports.tables.speed import ABOUT_SIZES, ABOUT_TIMES
+from reports.tables.speed.view import ABOUT_SIZES, ABOUT_TIMES
 from reports.tables.table import Table, footnotes
 from reports.tables.views import view
 from reports.text import markdown_escaped

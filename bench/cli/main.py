@@ -7,7 +7,21 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from bench.cli import INTERRUPTED, USAGE, cell, doctor, export, merge, pack, regression, report, run, show, similarity
+from bench.cli import (
+    INTERRUPTED,
+    USAGE,
+    cell,
+    doctor,
+    export,
+    merge,
+    pack,
+    regression,
+    report,
+    run,
+    serve_speed,
+    show,
+    similarity,
+)
 from bench.cli import list as list_command
 from bench.system.threads import let_threads_wait
 from methods.errors import UserError
@@ -41,6 +55,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="python -m bench", description="Prune language models, measure them, compare them fairly.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    for module in (run, export, report, show, pack, merge, cell, regression, list_command, similarity, doctor):
+    for module in (
+        run,
+        export,
+        serve_speed,
+        report,
+        show,
+        pack,
+        merge,
+        cell,
+        regression,
+        list_command,
+        similarity,
+        doctor,
+    ):
         module.add(commands)
     return parser.parse_args(argv)

@@ -30,3 +30,8 @@ def add(parser: Any, options: Iterable[Option], **renamed: str) -> None:
 def given(arguments: argparse.Namespace, options: Iterable[Option]) -> dict[str, Any]:
     """Return the values of those flags that were given, by the names of the flags."""
     return {option.flag: vars(arguments)[option.flag] for option in options if option.flag in arguments}
+
+
+def fields(arguments: argparse.Namespace, options: Iterable[Option]) -> dict[str, Any]:
+    """Return the values of those flags that were given, by the names of their fields."""
+    return {option.field: vars(arguments)[option.flag] for option in options if option.flag in arguments}

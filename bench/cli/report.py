@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bench.records.run_folder import Merged
     from reports.tables.table import Table
 
-VIEWS = ("main", "per-task", "by-ratio", "grid", "speed", "cost", "decisions", "ablation", "seeds", "models")
+VIEWS = ("main", "per-task", "by-ratio", "grid", "speed", "cost", "decisions", "ablation", "seeds", "models", "served")
 FORMATS = ("terminal", "markdown", "csv", "latex", "html")
 
 
@@ -99,6 +99,8 @@ def _asked(arguments: argparse.Namespace, merged: Merged) -> dict[str, list[Tabl
             f"{some}, and the view models is of several that were measured alike at one ratio; give their runs too, as "
             "in `report RUN OTHER --view models`"
         )
+    if arguments.view == "served" and not tables["served"]:
+        raise UserError("no model of these runs was served; see `serve-speed --help`")
     if not any(tables.values()):
         print(f"the view {arguments.view} has nothing to show of these cells", file=sys.stderr)
     return tables
@@ -109,7 +111,7 @@ def _tables(merged: Merged, names: tuple[str, ...], reference: str | None) -> di
     from reports.tables.views import views
 
     needs = {card.name: card.needs for card in catalogue()}
-    return views(names, merged.records, reference, merged.samples, needs)
+    return views(names, merged.records, reference, merged.samples, needs, served=merged.served)
 
 
 def _rendered(arguments: argparse.Namespace, merged: Merged, tables: dict[str, list[Table]]) -> str:
@@ -141,7 +143,7 @@ def _write(folder: Path, merged: Merged, reference: str | None, *, standalone: b
     from reports.formats import latex
     from reports.page import page
 
-    drawn = figures(merged.records, merged.samples, reference or "")
+    drawn = figures(merged.records, merged.samples, reference or "", merged.served)
     tables = _tables(merged, VIEWS, reference)
     gallery = Gallery(drawn, folder / "figures")
     write_atomically(folder / "report.md", report_text.markdown(merged.records, tables["main"], merged.remarks))

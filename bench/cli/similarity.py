@@ -40,9 +40,7 @@ def add(commands: Any) -> None:
 
 def _similarity(arguments: argparse.Namespace) -> int:
     start = time.perf_counter()
-    protocol = SimilarityProtocol(
-        **{option.field: vars(arguments)[option.flag] for option in OWN if option.flag in arguments}
-    )
+    protocol = SimilarityProtocol(**options.fields(arguments, OWN))
     asked = {"methods": "dense", "model": arguments.model} | options.given(arguments, PLACE)
     spec = from_flags(asked | ({"out": arguments.out} if arguments.out else {}), name="similarity")
     folder = spec.folder()

@@ -23,6 +23,7 @@ from methods.model.decoder import Decoder
 from methods.model.stock import empty
 
 DECI = "deci"
+EMBEDDING = "token_embd.weight"
 
 
 def architecture(file: Path) -> str:
@@ -42,6 +43,21 @@ def read(file: Path, dtype: torch.dtype) -> Decoder:
             return Decoder(conversion.from_gguf(file, dtype)[0])
     except (RuntimeError, KeyError, NotImplementedError) as error:
         raise ValueError(first_line(error)) from error
+
+
+def read_in_a_step(file: Path) -> tuple[int, int]:
+    """Return the bytes of all matrices that a token is multiplied with, and how many numbers it leaves in the cache.
+
+    The embedding is one of them where it is the head too; of one that is not a token takes a row.
+    """
+    reader = gguf.GGUFReader(file)
+    tied = all(tensor.name != "output.weight" for tensor in reader.tensors)
+    matrices = [tensor for tensor in reader.tensors if len(tensor.shape) > 1 and (tied or tensor.name != EMBEDDING)]
+    name = _value(reader, "general.architecture")
+    n = _value(reader, f"{name}.block_count")
+    G = _each(_value(reader, f"{name}.attention.head_count_kv"), n)
+    E = sum(_value(reader, f"{name}.attention.{part}_length") for part in ("key", "value"))
+    return sum(int(tensor.n_bytes) for tensor in matrices), sum(G) * E
 
 
 def _read_deci(file: Path, dtype: torch.dtype) -> Decoder:

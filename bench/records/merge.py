@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.records import packed_run, run_folder
+from bench.records import packed_run, run_folder, served
 from bench.records.record import Record
 from bench.records.samples import refuse_damaged
 from methods.checkpoint.weight_files import staged
@@ -16,9 +16,9 @@ from methods.errors import UserError
 def merge(parts: Sequence[Path], out: Path) -> dict[str, Record]:
     """Write the cells of all parts, packed or not, with samples and saved models to the new folder `out`; return them.
 
-    A cell of one key and one content in several parts is taken once. Raises UserError, and writes nothing, where a
-    part is no run folder, where two have different records of one key, where a record or its samples are damaged, and
-    where `out` has files.
+    A cell of one key and one content in several parts is taken once. What inference engines made of a model comes from
+    the first part that has it. Raises UserError, and writes nothing, where a part is no run folder, where two have
+    different records of one key, where a record or its samples are damaged, and where `out` has files.
     """
     found: dict[str, tuple[Path, Record]] = {}
     for part in parts:
@@ -29,6 +29,7 @@ def merge(parts: Sequence[Path], out: Path) -> dict[str, Record]:
                     f"{key} is in {first} and in {part}, and not the same: it was measured twice; leave one of the two "
                     "out, or compare the parts as runs of their own"
                 )
+    rows = {(one.key, one.type): one for part in reversed(parts) for one in served.load(part)}
     with staged(out) as folder:
         for part in parts:
             if packed_run.is_packed(part):
@@ -38,6 +39,8 @@ def merge(parts: Sequence[Path], out: Path) -> dict[str, Record]:
                 _copy(part, key, record, folder)
             if (model := part / "models" / key).is_dir():
                 shutil.copytree(model, folder / "models" / key)
+        if rows:
+            served.save(folder, rows.values())
     return {key: record for key, (_, record) in found.items()}
 
 

@@ -2,6 +2,7 @@
 
     records.jsonl            a line for each cell: `key`, `rows_sha256`, and the keys of its record, which is unchanged
     samples/NAME.parquet     the samples of all cells, whose the column `cell` says, by its key
+    served.jsonl             what inference engines made of the models, as in a run that is not packed
 
 A record names the sha256 of each file of samples that its run wrote. In the packed form those files are gone, so
 `rows_sha256` has for each of them the sha256 of its rows, which no version of Parquet changes; `unpack` looks at it.
@@ -18,6 +19,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from bench.records import served
 from bench.records.record import InvalidRecord, Record, from_json, load, save
 from bench.records.samples import CELL, SampleFiles, read_table, refuse_damaged
 from methods.errors import UserError
@@ -34,6 +36,12 @@ def is_packed(run: Path) -> bool:
 def files(run: Path) -> list[Path]:
     """Return the files of a packed run, none where it is not packed."""
     return [run / RECORDS, *sorted((run / "samples").glob("*.parquet"))] if is_packed(run) else []
+
+
+def _carry_served(run: Path, target: Path) -> None:
+    """Copy what inference engines made of the models, where a run is packed or unpacked to another folder."""
+    if (found := served.load(run)) and target != run:
+        served.save(target, found)
 
 
 def lines(run: Path) -> dict[str, dict[str, Any]]:
@@ -70,6 +78,7 @@ def pack(run: Path, target: Path) -> int:
     if is_packed(run):
         for path in files(run):
             write_atomically(target / path.relative_to(run), path.read_bytes())
+        _carry_served(run, target)
         return len(lines(run))
     tables: dict[str, list[Any]] = {}
     packed = []
@@ -82,6 +91,7 @@ def pack(run: Path, target: Path) -> int:
         packed.append(json.dumps({"key": path.stem, "rows_sha256": hashes} | asdict(record), allow_nan=False))
     for name, several in tables.items():
         write_atomically(target / "samples" / f"{name}.parquet", _parquet(several))
+    _carry_served(run, target)
     write_atomically(target / RECORDS, "".join(f"{line}\n" for line in packed))
     if target == run:
         shutil.rmtree(run / "cells")

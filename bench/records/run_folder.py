@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.records import answers, columns, packed_run
+from bench.records import answers, columns, packed_run, served
 from bench.records.comparability import MOST, brief, conditions_of, differing, flat, setups
 from bench.records.record import Record, load
 from bench.records.samples import CELL, SampleFiles, Samples
+from bench.records.served import ServedRecord
 from methods.errors import UserError
 
 if TYPE_CHECKING:
@@ -123,11 +125,13 @@ class Merged:
     """Hold the records of several runs, a cell that occurs twice once, with their samples.
 
     remarks   what keeps some of the runs from being compared, by name
+    served    what inference engines made of their models
     """
 
     records: list[Record]
     samples: Samples
     remarks: list[str]
+    served: list[ServedRecord] = field(default_factory=list)
 
 
 def load_runs(runs: Sequence[Path]) -> Merged:
@@ -147,7 +151,7 @@ def load_runs(runs: Sequence[Path]) -> Merged:
     first: dict[str, tuple[Path, Mapping[str, Any]]] = {}
     for key, (run, record) in zip(setups([record for _, record in every]), every, strict=True):
         first.setdefault(key, (run, conditions_of(record)))
-    return Merged(found, kept, [*_twice(again), *_apart(list(first.values()))])
+    return Merged(found, kept, [*_twice(again), *_apart(list(first.values()))], [*chain(*map(served.load, runs))])
 
 
 def _rank(record: Record) -> tuple[bool, str]:

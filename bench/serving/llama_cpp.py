@@ -9,10 +9,11 @@ Letters: B = sequences, T = tokens of one, V = vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ INSTALL = "pip install 'prunebench[llama]'"
 FILE_TYPES = {"q8_0": 7, "q4_0": 2}  # llama.cpp's numbers of the ways to quantise a file (llama_ftype)
 MINUTES = 10.0  # without a word after which an engine counts as hanging
 F32 = 0  # llama.cpp's number of the type (ggml_type)
+CELLS = 256  # positions of a cache come in as many, for which there are kernels
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ def is_installed() -> bool:
     return importlib.util.find_spec(PACKAGE) is not None
 
 
+def version() -> str:
+    """Return the version of the engine's package, without importing it."""
+    return importlib.metadata.version(PACKAGE.replace("_", "-"))
+
+
 def require(what: str) -> None:
     """Raise UserError, which begins with `what` needs the engine, where that is not installed."""
     if not is_installed():
@@ -67,7 +74,7 @@ def compute(
     found: dict[str, Any] = {}
     rows = [list(map(int, ids)) for ids in sequences]
     task = {"file": str(file), "sequences": rows, "text": text, "threads": threads}
-    return run_alone(_compute, task, minutes, found) or EngineAnswer(**found)
+    return run_alone(_compute, task, minutes, found.update) or EngineAnswer(**found)
 
 
 def quantise(source: Path, target: Path, kind: str, *, threads: int, minutes: float = MINUTES) -> Failure | None:
@@ -76,15 +83,17 @@ def quantise(source: Path, target: Path, kind: str, *, threads: int, minutes: fl
     Embedding and head are quantised like all others. Returns a Failure where the engine does not finish.
     """
     task = {"source": str(source), "target": str(target), "kind": FILE_TYPES[kind], "threads": threads}
-    return run_alone(_quantise, task, minutes, {})
+    return run_alone(_quantise, task, minutes, lambda news: None)
 
 
-def run_alone(target: Any, task: dict[str, Any], minutes: float, found: dict[str, Any]) -> Failure | None:
-    """Run a task in a process of its own, and add to its failure what the engine has asserted in vain."""
+def run_alone(
+    target: Any, task: dict[str, Any], minutes: float, hear: Callable[[dict[str, Any]], object]
+) -> Failure | None:
+    """Run a task in a process of its own, which tells `hear`; to its failure is added what the engine asserts."""
     limits = worker.Limits(silence=60 * minutes)
     with tempfile.TemporaryDirectory(prefix="llama-cpp-") as folder, worker.Worker({"GGML_NO_BACKTRACE": "1"}) as own:
         complaints = Path(folder) / "stderr"
-        failure = own.run(target, (task, str(complaints)), limits=limits, hear=found.update)
+        failure = own.run(target, (task, str(complaints)), limits=limits, hear=hear)
         if failure is None:
             return None
         said = complaints.read_text(encoding="utf-8", errors="replace").splitlines() if complaints.exists() else []
@@ -92,72 +101,137 @@ def run_alone(target: Any, task: dict[str, Any], minutes: float, found: dict[str
         return dataclasses.replace(failure, reason="; ".join([failure.reason, *asserted[:1]]))
 
 
-def _library(complaints: str) -> tuple[Any, Any, Any]:
-    """Return the C library, its declarations, and what keeps it silent as long as that is held.
+class Library:
+    """Speaks to llama.cpp's C library in this process, which does not survive what the library asserts in vain.
 
-    What it writes past that goes into the file `complaints`.
+    described  {name, version, commit, system: the processor's instructions that it uses}
+    ubatch     tokens that it computes together at most, its own setting
     """
-    from llama_cpp_py_sync import _cffi_bindings
 
-    os.dup2(os.open(complaints, os.O_WRONLY | os.O_CREAT), 2)
-    ffi, library = _cffi_bindings.get_ffi(), _cffi_bindings.get_lib()
-    silent = ffi.callback("void(enum ggml_log_level, const char *, void *)", lambda level, words, data: None)
-    library.llama_log_set(silent, ffi.NULL)
-    library.llama_backend_init()
-    return library, ffi, silent
+    def __init__(self, complaints: str) -> None:
+        """Load the library and keep it silent; what it writes past that goes into the file `complaints`."""
+        import llama_cpp_py_sync
+        from llama_cpp_py_sync import _cffi_bindings
+
+        os.dup2(os.open(complaints, os.O_WRONLY | os.O_CREAT), 2)
+        self.ffi, self.c = _cffi_bindings.get_ffi(), _cffi_bindings.get_lib()
+        self._silent = self.ffi.callback(
+            "void(enum ggml_log_level, const char *, void *)", lambda level, words, data: None
+        )
+        self.c.llama_log_set(self._silent, self.ffi.NULL)
+        self.c.llama_backend_init()
+        self.described = {
+            "name": "llama.cpp",
+            "version": llama_cpp_py_sync.__version__,
+            "commit": llama_cpp_py_sync.__llama_cpp_commit__,
+            "system": self.ffi.string(self.c.llama_print_system_info()).decode().strip(" |"),
+        }
+        self.ubatch = int(self.c.llama_context_default_params().n_ubatch)
+
+    def load(self, file: str) -> Any:
+        """Return the model in a GGUF file, on the CPU. Raises ValueError where the engine cannot read it."""
+        options = self.c.llama_model_default_params()
+        options.n_gpu_layers = 0
+        model = self.c.llama_model_load_from_file(file.encode(), options)
+        if model == self.ffi.NULL:
+            raise ValueError("llama.cpp cannot read the file")
+        return model
+
+    def vocabulary(self, model: Any) -> int:
+        """Return the number of tokens that a model knows."""
+        return int(self.c.llama_vocab_n_tokens(self.c.llama_model_get_vocab(model)))
+
+    def context(self, model: Any, *, length: int, sequences: int, threads: int, exact: bool = False) -> Any:
+        """Return room for as many sequences of `length` tokens, all of which may come at once.
+
+        exact  keeps keys, values and queries in float32, and computes a whole batch together
+
+        Raises ValueError where the engine has no such room.
+        """
+        options = self.c.llama_context_default_params()
+        options.n_seq_max = sequences
+        options.n_ctx = options.n_batch = sequences * (length if exact else -(-length // CELLS) * CELLS)
+        options.n_threads = options.n_threads_batch = threads
+        if exact:
+            options.n_ubatch, options.type_k, options.type_v = options.n_batch, F32, F32
+            options.flash_attn_type = 0  # which would round queries to float16
+        context = self.c.llama_init_from_model(model, options)
+        if context == self.ffi.NULL:
+            raise ValueError("llama.cpp makes no context for the file")
+        return context
+
+    def batch(self, rows: Sequence[Sequence[int]], start: int, *, every: bool = False) -> Any:
+        """Return token ids (sequences, T) that begin at position `start`, to be dropped again.
+
+        every  whether logits are wanted of every position, and not of each sequence's last one alone
+        """
+        T = len(rows[0])
+        batch = self.c.llama_batch_init(len(rows) * T, 0, 1)
+        batch.n_tokens = len(rows) * T
+        for sequence, ids in enumerate(rows):
+            for position, token in enumerate(ids):
+                at = sequence * T + position
+                batch.token[at], batch.pos[at] = token, start + position
+                batch.n_seq_id[at], batch.seq_id[at][0] = 1, sequence
+                batch.logits[at] = every or position == T - 1
+        return batch
+
+    def decode(self, context: Any, batch: Any) -> None:
+        """Compute a batch and wait for it. Raises ValueError where the engine does not."""
+        if answer := self.c.llama_decode(context, batch):
+            raise ValueError(f"llama.cpp computes nothing of the file: llama_decode answers {answer}")
+        self.c.llama_synchronize(context)
+
+    def logits(self, context: Any, T: int, V: int) -> np.ndarray:
+        """Return the logits of T positions of the last batch, (T, V), which the next call overwrites."""
+        found = self.ffi.buffer(self.c.llama_get_logits(context), 4 * T * V)
+        return np.frombuffer(found, np.float32).reshape(T, V)
+
+    def tokens(self, model: Any, text: str) -> list[int]:
+        """Return the ids of a text by the tokenizer of the file, with what that puts in front."""
+        words = text.encode()
+        room = len(words) + 8
+        ids = self.ffi.new("llama_token[]", room)
+        count = self.c.llama_tokenize(self.c.llama_model_get_vocab(model), words, len(words), ids, room, True, False)
+        return list(ids[0 : max(count, 0)])
+
+    def forget(self, context: Any) -> None:
+        """Empty the cache."""
+        self.c.llama_memory_clear(self.c.llama_get_memory(context), True)
+
+    def cut(self, context: Any, sequences: int, length: int) -> bool:
+        """Take from the cache of each sequence what lies behind `length` tokens; say whether the engine can."""
+        memory = self.c.llama_get_memory(context)
+        return all(self.c.llama_memory_seq_rm(memory, sequence, length, -1) for sequence in range(sequences))
+
+    def drop(self, batch: Any) -> None:
+        """Give back what a batch holds."""
+        self.c.llama_batch_free(batch)
+
+    def close(self, context: Any) -> None:
+        """Give back what a context holds."""
+        self.c.llama_free(context)
 
 
 def _compute(line: worker.Line, task: dict[str, Any], complaints: str) -> None:
     """Tell, in the engine's process, its tokens of a text, its logits and the likelihood of each sequence."""
-    library, ffi, _silent = _library(complaints)
+    engine, sequences = Library(complaints), task["sequences"]
     line.alive("while llama.cpp read the file")
-    options = library.llama_model_default_params()
-    options.n_gpu_layers = 0
-    model = library.llama_model_load_from_file(task["file"].encode(), options)
-    if model == ffi.NULL:
-        raise ValueError("llama.cpp cannot read the file")
-    vocabulary, sequences = library.llama_model_get_vocab(model), task["sequences"]
-    line.tell({"tokens": _tokens(library, ffi, vocabulary, task["text"])})
-    options = library.llama_context_default_params()
-    options.n_ctx = options.n_batch = options.n_ubatch = max(map(len, sequences))
-    options.n_threads = options.n_threads_batch = task["threads"]
-    options.type_k = options.type_v = F32
-    options.flash_attn_type = 0  # which would round queries to float16
-    context = library.llama_init_from_model(model, options)
-    if context == ffi.NULL:
-        raise ValueError("llama.cpp makes no context for the file")
-    V, nll = library.llama_vocab_n_tokens(vocabulary), list[float]()
+    model = engine.load(task["file"])
+    line.tell({"tokens": engine.tokens(model, task["text"])})
+    context = engine.context(model, length=max(map(len, sequences)), sequences=1, threads=task["threads"], exact=True)
+    V, nll = engine.vocabulary(model), list[float]()
     for number, ids in enumerate(sequences):
         line.alive(f"while llama.cpp computed sequence {number}")
-        logits = _logits(library, ffi, context, ids, V)
+        engine.forget(context)
+        batch = engine.batch([ids], 0, every=True)
+        engine.decode(context, batch)
+        engine.drop(batch)
+        logits = engine.logits(context, len(ids), V)
         if number == 0:
             line.tell({"logits": logits.copy()})
         nll.append(_nll(logits, np.array(ids)))
     line.tell({"nll": np.array(nll)})
-
-
-def _tokens(library: Any, ffi: Any, vocabulary: Any, text: str) -> list[int]:
-    words = text.encode()
-    room = len(words) + 8
-    ids = ffi.new("llama_token[]", room)
-    count = library.llama_tokenize(vocabulary, words, len(words), ids, room, True, False)
-    return list(ids[0 : max(count, 0)])
-
-
-def _logits(library: Any, ffi: Any, context: Any, ids: list[int], V: int) -> np.ndarray:
-    """Return the logits of all positions, (T, V), which the next call overwrites."""
-    library.llama_memory_clear(library.llama_get_memory(context), True)
-    T = len(ids)
-    batch = library.llama_batch_init(T, 0, 1)
-    batch.n_tokens = T
-    for position, token in enumerate(ids):
-        batch.token[position], batch.pos[position] = token, position
-        batch.n_seq_id[position], batch.seq_id[position][0], batch.logits[position] = 1, 0, 1
-    answer = library.llama_decode(context, batch)
-    library.llama_batch_free(batch)
-    if answer:
-        raise ValueError(f"llama.cpp computes nothing of the file: llama_decode answers {answer}")
-    return np.frombuffer(ffi.buffer(library.llama_get_logits(context), 4 * T * V), np.float32).reshape(T, V)
 
 
 def _nll(logits: np.ndarray, ids: np.ndarray) -> float:
@@ -170,9 +244,9 @@ def _nll(logits: np.ndarray, ids: np.ndarray) -> float:
 
 def _quantise(line: worker.Line, task: dict[str, Any], complaints: str) -> None:
     """Quantise a file in the engine's process."""
-    library, ffi, _silent = _library(complaints)
+    engine = Library(complaints)
     line.alive("while llama.cpp quantised the file")
-    options = ffi.new("llama_model_quantize_params *", library.llama_model_quantize_default_params())
+    options = engine.ffi.new("llama_model_quantize_params *", engine.c.llama_model_quantize_default_params())
     options.nthread, options.ftype, options.pure = task["threads"], task["kind"], True
-    if library.llama_model_quantize(task["source"].encode(), task["target"].encode(), options):
+    if engine.c.llama_model_quantize(task["source"].encode(), task["target"].encode(), options):
         raise ValueError("llama.cpp does not quantise the file")

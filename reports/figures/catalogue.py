@@ -18,9 +18,11 @@ from pathlib import Path
 
 from bench.records.record import Record
 from bench.records.samples import Samples
+from bench.records.served import ServedRecord
 from reports.blocks import blocks
 from reports.figures import ablation, compensation, draws, heatmaps, pareto, quality, traces
 from reports.figures.figure import Figure, save
+from reports.figures.served import figures as of_served
 from reports.text import printable
 
 
@@ -70,11 +72,17 @@ def _save_all(figures: Sequence[Figure], folder: Path) -> None:
         sys.exit(1)
 
 
-def figures(records: Sequence[Record], samples: Samples | None = None, reference: str = "") -> list[Figure]:
+def figures(
+    records: Sequence[Record],
+    samples: Samples | None = None,
+    reference: str = "",
+    served: Sequence[ServedRecord] = (),
+) -> list[Figure]:
     """Return the figures for which there is data, in the order of a report.
 
     samples    those of the records
     reference  the label of a method that charts show in colour
+    served     what inference engines made of the models
     """
     setups, found = blocks(records), list[Figure]()
     for number, setup in enumerate(setups):
@@ -86,7 +94,7 @@ def figures(records: Sequence[Record], samples: Samples | None = None, reference
             *traces.figures(setup),
         ]
         found += [replace(one, name=f"{one.name}-{number + 1}") if number else one for one in of_setup]
-    found += [*ablation.figures(setups), *draws.figures(records)]
+    found += [*ablation.figures(setups), *draws.figures(records), *of_served(served)]
     return [replace(one, title=_sentence(one.title), description=_sentence(one.description)) for one in found]
 
 

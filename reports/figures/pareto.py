@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from reports.blocks import TableGroup
-from reports.figures.curves import Chart, draw
+from reports.figures.curves import Chart, Point, draw
 from reports.figures.figure import Figure
 from reports.figures.quality import PlottedPoint, called, chart, in_colour, points_of, qualities, scaled, subject
 from reports.metrics import finite, metric
@@ -42,35 +42,44 @@ def figures(blocks: Sequence[TableGroup], reference: str = "") -> list[Figure]:
 
 def _chart(column: str, cost: str, points: Sequence[PlottedPoint], reference: str) -> Chart:
     """Return the chart of a quality over one cost; what is paid buys the nearest cell in reach, hence the steps."""
-    corners: list[tuple[float, float]] = []
-    for point in front_of(column, cost, points):
-        x, y = scaled(cost) * point.row[cost], scaled(column) * point.row[column]
-        if corners:
-            before = corners[-1]
-            corners.append((x, before[1]) if COSTS[cost][1] == "lower" else (before[0], y))
-        corners.append((x, y))
+    front = [(scaled(cost) * one.row[cost], scaled(column) * one.row[column]) for one in front_of(column, cost, points)]
     heading = f"{COSTS[cost][0]}, {COSTS[cost][1]} is better"
     found = chart(column, points, cost, heading, in_colour(column, points, reference))
     width = found.width[::-1] if COSTS[cost][1] == "lower" else found.width  # so that more was removed on the right
-    return replace(found, width=width, front=tuple(corners), names_all=False)
+    return replace(found, width=width, front=steps(front, COSTS[cost][1]), names_all=False)
 
 
 def front_of(column: str, cost: str, points: Sequence[PlottedPoint]) -> list[PlottedPoint]:
     """Return the cells that no other one beats in one of the two and equals or beats in the other, by rising cost."""
     known = [point for point in points if finite(point.row.get(cost))]
-    better = metric(column).better, COSTS[cost][1]
+    places = [(point.row[cost], point.row[column]) for point in known]
+    return [known[number] for number in unbeaten(places, COSTS[cost][1], metric(column).better or "lower")]
 
-    def gains(point: PlottedPoint) -> tuple[float, float]:
-        return (
-            point.row[column] * (1 if better[0] == "higher" else -1),
-            point.row[cost] * (1 if better[1] == "higher" else -1),
-        )
 
-    def beaten(point: PlottedPoint) -> bool:
-        own = gains(point)
-        return any(other != own and other[0] >= own[0] and other[1] >= own[1] for other in map(gains, known))
+def unbeaten(places: Sequence[Point], *better: str) -> list[int]:
+    """Return the numbers of the points that no other one beats in x or y and equals or beats in both, by rising x.
 
-    return sorted((point for point in known if not beaten(point)), key=lambda point: point.row[cost])
+    better  of x and of y, whether "lower" or "higher" is better
+    """
+    signs = [1 if one == "higher" else -1 for one in better]
+    gains = [(x * signs[0], y * signs[1]) for x, y in places]
+    kept = [
+        number
+        for number, own in enumerate(gains)
+        if not any(other != own and other[0] >= own[0] and other[1] >= own[1] for other in gains)
+    ]
+    return sorted(kept, key=lambda number: places[number][0])
+
+
+def steps(front: Sequence[Point], better: str) -> tuple[Point, ...]:
+    """Return the corners of the line through a front, by rising x, of which "lower" or "higher" is better."""
+    corners: list[Point] = []
+    for x, y in front:
+        if corners:
+            before = corners[-1]
+            corners.append((x, before[1]) if better == "lower" else (before[0], y))
+        corners.append((x, y))
+    return tuple(corners)
 
 
 def _said(column: str, cost: str, points: Sequence[PlottedPoint]) -> str:

@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from bench.records.record import Record, display_name, requested_ratio
 from bench.records.samples import Samples
+from bench.records.served import ServedRecord
 from reports import notes
 from reports.blocks import draws_named, seeds_named, seeds_of
 from reports.figures.catalogue import figures
@@ -43,6 +44,7 @@ def page(
     samples: Samples | None = None,
     needs: Mapping[str, str] | None = None,
     remarks: Sequence[str] = (),
+    served: Sequence[ServedRecord] = (),
     live: str = "",
     tables: Mapping[str, Sequence[Table]] | None = None,
     drawings: Iterable[tuple[Figure, str]] | None = None,
@@ -52,19 +54,20 @@ def page(
     samples   those of the records, for paired tests
     needs     what each method looks at, by its name: "calibration, gradients"
     remarks   what is to be said of the records as a whole, such as which runs cannot be compared
+    served    what inference engines made of the models
     live      where the page is served: the ETag that it has, and asks after
     tables    those of reports.page.sections.VIEWS, and
     drawings  every figure with its SVG, where they are made already or in the making
     """
     samples = samples or Samples()
     rows, targets = groups(records)
-    tables = views(VIEWS, records, samples=samples, needs=needs) if tables is None else tables
+    tables = views(VIEWS, records, samples=samples, needs=needs, served=served) if tables is None else tables
     parts = sections(tables, targets)
     style, theme, script = (_template(name) for name in ("page.css", "theme.js", "page.js"))
     models = ", ".join(dict.fromkeys(display_name(record) for record in records))
     findings, cells = summary(records, samples), [_cell(group) for group in rows]
     if drawings is None:
-        drawings = ((figure, svg(figure)) for figure in figures(records, samples))
+        drawings = ((figure, svg(figure)) for figure in figures(records, samples, served=served))
     drawn = [_drawing(*one) for one in drawings]  # last, since they may be in the making
     first = _first(drawn)
     rest = [one for one in drawn if one not in first]

@@ -32,6 +32,7 @@ SECTIONS = (  # name, title, view, and the group of its columns where it has sev
     ("models", "Several models", "models", "changes"),
     ("places", "Places", "models", "places"),
     ("orders", "Orders", "models", ""),
+    ("served", "Served", "served", ""),
 )
 VIEWS = tuple(dict.fromkeys(view for _, _, view, _ in SECTIONS))
 BETTER = {"higher": "higher is better", "lower": "lower is better", None: ""}

@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from bench.records import run_folder
+from bench.records import run_folder, served
 from bench.records.samples import Samples
 from methods.errors import UserError
 from reports.page import page
@@ -41,8 +41,8 @@ class Live:
     def stamp(self) -> str:
         """Return a name for the state of the records, made of their files' names, sizes and times."""
         state = []
-        for path in run_folder.files(self.run):
-            with suppress(FileNotFoundError):  # a record that was there a moment ago
+        for path in (*run_folder.files(self.run), self.run / served.FILE):
+            with suppress(FileNotFoundError):  # a record that was there a moment ago, or nothing was served
                 found = path.stat()
                 state.append((path.name, found.st_size, found.st_mtime_ns))
         return hashlib.sha256(repr(state).encode()).hexdigest()[:32]
@@ -62,9 +62,8 @@ class Live:
         begun = run_folder.files(self.run)
         found = run_folder.load_runs([self.run]) if begun else run_folder.Merged([], Samples(), [])
         title = self.run.resolve().name
-        return page.page(
-            found.records, title=title, samples=found.samples, needs=self.needs, remarks=found.remarks, live=stamp
-        )
+        known: dict[str, Any] = {"samples": found.samples, "remarks": found.remarks, "served": found.served}
+        return page.page(found.records, title=title, needs=self.needs, live=stamp, **known)
 
 
 def start(run: Path, port: int, needs: Mapping[str, str]) -> ThreadingHTTPServer:

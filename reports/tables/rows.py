@@ -11,6 +11,7 @@ from bench.records.columns import removed_too_little
 from bench.records.guessing import may_be_guessed
 from bench.records.record import Record, display_name, requested_ratio, share
 from bench.records.samples import Samples
+from bench.records.served import ServedRecord
 from reports import notes
 from reports.blocks import TableGroup, blocks
 from reports.metrics import METRICS, metric
@@ -28,12 +29,14 @@ class ReportData:
     reference  the label of the method that the others are tested against; empty for no tests
     samples    those of the records, read where something is tested
     needs      what each method looks at, by its name: "calibration, gradients"
+    served     what inference engines made of the models
     """
 
     records: Sequence[Record]
     reference: str = ""
     samples: Samples = field(default_factory=Samples)
     needs: Mapping[str, str] = field(default_factory=dict)
+    served: Sequence[ServedRecord] = ()
 
     @cached_property
     def setups(self) -> list[list[TableGroup]]:

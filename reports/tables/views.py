@@ -12,6 +12,7 @@ records -> frame -> groups of cells (one per setup and ratio, the dense model on
     decisions    which layers, attentions, MLPs, heads and channels went
     ablation     one factor against another among the cells of one method
     seeds        how much of a perplexity is the method, the calibration's text and seed, and the windows
+    served       models in an inference engine: quality, size and speed, by the type of their weights
     models       what a method does to each of several models, its places there, and how far orders agree
 """
 
@@ -25,12 +26,15 @@ from typing import Any
 from bench.records.columns import STAGES, answered, task_columns, texts
 from bench.records.record import Record, label
 from bench.records.samples import Samples
+from bench.records.served import ServedRecord
 from methods.errors import UserError
 from reports import notes
 from reports.blocks import TableGroup
-from reports.tables import ablation, cost, grid, order, seeds, speed
+from reports.tables import ablation, cost, grid, order, seeds
 from reports.tables.models import view as models
 from reports.tables.rows import COST, ReportData, compared, kind, of_group, ratio_word, starred
+from reports.tables.speed import served as served_models
+from reports.tables.speed import view as speed
 from reports.tables.table import Column, Row, Table, TableCell, column, pivot
 
 SUMMARY = ("average", "kept", "answer_bpb", "prefill_speed", "decode_speed", "prune_seconds")
@@ -51,17 +55,20 @@ def views(
     reference: str | None = None,
     samples: Samples | None = None,
     needs: Mapping[str, str] | None = None,
+    *,
+    served: Sequence[ServedRecord] = (),
 ) -> dict[str, list[Table]]:
     """Return the tables of each view. Raises UserError for an unknown view and for a reference that no record has.
 
     reference    a method's label, as in "laco" or "laco:C=3": differences to it are tested, where there are samples
     samples      those of the records
     needs        what each method looks at, by its name: "calibration, gradients"
+    served       what inference engines made of the models
     """
     labels = list(dict.fromkeys(label(record.cell) for record in records))
     if reference and reference not in labels:
         raise UserError(f"no method {reference!r} to refer to; there are {', '.join(labels)}")
-    data = ReportData(records, reference or "", samples or Samples(), needs or {})
+    data = ReportData(records, reference or "", samples or Samples(), needs or {}, served)
     found = {}
     for name in names:
         if name not in VIEWS:
@@ -193,4 +200,5 @@ VIEWS: dict[str, Callable[[ReportData], list[Table]]] = {
     "ablation": ablation.tables,
     "seeds": seeds.tables,
     "models": models.tables,
+    "served": lambda data: served_models.tables(data.served),
 }

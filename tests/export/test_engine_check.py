@@ -150,9 +150,9 @@ def test_a_file_that_llama_cpp_cannot_read_is_an_outcome(tmp_path):
 
 
 def test_an_engine_that_hangs_or_crashes_is_an_outcome():
-    failure = llama_cpp.run_alone(engine_children.hang, {}, 1 / 60, {})
+    failure = llama_cpp.run_alone(engine_children.hang, {}, 1 / 60, lambda news: None)
     assert (failure.status, failure.reason) == ("timed_out", "silent for 1 s while it thought, and ended")
-    failure = llama_cpp.run_alone(engine_children.crash, {}, 1, {})
+    failure = llama_cpp.run_alone(engine_children.crash, {}, 1, lambda news: None)
     assert failure.status == "crashed"
     assert failure.reason == "killed by SIGABRT while it computed; ggml.c:12: GGML_ASSERT(rows > 0) failed"
 

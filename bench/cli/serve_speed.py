@@ -1,0 +1,50 @@
+"""The command serve-speed: the models of a run in an inference engine, their quality, size and speed there."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from bench.cli import FAILED_CELLS, OK, options
+from bench.plan.fields import options as options_of
+from bench.plan.served import ServedProtocol
+
+OWN = options_of(ServedProtocol)
+
+
+def add(commands: Any) -> None:
+    command = commands.add_parser(
+        "serve-speed",
+        help="time the models of a run in an inference engine",
+        description="Export each model of a run in several types of weights, hold what the engine computes against "
+        "this suite, and have the engine score a text and be timed, in turns with the dense model. The table is the "
+        "one of `report RUN --view served`; the same command goes on where it stopped.",
+    )
+    command.add_argument("run", type=Path, metavar="RUN", help="a run folder, whose served.jsonl is written")
+    command.add_argument("cells", nargs="*", metavar="CELL", help="keys or labels; by default all cells with a model")
+    options.add(command, OWN)
+    command.add_argument("--threads", type=int, metavar="N", help="of the engine; by default all cores")
+    command.add_argument("--device", default="auto", help="to make models again on; auto: as in the record")
+    command.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file with methods")
+    command.set_defaults(command=_serve_speed)
+
+
+def _serve_speed(arguments: argparse.Namespace) -> int:
+    protocol = ServedProtocol(**options.fields(arguments, OWN))
+    import methods
+    from bench.served import chosen, rows
+    from methods.errors import UserError
+    from reports.formats import terminal
+    from reports.tables.speed import served as tables
+
+    if arguments.threads is not None and arguments.threads < 1:
+        raise UserError(f"--threads is a positive number; got {arguments.threads}")
+    try:
+        methods.load(arguments.plugin)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    wanted = rows.find(arguments.run, arguments.cells)
+    found = list(rows.serve(wanted, protocol, chosen.engine(protocol, arguments.threads), device=arguments.device))
+    print(terminal.render(tables.tables(found)), end="")
+    return FAILED_CELLS if any(one.status not in ("ok", "unsupported") for one in found) else OK

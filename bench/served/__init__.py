@@ -1,0 +1,1 @@
+"""The models of a run as an inference engine serves them: exported, held against this suite, scored and timed."""

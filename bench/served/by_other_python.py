@@ -1,0 +1,98 @@
+"""Serves models by vLLM or SGLang, in the Python that has them: as Hugging Face folders, else as Nemotron-NAS.
+
+Dense and pruned model are served in turns, whole processes each, since the engine fills a GPU with one. It has not been
+run: there was no such engine, and its tests have a recorded one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.data.texts import EvaluationText
+from bench.evaluation.scoring import window_nll
+from bench.export import nemotron_nas
+from bench.export.formats import HF, NEMOTRON_NAS
+from bench.plan.served import ServedProtocol
+from bench.run.reproduce import PrunedModel
+from bench.served.engine import Exported, NotServed, perplexity
+from bench.serving.other_python import EngineFailed, OtherPython
+from bench.speed.summary import summary
+from bench.speed.timing import Pass, WarmUp
+from bench.speed.workloads import TimedPoint
+from methods.checkpoint import save_load
+from methods.errors import UserError
+
+AGREES = 0.05  # by which share an engine's perplexity may differ, whose kernels round otherwise
+
+
+class ByOtherPython:
+    """Exports folders, and has an engine's own benchmark time them."""
+
+    def __init__(self, asked: ServedProtocol, threads: int) -> None:
+        self.asked, self.threads = asked, threads
+        self.name: str = asked.engine
+        self.other = OtherPython(asked.engine, asked.engine_python, asked.engine_args, asked.silence)
+        self.version = ""
+
+    def require(self, asked: ServedProtocol) -> None:
+        if not asked.engine_python:
+            raise UserError(f"{self.name} runs in a Python of its own: --engine-python PATH/bin/python")
+        try:
+            self.version = self.other.version()
+        except EngineFailed as error:
+            raise UserError(f"{asked.engine_python} has no {self.name}: {error}") from None
+
+    def export(self, model: PrunedModel, path: Path, kind: str, name: str) -> Exported:
+        dtype = getattr(torch, kind)
+        form = HF
+        manifest = save_load.save(model.model, path, tokenizer=model.tokenizer, facts=model.facts, dtype=dtype)
+        if manifest["loads_with"] != "transformers":
+            form, path = NEMOTRON_NAS, path.with_name(f"{path.name}.nas")
+            nemotron_nas.write(model.model, model.tokenizer, path, dtype, shard_bytes=save_load.SHARD_BYTES)
+        size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+        return Exported(path, form, kind, size)
+
+    def quality(self, exported: Exported, model: PrunedModel, text: EvaluationText) -> dict[str, Any]:
+        try:
+            nll = self.other.likelihoods(exported.path, exported.type, text.ids.tolist())
+        except EngineFailed as error:
+            raise NotServed(error.status, str(error)) from None
+        scored = torch.ones_like(text.ids, dtype=torch.bool)
+        scored[:, 0] = False
+        ours = math.exp(float(window_nll(model.model.model, text.ids, scored, text.ids.shape[1]).sum()) / scored.sum())
+        found = perplexity(nll, text)
+        share = found["perplexity"] / ours - 1
+        said = f"{found['perplexity']:.5g}, and transformers has {ours:.5g} on the same {found['tokens']:,} tokens"
+        checks = [[f"{self.name} perplexity", abs(share) <= AGREES, said]]
+        if abs(share) > AGREES:
+            raise NotServed("error", f"{self.name} perplexity: {said}", {"checks": checks})
+        return {"checks": checks, "perplexity": found}
+
+    def speed(
+        self, dense: Exported, exported: Exported, points: Sequence[TimedPoint], hear: Callable[[str], object]
+    ) -> dict[str, Any]:
+        models = {"dense": dense, "pruned": exported}
+        turns: dict[str, dict[TimedPoint, list[list[Pass]]]] = {
+            name: {point: [] for point in points} for name in models
+        }
+        engine = {"name": self.name, "version": self.version, "arguments": self.asked.engine_args}
+        try:
+            for number in range(self.asked.rounds):
+                for name in models if number % 2 == 0 else reversed(models):
+                    one = models[name]
+                    found = self.other.turn(one.path, one.type, points, self.asked.steps)
+                    for point, ms in found.items():
+                        turns[name][point].append([Pass(ms, sum(ms))])
+                hear(f"round {number + 1} of {self.asked.rounds}")
+        except EngineFailed as error:
+            raise NotServed(error.status, str(error), {"engine": engine}) from None
+        warm = {name: WarmUp(0, True, 0.0) for name in models}  # each process warms up by itself
+        return {
+            "engine": engine,
+            "points": [point.named | summary({name: turns[name][point] for name in models}, warm) for point in points],
+        }

@@ -1,0 +1,202 @@
+"""Serves the models of a run by an inference engine, one after the other, each in every type of weights asked for.
+
+A row is a model in one type. It is exported, held against this suite's logits, scored by the engine on windows of a
+text, and timed in turns with the dense model in the first type, which is timed against itself. What the engine does not
+compute as this suite does is not timed: an engine that leaves an attention out would win.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.data import pretrained, texts
+from bench.export import write
+from bench.plan.protocol import Protocol
+from bench.plan.served import AUTO, ServedProtocol
+from bench.records import run_folder, served
+from bench.records.record import Record, display_name, label, ratio_of, requested_ratio
+from bench.records.served import ServedRecord
+from bench.run.reproduce import PrunedModel
+from bench.served.engine import Exported, NotServed, ServingEngine
+from bench.speed import workloads
+from bench.speed.workloads import TimedPoint
+from bench.system import environment
+from bench.system.console import say
+from methods.errors import UserError
+
+
+@dataclass(frozen=True)
+class Served:
+    """Says which cells of a run are served: the dense one, and those that are asked for, by their keys."""
+
+    run: Path
+    dense: str
+    cells: dict[str, Record]
+
+
+def find(run: Path, wanted: Sequence[str] = ()) -> Served:
+    """Find the cells that are meant, all of the run where none is named, with the dense model of all of them.
+
+    Raises UserError where one is none, has no model, or where they are of several models or without a dense one.
+    """
+    every = run_folder.records(run)
+    named = dict(run_folder.cell(run, one) for one in wanted)
+    for key, record in named.items():
+        if record.status != "ok":
+            raise UserError(f"{key} has no model: {record.status}, {(record.error or '').partition(chr(10))[0]}")
+    chosen = named or {key: record for key, record in every.items() if record.status == "ok"}
+    models = sorted({record.cell["model"] for record in chosen.values()})
+    if len(models) != 1:
+        which = " and ".join(models) if models else "no cell with a model"
+        raise UserError(f"{run} has {which}; name cells of one model")
+    dense = [
+        key
+        for key, record in every.items()
+        if record.status == "ok" and record.cell["method"] == "dense" and record.cell["model"] == models[0]
+    ]
+    if not dense:
+        raise UserError(f"{run} has no cell of the dense model, which every row is compared with; measure it there too")
+    order = sorted(chosen, key=lambda key: (chosen[key].cell["method"] != "dense", key))
+    return Served(run, dense[0], {dense[0]: every[dense[0]]} | {key: chosen[key] for key in order})
+
+
+def serve(
+    wanted: Served, asked: ServedProtocol, engine: ServingEngine, *, device: str = AUTO
+) -> Iterator[ServedRecord]:
+    """Measure every row that has no record that counts, write it, and yield the records of all rows in their order.
+
+    device  on which models are made again where they were not saved
+
+    Raises UserError, before any work, where the engine or the text is missing, and where the dense model is none that
+    the engine knows.
+    """
+    engine.require(asked)
+    texts.check(asked.text)
+    known = {(one.key, one.type): one for one in served.load(wanted.run)}
+    dense = wanted.cells[wanted.dense]
+    types = list(dict.fromkeys(dense.cell["dtype"] if kind == AUTO else kind for kind in asked.types))
+    question = _question(asked, engine)
+    rows = [(key, kind) for key in wanted.cells for kind in types]
+    missing = [row for row in rows if not _counts(known.get(row), wanted.cells[row[0]], question, types[0])]
+    with tempfile.TemporaryDirectory(prefix=".served-", dir=wanted.run) as scratch:
+        room = _Room(wanted, asked, engine, scratch=Path(scratch), base=types[0], device=device)
+        for number, (key, kind) in enumerate(rows, start=1):
+            if (key, kind) in missing:
+                record, where = wanted.cells[key], f"[{number}/{len(rows)}] {label(wanted.cells[key].cell)}@{kind}"
+                status, error, measured = room.measure(key, kind, where)
+                if error:
+                    say(f"{where}: {status}: {error}")
+                known[key, kind] = ServedRecord(
+                    key=key,
+                    type=kind,
+                    base=types[0],
+                    asked=question,
+                    model=_model(record),
+                    status=status,
+                    error=error,
+                    environment=environment.describe(torch.device("cpu"), torch.float32) | {"threads": engine.threads},
+                    measured=measured,
+                )
+                served.save(wanted.run, known.values())
+            yield known[key, kind]
+
+
+def _counts(known: ServedRecord | None, record: Record, question: dict[str, Any], base: str) -> bool:
+    """Say whether a row was measured as it is asked for now, of the model that the cell has now."""
+    same = known is not None and (known.asked, known.base, known.model) == (question, base, _model(record))
+    return same and known is not None and known.status in ("ok", "unsupported")
+
+
+def _question(asked: ServedProtocol, engine: ServingEngine) -> dict[str, Any]:
+    """Return what is asked of all types, with who answers, as JSON gives it back."""
+    fields = {name: value for name, value in asdict(asked).items() if name != "types"}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+    return plain | {"version": engine.version, "threads": engine.threads}
+
+
+def _model(record: Record) -> dict[str, Any]:
+    """Return what a served record says of its cell."""
+    sizes = {name: record.measured.get(name) for name in ("pruned_sha256", "ratio", "parameters")}
+    return sizes | {
+        "name": display_name(record),
+        "label": label(record.cell),
+        "method": record.cell["method"],
+        "requested_ratio": requested_ratio(record),
+        "ratio_of": ratio_of(record.cell),
+    }
+
+
+class _Room:
+    """Keeps what rows share: the dense model's file, the windows, and the model in memory, whose types follow."""
+
+    def __init__(
+        self, wanted: Served, asked: ServedProtocol, engine: ServingEngine, *, scratch: Path, base: str, device: str
+    ) -> None:
+        self.wanted, self.asked, self.engine, self.scratch, self.device = wanted, asked, engine, scratch, device
+        dense = wanted.cells[wanted.dense].cell
+        tokenizer = pretrained.load_tokenizer(dense["model"], dense["trust_remote_code"])
+        self.text = texts.evaluation(tokenizer, asked.text, asked.window, asked.window, asked.windows)
+        self.points = workloads.points(Protocol(prefill=asked.prefill, decode=asked.decode, batches=asked.batches))
+        self.base = base
+        self.made: tuple[str, PrunedModel] | None = None
+        self.dense: Exported | None = None
+        self.work: dict[TimedPoint, int] = {}
+
+    def measure(self, key: str, kind: str, where: str) -> tuple[str, str | None, dict[str, Any]]:
+        """Return the status of a row, why it is not ok, and what was measured."""
+        if self.dense is None:
+            say(f"{where}: exporting the dense model")
+            self.dense = self._exported(self.wanted.dense, self.base)  # whose refusal is the user's
+            self.work = self._macs()
+        measured: dict[str, Any] = {}
+        try:
+            say(f"{where}: exporting")
+            is_base = (key, kind) == (self.wanted.dense, self.base)
+            exported = self.dense if is_base else self._exported(key, kind)
+        except UserError as error:
+            return "unsupported", str(error), measured
+        try:
+            measured |= {"format": exported.format, "bytes": exported.bytes}
+            say(f"{where}: {self.engine.name} computes {exported.bytes / 1e6:,.1f} MB")
+            measured |= self.engine.quality(exported, self._model(key), self.text)
+            say(f"{where}: timing")
+            measured |= self.engine.speed(self.dense, exported, self.points, lambda point: say(f"{where}: {point}"))
+            self._predict(measured["points"], exported)
+            return "ok", None, measured
+        except NotServed as error:
+            return error.status, str(error), measured | error.measured
+        finally:
+            if exported is not self.dense:
+                exported.remove()
+
+    def _exported(self, key: str, kind: str) -> Exported:
+        model, cell = self._model(key), self.wanted.cells[key].cell
+        return self.engine.export(model, self.scratch / f"{key}@{kind}", kind, pretrained.display_name(cell["model"]))
+
+    def _model(self, key: str) -> PrunedModel:
+        """Return the model of a cell, saved or made again once for all its types."""
+        if self.made is None or self.made[0] != key:
+            self.made = None  # before the next one needs the room
+            record = self.wanted.cells[key]
+            self.made = (key, write.model_of(record, self.wanted.run, self.device, AUTO))
+        return self.made[1]
+
+    def _macs(self) -> dict[TimedPoint, int]:
+        """Return the multiply-accumulates of each point of the model that is in memory."""
+        assert self.made is not None
+        return {point: workloads.macs(self.made[1].model, point) for point in self.points}
+
+    def _predict(self, points: list[dict[str, Any]], exported: Exported) -> None:
+        """Add to each point what the removed work alone would bring, and for decode the bytes that a step reads."""
+        assert self.dense is not None
+        mine = self._macs()
+        for point, found in zip(self.points, points, strict=True):
+            found["speedup_by_macs"] = self.work[point] / mine[point]
+            if point.kind == "decode" and exported.step_bytes and self.dense.step_bytes:
+                found["speedup_by_bytes"] = self.dense.step_bytes(point) / exported.step_bytes(point)

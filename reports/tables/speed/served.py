@@ -1,0 +1,228 @@
+"""The view served: models in an inference engine, their quality, size and speed there, a row for each type of weights.
+
+A second table has every size and batch that was timed, where there are more than one of a kind.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from bench.records.served import ServedRecord
+from bench.stats.intervals import paired_perplexity
+from reports.metrics import METRICS, MISSING, binary, perplexity, significant
+from reports.tables.table import Column, Row, Table, TableCell, ranked, text
+
+FIGURES = (
+    Column("ratio", "removed"),
+    Column("bytes", "weights"),
+    Column("perplexity", "ppl {}", better="lower", brief=True),
+    Column("times", "times dense"),
+    Column("prefill_rate", "prompt tokens/s"),
+    Column("prefill", "times as fast"),
+    Column("decode_rate", "tokens/s"),
+    Column("decode", "times as fast"),
+    Column("predicted", "by bytes"),
+    Column("memory", "memory"),
+)
+POINTS = (
+    Column("timed", "timed", words=True, key=True),
+    Column("batch", "batch", key=True),
+    Column("ms", "ms"),
+    Column("rate", "tokens/s"),
+    Column("speedup", "times as fast"),
+    Column("predicted", "by work"),
+    Column("memory", "memory"),
+)
+ABOUT_QUALITY = (
+    "ppl: by the engine; ± or [ ]: the 95 % interval over windows. times dense: the ratio of perplexities on the same "
+    "windows, paired, with its 95 % interval.",
+    "weights: of the file, with the vocabulary. memory: what the engine's process takes with this model alone, above "
+    "what it had before it was read.",
+)
+ABOUT_SPEED = (
+    "times as fast: the dense model in {base} over this one, both in one process and in turns, with the 95 % interval; "
+    "by bytes: what the bytes of weights and cache that a step reads would bring alone, by work: multiply-accumulates "
+    "(a prompt), bytes (a step).",
+    "!: a doubtful timing, see the notes.",
+)
+KINDS = {"prefill": "prompts of", "decode": "tokens behind"}  # and what a footnote calls their sizes
+DOUBTS = {
+    "noisy": "the calls of one model vary by more than 10 %",
+    "not_warm": "a model did not become stable before the rounds",
+    "clocks_disagree": "the clocks disagree",
+}
+
+
+def tables(records: Sequence[ServedRecord]) -> list[Table]:
+    """Return a table of all that was served alike, and one of everything that was timed."""
+    alike: dict[str, list[ServedRecord]] = {}
+    for one in records:
+        alike.setdefault(json.dumps([one.model["name"], one.base, one.asked], sort_keys=True), []).append(one)
+    return [table for several in alike.values() for table in _of(several)]
+
+
+def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
+    """Yield the tables of models that were served alike, the dense one's types first."""
+    first, base = records[0], next((one for one in records if _is_base(one)), None)
+    name, asked = first.model["name"], first.asked
+    conditions = (_engine(first), f"{asked['threads']} threads")
+    points = [_points(one) for one in records]
+    shown = {kind: next((_key(p) for ps in points for p in ps if p["kind"] == kind), None) for kind in KINDS}
+    columns = [Column(c.name, c.label.format(asked["text"]), better=c.better, brief=c.brief) for c in FIGURES]
+    rows = [_row(one, _figures(one, base, shown)) for one in records]
+    rows = ranked(rows, 2, "lower", [one.model["method"] != "dense" and one.status == "ok" for one in records])
+    sizes = [f"{KINDS[kind]} {key[1]:,}, batch {key[2]}" for kind, key in shown.items() if key]
+    protocol = (
+        f"{asked['windows']} windows of {asked['window']} tokens of {asked['text']}; {'; '.join(sizes)}; up to "
+        f"{asked['rounds']} rounds, {asked['steps']} tokens a pass."
+    )
+    about = tuple(sentence.format(base=first.base) for sentence in ABOUT_SPEED)
+    notes = tuple(sentence for one in records for sentence in _notes(one))
+    title = f"served by {asked['engine']}, beside dense@{first.base}"
+    yield Table(
+        "served",
+        "served",
+        name,
+        title,
+        conditions,
+        tuple(columns),
+        tuple(rows),
+        notes,
+        (protocol, *ABOUT_QUALITY, *about),
+    )
+    if max((len({_key(p) for p in ps if p["kind"] == kind}) for ps in points for kind in KINDS), default=0) > 1:
+        lines = [_row(one, _timed(one, point)) for one in records for point in _points(one)]
+        yield Table(
+            "served-points", "served", name, f"{title}: all that was timed", conditions, POINTS, tuple(lines), (), about
+        )
+
+
+def _is_base(record: ServedRecord) -> bool:
+    return record.model["method"] == "dense" and record.type == record.base
+
+
+def _engine(record: ServedRecord) -> str:
+    found = record.measured.get("engine", {})
+    commit = f" ({found['commit']})" if found.get("commit") else ""
+    return f"{record.asked['engine']} {record.asked['version']}{commit}"
+
+
+def _points(record: ServedRecord) -> list[dict[str, Any]]:
+    return list(record.measured.get("points", []))
+
+
+def _key(point: dict[str, Any]) -> tuple[str, int, int]:
+    """Return what tells a point apart: kind, tokens, batch."""
+    return point["kind"], point["length" if point["kind"] == "prefill" else "context"], point["batch"]
+
+
+def _row(record: ServedRecord, cells: Sequence[TableCell]) -> Row:
+    failure = None if record.status == "ok" else record.status.replace("_", " ")
+    return Row(record.name, record.model["method"], record.model["requested_ratio"], tuple(cells), failure)
+
+
+def _figures(record: ServedRecord, base: ServedRecord | None, shown: dict[str, Any]) -> list[TableCell]:
+    ratio, measured = record.model["ratio"], record.measured
+    cells = [
+        TableCell() if ratio is None else TableCell(METRICS["ratio"].show(ratio), value=ratio),
+        _size(measured.get("bytes")),
+        _perplexity(measured.get("perplexity")),
+        _times(measured.get("perplexity"), base.measured.get("perplexity") if base else None),
+    ]
+    found = {_key(point): point for point in _points(record)}
+    for kind in KINDS:
+        point = found.get(shown[kind])
+        cells += [_rate(point), _speedup(point)]
+    cells.append(_predicted(found.get(shown["decode"]), "speedup_by_bytes"))
+    return [*cells, _size(max((taken for _, taken in _memory(record)), default=None))]
+
+
+def _timed(record: ServedRecord, point: dict[str, Any]) -> list[TableCell]:
+    kind, tokens, batch = _key(point)
+    ms, by = point.get("pruned_ms"), "speedup_by_macs" if kind == "prefill" else "speedup_by_bytes"
+    return [
+        text(f"{kind} {tokens:,}"),
+        TableCell(str(batch), value=batch),
+        TableCell() if ms is None else TableCell(significant(ms), value=ms),
+        _rate(point),
+        _speedup(point),
+        _predicted(point, by),
+        _size(dict(_memory(record)).get((kind, tokens, batch))),
+    ]
+
+
+def rate(point: dict[str, Any]) -> float | None:
+    """Return the tokens per second of a point, over all its sequences; None where it was not timed."""
+    if "pruned_ms" not in point:
+        return None
+    kind, tokens, batch = _key(point)
+    return 1000 * batch * (tokens if kind == "prefill" else 1) / float(point["pruned_ms"])
+
+
+def first_rate(record: ServedRecord) -> float | None:
+    """Return the tokens per second that a model generates at the first batch and depth; None where it was not timed."""
+    timed = [point for point in _points(record) if point["kind"] == "decode"]
+    return rate(timed[0]) if timed else None
+
+
+def _rate(point: dict[str, Any] | None) -> TableCell:
+    found = rate(point) if point else None
+    return TableCell() if found is None else TableCell(significant(found), value=found)
+
+
+def _speedup(point: dict[str, Any] | None) -> TableCell:
+    if not point or "speedup" not in point:
+        return TableCell("failed" if point and "failed" in point else MISSING)
+    value, low, high = (point[f"speedup{end}"] for end in ("", "_low", "_high"))
+    doubtful = bool(point["flags"])
+    words = METRICS["decode_speed"].show_interval(value, low, high) + "!" * doubtful
+    return TableCell(words, value=value, low=low, high=high, marks=("doubtful",) if doubtful else ())
+
+
+def _predicted(point: dict[str, Any] | None, by: str) -> TableCell:
+    value = (point or {}).get(by)
+    return TableCell() if value is None else TableCell(METRICS["decode_speed"].show(value), value=value)
+
+
+def _size(size: int | None) -> TableCell:
+    return TableCell() if size is None else TableCell(binary(size), value=size)
+
+
+def _memory(record: ServedRecord) -> Iterator[tuple[tuple[str, int, int], int]]:
+    """Yield what the engine's process has taken for a model at each point."""
+    memory = record.measured.get("memory", {})
+    for point in memory.get("points", ()):
+        yield _key(point), point["resident_bytes"] - memory["resident_before_bytes"]
+
+
+def _perplexity(found: dict[str, Any] | None) -> TableCell:
+    if not found:
+        return TableCell()
+    value, low, high = (found[f"perplexity{end}"] for end in ("", "_low", "_high"))
+    shown = METRICS["perplexity_"]
+    return TableCell(shown.show_interval(value, low, high), shown.show(value), value, low, high)
+
+
+def _times(found: dict[str, Any] | None, base: dict[str, Any] | None) -> TableCell:
+    """Return how many times the base's perplexity a model has, over the same windows."""
+    if not found or not base or found["sha256"] != base["sha256"]:
+        return TableCell()
+    tokens = [found["window"] - 1] * found["windows"]
+    one = paired_perplexity(base["nll"], found["nll"], tokens)
+    words = METRICS["decode_speed"].show_interval(one.estimate, one.low, one.high).replace("x", "")
+    return TableCell(words, perplexity(one.estimate, one.estimate), one.estimate, one.low, one.high)
+
+
+def _notes(record: ServedRecord) -> Iterator[str]:
+    """Yield why a model has no figures, and which of its timings are in doubt."""
+    if record.error:
+        yield f"{record.name}: {record.status.replace('_', ' ')}: {record.error}"
+    for point in _points(record):
+        kind, tokens, batch = _key(point)
+        where = f"{record.name}, {kind} {tokens:,}, batch {batch}"
+        if "failed" in point:
+            yield f"{where}: {point['failed']}"
+        elif point.get("flags"):
+            yield f"{where}: {', '.join(DOUBTS.get(flag, flag) for flag in point['flags'])}"

@@ -1,0 +1,256 @@
+"""Models of a run in an inference engine: what is exported, held against this suite, timed and written down."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import stat
+import sys
+
+import pytest
+import recorded_engine
+from conftest import tiny
+from uneven_models import bpe
+
+from bench.cli.main import main
+from bench.plan.served import ServedProtocol
+from bench.records import merge, packed_run, run_folder, served
+from bench.served import by_other_python, rows
+from bench.served.engine import Exported, NotServed
+from bench.serving import llama_cpp
+from methods.errors import UserError
+
+engine = pytest.mark.skipif(not llama_cpp.is_installed(), reason="needs the extra `llama`")
+
+
+@pytest.fixture(scope="module")
+def place(text_file, tmp_path_factory):
+    """A folder with a tiny Llama whose tokenizer GGUF has a word for, a text, and a run of three methods on it."""
+    folder = tmp_path_factory.mktemp("served")
+    tiny("llama", vocab_size=260).save_pretrained(folder / "model")
+    bpe(bos=False).save_pretrained(folder / "model")
+    (folder / "words.txt").write_text(text_file.read_text())
+    text = str(folder / "words.txt")
+    asked = ["--texts", text, "--calibration", text, "--tasks", "none", "--window", "32", "--windows", "4"]
+    asked += ["--calibration-sequences", "4", "--calibration-length", "24", "--profile", "smoke", "--device", "cpu"]
+    asked += ["--speed-rounds", "0", "--no-checks", "--methods", "drop-tail,slicegpt,wanda-sp", "--ratio", "0.3"]
+    assert main(["run", "--model", str(folder / "model"), *asked, "--out", str(folder / "run")]) == 0
+    return folder
+
+
+def asked(place, **more) -> ServedProtocol:
+    text = {"text": str(place / "words.txt"), "windows": 4, "window": 32}
+    return ServedProtocol(**text | {"prefill": (16,), "decode": (8,), "steps": 4, "rounds": 6} | more)
+
+
+class Recorded:
+    """An engine that computes nothing: it holds every model but those whose names are refused, and says what it did."""
+
+    name, version, threads = "recorded", "1", 1
+
+    def __init__(self, refuses=(), fails=()):
+        self.refuses, self.fails, self.did = refuses, fails, []
+
+    def require(self, asked):
+        self.did.append("require")
+
+    def export(self, model, path, kind, name):
+        label = "dense" if path.name.startswith("dense") else path.name.split("--")[0]
+        self.did.append(f"{label}@{kind}")
+        if label in self.refuses:
+            raise UserError(f"{label} has a shape of its own")
+        path.write_text(kind)
+        return Exported(path, "gguf", kind, 8 if kind == "q8_0" else 32, lambda point: path.stat().st_size)
+
+    def quality(self, exported, model, text):
+        if any(exported.path.name.startswith(name) for name in self.fails):
+            raise NotServed("error", "other logits", {"checks": [["logits", False, "other"]]})
+        return {"checks": [["logits", True, "the same"]]}
+
+    def speed(self, dense, exported, points, hear):
+        assert dense.path.is_file()
+        assert exported.path.is_file()
+        return {"points": [point.named | {"pruned_ms": 1.0} for point in points]}
+
+
+@pytest.fixture
+def python_with_engines(place, tmp_path, monkeypatch):
+    """A Python that has vLLM, recorded, whose likelihoods are those of the dense model."""
+    path = tmp_path / "python"
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} {recorded_engine.__file__} "$@"\n')
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("RECORDED_NOTES", str(tmp_path / "notes"))
+    monkeypatch.setattr(by_other_python, "AGREES", 1e9)
+    monkeypatch.setenv("RECORDED_NATS", "[100.0]")
+    return path
+
+
+def serve(place, engine, wanted=(), **more):
+    return {one.name: one for one in rows.serve(rows.find(place / "run", wanted), asked(place, **more), engine)}
+
+
+@pytest.fixture
+def fresh(place):
+    """The run before anything was served."""
+    (place / "run" / served.FILE).unlink(missing_ok=True)
+    return place
+
+
+def test_each_model_is_served_in_each_type_and_written_down(fresh):
+    mine = Recorded(refuses=("slicegpt",), fails=("wanda-sp",))
+    found = serve(fresh, mine)
+    assert list(found)[:2] == ["dense@float32", "dense@q8_0"]
+    assert {name.partition("@")[0] for name in found} == {"dense", "drop-tail", "slicegpt", "wanda-sp"}
+    assert [found[f"{name}@q8_0"].status for name in ("dense", "drop-tail", "slicegpt", "wanda-sp")] == [
+        "ok",
+        "ok",
+        "unsupported",
+        "error",
+    ]
+    assert found["slicegpt@float32"].error == "slicegpt has a shape of its own"
+    assert found["wanda-sp@float32"].measured["checks"] == [["logits", False, "other"]]
+    assert "points" not in found["wanda-sp@float32"].measured  # what computes something else is not timed
+    assert served.load(fresh / "run") == list(found.values())
+    assert not list((fresh / "run").glob(".served-*"))
+
+
+def test_what_the_removed_work_would_bring_is_beside_each_point(fresh):
+    found = serve(fresh, Recorded(), ["drop-tail"])
+    prefill, decode = found["drop-tail@q8_0"].measured["points"]
+    assert prefill["speedup_by_macs"] > decode["speedup_by_macs"] > 1  # of a prompt the head computes one position
+    assert decode["speedup_by_bytes"] == len("float32") / len("q8_0")
+    assert [point["speedup_by_macs"] for point in found["dense@q8_0"].measured["points"]] == [1, 1]
+
+
+def test_rows_with_a_record_are_not_measured_again(fresh):
+    first = serve(fresh, Recorded(fails=("wanda-sp",)))
+    again = Recorded()
+    found = serve(fresh, again)
+    assert again.did == ["require", "dense@float32", "wanda-sp@float32", "wanda-sp@q8_0"]
+    assert found["dense@q8_0"] == first["dense@q8_0"]
+    assert found["wanda-sp@q8_0"].status == "ok"
+    more = Recorded()
+    serve(fresh, more, ["drop-tail"], types=("float32",))
+    assert more.did == ["require"]
+    assert len(served.load(fresh / "run")) == 8  # of the others nothing is lost
+
+
+@pytest.mark.parametrize("change", [{"rounds": 8}, {"windows": 3}, {"decode": (9,)}, {"types": ("q8_0", "float32")}])
+def test_what_is_asked_otherwise_is_measured_again(change, fresh):
+    serve(fresh, Recorded(), ["drop-tail"])
+    again = Recorded()
+    found = serve(fresh, again, ["drop-tail"], **change)
+    assert {"dense@q8_0", "drop-tail@float32", "drop-tail@q8_0"} <= set(again.did)
+    assert {one.base for one in found.values()} == {change.get("types", ["float32"])[0]}
+
+
+def test_a_cell_that_was_measured_anew_is_served_anew(fresh):
+    serve(fresh, Recorded(), ["drop-tail"])
+    kept = served.load(fresh / "run")
+    other = [dataclasses.replace(one, model=one.model | {"pruned_sha256": "0" * 64}) for one in kept]
+    served.save(fresh / "run", other)
+    again = Recorded()
+    serve(fresh, again, ["drop-tail"])
+    assert len(again.did) == 1 + 4
+
+
+def test_served_models_are_packed_joined_and_unpacked(fresh, tmp_path):
+    found = list(serve(fresh, Recorded(), ["drop-tail"]).values())
+    packed_run.pack(fresh / "run", tmp_path / "packed")
+    merge.merge([tmp_path / "packed", fresh / "run"], tmp_path / "joined")
+    for folder in ("packed", "joined"):
+        assert {one.name for one in served.load(tmp_path / folder)} == {one.name for one in found}
+        assert run_folder.load_runs([tmp_path / folder]).served == served.load(tmp_path / folder)
+
+
+def test_the_report_shows_what_was_served(fresh, tmp_path, capsys):
+    serve(fresh, Recorded(refuses=("slicegpt",)))
+    assert main(["report", str(fresh / "run"), "--view", "served"]) == 0
+    out = capsys.readouterr().out
+    assert "drop-tail@q8_0" in out
+    assert "slicegpt has a shape of its own" in out
+    assert main(["report", str(fresh / "run"), "--out", str(tmp_path)]) == 0
+    assert "drop-tail@q8_0" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@engine
+def test_llama_cpp_serves_the_models_of_a_run(fresh, capsys):
+    text = ["--text", str(fresh / "words.txt"), "--windows", "4", "--window", "32", "--threads", "1"]
+    sizes = ["--prefill", "16", "--decode", "8", "--batch", "1,2", "--steps", "4", "--rounds", "6"]
+    assert main(["serve-speed", str(fresh / "run"), *text, *sizes]) == 0
+    out = capsys.readouterr().out
+    found = {one.name: one for one in served.load(fresh / "run")}
+    assert found["slicegpt@float32"].status == "unsupported"
+    assert "GGUF" in found["slicegpt@float32"].error
+    records = {one.cell["label"]: one for one in run_folder.load_run(fresh / "run")}
+    for label in ("dense", "drop-tail", "wanda-sp"):
+        mine = found[f"{label}@float32"].measured
+        (text_of_run,) = records[label].measured["perplexity"].values()
+        assert mine["perplexity"]["perplexity"] == pytest.approx(text_of_run["perplexity"], rel=1e-4)
+        assert [(point["kind"], point["batch"]) for point in mine["points"]] == [
+            ("prefill", 1),
+            ("decode", 1),
+            ("prefill", 2),
+            ("decode", 2),
+        ]
+        for point in mine["points"]:
+            assert point["speedup_low"] <= point["speedup"] <= point["speedup_high"]
+    assert found["drop-tail@float32"].measured["bytes"] < found["dense@float32"].measured["bytes"]
+    assert "wanda-sp@q8_0" in out  # whose channels are filled up to whole blocks
+    assert found["wanda-sp@q8_0"].status == "ok", found["wanda-sp@q8_0"].error
+
+
+def test_vllm_is_given_folders_and_its_turns_are_paired(fresh, python_with_engines, capsys):
+    text = ["--text", str(fresh / "words.txt"), "--windows", "2", "--window", "32", "--prefill", "16", "--decode", "8"]
+    other = ["--engine", "vllm", "--engine-python", str(python_with_engines), "--types", "auto", "--rounds", "6"]
+    cells = [str(fresh / "run"), "dense", "drop-tail", "slicegpt"]
+    assert main(["serve-speed", *cells, *text, *other]) == 0
+    found = {one.model["label"]: one for one in served.load(fresh / "run")}
+    assert found["slicegpt"].status == "unsupported"
+    assert found["drop-tail"].measured["format"] == "hf"
+    for point in found["drop-tail"].measured["points"]:
+        shrunk = found["dense"].measured["bytes"] / found["drop-tail"].measured["bytes"]
+        assert point["speedup"] == pytest.approx(shrunk, rel=1e-2)
+    assert found["dense"].measured["points"][0]["speedup"] == 1
+    assert found["dense"].measured["engine"] == {"name": "vllm", "version": "0.33.0", "arguments": ""}
+    assert "drop-tail@float32" in capsys.readouterr().out
+
+
+def refused(capsys, *arguments) -> str:
+    capsys.readouterr()
+    assert main(["serve-speed", *map(str, arguments)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    return err
+
+
+def test_mistakes_are_one_line(fresh, capsys, monkeypatch, tmp_path):
+    run = fresh / "run"
+    assert "is no run folder" in refused(capsys, tmp_path)
+    assert "is no cell" in refused(capsys, run, "nobody")
+    assert "--types is a list of" in refused(capsys, run, "--types", "int3")
+    assert "there is nothing to time" in refused(capsys, run, "--prefill", "none", "--decode", "none")
+    assert "--rounds is" in refused(capsys, run, "--rounds", "2")
+    assert "--threads is a positive number" in refused(capsys, run, "--threads", "0")
+    assert "no text" in refused(capsys, run, "--text", "nothing-known")
+    assert "--engine-python" in refused(capsys, run, "--engine", "vllm", "--types", "auto")
+    nobody = ["--engine", "vllm", "--types", "auto", "--engine-python", tmp_path / "none"]
+    assert "has no vllm" in refused(capsys, run, *nobody)
+    assert "q8_0 is a type of llama.cpp's" in refused(capsys, run, "--engine", "sglang", "--engine-python", "python")
+    monkeypatch.setattr(llama_cpp, "is_installed", lambda: False)
+    assert "pip install 'prunebench[llama]'" in refused(capsys, run)
+
+
+def test_a_run_without_the_dense_model_is_refused(fresh, tmp_path):
+    cells = tmp_path / "run" / "cells"
+    cells.mkdir(parents=True)
+    for file in (fresh / "run" / "cells").glob("drop-tail*.json"):
+        (cells / file.name).write_text(file.read_text())
+    with pytest.raises(UserError, match="has no cell of the dense model"):
+        rows.find(tmp_path / "run")
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    (tmp_path / served.FILE).write_text(json.dumps({"schema": 1}) + "\n")
+    with pytest.raises(UserError, match=r"served\.jsonl: line 1 is not a served record"):
+        served.load(tmp_path)

@@ -1,0 +1,86 @@
+"""The view served: a row for each model and type, paired with the dense one."""
+
+from __future__ import annotations
+
+import pytest
+from made_served import M, W, nats, point, record
+
+from bench.stats.intervals import paired_perplexity
+from reports.figures import served as figures
+from reports.tables.speed import served
+
+
+def cell(table, row, column):
+    names = [one.name for one in table.columns]
+    (line,) = [one for one in table.rows if one.label == row]
+    return line.cells[names.index(column)]
+
+
+def test_a_model_is_beside_the_dense_one_on_the_same_windows():
+    base, small = (
+        record(points=[point(ms=20)]),
+        record("laco", "q8_0", nll=nats(2, seed=1), points=[point(ms=8)], bytes=5 * 10**5),
+    )
+    (table,) = served.tables([base, small])
+    one = paired_perplexity(base.measured["perplexity"]["nll"], small.measured["perplexity"]["nll"], [W - 1] * M)
+    times = cell(table, "laco@q8_0", "times")
+    assert (times.value, times.low, times.high) == (one.estimate, one.low, one.high)
+    assert times.value == pytest.approx(2, rel=0.1)
+    assert cell(table, "dense@bfloat16", "times").value == 1
+    assert cell(table, "laco@q8_0", "decode_rate").value == pytest.approx(125)
+    assert cell(table, "laco@q8_0", "decode").text == "2.50x ± 0.12"
+    assert cell(table, "laco@q8_0", "predicted").text == "1.25x"
+    assert cell(table, "laco@q8_0", "memory").text == "2.00 MiB"
+    assert cell(table, "laco@q8_0", "prefill_rate").text == "-"
+
+
+def test_other_windows_are_not_paired():
+    (table,) = served.tables([record(), record("laco", sha256="other")])
+    assert cell(table, "laco@bfloat16", "times").value is None
+
+
+def test_tokens_per_second_are_over_the_batch_and_the_prompt():
+    one = record(points=[point("prefill", 100.0, size=128), point(ms=10.0, batch=4)])
+    first, every = served.tables([one])[0], served.tables([record(points=[point(ms=5.0), point(ms=10.0, batch=4)])])[1]
+    assert cell(first, "dense@bfloat16", "prefill_rate").value == pytest.approx(1280)
+    assert cell(first, "dense@bfloat16", "decode_rate").value == pytest.approx(400)
+    assert [row.cells[3].value for row in every.rows] == pytest.approx([200, 400])
+
+
+def test_what_is_not_served_and_what_is_in_doubt_is_said():
+    refused = record("slicegpt", status="unsupported", error="GGUF holds no such layers")
+    doubtful = record("laco", points=[point(flags=["noisy"])])
+    lost = record("flap", points=[{"kind": "decode", "batch": 1, "context": 128, "failed": "llama_decode answers 1"}])
+    (table,) = served.tables([record(points=[point()]), refused, doubtful, lost])
+    (line,) = [row for row in table.rows if row.label == "slicegpt@bfloat16"]
+    assert line.failure == "unsupported"
+    assert "slicegpt@bfloat16: unsupported: GGUF holds no such layers" in table.notes
+    assert cell(table, "laco@bfloat16", "decode").text.endswith("!")
+    assert any(note.startswith("laco@bfloat16, decode 128, batch 1: the calls") for note in table.notes)
+    assert cell(table, "flap@bfloat16", "decode").text == "failed"
+    assert "flap@bfloat16, decode 128, batch 1: llama_decode answers 1" in table.notes
+
+
+def test_models_served_otherwise_stand_in_tables_of_their_own():
+    other = record("laco")
+    other.asked["windows"] = M + 1
+    assert len(served.tables([record(), other])) == 2
+
+
+def test_the_figure_has_the_front_of_size_and_of_speed():
+    dense = [
+        record(points=[point(ms=20)], bytes=10**6),
+        record(kind="q8_0", points=[point(ms=12)], bytes=5 * 10**5, nll=nats(1.01)),
+    ]
+    pruned = [
+        record("laco", points=[point(ms=16)], bytes=8 * 10**5, nll=nats(2)),
+        record("laco", "q8_0", points=[point(ms=9)], bytes=4 * 10**5, nll=nats(2.1)),
+    ]
+    (figure,) = figures.figures([*dense, *pruned])
+    size, speed = figure.charts
+    assert [x for x, _ in size.front[::2]] == [0.4, 0.5, 1.0]  # laco in bfloat16 is larger and worse than dense@q8_0
+    assert speed.x.startswith("tokens generated per second")
+    assert {curve.label for curve in size.curves} == {"dense", "laco at 0.2"}
+    assert "laco at 0.2 in q8_0" in figure.description
+    assert figures.figures(pruned) == []  # without the dense model there is nothing to compare with
+    figure.draw()
