@@ -9,12 +9,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from bench.cli import FAILED_CELLS, OK, options
+from bench.cli import FAILED_CELLS, OK, options, serve_speed
 from bench.plan import grid, spec_file
 from bench.plan.run_spec import RunSpec, flags, from_flags
+from bench.plan.served import LLAMA_CPP, ServedProtocol
 from bench.records.record import FAILED, Record
 
 SPEC = "flags from YAML, see `list specs`; those given here win"
+SERVED = "serve the models by it afterwards, as serve-speed does by default, and print its table too"
 PLAN = "print the cells, what each will take in time and memory, and when all end; run nothing"
 MODEL = flags()["model"].default
 HEADINGS = {
@@ -38,6 +40,8 @@ def add(commands: Any) -> None:
         if name == "what":
             group.add_argument("--spec", metavar="NAME|FILE", help=SPEC)
         options.add(group, [option for option in flags().values() if option.group == name])
+        if name == "time":
+            group.add_argument("--engine-speed", choices=(LLAMA_CPP,), help=SERVED)
         if name == "engine":
             group.add_argument("--plan", action="store_true", help=PLAN)
     run.set_defaults(command=_run)
@@ -64,7 +68,14 @@ def add(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     given = options.given(arguments, flags().values())
     spec = spec_file.spec(arguments.spec, given) if arguments.spec else from_flags(given)
-    return _planned(spec) if arguments.plan else _measured(spec, _told)
+    if arguments.plan:
+        return _planned(spec)
+    if not arguments.engine_speed:
+        return _measured(spec, _told)
+    protocol = ServedProtocol(engine=arguments.engine_speed)
+    serve_speed.require(protocol)
+    spec = replace(spec, out=spec.folder())
+    return max(_measured(spec, _told), serve_speed.serve(spec.folder(), protocol))
 
 
 def _speed(arguments: argparse.Namespace) -> int:

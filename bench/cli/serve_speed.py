@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,7 @@ def add(commands: Any) -> None:
 def _serve_speed(arguments: argparse.Namespace) -> int:
     protocol = ServedProtocol(**options.fields(arguments, OWN))
     import methods
-    from bench.served import chosen, rows
     from methods.errors import UserError
-    from reports.formats import terminal
-    from reports.tables.speed import served as tables
 
     if arguments.threads is not None and arguments.threads < 1:
         raise UserError(f"--threads is a positive number; got {arguments.threads}")
@@ -44,7 +42,30 @@ def _serve_speed(arguments: argparse.Namespace) -> int:
         methods.load(arguments.plugin)
     except ValueError as error:
         raise UserError(str(error)) from None
-    wanted = rows.find(arguments.run, arguments.cells)
-    found = list(rows.serve(wanted, protocol, chosen.engine(protocol, arguments.threads), device=arguments.device))
+    return serve(arguments.run, protocol, arguments.cells, threads=arguments.threads, device=arguments.device)
+
+
+def require(protocol: ServedProtocol) -> None:
+    """Raise UserError where the engine is missing, before any work."""
+    from bench.served import chosen
+
+    chosen.engine(protocol, None).require(protocol)
+
+
+def serve(
+    run: Path,
+    protocol: ServedProtocol,
+    cells: Sequence[str] = (),
+    *,
+    threads: int | None = None,
+    device: str = "auto",
+) -> int:
+    """Serve models of a run, all of them where none is named, print the tables, and return the exit code."""
+    from bench.served import chosen, rows
+    from reports.formats import terminal
+    from reports.tables.speed import served as tables
+
+    wanted, engine = rows.find(run, cells), chosen.engine(protocol, threads)
+    found = [one for model in wanted for one in rows.serve(model, protocol, engine, device=device)]
     print(terminal.render(tables.tables(found)), end="")
     return FAILED_CELLS if any(one.status not in ("ok", "unsupported") for one in found) else OK

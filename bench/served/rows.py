@@ -33,37 +33,38 @@ from methods.errors import UserError
 
 @dataclass(frozen=True)
 class Served:
-    """Says which cells of a run are served: the dense one, and those that are asked for, by their keys."""
+    """Says which cells of a run are served: the dense one of a model, and those that are asked for, by their keys."""
 
     run: Path
     dense: str
     cells: dict[str, Record]
 
 
-def find(run: Path, wanted: Sequence[str] = ()) -> Served:
-    """Find the cells that are meant, all of the run where none is named, with the dense model of all of them.
+def find(run: Path, wanted: Sequence[str] = ()) -> list[Served]:
+    """Find the cells that are meant, all with a model where none is named, for each model with its dense one.
 
-    Raises UserError where one is none, has no model, or where they are of several models or without a dense one.
+    Raises UserError where one is none, has no model, or where there is no dense cell to compare it with.
     """
     every = run_folder.records(run)
     named = dict(run_folder.cell(run, one) for one in wanted)
     for key, record in named.items():
         if record.status != "ok":
             raise UserError(f"{key} has no model: {record.status}, {(record.error or '').partition(chr(10))[0]}")
-    chosen = named or {key: record for key, record in every.items() if record.status == "ok"}
-    models = sorted({record.cell["model"] for record in chosen.values()})
-    if len(models) != 1:
-        which = " and ".join(models) if models else "no cell with a model"
-        raise UserError(f"{run} has {which}; name cells of one model")
-    dense = [
-        key
-        for key, record in every.items()
-        if record.status == "ok" and record.cell["method"] == "dense" and record.cell["model"] == models[0]
-    ]
-    if not dense:
-        raise UserError(f"{run} has no cell of the dense model, which every row is compared with; measure it there too")
-    order = sorted(chosen, key=lambda key: (chosen[key].cell["method"] != "dense", key))
-    return Served(run, dense[0], {dense[0]: every[dense[0]]} | {key: chosen[key] for key in order})
+    with_model = {key: record for key, record in every.items() if record.status == "ok"}
+    chosen = named or with_model
+    if not chosen:
+        raise UserError(f"{run} has no cell with a model")
+    dense = {one.cell["model"]: key for key, one in reversed(with_model.items()) if one.cell["method"] == "dense"}
+    found = []
+    for model in dict.fromkeys(record.cell["model"] for record in chosen.values()):
+        if model not in dense:
+            raise UserError(
+                f"{run} has no cell of the dense model, which every row is compared with; measure it there too"
+            )
+        mine = {key: record for key, record in chosen.items() if record.cell["model"] == model}
+        order = sorted(mine, key=lambda key: (mine[key].cell["method"] != "dense", key))
+        found.append(Served(run, dense[model], {dense[model]: every[dense[model]]} | {key: mine[key] for key in order}))
+    return found
 
 
 def serve(

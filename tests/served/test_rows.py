@@ -12,6 +12,7 @@ import recorded_engine
 from conftest import tiny
 from uneven_models import bpe
 
+from bench.cli import run as run_command
 from bench.cli.main import main
 from bench.plan.served import ServedProtocol
 from bench.records import merge, packed_run, run_folder, served
@@ -86,7 +87,8 @@ def python_with_engines(place, tmp_path, monkeypatch):
 
 
 def serve(place, engine, wanted=(), **more):
-    return {one.name: one for one in rows.serve(rows.find(place / "run", wanted), asked(place, **more), engine)}
+    (model,) = rows.find(place / "run", wanted)
+    return {one.name: one for one in rows.serve(model, asked(place, **more), engine)}
 
 
 @pytest.fixture
@@ -248,6 +250,38 @@ def test_a_run_without_the_dense_model_is_refused(fresh, tmp_path):
         (cells / file.name).write_text(file.read_text())
     with pytest.raises(UserError, match="has no cell of the dense model"):
         rows.find(tmp_path / "run")
+
+
+def test_several_models_of_a_run_are_served_beside_their_own_dense_one(fresh, tmp_path):
+    cells = tmp_path / "run" / "cells"
+    cells.mkdir(parents=True)
+    for file in (fresh / "run" / "cells").glob("*.json"):
+        plain = json.loads(file.read_text())
+        for model in ("one", "two"):
+            plain["cell"]["model"] = model
+            (cells / f"{model}-{file.name}").write_text(json.dumps(plain))
+    found = rows.find(tmp_path / "run")
+    assert [one.dense.partition("-")[0] for one in found] == ["one", "two"]
+    for one in found:
+        assert {key.partition("-")[0] for key in one.cells} == {one.dense.partition("-")[0]}
+        assert next(iter(one.cells)) == one.dense
+        assert len(one.cells) == 4
+
+
+@engine
+def test_a_run_serves_its_models_afterwards(place, tmp_path, capsys, monkeypatch):
+    text = str(place / "words.txt")
+    how = ["--texts", text, "--calibration", text, "--tasks", "none", "--window", "32", "--windows", "2"]
+    how += ["--calibration-sequences", "2", "--calibration-length", "24", "--profile", "smoke", "--device", "cpu"]
+    how += ["--speed-rounds", "0", "--no-checks", "--methods", "drop-tail", "--ratio", "0.3", "--threads", "1"]
+    small = {"text": text, "windows": 2, "window": 32, "prefill": (8,), "decode": (8,), "steps": 2, "rounds": 6}
+    monkeypatch.setattr(run_command, "ServedProtocol", lambda engine: ServedProtocol(**small | {"engine": engine}))
+    out = str(tmp_path / "run")
+    assert main(["run", "--model", str(place / "model"), *how, "--out", out, "--engine-speed", "llama.cpp"]) == 0
+    assert "drop-tail@q8_0" in capsys.readouterr().out
+    monkeypatch.setattr(llama_cpp, "is_installed", lambda: False)
+    assert main(["run", "--model", str(place / "model"), *how, "--out", f"{out}-2", "--engine-speed", "llama.cpp"]) == 2
+    assert not (tmp_path / "run-2").exists()  # refused before any work
 
 
 def test_a_damaged_line_is_named(tmp_path):
