@@ -74,8 +74,8 @@ def serve(
 
     device  on which models are made again where they were not saved
 
-    Raises UserError, before any work, where the engine or the text is missing, and where the dense model is none that
-    the engine knows.
+    Raises UserError, before any work, where the engine or the text is missing, and where the engine does not serve the
+    dense model.
     """
     engine.require(asked)
     texts.check(asked.text)
@@ -105,6 +105,10 @@ def serve(
                     measured=measured,
                 )
                 served.save(wanted.run, known.values())
+                if status != "ok" and (key, kind) == (wanted.dense, types[0]):
+                    raise UserError(
+                        f"{engine.name} does not serve the dense model, beside which all are timed: {error}"
+                    )
             yield known[key, kind]
 
 

@@ -124,6 +124,16 @@ def test_what_the_removed_work_would_bring_is_beside_each_point(fresh):
     assert [point["speedup_by_macs"] for point in found["dense@q8_0"].measured["points"]] == [1, 1]
 
 
+def test_without_the_dense_model_nothing_is_timed(fresh):
+    mine = Recorded(fails=("dense",))
+    with pytest.raises(UserError, match="recorded does not serve the dense model, beside which all are timed: other l"):
+        serve(fresh, mine)
+    assert mine.did == ["require", "dense@float32"]
+    assert [one.status for one in served.load(fresh / "run")] == ["error"]
+    with pytest.raises(UserError, match="dense has a shape of its own"):
+        serve(fresh, Recorded(refuses=("dense",)))
+
+
 def test_rows_with_a_record_are_not_measured_again(fresh):
     first = serve(fresh, Recorded(fails=("wanda-sp",)))
     again = Recorded()
@@ -202,11 +212,12 @@ def test_llama_cpp_serves_the_models_of_a_run(fresh, capsys):
     assert found["wanda-sp@q8_0"].status == "ok", found["wanda-sp@q8_0"].error
 
 
-def test_vllm_is_given_folders_and_its_turns_are_paired(fresh, python_with_engines, capsys):
+def test_vllm_is_given_folders_and_its_turns_are_paired(fresh, python_with_engines, capsys, monkeypatch):
     text = ["--text", str(fresh / "words.txt"), "--windows", "2", "--window", "32", "--prefill", "16", "--decode", "8"]
     other = ["--engine", "vllm", "--engine-python", str(python_with_engines), "--types", "auto", "--rounds", "6"]
     cells = [str(fresh / "run"), "dense", "drop-tail", "slicegpt"]
     assert main(["serve-speed", *cells, *text, *other]) == 0
+    assert "drop-tail@float32" in capsys.readouterr().out
     found = {one.model["label"]: one for one in served.load(fresh / "run")}
     assert found["slicegpt"].status == "unsupported"
     assert found["drop-tail"].measured["format"] == "hf"
@@ -214,8 +225,10 @@ def test_vllm_is_given_folders_and_its_turns_are_paired(fresh, python_with_engin
         shrunk = found["dense"].measured["bytes"] / found["drop-tail"].measured["bytes"]
         assert point["speedup"] == pytest.approx(shrunk, rel=1e-2)
     assert found["dense"].measured["points"][0]["speedup"] == 1
+    monkeypatch.setattr(by_other_python, "AGREES", 0.05)
+    assert main(["serve-speed", *cells, *text, *other, "--steps", "3"]) == 2
+    assert "vllm perplexity: " in capsys.readouterr().err  # the recorded nats are nobody's
     assert found["dense"].measured["engine"] == {"name": "vllm", "version": "0.33.0", "arguments": ""}
-    assert "drop-tail@float32" in capsys.readouterr().out
 
 
 def refused(capsys, *arguments) -> str:
