@@ -1,18 +1,39 @@
-"""What a ratio is a share of: of all parameters, as methods take it, or of what a paper counts.
+"""What a ratio or a budget is a share of, and how a method meets a budget that is no number of parameters.
 
 A run may ask for a share of the decoder or of the layers (--ratio-of). Its request is turned into a share of all
 parameters before any method sees it, so that all methods of a run have one budget whatever their papers count.
+
+A budget (--budget macs=0.8) says which share of a quantity of the dense model may stay. Methods take shares of all
+parameters and no other, and how much of a quantity goes with them depends on what a method chooses. `meet` asks a
+method for one ratio after another, each time of the dense model, and keeps what comes nearest.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from methods.errors import OutOfReach
 
 if TYPE_CHECKING:
+    from methods.base import Pruner
+    from methods.model.calibration import Calibration
     from methods.model.decoder import Decoder
+    from methods.model.layer import Layer
 
 Counted = Literal["all", "decoder", "layers"]
 COUNTED: tuple[str, ...] = get_args(Counted)
+QUANTITIES = {  # what a budget may be a share of, and what the share that stays is of, in words
+    "bytes": "the weights' bytes",
+    "kv": "the KV cache's bytes per token",
+    "macs": "the MACs per token",
+}
+MISSED = 0.005  # of the dense model's quantity: the largest miss of a budget that is not marked (bench.records.columns)
+MET = 0.001  # of it: how near a method has to come for the search to end
+TRIES = 6  # prunings of one search
+FINEST = 1e-6  # between ratios that are told apart
 LAYERS, BLOCKS = "layers, by their number", "attentions and MLPs, by their number"
 IN_PAPERS = {  # what the ratio of a module's paper is a share of
     "laco": "all parameters",
@@ -32,25 +53,247 @@ IN_PAPERS = {  # what the ratio of a module's paper is a share of
 }
 
 
-def counted(model: Decoder, of: str) -> int:
-    """Return how many parameters a ratio counts.
+def counted(model: Decoder, of: str, context: int = 0) -> int:
+    """Return how much there is of what a ratio or a budget is a share of.
 
     all      every parameter that is stored
     decoder  all but the embedding, the table of positions and the head: the layers and the final norm
     layers   those of the layers; where all are of one size, a share of them is one of their number
+    bytes    those of all stored parameters, in their dtypes
+    kv       bytes of the key/value cache for each token of context
+    macs     multiply-accumulates per token of a sequence of `context` tokens
     """
-    from methods.model.sizes import layer_parameters, parameters, parameters_without_embeddings
+    from methods.model import sizes
 
     match of:
         case "all":
-            return parameters(model)
+            return sizes.parameters(model)
         case "decoder":
-            return parameters_without_embeddings(model)
+            return sizes.parameters_without_embeddings(model)
         case "layers":
-            return sum(map(layer_parameters, model.layers))
+            return sum(map(sizes.layer_parameters, model.layers))
+        case "bytes":
+            return sizes.weight_bytes(model)
+        case "kv":
+            return sizes.kv_bytes_per_token(model)
+        case "macs":
+            return sizes.macs_per_token(model, context)
     raise ValueError(f"a ratio is a share of {', '.join(COUNTED)}; got {of!r}")
 
 
 def share_of_all(model: Decoder, ratio: float, of: str) -> float:
     """Return which share of all parameters goes where `ratio` of what is counted goes."""
     return ratio if of == "all" else ratio * counted(model, of) / counted(model, "all")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Says how much of a quantity of the dense model may stay.
+
+    of       the quantity, one of QUANTITIES
+    context  tokens of the sequence over which MACs are averaged
+    dense    what there is of it in the dense model
+    share    of it that may stay
+    start    the share of all parameters that goes where all layers lose alike
+    layer    the share of the quantity that a layer holds, on average
+    """
+
+    of: str
+    context: int
+    dense: int
+    share: float
+    start: float
+    layer: float
+
+    def stays(self, model: Decoder) -> float:
+        """Return which share of the dense model's quantity a model has."""
+        return counted(model, self.of, self.context) / self.dense
+
+    def __str__(self) -> str:
+        return f"{self.of}={self.share:.4g}"
+
+
+def quantity_budget(model: Decoder, gone: float, of: str, context: int, *, whole: bool) -> Budget:
+    """Return the budget of a dense model, which may be without weights, where the share `gone` of a quantity goes.
+
+    whole  round it to whole layers, as a ratio is rounded
+
+    Raises OutOfReach when all layers but one hold less.
+    """
+    layers, dense = model.layers, counted(model, of, context)
+    L, inside = len(layers), sum(_held(layer, of, context) for layer in layers)
+    share = gone * dense / inside  # of what the layers hold
+    share, most = (round(share * L) / L, 1 - 1 / L) if whole else (share, 1.0)
+    if share > most:
+        which = f"all but one of the {L} layers" if whole else f"all {L} layers"
+        reach = most * inside / dense
+        raise OutOfReach(f"{of}={1 - gone:g} is out of reach: {which} hold {reach:.3f} of {QUANTITIES[of]}")
+    start = share * counted(model, "layers") / counted(model, "all")
+    return Budget(of, context, dense, 1 - share * inside / dense, start, inside / L / dense)
+
+
+def _held(layer: Layer, of: str, context: int) -> int:
+    """Return how much of a quantity goes when a layer goes."""
+    from torch import nn
+
+    parameters, modules = list(layer.module.parameters()), layer.module.modules()
+    match of:
+        case "bytes":
+            return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+        case "kv":
+            return 2 * parameters[0].element_size() * layer.kv_heads * layer.head_width
+    scores = 2 * layer.out.in_features * context if layer.has_attention else 0
+    return scores + sum(module.weight.numel() for module in modules if isinstance(module, nn.Linear))
+
+
+def pruned_to(
+    wanted: float | Budget, pruner: Pruner, model: Decoder, calibration: Calibration
+) -> tuple[Decoder, dict[str, Any], dict[str, Any]]:
+    """Return the pruned model, what was decided, and what a record says of a budget, which has none for a ratio.
+
+    A ratio is removed in place. For a budget copies of the model, around the same weights, are pruned until one meets
+    it; the nearest is returned, and the model stays as it is. The first ratio is the one at which all layers lose
+    alike, which is the answer for whole layers; the next ones lie between those that left too much and too little. No
+    ratio is tried at which the method plans what it does at another one.
+
+    Raises what `prune` raises, and OutOfReach where too much stays at every ratio or where nothing goes.
+    """
+    if not isinstance(wanted, Budget):
+        return model, pruner.prune(model, calibration, wanted), {}
+    search = _Search(pruner, model, wanted)
+    found = search.run(calibration)
+    about = {"of": wanted.of, "share": wanted.share, "stays": found.stays, "ratio": found.ratio, "tried": search.tried}
+    return found.model, found.decisions, {"budget": about}
+
+
+def refuse_unmet(pruner: Pruner, dense: Decoder, budget: Budget) -> None:
+    """Raise OutOfReach for a budget that the method cannot meet by what it plans, which shapes alone decide.
+
+    dense  may be without weights
+    """
+    search = _Search(pruner, dense, budget)
+    plan, gone = search.plan(search.reachable(1.0)) or {}, 1 - budget.share
+    heads = plan.get("removed_per_layer", {"kv_heads": "d" not in plan})["kv_heads"]
+    if budget.of == "kv" and gone and not heads and not plan.get("attentions"):
+        raise OutOfReach(f"{budget} is out of reach: it removes no key/value heads, whatever the ratio")
+    layers = plan.get("layers")
+    if isinstance(layers, int) and layers * budget.layer < gone - MISSED:
+        held = f"{layers * budget.layer:.3f} of {QUANTITIES[budget.of]}"
+        raise OutOfReach(f"{budget} is out of reach: the {layers} layers that may go hold {held}")
+
+
+@dataclass(frozen=True)
+class _Pruned:
+    """Holds a pruned model, the share of all parameters that was to go, and the share of a quantity that stays."""
+
+    model: Decoder
+    decisions: dict[str, Any]
+    ratio: float
+    stays: float
+
+
+class _Search:
+    """Looks for the ratio at which a method meets a budget.
+
+    low, high  the nearest ratios that left too much and too little, with the share of the quantity that goes there
+    tried      [ratio, the share of the quantity that stays] of each pruning
+    limit      a ratio that has turned out to be out of reach
+    """
+
+    def __init__(self, pruner: Pruner, dense: Decoder, budget: Budget) -> None:
+        self.pruner, self.dense, self.budget = pruner, dense, budget
+        self.wanted = 1 - budget.share
+        self.low: tuple[float, float] = (0.0, 0.0)
+        self.high: tuple[float, float] | None = None
+        self.tried: list[list[float]] = []
+        self.limit, self.refusal = math.inf, OutOfReach(f"{budget} is out of reach")
+        self.best: _Pruned | None = None
+
+    def run(self, calibration: Calibration) -> _Pruned:
+        """Prune until the budget is met, no other ratio is left, or there have been TRIES prunings."""
+        ratio: float | None = self.reachable(self.budget.start)
+        for _ in range(TRIES):
+            if ratio is None:
+                break
+            try:
+                calibration = self.prune(ratio, calibration)
+            except OutOfReach as reason:
+                self.limit, self.refusal = ratio, reason
+            ratio = self.following()
+        return self.judged()
+
+    def prune(self, ratio: float, calibration: Calibration) -> Calibration:
+        """Prune a copy of the dense model; return the calibration with what a greedy search has found out."""
+        from methods.compensation.base import _knowing
+        from methods.model.decoder import twin
+
+        model = twin(self.dense)
+        decisions = self.pruner.prune(model, calibration, ratio)
+        stays = self.budget.stays(model)
+        self.tried.append([ratio, stays])
+        if self.best is None or (abs(stays - self.budget.share), ratio) < (self.missed, self.best.ratio):
+            self.best = _Pruned(model, decisions, ratio, stays)
+        if stays > self.budget.share:
+            self.low = max(self.low, (ratio, 1 - stays))
+        else:
+            self.high = min(self.high or (math.inf, 0.0), (ratio, 1 - stays))
+        return _knowing(calibration, decisions)
+
+    @property
+    def missed(self) -> float:
+        """Return by which share of the quantity the nearest model misses the budget."""
+        return math.inf if self.best is None else abs(self.best.stays - self.budget.share)
+
+    def following(self) -> float | None:
+        """Return the ratio to try next; None where the budget is met, or where no ratio does anything else."""
+        if self.missed <= MET:
+            return None
+        low, less = self.low
+        if self.high is None:
+            far = self.reachable(1.0)
+            return self.unlike(min(far, low * self.wanted / less) if less else far, far)
+        high, more = self.high
+        sides = [stays > self.budget.share for _, stays in self.tried]
+        halved = len(sides) > 1 and sides[-1] == sides[-2]  # since else one end may stay where it is
+        return self.unlike(low + (high - low) * (0.5 if halved else (self.wanted - less) / (more - less)), high)
+
+    def unlike(self, ratio: float, high: float) -> float | None:
+        """Return the ratio, or the nearest by halves, at which the method plans something else than at both ends."""
+        low = self.low[0]
+        ends = [self.plan(low), *([] if self.high is None else [self.plan(high)])]
+        while high - low > FINEST:
+            said = self.plan(ratio)
+            if said not in ends:
+                return ratio
+            low, high = (ratio, high) if said == ends[0] else (low, ratio)
+            ratio = (low + high) / 2
+        return None
+
+    def plan(self, ratio: float) -> Mapping[str, Any] | None:
+        """Return what the method plans at a ratio; None where that is out of its reach."""
+        try:
+            return self.pruner.plan(self.dense, ratio) if ratio < self.limit else None
+        except OutOfReach:
+            return None
+
+    def reachable(self, ratio: float) -> float:
+        """Return the ratio, or the highest one below it that is in reach."""
+        low, high = self.low[0], ratio
+        if self.plan(ratio) is not None:
+            return ratio
+        while high - low > FINEST:
+            middle = (low + high) / 2
+            low, high = (low, middle) if self.plan(middle) is None else (middle, high)
+        return low
+
+    def judged(self) -> _Pruned:
+        """Return the nearest model. Raises OutOfReach where nothing of the quantity goes, or never enough."""
+        if self.best is None:
+            raise self.refusal
+        where, words = f"{self.budget} is out of reach", QUANTITIES[self.budget.of]
+        if self.wanted and self.best.stays >= 1:
+            raise OutOfReach(f"{where}: what comes nearest to it leaves {words} as they are")
+        if self.high is None and self.best.stays - self.budget.share > MISSED:
+            stays = f"{self.best.stays:.3f} of {words} stay"
+            raise OutOfReach(f"{where}: where the method has removed {self.best.ratio:.3f} of all parameters, {stays}")
+        return self.best

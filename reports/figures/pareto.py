@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from bench.records.record import share
 from reports.blocks import TableGroup
 from reports.figures.curves import Chart, draw
 from reports.figures.figure import Figure
@@ -76,7 +77,7 @@ def front_of(column: str, cost: str, points: Sequence[PlottedPoint]) -> list[Plo
 def _said(column: str, cost: str, points: Sequence[PlottedPoint]) -> str:
     """Say which cells are on the front."""
     names = [
-        f"{point.label}{'' if point.ratio is None else f' at {point.ratio:g}'} "
+        f"{point.label}{'' if point.ratio is None else f' at {share(point.ratio, point.of)}'} "
         f"({metric(column).show(point.row[column])}, {metric(cost).show(point.row[cost])})"
         for point in front_of(column, cost, points)
     ]
