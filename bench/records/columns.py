@@ -3,7 +3,8 @@
 T is a text, K a task, M a metric; a name that begins with _ continues the one before it.
 
 model .. profile                  model, label, method, requested_ratio (missing for the dense model and for methods
-                                  whose parameters alone decide), seed, match, device, dtype, profile
+                                  whose parameters alone decide; of a budget the share that was to go), seed, match,
+                                  device, dtype, profile
 status, error, flags              flags: "missed_ratio", "no_dense_cell", "other_versions" (than the dense cell's),
                                   "misfit" (a fit that does not hold on sequences it has not seen), a space between
 ratio, ratio_budget, miss         shares of the dense model's parameters; miss = ratio - ratio_budget
