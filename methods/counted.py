@@ -258,16 +258,16 @@ class _Search:
         return self.unlike(low + (high - low) * (0.5 if halved else (self.wanted - less) / (more - less)), high)
 
     def unlike(self, ratio: float, high: float) -> float | None:
-        """Return the ratio, or the nearest by halves, at which the method plans something else than at both ends."""
-        low = self.low[0]
-        ends = [self.plan(low), *([] if self.high is None else [self.plan(high)])]
-        while high - low > FINEST:
-            said = self.plan(ratio)
-            if said not in ends:
-                return ratio
-            low, high = (ratio, high) if said == ends[0] else (low, ratio)
-            ratio = (low + high) / 2
-        return None
+        """Return the ratio, or the nearest one at which the method plans something else than at both ends; or None."""
+        ends = [self.plan(self.low[0]), *([] if self.high is None else [self.plan(high)])]
+        said = self.plan(ratio)
+        if said not in ends:
+            return ratio
+        near, far = ratio, high if said == ends[0] else self.low[0]
+        while abs(far - near) > FINEST:
+            middle = (near + far) / 2
+            near, far = (middle, far) if self.plan(middle) == said else (near, middle)
+        return None if self.plan(far) in [said, *ends] else far
 
     def plan(self, ratio: float) -> Mapping[str, Any] | None:
         """Return what the method plans at a ratio; None where that is out of its reach."""
