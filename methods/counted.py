@@ -1,18 +1,31 @@
-"""What a ratio is a share of: of all parameters, as methods take it, or of what a paper counts.
+"""What a ratio or a budget is a share of.
 
 A run may ask for a share of the decoder or of the layers (--ratio-of). Its request is turned into a share of all
 parameters before any method sees it, so that all methods of a run have one budget whatever their papers count.
+
+A budget (--budget macs=0.8) says which share of a quantity of the dense model may stay; bench.plan.budget_search finds the
+ratio at which a method meets it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
+
+from methods.errors import OutOfReach
 
 if TYPE_CHECKING:
     from methods.model.decoder import Decoder
+    from methods.model.layer import Layer
 
 Counted = Literal["all", "decoder", "layers"]
 COUNTED: tuple[str, ...] = get_args(Counted)
+QUANTITIES = {  # what a budget may be a share of, and what the share that stays is of, in words
+    "bytes": "the weights' bytes",
+    "kv": "the KV cache's bytes per token",
+    "macs": "the MACs per token",
+}
+MISSED = 0.005  # of the dense model's quantity: the largest miss of a budget that is not marked (bench.records.columns)
 LAYERS, BLOCKS = "layers, by their number", "attentions and MLPs, by their number"
 IN_PAPERS = {  # what the ratio of a module's paper is a share of
     "laco": "all parameters",
@@ -32,25 +45,94 @@ IN_PAPERS = {  # what the ratio of a module's paper is a share of
 }
 
 
-def counted(model: Decoder, of: str) -> int:
-    """Return how many parameters a ratio counts.
+def counted(model: Decoder, of: str, context: int = 0) -> int:
+    """Return how much there is of what a ratio or a budget is a share of.
 
     all      every parameter that is stored
     decoder  all but the embedding, the table of positions and the head: the layers and the final norm
     layers   those of the layers; where all are of one size, a share of them is one of their number
+    bytes    those of all stored parameters, in their dtypes
+    kv       bytes of the key/value cache for each token of context
+    macs     multiply-accumulates per token of a sequence of `context` tokens
     """
-    from methods.model.sizes import layer_parameters, parameters, parameters_without_embeddings
+    from methods.model import sizes
 
     match of:
         case "all":
-            return parameters(model)
+            return sizes.parameters(model)
         case "decoder":
-            return parameters_without_embeddings(model)
+            return sizes.parameters_without_embeddings(model)
         case "layers":
-            return sum(map(layer_parameters, model.layers))
+            return sum(map(sizes.layer_parameters, model.layers))
+        case "bytes":
+            return sizes.weight_bytes(model)
+        case "kv":
+            return sizes.kv_bytes_per_token(model)
+        case "macs":
+            return sizes.macs_per_token(model, context)
     raise ValueError(f"a ratio is a share of {', '.join(COUNTED)}; got {of!r}")
 
 
 def share_of_all(model: Decoder, ratio: float, of: str) -> float:
     """Return which share of all parameters goes where `ratio` of what is counted goes."""
     return ratio if of == "all" else ratio * counted(model, of) / counted(model, "all")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Says how much of a quantity of the dense model may stay.
+
+    of       the quantity, one of QUANTITIES
+    context  tokens of the sequence over which MACs are averaged
+    dense    what there is of it in the dense model
+    share    of it that may stay
+    start    the share of all parameters that goes where all layers lose alike
+    layer    the share of the quantity that a layer holds, on average
+    """
+
+    of: str
+    context: int
+    dense: int
+    share: float
+    start: float
+    layer: float
+
+    def stays(self, model: Decoder) -> float:
+        """Return which share of the dense model's quantity a model has."""
+        return counted(model, self.of, self.context) / self.dense
+
+    def __str__(self) -> str:
+        return f"{self.of}={self.share:.4g}"
+
+
+def quantity_budget(model: Decoder, gone: float, of: str, context: int, *, whole: bool) -> Budget:
+    """Return the budget of a dense model, which may be without weights, where the share `gone` of a quantity goes.
+
+    whole  round it to whole layers, as a ratio is rounded
+
+    Raises OutOfReach when all layers but one hold less.
+    """
+    layers, dense = model.layers, counted(model, of, context)
+    L, inside = len(layers), sum(_held(layer, of, context) for layer in layers)
+    share = gone * dense / inside  # of what the layers hold
+    share, most = (round(share * L) / L, 1 - 1 / L) if whole else (share, 1.0)
+    if share > most:
+        which = f"all but one of the {L} layers" if whole else f"all {L} layers"
+        reach = most * inside / dense
+        raise OutOfReach(f"{of}={1 - gone:g} is out of reach: {which} hold {reach:.3f} of {QUANTITIES[of]}")
+    start = share * counted(model, "layers") / counted(model, "all")
+    return Budget(of, context, dense, 1 - share * inside / dense, start, inside / L / dense)
+
+
+def _held(layer: Layer, of: str, context: int) -> int:
+    """Return how much of a quantity goes when a layer goes."""
+    from torch import nn
+
+    parameters, modules = list(layer.module.parameters()), layer.module.modules()
+    match of:
+        case "bytes":
+            return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+        case "kv":
+            return 2 * parameters[0].element_size() * layer.kv_heads * layer.head_width
+    scores = 2 * layer.out.in_features * context if layer.has_attention else 0
+    return scores + sum(module.weight.numel() for module in modules if isinstance(module, nn.Linear))

@@ -143,6 +143,9 @@ def seconds(figure: float, _beside: float = 0) -> str:
 METRICS = {
     "ratio": Metric("removed", "%", percent),
     "ratio_without_embeddings": Metric("of decoder", "%", percent),
+    "bytes_stays": Metric("bytes", "%", percent),
+    "kv_stays": Metric("KV cache", "%", percent),
+    "macs_stays": Metric("MACs", "%", percent),
     "parameters": Metric("params", "", count),
     "layers": Metric("layers", "", count),
     "perplexity_": Metric("ppl {}", "", perplexity, "lower", "interval"),

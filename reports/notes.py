@@ -11,10 +11,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from itertools import chain
 from typing import Any
 
-from bench.records.columns import MISS, texts
+from bench.records.columns import MISS, missed_by, texts
 from bench.records.comparability import dense_peer, draws, other_versions
 from bench.records.fits import SMALL, misfits
-from bench.records.record import Record, is_accuracy, label, ratio_of, requested_ratio, share
+from bench.records.record import Record, amount, is_accuracy, label, ratio_of, requested_ratio
+from methods.counted import QUANTITIES
 from reports import healing_notes, speed_notes
 from reports.blocks import seeds_apart, seeds_named, seeds_of
 from reports.metrics import METRICS, binary, metric, short, shown
@@ -47,21 +48,27 @@ def conditions(records: Sequence[Record]) -> list[str]:
 
 
 def ratio(records: Sequence[Record]) -> str:
-    """Return 'ratio 0.3: 11 of 30 layers, 95.6 M parameters', or that parameters decide; empty for dense."""
+    """Return 'ratio 0.3: 11 of 30 layers, 95.6 M parameters', or that parameters decide; empty for dense.
+
+    Of a budget it is 'budget macs=0.8: 78.9 % of the MACs per token, in whole layers'.
+    """
     pruned = [record for record in records if record.cell["method"] != "dense"]
     if not pruned:
         return ""
     requested = requested_ratio(pruned[0])
     if requested is None:
         return "ratio fixed by the method's parameters"
-    budgets = {_budget(record) for record in pruned if "ratio_budget" in record.measured}
-    asked = share(requested, ratio_of(pruned[0].cell))
-    return f"ratio {asked}" + (f": {budgets.pop()}" if len(budgets) == 1 else "")
+    budgets = {_budget(record) for record in pruned if not {"ratio_budget", "budget"}.isdisjoint(record.measured)}
+    asked = amount(requested, ratio_of(pruned[0].cell))
+    return asked + (f": {budgets.pop()}" if len(budgets) == 1 else "")
 
 
 def _budget(record: Record) -> str:
     """Return the budget in parameters and, where the request was rounded to whole layers, in layers."""
     measured = record.measured
+    if asked := measured.get("budget"):
+        rounded = ", in whole layers" if record.cell["match"] == "layers" else ""
+        return f"{METRICS['ratio'].show(asked['share'])} of {QUANTITIES[asked['of']]}{rounded}"
     removed = measured["ratio_budget"] * measured["dense_parameters"]
     left = f"{METRICS['parameters'].show(measured['dense_parameters'] - removed)} parameters"
     total = measured.get("dense_layers")
@@ -77,21 +84,28 @@ def exceptions(records: Sequence[Record], stages: Collection[str] = ()) -> Itera
 
     stages  of generation, whose speed the table shows: what is in doubt about it is said too
     """
-    show = METRICS["ratio"].show
     for record, which in zip(records, seeds_apart(records), strict=True):
-        name, measured = label(record.cell) + which, record.measured
-        budget = measured.get("ratio_budget")
+        name, miss = label(record.cell) + which, missed_by(record.measured)
         if record.status != "ok":
             yield f"{name}: {status(record)}: {reason(record.error or '')}"
-        elif budget is not None and abs(measured["ratio"] - budget) > MISS:
-            requested, of = requested_ratio(record), ratio_of(record.cell)
-            counted = "" if of == "all" else f" of the {of}"
-            asked = "" if requested is None else f"requested {show(requested)}{counted}, "
-            yield f"* {name} misses the ratio: {asked}budget {show(budget)}, achieved {show(measured['ratio'])}."
+        elif miss is not None and abs(miss) > MISS:
+            yield f"* {name} misses the {_missed(record)}."
         yield from _misfits(record, name)
         if stages:
             yield from speed_notes.doubts(record, stages, name)
     yield from _versions(records)
+
+
+def _missed(record: Record) -> str:
+    """Say 'ratio: requested 30.0 %, budget 28.9 %, achieved 28.1 %', or of a budget how much of its quantity stays."""
+    show, measured, of = METRICS["ratio"].show, record.measured, ratio_of(record.cell)
+    requested = requested_ratio(record)
+    if asked := measured.get("budget"):
+        allowed = "" if requested is None else f"requested {show(1 - requested)}, "
+        return f"budget: {allowed}budget {show(asked['share'])} of {QUANTITIES[of]}, achieved {show(asked['stays'])}"
+    counted = "" if of == "all" else f" of the {of}"
+    allowed = "" if requested is None else f"requested {show(requested)}{counted}, "
+    return f"ratio: {allowed}budget {show(measured['ratio_budget'])}, achieved {show(measured['ratio'])}"
 
 
 def _misfits(record: Record, name: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.plan.run_spec import RunSpec
+from bench.records.record import share
 from bench.schedule.forecast import duration
 from bench.schedule.memory_needs import MemoryNeeds
 from bench.schedule.plan import Plan, PlannedCell, gib, summary
@@ -56,7 +57,7 @@ def _cells(plan: Plan, spec: RunSpec) -> Table:
 def _row(one: PlannedCell, columns: list[Column]) -> Row:
     cell, found = one.cell, {"model": text(Path(one.cell.model).name)}
     if cell.ratio is not None:
-        found["ratio"] = TableCell(f"{cell.ratio:g}", value=cell.ratio)
+        found["ratio"] = TableCell(share(cell.ratio, cell.ratio_of), value=cell.ratio)
     if one.estimate is None:
         found["basis"] = TableCell(f"has a record: {one.done}")
     else:

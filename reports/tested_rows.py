@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.records.columns import accuracies, answered, removed_too_little, texts
-from bench.records.record import ANSWER_BPB, Record, share
+from bench.records.record import ANSWER_BPB, Record, amount
 from bench.records.samples import Samples
 from bench.stats import contrasts
 from bench.stats.contrasts import Contrasts, all_pairs, shown_more
@@ -52,7 +52,7 @@ class TestedRow:
         return (
             "With the methods' own parameters"
             if self.block.ratio is None
-            else f"At ratio {share(self.block.ratio, self.block.ratio_of)}"
+            else f"At {amount(self.block.ratio, self.block.ratio_of)}"
         )
 
     def eligible(self) -> list[int]:

@@ -23,7 +23,7 @@ class KeptStatistics:
     the same; the last one's file stays.
 
     peaks    returns the highest memory of the stage so far, as bench.system.memory.Watched has it
-    seconds  that other cells took to find what this one has read
+    seconds  that other cells took to find what this one has read, each statistic once however often it is read
     peak     the highest memory while they did
     """
 
@@ -31,12 +31,15 @@ class KeptStatistics:
         self.folder, self.peaks = folder, peaks
         self.seconds = 0.0
         self.peak: dict[str, Any] = {}
+        self._counted = set[str]()  # names of those that this cell has found or read
 
     def __call__(self, name: str, find: Callable[[], list[Tensor]]) -> list[Tensor]:
         """Return the statistics of that name, found by another cell or by `find`."""
         file = self.folder / f"{name}.safetensors"
+        counted = name in self._counted
+        self._counted.add(name)
         if file.exists():
-            return self._read(file)
+            return self._read(file, counted=counted)
         start = time.perf_counter()
         found = find()
         cost = {"seconds": time.perf_counter() - start, "peak": self.peaks()}
@@ -47,10 +50,12 @@ class KeptStatistics:
         unfinished.replace(file)  # so that a process that is killed leaves no half of it to the next one
         return found
 
-    def _read(self, file: Path) -> list[Tensor]:
+    def _read(self, file: Path, *, counted: bool) -> list[Tensor]:
         with safe_open(file, "pt") as stored:
             cost = json.loads(stored.metadata()["cost"])
             tensors = [stored.get_tensor(str(number)) for number in range(len(stored.keys()))]
+        if counted:
+            return tensors
         self.seconds += cost["seconds"]
         self.peak = memory.highest(self.peak, cost["peak"]) if self.peak else cost["peak"]
         return tensors

@@ -12,7 +12,8 @@ from typing import Any
 
 from bench.plan.protocol import Protocol
 from bench.plan.recipe import Recipe
-from bench.records.record import label
+from bench.records.record import label, share
+from methods.counted import QUANTITIES
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Stage:
 class Cell:
     """Asks for one measurement: one model, one method with all its parameters, one ratio, one seed, one protocol.
 
-    ratio_of what the ratio is a share of, see methods.counted; "all" where there is no ratio
+    ratio_of what the ratio is a share of, see methods.counted; "all" where there is no ratio. A budget of macs=0.8 is a
+             ratio of 0.2 of "macs"
     healing  how the model is trained once it is pruned
     earlier  what was done to it before, first to last; `ratio` is of the dense model all the same (bench.plan.chain)
     inputs   what the answer stands on (bench.run.fingerprint); the runner fills it in, since it needs the loaded
@@ -63,7 +65,8 @@ class Cell:
         """Make a readable file name that ends in a hash of every field."""
         digest = hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode()).hexdigest()[:8]
         ratio = "fixed" if self.ratio is None else f"{self.ratio:g}"
-        return "--".join((slug(self.label), ratio, digest))
+        asked = slug(share(self.ratio, self.ratio_of)) if self.ratio_of in QUANTITIES else ratio
+        return "--".join((slug(self.label), asked, digest))
 
     def plain(self) -> dict[str, Any]:
         """Return every field as a record holds it; what most cells have none of only where there is any."""

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bench.plan.cell import Cell
 from bench.plan.fields import repeated
 from bench.plan.parse import Mention, near, parse_methods, parse_ratios
+from bench.records.record import amount
 from methods.errors import UserError
 
 if TYPE_CHECKING:
     from bench.plan.run_spec import RunSpec
     from methods.base import Pruner
+    from methods.counted import Budget
     from methods.model.decoder import Decoder
 
 FORM = "--then is written METHOD:ratio=R[,NAME=VALUE], as in laco:ratio=0.5"
@@ -136,7 +138,10 @@ def cells(mentions: Sequence[Mention], ratios: Sequence[float], decoder: Decoder
         if mention.method == "dense":
             continue
         if not pruner.fixed and not ratios:
-            raise UserError(f"{mention.method} needs a ratio: the share of parameters to remove, as in --ratio 0.3")
+            raise UserError(
+                f"{mention.method} needs a ratio: the share of parameters to remove, as in --ratio 0.3; or a budget: "
+                "what may stay, as in --budget macs=0.8"
+            )
         for ratio in [None] if pruner.fixed else ratios:
             cell = _cell(mention, ratio, common)
             _refuse_unless_reachable(pruner, cell, decoder, by_name=mention.by_name)
@@ -172,14 +177,18 @@ def _cell(mention: Mention, ratio: float | None, common: dict[str, Any]) -> Cell
 def _refuse_unless_reachable(pruner: Any, cell: Cell, decoder: Decoder, *, by_name: bool) -> None:
     """Raise UserError for a ratio that the method cannot meet; an unsupported model is an outcome of its own."""
     import methods
-    from methods.counted import share_of_all
+    from bench.plan.budget_search import refuse_unmet
+    from methods.counted import COUNTED, share_of_all
 
     try:
         ratio = budget(cell, decoder)
-        pruner.plan(decoder, ratio)
+        if wanted := quantity(cell, decoder):
+            refuse_unmet(pruner, decoder, wanted)
+        else:
+            pruner.plan(decoder, ratio)
     except methods.OutOfReach as error:
         if by_name:
-            if cell.ratio_of == "all" or cell.ratio is None:
+            if cell.ratio_of not in COUNTED[1:] or cell.ratio is None:
                 raise UserError(f"{cell.label}: {error}") from None
             share = share_of_all(decoder, cell.ratio, cell.ratio_of)
             asked = f"{cell.ratio:g} of the {cell.ratio_of} is {share:.3g} of all parameters"
@@ -189,7 +198,7 @@ def _refuse_unless_reachable(pruner: Any, cell: Cell, decoder: Decoder, *, by_na
         return
     if cell.ratio and not ratio:
         raise UserError(
-            f"ratio {cell.ratio:g} is less than half a layer of this model, so that nothing would go; "
+            f"{amount(cell.ratio, cell.ratio_of)} is less than half a layer of this model, so that nothing would go; "
             "ask for more, or say --match exact"
         )
 
@@ -197,12 +206,28 @@ def _refuse_unless_reachable(pruner: Any, cell: Cell, decoder: Decoder, *, by_na
 def budget(cell: Cell, decoder: Decoder) -> float:
     """Return the share of all parameters that the cell has to remove.
 
-    That is the request, rounded to whole layers unless it is matched exactly.
+    That is the request, rounded to whole layers unless it is matched exactly. Of a budget that counts something else it
+    is what goes where all layers lose alike.
     """
     from methods.budget import matched_ratio
     from methods.counted import share_of_all
 
     if cell.ratio is None:
         return 0.0
+    if asked := quantity(cell, decoder):
+        return asked.start
     ratio = share_of_all(decoder, cell.ratio, cell.ratio_of)
     return matched_ratio(decoder, ratio) if cell.match == "layers" else ratio
+
+
+def quantity(cell: Cell, decoder: Decoder) -> Budget | None:
+    """Return the budget of a cell that counts no parameters; None of any other. `decoder` is the dense model.
+
+    Raises OutOfReach where no method could meet it.
+    """
+    from methods.counted import QUANTITIES, quantity_budget
+
+    if cell.ratio is None or cell.ratio_of not in QUANTITIES:
+        return None
+    whole = cell.match == "layers"
+    return quantity_budget(decoder, cell.ratio, cell.ratio_of, cell.protocol.macs_context, whole=whole)

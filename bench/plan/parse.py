@@ -62,6 +62,33 @@ def parse_ratios(asked: Any) -> list[float]:
     return list(dict.fromkeys(ratios))
 
 
+def parse_budget(asked: Iterable[str]) -> tuple[list[float], str]:
+    """Return the shares that go and the quantity that they are of: 'macs=0.8,0.6' -> ([0.2, 0.4], 'macs').
+
+    Raises UserError for what is no quantity, for a share that is not in (0, 1], and for a second quantity.
+    """
+    from methods.counted import QUANTITIES
+
+    form = f"a budget is NAME=SHARE, NAME one of {', '.join(QUANTITIES)}, as in macs=0.8 or macs=0.8,0.6"
+    gone, of = list[float](), ""
+    for piece in asked:
+        name, _, text = piece.rpartition("=")
+        name = name.strip()
+        if name and of and name != of:
+            raise UserError(f"a run has budgets of one quantity; got {of} and {name}")
+        of = of or name
+        if of not in QUANTITIES:
+            raise UserError(f"{form}; got {piece!r}{near(of, QUANTITIES)}")
+        try:
+            share = float(text)
+        except ValueError:
+            raise UserError(f"{form}; got {piece!r}") from None
+        if not 0 < share <= 1:
+            raise UserError(f"a budget is the share of the dense model that may stay, in (0, 1]; got {text.strip()}")
+        gone.append(round(1 - share, 12))
+    return list(dict.fromkeys(gone)), of
+
+
 def parse_methods(asked: str | Iterable[str]) -> list[Mention]:
     """Return the methods of a text, or of a list of texts, with their parameters.
 

@@ -90,6 +90,11 @@ class Protocol:
         if self.speed_rounds and not (self.prefill or self.decode):
             raise UserError("speed needs a prompt length or a depth of context to be timed at; both are none")
 
+    @property
+    def macs_context(self) -> int:
+        """Return the tokens of the sequence over which multiply-accumulates are averaged."""
+        return max(self.prefill, default=self.window)
+
 
 PROFILES: dict[str, dict[str, Any]] = {  # the fields in which each differs from `quick`, which are Protocol's defaults
     "smoke": {

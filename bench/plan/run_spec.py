@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from bench.plan.cell import slug
 from bench.plan.fields import Option, check, option, options
-from bench.plan.parse import Mention, listed, near, parse_methods, parse_ratios
+from bench.plan.parse import Mention, listed, near, parse_budget, parse_methods, parse_ratios
 from bench.plan.protocol import PROFILES, Protocol, profile
 from bench.plan.recipe import KINDS, Recipe
 from methods.counted import Counted
@@ -41,6 +41,10 @@ SLOTS = "cells that run at once, timed ones alone; auto: one for each GPU, one o
 MEMORY = "what a cell may take of the host's: weights lie in files where the whole model would take more"
 LIMIT = "0 for no limit, or positive"
 SHARES = "a list of shares of the parameters, each in [0, 1), as in 0.1,0.3"
+BUDGET = (
+    "in place of --ratio: the share that may stay of the weights' bytes, of the KV cache's bytes per token or of the "
+    "multiply-accumulates per token, as in bytes=0.8, kv=0.8 or macs=0.8,0.6"
+)
 
 ENGINE = "local is this machine, ray a cluster, see docs/guides/engines.md"
 GPUS = "GPUs that each cell has to itself, over which its model is spread"
@@ -57,6 +61,7 @@ class RunSpec:
     methods              as `--methods` takes them, in one text or a list; "all" is every method that takes a ratio
     model                of several, in one text or a list, each has every cell, and its own dense one
     ratios               shares of the parameters to remove, each in [0, 1), of those that `ratio_of` counts
+    budget               shares of one quantity of the dense model that may stay, in place of ratios: "macs=0.8,0.6"
     settings             parameters of methods, several values of which sweep: {"laco.C": [2, 3]} or "laco.C=2,3"
     healing              how every pruned model is trained a little and measured once more; None: not at all
     profile, protocol    how is measured: a name of PROFILES, and by the names of Protocol what is to differ from it;
@@ -77,6 +82,7 @@ class RunSpec:
     ratio_of: Counted = what(
         "all", "what a ratio is a share of: all parameters, without embeddings, or those of layers"
     )
+    budget: Sequence[str] = what((), BUDGET, "NAME=LIST")
     settings: Sequence[str] | Mapping[str, Any] = what(
         (), "as in laco.T=0.7; laco.C=2,3,4 sweeps", "METHOD.NAME=LIST", flag="set", repeated=True
     )
@@ -131,6 +137,7 @@ class RunSpec:
                 raise UserError(f"a protocol has no {name!r}{near(name, known)}; it has {', '.join(known)}")
         if not self.models:
             raise UserError("--model is given nothing; name one or several, as in smollm2-135m,gemma3-270m")
+        self._refuse_two_amounts()
         self.mentions()
         self.protocols()
 
@@ -139,6 +146,22 @@ class RunSpec:
         """Return the models that are pruned, each once. The name of a file or folder may hold commas."""
         here = isinstance(self.model, str) and Path(self.model).exists()
         return (str(self.model),) if here else tuple(dict.fromkeys(listed(self.model)))
+
+    @property
+    def amounts(self) -> tuple[Sequence[float], str]:
+        """Return the shares that go, and what they are shares of: as --ratio-of says, or the quantity of a budget."""
+        return parse_budget(self.budget) if self.budget else (self.ratios, self.ratio_of)
+
+    def _refuse_two_amounts(self) -> None:
+        """Raise UserError for a budget that is none, and for one beside what it takes the place of."""
+        if not self.budget:
+            return
+        for flag, given in {"--ratio": self.ratios, "--ratio-of": self.ratio_of != "all"}.items():
+            if given:
+                raise UserError(f"--budget and {flag} both say how much goes; leave one of them out")
+        _, of = self.amounts
+        if self.then:
+            raise UserError(f"--then counts parameters, and --budget counts {of}; give --ratio in its place")
 
     @property
     def memory_gib(self) -> float | None:

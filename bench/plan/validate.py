@@ -80,7 +80,7 @@ def cells(spec: RunSpec, *, here: bool = True) -> list[Cell]:
         check_cores(first.pin)
     healed_on = [spec.healing.text] if spec.healing else []
     read = [*first.texts, *(protocol.calibration for protocol, _ in protocols), *healed_on]
-    every = list[Cell]()
+    every, (ratios, of) = list[Cell](), spec.amounts
     for model in spec.models:
         found = target(spec, model, read, here=here)
         if spec.healing:
@@ -94,7 +94,7 @@ def cells(spec: RunSpec, *, here: bool = True) -> list[Cell]:
             common = {
                 "model": model,
                 "match": spec.match,
-                "ratio_of": spec.ratio_of,
+                "ratio_of": of,
                 "device": str(found.device),
                 "dtype": str(found.dtype).removeprefix("torch."),
                 "trust_remote_code": spec.trust_remote_code,
@@ -102,7 +102,7 @@ def cells(spec: RunSpec, *, here: bool = True) -> list[Cell]:
                 "seed": seed,
             }
             further = [_stage_cells(stage, found.decoder, common) for stage in stages]
-            pruned = grid.cells(mentions, spec.ratios, found.decoder, common)
+            pruned = grid.cells(mentions, ratios, found.decoder, common)
             every += chain.extended(pruned, spec.healing, further, found.decoder)
     if grid.is_sweep(spec):
         grid.refuse_more_than(spec.max_cells, len(every), at_least=False)

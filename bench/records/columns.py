@@ -3,10 +3,13 @@
 T is a text, K a task, M a metric; a name that begins with _ continues the one before it.
 
 model .. profile                  model, label, method, requested_ratio (missing for the dense model and for methods
-                                  whose parameters alone decide), seed, match, device, dtype, profile
+                                  whose parameters alone decide; of a budget the share that was to go), seed, match,
+                                  device, dtype, profile
 status, error, flags              flags: "missed_ratio", "no_dense_cell", "other_versions" (than the dense cell's),
                                   "misfit" (a fit that does not hold on sequences it has not seen), a space between
 ratio, ratio_budget, miss         shares of the dense model's parameters; miss = ratio - ratio_budget
+macs_stays, macs_budget           shares of the dense model's multiply-accumulates per token, where --budget macs was
+                                  asked for; miss = macs_budget - macs_stays;  kv_stays, bytes_stays alike
 parameters .. macs_context        as in bench.records.record
 perplexity_T, _low, _high         with its 95 % interval;  bits_per_byte_T, byte_perplexity_T, word_perplexity_T
 kl, _low, _high                   nats per token between the model and the dense one, with its 95 % interval
@@ -40,11 +43,12 @@ from bench.records.comparability import by_setup, dense_peer, other_versions
 from bench.records.fits import misfits
 from bench.records.record import ANSWER_BPB, Record, display_name, is_accuracy, label, peak_bytes, requested_ratio
 from bench.stats.intervals import average_stderr, wilson
+from methods.counted import MISSED, QUANTITIES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MISS = 0.005  # the largest share of the dense model by which a method may miss its budget unmarked
+MISS = MISSED  # the largest share of the dense model by which a method may miss its budget unmarked
 AS_MEASURED = (
     "parameters",
     "parameters_without_embeddings",
@@ -65,7 +69,16 @@ def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
     groups = [(group, accuracies(group), answered(group)) for group in by_setup(records).values()]
     peers = {id(record): both for both in groups for record in both[0]}
     found = [(record, *peers[id(record)]) for record in records]
-    return [_row(record, dense_peer(record, group), names, right) for record, group, names, right in found]
+    return [
+        _row(record, dense_peer(record, group), names, right) | _whole(record, group)
+        for record, group, names, right in found
+    ]
+
+
+def _whole(record: Record, group: Sequence[Record]) -> dict[str, float]:
+    """Return of the dense model that all stays of the quantities of which its group has budgets."""
+    asked = {one.measured["budget"]["of"] for one in group if "budget" in one.measured}
+    return {f"{of}_stays": 1.0 for of in sorted(asked)} if record.cell["method"] == "dense" else {}
 
 
 def frame(records: Sequence[Record]) -> pd.DataFrame:
@@ -83,8 +96,21 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def removed_too_little(record: Record) -> bool:
     """Say whether a cell removed so much less than its budget that its figures flatter it."""
-    budget = record.measured.get("ratio_budget")
-    return budget is not None and record.measured["ratio"] < budget - MISS
+    by = missed_by(record.measured)
+    return by is not None and by < -MISS
+
+
+def missed_by(measured: Mapping[str, Any]) -> float | None:
+    """Return how much more was removed than the budget, as a share of the dense model's; None where there was none."""
+    if "budget" in measured:
+        return float(measured["budget"]["share"] - measured["budget"]["stays"])
+    ratio, budget = measured.get("ratio"), measured.get("ratio_budget")
+    return None if ratio is None or budget is None else float(ratio - budget)
+
+
+def amount_column(of: str) -> str:
+    """Return the column of what was removed, or of what stays of the quantity of a budget."""
+    return f"{of}_stays" if of in QUANTITIES else "ratio"
 
 
 def texts(records: Sequence[Record]) -> list[str]:
@@ -179,9 +205,9 @@ def _identity(record: Record) -> dict[str, Any]:
 
 
 def _size(measured: dict[str, Any]) -> dict[str, Any]:
-    ratio, budget = measured.get("ratio"), measured.get("ratio_budget")
-    miss = None if ratio is None or budget is None else ratio - budget
-    row = {"ratio": ratio, "ratio_budget": budget, "miss": miss}
+    row = {"ratio": measured.get("ratio"), "ratio_budget": measured.get("ratio_budget"), "miss": missed_by(measured)}
+    if asked := measured.get("budget"):
+        row |= {f"{asked['of']}_stays": asked["stays"], f"{asked['of']}_budget": asked["share"]}
     return row | {name: measured.get(name) for name in AS_MEASURED}
 
 

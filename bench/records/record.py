@@ -30,6 +30,9 @@ A record has these keys and no others:
     ratio                             float, 1 - parameters / dense_parameters
     ratio_without_embeddings          float
     ratio_budget                      float, what every method of the run had to meet; absent if none was asked
+    budget       {of (bytes, kv or macs), share (of the dense model's that may stay), stays (what does), ratio (of all
+                 parameters, what the method was asked for), tried: [[ratio, what stays] of each pruning]}   in place of
+                 ratio_budget where the budget was no number of parameters
     layers, dense_layers              int
     weight_bytes                      int
     kv_bytes_per_token                int
@@ -104,6 +107,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from methods.counted import QUANTITIES
 from methods.errors import UserError
 from methods.files import write_atomically
 
@@ -181,13 +185,20 @@ def peak_bytes(measured: Mapping[str, Any], stage: str = "") -> int | None:
 
 
 def ratio_of(cell: Mapping[str, Any]) -> str:
-    """Return what the ratio of a record's cell is a share of: all, decoder or layers."""
+    """Return what the ratio of a record's cell is a share of: all, decoder or layers; or bytes, kv or macs."""
     return str(cell.get("ratio_of", "all"))
 
 
 def share(ratio: float | None, of: str = "all") -> str:
-    """Write a ratio as it was asked for: '0.3', or '0.3 of the decoder'; empty for none."""
-    return "" if ratio is None else f"{ratio:g}" + ("" if of == "all" else f" of the {of}")
+    """Write a ratio as it was asked for: '0.3', '0.3 of the decoder', or as a budget 'macs=0.8'; empty for none."""
+    if ratio is None:
+        return ""
+    return f"{of}={1 - ratio:g}" if of in QUANTITIES else f"{ratio:g}" + ("" if of == "all" else f" of the {of}")
+
+
+def amount(ratio: float | None, of: str = "all") -> str:
+    """Write a ratio or a budget with the word for it: 'ratio 0.3', 'budget macs=0.8'; empty for none."""
+    return f"{'budget' if of in QUANTITIES else 'ratio'} {share(ratio, of)}" if ratio is not None else ""
 
 
 def named(record: Record) -> str:

@@ -29,8 +29,9 @@ from bench.healing import training
 from bench.healing.dense_predictions import DensePredictions
 from bench.healing.text import Text
 from bench.plan import chain
+from bench.plan.budget_search import pruned_to
 from bench.plan.cell import Cell
-from bench.plan.grid import budget
+from bench.plan.grid import budget, quantity
 from bench.plan.recipe import Recipe
 from bench.records.record import load
 from bench.run import fingerprint, store
@@ -38,6 +39,7 @@ from bench.run.datasets import Datasets
 from bench.run.saving import complete, save_and_reload
 from bench.speed import benchmark
 from bench.system import failures, memory
+from methods.counted import COUNTED, Budget
 from methods.errors import OutOfReach, Unsupported, Unwritable, UserError
 from methods.model.decoder import Decoder
 from methods.model.layer_store import LayerStore
@@ -144,7 +146,7 @@ def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, par
         del decoder
         decoder, ratio = _parent(cell, parents, ratio, outcome)
     torch.manual_seed(cell.seed)
-    _prune(cell, decoder, ratio, datasets, outcome)
+    decoder = _prune(cell, decoder, quantity(cell, decoder) or ratio, datasets, outcome)
     if cell.healing:
         _heal(cell, decoder, (cell.healing, datasets.healing[cell.healing], dense), folder, outcome)
         del dense
@@ -186,7 +188,7 @@ def _dense(cell: Cell, model: nn.Module, datasets: Datasets, outcome: Outcome) -
     outcome.measured |= {"dense_layers": len(decoder.layers), "dense_parameters": parameters(decoder)}
     outcome.measured["dense_parameters_without_embeddings"] = parameters_without_embeddings(decoder)
     ratio = budget(cell, decoder)
-    if cell.ratio is not None:
+    if cell.ratio is not None and cell.ratio_of in COUNTED:
         outcome.measured["ratio_budget"] = ratio
     if datasets.dense:
         with outcome.timed("checks"):
@@ -209,32 +211,31 @@ def _parent(cell: Cell, folder: Path, ratio: float, outcome: Outcome) -> tuple[D
         return store.load_model(folder, key, record, outcome.devices, outcome.files), 1 - left / there
 
 
-def _prune(cell: Cell, decoder: Decoder, ratio: float, datasets: Datasets, outcome: Outcome) -> None:
-    """Remove `ratio` of the model, and record what is left."""
+def _prune(cell: Cell, decoder: Decoder, wanted: float | Budget, datasets: Datasets, outcome: Outcome) -> Decoder:
+    """Return the model without a share of its parameters, or pruned to a budget, and record what is left."""
+    block = datasets.calibration
     if cell.method != "dense":
         outcome.say("pruning")
-        block = datasets.calibration
         if not cell.protocol.calibration_memory_mib:
             block = replace(block, memory=memory.for_states(outcome.devices))
             outcome.measured["calibration_memory_mib"] = block.memory // 2**20
         with outcome.timed("prune"):
             pruner = methods.make(cell.method, cell.parameters)
             try:
-                outcome.decisions |= pruner.prune(decoder, block, ratio)
+                decoder, decided, found = pruned_to(wanted, pruner, decoder, block)
             except OutOfReach as reason:
                 raise OutOfReach(f"behind {cell.earlier[-1].method}, {reason}" if cell.earlier else reason) from reason
+        outcome.decisions |= decided
+        outcome.measured |= found
         outcome.measured["prune_seconds"] = outcome.measured["seconds"]["prune"] + datasets.inherited_seconds
         if (kept := datasets.statistics) and kept.peak:  # as if this cell had found what it has read
             peaks = outcome.measured["peak_memory"]
             peaks["prune"] = memory.highest(peaks["prune"], kept.peak)
             outcome.measured["prune_seconds"] += kept.seconds
-    outcome.decisions["calibration"] = {
-        "source": datasets.calibration.source,
-        "seed": datasets.calibration.seed,
-        "shape": list(datasets.calibration.ids.shape),
-        "sha256": datasets.calibration.sha256,
-    }
-    outcome.measured |= sizes(decoder, outcome.measured, max(cell.protocol.prefill, default=cell.protocol.window))
+    drawn = {"source": block.source, "seed": block.seed, "shape": list(block.ids.shape), "sha256": block.sha256}
+    outcome.decisions["calibration"] = drawn
+    outcome.measured |= sizes(decoder, outcome.measured, cell.protocol.macs_context)
+    return decoder
 
 
 def _predictions(cell: Cell, dense: Decoder, datasets: Datasets, outcome: Outcome) -> DensePredictions | None:

@@ -127,7 +127,8 @@ def _prune(model: Decoder, record: Record, block: Calibration) -> None:
     pruner = methods.make(cell["method"], cell["parameters"])
     if isinstance(pruner, CompensatedPruner) and getattr(pruner.pruner, "only_cuts", False):
         pruner = dataclasses.replace(pruner, pruner=Recorded(record.decisions))
-    decided = pruner.prune(model, block, measured.get("ratio_budget", 0.0))
+    asked = measured["budget"]["ratio"] if "budget" in measured else measured.get("ratio_budget", 0.0)
+    decided = pruner.prune(model, block, asked)
     if _removed(decided) != _removed(record.decisions) or parameters(model) != measured["parameters"]:
         where = record.environment.get("gpu") or record.environment.get("cpu", "another machine")
         raise UserError(f"{cell['label']} does not remove here what it removed for the record, on {where}")

@@ -93,6 +93,7 @@ def facts(cell: Mapping[str, Any], decisions: Mapping[str, Any], measured: Mappi
         "requested": cell["ratio"],
         "ratio_of": cell.get("ratio_of"),
         "budget": measured.get("ratio_budget"),
+        "quantity": measured.get("budget"),
         "achieved": measured.get("ratio"),
         "calibration": calibration,
         "decisions": {name: value for name, value in decisions.items() if name not in ("calibration", "earlier")},

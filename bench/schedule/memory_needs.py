@@ -18,6 +18,7 @@ from bench.schedule.pruning_memory import FLOAT32, PruningMemory, added
 from bench.schedule.shape import Shape
 from bench.schedule.work import bytes_of
 from bench.system.console import say
+from methods.counted import QUANTITIES
 from methods.errors import UserError
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
@@ -92,12 +93,18 @@ class Footprint:
         left = round(self.weights * (1 - self.shape.share(cell.ratio, cell.ratio_of)))
         found = {"load": self.weights, "perplexity": left + self._scoring(cell)}
         if cell.method != "dense":
-            found["prune"] = self.weights + self._pruning(cell) + self._kept_head(cell)
+            found["prune"] = self.weights + self._pruning(cell) + self._kept_head(cell) + self._copies(cell, left)
         if cell.healing:
             found["heal"] = self._healing(cell, left)
         if chain.is_timed(cell):
             found["speed"] = self.weights + self._timed(cell)
         return found
+
+    def _copies(self, cell: Cell, left: int) -> int:
+        """Return the bytes of what has been cut while a budget is searched for: of the nearest model and of another."""
+        kind = methods.load().get(cell.method.partition("+")[0])
+        cuts = cell.ratio_of in QUANTITIES and not (kind and kind.__module__.startswith("methods.depth."))
+        return 2 * left if cuts else 0
 
     def _pruning(self, cell: Cell, *, in_files: bool = False) -> int:
         p, name = cell.protocol, cell.method.partition("+")[0]

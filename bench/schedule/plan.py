@@ -10,6 +10,7 @@ import torch
 
 from bench.engines.simulated import SimulatedSession
 from bench.plan.cell import Cell
+from bench.records.record import share
 from bench.schedule import passes
 from bench.schedule.estimator import Estimate
 from bench.schedule.forecast import duration
@@ -53,7 +54,7 @@ class Plan:
 
 def named(cell: Cell) -> str:
     """Return what messages call a cell: 'laco at 0.3'."""
-    return f"{cell.label}{'' if cell.ratio is None else f' at {cell.ratio:g}'}"
+    return f"{cell.label}{'' if cell.ratio is None else f' at {share(cell.ratio, cell.ratio_of)}'}"
 
 
 def simulated(

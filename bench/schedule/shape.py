@@ -67,8 +67,14 @@ class Shape:
         return tokens * kept * (self.macs + self.scores * context)
 
     def share(self, ratio: float | None, of: str) -> float:
-        """Return the share of all parameters that a ratio `of` a part of them stands for, but for the final norm."""
-        return (ratio or 0.0) * (1.0 if of == "all" else self.inner / self.parameters)
+        """Return the share of all parameters that a ratio `of` a part of them stands for, but for the final norm.
+
+        Of multiply-accumulates those of attention's scores are left out.
+        """
+        if of in ("all", "bytes"):
+            return ratio or 0.0
+        held = 1 + self.head / self.macs if of == "macs" else 1.0  # of what the layers hold
+        return min(1.0, (ratio or 0.0) * held) * self.inner / self.parameters
 
     def kept(self, ratio: float | None) -> float:
         """Return the share of the layers that stays when this share of all parameters goes."""

@@ -138,7 +138,7 @@ class CompensatedPruner:
             following = ratio + added / total
             if self.fixed or following in missed or self._same(dense, asked, following):
                 break
-            calibration, asked = _knowing(calibration, decisions), following
+            calibration, asked = knowing(calibration, decisions), following
             _restore(model, dense, places)
         best = min(missed, key=lambda one: missed[one])
         if best != asked:
@@ -173,7 +173,7 @@ def _restore(model: Decoder, dense: Decoder, places: list[torch.device]) -> None
     model.set_layers([layer.on(place) for layer, place in zip(layers, places, strict=True)])
 
 
-def _knowing(calibration: Calibration, decisions: dict[str, Any]) -> Calibration:
+def knowing(calibration: Calibration, decisions: dict[str, Any]) -> Calibration:
     """Return the calibration with what a greedy search has found out, which serves the next."""
     order = decisions.get("removal_order", [])[: decisions.get("free_removals", 0)]
     return dataclasses.replace(calibration, order=max(calibration.order, tuple(order), key=len))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from bench.records.record import amount
 from bench.records.samples import Samples
 from reports.blocks import TableGroup
 from reports.figures.figure import Figure
@@ -19,7 +20,7 @@ from reports.tables.grid import Gain
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-Found = tuple[float | None, Gain]  # at which ratio
+Found = tuple[str, Gain]  # at which ratio or budget; empty where parameters decide
 NEAR = (0.3, 2.0)  # times the perplexity of the method alone: what is farther off is told in figures
 
 
@@ -27,7 +28,11 @@ def figures(blocks: Sequence[TableGroup], samples: Samples) -> list[Figure]:
     """Return a figure for each quality in which a method was measured alone and with a compensation at one ratio."""
     found = []
     for column in qualities(blocks):
-        gains = [(block.ratio, gain) for block in blocks for gain in grid.gains(column, block, samples)]
+        gains = [
+            (amount(block.ratio, block.ratio_of), gain)
+            for block in blocks
+            for gain in grid.gains(column, block, samples)
+        ]
         title = (
             f"{subject(column, blocks)} with a compensation, {_beside(column)}; "
             f"{'right' if _is_share(column) else 'left'} of the line the compensation helps"
@@ -68,7 +73,7 @@ def _draw(column: str, gains: Sequence[Found]) -> Drawing:
                 axis.plot([scale * end for end in _ends(gain)], [y, y], color=style["color"], linewidth=1)
         axis.axvline(neutral, color=BLACK, linestyle=":", linewidth=1.2)
         axis.set_yticks(range(len(rows)), [name(row) for row in reversed(rows)])
-        axis.set_title("ratio of their own" if ratio is None else f"ratio {ratio:g}")
+        axis.set_title(ratio or "ratio of their own")
         axis.set_ylim(-0.6, len(rows) - 0.4)
         axis.set_xlim(min(shown) - 0.05 * wide, max(shown) + 0.05 * wide)
     better = f"{metric(column).better} is better"
@@ -99,7 +104,7 @@ def _said(column: str, gains: Sequence[Found]) -> str:
     """Say every gain."""
     parts = [f"{called(column)} with a compensation, {_beside(column)}."]
     for ratio in dict.fromkeys(ratio for ratio, _ in gains):
-        parts.append("With a ratio of their own:" if ratio is None else f"At ratio {ratio:g}:")
+        parts.append(f"At {ratio}:" if ratio else "With a ratio of their own:")
         here = [gain for other, gain in gains if other == ratio]
         for method in dict.fromkeys(gain.where.row for gain in here):
             told = [f"{g.where.column} {_figure(column, g.estimate)}" for g in here if g.where.row == method]

@@ -30,8 +30,8 @@ def figures(records: Sequence[Record]) -> list[Figure]:
     return [
         Figure(
             f"perplexity-by-draw{'' if ratio is None else f'-{ratio:g}'}",
-            f"perplexity{'' if ratio is None else f' at ratio {ratio:g}'} by the draw of the calibration: a dot is one "
-            f"text and seed, a bar the mean",
+            f"perplexity{'' if ratio is None else f' at {panels[0].asked}'} by the draw of the calibration: a dot is "
+            f"one text and seed, a bar the mean",
             _said(panels),
             partial(_draw, panels),
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from bench.records.record import share
 from reports.blocks import TableGroup
 from reports.figures.curves import Chart, Point, draw
 from reports.figures.figure import Figure
@@ -85,7 +86,7 @@ def steps(front: Sequence[Point], better: str) -> tuple[Point, ...]:
 def _said(column: str, cost: str, points: Sequence[PlottedPoint]) -> str:
     """Say which cells are on the front."""
     names = [
-        f"{point.label}{'' if point.ratio is None else f' at {point.ratio:g}'} "
+        f"{point.label}{'' if point.ratio is None else f' at {share(point.ratio, point.of)}'} "
         f"({metric(column).show(point.row[column])}, {metric(cost).show(point.row[cost])})"
         for point in front_of(column, cost, points)
     ]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.records.columns import MISS, texts
 from bench.records.comparability import perplexity_setup, setup
-from bench.records.record import display_name
+from bench.records.record import amount, display_name
 from bench.stats.intervals import NORMAL_95
 from reports.blocks import TableGroup
 from reports.figures.curves import BEST, FEW, MOST, Chart, Curve, draw
@@ -37,13 +37,17 @@ SCALES = {"%": 100.0, "parameters": 1e-6}  # in which a figure with this unit, o
 
 @dataclass(frozen=True)
 class PlottedPoint:
-    """One cell, or several draws of a random method: the row of their figures, and in `each` the row of every draw."""
+    """One cell, or several draws of a random method: the row of their figures, and in `each` the row of every draw.
+
+    of  what the ratio is a share of
+    """
 
     label: str
     method: str
     ratio: float | None
     row: dict[str, Any]
     each: list[dict[str, Any]]
+    of: str = "all"
 
 
 def figures(blocks: Sequence[TableGroup], setups: Sequence[Sequence[TableGroup]], reference: str = "") -> list[Figure]:
@@ -108,8 +112,9 @@ def points_of(blocks: Iterable[TableGroup]) -> list[PlottedPoint]:
         for place, (record, row) in enumerate(zip(block.records, block.rows, strict=True)):
             if record.status == "ok":
                 ratio = None if record.cell["method"] == "dense" else block.ratio
-                point = PlottedPoint(block.label(place), record.cell["method"], ratio, row, block.each[place])
-                found.setdefault((point.label, ratio, "" if ratio is None else block.ratio_of), point)
+                of, name = "all" if ratio is None else block.ratio_of, block.label(place)
+                point = PlottedPoint(name, record.cell["method"], ratio, row, block.each[place], of)
+                found.setdefault((point.label, ratio, of), point)
     return list(found.values())
 
 
@@ -244,7 +249,7 @@ def _by_method(column: str, points: Sequence[PlottedPoint]) -> Drawing:
             axis.axvline(scaled(column) * one.row[column], color=BLACK, linestyle=":", linewidth=1.2)
         axis.set_yticks(range(len(labels)), [name(label) for label in reversed(labels)])
         axis.set_ylim(-0.6, len(labels) - 0.4)
-        axis.set_title("ratio of their own" if ratio is None else f"ratio {ratio:g}")
+        axis.set_title("ratio of their own" if ratio is None else _asked(ratio, pruned))
         if _is_perplexity(column):
             axis.set_xscale("log")
             logarithmic(axis.xaxis, [point.row[column] for point in points if point not in beyond], 4)
@@ -295,6 +300,12 @@ def _order(column: str, points: Sequence[PlottedPoint]) -> list[str]:
     return sorted(last, key=lambda label: (-(last[label].ratio or 0), sign * last[label].row[column], label))
 
 
+def _asked(ratio: float, points: Sequence[PlottedPoint]) -> str:
+    """Return 'ratio 0.3', or 'budget macs=0.8' where that is what the ratio of all these points stands for."""
+    (of, *others) = {point.of for point in points if point.ratio == ratio}
+    return f"ratio {ratio:g}" if others else amount(ratio, of)
+
+
 def _said(column: str, points: Sequence[PlottedPoint]) -> str:
     """Say the best and the worst at each ratio."""
     found = metric(column)
@@ -303,7 +314,7 @@ def _said(column: str, points: Sequence[PlottedPoint]) -> str:
         here = [point for point in points if point.ratio == ratio and point.method != "dense"]
         here = [point for point in here if _removed_enough(point)] or here  # what removed too little is flattered
         order = sorted(here, key=lambda point: point.row[column], reverse=found.better == "higher")
-        where = "With a ratio of their own" if ratio is None else f"At ratio {ratio:g}"
+        where = "With a ratio of their own" if ratio is None else f"At {_asked(ratio, points)}"
         worst = f"; the worst of {len(here)} is {order[-1].label} with {shown(order[-1].row, column)}" * (len(here) > 1)
         parts.append(f"{where} the best is {order[0].label} with {shown(order[0].row, column)}{worst}.")
     return " ".join([f"{called(column)}:", *parts])

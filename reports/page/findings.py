@@ -13,10 +13,11 @@ from typing import Any
 
 from bench.records.columns import removed_too_little, texts
 from bench.records.comparability import by_setup
-from bench.records.record import ANSWER_BPB, Record, display_name, label
+from bench.records.record import ANSWER_BPB, Record, display_name, label, share
 from bench.records.samples import Samples
 from bench.stats.contrasts import LEVEL, all_pairs, shown_more
 from bench.stats.intervals import kendall
+from methods.counted import QUANTITIES
 from reports import notes
 from reports.blocks import TableGroup, blocks, seeds_named, seeds_of
 from reports.figures.quality import called
@@ -218,7 +219,7 @@ def _cliffs(tested: Sequence[TestedRow], text: str) -> Iterator[str]:
     for one in (one for one in tested if one.block.ratio is not None):
         dense = [] if one.dense is None else [("dense", one.block.rows[one.dense])]
         for place in one.rows:
-            here = (f"{one.block.ratio:g}", one.block.rows[place])
+            here = (share(one.block.ratio, one.block.ratio_of), one.block.rows[place])
             lines.setdefault(one.block.label(place), [*dense]).append(here)
     steps: dict[tuple[str, str], list[str]] = {}
     for name, line in lines.items():
@@ -276,7 +277,9 @@ def _care(tested: Sequence[TestedRow], records: Sequence[Record]) -> Iterator[st
             said = [f"{one.name(place)} removed {_miss(one.block.rows[place]['miss'])}" for place in missed]
             flattered = [place for place in missed if removed_too_little(one.block.records[place])]
             outside = f" What removed too little is not called best: {one.names(flattered)}." if flattered else ""
-            yield f"{one.where()}, the budget is missed: {', '.join(said)} of the dense model.{outside}"
+            whole = QUANTITIES.get(one.block.ratio_of)
+            of = f"the dense model's {whole.removeprefix('the ')}" if whole else "the dense model"
+            yield f"{one.where()}, the budget is missed: {', '.join(said)} of {of}.{outside}"
     failed = [record for record in records if record.status != "ok"]
     if failed:
         words = ", ".join(f"{label(record.cell)} ({notes.status(record)})" for record in failed)

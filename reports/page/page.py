@@ -18,16 +18,17 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from bench.records.record import Record, display_name, requested_ratio
+from bench.records.record import Record, display_name, ratio_of, requested_ratio, share
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
+from methods.counted import QUANTITIES
 from reports import notes
 from reports.blocks import draws_named, seeds_named, seeds_of
 from reports.figures.catalogue import figures
 from reports.figures.figure import Figure, svg
 from reports.page.charts import chart
 from reports.page.findings import summary
-from reports.page.sections import VIEWS, Group, groups, sections
+from reports.page.sections import VIEWS, Group, groups, sections, shown_ratio
 from reports.page.svg import inline
 from reports.tables import cell
 from reports.tables.table import Table
@@ -86,7 +87,7 @@ def page(
             links=_links(parts, first, rest),
             first=first,
             findings=findings,
-            ratios=sorted({requested_ratio(record) for record in records} - {None}, key=float),
+            ratios=_ratios(records),
             sections=parts,
             figures=rest,
             cells=cells,
@@ -95,6 +96,12 @@ def page(
             data=Markup(as_json(_data(parts, rows))),
         )
     )
+
+
+def _ratios(records: Sequence[Record]) -> dict[str, str]:
+    """Return of each ratio what tables are filtered by, rising, and what the reader sees, which names a budget."""
+    asked = {ratio: ratio_of(record.cell) for record in records if (ratio := requested_ratio(record)) is not None}
+    return {shown_ratio(ratio): share(ratio, of if of in QUANTITIES else "all") for ratio, of in sorted(asked.items())}
 
 
 def _environment() -> Environment:

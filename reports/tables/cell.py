@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any
 
-from bench.records.record import Record, display_name, label, ratio_of, requested_ratio, share
+from bench.records.record import Record, amount, display_name, label, ratio_of, requested_ratio
 from reports.metrics import binary
 from reports.tables.table import Column, Row, Table, TableCell
 
@@ -30,8 +30,8 @@ class Fact:
 
 def title(record: Record) -> str:
     """Return a cell's title, as in 'laco at ratio 0.3 of SmolLM2-135M-Instruct'; the seed only where it is not 0."""
-    asked = share(requested_ratio(record), ratio_of(record.cell))
-    ratio = f" at ratio {asked}" if asked else ""
+    asked = amount(requested_ratio(record), ratio_of(record.cell))
+    ratio = f" at {asked}" if asked else ""
     seed = f", seed {record.cell['seed']}" if record.cell["seed"] else ""
     return f"{label(record.cell)}{ratio} of {display_name(record)}{seed}"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 
-from bench.records.columns import removed_too_little
+from bench.records.columns import amount_column, removed_too_little
 from bench.records.guessing import may_be_guessed
 from bench.records.record import Record, display_name, requested_ratio, share
 from bench.records.samples import Samples
@@ -55,11 +55,11 @@ def compared(group: TableGroup, columns: Sequence[Column], data: ReportData) -> 
     The best and second best figures, missed ratios and differences that a test has shown are marked.
     """
     tested = significance.tested(data.reference, group, [column.name for column in columns], data.samples)
-    rows = []
+    rows, amount = [], amount_column(group.ratio_of)
     for place, (record, figures) in enumerate(zip(group.records, group.rows, strict=True)):
         cells = [figure(figures, column.name) for column in columns]
         for number, column in enumerate(columns):
-            cells[number] = starred(cells[number], figures) if column.name == "ratio" else cells[number]
+            cells[number] = starred(cells[number], figures) if column.name == amount else cells[number]
             if (place, column.name) in tested.differs:
                 cells[number] = cells[number].marked("differs")
             if not group.is_drawn(place) and may_be_guessed(figures, column.name):
@@ -139,7 +139,7 @@ def of_group(
     said  its notes, in place of those of the cells that missed the ratio or have no figures
     """
     return Table(
-        name=name or f"{view}-{ratio_word(group).replace(' ', '-')}",
+        name=name or f"{view}-{ratio_word(group).replace(' ', '-').replace('=', '-')}",
         view=view,
         model=display_name(group.records[0]),
         title=title or notes.ratio(group.records),

@@ -20,7 +20,7 @@ from scipy.special import stdtrit
 
 from bench.records.columns import texts
 from bench.records.comparability import is_draw, study_setup
-from bench.records.record import Record, display_name, label, requested_ratio
+from bench.records.record import Record, amount, display_name, label, ratio_of, requested_ratio
 from bench.records.samples import Samples
 from bench.stats.draws import VarianceComponent, components, exponential
 from bench.stats.intervals import NORMAL_95, ratio_stderr
@@ -76,6 +76,11 @@ class CalibrationDraws:
     records: dict[int, Record]
     left_out: list[str]
 
+    @property
+    def asked(self) -> str:
+        """Return what went, as 'ratio 0.3' or 'budget macs=0.8'."""
+        return amount(self.ratio, ratio_of(next(iter(self.records.values())).cell)) or "ratio fixed"
+
     def log(self, place: int) -> float:
         """Return the logarithm of a perplexity."""
         return math.log(self.records[place].measured["perplexity"][self.text]["perplexity"])
@@ -100,8 +105,9 @@ def calibration_draws(data: ReportData) -> Iterator[CalibrationDraws]:
     for number, record in enumerate(data.records):
         if record.cell["method"] != "dense":
             asked = record.cell["protocol"]
-            amount = [asked["calibration_sequences"], asked["calibration_length"], requested_ratio(record)]
-            groups.setdefault(json.dumps([study_setup(record), amount]), []).append(number)
+            looked_at = [asked["calibration_sequences"], asked["calibration_length"]]
+            alike = [study_setup(record), *looked_at, requested_ratio(record), ratio_of(record.cell)]
+            groups.setdefault(json.dumps(alike), []).append(number)
     for numbers in groups.values():
         records = {number: data.records[number] for number in numbers}
         without = {n for n, one in records.items() if not _is_calibrated(one, data.needs)}
@@ -273,7 +279,7 @@ def _table(
         name=f"{name}-{Path(found.text).stem}-{ratio}",
         view="seeds",
         model=display_name(records[0]),
-        title=f"{metric(f'perplexity_{found.text}').label}, ratio {ratio}: {', '.join(behind)}",
+        title=f"{metric(f'perplexity_{found.text}').label}, {found.asked}: {', '.join(behind)}",
         conditions=tuple(notes.conditions(records)),
         columns=tuple(columns),
         rows=tuple(rows),

@@ -23,7 +23,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from bench.records.columns import STAGES, answered, task_columns, texts
+from bench.records.columns import STAGES, amount_column, answered, task_columns, texts
 from bench.records.record import Record, label
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
@@ -107,13 +107,17 @@ def _main(data: ReportData) -> list[Table]:
 
 
 def ratio_columns(group: TableGroup) -> list[str]:
-    """Return the columns of what was removed: also as a share of the decoder where that says something else.
+    """Return the columns of what stays of a budget's quantity, and of what was removed.
+
+    The latter also as a share of the decoder where that says something else.
 
     That is where it is more than a third larger than the share of all parameters, or where it was what was asked for.
     """
     both = [(row.get("ratio") or 0.0, row.get("ratio_without_embeddings") or 0.0) for row in group.rows]
-    apart = group.ratio_of != "all" or any(inner > all_ * 4 / 3 > 0 for all_, inner in both)
-    return ["ratio", "ratio_without_embeddings"] if apart else ["ratio"]
+    inner_asked = group.ratio_of in ("decoder", "layers")
+    apart = inner_asked or any(inner > all_ * 4 / 3 > 0 for all_, inner in both)
+    found = dict.fromkeys([amount_column(group.ratio_of), "ratio", *["ratio_without_embeddings"] * apart])
+    return list(found)
 
 
 def _per_task(data: ReportData) -> list[Table]:

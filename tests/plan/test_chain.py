@@ -440,7 +440,7 @@ def test_a_run_that_is_killed_in_a_chain_does_not_heal_the_parent_again(healing,
     def interrupted(cell, *rest):
         if cell.earlier and cell.earlier[0].healing:
             raise KeyboardInterrupt
-        prune(cell, *rest)
+        return prune(cell, *rest)
 
     monkeypatch.setattr(measure.training, "heal", lambda *a, **k: healed.append(1) or train(*a, **k))
     monkeypatch.setattr(measure, "_prune", interrupted)

@@ -80,6 +80,7 @@ def test_the_figure_has_the_front_of_size_and_of_speed():
     size, speed = figure.charts
     assert [x for x, _ in size.front[::2]] == [0.4, 0.5, 1.0]  # laco in bfloat16 is larger and worse than dense@q8_0
     assert speed.x.startswith("tokens generated per second")
+    assert [x for x, _ in speed.front] == pytest.approx([50, 50, 83.33, 83.33, 111.1], rel=1e-3)
     assert {curve.label for curve in size.curves} == {"dense", "laco at 0.2"}
     assert "laco at 0.2 in q8_0" in figure.description
     assert figures.figures(pruned) == []  # without the dense model there is nothing to compare with

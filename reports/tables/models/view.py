@@ -18,6 +18,7 @@ from scipy.special import stdtrit
 from bench.records.columns import removed_too_little
 from bench.records.record import share
 from bench.stats.intervals import kendall
+from methods.counted import QUANTITIES
 from reports import notes
 from reports.metrics import Metric, metric, percent, perplexity, shown
 from reports.tables.models.changes import (
@@ -181,7 +182,8 @@ def _notes(shared: SharedRatio, measure: str, rest: Sequence[str]) -> Iterator[s
         why = ", ".join(f"{_why(model, method, measure)} on {model.name}" for model in without)
         yield f"{method} has no mean and no place: {why}."
     if any("missed" in _figure(model, one, measure).marks for model in shared.models for one in shared.methods()):
-        yield "*: missed the number of parameters by more than 0.5 % of the model."
+        of = QUANTITIES.get(shared.group.ratio_of, "the number of parameters")
+        yield f"*: missed {of} by more than 0.5 % of the model."
     for name in shared.unused:
         yield f"{name} has more cells under other conditions, of which those with most figures stand here."
 
