@@ -3,8 +3,8 @@
 A run may ask for a share of the decoder or of the layers (--ratio-of). Its request is turned into a share of all
 parameters before any method sees it, so that all methods of a run have one budget whatever their papers count.
 
-A budget (--budget macs=0.8) says which share of a quantity of the dense model may stay; bench.plan.budget_search finds the
-ratio at which a method meets it.
+A budget (--budget macs=0.8) says which share of a quantity of the dense model may stay; bench.plan.budget_search finds
+the ratio at which a method meets it.
 """
 
 from __future__ import annotations
