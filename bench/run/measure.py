@@ -7,9 +7,7 @@ done again after an interruption, as long as the pruned model is the same to the
 
 from __future__ import annotations
 
-import errno
 import gc
-import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -66,6 +64,7 @@ class Outcome:
     devices  on which the model lies: a stage ends when they have done what they were given, so that its seconds are of
              its own work, and its peaks of memory are of them
     files    where the model's weights lie instead of the memory; None: in memory
+    room     bytes of the states that may wait between two layers while such a model is scored
     """
 
     tell: Callable[[dict[str, Any]], object]
@@ -74,6 +73,7 @@ class Outcome:
     alone: Callable[[], AbstractContextManager[None]]
     devices: Sequence[torch.device] = (torch.device("cpu"),)
     files: LayerStore | None = None
+    room: int | None = None
     decisions: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
     peaks: Callable[[], dict[str, Any]] = dict  # of the stage that is going on
@@ -113,7 +113,7 @@ def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, pare
     except Exception as reason:
         if isinstance(reason, Unwritable) or (isinstance(reason, UserError) and not outcome.measured):
             raise
-        if _is_full_disk(reason):
+        if failures.is_full_disk(reason):
             message = "the same command goes on once there is room"
             raise Unwritable(f"no room is left on a disk: {failures.reason(reason)}; {message}") from reason
         status = failures.status(reason)
@@ -126,12 +126,6 @@ def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, pare
     gc.collect()  # models refer to themselves
     with suppress(RuntimeError):  # of a device that an error has left unusable
         memory.give_back(outcome.devices)  # which the next cell's peak would include
-
-
-def _is_full_disk(error: BaseException) -> bool:
-    """Recognise a full disk, by its words too, since the writers of weights wrap the system's error in their own."""
-    kinds = (errno.ENOSPC, errno.EDQUOT)
-    return getattr(error, "errno", None) in kinds or any(os.strerror(kind) in str(error) for kind in kinds)
 
 
 def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, parents: Path) -> None:
@@ -158,7 +152,7 @@ def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, par
             outcome.measured["speed"] = benchmark.measure(decoder.model, cell, datasets.timed_threads)
     if cell.protocol.checks:
         with outcome.timed("checks"):
-            outcome.measured["checks"] = _checks(cell, decoder.model, tokenizer, datasets)
+            outcome.measured["checks"] = _checks(cell, decoder.model, tokenizer, datasets, outcome)
     if outcome.files and pretrained.weights_sha256(cell.model) != outcome.measured["weights_sha256"]:
         raise RuntimeError("the model's weight files have changed while they were read, so that no figure is of either")
     if "saved" in outcome.measured:
@@ -190,7 +184,7 @@ def _dense(cell: Cell, model: nn.Module, datasets: Datasets, outcome: Outcome) -
         outcome.measured["ratio_budget"] = ratio
     if datasets.dense:
         with outcome.timed("checks"):
-            datasets.dense.remember(decoder.model)
+            datasets.dense.remember(decoder.model, outcome.room)
     return decoder, ratio
 
 
@@ -301,14 +295,16 @@ def _perplexity(
         with outcome.timed("perplexity"):
             found = pieces.recall(piece)
             if found is None:
-                found, samples = _windows(cell, model, name, text)
+                found, samples = _windows(cell, model, name, text, outcome.room)
                 pieces.keep(piece, found, samples)
             figures[name] = found
 
 
-def _windows(cell: Cell, model: Any, name: str, text: texts.EvaluationText) -> tuple[dict[str, Any], pd.DataFrame]:
+def _windows(
+    cell: Cell, model: Any, name: str, text: texts.EvaluationText, room: int | None
+) -> tuple[dict[str, Any], pd.DataFrame]:
     """Return the figures of bench.records.record, and of each window: nll, in nats, and tokens that are scored."""
-    nll = scoring.window_nll(model, text.ids, text.scored, cell.protocol.batch_tokens).sum(1)
+    nll = scoring.window_nll(model, text.ids, text.scored, cell.protocol.batch_tokens, room).sum(1)
     counts = text.scored.sum(1)
     figures = scoring.perplexity(nll, counts, text.bytes, text.words) | {
         "whole": texts.is_whole(name, cell.protocol.calibration),
@@ -331,7 +327,8 @@ def _accuracy(
         lm = scoring.stock(*loaded)
     else:
         # of the dense model alone: what pruning has damaged can magnify rounding beyond any bound
-        lm = scoring.Scorer(*loaded, batch_tokens=cell.protocol.batch_tokens, check=cell.method == "dense")
+        check, tokens = cell.method == "dense", cell.protocol.batch_tokens
+        lm = scoring.Scorer(*loaded, batch_tokens=tokens, check=check, room=outcome.room)
     for name, task in datasets.tasks.items():
         with outcome.timed("tasks"):
             found = pieces.recall(name)
@@ -342,8 +339,10 @@ def _accuracy(
             figures[name] = found
 
 
-def _checks(cell: Cell, model: Any, tokenizer: Any, datasets: Datasets) -> dict[str, float]:
+def _checks(cell: Cell, model: Any, tokenizer: Any, datasets: Datasets, outcome: Outcome) -> dict[str, float]:
     """Run the checks, on the first text; the dense model is not compared with itself."""
+    if outcome.files:
+        outcome.say("no text is generated, since each token would read all weights from their files")
     text = next(iter(datasets.texts.values()), None)
     dense = None if cell.method == "dense" else datasets.dense
-    return checks.measure(model, tokenizer, text.ids if text else None, dense)
+    return checks.measure(model, tokenizer, text.ids if text else None, dense, outcome.room)
