@@ -1,8 +1,9 @@
 """Measures one cell in one straight line: load, prune, heal, save, measure. Whatever happens to it is its outcome.
 
 Findings are told as they come, so that a cell that fails, or whose process dies, keeps what it had. Perplexities and
-tasks are kept on disk one by one, and so is the progress of healing (bench.run.store.PartialResults); none of it is
-done again after an interruption, as long as the pruned model is the same to the last bit.
+tasks are kept on disk one by one, and so is the progress of healing (bench.run.store.PartialResults) and of a greedy
+search (bench.run.removals); none of it is done again after an interruption, as long as the pruned model is the same to
+the last bit.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from bench.plan.cell import Cell
 from bench.plan.grid import budget
 from bench.plan.recipe import Recipe
 from bench.records.record import load
-from bench.run import fingerprint, store
+from bench.run import fingerprint, removals, store
 from bench.run.datasets import Datasets
 from bench.run.saving import complete, save_and_reload
 from bench.speed import benchmark
@@ -138,7 +139,7 @@ def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, par
         del decoder
         decoder, ratio = _parent(cell, parents, ratio, outcome)
     torch.manual_seed(cell.seed)
-    _prune(cell, decoder, ratio, datasets, outcome)
+    _prune(cell, decoder, ratio, removals.resumed(datasets, folder, cell.key), outcome)
     if cell.healing:
         _heal(cell, decoder, (cell.healing, datasets.healing[cell.healing], dense), folder, outcome)
         del dense
