@@ -11,7 +11,8 @@ kl           Kullback-Leibler divergence of the model's next token from the dens
 agreement    share of positions at which both find the same next token the most likely
 
 All text is continued greedily, in one batch. Continuations, and the divergence, are of the first windows of the first
-evaluated text, which no method has seen.
+evaluated text, which no method has seen. Where weights lie in files, each token of a continuation would read all of
+them: nothing is continued there.
 
 Letters: B = prompts, L = tokens of a prompt, M = windows, W = tokens of a window, V = vocabulary.
 """
@@ -21,7 +22,7 @@ from __future__ import annotations
 import copy
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig
 
+from bench.evaluation.forwards import Call, read
 from bench.stats.intervals import ratio_interval
-from methods.model.activations import inputs_of
+from methods import progress
 from methods.model.decoder import Decoder, capped
 
 WORDS = (
@@ -48,11 +50,20 @@ HEAD_ROWS = 2**14  # of the head at once in float32: 256 MiB at a width of 4,096
 STORED = 2**26  # the most log-probabilities of the dense model that are kept, 256 MiB in float32
 
 
-def measure(model: Any, tokenizer: Any, ids: Tensor | None, dense: DenseOutputs | None) -> dict[str, float]:
+def measure(
+    model: Any, tokenizer: Any, ids: Tensor | None, dense: DenseOutputs | None, room: int | None = None
+) -> dict[str, float]:
     """Measure all figures, by the names at the head of this file; `ids` (M, W) are windows of held-out text.
 
-    Without them there are no continuations, and without `dense`, or for the dense model itself, there is no divergence.
+    Without them no window is continued, and without `dense`, or for the dense model itself, there is no divergence.
+    `room` is that of bench.evaluation.forwards.read, for weights in files; None: they lie in memory.
     """
+    figures = _continuations(model, tokenizer, ids) if room is None else {}
+    return figures if dense is None else figures | dense.divergence_of(model, room)
+
+
+def _continuations(model: Any, tokenizer: Any, ids: Tensor | None) -> dict[str, float]:
+    """Measure what is generated: words and numbers, and behind the windows (M, W), where there are any."""
     lists, numbers = word_lists(), [list(range(start, start + SHOWN + EXPECTED)) for start in STARTS]
     copying = [" ".join(words) + "\n" + " ".join(words) + "\n" + words[0] for words in lists]
     counting = [", ".join(map(str, series[:SHOWN])) + "," for series in numbers]
@@ -68,8 +79,6 @@ def measure(model: Any, tokenizer: Any, ids: Tensor | None, dense: DenseOutputs 
     }
     if ids is not None:
         figures |= diversity(new[len(texts) :].tolist())
-    if dense is not None:
-        figures |= dense.divergence_of(model)
     return figures
 
 
@@ -132,21 +141,25 @@ class DenseOutputs:
         self.ids = ids[:WINDOWS, : KL_TOKENS + 1]
         self.file = file
 
-    def remember(self, model: Any) -> None:
-        """Write the log-probabilities of the dense `model`, unless they are there."""
+    def remember(self, model: Any, room: int | None = None) -> None:
+        """Write the log-probabilities of the dense `model`, unless they are there; `room` is that of `measure`."""
         self.ids = self.ids[:, : 1 + max(1, STORED // (int(model.config.vocab_size) * len(self.ids)))]
         if not self.file.exists():
             unfinished = self.file.with_suffix(f".{os.getpid()}")  # another process may be about the same
-            save_file({str(row): log_probabilities(model, window) for row, window in enumerate(self.ids)}, unfinished)
+            found = enumerate(log_probabilities(model, self.ids, room))
+            save_file({str(row): each for row, each in found}, unfinished)
             unfinished.replace(self.file)  # so that a process that is killed leaves no half of it to the next one
 
-    def divergence_of(self, model: Any) -> dict[str, float]:
-        """Return kl and agreement of the model; with several windows also kl_low and kl_high, their 95 % interval."""
+    def divergence_of(self, model: Any, room: int | None = None) -> dict[str, float]:
+        """Return kl and agreement of the model; with several windows also kl_low and kl_high, their 95 % interval.
+
+        `room` is that of `measure`.
+        """
         sums, same = [], 0
         tokens = [self.ids.shape[1] - 1] * len(self.ids)
         with safe_open(self.file, "pt") as stored:
-            for row, window in enumerate(self.ids):
-                p, q = stored.get_tensor(str(row)).to(model.device), log_probabilities(model, window).to(model.device)
+            for row, found in enumerate(log_probabilities(model, self.ids, room)):
+                p, q = stored.get_tensor(str(row)).to(model.device), found.to(model.device)
                 sums.append(float((p.exp() * (p - q)).sum(dtype=torch.float64)))
                 same += int((p.argmax(-1) == q.argmax(-1)).sum())
         figures = {"kl": sum(sums) / sum(tokens), "agreement": same / sum(tokens)}
@@ -157,27 +170,30 @@ class DenseOutputs:
 
 
 @torch.no_grad()
-def log_probabilities(model: Any, window: Tensor) -> Tensor:
-    """Return log-probabilities of each token's successor but the last's: (W,) ids -> float32 (W - 1, V) on the CPU.
+def log_probabilities(model: Any, windows: Tensor, room: int | None = None) -> Iterator[Tensor]:
+    """Yield log-probabilities of each token's successor but the last's: (M, W) ids -> M times float32 (W - 1, V).
 
-    Final norm and head compute in float32: logits of bfloat16 come in steps of up to an eighth, whose rounding alone is
-    a divergence.
+    They lie on the CPU. `room` is that of `measure`. Final norm and head compute in float32: logits of bfloat16 come in
+    steps of up to an eighth, whose rounding alone is a divergence.
     """
-    ids = window[None, :-1].to(model.device)
-    logits = model(input_ids=ids, use_cache=False).logits if model.dtype == torch.float32 else _exact_logits(model, ids)
-    return (logits[0].float() - logits[0].float().logsumexp(-1, keepdim=True)).cpu()
+    decoder, length = Decoder(model), windows.shape[1] - 1
+    exact = model.dtype != torch.float32
+    before = decoder.final_norm if exact and decoder.final_norm is not None else decoder.head
+    calls = (
+        (Call({"input_ids": window[None, :-1].to(model.device)}, torch.arange(length)), None) for window in windows
+    )
+    with progress.bar(len(windows) * length, "comparing with the dense model", "token") as bar:
+        for _, h in read(model, calls, bar, room, before):  # (T, D)
+            logits = _exact_logits(decoder, h) if exact else capped(decoder.head(h), model.config).float()
+            yield (logits - logits.logsumexp(-1, keepdim=True)).cpu()
 
 
-def _exact_logits(model: Any, ids: Tensor) -> Tensor:
-    """Return the logits of ids from what comes out of the last layer on in float32, (B, T) -> (B, T, V)."""
-    decoder = Decoder(model)
-    norm, head = decoder.final_norm, decoder.head
-    with inputs_of(head if norm is None else norm) as seen:
-        model(input_ids=ids, use_cache=False, **({} if norm is None else {"logits_to_keep": 1}))
-    h = seen[0].float()  # (B, T, D)
+def _exact_logits(decoder: Decoder, h: Tensor) -> Tensor:
+    """Return the logits of what the final norm, or without one the head, reads, in float32, (T, D) -> (T, V)."""
+    norm, head, h = decoder.final_norm, decoder.head, h.float()
     if norm is not None:
         h = copy.deepcopy(norm).float()(h).to(head.weight.device)
     logits = torch.cat([h @ rows.float().T for rows in torch.split(head.weight, HEAD_ROWS)], -1)
     if head.bias is not None:
         logits += head.bias.float()
-    return capped(logits, model.config)
+    return capped(logits, decoder.config)

@@ -16,17 +16,17 @@ M = positions that go through the head, D = residual width, V = vocabulary, W = 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial, partialmethod
-from typing import Any, cast
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partialmethod
+from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bench.evaluation.forwards import Call, Past, read
+from bench.evaluation.prefix_tree import Forward, Question, Tree, masks
 from bench.stats.intervals import ratio_interval
 from methods import progress
 from methods.errors import UserError
@@ -37,7 +37,6 @@ LOGITS = 2**27  # the most logits at once: 512 MiB in float32
 CPU_CHUNK = 1024  # nodes, times bytes of a number, that keep a CPU busy; more add attention between strangers
 
 Request = tuple[Any, list[int], list[int]]  # text, which is not looked at, and tokens of context and continuation
-Question = tuple[tuple[int, ...], int]  # tokens of context and continuation, length of the continuation
 
 
 class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
@@ -46,7 +45,7 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     batch_tokens bounds the tokens of one forward; max_length (default: the model's positions, at most 2048) is where
     a context is cut from the left; batch_size is how many prompts generate together. Raises UserError for a model that
     does not honour an attention mask over a tree; `check` says whether that is tried, which takes a model whose
-    rounding stays small.
+    rounding stays small. `room` is that of bench.evaluation.forwards.read, for log-likelihoods.
     """
 
     def __init__(
@@ -58,12 +57,13 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         batch_size: int = 8,
         *,
         check: bool = True,
+        room: int | None = None,
     ) -> None:
         max_length = max_length or min(model.config.max_position_embeddings, 2048)
         super().__init__(pretrained=model, tokenizer=tokenizer, max_length=max_length, batch_size=batch_size)
-        self.batch_tokens = batch_tokens
+        self.batch_tokens, self.room = batch_tokens, room
         if check:
-            _check(model)
+            _check(model, room)
 
     # HFLM's, without its bars for the tokenising
     loglikelihood = partialmethod(HFLM.loglikelihood, disable_tqdm=True)
@@ -75,7 +75,7 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         """Return (log-likelihood, is it the greedy continuation) of each request; other arguments have no effect."""
         questions = [self._question(context, continuation) for _, context, continuation in requests]
         distinct = sorted(set(questions))
-        sums, greedy = score(self.model, distinct, self.batch_tokens)
+        sums, greedy = score(self.model, distinct, self.batch_tokens, self.room)
         answers = dict(zip(distinct, zip(sums.tolist(), greedy.tolist(), strict=True), strict=True))
         return [answers[question] for question in questions]
 
@@ -95,153 +95,48 @@ def stock(
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length)
 
 
-@dataclass(frozen=True)
-class Tree:
-    """Holds the distinct prefixes of many token sequences, as nodes in depth-first order, and what is asked of them.
-
-    Node n descends from node m, or is m, exactly if m <= n < end[m]. Pairs are sorted by node.
-    """
-
-    tokens: Tensor  # (N,) the last token of each prefix
-    depth: Tensor  # (N,) its position
-    end: Tensor  # (N,) one past its last descendant
-    pairs: Tensor  # (3, K) node, token that should follow, question
-
-    @staticmethod
-    def of(questions: Sequence[Question]) -> Tree:
-        """Build the tree of `questions`, which are sorted, on the CPU."""
-        tokens: list[int] = []
-        depth: list[int] = []
-        end: list[int] = []
-        asked: list[int] = []
-        answer: list[int] = []
-        path: list[int] = []  # nodes of the sequence at hand
-        inputs: tuple[int, ...] = ()
-        for sequence, length in questions:
-            previous, inputs = inputs, sequence[:-1]  # nothing is predicted from the last token
-            shared = _shared(previous, inputs)
-            for node in path[shared:]:
-                end[node] = len(tokens)
-            path = path[:shared] + list(range(len(tokens), len(tokens) + len(inputs) - shared))
-            tokens += inputs[shared:]
-            depth += range(shared, len(inputs))
-            end += [-1] * (len(inputs) - shared)  # known when the walk leaves the node
-            asked += path[-length:]
-            answer += sequence[-length:]
-        for node in path:
-            end[node] = len(tokens)
-        long = partial(torch.tensor, dtype=torch.long)
-        number = long(range(len(questions))).repeat_interleave(long([length for _, length in questions]))
-        pairs = torch.stack([long(asked), long(answer), number])
-        return Tree(long(tokens), long(depth), long(end), pairs[:, pairs[0].argsort(stable=True)])
-
-    def to(self, device: torch.device) -> Tree:
-        """Copy it to a device."""
-        return Tree(*(one.to(device) for one in (self.tokens, self.depth, self.end, self.pairs)))
-
-    def forwards(self, size: int, device: torch.device) -> Iterator[Forward]:
-        """Yield what each forward of `size` nodes does: found here, on the CPU, and copied to a device in one piece."""
-        total, seen = len(self.tokens), torch.arange(0)  # (P,) nodes in the cache
-        found = []
-        for start in range(0, total, size):
-            stop = min(start + size, total)
-            first, last = torch.searchsorted(self.pairs[0], torch.tensor([start, stop])).tolist()
-            seen = torch.cat([seen, torch.arange(start, stop)])
-            stay = (self.end[seen] > stop).nonzero()[:, 0]
-            positions, row = torch.unique(self.pairs[0, first:last] - start, return_inverse=True)
-            found.append((slice(start, stop), slice(first, last), positions, row, stay))
-            seen = seen[stay]
-        nodes, pairs, *lists = zip(*found, strict=True)
-        there = [torch.split(torch.cat(each).to(device), list(map(len, each))) for each in lists]
-        return map(Forward, nodes, pairs, *there)
-
-
-@dataclass(frozen=True)
-class Forward:
-    """Says what one forward over nodes of a tree does."""
-
-    nodes: slice
-    pairs: slice  # that are asked of them
-    positions: Tensor  # (M,) among the nodes, that go through the head
-    row: Tensor  # (K,) of each pair, the place among those
-    stay: Tensor  # (P,) of the cache and the nodes, those with descendants to come
-
-
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return the length of the common prefix."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
 @torch.no_grad()
-def score(model: PreTrainedModel, questions: Sequence[Question], batch_tokens: int) -> tuple[Tensor, Tensor]:
-    """Return a float64 log-likelihood and a bool greedy flag of each of the sorted, distinct questions."""
+def score(
+    model: PreTrainedModel, questions: Sequence[Question], batch_tokens: int, room: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return a float64 log-likelihood and a bool greedy flag of each of the sorted, distinct questions.
+
+    batch_tokens bounds the tokens of one forward; `room` is that of bench.evaluation.forwards.read.
+    """
     sums, misses = torch.zeros(len(questions), dtype=torch.float64), torch.zeros(len(questions), dtype=torch.long)
     if not questions:
         return sums, misses == 0
     tree = Tree.of(questions)
     there, size = tree.to(model.device), max(1, batch_tokens)
     size = min(size, CPU_CHUNK // model.dtype.itemsize) if model.device.type == "cpu" else size
-    cache = DynamicCache()  # of no configuration: it keeps all that it is given, whatever the layer's window
-    kept = torch.arange(0, device=model.device)  # (P,) the nodes in the cache
     likelihood, missed = list[Tensor](), list[Tensor]()  # of each pair
     with progress.bar(len(tree.tokens), "scoring", "token") as bar:
-        for forward in tree.forwards(size, model.device):
-            nodes = torch.arange(forward.nodes.start, forward.nodes.stop, device=model.device)  # (T,)
-            seen = torch.cat([kept, nodes])  # (P + T,)
-            with _before_the_head(model, forward.positions) as states:
-                model(
-                    input_ids=there.tokens[None, forward.nodes],
-                    position_ids=there.depth[None, forward.nodes],
-                    attention_mask=_masks(model, there, nodes, seen),
-                    cache=cache,
-                    use_cache=True,
-                )
-            (h,) = states  # (M, D)
+        calls = _tree_calls(model, there, tree.forwards(size, model.device))
+        for forward, h in read(model, calls, bar, room):  # (M, D)
             row, token = forward.row.to(h.device), there.pairs[1, forward.pairs].to(h.device)
             found, best = _log_probability(model, h, row, token)
             likelihood.append(found)
             missed.append(best != token)
-            _keep(cache, forward.stay)
-            kept = seen[forward.stay]
-            bar.update(len(nodes))
     question = tree.pairs[2]  # whose sums are taken on the CPU, where they have an order
     sums.index_add_(0, question, torch.cat(likelihood).cpu())
     misses.index_add_(0, question, torch.cat(missed).cpu().long())
     return sums, misses == 0
 
 
-def _masks(model: PreTrainedModel, tree: Tree, nodes: Tensor, seen: Tensor) -> Tensor | dict[str, Tensor]:
-    """Mask what (T,) `nodes` attend to of (P + T,) `seen`: an additive (1, 1, T, P + T), or one per layer type."""
-    query, key = nodes[:, None], seen[None, :]
-    ancestor = (key <= query) & (query < tree.end[key])
-    window = getattr(model.config, "sliding_window", None)
-    near = ancestor if window is None else ancestor & (tree.depth[query] - tree.depth[key] < window)
-    zeros = torch.zeros(ancestor.shape, dtype=model.dtype, device=nodes.device)
-    lowest = torch.finfo(model.dtype).min  # not -inf: softmax kernels have trouble with blocks of nothing else
-    full, sliding = (zeros.masked_fill(~allowed, lowest)[None, None] for allowed in (ancestor, near))
-    if getattr(model.config, "layer_types", None):
-        return {"full_attention": full, "sliding_attention": sliding}
-    return sliding
-
-
-@contextmanager
-def _before_the_head(model: PreTrainedModel, positions: Tensor) -> Iterator[list[Tensor]]:
-    """Yield a list that gets what the head would read at `positions`, (M,) into the flattened batch; it reads nothing.
-
-    (B, T, D) -> (M, D)
-    """
-    seen: list[Tensor] = []
-
-    def gather(_head: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        states = inputs[0].flatten(0, 1)
-        seen.append(states[positions.to(states.device)])
-        return states[None, :0], *inputs[1:]
-
-    handle = _head(model).register_forward_pre_hook(gather)
-    try:
-        yield seen
-    finally:
-        handle.remove()
+def _tree_calls(model: PreTrainedModel, tree: Tree, forwards: Iterable[Forward]) -> Iterator[tuple[Call, Forward]]:
+    """Yield what the model is called with for each forward over nodes of a tree that lies on its device."""
+    past = Past()
+    kept = torch.arange(0, device=model.device)  # (P,) the nodes in the cache
+    for forward in forwards:
+        nodes = torch.arange(forward.nodes.start, forward.nodes.stop, device=model.device)  # (T,)
+        seen = torch.cat([kept, nodes])  # (P + T,)
+        inputs = {
+            "input_ids": tree.tokens[None, forward.nodes],
+            "position_ids": tree.depth[None, forward.nodes],
+            "attention_mask": masks(model, tree, nodes, seen),
+        }
+        yield Call(inputs, forward.positions, past, forward.stay), forward
+        kept = seen[forward.stay]
 
 
 def _head(model: PreTrainedModel) -> torch.nn.Module:
@@ -269,60 +164,57 @@ def _log_probability(model: PreTrainedModel, h: Tensor, row: Tensor, token: Tens
     return found, best
 
 
-def _keep(cache: DynamicCache, stay: Tensor) -> None:
-    """Drop from the cache what no later node descends from: all but the (P,) places that stay."""
-    for layer in cast(list[Any], cache.layers):
-        here = stay.to(layer.keys.device)
-        layer.keys, layer.values = layer.keys[:, :, here], layer.values[:, :, here]
-
-
-def _check(model: PreTrainedModel) -> None:
+def _check(model: PreTrainedModel, room: int | None) -> None:
     """Raise UserError unless a small tree gives the answers that the plain forward gives."""
     ids = torch.tensor([[3, 4, 5, 6, 7], [3, 4, 7, 8, 9]], device=model.device) % model.config.vocab_size
     scored = torch.arange(5).expand(2, 5) > 0
-    plain = -window_nll(model, ids, scored, batch_tokens=10).sum(1)
-    tree, _ = score(model, [(tuple(row), 4) for row in ids.tolist()], batch_tokens=3)
+    plain = -window_nll(model, ids, scored, 10, room).sum(1)
+    tree, _ = score(model, [(tuple(row), 4) for row in ids.tolist()], 3, room)
     tolerance = 1e-4 if model.dtype == torch.float32 else 0.05
     if not torch.allclose(tree, plain, rtol=tolerance, equal_nan=True):
         raise UserError(f"model type {model.config.model_type!r} disregards an attention mask; use --scorer stock")
 
 
 @torch.no_grad()
-def window_nll(model: PreTrainedModel, ids: Tensor, scored: Tensor, batch_tokens: int) -> Tensor:
+def window_nll(
+    model: PreTrainedModel, ids: Tensor, scored: Tensor, batch_tokens: int, room: int | None = None
+) -> Tensor:
     """Return the negative log-likelihood in nats of each scored token of (M, W) windows; zero where not scored.
 
     ids (M, W) long; scored (M, W) bool: scored[i, j] asks for token j given tokens 0 to j - 1 of its window, so that
     column 0 is never scored. batch_tokens bounds the tokens of one forward; a longer window is read in pieces through
-    the key-value cache. Returns float64 (M, W) on the CPU.
+    the key-value cache. `room` is that of bench.evaluation.forwards.read. Returns float64 (M, W) on the CPU.
     """
     if scored[:, 0].any():
         raise ValueError("the first token of a window has nothing to be predicted from; scored[:, 0] must be false")
-    size = max(1, batch_tokens)
-    rows, columns = max(1, size // ids.shape[1]), min(size, ids.shape[1])
     nll = torch.zeros(ids.shape, dtype=torch.float64)
-    with progress.bar(ids.numel(), "perplexity", "token") as bar:
-        for first in range(0, len(ids), rows):
-            block = slice(first, first + rows)
-            nll[block, 1:] = _block_nll(model, ids[block].to(model.device), scored[block, 1:].to(model.device), columns)
-            bar.update(ids[block].numel())
+    with progress.bar(len(ids) * (ids.shape[1] - 1), "perplexity", "token") as bar:
+        for (rows, columns, token), h in read(model, _window_calls(model, ids, scored, batch_tokens), bar, room):
+            every = torch.arange(len(h), device=h.device)  # (M,)
+            found, _ = _log_probability(model, h, every, token.to(h.device))
+            nll[rows, columns][scored[rows, columns]] = -found.cpu()
     return nll
 
 
-def _block_nll(model: PreTrainedModel, ids: Tensor, scored: Tensor, columns: int) -> Tensor:
-    """Return one batch of `window_nll`, `columns` tokens per forward: (B, W), (B, W - 1) -> (B, W - 1)."""
-    inputs, targets = ids[:, :-1], ids[:, 1:]
-    cache = DynamicCache() if inputs.shape[1] > columns else None
-    nll = torch.zeros(inputs.shape, dtype=torch.float64, device=ids.device)
-    for start in range(0, inputs.shape[1], columns):
-        piece = slice(start, start + columns)
-        wanted = scored[:, piece]  # (B, T)
-        with _before_the_head(model, wanted.flatten().nonzero()[:, 0]) as states:
-            model(input_ids=inputs[:, piece], cache=cache, use_cache=cache is not None)
-        (h,) = states
-        token = targets[:, piece][wanted].to(h.device)  # (M,)
-        found, _ = _log_probability(model, h, torch.arange(len(token), device=h.device), token)
-        nll[:, piece][wanted] = -found.to(nll.device)
-    return nll
+def _window_calls(
+    model: PreTrainedModel, ids: Tensor, scored: Tensor, batch_tokens: int
+) -> Iterator[tuple[Call, tuple[slice, slice, Tensor]]]:
+    """Yield what reads windows in forwards of `batch_tokens` tokens, with the rows and columns that it scores.
+
+    Behind them stand those of their tokens, (M,), that are scored.
+    """
+    size, last = max(1, batch_tokens), ids.shape[1] - 1  # from which nothing is predicted
+    rows, columns = max(1, size // ids.shape[1]), min(size, ids.shape[1])
+    for first in range(0, len(ids), rows):
+        block = slice(first, first + rows)
+        there, wanted = ids[block].to(model.device), scored[block].to(model.device)  # (B, W)
+        past = Past() if last > columns else None
+        for start in range(0, last, columns):
+            end = min(start + columns, last)
+            ahead = slice(start + 1, end + 1)  # what is predicted
+            positions = wanted[:, ahead].flatten().nonzero()[:, 0]
+            call = Call({"input_ids": there[:, start:end]}, positions, past, positions[:0] if end == last else None)
+            yield call, (block, ahead, there[:, ahead][wanted[:, ahead]])
 
 
 def perplexity(nll_sums: Tensor, counts: Tensor, bytes: int, words: int) -> dict[str, float | int]:

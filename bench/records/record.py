@@ -60,7 +60,7 @@ A record has these keys and no others:
     speed        see below; absent unless asked for, and of several draws in all but the first
     checks       {copying, counting, repetition, distinct_1, distinct_2, agreement (shares), kl, kl_low, kl_high (nats
                  per token, 95 %)}   see bench.evaluation.checks; kl and agreement are absent for "dense", and with
-                 repetition and distinct_n without a text
+                 repetition and distinct_n without a text; all but kl and agreement where weights lay in files
     saved        {folder (below the run's), bytes, loads_with, reason, dtype, rounding} of methods.checkpoint, where the
                  pruned model was saved; perplexity, tasks, speed and checks then are those of the reloaded model
     seconds      {load, prune, heal, save, perplexity, tasks, speed, checks}   where the time of the cell went; what an

@@ -26,7 +26,7 @@ from bench.run import store
 from bench.run.datasets import DatasetReader, Datasets
 from bench.run.measure import Outcome, attempt
 from bench.run.source_hash import method_sha256
-from bench.schedule.memory_needs import lies_in_files
+from bench.schedule.memory_needs import lies_in_files, room_for_states
 from bench.system import environment, memory, versions
 from bench.system.console import say
 from bench.system.worker import Line
@@ -96,6 +96,7 @@ def measure(line: Line, job: Job, cell: Cell, datasets: Datasets) -> None:
     with ExitStack() as stack:
         if lies_in_files(cell, job.memory):
             outcome.files = LayerStore(stack.enter_context(store.scratch(folder)))
+            outcome.room = room_for_states(cell, job.memory)
             outcome.measured["weights_in"] = "files"
         else:  # in which memory is what is short
             memory.keep_freed()

@@ -1,15 +1,14 @@
 """Measures one cell in one straight line: load, prune, heal, save, measure. Whatever happens to it is its outcome.
 
 Findings are told as they come, so that a cell that fails, or whose process dies, keeps what it had. Perplexities and
-tasks are kept on disk one by one, and so is the progress of healing (bench.run.store.PartialResults); none of it is
-done again after an interruption, as long as the pruned model is the same to the last bit.
+tasks are kept on disk one by one, and so is the progress of healing (bench.run.store.PartialResults) and of a greedy
+search (bench.run.removals); none of it is done again after an interruption, as long as the pruned model is the same to
+the last bit.
 """
 
 from __future__ import annotations
 
-import errno
 import gc
-import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +33,7 @@ from bench.plan.cell import Cell
 from bench.plan.grid import budget, quantity
 from bench.plan.recipe import Recipe
 from bench.records.record import load
-from bench.run import fingerprint, store
+from bench.run import fingerprint, removals, store
 from bench.run.datasets import Datasets
 from bench.run.saving import complete, save_and_reload
 from bench.speed import benchmark
@@ -68,6 +67,7 @@ class Outcome:
     devices  on which the model lies: a stage ends when they have done what they were given, so that its seconds are of
              its own work, and its peaks of memory are of them
     files    where the model's weights lie instead of the memory; None: in memory
+    room     bytes of the states that may wait between two layers while such a model is scored
     """
 
     tell: Callable[[dict[str, Any]], object]
@@ -76,6 +76,7 @@ class Outcome:
     alone: Callable[[], AbstractContextManager[None]]
     devices: Sequence[torch.device] = (torch.device("cpu"),)
     files: LayerStore | None = None
+    room: int | None = None
     decisions: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
     peaks: Callable[[], dict[str, Any]] = dict  # of the stage that is going on
@@ -115,7 +116,7 @@ def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, pare
     except Exception as reason:
         if isinstance(reason, Unwritable) or (isinstance(reason, UserError) and not outcome.measured):
             raise
-        if _is_full_disk(reason):
+        if failures.is_full_disk(reason):
             message = "the same command goes on once there is room"
             raise Unwritable(f"no room is left on a disk: {failures.reason(reason)}; {message}") from reason
         status = failures.status(reason)
@@ -130,12 +131,6 @@ def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, pare
         memory.give_back(outcome.devices)  # which the next cell's peak would include
 
 
-def _is_full_disk(error: BaseException) -> bool:
-    """Recognise a full disk, by its words too, since the writers of weights wrap the system's error in their own."""
-    kinds = (errno.ENOSPC, errno.EDQUOT)
-    return getattr(error, "errno", None) in kinds or any(os.strerror(kind) in str(error) for kind in kinds)
-
-
 def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, parents: Path) -> None:
     """Load, prune, heal and save if asked, then measure what the protocol names; a saved model as it loads again."""
     model, tokenizer = _load(cell, datasets, outcome)
@@ -146,7 +141,8 @@ def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, par
         del decoder
         decoder, ratio = _parent(cell, parents, ratio, outcome)
     torch.manual_seed(cell.seed)
-    decoder = _prune(cell, decoder, quantity(cell, decoder) or ratio, datasets, outcome)
+    known = removals.resumed(datasets, folder, cell.key)
+    decoder = _prune(cell, decoder, quantity(cell, decoder) or ratio, known, outcome)
     if cell.healing:
         _heal(cell, decoder, (cell.healing, datasets.healing[cell.healing], dense), folder, outcome)
         del dense
@@ -160,7 +156,7 @@ def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, par
             outcome.measured["speed"] = benchmark.measure(decoder.model, cell, datasets.timed_threads)
     if cell.protocol.checks:
         with outcome.timed("checks"):
-            outcome.measured["checks"] = _checks(cell, decoder.model, tokenizer, datasets)
+            outcome.measured["checks"] = _checks(cell, decoder.model, tokenizer, datasets, outcome)
     if outcome.files and pretrained.weights_sha256(cell.model) != outcome.measured["weights_sha256"]:
         raise RuntimeError("the model's weight files have changed while they were read, so that no figure is of either")
     if "saved" in outcome.measured:
@@ -192,7 +188,7 @@ def _dense(cell: Cell, model: nn.Module, datasets: Datasets, outcome: Outcome) -
         outcome.measured["ratio_budget"] = ratio
     if datasets.dense:
         with outcome.timed("checks"):
-            datasets.dense.remember(decoder.model)
+            datasets.dense.remember(decoder.model, outcome.room)
     return decoder, ratio
 
 
@@ -302,14 +298,16 @@ def _perplexity(
         with outcome.timed("perplexity"):
             found = pieces.recall(piece)
             if found is None:
-                found, samples = _windows(cell, model, name, text)
+                found, samples = _windows(cell, model, name, text, outcome.room)
                 pieces.keep(piece, found, samples)
             figures[name] = found
 
 
-def _windows(cell: Cell, model: Any, name: str, text: texts.EvaluationText) -> tuple[dict[str, Any], pd.DataFrame]:
+def _windows(
+    cell: Cell, model: Any, name: str, text: texts.EvaluationText, room: int | None
+) -> tuple[dict[str, Any], pd.DataFrame]:
     """Return the figures of bench.records.record, and of each window: nll, in nats, and tokens that are scored."""
-    nll = scoring.window_nll(model, text.ids, text.scored, cell.protocol.batch_tokens).sum(1)
+    nll = scoring.window_nll(model, text.ids, text.scored, cell.protocol.batch_tokens, room).sum(1)
     counts = text.scored.sum(1)
     figures = scoring.perplexity(nll, counts, text.bytes, text.words) | {
         "whole": texts.is_whole(name, cell.protocol.calibration),
@@ -332,7 +330,8 @@ def _accuracy(
         lm = scoring.stock(*loaded)
     else:
         # of the dense model alone: what pruning has damaged can magnify rounding beyond any bound
-        lm = scoring.Scorer(*loaded, batch_tokens=cell.protocol.batch_tokens, check=cell.method == "dense")
+        check, tokens = cell.method == "dense", cell.protocol.batch_tokens
+        lm = scoring.Scorer(*loaded, batch_tokens=tokens, check=check, room=outcome.room)
     for name, task in datasets.tasks.items():
         with outcome.timed("tasks"):
             found = pieces.recall(name)
@@ -343,8 +342,10 @@ def _accuracy(
             figures[name] = found
 
 
-def _checks(cell: Cell, model: Any, tokenizer: Any, datasets: Datasets) -> dict[str, float]:
+def _checks(cell: Cell, model: Any, tokenizer: Any, datasets: Datasets, outcome: Outcome) -> dict[str, float]:
     """Run the checks, on the first text; the dense model is not compared with itself."""
+    if outcome.files:
+        outcome.say("no text is generated, since each token would read all weights from their files")
     text = next(iter(datasets.texts.values()), None)
     dense = None if cell.method == "dense" else datasets.dense
-    return checks.measure(model, tokenizer, text.ids if text else None, dense)
+    return checks.measure(model, tokenizer, text.ids if text else None, dense, outcome.room)

@@ -1,16 +1,23 @@
-"""Finds the removals that a greedy search begins with: those that cells of the folder have found at other ratios."""
+"""Finds the removals that a greedy search begins with: those that cells of the folder have found at other ratios, or
+that the same cell had found when it was interrupted.
+"""
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from bench.plan.cell import Cell
 from bench.records.record import InvalidRecord, Record, load
 from bench.run import fingerprint
+from bench.run.datasets import Datasets
 from bench.run.source_hash import method_sha256
 from bench.schedule.order import search_of
+from methods.files import write_atomically
 
 Order = tuple[tuple[str, ...], float]  # the first removals of a search, and the seconds they have cost
 
@@ -49,6 +56,28 @@ class Removals:
             if code == str(here) and len(found[0]) > len(best[0]):
                 best = found
         return best
+
+
+def resumed(datasets: Datasets, folder: Path, key: str) -> Datasets:
+    """Let the search of the cell `key` keep its removals on disk as it finds them, and begin with those that are there.
+
+    An interrupted attempt of the same cell has left them; a file that cannot be read counts as none. Their seconds are
+    then those that the search has inherited.
+    """
+    file = folder / "partial" / key / "prune" / "removals.json"
+    order, seconds = tuple[str, ...](), 0.0
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        order, seconds = tuple(map(str, kept["order"])), float(kept["seconds"])
+    if len(order) <= len(datasets.calibration.order):  # a cell at another ratio has found as many meanwhile
+        order, seconds = datasets.calibration.order, datasets.inherited_seconds
+    start = time.perf_counter()
+
+    def note(found: list[str]) -> None:
+        write_atomically(file, json.dumps({"order": found, "seconds": seconds + time.perf_counter() - start}))
+
+    calibration = replace(datasets.calibration, order=order, note=note)
+    return replace(datasets, calibration=calibration, inherited_seconds=seconds)
 
 
 def valid(folder: Path) -> Iterable[Record]:

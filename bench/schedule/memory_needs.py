@@ -25,6 +25,7 @@ from methods.model.decoder import Decoder
 
 LOGITS = 2**27  # the most of one forward, as bench.evaluation.scoring has it
 GIB = 2**30
+STATES = 2**28  # bytes, 20,000 tokens of 4,096 bfloat16 numbers with masks: a CPU computes far longer than it reads
 PROCESS = 3 * 2**28  # bytes of a process that has imported everything and read its texts, without a model
 SURE = 0.5  # of what a cell takes beside its weights by these formulas, which tests hold to within a factor of 1.5
 
@@ -77,13 +78,27 @@ class Footprint:
         whole = self.needs(cell)
         if whole.host <= room or cell.device.startswith("cuda") or wants_memory(cell):
             return self.needs(cell, peak)
-        return MemoryNeeds(0, self._beside_files(cell), in_files=True)
+        return MemoryNeeds(0, self._beside_files(cell, room), in_files=True)
 
-    def _beside_files(self, cell: Cell) -> int:
+    def _beside_files(self, cell: Cell, room: int) -> int:
         """Return the bytes of a cell whose weights lie in files: one layer of them, and a new head, are in memory."""
         written = self.bytes_each * max(self.shape.layer, self.shape.head)
-        work = max(self._scoring(cell), 0 if cell.method == "dense" else self._pruning(cell, in_files=True) + written)
+        scoring = self._scoring(cell) + self._states(cell, room)
+        work = max(scoring, 0 if cell.method == "dense" else self._pruning(cell, in_files=True) + written)
         return round(self.process + max(work, written) + self._parked(cell))
+
+    def room_for_states(self, cell: Cell, room: int) -> int:
+        """Return the bytes that states may take while a cell in files is scored: half of what is left, at most STATES.
+
+        They wait between two layers (bench.evaluation.forwards); the other half is for pages of the files.
+        """
+        return max(0, min(STATES, (room - self.process - self._scoring(cell)) // 2))
+
+    def _states(self, cell: Cell, room: int) -> int:
+        """Return the bytes of states that wait while a cell in files is scored: those of its windows, or all room."""
+        p, room = cell.protocol, self.room_for_states(cell, room)
+        windows = self.bytes_each * p.windows * p.window * self.shape.width * len(p.texts)
+        return room if p.tasks or (p.texts and not p.windows) else min(room, windows)
 
     def stages(self, cell: Cell) -> dict[str, int]:
         """Return the bytes on the device of each stage that has any, by the names of its seconds, the model included.
@@ -187,6 +202,11 @@ def lies_in_files(cell: Cell, memory: float | None) -> bool:
     memory  in GiB; None: what the machine has
     """
     return footprint_of(cell).placed(cell, room_of(memory)).in_files
+
+
+def room_for_states(cell: Cell, memory: float | None) -> int:
+    """Return the bytes that states may take while a cell in files is scored, of `memory` GiB or what there is."""
+    return footprint_of(cell).room_for_states(cell, room_of(memory))
 
 
 def refuse_misfits(cells: Sequence[Cell], gpus: int = 1, memory: float | None = None) -> None:

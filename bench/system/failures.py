@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import signal
 from dataclasses import dataclass
@@ -33,6 +35,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Recognise lack of memory by name, since this module imports no torch, and by its words."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"MemoryError", "OutOfMemoryError"}) or NO_MEMORY.search(str(error)) is not None
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Recognise a full disk, by its words too, since the writers of weights wrap the system's error in their own."""
+    kinds = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in kinds or any(os.strerror(kind) in str(error) for kind in kinds)
 
 
 def loses_the_gpu(error: BaseException) -> bool:

@@ -249,10 +249,17 @@ def affordable(left: Sequence[Sublayer], size: Mapping[Sublayer, int], rest: flo
     return [block for block in left if size[block] - rest <= smallest / 2]
 
 
-def search(trial: Trial, candidates: Sequence[Sublayer], budget: float, known: Sequence[Sublayer] = ()) -> Found:
+def search(
+    trial: Trial,
+    candidates: Sequence[Sublayer],
+    budget: float,
+    known: Sequence[Sublayer] = (),
+    note: Callable[[list[str]], object] | None = None,
+) -> Found:
     """Remove the candidates that are missed least, one at a time, until `budget` parameters have gone.
 
-    known are the first removals, where an earlier search with the same tokens has found them.
+    known are the first removals, where an earlier search with the same tokens has found them; `note` is that of
+    methods.model.calibration.Calibration.
     """
     size = sublayer_sizes(trial.model, candidates)
     left, found, rest = list(candidates), Found(), budget
@@ -275,17 +282,20 @@ def search(trial: Trial, candidates: Sequence[Sublayer], budget: float, known: S
         found.order.append(chosen)
         found.losses.append(loss)
         found.free += free
+        if note is not None and free and not follows:
+            note([str(block) for block in found.order])
         rest -= size[chosen]
     found.runs = trial.runs / len(trial.layers)
     return found
 
 
-def searched(trial: Trial, candidates: Sequence[Sublayer], budget: float, order: Sequence[str]) -> dict[str, Any]:
+def searched(trial: Trial, candidates: Sequence[Sublayer], budget: float, calibration: Calibration) -> dict[str, Any]:
     """Remove what `search` finds from the trial's model, in place, and return what was decided for the record.
 
-    order  the first removals, as an earlier search with the same tokens has found them ("mlp 3")
+    The first removals are those of `calibration.order`, and `calibration.note` hears of the others.
     """
-    found = search(trial, candidates, budget, known=[Sublayer.parse(text) for text in order])
+    known = [Sublayer.parse(text) for text in calibration.order]
+    found = search(trial, candidates, budget, known, calibration.note)
     return remove_sublayers(trial.model, found.order) | found.decisions()
 
 
@@ -316,4 +326,4 @@ class GreedyBlocks:
         if not budget:
             return {"removed_layers": [], "removed_attention": [], "removed_mlp": []}
         trial = Trial(model, calibration.first(self.tokens), self.loss, self.positions)
-        return searched(trial, blocks, budget, calibration.order)
+        return searched(trial, blocks, budget, calibration)

@@ -115,7 +115,7 @@ class LaCoLS:
             "removed_layers": [number for number in range(len(layers)) if number not in survivors],
             "windows": [[s, e - 1] for s, e in found.windows if e > s + 1],
             "errors": errors,
-            "removal_order": [f"layer {number}" for number in found.order],
+            "removal_order": found.names(),
             "free_removals": len(found.order),
             "losses": found.losses,
             "tokens": int(read.mask.sum()),
@@ -125,10 +125,11 @@ class LaCoLS:
         """Return the windows; the states that the search needs are gone afterwards."""
         dense = DenseStates(model, calibration.first(self.search_tokens), self.sinks, self.ridge, self.choose)
         trial = CollapseTrial(dense, calibration.first(self.trial_tokens))
-        return self.search(dense, trial, n, [int(name.split()[1]) for name in calibration.order])
+        return self.search(dense, trial, n, calibration)
 
-    def search(self, dense: DenseStates, trial: CollapseTrial, n: int, known: list[int]) -> FoundCollapse:
-        """Find n layers, one after the other; the first are `known` from an earlier search with the same tokens."""
+    def search(self, dense: DenseStates, trial: CollapseTrial, n: int, calibration: Calibration) -> FoundCollapse:
+        """Find n layers, one after the other; the first are those of `calibration.order`."""
+        known = [int(name.split()[1]) for name in calibration.order]
         found = FoundCollapse([(s, s + 1) for s in range(len(dense.layers))])
         for count in range(n):
             windows, loss = found.windows, None
@@ -150,6 +151,8 @@ class LaCoLS:
             found.windows = joined(windows, place - 1)
             found.order.append(swallowed)
             found.losses.append(loss if loss is not None and math.isfinite(loss) else None)
+            if calibration.note is not None and count >= len(known):
+                calibration.note(found.names())
         return found
 
 
@@ -160,6 +163,10 @@ class FoundCollapse:
     windows: list[Window]
     order: list[int] = field(default_factory=list)
     losses: list[float | None] = field(default_factory=list)
+
+    def names(self) -> list[str]:
+        """Return the order as records and `Calibration.order` have it."""
+        return [f"layer {number}" for number in self.order]
 
 
 def joined(windows: list[Window], i: int) -> list[Window]:

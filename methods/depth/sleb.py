@@ -63,4 +63,4 @@ class SLEB:
         candidates = sublayers_of(model, "layer")[self.keep_first : L - self.keep_last]
         budget = n * sum(map(layer_parameters, model.layers)) / L
         trial = Trial(model, calibration.first(self.tokens), self.loss)
-        return searched(trial, candidates, budget, calibration.order)
+        return searched(trial, candidates, budget, calibration)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    Note = Callable[[list[str]], object]
     Statistics = list[torch.Tensor]
     Keep = Callable[[str, Callable[[], Statistics]], Statistics]  # (name, how it is found) -> what it is
 
@@ -28,6 +29,8 @@ class Calibration:
             search ("mlp 3"), which another cell has found at another ratio; or all that a record names (of LaCo
             "window 20", where layers merge into layer 20; of FLAP "channels 3 0+17"). It saves time and changes no
             decision
+    note    is given all removals so far, as `order` has them, each time a greedy search has found one that no budget
+            has bound; None: they are not needed before the search ends
     keep    returns what another cell has found of the dense model on these tokens, or finds it and keeps it
             (methods.shared); None: nothing is kept
     """
@@ -39,6 +42,7 @@ class Calibration:
     sha256: str = ""
     memory: int = 2**30
     order: tuple[str, ...] = ()
+    note: Note | None = None
     keep: Keep | None = None
 
     def __post_init__(self) -> None:

@@ -45,7 +45,7 @@ from methods.model.activations import steps
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
-from methods.model.structures import cuts, remove_sublayers, structures_of, sublayers_of
+from methods.model.structures import Sublayer, cuts, remove_sublayers, structures_of, sublayers_of
 from methods.ranges import Count, Positive, Tokens
 from methods.shared import shared
 from methods.width.widths import equal_widths, freed, lower_widths
@@ -99,7 +99,9 @@ class TwoSSP:
         cut, found = cuts(model, structures), Found()
         if n:
             trial = Trial(model, calibration.first(self.tokens), "nll")
-            found = search(trial, sublayers_of(model, "attention"), n * attention_parameters(model))
+            known = [Sublayer.parse(text) for text in calibration.order if text.startswith("attention ")]
+            budget = n * attention_parameters(model)
+            found = search(trial, sublayers_of(model, "attention"), budget, known, calibration.note)
             plan |= remove_sublayers(model, found.order)
         return plan | {
             "parameters": parameters(model),

@@ -54,15 +54,15 @@ def test_a_models_own_generation_settings_change_nothing_and_stay():
 def test_a_divergence_is_not_of_the_rounding_of_logits(family, monkeypatch):
     """In bfloat16 all that is behind the last layer is in float32, whatever the family has there, piece by piece."""
     monkeypatch.setattr(checks, "HEAD_ROWS", 50)
-    model, window = tiny(family).to(torch.bfloat16), windows(1, 20)[0]
+    model, ids = tiny(family).to(torch.bfloat16), windows(1, 20)
     decoder, last = Decoder(model), list[torch.Tensor]()
     exact = Decoder(copy.deepcopy(model).float())
-    found = checks.log_probabilities(model, window)
+    (found,) = checks.log_probabilities(model, ids)
     decoder.stack[-1].register_forward_hook(
         lambda _layer, _in, out: last.append(out[0] if isinstance(out, tuple) else out)
     )
     with torch.no_grad():
-        rounded = model(window[None, :-1]).logits[0].float().log_softmax(-1)
+        rounded = model(ids[:, :-1]).logits[0].float().log_softmax(-1)
         expected = exact.logits(last[0].float())[0].log_softmax(-1)
     assert torch.allclose(found, expected, atol=1e-5)
     assert (rounded - expected).abs().max() > 1e-3

@@ -226,13 +226,13 @@ def test_a_model_that_ignores_the_mask_is_refused(tokenizer):
 def test_a_run_tries_the_mask_on_the_dense_model_alone(method, monkeypatch):
     """Pruning can leave a model that magnifies rounding beyond any bound, which says nothing of the mask."""
     asked = []
-    monkeypatch.setattr(measure.scoring, "Scorer", lambda *args, check, **options: asked.append(check))
+    monkeypatch.setattr(measure.scoring, "Scorer", lambda *args, **options: asked.append(options))
     protocol = SimpleNamespace(scorer="shared", batch_tokens=16)
     cell = SimpleNamespace(method=method, protocol=protocol)
     answered = SimpleNamespace(recall=lambda name: {"main": "acc"})
-    outcome = measure.Outcome(*[lambda told: None] * 3, nullcontext)
+    outcome = measure.Outcome(*[lambda told: None] * 3, nullcontext, room=2**20)
     measure._accuracy(cell, (None, None), SimpleNamespace(tasks={"piqa": None}), outcome, answered)
-    assert asked == [method == "dense"]
+    assert asked == [{"batch_tokens": 16, "check": method == "dense", "room": 2**20}]
 
 
 def test_the_length_is_the_model_s_positions_and_at_most_2048(tokenizer):

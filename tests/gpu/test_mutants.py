@@ -106,11 +106,11 @@ ILLEGAL = [
     ("bench/evaluation/scoring.py", "torch.cat(missed).cpu()", "torch.cat(missed)", "score"),
     ("bench/evaluation/scoring.py", "kept = torch.arange(0, device=model.device)", "kept = torch.arange(0)", "score"),
     ("bench/evaluation/scoring.py", "forward.nodes.stop, device=model.device)", "forward.nodes.stop)", "score"),
-    ("bench/evaluation/scoring.py", "dtype=model.dtype, device=nodes.device)", "dtype=model.dtype)", "score"),
+    ("bench/evaluation/prefix_tree.py", "dtype=model.dtype, device=nodes.device)", "dtype=model.dtype)", "score"),
     ("bench/evaluation/scoring.py", "ids[block].to(model.device)", "ids[block]", "read"),
-    ("bench/evaluation/scoring.py", "dtype=torch.float64, device=ids.device)", "dtype=torch.float64)", "read"),
     ("bench/evaluation/checks.py", "stored.get_tensor(str(row)).to(model.device)", "stored.get_tensor(str(row))",
      "diverge"),
+    ("bench/evaluation/scoring.py", "-found.cpu()", "-found", "read"),
     ("bench/evaluation/checks.py", "window[None, :-1].to(model.device)", "window[None, :-1]", "diverge"),
     ("bench/healing/training.py", "self.text.train[rows].to(self.device)", "self.text.train[rows]", "heal"),
     ("bench/healing/dense_predictions.py", "some.to(dense.embed.weight.device)", "some", "heal"),
@@ -129,7 +129,7 @@ ILLEGAL_ON_TWO = [
     ("methods/depth/collapse_fit.py", "z, where = beside(before, z, self.where)", "where = self.where", "laco-ls"),
     ("methods/compensation/refit.py", "([one.to(layer.device) for one in each] for each in (x, where))", "(x, where)",
      "flap+refit"),
-    ("bench/evaluation/scoring.py", "positions.to(states.device)", "positions", "score untied"),
+    ("bench/evaluation/forwards.py", "positions.to(states.device)", "positions", "score untied"),
     ("bench/evaluation/scoring.py", "forward.row.to(h.device)", "forward.row", "score untied"),
     ("bench/evaluation/scoring.py", "forward.pairs].to(h.device)", "forward.pairs]", "score untied"),
 ]  # fmt: skip
@@ -141,7 +141,7 @@ LEGAL = [
     ("methods/depth/laco_ls.py", "calibration.mask[:, 1:].to(self.entry.x.device)", "calibration.mask[:, 1:]",
      "laco-ls"),
     ("methods/width/slicegpt.py", "entry.x.to(self.waits).float()", "entry.x.float()", "slicegpt, waiting on the host"),
-    ("bench/evaluation/scoring.py", "scored[block, 1:].to(model.device)", "scored[block, 1:]", "read"),
+    ("bench/evaluation/scoring.py", "scored[block].to(model.device)", "scored[block]", "read"),
 ]  # fmt: skip
 
 

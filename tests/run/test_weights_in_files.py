@@ -10,25 +10,33 @@ from bench.run import job, measure
 from bench.schedule import memory_needs
 from bench.system import memory
 
+DIVERGENCE = ("kl", "kl_low", "kl_high", "agreement")
 OTHERWISE = ("seconds", "prune_seconds", "peak_memory", "weights_in")
 
 
 def test_a_run_in_files_measures_what_one_in_memory_does(base, tmp_path, monkeypatch):
     """Models are saved in another dtype than they have, so that each is converted on its way back."""
-    run, found = [*base[:-4], "--speed-rounds", "0", "--no-checks", "--no-isolate"], []
+    run, found = [*base[:-4], "--speed-rounds", "0", "--no-isolate"], []
     keeps: list[bool] = []  # freed memory: of no cell whose weights lie in files, since memory is what is short
     monkeypatch.setattr(memory, "keep_freed", lambda: keeps.append(True))
+    rooms, window_nll = list[int | None](), measure.scoring.window_nll
+    monkeypatch.setattr(measure.scoring, "window_nll", lambda *given: rooms.append(given[-1]) or window_nll(*given))
     run += ["--methods", "slicegpt,flap", "--ratio", "0.3", "--save-models", "--save-dtype", "bfloat16"]
     for in_files in (False, True):
         monkeypatch.setattr(job, "lies_in_files", lambda cell, memory, answer=in_files: answer)
         assert main([*run, "--out", str(tmp_path / str(in_files))]) == 0
         found.append(load_run(tmp_path / str(in_files)))
         assert len(keeps) == 3
+    assert rooms == [None] * 3 + [memory_needs.STATES] * 3
     for one, other in zip(*found, strict=True):
         assert (one.status, one.decisions) == (other.status, other.decisions)
         assert other.measured["weights_in"] == "files"
         assert "weights_in" not in one.measured
         same = [{name: each.measured[name] for name in each.measured if name not in OTHERWISE} for each in (one, other)]
+        generated = {name for name in one.measured["checks"] if name not in DIVERGENCE}
+        assert generated == {"copying", "counting", "repetition", "distinct_1", "distinct_2"}
+        assert {"kl", "agreement"} <= other.measured["checks"].keys() or one.cell["method"] == "dense"
+        same[0]["checks"] = {name: one.measured["checks"][name] for name in one.measured["checks"].keys() - generated}
         assert same[0] == same[1]
         assert all(peak["anonymous_bytes"] > 0 for peak in other.measured["peak_memory"].values())
     assert not list(tmp_path.glob("*/.run-*"))

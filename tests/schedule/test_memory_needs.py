@@ -157,6 +157,19 @@ def test_8_billion_parameters_are_pruned_in_little_memory_where_their_weights_li
     assert PROCESS < in_files.host <= most * GIB
 
 
+@pytest.mark.parametrize("share", [0.5, 1.01, 1.1, 2.0, 6.0])
+def test_states_that_wait_while_a_cell_in_files_is_scored_take_half_of_what_is_left(eight_billion, share):
+    """So that they are no reason to refuse a cell; what there is beyond STATES is for pages of the files."""
+    asked, footprint = cell("dense", **ON_CPU), replace(eight_billion, process=PROCESS)
+    least = footprint.placed(asked, 0).host
+    room = round(share * least)
+    states = footprint.room_for_states(asked, room)
+    assert states == min(memory_needs.STATES, max(0, room - least) // 2)
+    assert footprint.placed(asked, room).host == least + states
+    few = cell("dense", **ON_CPU, protocol=replace(asked.protocol, tasks=(), windows=1))
+    assert footprint.placed(few, 9 * GIB).host <= least + 2 * few.protocol.window * 4096 * len(few.protocol.texts)
+
+
 @pytest.mark.parametrize("changes", [TIMED, HEALED, {"model": "8b.gguf"}], ids=["timed", "healed", "gguf"])
 def test_a_cell_that_wants_its_model_in_memory_is_refused_with_the_reason(eight_billion, changes, monkeypatch):
     monkeypatch.setattr(memory_needs, "footprint_of", lambda _: eight_billion)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -123,12 +124,17 @@ def test_attentions_go_one_by_one_by_the_cut_models_loss(family):
     assert [layer.has_attention for layer in model.layers] == [number not in order for number in range(LAYERS)]
 
 
-def test_another_ratio_takes_over_no_removals():
-    """The search runs on a model cut for its own ratio, so that its order is nobody else's."""
-    known = Calibration(calibration().ids, calibration().mask, order=("attention 5", "attention 4"))
-    runs = [TwoSSP(alpha=3.0).prune(Decoder(tiny("llama")), tokens, 0.4) for tokens in (calibration(), known)]
-    assert runs[0] == runs[1]
-    assert not {"removal_order", "free_removals"} & set(runs[0])
+def test_an_interrupted_search_goes_on_and_another_ratio_takes_over_no_removals():
+    """The search runs on a model cut for its own ratio, so that its order is nobody else's: the record offers none."""
+    whole, heard = TwoSSP(alpha=3.0).prune(Decoder(tiny("llama")), calibration(), 0.4), list[list[str]]()
+    names = [f"attention {layer}" for layer in whole["attentions_in_order"]]
+    known = replace(calibration(), order=tuple(names[:2]), note=heard.append)
+    again = TwoSSP(alpha=3.0).prune(Decoder(tiny("llama")), known, 0.4)
+    assert again["attentions_in_order"] == whole["attentions_in_order"]
+    assert again["losses"] == [None, None, *whole["losses"][2:]]
+    assert again["forwards"] < whole["forwards"]
+    assert heard == [names[:3], names]
+    assert not {"removal_order", "free_removals"} & set(whole)
 
 
 @pytest.mark.parametrize("family", TINY)
