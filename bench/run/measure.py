@@ -124,8 +124,7 @@ def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, pare
             error = str(reason).partition("\n")[0] or type(reason).__name__
         else:
             error = f"{type(reason).__name__}: {reason}\n{traceback.format_exc()}"
-    found = {"decisions": outcome.decisions, "measured": outcome.measured}
-    outcome.tell(found | {"status": status, "error": error})
+    outcome.tell({"decisions": outcome.decisions, "measured": outcome.measured, "status": status, "error": error})
     gc.collect()  # models refer to themselves
     with suppress(RuntimeError):  # of a device that an error has left unusable
         memory.give_back(outcome.devices)  # which the next cell's peak would include
@@ -141,8 +140,8 @@ def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, par
         del decoder
         decoder, ratio = _parent(cell, parents, ratio, outcome)
     torch.manual_seed(cell.seed)
-    known = removals.resumed(datasets, folder, cell.key)
-    decoder = _prune(cell, decoder, quantity(cell, decoder) or ratio, known, outcome)
+    wanted = quantity(cell, decoder) or ratio
+    decoder = _prune(cell, decoder, wanted, removals.resumed(datasets, folder, cell.key), outcome)
     if cell.healing:
         _heal(cell, decoder, (cell.healing, datasets.healing[cell.healing], dense), folder, outcome)
         del dense
