@@ -8,6 +8,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import made_served
 import pytest
 from made_records import DENSE, LACO, MENDED, RECORDS, changed, failed
 
@@ -45,7 +46,9 @@ def test_tables_are_whole_and_ascii(name):
     records = MENDED if name == "grid" else [*RECORDS, again]
     records = records + [changed(record, "cell", "seed", to=1) for record in records] * (name == "seeds")
     records = records + [changed(record, "cell", "model", to="other_model") for record in records] * (name == "models")
-    text = render(view(name, records))
+    points = [made_served.point("prefill"), made_served.point()]
+    served = [made_served.record(points=points), made_served.record("laco_2", "q8_0", points=points)]
+    text = render(view(name, records, served=served))
     assert text.isascii()
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == text.count(r"\toprule") > 0
     for grid in re.findall(r"\\begin\{tabular\}\{([^\n]*)\}\n(.*?)\\end\{tabular\}", text, re.DOTALL):
