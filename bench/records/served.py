@@ -11,8 +11,8 @@ A line has these keys and no others:
     asked        bench.plan.served.ServedProtocol, its types left out
     model        {pruned_sha256 (of the cell's record), name, label, method, requested_ratio, ratio_of, ratio,
                  parameters}
-    status       "ok"; "unsupported" (no format of the engine holds the model); "error" (a check did not pass, and
-                 nothing was timed), "crashed", "timed_out" or "out_of_memory"
+    status       "ok"; "unsupported" (the model is not made again, or no format of the engine holds it); "error" (a
+                 check did not pass, and nothing was timed), "crashed", "timed_out" or "out_of_memory"
     error        why the status is not "ok", else null
     environment  versions, commit, device, threads (bench.system.environment)
     measured     what was found before that, absent where nothing was:

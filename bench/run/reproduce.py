@@ -119,12 +119,15 @@ def _cut(dense: Callable[[], Decoder], record: Record) -> Decoder | None:
 
 
 def _prune(model: Decoder, record: Record, block: Calibration) -> None:
-    """Prune as the record says. Raises UserError where something else is removed."""
+    """Prune as the record says. Raises UserError where that is another version's, and where something else goes."""
     cell, measured = fingerprint.of_today(record.cell), record.measured
     if cell["method"] == "dense":
         return
     torch.manual_seed(cell["seed"])
-    pruner = methods.make(cell["method"], cell["parameters"])
+    try:
+        pruner = methods.make(cell["method"], cell["parameters"])
+    except ValueError as error:
+        raise UserError(f"the record of {cell['label']} is of another version of the method: {error}") from None
     if isinstance(pruner, CompensatedPruner) and getattr(pruner.pruner, "only_cuts", False):
         pruner = dataclasses.replace(pruner, pruner=Recorded(record.decisions))
     asked = measured["budget"]["ratio"] if "budget" in measured else measured.get("ratio_budget", 0.0)

@@ -106,6 +106,13 @@ def test_what_is_fitted_is_fitted_to_the_removals_that_the_record_names(records,
         assert is_the_model_of(records[name]), name
 
 
+def test_a_parameter_that_the_method_no_longer_has_is_said(records):
+    record = records["shortgpt+ghost"]
+    older = replace(record, cell=record.cell | {"parameters": record.cell["parameters"] | {"leave_first": True}})
+    with pytest.raises(UserError, match=r"is of another version of the method: .* has no parameter leave_first"):
+        prune_again(older, "cpu")
+
+
 def test_a_machine_that_removes_something_else_is_told_so(records, monkeypatch):
     """Where no sha256 proves that what the record names is the model, so that the method is asked again."""
     monkeypatch.setattr(wanda_sp, "score", lambda structure, _: -torch.arange(float(structure.size)))
