@@ -1,0 +1,83 @@
+"""The study of served models says what its records say."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from pages import ROOT, text
+
+from bench.records import served
+from reports.figures import served as figures
+from reports.formats import markdown
+from reports.tables.speed import served as tables
+
+RUN = ROOT / "docs/results/smollm2-135m"
+
+
+@pytest.fixture(scope="module")
+def records():
+    return {one.name: one for one in served.load(RUN)}
+
+
+def figure(record, name, kind="decode"):
+    (point,) = [one for one in record.measured["points"] if one["kind"] == kind]
+    return point[name]
+
+
+def times(record, base):
+    return record.measured["perplexity"]["perplexity"] / base.measured["perplexity"]["perplexity"]
+
+
+def test_the_table_is_that_of_the_records(records):
+    (table,) = tables.tables(list(records.values()))
+    page = text("docs/studies/served.md")
+    lines = [line for line in markdown.grid(table).splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 11
+    assert all(line in page for line in lines)
+
+
+def test_the_claims_are_what_the_records_say(records):
+    page, base, small = text("docs/studies/served.md"), records["dense@bfloat16"], records["dense@q8_0"]
+    pruned = [one for one in records.values() if one.model["method"] != "dense"]
+    wide = [one for one in pruned if one.type == "bfloat16"]
+    assert all(one.measured["bytes"] > small.measured["bytes"] for one in wide)
+    assert all(figure(one, "pruned_ms") > figure(small, "pruned_ms") for one in wide)
+    assert f"at {times(small, base):.2f} times the dense perplexity" in page
+    assert f"the best of them has {min(times(one, base) for one in wide):.2f} times" in page
+    best = min(times(one, base) for one in wide)
+    assert f"has {times(small, base):.2f} times the dense perplexity where the best of them has {best:.2f}" in text(
+        "README.md"
+    )
+    both, four = records["2ssp@q8_0"], records["dense@q4_0"]
+    assert f"generates {figure(small, 'pruned_ms') / figure(both, 'pruned_ms'):.2f} times as many tokens" in page
+    assert f"from a file of {both.measured['bytes'] / small.measured['bytes']:.2f} times the bytes" in page
+    assert all(one.measured["bytes"] > four.measured["bytes"] for one in pruned)
+    assert all(figure(one, "pruned_ms") > figure(four, "pruned_ms") for one in pruned)
+    assert all(times(one, four) > 2 for one in pruned)  # better by half
+    eight = [times(one, records[f"{one.model['label']}@bfloat16"]) for one in records.values() if one.type == "q8_0"]
+    assert f"has {min(eight):.3f} to {max(eight):.3f} times the perplexity of bfloat16" in page
+    assert len(eight) == 5
+    for name, kind in (("dense", "prefill"), ("dense", "decode"), ("shortgpt", "decode"), ("sleb", "decode")):
+        one = records[f"{name}@bfloat16"]
+        low, high = figure(one, "speedup_low", kind), figure(one, "speedup_high", kind)
+        assert low <= (1 if name == "dense" else figure(one, "speedup_by_bytes")) <= high
+
+
+def test_the_picture_is_drawn_from_the_records(records):
+    (drawn,) = figures.figures(list(records.values()))
+    size, speed = drawn.charts
+    assert {curve.label for curve in size.curves} == {
+        "dense",
+        "2ssp at 0.2",
+        "flap at 0.2",
+        "shortgpt at 0.2",
+        "sleb at 0.2",
+    }
+    fronts = [{round(x, 1) for x, _ in chart.front} for chart in (size, speed)]
+    mine = [records[f"dense@{kind}"] for kind in ("bfloat16", "q8_0", "q4_0")]
+    assert fronts[0] == {round(one.measured["bytes"] / 1e6, 1) for one in mine}
+    assert fronts[1] == {round(1000 / figure(one, "pruned_ms"), 1) for one in mine}
+    assert all(math.isfinite(y) for chart in (size, speed) for _, y in chart.front)
+    picture = text("docs/images/served.svg")
+    assert drawn.description.partition(".")[0] in picture
