@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.cli import NOT_AS_SAID, OK
-from bench.export.formats import FORMATS, GGUF, HF, QUANTISED
+from bench.export.formats import FORMATS, GGUF, HF
 from bench.plan.protocol import SAVE_DTYPES
+from bench.plan.served import QUANTISED
 from methods.errors import UserError
 
 SHARD_MB = 5000

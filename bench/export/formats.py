@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 HF, GGUF, NEMOTRON_NAS = FORMATS = ("hf", "gguf", "nemotron-nas")
-QUANTISED = ("q8_0", "q4_0")  # dtypes that llama.cpp itself writes into a GGUF file
 READ_BY = {
     HF: "transformers alone where the table says stock, else this project",
     GGUF: "llama.cpp and what builds on it; Llama-like models: llama, mistral, qwen2, qwen3",

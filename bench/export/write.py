@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from bench.data import pretrained
-from bench.export.formats import GGUF, HF, QUANTISED
+from bench.export.formats import GGUF, HF
+from bench.plan.served import QUANTISED
 from bench.records import run_folder
 from bench.records.record import Record
 from bench.run.reproduce import PrunedModel, prune_again

@@ -10,8 +10,9 @@ from bench.plan.protocol import MIN_ROUNDS
 from methods.errors import UserError
 
 AUTO = "auto"  # the dtype of the cell
-TYPES = (AUTO, "float32", "bfloat16", "float16", "q8_0", "q4_0")
-LLAMA_CPP, VLLM, SGLANG = ENGINES = ("llama.cpp", "vllm", "sglang")
+QUANTISED = ("q8_0", "q4_0")  # types that llama.cpp itself writes into a GGUF file
+TYPES = (AUTO, "float32", "bfloat16", "float16", *QUANTISED)
+LLAMA_CPP, VLLM, SGLANG = ("llama.cpp", "vllm", "sglang")
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class ServedProtocol:
 
     The dense model in the first of `types` is what every row is compared with. `prefill` are prompt lengths, `decode`
     depths of context, `batches` sequences at once, `steps` the tokens that a pass generates for each of them. A text's
-    `windows` of `window` tokens are scored by the engine; "" scores none.
+    `windows` of `window` tokens are scored by the engine.
     """
 
     engine: Literal["llama.cpp", "vllm", "sglang"] = option("llama.cpp", "what serves the models, by default {default}")
@@ -50,5 +51,5 @@ class ServedProtocol:
             raise UserError(f"--types is a list of {', '.join(TYPES)}; got {got}")
         if not (self.prefill or self.decode) or not self.batches:
             raise UserError("there is nothing to time: give --prefill or --decode, and --batch")
-        if self.engine != LLAMA_CPP and (quantised := [kind for kind in self.types if kind in ("q8_0", "q4_0")]):
+        if self.engine != LLAMA_CPP and (quantised := [kind for kind in self.types if kind in QUANTISED]):
             raise UserError(f"{quantised[0]} is a type of llama.cpp's; {self.engine} is given {', '.join(TYPES[:4])}")

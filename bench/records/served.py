@@ -71,6 +71,19 @@ class ServedRecord:
         """Return the model with its type, as in 'laco@q8_0'."""
         return f"{self.model['label']}@{self.type}"
 
+    @property
+    def is_base(self) -> bool:
+        """Say whether it is the dense model that all others are compared with."""
+        return self.model["method"] == "dense" and self.type == self.base
+
+
+def alike(records: Iterable[ServedRecord]) -> list[list[ServedRecord]]:
+    """Return the records by groups of one model that was served in one way, each in its order."""
+    found: dict[str, list[ServedRecord]] = {}
+    for one in records:
+        found.setdefault(json.dumps([one.model["name"], one.base, one.asked], sort_keys=True), []).append(one)
+    return list(found.values())
+
 
 def load(run: Path) -> list[ServedRecord]:
     """Read the served records of a run folder, none where nothing was served. Raises InvalidRecord."""

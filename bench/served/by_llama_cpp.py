@@ -10,8 +10,8 @@ import torch
 
 from bench.data.texts import EvaluationText
 from bench.export import engine_check, gguf_file, gguf_reader
-from bench.export.formats import GGUF, QUANTISED
-from bench.plan.served import LLAMA_CPP, ServedProtocol
+from bench.export.formats import GGUF
+from bench.plan.served import LLAMA_CPP, QUANTISED, ServedProtocol
 from bench.run.reproduce import PrunedModel
 from bench.served.engine import Exported, NotServed, perplexity
 from bench.serving import llama_cpp, llama_cpp_speed

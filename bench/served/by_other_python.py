@@ -7,6 +7,7 @@ run: there was no such engine, and its tests have a recorded one.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ class ByOtherPython:
         form = HF
         manifest = save_load.save(model.model, path, tokenizer=model.tokenizer, facts=model.facts, dtype=dtype)
         if manifest["loads_with"] != "transformers":
+            shutil.rmtree(path)  # no engine loads it
             form, path = NEMOTRON_NAS, path.with_name(f"{path.name}.nas")
             nemotron_nas.write(model.model, model.tokenizer, path, dtype, shard_bytes=save_load.SHARD_BYTES)
         size = sum(file.stat().st_size for file in path.glob("*.safetensors"))

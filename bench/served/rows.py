@@ -86,11 +86,11 @@ def serve(
     rows = [(key, kind) for key in wanted.cells for kind in types]
     missing = [row for row in rows if not _counts(known.get(row), wanted.cells[row[0]], question, types[0])]
     with tempfile.TemporaryDirectory(prefix=".served-", dir=wanted.run) as scratch:
-        room = _Room(wanted, asked, engine, scratch=Path(scratch), base=types[0], device=device)
+        measurer = _RowMeasurer(wanted, asked, engine, scratch=Path(scratch), base=types[0], device=device)
         for number, (key, kind) in enumerate(rows, start=1):
             if (key, kind) in missing:
                 record, where = wanted.cells[key], f"[{number}/{len(rows)}] {label(wanted.cells[key].cell)}@{kind}"
-                status, error, measured = room.measure(key, kind, where)
+                status, error, measured = measurer.measure(key, kind, where)
                 if error:
                     say(f"{where}: {status}: {error}")
                 known[key, kind] = ServedRecord(
@@ -137,7 +137,7 @@ def _model(record: Record) -> dict[str, Any]:
     }
 
 
-class _Room:
+class _RowMeasurer:
     """Keeps what rows share: the dense model's file, the windows, and the model in memory, whose types follow."""
 
     def __init__(

@@ -6,7 +6,8 @@ vllm     `vllm bench latency` of one token tells the prompt, and of 1 + steps wh
          the steps is a step's
 sglang   `sglang.bench_one_batch` tells the prompt and the median step apart
 
-The arguments, and the names in what is written, are those of vLLM 0.33 and SGLang 0.5.23, read in their sources.
+Neither has been run. The benchmarks' arguments, and the names in what they write, were read in the sources of vLLM
+(commit 00cae075) and SGLang (00944150); the scripts of likelihoods have been held against no version.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class OtherPython:
     def version(self) -> str:
         """Return the engine's version. Raises EngineFailed where that Python does not have it."""
         asked = f"import importlib.metadata as m; print(m.version({self.engine!r}))"
-        return self._run([self.python, "-c", asked], quietly=True).strip()
+        return self._run([self.python, "-c", asked]).strip()
 
     def likelihoods(self, model: Path, dtype: str, sequences: Sequence[Sequence[int]]) -> list[float]:
         """Return the nats of each sequence of token ids, all but its first one. Raises EngineFailed."""
@@ -116,7 +117,7 @@ class OtherPython:
         except (OSError, ValueError, IndexError) as error:
             raise EngineFailed("error", f"{self.engine} wrote no result: {error}") from None
 
-    def _run(self, command: Sequence[str], *, quietly: bool = False) -> str:
+    def _run(self, command: Sequence[str]) -> str:
         """Run a command of the engine in a group of processes of its own, which ends with it, and return its output."""
         try:
             process = subprocess.Popen(

@@ -2,8 +2,8 @@
 
     python sglang_likelihood.py MODEL ASKED TOLD [SERVER ARGUMENTS]
 
-ASKED holds lists of token ids, TOLD is written: the nats of each list, all tokens but its first. Written against SGLang
-0.5.23 as its sources are; not run.
+ASKED holds lists of token ids, TOLD is written: the nats of each list, all tokens but its first. It has been
+held against no version of the engine, and has not been run.
 """
 
 import dataclasses

@@ -5,12 +5,11 @@ A curve leads from the dense model to a pruned one, and on to that one in smalle
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from bench.records.record import share
-from bench.records.served import ServedRecord
+from bench.records.served import ServedRecord, alike
 from reports.figures.curves import FEW, Chart, Curve, Point, draw
 from reports.figures.figure import Figure
 from reports.figures.pareto import steps, unbeaten
@@ -27,11 +26,8 @@ COSTS: dict[str, tuple[str, Callable[[ServedRecord], float | None]]] = {
 
 def figures(records: Sequence[ServedRecord]) -> list[Figure]:
     """Return a figure for all that was served alike and has a perplexity, where the dense model and another have."""
-    alike: dict[str, list[ServedRecord]] = {}
-    for one in records:
-        if one.status == "ok" and "perplexity" in one.measured:
-            alike.setdefault(json.dumps([one.model["name"], one.base, one.asked], sort_keys=True), []).append(one)
-    groups = [several for several in alike.values() if _base(several) and len(several) > 1]
+    scored = [one for one in records if one.status == "ok" and "perplexity" in one.measured]
+    groups = [several for several in alike(scored) if _base(several) and len(several) > 1]
     return [_figure(several, f"-{number}" if number else "") for number, several in enumerate(groups)]
 
 
@@ -47,7 +43,7 @@ def _figure(records: Sequence[ServedRecord], ending: str) -> Figure:
 
 
 def _base(records: Sequence[ServedRecord]) -> ServedRecord | None:
-    return next((one for one in records if one.model["method"] == "dense" and one.type == one.base), None)
+    return next((one for one in records if one.is_base), None)
 
 
 def _types(records: Sequence[ServedRecord]) -> list[str]:

@@ -5,11 +5,10 @@ A second table has every size and batch that was timed, where there are more tha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bench.records.served import ServedRecord
+from bench.records.served import ServedRecord, alike
 from bench.stats.intervals import paired_perplexity
 from reports.metrics import METRICS, MISSING, binary, perplexity, significant
 from reports.tables.table import Column, Row, Table, TableCell, ranked, text
@@ -57,15 +56,12 @@ DOUBTS = {
 
 def tables(records: Sequence[ServedRecord]) -> list[Table]:
     """Return a table of all that was served alike, and one of everything that was timed."""
-    alike: dict[str, list[ServedRecord]] = {}
-    for one in records:
-        alike.setdefault(json.dumps([one.model["name"], one.base, one.asked], sort_keys=True), []).append(one)
-    return [table for several in alike.values() for table in _of(several)]
+    return [table for several in alike(records) for table in _of(several)]
 
 
 def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
     """Yield the tables of models that were served alike, the dense one's types first."""
-    first, base = records[0], next((one for one in records if _is_base(one)), None)
+    first, base = records[0], next((one for one in records if one.is_base), None)
     name, asked = first.model["name"], first.asked
     conditions = (_engine(first), f"{asked['threads']} threads")
     points = [_points(one) for one in records]
@@ -97,10 +93,6 @@ def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
         yield Table(
             "served-points", "served", name, f"{title}: all that was timed", conditions, POINTS, tuple(lines), (), about
         )
-
-
-def _is_base(record: ServedRecord) -> bool:
-    return record.model["method"] == "dense" and record.type == record.base
 
 
 def _engine(record: ServedRecord) -> str:
