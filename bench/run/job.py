@@ -4,6 +4,7 @@ record of what was told.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import logging
 import platform
@@ -59,6 +60,7 @@ def work(line: Line, job: Job) -> None:
     if setting not in cache:
         cache[setting] = cache[cell.model].read(cell, [cell.healing] if cell.healing else [])
         gc.freeze()  # what stays as long as the process; to look for garbage in it after each cell takes 0.15 s
+        atexit.register(gc.unfreeze)  # or libraries report it as leaked when the process ends
     torch.set_num_threads(job.threads)
     measure(line, job, cell, replace(cache[setting], inputs=cache[setting].inputs | imported))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -57,7 +59,8 @@ def test_each_model_has_every_cell_and_those_are_of_runs_of_its_own(base, models
 def test_a_process_that_measures_cells_of_several_models_reads_through_the_tokenizer_of_each(
     base, models, tmp_path, monkeypatch
 ):
-    cache, seen = dict[Any, Any](), list[str]()
+    """It then ends with nothing kept from the collector, or libraries print what they have leaked over many lines."""
+    cache, seen, at_end = dict[Any, Any](), list[str](), list[Callable[[], None]]()
 
     def start(self, conditions):
         def work(line, asked):
@@ -73,9 +76,14 @@ def test_a_process_that_measures_cells_of_several_models_reads_through_the_token
 
     monkeypatch.setattr(local.Local, "start", start)
     monkeypatch.setattr(job, "DatasetReader", Reader)
+    monkeypatch.setattr(job.atexit, "register", at_end.append)
     assert main([*over(base, ",".join(models), str(tmp_path / "run")), "--isolate"]) == 0
     assert seen == [*models]
     assert all(record.status == "ok" for record in run_folder.records(tmp_path / "run").values())
+    assert gc.get_freeze_count() > 0
+    for do in at_end:
+        do()
+    assert gc.get_freeze_count() == 0
 
 
 def test_the_plan_names_the_model_of_each_cell(base, models, tmp_path, capsys):
