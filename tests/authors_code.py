@@ -18,7 +18,7 @@ import copy
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from transformers import AutoModelForCausalLM
 
 from methods.depth import angular
 from methods.depth.greedy_search import Trial
-from methods.model.activations import Step, steps
+from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
@@ -170,12 +170,16 @@ def every_trial(monkeypatch: pytest.MonkeyPatch) -> dict[frozenset[str], float]:
 def last_state_normed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `angular` compare the state behind the last layer as other code does: behind the final norm."""
 
-    @torch.no_grad()
-    def normed(model: Decoder, calibration: Calibration) -> Iterator[tuple[int, Step]]:
-        for l, step in steps(model, calibration):
-            yield l, dataclasses.replace(step, y=model.normed(step.y)) if l == len(model.layers) - 1 else step
+    def normed(model: Decoder, calibration: Calibration, of_layer: Callable[..., Any], *of: Any) -> list[list[Tensor]]:
+        def of_normed(l: int, steps: Iterator[Step]) -> list[Tensor]:
+            last = l == len(model.layers) - 1
+            behind = (dataclasses.replace(step, y=model.normed(step.y)) if last else step for step in steps)
+            found: list[Tensor] = of_layer(l, behind)
+            return found
 
-    monkeypatch.setattr(angular, "steps", normed)
+        return by_layer(model, calibration, of_normed, *of)
+
+    monkeypatch.setattr(angular, "by_layer", normed)
 
 
 def ratio_of(model: Decoder, layers: int) -> float:

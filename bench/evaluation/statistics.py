@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bench.system import memory
+from methods.model.sweep_log import SweepLogs
 
 
 class KeptStatistics:
@@ -25,10 +26,12 @@ class KeptStatistics:
     peaks    returns the highest memory of the stage so far, as bench.system.memory.Watched has it
     seconds  that other cells took to find what this one has read, each statistic once however often it is read
     peak     the highest memory while they did
+    sweeps   where sweeps of the cell stand, whose interrupted ones have taken seconds too; None: that is not kept
     """
 
     def __init__(self, folder: Path, peaks: Callable[[], dict[str, Any]]) -> None:
         self.folder, self.peaks = folder, peaks
+        self.sweeps: SweepLogs | None = None
         self.seconds = 0.0
         self.peak: dict[str, Any] = {}
         self._counted = set[str]()  # names of those that this cell has found or read
@@ -40,9 +43,10 @@ class KeptStatistics:
         self._counted.add(name)
         if file.exists():
             return self._read(file, counted=counted)
-        start = time.perf_counter()
+        start, before = time.perf_counter(), self.sweeps.seconds if self.sweeps else 0.0
         found = find()
-        cost = {"seconds": time.perf_counter() - start, "peak": self.peaks()}
+        earlier = self.sweeps.seconds - before if self.sweeps else 0.0
+        cost = {"seconds": time.perf_counter() - start + earlier, "peak": self.peaks()}
         self.folder.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(f".{os.getpid()}")  # another process may be about the same
         tensors = {str(number): statistic.contiguous() for number, statistic in enumerate(found)}

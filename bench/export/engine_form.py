@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from methods.checkpoint.pruned_config import describe
+from methods.checkpoint.stock import empty
 from methods.checkpoint.transformers_compat import needs_own_code, tensors
 from methods.errors import UserError
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
-from methods.model.stock import empty
 
 
 @dataclass(frozen=True)

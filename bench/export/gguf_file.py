@@ -35,6 +35,7 @@ from bench.export.engine_form import EngineForm, engine_form, require_plain_llam
 from bench.serving import llama_cpp
 from methods.checkpoint.pruned_config import describe
 from methods.checkpoint.save_load import default_probe
+from methods.checkpoint.stock import Uneven, empty
 from methods.checkpoint.transformers_compat import (
     TOLERANCE,
     difference,
@@ -47,7 +48,6 @@ from methods.checkpoint.transformers_compat import (
 )
 from methods.errors import UserError, first_line
 from methods.model.decoder import Decoder
-from methods.model.stock import Uneven, empty
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # by GGUF's names
 INTERLEAVED = ("llama", gguf_reader.DECI)

@@ -17,10 +17,10 @@ from transformers import LlamaConfig, PreTrainedConfig
 
 from bench.data import conversion
 from methods.checkpoint.pruned_config import PrunedConfig
+from methods.checkpoint.stock import empty
 from methods.checkpoint.transformers_compat import rebuilt, shapes
 from methods.errors import first_line
 from methods.model.decoder import Decoder
-from methods.model.stock import empty
 
 DECI = "deci"
 EMBEDDING = "token_embd.weight"

@@ -23,10 +23,10 @@ from bench.run.reproduce import PrunedModel, prune_again
 from bench.run.saving import wanted_dtype
 from bench.serving import llama_cpp
 from methods.checkpoint import save_load, weight_files
+from methods.checkpoint.stock import Uneven
 from methods.checkpoint.transformers_compat import padded
 from methods.checkpoint.verify import Check
 from methods.errors import UserError
-from methods.model.stock import Uneven
 
 CARRIED = ("base", "pruning", "measured")  # what a copy says as its original does
 

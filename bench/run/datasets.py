@@ -49,6 +49,11 @@ class Datasets:
     timed_threads: int = 1
 
     @property
+    def earlier_seconds(self) -> float:
+        """Return what it took other cells, and interrupted attempts of this one, to find what it goes on from."""
+        return self.inherited_seconds + (self.calibration.sweeps.seconds if self.calibration.sweeps else 0.0)
+
+    @property
     def amounts(self) -> Amounts:
         """Return on how much cells are measured, from which their time is estimated."""
         tokens = sum(text.ids.numel() for text in self.texts.values())

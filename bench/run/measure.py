@@ -222,7 +222,7 @@ def _prune(cell: Cell, decoder: Decoder, wanted: float | Budget, datasets: Datas
                 raise OutOfReach(f"behind {cell.earlier[-1].method}, {reason}" if cell.earlier else reason) from reason
         outcome.decisions |= decided
         outcome.measured |= found
-        outcome.measured["prune_seconds"] = outcome.measured["seconds"]["prune"] + datasets.inherited_seconds
+        outcome.measured["prune_seconds"] = outcome.measured["seconds"]["prune"] + datasets.earlier_seconds
         if (kept := datasets.statistics) and kept.peak:  # as if this cell had found what it has read
             peaks = outcome.measured["peak_memory"]
             peaks["prune"] = memory.highest(peaks["prune"], kept.peak)

@@ -1,5 +1,5 @@
-"""Finds the removals that a greedy search begins with: those that cells of the folder have found at other ratios, or
-that the same cell had found when it was interrupted.
+"""Finds what pruning goes on from: the removals that cells of the folder have found at other ratios, or that the same
+cell had found when it was interrupted, and where its sweeps over the layers stood then.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from bench.run.datasets import Datasets
 from bench.run.source_hash import method_sha256
 from bench.schedule.order import search_of
 from methods.files import write_atomically
+from methods.model.sweep_log import SweepLogs
 
 Order = tuple[tuple[str, ...], float]  # the first removals of a search, and the seconds they have cost
 
@@ -59,12 +60,14 @@ class Removals:
 
 
 def resumed(datasets: Datasets, folder: Path, key: str) -> Datasets:
-    """Let the search of the cell `key` keep its removals on disk as it finds them, and begin with those that are there.
+    """Let pruning of the cell `key` keep on disk what it finds, and begin with what is there.
 
-    An interrupted attempt of the same cell has left them; a file that cannot be read counts as none. Their seconds are
-    then those that the search has inherited.
+    An interrupted attempt of the same cell has left removals of its search, and the layers of its sweeps
+    (methods.model.sweep_log); a file that cannot be read counts as none. The seconds of the removals are then those
+    that the search has inherited.
     """
-    file = folder / "partial" / key / "prune" / "removals.json"
+    place = folder / "partial" / key / "prune"
+    file = place / "removals.json"
     order, seconds = tuple[str, ...](), 0.0
     with suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(file.read_text(encoding="utf-8"))
@@ -76,7 +79,10 @@ def resumed(datasets: Datasets, folder: Path, key: str) -> Datasets:
     def note(found: list[str]) -> None:
         write_atomically(file, json.dumps({"order": found, "seconds": seconds + time.perf_counter() - start}))
 
-    calibration = replace(datasets.calibration, order=order, note=note)
+    sweeps = SweepLogs(place)
+    if datasets.statistics:
+        datasets.statistics.sweeps = sweeps
+    calibration = replace(datasets.calibration, order=order, note=note, sweeps=sweeps)
     return replace(datasets, calibration=calibration, inherited_seconds=seconds)
 
 

@@ -3,8 +3,8 @@
     cells/<key>.json                finished cells (bench.records.record)
     samples/<key>/<name>.parquet    their documents and windows
     partial/<key>/<name>.*          finished pieces of a cell without a record: figures (.json), samples (.parquet)
-    partial/<key>/prune/            the removals that its greedy search has found so far (bench.run.removals); kept when
-                                    the cell failed
+    partial/<key>/prune/            the removals that its greedy search has found (bench.run.removals), and where its
+                                    sweeps over the layers stand (methods.model.sweep_log); kept when the cell failed
     partial/<key>/heal-*/           the checkpoint of its healing (bench.healing.training), for the pruned model whose
                                     hash is in the name; kept when the cell failed
     parts/<key>/                    a run folder with that one cell, which a machine that sees this one measures, or has
@@ -147,7 +147,7 @@ def take_in(part: Path | Mapping[str, bytes], folder: Path, key: str) -> Record:
 def drop_partial_results(folder: Path, key: str, status: str) -> None:
     """Remove the partial results of a cell that has a record, also those that a run killed just then has left.
 
-    The healing checkpoint and the removals of a cell that failed are kept for the run that tries it again, and
+    What its healing and its pruning had found is kept of a cell that failed, for the run that tries it again, and
     everything of one that was lost.
     """
     if status == LOST:

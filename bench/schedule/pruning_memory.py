@@ -98,7 +98,15 @@ def _waiting(asked: PruningMemory) -> float:
 
 
 def _states(asked: PruningMemory, beside: float = 0.0) -> float:
-    return _waiting(asked) + _step(asked, beside)
+    """Count a sweep; where there is one micro-batch, none is held that went before."""
+    alone = asked.s(8 * asked.shape.width + 4 * asked.shape.mlp) == asked.sequences * asked.length
+    return _waiting(asked) + _step(asked, beside) - (0.3 * _step(asked) if alone else 0.0)
+
+
+def _angular(asked: PruningMemory) -> float:
+    """States, and those in front of every layer where all tokens are compared."""
+    compared = asked.N if asked.parameters.get("token") == "all" else asked.sequences
+    return _states(asked) + asked.b * compared * asked.shape.width * (asked.shape.layers + 1)
 
 
 def _minitron(asked: PruningMemory) -> float:
@@ -157,9 +165,13 @@ def _slicegpt(asked: PruningMemory) -> float:
     return max(table, b * V * D + sites + (waiting if waiting <= asked.memory and asked.on_gpu else 0))
 
 
-def _trials(asked: PruningMemory, logits: float = 2.2, *, dense: bool = False) -> float:
-    """Count states in front of each layer, a layer that runs or logits of a few tokens, and the dense model's."""
-    D, I, V, L, b = asked.shape.width, asked.shape.mlp, asked.shape.vocabulary, asked.shape.layers, asked.b
+def _trials(asked: PruningMemory, logits: float = 2.2, *, dense: bool = False, cut: float = 0.0) -> float:
+    """Count states in front of each layer, a layer that runs or logits of a few tokens, and the dense model's.
+
+    cut  the parameters that channels have gone with before
+    """
+    D, V, L, b = asked.shape.width, asked.shape.vocabulary, asked.shape.layers, asked.b
+    I = asked.shape.mlp - cut / (3 * D * L)
     pieces = (logits * FLOAT32 + (b if b < FLOAT32 else 0)) * V * min(asked.N, greedy_search.TOKENS_AT_ONCE)
     kept = FLOAT32 * asked.N * V if dense and asked.memory >= FLOAT32 * asked.N * V else 0
     batch = min(asked.N, asked.s(D * (L + 8)))
@@ -175,8 +187,9 @@ def _search(asked: PruningMemory, loss: str = "nll") -> float:
 
 def _two_ssp(asked: PruningMemory) -> float:
     """Count the channels' norms, or trials, before which cut channels have left memory unless they lie in files."""
-    gone = 0 if asked.in_files else 0.8 * asked.b * asked.ratio * asked.shape.parameters
-    return max(_states(asked, FLOAT64 * asked.shape.mlp), _trials(asked) - gone)
+    cut = 0.8 * asked.ratio * asked.shape.parameters
+    gone = 0 if asked.in_files else asked.b * cut
+    return max(_states(asked, FLOAT64 * asked.shape.mlp), _trials(asked, cut=cut) - gone)
 
 
 def _laco(asked: PruningMemory) -> float:
@@ -211,7 +224,8 @@ def _laco_ls(asked: PruningMemory) -> float:
 def _cut_states(asked: PruningMemory) -> float:
     """All tokens' states of both models at a cut, and what a layer does with them."""
     D, I = asked.shape.width, asked.shape.mlp
-    return asked.b * asked.sequences * asked.length * (11 * D + asked.shape.heads + I)
+    all_tokens = asked.sequences * asked.length * (11 * D + asked.shape.heads + I)
+    return asked.b * (all_tokens + asked.s(8 * D + 4 * I) * 2 * I)
 
 
 def _boundaries(asked: PruningMemory) -> float:
@@ -247,7 +261,8 @@ def _sentences(asked: PruningMemory, tokens: int) -> int:
 
 METHODS: dict[str, Callable[[PruningMemory], float]] = {
     **dict.fromkeys(("dense", "drop", "drop-tail", "drop-random"), _nothing),
-    **dict.fromkeys(("magnitude", "shortgpt", "angular"), _states),
+    **dict.fromkeys(("magnitude", "shortgpt"), _states),
+    "angular": _angular,
     "minitron-width": _minitron,
     "llm-drop": _llm_drop,
     "flap": _flap,

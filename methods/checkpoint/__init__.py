@@ -6,6 +6,7 @@
 save_load            a `Decoder` as a folder, and back
 pruned_config        the configuration of a model whose layers differ, and the stock classes that are cut to it
 transformers_compat  which shapes a stock transformers loads
+stock                the stock class of a configuration, and the one width that it takes
 weight_files         safetensors, sharded and checked
 model_card           the README of a saved model
 verify               whether a folder is what it says

@@ -23,11 +23,11 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from methods.checkpoint.stock import empty, stock_class
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.residual_map import maps_of, put_map
 from methods.model.sliced_layer import SlicedLayer, cut_columns, fuse, read_in_basis, write_in_basis
-from methods.model.stock import empty, stock_class
 from methods.model.structures import keep_channels, keep_kv_groups
 
 SHARED = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings")  # shown beside the base's own

@@ -27,13 +27,13 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from methods.checkpoint import model_card, weight_files
 from methods.checkpoint.pruned_config import describe
+from methods.checkpoint.stock import Uneven, empty
 from methods.checkpoint.transformers_compat import difference, loaded, logits, padded, shapes, try_out, uniform_config
 from methods.errors import CheckpointError, first_line
 from methods.model.decoder import Decoder
 from methods.model.layer_store import LayerStore
 from methods.model.sizes import parameters
 from methods.model.spread import Place, place_of
-from methods.model.stock import Uneven, empty
 
 __all__ = ["CheckpointError", "complete", "is_checkpoint", "load", "read_manifest", "refuse_own_code", "save"]
 

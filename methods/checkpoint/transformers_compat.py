@@ -20,9 +20,9 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from methods.checkpoint.pruned_config import PrunedConfig, cut_class, describe
+from methods.checkpoint.stock import Uneven, empty, stock_class, stock_config
 from methods.model import spread
 from methods.model.decoder import Decoder
-from methods.model.stock import Uneven, empty, stock_class, stock_config
 from methods.model.structures import Part, attention_parts, mlp_parts
 
 TOLERANCE = 1e-5  # share of the largest logit by which a rebuilt model may differ, for kernels that reorder sums

@@ -16,8 +16,8 @@ figures are not this method's. They have released no code. Their text keeps the 
 reimplementation can never remove the first, because it compares what leaves layers; both are kept by default.
 `token=all` with the smallest angle chooses nearly as the largest mean cosine does.
 
-Cost. One forward pass over the calibration text. The states in front of the last n layers are held, for the last tokens
-alone unless `token=all`. With the last token a sequence is one sample: the quick profile has 16, the authors use
+Cost. One forward pass over the calibration text. The states in front of every layer are held, for the last tokens alone
+unless `token=all`. With the last token a sequence is one sample: the quick profile has 16, the authors use
 thousands.
 
 Measured. docs/studies/departures.md: without kept ends the same run of the default model goes.
@@ -26,9 +26,8 @@ Measured. docs/studies/departures.md: without kept ends the same run of the defa
 from __future__ import annotations
 
 import math
-from collections import defaultdict, deque
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -37,7 +36,7 @@ from torch.nn.functional import cosine_similarity
 
 from methods.base import register
 from methods.depth.one_shot import OneShot
-from methods.model.activations import steps
+from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.structures import drop_layers
@@ -73,16 +72,17 @@ class Angular(OneShot):
 
 def distances(model: Decoder, calibration: Calibration, n: int, token: str) -> list[Tensor]:
     """Return D, (L-n+1,), in float64, at the last token of each sequence or at all."""
-    total, count = [0.0] * (len(model.layers) - n + 1), [0] * (len(model.layers) - n + 1)
-    # micro-batch -> (M, D) each, what entered the last n layers at the chosen tokens
-    seen: defaultdict[int, deque[Tensor]] = defaultdict(partial(deque, maxlen=n))
-    for l, step in steps(model, calibration):
-        where = step.last if token == "last" else step.mask
-        entered, s = seen[step.batch], l + 1 - n
-        entered.append(step.x[where].double())
-        if s >= 0:
-            cos = cosine_similarity(entered[0].to(step.y.device), step.y[where].double(), dim=-1)
-            total[s] += float(cos.clamp(-1, 1).arccos().sum()) / math.pi
-            count[s] += len(cos)
-    D = [one / tokens for one, tokens in zip(total, count, strict=True)]
+
+    def of_layer(l: int, steps: Iterator[Step]) -> list[Tensor]:
+        chosen = ((step, step.last if token == "last" else step.mask) for step in steps)
+        pairs = [(step.x[where].cpu(), step.y[where].cpu()) for step, where in chosen]
+        x, y = (torch.cat(states) for states in zip(*pairs, strict=True))
+        return [x, y] if l == last else [x]
+
+    last = len(model.layers) - 1
+    h = [state for states in by_layer(model, calibration, of_layer, token) for state in states]  # L + 1 of (M, D)
+    D = []
+    for s in range(len(h) - n):
+        angle = cosine_similarity(h[s].double(), h[s + n].double(), dim=-1).clamp(-1, 1).arccos()
+        D.append(float(angle.sum()) / math.pi / len(angle))
     return [torch.tensor(D, dtype=torch.float64)]

@@ -109,11 +109,16 @@ class LaCo:
             self, model, replace(calibration, ids=calibration.ids[part], mask=calibration.mask[part])
         )
         known = {int(name.split()[1]) for name in calibration.order}  # the pointer at each merge
+        log = calibration.log([], "laco", count)  # of an interrupted attempt: it has asked for the same, in this order
+        measured = log.kept()
         with bar(None, "collapsing", " windows") as tried:
 
             def similarity(order: tuple[Merged, ...], p: int) -> float:
                 tried.update()
-                return reference.similarity(order, p)
+                if (found := next(measured, None)) is None:
+                    found = [torch.tensor(reference.similarity(order, p), dtype=torch.float64)]
+                    log.add(found, [])
+                return float(found[0])
 
             loop = _Loop(self, len(model.layers), similarity)
             if known:

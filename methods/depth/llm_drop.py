@@ -28,6 +28,8 @@ Measured. docs/studies/departures.md says why no parameter counts blocks.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,7 +40,7 @@ from torch.nn.functional import cosine_similarity
 from methods.base import register
 from methods.budget import block_parameters
 from methods.depth.greedy_search import affordable
-from methods.model.activations import steps
+from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
@@ -86,13 +88,18 @@ class LLMDrop:
 
 def importance(model: Decoder, calibration: Calibration, mode: Mode) -> list[Tensor]:
     """Return S of every block that competes, in the order of `sublayers_of`, in float64."""
-    total, tokens = dict.fromkeys(sublayers_of(model, *MODES[mode]), 0.0), int(calibration.mask.sum())
+    blocks, tokens = sublayers_of(model, *MODES[mode]), int(calibration.mask.sum())
     parallel = [layer.parallel for layer in model.layers]
-    for l, step in steps(model, calibration):
-        u = step.x if parallel[l] else step.x + step.a  # (B, T, D) what enters the MLP
-        pairs = {"attention": (step.x, step.x + step.a), "mlp": (u, u + step.m), "layer": (step.x, step.y)}
-        for part in MODES[mode]:
-            if (block := Sublayer(part, l)) in total:
+
+    def of_layer(l: int, steps: Iterator[Step]) -> list[Tensor]:
+        total = {part: 0.0 for part in MODES[mode] if Sublayer(part, l) in blocks}
+        for step in steps:
+            u = step.x if parallel[l] else step.x + step.a  # (B, T, D) what enters the MLP
+            pairs = {"attention": (step.x, step.x + step.a), "mlp": (u, u + step.m), "layer": (step.x, step.y)}
+            for part in total:
                 before, after = (state[step.mask].float() for state in pairs[part])
-                total[block] += float((1 - cosine_similarity(before, after, dim=-1)).double().sum())
-    return [torch.tensor([one / tokens for one in total.values()], dtype=torch.float64)]
+                total[part] += float((1 - cosine_similarity(before, after, dim=-1)).double().sum())
+        return [torch.tensor([total.get(part, math.nan) / tokens for part in MODES[mode]], dtype=torch.float64)]
+
+    S = [dict(zip(MODES[mode], of.tolist(), strict=True)) for (of,) in by_layer(model, calibration, of_layer, mode)]
+    return [torch.tensor([S[block.layer][block.part] for block in blocks], dtype=torch.float64)]

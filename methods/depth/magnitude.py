@@ -15,11 +15,15 @@ nothing is trained here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from methods.base import register
 from methods.depth.one_shot import OneShot
-from methods.model.activations import steps
+from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 
@@ -34,8 +38,12 @@ class Magnitude(OneShot):
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[float]:
         """Return s_l of every layer."""
-        total = [0.0] * len(model.layers)
-        for l, step in steps(model, calibration):
-            added = (step.a + step.m)[step.mask].float().norm(dim=-1)  # (M,) real tokens of the micro-batch
-            total[l] += float((added / step.y[step.mask].float().norm(dim=-1)).double().sum())
-        return [one / int(calibration.mask.sum()) for one in total]
+
+        def of_layer(_: int, steps: Iterator[Step]) -> list[Tensor]:
+            total = 0.0
+            for step in steps:
+                added = (step.a + step.m)[step.mask].float().norm(dim=-1)  # (M,) real tokens of the micro-batch
+                total += float((added / step.y[step.mask].float().norm(dim=-1)).double().sum())
+            return [torch.tensor(total / int(calibration.mask.sum()), dtype=torch.float64)]
+
+        return [float(s) for (s,) in by_layer(model, calibration, of_layer)]

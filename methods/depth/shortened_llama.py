@@ -43,7 +43,7 @@ from methods.depth.one_shot import OneShot
 from methods.errors import Unsupported
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.gradients import gradients
+from methods.model.gradients import Sums, gradients
 from methods.model.structures import sublayers_of
 from methods.ranges import Layers, Tokens
 from methods.shared import shared
@@ -118,9 +118,13 @@ def taylor(model: Decoder, calibration: Calibration) -> list[Tensor]:
         [parameter for name, parameter in layer.module.named_parameters() if name.endswith("weight")]
         for layer in model.layers
     ]
-    scores = [0.0] * len(weights)
-    for l, g, _ in gradients(model, calibration.ids, calibration.mask, {W for layer in weights for W in layer}):
-        scores[l] = sum(float((W.detach() * g[W]).abs().sum(dtype=torch.float64)) for W in weights[l])
-    if not all(map(math.isfinite, scores)):
+
+    def of_layer(l: int, g: Sums, _: Sums) -> list[Tensor]:
+        sizes = [float((W.detach() * g[W]).abs().sum(dtype=torch.float64)) for W in weights[l]]
+        return [torch.tensor(sum(sizes), dtype=torch.float64)]
+
+    found = gradients(model, calibration, {W for layer in weights for W in layer}, of_layer)
+    scores = torch.stack([found[l][0] for l in range(len(weights))])
+    if not scores.isfinite().all():
         raise Unsupported("gradients overflow; load the model in bfloat16 or float32")
-    return [torch.tensor(scores, dtype=torch.float64)]
+    return [scores]

@@ -20,6 +20,7 @@ Measured. docs/studies/departures.md compares `token=last`, which ports use, wit
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,7 +30,7 @@ from torch.nn.functional import cosine_similarity
 
 from methods.base import register
 from methods.depth.one_shot import OneShot
-from methods.model.activations import steps
+from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.ranges import Layers
@@ -56,11 +57,14 @@ class ShortGPT(OneShot):
 
 def block_influence(model: Decoder, calibration: Calibration, token: str) -> list[Tensor]:
     """Return BI, (L,), in float64, over all tokens or the last of each sequence."""
-    total, count = [0.0] * len(model.layers), [0] * len(model.layers)
-    for l, step in steps(model, calibration):
-        where = step.mask if token == "all" else step.last
-        cos = cosine_similarity(step.x[where].float(), step.y[where].float(), dim=-1)  # (M,) tokens
-        total[l] += float((1 - cos).double().sum())
-        count[l] += len(cos)
-    BI = [one / tokens for one, tokens in zip(total, count, strict=True)]
-    return [torch.tensor(BI, dtype=torch.float64)]
+
+    def of_layer(_: int, steps: Iterator[Step]) -> list[Tensor]:
+        total, count = 0.0, 0
+        for step in steps:
+            where = step.mask if token == "all" else step.last
+            cos = cosine_similarity(step.x[where].float(), step.y[where].float(), dim=-1)  # (M,) tokens
+            total += float((1 - cos).double().sum())
+            count += len(cos)
+        return [torch.tensor(total / count, dtype=torch.float64)]
+
+    return [torch.stack([BI for (BI,) in by_layer(model, calibration, of_layer, token)])]

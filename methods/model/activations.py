@@ -8,7 +8,8 @@ states of real tokens are those of the sequence alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -96,7 +97,6 @@ class Step:
     channels  (B, T, I) what enters the MLP's output matrix
     mask      (B, T)
     last      (B, T) true at the last real token of each sequence
-    batch     the number of the micro-batch, from 0
     """
 
     x: Tensor
@@ -106,7 +106,6 @@ class Step:
     heads: Tensor
     channels: Tensor
     mask: Tensor
-    batch: int = 0
 
     @property
     def last(self) -> Tensor:
@@ -114,28 +113,63 @@ class Step:
 
 
 @torch.no_grad()
-def steps(model: Decoder, calibration: Calibration) -> Iterator[tuple[int, Step]]:
-    """Yield (layer, Step) of each layer for each micro-batch: one forward over the calibration tokens.
+def by_layer(
+    model: Decoder, calibration: Calibration, of_layer: Callable[[int, Iterator[Step]], Sequence[Tensor]], *of: Any
+) -> list[list[Tensor]]:
+    """Return what `of_layer` makes of each layer's number and its steps, one for each micro-batch, on the CPU.
 
-    A layer takes all micro-batches before the next one takes the first, so that its weights are read once where they
-    lie in a file. Between two layers the states of all tokens wait, N T D numbers of the model's dtype.
+    One forward over the calibration tokens: a layer takes all micro-batches before the next one takes the first, so
+    that its weights are read once where they lie in a file. Between two layers the states of all tokens wait, N T D
+    numbers of the model's dtype. A sweep that was interrupted goes on where it stood (`Calibration.log`): `of` is all
+    that `of_layer` depends on.
 
     Raises Unsupported behind the last layer where a state is no finite number.
     """
-    layers, (entries, masks) = model.layers, enter_all(model, calibration, values_of_a_step(model))
-    states, arguments = [entry.x for entry in entries], [entry.arguments for entry in entries]
-    del entries  # with the first layer's input
-    (masks,) = beside(states, masks)
-    sound = torch.ones((), device=states[0].device, dtype=torch.bool)
-    with bar(len(states) * len(layers), "reading calibration tokens", "layer") as shown:
-        for number, layer in enumerate(layers):
-            for batch, (mask, given) in enumerate(zip(masks, arguments, strict=True)):
-                taken = _step(layer, states[batch], given[layer.kind], mask, batch)
-                states[batch] = taken.y
-                yield number, taken
-                sound &= taken.y.isfinite().all().to(sound.device)
-                shown.update()
-    _refuse_overflow(sound)
+    sweep = _ForwardSweep(model, calibration, of_layer.__module__, of_layer.__qualname__, *of)
+    found = list(sweep.log.kept())
+    for number, seen in sweep.layers():
+        found.append([one.cpu() for one in of_layer(number, seen)])
+        deque(seen, maxlen=0)  # those that it has not looked at
+        sweep.log.add(found[-1], sweep.states)
+    return found
+
+
+@torch.no_grad()
+def steps(model: Decoder, calibration: Calibration) -> Iterator[tuple[int, Step]]:
+    """Yield (layer, Step) of each layer for each micro-batch, as `by_layer` takes them, from the first on."""
+    for number, seen in _ForwardSweep(model, calibration).layers():
+        for taken in seen:
+            yield number, taken
+
+
+class _ForwardSweep:
+    """Runs the calibration tokens through the model, layer by layer; `of` says what its log is of."""
+
+    def __init__(self, model: Decoder, calibration: Calibration, *of: Any) -> None:
+        self.model = model
+        entries, masks = enter_all(model, calibration, values_of_a_step(model))
+        self.arguments = [entry.arguments for entry in entries]
+        self.log = calibration.log([entry.x for entry in entries], *of)
+        del entries  # with the first layer's input
+        self.states = self.log.take()
+        (self.masks,) = beside(self.states, masks)
+        self.sound = torch.ones((), device=self.states[0].device, dtype=torch.bool)
+
+    def layers(self) -> Iterator[tuple[int, Iterator[Step]]]:
+        """Yield the number of each layer that is not done, and its steps, which are to be taken before the next."""
+        layers, batches = self.model.layers, len(self.states)
+        with bar(batches * len(layers), "reading calibration tokens", "layer", batches * self.log.done) as shown:
+            for number in range(self.log.done, len(layers)):
+                yield number, self.steps(layers[number], shown)
+        _refuse_overflow(self.sound)
+
+    def steps(self, layer: Layer, shown: Any) -> Iterator[Step]:
+        for batch, (mask, given) in enumerate(zip(self.masks, self.arguments, strict=True)):
+            taken = _step(layer, self.states[batch], given[layer.kind], mask)
+            self.states[batch] = taken.y
+            yield taken
+            self.sound &= taken.y.isfinite().all().to(self.sound.device)
+            shown.update()
 
 
 @torch.no_grad()
@@ -155,7 +189,7 @@ def _refuse_overflow(sound: Tensor) -> None:
         raise Unsupported("states of a layer overflow; load the model in bfloat16 or float32")
 
 
-def _step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor, batch: int = 0) -> Step:
+def _step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -> Step:
     x = x.to(layer.device)
     empty = x[..., :0]
     with ExitStack() as stack:
@@ -164,7 +198,7 @@ def _step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor, batc
         a = layer.attend(x, arguments)
         m = layer.transform(x if layer.parallel else x + a)
     wide = channels[0].reshape(*x.shape[:2], channels[0].shape[-1])  # some families flatten B and T here
-    return Step(x, a, m, x + a + m, heads[0], wide, mask.to(x.device), batch)
+    return Step(x, a, m, x + a + m, heads[0], wide, mask.to(x.device))
 
 
 def values_of_a_step(model: Decoder) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+    from methods.model.sweep_log import SweepLog, SweepLogs
 
     Note = Callable[[list[str]], object]
     Statistics = list[torch.Tensor]
@@ -31,6 +33,7 @@ class Calibration:
             decision
     note    is given all removals so far, as `order` has them, each time a greedy search has found one that no budget
             has bound; None: they are not needed before the search ends
+    sweeps  keeps where sweeps over the layers stand (methods.model.sweep_log); None: nothing is kept
     keep    returns what another cell has found of the dense model on these tokens, or finds it and keeps it
             (methods.shared); None: nothing is kept
     """
@@ -43,6 +46,7 @@ class Calibration:
     memory: int = 2**30
     order: tuple[str, ...] = ()
     note: Note | None = None
+    sweeps: SweepLogs | None = None
     keep: Keep | None = None
 
     def __post_init__(self) -> None:
@@ -60,6 +64,17 @@ class Calibration:
             return self
         rows, columns = max(1, int((self.mask.sum(1).cumsum(0) <= tokens).sum())), min(self.ids.shape[1], tokens)
         return dataclasses.replace(self, ids=self.ids[:rows, :columns], mask=self.mask[:rows, :columns])
+
+    def log(self, states: Sequence[torch.Tensor], *of: Any) -> SweepLog:
+        """Return the log of a sweep on these tokens that begins with `states`, a tensor for each micro-batch.
+
+        `repr` of `of` says all that it depends on beside the tokens, the method with its parameters and the dense
+        model, such as what is to be removed.
+        """
+        from methods.model.sweep_log import SweepLog  # here, since lists of methods import no torch
+
+        tokens = self.sha256, tuple(self.ids.shape)
+        return SweepLog(None, states) if self.sweeps is None else self.sweeps.log(states, tokens, *of)
 
     def batches(self, values_per_token: int, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return (ids, mask) in micro-batches of whole sequences, for `values_per_token` numbers of a type each."""

@@ -14,7 +14,7 @@ micro-batch, T = tokens, D = residual width.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.progress import over
@@ -37,16 +38,24 @@ def zeros(weights: Iterable[Tensor]) -> Sums:
 
 
 def gradients(
-    model: Decoder, ids: Tensor, mask: Tensor, weights: Collection[Tensor], *, g: bool = True, a: bool = False
-) -> Iterator[tuple[int, Sums, Sums]]:
-    """Yield (l, g, a) of each layer l that may have some of `weights`, the last one first, for those that it has.
+    model: Decoder,
+    calibration: Calibration,
+    weights: Collection[Tensor],
+    of_layer: Callable[[int, Sums, Sums], Sequence[Tensor]],
+    *of: Any,
+    g: bool = True,
+    a: bool = False,
+) -> dict[int, list[Tensor]]:
+    """Return what `of_layer(l, g, a)` makes of each layer l that may have some of `weights`, on the CPU.
 
-    g   the gradient of the mean loss over all targets
+    g   the gradient of the mean loss over all targets, of those weights that the layer has
     a   the mean square of each sequence's own gradient
 
-    Both are emptied when the next layer is asked for. ids and mask are (N, T). A few tokens are taken at a time, or one
-    sequence where a is asked for.
+    Both are emptied before the next layer's turn. A few tokens are taken at a time, or one sequence where a is asked
+    for. A sweep that was interrupted goes on where it stood (`Calibration.log`), behind a forward pass: `of` is all
+    that `of_layer` depends on.
     """
+    ids, mask = calibration.ids, calibration.mask
     N, T = ids.shape
     own = [[weight for weight in layer.module.parameters() if weight in weights] for layer in model.layers]
     first = next((number for number, some in enumerate(own) if some), len(own))
@@ -55,14 +64,22 @@ def gradients(
     pairs = list(zip(*(torch.split(x, 1 if a else max(1, TOKENS_AT_ONCE // T)) for x in (ids, targets)), strict=True))
     with requiring(model, ()), repeatable(model):
         batches = [_forward(model, some, wanted, first, total) for some, wanted in over(pairs, "states", "batch")]
-    for number in over(range(len(own) - 1, first - 1, -1), "gradients", "layer"):
+    log = calibration.log([batch.back for batch in batches], of_layer.__module__, of_layer.__qualname__, *of, g, a)
+    numbers = range(len(own) - 1, first - 1, -1)
+    found = dict(zip(numbers, log.kept(), strict=False))
+    for batch, back in zip(batches, log.take(), strict=True):
+        batch.back = back
+        del batch.x[len(batch.x) - log.done :]
+    for number in over(numbers[log.done :], "gradients", "layer"):
         sums, squares = zeros(own[number] if g else ()), zeros(own[number] if a else ())
         with requiring(model, own[number]), repeatable(model):
             for batch in batches:
                 batch.back_through(model.layers[number], own[number], sums, squares, 1 / N, on=number > first)
-        yield number, sums, squares
+        found[number] = [one.cpu() for one in of_layer(number, sums, squares)]
+        log.add(found[number], [batch.back for batch in batches])
         sums.clear()
         squares.clear()
+    return found
 
 
 @dataclass

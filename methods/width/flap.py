@@ -33,6 +33,7 @@ Measured. docs/studies/departures.md compares both variances.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,7 +42,7 @@ from torch import Tensor, nn
 
 from methods.base import register
 from methods.errors import OutOfReach
-from methods.model.activations import steps
+from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
@@ -214,27 +215,27 @@ class FLAP:
 
 
 def moments_of_inputs(model: Decoder, calibration: Calibration, variance: Variance) -> list[Tensor]:
-    """Return mu, v and ||X||, (3, C) in float64, of what enters the output matrix of each of `structures_of`."""
-    found = statistics(model, calibration, structures_of(model, *KINDS), variance)
-    return [torch.stack([seen.mean, seen.variance, (seen.M2 + seen.n * seen.mean**2).sqrt()]) for seen in found]
+    """Return mu, v and ||X||, (3, C) in float64, of what enters the output matrix of each of `structures_of`.
 
+    They are of the dense model, over all real tokens.
+    """
+    kept, places = ReleasedMoments if variance == "released" else Moments, structures_of(model, *KINDS)
 
-def statistics(
-    model: Decoder, calibration: Calibration, structures: list[Structure], variance: Variance = "pooled"
-) -> list[Moments]:
-    """Return the moments of what enters each structure's output matrix in the dense model, over all real tokens."""
-    kept = ReleasedMoments if variance == "released" else Moments
-    moments = {
-        (structure.number, structure.kind): kept(structure.writer.in_features, structure.writer.weight.device)
-        for structure in structures
-    }
-    for number, step in steps(model, calibration):
-        for kind, x in (("kv_heads", step.heads), ("channels", step.channels)):
-            if (number, kind) in moments:
-                apart = [one[real] for one, real in zip(x, step.mask, strict=True)]
-                for rows in apart if variance == "released" else [x[step.mask]]:
-                    moments[number, kind].add(rows)
-    return list(moments.values())
+    def of_layer(number: int, steps: Iterator[Step]) -> list[Tensor]:
+        matrices = {structure.kind: structure.writer for structure in places if structure.number == number}
+        moments = {kind: kept(matrix.in_features, matrix.weight.device) for kind, matrix in matrices.items()}
+        for step in steps:
+            for kind, x in (("kv_heads", step.heads), ("channels", step.channels)):
+                if kind in moments:
+                    apart = [one[real] for one, real in zip(x, step.mask, strict=True)]
+                    for rows in apart if variance == "released" else [x[step.mask]]:
+                        moments[kind].add(rows)
+        return [
+            torch.stack([seen.mean, seen.variance, (seen.M2 + seen.n * seen.mean**2).sqrt()])
+            for seen in moments.values()
+        ]
+
+    return [table for tables in by_layer(model, calibration, of_layer, variance) for table in tables]
 
 
 @torch.no_grad()

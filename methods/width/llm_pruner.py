@@ -48,7 +48,7 @@ Measured. docs/studies/departures.md compares both pairings of the heads.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -222,22 +222,24 @@ class LLMPruner:
     def taylor(self, model: Decoder, structures: list[Structure], calibration: Calibration, step: int) -> list[Tensor]:
         """Return the importance by the gradients of the loss of every unit that is left, as `scores` does."""
         weights = {part.matrix.weight for structure in structures for part in structure.parts}
-        found = dict[int, Tensor]()
         first, second = self.importance != "element2", self.importance in ("element2", "mix")
-        for layer, g, a in gradients(model, *self.block(calibration, step), weights, g=first, a=second):
-            here = [slot for slot, structure in enumerate(structures) if structure.number == layer]
-            found |= {slot: self.score(structures[slot], g, a) for slot in here}
-        return [found[slot] for slot in range(len(structures))]
 
-    def block(self, calibration: Calibration, step: int) -> tuple[Tensor, Tensor]:
-        """Return ids and mask, (N, T) each, of the sequences whose turn it is; after the last comes the first again."""
+        def of_layer(number: int, g: Sums, a: Sums) -> list[Tensor]:
+            return [self.score(structure, g, a) for structure in structures if structure.number == number]
+
+        gone = [(structure.number, structure.kind, structure.removed) for structure in structures]
+        found = gradients(model, self.block(calibration, step), weights, of_layer, gone, step, g=first, a=second)
+        return [score for number in sorted(found) for score in found[number]]  # structures are in the order of layers
+
+    def block(self, calibration: Calibration, step: int) -> Calibration:
+        """Return the sequences whose turn it is; after the last comes the first again."""
         count = len(calibration.ids)
         rows = (torch.arange(min(self.sequences, count)) + (step - 1) * self.sequences) % count
         ids, mask = (tensor[rows.to(tensor.device), : self.tokens] for tensor in (calibration.ids, calibration.mask))
         predicts = mask[:, 1:].any(1)
         if not predicts.any():
             raise ValueError("no calibration sequence has two tokens, so there is nothing to predict")
-        return ids[predicts], mask[predicts]
+        return replace(calibration, ids=ids[predicts], mask=mask[predicts])
 
     @torch.no_grad()
     def score(self, structure: Structure, g: Sums, a: Sums) -> Tensor:

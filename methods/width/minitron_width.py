@@ -23,7 +23,7 @@ Measured. docs/studies/departures.md says why no parameter restores the code's h
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from methods.base import register
 from methods.errors import OutOfReach
-from methods.model.activations import steps
+from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
@@ -88,10 +88,13 @@ def places(model: Decoder) -> list[tuple[int, str]]:
 
 def activity(model: Decoder, calibration: Calibration) -> list[Tensor]:
     """Return F of every channel that enters an output matrix, (C,) for each of `places`, in float64."""
-    squares: defaultdict[tuple[int, str], Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
-    for number, step in steps(model, calibration):
-        real = step.mask[:, :, None]
-        for kind, X in (("kv_heads", step.heads), ("channels", step.channels)):
-            mean = (X.double().abs() * real).sum(1) / real.sum(1)
-            squares[number, kind] = squares[number, kind] + mean.square().sum(0).cpu()
-    return [squares[place].sqrt() for place in places(model)]
+
+    def of_layer(_: int, steps: Iterator[Step]) -> list[Tensor]:
+        squares = [torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)]
+        for step in steps:
+            real = step.mask[:, :, None]
+            means = [(X.double().abs() * real).sum(1) / real.sum(1) for X in (step.heads, step.channels)]
+            squares = [total + mean.square().sum(0).cpu() for total, mean in zip(squares, means, strict=True)]
+        return [total.sqrt() for total in squares]
+
+    return [F for pair in by_layer(model, calibration, of_layer) for F in pair]

@@ -56,6 +56,7 @@ from methods.model.layer import Layer
 from methods.model.precision import add_product, widened
 from methods.model.sizes import parameters
 from methods.model.sliced_layer import SlicedLayer, _both, cut_columns, fuse, read_in_basis, write_in_basis
+from methods.model.sweep_log import SweepLog
 from methods.progress import over
 from methods.ranges import Count, Share
 
@@ -110,7 +111,11 @@ class SliceGPT:
         if not self.fixed and ratio == 0:
             return {"d": model.embed.embedding_dim}
         fuse(model, self.centre_embeddings)
-        slicer = _Slicer(model, *enter_all(model, calibration, values_per_token(model)), d, calibration.memory)
+        entries, mask = enter_all(model, calibration, values_per_token(model))
+        numbers = sum(entry.x.numel() for entry in entries)
+        waits = model.embed.weight.device if 4 * numbers <= calibration.memory else torch.device("cpu")
+        log = calibration.log([entry.x.to(waits).float() for entry in entries], "slicegpt", d)
+        slicer = _Slicer(model, entries, mask, d, log)
         slicer.run(self.slices_head(model))
         return {"d": d, "width": slicer.D, "head_sliced": self.slices_head(model), "energy_kept": slicer.energy}
 
@@ -119,19 +124,19 @@ class _Slicer:
     """Makes one pass from the embedding to the head, each layer fed by the already cut layers before it.
 
     X  one signal (B, T, D) per micro-batch, in the original basis and float32; they wait in the CPU's memory, or on the
-       device where all of them take at most `memory` bytes
+       device where all of them take at most as much as states of one micro-batch may
     Q  (D, D), the basis at the next layer's input, columns by falling variance
+
+    log  has the basis of each site that an interrupted pass has come to, and X at the last of them
     """
 
-    def __init__(self, model: Decoder, entries: list[Entry], mask: list[Tensor], d: int, memory: int) -> None:
-        self.model, self.entries, self.d = model, entries, d
+    def __init__(self, model: Decoder, entries: list[Entry], mask: list[Tensor], d: int, log: SweepLog) -> None:
+        self.model, self.entries, self.d, self.log, self.known = model, entries, d, log, log.kept()
         self.D, self.device = model.embed.embedding_dim, model.embed.weight.device
-        numbers = sum(entry.x.numel() for entry in entries)
-        self.waits = self.device if 4 * numbers <= memory else torch.device("cpu")
-        self.X = [entry.x.to(self.waits).float() for entry in entries]
-        self.mask = [one.to(self.waits) for one in mask]
+        self.X = log.take()
+        self.mask = [one.to(self.X[0].device) for one in mask]
         self.energy: list[float] = []  # share of the signal's energy in the kept axes, site by site
-        self.Q = self.pca()
+        self.Q = self.basis(lambda: self.X)
 
     def run(self, slice_head: bool) -> None:
         tables = [self.model.embed] + ([self.model.positions] if self.model.positions is not None else [])
@@ -155,40 +160,52 @@ class _Slicer:
         read_in_basis(layer.qkv, self.Q, self.d)
         if layer.parallel:
             read_in_basis(layer.up, self.Q, self.d)
-            self.X = self.advance(layer, self.X, B, layer.attn_norm, lambda h, a: _both(layer, h, a))
-            self.Q = self.pca()
+            self.Q = self.basis(lambda: self.advance(layer, B, layer.attn_norm, lambda h, a: _both(layer, h, a)))
             shortcuts = [B @ self.Q[:, :e]]
             write_in_basis(layer.out, self.Q, e)
         else:
-            self.X = self.advance(layer, self.X, B, layer.attn_norm, layer.attention)  # Y, the MLP's input
-            Q_m = self.pca()
+            Q_m = self.basis(
+                lambda: self.advance(layer, B, layer.attn_norm, layer.attention)
+            )  # X is Y, the MLP's input
             write_in_basis(layer.out, Q_m, self.d)
             read_in_basis(layer.up, Q_m, self.d)
             B_m, self.Q = Q_m.T[: self.d], Q_m
-            self.X = self.advance(layer, self.X, B_m, layer.mlp_norm, lambda h, _: layer.feed_forward(h))
-            self.Q = self.pca()
+            self.Q = self.basis(lambda: self.advance(layer, B_m, layer.mlp_norm, lambda h, _: layer.feed_forward(h)))
             shortcuts = [B @ Q_m[:, : self.d], B_m @ self.Q[:, :e]]
         write_in_basis(layer.down, self.Q, e)
         layer.module = SlicedLayer(layer, [shortcut.to(layer.device, layer.out.weight.dtype) for shortcut in shortcuts])
 
-    def advance(
-        self, layer: Layer, X: list[Tensor], B: Tensor, norm: nn.Module, block: Callable[[Tensor, Any], Tensor]
-    ) -> list[Tensor]:
+    def basis(self, signal: Callable[[], list[Tensor]]) -> Tensor:
+        """Return the basis of the signal at the next site, (D, D), which an interrupted pass may have found."""
+        found = next(self.known, None)
+        if found is None:
+            self.X = signal()
+            found = self.pca()
+            self.log.add(found, self.X)
+        Q, energy = found
+        self.energy.append(float(energy))
+        return Q.to(self.device)
+
+    def advance(self, layer: Layer, B: Tensor, norm: nn.Module, block: Callable[[Tensor, Any], Tensor]) -> list[Tensor]:
         """Cut the signal, (B, T, D) -> (B, T, d), and pass it through one sub-block: S B + block(rms(S))."""
         B, Q = (one.to(layer.device, torch.float32) for one in (B, self.Q[:, : self.d]))
         dtype = layer.out.weight.dtype
-        signals = ((x.to(layer.device) @ Q, entry) for x, entry in zip(X, self.entries, strict=True))
-        return [(S @ B + block(norm(S.to(dtype)), entry.arguments[layer.kind])).to(self.waits) for S, entry in signals]
+        signals = ((x.to(layer.device) @ Q, entry) for x, entry in zip(self.X, self.entries, strict=True))
+        waits = self.X[0].device
+        return [(S @ B + block(norm(S.to(dtype)), entry.arguments[layer.kind])).to(waits) for S, entry in signals]
 
-    def pca(self) -> Tensor:
-        """Return the principal axes of the present signal, (D, D): no mean subtracted, padding left out, in float64."""
+    def pca(self) -> list[Tensor]:
+        """Return the principal axes of the present signal, (D, D), and the share of its energy in the kept ones.
+
+        No mean is subtracted, padding is left out, and sums are in float64.
+        """
         C = torch.zeros(self.D, self.D, dtype=torch.float64, device=self.device)
         for X, mask in zip(self.X, self.mask, strict=True):
             x = widened(X[mask].to(self.device), of=self.model.embed.weight.dtype)
             add_product(C, x, x)
         variance, axes = torch.linalg.eigh(C)
-        self.energy.append(round(float(variance[-self.d :].sum() / variance.sum()), 6))
-        return widened(axes.flip(1), of=self.model.embed.weight.dtype)
+        energy = round(float(variance[-self.d :].sum() / variance.sum()), 6)
+        return [widened(axes.flip(1), of=self.model.embed.weight.dtype), torch.tensor(energy, dtype=torch.float64)]
 
 
 def refuse_unless_rotatable(model: Decoder) -> None:

@@ -31,7 +31,7 @@ Measured. docs/studies/departures.md says what both counts of parameters leave o
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ from torch import Tensor
 from methods.base import register
 from methods.depth.greedy_search import Found, Trial, search
 from methods.errors import OutOfReach
-from methods.model.activations import steps
+from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
@@ -121,8 +121,13 @@ def attention_parameters(model: Decoder) -> float:
 
 def channel_norms(model: Decoder, calibration: Calibration) -> list[Tensor]:
     """Return the mean over sequences of ||X_j||_2, (I,) for each layer with an MLP, in float64 on the CPU."""
-    sums: defaultdict[int, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
-    for number, step in steps(model, calibration):
-        X = step.channels.double() * step.mask[:, :, None]
-        sums[number] = sums[number] + X.square().sum(1).sqrt().sum(0).cpu()
-    return [sums[number] / len(calibration.ids) for number, layer in enumerate(model.layers) if layer.has_mlp]
+
+    def of_layer(_: int, steps: Iterator[Step]) -> list[Tensor]:
+        total = torch.zeros((), dtype=torch.float64)
+        for step in steps:
+            X = step.channels.double() * step.mask[:, :, None]
+            total = total + X.square().sum(1).sqrt().sum(0).cpu()
+        return [total / len(calibration.ids)]
+
+    found = by_layer(model, calibration, of_layer)
+    return [norms for (norms,), layer in zip(found, model.layers, strict=True) if layer.has_mlp]

@@ -36,6 +36,7 @@ from methods.base import register
 from methods.model.activations import enter_all, step, values_of_a_step
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from methods.model.layer import Layer
 from methods.model.sizes import parameters
 from methods.model.structures import Structure, cuts, structures_of
 from methods.progress import over
@@ -72,19 +73,29 @@ class WandaSP:
         counts = plan["removed_per_layer"]
         if any(counts.values()):
             entries, masks = enter_all(model, calibration, values_of_a_step(model))
-            X = [entry.x for entry in entries]
+            log = calibration.log([entry.x for entry in entries], "wanda-sp", counts)
+            known, X = log.kept(), log.take()
             for number, layer in enumerate(over(model.layers, "removing", "layer")):
                 arguments = [entry.arguments[layer.kind] for entry in entries]
-                here = [structure for structure in structures if structure.number == number]
-                squares = dict.fromkeys(KINDS, torch.zeros((), dtype=torch.float64))
-                for x, given, mask in zip(X, arguments, masks, strict=True):
-                    seen = step(layer, x, given, mask)
-                    for kind, signal in zip(KINDS, (seen.heads, seen.channels), strict=True):
-                        squares[kind] = squares[kind] + signal[seen.mask].double().square().sum(0)
-                for structure in here:
-                    structure.remove(score(structure, squares[structure.kind].sqrt()), counts[structure.kind])
-                X = [layer(x, given) for x, given in zip(X, arguments, strict=True)]
+                norms = next(known, None) or norms_of_inputs(layer, X, arguments, masks)
+                for structure in structures:
+                    if structure.number == number:
+                        norm = norms[KINDS.index(structure.kind)].to(layer.device)
+                        structure.remove(score(structure, norm), counts[structure.kind])
+                if number >= log.done:
+                    X = [layer(x, given) for x, given in zip(X, arguments, strict=True)]
+                    log.add(norms, X)
         return plan | {"parameters": parameters(model)} | cuts(model, structures)
+
+
+def norms_of_inputs(layer: Layer, X: list[Tensor], arguments: list[Any], masks: list[Tensor]) -> list[Tensor]:
+    """Return ||X_j||, (C,) in float64, of what enters the output matrices of the attention and of the MLP."""
+    squares = [torch.zeros((), dtype=torch.float64)] * len(KINDS)
+    for x, given, mask in zip(X, arguments, masks, strict=True):
+        seen = step(layer, x, given, mask)
+        for kind, signal in enumerate((seen.heads, seen.channels)):
+            squares[kind] = squares[kind] + signal[seen.mask].double().square().sum(0)
+    return [total.sqrt() for total in squares]
 
 
 def score(structure: Structure, norm: Tensor) -> Tensor:

@@ -46,11 +46,10 @@ def test_flap(run: Run, monkeypatch):
     rows, variance = len(calibration.ids), "pooled" if run["metric"] == "wifn" else "released"
     method = FLAP(metric=run["metric"], variance=variance, structure=run["structure"])
     structures = structures_of(model, "kv_heads", "channels")
-    moments = flap.statistics(model, calibration, structures, variance)
-    ours = {"mean": [seen.mean for seen in moments]}
-    ours["fluc"] = [seen.variance * (seen.n - 1) / (rows - 1) for seen in moments]  # a sequence counts as one
-    ours["norm"] = [(seen.M2 + seen.n * seen.mean**2) / rows for seen in moments]  # a mean of squares
-    tables = flap.moments_of_inputs(model, calibration, variance)
+    tables, n = flap.moments_of_inputs(model, calibration, variance), int(calibration.mask.sum())
+    ours = {"mean": [mean for mean, _, _ in tables]}
+    ours["fluc"] = [v * (n - 1) / (rows - 1) for _, v, _ in tables]  # a sequence counts as one
+    ours["norm"] = [norm.square() / rows for _, _, norm in tables]  # a mean of squares
     ours["score"] = [method.score(structure, seen) for structure, seen in zip(structures, tables, strict=True)]
     scores = {
         f"{part}.{what}": (one, run.tensor(f"{part}.{what}"))

@@ -5,6 +5,8 @@ The bounds are what was counted, in units that do not depend on the model's size
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from conftest import tiny
@@ -15,7 +17,7 @@ import methods
 from bench.evaluation import scoring
 from methods.depth import greedy_search
 from methods.least_squares import LeastSquares
-from methods.model.activations import steps
+from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 
@@ -23,6 +25,10 @@ IDS = torch.randint(3, 128, (8, 24), generator=torch.Generator().manual_seed(1))
 EVERY = torch.ones_like(IDS, dtype=torch.bool)
 CALIBRATION = Calibration(IDS, EVERY, memory=100_000)
 LAYERS, WIDTH = 6, 32
+
+
+def counted(_: int, steps: Iterator[Step]) -> list[torch.Tensor]:
+    return [torch.tensor(sum(1 for _ in steps))]
 
 
 def waits(gpus):
@@ -65,7 +71,7 @@ def test_reading_what_happens_in_the_layers_waits_once_a_micro_batch_for_its_che
     with EmulatedGpus() as gpus:
         decoder = Decoder(model_of("llama").to("cuda"))
         gpus.waits.clear()
-        taken = sum(1 for _ in steps(decoder, CALIBRATION))
+        taken = sum(count for (count,) in by_layer(decoder, CALIBRATION, counted))
         batches = len(CALIBRATION.batches(8 * WIDTH + 4 * 48, torch.float32))
         assert taken == LAYERS * batches > LAYERS
         assert waits(gpus) <= 4 * batches
@@ -113,7 +119,7 @@ def test_states_take_what_they_may_in_every_dtype(dtype):
     """So that half as many bytes a number are twice as many tokens at once."""
     with EmulatedGpus() as gpus:
         decoder = Decoder(model_of("llama", dtype).to("cuda"))
-        taken = peak_beside_the_weights(decoder, gpus, lambda one: sum(number for number, _ in steps(one, CALIBRATION)))
+        taken = peak_beside_the_weights(decoder, gpus, lambda one: by_layer(one, CALIBRATION, counted))
         waiting = dtype.itemsize * WIDTH * CALIBRATION.ids.numel()  # states between two layers
         assert 0.6 * CALIBRATION.memory < taken <= waiting + 1.1 * CALIBRATION.memory
 

@@ -19,8 +19,8 @@ from bench.records.run_folder import load_run
 from bench.run import measure, runner
 from bench.system import failures, memory
 from methods.checkpoint import transformers_compat
+from methods.checkpoint.stock import Uneven
 from methods.model.decoder import Decoder
-from methods.model.stock import Uneven
 
 CALIBRATION = padded(torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(2)).tolist())
 

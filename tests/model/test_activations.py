@@ -11,7 +11,7 @@ from conftest import TINY, VOCABULARY, tiny
 from torch import nn
 
 from methods.errors import Unsupported
-from methods.model.activations import enter, steps
+from methods.model.activations import Step, by_layer, enter
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.structures import Sublayer, remove_sublayers
@@ -28,6 +28,12 @@ def calibration(columns: int = 24, **options) -> Calibration:
     ids = torch.randint(3, VOCABULARY, (len(LENGTHS), 24), generator=torch.Generator().manual_seed(0))
     ids = nn.functional.pad(ids, (0, columns - 24), value=3)
     return Calibration(ids, torch.arange(columns) < torch.tensor(LENGTHS)[:, None], **options)
+
+
+def steps(model: Decoder, tokens: Calibration) -> list[tuple[int, Step]]:
+    found = []
+    by_layer(model, tokens, lambda number, seen: found.extend((number, step) for step in seen) or [])
+    return found
 
 
 def seen(model: Decoder, ids: torch.Tensor) -> dict[tuple[str, int], torch.Tensor]:
@@ -74,7 +80,7 @@ def test_a_step_is_what_the_model_does(family):
 def test_steps_of_what_is_gone_are_empty():
     model = model_of("llama")
     remove_sublayers(model, [Sublayer("attention", 1), Sublayer("mlp", 2)])
-    found = {number: step for number, step in steps(model, calibration())}
+    found = dict(steps(model, calibration()))
     assert found[1].heads.shape == (6, 24, 0) and not found[1].a.any()
     assert found[2].channels.shape == (6, 24, 0) and not found[2].m.any()
     last = {}
@@ -91,7 +97,7 @@ def test_the_last_token_is_the_last_real_one():
 
 
 def test_padding_further_changes_no_state():
-    short, long = (list(steps(model_of("gemma3_text"), calibration(columns))) for columns in (24, 40))
+    short, long = (steps(model_of("gemma3_text"), calibration(columns)) for columns in (24, 40))
     for (_, one), (_, other) in zip(short, long, strict=True):
         torch.testing.assert_close(one.y[one.mask], other.y[other.mask])
 
@@ -100,7 +106,7 @@ def test_states_that_overflow_are_refused():
     model = model_of("llama")
     model.layers[3].down.weight.data.fill_(torch.inf)
     with pytest.raises(Unsupported, match="overflow; load the model in bfloat16 or float32"):
-        list(steps(model, calibration()))
+        steps(model, calibration())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -139,5 +145,8 @@ def test_the_first_sequences_are_counted_in_real_tokens():
 
 def test_a_layer_takes_all_micro_batches_before_the_next_one():
     model = model_of("llama")
-    order = [(number, step.batch) for number, step in steps(model, calibration(memory=1))]
-    assert order == [(number, batch) for number in range(len(model.layers)) for batch in range(len(LENGTHS))]
+    order, tokens = [], calibration(memory=1)
+    for number, layer in enumerate(model.layers):
+        layer.out.register_forward_pre_hook(lambda *_, number=number: order.append(number))
+    assert len(by_layer(model, tokens, lambda number, seen: [])) == len(model.layers)  # which looks at none of them
+    assert order == [number for number in range(len(model.layers)) for _ in range(len(LENGTHS))]

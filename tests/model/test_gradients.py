@@ -35,10 +35,22 @@ def at_once(model: Decoder, weights: set, size: int) -> tuple[dict, dict]:
     return g, a
 
 
+def each(model: Decoder, ids: torch.Tensor, mask: torch.Tensor, weights: set, **kinds: bool) -> list:
+    """Return (layer, g, a) of each layer in the order in which they come."""
+    found = []
+
+    def of_layer(number: int, g: dict, a: dict) -> list:
+        found.append((number, dict(g), dict(a)))
+        return []
+
+    gradients(model, Calibration(ids, mask), weights, of_layer, **kinds)
+    return found
+
+
 def by_layer(model: Decoder, weights: set, **kinds: bool) -> tuple[dict, dict]:
     """Return g and a of all layers, and see to it that each layer's come once, from the last layer to the first."""
     g, a, order = {}, {}, []
-    for number, sums, squares in gradients(model, IDS, MASK, weights, **kinds):
+    for number, sums, squares in each(model, IDS, MASK, weights, **kinds):
         assert {*sums, *squares} <= set(model.layers[number].module.parameters())
         order.append(number)
         g |= sums
@@ -111,10 +123,15 @@ def test_what_one_layer_has_is_gone_when_the_next_is_asked_for():
     model = model_of("llama")
     weights = {matrix.weight for layer in model.layers for matrix in layer.matrices}
     kept = []
-    for _, sums, squares in gradients(model, IDS, MASK, weights, a=True):
+
+    def of_layer(_: int, sums: dict, squares: dict) -> list:
         assert all(not any(one) for one in kept)
         assert len(sums) == len(squares) == 7
         kept.append((sums, squares))
+        return []
+
+    gradients(model, Calibration(IDS, MASK), weights, of_layer, a=True)
+    assert len(kept) == 6
 
 
 def test_a_sequence_without_a_target_has_no_gradient(monkeypatch):
@@ -122,9 +139,10 @@ def test_a_sequence_without_a_target_has_no_gradient(monkeypatch):
     model = model_of("llama")
     weight = model.layers[0].out.weight
     several = MASK.sum(1) > 1
-    found = {number: dict(sums) for number, sums, _ in gradients(model, IDS, MASK, {weight})}[0][weight]
-    expected = {number: dict(sums) for number, sums, _ in gradients(model, IDS[several], MASK[several], {weight})}
-    torch.testing.assert_close(found, expected[0][weight])
+    *_, (_, all_of_them, _) = each(model, IDS, MASK, {weight})
+    *_, (_, some, _) = each(model, IDS[several], MASK[several], {weight})
+    found = all_of_them[weight]
+    torch.testing.assert_close(found, some[weight])
     assert found.abs().sum() > 0
 
 
@@ -135,6 +153,6 @@ def test_gradients_on_a_gpu_go_through_attention_whose_backward_pass_repeats(dev
     with EmulatedGpus():
         model = Decoder(tiny("llama").to(device))
         model.layers[3].module.register_forward_hook(lambda *_: fused.append(torch.backends.cuda.flash_sdp_enabled()))
-        list(gradients(model, IDS[:2], MASK[:2], {model.layers[0].out.weight}))
+        each(model, IDS[:2], MASK[:2], {model.layers[0].out.weight})
         assert torch.backends.cuda.flash_sdp_enabled()
     assert fused == [device == "cpu"] * 2

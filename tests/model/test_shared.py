@@ -16,6 +16,7 @@ from bench.evaluation.statistics import KeptStatistics
 from methods.errors import OutOfReach
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from methods.model.sweep_log import SweepLogs
 
 SHARING = {
     *("shortgpt", "angular", "shortened-llama", "shortened-llama-taylor", "llm-drop"),
@@ -71,6 +72,19 @@ def test_other_methods_keep_nothing(name, tmp_path):
     tokens = dataclasses.replace(calibration(), keep=KeptStatistics(tmp_path, peaks))
     decided(name, SPECS.get(name, {}), 0.2, tokens)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_interrupted_sweep_has_cost_counts_for_those_who_read_what_came_of_it(tmp_path):
+    first, second = (KeptStatistics(tmp_path / "kept", peaks) for _ in range(2))
+    first.sweeps = SweepLogs(tmp_path / "prune")
+
+    def find() -> list[torch.Tensor]:
+        first.sweeps.seconds += 100.0  # of the layers that the log has
+        return [torch.zeros(1)]
+
+    first("name", find)
+    second("name", lambda: pytest.fail("it is there"))
+    assert 100 < second.seconds < 101
 
 
 def test_a_second_cell_finds_nothing_and_says_what_it_has_cost(tmp_path):

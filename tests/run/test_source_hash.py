@@ -136,7 +136,8 @@ def test_another_pruner_makes_no_other_old(copied):
 
 @pytest.mark.parametrize("name", ["flap", "laco-ls", "minitron-width", "sleb", "angular"])
 def test_what_a_method_does_not_use_is_not_in_its_hash(copied, name):
-    unused = [*copied.glob("checkpoint/*.py"), copied / "progress.py", copied / "errors.py", copied / "registry.py"]
+    unused = [path for path in copied.glob("checkpoint/*.py") if path.name != "stock.py"]  # by which widths are planned
+    unused += [copied / "progress.py", copied / "errors.py", copied / "registry.py"]
     unused += [copied / "base.py", copied / "__init__.py", copied / "model" / "sliced_layer.py"]
     before = method_sha256(name)
     for path in unused:

@@ -16,7 +16,7 @@ from methods.errors import OutOfReach
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import structures_of
-from methods.width.flap import FLAP, KINDS, Moments, ReleasedMoments, moments_of_inputs, statistics
+from methods.width.flap import FLAP, KINDS, Moments, ReleasedMoments, moments_of_inputs
 
 FEWEST = 6  # of 48 channels
 
@@ -95,15 +95,15 @@ def test_the_released_variance_sees_sequences_without_their_padding(memory):
     model = Decoder(tiny("llama"))
     structures = structures_of(model, *KINDS)
     expected = seen(model)
-    found = statistics(model, calibration(filler=9, memory=memory), structures, "released")
-    for structure, moments in zip(structures, found, strict=True):
+    found = moments_of_inputs(model, calibration(filler=9, memory=memory), "released")
+    for structure, (_, variance, _) in zip(structures, found, strict=True):
         X = expected[structure.number, structure.kind]
         S = [
             (part - X[: start + len(part)].mean(0)).square().sum(0) * k / (k + 1)
             for k, (part, start) in enumerate(zip(X.split(LENGTHS), accumulate((0, *LENGTHS[:-1])), strict=True))
         ]
-        torch.testing.assert_close(moments.variance, sum(S) / (len(X) - 1), rtol=1e-4, atol=1e-8)
-        assert not torch.allclose(moments.variance, torch.var(X, 0), rtol=0.02)
+        torch.testing.assert_close(variance, sum(S) / (len(X) - 1), rtol=1e-4, atol=1e-8)
+        assert not torch.allclose(variance, torch.var(X, 0), rtol=0.02)
 
 
 def test_the_released_variance_needs_two_sequences():
@@ -119,14 +119,15 @@ def test_statistics_are_those_of_the_real_tokens(family, memory):
     model = Decoder(tiny(family))
     expected = seen(model)
     structures = structures_of(model, *KINDS)
-    found = statistics(model, calibration(filler=9, memory=memory), structures)
+    found = moments_of_inputs(model, calibration(filler=9, memory=memory), "pooled")
     assert len(found) == len(expected) == 2 * LAYERS
-    for structure, moments in zip(structures, found, strict=True):
+    for structure, (mean, variance, norm) in zip(structures, found, strict=True):
         X = expected[structure.number, structure.kind]
-        assert moments.n == len(X) == sum(LENGTHS)
+        assert len(X) == sum(LENGTHS)
         scale = float(X.abs().max())
-        torch.testing.assert_close(moments.mean, X.mean(0), rtol=0, atol=1e-5 * scale)
-        torch.testing.assert_close(moments.M2 / (moments.n - 1), torch.var(X, 0), rtol=1e-4, atol=1e-8 * scale**2)
+        torch.testing.assert_close(mean, X.mean(0), rtol=0, atol=1e-5 * scale)
+        torch.testing.assert_close(variance, torch.var(X, 0), rtol=1e-4, atol=1e-8 * scale**2)
+        torch.testing.assert_close(norm, X.norm(dim=0), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("square", [True, False])

@@ -176,7 +176,8 @@ def _notes(shared: SharedRatio, measure: str, rest: Sequence[str]) -> Iterator[s
         for model in shared.models
         if (at := model.place("dense")) is not None
     ]
-    yield f"dense: {', '.join(dense)}."
+    if dense:
+        yield f"dense: {', '.join(dense)}."
     for method in rest:
         without = [model for model in shared.models if not model.change(method, measure)]
         why = ", ".join(f"{_why(model, method, measure)} on {model.name}" for model in without)
