@@ -46,13 +46,13 @@ class Norm:
     def behind(cls, layer: Layer, which: int) -> Norm:
         """Return the norm behind the attention (0) or the MLP (1) of a layer."""
         norm: Any = layer.post_norm(which)
-        return cls(norm.weight.detach().double() + layer.family.gain_offset, float(norm.eps))
+        return cls(norm.weight.detach().to(layer.device).double() + layer.family.gain_offset, float(norm.eps))
 
     def put_behind(self, layer: Layer, which: int) -> None:
         """Give the norm of a layer these gains."""
         norm: Any = layer.post_norm(which)
         old = norm.weight
-        norm.weight = nn.Parameter((self.g - layer.family.gain_offset).to(old.dtype), old.requires_grad)
+        norm.weight = nn.Parameter((self.g - layer.family.gain_offset).to(old.device, old.dtype), old.requires_grad)
 
     def size(self, o: Tensor) -> Tensor:
         """Return rms(o) at each token, (..., 1)."""

@@ -18,7 +18,10 @@ BASES = (
     "MACs: by multiply-accumulates and the rate that this machine has just shown."
 )
 ELSEWHERE = "Cells run on other machines, and their time is estimated by the rate of this one."
-FILES = "+ files: weights lie in files, since the cell would take more than --memory with all of them in memory."
+FILES = (
+    "+ files: weights lie in files, since the cell would take more than --memory, or on a GPU than --device-memory, "
+    "with all of them in memory."
+)
 ONE = "--slots is not given, so that the plan is for one cell at a time."
 
 

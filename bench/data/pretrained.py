@@ -83,8 +83,8 @@ def load(
     """Load (model, tokenizer): the model in evaluation mode on `device`, its weights in `dtype`.
 
     device  one, or several over which the layers are spread; weights go straight there, but those of a GGUF file
-    store   lets weights lie in files on the CPU: those of the model where they are stored in `dtype`; the others are
-            converted one layer at a time
+    store   lets weights lie in files, whatever the device: those of the model where they are stored in `dtype`; the
+            others are converted one layer at a time
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -101,7 +101,8 @@ def load(
     if save_load.is_checkpoint(folder):
         model = save_load.load(folder, dtype=dtype, device=device, store=store).model
     else:
-        options |= spread.loading(lambda: Decoder(shell(name, trust_remote_code)), device)
+        if store is None:
+            options |= spread.loading(lambda: Decoder(shell(name, trust_remote_code)), device)
         wanted = dtype if store is None else "auto"
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=wanted, use_safetensors=True, **options)
         if store is not None:

@@ -48,6 +48,7 @@ class Job:
     gpus     how many of them it needs for itself; the layers of its model are spread over them
     threads  torch's, on the CPU
     memory   GiB that the cell may take of the host's memory; None: as much as there is (bench.schedule.memory_needs)
+    device_memory GiB that it may take of its GPU's; None: all
     run_threads   torch's while it is timed, of which the hash of what is timed speaks (bench.run.fingerprint)
     variables     of the environment, by which threads wait as they do in the run (bench.system.threads)
     """
@@ -68,6 +69,7 @@ class Job:
     gpus: int = 0
     threads: int = 1
     memory: float | None = None
+    device_memory: float | None = None
     run_threads: int = 1
     variables: dict[str, str] = field(default_factory=dict)
 

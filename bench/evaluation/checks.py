@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig
 
-from bench.evaluation.forwards import Call, read
+from bench.evaluation.forwards import Call, Sweeping, read
 from bench.stats.intervals import ratio_interval
 from methods import progress
 from methods.model.decoder import Decoder, capped
@@ -51,15 +51,15 @@ STORED = 2**26  # the most log-probabilities of the dense model that are kept, 2
 
 
 def measure(
-    model: Any, tokenizer: Any, ids: Tensor | None, dense: DenseOutputs | None, room: int | None = None
+    model: Any, tokenizer: Any, ids: Tensor | None, dense: DenseOutputs | None, sweeping: Sweeping | None = None
 ) -> dict[str, float]:
     """Measure all figures, by the names at the head of this file; `ids` (M, W) are windows of held-out text.
 
     Without them no window is continued, and without `dense`, or for the dense model itself, there is no divergence.
-    `room` is that of bench.evaluation.forwards.read, for weights in files; None: they lie in memory.
+    `sweeping` is that of bench.evaluation.forwards.read, for weights in files; None: they lie in memory.
     """
-    figures = _continuations(model, tokenizer, ids) if room is None else {}
-    return figures if dense is None else figures | dense.divergence_of(model, room)
+    figures = _continuations(model, tokenizer, ids) if sweeping is None else {}
+    return figures if dense is None else figures | dense.divergence_of(model, sweeping)
 
 
 def _continuations(model: Any, tokenizer: Any, ids: Tensor | None) -> dict[str, float]:
@@ -141,24 +141,24 @@ class DenseOutputs:
         self.ids = ids[:WINDOWS, : KL_TOKENS + 1]
         self.file = file
 
-    def remember(self, model: Any, room: int | None = None) -> None:
-        """Write the log-probabilities of the dense `model`, unless they are there; `room` is that of `measure`."""
+    def remember(self, model: Any, sweeping: Sweeping | None = None) -> None:
+        """Write the log-probabilities of the dense `model`, unless they are there; `sweeping` is that of `measure`."""
         self.ids = self.ids[:, : 1 + max(1, STORED // (int(model.config.vocab_size) * len(self.ids)))]
         if not self.file.exists():
             unfinished = self.file.with_suffix(f".{os.getpid()}")  # another process may be about the same
-            found = enumerate(log_probabilities(model, self.ids, room))
+            found = enumerate(log_probabilities(model, self.ids, sweeping))
             save_file({str(row): each for row, each in found}, unfinished)
             unfinished.replace(self.file)  # so that a process that is killed leaves no half of it to the next one
 
-    def divergence_of(self, model: Any, room: int | None = None) -> dict[str, float]:
+    def divergence_of(self, model: Any, sweeping: Sweeping | None = None) -> dict[str, float]:
         """Return kl and agreement of the model; with several windows also kl_low and kl_high, their 95 % interval.
 
-        `room` is that of `measure`.
+        `sweeping` is that of `measure`.
         """
         sums, same = [], 0
         tokens = [self.ids.shape[1] - 1] * len(self.ids)
         with safe_open(self.file, "pt") as stored:
-            for row, found in enumerate(log_probabilities(model, self.ids, room)):
+            for row, found in enumerate(log_probabilities(model, self.ids, sweeping)):
                 p, q = stored.get_tensor(str(row)).to(model.device), found.to(model.device)
                 sums.append(float((p.exp() * (p - q)).sum(dtype=torch.float64)))
                 same += int((p.argmax(-1) == q.argmax(-1)).sum())
@@ -170,11 +170,11 @@ class DenseOutputs:
 
 
 @torch.no_grad()
-def log_probabilities(model: Any, windows: Tensor, room: int | None = None) -> Iterator[Tensor]:
+def log_probabilities(model: Any, windows: Tensor, sweeping: Sweeping | None = None) -> Iterator[Tensor]:
     """Yield log-probabilities of each token's successor but the last's: (M, W) ids -> M times float32 (W - 1, V).
 
-    They lie on the CPU. `room` is that of `measure`. Final norm and head compute in float32: logits of bfloat16 come in
-    steps of up to an eighth, whose rounding alone is a divergence.
+    They lie on the CPU. `sweeping` is that of `measure`. Final norm and head compute in float32, since logits of bfloat16
+    come in steps of up to an eighth, whose rounding alone is a divergence.
     """
     decoder, length = Decoder(model), windows.shape[1] - 1
     exact = model.dtype != torch.float32
@@ -183,7 +183,7 @@ def log_probabilities(model: Any, windows: Tensor, room: int | None = None) -> I
         (Call({"input_ids": window[None, :-1].to(model.device)}, torch.arange(length)), None) for window in windows
     )
     with progress.bar(len(windows) * length, "comparing with the dense model", "token") as bar:
-        for _, h in read(model, calls, bar, room, before):  # (T, D)
+        for _, h in read(model, calls, bar, sweeping, before):  # (T, D)
             logits = _exact_logits(decoder, h) if exact else capped(decoder.head(h), model.config).float()
             yield (logits - logits.logsumexp(-1, keepdim=True)).cpu()
 

@@ -22,8 +22,21 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from methods.model.decoder import Decoder
+from methods.model.layer_store import LayerStore
 
 About = TypeVar("About")
+
+
+@dataclass(frozen=True)
+class Sweeping:
+    """Says how a model is scored whose weights lie in files.
+
+    room   the bytes of states and masks that may wait between two layers; a call that takes more is a chunk
+    store  has the weights
+    """
+
+    room: int
+    store: LayerStore | None = None
 
 
 class Past:
@@ -76,26 +89,25 @@ def read(
     model: PreTrainedModel,
     calls: Iterable[tuple[Call, About]],
     shown: Any,
-    room: int | None = None,
+    sweeping: Sweeping | None = None,
     before: nn.Module | None = None,
 ) -> Iterator[tuple[About, Tensor]]:
     """Yield for each call what came with it, and the states at its positions that `before` would read, (M, D).
 
-    shown   a bar of methods.progress, in tokens
-    room    the bytes of states and masks that may wait between two layers, where the calls of a chunk go through a
-            layer before the next one; a call that takes more is a chunk. None: one call after the other
-    before  a module behind the layers, which reads nothing; None: the head
+    shown     a bar of methods.progress, in tokens
+    sweeping  how the calls of a chunk go through a layer before the next one; None: one call after the other
+    before    a module behind the layers, which reads nothing; None: the head
     """
     reader: nn.Module = before or model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if room is None:
+    if sweeping is None:
         for call, about in calls:
             with _gathered(reader, call.positions) as states:
                 call.run(model)
             shown.update(call.tokens)
             yield about, states[0]
         return
-    sweep = _Sweep(model, reader)
-    for chunk in sweep.chunks(calls, room):
+    sweep = _Sweep(model, reader, sweeping.store)
+    for chunk in sweep.chunks(calls, sweeping.room):
         sweep.run([entered for entered, _ in chunk], shown)
         chunk.reverse()
         while chunk:  # what has been read is let go
@@ -178,9 +190,9 @@ class _Entered:
 class _Sweep:
     """Runs calls of a model through each layer before the next one. It puts places where the layers are, and back."""
 
-    def __init__(self, model: PreTrainedModel, reader: nn.Module) -> None:
+    def __init__(self, model: PreTrainedModel, reader: nn.Module, store: LayerStore | None) -> None:
         self.model, self.reader = model, reader
-        self.decoder = Decoder(model)
+        self.decoder = Decoder(model, store)
         self.layers = self.decoder.stack
         last = len(self.layers) - 1
         self.places = [_Place(is_last=slot == last) for slot in range(last + 1)]
@@ -216,9 +228,10 @@ class _Sweep:
     def run(self, chunk: list[_Entered], shown: Any) -> None:
         """Run each layer for all calls of a chunk before the next layer."""
         tokens, told = sum(entered.call.tokens for entered in chunk), 0
-        for number, layer in enumerate(self.layers):
-            for entered in chunk:
-                entered.run(layer, number)
+        for number, layer in enumerate(self.decoder.layers):
+            with layer.visiting():
+                for entered in chunk:
+                    entered.run(layer.module, number)
             done = tokens * (number + 1) // len(self.layers)
             shown.update(done - told)
             told = done

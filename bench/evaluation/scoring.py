@@ -25,7 +25,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bench.evaluation.forwards import Call, Past, read
+from bench.evaluation.forwards import Call, Past, Sweeping, read
 from bench.evaluation.prefix_tree import Forward, Question, Tree, masks
 from bench.stats.intervals import ratio_interval
 from methods import progress
@@ -45,7 +45,7 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     batch_tokens bounds the tokens of one forward; max_length (default: the model's positions, at most 2048) is where
     a context is cut from the left; batch_size is how many prompts generate together. Raises UserError for a model that
     does not honour an attention mask over a tree; `check` says whether that is tried, which takes a model whose
-    rounding stays small. `room` is that of bench.evaluation.forwards.read, for log-likelihoods.
+    rounding stays small. `sweeping` is that of bench.evaluation.forwards.read, for log-likelihoods.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         batch_size: int = 8,
         *,
         check: bool = True,
-        room: int | None = None,
+        sweeping: Sweeping | None = None,
     ) -> None:
         max_length = max_length or min(model.config.max_position_embeddings, 2048)
         super().__init__(pretrained=model, tokenizer=tokenizer, max_length=max_length, batch_size=batch_size)
-        self.batch_tokens, self.room = batch_tokens, room
+        self.batch_tokens, self.sweeping = batch_tokens, sweeping
         if check:
-            _check(model, room)
+            _check(model, sweeping)
 
     # HFLM's, without its bars for the tokenising
     loglikelihood = partialmethod(HFLM.loglikelihood, disable_tqdm=True)
@@ -75,7 +75,7 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         """Return (log-likelihood, is it the greedy continuation) of each request; other arguments have no effect."""
         questions = [self._question(context, continuation) for _, context, continuation in requests]
         distinct = sorted(set(questions))
-        sums, greedy = score(self.model, distinct, self.batch_tokens, self.room)
+        sums, greedy = score(self.model, distinct, self.batch_tokens, self.sweeping)
         answers = dict(zip(distinct, zip(sums.tolist(), greedy.tolist(), strict=True), strict=True))
         return [answers[question] for question in questions]
 
@@ -97,11 +97,11 @@ def stock(
 
 @torch.no_grad()
 def score(
-    model: PreTrainedModel, questions: Sequence[Question], batch_tokens: int, room: int | None = None
+    model: PreTrainedModel, questions: Sequence[Question], batch_tokens: int, sweeping: Sweeping | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return a float64 log-likelihood and a bool greedy flag of each of the sorted, distinct questions.
 
-    batch_tokens bounds the tokens of one forward; `room` is that of bench.evaluation.forwards.read.
+    batch_tokens bounds the tokens of one forward; `sweeping` is that of bench.evaluation.forwards.read.
     """
     sums, misses = torch.zeros(len(questions), dtype=torch.float64), torch.zeros(len(questions), dtype=torch.long)
     if not questions:
@@ -112,7 +112,7 @@ def score(
     likelihood, missed = list[Tensor](), list[Tensor]()  # of each pair
     with progress.bar(len(tree.tokens), "scoring", "token") as bar:
         calls = _tree_calls(model, there, tree.forwards(size, model.device))
-        for forward, h in read(model, calls, bar, room):  # (M, D)
+        for forward, h in read(model, calls, bar, sweeping):  # (M, D)
             row, token = forward.row.to(h.device), there.pairs[1, forward.pairs].to(h.device)
             found, best = _log_probability(model, h, row, token)
             likelihood.append(found)
@@ -164,12 +164,12 @@ def _log_probability(model: PreTrainedModel, h: Tensor, row: Tensor, token: Tens
     return found, best
 
 
-def _check(model: PreTrainedModel, room: int | None) -> None:
+def _check(model: PreTrainedModel, sweeping: Sweeping | None) -> None:
     """Raise UserError unless a small tree gives the answers that the plain forward gives."""
     ids = torch.tensor([[3, 4, 5, 6, 7], [3, 4, 7, 8, 9]], device=model.device) % model.config.vocab_size
     scored = torch.arange(5).expand(2, 5) > 0
-    plain = -window_nll(model, ids, scored, 10, room).sum(1)
-    tree, _ = score(model, [(tuple(row), 4) for row in ids.tolist()], 3, room)
+    plain = -window_nll(model, ids, scored, 10, sweeping).sum(1)
+    tree, _ = score(model, [(tuple(row), 4) for row in ids.tolist()], 3, sweeping)
     tolerance = 1e-4 if model.dtype == torch.float32 else 0.05
     if not torch.allclose(tree, plain, rtol=tolerance, equal_nan=True):
         raise UserError(f"model type {model.config.model_type!r} disregards an attention mask; use --scorer stock")
@@ -177,19 +177,19 @@ def _check(model: PreTrainedModel, room: int | None) -> None:
 
 @torch.no_grad()
 def window_nll(
-    model: PreTrainedModel, ids: Tensor, scored: Tensor, batch_tokens: int, room: int | None = None
+    model: PreTrainedModel, ids: Tensor, scored: Tensor, batch_tokens: int, sweeping: Sweeping | None = None
 ) -> Tensor:
     """Return the negative log-likelihood in nats of each scored token of (M, W) windows; zero where not scored.
 
     ids (M, W) long; scored (M, W) bool: scored[i, j] asks for token j given tokens 0 to j - 1 of its window, so that
     column 0 is never scored. batch_tokens bounds the tokens of one forward; a longer window is read in pieces through
-    the key-value cache. `room` is that of bench.evaluation.forwards.read. Returns float64 (M, W) on the CPU.
+    the key-value cache. `sweeping` is that of bench.evaluation.forwards.read. Returns float64 (M, W) on the CPU.
     """
     if scored[:, 0].any():
         raise ValueError("the first token of a window has nothing to be predicted from; scored[:, 0] must be false")
     nll = torch.zeros(ids.shape, dtype=torch.float64)
     with progress.bar(len(ids) * (ids.shape[1] - 1), "perplexity", "token") as bar:
-        for (rows, columns, token), h in read(model, _window_calls(model, ids, scored, batch_tokens), bar, room):
+        for (rows, columns, token), h in read(model, _window_calls(model, ids, scored, batch_tokens), bar, sweeping):
             every = torch.arange(len(h), device=h.device)  # (M,)
             found, _ = _log_probability(model, h, every, token.to(h.device))
             nll[rows, columns][scored[rows, columns]] = -found.cpu()

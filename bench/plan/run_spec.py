@@ -39,6 +39,7 @@ DTYPE = "float32, bfloat16 or float16; auto: bfloat16 where the GPU or CPU multi
 THREADS = "torch threads of each cell on the CPU; by default cells that run at once share all"
 SLOTS = "cells that run at once, timed ones alone; auto: one for each GPU, one on a CPU; by default 1 on this machine"
 MEMORY = "what a cell may take of the host's: weights lie in files where the whole model would take more"
+CARD = "of its GPU's: layers lie in files and visit it one at a time where the whole model would take more"
 LIMIT = "0 for no limit, or positive"
 SHARES = "a list of shares of the parameters, each in [0, 1), as in 0.1,0.3"
 BUDGET = (
@@ -104,6 +105,7 @@ class RunSpec:
     out: Path | None = where(None, "by default results/<date>-<methods>-<model>", "DIR")
     isolate: bool | None = where(None, ISOLATE)
     memory: float | Literal["auto"] = where("auto", MEMORY, "GIB", least=0.01, wanted="auto or GiB")
+    device_memory: float | Literal["auto"] = where("auto", CARD, "GIB", least=0.01, wanted="auto or GiB")
     cell_memory_mib: float = where(0.0, "end a cell that takes more, files left out", "MIB", least=0, wanted=LIMIT)
     cell_minutes: float = where(0.0, "end a cell that takes longer", "N", least=0, wanted=LIMIT)
     retry_failed: bool = where(False, "run cells again whose record is a failure")
@@ -167,6 +169,17 @@ class RunSpec:
     def memory_gib(self) -> float | None:
         """Return the GiB of the host's memory that a cell may take; None: as there is."""
         return None if self.memory == "auto" else self.memory
+
+    @property
+    def device_memory_gib(self) -> float | None:
+        """Return the GiB of its GPU's memory that a cell may take; None: as the GPU has."""
+        return None if self.device_memory == "auto" else self.device_memory
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Return the limits of each cell's process that are asked for, by the names of bench.system.worker.Limits."""
+        limits = {"memory": self.cell_memory_mib * 2**20, "seconds": self.cell_minutes * 60}
+        return {name: limit for name, limit in limits.items() if limit}
 
     def mentions(self) -> list[Mention]:
         """Return the methods that are asked for, with the compensation that `compensate` puts behind them.

@@ -19,6 +19,7 @@ import torch
 import methods
 from bench.data import pretrained
 from bench.engines.engine import Job, Machine
+from bench.evaluation.forwards import Sweeping
 from bench.evaluation.statistics import KeptStatistics
 from bench.plan.cell import Cell, from_plain
 from bench.plan.protocol import Protocol
@@ -27,7 +28,7 @@ from bench.run import store
 from bench.run.datasets import DatasetReader, Datasets
 from bench.run.measure import Outcome, attempt
 from bench.run.source_hash import method_sha256
-from bench.schedule.memory_needs import lies_in_files, room_for_states
+from bench.schedule.memory_needs import card_of, lies_in_files, room_for_states
 from bench.system import environment, memory, versions
 from bench.system.console import say
 from bench.system.worker import Line
@@ -96,9 +97,11 @@ def measure(line: Line, job: Job, cell: Cell, datasets: Datasets) -> None:
     own = datasets.for_cell(job.order, job.seconds, keep=job.keep, timed_threads=job.run_threads, statistics=statistics)
     folder = Path(job.folder)
     with ExitStack() as stack:
-        if lies_in_files(cell, job.memory):
-            outcome.files = LayerStore(stack.enter_context(store.scratch(folder)))
-            outcome.room = room_for_states(cell, job.memory)
+        card = card_of(cell, job.gpus, job.device_memory)
+        if lies_in_files(cell, job.memory, card):
+            on_gpu = devices[0] if devices[0].type == "cuda" else None
+            outcome.files = LayerStore(stack.enter_context(store.scratch(folder)), on_gpu)
+            outcome.sweeping = Sweeping(room_for_states(cell, job.memory, card), outcome.files)
             outcome.measured["weights_in"] = "files"
         else:  # in which memory is what is short
             memory.keep_freed()

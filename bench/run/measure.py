@@ -24,6 +24,7 @@ from torch import nn
 import methods
 from bench.data import pretrained, texts
 from bench.evaluation import checks, scoring, tasks
+from bench.evaluation.forwards import Sweeping
 from bench.healing import training
 from bench.healing.dense_predictions import DensePredictions
 from bench.healing.text import Text
@@ -66,8 +67,7 @@ class Outcome:
     alone    is entered while nothing else may work on the machine
     devices  on which the model lies: a stage ends when they have done what they were given, so that its seconds are of
              its own work, and its peaks of memory are of them
-    files    where the model's weights lie instead of the memory; None: in memory
-    room     bytes of the states that may wait between two layers while such a model is scored
+    files    where the model's weights lie instead of the memory, and sweeping how it is scored then; None: in memory
     """
 
     tell: Callable[[dict[str, Any]], object]
@@ -76,7 +76,7 @@ class Outcome:
     alone: Callable[[], AbstractContextManager[None]]
     devices: Sequence[torch.device] = (torch.device("cpu"),)
     files: LayerStore | None = None
-    room: int | None = None
+    sweeping: Sweeping | None = None
     decisions: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
     peaks: Callable[[], dict[str, Any]] = dict  # of the stage that is going on
@@ -187,7 +187,7 @@ def _dense(cell: Cell, model: nn.Module, datasets: Datasets, outcome: Outcome) -
         outcome.measured["ratio_budget"] = ratio
     if datasets.dense:
         with outcome.timed("checks"):
-            datasets.dense.remember(decoder.model, outcome.room)
+            datasets.dense.remember(decoder.model, outcome.sweeping)
     return decoder, ratio
 
 
@@ -297,16 +297,16 @@ def _perplexity(
         with outcome.timed("perplexity"):
             found = pieces.recall(piece)
             if found is None:
-                found, samples = _windows(cell, model, name, text, outcome.room)
+                found, samples = _windows(cell, model, name, text, outcome.sweeping)
                 pieces.keep(piece, found, samples)
             figures[name] = found
 
 
 def _windows(
-    cell: Cell, model: Any, name: str, text: texts.EvaluationText, room: int | None
+    cell: Cell, model: Any, name: str, text: texts.EvaluationText, sweeping: Sweeping | None
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Return the figures of bench.records.record, and of each window: nll, in nats, and tokens that are scored."""
-    nll = scoring.window_nll(model, text.ids, text.scored, cell.protocol.batch_tokens, room).sum(1)
+    nll = scoring.window_nll(model, text.ids, text.scored, cell.protocol.batch_tokens, sweeping).sum(1)
     counts = text.scored.sum(1)
     figures = scoring.perplexity(nll, counts, text.bytes, text.words) | {
         "whole": texts.is_whole(name, cell.protocol.calibration),
@@ -330,7 +330,7 @@ def _accuracy(
     else:
         # of the dense model alone: what pruning has damaged can magnify rounding beyond any bound
         check, tokens = cell.method == "dense", cell.protocol.batch_tokens
-        lm = scoring.Scorer(*loaded, batch_tokens=tokens, check=check, room=outcome.room)
+        lm = scoring.Scorer(*loaded, batch_tokens=tokens, check=check, sweeping=outcome.sweeping)
     for name, task in datasets.tasks.items():
         with outcome.timed("tasks"):
             found = pieces.recall(name)
@@ -347,4 +347,4 @@ def _checks(cell: Cell, model: Any, tokenizer: Any, datasets: Datasets, outcome:
         outcome.say("no text is generated, since each token would read all weights from their files")
     text = next(iter(datasets.texts.values()), None)
     dense = None if cell.method == "dense" else datasets.dense
-    return checks.measure(model, tokenizer, text.ids if text else None, dense, outcome.room)
+    return checks.measure(model, tokenizer, text.ids if text else None, dense, outcome.sweeping)

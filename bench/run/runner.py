@@ -33,7 +33,7 @@ from bench.run.removals import Removals, valid
 from bench.run.source_hash import method_sha256
 from bench.schedule.estimator import Estimate
 from bench.schedule.forecast import Forecast
-from bench.schedule.memory_needs import refuse_misfits, room_of
+from bench.schedule.memory_needs import card_of, refuse_misfits, room_of
 from bench.schedule.order import Ended, Schedule, drive
 from bench.schedule.outlook import Outlook
 from bench.schedule.plan import Plan, named, simulated
@@ -63,17 +63,17 @@ def run_spec(
     cells, folder = validate.cells(spec, here=engine.here), spec.folder()
     refuse_gpus_of_cpus(cells[0].device, spec.gpus_per_cell, spec.accelerator)
     validate.check_folder(folder)
-    limits = {"memory": spec.cell_memory_mib * 2**20, "seconds": spec.cell_minutes * 60}
     with interrupt.prompt():
         return run(
             cells,
             folder,
             retry_failed=spec.retry_failed,
             isolate=spec.isolate,
-            limits={name: limit for name, limit in limits.items() if limit},
+            limits=spec.limits,
             engine=engine,
             threads=spec.threads,
             memory=spec.memory_gib,
+            device_memory=spec.device_memory_gib,
             report=report,
         )
 
@@ -88,6 +88,7 @@ def run(
     engine: Engine | None = None,
     threads: int | None = None,
     memory: float | None = None,
+    device_memory: float | None = None,
     report: Report = lambda folder, records: None,
 ) -> list[Record]:
     """Run every cell that has no record in `folder` that counts, and return the records of all, in the cells' order.
@@ -97,7 +98,7 @@ def run(
              several at once in processes that measure one after the other, until one of them fails in it
     engine   where cells run; None: on this machine, one after the other
     threads  of each cell; None: as the engine divides what there is
-    memory   GiB of the host's memory that each cell may take; None: its share of what there is
+    memory   GiB of the host's memory that each cell may take, and device_memory of its GPU's; None: what there is
     report   is given the folder and the records at the end, while the folder is still held
 
     Raises UserError where another run holds the folder, a text is shorter than asked, a task's documents cannot be had,
@@ -133,7 +134,7 @@ def run(
                 _refuse_own(cells)
                 measuring = session
             shared: dict[str, Any] = {"scratch": str(scratch) if engine.here else "", "limits": dict(limits or {})}
-            shared["plugins"] = tuple(methods.plugins())
+            shared |= {"plugins": tuple(methods.plugins()), "device_memory": device_memory}
             if memory is not None or engine.here:
                 shared["memory"] = room_of(memory, measuring.slots) / 2**30
             outlook = _outlook(cells, folder, datasets, measuring)
@@ -162,11 +163,8 @@ def _measured(
         key: (None if record is None else Ended.of(record), why)
         for key, record, why in store.served(folder, cells, retry_failed)
     }
-    refuse_misfits(
-        [cell for cell in cells if here and served[cell.key][0] is None],
-        session.machine.gpus,
-        shared.get("memory"),
-    )
+    missing = [cell for cell in cells if here and served[cell.key][0] is None]
+    refuse_misfits(missing, session.machine.gpus, shared.get("memory"), shared["device_memory"])
     several = estimates and session.slots > 1
     schedule = Schedule(cells, {key: one.seconds for key, one in (estimates or {}).items()} if several else None)
     forecast = Forecast(estimates or {}, session.slots, one_machine=here)
@@ -249,8 +247,9 @@ def plan_spec(spec: RunSpec) -> Plan:
         every,
     )
     room = room_of(spec.memory_gib, slots)
-    needs = {cell.key: outlook.needs(cell, room) for cell in cells}
-    where: dict[str, Any] = {"here": here, "gpus": spec.gpus_per_cell, "room": room}
+    card = card_of(cells[0], spec.gpus_per_cell, spec.device_memory_gib) if here else None
+    needs = {cell.key: outlook.needs(cell, room, card) for cell in cells}
+    where: dict[str, Any] = {"here": here, "gpus": spec.gpus_per_cell, "room": room, "card": card}
     return simulated(cells, done, outlook.estimates, slots=slots, start=read, needs=needs, **where)
 
 

@@ -34,7 +34,7 @@ SURE = 0.5  # of what a cell takes beside its weights by these formulas, which t
 class MemoryNeeds:
     """Holds bytes; on a CPU the host's memory is the device's, and `device` is 0.
 
-    in_files  whether the weights lie in files, and are not counted (methods.model.layer_store)
+    in_files  whether the weights lie in files, and are not counted but where they are used (methods.model.layer_store)
     """
 
     device: int
@@ -69,15 +69,20 @@ class Footprint:
         own = peak or self.process + model + self._parked(cell)
         return MemoryNeeds(0, max(own, 2 * self.process + 3 * self.weights if timed else 0))
 
-    def placed(self, cell: Cell, room: int, peak: int = 0) -> MemoryNeeds:
-        """Return what a cell takes of a host on which it may take `room` bytes: with its weights in files, if need be.
+    def placed(self, cell: Cell, room: int, peak: int = 0, card: int | None = None) -> MemoryNeeds:
+        """Return what a cell takes where it may take `room` bytes of a host: with its weights in files, if need be.
 
-        Which it is depends on shapes alone. A cell on a GPU, or one whose model has to be in memory, takes what it
-        takes, whatever there is.
+        card  bytes that it may take of its GPU; None: it has none, or several, or which it is is not known
+
+        Which it is depends on shapes alone. A cell whose model has to be in memory takes what it takes, whatever there
+        is.
         """
-        whole = self.needs(cell)
-        if whole.host <= room or cell.device.startswith("cuda") or wants_memory(cell):
+        whole, on_gpu = self.needs(cell), cell.device.startswith("cuda")
+        fits = (card is None or whole.device <= card) if on_gpu else whole.host <= room
+        if fits or wants_memory(cell):
             return self.needs(cell, peak)
+        if on_gpu:
+            return self._beside_visits(cell, card or 0)
         return MemoryNeeds(0, self._beside_files(cell, room), in_files=True)
 
     def _beside_files(self, cell: Cell, room: int) -> int:
@@ -87,12 +92,32 @@ class Footprint:
         work = max(scoring, 0 if cell.method == "dense" else self._pruning(cell, in_files=True) + written)
         return round(self.process + max(work, written) + self._parked(cell))
 
+    def _beside_visits(self, cell: Cell, card: int) -> MemoryNeeds:
+        """Return what a cell takes whose layers lie in files and visit its GPU, which has all that lies around them.
+
+        Two layers are there at most, the dense one and the pruned one, and one is brought back to the host.
+        """
+        layer = round(self.bytes_each * self.shape.layer)
+        scoring = self._scoring(cell) + self._states(cell, card)
+        work = max(scoring, 0 if cell.method == "dense" else self._pruning(cell, in_files=True))
+        head = 0 if cell.method == "dense" else self.bytes_each * self.shape.head
+        device = self._around + 2 * layer + round(work) + head
+        return MemoryNeeds(device, self.process + layer + self._parked(cell), in_files=True)
+
+    @property
+    def _around(self) -> int:
+        """Return the bytes of what is no layer."""
+        return round(self.bytes_each * (self.shape.parameters - self.shape.inner))
+
     def room_for_states(self, cell: Cell, room: int) -> int:
         """Return the bytes that states may take while a cell in files is scored: half of what is left, at most STATES.
 
+        room  bytes that it may take where it computes
+
         They wait between two layers (bench.evaluation.forwards); the other half is for pages of the files.
         """
-        return max(0, min(STATES, (room - self.process - self._scoring(cell)) // 2))
+        there = self._around + self.bytes_each * self.shape.layer if cell.device.startswith("cuda") else self.process
+        return max(0, min(STATES, round(room - there - self._scoring(cell)) // 2))
 
     def _states(self, cell: Cell, room: int) -> int:
         """Return the bytes of states that wait while a cell in files is scored: those of its windows, or all room."""
@@ -196,29 +221,43 @@ def room_of(memory: float | None, slots: int = 1) -> int:
     return psutil.virtual_memory().total // slots if memory is None else round(memory * GIB)
 
 
-def lies_in_files(cell: Cell, memory: float | None) -> bool:
-    """Say whether a cell's weights lie in files, since with all of them in memory it would take more than `memory`.
+def card_of(cell: Cell, gpus: int, device_memory: float | None = None) -> int | None:
+    """Return the bytes that a cell may take of its GPU: `device_memory` GiB or all; None on a CPU or several GPUs."""
+    if not cell.device.startswith("cuda") or gpus > 1:
+        return None
+    if device_memory is not None:
+        return round(device_memory * GIB)
+    there = torch.cuda.is_available()
+    return torch.cuda.get_device_properties(torch.device(cell.device)).total_memory if there else None
 
-    memory  in GiB; None: what the machine has
+
+def lies_in_files(cell: Cell, memory: float | None, card: int | None = None) -> bool:
+    """Say whether a cell's weights lie in files, since it would take more where all of them lie where it computes.
+
+    memory  GiB that it may take of the host's memory; None: what the machine has
+    card    of `card_of`
     """
-    return footprint_of(cell).placed(cell, room_of(memory)).in_files
+    return footprint_of(cell).placed(cell, room_of(memory), card=card).in_files
 
 
-def room_for_states(cell: Cell, memory: float | None) -> int:
-    """Return the bytes that states may take while a cell in files is scored, of `memory` GiB or what there is."""
-    return footprint_of(cell).room_for_states(cell, room_of(memory))
+def room_for_states(cell: Cell, memory: float | None, card: int | None = None) -> int:
+    """Return the bytes that states may take while a cell in files is scored; arguments as of `lies_in_files`."""
+    return footprint_of(cell).room_for_states(cell, room_of(memory) if card is None else card)
 
 
-def refuse_misfits(cells: Sequence[Cell], gpus: int = 1, memory: float | None = None) -> None:
+def refuse_misfits(
+    cells: Sequence[Cell], gpus: int = 1, memory: float | None = None, device_memory: float | None = None
+) -> None:
     """Raise UserError where one of the cells surely needs more memory than there is, and name those that may.
 
     gpus    that each cell has, where cells run on GPUs
     memory  GiB of the host's memory that each may take, where they run on the CPU; None: what the machine has
+    device_memory  GiB of its GPU's that each may take, where it has one; None: what that has
     """
     if not cells:
         return
     if cells[0].device.startswith("cuda"):
-        _refuse_on_gpus(cells, gpus)
+        _refuse_on_gpus(cells, gpus, device_memory)
         return
     room = room_of(memory)
     for cell in cells:
@@ -249,17 +288,24 @@ def shape_of(model: str, trust_remote_code: bool) -> Shape:
     return Shape.of(Decoder(pretrained.shell(model, trust_remote_code)))
 
 
-def _refuse_on_gpus(cells: Sequence[Cell], gpus: int) -> None:
-    there = gpus * torch.cuda.get_device_properties(torch.device(cells[0].device)).total_memory
-    card = "the GPU has" if gpus == 1 else f"{gpus} GPUs have"
-    needed = dict[tuple[str, str], tuple[int, int]]()
-    for cell in cells:
-        footprint = replace(footprint_of(cell), process=0)
-        needed[cell.model, cell.label] = footprint.needs(cell).device, footprint.weights
-    for (_, label), (most, weights) in sorted(needed.items(), key=lambda pair: -pair[1][0]):
-        if most <= there:
+def _refuse_on_gpus(cells: Sequence[Cell], gpus: int, device_memory: float | None) -> None:
+    all_of_them = gpus * torch.cuda.get_device_properties(torch.device(cells[0].device)).total_memory
+    cards = "the GPU has" if gpus == 1 else f"{gpus} GPUs have"
+    for cell in sorted(cells, key=lambda one: -footprint_of(one).needs(one).device):
+        footprint, card = replace(footprint_of(cell), process=0), card_of(cell, gpus, device_memory)
+        there, whole = card or all_of_them, footprint.needs(cell).device
+        if whole <= there:
             break
-        words = f"{label} needs about {most / GIB:.1f} GiB, and {card} {there / GIB:.1f} GiB"
-        if weights + SURE * (most - weights) > there:
-            raise UserError(f"{words}; leave it out, or give a smaller model, --dtype bfloat16 or less calibration")
+        needs = footprint.placed(cell, room_of(None), card=card)
+        words = f"{cell.label} needs about {whole / GIB:.1f} GiB"
+        if needs.in_files:
+            words = f"{words}, or {needs.device / GIB:.1f} GiB with layers that visit the GPU"
+        words = f"{words}, and {'it may take' if device_memory else cards} {there / GIB:.1f} GiB"
+        if needs.device <= there:
+            continue
+        least = footprint.weights if not needs.in_files else 0
+        if least + SURE * (needs.device - least) > there:
+            all_there = card is not None and not needs.in_files
+            why = f"it {wants_memory(cell)}; leave that out" if all_there else "leave it out"
+            raise UserError(f"{words}; {why}, or give a smaller model, --dtype bfloat16 or less calibration")
         say(f"{words}: it may run out of memory")

@@ -68,6 +68,7 @@ def simulated(
     here: bool = True,
     gpus: int = 1,
     room: int | None = None,
+    card: int | None = None,
 ) -> Plan:
     """Return the plan of a run.
 
@@ -76,6 +77,7 @@ def simulated(
     here   whether cells run on this machine: then nothing works beside one that is timed, and its memory is looked at
     gpus   over which the model of a cell is spread
     room   bytes of the host's memory that a cell may take; None: all of it
+    card   bytes of its GPU's that it may take; None: all that its GPUs have
     """
     seconds = {key: estimate.seconds for key, estimate in estimates.items()}
     schedule = Schedule(cells, seconds if slots > 1 else None)
@@ -103,15 +105,16 @@ def simulated(
         after = named(schedule.cells[after]) if after and after not in done else ""
         planned.append(PlannedCell(cell, "", estimates[cell.key], needs[cell.key], slot, first, ended, after))
     ends = [max((end for at, _, end in session.spans.values() if at == slot), default=0.0) for slot in range(slots)]
-    return Plan(planned, ends, list(_misfits(planned, slots, gpus, room)) if here else [])
+    return Plan(planned, ends, list(_misfits(planned, slots, gpus, room, card)) if here else [])
 
 
-def _misfits(planned: Sequence[PlannedCell], slots: int, gpus: int, room: int | None) -> list[str]:
+def _misfits(planned: Sequence[PlannedCell], slots: int, gpus: int, room: int | None, of_card: int | None) -> list[str]:
     """Name the cells that are larger than the memory, and slots that are so together."""
     host, device = psutil.virtual_memory().total, 0
     left = [one for one in planned if not one.done]
     if left and left[0].cell.device.startswith("cuda") and torch.cuda.is_available():
         device = gpus * torch.cuda.get_device_properties(torch.device(left[0].cell.device)).total_memory
+    device = of_card or device
     card = "the GPU has" if gpus == 1 else f"{gpus} GPUs have"
     found = []
     for one in left:

@@ -85,8 +85,8 @@ def save(
     folder, own = Path(folder), model.embed.weight.dtype
     dtype = own if dtype is None else dtype
     ids = default_probe(model) if probe is None else probe
-    expected = logits(model, ids)
-    with weight_files.staged(folder) as inside:
+    with model.at_home(), weight_files.staged(folder) as inside:
+        expected = logits(model, ids)
         manifest: dict[str, Any] = {"layout": LAYOUT, "versions": _versions()}
         if pad:
             model, manifest["padding"] = _padded(model, ids)
@@ -127,7 +127,7 @@ def load(
     """Return the model in `folder`, in evaluation mode, in `dtype` or else the dtype it is stored in.
 
     device  one, or several over which its layers are spread
-    store   lets weights lie in files on the CPU, see bench.data.pretrained.load
+    store   lets weights lie in files, whatever the device, see bench.data.pretrained.load
 
     Raises CheckpointError for a folder that is not what its manifest and its configuration say.
     """
@@ -137,7 +137,8 @@ def load(
     config, stored = check_config(folder, manifest), DTYPES[manifest["dtype"]]
     dtype = dtype or stored
     try:
-        model = loaded(config, str(folder), device, stored if store else dtype, use_safetensors=True)
+        place, as_it_is = (device, dtype) if store is None else (CPU, stored)
+        model = loaded(config, str(folder), place, as_it_is, use_safetensors=True)
     except (ValueError, OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{folder} does not load: {first_line(error)}") from error
     decoder = Decoder(model, store)

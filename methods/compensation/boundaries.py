@@ -150,10 +150,11 @@ def at_boundaries(pruning: Pruning, calibration: Calibration, sinks: Sinks, mend
         x = at(cuts[-1], x, [torch.zeros_like(one) for one in x])
     for number, layer in enumerate(over(pruning.pruned.layers[: max(cuts) + 1], "mending", "layer")):
         arguments = [entry.arguments[layer.kind] for entry in entries]
-        if number not in cuts:
-            x = [layer(one, given) for one, given in zip(x, arguments, strict=True)]
-            continue
-        taken = [step(layer, one, given, mask) for one, given, mask in zip(x, arguments, masks, strict=True)]
+        with layer.visiting():
+            if number not in cuts:
+                x = [layer(one, given) for one, given in zip(x, arguments, strict=True)]
+                continue
+            taken = [step(layer, one, given, mask) for one, given, mask in zip(x, arguments, masks, strict=True)]
         x = at(cuts[number], [each.y for each in taken], [each.m if layer.has_mlp else each.a for each in taken])
     return {"cuts": report, "tokens": int(calibration.mask.sum())}
 

@@ -73,23 +73,32 @@ class Refit:
         where = [mask.to(entries[0].x.device) for mask in masks]
         x, report = [entry.x for entry in entries], list[dict[str, Any]]()
         for number, (whole, layer) in enumerate(over(pairs(pruning), "refitting", "layer")):
-            given, cut = [entry.arguments[layer.kind] for entry in entries], narrowed(whole, layer)
+            given = [entry.arguments[layer.kind] for entry in entries]
             x, where = ([one.to(layer.device) for one in each] for each in (x, where))
-            if not cut:
-                x = [layer(one, arguments) for one, arguments in zip(x, given, strict=True)]
-                continue
-            h, dense = x, whole.on(layer.device)
-            for which, part in enumerate(("attention", "mlp")):
-                batches_here = list(zip(x if layer.parallel else h, given, where, strict=True))
-                if part in cut:
-                    added, missed = self.fit(cut[part], dense, layer, RUN[part], batches_here)
-                    report.append({"layer": number, "part": part} | missed)
-                else:
-                    added = [RUN[part](layer, one, arguments) for one, arguments, _ in batches_here]
-                h = [one + layer.post_norm(which)(new) for one, new in zip(h, added, strict=True)]
-            x = h
+            with whole.visiting(), layer.visiting():
+                x, found = self.refitted(whole, layer, list(zip(x, given, where, strict=True)))
+            report += [{"layer": number} | one for one in found]
             layer.settle()
         return {"refitted": report, "tokens": int(read.mask.sum())}
+
+    def refitted(
+        self, whole: Layer, layer: Layer, batches: list[tuple[Tensor, Any, Tensor]]
+    ) -> tuple[list[Tensor], list[dict[str, Any]]]:
+        """Refit what a layer has lost, on (input, arguments, real tokens); return what leaves it, and a report."""
+        cut, x = narrowed(whole, layer), [one for one, _, _ in batches]
+        if not cut:
+            return [layer(one, given) for one, given, _ in batches], []
+        h, dense, report = x, whole.on(layer.device), list[dict[str, Any]]()
+        for which, part in enumerate(("attention", "mlp")):
+            enters = zip(x if layer.parallel else h, batches, strict=True)
+            batches_here = [(one, given, where) for one, (_, given, where) in enters]
+            if part in cut:
+                added, missed = self.fit(cut[part], dense, layer, RUN[part], batches_here)
+                report.append({"part": part} | missed)
+            else:
+                added = [RUN[part](layer, one, given) for one, given, _ in batches_here]
+            h = [one + layer.post_norm(which)(new) for one, new in zip(h, added, strict=True)]
+        return h, report
 
     def fit(
         self, matrix: nn.Linear, whole: Layer, layer: Layer, run: Run, batches: list[tuple[Tensor, Any, Tensor]]

@@ -75,9 +75,11 @@ class ReplaceMe:
         def at(cut: Boundary, seen: list[BoundaryStates]) -> Compensated:
             layer = pruning.pruned.layers[cut.behind]
             if layer.family.post_norms:
-                return self.fold_before_the_norm(layer, seen)
+                with layer.visiting():
+                    return self.fold_before_the_norm(layer, seen)
             fitted = self.fit(seen)
-            fold(layer.down if layer.has_mlp else layer.out, fitted.W)
+            with layer.visiting():
+                fold(layer.down if layer.has_mlp else layer.out, fitted.W)
             T = fitted.W.to(seen[0].y.dtype)
             return Compensated(lambda each: each.y - each.n + each.n @ T, fitted=fitted)
 

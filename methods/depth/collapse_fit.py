@@ -107,20 +107,27 @@ class Collapse:
 
     def _refit_for_the_next(self, s: int, x: list[Tensor], y_E: list[Tensor], z_E: list[Tensor]) -> None:
         """Refit the down matrix of layer s for the error behind the window that follows."""
-        W, taken = self.layers[s].down.weight, self._steps(s, x)
-        y_E, z_E, where = beside([one.y for one in taken], y_E, z_E, self.where)
-        z_E = wanted_states(where, y_E, z_E, self.how.sinks)
-        rows = [
-            Rows(one.channels, z.double() - y + widened(one.channels) @ widened(W).T, z, w, sink)
-            for one, y, z, w, sink in zip(taken, y_E, z_E, where, find_sinks(where, y_E, z_E), strict=True)
-        ]
-        (self.layers[s].down.weight,), _ = self._solved(rows, [self.dense.layers[s].down.weight], hold_out=False)
+        with self.layers[s].visiting(), self.dense.layers[s].visiting():
+            W, taken = self.layers[s].down.weight, self._steps(s, x)
+            y_E, z_E, where = beside([one.y for one in taken], y_E, z_E, self.where)
+            z_E = wanted_states(where, y_E, z_E, self.how.sinks)
+            rows = [
+                Rows(one.channels, z.double() - y + widened(one.channels) @ widened(W).T, z, w, sink)
+                for one, y, z, w, sink in zip(taken, y_E, z_E, where, find_sinks(where, y_E, z_E), strict=True)
+            ]
+            (self.layers[s].down.weight,), _ = self._solved(rows, [self.dense.layers[s].down.weight], hold_out=False)
         self.layers[s].settle()
 
     def _fit(
         self, s: int, x: list[Tensor], z: list[Tensor], *, attention: bool | None = None
     ) -> tuple[dict[str, Any], list[Tensor]]:
         """Refit layer s, fed x, to the states z. Returns what is missed, and what leaves the layer from then on."""
+        with self.layers[s].visiting(), self.dense.layers[s].visiting():
+            return self._fitted(s, x, z, attention)
+
+    def _fitted(
+        self, s: int, x: list[Tensor], z: list[Tensor], attention: bool | None
+    ) -> tuple[dict[str, Any], list[Tensor]]:
         layer, whole = self.layers[s], self.dense.layers[s]
         taken = self._steps(s, x)
         before = [one.y for one in taken]

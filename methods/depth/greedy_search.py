@@ -184,10 +184,11 @@ class Trial:
             return states
         self.runs += len(states) * B * self.share
         left = list[Tensor]()
-        for start in range(0, len(states), len(batch.arguments)):
-            some = states[start : start + len(batch.arguments)]
-            x = torch.cat([one.to(layer.device) for one in some])
-            left += torch.split(layer.run(x, batch.arguments[len(some) - 1][layer.kind], parts), B)
+        with layer.visiting():
+            for start in range(0, len(states), len(batch.arguments)):
+                some = states[start : start + len(batch.arguments)]
+                x = torch.cat([one.to(layer.device) for one in some])
+                left += torch.split(layer.run(x, batch.arguments[len(some) - 1][layer.kind], parts), B)
         return left
 
     def _compared(self, batch: _Batch, x: Tensor) -> Tensor:

@@ -279,7 +279,8 @@ class _Reference:
         states = self.kept[layers[:begun]] if begun else [batch.states[p] for batch in self.sentences]
         for end in range(begun + 1, len(layers) + 1):
             layer = self.realise(layers[end - 1])
-            states = [batch.entry.run([layer], state) for batch, state in zip(self.sentences, states, strict=True)]
+            with layer.visiting():
+                states = [batch.entry.run([layer], state) for batch, state in zip(self.sentences, states, strict=True)]
             size = sum(state.nbytes for state in states)
             if all(isinstance(above, int) for above in layers[1:end]) and size <= self.room:
                 self.kept[layers[:end]], self.room = states, self.room - size

@@ -189,10 +189,11 @@ class DenseStates:
         self.where = [mask.to(model.embed.weight.device) for mask in self.masks]
         self.x, self.m = [[entry.x for entry in self.entries]], list[list[Tensor]]()
         for layer in over(self.layers, "reading calibration tokens", "layer"):
-            taken = [
-                step(layer, x, entry.arguments[layer.kind], mask)
-                for x, entry, mask in zip(self.x[-1], self.entries, self.masks, strict=True)
-            ]
+            with layer.visiting():
+                taken = [
+                    step(layer, x, entry.arguments[layer.kind], mask)
+                    for x, entry, mask in zip(self.x[-1], self.entries, self.masks, strict=True)
+                ]
             self.m.append([one.m for one in taken])
             self.x.append([one.y for one in taken])
         self.fits: dict[Window, tuple[Mapped, float]] = {}

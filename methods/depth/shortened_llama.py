@@ -114,17 +114,17 @@ def taylor(model: Decoder, calibration: Calibration) -> list[Tensor]:
 
     Raises Unsupported where one is no finite number.
     """
-    weights = [
-        [parameter for name, parameter in layer.module.named_parameters() if name.endswith("weight")]
-        for layer in model.layers
-    ]
+    layers = model.layers
+
+    def weights(l: int) -> list[Tensor]:
+        return [parameter for name, parameter in layers[l].module.named_parameters() if name.endswith("weight")]
 
     def of_layer(l: int, g: Sums, _: Sums) -> list[Tensor]:
-        sizes = [float((W.detach() * g[W]).abs().sum(dtype=torch.float64)) for W in weights[l]]
+        sizes = [float((W.detach() * g[W]).abs().sum(dtype=torch.float64)) for W in weights(l)]
         return [torch.tensor(sum(sizes), dtype=torch.float64)]
 
-    found = gradients(model, calibration, {W for layer in weights for W in layer}, of_layer)
-    scores = torch.stack([found[l][0] for l in range(len(weights))])
+    found = gradients(model, calibration, {W for l in range(len(layers)) for W in weights(l)}, of_layer)
+    scores = torch.stack([found[l][0] for l in range(len(layers))])
     if not scores.isfinite().all():
         raise Unsupported("gradients overflow; load the model in bfloat16 or float32")
     return [scores]

@@ -160,7 +160,8 @@ class _ForwardSweep:
         layers, batches = self.model.layers, len(self.states)
         with bar(batches * len(layers), "reading calibration tokens", "layer", batches * self.log.done) as shown:
             for number in range(self.log.done, len(layers)):
-                yield number, self.steps(layers[number], shown)
+                with layers[number].visiting():
+                    yield number, self.steps(layers[number], shown)
         _refuse_overflow(self.sound)
 
     def steps(self, layer: Layer, shown: Any) -> Iterator[Step]:
@@ -192,7 +193,7 @@ def _refuse_overflow(sound: Tensor) -> None:
 def _step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -> Step:
     x = x.to(layer.device)
     empty = x[..., :0]
-    with ExitStack() as stack:
+    with layer.visiting(), ExitStack() as stack:
         heads = stack.enter_context(inputs_of(layer.out)) if layer.has_attention else [empty]
         channels = stack.enter_context(inputs_of(layer.down)) if layer.has_mlp else [empty]
         a = layer.attend(x, arguments)
@@ -230,12 +231,13 @@ class States:
             number, second = divmod(self.halves, 2)
             layer, taken = self.layers[number], 1
             arguments = [entry.arguments[layer.kind] for entry in self.entries]
-            if second:
-                self.x = [x.to(layer.device) + layer.transform(x) if layer.has_mlp else x for x in self.x]
-            elif halves > self.halves + 1:
-                self.x, taken = [layer(x, given) for x, given in zip(self.x, arguments, strict=True)], 2
-            else:
-                moved = [x.to(layer.device) for x in self.x]
-                self.x = [x + layer.attend(x, given) for x, given in zip(moved, arguments, strict=True)]
+            with layer.visiting():
+                if second:
+                    self.x = [x.to(layer.device) + layer.transform(x) if layer.has_mlp else x for x in self.x]
+                elif halves > self.halves + 1:
+                    self.x, taken = [layer(x, given) for x, given in zip(self.x, arguments, strict=True)], 2
+                else:
+                    moved = [x.to(layer.device) for x in self.x]
+                    self.x = [x + layer.attend(x, given) for x, given in zip(moved, arguments, strict=True)]
             self.halves += taken
         return self.x

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
 
@@ -22,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from methods.errors import Unsupported
 from methods.model.architectures import FAMILIES
 from methods.model.layer import Layer, Removed, linear_like
-from methods.model.layer_store import LayerStore, cast
+from methods.model.layer_store import LayerStore, cast, put
 
 
 class Decoder:
@@ -46,12 +47,34 @@ class Decoder:
             )
         self.family = family
         _refuse_old_code(self.stack)
+        if store is not None and store.device is not None:
+            self._put_around(store.device)
         for layer in self.sweep():
             _straighten(layer.module)
         self.settle()
         head = model.get_output_embeddings()
         if family.unit_rows and not isinstance(head, nn.Linear):
             model.set_output_embeddings(linear_like(nn.functional.normalize(head.weight.detach()), None))
+
+    def _put_around(self, device: torch.device) -> None:
+        """Move all that lies around the layers to a device; what is tied stays tied."""
+        leaves = ((name, one) for name, one in self.model.named_modules() if not any(one.children()))
+        put([one for name, one in leaves if not name.startswith(f"{self.family.layers}.")], device)
+
+    @contextmanager
+    def at_home(self) -> Iterator[None]:
+        """Have all of the model where its layers lie, meanwhile, as its own forward needs it."""
+        device = None if self.store is None else self.store.device
+        if self.store is None or device is None:
+            yield
+            return
+        put([self.model], torch.device("cpu"))
+        self.store.device = None
+        try:
+            yield
+        finally:
+            self.store.device = device
+            self._put_around(device)
 
     @property
     def stack(self) -> nn.ModuleList:
@@ -85,7 +108,7 @@ class Decoder:
         fresh, stored = _fresh_buffers(self.model, dtype), self.model.state_dict().keys()
         for name, buffer in self.model.named_buffers():
             if name not in stored and name in fresh:
-                buffer.data = fresh[name]
+                buffer.data = fresh[name].to(buffer.device)
             elif buffer.is_floating_point():
                 buffer.data = buffer.to(dtype)
 

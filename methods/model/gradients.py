@@ -57,7 +57,7 @@ def gradients(
     """
     ids, mask = calibration.ids, calibration.mask
     N, T = ids.shape
-    own = [[weight for weight in layer.module.parameters() if weight in weights] for layer in model.layers]
+    own = [[name for name, one in layer.module.named_parameters() if one in weights] for layer in model.layers]
     first = next((number for number, some in enumerate(own) if some), len(own))
     targets = ids[:, 1:].masked_fill(~mask[:, 1:], -100)
     total = int((targets >= 0).sum())
@@ -71,11 +71,14 @@ def gradients(
         batch.back = back
         del batch.x[len(batch.x) - log.done :]
     for number in over(numbers[log.done :], "gradients", "layer"):
-        sums, squares = zeros(own[number] if g else ()), zeros(own[number] if a else ())
-        with requiring(model, own[number]), repeatable(model):
-            for batch in batches:
-                batch.back_through(model.layers[number], own[number], sums, squares, 1 / N, on=number > first)
-        found[number] = [one.cpu() for one in of_layer(number, sums, squares)]
+        layer = model.layers[number]
+        with layer.visiting():
+            here = [layer.module.get_parameter(name) for name in own[number]]
+            sums, squares = zeros(here if g else ()), zeros(here if a else ())
+            with requiring(model, here), repeatable(model):
+                for batch in batches:
+                    batch.back_through(layer, here, sums, squares, 1 / N, on=number > first)
+            found[number] = [one.cpu() for one in of_layer(number, sums, squares)]
         log.add(found[number], [batch.back for batch in batches])
         sums.clear()
         squares.clear()
@@ -128,7 +131,7 @@ class _RecordingLayer(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.x, self.arguments = hidden_states.detach(), self.layer.bind(args, kwargs)
-        with torch.no_grad():
+        with torch.no_grad(), self.layer.visiting():
             y: Tensor = self.layer.module(hidden_states, *args, **kwargs)
         self.y = y.detach().requires_grad_(self.last)
         return self.y

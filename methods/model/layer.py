@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from operator import attrgetter
 from typing import Any
 
@@ -184,26 +185,40 @@ class Layer:
         Each of its modules then moves what it is called with (accelerate.dispatch_model); what is added to that must be
         moved by whoever adds it.
         """
+        if self.store is not None and self.store.device is not None:
+            return self.store.device  # which it visits
         return next(self.module.parameters()).device
+
+    def visiting(self) -> AbstractContextManager[None]:
+        """Return a context in which the layer's weights lie on `device`, where a store keeps them elsewhere.
+
+        Whoever multiplies states by weights works in it; so does each call of the layer or of its parts. One for many
+        calls moves the weights once.
+        """
+        return nullcontext() if self.store is None else self.store.visit(self.module, lambda: self.module)
 
     def attention(self, h: Tensor, arguments: dict[str, Any]) -> Tensor:
         """Return the attention's contribution to the residual from its normed input, (B, T, D) -> (B, T, D)."""
-        return self.attn(h, **arguments)[0]
+        with self.visiting():
+            return self.attn(h, **arguments)[0]
 
     def feed_forward(self, h: Tensor) -> Tensor:
         """Return the MLP's contribution to the residual from its normed input, (B, T, D) -> (B, T, D)."""
-        if self.family.mlp:
-            return self._part(self.family.mlp)(h)
-        (up,) = self.up
-        return self.down(self.inner.activation_fn(up(h)))
+        with self.visiting():
+            if self.family.mlp:
+                return self._part(self.family.mlp)(h)
+            (up,) = self.up
+            return self.down(self.inner.activation_fn(up(h)))
 
     def attend(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
         """Return what the attention adds to the residual x, norms included, (B, T, D) -> (B, T, D)."""
-        return self.post_norm(0)(self.attention(self.attn_norm(x), arguments))
+        with self.visiting():
+            return self.post_norm(0)(self.attention(self.attn_norm(x), arguments))
 
     def transform(self, x: Tensor) -> Tensor:
         """Return what the MLP adds to the residual x, norms included, (B, T, D) -> (B, T, D)."""
-        return self.post_norm(1)(self.feed_forward(self.mlp_norm(x)))
+        with self.visiting():
+            return self.post_norm(1)(self.feed_forward(self.mlp_norm(x)))
 
     def post_norm(self, which: int) -> nn.Module:
         """Return what stands between the attention (0) or the MLP (1) and the residual: a norm, or nothing."""
@@ -236,7 +251,8 @@ class Layer:
 
     def __call__(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
         """Run the layer, (B, T, D) -> (B, T, D)."""
-        return self.module(x, **arguments)
+        with self.visiting():
+            return self.module(x, **arguments)
 
     def settle(self) -> None:
         """Let what a method has changed of the layer lie in a file, where the model has a store; else do nothing."""

@@ -5,6 +5,9 @@ them when it is used, and drops it where memory is short. Whatever a method writ
 writes that to a file beside the model's own, which are only read, and maps it back, layer by layer, so that what is in
 memory is one layer. The pruned model then is the model's files, those of the store, and its modules.
 
+Where the store has a device, layers compute on it: each visits it while it is used (`LayerStore.visit`), and what lies
+around the layers stays there. So a model may also be larger than the memory of the GPU that computes.
+
 A file of a store loses its name as soon as it is mapped: the system gives its room back when no weight needs it, or
 when the process has ended, however that came about.
 """
@@ -13,7 +16,8 @@ from __future__ import annotations
 
 import tempfile
 from bisect import bisect
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -23,19 +27,45 @@ ALIGNED = 64  # bytes to a multiple of which a tensor begins, as in memory: prod
 
 
 class LayerStore:
-    """Moves weights from memory into files in a folder, which has to lie on a disk and have room for them."""
+    """Moves weights from memory into files in a folder, which has to lie on a disk and have room for them.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    device  on which layers compute, and on which all that is no layer lies; None: where the weights lie
+    """
+
+    def __init__(self, folder: Path, device: torch.device | None = None) -> None:
+        self.folder, self.device = folder, device
+        self._visiting = set[int]()  # ids of the modules that are on the device now
+
+    @contextmanager
+    def visit(self, module: nn.Module, whole: Callable[[], nn.Module]) -> Iterator[None]:
+        """Let copies on the device stand where the parameters and buffers of a module do, meanwhile.
+
+        whole  returns the module at the end. What nobody has changed of it then is again the object that it was; all
+               else is brought back, and goes into a file
+        """
+        if self.device is None or id(module) in self._visiting:
+            yield
+            return
+        copies = _Copies(self.device)
+        _replace(module, copies.there)
+        self._visiting.add(id(module))
+        try:
+            yield
+        finally:
+            self._visiting.discard(id(module))
+            _replace(whole(), copies.back)
+            self._settle(copies.changed)
 
     def settle(self, *modules: nn.Module) -> None:
         """Move what lies in memory of the parameters of these modules into a file.
 
         A parameter stays the object that it is, with the same values. Raises OSError where the disk takes no more.
         """
-        files = _mapped_files()
-        there = {id(one): one for module in modules for one in module.parameters()}
-        new = [one for one in there.values() if one.numel() and not _lies_in(files, one)]
+        self._settle([one for module in modules for one in module.parameters()])
+
+    def _settle(self, parameters: Sequence[Tensor]) -> None:
+        files, there = _mapped_files(), {id(one): one for one in parameters if one.device.type == "cpu" and one.numel()}
+        new = [one for one in there.values() if not _lies_in(files, one)]
         if new:
             for parameter, tensor in zip(new, self._moved([one.detach() for one in new]), strict=True):
                 parameter.data = tensor
@@ -60,6 +90,64 @@ class LayerStore:
             whole[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
             for start, tensor in zip(starts, tensors, strict=True)
         ]
+
+
+class _Copies:
+    """Knows of which tensor each copy on a device is.
+
+    changed  what was brought back, since it is new or has been written to
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.changed: list[Tensor] = []
+        self._copies: dict[int, Tensor] = {}  # by the ids of the tensors that they are of
+        self._of: dict[int, tuple[Tensor, Tensor, int]] = {}  # by their own: themselves, of what, and their version
+
+    def there(self, one: Tensor) -> Tensor:
+        """Return the copy of a tensor, or the tensor itself where it is on the device."""
+        if one.device == self.device:
+            return one
+        if id(one) not in self._copies:
+            copy = _like(one, one.detach().to(self.device))
+            self._copies[id(one)] = copy
+            self._of[id(copy)] = copy, one, copy._version
+        return self._copies[id(one)]
+
+    def back(self, one: Tensor) -> Tensor:
+        """Return the tensor of which one is the copy, with what has been written to it; or one that is not there."""
+        if id(one) in self._of:
+            copy, was, version = self._of[id(one)]
+            if copy._version != version:
+                was.data = copy.detach().cpu()
+                self.changed.append(was)
+            return was
+        if one.device != self.device:
+            return one
+        new = _like(one, one.detach().cpu())
+        self._of[id(one)] = one, new, one._version
+        self.changed.append(new)
+        return new
+
+
+def put(modules: Iterable[nn.Module], device: torch.device) -> None:
+    """Move the parameters and buffers of some modules to a device; those that are shared stay shared."""
+    copies = _Copies(device)
+    for module in modules:
+        _replace(module, copies.there)
+
+
+def _like(one: Tensor, data: Tensor) -> Tensor:
+    return nn.Parameter(data, one.requires_grad) if isinstance(one, nn.Parameter) else data
+
+
+def _replace(module: nn.Module, by: Callable[[Tensor], Tensor]) -> None:
+    """Put other tensors where the parameters and buffers of a module are."""
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, one in tensors.items():
+                if one is not None:
+                    tensors[name] = by(one)  # type: ignore[assignment]
 
 
 def cast(module: nn.Module, dtype: torch.dtype) -> None:

@@ -145,8 +145,10 @@ class _Slicer:
             table.embedding_dim = self.d
         layers = self.model.layers
         for layer in self.model.sweep(over(layers[:-1], "slicing", "layer")):
-            self.slice_layer(layer, self.d)
-        self.slice_layer(layers[-1], self.d if slice_head else self.D)
+            with layer.visiting():
+                self.slice_layer(layer, self.d)
+        with layers[-1].visiting():
+            self.slice_layer(layers[-1], self.d if slice_head else self.D)
         layers[-1].settle()
         head = self.model.head
         head.weight = cut_columns(head.weight, self.Q, self.d if slice_head else self.D)

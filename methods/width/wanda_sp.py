@@ -77,14 +77,15 @@ class WandaSP:
             known, X = log.kept(), log.take()
             for number, layer in enumerate(over(model.layers, "removing", "layer")):
                 arguments = [entry.arguments[layer.kind] for entry in entries]
-                norms = next(known, None) or norms_of_inputs(layer, X, arguments, masks)
-                for structure in structures:
-                    if structure.number == number:
-                        norm = norms[KINDS.index(structure.kind)].to(layer.device)
-                        structure.remove(score(structure, norm), counts[structure.kind])
-                if number >= log.done:
-                    X = [layer(x, given) for x, given in zip(X, arguments, strict=True)]
-                    log.add(norms, X)
+                with layer.visiting():
+                    norms = next(known, None) or norms_of_inputs(layer, X, arguments, masks)
+                    for structure in structures:
+                        if structure.number == number:
+                            norm = norms[KINDS.index(structure.kind)].to(layer.device)
+                            structure.remove(score(structure, norm), counts[structure.kind])
+                    if number >= log.done:
+                        X = [layer(x, given) for x, given in zip(X, arguments, strict=True)]
+                        log.add(norms, X)
         return plan | {"parameters": parameters(model)} | cuts(model, structures)
 
 

@@ -10,6 +10,7 @@ from conftest import FAMILIES, LAYERS, VOCABULARY, tiny
 from tiny_methods import pruned
 
 from bench.evaluation import checks, forwards, scoring
+from bench.evaluation.forwards import Sweeping
 from methods.model.decoder import Decoder
 
 PIECES, WHOLE = 7, 40  # tokens of a forward: windows of 20 in pieces, and two at once
@@ -30,10 +31,10 @@ def questions() -> list[scoring.Question]:
 
 def scored(model, room=None) -> list[torch.Tensor]:
     """Likelihoods of windows in pieces and whole, and of answers, whose shared beginnings wait in the cache."""
-    ids = windows(5)
+    ids, sweeping = windows(5), None if room is None else Sweeping(room)
     asked = torch.arange(20).expand(5, 20) > 2
-    found = [scoring.window_nll(model, ids, asked, tokens, room) for tokens in (PIECES, WHOLE)]
-    return [*found, *scoring.score(model, questions(), PIECES, room)]
+    found = [scoring.window_nll(model, ids, asked, tokens, sweeping) for tokens in (PIECES, WHOLE)]
+    return [*found, *scoring.score(model, questions(), PIECES, sweeping)]
 
 
 def assert_equal(found, want) -> None:
@@ -79,10 +80,10 @@ def test_all_forwards_of_a_chunk_go_through_a_layer_before_the_next_one(what, ro
 
     monkeypatch.setattr(forwards._Sweep, "run", noted)
     if what == "questions":
-        scoring.score(model, questions(), PIECES, room)
+        scoring.score(model, questions(), PIECES, Sweeping(room))
     else:
         asked = torch.arange(20).expand(5, 20) > 2
-        scoring.window_nll(model, windows(5), asked, WHOLE if what == "windows" else PIECES, room)
+        scoring.window_nll(model, windows(5), asked, WHOLE if what == "windows" else PIECES, Sweeping(room))
     runs = [(number, len(list(times))) for number, times in groupby(entered)]
     assert runs == [(number, len(chunk)) for chunk in chunks for number in range(LAYERS)]
     assert all(len(chunk) == 1 or sum(chunk) <= room for chunk in chunks)
@@ -97,7 +98,7 @@ def test_what_waits_is_counted_and_nothing_is_kept_of_a_window_that_has_been_rea
     model = tiny("gemma2")  # with a mask for each kind of layer
     calls = list(scoring._window_calls(model, windows(2), torch.arange(20).expand(2, 20) > 2, PIECES))
     with torch.no_grad():
-        sweep = forwards._Sweep(model, model.lm_head)
+        sweep = forwards._Sweep(model, model.lm_head, None)
         (chunk,) = sweep.chunks(calls, 2**30)
         states = [entered.x.nbytes for entered, _ in chunk]
         assert all(entered.held > own for (entered, _), own in zip(chunk, states, strict=True))
@@ -116,7 +117,7 @@ def test_the_layers_are_back_behind_an_error():
     model = tiny("llama")
     before = Decoder(model).stack
     with pytest.raises(IndexError):
-        scoring.window_nll(model, torch.full((1, 4), VOCABULARY), torch.arange(4)[None] > 0, 4, 2**30)
+        scoring.window_nll(model, torch.full((1, 4), VOCABULARY), torch.arange(4)[None] > 0, 4, Sweeping(2**30))
     assert Decoder(model).stack is before
 
 
@@ -127,11 +128,12 @@ def test_divergences_are_the_same_and_nothing_is_generated(family, dtype, tmp_pa
     found = []
     for room in (None, WAITING):
         kept = checks.DenseOutputs(windows(4), tmp_path / str(room))
-        kept.remember(dense, room)
-        found.append(kept.divergence_of(other, room))
+        sweeping = None if room is None else Sweeping(room)
+        kept.remember(dense, sweeping)
+        found.append(kept.divergence_of(other, sweeping))
     assert found[0] == found[1]
     assert found[0]["kl"] > 0
     monkeypatch.setattr(checks, "greedy", None)
     entered = entries(other)
-    assert checks.measure(other, None, windows(4), kept, 2**30) == found[1]
+    assert checks.measure(other, None, windows(4), kept, Sweeping(2**30)) == found[1]
     assert [number for number, _ in groupby(entered)] == list(range(LAYERS))

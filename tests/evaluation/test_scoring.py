@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from bench.evaluation import scoring
+from bench.evaluation.forwards import Sweeping
 from bench.evaluation.scoring import Scorer, perplexity, stock, window_nll
 from bench.run import measure
 from methods.errors import UserError
@@ -230,9 +231,9 @@ def test_a_run_tries_the_mask_on_the_dense_model_alone(method, monkeypatch):
     protocol = SimpleNamespace(scorer="shared", batch_tokens=16)
     cell = SimpleNamespace(method=method, protocol=protocol)
     answered = SimpleNamespace(recall=lambda name: {"main": "acc"})
-    outcome = measure.Outcome(*[lambda told: None] * 3, nullcontext, room=2**20)
+    outcome = measure.Outcome(*[lambda told: None] * 3, nullcontext, sweeping=Sweeping(2**20))
     measure._accuracy(cell, (None, None), SimpleNamespace(tasks={"piqa": None}), outcome, answered)
-    assert asked == [{"batch_tokens": 16, "check": method == "dense", "room": 2**20}]
+    assert asked == [{"batch_tokens": 16, "check": method == "dense", "sweeping": Sweeping(2**20)}]
 
 
 def test_the_length_is_the_model_s_positions_and_at_most_2048(tokenizer):

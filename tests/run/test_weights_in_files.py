@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 from bench.cli.main import main
+from bench.evaluation.forwards import Sweeping
 from bench.records.run_folder import load_run
 from bench.run import job, measure
 from bench.schedule import memory_needs
@@ -19,15 +20,16 @@ def test_a_run_in_files_measures_what_one_in_memory_does(base, tmp_path, monkeyp
     run, found = [*base[:-4], "--speed-rounds", "0", "--no-isolate"], []
     keeps: list[bool] = []  # freed memory: of no cell whose weights lie in files, since memory is what is short
     monkeypatch.setattr(memory, "keep_freed", lambda: keeps.append(True))
-    rooms, window_nll = list[int | None](), measure.scoring.window_nll
+    rooms, window_nll = list[Sweeping | None](), measure.scoring.window_nll
     monkeypatch.setattr(measure.scoring, "window_nll", lambda *given: rooms.append(given[-1]) or window_nll(*given))
     run += ["--methods", "slicegpt,flap", "--ratio", "0.3", "--save-models", "--save-dtype", "bfloat16"]
     for in_files in (False, True):
-        monkeypatch.setattr(job, "lies_in_files", lambda cell, memory, answer=in_files: answer)
+        monkeypatch.setattr(job, "lies_in_files", lambda cell, memory, card, answer=in_files: answer)
         assert main([*run, "--out", str(tmp_path / str(in_files))]) == 0
         found.append(load_run(tmp_path / str(in_files)))
         assert len(keeps) == 3
-    assert rooms == [None] * 3 + [memory_needs.STATES] * 3
+    assert rooms[:3] == [None] * 3
+    assert [sweeping.room for sweeping in rooms[3:]] == [memory_needs.STATES] * 3
     for one, other in zip(*found, strict=True):
         assert (one.status, one.decisions) == (other.status, other.decisions)
         assert other.measured["weights_in"] == "files"
@@ -47,7 +49,7 @@ def test_weights_that_change_while_they_are_read_make_an_error(base, model_folde
     copied = shutil.copytree(model_folder, tmp_path / "model")
     (weights,) = copied.glob("*.safetensors")
     run = [str(copied) if word == str(model_folder) else word for word in base[:-4]]
-    monkeypatch.setattr(job, "lies_in_files", lambda cell, memory: True)
+    monkeypatch.setattr(job, "lies_in_files", lambda cell, memory, card: True)
     whole = measure._perplexity
 
     def later(*given):

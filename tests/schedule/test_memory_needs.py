@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import tiny
 from emulated import EmulatedGpus
+from pages import text
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import methods
@@ -80,15 +81,12 @@ def test_what_healing_needs_is_about_what_it_takes(how):
 @pytest.fixture(scope="module")
 def eight_billion():
     """The shape of Llama 3 8B in bfloat16."""
-    config = LlamaConfig(
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        vocab_size=128256,
-        tie_word_embeddings=False,
-    )
+    return llama(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32)
+
+
+def llama(**sizes: int) -> Footprint:
+    """The shape of a Llama 3 in bfloat16."""
+    config = LlamaConfig(**sizes, num_key_value_heads=8, vocab_size=128256, tie_word_embeddings=False)
     with torch.device("meta"):
         return Footprint(Shape.of(Decoder(AutoModelForCausalLM.from_config(config))), 2)
 
@@ -137,7 +135,8 @@ def test_a_run_is_refused_before_any_work_where_the_gpu_is_too_small(base, tmp_p
     with EmulatedGpus(memory=memory):
         assert main(run) == code
     said = capsys.readouterr().err
-    assert ("needs about 0.0 GiB, and the GPU has 0.0 GiB; leave it out" in said) == (code == 2)
+    refusal = "needs about 0.0 GiB, or 0.0 GiB with layers that visit the GPU, and the GPU has 0.0 GiB; leave it out"
+    assert (refusal in said) == (code == 2)
     assert len(said.strip().splitlines()) == 1 or not code
     assert len(list(tmp_path.glob("**/cells/*.json"))) == (0 if code else 2)
 
@@ -155,6 +154,48 @@ def test_8_billion_parameters_are_pruned_in_little_memory_where_their_weights_li
     assert (whole.in_files, in_files.in_files) == (False, True)
     assert whole.host > eight_billion.weights
     assert PROCESS < in_files.host <= most * GIB
+
+
+@pytest.mark.parametrize(
+    ("method", "most"),
+    [("dense", 5), ("shortgpt", 6), ("flap", 7), ("slicegpt", 8), ("llm-pruner", 7), ("laco-ls", 11)],
+)
+def test_8_billion_parameters_are_pruned_on_a_small_gpu_that_their_layers_visit(eight_billion, method, most):
+    asked = cell(method)
+    whole, visiting = (eight_billion.placed(asked, 64 * GIB, card=card) for card in (40 * GIB, 12 * GIB))
+    assert (whole.in_files, visiting.in_files) == (False, True)
+    assert whole == eight_billion.placed(asked, 64 * GIB)  # where nothing is known of the GPU
+    assert whole.device >= eight_billion.weights
+    assert visiting.device <= most * GIB
+    assert visiting.host < GIB + eight_billion.needs(asked).host - eight_billion.weights
+
+
+def test_the_table_of_layers_that_visit_is_what_the_formula_says(eight_billion):
+    sizes = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64}
+    footprints = eight_billion, llama(**sizes)
+    rows = [line.split("|") for line in text("docs/guides/memory.md").splitlines() if line.count("|") == 6]
+    rows = [[each.strip(" `") for each in row[1:-1]] for row in rows[2:]]
+    assert len(rows) == 7
+    for method, *figures in rows:
+        protocol = replace(profile("quick"), speed_rounds=0)
+        asked = cell(method, ratio=None if method == "dense" else 0.2, ratio_of="layers", protocol=protocol)
+        needs = [one for each in footprints for one in (each.needs(asked), each.placed(asked, 64 * GIB, card=10 * GIB))]
+        assert figures == [f"{one.device / GIB:.1f}" for one in needs]
+
+
+def test_what_the_layers_of_a_cell_cannot_visit_is_refused_with_the_reason(eight_billion, monkeypatch, capsys):
+    monkeypatch.setattr(memory_needs, "footprint_of", lambda _: eight_billion)
+    with EmulatedGpus(memory=12 * GIB):
+        memory_needs.refuse_misfits([cell("shortgpt")])
+        assert capsys.readouterr().err == ""
+        with pytest.raises(
+            UserError, match=r"and the GPU has 12\.0 GiB; it is timed, and the speed .*; leave that out"
+        ):
+            memory_needs.refuse_misfits([cell("shortgpt"), cell("shortgpt", **TIMED)])
+        with pytest.raises(UserError, match=r"or \d+\.\d GiB with layers that visit the GPU, and it may take 2\.0 GiB"):
+            memory_needs.refuse_misfits([cell("laco-ls")], device_memory=2)
+        with pytest.raises(UserError, match=r"and 2 GPUs have 24\.0 GiB; leave it out"):
+            memory_needs.refuse_misfits([cell("laco", healing=Recipe(kind="full"))], gpus=2)
 
 
 @pytest.mark.parametrize("share", [0.5, 1.01, 1.1, 2.0, 6.0])

@@ -1,0 +1,107 @@
+"""A model whose layers lie in files and visit the GPU is pruned as one that lies on the GPU as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import tiny
+from emulated import EmulatedGpus
+from places import model_of
+from test_methods_on_gpu import CALIBRATION, EVERY, attention_of_the_cpu, pruned
+
+import methods
+from bench.cli.main import main
+from bench.plan.cell import Cell
+from bench.plan.protocol import profile
+from bench.records.run_folder import load_run
+from bench.run import job
+from bench.schedule.memory_needs import Footprint
+from bench.schedule.shape import Shape
+from methods.model.activations import enter
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+from methods.model.layer_store import LayerStore, put
+
+__all__ = ["attention_of_the_cpu"]
+CUDA = torch.device("cuda", 0)
+IDS = CALIBRATION.ids[:2]
+
+
+def devices_of(decoder: Decoder) -> tuple[set[torch.device], set[torch.device]]:
+    """Return where the layers lie, and where all else does."""
+    inside = {id(one) for layer in decoder.layers for one in layer.module.parameters()}
+    found = {True: set[torch.device](), False: set[torch.device]()}
+    for one in decoder.model.parameters():
+        found[id(one) in inside].add(one.device)
+    return found[True], found[False]
+
+
+@pytest.mark.parametrize(("family", "name", "settings"), EVERY)
+def test_a_method_decides_what_it_decides_on_the_cpu(family, name, settings, tmp_path):
+    expected, logits = pruned(name, model_of(family), settings)
+    with EmulatedGpus():
+        decoder = Decoder(model_of(family), LayerStore(tmp_path, CUDA))
+        assert devices_of(decoder) == ({torch.device("cpu")}, {CUDA})
+        decided = methods.make(name, settings).prune(decoder, CALIBRATION, 0.3)
+        assert devices_of(decoder) == ({torch.device("cpu")}, {CUDA})
+        with torch.no_grad():
+            if name == "slicegpt":  # whose residual no stand-in for a layer takes
+                put([decoder.model], torch.device("cpu"))
+                found = decoder.model(IDS, use_cache=False).logits
+            else:
+                entry = enter(decoder, IDS)
+                found = decoder.logits(entry.run(decoder.layers, entry.x)).cpu()
+    assert decided == expected
+    torch.testing.assert_close(found, logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_run_whose_layers_visit_the_gpu_finds_what_one_in_memory_finds(saved, base, tmp_path, monkeypatch):
+    """But for what is generated, and for what lies there when it is loaded: what is around the layers."""
+    base = [*base[: base.index("--speed-rounds")], "--speed-rounds", "0"] if "--speed-rounds" in base else base
+    asked = [*base, "--methods", "flap,slicegpt,shortgpt+ghost", "--ratio", "0.3", "--dtype", "float32", "--no-isolate"]
+    asked += ["--save-models"] if saved else ["--then", "llm-pruner:ratio=0.5"]
+    assert main([*asked, "--out", str(tmp_path / "cpu")]) == 0
+    monkeypatch.setattr(job, "lies_in_files", lambda cell, memory, card: card is not None)
+    with EmulatedGpus() as gpus:
+        assert main([*asked, "--out", str(tmp_path / "gpu"), "--device", "cuda"]) == 0
+        assert gpus.memories[0].now == 0
+    both = zip(load_run(tmp_path / "cpu"), load_run(tmp_path / "gpu"), strict=True)
+    pairs = [(want, found) for want, found in both if want.status != "unsupported" or found.status != want.status]
+    assert len(pairs) > 3
+    for want, found in pairs:
+        assert found.status == want.status == "ok"
+        decided = [{name: value for name, value in one.decisions.items() if name != "earlier"} for one in (want, found)]
+        assert decided[0] == decided[1]
+        assert found.measured["weights_in"] == "files"
+        for name in ("perplexity", "pruned_sha256", "tasks"):
+            assert found.measured.get(name) == want.measured.get(name)
+        divergence = [{name: one.measured["checks"].get(name) for name in ("kl", "agreement")} for one in (want, found)]
+        assert divergence[0] == divergence[1]
+        layer = 4 * found.measured["dense_parameters_without_embeddings"] / found.measured["dense_layers"]
+        around = 4 * (found.measured["dense_parameters"] - found.measured["dense_parameters_without_embeddings"])
+        assert around <= found.measured["peak_memory"]["load"]["allocated_bytes"] <= 1.1 * around + layer
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["laco", "shortgpt", "flap", "slicegpt", "llm-pruner", "2ssp", "laco-ls", "wanda-sp", "shortgpt+replaceme", "sleb"],
+)
+def test_the_gpu_holds_a_few_layers_at_a_time_and_what_is_counted_is_about_what_is_taken(name, tmp_path):
+    """At a shape whose layers outweigh all else, of which the whole model would be 24."""
+    options = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 24, "max_position_embeddings": 64}
+    model = tiny("llama", **options)
+    footprint = Footprint(Shape.of(Decoder(model)), 4)
+    protocol = replace(profile("quick"), calibration_sequences=4, calibration_length=16, calibration_memory_mib=1)
+    protocol = replace(protocol, tasks=(), texts=(), speed_rounds=0)
+    needs = footprint.placed(Cell("m", name, {}, 0.2, "layers", 0, "cuda:0", "float32", protocol), 2**40, card=1)
+    ids = CALIBRATION.ids[:4, :16]
+    tokens = Calibration(ids, torch.ones_like(ids, dtype=torch.bool), memory=2**20)
+    with EmulatedGpus() as gpus:
+        decoder = Decoder(model, LayerStore(tmp_path, CUDA))
+        methods.make(name).prune(decoder, tokens, 0.2)
+        taken = gpus.memories[0].peak
+    assert taken < 0.5 * footprint.weights
+    assert 0.8 * taken <= needs.device <= 2 * taken
