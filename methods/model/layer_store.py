@@ -102,7 +102,8 @@ class _Copies:
         self.device = device
         self.changed: list[Tensor] = []
         self._copies: dict[int, Tensor] = {}  # by the ids of the tensors that they are of
-        self._of: dict[int, tuple[Tensor, Tensor, int]] = {}  # by their own: themselves, of what, and their version
+        # by their own: themselves, of what they are, and what tells whether they have been written to
+        self._of: dict[int, tuple[Tensor, Tensor, tuple[int, int]]] = {}
 
     def there(self, one: Tensor) -> Tensor:
         """Return the copy of a tensor, or the tensor itself where it is on the device."""
@@ -111,23 +112,28 @@ class _Copies:
         if id(one) not in self._copies:
             copy = _like(one, one.detach().to(self.device))
             self._copies[id(one)] = copy
-            self._of[id(copy)] = copy, one, copy._version
+            self._of[id(copy)] = copy, one, _state(copy)
         return self._copies[id(one)]
 
     def back(self, one: Tensor) -> Tensor:
         """Return the tensor of which one is the copy, with what has been written to it; or one that is not there."""
         if id(one) in self._of:
-            copy, was, version = self._of[id(one)]
-            if copy._version != version:
+            copy, was, state = self._of[id(one)]
+            if _state(copy) != state:
                 was.data = copy.detach().cpu()
                 self.changed.append(was)
             return was
         if one.device != self.device:
             return one
         new = _like(one, one.detach().cpu())
-        self._of[id(one)] = one, new, one._version
+        self._of[id(one)] = one, new, _state(one)
         self.changed.append(new)
         return new
+
+
+def _state(tensor: Tensor) -> tuple[int, int]:
+    """Return what is another when a tensor has been written to, or has got other data."""
+    return tensor.data_ptr(), tensor._version
 
 
 def put(modules: Iterable[nn.Module], device: torch.device) -> None:

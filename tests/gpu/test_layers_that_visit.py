@@ -57,6 +57,40 @@ def test_a_method_decides_what_it_decides_on_the_cpu(family, name, settings, tmp
     torch.testing.assert_close(found, logits, rtol=0, atol=0)
 
 
+def test_what_has_been_changed_is_brought_back_and_all_else_is_what_it_was(tmp_path):
+    """Within another visit of the same layer, which ends nothing; what is shared with another layer stays shared."""
+    with EmulatedGpus() as gpus:
+        decoder = Decoder(model_of("llama"), LayerStore(tmp_path, CUDA))
+        layer, other = decoder.layers[2], decoder.layers[3]
+        other.up[0].weight = layer.up[0].weight
+        before = {name: (one, one.detach().clone()) for name, one in layer.module.named_parameters()}
+        around = gpus.memories[0].now
+        with layer.visiting():
+            with decoder.layers[2].visiting(), torch.no_grad():
+                layer.down.weight.mul_(2)
+                layer.out.weight = torch.nn.Parameter(layer.out.weight.detach()[:5] + 1)
+            assert {one.device for one in layer.module.parameters()} == {CUDA}
+            assert layer.down.weight.requires_grad
+        assert gpus.memories[0].now == around
+        assert other.up[0].weight is layer.up[0].weight
+        for name, one in layer.module.named_parameters():
+            was, value = before[name]
+            wanted = value * 2 if one is layer.down.weight else value[:5] + 1 if one is layer.out.weight else value
+            assert torch.equal(one, wanted)
+            assert (one is was) == (one is not layer.out.weight)
+
+
+def test_a_layer_is_whole_behind_an_error(tmp_path):
+    with EmulatedGpus() as gpus:
+        decoder = Decoder(model_of("llama"), LayerStore(tmp_path, CUDA))
+        layer, around = decoder.layers[2], gpus.memories[0].now
+        before = dict(layer.module.named_parameters())
+        with pytest.raises(torch.OutOfMemoryError), layer.visiting():
+            raise torch.OutOfMemoryError
+        assert dict(layer.module.named_parameters()) == before
+        assert gpus.memories[0].now == around
+
+
 @pytest.mark.parametrize("saved", [True, False])
 def test_a_run_whose_layers_visit_the_gpu_finds_what_one_in_memory_finds(saved, base, tmp_path, monkeypatch):
     """But for what is generated, and for what lies there when it is loaded: what is around the layers."""
