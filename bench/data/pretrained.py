@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.data import assets, conversion
+from bench.data import assets
 from bench.data.file_hashes import remembered_sha256
 from methods.errors import UserError
 from methods.files import sha256
@@ -56,13 +56,10 @@ def display_name(name: str) -> str:
 def shell(name: str, trust_remote_code: bool = False) -> torch.nn.Module:
     """Make the model without weights, on the meta device: shapes, no memory. Raises UserError for an unknown type."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    import methods.checkpoint.pruned_config  # noqa: F401  # registers the configuration of models whose layers differ
-
-    folder, options = _source(name, trust_remote_code)
     try:
-        config = AutoConfig.from_pretrained(folder, **options)
+        config = _config(name, trust_remote_code)
         with torch.device("meta"):
             model: torch.nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 config, trust_remote_code=trust_remote_code
@@ -95,7 +92,9 @@ def load(
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if _is_gguf(name):
-        model, tokenizer = conversion.from_gguf(Path(name), dtype)
+        from bench.data import gguf_reader
+
+        model, tokenizer = gguf_reader.load(Path(name), dtype)
         return spread.put(model, device).eval(), tokenizer
     folder, options = _source(name, trust_remote_code)
     if save_load.is_checkpoint(folder):
@@ -114,6 +113,10 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     """Load the tokenizer of a model alone."""
     from transformers import AutoTokenizer
 
+    if _is_gguf(name):
+        from bench.data import gguf_reader
+
+        return gguf_reader.tokenizer(Path(name))
     folder, options = _source(name, trust_remote_code)
     return AutoTokenizer.from_pretrained(folder, **options)
 
@@ -190,12 +193,7 @@ def resolve_dtype(name: str, device: torch.device, *, here: bool = True) -> torc
 
 def stored_dtype(name: str, trust_remote_code: bool = False) -> str | None:
     """Return the dtype that the model's configuration says its weights have; None where that is none of DTYPES."""
-    from transformers import AutoConfig
-
-    import methods.checkpoint.pruned_config  # noqa: F401  # as in `shell`
-
-    folder, options = _source(name, trust_remote_code)
-    dtype = str(AutoConfig.from_pretrained(folder, **options).dtype).removeprefix("torch.")
+    dtype = str(_config(name, trust_remote_code).dtype).removeprefix("torch.")
     return dtype if dtype in DTYPES else None
 
 
@@ -227,6 +225,19 @@ def _source(name: str, trust_remote_code: bool = False) -> tuple[Path, dict[str,
     if Path(name).is_dir():
         return Path(name), options
     return _cached(name) or _snapshot(name), options
+
+
+def _config(name: str, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    import methods.checkpoint.pruned_config  # noqa: F401  # registers the configuration of models whose layers differ
+
+    if _is_gguf(name):
+        from bench.data import gguf_reader
+
+        return gguf_reader.config(Path(name))
+    folder, options = _source(name, trust_remote_code)
+    return AutoConfig.from_pretrained(folder, **options)
 
 
 def _is_gguf(name: str) -> bool:

@@ -173,7 +173,7 @@ class DenseOutputs:
 def log_probabilities(model: Any, windows: Tensor, sweeping: Sweeping | None = None) -> Iterator[Tensor]:
     """Yield log-probabilities of each token's successor but the last's: (M, W) ids -> M times float32 (W - 1, V).
 
-    They lie on the CPU. `sweeping` is that of `measure`. Final norm and head compute in float32, since logits of bfloat16
+    They lie on the CPU. `sweeping` is that of `measure`. Final norm and head compute in float32: logits in bfloat16
     come in steps of up to an eighth, whose rounding alone is a divergence.
     """
     decoder, length = Decoder(model), windows.shape[1] - 1

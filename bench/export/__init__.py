@@ -6,6 +6,5 @@ engine_form   what each layer holds, with the zeros that an engine asks for
 gguf_file     one GGUF file, for llama.cpp
 nemotron_nas  a folder for MLX-LM and vLLM
 vocabulary    a tokenizer in a GGUF file
-gguf_reader   a GGUF file read again
 engine_check  whether llama.cpp computes what the file holds
 """

@@ -18,9 +18,9 @@ import gguf
 import torch
 from torch import Tensor
 
-from bench.data import texts
+from bench.data import gguf_reader, texts
 from bench.evaluation.scoring import window_nll
-from bench.export import gguf_reader, vocabulary
+from bench.export import vocabulary
 from bench.serving import llama_cpp
 from bench.serving.llama_cpp import EngineAnswer
 from bench.system.failures import Failure

@@ -2,7 +2,7 @@
 
 Layers of one width are written under the architecture's own name. GGUF's `deci` says for each layer how many heads and
 channels it has, none included, so that it holds every other Llama-like model. A file counts only once transformers, or
-bench.export.gguf_reader for `deci`, has made the same tensors, logits and tokens of it. Tensors are rounded, written
+bench.data.gguf_reader for `deci`, has made the same tensors, logits and tokens of it. Tensors are rounded, written
 and compared one at a time, and the reader's model is in the file's dtype, so that the host holds a few matrices in
 float32 and never the model.
 
@@ -30,7 +30,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from bench.export import gguf_reader, vocabulary
+from bench.data import gguf_reader
+from bench.export import vocabulary
 from bench.export.engine_form import EngineForm, engine_form, require_plain_llama
 from bench.serving import llama_cpp
 from methods.checkpoint.pruned_config import describe

@@ -163,14 +163,13 @@ def _measured(
         key: (None if record is None else Ended.of(record), why)
         for key, record, why in store.served(folder, cells, retry_failed)
     }
-    missing = [cell for cell in cells if here and served[cell.key][0] is None]
-    refuse_misfits(missing, session.machine.gpus, shared.get("memory"), shared["device_memory"])
+    missing = [cell for cell in cells if served[cell.key][0] is None]
+    refuse_misfits(missing if here else [], session.machine.gpus, shared.get("memory"), shared.get("device_memory"))
     several = estimates and session.slots > 1
     schedule = Schedule(cells, {key: one.seconds for key, one in (estimates or {}).items()} if several else None)
     forecast = Forecast(estimates or {}, session.slots, one_machine=here)
-    for cell in cells if estimates else ():
-        if served[cell.key][0] is None:
-            forecast.add(cell)
+    for cell in missing if estimates else ():
+        forecast.add(cell)
     known_removals = Removals(valid(folder))
     parents = Counter(cell.inputs["parent"] for cell in cells if cell.earlier and not served[cell.key][0])
     names = _names(cells)

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from bench.data import gguf_reader
 from bench.data.texts import EvaluationText
-from bench.export import engine_check, gguf_file, gguf_reader
+from bench.export import engine_check, gguf_file
 from bench.export.formats import GGUF
 from bench.plan.served import LLAMA_CPP, QUANTISED, ServedProtocol
 from bench.run.reproduce import PrunedModel

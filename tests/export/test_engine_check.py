@@ -11,7 +11,8 @@ import pytest
 import torch
 from uneven_models import bpe, droped, uneven
 
-from bench.export import engine_check, gguf_file, gguf_reader
+from bench.data import gguf_reader
+from bench.export import engine_check, gguf_file
 from bench.export.engine_form import Sizes
 from bench.serving import llama_cpp
 from methods.errors import UserError

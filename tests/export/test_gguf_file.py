@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from uneven_models import bpe, droped, uneven, with_a_map
 
 import methods
+from bench.data import gguf_reader
 from bench.data import pretrained as named
-from bench.export import gguf_file, gguf_reader
+from bench.export import gguf_file
 from methods.errors import UserError
 from methods.model.decoder import Decoder
 
@@ -120,6 +121,22 @@ def test_a_gguf_file_of_uneven_layers_is_the_model_again(kind, ids, tmp_path):
     put = sum(parameter.numel() for parameter in again.model.parameters())
     put -= sum(parameter.numel() for parameter in model.model.parameters())
     assert contents.form.zeros == put
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "attention gone"])
+def test_a_gguf_file_of_uneven_layers_is_a_base_model(kind, ids, tmp_path):
+    """As --model takes it: its shape without weights, its weights in a dtype, and its tokenizer."""
+    model, file = DECI[kind](), tmp_path / "model.gguf"
+    gguf_file.write(model, bpe(), file, torch.float32, "tiny")
+    base, tokenizer = named.load(str(file), torch.device("cpu"), torch.float32)
+    torch.testing.assert_close(logits(Decoder(base), ids), logits(model, ids), rtol=0, atol=1e-6)
+    shell = named.shell(str(file))
+    assert {name: one.shape for name, one in shell.state_dict().items()} == {
+        name: one.shape for name, one in base.state_dict().items()
+    }
+    assert {one.device.type for one in shell.parameters()} == {"meta"}
+    assert tokenizer("a 12 of them")["input_ids"] == bpe()("a 12 of them")["input_ids"]
+    assert named.load_tokenizer(str(file)).eos_token == tokenizer.eos_token
 
 
 def test_what_llama_cpp_cannot_do_without_is_zeros():

@@ -9,7 +9,8 @@ import torch
 from conftest import tiny
 from uneven_models import bpe, uneven
 
-from bench.export import gguf_file, gguf_reader
+from bench.data import gguf_reader
+from bench.export import gguf_file
 from bench.serving import llama_cpp, llama_cpp_speed
 from bench.speed.workloads import TimedPoint
 from methods.model.decoder import Decoder

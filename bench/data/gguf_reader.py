@@ -1,4 +1,4 @@
-"""Reads a GGUF file again: through transformers, or (`deci`, Llama-like layers of sizes of their own) by what it says.
+"""Reads a GGUF file: through transformers, or (`deci`, Llama-like layers of sizes of their own) by what it says.
 
 Letters: D = residual width, H = query heads, G = key/value heads, E = head width.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import gguf
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer, LlamaConfig, PreTrainedConfig, TokenizersBackend
 
 from bench.data import conversion
 from methods.checkpoint.pruned_config import PrunedConfig
@@ -43,6 +43,30 @@ def read(file: Path, dtype: torch.dtype) -> Decoder:
             return Decoder(conversion.from_gguf(file, dtype)[0])
     except (RuntimeError, KeyError, NotImplementedError) as error:
         raise ValueError(first_line(error)) from error
+
+
+def load(file: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Return the model in `file` in `dtype`, and its tokenizer. Raises ValueError as `read`."""
+    if architecture(file) == DECI:
+        return _read_deci(file, dtype).model, tokenizer(file)
+    return conversion.from_gguf(file, dtype)
+
+
+def config(file: Path) -> PreTrainedConfig:
+    """Return the configuration of what a file describes. Raises ValueError where it is none."""
+    reader = gguf.GGUFReader(file)
+    if _value(reader, "general.architecture") == DECI:
+        return _config(reader, {tensor.name for tensor in reader.tensors})
+    found: PreTrainedConfig = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    return found
+
+
+def tokenizer(file: Path) -> Any:
+    """Return the tokenizer that a file holds."""
+    if architecture(file) == DECI:
+        options = {"name_or_path": str(file.parent), "gguf_file": file.name}
+        return TokenizersBackend(**options)  # type: ignore[no-untyped-call]
+    return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
 
 
 def read_in_a_step(file: Path) -> tuple[int, int]:
