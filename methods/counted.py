@@ -9,7 +9,9 @@ the ratio at which a method meets it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, get_args
 
 from methods.errors import OutOfReach
@@ -24,6 +26,7 @@ QUANTITIES = {  # what a budget may be a share of, and what the share that stays
     "bytes": "the weights' bytes",
     "kv": "the KV cache's bytes per token",
     "macs": "the MACs per token",
+    "latency": "the milliseconds per token by the table",
 }
 MISSED = 0.005  # of the dense model's quantity: the largest miss of a budget that is not marked (bench.records.columns)
 LAYERS, BLOCKS = "layers, by their number", "attentions and MLPs, by their number"
@@ -45,7 +48,39 @@ IN_PAPERS = {  # what the ratio of a module's paper is a share of
 }
 
 
-def counted(model: Decoder, of: str, context: int = 0) -> int:
+@dataclass(frozen=True)
+class LatencyTable:
+    """Says how long a generated token takes by the sizes of a model's parts, as a machine has been measured.
+
+    parts  by "attention" and "mlp", of a layer: [parameters, milliseconds], rising from [0, 0] to what the dense model
+           has; between two of them a straight line, beyond the last one its slope
+    rest   milliseconds of all that is no layer
+    """
+
+    parts: dict[str, list[list[float]]]
+    rest: float
+
+    def ms(self, model: Decoder) -> float:
+        """Return the milliseconds that a token takes."""
+        return self.rest + sum(map(self.of_layer, model.layers))
+
+    def of_layer(self, layer: Layer) -> float:
+        """Return the milliseconds of a layer; what is in no part of it, such as a map of the residual, is as an MLP."""
+        sizes = layer.sizes()
+        beside = sizes["layer"] - sizes["attention"] - sizes["mlp"]
+        (before, less), (most, ms) = self.parts["mlp"][-2:]
+        of_parts = sum(self.of_part(part, sizes[part]) for part in self.parts)
+        return of_parts + beside * (ms - less) / (most - before)
+
+    def of_part(self, part: str, parameters: int) -> float:
+        """Return the milliseconds of a part with so many parameters."""
+        points = self.parts[part]
+        pairs = pairwise(points)
+        (low, less), (high, more) = next((pair for pair in pairs if parameters <= pair[1][0]), (points[-2], points[-1]))
+        return less + (more - less) * (parameters - low) / (high - low)
+
+
+def counted(model: Decoder, of: str, context: int = 0, table: LatencyTable | None = None) -> float:
     """Return how much there is of what a ratio or a budget is a share of.
 
     all      every parameter that is stored
@@ -54,22 +89,22 @@ def counted(model: Decoder, of: str, context: int = 0) -> int:
     bytes    those of all stored parameters, in their dtypes
     kv       bytes of the key/value cache for each token of context
     macs     multiply-accumulates per token of a sequence of `context` tokens
+    latency  milliseconds per generated token, by a table
     """
     from methods.model import sizes
 
-    match of:
-        case "all":
-            return sizes.parameters(model)
-        case "decoder":
-            return sizes.parameters_without_embeddings(model)
-        case "layers":
-            return sum(map(sizes.layer_parameters, model.layers))
-        case "bytes":
-            return sizes.weight_bytes(model)
-        case "kv":
-            return sizes.kv_bytes_per_token(model)
-        case "macs":
-            return sizes.macs_per_token(model, context)
+    ways: dict[str, Callable[[], float]] = {
+        "all": lambda: sizes.parameters(model),
+        "decoder": lambda: sizes.parameters_without_embeddings(model),
+        "layers": lambda: sum(map(sizes.layer_parameters, model.layers)),
+        "bytes": lambda: sizes.weight_bytes(model),
+        "kv": lambda: sizes.kv_bytes_per_token(model),
+        "macs": lambda: sizes.macs_per_token(model, context),
+    }
+    if table is not None:
+        ways["latency"] = lambda: table.ms(model)
+    if of in ways:
+        return ways[of]()
     raise ValueError(f"a ratio is a share of {', '.join(COUNTED)}; got {of!r}")
 
 
@@ -88,32 +123,36 @@ class Budget:
     share    of it that may stay
     start    the share of all parameters that goes where all layers lose alike
     layer    the share of the quantity that a layer holds, on average
+    table    by which latency is told
     """
 
     of: str
     context: int
-    dense: int
+    dense: float
     share: float
     start: float
     layer: float
+    table: LatencyTable | None = None
 
     def stays(self, model: Decoder) -> float:
         """Return which share of the dense model's quantity a model has."""
-        return counted(model, self.of, self.context) / self.dense
+        return counted(model, self.of, self.context, self.table) / self.dense
 
     def __str__(self) -> str:
         return f"{self.of}={self.share:.4g}"
 
 
-def quantity_budget(model: Decoder, gone: float, of: str, context: int, *, whole: bool) -> Budget:
+def quantity_budget(
+    model: Decoder, gone: float, of: str, context: int, *, whole: bool, table: LatencyTable | None = None
+) -> Budget:
     """Return the budget of a dense model, which may be without weights, where the share `gone` of a quantity goes.
 
     whole  round it to whole layers, as a ratio is rounded
 
     Raises OutOfReach when all layers but one hold less.
     """
-    layers, dense = model.layers, counted(model, of, context)
-    L, inside = len(layers), sum(_held(layer, of, context) for layer in layers)
+    layers, dense = model.layers, counted(model, of, context, table)
+    L, inside = len(layers), sum(_held(layer, of, context, table) for layer in layers)
     share = gone * dense / inside  # of what the layers hold
     share, most = (round(share * L) / L, 1 - 1 / L) if whole else (share, 1.0)
     if share > most:
@@ -121,13 +160,15 @@ def quantity_budget(model: Decoder, gone: float, of: str, context: int, *, whole
         reach = most * inside / dense
         raise OutOfReach(f"{of}={1 - gone:g} is out of reach: {which} hold {reach:.3f} of {QUANTITIES[of]}")
     start = share * counted(model, "layers") / counted(model, "all")
-    return Budget(of, context, dense, 1 - share * inside / dense, start, inside / L / dense)
+    return Budget(of, context, dense, 1 - share * inside / dense, start, inside / L / dense, table)
 
 
-def _held(layer: Layer, of: str, context: int) -> int:
+def _held(layer: Layer, of: str, context: int, table: LatencyTable | None) -> float:
     """Return how much of a quantity goes when a layer goes."""
     from torch import nn
 
+    if table is not None:
+        return table.of_layer(layer)
     parameters, modules = list(layer.module.parameters()), layer.module.modules()
     match of:
         case "bytes":

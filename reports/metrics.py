@@ -146,6 +146,7 @@ METRICS = {
     "bytes_stays": Metric("bytes", "%", percent),
     "kv_stays": Metric("KV cache", "%", percent),
     "macs_stays": Metric("MACs", "%", percent),
+    "latency_stays": Metric("latency", "%", percent),
     "parameters": Metric("params", "", count),
     "layers": Metric("layers", "", count),
     "perplexity_": Metric("ppl {}", "", perplexity, "lower", "interval"),

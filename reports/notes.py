@@ -91,6 +91,7 @@ def exceptions(records: Sequence[Record], stages: Collection[str] = ()) -> Itera
         elif miss is not None and abs(miss) > MISS:
             yield f"* {name} misses the {_missed(record)}."
         yield from _misfits(record, name)
+        yield from _timed(record, name)
         if stages:
             yield from speed_notes.doubts(record, stages, name)
     yield from _versions(records)
@@ -106,6 +107,21 @@ def _missed(record: Record) -> str:
     counted = "" if of == "all" else f" of the {of}"
     allowed = "" if requested is None else f"requested {show(requested)}{counted}, "
     return f"ratio: {allowed}budget {show(measured['ratio_budget'])}, achieved {show(measured['ratio'])}"
+
+
+def _timed(record: Record, name: str) -> Iterator[str]:
+    """Yield what a timing says of a budget of latency that the table has met, where it says something else."""
+    asked, speed = record.measured.get("budget"), record.measured.get("speed", {})
+    if not asked or asked["of"] != "latency":
+        return
+    depth = record.cell["latency"]["about"]["depth"]
+    for point in speed.get("points", []):
+        if point["kind"] == "decode" and (point["context"], point["batch"]) == (depth, 1) and "speedup" in point:
+            low, high = 1 / point["speedup_high"], 1 / point["speedup_low"]
+            if not low - MISS <= asked["stays"] <= high + MISS:
+                show = METRICS["ratio"].show
+                took = f"{show(1 / point['speedup'])}, 95 % interval {show(low)} to {show(high)}"
+                yield f"{name}: {show(asked['stays'])} of the milliseconds per token by the table, timed {took}."
 
 
 def _misfits(record: Record, name: str) -> Iterator[str]:

@@ -34,6 +34,8 @@ class Cell:
     ratio_of what the ratio is a share of, see methods.counted; "all" where there is no ratio. A budget of macs=0.8 is a
              ratio of 0.2 of "macs"
     healing  how the model is trained once it is pruned
+    latency  the table by which a budget of "latency" is told (methods.counted.LatencyTable), with what was measured;
+             None for any other
     earlier  what was done to it before, first to last; `ratio` is of the dense model all the same (bench.plan.chain)
     inputs   what the answer stands on (bench.run.fingerprint); the runner fills it in, since it needs the loaded
              materials
@@ -54,6 +56,7 @@ class Cell:
     healing: Recipe | None = None
     earlier: tuple[Stage, ...] = ()
     ratio_of: str = "all"
+    latency: dict[str, Any] | None = field(default=None, hash=False)
 
     @cached_property
     def label(self) -> str:
@@ -70,7 +73,7 @@ class Cell:
 
     def plain(self) -> dict[str, Any]:
         """Return every field as a record holds it; what most cells have none of only where there is any."""
-        absent = {name for name in ("healing", "earlier") if not getattr(self, name)}
+        absent = {name for name in ("healing", "earlier", "latency") if not getattr(self, name)}
         found = {name: value for name, value in asdict(self).items() if name not in absent}
         if self.ratio_of == "all":
             del found["ratio_of"]

@@ -225,9 +225,10 @@ def quantity(cell: Cell, decoder: Decoder) -> Budget | None:
 
     Raises OutOfReach where no method could meet it.
     """
-    from methods.counted import QUANTITIES, quantity_budget
+    from methods.counted import QUANTITIES, LatencyTable, quantity_budget
 
     if cell.ratio is None or cell.ratio_of not in QUANTITIES:
         return None
-    whole = cell.match == "layers"
-    return quantity_budget(decoder, cell.ratio, cell.ratio_of, cell.protocol.macs_context, whole=whole)
+    whole, context = cell.match == "layers", cell.protocol.macs_context
+    table = LatencyTable(cell.latency["parts"], cell.latency["rest"]) if cell.latency else None
+    return quantity_budget(decoder, cell.ratio, cell.ratio_of, context, whole=whole, table=table)

@@ -43,9 +43,10 @@ CARD = "of its GPU's: layers lie in files and visit it one at a time where the w
 LIMIT = "0 for no limit, or positive"
 SHARES = "a list of shares of the parameters, each in [0, 1), as in 0.1,0.3"
 BUDGET = (
-    "in place of --ratio: the share that may stay of the weights' bytes, of the KV cache's bytes per token or of the "
-    "multiply-accumulates per token, as in bytes=0.8, kv=0.8 or macs=0.8,0.6"
+    "in place of --ratio: the share that may stay of the weights' bytes, of the KV cache's bytes per token, of the "
+    "multiply-accumulates or of the milliseconds per token, as in bytes=0.8, kv=0.8, macs=0.8,0.6 or latency=0.8"
 )
+TABLE = "that tells --budget latency, as the command latency-table has measured it"
 
 ENGINE = "local is this machine, ray a cluster, see docs/guides/engines.md"
 GPUS = "GPUs that each cell has to itself, over which its model is spread"
@@ -63,6 +64,7 @@ class RunSpec:
     model                of several, in one text or a list, each has every cell, and its own dense one
     ratios               shares of the parameters to remove, each in [0, 1), of those that `ratio_of` counts
     budget               shares of one quantity of the dense model that may stay, in place of ratios: "macs=0.8,0.6"
+    latency_table        the file that tells budgets of latency
     settings             parameters of methods, several values of which sweep: {"laco.C": [2, 3]} or "laco.C=2,3"
     healing              how every pruned model is trained a little and measured once more; None: not at all
     profile, protocol    how is measured: a name of PROFILES, and by the names of Protocol what is to differ from it;
@@ -84,6 +86,7 @@ class RunSpec:
         "all", "what a ratio is a share of: all parameters, without embeddings, or those of layers"
     )
     budget: Sequence[str] = what((), BUDGET, "NAME=LIST")
+    latency_table: Path | None = what(None, TABLE, "FILE")
     settings: Sequence[str] | Mapping[str, Any] = what(
         (), "as in laco.T=0.7; laco.C=2,3,4 sweeps", "METHOD.NAME=LIST", flag="set", repeated=True
     )
@@ -156,6 +159,8 @@ class RunSpec:
 
     def _refuse_two_amounts(self) -> None:
         """Raise UserError for a budget that is none, and for one beside what it takes the place of."""
+        if self.latency_table and self.amounts[1] != "latency":
+            raise UserError("--latency-table tells --budget latency, which is not asked for; leave it out")
         if not self.budget:
             return
         for flag, given in {"--ratio": self.ratios, "--ratio-of": self.ratio_of != "all"}.items():

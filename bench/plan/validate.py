@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Collection, Iterable
@@ -55,6 +56,34 @@ def target(spec: RunSpec, model: str, read: Iterable[str], *, here: bool = True)
         raise UserError(str(error)) from None
 
 
+def latency_table(spec: RunSpec, model: str, found: Target) -> dict[str, Any]:
+    """Return the table of a run whose budgets are of latency. Raises UserError where there is none for this target."""
+    command, file = f"`python -m bench latency-table {model} --out FILE` measures one", spec.latency_table
+    if file is None:
+        raise UserError(f"--budget latency is told by a table of this machine: --latency-table FILE; {command}")
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+        about, parts = table["about"], [table["parts"][part] for part in ("attention", "mlp")]
+        sound = all(len(points) > 1 and points[0] == [0, 0] and sorted(points) == points for points in parts)
+        has = {name: about[name] for name in ("weights_sha256", "dtype", "device", "threads")}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"--latency-table {file} is no table of latencies ({type(error).__name__}); {command}"
+        ) from None
+    wanted = {
+        "weights_sha256": pretrained.weights_sha256(model),
+        "dtype": str(found.dtype).removeprefix("torch."),
+        "device": str(found.device),
+        "threads": torch.get_num_threads(),
+    }
+    if other := [name for name in wanted if has[name] != wanted[name]]:
+        name = other[0]
+        raise UserError(f"--latency-table {file} has {name} {has[name]}, and this run {wanted[name]}; {command}")
+    if not sound or not table["rest"] >= 0:
+        raise UserError(f"--latency-table {file} has figures that do not rise from nothing; {command}")
+    return {name: table[name] for name in ("parts", "rest", "about")}
+
+
 def _named_device(spec: RunSpec) -> torch.device:
     """Return the device of other machines, which cannot be looked for."""
     if spec.device not in ("cpu", "cuda"):
@@ -100,6 +129,7 @@ def cells(spec: RunSpec, *, here: bool = True) -> list[Cell]:
                 "trust_remote_code": spec.trust_remote_code,
                 "protocol": replace(_timed_on(found, protocol, spec.protocol), tasks=names, task_data=local),
                 "seed": seed,
+                "latency": latency_table(spec, model, found) if of == "latency" else None,
             }
             further = [_stage_cells(stage, found.decoder, common) for stage in stages]
             pruned = grid.cells(mentions, ratios, found.decoder, common)

@@ -30,8 +30,8 @@ A record has these keys and no others:
     ratio                             float, 1 - parameters / dense_parameters
     ratio_without_embeddings          float
     ratio_budget                      float, what every method of the run had to meet; absent if none was asked
-    budget       {of (bytes, kv or macs), share (of the dense model's that may stay), stays (what does), ratio (of all
-                 parameters, what the method was asked for), tried: [[ratio, what stays] of each pruning]}   in place of
+    budget       {of (bytes, kv, macs or latency), share (of the dense model's that may stay), stays (what does), ratio
+                 (of all parameters, what was asked for), tried: [[ratio, what stays] of each pruning]}   in place of
                  ratio_budget where the budget was no number of parameters
     layers, dense_layers              int
     weight_bytes                      int

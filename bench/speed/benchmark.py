@@ -102,7 +102,7 @@ def _work(line: worker.Line, cell: Cell, threads: int, plugins: list[str], paren
     line.alive("while it loaded the dense model")
     dense = _dense(cell, device)
     if device.type == "cpu":
-        _own_memory(dense, pruned)
+        own_memory(dense, pruned)
     Decoder(dense)  # makes it of the same kind of matrices as the pruned model is
     slowed_by = set[str]()
     for point in benchmark.time(dense, pruned):
@@ -125,7 +125,7 @@ def _dense(cell: Cell, device: torch.device) -> nn.Module:
     return pretrained.load(cell.model, torch.device("cpu"), *how)[0]
 
 
-def _own_memory(*models: nn.Module) -> None:
+def own_memory(*models: nn.Module) -> None:
     """Copy every tensor into plain memory: a model that lies in a mapped file would be timed differently."""
     for model in models:
         for tensor in (*model.parameters(), *model.buffers()):

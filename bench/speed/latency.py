@@ -1,0 +1,102 @@
+"""Measures how long a generated token takes by the sizes of a model's parts, for budgets of latency.
+
+The dense model is timed in turns with copies of it of which every layer has lost the same: some heads or channels, or
+its attention or its MLP whole. What one part takes at a size is a share of what the copy takes beyond the one that has
+lost the part:
+
+    ms(size) = (T(size) - T(gone)) / L,    rest = T(dense) - L (ms(attention) + ms(MLP))
+
+T = milliseconds of a step of generation, L = layers. Turns are those of every timed cell (bench.speed.benchmark); T of
+a copy is its ratio to the dense model in the same turns, times the median of the dense model's over all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import accumulate
+from statistics import fmean, median
+from typing import Any
+
+import torch
+
+from bench.data import pretrained
+from bench.plan.protocol import profile
+from bench.speed.benchmark import SpeedBenchmark, clock_of, own_memory
+from bench.system import environment
+from methods.errors import UserError
+from methods.model.decoder import Decoder, twin
+from methods.model.structures import Sublayer, remove_sublayers, structures_of, sublayers_of
+
+KINDS = {"attention": "kv_heads", "mlp": "channels"}  # what a part consists of
+SHARES = (0.25, 0.5, 0.75)  # of it that stay
+
+
+def measure(name: str, device: torch.device, dtype: torch.dtype, depth: int, rounds: int) -> dict[str, Any]:
+    """Return a table as JSON values: parts and rest of methods.counted.LatencyTable, and `about`, what was measured.
+
+    depth   tokens of context behind which a token is generated, one sequence at a time
+    rounds  in which a copy and the dense model are timed
+
+    Raises UserError where a copy cannot be timed.
+    """
+    dense = pretrained.load(name, device, dtype)[0]
+    if device.type == "cpu":
+        own_memory(dense)
+    model = Decoder(dense)
+    protocol = replace(profile("quick"), prefill=(), decode=(depth,), batches=(1,), speed_rounds=rounds)
+    timer = SpeedBenchmark(protocol, clock_of([device]), [device], [], lambda _: None)
+    timed = list[dict[str, Any]]()
+    for part, copy in _copies(model):
+        (point,) = timer.time(dense, copy.model)
+        if "speedup" not in point:
+            raise UserError(f"a model without some of its {part}s cannot be timed: {point.get('failed', point)}")
+        size = fmean(layer.sizes()[part] for layer in copy.layers)
+        timed.append({"part": part, "parameters": size, **_figures(point)})
+    whole, L = median(one["dense_ms"] for one in timed), len(model.layers)
+    parts = {part: _points(model, part, timed, whole) for part in KINDS}
+    return {
+        "parts": parts,
+        "rest": whole - L * sum(points[-1][1] for points in parts.values()),
+        "about": {
+            "model": pretrained.display_name(name),
+            "weights_sha256": pretrained.weights_sha256(name),
+            "dtype": str(dtype).removeprefix("torch."),
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+            "environment": environment.describe(device, dtype),
+            "depth": depth,
+            "rounds": rounds,
+            "dense_ms": whole,
+            "copies": timed,
+        },
+    }
+
+
+def _copies(model: Decoder) -> Iterator[tuple[str, Decoder]]:
+    """Yield for each part copies of the model: without it, and with shares of what it consists of."""
+    for part, kind in KINDS.items():
+        gone = twin(model)
+        remove_sublayers(gone, [Sublayer(part, block.layer) for block in sublayers_of(gone, part)])
+        yield part, gone
+        sizes = {structure.size for structure in structures_of(model, kind)}
+        for kept in sorted({round(share * size) for share in SHARES for size in sizes} - {0, *sizes}):
+            copy = twin(model)
+            for structure in structures_of(copy, kind):
+                structure.remove(torch.arange(structure.size), max(0, structure.size - kept))
+            yield part, copy
+
+
+def _points(model: Decoder, part: str, timed: list[dict[str, Any]], whole: float) -> list[list[float]]:
+    """Return [parameters, ms] of a part, rising: noise that would make a larger part faster is left out."""
+    own = [(one["parameters"], one["times_dense"] * whole) for one in timed if one["part"] == part]
+    own.append((fmean(layer.sizes()[part] for layer in model.layers), whole))
+    (_, without), *others = sorted(own)
+    ms = accumulate(((each - without) / len(model.layers) for _, each in others), max, initial=0.0)
+    return [[size, each] for size, each in zip([0.0, *(size for size, _ in others)], ms, strict=True)]
+
+
+def _figures(point: dict[str, Any]) -> dict[str, Any]:
+    """Return what a copy takes, times the dense model's, with its 95 % interval."""
+    low, high = 1 / point["speedup_high"], 1 / point["speedup_low"]
+    return {"dense_ms": point["dense_ms"], "times_dense": 1 / point["speedup"], "low": low, "high": high}

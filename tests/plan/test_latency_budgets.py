@@ -1,0 +1,168 @@
+"""Budgets of latency: the table that tells them, what is refused of it, and what a timing says afterwards."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import refused, tiny
+from made_records import PER_LAYER, measured, ok
+
+from bench.cli.main import main
+from bench.data import pretrained
+from bench.records.run_folder import load_run
+from bench.run.reproduce import prune_again
+from bench.speed import latency
+from bench.speed.benchmark import SpeedBenchmark
+from methods.counted import LatencyTable, counted
+from methods.model.decoder import Decoder
+from methods.model.residual_map import put_map
+from methods.model.structures import Sublayer, drop_layers, remove_sublayers, structures_of
+from reports import notes
+
+POINTS = {"attention": [[0, 0], [1_000, 0.5], [3_104, 1.0]], "mlp": [[0, 0], [4_640, 2.0]]}
+TABLE = LatencyTable(POINTS, 3.0)
+
+
+@pytest.fixture
+def table_of(model_folder, tmp_path):
+    """Write a table of the tiny Llama, changed at some names."""
+
+    def write(**changes: object) -> str:
+        sizes = Decoder(pretrained.shell(str(model_folder))).layers[0].sizes()
+        about = {"weights_sha256": pretrained.weights_sha256(str(model_folder)), "dtype": "float32", "device": "cpu"}
+        about |= {"threads": torch.get_num_threads(), "depth": 4}
+        parts = {part: [[0, 0], [sizes[part] / 2, 0.8], [sizes[part], 1.0]] for part in ("attention", "mlp")}
+        changed = {name: value for name, value in changes.items() if name in about}
+        table = {"parts": parts, "rest": 1.0, "about": about | changed}
+        table |= {name: value for name, value in changes.items() if name in table}
+        file = tmp_path / "latency.json"
+        file.write_text(json.dumps(table))
+        return str(file)
+
+    return write
+
+
+def test_a_model_takes_what_its_parts_take_and_the_rest():
+    model = Decoder(tiny("llama"))
+    sizes = model.layers[0].sizes()
+    assert counted(model, "latency", table=TABLE) == TABLE.ms(model)
+    whole = 3 + 6 * (0.5 + 0.5 * (sizes["attention"] - 1_000) / 2_104 + 2 * sizes["mlp"] / 4_640)
+    assert TABLE.ms(model) == pytest.approx(whole)
+    remove_sublayers(model, [Sublayer("mlp", 2)])
+    assert TABLE.ms(model) == pytest.approx(whole - 2 * sizes["mlp"] / 4_640)
+    (channels, *_) = structures_of(model, "channels")
+    before = TABLE.ms(model)
+    channels.drop([0, 1, 2])
+    assert TABLE.ms(model) == pytest.approx(before - 2 * 3 * 3 * 32 / 4_640)
+    drop_layers(model, [3, 4])
+    assert TABLE.ms(model) == pytest.approx(before - 2 * 9 * 32 / 4_640 - 2 * (whole - 3) / 6)
+    before = TABLE.ms(model)
+    put_map(model, 1, torch.zeros(32, 32))  # costs what channels cost
+    assert TABLE.ms(model) == pytest.approx(before + 2 * 32 * 32 / 4_640)
+
+
+def test_a_table_is_what_the_copies_of_a_model_take_beside_it(model_folder, monkeypatch):
+    """With a clock by which a step takes a millisecond for each 10,000 parameters, and layers another half."""
+
+    def time(benchmark, dense, copy):
+        ms = [Decoder(one).model.num_parameters() / 1e4 + len(Decoder(one).layers) / 2 for one in (dense, copy)]
+        times = ms[0] / ms[1]
+        yield {"kind": "decode", "dense_ms": ms[0], "speedup": times, "speedup_low": times, "speedup_high": times}
+
+    monkeypatch.setattr(SpeedBenchmark, "time", time)
+    found = latency.measure(str(model_folder), torch.device("cpu"), torch.float32, 4, 6)
+    model = Decoder(pretrained.shell(str(model_folder)))
+    table = LatencyTable(found["parts"], found["rest"])
+    for part, points in found["parts"].items():
+        assert points[0] == [0, 0]
+        assert len(points) > 2
+        assert all(ms == pytest.approx(size / 1e4, abs=1e-9) for size, ms in points), part
+    assert table.ms(model) == pytest.approx(found["about"]["dense_ms"])
+    drop_layers(model, [0])  # of which the half is the rest's, since no copy is without it
+    assert table.ms(model) == pytest.approx(found["about"]["dense_ms"] - model.layers[0].sizes()["layer"] / 1e4)
+
+
+def test_noise_makes_no_larger_part_faster(monkeypatch, model_folder):
+    def time(benchmark, dense, copy):
+        times = 1.25 if len(Decoder(copy).layers[0].sizes()) and Decoder(copy).layers[0].has_mlp else 2.0
+        yield {"dense_ms": 10.0, "speedup": times, "speedup_low": times, "speedup_high": times}
+
+    monkeypatch.setattr(SpeedBenchmark, "time", time)
+    found = latency.measure(str(model_folder), torch.device("cpu"), torch.float32, 4, 6)
+    for points in found["parts"].values():
+        assert points == sorted(points)
+        assert [ms for _, ms in points] == sorted(ms for _, ms in points)
+
+
+def test_a_run_meets_a_budget_of_latency_and_has_its_table(base, table_of, tmp_path, capsys):
+    file = table_of()
+    asked = ["--methods", "flap,drop-tail", "--budget", "latency=0.7", "--latency-table", file, "--match", "exact"]
+    run = [*base, *asked, "--no-checks", "--dtype", "float32"]
+    assert main(run) == 0
+    assert "latency=0.7" in capsys.readouterr().out
+    dense, flap, tail = load_run(tmp_path / "run")
+    table = json.loads((tmp_path / "latency.json").read_text())
+    for record in (flap, tail):
+        assert record.cell["latency"] == table
+        assert record.measured["budget"]["of"] == "latency"
+    assert "latency" not in dense.cell or dense.cell["latency"] == table
+    assert abs(flap.measured["budget"]["stays"] - 0.7) < 0.02
+    told, whole = LatencyTable(table["parts"], table["rest"]), Decoder(pretrained.shell(dense.cell["model"]))
+    for record in (flap, tail):
+        assert record.measured["budget"]["stays"] == told.ms(prune_again(record, "cpu").model) / told.ms(whole)
+    assert main([*run, "--plan"]) == 0
+    assert "has a record" in capsys.readouterr().out
+    changed = [table_of(rest=2.0) if word == file else word for word in run]
+    assert main([*changed, "--plan"]) == 0
+    assert "has a record" not in capsys.readouterr().out.replace("dense", "")
+
+
+def test_what_is_no_table_of_this_run_is_refused_before_any_work(base, table_of, tmp_path, capsys):
+    def said(*more: str) -> str:
+        return refused(capsys, [*base, "--methods", "flap", "--dtype", "float32", *more])
+
+    budget = ["--budget", "latency=0.8"]
+    assert "--latency-table FILE; `python -m bench latency-table" in said(*budget)
+    assert "--latency-table tells --budget latency, which is not asked for" in said(
+        "--ratio", "0.3", "--latency-table", table_of()
+    )
+    for changes, words in (
+        ({"dtype": "bfloat16"}, "has dtype bfloat16, and this run float32"),
+        ({"device": "cuda"}, "has device cuda, and this run cpu"),
+        ({"threads": 64}, "has threads 64, and this run"),
+        ({"weights_sha256": "0" * 64}, "has weights_sha256 0000"),
+        ({"rest": -1.0}, "figures that do not rise from nothing"),
+        ({"parts": {"attention": [[0, 0], [5, 1]], "mlp": [[0, 0], [5, 1], [4, 2]]}}, "do not rise from nothing"),
+        ({"parts": {"mlp": [[0, 0], [5, 1]]}}, "is no table of latencies (KeyError)"),
+    ):
+        assert words in said(*budget, "--latency-table", table_of(**changes))
+    (tmp_path / "latency.json").write_text("[1, 2")
+    for name, error in (("latency.json", "JSONDecodeError"), ("none.json", "FileNotFoundError")):
+        assert f"is no table of latencies ({error})" in said(*budget, "--latency-table", str(tmp_path / name))
+
+
+@pytest.mark.parametrize(("speedup", "speaks"), [(1.25, False), (1.1, True)])
+def test_a_timing_that_says_otherwise_is_named(speedup, speaks):
+    six = measured(6 * PER_LAYER, (50.0, 60.0, 70.0), [0.4] * 5, 60.0)
+    point = {"kind": "decode", "context": 64, "batch": 1, "speedup": speedup}
+    point |= {"speedup_low": 0.98 * speedup, "speedup_high": 1.02 * speedup}
+    found = {"of": "latency", "share": 0.8, "stays": 0.8, "ratio": 0.2, "tried": [[0.2, 0.8]]}
+    record = ok("flap", 0.2, six | {"budget": found, "speed": {"points": [point]}}, ratio_of="latency")
+    record.cell["latency"] = {"about": {"depth": 64}}
+    said = [line for line in notes.exceptions([record]) if "by the table" in line]
+    wanted = "flap: 80.0 % of the milliseconds per token by the table, timed 90.9 %, 95 % interval 89.1 % to 92.8 %."
+    assert said == ([wanted] if speaks else [])
+
+
+def test_the_command_writes_a_table_and_shows_it(model_folder, tmp_path, capsys):
+    out = tmp_path / "latency.json"
+    command = ["latency-table", str(model_folder), "--decode", "4", "--dtype", "float32"]
+    assert "at least 6; got 2" in refused(capsys, [*command, "--speed-rounds", "2", "--out", str(out)])
+    assert main([*command, "--speed-rounds", "6", "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    found = json.loads(out.read_text())
+    assert shown.count("\nattention ") == len(found["parts"]["attention"]) - 1 > 0
+    assert "all but the layers" in shown
+    assert "exists; name a new file" in refused(capsys, [*command, "--out", str(out)])
