@@ -123,7 +123,6 @@ ILLEGAL_ON_TWO = [
     ("methods/model/activations.py", "one.to(state.device)", "one", "shortgpt+ghost"),
     ("methods/model/sliced_layer.py", "Q[:, :d].to(weight.device)", "Q[:, :d]", "slicegpt"),
     ("methods/model/sliced_layer.py", "Q.to(weight.device, weight.dtype)", "Q.to(weight.dtype)", "slicegpt"),
-    ("methods/depth/angular.py", "entered[0].to(step.y.device)", "entered[0]", "angular"),
     ("methods/depth/laco.py", "weights[-1].detach().to(matrix.weight.device)", "weights[-1].detach()", "laco"),
     ("methods/depth/laco.py", "theta.detach().to(base.device)", "theta.detach()", "laco-published"),
     ("methods/depth/collapse_fit.py", "z, where = beside(before, z, self.where)", "where = self.where", "laco-ls"),
@@ -136,11 +135,11 @@ ILLEGAL_ON_TWO = [
 LEGAL = [
     ("methods/width/wanda_sp.py", "s.cpu()[", "s[", "wanda-sp"),
     ("bench/evaluation/checks.py", "input_ids=ids.to(model.device)", "input_ids=ids", "generate"),
-    ("methods/model/activations.py", "    (masks,) = beside(states, masks)\n", "", "shortgpt"),
+    ("methods/model/activations.py", "(self.masks,) = beside(self.states, masks)", "self.masks = masks", "shortgpt"),
     ("methods/depth/greedy_search.py", "torch.arange(len(x), device=x.device)", "torch.arange(len(x))", "sleb"),
     ("methods/depth/laco_ls.py", "calibration.mask[:, 1:].to(self.entry.x.device)", "calibration.mask[:, 1:]",
      "laco-ls"),
-    ("methods/width/slicegpt.py", "entry.x.to(self.waits).float()", "entry.x.float()", "slicegpt, waiting on the host"),
+    ("methods/width/slicegpt.py", "entry.x.to(waits).float()", "entry.x.float()", "slicegpt, waiting on the host"),
     ("bench/evaluation/scoring.py", "scored[block].to(model.device)", "scored[block]", "read"),
 ]  # fmt: skip
 
