@@ -1,16 +1,19 @@
-"""The study of served models says what its records say."""
+"""The studies of served models and of a budget of latency say what their records say."""
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 from pages import ROOT, text
 
 from bench.records import served
+from bench.records.run_folder import load_run
 from reports.figures import served as figures
 from reports.formats import markdown
 from reports.tables.speed import served as tables
+from reports.tables.views import view
 
 RUN = ROOT / "docs/results/smollm2-135m"
 
@@ -81,3 +84,30 @@ def test_the_picture_is_drawn_from_the_records(records):
     assert all(math.isfinite(y) for chart in (size, speed) for _, y in chart.front)
     picture = text("docs/images/served.svg")
     assert drawn.description.partition(".")[0] in picture
+
+
+def test_the_table_of_one_budget_of_latency_is_that_of_its_records():
+    records = load_run(ROOT / "docs/results/latency")
+    page, (table,) = text("docs/studies/speed.md"), view("main", records)
+    lines = [line for line in markdown.grid(table.groups()[0]).splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 5
+    assert all(line in page for line in lines)
+    pruned = [record for record in records if record.cell["method"] != "dense"]
+    (told,) = {json.dumps(record.cell["latency"]) for record in pruned}
+    told = json.loads(told)
+    attention, mlp = (told["parts"][part] for part in ("attention", "mlp"))
+    assert f"{told['about']['dense_ms']:.0f} ms for a token" in page
+    assert f"takes {attention[-1][1]:.2f}, its MLP {mlp[-1][1]:.2f} and all that is no layer {told['rest']:.1f}" in page
+    assert f"a third of the heads {attention[1][1] / attention[-1][1]:.0%}".replace("%", " %") in page
+    assert attention[1][0] / attention[-1][0] == pytest.approx(1 / 3, abs=0.01)
+    assert mlp[1][1] / mlp[-1][1] == pytest.approx(0.5, abs=0.005)
+    assert mlp[1][0] / mlp[-1][0] == pytest.approx(0.25, abs=0.01)
+    promised = [1 / record.measured["budget"]["stays"] for record in pruned]
+    assert f"promises {min(promised):.2f} to {max(promised):.2f} times as fast" in page
+    outside = []
+    for record, times in zip(pruned, promised, strict=True):
+        (point,) = record.measured["speed"]["points"]
+        if not point["speedup_low"] <= times <= point["speedup_high"]:
+            outside.append(f"`{record.cell['method']}` ends at {point['speedup_high']:.3f} for {times:.3f}")
+    assert len(outside) == 1
+    assert outside[0] in page
