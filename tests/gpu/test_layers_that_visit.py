@@ -80,6 +80,19 @@ def test_what_has_been_changed_is_brought_back_and_all_else_is_what_it_was(tmp_p
             assert (one is was) == (one is not layer.out.weight)
 
 
+def test_at_home_a_model_runs_as_it_is_and_all_around_its_layers_goes_back(tmp_path):
+    with EmulatedGpus():
+        decoder = Decoder(model_of("llama"), LayerStore(tmp_path, CUDA))
+        with decoder.at_home(), torch.no_grad():
+            assert devices_of(decoder) == ({torch.device("cpu")}, {torch.device("cpu")})
+            assert decoder.layers[0].device.type == "cpu"
+            found = decoder.model(IDS, use_cache=False).logits
+        assert devices_of(decoder) == ({torch.device("cpu")}, {CUDA})
+        assert decoder.layers[0].device == CUDA
+    with torch.no_grad():
+        assert torch.equal(found, Decoder(model_of("llama")).model(IDS, use_cache=False).logits)
+
+
 def test_a_layer_is_whole_behind_an_error(tmp_path):
     with EmulatedGpus() as gpus:
         decoder = Decoder(model_of("llama"), LayerStore(tmp_path, CUDA))
