@@ -49,6 +49,9 @@ def _measure(arguments: argparse.Namespace) -> int:
         raise UserError(f"--out {arguments.out} exists; name a new file")
     if arguments.speed_rounds < MIN_ROUNDS:
         raise UserError(f"--speed-rounds is at least {MIN_ROUNDS}; got {arguments.speed_rounds}")
+    if arguments.decode < 1:
+        raise UserError(f"--decode is at least 1 token of context; got {arguments.decode}")
+    validate.check_folder(arguments.out.parent)
     target = validate.target(spec, arguments.model, [])
     table = latency.measure(arguments.model, target.device, target.dtype, arguments.decode, arguments.speed_rounds)
     write_atomically(arguments.out, f"{json.dumps(table, indent=1, allow_nan=False)}\n")

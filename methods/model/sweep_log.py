@@ -93,16 +93,20 @@ class SweepLog:
 class SweepLogs:
     """Gives each sweep of a cell its log, in a folder of the cell.
 
-    seconds  that interrupted sweeps had taken for what has been read of their logs
+    seconds  that sweeps of interrupted attempts had taken for what has been read of their logs
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.seconds = folder, 0.0
+        self._asked = set[Path]()  # whose further seconds are of this attempt, and counted there
 
     def log(self, states: Sequence[Tensor], *of: Any) -> SweepLog:
         """Return the log of the sweep that begins with `states`; `repr` of `of` says all else that it depends on."""
-        found = SweepLog(self.folder / hashlib.sha256(repr(of).encode()).hexdigest()[:16], states)
-        self.seconds += found.seconds
+        folder = self.folder / hashlib.sha256(repr(of).encode()).hexdigest()[:16]
+        found = SweepLog(folder, states)
+        if folder not in self._asked:
+            self.seconds += found.seconds
+            self._asked.add(folder)
         return found
 
 

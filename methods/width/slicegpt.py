@@ -166,9 +166,8 @@ class _Slicer:
             shortcuts = [B @ self.Q[:, :e]]
             write_in_basis(layer.out, self.Q, e)
         else:
-            Q_m = self.basis(
-                lambda: self.advance(layer, B, layer.attn_norm, layer.attention)
-            )  # X is Y, the MLP's input
+            # X then is Y, the MLP's input
+            Q_m = self.basis(lambda: self.advance(layer, B, layer.attn_norm, layer.attention))
             write_in_basis(layer.out, Q_m, self.d)
             read_in_basis(layer.up, Q_m, self.d)
             B_m, self.Q = Q_m.T[: self.d], Q_m

@@ -139,6 +139,9 @@ def test_what_is_no_table_of_this_run_is_refused_before_any_work(base, table_of,
         ({"weights_sha256": "0" * 64}, "has weights_sha256 0000"),
         ({"rest": -1.0}, "figures that do not rise from nothing"),
         ({"parts": {"attention": [[0, 0], [5, 1]], "mlp": [[0, 0], [5, 1], [4, 2]]}}, "do not rise from nothing"),
+        ({"parts": {"attention": [[0, 0], [5, 1]], "mlp": [[0, 0], [5, 1], [5, 2]]}}, "do not rise from nothing"),
+        ({"parts": {"attention": [[0, 0], [5, 1]], "mlp": [[0, 0], [5, 2], [6, 1]]}}, "do not rise from nothing"),
+        ({"rest": None}, "is no table of latencies (TypeError)"),
         ({"parts": {"mlp": [[0, 0], [5, 1]]}}, "is no table of latencies (KeyError)"),
     ):
         assert words in said(*budget, "--latency-table", table_of(**changes))
@@ -164,6 +167,11 @@ def test_the_command_writes_a_table_and_shows_it(model_folder, tmp_path, capsys)
     out = tmp_path / "latency.json"
     command = ["latency-table", str(model_folder), "--decode", "4", "--dtype", "float32"]
     assert "at least 6; got 2" in refused(capsys, [*command, "--speed-rounds", "2", "--out", str(out)])
+    assert "at least 1 token of context; got 0" in refused(
+        capsys, ["latency-table", str(model_folder), "--decode", "0", "--out", str(out)]
+    )
+    (tmp_path / "file").touch()
+    assert "file" in refused(capsys, [*command, "--out", str(tmp_path / "file" / "latency.json")])
     assert main([*command, "--speed-rounds", "6", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
     found = json.loads(out.read_text())

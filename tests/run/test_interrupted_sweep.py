@@ -8,7 +8,7 @@ import torch
 from bench.cli.main import main
 from bench.records.run_folder import load_run
 from methods.model import sweep_log
-from methods.model.sweep_log import SweepLog
+from methods.model.sweep_log import SweepLog, SweepLogs
 
 RATIO = "0.3"
 METHODS = {  # similarities, statistics, those of layers that have been cut, bases, gradients
@@ -110,6 +110,20 @@ def test_one_states_file_is_kept_and_findings_of_every_layer(tmp_path, monkeypat
         "states-0003.safetensors",
     ]
     assert [int(layer) for (layer,) in SweepLog(tmp_path, [torch.zeros(2, 1)]).kept()] == [0, 1, 2]
+
+
+def test_seconds_of_this_attempt_are_not_counted_once_more_where_it_sweeps_again(tmp_path, monkeypatch):
+    """As a method does that is asked for one ratio after another: its own time has them already."""
+    monkeypatch.setattr(sweep_log, "SECONDS", 0.0)
+    states = [torch.zeros(2, 1)]
+    first = SweepLogs(tmp_path)
+    first.log(states, "statistics").add([torch.tensor(0)], states)
+    assert first.log(states, "statistics").done == 1
+    assert first.seconds == 0
+    second = SweepLogs(tmp_path)
+    took = second.log(states, "statistics").seconds
+    second.log(states, "statistics")
+    assert second.seconds == took > 0
 
 
 def test_findings_of_a_few_seconds_are_written_together(tmp_path, monkeypatch):
