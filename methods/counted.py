@@ -45,6 +45,7 @@ IN_PAPERS = {  # what the ratio of a module's paper is a share of
     "wanda_sp": "the decoder",
     "two_ssp": "the decoder",
     "minitron_width": "nothing: it names widths",
+    "obs": "the heads and channels",
 }
 
 

@@ -47,6 +47,7 @@ BUILT_IN = (  # modules of this package, in the order in which lists show their 
     "width.wanda_sp",
     "width.two_ssp",
     "width.minitron_width",
+    "width.obs",
 )
 COMPENSATIONS = (
     "compensation.scale",

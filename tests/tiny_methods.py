@@ -33,6 +33,7 @@ SPECS = {
     "wanda-sp": {},
     "minitron-width": {},
     "2ssp": {"tokens": "48"},
+    "obs": {},
 }
 
 

@@ -36,7 +36,7 @@ SHAPES = (
     HeldShape("attentions", ("blockpruner", "finercut", "llm-drop", "2ssp"), "prunebench", "deci", "yes"),
     HeldShape("MLPs", ("blockpruner", "finercut", "llm-drop"), "prunebench", "deci, with 32 channels of zeros", "yes"),
     HeldShape("channels, in each layer others", ("2ssp",), "prunebench", "deci", "yes"),
-    HeldShape("heads, in each layer others", ("flap", "wanda-sp", "llm-pruner"), "prunebench", "deci", "no"),
+    HeldShape("heads, in each layer others", ("flap", "wanda-sp", "llm-pruner", "obs"), "prunebench", "deci", "no"),
     HeldShape("residual width", ("slicegpt",), "prunebench", "no", "no"),
     HeldShape("anything, with a map in its place", ("+ghost", "+linearpatch"), "prunebench", "no", "no"),
 )

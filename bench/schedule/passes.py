@@ -154,6 +154,7 @@ METHODS: dict[str, Callable[[PruningWork], Computed]] = {
     "flap": partial(_forwards, count=1),
     "minitron-width": partial(_forwards, count=1),
     "wanda-sp": partial(_forwards, count=2),  # each layer is run to be scored, and again as it has been cut
+    "obs": partial(_forwards, count=2),
     "slicegpt": _slicegpt,
     "llm-pruner": _taylor,
     "shortened-llama-taylor": _taylor,

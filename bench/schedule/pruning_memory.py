@@ -131,6 +131,13 @@ def _wanda_sp(asked: PruningMemory) -> float:
     return asked.b * asked.N * asked.shape.width + of_a_layer
 
 
+def _obs(asked: PruningMemory) -> float:
+    """All states in front of a layer and behind it, and matrices of all pairs of what enters an output matrix."""
+    D, C = asked.shape.width, max(asked.shape.mlp, asked.shape.heads)
+    rows = asked.s(8 * D + 4 * C) * FLOAT32 * C
+    return 2 * asked.b * asked.N * D + max(_step(asked) + rows, FLOAT64 * (4 * C**2 + 4 * D * C))
+
+
 def _taylor(asked: PruningMemory) -> float:
     """The larger of the loss and its gradient, and of a layer's gradients, summed up in float32 and scored."""
     D, I, V, L = asked.shape.width, asked.shape.mlp, asked.shape.vocabulary, asked.shape.layers
@@ -267,6 +274,7 @@ METHODS: dict[str, Callable[[PruningMemory], float]] = {
     "llm-drop": _llm_drop,
     "flap": _flap,
     "wanda-sp": _wanda_sp,
+    "obs": _obs,
     "slicegpt": _slicegpt,
     "llm-pruner": _llm_pruner,
     "shortened-llama-taylor": _taylor,

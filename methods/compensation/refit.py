@@ -15,7 +15,7 @@ Layers are taken in order, each fed by those before it as they have been refitte
 D = residual width, C = channels that are left. The penalty is that of methods/least_squares.py. Attention sinks, tokens
 for which a block gives something of huge norm, weigh as a population of their own (methods/model/sinks.py).
 
-Families. Methods that cut heads or channels: flap, wanda-sp, llm-pruner, 2ssp, minitron-width.
+Families. Methods that cut heads or channels: flap, wanda-sp, llm-pruner, 2ssp, minitron-width, obs.
 
 Cost. About three forward passes over the calibration text and two Cholesky solves for each cut matrix, one of them to
 judge the fit by sequences that it has not seen. The dense layers wait in the host's memory; one at a time is on a GPU.

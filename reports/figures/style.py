@@ -74,6 +74,7 @@ BUILT_IN = {
     "wanda-sp": Style(SKY, DOTTED, "^"),
     "minitron-width": Style(SKY, MIXED, "D"),
     "2ssp": Style(ORANGE, SOLID, "P"),
+    "obs": Style(ORANGE, DASHED, "h"),
     "shortgpt": Style(BLUE, SOLID, "o"),
     "angular": Style(BLUE, DASHED, "s"),
     "magnitude": Style(BLUE, DOTTED, "^"),

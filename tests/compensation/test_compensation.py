@@ -39,7 +39,7 @@ PAIRS = [  # every compensation, after methods of every granularity
     "sleb+linearpatch",
     "llm-drop+ghost",
     "2ssp+ghost",
-    *(f"{name}+refit" for name in ("flap", "wanda-sp", "llm-pruner", "2ssp", "minitron-width")),
+    *(f"{name}+refit" for name in ("flap", "wanda-sp", "llm-pruner", "2ssp", "minitron-width", "obs")),
 ]
 
 

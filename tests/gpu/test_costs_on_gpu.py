@@ -177,6 +177,7 @@ def test_refit_has_one_dense_layer_on_the_gpu_at_a_time(method):
         ("drop+ghost", {"layers": "2-3"}),
         ("drop+linearpatch", {"layers": "2-3"}),
         ("wanda-sp+refit", {}),
+        ("obs", {}),
     ],
 )
 def test_work_in_float64_does_not_grow_with_the_tokens_of_a_model_in_half_precision(method, settings):

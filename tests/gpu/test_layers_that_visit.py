@@ -134,7 +134,19 @@ def test_a_run_whose_layers_visit_the_gpu_finds_what_one_in_memory_finds(saved, 
 
 @pytest.mark.parametrize(
     "name",
-    ["laco", "shortgpt", "flap", "slicegpt", "llm-pruner", "2ssp", "laco-ls", "wanda-sp", "shortgpt+replaceme", "sleb"],
+    [
+        "laco",
+        "shortgpt",
+        "flap",
+        "slicegpt",
+        "llm-pruner",
+        "2ssp",
+        "laco-ls",
+        "wanda-sp",
+        "obs",
+        "shortgpt+replaceme",
+        "sleb",
+    ],
 )
 def test_the_gpu_holds_a_few_layers_at_a_time_and_what_is_counted_is_about_what_is_taken(name, tmp_path):
     """At a shape whose layers outweigh all else, of which the whole model would be 24."""

@@ -21,6 +21,7 @@ METHODS = {  # similarities, statistics, those of layers that have been cut, bas
     "2ssp": "",
     "minitron-width": "",
     "wanda-sp": "",
+    "obs": "",
     "slicegpt": ":multiple=1",
     "shortened-llama-taylor": "",
     "llm-pruner": ":steps=2",

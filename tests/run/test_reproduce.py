@@ -21,7 +21,7 @@ from methods.depth import angular, greedy_search, laco, laco_ls, llm_drop, short
 from methods.errors import UserError
 from methods.model import sizes
 from methods.model.decoder import Decoder
-from methods.width import flap, llm_pruner, minitron_width, two_ssp, wanda_sp
+from methods.width import flap, llm_pruner, minitron_width, obs, two_ssp, wanda_sp
 
 RESULTS = Path(__file__).parents[2] / "docs/results"
 
@@ -38,7 +38,16 @@ def test_the_cell_of_a_record_asks_what_the_record_was_asked(run):
 CUT = ("drop-random", "magnitude", "sleb", "finercut", "llm-drop", "wanda-sp", "llm-pruner", "2ssp", "flap:uniform")
 FITTED = (
     *("laco", "laco-published", "laco-ls", "shortgpt+ghost", "angular+scale", "sleb+replaceme", "llm-drop+linearpatch"),
-    *("flap", "flap+refit", "wanda-sp+refit", "minitron-width+refit", "llm-pruner+refit", "2ssp+refit"),
+    *(
+        "obs",
+        "obs+refit",
+        "flap",
+        "flap+refit",
+        "wanda-sp+refit",
+        "minitron-width+refit",
+        "llm-pruner+refit",
+        "2ssp+refit",
+    ),
 )
 
 
@@ -100,6 +109,7 @@ def test_what_is_fitted_is_fitted_to_the_removals_that_the_record_names(records,
         (minitron_width, "activity"),
         (llm_pruner.LLMPruner, "scores"),
         (two_ssp, "channel_norms"),
+        (obs, "cheapest"),
     ]:
         monkeypatch.setattr(owner, name, undecided)
     for name in FITTED:

@@ -40,7 +40,9 @@ CASES += [
     (WEIGHTS, "float32", "llm-pruner", {"importance": "mix"}),
     (WEIGHTS, "float32", "laco-ls", {"attention": True}),
 ]
-CASES += [(STATES, "bfloat16", name, {}) for name in ("shortgpt", "flap", "wanda-sp", "llm-pruner", "shortgpt+ghost")]
+CASES += [
+    (STATES, "bfloat16", name, {}) for name in ("shortgpt", "flap", "wanda-sp", "obs", "llm-pruner", "shortgpt+ghost")
+]
 CASES += [(LOGITS, "float32", name, {}) for name in ("slicegpt", "llm-pruner", "sleb", "finercut", "laco-ls")]
 
 
@@ -106,6 +108,7 @@ HEALED = {"healing": Recipe(kind="lora", loss="kl")}
         ("llm-pruner", {}, 18),
         ("slicegpt", {}, 22),
         ("laco-ls", {}, 22),
+        ("obs", {}, 24),
         ("flap+refit", {}, 22),
         ("wanda-sp+refit", {}, 22),
         ("shortened-llama-taylor", {"parameters": {"tokens": 1280}}, 18),
