@@ -40,6 +40,7 @@ IN_PAPERS = {  # what the ratio of a module's paper is a share of
     "sleb": LAYERS,
     "blockpruner": BLOCKS,
     "finercut": BLOCKS,
+    "evopress": BLOCKS,
     "llm_drop": BLOCKS,
     "flap": "the decoder",
     "wanda_sp": "the decoder",

@@ -42,6 +42,7 @@ BUILT_IN = (  # modules of this package, in the order in which lists show their 
     "depth.sleb",
     "depth.blockpruner",
     "depth.finercut",
+    "depth.evopress",
     "depth.llm_drop",
     "width.flap",
     "width.wanda_sp",

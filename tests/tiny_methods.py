@@ -28,6 +28,7 @@ SPECS = {
     "sleb": {"tokens": "96"},
     "blockpruner": {"tokens": "48"},
     "finercut": {"tokens": "48"},
+    "evopress": {"generations": "3", "offspring": "4", "initial": "6", "tokens": "48"},
     "llm-drop": {},
     "flap": {},
     "wanda-sp": {},

@@ -33,8 +33,14 @@ LAYERS = (*LACO, "shortgpt", "angular", "magnitude", *SHORTENED, "sleb", *DROPPE
 SHAPES = (
     HeldShape("whole layers", LAYERS, "stock", "stock", "yes"),
     HeldShape("as many heads and channels in every layer", ("minitron-width",), "stock", "stock", "yes"),
-    HeldShape("attentions", ("blockpruner", "finercut", "llm-drop", "2ssp"), "prunebench", "deci", "yes"),
-    HeldShape("MLPs", ("blockpruner", "finercut", "llm-drop"), "prunebench", "deci, with 32 channels of zeros", "yes"),
+    HeldShape("attentions", ("blockpruner", "finercut", "evopress", "llm-drop", "2ssp"), "prunebench", "deci", "yes"),
+    HeldShape(
+        "MLPs",
+        ("blockpruner", "finercut", "evopress", "llm-drop"),
+        "prunebench",
+        "deci, with 32 channels of zeros",
+        "yes",
+    ),
     HeldShape("channels, in each layer others", ("2ssp",), "prunebench", "deci", "yes"),
     HeldShape("heads, in each layer others", ("flap", "wanda-sp", "llm-pruner", "obs"), "prunebench", "deci", "no"),
     HeldShape("residual width", ("slicegpt",), "prunebench", "no", "no"),

@@ -118,6 +118,23 @@ def _search(asked: PruningWork, blocks: float, stay: int) -> Computed:
     return sum(steps, Computed(shape.body(asked.tokens, asked.length)))
 
 
+def _evopress(asked: PruningWork) -> Computed:
+    """Children run what their parents have left, on few tokens; the fittest and the parents on more."""
+    given, shape, k = asked.parameters, asked.shape, asked.removals(asked.ratio)
+    kept, every = max(0.0, 1 - k / shape.layers), asked.sequences * asked.length
+    generations = given.get("generations") or max(1, int(k * (shape.layers - k) / 1.5))
+
+    def compared(states: int, tokens: int) -> Computed:
+        of_each = shape.body(tokens, asked.length, kept) + tokens * shape.head
+        return Computed(states * of_each + shape.body(tokens, asked.length))
+
+    final = min(every, given.get("final_tokens", 4096))
+    parents = given.get("population", 1)
+    first = compared(given.get("initial", 64), asked.tokens)
+    each = compared(given.get("offspring", 32), asked.tokens) + compared(given.get("survivors", 2) + parents, final)
+    return first + Computed(generations * each.macs) if k else Computed()
+
+
 def _sleb(asked: PruningWork) -> Computed:
     return _search(asked, 1, asked.parameters.get("keep_first", 1) + asked.parameters.get("keep_last", 1))
 
@@ -162,6 +179,7 @@ METHODS: dict[str, Callable[[PruningWork], Computed]] = {
     "sleb": _sleb,
     "blockpruner": partial(_search, blocks=BLOCKS, stay=0),
     "finercut": partial(_search, blocks=BLOCKS, stay=0),
+    "evopress": _evopress,
     "2ssp": _two_ssp,
     "laco": _laco,
     "laco-published": partial(_laco, windows=PUBLISHED_WINDOWS),

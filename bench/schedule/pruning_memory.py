@@ -192,6 +192,11 @@ def _search(asked: PruningMemory, loss: str = "nll") -> float:
     return _trials(asked, {"nll": 2.2, "kl": 6.5}.get(loss, 8.0), dense=loss != "nll")
 
 
+def _evopress(asked: PruningMemory) -> float:
+    """Count a search by KL whose last comparison reads most tokens."""
+    return _search(replace(asked, parameters={"loss": "kl", "tokens": asked.parameters.get("final_tokens", 4096)}))
+
+
 def _two_ssp(asked: PruningMemory) -> float:
     """Count the channels' norms, or trials, before which cut channels have left memory unless they lie in files."""
     cut = 0.8 * asked.ratio * asked.shape.parameters
@@ -282,6 +287,7 @@ METHODS: dict[str, Callable[[PruningMemory], float]] = {
     "sleb": _search,
     "blockpruner": _search,
     "finercut": partial(_search, loss="js"),
+    "evopress": _evopress,
     "2ssp": _two_ssp,
     "laco": _laco,
     "laco-published": _laco_published,

@@ -36,7 +36,8 @@ MOST = 4  # candidates among them
 ROUNDING = 1e-4  # by which a loss has to be above the best to be given up: a sum of zeros can round to below zero
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-Ends = dict[Sublayer | None, Tensor]  # a block -> the states behind the last layer without it, None: without no more
+Gone = frozenset[Sublayer]  # blocks that a candidate leaves out, beside those that have gone
+Ends = dict[Gone, Tensor]  # the states behind the last layer without them
 Arguments = dict[str | None, dict[str, Any]]  # by kind of layer, as Entry has them
 
 
@@ -119,62 +120,72 @@ class Trial:
             targets = there.to(end).roll(-1, 1).flatten()[wanted]
             batch = _Batch(x, arguments, wanted, targets, x[:0])
             if self.loss is not nll:
-                dense = self._compared(batch, self._ends(batch, [None])[None])
+                dense = self._compared(batch, self._ends(batch, [Gone()])[Gone()])
                 if self.keeps_dense:
                     dense = torch.cat([self._log_probabilities(piece) for piece in torch.split(dense, TOKENS_AT_ONCE)])
                 batch = replace(batch, dense=dense)
             self.batches.append(batch)
 
-    @torch.no_grad()
     def without(
         self, blocks: Sequence[Sublayer | None], shown: str = "leaving out one", *, exact: bool = True
     ) -> list[float]:
-        """Return the loss per token when each of `blocks` goes as well; None: no other.
+        """Return the loss per token when each of `blocks` goes as well; None: no other. See `losses`."""
+        return self.losses([Gone([block] if block else []) for block in blocks], shown, exact=exact)
+
+    @torch.no_grad()
+    def losses(self, candidates: Sequence[Gone], shown: str = "comparing", *, exact: bool = True) -> list[float]:
+        """Return the loss per token without each set of blocks, of which no two are the same.
 
         Unless `exact`, one that is sure to be above the lowest may be given up: its figure is then anything above the
         lowest. `shown` says on stderr what this is for.
         """
         tokens, L, best, losses = sum(len(batch.targets) for batch in self.batches), len(self.layers), math.inf, []
         first = 1 if len(self.batches) > 1 and not exact else 0  # for the limit that spares others their last batches
-        cuts = [0, *range(first, len(blocks), L)] if first else range(0, len(blocks), L)
-        groups = [blocks[start:end] for start, end in pairwise([*cuts, len(blocks)])]
+        cuts = [0, *range(first, len(candidates), L)] if first else range(0, len(candidates), L)
+        groups = [candidates[start:end] for start, end in pairwise([*cuts, len(candidates)])]
         with bar(len(groups) * len(self.batches) * L, shown, "layer") as progress:
             for group in groups:
                 totals = dict.fromkeys(group, 0.0)
                 for batch in self.batches:
                     last = batch is self.batches[-1]
                     limit = math.inf if exact else (1 + ROUNDING) * best * tokens
-                    ends = self._ends(batch, [block for block in group if not totals[block] > limit], progress)
-                    for block in [block for block in group if block in ends]:
-                        for loss in self._losses(batch, ends.pop(block)):
-                            totals[block] += loss
-                            if totals[block] > limit:
+                    ends = self._ends(batch, [gone for gone in group if not totals[gone] > limit], progress)
+                    for gone in [gone for gone in group if gone in ends]:
+                        for loss in self._losses(batch, ends.pop(gone)):
+                            totals[gone] += loss
+                            if totals[gone] > limit:
                                 break
-                        if last and totals[block] < best * tokens:
-                            best = totals[block] / tokens
-                            limit = math.inf if exact else (1 + ROUNDING) * totals[block]
-                losses += [totals[block] / tokens for block in group]
+                        if last and totals[gone] < best * tokens:
+                            best = totals[gone] / tokens
+                            limit = math.inf if exact else (1 + ROUNDING) * totals[gone]
+                losses += [totals[gone] / tokens for gone in group]
         return losses
 
     def remove(self, block: Sublayer) -> None:
         """Leave `block` out from now on."""
         self.gone.add(block)
 
-    def _ends(self, batch: _Batch, blocks: Sequence[Sublayer | None], progress: Any = None) -> Ends:
-        """Return the states behind the last layer without each of the blocks, (B, T, D)."""
-        whole, ends = batch.x, Ends()  # whole: without those alone that have gone
-        waiting = [block for block in blocks if block]
+    def _ends(self, batch: _Batch, candidates: Sequence[Gone], progress: Any = None) -> Ends:
+        """Return the states behind the last layer without each set of blocks, (B, T, D).
+
+        Candidates that leave out the same of the layers so far have one state.
+        """
+        states, so_far = {Gone(): batch.x}, dict.fromkeys(candidates, Gone())
         for number in range(len(self.layers)):
-            begin = [block for block in waiting if block.layer == number]
-            begun: Ends = {block: self._run(batch, number, [whole], self.gone | {block})[0] for block in begin}
-            waiting = [block for block in waiting if block not in begun]
-            base = [whole] if waiting or None in blocks else []
-            states = self._run(batch, number, [*base, *ends.values()], self.gone)
-            whole = states[0] if base else whole
-            ends = dict(zip(ends, states[len(base) :], strict=True)) | begun
+            here = {one: Gone(block for block in one if block.layer == number) for one in candidates}
+            place = {gone: place for place, gone in enumerate(states)}
+            steps = dict.fromkeys((so_far[one], here[one]) for one in candidates)
+            groups: dict[Gone, list[Gone]] = {Gone(): []}  # what is left out here -> what was before
+            for gone, left_out in sorted(steps, key=lambda step: place[step[0]]):
+                groups.setdefault(left_out, []).append(gone)
+            entering, states = states, {}
+            for left_out, before in groups.items():
+                new = self._run(batch, number, [entering[gone] for gone in before], self.gone | left_out)
+                states.update(zip([gone | left_out for gone in before], new, strict=True))
+            so_far = {one: so_far[one] | here[one] for one in candidates}
             if progress is not None:
                 progress.update()
-        return ends | ({None: whole} if None in blocks else {})
+        return states
 
     def _run(self, batch: _Batch, number: int, states: list[Tensor], gone: set[Sublayer]) -> list[Tensor]:
         """Return what leaves layer `number` for each of the states that enter it, (B, T, D)."""

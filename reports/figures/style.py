@@ -84,6 +84,7 @@ BUILT_IN = {
     "blockpruner": Style(PURPLE, SOLID, "o"),
     "finercut": Style(PURPLE, DASHED, "s"),
     "llm-drop": Style(PURPLE, DOTTED, "^"),
+    "evopress": Style(PURPLE, MIXED, "D"),
     "drop-tail": Style(GREY, SOLID, "v"),
     "drop-random": Style(GREY, DASHED, "X"),
     "drop": Style(GREY, DOTTED, "d"),

@@ -128,6 +128,6 @@ def test_the_spec_asks_for_every_method_on_every_model(monkeypatch):
     for model in spec.models:
         own = [cell for cell in cells if cell.model == model]
         assert [cell.method for cell in own].count("dense") == 1
-        assert len({(cell.method, cell.ratio) for cell in own}) == 1 + 20 * 3
+        assert len({(cell.method, cell.ratio) for cell in own}) == 1 + 21 * 3
         assert {cell.ratio_of for cell in own if cell.ratio} == {"decoder"}
     assert str(len(cells) - 3) in spec_file.shipped()["all-models"]

@@ -1,0 +1,195 @@
+"""Drop attentions and MLPs that an evolutionary search finds to be missed least together: EvoPress.
+
+Sieberling, Kuznedelev, Kurtic, Alistarh 2025, "EvoPress: Accurate Dynamic Model Compression via Evolutionary Search",
+ICML, arXiv 2410.14649. Code: IST-DASLab/EvoPress.
+
+Blocks that are harmless alone need not be so together, and a greedy search never takes a choice back. Here a state is a
+set of k attentions and k MLPs, and its fitness is
+
+    KL(p || q)    the mean over tokens of the dense model's distribution of the next token, p, to the pruned one's, q
+
+on a few sequences that are drawn anew for every comparison. Of `initial` random states the fittest are the parents,
+`population` of them. In each generation they have `offspring` children. A child is one of them after min(a, b) swaps,
+a and b uniform in 1 .. mutations; a swap takes attentions or MLPs, by a coin, and lets one that is gone stay and one
+that stays go. The children are compared on `tokens` tokens, the `survivors` fittest of them and the parents on
+`final_tokens`, and the fittest are the next parents. With k of the blocks of L layers gone there are k (L - k) / 1.5
+generations, as in the authors' script. The fittest of the last parents is what is left.
+
+`whole=yes` lets whole layers go, so that attention and MLP of a layer share their fate.
+
+Departures from the authors' code. k is what the ratio asks for, which counts parameters; as many attentions as MLPs go,
+as there. The sequences that are read are the run's calibration text, of which 512 tokens serve a first comparison and
+4,096 a second one; the script takes 2,048 and 32,768 of sequences of 8,192. Positions with a successor are compared, as
+there. The dense model runs on what is drawn; the code keeps its logits of all tokens.
+
+Cost. k (L - k) / 1.5 generations, each of half to all of a forward over `tokens` tokens for each child, and of four
+over `final_tokens`. `minutes` ends the search after the generation in which they have passed, and the record says how
+many there were: what was found then depends on the machine. A search that was interrupted begins again.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from methods.base import register
+from methods.budget import block_parameters
+from methods.depth.greedy_search import Gone, Trial
+from methods.errors import OutOfReach
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+from methods.model.sizes import parameters
+from methods.model.structures import Sublayer, remove_sublayers, sublayer_sizes, sublayers_of
+from methods.progress import bar
+from methods.ranges import Count, Positive, Tokens
+
+TRIES = 100  # draws for each state that is wanted, where few are left that are new
+
+
+@register("evopress")
+@dataclass(frozen=True)
+class EvoPress:
+    """Drop the attentions and MLPs that an evolutionary search finds (Sieberling et al. 2025)."""
+
+    generations: Count | None = None  # of the search; None: k (L - k) / 1.5, as in the authors' script
+    offspring: Count = 32  # children in each generation
+    initial: Count = 64  # random states, of which the fittest is the first parent
+    population: Count = 1  # parents of a generation
+    survivors: Count = 2  # children that are compared on final_tokens
+    mutations: Count = 3  # swaps of a child at most
+    tokens: Tokens = 512  # calibration tokens of a first comparison
+    final_tokens: Tokens = 4096  # and of a second one, between the fittest children and their parent
+    whole: bool = False  # whole layers go
+    minutes: Positive | None = None  # after which the search ends with what it has
+
+    fixed = False
+    only_cuts = True
+    uneven = "it removes single attentions and MLPs"
+    needs = "calibration"
+    cost = "k (L - k) / 1.5 times 32 over 512 tokens and 4 over 4,096, for k of L layers"
+    without = ()
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        return {"blocks_of_each_kind": self.how_many(model, ratio)}
+
+    def how_many(self, model: Decoder, ratio: float) -> int:
+        """Return k. Raises OutOfReach where all blocks of a kind would go."""
+        kinds = self.blocks(model)
+        every = [block for blocks in kinds for block in blocks]
+        size, fewest = sublayer_sizes(model, every), min(map(len, kinds))
+        each = sum(sum(size[block] for block in blocks) / len(blocks) for blocks in kinds)
+        k = round(block_parameters(model, ratio, every) / each)
+        if k >= fewest:
+            raise OutOfReach(
+                f"ratio {ratio:g} is out of reach: with all but one of {fewest} blocks of each kind gone, "
+                f"{(fewest - 1) * each / parameters(model):.3f} of the parameters are"
+            )
+        return k
+
+    def blocks(self, model: Decoder) -> list[list[Sublayer]]:
+        """Return the blocks of each kind, by layer."""
+        return [sublayers_of(model, part) for part in (("layer",) if self.whole else ("attention", "mlp"))]
+
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        k, found = self.how_many(model, ratio), dict[str, Any]()
+        gone = Gone()
+        if k:
+            gone, found = self.search(model, calibration, k)
+        return {"blocks_of_each_kind": k} | remove_sublayers(model, gone) | found
+
+    def search(self, model: Decoder, calibration: Calibration, k: int) -> tuple[Gone, dict[str, Any]]:
+        """Return the blocks that are missed least together, and for the record what the search took."""
+        kinds, generator = self.blocks(model), random.Random(calibration.seed)
+        generations = self.generations or max(1, int(k * (len(kinds[0]) - k) / 1.5))
+        fitness = Fitness(model, calibration, generator)
+        start, best, done = time.monotonic(), list[float](), 0
+        first = fitness.fittest(random_states(kinds, k, self.initial, generator), self.population, self.tokens)
+        parents = [one for one, _ in first]
+        with bar(generations, "searching", "generation") as shown:
+            while done < generations and not (self.minutes and time.monotonic() - start > 60 * self.minutes):
+                offspring = children(parents, kinds, self.offspring, self.mutations, generator)
+                promising = [one for one, _ in fitness.fittest(offspring, self.survivors, self.tokens)]
+                fittest = fitness.fittest([*promising, *parents], self.population, self.final_tokens)
+                parents = [one for one, _ in fittest]
+                best.append(fittest[0][1])
+                done += 1
+                shown.update()
+            shown.total = done
+        found = {"generations": done, "of_generations": generations, "kl": best, "forwards": round(fitness.forwards, 2)}
+        return parents[0], found
+
+
+class Fitness:
+    """Compares states by KL(p || q) on sequences that are drawn anew each time.
+
+    forwards  that it has taken, over all calibration tokens
+    """
+
+    def __init__(self, model: Decoder, calibration: Calibration, generator: random.Random) -> None:
+        self.model, self.calibration, self.generator, self.forwards = model, calibration, generator, 0.0
+
+    def fittest(self, states: list[Gone], survivors: int, tokens: int) -> list[tuple[Gone, float]]:
+        """Return the states that are missed least on `tokens` tokens, best first, and what is missed of each."""
+        drawn = draw(self.calibration, tokens, self.generator)
+        trial = Trial(self.model, drawn, "kl")
+        losses = trial.losses(states, "comparing", exact=survivors > 1)
+        share = int(drawn.mask.sum()) / int(self.calibration.mask.sum())
+        self.forwards += share * trial.runs / len(trial.layers)
+        known = [(math.inf if math.isnan(loss) else loss, number) for number, loss in enumerate(losses)]
+        return [(states[number], loss) for loss, number in sorted(known)[:survivors]]
+
+
+def draw(calibration: Calibration, tokens: int, generator: random.Random) -> Calibration:
+    """Return sequences that hold `tokens` real tokens together, the last one cut; all, where there are no more."""
+    lengths = calibration.mask.sum(1).tolist()
+    wanted, rows = min(tokens, sum(lengths)), list[int]()
+    mask = torch.zeros_like(calibration.mask)
+    while wanted:
+        row = generator.randint(0, len(lengths) - 1)
+        if row not in rows:
+            rows.append(row)
+            mask[row, : min(wanted, lengths[row])] = True
+            wanted -= min(wanted, lengths[row])
+    width = int(mask.sum(1).max())
+    return replace(calibration, ids=calibration.ids[rows, :width], mask=mask[rows, :width])
+
+
+def random_states(kinds: list[list[Sublayer]], k: int, count: int, generator: random.Random) -> list[Gone]:
+    """Return `count` different sets of k blocks of each kind, or as many as are found in a hundred times the draws."""
+    found = dict[Gone, None]()
+    for _ in range(TRIES * count):
+        if len(found) == count:
+            break
+        found[Gone(block for blocks in kinds for block in generator.sample(blocks, k))] = None
+    return list(found)
+
+
+def children(
+    parents: list[Gone], kinds: list[list[Sublayer]], count: int, mutations: int, generator: random.Random
+) -> list[Gone]:
+    """Return `count` different children, none like a parent, or as many as a hundred times the draws give."""
+    found = dict[Gone, None]()
+    for _ in range(TRIES * count):
+        if len(found) == count:
+            break
+        child = set(generator.choice(parents))
+        for _ in range(min(generator.randint(1, mutations), generator.randint(1, mutations))):
+            blocks = kinds[generator.randint(0, len(kinds) - 1)]
+            goes, stays = (drawn(blocks, child, generator, gone=gone) for gone in (False, True))
+            child ^= {goes, stays}
+        if child not in parents:
+            found[Gone(child)] = None
+    return list(found)
+
+
+def drawn(blocks: list[Sublayer], child: set[Sublayer], generator: random.Random, *, gone: bool) -> Sublayer:
+    """Return one of the blocks that are gone in a child, or of those that are not."""
+    while True:
+        block = blocks[generator.randint(0, len(blocks) - 1)]
+        if (block in child) == gone:
+            return block

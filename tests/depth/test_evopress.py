@@ -1,0 +1,149 @@
+"""EvoPress against all states that there are, and the properties of its children and its draws."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import random
+
+import pytest
+import torch
+from conftest import LAYERS, VOCABULARY, tiny
+
+import methods
+from methods.depth import evopress
+from methods.depth.evopress import EvoPress, children, draw, random_states
+from methods.depth.greedy_search import Gone, Trial
+from methods.errors import OutOfReach
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+from methods.model.sizes import layer_parameters, parameters
+from methods.model.structures import Sublayer, remove_sublayers, sublayers_of
+
+LENGTHS = (16, 12, 7, 2, 16, 9)
+TOKENS = sum(LENGTHS)
+
+
+def calibration(seed: int = 0) -> Calibration:
+    ids = torch.randint(3, VOCABULARY, (len(LENGTHS), 16), generator=torch.Generator().manual_seed(0))
+    return Calibration(ids, torch.arange(16) < torch.tensor(LENGTHS)[:, None], seed=seed)
+
+
+def kinds_of(family: str = "llama") -> list[list[Sublayer]]:
+    return EvoPress().blocks(Decoder(tiny(family)))
+
+
+def ratio_of(layers: int) -> float:
+    model = Decoder(tiny("llama"))
+    return layers * layer_parameters(model.layers[0]) / parameters(model)
+
+
+@torch.no_grad()
+def kl_of(gone: Gone) -> float:
+    """Return KL(dense || pruned) per token that has a successor, of a model that really lacks the blocks."""
+    tokens, dense, pruned = calibration(), Decoder(tiny("llama")), Decoder(copy.deepcopy(tiny("llama")))
+    remove_sublayers(pruned, gone)
+    total, count = 0.0, 0
+    for ids, length in zip(tokens.ids, LENGTHS, strict=True):
+        p, q = (
+            each.model(ids[None, :length], use_cache=False).logits[0, :-1].double().log_softmax(-1)
+            for each in (dense, pruned)
+        )
+        total, count = total + float((p.exp() * (p - q)).sum()), count + length - 1
+    return total / count
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_the_best_of_all_states_is_found(k):
+    """Where every comparison is of all tokens and every child is compared, as many generations as there are suffice."""
+    states = itertools.product(*(itertools.combinations(blocks, k) for blocks in kinds_of()))
+    losses = {gone: kl_of(gone) for gone in (Gone([*attentions, *mlps]) for attentions, mlps in states)}
+    search = EvoPress(generations=30, offspring=12, initial=12, tokens=TOKENS, final_tokens=TOKENS)
+    decided = search.prune(Decoder(tiny("llama")), calibration(), ratio_of(k))
+    best = min(losses, key=losses.__getitem__)
+    removed = {Sublayer(part, layer) for part in ("attention", "mlp") for layer in decided[f"removed_{part}"]}
+    removed |= {Sublayer(part, layer) for part in ("attention", "mlp") for layer in decided["removed_layers"]}
+    assert removed == best
+    assert decided["kl"][-1] == pytest.approx(losses[best], rel=1e-4)
+    assert all(later <= sooner * (1 + 1e-6) for sooner, later in itertools.pairwise(decided["kl"]))
+
+
+def test_the_loss_of_a_set_is_that_of_a_model_without_it():
+    """For sets that begin alike, that leave out both blocks of a layer, and none."""
+    blocks = sublayers_of(Decoder(tiny("llama")), "attention", "mlp")
+    sets = [Gone(), Gone(blocks[:2]), Gone(blocks[:3]), Gone(blocks[2:]), Gone([blocks[1], blocks[4]]), Gone(blocks)]
+    losses = Trial(Decoder(tiny("llama")), calibration(), "kl").losses(sets)
+    assert losses[0] == pytest.approx(0, abs=1e-6)
+    assert losses[1:] == pytest.approx([kl_of(each) for each in sets[1:]], rel=1e-4)
+
+
+def test_children_have_as_many_of_each_kind_gone_and_are_a_few_swaps_away():
+    kinds, generator = (
+        [[Sublayer(part, layer) for layer in range(12)] for part in ("attention", "mlp")],
+        random.Random(1),
+    )
+    parents = random_states(kinds, 4, 2, generator)
+    found = children(parents, kinds, 200, 3, generator)
+    assert len(set(found)) == len(found) == 200
+    assert not set(found) & set(parents)
+    swaps = [min(len(child - parent) for parent in parents) for child in found]
+    assert set(swaps) == {1, 2, 3}
+    assert swaps.count(1) > swaps.count(2) > swaps.count(3)  # the smaller of two draws is likelier to be small
+    for child in found:
+        assert [sum(block in child for block in blocks) for blocks in kinds] == [4, 4]
+
+
+def test_where_few_states_are_left_there_are_fewer_children():
+    kinds, generator = kinds_of(), random.Random(0)
+    every = random_states(kinds, 1, 1000, generator)
+    assert len(every) == LAYERS**2
+    assert len(children(every[:1], kinds, 1000, 3, generator)) == LAYERS**2 - 1
+    assert children(every, kinds, 5, 3, generator) == []
+
+
+def test_draws_hold_as_many_tokens_as_are_asked_for():
+    generator = random.Random(2)
+    drawn = [draw(calibration(), tokens, generator) for tokens in (2, 10, 30, 30, TOKENS, 10 * TOKENS)]
+    assert [int(one.mask.sum()) for one in drawn] == [2, 10, 30, 30, TOKENS, TOKENS]
+    assert not torch.equal(drawn[2].ids, drawn[3].ids)
+    for one in drawn:
+        starts = [tuple(row[:2].tolist()) for row in one.ids]
+        assert len(set(starts)) == len(starts)
+        for row, mask in zip(one.ids, one.mask, strict=True):
+            assert any(torch.equal(row[mask], whole[: len(row[mask])]) for whole in calibration().ids)
+
+
+def test_whole_layers_go_where_that_is_asked_for():
+    model = Decoder(tiny("llama"))
+    decided = methods.make("evopress", {"whole": "yes", "generations": "2"}).prune(model, calibration(), ratio_of(2))
+    assert len(decided["removed_layers"]) == decided["blocks_of_each_kind"] == 2
+    assert decided["removed_attention"] == decided["removed_mlp"] == []
+    assert len(model.layers) == LAYERS - 2
+
+
+def test_the_search_ends_when_its_minutes_are_over_and_says_so(monkeypatch):
+    clock = itertools.count(0.0, 25.0)
+    monkeypatch.setattr(evopress.time, "monotonic", lambda: next(clock))
+    search = methods.make("evopress", {"generations": "9", "minutes": "1", "offspring": "3", "initial": "3"})
+    decided = search.prune(Decoder(tiny("llama")), calibration(), ratio_of(1))
+    assert (decided["generations"], decided["of_generations"], len(decided["kl"])) == (2, 9, 2)
+
+
+def test_a_seed_decides():
+    runs = [
+        EvoPress(generations=2, offspring=3, initial=3, tokens=16).prune(
+            Decoder(tiny("llama")), calibration(seed), ratio_of(2)
+        )
+        for seed in (0, 0, 1, 2)
+    ]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2] or runs[0] != runs[3]
+
+
+def test_all_blocks_of_a_kind_are_never_gone():
+    with pytest.raises(OutOfReach, match="all but one of the 6 layers"):
+        EvoPress().plan(Decoder(tiny("llama")), ratio_of(LAYERS))
+    model = Decoder(copy.deepcopy(tiny("llama")))
+    remove_sublayers(model, [Sublayer("attention", layer) for layer in range(3)])
+    with pytest.raises(OutOfReach, match="with all but one of 3 blocks of each kind gone"):
+        EvoPress().plan(model, 0.6)
