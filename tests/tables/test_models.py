@@ -134,19 +134,25 @@ def test_samples_of_the_same_documents_narrow_an_interval():
 
 def test_a_method_without_a_figure_on_one_model_has_no_mean_and_no_place():
     records = several(
-        {"laco": [2.0, 2.0, 2.0], "flap": [3.0, 3.0, 3.0], "sleb": [1.1, 1.1, 1.1], "shortgpt": [1.2, 1.2]}
+        {
+            "laco": [2.0, 2.0, 2.0],
+            "flap": [3.0, 3.0, 3.0],
+            "sleb": [1.1, 1.1, 1.1],
+            "shortgpt": [1.2, 1.2],
+            "drop": [1.3, 1.3],
+        }
     )
     place = next(at for at, one in enumerate(records) if one.cell["model"] == "two" and one.cell["method"] == "sleb")
     cut = records[place].cell
     records[place] = Record(cut, "unsupported", records[place].environment, error="no rotation survives the norms")
     one = table(records, CHANGES)
     found = cells(one)
-    assert list(found) == ["laco", "flap", "sleb", "shortgpt"]  # those without a mean at the end, however good
+    assert list(found) == ["laco", "flap", "sleb", "shortgpt", "drop"]  # those without a mean at the end, however good
     assert (found["sleb"]["two"].text, found["sleb"]["mean"].text) == ("unsupported", "-")
     assert found["sleb"]["one"].value == pytest.approx(1.1)
     assert (found["shortgpt"]["three"].text, found["shortgpt"]["mean"].text) == ("-", "-")
     assert "sleb has no mean and no place: unsupported on two." in one.notes
-    assert "shortgpt has no mean and no place: not measured on three." in one.notes
+    assert "shortgpt, drop have no mean and no place: not measured on three." in one.notes
     places = cells(table(records, PLACES))
     assert {name: row["one"].value for name, row in places.items()} == {"laco": 1, "flap": 2}
     orders = cells(table(records, "models-orders-models"))

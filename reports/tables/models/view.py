@@ -8,6 +8,7 @@ rank, and a note names it.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -178,10 +179,13 @@ def _notes(shared: SharedRatio, measure: str, rest: Sequence[str]) -> Iterator[s
     ]
     if dense:
         yield f"dense: {', '.join(dense)}."
+    by_reason = defaultdict[str, list[str]](list)
     for method in rest:
         without = [model for model in shared.models if not model.change(method, measure)]
-        why = ", ".join(f"{_why(model, method, measure)} on {model.name}" for model in without)
-        yield f"{method} has no mean and no place: {why}."
+        by_reason[", ".join(f"{_why(model, method, measure)} on {model.name}" for model in without)].append(method)
+    for why, names in by_reason.items():
+        have = "has" if len(names) == 1 else "have"
+        yield f"{', '.join(names)} {have} no mean and no place: {why}."
     if any("missed" in _figure(model, one, measure).marks for model in shared.models for one in shared.methods()):
         of = QUANTITIES.get(shared.group.ratio_of, "the number of parameters")
         yield f"*: missed {of} by more than 0.5 % of the model."
