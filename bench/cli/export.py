@@ -39,6 +39,8 @@ def _add_export(commands: Any) -> None:
     export.add_argument("--multiple", type=int, default=1, metavar="N", help=fill)
     export.add_argument("--shard-mb", type=int, default=SHARD_MB, metavar="MB", help="the most of a weight file, in MB")
     export.add_argument("--device", default="auto", help="to make the model anew on; auto: as in the record")
+    figures = "write what the cell has answered as a result file of lm-eval, in place of a model"
+    export.add_argument("--lm-eval-json", action="store_true", help=figures)
     export.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file with methods")
     export.set_defaults(command=_export)
 
@@ -58,6 +60,11 @@ def _add_verify(commands: Any) -> None:
 
 def _export(arguments: argparse.Namespace) -> int:
     _check(arguments)
+    if arguments.lm_eval_json:
+        from bench.export import lm_eval_results
+
+        print(lm_eval_results.write(arguments.run, arguments.cell, arguments.to))
+        return OK
     import methods
     from bench.export import write
 
@@ -82,7 +89,11 @@ def _export(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> None:
     """Raise UserError for flags that do not go together."""
     if not arguments.to:
-        raise UserError("say where the model goes: --to PATH")
+        raise UserError(f"say where the {'file' if arguments.lm_eval_json else 'model'} goes: --to PATH")
+    if arguments.lm_eval_json and (arguments.format != HF or arguments.save_dtype or arguments.pad_to_uniform):
+        raise UserError(
+            "--lm-eval-json writes figures and no model: leave --format, --save-dtype and --pad-to-uniform out"
+        )
     if arguments.shard_mb < 1:
         raise UserError(f"shard-mb is a number of megabytes, at least 1; got {arguments.shard_mb}")
     if arguments.shard_mb != SHARD_MB and arguments.format == GGUF:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from bench.cli import (
@@ -27,6 +28,8 @@ from bench.cli import list as list_command
 from bench.system.threads import let_threads_wait
 from methods.errors import UserError
 
+SHELLS = ("bash", "zsh", "fish")
+
 
 class Parser(argparse.ArgumentParser):
     """Takes flags by their full names only, and turns a usage error into one line."""
@@ -36,6 +39,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+class Said(argparse.Action):
+    """Is a flag that prints something and ends the program."""
+
+    def __init__(self, *names: Any, says: Any, **options: Any) -> None:
+        super().__init__(*names, **options)
+        self.says = says
+
+    def __call__(self, parser: argparse.ArgumentParser, _: object, value: Any, option: str | None = None) -> NoReturn:
+        print(self.says(value))
+        parser.exit()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +69,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog="python -m bench", description="Prune language models, measure them, compare them fairly.")
+    return _parser("python -m bench").parse_args(argv)
+
+
+def _parser(program: str) -> Parser:
+    parser = Parser(prog=program, description="Prune language models, measure them, compare them fairly.")
+    parser.add_argument("--version", action=Said, says=_versions, nargs=0, help="say which versions are installed")
+    parser.add_argument(
+        "--print-completion",
+        action=Said,
+        says=_completion,
+        choices=SHELLS,
+        help="print what a shell needs to complete `prunebench` commands",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     for module in (
         run,
@@ -72,4 +99,33 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         doctor,
     ):
         module.add(commands)
-    return parser.parse_args(argv)
+    return parser
+
+
+def _versions(_: object) -> str:
+    """Return the versions that a figure stands on, a line each."""
+    from bench.system import versions
+
+    python = ".".join(map(str, sys.version_info[:3]))
+    return "\n".join(f"{name} {version}" for name, version in (versions.installed() | {"python": python}).items())
+
+
+def _completion(shell: str) -> str:
+    """Return a script by which a shell completes the command `prunebench`, file names included."""
+    import shtab
+
+    parser = _parser("prunebench")
+    for action in _actions(parser):
+        if action.type is Path:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]  # which shtab reads
+    script: str = shtab.complete(parser, shell)
+    return script
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Yield the arguments of a parser and of all its commands."""
+    for action in parser._actions:
+        yield action
+        if isinstance(action.choices, dict):
+            for command in action.choices.values():
+                yield from _actions(command)
