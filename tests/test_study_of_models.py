@@ -1,0 +1,238 @@
+"""The study of three models says what its records say."""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import cache
+from itertools import combinations
+
+import pytest
+from pages import ROOT, text
+
+from bench.records import run_folder
+from bench.stats import contrasts
+from reports.formats import markdown
+from reports.tables.models import view
+from reports.tables.models.changes import ModelRows, SharedRatio, shared_ratios
+from reports.tables.rows import ReportData
+
+RUN, PAGE = ROOT / "docs/results/all-models", "docs/studies/models.md"
+RATIOS = (0.1, 0.2, 0.3)
+WIKI, C4, BPB = "perplexity_wiki", "perplexity_c4", "answer_bpb"
+SHOWN = [f"models-{measure}-{ratio}-of-the-decoder" for measure in (WIKI, BPB) for ratio in RATIOS]
+SHOWN += [f"models-places-{WIKI}-{ratio}-of-the-decoder" for ratio in RATIOS]
+SHOWN += ["models-orders-models", "models-orders-measures"]
+
+
+@cache
+def data() -> ReportData:
+    merged = run_folder.load_runs([RUN])
+    return ReportData(merged.records, "", merged.samples)
+
+
+@cache
+def ratios() -> dict[float, SharedRatio]:
+    return {shared.group.ratio: shared for shared in shared_ratios(data())}
+
+
+def times(model: ModelRows, method: str, measure: str = WIKI) -> float:
+    """Return how many times the dense model's figure a method has."""
+    change = model.change(method, measure)
+    assert change is not None, (model.name, method, measure)
+    return math.exp(change.value)
+
+
+def figure(value: float) -> str:
+    """Write a factor as the tables do."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def ordered(model: ModelRows, measure: str) -> list[str]:
+    """Return the methods that have a figure on a model and no budget missed, the best first."""
+    at = {method: model.place(method) for method in (model.group.label(n) for n in range(len(model.group.records)))}
+    eligible = [method for method, place in at.items() if place in model.tested.eligible() and method != "dense"]
+    known = [method for method in eligible if model.change(method, measure)]
+    return sorted(known, key=lambda method: times(model, method, measure))
+
+
+def best_beside(model: ModelRows, measure: str) -> list[str]:
+    """Return the cells of a row: laco-ls, the best of all others, and that beside laco-ls with its paired interval."""
+    other = next(method for method in ordered(model, measure) if method != "laco-ls")
+    mine, at = model.place("laco-ls"), model.place(other)
+    assert mine is not None and at is not None
+    records = [model.group.records[mine], model.group.records[at]]
+    every = data().records
+    pair = tuple(next(n for n, one in enumerate(every) if one is record) for record in records)
+    if measure == BPB:
+        found = contrasts.average(every, [pair], data().samples, model.tasks[BPB], BPB, bounds=True)[pair]
+        apart = f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    else:
+        found = contrasts.perplexity(every, [pair], data().samples, measure.removeprefix("perplexity_"))[pair]
+        apart = f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    worse = model.tested.shows_more(at, mine, measure)
+    return [figure(times(model, "laco-ls", measure)), f"`{other}` {figure(times(model, other, measure))}",
+            apart + ("" if worse else "°")]  # fmt: skip
+
+
+def rows_of_laco_ls() -> list[str]:
+    """Return the lines of the table of laco-ls beside the best of the others."""
+    lines = []
+    for measure, said in ((WIKI, "ppl wiki"), (C4, "ppl c4"), (BPB, "answer bpb")):
+        for ratio in RATIOS:
+            for model in ratios()[ratio].models:
+                lines.append(f"| {' | '.join([said, f'{ratio:g}', model.name, *best_beside(model, measure)])} |")
+    return lines
+
+
+def tables() -> dict[str, list[str]]:
+    """Return the lines of each table of the view, by its name."""
+    found = {}
+    for table in view.tables(data()):
+        lines = markdown.grid(table).splitlines()
+        found.setdefault(table.name, []).extend(line for line in lines if line.startswith("|"))
+    return found
+
+
+def test_the_run_is_whole():
+    records = data().records
+    assert len(records) == 219
+    assert {record.cell["model"] for record in records} == {"smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b"}
+    assert {record.status for record in records} == {"ok", "unsupported"}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_the_tables_are_those_of_the_records(name):
+    page, lines = text(PAGE), tables()[name]
+    assert len(lines) > 10
+    assert all(line in page for line in lines)
+
+
+def test_the_table_of_laco_ls_is_what_the_records_say():
+    page = text(PAGE)
+    assert all(line in page for line in rows_of_laco_ls())
+
+
+def rows_of_pairs() -> list[str]:
+    """Return the lines of the table of how many pairs of methods each measure tells apart."""
+    lines = []
+    for model in (one.name for one in ratios()[0.2].models):
+        for measure, said in ((WIKI, "ppl wiki"), (C4, "ppl c4"), (BPB, "answer bpb"), ("average", "average accuracy")):
+            cells = []
+            for ratio in RATIOS:
+                (rows,) = (one for one in ratios()[ratio].models if one.name == model)
+                places = [rows.place(method) for method in ratios()[ratio].everywhere(measure)]
+                pairs = list(combinations([place for place in places if place is not None], 2))
+                shown = sum(
+                    rows.tested.shows_more(a, b, measure) or rows.tested.shows_more(b, a, measure) for a, b in pairs
+                )
+                cells.append(f"{shown} of {len(pairs)}")
+            lines.append(f"| {' | '.join([model, said, *cells])} |")
+    return lines
+
+
+def test_the_table_of_pairs_is_what_the_records_say():
+    page = text(PAGE)
+    assert all(line in page for line in rows_of_pairs())
+
+
+def lead() -> list[str]:
+    """Return the lines of the table of laco-ls at 0.2 and 0.3."""
+    return [line for line in rows_of_laco_ls() if "| 0.1 |" not in line]
+
+
+def test_what_is_said_of_laco_ls():
+    page = text(PAGE)
+    for ratio in RATIOS[1:]:
+        for model in ratios()[ratio].models:
+            assert all(ordered(model, measure)[0] == "laco-ls" for measure in (WIKI, C4, BPB))
+    assert len(lead()) == 18
+    assert "18 of 18 comparisons" in page
+    assert "on three models at 0.2 and 0.3" in text("README.md")
+    assert f"show {sum('°' not in line for line in lead())} of these leads" in page
+    for model in ratios()[0.1].models[1:]:
+        assert ordered(model, BPB)[0] != "laco-ls"
+    for line in rows_of_laco_ls():
+        if "| ppl" in line and "| 0.1 |" in line:
+            assert line.endswith("° |")
+    shown = [line.split(" | ")[2] for line in lead() if "0.3" in line and "c4" not in line and "°" not in line]
+    assert shown == ["smollm2-135m", "gemma3-270m", "smollm2-135m", "gemma3-270m"]
+    for line in lead():
+        if "| 0.3 | qwen" in line and "c4" not in line:
+            low = float(line.rpartition("[")[2].partition(",")[0])
+            assert low > (1 if "ppl" in line else 0)
+
+
+def rank(ratio: float, model: str, method: str, measure: str = WIKI) -> float:
+    shared = ratios()[ratio]
+    (rows,) = (one for one in shared.models if one.name.startswith(model))
+    return rows.places(shared.everywhere(measure), measure)[method].rank
+
+
+def moved(measure: str) -> list[int]:
+    """Return how many methods change places by more than the tests leave open, at each ratio."""
+    names = [f"models-places-{measure}-{ratio}-of-the-decoder" for ratio in RATIOS]
+    return [sum("†" in line for line in tables()[name]) for name in names]
+
+
+def test_what_is_said_of_places():
+    page = text(PAGE)
+    assert [rank(0.2, model, "flap") for model in ("smol", "qwen", "gemma")] == [2, 2, 5]
+    assert [rank(0.2, model, "angular") for model in ("smol", "qwen", "gemma")] == [3, 4, 17]
+    assert [rank(0.3, model, "angular") for model in ("qwen", "gemma")] == [5, 17]
+    for ratio in RATIOS:
+        for model in ("smol", "gemma", "qwen"):
+            for method in ("laco-published", "drop-tail", "drop-random", "llm-drop"):
+                assert rank(ratio, model, method) > 13
+    assert "holds for {}, {} and {} of 19 methods".format(*moved(WIKI)) in page
+    assert "by answers for {}, {} and {}:".format(*moved(BPB)) in page
+
+
+def test_what_is_said_of_cliffs():
+    page = text(PAGE)
+
+    def of(method: str, ratio: float, *order: str) -> list[str]:
+        models = {one.name[:4]: one for one in ratios()[ratio].models}
+        return [figure(times(models[name], method)) for name in order]
+
+    every = ("smol", "gemm", "qwen")
+    assert "({} times the dense perplexity on SmolLM2, {} on Qwen)".format(*of("laco", 0.1, "smol", "qwen")) in page
+    assert "much on Gemma ({})".format(*of("laco", 0.1, "gemm")) in page
+    assert [round(float(one)) for one in of("laco", 0.3, *every)] == [132, 63, 82]
+    assert "(132, 63 and 82 times)" in page
+    assert "has {}, {} and {} there".format(*of("laco-ls", 0.3, *every)) in page
+    assert "fifth on Qwen ({}) and 17th on Gemma ({})".format(*of("angular", 0.3, "qwen", "gemm")) in page
+    assert "has {} on Qwen, and more than 20,000".format(*of("shortened-llama-taylor", 0.3, "qwen")) in page
+    models = {one.name[:4]: one for one in ratios()[0.3].models}
+    assert all(times(models[name], "shortened-llama-taylor") > 20_000 for name in ("smol", "gemm"))
+    tail = [of("drop-tail", ratio, "gemm", "qwen", "smol") for ratio in (0.2, 0.3)]
+    assert f"{tail[0][0]} and {tail[1][0]}, where Qwen has {tail[0][1]} and {tail[1][1]}" in page
+    assert f"SmolLM2 {tail[0][2]} and 5.7e7" in page
+
+
+def taus(name: str, *of: str) -> list[float]:
+    """Return the values of Kendall's tau in the lines of a table that hold all of `of`."""
+    lines = [line for line in tables()[name] if all(word in line for word in of)]
+    return [float(found) for line in lines for found in re.findall(r"(-?\d\.\d\d) \(n", line)]
+
+
+def test_what_is_said_of_orders():
+    page = text(PAGE)
+    between = taus("models-orders-models", "ppl")
+    assert f"is {min(between):.2f} to {max(between):.2f} by perplexity" in page
+    for measure in ("ppl wiki", "ppl c4", "bpb"):
+        least = taus("models-orders-models", measure, "gemma3-270m, qwen")
+        for pair in ("smollm2-135m, gemma", "smollm2-135m, qwen"):
+            assert all(a < b for a, b in zip(least, taus("models-orders-models", measure, pair), strict=True))
+    texts = taus("models-orders-measures", "ppl wiki, ppl c4")
+    assert f"τ is {min(texts):.2f} to {max(texts):.2f}, though" in page
+    answers = taus("models-orders-measures", "ppl wiki, bpb")
+    assert f"({min(answers):.2f} to {max(answers):.2f} with wiki), least at 0.1" in page
+    assert all(row[0] == min(row) for row in (answers[at : at + 3] for at in (0, 3, 6)))
+    average = taus("models-orders-measures", "average")
+    assert f"agrees with neither** ({min(average):.2f} to {max(average):.2f})" in page
+    qwen = next(one for one in ratios()[0.1].models if one.name.startswith("qwen"))
+    assert f"has {times(qwen, 'finercut'):.2f} times the perplexity" in page
+    assert f"than the dense model ({times(qwen, 'finercut', BPB):.2f})" in page
+    pairs = [int(one) for line in rows_of_pairs() if "bpb" in line for one in re.findall(r"(\d+) of 171", line)]
+    assert f"tells\n  {min(pairs)} to {max(pairs)} of 171 pairs" in page
