@@ -29,8 +29,8 @@ channels in 16 rounds and heads in one.
 Departures from the authors' code. A head is a key/value head with all its query heads, also under grouped queries. Of
 the heads the same share goes as of the whole, rounded down, and channels close the budget. One head and 16 channels
 stay in each layer, or an eighth of fewer than 128 channels. Channels that are always 0 are no special case: with
-damping they cost nothing. OSSCAR's code takes a unit whose weights add up to 0 for one that is gone. Its local search,
-which swaps units afterwards, is not built. Sums and solves are in float64.
+damping they cost next to nothing. OSSCAR's code takes a unit whose weights add up to 0 for one that is gone. Its local
+search, which swaps units afterwards, is not built. Sums and solves are in float64.
 
 Cost. Two forward passes, and for each matrix that is cut an inverse of H, about as many operations again for the
 removals, and one solve. Memory holds the hidden states of all calibration tokens in front of one layer and behind it,
@@ -142,7 +142,7 @@ class OBS:
         H.diagonal().add_(damping)
         units = known or cheapest(H, W, width, how_many, score=self.score, rounds=self.rounds)
         stay = torch.ones(structure.size, dtype=torch.bool, device=H.device)
-        stay[units] = False
+        stay[torch.tensor(units, device=H.device)] = False
         K = stay.repeat_interleave(width).nonzero()
         V = torch.zeros_like(W)
         V[:, K[:, 0]] = torch.cholesky_solve((H @ W.T)[K[:, 0]], factor(H[K, K.T])).T

@@ -17,12 +17,17 @@ from methods.model.structures import Sublayer
 
 
 def missed(gone: Gone, ids: int) -> float:
-    """Return the formula that stood in for the loss: neighbours are missed more together, a layer's blocks less."""
-    total = sum(1 + ((7 * block.layer + 3 * (block.part == "mlp")) % 11) / 10 for block in gone)
-    total += sum(0.8 for block in gone if Sublayer(block.part, block.layer + 1) in gone)
-    total -= sum(0.5 for block in gone if block.part == "attention" and Sublayer("mlp", block.layer) in gone)
-    places = sum((block.layer + 1) * (1 if block.part == "attention" else 13) for block in gone)
-    return total + 0.3 * math.sin(places * 0.7 + ids * 0.001)
+    """Return the formula that stood in for the loss: neighbours are missed more together, a layer's blocks less.
+
+    Summed up exactly, and for no two states the same, so that no order and no rounding decides.
+    """
+    is_mlp = {block: block.part == "mlp" for block in gone}
+    parts = [1 + ((7 * block.layer + 3 * is_mlp[block]) % 11) / 10 for block in gone]
+    parts += [0.8 for block in gone if Sublayer(block.part, block.layer + 1) in gone]
+    parts += [-0.5 for block in gone if not is_mlp[block] and Sublayer("mlp", block.layer) in gone]
+    parts += [0.001 * math.sqrt(7 + (2 * block.layer + is_mlp[block]) ** 3) for block in gone]
+    places = sum((block.layer + 1) * (13 if is_mlp[block] else 1) for block in gone)
+    return math.fsum([*parts, 0.3 * math.sin(places * 0.7 + ids * 0.001)])
 
 
 @every_run("evopress")
