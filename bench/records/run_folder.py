@@ -171,6 +171,8 @@ def _apart(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterator[str]:
     for run, conditions in found[1:]:
         first, other = flat(found[0][1]), flat(conditions)
         fields = differing([first, other])
+        if "model" in fields:  # from which its tokens and weights follow
+            fields = [name for name in fields if name.partition(".")[0] != "inputs"]
         shown = [f"{name} is {brief(other.get(name))}, not {brief(first.get(name))}" for name in fields[:MOST]]
         more = f", and {len(fields) - MOST} more fields" if len(fields) > MOST else ""
         where = "within one run" if run == found[0][0] else f"with those of {found[0][0].name}"

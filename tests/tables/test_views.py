@@ -650,6 +650,14 @@ def test_report_names_the_field_that_keeps_runs_apart(tmp_path, capsys):
     )
 
 
+def test_of_another_model_its_tokens_and_weights_are_not_named(tmp_path, capsys):
+    other = [changed(record, "cell", "model", to="other-model") for record in (DENSE, SLICEGPT)]
+    for record in other:
+        record.cell["inputs"] = {**record.cell.get("inputs", {}), "tokenizer_sha256": "1" * 64}
+    _, err = reported(capsys, run_folder(tmp_path / "one", [DENSE, LACO]), run_folder(tmp_path / "other", other))
+    assert re.search(r"tables of their own: model is \S+, not \S+\.\n$", err), err
+
+
 def test_a_text_more_is_named_once(tmp_path, capsys):
     other = [changed(record, "cell", "protocol", "texts", to=["wiki", "c4"]) for record in (DENSE, SLICEGPT)]
     for record in other:
