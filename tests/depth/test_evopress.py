@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from conftest import LAYERS, VOCABULARY, tiny
 
 import methods
 from methods.depth import evopress
-from methods.depth.evopress import EvoPress, children, draw, random_states
+from methods.depth.evopress import EvoPress, Fitness, children, draw, random_states
 from methods.depth.greedy_search import Gone, Trial
 from methods.errors import OutOfReach
 from methods.model.calibration import Calibration
@@ -75,6 +76,16 @@ def test_the_loss_of_a_set_is_that_of_a_model_without_it():
     losses = Trial(Decoder(tiny("llama")), calibration(), "kl").losses(sets)
     assert losses[0] == pytest.approx(0, abs=1e-6)
     assert losses[1:] == pytest.approx([kl_of(each) for each in sets[1:]], rel=1e-4)
+
+
+def test_the_fittest_are_in_the_order_of_what_is_missed(monkeypatch):
+    """Also where one that is worse than the best could be given up behind any sequence."""
+    monkeypatch.setattr("methods.depth.greedy_search.TOKENS_AT_ONCE", 4)
+    states = random_states(kinds_of(), 2, 20, random.Random(3))
+    few = replace(calibration(), memory=1)
+    found = Fitness(Decoder(tiny("llama")), few, random.Random(0)).fittest(states, 5, TOKENS)
+    assert [gone for gone, _ in found] == sorted(states, key=kl_of)[:5]
+    assert [loss for _, loss in found] == pytest.approx(sorted(map(kl_of, states))[:5], rel=1e-4)
 
 
 def test_children_have_as_many_of_each_kind_gone_and_are_a_few_swaps_away():
