@@ -90,10 +90,18 @@ def _check(arguments: argparse.Namespace) -> None:
     """Raise UserError for flags that do not go together."""
     if not arguments.to:
         raise UserError(f"say where the {'file' if arguments.lm_eval_json else 'model'} goes: --to PATH")
-    if arguments.lm_eval_json and (arguments.format != HF or arguments.save_dtype or arguments.pad_to_uniform):
-        raise UserError(
-            "--lm-eval-json writes figures and no model: leave --format, --save-dtype and --pad-to-uniform out"
-        )
+    if arguments.lm_eval_json:
+        of_models = {
+            "--format": arguments.format != HF,
+            "--save-dtype": arguments.save_dtype,
+            "--pad-to-uniform": arguments.pad_to_uniform,
+            "--multiple": arguments.multiple != 1,
+            "--shard-mb": arguments.shard_mb != SHARD_MB,
+            "--device": arguments.device != "auto",
+            "--plugin": arguments.plugin,
+        }
+        if given := [flag for flag, it in of_models.items() if it]:
+            raise UserError(f"--lm-eval-json writes figures and no model: leave {' and '.join(given)} out")
     if arguments.shard_mb < 1:
         raise UserError(f"shard-mb is a number of megabytes, at least 1; got {arguments.shard_mb}")
     if arguments.shard_mb != SHARD_MB and arguments.format == GGUF:

@@ -18,8 +18,13 @@ from methods.errors import UserError
 from methods.files import write_atomically
 
 NOT_METRICS = ("main", "version", "documents", "available", "fewshot", "chance")
-OF_TEXTS = {"perplexity": "token_perplexity", "byte_perplexity": "byte_perplexity", "bits_per_byte": "bits_per_byte"}
-LOWER = (ANSWER_BPB, *OF_TEXTS.values(), "word_perplexity", "perplexity")
+OF_TEXTS = {
+    "perplexity": "token_perplexity",
+    "word_perplexity": "word_perplexity",
+    "byte_perplexity": "byte_perplexity",
+    "bits_per_byte": "bits_per_byte",
+}
+LOWER = (ANSWER_BPB, *OF_TEXTS.values(), "perplexity")
 
 
 def write(run: Path, cell: str, to: Path) -> str:
@@ -39,7 +44,7 @@ def results(record: Record) -> dict[str, Any]:
     if not tasks and not texts:
         raise UserError(f"{record.cell['label']} was measured on no task and no text")
     found = {name: _metrics(task) for name, task in tasks.items()}
-    found |= {f"prunebench_{name}": _of_text(text) for name, text in texts.items()}
+    found |= {f"prunebench_{Path(name).stem}": _of_text(text) for name, text in texts.items()}
     cell, protocol = record.cell, record.cell["protocol"]
     return {
         "results": {name: {"alias": name} | metrics for name, metrics in found.items()},

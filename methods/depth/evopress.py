@@ -32,6 +32,7 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,7 +108,7 @@ class EvoPress:
         kinds, generator = self.blocks(model), random.Random(calibration.seed)
         generations = self.generations or max(1, int(k * (len(kinds[0]) - k) / 1.5))
         fitness = Fitness(model, calibration, generator)
-        start, best, done = time.monotonic(), list[float](), 0
+        start, best, done = time.monotonic(), list[float | None](), 0
         first = fitness.fittest(random_states(kinds, k, self.initial, generator), self.population, self.tokens)
         parents = [one for one, _ in first]
         with bar(generations, "searching", "generation") as shown:
@@ -116,7 +117,7 @@ class EvoPress:
                 promising = [one for one, _ in fitness.fittest(offspring, self.survivors, self.tokens)]
                 fittest = fitness.fittest([*promising, *parents], self.population, self.final_tokens)
                 parents = [one for one, _ in fittest]
-                best.append(fittest[0][1])
+                best.append(fittest[0][1] if math.isfinite(fittest[0][1]) else None)
                 done += 1
                 shown.update()
             shown.total = done
@@ -159,37 +160,41 @@ def draw(calibration: Calibration, tokens: int, generator: random.Random) -> Cal
     return replace(calibration, ids=calibration.ids[rows, :width], mask=mask[rows, :width])
 
 
-def random_states(kinds: list[list[Sublayer]], k: int, count: int, generator: random.Random) -> list[Gone]:
-    """Return `count` different sets of k blocks of each kind, or as many as are found in a hundred times the draws."""
+def distinct(draw_one: Callable[[], Gone], count: int, known: Collection[Gone] = ()) -> list[Gone]:
+    """Return `count` different states, none of the known ones, or as many as a hundred times the draws give."""
     found = dict[Gone, None]()
     for _ in range(TRIES * count):
         if len(found) == count:
             break
-        found[Gone(block for blocks in kinds for block in generator.sample(blocks, k))] = None
+        one = draw_one()
+        if one not in known:
+            found[one] = None
     return list(found)
+
+
+def random_states(kinds: list[list[Sublayer]], k: int, count: int, generator: random.Random) -> list[Gone]:
+    """Return different sets of k blocks of each kind; see `distinct`."""
+    return distinct(lambda: Gone(block for blocks in kinds for block in generator.sample(blocks, k)), count)
 
 
 def children(
     parents: list[Gone], kinds: list[list[Sublayer]], count: int, mutations: int, generator: random.Random
 ) -> list[Gone]:
-    """Return `count` different children, none like a parent, or as many as a hundred times the draws give."""
-    found = dict[Gone, None]()
-    for _ in range(TRIES * count):
-        if len(found) == count:
-            break
-        child = set(generator.choice(parents))
+    """Return different children, none like a parent; see `distinct`."""
+
+    def child() -> Gone:
+        gone = set(generator.choice(parents))
         for _ in range(min(generator.randint(1, mutations), generator.randint(1, mutations))):
             blocks = kinds[generator.randint(0, len(kinds) - 1)]
-            goes, stays = (drawn(blocks, child, generator, gone=gone) for gone in (False, True))
-            child ^= {goes, stays}
-        if child not in parents:
-            found[Gone(child)] = None
-    return list(found)
+            gone ^= {drawn(blocks, gone, generator, gone=False), drawn(blocks, gone, generator, gone=True)}
+        return Gone(gone)
+
+    return distinct(child, count, parents)
 
 
-def drawn(blocks: list[Sublayer], child: set[Sublayer], generator: random.Random, *, gone: bool) -> Sublayer:
-    """Return one of the blocks that are gone in a child, or of those that are not."""
+def drawn(blocks: list[Sublayer], state: set[Sublayer], generator: random.Random, *, gone: bool) -> Sublayer:
+    """Return one of the blocks that are gone in a state, or of those that are not."""
     while True:
         block = blocks[generator.randint(0, len(blocks) - 1)]
-        if (block in child) == gone:
+        if (block in state) == gone:
             return block

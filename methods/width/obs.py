@@ -110,7 +110,8 @@ class OBS:
             ]
             with layer.visiting():
                 if number < log.done:
-                    found = [Cut(*tensors) for tensors in zip(*[iter(next(kept))] * 3, strict=True)]
+                    tensors = next(kept)
+                    found = [Cut(*tensors[at : at + 3]) for at in range(0, len(tensors), 3)]
                     for each, cut in zip(asked, found, strict=True):
                         cut.make(each.structure)
                 else:
@@ -147,7 +148,8 @@ class OBS:
         V = torch.zeros_like(W)
         V[:, K[:, 0]] = torch.cholesky_solve((H @ W.T)[K[:, 0]], factor(H[K, K.T])).T
         missed, whole = (((each @ H) * each).sum() - damping * each.square().sum() for each in (V - W, W))
-        return Cut(torch.tensor(sorted(units)), V[:, K[:, 0]].to(structure.writer.weight.dtype), missed / whole)
+        share = missed / whole.clamp_min(torch.finfo(whole.dtype).tiny)  # 0 of a matrix that gives nothing
+        return Cut(torch.tensor(sorted(units)), V[:, K[:, 0]].to(structure.writer.weight.dtype), share)
 
 
 class Asked(NamedTuple):

@@ -39,6 +39,7 @@ def test_a_shell_can_complete_commands_and_flags(shell, tmp_path, capsys):
     assert all(word in script for word in ("prunebench", "serve-speed", "methods", "print-completion"))
     if shell != "bash":
         return
+    assert "_shtab_prunebench_export___to_COMPGEN=_shtab_compgen_files" in script
     file = tmp_path / "completion"
     file.write_text(script, encoding="utf-8")
     for words, completed in ((("simi", ""), "similarity"), (("run", "--meth"), "--methods")):

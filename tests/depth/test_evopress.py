@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import random
 from dataclasses import replace
 
@@ -138,6 +139,16 @@ def test_the_search_ends_when_its_minutes_are_over_and_says_so(monkeypatch):
     search = methods.make("evopress", {"generations": "9", "minutes": "1", "offspring": "3", "initial": "3"})
     decided = search.prune(Decoder(tiny("llama")), calibration(), ratio_of(1))
     assert (decided["generations"], decided["of_generations"], len(decided["kl"])) == (2, 9, 2)
+
+
+def test_a_divergence_that_is_no_number_is_none_in_the_record(monkeypatch):
+    class Broken(Trial):
+        def losses(self, states, *_, **__):
+            return [math.nan] * len(states)
+
+    monkeypatch.setattr(evopress, "Trial", Broken)
+    decided = EvoPress(generations=2, offspring=3, initial=3).prune(Decoder(tiny("llama")), calibration(), ratio_of(1))
+    assert decided["kl"] == [None, None]
 
 
 def test_a_seed_decides():

@@ -56,6 +56,13 @@ def test_the_file_says_what_was_asked_and_of_how_many_documents(record):
         assert content["n-samples"][name] == {"original": task["available"], "effective": task["documents"]}
 
 
+def test_a_text_of_a_file_is_called_by_its_name_alone(record):
+    texts = {"/home/me/letters.txt": record.measured["perplexity"]["wiki"]}
+    content = json.dumps(results(replace(record, measured=record.measured | {"perplexity": texts})))
+    assert "prunebench_letters" in content
+    assert "/home" not in content
+
+
 def test_a_metric_behind_a_filter_keeps_its_name(record):
     tasks = {"gsm8k": {"exact_match,strict-match": {"value": 0.5, "stderr": 0.1}, "main": "exact_match,strict-match"}}
     tasks["gsm8k"] |= {"version": 3.0, "documents": 10, "available": 10, "fewshot": 5}
@@ -75,7 +82,8 @@ def test_what_has_no_figures_or_no_place_is_one_line(record, tmp_path, capsys):
     for arguments, said in (
         ([*ASKED, str(there)], "there.json exists; name a new file"),
         (ASKED[:-1], "say where the file goes: --to PATH"),
-        ([*ASKED, str(tmp_path / "new"), "--format", "gguf"], "writes figures and no model"),
+        ([*ASKED, str(tmp_path / "new"), "--format", "gguf"], "no model: leave --format out"),
+        ([*ASKED, str(tmp_path / "new"), "--multiple", "8", "--device", "cpu"], "leave --multiple and --device out"),
     ):
         assert main(arguments) == 2
         captured = capsys.readouterr()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from conftest import LAYERS, TINY, VOCABULARY, tiny
@@ -153,6 +155,12 @@ def test_the_record_says_what_each_matrix_misses():
     V[:, slice(E, None) if gone == 0 else slice(E)] = model.layers[0].out.weight.double()
     missed = (X @ (V - W).T).square().sum() / (X @ W.T).square().sum()
     assert decisions["missed"][0]["kv_heads"] == pytest.approx(float(missed), rel=1e-4)
+
+
+def test_a_matrix_that_gives_nothing_misses_nothing():
+    model = Decoder(copy.deepcopy(tiny("llama")))
+    torch.nn.init.zeros_(model.layers[1].down.weight)
+    assert OBS().prune(model, calibration(), 0.3)["missed"][1]["channels"] == 0
 
 
 def test_every_layer_loses_as_much():
