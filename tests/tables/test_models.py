@@ -153,6 +153,7 @@ def test_a_method_without_a_figure_on_one_model_has_no_mean_and_no_place():
     assert (found["shortgpt"]["three"].text, found["shortgpt"]["mean"].text) == ("-", "-")
     assert "sleb has no mean and no place: unsupported on two." in one.notes
     assert "shortgpt, drop have no mean and no place: not measured on three." in one.notes
+    assert sum("no mean and no place" in note for note in one.notes) == 2
     places = cells(table(records, PLACES))
     assert {name: row["one"].value for name, row in places.items()} == {"laco": 1, "flap": 2}
     orders = cells(table(records, "models-orders-models"))
