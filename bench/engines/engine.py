@@ -119,6 +119,7 @@ class Conditions:
     fresh    whether every job gets a process of its own
     threads  of each cell, as the user said; None: the engine divides what there is
     models   whether cells keep models in the run's folder, which other machines then have to see
+    soon     whether there will be a job, so that processes may start before it
     work     what a process of this machine does
     measure  what another machine does
     """
@@ -131,6 +132,11 @@ class Conditions:
     models: bool
     work: Work
     measure: Measure
+    soon: bool = False
+
+    def apart(self, slots: int) -> bool:
+        """Say whether this machine measures cells in other processes than the run's, unless the user said otherwise."""
+        return self.fresh or self.timed or slots > 1 or self.device.startswith("cuda")
 
 
 def refuse_gpus_of_cpus(device: str, gpus_per_cell: int, accelerator: str | None = None) -> None:

@@ -46,7 +46,10 @@ class Local:
         every = torch.get_num_threads()
         shared = threads_of(len(variables), every, conditions.threads)
         machine = Machine(environment.processor(torch.device(conditions.device)), every, self.gpus_per_cell)
-        return LocalSession(conditions.work, variables, fresh=conditions.fresh, threads=shared, machine=machine)
+        session = LocalSession(conditions.work, variables, fresh=conditions.fresh, threads=shared, machine=machine)
+        if conditions.soon and conditions.apart(session.slots):
+            session.begin()
+        return session
 
 
 class InThisProcess:
@@ -143,6 +146,11 @@ class LocalSession:
 
     def has_room(self, timed: bool) -> bool:
         return bool(self._idle) and not self._gate.is_closed
+
+    def begin(self) -> None:
+        """Start the processes, which import what they need while the run reads its texts and tasks."""
+        for worker in self._workers:
+            worker.begin([self._work.__module__])
 
     def submit(self, job: Job) -> None:
         slot = self._idle.pop(0)

@@ -29,6 +29,7 @@ from bench.run.datasets import DatasetReader, Datasets
 from bench.run.measure import Outcome, attempt
 from bench.run.source_hash import method_sha256
 from bench.schedule.memory_needs import card_of, lies_in_files, room_for_states
+from bench.speed import benchmark
 from bench.system import environment, memory, versions
 from bench.system.console import say
 from bench.system.worker import Line
@@ -79,6 +80,8 @@ def measure(line: Line, job: Job, cell: Cell, datasets: Datasets) -> None:
     described = environment.describe(torch.device(cell.device), getattr(torch, cell.dtype))
     line.tell({"environment": described | ({"threads": job.run_threads} if job.timed else {})})
     devices = pretrained.devices(torch.device(cell.device), job.gpus)
+    if job.timed:
+        benchmark.begin(cell.device)
     outcome = Outcome(
         line.tell,
         line.alive,

@@ -116,6 +116,7 @@ def run(
         models=any(cell.earlier or cell.protocol.save_dtype for cell in cells),
         work=job.told,
         measure=part.measure,
+        soon=isolate is not False and not any((folder / "cells").glob("*.json")),
     )
     with lock.held(folder) as dead, engine.start(conditions) as session:
         if dead:
@@ -126,8 +127,7 @@ def run(
             cells = known(cells, datasets)
             for line in store.set_aside(folder, cells):
                 say(line)
-            apart = conditions.timed or session.slots > 1 or conditions.device.startswith("cuda")
-            if engine.here and not (fresh or (isolate is None and apart)):
+            if engine.here and (isolate is False or not conditions.apart(session.slots)):
                 in_turn = partial(_in_this_process, {cell.key: cell for cell in cells}, datasets)
                 measuring: Session = local.InThisProcess(in_turn, session.machine)
             else:

@@ -41,6 +41,7 @@ from methods import progress
 from methods.model.decoder import Decoder
 from methods.model.spread import place_of
 
+IMPORTED = (__name__,)  # by the server from which processes that time on a CPU are forked
 SPREAD = "a model that is spread over several GPUs is not timed; say --speed-rounds 0, or --gpus-per-cell 1"
 
 
@@ -60,7 +61,7 @@ def measure(model: nn.Module, cell: Cell, threads: int) -> dict[str, Any]:
             limits=worker.Limits(silence=cell.protocol.speed_limit),
             hear=lambda news: _merge(found, news),
             give=lambda pipe: transfer.send(pipe, model),
-            imported=() if device.type == "cuda" else (__name__, type(model).__module__),
+            imported=() if device.type == "cuda" else IMPORTED,
         )
         failed = failure.reason if failure else None
     except transfer.NotPortable as error:
@@ -68,6 +69,12 @@ def measure(model: nn.Module, cell: Cell, threads: int) -> dict[str, Any]:
     finally:
         model.to(device)
     return found | ({"failed": failed} if failed else {})
+
+
+def begin(device: str) -> None:
+    """Start what a process that times begins with, while a model is loaded and pruned for it."""
+    if torch.device(device).type == "cpu":
+        worker.begin_server(IMPORTED)
 
 
 def _merge(found: dict[str, Any], news: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ that came about. It may start a process of its own in the same way.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -92,6 +93,7 @@ class Worker:
         self._environment, self._imported = dict(environment or {}), list(imported)
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
+        self._waits = False  # for its first task
 
     def __enter__(self) -> Worker:
         return self
@@ -119,6 +121,7 @@ class Worker:
         began, done = time.monotonic(), False
         try:
             process, here = self._started()
+            self._waits = False
             here.send((target, arguments))
             failure = _attend(process, here, limits, began=began, hear=hear, give=give, alone=alone)
             done = failure is None
@@ -129,9 +132,15 @@ class Worker:
             if not done:
                 self._kill()
 
+    def begin(self, modules: Sequence[str] = ()) -> None:
+        """Start the process before its first task, and have it import modules; where it cannot, that task says so."""
+        with contextlib.suppress(OSError):
+            self._started(modules)
+            self._waits = True
+
     def stop(self) -> None:
-        """Let the process finish, if there is one."""
-        if self._pipe and self._process:
+        """Let the process finish, if there is one; one that has had no task yet has nothing to finish."""
+        if self._pipe and self._process and not self._waits:
             self._pipe.close()
             self._process.join(10)  # it tidies up behind itself
         self._kill()
@@ -141,7 +150,7 @@ class Worker:
         if (process := self._process) is not None and process.pid is not None:
             process.kill()
 
-    def _started(self) -> tuple[BaseProcess, Connection]:
+    def _started(self, modules: Sequence[str] = ()) -> tuple[BaseProcess, Connection]:
         if self._process is None or self._pipe is None or not self._process.is_alive():
             self._kill()
             served = bool(self._imported) and sys.platform == "linux"
@@ -150,7 +159,7 @@ class Worker:
                 context.set_forkserver_preload(self._imported)
             self._pipe, there = context.Pipe()
             # not a daemon, which could start no process itself; `_follow_parent` ends it where its parent cannot
-            self._process = context.Process(target=_serve, args=(there, self._environment), daemon=False)
+            self._process = context.Process(target=_serve, args=(there, self._environment, modules), daemon=False)
             with SPAWNING, _without_interrupts(), _without_main():
                 self._process.start()
             there.close()
@@ -163,6 +172,15 @@ class Worker:
         if self._pipe is not None:
             self._pipe.close()
         self._process = self._pipe = None
+        self._waits = False
+
+
+def begin_server(imported: Sequence[str]) -> None:
+    """Start the server from which processes are forked that find modules `imported`, and wait for nothing."""
+    if sys.platform == "linux":
+        multiprocessing.get_context("forkserver").set_forkserver_preload(list(imported))
+        with SPAWNING, _without_interrupts(), _without_main():
+            forkserver.ensure_running()
 
 
 def run(
@@ -258,11 +276,14 @@ def _taken(pid: int | None) -> int:
     return total
 
 
-def _serve(pipe: Connection, environment: dict[str, str]) -> None:
-    """Do what comes through the pipe until it is closed, or until something fails."""
+def _serve(pipe: Connection, environment: dict[str, str], modules: Sequence[str]) -> None:
+    """Import modules, then do what comes through the pipe until it is closed, or until something fails."""
     os.environ.update(environment)  # before anything is imported that reads it
     threading.Thread(target=_follow_parent, daemon=True).start()
     line = Line(pipe)
+    with contextlib.suppress(Exception):  # which the task that needs them meets again
+        for name in modules:
+            importlib.import_module(name)
     with contextlib.suppress(EOFError, OSError):  # of a parent that needs nothing more, or is gone
         while True:
             asked = pipe.recv_bytes()

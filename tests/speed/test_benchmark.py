@@ -767,6 +767,22 @@ def test_a_worker_keeps_its_process_until_something_fails_in_it():
     assert not any(is_alive(one["pid"]) for one in heard)
 
 
+def test_a_worker_may_begin_before_its_first_task():
+    heard = []
+    with isolation.Worker() as worker:
+        worker.begin(["colorsys", "no_such_module"])
+        begun = worker._process.pid
+        assert worker.run(speed_children.knows, ("colorsys",), limits=isolation.Limits(), hear=heard.append) is None
+        assert heard == [{"knows": True}]
+        assert worker._process.pid == begun
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every process is spawned")
+def test_a_server_may_begin_before_its_first_process(new_server):
+    isolation.begin_server(["colorsys"])
+    assert run(speed_children.knows, "colorsys", imported=("speed_children",)) == (None, [{"knows": True}])
+
+
 def test_the_time_of_a_task_is_its_own():
     with isolation.Worker() as worker:
         for nap, limit in ((2, 60), (0.1, 1.5)):
