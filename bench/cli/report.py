@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from bench.records.run_folder import Merged
     from reports.tables.table import Table
 
-VIEWS = ("main", "per-task", "by-ratio", "grid", "speed", "cost", "decisions", "ablation", "seeds", "models", "served")
+VIEWS = (
+    *("main", "per-task", "by-ratio", "grid", "speed", "cost", "decisions"),
+    *("ablation", "seeds", "signal", "models", "served"),
+)
 FORMATS = ("terminal", "markdown", "csv", "latex", "html")
 
 
@@ -90,6 +93,8 @@ def _asked(arguments: argparse.Namespace, merged: Merged) -> dict[str, list[Tabl
         raise UserError("no method of these runs has cells that differ in a parameter, in calibration or in the seed")
     if arguments.view == "seeds" and not tables["seeds"]:
         raise UserError("no two methods of these runs have several calibration seeds; run them with --seed 0,1,2")
+    if arguments.view == "signal" and not tables["signal"]:
+        raise UserError("no four methods of these runs answered the same documents at one ratio, with samples of them")
     if arguments.view == "models" and not tables["models"]:
         from bench.records.record import display_name
 

@@ -22,6 +22,7 @@ SECTIONS = (  # name, title, view, and the group of its columns where it has sev
     ("grid", "Compensations", "grid", ""),
     ("tasks", "Tasks", "per-task", ""),
     ("answers", "Right answers", "per-task", "answers"),
+    ("signal", "Signal and noise", "signal", ""),
     ("checks", "Checks", "main", "checks"),
     ("speed", "Speed", "speed", ""),
     ("size", "Size and throughput", "main", "cost"),

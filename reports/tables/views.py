@@ -13,6 +13,7 @@ records -> frame -> groups of cells (one per setup and ratio, the dense model on
     ablation     one factor against another among the cells of one method
     seeds        how much of a perplexity is the method, the calibration's text and seed, and the windows
     served       models in an inference engine: quality, size and speed, by the type of their weights
+    signal       how well each task and each of its figures tells the methods of a ratio apart
     models       what a method does to each of several models, its places there, and how far orders agree
 """
 
@@ -30,7 +31,7 @@ from bench.records.served import ServedRecord
 from methods.errors import UserError
 from reports import notes
 from reports.blocks import TableGroup
-from reports.tables import ablation, cost, grid, order, seeds
+from reports.tables import ablation, cost, grid, order, seeds, signal
 from reports.tables.models import view as models
 from reports.tables.rows import COST, ReportData, compared, kind, of_group, ratio_word, starred
 from reports.tables.speed import served as served_models
@@ -204,5 +205,6 @@ VIEWS: dict[str, Callable[[ReportData], list[Table]]] = {
     "ablation": ablation.tables,
     "seeds": seeds.tables,
     "models": models.tables,
+    "signal": signal.tables,
     "served": lambda data: served_models.tables(data.served),
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 import made_served
 import pytest
 from made_records import DENSE, LACO, MENDED, RECORDS, changed, failed
+from made_samples import MadeSamples, any_figures
 
 from bench.records.record import Record
 from reports.formats.latex import escaped, render
@@ -48,7 +49,8 @@ def test_tables_are_whole_and_ascii(name):
     records = records + [changed(record, "cell", "model", to="other_model") for record in records] * (name == "models")
     points = [made_served.point("prefill"), made_served.point()]
     served = [made_served.record(points=points), made_served.record("laco_2", "q8_0", points=points)]
-    text = render(view(name, records, served=served))
+    records = records + [changed(LACO, "cell", "method", to=f"own_{n}") for n in range(4)] * (name == "signal")
+    text = render(view(name, records, samples=MadeSamples(any_figures), served=served))
     assert text.isascii()
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == text.count(r"\toprule") > 0
     for grid in re.findall(r"\\begin\{tabular\}\{([^\n]*)\}\n(.*?)\\end\{tabular\}", text, re.DOTALL):

@@ -34,6 +34,7 @@ from made_records import (
     point,
 )
 from made_runs import run_folder
+from made_samples import MadeSamples, any_figures
 from scipy.stats import binomtest, ttest_1samp
 
 import methods
@@ -558,8 +559,9 @@ def test_html_shows_every_text_as_it_is(name):
     records = [changed(record, "cell", "display_name", to=HOSTILE) for record in records]
     records += [changed(record, "cell", "seed", to=1) for record in records] * (name == "seeds")
     records += [changed(record, "cell", "model", to=HOSTILE) for record in records] * (name == "models")
-    reader = Reader()
-    reader.feed(html.render(view(name, records, served=[made_served.record(HOSTILE, HOSTILE)])))
+    records += [changed(LACO, "cell", "method", to=f"{HOSTILE}{n}") for n in range(4)] * (name == "signal")
+    samples, reader = MadeSamples(any_figures), Reader()
+    reader.feed(html.render(view(name, records, samples=samples, served=[made_served.record(HOSTILE, HOSTILE)])))
     known = {"table", "caption", "thead", "tbody", "tr", "th", "td", "data", "strong", "u", "ul", "li"}
     assert set(reader.tags) <= known
     assert any(HOSTILE in text for text in reader.text)
