@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from methods import authors_code, registry  # noqa: E402  # of this checkout, whatever is installed
 
-FOLDERS = {"depth": "Layers", "width": "Widths", "compensation": "Compensations"}
+FOLDERS = {"depth": "Layers", "width": "Widths", "search": "Searches", "compensation": "Compensations"}
 HEADINGS = r"(Departures from (?:the authors' code|the paper)|Cost|Families|Measured)\. "
 OUTSIDE = re.compile(r"""(?:src|srcset)=["']?(?:https?:)?//|<link[^>]+href=["']?(?:https?:)?//|url\(["']?https?:""")
 

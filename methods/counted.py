@@ -47,6 +47,7 @@ IN_PAPERS = {  # what the ratio of a module's paper is a share of
     "two_ssp": "the decoder",
     "minitron_width": "nothing: it names widths",
     "obs": "the heads and channels",
+    "puzzle": "what a budget names",
 }
 
 
@@ -154,7 +155,7 @@ def quantity_budget(
     Raises OutOfReach when all layers but one hold less.
     """
     layers, dense = model.layers, counted(model, of, context, table)
-    L, inside = len(layers), sum(_held(layer, of, context, table) for layer in layers)
+    L, inside = len(layers), sum(held(layer, of, context, table) for layer in layers)
     share = gone * dense / inside  # of what the layers hold
     share, most = (round(share * L) / L, 1 - 1 / L) if whole else (share, 1.0)
     if share > most:
@@ -165,8 +166,8 @@ def quantity_budget(
     return Budget(of, context, dense, 1 - share * inside / dense, start, inside / L / dense, table)
 
 
-def _held(layer: Layer, of: str, context: int, table: LatencyTable | None) -> float:
-    """Return how much of a quantity goes when a layer goes."""
+def held(layer: Layer, of: str, context: int, table: LatencyTable | None) -> float:
+    """Return how much of a quantity a layer holds; what it holds goes with it."""
     from torch import nn
 
     if table is not None:

@@ -30,12 +30,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from methods.depth import angular
-from methods.depth.greedy_search import Trial
 from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
 from methods.model.structures import Sublayer
+from methods.search.trials import Trial
 
 FOLDER = Path(__file__).parent / "golden"
 DATA = Path(__file__).parents[1] / "methods" / "authors_code.json"

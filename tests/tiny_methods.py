@@ -29,6 +29,7 @@ SPECS = {
     "blockpruner": {"tokens": "48"},
     "finercut": {"tokens": "48"},
     "evopress": {"generations": "3", "offspring": "4", "initial": "6", "tokens": "48"},
+    "puzzle": {"steps": "2", "tokens": "48", "best": "3"},
     "llm-drop": {},
     "flap": {},
     "wanda-sp": {},

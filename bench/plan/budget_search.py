@@ -2,7 +2,7 @@
 
 Methods take shares of all parameters and no other, and how much of a quantity goes with them depends on what a method
 chooses. `pruned_to` asks a method for one ratio after another, each time of the dense model, and keeps what comes
-nearest.
+nearest. A method that takes budgets as they are (`prune_to`) is asked once.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from methods.counted import MISSED, QUANTITIES, Budget
 from methods.errors import OutOfReach
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder, twin
+from methods.model.sizes import parameters
 
 MET = 0.001  # of the dense model's quantity: how near a method has to come for the search to end
 TRIES = 6  # prunings of one search
@@ -38,6 +39,12 @@ def pruned_to(
     """
     if not isinstance(wanted, Budget):
         return model, pruner.prune(model, calibration, wanted), {}
+    if takes_budgets := getattr(pruner, "prune_to", None):
+        left = twin(model)
+        decided = takes_budgets(left, calibration, wanted)
+        ratio, stays = 1 - parameters(left) / parameters(model), wanted.stays(left)
+        said = {"of": wanted.of, "share": wanted.share, "stays": stays, "ratio": ratio, "tried": [[ratio, stays]]}
+        return left, decided, {"budget": said}
     search = _Search(pruner, model, wanted)
     found = search.run(calibration)
     about = {"of": wanted.of, "share": wanted.share, "stays": found.stays, "ratio": found.ratio, "tried": search.tried}

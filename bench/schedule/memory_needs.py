@@ -26,6 +26,7 @@ from methods.model.decoder import Decoder
 LOGITS = 2**27  # the most of one forward, as bench.evaluation.scoring has it
 GIB = 2**30
 STATES = 2**28  # bytes, 20,000 tokens of 4,096 bfloat16 numbers with masks: a CPU computes far longer than it reads
+WHOLE_BLOCKS = ("methods.depth.", "methods.search.evopress")  # which cut no matrix, so that copies share all of them
 PROCESS = 3 * 2**28  # bytes of a process that has imported everything and read its texts, without a model
 SURE = 0.5  # of what a cell takes beside its weights by these formulas, which tests hold to within a factor of 1.5
 
@@ -143,7 +144,7 @@ class Footprint:
     def _copies(self, cell: Cell, left: int) -> int:
         """Return the bytes of what has been cut while a budget is searched for: of the nearest model and of another."""
         kind = methods.load().get(cell.method.partition("+")[0])
-        cuts = cell.ratio_of in QUANTITIES and not (kind and kind.__module__.startswith("methods.depth."))
+        cuts = cell.ratio_of in QUANTITIES and not (kind and kind.__module__.startswith(WHOLE_BLOCKS))
         return 2 * left if cuts else 0
 
     def _pruning(self, cell: Cell, *, in_files: bool = False) -> int:

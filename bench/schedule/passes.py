@@ -160,6 +160,16 @@ def _laco_ls(asked: PruningWork) -> Computed:
     return _forwards(asked, fits) + Computed(steps * per * trial)
 
 
+def _puzzle(asked: PruningWork) -> Computed:
+    """Every choice of a layer runs what lies behind it; the solutions run all that is left, about as much each."""
+    given, shape = asked.parameters, asked.shape
+    choices = (given.get("steps", 4) + 1) * (given.get("heads", 1) + 1) - 1
+    tokens = min(asked.sequences * asked.length, given.get("tokens", 2048))
+    tried = shape.layers * choices * (0.5 * shape.body(tokens, asked.length) + tokens * shape.head)
+    kept = given.get("best", 8) * (shape.body(tokens, asked.length, 1 - asked.ratio) + tokens * shape.head)
+    return Computed(shape.body(asked.sequences * asked.length, asked.length) + tried + kept)
+
+
 def _two_ssp(asked: PruningWork) -> Computed:
     """A forward for the channels; each attention that is left is left out for each one that goes, one in ten layers."""
     return _forwards(asked, 1) + _trials(asked, asked.shape.layers * max(1, round(10 * asked.ratio)))
@@ -180,6 +190,7 @@ METHODS: dict[str, Callable[[PruningWork], Computed]] = {
     "blockpruner": partial(_search, blocks=BLOCKS, stay=0),
     "finercut": partial(_search, blocks=BLOCKS, stay=0),
     "evopress": _evopress,
+    "puzzle": _puzzle,
     "2ssp": _two_ssp,
     "laco": _laco,
     "laco-published": partial(_laco, windows=PUBLISHED_WINDOWS),

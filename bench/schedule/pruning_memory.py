@@ -17,8 +17,8 @@ from functools import partial
 from typing import Any
 
 from bench.schedule.shape import Shape
-from methods.depth import greedy_search
 from methods.model import gradients, sliced_layer
+from methods.search import trials
 
 FLOAT32, FLOAT64 = 4, 8
 
@@ -172,29 +172,39 @@ def _slicegpt(asked: PruningMemory) -> float:
     return max(table, b * V * D + sites + (waiting if waiting <= asked.memory and asked.on_gpu else 0))
 
 
-def _trials(asked: PruningMemory, logits: float = 2.2, *, dense: bool = False, cut: float = 0.0) -> float:
+def _trials(
+    asked: PruningMemory, logits: float = 2.2, *, dense: bool = False, cut: float = 0.0, copied: float = 0.0
+) -> float:
     """Count states in front of each layer, a layer that runs or logits of a few tokens, and the dense model's.
 
-    cut  the parameters that channels have gone with before
+    cut     the parameters that channels have gone with before
+    copied  bytes of a layer that runs with other weights than the model's
     """
     D, V, L, b = asked.shape.width, asked.shape.vocabulary, asked.shape.layers, asked.b
     I = asked.shape.mlp - cut / (3 * D * L)
-    pieces = (logits * FLOAT32 + (b if b < FLOAT32 else 0)) * V * min(asked.N, greedy_search.TOKENS_AT_ONCE)
+    pieces = (logits * FLOAT32 + (b if b < FLOAT32 else 0)) * V * min(asked.N, trials.TOKENS_AT_ONCE)
     kept = FLOAT32 * asked.N * V if dense and asked.memory >= FLOAT32 * asked.N * V else 0
     batch = min(asked.N, asked.s(D * (L + 8)))
-    runs = b * max(batch, min(greedy_search.ROWS, greedy_search.MOST * batch)) * (3 * I + 6 * D)
-    return (L + 3) * b * asked.N * D + kept + max(pieces, runs)
+    runs = b * max(batch, min(trials.ROWS, trials.MOST * batch)) * (3 * I + 6 * D)
+    return (L + 3) * b * asked.N * D + kept + max(pieces, runs + copied)
 
 
-def _search(asked: PruningMemory, loss: str = "nll") -> float:
+def _search(asked: PruningMemory, loss: str = "nll", copied: float = 0.0) -> float:
     """Count logits and what the loss makes of them: a copy, two more for KL, a mixture of both models for JS."""
     loss = asked.parameters.get("loss", loss)
-    return _trials(asked, {"nll": 2.2, "kl": 6.5}.get(loss, 8.0), dense=loss != "nll")
+    return _trials(asked, {"nll": 2.2, "kl": 6.5}.get(loss, 8.0), dense=loss != "nll", copied=copied)
 
 
 def _evopress(asked: PruningMemory) -> float:
     """Count a search by KL whose last comparison reads most tokens."""
     return _search(replace(asked, parameters={"loss": "kl", "tokens": asked.parameters.get("final_tokens", 4096)}))
+
+
+def _puzzle(asked: PruningMemory) -> float:
+    """Count what heads and channels contribute, or trials by KL beside three quarters of an MLP."""
+    given = {"loss": asked.parameters.get("score", "kl"), "tokens": asked.parameters.get("tokens", 2048)}
+    contributed = _states(asked, FLOAT64 * asked.shape.mlp)
+    return max(contributed, _search(replace(asked, parameters=given), copied=0.55 * asked.layer))
 
 
 def _two_ssp(asked: PruningMemory) -> float:
@@ -224,7 +234,7 @@ def _laco_ls(asked: PruningMemory) -> float:
     given, removed = asked.parameters, asked.ratio * asked.shape.parameters / max(1.0, asked.shape.layer)
     seen, tried = min(asked.N, given.get("search_tokens", 4096)), min(asked.N, given.get("trial_tokens", 512))
     states, maps = (2 * L + 1) * seen + (L + 1) * tried, L - 1 + 2 * removed
-    logits = tried + max(tried, 5 * min(tried, greedy_search.TOKENS_AT_ONCE))  # of the dense model, and a trial's
+    logits = tried + max(tried, 5 * min(tried, trials.TOKENS_AT_ONCE))  # of the dense model, and a trial's
     search = b * D * (states + D * maps) + FLOAT32 * logits * V
     inputs = I + asked.shape.heads if given.get("attention") else I
     steps = D + asked.shape.heads + inputs if given.get("attention") else 0
@@ -288,6 +298,7 @@ METHODS: dict[str, Callable[[PruningMemory], float]] = {
     "blockpruner": _search,
     "finercut": partial(_search, loss="js"),
     "evopress": _evopress,
+    "puzzle": _puzzle,
     "2ssp": _two_ssp,
     "laco": _laco,
     "laco-published": _laco_published,

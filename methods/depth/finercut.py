@@ -33,10 +33,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from methods.base import register
-from methods.depth.greedy_search import GreedyBlocks, Positions
+from methods.depth.greedy_search import GreedyBlocks
 from methods.model.decoder import Decoder
 from methods.model.structures import Sublayer, sublayers_of
 from methods.ranges import Layers, Tokens
+from methods.search.trials import Positions
 
 Distance = Literal["js", "kl", "js-released"]
 MODES = {"both": ("attention", "mlp"), "attention": ("attention",)}

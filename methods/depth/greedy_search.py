@@ -1,229 +1,23 @@
 """Greedy removal of blocks: try each one that is left, remove the one that is missed least, and again.
 
-All candidates go through a layer before any goes through the next, a few at a time where they have few tokens, so that
-the weights of a layer are read once for a removal and matrices are large. A candidate in layer l begins with the states
-in front of it, so that it runs the layers from l on and no others: half of a forward on average. A loss is a sum over
-tokens of what is never negative, so that a candidate is given up as soon as its sum is above the best one's; those that
+A candidate is given up as soon as it is sure to be missed more than the best one (methods.search.trials); those that
 were missed least the last time come first. Neither changes a choice. The order of removal is that of any larger budget,
 as long as no budget has bound a choice; it is returned, so that one search serves every ratio of a run.
-
-Letters: N = sequences, T = tokens, D = residual width, V = vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from typing import Any, Literal
-
-import torch
-from torch import Tensor, nn
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from methods.budget import block_parameters
-from methods.model.activations import enter
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.precision import rows_in_cache
 from methods.model.sizes import parameters
 from methods.model.structures import Sublayer, remove_sublayers, sublayer_sizes, sublayers_of
-from methods.progress import bar
-
-TOKENS_AT_ONCE = 128  # whose logits are held at once: fewer make slow products, more do not fit a cache
-ROWS = 2048  # tokens that a layer takes at once where it can: fewer make slow products
-MOST = 4  # candidates among them
-ROUNDING = 1e-4  # by which a loss has to be above the best to be given up: a sum of zeros can round to below zero
-
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-Gone = frozenset[Sublayer]  # blocks that a candidate leaves out, beside those that have gone
-Ends = dict[Gone, Tensor]  # the states behind the last layer without them
-Arguments = dict[str | None, dict[str, Any]]  # by kind of layer, as Entry has them
-
-
-def nll(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
-    """Return -log p(target), summed over M tokens: (M, V), anything, (M,) -> (). It needs no dense model."""
-    return nn.functional.cross_entropy(logits, targets, reduction="sum")
-
-
-def kl(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
-    """Return KL(dense || pruned) of the next token, summed over M tokens: (M, V), (M, V) dense log-probabilities."""
-    return nn.functional.kl_div(logits.log_softmax(-1), p, reduction="sum", log_target=True)
-
-
-def js(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
-    """Return the Jensen-Shannon divergence of the next token, summed over M tokens: (M, V), (M, V), p as in `kl`."""
-    q = logits.log_softmax(-1)
-    m = torch.logaddexp(p, q) - math.log(2)
-    halves = [nn.functional.kl_div(m, one, reduction="sum", log_target=True) for one in (p, q)]
-    return (halves[0] + halves[1]) / 2
-
-
-def js_released(logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
-    """Return (KL(m || p) + KL(m || q)) / 2, summed over M tokens, as FinerCut's code has it: shapes as in `js`."""
-    q = logits.log_softmax(-1)
-    m = torch.logaddexp(p, q) - math.log(2)
-    halves = [nn.functional.kl_div(one, m, reduction="sum", log_target=True) for one in (p, q)]
-    return (halves[0] + halves[1]) / 2
-
-
-def summed(loss: Loss, logits: Tensor, p: Tensor, targets: Tensor) -> Tensor:
-    """Return a loss over logits of any type: (M, V), (M, V) dense log-probabilities, (M,) -> ().
-
-    In float32, on a CPU so few rows at a time that they stay in a core's cache.
-    """
-    rows = (torch.split(each, rows_in_cache(logits)) for each in (logits, p, targets))
-    return torch.stack([loss(few.float(), *others) for few, *others in zip(*rows, strict=True)]).sum()
-
-
-LOSSES: dict[str, Loss] = {"nll": nll, "kl": kl, "js": js, "js-released": js_released}
-Positions = Literal["followed", "all"]
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Holds one micro-batch: the places (M,), row by row, of the positions that are compared, and what follows (M,)."""
-
-    x: Tensor  # (B, T, D) in front of the first layer
-    arguments: list[Arguments]  # of the layers for the batch once, twice, ...: as many candidates as run together
-    wanted: Tensor
-    targets: Tensor
-    dense: Tensor  # (M, V), the dense model's log-probabilities there; (M, D), its last layer's output, where too large
-
-
-class Trial:
-    """Runs the model on the calibration tokens with any blocks left out. It changes no module.
-
-    A loss is that of the positions with a successor, or, with `positions` "all", also of the last of each sequence,
-    which is no place for `nll`.
-
-    runs  layers that have been run, for all tokens; divided by the number of layers, forwards
-    """
-
-    @torch.no_grad()
-    def __init__(self, model: Decoder, calibration: Calibration, loss: str, positions: Positions = "followed") -> None:
-        self.model, self.layers, self.loss = model, model.layers, LOSSES[loss]
-        self.gone: set[Sublayer] = set()
-        self.runs = 0.0
-        self.share = 1 / len(calibration.ids)
-        self.batches = []
-        end = model.head.weight.device  # where logits are
-        beyond = 0 if positions == "all" else 1
-        kept = 4 * int(calibration.mask[:, beyond:].sum()) * model.config.vocab_size <= calibration.memory
-        self.keeps_dense = kept and self.loss is not nll
-        values, dtype = model.config.hidden_size * (len(self.layers) + 8), model.embed.weight.dtype
-        for ids, mask in calibration.batches(values, dtype):
-            there, most = ids.to(model.embed.weight.device), max(1, min(MOST, ROWS // ids.numel()))
-            together = [enter(model, there.repeat(n, 1)) for n in range(1, most + 1)]
-            x, arguments = together[0].x, [entry.arguments for entry in together]
-            wanted = nn.functional.pad(mask[:, beyond:], (0, beyond)).flatten().nonzero()[:, 0].to(end)
-            targets = there.to(end).roll(-1, 1).flatten()[wanted]
-            batch = _Batch(x, arguments, wanted, targets, x[:0])
-            if self.loss is not nll:
-                dense = self._compared(batch, self._ends(batch, [Gone()])[Gone()])
-                if self.keeps_dense:
-                    dense = torch.cat([self._log_probabilities(piece) for piece in torch.split(dense, TOKENS_AT_ONCE)])
-                batch = replace(batch, dense=dense)
-            self.batches.append(batch)
-
-    def without(
-        self, blocks: Sequence[Sublayer | None], shown: str = "leaving out one", *, exact: bool = True
-    ) -> list[float]:
-        """Return the loss per token when each of `blocks` goes as well; None: no other. See `losses`."""
-        return self.losses([Gone([block] if block else []) for block in blocks], shown, exact=exact)
-
-    @torch.no_grad()
-    def losses(self, candidates: Sequence[Gone], shown: str = "comparing", *, exact: bool = True) -> list[float]:
-        """Return the loss per token without each set of blocks, of which no two are the same.
-
-        Unless `exact`, one that is sure to be above the lowest may be given up: its figure is then anything above the
-        lowest. `shown` says on stderr what this is for.
-        """
-        tokens, L, best, losses = sum(len(batch.targets) for batch in self.batches), len(self.layers), math.inf, []
-        first = 1 if len(self.batches) > 1 and not exact else 0  # for the limit that spares others their last batches
-        cuts = [0, *range(first, len(candidates), L)] if first else range(0, len(candidates), L)
-        groups = [candidates[start:end] for start, end in pairwise([*cuts, len(candidates)])]
-        with bar(len(groups) * len(self.batches) * L, shown, "layer") as progress:
-            for group in groups:
-                totals = dict.fromkeys(group, 0.0)
-                for batch in self.batches:
-                    last = batch is self.batches[-1]
-                    limit = math.inf if exact else (1 + ROUNDING) * best * tokens
-                    ends = self._ends(batch, [gone for gone in group if not totals[gone] > limit], progress)
-                    for gone in [gone for gone in group if gone in ends]:
-                        for loss in self._losses(batch, ends.pop(gone)):
-                            totals[gone] += loss
-                            if totals[gone] > limit:
-                                break
-                        if last and totals[gone] < best * tokens:
-                            best = totals[gone] / tokens
-                            limit = math.inf if exact else (1 + ROUNDING) * totals[gone]
-                losses += [totals[gone] / tokens for gone in group]
-        return losses
-
-    def remove(self, block: Sublayer) -> None:
-        """Leave `block` out from now on."""
-        self.gone.add(block)
-
-    def _ends(self, batch: _Batch, candidates: Sequence[Gone], progress: Any = None) -> Ends:
-        """Return the states behind the last layer without each set of blocks, (B, T, D).
-
-        Candidates that leave out the same of the layers so far have one state.
-        """
-        states, so_far = {Gone(): batch.x}, dict.fromkeys(candidates, Gone())
-        for number in range(len(self.layers)):
-            here = {one: Gone(block for block in one if block.layer == number) for one in candidates}
-            place = {gone: place for place, gone in enumerate(states)}
-            steps = dict.fromkeys((so_far[one], here[one]) for one in candidates)
-            groups: dict[Gone, list[Gone]] = {Gone(): []}  # what is left out here -> what was before
-            for gone, left_out in sorted(steps, key=lambda step: place[step[0]]):
-                groups.setdefault(left_out, []).append(gone)
-            entering, states = states, {}
-            for left_out, before in groups.items():
-                new = self._run(batch, number, [entering[gone] for gone in before], self.gone | left_out)
-                states.update(zip([gone | left_out for gone in before], new, strict=True))
-            so_far = {one: so_far[one] | here[one] for one in candidates}
-            if progress is not None:
-                progress.update()
-        return states
-
-    def _run(self, batch: _Batch, number: int, states: list[Tensor], gone: set[Sublayer]) -> list[Tensor]:
-        """Return what leaves layer `number` for each of the states that enter it, (B, T, D)."""
-        layer, (B, *_) = self.layers[number], batch.x.shape
-        parts = {part for part in ("layer", "attention", "mlp") if Sublayer(part, number) in gone}
-        if "layer" in parts or len(parts) == 2:
-            return states
-        self.runs += len(states) * B * self.share
-        left = list[Tensor]()
-        with layer.visiting():
-            for start in range(0, len(states), len(batch.arguments)):
-                some = states[start : start + len(batch.arguments)]
-                x = torch.cat([one.to(layer.device) for one in some])
-                left += torch.split(layer.run(x, batch.arguments[len(some) - 1][layer.kind], parts), B)
-        return left
-
-    def _compared(self, batch: _Batch, x: Tensor) -> Tensor:
-        """Return the states of the positions that are compared, (B, T, D) -> (M, D), where logits are."""
-        return x.flatten(0, 1)[batch.wanted.to(x.device)].to(batch.targets.device)
-
-    def _losses(self, batch: _Batch, x: Tensor) -> Iterable[float]:
-        """Return the loss summed over some tokens at a time; from a GPU all at once, since the host waits for each."""
-        losses = self._pieces(batch, self._compared(batch, x))
-        return map(float, losses) if x.device.type == "cpu" else torch.stack(list(losses)).tolist()
-
-    def _pieces(self, batch: _Batch, x: Tensor) -> Iterator[Tensor]:
-        for piece in torch.split(torch.arange(len(x), device=x.device), TOKENS_AT_ONCE):
-            logits, targets = self.model.logits(x[piece]), batch.targets[piece]
-            if self.loss is nll:
-                yield summed(nll, logits, logits, targets)
-            else:
-                dense = batch.dense[piece]
-                p = dense if self.keeps_dense else self._log_probabilities(dense)
-                yield summed(self.loss, logits, p, targets)
-
-    def _log_probabilities(self, x: Tensor) -> Tensor:
-        """Return those of the next token from the last layer's output: (M, D) -> (M, V)."""
-        return self.model.logits(x).float().log_softmax(-1)
+from methods.search.trials import Positions, Trial
 
 
 @dataclass

@@ -54,7 +54,6 @@ from torch.nn.functional import cosine_similarity
 from methods.base import register
 from methods.budget import whole_layers
 from methods.depth.collapse_fit import Collapse, Fit, Window
-from methods.depth.greedy_search import ROUNDING, TOKENS_AT_ONCE, kl, summed
 from methods.errors import Unsupported
 from methods.least_squares import Rows, fit, total_error
 from methods.model.activations import Entry, beside, enter, enter_all, step
@@ -64,6 +63,7 @@ from methods.model.sinks import Sinks, find_sinks, wanted_states
 from methods.normed_fit import Norm, fit_normed
 from methods.progress import over
 from methods.ranges import Count, Positive, Tokens
+from methods.search.trials import ROUNDING, TOKENS_AT_ONCE, kl, summed
 
 Choice = Literal["fit", "error", "cosine"]
 Mapped = Callable[[Tensor], Tensor]  # what an MLP adds -> what it adds once T is in it, (B, T, D) both

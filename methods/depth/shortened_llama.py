@@ -38,7 +38,6 @@ from torch import Tensor
 
 from methods.base import register
 from methods.budget import whole_layers
-from methods.depth.greedy_search import Trial
 from methods.depth.one_shot import OneShot
 from methods.errors import Unsupported
 from methods.model.calibration import Calibration
@@ -46,6 +45,7 @@ from methods.model.decoder import Decoder
 from methods.model.gradients import Sums, gradients
 from methods.model.structures import sublayers_of
 from methods.ranges import Layers, Tokens
+from methods.search.trials import Trial
 from methods.shared import shared
 
 

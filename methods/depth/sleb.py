@@ -30,12 +30,13 @@ from typing import Any, Literal
 
 from methods.base import register
 from methods.budget import whole_layers
-from methods.depth.greedy_search import Trial, searched
+from methods.depth.greedy_search import searched
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters
 from methods.model.structures import sublayers_of
 from methods.ranges import Layers, Tokens
+from methods.search.trials import Trial
 
 
 @register("sleb")

@@ -166,6 +166,18 @@ class Sublayer:
         return Sublayer(part, int(layer))
 
 
+@dataclass(frozen=True)
+class Narrowed:
+    """Names how many units are left of the heads (kv_heads) or the channels of a layer. Written "channels 3 768"."""
+
+    kind: str
+    layer: int
+    left: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.layer} {self.left}"
+
+
 def sublayers_of(model: Decoder, *parts: str) -> list[Sublayer]:
     """Return every block of these kinds that the model still has, by layer."""
     has = [{"layer": True, "attention": layer.has_attention, "mlp": layer.has_mlp} for layer in model.layers]

@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from methods.base import register
-from methods.depth.greedy_search import Found, Trial, search
+from methods.depth.greedy_search import Found, search
 from methods.errors import OutOfReach
 from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
@@ -47,6 +47,7 @@ from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
 from methods.model.structures import Sublayer, cuts, remove_sublayers, structures_of, sublayers_of
 from methods.ranges import Count, Positive, Tokens
+from methods.search.trials import Trial
 from methods.shared import shared
 from methods.width.widths import equal_widths, freed, lower_widths
 

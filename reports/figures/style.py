@@ -85,6 +85,7 @@ BUILT_IN = {
     "finercut": Style(PURPLE, DASHED, "s"),
     "llm-drop": Style(PURPLE, DOTTED, "^"),
     "evopress": Style(PURPLE, MIXED, "D"),
+    "puzzle": Style(ORANGE, MIXED, "p"),
     "drop-tail": Style(GREY, SOLID, "v"),
     "drop-random": Style(GREY, DASHED, "X"),
     "drop": Style(GREY, DOTTED, "d"),

@@ -8,12 +8,12 @@ import torch
 from authors_code import Run, every_run
 from conftest import tiny
 
-from methods.depth import evopress
-from methods.depth.evopress import EvoPress
-from methods.depth.greedy_search import Gone
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.structures import Sublayer
+from methods.search import evopress
+from methods.search.evopress import EvoPress
+from methods.search.trials import Gone
 
 
 def missed(gone: Gone, ids: int) -> float:

@@ -15,11 +15,11 @@ from places import model_of
 
 import methods
 from bench.evaluation import scoring
-from methods.depth import greedy_search
 from methods.least_squares import LeastSquares
 from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from methods.search import trials
 
 IDS = torch.randint(3, 128, (8, 24), generator=torch.Generator().manual_seed(1))
 EVERY = torch.ones_like(IDS, dtype=torch.bool)
@@ -79,14 +79,14 @@ def test_reading_what_happens_in_the_layers_waits_once_a_micro_batch_for_its_che
 
 @pytest.mark.parametrize("method", ["sleb", "blockpruner", "finercut"])
 def test_a_trial_waits_once_for_each_micro_batch(method, monkeypatch):
-    monkeypatch.setattr(greedy_search, "TOKENS_AT_ONCE", 8)  # pieces whose losses are summed
+    monkeypatch.setattr(trials, "TOKENS_AT_ONCE", 8)  # pieces whose losses are summed
     with EmulatedGpus() as gpus:
         decoder = Decoder(model_of("llama").to("cuda"))
         gpus.waits.clear()
         found = methods.make(method).prune(decoder, CALIBRATION, 0.3)
         removed, blocks = len(found["removal_order"]), LAYERS if method == "sleb" else 2 * LAYERS
-        trials = sum(blocks - number for number in range(removed))
-        assert waits(gpus) <= (trials + 4) * len(CALIBRATION.batches(WIDTH * (LAYERS + 8), torch.float32))
+        tried = sum(blocks - number for number in range(removed))
+        assert waits(gpus) <= (tried + 4) * len(CALIBRATION.batches(WIDTH * (LAYERS + 8), torch.float32))
 
 
 @pytest.mark.parametrize("method", ["drop-tail", "laco", "shortgpt", "llm-pruner", "sleb"])

@@ -118,7 +118,7 @@ ILLEGAL = [
     ("bench/healing/training.py", "self.text.held_out.to(self.device)", "self.text.held_out", "heal"),
 ]  # fmt: skip
 ILLEGAL_ON_TWO = [
-    ("methods/depth/greedy_search.py", "one.to(layer.device)", "one", "blockpruner"),
+    ("methods/search/trials.py", "one.to(layer.device)", "one", "blockpruner"),
     ("methods/model/activations.py", "    x = x.to(layer.device)\n    empty", "    empty", "shortgpt"),
     ("methods/model/activations.py", "one.to(state.device)", "one", "shortgpt+ghost"),
     ("methods/model/sliced_layer.py", "Q[:, :d].to(weight.device)", "Q[:, :d]", "slicegpt"),
@@ -136,7 +136,7 @@ LEGAL = [
     ("methods/width/wanda_sp.py", "s.cpu()[", "s[", "wanda-sp"),
     ("bench/evaluation/checks.py", "input_ids=ids.to(model.device)", "input_ids=ids", "generate"),
     ("methods/model/activations.py", "(self.masks,) = beside(self.states, masks)", "self.masks = masks", "shortgpt"),
-    ("methods/depth/greedy_search.py", "torch.arange(len(x), device=x.device)", "torch.arange(len(x))", "sleb"),
+    ("methods/search/trials.py", "torch.arange(len(x), device=x.device)", "torch.arange(len(x))", "sleb"),
     ("methods/depth/laco_ls.py", "calibration.mask[:, 1:].to(self.entry.x.device)", "calibration.mask[:, 1:]",
      "laco-ls"),
     ("methods/width/slicegpt.py", "entry.x.to(waits).float()", "entry.x.float()", "slicegpt, waiting on the host"),

@@ -47,6 +47,7 @@ COARSE = {  # how far from the budget the nearest model is that a method can mak
     ("slicegpt", "latency"): 0.2,
     ("finercut", "macs"): 0.02,
     ("llm-drop", "macs"): 0.02,
+    ("puzzle", "macs"): 0.02,
 }
 
 

@@ -13,14 +13,14 @@ import torch
 from conftest import LAYERS, VOCABULARY, tiny
 
 import methods
-from methods.depth import evopress
-from methods.depth.evopress import EvoPress, Fitness, children, draw, random_states
-from methods.depth.greedy_search import Gone, Trial
 from methods.errors import OutOfReach
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
 from methods.model.structures import Sublayer, remove_sublayers, sublayers_of
+from methods.search import evopress
+from methods.search.evopress import EvoPress, Fitness, children, draw, random_states
+from methods.search.trials import Gone, Trial
 
 LENGTHS = (16, 12, 7, 2, 16, 9)
 TOKENS = sum(LENGTHS)
@@ -81,7 +81,7 @@ def test_the_loss_of_a_set_is_that_of_a_model_without_it():
 
 def test_the_fittest_are_in_the_order_of_what_is_missed(monkeypatch):
     """Also where one that is worse than the best could be given up behind any sequence."""
-    monkeypatch.setattr("methods.depth.greedy_search.TOKENS_AT_ONCE", 4)
+    monkeypatch.setattr("methods.search.trials.TOKENS_AT_ONCE", 4)
     states = random_states(kinds_of(), 2, 20, random.Random(3))
     few = replace(calibration(), memory=1)
     found = Fitness(Decoder(tiny("llama")), few, random.Random(0)).fittest(states, 5, TOKENS)

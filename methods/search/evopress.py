@@ -40,7 +40,6 @@ import torch
 
 from methods.base import register
 from methods.budget import block_parameters
-from methods.depth.greedy_search import Gone, Trial
 from methods.errors import OutOfReach
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
@@ -48,7 +47,9 @@ from methods.model.sizes import parameters
 from methods.model.structures import Sublayer, remove_sublayers, sublayer_sizes, sublayers_of
 from methods.progress import bar
 from methods.ranges import Count, Positive, Tokens
+from methods.search.trials import Trial
 
+State = frozenset[Sublayer]  # the blocks that are gone
 TRIES = 100  # draws for each state that is wanted, where few are left that are new
 
 
@@ -98,12 +99,12 @@ class EvoPress:
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         k, found = self.how_many(model, ratio), dict[str, Any]()
-        gone = Gone()
+        gone = State()
         if k:
             gone, found = self.search(model, calibration, k)
         return {"blocks_of_each_kind": k} | remove_sublayers(model, gone) | found
 
-    def search(self, model: Decoder, calibration: Calibration, k: int) -> tuple[Gone, dict[str, Any]]:
+    def search(self, model: Decoder, calibration: Calibration, k: int) -> tuple[State, dict[str, Any]]:
         """Return the blocks that are missed least together, and for the record what the search took."""
         kinds, generator = self.blocks(model), random.Random(calibration.seed)
         generations = self.generations or max(1, int(k * (len(kinds[0]) - k) / 1.5))
@@ -134,7 +135,7 @@ class Fitness:
     def __init__(self, model: Decoder, calibration: Calibration, generator: random.Random) -> None:
         self.model, self.calibration, self.generator, self.forwards = model, calibration, generator, 0.0
 
-    def fittest(self, states: list[Gone], survivors: int, tokens: int) -> list[tuple[Gone, float]]:
+    def fittest(self, states: list[State], survivors: int, tokens: int) -> list[tuple[State, float]]:
         """Return the states that are missed least on `tokens` tokens, best first, and what is missed of each."""
         drawn = draw(self.calibration, tokens, self.generator)
         trial = Trial(self.model, drawn, "kl")
@@ -160,9 +161,9 @@ def draw(calibration: Calibration, tokens: int, generator: random.Random) -> Cal
     return replace(calibration, ids=calibration.ids[rows, :width], mask=mask[rows, :width])
 
 
-def distinct(draw_one: Callable[[], Gone], count: int, known: Collection[Gone] = ()) -> list[Gone]:
+def distinct(draw_one: Callable[[], State], count: int, known: Collection[State] = ()) -> list[State]:
     """Return `count` different states, none of the known ones, or as many as a hundred times the draws give."""
-    found = dict[Gone, None]()
+    found = dict[State, None]()
     for _ in range(TRIES * count):
         if len(found) == count:
             break
@@ -172,22 +173,22 @@ def distinct(draw_one: Callable[[], Gone], count: int, known: Collection[Gone] =
     return list(found)
 
 
-def random_states(kinds: list[list[Sublayer]], k: int, count: int, generator: random.Random) -> list[Gone]:
+def random_states(kinds: list[list[Sublayer]], k: int, count: int, generator: random.Random) -> list[State]:
     """Return different sets of k blocks of each kind; see `distinct`."""
-    return distinct(lambda: Gone(block for blocks in kinds for block in generator.sample(blocks, k)), count)
+    return distinct(lambda: State(block for blocks in kinds for block in generator.sample(blocks, k)), count)
 
 
 def children(
-    parents: list[Gone], kinds: list[list[Sublayer]], count: int, mutations: int, generator: random.Random
-) -> list[Gone]:
+    parents: list[State], kinds: list[list[Sublayer]], count: int, mutations: int, generator: random.Random
+) -> list[State]:
     """Return different children, none like a parent; see `distinct`."""
 
-    def child() -> Gone:
+    def child() -> State:
         gone = set(generator.choice(parents))
         for _ in range(min(generator.randint(1, mutations), generator.randint(1, mutations))):
             blocks = kinds[generator.randint(0, len(kinds) - 1)]
             gone ^= {drawn(blocks, gone, generator, gone=False), drawn(blocks, gone, generator, gone=True)}
-        return Gone(gone)
+        return State(gone)
 
     return distinct(child, count, parents)
 

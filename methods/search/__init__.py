@@ -1,0 +1,1 @@
+"""Searches over what goes from many parts of a model at once."""

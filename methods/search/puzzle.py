@@ -1,0 +1,337 @@
+"""Choose how much stays of each layer by one integer program over damages that are measured alone: Puzzle.
+
+Bercovich, Ronen, Abramovich, Ailon, Assaf, Dabbah, Galil, Geifman, Geifman, Golan and others 2024, "Puzzle:
+Distillation-Based NAS for Inference-Optimized LLMs", ICML 2025, arXiv 2411.19146. Code: NVIDIA/Model-Optimizer.
+
+Layer l is replaced by one of several choices c: its attention whole, with fewer key/value heads, or gone; and its MLP
+whole, with fewer channels, or gone. s_lc is the damage where this replacement alone is made, and m_lc what a choice
+costs. With y_lc = 1 where layer l has choice c,
+
+    minimise  sum_lc s_lc y_lc    so that  sum_c y_lc = 1 for every l  and  sum_lc m_lc y_lc is the budget.
+
+The damage is KL(p || q), the mean over tokens of the dense model's distribution of the next token, p, to the other's,
+q; or with `score=nll` what the mean of -log q(token) rises by. Units that stay are those with the largest contribution,
+
+    C_j = mean over tokens of |X_tj| times ||W_:j||,
+
+for X what enters the output matrix W; a head's is the sum over its channels.
+
+That damages add up is assumed, and neighbours are worse together than their sum. So the program is solved `best` times,
+each time without the solutions that are known, and the solution with the lowest damage of all replacements together is
+taken. The record has both, the sum that the program saw and the damage that was measured.
+
+A budget (--budget kv=0.5) is what the program is solved under: m is then the quantity itself, and not parameters.
+
+Departures from the authors' code. No choice is trained: there each is distilled alone before it is scored, and the
+whole model afterwards. The code's damage is by default a distance of hidden states; KL is one of its metrics. Its
+widths are multiples of 256, here equal steps of what a layer has. Its budgets are upper bounds; here what stays is held
+to the budget from both sides, as that of every method of this suite, by half of the smallest replacement.
+
+Cost. L choices times half a forward over `tokens` tokens, and `best` forwards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from methods.base import register
+from methods.budget import block_parameters
+from methods.counted import Budget, held
+from methods.errors import OutOfReach
+from methods.model.activations import Step, by_layer
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+from methods.model.layer import Layer
+from methods.model.sizes import layer_parameters, parameters
+from methods.model.structures import (
+    Narrowed,
+    Sublayer,
+    cut,
+    keep_channels,
+    keep_kv_groups,
+    sublayers_of,
+)
+from methods.ranges import Count, Tokens
+from methods.search.trials import Gone, Trial
+from methods.shared import shared
+
+Numbers = NDArray[np.float64]
+Ranks = dict[tuple[int, str], list[int]]  # by layer and kind: heads or channels, the one that stays longest first
+Score = Literal["kl", "nll"]
+WINDOW = 0.5  # of the smallest replacement: how far what goes may be from the budget
+EXACT = {"mip_rel_gap": 0}  # of the solver: no solution that is nearly the best
+WIDER = 2  # times, where no choice of all layers lies within
+
+
+@register("puzzle")
+@dataclass(frozen=True)
+class Puzzle:
+    """Choose how much stays of each layer by an integer program over damages (Bercovich et al. 2024)."""
+
+    steps: Count = 4  # of a layer's channels that may go: 4 leaves 3/4, 1/2, 1/4 or none
+    heads: Count = 1  # of a layer's key/value heads that may go; 1 leaves all or none
+    score: Score = "kl"  # the damage: KL(p || q), or what -log q(token) rises by
+    tokens: Tokens = 2048  # calibration tokens on which a damage is measured
+    best: Count = 8  # solutions that are measured, of which the best is taken
+
+    fixed = False
+    only_cuts = True
+    uneven = "it chooses the width of each layer"
+    needs = "calibration"
+    cost = "about 1 forward, and half of one over 2,048 tokens for each of 9 choices of L layers"
+    without = ()
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        return {"parameters": parameters(model) - block_parameters(model, ratio, blocks(model))}
+
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        gone = block_parameters(model, ratio, blocks(model))
+        return self.solve(model, calibration, Costs(layer_parameters), gone)
+
+    def prune_to(self, model: Decoder, calibration: Calibration, budget: Budget) -> dict[str, Any]:
+        """Remove what a budget asks for, in place, and return what was decided. Raises OutOfReach."""
+        return self.solve(model, calibration, Costs.of_quantity(budget), (1 - budget.share) * budget.dense)
+
+    def solve(self, model: Decoder, calibration: Calibration, costs: Costs, gone: float) -> dict[str, Any]:
+        """Solve the program for `gone` of a quantity, measure its best solutions, and cut the model, in place."""
+        if not gone:
+            return {}
+        widths = (self.steps, self.heads)
+        every, tokens = choices(model, *widths), calibration.first(self.tokens)
+        m = [
+            np.array([costs.of(layer, one) for one in some], dtype=float)
+            for layer, some in zip(model.layers, every, strict=True)
+        ]
+        found = shared(library, model, calibration, widths, self.score, self.tokens)
+        s, ranks = found[: len(every)], ranking(found[len(every) :])
+        program = Program([one.double().numpy() for one in s], m)
+        solutions = program.solutions(gone, self.best)
+        states = [Gone().union(*(some[c] for some, c in zip(every, one, strict=True))) for one in solutions]
+        trial = Trial(model, tokens, self.score, narrow=Narrow(ranks))
+        together = trial.losses([Gone(), *states], "measuring solutions")
+        together = [one - together[0] for one in together[1:]]
+        best = min(range(len(solutions)), key=lambda at: math.inf if math.isnan(together[at]) else together[at])
+        cut(model, decided := names(states[best], model, ranks))
+        return decided | {
+            "parameters": parameters(model),
+            "kv_heads": [layer.kv_heads for layer in model.layers],
+            "channels": [layer.down.in_features if layer.has_mlp else 0 for layer in model.layers],
+            "expected_damage": [_finite(program.damage(one)) for one in solutions],
+            "damage": [_finite(one) for one in together],
+            "solution": best,
+        }
+
+
+def blocks(model: Decoder) -> list[Sublayer]:
+    """Return the attentions and the MLPs of a model, by layer."""
+    return sublayers_of(model, "attention", "mlp")
+
+
+def choices(model: Decoder, steps: int, heads: int) -> list[list[Gone]]:
+    """Return for each layer what its choices leave out or narrow; the first is nothing."""
+    found = []
+    for number, layer in enumerate(model.layers):
+        parts: list[list[Gone]] = []
+        if layer.has_attention:
+            parts.append(_of_part("attention", "kv_heads", number, layer.kv_heads, heads))
+        if layer.has_mlp:
+            parts.append(_of_part("mlp", "channels", number, layer.down.in_features, steps))
+        found.append([Gone().union(*one) for one in product(*parts)])
+    return found
+
+
+def _of_part(part: str, kind: str, number: int, size: int, steps: int) -> list[Gone]:
+    """Return what may be left of an attention or an MLP with `size` units: all, `steps` - 1 widths, or nothing."""
+    lefts = sorted({round(size * step / steps) for step in range(1, steps)} - {0, size}, reverse=True)
+    return [Gone(), *(Gone([Narrowed(kind, number, left)]) for left in lefts), Gone([Sublayer(part, number)])]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Says how much of a quantity goes with a choice.
+
+    held  of the quantity in a layer
+    """
+
+    held: Callable[[Layer], float]
+
+    @staticmethod
+    def of_quantity(budget: Budget) -> Costs:
+        return Costs(lambda layer: held(layer, budget.of, budget.context, budget.table))
+
+    def of(self, layer: Layer, choice: Gone) -> float:
+        """Return how much goes when a layer has this choice; by shapes alone, on a copy without weights."""
+        parts = {one.part for one in choice if isinstance(one, Sublayer)}
+        if len(parts) == layer.has_attention + layer.has_mlp:
+            return self.held(layer)
+        left = layer.on(torch.device("meta"))
+        for one in choice:
+            if isinstance(one, Narrowed):
+                keep(left, one.kind, range(one.left))
+            elif one.part == "attention":
+                left.remove_attention()
+            else:
+                left.remove_mlp()
+        return self.held(layer) - self.held(left)
+
+
+def keep(layer: Layer, kind: str, units: Sequence[int]) -> None:
+    """Keep these heads or channels of a layer and remove the others."""
+    (keep_kv_groups if kind == "kv_heads" else keep_channels)(layer, units)
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """Makes a layer with fewer units of one with all.
+
+    ranks  by layer and kind, the units, the one with the largest contribution first
+    """
+
+    ranks: Ranks
+
+    def __call__(self, layer: Layer, narrowed: Collection[Narrowed]) -> Layer:
+        left = layer.copy_sharing_matrices()
+        left.store = None  # which knows the layer itself, and keeps no copy
+        for one in narrowed:
+            keep(left, one.kind, sorted(self.ranks[one.layer, one.kind][: one.left]))
+        return left
+
+
+def ranking(C: list[Tensor]) -> Ranks:
+    """Return the units of each layer and kind, the largest of C first; C as `contributions` gives it."""
+    kinds = ("kv_heads", "channels")
+    return {(at // 2, kinds[at % 2]): one.argsort(descending=True, stable=True).tolist() for at, one in enumerate(C)}
+
+
+def contributions(model: Decoder, calibration: Calibration) -> list[Tensor]:
+    """Return C of the heads, (G,), and of the channels, (I,), of each layer, in float64."""
+
+    def of_layer(number: int, steps: Iterator[Step]) -> list[Tensor]:
+        layer = model.layers[number]
+        sums = [torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)]
+        for step in steps:
+            seen = ((X.double().abs() * step.mask[:, :, None]).sum((0, 1)) for X in (step.heads, step.channels))
+            sums = [total + one.cpu() for total, one in zip(sums, seen, strict=True)]
+        norms = [matrix.weight.double().norm(dim=0).cpu() for matrix in (layer.out, layer.down)]
+        heads, channels = (X / int(calibration.mask.sum()) * norm for X, norm in zip(sums, norms, strict=True))
+        return [heads.view(layer.kv_heads, -1).sum(1), channels]
+
+    return [C for pair in by_layer(model, calibration, of_layer) for C in pair]
+
+
+def library(
+    model: Decoder, calibration: Calibration, widths: tuple[int, int], score: Score, tokens: int
+) -> list[Tensor]:
+    """Return `damages` of the layers on so many tokens, then `contributions`."""
+    C = contributions(model, calibration)
+    return [*damages(model, calibration.first(tokens), ranking(C), widths, score), *C]
+
+
+def damages(
+    model: Decoder, calibration: Calibration, ranks: Ranks, widths: tuple[int, int], score: Score
+) -> list[Tensor]:
+    """Return s of the choices of each layer, (choices,), in float64: of the first, which changes nothing, 0."""
+    every = choices(model, *widths)
+    trial = Trial(model, calibration, score, narrow=Narrow(ranks))
+    asked = [one for several in every for one in several[1:]]
+    dense, *losses = trial.losses([Gone(), *asked], "leaving out one")
+    found, at = [], 0
+    for several in every:
+        these = [loss - dense for loss in losses[at : at + len(several) - 1]]
+        found.append(torch.tensor([0.0, *these], dtype=torch.float64))
+        at += len(these)
+    return found
+
+
+def names(state: Gone, model: Decoder, ranks: Ranks) -> dict[str, list[Any]]:
+    """Return what a state removes, for the record, as methods.model.structures.cut reads it."""
+    layers = range(len(model.layers))
+    parts = {part: {one.layer for one in state if one == Sublayer(part, one.layer)} for part in ("attention", "mlp")}
+    has = [{"attention": layer.has_attention, "mlp": layer.has_mlp} for layer in model.layers]
+    whole = [number for number in layers if all(number in parts[part] for part in parts if has[number][part])]
+    left = {(one.layer, one.kind): one.left for one in state if isinstance(one, Narrowed)}
+    lost = {
+        kind: [sorted(ranks[number, kind][left[number, kind] :]) if (number, kind) in left else [] for number in layers]
+        for kind in ("kv_heads", "channels")
+    }
+    return {
+        "removed_layers": whole,
+        **{f"removed_{part}": sorted(numbers - set(whole)) for part, numbers in parts.items()},
+        **{f"removed_{kind}": units for kind, units in lost.items()},
+    }
+
+
+class Program:
+    """Is the integer program: of each layer the damages s and the costs m of its choices, (choices,) each."""
+
+    def __init__(self, s: list[Numbers], m: list[Numbers]) -> None:
+        known = [one for several in s for one in several if math.isfinite(one)]
+        worst = 1e3 * max(1.0, *map(abs, known))
+        self.s = np.concatenate([np.where(np.isfinite(one), one, worst) for one in s])
+        self.m = np.concatenate(m)
+        self.allowed = np.concatenate([_undominated(one, cost) for one, cost in zip(s, m, strict=True)])
+        self.starts = np.cumsum([0, *map(len, s)])
+        layers, every = len(s), len(self.s)
+        self.one_each = np.zeros((layers, every))
+        for layer in range(layers):
+            self.one_each[layer, self.starts[layer] : self.starts[layer + 1]] = 1
+        self.not_empty = np.zeros(every)
+        self.not_empty[self.starts[1:] - 1] = 1  # the last choice of each layer leaves nothing of it
+
+    def damage(self, solution: Sequence[int]) -> float:
+        """Return the sum of the damages of a solution, a choice for each layer."""
+        return float(self.s[self.starts[:-1] + np.array(solution)].sum())
+
+    def solutions(self, gone: float, count: int) -> list[list[int]]:
+        """Return the `count` solutions with the least damage with which `gone` of the quantity goes, or all there are.
+
+        Raises OutOfReach where no choice of all layers comes near to it.
+        """
+        window = WINDOW * float(self.m[self.m > 0].min(initial=np.inf))
+        while window <= gone + self.m.sum():
+            found = list[list[int]]()
+            while len(found) < count and (one := self._next(gone, window, found)) is not None:
+                found.append(one)
+            if found:
+                return found
+            window *= WIDER
+        raise OutOfReach("no choice of what stays of each layer comes near to what has to go")
+
+    def _next(self, gone: float, window: float, known: Sequence[Sequence[int]]) -> list[int] | None:
+        """Return the solution with the least damage that is none of those known, or None."""
+        from scipy.optimize import Bounds, LinearConstraint, milp
+
+        layers, every = self.one_each.shape
+        limits = [
+            LinearConstraint(self.one_each, 1, 1),
+            LinearConstraint(self.m[None] / gone, 1 - window / gone, 1 + window / gone),
+            LinearConstraint(self.not_empty[None], 0, layers - 1),
+        ]
+        for solution in known:
+            row = np.zeros((1, every))
+            row[0, self.starts[:-1] + np.array(solution)] = 1
+            limits.append(LinearConstraint(row, 0, layers - 1))
+        found = milp(self.s, constraints=limits, integrality=1, bounds=Bounds(0, self.allowed), options=EXACT)
+        if found.x is None:
+            return None
+        chosen = found.x.round().astype(int)
+        return [int(chosen[start:end].argmax()) for start, end in pairwise(self.starts)]
+
+
+def _undominated(s: Numbers, m: Numbers) -> Numbers:
+    """Return 1 for each choice of a layer but those whose cost another has with less damage, 0 for these."""
+    same = m[:, None] == m[None]
+    return np.array([not (s[row] < damage).any() for damage, row in zip(s, same, strict=True)], dtype=float)
+
+
+def _finite(figure: float) -> float | None:
+    return figure if math.isfinite(figure) else None
