@@ -13,10 +13,9 @@ from typing import Any
 
 from bench.records.columns import MISS, missed_by, texts
 from bench.records.comparability import dense_peer, draws, other_versions
-from bench.records.fits import SMALL, misfits
 from bench.records.record import Record, amount, is_accuracy, label, ratio_of, requested_ratio
 from methods.counted import QUANTITIES
-from reports import healing_notes, speed_notes
+from reports import doubts, healing_notes, speed_notes
 from reports.blocks import seeds_apart, seeds_named, seeds_of
 from reports.metrics import METRICS, binary, metric, short, shown
 
@@ -90,8 +89,7 @@ def exceptions(records: Sequence[Record], stages: Collection[str] = ()) -> Itera
             yield f"{name}: {status(record)}: {reason(record.error or '')}"
         elif miss is not None and abs(miss) > MISS:
             yield f"* {name} misses the {_missed(record)}."
-        yield from _misfits(record, name)
-        yield from _timed(record, name)
+        yield from doubts.of_cell(record, name)
         if stages:
             yield from speed_notes.doubts(record, stages, name)
     yield from _versions(records)
@@ -107,34 +105,6 @@ def _missed(record: Record) -> str:
     counted = "" if of == "all" else f" of the {of}"
     allowed = "" if requested is None else f"requested {show(requested)}{counted}, "
     return f"ratio: {allowed}budget {show(measured['ratio_budget'])}, achieved {show(measured['ratio'])}"
-
-
-def _timed(record: Record, name: str) -> Iterator[str]:
-    """Yield what a timing says of a budget of latency that the table has met, where it says something else."""
-    asked, speed = record.measured.get("budget"), record.measured.get("speed", {})
-    if not asked or asked["of"] != "latency":
-        return
-    depth = record.cell["latency"]["about"]["depth"]
-    for point in speed.get("points", []):
-        if point["kind"] == "decode" and (point["context"], point["batch"]) == (depth, 1) and "speedup" in point:
-            low, high = 1 / point["speedup_high"], 1 / point["speedup_low"]
-            if not low - MISS <= asked["stays"] <= high + MISS:
-                show = METRICS["ratio"].show
-                took = f"{show(1 / point['speedup'])}, 95 % interval {show(low)} to {show(high)}"
-                yield f"{name}: {show(asked['stays'])} of the milliseconds per token by the table, timed {took}."
-
-
-def _misfits(record: Record, name: str) -> Iterator[str]:
-    """Yield a sentence where fits of the cell do not hold on calibration sequences that they have not seen."""
-    found = list(misfits(record))
-    if found:
-        where, tokens, fitted, held_out = max(found, key=lambda one: one[3] / max(one[2], SMALL))
-        others = f", and {len(found) - 1} more" if len(found) > 1 else ""
-        yield (
-            f"{name}: a fit does not hold on calibration sequences that it has not seen: {where} it "
-            f"misses {held_out:.2g} of the squared states of {tokens} there, and {fitted:.2g} where it was fitted"
-            f"{others}."
-        )
 
 
 def _versions(records: Sequence[Record]) -> Iterator[str]:

@@ -733,6 +733,19 @@ def test_what_was_asked_is_not_changed_by_a_report():
     assert [asdict(record) for record in RECORDS] == before
 
 
+def test_a_search_that_ended_before_its_end_is_named():
+    def searched(done, **parameters):
+        found = changed(LACO, "cell", "method", to="evopress")
+        found = replace(found, decisions=found.decisions | {"generations": done, "of_generations": 117})
+        return view("main", [DENSE, changed(found, "cell", "parameters", to=parameters)])[0].notes
+
+    (said,) = [one for one in searched(10, minutes=2) if "search" in one]
+    assert said == (
+        "evopress: its search ended with 10 of 117 generations, after 2 min; another machine may get further."
+    )
+    assert not any("search" in one for one in [*searched(117, minutes=2), *view("main", [DENSE, LACO])[0].notes])
+
+
 def test_a_missing_measure_has_no_table():
     bare = ok("laco", 0.1, {**measured(PER_LAYER, (1, 2, 3), [], 9.0), "perplexity": {}, "tasks": {}, "speed": {}})
     assert [table.name for table in view("by-ratio", [bare])] == []
