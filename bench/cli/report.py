@@ -84,9 +84,10 @@ def _report(arguments: argparse.Namespace) -> int:
 def _asked(arguments: argparse.Namespace, merged: Merged) -> dict[str, list[Table]]:
     """Return the tables that go to stdout, by view."""
     if arguments.against:
+        from reports.published.papers import read_published
         from reports.tables import against_published
 
-        papers = against_published.read_published(arguments.against)
+        papers = read_published(arguments.against)
         return {"against": against_published.tables(merged.records, papers)}
     tables = _tables(merged, VIEWS if arguments.view == "all" else (arguments.view,), arguments.reference)
     if arguments.view == "ablation" and not tables["ablation"]:

@@ -3,37 +3,21 @@
 papers (reports.tables.against_published), records -> for each printed row that a cell is of, a table: a row for each
 measure
 
+A difference is shown where both were measured in the same way (reports.published.agreement); otherwise a note says what
+is known to be otherwise, or not known. Orders of removal need no such agreement: they are compared as sets.
+
 A printed row is of a cell if the model and one of the methods are the same, and the ratio: within CLOSE where the cell
 was asked for one; a cell whose parameters alone decide is shown whatever it removed. Beside each figure stands its
 share of the dense model's, of either side's own, since that differs least between two ways to ask the same question.
-
-Figures that papers have printed, as data: reports/published/*.yaml, or a file of the same form.
-
-description: one line, for those who choose
-source: authors, year, title, where the figures stand
-notes: [why they cannot be compared with figures measured here, ...]
-models:
-  Llama-2-7B:
-    names: [meta-llama/Llama-2-7b-hf]      of the hub; a folder is taken for the model if it is called alike
-    rows:
-      - method: dense                      or several that may be meant: [laco, laco-published]
-        ratio: 0.271                       share of all parameters removed; none for the dense model
-        layers: 23
-        prune_seconds: 15
-        tasks: {hellaswag: 71.26}          in %; a group such as mmlu is the mean of the tasks mmlu_*
-        average: {of: [piqa, boolq], value: 54.8}
-        perplexity: {wikitext: 4.46}       of the text whose name holds that word
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from statistics import fmean
-from typing import Annotated, Any
-
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+from typing import Any
 
 from bench.records import columns
 from bench.records.columns import task_column
@@ -42,10 +26,10 @@ from bench.records.record import Record, display_name, is_accuracy, label, named
 from methods.errors import UserError
 from reports import notes
 from reports.metrics import METRICS, percent, short
+from reports.published import agreement
+from reports.published.papers import Paper, Printed, PublishedProtocol
 from reports.tables.table import Column, Row, Table, TableCell, figure
 
-PUBLISHED = Path(__file__).parent.parent / "published"
-Percent = Annotated[float, AfterValidator(lambda percent: percent / 100)]
 CLOSE = 0.03  # of the dense model, between the printed ratio and that of a cell that is set beside it
 APART = 0.005  # from which on another ratio is said
 KINDS = ("perplexity", "tasks")
@@ -71,6 +55,11 @@ class PublishedPair:
     record: Record
     row: Mapping[str, Any]
     dense: Record | None
+
+    @property
+    def protocol(self) -> PublishedProtocol:
+        """Return how the printed row was measured."""
+        return self.paper.protocol.with_own(self.printed.protocol)
 
 
 def tables(records: Sequence[Record], papers: Sequence[Paper]) -> list[Table]:
@@ -111,12 +100,13 @@ def _is_of(record: Record, names: Sequence[str], printed: Printed) -> bool:
 
 def _both(pair: PublishedPair) -> bool:
     """Return whether anything but the size is printed and has been measured."""
-    return any(row.cells[1].value is not None for row in (*_perplexities(pair), *_accuracies(pair)))
+    rows = (*_removed_in_order(pair), *_perplexities(pair), *_accuracies(pair))
+    return any(row.cells[1].value is not None for row in rows)
 
 
 def _table(pair: PublishedPair, number: int, here: Sequence[str]) -> Table:
     """Make the table of a pair; `here` says how the figures of these runs came about."""
-    rows = (*_sizes(pair), *_perplexities(pair), *_accuracies(pair))
+    rows = (*_sizes(pair), *_removed_in_order(pair), *_perplexities(pair), *_accuracies(pair))
     table = Table(
         name=f"against-{pair.paper.name}-{number}",
         view="against",
@@ -147,7 +137,8 @@ def _perplexities(pair: PublishedPair) -> Iterator[Row]:
         measured = pair.dense.measured.get("perplexity", {}) if pair.dense else {}
         dense = measured[text]["perplexity"] if text in measured else None
         others = pair.printed_dense.perplexity.get(word), dense
-        yield _row(f"ppl {word}", printed, here, METRICS["perplexity_"].show, dense=others)
+        alike = text is not None and not [*agreement.of_perplexity(pair.protocol, pair.record, text), *_apart(pair)]
+        yield _row(f"ppl {word}", printed, here, METRICS["perplexity_"].show, dense=others, alike=alike)
 
 
 def _accuracies(pair: PublishedPair) -> Iterator[Row]:
@@ -157,13 +148,34 @@ def _accuracies(pair: PublishedPair) -> Iterator[Row]:
         column = task_column(name, pair.record.measured["tasks"][name]) if name in here else ""
         cell = figure(pair.row, column) if column else _share(_mean(here, [name]))
         others = pair.printed_dense.tasks.get(name), _mean(dense, [name])
-        yield _row(short(name), printed, cell, percent, dense=others)
+        yield _row(short(name), printed, cell, percent, dense=others, alike=_asked_alike(pair, [name]))
     if pair.printed.average:
         over, printed = pair.printed.average.of, pair.printed.average.value
         theirs = pair.printed_dense.average
         others = theirs.value if theirs and theirs.of == over else None, _mean(dense, over)
         said = f"average of {', '.join(map(short, over))}"
-        yield _row(said, printed, _share(_mean(here, over)), percent, dense=others)
+        alike = _asked_alike(pair, over)
+        yield _row(said, printed, _share(_mean(here, over)), percent, dense=others, alike=alike)
+
+
+def _asked_alike(pair: PublishedPair, names: Sequence[str]) -> bool:
+    """Say whether tasks, or the tasks of groups, were asked in the same way as the printed ones."""
+    own = _own_tasks(pair.record, names)
+    return bool(own) and not [*agreement.of_tasks(pair.protocol, pair.record, own), *_apart(pair)]
+
+
+def _own_tasks(record: Record, names: Sequence[str]) -> list[str]:
+    """Return the tasks of the record that are meant by names, of which some are those of groups."""
+    return [one for one in _right(record) for name in names if one == name or one.startswith(f"{name}_")]
+
+
+def _removed_in_order(pair: PublishedPair) -> Iterator[Row]:
+    """Yield how many of the layers that a cell has removed are the first ones of the printed order."""
+    removed, order = pair.record.decisions.get("removed_layers", []), pair.printed.order
+    if order and 0 < len(removed) <= len(order):
+        shared = len({*removed} & {*order[: len(removed)]})
+        cell = TableCell(str(shared), value=shared)
+        yield _row(f"layers among the first {len(removed)} to go", len(removed), cell, "{:.0f}".format)
 
 
 def _right(record: Record) -> dict[str, float]:
@@ -194,10 +206,14 @@ def _row(
     show: Callable[[float], str],
     *,
     dense: tuple[float | None, float | None] = (None, None),
+    alike: bool = True,
 ) -> Row:
-    """Make the row of a measure; `dense` are the printed and the measured figure of the dense model."""
+    """Make the row of a measure, with a difference where both were measured `alike`.
+
+    dense  the printed and the measured figure of the dense model
+    """
     difference = TableCell()
-    if isinstance(here.value, int | float):
+    if alike and isinstance(here.value, int | float):
         apart = float(here.value) - printed
         difference = TableCell(f"{'+' if apart >= 0 else '-'}{show(abs(apart))}", value=apart)
     kept = [_kept(figure, beside) for figure, beside in zip((printed, here.value), dense, strict=True)]
@@ -215,16 +231,36 @@ def _kept(value: Any, dense: float | None) -> TableCell:
 def _notes(pair: PublishedPair) -> Iterator[str]:
     """Yield what is known to be otherwise in this cell."""
     removed, printed = pair.record.measured["ratio"], pair.printed.ratio
-    if printed is not None and abs(removed - printed) > APART:
+    if printed is not None and _apart(pair):
         show = METRICS["ratio"].show
         yield f"another ratio: {show(printed)} published, {show(removed)} here."
     layers = pair.record.measured["layers"]
     if pair.printed.layers not in (None, layers):
         yield f"another depth: {pair.printed.layers} layers are published, {label(pair.record.cell)} leaves {layers}."
     yield from _dense_apart(pair)
+    yield from _no_difference(pair)
     missing = [name for name in pair.printed.tasks if _mean(_right(pair.record), [name]) is None]
     if missing:
         yield f"not measured here: {', '.join(missing)}."
+
+
+def _apart(pair: PublishedPair) -> list[str]:
+    """Return that another share went, where it did."""
+    removed, printed = pair.record.measured["ratio"], pair.printed.ratio
+    return [] if printed is None or abs(removed - printed) <= APART else ["another ratio"]
+
+
+def _no_difference(pair: PublishedPair) -> Iterator[str]:
+    """Yield why no difference is shown of perplexities, and of accuracies."""
+    measured = pair.record.measured.get("perplexity", {})
+    texts = {text for word in pair.printed.perplexity for text in measured if word in text}
+    reasons = [one for text in sorted(texts) for one in agreement.of_perplexity(pair.protocol, pair.record, text)]
+    if reasons:
+        yield f"no difference of perplexities: {'; '.join(dict.fromkeys(reasons))}."
+    average = pair.printed.average.of if pair.printed.average else ()
+    own = _own_tasks(pair.record, [*pair.printed.tasks, *average])
+    if own and (reasons := agreement.of_tasks(pair.protocol, pair.record, list(dict.fromkeys(own)))):
+        yield f"no difference of accuracies: {'; '.join(dict.fromkeys(reasons))}."
 
 
 def _dense_apart(pair: PublishedPair) -> Iterator[str]:
@@ -240,80 +276,3 @@ def _dense_apart(pair: PublishedPair) -> Iterator[str]:
             f"another way to ask: already the dense models differ by up to {gaps[most]:.1f} points ({short(most)}), "
             f"{fmean(gaps.values()):.1f} on average over {len(gaps)} tasks."
         )
-
-
-class Average(BaseModel, frozen=True):
-    """An average that was printed, and the tasks that it is over."""
-
-    of: tuple[str, ...]
-    value: Percent
-
-
-class Printed(BaseModel, frozen=True, extra="forbid"):
-    """One row of a paper's table. Shares are in [0, 1], also those of `tasks` and `average`, which papers give in %."""
-
-    methods: Annotated[
-        tuple[str, ...], BeforeValidator(lambda one: one if isinstance(one, list | tuple) else [one])
-    ] = Field(alias="method")
-    ratio: float | None = None
-    layers: int | None = None
-    prune_seconds: float | None = None
-    tasks: dict[str, Percent] = {}
-    average: Average | None = None
-    perplexity: dict[str, float] = {}
-
-
-class PublishedModel(BaseModel, frozen=True):
-    """The rows that were printed of one model, and its names on the hub."""
-
-    names: tuple[str, ...]
-    rows: tuple[Printed, ...]
-
-
-class Paper(BaseModel, frozen=True):
-    """What one source has printed: the name of its file, and models by the names that the source gives them."""
-
-    name: str
-    source: str
-    notes: tuple[str, ...] = ()
-    models: dict[str, PublishedModel]
-
-
-def known_published() -> list[str]:
-    """Return the names of the papers whose figures come with the suite."""
-    return sorted(path.stem for path in PUBLISHED.glob("*.yaml"))
-
-
-def read_published(name: str) -> list[Paper]:
-    """Read the papers of a name of `known_published`, of "published", which is all of them, or of a file.
-
-    Raises UserError for a name that there is not and for a file of another form.
-    """
-    if name == "published":
-        return [_paper(PUBLISHED / f"{one}.yaml") for one in known_published()]
-    if name in known_published():
-        return [_paper(PUBLISHED / f"{name}.yaml")]
-    if Path(name).is_file():
-        return [_paper(Path(name))]
-    raise UserError(
-        f"nothing published is called {name!r}; give published, {', '.join(known_published())}, or a YAML file"
-    )
-
-
-def _paper(path: Path) -> Paper:
-    import yaml
-
-    try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Paper.model_validate({"name": path.stem, **plain})
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
-    except ValidationError as error:
-        first, row = error.errors()[0], ", ".join(one.alias or name for name, one in Printed.model_fields.items())
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(
-            f"{path} is no table of published figures: {where}: {first['msg']}; it has source and models, a model has "
-            f"names and rows, a row {row}"
-        ) from None
-    except TypeError:
-        raise UserError(f"{path} is no table of published figures: it has no source and no models") from None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import pytest
 import yaml
 from made_records import DENSE, LACO, changed, share
@@ -10,13 +13,18 @@ from made_runs import run_folder
 from bench.cli.main import main
 from bench.records.record import Record
 from methods.errors import UserError
-from reports.tables.against_published import known_published, read_published, tables
+from reports.published.papers import known_published, read_published
+from reports.tables.against_published import tables
 
 LLAMA = "meta-llama/Llama-2-7b-hf"
 PAPER = {
     "description": "made up",
     "source": "Somebody 2024, table 1",
     "notes": ["asked by another program"],
+    "protocol": {
+        **{"window": 512, "windows": 16, "bos": "every window", "dtype": "float32", "calibration": "c4"},
+        **{"lm_eval": "0.4.13", "fewshot": 0, "metric": "acc_norm or acc"},
+    },
     "models": {
         "Llama-2-7B": {
             "names": [LLAMA],
@@ -39,6 +47,19 @@ PAPER = {
         }
     },
 }
+
+
+def whole(record: Record) -> Record:
+    """The record as if every document of its tasks had been asked."""
+    tasks = {name: one | {"documents": one["available"]} for name, one in record.measured["tasks"].items()}
+    return changed(record, "measured", "tasks", to=tasks)
+
+
+def printed(**protocol: object) -> dict:
+    """PAPER with a ratio as that of the record, and these fields of its protocol otherwise."""
+    paper = copy.deepcopy(PAPER)
+    paper["models"]["Llama-2-7B"]["rows"][1]["ratio"] = 0.289
+    return paper | {"protocol": PAPER["protocol"] | protocol}
 
 
 def of_llama(record: Record, **tasks: float) -> Record:
@@ -68,8 +89,14 @@ def rows(table) -> dict[str, dict[str, object]]:
     }
 
 
-def test_both_figures_their_difference_and_the_shares_of_each_dense_model(paper):
-    dense, laco = tables(RECORDS, read_published(str(paper)))
+def read(paper: dict, tmp_path) -> list:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(paper))
+    return read_published(str(path))
+
+
+def test_both_figures_their_difference_and_the_shares_of_each_dense_model(tmp_path):
+    dense, laco = tables([whole(one) for one in RECORDS], read(printed(), tmp_path))
     assert (dense.title, laco.title) == ("dense, published (mine) and here", "laco at 0.3, published (mine) and here")
     found = rows(laco)
     assert found["hellaswag"] == {
@@ -139,8 +166,81 @@ def test_the_command_prints_it_in_every_format(form, paper, tmp_path, capsys):
     assert "ShortGPT" in capsys.readouterr().out or form == "csv"
 
 
+OTHERWISE = {  # a field, what the paper has there: which difference goes, and what is said
+    "window": (2048, "ppl wiki", "windows of 2,048 tokens published, windows of 512 tokens here"),
+    "windows": (0, "ppl wiki", "the whole text published, 16 windows here"),
+    "bos": ("none", "ppl wiki", "BOS none published, BOS every window here"),
+    "dtype": ("float16", "both", "float16 published, float32 here"),
+    "calibration": ("wikitext", "both", "calibrated on wikitext published, on 16 sequences of 256 tokens of c4 here"),
+    "calibration_length": (2048, "both", "calibrated on c4 published, on 16 sequences of 256 tokens of c4 here"),
+    "lm_eval": ("0.4.0", "hellaswag", "lm-eval 0.4.0 published, lm-eval 0.4.13 here"),
+    "fewshot": (5, "hellaswag", "5 examples published, 0 examples here"),
+    "metric": ("acc", "hellaswag", "acc published, acc and acc_norm here"),
+}
+UNKNOWN = {"window": "the window", "bos": "BOS", "dtype": "the dtype", "calibration": "the calibration",
+           "lm_eval": "the version of lm-eval", "fewshot": "the number of examples", "metric": "which metrics",
+           "windows": "how many windows"}  # fmt: skip
+
+
+def differences(records, papers) -> tuple[dict[str, object], str]:
+    laco = tables(records, papers)[1]
+    return {name: row.get("difference") for name, row in rows(laco).items()}, " ".join(laco.notes)
+
+
+@pytest.mark.parametrize("field", OTHERWISE)
+def test_what_was_measured_otherwise_has_no_difference_and_says_why(field, tmp_path):
+    records = [whole(one) for one in RECORDS]
+    found, said = differences(records, read(printed(), tmp_path))
+    assert None not in (found["ppl wiki"], found["hellaswag"], found["average of hellaswag, piqa"])
+    assert "no difference" not in said
+    value, which, reason = OTHERWISE[field]
+    found, said = differences(records, read(printed(**{field: value}), tmp_path))
+    gone = {name for name in ("ppl wiki", "hellaswag") if found[name] is None}
+    assert gone == ({"ppl wiki", "hellaswag"} if which == "both" else {which})
+    assert reason in said
+    assert found["layers"] == -1  # a size is what it is
+
+
+@pytest.mark.parametrize("field", UNKNOWN)
+def test_what_is_not_known_of_the_published_has_no_difference(field, tmp_path):
+    found, said = differences([whole(one) for one in RECORDS], read(printed(**{field: None}), tmp_path))
+    assert None in (found["ppl wiki"], found["hellaswag"])
+    assert UNKNOWN[field] in said
+    assert "not known" in said
+
+
+def test_some_documents_and_another_ratio_have_no_difference(tmp_path):
+    found, said = differences(RECORDS, read(printed(), tmp_path))
+    assert (found["hellaswag"], found["ppl wiki"]) == (None, pytest.approx(343.4 - 30))
+    assert "hellaswag 100 of 10,042" in said
+    other = printed()
+    other["models"]["Llama-2-7B"]["rows"][1]["ratio"] = 0.30
+    found, said = differences([whole(one) for one in RECORDS], read(other, tmp_path))
+    assert (found["hellaswag"], found["ppl wiki"]) == (None, None)
+    assert "another ratio" in said
+
+
+def test_a_row_may_be_measured_otherwise_than_its_paper(tmp_path):
+    paper = printed(calibration="wikitext")
+    paper["models"]["Llama-2-7B"]["rows"][1]["protocol"] = {"calibration": "c4"}
+    assert differences([whole(one) for one in RECORDS], read(paper, tmp_path))[0]["ppl wiki"] is not None
+
+
+def test_orders_of_removal_are_compared_as_sets(tmp_path):
+    paper = printed(window=2048)
+    paper["models"]["Llama-2-7B"]["rows"].append({"method": "shortgpt", "order": [20, 10, 11, 25, 1, 2, 3, 4]})
+    cell = changed(changed(RECORDS[1], "cell", "method", to="shortgpt"), "cell", "ratio", to=0.1)
+    cell = replace(cell, decisions={"removed_layers": [10, 11, 12, 20]})
+    (found,) = [
+        rows(one) for one in tables([*RECORDS, cell], read(paper, tmp_path)) if one.title.startswith("shortgpt")
+    ]
+    assert found["layers among the first 4 to go"]["here"] == 3
+    far = replace(cell, decisions={"removed_layers": list(range(9))})
+    assert len(tables([*RECORDS, far], read(paper, tmp_path))) == 2  # more than were printed
+
+
 WRONG = {
-    "unknown": ("lacco", "nothing published is called 'lacco'; give published, blockpruner, laco"),
+    "unknown": ("lacco", "nothing published is called 'lacco'; give published, blockpruner, evopress"),
     "no yaml": ("models: [", "cannot be read as YAML"),
     "no models": ("source: x", "models: Field required"),
     "a list": ("[1, 2]", "is no table of published figures"),
@@ -177,20 +277,23 @@ def test_it_stands_alone(tmp_path, capsys):
 def test_the_data_that_come_with_the_suite_are_sound():
     """Every figure is in its range, every row has a source, and averages that were computed from columns agree."""
     papers = read_published("published")
-    assert (
-        {paper.name for paper in papers} == set(known_published()) == {"laco", "blockpruner", "slicegpt", "llm-pruner"}
-    )
+    known = {"laco", "blockpruner", "slicegpt", "llm-pruner", "evopress", "sleb", "linearpatch", "replaceme", "flap"}
+    assert {paper.name for paper in papers} == set(known_published()) == known
     for paper in papers:
         assert paper.source
         assert paper.notes
         for model, of in paper.models.items():
             names, printed = of.names, of.rows
             assert names, model
-            assert [row for row in printed if row.methods == ("dense",)], f"{paper.name}: {model} has no dense row"
-            for row in printed:
+            measured = [row for row in printed if not row.order]
+            assert not measured or any(row.methods == ("dense",) for row in measured), f"{model} has no dense row"
+            for row in (row for row in printed if row.order):
+                assert len({*row.order}) == len(row.order) == 16
+                assert {*row.order} <= {*range(32)}
+            for row in measured:
                 assert row.methods == ("dense",) or 0 < row.ratio < 0.5
                 assert all(0 <= value <= 1 for value in row.tasks.values())
-                assert row.tasks or row.perplexity
+                assert row.tasks or row.perplexity or row.average
                 assert all(value > 1 for value in row.perplexity.values())
                 if row.average and set(row.average.of) <= set(row.tasks):
                     over, value = row.average.of, row.average.value

@@ -1,0 +1,1 @@
+"""Holds what papers have printed: a file for each source, and how they are read."""
