@@ -17,6 +17,8 @@ from bench.plan.protocol import profile
 from bench.plan.run_spec import RunSpec
 from bench.records import run_folder
 from bench.run import runner
+from reports.published.papers import read_published
+from reports.tables.against_published import CLOSE
 
 
 @pytest.fixture
@@ -344,6 +346,34 @@ def test_the_healing_study_asks_for_what_its_record_holds(tmp_path, cells_of):
     _, measured = run_folder.cell(Path(__file__).parents[2] / "docs/results/smollm2-135m-healed", "laco-healed")
     assert healed.healing.as_run() == measured.measured["healing"]["recipe"]
     assert (healed.ratio, healed.protocol.windows) == (measured.cell["ratio"], measured.cell["protocol"]["windows"])
+
+
+PUBLISHED = sorted(
+    path.stem for path in (Path(spec_file.__file__).parents[1] / "specs/papers").glob("published-*.yaml")
+)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_spec_of_a_published_table_asks_for_rows_of_it(name):
+    """Every printed row of its methods is near one of its ratios, and windows and text are the printed ones."""
+    spec = spec_file.spec(name, {})
+    (paper,) = read_published(name.split("-")[1])
+    (model,) = (one for one in paper.models.values() if spec.model in one.names)
+    asked = {one.method for one in grid.methods(spec)}
+    measured = [row for row in model.rows if row.ratio]
+    printed = {(method, row.ratio) for row in measured for method in row.methods if method in asked}
+    assert asked <= {method for row in model.rows for method in row.methods}
+    near = {ratio: [one for one in printed if abs(one[1] - ratio) <= CLOSE] for ratio in spec.ratios}
+    assert all(near.values())
+    assert {method for ones in near.values() for method, _ in ones} == {method for method, _ in printed}
+    ((protocol, _),) = spec.protocols()
+    dense = next(row for row in model.rows if row.methods == ("dense",))
+    wanted = paper.protocol.with_own(dense.protocol)
+    assert protocol.window == wanted.window
+    assert protocol.windows == wanted.windows
+    assert protocol.speed_rounds == 0
+    words = next(iter(dense.perplexity), "")
+    assert all(words in text for text in protocol.texts)
 
 
 def test_the_papers_settings_are_the_published_ones():
