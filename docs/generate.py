@@ -2,6 +2,7 @@
 
 mkdocs imports this file as a hook and calls the functions that begin with `on_`; tests call `pages`. A page of a method
 is made of the docstring at the head of its module and of its card (`methods.catalogue`), so that it is written once.
+`python docs/generate.py` writes the JSON schemas of the records, which are files of docs/.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
+import json
 import os
 import re
 import sys
@@ -21,7 +23,8 @@ from unittest.mock import patch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from methods import authors_code, registry  # noqa: E402  # of this checkout, whatever is installed
+from bench.records.schema import published  # noqa: E402  # of this checkout, whatever is installed
+from methods import authors_code, registry  # noqa: E402
 
 FOLDERS = {"depth": "Layers", "width": "Widths", "search": "Searches", "compensation": "Compensations"}
 HEADINGS = r"(Departures from (?:the authors' code|the paper)|Cost|Families|Measured)\. "
@@ -273,13 +276,42 @@ def _help(*command: str) -> tuple[str, list[tuple[str, list[tuple[str, str]]]]]:
 
 
 def _record() -> str:
-    """Return the layout of a record, from the docstring of bench/records/record.py, its lists as tables."""
+    """Return the layout of a record: the docstring of bench/records/record.py, then a table for each object in it."""
     source = (ROOT / "bench/records/record.py").read_text(encoding="utf-8")
-    summary, _, body = (ast.get_docstring(ast.parse(source)) or "").partition("\n")
-    blocks = [_escaped(summary)]
-    for block in re.split(r"\n{2,}", body.strip("\n")):
-        blocks.append(listed(block) if block.startswith("    ") else _escaped(block))
-    return "# The record\n\n" + "\n\n".join(blocks) + "\n"
+    record, served = schemas()
+    lines = [
+        "# The record",
+        "",
+        _escaped(ast.get_docstring(ast.parse(source)) or "").replace("&lt;", "<"),
+        "",
+        f"This page is made of the models that validate a record when it is read. [{record}]({record}) and",
+        f"[{served}]({served}) say the same as JSON schemas, with `unit` and `source` of each field. A field that",
+        "is not marked as needed is absent where there is nothing to say, and never null unless its type says so.",
+        "Fields that are not listed are left alone, since later versions write more. A record that does not fit is",
+        "said in one line with the path of the field, and every command goes on with the others.",
+        "",
+    ]
+    for name in schemas():
+        layout = published.FILES[name]
+        for section in published.sections(layout):
+            title = section.path or f"{'served.jsonl: a served record' if name == served else 'A record'}"
+            depth = "##" if not section.path else "###"
+            shown = f"`{section.path}`" if section.path else title
+            lines += [f"{depth} {shown}", "", _escaped(section.about), "", "| field | type | unit | meaning | from |"]
+            lines.append("| --- | --- | --- | --- | --- |")
+            for row in section.rows:
+                needed = ", needed" if row.needed else ""
+                cells = (row.kind + needed, row.unit, row.meaning)
+                lines.append(f"| `{row.name}` | {' | '.join(map(_escaped, cells))} | `{row.source}` |")
+            lines.append("")
+    return "\n".join(lines)
+
+
+def schemas() -> dict[str, str]:
+    """Return the JSON schemas of the records by their names below docs/."""
+    return {
+        name: json.dumps(published.json_schema(layout), indent=1) + "\n" for name, layout in published.FILES.items()
+    }
 
 
 def listed(block: str) -> str:
@@ -331,3 +363,8 @@ def on_post_page(output: str, page: Any, config: Mapping[str, Any]) -> str:
     if outside := OUTSIDE.search(output):
         raise PluginError(f"{page.file.src_path} asks for something outside: {output[outside.start() :][:120]}")
     return output
+
+
+if __name__ == "__main__":
+    for file, schema in schemas().items():
+        (ROOT / "docs" / file).write_text(schema, encoding="utf-8")

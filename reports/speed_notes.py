@@ -10,7 +10,7 @@ from bench.records.columns import STAGES, timed
 from bench.records.record import Record, label
 from reports.metrics import METRICS, binary
 
-COMPLAINTS = {  # flags of what was timed, see bench.records.record
+COMPLAINTS = {  # flags of what was timed, see bench.records.schema.speed
     "noisy": "single calls vary much",
     "not_warm": "the calls before the first that counts had not become steady",
     "clocks_disagree": "the clocks disagree",

@@ -125,7 +125,7 @@ def point(kind: str, batch: int, size: int, ms: float, dense_ms: float = 80.0, *
 def ok(method: str, ratio: float | None, figures: dict[str, Any], *, budget: int = 0, **changes: Any) -> Record:
     """A measured record; `budget` is in layers."""
     seconds = changes.pop("prune_seconds", None)
-    if method != "dense":
+    if method != "dense" and seconds is not None:
         figures |= {"prune_seconds": seconds}
     if budget:
         figures |= {"ratio_budget": budget * PER_LAYER / DENSE_PARAMETERS}

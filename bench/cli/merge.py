@@ -30,10 +30,10 @@ def _merge(arguments: argparse.Namespace) -> int:
     from bench.records import run_folder
     from reports import report
 
-    remarks = run_folder.load_runs(arguments.parts).remarks
+    notes = run_folder.load_runs(arguments.parts).notes
     records = joined.merge(arguments.parts, arguments.out)
     report.write(arguments.out, list(records.values()))
-    for remark in remarks:
+    for remark in notes:
         print(remark, file=sys.stderr)
     print(f"{arguments.out}: {len(records)} cells of {len(arguments.parts)} parts")
     return OK

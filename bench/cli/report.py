@@ -72,7 +72,8 @@ def _report(arguments: argparse.Namespace) -> int:
 
         records, said = above_guessing(merged.records)
         merged = dataclasses.replace(merged, records=records, remarks=[*merged.remarks, *said])
-    for remark in merged.remarks if arguments.view != "models" else ():  # which say that models stand apart
+    apart = merged.remarks if arguments.view != "models" else ()  # which say that models stand apart
+    for remark in (*merged.left_out, *apart):
         print(remark, file=sys.stderr)
     if arguments.out:
         _write(arguments.out, merged, arguments.reference, standalone=arguments.standalone)
@@ -132,7 +133,7 @@ def _rendered(arguments: argparse.Namespace, merged: Merged, tables: dict[str, l
         return "\n".join(terminal.render(several, colour=colour) for several in tables.values() if several)
     renderers: dict[str, Callable[[], str]] = {
         "markdown": lambda: (
-            report_text.markdown(merged.records, flat, merged.remarks) if whole else markdown.render(flat)
+            report_text.markdown(merged.records, flat, merged.notes) if whole else markdown.render(flat)
         ),
         "csv": lambda: report_text.csv(merged.records) if whole else tidy_csv.render(flat),
         "latex": lambda: latex.render(flat, standalone=arguments.standalone),
@@ -152,14 +153,14 @@ def _write(folder: Path, merged: Merged, reference: str | None, *, standalone: b
     drawn = figures(merged.records, merged.samples, reference or "", merged.served)
     tables = _tables(merged, VIEWS, reference)
     gallery = Gallery(drawn, folder / "figures")
-    write_atomically(folder / "report.md", report_text.markdown(merged.records, tables["main"], merged.remarks))
+    write_atomically(folder / "report.md", report_text.markdown(merged.records, tables["main"], merged.notes))
     write_atomically(folder / "report.csv", report_text.csv(merged.records))
     for one in chain(*tables.values()):
         write_atomically(folder / f"{one.name}.tex", latex.render([one], standalone=standalone))
     html = page.page(
         merged.records,
         samples=merged.samples,
-        remarks=merged.remarks,
+        remarks=merged.notes,
         tables=tables,
         drawings=gallery.drawings(),
     )

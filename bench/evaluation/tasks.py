@@ -43,7 +43,7 @@ def evaluate(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, pd.DataFrame]]:
     """Run lm-eval's evaluator on the `documents` of each task. Returns the figures and the samples, by task.
 
-    The figures are those of bench.records.record; a standard error is given where a metric is the mean over documents.
+    The figures are those of bench.records.schema; a standard error is given where a metric is the mean over documents.
 
     The samples have one row per document: doc_id, doc_hash, prompt_hash and target_hash as lm-eval writes them;
     target, the position of the right choice, or the text where there are no choices; loglikelihoods and greedy, one

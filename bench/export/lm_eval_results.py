@@ -73,7 +73,7 @@ def _metrics(task: dict[str, Any]) -> dict[str, Any]:
     """Return the metrics of a task as lm-eval names them, METRIC,FILTER and METRIC_stderr,FILTER."""
     found = {}
     for name, figure in task.items():
-        if name in NOT_METRICS:
+        if name in NOT_METRICS or not isinstance(figure, dict):  # a later version may say more of a task
             continue
         metric, _, chosen = name.partition(",")
         found[f"{metric},{chosen or 'none'}"] = figure["value"]

@@ -10,7 +10,7 @@ status, error, flags              flags: "missed_ratio", "no_dense_cell", "other
 ratio, ratio_budget, miss         shares of the dense model's parameters; miss = ratio - ratio_budget
 macs_stays, macs_budget           shares of the dense model's multiply-accumulates per token, where --budget macs was
                                   asked for; miss = macs_budget - macs_stays;  kv_, bytes_, latency_ alike
-parameters .. macs_context        as in bench.records.record
+parameters .. macs_context        as in bench.records.schema.measured
 perplexity_T, _low, _high         with its 95 % interval;  bits_per_byte_T, byte_perplexity_T, word_perplexity_T
 kl, _low, _high                   nats per token between the model and the dense one, with its 95 % interval
 agreement, copying, counting, repetition, distinct_1, distinct_2      shares, see bench.evaluation.checks

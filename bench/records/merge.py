@@ -17,19 +17,20 @@ def merge(parts: Sequence[Path], out: Path) -> dict[str, Record]:
     """Write the cells of all parts, packed or not, with samples and saved models to the new folder `out`; return them.
 
     A cell of one key and one content in several parts is taken once. What inference engines made of a model comes from
-    the first part that has it. Raises UserError, and writes nothing, where a part is no run folder, where two have
-    different records of one key, where a record or its samples are damaged, and where `out` has files.
+    the first part that has it, and records that do not fit are left out. Raises UserError, and writes nothing, where a
+    part is no run folder, where two have different records of one key, where samples are damaged, and where `out` has
+    files.
     """
     found: dict[str, tuple[Path, Record]] = {}
     for part in parts:
-        for key, record in run_folder.records(part).items():
+        for key, record in run_folder.records(part, run_folder.unsaid).items():
             first, known = found.setdefault(key, (part, record))
             if known != record:
                 raise UserError(
                     f"{key} is in {first} and in {part}, and not the same: it was measured twice; leave one of the two "
                     "out, or compare the parts as runs of their own"
                 )
-    rows = {(one.key, one.type): one for part in reversed(parts) for one in served.load(part)}
+    rows = {(one.key, one.type): one for part in reversed(parts) for one in served.load(part, run_folder.unsaid)}
     with staged(out) as folder:
         for part in parts:
             if packed_run.is_packed(part):

@@ -14,14 +14,15 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.records import served
-from bench.records.record import InvalidRecord, Record, from_json, load, save
+from bench.records import served, superseded
+from bench.records.record import LEFT_OUT, InvalidRecord, Record, from_json, read_json, write_json
 from bench.records.samples import CELL, SampleFiles, read_table, refuse_damaged
+from bench.system.console import say
 from methods.errors import UserError
 from methods.files import write_atomically
 
@@ -38,35 +39,48 @@ def files(run: Path) -> list[Path]:
     return [run / RECORDS, *sorted((run / "samples").glob("*.parquet"))] if is_packed(run) else []
 
 
-def _carry_served(run: Path, target: Path) -> None:
-    """Copy what inference engines made of the models, where a run is packed or unpacked to another folder."""
-    if (found := served.load(run)) and target != run:
-        served.save(target, found)
+@dataclass(frozen=True)
+class PackedLine:
+    """Holds a line of a packed run's records: its text, and its record or why it is none.
+
+    key    of the cell; of a line that has none what messages call it
+    plain  the keys of the record
+    rows   sha256 of the rows of its samples, by name
+    """
+
+    key: str
+    text: bytes
+    plain: dict[str, Any]
+    rows: dict[str, str]
+    record: Record | InvalidRecord
 
 
-def lines(run: Path) -> dict[str, dict[str, Any]]:
-    """Read the lines of a packed run's records: {key: the line without its key}. Raises InvalidRecord."""
-    found = {}
-    for number, text in enumerate((run / RECORDS).read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            plain = json.loads(text)
-            found[plain.pop("key")] = plain
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InvalidRecord(f"{run / RECORDS}: line {number} is not a record with its key") from None
-    return found
+def lines(run: Path) -> list[PackedLine]:
+    """Read the lines of a packed run's records."""
+    texts = (run / RECORDS).read_bytes().splitlines()
+    return [_line(text, f"{run / RECORDS}: line {number}", run) for number, text in enumerate(texts, start=1)]
 
 
-def record_of(line: Mapping[str, Any], run: Path, key: str) -> Record:
-    """Return the record in a line of `lines`. Raises InvalidRecord."""
-    plain = {name: value for name, value in line.items() if name != "rows_sha256"}
-    return from_json(plain, f"{run / RECORDS}: {key}")
+def _line(text: bytes, where: str, run: Path) -> PackedLine:
+    key = where
+    try:
+        plain = read_json(text, where)
+        if not isinstance(plain, dict) or not isinstance(plain.get("key"), str):
+            raise InvalidRecord(f"{where} is not a record with its key")
+        key, rows = plain.pop("key"), plain.pop("rows_sha256", {})
+        if not isinstance(rows, dict):
+            raise InvalidRecord(f"{run / RECORDS}: {key}: rows_sha256 is not an object")
+        return PackedLine(key, text, plain, rows, from_json(plain, f"{run / RECORDS}: {key}"))
+    except InvalidRecord as error:
+        return PackedLine(key, text, {}, {}, error)
 
 
-def pack(run: Path, target: Path) -> int:
+def pack(run: Path, target: Path, told: Callable[[str], None] = say) -> int:
     """Write the packed form of a run folder, which may be packed, to `target`, and return the number of its cells.
 
-    Where `target` is the run folder itself the files of each cell are removed once the packed ones are whole. Raises
-    UserError where there is nothing to pack, where `target` has files, and where a record or a sample is damaged.
+    Where `target` is the run folder itself the files of each cell are removed once the packed ones are whole. A record
+    that does not fit is left out, or moved to superseded/ there, and `told` is told so in a line. Raises UserError
+    where there is nothing to pack, where `target` has files, and where a sample is damaged.
     """
     paths = sorted((run / "cells").glob("*.json"))
     if is_packed(run) and target == run:
@@ -75,58 +89,92 @@ def pack(run: Path, target: Path) -> int:
         raise UserError(f"{run} is no run folder: it has no cells/*.json")
     if target != run and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not an empty folder; name a new one")
+    wrong = dict[str, InvalidRecord]()
     if is_packed(run):
-        for path in files(run):
+        every = lines(run)
+        wrong = {line.key: line.record for line in every if isinstance(line.record, InvalidRecord)}
+        packed = [line.text for line in every if line.key not in wrong]
+        refuse_none_left(run, packed, wrong)
+        for path in files(run)[1:]:
             write_atomically(target / path.relative_to(run), path.read_bytes())
-        _carry_served(run, target)
-        return len(lines(run))
-    tables: dict[str, list[Any]] = {}
-    packed = []
-    for path in paths:
-        record = load(path)
-        found = _samples(run / "samples" / path.stem, record)
-        hashes = {name: rows_sha256(table) for name, table in found.items()}
-        for name, table in found.items():
-            tables.setdefault(name, []).append(_with_cell(table, path.stem))
-        packed.append(json.dumps({"key": path.stem, "rows_sha256": hashes} | asdict(record), allow_nan=False))
-    for name, several in tables.items():
-        write_atomically(target / "samples" / f"{name}.parquet", _parquet(several))
-    _carry_served(run, target)
-    write_atomically(target / RECORDS, "".join(f"{line}\n" for line in packed))
+    else:
+        packed = _packed(run, paths, target, wrong)
+    if target != run and (run / served.FILE).is_file():
+        write_atomically(target / served.FILE, (run / served.FILE).read_bytes())
+    write_atomically(target / RECORDS, b"".join(line + b"\n" for line in packed))
+    for key, error in wrong.items():
+        if target == run:
+            superseded.move(run, key)
+        told(f"{error}; {f'moved to {superseded.SUPERSEDED}/' if target == run else LEFT_OUT}")
     if target == run:
         shutil.rmtree(run / "cells")
         for path in paths:
             shutil.rmtree(run / "samples" / path.stem, ignore_errors=True)
-    return len(paths)
+    return len(packed)
+
+
+def _packed(run: Path, paths: Sequence[Path], target: Path, wrong: dict[str, InvalidRecord]) -> list[bytes]:
+    """Write the samples of a run folder to `target`, and return the lines of its records; fill in what are none."""
+    tables: dict[str, list[Any]] = {}
+    packed = []
+    for path in paths:
+        try:
+            plain = read_json(path.read_bytes(), str(path))
+            record = from_json(plain, str(path))
+        except InvalidRecord as error:
+            wrong[path.stem] = error
+            continue
+        found = _samples(run / "samples" / path.stem, record)
+        hashes = {name: rows_sha256(table) for name, table in found.items()}
+        for name, table in found.items():
+            tables.setdefault(name, []).append(_with_cell(table, path.stem))
+        packed.append(json.dumps({"key": path.stem, "rows_sha256": hashes} | plain, allow_nan=False).encode())
+    refuse_none_left(run, packed, wrong)
+    for name, several in tables.items():
+        write_atomically(target / "samples" / f"{name}.parquet", _parquet(several))
+    return packed
+
+
+def refuse_none_left(run: Path, sound: Collection[Any], wrong: Mapping[str, InvalidRecord]) -> None:
+    """Raise InvalidRecord where no record of a run fits."""
+    if not sound:
+        first, *more = wrong.values()
+        raise InvalidRecord(f"{first}; none of the other {len(more)} records of {run} fits either" if more else first)
 
 
 def unpack(run: Path, target: Path | None = None) -> int:
     """Give a packed run a file for each cell again, so that it can go on, and return the number of its cells.
 
-    They are written to `target` beside what is there, and the packed run stays; without one they take its place.
-    Raises UserError where it is not packed, and InvalidRecord where its samples are not those that were packed. Where
-    another version of Parquet writes other bytes for the same rows, the record names the sha256 of those.
+    They are written to `target` beside what is there, without the lines that are no records, and the packed run stays.
+    Without a target they take its place, and such a line is refused, which would be lost. Raises UserError where it is
+    not packed, and InvalidRecord where its samples are not those that were packed. Where another version of Parquet
+    writes other bytes for the same rows, the record names the sha256 of those.
     """
     if not is_packed(run):
         raise UserError(f"{run} is not packed: it has no {RECORDS}")
-    known, tables, place = lines(run), SampleFiles(), target or run
-    for key, line in known.items():
-        record, folder, written = record_of(line, run, key), place / "samples" / key, {}
-        for name, expected in line["rows_sha256"].items():
-            table = tables.table(run / "samples" / key, name)
+    every, tables, place = lines(run), SampleFiles(), target or run
+    if target is None:
+        for line in every:
+            if isinstance(line.record, InvalidRecord):
+                raise InvalidRecord(f"{line.record}; mend the line, or take it out of {RECORDS}")
+    sound = [line for line in every if isinstance(line.record, Record)]
+    for line in sound:
+        plain, folder, written = line.plain, place / "samples" / line.key, {}
+        for name, expected in line.rows.items():
+            table = tables.table(run / "samples" / line.key, name)
             if table is None or rows_sha256(table) != expected:
-                raise InvalidRecord(f"{run / 'samples' / name}.parquet has not the rows of {key} that were packed")
+                raise InvalidRecord(f"{run / 'samples' / name}.parquet has not the rows of {line.key} that were packed")
             buffer = io.BytesIO()
             table.to_pandas().to_parquet(buffer, index=False)
             write_atomically(folder / f"{name}.parquet", buffer.getvalue())
             written[name] = {"rows": table.num_rows, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
-        if "samples" in record.measured:
-            named = {name: written.get(name, entry) for name, entry in record.measured["samples"].items()}
-            record = replace(record, measured=record.measured | {"samples": named})
-        save(record, place / "cells" / f"{key}.json")
+        if "samples" in plain["measured"]:
+            named = {name: written.get(name, entry) for name, entry in plain["measured"]["samples"].items()}
+            plain = plain | {"measured": plain["measured"] | {"samples": named}}
+        write_json(plain, place / "cells" / f"{line.key}.json")
     for path in files(run) if place == run else ():
         path.unlink()
-    return len(known)
+    return len(sound)
 
 
 def rows_sha256(table: Any) -> str:

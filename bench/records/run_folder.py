@@ -9,17 +9,17 @@ KEY is the name of a cell; a command takes it, the start of it, or the cell's la
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.records import answers, columns, packed_run, served
 from bench.records.comparability import MOST, brief, conditions_of, differing, flat, setups
-from bench.records.record import Record, load
+from bench.records.record import LEFT_OUT, InvalidRecord, Record, load
 from bench.records.samples import CELL, SampleFiles, Samples
 from bench.records.served import ServedRecord
+from bench.system.console import say
 from methods.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,22 +36,57 @@ def files(run: Path) -> list[Path]:
     return [run / packed_run.RECORDS] if packed_run.is_packed(run) else sorted((run / "cells").glob("*.json"))
 
 
-def records(run: Path) -> dict[str, Record]:
-    """Read the records of a run folder: {key: record}. Raises UserError where it is none or a record is damaged."""
+def records(run: Path, told: Callable[[str], None] = say) -> dict[str, Record]:
+    """Read the records of a run folder: {key: record}, without those that do not fit.
+
+    told  is told of each that is left out, in a line
+
+    Raises UserError where it is no run folder, and where no record fits.
+    """
+    sound, wrong = _read(run)
+    packed_run.refuse_none_left(run, sound, wrong)
+    _tell(wrong, told)
+    return sound
+
+
+def unsaid(_: str) -> None:
+    """Say nothing of a record that is left out, where that has been said."""
+
+
+def _tell(wrong: Mapping[str, InvalidRecord], told: Callable[[str], None]) -> None:
+    for error in wrong.values():
+        told(f"{error}; {LEFT_OUT}")
+
+
+def _read(run: Path) -> tuple[dict[str, Record], dict[str, InvalidRecord]]:
+    """Read a run folder: its records by key, and why others are none. Raises UserError where it is no run folder."""
     found = files(run)
     if not found:
         raise UserError(f"{run} is no run folder: it has no cells/*.json and no {packed_run.RECORDS}")
+    sound, wrong = dict[str, Record](), dict[str, InvalidRecord]()
     if packed_run.is_packed(run):
-        every = {key: packed_run.record_of(line, run, key) for key, line in packed_run.lines(run).items()}
+        read = {line.key: line.record for line in packed_run.lines(run)}
     else:
-        every = {path.stem: load(path) for path in found}
+        read = {path.stem: _loaded(path) for path in found}
     samples = SampleFiles()
-    return {key: answers.completed(one, samples_folder(run, key), samples) for key, one in every.items()}
+    for key, one in read.items():
+        if isinstance(one, Record):
+            sound[key] = answers.completed(one, samples_folder(run, key), samples)
+        else:
+            wrong[key] = one
+    return sound, wrong
 
 
-def load_run(run: Path) -> list[Record]:
-    """Read the records of a run folder, in the order of their keys. Raises UserError."""
-    return list(records(run).values())
+def _loaded(path: Path) -> Record | InvalidRecord:
+    try:
+        return load(path)
+    except InvalidRecord as error:
+        return error
+
+
+def load_run(run: Path, told: Callable[[str], None] = say) -> list[Record]:
+    """Read the records of a run folder, in the order of their keys, as `records` does. Raises UserError."""
+    return list(records(run, told).values())
 
 
 def samples_folder(run: Path, key: str) -> Path:
@@ -59,21 +94,26 @@ def samples_folder(run: Path, key: str) -> Path:
     return run / "samples" / key
 
 
-def cell(run: Path, wanted: str) -> tuple[str, Record]:
+def cell(run: Path, wanted: str, told: Callable[[str], None] = say) -> tuple[str, Record]:
     """Return the one cell of a run whose key is `wanted`, else whose label, else whose key starts so.
 
-    Raises UserError where there is none, or there are several.
+    told  is told of each record that may have been meant and does not fit, in a line
+
+    Raises UserError where there is none, where there are several, and where its record does not fit.
     """
     if not packed_run.is_packed(run) and (path := run / "cells" / f"{wanted}.json").is_file():
         return wanted, answers.completed(load(path), samples_folder(run, wanted), SampleFiles())
-    every = records(run)
+    every, wrong = _read(run)
     if wanted in every:
         return wanted, every[wanted]
     found = [key for key, record in every.items() if record.cell.get("label") == wanted]
-    found = found or [key for key in every if key.startswith(wanted)]
+    found = found or [key for key in (*every, *wrong) if key.startswith(wanted)]
+    if len(found) == 1 and found[0] in wrong:
+        raise wrong[found[0]]
+    _tell(wrong, told)
     if len(found) != 1:
         which = f"names {len(found)} cells" if found else "is no cell"
-        raise UserError(f"{wanted!r} {which} of {run}; it has {', '.join(found or every)}")
+        raise UserError(f"{wanted!r} {which} of {run}; it has {', '.join(found or every) or 'none that fits'}")
     return found[0], every[found[0]]
 
 
@@ -95,7 +135,7 @@ def split(named: str) -> tuple[Path, str] | None:
 def read(run: Path | str) -> pd.DataFrame:
     """Read a run folder as a data frame: a row for each cell, by its key; columns as bench.records.columns lists them.
 
-    Raises UserError where it is no run folder, or a record is damaged.
+    A record that does not fit is left out, and said on stderr. Raises UserError where it is no run folder.
     """
     found = records(Path(run))
     frame = columns.frame(list(found.values()))
@@ -126,32 +166,44 @@ class Merged:
 
     remarks   what keeps some of the runs from being compared, by name
     served    what inference engines made of their models
+    left_out  a line on each record that does not fit
     """
 
     records: list[Record]
     samples: Samples
     remarks: list[str]
     served: list[ServedRecord] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def notes(self) -> list[str]:
+        """Return all that a page or a whole report says of the records."""
+        return [*self.left_out, *self.remarks]
 
 
 def load_runs(runs: Sequence[Path]) -> Merged:
-    """Read several runs as one. Raises UserError where one is no run folder, or a record is damaged."""
+    """Read several runs as one. Raises UserError where one is no run folder, and where no record fits."""
     cells: dict[str, tuple[Record, Path]] = {}
     every = list[tuple[Path, Record]]()
-    again = 0
+    again, left_out, wrong = 0, list[str](), dict[str, InvalidRecord]()
     for run in runs:
-        for key, record in records(run).items():
+        sound, others = _read(run)
+        wrong |= {f"{run}/{key}": error for key, error in others.items()}
+        for key, record in sound.items():
             every.append((run, record))
             same = json.dumps(record.cell, sort_keys=True)
             again += same in cells
             if same not in cells or _rank(record) > _rank(cells[same][0]):
                 cells[same] = (record, samples_folder(run, key))
+    packed_run.refuse_none_left(runs[0], cells, wrong)
+    _tell(wrong, left_out.append)
     found = [record for record, _ in cells.values()]
     kept = Samples([folder for _, folder in cells.values()])
     first: dict[str, tuple[Path, Mapping[str, Any]]] = {}
     for key, (run, record) in zip(setups([record for _, record in every]), every, strict=True):
         first.setdefault(key, (run, conditions_of(record)))
-    return Merged(found, kept, [*_twice(again), *_apart(list(first.values()))], [*chain(*map(served.load, runs))])
+    engines = [one for run in runs for one in served.load(run, left_out.append)]
+    return Merged(found, kept, [*_twice(again), *_apart(list(first.values()))], engines, left_out)
 
 
 def _rank(record: Record) -> tuple[bool, str]:

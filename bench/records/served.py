@@ -2,42 +2,19 @@
 
     results/<run>/served.jsonl    a line for each, beside the records of the run, packed or not
 
-A line has these keys and no others:
-
-    schema       the number of this layout
-    key          of the cell whose model it is
-    type         of its matrices in the file: float32, bfloat16, float16, q8_0 or q4_0
-    base         the type of the dense model that it was timed beside
-    asked        bench.plan.served.ServedProtocol, its types left out
-    model        {pruned_sha256 (of the cell's record), name, label, method, requested_ratio, ratio_of, ratio,
-                 parameters}
-    status       "ok"; "unsupported" (the model is not made again, or no format of the engine holds it); "error" (a
-                 check did not pass, and nothing was timed), "crashed", "timed_out" or "out_of_memory"
-    error        why the status is not "ok", else null
-    environment  versions, commit, device, threads (bench.system.environment)
-    measured     what was found before that, absent where nothing was:
-        format      "gguf", "hf" or "nemotron-nas"
-        bytes       of the weights' files, with the vocabulary where it is in them
-        checks      [[name, passed, found]] of the engine's answers against this suite's (bench.export.engine_check)
-        perplexity  {text, sha256, windows, window, tokens, nll: nats of each window, perplexity, perplexity_low, _high
-                    (95 %)}   by the engine
-        engine      {name, version, commit, system, threads, ...}
-        memory      {resident_before_bytes, points: [{kind, batch, length or context, resident_bytes}]}   of the
-                    engine's process with this model alone
-        points      as of `speed` in bench.records.record; "dense" is the dense model in the type `base`, "pruned" this
-                    one; prefill at batch 1 is the time to the first token
-        machine     {other_cores, stolen_cores}   on average while both were timed
+bench.records.schema.layouts says what each key means (`ServedLayout`), and refuses a line that is none when it is read.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from bench.records.record import FAILED, InvalidRecord
+from bench.records.record import FAILED, LEFT_OUT, InvalidRecord, read_json
+from bench.system.console import say
 from methods.files import write_atomically
 
 SCHEMA = 1
@@ -47,7 +24,7 @@ STATUSES = ("ok", "unsupported", *FAILED)
 
 @dataclass(frozen=True)
 class ServedRecord:
-    """Holds one line; the head of this file says what is in it."""
+    """Holds one line; the bench.records.schema.layouts.ServedLayout says what is in it."""
 
     key: str
     type: str
@@ -64,7 +41,7 @@ class ServedRecord:
         if self.schema != SCHEMA:
             raise InvalidRecord(f"{FILE} has schema {self.schema}; this version reads {SCHEMA}")
         if self.status not in STATUSES or (self.status == "ok") != (self.error is None):
-            raise InvalidRecord(f"a served record has a reason exactly if its status is not ok; got {self.status!r}")
+            raise InvalidRecord(f"error is a reason exactly if status is not ok; got {self.status!r}")
 
     @property
     def name(self) -> str:
@@ -85,18 +62,31 @@ def alike(records: Iterable[ServedRecord]) -> list[list[ServedRecord]]:
     return list(found.values())
 
 
-def load(run: Path) -> list[ServedRecord]:
-    """Read the served records of a run folder, none where nothing was served. Raises InvalidRecord."""
-    path = run / FILE
-    if not path.is_file():
-        return []
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+def load(run: Path, told: Callable[[str], None] = say) -> list[ServedRecord]:
+    """Read the served records of a run folder, none where nothing was served; one that does not fit is left out.
+
+    told  is told of each that is left out, in a line
+    """
+    path, found = run / FILE, list[ServedRecord]()
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else (), start=1):
+        where = f"{path}: line {number}"
         try:
-            found.append(ServedRecord(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise InvalidRecord(f"{path}: line {number} is not a served record: {error}") from None
+            found.append(_from_json(read_json(line, where), where))
+        except InvalidRecord as error:
+            told(f"{error}; {LEFT_OUT}")
     return found
+
+
+def _from_json(data: Any, where: str) -> ServedRecord:
+    """Return the served record in a JSON object. Raises InvalidRecord."""
+    from bench.records.schema import fitting, layouts
+
+    if wrong := fitting.misfit(data, layouts.ServedLayout):
+        raise InvalidRecord(f"{where}: {wrong}")
+    try:
+        return ServedRecord(**{field.name: data[field.name] for field in fields(ServedRecord)})
+    except InvalidRecord as error:
+        raise InvalidRecord(f"{where}: {error}") from None
 
 
 def save(run: Path, records: Iterable[ServedRecord]) -> None:

@@ -59,7 +59,7 @@ def _write(run: Path, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".baseline-") as name:
         staged = Path(name) / "run"
-        packed_run.pack(run, staged)
+        packed_run.pack(run, staged, run_folder.unsaid)
         for path in packed_run.files(folder):
             path.unlink()
         shutil.copytree(staged, folder, dirs_exist_ok=True)

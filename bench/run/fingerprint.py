@@ -1,17 +1,6 @@
 """What the answer of a cell stands on beyond what was asked for: the `inputs` of a cell, and so a part of its key.
 
-    weights_sha256      of the model's weight files
-    config_sha256       of its configuration files; absent for a GGUF file, whose weights' hash covers it
-    tokenizer_sha256    of the tokenizer's vocabulary, rules and special tokens
-    calibration_sha256  of the calibration tokens and their mask
-    texts               {text: sha256 of its windows' tokens and of what is scored of them}
-    tasks               {task: {version, sha256}}   see bench.evaluation.tasks.fingerprint
-    method_sha256       of the code of the method's modules and of those that it imports (bench.run.source_hash)
-    versions            {package: version} of bench.system.versions
-    timed_on            {processor, threads, and how these wait}   of a timed cell alone
-    healing             {text_sha256 (of the tokens), source_sha256 (of the code that trains), peft (its version, for
-                        LoRA)}   of a healed cell alone
-    parent              key of the cell whose model is pruned further, of a chained cell (bench.plan.chain) alone
+bench.records.schema.asked.CellInputs says what each of them is of.
 
 A cell is served from a record only where all of it is equal: no answer of another model, text, document, version or
 state of a method's source is ever taken for this one's.

@@ -305,7 +305,7 @@ def _perplexity(
 def _windows(
     cell: Cell, model: Any, name: str, text: texts.EvaluationText, sweeping: Sweeping | None
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Return the figures of bench.records.record, and of each window: nll, in nats, and tokens that are scored."""
+    """Return the figures of bench.records.schema, and of each window: nll, in nats, and tokens that are scored."""
     nll = scoring.window_nll(model, text.ids, text.scored, cell.protocol.batch_tokens, sweeping).sum(1)
     counts = text.scored.sum(1)
     figures = scoring.perplexity(nll, counts, text.bytes, text.words) | {

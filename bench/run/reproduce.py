@@ -38,7 +38,8 @@ def measure(run: Path, name: str) -> CellResults:
     """
     from bench.run import runner
 
-    found = {comparability.name_of(comparability.identity(r)): (key, r) for key, r in run_folder.records(run).items()}
+    records = run_folder.records(run, run_folder.unsaid)
+    found = {comparability.name_of(comparability.identity(r)): (key, r) for key, r in records.items()}
     key, record = found[name]
     folder = run / "again" / f"{key}-{re.sub(r'[^0-9]', '', str(record.environment.get('date', '')))[:14]}"
     threads = record.environment.get("threads")

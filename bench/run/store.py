@@ -39,7 +39,8 @@ import torch
 
 from bench.engines.engine import PARTS
 from bench.plan.cell import Cell, asked
-from bench.records.record import EARLIER, FAILED, LOST, InvalidRecord, Record, label, load, save
+from bench.records import superseded
+from bench.records.record import EARLIER, FAILED, LOST, InvalidRecord, Record, label, load, misfit, save
 from bench.records.samples import refuse_damaged
 from bench.run import fingerprint
 from bench.run.fingerprint import differing
@@ -110,7 +111,7 @@ def partial_results(folder: Path, key: str, measured: Mapping[str, Any]) -> Part
 
 def finish(record: Record, folder: Path, key: str) -> Record:
     """Write the samples, then the record, drop the pieces, and return the record as written. Raises Unwritable."""
-    record = _without_lost_figures(record)
+    record = _sound(_without_lost_figures(record))
     published = partial_results(folder, key, record.measured).publish(folder / "samples" / key)
     if published:
         record = replace(record, measured=record.measured | {"samples": published})
@@ -139,7 +140,7 @@ def take_in(part: Path | Mapping[str, bytes], folder: Path, key: str) -> Record:
             (folder / kind).mkdir(exist_ok=True)
             shutil.rmtree(folder / kind / key, ignore_errors=True)  # of an attempt that did not come to its record
             source.replace(folder / kind / key)
-    _move(part, key, folder)
+    superseded.move(part, key, folder)
     drop_partial_results(folder, key, record.status)
     return record
 
@@ -172,6 +173,17 @@ def _without_lost_figures(record: Record) -> Record:
         return record
     plain = _without_none(json.loads(json.dumps(found), parse_constant=lambda _: None))
     return replace(record, status="error", error=record.error or f"not a finite number: {lost}", **plain)
+
+
+def _sound(record: Record) -> Record:
+    """Mark a cell as failed whose method has written what no record holds; without that, it keeps its figures."""
+    plain = json.loads(json.dumps(vars(record)))
+    if not (wrong := misfit(plain)):
+        return record
+    known = [plain | {"decisions": {}}, plain | {"measured": {}}, plain | {"decisions": {}, "measured": {}}]
+    parts = next((one for one in known if not misfit(one)), plain)
+    kept = {"decisions": parts["decisions"], "measured": parts["measured"]}
+    return replace(record, status="error", error=record.error or f"this is no record's: {wrong}", **kept)
 
 
 def _not_finite(plain: Any, path: str = "") -> Iterator[str]:
@@ -228,7 +240,7 @@ def set_aside(folder: Path, cells: Sequence[Cell]) -> Iterator[str]:
         try:
             record = load(path)
         except InvalidRecord as error:
-            _move(folder, path.stem)
+            superseded.move(folder, path.stem)
             yield f"{error}; moved to superseded/"
             continue
         known = fingerprint.of_today(record.cell)
@@ -236,21 +248,10 @@ def set_aside(folder: Path, cells: Sequence[Cell]) -> Iterator[str]:
         if cell is None:
             continue
         if changed := ", ".join(differing(known["inputs"], cell.inputs)):
-            _move(folder, path.stem)
+            superseded.move(folder, path.stem)
             yield f"{path.name} is old, since this has changed: {changed}; moved to superseded/"
         else:
-            _move(folder, path.stem, folder, cell.key)
-
-
-def _move(folder: Path, key: str, to: Path | None = None, new_key: str = "") -> None:
-    """Move a record and its samples, by default to superseded/."""
-    to = to or folder / "superseded"
-    for kind, ending in (("samples", ""), ("cells", ".json")):
-        source, target = folder / kind / f"{key}{ending}", to / kind / f"{new_key or key}{ending}"
-        if source.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
-            source.replace(target)
+            superseded.move(folder, path.stem, folder, cell.key)
 
 
 @contextmanager
@@ -322,7 +323,7 @@ def load_model(folder: Path, key: str, record: Record, device: Place, files: Lay
 
 
 def stage(record: Record) -> dict[str, Any]:
-    """Return what a chained cell's record says of the one that it goes on from, see bench.records.record."""
+    """Return what a chained cell's record says of the one that it goes on from, see bench.records.schema.decided."""
     cell = {name: value for name, value in record.cell.items() if name != "earlier"}
     decided = {name: value for name, value in record.decisions.items() if name not in ("calibration", "earlier")}
     return {

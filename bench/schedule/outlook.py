@@ -102,7 +102,7 @@ def records_near(folder: Path) -> Iterator[Record]:
     beside.sort(key=lambda run: (run.name == folder.name, run.stat().st_mtime), reverse=True)
     for run in beside[:NEAR]:
         with suppress(UserError, OSError):
-            for record in run_folder.load_run(run):
+            for record in run_folder.load_run(run, run_folder.unsaid):
                 if record.status == "ok":
                     measured = {name: record.measured[name] for name in LEARNT if name in record.measured}
                     yield replace(record, decisions={}, measured=measured)

@@ -46,7 +46,7 @@ def find(run: Path, wanted: Sequence[str] = ()) -> list[Served]:
     Raises UserError where one is none, has no model, or where there is no dense cell to compare it with.
     """
     every = run_folder.records(run)
-    named = dict(run_folder.cell(run, one) for one in wanted)
+    named = dict(run_folder.cell(run, one, run_folder.unsaid) for one in wanted)
     for key, record in named.items():
         if record.status != "ok":
             raise UserError(f"{key} has no model: {record.status}, {(record.error or '').partition(chr(10))[0]}")

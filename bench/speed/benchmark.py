@@ -8,7 +8,7 @@ Each cell is timed in a process of its own (bench.system.worker), on a CPU one t
 It gets the pruned model, measures its memory alone, loads the dense model, and times both in turns
 (bench.speed.timing). The speed-up is dense over pruned milliseconds, from the medians of each round
 (bench.stats.intervals.paired_ratio). Token ids are random and the same for both models, and no end of sequence ends a
-pass early. Results have the layout of `speed` in bench.records.record; docs/guides/speed.md describes the protocol.
+pass early. Results have the layout of bench.records.schema.speed; docs/guides/speed.md describes the protocol.
 
 Each point (bench.speed.workloads) is an outcome of its own: one that runs out of memory, or that a model cannot do,
 says so, and the others go on. After a point that no model had the memory for, larger batches of its kind are left out.
@@ -46,7 +46,7 @@ SPREAD = "a model that is spread over several GPUs is not timed; say --speed-rou
 
 
 def measure(model: nn.Module, cell: Cell, threads: int) -> dict[str, Any]:
-    """Time `model` beside the dense one and return `speed` of bench.records.record; a failure is `failed` in it."""
+    """Time `model` beside the dense one and return SpeedFound of bench.records.schema; a failure is `failed` in it."""
     found: dict[str, Any] = {"points": []}
     if len(place_of(model)) > 1:
         return found | {"failed": SPREAD}
@@ -171,11 +171,11 @@ class SpeedBenchmark:
         return any(device.type == "cuda" for device in self.devices)
 
     def memory(self, model: nn.Module) -> Iterator[dict[str, Any]]:
-        """Measure peaks and energy at each point, as bench.records.record has them under `memory`."""
+        """Measure peaks and energy at each point, as bench.records.schema.speed has them."""
         return self._each(lambda point: self._memory(point, model))
 
     def time(self, dense: nn.Module, pruned: nn.Module) -> Iterator[dict[str, Any]]:
-        """Time both models in turns at each point, as bench.records.record has them under `points`."""
+        """Time both models in turns at each point, as bench.records.schema.speed has them."""
         place = Placement({"dense": dense, "pruned": pruned}, self.devices)
         decoders = {name: Decoder(model) for name, model in place.models.items()}
         captured = dict[TimedPoint, dict[str, Any]]()

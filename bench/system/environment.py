@@ -35,26 +35,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the environment block of a record, as plain JSON values.
-
-    date                             UTC, ISO 8601, to the second
-    python                           its version
-    platform                         system, processor and C library; no kernel build, which tells who runs it
-    cpu, physical_cores, logical_cores, memory_bytes   of the whole machine
-    threads                          torch's, within one operation; of a timed cell those it has while it is timed
-    slots                            cells that the run had at once, where it had several; the runner adds it
-    omp_wait_policy, gomp_spincount  whether they spin while they wait, and for how many turns, where that was said
-    device, dtype                    of the model
-    gpu, gpu_memory_bytes, gpu_driver, cuda            on CUDA only, as all that follows up to the versions
-    gpus                             that torch sees
-    gpu_power_limit_w, gpu_highest_sm_mhz, gpu_set_sm_mhz, gpu_mig   see bench.system.gpu.Gpu.limits
-    float32_products                 "highest" computes products of float32 in float32, "high" in TF32
-    bf16_reduction                   whether sums of bfloat16 products may be rounded to it on the way
-    cudnn, cublas                    their versions
-    cuda_alloc_conf                  what PYTORCH_CUDA_ALLOC_CONF says
-    versions                         {package: version}
-    commit, dirty                    of the prunebench checkout, where it is one
-    """
+    """Return the environment block of a record as plain JSON values (bench.records.schema.machine.Environment)."""
     found = {
         "date": date(),
         "python": platform.python_version(),
@@ -92,14 +73,9 @@ def multiplies_bfloat16() -> bool:
 
 
 def state() -> dict[str, float]:
-    """Return what the machine is doing at this moment; `between` tells from two states what happened meanwhile.
+    """Return what the machine does at this moment (bench.records.schema.machine.MachineState).
 
-    seconds                                by a clock that only goes forward
-    cpu_mhz, cpu_celsius                   mean clock, highest temperature
-    cpu_throttled                          how often cores were slowed down for their heat, since the machine started
-    load                                   runnable processes, averaged over a minute
-    busy_seconds, own_seconds              of all cores together since the machine started; of this process
-    stolen_seconds                         that a hypervisor kept cores from this machine
+    `between` tells from two states what happened meanwhile.
     """
     times, own = _known(lambda: psutil.cpu_times()._asdict()), os.times()
     heat = _integers(Path("/sys/class/thermal").glob("*/temp"))  # of psutil's sensors some are a disk's or a GPU's

@@ -51,7 +51,7 @@ def macs_per_token(model: Decoder, context: int) -> int:
 
 
 def sizes(model: Decoder, dense: dict[str, Any], context: int) -> dict[str, Any]:
-    """Return everything that follows from the shapes alone, by the names of bench.records.record."""
+    """Return everything that follows from the shapes alone, by the names of bench.records.schema."""
     count, inner = parameters(model), parameters_without_embeddings(model)
     return {
         "parameters": count,

@@ -50,7 +50,7 @@ class Live:
     def page(self) -> tuple[str, bytes]:
         """Return (stamp, HTML). The stamp is taken first: what comes while the page is made makes it old, not unseen.
 
-        Raises UserError at a record that cannot be read.
+        Raises UserError where no record can be read.
         """
         with self._lock:
             stamp = self.stamp()
@@ -62,7 +62,7 @@ class Live:
         begun = run_folder.files(self.run)
         found = run_folder.load_runs([self.run]) if begun else run_folder.Merged([], Samples(), [])
         title = self.run.resolve().name
-        known: dict[str, Any] = {"samples": found.samples, "remarks": found.remarks, "served": found.served}
+        known: dict[str, Any] = {"samples": found.samples, "remarks": found.notes, "served": found.served}
         return page.page(found.records, title=title, needs=self.needs, live=stamp, **known)
 
 

@@ -1,4 +1,4 @@
-"""One cell whole: everything that was asked, decided and measured, and where, by the names of bench.records.record.
+"""One cell whole: everything that was asked, decided and measured, and where, by the names of bench.records.schema.
 
 record -> [Fact], a tree of names and values -> lines for a terminal (reports.formats.cell_text), or the HTML page
 """

@@ -22,13 +22,14 @@ import psutil
 import pytest
 import torch
 from conftest import tiny
+from made_records import cell
 
 import methods
 from bench.cli.main import main
 from bench.data import task_loading
 from bench.engines.engine import Machine
 from bench.evaluation import tasks
-from bench.records.record import InvalidRecord, Record, load, peak_bytes
+from bench.records.record import Record, load, peak_bytes
 from bench.records.run_folder import load_run
 from bench.run import fingerprint, lock, measure, store
 from methods.base import REGISTRY
@@ -386,13 +387,13 @@ def test_a_model_that_changes_under_a_run_fails_its_cell(asked, tmp_path, monkey
     assert "this has changed since the run began: weights_sha256" in found.error
 
 
-def test_a_record_of_an_old_layout_is_set_aside(runner, whole, copied):
+def test_a_record_of_an_old_layout_is_set_aside(runner, whole, copied, capsys):
     (path,) = copied.glob("cells/dense*.json")
     plain = json.loads(path.read_text())
     path.unlink()
     (copied / "cells" / "dense--fixed--0123abcd.json").write_text(json.dumps(plain | {"schema": 1}))
-    with pytest.raises(InvalidRecord, match="has schema 1; this version reads 2"):
-        load_run(copied)
+    assert len(load_run(copied)) == 2
+    assert "has schema 1; this version reads 2; it is left out" in capsys.readouterr().err
     code, said = runner.run(copied)
     assert code == 0
     assert "has schema 1; this version reads 2; moved to superseded/" in said
@@ -460,10 +461,31 @@ def test_whoever_may_look_into_a_folder_can_read_what_is_written_there(tmp_path)
 
 def test_a_figure_that_is_no_number_is_a_failure_and_absent(tmp_path):
     measured = {"parameters": 3, "checks": {"kl": float("nan"), "copying": 0.5}}
-    found = store.finish(Record({}, "ok", {}, {"losses": [1.0, float("inf")]}, measured), tmp_path, "x")
+    found = store.finish(Record(cell("laco", 0.1), "ok", {}, {"losses": [1.0, float("inf")]}, measured), tmp_path, "x")
     assert found == load(tmp_path / "cells" / "x.json")
     assert (found.status, found.error) == ("error", "not a finite number: decisions.losses, measured.checks.kl")
     assert found.measured == {"parameters": 3, "checks": {"copying": 0.5}}
+
+
+def test_what_a_method_writes_and_no_record_holds_fails_its_cell(tmp_path):
+    measured = {"parameters": 3, "checks": {"copying": 0.5}}
+    wrong = Record(cell("mine", 0.1), "ok", {}, {"removed_layers": "the last", "note": 1}, measured)
+    found = store.finish(wrong, tmp_path, "x")
+    assert found == load(tmp_path / "cells" / "x.json")
+    assert found.error == 'this is no record\'s: decisions.removed_layers is "the last", not a list'
+    assert (found.status, found.decisions, found.measured) == ("error", {}, measured)
+
+
+def test_a_record_that_does_not_fit_is_measured_again(runner, whole, copied):
+    path = sorted(copied.glob("cells/*.json"))[-1]
+    plain = json.loads(path.read_text())
+    (text,) = plain["measured"]["perplexity"]
+    plain["measured"]["perplexity"][text] = "low"
+    path.write_text(json.dumps(plain))
+    code, said = runner.run(copied)
+    assert code == 0
+    assert 'is "low", not an object' in said
+    assert contents(copied) == contents(whole)
 
 
 def test_leftovers_are_cleared_and_nothing_else(tmp_path):

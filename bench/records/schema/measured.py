@@ -1,0 +1,260 @@
+"""Describes `measured` of a record: figures with their unit in the name; one that was not measured is absent."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
+
+from bench.records.record import ANSWER_BPB, is_accuracy_metric
+from bench.records.schema.asked import HealingRecipe
+from bench.records.schema.kinds import (
+    Above,
+    Amount,
+    Bits,
+    Bytes,
+    Count,
+    Layers,
+    Layout,
+    Macs,
+    Mebibytes,
+    Name,
+    Nats,
+    OneOf,
+    Pair,
+    Parameters,
+    Ratio,
+    Scalar,
+    Seconds,
+    Sha256,
+    Share,
+    SomeLayers,
+    SomeParameters,
+    Tokens,
+    absent,
+    needed,
+)
+from bench.records.schema.speed import SpeedFound
+from methods.counted import QUANTITIES
+
+
+class BudgetMet(Layout):
+    """Says how a budget was met that is no number of parameters."""
+
+    source: ClassVar[str] = "bench.plan.budget_search"
+
+    of: Annotated[str, OneOf(tuple(QUANTITIES))] = needed("which quantity")
+    share: Share = needed("of the dense model's that may stay")
+    stays: Amount = needed("share that does stay")
+    ratio: Ratio = needed("of all parameters, that the method was asked for")
+    tried: list[Pair] = absent("[ratio, what stays] of each pruning")
+
+
+class PeakOfDevice(Layout):
+    """Holds the highest memory on one GPU."""
+
+    source: ClassVar[str] = "bench.system.memory"
+
+    allocated_bytes: Bytes = absent("by tensors")
+    reserved_bytes: Bytes = absent("held by torch")
+
+
+class PeakOfStage(PeakOfDevice):
+    """Holds the highest memory during one stage of the cell, over all GPUs together or of the process on a CPU."""
+
+    resident_bytes: Bytes = absent("of the process, on a CPU")
+    anonymous_bytes: Bytes = absent("of the process in no file, on a CPU, looked at every 0.02 s")
+    each: list[PeakOfDevice] = absent("GPU by itself, of several")
+
+    @model_validator(mode="after")
+    def _has_a_peak(self) -> Self:
+        """Refuse a stage of which nothing is known."""
+        if self.model_fields_set.isdisjoint(("allocated_bytes", "resident_bytes")):
+            raise ValueError("has neither allocated_bytes nor resident_bytes")
+        return self
+
+
+class LearningPoint(Layout):
+    """Says where training stood at a point of the learning curve."""
+
+    source: ClassVar[str] = "bench.healing.training"
+
+    step: Count = needed("of the optimiser")
+    tokens: Tokens = needed("trained on so far")
+    seconds: Seconds = needed("of training so far")
+    loss: float = absent("on the training text since the point before, nats per token")
+    heldout_loss: Nats = needed("on held-out sequences")
+    heldout_loss_low: Nats = needed("lower end of its 95 % interval")
+    heldout_loss_high: Nats = needed("upper end of its 95 % interval")
+
+
+class HealingFound(Layout):
+    """Says how the model was trained after pruning."""
+
+    source: ClassVar[str] = "bench.run.measure"
+
+    recipe: HealingRecipe = absent("how, with the steps that follow from it", "bench.plan.recipe")
+    text_sha256: Sha256 = absent("of the tokens")
+    start_sha256: Sha256 = absent("of the model before training, as pruned_sha256")
+    tokens: Tokens = needed("trained on")
+    seconds: Seconds = needed("of training, over all attempts")
+    tokens_per_second: Amount = absent("of training")
+    curve: Annotated[list[LearningPoint], Field(min_length=1)] = needed("of learning", "bench.healing.training")
+
+
+class TextScored(Layout):
+    """Says how well the model predicts one text."""
+
+    source: ClassVar[str] = "bench.evaluation.scoring"
+
+    perplexity: Above = needed("per token")
+    perplexity_low: Above = absent("lower end of its 95 % interval over windows")
+    perplexity_high: Above = absent("upper end of its 95 % interval over windows")
+    bits_per_byte: Bits = absent("of the scored text in UTF-8")
+    byte_perplexity: Above = absent("per byte of UTF-8")
+    word_perplexity: Above = absent("per word; absent where it is beyond what a float holds")
+    nll_per_token: Nats = absent("mean negative log-likelihood")
+    tokens: Tokens = absent("that are scored")
+    words: Count = absent("by white space")
+    windows: Count = absent("that were read")
+    window: Tokens = absent("of a window")
+    stride: Tokens = absent("from window to window")
+    bos: str = absent("every window: each begins with the token that begins texts; none: none does", "bench.data.texts")
+    sha256: Sha256 = needed("of the windows' tokens and of what is scored of them", "bench.data.texts")
+    whole: bool = absent("all of the text, and not only every second document", "bench.data.texts")
+
+
+class TaskMetric(Layout):
+    """Holds a metric of a task, in the unit that lm-eval gives it: of an accuracy a share."""
+
+    source: ClassVar[str] = "bench.evaluation.tasks"
+
+    value: float = needed("mean over documents, or what lm-eval makes of them")
+    stderr: float | None = absent("standard error of a mean over documents; null or absent: there is none", ge=0)
+
+
+OtherOfTask = TaskMetric | list[Any] | str | float | bool | None
+
+
+def _metric(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """Look at what has a name of its own in a task as at a metric, where it is an object."""
+    return handler(value) if isinstance(value, dict) else value
+
+
+class TaskAnswered(Layout):
+    """Says how a task was answered. Any other key is the name of a metric, with its filter behind a comma."""
+
+    source: ClassVar[str] = "bench.evaluation.tasks"
+    __pydantic_extra__: dict[str, Annotated[TaskMetric, WrapValidator(_metric, json_schema_input_type=OtherOfTask)]]
+
+    main: Name = needed("which of the metrics stands in tables")
+    version: Scalar = needed("of lm-eval's definition of the task")
+    documents: Count = needed("that were answered")
+    available: Count = needed("that the task has")
+    fewshot: Count = needed("examples in front of each question")
+    chance: Share = absent("accuracy of guesses, of a task with choices", "bench.records.answers")
+    answer_bpb: TaskMetric = absent(
+        "bits per byte of the right answer, of a task with choices", "bench.records.answers"
+    )
+
+    @model_validator(mode="after")
+    def _metrics_are_there(self) -> Self:
+        """Refuse a task without its main metric, and an accuracy that is no share."""
+        metrics = dict(self.__pydantic_extra__ or {}) | {ANSWER_BPB: self.answer_bpb}
+        if not isinstance(metrics.get(self.main), TaskMetric):
+            raise ValueError(f"has the main metric {self.main!r}, and no figure of that name")
+        for name, metric in metrics.items():
+            if isinstance(metric, TaskMetric) and is_accuracy_metric(name) and not 0 <= metric.value <= 1:
+                raise ValueError(f"has {name} {metric.value:g}, and an accuracy is a share from 0 to 1")
+        return self
+
+
+class ChecksFound(Layout):
+    """Holds what moves before accuracy does."""
+
+    source: ClassVar[str] = "bench.evaluation.checks"
+
+    copying: Share = absent("of words that follow when a list is given again")
+    counting: Share = absent("of numbers that follow when numbers are counted up")
+    repetition: Share = absent("of the 4-grams of a continuation that it has had before")
+    distinct_1: Share = absent("distinct words per word over all continuations")
+    distinct_2: Share = absent("distinct pairs per pair over all continuations")
+    agreement: Share = absent("of positions at which the dense model finds the same token the most likely")
+    kl: Nats = absent("divergence of the next token from the dense model's; absent for dense")
+    kl_low: Nats = absent("lower end of its 95 % interval")
+    kl_high: Nats = absent("upper end of its 95 % interval")
+
+
+class ModelSaved(Layout):
+    """Says where the pruned model was saved; perplexity, tasks, speed and checks are of what loads there again."""
+
+    source: ClassVar[str] = "bench.run.saving"
+
+    folder: str = absent("below the run's")
+    bytes: Bytes = absent("of its files")
+    loads_with: str = absent("transformers or prunebench", "methods.checkpoint")
+    reason: str | None = absent("why not transformers alone, or null", "methods.checkpoint")
+    dtype: str = absent("of the weights on disk")
+    rounding: dict[str, Any] = absent("{dtype, tokens, logit_difference, kl} of the stored model against the given one")
+
+
+class SamplesKept(Layout):
+    """Names a file of samples."""
+
+    source: ClassVar[str] = "bench.run.store"
+
+    rows: Count = absent("documents or windows in it")
+    sha256: Sha256 = needed("of the Parquet file")
+
+
+class MeasuredAll(Layout):
+    """Holds the figures of a cell."""
+
+    source: ClassVar[str] = "bench.run.measure"
+
+    parameters: Parameters = absent(
+        "unique stored parameters after pruning; in every record that is ok", "methods.model"
+    )
+    parameters_without_embeddings: Parameters = absent("without embedding, position table and head", "methods.model")
+    dense_parameters: SomeParameters = absent("of the model before pruning", "methods.model")
+    dense_parameters_without_embeddings: SomeParameters = absent("of the model before pruning", "methods.model")
+    ratio: Ratio = absent("1 - parameters / dense_parameters")
+    ratio_without_embeddings: Ratio = absent("the same without embeddings")
+    ratio_budget: Ratio = absent("what every method of the run had to meet; absent if none was asked", "bench.plan")
+    budget: BudgetMet = absent("in place of ratio_budget where the budget was no number of parameters")
+    layers: Layers = absent("that are left", "methods.model")
+    dense_layers: SomeLayers = absent("of the model before pruning", "methods.model")
+    weight_bytes: Bytes = absent("of the parameters in the model's dtype", "methods.model")
+    kv_bytes_per_token: Bytes = absent("of the key-value cache", "methods.model")
+    macs_per_token: Macs = absent("per token in a sequence of macs_context tokens", "methods.model")
+    macs_context: Tokens = absent("over which they are averaged", "methods.model")
+    weights_sha256: Sha256 = absent("of the dense model's weight files", "bench.data.pretrained")
+    pruned_sha256: Sha256 = absent("of every tensor of the model that was measured", "bench.run.fingerprint")
+    prune_seconds: Seconds = absent(
+        "of pruning, with what earlier cells spent on a search or statistics that this one used; absent for dense"
+    )
+    weights_in: str = absent("files, where the weights lay in files and not in memory (docs/guides/memory.md)")
+    peak_memory: dict[str, PeakOfStage] = absent("by stage of `seconds`", "bench.system.memory")
+    peak_memory_bytes: Bytes = absent("of earlier versions in place of peak_memory: the highest since pruning began")
+    calibration_memory_mib: Mebibytes = absent(
+        "for the states of a micro-batch, where that followed from the memory that was free; absent for dense"
+    )
+    healing: HealingFound = absent("how it was trained; absent unless healed")
+    perplexity: dict[str, TextScored] = absent("by text")
+    tasks: dict[str, TaskAnswered] = absent("by task")
+    speed: SpeedFound = absent("absent unless asked for, and of several draws in all but the first")
+    checks: ChecksFound = absent("what the model says of itself; less of it without a text or with weights in files")
+    saved: ModelSaved = absent("where the pruned model was saved; absent unless it was")
+    seconds: dict[str, Seconds] = absent(
+        "by stage: load, prune, heal, save, perplexity, tasks, speed, checks; what an interrupted attempt had finished "
+        "takes none"
+    )
+    samples: dict[str, SamplesKept] = absent("by file name without its ending", "bench.run.store")
+
+    @model_validator(mode="after")
+    def _says_of_what(self) -> Self:
+        """Refuse a budget of a model whose size is not there."""
+        sizes = ("dense_parameters", "dense_parameters_without_embeddings")
+        if missing := [name for name in sizes if name not in self.model_fields_set and self.ratio_budget is not None]:
+            raise ValueError(f"has ratio_budget, and no {missing[0]} beside it")
+        return self
