@@ -296,7 +296,7 @@ class Program:
 
         Raises OutOfReach where no choice of all layers comes near to it.
         """
-        window = WINDOW * float(self.m[self.m > 0].min(initial=np.inf))
+        window = WINDOW * min(map(float, self.m[self.m > 0]), default=math.inf)
         while window <= gone + self.m.sum():
             found = list[list[int]]()
             while len(found) < count and (one := self._next(gone, window, found)) is not None:
