@@ -7,8 +7,10 @@ import re
 from functools import cache
 from itertools import combinations
 
+import numpy as np
 import pytest
 from pages import ROOT, text
+from scipy.special import stdtrit
 
 from bench.records import run_folder
 from bench.stats import contrasts
@@ -161,6 +163,49 @@ def test_what_is_said_of_laco_ls():
         if "| 0.3 | qwen" in line and "c4" not in line:
             low = float(line.rpartition("[")[2].partition(",")[0])
             assert low > (1 if "ppl" in line else 0)
+
+
+def more_windows() -> dict[str, str]:
+    """Return what 224 windows of wiki say of 2ssp beside laco-ls on Gemma at 0.2, as the page writes it.
+
+    first, second, rest  times the perplexity on the first 16 windows, the next 40, and those behind them
+    more, low, high, p   on all, with the interval and p value of windows taken for independent
+    acf                  correlation of the difference from one window to the next
+    blow, bhigh          the interval where 14 windows each are one, and how many times as wide it is
+    """
+    merged = run_folder.load_runs([ROOT / "docs/results/more-windows"])
+    at = {record.cell["method"]: n for n, record in enumerate(merged.records)}
+    pair = (at["laco-ls"], at["2ssp"])
+    found = contrasts.perplexity(merged.records, [pair], merged.samples, "wiki")[pair]
+    before, after = (merged.samples.of(n, "perplexity-wiki", "nll") for n in pair)
+    assert before is not None and after is not None
+    apart = (after.figures - before.figures) / np.array(before.units.to_pylist())
+    parts = {"first": apart[:16], "second": apart[16:56], "rest": apart[56:]}
+    rest = apart - apart.mean()
+    blocks = apart.reshape(-1, 14).mean(1)
+    wide = stdtrit(len(blocks) - 1, 0.975) * blocks.std(ddof=1) / math.sqrt(len(blocks))
+    return {
+        **{name: f"{math.exp(one.mean()):.2f}" for name, one in parts.items()},
+        **{"more": f"{found.estimate:.2f}", "low": f"{found.low:.2f}", "high": f"{found.high:.2f}"},
+        **{"p": f"{found.p:.2f}", "acf": f"{(rest[1:] * rest[:-1]).sum() / (rest**2).sum():.2f}"},
+        "times": f"{2 * wide / math.log(found.high / found.low):.1f}",
+        **{"blow": f"{math.exp(apart.mean() - wide):.2f}", "bhigh": f"{math.exp(apart.mean() + wide):.2f}"},
+    }
+
+
+def test_what_is_said_of_more_windows():
+    page, said = text(PAGE), more_windows()
+    assert f"`2ssp` has {said['more']} times its perplexity on Gemma at 0.2" in page
+    assert (
+        "give `2ssp` {first} times the perplexity of `laco-ls`, the next 40 {second}, and the 168 behind them {rest}; "
+        "all 224 {more} [{low}, {high}]\n(p {p};".format(**said)
+    ) in page
+    assert "(a correlation of {acf} here)".format(**said) in page
+    assert "taken together it is {more} [{blow}, {bhigh}]".format(**said) in page
+    assert "14 windows taken as one give an interval {times} times as\nwide".format(**said) in text(
+        "docs/guides/reports.md"
+    )
+    assert float(said["more"]) < 1 <= float(said["bhigh"])
 
 
 def rank(ratio: float, model: str, method: str, measure: str = WIKI) -> float:
