@@ -39,12 +39,6 @@ def pruned_to(
     """
     if not isinstance(wanted, Budget):
         return model, pruner.prune(model, calibration, wanted), {}
-    if takes_budgets := getattr(pruner, "prune_to", None):
-        left = twin(model)
-        decided = takes_budgets(left, calibration, wanted)
-        ratio, stays = 1 - parameters(left) / parameters(model), wanted.stays(left)
-        said = {"of": wanted.of, "share": wanted.share, "stays": stays, "ratio": ratio, "tried": [[ratio, stays]]}
-        return left, decided, {"budget": said}
     search = _Search(pruner, model, wanted)
     found = search.run(calibration)
     about = {"of": wanted.of, "share": wanted.share, "stays": found.stays, "ratio": found.ratio, "tried": search.tried}
@@ -96,6 +90,12 @@ class _Search:
 
     def run(self, calibration: Calibration) -> _Pruned:
         """Prune until the budget is met, no other ratio is left, or there have been TRIES prunings."""
+        if prune_to := getattr(self.pruner, "prune_to", None):
+            model = twin(self.dense)
+            decisions = prune_to(model, calibration, self.budget)
+            self.keep(model, decisions, 1 - parameters(model) / parameters(self.dense))
+            self.high = self.high or (1.0, 1.0)  # it comes as near as its choices allow, which is no matter of reach
+            return self.judged()
         ratio: float | None = self.reachable(self.budget.start)
         for _ in range(TRIES):
             if ratio is None:
@@ -111,6 +111,11 @@ class _Search:
         """Prune a copy of the dense model; return the calibration with what a greedy search has found out."""
         model = twin(self.dense)
         decisions = self.pruner.prune(model, calibration, ratio)
+        self.keep(model, decisions, ratio)
+        return knowing(calibration, decisions)
+
+    def keep(self, model: Decoder, decisions: dict[str, Any], ratio: float) -> None:
+        """Note what a pruning has left, and keep its model where none has come as near."""
         stays = self.budget.stays(model)
         self.tried.append([ratio, stays])
         if self.best is None or (abs(stays - self.budget.share), ratio) < (self.missed, self.best.ratio):
@@ -119,7 +124,6 @@ class _Search:
             self.low = max(self.low, (ratio, 1 - stays))
         else:
             self.high = min(self.high or (math.inf, 0.0), (ratio, 1 - stays))
-        return knowing(calibration, decisions)
 
     @property
     def missed(self) -> float:

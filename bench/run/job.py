@@ -80,7 +80,7 @@ def measure(line: Line, job: Job, cell: Cell, datasets: Datasets) -> None:
     described = environment.describe(torch.device(cell.device), getattr(torch, cell.dtype))
     line.tell({"environment": described | ({"threads": job.run_threads} if job.timed else {})})
     devices = pretrained.devices(torch.device(cell.device), job.gpus)
-    if job.timed:
+    if job.timed and "memory" not in job.limits:  # of which a process that waits would take its part
         benchmark.begin(cell.device)
     outcome = Outcome(
         line.tell,

@@ -66,6 +66,7 @@ from methods.shared import shared
 
 Numbers = NDArray[np.float64]
 Ranks = dict[tuple[int, str], list[int]]  # by layer and kind: heads or channels, the one that stays longest first
+Quantity = Callable[[Layer], float]  # how much of it a layer holds
 Score = Literal["kl", "nll"]
 WINDOW = 0.5  # of the smallest replacement: how far what goes may be from the budget
 EXACT = {"mip_rel_gap": 0}  # of the solver: no solution that is nearly the best
@@ -95,20 +96,24 @@ class Puzzle:
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         gone = block_parameters(model, ratio, blocks(model))
-        return self.solve(model, calibration, Costs(layer_parameters), gone)
+        return self.solve(model, calibration, layer_parameters, gone)
 
     def prune_to(self, model: Decoder, calibration: Calibration, budget: Budget) -> dict[str, Any]:
         """Remove what a budget asks for, in place, and return what was decided. Raises OutOfReach."""
-        return self.solve(model, calibration, Costs.of_quantity(budget), (1 - budget.share) * budget.dense)
 
-    def solve(self, model: Decoder, calibration: Calibration, costs: Costs, gone: float) -> dict[str, Any]:
+        def of_layer(layer: Layer) -> float:
+            return held(layer, budget.of, budget.context, budget.table)
+
+        return self.solve(model, calibration, of_layer, (1 - budget.share) * budget.dense)
+
+    def solve(self, model: Decoder, calibration: Calibration, quantity: Quantity, gone: float) -> dict[str, Any]:
         """Solve the program for `gone` of a quantity, measure its best solutions, and cut the model, in place."""
         if not gone:
             return {}
         widths = (self.steps, self.heads)
         every, tokens = choices(model, *widths), calibration.first(self.tokens)
         m = [
-            np.array([costs.of(layer, one) for one in some], dtype=float)
+            np.array([goes_with(one, layer, quantity) for one in some], dtype=float)
             for layer, some in zip(model.layers, every, strict=True)
         ]
         found = shared(library, model, calibration, widths, self.score, self.tokens)
@@ -117,8 +122,9 @@ class Puzzle:
         solutions = program.solutions(gone, self.best)
         states = [Gone().union(*(some[c] for some, c in zip(every, one, strict=True))) for one in solutions]
         trial = Trial(model, tokens, self.score, narrow=Narrow(ranks))
-        together = trial.losses([Gone(), *states], "measuring solutions")
-        together = [one - together[0] for one in together[1:]]
+        asked = list(dict.fromkeys([Gone(), *states]))  # where next to nothing goes, a solution may be nothing
+        losses = dict(zip(asked, trial.losses(asked, "measuring solutions"), strict=True))
+        together = [losses[state] - losses[Gone()] for state in states]
         best = min(range(len(solutions)), key=lambda at: math.inf if math.isnan(together[at]) else together[at])
         cut(model, decided := names(states[best], model, ranks))
         return decided | {
@@ -155,33 +161,20 @@ def _of_part(part: str, kind: str, number: int, size: int, steps: int) -> list[G
     return [Gone(), *(Gone([Narrowed(kind, number, left)]) for left in lefts), Gone([Sublayer(part, number)])]
 
 
-@dataclass(frozen=True)
-class Costs:
-    """Says how much of a quantity goes with a choice.
-
-    held  of the quantity in a layer
-    """
-
-    held: Callable[[Layer], float]
-
-    @staticmethod
-    def of_quantity(budget: Budget) -> Costs:
-        return Costs(lambda layer: held(layer, budget.of, budget.context, budget.table))
-
-    def of(self, layer: Layer, choice: Gone) -> float:
-        """Return how much goes when a layer has this choice; by shapes alone, on a copy without weights."""
-        parts = {one.part for one in choice if isinstance(one, Sublayer)}
-        if len(parts) == layer.has_attention + layer.has_mlp:
-            return self.held(layer)
-        left = layer.on(torch.device("meta"))
-        for one in choice:
-            if isinstance(one, Narrowed):
-                keep(left, one.kind, range(one.left))
-            elif one.part == "attention":
-                left.remove_attention()
-            else:
-                left.remove_mlp()
-        return self.held(layer) - self.held(left)
+def goes_with(choice: Gone, layer: Layer, quantity: Quantity) -> float:
+    """Return how much of a quantity goes when a layer has this choice; by shapes alone, on a copy without weights."""
+    parts = {one.part for one in choice if isinstance(one, Sublayer)}
+    if len(parts) == layer.has_attention + layer.has_mlp:
+        return quantity(layer)
+    left = layer.on(torch.device("meta"))
+    for one in choice:
+        if isinstance(one, Narrowed):
+            keep(left, one.kind, range(one.left))
+        elif one.part == "attention":
+            left.remove_attention()
+        else:
+            left.remove_mlp()
+    return quantity(layer) - quantity(left)
 
 
 def keep(layer: Layer, kind: str, units: Sequence[int]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from bench.records.columns import accuracies, answered
 from bench.records.record import ANSWER_BPB
 from bench.records.samples import Samples, alike
-from bench.stats.signal import Figures, Separation, separation
+from bench.stats.signal import DRAWS, Figures, Separation, separation
 from reports import notes
 from reports.blocks import TableGroup
 from reports.metrics import percent, significant
@@ -38,7 +38,7 @@ ABOUT = (
     "noise of a draw: the standard deviation that the draw adds to one method beside the others, on {} documents of "
     "each task; what a document does to all methods is in no comparison.",
     "tau of a draw: Kendall's tau-b between the order of the methods on that many documents and on all that are left, "
-    "the mean of 200 draws.",
+    f"the mean of {DRAWS} draws.",
     "documents needed: of each task, for a difference as large as the signal to be found in 80 % of draws, two-sided "
     "at 5 %.",
     "all of it is of these methods at this ratio: the more alike methods are, the less any figure tells them apart.",

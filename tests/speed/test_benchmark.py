@@ -708,8 +708,9 @@ def test_a_killed_process_is_an_outcome_that_keeps_what_was_told():
 
 @pytest.fixture
 def new_server():
-    """No server of imported modules before the test, and none behind it."""
+    """No server of imported modules before the test, and none behind it; nor does a test know what others imported."""
     multiprocessing.forkserver._forkserver._stop()
+    multiprocessing.forkserver._forkserver._preload_modules = []
     yield
     multiprocessing.forkserver._forkserver._stop()
 
