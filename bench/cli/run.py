@@ -7,17 +7,26 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from bench.cli import FAILED_CELLS, OK, options, serve_speed
 from bench.plan import grid, spec_file
 from bench.plan.run_spec import RunSpec, flags, from_flags
 from bench.plan.served import LLAMA_CPP, ServedProtocol
 from bench.records.record import FAILED, Record
+from reports.tracking import TRACKERS
+
+if TYPE_CHECKING:
+    from reports.tracking.tracker import RunTracking
 
 SPEC = "flags from YAML, see `list specs`; those given here win"
 SERVED = "serve the models by it afterwards, as serve-speed does by default, and print its table too"
 PLAN = "print the cells, what each will take in time and memory, and when all end; run nothing"
+TRACK = (
+    "log every cell as a run of a tracker, with its parameters, metrics, learning curve and page; mlflow, trackio and "
+    "wandb write where their own environment variables say, see docs/guides/tracking.md"
+)
 MODEL = flags()["model"].default
 HEADINGS = {
     "what": "what to prune",
@@ -44,6 +53,8 @@ def add(commands: Any) -> None:
             group.add_argument("--engine-speed", choices=(LLAMA_CPP,), help=SERVED)
         if name == "engine":
             group.add_argument("--plan", action="store_true", help=PLAN)
+        if name == "where":
+            group.add_argument("--track", choices=TRACKERS, help=TRACK)
     run.set_defaults(command=_run)
     speed = commands.add_parser(
         "speed",
@@ -71,11 +82,11 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.plan:
         return _planned(spec)
     if not arguments.engine_speed:
-        return _measured(spec, _told)
+        return _measured(spec, _told, arguments.track)
     protocol = ServedProtocol(engine=arguments.engine_speed)
     serve_speed.require(protocol)
     spec = replace(spec, out=spec.folder())
-    return max(_measured(spec, _told), serve_speed.serve(spec.folder(), protocol))
+    return max(_measured(spec, _told, arguments.track), serve_speed.serve(spec.folder(), protocol))
 
 
 def _speed(arguments: argparse.Namespace) -> int:
@@ -85,16 +96,28 @@ def _speed(arguments: argparse.Namespace) -> int:
     return _measured(spec, lambda spec, records: speed_terminal(records))
 
 
-def _measured(spec: RunSpec, told: Callable[[RunSpec, list[Record]], str]) -> int:
-    """Run the cells and print what `told` makes of their records."""
+def _measured(spec: RunSpec, told: Callable[[RunSpec, list[Record]], str], track: str | None = None) -> int:
+    """Run the cells, send each to the tracker `track` if one is named, and print what `told` makes of the records."""
     from bench.run import runner
     from reports import report
 
     start, folder = time.perf_counter(), spec.folder()
-    records = runner.run_spec(replace(spec, out=folder), report=report.write)
+    tracking = _tracking(track, folder) if track else None
+    ended = tracking.cell if tracking else runner.unheard
+    records = runner.run_spec(replace(spec, out=folder), report=report.write, ended=ended)
+    if tracking:
+        tracking.finish()
     print(told(spec, records), end="")
     print(f"{folder}: report.md, report.csv; {time.perf_counter() - start:.0f} s", file=sys.stderr)
     return FAILED_CELLS if any(record.status in FAILED for record in records) else OK
+
+
+def _tracking(name: str, folder: Path) -> RunTracking:
+    """Open a tracker for a run, before any work. Raises UserError."""
+    from bench.system.console import say
+    from reports.tracking import tracker
+
+    return tracker.RunTracking(name, tracker.open_tracker(name), folder, say)
 
 
 def _planned(spec: RunSpec) -> int:

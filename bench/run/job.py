@@ -1,5 +1,5 @@
-"""Measures the cell of a job, wherever an engine runs it: reads what the cell needs, tells its outcome, and makes the
-record of what was told.
+"""Makes the job of a cell, and measures it wherever an engine runs it: reads what the cell needs, tells its outcome,
+and makes the record of what was told.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import torch
 
 import methods
 from bench.data import pretrained
-from bench.engines.engine import Job, Machine
+from bench.engines.engine import Job, Machine, Session
 from bench.evaluation.forwards import Sweeping
 from bench.evaluation.statistics import KeptStatistics
+from bench.plan import chain
 from bench.plan.cell import Cell, from_plain
 from bench.plan.protocol import Protocol
 from bench.records.record import Record
@@ -32,6 +33,7 @@ from bench.schedule.memory_needs import card_of, lies_in_files, room_for_states
 from bench.speed import benchmark
 from bench.system import environment, memory, versions
 from bench.system.console import say
+from bench.system.threads import waiting
 from bench.system.worker import Line
 from methods.errors import UserError
 from methods.model.layer_store import LayerStore
@@ -42,6 +44,23 @@ CalibrationSetting = tuple[str, Protocol, int]  # what decides what a cell looks
 def calibration_setting(cell: Cell) -> CalibrationSetting:
     """Return what cells share that look at the same."""
     return cell.model, cell.protocol, cell.seed
+
+
+def job(cell: Cell, folder: Path, session: Session, given: Mapping[str, Any]) -> Job:
+    """Return the job by which a session of an engine measures a cell; `given` are the fields that its run has found."""
+    timed = chain.is_timed(cell)
+    return Job(
+        **given,
+        cell=cell.plain(),
+        key=cell.key,
+        folder=str(folder),
+        parents=str(folder),
+        timed=timed,
+        gpus=session.machine.gpus if cell.device.startswith("cuda") else 0,
+        threads=session.threads(timed),
+        run_threads=session.machine.threads,
+        variables={name.upper(): value for name, value in waiting().items()},
+    )
 
 
 def work(line: Line, job: Job) -> None:

@@ -39,21 +39,30 @@ from bench.schedule.outlook import Outlook
 from bench.schedule.plan import Plan, named, simulated
 from bench.system import environment, interrupt
 from bench.system.console import say
-from bench.system.threads import let_threads_wait, waiting
+from bench.system.threads import let_threads_wait
 from bench.system.worker import Line
 from methods.errors import UserError
 
 Report = Callable[[Path, list[Record]], object]
+Ending = Callable[[str, Record], object]
 
 FEW = 3  # cells, one after the other, for which nobody asks when they will end
 
 
+def unheard(key: str, record: Record) -> None:
+    """Take the end of a cell of which nobody wants to know."""
+
+
 def run_spec(
-    spec: RunSpec, report: Report = lambda folder, records: None, engine: Engine | None = None
+    spec: RunSpec,
+    report: Report = lambda folder, records: None,
+    engine: Engine | None = None,
+    ended: Ending = unheard,
 ) -> list[Record]:
     """Measure what is asked for and return the records of its cells, in their order; finished cells are skipped.
 
     report   is given the folder of the run and the records at the end, while the folder is still held
+    ended    is given the key and the record of each cell as soon as it is written, or found in the folder
     engine   where cells run; None: as the spec says
 
     Raises UserError, in one line and before any work, for what cannot be; and where `run` does.
@@ -75,6 +84,7 @@ def run_spec(
             memory=spec.memory_gib,
             device_memory=spec.device_memory_gib,
             report=report,
+            ended=ended,
         )
 
 
@@ -90,6 +100,7 @@ def run(
     memory: float | None = None,
     device_memory: float | None = None,
     report: Report = lambda folder, records: None,
+    ended: Ending = unheard,
 ) -> list[Record]:
     """Run every cell that has no record in `folder` that counts, and return the records of all, in the cells' order.
 
@@ -100,6 +111,7 @@ def run(
     threads  of each cell; None: as the engine divides what there is
     memory   GiB of the host's memory that each cell may take, and device_memory of its GPU's; None: what there is
     report   is given the folder and the records at the end, while the folder is still held
+    ended    is given the key and the record of each cell as soon as it is written, or found in the folder
 
     Raises UserError where another run holds the folder, a text is shorter than asked, a task's documents cannot be had,
     the engine cannot have what cells need, or the disk takes no more.
@@ -139,7 +151,8 @@ def run(
                 shared["memory"] = room_of(memory, measuring.slots) / 2**30
             outlook = _outlook(cells, folder, datasets, measuring)
             estimates = outlook.estimates if outlook else None
-            records = _measured(cells, folder, measuring, retry_failed, shared, here=engine.here, estimates=estimates)
+            told: dict[str, Any] = {"here": engine.here, "estimates": estimates, "told": ended}
+            records = _measured(cells, folder, measuring, retry_failed, shared, **told)
         report(folder, records)
     return records
 
@@ -153,6 +166,7 @@ def _measured(
     *,
     here: bool = True,
     estimates: Mapping[str, Estimate] | None = None,
+    told: Ending = unheard,
 ) -> list[Record]:
     """Have every cell measured without a record that counts; `shared` is what its jobs have in common.
 
@@ -165,8 +179,8 @@ def _measured(
     }
     missing = [cell for cell in cells if served[cell.key][0] is None]
     refuse_misfits(missing if here else [], session.machine.gpus, shared.get("memory"), shared.get("device_memory"))
-    several = estimates and session.slots > 1
-    schedule = Schedule(cells, {key: one.seconds for key, one in (estimates or {}).items()} if several else None)
+    seconds = {key: one.seconds for key, one in (estimates or {}).items()}
+    schedule = Schedule(cells, seconds if seconds and session.slots > 1 else None)
     forecast = Forecast(estimates or {}, session.slots, one_machine=here)
     for cell in missing if estimates else ():
         forecast.add(cell)
@@ -175,8 +189,9 @@ def _measured(
     names = _names(cells)
     store.drop_models(folder, parents)
 
-    def finish(cell: Cell, ended: Ended) -> None:
-        schedule.finish(cell.key, ended)
+    def finish(cell: Cell, record: Record) -> None:
+        schedule.finish(cell.key, Ended.of(record))
+        told(cell.key, record)
         if cell.earlier and not served[cell.key][0]:
             parent = cell.inputs["parent"]
             parents[parent] -= 1
@@ -186,14 +201,14 @@ def _measured(
 
     def write(cell: Cell, result: Result) -> None:
         if result.part is None:
-            beside = session.slots if here else 1  # of another machine nothing is known
-            record = store.finish(job.record(cell, result.found, beside), folder, cell.key)
+            # of another machine nothing is known of what ran beside
+            record = store.finish(job.record(cell, result.found, session.slots if here else 1), folder, cell.key)
         else:
             record = store.take_in(result.part, folder, cell.key)
         known_removals.add(record)
         if record.error:
             say(f"{names[cell.key]}: {record.status}: {record.error.partition(chr(10))[0]}")
-        finish(cell, Ended.of(record))
+        finish(cell, record)
         if estimates:
             forecast.end(cell, record)
             end = forecast.line() if len(schedule.ended) < len(cells) else ""
@@ -204,7 +219,7 @@ def _measured(
         if ended is not None:
             say(f"{where}: has a record")
             store.drop_partial_results(folder, cell.key, ended.status)
-            finish(cell, ended)
+            finish(cell, load(folder / "cells" / f"{cell.key}.json"))
             return
         say(f"{where}: {why}; it runs again" if why else f"{where}: loading the model")
         if orphaned := _orphaned(cell, schedule):
@@ -212,7 +227,7 @@ def _measured(
             return
         order, seconds = known_removals.of(cell) if schedule.may_search(cell.key) else ((), 0.0)
         own: dict[str, Any] = {"where": where, "order": order, "seconds": seconds, "keep": cell.key in parents}
-        session.submit(_job(cell, folder, session, {**own, **shared}))
+        session.submit(job.job(cell, folder, session, {**own, **shared}))
         schedule.start(cell.key)
         if estimates:
             forecast.begin(cell.key)
@@ -273,23 +288,6 @@ def _names(cells: Sequence[Cell]) -> dict[str, str]:
     several = len({cell.model for cell in cells}) > 1
     words = [f"{named(cell)}{f', {Path(cell.model).name}' if several else ''}" for cell in cells]
     return {cell.key: f"[{at}/{len(cells)}] {words[at - 1]}" for at, cell in enumerate(cells, start=1)}
-
-
-def _job(cell: Cell, folder: Path, session: Session, given: Mapping[str, Any]) -> Job:
-    """Return the job of a cell."""
-    timed = chain.is_timed(cell)
-    return Job(
-        **given,
-        cell=cell.plain(),
-        key=cell.key,
-        folder=str(folder),
-        parents=str(folder),
-        timed=timed,
-        gpus=session.machine.gpus if cell.device.startswith("cuda") else 0,
-        threads=session.threads(timed),
-        run_threads=session.machine.threads,
-        variables={name.upper(): value for name, value in waiting().items()},
-    )
 
 
 def _in_this_process(
