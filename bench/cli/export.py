@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,13 @@ def _add_export(commands: Any) -> None:
     export.add_argument("--device", default="auto", help="to make the model anew on; auto: as in the record")
     figures = "write what the cell has answered as a result file of lm-eval, in place of a model"
     export.add_argument("--lm-eval-json", action="store_true", help=figures)
+    push = (
+        "push the written folder to the Hugging Face hub, with its card, whose figures the hub shows as evaluation "
+        "results; a new repository is private"
+    )
+    export.add_argument("--push", metavar="ORG/NAME", help=push)
+    public = "a new repository of --push can be seen by all; one that exists stays as it is"
+    export.add_argument("--public", action="store_true", help=public)
     export.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file with methods")
     export.set_defaults(command=_export)
 
@@ -66,7 +74,7 @@ def _export(arguments: argparse.Namespace) -> int:
         print(lm_eval_results.write(arguments.run, arguments.cell, arguments.to))
         return OK
     import methods
-    from bench.export import write
+    from bench.export import hub, write
 
     try:
         methods.load(arguments.plugin)
@@ -82,8 +90,24 @@ def _export(arguments: argparse.Namespace) -> int:
         device=arguments.device,
     )
     record = write.find(arguments.run, arguments.cell)
+    if arguments.push:
+        hub.check(arguments.push)
     print(write.write(record, arguments.run, wish))
+    if arguments.push:
+        return _push(arguments)
     return _print(write.checks(record, arguments.to)) if arguments.format == GGUF else OK
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    """Push the folder that was written, and return the exit code."""
+    from bench.export import hub
+
+    try:
+        print(hub.push(arguments.to, arguments.push, public=arguments.public))
+    except hub.NotPushed as error:
+        print(error, file=sys.stderr)
+        return NOT_AS_SAID
+    return OK
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -99,9 +123,16 @@ def _check(arguments: argparse.Namespace) -> None:
             "--shard-mb": arguments.shard_mb != SHARD_MB,
             "--device": arguments.device != "auto",
             "--plugin": arguments.plugin,
+            "--push": arguments.push,
         }
         if given := [flag for flag, it in of_models.items() if it]:
             raise UserError(f"--lm-eval-json writes figures and no model: leave {' and '.join(given)} out")
+    if arguments.push and arguments.format != HF:
+        raise UserError(
+            f"--push is for --format hf, whose folder has a card; `hf upload` takes what {arguments.format} is"
+        )
+    if arguments.public and not arguments.push:
+        raise UserError("--public is about --push, which is not asked for; leave it out")
     if arguments.shard_mb < 1:
         raise UserError(f"shard-mb is a number of megabytes, at least 1; got {arguments.shard_mb}")
     if arguments.shard_mb != SHARD_MB and arguments.format == GGUF:

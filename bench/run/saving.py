@@ -110,8 +110,12 @@ def facts(cell: Mapping[str, Any], decisions: Mapping[str, Any], measured: Mappi
 
 def _without_path(said: Mapping[str, Any]) -> dict[str, Any]:
     """Shorten the path of a text under "source" or "text" to the file's name."""
-    names = {name: Path(said[name]).name for name in ("source", "text") if name in said and Path(said[name]).is_file()}
-    return {**said, **names}
+    return {**said, **{name: _name(said[name]) for name in ("source", "text") if name in said}}
+
+
+def _name(text: str) -> str:
+    """Return what a text is called, of a file its name alone."""
+    return Path(text).name if Path(text).is_file() else text
 
 
 def _stage(stage: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,4 +138,6 @@ def _figures(measured: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: measured[name] for name in ("perplexity", "tasks") if measured.get(name)}
     if not found:
         return {}
+    if "perplexity" in found:
+        found["perplexity"] = {_name(text): one for text, one in found["perplexity"].items()}
     return found | {"model": RELOADED if "saved" in measured else IN_MEMORY}

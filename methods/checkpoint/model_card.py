@@ -1,7 +1,8 @@
 """Writes the card of a stored model, README.md, from its manifest and nothing else.
 
 What the manifest does not say is left out: a figure that nobody measured has no line. The words are in
-model_card.md.jinja.
+model_card.md.jinja. The front matter holds the figures once more, as the model index that the hub shows as evaluation
+results.
 """
 
 from __future__ import annotations
@@ -9,8 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
+PROTOCOL = ("tokens", "windows", "window", "stride", "bos")  # of a perplexity
+TEXT_METRICS = {  # how the hub calls a figure, how a record does, and how a reader does
+    "perplexity": ("perplexity", "perplexity per token"),
+    "bits_per_byte": ("bits_per_byte", "bits per byte"),
+}
 TEMPLATE = Path(__file__).with_suffix(".md.jinja")
 
 
@@ -19,16 +28,60 @@ def render(manifest: Mapping[str, Any]) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
     base, pruning = manifest.get("base", {}), manifest.get("pruning", {})
+    measured, title = manifest.get("measured", {}), title_of(manifest)
+    found = results(measured)
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["pruned", "prunebench", *([pruning["method"]] if "method" in pruning else [])],
         license=base["licence"].lower() if "licence" in base else None,
         base_model=base.get("hub"),
+        model_name=title if found else None,
+        eval_results=found or None,
     )
-    parts = {"manifest": manifest, "base": base, "pruning": pruning, "measured": manifest.get("measured", {})}
+    parts = {"manifest": manifest, "base": base, "pruning": pruning, "measured": measured}
+    parts |= {"title": title, "windows": windows, "documents": documents}
     runs = equal_layers(manifest["structure"]["layers"])
     return str(ModelCard.from_template(data, template_path=str(TEMPLATE), runs=runs, **parts)) + "\n"
+
+
+def title_of(manifest: Mapping[str, Any]) -> str:
+    """Return the name of the base with that of the method, in one line."""
+    name, method = manifest.get("base", {}).get("name"), manifest.get("pruning", {}).get("label")
+    return " ".join(f"{name or manifest['architecture']}, pruned{f' with {method}' if method else ''}".split())
+
+
+def results(measured: Mapping[str, Any]) -> list[EvalResult]:
+    """Return the figures of a manifest as evaluation results of the hub, each with the protocol in its name."""
+    from huggingface_hub import EvalResult
+
+    found = []
+    for text, one in (measured.get("perplexity") or {}).items():
+        where = {"task_type": "text-generation", "task_name": "next tokens of a text", "dataset_type": text}
+        how, protocol = windows(one), {name: one[name] for name in PROTOCOL if name in one}
+        for metric, (key, unit) in TEXT_METRICS.items():
+            if key in one:
+                told = {"metric_type": metric, "metric_value": one[key], "metric_args": protocol}
+                found.append(EvalResult(dataset_name=text, metric_name=f"{unit}, {how}", **where, **told))
+    for task, one in (measured.get("tasks") or {}).items():
+        how = documents(one)
+        told = {"metric_type": one["main"], "metric_value": one[one["main"]]["value"]}
+        where = {"task_type": "text-generation", "task_name": task, "dataset_type": task, "dataset_name": task}
+        found.append(EvalResult(metric_name=f"{one['main']}, {how}", **where, **told))
+    return found
+
+
+def windows(scored: Mapping[str, Any]) -> str:
+    """Say on how much of a text, and how cut, a perplexity was measured."""
+    count = f"{scored['windows']:,} windows" if "windows" in scored else "windows"
+    stride = f", stride {scored['stride']:,}" if "stride" in scored else ""
+    return f"{scored['tokens']:,} tokens, {count} of {scored['window']:,}{stride}"
+
+
+def documents(answered: Mapping[str, Any]) -> str:
+    """Say on how many documents of a task, and behind how many examples, a metric was measured."""
+    shots = f", {answered['fewshot']}-shot" if "fewshot" in answered else ""
+    return f"{answered['documents']:,} of {answered['available']:,} documents{shots}"
 
 
 def equal_layers(layers: list[dict[str, Any]]) -> list[tuple[int, int, dict[str, Any]]]:

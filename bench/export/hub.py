@@ -1,0 +1,56 @@
+"""Pushes a written model folder to the Hugging Face hub, with its card. Nothing calls this without `export --push`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from methods.checkpoint import save_load
+from methods.errors import UserError, first_line
+
+
+class NotPushed(Exception):
+    """Says why a model that has been written was not pushed."""
+
+
+def check(name: str) -> None:
+    """Ask the hub whose token this is. Raises UserError where `name` is no name there, or nothing can be pushed."""
+    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # which it does
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"--push {name}: {first_line(error)}") from None
+    if name.count("/") != 1:
+        raise UserError(f"--push takes ORG/NAME, as in me/smollm2-135m-laco; got {name!r}")
+    if constants.HF_HUB_OFFLINE:
+        raise UserError("--push needs the hub, and HF_HUB_OFFLINE is set; unset it")
+    if get_token() is None:
+        raise UserError("--push needs a token that may write: run `hf auth login`, or set HF_TOKEN")
+    try:
+        HfApi().whoami()
+    except (
+        Exception
+    ) as error:  # the HTTP client, and with it the class of its errors, differs between the hub's versions
+        raise UserError(f"--push cannot use the hub at {constants.ENDPOINT}: {first_line(error)}") from None
+
+
+def push(folder: Path, name: str, *, public: bool) -> str:
+    """Push the folder that methods.checkpoint has written as a commit of the repository `name`; return its address.
+
+    public  whether a new repository can be seen by all; one that exists stays as it is
+
+    Raises NotPushed where the hub refuses or is gone.
+    """
+    from huggingface_hub import HfApi
+
+    hub, pruning = HfApi(), save_load.read_manifest(folder).get("pruning", {})
+    try:
+        hub.create_repo(name, private=not public, exist_ok=True)
+        said = f"Pruned with {pruning['label']}" if pruning.get("label") else "A pruned model"
+        hub.upload_folder(repo_id=name, folder_path=folder, commit_message=said)
+    except Exception as error:  # see `check`
+        kept = f"the folder is whole, and `hf upload {name} {folder}` tries again"
+        raise NotPushed(f"{name} was not pushed: {first_line(error)}; {kept}") from None
+    return f"{hub.endpoint}/{name}"
