@@ -7,6 +7,7 @@
     records = bench.run(spec, engine=bench.engines.Local(slots=4))      # four cells at once
     cells = bench.read("results/mine")                       # a pandas DataFrame, a row for each cell
     documents = bench.samples("results/mine", "piqa")        # a row for each cell and document
+    report = bench.report("results/mine")                    # tables and figures, which Jupyter shows
 
 Nothing heavy is imported before one of these names is used.
 """
@@ -21,13 +22,15 @@ if TYPE_CHECKING:
     from bench.plan.run_spec import RunSpec
     from bench.records.run_folder import read, samples
     from bench.run.runner import run_spec as run
+    from reports.notebook import report
 
-__all__ = ["Recipe", "RunSpec", "read", "run", "samples"]
+__all__ = ["Recipe", "RunSpec", "read", "report", "run", "samples"]
 
 HOMES = {  # the module that has each name
     "Recipe": "bench.plan.recipe",
     "RunSpec": "bench.plan.run_spec",
     "read": "bench.records.run_folder",
+    "report": "reports.notebook",
     "samples": "bench.records.run_folder",
 }
 

@@ -11,8 +11,10 @@ from reports.text import printable
 
 def render(tables: Sequence[Table]) -> str:
     """Return a <table> with a caption for each group of columns, its notes behind it, and at the end the footnotes."""
-    parts = [part for table in tables for part in (*map(grid, table.groups()), _list([*table.notes, *legend([table])]))]
-    return "\n".join(part for part in [*parts, _list(footnotes(tables))] if part) + "\n"
+    parts = [
+        part for table in tables for part in (*map(grid, table.groups()), bullets([*table.notes, *legend([table])]))
+    ]
+    return "\n".join(part for part in [*parts, bullets(footnotes(tables))] if part) + "\n"
 
 
 def grid(table: Table) -> str:
@@ -41,7 +43,8 @@ def _cell(cell: TableCell) -> str:
     return f"<{tag}>{text}</{tag}>" if tag else text
 
 
-def _list(sentences: Iterable[str]) -> str:
+def bullets(sentences: Iterable[str]) -> str:
+    """Return sentences as a <ul>; empty where there are none."""
     items = "".join(f"<li>{_escaped(sentence)}</li>" for sentence in sentences)
     return f"<ul>{items}</ul>" if items else ""
 

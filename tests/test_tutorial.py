@@ -1,0 +1,51 @@
+"""The tutorial runs as it is written, and what it shows in the docs is what it has shown."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import nbformat
+import pytest
+from tutorial import FIGURE, NOTEBOOK, executed
+
+
+def outputs(notebook, kind):
+    """The outputs of a kind in all cells, in their order."""
+    found = list[str]()
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
+        data = output.get("data") or {output.get("name"): output.get("text")}
+        found += [data[kind]] if kind in data else []
+    return found
+
+
+def test_the_stored_notebook_is_short_and_says_nothing_of_a_machine():
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    code = [line for cell in notebook.cells if cell.cell_type == "code" for line in cell.source.splitlines()]
+    assert len([line for line in code if line.strip()]) <= 30
+    assert re.findall(r"(?<![\w<.:/])/(?:tmp|home|root|work|usr|Users|var)\b", text) == []
+    names = {output.get("name") for cell in notebook.cells for output in cell.get("outputs", ())}
+    assert names <= {None, "stdout"}
+    assert {cell.get("execution_count") for cell in notebook.cells} == {None}
+
+
+def test_the_figure_of_the_docs_is_that_of_the_notebook():
+    [drawn] = outputs(nbformat.read(NOTEBOOK, as_version=4), "image/svg+xml")
+    assert drawn == FIGURE.read_text(encoding="utf-8")
+
+
+@pytest.mark.default_model
+def test_the_tutorial_runs_and_finds_what_it_shows(tmp_path):
+    stored = nbformat.read(NOTEBOOK, as_version=4)
+    found = executed(tmp_path)
+    assert outputs(found, "stdout") == outputs(stored, "stdout")  # outcomes, layers that went, names of figures
+    records = [json.loads(path.read_text()) for path in (tmp_path / "tutorial" / "cells").iterdir()]
+    assert len(records) == 5
+    [drawn] = outputs(found, "image/svg+xml")
+    assert drawn == (tmp_path / "tutorial.svg").read_text(encoding="utf-8")
+    shown = outputs(stored, "text/plain")[1]
+    for record in records:
+        perplexity = record["measured"]["perplexity"]["wiki"]["perplexity"]
+        assert re.search(rf"{record['cell']['method']} .* {record['measured']['parameters']} +{perplexity:.1f}", shown)
