@@ -44,13 +44,13 @@ from bench.system.worker import Line
 from methods.errors import UserError
 
 Report = Callable[[Path, list[Record]], object]
-Ending = Callable[[str, Record], object]
+Ending = Callable[[str], object]
 
 FEW = 3  # cells, one after the other, for which nobody asks when they will end
 
 
-def unheard(key: str, record: Record) -> None:
-    """Take the end of a cell of which nobody wants to know."""
+def unheard(key: str) -> None:
+    """Take the key of a cell of whose end nobody wants to know."""
 
 
 def run_spec(
@@ -62,7 +62,7 @@ def run_spec(
     """Measure what is asked for and return the records of its cells, in their order; finished cells are skipped.
 
     report   is given the folder of the run and the records at the end, while the folder is still held
-    ended    is given the key and the record of each cell as soon as it is written, or found in the folder
+    ended    is given the key of each cell as soon as its record is written, or found in the folder
     engine   where cells run; None: as the spec says
 
     Raises UserError, in one line and before any work, for what cannot be; and where `run` does.
@@ -111,7 +111,7 @@ def run(
     threads  of each cell; None: as the engine divides what there is
     memory   GiB of the host's memory that each cell may take, and device_memory of its GPU's; None: what there is
     report   is given the folder and the records at the end, while the folder is still held
-    ended    is given the key and the record of each cell as soon as it is written, or found in the folder
+    ended    is given the key of each cell as soon as its record is written, or found in the folder
 
     Raises UserError where another run holds the folder, a text is shorter than asked, a task's documents cannot be had,
     the engine cannot have what cells need, or the disk takes no more.
@@ -189,9 +189,9 @@ def _measured(
     names = _names(cells)
     store.drop_models(folder, parents)
 
-    def finish(cell: Cell, record: Record) -> None:
-        schedule.finish(cell.key, Ended.of(record))
-        told(cell.key, record)
+    def finish(cell: Cell, ended: Ended) -> None:
+        schedule.finish(cell.key, ended)
+        told(cell.key)
         if cell.earlier and not served[cell.key][0]:
             parent = cell.inputs["parent"]
             parents[parent] -= 1
@@ -208,7 +208,7 @@ def _measured(
         known_removals.add(record)
         if record.error:
             say(f"{names[cell.key]}: {record.status}: {record.error.partition(chr(10))[0]}")
-        finish(cell, record)
+        finish(cell, Ended.of(record))
         if estimates:
             forecast.end(cell, record)
             end = forecast.line() if len(schedule.ended) < len(cells) else ""
@@ -219,7 +219,7 @@ def _measured(
         if ended is not None:
             say(f"{where}: has a record")
             store.drop_partial_results(folder, cell.key, ended.status)
-            finish(cell, load(folder / "cells" / f"{cell.key}.json"))
+            finish(cell, ended)
             return
         say(f"{where}: {why}; it runs again" if why else f"{where}: loading the model")
         if orphaned := _orphaned(cell, schedule):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -74,8 +74,13 @@ class RunTracking:
         self._new = self._known = 0
         self._ended = False
 
-    def cell(self, key: str, record: Record) -> None:
-        """Take the record of a cell that has ended, and send what can be sent."""
+    def cell(self, key: str) -> None:
+        """Read the record of a cell that has ended, and send what can be sent."""
+        with self._errors_told():
+            self.take(key, run_folder.cell(self._folder, key)[1])
+
+    def take(self, key: str, record: Record) -> None:
+        """Take the record of a cell, and send what can be sent."""
         if record.cell["method"] == "dense" and record.status == "ok":
             self._dense[key] = record
         self._waiting[key] = record
@@ -95,13 +100,18 @@ class RunTracking:
     def _send(self, key: str, record: Record) -> None:
         if self._ended:
             return
+        with self._errors_told(), redirect_stdout(sys.stderr), TemporaryDirectory() as scratch:
+            dense = dense_peer(record, list(self._dense.values()))
+            path = Path(scratch) / PAGE
+            write_atomically(path, self._page(key, record, dense))
+            sent = self._tracker.log(entry(key, record, dense, self._folder.name), path)
+            self._new, self._known = self._new + sent, self._known + (not sent)
+
+    @contextmanager
+    def _errors_told(self) -> Iterator[None]:
+        """End the sending with a line where something raises, and not the run."""
         try:
-            with redirect_stdout(sys.stderr), TemporaryDirectory() as scratch:
-                dense = dense_peer(record, list(self._dense.values()))
-                path = Path(scratch) / PAGE
-                write_atomically(path, self._page(key, record, dense))
-                sent = self._tracker.log(entry(key, record, dense, self._folder.name), path)
-                self._new, self._known = self._new + sent, self._known + (not sent)
+            yield
         except Exception as error:  # each tracker has classes of errors of its own
             self._ended = True
             rest = "no more is sent; the records are kept, and the same command sends what is missing"

@@ -188,12 +188,12 @@ def test_a_cell_waits_for_the_dense_one_and_is_sent_at_the_end_where_there_is_no
             return True
 
     tracking = tracker.RunTracking("mlflow", Heard(), tmp_path / "run", told.append)
-    tracking.cell("laco", record("laco", 0.3))
+    tracking.take("laco", record("laco", 0.3))
     assert sent == []
-    tracking.cell("dense", record("dense", None))
+    tracking.take("dense", record("dense", None))
     assert sent == [("laco", True), ("dense", True)]
     alone = tracker.RunTracking("mlflow", Heard(), tmp_path / "run", told.append)
-    alone.cell("shortgpt", record("shortgpt", 0.3))
+    alone.take("shortgpt", record("shortgpt", 0.3))
     alone.finish()
     assert sent[2:] == [("shortgpt", False)]
     assert told == ["mlflow: 1 cell sent to memory"]
