@@ -47,6 +47,7 @@ class Job:
     timed    whether nothing may run beside it on its machine
     gpus     how many of them it needs for itself; the layers of its model are spread over them
     threads  torch's, on the CPU
+    free_cores    whether it has fewer where other programs use cores, looked at before each stage but timing
     memory   GiB that the cell may take of the host's memory; None: as much as there is (bench.schedule.memory_needs)
     device_memory GiB that it may take of its GPU's; None: all
     run_threads   torch's while it is timed, of which the hash of what is timed speaks (bench.run.fingerprint)
@@ -68,6 +69,7 @@ class Job:
     timed: bool = False
     gpus: int = 0
     threads: int = 1
+    free_cores: bool = False
     memory: float | None = None
     device_memory: float | None = None
     run_threads: int = 1

@@ -36,7 +36,10 @@ ISOLATE = (
     "each cell in a process of its own; by default cells that are timed or on a GPU share one until one fails in it"
 )
 DTYPE = "float32, bfloat16 or float16; auto: bfloat16 where the GPU or CPU multiplies it natively, else float32"
-THREADS = "torch threads of each cell on the CPU; by default cells that run at once share all"
+THREADS = (
+    "torch threads of each cell on the CPU; auto: as many as other programs leave cores, looked at before each stage "
+    "but timing; by default cells that run at once share all"
+)
 SLOTS = "cells that run at once, timed ones alone; auto: one for each GPU, one on a CPU; by default 1 on this machine"
 MEMORY = "what a cell may take of the host's: weights lie in files where the whole model would take more"
 CARD = "of its GPU's: layers lie in files and visit it one at a time where the whole model would take more"
@@ -103,7 +106,7 @@ class RunSpec:
     task_data: Sequence[str] | Mapping[str, Any] = option((), TASK_DATA, "TASK=PATH", group="measure", repeated=True)
     device: str = where("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = where("auto", DTYPE)
-    threads: int | None = where(None, THREADS, "N")
+    threads: int | Literal["auto"] | None = where(None, THREADS, "N", least=1, wanted="auto or a positive number")
     seeds: Sequence[int] = where((0,), "of all draws; of several, tables show the mean", "LIST", flag="seed")
     out: Path | None = where(None, "by default results/<date>-<methods>-<model>", "DIR")
     isolate: bool | None = where(None, ISOLATE)
@@ -132,6 +135,10 @@ class RunSpec:
         for limit in ("cell_memory_mib", "cell_minutes"):
             if getattr(self, limit) and self.isolate is False:
                 raise UserError(f"--{limit.replace('_', '-')} needs a process of its own; leave --no-isolate out")
+        if self.threads == "auto" and self.engine != "local":
+            raise UserError(
+                f"--threads auto looks at the cores of this machine; with --engine {self.engine} give a number"
+            )
         if self.slots not in (None, 1) and self.isolate is False:
             raise UserError("--slots needs a process for each cell that runs; leave --no-isolate out")
         if self.healing:
@@ -169,6 +176,11 @@ class RunSpec:
         _, of = self.amounts
         if self.then:
             raise UserError(f"--then counts parameters, and --budget counts {of}; give --ratio in its place")
+
+    @property
+    def fixed_threads(self) -> int | None:
+        """Return the threads of each cell as the user said; None: they are divided, or go by what others leave."""
+        return None if self.threads == "auto" else self.threads
 
     @property
     def memory_gib(self) -> float | None:

@@ -49,8 +49,8 @@ def target(spec: RunSpec, model: str, read: Iterable[str], *, here: bool = True)
     device = pretrained.resolve_device(spec.device) if here else _named_device(spec)
     dtype = pretrained.resolve_dtype(spec.dtype, device, here=here)
     pretrained.check(model, spec.trust_remote_code)
-    if spec.threads is not None and here:
-        set_threads(spec.threads)
+    if spec.fixed_threads is not None and here:
+        set_threads(spec.fixed_threads)
     try:
         return Target(Decoder(pretrained.shell(model, spec.trust_remote_code)), device, dtype)
     except methods.Unsupported as error:

@@ -27,13 +27,14 @@ from bench.plan.protocol import Protocol
 from bench.records.record import Record
 from bench.run import store
 from bench.run.datasets import DatasetReader, Datasets
-from bench.run.measure import Outcome, attempt
+from bench.run.measure import attempt
+from bench.run.outcome import Outcome
 from bench.run.source_hash import method_sha256
 from bench.schedule.memory_needs import card_of, lies_in_files, room_for_states
 from bench.speed import benchmark
 from bench.system import environment, memory, versions
 from bench.system.console import say
-from bench.system.threads import waiting
+from bench.system.threads import FreeCores, waiting
 from bench.system.worker import Line
 from methods.errors import UserError
 from methods.model.layer_store import LayerStore
@@ -107,6 +108,7 @@ def measure(line: Line, job: Job, cell: Cell, datasets: Datasets) -> None:
         lambda message: say(f"{job.where}: {message}"),
         line.alone,
         devices,
+        cores=FreeCores(job.threads) if job.free_cores and devices[0].type == "cpu" else None,
     )
     statistics = None
     if not cell.earlier:  # what is pruned is the dense model

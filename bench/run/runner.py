@@ -80,7 +80,8 @@ def run_spec(
             isolate=spec.isolate,
             limits=spec.limits,
             engine=engine,
-            threads=spec.threads,
+            threads=spec.fixed_threads,
+            free_cores=spec.threads == "auto",
             memory=spec.memory_gib,
             device_memory=spec.device_memory_gib,
             report=report,
@@ -97,6 +98,7 @@ def run(
     limits: Mapping[str, float] | None = None,
     engine: Engine | None = None,
     threads: int | None = None,
+    free_cores: bool = False,
     memory: float | None = None,
     device_memory: float | None = None,
     report: Report = lambda folder, records: None,
@@ -108,7 +110,8 @@ def run(
              bench.system.worker.Limits); None: where there are limits, and where cells are timed, run on a GPU or
              several at once in processes that measure one after the other, until one of them fails in it
     engine   where cells run; None: on this machine, one after the other
-    threads  of each cell; None: as the engine divides what there is
+    threads  of each cell; None: as the engine divides what there is; with `free_cores` no more of them than other
+             programs leave cores, looked at before each stage but timing
     memory   GiB of the host's memory that each cell may take, and device_memory of its GPU's; None: what there is
     report   is given the folder and the records at the end, while the folder is still held
     ended    is given the key of each cell as soon as its record is written, or found in the folder
@@ -146,7 +149,7 @@ def run(
                 _refuse_own(cells)
                 measuring = session
             shared: dict[str, Any] = {"scratch": str(scratch) if engine.here else "", "limits": dict(limits or {})}
-            shared |= {"plugins": tuple(methods.plugins()), "device_memory": device_memory}
+            shared |= {"plugins": tuple(methods.plugins()), "device_memory": device_memory, "free_cores": free_cores}
             if memory is not None or engine.here:
                 shared["memory"] = room_of(memory, measuring.slots) / 2**30
             outlook = _outlook(cells, folder, datasets, measuring)
@@ -253,7 +256,7 @@ def plan_spec(spec: RunSpec) -> Plan:
     cells, read = known(cells, datasets), time.perf_counter() - begun
     done = {key: Ended.of(one) for key, one, _ in store.served(folder, cells, spec.retry_failed) if one is not None}
     outlook = Outlook.of(cells[0], folder)
-    shared = local.threads_of(slots, every, spec.threads)
+    shared = local.threads_of(slots, every, spec.fixed_threads)
     outlook.add(
         cells,
         lambda cell: datasets[calibration_setting(cell)].amounts,

@@ -245,6 +245,10 @@ class MeasuredAll(Layout):
     speed: SpeedFound = absent("absent unless asked for, and of several draws in all but the first")
     checks: ChecksFound = absent("what the model says of itself; less of it without a text or with weights in files")
     saved: ModelSaved = absent("where the pruned model was saved; absent unless it was")
+    threads: dict[str, Count] = absent(
+        "by stage of `seconds`: the fewest that torch had, where --threads auto left cores to other programs",
+        "bench.system.threads",
+    )
     seconds: dict[str, Seconds] = absent(
         "by stage: load, prune, heal, save, perplexity, tasks, speed, checks; what an interrupted attempt had finished "
         "takes none"

@@ -1,0 +1,116 @@
+"""How many threads find a core to themselves, by made readings of the system's clocks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import psutil
+import pytest
+
+from bench.cli.main import main
+from bench.records.run_folder import load_run
+from bench.system import threads
+from bench.system.threads import FreeCores
+
+
+class CoreTimes(NamedTuple):
+    """What psutil says of a core."""
+
+    user: float
+    idle: float
+
+
+@pytest.fixture
+def clocks(monkeypatch):
+    """A machine of four cores, its seconds, and those that each core and this process have worked."""
+    made = SimpleNamespace(now=100.0, busy=[0.0] * 4, own=0.0)
+
+    def core(number):
+        return CoreTimes(made.busy[number], made.now - made.busy[number])
+
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(threads.time, "monotonic", lambda: made.now)
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: [core(number) for number in range(4)])
+    monkeypatch.setattr(
+        psutil, "Process", lambda: SimpleNamespace(cpu_times=lambda: SimpleNamespace(user=made.own, system=0.0))
+    )
+
+    def passes(seconds, own, others):
+        """Let this process use `own` cores and other programs `others`."""
+        made.now += seconds
+        made.own += own * seconds
+        for number in range(4):
+            made.busy[number] += seconds * (own + others) / 4
+
+    made.passes = passes
+    return made
+
+
+def test_cores_that_others_use_are_left_to_them(clocks):
+    cores = FreeCores(4)
+    for own, others, left in ((4, 0, 4), (2.7, 1.3, 3), (0.1, 3.9, 1), (1, 0.4, 4), (3, 1, 3), (4, 0.02, 4)):
+        clocks.passes(2.0, own, others)
+        assert cores.left() == left
+
+
+def test_never_more_than_asked_for_and_never_none(clocks):
+    few = FreeCores(2)
+    assert few.left() == 2
+    clocks.passes(1.0, 0.0, 4.0)
+    assert few.left() == 1
+    clocks.passes(1.0, 2.0, 1.0)
+    assert few.left() == 2
+
+
+def test_a_moment_that_is_too_short_to_tell_changes_nothing(clocks):
+    cores = FreeCores(4)
+    clocks.passes(1.0, 2.0, 2.0)
+    assert cores.left() == 2
+    clocks.passes(threads.SHORTEST / 2, 4.0, 0.0)
+    assert cores.left() == 2
+    clocks.passes(threads.SHORTEST / 2, 4.0, 0.0)
+    assert cores.left() == 4  # by all that has passed since the reading that counted
+
+
+def test_only_cores_that_this_process_may_run_on_count(clocks, monkeypatch):
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: {2, 3})
+    cores = FreeCores(2)
+    clocks.now += 1.0
+    clocks.busy[0] += 1.0
+    clocks.busy[1] += 1.0
+    assert cores.left() == 2
+    clocks.now += 1.0
+    clocks.busy[3] += 1.0
+    assert cores.left() == 1
+
+
+def test_a_program_that_works_is_seen():
+    """On this machine: of as many threads as it has cores, what a busy process leaves is fewer."""
+    cores = FreeCores(most := len(os.sched_getaffinity(0)))
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(most)]
+    try:
+        time.sleep(1.5)
+        assert cores.left() <= max(1, most // 2)
+    finally:
+        for one in busy:
+            one.kill()
+            one.wait()
+
+
+def test_a_run_says_with_how_few_threads_each_stage_was_measured(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(FreeCores, "left", lambda self: 1)
+    assert main([*base, "--methods", "drop-tail", "--ratio", "0.3", "--threads", "auto"]) == 0
+    (pruned,) = [record for record in load_run(tmp_path / "run") if record.cell["method"] == "drop-tail"]
+    assert pruned.measured["threads"] == dict.fromkeys(pruned.measured["seconds"], 1)
+
+
+def test_auto_is_of_this_machine(base, capsys):
+    assert main([*base, "--methods", "drop-tail", "--ratio", "0.3", "--threads", "auto", "--engine", "slurm"]) == 2
+    assert "--threads auto looks at the cores of this machine" in capsys.readouterr().err
+    assert main([*base, "--methods", "drop-tail", "--ratio", "0.3", "--threads", "some"]) == 2
+    assert "--threads" in capsys.readouterr().err
