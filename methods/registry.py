@@ -44,6 +44,7 @@ BUILT_IN = (  # modules of this package, in the order in which lists show their 
     "depth.finercut",
     "search.evopress",
     "search.puzzle",
+    "search.laco_puzzle",
     "depth.llm_drop",
     "width.flap",
     "width.wanda_sp",

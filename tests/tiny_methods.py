@@ -30,6 +30,7 @@ SPECS = {
     "finercut": {"tokens": "48"},
     "evopress": {"generations": "3", "offspring": "4", "initial": "6", "tokens": "48"},
     "puzzle": {"steps": "2", "tokens": "48", "best": "3"},
+    "laco-puzzle": {"depths": "2", "steps": "2", "tokens": "48", "best": "2"},
     "llm-drop": {},
     "flap": {},
     "wanda-sp": {},

@@ -7,7 +7,7 @@ needs gradients (its constant `needs`). Constants that were counted in records s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -170,6 +170,19 @@ def _puzzle(asked: PruningWork) -> Computed:
     return Computed(shape.body(asked.sequences * asked.length, asked.length) + tried + kept)
 
 
+def _laco_puzzle(asked: PruningWork) -> Computed:
+    """The windows of all layers are searched once; each depth is fitted, narrowed, refitted and compared."""
+    given, tokens = asked.parameters, min(asked.sequences * asked.length, asked.parameters.get("tokens", 512))
+    depths, shape = given.get("depths", 3), asked.shape
+    tries = depths + 1 if depths > 1 else 1  # the best is made once more, in the model itself
+    narrowed = _puzzle(replace(asked, parameters={"best": 4} | given | {"tokens": tokens}))
+    compared = Computed(shape.body(tokens, asked.length) + 2 * tokens * shape.head)
+    found = _laco_ls(replace(asked, parameters={}))
+    for _ in range(tries):
+        found = found + narrowed + _forwards(asked, 6) + compared
+    return found
+
+
 def _two_ssp(asked: PruningWork) -> Computed:
     """A forward for the channels; each attention that is left is left out for each one that goes, one in ten layers."""
     return _forwards(asked, 1) + _trials(asked, asked.shape.layers * max(1, round(10 * asked.ratio)))
@@ -191,6 +204,7 @@ METHODS: dict[str, Callable[[PruningWork], Computed]] = {
     "finercut": partial(_search, blocks=BLOCKS, stay=0),
     "evopress": _evopress,
     "puzzle": _puzzle,
+    "laco-puzzle": _laco_puzzle,
     "2ssp": _two_ssp,
     "laco": _laco,
     "laco-published": partial(_laco, windows=PUBLISHED_WINDOWS),

@@ -207,6 +207,14 @@ def _puzzle(asked: PruningMemory) -> float:
     return max(contributed, _search(replace(asked, parameters=given), copied=0.55 * asked.layer))
 
 
+def _laco_puzzle(asked: PruningMemory) -> float:
+    """Count the largest of its parts, beside the model that is tried where there are several."""
+    given = {"tokens": 512} | asked.parameters
+    narrowed = _puzzle(replace(asked, parameters=given))
+    tried = asked.b * (1 - asked.ratio) * asked.shape.inner if given.get("depths", 3) > 1 else 0.0
+    return max(_laco_ls(replace(asked, parameters={})), narrowed, _refit(asked)) + tried
+
+
 def _two_ssp(asked: PruningMemory) -> float:
     """Count the channels' norms, or trials, before which cut channels have left memory unless they lie in files."""
     cut = 0.8 * asked.ratio * asked.shape.parameters
@@ -299,6 +307,7 @@ METHODS: dict[str, Callable[[PruningMemory], float]] = {
     "finercut": partial(_search, loss="js"),
     "evopress": _evopress,
     "puzzle": _puzzle,
+    "laco-puzzle": _laco_puzzle,
     "2ssp": _two_ssp,
     "laco": _laco,
     "laco-published": _laco_published,
