@@ -277,6 +277,14 @@ def test_the_guide_has_what_the_page_says_of_twenty_methods():
     assert f"the bits in {bits}, and the perplexity on Wikipedia in {perplexity}." in guide
     taus = found(r"is ([\d.]+) of bits"), found(r"and ([\d.]+) of average")
     assert "is {} for the bits, and {} for the accuracy".format(*taus) in guide
+    study = " ".join(text("docs/studies/twenty-methods.md").split())
+    assert f"is shown to differ in {perplexity}, the average in {accuracy}." in study
+    (topic,) = (topic for topic in summary(merged.records, merged.samples) if topic.title == "Perplexity")
+    said = "\n".join(topic.sentences)
+    below = found(r"laco-ls has the lowest perplexity on wiki: .*? shown to be below (\d+) of 19 others")
+    assert f"show it to be below {below} of the 19 others at 0.1, 0.2 and 0.3" in study
+    for times in re.findall(r"([\d.]+) times as high( \[[\d., ]+\])", said):
+        assert any("".join(form) in study for form in (times, (times[0], " times its perplexity", times[1])))
 
 
 def test_nothing_is_said_of_bits_that_were_not_measured(tmp_path, rng):
