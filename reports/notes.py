@@ -14,6 +14,7 @@ from typing import Any
 from bench.records.columns import MISS, missed_by, texts
 from bench.records.comparability import dense_peer, draws, other_versions
 from bench.records.record import Record, amount, is_accuracy, label, ratio_of, requested_ratio
+from bench.records.windows import in_a_row
 from methods.counted import QUANTITIES
 from reports import doubts, healing_notes, speed_notes
 from reports.blocks import seeds_apart, seeds_named, seeds_of
@@ -168,10 +169,17 @@ def _perplexity(measured: dict[str, Any]) -> Iterator[str]:
     for text, result in measured.get("perplexity", {}).items():
         name, windows = metric(f"perplexity_{text}").label, result["windows"]
         yield (
-            f"{name}: {windows:,} {_plural('window', windows)} of {result['window']:,} tokens, "
+            f"{name}: {windows:,} {_plural('window', windows)} of {result['window']:,} tokens, {_lie(result)}"
             f"stride {result['stride']:,}, {BOS.get(result['bos'], result['bos'])}, {result['tokens']:,} tokens scored"
             f"{', of the whole text' if result.get('whole') else ''}."
         )
+
+
+def _lie(result: dict[str, Any]) -> str:
+    """Say how the windows lie in their text, with a comma behind it."""
+    if result["windows"] == 1:
+        return ""
+    return "one behind the other, whose intervals are wider, " if in_a_row(result) else "drawn from the text, "
 
 
 def _perplexity_spread(records: Sequence[Record], rows: Sequence[Row]) -> Iterator[str]:

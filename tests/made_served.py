@@ -31,8 +31,8 @@ def record(
 ) -> ServedRecord:
     nll = figures.pop("nll", nats())
     mean = float(np.exp(np.sum(nll) / (M * (W - 1))))
-    text = {"text": "wiki", "sha256": sha256, "windows": M, "window": W, "tokens": M * (W - 1), "nll": nll}
-    text |= {"perplexity": mean, "perplexity_low": 0.9 * mean, "perplexity_high": 1.1 * mean}
+    text = {"text": "wiki", "sha256": sha256, "windows": M, "window": W, "tokens": M * (W - 1)}
+    text |= {"drawn": True, "nll": nll, "perplexity": mean, "perplexity_low": 0.9 * mean, "perplexity_high": 1.1 * mean}
     memory = [
         {"kind": one["kind"], "batch": one["batch"], "context": 128, "length": 128, "resident_bytes": 3 * 2**20}
         for one in points

@@ -9,7 +9,7 @@ import pytest
 from pages import DOCS, report, tables, text
 
 from bench.records import run_folder
-from bench.stats.intervals import paired_perplexity
+from bench.stats.clusters import paired_perplexity
 
 RESULTS = DOCS / "results"
 RUNS = ("departures", "departures-seeds")
@@ -60,7 +60,7 @@ def times(found: dict, one: tuple[str, float, int], other: tuple[str, float, int
         return "-"
     (before, tokens), (after, same) = found[one], found[other]
     assert tokens == same
-    ratio = paired_perplexity(before, after, tokens)
+    ratio = paired_perplexity(before, after, tokens, in_a_row=True)
     return " ".join(f"{figure:.3f}" for figure in (ratio.estimate, ratio.low, ratio.high))
 
 

@@ -8,6 +8,8 @@ from pages import ROOT, measure, report, tables, text
 
 from bench.records import run_folder
 
+GAINED = ("ghost", "replaceme", "scale")
+
 
 def study(beside: str) -> list[tuple[str, list[str], list[list[str]]]]:
     """(first head, further heads, lines) of each table of the study that has the column `beside`, left out of both."""
@@ -33,6 +35,34 @@ def test_the_tables_of_the_study_of_compensations_are_what_its_records_say():
                 assert said.get((measure(head), label, ratio), "-") == cell, (head, label, ratio)
                 checked += cell != "-"
     assert checked == 56
+
+
+def test_what_is_said_of_maps_and_of_refit_is_what_its_records_say():
+    page = " ".join(text("docs/studies/compensation.md").split())
+    said = {(line["label"], line["measure"]): line for line in report("compensation", view="grid")}
+
+    def off(label: str, name: str) -> str:
+        line = said[label, f"gain_perplexity_{name}"]
+        low, high = sorted(100 * (1 - float(line[end])) for end in ("low", "high"))
+        return f"{100 * (1 - float(line['value'])):.0f} % [{low:.0f}, {high:.0f}]"
+
+    def shown(label: str) -> list[str]:
+        return [name for name in ("wiki", "c4") if said[label, f"gain_perplexity_{name}"]["shown"].endswith("†")]
+
+    behind = {mending: [off(f"shortgpt+{mending}", name) for name in ("wiki", "c4")] for mending in GAINED}
+    assert "`ghost` takes {} off the perplexity on `wiki`".format(off("angular+ghost", "wiki")) in page
+    assert "`replaceme` {},".format(off("angular+replaceme", "wiki")) in page
+    assert all(shown(f"angular+{mending}") == ["wiki", "c4"] for mending in (*GAINED, "linearpatch"))
+    assert "`ghost` takes {} off on `wiki` and {} off on `c4`".format(*behind["ghost"]) in page
+    assert "`replaceme` {} and {}, `scale`".format(*behind["replaceme"]) in page
+    assert "`scale` {} and {};".format(*behind["scale"]) in page
+    assert [shown(f"shortgpt+{mending}") for mending in GAINED] == [["c4"], [], ["wiki"]]
+    assert "`ghost` is shown on `c4` alone, `scale` on `wiki` alone, and `replaceme` on neither" in page
+    assert "takes {} off `minitron-width` on `wiki`".format(off("minitron-width+refit", "wiki")) in page
+    assert "{} on `c4`, which after adjustment is not".format(off("minitron-width+refit", "c4")) in page
+    assert shown("minitron-width+refit") == ["wiki"]
+    assert not shown("flap+refit")
+    assert not shown("llm-pruner+refit")
 
 
 def test_the_table_of_how_many_tokens_is_what_its_records_say():

@@ -10,10 +10,10 @@ from itertools import combinations
 import numpy as np
 import pytest
 from pages import ROOT, text
-from scipy.special import stdtrit
 
 from bench.records import run_folder
 from bench.stats import contrasts
+from bench.stats.clusters import paired_perplexity
 from reports.formats import markdown
 from reports.tables.models import view
 from reports.tables.models.changes import ModelRows, SharedRatio, shared_ratios
@@ -143,6 +143,16 @@ def lead() -> list[str]:
     return [line for line in rows_of_laco_ls() if "| 0.1 |" not in line]
 
 
+def low_end(line: str) -> float:
+    """Return where the interval in the last column of a line of that table begins."""
+    return float(line.rpartition("[")[2].partition(",")[0])
+
+
+def words(number: int) -> str:
+    """Write a number below ten as a word."""
+    return ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")[number]
+
+
 def test_what_is_said_of_laco_ls():
     page = text(PAGE)
     for ratio in RATIOS[1:]:
@@ -151,27 +161,30 @@ def test_what_is_said_of_laco_ls():
     assert len(lead()) == 18
     assert "18 of 18 comparisons" in page
     assert "on three models at 0.2 and 0.3" in text("README.md")
-    assert f"show {sum('°' not in line for line in lead())} of these leads" in page
+    shown = [line for line in lead() if "°" not in line]
+    assert f"show {len(shown)} of these leads, all of them by answers; by perplexity none is shown" in page
+    assert all("answer bpb" in line for line in shown)
     for model in ratios()[0.1].models[1:]:
         assert ordered(model, BPB)[0] != "laco-ls"
     for line in rows_of_laco_ls():
         if "| ppl" in line and "| 0.1 |" in line:
             assert line.endswith("° |")
-    shown = [line.split(" | ")[2] for line in lead() if "0.3" in line and "c4" not in line and "°" not in line]
-    assert shown == ["smollm2-135m", "gemma3-270m", "smollm2-135m", "gemma3-270m"]
-    for line in lead():
-        if "| 0.3 | qwen" in line and "c4" not in line:
-            low = float(line.rpartition("[")[2].partition(",")[0])
-            assert low > (1 if "ppl" in line else 0)
+    assert [line.split(" | ")[1:3] for line in shown] == [
+        *(["0.2", "smollm2-135m"], ["0.3", "smollm2-135m"], ["0.3", "gemma3-270m"]),
+    ]
+    (qwen,) = (line for line in lead() if "bpb | 0.3 | qwen" in line)
+    assert low_end(qwen) > 0
+    alone = sum(low_end(line) > 1 for line in lead() if "ppl" in line)
+    assert f"has an interval above 1 in {words(alone)} of the 12 comparisons at 0.2 and 0.3" in page
 
 
 def more_windows() -> dict[str, str]:
     """Return what 224 windows of wiki say of 2ssp beside laco-ls on Gemma at 0.2, as the page writes it.
 
     first, second, rest  times the perplexity on the first 16 windows, the next 40, and those behind them
-    more, low, high, p   on all, with the interval and p value of windows taken for independent
+    more, low, high, p   on all, with the interval and p value of windows in a row
+    alow, ahigh, ap      interval and p value of the same windows, taken for independent
     acf                  correlation of the difference from one window to the next
-    blow, bhigh          the interval where 14 windows each are one, and how many times as wide it is
     """
     merged = run_folder.load_runs([ROOT / "docs/results/more-windows"])
     at = {record.cell["method"]: n for n, record in enumerate(merged.records)}
@@ -179,33 +192,33 @@ def more_windows() -> dict[str, str]:
     found = contrasts.perplexity(merged.records, [pair], merged.samples, "wiki")[pair]
     before, after = (merged.samples.of(n, "perplexity-wiki", "nll") for n in pair)
     assert before is not None and after is not None
-    apart = (after.figures - before.figures) / np.array(before.units.to_pylist())
+    tokens = np.array(before.units.to_pylist())
+    apart = (after.figures - before.figures) / tokens
     parts = {"first": apart[:16], "second": apart[16:56], "rest": apart[56:]}
+    alone = paired_perplexity(before.figures, after.figures, tokens)
     rest = apart - apart.mean()
-    blocks = apart.reshape(-1, 14).mean(1)
-    wide = stdtrit(len(blocks) - 1, 0.975) * blocks.std(ddof=1) / math.sqrt(len(blocks))
     return {
         **{name: f"{math.exp(one.mean()):.2f}" for name, one in parts.items()},
         **{"more": f"{found.estimate:.2f}", "low": f"{found.low:.2f}", "high": f"{found.high:.2f}"},
         **{"p": f"{found.p:.2f}", "acf": f"{(rest[1:] * rest[:-1]).sum() / (rest**2).sum():.2f}"},
-        "times": f"{2 * wide / math.log(found.high / found.low):.1f}",
-        **{"blow": f"{math.exp(apart.mean() - wide):.2f}", "bhigh": f"{math.exp(apart.mean() + wide):.2f}"},
+        **{"alow": f"{alone.low:.2f}", "ahigh": f"{alone.high:.2f}", "ap": f"{alone.p:.2f}"},
     }
 
 
 def test_what_is_said_of_more_windows():
     page, said = text(PAGE), more_windows()
-    assert f"`2ssp` has {said['more']} times its perplexity on Gemma at 0.2" in page
+    assert (
+        "`2ssp` has {more} times its perplexity on Gemma at 0.2, with an interval of {low} to {high}".format(**said)
+        in page
+    )
     assert (
         "give `2ssp` {first} times the perplexity of `laco-ls`, the next 40 {second}, and the 168 behind them {rest}; "
         "all 224 {more} [{low}, {high}]\n(p {p};".format(**said)
     ) in page
     assert "(a correlation of {acf} here)".format(**said) in page
-    assert "taken together it is {more} [{blow}, {bhigh}]".format(**said) in page
-    assert "14 windows taken as one give an interval {times} times as\nwide".format(**said) in text(
-        "docs/guides/reports.md"
-    )
-    assert float(said["more"]) < 1 <= float(said["bhigh"])
+    assert "would have\ngiven [{alow}, {ahigh}] (p {ap})".format(**said) in page
+    assert "(`2ssp` has {more} times its perplexity, {low} to {high})".format(**said) in text("README.md")
+    assert float(said["more"]) < 1 < float(said["high"])
 
 
 def rank(ratio: float, model: str, method: str, measure: str = WIKI) -> float:
@@ -233,7 +246,9 @@ def test_what_is_said_of_places():
         *([15, 10, 3], [7, 6, 4], [4, 4, 4]),
     ]
     assert "holds for {}, {} and {} of 20 methods".format(*moved(WIKI)) in page
-    assert "by answers for {}, {} and {}.".format(*moved(BPB)) in page
+    assert "by answers for {}, {} and {}:".format(*moved(BPB)) in page
+    assert f"By answers {moved(BPB)[1]} of 20 methods change places" in page
+    assert f"leave open there, by perplexity {moved(WIKI)[1]}." in page
 
 
 def test_what_is_said_of_cliffs():
@@ -283,4 +298,8 @@ def test_what_is_said_of_orders():
     assert f"has {times(qwen, 'finercut'):.2f} times the perplexity" in page
     assert f"than the dense model ({times(qwen, 'finercut', BPB):.2f})" in page
     pairs = [int(one) for line in rows_of_pairs() if "bpb" in line for one in re.findall(r"(\d+) of 190", line)]
-    assert f"tells\n  {min(pairs)} to {max(pairs)} of 190 pairs" in page
+    windows = [int(one) for line in rows_of_pairs() if "ppl wiki" in line for one in re.findall(r"(\d+) of 190", line)]
+    assert (
+        f"tells\n  {min(pairs)} to {max(pairs)} of 190 pairs, perplexity on these windows of wiki {min(windows)} to "
+        f"{max(windows)}."
+    ) in page

@@ -85,7 +85,7 @@ def _study(spec: RunSpec, model: str, protocol: SimilarityProtocol, folder: Path
     tokens = texts.calibration(tokenizer, protocol.text, protocol.sequences, protocol.length, protocol.seed)
     whole = texts.is_whole(protocol.held_out, protocol.text)
     held_out = texts.evaluation(
-        tokenizer, protocol.held_out, protocol.window, protocol.window, protocol.windows, whole=whole
+        tokenizer, protocol.held_out, protocol.window, protocol.window, protocol.windows, drawn=True, whole=whole
     )
     contamination.refuse_shared(tokenizer, tokens.ids, tokens.source, [held_out], "compared on")
     loaded, _ = pretrained.load(model, target.device, target.dtype, spec.trust_remote_code)

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 SEPARATOR = "\n\n"
 BATCH = 64  # documents that are tokenised together
 LONGEST = 16  # characters per token that no text has on average
+REACH = 2048  # windows at the beginning of a text among which is drawn; no more of a long text need be tokenised
+DRAW = 0  # seed of the draw of windows, which are the same for every model and every seed of a method
 SHORTEST = 200  # characters of a document that is looked for inside others
 SEARCHED = 2**22  # characters of a text in which that is done; the time grows with their square
 
@@ -53,6 +55,7 @@ class EvaluationText:
     sha256  of ids and scored
     text    the source as it was asked for
     bos     "every window" if each begins with the BOS token, else "none"
+    drawn   whether the windows are drawn from all of the text, in the order of the draw; else they follow each other
     """
 
     ids: torch.Tensor
@@ -63,6 +66,7 @@ class EvaluationText:
     sha256: str
     text: str
     bos: str
+    drawn: bool
 
 
 def check(text: str) -> None:
@@ -121,11 +125,12 @@ def _identity(text: str) -> Any:
 
 
 def evaluation(
-    tokenizer: Any, text: str, window: int, stride: int, windows: int, *, seed: int | None = None, whole: bool = False
+    tokenizer: Any, text: str, window: int, stride: int, windows: int, *, drawn: bool = False, whole: bool = False
 ) -> EvaluationText:
     """Cut M = `windows` of W = `window` tokens, one every `stride` tokens, from the `whole` text or its second half.
 
-    windows  0 for all; otherwise the first ones, or with `seed` a draw of them, in the order of the text
+    windows  0 for all; otherwise the first ones, or, where `drawn`, that many at random from the first REACH, always
+             the same ones, so that a draw of more begins with those of a draw of fewer
     stride   below the window, every window but the first only scores its last `stride` tokens
 
     What is left behind the last whole window is dropped. Raises UserError when the text is too short.
@@ -135,18 +140,22 @@ def evaluation(
     bos = _bos(tokenizer)
     content = window - len(bos)
     stride = min(stride, content)
-    enough = (windows - 1) * stride + content if windows > 0 and seed is None else None
+    drawn = drawn and windows > 0
+    reach = max(REACH, windows) if drawn else windows
+    enough = (reach - 1) * stride + content if windows > 0 else None
     if whole:
         tokens, sizes, words = _tokenise_whole(tokenizer, text, enough)
     else:
         tokens, sizes, words = _tokenise(tokenizer, _separated(_halves(text)[1]), enough)
     available = max(0, (len(tokens) - content) // stride + 1)
+    available = min(available, reach or available)
     if available < max(1, windows):
         raise UserError(
             f"text {text} has {len(tokens)} tokens for evaluation{'' if whole else ' (every second document)'}, but "
             f"{(max(1, windows) - 1) * stride + content} are needed for {max(1, windows)} windows of {window}"
         )
-    chosen = _choose(available, windows, seed)
+    drawn = drawn and windows < available
+    chosen = _choose(available, windows, drawn)
     block = torch.tensor(tokens).unfold(0, content, stride)[chosen]
     ids = torch.cat([torch.tensor(bos, dtype=torch.long).expand(len(chosen), -1), block], dim=1)
     scored = torch.zeros_like(ids, dtype=torch.bool)
@@ -164,15 +173,15 @@ def evaluation(
         sha256=_sha256(ids, scored),
         text=text,
         bos="every window" if bos else "none",
+        drawn=drawn,
     )
 
 
-def _choose(available: int, windows: int, seed: int | None) -> list[int]:
-    if windows == 0:
-        return list(range(available))
-    if seed is None:
-        return list(range(windows))
-    return sorted(random.Random(seed).sample(range(available), windows))
+def _choose(available: int, windows: int, drawn: bool) -> list[int]:
+    every = list(range(available))
+    if drawn:
+        random.Random(DRAW).shuffle(every)
+    return every[: windows or available]
 
 
 def _sha256(ids: torch.Tensor, mask: torch.Tensor) -> str:

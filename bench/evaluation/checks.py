@@ -33,7 +33,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from bench.evaluation.forwards import Call, Sweeping, read
-from bench.stats.intervals import ratio_interval
+from bench.stats.clusters import ratio_interval
 from methods import progress
 from methods.model.decoder import Decoder, capped
 
@@ -134,12 +134,13 @@ class DenseOutputs:
 
     Every cell begins with the dense model, so that the first one that runs can `remember` it, whichever that is, and
     the file need not outlive the run; cells that run at once may each write the same. A window at a time is read back.
+    `ids` (M, W) are the windows, and `drawn` is whether they are drawn, as in bench.data.texts.EvaluationText.
     The later tokens of each window are left out where a large vocabulary would take more than STORED numbers.
     """
 
-    def __init__(self, ids: Tensor, file: Path):
+    def __init__(self, ids: Tensor, file: Path, *, drawn: bool = False):
         self.ids = ids[:WINDOWS, : KL_TOKENS + 1]
-        self.file = file
+        self.file, self.drawn = file, drawn
 
     def remember(self, model: Any, sweeping: Sweeping | None = None) -> None:
         """Write the log-probabilities of the dense `model`, unless they are there; `sweeping` is that of `measure`."""
@@ -164,8 +165,8 @@ class DenseOutputs:
                 same += int((p.argmax(-1) == q.argmax(-1)).sum())
         figures = {"kl": sum(sums) / sum(tokens), "agreement": same / sum(tokens)}
         if len(sums) > 1:
-            low, high = ratio_interval(sums, tokens)
-            figures |= {"kl_low": max(0.0, low), "kl_high": high}
+            low, high = ratio_interval(sums, tokens, in_a_row=not self.drawn)
+            figures |= {"kl_low": max(0.0, low), "kl_high": high, "drawn": self.drawn}
         return figures
 
 

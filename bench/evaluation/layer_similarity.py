@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 from bench.data.texts import EvaluationText
 from bench.plan.protocol import SimilarityProtocol
-from bench.stats.intervals import mean_stderr, ratio_interval
+from bench.stats.clusters import ratio_interval
+from bench.stats.intervals import mean_stderr
 from methods.depth import laco
 from methods.errors import UserError
 from methods.files import write_atomically
@@ -90,7 +91,7 @@ def study(
         keep(states=states(model, tokens))
     todo = [(m, rule) for m in protocol.merge for rule in RULES]
     if todo:
-        merges = Merges(model, held_out.ids, held_out.scored)
+        merges = Merges(model, held_out.ids, held_out.scored, drawn=held_out.drawn)
         keep(dense=merges.dense(), merges=found.get("merges", []))
         for m, rule in todo[len(found["merges"]) :]:
             keep(merges=[*found["merges"], {"m": m, "rule": rule, "positions": merges.curve(m, rule)}])
@@ -218,12 +219,12 @@ class _DenseStates:
 class Merges:
     """Measures a model on held-out windows of text, dense and with a window of its layers merged.
 
-    `ids` and `scored` are (M, W), as in bench.data.texts.EvaluationText.
+    `ids` and `scored` are (M, W), and `drawn` is whether they are drawn, as in bench.data.texts.EvaluationText.
     """
 
     @torch.no_grad()
-    def __init__(self, model: Decoder, ids: Tensor, scored: Tensor) -> None:
-        self.model, self.layers, self.batches = model, model.layers, []
+    def __init__(self, model: Decoder, ids: Tensor, scored: Tensor, *, drawn: bool = False) -> None:
+        self.model, self.layers, self.drawn, self.batches = model, model.layers, drawn, []
         rows = max(1, TOKENS_AT_ONCE // ids.shape[1])
         for some, wanted in zip(torch.split(ids, rows), torch.split(scored, rows), strict=True):
             entry = enter(model, some)
@@ -262,7 +263,7 @@ class Merges:
             sums += self._nll(x[:, :-1], batch).tolist()
             counts += batch.scored.sum(1).tolist()
         cosine, stderr = mean_stderr(cosines)
-        low, high = ratio_interval(sums, counts) if len(sums) > 1 else (None, None)
+        low, high = ratio_interval(sums, counts, in_a_row=not self.drawn) if len(sums) > 1 else (None, None)
         figures = {"cosine": cosine, "cosine_stderr": stderr, "nll": sum(sums) / sum(counts)}
         return {
             name: None if value is None else plain(torch.tensor(value, dtype=torch.float64))

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.evaluation.forwards import Call, Past, Sweeping, read
 from bench.evaluation.prefix_tree import Forward, Question, Tree, masks
-from bench.stats.intervals import ratio_interval
+from bench.stats.clusters import ratio_interval
 from methods import progress
 from methods.errors import UserError
 from methods.model.decoder import capped
@@ -217,12 +217,12 @@ def _window_calls(
             yield call, (block, ahead, there[:, ahead][wanted[:, ahead]])
 
 
-def perplexity(nll_sums: Tensor, counts: Tensor, bytes: int, words: int) -> dict[str, float | int]:
+def perplexity(nll_sums: Tensor, counts: Tensor, bytes: int, words: int, *, drawn: bool) -> dict[str, float | int]:
     """Compute the figures of a text from its windows' (M,) negative log-likelihoods in nats and token counts.
 
     bytes (UTF-8) and words (by white space) are those of the scored text. Absent are word_perplexity where it is beyond
-    a float, as in languages without spaces, and for one window the 95 % interval
-    (bench.stats.intervals.ratio_interval).
+    a float, as in languages without spaces, and for one window the 95 % interval (bench.stats.clusters.ratio_interval).
+    drawn: whether the windows are drawn from the text, or else follow each other.
     """
     total, tokens = float(nll_sums.double().sum()), int(counts.sum())
     figures = {
@@ -233,10 +233,11 @@ def perplexity(nll_sums: Tensor, counts: Tensor, bytes: int, words: int) -> dict
         "tokens": tokens,
         "words": words,
         "windows": len(counts),
+        "drawn": drawn,
     }
     if words and total / words < 700:
         figures["word_perplexity"] = math.exp(total / words)
     if len(counts) > 1:
-        low, high = ratio_interval(nll_sums.tolist(), counts.tolist())
+        low, high = ratio_interval(nll_sums.tolist(), counts.tolist(), in_a_row=not drawn)
         figures |= {"perplexity_low": math.exp(low), "perplexity_high": math.exp(high)}
     return figures

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from bench.healing.dense_predictions import DensePredictions
 from bench.healing.text import Text
 from bench.plan.recipe import Recipe, refuse
-from bench.stats.intervals import ratio_interval
+from bench.stats.clusters import ratio_interval
 from methods import progress
 from methods.errors import UserError
 from methods.model.decoder import Decoder

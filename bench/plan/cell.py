@@ -79,6 +79,8 @@ class Cell:
             del found["ratio_of"]
         if self.protocol.mode == "eager":
             del found["protocol"]["mode"]
+        if not (self.protocol.windows_drawn and self.protocol.windows):
+            del found["protocol"]["windows_drawn"]
         return found
 
 

@@ -20,6 +20,7 @@ MIN_ROUNDS = 6  # the fewest with a signed-rank interval of 95 % (bench.stats.in
 DTYPES = "auto (the base's), float32, bfloat16, float16"
 ALL = "0 (for all) or positive"
 SWEEP = "0 for no sweep, or the largest batch of one"
+FIRST = "from the start of a text, and not drawn from it"
 SHOTS = "a number of examples, or 0"
 STATES = "for the states of a micro-batch; 0, the default on CUDA: an eighth of what is free"
 STATES_WANTED = "a number of MiB, or 0 for an eighth of what is free"
@@ -50,6 +51,7 @@ class Protocol:
     window: int = measured(512, "tokens of a perplexity window", "TOKENS", least=1)
     stride: int = measured(512, "tokens from window to window; by default the window", "TOKENS", least=1)
     windows: int = measured(16, "perplexity windows; 0 for all", "N", least=0, wanted=ALL)
+    windows_drawn: bool = measured(True, FIRST, flag="first-windows")
     calibration: str = measured("c4", "text that methods look at; several sweep", "LIST")
     calibration_sequences: int = measured(16, "how many; several sweep", "LIST", least=1)
     calibration_length: int = measured(256, "tokens of each; several sweep", "LIST", least=1)

@@ -80,6 +80,7 @@ CONDITIONS = tuple(  # in the order in which messages name them; a field that is
         ("protocol.window", "text"),
         ("protocol.stride", "text"),
         ("protocol.windows", "text"),
+        ("protocol.windows_drawn", "text"),
         ("inputs.texts", "text"),
         ("protocol.tasks", "task columns"),
         ("protocol.documents", "task"),

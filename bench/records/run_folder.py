@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.records import answers, columns, packed_run, served
+from bench.records import answers, columns, packed_run, served, windows
 from bench.records.comparability import MOST, brief, conditions_of, differing, flat, setups
 from bench.records.record import LEFT_OUT, InvalidRecord, Record, load
 from bench.records.samples import CELL, SampleFiles, Samples
@@ -71,10 +71,14 @@ def _read(run: Path) -> tuple[dict[str, Record], dict[str, InvalidRecord]]:
     samples = SampleFiles()
     for key, one in read.items():
         if isinstance(one, Record):
-            sound[key] = answers.completed(one, samples_folder(run, key), samples)
+            sound[key] = _completed(one, samples_folder(run, key), samples)
         else:
             wrong[key] = one
     return sound, wrong
+
+
+def _completed(record: Record, folder: Path, files: SampleFiles) -> Record:
+    return windows.completed(answers.completed(record, folder, files), folder, files)
 
 
 def _loaded(path: Path) -> Record | InvalidRecord:
@@ -102,7 +106,7 @@ def cell(run: Path, wanted: str, told: Callable[[str], None] = say) -> tuple[str
     Raises UserError where there is none, where there are several, and where its record does not fit.
     """
     if not packed_run.is_packed(run) and (path := run / "cells" / f"{wanted}.json").is_file():
-        return wanted, answers.completed(load(path), samples_folder(run, wanted), SampleFiles())
+        return wanted, _completed(load(path), samples_folder(run, wanted), SampleFiles())
     every, wrong = _read(run)
     if wanted in every:
         return wanted, every[wanted]

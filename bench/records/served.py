@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from bench.records import windows
 from bench.records.record import FAILED, LEFT_OUT, InvalidRecord, read_json
 from bench.system.console import say
 from methods.files import write_atomically
@@ -84,9 +85,17 @@ def _from_json(data: Any, where: str) -> ServedRecord:
     if wrong := fitting.misfit(data, layouts.ServedLayout):
         raise InvalidRecord(f"{where}: {wrong}")
     try:
-        return ServedRecord(**{field.name: data[field.name] for field in fields(ServedRecord)})
+        return _completed(ServedRecord(**{field.name: data[field.name] for field in fields(ServedRecord)}))
     except InvalidRecord as error:
         raise InvalidRecord(f"{where}: {error}") from None
+
+
+def _completed(record: ServedRecord) -> ServedRecord:
+    text = record.measured.get("perplexity")
+    if text is None or "drawn" in text:
+        return record
+    found = windows.with_interval(text, text["nll"], [text["window"] - 1] * len(text["nll"]))
+    return replace(record, measured=record.measured | {"perplexity": found})
 
 
 def save(run: Path, records: Iterable[ServedRecord]) -> None:

@@ -22,6 +22,7 @@ from bench.records.columns import STAGES
 from bench.records.comparability import gate_conditions, identity, name_of
 from bench.records.record import Record, is_accuracy_metric
 from bench.records.samples import SampleFiles
+from bench.records.windows import in_a_row
 from methods.errors import UserError
 
 SIZES = ("parameters", "weight_bytes", "kv_bytes_per_token", "macs_per_token")
@@ -51,11 +52,15 @@ class Answers:
 
 @dataclass(frozen=True)
 class Windows:
-    """Hold nats and scored tokens of each window of a text, and the hash of the tokens with what is scored of them."""
+    """Hold nats and scored tokens of each window of a text, and the hash of the tokens with what is scored of them.
+
+    in_a_row  whether the windows follow each other, or else are drawn
+    """
 
     nll: NDArray[np.float64]
     tokens: NDArray[np.int64]
     sha256: str
+    in_a_row: bool
 
     @property
     def perplexity(self) -> float:
@@ -161,7 +166,7 @@ def _answers(
 
 def _windows(text: Mapping[str, Any], table: pd.DataFrame) -> Windows:
     nll = table["nll"].to_numpy(dtype=float).round(NLL_DIGITS)
-    return Windows(nll, table["tokens"].to_numpy(dtype=np.int64), text["sha256"])
+    return Windows(nll, table["tokens"].to_numpy(dtype=np.int64), text["sha256"], in_a_row(text))
 
 
 def _table(files: SampleFiles, folder: Path, name: str) -> Any:

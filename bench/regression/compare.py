@@ -17,7 +17,7 @@ from bench.records import run_folder
 from bench.records.comparability import GATE
 from bench.regression import cell_results
 from bench.regression.cell_results import Answers, CellResults, Windows
-from bench.stats import intervals
+from bench.stats import clusters, intervals
 from bench.stats.intervals import Difference
 from methods.errors import UserError
 
@@ -197,14 +197,14 @@ def _answers(kind: str, metric: str, pairs: Sequence[tuple[Answers, Answers]], d
     ids = [document.partition(":")[0] for one, other in pairs for document in one.ids or other.ids]
     groups = ids if len(ids) == len(before) else list(range(len(before)))
     if kind in BITS:
-        difference = intervals.paired_clusters(before, after, groups) if len(set(groups)) > 1 else None
+        difference = clusters.paired_clusters(before, after, groups) if len(set(groups)) > 1 else None
         return ComparedRow(kind, metric, *figures, difference, count=len(before))
     if not simple:
         from bench.stats.resampling import paired_resampled
 
         return ComparedRow(kind, metric, *figures, paired_resampled(before, after, groups), count=len(before))
     if len(set(groups)) < len(groups):  # a document that was asked twice is one observation
-        difference = intervals.paired_clusters(before, after, groups)
+        difference = clusters.paired_clusters(before, after, groups)
     else:
         difference = intervals.paired_shares(before, after)
     lost, gained, _ = intervals.flips(before, after)
@@ -228,7 +228,7 @@ def _text(name: str, before: CellResults, after: CellResults, allowed: Collectio
 def _perplexity(one: Windows, other: Windows) -> Difference | None:
     """Return how the perplexities differ; None for a single window of two likelihoods, which has no interval."""
     if len(one.nll) > 1:
-        return intervals.paired_perplexity(one.nll, other.nll, one.tokens)
+        return clusters.paired_perplexity(one.nll, other.nll, one.tokens, in_a_row=one.in_a_row)
     return Difference(1.0, 1.0, 1.0, 1.0, None) if np.array_equal(one.nll, other.nll) else None
 
 

@@ -101,7 +101,9 @@ class DatasetReader:
         loaded = self._tasks(p.tasks, p.task_data, p.fewshot)
         block = texts.calibration(tokenizer, p.calibration, p.calibration_sequences, p.calibration_length, cell.seed)
         held_out = {
-            text: self._text(text, p.window, p.stride, p.windows, whole=texts.is_whole(text, p.calibration))
+            text: self._text(
+                text, p.window, p.stride, p.windows, drawn=p.windows_drawn, whole=texts.is_whole(text, p.calibration)
+            )
             for text in p.texts
         }
         contamination.refuse_shared(tokenizer, block.ids, block.source, held_out.values(), "calibrated on")
@@ -113,7 +115,7 @@ class DatasetReader:
         dense = None
         if first and p.checks:
             of = hashlib.sha256(f"{cell.model} {first.sha256}".encode()).hexdigest()[:16]
-            dense = checks.DenseOutputs(first.ids, self.scratch / f"dense-{of}.safetensors")
+            dense = checks.DenseOutputs(first.ids, self.scratch / f"dense-{of}.safetensors", drawn=first.drawn)
         inputs = fingerprint.common(
             cell, tokenizer, self.machine, calibration=block, texts=held_out, loaded_tasks=loaded, documents=documents
         )

@@ -254,7 +254,7 @@ def _windows(
     """Return the figures of bench.records.schema, and of each window: nll, in nats, and tokens that are scored."""
     nll = scoring.window_nll(model, text.ids, text.scored, cell.protocol.batch_tokens, sweeping).sum(1)
     counts = text.scored.sum(1)
-    figures = scoring.perplexity(nll, counts, text.bytes, text.words) | {
+    figures = scoring.perplexity(nll, counts, text.bytes, text.words, drawn=text.drawn) | {
         "whole": texts.is_whole(name, cell.protocol.calibration),
         "window": cell.protocol.window,
         "stride": cell.protocol.stride,

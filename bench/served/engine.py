@@ -13,7 +13,7 @@ from bench.data.texts import EvaluationText
 from bench.plan.served import ServedProtocol
 from bench.run.reproduce import PrunedModel
 from bench.speed.workloads import TimedPoint
-from bench.stats.intervals import ratio_interval
+from bench.stats.clusters import ratio_interval
 
 
 class NotServed(Exception):
@@ -79,11 +79,12 @@ def perplexity(nll: list[float], text: EvaluationText) -> dict[str, Any]:
     """Return the figures of a text from the nats of each of its windows, of which the first token is not scored."""
     M, W = text.ids.shape
     tokens = M * (W - 1)
-    low, high = ratio_interval(nll, [W - 1] * M)
+    low, high = ratio_interval(nll, [W - 1] * M, in_a_row=not text.drawn)
     return {
         "text": text.text,
         "sha256": text.sha256,
         "windows": M,
+        "drawn": text.drawn,
         "window": W,
         "tokens": tokens,
         "nll": nll,

@@ -146,7 +146,7 @@ class _RowMeasurer:
         self.wanted, self.asked, self.engine, self.scratch, self.device = wanted, asked, engine, scratch, device
         dense = wanted.cells[wanted.dense].cell
         tokenizer = pretrained.load_tokenizer(dense["model"], dense["trust_remote_code"])
-        self.text = texts.evaluation(tokenizer, asked.text, asked.window, asked.window, asked.windows)
+        self.text = texts.evaluation(tokenizer, asked.text, asked.window, asked.window, asked.windows, drawn=True)
         self.points = workloads.points(Protocol(prefill=asked.prefill, decode=asked.decode, batches=asked.batches))
         self.base = base
         self.made: tuple[str, PrunedModel] | None = None

@@ -1,6 +1,6 @@
 """Tests whether cells differ, pair by pair, and adjusts the p values for the number of pairs (Holm).
 
-perplexity   Student's test on the windows that both models scored (bench.stats.intervals.paired_perplexity)
+perplexity   Student's test on the windows that both models scored (bench.stats.clusters.paired_perplexity)
 average      McNemar's exact test on the documents that both models answered, where every task has as many and each
              answer is right or wrong; else, as for bits per byte of the right answer, a normal test on the paired
              differences, every task weighing alike
@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from bench.records.record import Record, is_accuracy
 from bench.records.samples import Sample, Samples, alike
-from bench.stats import draws
+from bench.records.windows import in_a_row
+from bench.stats import clusters, draws
 from bench.stats import intervals as stats
 from bench.stats.intervals import NORMAL_95
 
@@ -92,20 +93,21 @@ def perplexity(
     asked = {n: [figures[n].get(name) for name in ("sha256", "window", "stride")] for n in windows}
     found: Contrasts = {}
     for together in _together(cells, alike(windows, asked)):
-        tokens = _known(windows, cells[together[0]][0][0]).units.to_pylist()
+        place = cells[together[0]][0][0]
+        tokens, row = _known(windows, place).units.to_pylist(), in_a_row(figures[place])
         before, after = (
             np.array([[_known(windows, cell[side]).figures for cell in cells[pair]] for pair in together])
             for side in (0, 1)
         )
         if before.shape[1] == 1:
-            tested = zip(*stats.paired_perplexities(before[:, 0], after[:, 0], tokens), strict=True)
+            tested = zip(*clusters.paired_perplexities(before[:, 0], after[:, 0], tokens, in_a_row=row), strict=True)
             for pair, (estimate, low, high, p) in zip(together, tested, strict=True):
                 found[pair] = Contrast(float(estimate), float(p), "student", float(low), float(high))
             continue
         for pair, difference in zip(together, after - before, strict=True):
-            _, stderr = stats.ratio_stderr(difference.mean(0), tokens)
+            _, stderr, freedom = clusters.ratio_stderr(difference.mean(0), tokens, in_a_row=row)
             logs = (difference.sum(1) / sum(tokens)).tolist()
-            found[pair] = _as_ratio(draws.mean_difference(logs, stderr, len(tokens) - 1), "draws")
+            found[pair] = _as_ratio(draws.mean_difference(logs, stderr, freedom), "draws")
     rest = [pair for pair in cells if intervals and pair not in found]
     return _adjusted(cells, found | {pair: _from_intervals(figures, cells[pair]) for pair in rest})
 

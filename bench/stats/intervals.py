@@ -10,7 +10,7 @@ bench.stats.resampling, and the other is imported where it is used.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from statistics import NormalDist, fmean, stdev
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc, stdtr, stdtrit
+from scipy.special import betainc, stdtrit
 
 NORMAL_95 = 1.96  # standard errors on either side of a mean that make a 95 % interval
 POWER = 0.8  # with which a test finds the difference that is called detectable
@@ -57,34 +57,6 @@ def average_stderr(stderrs: Sequence[float]) -> float:
     if not stderrs:
         raise ValueError("the average of no means is not defined")
     return math.hypot(*stderrs) / len(stderrs)
-
-
-def ratio_interval(y: Sequence[float], x: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Return the interval of r = sum(y) / sum(x) over n clusters, such as windows of x tokens and y nats each.
-
-        v(r) = n / (n - 1) * sum((y - r x)^2) / sum(x)^2      Cochran, Sampling Techniques, 3rd ed. 1977, eq. 6.13
-
-    and the interval is r -+ t(n - 1) sqrt(v).
-    """
-    r, stderr = ratio_stderr(y, x)
-    margin = float(stdtrit(len(x) - 1, (1 + confidence) / 2)) * stderr
-    return r - margin, r + margin
-
-
-def ratio_stderr(y: Values, x: Values) -> tuple[float, float]:
-    """Return r = sum(y) / sum(x) over clusters and its standard error, by the formula of `ratio_interval`."""
-    if len(y) < 2 or len(x) != len(y):
-        raise ValueError(f"an interval needs two clusters with both figures; got {len(y)} and {len(x)}")
-    r, stderr = _ratios_stderrs(np.asarray(y, dtype=float), np.asarray(x, dtype=float))
-    return float(r), float(stderr)
-
-
-def _ratios_stderrs(y: Floats, x: Floats) -> tuple[Floats, Floats]:
-    """Return ratios and standard errors like `ratio_stderr`, along the last axis of y, (..., n), with x of (n,)."""
-    n, total = len(x), x.sum()
-    r = y.sum(-1) / total
-    variance = n / (n - 1) * np.square(y - r[..., None] * x).sum(-1) / total**2
-    return r, np.sqrt(variance)
 
 
 def paired_ratio(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
@@ -222,63 +194,6 @@ def flips(a: Values, b: Values) -> tuple[int, int, float]:
     before, after = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
     lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
     return lost, gained, 1 - (lost + gained) / len(before)
-
-
-def paired_clusters(a: Values, b: Values, groups: Sequence[Hashable], confidence: float = 0.95) -> Difference:
-    """Return the mean of b - a where documents of one group, as questions on one passage, are not independent.
-
-    The standard error is the cluster-robust one (`ratio_interval` on the groups' sums and sizes), test and interval are
-    Student's with one degree of freedom less than there are groups. E. Miller, "Adding error bars to evals", 2024, 2.2.
-    """
-    return student(*by_group(np.asarray(b, dtype=float) - np.asarray(a, dtype=float), groups), confidence)
-
-
-def by_group(values: NDArray[Any], groups: Sequence[Hashable]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the sums and the sizes of the groups, each (groups,)."""
-    number = {group: position for position, group in enumerate(dict.fromkeys(groups))}
-    where = [number[group] for group in groups]
-    return np.bincount(where, weights=values), np.bincount(where).astype(float)
-
-
-def paired_perplexity(nll_a: Values, nll_b: Values, tokens: Values, confidence: float = 0.95) -> Difference:
-    """Return how many times the first model's perplexity the second has, over the same windows of a text.
-
-    nll_a, nll_b   nats of each window;  tokens   scored in it
-
-    The logarithm of the ratio is sum(nll_b - nll_a) / sum(tokens): `ratio_interval` with the windows as clusters, since
-    the tokens of one are no independent observations, and Student's test with one degree of freedom less than windows.
-    """
-    found = student(np.asarray(nll_b, dtype=float) - np.asarray(nll_a, dtype=float), tokens, confidence)
-    estimate, low, high = np.exp([found.estimate, found.low, found.high]).tolist()
-    smallest = None if found.detectable is None else math.exp(found.detectable)
-    return Difference(estimate, low, high, found.p, smallest, found.stderr, found.freedom)
-
-
-def paired_perplexities(nll_a: Floats, nll_b: Floats, tokens: Values) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return (ratio, low, high, p) as `paired_perplexity` does, each (pairs,), from nats of (pairs, windows)."""
-    found = _students(nll_b - nll_a, np.asarray(tokens, dtype=float), 0.95)
-    with np.errstate(over="ignore"):  # an endless interval is one
-        estimate, low, high = np.exp(found[:3])
-    return estimate, low, high, found[3]
-
-
-def student(sums: Values, sizes: Values, confidence: float) -> Difference:
-    """Return sum(sums) / sum(sizes) over clusters; of equal ones the interval is a point, and p is 0 or 1."""
-    _, stderr = ratio_stderr(sums, sizes)
-    found = _students(np.asarray(sums, dtype=float), np.asarray(sizes, dtype=float), confidence)
-    estimate, low, high, p = (float(figure) for figure in found)
-    freedom = len(sums) - 1
-    return Difference(estimate, low, high, p, detectable(stderr, freedom, 1 - confidence), stderr, freedom)
-
-
-def _students(sums: Floats, sizes: Floats, confidence: float) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return (estimate, low, high, p) along the last axis of sums, (..., n), with sizes of (n,)."""
-    estimate, stderr = _ratios_stderrs(sums, sizes)
-    freedom = len(sizes) - 1
-    margin = stdtrit(freedom, (1 + confidence) / 2) * stderr
-    known = np.where(stderr > 0, stderr, 1.0)
-    p = np.where(stderr > 0, 2 * stdtr(freedom, -np.abs(estimate) / known), estimate == 0)
-    return estimate, estimate - margin, estimate + margin, p
 
 
 def detectable(stderr: float, freedom: int, alpha: float = 0.05, margin: float = 0.0) -> float | None:

@@ -10,7 +10,8 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from scipy.stats import bootstrap, permutation_test
 
-from bench.stats.intervals import Difference, Values, by_group, detectable, ratio_stderr, student
+from bench.stats.clusters import by_group, ratio_stderr, student
+from bench.stats.intervals import Difference, Values, detectable
 
 RESAMPLES = 9999  # of a permutation test or a bootstrap; with at most 13 differences the test is exact
 SEED = 0  # of both, so that equal records give equal reports
@@ -24,7 +25,7 @@ def paired_resampled(a: Values, b: Values, groups: Sequence[Hashable], confidenc
     intervals", 1987).
     """
     sums, sizes = by_group(np.asarray(b, dtype=float) - np.asarray(a, dtype=float), groups)
-    estimate, stderr = ratio_stderr(sums, sizes)
+    estimate, stderr, freedom = ratio_stderr(sums, sizes)
     if not stderr:
         return student(sums, sizes, confidence)
     drawn = bootstrap(
@@ -36,7 +37,6 @@ def paired_resampled(a: Values, b: Values, groups: Sequence[Hashable], confidenc
         confidence_level=confidence,
         rng=SEED,
     ).confidence_interval
-    freedom = len(sums) - 1
     smallest = detectable(stderr, freedom, 1 - confidence)
     return Difference(estimate, float(drawn.low), float(drawn.high), sign_flip(sums), smallest, stderr, freedom)
 

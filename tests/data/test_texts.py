@@ -160,15 +160,28 @@ def test_bytes_of_real_tokens_are_those_of_the_decoded_text():
     assert block.bos == "none"
 
 
-def test_windows_are_the_first_ones_or_a_draw(file):
-    everything = texts.evaluation(byte_tokenizer(), file, 32, 32, 0)
-    first = texts.evaluation(byte_tokenizer(), file, 32, 32, 3)
-    drawn = [texts.evaluation(byte_tokenizer(), file, 32, 32, 3, seed=seed) for seed in (0, 0, 1)]
+def test_windows_are_the_first_ones_or_a_draw(file, monkeypatch):
+    everything, first = (texts.evaluation(byte_tokenizer(), file, 32, 32, windows) for windows in (0, 3))
+    fewer, more = (texts.evaluation(byte_tokenizer(), file, 32, 32, windows, drawn=True) for windows in (3, 6))
     rows = [tuple(row) for row in everything.ids.tolist()]
     assert torch.equal(first.ids, everything.ids[:3])
-    assert drawn[0].sha256 == drawn[1].sha256 != drawn[2].sha256
-    positions = [rows.index(tuple(row)) for row in drawn[0].ids.tolist()]
-    assert positions == sorted(set(positions))
+    assert (first.drawn, everything.drawn, more.drawn) == (False, False, True)
+    positions = [rows.index(tuple(row)) for row in more.ids.tolist()]
+    assert len(set(positions)) == 6
+    assert positions != sorted(positions)  # so that the first of them are a draw too
+    assert torch.equal(fewer.ids, more.ids[:3])
+    assert fewer.tokens == 3 * 32 - 3  # the first of each window is not scored
+    monkeypatch.setattr(texts, "REACH", 6)
+    near = texts.evaluation(byte_tokenizer(), file, 32, 32, 3, drawn=True)
+    assert {rows.index(tuple(row)) for row in near.ids.tolist()} < set(range(6))
+
+
+@pytest.mark.parametrize("windows", [0, 12])
+def test_a_draw_of_all_windows_is_the_text_in_its_order(file, windows):
+    everything = texts.evaluation(byte_tokenizer(), file, 32, 32, 0)
+    assert len(everything.ids) == 12
+    drawn = texts.evaluation(byte_tokenizer(), file, 32, 32, windows, drawn=True)
+    assert (drawn.sha256, drawn.drawn) == (everything.sha256, False)
 
 
 def test_a_text_that_is_too_short_says_how_many_tokens_it_has(file):

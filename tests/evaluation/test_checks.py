@@ -86,7 +86,7 @@ def test_diversity_by_hand():
 
 def test_divergence_is_the_definition(tmp_path):
     ids, dense, pruned = windows(), tiny("llama"), without_layer(tiny("llama"))
-    reference = DenseOutputs(ids, tmp_path / "dense.safetensors")
+    reference = DenseOutputs(ids, tmp_path / "dense.safetensors", drawn=True)
     reference.remember(dense)
     figures = reference.divergence_of(pruned)
     with torch.no_grad():
@@ -135,7 +135,7 @@ def run(model_folder, text_file, tmp_path):
 
 
 GENERATED = {"copying", "counting", "repetition", "distinct_1", "distinct_2"}
-DIVERGENCE = {"kl", "kl_low", "kl_high", "agreement"}
+DIVERGENCE = {"kl", "kl_low", "kl_high", "agreement", "drawn"}
 
 
 def test_a_run_measures_checks_and_leaves_no_file_behind(run, tmp_path, capsys):

@@ -270,7 +270,7 @@ def test_window_nll_refuses_what_has_no_context():
 
 def test_perplexity_figures():
     sums, counts = torch.tensor([20.0, 33.0, 24.0]), torch.tensor([10, 15, 10])
-    figures = perplexity(sums, counts, bytes=140, words=22)
+    figures = perplexity(sums, counts, bytes=140, words=22, drawn=True)
     mean = 77 / 35
     residuals = [20 - 10 * mean, 33 - 15 * mean, 24 - 10 * mean]
     error = math.sqrt(3 / 2 * sum(r * r for r in residuals)) / 35
@@ -293,7 +293,7 @@ def test_the_interval_covers_the_truth_19_times_of_20():
     for _ in range(400):
         counts = torch.randint(50, 100, (20,), generator=draw)
         sums = counts * (3.0 + 0.3 * torch.randn(20, generator=draw))
-        figures = perplexity(sums, counts, bytes=1000, words=1000)
+        figures = perplexity(sums, counts, bytes=1000, words=1000, drawn=True)
         covered += figures["perplexity_low"] < math.exp(3.0) < figures["perplexity_high"]
     assert 0.92 < covered / 400 < 0.98
 
@@ -317,7 +317,7 @@ def test_the_softmax_in_parts_is_that_of_all_rows_and_of_equal_logits_the_first_
 
 
 def test_one_window_has_no_interval():
-    assert set(perplexity(torch.tensor([20.0]), torch.tensor([10]), bytes=40, words=8)) == {
+    assert set(perplexity(torch.tensor([20.0]), torch.tensor([10]), bytes=40, words=8, drawn=False)) == {
         "perplexity",
         "word_perplexity",
         "bits_per_byte",
@@ -326,11 +326,12 @@ def test_one_window_has_no_interval():
         "tokens",
         "words",
         "windows",
+        "drawn",
     }
 
 
 @pytest.mark.parametrize("words", [0, 1])
 def test_a_text_without_spaces_has_no_word_perplexity(words):
-    figures = perplexity(torch.tensor([900.0]), torch.tensor([300]), bytes=900, words=words)
+    figures = perplexity(torch.tensor([900.0]), torch.tensor([300]), bytes=900, words=words, drawn=False)
     assert "word_perplexity" not in figures
     assert figures["perplexity"] == pytest.approx(math.exp(3))

@@ -20,6 +20,7 @@ from bench.records import run_folder
 from bench.records.record import Record
 from bench.records.samples import Sample, Samples
 from bench.stats import contrasts, intervals
+from bench.stats.clusters import paired_perplexity
 from bench.stats.contrasts import all_pairs
 from reports.page.findings import summary
 
@@ -104,7 +105,8 @@ def test_pairs_are_tested_as_scipy_does_and_adjusted_as_statsmodels_does(tmp_pat
     assert all(contrast.paired for contrast in found.values())
 
 
-def test_pairs_tested_together_are_tested_as_one_by_one(tmp_path, rng):
+@pytest.mark.parametrize("in_a_row", [False, True])
+def test_pairs_tested_together_are_tested_as_one_by_one(tmp_path, rng, in_a_row):
     """Cells of other windows and of answers that are no right or wrong among them; equal cells leave no doubt."""
     base, shares = rng.normal(1800, 150, 16), rng.uniform(size=(len(TASKS), 200))
     records, folders = [], []
@@ -115,6 +117,8 @@ def test_pairs_tested_together_are_tested_as_one_by_one(tmp_path, rng):
             right["piqa"] = right["piqa"] * 0.7
         records.append(made(tmp_path / str(number), f"m{number}", nll, right))
         folders.append(tmp_path / str(number))
+    for record in records:
+        record.measured["perplexity"]["wiki"]["drawn"] = not in_a_row
     records[4].measured["perplexity"]["wiki"]["sha256"] = "other"
     pairs, samples = all_pairs(range(9)), Samples(folders)
     for test in (
@@ -131,7 +135,7 @@ def test_pairs_tested_together_are_tested_as_one_by_one(tmp_path, rng):
     nll = [pd.read_parquet(folder / "perplexity-wiki.parquet")["nll"].to_numpy() for folder in folders]
     for (a, b), contrast in contrasts.perplexity(records, pairs, samples, "wiki").items():
         if contrast.test == "student":
-            one = intervals.paired_perplexity(nll[a], nll[b], [511] * 16)
+            one = paired_perplexity(nll[a], nll[b], [511] * 16, in_a_row=in_a_row)
             assert (contrast.estimate, contrast.low, contrast.high) == pytest.approx(
                 (one.estimate, one.low, one.high), rel=1e-12
             )
@@ -273,6 +277,14 @@ def test_the_guide_has_what_the_page_says_of_twenty_methods():
     assert f"the bits in {bits}, and the perplexity on Wikipedia in {perplexity}." in guide
     taus = found(r"is ([\d.]+) of bits"), found(r"and ([\d.]+) of average")
     assert "is {} for the bits, and {} for the accuracy".format(*taus) in guide
+    study = " ".join(text("docs/studies/twenty-methods.md").split())
+    assert f"is shown to differ in {perplexity}, the average in {accuracy}." in study
+    (topic,) = (topic for topic in summary(merged.records, merged.samples) if topic.title == "Perplexity")
+    said = "\n".join(topic.sentences)
+    below = found(r"laco-ls has the lowest perplexity on wiki: .*? shown to be below (\d+) of 19 others")
+    assert f"show it to be below {below} of the 19 others at 0.1, 0.2 and 0.3" in study
+    for times in re.findall(r"([\d.]+) times as high( \[[\d., ]+\])", said):
+        assert any("".join(form) in study for form in (times, (times[0], " times its perplexity", times[1])))
 
 
 def test_nothing_is_said_of_bits_that_were_not_measured(tmp_path, rng):

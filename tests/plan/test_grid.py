@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,8 +46,8 @@ def labels(cells: list[Cell]) -> list[str]:
 
 
 def test_the_key_of_a_cell_is_what_it_has_always_been():
-    """Records that were measured before there were sweeps still count."""
-    protocol = replace(profile("quick"))
+    """Records that were measured before there were sweeps, or draws of windows, still count."""
+    protocol = profile("quick", windows_drawn=False)
     cell = Cell(
         *("smollm2-135m", "laco", {"C": 4, "I": 2, "T": None}, 0.3, "layers", 0, "cpu", "float32", protocol, ("C",)),
         inputs={"weights_sha256": "ab", "versions": {"torch": "2.13.0"}},

@@ -32,7 +32,7 @@ def one(
 ) -> dict[str, CellResults]:
     """A cell as both sides of the gate hold it."""
     tasks = {} if right is None else {"piqa": Answers("acc", right, "documents", 1, 0)}
-    texts = {} if nll is None else {"wiki": Windows(nll, np.full(len(nll), 511), "text")}
+    texts = {} if nll is None else {"wiki": Windows(nll, np.full(len(nll), 511), "text", in_a_row=False)}
     likely = {} if bits is None else {"piqa": Answers("answer_bpb", bits, "documents", 1, 0)}
     found = CellResults(IDENTITY, "ok", tasks=tasks, texts=texts, bits=likely)
     return {found.name: found}

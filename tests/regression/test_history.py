@@ -27,7 +27,7 @@ def runs(tmp_path_factory):
         versions = VERSIONS | {"torch": "2.13.0" if n < 3 else "2.14.0"}
         environment = {"date": f"2026-01-{n + 1:02d}T00:00:00+00:00", "commit": f"{n:08d}abc", "versions": versions}
         environment["dirty"] = n == 5
-        perplexity = {"perplexity": float(np.exp(nll.sum() / nll.size / 511)), "sha256": "a" * 64}
+        perplexity = {"perplexity": float(np.exp(nll.sum() / nll.size / 511)), "sha256": "a" * 64, "drawn": True}
         perplexity |= {"perplexity_low": low, "perplexity_high": high}
         run = folder / f"run-{n}"
         for label, ratio in (("dense", None), ("laco", 0.1), ("laco", 0.2)):

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest, kendalltau, sem, ttest_rel
-from scipy.stats import t as student
-from statsmodels.regression.linear_model import OLS
 from statsmodels.stats import contingency_tables
 from statsmodels.stats.multitest import multipletests
 
@@ -22,10 +20,7 @@ from bench.stats.intervals import (
     kendall,
     mcnemar,
     mean_stderr,
-    paired_clusters,
-    paired_perplexity,
     paired_share_interval,
-    ratio_interval,
     ratio_of_ratios,
     wilson,
 )
@@ -72,20 +67,6 @@ def test_average_stderr_by_hand():
 def test_average_stderr_matches_a_simulation():
     draws = np.random.default_rng(0).normal(0, [0.1, 0.2, 0.4], size=(200_000, 3)).mean(axis=1)
     assert average_stderr([0.1, 0.2, 0.4]) == pytest.approx(draws.std(), rel=0.01)
-
-
-def test_the_interval_of_a_ratio_is_that_of_a_mean_where_clusters_are_alike():
-    y = [2.0, 3.0, 5.0, 2.0]
-    low, high = ratio_interval(y, [2.0] * 4)
-    assert (low + high) / 2 == pytest.approx(1.5)
-    assert (high - low) / 2 == pytest.approx(3.182446 * sem(y) / 2)  # t of 3 at 0.975
-    assert ratio_interval([1.0, 2.0, 3.0], [10.0, 20.0, 30.0]) == pytest.approx((0.1, 0.1))
-
-
-@pytest.mark.parametrize(("y", "x"), [([1.0], [1.0]), ([], []), ([1.0, 2.0], [1.0])])
-def test_the_interval_of_a_ratio_needs_two_clusters(y, x):
-    with pytest.raises(ValueError, match=f"got {len(y)} and {len(x)}"):
-        ratio_interval(y, x)
 
 
 # Paired differences
@@ -136,16 +117,6 @@ def test_paired_intervals_cover_at_their_rate(loses, gains, n):
     assert covered / 4000 == pytest.approx(0.95, abs=0.02)
 
 
-@pytest.mark.parametrize("windows", [4, 16, 60])
-def test_perplexity_intervals_cover_at_their_rate(windows):
-    generator = np.random.default_rng(4)
-    tokens = np.full(windows, 511)
-    differences = generator.normal(0.02, 0.05, size=(2000, windows)) * 511
-    zero = np.zeros(windows)
-    found = [paired_perplexity(zero, row, tokens) for row in differences]
-    assert np.mean([one.low <= math.exp(0.02) <= one.high for one in found]) == pytest.approx(0.95, abs=0.02)
-
-
 @pytest.mark.parametrize(("n", "discordance"), [(1000, 0.06), (500, 0.2), (2000, 0.1)])
 def test_the_detectable_difference_is_found_in_80_percent(n, discordance):
     d = detectable_share(n, discordance)
@@ -160,43 +131,6 @@ def test_the_detectable_difference_is_found_in_80_percent(n, discordance):
 def test_too_few_documents_detect_nothing():
     assert detectable_share(50, 0.02) is None
     assert detectable_share(1000, 0.0) is None
-
-
-def test_paired_perplexity_is_a_paired_t_test_where_windows_are_alike():
-    generator = np.random.default_rng(6)
-    a = generator.normal(1500, 100, 20)
-    b = a + generator.normal(20, 30, 20)
-    found = paired_perplexity(a, b, [500] * 20)
-    expected = ttest_rel(b / 500, a / 500)
-    interval = expected.confidence_interval(0.95)
-    assert found.p == pytest.approx(expected.pvalue)
-    assert (found.low, found.high) == pytest.approx((math.exp(interval.low), math.exp(interval.high)))
-    assert found.estimate == pytest.approx(math.exp((b - a).sum() / 10_000))
-
-
-def test_equal_likelihoods_leave_no_doubt():
-    found = paired_perplexity([5.0, 7.0, 9.0], [5.0, 7.0, 9.0], [3, 4, 5])
-    assert (found.estimate, found.low, found.high, found.p, found.detectable) == (1, 1, 1, 1, None)
-
-
-def test_a_clustered_difference_is_statsmodels_weighted_by_nothing():
-    generator = np.random.default_rng(7)
-    groups = generator.integers(0, 30, 200)
-    a = generator.integers(0, 2, 200).astype(float)
-    b = np.clip(a + generator.integers(-1, 2, 200) * (groups % 3 == 0), 0, 1)
-    found = paired_clusters(a, b, groups.tolist())
-    fit = OLS(b - a, np.ones(200)).fit(cov_type="cluster", cov_kwds={"groups": groups, "use_correction": False})
-    count = len(set(groups.tolist()))
-    stderr = fit.bse[0] * math.sqrt(count / (count - 1))  # statsmodels corrects by G / (G - 1) times (N - 1) / (N - K)
-    assert found.estimate == pytest.approx(fit.params[0])
-    assert found.high - found.estimate == pytest.approx(student.ppf(0.975, count - 1) * stderr)
-
-
-def test_clusters_widen_the_interval_of_answers_that_go_together():
-    a = np.zeros(100)
-    b = np.repeat([1, 0, 0, 0, 1, 0, 1, 0, 0, 0], 10).astype(float)
-    apart, together = paired_clusters(a, b, range(100)), paired_clusters(a, b, np.repeat(range(10), 10).tolist())
-    assert together.high - together.low > 2.5 * (apart.high - apart.low)
 
 
 def test_kendalls_tau_is_scipys():

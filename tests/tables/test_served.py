@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from made_served import M, W, nats, point, record
 
-from bench.stats.intervals import paired_perplexity
+from bench.stats.clusters import paired_perplexity
 from reports.figures import served as figures
 from reports.tables.speed import served
 

@@ -45,6 +45,7 @@ from bench.records.record import Record
 from bench.records.run_folder import load_runs
 from bench.records.samples import Samples
 from bench.stats import intervals
+from bench.stats.clusters import paired_perplexity
 from methods.errors import UserError
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
@@ -407,7 +408,7 @@ def test_the_grid_says_what_a_compensation_changes_in_pairs(alone_and_mended):
     nll, answers = ([pd.read_parquet(folder / f"{name}.parquet") for folder in folders] for name in FILES)
     tokens = nll[0]["tokens"].tolist()
     expected = {
-        "perplexity_wiki": intervals.paired_perplexity(nll[0]["nll"].tolist(), nll[1]["nll"].tolist(), tokens),
+        "perplexity_wiki": paired_perplexity(nll[0]["nll"].tolist(), nll[1]["nll"].tolist(), tokens),
         "average": intervals.paired_shares(*(table["acc_norm"].tolist() for table in answers)),
     }
     for name, difference in expected.items():

@@ -74,6 +74,7 @@ class MeasuringProtocol(Layout):
     window: Tokens = absent("of a perplexity window")
     stride: Tokens = absent("from window to window")
     windows: Count = absent("of each text; 0: all")
+    windows_drawn: bool = absent("whether they are drawn from the text; absent: the first ones, or all")
     calibration: Name = absent("text that methods look at")
     calibration_sequences: Positive = absent("of that text")
     calibration_length: Tokens = absent("of each sequence")

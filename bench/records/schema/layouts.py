@@ -10,6 +10,7 @@ from bench.records.record import FAILED, REFUSED, SCHEMA, STATUSES
 from bench.records.schema.asked import CellAsked
 from bench.records.schema.decided import DecidedAll
 from bench.records.schema.kinds import (
+    DRAWN,
     Above,
     Bytes,
     Count,
@@ -101,6 +102,7 @@ class TextServed(Layout):
     text: Name = needed("its name")
     sha256: Sha256 = needed("of the windows' tokens")
     windows: Count = absent("that were read")
+    drawn: bool = absent(DRAWN)
     window: Tokens = needed("of each window")
     tokens: Tokens = absent("that are scored")
     nll: list[float] = needed("nats of each window")

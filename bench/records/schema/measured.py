@@ -9,6 +9,7 @@ from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, model_v
 from bench.records.record import ANSWER_BPB, is_accuracy_metric
 from bench.records.schema.asked import HealingRecipe
 from bench.records.schema.kinds import (
+    DRAWN,
     Above,
     Amount,
     Bits,
@@ -117,6 +118,7 @@ class TextScored(Layout):
     tokens: Tokens = absent("that are scored")
     words: Count = absent("by white space")
     windows: Count = absent("that were read")
+    drawn: bool = absent(DRAWN)
     window: Tokens = absent("of a window")
     stride: Tokens = absent("from window to window")
     bos: str = absent("every window: each begins with the token that begins texts; none: none does", "bench.data.texts")
@@ -183,6 +185,7 @@ class ChecksFound(Layout):
     kl: Nats = absent("divergence of the next token from the dense model's; absent for dense")
     kl_low: Nats = absent("lower end of its 95 % interval")
     kl_high: Nats = absent("upper end of its 95 % interval")
+    drawn: bool = absent(DRAWN)
 
 
 class ModelSaved(Layout):

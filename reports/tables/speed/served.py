@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bench.records.served import ServedRecord, alike
-from bench.stats.intervals import paired_perplexity
+from bench.records.windows import in_a_row
+from bench.stats.clusters import paired_perplexity
 from reports.metrics import METRICS, MISSING, binary, perplexity, significant
 from reports.tables.table import Column, Row, Table, TableCell, ranked, text
 
@@ -202,7 +203,7 @@ def _times(found: dict[str, Any] | None, base: dict[str, Any] | None) -> TableCe
     if not found or not base or found["sha256"] != base["sha256"]:
         return TableCell()
     tokens = [found["window"] - 1] * found["windows"]
-    one = paired_perplexity(base["nll"], found["nll"], tokens)
+    one = paired_perplexity(base["nll"], found["nll"], tokens, in_a_row=in_a_row(found))
     words = METRICS["decode_speed"].show_interval(one.estimate, one.low, one.high).replace("x", "")
     return TableCell(words, perplexity(one.estimate, one.estimate), one.estimate, one.low, one.high)
 
