@@ -209,7 +209,7 @@ def _puzzle(asked: PruningMemory) -> float:
 
 def _laco_puzzle(asked: PruningMemory) -> float:
     """Count the largest of its parts, beside the model that is tried where there are several."""
-    given = {"tokens": 512} | asked.parameters
+    given: dict[str, Any] = {"tokens": 512} | dict(asked.parameters)
     narrowed = _puzzle(replace(asked, parameters=given))
     tried = asked.b * (1 - asked.ratio) * asked.shape.inner if given.get("depths", 3) > 1 else 0.0
     return max(_laco_ls(replace(asked, parameters={})), narrowed, _refit(asked)) + tried

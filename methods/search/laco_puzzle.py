@@ -85,17 +85,17 @@ class LaCoPuzzle:
         most = min(int(gone / each), whole_layers(model, ratio))
         counts = sorted({round(most * i / self.depths) for i in range(1, self.depths + 1)}, reverse=True)
         alone = replace(calibration, keep=None, note=None, sweeps=None)  # what others keep is of the dense model
-        tried, order = list[dict[str, Any]](), calibration.order
-        divergence = Divergence(model, calibration.first(self.tokens)) if len(counts) > 1 else None
-        for k in over(counts, "trying depths", "depth") if divergence else ():
+        if len(counts) == 1:
+            return self.pruned(model, alone, counts[0], gone)
+        divergence, tried = Divergence(model, calibration.first(self.tokens)), list[dict[str, Any]]()
+        for k in over(counts, "trying depths", "depth"):
             candidate = twin(model)
-            decisions = self.pruned(candidate, replace(alone, order=order), k, gone)
-            order = max(order, tuple(decisions.get("removal_order", ())), key=len)
+            decisions = self.pruned(candidate, alone, k, gone)
+            alone = replace(alone, order=max(alone.order, tuple(decisions.get("removal_order", ())), key=len))
             loss = divergence.of(candidate)
             tried.append({"layers": k, "damage": loss if math.isfinite(loss) else None})
-        known = [one for one in tried if one["damage"] is not None]
-        k = min(known, key=lambda one: one["damage"])["layers"] if known else counts[0]
-        return self.pruned(model, replace(alone, order=order), k, gone) | {"depths": tried}
+        k = min(tried, key=lambda one: math.inf if one["damage"] is None else one["damage"])["layers"]
+        return self.pruned(model, alone, k, gone) | {"depths": tried}
 
     def pruned(self, model: Decoder, calibration: Calibration, k: int, gone: int) -> dict[str, Any]:
         """Collapse k layers of a model and narrow the others until `gone` parameters are gone, in place.
