@@ -34,16 +34,20 @@ SHAPES = (
     HeldShape("whole layers", LAYERS, "stock", "stock", "yes"),
     HeldShape("as many heads and channels in every layer", ("minitron-width",), "stock", "stock", "yes"),
     HeldShape(
-        "attentions", ("blockpruner", "finercut", "evopress", "puzzle", "llm-drop", "2ssp"), "prunebench", "deci", "yes"
+        "attentions",
+        ("blockpruner", "finercut", "evopress", "puzzle", "laco-puzzle", "llm-drop", "2ssp"),
+        "prunebench",
+        "deci",
+        "yes",
     ),
     HeldShape(
         "MLPs",
-        ("blockpruner", "finercut", "evopress", "puzzle", "llm-drop"),
+        ("blockpruner", "finercut", "evopress", "puzzle", "laco-puzzle", "llm-drop"),
         "prunebench",
         "deci, with 32 channels of zeros",
         "yes",
     ),
-    HeldShape("channels, in each layer others", ("2ssp", "puzzle"), "prunebench", "deci", "yes"),
+    HeldShape("channels, in each layer others", ("2ssp", "puzzle", "laco-puzzle"), "prunebench", "deci", "yes"),
     HeldShape("heads, in each layer others", ("flap", "wanda-sp", "llm-pruner", "obs"), "prunebench", "deci", "no"),
     HeldShape("residual width", ("slicegpt",), "prunebench", "no", "no"),
     HeldShape("anything, with a map in its place", ("+ghost", "+linearpatch"), "prunebench", "no", "no"),

@@ -95,7 +95,8 @@ class LaCoPuzzle:
             loss = divergence.of(candidate)
             tried.append({"layers": k, "damage": loss if math.isfinite(loss) else None})
         k = min(tried, key=lambda one: math.inf if one["damage"] is None else one["damage"])["layers"]
-        return self.pruned(model, alone, k, gone) | {"depths": tried}
+        searched = {"removal_order": list(alone.order), "free_removals": len(alone.order)}  # for the most layers
+        return self.pruned(model, alone, k, gone) | searched | {"depths": tried}
 
     def pruned(self, model: Decoder, calibration: Calibration, k: int, gone: int) -> dict[str, Any]:
         """Collapse k layers of a model and narrow the others until `gone` parameters are gone, in place.

@@ -1,0 +1,143 @@
+"""laco-puzzle against its parts, each alone, and against divergences of plain forward passes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import tiny
+from tiny_methods import calibration, logits
+
+import methods
+from methods.model.decoder import Decoder
+from methods.model.sizes import layer_parameters, parameters
+from methods.search.laco_puzzle import Divergence, LaCoPuzzle, in_dense_numbers
+
+SMALL = {"steps": 2, "tokens": 48, "best": 2}
+FAMILIES = ["llama", "gemma2", "phi3", "opt"]
+
+
+def model(family: str) -> Decoder:
+    return Decoder(tiny(family))
+
+
+def same(one: Decoder, other: Decoder) -> bool:
+    mine, theirs = one.model.state_dict(), other.model.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def layers_of(family: str, count: float) -> int:
+    return round(count * layer_parameters(model(family).layers[0]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_a_collapse_it_is_puzzle_with_a_refit(family):
+    ours, theirs = model(family), model(family)
+    gone = layers_of(family, 1.5)
+    LaCoPuzzle(**SMALL).pruned(ours, calibration(), 0, gone)
+    methods.make("puzzle+refit", SMALL).prune(theirs, calibration(), gone / parameters(theirs))
+    assert same(ours, theirs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_a_rest_it_is_laco_ls(family):
+    ours, theirs = model(family), model(family)
+    gone = layers_of(family, 2)
+    found = LaCoPuzzle(**SMALL).pruned(ours, calibration(), 2, gone)
+    expected = methods.make("laco-ls").prune(theirs, calibration(), gone / parameters(theirs))
+    assert same(ours, theirs)
+    assert found["removed_layers"] == expected["removed_layers"]
+    assert found["windows"] == expected["windows"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_depth_with_the_lowest_divergence_stays(family):
+    pruner, dense, ours = LaCoPuzzle(depths=3, **SMALL), model(family), model(family)
+    ratio = 3.4 * layer_parameters(dense.layers[0]) / parameters(dense)
+    found = pruner.prune(ours, calibration(), ratio)
+    assert sorted(one["layers"] for one in found["depths"]) == [1, 2, 3]
+    tokens = calibration().first(SMALL["tokens"])
+    p = logits(dense, tokens.ids)[:, :-1].log_softmax(-1)[tokens.mask[:, 1:]]
+    alone = {}
+    for one in found["depths"]:
+        candidate = model(family)
+        pruner.pruned(candidate, calibration(), one["layers"], round(ratio * parameters(dense)))
+        q = logits(candidate, tokens.ids)[:, :-1].log_softmax(-1)[tokens.mask[:, 1:]]
+        expected = torch.nn.functional.kl_div(q, p, log_target=True, reduction="sum") / len(p)
+        assert one["damage"] == pytest.approx(float(expected), rel=1e-3)
+        alone[one["damage"]] = candidate
+    assert same(ours, alone[min(alone)])
+    assert len(alone) > 1  # so that the depth matters
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decisions_have_the_numbers_of_the_dense_model(family):
+    """What each layer has lost, by its number in the dense model, is what it lacks."""
+    dense, ours = model(family), model(family)
+    found = LaCoPuzzle(**SMALL).pruned(ours, calibration(), 2, layers_of(family, 3.5))
+    kept = [number for number in range(len(dense.layers)) if number not in found["removed_layers"]]
+    assert len(kept) == len(ours.layers)
+    for number, layer in zip(kept, ours.layers, strict=True):
+        whole = dense.layers[number]
+        assert layer.has_attention is (number not in found["removed_attention"])
+        assert layer.has_mlp is (number not in found["removed_mlp"])
+        if layer.has_attention:
+            assert layer.kv_heads == whole.kv_heads - len(found["removed_kv_heads"][number])
+        if layer.has_mlp:
+            assert layer.down.in_features == whole.down.in_features - len(found["removed_channels"][number])
+    swallowed = [number for s, e in found["windows"] for number in range(s + 1, e + 1)]
+    assert set(swallowed) <= set(found["removed_layers"])
+
+
+def test_numbers_of_a_collapsed_model_become_those_of_the_dense_one():
+    narrowed = {
+        "removed_layers": [1],
+        "removed_attention": [0, 2],
+        "removed_mlp": [],
+        "removed_kv_heads": [[], [], [], [1]],
+        "removed_channels": [[3], [], [], [0, 7]],
+        "compensation": {"refitted": [{"layer": 3, "part": "mlp"}]},
+    }
+    found = in_dense_numbers(narrowed, [0, 3, 4, 6], 7, [1, 2, 5])
+    assert found == {
+        "removed_layers": [1, 2, 3, 5],
+        "removed_attention": [0, 4],
+        "removed_mlp": [],
+        "removed_kv_heads": [[], [], [], [], [], [], [1]],
+        "removed_channels": [[3], [], [], [], [], [], [0, 7]],
+        "compensation": {"refitted": [{"layer": 6, "part": "mlp"}]},
+    }
+
+
+def test_nothing_of_a_collapsed_model_is_kept_as_of_the_dense_one():
+    """What other cells keep is of the dense model, and what this one narrows is another."""
+
+    def keep(name, found):
+        raise AssertionError(name)
+
+    given = replace(calibration(), keep=keep)
+    dense = model("llama")
+    LaCoPuzzle(depths=1, **SMALL).prune(dense, given, 2.5 * layer_parameters(dense.layers[0]) / parameters(dense))
+
+
+def test_a_known_order_of_windows_saves_the_search_and_changes_nothing(monkeypatch):
+    first, second = model("llama"), model("llama")
+    ratio = 2.5 * layer_parameters(first.layers[0]) / parameters(first)
+    found = LaCoPuzzle(depths=2, **SMALL).prune(first, calibration(), ratio)
+    known = replace(calibration(), order=tuple(found["removal_order"]))
+
+    def refuse(*arguments):
+        raise AssertionError("a window is tried again")
+
+    monkeypatch.setattr("methods.depth.laco_ls.CollapseTrial.loss", refuse)
+    LaCoPuzzle(depths=2, **SMALL).prune(second, known, ratio)
+    assert same(first, second)
+
+
+def test_a_divergence_is_measured_where_there_is_a_next_token():
+    dense, other = model("llama"), model("llama")
+    with torch.no_grad():
+        other.head.weight.mul_(1.1)
+    assert Divergence(dense, calibration()).of(dense) == pytest.approx(0, abs=1e-6)
+    assert Divergence(dense, calibration()).of(other) > 1e-4
