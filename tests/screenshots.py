@@ -1,4 +1,4 @@
-"""Pictures of a run for the docs:  python tests/screenshots.py RUN docs/images
+"""Pictures of runs for the docs:  python tests/screenshots.py docs/images RUN...
 
 Of its page a window of 1400 pixels at the charts, at the first table and, in the dark, at the figures, and one of 400
 pixels at the charts; of its figures the one of perplexity over the ratio.
@@ -26,12 +26,13 @@ PICTURES = {  # name: width, height, theme, section at the top
 }
 
 
-def main(run: Path, folder: Path) -> None:
-    """Write every picture of `run` into `folder`."""
-    merged = run_folder.load_runs([run])
+def main(folder: Path, *runs: Path) -> None:
+    """Write every picture into `folder`: of the page of the first run, and of the curves of all."""
+    merged = run_folder.load_runs([*runs])
     folder.mkdir(parents=True, exist_ok=True)
     figure = next(one for one in figures(merged.records) if one.name.endswith("-by-ratio"))
     (folder / "perplexity.svg").write_text(svg(figure), encoding="utf-8")
+    merged = run_folder.load_runs([runs[0]])
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "report.html"
         path.write_text(page(merged.records, samples=merged.samples, remarks=merged.remarks), encoding="utf-8")

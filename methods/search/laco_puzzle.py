@@ -11,12 +11,12 @@ layers,
 
 k layers collapse into others, which are refitted by least squares to do their work; of what is left an integer program
 narrows or removes heads, channels, attentions and MLPs until P parameters have gone; and the output matrices that have
-lost something are refitted, layer by layer, to what the collapsed model computes. Of the models that this gives the one
-with the lowest
+lost something are refitted, layer by layer, to what the collapsed model computes. The k with the lowest
 
     KL(p || q) = mean over tokens of sum over words of p log(p / q)
 
-stays, p and q being the dense and the pruned model's distributions of the next token on `tokens` calibration tokens.
+is taken, p and q being the dense and the pruned model's distributions of the next token on `tokens` calibration tokens
+that were kept from all fits until then. With this k the model is made on all of them.
 
 Why both. A layer whose work another one can take over is cheap to collapse, and there are a few of them; behind these
 each further one costs more than the last. Heads and channels of little use are in every layer, and there too the first
@@ -61,7 +61,7 @@ class LaCoPuzzle:
     """Collapse some layers and narrow the others under one budget, then refit (after LaCo and Puzzle)."""
 
     depths: Count = 3  # numbers of layers that are collapsed, of which the best is taken
-    tokens: Tokens = 512  # calibration tokens on which a damage is measured, and on which depths are compared
+    tokens: Tokens = 512  # calibration tokens on which a damage is measured, and others on which depths are compared
     steps: Count = 4  # of a layer's channels that may go: 4 leaves 3/4, 1/2, 1/4 or none
     heads: Count = 1  # of a layer's key/value heads that may go; 1 leaves all or none
     best: Count = 4  # solutions of the program that are measured, of which the best is taken
@@ -87,10 +87,11 @@ class LaCoPuzzle:
         alone = replace(calibration, keep=None, note=None, sweeps=None)  # what others keep is of the dense model
         if len(counts) == 1:
             return self.pruned(model, alone, counts[0], gone)
-        divergence, tried = Divergence(model, calibration.first(self.tokens)), list[dict[str, Any]]()
+        fitted, judged = parted(alone, self.tokens)
+        divergence, tried = Divergence(model, judged), list[dict[str, Any]]()
         for k in over(counts, "trying depths", "depth"):
             candidate = twin(model)
-            decisions = self.pruned(candidate, alone, k, gone)
+            decisions = self.pruned(candidate, replace(fitted, order=alone.order), k, gone)
             alone = replace(alone, order=max(alone.order, tuple(decisions.get("removal_order", ())), key=len))
             loss = divergence.of(candidate)
             tried.append({"layers": k, "damage": loss if math.isfinite(loss) else None})
@@ -115,6 +116,21 @@ class LaCoPuzzle:
 
     def _gone(self, model: Decoder, ratio: float) -> int:
         return block_parameters(model, ratio, sublayers_of(model, "attention", "mlp"))
+
+
+def parted(calibration: Calibration, tokens: int) -> tuple[Calibration, Calibration]:
+    """Return the sequences to fit on, and the last ones, which hold `tokens` tokens or more, to judge by.
+
+    At least one is of either; where there is one alone, it is both.
+    """
+    N = len(calibration.ids)
+    if N == 1:
+        return calibration, calibration
+    from_behind = calibration.mask.sum(1).flip(0).cumsum(0)
+    count = min(N - 1, int((from_behind < tokens).sum()) + 1)
+    parts = ((calibration.ids[some], calibration.mask[some]) for some in (slice(0, N - count), slice(N - count, N)))
+    fitted, judged = (replace(calibration, ids=ids, mask=mask) for ids, mask in parts)
+    return fitted, judged
 
 
 def in_dense_numbers(decisions: dict[str, Any], kept: list[int], L: int, collapsed: list[int]) -> dict[str, Any]:

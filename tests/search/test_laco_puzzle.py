@@ -12,7 +12,7 @@ from tiny_methods import calibration, logits
 import methods
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
-from methods.search.laco_puzzle import Divergence, LaCoPuzzle, in_dense_numbers
+from methods.search.laco_puzzle import Divergence, LaCoPuzzle, in_dense_numbers, parted
 
 SMALL = {"steps": 2, "tokens": 48, "best": 2}
 FAMILIES = ["llama", "gemma2", "phi3", "opt"]
@@ -52,23 +52,35 @@ def test_without_a_rest_it_is_laco_ls(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_depth_with_the_lowest_divergence_stays(family):
+def test_the_depth_with_the_lowest_divergence_on_unseen_tokens_stays(family):
     pruner, dense, ours = LaCoPuzzle(depths=3, **SMALL), model(family), model(family)
     ratio = 3.4 * layer_parameters(dense.layers[0]) / parameters(dense)
+    gone, (fitted, judged) = round(ratio * parameters(dense)), parted(calibration(), SMALL["tokens"])
     found = pruner.prune(ours, calibration(), ratio)
     assert sorted(one["layers"] for one in found["depths"]) == [1, 2, 3]
-    tokens = calibration().first(SMALL["tokens"])
-    p = logits(dense, tokens.ids)[:, :-1].log_softmax(-1)[tokens.mask[:, 1:]]
-    alone = {}
+    p = logits(dense, judged.ids)[:, :-1].log_softmax(-1)[judged.mask[:, 1:]]
+    order = tuple(found["removal_order"])
     for one in found["depths"]:
         candidate = model(family)
-        pruner.pruned(candidate, calibration(), one["layers"], round(ratio * parameters(dense)))
-        q = logits(candidate, tokens.ids)[:, :-1].log_softmax(-1)[tokens.mask[:, 1:]]
+        pruner.pruned(candidate, replace(fitted, order=order), one["layers"], gone)
+        q = logits(candidate, judged.ids)[:, :-1].log_softmax(-1)[judged.mask[:, 1:]]
         expected = torch.nn.functional.kl_div(q, p, log_target=True, reduction="sum") / len(p)
         assert one["damage"] == pytest.approx(float(expected), rel=1e-3)
-        alone[one["damage"]] = candidate
-    assert same(ours, alone[min(alone)])
-    assert len(alone) > 1  # so that the depth matters
+    assert len({one["damage"] for one in found["depths"]}) > 1  # so that the depth matters
+    best, again = min(found["depths"], key=lambda one: one["damage"]), model(family)
+    pruner.pruned(again, replace(calibration(), order=order), best["layers"], gone)
+    assert same(ours, again)
+
+
+def test_what_is_judged_by_was_not_fitted():
+    tokens = calibration()
+    fitted, judged = parted(tokens, 30)
+    assert torch.equal(torch.cat([fitted.ids, judged.ids]), tokens.ids)
+    assert torch.equal(torch.cat([fitted.mask, judged.mask]), tokens.mask)
+    assert int(judged.mask.sum()) >= 30 > int(judged.mask[1:].sum())
+    assert len(parted(tokens, 10**6)[0].ids) == 1
+    one = replace(tokens, ids=tokens.ids[:1], mask=tokens.mask[:1])
+    assert all(torch.equal(part.ids, one.ids) for part in parted(one, 30))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
