@@ -27,9 +27,7 @@ from methods.model.spread import Place
 
 FILE = Path(__file__).with_name("answers.json")
 RATIO = 0.3
-GIVEN: dict[
-    str, dict[str, Any]
-] = {  # parameters without which a method has nothing to choose on eight layers, or too near a choice
+GIVEN: dict[str, dict[str, Any]] = {  # without which there is nothing to choose on eight layers, or too near a choice
     "laco": {"C": 3, "I": 1},
     "laco-published": {"C": 3, "I": 1},
     "drop": {"layers": "0+4-5"},  # the first one too, from which a cache takes its length
