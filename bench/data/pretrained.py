@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.data import assets
 from bench.data.file_hashes import remembered_sha256
-from methods.errors import UserError
+from methods.errors import UserError, first_line
 from methods.files import sha256
 
 if TYPE_CHECKING:
@@ -64,8 +64,10 @@ def shell(name: str, trust_remote_code: bool = False) -> torch.nn.Module:
             model: torch.nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 config, trust_remote_code=trust_remote_code
             )
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        if empty := [parameter for parameter, weight in model.named_parameters() if not weight.numel()]:
+            raise ValueError(f"{empty[0]} has a size of 0")
+    except Exception as error:  # whatever transformers makes of a description that it does not expect
+        reason = first_line(error)
         raise UserError(f"transformers makes no causal language model of {name}: {reason}") from error
     return model
 
@@ -110,7 +112,7 @@ def load(
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
-    """Load the tokenizer of a model alone."""
+    """Load the tokenizer of a model alone. Raises UserError where its files are none."""
     from transformers import AutoTokenizer
 
     if _is_gguf(name):
@@ -118,7 +120,12 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
 
         return gguf_reader.tokenizer(Path(name))
     folder, options = _source(name, trust_remote_code)
-    return AutoTokenizer.from_pretrained(folder, **options)
+    try:
+        return AutoTokenizer.from_pretrained(folder, **options)
+    except Exception as error:  # whatever transformers and tokenizers make of files that are damaged
+        raise UserError(
+            f"the tokenizer of {name} cannot be read ({first_line(error)}); copy or download {folder} again"
+        ) from error
 
 
 def weights_sha256(name: str) -> str:
@@ -262,7 +269,7 @@ def _check_folder(name: str, folder: Path, trust_remote_code: bool) -> None:
         raise UserError(f"{name} has no *.safetensors (other weight files are not read); {needs}")
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise UserError(f"{name} has no tokenizer; {needs}")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = _table(folder / "config.json")
     if "auto_map" in config and not trust_remote_code:
         raise UserError(f"{name} comes with its own code; read it, then allow it with --trust-remote-code")
     _check_weights(name, folder)
@@ -288,7 +295,21 @@ def _named_by_index(folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return []
-    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    files = _table(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise UserError(f"{index} has no weight_map that names a file for each weight; copy or download it again")
+    return sorted(set(files.values()))
+
+
+def _table(file: Path) -> dict[str, Any]:
+    """Return what a JSON file with one object holds. Raises UserError for any other."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not JSON: {first_line(error)}; copy or download it again") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file} holds no object of names and values; copy or download it again")
+    return found
 
 
 def _check_saved(folder: Path) -> None:
