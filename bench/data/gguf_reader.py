@@ -55,6 +55,7 @@ def read(file: Path, dtype: torch.dtype) -> Decoder:
     with _readable(file):
         if architecture(file) == DECI:
             return _read_deci(file, dtype)
+        config(file)  # refuses what it should not begin to make
         with redirect_stderr(io.StringIO()):  # a progress bar for each tensor
             return Decoder(conversion.from_gguf(file, dtype)[0])
 
@@ -64,6 +65,7 @@ def load(file: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     with _readable(file):
         if architecture(file) == DECI:
             return _read_deci(file, dtype).model, tokenizer(file)
+        config(file)  # refuses what it should not begin to make
         return conversion.from_gguf(file, dtype)
 
 
@@ -71,7 +73,10 @@ def config(file: Path) -> PreTrainedConfig:
     """Return the configuration of what a file describes. Raises CheckpointError where it is none."""
     with _readable(file):
         reader = gguf.GGUFReader(file)
-        if _value(reader, "general.architecture") == DECI:
+        name, held = _value(reader, "general.architecture"), len(reader.tensors)
+        if not 0 < (layers := _value(reader, f"{name}.block_count")) <= held:
+            raise ValueError(f"it says {layers} layers, and holds {held} tensors")
+        if name == DECI:
             return _config(reader, {tensor.name for tensor in reader.tensors})
         found: PreTrainedConfig = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
         return found
@@ -97,19 +102,18 @@ def read_in_a_step(file: Path) -> tuple[int, int]:
         tied = all(tensor.name != "output.weight" for tensor in reader.tensors)
         matrices = [tensor for tensor in reader.tensors if len(tensor.shape) > 1 and (tied or tensor.name != EMBEDDING)]
         name = _value(reader, "general.architecture")
-        n = _value(reader, f"{name}.block_count")
+        n = config(file).num_hidden_layers
         G = _each(_value(reader, f"{name}.attention.head_count_kv"), n)
         E = sum(_value(reader, f"{name}.attention.{part}_length") for part in ("key", "value"))
         return sum(int(tensor.n_bytes) for tensor in matrices), sum(G) * E
 
 
 def _read_deci(file: Path, dtype: torch.dtype) -> Decoder:
-    reader = gguf.GGUFReader(file)
+    reader, described = gguf.GGUFReader(file), config(file)
     found = {tensor.name: tensor for tensor in reader.tensors}
-    config = _config(reader, set(found))
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.DECI, config.num_hidden_layers)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.DECI, described.num_hidden_layers)
     E, stored = _value(reader, f"{DECI}.attention.key_length"), dict[str, Tensor]()
-    for name, shape in shapes(empty(config)).items():
+    for name, shape in shapes(empty(described)).items():
         stem, _, suffix = name.rpartition(".")
         target = f"{names.get_name(stem)}.{suffix}"
         entry = found.pop(target, None)
@@ -125,7 +129,7 @@ def _read_deci(file: Path, dtype: torch.dtype) -> Decoder:
         stored[name] = (halves(rows, len(rows) // E) if turned else rows).to(dtype)
     if found:
         raise ValueError(f"there is no place for {next(iter(found))}")
-    return Decoder(rebuilt(config, stored, dtype))
+    return Decoder(rebuilt(described, stored, dtype))
 
 
 def halves(weight: Tensor, heads: int) -> Tensor:

@@ -60,6 +60,7 @@ def shell(name: str, trust_remote_code: bool = False) -> torch.nn.Module:
 
     try:
         config = _config(name, trust_remote_code)
+        _refuse_layers(name, config.num_hidden_layers)
         with torch.device("meta"):
             model: torch.nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 config, trust_remote_code=trust_remote_code
@@ -70,6 +71,18 @@ def shell(name: str, trust_remote_code: bool = False) -> torch.nn.Module:
         reason = first_line(error)
         raise UserError(f"transformers makes no causal language model of {name}: {reason}") from error
     return model
+
+
+def _refuse_layers(name: str, layers: int) -> None:
+    """Raise ValueError for more layers than the folder of a model has weights, which would take for ever to make."""
+    from safetensors import safe_open
+
+    stored = 0
+    for file in Path(name).glob("*.safetensors"):
+        with safe_open(file, "numpy") as weights:
+            stored += len(weights.keys())
+    if stored and layers > stored:
+        raise ValueError(f"config.json says {layers} layers, and there are {stored} weights")
 
 
 def load(
@@ -121,11 +134,13 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
         return gguf_reader.tokenizer(Path(name))
     folder, options = _source(name, trust_remote_code)
     try:
-        return AutoTokenizer.from_pretrained(folder, **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        tokenizer("a")
     except Exception as error:  # whatever transformers and tokenizers make of files that are damaged
         raise UserError(
             f"the tokenizer of {name} cannot be read ({first_line(error)}); copy or download {folder} again"
         ) from error
+    return tokenizer
 
 
 def weights_sha256(name: str) -> str:

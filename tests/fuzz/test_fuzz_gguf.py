@@ -87,6 +87,8 @@ def rewritten(file: Path, changes: list[tuple[str, Any]], without: int | None, t
 )
 @example(form="llama", changes=[("general.architecture", None)], without=None)
 @example(form="deci", changes=[("NAME.embedding_length", 0)], without=None)
+@example(form="llama", changes=[("NAME.block_count", 2**31 - 1)], without=None)
+@example(form="deci", changes=[("NAME.block_count", 2**31 - 1), ("NAME.attention.head_count", 4)], without=None)
 def test_wild_values_of_gguf_files(form, changes, without, files, tmp_path_factory):
     with scratch(tmp_path_factory, "values") as folder:
         content = rewritten(files / f"{form}.gguf", changes, without, folder / "model.gguf")
