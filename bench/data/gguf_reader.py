@@ -146,6 +146,11 @@ def _config(reader: gguf.GGUFReader, names: set[str]) -> PreTrainedConfig:
     n = of("block_count")
     H, G = _each(of("attention.head_count"), n), _each(of("attention.head_count_kv"), n)
     I = _each(of("feed_forward_length"), n)
+    widest = max(int(size) for tensor in reader.tensors for size in tensor.shape)
+    if not 0 <= min(*H, *G, *I) <= max(*H, *G, *I) <= widest:
+        raise ValueError(
+            f"it says sizes from {min(*H, *G, *I)} to {max(*H, *G, *I)}, and no tensor is wider than {widest}"
+        )
     groups = {h // g for h, g in zip(H, G, strict=True) if g}
     if len(groups) != 1:
         raise ValueError(f"layers have {sorted(groups)} query heads for each key/value head, and are read with one")

@@ -22,6 +22,7 @@ from bench.plan.recipe import KINDS, Recipe
 from methods.counted import Counted
 from methods.errors import UserError
 
+MOST_SLOTS = 4096
 SWEPT = ("calibration", "calibration_sequences", "calibration_length")  # fields of Protocol of which several sweep
 
 THEN = (
@@ -132,6 +133,8 @@ class RunSpec:
         for limit in ("cell_memory_mib", "cell_minutes"):
             if getattr(self, limit) and self.isolate is False:
                 raise UserError(f"--{limit.replace('_', '-')} needs a process of its own; leave --no-isolate out")
+        if isinstance(self.slots, int) and self.slots > MOST_SLOTS:
+            raise UserError(f"--slots is at most {MOST_SLOTS} cells at once; got {self.slots}")
         if self.slots not in (None, 1) and self.isolate is False:
             raise UserError("--slots needs a process for each cell that runs; leave --no-isolate out")
         if self.healing:

@@ -40,6 +40,7 @@ LAYOUT = 1
 MANIFEST = "prunebench.json"
 SHARD_BYTES = 5 * 10**9
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LOADERS = ("transformers", "prunebench")
 PROBE_TOKENS = 24
 CPU = torch.device("cpu")
 
@@ -175,6 +176,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} has a dtype that is none of {', '.join(DTYPES)}; copy the folder again")
     if not weight_files.are_listed(manifest["weights"]):
         raise CheckpointError(f"{path} has no weights of the form {{FILE: {{bytes, sha256}}}}; copy the folder again")
+    if manifest["loads_with"] not in list(LOADERS):
+        raise CheckpointError(
+            f"{path} says of no loader among {', '.join(LOADERS)} that it reads the folder; copy it again"
+        )
     if not isinstance(manifest["parameters"], int):
         raise CheckpointError(f"{path} has a number of parameters that is none; copy the folder again")
     return dict(manifest)

@@ -70,7 +70,7 @@ def test_checkpoints_that_once_failed(file, form, models, tmp_path):
         held_to(models, form, name, file.read_bytes(), tmp_path)
 
 
-@share(0.10)
+@share(0.08)
 @given(form=st.sampled_from(FORMS), file=st.sampled_from(JSON[:1] * 2 + JSON), data=st.data())
 def test_wild_descriptions_of_models(form, file, data, models, tmp_path_factory):
     text = data.draw(wild_json(st.just(content_of(form, file, models))))
@@ -78,7 +78,7 @@ def test_wild_descriptions_of_models(form, file, data, models, tmp_path_factory)
         held_to(models, form, file, text.encode(), folder)
 
 
-@share(0.04)
+@share(0.03)
 @given(form=st.sampled_from(FORMS), changes=damages(), told=st.booleans())
 @example(form="plain", changes=[("cut", 4, 0)], told=False)
 @example(form="stock", changes=[("set", 0, 255)], told=True)
@@ -88,7 +88,7 @@ def test_damaged_weights(form, changes, told, models, tmp_path_factory):
         held_to(models, form, "model.safetensors", content, folder, told=told)
 
 
-@share(0.04)
+@share(0.03)
 @given(form=st.sampled_from(FORMS), data=st.data(), told=st.booleans())
 def test_wild_headers_of_weights(form, data, told, models, tmp_path_factory):
     whole = (models / form / "model.safetensors").read_bytes()

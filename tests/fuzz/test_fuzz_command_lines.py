@@ -126,7 +126,7 @@ def planning(model_folder: Path) -> list[str]:
     return [*tiny, "--window", "32", "--windows", "2", "--plan"]
 
 
-@share(0.14)
+@share(0.08)
 @given(line=lines([name for name in SAFE if name != "run"]))
 @example(line=["list", "methods", "--verbose"])
 @example(line=["show", "x" * 300, "laco"])
@@ -135,7 +135,7 @@ def test_commands_that_read_records(line, place, tmp_path_factory):
     given_there(line, place, tmp_path_factory)
 
 
-@share(0.10)
+@share(0.06)
 @given(line=lines(["run"]), first=st.booleans())
 @example(line=["run", "--methods", "laco", "--ratio", "0.2", "--device", "meta"], first=True)
 def test_plans_of_runs(line, first, place, model_folder, tmp_path_factory):
@@ -149,7 +149,7 @@ def refusable() -> Iterator[str]:
     yield from (name for name in CUT_OFF if name in PARSERS)
 
 
-@share(0.04)
+@share(0.02)
 @given(line=lines(list(refusable())))
 def test_commands_that_begin_work_lack_what_they_need(line, place, tmp_path_factory):
     """With a flag that there is not, everything in front of it is parsed and nothing is done."""

@@ -56,7 +56,7 @@ def test_records_that_once_failed(file, tmp_path):
         watched(list(command), folder, writes=command in WRITE)
 
 
-@share(0.12)
+@share(0.10)
 @given(text=wild_json(st.sampled_from(PLAIN)), command=COMMANDS)
 def test_wild_records(text, command, tmp_path_factory):
     with scratch(tmp_path_factory, "records") as folder:
@@ -64,7 +64,7 @@ def test_wild_records(text, command, tmp_path_factory):
         watched(list(command), folder, writes=command in WRITE)
 
 
-@share(0.04)
+@share(0.02)
 @given(changes=damages(), which=st.sampled_from(PLAIN), command=COMMANDS)
 @example(changes=[("set", 0, 0xFF)], which=PLAIN[0], command=READ[0])
 def test_damaged_records(changes, which, command, tmp_path_factory):
@@ -73,7 +73,7 @@ def test_damaged_records(changes, which, command, tmp_path_factory):
         watched(list(command), folder, writes=command in WRITE)
 
 
-@share(0.04)
+@share(0.03)
 @given(text=wild_json(st.sampled_from([{"key": "other", "rows_sha256": {}} | one for one in PLAIN])), command=COMMANDS)
 def test_wild_lines_of_a_packed_run(text, command, tmp_path_factory):
     with scratch(tmp_path_factory, "packed") as folder:
@@ -85,8 +85,9 @@ def test_wild_lines_of_a_packed_run(text, command, tmp_path_factory):
         watched(list(command), folder, writes=command in WRITE)
 
 
-@share(0.03)
+@share(0.02)
 @given(text=wild_json(st.just(SERVED)))
+@example(text=json.dumps(SERVED | {"asked": {"engine": "llama.cpp"}}))
 def test_wild_lines_of_what_engines_served(text, tmp_path_factory):
     with scratch(tmp_path_factory, "served") as folder:
         put(folder, json.dumps(PLAIN[2]).encode())
@@ -108,7 +109,7 @@ def measured(tmp_path_factory):
     return folder
 
 
-@share(0.05)
+@share(0.04)
 @given(data=st.data())
 def test_wild_records_beside_samples(data, measured, tmp_path_factory):
     with scratch(tmp_path_factory, "beside") as folder:

@@ -119,7 +119,7 @@ def test_wild_columns_of_samples(form, which, changes, command, runs, tmp_path_f
         watched(list(command), folder, writes=command[0] in WRITE)
 
 
-@share(0.05)
+@share(0.04)
 @given(form=FORMS, which=st.integers(0, 5), changes=damages(), command=st.sampled_from(COMMANDS))
 @example(form="loose", which=0, changes=[("cut", 0, 0)], command=COMMANDS[0])
 @example(form="packed", which=0, changes=[("cut", -1, 0)], command=COMMANDS[0])

@@ -77,32 +77,34 @@ def test_hard_yaml(text, model_folder, text_file, tmp_path):
     refused_or_done(lambda: gate.read_margins(tmp_path / "margins.yaml"), tmp_path)
 
 
-@share(0.08)
+@share(0.07)
 @given(text=wild_json(st.sampled_from(SPECS)))
 def test_wild_specs(text, model_folder, text_file, tmp_path_factory):
     with scratch(tmp_path_factory, "specs") as folder:
         planned(text.encode(), folder, model_folder, text_file)
 
 
-@share(0.08)
+@share(0.06)
 @given(
     table=st.sampled_from(SPECS),
     more=st.dictionaries(st.sampled_from(sorted(flags())), st.sampled_from(VALUES), min_size=1, max_size=4),
 )
 @example(table=SPECS[0], more={"threads": 2**63})
+@example(table=SPECS[3], more={"slots": 10**30})
+@example(table=SPECS[0], more={"slots": 10**9})
 def test_specs_with_other_values(table, more, model_folder, text_file, tmp_path_factory):
     with scratch(tmp_path_factory, "values") as folder:
         planned(json.dumps(table | more).encode(), folder, model_folder, text_file)
 
 
-@share(0.03)
+@share(0.02)
 @given(table=st.sampled_from(SPECS), changes=damages())
 def test_damaged_specs(table, changes, model_folder, text_file, tmp_path_factory):
     with scratch(tmp_path_factory, "damaged") as folder:
         planned(damaged(yaml.safe_dump(table).encode(), changes), folder, model_folder, text_file)
 
 
-@share(0.04)
+@share(0.03)
 @given(text=wild_json(st.just(MARGINS)))
 @example(text='{"allow": [-0.0]}')
 def test_wild_margins(text, tmp_path_factory):
@@ -113,7 +115,7 @@ def test_wild_margins(text, tmp_path_factory):
         watched(["gate", "none", "--baseline", "none", "--margins", "margins.yaml"], folder)
 
 
-@share(0.02)
+@share(0.01)
 @given(changes=damages())
 def test_damaged_margins(changes, tmp_path_factory):
     with scratch(tmp_path_factory, "damaged") as folder:

@@ -47,7 +47,7 @@ def stored(table: pa.Table, suffix: str) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-@share(0.04)
+@share(0.03)
 @given(task=st.sampled_from(sorted(ROWS_OF)), first=wild_json(st.sampled_from([rows[0] for rows in ROWS_OF.values()])))
 @example(task="piqa", first=json.dumps(ROWS[0] | {"label": -(2**63) - 1}))
 @example(task="piqa", first="[" * 3000)
@@ -56,7 +56,7 @@ def test_wild_lines_of_documents(task, first, tmp_path_factory):
     held_to(task, "rows.jsonl", "\n".join(lines).encode(), tmp_path_factory)
 
 
-@share(0.04)
+@share(0.03)
 @given(
     task=st.sampled_from(sorted(ROWS_OF)),
     suffix=SUFFIXES.filter(lambda suffix: suffix != ".jsonl"),
@@ -71,7 +71,7 @@ def test_wild_columns_of_documents(task, suffix, changes, tmp_path_factory):
     held_to(task, f"rows{suffix}", stored(table, suffix), tmp_path_factory)
 
 
-@share(0.04)
+@share(0.03)
 @given(task=st.sampled_from(sorted(ROWS_OF)), suffix=SUFFIXES, changes=damages())
 @example(task="piqa", suffix=".jsonl", changes=[("set", 0, 0xFF)])
 @example(task="piqa", suffix=".arrow", changes=[("cut", 0, 0)])
