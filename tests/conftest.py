@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pytest
 import torch
 from baichuan_code import BaichuanConfig, BaichuanForCausalLM
+from hypothesis import HealthCheck, settings
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from methods.model.calibration import Calibration
@@ -22,6 +23,12 @@ from methods.registry import PLUGIN, REGISTRY
 
 VOCABULARY = 128
 LAYERS = 6
+
+# tests/fuzz has so many inputs in all: the same ones every time, or with --hypothesis-profile nightly others each time.
+QUIETLY = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("suite", max_examples=500, derandomize=True, **QUIETLY)
+settings.register_profile("nightly", max_examples=10_000, print_blob=True, **QUIETLY)
+settings.load_profile("suite")
 
 # Every structural switch that a family can have is on: grouped queries, tied and untied heads, biases, windows.
 TINY = {

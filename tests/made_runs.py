@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from bench.plan.protocol import profile
 from bench.records.record import Record, save
 
 VERSIONS = {"torch": "2.13.0", "transformers": "5.24.0", "lm_eval": "0.4.13", "prunebench": "0.1.0"}
@@ -47,8 +49,8 @@ def cell(
 ) -> None:
     """Write one cell of `run`; `bits` are those per byte of the right answers of some of the tasks."""
     key = f"{label.replace(':', '-').replace('=', '-')}--{'fixed' if ratio is None else ratio}--{seed}"
-    protocol = {"batch_tokens": 2048, "scorer": "shared", "save_dtype": "", "profile": "quick", "cache": "dynamic"}
-    protocol |= {"tasks": list(tasks or ()), "texts": list(texts or ()), "batches": [1], "prefill": [128], "decode": []}
+    protocol = asdict(profile("quick", tasks=tuple(tasks or ()), texts=tuple(texts or ())))
+    protocol |= {"prefill": [128], "decode": [], "batches": [1]}
     asked = {
         "model": "somewhere/model",
         "display_name": "Model",
@@ -77,6 +79,7 @@ def cell(
         }
         found["perplexity"] = {
             name: {"sha256": sha256, "perplexity": float(np.exp(nll.sum() / (511 * len(nll))))}
+            | {"tokens": 511 * len(nll), "windows": len(nll), "window": 512, "stride": 512, "bos": "none"}
             for name, nll in (texts or {}).items()
         }
         found |= measured or {}

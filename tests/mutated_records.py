@@ -1,9 +1,10 @@
-"""Records in which one thing was changed at random, the same ones every time."""
+"""Plain values, such as records, in which one thing was changed at random."""
 
 from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable
 from typing import Any
 
 REMOVED = object()
@@ -17,7 +18,9 @@ def replacements(value: Any) -> list[Any]:
     return [REMOVED, REMOVED, *others]
 
 
-def mutated(plain: dict[str, Any], draw: random.Random) -> tuple[dict[str, Any], str, Any]:
+def mutated(
+    plain: dict[str, Any], draw: random.Random, offered: Callable[[Any], list[Any]] = replacements
+) -> tuple[dict[str, Any], str, Any]:
     """A copy of a record in which a field was removed or replaced, where that is, and what stands there now."""
     plain = copy.deepcopy(plain)
     place: Any = plain
@@ -29,7 +32,7 @@ def mutated(plain: dict[str, Any], draw: random.Random) -> tuple[dict[str, Any],
         if not (isinstance(inner, dict | list) and inner and draw.random() < 0.93):
             break
         place = inner
-    new = draw.choice(replacements(inner))
+    new = draw.choice(offered(inner))
     if new is REMOVED:
         del place[name]
     else:

@@ -6,7 +6,8 @@ Letters: D = residual width, H = query heads, G = key/value heads, E = head widt
 from __future__ import annotations
 
 import io
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -19,78 +20,100 @@ from bench.data import conversion
 from methods.checkpoint.pruned_config import PrunedConfig
 from methods.checkpoint.stock import empty
 from methods.checkpoint.transformers_compat import rebuilt, shapes
-from methods.errors import first_line
+from methods.errors import CheckpointError, first_line
 from methods.model.decoder import Decoder
 
 DECI = "deci"
 EMBEDDING = "token_embd.weight"
 
 
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Turn whatever gguf, transformers and tokenizers make of a damaged file into CheckpointError, in one line."""
+    try:
+        yield
+    except (CheckpointError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{file} cannot be read as GGUF: {first_line(error)}; copy or convert it again"
+        ) from error
+
+
 def architecture(file: Path) -> str:
-    """Return GGUF's name of what a file holds. Raises ValueError where that cannot be read."""
-    return str(_value(gguf.GGUFReader(file), "general.architecture"))
+    """Return GGUF's name of what a file holds. Raises CheckpointError where that cannot be read."""
+    with _readable(file):
+        return str(_value(gguf.GGUFReader(file), "general.architecture"))
 
 
 def read(file: Path, dtype: torch.dtype) -> Decoder:
     """Return the model in `file` in `dtype` on the CPU, quantised matrices as the numbers that they stand for.
 
-    Raises ValueError for a file that is cut short, of an unknown architecture, or whose tensors are not its layers'.
+    Raises CheckpointError for a file that is cut short, of an unknown architecture, or whose tensors are not its
+    layers'.
     """
-    if architecture(file) == DECI:
-        return _read_deci(file, dtype)
-    try:
+    with _readable(file):
+        if architecture(file) == DECI:
+            return _read_deci(file, dtype)
+        config(file)  # refuses what it should not begin to make
         with redirect_stderr(io.StringIO()):  # a progress bar for each tensor
             return Decoder(conversion.from_gguf(file, dtype)[0])
-    except (RuntimeError, KeyError, NotImplementedError) as error:
-        raise ValueError(first_line(error)) from error
 
 
 def load(file: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Return the model in `file` in `dtype`, and its tokenizer. Raises ValueError as `read`."""
-    if architecture(file) == DECI:
-        return _read_deci(file, dtype).model, tokenizer(file)
-    return conversion.from_gguf(file, dtype)
+    """Return the model in `file` in `dtype`, and its tokenizer. Raises CheckpointError as `read`."""
+    with _readable(file):
+        if architecture(file) == DECI:
+            return _read_deci(file, dtype).model, tokenizer(file)
+        config(file)  # refuses what it should not begin to make
+        return conversion.from_gguf(file, dtype)
 
 
 def config(file: Path) -> PreTrainedConfig:
-    """Return the configuration of what a file describes. Raises ValueError where it is none."""
-    reader = gguf.GGUFReader(file)
-    if _value(reader, "general.architecture") == DECI:
-        return _config(reader, {tensor.name for tensor in reader.tensors})
-    found: PreTrainedConfig = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-    return found
+    """Return the configuration of what a file describes. Raises CheckpointError where it is none."""
+    with _readable(file):
+        reader = gguf.GGUFReader(file)
+        name, held = _value(reader, "general.architecture"), len(reader.tensors)
+        if not 0 < (layers := _value(reader, f"{name}.block_count")) <= held:
+            raise ValueError(f"it says {layers} layers, and holds {held} tensors")
+        if name == DECI:
+            return _config(reader, {tensor.name for tensor in reader.tensors})
+        found: PreTrainedConfig = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+        return found
 
 
 def tokenizer(file: Path) -> Any:
-    """Return the tokenizer that a file holds."""
-    if architecture(file) == DECI:
-        options = {"name_or_path": str(file.parent), "gguf_file": file.name}
-        return TokenizersBackend(**options)  # type: ignore[no-untyped-call]
-    return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    """Return the tokenizer that a file holds. Raises CheckpointError where it holds none."""
+    with _readable(file):
+        if architecture(file) == DECI:
+            options = {"name_or_path": str(file.parent), "gguf_file": file.name}
+            return TokenizersBackend(**options)  # type: ignore[no-untyped-call]
+        return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
 
 
 def read_in_a_step(file: Path) -> tuple[int, int]:
     """Return the bytes of all matrices that a token is multiplied with, and how many numbers it leaves in the cache.
 
-    The embedding is one of them where it is the head too; of one that is not a token takes a row.
+    The embedding is one of them where it is the head too; of one that is not a token takes a row. Raises
+    CheckpointError as `read`.
     """
-    reader = gguf.GGUFReader(file)
-    tied = all(tensor.name != "output.weight" for tensor in reader.tensors)
-    matrices = [tensor for tensor in reader.tensors if len(tensor.shape) > 1 and (tied or tensor.name != EMBEDDING)]
-    name = _value(reader, "general.architecture")
-    n = _value(reader, f"{name}.block_count")
-    G = _each(_value(reader, f"{name}.attention.head_count_kv"), n)
-    E = sum(_value(reader, f"{name}.attention.{part}_length") for part in ("key", "value"))
-    return sum(int(tensor.n_bytes) for tensor in matrices), sum(G) * E
+    with _readable(file):
+        reader = gguf.GGUFReader(file)
+        tied = all(tensor.name != "output.weight" for tensor in reader.tensors)
+        matrices = [tensor for tensor in reader.tensors if len(tensor.shape) > 1 and (tied or tensor.name != EMBEDDING)]
+        name = _value(reader, "general.architecture")
+        n = config(file).num_hidden_layers
+        G = _each(_value(reader, f"{name}.attention.head_count_kv"), n)
+        E = sum(_value(reader, f"{name}.attention.{part}_length") for part in ("key", "value"))
+        return sum(int(tensor.n_bytes) for tensor in matrices), sum(G) * E
 
 
 def _read_deci(file: Path, dtype: torch.dtype) -> Decoder:
-    reader = gguf.GGUFReader(file)
+    reader, described = gguf.GGUFReader(file), config(file)
     found = {tensor.name: tensor for tensor in reader.tensors}
-    config = _config(reader, set(found))
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.DECI, config.num_hidden_layers)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.DECI, described.num_hidden_layers)
     E, stored = _value(reader, f"{DECI}.attention.key_length"), dict[str, Tensor]()
-    for name, shape in shapes(empty(config)).items():
+    for name, shape in shapes(empty(described)).items():
         stem, _, suffix = name.rpartition(".")
         target = f"{names.get_name(stem)}.{suffix}"
         entry = found.pop(target, None)
@@ -106,7 +129,7 @@ def _read_deci(file: Path, dtype: torch.dtype) -> Decoder:
         stored[name] = (halves(rows, len(rows) // E) if turned else rows).to(dtype)
     if found:
         raise ValueError(f"there is no place for {next(iter(found))}")
-    return Decoder(rebuilt(config, stored, dtype))
+    return Decoder(rebuilt(described, stored, dtype))
 
 
 def halves(weight: Tensor, heads: int) -> Tensor:
@@ -123,6 +146,11 @@ def _config(reader: gguf.GGUFReader, names: set[str]) -> PreTrainedConfig:
     n = of("block_count")
     H, G = _each(of("attention.head_count"), n), _each(of("attention.head_count_kv"), n)
     I = _each(of("feed_forward_length"), n)
+    widest = max(int(size) for tensor in reader.tensors for size in tensor.shape)
+    if not 0 <= min(*H, *G, *I) <= max(*H, *G, *I) <= widest:
+        raise ValueError(
+            f"it says sizes from {min(*H, *G, *I)} to {max(*H, *G, *I)}, and no tensor is wider than {widest}"
+        )
     groups = {h // g for h, g in zip(H, G, strict=True) if g}
     if len(groups) != 1:
         raise ValueError(f"layers have {sorted(groups)} query heads for each key/value head, and are read with one")

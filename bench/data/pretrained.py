@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.data import assets
+from bench.data import assets, model_folder
 from bench.data.file_hashes import remembered_sha256
-from methods.errors import UserError
+from methods.errors import UserError, first_line
 from methods.files import sha256
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from methods.model.spread import Place
 
 DTYPES = ("float32", "bfloat16", "float16")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py", "README.md"]
 HUB_LEFT_OUT = ["consolidated*", "original/*", "onnx/*"]  # the same weights in other layouts
 
@@ -36,11 +34,11 @@ def check(name: str, trust_remote_code: bool = False) -> None:
     if name in assets.MODELS or _is_gguf(name):
         return
     if Path(name).is_dir():
-        _check_folder(name, Path(name), trust_remote_code)
+        model_folder.check(name, Path(name), trust_remote_code)
     elif Path(name).exists() or not _is_hub_name(name):
         raise UserError(f"{name!r} is no model: give {_choices()}")
     elif (cached := _cached(name)) is not None:
-        _check_folder(name, cached, trust_remote_code)
+        model_folder.check(name, cached, trust_remote_code)
     else:
         _check_on_hub(name, trust_remote_code)
 
@@ -60,12 +58,15 @@ def shell(name: str, trust_remote_code: bool = False) -> torch.nn.Module:
 
     try:
         config = _config(name, trust_remote_code)
+        model_folder.refuse_layers(name, config.num_hidden_layers)
         with torch.device("meta"):
             model: torch.nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 config, trust_remote_code=trust_remote_code
             )
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        if empty := [parameter for parameter, weight in model.named_parameters() if not weight.numel()]:
+            raise ValueError(f"{empty[0]} has a size of 0")
+    except Exception as error:  # whatever transformers makes of a description that it does not expect
+        reason = first_line(error)
         raise UserError(f"transformers makes no causal language model of {name}: {reason}") from error
     return model
 
@@ -110,7 +111,7 @@ def load(
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
-    """Load the tokenizer of a model alone."""
+    """Load the tokenizer of a model alone. Raises UserError where its files are none."""
     from transformers import AutoTokenizer
 
     if _is_gguf(name):
@@ -118,7 +119,14 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
 
         return gguf_reader.tokenizer(Path(name))
     folder, options = _source(name, trust_remote_code)
-    return AutoTokenizer.from_pretrained(folder, **options)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        tokenizer("a")
+    except Exception as error:  # whatever transformers and tokenizers make of files that are damaged
+        raise UserError(
+            f"the tokenizer of {name} cannot be read ({first_line(error)}); copy or download {folder} again"
+        ) from error
+    return tokenizer
 
 
 def weights_sha256(name: str) -> str:
@@ -253,54 +261,6 @@ def _choices() -> str:
     return f"a known model ({known}), a folder with config.json and safetensors, a .gguf file or a hub name (ORG/MODEL)"
 
 
-def _check_folder(name: str, folder: Path, trust_remote_code: bool) -> None:
-    """Refuse a folder without configuration, safetensors or tokenizer, or with code of its own that is not allowed."""
-    needs = "a model folder holds config.json, *.safetensors and the tokenizer's files"
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{name} has no config.json; {needs}")
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{name} has no *.safetensors (other weight files are not read); {needs}")
-    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
-        raise UserError(f"{name} has no tokenizer; {needs}")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if "auto_map" in config and not trust_remote_code:
-        raise UserError(f"{name} comes with its own code; read it, then allow it with --trust-remote-code")
-    _check_weights(name, folder)
-    _check_saved(folder)
-
-
-def _check_weights(name: str, folder: Path) -> None:
-    """Refuse a folder that lacks a weight file which its index names, or has one that is cut short."""
-    from safetensors import SafetensorError, safe_open
-
-    if missing := [file for file in _named_by_index(folder) if not (folder / file).is_file()]:
-        raise UserError(f"{name} has no {missing[0]}, which its index names; copy or download the model again")
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, "numpy"):
-                pass
-        except SafetensorError as error:
-            raise UserError(f"{file} is cut short or damaged ({error}); copy or download it again") from None
-
-
-def _named_by_index(folder: Path) -> list[str]:
-    """Return the weight files that the index of a folder names; of one without an index, none."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return []
-    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-
-
-def _check_saved(folder: Path) -> None:
-    """Refuse a saved model whose files or configuration are not those of its manifest; hashes are left to loading."""
-    from methods.checkpoint import save_load, weight_files
-
-    if save_load.is_checkpoint(folder):
-        manifest = save_load.read_manifest(folder)
-        weight_files.check(folder, manifest["weights"], hashes=False)
-        save_load.check_config(folder, manifest)
-
-
 def _check_on_hub(name: str, trust_remote_code: bool) -> None:
     if not assets.hub_is_reachable():
         near = difflib.get_close_matches(name, assets.MODELS, n=1, cutoff=0.4)
@@ -330,7 +290,7 @@ def _cached(name: str) -> Path | None:
         folder = _snapshot(name, here_only=True)
     except (LocalEntryNotFoundError, HFValidationError):
         return None
-    weight_files = _named_by_index(folder) or ["model.safetensors"]
+    weight_files = model_folder.named_by_index(folder) or ["model.safetensors"]
     return folder if all((folder / file).is_file() for file in weight_files) else None
 
 

@@ -157,7 +157,7 @@ def _read(file: Path) -> datasets.Dataset:
         if file.suffix == ".parquet":
             return datasets.Dataset(pyarrow.parquet.read_table(file))
         return datasets.Dataset.from_list(_rows(file))
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
+    except Exception as error:  # whatever json, pyarrow and datasets make of a file that is none
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"--task-data: {file} cannot be read as {file.suffix.removeprefix('.')}: {reason}") from error
 

@@ -22,6 +22,7 @@ from bench.plan.recipe import KINDS, Recipe
 from methods.counted import Counted
 from methods.errors import UserError
 
+MOST_SLOTS = 4096
 SWEPT = ("calibration", "calibration_sequences", "calibration_length")  # fields of Protocol of which several sweep
 
 THEN = (
@@ -139,6 +140,8 @@ class RunSpec:
             raise UserError(
                 f"--threads auto looks at the cores of this machine; with --engine {self.engine} give a number"
             )
+        if isinstance(self.slots, int) and self.slots > MOST_SLOTS:
+            raise UserError(f"--slots is at most {MOST_SLOTS} cells at once; got {self.slots}")
         if self.slots not in (None, 1) and self.isolate is False:
             raise UserError("--slots needs a process for each cell that runs; leave --no-isolate out")
         if self.healing:

@@ -60,17 +60,22 @@ def _shipped() -> dict[str, Path]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {error}") from None
+    plain = read_yaml(path, str(path))
     if not isinstance(plain, dict):
         raise UserError(f"{path} is no table of the flags of `run`, as in `methods: [laco, slicegpt]`")
     return plain
+
+
+def read_yaml(path: Path, where: str) -> Any:
+    """Return what a YAML file says. Raises UserError, whose message begins with `where`, for any other file."""
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{where} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{where} is not YAML: {error}") from None
 
 
 def _table(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:

@@ -50,10 +50,11 @@ def of_documents(task: str, table: Any) -> NDArray[np.float64] | None:
         return None
     found = [sizes.get(_number(document), 0) for document in table["doc_hash"].to_pylist()]
     right, scored = table["target"].to_pylist(), table["loglikelihoods"].to_pylist()
-    if 0 in found or not all(isinstance(place, int) for place in right):
+    several = list(zip(found, right, scored, strict=True))
+    if not all(size and isinstance(place, int) and 0 <= place < len(every) for size, place, every in several):
         return None
-    several = zip(found, right, scored, strict=True)
-    return np.array([bits_per_byte(every[place], size) for size, place, every in several])
+    likely = [math.nan if every[place] is None else every[place] for _, place, every in several]
+    return np.array([bits_per_byte(nats, size) for nats, size in zip(likely, found, strict=True)])
 
 
 def chance(loglikelihoods: Sequence[Sequence[float]]) -> float | None:
@@ -98,5 +99,8 @@ def _known_bytes() -> dict[str, dict[int, int]]:
 
 
 def _number(document: str) -> int:
-    """Return the first 32 bits of a document's hash, by which it is known among those of its task."""
-    return int(document[:8], 16)
+    """Return the first 32 bits of a document's hash, by which it is known among those of its task; -1 for no hash."""
+    try:
+        return int(document[:8], 16)
+    except ValueError:
+        return -1

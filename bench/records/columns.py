@@ -276,8 +276,10 @@ def timed(record: Record, stage: str) -> dict[str, Any] | None:
     """Return what was timed of "prefill" or "decode" at the first batch and the first size that were asked for."""
     asked = record.cell["protocol"]
     for point in record.measured.get("speed", {}).get("points", ()):
-        size = (point["kind"], [point["batch"]], [point[STAGES[stage]]]) if point["kind"] == stage else None
-        if size == (stage, asked["batches"][:1], asked[stage][:1]):
+        if point["kind"] == stage and [point["batch"], point[STAGES[stage]]] == [
+            asked["batches"][0],
+            *asked[stage][:1],
+        ]:
             return point if "pruned_ms" in point else None
     return None
 

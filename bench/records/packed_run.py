@@ -159,11 +159,15 @@ def unpack(run: Path, target: Path | None = None) -> int:
                 raise InvalidRecord(f"{line.record}; mend the line, or take it out of {RECORDS}")
     sound = [line for line in every if isinstance(line.record, Record)]
     for line in sound:
-        plain, folder, written = line.plain, place / "samples" / line.key, {}
         for name, expected in line.rows.items():
             table = tables.table(run / "samples" / line.key, name)
             if table is None or rows_sha256(table) != expected:
                 raise InvalidRecord(f"{run / 'samples' / name}.parquet has not the rows of {line.key} that were packed")
+    for line in sound:
+        plain, folder, written = line.plain, place / "samples" / line.key, {}
+        for name in line.rows:
+            table = tables.table(run / "samples" / line.key, name)
+            assert table is not None  # as was seen above
             buffer = io.BytesIO()
             table.to_pandas().to_parquet(buffer, index=False)
             write_atomically(folder / f"{name}.parquet", buffer.getvalue())

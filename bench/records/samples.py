@@ -17,9 +17,19 @@ from numpy.typing import NDArray
 
 from bench.records import answers
 from bench.records.record import InvalidRecord
+from methods.errors import first_line
 from methods.files import sha256
 
 CELL = "cell"  # the column of a packed file that says whose a row is
+FIGURES = "numbers"  # what every column holds that COLUMNS does not name: a metric, null where a document has none
+COLUMNS = {
+    **dict.fromkeys((CELL, "doc_hash", "prompt_hash", "target_hash"), "texts"),
+    **dict.fromkeys(("doc_id", "tokens"), "whole numbers"),
+    "target": "whole numbers or texts",
+    "loglikelihoods": "lists of numbers",
+    "greedy": "lists of true and false",
+    "responses": "lists of texts",
+}
 UNITS = ("doc_hash", "doc_id", "tokens")  # the column that tells documents or windows apart, the surest first
 
 
@@ -45,7 +55,7 @@ class SampleFiles:
         """
         own, packed = folder / f"{name}.parquet", folder.parent / f"{name}.parquet"
         if own.is_file():
-            return read_table(own, columns)
+            return _complete(own, read_table(own, columns))
         known = (packed, tuple(columns))
         if known not in self._packed:
             self._packed[known] = _packed_tables(packed, columns)
@@ -63,7 +73,8 @@ class Samples:
     def of(self, number: int, name: str, figure: str) -> Sample | None:
         """Return a figure of each document of a task, or window of "perplexity-TEXT", of the record at a place.
 
-        None where there are not two, or no telling which they are. Raises InvalidRecord where a file is damaged.
+        None where there are not two, one has none, or no telling which they are. Raises InvalidRecord where a file is
+        damaged.
         """
         key = (number, name, figure)
         if key not in self._read:
@@ -83,19 +94,54 @@ def _sample(name: str, table: Any, figure: str) -> Sample | None:
         return None if found is None or not np.isfinite(found).all() else Sample(table[unit], found)
     if figure not in table.column_names:
         return None
-    return Sample(table[unit], np.array(table[figure].to_pylist(), dtype=float))  # to_numpy would import pandas
+    found = np.array(table[figure].to_pylist(), dtype=float)  # to_numpy would import pandas
+    return Sample(table[unit], found) if np.isfinite(found).all() else None
 
 
 def read_table(path: Path, columns: Sequence[str] = ()) -> Any:
-    """Read a Parquet file, or those of the columns that it has. Raises InvalidRecord where it is damaged."""
+    """Read a Parquet file, or those of the columns that it has. Raises InvalidRecord where it holds no samples.
+
+    That is where it is damaged, where a column stands there twice, and where one holds other than COLUMNS says.
+    """
+    import pyarrow
     from pyarrow.parquet import ParquetFile
 
     try:
         with ParquetFile(path) as file:
             known = file.schema_arrow.names
-            return file.read(columns=[name for name in known if not columns or name in columns], use_threads=False)
-    except (OSError, ValueError) as error:  # pyarrow's own errors are both
-        raise InvalidRecord(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from None
+            if twice := [name for name in known if known.count(name) > 1]:
+                raise InvalidRecord(f"{path} has the column {twice[0]!r} twice; copy the file again")
+            wanted = [name for name in known if not columns or name in columns]
+            table = file.read(columns=wanted, use_threads=False)
+        table.validate(full=True)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise InvalidRecord(f"{path} cannot be read: {first_line(error)}") from None
+    for field in table.schema:
+        if (held := COLUMNS.get(field.name, FIGURES)) not in _kinds(field.type):
+            raise InvalidRecord(f"{path}: column {field.name!r} holds values of type {field.type}, not {held}")
+    return table.replace_schema_metadata(None)  # what pandas would read of it
+
+
+def _kinds(kind: Any) -> tuple[str, ...]:
+    """Return what values of a pyarrow type may be called in COLUMNS."""
+    from pyarrow import types
+
+    if types.is_list(kind) or types.is_large_list(kind):
+        return tuple(f"lists of {inner}" for inner in _kinds(kind.value_type))
+    if types.is_integer(kind):
+        return ("whole numbers", FIGURES, "whole numbers or texts")
+    if types.is_boolean(kind):
+        return ("true and false", FIGURES)
+    if types.is_string(kind) or types.is_large_string(kind):
+        return ("texts", "whole numbers or texts")
+    return (FIGURES,) if types.is_floating(kind) else ()
+
+
+def _complete(path: Path, table: Any) -> Any:
+    """Return a table of the samples of one cell. Raises InvalidRecord where a column but a figure's has gaps."""
+    if gaps := [name for name in table.column_names if name in COLUMNS and table[name].null_count]:
+        raise InvalidRecord(f"{path}: column {gaps[0]!r} lacks values of some rows; copy the file again")
+    return table
 
 
 def refuse_damaged(folder: Path, measured: Mapping[str, Any]) -> None:
@@ -111,10 +157,13 @@ def _packed_tables(path: Path, columns: Sequence[str]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     table, found, start = read_table(path, (CELL, *columns) if columns else ()), {}, 0
+    if CELL not in table.column_names:
+        raise InvalidRecord(f"{path} has no column {CELL!r}, which says whose a row is; copy the file again")
     for key, rows in groupby(table[CELL].to_pylist()):
         length = len(list(rows))
         part = table.slice(start, length).drop_columns([CELL])
-        found[key] = part.drop_columns([name for name in part.column_names if part[name].null_count == length])
+        part = part.drop_columns([name for name in part.column_names if part[name].null_count == length])
+        found[key] = _complete(path, part)
         start += length
     return found
 

@@ -8,7 +8,7 @@ Holds no path and no host: texts go by their file's name and what they contain b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from bench.records.windows import in_a_row
 from methods.errors import UserError
 
 SIZES = ("parameters", "weight_bytes", "kv_bytes_per_token", "macs_per_token")
+OF_WINDOWS = ("nll", "tokens")  # columns of the samples of a text
+MOST_NATS = 700  # per token, whose exponential a float still holds
 NLL_DIGITS = 4  # behind the point, of a window's nats: what differs by less is the order of sums
 BITS_DIGITS = 4  # likewise of a document's bits per byte
 
@@ -119,17 +121,18 @@ def of_cell(record: Record, run: Path, key: str, files: SampleFiles | None = Non
     folder, files = run_folder.samples_folder(run, key), files or SampleFiles()
     tasks, bits = dict[str, Answers | None](), dict[str, Answers]()
     for name, task in measured.get("tasks", {}).items():
-        table = _table(files, folder, name)
+        table = _table(files, folder, name, task["documents"])
         frame, metric, likely = table.to_pandas(), str(task["main"]), answers.of_documents(name, table)
-        known = metric in frame and len(frame)
-        tasks[name] = _answers(task, name, frame, metric, frame[metric].to_numpy(dtype=float)) if known else None
-        if likely is not None:
+        figures = frame[metric].to_numpy(dtype=float) if metric in frame and len(frame) else np.array([np.nan])
+        tasks[name] = _answers(task, name, frame, metric, figures) if np.isfinite(figures).all() else None
+        if likely is not None and np.isfinite(likely).all():
             bits[name] = _answers(task, name, frame, answers.NAME, likely.round(BITS_DIGITS))
     texts: dict[str, Windows] = {}
     for name, text in measured.get("perplexity", {}).items():
         if Path(name).name in texts:
             raise UserError(f"{run}: two texts are called {Path(name).name}; give them different file names")
-        texts[Path(name).name] = _windows(text, _table(files, folder, f"perplexity-{Path(name).stem}").to_pandas())
+        table = _table(files, folder, f"perplexity-{Path(name).stem}", text["windows"], OF_WINDOWS)
+        texts[Path(name).name] = _windows(text, table.to_pandas(), f"{run}: {key}: the samples of {name}")
     about = {"model": record.cell.get("display_name"), "commit": record.environment.get("commit")}
     return CellResults(
         identity(record),
@@ -149,7 +152,8 @@ def _sizes(measured: Mapping[str, Any]) -> dict[str, int]:
     """Return the sizes, with the context of the multiply-accumulates in their name, since it sets them."""
     found = {name: measured[name] for name in SIZES if name in measured}
     if "macs_per_token" in found:
-        found[f"macs_per_token in {measured['macs_context']}"] = found.pop("macs_per_token")
+        macs, context = found.pop("macs_per_token"), measured.get("macs_context")
+        found["macs_per_token" if context is None else f"macs_per_token in {context}"] = macs
     return found
 
 
@@ -164,17 +168,29 @@ def _answers(
     return Answers(metric, values, digest, task.get("version"), task.get("fewshot", 0), ids)
 
 
-def _windows(text: Mapping[str, Any], table: pd.DataFrame) -> Windows:
-    nll = table["nll"].to_numpy(dtype=float).round(NLL_DIGITS)
-    return Windows(nll, table["tokens"].to_numpy(dtype=np.int64), text["sha256"], in_a_row(text))
+def _windows(text: Mapping[str, Any], table: pd.DataFrame, where: str) -> Windows:
+    """Return the windows of a text. Raises UserError, which begins with `where` they stand, for what are none."""
+    nll, tokens = table["nll"].to_numpy(dtype=float), table["tokens"].to_numpy(dtype=np.int64)
+    if not ((tokens > 0).all() and (np.abs(nll) < MOST_NATS * tokens).all()):
+        raise UserError(f"{where} have windows without tokens or of more than {MOST_NATS} nats per token")
+    return Windows(nll.round(NLL_DIGITS), tokens, text["sha256"], in_a_row(text))
 
 
-def _table(files: SampleFiles, folder: Path, name: str) -> Any:
-    """Read the pyarrow.Table of one sample of a cell. Raises UserError where it is missing or damaged."""
+def _table(files: SampleFiles, folder: Path, name: str, rows: int, needed: Sequence[str] = ()) -> Any:
+    """Read the pyarrow.Table of one sample of a cell.
+
+    Raises UserError where it is missing, damaged, not of so many rows, or without a column that is `needed`.
+    """
     table = files.table(folder, name)
     if table is None:
         missing = folder / f"{name}.parquet"
         raise UserError(f"{missing} is missing: a comparison needs the samples of the run, not its records alone")
+    if table.num_rows != rows:
+        raise UserError(
+            f"the samples {name} of {folder} have {table.num_rows} rows, and the record {rows}; copy the run again"
+        )
+    if lacking := [column for column in needed if column not in table.column_names]:
+        raise UserError(f"the samples {name} of {folder} lack the column {lacking[0]!r}; copy the run again")
     return table
 
 

@@ -220,6 +220,8 @@ def _text(name: str, before: CellResults, after: CellResults, allowed: Collectio
         differs = _disjoint("text", before.texts, after.texts, allowed)
     elif one.sha256 != other.sha256:
         differs += () if "text" in allowed else (("text", _words(one.sha256, other.sha256)),)
+    elif not np.array_equal(one.tokens, other.tokens):
+        differs += (("text", "windows of other tokens under one hash"),)
     elif not differs:
         difference = _perplexity(one, other)
     return ComparedRow("text", f"perplexity {name}", left, right, difference, differs=differs)

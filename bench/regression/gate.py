@@ -26,6 +26,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bench.plan import spec_file
 from bench.regression import compare
 from bench.regression.cell_results import CellResults
 from bench.regression.compare import ComparedRow
@@ -80,14 +81,7 @@ def read_margins(file: Path | None) -> Margins:
     """Read the margins of a YAML file; without one return the defaults. Raises UserError."""
     if file is None:
         return Margins()
-    import yaml
-
-    try:
-        plain = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise UserError(f"--margins: {file} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--margins: {file} is not YAML: {error}") from None
+    plain = spec_file.read_yaml(file, f"--margins: {file}") or {}
     if not isinstance(plain, dict):
         raise UserError(f"--margins: {file} is a table of names and margins, as in `accuracy: 1.0`")
     known = tuple(Margins.__dataclass_fields__)
@@ -101,7 +95,10 @@ def _checked(file: Path, key: str, value: Any) -> Any:
     if key == "allow":
         if not isinstance(value, list):
             raise UserError(f"{where} is a list of fields, as in [cpu, threads]; got {value!r}")
-        return compare.allowed_fields(",".join(map(str, value)))
+        try:
+            return compare.allowed_fields(",".join(map(str, value)))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
     if key == "sizes":
         if value != "exact" and not _is_off(value):
             raise UserError(f"{where} is exact or off; got {value!r}")

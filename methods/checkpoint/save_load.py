@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
@@ -41,6 +40,7 @@ LAYOUT = 1
 MANIFEST = "prunebench.json"
 SHARD_BYTES = 5 * 10**9
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LOADERS = ("transformers", "prunebench")
 PROBE_TOKENS = 24
 CPU = torch.device("cpu")
 
@@ -164,7 +164,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = Path(folder) / MANIFEST
     try:
         manifest: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
     layout = manifest.get("layout") if isinstance(manifest, dict) else None
     if layout != LAYOUT:
@@ -172,18 +172,31 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     missing = {"weights", "dtype", "parameters", "structure", "loads_with"} - set(manifest)
     if missing:
         raise CheckpointError(f"{path} says nothing of {', '.join(sorted(missing))}")
+    if manifest["dtype"] not in list(DTYPES):
+        raise CheckpointError(f"{path} has a dtype that is none of {', '.join(DTYPES)}; copy the folder again")
+    if not weight_files.are_listed(manifest["weights"]):
+        raise CheckpointError(f"{path} has no weights of the form {{FILE: {{bytes, sha256}}}}; copy the folder again")
+    if manifest["loads_with"] not in list(LOADERS):
+        raise CheckpointError(
+            f"{path} says of no loader among {', '.join(LOADERS)} that it reads the folder; copy it again"
+        )
+    if not isinstance(manifest["parameters"], int):
+        raise CheckpointError(f"{path} has a number of parameters that is none; copy the folder again")
     return dict(manifest)
 
 
 def check_config(folder: Path, manifest: Mapping[str, Any]) -> PreTrainedConfig:
     """Return the configuration of `folder`. Raises CheckpointError where weights or manifest disagree with it."""
+    stored = weight_files.stored_shapes(folder, manifest["weights"])
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
+        if config.num_hidden_layers > len(stored):
+            raise ValueError(f"it has {config.num_hidden_layers} layers, and there are {len(stored)} weights")
         shell = empty(config)
-    except (ValueError, KeyError, AttributeError, TypeError, OSError, StrictDataclassError) as error:
+    except Exception as error:  # whatever transformers makes of a description that it does not expect
         reason = first_line(error.__cause__ or error)
         raise CheckpointError(f"{folder / 'config.json'} describes no model: {reason}") from error
-    problem = difference(weight_files.stored_shapes(folder, manifest["weights"]), shapes(shell))
+    problem = difference(stored, shapes(shell))
     if problem is not None:
         raise CheckpointError(f"{folder / 'config.json'} and the weights disagree: {problem}")
     if structure(Decoder(shell)) != manifest["structure"]:

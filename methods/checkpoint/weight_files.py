@@ -71,6 +71,17 @@ def _kind(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
     return dtype if tensor.is_floating_point() else tensor.dtype
 
 
+def are_listed(weights: Any) -> bool:
+    """Say whether what a manifest says of its weights is {file: {bytes, sha256}}, of files in its own folder."""
+    return isinstance(weights, dict) and all(
+        isinstance(entry, dict)
+        and isinstance(entry.get("bytes"), int)
+        and isinstance(entry.get("sha256"), str)
+        and file == Path(file).name
+        for file, entry in weights.items()
+    )
+
+
 def check(folder: Path, weights: dict[str, dict[str, Any]], *, hashes: bool = True) -> None:
     """Raise CheckpointError for a weight file that is missing, truncated, changed, or not in the list."""
     for file, entry in weights.items():

@@ -13,6 +13,7 @@ from bench.stats.clusters import ratio_interval
 
 NLL = nats(3)
 ENTRY = {"perplexity": float(math.exp(NLL.sum() / NLL.size / 511)), "sha256": "a" * 64, "windows": len(NLL)}
+ENTRY |= {"tokens": 511 * len(NLL), "window": 512, "stride": 512, "bos": "none"}
 NARROW = {"perplexity_low": 19.0, "perplexity_high": 21.0}
 
 

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,6 +20,8 @@ import torch
 import yaml
 from conftest import WORDS, tiny
 from made_runs import VERSIONS, answers, cell, nats, speed
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from torch import nn
 
 from bench.cli.main import main
@@ -546,13 +554,18 @@ def trained(model_folder, tmp_path_factory):
     return folder
 
 
-def measured(trained: Path, run: Path, *methods: str, text: str = "text", plugin: str = "") -> Path:
-    """A run of the trained model."""
-    arguments = ["run", "--model", str(trained / "model"), "--methods", ",".join(methods), "--device", "cpu"]
+def small(trained: Path, text: str = "text") -> list[str]:
+    """What makes a run one of the trained model that takes a second."""
+    arguments = ["--model", str(trained / "model"), "--device", "cpu", "--profile", "smoke", "--no-checks"]
     arguments += ["--texts", str(trained / f"{text}.txt"), "--calibration", str(trained / "text.txt")]
     arguments += ["--tasks", "piqa", "--task-data", f"piqa={trained / 'piqa.jsonl'}", "--documents", "0"]
     arguments += ["--window", "32", "--windows", "12", "--calibration-sequences", "2", "--calibration-length", "16"]
-    arguments += ["--profile", "smoke", "--speed-rounds", "0", "--no-checks", "--out", str(run)]
+    return arguments
+
+
+def measured(trained: Path, run: Path, *methods: str, text: str = "text", plugin: str = "") -> Path:
+    """A run of the trained model."""
+    arguments = ["run", "--methods", ",".join(methods), *small(trained, text), "--speed-rounds", "0", "--out", str(run)]
     assert main([*arguments, *(["--plugin", plugin, "--ratio", "0.2"] if plugin else [])]) == 0
     return run
 
@@ -588,17 +601,88 @@ DOCS = Path(__file__).parents[2] / "docs"
 EXAMPLES = DOCS / "examples"
 
 
+WORKFLOW = yaml.safe_load((EXAMPLES / "gate.yml").read_text())
+STEPS = WORKFLOW["jobs"]["gate"]["steps"]
+
+
 def test_the_commands_of_the_page_and_the_workflow_are_commands():
     from bench.cli.main import _parsed
 
-    workflow = yaml.safe_load((EXAMPLES / "gate.yml").read_text())
-    steps = [line for step in workflow["jobs"]["gate"]["steps"] for line in step.get("run", "").splitlines()]
+    steps = [line for step in STEPS for line in step.get("run", "").splitlines()]
     lines = [*(DOCS / "guides" / "regression.md").read_text().splitlines(), *steps]
     commands = [line.strip() for line in lines if line.strip().startswith("python -m bench ")]
     assert len(commands) > 10
     for command in commands:
         words = shlex.split(command.partition("||")[0], comments=True)
         _parsed(words[3:])
+
+
+def test_the_workflow_is_one_that_a_service_takes():
+    assert set(WORKFLOW) == {"name", True, "permissions", "jobs"}  # `on` is true in YAML 1.1
+    assert WORKFLOW[True] == "pull_request"
+    assert set(WORKFLOW["permissions"].values()) == {"read"}
+    (job,) = WORKFLOW["jobs"].values()
+    assert job["runs-on"]
+    assert job["timeout-minutes"] > 0
+    for step in STEPS:
+        assert ("uses" in step) != ("run" in step), step
+        assert set(step) <= {"name", "uses", "with", "run", "if", "env"}
+        if "uses" in step:
+            assert re.fullmatch(r"[\w-]+/[\w-]+@(v\d+(\.\d+)*|[0-9a-f]{40})", step["uses"]), step
+        for name in re.findall(r"\$(\w+)", step.get("run", "")):
+            assert name in job["env"] or name.startswith("GITHUB_"), name
+    (summary,) = (number for number, step in enumerate(STEPS) if "GITHUB_STEP_SUMMARY" in step.get("run", ""))
+    (gated,) = (number for number, step in enumerate(STEPS) if "junit.xml" in step.get("run", ""))
+    assert gated < summary
+    assert all(step.get("if") == "always()" for step in STEPS[summary:])  # what went wrong is shown
+
+
+def test_the_workflow_installs_versions_that_the_package_takes():
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]
+    taken = {one.name: one.specifier for one in map(Requirement, project["dependencies"])}
+    env = WORKFLOW["jobs"]["gate"]["env"]
+    for pinned in map(Requirement, env["VERSIONS"].split()):
+        (exact,) = pinned.specifier
+        assert exact.operator == "=="
+        assert exact.version in taken[pinned.name], pinned
+    (python,) = (step["with"]["python-version"] for step in STEPS if "setup-python" in step.get("uses", ""))
+    assert python in SpecifierSet(project["requires-python"])
+
+
+def stepped(step: dict[str, str], there: Path, more: Sequence[str] = ()) -> int:
+    """Run a step as the service does, in a shell that ends at the first command that fails; its exit code."""
+    command = f"{step['run'].strip()} {shlex.join(more)}".strip()
+    own = {"GITHUB_STEP_SUMMARY": str(there / "step_summary.md"), "PYTHONPATH": str(DOCS.parent)}
+    own["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-e", "-c", command], cwd=there, env=os.environ | own, capture_output=True, check=False
+    )
+    return done.returncode
+
+
+def test_the_steps_of_the_workflow_measure_gate_and_say(trained, tmp_path):
+    steps = {step["name"]: step for step in STEPS if "name" in step}
+    for file in ("mine.py", "margins.yaml"):
+        shutil.copy(EXAMPLES / file, tmp_path)
+    assert stepped(steps["Measure"], tmp_path, small(trained)) == 0
+    run = tmp_path / "run"
+    assert {record.cell["method"] for record in load_run(run)} >= {"opposed", "laco", "dense"}
+    assert stepped(steps["Gate"], tmp_path) == gate.INCOMPARABLE  # there is no baseline yet
+    assert main(["baseline", "accept", str(run), "--out", str(tmp_path / "baseline")]) == 0
+    assert stepped(steps["Gate"], tmp_path) == 0
+    assert ElementTree.parse(tmp_path / "junit.xml").getroot().tag == "testsuite"
+
+    accepted = tmp_path / "baseline" / "records.jsonl"
+    lines = [json.loads(line) for line in accepted.read_text().splitlines()]
+    for line in lines:
+        line["measured"]["weight_bytes"] -= 4  # so that the pull request has larger models, measured again too
+    accepted.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert stepped(steps["Gate"], tmp_path) == gate.REGRESSION
+    assert ElementTree.parse(tmp_path / "junit.xml").getroot().findall(".//failure")
+    assert stepped(steps["Summary"], tmp_path) == 0  # it says so, and does not fail again
+    assert "worse" in (tmp_path / "step_summary.md").read_text()
+    kept = next(step["with"]["path"].split() for step in STEPS if "upload-artifact" in step.get("uses", ""))
+    assert all((tmp_path / path).exists() for path in kept)
 
 
 def test_the_margins_of_the_page_are_the_defaults(tmp_path):

@@ -14,6 +14,7 @@ from bench.cli.main import main
 from bench.regression.history import changes
 
 STEP = 8  # the run from which perplexity is higher
+WINDOWS = {"tokens": 8176, "windows": 16, "window": 512, "stride": 512, "bos": "none"}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def runs(tmp_path_factory):
         perplexity |= {"perplexity_low": low, "perplexity_high": high}
         run = folder / f"run-{n}"
         for label, ratio in (("dense", None), ("laco", 0.1), ("laco", 0.2)):
-            figures = {"perplexity": {"wiki": perplexity}, "parameters": 1000 if n < 6 else 900}
+            figures = {"perplexity": {"wiki": WINDOWS | perplexity}, "parameters": 1000 if n < 6 else 900}
             cell(run, label, ratio, tasks={"piqa": answers(n, 100)}, environment=environment, measured=figures)
     return [str(folder / f"run-{n}") for n in (3, 1, 2, 0, *range(11, 3, -1))]
 

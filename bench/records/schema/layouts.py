@@ -63,20 +63,20 @@ class EngineAsked(Layout):
 
     source: ClassVar[str] = "bench.plan.served"
 
-    engine: Name = absent("llama.cpp, vllm or sglang")
+    engine: Name = needed("llama.cpp, vllm or sglang")
     engine_python: str = absent("interpreter that has vllm or sglang")
     engine_args: str = absent("words for those")
     prefill: list[Tokens] = absent("prompt lengths that are timed")
     decode: list[Tokens] = absent("depths of context behind which tokens are generated")
     batches: list[Positive] = absent("sequences at once")
-    steps: Positive = absent("tokens that a pass generates for each sequence")
-    rounds: Positive = absent("of dense against pruned")
-    text: str = absent("that the engine scores")
-    windows: Count = absent("of that text")
-    window: Tokens = absent("of each window")
+    steps: Positive = needed("tokens that a pass generates for each sequence")
+    rounds: Positive = needed("of dense against pruned")
+    text: str = needed("that the engine scores")
+    windows: Count = needed("of that text")
+    window: Tokens = needed("of each window")
     silence: Count = absent("seconds without a word after which the engine is ended")
-    version: str = absent("of the engine")
-    threads: Count = absent("of the engine")
+    version: str = needed("of the engine")
+    threads: Count = needed("of the engine")
 
 
 class ModelServed(Layout):

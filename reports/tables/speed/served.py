@@ -169,7 +169,7 @@ def _speedup(point: dict[str, Any] | None) -> TableCell:
     if not point or "speedup" not in point:
         return TableCell("failed" if point and "failed" in point else MISSING)
     value, low, high = (point[f"speedup{end}"] for end in ("", "_low", "_high"))
-    doubtful = bool(point["flags"])
+    doubtful = bool(point.get("flags"))
     words = METRICS["decode_speed"].show_interval(value, low, high) + "!" * doubtful
     return TableCell(words, value=value, low=low, high=high, marks=("doubtful",) if doubtful else ())
 

@@ -147,8 +147,8 @@ def _compared(point: dict[str, Any], lost: str) -> list[TableCell]:
         return [TableCell(lost), TableCell()]
     show, (figure, low, high) = METRICS["prefill_speed"], (point[f"speedup{end}"] for end in ("", "_low", "_high"))
     work = [point[name] for name in ("speedup_by_macs", "speedup_by_bytes") if name in point]
-    spread = show.show_interval(figure, low, high) + "!" * bool(point["flags"])
-    marks = ("doubtful",) if point["flags"] else ()
+    spread = show.show_interval(figure, low, high) + "!" * bool(point.get("flags"))
+    marks = ("doubtful",) if point.get("flags") else ()
     expected = TableCell(" / ".join(map(show.show, work)) or MISSING, value=work[0] if work else None)
     return [TableCell(spread, value=figure, low=low, high=high, marks=marks), expected]
 
