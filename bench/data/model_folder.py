@@ -74,7 +74,7 @@ def _check_saved(folder: Path) -> None:
 
 
 def refuse_layers(name: str, layers: int) -> None:
-    """Raise ValueError for no layer, and for more than the folder of a model has weights, which take for ever to make."""
+    """Raise ValueError for no layer, or for more than a folder has weights, which would take for ever to make."""
     from safetensors import safe_open
 
     stored = 0
