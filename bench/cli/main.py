@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -57,6 +58,8 @@ class Said(argparse.Action):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0 done, 1 not as said, 2 a mistake, 3 a cell failed, 130 interrupted."""
     let_threads_wait()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # where the terminal has no such character, as stderr does
     try:
         arguments = _parsed(sys.argv[1:] if argv is None else argv)
         code: int = arguments.command(arguments)

@@ -74,12 +74,12 @@ def _check_saved(folder: Path) -> None:
 
 
 def refuse_layers(name: str, layers: int) -> None:
-    """Raise ValueError for more layers than the folder of a model has weights, which would take for ever to make."""
+    """Raise ValueError for no layer, or for more than a folder has weights, which would take for ever to make."""
     from safetensors import safe_open
 
     stored = 0
     for file in Path(name).glob("*.safetensors"):
         with safe_open(file, "numpy") as weights:
             stored += len(weights.keys())
-    if stored and layers > stored:
+    if layers < 1 or (stored and layers > stored):
         raise ValueError(f"config.json says {layers} layers, and there are {stored} weights")

@@ -152,11 +152,15 @@ def _read(file: Path) -> datasets.Dataset:
     import pyarrow.parquet
 
     try:
+        if file.suffix == ".jsonl":
+            return datasets.Dataset.from_list(_rows(file))
         if file.suffix == ".arrow":
-            return datasets.Dataset.from_file(str(file), in_memory=True)
-        if file.suffix == ".parquet":
-            return datasets.Dataset(pyarrow.parquet.read_table(file))
-        return datasets.Dataset.from_list(_rows(file))
+            with pyarrow.OSFile(str(file)) as stream:
+                table = pyarrow.ipc.open_stream(stream).read_all()
+        else:
+            table = pyarrow.parquet.read_table(file)
+        table.validate(full=True)  # offsets that lead elsewhere would end the process in datasets
+        return datasets.Dataset(table)
     except Exception as error:  # whatever json, pyarrow and datasets make of a file that is none
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"--task-data: {file} cannot be read as {file.suffix.removeprefix('.')}: {reason}") from error

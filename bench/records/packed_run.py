@@ -23,7 +23,7 @@ from bench.records import served, superseded
 from bench.records.record import LEFT_OUT, InvalidRecord, Record, from_json, read_json, write_json
 from bench.records.samples import CELL, SampleFiles, read_table, refuse_damaged
 from bench.system.console import say
-from methods.errors import UserError
+from methods.errors import UserError, first_line
 from methods.files import write_atomically
 
 RECORDS = "records.jsonl"
@@ -130,8 +130,9 @@ def _packed(run: Path, paths: Sequence[Path], target: Path, wrong: dict[str, Inv
             tables.setdefault(name, []).append(_with_cell(table, path.stem))
         packed.append(json.dumps({"key": path.stem, "rows_sha256": hashes} | plain, allow_nan=False).encode())
     refuse_none_left(run, packed, wrong)
-    for name, several in tables.items():
-        write_atomically(target / "samples" / f"{name}.parquet", _parquet(several))
+    files = {name: _parquet(f"{run}: the samples {name}", several) for name, several in tables.items()}
+    for name, content in files.items():
+        write_atomically(target / "samples" / f"{name}.parquet", content)
     return packed
 
 
@@ -199,10 +200,18 @@ def _with_cell(table: Any, key: str) -> Any:
     return table.replace_schema_metadata(None).add_column(0, CELL, pa.array([key] * table.num_rows, pa.string()))
 
 
-def _parquet(tables: list[Any]) -> bytes:
+def _parquet(where: str, tables: list[Any]) -> bytes:
+    """Return the Parquet file of several tables. Raises InvalidRecord, which begins with `where` they are from.
+
+    That is where a column has values of one cell that its type in another cannot hold.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
     buffer = io.BytesIO()
-    parquet.write_table(pa.concat_tables(tables, promote_options="permissive"), buffer, compression="zstd")
+    try:
+        whole = pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise InvalidRecord(f"{where} differ in a column from cell to cell: {first_line(error)}") from None
+    parquet.write_table(whole, buffer, compression="zstd")
     return buffer.getvalue()

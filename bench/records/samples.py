@@ -21,6 +21,7 @@ from methods.errors import first_line
 from methods.files import sha256
 
 CELL = "cell"  # the column of a packed file that says whose a row is
+MOST = 1e100  # beyond any figure
 FIGURES = "numbers"  # what every column holds that COLUMNS does not name: a metric, null where a document has none
 COLUMNS = {
     **dict.fromkeys((CELL, "doc_hash", "prompt_hash", "target_hash"), "texts"),
@@ -91,11 +92,16 @@ def _sample(name: str, table: Any, figure: str) -> Sample | None:
         return None
     if figure == answers.NAME:
         found = answers.of_documents(name, table)
-        return None if found is None or not np.isfinite(found).all() else Sample(table[unit], found)
+        return None if found is None or not are_figures(found) else Sample(table[unit], found)
     if figure not in table.column_names:
         return None
     found = np.array(table[figure].to_pylist(), dtype=float)  # to_numpy would import pandas
-    return Sample(table[unit], found) if np.isfinite(found).all() else None
+    return Sample(table[unit], found) if are_figures(found) else None
+
+
+def are_figures(values: NDArray[np.float64]) -> bool:
+    """Say whether all values are numbers that can be squared and summed."""
+    return bool((np.abs(values) < MOST).all())  # nan is not
 
 
 def read_table(path: Path, columns: Sequence[str] = ()) -> Any:

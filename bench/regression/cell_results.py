@@ -21,7 +21,7 @@ from bench.records import answers, run_folder
 from bench.records.columns import STAGES
 from bench.records.comparability import gate_conditions, identity, name_of
 from bench.records.record import Record, is_accuracy_metric
-from bench.records.samples import SampleFiles
+from bench.records.samples import SampleFiles, are_figures
 from bench.records.windows import in_a_row
 from methods.errors import UserError
 
@@ -124,8 +124,8 @@ def of_cell(record: Record, run: Path, key: str, files: SampleFiles | None = Non
         table = _table(files, folder, name, task["documents"])
         frame, metric, likely = table.to_pandas(), str(task["main"]), answers.of_documents(name, table)
         figures = frame[metric].to_numpy(dtype=float) if metric in frame and len(frame) else np.array([np.nan])
-        tasks[name] = _answers(task, name, frame, metric, figures) if np.isfinite(figures).all() else None
-        if likely is not None and np.isfinite(likely).all():
+        tasks[name] = _answers(task, name, frame, metric, figures) if are_figures(figures) else None
+        if likely is not None and are_figures(likely):
             bits[name] = _answers(task, name, frame, answers.NAME, likely.round(BITS_DIGITS))
     texts: dict[str, Windows] = {}
     for name, text in measured.get("perplexity", {}).items():

@@ -190,7 +190,7 @@ def check_config(folder: Path, manifest: Mapping[str, Any]) -> PreTrainedConfig:
     stored = weight_files.stored_shapes(folder, manifest["weights"])
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
-        if config.num_hidden_layers > len(stored):
+        if not 0 < config.num_hidden_layers <= len(stored):
             raise ValueError(f"it has {config.num_hidden_layers} layers, and there are {len(stored)} weights")
         shell = empty(config)
     except Exception as error:  # whatever transformers makes of a description that it does not expect

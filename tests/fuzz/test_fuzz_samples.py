@@ -106,6 +106,7 @@ FORMS = st.sampled_from(["loose", "packed"])
 @example(form="loose", which=0, changes=[(0, "none")], command=COMMANDS[3])
 @example(form="loose", which=0, changes=[(0, "fewer")], command=COMMANDS[3])
 @example(form="loose", which=0, changes=[(0, "twice")], command=COMMANDS[8])
+@example(form="loose", which=0, changes=[(0, 7)], command=COMMANDS[8])
 @example(form="packed", which=1, changes=[(0, "removed")], command=COMMANDS[3])
 def test_wild_columns_of_samples(form, which, changes, command, runs, tmp_path_factory):
     with scratch(tmp_path_factory, "columns") as folder:
@@ -124,6 +125,7 @@ def test_wild_columns_of_samples(form, which, changes, command, runs, tmp_path_f
 @example(form="loose", which=0, changes=[("cut", 0, 0)], command=COMMANDS[0])
 @example(form="packed", which=0, changes=[("cut", -1, 0)], command=COMMANDS[0])
 @example(form="packed", which=1, changes=[("cut", 0, 0)], command=COMMANDS[9])
+@example(form="loose", which=0, changes=[("set", 26, 96)], command=COMMANDS[0])
 def test_damaged_samples(form, which, changes, command, runs, tmp_path_factory):
     with scratch(tmp_path_factory, "damaged") as folder:
         files = put(runs, form, folder)

@@ -75,6 +75,8 @@ def test_wild_columns_of_documents(task, suffix, changes, tmp_path_factory):
 @given(task=st.sampled_from(sorted(ROWS_OF)), suffix=SUFFIXES, changes=damages())
 @example(task="piqa", suffix=".jsonl", changes=[("set", 0, 0xFF)])
 @example(task="piqa", suffix=".arrow", changes=[("cut", 0, 0)])
+@example(task="piqa", suffix=".arrow", changes=[("set", 668, 229)])
+@example(task="piqa", suffix=".arrow", changes=[("set", 701, 107)])
 @example(task="piqa", suffix=".parquet", changes=[("cut", -1, 0)])
 def test_damaged_documents(task, suffix, changes, tmp_path_factory):
     rows = ROWS_OF[task]

@@ -11,7 +11,7 @@ from bench.run import job, measure
 from bench.schedule import memory_needs
 from bench.system import memory
 
-DIVERGENCE = ("kl", "kl_low", "kl_high", "agreement")
+DIVERGENCE = ("kl", "kl_low", "kl_high", "agreement", "drawn")
 OTHERWISE = ("seconds", "prune_seconds", "peak_memory", "weights_in")
 
 
