@@ -55,7 +55,7 @@ class EvaluationText:
     sha256  of ids and scored
     text    the source as it was asked for
     bos     "every window" if each begins with the BOS token, else "none"
-    drawn   whether the windows are drawn from all of the text, in the order of the draw; else they follow each other
+    drawn   whether the windows are drawn, from the first REACH ones and in the order of the draw; else in a row
     """
 
     ids: torch.Tensor

@@ -30,9 +30,7 @@ def check(name: str) -> None:
         raise UserError("--push needs a token that may write: run `hf auth login`, or set HF_TOKEN")
     try:
         HfApi().whoami()
-    except (
-        Exception
-    ) as error:  # the HTTP client, and with it the class of its errors, differs between the hub's versions
+    except Exception as error:  # whose class is that of an HTTP client, which differs between the hub's versions
         raise UserError(f"--push cannot use the hub at {constants.ENDPOINT}: {first_line(error)}") from None
 
 

@@ -98,7 +98,8 @@ def slug(text: str) -> str:
 
 def from_plain(plain: Mapping[str, Any]) -> Cell:
     """Return the cell that `Cell.plain` gave, also where that has been JSON meanwhile; other names are left out."""
-    cell: Cell = _reader().validate_python(plain)
+    protocol = {"windows_drawn": False} | plain["protocol"]  # which plain leaves out where they are not
+    cell: Cell = _reader().validate_python({**plain, "protocol": protocol})
     return cell
 
 

@@ -29,8 +29,9 @@ def completed(record: Record, folder: Path, files: SampleFiles) -> Record:
     """
     measured, found = record.measured, {}
     texts = measured.get("perplexity", {})
-    if any("drawn" not in text for text in texts.values()):
-        found["perplexity"] = {name: _with_interval(name, text, folder, files) for name, text in texts.items()}
+    if earlier := {name: text for name, text in texts.items() if "drawn" not in text}:
+        again = {name: _with_interval(name, text, folder, files) for name, text in earlier.items()}
+        found["perplexity"] = texts | again
     checks = measured.get("checks", {})
     if "drawn" not in checks and any(name in checks for name in KL):
         found["checks"] = _without(checks, KL)
@@ -57,8 +58,6 @@ def with_interval(text: Mapping[str, Any], nll: Sequence[float], tokens: Sequenc
 
 
 def _with_interval(name: str, text: Mapping[str, Any], folder: Path, files: SampleFiles) -> dict[str, Any]:
-    if "drawn" in text:
-        return dict(text)
     table = None
     with suppress(InvalidRecord):  # damaged samples are refused where they are what was asked for
         table = files.table(folder, f"perplexity-{Path(name).stem}", ("nll", "tokens"))

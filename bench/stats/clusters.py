@@ -2,7 +2,7 @@
 
 The tokens of a window are no independent observations, and neither are the questions on a passage, so that clusters are
 counted and not what is in them. Windows that follow each other in a text are not independent either: neighbours are
-often of one article. `in_a_row` says that clusters do; otherwise they are drawn at random from all of the text.
+often of one article. `in_a_row` says that clusters do; otherwise they are drawn at random from it.
 
 On 224 windows of Wikipedia in a row (docs/results/more-windows), the interval of 16 neighbours that takes them for
 drawn ones held the ratio of two perplexities over the whole text 73 times of 100, that of `in_a_row` 92 times, and of

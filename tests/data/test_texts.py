@@ -1,5 +1,8 @@
 """Token blocks: every token once, no document on both sides, the same block every time."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from byte_tokens import byte_tokenizer
@@ -169,6 +172,9 @@ def test_windows_are_the_first_ones_or_a_draw(file, monkeypatch):
     positions = [rows.index(tuple(row)) for row in more.ids.tolist()]
     assert len(set(positions)) == 6
     assert positions != sorted(positions)  # so that the first of them are a draw too
+    chosen = texts._choose(1000, 100, drawn=True)
+    assert np.mean(chosen) == pytest.approx(499.5, abs=3 * 1000 / math.sqrt(12 * 100))
+    assert abs(np.corrcoef(chosen[:-1], chosen[1:])[0, 1]) < 0.3  # neighbours of a draw are none of the text
     assert torch.equal(fewer.ids, more.ids[:3])
     assert fewer.tokens == 3 * 32 - 3  # the first of each window is not scored
     monkeypatch.setattr(texts, "REACH", 6)
