@@ -48,4 +48,6 @@ def test_the_tutorial_runs_and_finds_what_it_shows(tmp_path):
     shown = outputs(stored, "text/plain")[1]
     for record in records:
         perplexity = record["measured"]["perplexity"]["wiki"]["perplexity"]
-        assert re.search(rf"{record['cell']['method']} .* {record['measured']['parameters']} +{perplexity:.1f}", shown)
+        row = rf"{record['cell']['method']} .* {record['measured']['parameters']} +(\d+\.\d)$"
+        [figure] = re.findall(row, shown, re.MULTILINE)
+        assert float(figure) == pytest.approx(perplexity, abs=0.06)  # sums are rounded otherwise on other machines

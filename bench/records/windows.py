@@ -15,8 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bench.records.record import InvalidRecord, Record
-from bench.records.samples import SampleFiles
+from bench.records.samples import SampleFiles, are_figures
 from bench.stats.clusters import ratio_interval
 
 PERPLEXITY, KL = ("perplexity_low", "perplexity_high"), ("kl_low", "kl_high")
@@ -49,7 +51,7 @@ def with_interval(text: Mapping[str, Any], nll: Sequence[float], tokens: Sequenc
     nll, tokens   nats, and tokens that are scored, of each window
     """
     found = _without(text, PERPLEXITY)
-    if len(nll) < 2 or not all(map(math.isfinite, nll)):
+    if len(nll) < 2 or not are_figures(np.asarray(nll, dtype=float)):
         return found
     with suppress(OverflowError):
         low, high = map(math.exp, ratio_interval(nll, tokens, in_a_row=True))

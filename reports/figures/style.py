@@ -86,7 +86,7 @@ BUILT_IN = {
     "llm-drop": Style(PURPLE, DOTTED, "^"),
     "evopress": Style(PURPLE, MIXED, "D"),
     "puzzle": Style(ORANGE, MIXED, "p"),
-    "laco-puzzle": Style(VERMILLION, MIXED, "p"),
+    "laco-puzzle": Style(VERMILLION, DOTTED, "p"),
     "drop-tail": Style(GREY, SOLID, "v"),
     "drop-random": Style(GREY, DASHED, "X"),
     "drop": Style(GREY, DOTTED, "d"),

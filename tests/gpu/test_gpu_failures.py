@@ -16,7 +16,7 @@ from bench.cli.main import main
 from bench.engines.local import InThisProcess, LocalSession
 from bench.plan.run_spec import RunSpec
 from bench.records.run_folder import load_run
-from bench.run import measure, runner
+from bench.run import measure, outcome, runner
 from bench.system import failures, memory
 from methods.checkpoint import transformers_compat
 from methods.checkpoint.stock import Uneven
@@ -137,15 +137,15 @@ def test_a_stage_lasts_until_the_gpu_has_done_its_work(monkeypatch):
         clock[0] += queued[0]
         queued[0] = 0.0
 
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(measure.benchmark, "wait", lambda devices: wait())
-    outcome = measure.Outcome(*[lambda told: None] * 3, nullcontext)
+    monkeypatch.setattr(outcome.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(outcome.benchmark, "wait", lambda devices: wait())
+    of_cell = outcome.Outcome(*[lambda told: None] * 3, nullcontext)
     queued[0] = 7.0  # of nobody's
-    with outcome.timed("prune"):
+    with of_cell.timed("prune"):
         queued[0] = 2.0
-    with outcome.timed("perplexity"):
+    with of_cell.timed("perplexity"):
         clock[0] += 1.0
-    assert outcome.measured["seconds"] == {"prune": 2.0, "perplexity": 1.0}
+    assert of_cell.measured["seconds"] == {"prune": 2.0, "perplexity": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,8 @@ COARSE = {  # how far from the budget the nearest model is that a method can mak
     ("finercut", "macs"): 0.02,
     ("llm-drop", "macs"): 0.02,
     ("puzzle", "macs"): 0.02,
+    ("laco-puzzle", "macs"): 0.01,
+    ("laco-puzzle", "latency"): 0.02,
 }
 
 

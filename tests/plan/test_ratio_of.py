@@ -142,6 +142,6 @@ def test_every_method_with_a_paper_says_what_that_counts(capsys):
     from bench.cli.main import main
 
     modules = {card.module.rpartition(".")[2] for card in methods.catalogue()}
-    assert modules - set(IN_PAPERS) == {"dense", "laco_ls", "layer_drop", "magnitude"}
+    assert modules - set(IN_PAPERS) == {"dense", "laco_ls", "laco_puzzle", "layer_drop", "magnitude"}
     assert main(["list", "methods"]) == 0
     assert "its paper's ratio is of layers, by their number" in capsys.readouterr().out
