@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -29,6 +30,14 @@ QUIETLY = {"database": None, "deadline": None, "suppress_health_check": list(Hea
 settings.register_profile("suite", max_examples=500, derandomize=True, **QUIETLY)
 settings.register_profile("nightly", max_examples=10_000, print_blob=True, **QUIETLY)
 settings.load_profile("suite")
+
+# Of tests/benchmarks what takes longest: left out of an ordinary run, which times nothing; tox -e bench has all of it.
+LONG = ("test_driver.py", "test_engines_speed.py", "test_methods_speed.py", "test_pair.py", "test_rendering.py")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if collection_path.name in LONG and config.getoption("benchmark_disable") else None
+
 
 # Every structural switch that a family can have is on: grouped queries, tied and untied heads, biases, windows.
 TINY = {
