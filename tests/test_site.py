@@ -76,8 +76,7 @@ def test_the_site_has_a_page_for_each_method_and_holds_no_records(site):
 
 
 @needs_chromium
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize(("width", "theme"), [(400, "dark"), (1400, "light")])
 def test_pages_can_be_read_and_ask_nothing_of_other_hosts(address, width, theme):
     with opened(viewport={"width": width, "height": 900}, color_scheme=theme) as view:
         for path in LOOKED_AT:

@@ -31,9 +31,9 @@ def waiting() -> dict[str, str]:
 class FreeCores:
     """Tells how many cores other programs leave, by what they have used since it was last asked.
 
-    Two threads that share one of two cores with another program are slower than one thread alone: each operation waits
-    for the part of it that has no core (tests/benchmarks/README.md). No time is spent on waiting, since what is looked
-    at is the time that has passed anyway.
+    Two threads that share one of two cores with another program of their priority take a quarter longer than one thread
+    (tests/benchmarks/README.md): each operation waits for the part of it that has no core. No time is spent on waiting,
+    since what is looked at is the time that has passed anyway.
 
     most  threads, where nobody else works
     """

@@ -8,6 +8,7 @@ import pytest
 import torch
 from emulated import EmulatedGpus
 from places import model_of, spread
+from tiny_methods import SPECS
 
 import methods
 from methods.model.calibration import Calibration
@@ -23,13 +24,14 @@ SETTINGS = {  # that take other paths than the defaults
     "angular": {"token": "all"},
     "sleb": {"loss": "kl"},
 }
+SEARCHES = {name: SPECS[name] for name in ("evopress", "puzzle", "laco-puzzle")}  # short ones
 IDS = torch.randint(3, 128, (8, 24), generator=torch.Generator().manual_seed(1))
 CALIBRATION = Calibration(IDS, torch.arange(24) < torch.tensor([24, 19] * 4)[:, None], memory=200_000)
 FAMILIES = {  # whose layers differ from Llama's
     "gemma2": ["laco", "flap", "shortgpt+ghost"],
     "gpt_neox": ["slicegpt", "wanda-sp", "laco-ls", "sleb", "llm-pruner", "flap+refit"],  # whose head is not tied
 }
-EVERY = [("llama", name, {}) for name in [*METHODS, *COMPENSATED]]
+EVERY = [("llama", name, SEARCHES.get(name, {})) for name in [*METHODS, *COMPENSATED]]
 EVERY += [("llama", name, settings) for name, settings in SETTINGS.items()]
 EVERY += [(family, name, {}) for family, names in FAMILIES.items() for name in names]
 
