@@ -27,7 +27,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 from methods.checkpoint.stock import empty, stock_class
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
-from methods.model.parts.low_rank import factored, ranks_of
+from methods.model.parts.low_rank import LowRank, factored, ranks_of
 from methods.model.residual_map import maps_of, put_map
 from methods.model.sliced_layer import SlicedLayer, cut_columns, fuse, read_in_basis, write_in_basis
 from methods.model.structures import keep_channels, keep_kv_groups
@@ -174,6 +174,9 @@ def _factor(layer: Layer, ranks: dict[str, int], number: int) -> None:
         _within(f"the rank of {name}", k, min(weight.shape), number)
         factors = weight.new_empty(k, weight.shape[1]), weight.new_empty(weight.shape[0], k)
         layer.put(name, factored(matrices[name], *factors))
+    for module in layer.inner.modules():
+        if any(isinstance(child, LowRank) for child in module.children()):
+            module._is_hf_initialized = True  # GPT-2's rule would draw a weight for its output matrices
 
 
 def _put_empty_map(model: Decoder, number: int, place: str) -> None:
