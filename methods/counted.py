@@ -47,6 +47,7 @@ IN_PAPERS = {  # what the ratio of a module's paper is a share of
     "two_ssp": "the decoder",
     "minitron_width": "nothing: it names widths",
     "obs": "the heads and channels",
+    "svd_llm": "the matrices of the layers",
     "puzzle": "what a budget names",
 }
 

@@ -52,6 +52,7 @@ BUILT_IN = (  # modules of this package, in the order in which lists show their 
     "width.two_ssp",
     "width.minitron_width",
     "width.obs",
+    "width.svd_llm",
 )
 COMPENSATIONS = (
     "compensation.scale",

@@ -18,7 +18,7 @@ from methods.model.sizes import kv_bytes_per_token, macs_per_token, parameters, 
 from methods.model.structures import Structure
 
 CHOSEN = [cell for cell in CELLS if cell[0] != "drop"]
-SHAPED = ["dense", "drop", "slicegpt", "llm-pruner", "flap", "2ssp", "blockpruner", "llm-drop"]  # every kind of shape
+SHAPED = ["dense", "drop", "slicegpt", "llm-pruner", "flap", "2ssp", "blockpruner", "llm-drop", "svd-llm"]
 SHAPES = [(method, family) for method in SHAPED for family in FAMILIES]
 SHAPES += [(method, family) for method in ("dense", "slicegpt", "2ssp") for family in LATER]
 
@@ -93,6 +93,15 @@ def test_what_is_removed_can_be_counted(method, family):
         step = max(LAYERS * unit["channels"], unit["kv_heads"])  # a channel of every layer, or a head of one
         coarse = ("llm-pruner", "puzzle", "laco-puzzle")
         assert method in coarse or abs(total - parameters(after) - 2 * each) <= step / 2
+    elif "ranks" in decisions:
+        matrices = [
+            (ranks, layer.named_matrices()) for ranks, layer in zip(decisions["ranks"], model.layers, strict=True)
+        ]
+        cut = [(whole[name].weight, k) for ranks, whole in matrices for name, k in ranks.items()]
+        assert total - parameters(after) == sum(W.numel() - k * sum(W.shape) for W, k in cut)
+        assert parameters(after) == decisions["parameters"]
+        step = sum(sum(W.shape) for W, _ in cut)  # a rank of every matrix
+        assert abs(total - parameters(after) - 2 * each) <= step / 2
     elif "removed_attention" in decisions:
         sizes, whole = model.layers[0].sizes(), len(decisions["removed_layers"])
         shared = each - sizes["attention"] - sizes["mlp"]  # a norm of both
@@ -196,7 +205,16 @@ def test_an_unknown_family_is_named_with_those_that_are_known():
         Decoder(model)
 
 
-BEHIND = ["slicegpt", "blockpruner", "finercut", "llm-drop", "2ssp", "flap", "llm-pruner"]  # what leaves uneven layers
+BEHIND = [
+    "slicegpt",
+    "blockpruner",
+    "finercut",
+    "llm-drop",
+    "2ssp",
+    "flap",
+    "llm-pruner",
+    "svd-llm",
+]  # what leaves uneven layers
 
 
 @pytest.mark.parametrize("first", BEHIND)

@@ -37,6 +37,7 @@ SPECS = {
     "minitron-width": {},
     "2ssp": {"tokens": "48"},
     "obs": {},
+    "svd-llm": {},
 }
 
 

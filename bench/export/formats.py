@@ -49,6 +49,7 @@ SHAPES = (
     ),
     HeldShape("channels, in each layer others", ("2ssp", "puzzle", "laco-puzzle"), "prunebench", "deci", "yes"),
     HeldShape("heads, in each layer others", ("flap", "wanda-sp", "llm-pruner", "obs"), "prunebench", "deci", "no"),
+    HeldShape("rank of each matrix", ("svd-llm",), "prunebench", "no", "no"),
     HeldShape("residual width", ("slicegpt",), "prunebench", "no", "no"),
     HeldShape("anything, with a map in its place", ("+ghost", "+linearpatch"), "prunebench", "no", "no"),
 )

@@ -45,6 +45,7 @@ from bench.stats.clusters import ratio_interval
 from methods import progress
 from methods.errors import UserError
 from methods.model.decoder import Decoder
+from methods.model.parts.low_rank import linears
 from methods.model.spread import gpus_of
 
 ALPHA = 2  # adapters are scaled by alpha / rank; this many times the rank
@@ -108,7 +109,7 @@ def _adapters(model: Decoder, recipe: Recipe) -> Any:
     from peft.tuners.tuners_utils import cast_adapter_dtype
 
     names = {id(module): name for name, module in model.model.named_modules()}
-    targets = [names[id(matrix)] for layer in model.layers for matrix in layer.matrices]
+    targets = [names[id(matrix)] for layer in model.layers for matrix in linears(layer.matrices)]
     config = LoraConfig(r=recipe.rank, lora_alpha=ALPHA * recipe.rank, lora_dropout=0.0, target_modules=targets)
     with torch.random.fork_rng(gpus_of(model.model)):
         torch.manual_seed(recipe.seed)

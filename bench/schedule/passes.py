@@ -14,6 +14,7 @@ from typing import Any
 from bench.schedule.shape import Shape
 
 EIGENVALUES = 18  # D^3 of a symmetric matrix's, in float64: 9, at half the rate
+SINGULAR_VALUES = 18  # m^2 n of a matrix's, m <= n, in float64: 14 operations at a rate that was timed on a CPU
 LACO_WINDOWS = 33  # tried for each layer removed, where a ratio is met: 129, 285, 371 for 4, 8, 11 of 30 (smollm2-135m)
 PUBLISHED_WINDOWS = 45  # tried by `laco-published`, whatever the ratio: 47, 45, 43 there
 BLOCKS = 2.9  # attentions and MLPs removed for a layer's worth of parameters: 12, 22, 32 for 4, 8, 11 layers there
@@ -96,6 +97,14 @@ def _slicegpt(asked: PruningWork) -> Computed:
     """Two forwards, and two eigenvalue problems of the width for each layer."""
     shape = asked.shape
     return _forwards(asked, 2) + Computed(2 * shape.layers * EIGENVALUES * shape.width**3)
+
+
+def _svd_llm(asked: PruningWork) -> Computed:
+    """A forward, H of four inputs in each layer, in float64 at half the rate, and singular values of each matrix."""
+    shape, given = asked.shape, asked.parameters
+    H = 2 * shape.width**2 + shape.heads**2 + shape.mlp**2
+    of_tokens = _forwards(asked, 2 if given.get("prefix") == "pruned" else 1)
+    return of_tokens + Computed(shape.layers * (2 * asked.tokens * H + SINGULAR_VALUES * shape.width * shape.layer))
 
 
 def _trials(asked: PruningWork, count: float, kept: float = 1.0) -> Computed:
@@ -195,6 +204,7 @@ METHODS: dict[str, Callable[[PruningWork], Computed]] = {
     "minitron-width": partial(_forwards, count=1),
     "wanda-sp": partial(_forwards, count=2),  # each layer is run to be scored, and again as it has been cut
     "obs": partial(_forwards, count=2),
+    "svd-llm": _svd_llm,
     "slicegpt": _slicegpt,
     "llm-pruner": _taylor,
     "shortened-llama-taylor": _taylor,

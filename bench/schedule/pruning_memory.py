@@ -138,6 +138,14 @@ def _obs(asked: PruningMemory) -> float:
     return 2 * asked.b * asked.N * D + max(_step(asked) + rows, FLOAT64 * (4 * C**2 + 4 * D * C))
 
 
+def _svd_llm(asked: PruningMemory) -> float:
+    """All states in front of a layer; H of its four inputs, or copies of the last with factors and singular vectors."""
+    D, I, A = asked.shape.width, asked.shape.mlp, asked.shape.heads
+    sums = FLOAT64 * (2 * D**2 + A**2 + I**2) + _step(asked) + asked.s(8 * D + 4 * I) * FLOAT64 * max(I, A)
+    last = FLOAT64 * max(3 * I**2 + D * I, I**2 + 4 * D * I) + asked.layer * (1 - asked.ratio)
+    return asked.b * asked.N * D + max(sums, last)
+
+
 def _taylor(asked: PruningMemory) -> float:
     """The larger of the loss and its gradient, and of a layer's gradients, summed up in float32 and scored."""
     D, I, V, L = asked.shape.width, asked.shape.mlp, asked.shape.vocabulary, asked.shape.layers
@@ -298,6 +306,7 @@ METHODS: dict[str, Callable[[PruningMemory], float]] = {
     "flap": _flap,
     "wanda-sp": _wanda_sp,
     "obs": _obs,
+    "svd-llm": _svd_llm,
     "slicegpt": _slicegpt,
     "llm-pruner": _llm_pruner,
     "shortened-llama-taylor": _taylor,

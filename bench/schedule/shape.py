@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from methods.model.decoder import Decoder
+from methods.model.parts.low_rank import linears
 from methods.model.sizes import layer_parameters, macs_per_token, parameters, parameters_without_embeddings
 
 
@@ -58,7 +59,7 @@ class Shape:
             mlp=max(layer.down.in_features for layer in layers if layer.has_mlp),
             heads=whole.out.in_features,
             keys=2 * whole.kv_heads * whole.head_width,
-            read=sum(matrix.weight.numel() for matrix in (*whole.qkv, *whole.up)),
+            read=sum(matrix.weight.numel() for matrix in linears([*whole.qkv, *whole.up])),
             tied=model.head.weight is model.embed.weight,
         )
 

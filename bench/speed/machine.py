@@ -11,6 +11,7 @@ from torch import nn
 from bench.speed.timing import Clock
 from bench.system import environment, gpu
 from methods.model.decoder import Decoder
+from methods.model.parts.low_rank import linears
 
 BUSY = 0.25  # cores that other work may take on average before the machine is marked as busy
 TILES = (128, 64, 8)  # multiples that kernels are cut for
@@ -34,10 +35,10 @@ def widths(model: Decoder) -> dict[str, dict[str, Any]]:
     for layer in model.layers:
         known = {"qkv": layer.qkv, "out": [layer.out]} if layer.has_attention else {}
         known |= {"up": layer.up, "down": [layer.down]} if layer.has_mlp else {}
-        mine = {id(matrix) for matrix in layer.matrices}
+        mine = {id(matrix) for matrix in linears(layer.matrices)}
         added = [m for m in layer.module.modules() if isinstance(m, nn.Linear) and id(m) not in mine]
         for role, matrices in (known | {"added": added}).items():
-            roles.setdefault(role, []).extend(matrices)
+            roles.setdefault(role, []).extend(linears(matrices))
     return {role: _widths([matrix.weight for matrix in matrices]) for role, matrices in roles.items() if matrices}
 
 

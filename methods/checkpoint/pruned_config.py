@@ -7,6 +7,7 @@ cuts that methods use. Importing this file makes such folders load through the A
     per_layer_config    {layer: {num_attention_heads, num_key_value_heads, intermediate_size,
                                  attention_output_bias, mlp_output_bias    whether the output matrix has a bias
                                  skip       ["attention"] or ["mlp"] where one has been removed
+                                 ranks      {matrix: rank} of those that are two factors, (rank, in) and (out, rank)
                                  maps       ["before"] or ["behind"] where a linear map of the residual stands
                                  scaling    of the attention's scores, where it is not what the layer's number gives}}
     residual            {"hidden_size": d, "output_size": e} where the residual stream has been cut to d and ends as e
@@ -26,6 +27,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 from methods.checkpoint.stock import empty, stock_class
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
+from methods.model.parts.low_rank import LowRank, factored, ranks_of
 from methods.model.residual_map import maps_of, put_map
 from methods.model.sliced_layer import SlicedLayer, cut_columns, fuse, read_in_basis, write_in_basis
 from methods.model.structures import keep_channels, keep_kv_groups
@@ -106,13 +108,15 @@ def describe(model: Decoder) -> PrunedConfig:
 
 
 def _facts(layer: Layer) -> dict[str, Any]:
-    facts = {
+    facts: dict[str, Any] = {
         "num_attention_heads": layer.kv_heads * layer.group,
         "num_key_value_heads": layer.kv_heads,
         "intermediate_size": layer.down.in_features if layer.has_mlp else 0,
         "attention_output_bias": layer.has_attention and layer.out.bias is not None,
         "mlp_output_bias": layer.has_mlp and layer.down.bias is not None,
     }
+    if ranks := ranks_of(layer.named_matrices()):
+        facts["ranks"] = ranks
     has = {"attention": layer.has_attention, "mlp": layer.has_mlp}
     return facts if all(has.values()) else facts | {"skip": [part for part in has if not has[part]]}
 
@@ -136,6 +140,7 @@ def cut(model: Decoder, config: PrunedConfig) -> None:
             _within("intermediate_size", facts.intermediate_size, layer.down.in_features, number)
             keep_channels(layer, range(facts.intermediate_size))
             _set_bias(layer.down, facts.mlp_output_bias)
+        _factor(layer, getattr(facts, "ranks", {}), number)
     model.set_layers(layers)
     for number, facts in enumerate(config.per_layer_config):
         for place in getattr(facts, "maps", []):
@@ -157,6 +162,21 @@ def _cut_attention(layer: Layer, facts: Any, number: int) -> None:
     _set_bias(layer.out, facts.attention_output_bias)
     if (scaling := getattr(facts, "scaling", None)) is not None:
         layer.attn.scaling = scaling
+
+
+def _factor(layer: Layer, ranks: dict[str, int], number: int) -> None:
+    """Let two empty factors stand where matrices of these names are."""
+    matrices = layer.named_matrices()
+    for name, k in ranks.items():
+        if name not in matrices:
+            raise ValueError(f"ranks are of {', '.join(matrices)}; config.json has one of {name} in layer {number}")
+        weight = matrices[name].weight.detach()
+        _within(f"the rank of {name}", k, min(weight.shape), number)
+        factors = weight.new_empty(k, weight.shape[1]), weight.new_empty(weight.shape[0], k)
+        layer.put(name, factored(matrices[name], *factors))
+    for module in layer.inner.modules():
+        if any(isinstance(child, LowRank) for child in module.children()):
+            module._is_hf_initialized = True  # GPT-2's rule would draw a weight for its output matrices
 
 
 def _put_empty_map(model: Decoder, number: int, place: str) -> None:

@@ -53,6 +53,8 @@ def needs_own_code(form: PrunedConfig) -> str | None:
     for number, facts in enumerate(form.per_layer_config):
         for place in getattr(facts, "maps", []):
             return f"a linear map of the residual stands {place} layer {number}"
+        if ranks := getattr(facts, "ranks", {}):
+            return f"{next(iter(ranks))} of layer {number} is two factors of low rank"
         if hasattr(facts, "scaling"):
             return "the attention's scale follows from a layer's number, and layers in front of it have gone"
     return None
@@ -157,8 +159,9 @@ def padded(model: Decoder, ids: Tensor) -> tuple[Decoder, float]:
     The widths are the smallest ones that the stock class takes. Raises Uneven when there are none, and when the copy
     does not compute the same up to rounding.
     """
-    if describe(model).residual is not None:
-        raise Uneven("the residual stream has been cut, which zeros do not undo")
+    form = describe(model)
+    if form.residual is not None or any(hasattr(facts, "ranks") for facts in form.per_layer_config):
+        raise Uneven(f"{needs_own_code(form)}, which zeros do not undo")
     layers, base = model.layers, Decoder(empty(type(model.config).from_dict(model.config.to_dict())))
     G, most = max(layer.kv_heads for layer in layers), base.layers[0].kv_heads
     I = max(layer.down.in_features for layer in layers if layer.has_mlp)

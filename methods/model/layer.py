@@ -142,7 +142,10 @@ class Layer:
 
     @property
     def qkv(self) -> list[nn.Linear]:
-        """Return q, k, v, each (heads * E, D); or one matrix with all three below each other."""
+        """Return q, k, v, each (heads * E, D); or one matrix with all three below each other.
+
+        Any matrix of a layer may be a LowRank (methods.model.parts), which has widths and a bias, but no weight.
+        """
         return [self._part(path) for path in self.family.qkv]
 
     @property
@@ -162,8 +165,18 @@ class Layer:
 
     @property
     def matrices(self) -> list[nn.Linear]:
-        attention = [*self.qkv, self.out] if self.has_attention else []
-        return [*attention, *self.up, self.down] if self.has_mlp else attention
+        return list(self.named_matrices().values())
+
+    def named_matrices(self) -> dict[str, nn.Linear]:
+        """Return the matrices by their paths in the layer, which `put` takes."""
+        attention = [*self.family.qkv, self.family.out] if self.has_attention else []
+        mlp = [*self.family.up, self.family.down] if self.has_mlp else []
+        return {path: self._part(path) for path in (*attention, *mlp)}
+
+    def put(self, path: str, module: nn.Module) -> None:
+        """Put a module where a matrix is."""
+        parent, _, name = path.rpartition(".")
+        setattr(self._part(parent) if parent else self.inner, name, module)
 
     @property
     def attn_norm(self) -> nn.Module:

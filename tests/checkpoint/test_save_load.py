@@ -60,6 +60,7 @@ def test_a_saved_model_is_the_same_model_again(method, family, ids, tmp_path):
     layers, whole = manifest["structure"]["layers"], save_load.structure(Decoder(tiny(family)))["layers"][0]
     heads = [layer["num_attention_heads"] for layer in layers]
     uniform = all(layer == layers[0] for layer in layers) and manifest["structure"]["residual"] is None
+    uniform = uniform and "ranks" not in layers[0]
     assert (manifest["loads_with"] == "transformers") == (manifest["reason"] is None)
     if not uniform:
         assert manifest["loads_with"] == "prunebench"
@@ -68,7 +69,7 @@ def test_a_saved_model_is_the_same_model_again(method, family, ids, tmp_path):
 
 
 @pytest.mark.parametrize("family", TINY)
-@pytest.mark.parametrize("method", ["slicegpt", "llm-pruner", "flap", "blockpruner", "2ssp"])
+@pytest.mark.parametrize("method", ["slicegpt", "llm-pruner", "flap", "blockpruner", "2ssp", "svd-llm"])
 def test_a_loaded_model_generates_with_its_cache(method, family, ids, tmp_path):
     model, _ = pruned(method, family, 0.3)
     again = save_load.load(saved(model, tmp_path)[0])
@@ -134,7 +135,14 @@ def test_the_auto_classes_load_it_too(method, family, ids, tmp_path):
         assert layer.intermediate_size == model.layers[LAYERS // 2].down.in_features
 
 
-STEPS = [("llm-pruner", "drop-tail"), ("drop", "slicegpt"), ("llm-pruner", "slicegpt"), ("blockpruner", "drop-random")]
+STEPS = [
+    ("svd-llm", "drop-tail"),
+    ("blockpruner", "svd-llm"),
+    ("llm-pruner", "drop-tail"),
+    ("drop", "slicegpt"),
+    ("llm-pruner", "slicegpt"),
+    ("blockpruner", "drop-random"),
+]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "gpt2", "opt"])
@@ -188,6 +196,11 @@ def test_padding_goes_to_the_widest_layer_and_no_further(family, heads, expected
 def test_what_zeros_do_not_undo_is_not_padded(tmp_path):
     model, _ = pruned("slicegpt", "llama", 0.3)
     with pytest.raises(CheckpointError, match="padding does not make this model uniform: the residual stream"):
+        saved(model, tmp_path, pad=True)
+    model, _ = pruned("svd-llm", "llama", 0.3)
+    with pytest.raises(
+        CheckpointError, match=r"uniform: self_attn.q_\w+ of layer 0 is two factors of low rank, which ze"
+    ):
         saved(model, tmp_path, pad=True)
     model = Decoder(tiny("gpt2", scale_attn_by_inverse_layer_idx=True))
     methods.make("drop", {"layers": "0"}).prune(model, calibration(), 0.0)

@@ -386,7 +386,7 @@ def test_uniform_cuts_widths_alike_and_says_so_in_the_label(run_with, capsys):
 
 def test_uniform_is_refused_where_there_is_no_such_variant(model_folder, text_file, capsys, tmp_path):
     base = ["run", "--model", model_folder, "--calibration", text_file, "--tasks", "none", "--texts", "none"]
-    for method in ("2ssp", "slicegpt", "blockpruner", "finercut", "llm-drop"):
+    for method in ("2ssp", "slicegpt", "blockpruner", "finercut", "llm-drop", "svd-llm"):
         line = refused(capsys, *base, "--methods", method, "--ratio", "0.3", "--uniform", "--out", tmp_path / "x")
         assert f"--uniform: {method} has no variant that stock transformers loads, since it" in line
     line = refused(capsys, *base, "--methods", "llm-pruner:r=0.2", "--uniform", "--out", tmp_path / "x")

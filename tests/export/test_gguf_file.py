@@ -169,6 +169,7 @@ NO_GGUF = {
     "norms of heads": (lambda: uneven("qwen3"), "GGUF's deci has no place for model.layers.0.self_attn.q_norm"),
     "map": (with_a_map, "GGUF holds no such layers: a linear map of the residual stands behind layer 1"),
     "sliced": (lambda: pruned("slicegpt", "llama", 0.3)[0], "the residual stream has been cut"),
+    "factors": (lambda: pruned("svd-llm", "llama", 0.3)[0], "of layer 0 is two factors of low rank"),
     "windows": (lambda: droped("mistral"), "has a sliding window"),
     "rotary": (
         lambda: droped("llama", rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}),

@@ -33,6 +33,7 @@ PRUNED = [
     ("llama", "laco", 0.3),
     ("llama", "slicegpt", 0.3),
     ("llama", "flap", 0.3),
+    ("llama", "svd-llm", 0.3),
     ("gpt2", "llm-pruner", 0.2),
     ("gemma3_text", "blockpruner", 0.2),
     ("opt", "slicegpt", 0.2),

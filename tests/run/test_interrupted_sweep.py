@@ -22,6 +22,7 @@ METHODS = {  # similarities, statistics, those of layers that have been cut, bas
     "minitron-width": "",
     "wanda-sp": "",
     "obs": "",
+    "svd-llm": ":prefix=pruned",
     "slicegpt": ":multiple=1",
     "shortened-llama-taylor": "",
     "llm-pruner": ":steps=2",

@@ -48,6 +48,7 @@ FITTED = (
         "minitron-width+refit",
         "llm-pruner+refit",
         "2ssp+refit",
+        "svd-llm",
     ),
 )
 

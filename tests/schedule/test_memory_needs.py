@@ -41,7 +41,8 @@ CASES += [
     (WEIGHTS, "float32", "laco-ls", {"attention": True}),
 ]
 CASES += [
-    (STATES, "bfloat16", name, {}) for name in ("shortgpt", "flap", "wanda-sp", "obs", "llm-pruner", "shortgpt+ghost")
+    (STATES, "bfloat16", name, {})
+    for name in ("shortgpt", "flap", "wanda-sp", "obs", "svd-llm", "llm-pruner", "shortgpt+ghost")
 ]
 CASES += [(LOGITS, "float32", name, {}) for name in ("slicegpt", "llm-pruner", "sleb", "finercut", "laco-ls")]
 

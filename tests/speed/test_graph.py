@@ -58,7 +58,7 @@ def test_replayed_steps_compute_the_models_logits_in_each_pass(family, size):
 
 
 @pytest.mark.parametrize(
-    "method", ["slicegpt", "llm-pruner", "flap", "2ssp", "blockpruner", "llm-drop", "shortgpt+ghost"]
+    "method", ["slicegpt", "llm-pruner", "flap", "2ssp", "blockpruner", "llm-drop", "svd-llm", "shortgpt+ghost"]
 )
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "phi3"])
 def test_steps_of_pruned_models_are_captured_too(family, method):

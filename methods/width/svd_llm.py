@@ -1,0 +1,225 @@
+"""Factor every matrix of the layers into two of low rank that keep its outputs on calibration tokens: SVD-LLM.
+
+Wang, Zheng, Wan, Zhang 2025, "SVD-LLM: Truncation-aware Singular Value Decomposition for Large Language Model
+Compression", ICLR, arXiv 2403.07378. Code: AIoT-MLSys-Lab/SVD-LLM.
+
+This prunes no structure: heads, channels and layers all stay. It is a control, another way to the same number of
+parameters.
+
+W (m, n) is a matrix of a layer and X (n, tokens) what enters it in the dense model. With
+
+    H = X X^T = S S^T  (Cholesky),        W S = U Sigma V^T  (singular values sigma_1 >= sigma_2 >= ...)
+
+the matrix becomes the product of two factors of rank k,
+
+    W_k = (U_k Sigma_k^(1/2)) (Sigma_k^(1/2) V_k^T S^-1),        k = floor(kept m n / (m + n))
+
+of which no other matrix of rank k misses less: ||(W - W_k) X||_F^2 is the sum of sigma_i^2 over i > k (theorem 3.2 of
+the paper), since S maps what is missed on X to what is missed of W S (Eckart, Young 1936). q, k and v share one S, and
+so do gate and up.
+
+Both factors are stored and count, (m + n) k parameters for m n. `kept` is the share of these that stays, the same for
+all matrices of all layers as in the paper, and is solved so that what is left of the model comes nearest to the budget.
+Embeddings, head, norms and biases stay as they are. A matrix that two factors would not make smaller stays whole. So
+that 20 % of its parameters go, a square matrix keeps two fifths of its rank.
+
+Departures from the authors' code. The budget is of all parameters; the code's ratio is the share that stays of the
+layers' matrices. A matrix that is fused from q, k and v or from gate and up is factored as one. Where H is not positive
+definite, the least number is added to its diagonal that leaves no eigenvalue below 1e-10 of the largest; the code adds
+1e-6 whatever the size of H. Sums, factors and singular values are in float64. The steps that follow in the paper are
+not built: they train the factors.
+
+Families. All. Key/value caches stay as large as they are. A checkpoint needs this project to load, and no other format
+holds it. Methods that look at weights or cut them refuse a factored model; those that remove layers or blocks by what
+they do serve it.
+
+Cost. One forward pass (two with `prefix=pruned`), and for each layer four factorisations of H and the singular values
+of every matrix, about 14 m^2 n operations each for m <= n, in float64. Memory holds the hidden states of all
+calibration tokens in front of one layer and the four H of a layer, (D, D) three times and (I, I), in float64.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from methods.base import register
+from methods.errors import OutOfReach, Unsupported
+from methods.model.activations import beside, enter_all, inputs_of, values_of_a_step
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+from methods.model.layer import Layer
+from methods.model.parts.low_rank import factored
+from methods.model.precision import add_product, widened
+from methods.model.sizes import parameters
+from methods.progress import over
+
+CONDITION = 1e-10  # of H: its smallest eigenvalue, at least, as a share of the largest, where it has to be lifted
+HALVINGS = 50  # of the interval in which the kept share lies
+
+Ranks = dict[str, int | None]  # of a layer's matrices, by their paths in it; None: stays whole
+
+
+@register("svd-llm")
+@dataclass(frozen=True)
+class SVDLLM:
+    """Factor each matrix into two of low rank that keep its outputs, a control (Wang et al. 2025)."""
+
+    prefix: Literal["dense", "pruned"] = "dense"  # what feeds a layer: the dense ones before it, or those factored
+
+    fixed = False
+    uneven = "it makes two factors of each matrix"
+    needs = "calibration"
+    cost = "1 forward, and the singular values of each matrix"
+    without = ()
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        model.refuse_sliced()
+        shapes = [{name: one.weight.shape for name, one in each.named_matrices().items()} for each in model.layers]
+        counts = Counter((m, n) for each in shapes for m, n in each.values())
+        kept = kept_share(counts, ratio * parameters(model), parameters(model))
+        return {"kept": kept, "ranks": [{name: rank(m, n, kept) for name, (m, n) in each.items()} for each in shapes]}
+
+    @torch.no_grad()
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        plan = self.plan(model, ratio)
+        ranks: list[Ranks] = plan["ranks"]
+        cut = any(k is not None for each in ranks for k in each.values())
+        missed = self.sweep(model, ranks, calibration) if cut else []
+        return plan | {"parameters": parameters(model), "missed": missed}
+
+    def sweep(self, model: Decoder, ranks: list[Ranks], calibration: Calibration) -> list[dict[str, float]]:
+        """Factor layer by layer; return what each matrix misses, ||(W - W_k) X||^2 / ||W X||^2, by its path."""
+        entries, masks = enter_all(model, calibration, values_of_a_step(model))
+        log = calibration.log([entry.x for entry in entries], "svd-llm", self, ranks)
+        kept, X, missed = log.kept(), log.take(), list[dict[str, float]]()
+        for number, layer in enumerate(over(model.layers, "factoring", "layer")):
+            with layer.visiting():
+                if number < log.done:
+                    tensors = next(kept)
+                    names = [name for names in by_input(layer, ranks[number]) for name in names]
+                    found = {name: Factors(*tensors[3 * at : 3 * at + 3]) for at, name in enumerate(names)}
+                    put(layer, found)
+                else:
+                    given = [entry.arguments[layer.kind] for entry in entries]
+                    X = [x.to(layer.device) for x in X]
+                    found = self.factor_layer(layer, ranks[number], X, given, *beside(X, masks))
+                    log.add([tensor for factors in found.values() for tensor in factors], X)
+            layer.settle()
+            missed.append({name: float(factors.missed) for name, factors in found.items()})
+        return missed
+
+    def factor_layer(
+        self, layer: Layer, ranks: Ranks, X: list[Tensor], given: Sequence[dict[str, Any]], masks: Sequence[Tensor]
+    ) -> dict[str, Factors]:
+        """Factor the matrices of a layer, and put what leaves it in the place of X, what enters it, (B, T, D) each."""
+        matrices, groups = layer.named_matrices(), by_input(layer, ranks)
+        widths = [matrices[names[0]].in_features for names in groups]
+        sums = [torch.zeros(n, n, dtype=torch.float64, device=layer.device) for n in widths]
+        for at, (arguments, mask) in enumerate(zip(given, masks, strict=True)):
+            with ExitStack() as stack:
+                seen = [stack.enter_context(inputs_of(matrices[names[0]])) for names in groups]
+                y = layer(X[at], arguments)
+            for H, (entered,) in zip(sums, seen, strict=True):
+                x = widened(entered.reshape(*mask.shape, -1)[mask])
+                add_product(H, x, x)
+            if self.prefix == "dense":
+                X[at] = y
+        found = dict[str, Factors]()
+        for names in groups:
+            S = whitening(sums.pop(0))
+            found |= {name: low_rank(matrices[name].weight, S, ranks[name] or 0) for name in names}
+        put(layer, found)
+        if self.prefix == "pruned":
+            X[:] = [layer(x, arguments) for x, arguments in zip(X, given, strict=True)]
+        return found
+
+
+class Factors(NamedTuple):
+    """Holds what a matrix (m, n) becomes.
+
+    down    (k, n) Sigma_k^(1/2) V_k^T S^-1, in the dtype of the matrix
+    up      (m, k) U_k Sigma_k^(1/2)
+    missed  () sum of sigma_i^2 over i > k, as a share of all
+    """
+
+    down: Tensor
+    up: Tensor
+    missed: Tensor
+
+
+def by_input(layer: Layer, ranks: Ranks) -> list[list[str]]:
+    """Return the paths of the matrices that are to be factored, those together that read the same."""
+    family = layer.family
+    groups = [family.qkv, (family.out,), family.up, (family.down,)]
+    wanted = [[name for name in group if ranks.get(name) is not None] for group in groups]
+    return [group for group in wanted if group]
+
+
+def put(layer: Layer, found: dict[str, Factors]) -> None:
+    """Put factors where a layer has the matrices of these paths."""
+    matrices = layer.named_matrices()
+    for name, (down, up, _) in found.items():
+        layer.put(name, factored(matrices[name], down, up))
+
+
+def whitening(H: Tensor) -> Tensor:
+    """Return S, lower triangular, of H = S S^T, (n, n) in float64; where there is none, H's diagonal is lifted first.
+
+    Raises Unsupported where H is not finite.
+    """
+    if not bool(H.isfinite().all()):
+        raise Unsupported("states of a layer overflow; load the model in bfloat16 or float32")
+    S, failed = torch.linalg.cholesky_ex(H)
+    if not int(failed):
+        return S
+    del S
+    spectrum = torch.linalg.eigvalsh(H)
+    lift = float(CONDITION * spectrum[-1] - spectrum[0].clamp_max(0)) or 1.0  # 1 of inputs that all are zero
+    H.diagonal().add_(lift)
+    return torch.linalg.cholesky(H)
+
+
+def low_rank(W: Tensor, S: Tensor, k: int) -> Factors:
+    """Return the factors of rank k whose product misses least of W S, for W (m, n) and S (n, n) lower triangular."""
+    U, sigma, V = torch.linalg.svd(W.double() @ S, full_matrices=False)
+    root, energy = sigma[:k].sqrt(), sigma.square()
+    down = torch.linalg.solve_triangular(S, root[:, None] * V[:k], upper=False, left=False)
+    tiny = torch.finfo(energy.dtype).tiny  # so that a matrix that gives nothing misses 0
+    share = energy[k:].sum() / energy.sum().clamp_min(tiny)
+    return Factors(down.to(W.dtype), (U[:, :k] * root).to(W.dtype), share)
+
+
+def rank(m: int, n: int, kept: float) -> int | None:
+    """Return k of a matrix (m, n) of whose parameters the share `kept` stays, or None where it stays whole."""
+    k = max(1, int(kept * m * n / (m + n)))
+    return k if kept < 1 and (m + n) * k < m * n else None
+
+
+def gone(shapes: Counter[tuple[int, int]], kept: float) -> int:
+    """Return the parameters that go where the share `kept` of so many matrices of each shape (m, n) stays."""
+    ranks = {shape: rank(*shape, kept) for shape in shapes}
+    return sum(count * (m * n - (m + n) * k) for (m, n), count in shapes.items() if (k := ranks[m, n]) is not None)
+
+
+def kept_share(shapes: Counter[tuple[int, int]], wanted: float, total: int) -> float:
+    """Return the share of each matrix that stays so that nearest to `wanted` of `total` parameters go.
+
+    Raises OutOfReach where factors of rank 1 leave more.
+    """
+    low, high = 0.0, 1.0
+    if wanted > (most := gone(shapes, low)):
+        raise OutOfReach(
+            f"ratio {wanted / total:g} is out of reach: with factors of rank 1 in every layer, {most / total:.3f} of "
+            "the parameters are gone"
+        )
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if gone(shapes, middle) >= wanted else (low, middle)
+    return min(high, low, key=lambda kept: abs(gone(shapes, kept) - wanted))
