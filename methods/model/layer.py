@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from methods.errors import Unsupported
 from methods.model.architectures import Family
 from methods.model.layer_store import LayerStore
+from methods.model.parts.times import Times
 
 
 class Removed(nn.Module):
@@ -39,17 +40,6 @@ class Removed(nn.Module):
             one_number = nothing[:, None, :, :1]  # per token, (B, 1, T, 1): a cache of no numbers has no length
             cache.update(one_number, one_number, self.layer_idx)
         return nothing, None
-
-
-class Times(nn.Module):
-    """Multiplies by a number."""
-
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.factor
 
 
 class Layer:
