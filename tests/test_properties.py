@@ -17,7 +17,7 @@ from methods.model.decoder import Decoder
 from methods.model.sizes import kv_bytes_per_token, macs_per_token, parameters, parameters_without_embeddings
 from methods.model.structures import Structure
 
-CHOSEN = [cell for cell in CELLS if cell[0] != "drop"]
+CHOSEN = [(method, its) for method, its in CELLS if method != "drop" and (its in FAMILIES or method == "laco-ls")]
 SHAPED = ["dense", "drop", "slicegpt", "llm-pruner", "flap", "2ssp", "blockpruner", "llm-drop", "svd-llm"]
 SHAPES = [(method, family) for method in SHAPED for family in FAMILIES]
 SHAPES += [(method, family) for method in ("dense", "slicegpt", "2ssp") for family in LATER]

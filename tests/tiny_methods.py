@@ -42,7 +42,7 @@ SPECS = {
 
 
 METHODS = sorted(SPECS)
-FEW = ["slicegpt", "llm-pruner", "flap+refit", "2ssp", "blockpruner", "laco-ls"]  # one of each kind of shape, with fits
+FEW = ["slicegpt", "flap+refit", "2ssp", "blockpruner", "laco-ls"]  # one of each kind of shape, with fits
 CELLS = [(method, family) for method in METHODS for family in FAMILIES] + [(one, its) for one in FEW for its in LATER]
 
 

@@ -24,6 +24,8 @@ def check(name: str, folder: Path, trust_remote_code: bool) -> None:
     if "auto_map" in config and not trust_remote_code:
         raise UserError(f"{name} comes with its own code; read it, then allow it with --trust-remote-code")
     _check_weights(name, folder)
+    if isinstance(layers := config.get("num_hidden_layers"), int):
+        refuse_layers(folder, layers)  # before transformers counts them
     _check_saved(folder)
 
 
@@ -73,13 +75,13 @@ def _check_saved(folder: Path) -> None:
         save_load.check_config(folder, manifest)
 
 
-def refuse_layers(name: str, layers: int) -> None:
-    """Raise ValueError for no layer, or for more than a folder has weights, which would take for ever to make."""
+def refuse_layers(folder: Path, layers: int) -> None:
+    """Raise UserError for no layer, or for more than a folder has weights, which would take for ever to make."""
     from safetensors import safe_open
 
     stored = 0
-    for file in Path(name).glob("*.safetensors"):
+    for file in folder.glob("*.safetensors"):
         with safe_open(file, "numpy") as weights:
             stored += len(weights.keys())
     if layers < 1 or (stored and layers > stored):
-        raise ValueError(f"config.json says {layers} layers, and there are {stored} weights")
+        raise UserError(f"{folder / 'config.json'} says {layers} layers, and there are {stored} weights")

@@ -58,7 +58,7 @@ def shell(name: str, trust_remote_code: bool = False) -> torch.nn.Module:
 
     try:
         config = _config(name, trust_remote_code)
-        model_folder.refuse_layers(name, getattr(config.get_text_config(), "num_hidden_layers", 1))
+        model_folder.refuse_layers(Path(name), getattr(config.get_text_config(), "num_hidden_layers", 1))
         with torch.device("meta"):
             model: torch.nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 config, trust_remote_code=trust_remote_code
