@@ -189,9 +189,9 @@ def check_config(folder: Path, manifest: Mapping[str, Any]) -> PreTrainedConfig:
     """Return the configuration of `folder`. Raises CheckpointError where weights or manifest disagree with it."""
     stored = weight_files.stored_shapes(folder, manifest["weights"])
     try:
+        _refuse_layers(PreTrainedConfig.get_config_dict(folder)[0].get("num_hidden_layers", 1), len(stored))
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
-        if not 0 < config.num_hidden_layers <= len(stored):
-            raise ValueError(f"it has {config.num_hidden_layers} layers, and there are {len(stored)} weights")
+        _refuse_layers(config.num_hidden_layers, len(stored))
         shell = empty(config)
     except Exception as error:  # whatever transformers makes of a description that it does not expect
         reason = first_line(error.__cause__ or error)
@@ -202,6 +202,12 @@ def check_config(folder: Path, manifest: Mapping[str, Any]) -> PreTrainedConfig:
     if structure(Decoder(shell)) != manifest["structure"]:
         raise CheckpointError(f"{folder / 'config.json'} and {MANIFEST} describe different layers")
     return config
+
+
+def _refuse_layers(layers: int, stored: int) -> None:
+    """Raise ValueError for more layers than weights, which transformers would take for ever to count, or for none."""
+    if not 0 < layers <= stored:
+        raise ValueError(f"it has {layers} layers, and there are {stored} weights")
 
 
 def structure(model: Decoder) -> dict[str, Any]:
