@@ -51,6 +51,7 @@ BUILT_IN = (  # modules of this package, in the order in which lists show their 
     "width.two_ssp",
     "width.minitron_width",
     "width.obs",
+    "experts.reap",
 )
 COMPENSATIONS = (
     "compensation.scale",

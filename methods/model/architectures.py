@@ -1,11 +1,28 @@
 """The families of language models: what each calls its parts. A family is one row of FAMILIES.
 
-Letters: H = query heads, G = key/value heads, E = head width.
+Letters: H = query heads, G = key/value heads, E = head width, J = experts.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Says where a family keeps a mixture of experts. Paths begin at a layer, names at what stands before them.
+
+    Every tensor of the router and of the bank has the experts on its first axis.
+    """
+
+    router: str = "mlp.gate"  # scores the experts, a row for each
+    bank: str = "mlp.experts"  # computes them, all in one
+    taken: str = "top_k"  # of the router: the experts that a token takes
+    groups: str = ""  # of the router: groups of experts, of which a token may take some alone
+    taken_groups: str = ""  # of the router: the groups that a token may take
+    counts: tuple[str, ...] = ("num_experts",)  # what router, bank, model and configuration call J
+    plain: str = ""  # the configuration's list of layers that have a single MLP instead
+    every: str = ""  # what the configuration calls the distance from one mixture to the next
 
 
 @dataclass(frozen=True)
@@ -36,8 +53,11 @@ class Family:
     counts: tuple[tuple[str, str], ...] = ()  # sizes that the attention's forward does not read off its weights
     mlp_width: str = "intermediate_size"  # what the configuration calls I
     unit_rows: bool = False  # a head that is no linear layer scales its rows to length one in each forward
+    mixture: Mixture | None = None  # the mixture of experts that stands for the MLP of its layers, or of some
     rotary: str = ""  # turns the attention's heads by position; without it each has a bias of its own, and none can go
 
+
+MIXTURE = Mixture()
 
 LLAMA = Family(
     layers="model.layers",
@@ -80,6 +100,9 @@ FAMILIES = {
         unit_rows=True,
         rotary="rotary_emb",
     ),
+    "mixtral": replace(LLAMA, mixture=MIXTURE),
+    "qwen3_moe": replace(LLAMA, mixture=replace(MIXTURE, plain="mlp_only_layers", every="decoder_sparse_step")),
+    "olmoe": replace(LLAMA, mixture=MIXTURE),
     "gpt2": Family(
         layers="transformer.h",
         embed="transformer.wte",

@@ -141,6 +141,9 @@ class Decoder:
         self.config.num_hidden_layers = len(kinds)
         if any(kind is not None for kind in kinds):
             self.config.layer_types = kinds
+        if (mixture := self.family.mixture) and mixture.plain:
+            setattr(self.config, mixture.plain, [n for n, layer in enumerate(layers) if layer.experts is None])
+            setattr(self.config, mixture.every, 1)
 
     def refuse_sliced(self) -> None:
         """Raise Unsupported where the residual has been cut, so that every layer speaks in a basis of its own."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from methods.errors import Unsupported
 from methods.model.architectures import Family
+from methods.model.experts import Experts
 from methods.model.layer_store import LayerStore
 
 
@@ -130,12 +131,25 @@ class Layer:
     @property
     def up(self) -> list[nn.Linear]:
         """Return gate and up, each (I, D); one matrix where they are fused or where there is no gate."""
+        self._is_one_mlp()
         return [self._part(path) for path in self.family.up]
 
     @property
     def down(self) -> nn.Linear:
         """Return the MLP's output matrix, (D, I)."""
+        self._is_one_mlp()
         return self._part(self.family.down)
+
+    @property
+    def experts(self) -> Experts | None:
+        """Return the mixture of experts that stands for the MLP; None where there is none."""
+        return Experts.of(self.inner, self.family.mixture)
+
+    def _is_one_mlp(self) -> None:
+        if self.experts is not None:
+            raise Unsupported(
+                "the MLP of a layer is a mixture of experts, and this method works on the matrices of a single MLP"
+            )
 
     @property
     def matrices(self) -> list[nn.Linear]:

@@ -47,7 +47,7 @@ def put_map(model: Decoder, behind: int, M: Tensor) -> None:
         layer.module = MappedLayer(layer.module)
     if getattr(layer.module, place) is not None:
         raise Unsupported("the residual is mapped here already, by an earlier compensation")
-    like = layer.matrices[0].weight
+    like = next(layer.module.parameters())
     weight = M.T.to(like.device, like.dtype).contiguous()
     setattr(layer.module, place, linear_like(weight, None).requires_grad_(like.requires_grad))
     model.set_layers(layers)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from methods.errors import Unsupported
 from methods.model.decoder import Decoder
+from methods.model.experts import remove_experts
 from methods.model.layer import Layer
 
 PARTS = ("layer", "attention", "mlp")  # that are removed whole
@@ -213,6 +214,8 @@ def remove_sublayers(model: Decoder, blocks: Iterable[Sublayer]) -> dict[str, li
 
 def cut(model: Decoder, decisions: Mapping[str, Any]) -> None:
     """Remove from a dense model, in place, what a record names: `cuts` and `remove_sublayers`, read backwards."""
+    if any(experts := decisions.get("removed_experts", [])):
+        remove_experts(model, experts)
     for kind in ("kv_heads", "channels"):
         by_layer = decisions.get(f"removed_{kind}", [])
         for structure in structures_of(model, kind) if any(by_layer) else ():
