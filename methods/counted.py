@@ -48,6 +48,7 @@ IN_PAPERS = {  # what the ratio of a module's paper is a share of
     "minitron_width": "nothing: it names widths",
     "obs": "the heads and channels",
     "puzzle": "what a budget names",
+    "reap": "the experts of each layer",
 }
 
 

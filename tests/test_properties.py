@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from conftest import FAMILIES, LAYERS, tiny
-from tiny_methods import METHODS, SPECS, calibration, logits, pruned
+from tiny_methods import EXPERTS, METHODS, SPECS, calibration, logits, pruned
 
 import methods
 from methods.errors import OutOfReach, Unsupported
@@ -19,7 +19,7 @@ SHAPED = ["dense", "drop", "slicegpt", "llm-pruner", "flap", "2ssp", "blockprune
 
 
 def test_every_method_is_tested_here():
-    assert set(SPECS) | {"dense"} == {card.name for card in methods.catalogue()}
+    assert set(SPECS) | set(EXPERTS) | {"dense"} == {card.name for card in methods.catalogue()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

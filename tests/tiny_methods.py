@@ -38,7 +38,8 @@ SPECS = {
     "2ssp": {"tokens": "48"},
     "obs": {},
 }
-
+EXPERTS = {"reap": {}, "expert-norm": {}, "expert-frequency": {}, "expert-random": {}}  # serve mixtures alone
+MIXED = {name: SPECS[name] for name in ("drop-tail", "shortgpt", "blockpruner", "llm-drop")} | EXPERTS
 
 METHODS = sorted(SPECS)
 

@@ -3,28 +3,28 @@
 Lasby, Lazarevich, Sinnadurai, Lie, Ioannou, Thangarasa 2025, "REAP the Experts: Why Pruning Prevails for One-Shot MoE
 Compression", ICLR 2026, arXiv 2510.13999. Code: CerebrasResearch/reap.
 
-A mixture takes k of its experts for each token, MoE(x) = sum over them of g_j(x) f_j(x). With X_j the calibration tokens
-that are routed to expert j, N_j of them, the methods score
+A mixture takes k of its experts for each token, MoE(x) = sum over them of g_j(x) f_j(x). With X_j the calibration
+tokens that are routed to expert j, N_j of them, the methods score
 
     reap               S_j = 1 / N_j  sum over x in X_j of g_j(x) ||f_j(x)||     equation 9
     expert-norm        S_j = sum over x in X_j of ||f_j(x)||                     expert activation norm (EAN)
     expert-frequency   S_j = N_j
     expert-random      nothing: experts are drawn
 
-EAN is of Jaiswal, Wang, Li, Li, Chen, Wang, Wang, Pang, Du 2025, "Finding Fantastic Experts in MoEs", arXiv 2504.05586.
 g_j(x) is what multiplies the expert's output in the model: where the router divides the k best weights by their sum,
-what comes of that. The n experts with the lowest score go, as many from every layer, so that the model keeps the shape of
-its family; where a router takes groups of experts, as many from every group. Of equal scores the lower number goes first,
-and an expert that no token is routed to scores 0. The router keeps k: tokens of an expert that has gone take the next best.
-Removing experts makes a model smaller and computes no less for a token, so that records have `active_parameters` beside
-the parameters.
+what comes of that. The n experts with the lowest score go, as many from every layer, so that the model keeps the shape
+of its family; where a router takes groups of experts, as many from every group. Of equal scores the lower number goes
+first, and an expert that no token is routed to scores 0. The router keeps k: tokens of an expert that has gone take the
+next best. Removing experts makes a model smaller and computes no less for a token, so that records have
+`active_parameters` beside the parameters. EAN is of Jaiswal, Wang, Li, Li, Chen, Wang, Wang, Pang, Du 2025, "Finding
+Fantastic Experts in MoEs: A Unified Study for Expert Dropping Strategies and Observations", arXiv 2504.05586.
 
 Departures from the authors' code. What is g in the model is g in the score whatever the router is; the code takes a
 softmax of the router's logits, and divides it by the sum of the k best where `renormalize_router_weights` says so. Sums
-are float64, and means are taken at the end; the code's running means are float32. Padding is left out. Groups lose as many
-experts each; the code knows no groups. No expert is spared for a large activation (`perserve_super_experts`). n is the
-number whose parameters, with the router's rows, come nearest to the ratio; the code takes a share of the experts, rounded
-down. Fewer than k experts are refused.
+are float64, and means are taken at the end; the code's running means are float32. Padding is left out of the sums.
+Groups lose as many experts each; the code knows no groups. No expert is spared for a large activation, as
+`perserve_super_experts` does there. n is the number whose parameters, with the router's rows, come nearest to the
+ratio; the code takes a share of the experts, rounded down. Fewer than k experts are refused.
 
 Cost. One forward, in which the experts that are taken compute twice.
 """
@@ -186,7 +186,7 @@ def routed(model: Decoder, calibration: Calibration) -> list[Tensor]:
             entered = step.x if layer.parallel else step.x + step.a
             h = layer.mlp_norm(entered[step.mask])  # (M, D) of real tokens
             g, chosen = experts.route(h)  # (M, k)
-            norms = experts.outputs(h, chosen).double().norm(dim=-1)  # (M, k)
+            norms = torch.linalg.vector_norm(experts.outputs(h, chosen), dim=-1, dtype=torch.float64)  # (M, k)
             for sum_, values in zip(sums, (torch.ones_like(norms), norms, g.double() * norms), strict=True):
                 sum_.index_add_(0, chosen.flatten(), values.flatten())
         return [sums]

@@ -205,10 +205,11 @@ def _step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -> S
 
 def values_of_a_step(model: Decoder) -> int:
     """Return how many numbers one token has in memory during a step."""
-    return 8 * model.config.hidden_size + max(map(_values_of_an_mlp, model.layers))
+    return 8 * model.config.hidden_size + max(map(values_of_an_mlp, model.layers))
 
 
-def _values_of_an_mlp(layer: Layer) -> int:
+def values_of_an_mlp(layer: Layer) -> int:
+    """Return how many numbers the MLP of a layer has in memory for one token."""
     if layer.experts is not None:
         return layer.experts.values
     return 4 * layer.down.in_features if layer.has_mlp else 0

@@ -61,7 +61,7 @@ class Experts:
 
     @property
     def groups(self) -> int:
-        """Return how many groups of equally many experts, one behind the other, the router knows; one without groups."""
+        """Return how many groups of equally many experts, one behind the other, the router knows; 1 without groups."""
         return int(getattr(self.router, self.row.groups)) if self.row.groups else 1
 
     @property
@@ -78,24 +78,32 @@ class Experts:
     @property
     def parameters(self) -> int:
         """Return the parameters of one expert, with its row of the router."""
-        return self.weights + sum(one[0].numel() for one in self.router.parameters())
+        return self.weights + sum(one.numel() for one in self.router.parameters()) // self.count
 
     @property
     def weights(self) -> int:
         """Return the parameters of one expert in the bank."""
-        return sum(one[0].numel() for one in self.bank.parameters())
+        return sum(one.numel() for one in self.bank.parameters()) // self.count
+
+    @property
+    def matrices(self) -> dict[str, list[Tensor]]:
+        """Return the router's matrix (J, D), and those of one expert, gate and up in one."""
+        stacked = [one for one in self.bank.parameters() if one.ndim == 3]  # the others are biases
+        return {"router": [self.router.weight], "experts": [one[0] for one in stacked]}
+
+    @property
+    def _sizes(self) -> list[torch.Size]:
+        return [one.shape[1:] for one in self.bank.parameters() if one.ndim == 3]
 
     @property
     def macs(self) -> int:
         """Return the multiply-accumulates of a token: the router's, and those of the k experts."""
-        matrices = [one for one in self.bank.parameters() if one.ndim == 3]  # the others are biases
-        return int(self.router.weight.numel()) + self.taken * sum(one[0].numel() for one in matrices)
+        return int(self.router.weight.numel()) + self.taken * sum(size.numel() for size in self._sizes)
 
     @property
     def values(self) -> int:
-        """Return how many numbers the mixture of one token has in memory, at most."""
-        sizes = [sum(one.shape[1:]) for one in self.bank.parameters() if one.ndim == 3]
-        return self.count + self.taken * sum(sizes)
+        """Return how many numbers a token has in memory, at most: logits, and what each matrix reads and writes."""
+        return self.count + self.taken * sum(map(sum, self._sizes))
 
     def route(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Return g and the numbers of the experts that each token takes, (M, D) -> (M, k), (M, k).
@@ -112,7 +120,7 @@ class Experts:
         """
         k = chosen.shape[1]
         one = torch.ones(chosen.numel(), 1, device=h.device, dtype=h.dtype)
-        found: Tensor = self.bank(h.repeat_interleave(k, 0), chosen.reshape(-1, 1), one)
+        found: Tensor = self.bank(h[:, None].expand(-1, k, -1).reshape(-1, h.shape[1]), chosen.reshape(-1, 1), one)
         return found.view(len(h), k, -1)
 
     def keep(self, kept: Sequence[int]) -> None:
@@ -127,13 +135,15 @@ class Experts:
                     setattr(part, name, len(kept))
 
     def _slice(self, part: nn.Module, index: Tensor) -> None:
-        count = self.count if part is self.router else len(next(part.parameters()))
-        held = [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
-        if any(len(one) != count for _, one in held) or len(held) != len([*part.parameters(), *part.buffers()]):
+        count = len(next(part.parameters()))
+        names = [name for name, _ in (*part.named_parameters(), *part.named_buffers())]
+        if any(len(getattr(part, name, ())) != count for name in names):
             raise Unsupported("a tensor of its experts does not have the experts on its first axis")
-        for name, one in held:
+        for name in names:  # one after the other, so that the old one goes before the next comes
+            one = getattr(part, name)
             new = one.detach().index_select(0, index.to(one.device))
             setattr(part, name, nn.Parameter(new, one.requires_grad) if isinstance(one, nn.Parameter) else new)
+            del one
 
 
 def _equal_groups(kept: Iterable[int], count: int, groups: int) -> bool:

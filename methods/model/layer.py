@@ -153,8 +153,16 @@ class Layer:
 
     @property
     def matrices(self) -> list[nn.Linear]:
+        """Return all matrices of the attention and the MLP. Raises Unsupported where some are those of experts."""
         attention = [*self.qkv, self.out] if self.has_attention else []
         return [*attention, *self.up, self.down] if self.has_mlp else attention
+
+    @property
+    def linear(self) -> list[nn.Linear]:
+        """Return all matrices that are linear layers, which those of experts are not."""
+        if self.experts is None:
+            return self.matrices
+        return [*self.qkv, self.out] if self.has_attention else []
 
     @property
     def attn_norm(self) -> nn.Module:
