@@ -1,4 +1,4 @@
-"""Least squares for an output matrix whose result is normed before it joins the residual, as in Gemma 2 and 3.
+"""Least squares for an output matrix whose result is normed before it joins the residual, as in Gemma 2 and OLMo 2.
 
 A block adds m = g * u, u = o / rms(o), with o = x W at each token and a gain g for each channel. What it adds is not
 linear in W, since the norm divides by the size of o. With s = 1 / rms(o) held fixed at each token, at what the matrix
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.least_squares import Fitted, LeastSquares, Rows, held_apart, relative_error, sink_weight
-from methods.model.layer import Layer
+from methods.model.layer import Layer, norm_eps
 from methods.model.sinks import Sinks
 
 ROUNDS = 3  # of s and W
@@ -46,7 +46,7 @@ class Norm:
     def behind(cls, layer: Layer, which: int) -> Norm:
         """Return the norm behind the attention (0) or the MLP (1) of a layer."""
         norm: Any = layer.post_norm(which)
-        return cls(norm.weight.detach().to(layer.device).double() + layer.family.gain_offset, float(norm.eps))
+        return cls(norm.weight.detach().to(layer.device).double() + layer.family.gain_offset, norm_eps(norm))
 
     def put_behind(self, layer: Layer, which: int) -> None:
         """Give the norm of a layer these gains."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from methods.base import REGISTRY, Pruner
+from methods.model.architectures import FAMILIES
 
 if TYPE_CHECKING:
     from importlib import metadata
@@ -250,7 +251,7 @@ def _said(hint: Any) -> str:
     return str(getattr(hint, "__name__", hint))
 
 
-SAID = ("fixed", "needs", "cost", "without")  # constants of a class that its card shows
+SAID = ("fixed", "needs", "cost", "axes")  # constants of a class that its card shows
 
 
 @dataclass(frozen=True)
@@ -261,7 +262,7 @@ class Card:
     fixed       whether the parameters alone decide what goes, so that no ratio is asked for
     needs       what it looks at: nothing, calibration, or calibration and gradients
     cost        in forwards over the tokens that it reads
-    without     the families it cannot serve
+    axes        along which it cuts with its usual parameters
     module      where it is, as in BUILT_IN or COMPENSATIONS
     """
 
@@ -271,8 +272,13 @@ class Card:
     fixed: bool = False
     needs: str = ""
     cost: str = ""
-    without: tuple[str, ...] = ()
+    axes: tuple[str, ...] = ("layers",)
     module: str = ""
+
+    @property
+    def without(self) -> tuple[str, ...]:
+        """Return the families of which it can serve no model, since they cannot be cut along one of its axes."""
+        return tuple(name for name, family in FAMILIES.items() if any(map(family.never, self.axes)))
 
 
 def catalogue() -> list[Card]:

@@ -64,8 +64,42 @@ MIXTURES = {  # of experts, which have tests of their own beside those of all fa
     },
     "olmoe": {"num_key_value_heads": 2, "num_experts": 8, "num_experts_per_tok": 2, "tie_word_embeddings": True},
 }
+# These go through one method of each kind of shape (tests/tiny_methods.py, CELLS), those above through every method.
+LATER = {
+    "granite": {
+        "num_key_value_heads": 2,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": True,
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.0,
+        "residual_multiplier": 0.4,
+        "attention_multiplier": 0.2,
+    },
+    "smollm3": {
+        "num_key_value_heads": 2,
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "no_rope_layer_interval": 2,
+        "pad_token_id": 0,
+    },
+    "olmo2": {"num_key_value_heads": 2},
+    "olmo3": {"num_key_value_heads": 2, "sliding_window": 8},
+    "starcoder2": {"num_key_value_heads": 2, "sliding_window": 8, "tie_word_embeddings": True},
+    "stablelm": {"num_key_value_heads": 2, "use_qkv_bias": True},
+    "nemotron": {
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "intermediate_size": 96,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "glm4": {"num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0},
+    "cohere2": {"num_key_value_heads": 2, "sliding_window": 8, "attention_bias": True, "logit_scale": 0.25},
+}
 OWN_CODE: dict[str, dict[str, object]] = {"baichuan": {}}  # families that transformers does not have
 FAMILIES = (*TINY, *OWN_CODE)
+EVERY_FAMILY = (*FAMILIES, *LATER)
 
 
 def tiny(family: str, *, layers: int = LAYERS, seed: int = 0, **overrides: object) -> torch.nn.Module:
@@ -80,7 +114,7 @@ def tiny(family: str, *, layers: int = LAYERS, seed: int = 0, **overrides: objec
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    options |= (TINY | OWN_CODE | MIXTURES)[family] | overrides
+    options |= (TINY | LATER | OWN_CODE | MIXTURES)[family] | overrides
     torch.manual_seed(seed)
     if family in OWN_CODE:
         model = BaichuanForCausalLM(BaichuanConfig(**options))

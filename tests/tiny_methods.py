@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import VOCABULARY, tiny
+from conftest import FAMILIES, LATER, VOCABULARY, tiny
 
 import methods
 from methods.errors import Unsupported
@@ -42,6 +42,8 @@ EXPERTS = {"reap": {}, "expert-norm": {}, "expert-frequency": {}, "expert-random
 MIXED = {name: SPECS[name] for name in ("drop-tail", "shortgpt", "blockpruner", "llm-drop")} | EXPERTS
 
 METHODS = sorted(SPECS)
+FEW = ["slicegpt", "llm-pruner", "flap+refit", "2ssp", "blockpruner", "laco-ls"]  # one of each kind of shape, with fits
+CELLS = [(method, family) for method in METHODS for family in FAMILIES] + [(one, its) for one in FEW for its in LATER]
 
 
 def calibration(seed: int = 0) -> Calibration:

@@ -11,10 +11,12 @@ from bench.plan.protocol import PROFILES, Protocol, for_cuda, profile
 from bench.system.console import say
 from methods.errors import UserError
 
+WHAT = ("methods", "models", "families", "tasks", "texts", "profiles", "specs", "formats")
+
 
 def add(commands: Any) -> None:
     listing = commands.add_parser("list", help="show what there is")
-    listing.add_argument("what", choices=("methods", "models", "tasks", "texts", "profiles", "specs", "formats"))
+    listing.add_argument("what", choices=WHAT)
     listing.add_argument("--verbose", action="store_true", help="parameters and checks of methods, fields of profiles")
     listing.set_defaults(command=_list)
     fetch = commands.add_parser("fetch", help="download models, texts and tasks ahead of time")
@@ -25,7 +27,7 @@ def add(commands: Any) -> None:
 
 def _list(arguments: argparse.Namespace) -> int:
     lines = {"methods": _methods, "models": _models, "tasks": _tasks, "texts": _texts, "profiles": _profiles}
-    lines |= {"specs": _specs, "formats": _formats}
+    lines |= {"families": _families, "specs": _specs, "formats": _formats}
     print("\n".join(lines[arguments.what](arguments.verbose)))
     return OK
 
@@ -78,6 +80,17 @@ def _models(verbose: bool) -> list[str]:
 
     lines = [_offer(name, offer) for name, offer in assets.MODELS.items()]
     return [*lines, "A folder in Hugging Face layout, a .gguf file and a hub name work too."]
+
+
+def _families(verbose: bool) -> list[str]:
+    from methods.model import architectures
+
+    (_, *rows), lines = architectures.table(), []
+    wide = 2 + max(len(name) for name, _, _ in rows)
+    for name, axes, reasons in rows:
+        lines.append(f"{name:<{wide}}{axes}")
+        lines += [f"{'':<{wide}}not {reason}" for reason in reasons.split("; ") if reason]
+    return [*lines, "A method that cuts along an axis which a model cannot lose says so before any work."]
 
 
 def _texts(verbose: bool) -> list[str]:

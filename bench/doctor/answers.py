@@ -63,7 +63,7 @@ def pruned(
 ) -> tuple[Decoder, dict[str, Any]]:
     """Return the doctor's model after a method, and what that removed; `noise` disturbs the weights before."""
     kind = methods.load()[case.partition("+")[0]]
-    model = tiny_model.build(device, dtype, mixture=getattr(kind, "only_mixtures", False))
+    model = tiny_model.build(device, dtype, mixture="experts" in getattr(kind, "axes", ()))
     if noise is not None:
         with torch.no_grad():
             for parameter in model.model.parameters():

@@ -31,7 +31,7 @@ LAYER_SIZES = (1.0, 0.36, 0.64, 0.16, 0.8, 0.24, 0.5, 1.0)  # of what each layer
 ATTENTION, MLP = 1.0, 0.7  # of what its halves add
 EMBEDDING = 0.5 * WIDTH**0.5  # of what the tokens are
 SEED = 0  # of all names; of those tried, one with which no choice is near to another (bench.doctor.answers)
-ROUTERS = 0  # of the names of routers; of those tried, one with which experts are taken most unequally often
+ROUTERS = 31  # of the names of routers; of those tried, one with which experts are taken most unequally often
 RANGE = 256.0  # the largest channel, head or direction over the smallest
 
 

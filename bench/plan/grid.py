@@ -152,8 +152,8 @@ def cells(mentions: Sequence[Mention], ratios: Sequence[float], decoder: Decoder
 
 
 def _has_what_it_removes(decoder: Decoder, pruner: Pruner) -> bool:
-    """Say whether a model has experts, where a method removes those alone."""
-    return decoder.family.mixture is not None or not getattr(pruner, "only_mixtures", False)
+    """Say whether a model has experts, where a method removes those."""
+    return "experts" not in getattr(pruner, "axes", ()) or not decoder.family.never("experts")
 
 
 def _draws(pruner: Pruner, cell: Cell) -> list[Cell]:

@@ -30,6 +30,7 @@ from methods.compensation.boundaries import (
 )
 from methods.errors import OutOfReach, Unsupported
 from methods.least_squares import Fitted
+from methods.model.architectures import LISTS
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder, twin
 from methods.model.residual_map import put_map
@@ -167,8 +168,9 @@ class CompensatedPruner:
 
 def _restore(model: Decoder, dense: Decoder, places: list[torch.device]) -> None:
     """Give `model` the dense layers again, each on its device."""
-    if getattr(dense.config, "layer_types", None):
-        model.config.layer_types = list(dense.config.layer_types)
+    for name in LISTS:
+        if getattr(dense.config, name, None):
+            setattr(model.config, name, list(getattr(dense.config, name)))
     layers = twin(dense, model.config).layers
     model.set_layers([layer.on(place) for layer, place in zip(layers, places, strict=True)])
 

@@ -19,7 +19,7 @@ the state behind the final norm, and this the state before it. Attention sinks, 
 a population of their own (see methods/model/sinks.py); `replaceme.sinks=alike` weighs all tokens alike, as the authors
 do. The variant that minimises a cosine by gradient descent is not built.
 
-Where a norm stands behind the block (gemma2, gemma3_text), T maps what the norm is given, and is fitted together with
+Where a norm stands behind the block (as in gemma2 or olmo2), T maps what the norm is given, and is fitted together with
 the norm's gains (methods/normed_fit.py).
 
 Families. Methods that remove layers, attentions or MLPs, and not for a cut before the first layer. Transformers alone

@@ -16,11 +16,11 @@ Departures from the paper. Only sizes are compensated; any method chooses the la
 of the cut; scaling those behind it leaves the embedding alone, which may be tied to the head. Attention sinks
 (methods/model/sinks.py) are left out of the mean, unless `scale.sinks=alike`.
 
-Where a norm stands behind a block (gemma2, gemma3_text), what the block adds has the norm's gains for a factor, and
+Where a norm stands behind a block (as in gemma2 or olmo2), what the block adds has the norm's gains for a factor, and
 these are divided by c.
 
-Families. Methods that remove layers, attentions or MLPs, in families with a final norm. Transformers alone loads the
-result.
+Families. Methods that remove layers, attentions or MLPs, in families that read the residual through norms alone.
+Transformers alone loads the result.
 
 Cost. Two forward passes over the calibration text.
 """
@@ -60,9 +60,9 @@ class Scale:
     uneven = ""
 
     def added(self, pruning: Pruning) -> int:
-        if pruning.pruned.final_norm is None:
+        if pruning.pruned.final_norm is None or not pruning.pruned.family.attn_norm:
             family = pruning.pruned.config.model_type
-            raise Unsupported(f"{family} has norms where a factor does not fold into a matrix")
+            raise Unsupported(f"{family} reads the residual without a norm somewhere, which a factor changes")
         some_boundaries(pruning)
         return 0
 

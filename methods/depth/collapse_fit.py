@@ -17,6 +17,8 @@ sweeps      from the second on, every survivor but the last is fitted to the err
 
             and the next window's survivor anew behind it. Where that does not lower ||y_E - z_E||, it is undone.
 
+Where a family multiplies what a block adds to the residual by a number c (granite), c (C W^T + b) stands for C W^T + b.
+
 Attention sinks weigh as a population of their own (methods/model/sinks.py). Where a norm stands behind the MLP, its
 gains are fitted together with W (methods/normed_fit.py).
 
@@ -108,11 +110,11 @@ class Collapse:
     def _refit_for_the_next(self, s: int, x: list[Tensor], y_E: list[Tensor], z_E: list[Tensor]) -> None:
         """Refit the down matrix of layer s for the error behind the window that follows."""
         with self.layers[s].visiting(), self.dense.layers[s].visiting():
-            W, taken = self.layers[s].down.weight, self._steps(s, x)
+            W, taken, c = self.layers[s].down.weight, self._steps(s, x), self.layers[s].factor
             y_E, z_E, where = beside([one.y for one in taken], y_E, z_E, self.where)
             z_E = wanted_states(where, y_E, z_E, self.how.sinks)
             rows = [
-                Rows(one.channels, z.double() - y + widened(one.channels) @ widened(W).T, z, w, sink)
+                Rows(one.channels, (z.double() - y).div_(c) + widened(one.channels) @ widened(W).T, z, w, sink)
                 for one, y, z, w, sink in zip(taken, y_E, z_E, where, find_sinks(where, y_E, z_E), strict=True)
             ]
             (self.layers[s].down.weight,), _ = self._solved(rows, [self.dense.layers[s].down.weight], hold_out=False)
@@ -134,12 +136,12 @@ class Collapse:
         z, where = beside(before, z, self.where)
         z = wanted_states(where, before, z, self.how.sinks)
         sinks = find_sinks(where, before, z)
-        given = list(zip(z, where, sinks, strict=True))
+        given, c = list(zip(z, where, sinks, strict=True)), layer.factor
         if (self.how.attention if attention is None else attention) and layer.has_attention:
             rows = [
                 Rows(
                     torch.cat([one.heads, one.channels], -1),
-                    wanted.double() - (one.y - one.a - one.m + biases(layer)),
+                    (wanted.double() - (one.y - one.a - one.m + c * biases(layer))).div_(c),
                     wanted,
                     *of,
                 )
@@ -149,16 +151,16 @@ class Collapse:
             taken = self._steps(s, x)
         if layer.family.post_norms:
             return self._fit_normed(layer, whole, taken, given)
-        b = 0 if layer.down.bias is None else layer.down.bias
+        b = 0 if layer.down.bias is None else c * layer.down.bias
         rests, channels = [one.y - one.m + b for one in taken], [one.channels for one in taken]
         del taken  # all else that the steps hold
         rows = [
-            Rows(entered, wanted.double() - rest, wanted, *of)
+            Rows(entered, (wanted.double() - rest).div_(c), wanted, *of)
             for entered, rest, (wanted, *of) in zip(channels, rests, given, strict=True)
         ]
         (layer.down.weight,), fitted = self._solved(rows, [whole.down.weight])
         layer.settle()
-        after = [rest + entered @ layer.down.weight.T for entered, rest in zip(channels, rests, strict=True)]
+        after = [rest + c * (x @ layer.down.weight.T) for x, rest in zip(channels, rests, strict=True)]
         return errors(sinks, where, z, before, after, fitted=fitted), after
 
     def _fit_normed(

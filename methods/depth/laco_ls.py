@@ -25,7 +25,7 @@ The `trials` candidates that add least to the sum of u are put into the model, e
 lowest KL divergence from the dense model's next token on `trial_tokens` tokens stays. A smaller ratio is the beginning
 of a larger one, so a run does not search twice.
 
-Where a norm stands behind the MLP (gemma2, gemma3_text), the survivor's down matrix is fitted together with the norm's
+Where a norm stands behind the MLP (gemma2, olmo2), the survivor's down matrix is fitted together with the norm's
 gains, and so is a candidate's T, which maps what the norm is given (methods/normed_fit.py). `attention` and `sweeps`,
 which take what is added for linear in the matrix, are for other families.
 
@@ -88,9 +88,10 @@ class LaCoLS:
     fixed = False
     needs = "calibration"
     cost = "3 forwards, and about 7 over 512 tokens for each layer removed"
-    without = ()
+    axes = ("layers", "channels")  # which a survivor takes over from its window
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        model.refuse_experts()
         if model.family.post_norms and (self.attention or self.sweeps > 1):
             raise Unsupported(
                 f"{model.config.model_type} norms what an MLP adds to the residual, so that neither attention=yes nor "

@@ -43,7 +43,7 @@ from methods.errors import OutOfReach, Unsupported
 from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.experts import mixtures, remove_experts
+from methods.model.parts.experts import mixtures, remove_experts
 from methods.model.sizes import parameters
 from methods.ranges import Count
 from methods.shared import shared
@@ -54,7 +54,7 @@ class LowestExperts:
 
     fixed = False
     only_cuts = True
-    only_mixtures = True
+    axes = ("experts",)
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[Tensor]:
         """Return the importance of every expert, (J,) for each mixture, by layer."""

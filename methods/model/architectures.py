@@ -5,7 +5,29 @@ Letters: H = query heads, G = key/value heads, E = head width, J = experts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+Axis = Literal["heads", "channels", "experts", "layers", "residual"]
+AXES: tuple[Axis, ...] = get_args(Axis)
+LISTS = ("layer_types", "no_rope_layers")  # in which a configuration says something of each layer
+
+
+@dataclass(frozen=True)
+class Uncut:
+    """Says why models of a family cannot be cut along an axis.
+
+    axis     heads (key/value heads with their query heads), channels (of the MLP), experts, layers, or residual
+    because  a clause behind "cannot be cut: "
+    models   which of the family's models, for a reader; "" for all
+    of       says whether a model is one of them, by its configuration and one of its attentions
+    """
+
+    axis: Axis
+    because: str
+    models: str = ""
+    of: Callable[[Any, Any], bool] = lambda config, attention: True
 
 
 @dataclass(frozen=True)
@@ -41,8 +63,8 @@ class Family:
     mlp: str  # "" where the layer itself holds the MLP's matrices
     up: tuple[str, ...]  # read the residual for the MLP; one name where gate and up are fused
     down: str  # writes the MLP's result into the residual
-    attn_norm: str
-    mlp_norm: str
+    attn_norm: str  # in front of the attention; "" for none
+    mlp_norm: str  # in front of the MLP; "" for none
     positions: str = ""  # a learned table of positions
     post_norms: tuple[str, ...] = ()  # norms between a sub-block's result and the residual
     centred: bool = False  # LayerNorm, which subtracts the mean; else RMSNorm
@@ -54,10 +76,20 @@ class Family:
     mlp_width: str = "intermediate_size"  # what the configuration calls I
     unit_rows: bool = False  # a head that is no linear layer scales its rows to length one in each forward
     mixture: Mixture | None = None  # the mixture of experts that stands for the MLP of its layers, or of some
-    rotary: str = ""  # turns the attention's heads by position; without it each has a bias of its own, and none can go
+    factor: str = ""  # what the layer calls the number by which it multiplies what a sub-block adds to the residual
+    uncut: tuple[Uncut, ...] = ()  # the axes along which its models, or some of them, cannot be cut
 
+    def never(self, axis: str) -> bool:
+        """Say whether none of its models can be cut along an axis."""
+        without = axis == "experts" and self.mixture is None
+        return without or any(one.axis == axis and not one.models for one in self.uncut)
+
+
+NORMED = Uncut("residual", "norms stand between its sub-blocks and the residual, and no rotation survives them")
+ALL_HEADS = Uncut("heads", "q and k are normed over all heads at once, so that each head depends on the others")
 
 MIXTURE = Mixture()
+MIXED = tuple(Uncut(axis, "a mixture of experts stands for its MLP") for axis in ("channels", "residual"))
 
 LLAMA = Family(
     layers="model.layers",
@@ -77,6 +109,15 @@ GEMMA2 = replace(
     mlp_norm="pre_feedforward_layernorm",
     post_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
     gain_offset=1.0,
+    uncut=(NORMED,),
+)
+
+OLMO = replace(
+    LLAMA,
+    attn_norm="",
+    mlp_norm="",
+    post_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
+    uncut=(ALL_HEADS, NORMED),
 )
 
 FAMILIES = {
@@ -98,11 +139,46 @@ FAMILIES = {
         qkv=("self_attn.W_pack",),
         counts=(("num_heads", "H"), ("hidden_size", "HE")),
         unit_rows=True,
-        rotary="rotary_emb",
+        uncut=(
+            Uncut(
+                "heads",
+                "each head has a bias of its own for positions (ALiBi)",
+                "with ALiBi, as Baichuan2-13B",
+                lambda config, attention: not hasattr(attention, "rotary_emb"),
+            ),
+        ),
     ),
-    "mixtral": replace(LLAMA, mixture=MIXTURE),
-    "qwen3_moe": replace(LLAMA, mixture=replace(MIXTURE, plain="mlp_only_layers", every="decoder_sparse_step")),
-    "olmoe": replace(LLAMA, mixture=MIXTURE),
+    "mixtral": replace(LLAMA, mixture=MIXTURE, uncut=MIXED),
+    "qwen3_moe": replace(
+        LLAMA, mixture=replace(MIXTURE, plain="mlp_only_layers", every="decoder_sparse_step"), uncut=MIXED
+    ),
+    "olmoe": replace(LLAMA, mixture=MIXTURE, uncut=(ALL_HEADS, *MIXED)),
+    "granite": replace(LLAMA, factor="residual_multiplier"),
+    "smollm3": LLAMA,
+    "olmo2": OLMO,
+    "olmo3": OLMO,
+    "starcoder2": replace(LLAMA, up=("mlp.c_fc",), down="mlp.c_proj", centred=True),
+    "stablelm": replace(
+        LLAMA,
+        centred=True,
+        counts=(("num_heads", "H"), ("num_key_value_heads", "G")),
+        uncut=(
+            Uncut(
+                "heads",
+                "q and k of each head have a norm of their own in a list, which is not cut",
+                "with qk_layernorm=True, as StableLM 2 12B",
+                lambda config, attention: config.qk_layernorm,
+            ),
+        ),
+    ),
+    "nemotron": replace(LLAMA, up=("mlp.up_proj",), centred=True, gain_offset=1.0),
+    "glm4": replace(
+        LLAMA,
+        up=("mlp.gate_up_proj",),
+        post_norms=("post_self_attn_layernorm", "post_mlp_layernorm"),
+        uncut=(NORMED,),
+    ),
+    "cohere2": replace(LLAMA, mlp_norm="input_layernorm", centred=True, parallel=True),
     "gpt2": Family(
         layers="transformer.h",
         embed="transformer.wte",
@@ -137,6 +213,25 @@ FAMILIES = {
         centred=True,
         counts=(("num_heads", "H"),),
         mlp_width="ffn_dim",
+        uncut=(
+            replace(
+                NORMED,
+                models="with do_layer_norm_before=False, as OPT-350M",
+                of=lambda config, attention: not config.do_layer_norm_before,
+            ),
+            Uncut(
+                "residual",
+                "its embedding is projected to the residual's width",
+                "whose word_embed_proj_dim is not hidden_size",
+                lambda config, attention: config.word_embed_proj_dim != config.hidden_size,
+            ),
+            Uncut(
+                "residual",
+                "it has no final norm",
+                "with _remove_final_layer_norm=True",
+                lambda config, attention: config._remove_final_layer_norm,
+            ),
+        ),
     ),
     "gpt_neox": Family(
         layers="gpt_neox.layers",
@@ -164,3 +259,13 @@ FAMILIES = {
         parallel=True,
     ),
 }
+
+
+def table() -> list[tuple[str, str, str]]:
+    """Return for each family the axes along which its models can be cut, and why some cannot; the heading first."""
+    rows = [("family", "can be cut along", "cannot")]
+    for name, family in FAMILIES.items():
+        axes = ", ".join(axis for axis in AXES if not family.never(axis))
+        reasons = (f"{one.axis}{f' {one.models}' if one.models else ''}: {one.because}" for one in family.uncut)
+        rows.append((name, axes, "; ".join(reasons)))
+    return rows

@@ -12,6 +12,7 @@ import copy
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from operator import attrgetter
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from methods.errors import Unsupported
-from methods.model.architectures import FAMILIES
+from methods.model.architectures import FAMILIES, LISTS, Axis
 from methods.model.layer import Layer, Removed, linear_like
 from methods.model.layer_store import LayerStore, cast, put
 
@@ -86,9 +87,22 @@ class Decoder:
         heads = self.config.num_attention_heads
         group = heads // (getattr(self.config, "num_key_value_heads", None) or heads)
         width = getattr(self.config, "head_dim", None) or self.config.hidden_size // heads
-        kinds = getattr(self.config, "layer_types", None) or [None] * len(self.stack)
-        modules = zip(self.stack, kinds, strict=True)
-        return [Layer(module, self.family, kind, width, group, store=self.store) for module, kind in modules]
+        lists = {name: getattr(self.config, name, None) or [] for name in LISTS}
+        said = [dict(zip(lists, each, strict=True)) for each in zip_longest(*lists.values())] or [{}] * len(self.stack)
+        modules = zip(self.stack, said, strict=True)
+        return [Layer(module, self.family, each, width, group, store=self.store) for module, each in modules]
+
+    def refuse(self, axis: Axis) -> None:
+        """Raise Unsupported, with the reason, where a model of this family cannot be cut along an axis."""
+        attention = next((layer.attn for layer in self.layers if layer.has_attention), None)
+        for one in self.family.uncut:
+            if one.axis == axis and one.of(self.config, attention):
+                raise Unsupported(f"the {axis} of this {self.config.model_type} cannot be cut: {one.because}")
+
+    def refuse_experts(self) -> None:
+        """Raise Unsupported where a mixture of experts stands for the MLP of a layer."""
+        for layer in self.layers:
+            layer.refuse_experts()
 
     def sweep(self, layers: Iterable[Layer] | None = None) -> Iterator[Layer]:
         """Yield the layers, or those given; what has been changed of one is settled when the next is asked for."""
@@ -137,10 +151,10 @@ class Decoder:
                 if hasattr(part, "layer_idx"):
                     part.layer_idx = slot
         self.swap_stack(nn.ModuleList(layer.module for layer in layers))
-        kinds = [layer.kind for layer in layers]
-        self.config.num_hidden_layers = len(kinds)
-        if any(kind is not None for kind in kinds):
-            self.config.layer_types = kinds
+        self.config.num_hidden_layers = len(layers)
+        for name in LISTS:
+            if any(layer.said.get(name) is not None for layer in layers):
+                setattr(self.config, name, [layer.said[name] for layer in layers])
         if (mixture := self.family.mixture) and mixture.plain:
             setattr(self.config, mixture.plain, [n for n, layer in enumerate(layers) if layer.experts is None])
             setattr(self.config, mixture.every, 1)
@@ -267,6 +281,12 @@ def twin(model: Decoder, config: Any = None) -> Decoder:
 
 
 def capped(logits: Tensor, config: Any) -> Tensor:
-    """Return what a model of this configuration makes of its head's logits: c tanh(logits / c) where it has a cap c."""
+    """Return what a model of this configuration makes of its head's logits: c tanh(logits / c) where it has a cap c.
+
+    Some families multiply them by `logit_scale`, others divide them by `logits_scaling`.
+    """
     cap = getattr(config, "final_logit_softcapping", None)
+    factor, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+    logits = logits if factor is None else logits * factor
+    logits = logits if divisor is None else logits / divisor
     return logits if cap is None else cap * torch.tanh(logits / cap)

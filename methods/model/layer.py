@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from operator import attrgetter
 from typing import Any
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from methods.errors import Unsupported
 from methods.model.architectures import Family
-from methods.model.experts import Experts
-from methods.model.layer_store import LayerStore
+from methods.model.layer_store import LayerStore, copies
+from methods.model.parts.experts import Experts
 
 
 class Removed(nn.Module):
@@ -42,6 +42,17 @@ class Removed(nn.Module):
         return nothing, None
 
 
+class Times(nn.Module):
+    """Multiplies by a number."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
 class Layer:
     """Shows one decoder layer by role. It holds the module, and copies nothing unless asked to."""
 
@@ -49,7 +60,7 @@ class Layer:
         self,
         module: nn.Module,
         family: Family,
-        kind: str | None,
+        said: Mapping[str, Any],
         head_width: int,
         group: int,
         *,
@@ -57,10 +68,15 @@ class Layer:
     ) -> None:
         self.module = module
         self.family = family
-        self.kind = kind  # the layer's entry in config.layer_types, where the family has such a list
+        self.said = said  # the layer's entry in each list of architectures.LISTS that its configuration has, else None
         self.head_width = head_width  # E
         self.group = group  # H / G, query heads per key/value head
         self.store = store  # where what has been changed is kept; None: in memory
+
+    @property
+    def kind(self) -> str | None:
+        """Return the layer's entry in config.layer_types, where the family has such a list."""
+        return self.said.get("layer_types")
 
     @property
     def inner(self) -> Any:
@@ -86,30 +102,37 @@ class Layer:
     def remove_attention(self) -> None:
         """Take the attention out, with the norms that serve it alone. `Decoder.set_layers` must follow."""
         self._is_a_sum()
-        for norm in self._own_norms(self.family.attn_norm, 0):
+        for norm in self._own_norms(0):
             setattr(self.inner, norm, nn.Identity())
         setattr(self.inner, self.family.attn, Removed(attention=True))
 
     def remove_mlp(self) -> None:
         """Take the MLP out, with the norms that serve it alone. `Decoder.set_layers` must follow."""
         self._is_a_sum()
-        for norm in self._own_norms(self.family.mlp_norm, 1):
+        for norm in self._own_norms(1):
             setattr(self.inner, norm, nn.Identity())
         if not self.family.mlp:
             setattr(self.inner, self.family.up[0], nn.Identity())
         setattr(self.inner, self.family.mlp or self.family.down, Removed(attention=False))
 
-    def _own_norms(self, norm: str, which: int) -> list[str]:
+    @property
+    def _norms(self) -> tuple[str, str]:
+        """Return what the norms in front of the attention and of the MLP are called: the same, where they share one."""
+        first, second = self.family.attn_norm, self.family.mlp_norm
+        return first, first if second and getattr(self.inner, second) is None else second
+
+    def _own_norms(self, which: int) -> list[str]:
         """Return the names of the norms that serve the attention (0) or the MLP (1) alone."""
-        shared = self.family.attn_norm == self.family.mlp_norm and self.has_attention and self.has_mlp
-        return [*([] if shared else [norm]), *self.family.post_norms[which : which + 1]]
+        norm, other = self._norms[which], self._norms[1 - which]
+        shared = norm == other and self.has_attention and self.has_mlp
+        return [*([norm] if norm and not shared else []), *self.family.post_norms[which : which + 1]]
 
     def sizes(self) -> dict[str, int]:
         """Return the parameters that go when the `layer`, its `attention` or its `mlp` is removed."""
         mlp = [self.family.mlp] if self.family.mlp else [*self.family.up, self.family.down]
         parts = {
-            "attention": [self.family.attn, *self._own_norms(self.family.attn_norm, 0)],
-            "mlp": [*mlp, *self._own_norms(self.family.mlp_norm, 1)],
+            "attention": [self.family.attn, *self._own_norms(0)],
+            "mlp": [*mlp, *self._own_norms(1)],
         }
         counted = {name: sum(_count(self._part(path)) for path in paths) for name, paths in parts.items()}
         return {"layer": _count(self.module)} | counted
@@ -131,13 +154,13 @@ class Layer:
     @property
     def up(self) -> list[nn.Linear]:
         """Return gate and up, each (I, D); one matrix where they are fused or where there is no gate."""
-        self._is_one_mlp()
+        self.refuse_experts()
         return [self._part(path) for path in self.family.up]
 
     @property
     def down(self) -> nn.Linear:
         """Return the MLP's output matrix, (D, I)."""
-        self._is_one_mlp()
+        self.refuse_experts()
         return self._part(self.family.down)
 
     @property
@@ -145,7 +168,8 @@ class Layer:
         """Return the mixture of experts that stands for the MLP; None where there is none."""
         return Experts.of(self.inner, self.family.mixture)
 
-    def _is_one_mlp(self) -> None:
+    def refuse_experts(self) -> None:
+        """Raise Unsupported where a mixture of experts stands for the MLP."""
         if self.experts is not None:
             raise Unsupported(
                 "the MLP of a layer is a mixture of experts, and this method works on the matrices of a single MLP"
@@ -153,28 +177,24 @@ class Layer:
 
     @property
     def matrices(self) -> list[nn.Linear]:
-        """Return all matrices of the attention and the MLP. Raises Unsupported where some are those of experts."""
         attention = [*self.qkv, self.out] if self.has_attention else []
         return [*attention, *self.up, self.down] if self.has_mlp else attention
 
     @property
-    def linear(self) -> list[nn.Linear]:
-        """Return all matrices that are linear layers, which those of experts are not."""
-        if self.experts is None:
-            return self.matrices
-        return [*self.qkv, self.out] if self.has_attention else []
-
-    @property
     def attn_norm(self) -> nn.Module:
-        return self._part(self.family.attn_norm)
+        return self._norm(0)
 
     @property
     def mlp_norm(self) -> nn.Module:
-        return self._part(self.family.mlp_norm)
+        return self._norm(1)
+
+    def _norm(self, which: int) -> nn.Module:
+        name = self._norms[which]
+        return self._part(name) if name else nn.Identity()
 
     def set_norms(self, attn_norm: nn.Module, mlp_norm: nn.Module) -> None:
-        setattr(self.inner, self.family.attn_norm, attn_norm)
-        setattr(self.inner, self.family.mlp_norm, mlp_norm)
+        for name, norm in zip(self._norms, (attn_norm, mlp_norm), strict=True):
+            setattr(self.inner, name, norm)
 
     @property
     def parallel(self) -> bool:
@@ -243,10 +263,21 @@ class Layer:
             return self.post_norm(1)(self.feed_forward(self.mlp_norm(x)))
 
     def post_norm(self, which: int) -> nn.Module:
-        """Return what stands between the attention (0) or the MLP (1) and the residual: a norm, or nothing."""
+        """Return what stands between the attention (0) or the MLP (1) and the residual: a norm, a factor or nothing."""
         self._is_a_sum()
         names = self.family.post_norms
-        return getattr(self.inner, names[which]) if names else nn.Identity()
+        if names:
+            return getattr(self.inner, names[which])
+        return Times(self.factor) if self.family.factor else nn.Identity()
+
+    @property
+    def factor(self) -> float:
+        """Return the number by which the layer multiplies what its sub-blocks add to the residual."""
+        return float(getattr(self.inner, self.family.factor)) if self.family.factor else 1.0
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Return what an output matrix gives, multiplied by the layer's factor."""
+        return x if self.factor == 1 else self.factor * x
 
     def _is_a_sum(self) -> None:
         if self.module is not self.inner or not getattr(self.inner, "do_layer_norm_before", True):
@@ -295,15 +326,7 @@ class Layer:
         """Return a copy with these objects for those that have such an id, and with this layer's configuration."""
         shared = {id(one.config): one.config for one in self.module.modules() if hasattr(one, "config")}
         module = copy.deepcopy(self.module, shared | instead)
-        return Layer(module, self.family, self.kind, self.head_width, self.group, store=self.store)
-
-
-def copies(module: nn.Module, device: torch.device) -> dict[int, Any]:
-    """Return copies of all tensors on a device, by the ids of the tensors, as copy.deepcopy takes them for those."""
-    found: dict[int, Any] = {id(buffer): buffer.to(device, copy=True) for buffer in module.buffers()}
-    for parameter in module.parameters():
-        found[id(parameter)] = nn.Parameter(parameter.detach().to(device, copy=True), parameter.requires_grad)
-    return found
+        return Layer(module, self.family, self.said, self.head_width, self.group, store=self.store)
 
 
 def _count(module: nn.Module) -> int:

@@ -15,8 +15,19 @@ from methods.model.precision import widened
 NUMBERS = 2**24  # of a matrix that are multiplied at once, in float64 128 MiB
 
 
-def _both(layer: Layer, h: Tensor, arguments: dict[str, Any]) -> Tensor:
-    return layer.attention(h, arguments) + layer.feed_forward(h)
+def attention(layer: Layer, h: Tensor, arguments: dict[str, Any]) -> Tensor:
+    """Return what the attention adds to the residual from its normed input, (B, T, d) -> (B, T, d)."""
+    return layer.scaled(layer.attention(h, arguments))
+
+
+def feed_forward(layer: Layer, h: Tensor) -> Tensor:
+    """Return what the MLP adds to the residual from its normed input, (B, T, d) -> (B, T, d)."""
+    return layer.scaled(layer.feed_forward(h))
+
+
+def both(layer: Layer, h: Tensor, arguments: dict[str, Any]) -> Tensor:
+    """Return what a parallel layer adds to the residual from its normed input, (B, T, d) -> (B, T, d)."""
+    return attention(layer, h, arguments) + feed_forward(layer, h)
 
 
 class SlicedLayer(nn.Module):
@@ -28,7 +39,7 @@ class SlicedLayer(nn.Module):
     def __init__(self, layer: Layer, shortcuts: list[Tensor]) -> None:
         super().__init__()
         self.inner = layer.inner
-        self.view = Layer(layer.inner, layer.family, layer.kind, layer.head_width, layer.group)
+        self.view = Layer(layer.inner, layer.family, layer.said, layer.head_width, layer.group)
         self.shortcuts = nn.ModuleList(linear_like(shortcut.T.contiguous(), None) for shortcut in shortcuts)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -36,9 +47,9 @@ class SlicedLayer(nn.Module):
         x = hidden_states.to(layer.out.weight.device)
         h = layer.attn_norm(x)
         if layer.parallel:
-            return self.shortcuts[0](x) + _both(layer, h, arguments)
-        x = self.shortcuts[0](x) + layer.attention(h, arguments)
-        return self.shortcuts[1](x) + layer.feed_forward(layer.mlp_norm(x))
+            return self.shortcuts[0](x) + both(layer, h, arguments)
+        x = self.shortcuts[0](x) + attention(layer, h, arguments)
+        return self.shortcuts[1](x) + feed_forward(layer, layer.mlp_norm(x))
 
 
 class RMS(nn.Module):

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.errors import Unsupported
+from methods.model.architectures import Axis
 from methods.model.decoder import Decoder
-from methods.model.experts import remove_experts
 from methods.model.layer import Layer
+from methods.model.parts.experts import remove_experts
 
+AXIS: dict[str, Axis] = {"kv_heads": "heads", "channels": "channels"}
 PARTS = ("layer", "attention", "mlp")  # that are removed whole
 
 
@@ -86,12 +87,6 @@ class Structure:
     layer: Layer
 
     def __post_init__(self) -> None:
-        if (
-            self.kind == "kv_heads"
-            and self.layer.family.rotary
-            and not hasattr(self.layer.attn, self.layer.family.rotary)
-        ):
-            raise Unsupported("each head has a bias of its own for positions (ALiBi), so that none can go")
         self.size = len(self.parts[-1].index)
         self.left = list(range(self.size))
         self.cost = sum(part.parameters for part in self.parts)
@@ -129,7 +124,12 @@ def lowest(score: Tensor, count: int) -> list[int]:
 
 
 def structures_of(model: Decoder, *kinds: str) -> list[Structure]:
-    """Return the heads (kv_heads) and the channels of every layer that has them, by layer."""
+    """Return the heads (kv_heads) and the channels of every layer that has them, by layer.
+
+    Raises Unsupported where the model's family cannot be cut along them.
+    """
+    for kind in kinds:
+        model.refuse(AXIS[kind])
     has = [{"kv_heads": layer.has_attention, "channels": layer.has_mlp} for layer in model.layers]
     return [
         Structure(number, kind, layer)

@@ -48,7 +48,7 @@ from methods.model.sizes import layer_parameters, parameters
 from methods.model.structures import sublayers_of
 from methods.progress import over
 from methods.ranges import Count, Positive, Tokens
-from methods.search.puzzle import Puzzle
+from methods.search.puzzle import Puzzle, choices
 from methods.search.trials import TOKENS_AT_ONCE, kl, summed
 
 LISTS = ("removed_attention", "removed_mlp")  # of numbers of layers
@@ -71,10 +71,11 @@ class LaCoPuzzle:
     uneven = "it chooses the width of each layer"
     needs = "calibration"
     cost = "that of laco-ls, and 3 times that of puzzle+refit on 512 tokens"
-    without = ()
+    axes = ("channels", "layers")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         LaCoLS().plan(model, ratio)
+        choices(model, self.steps, self.heads)
         return {"parameters": parameters(model) - self._gone(model, ratio)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:

@@ -89,9 +89,10 @@ class Puzzle:
     uneven = "it chooses the width of each layer"
     needs = "calibration"
     cost = "about 1 forward, and half of one over 2,048 tokens for each of 9 choices of L layers"
-    without = ()
+    axes = ("channels", "layers")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        choices(model, self.steps, self.heads)
         return {"parameters": parameters(model) - block_parameters(model, ratio, blocks(model))}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
@@ -143,7 +144,12 @@ def blocks(model: Decoder) -> list[Sublayer]:
 
 
 def choices(model: Decoder, steps: int, heads: int) -> list[list[Gone]]:
-    """Return for each layer what its choices leave out or narrow; the first is nothing."""
+    """Return for each layer what its choices leave out or narrow; the first is nothing.
+
+    Raises Unsupported where heads could go that the model's family cannot lose.
+    """
+    if heads > 1:
+        model.refuse("heads")
     found = []
     for number, layer in enumerate(model.layers):
         parts: list[list[Gone]] = []

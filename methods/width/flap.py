@@ -122,7 +122,7 @@ class FLAP:
     fixed = False
     needs = "calibration"
     cost = "1 forward"
-    without = ()
+    axes = ("heads", "channels")
 
     @property
     def equal(self) -> bool:

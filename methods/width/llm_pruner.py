@@ -60,7 +60,7 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.gradients import Sums, gradients
 from methods.model.sizes import parameters
-from methods.model.structures import Structure, cuts
+from methods.model.structures import Structure, cuts, structures_of
 from methods.ranges import Count, Layers, Share, Tokens
 from methods.shared import shared
 from methods.width.widths import equal_widths
@@ -102,6 +102,7 @@ class LLMPruner:
 
     only_cuts = True
     needs = "calibration, gradients"
+    axes = ("heads", "channels")
     cost = "4 forwards per step"
 
     def __post_init__(self) -> None:
@@ -287,9 +288,8 @@ def first_scores(
 
 def units_outside(model: Decoder, protected: Collection[int]) -> list[Structure]:
     """Return attention and MLP of each layer that is not protected, where there is more than one unit."""
-    layers = [(number, layer) for number, layer in enumerate(model.layers) if number not in protected]
-    every = [Structure(number, kind, layer) for number, layer in layers for kind in ("kv_heads", "channels")]
-    return [structure for structure in every if structure.size > 1]
+    every = structures_of(model, "kv_heads", "channels")
+    return [structure for structure in every if structure.number not in protected and structure.size > 1]
 
 
 def most(structures: list[Structure]) -> int:

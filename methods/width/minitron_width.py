@@ -55,7 +55,7 @@ class MinitronWidth:
     only_cuts = True
     needs = "calibration"
     cost = "1 forward"
-    without = ()
+    axes = ("channels",)
 
     def structures(self, model: Decoder) -> list[Structure]:
         return structures_of(model, *(("kv_heads", "channels") if self.heads else ("channels",)))

@@ -78,7 +78,7 @@ class OBS:
     fixed = False
     needs = "calibration"
     cost = "2 forwards, and 2 inverses of each layer's H"
-    without = ()
+    axes = ("heads", "channels")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         return {

@@ -20,8 +20,8 @@ SmolLM2-135M, so this can miss the budget by 0.8 %, which tables show; `multiple
 includes the shortcuts A and M, and the head, which can no longer be tied to the embedding: a slice of 25 % removes
 about 15 % of a 7B model, and adds parameters to a small model with tied embeddings until d is well below D.
 
-Families. All whose norms stand only before a sub-block, LayerNorm and parallel blocks included. gemma2 and gemma3 norm
-what a sub-block adds to the residual, which no rotation leaves alone; so do OPT-350M's norms behind its blocks.
+Families. All whose norms stand only before a sub-block, LayerNorm and parallel blocks included. Others norm what a
+sub-block adds to the residual, which no rotation leaves alone; so do OPT-350M's norms behind its blocks.
 
 Departures from the authors' code. The attention of a layer runs once: its output in the cut basis is the full one's
 times Q_m. Embeddings are not centred where the norm does not subtract the mean, since there that changes the model
@@ -42,20 +42,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from methods.base import register
-from methods.errors import OutOfReach, Unsupported
+from methods.errors import OutOfReach
 from methods.model.activations import Entry, enter_all
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.precision import add_product, widened
 from methods.model.sizes import parameters
-from methods.model.sliced_layer import SlicedLayer, _both, cut_columns, fuse, read_in_basis, write_in_basis
+from methods.model.sliced_layer import (
+    SlicedLayer,
+    attention,
+    both,
+    cut_columns,
+    feed_forward,
+    fuse,
+    read_in_basis,
+    write_in_basis,
+)
 from methods.model.sweep_log import SweepLog
 from methods.progress import over
 from methods.ranges import Count, Share
@@ -75,7 +85,7 @@ class SliceGPT:
     uneven = "it cuts the residual stream and adds shortcuts"
     needs = "calibration"
     cost = "2 forwards, 2 eigenvalue problems per layer"
-    without = ("gemma2", "gemma3_text")
+    axes = ("residual",)
 
     def __post_init__(self) -> None:
         if self.d is not None and self.sparsity is not None:
@@ -162,16 +172,16 @@ class _Slicer:
         read_in_basis(layer.qkv, self.Q, self.d)
         if layer.parallel:
             read_in_basis(layer.up, self.Q, self.d)
-            self.Q = self.basis(lambda: self.advance(layer, B, layer.attn_norm, lambda h, a: _both(layer, h, a)))
+            self.Q = self.basis(lambda: self.advance(layer, B, layer.attn_norm, partial(both, layer)))
             shortcuts = [B @ self.Q[:, :e]]
             write_in_basis(layer.out, self.Q, e)
         else:
             # X then is Y, the MLP's input
-            Q_m = self.basis(lambda: self.advance(layer, B, layer.attn_norm, layer.attention))
+            Q_m = self.basis(lambda: self.advance(layer, B, layer.attn_norm, partial(attention, layer)))
             write_in_basis(layer.out, Q_m, self.d)
             read_in_basis(layer.up, Q_m, self.d)
             B_m, self.Q = Q_m.T[: self.d], Q_m
-            self.Q = self.basis(lambda: self.advance(layer, B_m, layer.mlp_norm, lambda h, _: layer.feed_forward(h)))
+            self.Q = self.basis(lambda: self.advance(layer, B_m, layer.mlp_norm, lambda h, _: feed_forward(layer, h)))
             shortcuts = [B @ Q_m[:, : self.d], B_m @ self.Q[:, :e]]
         write_in_basis(layer.down, self.Q, e)
         layer.module = SlicedLayer(layer, [shortcut.to(layer.device, layer.out.weight.dtype) for shortcut in shortcuts])
@@ -210,17 +220,9 @@ class _Slicer:
 
 
 def refuse_unless_rotatable(model: Decoder) -> None:
-    """Raise Unsupported where a norm stands between a sub-block and the residual, so that no rotation commutes."""
+    """Raise Unsupported where no rotation of the residual leaves the model as it is, or it has been sliced already."""
     model.refuse_sliced()
-    config = model.config
-    if model.family.post_norms or not getattr(config, "do_layer_norm_before", True):
-        raise Unsupported(
-            f"{config.model_type} norms what a sub-block adds to the residual, which no rotation survives"
-        )
-    if getattr(config, "word_embed_proj_dim", config.hidden_size) != config.hidden_size:
-        raise Unsupported("the embedding is projected to the residual's width, which slicing does not handle")
-    if model.final_norm is None:
-        raise Unsupported(f"this {config.model_type} has no final norm")
+    model.refuse("residual")
 
 
 def values_per_token(model: Decoder) -> int:
@@ -233,18 +235,23 @@ def values_per_token(model: Decoder) -> int:
 def sliced_parameters(model: Decoder, d: int, slice_head: bool = False) -> int:
     """Return the stored parameters after slicing to width d, from shapes alone; at d = D those of a rotated model."""
     D, V = model.embed.embedding_dim, model.embed.num_embeddings
-    created = int(model.family.centred)  # biases that fusing a LayerNorm's own bias creates
     total = V * d + (model.positions.num_embeddings * d if model.positions is not None else 0)
     layers = model.layers
     for index, layer in enumerate(layers):
         e = D if index == len(layers) - 1 and not slice_head else d
         middle = e if layer.parallel else d
         total += _untouched_parameters(layer) + d * middle + (0 if layer.parallel else d * e)
-        for matrix in (*layer.qkv, *layer.up):
-            total += matrix.out_features * (d + max(created, int(matrix.bias is not None)))
+        for norm, matrices in ((layer.attn_norm, layer.qkv), (layer.mlp_norm, layer.up)):
+            for matrix in matrices:  # to which fusing a norm's own bias gives one
+                total += matrix.out_features * (d + max(_biases(norm), _biases(matrix)))
         total += middle * (layer.out.in_features + int(layer.out.bias is not None))
         total += e * (layer.down.in_features + int(layer.down.bias is not None))
-    return total + V * ((d if slice_head else D) + max(created, int(model.head.bias is not None)))
+    return total + V * ((d if slice_head else D) + max(_biases(model.final_norm), _biases(model.head)))
+
+
+def _biases(module: Any) -> int:
+    """Return how many biases a module has for each number that it gives: one or none."""
+    return int(getattr(module, "bias", None) is not None)
 
 
 def _untouched_parameters(layer: Layer) -> int:

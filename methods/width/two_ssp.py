@@ -66,7 +66,7 @@ class TwoSSP:
     uneven = "it removes whole attentions"
     needs = "calibration"
     cost = "1 forward, and about L/2 over 2,048 tokens for each attention removed"
-    without = ()
+    axes = ("channels", "layers")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         n = self.attentions(model, ratio)

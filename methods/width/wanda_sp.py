@@ -58,7 +58,7 @@ class WandaSP:
     only_cuts = True
     needs = "calibration"
     cost = "2 forwards"
-    without = ()
+    axes = ("heads", "channels")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         return {

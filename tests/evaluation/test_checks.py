@@ -50,7 +50,7 @@ def test_a_models_own_generation_settings_change_nothing_and_stay():
     assert model.generation_config is own
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "granite", "nemotron", "cohere2"])
 def test_a_divergence_is_not_of_the_rounding_of_logits(family, monkeypatch):
     """In bfloat16 all that is behind the last layer is in float32, whatever the family has there, piece by piece."""
     monkeypatch.setattr(checks, "HEAD_ROWS", 50)

@@ -106,7 +106,7 @@ def recorded_forwards(model) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "granite", "cohere2"])
 def test_answers_are_those_of_lm_eval(family, tokenizer):
     model = tiny(family)
     asked = greedy_answers(model, requests())

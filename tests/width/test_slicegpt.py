@@ -169,9 +169,9 @@ def test_published_counts_come_out_of_the_formula():
 
 def test_what_no_rotation_survives_is_unsupported():
     for family in ("gemma2", "gemma3_text"):
-        with pytest.raises(Unsupported, match="norms what a sub-block adds"):
+        with pytest.raises(Unsupported, match="norms stand between its sub-blocks and the residual"):
             SliceGPT().plan(Decoder(tiny(family)), 0.2)
-    with pytest.raises(Unsupported, match="norms what a sub-block adds"):
+    with pytest.raises(Unsupported, match="norms stand between its sub-blocks and the residual"):
         SliceGPT().plan(Decoder(tiny("opt", do_layer_norm_before=False)), 0.2)
     with pytest.raises(Unsupported, match="projected"):
         SliceGPT().plan(Decoder(tiny("opt", word_embed_proj_dim=16)), 0.2)

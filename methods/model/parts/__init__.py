@@ -1,0 +1,1 @@
+"""What stands in a layer where another part of it stood."""
