@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 
 import pytest
 import torch
 from conftest import MIXTURES, padded, tiny
+from made_records import DENSE, PER_LAYER, measured, ok
 from tiny_methods import EXPERTS, calibration
 
 import methods
+from bench.healing import training
+from bench.plan.recipe import Recipe
 from methods.errors import OutOfReach, Unsupported
 from methods.experts.reap import experts_to_go, lowest_of_groups, routed
 from methods.model import activations
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
+from reports import removed
+from reports.tables.views import view
 
 ROWS = [
     list(range(3, 20)),
@@ -210,3 +216,25 @@ def test_layers_and_experts_go_one_after_the_other():
     methods.make("reap").prune(model, calibration(), 0.2)
     assert sum(map(layer_parameters, model.layers)) < before
     assert model.config.mlp_only_layers == [0]
+
+
+def test_reports_tell_what_is_left_of_experts_and_which_parameters_are_active():
+    sizes = {"parameters": 3e6, "active_parameters": 2e6}
+    decided = {"experts": [6, 0, 6], "removed_experts": [[0, 3], [], [1, 2]]}
+    plain = ok("reap", 0.2, measured(6 * PER_LAYER, (50.0, 60.0, 70.0), [0.4] * 5, 60.0) | {"dense_layers": 3} | sizes)
+    record = dataclasses.replace(plain, decisions=decided)
+    assert removed.remaining(record) == removed.Remaining((1.0, 1.0, 1.0), (0.75, 1.0, 0.75), "units")
+    assert removed.went(record) == {"experts": "0 to 2 of a layer, mean 1.3"}
+    for active, shown in ((2e6, True), (3e6, False)):
+        one = dataclasses.replace(record, measured=record.measured | {"active_parameters": active})
+        (table,) = view("main", [DENSE, one])
+        assert ("active_parameters" in [column.name for column in table.columns]) == shown
+
+
+def test_adapters_lie_beside_the_attention_of_a_mixture():
+    model = Decoder(tiny("mixtral", layers=2))
+    before = {name: one.clone() for name, one in model.model.named_parameters()}
+    with training.trainable(model, Recipe(kind="lora", tokens=64, length=16, batch=2)) as weights:
+        assert len(weights) == 2 * 2 * 4
+        assert all("attn" in name for name in weights)
+    assert before.keys() == dict(model.model.named_parameters()).keys()
