@@ -49,6 +49,7 @@ IN_PAPERS = {  # what the ratio of a module's paper is a share of
     "obs": "the heads and channels",
     "svd_llm": "the matrices of the layers",
     "puzzle": "what a budget names",
+    "reap": "the experts of each layer",
 }
 
 
@@ -169,15 +170,14 @@ def quantity_budget(
 
 def held(layer: Layer, of: str, context: int, table: LatencyTable | None) -> float:
     """Return how much of a quantity a layer holds; what it holds goes with it."""
-    from torch import nn
+    from methods.model.sizes import layer_macs
 
     if table is not None:
         return table.of_layer(layer)
-    parameters, modules = list(layer.module.parameters()), layer.module.modules()
+    parameters = list(layer.module.parameters())
     match of:
         case "bytes":
             return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
         case "kv":
             return 2 * parameters[0].element_size() * layer.kv_heads * layer.head_width
-    scores = 2 * layer.out.in_features * context if layer.has_attention else 0
-    return scores + sum(module.weight.numel() for module in modules if isinstance(module, nn.Linear))
+    return layer_macs(layer, context)

@@ -53,6 +53,7 @@ BUILT_IN = (  # modules of this package, in the order in which lists show their 
     "width.minitron_width",
     "width.obs",
     "width.svd_llm",
+    "experts.reap",
 )
 COMPENSATIONS = (
     "compensation.scale",

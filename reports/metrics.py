@@ -148,6 +148,7 @@ METRICS = {
     "macs_stays": Metric("MACs", "%", percent),
     "latency_stays": Metric("latency", "%", percent),
     "parameters": Metric("params", "", count),
+    "active_parameters": Metric("active", "", count),
     "layers": Metric("layers", "", count),
     "perplexity_": Metric("ppl {}", "", perplexity, "lower", "interval"),
     "kl": Metric("KL", "nats/token", perplexity, "lower", "interval", unit_in_cell=False),

@@ -1,8 +1,9 @@
 """Reads from the decisions in records what went of each layer, in one vocabulary for all methods.
 
 The keys that methods share are removed_layers, removed_attention, removed_mlp (numbers of layers of the dense model),
-removed_kv_heads, removed_channels (for each layer of the dense model the units that went), kv_heads, channels (how many
-are left) and d of width (the residual width). A method of one's own that uses them is shown like the built-in ones.
+removed_kv_heads, removed_channels, removed_experts (for each layer of the dense model the units that went), kv_heads,
+channels, experts (how many are left) and d of width (the residual width). A method of one's own that uses them is shown
+like the built-in ones.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def _behind(before: dict[str, Any], after: dict[str, Any], layers: int) -> dict[
     for name in ("removed_layers", "removed_attention", "removed_mlp"):
         if name in found:
             found[name] = sorted([*before.get(name, ()), *(there[number] for number in after.get(name, ()))])
-    for unit in ("kv_heads", "channels"):
+    for unit in ("kv_heads", "channels", "experts"):
         if {unit, f"removed_{unit}"} <= set(after):
             removed, kept = [list(units) for units in before.get(f"removed_{unit}", [[]] * layers)], [0] * layers
             for number, units, count in zip(there, after[f"removed_{unit}"], after[unit], strict=False):
@@ -63,8 +64,8 @@ def _behind(before: dict[str, Any], after: dict[str, Any], layers: int) -> dict[
 def remaining(record: Record) -> Remaining | None:
     """Return what is left over depth; None where the decisions do not tell, as of a failed cell.
 
-    An attention's share is that of its key/value heads, an MLP's that of its channels. A residual stream of d of D
-    columns leaves d / D of every matrix.
+    An attention's share is that of its key/value heads, an MLP's that of its channels or experts. A residual stream of
+    d of D columns leaves d / D of every matrix.
     """
     decided, layers = together(record), record.measured.get("dense_layers")
     if record.status != "ok" or not layers:
@@ -76,7 +77,8 @@ def remaining(record: Record) -> Remaining | None:
         return None
     whole = set(decided.get("removed_layers", ()))
     attention = _shares(layers, decided, "kv_heads", whole | set(decided.get("removed_attention", ())))
-    mlp = _shares(layers, decided, "channels", whole | set(decided.get("removed_mlp", ())))
+    unit = "experts" if "removed_experts" in decided else "channels"
+    mlp = _shares(layers, decided, unit, whole | set(decided.get("removed_mlp", ())))
     return Remaining(attention, mlp, _how(decided))
 
 
@@ -85,12 +87,14 @@ def _shares(layers: int, decided: dict[str, Any], unit: str, gone: set[int]) -> 
     shares = [1.0] * layers
     if len(removed) == len(kept) == layers:
         totals = [len(lost) + there for lost, there in zip(removed, kept, strict=True)]
-        shares = [there / total if total else 0.0 for there, total in zip(kept, totals, strict=True)]
+        shares = [
+            there / total if total else float(unit == "experts") for there, total in zip(kept, totals, strict=True)
+        ]
     return tuple(0.0 if number in gone else share for number, share in enumerate(shares))
 
 
 def _how(decided: dict[str, Any]) -> str:
-    if any(map(len, [*decided.get("removed_kv_heads", ()), *decided.get("removed_channels", ())])):
+    if any(any(map(len, decided.get(f"removed_{unit}", ()))) for unit in ("kv_heads", "channels", "experts")):
         return "units"
     return "blocks" if decided.get("removed_attention") or decided.get("removed_mlp") else "layers"
 
@@ -123,7 +127,8 @@ def went(record: Record) -> dict[str, str]:
         for column, name in (("layers", "removed_layers"), ("attentions", "removed_attention"), ("MLPs", "removed_mlp"))
         if decided.get(name)
     }
-    for column, name in (("KV heads", "removed_kv_heads"), ("channels", "removed_channels")):
+    units = {"KV heads": "removed_kv_heads", "channels": "removed_channels", "experts": "removed_experts"}
+    for column, name in units.items():
         counts = [len(units) for units in decided.get(name, ())]
         if any(counts):
             found[column] = per_layer(counts)
@@ -134,4 +139,4 @@ def went(record: Record) -> dict[str, str]:
     return found
 
 
-WENT = ("layers", "attentions", "MLPs", "KV heads", "channels", "residual width", "threshold")
+WENT = ("layers", "attentions", "MLPs", "KV heads", "channels", "experts", "residual width", "threshold")

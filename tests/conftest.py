@@ -60,6 +60,19 @@ TINY = {
     "gpt_neox": {},
     "phi": {},
 }
+MIXTURES = {  # of experts, which have tests of their own beside those of all families
+    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 8},
+    "qwen3_moe": {
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "moe_intermediate_size": 24,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [1],
+    },
+    "olmoe": {"num_key_value_heads": 2, "num_experts": 8, "num_experts_per_tok": 2, "tie_word_embeddings": True},
+}
 # These go through one method of each kind of shape (tests/tiny_methods.py, CELLS), those above through every method.
 LATER = {
     "granite": {
@@ -110,7 +123,7 @@ def tiny(family: str, *, layers: int = LAYERS, seed: int = 0, **overrides: objec
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    options |= (TINY | LATER | OWN_CODE)[family] | overrides
+    options |= (TINY | LATER | OWN_CODE | MIXTURES)[family] | overrides
     torch.manual_seed(seed)
     if family in OWN_CODE:
         model = BaichuanForCausalLM(BaichuanConfig(**options))

@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 import torch
 from conftest import EVERY_FAMILY, FAMILIES, LATER, LAYERS, tiny
-from tiny_methods import CELLS, METHODS, SPECS, calibration, logits, pruned
+from tiny_methods import CELLS, EXPERTS, METHODS, SPECS, calibration, logits, pruned
 
 import methods
 from methods.errors import OutOfReach, Unsupported
@@ -30,7 +30,7 @@ def dense(family: str) -> Decoder:
 
 
 def test_every_method_is_tested_here():
-    assert set(SPECS) | {"dense"} == {card.name for card in methods.catalogue()}
+    assert set(SPECS) | set(EXPERTS) | {"dense"} == {card.name for card in methods.catalogue()}
 
 
 @pytest.mark.parametrize(("method", "family"), CHOSEN)

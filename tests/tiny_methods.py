@@ -39,7 +39,8 @@ SPECS = {
     "obs": {},
     "svd-llm": {},
 }
-
+EXPERTS = {"reap": {}, "expert-norm": {}, "expert-frequency": {}, "expert-random": {}}  # serve mixtures alone
+MIXED = {name: SPECS[name] for name in ("drop-tail", "shortgpt", "blockpruner", "llm-drop")} | EXPERTS
 
 METHODS = sorted(SPECS)
 FEW = ["slicegpt", "flap+refit", "2ssp", "blockpruner", "laco-ls"]  # one of each kind of shape, with fits

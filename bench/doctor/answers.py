@@ -62,7 +62,8 @@ def pruned(
     case: str, device: Place, dtype: torch.dtype, noise: torch.Generator | None = None
 ) -> tuple[Decoder, dict[str, Any]]:
     """Return the doctor's model after a method, and what that removed; `noise` disturbs the weights before."""
-    model = tiny_model.build(device, dtype)
+    kind = methods.load()[case.partition("+")[0]]
+    model = tiny_model.build(device, dtype, mixture="experts" in getattr(kind, "axes", ()))
     if noise is not None:
         with torch.no_grad():
             for parameter in model.model.parameters():

@@ -9,19 +9,21 @@ of another machine changes no choice.
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PreTrainedTokenizerFast
 
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.spread import Place, put
 
 LAYERS, WIDTH, CHANNELS, HEADS, KV_HEADS, POSITIONS = 8, 32, 32, 4, 2, 256
+EXPERTS, TAKEN = 4, 2  # of a mixture; where two go, no token has a choice left that noise could change
 SPECIAL = ("<pad>", "<s>", "</s>")
 VOCABULARY = len(SPECIAL) + 256
 SEQUENCES, LENGTH = 8, 48  # of the calibration
@@ -29,12 +31,14 @@ LAYER_SIZES = (1.0, 0.36, 0.64, 0.16, 0.8, 0.24, 0.5, 1.0)  # of what each layer
 ATTENTION, MLP = 1.0, 0.7  # of what its halves add
 EMBEDDING = 0.5 * WIDTH**0.5  # of what the tokens are
 SEED = 0  # of all names; of those tried, one with which no choice is near to another (bench.doctor.answers)
+ROUTERS = 31  # of the names of routers; of those tried, one with which experts are taken most unequally often
 RANGE = 256.0  # the largest channel, head or direction over the smallest
 
 
-def build(device: Place, dtype: torch.dtype) -> Decoder:
-    """Return the model: a Llama with grouped queries and a tied head, 8 layers of width 32."""
-    config = LlamaConfig(
+def build(device: Place, dtype: torch.dtype, *, mixture: bool = False) -> Decoder:
+    """Return the model: a Llama with grouped queries and a tied head, 8 layers of width 32, or a Mixtral like it."""
+    kind = partial(MixtralConfig, num_local_experts=EXPERTS, num_experts_per_tok=TAKEN) if mixture else LlamaConfig
+    config = kind(
         vocab_size=VOCABULARY,
         hidden_size=WIDTH,
         intermediate_size=CHANNELS,
@@ -62,17 +66,22 @@ def _fill(model: Decoder) -> None:
     for number, layer in enumerate(model.layers):
         heads = spread(f"heads {number}", KV_HEADS).repeat_interleave(WIDTH // KV_HEADS)
         of[id(layer.out.weight)].mul_(ATTENTION * LAYER_SIZES[number] * heads)
-        of[id(layer.down.weight)].mul_(MLP * LAYER_SIZES[number] * spread(f"channels {number}", CHANNELS))
+        if layer.experts is None:
+            of[id(layer.down.weight)].mul_(MLP * LAYER_SIZES[number] * spread(f"channels {number}", CHANNELS))
+            continue
+        sizes, (*_, down) = spread(f"experts {number}", EXPERTS), layer.experts.bank.parameters()
+        of[id(down)].mul_(MLP * LAYER_SIZES[number] * sizes[:, None, None])
+        of[id(layer.experts.router.weight)].mul_(spread(f"router {ROUTERS} {number}", EXPERTS)[:, None])
     for parameter in model.model.parameters():
         parameter.copy_(of[id(parameter)].bfloat16())
 
 
 def _plain(name: str, shape: torch.Size) -> Tensor:
-    """Return values before layers, heads and channels are made unlike: a vector about 1, or a matrix."""
+    """Return values before layers, heads, channels and experts are made unlike: a vector about 1, or matrices."""
     drawn = uniform(name, shape.numel()).reshape(shape)
     if len(shape) == 1:
         return 1 + 0.25 * drawn
-    return drawn.sign() * (0.75 + 0.5 * drawn.abs()) / shape[1] ** 0.5  # of rows and columns that are equally long
+    return drawn.sign() * (0.75 + 0.5 * drawn.abs()) / shape[-1] ** 0.5  # of rows and columns that are equally long
 
 
 def uniform(name: str, count: int) -> Tensor:

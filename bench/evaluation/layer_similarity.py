@@ -119,6 +119,8 @@ def refuse_unless_alike(model: Decoder) -> None:
             raise UserError("each layer of a sliced model has a basis of its own; similarity compares unsliced models")
         if not (layer.has_attention and layer.has_mlp):
             raise UserError("a layer has lost its attention or its MLP; similarity compares whole layers")
+        if layer.experts is not None:
+            raise UserError("a layer has a mixture of experts; similarity compares layers with a single MLP")
     shapes = {tuple(tuple(matrix.weight.shape) for matrix in layer.matrices) for layer in model.layers}
     if len(shapes) > 1:
         raise UserError("layers differ in width after pruning; similarity compares layers of one shape")

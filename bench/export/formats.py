@@ -29,10 +29,12 @@ class HeldShape:
 LACO = ("laco", "laco-published", "laco-ls")
 SHORTENED = ("shortened-llama", "shortened-llama-taylor")
 DROPPED = ("drop", "drop-tail", "drop-random")
+EXPERTS = ("reap", "expert-norm", "expert-frequency", "expert-random")
 LAYERS = (*LACO, "shortgpt", "angular", "magnitude", *SHORTENED, "sleb", *DROPPED)
 SHAPES = (
     HeldShape("whole layers", LAYERS, "stock", "stock", "yes"),
     HeldShape("as many heads and channels in every layer", ("minitron-width",), "stock", "stock", "yes"),
+    HeldShape("as many experts in every layer", EXPERTS, "stock", "no", "no"),
     HeldShape(
         "attentions",
         ("blockpruner", "finercut", "evopress", "puzzle", "laco-puzzle", "llm-drop", "2ssp"),

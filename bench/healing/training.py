@@ -1,6 +1,6 @@
 """Trains a pruned model a little, so that it gets back part of what pruning took: healing.
 
-lora   low-rank adapters beside the matrices of every layer, merged into them at the end
+lora   low-rank adapters beside the matrices of every layer, but those of experts, merged into them at the end
        (Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, by the library peft)
 full   all parameters
 
@@ -45,6 +45,7 @@ from bench.stats.clusters import ratio_interval
 from methods import progress
 from methods.errors import UserError
 from methods.model.decoder import Decoder
+from methods.model.layer import Layer
 from methods.model.parts.low_rank import linears
 from methods.model.spread import gpus_of
 
@@ -104,18 +105,23 @@ def trainable(model: Decoder, recipe: Recipe) -> Iterator[dict[str, nn.Parameter
 
 
 def _adapters(model: Decoder, recipe: Recipe) -> Any:
-    """Put an adapter beside every matrix of every layer."""
+    """Put an adapter beside every matrix of every layer that is a linear layer, which those of experts are not."""
     from peft import LoraConfig, LoraModel
     from peft.tuners.tuners_utils import cast_adapter_dtype
 
     names = {id(module): name for name, module in model.model.named_modules()}
-    targets = [names[id(matrix)] for layer in model.layers for matrix in linears(layer.matrices)]
+    targets = [names[id(matrix)] for layer in model.layers for matrix in linears(_linear(layer))]
     config = LoraConfig(r=recipe.rank, lora_alpha=ALPHA * recipe.rank, lora_dropout=0.0, target_modules=targets)
     with torch.random.fork_rng(gpus_of(model.model)):
         torch.manual_seed(recipe.seed)
         tuner = LoraModel(model.model, config, ADAPTER)
     cast_adapter_dtype(model.model, ADAPTER)  # to float32
     return tuner
+
+
+def _linear(layer: Layer) -> list[nn.Linear]:
+    """Return the matrices of a layer that are linear layers."""
+    return layer.matrices if layer.experts is None else [*layer.qkv, layer.out] if layer.has_attention else []
 
 
 class _Training:

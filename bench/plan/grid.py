@@ -135,7 +135,7 @@ def cells(mentions: Sequence[Mention], ratios: Sequence[float], decoder: Decoder
     found, fixed = [_cell(Mention("dense", {}), None, common)], list[Cell]()
     for mention in mentions:
         pruner = methods.make(mention.method, mention.given)
-        if mention.method == "dense":
+        if mention.method == "dense" or (not mention.by_name and not _has_what_it_removes(decoder, pruner)):
             continue
         if not pruner.fixed and not ratios:
             raise UserError(
@@ -149,6 +149,11 @@ def cells(mentions: Sequence[Mention], ratios: Sequence[float], decoder: Decoder
     order = {ratio: index for index, ratio in enumerate([None, *ratios])}
     found.sort(key=lambda cell: order[cell.ratio])
     return list({cell.key: cell for cell in found + fixed}.values())
+
+
+def _has_what_it_removes(decoder: Decoder, pruner: Pruner) -> bool:
+    """Say whether a model has experts, where a method removes those."""
+    return "experts" not in getattr(pruner, "axes", ()) or not decoder.family.never("experts")
 
 
 def _draws(pruner: Pruner, cell: Cell) -> list[Cell]:

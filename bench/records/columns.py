@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 MISS = MISSED  # the largest share of the dense model by which a method may miss its budget unmarked
 AS_MEASURED = (
     "parameters",
+    "active_parameters",
     "parameters_without_embeddings",
     "ratio_without_embeddings",
     "layers",

@@ -205,6 +205,8 @@ METHODS: dict[str, Callable[[PruningWork], Computed]] = {
     "wanda-sp": partial(_forwards, count=2),  # each layer is run to be scored, and again as it has been cut
     "obs": partial(_forwards, count=2),
     "svd-llm": _svd_llm,
+    **dict.fromkeys(("reap", "expert-norm", "expert-frequency"), partial(_forwards, count=2)),  # experts compute twice
+    "expert-random": partial(_forwards, count=0),
     "slicegpt": _slicegpt,
     "llm-pruner": _taylor,
     "shortened-llama-taylor": _taylor,

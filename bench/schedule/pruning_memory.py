@@ -98,8 +98,11 @@ def _waiting(asked: PruningMemory) -> float:
 
 
 def _states(asked: PruningMemory, beside: float = 0.0) -> float:
-    """Count a sweep; where there is one micro-batch, none is held that went before."""
-    alone = asked.s(8 * asked.shape.width + 4 * asked.shape.mlp) == asked.sequences * asked.length
+    """Count a sweep; where there is one micro-batch, none is held that went before, which experts take more than."""
+    alone = (
+        not asked.shape.mixture
+        and asked.s(8 * asked.shape.width + 4 * asked.shape.mlp) == asked.sequences * asked.length
+    )
     return _waiting(asked) + _step(asked, beside) - (0.3 * _step(asked) if alone else 0.0)
 
 
@@ -178,6 +181,16 @@ def _slicegpt(asked: PruningMemory) -> float:
     sites = 6 * FLOAT64 * D**2 + asked.s(values) * (b * values + 4 * FLOAT32 * D)
     waiting = FLOAT32 * asked.sequences * asked.length * D
     return max(table, b * V * D + sites + (waiting if waiting <= asked.memory and asked.on_gpu else 0))
+
+
+def _cut_experts(asked: PruningMemory) -> float:
+    """Count what is left of the largest tensor of a layer's experts, gate and up, beside the whole."""
+    return 0.7 * asked.layer * asked.shape.kept(asked.ratio)
+
+
+def _experts(asked: PruningMemory) -> float:
+    """Count a sweep in which experts compute once more beside the step."""
+    return max(_cut_experts(asked), _states(asked, 4 * asked.b * asked.shape.width))
 
 
 def _trials(
@@ -303,6 +316,8 @@ METHODS: dict[str, Callable[[PruningMemory], float]] = {
     "angular": _angular,
     "minitron-width": _minitron,
     "llm-drop": _llm_drop,
+    **dict.fromkeys(("reap", "expert-norm", "expert-frequency"), _experts),
+    "expert-random": _cut_experts,
     "flap": _flap,
     "wanda-sp": _wanda_sp,
     "obs": _obs,

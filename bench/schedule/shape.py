@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from methods.checkpoint.stock import has_one_mlp
+from methods.model.activations import values_of_an_mlp
 from methods.model.decoder import Decoder
 from methods.model.parts.low_rank import linears
 from methods.model.sizes import layer_parameters, macs_per_token, parameters, parameters_without_embeddings
@@ -18,11 +20,12 @@ class Shape:
     head    those of the head
     layer   parameters of a layer, on average
     inner   parameters of the layers
-    mlp     width of the widest MLP, I
+    mlp     width of the widest MLP, I; of a mixture of experts that of an MLP with as many numbers for a token
     heads   width of all query heads of a layer, H * E
     keys    widths of keys and values of a layer, 2 * G * E
-    read    parameters of what reads the residual in a layer: queries, keys, values, gate, up
+    read    parameters of what reads the residual in a layer: queries, keys, values, gate, up; of no experts
     tied    whether the head is the embedding
+    mixture whether some layer is a mixture of experts
     """
 
     layers: int
@@ -39,6 +42,7 @@ class Shape:
     keys: int = 0
     read: int = 0
     tied: bool = False
+    mixture: bool = False
 
     @classmethod
     def of(cls, model: Decoder) -> Shape:
@@ -56,11 +60,12 @@ class Shape:
             macs=linear - vocabulary * width,
             scores=macs_per_token(model, 1) - linear,
             head=vocabulary * width,
-            mlp=max(layer.down.in_features for layer in layers if layer.has_mlp),
+            mlp=max(values_of_an_mlp(layer) for layer in layers) // 4,
             heads=whole.out.in_features,
             keys=2 * whole.kv_heads * whole.head_width,
-            read=sum(matrix.weight.numel() for matrix in linears([*whole.qkv, *whole.up])),
+            read=sum(one.weight.numel() for one in linears([*whole.qkv, *(whole.up if has_one_mlp(whole) else [])])),
             tied=model.head.weight is model.embed.weight,
+            mixture=any(layer.experts is not None for layer in layers),
         )
 
     def body(self, tokens: float, context: int, kept: float = 1.0) -> float:

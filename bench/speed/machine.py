@@ -31,15 +31,17 @@ def setup(model: Any, devices: Sequence[torch.device], clock: Clock, rates: Mapp
 
 def widths(model: Decoder) -> dict[str, dict[str, Any]]:
     """Return {role: {in, out: widths that occur, multiple_of: the largest of 128, 64, 8, 1 that divides them all}}."""
-    roles: dict[str, list[nn.Linear]] = {"head": [model.head]}
+    roles = {"head": [model.head.weight]}
     for layer in model.layers:
         known = {"qkv": layer.qkv, "out": [layer.out]} if layer.has_attention else {}
-        known |= {"up": layer.up, "down": [layer.down]} if layer.has_mlp else {}
-        mine = {id(matrix) for matrix in linears(layer.matrices)}
+        known |= {"up": layer.up, "down": [layer.down]} if layer.has_mlp and layer.experts is None else {}
+        mine = {id(one) for matrices in known.values() for one in linears(matrices)}
         added = [m for m in layer.module.modules() if isinstance(m, nn.Linear) and id(m) not in mine]
         for role, matrices in (known | {"added": added}).items():
-            roles.setdefault(role, []).extend(linears(matrices))
-    return {role: _widths([matrix.weight for matrix in matrices]) for role, matrices in roles.items() if matrices}
+            roles.setdefault(role, []).extend(matrix.weight for matrix in linears(matrices))
+        for role, weights in ({} if layer.experts is None else layer.experts.matrices).items():
+            roles.setdefault(role, []).extend(weights)
+    return {role: _widths(weights) for role, weights in roles.items() if weights}
 
 
 def _widths(weights: list[torch.Tensor]) -> dict[str, Any]:

@@ -214,7 +214,14 @@ def macs(model: Decoder, point: TimedPoint) -> int:
 
 
 def bytes_read(model: Decoder, point: TimedPoint) -> int:
-    """Count the bytes of weights and cache that one decode step of the batch reads."""
+    """Count the bytes of weights and cache that one decode step of the batch reads.
+
+    Of a mixture these are the router and the experts of all tokens, as if each took others, while there are others.
+    """
     matrices = (module.weight for module in model.model.modules() if isinstance(module, nn.Linear))
     weights = sum(weight.numel() * weight.element_size() for weight in matrices)
+    for experts in (layer.experts for layer in model.layers):
+        if experts is not None:
+            times = {"router": 1, "experts": min(experts.count, experts.taken * point.batch)}
+            weights += sum(times[role] * one.nbytes for role, found in experts.matrices.items() for one in found)
     return weights + point.batch * point.tokens * kv_bytes_per_token(model)

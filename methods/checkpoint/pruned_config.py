@@ -4,7 +4,7 @@ A pruned model is its base architecture with fewer units. PrunedConfig keeps the
 layer what is left of it; building a model from it makes the base's own class and cuts it to these shapes with the same
 cuts that methods use. Importing this file makes such folders load through the Auto classes of transformers.
 
-    per_layer_config    {layer: {num_attention_heads, num_key_value_heads, intermediate_size,
+    per_layer_config    {layer: {num_attention_heads, num_key_value_heads, intermediate_size (0 of a mixture),
                                  attention_output_bias, mlp_output_bias    whether the output matrix has a bias
                                  skip       ["attention"] or ["mlp"] where one has been removed
                                  ranks      {matrix: rank} of those that are two factors, (rank, in) and (out, rank)
@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from methods.checkpoint.stock import empty, stock_class
+from methods.checkpoint.stock import empty, has_one_mlp, stock_class
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.parts.low_rank import LowRank, factored, ranks_of
@@ -111,9 +111,9 @@ def _facts(layer: Layer) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "num_attention_heads": layer.kv_heads * layer.group,
         "num_key_value_heads": layer.kv_heads,
-        "intermediate_size": layer.down.in_features if layer.has_mlp else 0,
+        "intermediate_size": layer.down.in_features if has_one_mlp(layer) else 0,
         "attention_output_bias": layer.has_attention and layer.out.bias is not None,
-        "mlp_output_bias": layer.has_mlp and layer.down.bias is not None,
+        "mlp_output_bias": has_one_mlp(layer) and layer.down.bias is not None,
     }
     if ranks := ranks_of(layer.named_matrices()):
         facts["ranks"] = ranks
@@ -136,7 +136,7 @@ def cut(model: Decoder, config: PrunedConfig) -> None:
             _cut_attention(layer, facts, number)
         if "mlp" in facts.skip:
             layer.remove_mlp()
-        else:
+        elif layer.experts is None:
             _within("intermediate_size", facts.intermediate_size, layer.down.in_features, number)
             keep_channels(layer, range(facts.intermediate_size))
             _set_bias(layer.down, facts.mlp_output_bias)

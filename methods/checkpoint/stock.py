@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from methods.errors import first_line
 from methods.model.decoder import Decoder
+from methods.model.layer import Layer
 
 
 class Uneven(ValueError):
@@ -31,17 +32,20 @@ def empty(config: PreTrainedConfig) -> Any:
         return AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
 
 
-def stock_config(model: Decoder, G: int, I: int) -> PreTrainedConfig:
-    """Return the model's configuration with G key/value heads and I channels in every layer. Raises Uneven."""
+def stock_config(model: Decoder, G: int, I: int | None) -> PreTrainedConfig:
+    """Return the model's configuration with G key/value heads and I channels in every layer. Raises Uneven.
+
+    I is None where no layer has a single MLP; those of experts are never cut.
+    """
     layers, config = model.layers, type(model.config).from_dict(model.config.to_dict())
-    sizes = {"num_attention_heads": G * layers[0].group, model.family.mlp_width: I}
+    sizes = {"num_attention_heads": G * layers[0].group} | ({} if I is None else {model.family.mlp_width: I})
     if hasattr(config, "num_key_value_heads"):
         sizes["num_key_value_heads"] = G
     if hasattr(config, "head_dim") or G * layers[0].group != config.num_attention_heads:
         sizes["head_dim"] = layers[0].head_width
     switches = {
         "attention_bias": any(layer.has_attention and layer.out.bias is not None for layer in layers),
-        "mlp_bias": any(layer.has_mlp and layer.down.bias is not None for layer in layers),
+        "mlp_bias": any(has_one_mlp(layer) and layer.down.bias is not None for layer in layers),
     }
     values = config.to_dict() | {config.attribute_map.get(name, name): size for name, size in sizes.items()}
     values |= {name: True for name, on in switches.items() if on and hasattr(config, name)}
@@ -53,6 +57,11 @@ def stock_config(model: Decoder, G: int, I: int) -> PreTrainedConfig:
     stock.architectures, stock.dtype = [type(model.model).__name__], model.config.dtype
     stock._attn_implementation = model.config._attn_implementation
     return stock
+
+
+def has_one_mlp(layer: Layer) -> bool:
+    """Say whether a layer has an MLP that is no mixture of experts."""
+    return layer.has_mlp and layer.experts is None
 
 
 def takes(model: Decoder, G: int) -> bool:

@@ -38,12 +38,14 @@ def uniform_config(model: Decoder) -> PreTrainedConfig:
     for number, facts in enumerate(form.per_layer_config):
         for part in facts.skip:
             raise Uneven(f"layer {number} has no {part}")
+    single = {number for number, layer in enumerate(model.layers) if layer.experts is None}
     for width in WIDTHS:
-        sizes = sorted({getattr(facts, width) for facts in form.per_layer_config})
+        there = single if width == "intermediate_size" else range(len(form.per_layer_config))
+        sizes = sorted({getattr(form.per_layer_config[number], width) for number in there})
         if len(sizes) > 1:
             raise Uneven(f"{width} differs from layer to layer, from {sizes[0]} to {sizes[-1]}")
-    facts = form.per_layer_config[0]
-    return stock_config(model, facts.num_key_value_heads, facts.intermediate_size)
+    I = next((form.per_layer_config[number].intermediate_size for number in single), None)
+    return stock_config(model, form.per_layer_config[0].num_key_value_heads, I)
 
 
 def needs_own_code(form: PrunedConfig) -> str | None:
@@ -162,6 +164,8 @@ def padded(model: Decoder, ids: Tensor) -> tuple[Decoder, float]:
     form = describe(model)
     if form.residual is not None or any(hasattr(facts, "ranks") for facts in form.per_layer_config):
         raise Uneven(f"{needs_own_code(form)}, which zeros do not undo")
+    if any(layer.experts is not None for layer in model.layers):
+        raise Uneven("a mixture of experts is not filled up with zeros")
     layers, base = model.layers, Decoder(empty(type(model.config).from_dict(model.config.to_dict())))
     G, most = max(layer.kv_heads for layer in layers), base.layers[0].kv_heads
     I = max(layer.down.in_features for layer in layers if layer.has_mlp)

@@ -172,5 +172,8 @@ def some_boundaries(pruning: Pruning) -> list[Boundary]:
     """Return the cuts. Raises Unsupported where the pruner has removed nothing whole."""
     cuts = boundaries_of(pruning)
     if not cuts:
-        raise Unsupported("the method removes heads and channels, nothing whole, so there is no cut; refit serves it")
+        raise Unsupported(
+            "the method removes heads, channels or experts, nothing whole, so there is no cut; refit serves heads and "
+            "channels"
+        )
     return cuts

@@ -27,7 +27,7 @@ import torch
 from methods.compensation.base import compensation
 from methods.compensation.boundaries import Pruning
 from methods.model.calibration import Calibration
-from methods.model.layer import copies
+from methods.model.layer_store import copies
 from methods.model.spread import gpus_of
 
 

@@ -82,12 +82,14 @@ class LaCo:
 
     needs = "calibration"
     cost = "about a forward of the layers behind it per window tried"
+    axes = ("layers", "channels")  # which one layer takes over from others
 
     @property
     def fixed(self) -> bool:
         return self.T is not None
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        model.refuse_experts()
         if self.T is not None:
             return {}
         count = whole_layers(model, ratio)

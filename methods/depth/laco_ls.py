@@ -88,8 +88,10 @@ class LaCoLS:
     fixed = False
     needs = "calibration"
     cost = "3 forwards, and about 7 over 512 tokens for each layer removed"
+    axes = ("layers", "channels")  # which a survivor takes over from its window
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        model.refuse_experts()
         if model.family.post_norms and (self.attention or self.sweeps > 1):
             raise Unsupported(
                 f"{model.config.model_type} norms what an MLP adds to the residual, so that neither attention=yes nor "

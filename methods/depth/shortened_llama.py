@@ -117,7 +117,7 @@ def taylor(model: Decoder, calibration: Calibration) -> list[Tensor]:
     layers = model.layers
 
     def weights(l: int) -> list[Tensor]:
-        return [parameter for name, parameter in layers[l].module.named_parameters() if name.endswith("weight")]
+        return [one for name, one in layers[l].module.named_parameters() if not name.endswith("bias")]
 
     def of_layer(l: int, g: Sums, _: Sums) -> list[Tensor]:
         sizes = [float((W.detach() * g[W]).abs().sum(dtype=torch.float64)) for W in weights(l)]

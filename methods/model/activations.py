@@ -94,7 +94,7 @@ class Step:
     m         (B, T, D) what its MLP adds
     y         (B, T, D) what leaves it, before the final norm also in the last layer
     heads     (B, T, G*R*E) what enters the attention's output matrix
-    channels  (B, T, I) what enters the MLP's output matrix
+    channels  (B, T, I) what enters the MLP's output matrix; of a mixture of experts (B, T, 0)
     mask      (B, T)
     last      (B, T) true at the last real token of each sequence
     """
@@ -195,7 +195,8 @@ def _step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -> S
     empty = x[..., :0]
     with layer.visiting(), ExitStack() as stack:
         heads = stack.enter_context(inputs_of(layer.out)) if layer.has_attention else [empty]
-        channels = stack.enter_context(inputs_of(layer.down)) if layer.has_mlp else [empty]
+        one_mlp = layer.has_mlp and layer.experts is None
+        channels = stack.enter_context(inputs_of(layer.down)) if one_mlp else [empty]
         a = layer.attend(x, arguments)
         m = layer.transform(x if layer.parallel else x + a)
     wide = channels[0].reshape(*x.shape[:2], channels[0].shape[-1])  # some families flatten B and T here
@@ -204,8 +205,14 @@ def _step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -> S
 
 def values_of_a_step(model: Decoder) -> int:
     """Return how many numbers one token has in memory during a step."""
-    widest = max(layer.down.in_features if layer.has_mlp else 0 for layer in model.layers)
-    return 8 * model.config.hidden_size + 4 * widest
+    return 8 * model.config.hidden_size + max(map(values_of_an_mlp, model.layers))
+
+
+def values_of_an_mlp(layer: Layer) -> int:
+    """Return how many numbers the MLP of a layer has in memory for one token."""
+    if layer.experts is not None:
+        return layer.experts.values
+    return 4 * layer.down.in_features if layer.has_mlp else 0
 
 
 @contextmanager

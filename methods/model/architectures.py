@@ -1,6 +1,6 @@
 """The families of language models: what each calls its parts. A family is one row of FAMILIES.
 
-Letters: H = query heads, G = key/value heads, E = head width.
+Letters: H = query heads, G = key/value heads, E = head width, J = experts.
 """
 
 from __future__ import annotations
@@ -9,25 +9,67 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-Axis = Literal["heads", "channels", "layers", "residual"]
+Axis = Literal["heads", "channels", "experts", "layers", "residual"]
 AXES: tuple[Axis, ...] = get_args(Axis)
 LISTS = ("layer_types", "no_rope_layers")  # in which a configuration says something of each layer
+
+
+def _every(config: Any, attention: Any) -> bool:
+    return True
+
+
+def _turns_no_heads(config: Any, attention: Any) -> bool:
+    return not hasattr(attention, "rotary_emb")
+
+
+def _norms_each_head(config: Any, attention: Any) -> bool:
+    return bool(config.qk_layernorm)
+
+
+def _norms_behind(config: Any, attention: Any) -> bool:
+    return not config.do_layer_norm_before
+
+
+def _projects_its_embedding(config: Any, attention: Any) -> bool:
+    return bool(config.word_embed_proj_dim != config.hidden_size)
+
+
+def _has_no_final_norm(config: Any, attention: Any) -> bool:
+    return bool(config._remove_final_layer_norm)
 
 
 @dataclass(frozen=True)
 class Uncut:
     """Says why models of a family cannot be cut along an axis.
 
-    axis     heads (key/value heads with their query heads), channels (of the MLP), layers, or residual
+    axis     heads (key/value heads with their query heads), channels (of the MLP), experts, layers, or residual
     because  a clause behind "cannot be cut: "
     models   which of the family's models, for a reader; "" for all
-    of       says whether a model is one of them, by its configuration and one of its attentions
+    of       says whether a model is one of them, by its configuration and one of its attentions: a function with a name
+             of its own, so that a layer that refers to its family can be sent to another process
     """
 
     axis: Axis
     because: str
     models: str = ""
-    of: Callable[[Any, Any], bool] = lambda config, attention: True
+    of: Callable[[Any, Any], bool] = _every
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Says where a family keeps a mixture of experts. Paths begin at a layer, names at what stands before them.
+
+    Every tensor of the router and of the bank has the experts on its first axis.
+    """
+
+    router: str = "mlp.gate"  # scores the experts, a row for each
+    bank: str = "mlp.experts"  # computes them, all in one
+    taken: str = "top_k"  # of the router: the experts that a token takes
+    groups: str = ""  # of the router: groups of experts, of which a token may take some alone
+    taken_groups: str = ""  # of the router: the groups that a token may take
+    counts: tuple[str, ...] = ("num_experts",)  # what router, bank, model and configuration call J
+    plain: str = ""  # the configuration's list of layers that have a single MLP instead
+    every: str = ""  # what the configuration calls the distance from one mixture to the next
 
 
 @dataclass(frozen=True)
@@ -58,16 +100,21 @@ class Family:
     counts: tuple[tuple[str, str], ...] = ()  # sizes that the attention's forward does not read off its weights
     mlp_width: str = "intermediate_size"  # what the configuration calls I
     unit_rows: bool = False  # a head that is no linear layer scales its rows to length one in each forward
+    mixture: Mixture | None = None  # the mixture of experts that stands for the MLP of its layers, or of some
     factor: str = ""  # what the layer calls the number by which it multiplies what a sub-block adds to the residual
     uncut: tuple[Uncut, ...] = ()  # the axes along which its models, or some of them, cannot be cut
 
     def never(self, axis: str) -> bool:
         """Say whether none of its models can be cut along an axis."""
-        return any(one.axis == axis and not one.models for one in self.uncut)
+        without = axis == "experts" and self.mixture is None
+        return without or any(one.axis == axis and not one.models for one in self.uncut)
 
 
 NORMED = Uncut("residual", "norms stand between its sub-blocks and the residual, and no rotation survives them")
 ALL_HEADS = Uncut("heads", "q and k are normed over all heads at once, so that each head depends on the others")
+
+MIXTURE = Mixture()
+MIXED = tuple(Uncut(axis, "a mixture of experts stands for its MLP") for axis in ("channels", "residual"))
 
 LLAMA = Family(
     layers="model.layers",
@@ -122,10 +169,15 @@ FAMILIES = {
                 "heads",
                 "each head has a bias of its own for positions (ALiBi)",
                 "with ALiBi, as Baichuan2-13B",
-                lambda config, attention: not hasattr(attention, "rotary_emb"),
+                _turns_no_heads,
             ),
         ),
     ),
+    "mixtral": replace(LLAMA, mixture=MIXTURE, uncut=MIXED),
+    "qwen3_moe": replace(
+        LLAMA, mixture=replace(MIXTURE, plain="mlp_only_layers", every="decoder_sparse_step"), uncut=MIXED
+    ),
+    "olmoe": replace(LLAMA, mixture=MIXTURE, uncut=(ALL_HEADS, *MIXED)),
     "granite": replace(LLAMA, factor="residual_multiplier"),
     "smollm3": LLAMA,
     "olmo2": OLMO,
@@ -140,7 +192,7 @@ FAMILIES = {
                 "heads",
                 "q and k of each head have a norm of their own in a list, which is not cut",
                 "with qk_layernorm=True, as StableLM 2 12B",
-                lambda config, attention: config.qk_layernorm,
+                _norms_each_head,
             ),
         ),
     ),
@@ -190,19 +242,19 @@ FAMILIES = {
             replace(
                 NORMED,
                 models="with do_layer_norm_before=False, as OPT-350M",
-                of=lambda config, attention: not config.do_layer_norm_before,
+                of=_norms_behind,
             ),
             Uncut(
                 "residual",
                 "its embedding is projected to the residual's width",
                 "whose word_embed_proj_dim is not hidden_size",
-                lambda config, attention: config.word_embed_proj_dim != config.hidden_size,
+                _projects_its_embedding,
             ),
             Uncut(
                 "residual",
                 "it has no final norm",
                 "with _remove_final_layer_norm=True",
-                lambda config, attention: config._remove_final_layer_norm,
+                _has_no_final_norm,
             ),
         ),
     ),

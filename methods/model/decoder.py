@@ -23,8 +23,9 @@ from transformers.pytorch_utils import Conv1D
 
 from methods.errors import Unsupported
 from methods.model.architectures import FAMILIES, LISTS, Axis
-from methods.model.layer import Layer, Removed, linear_like
+from methods.model.layer import Layer, linear_like
 from methods.model.layer_store import LayerStore, cast, put
+from methods.model.parts.removed import Removed
 
 
 class Decoder:
@@ -99,6 +100,11 @@ class Decoder:
             if one.axis == axis and one.of(self.config, attention):
                 raise Unsupported(f"the {axis} of this {self.config.model_type} cannot be cut: {one.because}")
 
+    def refuse_experts(self) -> None:
+        """Raise Unsupported where a mixture of experts stands for the MLP of a layer."""
+        for layer in self.layers:
+            layer.refuse_experts()
+
     def sweep(self, layers: Iterable[Layer] | None = None) -> Iterator[Layer]:
         """Yield the layers, or those given; what has been changed of one is settled when the next is asked for."""
         for layer in self.layers if layers is None else layers:
@@ -150,6 +156,9 @@ class Decoder:
         for name in LISTS:
             if any(layer.said.get(name) is not None for layer in layers):
                 setattr(self.config, name, [layer.said[name] for layer in layers])
+        if (mixture := self.family.mixture) and mixture.plain:
+            setattr(self.config, mixture.plain, [n for n, layer in enumerate(layers) if layer.experts is None])
+            setattr(self.config, mixture.every, 1)
 
     def refuse_sliced(self) -> None:
         """Raise Unsupported where the residual has been cut, so that every layer speaks in a basis of its own."""

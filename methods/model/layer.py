@@ -1,4 +1,4 @@
-"""One decoder layer seen by role, and what stands where a part of it was.
+"""One decoder layer seen by role.
 
 Letters: D = residual width, I = MLP width, H = query heads, G = key/value heads, E = head width, B = batch, T = tokens.
          Weights are (out, in).
@@ -18,28 +18,10 @@ from torch import Tensor, nn
 
 from methods.errors import Unsupported
 from methods.model.architectures import Family
-from methods.model.layer_store import LayerStore
+from methods.model.layer_store import LayerStore, copies
+from methods.model.parts.experts import Experts
+from methods.model.parts.removed import Removed
 from methods.model.parts.times import Times
-
-
-class Removed(nn.Module):
-    """Stands where an attention or an MLP was, and adds nothing to the residual."""
-
-    def __init__(self, *, attention: bool) -> None:
-        super().__init__()
-        self.attention = attention
-        self.layer_idx = 0
-        self.counts = False  # no attention of the layer's kind is left, so that this one tells the cache its length
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        nothing = torch.zeros_like(hidden_states)
-        if not self.attention:
-            return nothing
-        cache = kwargs.get("cache", kwargs.get("layer_past"))
-        if self.counts and cache is not None:
-            one_number = nothing[:, None, :, :1]  # per token, (B, 1, T, 1): a cache of no numbers has no length
-            cache.update(one_number, one_number, self.layer_idx)
-        return nothing, None
 
 
 class Layer:
@@ -146,12 +128,26 @@ class Layer:
     @property
     def up(self) -> list[nn.Linear]:
         """Return gate and up, each (I, D); one matrix where they are fused or where there is no gate."""
+        self.refuse_experts()
         return [self._part(path) for path in self.family.up]
 
     @property
     def down(self) -> nn.Linear:
         """Return the MLP's output matrix, (D, I)."""
+        self.refuse_experts()
         return self._part(self.family.down)
+
+    @property
+    def experts(self) -> Experts | None:
+        """Return the mixture of experts that stands for the MLP; None where there is none."""
+        return Experts.of(self.inner, self.family.mixture)
+
+    def refuse_experts(self) -> None:
+        """Raise Unsupported where a mixture of experts stands for the MLP."""
+        if self.experts is not None:
+            raise Unsupported(
+                "the MLP of a layer is a mixture of experts, and this method works on the matrices of a single MLP"
+            )
 
     @property
     def matrices(self) -> list[nn.Linear]:
@@ -161,6 +157,8 @@ class Layer:
         """Return the matrices by their paths in the layer, which `put` takes."""
         attention = [*self.family.qkv, self.family.out] if self.has_attention else []
         mlp = [*self.family.up, self.family.down] if self.has_mlp else []
+        if mlp:
+            self.refuse_experts()
         return {path: self._part(path) for path in (*attention, *mlp)}
 
     def put(self, path: str, module: nn.Module) -> None:
@@ -315,14 +313,6 @@ class Layer:
         shared = {id(one.config): one.config for one in self.module.modules() if hasattr(one, "config")}
         module = copy.deepcopy(self.module, shared | instead)
         return Layer(module, self.family, self.said, self.head_width, self.group, store=self.store)
-
-
-def copies(module: nn.Module, device: torch.device) -> dict[int, Any]:
-    """Return copies of all tensors on a device, by the ids of the tensors, as copy.deepcopy takes them for those."""
-    found: dict[int, Any] = {id(buffer): buffer.to(device, copy=True) for buffer in module.buffers()}
-    for parameter in module.parameters():
-        found[id(parameter)] = nn.Parameter(parameter.detach().to(device, copy=True), parameter.requires_grad)
-    return found
 
 
 def _count(module: nn.Module) -> int:

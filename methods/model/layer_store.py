@@ -19,6 +19,7 @@ from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -160,6 +161,14 @@ def cast(module: nn.Module, dtype: torch.dtype) -> None:
     """Convert the parameters of a module, which stay the objects that they are; buffers keep the dtype they have."""
     for parameter in module.parameters():
         parameter.data = parameter.data.to(dtype)
+
+
+def copies(module: nn.Module, device: torch.device) -> dict[int, Any]:
+    """Return copies of all tensors on a device, by the ids of the tensors, as copy.deepcopy takes them for those."""
+    found: dict[int, Any] = {id(buffer): buffer.to(device, copy=True) for buffer in module.buffers()}
+    for parameter in module.parameters():
+        found[id(parameter)] = nn.Parameter(parameter.detach().to(device, copy=True), parameter.requires_grad)
+    return found
 
 
 def _mapped_files() -> list[tuple[int, int]]:

@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from methods.model.decoder import Decoder
-from methods.model.layer import Layer, Removed
+from methods.model.layer import Layer
+from methods.model.parts.removed import Removed
 
 
 def parameters(model: Decoder) -> int:
@@ -27,6 +28,12 @@ def layer_parameters(layer: Layer) -> int:
     return sum(parameter.numel() for parameter in layer.module.parameters())
 
 
+def active_parameters(model: Decoder) -> int:
+    """Return how many parameters one token is computed with: all but those of experts that it is not routed to."""
+    mixtures = [layer.experts for layer in model.layers if layer.experts is not None]
+    return parameters(model) - sum((experts.count - experts.taken) * experts.weights for experts in mixtures)
+
+
 def weight_bytes(model: Decoder) -> int:
     """Return the bytes of all stored parameters, in their dtypes."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.model.parameters())
@@ -42,12 +49,27 @@ def kv_bytes_per_token(model: Decoder) -> int:
 def macs_per_token(model: Decoder, context: int) -> int:
     """Return the multiply-accumulates per token, averaged over a sequence of `context` tokens computed at once.
 
-    Each matrix multiplies once per token; attention scores and mixtures take 2 * H * E * context in each layer. The
-    causal half that kernels may skip is counted in, as PyTorch's own counter does.
+    Each matrix multiplies once per token, of a mixture those of the experts that a token takes; attention scores and
+    their sums take 2 * H * E * context in each layer. The causal half that kernels may skip is counted in, as PyTorch's
+    own counter does.
     """
-    linear = sum(module.weight.numel() for module in model.model.modules() if isinstance(module, nn.Linear))
-    scores = sum(2 * layer.out.in_features * context for layer in model.layers if layer.has_attention)
-    return linear + scores
+    return linear_macs(model.model) + sum(_other_macs(layer, context) for layer in model.layers)
+
+
+def layer_macs(layer: Layer, context: int) -> int:
+    """Return the multiply-accumulates per token of a layer, as `macs_per_token` counts them."""
+    return linear_macs(layer.module) + _other_macs(layer, context)
+
+
+def linear_macs(module: nn.Module) -> int:
+    """Return the multiply-accumulates per token of all linear layers in a module."""
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+
+
+def _other_macs(layer: Layer, context: int) -> int:
+    """Count what is no linear layer: attention's scores and sums, and a mixture's router and experts."""
+    scores = 2 * layer.out.in_features * context if layer.has_attention else 0
+    return scores + (0 if layer.experts is None else layer.experts.macs)
 
 
 def sizes(model: Decoder, dense: dict[str, Any], context: int) -> dict[str, Any]:
@@ -55,6 +77,7 @@ def sizes(model: Decoder, dense: dict[str, Any], context: int) -> dict[str, Any]
     count, inner = parameters(model), parameters_without_embeddings(model)
     return {
         "parameters": count,
+        "active_parameters": active_parameters(model),
         "parameters_without_embeddings": inner,
         "ratio": 1 - count / dense["dense_parameters"],
         "ratio_without_embeddings": 1 - inner / dense["dense_parameters_without_embeddings"],

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from methods.model.architectures import Axis
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
+from methods.model.parts.experts import remove_experts
 
 AXIS: dict[str, Axis] = {"kv_heads": "heads", "channels": "channels"}
 PARTS = ("layer", "attention", "mlp")  # that are removed whole
@@ -213,6 +214,8 @@ def remove_sublayers(model: Decoder, blocks: Iterable[Sublayer]) -> dict[str, li
 
 def cut(model: Decoder, decisions: Mapping[str, Any]) -> None:
     """Remove from a dense model, in place, what a record names: `cuts` and `remove_sublayers`, read backwards."""
+    if any(experts := decisions.get("removed_experts", [])):
+        remove_experts(model, experts)
     for kind in ("kv_heads", "channels"):
         by_layer = decisions.get(f"removed_{kind}", [])
         for structure in structures_of(model, kind) if any(by_layer) else ():

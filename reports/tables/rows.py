@@ -19,7 +19,8 @@ from reports.tables import order, significance
 from reports.tables.table import Column, Row, Table, TableCell, figure, ranked
 
 COST = ("prefill_tokens_per_second", "decode_ms_per_token", "weight_bytes", "kv_bytes_per_token", "peak_memory_bytes")
-UNRANKED = ("ratio", "parameters", "prune_seconds", "heal_seconds", *COST)  # nobody looks for the cheapest in bold
+SIZES = ("ratio", "parameters", "active_parameters")
+UNRANKED = (*SIZES, "prune_seconds", "heal_seconds", *COST)  # nobody looks for the cheapest in bold
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,8 @@ def _named_apart(tables: list[Table]) -> list[Table]:
 
 def _main(data: ReportData) -> list[Table]:
     def columns(group: TableGroup) -> list[Column]:
-        quality = [*ratio_columns(group), "parameters", *(f"perplexity_{name}" for name in texts(group.records)), "kl"]
+        sizes = [*ratio_columns(group), *size_columns(group)]
+        quality = [*sizes, *(f"perplexity_{name}" for name in texts(group.records)), "kl"]
         return [
             *(column(name, "quality", brief=name.startswith(BRIEF)) for name in quality),
             *(column(name, "tasks", brief=True) for name in task_columns(group.records)),
@@ -119,6 +120,12 @@ def ratio_columns(group: TableGroup) -> list[str]:
     apart = inner_asked or any(inner > all_ * 4 / 3 > 0 for all_, inner in both)
     found = dict.fromkeys([amount_column(group.ratio_of), "ratio", *["ratio_without_embeddings"] * apart])
     return list(found)
+
+
+def size_columns(group: TableGroup) -> list[str]:
+    """Return the columns of parameters, and of those that one token is computed with where they are fewer."""
+    both = [(row.get("parameters"), row.get("active_parameters")) for row in group.rows]
+    return ["parameters", *["active_parameters"] * any(active not in (None, stored) for stored, active in both)]
 
 
 def _per_task(data: ReportData) -> list[Table]:

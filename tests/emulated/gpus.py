@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from emulated.rules import COPIES, VIEWS, flops_of, line, refuse_mixture, wait_of
+from emulated.rules import COPIES, VIEWS, flops_of, line, on_cpu, refuse_mixture, wait_of
 from emulated.surroundings import patches
 from emulated.tensors import CPU, Memory, Moved, OnGpu
 
@@ -123,7 +123,7 @@ class EmulatedGpus:
             self.wait("indices copied to the GPU")
         self._count(func, args, flat, mine)
         given, named = tree_unflatten([one.inner if isinstance(one, OnGpu) else one for one in flat], shape)
-        out = func(*given, **named)
+        out = on_cpu(func)(*given, **named)
         if func in COPIES and not isinstance(args[0], OnGpu):
             return args[0]
         known = {id(one.inner): one for one in mine}  # what is changed in place stays what it is

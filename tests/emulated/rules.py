@@ -55,6 +55,13 @@ class DeviceMismatch(RuntimeError):
     """Says what torch says as "Expected all tensors to be on the same device"."""
 
 
+def on_cpu(func: Any) -> Any:
+    """Return what computes on a CPU what an operation does on a GPU, which counts whole numbers too."""
+    if func is not aten.histc.default:
+        return func
+    return lambda x, *rest, **named: func(x.float(), *rest, **named).to(x.dtype)
+
+
 def refuse_mixture(func: Any, args: Any, flat: list[Any], others: list[torch.Tensor]) -> bool:
     """Raise DeviceMismatch where CUDA would; return whether an index has to be copied to the GPU first.
 

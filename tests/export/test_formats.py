@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_methods import METHODS, pruned
+from conftest import tiny
+from tiny_methods import EXPERTS, METHODS, calibration, pruned
 
+import methods
 from bench.cli.main import main
 from bench.export import formats, gguf_file, nemotron_nas
 from methods.checkpoint import save_load
 from methods.errors import UserError
+from methods.model.decoder import Decoder
 from methods.model.residual_map import maps_of
 
 HEADS, CHANNELS = "heads, in each layer others", "channels, in each layer others"
@@ -62,6 +65,18 @@ def test_a_format_holds_the_models_of_a_method_as_the_table_says(method):
             assert getattr(answer, "architecture", None) != "deci" or held == {"deci"}
 
 
+@pytest.mark.parametrize("method", EXPERTS)
+def test_hf_alone_holds_a_mixture_and_as_stock(method):
+    (row,) = rows_of(method)
+    model = Decoder(tiny("mixtral", layers=2))
+    methods.make(method).prune(model, calibration(), 0.3)
+    assert save_load.form_of(model, save_load.default_probe(model)).reason is None
+    assert (row.hf, row.gguf, row.nemotron_nas) == ("stock", "no", "no")
+    for ask in (gguf_file.contents_of, nemotron_nas.form_of):
+        with pytest.raises(UserError, match="this model is a mixtral"):
+            ask(model)
+
+
 @pytest.mark.parametrize("repair", ["ghost", "linearpatch"])
 def test_no_format_but_hf_holds_a_map(repair):
     (row,) = rows_of(f"+{repair}")
@@ -75,7 +90,7 @@ def test_no_format_but_hf_holds_a_map(repair):
 
 def test_every_method_is_in_the_table():
     named = {name for shape in formats.SHAPES for name in shape.methods}
-    assert named - {"+ghost", "+linearpatch"} == set(METHODS)
+    assert named - {"+ghost", "+linearpatch"} == set(METHODS) | set(EXPERTS)
 
 
 def test_the_guide_repeats_the_table(capsys):

@@ -8,13 +8,13 @@ import pytest
 import torch
 from emulated import EmulatedGpus
 from places import model_of, spread
-from tiny_methods import SPECS
+from tiny_methods import EXPERTS, SPECS
 
 import methods
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 
-METHODS = [card.name for card in methods.catalogue() if not card.fixed]
+METHODS = [card.name for card in methods.catalogue() if not card.fixed and card.name not in EXPERTS]
 COMPENSATED = ["shortgpt+replaceme", "llm-drop+ghost", "llm-drop+linearpatch", "shortgpt+scale", "flap+refit"]
 SETTINGS = {  # that take other paths than the defaults
     "laco-ls": {"attention": True, "later": True, "sweeps": 2, "choose": "error"},
@@ -29,6 +29,7 @@ IDS = torch.randint(3, 128, (8, 24), generator=torch.Generator().manual_seed(1))
 CALIBRATION = Calibration(IDS, torch.arange(24) < torch.tensor([24, 19] * 4)[:, None], memory=200_000)
 FAMILIES = {  # whose layers differ from Llama's
     "gemma2": ["laco", "flap", "shortgpt+ghost"],
+    "mixtral": [*EXPERTS, "llm-drop"],
     "gpt_neox": ["slicegpt", "wanda-sp", "laco-ls", "sleb", "llm-pruner", "flap+refit"],  # whose head is not tied
 }
 EVERY = [("llama", name, SEARCHES.get(name, {})) for name in [*METHODS, *COMPENSATED]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import EVERY_FAMILY, tiny
+from conftest import EVERY_FAMILY, MIXTURES, tiny
 from pages import text
 from tiny_methods import calibration, logits
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -19,7 +19,13 @@ from methods.model.architectures import AXES, FAMILIES
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 
-BY = {"heads": "llm-pruner", "channels": "minitron-width", "layers": "shortgpt", "residual": "slicegpt"}
+BY = {
+    "heads": "llm-pruner",
+    "channels": "minitron-width",
+    "experts": "reap",
+    "layers": "shortgpt",
+    "residual": "slicegpt",
+}
 SOME = {  # models whose configuration decides
     "stablelm": ("heads", {"qk_layernorm": True}),
     "opt": ("residual", {"do_layer_norm_before": False}),
@@ -28,16 +34,18 @@ SOME = {  # models whose configuration decides
 
 
 def test_every_family_of_the_rows_is_tested():
-    assert set(EVERY_FAMILY) == set(FAMILIES)
+    assert set(EVERY_FAMILY) | set(MIXTURES) == set(FAMILIES)
     assert all(one.axis in AXES and one.because for family in FAMILIES.values() for one in family.uncut)
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", [*EVERY_FAMILY, *MIXTURES])
 def test_an_axis_is_cut_or_refused_before_any_work_as_the_row_says(family):
     model = Decoder(tiny(family))
-    for axis in AXES:
+    for axis in AXES if family in MIXTURES else [one for one in AXES if one != "experts"]:
         reasons = [one.because for one in FAMILIES[family].uncut if one.axis == axis and not one.models]
         assert FAMILIES[family].never(axis) == bool(reasons)
+        if axis == "heads" and not reasons and family in MIXTURES:
+            continue  # no method cuts heads and leaves channels
         if not reasons:
             methods.make(BY[axis]).plan(model, 0.2)
             continue

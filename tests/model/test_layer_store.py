@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import VOCABULARY, tiny
+from tiny_methods import EXPERTS
 
 import methods
 from bench.data import pretrained
@@ -19,12 +20,12 @@ from methods.model.decoder import Decoder, twin
 from methods.model.layer_store import LayerStore
 
 RATIO = 0.3
-EVERY = [card.name for card in methods.catalogue() if not card.fixed]
+EVERY = [card.name for card in methods.catalogue() if not card.fixed and card.name not in EXPERTS]
 MENDED = ["scale", "linearpatch", "ghost", "replaceme"]
 MENDED = [*(f"shortgpt+{name}" for name in MENDED), "llm-drop+replaceme", "flap+refit", "laco+reinitialize"]
 # transposed matrices and tied tables; norms behind blocks; parallel blocks with biases
 OTHERS = {"gpt2": ["slicegpt", "flap", "shortgpt+replaceme"], "gemma2": ["laco-ls", "shortgpt+replaceme"]}
-OTHERS |= {"phi": ["slicegpt", "llm-pruner", "flap+refit"]}
+OTHERS |= {"mixtral": ["reap", "expert-random", "shortgpt"], "phi": ["slicegpt", "llm-pruner", "flap+refit"]}
 CASES = [("llama", name) for name in [*EVERY, *MENDED]]
 CASES += [(family, name) for family, names in OTHERS.items() for name in names]
 

@@ -9,6 +9,7 @@ import torch
 from conftest import tiny
 from emulated import EmulatedGpus
 from pages import text
+from tiny_methods import EXPERTS, METHODS
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import methods
@@ -33,7 +34,7 @@ RATIO = 0.3
 WEIGHTS = {"hidden_size": 128, "intermediate_size": 352, "vocab_size": 512}, (4, 16, 2**30)
 STATES = {"hidden_size": 64, "intermediate_size": 176, "vocab_size": 512}, (16, 32, 2**19)
 LOGITS = {"hidden_size": 64, "intermediate_size": 176, "vocab_size": 2048}, (8, 32, 2**20)
-EVERY = [card.name for card in methods.catalogue() if not card.fixed and not card.name.startswith("drop")]
+EVERY = [name for name in METHODS if not name.startswith("drop")]
 COMPENSATED = ["shortgpt+replaceme", "shortgpt+scale", "shortgpt+ghost", "flap+refit", "shortgpt+reinitialize"]
 CASES = [(WEIGHTS, "float32", name, {}) for name in [*EVERY, *COMPENSATED]]
 CASES += [
@@ -44,6 +45,8 @@ CASES += [
     (STATES, "bfloat16", name, {})
     for name in ("shortgpt", "flap", "wanda-sp", "obs", "svd-llm", "llm-pruner", "shortgpt+ghost")
 ]
+CASES += [(WEIGHTS, "float32", name, {}) for name in EXPERTS]
+CASES += [(STATES, "bfloat16", "reap", {}), (LOGITS, "float32", "reap", {})]
 CASES += [(LOGITS, "float32", name, {}) for name in ("slicegpt", "llm-pruner", "sleb", "finercut", "laco-ls")]
 
 
@@ -51,7 +54,7 @@ CASES += [(LOGITS, "float32", name, {}) for name in ("slicegpt", "llm-pruner", "
 def test_what_pruning_needs_is_about_what_it_takes(shape, dtype, name, settings):
     options, (rows, columns, memory) = shape
     ids = torch.randint(3, 128, (rows, columns), generator=torch.Generator().manual_seed(1))
-    model, number = tiny("llama", **options), getattr(torch, dtype)
+    model, number = tiny("mixtral" if name in EXPERTS else "llama", **options), getattr(torch, dtype)
     pruner = methods.load()[name.partition("+")[0]]
     asked = PruningMemory(Shape.of(Decoder(model)), number.itemsize, RATIO, rows, columns, memory, settings)
     with EmulatedGpus() as gpus:

@@ -218,6 +218,9 @@ class MeasuredAll(Layout):
     parameters: Parameters = absent(
         "unique stored parameters after pruning; in every record that is ok", "methods.model"
     )
+    active_parameters: Parameters = absent(
+        "with which one token is computed: all but those of experts that it is not routed to", "methods.model"
+    )
     parameters_without_embeddings: Parameters = absent("without embedding, position table and head", "methods.model")
     dense_parameters: SomeParameters = absent("of the model before pruning", "methods.model")
     dense_parameters_without_embeddings: SomeParameters = absent("of the model before pruning", "methods.model")

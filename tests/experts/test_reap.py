@@ -1,0 +1,240 @@
+"""Which experts go: scores by a loop over tokens and experts, what a budget asks, and who is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import pytest
+import torch
+from conftest import MIXTURES, padded, tiny
+from made_records import DENSE, PER_LAYER, measured, ok
+from tiny_methods import EXPERTS, calibration
+
+import methods
+from bench.healing import training
+from bench.plan.recipe import Recipe
+from methods.errors import OutOfReach, Unsupported
+from methods.experts.reap import experts_to_go, lowest_of_groups, routed
+from methods.model import activations
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+from methods.model.sizes import layer_parameters, parameters
+from reports import removed
+from reports.tables.views import view
+
+ROWS = [
+    list(range(3, 20)),
+    list(range(60, 71)),
+    list(range(100, 104)),
+]  # of other lengths, so that some tokens are padding
+
+
+def by_hand(model: Decoder, tokens: Calibration) -> list[dict[str, torch.Tensor]]:
+    """What the methods score, token after token, from the weights alone: no router or bank of the model is called."""
+    found = []
+    for layer in (layer for layer in model.layers if layer.experts is not None):
+        seen = []
+        hook = layer.experts.router.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0]))
+        with torch.no_grad():
+            for row, mask in zip(tokens.ids, tokens.mask, strict=True):
+                model.model(row[mask][None], use_cache=False)
+        hook.remove()
+        rows, (up, down) = layer.experts.router.weight.detach().double(), layer.experts.bank.state_dict().values()
+        sums = {name: torch.zeros(len(rows), dtype=torch.float64) for name in ("N", "norms", "weighed")}
+        for h in torch.cat(seen).detach().double():
+            p = torch.softmax(rows @ h, 0)
+            best = p.topk(model.config.num_experts_per_tok).indices.tolist()
+            for j in best:
+                gate, linear = (up[j].double() @ h).chunk(2)
+                size = float((down[j].double() @ (torch.nn.functional.silu(gate) * linear)).norm())
+                g = float(p[j] / p[best].sum()) if renormalises(model) else float(p[j])
+                sums["N"][j] += 1
+                sums["norms"][j] += size
+                sums["weighed"][j] += g * size
+        found.append(sums)
+    return found
+
+
+def renormalises(model: Decoder) -> bool:
+    return getattr(model.config, "norm_topk_prob", True)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_scores_are_those_of_a_loop_over_tokens_and_experts(family):
+    model, tokens = Decoder(tiny(family)), padded(ROWS)
+    want = by_hand(model, tokens)
+    for sums, (N, norms, weighed) in zip(want, routed(model, tokens), strict=True):
+        assert torch.equal(N, sums["N"])
+        assert int(N.sum()) == int(tokens.mask.sum()) * model.config.num_experts_per_tok
+        torch.testing.assert_close(norms, sums["norms"], rtol=1e-5, atol=0)
+        torch.testing.assert_close(weighed, sums["weighed"], rtol=1e-5, atol=0)
+    said = {
+        "reap": [(sums["weighed"] / sums["N"].clamp(min=1)).tolist() for sums in want],
+        "expert-norm": [sums["norms"].tolist() for sums in want],
+        "expert-frequency": [sums["N"].tolist() for sums in want],
+    }
+    for method, scores in said.items():
+        decisions = methods.make(method).prune(Decoder(tiny(family)), tokens, 0.3)
+        assert decisions["scores"] == [pytest.approx(each, rel=1e-5) for each in scores]
+        n = decisions["removed_per_layer"]["experts"]
+        wanted = [sorted(sorted(range(8), key=lambda j: (each[j], j))[:n]) for each in scores]
+        assert [gone for gone in decisions["removed_experts"] if gone] == wanted
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_the_router_weighs_behind_its_renormalisation(family):
+    """So that halving all logits' distances changes g, and a score without it would be another."""
+    model = Decoder(tiny(family))
+    shares = [(weighed / norms.clamp(min=1e-9)).tolist() for _, norms, weighed in routed(model, calibration())]
+    mean = sum(map(sum, shares)) / sum(map(len, shares))
+    expected = 1 / model.config.num_experts_per_tok
+    assert (mean > 0.8 * expected) == renormalises(model)
+
+
+def test_an_expert_that_no_token_takes_scores_nothing_and_goes_first():
+    model = Decoder(tiny("mixtral"))
+    for layer in model.layers:
+        rows = layer.experts.router.weight.data
+        rows[1], rows[3], rows[5] = -rows[0], -rows[2], 0  # two others are always above 0
+    N = torch.stack([counts[0] for counts in routed(model, calibration())])
+    assert N[:, 5].tolist() == [0] * 6
+    decisions = methods.make("reap").prune(model, calibration(), 0.1)
+    for counts, scores, gone in zip(N, decisions["scores"], decisions["removed_experts"], strict=True):
+        never = [j for j in range(8) if counts[j] == 0]
+        assert all(scores[j] == 0 for j in never)
+        assert set(gone) <= set(never) or set(never) <= set(gone)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.05, 0.1, 0.25, 0.3, 0.4])
+@pytest.mark.parametrize("family", MIXTURES)
+def test_the_number_of_experts_is_the_one_nearest_to_the_ratio(family, ratio):
+    dense = Decoder(tiny(family))
+    total, left = parameters(dense), []
+    for n in range(6):
+        model = Decoder(tiny(family))
+        for layer in model.layers:
+            if layer.experts is not None:
+                layer.experts.keep(range(8 - n))
+        left.append(abs(total - parameters(model) - ratio * total))
+    assert experts_to_go(dense, ratio) == left.index(min(left))
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("method", EXPERTS)
+def test_every_layer_loses_as_many_experts_and_the_budget_is_met(method, family):
+    model, total = Decoder(tiny(family)), parameters(Decoder(tiny(family)))
+    decisions = methods.make(method).prune(model, calibration(), 0.3)
+    n = decisions["removed_per_layer"]["experts"]
+    counts = {0 if layer.experts is None else layer.experts.count for layer in model.layers}
+    assert counts - {0} == {8 - n}
+    assert decisions["experts"] == [0 if layer.experts is None else 8 - n for layer in model.layers]
+    mixtures = [layer.experts for layer in model.layers if layer.experts is not None]
+    assert abs(1 - parameters(model) / total - 0.3) <= sum(each.parameters for each in mixtures) / total / 2
+    assert model.config.num_experts == 8 - n
+
+
+@pytest.mark.parametrize("method", EXPERTS)
+def test_ratio_zero_of_a_mixture_changes_nothing_and_reads_nothing(method, monkeypatch):
+    monkeypatch.setattr(activations, "enter", None)
+    model = Decoder(tiny("mixtral"))
+    decisions = methods.make(method).prune(model, calibration(), 0.0)
+    assert decisions["removed_experts"] == [[]] * 6
+    assert model.config.to_dict() == tiny("mixtral").config.to_dict()
+
+
+@pytest.mark.parametrize("method", EXPERTS)
+def test_a_token_finds_as_many_experts_as_it_takes(method):
+    pruner = methods.make(method)
+    model = Decoder(tiny("mixtral"))
+    held = 6 * 6 * model.layers[0].experts.parameters / parameters(model)
+    assert pruner.plan(model, held)["removed_per_layer"] == {"experts": 6}
+    with pytest.raises(OutOfReach) as refused:
+        pruner.plan(model, 0.9)
+    assert str(refused.value) == (
+        "ratio 0.9 is out of reach: 2 of 8 experts must stay in each layer, since a token takes 2, and the others "
+        f"hold {held:.3f} of the model"
+    )
+
+
+@pytest.mark.parametrize("method", EXPERTS)
+def test_a_model_without_experts_is_refused_with_those_that_have_some(method):
+    with pytest.raises(Unsupported, match=r"llama has no experts: this method serves mixtral, .*qwen3_moe"):
+        methods.make(method).plan(Decoder(tiny("llama")), 0.3)
+
+
+def test_layers_with_other_numbers_of_experts_are_refused():
+    model = Decoder(tiny("mixtral"))
+    model.layers[1].experts.keep(range(7))
+    with pytest.raises(Unsupported, match="different numbers of experts"):
+        methods.make("reap").plan(model, 0.1)
+
+
+def test_groups_lose_as_many_each():
+    score = torch.tensor([0.1, 0.2, 0.9, 0.8, 0.5, 0.6, 0.3, 0.7])
+    assert lowest_of_groups(score, 4, 1) == [0, 1, 4, 6]
+    assert lowest_of_groups(score, 4, 2) == [0, 1, 4, 6]
+    assert lowest_of_groups(score, 4, 4) == [0, 3, 4, 6]
+    assert lowest_of_groups(torch.zeros(6), 2, 2) == [0, 3]
+
+
+def test_three_scores_at_two_ratios_read_the_calibration_once(monkeypatch):
+    kept, read = {}, []
+
+    def keep(name, found):
+        if name not in kept:
+            kept[name] = found()
+        return kept[name]
+
+    monkeypatch.setattr("methods.experts.reap.by_layer", lambda *given: read.append(1) or activations.by_layer(*given))
+    ids = calibration().ids
+    tokens = Calibration(ids, torch.ones_like(ids, dtype=torch.bool), sha256=hashlib.sha256(b"").hexdigest(), keep=keep)
+    for method in EXPERTS:
+        for ratio in (0.1, 0.3):
+            with_keep = methods.make(method).prune(Decoder(tiny("mixtral")), tokens, ratio)
+            assert with_keep == methods.make(method).prune(Decoder(tiny("mixtral")), calibration(), ratio)
+    assert len(kept) == 1
+    assert len(read) == 1 + 2 * 3  # and each one without what is kept
+
+
+def test_draws_are_others_by_seed_and_by_layer():
+    draws = [
+        methods.make("expert-random", {"seed": seed}).prune(Decoder(tiny("mixtral")), calibration(), 0.3)
+        for seed in (0, 1, 0)
+    ]
+    assert draws[0] == draws[2]
+    assert draws[0]["removed_experts"] != draws[1]["removed_experts"]
+    assert len(set(map(tuple, draws[0]["removed_experts"]))) > 1
+    assert [draw["seed"] for draw in draws] == [0, 1, 0]
+    assert "scores" not in draws[0]
+
+
+def test_layers_and_experts_go_one_after_the_other():
+    model = Decoder(tiny("qwen3_moe"))
+    methods.make("drop", {"layers": "0+3"}).prune(model, calibration(), 0.0)
+    before = sum(map(layer_parameters, model.layers))
+    methods.make("reap").prune(model, calibration(), 0.2)
+    assert sum(map(layer_parameters, model.layers)) < before
+    assert model.config.mlp_only_layers == [0]
+
+
+def test_reports_tell_what_is_left_of_experts_and_which_parameters_are_active():
+    sizes = {"parameters": 3e6, "active_parameters": 2e6}
+    decided = {"experts": [6, 0, 6], "removed_experts": [[0, 3], [], [1, 2]]}
+    plain = ok("reap", 0.2, measured(6 * PER_LAYER, (50.0, 60.0, 70.0), [0.4] * 5, 60.0) | {"dense_layers": 3} | sizes)
+    record = dataclasses.replace(plain, decisions=decided)
+    assert removed.remaining(record) == removed.Remaining((1.0, 1.0, 1.0), (0.75, 1.0, 0.75), "units")
+    assert removed.went(record) == {"experts": "0 to 2 of a layer, mean 1.3"}
+    for active, shown in ((2e6, True), (3e6, False)):
+        one = dataclasses.replace(record, measured=record.measured | {"active_parameters": active})
+        (table,) = view("main", [DENSE, one])
+        assert ("active_parameters" in [column.name for column in table.columns]) == shown
+
+
+def test_adapters_lie_beside_the_attention_of_a_mixture():
+    model = Decoder(tiny("mixtral", layers=2))
+    before = {name: one.clone() for name, one in model.model.named_parameters()}
+    with training.trainable(model, Recipe(kind="lora", tokens=64, length=16, batch=2)) as weights:
+        assert len(weights) == 2 * 2 * 4
+        assert all("attn" in name for name in weights)
+    assert before.keys() == dict(model.model.named_parameters()).keys()

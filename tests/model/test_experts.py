@@ -1,0 +1,252 @@
+"""Mixtures of experts, seen by role and cut: what is removed is what the router may not take, and counts are true."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import combinations
+
+import pytest
+import torch
+from conftest import MIXTURES, tiny
+from tiny_methods import MIXED, calibration, logits
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
+
+import methods
+from bench.schedule.shape import Shape
+from bench.speed import machine
+from methods.checkpoint import load, save
+from methods.checkpoint.verify import verify
+from methods.counted import counted, held
+from methods.errors import Unsupported
+from methods.model import structures
+from methods.model.activations import enter, step
+from methods.model.decoder import Decoder
+from methods.model.layer import Layer
+from methods.model.parts.experts import Experts, remove_experts
+from methods.model.sizes import active_parameters, macs_per_token, parameters, sizes
+
+GONE = {"mixtral": [[0, 3], [1, 2], [6, 7], [0, 1], [4, 5], [2, 6]]}
+GONE["olmoe"] = GONE["mixtral"]
+GONE["qwen3_moe"] = [[0, 3], [], [6, 7], [0, 1], [4, 5], [2, 6]]
+
+
+def mixture_of(layer: Layer) -> Experts:
+    assert layer.experts is not None
+    return layer.experts
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_keeping_all_experts_changes_nothing(family, ids):
+    model, dense = Decoder(tiny(family)), Decoder(tiny(family))
+    for layer in model.layers:
+        if layer.experts is not None:
+            layer.experts.keep(range(8))
+    remove_experts(model, [[] for _ in model.layers])
+    assert torch.equal(logits(model, ids), logits(dense, ids))
+    assert model.config.to_dict() == dense.config.to_dict()
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_removing_experts_equals_forbidding_them_in_the_router(family, ids):
+    cut, forbidding = Decoder(tiny(family)), Decoder(tiny(family))
+    remove_experts(cut, GONE[family])
+    for layer, gone in zip(forbidding.layers, GONE[family], strict=True):
+        if layer.experts is not None:
+            forbid(layer.experts.router, gone)
+    torch.testing.assert_close(logits(cut, ids), logits(forbidding, ids), rtol=0, atol=1e-5)
+    counts = [None if layer.experts is None else layer.experts.count for layer in cut.layers]
+    assert counts == [6 if gone else None for gone in GONE[family]]
+    assert getattr(cut.config, "num_experts", None) == cut.model.num_experts == 6
+
+
+def forbid(router, gone):
+    """Let a router take no experts of these numbers: where it computes logits, theirs are -inf."""
+    forward = type(router).forward
+
+    def masked(h):
+        linear = torch.nn.functional.linear
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                torch.nn.functional, "linear", lambda *given: linear(*given).index_fill(-1, torch.tensor(gone), -1e30)
+            )
+            return forward(router, h)
+
+    router.forward = masked
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_a_mixture_is_the_sum_of_its_experts_as_the_router_weighs_them(family, ids):
+    model = Decoder(tiny(family))
+    h = torch.randn(7, 32, generator=torch.Generator().manual_seed(2))
+    for layer in model.layers:
+        if layer.experts is None:
+            continue
+        g, chosen = layer.experts.route(h)
+        f = layer.experts.outputs(h, chosen)
+        assert g.shape == chosen.shape == (7, layer.experts.taken)
+        torch.testing.assert_close((g[:, :, None] * f).sum(1), layer.feed_forward(h[None])[0])
+    if family != "olmoe":  # whose router does not renormalise
+        torch.testing.assert_close(g.sum(1), torch.ones(7))
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_a_step_sees_a_mixture_without_channels_and_adds_up(family, ids):
+    model = Decoder(tiny(family))
+    entry = enter(model, ids)
+    layer, mask = model.layers[0], torch.ones_like(ids, dtype=torch.bool)
+    taken = step(layer, entry.x, entry.arguments[layer.kind], mask)
+    torch.testing.assert_close(taken.y, layer(entry.x, entry.arguments[layer.kind]))
+    assert taken.channels.shape == (*ids.shape, 0)
+    assert taken.m.abs().max() > 0
+
+
+@pytest.mark.parametrize("gone", [[], [0, 5]], ids=["whole", "cut"])
+@pytest.mark.parametrize("family", MIXTURES)
+def test_multiplications_of_a_mixture_are_those_that_torch_counts(family, gone, ids):
+    model = Decoder(tiny(family, attn_implementation="eager", experts_implementation="eager"))
+    remove_experts(model, [gone if layer.experts else [] for layer in model.layers])
+    context = ids.shape[1]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.model(ids[:1], use_cache=False)
+    rotary = model.layers[0].head_width * context  # frequencies times positions, which is no work on a token
+    counts = counter.get_total_flops() / 2 - macs_per_token(model, context) * context
+    assert 0 <= counts <= 4 * rotary
+    linear = macs_per_token(model, 0) - sum(held(layer, "macs", 0, None) for layer in model.layers)
+    assert linear == model.head.weight.numel()
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_a_token_is_computed_with_all_parameters_but_those_of_experts_that_it_does_not_take(family):
+    model = Decoder(tiny(family))
+    D, I, k = 32, 24 if family == "qwen3_moe" else 48, 3 if family == "qwen3_moe" else 2
+    mixtures = 5 if family == "qwen3_moe" else 6
+    assert active_parameters(model) == parameters(model) - mixtures * (8 - k) * 3 * D * I
+    said = sizes(model, {"dense_parameters": 1, "dense_parameters_without_embeddings": 1}, 8)
+    assert said["active_parameters"] == active_parameters(model) < said["parameters"]
+    before = parameters(model), active_parameters(model), counted(model, "macs", 8)
+    remove_experts(model, GONE[family])
+    assert before[0] - parameters(model) == mixtures * 2 * (3 * D * I + D)
+    assert before[1] - active_parameters(model) == mixtures * 2 * D  # rows of the router
+    assert before[2] - counted(model, "macs", 8) == mixtures * 2 * D
+
+
+def test_a_dense_model_is_active_as_a_whole():
+    model = Decoder(tiny("llama"))
+    assert active_parameters(model) == parameters(model)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("method", MIXED)
+def test_generation_of_a_mixture_with_a_cache_is_generation_without(method, family, ids):
+    model, _ = mixed(method, family)
+    whole = logits(model, ids)
+    with torch.no_grad():
+        out = model.model(ids[:, :14], use_cache=True)
+        steps = [out.logits]
+        for position in range(14, ids.shape[1]):
+            out = model.model(ids[:, position : position + 1], cache=out.cache, use_cache=True)
+            steps.append(out.logits)
+    torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=0, atol=1e-4)
+
+
+@cache
+def mixed(method: str, family: str) -> tuple[Decoder, dict]:
+    """A pruned mixture that nobody changes further, and what was decided."""
+    model = Decoder(tiny(family, layers=4))
+    return model, methods.make(method, MIXED.get(method, {})).prune(model, calibration(), 0.3)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("method", ["drop-tail", "blockpruner", "llm-drop", "reap", "shortgpt+ghost"])
+def test_a_mixture_is_stored_and_read_by_transformers_where_its_layers_are_whole(method, family, ids, tmp_path):
+    model, _ = mixed(method, family)
+    manifest = save(model, tmp_path / "model")
+    assert [check for check in verify(tmp_path / "model") if not check.passed] == []
+    stock = method in ("drop-tail", "reap") or all(layer.has_attention and layer.has_mlp for layer in model.layers)
+    stock = stock and "+" not in method
+    assert (manifest["loads_with"] == "transformers") == stock
+    torch.testing.assert_close(logits(load(tmp_path / "model"), ids), logits(model, ids), rtol=0, atol=1e-5)
+    if stock:
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+        with torch.no_grad():
+            torch.testing.assert_close(plain(ids).logits, logits(model, ids), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("method", MIXED)
+def test_what_a_record_names_of_a_mixture_is_cut_again(method, family, ids):
+    model, decisions = mixed(method, family)
+    again = Decoder(tiny(family, layers=4))
+    structures.cut(again, decisions)
+    assert torch.equal(logits(again, ids), logits(model, ids))
+    assert again.config.to_dict() == model.config.to_dict()
+
+
+@pytest.mark.parametrize("kept", [(0, 2, 5), (1, 3), (2, 4, 5), (0,)])
+def test_lists_of_layers_with_a_single_mlp_are_cut_with_the_layers(kept, ids):
+    model = Decoder(tiny("qwen3_moe", mlp_only_layers=[0], decoder_sparse_step=2))  # mixtures: 1, 3, 5
+    layers = model.layers
+    assert [layer.experts is not None for layer in layers] == [False, True] * 3
+    model.set_layers([layers[number] for number in kept])
+    assert model.config.mlp_only_layers == [new for new, number in enumerate(kept) if number % 2 == 0]
+    assert model.config.decoder_sparse_step == 1
+    rebuilt = AutoModelForCausalLM.from_config(model.config)
+    rebuilt.load_state_dict(model.model.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(rebuilt.eval()(ids).logits, logits(model, ids), rtol=0, atol=1e-5)
+
+
+MATRICES = ("flap", "wanda-sp", "minitron-width", "2ssp", "obs", "llm-pruner", "slicegpt", "puzzle", "laco", "laco-ls")
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("method", MATRICES)
+def test_what_needs_the_matrices_of_one_mlp_is_refused_before_any_work(method, family):
+    with pytest.raises(Unsupported, match=r"mixture of experts|over all heads at once"):
+        methods.make(method).plan(Decoder(tiny(family)), 0.3)
+
+
+def test_a_layer_with_a_mixture_has_no_matrices_of_one_mlp():
+    layer = Decoder(tiny("mixtral", layers=1)).layers[0]
+    for look in (lambda: layer.up, lambda: layer.down, lambda: layer.matrices, layer.copy_sharing_matrices):
+        with pytest.raises(Unsupported, match="the MLP of a layer is a mixture of experts"):
+            look()
+
+
+def test_layers_that_would_differ_in_their_experts_are_refused():
+    model = Decoder(tiny("mixtral", layers=2))
+    with pytest.raises(ValueError, match="one count for all"):
+        remove_experts(model, [[0], []])
+
+
+def test_shapes_of_a_mixture_are_told_without_weights():
+    with torch.device("meta"):
+        model = Decoder(tiny("qwen3_moe"))
+    shape = Shape.of(model)
+    assert 4 * shape.mlp <= mixture_of(model.layers[0]).values < 4 * shape.mlp + 4
+    assert shape.parameters == parameters(model)
+    roles = machine.widths(model)
+    assert roles["router"] == {"in": [32], "out": [8], "multiple_of": 8}
+    assert roles["experts"] == {"in": [24, 32], "out": [32, 48], "multiple_of": 8}
+    assert roles["down"] == {"in": [48], "out": [32], "multiple_of": 8}
+
+
+def test_every_subset_of_the_experts_computes_what_the_formula_says():
+    """All 28 choices of six experts of eight, as an enumeration such as NAEE's goes through them."""
+    h = torch.randn(9, 32, generator=torch.Generator().manual_seed(3))
+    whole = mixture_of(Decoder(tiny("mixtral", layers=1)).layers[0])
+    rows, (up, down) = whole.router.weight.detach(), [one.detach() for one in whole.bank.parameters()]
+    for gone in combinations(range(8), 2):
+        layer = Decoder(tiny("mixtral", layers=1)).layers[0]
+        kept = [j for j in range(8) if j not in gone]
+        mixture_of(layer).keep(kept)
+        want = torch.zeros_like(h)
+        for t, x in enumerate(h):
+            p = torch.softmax(rows[kept] @ x, 0)
+            best = sorted(range(6), key=lambda number: -float(p[number]))[:2]
+            for number in best:
+                gate, linear = (up[kept[number]] @ x).chunk(2)
+                share = p[number] / p[best].sum()
+                want[t] += share * (down[kept[number]] @ (torch.nn.functional.silu(gate) * linear))
+        torch.testing.assert_close(layer.feed_forward(h[None])[0], want, rtol=1e-4, atol=1e-5)
