@@ -87,6 +87,9 @@ def describe(model: Decoder) -> PrunedConfig:
     layers, maps = [_facts(layer) for layer in model.layers], maps_of(model)
     if any(maps):
         layers = [facts | {"maps": places} for facts, places in zip(layers, maps, strict=True)]
+    ranks = [ranks_of(layer.named_matrices()) for layer in model.layers]
+    if any(ranks):
+        layers = [facts | {"ranks": of_layer} for facts, of_layer in zip(layers, ranks, strict=True)]
     scales = [getattr(layer.attn, "scaling", None) for layer in model.layers]
     if any(scale not in (None, getattr(base.attn, "scaling", None)) for scale, base in zip(scales, whole, strict=True)):
         layers = [facts | {"scaling": scale} for facts, scale in zip(layers, scales, strict=True)]
@@ -108,15 +111,13 @@ def describe(model: Decoder) -> PrunedConfig:
 
 
 def _facts(layer: Layer) -> dict[str, Any]:
-    facts: dict[str, Any] = {
+    facts = {
         "num_attention_heads": layer.kv_heads * layer.group,
         "num_key_value_heads": layer.kv_heads,
         "intermediate_size": layer.down.in_features if has_one_mlp(layer) else 0,
         "attention_output_bias": layer.has_attention and layer.out.bias is not None,
         "mlp_output_bias": has_one_mlp(layer) and layer.down.bias is not None,
     }
-    if ranks := ranks_of(layer.named_matrices()):
-        facts["ranks"] = ranks
     has = {"attention": layer.has_attention, "mlp": layer.has_mlp}
     return facts if all(has.values()) else facts | {"skip": [part for part in has if not has[part]]}
 

@@ -162,7 +162,7 @@ def padded(model: Decoder, ids: Tensor) -> tuple[Decoder, float]:
     does not compute the same up to rounding.
     """
     form = describe(model)
-    if form.residual is not None or any(hasattr(facts, "ranks") for facts in form.per_layer_config):
+    if form.residual is not None or any(getattr(facts, "ranks", {}) for facts in form.per_layer_config):
         raise Uneven(f"{needs_own_code(form)}, which zeros do not undo")
     if any(layer.experts is not None for layer in model.layers):
         raise Uneven("a mixture of experts is not filled up with zeros")

@@ -75,7 +75,7 @@ BUILT_IN = {
     "minitron-width": Style(SKY, MIXED, "D"),
     "2ssp": Style(ORANGE, SOLID, "P"),
     "obs": Style(ORANGE, DASHED, "h"),
-    "svd-llm": Style(GREY, MIXED, "8"),
+    "svd-llm": Style(BLACK, DASHED, "8"),
     "shortgpt": Style(BLUE, SOLID, "o"),
     "angular": Style(BLUE, DASHED, "s"),
     "magnitude": Style(BLUE, DOTTED, "^"),

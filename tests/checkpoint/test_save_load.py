@@ -20,6 +20,7 @@ from methods.checkpoint import save_load, weight_files
 from methods.errors import CheckpointError
 from methods.files import sha256
 from methods.model.decoder import Decoder
+from methods.model.parts.low_rank import factored
 from methods.model.sizes import parameters
 from methods.model.structures import keep_channels, keep_kv_groups
 
@@ -341,6 +342,39 @@ def test_a_description_that_fits_no_model_is_noticed(facts, words, tmp_path):
     config["per_layer_config"]["0"] |= facts
     change(folder / "config.json", **config)
     refused(folder, words)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "words"),
+    [
+        ({"mlp.up_proj": 33}, "the rank of mlp.up_proj of layer 0 lies between 1 and 32; config.json says 33"),
+        ({"mlp.side_proj": 4}, "mlp.down_proj; config.json has one of mlp.side_proj in layer 0"),
+        ({"mlp.up_proj": "4"}, "describes no model"),
+        ({"mlp.up_proj": 4}, "and the weights disagree"),
+        ([4], "describes no model"),
+    ],
+)
+def test_ranks_that_fit_no_model_are_noticed(ranks, words, tmp_path):
+    folder, _ = saved(pruned("svd-llm", "llama", 0.3)[0], tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["per_layer_config"]["0"]["ranks"] = ranks
+    change(folder / "config.json", **config)
+    refused(folder, words)
+
+
+def test_some_matrices_of_some_layers_may_be_factors(ids, tmp_path):
+    model = Decoder(tiny("qwen2"))
+    layers = model.layers
+    layers[1].remove_mlp()
+    for number, name, k in ((2, "qkv", 5), (4, "up", 7)):
+        path = getattr(model.family, name)[1]
+        matrix = layers[number].named_matrices()[path]
+        m, n = matrix.weight.shape
+        layers[number].put(path, factored(matrix, torch.randn(k, n) / n, torch.randn(m, k)))
+    model.set_layers(layers)
+    folder, manifest = saved(model, tmp_path)
+    assert [sorted(facts["ranks"].values()) for facts in manifest["structure"]["layers"]] == [[], [], [5], [], [7], []]
+    assert torch.equal(logits(save_load.load(folder), ids), logits(model, ids))
 
 
 def test_a_manifest_that_describes_other_layers_is_noticed(folder):

@@ -45,6 +45,7 @@ COARSE = {  # how far from the budget the nearest model is that a method can mak
     ("finercut", "latency"): 0.03,
     ("llm-drop", "latency"): 0.03,
     ("slicegpt", "latency"): 0.2,
+    ("svd-llm", "latency"): 0.02,
     ("finercut", "macs"): 0.02,
     ("llm-drop", "macs"): 0.02,
     ("puzzle", "macs"): 0.02,

@@ -632,6 +632,10 @@ def test_widths_say_which_kernels_they_suit():
     assert found["head"]["multiple_of"] == 128
     sliced, _ = pruned("slicegpt", "llama", 0.3)
     assert machine.widths(sliced)["added"]["multiple_of"] == 8
+    low, decided = pruned("svd-llm", "llama", 0.3)
+    ranks = {decided["ranks"][0][name] for name in low.family.up}
+    assert machine.widths(low)["up"] | {"multiple_of": 1} == {"in": [*ranks, 32], "out": [*ranks, 48], "multiple_of": 1}
+    assert "added" not in machine.widths(low)
     ragged, _ = pruned("flap", "llama", 0.3)
     assert machine.widths(ragged)["down"]["multiple_of"] == 1
 
