@@ -445,7 +445,7 @@ def test_a_map_counts_in_memory_and_work():
 @pytest.mark.parametrize(
     ("pair", "family", "reason"),
     [
-        ("flap+ghost", "llama", "no cut; refit serves it"),
+        ("flap+ghost", "llama", "no cut; refit serves heads and channels"),
         ("shortgpt+refit", "llama", "removes no head and no channel"),
         ("slicegpt+ghost", "llama", "slicegpt cuts the residual itself"),
         ("laco-ls+refit", "llama", "removes no head and no channel"),
