@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import EVERY_FAMILY, FAMILIES, LATER, LAYERS, tiny
+from conftest import EVERY_FAMILY, FAMILIES, LATER, LAYERS, MIXTURES, tiny
 from tiny_methods import CELLS, EXPERTS, METHODS, SPECS, calibration, logits, pruned
 
 import methods
@@ -63,13 +63,13 @@ def test_what_looks_at_calibration_tokens_shows_how_far_it_is(method, bars):
     assert all(bar.done == (bar.total or bar.done) > 0 for bar in bars)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *EXPERTS])
 def test_the_list_says_which_families_a_method_cannot_serve(method):
     (card,) = [card for card in methods.catalogue() if card.name == method]
     refused = set()
-    for family in EVERY_FAMILY:
+    for family in (*EVERY_FAMILY, *MIXTURES):
         try:
-            methods.make(method, SPECS[method]).plan(dense(family), 0.3)
+            methods.make(method, SPECS.get(method)).plan(dense(family), 0.3)
         except Unsupported:
             refused.add(family)
     assert refused == set(card.without)

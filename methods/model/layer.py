@@ -151,14 +151,14 @@ class Layer:
 
     @property
     def matrices(self) -> list[nn.Linear]:
+        if self.has_mlp:
+            self.refuse_experts()
         return list(self.named_matrices().values())
 
     def named_matrices(self) -> dict[str, nn.Linear]:
-        """Return the matrices by their paths in the layer, which `put` takes."""
+        """Return the matrices by their paths in the layer, which `put` takes; of experts none."""
         attention = [*self.family.qkv, self.family.out] if self.has_attention else []
-        mlp = [*self.family.up, self.family.down] if self.has_mlp else []
-        if mlp:
-            self.refuse_experts()
+        mlp = [*self.family.up, self.family.down] if self.has_mlp and self.experts is None else []
         return {path: self._part(path) for path in (*attention, *mlp)}
 
     def put(self, path: str, module: nn.Module) -> None:

@@ -29,7 +29,7 @@ definite, the least number is added to its diagonal that leaves no eigenvalue be
 1e-6 whatever the size of H. Sums, factors and singular values are in float64. The steps that follow in the paper are
 not built: they train the factors.
 
-Families. All. Key/value caches stay as large as they are. A checkpoint needs this project to load, and no other format
+Families. All but mixtures of experts. Key/value caches stay as large as they are. A checkpoint needs this project to load, and no other format
 holds it. Methods that look at weights or cut them refuse a factored model; those that remove layers or blocks by what
 they do serve it.
 
@@ -77,10 +77,11 @@ class SVDLLM:
     uneven = "it makes two factors of each matrix"
     needs = "calibration"
     cost = "1 forward, and the singular values of each matrix"
-    without = ()
+    axes = ("channels",)
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         model.refuse_sliced()
+        model.refuse("channels")  # of a mixture of experts
         shapes = [{name: one.weight.shape for name, one in each.named_matrices().items()} for each in model.layers]
         counts = Counter((m, n) for each in shapes for m, n in each.values())
         kept = kept_share(counts, ratio * parameters(model), parameters(model))
