@@ -62,14 +62,13 @@ def pruned(
     case: str, device: Place, dtype: torch.dtype, noise: torch.Generator | None = None
 ) -> tuple[Decoder, dict[str, Any]]:
     """Return the doctor's model after a method, and what that removed; `noise` disturbs the weights before."""
-    kind = methods.load()[case.partition("+")[0]]
-    model = tiny_model.build(device, dtype, mixture="experts" in getattr(kind, "axes", ()))
+    pruner = methods.make(case, GIVEN.get(case.partition("+")[0]))
+    model = tiny_model.build(device, dtype, mixture="experts" in getattr(pruner, "axes", ()))
     if noise is not None:
         with torch.no_grad():
             for parameter in model.model.parameters():
                 parameter.mul_(1 + NOISE * torch.randn(parameter.shape, generator=noise))
     torch.manual_seed(0)
-    pruner = methods.make(case, GIVEN.get(case.partition("+")[0]))
     decisions = pruner.prune(model, tiny_model.calibration(), 0.0 if case == "dense" else RATIO)
     return model, {name: value for name, value in decisions.items() if name.startswith("removed_")}
 
