@@ -29,9 +29,9 @@ definite, the least number is added to its diagonal that leaves no eigenvalue be
 1e-6 whatever the size of H. Sums, factors and singular values are in float64. The steps that follow in the paper are
 not built: they train the factors.
 
-Families. All but mixtures of experts. Key/value caches stay as large as they are. A checkpoint needs this project to load, and no other format
-holds it. Methods that look at weights or cut them refuse a factored model; those that remove layers or blocks by what
-they do serve it.
+Families. All but mixtures of experts. Key/value caches stay as large as they are. A checkpoint needs this project to
+load, and no other format holds it. Methods that look at weights or cut them refuse a factored model; those that remove
+layers or blocks by what they do serve it.
 
 Cost. One forward pass (two with `prefix=pruned`), and for each layer four factorisations of H and the singular values
 of every matrix, about 14 m^2 n operations each for m <= n, in float64. Memory holds the hidden states of all
