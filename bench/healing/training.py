@@ -45,7 +45,6 @@ from bench.stats.clusters import ratio_interval
 from methods import progress
 from methods.errors import UserError
 from methods.model.decoder import Decoder
-from methods.model.layer import Layer
 from methods.model.parts.low_rank import linears
 from methods.model.spread import gpus_of
 
@@ -110,18 +109,14 @@ def _adapters(model: Decoder, recipe: Recipe) -> Any:
     from peft.tuners.tuners_utils import cast_adapter_dtype
 
     names = {id(module): name for name, module in model.model.named_modules()}
-    targets = [names[id(matrix)] for layer in model.layers for matrix in linears(_linear(layer))]
+    matrices = [matrix for layer in model.layers for matrix in linears(list(layer.named_matrices().values()))]
+    targets = [names[id(matrix)] for matrix in matrices]
     config = LoraConfig(r=recipe.rank, lora_alpha=ALPHA * recipe.rank, lora_dropout=0.0, target_modules=targets)
     with torch.random.fork_rng(gpus_of(model.model)):
         torch.manual_seed(recipe.seed)
         tuner = LoraModel(model.model, config, ADAPTER)
     cast_adapter_dtype(model.model, ADAPTER)  # to float32
     return tuner
-
-
-def _linear(layer: Layer) -> list[nn.Linear]:
-    """Return the matrices of a layer that are linear layers."""
-    return layer.matrices if layer.experts is None else [*layer.qkv, layer.out] if layer.has_attention else []
 
 
 class _Training:
