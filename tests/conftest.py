@@ -72,6 +72,25 @@ MIXTURES = {  # of experts, which have tests of their own beside those of all fa
         "mlp_only_layers": [1],
     },
     "olmoe": {"num_key_value_heads": 2, "num_experts": 8, "num_experts_per_tok": 2, "tie_word_embeddings": True},
+    "gpt_oss": {
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "sliding_window": 8,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    "glm4_moe": {  # two groups of four experts, of which a token may take one
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "use_qk_norm": True,
+        "moe_intermediate_size": 24,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "n_group": 2,
+        "topk_group": 1,
+        "routed_scaling_factor": 1.5,
+    },
 }
 # These go through one method of each kind of shape (tests/tiny_methods.py, CELLS), those above through every method.
 LATER = {
@@ -135,6 +154,9 @@ def tiny(family: str, *, layers: int = LAYERS, seed: int = 0, **overrides: objec
                 parameter.add_(0.1 * torch.randn_like(parameter))
             else:
                 parameter.mul_(4.0)
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):  # of a router, zero too
+                buffer.copy_(0.1 * torch.randn_like(buffer))
     return model.eval()
 
 

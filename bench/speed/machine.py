@@ -34,7 +34,10 @@ def widths(model: Decoder) -> dict[str, dict[str, Any]]:
     roles = {"head": [model.head.weight]}
     for layer in model.layers:
         known = {"qkv": layer.qkv, "out": [layer.out]} if layer.has_attention else {}
-        known |= {"up": layer.up, "down": [layer.down]} if layer.has_mlp and layer.experts is None else {}
+        if layer.experts is not None:
+            known["shared"] = list(layer.experts.shared)
+        elif layer.has_mlp:
+            known |= {"up": layer.up, "down": [layer.down]}
         mine = {id(one) for matrices in known.values() for one in linears(matrices)}
         added = [m for m in layer.module.modules() if isinstance(m, nn.Linear) and id(m) not in mine]
         for role, matrices in (known | {"added": added}).items():

@@ -47,6 +47,7 @@ class Compensation(Protocol):
 
     reads_states: ClassVar[bool]  # whether it needs states of the residual, which a sliced model has in no one basis
     by_layer: ClassVar[bool]  # whether it needs one dense layer at a time, so that the others can wait on the host
+    one_mlp: ClassVar[bool]  # whether it changes the matrices of each layer's MLP, which no mixture of experts has
 
     @property
     def uneven(self) -> str:
@@ -73,6 +74,7 @@ def compensation(name: str) -> Callable[[C], C]:
         cls.name = name  # type: ignore[attr-defined]
         cls.reads_states = getattr(cls, "reads_states", True)  # type: ignore[attr-defined]
         cls.by_layer = getattr(cls, "by_layer", False)  # type: ignore[attr-defined]
+        cls.one_mlp = getattr(cls, "one_mlp", False)  # type: ignore[attr-defined]
         REGISTRY[name] = cls
         return cls
 
@@ -106,6 +108,8 @@ class CompensatedPruner:
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         """Return the pruner's plan; how much more it has to remove is known when it has chosen."""
+        if self.compensation.one_mlp:
+            model.refuse_experts()
         return self.pruner.plan(model, ratio)
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:

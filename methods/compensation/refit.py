@@ -54,7 +54,7 @@ class Refit:
     sinks: Sinks = "apart"  # attention sinks weigh as a population of their own, or alike, as all other tokens
     tokens: Tokens | None = None  # calibration tokens that are read; None: all
 
-    by_layer = True
+    by_layer = one_mlp = True
 
     @property
     def uneven(self) -> str:

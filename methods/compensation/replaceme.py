@@ -65,6 +65,7 @@ class ReplaceMe:
     tokens: Tokens | None = None  # calibration tokens that are read; None: all
 
     uneven = ""
+    one_mlp = True
 
     def added(self, pruning: Pruning) -> int:
         if some_boundaries(pruning)[0].behind < 0:

@@ -58,6 +58,7 @@ class Scale:
     tokens: Tokens | None = None  # calibration tokens that are read; None: all
 
     uneven = ""
+    one_mlp = True
 
     def added(self, pruning: Pruning) -> int:
         if pruning.pruned.final_norm is None or not pruning.pruned.family.attn_norm:

@@ -67,9 +67,13 @@ class Mixture:
     taken: str = "top_k"  # of the router: the experts that a token takes
     groups: str = ""  # of the router: groups of experts, of which a token may take some alone
     taken_groups: str = ""  # of the router: the groups that a token may take
+    shared: str = ""  # an MLP beside the bank that every token takes, and that stays
+    transposed: bool = False  # the bank's matrices are (in, out)
+    pair: bool = False  # the mixture's forward gives back its result and the router's weights
     counts: tuple[str, ...] = ("num_experts",)  # what router, bank, model and configuration call J
     plain: str = ""  # the configuration's list of layers that have a single MLP instead
     every: str = ""  # what the configuration calls the distance from one mixture to the next
+    first: str = ""  # the configuration's number of layers that have a single MLP instead and come before all others
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ class Family:
 
 
 NORMED = Uncut("residual", "norms stand between its sub-blocks and the residual, and no rotation survives them")
+SINKS = Uncut("heads", "each query head has a logit of its own that takes attention (a sink), which is not cut")
 ALL_HEADS = Uncut("heads", "q and k are normed over all heads at once, so that each head depends on the others")
 
 MIXTURE = Mixture()
@@ -178,6 +183,25 @@ FAMILIES = {
         LLAMA, mixture=replace(MIXTURE, plain="mlp_only_layers", every="decoder_sparse_step"), uncut=MIXED
     ),
     "olmoe": replace(LLAMA, mixture=MIXTURE, uncut=(ALL_HEADS, *MIXED)),
+    "gpt_oss": replace(
+        LLAMA,
+        mixture=replace(
+            MIXTURE, router="mlp.router", counts=("num_experts", "num_local_experts"), transposed=True, pair=True
+        ),
+        uncut=(SINKS, *MIXED),
+    ),
+    "glm4_moe": replace(  # with the router of deepseek_v3
+        LLAMA,
+        mixture=replace(
+            MIXTURE,
+            groups="num_group",
+            taken_groups="topk_group",
+            shared="mlp.shared_experts",
+            counts=("num_experts", "num_local_experts", "n_routed_experts"),
+            first="first_k_dense_replace",
+        ),
+        uncut=MIXED,
+    ),
     "granite": replace(LLAMA, factor="residual_multiplier"),
     "smollm3": LLAMA,
     "olmo2": OLMO,

@@ -156,9 +156,12 @@ class Decoder:
         for name in LISTS:
             if any(layer.said.get(name) is not None for layer in layers):
                 setattr(self.config, name, [layer.said[name] for layer in layers])
+        single = [number for number, layer in enumerate(layers) if layer.experts is None]
         if (mixture := self.family.mixture) and mixture.plain:
-            setattr(self.config, mixture.plain, [n for n, layer in enumerate(layers) if layer.experts is None])
+            setattr(self.config, mixture.plain, single)
             setattr(self.config, mixture.every, 1)
+        elif mixture and mixture.first:
+            setattr(self.config, mixture.first, sum(number == place for place, number in enumerate(single)))
 
     def refuse_sliced(self) -> None:
         """Raise Unsupported where the residual has been cut, so that every layer speaks in a basis of its own."""

@@ -84,7 +84,12 @@ class Layer:
             setattr(self.inner, norm, nn.Identity())
         if not self.family.mlp:
             setattr(self.inner, self.family.up[0], nn.Identity())
-        setattr(self.inner, self.family.mlp or self.family.down, Removed(attention=False))
+        setattr(self.inner, self.family.mlp or self.family.down, Removed(attention=False, pair=self._gives_a_pair))
+
+    @property
+    def _gives_a_pair(self) -> bool:
+        """Say whether the MLP's forward gives back its result and something else."""
+        return self.family.mixture is not None and self.family.mixture.pair
 
     @property
     def _norms(self) -> tuple[str, str]:
@@ -234,7 +239,8 @@ class Layer:
         """Return the MLP's contribution to the residual from its normed input, (B, T, D) -> (B, T, D)."""
         with self.visiting():
             if self.family.mlp:
-                return self._part(self.family.mlp)(h)
+                m = self._part(self.family.mlp)(h)
+                return m[0] if self._gives_a_pair else m
             (up,) = self.up
             return self.down(self.inner.activation_fn(up(h)))
 

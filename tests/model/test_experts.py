@@ -25,10 +25,23 @@ from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.parts.experts import Experts, remove_experts
 from methods.model.sizes import active_parameters, macs_per_token, parameters, sizes
+from methods.registry import compensations
 
-GONE = {"mixtral": [[0, 3], [1, 2], [6, 7], [0, 1], [4, 5], [2, 6]]}
-GONE["olmoe"] = GONE["mixtral"]
-GONE["qwen3_moe"] = [[0, 3], [], [6, 7], [0, 1], [4, 5], [2, 6]]
+EVERY_LAYER = [[0, 3], [1, 2], [6, 7], [0, 1], [4, 5], [2, 6]]
+GONE = dict.fromkeys(("mixtral", "olmoe", "gpt_oss"), EVERY_LAYER) | {
+    "qwen3_moe": [[0, 3], [], [6, 7], [0, 1], [4, 5], [2, 6]],
+    "glm4_moe": [[], [0, 4], [3, 7], [1, 4], [2, 5], [1, 7]],  # as many of each group
+}
+D = 32
+WIDTH = dict.fromkeys(("qwen3_moe", "glm4_moe"), 24)  # of an expert; of the others 48
+TAKEN = {"qwen3_moe": 3}  # of the others 2
+SUM = {"olmoe": None, "glm4_moe": 1.5}  # of the weights of a token's experts; of the others 1, and of olmoe any
+
+
+def weights(family: str) -> int:
+    """Parameters of one expert in the bank."""
+    I = WIDTH.get(family, 48)
+    return 3 * D * I + (2 * I + D if family == "gpt_oss" else 0)
 
 
 def mixture_of(layer: Layer) -> Experts:
@@ -57,12 +70,16 @@ def test_removing_experts_equals_forbidding_them_in_the_router(family, ids):
     torch.testing.assert_close(logits(cut, ids), logits(forbidding, ids), rtol=0, atol=1e-5)
     counts = [None if layer.experts is None else layer.experts.count for layer in cut.layers]
     assert counts == [6 if gone else None for gone in GONE[family]]
-    assert getattr(cut.config, "num_experts", None) == cut.model.num_experts == 6
+    assert cut.config.to_dict().get("num_experts", cut.config.num_local_experts) == 6
+    assert getattr(cut.model, "num_experts", 6) == 6
 
 
 def forbid(router, gone):
-    """Let a router take no experts of these numbers: where it computes logits, theirs are -inf."""
+    """Let a router take no experts of these numbers: where it computes logits or corrects choices, theirs are -inf."""
     forward = type(router).forward
+    if hasattr(router, "e_score_correction_bias"):
+        router.e_score_correction_bias[gone] = -1e30
+        return
 
     def masked(h):
         linear = torch.nn.functional.linear
@@ -85,16 +102,17 @@ def test_a_mixture_is_the_sum_of_its_experts_as_the_router_weighs_them(family, i
         g, chosen = layer.experts.route(h)
         f = layer.experts.outputs(h, chosen)
         assert g.shape == chosen.shape == (7, layer.experts.taken)
-        torch.testing.assert_close((g[:, :, None] * f).sum(1), layer.feed_forward(h[None])[0])
-    if family != "olmoe":  # whose router does not renormalise
-        torch.testing.assert_close(g.sum(1), torch.ones(7))
+        shared = layer.inner.mlp.shared_experts(h) if family == "glm4_moe" else 0
+        torch.testing.assert_close((g[:, :, None] * f).sum(1) + shared, layer.feed_forward(h[None])[0])
+        if total := SUM.get(family, 1.0):
+            torch.testing.assert_close(g.sum(1), torch.full((7,), total))
 
 
 @pytest.mark.parametrize("family", MIXTURES)
 def test_a_step_sees_a_mixture_without_channels_and_adds_up(family, ids):
     model = Decoder(tiny(family))
     entry = enter(model, ids)
-    layer, mask = model.layers[0], torch.ones_like(ids, dtype=torch.bool)
+    layer, mask = model.layers[2], torch.ones_like(ids, dtype=torch.bool)
     taken = step(layer, entry.x, entry.arguments[layer.kind], mask)
     torch.testing.assert_close(taken.y, layer(entry.x, entry.arguments[layer.kind]))
     assert taken.channels.shape == (*ids.shape, 0)
@@ -105,7 +123,7 @@ def test_a_step_sees_a_mixture_without_channels_and_adds_up(family, ids):
 @pytest.mark.parametrize("family", MIXTURES)
 def test_multiplications_of_a_mixture_are_those_that_torch_counts(family, gone, ids):
     model = Decoder(tiny(family, attn_implementation="eager", experts_implementation="eager"))
-    remove_experts(model, [gone if layer.experts else [] for layer in model.layers])
+    remove_experts(model, [gone if layer.experts is not None else [] for layer in model.layers])
     context = ids.shape[1]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.model(ids[:1], use_cache=False)
@@ -119,15 +137,14 @@ def test_multiplications_of_a_mixture_are_those_that_torch_counts(family, gone, 
 @pytest.mark.parametrize("family", MIXTURES)
 def test_a_token_is_computed_with_all_parameters_but_those_of_experts_that_it_does_not_take(family):
     model = Decoder(tiny(family))
-    D, I, k = 32, 24 if family == "qwen3_moe" else 48, 3 if family == "qwen3_moe" else 2
-    mixtures = 5 if family == "qwen3_moe" else 6
-    assert active_parameters(model) == parameters(model) - mixtures * (8 - k) * 3 * D * I
+    mixtures, k, row = sum(map(bool, GONE[family])), TAKEN.get(family, 2), D + (family == "gpt_oss")  # of the router
+    assert active_parameters(model) == parameters(model) - mixtures * (8 - k) * weights(family)
     said = sizes(model, {"dense_parameters": 1, "dense_parameters_without_embeddings": 1}, 8)
     assert said["active_parameters"] == active_parameters(model) < said["parameters"]
     before = parameters(model), active_parameters(model), counted(model, "macs", 8)
     remove_experts(model, GONE[family])
-    assert before[0] - parameters(model) == mixtures * 2 * (3 * D * I + D)
-    assert before[1] - active_parameters(model) == mixtures * 2 * D  # rows of the router
+    assert before[0] - parameters(model) == mixtures * 2 * (weights(family) + row)
+    assert before[1] - active_parameters(model) == mixtures * 2 * row
     assert before[2] - counted(model, "macs", 8) == mixtures * 2 * D
 
 
@@ -197,14 +214,37 @@ def test_lists_of_layers_with_a_single_mlp_are_cut_with_the_layers(kept, ids):
         torch.testing.assert_close(rebuilt.eval()(ids).logits, logits(model, ids), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("kept", "first"), [((0, 2, 5), 1), ((0, 1, 3), 2), ((2, 4, 5), 0), ((0,), 1)])
+def test_the_number_of_first_layers_with_a_single_mlp_is_cut_with_the_layers(kept, first, ids):
+    model = Decoder(tiny("glm4_moe", first_k_dense_replace=2))
+    layers = model.layers
+    model.set_layers([layers[number] for number in kept])
+    assert model.config.first_k_dense_replace == first
+    rebuilt = AutoModelForCausalLM.from_config(model.config)
+    rebuilt.load_state_dict(model.model.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(rebuilt.eval()(ids).logits, logits(model, ids), rtol=0, atol=1e-5)
+
+
 MATRICES = ("flap", "wanda-sp", "minitron-width", "2ssp", "obs", "llm-pruner", "slicegpt", "puzzle", "laco", "laco-ls")
 
 
 @pytest.mark.parametrize("family", MIXTURES)
 @pytest.mark.parametrize("method", MATRICES)
 def test_what_needs_the_matrices_of_one_mlp_is_refused_before_any_work(method, family):
-    with pytest.raises(Unsupported, match=r"mixture of experts|over all heads at once"):
+    with pytest.raises(Unsupported, match=r"mixture of experts|over all heads at once|a sink"):
         methods.make(method).plan(Decoder(tiny(family)), 0.3)
+
+
+@pytest.mark.parametrize("compensation", [card.name for card in compensations()])
+def test_a_compensation_serves_a_mixture_or_refuses_it_before_any_work(compensation):
+    """Where a layer in the middle goes, so that whole layers stand in front of the cut and behind it."""
+    pruner = methods.make(f"drop+{compensation}", {"layers": "2"})
+    if not pruner.compensation.one_mlp:
+        assert "compensation" in pruner.prune(Decoder(tiny("mixtral")), calibration(), 0.0)
+        return
+    with pytest.raises(Unsupported, match="the MLP of a layer is a mixture of experts"):
+        pruner.plan(Decoder(tiny("mixtral")), 0.0)
 
 
 def test_a_layer_with_a_mixture_has_no_matrices_of_one_mlp():
@@ -229,7 +269,21 @@ def test_shapes_of_a_mixture_are_told_without_weights():
     roles = machine.widths(model)
     assert roles["router"] == {"in": [32], "out": [8], "multiple_of": 8}
     assert roles["experts"] == {"in": [24, 32], "out": [32, 48], "multiple_of": 8}
+    assert "shared" not in roles and "added" not in roles
+    assert machine.widths(Decoder(tiny("gpt_oss")))["experts"] == {"in": [32, 48], "out": [32, 96], "multiple_of": 8}
+    shared = machine.widths(Decoder(tiny("glm4_moe")))
+    assert shared["shared"] == {"in": [24, 32], "out": [24, 32], "multiple_of": 8}
+    assert "added" not in shared
     assert roles["down"] == {"in": [48], "out": [32], "multiple_of": 8}
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "glm4_moe"])
+def test_numbers_of_a_token_in_a_mixture_are_what_its_matrices_read_and_write(family):
+    """Of glm4_moe also those of the MLP beside the experts, whose gate and up are two matrices."""
+    I = WIDTH.get(family, 48)
+    beside = 3 * (D + I) if family == "glm4_moe" else 0
+    taken = 8 + 2 * (D + 2 * I + I + D) + beside  # of the router, of two experts, and beside them
+    assert mixture_of(Decoder(tiny(family)).layers[1]).values == taken
 
 
 def test_every_subset_of_the_experts_computes_what_the_formula_says():

@@ -4,6 +4,8 @@ A router scores J experts for each token, takes k of them, and weighs what they 
 
     MoE(h) = sum over the k experts j that h is routed to of g_j(h) f_j(h)
 
+Some families add an MLP that every token takes, which is none of the J and stays.
+
 The experts' tensors lie in one bank, the experts on the first axis, as are the router's rows and biases: an expert that
 goes takes its slice of each with it, and the router takes the k best of those that are left. Removing an expert
 equals forbidding it in the router.
@@ -34,20 +36,26 @@ class Experts:
 
     router  scores the experts and takes k of them
     bank    computes them
+    shared  the matrices of the MLP that every token takes beside them, if there is one
     row     what the family calls their parts
     """
 
     router: Any
     bank: Any
+    shared: Sequence[nn.Linear]
     row: Mixture
 
     @staticmethod
     def of(layer: Any, row: Mixture | None) -> Experts | None:
         """Return the mixture of a family's own layer; None where the layer has a single MLP, or none any more."""
+        if row is None:
+            return None
         try:
-            return None if row is None else Experts(attrgetter(row.router)(layer), attrgetter(row.bank)(layer), row)
+            router, bank = attrgetter(row.router, row.bank)(layer)
         except AttributeError:
             return None
+        shared = attrgetter(row.shared)(layer).modules() if row.shared else ()
+        return Experts(router, bank, [part for part in shared if isinstance(part, nn.Linear)], row)
 
     @property
     def count(self) -> int:
@@ -88,8 +96,8 @@ class Experts:
     @property
     def matrices(self) -> dict[str, list[Tensor]]:
         """Return the router's matrix (J, D), and those of one expert, gate and up in one."""
-        stacked = [one for one in self.bank.parameters() if one.ndim == 3]  # the others are biases
-        return {"router": [self.router.weight], "experts": [one[0] for one in stacked]}
+        stacked = [one[0] for one in self.bank.parameters() if one.ndim == 3]  # the others are biases
+        return {"router": [self.router.weight], "experts": [one.T if self.row.transposed else one for one in stacked]}
 
     @property
     def _sizes(self) -> list[torch.Size]:
@@ -97,13 +105,14 @@ class Experts:
 
     @property
     def macs(self) -> int:
-        """Return the multiply-accumulates of a token: the router's, and those of the k experts."""
+        """Return the multiply-accumulates of a token: the router's, and those of the k experts; of no linear layer."""
         return int(self.router.weight.numel()) + self.taken * sum(size.numel() for size in self._sizes)
 
     @property
     def values(self) -> int:
         """Return how many numbers a token has in memory, at most: logits, and what each matrix reads and writes."""
-        return self.count + self.taken * sum(map(sum, self._sizes))
+        shared = sum(one.in_features + one.out_features for one in self.shared)
+        return self.count + self.taken * sum(map(sum, self._sizes)) + shared
 
     def route(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Return g and the numbers of the experts that each token takes, (M, D) -> (M, k), (M, k).

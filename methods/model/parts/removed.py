@@ -11,15 +11,16 @@ from torch import Tensor, nn
 class Removed(nn.Module):
     """Stands where an attention or an MLP was, and adds nothing to the residual."""
 
-    def __init__(self, *, attention: bool) -> None:
+    def __init__(self, *, attention: bool, pair: bool = False) -> None:
+        """Stand for an attention, or for an MLP whose forward gives back a `pair`, the result first, or the result."""
         super().__init__()
-        self.attention = attention
+        self.pair = attention or pair
         self.layer_idx = 0
         self.counts = False  # no attention of the layer's kind is left, so that this one tells the cache its length
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         nothing = torch.zeros_like(hidden_states)
-        if not self.attention:
+        if not self.pair:
             return nothing
         cache = kwargs.get("cache", kwargs.get("layer_past"))
         if self.counts and cache is not None:
