@@ -93,7 +93,7 @@ def calibration(tokenizer: Any, text: str, sequences: int, length: int, seed: in
 
     from methods.model.calibration import Calibration
 
-    documents, _ = _halves(text)
+    documents, _ = halves(text)
     random.Random(seed).shuffle(documents)
     bos = _bos(tokenizer)
     content = length - len(bos)
@@ -146,7 +146,7 @@ def evaluation(
     if whole:
         tokens, sizes, words = _tokenise_whole(tokenizer, text, enough)
     else:
-        tokens, sizes, words = _tokenise(tokenizer, _separated(_halves(text)[1]), enough)
+        tokens, sizes, words = _tokenise(tokenizer, _separated(halves(text)[1]), enough)
     available = max(0, (len(tokens) - content) // stride + 1)
     available = min(available, reach or available)
     if available < max(1, windows):
@@ -262,7 +262,7 @@ def _documents(text: str) -> list[str]:
     return list(dict.fromkeys(stripped for document in documents if (stripped := document.strip())))
 
 
-def _halves(text: str) -> tuple[list[str], list[str]]:
+def halves(text: str) -> tuple[list[str], list[str]]:
     """Return the documents for calibration and those for evaluation.
 
     A crawled page is at times part of another: what holds a document of the other half whole is not evaluated.

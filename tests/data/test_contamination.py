@@ -88,14 +88,14 @@ def test_a_document_that_holds_one_of_the_other_half_is_not_evaluated(tmp_path):
     documents[3] = f"before {documents[6]} behind"
     documents[5] = documents[2][20 : 20 + 2 * text_data.SHORTEST].strip()
     text = written(tmp_path / "text.txt", documents)
-    even, odd = text_data._halves(text)
+    even, odd = text_data.halves(text)
     assert even == documents[0::2]
     assert odd == [documents[1], documents[7]]
     documents[3], documents[5] = (
         f"before {documents[6][: text_data.SHORTEST]}",
         documents[2][: text_data.SHORTEST - 10].strip(),
     )
-    assert text_data._halves(written(tmp_path / "text.txt", documents))[1] == documents[1::2]
+    assert text_data.halves(written(tmp_path / "text.txt", documents))[1] == documents[1::2]
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_the_texts_that_ship_share_no_passage(calibration):
     block = text_data.calibration(tokenizer, calibration, 160, 256, 0)
     texts = [text_data.evaluation(tokenizer, text, 512, 512, 0) for text in assets.TEXTS]
     contamination.refuse_shared(tokenizer, block.ids, block.source, texts, "calibrated on")
-    even, odd = text_data._halves(calibration)
+    even, odd = text_data.halves(calibration)
     evaluated = text_data.SEPARATOR.join(odd)
     assert not [one for one in even if len(one) >= text_data.SHORTEST and one in evaluated]
     assert len(odd) == {"wiki": 1174, "c4": 55}[calibration]

@@ -84,7 +84,7 @@ def test_a_repeated_document_counts_once(tmp_path):
 @pytest.mark.default_model
 @pytest.mark.parametrize("text", assets.TEXTS)
 def test_the_sides_of_the_known_texts_are_disjoint_and_alike_in_size(text):
-    calibration, evaluation = texts._halves(text)
+    calibration, evaluation = texts.halves(text)
     assert not set(calibration) & set(evaluation)
     assert 0.67 < sum(map(len, calibration)) / sum(map(len, evaluation)) < 1.5
     assert not any("<doc " in document or "</doc>" in document for document in (*calibration, *evaluation))

@@ -1,0 +1,104 @@
+"""Trains a small mixture of experts on the package's text, so that methods that remove experts can be compared.
+
+    python docs/studies/train_moe.py --seed 0 --out results/tiny-moe-0
+
+A Mixtral of six layers with sixteen experts, of which a token takes two, and a byte-level BPE of 2,048 entries learn
+the documents of `wiki` and `c4` that calibration is drawn from; perplexity is measured on the others. The loss has
+Mixtral's term that balances the load of the experts. The folder is a model as `--model` takes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
+
+from bench.data.texts import halves
+from methods.progress import over
+
+TEXTS = ("wiki", "c4")
+VOCABULARY, WIDTH, LAYERS, EXPERTS, TAKEN = 2048, 192, 6, 16, 2
+BATCH, LENGTH = 16, 256  # sequences of a step, and their tokens
+RATE, WARM, DECAY = 3e-3, 50, 0.1  # learning rate, steps until it is reached, weight decay
+BALANCE = 0.01  # weight of the loss that balances the load
+
+
+def tokenizer_of(documents: list[str]) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE of the documents, whose entry 0 begins and ends a document."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        documents, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<end>"], initial_alphabet=alphabet)
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<end>", eos_token="<end>", pad_token="<end>")
+
+
+def model_of(tokenizer: PreTrainedTokenizerFast) -> MixtralForCausalLM:
+    """Return the mixture with random weights."""
+    return MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=WIDTH,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            num_local_experts=EXPERTS,
+            num_experts_per_tok=TAKEN,
+            max_position_embeddings=2048,
+            sliding_window=None,
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=0,
+            router_aux_loss_coef=BALANCE,
+        )
+    )
+
+
+def train(model: MixtralForCausalLM, tokens: torch.Tensor, steps: int, generator: torch.Generator) -> list[float]:
+    """Train on sequences drawn from the tokens, (N,), in place; return the losses of the next token."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=DECAY)
+    losses = list[float]()
+    for step in over(range(steps), "training", "step"):
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min(1.0, (step + 1) / WARM) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        begins = torch.randint(len(tokens) - LENGTH, (BATCH,), generator=generator).tolist()
+        ids = torch.stack([tokens[begin : begin + LENGTH] for begin in begins])
+        out = model(ids, labels=ids, output_router_logits=True, use_cache=False)
+        out.loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(out.loss.detach() - BALANCE * out.aux_loss.detach()))
+    return losses
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the model")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and of the sequences")
+    parser.add_argument("--steps", type=int, default=800, help=f"of {BATCH} sequences of {LENGTH} tokens")
+    given = parser.parse_args(arguments)
+    documents = [document for text in TEXTS for document in halves(text)[0]]
+    tokenizer = tokenizer_of(documents)
+    tokens = torch.tensor([token for document in documents for token in (0, *tokenizer(document).input_ids)])
+    torch.manual_seed(given.seed)
+    model = model_of(tokenizer)
+    losses = train(model, tokens, given.steps, torch.Generator().manual_seed(given.seed))
+    model.save_pretrained(given.out)
+    tokenizer.save_pretrained(given.out)
+    last = losses[-50:]
+    print(
+        f"{sum(one.numel() for one in model.parameters()):,} parameters, {len(tokens):,} tokens of text, "
+        f"{given.steps} steps, loss of the last {len(last)}: {sum(last) / len(last):.3f} nats per token"
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,58 @@
+"""The recipe of the mixture that stands for real ones: what it learns from, and that a run takes what it writes."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from pages import ROOT
+from transformers import AutoTokenizer
+
+import methods
+from bench.data import pretrained, texts
+from methods.model.decoder import Decoder
+from methods.model.parts.experts import mixtures
+
+
+@pytest.fixture
+def recipe(text_file, monkeypatch):
+    """The script with a smaller model, on forty documents of random words."""
+    spec = importlib.util.spec_from_file_location("train_moe", ROOT / "docs/studies/train_moe.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    smaller = {
+        "TEXTS": (str(text_file),),
+        "VOCABULARY": 300,
+        "WIDTH": 24,
+        "LAYERS": 2,
+        "BATCH": 2,
+        "LENGTH": 32,
+        "WARM": 5,
+    }
+    for name, value in smaller.items():
+        monkeypatch.setattr(module, name, value)
+    return module
+
+
+def test_it_learns_from_the_documents_of_calibration_alone(recipe, text_file, monkeypatch, tmp_path, capsys):
+    seen = {}
+    monkeypatch.setattr(recipe, "train", lambda model, tokens, steps, generator: seen.update(tokens=tokens) or [1.0])
+    recipe.main(["--out", str(tmp_path / "moe")])
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "moe")
+    known, unseen = texts.halves(str(text_file))
+    assert tokenizer.decode(seen["tokens"]).split("<end>")[1:] == known
+    assert not set(known) & set(unseen)
+
+
+def test_the_loss_falls_and_a_run_takes_the_folder(recipe, tmp_path, capsys):
+    losses, train = [], recipe.train
+    recipe.train = lambda *given: losses.extend(train(*given)) or losses
+    recipe.main(["--out", str(tmp_path / "moe"), "--steps", "30"])
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    assert "30 steps" in capsys.readouterr().out
+    model, tokenizer = pretrained.load(str(tmp_path / "moe"), torch.device("cpu"), torch.float32)
+    decoder = Decoder(model)
+    assert {experts.count for experts in mixtures(decoder).values()} == {16}
+    block = texts.calibration(tokenizer, recipe.TEXTS[0], 4, 24, 0)
+    assert methods.make("reap").prune(decoder, block, 0.3)["experts"][0] < 16
