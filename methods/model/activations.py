@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,30 +42,40 @@ class Entry:
         return x
 
 
-class _Recorder(nn.Module):
-    """Stands in for a layer: notes what it is called with and passes the hidden states on unchanged."""
+class _Noted(Exception):
+    """Ends a forward whose layers have noted what they are called with."""
 
-    def __init__(self, layer: Layer) -> None:
+
+class _Recorder(nn.Module):
+    """Stands in for a layer: notes what it is called with, and passes the states on unchanged; the last one ends it."""
+
+    def __init__(self, layer: Layer, *, is_last: bool) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.is_last = layer, is_last
         self.x: Tensor | None = None
         self.arguments: dict[str, Any] = {}
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.x, self.arguments = hidden_states, self.layer.bind(args, kwargs)
+        if self.is_last:
+            raise _Noted
         return hidden_states
 
 
 @torch.no_grad()
-def enter(model: Decoder, ids: Tensor) -> Entry:
-    """Embed ids (B, T) and note what each layer would be called with, without running a layer."""
-    model.refuse_sliced()
+def enter(model: Decoder, ids: Tensor, *, sliced: bool = False) -> Entry:
+    """Embed ids (B, T) and note what each layer would be called with, without running a layer.
+
+    Raises Unsupported where the residual has been cut, unless `sliced` models are served too.
+    """
+    if not sliced:
+        model.refuse_sliced()
     layers = model.layers
-    recorders = [_Recorder(layer) for layer in layers]
-    stack = nn.ModuleList(recorders)
-    modules = model.swap_stack(stack)
+    recorders = [_Recorder(layer, is_last=layer is layers[-1]) for layer in layers]
+    modules = model.swap_stack(nn.ModuleList(recorders))
     try:
-        model.model(input_ids=ids.to(model.embed.weight.device), use_cache=False, logits_to_keep=1)
+        with suppress(_Noted):
+            model.model(input_ids=ids.to(model.embed.weight.device), use_cache=False)
     finally:
         model.swap_stack(modules)
     x = recorders[0].x

@@ -1,7 +1,8 @@
 """Takes gradients of the loss, one layer at a time, from the last layer to the first.
 
-A forward pass without gradients keeps what enters each layer. Then each layer is run once more and differentiated
-alone, with the gradient of what leaves it, which is that of what enters the next one:
+A forward pass without gradients, each layer for all tokens before the next, keeps what enters each layer. Then each
+layer is run once more and differentiated alone, with the gradient of what leaves it, which is that of what enters the
+next one:
 
     dL/dx_l = (dy_l/dx_l)^T dL/dy_l,    dL/dW_l = (dy_l/dW_l)^T dL/dy_l,    y_l = x_(l+1)
 
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from methods.model.activations import enter
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
@@ -60,10 +62,9 @@ def gradients(
     own = [[name for name, one in layer.module.named_parameters() if one in weights] for layer in model.layers]
     first = next((number for number, some in enumerate(own) if some), len(own))
     targets = ids[:, 1:].masked_fill(~mask[:, 1:], -100)
-    total = int((targets >= 0).sum())
     pairs = list(zip(*(torch.split(x, 1 if a else max(1, TOKENS_AT_ONCE // T)) for x in (ids, targets)), strict=True))
     with requiring(model, ()), repeatable(model):
-        batches = [_forward(model, some, wanted, first, total) for some, wanted in over(pairs, "states", "batch")]
+        batches = _forward(model, pairs, first)
     log = calibration.log([batch.back for batch in batches], of_layer.__module__, of_layer.__qualname__, *of, g, a)
     numbers = range(len(own) - 1, first - 1, -1)
     found = dict(zip(numbers, log.kept(), strict=False))
@@ -121,37 +122,49 @@ class _BackwardPass:
                 a[weight].addcmul_(gradient, gradient, value=of_one)
 
 
-class _RecordingLayer(nn.Module):
-    """Stands in for a layer: runs it without gradients, and notes what it is called with and what it returns."""
+class _Returns(nn.Module):
+    """Stands in for a layer, and returns what is known to leave the last one."""
 
-    def __init__(self, layer: Layer, *, last: bool) -> None:
+    def __init__(self, y: Tensor) -> None:
         super().__init__()
-        self.layer, self.last = layer, last
-        self.x, self.y, self.arguments = torch.empty(0), torch.empty(0), dict[str, Any]()
+        self.y = y
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        self.x, self.arguments = hidden_states.detach(), self.layer.bind(args, kwargs)
-        with torch.no_grad(), self.layer.visiting():
-            y: Tensor = self.layer.module(hidden_states, *args, **kwargs)
-        self.y = y.detach().requires_grad_(self.last)
         return self.y
 
 
-def _forward(model: Decoder, ids: Tensor, targets: Tensor, first: int, total: int) -> _BackwardPass:
-    """Run the model, and differentiate the mean loss of this micro-batch with respect to what leaves the last layer."""
-    layers = model.layers
-    recorders = [_RecordingLayer(layer, last=layer is layers[-1]) for layer in layers]
-    modules = model.swap_stack(nn.ModuleList(recorders))
+def _forward(model: Decoder, pairs: Sequence[tuple[Tensor, Tensor]], first: int) -> list[_BackwardPass]:
+    """Run each layer for all micro-batches, (ids, targets), and keep what enters those from the first one on.
+
+    Each micro-batch's mean loss is differentiated with respect to what leaves the last layer.
+    """
+    entries = [enter(model, ids, sliced=True) for ids, _ in pairs]
+    x, total = [entry.x for entry in entries], sum(int((targets >= 0).sum()) for _, targets in pairs)
+    kept = [list[Tensor]() for _ in pairs]
+    for number, layer in enumerate(over(model.layers, "states", "layer")):
+        with torch.no_grad(), layer.visiting():
+            for place, entry in enumerate(entries):
+                if number >= first:
+                    kept[place].append(x[place])
+                x[place] = layer(x[place], entry.arguments[layer.kind])
+    return [
+        _BackwardPass(seen, entry.arguments, _back(model, y, *pair), int((pair[1] >= 0).sum()) / total)
+        for seen, entry, y, pair in zip(kept, entries, x, pairs, strict=True)
+    ]
+
+
+def _back(model: Decoder, y: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
+    """Return dL/dy of a micro-batch's mean loss, where y leaves the last layer, (B, T, D) both."""
+    y = y.detach().requires_grad_()
+    modules = model.swap_stack(nn.ModuleList(_Returns(y) for _ in model.stack))
     try:
         with torch.enable_grad():
             logits = model.model(input_ids=ids.to(model.embed.weight.device), use_cache=False).logits[:, :-1].float()
             loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.to(logits.device).flatten())
-            (back,) = torch.autograd.grad(loss, recorders[-1].y)
+            (back,) = torch.autograd.grad(loss, y)
     finally:
         model.swap_stack(modules)
-    arguments = {recorder.layer.kind: recorder.arguments for recorder in recorders}
-    share = int((targets >= 0).sum()) / total
-    return _BackwardPass([recorder.x for recorder in recorders[first:]], arguments, back, share)
+    return back
 
 
 @contextmanager
