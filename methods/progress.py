@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -20,9 +20,9 @@ def bar(total: int | None, what: str, unit: str, done: int = 0) -> Any:
     return tqdm(total=total, desc=what, unit=unit, initial=done, delay=2, leave=False, mininterval=every)
 
 
-def over(items: Collection[T], what: str, unit: str) -> Iterator[T]:
-    """Yield the items, with a bar that counts those that are done."""
-    with bar(len(items), what, unit) as shown:
+def over(items: Iterable[T], what: str, unit: str, total: int | None = None) -> Iterator[T]:
+    """Yield the items, with a bar that counts those that are done, of `total` where they do not know it."""
+    with bar(len(items) if isinstance(items, Sized) else total, what, unit) as shown:
         for item in items:
             yield item
             shown.update()

@@ -228,10 +228,9 @@ class _Sweep:
     def run(self, chunk: list[_Entered], shown: Any) -> None:
         """Run each layer for all calls of a chunk before the next layer."""
         tokens, told = sum(entered.call.tokens for entered in chunk), 0
-        for number, layer in enumerate(self.decoder.layers):
-            with layer.visiting():
-                for entered in chunk:
-                    entered.run(layer.module, number)
+        for number, layer in self.decoder.passing(range(len(self.layers))):
+            for entered in chunk:
+                entered.run(layer.module, number)
             done = tokens * (number + 1) // len(self.layers)
             shown.update(done - told)
             told = done

@@ -167,11 +167,10 @@ class _ForwardSweep:
 
     def layers(self) -> Iterator[tuple[int, Iterator[Step]]]:
         """Yield the number of each layer that is not done, and its steps, which are to be taken before the next."""
-        layers, batches = self.model.layers, len(self.states)
-        with bar(batches * len(layers), "reading calibration tokens", "layer", batches * self.log.done) as shown:
-            for number in range(self.log.done, len(layers)):
-                with layers[number].visiting():
-                    yield number, self.steps(layers[number], shown)
+        layers, batches = len(self.model.stack), len(self.states)
+        with bar(batches * layers, "reading calibration tokens", "layer", batches * self.log.done) as shown:
+            for number, layer in self.model.passing(range(self.log.done, layers)):
+                yield number, self.steps(layer, shown)
         _refuse_overflow(self.sound)
 
     def steps(self, layer: Layer, shown: Any) -> Iterator[Step]:

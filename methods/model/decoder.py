@@ -111,6 +111,15 @@ class Decoder:
             yield layer
             layer.settle()
 
+    def passing(self, numbers: Sequence[int]) -> Iterator[tuple[int, Layer]]:
+        """Yield the layers of these numbers, each while its weights lie where it computes; the next is read ahead."""
+        layers = self.layers
+        for number, following in zip_longest(numbers, numbers[1:]):
+            if following is not None:
+                layers[following].read_ahead()
+            with layers[number].visiting():
+                yield number, layers[number]
+
     def cast(self, dtype: torch.dtype) -> None:
         """Convert the weights to `dtype`, one layer at a time; buffers become those of a new model of that dtype."""
         if dtype == self.embed.weight.dtype:

@@ -71,15 +71,14 @@ def gradients(
     for batch, back in zip(batches, log.take(), strict=True):
         batch.back = back
         del batch.x[len(batch.x) - log.done :]
-    for number in over(numbers[log.done :], "gradients", "layer"):
-        layer = model.layers[number]
-        with layer.visiting():
-            here = [layer.module.get_parameter(name) for name in own[number]]
-            sums, squares = zeros(here if g else ()), zeros(here if a else ())
-            with requiring(model, here), repeatable(model):
-                for batch in batches:
-                    batch.back_through(layer, here, sums, squares, 1 / N, on=number > first)
-            found[number] = [one.cpu() for one in of_layer(number, sums, squares)]
+    left = numbers[log.done :]
+    for number, layer in over(model.passing(left), "gradients", "layer", total=len(left)):
+        here = [layer.module.get_parameter(name) for name in own[number]]
+        sums, squares = zeros(here if g else ()), zeros(here if a else ())
+        with requiring(model, here), repeatable(model):
+            for batch in batches:
+                batch.back_through(layer, here, sums, squares, 1 / N, on=number > first)
+        found[number] = [one.cpu() for one in of_layer(number, sums, squares)]
         log.add(found[number], [batch.back for batch in batches])
         sums.clear()
         squares.clear()
@@ -141,11 +140,11 @@ def _forward(model: Decoder, pairs: Sequence[tuple[Tensor, Tensor]], first: int)
     entries = [enter(model, ids, sliced=True) for ids, _ in pairs]
     x, total = [entry.x for entry in entries], sum(int((targets >= 0).sum()) for _, targets in pairs)
     kept = [list[Tensor]() for _ in pairs]
-    for number, layer in enumerate(over(model.layers, "states", "layer")):
-        with torch.no_grad(), layer.visiting():
-            for place, entry in enumerate(entries):
-                if number >= first:
-                    kept[place].append(x[place])
+    for number, layer in over(model.passing(range(len(model.stack))), "states", "layer", total=len(model.stack)):
+        for place, entry in enumerate(entries):
+            if number >= first:
+                kept[place].append(x[place])
+            with torch.no_grad():
                 x[place] = layer(x[place], entry.arguments[layer.kind])
     return [
         _BackwardPass(seen, entry.arguments, _back(model, y, *pair), int((pair[1] >= 0).sum()) / total)

@@ -14,10 +14,13 @@ when the process has ended, however that came about.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import tempfile
 from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from mmap import MADV_WILLNEED, PAGESIZE
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,13 @@ class LayerStore:
     def __init__(self, folder: Path, device: torch.device | None = None) -> None:
         self.folder, self.device = folder, device
         self._visiting = set[int]()  # ids of the modules that are on the device now
+
+    def read_ahead(self, module: nn.Module) -> None:
+        """Ask the system to read what lies in files of a module's parameters, and do not wait for it."""
+        files = _mapped_files()
+        for one in module.parameters():
+            if one.device.type == "cpu" and _lies_in(files, one):
+                will_need(one)
 
     @contextmanager
     def visit(self, module: nn.Module, whole: Callable[[], nn.Module]) -> Iterator[None]:
@@ -169,6 +179,15 @@ def copies(module: nn.Module, device: torch.device) -> dict[int, Any]:
     for parameter in module.parameters():
         found[id(parameter)] = nn.Parameter(parameter.detach().to(device, copy=True), parameter.requires_grad)
     return found
+
+
+def will_need(tensor: Tensor) -> None:
+    """Tell the system, where it is Linux, that the pages of a tensor which lies in a file will be read soon."""
+    if sys.platform == "linux":
+        first = tensor.data_ptr() // PAGESIZE * PAGESIZE
+        size = ctypes.c_size_t(tensor.data_ptr() + tensor.nbytes - first)
+        if ctypes.CDLL(None, use_errno=True).madvise(ctypes.c_void_p(first), size, MADV_WILLNEED):
+            raise OSError(ctypes.get_errno(), "the system does not read ahead")
 
 
 def _mapped_files() -> list[tuple[int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from methods.files import sha256
 from methods.model import layer_store
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder, twin
+from methods.model.gradients import gradients
 from methods.model.layer_store import LayerStore
 
 RATIO = 0.3
@@ -117,3 +119,24 @@ def test_a_disk_that_takes_no_more_leaves_the_weights_and_no_file(tmp_path, monk
 def test_a_store_needs_a_folder(tmp_path):
     with pytest.raises(FileNotFoundError):
         Decoder(tiny("llama"), LayerStore(Path(tmp_path / "nowhere")))
+
+
+def test_the_next_layer_is_read_ahead_while_one_is_used(calibration, tmp_path, monkeypatch):
+    """Forwards and, for gradients, back; once for all micro-batches."""
+    model, seen = Decoder(tiny("llama"), LayerStore(tmp_path)), list[tuple[str, int]]()
+    number = {id(one): place for place, module in enumerate(model.stack) for one in module.parameters()}
+    monkeypatch.setattr(layer_store, "will_need", lambda one: seen.append(("read", number[id(one)])))
+    for place, module in enumerate(model.stack):
+        module.register_forward_pre_hook(lambda *_, place=place: seen.append(("run", place)))
+    gradients(model, calibration, set(model.model.parameters()), lambda *_: [])
+    there = [one for place in range(5) for one in (("read", place + 1), ("run", place))]
+    back = [one for place in range(5, 0, -1) for one in (("read", place - 1), ("run", place))]
+    assert [one for one, _ in groupby(seen)] == [*there, ("run", 5), *back, ("run", 0)]
+
+
+def test_what_lies_in_a_file_can_be_read_ahead(tmp_path):
+    model = Decoder(tiny("llama"), LayerStore(tmp_path))
+    model.settle_all()
+    layer_store.will_need(model.layers[0].down.weight)  # the system refuses what is mapped nowhere
+    with pytest.raises(OSError, match="does not read ahead"):
+        layer_store.will_need(torch.empty(0, device="meta").as_strided((1,), (1,)))
