@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from methods.model.activations import Noted
 from methods.model.decoder import Decoder
 from methods.model.layer_store import LayerStore
 
@@ -132,10 +133,6 @@ def _gathered(reader: nn.Module, positions: Tensor) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-class _Noted(Exception):
-    """Ends a forward whose layers have noted what they are called with."""
-
-
 class _Place(nn.Module):
     """Stands where a layer is, notes what it is called with, and passes the hidden states on.
 
@@ -152,7 +149,7 @@ class _Place(nn.Module):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.x, self.given = hidden_states, (args, kwargs)
         if self.is_last and self.result is None:
-            raise _Noted
+            raise Noted
         return hidden_states if self.result is None else self.result
 
 
@@ -213,7 +210,7 @@ class _Sweep:
     def enter(self, call: Call) -> _Entered:
         """Embed what a call reads, and note what each layer would be called with; the past gets as long as it will."""
         cache = None if call.past is None else call.past.cache
-        with self._places(None), suppress(_Noted):
+        with self._places(None), suppress(Noted):
             self.model(**call.inputs, cache=cache, use_cache=cache is not None)
         x = self.places[0].x
         if x is None:

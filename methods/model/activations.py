@@ -42,7 +42,7 @@ class Entry:
         return x
 
 
-class _Noted(Exception):
+class Noted(Exception):
     """Ends a forward whose layers have noted what they are called with."""
 
 
@@ -58,7 +58,7 @@ class _Recorder(nn.Module):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.x, self.arguments = hidden_states, self.layer.bind(args, kwargs)
         if self.is_last:
-            raise _Noted
+            raise Noted
         return hidden_states
 
 
@@ -74,7 +74,7 @@ def enter(model: Decoder, ids: Tensor, *, sliced: bool = False) -> Entry:
     recorders = [_Recorder(layer, is_last=layer is layers[-1]) for layer in layers]
     modules = model.swap_stack(nn.ModuleList(recorders))
     try:
-        with suppress(_Noted):
+        with suppress(Noted):
             model.model(input_ids=ids.to(model.embed.weight.device), use_cache=False)
     finally:
         model.swap_stack(modules)
