@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -168,6 +169,14 @@ def padded(rows: list[list[int]]) -> Calibration:
         ids[index, : len(row)] = torch.tensor(row)
         mask[index, : len(row)] = True
     return Calibration(ids, mask)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Let all tests have one environment, so that their processes can be forked from one server."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTEST_CURRENT_TEST")
+        return (yield)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -46,7 +46,13 @@ class Local:
         every = torch.get_num_threads()
         shared = threads_of(len(variables), every, conditions.threads)
         machine = Machine(environment.processor(torch.device(conditions.device)), every, self.gpus_per_cell)
-        session = LocalSession(conditions.work, variables, fresh=conditions.fresh, threads=shared, machine=machine)
+        work = conditions.work
+        imported = (
+            () if conditions.device.startswith("cuda") else (work.__module__,)
+        )  # where a GPU is found may not fork
+        session = LocalSession(
+            work, variables, fresh=conditions.fresh, imported=imported, threads=shared, machine=machine
+        )
         if conditions.soon and conditions.apart(session.slots):
             session.begin()
         return session
@@ -119,6 +125,7 @@ class LocalSession:
     work       what the processes do; a function of a module, which they import
     variables  of each slot's environment (`environments`)
     fresh      whether every job gets a process of its own
+    imported   modules that the processes find imported (bench.system.worker)
     threads    of a cell that is not alone
     machine    where they run
     """
@@ -129,12 +136,13 @@ class LocalSession:
         variables: Sequence[Mapping[str, str]],
         *,
         fresh: bool,
+        imported: Sequence[str] = (),
         threads: int = 1,
         machine: Machine = Machine(None, 1),  # noqa: B008, which is frozen
     ) -> None:
         self._work, self._fresh, self.slots = work, fresh, len(variables)
         self._threads, self.machine = threads, machine
-        self._workers = [Worker(environment) for environment in variables]
+        self._workers = [Worker(environment, imported) for environment in variables]
         self._idle = list(range(self.slots))
         self._running: dict[int, tuple[Job, threading.Thread]] = {}
         self._ended: queue.SimpleQueue[tuple[int, dict[str, Any] | BaseException]] = queue.SimpleQueue()

@@ -1,7 +1,8 @@
 """Runs a task in another process, whose death, silence or error is an outcome with a reason and no exception here.
 
 The process is spawned, so that it shares nothing with this one but what it is sent. Where modules are named that it
-needs, it is forked from a server that is spawned once and does nothing but import them. It asks for what it needs and
+needs, it is forked from a server that is spawned once and does nothing but import them, as long as this process has the
+environment that it had then: modules read some of it when they are imported. It asks for what it needs and
 sends plain values through a pipe. It ignores Ctrl-C, which its parent handles, and ends when its parent does, however
 that came about. It may start a process of its own in the same way.
 """
@@ -9,6 +10,7 @@ that came about. It may start a process of its own in the same way.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import math
 import multiprocessing
@@ -84,7 +86,7 @@ class Line:
 class Worker:
     """Keeps a process that does one task after the other. After a failure, or `stop`, the next task gets a new one.
 
-    environment  variables that its processes have beside those of this one
+    environment  variables that its processes have beside those of this one; with some of its own none is forked
     imported     modules that its processes find imported, on Linux; they are those of this process's first such worker,
                  and what they do when they are imported must be nothing that a fork breaks, such as starting threads
     """
@@ -153,7 +155,8 @@ class Worker:
     def _started(self, modules: Sequence[str] = ()) -> tuple[BaseProcess, Connection]:
         if self._process is None or self._pipe is None or not self._process.is_alive():
             self._kill()
-            served = bool(self._imported) and sys.platform == "linux"
+            served = bool(self._imported) and not self._environment and sys.platform == "linux"
+            served = served and dict(os.environ) == _environment_of_server()
             context: Any = multiprocessing.get_context("forkserver" if served else "spawn")
             if served:
                 context.set_forkserver_preload(self._imported)
@@ -178,9 +181,16 @@ class Worker:
 def begin_server(imported: Sequence[str]) -> None:
     """Start the server from which processes are forked that find modules `imported`, and wait for nothing."""
     if sys.platform == "linux":
+        _environment_of_server()
         multiprocessing.get_context("forkserver").set_forkserver_preload(list(imported))
         with SPAWNING, _without_interrupts(), _without_main():
             forkserver.ensure_running()
+
+
+@functools.cache
+def _environment_of_server() -> dict[str, str]:
+    """Return the environment that the server has, which is that of the first time that it is asked for."""
+    return dict(os.environ)
 
 
 def run(

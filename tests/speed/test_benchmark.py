@@ -715,6 +715,7 @@ def new_server():
     """No server of imported modules before the test, and none behind it; nor does a test know what others imported."""
     multiprocessing.forkserver._forkserver._stop()
     multiprocessing.forkserver._forkserver._preload_modules = []
+    isolation._environment_of_server.cache_clear()
     yield
     multiprocessing.forkserver._forkserver._stop()
 
@@ -780,6 +781,20 @@ def test_a_worker_may_begin_before_its_first_task():
         assert worker.run(speed_children.knows, ("colorsys",), limits=isolation.Limits(), hear=heard.append) is None
         assert heard == [{"knows": True}]
         assert worker._process.pid == begun
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every process is spawned")
+def test_another_environment_than_the_servers_is_not_the_servers(new_server, monkeypatch):
+    imported = ("speed_children", "colorsys")
+    assert run(speed_children.knows, "colorsys", imported=imported) == (None, [{"knows": True}])
+    with monkeypatch.context() as patch:
+        patch.setenv("WHICH_MODULES_READ", "when they are imported")
+        assert run(speed_children.knows, "colorsys", imported=imported) == (None, [{"knows": False}])
+    assert run(speed_children.knows, "colorsys", imported=imported) == (None, [{"knows": True}])
+    with isolation.Worker({"OF_ITS_OWN": "too"}, imported) as worker:
+        heard = list[dict]()
+        worker.run(speed_children.knows, ("colorsys",), limits=isolation.Limits(), hear=heard.append)
+    assert heard == [{"knows": False}]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every process is spawned")
