@@ -36,6 +36,30 @@ settings.load_profile("suite")
 LONG = ("test_driver.py", "test_engines_speed.py", "test_methods_speed.py", "test_pair.py", "test_rendering.py")
 
 
+# Families that differ from another one in numbers and not in structure: each method goes through these with --nightly.
+ALIKE = {"mistral": "llama", "qwen2": "llama", "gemma": "qwen3", "gemma2": "gemma3_text"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--nightly", action="store_true", help="also what takes long and has a quicker test beside it")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what a nightly run alone has, unless it is one."""
+    if config.getoption("--nightly"):
+        return
+    left_out = [item for item in items if is_nightly(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not is_nightly(item)]
+
+
+def is_nightly(item: pytest.Item) -> bool:
+    given = item.callspec.params if hasattr(item, "callspec") else {}
+    return item.get_closest_marker("nightly") is not None or (
+        given.get("family") in ALIKE and ("method" in given or "pair" in given)
+    )
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     return True if collection_path.name in LONG and config.getoption("benchmark_disable") else None
 

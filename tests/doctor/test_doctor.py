@@ -80,6 +80,7 @@ def test_the_table_has_a_line_for_each_finding(capsys):
     assert [line[:8] for line in lines if line[0] != " "] == ["not here"] * 3
 
 
+@pytest.mark.nightly
 def test_methods_that_decide_otherwise_or_fail_are_named(monkeypatch):
     right = ShortGPT.scores
     monkeypatch.setattr(ShortGPT, "scores", lambda *asked: [-score for score in right(*asked)])

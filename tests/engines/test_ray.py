@@ -155,6 +155,7 @@ def test_a_node_that_is_killed_costs_time_and_no_result(cluster, tmp_path):
             assert until(lambda: not psutil.pid_exists(first["pid"]), 15)
 
 
+@pytest.mark.nightly
 def test_what_is_lost_again_and_again_is_lost_and_what_fails_by_itself_is_an_error(cluster, tmp_path):
     with session(Ray(cluster.address), tmp_path, ray_jobs.falls) as started:
         started.submit(job("a", folder=str(tmp_path)))
@@ -237,6 +238,7 @@ def records(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("cells/*.json")}
 
 
+@pytest.mark.nightly
 def test_a_run_that_is_killed_at_any_moment_goes_on_from_there(cluster, base, tmp_path):
     ratios = ",".join(f"{0.2 + 0.1 * number / KILLS:.4f}" for number in range(2 * KILLS))  # something is left to do
     asked = [*base, "--methods", "shortgpt", "--ratio", ratios, "--threads", "1"]
@@ -260,6 +262,7 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_from_there(cluster, base, tm
     assert contents(folder) == contents(tmp_path / "here")
 
 
+@pytest.mark.nightly
 def test_asks_that_no_node_can_meet_and_nodes_of_another_kind_are_refused(cluster, base, tmp_path, capsys, monkeypatch):
     asked = [*base, "--methods", "shortgpt", "--ratio", "0.2", "--engine", "ray", "--ray-address", cluster.address]
 

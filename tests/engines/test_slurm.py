@@ -125,6 +125,7 @@ def test_a_run_through_slurm_is_the_local_one_and_a_cell_that_dies_is_an_outcome
     assert "submitit" not in out + said
 
 
+@pytest.mark.nightly
 def test_a_run_that_is_killed_goes_on_and_measures_nothing_twice(base, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.setenv("NOTED", str(tmp_path / "noted"))

@@ -32,5 +32,6 @@ def peak_kib(scorer: str) -> int:
     return int(done.stdout.split()[-1])
 
 
+@pytest.mark.nightly
 def test_the_peak_is_below_that_of_lm_eval():
     assert peak_kib("shared") < peak_kib("stock")

@@ -104,7 +104,7 @@ def test_a_layer_is_whole_behind_an_error(tmp_path):
         assert gpus.memories[0].now == around
 
 
-@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize("saved", [True, pytest.param(False, marks=pytest.mark.nightly)])
 def test_a_run_whose_layers_visit_the_gpu_finds_what_one_in_memory_finds(saved, base, tmp_path, monkeypatch):
     """But for what is generated, and for what lies there when it is loaded: what is around the layers."""
     base = [*base[: base.index("--speed-rounds")], "--speed-rounds", "0"] if "--speed-rounds" in base else base

@@ -233,6 +233,7 @@ def test_a_run_on_the_gpu_finds_what_a_run_on_the_cpu_finds(base, tmp_path):
             assert peaks["save"]["allocated_bytes"] <= 1.5 * measured["weight_bytes"]  # with the logits of the probe
 
 
+@pytest.mark.nightly
 def test_a_model_that_is_spread_over_two_gpus_is_measured_as_on_the_cpu(base, tmp_path):
     """Pruned, healed, saved, loaded again and pruned further; what is timed says why it is not."""
     further = ["--then", "shortgpt:ratio=0.6", "--heal", "lora", "--heal-text", base[4]]

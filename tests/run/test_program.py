@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import bench
@@ -30,6 +32,7 @@ print([record.status for record in records], list(cells["label"]), len(bench.sam
 """
 
 
+@pytest.mark.nightly
 def test_a_program_from_standard_input_times_its_cells_and_the_command_line_is_served_from_its_records(
     model_folder, text_file, tmp_path
 ):

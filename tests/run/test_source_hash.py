@@ -123,6 +123,7 @@ def hashes() -> dict[str, str]:
 MADE_OF = {"laco-puzzle": ("laco-ls", "puzzle")}  # methods of which others are whole parts
 
 
+@pytest.mark.nightly
 def test_another_pruner_makes_no_other_old(copied):
     before = hashes()
     folders = ("depth", "width", "search", "compensation")

@@ -281,6 +281,7 @@ def test_several_models_of_a_run_are_served_beside_their_own_dense_one(fresh, tm
         assert len(one.cells) == 4
 
 
+@pytest.mark.nightly
 @engine
 def test_a_run_serves_its_models_afterwards(place, tmp_path, capsys, monkeypatch):
     text = str(place / "words.txt")

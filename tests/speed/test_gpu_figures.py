@@ -184,6 +184,7 @@ class Host:
         return Pass([ms] * work.steps, ms * work.steps)
 
 
+@pytest.mark.nightly
 def test_captured_and_eager_steps_stand_side_by_side(monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_: self)  # to the made GPU
     gpus = [a_gpu(bits=0x4)]
