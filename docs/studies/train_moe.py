@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="the folder of the model")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the sequences")
-    parser.add_argument("--steps", type=int, default=800, help=f"of {BATCH} sequences of {LENGTH} tokens")
+    parser.add_argument("--steps", type=int, default=400, help=f"of {BATCH} sequences of {LENGTH} tokens")
     given = parser.parse_args(arguments)
     documents = [document for text in TEXTS for document in halves(text)[0]]
     tokenizer = tokenizer_of(documents)
