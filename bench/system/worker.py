@@ -37,6 +37,7 @@ from bench.system.failures import Failure
 
 STARTING = "while it started"
 LOOK, LOOK_AT_MEMORY = 1.0, 0.25  # seconds between two looks at the clock, and at the memory where that is limited
+_environment_of_server = functools.cache(lambda: dict(os.environ))  # which is first asked for when the server starts
 SPAWNING = threading.Lock()  # a process starts after the other: what is hidden from one of them is this whole process's
 
 
@@ -185,12 +186,6 @@ def begin_server(imported: Sequence[str]) -> None:
         multiprocessing.get_context("forkserver").set_forkserver_preload(list(imported))
         with SPAWNING, _without_interrupts(), _without_main():
             forkserver.ensure_running()
-
-
-@functools.cache
-def _environment_of_server() -> dict[str, str]:
-    """Return the environment that the server has, which is that of the first time that it is asked for."""
-    return dict(os.environ)
 
 
 def run(
