@@ -3,8 +3,10 @@
     python docs/studies/train_moe.py --seed 0 --out results/tiny-moe-0
 
 A Mixtral of six layers with sixteen experts, of which a token takes two, and a byte-level BPE of 2,048 entries learn
-the documents of `wiki` and `c4` that calibration is drawn from; perplexity is measured on the others. The loss has
-Mixtral's term that balances the load of the experts. The folder is a model as `--model` takes it.
+the documents of `wiki` and `c4` that calibration is drawn from; perplexity is measured on the others. A term of the
+loss balances the load of the experts of each layer. The folder is a model as `--model` takes it.
+
+Letters: J = experts, M = tokens of a step.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from methods.progress import over
 TEXTS = ("wiki", "c4")
 VOCABULARY, WIDTH, LAYERS, EXPERTS, TAKEN = 2048, 192, 6, 16, 2
 BATCH, LENGTH = 16, 256  # sequences of a step, and their tokens
-RATE, WARM, DECAY = 3e-3, 50, 0.1  # learning rate, steps until it is reached, weight decay
-BALANCE = 0.01  # weight of the loss that balances the load
+RATE, WARM, DECAY = 2e-3, 50, 0.1  # learning rate, steps until it is reached, weight decay
+BALANCE = 0.05  # weight of the loss that balances the load
 
 
 def tokenizer_of(documents: list[str]) -> PreTrainedTokenizerFast:
@@ -56,9 +58,23 @@ def model_of(tokenizer: PreTrainedTokenizerFast) -> MixtralForCausalLM:
             tie_word_embeddings=True,
             bos_token_id=0,
             eos_token_id=0,
-            router_aux_loss_coef=BALANCE,
         )
     )
+
+
+def imbalance(logits: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Return the mean over layers of J sum_j f_j p_j, of routers' logits, (M, J) each.
+
+    f_j is the share of choices that are expert j and p_j its mean weight: 1 where each is 1 / J (Fedus, Zoph, Shazeer
+    2021, "Switch Transformers: Scaling to Trillion Parameter Models with Simple and Efficient Sparsity", arXiv
+    2101.03961). What transformers computes takes one share over all layers, under which one may starve its experts.
+    """
+    terms = []
+    for each in logits:
+        p = each.softmax(dim=-1)
+        chosen = torch.nn.functional.one_hot(p.topk(TAKEN, dim=-1).indices, EXPERTS).sum(dim=1)
+        terms.append(EXPERTS / TAKEN * (chosen.float().mean(dim=0) * p.mean(dim=0)).sum())
+    return torch.stack(terms).mean()
 
 
 def train(model: MixtralForCausalLM, tokens: torch.Tensor, steps: int, generator: torch.Generator) -> list[float]:
@@ -70,12 +86,13 @@ def train(model: MixtralForCausalLM, tokens: torch.Tensor, steps: int, generator
             group["lr"] = RATE * min(1.0, (step + 1) / WARM) * 0.5 * (1 + math.cos(math.pi * step / steps))
         begins = torch.randint(len(tokens) - LENGTH, (BATCH,), generator=generator).tolist()
         ids = torch.stack([tokens[begin : begin + LENGTH] for begin in begins])
-        out = model(ids, labels=ids, output_router_logits=True, use_cache=False)
-        out.loss.backward()
+        out = model(ids, output_router_logits=True, use_cache=False)
+        loss = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        (loss + BALANCE * imbalance(out.router_logits)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(out.loss.detach() - BALANCE * out.aux_loss.detach()))
+        losses.append(float(loss.detach()))
     return losses
 
 
