@@ -46,10 +46,8 @@ class Local:
         every = torch.get_num_threads()
         shared = threads_of(len(variables), every, conditions.threads)
         machine = Machine(environment.processor(torch.device(conditions.device)), every, self.gpus_per_cell)
-        work = conditions.work
-        imported = (
-            () if conditions.device.startswith("cuda") else (work.__module__,)
-        )  # where a GPU is found may not fork
+        work, on_cpu = conditions.work, torch.device(conditions.device).type == "cpu"
+        imported = (work.__module__,) if on_cpu else ()  # a process that has found a GPU may not fork
         session = LocalSession(
             work, variables, fresh=conditions.fresh, imported=imported, threads=shared, machine=machine
         )

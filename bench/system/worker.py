@@ -2,9 +2,9 @@
 
 The process is spawned, so that it shares nothing with this one but what it is sent. Where modules are named that it
 needs, it is forked from a server that is spawned once and does nothing but import them, as long as this process has the
-environment that it had then: modules read some of it when they are imported. It asks for what it needs and
-sends plain values through a pipe. It ignores Ctrl-C, which its parent handles, and ends when its parent does, however
-that came about. It may start a process of its own in the same way.
+environment that it had then: modules read some of it when they are imported. It asks for what it needs and sends plain
+values through a pipe. It ignores Ctrl-C, which its parent handles, and ends when its parent does, however that came
+about. It may start a process of its own in the same way.
 """
 
 from __future__ import annotations

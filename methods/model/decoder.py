@@ -115,8 +115,8 @@ class Decoder:
         """Yield the layers of these numbers, each while its weights lie where it computes; the next is read ahead."""
         layers = self.layers
         for number, following in zip_longest(numbers, numbers[1:]):
-            if following is not None:
-                layers[following].read_ahead()
+            if following is not None and self.store is not None:
+                self.store.read_ahead(layers[following].module)
             with layers[number].visiting():
                 yield number, layers[number]
 

@@ -230,11 +230,6 @@ class Layer:
         """
         return nullcontext() if self.store is None else self.store.visit(self.module, lambda: self.module)
 
-    def read_ahead(self) -> None:
-        """Ask for the weights that the layer's store keeps in files, which are used next; else do nothing."""
-        if self.store is not None:
-            self.store.read_ahead(self.module)
-
     def attention(self, h: Tensor, arguments: dict[str, Any]) -> Tensor:
         """Return the attention's contribution to the residual from its normed input, (B, T, D) -> (B, T, D)."""
         with self.visiting():

@@ -15,12 +15,12 @@ when the process has ended, however that came about.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import sys
 import tempfile
 from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from mmap import MADV_WILLNEED, PAGESIZE
 from pathlib import Path
 from typing import Any
 
@@ -181,13 +181,16 @@ def copies(module: nn.Module, device: torch.device) -> dict[int, Any]:
     return found
 
 
-def will_need(tensor: Tensor) -> None:
-    """Tell the system, where it is Linux, that the pages of a tensor which lies in a file will be read soon."""
-    if sys.platform == "linux":
-        first = tensor.data_ptr() // PAGESIZE * PAGESIZE
-        size = ctypes.c_size_t(tensor.data_ptr() + tensor.nbytes - first)
-        if ctypes.CDLL(None, use_errno=True).madvise(ctypes.c_void_p(first), size, MADV_WILLNEED):
-            raise OSError(ctypes.get_errno(), "the system does not read ahead")
+def will_need(tensor: Tensor) -> bool:
+    """Tell the system that the pages of a tensor which lies in a file will be read soon; say whether it heard that.
+
+    Linux alone is told. It is a hint: without it the pages are read when they are used.
+    """
+    if sys.platform != "linux":
+        return False
+    first = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+    size = ctypes.c_size_t(tensor.data_ptr() + tensor.nbytes - first)
+    return bool(ctypes.CDLL(None).madvise(ctypes.c_void_p(first), size, mmap.MADV_WILLNEED) == 0)
 
 
 def _mapped_files() -> list[tuple[int, int]]:

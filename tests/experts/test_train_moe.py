@@ -45,6 +45,13 @@ def test_it_learns_from_the_documents_of_calibration_alone(recipe, text_file, mo
     assert not set(known) & set(unseen)
 
 
+def test_a_layer_that_starves_its_experts_weighs_more_beside_one_that_does_not(recipe):
+    even, one_pair = torch.zeros(40, 16), torch.full((40, 16), -30.0)
+    one_pair[:, :2] = 0
+    assert float(recipe.imbalance((even,))) == pytest.approx(1)
+    assert float(recipe.imbalance((one_pair, even))) == pytest.approx((16 / 2 + 1) / 2)
+
+
 def test_the_loss_falls_and_a_run_takes_the_folder(recipe, tmp_path, capsys):
     losses, train = [], recipe.train
     recipe.train = lambda *given: losses.extend(train(*given)) or losses

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from itertools import groupby
 from pathlib import Path
 
@@ -134,9 +135,9 @@ def test_the_next_layer_is_read_ahead_while_one_is_used(calibration, tmp_path, m
     assert [one for one, _ in groupby(seen)] == [*there, ("run", 5), *back, ("run", 0)]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is read ahead")
 def test_what_lies_in_a_file_can_be_read_ahead(tmp_path):
     model = Decoder(tiny("llama"), LayerStore(tmp_path))
     model.settle_all()
-    layer_store.will_need(model.layers[0].down.weight)  # the system refuses what is mapped nowhere
-    with pytest.raises(OSError, match="does not read ahead"):
-        layer_store.will_need(torch.empty(0, device="meta").as_strided((1,), (1,)))
+    assert layer_store.will_need(model.layers[0].down.weight)
+    assert not layer_store.will_need(torch.empty(1, device="meta"))  # the system refuses what is mapped nowhere
