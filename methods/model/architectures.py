@@ -185,9 +185,7 @@ FAMILIES = {
     "olmoe": replace(LLAMA, mixture=MIXTURE, uncut=(ALL_HEADS, *MIXED)),
     "gpt_oss": replace(
         LLAMA,
-        mixture=replace(
-            MIXTURE, router="mlp.router", counts=("num_experts", "num_local_experts"), transposed=True, pair=True
-        ),
+        mixture=replace(MIXTURE, router="mlp.router", transposed=True, pair=True),
         uncut=(SINKS, *MIXED),
     ),
     "glm4_moe": replace(  # with the router of deepseek_v3
@@ -197,7 +195,7 @@ FAMILIES = {
             groups="num_group",
             taken_groups="topk_group",
             shared="mlp.shared_experts",
-            counts=("num_experts", "num_local_experts", "n_routed_experts"),
+            counts=("num_experts", "num_local_experts"),
             first="first_k_dense_replace",
         ),
         uncut=MIXED,
