@@ -21,7 +21,7 @@ from bench.speed.timing import WallClock, Workload
 from bench.speed.workloads import TimedPoint
 from bench.system import environment, worker
 from bench.system.failures import Failure, reason
-from bench.system.memory import resident_bytes
+from bench.system.process_memory import resident_bytes
 
 KV_BYTES = 2  # of a number in the cache
 

@@ -36,7 +36,8 @@ from bench.speed.summary import Sweep, is_narrow, summary
 from bench.speed.timing import Clock, EventClock, Pass, WallClock, WarmUp, Workload
 from bench.speed.workloads import TimedPoint, points, predicted, workload
 from bench.system import environment, failures, gpu, worker
-from bench.system.memory import give_back, resident_bytes
+from bench.system.memory import give_back
+from bench.system.process_memory import resident_bytes
 from methods import progress
 from methods.model.decoder import Decoder
 from methods.model.spread import place_of

@@ -1,4 +1,4 @@
-"""Reads and steers the memory of this process: its size, its peak, and what becomes of what it frees."""
+"""Reads and steers the memory of this process and its devices: its peaks, and what becomes of what it frees."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import contextlib
 import ctypes
 import math
 import os
-import re
-import resource
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,17 +15,12 @@ from typing import Any
 import psutil
 import torch
 
-from bench.system.worker import anonymous_bytes
+from bench.system import process_memory
 
 KEPT = 256 * 2**20  # bytes that a process may keep of what it has freed
 FROM_HEAP = 64 * 2**20, 32 * 2**20  # a tensor up to here is taken from them; the second where glibc is before 2.35
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 LOOK = 0.02  # seconds between two looks at the memory while it is watched
-
-
-def resident_bytes() -> int:
-    """Return what this process has in the machine's memory now."""
-    return int(psutil.Process().memory_info().rss)
 
 
 def use(device: torch.device) -> None:
@@ -77,7 +69,7 @@ def watched(devices: Sequence[torch.device]) -> Iterator[Watched]:
     found, done = Watched(devices), threading.Event()
 
     def look() -> None:
-        found.anonymous = max(found.anonymous, anonymous_bytes(os.getpid()))
+        found.anonymous = max(found.anonymous, process_memory.anonymous_bytes(os.getpid()))
 
     def watch() -> None:
         while not done.wait(LOOK):
@@ -109,7 +101,7 @@ def peaks(devices: Sequence[torch.device]) -> dict[str, Any]:
         if device.type == "cuda"
     ]
     if not each:
-        return {"resident_bytes": _highest_resident()}
+        return {"resident_bytes": process_memory.highest_resident_bytes()}
     total: dict[str, Any] = {name: sum(one[name] for one in each) for name in each[0]}
     return total | ({"each": each} if len(each) > 1 else {})
 
@@ -132,18 +124,6 @@ def reset_peaks(devices: Sequence[torch.device]) -> None:
     if all(device.type == "cpu" for device in devices):
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # 5: only the peak
-
-
-def _highest_resident() -> int:
-    """Return the process's highest memory.
-
-    Linux is asked through VmHWM, because getrusage also counts the process that started this one.
-    """
-    with contextlib.suppress(OSError):
-        if peak := re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE):
-            return int(peak[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, kB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def give_back(devices: Sequence[torch.device]) -> None:

@@ -16,7 +16,6 @@ import math
 import multiprocessing
 import os
 import pickle
-import re
 import signal
 import sys
 import threading
@@ -26,13 +25,10 @@ from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import psutil
-
-from bench.system import failures
+from bench.system import failures, process_memory
 from bench.system.failures import Failure
 
 STARTING = "while it started"
@@ -47,7 +43,7 @@ class Limits:
 
     silence  seconds without a word
     seconds  of the task, with the start of its process where it is the first
-    memory   bytes that lie in no file (bench.system.memory), with the processes that it starts
+    memory   bytes that lie in no file (bench.system.process_memory), with the processes that it starts
     """
 
     silence: float = math.inf
@@ -251,34 +247,10 @@ def _wait(here: Connection, process: BaseProcess, limits: Limits, began: float) 
             return Failure("timed_out", f"took longer than {limits.seconds / 60:g} min")
         if now - asked > limits.silence:
             return Failure("timed_out", f"silent for {limits.silence:g} s")
-        if limits.memory < math.inf and _taken(process.pid) > limits.memory:
+        if limits.memory < math.inf and process_memory.with_children(process.pid) > limits.memory:
             return Failure("out_of_memory", f"used more than {limits.memory / 2**20:g} MiB")
         if here.poll(pause):
             return None
-
-
-def anonymous_bytes(pid: int) -> int:
-    """Return the bytes that a process has in memory now and in no file, which the system cannot drop.
-
-    Left out are pages of files that are mapped, such as weights that are read from there. Linux alone tells them apart;
-    elsewhere all of it counts. Raises psutil.NoSuchProcess.
-    """
-    with contextlib.suppress(OSError):
-        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
-        if found := re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+) kB", status, re.MULTILINE):
-            return sum(map(int, found)) * 1024
-    return int(psutil.Process(pid).memory_info().rss)
-
-
-def _taken(pid: int | None) -> int:
-    """Return the bytes that a process and those that it has started have now in memory and in no file; 0 when gone."""
-    total = 0
-    with contextlib.suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(pid)
-        for process in (parent, *parent.children(recursive=True)):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                total += anonymous_bytes(process.pid)
-    return total
 
 
 def _serve(pipe: Connection, environment: dict[str, str], modules: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from bench.plan.protocol import profile
 from bench.run import runner
 from bench.run.source_hash import method_sha256
 from bench.schedule.estimator import Estimate
-from bench.system.memory import resident_bytes
+from bench.system.process_memory import resident_bytes
 
 CELLS = int(os.environ.get("PRUNEBENCH_CELLS", "1000"))
 SLOTS = 256
