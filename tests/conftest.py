@@ -44,6 +44,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--nightly", action="store_true", help="also what takes long and has a quicker test beside it")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Let `-n auto` start one worker more than there are cores, at most 4: many tests wait for processes of their own."""
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 3) + 1
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what a nightly run alone has, unless it is one."""
     if config.getoption("--nightly"):

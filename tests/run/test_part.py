@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
@@ -17,20 +18,26 @@ from run_contents import contents
 from bench.cli.main import main
 from bench.engines import chosen
 from bench.engines.engine import PARTS, Job, Machine, Result
+from bench.engines.workplace import Workplace
 from bench.plan import validate
 from bench.plan.run_spec import RunSpec
 from bench.records.record import InvalidRecord
 from bench.records.run_folder import load_run
-from bench.run import store
+from bench.run import part, store
 
 MINE = method_source("mine", SHORTGPT)
 
 
 @dataclass
 class Parts:
-    """Measures every job into a part at once, whose files it gives back as bytes or in their folder."""
+    """Measures every job into a part at once, whose files it gives back as bytes or in their folder.
+
+    place      where the parts lie
+    workplace  whose process measures one job after the other
+    """
 
     place: Path
+    workplace: Workplace
     as_bytes: bool
     slots: ClassVar[int] = 1
     here: ClassVar[bool] = False
@@ -54,11 +61,11 @@ class Parts:
     def next_result(self):
         job, self.submitted = self.submitted, None
         self.jobs.append(job.to_json())
-        part = self.place / job.key
-        self.measure(self.jobs[-1], str(part))
+        folder = self.place / job.key
+        self.measure(self.jobs[-1], str(folder), self.workplace)
         if not self.as_bytes:
-            return Result(job.key, {}, part)
-        files = {path.relative_to(part).as_posix(): path.read_bytes() for path in part.rglob("*") if path.is_file()}
+            return Result(job.key, {}, folder)
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         return Result(job.key, {}, files)
 
     def __enter__(self):
@@ -69,9 +76,15 @@ class Parts:
 
 
 @pytest.fixture
-def parts(tmp_path, monkeypatch):
+def workplace():
+    with Workplace() as shared:
+        yield shared
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch, workplace):
     def chosen_for(as_bytes: bool) -> Parts:
-        engine = Parts(tmp_path / f"parts-{as_bytes}", as_bytes)
+        engine = Parts(tmp_path / f"parts-{as_bytes}", workplace, as_bytes)
         monkeypatch.setattr(chosen, "engine", lambda spec: engine)
         return engine
 
@@ -125,6 +138,7 @@ def test_the_command_measures_a_job_once_and_refuses_what_is_none(base, tmp_path
     dense, job = engine.jobs
     (tmp_path / "job.json").write_text(job)
     assert main(["cell", str(tmp_path / "job.json"), "--out", str(tmp_path / "part")]) == 0
+    monkeypatch.setattr(part, "Workplace", lambda folder: nullcontext(engine.workplace))  # faster from here on
     first = contents(tmp_path / "part")
     assert [name for name in first if name.startswith("cells/shortgpt")] == [name for name in first if "cells/" in name]
     stamp = next((tmp_path / "part" / "cells").iterdir()).stat().st_mtime_ns

@@ -37,7 +37,7 @@ from methods.errors import Unwritable
 from methods.files import WRITING, write_atomically
 
 TIMINGS = ("seconds", "prune_seconds", "peak_memory")
-KILLS = int(os.environ.get("PRUNEBENCH_KILLS", "15"))
+KILLS = int(os.environ.get("PRUNEBENCH_KILLS", "8"))
 
 
 @pytest.fixture(scope="session")
