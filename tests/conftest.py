@@ -46,7 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Let `-n auto` start one worker more than there are cores, at most 4: many tests wait for processes of their own."""
+    """Let `-n auto` start one worker more than there are cores, at most 4: tests wait for processes that they start."""
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 3) + 1
 
 
@@ -60,7 +60,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Let no search for garbage go through what all tests keep, which takes 0.4 s, and one follows each cell of a run."""
+    """Leave what all tests keep out of searches for garbage, which take 0.4 s of it, one behind each cell of a run."""
     gc.collect()
     gc.freeze()
 

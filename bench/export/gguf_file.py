@@ -135,7 +135,7 @@ def contents_of(model: Decoder, multiple: int = 1) -> Contents:
     form = engine_form(model, "GGUF", multiple=multiple, heads=(R, 1), channels=CHANNELS)
     architecture = ARCHITECTURES[model.config.model_type]
     try:
-        uniform_config(model)
+        uniform_config(model, describe(model))
     except Uneven:
         architecture = gguf_reader.DECI
     if architecture == "llama" and any(name.endswith(".bias") for name in form.tensors):

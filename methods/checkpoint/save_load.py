@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from methods.checkpoint import model_card, weight_files
-from methods.checkpoint.pruned_config import describe
+from methods.checkpoint.pruned_config import PrunedConfig, describe
 from methods.checkpoint.stock import Uneven, empty
 from methods.checkpoint.transformers_compat import difference, loaded, logits, padded, shapes, try_out, uniform_config
 from methods.errors import CheckpointError, first_line
@@ -98,7 +98,7 @@ def save(
             "architecture": type(model.model).__name__,
             "dtype": str(dtype).removeprefix("torch."),
             "parameters": parameters(model),
-            "structure": structure(model),
+            "structure": form.structure,
             "weights": weight_files.write(inside, form.tensors, dtype, shard_bytes),
         }
         _write_rest(inside, model, form.config, tokenizer)
@@ -212,30 +212,35 @@ def _refuse_layers(layers: int, stored: int) -> None:
 
 def structure(model: Decoder) -> dict[str, Any]:
     """Return what each layer holds, by the names of methods.checkpoint.pruned_config, as plain JSON values."""
-    described = describe(model)
+    return _structure(describe(model))
+
+
+def _structure(described: PrunedConfig) -> dict[str, Any]:
     layers = described.to_dict()["per_layer_config"]
     return {"layers": [layers[name] for name in sorted(layers)], "residual": described.residual}
 
 
 @dataclass(frozen=True)
 class Form:
-    """Says how a model is stored: config.json, the tensors, and why not in stock form, if it is not."""
+    """Says how a model is stored: config.json, the tensors, its structure, and why not in stock form, if it is not."""
 
     config: PreTrainedConfig
     tensors: dict[str, Tensor]
+    structure: dict[str, Any]
     reason: str | None
 
 
 def form_of(model: Decoder, ids: Tensor) -> Form:
     """Return the stock form if transformers makes the same model of it, else the described. Raises CheckpointError."""
+    described = describe(model)
+    held = _structure(described)
     try:
-        config = uniform_config(model)
-        return Form(config, try_out(model, config, ids), None)
+        config = uniform_config(model, described)
+        return Form(config, try_out(model, config, ids), held, None)
     except Uneven as error:
         reason = str(error)
     try:
-        described = describe(model)
-        return Form(described, try_out(model, described, ids), reason)
+        return Form(described, try_out(model, described, ids), held, reason)
     except ValueError as error:
         raise CheckpointError(f"this model cannot be stored: {first_line(error)}") from error
 

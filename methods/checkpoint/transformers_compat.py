@@ -30,9 +30,11 @@ ROUNDINGS = 8  # steps of the model's dtype at the largest logit, which is more 
 WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 
 
-def uniform_config(model: Decoder) -> PreTrainedConfig:
-    """Return the stock configuration of a model whose layers have the same widths. Raises Uneven for any other."""
-    form = describe(model)
+def uniform_config(model: Decoder, form: PrunedConfig) -> PreTrainedConfig:
+    """Return the stock configuration of a model whose layers have the same widths. Raises Uneven for any other.
+
+    form    its description
+    """
     if reason := needs_own_code(form):
         raise Uneven(reason)
     for number, facts in enumerate(form.per_layer_config):
@@ -185,7 +187,7 @@ def padded(model: Decoder, ids: Tensor) -> tuple[Decoder, float]:
     expected = logits(model, ids)
     off = float((logits(wide, ids) - expected).abs().max())
     if not off <= tolerance(dtype) * float(expected.abs().max()):
-        uniform_config(model)  # says what zeros do not give, where it knows
+        uniform_config(model, form)  # says what zeros do not give, where it knows
         raise Uneven(f"with zeros it computes something else: logits differ by up to {off:.2g}")
     return wide, off
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from byte_tokens import byte_tokenizer
-from conftest import TINY, tiny
+from conftest import ALIKE, TINY, tiny
 from safetensors.torch import load_file, save_file
 from tiny_methods import SPECS, calibration, logits, pruned
 from transformers import AutoModelForCausalLM
@@ -87,14 +87,20 @@ def compare(found: dict[str, dict[str, torch.Tensor]], models: dict[str, Decoder
         assert torch.equal(found[name]["uncached"], found[name]["greedy"]), name
 
 
+@pytest.fixture(scope="module")
+def families(pytestconfig):
+    """Those that differ in structure; all of them in a nightly run."""
+    return [family for family in TINY if family not in ALIKE or pytestconfig.getoption("--nightly")]
+
+
 STOCK = {"laco": 0.3, "drop": 0.0, "drop-tail": 0.3, "minitron-width": 0.2}
 
 
 @pytest.fixture(scope="module")
-def stock(tmp_path_factory):
+def stock(families, tmp_path_factory):
     """(folder of folders, {name: model}) of everything that says that it loads with transformers alone."""
     root, models = tmp_path_factory.mktemp("stock"), {}
-    for family in TINY:
+    for family in families:
         for method, ratio in STOCK.items():
             model = Decoder(tiny(family, vocab_size=260))
             methods.make(method, SPECS[method]).prune(model, calibration(), ratio)
@@ -123,9 +129,9 @@ def test_an_environment_without_this_project_loads_it_too(stock, ids, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def uneven(tmp_path_factory):
+def uneven(families, tmp_path_factory):
     root, models = tmp_path_factory.mktemp("uneven"), {}
-    for family in TINY:
+    for family in families:
         for method in ("slicegpt", "llm-pruner", "flap", "blockpruner", "laco"):
             try:
                 model, _ = pruned(method, family, 0.3)

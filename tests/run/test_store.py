@@ -611,7 +611,8 @@ def test_timed_cells_share_a_process_until_one_of_them_fails(asked, whole, deadl
     for label in ("dense", "drop-tail"):
         for name in ("pruned_sha256", "perplexity", "tasks"):
             assert found[label].measured[name] == expected[label].measured[name]
-    assert main([*arguments, "--methods", ",".join(tells[:2]), "--isolate", "--out", str(tmp_path / "alone")]) == 0
+    alone = [*asked, "--plugin", str(deadly), "--methods", ",".join(tells[:2]), "--isolate"]
+    assert main([*alone, "--out", str(tmp_path / "alone")]) == 0
     alone = {record.decisions["pid"] for record in load_run(tmp_path / "alone") if record.cell["method"] != "dense"}
     assert len(alone) == 2
 
