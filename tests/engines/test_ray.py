@@ -88,7 +88,7 @@ def cells_of(mark: str) -> list[psutil.Process]:
     return [process for process in found if process.pid != os.getpid()]
 
 
-def until(holds, seconds: float = 60.0) -> bool:
+def until(holds, seconds: float = 120.0) -> bool:
     end = time.monotonic() + seconds
     while not holds() and time.monotonic() < end:
         time.sleep(0.05)
@@ -152,7 +152,7 @@ def test_a_node_that_is_killed_costs_time_and_no_result(cluster, tmp_path):
             assert len(tries(tmp_path, "a")) == 2
             assert found["node"] in nodes
             assert found["node"] != first["node"]
-            assert until(lambda: not psutil.pid_exists(first["pid"]), 15)
+            assert until(lambda: not psutil.pid_exists(first["pid"]))
 
 
 @pytest.mark.nightly
@@ -187,8 +187,8 @@ def test_what_runs_when_a_session_ends_is_gone_with_its_children(cluster, tmp_pa
         time.sleep(0.5)
         pids = [int(path.read_text()) for path in tmp_path.glob("?.child")]
         assert all(map(psutil.pid_exists, pids))
-    assert until(lambda: not any(map(psutil.pid_exists, pids)), 15)
-    assert until(lambda: not cells_of(os.environ[MARK]), 15)
+    assert until(lambda: not any(map(psutil.pid_exists, pids)))
+    assert until(lambda: not cells_of(os.environ[MARK]))
 
 
 def test_a_timed_cell_has_its_node_to_itself(cluster, tmp_path):

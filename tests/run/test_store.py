@@ -590,10 +590,10 @@ def test_what_kills_a_process_is_the_outcome_of_its_cell_alone(asked, whole, cop
 
     assert main([*arguments, "--methods", "ledger-crashes", "--isolate"]) == 3  # limits are no part of the key
     assert capsys.readouterr().err.count("has a record") == 2
-    slow = [*arguments, "--methods", "ledger-hangs", "--cell-minutes", "0.4"]
+    slow = [*arguments, "--methods", "ledger-hangs", "--cell-minutes", "0.2"]
     assert main(slow) == 3
     (hung,) = [record for record in load_run(copied) if record.cell["method"] == "ledger-hangs"]
-    assert (hung.status, hung.error[:25]) == ("timed_out", "took longer than 0.4 min ")
+    assert (hung.status, hung.error[:25]) == ("timed_out", "took longer than 0.2 min ")
 
 
 def test_timed_cells_share_a_process_until_one_of_them_fails(asked, whole, deadly, tmp_path):
