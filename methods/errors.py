@@ -12,6 +12,10 @@ class Unwritable(UserError):
     """Is raised where the disk is full or takes no files; nothing half-written is left."""
 
 
+class NoRoom(Exception):
+    """Is raised where a folder takes no more of the states that wait in it: an outcome of the cell, in a line."""
+
+
 class Unsupported(Exception):
     """Is raised where a method cannot serve a model's structure: an outcome with its reason, not a failure."""
 

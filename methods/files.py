@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from methods.errors import Unwritable
@@ -12,16 +13,21 @@ from methods.errors import Unwritable
 WRITING = ".writing-"  # begins the name of a file that is not whole yet
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write to a temporary neighbour, flush it to the disk, and rename it to `path`. Raises Unwritable."""
-    data = content.encode() if isinstance(content, str) else content
+def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
+    """Write to a temporary neighbour, flush it to the disk, and rename it to `path`. Raises Unwritable.
+
+    content  what is written, or what writes it to the path that it is given
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{WRITING}{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
+                if not callable(content):
+                    file.write(content.encode() if isinstance(content, str) else content)
+            if callable(content):
+                content(Path(temporary))
+            with Path(temporary).open("r+b") as file:  # which may be another one than before
                 os.fsync(file.fileno())
             Path(temporary).chmod(path.parent.stat().st_mode & 0o666)  # mkstemp lets nobody else read it
             Path(temporary).replace(path)

@@ -23,7 +23,7 @@ from torch import Tensor
 from methods.errors import Unsupported
 from methods.least_squares import Fitted, errors
 from methods.model.activations import States, beside, enter_all, step, values_of_a_step
-from methods.model.calibration import Calibration
+from methods.model.calibration import Calibration, Wait, in_memory
 from methods.model.decoder import Decoder
 from methods.model.sinks import Sinks, find_sinks, wanted_states
 from methods.progress import over
@@ -89,6 +89,7 @@ class BoundaryStates:
     y, n, z  (B, T, D)
     where    (B, T) true at real tokens
     sink     (B, T) true at those of them that are attention sinks
+    wait     keeps what is computed of them until all micro-batches are fitted, as `Calibration.wait` does
     """
 
     y: Tensor
@@ -96,6 +97,7 @@ class BoundaryStates:
     z: Tensor
     where: Tensor
     sink: Tensor
+    wait: Wait = in_memory
 
     def measured(self, sinks: Sinks) -> Tensor:
         """Return (B, T), true at the tokens whose sizes are compared: all real ones, or those that are no sinks."""
@@ -129,33 +131,40 @@ def at_boundaries(pruning: Pruning, calibration: Calibration, sinks: Sinks, mend
     cuts, dense = {cut.behind: cut for cut in some_boundaries(pruning)}, pruning.dense
     entries, masks = enter_all(dense, calibration, values_of_a_step(dense) + 3 * dense.embed.embedding_dim)
     where = [mask.to(dense.embed.weight.device) for mask in masks]
-    states, x, report, gain = States(dense, entries), [entry.x for entry in entries], list[dict[str, Any]](), 1.0
+    x, report, gain, wait = [entry.x for entry in entries], list[dict[str, Any]](), 1.0, calibration.wait
+    states = States(dense, entries, wait)
 
     def at(cut: Boundary, y: list[Tensor], n: list[Tensor]) -> list[Tensor]:
         nonlocal gain
         z, tokens = beside(y, states.advance(cut.until), where)
-        z = wanted_states(tokens, y, z, sinks)
+        z = wanted_states(tokens, y, z, sinks, wait)
         found = find_sinks(tokens, y, z)
-        seen = [BoundaryStates(*five) for five in zip(y, n, z, tokens, found, strict=True)]
+        seen = [BoundaryStates(*five, wait) for five in zip(y, n, z, tokens, found, strict=True)]
         mended = mend(cut, seen)
         pruning.pruned.layers[max(0, cut.behind)].settle()
-        after = [mended.state(each) for each in seen]
-        both = [gain * one for one in y], [mended.gain * one for one in after]
+        after = [wait(mended.state(each)) for each in seen]
+        both = [wait(gain * one) for one in y], [wait(mended.gain * one) for one in after]
         missed = errors(found, tokens, z, *both, fitted=mended.fitted)
         report.append({"behind_layer": cut.behind, "removed": list(cut.removed)} | missed)
         gain = mended.gain
         return after
 
     if -1 in cuts:
-        x = at(cuts[-1], x, [torch.zeros_like(one) for one in x])
+        x = at(cuts[-1], x, [wait(torch.zeros_like(one)) for one in x])
     for number, layer in enumerate(over(pruning.pruned.layers[: max(cuts) + 1], "mending", "layer")):
         arguments = [entry.arguments[layer.kind] for entry in entries]
+        pruning.pruned.read_ahead(number + 1)
         with layer.visiting():
             if number not in cuts:
-                x = [layer(one, given) for one, given in zip(x, arguments, strict=True)]
+                x = [wait(layer(one, given)) for one, given in zip(x, arguments, strict=True)]
                 continue
-            taken = [step(layer, one, given, mask) for one, given, mask in zip(x, arguments, masks, strict=True)]
-        x = at(cuts[number], [each.y for each in taken], [each.m if layer.has_mlp else each.a for each in taken])
+            y, n = list[Tensor](), list[Tensor]()
+            for one, given, mask in zip(x, arguments, masks, strict=True):
+                taken = step(layer, one, given, mask)
+                y.append(wait(taken.y))
+                n.append(wait(taken.m if layer.has_mlp else taken.a))
+            del taken
+        x = at(cuts[number], y, n)
     return {"cuts": report, "tokens": int(calibration.mask.sum())}
 
 

@@ -48,5 +48,5 @@ class Ghost(ResidualMap):
     def fit(self, seen: list[BoundaryStates]) -> Fitted:
         """Return M (D, D), in float64, as the fit's W."""
         D = seen[0].y.shape[-1]
-        rows = [Rows(each.y, each.z - each.y, each.z, each.where, each.sink) for each in seen]
+        rows = [Rows(each.y, each.wait(each.z - each.y), each.z, each.where, each.sink) for each in seen]
         return fit(rows, self.ridge, torch.zeros(D, D, dtype=torch.float64, device=seen[0].y.device), self.sinks)

@@ -35,7 +35,7 @@ from methods.compensation.boundaries import Pruning
 from methods.errors import Unsupported
 from methods.least_squares import Rows, errors, fit
 from methods.model.activations import enter_all, inputs_of, values_of_a_step
-from methods.model.calibration import Calibration
+from methods.model.calibration import Calibration, Wait
 from methods.model.layer import Layer
 from methods.model.sinks import Sinks, find_sinks
 from methods.progress import over
@@ -76,32 +76,39 @@ class Refit:
             given = [entry.arguments[layer.kind] for entry in entries]
             x, where = ([one.to(layer.device) for one in each] for each in (x, where))
             with whole.visiting(), layer.visiting():
-                x, found = self.refitted(whole, layer, list(zip(x, given, where, strict=True)))
+                x, found = self.refitted(whole, layer, list(zip(x, given, where, strict=True)), read.wait)
             report += [{"layer": number} | one for one in found]
             layer.settle()
         return {"refitted": report, "tokens": int(read.mask.sum())}
 
     def refitted(
-        self, whole: Layer, layer: Layer, batches: list[tuple[Tensor, Any, Tensor]]
+        self, whole: Layer, layer: Layer, batches: list[tuple[Tensor, Any, Tensor]], wait: Wait
     ) -> tuple[list[Tensor], list[dict[str, Any]]]:
         """Refit what a layer has lost, on (input, arguments, real tokens); return what leaves it, and a report."""
         cut, x = narrowed(whole, layer), [one for one, _, _ in batches]
         if not cut:
-            return [layer(one, given) for one, given, _ in batches], []
+            return [wait(layer(one, given)) for one, given, _ in batches], []
         h, dense, report = x, whole.on(layer.device), list[dict[str, Any]]()
         for which, part in enumerate(("attention", "mlp")):
             enters = zip(x if layer.parallel else h, batches, strict=True)
             batches_here = [(one, given, where) for one, (_, given, where) in enters]
             if part in cut:
-                added, missed = self.fit(cut[part], dense, layer, RUN[part], batches_here)
+                added, missed = self.fit(cut[part], dense, layer, RUN[part], batches_here, wait=wait)
                 report.append({"part": part} | missed)
             else:
-                added = [RUN[part](layer, one, given) for one, given, _ in batches_here]
-            h = [one + layer.post_norm(which)(new) for one, new in zip(h, added, strict=True)]
+                added = [wait(RUN[part](layer, one, given)) for one, given, _ in batches_here]
+            h = [wait(one + layer.post_norm(which)(new)) for one, new in zip(h, added, strict=True)]
         return h, report
 
     def fit(
-        self, matrix: nn.Linear, whole: Layer, layer: Layer, run: Run, batches: list[tuple[Tensor, Any, Tensor]]
+        self,
+        matrix: nn.Linear,
+        whole: Layer,
+        layer: Layer,
+        run: Run,
+        batches: list[tuple[Tensor, Any, Tensor]],
+        *,
+        wait: Wait,
     ) -> tuple[list[Tensor], dict[str, Any]]:
         """Refit one output matrix, in place, on (input, arguments, real tokens).
 
@@ -112,16 +119,16 @@ class Refit:
         where = [tokens for _, _, tokens in batches]
         for x, arguments, tokens in batches:
             with inputs_of(matrix) as seen:
-                given.append(run(layer, x, arguments))
-            entered.append(seen[0].reshape(*tokens.shape, -1))
-            Y.append(run(whole, x, arguments))
+                given.append(wait(run(layer, x, arguments)))
+            entered.append(wait(seen[0].reshape(*tokens.shape, -1)))
+            Y.append(wait(run(whole, x, arguments)))
         sinks = find_sinks(where, Y)
-        rows = [Rows(S, wanted - b, wanted, *of) for S, wanted, *of in zip(entered, Y, where, sinks, strict=True)]
+        rows = [Rows(S, wait(wanted - b), wanted, *of) for S, wanted, *of in zip(entered, Y, where, sinks, strict=True)]
         fitted = fit(rows, self.ridge, matrix.weight.T, self.sinks, intercept=self.intercept)
         matrix.weight = nn.Parameter(fitted.W.T.to(matrix.weight.dtype).contiguous(), matrix.weight.requires_grad)
         if fitted.b is not None:
             matrix.bias = nn.Parameter(fitted.b.to(matrix.weight.dtype), matrix.weight.requires_grad)
-        added: list[Tensor] = [matrix(S) for S in entered]
+        added = [wait(matrix(S)) for S in entered]
         return added, errors(sinks, where, Y, given, added, fitted=fitted)
 
 

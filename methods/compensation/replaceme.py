@@ -89,14 +89,17 @@ class ReplaceMe:
     def fit(self, seen: list[BoundaryStates]) -> Fitted:
         """Return T (D, D), in float64, as the fit's W."""
         D = seen[0].y.shape[-1]
-        rows = [Rows(each.n, each.z - (each.y - each.n), each.z, each.where, each.sink) for each in seen]
+        rows = [Rows(each.n, each.wait(each.z - (each.y - each.n)), each.z, each.where, each.sink) for each in seen]
         return fit(rows, self.ridge, torch.eye(D, dtype=torch.float64, device=seen[0].y.device), self.sinks)
 
     def fold_before_the_norm(self, layer: Layer, seen: list[BoundaryStates]) -> Compensated:
         """Fit T and the gains of the norm behind it, and put both in."""
         which = 1 if layer.has_mlp else 0
         norm, D = Norm.behind(layer, which), seen[0].y.shape[-1]
-        rows = [Rows(norm.undone(one.n), one.z - (one.y - one.n), one.z, one.where, one.sink) for one in seen]
+        rows = [
+            Rows(one.wait(norm.undone(one.n)), one.wait(one.z - (one.y - one.n)), one.z, one.where, one.sink)
+            for one in seen
+        ]
         T = torch.eye(D, dtype=torch.float64, device=seen[0].y.device)
         found, fitted = fit_normed(rows, self.ridge, T, self.sinks, norm)
         fold(layer.down if layer.has_mlp else layer.out, found.W)

@@ -76,7 +76,7 @@ def distances(model: Decoder, calibration: Calibration, n: int, token: str) -> l
     def of_layer(l: int, steps: Iterator[Step]) -> list[Tensor]:
         chosen = ((step, step.last if token == "last" else step.mask) for step in steps)
         pairs = [(step.x[where].cpu(), step.y[where].cpu()) for step, where in chosen]
-        x, y = (torch.cat(states) for states in zip(*pairs, strict=True))
+        x, y = (calibration.wait(torch.cat(states)) for states in zip(*pairs, strict=True))
         return [x, y] if l == last else [x]
 
     last = len(model.layers) - 1

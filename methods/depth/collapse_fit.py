@@ -64,7 +64,7 @@ class Collapse:
 
     @torch.no_grad()
     def __init__(self, model: Decoder, windows: Sequence[Window], calibration: Calibration, how: Fit) -> None:
-        self.layers, self.windows, self.how = model.layers, windows, how
+        self.layers, self.windows, self.how, self.wait = model.layers, windows, how, calibration.wait
         self.dense = twin(model)
         values = values_of_a_step(model) + 3 * model.embed.embedding_dim
         self.entries, self.masks = enter_all(model, calibration, values)
@@ -73,7 +73,8 @@ class Collapse:
     @torch.no_grad()
     def run(self) -> list[dict[str, Any]]:
         """Refit, and return for each window that was fitted what is missed behind it (methods/least_squares.py)."""
-        states, x, report = States(self.dense, self.entries), self._start(), dict[Window, dict[str, Any]]()
+        states = States(self.dense, self.entries, self.wait)
+        x, report = self._start(), dict[Window, dict[str, Any]]()
         for s, e in over(self.windows, "refitting", "layer"):
             if e == s + 1 and not (report and self.how.later):
                 x = self._through([(s, e)], x) if report else states.advance(2 * e)
@@ -86,7 +87,7 @@ class Collapse:
 
     def _sweep(self, report: dict[Window, dict[str, Any]]) -> None:
         """Go once more over the windows, each refitted for the error behind the next."""
-        states, x, at = States(self.dense, self.entries), self._start(), 0
+        states, x, at = States(self.dense, self.entries, self.wait), self._start(), 0
         merged = [number for number, (s, e) in enumerate(self.windows) if e > s + 1]
         for here, following in pairwise(merged):
             x, at = self._through(self.windows[at:here], x), here
@@ -101,7 +102,7 @@ class Collapse:
             missed, new = self._fit(far[0], self._through(between, y), z_E, attention=False)
             if self._missed(new, z_E) < self._missed(y_E, z_E):
                 z, where = beside(y, z, self.where)
-                z = wanted_states(where, y, z, self.how.sinks)
+                z = wanted_states(where, y, z, self.how.sinks, self.wait)
                 _set_after(report[near], errors(find_sinks(where, y, z), where, z, y, y))
                 _set_after(report[far], missed)
             else:
@@ -112,9 +113,13 @@ class Collapse:
         with self.layers[s].visiting(), self.dense.layers[s].visiting():
             W, taken, c = self.layers[s].down.weight, self._steps(s, x), self.layers[s].factor
             y_E, z_E, where = beside([one.y for one in taken], y_E, z_E, self.where)
-            z_E = wanted_states(where, y_E, z_E, self.how.sinks)
+            z_E = wanted_states(where, y_E, z_E, self.how.sinks, self.wait)
+
+            def missed(one: Step, y: Tensor, z: Tensor) -> Tensor:
+                return self.wait((z.double() - y).div_(c) + widened(one.channels) @ widened(W).T)
+
             rows = [
-                Rows(one.channels, (z.double() - y).div_(c) + widened(one.channels) @ widened(W).T, z, w, sink)
+                Rows(one.channels, missed(one, y, z), z, w, sink)
                 for one, y, z, w, sink in zip(taken, y_E, z_E, where, find_sinks(where, y_E, z_E), strict=True)
             ]
             (self.layers[s].down.weight,), _ = self._solved(rows, [self.dense.layers[s].down.weight], hold_out=False)
@@ -134,14 +139,14 @@ class Collapse:
         taken = self._steps(s, x)
         before = [one.y for one in taken]
         z, where = beside(before, z, self.where)
-        z = wanted_states(where, before, z, self.how.sinks)
+        z = wanted_states(where, before, z, self.how.sinks, self.wait)
         sinks = find_sinks(where, before, z)
         given, c = list(zip(z, where, sinks, strict=True)), layer.factor
         if (self.how.attention if attention is None else attention) and layer.has_attention:
             rows = [
                 Rows(
-                    torch.cat([one.heads, one.channels], -1),
-                    (wanted.double() - (one.y - one.a - one.m + c * biases(layer))).div_(c),
+                    self.wait(torch.cat([one.heads, one.channels], -1)),
+                    self.wait((wanted.double() - (one.y - one.a - one.m + c * biases(layer))).div_(c)),
                     wanted,
                     *of,
                 )
@@ -152,24 +157,24 @@ class Collapse:
         if layer.family.post_norms:
             return self._fit_normed(layer, whole, taken, given)
         b = 0 if layer.down.bias is None else c * layer.down.bias
-        rests, channels = [one.y - one.m + b for one in taken], [one.channels for one in taken]
+        rests, channels = [self.wait(one.y - one.m + b) for one in taken], [one.channels for one in taken]
         del taken  # all else that the steps hold
         rows = [
-            Rows(entered, (wanted.double() - rest).div_(c), wanted, *of)
+            Rows(entered, self.wait((wanted.double() - rest).div_(c)), wanted, *of)
             for entered, rest, (wanted, *of) in zip(channels, rests, given, strict=True)
         ]
         (layer.down.weight,), fitted = self._solved(rows, [whole.down.weight])
         layer.settle()
-        after = [rest + c * (x @ layer.down.weight.T) for x, rest in zip(channels, rests, strict=True)]
+        after = [self.wait(rest + c * (x @ layer.down.weight.T)) for x, rest in zip(channels, rests, strict=True)]
         return errors(sinks, where, z, before, after, fitted=fitted), after
 
     def _fit_normed(
         self, layer: Layer, whole: Layer, taken: list[Step], given: list[tuple[Tensor, Tensor, Tensor]]
     ) -> tuple[dict[str, Any], list[Tensor]]:
         """Refit the down matrix and the gains of the norm behind it; arguments and result as in `_fit`."""
-        before, rests = [one.y for one in taken], [one.y - one.m for one in taken]
+        before, rests = [one.y for one in taken], [self.wait(one.y - one.m) for one in taken]
         rows = [
-            Rows(one.channels, wanted.double() - rest, wanted, *of)
+            Rows(one.channels, self.wait(wanted.double() - rest), wanted, *of)
             for one, rest, (wanted, *of) in zip(taken, rests, given, strict=True)
         ]
         found, fitted = fit_normed(rows, self.how.ridge, whole.down.weight.T, self.how.sinks, Norm.behind(whole, 1))
@@ -177,7 +182,8 @@ class Collapse:
         layer.down.weight = nn.Parameter(found.W.T.to(old.dtype).contiguous(), old.requires_grad)
         found.norm.put_behind(layer, 1)
         layer.settle()
-        after = [rest + layer.post_norm(1)(layer.down(one.channels)) for one, rest in zip(taken, rests, strict=True)]
+        added = (layer.post_norm(1)(layer.down(one.channels)) for one in taken)
+        after = [self.wait(rest + one) for one, rest in zip(added, rests, strict=True)]
         z, where, sinks = map(list, zip(*given, strict=True))
         return errors(sinks, where, z, before, after, fitted=fitted), after
 
@@ -195,18 +201,18 @@ class Collapse:
     def _steps(self, s: int, x: list[Tensor]) -> list[Step]:
         layer = self.layers[s]
         return [
-            step(layer, one, entry.arguments[layer.kind], mask)
+            step(layer, one, entry.arguments[layer.kind], mask).waiting(self.wait)
             for one, entry, mask in zip(x, self.entries, self.masks, strict=True)
         ]
 
     def _through(self, windows: Sequence[Window], x: list[Tensor]) -> list[Tensor]:
         """Return what leaves the survivors of these windows."""
         layers = [self.layers[s] for s, _ in windows]
-        return [entry.run(layers, one) for entry, one in zip(self.entries, x, strict=True)]
+        return [self.wait(entry.run(layers, one)) for entry, one in zip(self.entries, x, strict=True)]
 
     def _missed(self, y: list[Tensor], z: list[Tensor]) -> float:
         z, where = beside(y, z, self.where)
-        z = wanted_states(where, y, z, self.how.sinks)
+        z = wanted_states(where, y, z, self.how.sinks, self.wait)
         return total_error(find_sinks(where, y, z), where, z, y)
 
 

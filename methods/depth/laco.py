@@ -245,7 +245,7 @@ class _Reference:
     """
 
     def __init__(self, laco: LaCo, model: Decoder, calibration: Calibration) -> None:
-        self.laco, self.model = laco, model
+        self.laco, self.model, self.wait = laco, model, calibration.wait
         self.original = model.layers
         self.count = len(self.original)
         width = model.embed.embedding_dim * (self.count + 6)
@@ -255,9 +255,9 @@ class _Reference:
 
     def _pass(self, ids: Tensor, mask: Tensor) -> _Sentences:
         entry = enter(self.model, ids)
-        states = [entry.x]
+        states = [self.wait(entry.x)]
         for layer in self.original:
-            states.append(entry.run([layer], states[-1]))
+            states.append(self.wait(entry.run([layer], states[-1])))
         final = self.model.normed(states.pop())
         return _Sentences(entry, mask.to(final.device), states, final)
 
@@ -282,7 +282,8 @@ class _Reference:
         for end in range(begun + 1, len(layers) + 1):
             layer = self.realise(layers[end - 1])
             with layer.visiting():
-                states = [batch.entry.run([layer], state) for batch, state in zip(self.sentences, states, strict=True)]
+                pairs = zip(self.sentences, states, strict=True)
+                states = [self.wait(batch.entry.run([layer], state)) for batch, state in pairs]
             size = sum(state.nbytes for state in states)
             if all(isinstance(above, int) for above in layers[1:end]) and size <= self.room:
                 self.kept[layers[:end]], self.room = states, self.room - size

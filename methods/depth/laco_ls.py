@@ -185,18 +185,19 @@ class DenseStates:
         self, model: Decoder, calibration: Calibration, sinks: Sinks, ridge: float, choose: str = "fit"
     ) -> None:
         self.model, self.layers, self.ridge, self.choose, self.sinks = model, model.layers, ridge, choose, sinks
-        values = 2 * (len(self.layers) + 8) * model.embed.embedding_dim
+        values, self.wait = 2 * (len(self.layers) + 8) * model.embed.embedding_dim, calibration.wait
         self.entries, self.masks = enter_all(model, calibration, values)
         self.where = [mask.to(model.embed.weight.device) for mask in self.masks]
         self.x, self.m = [[entry.x for entry in self.entries]], list[list[Tensor]]()
-        for layer in over(self.layers, "reading calibration tokens", "layer"):
+        for number, layer in enumerate(over(self.layers, "reading calibration tokens", "layer")):
+            model.read_ahead(number + 1)
+            self.m.append([])
+            self.x.append([])
             with layer.visiting():
-                taken = [
-                    step(layer, x, entry.arguments[layer.kind], mask)
-                    for x, entry, mask in zip(self.x[-1], self.entries, self.masks, strict=True)
-                ]
-            self.m.append([one.m for one in taken])
-            self.x.append([one.y for one in taken])
+                for x, entry, mask in zip(self.x[-2], self.entries, self.masks, strict=True):
+                    taken = step(layer, x, entry.arguments[layer.kind], mask)
+                    self.m[-1].append(self.wait(taken.m))
+                    self.x[-1].append(self.wait(taken.y))
         self.fits: dict[Window, tuple[Mapped, float]] = {}
 
     def mapped(self, window: Window, m: Tensor) -> Tensor:
@@ -212,12 +213,12 @@ class DenseStates:
             s, e = window
             m, y = self.m[s], self.x[s + 1]
             z, where = beside(y, self.x[e], self.where)
-            z = wanted_states(where, y, z, self.sinks)
+            z = wanted_states(where, y, z, self.sinks, self.wait)
             sinks = find_sinks(where, y, z)
-            rows = [Rows(a, c - (b - a), c, *of) for a, b, c, *of in zip(m, y, z, where, sinks, strict=True)]
+            rows = [Rows(a, self.wait(c - (b - a)), c, *of) for a, b, c, *of in zip(m, y, z, where, sinks, strict=True)]
             identity = torch.eye(y[0].shape[-1], dtype=torch.float64, device=y[0].device)
             mapped = self._mapped(s, rows, identity)
-            found = y if self.choose == "cosine" else [b - a + mapped(a) for a, b in zip(m, y, strict=True)]
+            found = y if self.choose == "cosine" else [self.wait(b - a + mapped(a)) for a, b in zip(m, y, strict=True)]
             if self.choose == "error":
                 missed = total_error(sinks, where, z, found)
             else:
@@ -231,7 +232,7 @@ class DenseStates:
             T = fit(rows, self.ridge, identity, self.sinks, hold_out=False).W.to(rows[0].x.dtype)
             return lambda m: m @ T
         norm = Norm.behind(self.layers[s], 1)
-        given = [replace(each, x=norm.undone(each.x)) for each in rows]
+        given = [replace(each, x=self.wait(norm.undone(each.x))) for each in rows]
         found, _ = fit_normed(given, self.ridge, identity, self.sinks, norm, hold_out=False)
         return lambda m: found(norm.undone(m))
 
@@ -246,7 +247,7 @@ class CollapseTrial:
     """Runs the model on a few tokens with windows collapsed by their maps T. It changes no module."""
 
     def __init__(self, dense: DenseStates, calibration: Calibration) -> None:
-        self.dense, self.mask = dense, calibration.mask
+        self.dense, self.mask, self.wait = dense, calibration.mask, calibration.wait
         self.entry: Entry = enter(dense.model, calibration.ids)
         self.wanted = calibration.mask[:, 1:].to(self.entry.x.device)
         self.states: list[Tensor] = []
@@ -263,7 +264,7 @@ class CollapseTrial:
         """Keep the states in front of each window for the trials that follow."""
         self.states = [self.entry.x]
         for window in windows:
-            self.states.append(self._run(window, self.states[-1]))
+            self.states.append(self.wait(self._run(window, self.states[-1])))
 
     @torch.no_grad()
     def loss(self, windows: list[Window], i: int, limit: float = math.inf) -> float:

@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from methods.errors import Unsupported
-from methods.model.calibration import Calibration
+from methods.model.calibration import Calibration, Wait
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.progress import bar
@@ -85,9 +85,13 @@ def enter(model: Decoder, ids: Tensor, *, sliced: bool = False) -> Entry:
 
 
 def enter_all(model: Decoder, calibration: Calibration, values_per_token: int) -> tuple[list[Entry], list[Tensor]]:
-    """Return what enters the layers for each micro-batch of the calibration tokens, and its mask, (B, T)."""
+    """Return what enters the layers for each micro-batch of the calibration tokens, and its mask, (B, T).
+
+    The first layer's input waits as the calibration says.
+    """
     batches = calibration.batches(values_per_token, model.embed.weight.dtype)
-    return [enter(model, ids) for ids, _ in batches], [mask for _, mask in batches]
+    entries = (enter(model, ids) for ids, _ in batches)
+    return [replace(entry, x=calibration.wait(entry.x)) for entry in entries], [mask for _, mask in batches]
 
 
 def beside(states: Sequence[Tensor], *others: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -117,6 +121,11 @@ class Step:
     channels: Tensor
     mask: Tensor
 
+    def waiting(self, wait: Wait) -> Step:
+        """Return the step as it waits for those of the other micro-batches; x waits as it did."""
+        waiting = {name: wait(getattr(self, name)) for name in ("a", "m", "y", "heads", "channels")}
+        return replace(self, **waiting)
+
     @property
     def last(self) -> Tensor:
         return self.mask & ~nn.functional.pad(self.mask[:, 1:], (0, 1))
@@ -130,8 +139,8 @@ def by_layer(
 
     One forward over the calibration tokens: a layer takes all micro-batches before the next one takes the first, so
     that its weights are read once where they lie in a file. Between two layers the states of all tokens wait, N T D
-    numbers of the model's dtype. A sweep that was interrupted goes on where it stood (`Calibration.log`): `of` is all
-    that `of_layer` depends on.
+    numbers of the model's dtype (`Calibration.wait`). A sweep that was interrupted goes on where it stood
+    (`Calibration.log`): `of` is all that `of_layer` depends on.
 
     Raises Unsupported behind the last layer where a state is no finite number.
     """
@@ -156,7 +165,7 @@ class _ForwardSweep:
     """Runs the calibration tokens through the model, layer by layer; `of` says what its log is of."""
 
     def __init__(self, model: Decoder, calibration: Calibration, *of: Any) -> None:
-        self.model = model
+        self.model, self.wait = model, calibration.wait
         entries, masks = enter_all(model, calibration, values_of_a_step(model))
         self.arguments = [entry.arguments for entry in entries]
         self.log = calibration.log([entry.x for entry in entries], *of)
@@ -176,7 +185,7 @@ class _ForwardSweep:
     def steps(self, layer: Layer, shown: Any) -> Iterator[Step]:
         for batch, (mask, given) in enumerate(zip(self.masks, self.arguments, strict=True)):
             taken = _step(layer, self.states[batch], given[layer.kind], mask)
-            self.states[batch] = taken.y
+            self.states[batch] = self.wait(taken.y)
             yield taken
             self.sound &= taken.y.isfinite().all().to(self.sound.device)
             shown.update()
@@ -236,24 +245,28 @@ def inputs_of(matrix: nn.Linear) -> Iterator[list[Tensor]]:
 
 
 class States:
-    """Holds a model's states of every micro-batch, (B, T, D) each, after as many half layers as were asked for."""
+    """Holds a model's states of every micro-batch, (B, T, D) each, after as many half layers as were asked for.
 
-    def __init__(self, model: Decoder, entries: list[Entry]) -> None:
-        self.layers, self.entries, self.halves = model.layers, entries, 0
+    They wait there as `wait` says, which is that of the calibration.
+    """
+
+    def __init__(self, model: Decoder, entries: list[Entry], wait: Wait) -> None:
+        self.model, self.layers, self.entries, self.halves, self.wait = model, model.layers, entries, 0, wait
         self.x = [entry.x for entry in entries]
 
     def advance(self, halves: int) -> list[Tensor]:
         while self.halves < halves:
             number, second = divmod(self.halves, 2)
-            layer, taken = self.layers[number], 1
+            layer, wait, taken = self.layers[number], self.wait, 1
             arguments = [entry.arguments[layer.kind] for entry in self.entries]
+            self.model.read_ahead(number + 1)
             with layer.visiting():
-                if second:
-                    self.x = [x.to(layer.device) + layer.transform(x) if layer.has_mlp else x for x in self.x]
-                elif halves > self.halves + 1:
-                    self.x, taken = [layer(x, given) for x, given in zip(self.x, arguments, strict=True)], 2
-                else:
+                if second and layer.has_mlp:
+                    self.x = [wait(x.to(layer.device) + layer.transform(x)) for x in self.x]
+                elif not second and halves > self.halves + 1:
+                    self.x, taken = [wait(layer(x, given)) for x, given in zip(self.x, arguments, strict=True)], 2
+                elif not second:
                     moved = [x.to(layer.device) for x in self.x]
-                    self.x = [x + layer.attend(x, given) for x, given in zip(moved, arguments, strict=True)]
+                    self.x = [wait(x + layer.attend(x, given)) for x, given in zip(moved, arguments, strict=True)]
             self.halves += taken
         return self.x

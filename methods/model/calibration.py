@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from methods.model.sweep_log import SweepLog, SweepLogs
@@ -15,6 +17,13 @@ if TYPE_CHECKING:
     Note = Callable[[list[str]], object]
     Statistics = list[torch.Tensor]
     Keep = Callable[[str, Callable[[], Statistics]], Statistics]  # (name, how it is found) -> what it is
+
+Wait = Callable[["torch.Tensor"], "torch.Tensor"]  # states -> the same, as they wait until a later layer wants them
+
+
+def in_memory(x: torch.Tensor) -> torch.Tensor:
+    """Return states as they are."""
+    return x
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,8 @@ class Calibration:
     sweeps  keeps where sweeps over the layers stand (methods.model.sweep_log); None: nothing is kept
     keep    returns what another cell has found of the dense model on these tokens, or finds it and keeps it
             (methods.shared); None: nothing is kept
+    offload  folder for states that wait for a later layer (methods.model.waiting_states); None: they are in memory. It
+            changes no decision
     """
 
     ids: torch.Tensor
@@ -48,6 +59,7 @@ class Calibration:
     note: Note | None = None
     sweeps: SweepLogs | None = None
     keep: Keep | None = None
+    offload: Path | None = None
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 2 or self.ids.shape != self.mask.shape:
@@ -74,7 +86,15 @@ class Calibration:
         from methods.model.sweep_log import SweepLog  # here, since lists of methods import no torch
 
         tokens = self.sha256, tuple(self.ids.shape)
-        return SweepLog(None, states) if self.sweeps is None else self.sweeps.log(states, tokens, *of)
+        return SweepLog(None, states) if self.sweeps is None else self.sweeps.log(states, tokens, *of, wait=self.wait)
+
+    def wait(self, x: torch.Tensor) -> torch.Tensor:
+        """Return states as they wait until a later layer wants them: in a file where there is a folder for it."""
+        if self.offload is None:
+            return in_memory(x)
+        from methods.model.waiting_states import put_to_wait
+
+        return put_to_wait(x, self.offload)
 
     def batches(self, values_per_token: int, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return (ids, mask) in micro-batches of whole sequences, for `values_per_token` numbers of a type each."""

@@ -115,10 +115,15 @@ class Decoder:
         """Yield the layers of these numbers, each while its weights lie where it computes; the next is read ahead."""
         layers = self.layers
         for number, following in zip_longest(numbers, numbers[1:]):
-            if following is not None and self.store is not None:
-                self.store.read_ahead(layers[following].module)
+            if following is not None:
+                self.read_ahead(following)
             with layers[number].visiting():
                 yield number, layers[number]
+
+    def read_ahead(self, number: int) -> None:
+        """Ask the system to read the layer of a number, if there is one, where it lies in files."""
+        if self.store is not None and number < len(self.stack):
+            self.store.read_ahead(self.stack[number])
 
     def cast(self, dtype: torch.dtype) -> None:
         """Convert the weights to `dtype`, one layer at a time; buffers become those of a new model of that dtype."""

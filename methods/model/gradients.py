@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from methods.model.activations import enter
-from methods.model.calibration import Calibration
+from methods.model.calibration import Calibration, Wait
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.progress import over
@@ -64,7 +64,7 @@ def gradients(
     targets = ids[:, 1:].masked_fill(~mask[:, 1:], -100)
     pairs = list(zip(*(torch.split(x, 1 if a else max(1, TOKENS_AT_ONCE // T)) for x in (ids, targets)), strict=True))
     with requiring(model, ()), repeatable(model):
-        batches = _forward(model, pairs, first)
+        batches = _forward(model, pairs, first, calibration.wait)
     log = calibration.log([batch.back for batch in batches], of_layer.__module__, of_layer.__qualname__, *of, g, a)
     numbers = range(len(own) - 1, first - 1, -1)
     found = dict(zip(numbers, log.kept(), strict=False))
@@ -78,6 +78,8 @@ def gradients(
         with requiring(model, here), repeatable(model):
             for batch in batches:
                 batch.back_through(layer, here, sums, squares, 1 / N, on=number > first)
+                if number > first:
+                    batch.back = calibration.wait(batch.back)
         found[number] = [one.cpu() for one in of_layer(number, sums, squares)]
         log.add(found[number], [batch.back for batch in batches])
         sums.clear()
@@ -132,12 +134,13 @@ class _Returns(nn.Module):
         return self.y
 
 
-def _forward(model: Decoder, pairs: Sequence[tuple[Tensor, Tensor]], first: int) -> list[_BackwardPass]:
+def _forward(model: Decoder, pairs: Sequence[tuple[Tensor, Tensor]], first: int, wait: Wait) -> list[_BackwardPass]:
     """Run each layer for all micro-batches, (ids, targets), and keep what enters those from the first one on.
 
     Each micro-batch's mean loss is differentiated with respect to what leaves the last layer.
     """
-    entries = [enter(model, ids, sliced=True) for ids, _ in pairs]
+    entered = (enter(model, ids, sliced=True) for ids, _ in pairs)
+    entries = [replace(entry, x=wait(entry.x)) for entry in entered]
     x, total = [entry.x for entry in entries], sum(int((targets >= 0).sum()) for _, targets in pairs)
     kept = [list[Tensor]() for _ in pairs]
     for number, layer in over(model.passing(range(len(model.stack))), "states", "layer", total=len(model.stack)):
@@ -145,9 +148,9 @@ def _forward(model: Decoder, pairs: Sequence[tuple[Tensor, Tensor]], first: int)
             if number >= first:
                 kept[place].append(x[place])
             with torch.no_grad():
-                x[place] = layer(x[place], entry.arguments[layer.kind])
+                x[place] = wait(layer(x[place], entry.arguments[layer.kind]))
     return [
-        _BackwardPass(seen, entry.arguments, _back(model, y, *pair), int((pair[1] >= 0).sum()) / total)
+        _BackwardPass(seen, entry.arguments, wait(_back(model, y, *pair)), int((pair[1] >= 0).sum()) / total)
         for seen, entry, y, pair in zip(kept, entries, x, pairs, strict=True)
     ]
 

@@ -82,25 +82,7 @@ class LayerStore:
                 parameter.data = tensor
 
     def _moved(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Return the tensors as they lie in a new file."""
-        starts, end = list[int](), 0
-        with tempfile.NamedTemporaryFile(dir=self.folder, prefix="layer-", delete=False) as file:
-            path = Path(file.name)
-            try:
-                for tensor in tensors:
-                    starts.append(-(-end // ALIGNED) * ALIGNED)
-                    file.write(bytes(starts[-1] - end))
-                    file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-                    end = starts[-1] + tensor.nbytes
-                file.flush()
-                whole = torch.from_file(file.name, shared=False, size=end, dtype=torch.uint8)
-            finally:
-                with suppress(OSError):  # of a system that keeps a file which is mapped; its folder goes with the cell
-                    path.unlink()
-        return [
-            whole[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-            for start, tensor in zip(starts, tensors, strict=True)
-        ]
+        return in_a_file(self.folder, "layer-", tensors)
 
 
 class _Copies:
@@ -179,6 +161,31 @@ def copies(module: nn.Module, device: torch.device) -> dict[int, Any]:
     for parameter in module.parameters():
         found[id(parameter)] = nn.Parameter(parameter.detach().to(device, copy=True), parameter.requires_grad)
     return found
+
+
+def in_a_file(folder: Path, prefix: str, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return tensors as they lie in a new file of the folder, which has lost its name.
+
+    What is written to one of them later is in memory, and not in the file. Raises OSError where the disk takes no more.
+    """
+    starts, end = list[int](), 0
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=prefix, delete=False) as file:
+        path = Path(file.name)
+        try:
+            for tensor in tensors:
+                starts.append(-(-end // ALIGNED) * ALIGNED)
+                file.write(bytes(starts[-1] - end))
+                file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+                end = starts[-1] + tensor.nbytes
+            file.flush()
+            whole = torch.from_file(file.name, shared=False, size=end, dtype=torch.uint8)
+        finally:
+            with suppress(OSError):  # of a system that keeps a file which is mapped; its folder goes with the cell
+                path.unlink()
+    return [
+        whole[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        for start, tensor in zip(starts, tensors, strict=True)
+    ]
 
 
 def will_need(tensor: Tensor) -> bool:

@@ -28,6 +28,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from methods.model.calibration import Wait, in_memory
+
 Sinks = Literal["apart", "alike"]  # a population of their own, or tokens as all others
 
 TIMES = 5.0  # the median norm; in SmolLM2-135M sinks have 5 to 11 times it in layers 2 to 7, 28 or more from 11 to 27
@@ -46,12 +48,14 @@ def find_sinks(where: Sequence[Tensor], *states: Sequence[Tensor]) -> list[Tenso
     return found
 
 
-def wanted_states(where: Sequence[Tensor], y: Sequence[Tensor], z: Sequence[Tensor], sinks: Sinks) -> list[Tensor]:
+def wanted_states(
+    where: Sequence[Tensor], y: Sequence[Tensor], z: Sequence[Tensor], sinks: Sinks, wait: Wait = in_memory
+) -> list[Tensor]:
     """Return z, (B, T, D) for each micro-batch; with sinks `apart`, where y is one as well as z, in the size of y."""
     if sinks == "alike":
         return list(z)
     found = []
     for one, other, in_y, in_z in zip(y, z, find_sinks(where, y), find_sinks(where, z), strict=True):
         size = torch.where(in_y & in_z, one.float().norm(dim=-1) / other.float().norm(dim=-1), 1.0)
-        found.append(other * size[..., None].to(other.dtype))
+        found.append(wait(other * size[..., None].to(other.dtype)))
     return found

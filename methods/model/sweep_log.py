@@ -8,19 +8,22 @@ again, by the same products, so that the model that is pruned is the same to the
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from methods.files import write_atomically
+from methods.model.calibration import Wait, in_memory
 
 SECONDS = 15.0  # between two times that a sweep is written down
 
@@ -31,18 +34,19 @@ class SweepLog:
     folder  keeps what layers have given, and may have some; None: nothing is kept
     states  what the sweep begins with, a tensor for each micro-batch, sequences first; none where each of the findings
             stands for itself
+    wait    keeps states that have been read, as `Calibration.wait` does
 
     done     layers whose findings `kept` has
     seconds  that the interrupted sweep has taken for them
     """
 
-    def __init__(self, folder: Path | None, states: Sequence[Tensor]) -> None:
+    def __init__(self, folder: Path | None, states: Sequence[Tensor], wait: Wait = in_memory) -> None:
         self.folder, self.done, self.seconds = folder, 0, 0.0
         self._states = list(states)
         self._new: list[list[Tensor]] = []  # findings that are not written yet
         if folder is not None:
             with suppress(OSError, SafetensorError, KeyError, ValueError):  # what cannot be read has not been found
-                self._read(folder)
+                self._read(folder, wait)
         self._written, self._start = self.done, time.perf_counter()
         self._last = self._start
 
@@ -76,7 +80,7 @@ class SweepLog:
         _states_file(folder, before).unlink(missing_ok=True)
         self._new = []
 
-    def _read(self, folder: Path) -> None:
+    def _read(self, folder: Path, wait: Wait) -> None:
         done, seconds = 0, 0.0
         while (file := _found_file(folder, done)).exists():
             layers, seconds = _load(file)
@@ -85,8 +89,10 @@ class SweepLog:
             return
         (states,), _ = _load(_states_file(folder, done))
         if self._states:
-            parts = torch.split(torch.cat(states), [len(one) for one in self._states])  # micro-batches of this time
-            self._states = [kept.to(one.device) for kept, one in zip(parts, self._states, strict=True)]
+            rows = [row for one in states for row in torch.split(one, 1)]
+            ends = list(accumulate(map(len, self._states)))  # of the micro-batches of this time
+            parts = (torch.cat(rows[start:end]) for start, end in pairwise([0, *ends]))
+            self._states = [wait(kept.to(one.device)) for kept, one in zip(parts, self._states, strict=True)]
         self.done, self.seconds = done, seconds
 
 
@@ -100,10 +106,10 @@ class SweepLogs:
         self.folder, self.seconds = folder, 0.0
         self._asked = set[Path]()  # whose further seconds are of this attempt, and counted there
 
-    def log(self, states: Sequence[Tensor], *of: Any) -> SweepLog:
+    def log(self, states: Sequence[Tensor], *of: Any, wait: Wait = in_memory) -> SweepLog:
         """Return the log of the sweep that begins with `states`; `repr` of `of` says all else that it depends on."""
         folder = self.folder / hashlib.sha256(repr(of).encode()).hexdigest()[:16]
-        found = SweepLog(folder, states)
+        found = SweepLog(folder, states, wait)
         if folder not in self._asked:
             self.seconds += found.seconds
             self._asked.add(folder)
@@ -122,7 +128,14 @@ def _save(file: Path, groups: Sequence[Sequence[Tensor]], seconds: float) -> Non
     named = {(layer, number): one for layer, group in enumerate(groups) for number, one in enumerate(group)}
     tensors = {f"{layer}.{number}": one.detach().cpu().contiguous() for (layer, number), one in named.items()}
     told = {"sizes": " ".join(str(len(group)) for group in groups), "seconds": repr(seconds)}
-    write_atomically(file, save(tensors, told))
+
+    def write(path: Path) -> None:
+        try:
+            save_file(tensors, path, told)  # with no copy of them in memory
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error)) from error
+
+    write_atomically(file, write)
 
 
 def _load(file: Path) -> tuple[list[list[Tensor]], float]:

@@ -108,6 +108,7 @@ class Trial:
         narrow: Callable[[Layer, Collection[Narrowed]], Layer] | None = None,
     ) -> None:
         self.model, self.layers, self.loss, self.narrow = model, model.layers, LOSSES[loss], narrow
+        self.wait = calibration.wait
         self.gone: set[Sublayer] = set()
         self.runs = 0.0
         self.share = 1 / len(calibration.ids)
@@ -120,7 +121,7 @@ class Trial:
         for ids, mask in calibration.batches(values, dtype):
             there, most = ids.to(model.embed.weight.device), max(1, min(MOST, ROWS // ids.numel()))
             together = [enter(model, there.repeat(n, 1)) for n in range(1, most + 1)]
-            x, arguments = together[0].x, [entry.arguments for entry in together]
+            x, arguments = self.wait(together[0].x), [entry.arguments for entry in together]
             wanted = nn.functional.pad(mask[:, beyond:], (0, beyond)).flatten().nonzero()[:, 0].to(end)
             targets = there.to(end).roll(-1, 1).flatten()[wanted]
             batch = _Batch(x, arguments, wanted, targets, x[:0])
@@ -128,7 +129,7 @@ class Trial:
                 dense = self._compared(batch, self._ends(batch, [Gone()])[Gone()])
                 if self.keeps_dense:
                     dense = torch.cat([self._log_probabilities(piece) for piece in torch.split(dense, TOKENS_AT_ONCE)])
-                batch = replace(batch, dense=dense)
+                batch = replace(batch, dense=dense if self.keeps_dense else self.wait(dense))
             self.batches.append(batch)
 
     def without(
@@ -207,7 +208,8 @@ class Trial:
             for start in range(0, len(states), len(batch.arguments)):
                 some = states[start : start + len(batch.arguments)]
                 x = torch.cat([one.to(layer.device) for one in some])
-                left += torch.split(layer.run(x, batch.arguments[len(some) - 1][layer.kind], parts), B)
+                y = layer.run(x, batch.arguments[len(some) - 1][layer.kind], parts)
+                left += map(self.wait, torch.split(y, B))
         return left
 
     def _compared(self, batch: _Batch, x: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ from torch import Tensor, nn
 
 from methods.base import register
 from methods.model.activations import beside, enter_all, inputs_of, values_of_a_step
-from methods.model.calibration import Calibration
+from methods.model.calibration import Calibration, Wait
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.precision import add_product, widened
@@ -117,12 +117,15 @@ class OBS:
                 else:
                     given = [entry.arguments[layer.kind] for entry in entries]
                     X = [x.to(layer.device) for x in X]
-                    X, found = self.cut_layer(layer, asked, list(map(Batch, X, given, *beside(X, masks))))
+                    batches = list(map(Batch, X, given, *beside(X, masks)))
+                    X, found = self.cut_layer(layer, asked, batches, calibration.wait)
                     log.add([tensor for cut in found for tensor in cut], X)
             missed.append({each.structure.kind: float(cut.missed) for each, cut in zip(asked, found, strict=True)})
         return missed
 
-    def cut_layer(self, layer: Layer, asked: list[Asked], batches: list[Batch]) -> tuple[list[Tensor], list[Cut]]:
+    def cut_layer(
+        self, layer: Layer, asked: list[Asked], batches: list[Batch], wait: Wait
+    ) -> tuple[list[Tensor], list[Cut]]:
         """Cut a layer that is fed these batches; return what leaves it then, (B, T, D) each, and the cuts."""
         runs: tuple[Run, Run] = (layer.attend, lambda x, _: layer.transform(x))
         Y, found = [batch.x for batch in batches], list[Cut]()
@@ -132,7 +135,7 @@ class OBS:
                 if each.structure.kind == kind:
                     found.append(self.cut(each, second_moments(each.structure, run, entering)))
                     found[-1].make(each.structure)
-            Y = [y + run(batch.x, batch.arguments) for y, batch in zip(Y, entering, strict=True)]
+            Y = [wait(y + run(batch.x, batch.arguments)) for y, batch in zip(Y, entering, strict=True)]
         return Y, found
 
     def cut(self, asked: Asked, H: Tensor) -> Cut:

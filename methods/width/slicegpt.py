@@ -51,7 +51,7 @@ from torch import Tensor, nn
 from methods.base import register
 from methods.errors import OutOfReach
 from methods.model.activations import Entry, enter_all
-from methods.model.calibration import Calibration
+from methods.model.calibration import Calibration, Wait
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.precision import add_product, widened
@@ -124,8 +124,8 @@ class SliceGPT:
         entries, mask = enter_all(model, calibration, values_per_token(model))
         numbers = sum(entry.x.numel() for entry in entries)
         waits = model.embed.weight.device if 4 * numbers <= calibration.memory else torch.device("cpu")
-        log = calibration.log([entry.x.to(waits).float() for entry in entries], "slicegpt", d)
-        slicer = _Slicer(model, entries, mask, d, log)
+        log = calibration.log([calibration.wait(entry.x.to(waits).float()) for entry in entries], "slicegpt", d)
+        slicer = _Slicer(model, entries, mask, d, log, wait=calibration.wait)
         slicer.run(self.slices_head(model))
         return {"d": d, "width": slicer.D, "head_sliced": self.slices_head(model), "energy_kept": slicer.energy}
 
@@ -133,15 +133,17 @@ class SliceGPT:
 class _Slicer:
     """Makes one pass from the embedding to the head, each layer fed by the already cut layers before it.
 
-    X  one signal (B, T, D) per micro-batch, in the original basis and float32; they wait in the CPU's memory, or on the
-       device where all of them take at most as much as states of one micro-batch may
+    X  one signal (B, T, D) per micro-batch, in the original basis and float32; they wait on the host, or on the device
+       where all of them take at most as much as states of one micro-batch may
     Q  (D, D), the basis at the next layer's input, columns by falling variance
 
     log  has the basis of each site that an interrupted pass has come to, and X at the last of them
     """
 
-    def __init__(self, model: Decoder, entries: list[Entry], mask: list[Tensor], d: int, log: SweepLog) -> None:
-        self.model, self.entries, self.d, self.log, self.known = model, entries, d, log, log.kept()
+    def __init__(
+        self, model: Decoder, entries: list[Entry], mask: list[Tensor], d: int, log: SweepLog, *, wait: Wait
+    ) -> None:
+        self.model, self.entries, self.d, self.log, self.known, self.wait = model, entries, d, log, log.kept(), wait
         self.D, self.device = model.embed.embedding_dim, model.embed.weight.device
         self.X = log.take()
         self.mask = [one.to(self.X[0].device) for one in mask]
@@ -203,7 +205,8 @@ class _Slicer:
         dtype = layer.out.weight.dtype
         signals = ((x.to(layer.device) @ Q, entry) for x, entry in zip(self.X, self.entries, strict=True))
         waits = self.X[0].device
-        return [(S @ B + block(norm(S.to(dtype)), entry.arguments[layer.kind])).to(waits) for S, entry in signals]
+        left = (S @ B + block(norm(S.to(dtype)), entry.arguments[layer.kind]) for S, entry in signals)
+        return [self.wait(x.to(waits)) for x in left]
 
     def pca(self) -> list[Tensor]:
         """Return the principal axes of the present signal, (D, D), and the share of its energy in the kept ones.

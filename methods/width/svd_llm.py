@@ -52,7 +52,7 @@ from torch import Tensor
 from methods.base import register
 from methods.errors import OutOfReach, Unsupported
 from methods.model.activations import beside, enter_all, inputs_of, values_of_a_step
-from methods.model.calibration import Calibration
+from methods.model.calibration import Calibration, Wait
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.parts.low_rank import factored
@@ -110,14 +110,22 @@ class SVDLLM:
                 else:
                     given = [entry.arguments[layer.kind] for entry in entries]
                     X = [x.to(layer.device) for x in X]
-                    found = self.factor_layer(layer, ranks[number], X, given, *beside(X, masks))
+                    (there,) = beside(X, masks)
+                    found = self.factor_layer(layer, ranks[number], X, given, there, wait=calibration.wait)
                     log.add([tensor for factors in found.values() for tensor in factors], X)
             layer.settle()
             missed.append({name: float(factors.missed) for name, factors in found.items()})
         return missed
 
     def factor_layer(
-        self, layer: Layer, ranks: Ranks, X: list[Tensor], given: Sequence[dict[str, Any]], masks: Sequence[Tensor]
+        self,
+        layer: Layer,
+        ranks: Ranks,
+        X: list[Tensor],
+        given: Sequence[dict[str, Any]],
+        masks: Sequence[Tensor],
+        *,
+        wait: Wait,
     ) -> dict[str, Factors]:
         """Factor the matrices of a layer, and put what leaves it in the place of X, what enters it, (B, T, D) each."""
         matrices, groups = layer.named_matrices(), by_input(layer, ranks)
@@ -131,14 +139,14 @@ class SVDLLM:
                 x = widened(entered.reshape(*mask.shape, -1)[mask])
                 add_product(H, x, x)
             if self.prefix == "dense":
-                X[at] = y
+                X[at] = wait(y)
         found = dict[str, Factors]()
         for names in groups:
             S = whitening(sums.pop(0))
             found |= {name: low_rank(matrices[name].weight, S, ranks[name] or 0) for name in names}
         put(layer, found)
         if self.prefix == "pruned":
-            X[:] = [layer(x, arguments) for x, arguments in zip(X, given, strict=True)]
+            X[:] = [wait(layer(x, arguments)) for x, arguments in zip(X, given, strict=True)]
         return found
 
 

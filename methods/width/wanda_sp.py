@@ -84,7 +84,7 @@ class WandaSP:
                             norm = norms[KINDS.index(structure.kind)].to(layer.device)
                             structure.remove(score(structure, norm), counts[structure.kind])
                     if number >= log.done:
-                        X = [layer(x, given) for x, given in zip(X, arguments, strict=True)]
+                        X = [calibration.wait(layer(x, given)) for x, given in zip(X, arguments, strict=True)]
                         log.add(norms, X)
         return plan | {"parameters": parameters(model)} | cuts(model, structures)
 
