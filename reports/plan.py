@@ -22,6 +22,7 @@ FILES = (
     "+ files: weights lie in files, since the cell would take more than --memory, or on a GPU than --device-memory, "
     "with all of them in memory."
 )
+OFFLOADED = "offloaded: states that wait between layers, in files of the folder of --offload; not part of host."
 ONE = "--slots is not given, so that the plan is for one cell at a time."
 
 
@@ -46,6 +47,7 @@ def _cells(plan: Plan, spec: RunSpec) -> Table:
         *[Column("slot", "slot")] * (len(plan.slots) > 1),
         *[Column("device", "device")] * on_gpu,
         Column("host", "host"),
+        *[Column("offloaded", "offloaded")] * any(one.needs.offloaded for one in left),
         *(Column(name, name, group="stages") for name in stages),
         words("basis"),
         *[words("waits for")] * any(one.after for one in left),
@@ -54,6 +56,7 @@ def _cells(plan: Plan, spec: RunSpec) -> Table:
     elsewhere = spec.engine != "local"
     notes = [f"{summary(plan)}.", *[ELSEWHERE] * elsewhere, *[ONE] * (elsewhere and not spec.slots)]
     notes += [FILES] * any(one.needs.in_files for one in left)
+    notes += [OFFLOADED] * any(one.needs.offloaded for one in left)
     return Table("plan", "plan", "", "", (), tuple(columns), rows, tuple(notes), (TAKES, BASES))
 
 
@@ -68,6 +71,7 @@ def _row(one: PlannedCell, columns: list[Column]) -> Row:
         found |= {"seconds": _time(one.estimate.seconds), "begin": _time(one.begin)}
         found |= {"slot": TableCell(str(one.slot + 1), value=one.slot + 1), "waits for": text(one.after)}
         found |= {"device": _size(one.needs.device), "host": _host(one.needs), "basis": text(one.estimate.basis)}
+        found["offloaded"] = _size(one.needs.offloaded)
     return Row(cell.label, cell.method, cell.ratio, tuple(found.get(column.name, TableCell()) for column in columns))
 
 

@@ -122,11 +122,11 @@ def _tracking(name: str, folder: Path) -> RunTracking:
 
 def _planned(spec: RunSpec) -> int:
     """Print what a run would do and take, and run nothing."""
-    from bench.run import runner
+    from bench.run import planned
     from reports import plan
     from reports.formats import terminal
 
-    found = runner.plan_spec(spec)
+    found = planned.plan_spec(spec)
     print(terminal.render(plan.tables(found, spec)), end="")
     for remark in found.remarks:
         print(remark, file=sys.stderr)

@@ -50,6 +50,7 @@ class Job:
     free_cores    whether it has fewer where other programs use cores, looked at before each stage but timing
     memory   GiB that the cell may take of the host's memory; None: as much as there is (bench.schedule.memory_needs)
     device_memory GiB that it may take of its GPU's; None: all
+    offload  folder of the machine that measures, for states that wait on its host; empty: they wait in memory
     run_threads   torch's while it is timed, of which the hash of what is timed speaks (bench.run.fingerprint)
     variables     of the environment, by which threads wait as they do in the run (bench.system.threads)
     """
@@ -72,6 +73,7 @@ class Job:
     free_cores: bool = False
     memory: float | None = None
     device_memory: float | None = None
+    offload: str = ""
     run_threads: int = 1
     variables: dict[str, str] = field(default_factory=dict)
 

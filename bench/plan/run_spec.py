@@ -44,6 +44,7 @@ THREADS = (
 SLOTS = "cells that run at once, timed ones alone; auto: one for each GPU, one on a CPU; by default 1 on this machine"
 MEMORY = "what a cell may take of the host's: weights lie in files where the whole model would take more"
 CARD = "of its GPU's: layers lie in files and visit it one at a time where the whole model would take more"
+OFFLOAD = "for states that wait between layers, on a disk of the machine that measures; by default they are in memory"
 LIMIT = "0 for no limit, or positive"
 SHARES = "a list of shares of the parameters, each in [0, 1), as in 0.1,0.3"
 BUDGET = (
@@ -113,6 +114,7 @@ class RunSpec:
     isolate: bool | None = where(None, ISOLATE)
     memory: float | Literal["auto"] = where("auto", MEMORY, "GIB", least=0.01, wanted="auto or GiB")
     device_memory: float | Literal["auto"] = where("auto", CARD, "GIB", least=0.01, wanted="auto or GiB")
+    offload: Path | None = where(None, OFFLOAD, "DIR")
     cell_memory_mib: float = where(0.0, "end a cell that takes more, files left out", "MIB", least=0, wanted=LIMIT)
     cell_minutes: float = where(0.0, "end a cell that takes longer", "N", least=0, wanted=LIMIT)
     retry_failed: bool = where(False, "run cells again whose record is a failure")
@@ -140,6 +142,8 @@ class RunSpec:
             raise UserError(
                 f"--threads auto looks at the cores of this machine; with --engine {self.engine} give a number"
             )
+        if self.offload and self.engine != "local" and not self.offload.is_absolute():
+            raise UserError(f"--offload is of the machines that measure; give the whole path, not {self.offload}")
         if isinstance(self.slots, int) and self.slots > MOST_SLOTS:
             raise UserError(f"--slots is at most {MOST_SLOTS} cells at once; got {self.slots}")
         if self.slots not in (None, 1) and self.isolate is False:

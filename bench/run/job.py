@@ -25,7 +25,7 @@ from bench.plan import chain
 from bench.plan.cell import Cell, from_plain
 from bench.plan.protocol import Protocol
 from bench.records.record import Record
-from bench.run import store
+from bench.run import offload, store
 from bench.run.datasets import DatasetReader, Datasets
 from bench.run.measure import attempt
 from bench.run.outcome import Outcome
@@ -121,8 +121,11 @@ def measure(line: Line, job: Job, cell: Cell, datasets: Datasets) -> None:
     own = datasets.for_cell(job.order, job.seconds, keep=job.keep, timed_threads=job.run_threads, statistics=statistics)
     folder = Path(job.folder)
     with ExitStack() as stack:
+        if job.offload:
+            place = stack.enter_context(offload.of_cell(Path(job.offload), folder, cell.key))
+            own = replace(own, calibration=replace(own.calibration, offload=place))
         card = card_of(cell, job.gpus, job.device_memory)
-        if lies_in_files(cell, job.memory, card):
+        if lies_in_files(cell, job.memory, card, offload=bool(job.offload)):
             on_gpu = devices[0] if devices[0].type == "cuda" else None
             outcome.files = LayerStore(stack.enter_context(store.scratch(folder)), on_gpu)
             outcome.sweeping = Sweeping(room_for_states(cell, job.memory, card), outcome.files)

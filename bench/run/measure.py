@@ -39,9 +39,11 @@ from bench.run.saving import complete, save_and_reload
 from bench.speed import benchmark
 from bench.system import failures, memory
 from methods.counted import COUNTED, Budget
-from methods.errors import OutOfReach, Unsupported, Unwritable, UserError
+from methods.errors import NoRoom, OutOfReach, Unsupported, Unwritable, UserError
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters, parameters_without_embeddings, sizes
+
+OUTCOMES = {Unsupported: "unsupported", OutOfReach: "out_of_reach", NoRoom: "error"}
 
 
 def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, parents: Path) -> None:
@@ -57,8 +59,8 @@ def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, pare
     try:
         memory.use(outcome.devices[0])
         _measure(cell, folder, datasets, outcome, parents)
-    except (Unsupported, OutOfReach) as reason:
-        status, error = ("unsupported" if isinstance(reason, Unsupported) else "out_of_reach"), str(reason)
+    except (Unsupported, OutOfReach, NoRoom) as reason:
+        status, error = OUTCOMES[type(reason)], str(reason)
     except Exception as reason:
         if isinstance(reason, Unwritable) or (isinstance(reason, UserError) and not outcome.measured):
             raise

@@ -8,15 +8,12 @@ the other or several at once, here or on other machines. Which one starts when i
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 import methods
 from bench.data import pretrained
@@ -29,15 +26,17 @@ from bench.records.record import REFUSED, Record, load
 from bench.run import fingerprint, job, lock, part, store
 from bench.run.datasets import DatasetReader, Datasets
 from bench.run.job import CalibrationSetting, calibration_setting
+from bench.run.offload import check
 from bench.run.removals import Removals, valid
 from bench.run.source_hash import method_sha256
 from bench.schedule.estimator import Estimate
 from bench.schedule.forecast import Forecast
-from bench.schedule.memory_needs import card_of, refuse_misfits, room_of
+from bench.schedule.memory_needs import room_of
+from bench.schedule.misfits import refuse_full, refuse_misfits
 from bench.schedule.order import Ended, Schedule, drive
 from bench.schedule.outlook import Outlook
-from bench.schedule.plan import Plan, named, simulated
-from bench.system import environment, interrupt
+from bench.schedule.plan import named
+from bench.system import interrupt
 from bench.system.console import say
 from bench.system.threads import let_threads_wait
 from bench.system.worker import Line
@@ -72,6 +71,8 @@ def run_spec(
     cells, folder = validate.cells(spec, here=engine.here), spec.folder()
     refuse_gpus_of_cpus(cells[0].device, spec.gpus_per_cell, spec.accelerator)
     validate.check_folder(folder)
+    if spec.offload and engine.here:
+        check(spec.offload)
     with interrupt.prompt():
         return run(
             cells,
@@ -84,6 +85,7 @@ def run_spec(
             free_cores=spec.threads == "auto",
             memory=spec.memory_gib,
             device_memory=spec.device_memory_gib,
+            offload=spec.offload,
             report=report,
             ended=ended,
         )
@@ -101,6 +103,7 @@ def run(
     free_cores: bool = False,
     memory: float | None = None,
     device_memory: float | None = None,
+    offload: Path | None = None,
     report: Report = lambda folder, records: None,
     ended: Ending = unheard,
 ) -> list[Record]:
@@ -113,11 +116,12 @@ def run(
     threads  of each cell; None: as the engine divides what there is; with `free_cores` no more of them than other
              programs leave cores, looked at before each stage but timing
     memory   GiB of the host's memory that each cell may take, and device_memory of its GPU's; None: what there is
+    offload  folder of the machine that measures, for states that wait between layers; None: they wait in memory
     report   is given the folder and the records at the end, while the folder is still held
     ended    is given the key of each cell as soon as its record is written, or found in the folder
 
     Raises UserError where another run holds the folder, a text is shorter than asked, a task's documents cannot be had,
-    the engine cannot have what cells need, or the disk takes no more.
+    the engine cannot have what cells need, states cannot be put into `offload`, or the disk takes no more.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     engine = engine or local.Local()
@@ -138,7 +142,7 @@ def run(
             say(dead)
         store.clear_leftovers(folder)
         with store.scratch(folder) as scratch:
-            datasets = _datasets(cells, scratch, session.machine)
+            datasets = read_datasets(cells, scratch, session.machine)
             cells = known(cells, datasets)
             for line in store.set_aside(folder, cells):
                 say(line)
@@ -150,6 +154,8 @@ def run(
                 measuring = session
             shared: dict[str, Any] = {"scratch": str(scratch) if engine.here else "", "limits": dict(limits or {})}
             shared |= {"plugins": tuple(methods.plugins()), "device_memory": device_memory, "free_cores": free_cores}
+            if offload is not None:
+                shared["offload"] = str(offload.resolve() if engine.here else offload)
             if memory is not None or engine.here:
                 shared["memory"] = room_of(memory, measuring.slots) / 2**30
             outlook = _outlook(cells, folder, datasets, measuring)
@@ -181,7 +187,7 @@ def _measured(
         for key, record, why in store.served(folder, cells, retry_failed)
     }
     missing = [cell for cell in cells if served[cell.key][0] is None]
-    refuse_misfits(missing if here else [], session.machine.gpus, shared.get("memory"), shared.get("device_memory"))
+    _refuse_large(missing if here else [], session, shared)
     seconds = {key: one.seconds for key, one in (estimates or {}).items()}
     schedule = Schedule(cells, seconds if seconds and session.slots > 1 else None)
     forecast = Forecast(estimates or {}, session.slots, one_machine=here)
@@ -239,35 +245,12 @@ def _measured(
     return [load(folder / "cells" / f"{cell.key}.json") for cell in cells]
 
 
-def plan_spec(spec: RunSpec) -> Plan:
-    """Return what a run would do and what that takes, without measuring and without writing anything.
-
-    Raises UserError for what `run_spec` would refuse before any work.
-    """
-    here = spec.engine == "local"
-    cells, folder = validate.cells(spec, here=here), spec.folder()
-    device, every = torch.device(cells[0].device), torch.get_num_threads()
-    slots: int = spec.slots if isinstance(spec.slots, int) else 1
-    if here:
-        gpus = local.visible(torch.cuda.device_count())
-        slots = len(local.environments(spec.slots or 1, str(device), gpus, spec.gpus_per_cell))
-    begun = time.perf_counter()
-    datasets = _datasets(cells, Path(), Machine(environment.processor(device) if here else None, every))
-    cells, read = known(cells, datasets), time.perf_counter() - begun
-    done = {key: Ended.of(one) for key, one, _ in store.served(folder, cells, spec.retry_failed) if one is not None}
-    outlook = Outlook.of(cells[0], folder)
-    shared = local.threads_of(slots, every, spec.fixed_threads)
-    outlook.add(
-        cells,
-        lambda cell: datasets[calibration_setting(cell)].amounts,
-        lambda cell: every if slots == 1 else shared,
-        every,
-    )
-    room = room_of(spec.memory_gib, slots)
-    card = card_of(cells[0], spec.gpus_per_cell, spec.device_memory_gib) if here else None
-    needs = {cell.key: outlook.needs(cell, room, card) for cell in cells}
-    where: dict[str, Any] = {"here": here, "gpus": spec.gpus_per_cell, "room": room, "card": card}
-    return simulated(cells, done, outlook.estimates, slots=slots, start=read, needs=needs, **where)
+def _refuse_large(cells: Sequence[Cell], session: Session, shared: Mapping[str, Any]) -> None:
+    """Refuse cells for which this machine has too little memory, or the folder of states too little room."""
+    limits, offload = (shared.get("memory"), shared.get("device_memory")), shared.get("offload")
+    refuse_misfits(cells, session.machine.gpus, *limits, offload=bool(offload))
+    if cells and offload:
+        refuse_full(cells, Path(offload), session.slots)
 
 
 def _outlook(
@@ -311,7 +294,7 @@ def _refuse_own(cells: Sequence[Cell]) -> None:
         )
 
 
-def _datasets(cells: Sequence[Cell], scratch: Path, machine: Machine) -> dict[CalibrationSetting, Datasets]:
+def read_datasets(cells: Sequence[Cell], scratch: Path, machine: Machine) -> dict[CalibrationSetting, Datasets]:
     """Read the data of each model, protocol and seed of a run, which is timed on one kind of machine."""
     first_of_each = {cell.model: cell for cell in cells}
     readers = {model: DatasetReader(cell, scratch, machine) for model, cell in first_of_each.items()}

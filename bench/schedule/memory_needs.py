@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import psutil
 import torch
@@ -14,12 +13,11 @@ from bench.data import pretrained
 from bench.healing import training
 from bench.plan import chain
 from bench.plan.cell import Cell
-from bench.schedule.pruning_memory import FLOAT32, PruningMemory, added
+from bench.schedule.pruned_amount import FLOAT32, PruningMemory
+from bench.schedule.pruning_memory import added, offloaded
 from bench.schedule.shape import Shape
 from bench.schedule.work import bytes_of
-from bench.system.console import say
 from methods.counted import QUANTITIES
-from methods.errors import UserError
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 
@@ -28,7 +26,6 @@ GIB = 2**30
 STATES = 2**28  # bytes, 20,000 tokens of 4,096 bfloat16 numbers with masks: a CPU computes far longer than it reads
 WHOLE_BLOCKS = ("methods.depth.", "methods.search.evopress")  # which cut no matrix, so that copies share all of them
 PROCESS = 3 * 2**28  # bytes of a process that has imported everything and read its texts, without a model
-SURE = 0.5  # of what a cell takes beside its weights by these formulas, which tests hold to within a factor of 1.5
 
 
 @dataclass(frozen=True)
@@ -36,11 +33,13 @@ class MemoryNeeds:
     """Holds bytes; on a CPU the host's memory is the device's, and `device` is 0.
 
     in_files  whether the weights lie in files, and are not counted but where they are used (methods.model.layer_store)
+    offloaded  of states that wait in a folder, of whose room they take as much (methods.model.waiting_states)
     """
 
     device: int
     host: int
     in_files: bool = False
+    offloaded: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,13 @@ class Footprint:
 
     bytes_each  of a weight
     process     of a process that has imported everything and read its texts, without a model
+    offload     whether states that wait on the host have a folder
     """
 
     shape: Shape
     bytes_each: int
     process: int = 0
+    offload: bool = False
 
     @property
     def weights(self) -> int:
@@ -66,9 +67,18 @@ class Footprint:
         model = max(bytes_ for stage, bytes_ in stages.items() if stage != "speed")
         if cell.device.startswith("cuda"):  # the model waits on the host while another process has the card
             host = self.process + self.weights + self._parked(cell) + (self.process + self.weights if timed else 0)
-            return MemoryNeeds(max(peak or model, stages.get("speed", 0)), host)
+            return MemoryNeeds(max(peak or model, stages.get("speed", 0)), host, offloaded=self.offloaded(cell))
         own = peak or self.process + model + self._parked(cell)
-        return MemoryNeeds(0, max(own, 2 * self.process + 3 * self.weights if timed else 0))
+        host = max(own, 2 * self.process + 3 * self.weights if timed else 0)
+        return MemoryNeeds(0, host, offloaded=self.offloaded(cell))
+
+    def offloaded(self, cell: Cell) -> int:
+        """Return the bytes of states that wait in a folder while the cell prunes, where it has one."""
+        if not self.offload or cell.method == "dense":
+            return 0
+        if cell.device.startswith("cuda"):
+            return self._on_the_host(cell)
+        return offloaded(cell.method, methods.load().get(cell.method.partition("+")[0]), self._asked(cell))
 
     def placed(self, cell: Cell, room: int, peak: int = 0, card: int | None = None) -> MemoryNeeds:
         """Return what a cell takes where it may take `room` bytes of a host: with its weights in files, if need be.
@@ -79,12 +89,13 @@ class Footprint:
         is.
         """
         whole, on_gpu = self.needs(cell), cell.device.startswith("cuda")
+        peak = 0 if self.offload else peak  # which may be of a cell whose states were in memory
         fits = (card is None or whole.device <= card) if on_gpu else whole.host <= room
         if fits or wants_memory(cell):
             return self.needs(cell, peak)
         if on_gpu:
             return self._beside_visits(cell, card or 0)
-        return MemoryNeeds(0, self._beside_files(cell, room), in_files=True)
+        return MemoryNeeds(0, self._beside_files(cell, room), True, self.offloaded(cell))
 
     def _beside_files(self, cell: Cell, room: int) -> int:
         """Return the bytes of a cell whose weights lie in files: one layer of them, and a new head, are in memory."""
@@ -103,7 +114,7 @@ class Footprint:
         work = max(scoring, 0 if cell.method == "dense" else self._pruning(cell, in_files=True))
         head = 0 if cell.method == "dense" else self.bytes_each * self.shape.head
         device = self._around + 2 * layer + round(work) + head
-        return MemoryNeeds(device, self.process + layer + self._parked(cell), in_files=True)
+        return MemoryNeeds(device, self.process + layer + self._parked(cell), True, self.offloaded(cell))
 
     @property
     def _around(self) -> int:
@@ -147,9 +158,9 @@ class Footprint:
         cuts = cell.ratio_of in QUANTITIES and not (kind and kind.__module__.startswith(WHOLE_BLOCKS))
         return 2 * left if cuts else 0
 
-    def _pruning(self, cell: Cell, *, in_files: bool = False) -> int:
-        p, name = cell.protocol, cell.method.partition("+")[0]
-        asked = PruningMemory(
+    def _asked(self, cell: Cell, *, in_files: bool = False) -> PruningMemory:
+        p, on_gpu = cell.protocol, cell.device.startswith("cuda")
+        return PruningMemory(
             self.shape,
             self.bytes_each,
             self.shape.share(cell.ratio, cell.ratio_of),
@@ -157,10 +168,14 @@ class Footprint:
             p.calibration_length,
             p.calibration_memory_mib * 2**20 or Calibration.memory,  # of what is free a share is taken, and not needed
             cell.parameters,
-            on_gpu=cell.device.startswith("cuda"),
+            on_gpu=on_gpu,
             in_files=in_files,
+            weight=0.0 if self.offload and not on_gpu else 1.0,
         )
-        return added(cell.method, methods.load().get(name), asked)
+
+    def _pruning(self, cell: Cell, *, in_files: bool = False) -> int:
+        pruner = methods.load().get(cell.method.partition("+")[0])
+        return added(cell.method, pruner, self._asked(cell, in_files=in_files))
 
     def _scoring(self, cell: Cell) -> int:
         """Return the bytes of one forward and of its logits, which are made float32."""
@@ -198,14 +213,20 @@ class Footprint:
         return self.bytes_each * self.shape.head if kept else 0
 
     def _parked(self, cell: Cell) -> int:
-        """Return the bytes on the host of what waits there: states, and beside a GPU dense layers."""
-        p, width, recipe = cell.protocol, self.shape.width, cell.healing
-        states = FLOAT32 * p.calibration_sequences * p.calibration_length * width if cell.method == "slicegpt" else 0
-        if cell.device.startswith("cuda") and states <= p.calibration_memory_mib * 2**20:
-            states = 0  # they wait on the GPU
+        """Return the bytes on the host of what waits there: what is read, and beside a GPU states and dense layers."""
+        width, recipe = self.shape.width, cell.healing
+        states = 0 if self.offload else self._on_the_host(cell)
         read = self.bytes_each * recipe.sequences * recipe.length * width if recipe and recipe.loss == "kl" else 0
         layers = cell.device.startswith("cuda") and cell.method.endswith(("+refit", "+reinitialize"))
         return states + read + (self.bytes_each * self.shape.inner if layers else 0)
+
+    def _on_the_host(self, cell: Cell) -> int:
+        """Return the bytes of states that wait there beside a GPU."""
+        p = cell.protocol
+        if not cell.device.startswith("cuda") or cell.method.partition("+")[0] != "slicegpt":
+            return 0
+        states = FLOAT32 * p.calibration_sequences * p.calibration_length * self.shape.width
+        return 0 if states <= p.calibration_memory_mib * 2**20 else states
 
 
 def wants_memory(cell: Cell) -> str:
@@ -232,13 +253,14 @@ def card_of(cell: Cell, gpus: int, device_memory: float | None = None) -> int | 
     return torch.cuda.get_device_properties(torch.device(cell.device)).total_memory if there else None
 
 
-def lies_in_files(cell: Cell, memory: float | None, card: int | None = None) -> bool:
+def lies_in_files(cell: Cell, memory: float | None, card: int | None = None, *, offload: bool = False) -> bool:
     """Say whether a cell's weights lie in files, since it would take more where all of them lie where it computes.
 
-    memory  GiB that it may take of the host's memory; None: what the machine has
-    card    of `card_of`
+    memory   GiB that it may take of the host's memory; None: what the machine has
+    card     of `card_of`
+    offload  whether its states have a folder
     """
-    return footprint_of(cell).placed(cell, room_of(memory), card=card).in_files
+    return footprint_of(cell, offload=offload).placed(cell, room_of(memory), card=card).in_files
 
 
 def room_for_states(cell: Cell, memory: float | None, card: int | None = None) -> int:
@@ -246,67 +268,12 @@ def room_for_states(cell: Cell, memory: float | None, card: int | None = None) -
     return footprint_of(cell).room_for_states(cell, room_of(memory) if card is None else card)
 
 
-def refuse_misfits(
-    cells: Sequence[Cell], gpus: int = 1, memory: float | None = None, device_memory: float | None = None
-) -> None:
-    """Raise UserError where one of the cells surely needs more memory than there is, and name those that may.
-
-    gpus    that each cell has, where cells run on GPUs
-    memory  GiB of the host's memory that each may take, where they run on the CPU; None: what the machine has
-    device_memory  GiB of its GPU's that each may take, where it has one; None: what that has
-    """
-    if not cells:
-        return
-    if cells[0].device.startswith("cuda"):
-        _refuse_on_gpus(cells, gpus, device_memory)
-        return
-    room = room_of(memory)
-    for cell in cells:
-        footprint = footprint_of(cell)
-        needs = footprint.placed(cell, room)
-        words = f"{cell.label} needs about {needs.host / GIB:.1f} GiB, and may take {room / GIB:.1f} GiB"
-        if needs.in_files:
-            whole = footprint.needs(cell).host / GIB
-            words = f"{cell.label} needs about {whole:.1f} GiB, or {needs.host / GIB:.1f} GiB with its weights in files"
-            words = f"{words}, and may take {room / GIB:.1f} GiB"
-        if needs.host <= room:
-            continue
-        if not needs.in_files and footprint.weights > room:
-            raise UserError(f"{words}: it {wants_memory(cell)}; leave that out, or give a smaller model")
-        if footprint.process + SURE * (needs.host - footprint.process) > room:
-            raise UserError(f"{words}; leave it out, or give less calibration or fewer --batch-tokens")
-        say(f"{words}: it may run out of memory")
-
-
-def footprint_of(cell: Cell) -> Footprint:
-    """Return what cells of one model and dtype take."""
-    return Footprint(shape_of(cell.model, cell.trust_remote_code), bytes_of(cell.dtype), PROCESS)
+def footprint_of(cell: Cell, *, offload: bool = False) -> Footprint:
+    """Return what cells of one model and dtype take; `offload` says whether states have a folder."""
+    return Footprint(shape_of(cell.model, cell.trust_remote_code), bytes_of(cell.dtype), PROCESS, offload)
 
 
 @functools.cache
 def shape_of(model: str, trust_remote_code: bool) -> Shape:
     """Return the shape of a model, which is read once in a process."""
     return Shape.of(Decoder(pretrained.shell(model, trust_remote_code)))
-
-
-def _refuse_on_gpus(cells: Sequence[Cell], gpus: int, device_memory: float | None) -> None:
-    all_of_them = gpus * torch.cuda.get_device_properties(torch.device(cells[0].device)).total_memory
-    cards = "the GPU has" if gpus == 1 else f"{gpus} GPUs have"
-    for cell in sorted(cells, key=lambda one: -footprint_of(one).needs(one).device):
-        footprint, card = replace(footprint_of(cell), process=0), card_of(cell, gpus, device_memory)
-        there, whole = card or all_of_them, footprint.needs(cell).device
-        if whole <= there:
-            break
-        needs = footprint.placed(cell, room_of(None), card=card)
-        words = f"{cell.label} needs about {whole / GIB:.1f} GiB"
-        if needs.in_files:
-            words = f"{words}, or {needs.device / GIB:.1f} GiB with layers that visit the GPU"
-        words = f"{words}, and {'it may take' if device_memory else cards} {there / GIB:.1f} GiB"
-        if needs.device <= there:
-            continue
-        least = footprint.weights if not needs.in_files else 0
-        if least + SURE * (needs.device - least) > there:
-            all_there = card is not None and not needs.in_files
-            why = f"it {wants_memory(cell)}; leave that out" if all_there else "leave it out"
-            raise UserError(f"{words}; {why}, or give a smaller model, --dtype bfloat16 or less calibration")
-        say(f"{words}: it may run out of memory")

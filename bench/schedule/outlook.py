@@ -72,10 +72,13 @@ class Outlook:
                 found = replace(found, stages=found.stages | {"speed": timed.stages["speed"]})
             self.estimates[cell.key] = found
 
-    def needs(self, cell: Cell, room: int, card: int | None = None) -> MemoryNeeds:
-        """Return the memory of a cell, which may take `room` bytes of the host's and `card` of its GPU's."""
+    def needs(self, cell: Cell, room: int, card: int | None = None, *, offload: bool = False) -> MemoryNeeds:
+        """Return the memory of a cell, which may take `room` bytes of the host's and `card` of its GPU's.
+
+        offload  whether its states have a folder
+        """
         peak = max((one.peak(cell) for one in self._estimators.values()), default=0)
-        return footprint_of(cell).placed(cell, room, peak, card)
+        return footprint_of(cell, offload=offload).placed(cell, room, peak, card)
 
     def _estimator(self, cell: Cell, threads: int) -> Estimator:
         if (cell.model, threads) not in self._estimators:

@@ -69,6 +69,7 @@ def simulated(
     gpus: int = 1,
     room: int | None = None,
     card: int | None = None,
+    free: int | None = None,
 ) -> Plan:
     """Return the plan of a run.
 
@@ -78,6 +79,7 @@ def simulated(
     gpus   over which the model of a cell is spread
     room   bytes of the host's memory that a cell may take; None: all of it
     card   bytes of its GPU's that it may take; None: all that its GPUs have
+    free   bytes that the folder has left in which states wait; None: it is not looked at, or there is none
     """
     seconds = {key: estimate.seconds for key, estimate in estimates.items()}
     schedule = Schedule(cells, seconds if slots > 1 else None)
@@ -105,7 +107,16 @@ def simulated(
         after = named(schedule.cells[after]) if after and after not in done else ""
         planned.append(PlannedCell(cell, "", estimates[cell.key], needs[cell.key], slot, first, ended, after))
     ends = [max((end for at, _, end in session.spans.values() if at == slot), default=0.0) for slot in range(slots)]
-    return Plan(planned, ends, list(_misfits(planned, slots, gpus, room, card)) if here else [])
+    remarks = [*_misfits(planned, slots, gpus, room, card), *_full(planned, slots, free)] if here else []
+    return Plan(planned, ends, remarks)
+
+
+def _full(planned: Sequence[PlannedCell], slots: int, free: int | None) -> list[str]:
+    """Say that the folder of --offload has not the room that states take at once."""
+    taken = sum(sorted((one.needs.offloaded for one in planned), reverse=True)[:slots])
+    if free is None or taken <= free:
+        return []
+    return [f"states take about {gib(taken)} of the folder of --offload, which has {gib(free)} left; name another"]
 
 
 def _misfits(planned: Sequence[PlannedCell], slots: int, gpus: int, room: int | None, of_card: int | None) -> list[str]:

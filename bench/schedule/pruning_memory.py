@@ -11,62 +11,16 @@ float64 (8) or float32 (4).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from bench.schedule.shape import Shape
+from bench.schedule.pruned_amount import FLOAT32, FLOAT64, PruningMemory
 from methods.model import gradients, sliced_layer
 from methods.search import trials
 
-FLOAT32, FLOAT64 = 4, 8
-
-
-@dataclass(frozen=True)
-class PruningMemory:
-    """Says what is pruned, and on what.
-
-    b       bytes of a number
-    ratio   to remove of the dense model
-    sequences, length, memory   of the calibration, and the bytes that its states may take
-    on_gpu  whether what a method parks on the host lies in another memory
-    in_files  whether the weights lie in files, so that they take none
-    """
-
-    shape: Shape
-    b: int
-    ratio: float
-    sequences: int
-    length: int
-    memory: int
-    parameters: Mapping[str, Any]
-    on_gpu: bool = True
-    in_files: bool = False
-
-    @property
-    def N(self) -> int:
-        """Return the calibration tokens that the method reads."""
-        every = self.sequences * self.length
-        return min(every, self.parameters.get("tokens") or every)
-
-    @property
-    def layer(self) -> float:
-        """Return the bytes of a layer."""
-        return self.b * self.shape.layer
-
-    @property
-    def matrix(self) -> int:
-        """Return the numbers of the largest matrix of a layer."""
-        return self.shape.width * self.shape.mlp
-
-    def s(self, values: int) -> int:
-        """Return the tokens of a micro-batch of so many values each, as methods.model.calibration makes it."""
-        return self.length * min(self.sequences, max(1, self.memory // (self.b * values * self.length)))
-
-    def fits(self, inputs: float, outputs: int) -> float:
-        """Return the bytes of a fit of `inputs` columns: its sums and their factor, and two right-hand sides."""
-        return FLOAT64 * (2 * inputs**2 + 2 * inputs * outputs)
+ALL = 2.0**32  # a weight of states beside which nothing else counts
 
 
 def added(method: str, pruner: object, asked: PruningMemory) -> int:
@@ -79,6 +33,14 @@ def added(method: str, pruner: object, asked: PruningMemory) -> int:
     usual = _taylor if "gradients" in needs else _states if "calibration" in needs else _nothing
     own = METHODS.get(name, usual)(asked)
     return round(max(own, COMPENSATIONS.get(compensation, _boundaries)(asked) if compensation else 0.0))
+
+
+def offloaded(method: str, pruner: object, asked: PruningMemory) -> int:
+    """Return the bytes of states that wait while a method prunes, which a folder has to have room for.
+
+    Every formula is made of sums and maxima, so that by a weight beside which all else is nothing it is that of states.
+    """
+    return round(added(method, pruner, replace(asked, weight=ALL)) / ALL)
 
 
 def _nothing(asked: PruningMemory) -> float:
@@ -94,7 +56,8 @@ def _step(asked: PruningMemory, beside: float = 0.0) -> float:
 def _waiting(asked: PruningMemory) -> float:
     """Count the states of the other micro-batches, which wait between two layers."""
     D, I = asked.shape.width, asked.shape.mlp
-    return asked.b * (asked.sequences * asked.length - asked.s(8 * D + 4 * I)) * D
+    every = asked.sequences * asked.length
+    return asked.waits(asked.b * every * D, in_use=asked.b * asked.s(8 * D + 4 * I) * D)
 
 
 def _states(asked: PruningMemory, beside: float = 0.0) -> float:
@@ -109,7 +72,7 @@ def _states(asked: PruningMemory, beside: float = 0.0) -> float:
 def _angular(asked: PruningMemory) -> float:
     """States, and those in front of every layer where all tokens are compared."""
     compared = asked.N if asked.parameters.get("token") == "all" else asked.sequences
-    return _states(asked) + asked.b * compared * asked.shape.width * (asked.shape.layers + 1)
+    return _states(asked) + asked.waits(asked.b * compared * asked.shape.width * (asked.shape.layers + 1))
 
 
 def _minitron(asked: PruningMemory) -> float:
@@ -131,14 +94,14 @@ def _flap(asked: PruningMemory) -> float:
 def _wanda_sp(asked: PruningMemory) -> float:
     """All states wait in front of the layer that is cut; its matrix is scored in float64."""
     of_a_layer = max(_step(asked, FLOAT64 * asked.shape.mlp), (FLOAT64 + asked.b) * asked.matrix)
-    return asked.b * asked.N * asked.shape.width + of_a_layer
+    return asked.waits(asked.b * asked.N * asked.shape.width) + of_a_layer
 
 
 def _obs(asked: PruningMemory) -> float:
     """All states in front of a layer and behind it, and matrices of all pairs of what enters an output matrix."""
     D, C = asked.shape.width, max(asked.shape.mlp, asked.shape.heads)
     rows = asked.s(8 * D + 4 * C) * FLOAT32 * C
-    return 2 * asked.b * asked.N * D + max(_step(asked) + rows, FLOAT64 * (4 * C**2 + 4 * D * C))
+    return asked.waits(2 * asked.b * asked.N * D) + max(_step(asked) + rows, FLOAT64 * (4 * C**2 + 4 * D * C))
 
 
 def _svd_llm(asked: PruningMemory) -> float:
@@ -146,7 +109,7 @@ def _svd_llm(asked: PruningMemory) -> float:
     D, I, A = asked.shape.width, asked.shape.mlp, asked.shape.heads
     sums = FLOAT64 * (2 * D**2 + A**2 + I**2) + _step(asked) + asked.s(8 * D + 4 * I) * FLOAT64 * max(I, A)
     last = FLOAT64 * max(3 * I**2 + D * I, I**2 + 4 * D * I) + asked.layer * (1 - asked.ratio)
-    return asked.b * asked.N * D + max(sums, last)
+    return asked.waits(asked.b * asked.N * D) + max(sums, last)
 
 
 def _taylor(asked: PruningMemory) -> float:
@@ -164,7 +127,7 @@ def _taylor(asked: PruningMemory) -> float:
     loss = (4 * FLOAT32 + (b if b < FLOAT32 else 0)) * at_once * V
     found = asked.layer + b * at_once * (4 * D + 2 * I)
     of_a_layer = FLOAT32 * sums * asked.shape.layer + max(found, 3 * FLOAT32 * asked.matrix)
-    return (L + 1) * b * rows * length * D + max(loss, of_a_layer)
+    return asked.waits((L + 1) * b * rows * length * D) + max(loss, of_a_layer)
 
 
 def _llm_pruner(asked: PruningMemory) -> float:
@@ -180,7 +143,8 @@ def _slicegpt(asked: PruningMemory) -> float:
     table = b * V * D * (2 if asked.shape.tied else 1) + 2 * FLOAT64 * min(V * D, sliced_layer.NUMBERS)
     sites = 6 * FLOAT64 * D**2 + asked.s(values) * (b * values + 4 * FLOAT32 * D)
     waiting = FLOAT32 * asked.sequences * asked.length * D
-    return max(table, b * V * D + sites + (waiting if waiting <= asked.memory and asked.on_gpu else 0))
+    here = not asked.on_gpu or waiting <= asked.memory
+    return max(table, b * V * D + sites + asked.waits(waiting) * here)
 
 
 def _cut_experts(asked: PruningMemory) -> float:
@@ -207,7 +171,7 @@ def _trials(
     kept = FLOAT32 * asked.N * V if dense and asked.memory >= FLOAT32 * asked.N * V else 0
     batch = min(asked.N, asked.s(D * (L + 8)))
     runs = b * max(batch, min(trials.ROWS, trials.MOST * batch)) * (3 * I + 6 * D)
-    return (L + 3) * b * asked.N * D + kept + max(pieces, runs + copied)
+    return asked.waits(b * (L * batch + 3 * asked.N) * D) + kept + max(pieces, runs + copied)
 
 
 def _search(asked: PruningMemory, loss: str = "nll", copied: float = 0.0) -> float:
@@ -248,7 +212,8 @@ def _laco(asked: PruningMemory) -> float:
     D, I, L, b = asked.shape.width, asked.shape.mlp, asked.shape.layers, asked.b
     tokens = _sentences(asked, 16)
     kept = 0.7 * L * max(0, L - asked.parameters.get("C", 4)) * b * tokens * D  # 563 were counted of 30 layers
-    return (L + 1) * b * tokens * D + min(asked.memory, kept) + max(2.5 * b * asked.matrix, 3 * b * tokens * (I + D))
+    waiting = asked.waits((L + 1) * b * tokens * D + min(asked.memory, kept))
+    return waiting + max(2.5 * b * asked.matrix, 3 * b * tokens * (I + D))
 
 
 def _laco_published(asked: PruningMemory) -> float:
@@ -264,10 +229,10 @@ def _laco_ls(asked: PruningMemory) -> float:
     seen, tried = min(asked.N, given.get("search_tokens", 4096)), min(asked.N, given.get("trial_tokens", 512))
     states, maps = (2 * L + 1) * seen + (L + 1) * tried, L - 1 + 2 * removed
     logits = tried + max(tried, 5 * min(tried, trials.TOKENS_AT_ONCE))  # of the dense model, and a trial's
-    search = b * D * (states + D * maps) + FLOAT32 * logits * V
+    search = asked.waits(b * D * states) + b * D * D * maps + FLOAT32 * logits * V
     inputs = I + asked.shape.heads if given.get("attention") else I
     steps = D + asked.shape.heads + inputs if given.get("attention") else 0
-    rows = asked.N * (b * (5 * D + I + steps) + FLOAT64 * D)
+    rows = asked.waits(asked.N * (b * (5 * D + I + steps) + FLOAT64 * D))
     pieces = FLOAT64 * asked.s(11 * D + 4 * I) * (inputs + D)
     return max(search, rows + pieces + asked.fits(inputs, D) + 2 * b * asked.matrix)
 
@@ -275,8 +240,8 @@ def _laco_ls(asked: PruningMemory) -> float:
 def _cut_states(asked: PruningMemory) -> float:
     """All tokens' states of both models at a cut, and what a layer does with them."""
     D, I = asked.shape.width, asked.shape.mlp
-    all_tokens = asked.sequences * asked.length * (11 * D + asked.shape.heads + I)
-    return asked.b * (all_tokens + asked.s(8 * D + 4 * I) * 2 * I)
+    all_tokens = asked.waits(asked.b * asked.sequences * asked.length * 9 * D)
+    return all_tokens + asked.b * asked.s(8 * D + 4 * I) * (2 * D + asked.shape.heads + 3 * I)
 
 
 def _boundaries(asked: PruningMemory) -> float:
@@ -293,7 +258,8 @@ def _refit(asked: PruningMemory) -> float:
     D, b, tokens = asked.shape.width, asked.b, asked.sequences * asked.length
     gone = asked.ratio * asked.shape.parameters
     left = asked.shape.mlp * max(0.0, 1 - gone / max(1, asked.shape.inner))
-    fit = b * tokens * (8 * D + left) + asked.fits(left, D) + 2 * FLOAT64 * asked.s(8 * D + 4 * asked.shape.mlp) * D
+    pieces = 2 * FLOAT64 * asked.s(8 * D + 4 * asked.shape.mlp) * D
+    fit = asked.waits(b * tokens * (8 * D + left)) + asked.fits(left, D) + pieces
     if asked.in_files:
         return fit + asked.layer
     return fit + (asked.layer - b * gone if asked.on_gpu else b * (asked.shape.inner - gone))

@@ -72,8 +72,10 @@ class Refit:
         entries, masks = enter_all(pruning.dense, read, values_of_a_step(pruning.dense))
         where = [mask.to(entries[0].x.device) for mask in masks]
         x, report = [entry.x for entry in entries], list[dict[str, Any]]()
+        arguments = [entry.arguments for entry in entries]
+        del entries  # with the first layer's input
         for number, (whole, layer) in enumerate(over(pairs(pruning), "refitting", "layer")):
-            given = [entry.arguments[layer.kind] for entry in entries]
+            given = [each[layer.kind] for each in arguments]
             x, where = ([one.to(layer.device) for one in each] for each in (x, where))
             with whole.visiting(), layer.visiting():
                 x, found = self.refitted(whole, layer, list(zip(x, given, where, strict=True)), read.wait)

@@ -102,6 +102,8 @@ class OBS:
         known = known_units(calibration.order)
         log = calibration.log([entry.x for entry in entries], "obs", self, counts, sorted(known.items()))
         kept, X, missed = log.kept(), log.take(), list[dict[str, float]]()
+        arguments = [entry.arguments for entry in entries]
+        del entries  # with the first layer's input
         for number, layer in enumerate(over(model.layers, "removing", "layer")):
             asked = [
                 Asked(each, counts[each.kind], known.get((number, each.kind), []))
@@ -115,7 +117,7 @@ class OBS:
                     for each, cut in zip(asked, found, strict=True):
                         cut.make(each.structure)
                 else:
-                    given = [entry.arguments[layer.kind] for entry in entries]
+                    given = [each[layer.kind] for each in arguments]
                     X = [x.to(layer.device) for x in X]
                     batches = list(map(Batch, X, given, *beside(X, masks)))
                     X, found = self.cut_layer(layer, asked, batches, calibration.wait)

@@ -50,7 +50,7 @@ from torch import Tensor, nn
 
 from methods.base import register
 from methods.errors import OutOfReach
-from methods.model.activations import Entry, enter_all
+from methods.model.activations import enter_all
 from methods.model.calibration import Calibration, Wait
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
@@ -125,9 +125,14 @@ class SliceGPT:
         numbers = sum(entry.x.numel() for entry in entries)
         waits = model.embed.weight.device if 4 * numbers <= calibration.memory else torch.device("cpu")
         log = calibration.log([calibration.wait(entry.x.to(waits).float()) for entry in entries], "slicegpt", d)
-        slicer = _Slicer(model, entries, mask, d, log, wait=calibration.wait)
+        arguments = [entry.arguments for entry in entries]
+        del entries  # with the first layer's input
+        slicer = _Slicer(model, arguments, mask, d, log, wait=calibration.wait)
         slicer.run(self.slices_head(model))
         return {"d": d, "width": slicer.D, "head_sliced": self.slices_head(model), "energy_kept": slicer.energy}
+
+
+Arguments = dict[str | None, dict[str, Any]]  # by kind of layer, as methods.model.activations.Entry has them
 
 
 class _Slicer:
@@ -141,9 +146,10 @@ class _Slicer:
     """
 
     def __init__(
-        self, model: Decoder, entries: list[Entry], mask: list[Tensor], d: int, log: SweepLog, *, wait: Wait
+        self, model: Decoder, arguments: list[Arguments], mask: list[Tensor], d: int, log: SweepLog, *, wait: Wait
     ) -> None:
-        self.model, self.entries, self.d, self.log, self.known, self.wait = model, entries, d, log, log.kept(), wait
+        self.model, self.arguments, self.d, self.log, self.wait = model, arguments, d, log, wait
+        self.known = log.kept()
         self.D, self.device = model.embed.embedding_dim, model.embed.weight.device
         self.X = log.take()
         self.mask = [one.to(self.X[0].device) for one in mask]
@@ -203,10 +209,10 @@ class _Slicer:
         """Cut the signal, (B, T, D) -> (B, T, d), and pass it through one sub-block: S B + block(rms(S))."""
         B, Q = (one.to(layer.device, torch.float32) for one in (B, self.Q[:, : self.d]))
         dtype = layer.out.weight.dtype
-        signals = ((x.to(layer.device) @ Q, entry) for x, entry in zip(self.X, self.entries, strict=True))
-        waits = self.X[0].device
-        left = (S @ B + block(norm(S.to(dtype)), entry.arguments[layer.kind]) for S, entry in signals)
-        return [self.wait(x.to(waits)) for x in left]
+        for at, given in enumerate(self.arguments):
+            S, waits = self.X[at].to(layer.device) @ Q, self.X[at].device
+            self.X[at] = self.wait((S @ B + block(norm(S.to(dtype)), given[layer.kind])).to(waits))
+        return self.X
 
     def pca(self) -> list[Tensor]:
         """Return the principal axes of the present signal, (D, D), and the share of its energy in the kept ones.

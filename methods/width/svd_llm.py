@@ -100,6 +100,8 @@ class SVDLLM:
         entries, masks = enter_all(model, calibration, values_of_a_step(model))
         log = calibration.log([entry.x for entry in entries], "svd-llm", self, ranks)
         kept, X, missed = log.kept(), log.take(), list[dict[str, float]]()
+        arguments = [entry.arguments for entry in entries]
+        del entries  # with the first layer's input
         for number, layer in enumerate(over(model.layers, "factoring", "layer")):
             with layer.visiting():
                 if number < log.done:
@@ -108,7 +110,7 @@ class SVDLLM:
                     found = {name: Factors(*tensors[3 * at : 3 * at + 3]) for at, name in enumerate(names)}
                     put(layer, found)
                 else:
-                    given = [entry.arguments[layer.kind] for entry in entries]
+                    given = [each[layer.kind] for each in arguments]
                     X = [x.to(layer.device) for x in X]
                     (there,) = beside(X, masks)
                     found = self.factor_layer(layer, ranks[number], X, given, there, wait=calibration.wait)
@@ -146,7 +148,8 @@ class SVDLLM:
             found |= {name: low_rank(matrices[name].weight, S, ranks[name] or 0) for name in names}
         put(layer, found)
         if self.prefix == "pruned":
-            X[:] = [wait(layer(x, arguments)) for x, arguments in zip(X, given, strict=True)]
+            for at, arguments in enumerate(given):
+                X[at] = wait(layer(X[at], arguments))
         return found
 
 

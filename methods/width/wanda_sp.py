@@ -74,9 +74,10 @@ class WandaSP:
         if any(counts.values()):
             entries, masks = enter_all(model, calibration, values_of_a_step(model))
             log = calibration.log([entry.x for entry in entries], "wanda-sp", counts)
-            known, X = log.kept(), log.take()
+            known, X, given = log.kept(), log.take(), [entry.arguments for entry in entries]
+            del entries  # with the first layer's input
             for number, layer in enumerate(over(model.layers, "removing", "layer")):
-                arguments = [entry.arguments[layer.kind] for entry in entries]
+                arguments = [each[layer.kind] for each in given]
                 with layer.visiting():
                     norms = next(known, None) or norms_of_inputs(layer, X, arguments, masks)
                     for structure in structures:
@@ -84,7 +85,8 @@ class WandaSP:
                             norm = norms[KINDS.index(structure.kind)].to(layer.device)
                             structure.remove(score(structure, norm), counts[structure.kind])
                     if number >= log.done:
-                        X = [calibration.wait(layer(x, given)) for x, given in zip(X, arguments, strict=True)]
+                        for at, x in enumerate(X):
+                            X[at] = calibration.wait(layer(x, arguments[at]))
                         log.add(norms, X)
         return plan | {"parameters": parameters(model)} | cuts(model, structures)
 

@@ -111,7 +111,7 @@ def test_a_run_whose_layers_visit_the_gpu_finds_what_one_in_memory_finds(saved, 
     asked = [*base, "--methods", "flap,slicegpt,shortgpt+ghost", "--ratio", "0.3", "--dtype", "float32", "--no-isolate"]
     asked += ["--save-models"] if saved else ["--then", "llm-pruner:ratio=0.5"]
     assert main([*asked, "--out", str(tmp_path / "cpu")]) == 0
-    monkeypatch.setattr(job, "lies_in_files", lambda cell, memory, card: card is not None)
+    monkeypatch.setattr(job, "lies_in_files", lambda cell, memory, card, **_: card is not None)
     with EmulatedGpus() as gpus:
         assert main([*asked, "--out", str(tmp_path / "gpu"), "--device", "cuda"]) == 0
         assert gpus.memories[0].now == 0

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import subprocess
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,14 +13,9 @@ from tiny_methods import EXPERTS, SPECS
 
 import methods
 from bench.run.fingerprint import state_sha256
-from bench.system import environment
-from methods.errors import NoRoom
 from methods.model import waiting_states
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.layer_store import LayerStore, _lies_in, _mapped_files
-from methods.model.sweep_log import SweepLogs
-from methods.model.waiting_states import put_to_wait
 
 RATIO = 0.3
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads files of the Linux kernel")
@@ -30,13 +23,15 @@ NONE_WAIT = {"drop", "drop-tail", "drop-random"}  # decide without looking at st
 WAITING = [("llama", name) for name in SPECS if name not in NONE_WAIT]
 COMPENSATED = ["scale", "linearpatch", "ghost", "replaceme"]
 COMPENSATED = [*(f"shortgpt+{name}" for name in COMPENSATED), "llm-drop+replaceme", "flap+refit"]
-WAITING += [("llama", name) for name in COMPENSATED] + [("mixtral", name) for name in EXPERTS if name != "expert-random"]
+WAITING += [("llama", name) for name in COMPENSATED]
+WAITING += [("mixtral", name) for name in EXPERTS if name != "expert-random"]
 WAITING += [("gemma2", "laco-ls"), ("gemma2", "shortgpt+replaceme"), ("phi", "obs"), ("phi", "shortgpt+ghost")]
 SETTINGS = {
     "angular": {"token": "all"},
-    "laco-ls": {"trial_tokens": "48", "sweeps": "2", "later": "yes"},
-    "magnitude": {"order": "taylor"},
-    "llm-pruner": {"sequences": "4", "tokens": "16", "importance": "mix"},
+    "laco-ls": {"trial_tokens": "48", "attention": "yes", "later": "yes", "sweeps": "2"},
+    "laco-puzzle": {"depths": "1", "steps": "2", "tokens": "48", "best": "1"},
+    "puzzle": {"steps": "1", "tokens": "48", "best": "1"},
+    "evopress": {"generations": "1", "offspring": "2", "initial": "2", "tokens": "48"},
 }
 
 
@@ -51,7 +46,7 @@ def test_every_method_does_the_same_with_states_in_files(family, name, calibrati
     put, model = list[torch.Tensor](), tiny(family)
     waits = waiting_states.put_to_wait
     monkeypatch.setattr(waiting_states, "put_to_wait", lambda x, folder: put.append(x) or waits(x, folder))
-    pruner = methods.make(name, SPECS.get(name, {}))
+    pruner = methods.make(name, SETTINGS.get(name if family == "llama" else "", SPECS.get(name, {})))
     one, other = Decoder(copy.deepcopy(model)), Decoder(model)
     decided = pruner.prune(one, calibration, RATIO)
     assert put == []

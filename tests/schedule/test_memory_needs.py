@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import tiny
 from emulated import EmulatedGpus
+from emulated.tensors import Memory, _Held
 from pages import text
 from tiny_methods import EXPERTS, METHODS
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -20,11 +21,13 @@ from bench.healing.text import Text
 from bench.plan.cell import Cell
 from bench.plan.protocol import profile
 from bench.plan.recipe import Recipe
-from bench.schedule import memory_needs
+from bench.schedule import memory_needs, misfits
 from bench.schedule.memory_needs import GIB, PROCESS, Footprint
-from bench.schedule.pruning_memory import PruningMemory, added
+from bench.schedule.pruned_amount import PruningMemory
+from bench.schedule.pruning_memory import added, offloaded
 from bench.schedule.shape import Shape
 from methods.errors import UserError
+from methods.model import waiting_states
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 
@@ -65,6 +68,50 @@ def test_what_pruning_needs_is_about_what_it_takes(shape, dtype, name, settings)
         methods.make(name, settings).prune(decoder, calibration, RATIO)
         taken = gpus.memories[0].peak - weights
     assert LOW * taken <= added(name, pruner, asked) <= HIGH * taken
+
+
+FILED = [
+    "shortgpt",
+    "flap",
+    "wanda-sp",
+    "obs",
+    "svd-llm",
+    "slicegpt",
+    "llm-pruner",
+    "sleb",
+    "laco-ls",
+    "shortgpt+ghost",
+]
+FILED = [(STATES, "bfloat16", name) for name in [*FILED, "flap+refit"]] + [(LOGITS, "float32", "finercut")]
+
+
+@pytest.mark.parametrize(("shape", "dtype", "name"), FILED, ids=str)
+def test_what_states_take_of_a_folder_is_about_what_is_said_and_so_is_what_is_left_in_memory(
+    shape, dtype, name, tmp_path, monkeypatch
+):
+    """States of an emulated GPU that are put to wait are counted apart there."""
+    options, (rows, columns, memory) = shape
+    ids = torch.randint(3, 128, (rows, columns), generator=torch.Generator().manual_seed(1))
+    model, number, files = tiny("llama", **options), getattr(torch, dtype), Memory(2**40)
+    pruner = methods.load()[name.partition("+")[0]]
+    asked = PruningMemory(Shape.of(Decoder(model)), number.itemsize, RATIO, rows, columns, memory, {}, weight=0.0)
+
+    def put(x, folder):
+        found = x.clone()
+        found.held = _Held(files, found.inner.untyped_storage())
+        return found
+
+    monkeypatch.setattr(waiting_states, "put_to_wait", put)
+    with EmulatedGpus() as gpus:
+        decoder = Decoder(model.to("cuda", number))
+        weights = gpus.memories[0].now
+        torch.cuda.reset_peak_memory_stats()
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        methods.make(name).prune(decoder, Calibration(ids, mask, memory=memory, offload=tmp_path), RATIO)
+        taken = gpus.memories[0].peak - weights
+    found = added(name, pruner, asked) / taken, offloaded(name, pruner, asked) / files.peak
+    assert all(LOW <= one <= HIGH for one in found), found
+    assert files.now == 0
 
 
 @pytest.mark.parametrize("how", [{"kind": "lora"}, {"kind": "lora", "loss": "kl"}, {"kind": "full"}], ids=str)
@@ -191,18 +238,18 @@ def test_the_table_of_layers_that_visit_is_what_the_formula_says(eight_billion):
 
 
 def test_what_the_layers_of_a_cell_cannot_visit_is_refused_with_the_reason(eight_billion, monkeypatch, capsys):
-    monkeypatch.setattr(memory_needs, "footprint_of", lambda _: eight_billion)
+    monkeypatch.setattr(misfits, "footprint_of", lambda *_, **__: eight_billion)
     with EmulatedGpus(memory=12 * GIB):
-        memory_needs.refuse_misfits([cell("shortgpt")])
+        misfits.refuse_misfits([cell("shortgpt")])
         assert capsys.readouterr().err == ""
         with pytest.raises(
             UserError, match=r"and the GPU has 12\.0 GiB; it is timed, and the speed .*; leave that out"
         ):
-            memory_needs.refuse_misfits([cell("shortgpt"), cell("shortgpt", **TIMED)])
+            misfits.refuse_misfits([cell("shortgpt"), cell("shortgpt", **TIMED)])
         with pytest.raises(UserError, match=r"or \d+\.\d GiB with layers that visit the GPU, and it may take 2\.0 GiB"):
-            memory_needs.refuse_misfits([cell("laco-ls")], device_memory=2)
+            misfits.refuse_misfits([cell("laco-ls")], device_memory=2)
         with pytest.raises(UserError, match=r"and 2 GPUs have 24\.0 GiB; leave it out"):
-            memory_needs.refuse_misfits([cell("laco", healing=Recipe(kind="full"))], gpus=2)
+            misfits.refuse_misfits([cell("laco", healing=Recipe(kind="full"))], gpus=2)
 
 
 @pytest.mark.parametrize("share", [0.5, 1.01, 1.1, 2.0, 6.0])
@@ -220,32 +267,32 @@ def test_states_that_wait_while_a_cell_in_files_is_scored_take_half_of_what_is_l
 
 @pytest.mark.parametrize("changes", [TIMED, HEALED, {"model": "8b.gguf"}], ids=["timed", "healed", "gguf"])
 def test_a_cell_that_wants_its_model_in_memory_is_refused_with_the_reason(eight_billion, changes, monkeypatch):
-    monkeypatch.setattr(memory_needs, "footprint_of", lambda _: eight_billion)
+    monkeypatch.setattr(misfits, "footprint_of", lambda *_, **__: eight_billion)
     asked = cell("laco", **(ON_CPU | changes))
     assert not eight_billion.placed(asked, 8 * GIB).in_files
     with pytest.raises(
         UserError, match=r"needs about \d+\.\d GiB, and may take 8\.0 GiB: it (is timed|is healed|comes from)"
     ):
-        memory_needs.refuse_misfits([cell("shortgpt", **ON_CPU), asked], memory=8)
+        misfits.refuse_misfits([cell("shortgpt", **ON_CPU), asked], memory=8)
 
 
 def test_what_surely_fits_not_even_with_its_weights_in_files_is_refused(eight_billion, monkeypatch, capsys):
-    monkeypatch.setattr(memory_needs, "footprint_of", lambda _: eight_billion)
+    monkeypatch.setattr(misfits, "footprint_of", lambda *_, **__: eight_billion)
     asked = cell("laco-ls", **ON_CPU)
     needed = eight_billion.placed(asked, GIB).host / GIB
-    memory_needs.refuse_misfits([asked], memory=needed + 0.1)
+    misfits.refuse_misfits([asked], memory=needed + 0.1)
     assert capsys.readouterr().err == ""
-    memory_needs.refuse_misfits([asked], memory=0.8 * needed)
+    misfits.refuse_misfits([asked], memory=0.8 * needed)
     assert "it may run out of memory" in capsys.readouterr().err
     with pytest.raises(UserError, match="with its weights in files"):
-        memory_needs.refuse_misfits([asked], memory=0.4 * needed)
+        misfits.refuse_misfits([asked], memory=0.4 * needed)
 
 
 @pytest.mark.parametrize("changes", [{}, TIMED], ids=["in files", "timed"])
 def test_a_cell_whose_process_alone_takes_more_is_refused_although_its_weights_would_fit(
     eight_billion, changes, monkeypatch
 ):
-    monkeypatch.setattr(memory_needs, "footprint_of", lambda _: replace(eight_billion, process=30 * GIB))
+    monkeypatch.setattr(misfits, "footprint_of", lambda *_, **__: replace(eight_billion, process=30 * GIB))
     assert eight_billion.weights < 20 * GIB
     with pytest.raises(UserError, match=r"and may take 20\.0 GiB; leave it out, or give less calibration"):
-        memory_needs.refuse_misfits([cell("shortgpt", **(ON_CPU | changes))], memory=20)
+        misfits.refuse_misfits([cell("shortgpt", **(ON_CPU | changes))], memory=20)

@@ -1,0 +1,58 @@
+"""Plans a run: says what it would do and what that takes, without doing any of it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.engines import local
+from bench.engines.engine import Machine
+from bench.plan import validate
+from bench.plan.run_spec import RunSpec
+from bench.run import store
+from bench.run.job import calibration_setting
+from bench.run.offload import check
+from bench.run.runner import known, read_datasets
+from bench.schedule.memory_needs import card_of, room_of
+from bench.schedule.order import Ended
+from bench.schedule.outlook import Outlook
+from bench.schedule.plan import Plan, simulated
+from bench.system import environment
+
+
+def plan_spec(spec: RunSpec) -> Plan:
+    """Return what a run would do and what that takes, without measuring and without writing anything.
+
+    Raises UserError for what `run_spec` would refuse before any work.
+    """
+    here = spec.engine == "local"
+    cells, folder = validate.cells(spec, here=here), spec.folder()
+    device, every = torch.device(cells[0].device), torch.get_num_threads()
+    slots: int = spec.slots if isinstance(spec.slots, int) else 1
+    if here:
+        gpus = local.visible(torch.cuda.device_count())
+        slots = len(local.environments(spec.slots or 1, str(device), gpus, spec.gpus_per_cell))
+    begun = time.perf_counter()
+    datasets = read_datasets(cells, Path(), Machine(environment.processor(device) if here else None, every))
+    cells, read = known(cells, datasets), time.perf_counter() - begun
+    if spec.offload and here:
+        check(spec.offload)
+    done = {key: Ended.of(one) for key, one, _ in store.served(folder, cells, spec.retry_failed) if one is not None}
+    outlook = Outlook.of(cells[0], folder)
+    shared = local.threads_of(slots, every, spec.fixed_threads)
+    outlook.add(
+        cells,
+        lambda cell: datasets[calibration_setting(cell)].amounts,
+        lambda cell: every if slots == 1 else shared,
+        every,
+    )
+    room = room_of(spec.memory_gib, slots)
+    card = card_of(cells[0], spec.gpus_per_cell, spec.device_memory_gib) if here else None
+    needs = {cell.key: outlook.needs(cell, room, card, offload=spec.offload is not None) for cell in cells}
+    free = shutil.disk_usage(spec.offload).free if spec.offload and here else None
+    where: dict[str, Any] = {"here": here, "gpus": spec.gpus_per_cell, "room": room, "card": card, "free": free}
+    return simulated(cells, done, outlook.estimates, slots=slots, start=read, needs=needs, **where)
