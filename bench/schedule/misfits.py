@@ -69,7 +69,7 @@ def refuse_full(cells: Sequence[Cell], folder: Path, slots: int = 1) -> None:
     taken, free = sum(sizes[label] for label in largest), shutil.disk_usage(folder).free
     if taken > free:
         raise UserError(
-            f"{' and '.join(largest)} put about {taken / GIB:.1f} GiB of states into --offload {folder}, which has "
+            f"states of {' and '.join(largest)} take about {taken / GIB:.1f} GiB of --offload {folder}, which has "
             f"{free / GIB:.1f} GiB left; name another folder, or give less calibration"
         )
 

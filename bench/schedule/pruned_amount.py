@@ -58,9 +58,9 @@ class PruningMemory:
         """Return the tokens of a micro-batch of so many values each, as methods.model.calibration makes it."""
         return self.length * min(self.sequences, max(1, self.memory // (self.b * values * self.length)))
 
-    def waits(self, size: float, in_use: float = 0.0) -> float:
-        """Return the bytes of states that wait, of which `in_use` are counted elsewhere where they are in memory."""
-        return self.weight * (size - (in_use if self.weight == 1 else 0.0))
+    def waits(self, in_files: float, in_memory: float | None = None) -> float:
+        """Return the bytes that states which wait have in files, or in memory where those that are used count apart."""
+        return self.weight * (in_files if in_memory is None or self.weight != 1 else in_memory)
 
     def fits(self, inputs: float, outputs: int) -> float:
         """Return the bytes of a fit of `inputs` columns: its sums and their factor, and two right-hand sides."""

@@ -56,8 +56,14 @@ def _step(asked: PruningMemory, beside: float = 0.0) -> float:
 def _waiting(asked: PruningMemory) -> float:
     """Count the states of the other micro-batches, which wait between two layers."""
     D, I = asked.shape.width, asked.shape.mlp
-    every = asked.sequences * asked.length
-    return asked.waits(asked.b * every * D, in_use=asked.b * asked.s(8 * D + 4 * I) * D)
+    every, s = asked.sequences * asked.length, asked.s(8 * D + 4 * I)
+    return asked.waits(asked.b * (every + 2 * s) * D, asked.b * (every - s) * D)
+
+
+def _in_front(asked: PruningMemory) -> float:
+    """Count all states, which wait in front of a layer until its weights have changed."""
+    D, I = asked.shape.width, asked.shape.mlp
+    return asked.waits(asked.b * (asked.N + asked.s(8 * D + 4 * I)) * D, asked.b * asked.N * D)
 
 
 def _states(asked: PruningMemory, beside: float = 0.0) -> float:
@@ -94,7 +100,7 @@ def _flap(asked: PruningMemory) -> float:
 def _wanda_sp(asked: PruningMemory) -> float:
     """All states wait in front of the layer that is cut; its matrix is scored in float64."""
     of_a_layer = max(_step(asked, FLOAT64 * asked.shape.mlp), (FLOAT64 + asked.b) * asked.matrix)
-    return asked.waits(asked.b * asked.N * asked.shape.width) + of_a_layer
+    return _in_front(asked) + of_a_layer
 
 
 def _obs(asked: PruningMemory) -> float:
@@ -109,7 +115,7 @@ def _svd_llm(asked: PruningMemory) -> float:
     D, I, A = asked.shape.width, asked.shape.mlp, asked.shape.heads
     sums = FLOAT64 * (2 * D**2 + A**2 + I**2) + _step(asked) + asked.s(8 * D + 4 * I) * FLOAT64 * max(I, A)
     last = FLOAT64 * max(3 * I**2 + D * I, I**2 + 4 * D * I) + asked.layer * (1 - asked.ratio)
-    return asked.waits(asked.b * asked.N * D) + max(sums, last)
+    return _in_front(asked) + max(sums, last)
 
 
 def _taylor(asked: PruningMemory) -> float:
@@ -127,7 +133,8 @@ def _taylor(asked: PruningMemory) -> float:
     loss = (4 * FLOAT32 + (b if b < FLOAT32 else 0)) * at_once * V
     found = asked.layer + b * at_once * (4 * D + 2 * I)
     of_a_layer = FLOAT32 * sums * asked.shape.layer + max(found, 3 * FLOAT32 * asked.matrix)
-    return asked.waits((L + 1) * b * rows * length * D) + max(loss, of_a_layer)
+    every = b * rows * length * D
+    return asked.waits((L + 2) * every, (L + 1) * every) + max(loss, of_a_layer)
 
 
 def _llm_pruner(asked: PruningMemory) -> float:
@@ -142,9 +149,9 @@ def _slicegpt(asked: PruningMemory) -> float:
     values = 6 * D + 2 * (asked.shape.read // D)
     table = b * V * D * (2 if asked.shape.tied else 1) + 2 * FLOAT64 * min(V * D, sliced_layer.NUMBERS)
     sites = 6 * FLOAT64 * D**2 + asked.s(values) * (b * values + 4 * FLOAT32 * D)
-    waiting = FLOAT32 * asked.sequences * asked.length * D
-    here = not asked.on_gpu or waiting <= asked.memory
-    return max(table, b * V * D + sites + asked.waits(waiting) * here)
+    every = asked.sequences * asked.length * D
+    here = not asked.on_gpu or FLOAT32 * every <= asked.memory
+    return max(table, b * V * D + sites + asked.waits((FLOAT32 + b) * every, FLOAT32 * every) * here)
 
 
 def _cut_experts(asked: PruningMemory) -> float:
@@ -171,7 +178,9 @@ def _trials(
     kept = FLOAT32 * asked.N * V if dense and asked.memory >= FLOAT32 * asked.N * V else 0
     batch = min(asked.N, asked.s(D * (L + 8)))
     runs = b * max(batch, min(trials.ROWS, trials.MOST * batch)) * (3 * I + 6 * D)
-    return asked.waits(b * (L * batch + 3 * asked.N) * D) + kept + max(pieces, runs + copied)
+    in_files = 2 * L * batch + (2 if dense and not kept else 1) * asked.N
+    states = asked.waits(b * D * in_files, b * D * (L + 3) * asked.N)
+    return states + kept + max(pieces, runs + copied)
 
 
 def _search(asked: PruningMemory, loss: str = "nll", copied: float = 0.0) -> float:
@@ -259,7 +268,7 @@ def _refit(asked: PruningMemory) -> float:
     gone = asked.ratio * asked.shape.parameters
     left = asked.shape.mlp * max(0.0, 1 - gone / max(1, asked.shape.inner))
     pieces = 2 * FLOAT64 * asked.s(8 * D + 4 * asked.shape.mlp) * D
-    fit = asked.waits(b * tokens * (8 * D + left)) + asked.fits(left, D) + pieces
+    fit = asked.waits(b * tokens * (10 * D + left), b * tokens * (8 * D + left)) + asked.fits(left, D) + pieces
     if asked.in_files:
         return fit + asked.layer
     return fit + (asked.layer - b * gone if asked.on_gpu else b * (asked.shape.inner - gone))

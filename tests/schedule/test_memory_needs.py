@@ -70,25 +70,12 @@ def test_what_pruning_needs_is_about_what_it_takes(shape, dtype, name, settings)
     assert LOW * taken <= added(name, pruner, asked) <= HIGH * taken
 
 
-FILED = [
-    "shortgpt",
-    "flap",
-    "wanda-sp",
-    "obs",
-    "svd-llm",
-    "slicegpt",
-    "llm-pruner",
-    "sleb",
-    "laco-ls",
-    "shortgpt+ghost",
-]
-FILED = [(STATES, "bfloat16", name) for name in [*FILED, "flap+refit"]] + [(LOGITS, "float32", "finercut")]
+FILED = [(STATES, "bfloat16", name) for name in ("shortgpt", "wanda-sp", "llm-pruner", "shortgpt+ghost", "flap+refit")]
+FILED += [(LOGITS, "float32", name) for name in ("slicegpt", "sleb", "finercut", "laco-ls")]
 
 
 @pytest.mark.parametrize(("shape", "dtype", "name"), FILED, ids=str)
-def test_what_states_take_of_a_folder_is_about_what_is_said_and_so_is_what_is_left_in_memory(
-    shape, dtype, name, tmp_path, monkeypatch
-):
+def test_what_waits_in_a_folder_and_what_does_not_is_about_what_is_said(shape, dtype, name, tmp_path, monkeypatch):
     """States of an emulated GPU that are put to wait are counted apart there."""
     options, (rows, columns, memory) = shape
     ids = torch.randint(3, 128, (rows, columns), generator=torch.Generator().manual_seed(1))
@@ -286,6 +273,24 @@ def test_what_surely_fits_not_even_with_its_weights_in_files_is_refused(eight_bi
     assert "it may run out of memory" in capsys.readouterr().err
     with pytest.raises(UserError, match="with its weights in files"):
         misfits.refuse_misfits([asked], memory=0.4 * needed)
+
+
+def test_states_that_alone_are_too_large_are_refused_with_the_option_that_puts_them_into_files(
+    eight_billion, monkeypatch
+):
+    def footprint(cell, *, offload=False):
+        return replace(eight_billion, offload=offload)
+
+    monkeypatch.setattr(misfits, "footprint_of", footprint)
+    many = replace(profile("full"), speed_rounds=0, calibration_sequences=512, calibration_length=2048)
+    asked = cell("shortgpt+ghost", **ON_CPU, protocol=many)
+    whole, offloaded = (footprint(asked, offload=each).placed(asked, 8 * GIB) for each in (False, True))
+    assert whole.host > 60 * GIB
+    assert offloaded.host < 8 * GIB
+    assert offloaded.offloaded == 9 * 2 * 512 * 2048 * 4096
+    with pytest.raises(UserError, match=r"8\.0 GiB; give --offload DIR, where 72\.0 GiB of states can wait, or"):
+        misfits.refuse_misfits([asked], memory=8)
+    misfits.refuse_misfits([asked], memory=8, offload=True)
 
 
 @pytest.mark.parametrize("changes", [{}, TIMED], ids=["in files", "timed"])
