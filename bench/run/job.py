@@ -25,14 +25,14 @@ from bench.plan import chain
 from bench.plan.cell import Cell, from_plain
 from bench.plan.protocol import Protocol
 from bench.records.record import Record
-from bench.run import offload, store
+from bench.run import store
 from bench.run.datasets import DatasetReader, Datasets
 from bench.run.measure import attempt
 from bench.run.outcome import Outcome
 from bench.run.source_hash import method_sha256
 from bench.schedule.memory_needs import card_of, lies_in_files, room_for_states
 from bench.speed import benchmark
-from bench.system import environment, memory, versions
+from bench.system import environment, memory, offload, versions
 from bench.system.console import say
 from bench.system.threads import FreeCores, waiting
 from bench.system.worker import Line

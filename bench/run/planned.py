@@ -15,13 +15,13 @@ from bench.plan import validate
 from bench.plan.run_spec import RunSpec
 from bench.run import store
 from bench.run.job import calibration_setting
-from bench.run.offload import check
 from bench.run.runner import known, read_datasets
 from bench.schedule.memory_needs import card_of, room_of
 from bench.schedule.order import Ended
 from bench.schedule.outlook import Outlook
 from bench.schedule.plan import Plan, simulated
 from bench.system import environment
+from bench.system.offload import check
 
 
 def plan_spec(spec: RunSpec) -> Plan:

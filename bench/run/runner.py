@@ -26,7 +26,6 @@ from bench.records.record import REFUSED, Record, load
 from bench.run import fingerprint, job, lock, part, store
 from bench.run.datasets import DatasetReader, Datasets
 from bench.run.job import CalibrationSetting, calibration_setting
-from bench.run.offload import check
 from bench.run.removals import Removals, valid
 from bench.run.source_hash import method_sha256
 from bench.schedule.estimator import Estimate
@@ -38,6 +37,7 @@ from bench.schedule.outlook import Outlook
 from bench.schedule.plan import named
 from bench.system import interrupt
 from bench.system.console import say
+from bench.system.offload import check
 from bench.system.threads import let_threads_wait
 from bench.system.worker import Line
 from methods.errors import UserError

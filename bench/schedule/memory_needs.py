@@ -33,7 +33,7 @@ class MemoryNeeds:
     """Holds bytes; on a CPU the host's memory is the device's, and `device` is 0.
 
     in_files  whether the weights lie in files, and are not counted but where they are used (methods.model.layer_store)
-    offloaded  of states that wait in a folder, of whose room they take as much (methods.model.waiting_states)
+    offloaded  of states that wait in a folder, of whose room they take as much (methods.model.layer_store)
     """
 
     device: int

@@ -45,7 +45,7 @@ class Calibration:
     sweeps  keeps where sweeps over the layers stand (methods.model.sweep_log); None: nothing is kept
     keep    returns what another cell has found of the dense model on these tokens, or finds it and keeps it
             (methods.shared); None: nothing is kept
-    offload  folder for states that wait for a later layer (methods.model.waiting_states); None: they are in memory. It
+    offload  folder for states that wait for a later layer (methods.model.layer_store); None: they are in memory. It
             changes no decision
     """
 
@@ -92,7 +92,7 @@ class Calibration:
         """Return states as they wait until a later layer wants them: in a file where there is a folder for it."""
         if self.offload is None:
             return in_memory(x)
-        from methods.model.waiting_states import put_to_wait
+        from methods.model.layer_store import put_to_wait
 
         return put_to_wait(x, self.offload)
 

@@ -1,4 +1,4 @@
-"""Lets the weights of a model lie in files, so that a model may be larger than the memory.
+"""Lets the weights of a model, and states that wait, lie in files, so that both may be larger than the memory.
 
 Weights that are loaded in the dtype in which they are stored lie in the files of the model: the system reads a page of
 them when it is used, and drops it where memory is short. Whatever a method writes is new and lies in memory. A store
@@ -8,8 +8,12 @@ memory is one layer. The pruned model then is the model's files, those of the st
 Where the store has a device, layers compute on it: each visits it while it is used (`LayerStore.visit`), and what lies
 around the layers stays there. So a model may also be larger than the memory of the GPU that computes.
 
-A file of a store loses its name as soon as it is mapped: the system gives its room back when no weight needs it, or
-when the process has ended, however that came about.
+Between two layers the states of all tokens wait, N T D numbers; a greedy search has them of several candidates, what is
+fitted to the dense model has them of both models, gradients need them in front of each layer. `put_to_wait` puts them
+into files: the system writes their pages out where memory is short, and reads them when the next layer wants them.
+
+A file loses its name as soon as it is mapped: the system gives its room back when no tensor needs it, or when the
+process has ended, however that came about. So what is in one is of this process, and whole.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from methods.errors import NoRoom, first_line
 
 ALIGNED = 64  # bytes to a multiple of which a tensor begins, as in memory: products of other ones can round otherwise
 
@@ -186,6 +192,20 @@ def in_a_file(folder: Path, prefix: str, tensors: Sequence[Tensor]) -> list[Tens
         whole[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         for start, tensor in zip(starts, tensors, strict=True)
     ]
+
+
+def put_to_wait(x: Tensor, folder: Path) -> Tensor:
+    """Return states with the same values that lie in a file of the folder; those on a GPU are left there.
+
+    Raises NoRoom where the folder takes no more.
+    """
+    if x.device.type != "cpu" or not x.numel():
+        return x
+    try:
+        (found,) = in_a_file(folder, "states-", [x.detach()])
+    except (OSError, RuntimeError) as error:  # torch has its own for a file that it cannot map
+        raise NoRoom(f"the folder of --offload takes no more states: {first_line(error)}; name a larger one") from error
+    return found
 
 
 def will_need(tensor: Tensor) -> bool:

@@ -16,12 +16,11 @@ import methods
 from bench.run.fingerprint import state_sha256
 from bench.system import environment
 from methods.errors import NoRoom
-from methods.model import waiting_states
+from methods.model import layer_store
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.layer_store import LayerStore, _lies_in, _mapped_files
+from methods.model.layer_store import LayerStore, _lies_in, _mapped_files, put_to_wait
 from methods.model.sweep_log import SweepLogs
-from methods.model.waiting_states import put_to_wait
 
 RATIO = 0.3
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads files of the Linux kernel")
@@ -50,8 +49,8 @@ def calibration():
 @pytest.mark.parametrize(("family", "name"), WAITING)
 def test_every_method_does_the_same_with_states_in_files(family, name, calibration, tmp_path, monkeypatch):
     put, model = list[torch.Tensor](), tiny(family)
-    waits = waiting_states.put_to_wait
-    monkeypatch.setattr(waiting_states, "put_to_wait", lambda x, folder: put.append(x) or waits(x, folder))
+    waits = layer_store.put_to_wait
+    monkeypatch.setattr(layer_store, "put_to_wait", lambda x, folder: put.append(x) or waits(x, folder))
     pruner = methods.make(name, SETTINGS.get(name if family == "llama" else "", SPECS.get(name, {})))
     one, other = Decoder(copy.deepcopy(model)), Decoder(model)
     decided = pruner.prune(one, calibration, RATIO)

@@ -12,9 +12,9 @@ import pytest
 from bench.cli.main import main
 from bench.plan.run_spec import RunSpec
 from bench.records.run_folder import load_run
-from bench.run import offload
+from bench.system import offload
 from methods.errors import UserError
-from methods.model import waiting_states
+from methods.model import layer_store
 
 OTHERWISE = ("seconds", "prune_seconds", "peak_memory")
 
@@ -28,8 +28,8 @@ def run(base):
 def test_a_run_with_a_folder_for_states_measures_what_one_without_does(run, tmp_path, monkeypatch):
     folder, folders, found = tmp_path / "states", set[Path](), []
     folder.mkdir()
-    put = waiting_states.put_to_wait
-    monkeypatch.setattr(waiting_states, "put_to_wait", lambda x, place: folders.add(place) or put(x, place))
+    put = layer_store.put_to_wait
+    monkeypatch.setattr(layer_store, "put_to_wait", lambda x, place: folders.add(place) or put(x, place))
     for name, more in {"in memory": [], "in files": ["--offload", str(folder)]}.items():
         assert main([*run, "--methods", "obs,shortgpt+ghost", *more, "--out", str(tmp_path / name)]) == 0
         found.append(load_run(tmp_path / name))
@@ -46,7 +46,7 @@ def test_a_full_folder_is_the_outcome_of_a_cell_in_a_line(run, tmp_path, monkeyp
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(waiting_states, "in_a_file", full)
+    monkeypatch.setattr(layer_store, "in_a_file", full)
     folder = tmp_path / "states"
     folder.mkdir()
     asked = [*run, "--methods", "shortgpt,drop-tail", "--offload", str(folder), "--out", str(tmp_path / "run")]
@@ -110,7 +110,5 @@ def test_the_folder_goes_after_an_error(tmp_path):
 
 
 def test_other_machines_need_the_whole_path():
-    with pytest.raises(
-        UserError, match=r"of the machines that measure; give the whole path, not states$"
-    ):
+    with pytest.raises(UserError, match=r"of the machines that measure; give the whole path, not states$"):
         RunSpec("shortgpt", ratios=[0.2], engine="slurm", device="cpu", offload=Path("states"))

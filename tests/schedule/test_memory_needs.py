@@ -27,7 +27,7 @@ from bench.schedule.pruned_amount import PruningMemory
 from bench.schedule.pruning_memory import added, offloaded
 from bench.schedule.shape import Shape
 from methods.errors import UserError
-from methods.model import waiting_states
+from methods.model import layer_store
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 
@@ -88,7 +88,7 @@ def test_what_waits_in_a_folder_and_what_does_not_is_about_what_is_said(shape, d
         found.held = _Held(files, found.inner.untyped_storage())
         return found
 
-    monkeypatch.setattr(waiting_states, "put_to_wait", put)
+    monkeypatch.setattr(layer_store, "put_to_wait", put)
     with EmulatedGpus() as gpus:
         decoder = Decoder(model.to("cuda", number))
         weights = gpus.memories[0].now

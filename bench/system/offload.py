@@ -1,7 +1,7 @@
 """Keeps the folder in which states of cells wait: those of one cell in a folder of their own, which goes with the cell.
 
 Its name says which run and which cell, so that what a killed attempt has left goes when the cell begins again. The
-files in it have no name where the system allows that (methods.model.waiting_states), and are gone with the process.
+files in it have no name where the system allows that (methods.model.layer_store), and are gone with the process.
 """
 
 from __future__ import annotations
