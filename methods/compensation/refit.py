@@ -76,6 +76,9 @@ class Refit:
         del entries  # with the first layer's input
         for number, (whole, layer) in enumerate(over(pairs(pruning), "refitting", "layer")):
             given = [each[layer.kind] for each in arguments]
+            if number + 1 < len(pruning.kept):
+                pruning.dense.read_ahead(pruning.kept[number + 1])
+                pruning.pruned.read_ahead(number + 1)
             x, where = ([one.to(layer.device) for one in each] for each in (x, where))
             with whole.visiting(), layer.visiting():
                 x, found = self.refitted(whole, layer, list(zip(x, given, where, strict=True)), read.wait)

@@ -110,6 +110,7 @@ class OBS:
                 for each in structures
                 if each.number == number and counts[each.kind]
             ]
+            model.read_ahead(number + 1)
             with layer.visiting():
                 if number < log.done:
                     tensors = next(kept)

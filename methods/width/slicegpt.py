@@ -162,7 +162,8 @@ class _Slicer:
             table.weight = cut_columns(table.weight, self.Q, self.d)
             table.embedding_dim = self.d
         layers = self.model.layers
-        for layer in self.model.sweep(over(layers[:-1], "slicing", "layer")):
+        for number, layer in enumerate(self.model.sweep(over(layers[:-1], "slicing", "layer"))):
+            self.model.read_ahead(number + 1)
             with layer.visiting():
                 self.slice_layer(layer, self.d)
         with layers[-1].visiting():

@@ -103,6 +103,7 @@ class SVDLLM:
         arguments = [entry.arguments for entry in entries]
         del entries  # with the first layer's input
         for number, layer in enumerate(over(model.layers, "factoring", "layer")):
+            model.read_ahead(number + 1)
             with layer.visiting():
                 if number < log.done:
                     tensors = next(kept)

@@ -78,6 +78,7 @@ class WandaSP:
             del entries  # with the first layer's input
             for number, layer in enumerate(over(model.layers, "removing", "layer")):
                 arguments = [each[layer.kind] for each in given]
+                model.read_ahead(number + 1)
                 with layer.visiting():
                     norms = next(known, None) or norms_of_inputs(layer, X, arguments, masks)
                     for structure in structures:
