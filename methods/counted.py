@@ -42,6 +42,8 @@ IN_PAPERS = {  # what the ratio of a module's paper is a share of
     "finercut": BLOCKS,
     "evopress": BLOCKS,
     "llm_drop": BLOCKS,
+    "llm_streamline": LAYERS,
+    "tyr": "the heads and channels",
     "flap": "the decoder",
     "wanda_sp": "the decoder",
     "two_ssp": "the decoder",

@@ -30,7 +30,7 @@ LACO = ("laco", "laco-published", "laco-ls")
 SHORTENED = ("shortened-llama", "shortened-llama-taylor")
 DROPPED = ("drop", "drop-tail", "drop-random")
 EXPERTS = ("reap", "expert-norm", "expert-frequency", "expert-random")
-LAYERS = (*LACO, "shortgpt", "angular", "magnitude", *SHORTENED, "sleb", *DROPPED)
+LAYERS = (*LACO, "shortgpt", "angular", "magnitude", *SHORTENED, "sleb", "llm-streamline", *DROPPED)
 SHAPES = (
     HeldShape("whole layers", LAYERS, "stock", "stock", "yes"),
     HeldShape("as many heads and channels in every layer", ("minitron-width",), "stock", "stock", "yes"),
@@ -50,7 +50,9 @@ SHAPES = (
         "yes",
     ),
     HeldShape("channels, in each layer others", ("2ssp", "puzzle", "laco-puzzle"), "prunebench", "deci", "yes"),
-    HeldShape("heads, in each layer others", ("flap", "wanda-sp", "llm-pruner", "obs"), "prunebench", "deci", "no"),
+    HeldShape(
+        "heads, in each layer others", ("flap", "wanda-sp", "llm-pruner", "obs", "tyr"), "prunebench", "deci", "no"
+    ),
     HeldShape("rank of each matrix", ("svd-llm",), "prunebench", "no", "no"),
     HeldShape("residual width", ("slicegpt",), "prunebench", "no", "no"),
     HeldShape("anything, with a map in its place", ("+ghost", "+linearpatch"), "prunebench", "no", "no"),

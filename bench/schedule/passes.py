@@ -179,6 +179,23 @@ def _puzzle(asked: PruningWork) -> Computed:
     return Computed(shape.body(asked.sequences * asked.length, asked.length) + tried + kept)
 
 
+def _tyr(asked: PruningWork) -> Computed:
+    """Sweeps of obs; most of a forward over few tokens for each child, and over more for the fittest and the parent."""
+    given, every = asked.parameters, asked.sequences * asked.length
+    rounds, generations = given.get("rounds", 4), given.get("generations", 12)
+    first, final = min(every, given.get("tokens", 512)), min(every, given.get("final_tokens", 2048))
+    tokens = given.get("offspring", 16) * first + (given.get("survivors", 2) + 1) * final
+    compared = asked.shape.body(tokens, asked.length, 1 - asked.ratio) + tokens * asked.shape.head
+    dense = asked.shape.body(first + final, asked.length) + (first + final) * asked.shape.head
+    return _forwards(asked, 2 * (rounds + 1)) + Computed(rounds * generations * (compared + dense))
+
+
+def _llm_streamline(asked: PruningWork) -> Computed:
+    """A forward, the run once more, and a forward and a backward pass of one layer for each of the passes."""
+    L = asked.shape.layers
+    return _forwards(asked, 2 + 3 * asked.parameters.get("passes", 16) / L)
+
+
 def _laco_puzzle(asked: PruningWork) -> Computed:
     """The windows of all layers are searched once; each depth is fitted, narrowed, refitted and compared."""
     given, tokens = asked.parameters, min(asked.sequences * asked.length, asked.parameters.get("tokens", 512))
@@ -215,6 +232,8 @@ METHODS: dict[str, Callable[[PruningWork], Computed]] = {
     "blockpruner": partial(_search, blocks=BLOCKS, stay=0),
     "finercut": partial(_search, blocks=BLOCKS, stay=0),
     "evopress": _evopress,
+    "tyr": _tyr,
+    "llm-streamline": _llm_streamline,
     "puzzle": _puzzle,
     "laco-puzzle": _laco_puzzle,
     "2ssp": _two_ssp,

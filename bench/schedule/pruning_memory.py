@@ -88,6 +88,14 @@ def _minitron(asked: PruningMemory) -> float:
     return _waiting(asked) + max(_step(asked), asked.s(8 * D + 4 * I) * (kept + 2 * FLOAT64 * I))
 
 
+def _llm_streamline(asked: PruningMemory) -> float:
+    """Count both ends of the run, and a layer in float32 that is trained: its gradients, moments and best weights."""
+    D, I = asked.shape.width, asked.shape.mlp
+    rows = asked.length * min(asked.sequences, asked.parameters.get("batch", 4))
+    trained = 5 * FLOAT32 * asked.shape.layer + rows * (FLOAT32 + asked.b) * (12 * D + 4 * I)
+    return max(_states(asked), asked.waits(3 * asked.b * asked.N * D) + trained)
+
+
 def _llm_drop(asked: PruningMemory) -> float:
     return _states(asked, 4 * FLOAT32 * asked.shape.width)
 
@@ -201,6 +209,16 @@ def _puzzle(asked: PruningMemory) -> float:
     return max(contributed, _search(replace(asked, parameters=given), copied=0.55 * asked.layer))
 
 
+def _tyr(asked: PruningMemory) -> float:
+    """Count a sweep of `obs` through a copy that is cut, or a comparison by KL; on a CPU the matrices of all levels."""
+    given, shape, kept = asked.parameters, asked.shape, 1 - asked.ratio
+    copied = 0.0 if asked.in_files else asked.b * kept * shape.inner
+    matrices = asked.b * kept * (shape.mlp + shape.heads) * shape.width
+    levels = 0.0 if asked.on_gpu else given.get("levels", 9) * shape.layers * matrices
+    compared = replace(asked, parameters={"loss": "kl", "tokens": given.get("final_tokens", 2048)})
+    return max(_obs(asked) + copied, _search(compared, copied=kept * asked.layer)) + levels
+
+
 def _laco_puzzle(asked: PruningMemory) -> float:
     """Count the largest of its parts, beside the model that is tried where there are several."""
     given: dict[str, Any] = {"tokens": 512} | dict(asked.parameters)
@@ -291,6 +309,7 @@ METHODS: dict[str, Callable[[PruningMemory], float]] = {
     "angular": _angular,
     "minitron-width": _minitron,
     "llm-drop": _llm_drop,
+    "llm-streamline": _llm_streamline,
     **dict.fromkeys(("reap", "expert-norm", "expert-frequency"), _experts),
     "expert-random": _cut_experts,
     "flap": _flap,
@@ -305,6 +324,7 @@ METHODS: dict[str, Callable[[PruningMemory], float]] = {
     "blockpruner": _search,
     "finercut": partial(_search, loss="js"),
     "evopress": _evopress,
+    "tyr": _tyr,
     "puzzle": _puzzle,
     "laco-puzzle": _laco_puzzle,
     "2ssp": _two_ssp,

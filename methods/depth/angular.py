@@ -72,6 +72,15 @@ class Angular(OneShot):
 
 def distances(model: Decoder, calibration: Calibration, n: int, token: str) -> list[Tensor]:
     """Return D, (L-n+1,), in float64, at the last token of each sequence or at all."""
+    h, D = between_layers(model, calibration, token), []
+    for s in range(len(h) - n):
+        angle = cosine_similarity(h[s].double(), h[s + n].double(), dim=-1).clamp(-1, 1).arccos()
+        D.append(float(angle.sum()) / math.pi / len(angle))
+    return [torch.tensor(D, dtype=torch.float64)]
+
+
+def between_layers(model: Decoder, calibration: Calibration, token: str) -> list[Tensor]:
+    """Return the states in front of each layer and behind the last, L + 1 of (M, D), at all tokens or the last ones."""
 
     def of_layer(l: int, steps: Iterator[Step]) -> list[Tensor]:
         chosen = ((step, step.last if token == "last" else step.mask) for step in steps)
@@ -80,9 +89,4 @@ def distances(model: Decoder, calibration: Calibration, n: int, token: str) -> l
         return [x, y] if l == last else [x]
 
     last = len(model.layers) - 1
-    h = [state for states in by_layer(model, calibration, of_layer, token) for state in states]  # L + 1 of (M, D)
-    D = []
-    for s in range(len(h) - n):
-        angle = cosine_similarity(h[s].double(), h[s + n].double(), dim=-1).clamp(-1, 1).arccos()
-        D.append(float(angle.sum()) / math.pi / len(angle))
-    return [torch.tensor(D, dtype=torch.float64)]
+    return [state for states in by_layer(model, calibration, of_layer, token) for state in states]

@@ -308,6 +308,10 @@ class Layer:
         """Return a layer with its own norms and biases, whose matrices and configuration still are this layer's."""
         return self._copy({id(matrix.weight): matrix.weight for matrix in self.matrices})
 
+    def copy(self) -> Layer:
+        """Return a layer with weights of its own, whose configuration still is this layer's."""
+        return self._copy({})
+
     def on(self, device: torch.device) -> Layer:
         """Return a copy of the layer on a device, its configuration shared, or the layer itself where it is there."""
         if self.device == device:

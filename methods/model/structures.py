@@ -113,7 +113,7 @@ class Structure:
         """Remove these units, by the numbers that they have now, and settle what is left of the layer."""
         gone = set(units)
         kept = [unit for unit in range(len(self.left)) if unit not in gone]
-        (keep_kv_groups if self.kind == "kv_heads" else keep_channels)(self.layer, kept)
+        keep(self.layer, self.kind, kept)
         self.left = [self.left[unit] for unit in kept]
         self.layer.settle()
 
@@ -246,6 +246,11 @@ def drop_lowest(model: Decoder, scores: Sequence[float], candidates: Iterable[in
     gone = sorted(sorted(candidates, key=lambda l: (scores[l], -l))[:n])
     drop_layers(model, gone)
     return gone
+
+
+def keep(layer: Layer, kind: str, units: Sequence[int]) -> None:
+    """Keep these heads (kv_heads) or channels of a layer and remove the others."""
+    (keep_kv_groups if kind == "kv_heads" else keep_channels)(layer, units)
 
 
 def keep_kv_groups(layer: Layer, kept: Sequence[int]) -> None:

@@ -29,14 +29,10 @@ many there were: what was found then depends on the machine. A search that was i
 
 from __future__ import annotations
 
-import math
 import random
-import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from collections.abc import Set
+from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from methods.base import register
 from methods.budget import block_parameters
@@ -45,12 +41,9 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import Sublayer, remove_sublayers, sublayer_sizes, sublayers_of
-from methods.progress import bar
 from methods.ranges import Count, Positive, Tokens
-from methods.search.trials import Trial
-
-State = frozenset[Sublayer]  # the blocks that are gone
-TRIES = 100  # draws for each state that is wanted, where few are left that are new
+from methods.search.evolution import Fitness, Generations, distinct, ends_after
+from methods.search.trials import Gone
 
 
 @register("evopress")
@@ -98,101 +91,52 @@ class EvoPress:
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         k, found = self.how_many(model, ratio), dict[str, Any]()
-        gone = State()
+        gone = Gone()
         if k:
             gone, found = self.search(model, calibration, k)
-        return {"blocks_of_each_kind": k} | remove_sublayers(model, gone) | found
+        return (
+            {"blocks_of_each_kind": k}
+            | remove_sublayers(model, (one for one in gone if isinstance(one, Sublayer)))
+            | found
+        )
 
-    def search(self, model: Decoder, calibration: Calibration, k: int) -> tuple[State, dict[str, Any]]:
+    def search(self, model: Decoder, calibration: Calibration, k: int) -> tuple[Gone, dict[str, Any]]:
         """Return the blocks that are missed least together, and for the record what the search took."""
         kinds, generator = self.blocks(model), random.Random(calibration.seed)
         generations = self.generations or max(1, int(k * (len(kinds[0]) - k) / 1.5))
-        fitness = Fitness(model, calibration, generator)
-        start, best, done = time.monotonic(), list[float | None](), 0
-        first = fitness.fittest(random_states(kinds, k, self.initial, generator), self.population, self.tokens)
-        parents = [one for one, _ in first]
-        with bar(generations, "searching", "generation") as shown:
-            while done < generations and not (self.minutes and time.monotonic() - start > 60 * self.minutes):
-                offspring = children(parents, kinds, self.offspring, self.mutations, generator)
-                promising = [one for one, _ in fitness.fittest(offspring, self.survivors, self.tokens)]
-                fittest = fitness.fittest([*promising, *parents], self.population, self.final_tokens)
-                parents = [one for one, _ in fittest]
-                best.append(fittest[0][1] if math.isfinite(fittest[0][1]) else None)
-                done += 1
-                shown.update()
-            shown.total = done
-        found = {"generations": done, "of_generations": generations, "kl": best, "forwards": round(fitness.forwards, 2)}
-        return parents[0], found
+        fitness, until = Fitness(model, calibration, generator), ends_after(self.minutes)
+        start = fitness.fittest(random_states(kinds, k, self.initial, generator), self.population, self.tokens)
+        how = Generations(generations, self.population, self.survivors, self.tokens, self.final_tokens, until)
+        parents, best = how.evolve(
+            [one for one, _ in start],
+            lambda parents: children(parents, kinds, self.offspring, self.mutations, generator),
+            fitness,
+        )
+        found = {"generations": len(best), "of_generations": generations, "kl": best}
+        return parents[0], found | {"forwards": round(fitness.forwards, 2)}
 
 
-class Fitness:
-    """Compares states by KL(p || q) on sequences that are drawn anew each time.
-
-    forwards  that it has taken, over all calibration tokens
-    """
-
-    def __init__(self, model: Decoder, calibration: Calibration, generator: random.Random) -> None:
-        self.model, self.calibration, self.generator, self.forwards = model, calibration, generator, 0.0
-
-    def fittest(self, states: list[State], survivors: int, tokens: int) -> list[tuple[State, float]]:
-        """Return the states that are missed least on `tokens` tokens, best first, and what is missed of each."""
-        drawn = draw(self.calibration, tokens, self.generator)
-        trial = Trial(self.model, drawn, "kl")
-        losses = trial.losses(states, "comparing", exact=survivors > 1)
-        share = int(drawn.mask.sum()) / int(self.calibration.mask.sum())
-        self.forwards += share * trial.runs / len(trial.layers)
-        known = [(math.inf if math.isnan(loss) else loss, number) for number, loss in enumerate(losses)]
-        return [(states[number], loss) for loss, number in sorted(known)[:survivors]]
-
-
-def draw(calibration: Calibration, tokens: int, generator: random.Random) -> Calibration:
-    """Return sequences that hold `tokens` real tokens together, the last one cut; all, where there are no more."""
-    lengths = calibration.mask.sum(1).tolist()
-    wanted, rows = min(tokens, sum(lengths)), list[int]()
-    mask = torch.zeros_like(calibration.mask)
-    while wanted:
-        row = generator.randint(0, len(lengths) - 1)
-        if row not in rows:
-            rows.append(row)
-            mask[row, : min(wanted, lengths[row])] = True
-            wanted -= min(wanted, lengths[row])
-    width = int(mask.sum(1).max())
-    return replace(calibration, ids=calibration.ids[rows, :width], mask=mask[rows, :width])
-
-
-def distinct(draw_one: Callable[[], State], count: int, known: Collection[State] = ()) -> list[State]:
-    """Return `count` different states, none of the known ones, or as many as a hundred times the draws give."""
-    found = dict[State, None]()
-    for _ in range(TRIES * count):
-        if len(found) == count:
-            break
-        one = draw_one()
-        if one not in known:
-            found[one] = None
-    return list(found)
-
-
-def random_states(kinds: list[list[Sublayer]], k: int, count: int, generator: random.Random) -> list[State]:
+def random_states(kinds: list[list[Sublayer]], k: int, count: int, generator: random.Random) -> list[Gone]:
     """Return different sets of k blocks of each kind; see `distinct`."""
-    return distinct(lambda: State(block for blocks in kinds for block in generator.sample(blocks, k)), count)
+    return distinct(lambda: Gone(block for blocks in kinds for block in generator.sample(blocks, k)), count)
 
 
 def children(
-    parents: list[State], kinds: list[list[Sublayer]], count: int, mutations: int, generator: random.Random
-) -> list[State]:
+    parents: list[Gone], kinds: list[list[Sublayer]], count: int, mutations: int, generator: random.Random
+) -> list[Gone]:
     """Return different children, none like a parent; see `distinct`."""
 
-    def child() -> State:
+    def child() -> Gone:
         gone = set(generator.choice(parents))
         for _ in range(min(generator.randint(1, mutations), generator.randint(1, mutations))):
             blocks = kinds[generator.randint(0, len(kinds) - 1)]
             gone ^= {drawn(blocks, gone, generator, gone=False), drawn(blocks, gone, generator, gone=True)}
-        return State(gone)
+        return Gone(gone)
 
     return distinct(child, count, parents)
 
 
-def drawn(blocks: list[Sublayer], state: set[Sublayer], generator: random.Random, *, gone: bool) -> Sublayer:
+def drawn(blocks: list[Sublayer], state: Set[object], generator: random.Random, *, gone: bool) -> Sublayer:
     """Return one of the blocks that are gone in a state, or of those that are not."""
     while True:
         block = blocks[generator.randint(0, len(blocks) - 1)]

@@ -56,8 +56,7 @@ from methods.model.structures import (
     Narrowed,
     Sublayer,
     cut,
-    keep_channels,
-    keep_kv_groups,
+    keep,
     sublayers_of,
 )
 from methods.ranges import Count, Tokens
@@ -181,11 +180,6 @@ def goes_with(choice: Gone, layer: Layer, quantity: Quantity) -> float:
         else:
             left.remove_mlp()
     return quantity(layer) - quantity(left)
-
-
-def keep(layer: Layer, kind: str, units: Sequence[int]) -> None:
-    """Keep these heads or channels of a layer and remove the others."""
-    (keep_kv_groups if kind == "kv_heads" else keep_channels)(layer, units)
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,8 @@ from methods.width.widths import equal_widths
 
 Run = Callable[[Tensor, dict[str, Any]], Tensor]  # what a block adds to the residual, (B, T, D) -> (B, T, D)
 
+Counts = dict[tuple[int, str], int]  # units, by layer and kind
+
 KINDS = ("kv_heads", "channels")
 
 
@@ -90,14 +92,26 @@ class OBS:
     @torch.no_grad()
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         plan, structures = self.plan(model, ratio), structures_of(model, *KINDS)
-        counts = plan["removed_per_layer"]
-        missed = self.sweep(model, structures, counts, calibration) if any(counts.values()) else []
+        equal = plan["removed_per_layer"]
+        counts = {(each.number, each.kind): equal[each.kind] for each in structures if equal[each.kind]}
+        missed = self.sweep(model, structures, counts, calibration) if counts else []
         return plan | {"parameters": parameters(model), "missed": missed} | cuts(model, structures)
 
+    @torch.no_grad()
     def sweep(
-        self, model: Decoder, structures: list[Structure], counts: dict[str, int], calibration: Calibration
+        self,
+        model: Decoder,
+        structures: list[Structure],
+        counts: Counts,
+        calibration: Calibration,
+        cut: Callable[[Asked, Tensor], Cut] | None = None,
     ) -> list[dict[str, float]]:
-        """Cut layer by layer; return of each what its outputs miss, tr((V-W) H (V-W)^T) / tr(W H W^T), by kind."""
+        """Cut layer by layer; return of each what its outputs miss, tr((V-W) H (V-W)^T) / tr(W H W^T), by kind.
+
+        counts  how many units go, by layer and kind; what is not there is not cut
+        cut     makes the cut that is asked for, of H without damping, (C, C), whose memory it may use; None: `self.cut`
+        """
+        cut = cut or self.cut
         entries, masks = enter_all(model, calibration, values_of_a_step(model))
         known = known_units(calibration.order)
         log = calibration.log([entry.x for entry in entries], "obs", self, counts, sorted(known.items()))
@@ -106,56 +120,30 @@ class OBS:
         del entries  # with the first layer's input
         for number, layer in enumerate(over(model.layers, "removing", "layer")):
             asked = [
-                Asked(each, counts[each.kind], known.get((number, each.kind), []))
+                Asked(each, counts[number, each.kind], known.get((number, each.kind), []))
                 for each in structures
-                if each.number == number and counts[each.kind]
+                if each.number == number and (number, each.kind) in counts
             ]
             model.read_ahead(number + 1)
             with layer.visiting():
                 if number < log.done:
                     tensors = next(kept)
                     found = [Cut(*tensors[at : at + 3]) for at in range(0, len(tensors), 3)]
-                    for each, cut in zip(asked, found, strict=True):
-                        cut.make(each.structure)
+                    for each, one in zip(asked, found, strict=True):
+                        one.make(each.structure)
                 else:
                     given = [each[layer.kind] for each in arguments]
                     X = [x.to(layer.device) for x in X]
                     batches = list(map(Batch, X, given, *beside(X, masks)))
-                    X, found = self.cut_layer(layer, asked, batches, calibration.wait)
-                    log.add([tensor for cut in found for tensor in cut], X)
-            missed.append({each.structure.kind: float(cut.missed) for each, cut in zip(asked, found, strict=True)})
+                    X, found = _cut_layer(layer, asked, batches, (cut, calibration.wait))
+                    log.add([tensor for one in found for tensor in one], X)
+            missed.append({each.structure.kind: float(one.missed) for each, one in zip(asked, found, strict=True)})
         return missed
-
-    def cut_layer(
-        self, layer: Layer, asked: list[Asked], batches: list[Batch], wait: Wait
-    ) -> tuple[list[Tensor], list[Cut]]:
-        """Cut a layer that is fed these batches; return what leaves it then, (B, T, D) each, and the cuts."""
-        runs: tuple[Run, Run] = (layer.attend, lambda x, _: layer.transform(x))
-        Y, found = [batch.x for batch in batches], list[Cut]()
-        for kind, run in zip(KINDS, runs, strict=True):
-            entering = batches if layer.parallel else [batch._replace(x=y) for batch, y in zip(batches, Y, strict=True)]
-            for each in asked:
-                if each.structure.kind == kind:
-                    found.append(self.cut(each, second_moments(each.structure, run, entering)))
-                    found[-1].make(each.structure)
-            Y = [wait(y + run(batch.x, batch.arguments)) for y, batch in zip(Y, entering, strict=True)]
-        return Y, found
 
     def cut(self, asked: Asked, H: Tensor) -> Cut:
         """Return the cut that H without damping, (C, C), calls for; H takes its place."""
-        structure, how_many, known = asked
-        W, damping = structure.writer.weight.double(), self.damping * float(H.diagonal().mean())
-        width = len(H) // structure.size
-        H.diagonal().add_(damping)
-        units = known or cheapest(H, W, width, how_many, score=self.score, rounds=self.rounds)
-        stay = torch.ones(structure.size, dtype=torch.bool, device=H.device)
-        stay[torch.tensor(units, device=H.device)] = False
-        K = stay.repeat_interleave(width).nonzero()
-        V = torch.zeros_like(W)
-        V[:, K[:, 0]] = torch.cholesky_solve((H @ W.T)[K[:, 0]], factor(H[K, K.T])).T
-        missed, whole = (((each @ H) * each).sum() - damping * each.square().sum() for each in (V - W, W))
-        share = missed / whole.clamp_min(torch.finfo(whole.dtype).tiny)  # 0 of a matrix that gives nothing
-        return Cut(torch.tensor(sorted(units)), V[:, K[:, 0]].to(structure.writer.weight.dtype), share)
+        problem = Problem(asked.structure, H, self.damping)
+        return problem.without(asked.known or problem.cheapest(asked.how_many, self.score, self.rounds))
 
 
 class Asked(NamedTuple):
@@ -196,6 +184,51 @@ class Cut(NamedTuple):
         matrix = structure.writer
         matrix.weight = nn.Parameter(self.V.to(matrix.weight.device), matrix.weight.requires_grad)
         structure.layer.settle()
+
+
+class Problem:
+    """Holds W (D, C) of a structure's output matrix and its damped H, (C, C), both in float64.
+
+    H  without damping, which takes its place
+    """
+
+    def __init__(self, structure: Structure, H: Tensor, damping: float) -> None:
+        self.structure, self.H, self.W = structure, H, structure.writer.weight.double()
+        self.width, self.damping = len(H) // structure.size, damping * float(H.diagonal().mean())
+        H.diagonal().add_(self.damping)
+
+    def cheapest(self, count: int, score: Score = "cost", rounds: int | None = None) -> list[int]:
+        """Return the units that cost least, in the order in which they go (methods/width/obs_costs.py)."""
+        return cheapest(self.H, self.W, self.width, count, score=score, rounds=rounds)
+
+    def without(self, units: list[int]) -> Cut:
+        """Return the best matrix without these units."""
+        H, W = self.H, self.W
+        stay = torch.ones(self.structure.size, dtype=torch.bool, device=H.device)
+        stay[torch.tensor(units, dtype=torch.long, device=H.device)] = False
+        K = stay.repeat_interleave(self.width).nonzero()
+        V = torch.zeros_like(W)
+        V[:, K[:, 0]] = torch.cholesky_solve((H @ W.T)[K[:, 0]], factor(H[K, K.T])).T
+        missed, whole = (((each @ H) * each).sum() - self.damping * each.square().sum() for each in (V - W, W))
+        share = missed / whole.clamp_min(torch.finfo(whole.dtype).tiny)  # 0 of a matrix that gives nothing
+        return Cut(torch.tensor(sorted(units)), V[:, K[:, 0]].to(self.structure.writer.weight.dtype), share)
+
+
+def _cut_layer(
+    layer: Layer, asked: list[Asked], batches: list[Batch], how: tuple[Callable[[Asked, Tensor], Cut], Wait]
+) -> tuple[list[Tensor], list[Cut]]:
+    """Cut a layer that is fed these batches; return what leaves it then, (B, T, D) each, and the cuts."""
+    cut, wait = how
+    runs: tuple[Run, Run] = (layer.attend, lambda x, _: layer.transform(x))
+    Y, found = [batch.x for batch in batches], list[Cut]()
+    for kind, run in zip(KINDS, runs, strict=True):
+        entering = batches if layer.parallel else [batch._replace(x=y) for batch, y in zip(batches, Y, strict=True)]
+        for each in asked:
+            if each.structure.kind == kind:
+                found.append(cut(each, second_moments(each.structure, run, entering)))
+                found[-1].make(each.structure)
+        Y = [wait(y + run(batch.x, batch.arguments)) for y, batch in zip(Y, entering, strict=True)]
+    return Y, found
 
 
 def second_moments(structure: Structure, run: Run, batches: Iterable[Batch]) -> Tensor:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 BLACK, GREY, LIGHT = "#000000", "#767676", "#B4B8BD"
 ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
 SOLID, DASHED, DOTTED, MIXED = "solid", (0, (5, 2)), (0, (1, 1.4)), (0, (5, 1.5, 1, 1.5))
+LONG = (0, (10, 2))
 LABEL = 34  # characters of a method's name in a legend
 LEGEND_ROWS = 26  # names of a legend in one column
 
@@ -86,6 +87,8 @@ BUILT_IN = {
     "finercut": Style(PURPLE, DASHED, "s"),
     "llm-drop": Style(PURPLE, DOTTED, "^"),
     "evopress": Style(PURPLE, MIXED, "D"),
+    "llm-streamline": Style(BLUE, LONG, "p"),
+    "tyr": Style(ORANGE, LONG, "X"),
     "puzzle": Style(ORANGE, MIXED, "p"),
     "laco-puzzle": Style(VERMILLION, DOTTED, "p"),
     "reap": Style(BLUE, MIXED, "P"),

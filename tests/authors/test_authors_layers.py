@@ -9,6 +9,7 @@ import torch
 from authors_code import Run, every_run, every_trial, last_state_normed, ratio_of
 
 from methods.depth.angular import Angular
+from methods.depth.llm_streamline import LLMStreamline
 from methods.depth.shortened_llama import ShortenedLlama, ShortenedLlamaTaylor
 from methods.depth.shortgpt import ShortGPT
 from methods.depth.sleb import SLEB
@@ -52,6 +53,17 @@ def test_angular(run: Run, monkeypatch):
     assert decided["removed_layers"] == run["pruneme_removed"]
     assert [[start, start + n] for start in range(1, s + 1)] == [run_of[:2] for run_of in run["pruneme"]]
     run.agrees(None, summed=summed, mean=(decided["distances"][1:], [distance for *_, distance in run["pruneme"]]))
+
+
+@every_run("llm_streamline")
+def test_llm_streamline(run: Run, monkeypatch):
+    """Which run becomes one layer; the state behind the last layer is compared behind the final norm, as there."""
+    last_state_normed(monkeypatch)
+    model, calibration, n = run.model(), run.calibration(), run["n"]
+    decided = LLMStreamline(passes=1).prune(model, calibration, ratio_of(model, n))
+    s = run["best_layer"]
+    assert (decided["trained_layer"], decided["removed_layers"]) == (s, list(range(s + 1, s + n + 1)))
+    run.agrees(None, cos=([0.5 + 0.5 * cos for cos in decided["similarities"]], run["similarities"]))
 
 
 @every_run("shortened_llama")

@@ -20,7 +20,7 @@ from methods.model.sweep_log import SweepLogs
 
 SHARING = {
     *("shortgpt", "angular", "shortened-llama", "shortened-llama-taylor", "llm-drop"),
-    *("flap", "minitron-width", "2ssp", "llm-pruner", "puzzle"),
+    *("flap", "minitron-width", "2ssp", "llm-pruner", "puzzle", "llm-streamline"),
 }
 
 

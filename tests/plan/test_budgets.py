@@ -40,8 +40,12 @@ COARSE = {  # how far from the budget the nearest model is that a method can mak
     ("slicegpt", "macs"): 0.12,
     ("wanda-sp", "kv"): 0.17,
     ("obs", "kv"): 0.17,
+    ("tyr", "kv"): 0.17,
     ("llm-pruner", "kv"): 0.09,
-    **{(method, "latency"): 0.01 for method in ("2ssp", "llm-pruner", "minitron-width", "wanda-sp", "flap", "obs")},
+    **{
+        (method, "latency"): 0.01
+        for method in ("2ssp", "llm-pruner", "minitron-width", "wanda-sp", "flap", "obs", "tyr")
+    },
     ("finercut", "latency"): 0.03,
     ("llm-drop", "latency"): 0.03,
     ("slicegpt", "latency"): 0.2,

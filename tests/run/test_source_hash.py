@@ -120,7 +120,11 @@ def hashes() -> dict[str, str]:
     return {name: method_sha256(name) for name in (*METHODS, "shortgpt+ghost", "flap+refit")}
 
 
-MADE_OF = {"laco-puzzle": ("laco-ls", "puzzle")}  # methods of which others are whole parts
+MADE_OF = {  # methods of which others are whole parts
+    "laco-puzzle": ("laco-ls", "puzzle"),
+    "tyr": ("obs",),
+    "llm-streamline": ("angular",),
+}
 
 
 @pytest.mark.nightly

@@ -39,7 +39,11 @@ STATES = {"hidden_size": 64, "intermediate_size": 176, "vocab_size": 512}, (16, 
 LOGITS = {"hidden_size": 64, "intermediate_size": 176, "vocab_size": 2048}, (8, 32, 2**20)
 EVERY = [name for name in METHODS if not name.startswith("drop")]
 COMPENSATED = ["shortgpt+replaceme", "shortgpt+scale", "shortgpt+ghost", "flap+refit", "shortgpt+reinitialize"]
-CASES = [(WEIGHTS, "float32", name, {}) for name in [*EVERY, *COMPENSATED]]
+SHORT = {  # what takes long, and no more memory for it
+    "tyr": {"rounds": 1, "generations": 1, "offspring": 2, "survivors": 1},
+    "llm-streamline": {"passes": 1},
+}
+CASES = [(WEIGHTS, "float32", name, SHORT.get(name, {})) for name in [*EVERY, *COMPENSATED]]
 CASES += [
     (WEIGHTS, "float32", "llm-pruner", {"importance": "mix"}),
     (WEIGHTS, "float32", "laco-ls", {"attention": True}),

@@ -18,8 +18,9 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
 from methods.model.structures import Sublayer, remove_sublayers, sublayers_of
-from methods.search import evopress
-from methods.search.evopress import EvoPress, Fitness, children, draw, random_states
+from methods.search import evolution
+from methods.search.evolution import Fitness, draw
+from methods.search.evopress import EvoPress, children, random_states
 from methods.search.trials import Gone, Trial
 
 LENGTHS = (16, 12, 7, 2, 16, 9)
@@ -135,7 +136,7 @@ def test_whole_layers_go_where_that_is_asked_for():
 
 def test_the_search_ends_when_its_minutes_are_over_and_says_so(monkeypatch):
     clock = itertools.count(0.0, 25.0)
-    monkeypatch.setattr(evopress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(evolution.time, "monotonic", lambda: next(clock))
     search = methods.make("evopress", {"generations": "9", "minutes": "1", "offspring": "3", "initial": "3"})
     decided = search.prune(Decoder(tiny("llama")), calibration(), ratio_of(1))
     assert (decided["generations"], decided["of_generations"], len(decided["kl"])) == (2, 9, 2)
@@ -146,7 +147,7 @@ def test_a_divergence_that_is_no_number_is_none_in_the_record(monkeypatch):
         def losses(self, states, *_, **__):
             return [math.nan] * len(states)
 
-    monkeypatch.setattr(evopress, "Trial", Broken)
+    monkeypatch.setattr(evolution, "Trial", Broken)
     decided = EvoPress(generations=2, offspring=3, initial=3).prune(Decoder(tiny("llama")), calibration(), ratio_of(1))
     assert decided["kl"] == [None, None]
 

@@ -1,0 +1,196 @@
+"""Put one layer in the place of the run of layers that turns the state least, and train it for that: LLM-Streamline.
+
+Chen, Hu, Zhang, Wang, Li, Chen 2025, "Streamlining Redundant Layers to Compress Large Language Models", ICLR,
+arXiv 2403.19135. Code: RUCKBReasoning/LLM-Streamline.
+
+With n layers to go, a run of n+1 becomes one. It is the run whose ends are most alike,
+
+    s* = argmax  mean over tokens of cos(x_s, x_{s+n+1}),
+
+x_s the state that enters layer s. Layer f, which begins as layer s* of the dense model, is trained on the dense model's
+states to give what the run gives,
+
+    min over f of  mean over tokens and channels of (f(x_{s*}) - x_{s*+n+1})^2.
+
+AdamW takes `passes` passes over the calibration tokens, `batch` sequences a step; the learning rate rises over a
+twentieth of the steps and falls to nearly zero along a cosine, about as where pruned models are healed (--heal). An
+eighth of the sequences, the last ones, are not trained on, and f is what missed least on them after any pass, or before
+the first.
+
+Departures from the authors' code. It trains on 100,000 sequences of 2,048 tokens, once; here the run's calibration
+tokens are read several times, so that its figures are not this method's: more of them (--calibration-sequences) are
+what it wants. Batches of 128 sequences, a weight decay of 0.001, gradients clipped to norm 5, a warm-up of a hundredth
+of the steps and an end at a quarter of the highest rate are not taken over: the recipe is that of healing, with no
+decay and gradients of norm 1 at most. The code compares the state behind the last layer, which the final norm has
+changed, with states that no norm has changed; here it is taken in front of the norm. Its other ways, a loss of the next
+token and two layers for a run, are not built.
+
+Cost. A forward for the states between all layers, of all tokens, which are held; two states of each token, n+1 layers
+over them, and for each pass a forward and a backward pass of one layer. Memory holds its weights in float32, their
+gradients and two moments.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+from torch.optim.lr_scheduler import OneCycleLR
+
+from methods.base import register
+from methods.budget import whole_layers
+from methods.depth.angular import between_layers
+from methods.errors import Unsupported
+from methods.model.activations import States, enter, enter_all, values_of_a_step
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+from methods.model.layer import Layer
+from methods.model.structures import drop_layers
+from methods.progress import over
+from methods.ranges import Count, Positive
+from methods.shared import shared
+
+HELD_OUT = 8  # one sequence of so many is judged by, and not trained on
+
+
+@register("llm-streamline")
+@dataclass(frozen=True)
+class LLMStreamline:
+    """Put one layer, trained to do their work, in the place of a run of layers (Chen et al. 2025)."""
+
+    passes: Count = 16  # over the calibration tokens
+    learning_rate: Positive = 2e-4  # the highest
+    batch: Count = 4  # sequences of a step
+
+    fixed = False
+    needs = "calibration, gradients"
+    cost = "1 forward, and 16 forward and backward passes of one layer"
+    axes = ("layers",)
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        return {"layers": whole_layers(model, ratio, stay=1)}
+
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        n = self.plan(model, ratio)["layers"]
+        if not n:
+            return {"removed_layers": []}
+        if model.embed.weight.dtype == torch.float16:
+            raise Unsupported("llm-streamline trains a layer, and float16 overflows; load the model in bfloat16")
+        (cos,) = shared(similarities, model, calibration, n + 1)
+        s = int(cos.argmax())
+        missed = self.train(model, calibration, s, n + 1)
+        decided = drop_layers(model, list(range(s + 1, s + n + 1)))
+        return decided | {"similarities": cos.tolist(), "trained_layer": s, "missed": missed}
+
+    def train(self, model: Decoder, calibration: Calibration, s: int, length: int) -> list[float]:
+        """Train layer s, in place, to do the work of the layers s .. s+length-1.
+
+        Returns what is missed on the sequences that are not trained on, before the first pass and after each: the mean
+        square over that of the run's output, which is none.
+        """
+        x, z = run_ends(model, calibration, s, length)
+        N = len(x)
+        train, judge = list(range(N - max(1, N // HELD_OUT))), list(range(N - max(1, N // HELD_OUT), N))
+        layer = model.layers[s]
+        with layer.visiting():
+            steps = self.passes * math.ceil(len(train or judge) / self.batch)
+            training = LayerTraining(model, layer, calibration, (x, z), (self.learning_rate, steps))
+            missed, best = [training.missed(judge)], training.weights()
+            generator = torch.Generator().manual_seed(calibration.seed)
+            for _ in over(range(self.passes), "training a layer", "pass"):
+                order = torch.randperm(len(train or judge), generator=generator).tolist()
+                for start in range(0, len(order), self.batch):
+                    rows = [(train or judge)[at] for at in order[start : start + self.batch]]
+                    training.step(rows)
+                missed.append(training.missed(judge))
+                if missed[-1] <= min(missed):
+                    best = training.weights()
+            _put(layer, best)
+        return missed
+
+
+def similarities(model: Decoder, calibration: Calibration, length: int) -> list[Tensor]:
+    """Return mean over tokens of cos(x_s, x_{s+length}) for s = 0 .. L-length, (L-length+1,), in float64."""
+    h = between_layers(model, calibration, "all")
+    cos = [cosine_similarity(h[s].double(), h[s + length].double(), dim=-1).mean() for s in range(len(h) - length)]
+    return [torch.stack(cos)]
+
+
+@torch.no_grad()
+def run_ends(model: Decoder, calibration: Calibration, s: int, length: int) -> tuple[Tensor, Tensor]:
+    """Return the dense model's states in front of layer s and behind the run of `length` layers, (N, T, D) each."""
+    entries, _ = enter_all(model, calibration, values_of_a_step(model))
+    states = States(model, entries)
+    x = torch.cat(states.advance(2 * s))
+    return x, torch.cat(states.advance(2 * (s + length))).to(x.device)
+
+
+class LayerTraining:
+    """Trains a copy of a layer, in float32, products in bfloat16 where the model has these.
+
+    ends  (N, T, D) each, what enters the layer and what is wanted behind it
+    how   the highest learning rate, and the steps that will be taken
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        layer: Layer,
+        calibration: Calibration,
+        ends: tuple[Tensor, Tensor],
+        how: tuple[float, int],
+    ) -> None:
+        self.model, self.calibration, (self.x, self.z) = model, calibration, ends
+        self.half = model.embed.weight.dtype == torch.bfloat16
+        self.layer = layer.copy()
+        self.layer.store = None  # which knows the layer itself, and keeps no copy
+        self.device = layer.device
+        self.module = self.layer.module.float().requires_grad_(True)
+        self.optimiser, (rate, steps) = torch.optim.AdamW(self.module.parameters(), weight_decay=0.0), how
+        self.schedule = OneCycleLR(self.optimiser, rate, total_steps=steps, pct_start=0.05, cycle_momentum=False)
+        self.arguments = dict[int, dict[str, Any]]()  # of the layer, by the sequences that it takes at once
+
+    def squares(self, rows: list[int]) -> tuple[Tensor, int]:
+        """Return the sum of squares of what is missed at real tokens, and how many numbers there are."""
+        if len(rows) not in self.arguments:
+            with torch.no_grad():
+                entry = enter(self.model, self.calibration.ids[: len(rows)])
+            self.arguments[len(rows)] = entry.arguments[self.layer.kind]
+        mask = self.calibration.mask[rows].to(self.device)
+        x, z = (each[rows].to(self.device) for each in (self.x, self.z))
+        with torch.autocast(self.device.type, torch.bfloat16) if self.half else nullcontext():
+            y = self.layer(x, self.arguments[len(rows)])
+        return (y[mask].float() - z[mask].float()).square().sum(), int(mask.sum()) * x.shape[-1]
+
+    def step(self, rows: list[int]) -> None:
+        with torch.enable_grad():
+            total, count = self.squares(rows)
+            torch.autograd.backward(total / count)
+        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        self.optimiser.step()
+        self.schedule.step()
+        self.optimiser.zero_grad()
+
+    @torch.no_grad()
+    def missed(self, rows: list[int]) -> float:
+        """Return the sum of squares of what is missed over that of what is wanted, on these sequences."""
+        wanted = self.z[rows][self.calibration.mask[rows].to(self.z.device)].float().square().sum()
+        return sum(float(self.squares([row])[0]) for row in rows) / float(wanted)
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: one.detach().clone() for name, one in self.module.named_parameters()}
+
+
+def _put(layer: Layer, weights: dict[str, Tensor]) -> None:
+    """Give the layer these weights, by name, in its own type."""
+    old = dict(layer.module.named_parameters())
+    for name, weight in weights.items():
+        path, _, leaf = name.rpartition(".")
+        made = nn.Parameter(weight.to(old[name].dtype), old[name].requires_grad)
+        setattr(layer.module.get_submodule(path), leaf, made)
+    layer.settle()

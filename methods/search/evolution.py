@@ -1,0 +1,121 @@
+"""Finds what a model misses least by evolution: children of the fittest are compared, and the fittest of them go on.
+
+A state says of each candidate what it leaves out or narrows (methods/search/trials.py). Its fitness is
+
+    KL(p || q)    the mean over tokens of the dense model's distribution of the next token, p, to the pruned one's, q
+
+on a few sequences that are drawn anew for every comparison, so that no state is chosen for what it does to some of
+them. The children of a generation are compared on a few tokens, the fittest of these and the parents on more.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+
+import torch
+
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder
+from methods.model.layer import Layer
+from methods.model.structures import Narrowed
+from methods.progress import bar
+from methods.search.trials import Gone, Trial
+
+Narrow = Callable[[Layer, Collection[Narrowed]], Layer]
+TRIES = 100  # draws for each state that is wanted, where few are left that are new
+
+
+class Fitness:
+    """Compares states by KL(p || q) on sequences that are drawn anew each time.
+
+    narrow    as `Trial` takes it
+    forwards  that it has taken, over all calibration tokens
+    """
+
+    def __init__(
+        self, model: Decoder, calibration: Calibration, generator: random.Random, narrow: Narrow | None = None
+    ) -> None:
+        self.model, self.calibration, self.generator, self.narrow = model, calibration, generator, narrow
+        self.forwards = 0.0
+
+    def fittest(self, states: list[Gone], survivors: int, tokens: int) -> list[tuple[Gone, float]]:
+        """Return the states that are missed least on `tokens` tokens, best first, and what is missed of each."""
+        drawn = draw(self.calibration, tokens, self.generator)
+        trial = Trial(self.model, drawn, "kl", narrow=self.narrow)
+        losses = trial.losses(states, "comparing", exact=survivors > 1)
+        share = int(drawn.mask.sum()) / int(self.calibration.mask.sum())
+        self.forwards += share * trial.runs / len(trial.layers)
+        known = [(math.inf if math.isnan(loss) else loss, number) for number, loss in enumerate(losses)]
+        return [(states[number], loss) for loss, number in sorted(known)[:survivors]]
+
+
+@dataclass(frozen=True)
+class Generations:
+    """Says how long a search goes on, and what it compares.
+
+    count         generations at most
+    population    parents of a generation
+    survivors     children that are compared on `final_tokens`, with the parents
+    tokens        on which all children are compared
+    until         when the search ends with what it has, in seconds of time.monotonic
+    """
+
+    count: int
+    population: int
+    survivors: int
+    tokens: int
+    final_tokens: int
+    until: float = math.inf
+
+    def evolve(
+        self, parents: list[Gone], children: Callable[[list[Gone]], list[Gone]], fitness: Fitness
+    ) -> tuple[list[Gone], list[float | None]]:
+        """Return the last parents, the fittest first, and of each generation what its fittest misses."""
+        best = list[float | None]()
+        with bar(self.count, "searching", "generation") as shown:
+            while len(best) < self.count and time.monotonic() <= self.until:
+                promising = [one for one, _ in fitness.fittest(children(parents), self.survivors, self.tokens)]
+                fittest = fitness.fittest(
+                    list(dict.fromkeys([*promising, *parents])), self.population, self.final_tokens
+                )
+                parents = [one for one, _ in fittest]
+                best.append(fittest[0][1] if math.isfinite(fittest[0][1]) else None)
+                shown.update()
+            shown.total = len(best)
+        return parents, best
+
+
+def ends_after(minutes: float | None) -> float:
+    """Return when a search that begins now ends, in seconds of time.monotonic."""
+    return math.inf if minutes is None else time.monotonic() + 60 * minutes
+
+
+def draw(calibration: Calibration, tokens: int, generator: random.Random) -> Calibration:
+    """Return sequences that hold `tokens` real tokens together, the last one cut; all, where there are no more."""
+    lengths = calibration.mask.sum(1).tolist()
+    wanted, rows = min(tokens, sum(lengths)), list[int]()
+    mask = torch.zeros_like(calibration.mask)
+    while wanted:
+        row = generator.randint(0, len(lengths) - 1)
+        if row not in rows:
+            rows.append(row)
+            mask[row, : min(wanted, lengths[row])] = True
+            wanted -= min(wanted, lengths[row])
+    width = int(mask.sum(1).max())
+    return replace(calibration, ids=calibration.ids[rows, :width], mask=mask[rows, :width])
+
+
+def distinct(draw_one: Callable[[], Gone], count: int, known: Collection[Gone] = ()) -> list[Gone]:
+    """Return `count` different states, none of the known ones, or as many as a hundred times the draws give."""
+    found = dict[Gone, None]()
+    for _ in range(TRIES * count):
+        if len(found) == count:
+            break
+        one = draw_one()
+        if one not in known:
+            found[one] = None
+    return list(found)

@@ -1,0 +1,235 @@
+"""Search how much each layer loses, by swaps between matrices that optimal brain surgery has made: Týr-the-Pruner.
+
+Li, Zhao, Liu, Barsoum 2025, "Týr-the-Pruner: Structural Pruning LLMs via Global Sparsity Distribution Optimization",
+NeurIPS, arXiv 2503.09657. Code: AMD-AGI/Tyr-the-Pruner. DarwinLM searches alike, and trains each candidate a little
+(Tang, Sieberling, Kurtic, Shen, Alistarh 2025, arXiv 2502.07780).
+
+A structure is the key/value heads of a layer's attention or the channels of its MLP. It has as many levels as
+
+    units left = w + j d,    |j| <= (levels - 1) / 2,
+
+of which w is what it has left so far, at first the same in all layers, and d a step. For each level the output matrix
+is what optimal brain surgery leaves (methods/width/obs.py): units go in the order of their cost, and the rest is solved
+for on what enters the matrix in the model whose structures have w units left up to there. A state chooses a level of
+each structure, and its fitness is
+
+    KL(p || q)    the mean over tokens of the dense model's distribution of the next token, p, to the pruned one's, q.
+
+A child of a state has min(a, b) swaps, a and b uniform in 1 .. mutations: one structure goes a level down and another
+one of its kind a level up, so that as many parameters are left. How the fittest are found is in
+methods/search/evolution.py. In each of `rounds` rounds the levels lie around the winner of the round before, with d
+half as large: at first an eighth of the channels, and one head where there are eight or fewer. At last the model is cut
+to the winner's widths, layer by layer, so that each matrix is solved for on what the cut layers in front of it give.
+
+Departures from the authors' code. There the score of a unit has a term that is not its cost (obs.py, `tyr-release`),
+which `score=tyr-release` gives here as well; channels go in 16 rounds, heads all at once, and here one unit goes after
+another. There the matrices of the last round's levels are the model's; here they are solved for once more, on their
+own prefix. Divergence is of the 8,192 likeliest words there, here of all. The script compares 128 children on 2,048
+tokens, 16 of them on 16,384 and 4 on 131,072, for 50 generations in each round; here the children are compared on
+`tokens`, the `survivors` and their parent on `final_tokens`. One head and 16 channels stay in each layer, or an eighth
+of fewer than 128 channels. Matrices of levels are kept in the type of the model's weights, as there.
+
+Cost. In each round and at the end that of `obs`, with a solve for each level; and for each generation most of a forward
+over `tokens` tokens for each child, and of four over `final_tokens`. Memory holds a copy of the model as it is cut, and
+on the host the output matrices of all levels. `minutes` ends the search after the generation in which they have passed,
+and the record says how many there were. A search that was interrupted begins again.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from methods.base import register
+from methods.model.calibration import Calibration
+from methods.model.decoder import Decoder, twin
+from methods.model.layer import Layer
+from methods.model.sizes import parameters
+from methods.model.structures import Narrowed, Structure, cuts, keep, structures_of
+from methods.ranges import Count, Positive, Tokens
+from methods.search.evolution import Fitness, Generations, distinct, ends_after
+from methods.search.trials import Gone
+from methods.width.obs import KINDS, OBS, Asked, Counts, Cut, Problem
+from methods.width.obs_costs import Score
+from methods.width.widths import equal_widths, fewest
+
+COARSEST = 8  # of a structure's units, at least one, are the first round's step
+
+
+@register("tyr")
+@dataclass(frozen=True)
+class Tyr:
+    """Search how many heads and channels each layer loses, the rest updated by second order (Li et al. 2025)."""
+
+    rounds: Count = 4  # in each of which the steps between levels are half as large
+    generations: Count = 12  # of a round
+    offspring: Count = 16  # children in each generation
+    levels: Count = 9  # of a structure, half of them above what it has left and half below
+    survivors: Count = 2  # children that are compared on final_tokens
+    mutations: Count = 4  # swaps of a child at most
+    tokens: Tokens = 512  # calibration tokens of a first comparison
+    final_tokens: Tokens = 2048  # and of a second one, between the fittest children and their parent
+    damping: Positive = 0.01  # what is added to the diagonal of H, as a share of its mean
+    score: Score = "cost"  # cost: what the output misses; tyr-release: as the authors' code computes it
+    multiple: Count = 1  # what is left of the channels is a multiple of it
+    minutes: Positive | None = None  # after which the search ends with what it has
+
+    fixed = False
+    uneven = "it chooses the width of each layer"
+    needs = "calibration"
+    cost = "that of obs 5 times, and 48 times 16 over 512 tokens and 3 over 2,048"
+    axes = ("heads", "channels")
+
+    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
+        structures = structures_of(model, *KINDS)
+        counts = equal_widths(model, structures, ratio, self.multiple)
+        return {"parameters": parameters(model) - sum(counts[each.kind] * each.cost for each in structures)}
+
+    def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        structures = structures_of(model, *KINDS)
+        counts, found = equal_widths(model, structures, ratio, self.multiple), dict[str, Any]()
+        left = {(each.number, each.kind): each.size - counts[each.kind] for each in structures}
+        missed = list[dict[str, float]]()
+        if any(counts.values()):
+            left, found = self.search(model, calibration, left)
+            obs = OBS(damping=self.damping, score=self.score)
+            gone = {at: each.size - left[at] for each in structures if left[at := (each.number, each.kind)] < each.size}
+            missed = obs.sweep(model, structures, gone, calibration)
+        return {"parameters": parameters(model), "missed": missed} | cuts(model, structures) | found
+
+    def search(self, model: Decoder, calibration: Calibration, left: Counts) -> tuple[Counts, dict[str, Any]]:
+        """Return the units that each structure has left, and for the record what the search took."""
+        alone = replace(calibration, keep=None, note=None, sweeps=None, order=())  # what is kept is of other sweeps
+        generator, until = random.Random(calibration.seed), ends_after(self.minutes)
+        best, forwards = list[float | None](), 0.0
+        how = Generations(self.generations, 1, self.survivors, self.tokens, self.final_tokens, until)
+        for number in range(self.rounds):
+            if number and time.monotonic() > until:
+                break
+            levels = self.around(left, structures_of(model, *KINDS), number)
+            fitness = Fitness(model, alone, generator, self.supernet(model, alone, levels, left))
+            children = partial(levels.children, count=self.offspring, mutations=self.mutations, generator=generator)
+            (winner, *_), kl = how.evolve([state(left)], children, fitness)
+            left, best, forwards = widths(winner), best + kl, forwards + fitness.forwards
+        found = {"generations": len(best), "of_generations": self.rounds * self.generations, "kl": best}
+        return left, found | {"forwards": round(forwards, 2)}
+
+    def around(self, left: Counts, structures: list[Structure], number: int) -> Levels:
+        """Return the levels of a round around what is left so far."""
+        found = Levels({}, {})
+        for each in structures:
+            unit, at = self.multiple if each.kind == "channels" else 1, (each.number, each.kind)
+            step = max(unit, each.size // (COARSEST * 2**number) // unit * unit)
+            most, w = (self.levels - 1) // 2, left[at]
+            several = (w + j * step for j in range(-most, most + 1))
+            found.left[at] = [
+                one for one in several if one == w or (fewest(each) <= one <= each.size and one % unit == 0)
+            ]
+            found.alike[at] = each.kind, each.cost, each.size
+        return found
+
+    def supernet(self, model: Decoder, calibration: Calibration, levels: Levels, left: Counts) -> Supernet:
+        """Return the matrices of all levels, each fed by a model that has `left`."""
+        found, structures = Supernet(), structures_of(pruned := twin(model), *KINDS)
+
+        def cut(asked: Asked, H: Tensor) -> Cut:
+            structure, size = asked.structure, asked.structure.size
+            at, problem = (structure.number, structure.kind), Problem(structure, H, self.damping)
+            found.order[at] = problem.cheapest(size - levels.left[at][0], self.score)
+            chosen, found.matrices[at] = problem.without(found.order[at][: size - left[at]]), {}
+            for one in levels.left[at]:
+                made = chosen if one == left[at] else problem.without(found.order[at][: size - one])
+                found.matrices[at][one] = made.V.cpu()
+            return chosen
+
+        gone = {(each.number, each.kind): each.size - left[each.number, each.kind] for each in structures}
+        OBS(damping=self.damping).sweep(pruned, structures, gone, calibration, cut)
+        return found
+
+
+@dataclass
+class Supernet:
+    """Holds of each structure, by layer and kind, in which order units go, and the output matrix of each level.
+
+    matrices  (D, K) by the units that are left, of K columns
+    """
+
+    order: dict[tuple[int, str], list[int]] = field(default_factory=dict)
+    matrices: dict[tuple[int, str], dict[int, Tensor]] = field(default_factory=dict)
+
+    def __call__(self, layer: Layer, narrowed: Collection[Narrowed]) -> Layer:
+        """Return a layer of its own at these levels."""
+        small = layer.copy_sharing_matrices()
+        small.store = None  # which knows the layer itself, and keeps no copy
+        for one in narrowed:
+            structure = Structure(one.layer, one.kind, small)
+            gone = self.order[one.layer, one.kind][: structure.size - one.left]
+            keep(small, one.kind, sorted(set(range(structure.size)) - set(gone)))
+            V = self.matrices[one.layer, one.kind][one.left].to(small.device)
+            structure.writer.weight = nn.Parameter(V, requires_grad=False)
+        return small
+
+
+def state(left: Counts) -> Gone:
+    """Return the state in which structures have so many units left."""
+    return Gone(Narrowed(kind, layer, units) for (layer, kind), units in left.items())
+
+
+def widths(chosen: Gone) -> Counts:
+    """Return how many units each structure has left in a state."""
+    narrowed = sorted((one.layer, one.kind, one.left) for one in chosen if isinstance(one, Narrowed))
+    return {(layer, kind): units for layer, kind, units in narrowed}
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Says what structures may have left.
+
+    left   by layer and kind, the units that are left at each level, the fewest first
+    alike  by layer and kind, what two structures share if a swap between them leaves as many parameters
+    """
+
+    left: dict[tuple[int, str], list[int]]
+    alike: dict[tuple[int, str], tuple[str, int, int]]
+
+    def children(self, parents: list[Gone], count: int, mutations: int, generator: random.Random) -> list[Gone]:
+        """Return different children, of as many parameters as their one parent; see `distinct`."""
+
+        (parent,) = parents
+
+        def child() -> Gone:
+            left = widths(parent)
+            for _ in range(min(generator.randint(1, mutations), generator.randint(1, mutations))):
+                self.swap(left, generator)
+            return state(left)
+
+        return distinct(child, count)
+
+    def swap(self, left: Counts, generator: random.Random) -> None:
+        """Take one structure a level up and one that is alike a level down, in place; nothing where none can.
+
+        Both may be one, which stays as it is.
+        """
+        every = sorted(self.left)
+        lower = {at for at in every if left[at] > self.left[at][0]}
+        higher = {at for at in every if left[at] < self.left[at][-1]}
+        higher -= {at for at in higher if all(self.alike[at] != self.alike[other] for other in lower)}
+        if higher:
+            up = drawn(every, higher, generator)
+            down = drawn(every, {at for at in lower if self.alike[at] == self.alike[up]}, generator)
+            for at, by in ((up, 1), (down, -1)):
+                left[at] = self.left[at][self.left[at].index(left[at]) + by]
+
+
+def drawn(every: list[tuple[int, str]], wanted: set[tuple[int, str]], generator: random.Random) -> tuple[int, str]:
+    """Return one of the structures that are wanted, of all."""
+    while True:
+        one = every[generator.randint(0, len(every) - 1)]
+        if one in wanted:
+            return one

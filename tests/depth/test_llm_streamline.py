@@ -1,0 +1,98 @@
+"""LLM-Streamline: which run goes, and that training puts its work into one layer and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from conftest import LAYERS, tiny
+from tiny_methods import calibration
+
+import methods
+from methods.depth.llm_streamline import LLMStreamline, run_ends
+from methods.errors import Unsupported
+from methods.model.decoder import Decoder
+from methods.model.sizes import layer_parameters, parameters
+from methods.model.structures import drop_layers
+
+
+def ratio_of(layers: int) -> float:
+    model = Decoder(tiny("llama"))
+    return layers * layer_parameters(model.layers[0]) / parameters(model)
+
+
+@torch.no_grad()
+def idle(*numbers: int) -> Decoder:
+    """A model whose layers of these numbers add nothing."""
+    model = Decoder(copy.deepcopy(tiny("llama")))
+    for number in numbers:
+        layer = model.layers[number]
+        layer.out.weight.zero_()
+        layer.down.weight.zero_()
+    return model
+
+
+@torch.no_grad()
+def logits(model: Decoder) -> torch.Tensor:
+    return model.model(calibration(7).ids, use_cache=False).logits
+
+
+def test_a_run_that_does_nothing_goes_and_nothing_changes():
+    model = idle(2, 3, 4)
+    dense = logits(model)
+    decided = LLMStreamline(passes=3).prune(model, calibration(), ratio_of(2))
+    assert (decided["trained_layer"], decided["removed_layers"]) == (2, [3, 4])
+    assert decided["similarities"][2] == pytest.approx(1)
+    assert decided["missed"] == pytest.approx([0, 0, 0, 0], abs=1e-12)
+    assert len(model.layers) == LAYERS - 2
+    torch.testing.assert_close(logits(model), dense, rtol=0, atol=1e-5)
+
+
+def test_one_layer_learns_the_work_of_the_run_and_no_other_changes():
+    """Layer 2 adds nothing, and is taught what layer 3 does."""
+    model = idle(2)
+    before = [{name: one.clone() for name, one in layer.module.named_parameters()} for layer in model.layers]
+    x, z = run_ends(model, calibration(), 2, 2)
+    tokens = calibration()
+    missed = LLMStreamline(passes=12, learning_rate=2e-2, batch=2).train(model, tokens, 2, 2)
+    assert len(missed) == 13
+    assert min(missed) < 0.7 * missed[0]
+    with torch.no_grad():
+        y, _ = run_ends(model, calibration(), 3, 0)
+    held = slice(len(x) - 1, len(x))  # an eighth of six sequences, one at least
+    left = (y - z)[held].square().sum() / z[held].square().sum()
+    assert float(left) == pytest.approx(min(missed), rel=1e-4)
+    for number, (layer, old) in enumerate(zip(model.layers, before, strict=True)):
+        same = all(torch.equal(one, old[name]) for name, one in layer.module.named_parameters())
+        assert same == (number != 2)
+
+
+def test_training_that_only_does_harm_leaves_the_first_layer_of_the_run():
+    model, dropped = Decoder(tiny("llama")), Decoder(tiny("llama"))
+    decided = LLMStreamline(passes=2, learning_rate=50.0).prune(model, calibration(), ratio_of(2))
+    assert min(decided["missed"][1:]) > decided["missed"][0]
+    drop_layers(dropped, decided["removed_layers"])
+    assert torch.equal(logits(model), logits(dropped))
+
+
+def test_the_same_seed_gives_the_same_layer_and_another_seed_another():
+    found = []
+    for seed in (0, 0, 1):
+        model, tokens = Decoder(tiny("llama")), dataclasses.replace(calibration(), seed=seed)
+        LLMStreamline(passes=2, learning_rate=1e-3, batch=2).train(model, tokens, 1, 3)
+        found.append(model.layers[1].down.weight)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_half_precision_is_trained_in_float32_and_given_back_or_refused():
+    model = Decoder(copy.deepcopy(tiny("llama")).to(torch.bfloat16))
+    made = methods.make("llm-streamline", {"passes": "2", "learning_rate": "0.01"})
+    decided = made.prune(model, calibration(), ratio_of(2))
+    assert {one.dtype for one in model.model.parameters()} == {torch.bfloat16}
+    assert not any(one.requires_grad != model.embed.weight.requires_grad for one in model.model.parameters())
+    assert min(decided["missed"]) <= decided["missed"][0]
+    with pytest.raises(Unsupported, match="load the model in bfloat16"):
+        made.prune(Decoder(copy.deepcopy(tiny("llama")).to(torch.float16)), calibration(), ratio_of(2))
