@@ -27,13 +27,12 @@ token and two layers for a run, are not built.
 
 Cost. A forward for the states between all layers, of all tokens, which are held; two states of each token, n+1 layers
 over them, and for each pass a forward and a backward pass of one layer. Memory holds its weights in float32, their
-gradients and two moments.
+gradients, two moments and the best ones so far.
 """
 
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +44,6 @@ from torch.optim.lr_scheduler import OneCycleLR
 from methods.base import register
 from methods.budget import whole_layers
 from methods.depth.angular import between_layers
-from methods.errors import Unsupported
 from methods.model.activations import States, enter, enter_all, values_of_a_step
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
@@ -79,8 +77,6 @@ class LLMStreamline:
         n = self.plan(model, ratio)["layers"]
         if not n:
             return {"removed_layers": []}
-        if model.embed.weight.dtype == torch.float16:
-            raise Unsupported("llm-streamline trains a layer, and float16 overflows; load the model in bfloat16")
         (cos,) = shared(similarities, model, calibration, n + 1)
         s = int(cos.argmax())
         missed = self.train(model, calibration, s, n + 1)
@@ -131,7 +127,7 @@ def run_ends(model: Decoder, calibration: Calibration, s: int, length: int) -> t
 
 
 class LayerTraining:
-    """Trains a copy of a layer, in float32, products in bfloat16 where the model has these.
+    """Trains a copy of a layer, in float32.
 
     ends  (N, T, D) each, what enters the layer and what is wanted behind it
     how   the highest learning rate, and the steps that will be taken
@@ -146,7 +142,6 @@ class LayerTraining:
         how: tuple[float, int],
     ) -> None:
         self.model, self.calibration, (self.x, self.z) = model, calibration, ends
-        self.half = model.embed.weight.dtype == torch.bfloat16
         self.layer = layer.copy()
         self.layer.store = None  # which knows the layer itself, and keeps no copy
         self.device = layer.device
@@ -160,12 +155,11 @@ class LayerTraining:
         if len(rows) not in self.arguments:
             with torch.no_grad():
                 entry = enter(self.model, self.calibration.ids[: len(rows)])
-            self.arguments[len(rows)] = entry.arguments[self.layer.kind]
+            self.arguments[len(rows)] = in_float32(entry.arguments[self.layer.kind])
         mask = self.calibration.mask[rows].to(self.device)
-        x, z = (each[rows].to(self.device) for each in (self.x, self.z))
-        with torch.autocast(self.device.type, torch.bfloat16) if self.half else nullcontext():
-            y = self.layer(x, self.arguments[len(rows)])
-        return (y[mask].float() - z[mask].float()).square().sum(), int(mask.sum()) * x.shape[-1]
+        x, z = (each[rows].to(self.device).float() for each in (self.x, self.z))
+        y = self.layer(x, self.arguments[len(rows)])
+        return (y[mask] - z[mask]).square().sum(), int(mask.sum()) * x.shape[-1]
 
     def step(self, rows: list[int]) -> None:
         with torch.enable_grad():
@@ -184,6 +178,15 @@ class LayerTraining:
 
     def weights(self) -> dict[str, Tensor]:
         return {name: one.detach().clone() for name, one in self.module.named_parameters()}
+
+
+def in_float32(given: Any) -> Any:
+    """Return the tensors in dictionaries and tuples in float32, and all else as it is."""
+    if isinstance(given, dict):
+        return {name: in_float32(value) for name, value in given.items()}
+    if isinstance(given, tuple):
+        return tuple(map(in_float32, given))
+    return given.float() if isinstance(given, Tensor) and given.is_floating_point() else given
 
 
 def _put(layer: Layer, weights: dict[str, Tensor]) -> None:

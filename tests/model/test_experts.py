@@ -226,7 +226,19 @@ def test_the_number_of_first_layers_with_a_single_mlp_is_cut_with_the_layers(kep
         torch.testing.assert_close(rebuilt.eval()(ids).logits, logits(model, ids), rtol=0, atol=1e-5)
 
 
-MATRICES = ("flap", "wanda-sp", "minitron-width", "2ssp", "obs", "llm-pruner", "slicegpt", "puzzle", "laco", "laco-ls")
+MATRICES = (
+    "flap",
+    "wanda-sp",
+    "minitron-width",
+    "2ssp",
+    "obs",
+    "tyr",
+    "llm-pruner",
+    "slicegpt",
+    "puzzle",
+    "laco-ls",
+    "laco",
+)
 
 
 @pytest.mark.parametrize("family", MIXTURES)
