@@ -118,18 +118,18 @@ def similarities(model: Decoder, calibration: Calibration, length: int) -> list[
 
 
 @torch.no_grad()
-def run_ends(model: Decoder, calibration: Calibration, s: int, length: int) -> tuple[Tensor, Tensor]:
-    """Return the dense model's states in front of layer s and behind the run of `length` layers, (N, T, D) each."""
+def run_ends(model: Decoder, calibration: Calibration, s: int, length: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Return each sequence's states in front of layer s and behind the run of `length` layers, N of (T, D) each."""
     entries, _ = enter_all(model, calibration, values_of_a_step(model))
-    states = States(model, entries)
-    x = torch.cat(states.advance(2 * s))
-    return x, torch.cat(states.advance(2 * (s + length))).to(x.device)
+    states = States(model, entries, calibration.wait)
+    x = [row for batch in states.advance(2 * s) for row in batch]
+    return x, [row for batch in states.advance(2 * (s + length)) for row in batch]
 
 
 class LayerTraining:
     """Trains a copy of a layer, in float32.
 
-    ends  (N, T, D) each, what enters the layer and what is wanted behind it
+    ends  N of (T, D) each, what enters the layer and what is wanted behind it
     how   the highest learning rate, and the steps that will be taken
     """
 
@@ -138,7 +138,7 @@ class LayerTraining:
         model: Decoder,
         layer: Layer,
         calibration: Calibration,
-        ends: tuple[Tensor, Tensor],
+        ends: tuple[list[Tensor], list[Tensor]],
         how: tuple[float, int],
     ) -> None:
         self.model, self.calibration, (self.x, self.z) = model, calibration, ends
@@ -157,7 +157,7 @@ class LayerTraining:
                 entry = enter(self.model, self.calibration.ids[: len(rows)])
             self.arguments[len(rows)] = in_float32(entry.arguments[self.layer.kind])
         mask = self.calibration.mask[rows].to(self.device)
-        x, z = (each[rows].to(self.device).float() for each in (self.x, self.z))
+        x, z = (torch.stack([each[row] for row in rows]).to(self.device).float() for each in (self.x, self.z))
         y = self.layer(x, self.arguments[len(rows)])
         return (y[mask] - z[mask]).square().sum(), int(mask.sum()) * x.shape[-1]
 
@@ -173,8 +173,9 @@ class LayerTraining:
     @torch.no_grad()
     def missed(self, rows: list[int]) -> float:
         """Return the sum of squares of what is missed over that of what is wanted, on these sequences."""
-        wanted = self.z[rows][self.calibration.mask[rows].to(self.z.device)].float().square().sum()
-        return sum(float(self.squares([row])[0]) for row in rows) / float(wanted)
+        pairs = ((self.z[row], self.calibration.mask[row].to(self.z[row].device)) for row in rows)
+        wanted = sum(float(z[mask].float().square().sum()) for z, mask in pairs)
+        return sum(float(self.squares([row])[0]) for row in rows) / wanted
 
     def weights(self) -> dict[str, Tensor]:
         return {name: one.detach().clone() for name, one in self.module.named_parameters()}

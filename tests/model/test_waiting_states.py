@@ -70,7 +70,7 @@ import os, sys, torch
 from pathlib import Path
 from transformers import LlamaConfig, LlamaForCausalLM
 import methods
-from bench.system.worker import anonymous_bytes
+from bench.system.process_memory import anonymous_bytes
 from methods.compensation import boundaries
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
