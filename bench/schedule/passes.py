@@ -182,7 +182,7 @@ def _puzzle(asked: PruningWork) -> Computed:
 def _tyr(asked: PruningWork) -> Computed:
     """Sweeps of obs; most of a forward over few tokens for each child, and over more for the fittest and the parent."""
     given, every = asked.parameters, asked.sequences * asked.length
-    rounds, generations = given.get("rounds", 4), given.get("generations", 12)
+    rounds, generations = given.get("rounds", 4), given.get("generations", 6)
     first, final = min(every, given.get("tokens", 512)), min(every, given.get("final_tokens", 2048))
     tokens = given.get("offspring", 16) * first + (given.get("survivors", 2) + 1) * final
     compared = asked.shape.body(tokens, asked.length, 1 - asked.ratio) + tokens * asked.shape.head

@@ -25,8 +25,8 @@ Departures from the authors' code. There the score of a unit has a term that is 
 which `score=tyr-release` gives here as well; channels go in 16 rounds, heads all at once, and here one unit goes after
 another. There the matrices of the last round's levels are the model's; here they are solved for once more, on their
 own prefix. Divergence is of the 8,192 likeliest words there, here of all. The script compares 128 children on 2,048
-tokens, 16 of them on 16,384 and 4 on 131,072, for 50 generations in each round; here the children are compared on
-`tokens`, the `survivors` and their parent on `final_tokens`. One head and 16 channels stay in each layer, or an eighth
+tokens, 16 of them on 16,384 and 4 on 131,072, for 50 generations in each round; here 16 children are compared on
+`tokens`, two and their parent on `final_tokens`, for 6 generations. One head and 16 channels stay in each layer, or an eighth
 of fewer than 128 channels. Matrices of levels are kept in the type of the model's weights, as there.
 
 Cost. In each round and at the end that of `obs`, with a solve for each level; and for each generation most of a forward
@@ -68,7 +68,7 @@ class Tyr:
     """Search how many heads and channels each layer loses, the rest updated by second order (Li et al. 2025)."""
 
     rounds: Count = 4  # in each of which the steps between levels are half as large
-    generations: Count = 12  # of a round
+    generations: Count = 6  # of a round
     offspring: Count = 16  # children in each generation
     levels: Count = 9  # of a structure, half of them above what it has left and half below
     survivors: Count = 2  # children that are compared on final_tokens
@@ -83,7 +83,7 @@ class Tyr:
     fixed = False
     uneven = "it chooses the width of each layer"
     needs = "calibration"
-    cost = "that of obs 5 times, and 48 times 16 over 512 tokens and 3 over 2,048"
+    cost = "that of obs 5 times, and 24 times 16 over 512 tokens and 3 over 2,048"
     axes = ("heads", "channels")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
