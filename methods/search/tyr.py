@@ -26,8 +26,8 @@ which `score=tyr-release` gives here as well; channels go in 16 rounds, heads al
 another. There the matrices of the last round's levels are the model's; here they are solved for once more, on their
 own prefix. Divergence is of the 8,192 likeliest words there, here of all. The script compares 128 children on 2,048
 tokens, 16 of them on 16,384 and 4 on 131,072, for 50 generations in each round; here 16 children are compared on
-`tokens`, two and their parent on `final_tokens`, for 6 generations. One head and 16 channels stay in each layer, or an eighth
-of fewer than 128 channels. Matrices of levels are kept in the type of the model's weights, as there.
+`tokens`, two and their parent on `final_tokens`, for 6 generations. One head and 16 channels stay in each layer, or an
+eighth of fewer than 128 channels. Matrices of levels are kept in the type of the model's weights, as there.
 
 Cost. In each round and at the end that of `obs`, with a solve for each level; and for each generation most of a forward
 over `tokens` tokens for each child, and of four over `final_tokens`. Memory holds a copy of the model as it is cut, and
