@@ -21,9 +21,10 @@ Departures from the authors' code. It trains on 100,000 sequences of 2,048 token
 tokens are read several times, so that its figures are not this method's: more of them (--calibration-sequences) are
 what it wants. Batches of 128 sequences, a weight decay of 0.001, gradients clipped to norm 5, a warm-up of a hundredth
 of the steps and an end at a quarter of the highest rate are not taken over: the recipe is that of healing, with no
-decay and gradients of norm 1 at most. The code compares the state behind the last layer, which the final norm has
-changed, with states that no norm has changed; here it is taken in front of the norm. Its other ways, a loss of the next
-token and two layers for a run, are not built.
+decay and gradients of norm 1 at most. The highest rate is theirs, 2e-4, at the width of their models, 4,096, and in
+inverse proportion at others (Yang, Hu and others 2022, arXiv 2203.03466). The code compares the state behind the last
+layer, which the final norm has changed, with states that no norm has changed; here it is taken in front of the norm.
+Its other ways, a loss of the next token and two layers for a run, are not built.
 
 Cost. A forward for the states between all layers, of all tokens, which are held; two states of each token, n+1 layers
 over them, and for each pass a forward and a backward pass of one layer. Memory holds its weights in float32, their
@@ -53,6 +54,7 @@ from methods.progress import over
 from methods.ranges import Count, Positive
 from methods.shared import shared
 
+RATE, WIDTH = 2e-4, 4096  # of the authors' script, and of the models that it was run on
 HELD_OUT = 8  # one sequence of so many is judged by, and not trained on
 
 
@@ -62,7 +64,7 @@ class LLMStreamline:
     """Put one layer, trained to do their work, in the place of a run of layers (Chen et al. 2025)."""
 
     passes: Count = 16  # over the calibration tokens
-    learning_rate: Positive = 2e-4  # the highest
+    learning_rate: Positive | None = None  # the highest; None: 2e-4 at a width of 4,096, at others as 1 / width
     batch: Count = 4  # sequences of a step
 
     fixed = False
@@ -95,7 +97,8 @@ class LLMStreamline:
         layer = model.layers[s]
         with layer.visiting():
             steps = self.passes * math.ceil(len(train or judge) / self.batch)
-            training = LayerTraining(model, layer, calibration, (x, z), (self.learning_rate, steps))
+            rate = self.learning_rate or RATE * WIDTH / x[0].shape[-1]
+            training = LayerTraining(model, layer, calibration, (x, z), (rate, steps))
             missed, best = [training.missed(judge)], training.weights()
             generator = torch.Generator().manual_seed(calibration.seed)
             for _ in over(range(self.passes), "training a layer", "pass"):
