@@ -2,7 +2,8 @@
 
 mkdocs imports this file as a hook and calls the functions that begin with `on_`; tests call `pages`. A page of a method
 is made of the docstring at the head of its module and of its card (`methods.catalogue`), so that it is written once.
-`python docs/generate.py` writes the JSON schemas of the records, which are files of docs/.
+`python docs/generate.py` writes the JSON schemas of the records, which are files of docs/, and what `list methods` says
+of measured costs.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 from bench.records.schema import published  # noqa: E402  # of this checkout, whatever is installed
 from methods import authors_code, registry  # noqa: E402
 
+MEASURED = "drawn-windows"  # of docs/results: records of one protocol, and of one thread of two cores
 FOLDERS = {"depth": "Layers", "width": "Widths", "search": "Searches", "compensation": "Compensations"}
 HEADINGS = r"(Departures from (?:the authors' code|the paper)|Cost|Families|Measured)\. "
 OUTSIDE = re.compile(r"""(?:src|srcset)=["']?(?:https?:)?//|<link[^>]+href=["']?(?:https?:)?//|url\(["']?https?:""")
@@ -365,6 +367,19 @@ def on_post_page(output: str, page: Any, config: Mapping[str, Any]) -> str:
     return output
 
 
+def measured_costs() -> str:
+    """Return what pruning took in the records of MEASURED, as bench/schedule/measured_costs.json has it."""
+    records = (ROOT / "docs" / "results" / MEASURED / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    found: dict[str, dict[str, float]] = {}
+    for record in sorted(map(json.loads, records), key=lambda record: record["cell"]["method"]):
+        cell, measured = record["cell"], record["measured"]
+        if (cell["ratio"], cell["seed"], record["status"]) == (0.2, 0, "ok") and "+" not in cell["method"]:
+            peak = measured["peak_memory"]["prune"]["anonymous_bytes"] / 2**30
+            found[cell["method"]] = {"seconds": round(measured["prune_seconds"], 1), "gib": round(peak, 1)}
+    return json.dumps({"records": f"docs/results/{MEASURED}", "methods": found}, indent=1) + "\n"
+
+
 if __name__ == "__main__":
     for file, schema in schemas().items():
         (ROOT / "docs" / file).write_text(schema, encoding="utf-8")
+    (ROOT / "bench" / "schedule" / "measured_costs.json").write_text(measured_costs(), encoding="utf-8")

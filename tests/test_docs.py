@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from xml.etree import ElementTree
 
@@ -244,3 +245,15 @@ def test_generated_pages_name_every_command_and_every_part_of_a_record():
     ):
         assert f"`{key}" in pages["record.md"], key
     assert not (DOCS / "methods").exists()
+
+
+def test_what_the_list_says_of_costs_is_what_the_records_hold(capsys):
+    """Made by docs/generate.py; a method that was not measured has no figure."""
+    from bench.cli.list import MEASURED
+    from bench.cli.main import main
+
+    assert MEASURED.read_text(encoding="utf-8") == generator().measured_costs()
+    took = json.loads(generator().measured_costs())["methods"]
+    assert took["flap"] == {"seconds": 5.3, "gib": 1.2}
+    assert main(["list", "methods"]) == 0
+    assert capsys.readouterr().out.count(" to prune the default model*") == len(took) < len(CARDS)

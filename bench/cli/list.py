@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 from bench.cli import OK
@@ -11,6 +13,11 @@ from bench.plan.protocol import PROFILES, Protocol, for_cuda, profile
 from bench.system.console import say
 from methods.errors import UserError
 
+MEASURED = Path(__file__).parents[1] / "schedule" / "measured_costs.json"  # written by docs/generate.py
+CONDITIONS = (
+    "SmolLM2-135M in bfloat16, 0.2 of the decoder, 16 x 256 tokens of calibration, one run on one core of two; the "
+    "memory is that of the process in no file, with the model. A method without such a line was not measured so"
+)
 WHAT = ("methods", "models", "families", "tasks", "texts", "profiles", "specs", "formats")
 
 
@@ -36,12 +43,18 @@ def _methods(verbose: bool) -> list[str]:
     import methods
     from methods.counted import IN_PAPERS
 
-    cards, packages, lines = methods.catalogue(), methods.installed(), []
+    cards, packages, lines = methods.catalogue(), methods.installed(), list[str]()
+    took = json.loads(MEASURED.read_text(encoding="utf-8"))["methods"]
     wide = 2 + max(len(name) for name in [*(card.name for card in cards), *(name for name, _ in packages)])
     for card in cards:
         without = f"; not {', '.join(card.without)}" if card.without else ""
         cost = f", {card.cost}" if card.cost else ""
         lines += [f"{card.name:<{wide}}{card.summary}", f"{'':<{wide}}looks at {card.needs}{cost}{without}"]
+        if card.name in took:
+            taken = took[card.name]
+            lines.append(
+                f"{'':<{wide}}took {taken['seconds']:g} s and {taken['gib']:g} GiB to prune the default model*"
+            )
         if card.module.rpartition(".")[2] in IN_PAPERS:
             lines.append(f"{'':<{wide}}its paper's ratio is of {IN_PAPERS[card.module.rpartition('.')[2]]}")
         if verbose:
@@ -54,6 +67,7 @@ def _methods(verbose: bool) -> list[str]:
         if verbose:
             lines += [f"    {card.name}.{name} = {default:<12}{meaning}" for name, default, meaning in card.parameters]
             lines += _authors(card.module)
+    lines.append(f"* {CONDITIONS}")
     return lines
 
 

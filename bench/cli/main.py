@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import errno
 import io
+import os
+import select
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, NoReturn
 
 from bench.cli import (
     INTERRUPTED,
+    READER_GONE,
     USAGE,
     cell,
     doctor,
@@ -56,17 +59,22 @@ class Said(argparse.Action):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0 done, 1 not as said, 2 a mistake, 3 a cell failed, 130 interrupted."""
+    """Run one command. Returns the exit code, as docs/guides/running.md lists them."""
     let_threads_wait()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # where the terminal has no such character, as stderr does
     try:
         arguments = _parsed(sys.argv[1:] if argv is None else argv)
         code: int = arguments.command(arguments)
+        sys.stdout.flush()
         return code
     except UserError as error:
         print(f"prunebench: {' '.join(str(error).split())}", file=sys.stderr)
         return USAGE
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        return READER_GONE
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
@@ -75,6 +83,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("prunebench: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return INTERRUPTED
+
+
+def _reader_is_gone() -> bool:
+    """Say whether nobody reads the output any more, as behind `| head`; what is left of it is let go then."""
+    if hasattr(select, "poll"):
+        output = select.poll()
+        output.register(sys.stdout.fileno(), 0)
+        if not any(event & select.POLLERR for _, event in output.poll(0)):
+            return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # which the interpreter flushes at its end
+    return True
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 from conftest import refused
@@ -12,7 +14,7 @@ from tiny_methods import EXPERTS
 
 from bench.cli.main import main
 from bench.data import assets
-from bench.system import threads
+from bench.system import environment, threads
 
 MISTAKES = {
     "no such method": (["--methods", "lako", "--ratio", "0.2"], "no method is called 'lako'; did you mean laco?"),
@@ -310,3 +312,15 @@ def test_a_search_serves_every_compensation_behind_it():
         found("sleb", {"tokens": 64}, source="of an earlier day"),
     ):
         assert Removals([record_of(unlike, order, 2, 9.0)]).of(mended) == ((), 0.0)
+
+
+def test_a_reader_that_has_gone_ends_the_command_without_a_word():
+    """As behind `| head`."""
+    gone, out = os.pipe()
+    os.close(gone)
+    command = [sys.executable, "-m", "bench", "list", "methods"]
+    try:
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, cwd=environment.CHECKOUT, check=False)
+    finally:
+        os.close(out)
+    assert (done.returncode, done.stderr) == (141, b"")
