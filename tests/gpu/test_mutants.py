@@ -97,7 +97,7 @@ ILLEGAL = [
      "shortgpt+linearpatch"),
     ("methods/width/slicegpt.py", "dtype=torch.float64, device=self.device)", "dtype=torch.float64)", "slicegpt"),
     ("methods/width/slicegpt.py", "X[mask].to(self.device)", "X[mask]", "slicegpt, waiting on the host"),
-    ("methods/width/slicegpt.py", "x.to(layer.device) @ Q", "x @ Q", "slicegpt, waiting on the host"),
+    ("methods/width/slicegpt.py", "self.X[at].to(layer.device) @ Q", "self.X[at] @ Q", "slicegpt, waiting on the host"),
     ("methods/compensation/refit.py", "whole.on(layer.device)", "whole", "flap+refit"),
     ("methods/width/flap.py", "dtype=torch.float64, device=device)", "dtype=torch.float64)", "flap"),
     ("methods/width/flap.py", "z.cpu()[", "z[", "flap"),
