@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import VOCABULARY, tiny
-from tiny_methods import EXPERTS
+from tiny_methods import EXPERTS, SPECS
 
 import methods
 from bench.data import pretrained
@@ -47,7 +47,7 @@ def in_memory(model: torch.nn.Module) -> list[str]:
 
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_every_method_does_the_same_to_a_model_in_files(family, name, calibration, tmp_path):
-    pruner, model = methods.make(name), tiny(family)
+    pruner, model = methods.make(name, SPECS.get(name)), tiny(family)
     one, other = Decoder(copy.deepcopy(model)), Decoder(model, LayerStore(tmp_path))
     decided = pruner.prune(one, calibration, RATIO)
     assert pruner.prune(other, calibration, RATIO) == decided

@@ -40,7 +40,7 @@ LOGITS = {"hidden_size": 64, "intermediate_size": 176, "vocab_size": 2048}, (8, 
 EVERY = [name for name in METHODS if not name.startswith("drop")]
 COMPENSATED = ["shortgpt+replaceme", "shortgpt+scale", "shortgpt+ghost", "flap+refit", "shortgpt+reinitialize"]
 SHORT = {  # what takes long, and no more memory for it
-    "tyr": {"rounds": 1, "generations": 1, "offspring": 2, "survivors": 1},
+    "tyr": {"rounds": 1, "generations": 1, "offspring": 2, "survivors": 1, "levels": 3},
     "llm-streamline": {"passes": 1},
 }
 CASES = [(WEIGHTS, "float32", name, SHORT.get(name, {})) for name in [*EVERY, *COMPENSATED]]
