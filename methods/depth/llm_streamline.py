@@ -24,7 +24,8 @@ of the steps and an end at a quarter of the highest rate are not taken over: the
 decay and gradients of norm 1 at most. The highest rate is theirs, 2e-4, at the width of their models, 4,096, and in
 inverse proportion at others (Yang, Hu and others 2022, arXiv 2203.03466). The code compares the state behind the last
 layer, which the final norm has changed, with states that no norm has changed; here it is taken in front of the norm.
-Its other ways, a loss of the next token and two layers for a run, are not built.
+Its other ways, a loss of the next token and two layers for a run, are not built. `sinks=apart` lets attention sinks
+weigh as a population of their own: where they arise inside the run, nearly all of the squares are theirs.
 
 Cost. A forward for the states between all layers, of all tokens, which are held; two states of each token, n+1 layers
 over them, and for each pass a forward and a backward pass of one layer. Memory holds its weights in float32, their
@@ -45,10 +46,12 @@ from torch.optim.lr_scheduler import OneCycleLR
 from methods.base import register
 from methods.budget import whole_layers
 from methods.depth.angular import between_layers
+from methods.least_squares import Rows, sink_weight
 from methods.model.activations import States, enter, enter_all, values_of_a_step
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
+from methods.model.sinks import Sinks, find_sinks
 from methods.model.structures import drop_layers
 from methods.progress import over
 from methods.ranges import Count, Positive
@@ -66,6 +69,7 @@ class LLMStreamline:
     passes: Count = 16  # over the calibration tokens
     learning_rate: Positive | None = None  # the highest; None: 2e-4 at a width of 4,096, at others as 1 / width
     batch: Count = 4  # sequences of a step
+    sinks: Sinks = "alike"  # attention sinks weigh as all other tokens, or apart, as a population of their own
 
     fixed = False
     needs = "calibration, gradients"
@@ -99,6 +103,8 @@ class LLMStreamline:
             steps = self.passes * math.ceil(len(train or judge) / self.batch)
             rate = self.learning_rate or RATE * WIDTH / x[0].shape[-1]
             training = LayerTraining(model, layer, calibration, (x, z), (rate, steps))
+            if self.sinks == "apart":
+                training.weigh_sinks()
             missed, best = [training.missed(judge)], training.weights()
             generator = torch.Generator().manual_seed(calibration.seed)
             for _ in over(range(self.passes), "training a layer", "pass"):
@@ -152,6 +158,14 @@ class LayerTraining:
         self.optimiser, (rate, steps) = torch.optim.AdamW(self.module.parameters(), weight_decay=0.0), how
         self.schedule = OneCycleLR(self.optimiser, rate, total_steps=steps, pct_start=0.05, cycle_momentum=False)
         self.arguments = dict[int, dict[str, Any]]()  # of the layer, by the sequences that it takes at once
+        self.weight: Tensor | None = None  # (N, T) of each token, where they differ
+
+    def weigh_sinks(self) -> None:
+        """Let attention sinks weigh as a population of their own, as in fits (methods/model/sinks.py)."""
+        x, z, where = ([one[None].to(self.device) for one in each] for each in (self.x, self.z, self.calibration.mask))
+        sinks = find_sinks(where, x, z)
+        every = [Rows(one, other, other, *of) for one, other, *of in zip(x, z, where, sinks, strict=True)]
+        self.weight = torch.where(torch.cat(sinks), sink_weight(every), 1.0)
 
     def squares(self, rows: list[int]) -> tuple[Tensor, int]:
         """Return the sum of squares of what is missed at real tokens, and how many numbers there are."""
@@ -162,7 +176,13 @@ class LayerTraining:
         mask = self.calibration.mask[rows].to(self.device)
         x, z = (torch.stack([each[row] for row in rows]).to(self.device).float() for each in (self.x, self.z))
         y = self.layer(x, self.arguments[len(rows)])
-        return (y[mask] - z[mask]).square().sum(), int(mask.sum()) * x.shape[-1]
+        return self.weighed((y[mask] - z[mask]).square(), rows), int(mask.sum()) * x.shape[-1]
+
+    def weighed(self, squares: Tensor, rows: list[int]) -> Tensor:
+        """Return the sum of squares at the real tokens of these sequences, (tokens, D), by their tokens' weights."""
+        if self.weight is not None:
+            squares = squares * self.weight[rows][self.calibration.mask[rows].to(self.device)][:, None]
+        return squares.sum()
 
     def step(self, rows: list[int]) -> None:
         with torch.enable_grad():
@@ -177,7 +197,9 @@ class LayerTraining:
     def missed(self, rows: list[int]) -> float:
         """Return the sum of squares of what is missed over that of what is wanted, on these sequences."""
         pairs = ((self.z[row], self.calibration.mask[row].to(self.z[row].device)) for row in rows)
-        wanted = sum(float(z[mask].float().square().sum()) for z, mask in pairs)
+        wanted = sum(
+            float(self.weighed(z[mask].float().square(), [row])) for row, (z, mask) in zip(rows, pairs, strict=True)
+        )
         return sum(float(self.squares([row])[0]) for row in rows) / wanted
 
     def weights(self) -> dict[str, Tensor]:

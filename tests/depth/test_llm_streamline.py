@@ -10,7 +10,9 @@ import torch
 from conftest import LAYERS, tiny
 from tiny_methods import calibration
 
-from methods.depth.llm_streamline import LLMStreamline, run_ends
+import methods
+from methods.depth.llm_streamline import LayerTraining, LLMStreamline, run_ends
+from methods.model.activations import enter
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
 from methods.model.structures import drop_layers
@@ -95,3 +97,29 @@ def test_half_precision_is_trained_in_float32_and_given_back(family, dtype):
     assert {one.dtype for one in model.model.parameters()} == {dtype}
     assert {one.requires_grad for one in model.layers[1].module.parameters()} == set(required)
     assert missed[-1] < missed[0]
+
+
+def test_sinks_that_weigh_apart_count_as_much_as_all_other_tokens_together():
+    """J of methods/model/sinks.py over what J is where nothing is given, on states with one sink for each sequence."""
+    model, tokens = Decoder(tiny("llama")), calibration()
+    (N, T), generator = tokens.ids.shape, torch.Generator().manual_seed(3)
+    x, z = (torch.randn(N, T, 32, generator=generator) for _ in range(2))
+    z[:, 0] *= 100
+    training = LayerTraining(model, model.layers[2], tokens, (list(x), list(z)), (1e-3, 1))
+    with torch.no_grad():
+        y = model.layers[2](x, enter(model, tokens.ids).arguments[model.layers[2].kind])
+    squares, wanted = (y - z).square().sum(-1), z.square().sum(-1)
+    every = list(range(N))
+    assert training.missed(every) == pytest.approx(float(squares.sum() / wanted.sum()), rel=1e-4)
+    training.weigh_sinks()
+    J = squares[:, 1:].sum() / wanted[:, 1:].sum() + squares[:, 0].sum() / wanted[:, 0].sum()
+    assert training.missed(every) == pytest.approx(float(J / 2), rel=1e-4)
+    assert abs(training.missed(every) - float(squares.sum() / wanted.sum())) > 0.1
+
+
+def test_sinks_apart_are_what_a_user_asks_for():
+    missed = []
+    for sinks in ("alike", "apart"):
+        made = methods.make("llm-streamline", {"sinks": sinks, "passes": "1"})
+        missed.append(made.prune(Decoder(tiny("llama")), calibration(), ratio_of(2))["missed"])
+    assert missed[0] == missed[1]  # a random model has no sinks
