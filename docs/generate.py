@@ -373,7 +373,8 @@ def measured_costs() -> str:
     found: dict[str, dict[str, float]] = {}
     for record in sorted(map(json.loads, records), key=lambda record: record["cell"]["method"]):
         cell, measured = record["cell"], record["measured"]
-        if (cell["ratio"], cell["seed"], record["status"]) == (0.2, 0, "ok") and "+" not in cell["method"]:
+        plain = cell["label"] == cell["method"] and "+" not in cell["method"]  # no parameters, no compensation
+        if plain and (cell["ratio"], cell["seed"], record["status"]) == (0.2, 0, "ok"):
             peak = measured["peak_memory"]["prune"]["anonymous_bytes"] / 2**30
             found[cell["method"]] = {"seconds": round(measured["prune_seconds"], 1), "gib": round(peak, 1)}
     return json.dumps({"records": f"docs/results/{MEASURED}", "methods": found}, indent=1) + "\n"
