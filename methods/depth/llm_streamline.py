@@ -60,6 +60,7 @@ from methods.ranges import Count, Positive
 from methods.shared import shared
 
 RATE, WIDTH = 2e-4, 4096  # of the authors' script, and of the models that it was run on
+WARM_UP = 0.05  # of the steps
 HELD_OUT = 8  # one sequence of so many is judged by, and not trained on
 
 
@@ -91,11 +92,11 @@ class LLMStreamline:
         decided = drop_layers(model, list(range(s + 1, s + n + 1)))
         return decided | {"similarities": cos.tolist(), "trained_layer": s, "missed": missed}
 
-    def train(self, model: Decoder, calibration: Calibration, s: int, length: int) -> list[float]:
+    def train(self, model: Decoder, calibration: Calibration, s: int, length: int) -> list[float | None]:
         """Train layer s, in place, to do the work of the layers s .. s+length-1.
 
         Returns what is missed on the sequences that are not trained on, before the first pass and after each: the mean
-        square over that of the run's output, which is none.
+        square over that of the run's output; None where it is no number, which JSON has not.
         """
         x, z = run_ends(model, calibration, s, length)
         N = len(x)
@@ -115,10 +116,10 @@ class LLMStreamline:
                     rows = [(train or judge)[at] for at in order[start : start + self.batch]]
                     training.step(rows)
                 missed.append(training.missed(judge))
-                if missed[-1] <= min(missed):
+                if missed[-1] <= min(filter(math.isfinite, missed), default=-math.inf):
                     best = training.weights()
             _put(layer, best)
-        return missed
+        return [one if math.isfinite(one) else None for one in missed]
 
 
 def similarities(model: Decoder, calibration: Calibration, length: int) -> list[Tensor]:
@@ -158,7 +159,10 @@ class LayerTraining:
         self.device = layer.device
         self.module = self.layer.module.float().requires_grad_(True)
         self.optimiser, (rate, steps) = torch.optim.AdamW(self.module.parameters(), weight_decay=0.0), how
-        self.schedule = OneCycleLR(self.optimiser, rate, total_steps=steps, pct_start=0.05, cycle_momentum=False)
+        warm = WARM_UP if steps * WARM_UP > 1 else 0.0  # up to one step OneCycleLR has no rise, or divides by zero
+        self.schedule = OneCycleLR(
+            self.optimiser, rate, total_steps=max(2, steps), pct_start=warm, cycle_momentum=False
+        )
         self.arguments = dict[int, dict[str, Any]]()  # of the layer, by the sequences that it takes at once
         self.weight: Tensor | None = None  # (N, T) of each token, where they differ
 

@@ -200,7 +200,6 @@ class Levels:
 
     def children(self, parents: list[Gone], count: int, mutations: int, generator: random.Random) -> list[Gone]:
         """Return different children, of as many parameters as their one parent; see `distinct`."""
-
         (parent,) = parents
 
         def child() -> Gone:
