@@ -132,7 +132,8 @@ def test_a_training_of_any_number_of_steps_trains(passes, batch):
     """1, 2, 20 and 21 of them; of 20 a twentieth is one."""
     model = Decoder(tiny("llama"))
     LLMStreamline(passes=passes, batch=batch, learning_rate=1e-3).train(model, calibration(), 1, 3)
-    assert not torch.equal(model.layers[1].down.weight, tiny("llama").model.layers[1].mlp.down_proj.weight)
+    moved = model.layers[1].down.weight - tiny("llama").model.layers[1].mlp.down_proj.weight
+    assert float(moved.detach().abs().max()) > 1e-4  # AdamW's first step is about the rate itself
 
 
 def test_what_is_no_number_is_none_in_the_record_and_is_not_taken(monkeypatch):
