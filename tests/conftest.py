@@ -39,6 +39,7 @@ LONG = ("test_driver.py", "test_engines_speed.py", "test_methods_speed.py", "tes
 
 # Families that differ from another one in numbers and not in structure: each method goes through these with --nightly.
 ALIKE = {"mistral": "llama", "qwen2": "llama", "gemma": "qwen3", "gemma2": "gemma3_text"}
+OF_METHODS = ("depth", "width", "search", "experts")  # folders of tests, each file of which is about a method
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -71,9 +72,8 @@ def pytest_unconfigure() -> None:
 
 def is_nightly(item: pytest.Item) -> bool:
     given = item.callspec.params if hasattr(item, "callspec") else {}
-    return item.get_closest_marker("nightly") is not None or (
-        given.get("family") in ALIKE and ("method" in given or "pair" in given)
-    )
+    of_a_method = "method" in given or "pair" in given or item.path.parent.name in OF_METHODS
+    return item.get_closest_marker("nightly") is not None or (of_a_method and given.get("family") in ALIKE)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 import torch
 from conftest import EVERY_FAMILY, FAMILIES, LATER, LAYERS, MIXTURES, tiny
-from tiny_methods import CELLS, EXPERTS, METHODS, SPECS, calibration, logits, pruned
+from tiny_methods import CELLS, EXPERTS, METHODS, SPECS, calibration, logits, pruned, pruned_anew
 
 import methods
 from methods.errors import OutOfReach, Unsupported
@@ -57,7 +57,7 @@ def test_generation_with_a_cache_is_generation_without(method, family, ids):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_looks_at_calibration_tokens_shows_how_far_it_is(method, bars):
-    pruned(method, "llama", 0.3)
+    pruned_anew(method, "llama", 0.3)
     (card,) = [card for card in methods.catalogue() if card.name == method]
     assert bool(bars) == (card.needs != "nothing")
     assert all(bar.done == (bar.total or bar.done) > 0 for bar in bars)
@@ -126,11 +126,19 @@ def test_what_is_removed_can_be_counted(method, family):
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "opt"])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_seed_makes_the_same_decisions(method, family):
-    assert pruned(method, family, 0.3)[1] == pruned(method, family, 0.3)[1]
+    assert pruned_anew(method, family, 0.3)[1] == pruned(method, family, 0.3)[1]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "drop"])
+LONG = ("tyr", "laco-puzzle", "puzzle", "evopress")  # of one family, and of all at night
+GROWING = [
+    pytest.param(method, family, marks=[pytest.mark.nightly] if method in LONG and family != "llama" else [])
+    for method in METHODS
+    for family in ("llama", "gpt2", "phi3")
+    if method != "drop"
+]
+
+
+@pytest.mark.parametrize(("method", "family"), GROWING)
 def test_the_achieved_ratio_never_falls_as_the_request_grows(method, family):
     counts = []
     for ratio in (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import pytest
 import torch
 from conftest import FAMILIES, LATER, VOCABULARY, tiny
@@ -55,13 +58,36 @@ def calibration(seed: int = 0) -> Calibration:
 
 
 def pruned(method: str, family: str, ratio: float, tokens: Calibration | None = None) -> tuple[Decoder, dict]:
-    """A tiny model after pruning, with the decisions; skips what the method says it cannot serve."""
-    model = Decoder(tiny(family))
+    """A tiny model after pruning, with the decisions; skips what the method says it cannot serve.
+
+    What many tests ask for is pruned once by each process of tests; every caller gets a copy.
+    """
+    if tokens is not None:
+        return pruned_anew(method, family, ratio, tokens)
+    found = kept(method, family, ratio)
+    return copy.deepcopy(found) if isinstance(found, tuple) else pytest.skip(found)
+
+
+@functools.cache
+def kept(method: str, family: str, ratio: float) -> tuple[Decoder, dict] | str:
+    """What `pruned` gives copies of, or why there is nothing to copy."""
     try:
-        decisions = methods.make(method, SPECS.get(method, {})).prune(model, tokens or calibration(), ratio)
+        return prune(method, family, ratio)
+    except Unsupported as reason:
+        return str(reason)
+
+
+def pruned_anew(method: str, family: str, ratio: float, tokens: Calibration | None = None) -> tuple[Decoder, dict]:
+    """What `pruned` gives, by work done now."""
+    try:
+        return prune(method, family, ratio, tokens)
     except Unsupported as reason:
         pytest.skip(str(reason))
-    return model, decisions
+
+
+def prune(method: str, family: str, ratio: float, tokens: Calibration | None = None) -> tuple[Decoder, dict]:
+    model = Decoder(tiny(family))
+    return model, methods.make(method, SPECS.get(method, {})).prune(model, tokens or calibration(), ratio)
 
 
 def logits(model: Decoder, ids: torch.Tensor) -> torch.Tensor:

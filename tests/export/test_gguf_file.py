@@ -216,6 +216,7 @@ def test_a_split_that_gguf_has_a_word_for(tmp_path):
     )
 
 
+@pytest.mark.nightly
 @pytest.mark.default_model
 def test_the_default_model_goes_to_gguf_and_back(tmp_path):
     loaded, tokenizer = named.load("smollm2-135m", torch.device("cpu"), torch.float32)

@@ -9,7 +9,7 @@ import torch
 from conftest import tiny
 from emulated import EmulatedGpus
 from places import model_of
-from test_methods_on_gpu import CALIBRATION, EVERY, attention_of_the_cpu, pruned
+from test_methods_on_gpu import CALIBRATION, WITHOUT_LONG, attention_of_the_cpu, pruned
 
 import methods
 from bench.cli.main import main
@@ -38,7 +38,7 @@ def devices_of(decoder: Decoder) -> tuple[set[torch.device], set[torch.device]]:
     return found[True], found[False]
 
 
-@pytest.mark.parametrize(("family", "name", "settings"), EVERY)
+@pytest.mark.parametrize(("family", "name", "settings"), WITHOUT_LONG)
 def test_a_method_decides_what_it_decides_on_the_cpu(family, name, settings, tmp_path):
     expected, logits = pruned(name, model_of(family), settings)
     with EmulatedGpus():
@@ -141,9 +141,9 @@ def test_a_run_whose_layers_visit_the_gpu_finds_what_one_in_memory_finds(saved, 
         "slicegpt",
         "llm-pruner",
         "2ssp",
-        "laco-ls",
+        pytest.param("laco-ls", marks=pytest.mark.nightly),
         "wanda-sp",
-        "obs",
+        pytest.param("obs", marks=pytest.mark.nightly),
         "svd-llm",
         "shortgpt+replaceme",
         "sleb",

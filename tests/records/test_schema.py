@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from dataclasses import asdict, fields
@@ -32,7 +33,7 @@ RESULTS = sorted(path.parent for path in (ROOT / "docs" / "results").glob("*/rec
 HEALED = ROOT / "docs" / "results" / "smollm2-135m-healed"
 TIMED = ROOT / "docs" / "results" / "compensation-speed"
 UNITS = {"_bytes": "bytes", "_seconds": "s", "_ms": "ms", "_mib": "MiB", "sha256": "sha256", "_mhz": "MHz"}
-MUTATIONS, THROUGH_COMMANDS = 600, 110
+MUTATIONS, THROUGH_COMMANDS = 600, int(os.environ.get("PRUNEBENCH_MUTATIONS", "60"))
 
 
 def plain(record: Record) -> dict[str, Any]:
