@@ -21,6 +21,7 @@ from baichuan_code import BaichuanConfig, BaichuanForCausalLM
 from hypothesis import HealthCheck, settings
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import methods
 from methods.model.calibration import Calibration
 from methods.registry import PLUGIN, REGISTRY
 
@@ -217,6 +218,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PYTEST_CURRENT_TEST")
         return (yield)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _methods_are_imported():
+    """Let no method be imported by a test that has changed a number which the method then takes for its own."""
+    methods.load()
 
 
 @pytest.fixture(autouse=True, scope="session")

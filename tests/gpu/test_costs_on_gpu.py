@@ -79,7 +79,6 @@ def test_reading_what_happens_in_the_layers_waits_once_a_micro_batch_for_its_che
 
 @pytest.mark.parametrize("method", ["sleb", "blockpruner", "finercut"])
 def test_a_trial_waits_once_for_each_micro_batch(method, monkeypatch):
-    methods.load()  # or a method that is imported from here on takes the number below for its own
     monkeypatch.setattr(trials, "TOKENS_AT_ONCE", 8)  # pieces whose losses are summed
     with EmulatedGpus() as gpus:
         decoder = Decoder(model_of("llama").to("cuda"))
