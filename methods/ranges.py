@@ -7,6 +7,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Lt
 
 Layers = Annotated[int, Ge(0)]  # how many layers
+Whole = Annotated[int, Ge(0)]
 Count = Annotated[int, Ge(1)]
 Tokens = Annotated[int, Ge(2)]  # of which all but the first are predicted
 Positive = Annotated[float, Gt(0)]

@@ -159,14 +159,19 @@ def _laco(asked: PruningWork, windows: float | None = None) -> Computed:
 
 
 def _laco_ls(asked: PruningWork) -> Computed:
-    """Three forwards, and seven over the tokens of a trial for each layer that goes (methods/depth/laco_ls.py)."""
+    """Three forwards, ten over the tokens of a trial for each layer that goes, and a map's fit for each window."""
     given, shape = asked.parameters, asked.shape
     tokens = given.get("trial_tokens", 512)
-    per = 7 * given.get("trials", 12) / 12
-    steps = asked.removals(asked.ratio) - asked.removals(asked.known)
+    divisions = given.get("divisions", 3)
+    per = 7 * given.get("trials", 12) / 12 + divisions
+    n = asked.removals(asked.ratio)
+    steps = n - asked.removals(asked.known)
+    seen, D = min(asked.sequences * asked.length, given.get("search_tokens", 4096)), shape.width
+    windows = sum(range(shape.layers - n, shape.layers)) if divisions and steps else 0  # of 2 to n + 1 layers
+    maps = (windows + 4 * steps) * D * D * (2 * seen + D)
     fits = 2 * given.get("sweeps", 1) + 1 + given.get("attention", False)
     trial = shape.body(tokens, asked.length) + 2 * tokens * shape.head
-    return _forwards(asked, fits) + Computed(steps * per * trial)
+    return _forwards(asked, fits) + Computed(steps * per * trial + maps)
 
 
 def _puzzle(asked: PruningWork) -> Computed:

@@ -254,7 +254,8 @@ def _laco_ls(asked: PruningMemory) -> float:
     D, I, V, L, b = asked.shape.width, asked.shape.mlp, asked.shape.vocabulary, asked.shape.layers, asked.b
     given, removed = asked.parameters, asked.ratio * asked.shape.parameters / max(1.0, asked.shape.layer)
     seen, tried = min(asked.N, given.get("search_tokens", 4096)), min(asked.N, given.get("trial_tokens", 512))
-    states, maps = (2 * L + 1) * seen + (L + 1) * tried, L - 1 + 2 * removed
+    candidates = given.get("trials", 12) + 2 * given.get("divisions", 3)  # windows of a step, and of the one before
+    states, maps = (2 * L + 1) * seen + (L + 1) * tried, min(L - 1 + 2 * removed, 2 * candidates)
     logits = tried + max(tried, 5 * min(tried, trials.TOKENS_AT_ONCE))  # of the dense model, and a trial's
     search = asked.waits(b * D * states) + b * D * D * maps + FLOAT32 * logits * V
     inputs = I + asked.shape.heads if given.get("attention") else I

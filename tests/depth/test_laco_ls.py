@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -16,13 +17,19 @@ import methods
 from methods.checkpoint import save_load
 from methods.compensation.replaceme import fold
 from methods.depth.collapse_fit import Collapse, Fit
-from methods.depth.laco_ls import CollapseTrial, DenseStates, LaCoLS, joined
+from methods.depth.laco_ls import LaCoLS, named, parsed
 from methods.errors import Unsupported
 from methods.model.activations import inputs_of
 from methods.model.decoder import Decoder, twin
 from methods.model.sizes import layer_parameters, parameters
+from methods.search.windows import CollapseTrial, DenseStates, joined, lightest, single
 
 RIDGE = 0.3
+
+
+def numbers(name: str) -> list[int]:
+    starts = [s for s, _ in parsed(name, LAYERS)]
+    return [number for number in range(LAYERS) if number not in starts]
 
 
 def ratio(model: Decoder, n: int) -> float:
@@ -218,9 +225,8 @@ def test_a_trial_is_the_model_with_its_maps_folded(family):
     model, tokens = Decoder(tiny(family)), calibration(filler=9)
     dense = DenseStates(model, tokens, sinks="apart", ridge=RIDGE)
     trial = CollapseTrial(dense, tokens.first(60))
-    windows = joined(joined([(s, s + 1) for s in range(LAYERS)], 1), 1)  # layers 1 to 3 are one
-    assert windows == [(0, 1), (1, 4), (4, 5), (5, 6)]
-    trial.fix(windows)
+    windows = joined(joined(single(LAYERS), 1), 1)  # layers 1 to 3 are one
+    assert windows == ((0, 1), (1, 4), (4, 5), (5, 6))
     changed = twin(model)
     layers = changed.layers
     fold(layers[1].down, dense.mapped((1, 4), torch.eye(32)).double())
@@ -229,28 +235,73 @@ def test_a_trial_is_the_model_with_its_maps_folded(family):
     wanted = few.mask[:, 1:]
     p, q = (logits(one, few.ids)[:, :-1][wanted].log_softmax(-1) for one in (model, changed))
     kl = float((p.exp() * (p - q)).sum(-1).mean())
-    for i in range(len(windows)):
-        assert trial.loss(windows, i) == pytest.approx(kl, rel=1e-3, abs=1e-6)
-        assert trial.loss(windows, i, 1.001 * kl) == trial.loss(windows, i)
-        assert trial.loss(windows, i, 0.5 * kl) > 0.5 * kl
-    undone = [(s, s + 1) for s in range(LAYERS)]
-    trial.fix(undone)
-    assert trial.loss(undone, 0) == pytest.approx(0.0, abs=1e-5)
+    later = ((0, 1), (1, 3), (3, 4), (4, 6))
+    for fixed in (single(LAYERS), windows, later, ((0, 2), *single(LAYERS)[2:])):  # what states are kept of
+        trial.fix(fixed)
+        assert trial.loss(windows) == pytest.approx(kl, rel=1e-3, abs=1e-6)
+        assert trial.loss(windows, 1.001 * kl) == trial.loss(windows)
+        assert trial.loss(windows, 0.5 * kl) > 0.5 * kl
+        assert trial.loss(single(LAYERS)) == pytest.approx(0.0, abs=1e-5)
 
 
-def test_with_every_candidate_tried_the_best_one_is_taken():
-    """Against a loop over all windows written out, for the first layer."""
+def divisions(n: int) -> list[tuple[tuple[int, int], ...]]:
+    """All divisions of the layers of which n begin no window; the first one cannot."""
+    swallowed = itertools.combinations(range(1, LAYERS), n)
+    return [parsed("layers " + "+".join(map(str, gone)), LAYERS) for gone in swallowed]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_with_every_division_tried_the_best_one_is_taken(n):
+    """Against a loop over all of them written out."""
     model, tokens = Decoder(tiny("llama")), whole_sequences()
     dense = DenseStates(model, tokens, sinks="apart", ridge=RIDGE)
-    trial, windows = CollapseTrial(dense, tokens.first(48)), [(s, s + 1) for s in range(LAYERS)]
-    losses = {s + 1: trial.loss(joined(windows, s), 0) for s in range(LAYERS - 1)}
-    best = min(losses, key=lambda number: losses[number])
-    _, decisions = collapsed(1, tokens)
-    assert decisions["removal_order"] == [f"layer {best}"]
-    assert decisions["losses"] == [pytest.approx(losses[best], rel=1e-4)]
-    _, one = collapsed(1, tokens, trials=1)
+    trial = CollapseTrial(dense, tokens.first(48))
+    losses = {each: trial.loss(each) for each in divisions(n)}
+    best = min(losses, key=losses.__getitem__)
+    _, decisions = collapsed(n, tokens, divisions=100)
+    assert decisions["removal_order"][-1] == named(best)
+    assert decisions["losses"][-1] == pytest.approx(losses[best], rel=1e-4)
+    _, one = collapsed(1, tokens, trials=1, divisions=0)
     least = min(range(LAYERS - 1), key=lambda s: dense.left((s, s + 2)))
-    assert one["removal_order"] == [f"layer {least + 1}"]
+    assert one["removal_order"] == [f"layers {least + 1}"]
+
+
+@pytest.mark.parametrize("n", range(1, LAYERS))
+def test_the_lightest_divisions_are_those_of_all(n):
+    weights = torch.rand(LAYERS + 1, LAYERS + 1, generator=torch.Generator().manual_seed(n)).tolist()
+    sums = {each: sum(weights[s][e] for s, e in each) for each in divisions(n)}
+    for count in (1, 3, 100):
+        found = lightest(LAYERS, n, count, lambda window: weights[window[0]][window[1]])
+        assert found == sorted(sums, key=sums.__getitem__)[:count]
+
+
+def test_steps_alone_lead_past_a_window_that_divisions_find(monkeypatch):
+    """Where one layer is cheapest alone, and two others are together."""
+    cost = {(0, 2): 0.1, (2, 5): 0.15, (2, 4): 0.2, (3, 5): 0.2}
+    monkeypatch.setattr(DenseStates, "left", lambda _, window: cost.get(window, float(window[1] - window[0] - 1)))
+    monkeypatch.setattr(CollapseTrial, "loss", lambda self, windows, *_: sum(map(self.dense.left, windows)))
+    _, steps = collapsed(2, whole_sequences(), divisions=0)
+    _, both = collapsed(2, whole_sequences())
+    assert steps["removal_order"] == ["layers 1", "layers 1+3"]
+    assert both["removal_order"] == ["layers 1", "layers 3-4"]
+    assert steps["losses"] == pytest.approx([0.1, 0.3])
+    assert both["losses"] == pytest.approx([0.1, 0.15])
+
+
+def test_the_name_of_a_division_says_it():
+    assert named(((0, 1), (1, 4), (4, 6))) == "layers 2-3+5"
+    for n in range(1, LAYERS):
+        for each in divisions(n):
+            assert parsed(named(each), LAYERS) == each
+
+
+def test_maps_that_are_let_go_are_fitted_again():
+    dense = DenseStates(Decoder(tiny("llama")), whole_sequences(), sinks="apart", ridge=RIDGE)
+    m = dense.m[1][0]
+    before, left = dense.mapped((1, 4), m), dense.left((1, 4))
+    dense.keep_maps([(2, 4)])
+    assert torch.equal(dense.mapped((1, 4), m), before)
+    assert dense.left((1, 4)) == left
 
 
 def test_layers_that_do_nothing_go_first_and_are_not_missed(ids):
@@ -268,6 +319,7 @@ def test_an_order_that_is_known_is_followed_without_a_trial(monkeypatch):
     model, decisions = collapsed(3, whole_sequences())
     _, shorter = collapsed(2, whole_sequences())
     assert shorter["removal_order"] == decisions["removal_order"][:2]
+    assert shorter["removed_layers"] == numbers(decisions["removal_order"][1])
     assert decisions["free_removals"] == 3
     monkeypatch.setattr(CollapseTrial, "loss", lambda *_: pytest.fail("nothing was left to find"))
     known = dataclasses.replace(whole_sequences(), order=tuple(decisions["removal_order"]))
@@ -308,6 +360,7 @@ def test_a_model_that_has_lost_an_mlp_is_unsupported():
     [
         ({"ridge": "0"}, "laco-ls:ridge is float, more than 0; got '0'"),
         ({"trials": "0"}, "laco-ls:trials is int, at least 1; got '0'"),
+        ({"divisions": "-1"}, "laco-ls:divisions is int, at least 0; got '-1'"),
         ({"sweeps": "0"}, "laco-ls:sweeps is int, at least 1; got '0'"),
         ({"choose": "angle"}, "laco-ls:choose is fit, error or cosine; got 'angle'"),
         ({"trial_tokens": "1"}, "laco-ls:trial_tokens is int, at least 2; got '1'"),

@@ -8,8 +8,8 @@ import pytest
 
 from bench.cli.main import main
 from bench.records.run_folder import load_run
-from methods.depth.laco_ls import CollapseTrial
 from methods.search.trials import Trial
+from methods.search.windows import CollapseTrial
 
 RATIO = "0.5"
 STEPS = {"sleb": (Trial, "without"), "2ssp": (Trial, "without"), "laco-ls": (CollapseTrial, "fix")}  # one for a removal
