@@ -17,7 +17,7 @@ from methods.model.decoder import Decoder
 SPECS = {
     "laco": {"C": "3", "I": "1"},
     "laco-published": {"C": "3", "I": "1"},
-    "laco-ls": {"trial_tokens": "48"},
+    "laco-ls": {"trial_tokens": "48", "final_tokens": "96"},
     "llm-pruner": {"sequences": "4", "tokens": "16"},
     "slicegpt": {},
     "drop-tail": {},

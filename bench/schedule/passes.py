@@ -159,19 +159,21 @@ def _laco(asked: PruningWork, windows: float | None = None) -> Computed:
 
 
 def _laco_ls(asked: PruningWork) -> Computed:
-    """Three forwards, ten over the tokens of a trial for each layer that goes, and a map's fit for each window."""
+    """Three forwards, trials of a few tokens for each layer that goes, and a map's fit for each window."""
     given, shape = asked.parameters, asked.shape
     tokens = given.get("trial_tokens", 512)
     divisions = given.get("divisions", 3)
-    per = 7 * given.get("trials", 12) / 12 + divisions
     n = asked.removals(asked.ratio)
     steps = n - asked.removals(asked.known)
     seen, D = min(asked.sequences * asked.length, given.get("search_tokens", 4096)), shape.width
     windows = sum(range(shape.layers - n, shape.layers)) if divisions and steps else 0  # of 2 to n + 1 layers
     maps = (windows + 4 * steps) * D * D * (2 * seen + D)
     fits = 2 * given.get("sweeps", 1) + 1 + given.get("attention", False)
-    trial = shape.body(tokens, asked.length) + 2 * tokens * shape.head
-    return _forwards(asked, fits) + Computed(steps * per * trial + maps)
+    every = given.get("trials", 12) + divisions
+    trial = (0.5 * every + 1) * shape.body(tokens, asked.length) + (every + 1) * tokens * shape.head
+    tokens, some = given.get("final_tokens", 2048), 0.75 * given.get("finalists", 4)  # of most steps
+    final = some * (shape.body(tokens, asked.length) + tokens * shape.head) + tokens * shape.head
+    return _forwards(asked, fits) + Computed(steps * (trial + final) + maps)
 
 
 def _puzzle(asked: PruningWork) -> Computed:

@@ -27,7 +27,8 @@ trials     the windows of the step before, one of which takes in the layer behin
 divisions  of all divisions of the layers into as many windows, those with the least sum of u, by dynamic programming
 
 Each is put into the model, every window with its T, and the one with the lowest KL divergence from the dense model's
-next token on `trial_tokens` tokens stays. The first alone lead from layers that are cheap one by one past windows that
+next token on `trial_tokens` tokens stays; where others are within `close` of it, up to `finalists` of them all are
+compared once more, on `final_tokens`. The first alone lead from layers that are cheap one by one past windows that
 are cheap as a whole, the second alone undervalue what long windows do (docs/studies/laco-ls.md). What each step finds
 serves larger ratios, so a run does not search twice.
 
@@ -61,7 +62,7 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sinks import Sinks
 from methods.progress import over
-from methods.ranges import Count, Positive, Tokens, Whole
+from methods.ranges import Count, Positive, Share, Tokens, Whole
 from methods.search.windows import CollapseTrial, DenseStates, Division, joined, lightest, single
 
 Choice = Literal["fit", "error", "cosine"]
@@ -77,6 +78,9 @@ class LaCoLS:
     trials: Count = 12  # candidates of a step in which a window takes in a layer; their fit alone rules others out
     divisions: Whole = 3  # candidates of a step that divide all layers anew; 0: none
     trial_tokens: Tokens = 512  # calibration tokens of a trial
+    close: Share = 0.05  # by which the KL of a trial may be above the lowest for a candidate to be a finalist
+    finalists: Count = 4  # candidates of a step that are tried once more
+    final_tokens: Tokens = 2048  # calibration tokens of that trial
     search_tokens: Tokens = 4096  # calibration tokens on which windows are judged by their fit
     attention: bool = False  # refit the attention's output matrix too, together with the down matrix
     later: bool = False  # refit the down matrices of all layers behind the first window too
@@ -124,10 +128,12 @@ class LaCoLS:
     def found(self, model: Decoder, calibration: Calibration, n: int) -> FoundCollapse:
         """Return the windows; the states that the search needs are gone afterwards."""
         dense = DenseStates(model, calibration.first(self.search_tokens), self.sinks, self.ridge, self.choose)
-        trial = CollapseTrial(dense, calibration.first(self.trial_tokens))
-        return self.search(dense, trial, n, calibration)
+        trial, final = (CollapseTrial(dense, calibration.first(t)) for t in (self.trial_tokens, self.final_tokens))
+        return self.search(dense, trial, final, n, calibration)
 
-    def search(self, dense: DenseStates, trial: CollapseTrial, n: int, calibration: Calibration) -> FoundCollapse:
+    def search(
+        self, dense: DenseStates, trial: CollapseTrial, final: CollapseTrial, n: int, calibration: Calibration
+    ) -> FoundCollapse:
         """Find divisions with 1 to n layers less; the first are those of `calibration.order`."""
         L = len(dense.layers)
         found = FoundCollapse(L, [parsed(name, L) for name in calibration.order[:n]])
@@ -136,10 +142,12 @@ class LaCoLS:
             shown = f"layer {count} of {n} to remove"
             candidates = self._candidates(dense, found.windows, count, shown)
             trial.fix(found.windows)
-            losses = dict.fromkeys(candidates, math.inf)
-            for each in over(candidates, shown, "trial"):
-                losses[each] = trial.loss(each, min(losses.values()))
-            best = min(candidates, key=losses.__getitem__)
+            losses = dict(zip(candidates, trial.losses(candidates, shown), strict=True))
+            best, *others = sorted(candidates, key=losses.__getitem__)[: self.finalists]
+            near = [each for each in others if losses[each] <= (1 + self.close) * losses[best]]
+            if near:
+                losses = dict(zip([best, *near], final.losses([best, *near], f"{shown}, finally"), strict=True))
+                best = min(losses, key=losses.__getitem__)
             found.divisions.append(best)
             found.losses.append(losses[best] if math.isfinite(losses[best]) else None)
             dense.keep_maps(window for each in candidates for window in each)

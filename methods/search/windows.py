@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ from methods.model.decoder import Decoder
 from methods.model.sinks import Sinks, find_sinks, wanted_states
 from methods.normed_fit import Norm, fit_normed
 from methods.progress import over
-from methods.search.trials import ROUNDING, TOKENS_AT_ONCE, kl, summed
+from methods.search.trials import TOKENS_AT_ONCE, kl, summed
 
 Division = tuple[Window, ...]  # all layers, in windows
 Mapped = Callable[[Tensor], Tensor]  # what an MLP adds -> what it adds once T is in it, (B, T, D) both
@@ -143,38 +142,45 @@ def turned(pairs: list[tuple[Tensor, Tensor]]) -> float:
 class CollapseTrial:
     """Runs the model on a few tokens with windows collapsed by their maps T. It changes no module."""
 
+    @torch.no_grad()
     def __init__(self, dense: DenseStates, calibration: Calibration) -> None:
         self.dense, self.mask, self.wait = dense, calibration.mask, calibration.wait
         self.entry: Entry = enter(dense.model, calibration.ids)
         self.wanted = calibration.mask[:, 1:].to(self.entry.x.device)
-        self.fix(single(len(dense.layers)))
-
-    @cached_property
-    def expected(self) -> Tensor:
-        """Return the dense model's log-probabilities of the next token, (tokens, V)."""
-        states = self._wanted(self.entry.run(self.dense.layers, self.entry.x))
-        return torch.cat([logits.float().log_softmax(-1) for logits in self._logits(states)])
+        self.expected = self._wanted(self.entry.run(dense.layers, self.entry.x))
+        self.fixed: Division = ()
+        self.states = [self.entry.x]
 
     @torch.no_grad()
-    def fix(self, windows: Sequence[Window]) -> None:
-        """Keep the states in front of each window for the trials that follow."""
-        self.fixed, self.states = windows, [self.entry.x]
-        for window in windows:
+    def fix(self, division: Division) -> None:
+        """Keep the states in front of each window of a division, for trials of others that begin with some of them."""
+        self.fixed, self.states = division, [self.entry.x]
+        for window in division:
             self.states.append(self.wait(self._run(window, self.states[-1])))
 
     @torch.no_grad()
-    def loss(self, windows: Sequence[Window], limit: float = math.inf) -> float:
-        """Return KL per token, or anything above `limit` where it is sure to be. One that is no number never wins."""
-        i = next((i for i, (a, b) in enumerate(zip(windows, self.fixed, strict=False)) if a != b), len(windows))
-        x = self.states[i]
-        for window in windows[i:]:
+    def losses(self, divisions: Sequence[Division], shown: str) -> list[float]:
+        """Return the KL from the dense model per token of each division, infinite for one that is no number.
+
+        `shown` says on stderr what this is for.
+        """
+        ends = [self.wait(self._end(division)) for division in over(divisions, shown, "trial")]
+        totals, tokens = [0.0] * len(ends), len(self.expected)
+        for some in over(torch.split(torch.arange(tokens), TOKENS_AT_ONCE), f"{shown}, comparing", "piece"):
+            p = self.dense.model.logits(self.expected[some]).float().log_softmax(-1)
+            for number, end in enumerate(ends):
+                logits = self.dense.model.logits(end[some].to(p.device))
+                totals[number] += float(summed(kl, logits, p, logits))
+        return [math.inf if math.isnan(total) else total / tokens for total in totals]
+
+    def _end(self, division: Division) -> Tensor:
+        """Return the states behind the last window of the tokens that have a successor, (tokens, D)."""
+        differ = (i for i, (one, other) in enumerate(zip(division, self.fixed, strict=False)) if one != other)
+        first = next(differ, min(len(division), len(self.fixed)))
+        x = self.states[first]
+        for window in division[first:]:
             x = self._run(window, x)
-        states, total = self._wanted(x), 0.0
-        for logits, p in zip(self._logits(states), torch.split(self.expected, TOKENS_AT_ONCE), strict=True):
-            total += float(summed(kl, logits, p, logits))
-            if total > (1 + ROUNDING) * limit * len(states):
-                break
-        return math.inf if math.isnan(total) else total / len(states)
+        return self._wanted(x)
 
     def _run(self, window: Window, x: Tensor) -> Tensor:
         s, e = window
@@ -188,8 +194,3 @@ class CollapseTrial:
     def _wanted(self, x: Tensor) -> Tensor:
         """Return the states of the tokens that have a successor, (tokens, D)."""
         return x[:, :-1][self.wanted.to(x.device)]
-
-    def _logits(self, states: Tensor) -> Iterator[Tensor]:
-        """Yield the logits of a few tokens at a time, (M, V), of states (tokens, D)."""
-        for few in torch.split(states, TOKENS_AT_ONCE):
-            yield self.dense.model.logits(few)

@@ -37,8 +37,8 @@ def ratio(model: Decoder, n: int) -> float:
 
 
 def collapsed(n: int, tokens: methods.Calibration, family: str = "llama", **given: object) -> tuple[Decoder, dict]:
-    model = Decoder(tiny(family))
-    return model, LaCoLS(ridge=RIDGE, trial_tokens=48, **given).prune(model, tokens, ratio(model, n))
+    model, few = Decoder(tiny(family)), {"ridge": RIDGE, "trial_tokens": 48, "final_tokens": 48}
+    return model, LaCoLS(**few | given).prune(model, tokens, ratio(model, n))
 
 
 @pytest.mark.parametrize("given", [{}, {"search_tokens": 20}, {"choose": "error"}, {"choose": "cosine", "trials": 1}])
@@ -236,12 +236,17 @@ def test_a_trial_is_the_model_with_its_maps_folded(family):
     p, q = (logits(one, few.ids)[:, :-1][wanted].log_softmax(-1) for one in (model, changed))
     kl = float((p.exp() * (p - q)).sum(-1).mean())
     later = ((0, 1), (1, 3), (3, 4), (4, 6))
-    for fixed in (single(LAYERS), windows, later, ((0, 2), *single(LAYERS)[2:])):  # what states are kept of
+    for fixed in ((), single(LAYERS), windows, later, ((0, 2), *single(LAYERS)[2:])):  # what states are kept of
         trial.fix(fixed)
-        assert trial.loss(windows) == pytest.approx(kl, rel=1e-3, abs=1e-6)
-        assert trial.loss(windows, 1.001 * kl) == trial.loss(windows)
-        assert trial.loss(windows, 0.5 * kl) > 0.5 * kl
-        assert trial.loss(single(LAYERS)) == pytest.approx(0.0, abs=1e-5)
+        found = trial.losses([windows, single(LAYERS)], "trying")
+        assert found == [pytest.approx(kl, rel=1e-3, abs=1e-6), pytest.approx(0.0, abs=1e-5)]
+
+
+def test_a_division_whose_loss_is_no_number_never_wins():
+    model, tokens = Decoder(tiny("llama")), whole_sequences()
+    dense = DenseStates(model, tokens, sinks="apart", ridge=RIDGE)
+    dense.mapped = lambda window, m: m * float("nan")
+    assert CollapseTrial(dense, tokens).losses([joined(single(LAYERS), 2)], "trying") == [float("inf")]
 
 
 def divisions(n: int) -> list[tuple[tuple[int, int], ...]]:
@@ -256,7 +261,7 @@ def test_with_every_division_tried_the_best_one_is_taken(n):
     model, tokens = Decoder(tiny("llama")), whole_sequences()
     dense = DenseStates(model, tokens, sinks="apart", ridge=RIDGE)
     trial = CollapseTrial(dense, tokens.first(48))
-    losses = {each: trial.loss(each) for each in divisions(n)}
+    losses = dict(zip(divisions(n), trial.losses(divisions(n), "trying"), strict=True))
     best = min(losses, key=losses.__getitem__)
     _, decisions = collapsed(n, tokens, divisions=100)
     assert decisions["removal_order"][-1] == named(best)
@@ -264,6 +269,22 @@ def test_with_every_division_tried_the_best_one_is_taken(n):
     _, one = collapsed(1, tokens, trials=1, divisions=0)
     least = min(range(LAYERS - 1), key=lambda s: dense.left((s, s + 2)))
     assert one["removal_order"] == [f"layers {least + 1}"]
+
+
+def test_what_is_close_is_tried_on_more_tokens(monkeypatch):
+    """At most as many as are asked for; what is not close stays out, though it would have won."""
+    few = {"layers 3": 1.0, "layers 1": 1.02, "layers 4": 1.04, "layers 2": 1.049, "layers 5": 1.3}
+    many = {"layers 3": 1.0, "layers 1": 0.9, "layers 4": 0.8, "layers 2": 0.1, "layers 5": 0.0}
+
+    def losses(self, some, _):
+        return [(few if self.mask.sum() < 50 else many)[named(one)] for one in some]
+
+    monkeypatch.setattr(CollapseTrial, "losses", losses)
+    tokens = whole_sequences()
+    asked = {}, {"finalists": 3}, {"finalists": 2}, {"finalists": 1}, {"close": 0.01}, {"close": 0.5, "finalists": 9}
+    found = [collapsed(1, tokens, trial_tokens=48, final_tokens=96, **given)[1] for given in asked]
+    assert [one["removal_order"][0] for one in found] == [f"layers {one}" for one in (2, 4, 1, 3, 3, 5)]
+    assert [one["losses"][0] for one in found] == [0.1, 0.8, 0.9, 1.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("n", range(1, LAYERS))
@@ -279,7 +300,7 @@ def test_steps_alone_lead_past_a_window_that_divisions_find(monkeypatch):
     """Where one layer is cheapest alone, and two others are together."""
     cost = {(0, 2): 0.1, (2, 5): 0.15, (2, 4): 0.2, (3, 5): 0.2}
     monkeypatch.setattr(DenseStates, "left", lambda _, window: cost.get(window, float(window[1] - window[0] - 1)))
-    monkeypatch.setattr(CollapseTrial, "loss", lambda self, windows, *_: sum(map(self.dense.left, windows)))
+    monkeypatch.setattr(CollapseTrial, "losses", lambda self, some, _: [sum(map(self.dense.left, one)) for one in some])
     _, steps = collapsed(2, whole_sequences(), divisions=0)
     _, both = collapsed(2, whole_sequences())
     assert steps["removal_order"] == ["layers 1", "layers 1+3"]
@@ -321,7 +342,7 @@ def test_an_order_that_is_known_is_followed_without_a_trial(monkeypatch):
     assert shorter["removal_order"] == decisions["removal_order"][:2]
     assert shorter["removed_layers"] == numbers(decisions["removal_order"][1])
     assert decisions["free_removals"] == 3
-    monkeypatch.setattr(CollapseTrial, "loss", lambda *_: pytest.fail("nothing was left to find"))
+    monkeypatch.setattr(CollapseTrial, "losses", lambda *_: pytest.fail("nothing was left to find"))
     known = dataclasses.replace(whole_sequences(), order=tuple(decisions["removal_order"]))
     again, repeated = collapsed(3, known)
     assert repeated["removed_layers"] == decisions["removed_layers"]
