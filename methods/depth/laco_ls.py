@@ -66,6 +66,7 @@ from methods.ranges import Count, Positive, Share, Tokens, Whole
 from methods.search.windows import CollapseTrial, DenseStates, Division, joined, lightest, single
 
 Choice = Literal["fit", "error", "cosine"]
+NAMED = "layers "  # begins the name of a division
 
 
 @register("laco-ls")
@@ -136,8 +137,8 @@ class LaCoLS:
     ) -> FoundCollapse:
         """Find divisions with 1 to n layers less; the first are those of `calibration.order`."""
         L = len(dense.layers)
-        found = FoundCollapse(L, [parsed(name, L) for name in calibration.order[:n]])
-        found.losses = [None] * len(found.divisions)
+        known = [name for name in calibration.order[:n] if name.startswith(NAMED)]
+        found = FoundCollapse(L, [parsed(name, L) for name in known], [None] * len(known))
         for count in range(len(found.divisions) + 1, n + 1):
             shown = f"layer {count} of {n} to remove"
             candidates = self._candidates(dense, found.windows, count, shown)
@@ -187,13 +188,13 @@ class FoundCollapse:
 def named(division: Division) -> str:
     """Return the layers that windows have taken in: "layers 5+13-18"."""
     runs = ((s + 1, e - 1) for s, e in division if e > s + 1)
-    return "layers " + "+".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs)
+    return NAMED + "+".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs)
 
 
 def parsed(name: str, L: int) -> Division:
     """Return the division of L layers that `named` gives this name."""
     gone = set[int]()
-    for run in name.removeprefix("layers ").split("+"):
+    for run in name.removeprefix(NAMED).split("+"):
         first, _, last = run.partition("-")
         gone |= set(range(int(first), int(last or first) + 1))
     starts = [s for s in range(L) if s not in gone]

@@ -22,7 +22,7 @@ Why both. A layer whose work another one can take over is cheap to collapse, and
 each further one costs more than the last. Heads and channels of little use are in every layer, and there too the first
 are the cheapest.
 
-The windows for a smaller k are the beginning of those for a larger one, so that they are searched once.
+The windows for each smaller k are found on the way to those for the largest, so that they are searched once.
 
 Cost. That of `laco-ls` for all n layers, and `depths` times that of `puzzle+refit` on `tokens` tokens.
 """

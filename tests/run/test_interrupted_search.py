@@ -13,8 +13,7 @@ from methods.search.windows import CollapseTrial
 
 RATIO = "0.5"
 STEPS = {"sleb": (Trial, "without"), "2ssp": (Trial, "without"), "laco-ls": (CollapseTrial, "fix")}  # one for a removal
-BEFORE = {"laco-ls": 1}  # and for what is done before the first
-OPTIONS = {"2ssp": ":alpha=9", "laco-ls": ":trial_tokens=48"}  # several attentions go
+OPTIONS = {"2ssp": ":alpha=9", "laco-ls": ":trial_tokens=48,final_tokens=96"}  # several attentions go
 
 
 def interrupted(monkeypatch, method: str, after: int) -> list[int]:
@@ -44,13 +43,13 @@ def test_the_same_command_goes_on_at_the_removal_where_it_stood(method, damage, 
         interrupted(patch, method, after=len(every) - 1)
         assert main([*run, "--out", str(tmp_path / "run")]) == 130
     (kept,) = (tmp_path / "run").glob("partial/*/prune/removals.json")
-    assert len(json.loads(kept.read_text())["order"]) == len(every) - 1 - BEFORE.get(method, 0)
+    assert len(json.loads(kept.read_text())["order"]) == len(every) - 1
     if damage:
         kept.write_bytes(kept.read_bytes()[:-9])
     with monkeypatch.context() as patch:
         steps = interrupted(patch, method, after=99)
         assert main([*run, "--out", str(tmp_path / "run")]) == 0
-    assert len(steps) == (len(every) if damage else 1 + BEFORE.get(method, 0))
+    assert len(steps) == (len(every) if damage else 1)
     assert not (tmp_path / "run" / "partial").exists()
     whole, again = (
         next(record for record in load_run(tmp_path / name) if record.cell["method"] != "dense")

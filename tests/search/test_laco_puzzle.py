@@ -142,7 +142,7 @@ def test_a_known_order_of_windows_saves_the_search_and_changes_nothing(monkeypat
     def refuse(*arguments):
         raise AssertionError("a window is tried again")
 
-    monkeypatch.setattr("methods.depth.laco_ls.CollapseTrial.loss", refuse)
+    monkeypatch.setattr("methods.search.windows.CollapseTrial.losses", refuse)
     LaCoPuzzle(depths=2, **SMALL).prune(second, known, ratio)
     assert same(first, second)
 

@@ -132,7 +132,9 @@ class WhatWent(FitsDone):
     width: Positive = absent("residual width of the dense model")
     threshold: float | None = absent("of laco: the similarity above which layers were merged")
     trace: list[MergeTried] = absent("of laco: every window that was tried")
-    removal_order: list[str] = absent("of a greedy search: what went, the first first")
+    removal_order: list[str] = absent(
+        "of a greedy search: what went, the first first; of laco-ls all that is gone by each step"
+    )
     free_removals: Count = absent("how many of those another ratio may begin with")
     generations: Count = absent("of an evolutionary search: how many were done")
     of_generations: Count = absent("how many were asked for; more where its minutes ended it")
