@@ -51,12 +51,17 @@ def tables(markdown: str) -> list[list[list[str]]]:
     return [table for table in found if table]
 
 
+@cache
+def pages() -> dict[str, str]:
+    """Return the pages that follow from the code; half a second."""
+    return generator().pages()
+
+
+@cache
 def rows() -> list[tuple[str, ...]]:
     """Return every row of every table of the methods' pages."""
-    pages = generator().pages()
-    return [
-        tuple(row) for path in pages if path.startswith("methods/") for table in tables(pages[path]) for row in table
-    ]
+    methods = [page for path, page in pages().items() if path.startswith("methods/")]
+    return [tuple(row) for page in methods for table in tables(page) for row in table]
 
 
 def report(*runs: str, view: str, reference: str = "") -> list[dict[str, str]]:

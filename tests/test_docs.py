@@ -7,7 +7,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from pages import DOCS, ROOT, generator, measure, report, rows, tables, text
+from pages import DOCS, ROOT, generator, measure, pages, report, rows, tables, text
 
 import methods
 from bench.records import run_folder
@@ -32,7 +32,7 @@ def test_every_parameter_is_on_its_page_with_its_default(name):
 def test_laco_published_differs_from_laco_as_the_page_says():
     ours, theirs = ({row[0]: row[1] for row in CARDS[name].parameters} for name in ("laco", "laco-published"))
     assert {name: value for name, value in theirs.items() if ours[name] != value} == LACO_PUBLISHED
-    table = tables(generator().pages()["methods/laco.md"])[-1]
+    table = tables(pages()["methods/laco.md"])[-1]
     assert {row[1]: row[2] for row in table if row[0] == "laco-published"} == LACO_PUBLISHED
 
 
@@ -228,10 +228,10 @@ def test_the_table_of_speeds_is_what_its_records_say():
 
 
 def test_generated_pages_name_every_command_and_every_part_of_a_record():
-    pages = generator().pages()
+    made = pages()
     for command in ("run", "report", "gate", "list"):
-        assert f"\n## {command}\n" in pages["commands.md"]
-    assert "| `--ratio LIST` | share of the parameters to remove" in pages["commands.md"]
+        assert f"\n## {command}\n" in made["commands.md"]
+    assert "| `--ratio LIST` | share of the parameters to remove" in made["commands.md"]
     for key in (
         "schema",
         "cell",
@@ -243,7 +243,7 @@ def test_generated_pages_name_every_command_and_every_part_of_a_record():
         "prune_seconds",
         "speedup",
     ):
-        assert f"`{key}" in pages["record.md"], key
+        assert f"`{key}" in made["record.md"], key
     assert not (DOCS / "methods").exists()
 
 

@@ -56,7 +56,7 @@ def kl_of(gone: Gone) -> float:
     return total / count
 
 
-@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("k", [1, pytest.param(2, marks=pytest.mark.nightly)])
 def test_the_best_of_all_states_is_found(k):
     """Where every comparison is of all tokens and every child is compared, as many generations as there are suffice."""
     states = itertools.product(*(itertools.combinations(blocks, k) for blocks in kinds_of()))
