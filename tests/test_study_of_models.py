@@ -115,6 +115,7 @@ def test_the_table_of_laco_ls_is_what_the_records_say():
     assert all(line in page for line in rows_of_laco_ls())
 
 
+@cache
 def rows_of_pairs() -> list[str]:
     """Return the lines of the table of how many pairs of methods each measure tells apart."""
     lines = []
@@ -221,12 +222,14 @@ def test_what_is_said_of_more_windows():
     assert float(said["more"]) < 1 < float(said["high"])
 
 
+@cache
 def rank(ratio: float, model: str, method: str, measure: str = WIKI) -> float:
     shared = ratios()[ratio]
     (rows,) = (one for one in shared.models if one.name.startswith(model))
     return rows.places(shared.everywhere(measure), measure)[method].rank
 
 
+@cache
 def moved(measure: str) -> list[int]:
     """Return how many methods change places by more than the tests leave open, at each ratio."""
     names = [f"models-places-{measure}-{ratio}-of-the-decoder" for ratio in RATIOS]
@@ -313,6 +316,7 @@ def drawn():
     return run_folder.load_runs([ROOT / "docs/results/drawn-windows"])
 
 
+@cache
 def drawn_rows() -> list[str]:
     """Return the rows of the table of 48 drawn windows: a method's times laco-ls's perplexity, by text and ratio."""
     records, samples = drawn().records, drawn().samples
