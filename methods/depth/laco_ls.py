@@ -39,9 +39,9 @@ which take what is added for linear in the matrix, are for other families.
 L = layers, D = residual width, I = MLP width, B = sequences of a micro-batch, T = tokens.
 
 Cost. About 3 forward passes over the calibration text (2 for the fit, with `attention` 3, for each further sweep 2
-more), 10 over `trial_tokens` for each layer removed, a Cholesky solve of size D for each window of up to n + 1 layers,
-n being the layers that go, and one for each that is tried, and two of size I for each that stays. During the search
-2 L D numbers are kept for each of `search_tokens`.
+more), 9 over `trial_tokens` and 3 over `final_tokens` for each layer removed, a Cholesky solve of size D for each
+window of up to n + 1 layers, n being the layers that go, and one for each that is tried, and two of size I for each
+that stays. During the search 2 L D numbers are kept for each of `search_tokens`.
 
 Measured. docs/studies/laco-ls.md compares it with other methods, and docs/studies/compensation.md its own settings.
 """
@@ -91,7 +91,7 @@ class LaCoLS:
 
     fixed = False
     needs = "calibration"
-    cost = "3 forwards, and about 10 over 512 tokens for each layer removed"
+    cost = "3 forwards, and about 20 over 512 tokens for each layer removed"
     axes = ("layers", "channels")  # which a survivor takes over from its window
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
