@@ -362,8 +362,9 @@ def test_what_is_said_of_drawn_windows():
     )
 
 
-# --- the same at 0.2 by three draws of the calibration text
+# --- the same at 0.2 by four draws of the calibration text
 
+SEEDS = (0, 1, 2, 6)
 BY_SEED = ("laco-ls", "llm-streamline", "2ssp+refit")
 
 
@@ -376,48 +377,48 @@ def of_seed(seed: int):
 
 
 def seed_rows(name: str) -> list[str]:
-    """Return for each method its perplexities by three seeds, times that of laco-ls by the same, and their mean."""
+    """Return for each method its perplexities by four seeds, times that of laco-ls by the same, and their mean."""
     lines = []
     for label in BY_SEED:
         words, figures = [], []
-        for seed in range(3):
+        for seed in SEEDS:
             run, at = of_seed(seed)
             figures.append(run.records[at[label]].measured["perplexity"][name]["perplexity"])
             words.append(f"{figures[-1]:.1f}")
             if label != "laco-ls":
                 (pair,) = contrasts.perplexity(run.records, [(at["laco-ls"], at[label])], run.samples, name).values()
                 words[-1] += f", {pair.estimate:.2f} [{pair.low:.2f}, {pair.high:.2f}]"
-        mean = math.exp(sum(map(math.log, figures)) / 3)
+        mean = math.exp(sum(map(math.log, figures)) / len(SEEDS))
         lines.append(f"| `{label}` | {' | '.join(words)} | {mean:.1f} |")
     return lines
 
 
 @pytest.mark.parametrize("name", ["wiki", "c4"])
-def test_the_table_of_three_seeds_is_what_the_records_say(name):
+def test_the_table_of_four_seeds_is_what_the_records_say(name):
     assert "\n".join(seed_rows(name)) in text("docs/studies/models.md")
 
 
 def test_the_calibration_text_of_each_seed_is_another_one_and_the_windows_are_the_same():
-    runs = [of_seed(seed) for seed in range(3)]
+    runs = [of_seed(seed) for seed in SEEDS]
     records = [run.records[at["laco-ls"]] for run, at in runs]
-    assert len({one.cell["inputs"]["calibration_sha256"] for one in records}) == 3
+    assert len({one.cell["inputs"]["calibration_sha256"] for one in records}) == 4
     assert {tuple(one.decisions["removed_layers"]) for one in records} == {tuple(range(13, 19))}
     assert all(one.measured["perplexity"]["wiki"]["windows"] == 48 for one in records)
 
 
-def test_what_is_said_of_three_seeds():
+def test_what_is_said_of_four_seeds():
     pairs = dict[str, list[str]]()
     for name in ("wiki", "c4"):
-        base, *others = (line.strip("| ").split(" | ")[1:4] for line in seed_rows(name))
+        base, *others = (line.strip("| ").split(" | ")[1:5] for line in seed_rows(name))
         for label, cells in zip(BY_SEED[1:], others, strict=True):
             assert all(float(a) < float(b.partition(",")[0]) for a, b in zip(base, cells, strict=True))
             pairs.setdefault(label, []).extend(cell.partition("[")[2].partition(",")[0] for cell in cells)
-    assert [float(low) > 1 for low in pairs["llm-streamline"]] == [True] * 6
-    assert [float(low) > 1 for low in pairs["2ssp+refit"]] == [True, True, False] * 2
-    figures = [line.strip("| ").split(" | ")[1:4] for line in seed_rows("wiki")]
+    assert [float(low) > 1 for low in pairs["llm-streamline"]] == [True] * 8
+    assert [float(low) > 1 for low in pairs["2ssp+refit"]] == [True, True, False, True] * 2
+    figures = [line.strip("| ").split(" | ")[1:5] for line in seed_rows("wiki")]
     said = [[cell.partition(",")[0] for cell in line] for line in figures]
-    assert "it has {}, {} and {} on Wikipedia".format(*said[0]) in text("README.md")
-    assert "{}, {} and {}, and `2ssp+refit` {}, {} and {}.".format(*said[1], *said[2]) in text("README.md")
+    assert "it has {}, {}, {} and {} on Wikipedia".format(*said[0]) in text("README.md")
+    assert "{}, {}, {} and {}, and `2ssp+refit` {}, {}, {} and {}.".format(*said[1], *said[2]) in text("README.md")
 
 
 # --- how laco-ls finds its windows
