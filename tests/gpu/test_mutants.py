@@ -85,7 +85,7 @@ ILLEGAL = [
     ("methods/least_squares.py", "dtype=torch.float64, device=device)", "dtype=torch.float64)", "laco-ls"),
     ("methods/least_squares.py", ", device=each.where.device)", ")", "shortgpt+replaceme"),
     ("methods/depth/laco.py", "mask.to(final.device)", "mask", "laco"),
-    ("methods/depth/laco_ls.py", ", device=y[0].device)", ")", "laco-ls"),
+    ("methods/search/windows.py", ", device=y[0].device)", ")", "laco-ls"),
     (
         "methods/compensation/replaceme.py",
         "self.ridge, torch.eye(D, dtype=torch.float64, device=seen[0].y.device)",
@@ -137,7 +137,7 @@ LEGAL = [
     ("bench/evaluation/checks.py", "input_ids=ids.to(model.device)", "input_ids=ids", "generate"),
     ("methods/model/activations.py", "(self.masks,) = beside(self.states, masks)", "self.masks = masks", "shortgpt"),
     ("methods/search/trials.py", "torch.arange(len(x), device=x.device)", "torch.arange(len(x))", "sleb"),
-    ("methods/depth/laco_ls.py", "calibration.mask[:, 1:].to(self.entry.x.device)", "calibration.mask[:, 1:]",
+    ("methods/search/windows.py", "calibration.mask[:, 1:].to(self.entry.x.device)", "calibration.mask[:, 1:]",
      "laco-ls"),
     ("methods/width/slicegpt.py", "entry.x.to(waits).float()", "entry.x.float()", "slicegpt, waiting on the host"),
     ("bench/evaluation/scoring.py", "scored[block].to(model.device)", "scored[block]", "read"),

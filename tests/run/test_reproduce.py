@@ -17,11 +17,12 @@ from bench.records.run_folder import load_run
 from bench.run import reproduce
 from bench.run.fingerprint import of_today, state_sha256
 from bench.run.reproduce import cell_of, prune_again
-from methods.depth import angular, laco, laco_ls, llm_drop, shortgpt
+from methods.depth import angular, laco, llm_drop, shortgpt
 from methods.errors import UserError
 from methods.model import sizes
 from methods.model.decoder import Decoder
 from methods.search import trials
+from methods.search.windows import CollapseTrial
 from methods.width import flap, llm_pruner, minitron_width, obs, two_ssp, wanda_sp
 
 RESULTS = Path(__file__).parents[2] / "docs/results"
@@ -101,7 +102,7 @@ def test_what_is_fitted_is_fitted_to_the_removals_that_the_record_names(records,
 
     for owner, name in [
         (laco._Reference, "similarity"),
-        (laco_ls.CollapseTrial, "loss"),
+        (CollapseTrial, "losses"),
         (trials.Trial, "without"),
         (shortgpt.ShortGPT, "scores"),
         (angular.Angular, "distances"),
