@@ -171,8 +171,8 @@ def _laco_ls(asked: PruningWork) -> Computed:
     fits = 2 * given.get("sweeps", 1) + 1 + given.get("attention", False)
     every = given.get("trials", 12) + divisions
     trial = (0.5 * every + 1) * shape.body(tokens, asked.length) + (every + 1) * tokens * shape.head
-    tokens, some = given.get("final_tokens", 2048), 0.75 * given.get("finalists", 4)  # of most steps
-    final = some * (shape.body(tokens, asked.length) + tokens * shape.head) + tokens * shape.head
+    tokens, most = given.get("final_tokens", 2048), given.get("finalists", 4)
+    final = 0.75 * most * (shape.body(tokens, asked.length) + tokens * shape.head) if most > 1 else 0.0
     return _forwards(asked, fits) + Computed(steps * (trial + final) + maps)
 
 

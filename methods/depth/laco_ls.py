@@ -127,18 +127,17 @@ class LaCoLS:
         }
 
     def found(self, model: Decoder, calibration: Calibration, n: int) -> FoundCollapse:
-        """Return the windows; the states that the search needs are gone afterwards."""
-        dense = DenseStates(model, calibration.first(self.search_tokens), self.sinks, self.ridge, self.choose)
-        trial, final = (CollapseTrial(dense, calibration.first(t)) for t in (self.trial_tokens, self.final_tokens))
-        return self.search(dense, trial, final, n, calibration)
+        """Return divisions with 1 to n layers less, of which the first are those of `calibration.order`.
 
-    def search(
-        self, dense: DenseStates, trial: CollapseTrial, final: CollapseTrial, n: int, calibration: Calibration
-    ) -> FoundCollapse:
-        """Find divisions with 1 to n layers less; the first are those of `calibration.order`."""
-        L = len(dense.layers)
+        The states that a search needs are gone afterwards.
+        """
+        L = len(model.layers)
         known = [name for name in calibration.order[:n] if name.startswith(NAMED)]
         found = FoundCollapse(L, [parsed(name, L) for name in known], [None] * len(known))
+        if len(known) == n:
+            return found
+        dense = DenseStates(model, calibration.first(self.search_tokens), self.sinks, self.ridge, self.choose)
+        trial, final = (CollapseTrial(dense, calibration.first(t)) for t in (self.trial_tokens, self.final_tokens))
         for count in range(len(found.divisions) + 1, n + 1):
             shown = f"layer {count} of {n} to remove"
             candidates = self._candidates(dense, found.windows, count, shown)

@@ -52,23 +52,14 @@ def pruned(name, model, settings=None):
 
 
 # A long search puts together what others here do one by one: on one GPU in float32, and at night everywhere.
-WITHOUT_LONG = [
-    pytest.param(*each, marks=pytest.mark.nightly) if each[1] in ("tyr", "laco-puzzle", "evopress") else each
-    for each in EVERY
-]
+LONG = {name: [pytest.mark.nightly] for name in ("tyr", "laco-puzzle", "evopress")}
+WITHOUT_LONG = [pytest.param(*each, marks=LONG.get(each[1], [])) for each in EVERY]
+IN_BOTH = [(*each, torch.float32) for each in EVERY]
+IN_BOTH += [pytest.param(*each, torch.bfloat16, marks=LONG.get(each[1], [])) for each in EVERY]
 
 
-@pytest.mark.parametrize(("family", "name", "settings"), EVERY)
-def test_a_method_decides_on_a_gpu_what_it_decides_on_the_cpu(family, name, settings):
-    decides_the_same(family, name, settings, torch.float32)
-
-
-@pytest.mark.parametrize(("family", "name", "settings"), WITHOUT_LONG)
-def test_a_method_decides_in_bfloat16_on_a_gpu_what_it_decides_on_the_cpu(family, name, settings):
-    decides_the_same(family, name, settings, torch.bfloat16)
-
-
-def decides_the_same(family, name, settings, dtype):
+@pytest.mark.parametrize(("family", "name", "settings", "dtype"), IN_BOTH)
+def test_a_method_decides_on_a_gpu_what_it_decides_on_the_cpu(family, name, settings, dtype):
     expected, logits = pruned(name, model_of(family, dtype), settings)
     with EmulatedGpus():
         model = model_of(family, dtype).to("cuda")
