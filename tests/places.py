@@ -6,8 +6,10 @@ import torch
 from conftest import tiny
 
 from methods.model import spread as spreading
+from methods.model.decoder import Decoder
 
 BOTH = [torch.device("cuda", number) for number in range(2)]
+CUDA = BOTH[0]
 
 
 def model_of(family: str, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
@@ -21,3 +23,12 @@ def model_of(family: str, dtype: torch.dtype = torch.float32) -> torch.nn.Module
 def spread(model: torch.nn.Module) -> torch.nn.Module:
     """Spread a model's layers over two GPUs."""
     return spreading.put(model, BOTH)
+
+
+def devices_of(decoder: Decoder) -> tuple[set[torch.device], set[torch.device]]:
+    """Return where the layers lie, and where all else does."""
+    inside = {id(one) for layer in decoder.layers for one in layer.module.parameters()}
+    found = {True: set[torch.device](), False: set[torch.device]()}
+    for one in decoder.model.parameters():
+        found[id(one) in inside].add(one.device)
+    return found[True], found[False]

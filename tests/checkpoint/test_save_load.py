@@ -12,7 +12,7 @@ import pytest
 import torch
 from byte_tokens import byte_tokenizer
 from conftest import LAYERS, OWN_CODE, TINY, tiny
-from tiny_methods import CELLS, SPECS, calibration, logits, pruned
+from tiny_methods import SHAPED, SPECS, calibration, logits, pruned
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -53,13 +53,7 @@ def whole(family):
     return save_load.structure(Decoder(tiny(family)))["layers"][0]
 
 
-# A file holds a shape, and each kind of shape is stored of every family; the other methods of a kind at night.
-KINDS = ("laco-ls", "blockpruner", "2ssp", "flap", "llm-pruner", "slicegpt", "svd-llm", "flap+refit")
-STORED = [
-    pytest.param(*cell, marks=[] if cell[0] in KINDS or cell[1] == "llama" else [pytest.mark.nightly])
-    for cell in CELLS
-    if cell[1] not in OWN_CODE
-]
+STORED = [cell for cell in SHAPED if cell.values[1] not in OWN_CODE]
 
 
 @pytest.mark.parametrize(("method", "family"), STORED)

@@ -41,6 +41,13 @@ PAIRS = [  # every compensation, after methods of every granularity
     "2ssp+ghost",
     *(f"{name}+refit" for name in ("flap", "wanda-sp", "llm-pruner", "2ssp", "minitron-width", "obs")),
 ]
+# Of a compensation behind several methods: the first on every family, the others on one, and on all at night.
+FIRST = {pair.partition("+")[2]: pair for pair in reversed(PAIRS)}
+EACH = [
+    pytest.param(pair, family, marks=[] if pair in FIRST.values() or family == "llama" else [pytest.mark.nightly])
+    for pair in PAIRS
+    for family in TINY
+]
 
 
 def made(pair: str, **given: object) -> methods.Pruner:
@@ -337,8 +344,7 @@ def test_ratio_zero_changes_nothing(pair, family, ids):
     assert "compensation" not in decisions
 
 
-@pytest.mark.parametrize("family", TINY)
-@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize(("pair", "family"), EACH)
 def test_a_compensated_model_counts_caches_and_comes_back(pair, family, ids, tmp_path):
     model, decisions = compensated(pair, family, 0.3)
     whole = logits(model, ids)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import tiny
 from emulated import EmulatedGpus
-from places import model_of
-from test_methods_on_gpu import CALIBRATION, WITHOUT_LONG, attention_of_the_cpu, pruned
+from places import CUDA, devices_of, model_of
+from test_methods_on_gpu import CALIBRATION
 
 import methods
 from bench.cli.main import main
@@ -19,42 +19,11 @@ from bench.records.run_folder import load_run
 from bench.run import job
 from bench.schedule.memory_needs import Footprint
 from bench.schedule.shape import Shape
-from methods.model.activations import enter
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
-from methods.model.layer_store import LayerStore, put
+from methods.model.layer_store import LayerStore
 
-__all__ = ["attention_of_the_cpu"]
-CUDA = torch.device("cuda", 0)
 IDS = CALIBRATION.ids[:2]
-
-
-def devices_of(decoder: Decoder) -> tuple[set[torch.device], set[torch.device]]:
-    """Return where the layers lie, and where all else does."""
-    inside = {id(one) for layer in decoder.layers for one in layer.module.parameters()}
-    found = {True: set[torch.device](), False: set[torch.device]()}
-    for one in decoder.model.parameters():
-        found[id(one) in inside].add(one.device)
-    return found[True], found[False]
-
-
-@pytest.mark.parametrize(("family", "name", "settings"), WITHOUT_LONG)
-def test_a_method_decides_what_it_decides_on_the_cpu(family, name, settings, tmp_path):
-    expected, logits = pruned(name, model_of(family), settings)
-    with EmulatedGpus():
-        decoder = Decoder(model_of(family), LayerStore(tmp_path, CUDA))
-        assert devices_of(decoder) == ({torch.device("cpu")}, {CUDA})
-        decided = methods.make(name, settings).prune(decoder, CALIBRATION, 0.3)
-        assert devices_of(decoder) == ({torch.device("cpu")}, {CUDA})
-        with torch.no_grad():
-            if name == "slicegpt":  # whose residual no stand-in for a layer takes
-                put([decoder.model], torch.device("cpu"))
-                found = decoder.model(IDS, use_cache=False).logits
-            else:
-                entry = enter(decoder, IDS)
-                found = decoder.logits(entry.run(decoder.layers, entry.x)).cpu()
-    assert decided == expected
-    torch.testing.assert_close(found, logits, rtol=0, atol=0)
 
 
 def test_what_has_been_changed_is_brought_back_and_all_else_is_what_it_was(tmp_path):
