@@ -16,6 +16,7 @@ from bench.schedule.shape import Shape
 EIGENVALUES = 18  # D^3 of a symmetric matrix's, in float64: 9, at half the rate
 SINGULAR_VALUES = 18  # m^2 n of a matrix's, m <= n, in float64: 14 operations at a rate that was timed on a CPU
 LACO_WINDOWS = 33  # tried for each layer removed, where a ratio is met: 129, 285, 371 for 4, 8, 11 of 30 (smollm2-135m)
+EXCHANGES = 2  # rounds of them at the end of a search of `laco-ls`
 PUBLISHED_WINDOWS = 45  # tried by `laco-published`, whatever the ratio: 47, 45, 43 there
 BLOCKS = 2.9  # attentions and MLPs removed for a layer's worth of parameters: 12, 22, 32 for 4, 8, 11 layers there
 FITS = {"scale": 0.71, "linearpatch": 0.81, "ghost": 0.90, "replaceme": 0.99, "refit": 3.53, "reinitialize": 0.0}
@@ -159,21 +160,25 @@ def _laco(asked: PruningWork, windows: float | None = None) -> Computed:
 
 
 def _laco_ls(asked: PruningWork) -> Computed:
-    """Three forwards, trials of a few tokens for each layer that goes, and a map's fit for each window."""
+    """Three forwards, trials of a few tokens for each layer that goes, a map's fit for each window, and finalists."""
     given, shape = asked.parameters, asked.shape
     tokens = given.get("trial_tokens", 512)
-    divisions = given.get("divisions", 3)
+    divisions, exchanges = given.get("divisions", 3), given.get("exchanges", 12)
     n = asked.removals(asked.ratio)
-    steps = n - asked.removals(asked.known)
+    if not n:
+        return Computed()
+    steps = max(1, n - asked.removals(asked.known))  # the last one is taken anew
     seen, D = min(asked.sequences * asked.length, given.get("search_tokens", 4096)), shape.width
-    windows = sum(range(shape.layers - n, shape.layers)) if divisions and steps else 0  # of 2 to n + 1 layers
+    windows = sum(range(shape.layers - n, shape.layers)) if divisions else 0  # of 2 to n + 1 layers
     maps = (windows + 4 * steps) * D * D * (2 * seen + D)
     fits = 2 * given.get("sweeps", 1) + 1 + given.get("attention", False)
-    every = given.get("trials", 12) + divisions
-    trial = (0.5 * every + 1) * shape.body(tokens, asked.length) + (every + 1) * tokens * shape.head
-    tokens, most = given.get("final_tokens", 2048), given.get("finalists", 4)
-    final = 0.75 * most * (shape.body(tokens, asked.length) + tokens * shape.head) if most > 1 else 0.0
-    return _forwards(asked, fits) + Computed(steps * (trial + final) + maps)
+    every = steps * (given.get("trials", 12) + divisions) + EXCHANGES * exchanges
+    trial = (0.5 * every + steps + EXCHANGES) * shape.body(tokens, asked.length)
+    every, compared = every + steps, given.get("finalists", 8) + 1 if given.get("finalists", 8) > 1 or exchanges else 0
+    final = compared * given.get("final_tokens", 4096) * 0.75
+    return _forwards(asked, fits) + Computed(
+        trial + shape.body(final, asked.length) + (every * tokens + final) * shape.head + maps
+    )
 
 
 def _puzzle(asked: PruningWork) -> Computed:

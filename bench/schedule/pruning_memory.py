@@ -254,9 +254,9 @@ def _laco_ls(asked: PruningMemory) -> float:
     D, I, V, L, b = asked.shape.width, asked.shape.mlp, asked.shape.vocabulary, asked.shape.layers, asked.b
     given, removed = asked.parameters, asked.ratio * asked.shape.parameters / max(1.0, asked.shape.layer)
     seen, tried = min(asked.N, given.get("search_tokens", 4096)), min(asked.N, given.get("trial_tokens", 512))
-    finally_tried = min(asked.N, given.get("final_tokens", 2048))
     longer, divisions = given.get("trials", 12), given.get("divisions", 3)
-    ends = max((min(longer, L - 1) + divisions) * tried, given.get("finalists", 4) * finally_tried)
+    finally_tried = min(asked.N, given.get("final_tokens", 4096))
+    ends = max((min(longer, L - 1) + divisions) * tried, (given.get("finalists", 8) + 1) * finally_tried)
     states, maps = (2 * L + 1) * seen + (L + 1) * tried + ends, min(L - 1 + 2 * removed, 2 * longer + 4 * divisions)
     logits = 6 * min(finally_tried, trials.TOKENS_AT_ONCE)  # of the dense model, and a trial's
     search = asked.waits(b * D * states) + b * D * D * maps + FLOAT32 * logits * V

@@ -27,10 +27,13 @@ trials     the windows of the step before, one of which takes in the layer behin
 divisions  of all divisions of the layers into as many windows, those with the least sum of u, by dynamic programming
 
 Each is put into the model, every window with its T, and the one with the lowest KL divergence from the dense model's
-next token on `trial_tokens` tokens stays; where others are within `close` of it, up to `finalists` of them all are
-compared once more, on `final_tokens`. The first alone lead from layers that are cheap one by one past windows that
+next token on `trial_tokens` tokens stays. The first alone lead from layers that are cheap one by one past windows that
 are cheap as a whole, the second alone undervalue what long windows do (docs/studies/laco-ls.md). What each step finds
 serves larger ratios, so a run does not search twice.
+
+When enough layers are gone, up to `finalists` of what the last step has tried, whose KL is within `close` of the
+lowest, are compared once more, on `final_tokens`. Of the best one the `exchanges` divisions that have one of its layers
+back and another gone, those with the least sum of u, are candidates too, until none of them is better.
 
 Where a norm stands behind the MLP (gemma2, olmo2), the survivor's down matrix is fitted together with the norm's
 gains, and so is a candidate's T, which maps what the norm is given (methods/normed_fit.py). `attention` and `sweeps`,
@@ -39,9 +42,10 @@ which take what is added for linear in the matrix, are for other families.
 L = layers, D = residual width, I = MLP width, B = sequences of a micro-batch, T = tokens.
 
 Cost. About 3 forward passes over the calibration text (2 for the fit, with `attention` 3, for each further sweep 2
-more), 9 over `trial_tokens` and 3 over `final_tokens` for each layer removed, a Cholesky solve of size D for each
-window of up to n + 1 layers, n being the layers that go, and one for each that is tried, and two of size I for each
-that stays. During the search 2 L D numbers are kept for each of `search_tokens`.
+more), 9 over `trial_tokens` for each layer removed and as many for each round of exchanges, one over `final_tokens` for
+each finalist, a Cholesky solve of size D for each window of up to n + 1 layers, n being the layers that go, and one for
+each that is tried, and two of size I for each that stays. During the search 2 L D numbers are kept for each of
+`search_tokens`.
 
 Measured. docs/studies/laco-ls.md compares it with other methods, and docs/studies/compensation.md its own settings.
 """
@@ -63,10 +67,11 @@ from methods.model.decoder import Decoder
 from methods.model.sinks import Sinks
 from methods.progress import over
 from methods.ranges import Count, Positive, Share, Tokens, Whole
-from methods.search.windows import CollapseTrial, DenseStates, Division, joined, lightest, single
+from methods.search.windows import CollapseTrial, DenseStates, Division, begun, exchanged, joined, lightest, single
 
 Choice = Literal["fit", "error", "cosine"]
 NAMED = "layers "  # begins the name of a division
+TAKEN = "finally "  # stands before that of the one that is taken
 
 
 @register("laco-ls")
@@ -79,9 +84,10 @@ class LaCoLS:
     trials: Count = 12  # candidates of a step in which a window takes in a layer; their fit alone rules others out
     divisions: Whole = 3  # candidates of a step that divide all layers anew; 0: none
     trial_tokens: Tokens = 512  # calibration tokens of a trial
-    close: Share = 0.05  # by which the KL of a trial may be above the lowest for a candidate to be a finalist
-    finalists: Count = 4  # candidates of a step that are tried once more
-    final_tokens: Tokens = 2048  # calibration tokens of that trial
+    close: Share = 0.1  # by which the KL of a trial may be above the lowest for a candidate to be a finalist
+    finalists: Count = 8  # candidates at the end that are tried once more
+    final_tokens: Tokens = 4096  # calibration tokens of that trial
+    exchanges: Whole = 12  # candidates at the end that have one layer of the best back and another gone; 0: none
     search_tokens: Tokens = 4096  # calibration tokens on which windows are judged by their fit
     attention: bool = False  # refit the attention's output matrix too, together with the down matrix
     later: bool = False  # refit the down matrices of all layers behind the first window too
@@ -91,7 +97,7 @@ class LaCoLS:
 
     fixed = False
     needs = "calibration"
-    cost = "3 forwards, and about 20 over 512 tokens for each layer removed"
+    cost = "15 forwards, and about 9 over 512 tokens for each layer removed"
     axes = ("layers", "channels")  # which a survivor takes over from its window
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
@@ -111,8 +117,8 @@ class LaCoLS:
         if not n:
             return {"removed_layers": []}
         read, layers = calibration.first(self.tokens), model.layers
-        found = self.found(model, read, n)
         how = Fit(self.ridge, self.sinks, self.attention, self.later, self.sweeps)
+        found = self.found(model, read, n)
         errors = Collapse(model, found.windows, read, how).run()
         survivors = [s for s, _ in found.windows]
         model.set_layers([layers[s] for s in survivors])
@@ -121,8 +127,9 @@ class LaCoLS:
             "windows": [[s, e - 1] for s, e in found.windows if e > s + 1],
             "errors": errors,
             "removal_order": found.names(),
-            "free_removals": len(found.divisions),
+            "free_removals": n - 1,
             "losses": found.losses,
+            "finalists": [{"layers": named(one).removeprefix(NAMED), "kl": kl} for one, kl in found.finals.items()],
             "tokens": int(read.mask.sum()),
         }
 
@@ -131,29 +138,56 @@ class LaCoLS:
 
         The states that a search needs are gone afterwards.
         """
-        L = len(model.layers)
-        known = [name for name in calibration.order[:n] if name.startswith(NAMED)]
-        found = FoundCollapse(L, [parsed(name, L) for name in known], [None] * len(known))
-        if len(known) == n:
+        L, order = len(model.layers), calibration.order
+        known = [parsed(name, L) for name in order[: n - 1] if name.startswith(NAMED)]
+        found = FoundCollapse(L, n, known, [None] * len(known))
+        if len(order) == n == len(known) + 1 and order[-1].startswith(TAKEN):
+            found.take(parsed(order[-1].removeprefix(TAKEN), L), None)
             return found
         dense = DenseStates(model, calibration.first(self.search_tokens), self.sinks, self.ridge, self.choose)
-        trial, final = (CollapseTrial(dense, calibration.first(t)) for t in (self.trial_tokens, self.final_tokens))
-        for count in range(len(found.divisions) + 1, n + 1):
+        trial = CollapseTrial(dense, calibration.first(self.trial_tokens))
+        for count in range(len(known) + 1, n + 1):
             shown = f"layer {count} of {n} to remove"
             candidates = self._candidates(dense, found.windows, count, shown)
             trial.fix(found.windows)
             losses = dict(zip(candidates, trial.losses(candidates, shown), strict=True))
-            best, *others = sorted(candidates, key=losses.__getitem__)[: self.finalists]
-            near = [each for each in others if losses[each] <= (1 + self.close) * losses[best]]
-            if near:
-                losses = dict(zip([best, *near], final.losses([best, *near], f"{shown}, finally"), strict=True))
-                best = min(losses, key=losses.__getitem__)
-            found.divisions.append(best)
-            found.losses.append(losses[best] if math.isfinite(losses[best]) else None)
+            if count == n:
+                finals = self._finals(dense, trial, calibration, losses)
+                found.finals = {one: kl if math.isfinite(kl) else None for one, kl in finals.items()}
+                losses |= finals
+                found.take(min(finals, key=finals.__getitem__), losses)
+            else:
+                found.take(min(losses, key=losses.__getitem__), losses)
             dense.keep_maps(window for each in candidates for window in each)
             if calibration.note is not None:
                 calibration.note(found.names())
         return found
+
+    def _finals(
+        self, dense: DenseStates, trial: CollapseTrial, calibration: Calibration, losses: dict[Division, float]
+    ) -> dict[Division, float]:
+        """Return the KL on `final_tokens` of each finalist of the last step.
+
+        losses  that of the trial of each candidate, to which those are added that are exchanged
+        """
+        if self.finalists == 1 and not self.exchanges:
+            return dict([min(losses.items(), key=lambda one: one[1])])
+        final, found = CollapseTrial(dense, calibration.first(self.final_tokens)), dict[Division, float]()
+        best: Division | None = None
+        while True:
+            first, *others = sorted(losses, key=losses.__getitem__)[: self.finalists]
+            near = [first, *(each for each in others if losses[each] <= (1 + self.close) * losses[first])]
+            new = [each for each in near if each not in found]
+            if new:
+                found |= zip(new, final.losses(new, "comparing finalists"), strict=True)
+            before, best = best, min(found, key=found.__getitem__)
+            if best == before or not self.exchanges:
+                return found
+            sums = {each: sum(map(dense.left, each)) for each in exchanged(best) if each not in losses}
+            others = sorted(sums, key=sums.__getitem__)[: self.exchanges]
+            if others:
+                trial.fix(best)
+                losses |= zip(others, trial.losses(others, "exchanging layers"), strict=True)
 
     def _candidates(self, dense: DenseStates, windows: Division, count: int, shown: str) -> list[Division]:
         """Return the divisions of a step that are tried, none twice; `shown` says on stderr what for."""
@@ -169,19 +203,31 @@ class LaCoLS:
 
 @dataclass
 class FoundCollapse:
-    """Holds the division of L layers after each step, and the KL of each, None where it was known before."""
+    """Holds the division of L layers after each step, and the KL of each, None where it was known before.
+
+    finals  what was compared at the end, with its KL on more tokens
+    """
 
     L: int
+    n: int  # layers that go
     divisions: list[Division]
-    losses: list[float | None] = field(default_factory=list)
+    losses: list[float | None]
+    finals: dict[Division, float | None] = field(default_factory=dict)
 
     @property
     def windows(self) -> Division:
         return self.divisions[-1] if self.divisions else single(self.L)
 
+    def take(self, division: Division, losses: dict[Division, float] | None) -> None:
+        """Note the next division, and its KL where it was tried."""
+        loss = math.inf if losses is None else losses[division]
+        self.divisions.append(division)
+        self.losses.append(loss if math.isfinite(loss) else None)
+
     def names(self) -> list[str]:
-        """Return what is gone after each step, as records and `Calibration.order` have it."""
-        return [named(division) for division in self.divisions]
+        """Return what is gone after each step, and in the division that is taken, as `Calibration.order` has it."""
+        path = [named(division) for division in self.divisions]
+        return [*path[: self.n - 1], *(TAKEN + name for name in path[self.n - 1 :])]
 
 
 def named(division: Division) -> str:
@@ -196,5 +242,4 @@ def parsed(name: str, L: int) -> Division:
     for run in name.removeprefix(NAMED).split("+"):
         first, _, last = run.partition("-")
         gone |= set(range(int(first), int(last or first) + 1))
-    starts = [s for s in range(L) if s not in gone]
-    return tuple(zip(starts, [*starts[1:], L], strict=True))
+    return begun([s for s in range(L) if s not in gone], L)

@@ -38,6 +38,22 @@ def single(L: int) -> Division:
     return tuple((s, s + 1) for s in range(L))
 
 
+def begun(starts: Sequence[int], L: int) -> Division:
+    """Return the division of L layers whose windows begin at these, of which 0 is the first."""
+    return tuple(zip(starts, [*starts[1:], L], strict=True))
+
+
+def exchanged(division: Division) -> list[Division]:
+    """Return the divisions in which one layer that a window has taken in begins one, and one that did no longer does.
+
+    The first layer has none in front of it that could take it in.
+    """
+    L = division[-1][1]
+    starts = {s for s, _ in division}
+    back = (sorted({*starts, s}) for s in range(L) if s not in starts)
+    return [begun([s for s in each if s != one], L) for each in back for one in sorted(starts) if one]
+
+
 def joined(division: Division, i: int) -> Division:
     """Return a division after its window number i has taken in the next."""
     return (*division[:i], (division[i][0], division[i + 1][1]), *division[i + 2 :])

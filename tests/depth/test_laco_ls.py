@@ -22,7 +22,7 @@ from methods.errors import Unsupported
 from methods.model.activations import inputs_of
 from methods.model.decoder import Decoder, twin
 from methods.model.sizes import layer_parameters, parameters
-from methods.search.windows import CollapseTrial, DenseStates, joined, lightest, single
+from methods.search.windows import CollapseTrial, DenseStates, exchanged, joined, lightest, single
 
 RIDGE = 0.3
 
@@ -263,28 +263,46 @@ def test_with_every_division_tried_the_best_one_is_taken(n):
     trial = CollapseTrial(dense, tokens.first(48))
     losses = dict(zip(divisions(n), trial.losses(divisions(n), "trying"), strict=True))
     best = min(losses, key=losses.__getitem__)
-    _, decisions = collapsed(n, tokens, divisions=100)
-    assert decisions["removal_order"][-1] == named(best)
+    _, decisions = collapsed(n, tokens, divisions=100, finalists=1)
+    assert decisions["removal_order"][-1] == f"finally {named(best)}"
     assert decisions["losses"][-1] == pytest.approx(losses[best], rel=1e-4)
-    _, one = collapsed(1, tokens, trials=1, divisions=0)
+    _, one = collapsed(1, tokens, trials=1, divisions=0, exchanges=0)
     least = min(range(LAYERS - 1), key=lambda s: dense.left((s, s + 2)))
-    assert one["removal_order"] == [f"layers {least + 1}"]
+    assert one["removal_order"] == [f"finally layers {least + 1}"]
 
 
 def test_what_is_close_is_tried_on_more_tokens(monkeypatch):
     """At most as many as are asked for; what is not close stays out, though it would have won."""
-    few = {"layers 3": 1.0, "layers 1": 1.02, "layers 4": 1.04, "layers 2": 1.049, "layers 5": 1.3}
+    few = {"layers 3": 1.0, "layers 1": 1.02, "layers 4": 1.04, "layers 2": 1.09, "layers 5": 1.3}
     many = {"layers 3": 1.0, "layers 1": 0.9, "layers 4": 0.8, "layers 2": 0.1, "layers 5": 0.0}
 
     def losses(self, some, _):
         return [(few if self.mask.sum() < 50 else many)[named(one)] for one in some]
 
     monkeypatch.setattr(CollapseTrial, "losses", losses)
-    tokens = whole_sequences()
-    asked = {}, {"finalists": 3}, {"finalists": 2}, {"finalists": 1}, {"close": 0.01}, {"close": 0.5, "finalists": 9}
-    found = [collapsed(1, tokens, trial_tokens=48, final_tokens=96, **given)[1] for given in asked]
-    assert [one["removal_order"][0] for one in found] == [f"layers {one}" for one in (2, 4, 1, 3, 3, 5)]
-    assert [one["losses"][0] for one in found] == [0.1, 0.8, 0.9, 1.0, 1.0, 0.0]
+    asked = {}, {"finalists": 3}, {"finalists": 2}, {"close": 0.01}, {"close": 0.5, "finalists": 9}, {"finalists": 1}
+    given = {"trial_tokens": 48, "final_tokens": 96, "exchanges": 0}
+    found = [collapsed(1, whole_sequences(), **given | each)[1] for each in asked]
+    wanted = "3142", "314", "31", "3", "31425", "3"
+    assert [[one["layers"] for one in each["finalists"]] for each in found] == [list(each) for each in wanted]
+    assert [each["removal_order"][0] for each in found] == [f"finally layers {each}" for each in "241353"]
+    assert [each["losses"][0] for each in found] == [0.1, 0.8, 0.9, 1.0, 0.0, 1.0]
+    assert all(one["kl"] == many[f"layers {one['layers']}"] for each in found for one in each["finalists"])
+
+
+def test_no_exchange_of_a_layer_is_better_than_the_best_trial():
+    """Steps alone, of one candidate each, end where exchanges are; these go on until they are at an end."""
+    tokens, steps = whole_sequences(1), {"trials": 1, "divisions": 0, "finalists": 1}
+    _, before = collapsed(2, tokens, exchanges=0, **steps)
+    _, after = collapsed(2, tokens, exchanges=100, **steps)
+    trial = CollapseTrial(DenseStates(Decoder(tiny("llama")), tokens, "apart", RIDGE), tokens.first(48))
+    assert after["losses"][-1] < before["losses"][-1]
+    assert after["losses"][:-1] == before["losses"][:-1]
+    gone = set(after["removed_layers"])
+    others = [one for one in divisions(2) if len(gone & set(numbers(named(one)))) == 1]
+    assert len(others) == 2 * 3
+    assert set(exchanged(parsed(after["removal_order"][-1].removeprefix("finally "), LAYERS))) == set(others)
+    assert min(trial.losses(others, "trying")) > after["losses"][-1]
 
 
 @pytest.mark.parametrize("n", range(1, LAYERS))
@@ -301,10 +319,10 @@ def test_steps_alone_lead_past_a_window_that_divisions_find(monkeypatch):
     cost = {(0, 2): 0.1, (2, 5): 0.15, (2, 4): 0.2, (3, 5): 0.2}
     monkeypatch.setattr(DenseStates, "left", lambda _, window: cost.get(window, float(window[1] - window[0] - 1)))
     monkeypatch.setattr(CollapseTrial, "losses", lambda self, some, _: [sum(map(self.dense.left, one)) for one in some])
-    _, steps = collapsed(2, whole_sequences(), divisions=0)
-    _, both = collapsed(2, whole_sequences())
-    assert steps["removal_order"] == ["layers 1", "layers 1+3"]
-    assert both["removal_order"] == ["layers 1", "layers 3-4"]
+    _, steps = collapsed(2, whole_sequences(), divisions=0, exchanges=0, finalists=1)
+    _, both = collapsed(2, whole_sequences(), exchanges=0, finalists=1)
+    assert steps["removal_order"] == ["layers 1", "finally layers 1+3"]
+    assert both["removal_order"] == ["layers 1", "finally layers 3-4"]
     assert steps["losses"] == pytest.approx([0.1, 0.3])
     assert both["losses"] == pytest.approx([0.1, 0.15])
 
@@ -339,13 +357,17 @@ def test_layers_that_do_nothing_go_first_and_are_not_missed(ids):
 def test_an_order_that_is_known_is_followed_without_a_trial(monkeypatch):
     model, decisions = collapsed(3, whole_sequences())
     _, shorter = collapsed(2, whole_sequences())
-    assert shorter["removal_order"] == decisions["removal_order"][:2]
-    assert shorter["removed_layers"] == numbers(decisions["removal_order"][1])
-    assert decisions["free_removals"] == 3
-    monkeypatch.setattr(CollapseTrial, "losses", lambda *_: pytest.fail("nothing was left to find"))
-    known = dataclasses.replace(whole_sequences(), order=tuple(decisions["removal_order"]))
-    again, repeated = collapsed(3, known)
+    order = decisions["removal_order"]
+    assert shorter["removal_order"][:1] == order[:1]
+    assert (decisions["free_removals"], shorter["free_removals"]) == (2, 1)
+    found = collapsed(2, dataclasses.replace(whole_sequences(), order=tuple(order[:2])))[1]  # as at another ratio
+    assert found == shorter | {"losses": [None, *shorter["losses"][1:]]}
+    found = collapsed(3, dataclasses.replace(whole_sequences(), order=tuple(order[:2])))[1]
+    assert found == decisions | {"losses": [None, None, decisions["losses"][2]]}
+    monkeypatch.setattr(CollapseTrial, "__init__", lambda *_: pytest.fail("nothing was left to find"))
+    again, repeated = collapsed(3, dataclasses.replace(whole_sequences(), order=tuple(order)))
     assert repeated["removed_layers"] == decisions["removed_layers"]
+    assert repeated["removal_order"] == order
     assert repeated["losses"] == [None] * 3
     ids = whole_sequences().ids
     assert torch.equal(logits(again, ids), logits(model, ids))

@@ -134,7 +134,7 @@ STUDIES = ("laco-ablation", "laco-calibration", "laco-range", "laco-ls-ablation"
 
 
 EARLIER_FIT = ("laco-ls-ablation", "ratio-curves")  # whose fits left the first position out, and had no `sinks`
-LATER = ("leave_first", "sinks", "divisions", "close", "finalists", "final_tokens")  # what laco-ls then had or had not
+LATER = ("leave_first", "sinks", "divisions", "exchanges", "close", "finalists", "final_tokens")  # of laco-ls
 
 
 def but_for_the_fit(cell: Cell | dict, name: str) -> str:

@@ -8,11 +8,15 @@ import pytest
 
 from bench.cli.main import main
 from bench.records.run_folder import load_run
+from methods.depth.laco_ls import LaCoLS
 from methods.search.trials import Trial
-from methods.search.windows import CollapseTrial
 
 RATIO = "0.5"
-STEPS = {"sleb": (Trial, "without"), "2ssp": (Trial, "without"), "laco-ls": (CollapseTrial, "fix")}  # one for a removal
+STEPS = {  # a call for each removal
+    "sleb": (Trial, "without"),
+    "2ssp": (Trial, "without"),
+    "laco-ls": (LaCoLS, "_candidates"),
+}
 OPTIONS = {"2ssp": ":alpha=9", "laco-ls": ":trial_tokens=48,final_tokens=96"}  # several attentions go
 
 

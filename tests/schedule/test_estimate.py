@@ -110,7 +110,8 @@ def test_a_search_that_goes_on_costs_what_is_left_of_it():
         whole, start = (COST.seconds(cell(method, ratio), AMOUNTS)["prune"] for ratio in (0.3, 0.1))
         rest = COST.seconds(cell(method, 0.3), AMOUNTS, known=0.1)["prune"]
         assert rest < whole
-        assert rest + start == pytest.approx(whole, rel=0.2)  # both read the dense model's states
+        both = rest + start  # each of which reads the dense model's states
+        assert both > whole if method == "laco-ls" else both == pytest.approx(whole, rel=0.2)  # which ends anew
     known = record(cell("sleb", 0.1), {"prune": 50.0}, prune_seconds=50.0)
     went_on = record(cell("sleb", 0.3), {"prune": 70.0}, prune_seconds=120.0)
     estimator = Estimator(COST)

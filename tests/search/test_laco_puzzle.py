@@ -10,6 +10,7 @@ from conftest import tiny
 from tiny_methods import calibration, logits
 
 import methods
+from methods.depth.laco_ls import LaCoLS
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
 from methods.search.laco_puzzle import Divergence, LaCoPuzzle, in_dense_numbers, parted
@@ -131,16 +132,21 @@ def test_nothing_of_a_collapsed_model_is_kept_as_of_the_dense_one():
 
 
 def test_a_known_order_of_windows_saves_the_search_and_changes_nothing(monkeypatch):
+    """But for the last step of each smaller number of layers, which is taken anew."""
     first, second = model("llama"), model("llama")
     ratio = 2.5 * layer_parameters(first.layers[0]) / parameters(first)
+    step, steps = LaCoLS._candidates, list[int]()
+
+    def counted(self, dense, windows, count, shown):
+        steps.append(count)
+        return step(self, dense, windows, count, shown)
+
+    monkeypatch.setattr(LaCoLS, "_candidates", counted)
     found = LaCoPuzzle(depths=2, **SMALL).prune(first, calibration(), ratio)
-    known = replace(calibration(), order=tuple(found["removal_order"]))
-
-    def refuse(*arguments):
-        raise AssertionError("a window is tried again")
-
-    monkeypatch.setattr("methods.search.windows.CollapseTrial.losses", refuse)
-    LaCoPuzzle(depths=2, **SMALL).prune(second, known, ratio)
+    searched = steps.copy()
+    assert searched[:3] == [1, 2, 1]
+    LaCoPuzzle(depths=2, **SMALL).prune(second, replace(calibration(), order=tuple(found["removal_order"])), ratio)
+    assert steps[len(searched) :] == searched[2:]
     assert same(first, second)
 
 

@@ -133,7 +133,7 @@ class WhatWent(FitsDone):
     threshold: float | None = absent("of laco: the similarity above which layers were merged")
     trace: list[MergeTried] = absent("of laco: every window that was tried")
     removal_order: list[str] = absent(
-        "of a greedy search: what went, the first first; of laco-ls all that is gone by each step"
+        "of a greedy search: what went, the first first; of laco-ls all that is gone by each step, and in what is taken"
     )
     free_removals: Count = absent("how many of those another ratio may begin with")
     generations: Count = absent("of an evolutionary search: how many were done")
