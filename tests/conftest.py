@@ -40,6 +40,17 @@ LONG = ("test_driver.py", "test_engines_speed.py", "test_methods_speed.py", "tes
 
 # Families that differ from another one in numbers and not in structure: each method goes through these with --nightly.
 ALIKE = {"mistral": "llama", "qwen2": "llama", "gemma": "qwen3", "gemma2": "gemma3_text"}
+# Folders and files whose tests take long and wait for most of it: last, they would leave a core idle.
+FIRST = {
+    "engines",
+    "served",
+    "page",
+    "test_types.py",
+    "test_tutorial.py",
+    "test_doctor.py",
+    "test_gate.py",
+    "test_part.py",
+}
 OF_METHODS = ("depth", "width", "search", "experts")  # folders of tests, each file of which is about a method
 
 
@@ -48,13 +59,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Let `-n auto` start three workers more than cores, at most 5: tests wait for processes that they start."""
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 2) + 3
+    """Let `-n auto` start two workers more than cores, at most 4: tests wait for processes that they start."""
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 2) + 2
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what a nightly run alone has, unless it is one; begin with the types, which one core takes long for."""
-    items.sort(key=lambda item: item.path.name != "test_types.py")
+    """Leave out what a nightly run alone has, unless it is one; begin with what starts processes and waits for them."""
+    items.sort(key=lambda item: not FIRST & {item.path.name, item.path.parent.name})
     if config.getoption("--nightly"):
         return
     left_out = [item for item in items if is_nightly(item)]
