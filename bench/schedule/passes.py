@@ -174,11 +174,10 @@ def _laco_ls(asked: PruningWork) -> Computed:
     fits = 2 * given.get("sweeps", 1) + 1 + given.get("attention", False)
     every = steps * (given.get("trials", 12) + divisions) + EXCHANGES * exchanges
     trial = (0.5 * every + steps + EXCHANGES) * shape.body(tokens, asked.length)
-    every, compared = every + steps, given.get("finalists", 8) + 1 if given.get("finalists", 8) > 1 or exchanges else 0
-    final = compared * given.get("final_tokens", 4096) * 0.75
-    return _forwards(asked, fits) + Computed(
-        trial + shape.body(final, asked.length) + (every * tokens + final) * shape.head + maps
-    )
+    most = given.get("finalists", 8)
+    final = 0.75 * (most + 1) * given.get("final_tokens", 4096) if most > 1 or exchanges else 0
+    head = ((every + steps) * tokens + final) * shape.head
+    return _forwards(asked, fits) + Computed(trial + shape.body(final, asked.length) + head + maps)
 
 
 def _puzzle(asked: PruningWork) -> Computed:
