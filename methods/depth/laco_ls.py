@@ -117,8 +117,8 @@ class LaCoLS:
         if not n:
             return {"removed_layers": []}
         read, layers = calibration.first(self.tokens), model.layers
-        found = self.found(model, read, n)
         how = Fit(self.ridge, self.sinks, self.attention, self.later, self.sweeps)
+        found = self.found(model, read, n)
         errors = Collapse(model, found.windows, read, how).run()
         survivors = [s for s, _ in found.windows]
         model.set_layers([layers[s] for s in survivors])
