@@ -28,9 +28,11 @@ leaves a path as soon as the remaining positions cannot hold the merges that are
 
 Departures from the authors' code. The reference states are computed once and every candidate starts at its pointer,
 which is exact, because nothing below the pointer has changed yet. The states behind its window and behind the original
-layers above that are kept for the candidates that begin alike. The model is not copied, and all sentences run as one
-batch. The code's jump for a pointer above the model can never happen, and is left out; the clamp that the paper
-describes is part of `laco-published`. Caches and the configuration are renumbered at the end.
+layers above that are kept for the candidates that begin alike. Where weights lie in files and a ratio is asked for, the
+windows that follow each other unless one is accepted go through a layer together, so that it is read once for 16 of
+them. The model is not copied, and all sentences run as one batch. The code's jump for a pointer above the model can
+never happen, and is left out; the clamp that the paper describes is part of `laco-published`. Caches and the
+configuration are renumbered at the end.
 
 Cost. No gradients. One pass over the sentences for the reference states; each candidate then runs the layers from its
 pointer upward. A given T looks at no more than H - C - L + 1 candidates, the search for a ratio at several times that.
@@ -42,8 +44,10 @@ docs/studies/departures.md sets the released rule beside the paper's.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 import torch
@@ -53,15 +57,14 @@ from torch import Tensor, nn
 from methods.base import register
 from methods.budget import whole_layers
 from methods.errors import OutOfReach
-from methods.model.activations import Entry, enter
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.progress import bar
 from methods.ranges import Count
+from methods.search.merges import Candidate, Merged, MergeTrial, leaves_of
 
-# A layer of the working model: the number of an original layer, or the window that was merged into one.
-Merged = int | tuple["Merged", ...]
+TOGETHER = 16  # windows that go through layers in files together, where no threshold says which will be asked for
 
 
 @register("laco")
@@ -93,7 +96,7 @@ class LaCo:
         if self.T is not None:
             return {}
         count = whole_layers(model, ratio)
-        most = _Loop(self, len(model.layers), lambda order, p: 1.0).run(-math.inf, count).removed
+        most = _Loop(self, len(model.layers), lambda asked: [1.0] * len(asked)).run(-math.inf, count).removed
         if most < count:
             raise OutOfReach(
                 f"ratio {ratio:g} is out of reach: it takes {count} layers, and windows of C={self.C} with I={self.I} "
@@ -107,35 +110,36 @@ class LaCo:
         if not count:
             return {"removed_layers": []}
         part = slice(self.sentences), slice(self.tokens)
-        reference = _Reference(
-            self, model, replace(calibration, ids=calibration.ids[part], mask=calibration.mask[part])
-        )
+        few = replace(calibration, ids=calibration.ids[part], mask=calibration.mask[part])
+        trial = MergeTrial(partial(merge, rule=self.merge, norms=self.norms), model, few)
         known = {int(name.split()[1]) for name in calibration.order}  # the pointer at each merge
         log = calibration.log([], "laco", count)  # of an interrupted attempt: it has asked for the same, in this order
         measured = log.kept()
         with bar(None, "collapsing", " windows") as tried:
 
-            def similarity(order: tuple[Merged, ...], p: int) -> float:
-                tried.update()
+            def similarities(asked: list[Candidate]) -> list[float]:
                 if (found := next(measured, None)) is None:
-                    found = [torch.tensor(reference.similarity(order, p), dtype=torch.float64)]
+                    found = [torch.tensor(trial.similarities(asked), dtype=torch.float64)]
                     log.add(found, [])
-                return float(found[0])
+                tried.update(len(asked))
+                return [float(one) for one in found[0]]
 
-            loop = _Loop(self, len(model.layers), similarity)
+            together = TOGETHER if model.store and self.T is None else 1
+            loop = _Loop(self, len(model.layers), similarities, together)
             if known:
-                threshold, path = self.T, _Loop(self, loop.count, lambda _, p: float(p in known)).run(0.0, count)
+                agreed = _Loop(self, loop.count, lambda asked: [float(p in known) for _, p in asked])
+                threshold, path = self.T, agreed.run(0.0, count)
             elif self.T is not None:
                 threshold, path = self.T, loop.run(self.T, count)
             else:
                 threshold, path = loop.largest_threshold(count)
-        model.set_layers(list(model.sweep(map(reference.realise, path.order))))
+        model.set_layers(list(model.sweep(map(trial.realise, path.order))))
         kept = [_first(layer) for layer in path.order]
         return {
             "threshold": threshold,
-            "removed_layers": sorted(set(range(reference.count)) - set(kept)),
+            "removed_layers": sorted(set(range(trial.count)) - set(kept)),
             "kept_layers": kept,
-            "projections_from": [_last(layer) if self.merge == "last" else _leaves(layer) for layer in path.order],
+            "projections_from": [_last(layer) if self.merge == "last" else leaves_of(layer) for layer in path.order],
             "trace": path.trace,
             "similarities_computed": len(loop.known),
         }
@@ -166,10 +170,16 @@ def _merged(order: tuple[Merged, ...], p: int, K: int) -> tuple[Merged, ...]:
 
 
 class _Loop:
-    """Runs algorithm 1. `similarity(order, p)` is asked once for each candidate, whatever the threshold."""
+    """Runs algorithm 1, whatever the threshold with one similarity for each candidate.
 
-    def __init__(self, laco: LaCo, count: int, similarity: Any) -> None:
-        self.laco, self.count, self.similarity = laco, count, similarity
+    similarities  gives those of some candidates
+    together      candidates that are asked for at once: the next one, and those that follow while none is accepted
+    """
+
+    def __init__(
+        self, laco: LaCo, count: int, similarities: Callable[[list[Candidate]], list[float]], together: int = 1
+    ) -> None:
+        self.laco, self.count, self.similarities, self.together = laco, count, similarities, together
         self.known: dict[tuple[Merged, ...], float] = {}
 
     def run(self, threshold: float, limit: int, need: int = 0) -> _Path:
@@ -188,7 +198,7 @@ class _Loop:
             if K < 1:
                 p -= 1
                 continue
-            s = self._similarity(_merged(path.order, p, K), p)
+            s = self._similarity(path.order, p)
             accepted = s > threshold
             if accepted:
                 K = min(K, limit - path.removed)
@@ -215,85 +225,16 @@ class _Loop:
         return threshold, path
 
     def _similarity(self, order: tuple[Merged, ...], p: int) -> float:
-        if order[p:] not in self.known:
-            self.known[order[p:]] = self.similarity(order, p)
-        return self.known[order[p:]]
+        """Return the similarity once the window at p, or what there is of it, has merged."""
+        if (wanted := self._candidate(order, p)[0][p:]) not in self.known:
+            below = (self._candidate(order, place) for place in range(p, self.laco.L - 1, -1))
+            asked = list(islice((one for one in below if one[0][one[1] :] not in self.known), self.together))
+            found = zip(asked, self.similarities(asked), strict=True)
+            self.known |= {merged[place:]: s for (merged, place), s in found}
+        return self.known[wanted]
 
-
-@dataclass
-class _Sentences:
-    """Holds one micro-batch of sentences in the original model.
-
-    entry   what else its layers are called with
-    mask    (N, t) true at real tokens
-    states  the input of every layer, (N, t, D) each
-    final   the last hidden state after the final norm, (N, t, D)
-    """
-
-    entry: Entry
-    mask: Tensor
-    states: list[Tensor]
-    final: Tensor
-
-
-class _Reference:
-    """Holds the original model's states, and says how much a working model's last state resembles them.
-
-    kept  what comes out of the last of some layers of a working model, for each micro-batch: of a window at the pointer
-          and original layers above it, no others, so that there are about as many as pairs of layers at most
-    room  bytes that `kept` may still take
-    """
-
-    def __init__(self, laco: LaCo, model: Decoder, calibration: Calibration) -> None:
-        self.laco, self.model, self.wait = laco, model, calibration.wait
-        self.original = model.layers
-        self.count = len(self.original)
-        width = model.embed.embedding_dim * (self.count + 6)
-        self.sentences = [self._pass(ids, mask) for ids, mask in calibration.batches(width, model.embed.weight.dtype)]
-        self.kept: dict[tuple[Merged, ...], list[Tensor]] = {}
-        self.room = calibration.memory
-
-    def _pass(self, ids: Tensor, mask: Tensor) -> _Sentences:
-        entry = enter(self.model, ids)
-        states = [self.wait(entry.x)]
-        for layer in self.original:
-            states.append(self.wait(entry.run([layer], states[-1])))
-        final = self.model.normed(states.pop())
-        return _Sentences(entry, mask.to(final.device), states, final)
-
-    def similarity(self, order: tuple[Merged, ...], p: int) -> float:
-        """Return the mean over sentences of the cosine of both models' last states, flattened over real tokens.
-
-        NaN, which is rejected, where the window's layers differ in shape since an earlier method has cut them.
-        """
-        if len({_shapes(self.original[leaf]) for leaf in _leaves(order[p])}) > 1:
-            return math.nan
-        cosines = []
-        for batch, state in zip(self.sentences, self._states(order[p:], p), strict=True):
-            h = self.model.normed(state)
-            a, b = ((state * batch.mask[..., None]).flatten(1).float() for state in (h, batch.final))
-            cosines.append(nn.functional.cosine_similarity(a, b, dim=1, eps=1e-12))
-        return float(torch.cat(cosines).mean())
-
-    def _states(self, layers: tuple[Merged, ...], p: int) -> list[Tensor]:
-        """Return what comes out of `layers`, of which the first is the one at p, for each micro-batch, (N, t, D)."""
-        begun = next((end for end in range(len(layers), 0, -1) if layers[:end] in self.kept), 0)
-        states = self.kept[layers[:begun]] if begun else [batch.states[p] for batch in self.sentences]
-        for end in range(begun + 1, len(layers) + 1):
-            layer = self.realise(layers[end - 1])
-            with layer.visiting():
-                pairs = zip(self.sentences, states, strict=True)
-                states = [self.wait(batch.entry.run([layer], state)) for batch, state in pairs]
-            size = sum(state.nbytes for state in states)
-            if all(isinstance(above, int) for above in layers[1:end]) and size <= self.room:
-                self.kept[layers[:end]], self.room = states, self.room - size
-        return states
-
-    def realise(self, layer: Merged) -> Layer:
-        """Return the layer itself, or the survivor of its window."""
-        if isinstance(layer, int):
-            return self.original[layer]
-        return merge([self.realise(part) for part in layer], self.laco.merge, self.laco.norms)
+    def _candidate(self, order: tuple[Merged, ...], p: int) -> Candidate:
+        return _merged(order, p, min(self.laco.C - 1, len(order) - 1 - p)), p
 
 
 def merge(window: list[Layer], rule: str, norms: str) -> Layer:
@@ -318,24 +259,15 @@ def merge(window: list[Layer], rule: str, norms: str) -> Layer:
     return survivor
 
 
-def _shapes(layer: Layer) -> tuple[Any, ...]:
-    """Return what layers must agree in to merge: their parts, and the shapes of their matrices."""
-    return layer.has_attention, layer.has_mlp, *(tuple(matrix.weight.shape) for matrix in layer.matrices)
-
-
 def _sum_of_differences(thetas: Sequence[Tensor]) -> Tensor:
     """Return equation 1, theta_l + sum_k (theta_{l+k} - theta_l), computed in float32."""
     base = thetas[0].detach().float()
     return (base + sum(theta.detach().to(base.device).float() - base for theta in thetas[1:])).to(thetas[0].dtype)
 
 
-def _leaves(layer: Merged) -> list[int]:
-    return [layer] if isinstance(layer, int) else [leaf for part in layer for leaf in _leaves(part)]
-
-
 def _first(layer: Merged) -> int:
-    return _leaves(layer)[0]
+    return leaves_of(layer)[0]
 
 
 def _last(layer: Merged) -> int:
-    return _leaves(layer)[-1]
+    return leaves_of(layer)[-1]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,13 +15,17 @@ from authors_code import as_shown, difference
 from conftest import LAYERS, VOCABULARY, padded, tiny
 
 import methods
-from methods.depth.laco import LaCo, LaCoPublished, _Reference, merge
+from methods.depth.laco import LaCo, LaCoPublished, merge
 from methods.errors import OutOfReach
 from methods.model.activations import Entry
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from methods.model.layer import Layer
+from methods.model.layer_store import LayerStore
+from methods.search.merges import MergeTrial
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "laco_smol_c4_i2_t065.json").read_text())
+RELEASED = partial(merge, rule="last", norms="base")
 
 
 def sentences(count: int = 4) -> Calibration:
@@ -205,7 +211,7 @@ def test_a_layer_runs_once_behind_a_window_and_the_original_layers_that_follow_i
     for keeps in (True, False):
         model = Decoder(tiny("llama", layers=12))
         if not keeps:
-            monkeypatch.setattr("methods.depth.laco._Reference._states", every_layer)
+            monkeypatch.setattr(MergeTrial, "_ends", every_layer)
         runs.clear()
         decisions = LaCo(C=3, I=1).prune(model, sentences(), 0.5)
         searched.append((decisions["trace"], decisions["threshold"], sum(runs)))
@@ -214,9 +220,11 @@ def test_a_layer_runs_once_behind_a_window_and_the_original_layers_that_follow_i
     assert few < 0.8 * all_of_them
 
 
-def every_layer(reference, layers, p):
-    realised = [reference.realise(layer) for layer in layers]
-    return [batch.entry.run(realised, batch.states[p]) for batch in reference.sentences]
+def every_layer(trial, tried):
+    return [
+        [batch.entry.run([trial.realise(layer) for layer in layers], batch.states[p]) for batch in trial.sentences]
+        for layers, p in tried
+    ]
 
 
 @torch.no_grad()
@@ -224,7 +232,7 @@ def every_layer(reference, layers, p):
 def test_states_that_candidates_share_are_those_of_a_run_of_its_own(room):
     """Candidates with one window and other layers above it, begun where an earlier one left its states or not."""
     model, tokens = Decoder(tiny("llama")), dataclasses.replace(sentences(), memory=room)
-    shared = _Reference(LaCo(), model, tokens)
+    shared = MergeTrial(RELEASED, model, tokens)
     for order in (
         (0, 1, (2, 3), 4, 5),
         (0, 1, (2, 3), 4),
@@ -234,6 +242,24 @@ def test_states_that_candidates_share_are_those_of_a_run_of_its_own(room):
         (0, (1, 2), 3, 4, 5),
     ):
         p = next(place for place, layer in enumerate(order) if not isinstance(layer, int))
-        assert shared.similarity(order, p) == _Reference(LaCo(), model, tokens).similarity(order, p)
+        assert shared.similarities([(order, p)]) == MergeTrial(RELEASED, model, tokens).similarities([(order, p)])
     assert 0 <= shared.room < room
     assert sum(state.nbytes for states in shared.kept.values() for state in states) == room - shared.room
+
+
+def test_windows_that_go_through_layers_together_decide_alike_and_read_each_layer_less_often(monkeypatch, tmp_path):
+    """Where the layers lie in files; in memory each window is tried alone, and none that no threshold asks for."""
+    visited, searched = [], []
+    visiting = Layer.visiting
+    monkeypatch.setattr(
+        Layer, "visiting", lambda layer: visited.append(layer.down.weight.data_ptr()) or visiting(layer)
+    )
+    for store in (None, LayerStore(tmp_path)):
+        visited.clear()
+        decisions = LaCo(C=3, I=1).prune(Decoder(tiny("llama", layers=16), store), sentences(), 0.3)
+        windows = decisions.pop("similarities_computed")
+        searched.append((decisions, windows, sum(one != before for before, one in pairwise([0, *visited]))))
+    (alone, fewest, often), (together, windows, seldom) = searched
+    assert alone == together
+    assert fewest <= windows
+    assert seldom < often / 3

@@ -84,7 +84,7 @@ ILLEGAL = [
     ("methods/model/structures.py", "index.to(tensor.device)", "index", "flap"),
     ("methods/least_squares.py", "dtype=torch.float64, device=device)", "dtype=torch.float64)", "laco-ls"),
     ("methods/least_squares.py", ", device=each.where.device)", ")", "shortgpt+replaceme"),
-    ("methods/depth/laco.py", "mask.to(final.device)", "mask", "laco"),
+    ("methods/search/merges.py", "mask.to(final.device)", "mask", "laco"),
     ("methods/search/windows.py", ", device=y[0].device)", ")", "laco-ls"),
     (
         "methods/compensation/replaceme.py",

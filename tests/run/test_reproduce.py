@@ -17,11 +17,12 @@ from bench.records.run_folder import load_run
 from bench.run import reproduce
 from bench.run.fingerprint import of_today, state_sha256
 from bench.run.reproduce import cell_of, prune_again
-from methods.depth import angular, laco, llm_drop, shortgpt
+from methods.depth import angular, llm_drop, shortgpt
 from methods.errors import UserError
 from methods.model import sizes
 from methods.model.decoder import Decoder
 from methods.search import trials
+from methods.search.merges import MergeTrial
 from methods.search.windows import CollapseTrial
 from methods.width import flap, llm_pruner, minitron_width, obs, two_ssp, wanda_sp
 
@@ -101,7 +102,7 @@ def test_what_is_fitted_is_fitted_to_the_removals_that_the_record_names(records,
         return pytest.fail("something was decided")
 
     for owner, name in [
-        (laco._Reference, "similarity"),
+        (MergeTrial, "similarities"),
         (CollapseTrial, "losses"),
         (trials.Trial, "without"),
         (shortgpt.ShortGPT, "scores"),
