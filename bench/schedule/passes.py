@@ -210,7 +210,7 @@ def _llm_streamline(asked: PruningWork) -> Computed:
 def _laco_puzzle(asked: PruningWork) -> Computed:
     """The windows of all layers are searched once; each depth is fitted, narrowed, refitted and compared."""
     given, tokens = asked.parameters, min(asked.sequences * asked.length, asked.parameters.get("tokens", 512))
-    depths, shape = given.get("depths", 3), asked.shape
+    depths, shape = given.get("depths", 4), asked.shape
     tries = depths + 1 if depths > 1 else 1  # the best is made once more, in the model itself
     narrowed = _puzzle(replace(asked, parameters={"best": 4} | dict(given) | {"tokens": tokens}))
     compared = Computed(shape.body(tokens, asked.length) + 2 * tokens * shape.head)

@@ -223,7 +223,7 @@ def _laco_puzzle(asked: PruningMemory) -> float:
     """Count the largest of its parts, beside the model that is tried where there are several."""
     given: dict[str, Any] = {"tokens": 512} | dict(asked.parameters)
     narrowed = _puzzle(replace(asked, parameters=given))
-    tried = 0.3 * asked.b * asked.shape.inner if given.get("depths", 3) > 1 else 0.0  # most matrices are shared
+    tried = 0.3 * asked.b * asked.shape.inner if given.get("depths", 4) > 1 else 0.0  # most matrices are shared
     return max(_laco_ls(replace(asked, parameters={})), narrowed, _refit(asked)) + tried
 
 

@@ -7,7 +7,7 @@ Putri 2026. New is how they share a budget.
 Of the P parameters that have to go, whole layers hold at most n of the model's L. For each of `depths` numbers of
 layers,
 
-    k = n i / depths,    i = 1 .. depths,
+    k = n (1 - i / (depths - 1)),    i = 0 .. depths - 1    (n alone where depths is 1),
 
 k layers collapse into others, which are refitted by least squares to do their work; of what is left an integer program
 narrows or removes heads, channels, attentions and MLPs until P parameters have gone; and the output matrices that have
@@ -60,7 +60,7 @@ BY_LAYER = ("removed_kv_heads", "removed_channels")  # a list for each layer
 class LaCoPuzzle:
     """Collapse some layers and narrow the others under one budget, then refit (after LaCo and Puzzle)."""
 
-    depths: Count = 3  # numbers of layers that are collapsed, of which the best is taken
+    depths: Count = 4  # numbers of layers that are collapsed, from none to all that fit, of which the best is taken
     tokens: Tokens = 512  # calibration tokens on which a damage is measured, and others on which depths are compared
     steps: Count = 4  # of a layer's channels that may go: 4 leaves 3/4, 1/2, 1/4 or none
     heads: Count = 1  # of a layer's key/value heads that may go; 1 leaves all or none
@@ -70,7 +70,7 @@ class LaCoPuzzle:
     fixed = False
     uneven = "it chooses the width of each layer"
     needs = "calibration"
-    cost = "that of laco-ls, and 3 times that of puzzle+refit on 512 tokens"
+    cost = "that of laco-ls, and 5 times that of puzzle+refit on 512 tokens"
     axes = ("channels", "layers")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
@@ -84,7 +84,8 @@ class LaCoPuzzle:
             return {}
         each = sum(map(layer_parameters, model.layers)) / len(model.layers)
         most = min(int(gone / each), whole_layers(model, ratio))
-        counts = sorted({round(most * i / self.depths) for i in range(1, self.depths + 1)}, reverse=True)
+        steps = max(1, self.depths - 1)
+        counts = sorted({round(most * (1 - i / steps)) for i in range(self.depths)}, reverse=True)
         alone = replace(calibration, keep=None, note=None, sweeps=None)  # what others keep is of the dense model
         if len(counts) == 1:
             return self.pruned(model, alone, counts[0], gone)

@@ -54,11 +54,11 @@ def test_without_a_rest_it_is_laco_ls(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_depth_with_the_lowest_divergence_on_unseen_tokens_stays(family):
-    pruner, dense, ours = LaCoPuzzle(depths=3, **SMALL), model(family), model(family)
+    pruner, dense, ours = LaCoPuzzle(**SMALL), model(family), model(family)
     ratio = 3.4 * layer_parameters(dense.layers[0]) / parameters(dense)
     gone, (fitted, judged) = round(ratio * parameters(dense)), parted(calibration(), SMALL["tokens"])
     found = pruner.prune(ours, calibration(), ratio)
-    assert sorted(one["layers"] for one in found["depths"]) == [1, 2, 3]
+    assert sorted(one["layers"] for one in found["depths"]) == [0, 1, 2, 3]
     p = logits(dense, judged.ids)[:, :-1].log_softmax(-1)[judged.mask[:, 1:]]
     order = tuple(found["removal_order"])
     for one in found["depths"]:
@@ -142,10 +142,10 @@ def test_a_known_order_of_windows_saves_the_search_and_changes_nothing(monkeypat
         return step(self, dense, windows, count, shown)
 
     monkeypatch.setattr(LaCoLS, "_candidates", counted)
-    found = LaCoPuzzle(depths=2, **SMALL).prune(first, calibration(), ratio)
+    found = LaCoPuzzle(depths=3, **SMALL).prune(first, calibration(), ratio)
     searched = steps.copy()
     assert searched[:3] == [1, 2, 1]
-    LaCoPuzzle(depths=2, **SMALL).prune(second, replace(calibration(), order=tuple(found["removal_order"])), ratio)
+    LaCoPuzzle(depths=3, **SMALL).prune(second, replace(calibration(), order=tuple(found["removal_order"])), ratio)
     assert steps[len(searched) :] == searched[2:]
     assert same(first, second)
 
