@@ -35,7 +35,10 @@ settings.register_profile("nightly", max_examples=10_000, print_blob=True, **QUI
 settings.load_profile("suite")
 
 # Of tests/benchmarks what takes longest: left out of an ordinary run, which times nothing; tox -e bench has all of it.
-LONG = ("test_driver.py", "test_engines_speed.py", "test_methods_speed.py", "test_pair.py", "test_rendering.py")
+LONG = (
+    *("test_driver.py", "test_engines_speed.py", "test_fits.py", "test_methods_speed.py", "test_pair.py"),
+    "test_rendering.py",
+)
 
 
 # Families that differ from another one in numbers and not in structure: each method goes through these with --nightly.

@@ -123,15 +123,16 @@ def test_what_is_removed_can_be_counted(method, family):
         assert abs(parameters(after) - (1 - budget) * total) == min(abs(n - (1 - budget) * total) for n in counts)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "opt"])
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(one, marks=pytest.mark.nightly) for one in ("gemma3_text", "opt"))]
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_seed_makes_the_same_decisions(method, family):
     assert pruned_anew(method, family, 0.3)[1] == pruned(method, family, 0.3)[1]
 
 
-LONG = ("tyr", "laco-puzzle", "puzzle", "evopress")  # of one family, and of all at night
-GROWING = [
-    pytest.param(method, family, marks=[pytest.mark.nightly] if method in LONG and family != "llama" else [])
+GROWING = [  # of one family, and of all at night
+    pytest.param(method, family, marks=[pytest.mark.nightly] if family != "llama" else [])
     for method in METHODS
     for family in ("llama", "gpt2", "phi3")
     if method != "drop"
@@ -213,16 +214,10 @@ def test_an_unknown_family_is_named_with_those_that_are_known():
         Decoder(model)
 
 
-BEHIND = [
-    "slicegpt",
-    "blockpruner",
-    "finercut",
-    "llm-drop",
-    "2ssp",
-    "flap",
-    "llm-pruner",
-    "svd-llm",
-]  # what leaves uneven layers
+BEHIND = [  # what leaves uneven layers: one for each way, and at night all
+    *("slicegpt", "blockpruner", "2ssp", "flap", "svd-llm"),
+    *(pytest.param(one, marks=pytest.mark.nightly) for one in ("finercut", "llm-drop", "llm-pruner")),
+]
 
 
 @pytest.mark.parametrize("first", BEHIND)

@@ -77,7 +77,9 @@ def test_reading_what_happens_in_the_layers_waits_once_a_micro_batch_for_its_che
         assert waits(gpus) <= 4 * batches
 
 
-@pytest.mark.parametrize("method", ["sleb", "blockpruner", "finercut"])
+@pytest.mark.parametrize(
+    "method", ["sleb", *(pytest.param(one, marks=pytest.mark.nightly) for one in ("blockpruner", "finercut"))]
+)
 def test_a_trial_waits_once_for_each_micro_batch(method, monkeypatch):
     monkeypatch.setattr(trials, "TOKENS_AT_ONCE", 8)  # pieces whose losses are summed
     with EmulatedGpus() as gpus:
