@@ -23,6 +23,7 @@ judge the fit by sequences that it has not seen. The dense layers wait in the ho
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -71,26 +72,49 @@ class Refit:
         read = calibration.first(self.tokens)
         entries, masks = enter_all(pruning.dense, read, values_of_a_step(pruning.dense))
         where = [mask.to(entries[0].x.device) for mask in masks]
-        x, report = [entry.x for entry in entries], list[dict[str, Any]]()
+        widths = [[matrix.in_features for matrix in narrowed(*pair).values()] for pair in pairs(pruning)]
+        log = read.log([entry.x for entry in entries], "refit", self, pruning.kept, widths)
+        known, x, report = log.kept(), log.take(), list[dict[str, Any]]()
         arguments = [entry.arguments for entry in entries]
         del entries  # with the first layer's input
         for number, (whole, layer) in enumerate(over(pairs(pruning), "refitting", "layer")):
-            given = [each[layer.kind] for each in arguments]
+            given, cut = [each[layer.kind] for each in arguments], narrowed(whole, layer)
             if number + 1 < len(pruning.kept):
                 pruning.dense.read_ahead(pruning.kept[number + 1])
                 pruning.pruned.read_ahead(number + 1)
             x, where = ([one.to(layer.device) for one in each] for each in (x, where))
             with whole.visiting(), layer.visiting():
-                x, found = self.refitted(whole, layer, list(zip(x, given, where, strict=True)), read.wait)
+                if number < log.done:
+                    found = self.put(cut, next(known))
+                else:
+                    x, found = self.refitted(whole, layer, cut, list(zip(x, given, where, strict=True)), read.wait)
+                    log.add([*solved(cut), as_bytes(found)], x)
             report += [{"layer": number} | one for one in found]
             layer.settle()
         return {"refitted": report, "tokens": int(read.mask.sum())}
 
+    def put(self, cut: dict[str, nn.Linear], found: list[Tensor]) -> list[dict[str, Any]]:
+        """Give a layer's cut matrices what was fitted before an interruption, and return the report of that time."""
+        *fitted, told = found
+        values = iter(fitted)
+        for matrix in cut.values():
+            like = matrix.weight
+            matrix.weight = nn.Parameter(next(values).to(like.device), like.requires_grad)
+            if self.intercept or matrix.bias is not None:
+                matrix.bias = nn.Parameter(next(values).to(like.device), like.requires_grad)
+        report: list[dict[str, Any]] = json.loads(bytes(told.tolist()))
+        return report
+
     def refitted(
-        self, whole: Layer, layer: Layer, batches: list[tuple[Tensor, Any, Tensor]], wait: Wait
+        self,
+        whole: Layer,
+        layer: Layer,
+        cut: dict[str, nn.Linear],
+        batches: list[tuple[Tensor, Any, Tensor]],
+        wait: Wait,
     ) -> tuple[list[Tensor], list[dict[str, Any]]]:
         """Refit what a layer has lost, on (input, arguments, real tokens); return what leaves it, and a report."""
-        cut, x = narrowed(whole, layer), [one for one, _, _ in batches]
+        x = [one for one, _, _ in batches]
         if not cut:
             return [wait(layer(one, given)) for one, given, _ in batches], []
         h, dense, report = x, whole.on(layer.device), list[dict[str, Any]]()
@@ -164,3 +188,13 @@ def narrowed(whole: Layer, layer: Layer) -> dict[str, nn.Linear]:
     if layer.has_mlp and layer.down.in_features < whole.down.in_features:
         matrices["mlp"] = layer.down
     return matrices
+
+
+def solved(cut: dict[str, nn.Linear]) -> list[Tensor]:
+    """Return the weight of each matrix, (m, n), and its bias, (m,), where it has one."""
+    return [one for matrix in cut.values() for one in (matrix.weight, matrix.bias) if one is not None]
+
+
+def as_bytes(report: list[dict[str, Any]]) -> Tensor:
+    """Return plain JSON values as a tensor of bytes."""
+    return torch.frombuffer(bytearray(json.dumps(report).encode()), dtype=torch.uint8)

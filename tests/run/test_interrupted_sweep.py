@@ -11,7 +11,7 @@ from methods.model import sweep_log
 from methods.model.sweep_log import SweepLog, SweepLogs
 
 RATIO = "0.3"
-METHODS = {  # similarities, statistics, those of layers that have been cut, bases, gradients
+METHODS = {  # similarities, statistics, those of layers that have been cut, bases, gradients, refits
     "laco": ":C=2,I=2",
     "shortgpt": "",
     "angular": "",
@@ -26,6 +26,8 @@ METHODS = {  # similarities, statistics, those of layers that have been cut, bas
     "slicegpt": ":multiple=1",
     "shortened-llama-taylor": "",
     "llm-pruner": ":steps=2",
+    "flap+refit": "",
+    "wanda-sp+refit": ":refit.intercept=yes",
 }
 
 
