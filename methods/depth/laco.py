@@ -121,8 +121,9 @@ class LaCo:
                 if (found := next(measured, None)) is None:
                     found = [torch.tensor(trial.similarities(asked), dtype=torch.float64)]
                     log.add(found, [])
-                tried.update(len(asked))
-                return [float(one) for one in found[0]]
+                for _ in asked:
+                    tried.update()
+                return found[0].tolist()
 
             together = TOGETHER if model.store and self.T is None else 1
             loop = _Loop(self, len(model.layers), similarities, together)
