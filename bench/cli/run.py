@@ -79,12 +79,17 @@ def add(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     given = options.given(arguments, flags().values())
     spec = spec_file.spec(arguments.spec, given) if arguments.spec else from_flags(given)
+    protocol = ServedProtocol(engine=arguments.engine_speed) if arguments.engine_speed else None
+    if arguments.track:
+        from reports.tracking import tracker
+
+        tracker.require(arguments.track)
+    if protocol:
+        serve_speed.require(protocol)
     if arguments.plan:
         return _planned(spec)
-    if not arguments.engine_speed:
+    if not protocol:
         return _measured(spec, _told, arguments.track)
-    protocol = ServedProtocol(engine=arguments.engine_speed)
-    serve_speed.require(protocol)
     spec = replace(spec, out=spec.folder())
     return max(_measured(spec, _told, arguments.track), serve_speed.serve(spec.folder(), protocol))
 

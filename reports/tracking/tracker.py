@@ -38,13 +38,18 @@ class Tracker(Protocol):
         """
 
 
+def require(name: str) -> None:
+    """Raise UserError where the package of one of reports.tracking.TRACKERS is missing."""
+    if find_spec(name) is None:
+        raise UserError(f"--track {name} needs the package {name}: pip install 'prunebench[{name}]'")
+
+
 def open_tracker(name: str) -> Tracker:
     """Open one of reports.tracking.TRACKERS.
 
     Raises UserError where its package is missing, and where it cannot be written to.
     """
-    if find_spec(name) is None:
-        raise UserError(f"--track {name} needs the package {name}: pip install 'prunebench[{name}]'")
+    require(name)
     try:
         with redirect_stdout(sys.stderr):
             opened: Tracker = import_module(f"reports.tracking.{name}").open_store(PROJECT)

@@ -289,7 +289,8 @@ def test_a_run_serves_its_models_afterwards(place, tmp_path, capsys, monkeypatch
     assert main(["run", "--model", str(place / "model"), *how, "--out", out, "--engine-speed", "llama.cpp"]) == 0
     assert "drop-tail@q8_0" in capsys.readouterr().out
     monkeypatch.setattr(llama_cpp, "is_installed", lambda: False)
-    assert main(["run", "--model", str(place / "model"), *how, "--out", f"{out}-2", "--engine-speed", "llama.cpp"]) == 2
+    again = ["run", "--model", str(place / "model"), *how, "--out", f"{out}-2", "--engine-speed", "llama.cpp"]
+    assert main(again) == main([*again, "--plan"]) == 2
     assert not (tmp_path / "run-2").exists()  # refused before any work
 
 
