@@ -34,7 +34,7 @@ SPECS = {
     "evopress": {"generations": "3", "offspring": "4", "initial": "6", "tokens": "48"},
     "tyr": {"rounds": "2", "generations": "1", "offspring": "3", "levels": "3", "tokens": "48", "final_tokens": "48"},
     "puzzle": {"steps": "2", "tokens": "48", "best": "3"},
-    "laco-puzzle": {"depths": "2", "steps": "2", "tokens": "48", "best": "2"},
+    "laco-puzzle": {"steps": "2", "tokens": "48", "best": "2"},
     "llm-drop": {},
     "llm-streamline": {"passes": "2"},
     "flap": {},

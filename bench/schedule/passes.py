@@ -208,16 +208,9 @@ def _llm_streamline(asked: PruningWork) -> Computed:
 
 
 def _laco_puzzle(asked: PruningWork) -> Computed:
-    """The windows of all layers are searched once; each depth is fitted, narrowed, refitted and compared."""
-    given, tokens = asked.parameters, min(asked.sequences * asked.length, asked.parameters.get("tokens", 512))
-    depths, shape = given.get("depths", 4), asked.shape
-    tries = depths + 1 if depths > 1 else 1  # the best is made once more, in the model itself
-    narrowed = _puzzle(replace(asked, parameters={"best": 4} | dict(given) | {"tokens": tokens}))
-    compared = Computed(shape.body(tokens, asked.length) + 2 * tokens * shape.head)
-    found = _laco_ls(replace(asked, parameters={}))
-    for _ in range(tries):
-        found = found + narrowed + _forwards(asked, 6) + compared
-    return found
+    """The windows of the layers that collapse, and choices and a refit of the rest."""
+    of_layers = replace(asked, parameters={}, ratio=asked.parameters.get("collapsed", 0.67) * asked.ratio)
+    return _laco_ls(of_layers) + _puzzle(asked) + _forwards(asked, FITS["refit"])
 
 
 def _two_ssp(asked: PruningWork) -> Computed:

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from bench.schedule.pruned_amount import FLOAT32, FLOAT64, PruningMemory
 from methods.model import gradients, sliced_layer
@@ -220,11 +219,8 @@ def _tyr(asked: PruningMemory) -> float:
 
 
 def _laco_puzzle(asked: PruningMemory) -> float:
-    """Count the largest of its parts, beside the model that is tried where there are several."""
-    given: dict[str, Any] = {"tokens": 512} | dict(asked.parameters)
-    narrowed = _puzzle(replace(asked, parameters=given))
-    tried = 0.3 * asked.b * asked.shape.inner if given.get("depths", 4) > 1 else 0.0  # most matrices are shared
-    return max(_laco_ls(replace(asked, parameters={})), narrowed, _refit(asked)) + tried
+    """Count the largest of its parts."""
+    return max(_laco_ls(replace(asked, parameters={})), _puzzle(asked), _refit(asked))
 
 
 def _two_ssp(asked: PruningMemory) -> float:

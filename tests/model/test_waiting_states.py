@@ -35,7 +35,7 @@ WAITING += [("gemma2", "laco-ls"), ("gemma2", "shortgpt+replaceme"), ("phi", "ob
 SETTINGS = {
     "angular": {"token": "all"},
     "laco-ls": {"trial_tokens": "48", "attention": "yes", "later": "yes", "sweeps": "2"},
-    "laco-puzzle": {"depths": "1", "steps": "2", "tokens": "48", "best": "1"},
+    "laco-puzzle": {"steps": "2", "tokens": "48", "best": "1"},
     "puzzle": {"steps": "1", "tokens": "48", "best": "1"},
     "evopress": {"generations": "1", "offspring": "2", "initial": "2", "tokens": "48"},
 }

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import tiny
-from tiny_methods import calibration, logits
+from tiny_methods import calibration
 
 import methods
 from methods.depth.laco_ls import LaCoLS
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
-from methods.search.laco_puzzle import Divergence, LaCoPuzzle, in_dense_numbers, parted
+from methods.search.laco_puzzle import LaCoPuzzle, in_dense_numbers
 
 SMALL = {"steps": 2, "tokens": 48, "best": 2}
 FAMILIES = ["llama", "gemma2", "phi3", "opt"]
@@ -32,63 +32,46 @@ def layers_of(family: str, count: float) -> int:
     return round(count * layer_parameters(model(family).layers[0]))
 
 
+def ratio_of(family: str, layers: float) -> float:
+    return layers_of(family, layers) / parameters(model(family))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_without_a_collapse_it_is_puzzle_with_a_refit(family):
-    ours, theirs = model(family), model(family)
-    gone = layers_of(family, 1.5)
-    LaCoPuzzle(**SMALL).pruned(ours, calibration(), 0, gone)
-    methods.make("puzzle+refit", SMALL).prune(theirs, calibration(), gone / parameters(theirs))
+    ours, theirs, ratio = model(family), model(family), ratio_of(family, 1.5)
+    LaCoPuzzle(collapsed=0, **SMALL).prune(ours, calibration(), ratio)
+    methods.make("puzzle+refit", SMALL).prune(theirs, calibration(), ratio)
     assert same(ours, theirs)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_without_a_rest_it_is_laco_ls(family):
-    ours, theirs = model(family), model(family)
-    gone = layers_of(family, 2)
-    found = LaCoPuzzle(**SMALL).pruned(ours, calibration(), 2, gone)
-    expected = methods.make("laco-ls").prune(theirs, calibration(), gone / parameters(theirs))
+    ours, theirs, ratio = model(family), model(family), ratio_of(family, 2)
+    found = LaCoPuzzle(collapsed=0.99, **SMALL).prune(ours, calibration(), ratio)
+    expected = methods.make("laco-ls").prune(theirs, calibration(), ratio)
     assert same(ours, theirs)
-    assert found["removed_layers"] == expected["removed_layers"]
-    assert found["windows"] == expected["windows"]
+    assert {name: found[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_depth_with_the_lowest_divergence_on_unseen_tokens_stays(family):
-    pruner, dense, ours = LaCoPuzzle(**SMALL), model(family), model(family)
-    ratio = 3.4 * layer_parameters(dense.layers[0]) / parameters(dense)
-    gone, (fitted, judged) = round(ratio * parameters(dense)), parted(calibration(), SMALL["tokens"])
-    found = pruner.prune(ours, calibration(), ratio)
-    assert sorted(one["layers"] for one in found["depths"]) == [0, 1, 2, 3]
-    p = logits(dense, judged.ids)[:, :-1].log_softmax(-1)[judged.mask[:, 1:]]
-    order = tuple(found["removal_order"])
-    for one in found["depths"]:
-        candidate = model(family)
-        pruner.pruned(candidate, replace(fitted, order=order), one["layers"], gone)
-        q = logits(candidate, judged.ids)[:, :-1].log_softmax(-1)[judged.mask[:, 1:]]
-        expected = torch.nn.functional.kl_div(q, p, log_target=True, reduction="sum") / len(p)
-        assert one["damage"] == pytest.approx(float(expected), rel=1e-3)
-    assert len({one["damage"] for one in found["depths"]}) > 1  # so that the depth matters
-    best, again = min(found["depths"], key=lambda one: one["damage"]), model(family)
-    pruner.pruned(again, replace(calibration(), order=order), best["layers"], gone)
-    assert same(ours, again)
-
-
-def test_what_is_judged_by_was_not_fitted():
-    tokens = calibration()
-    fitted, judged = parted(tokens, 30)
-    assert torch.equal(torch.cat([fitted.ids, judged.ids]), tokens.ids)
-    assert torch.equal(torch.cat([fitted.mask, judged.mask]), tokens.mask)
-    assert int(judged.mask.sum()) >= 30 > int(judged.mask[1:].sum())
-    assert len(parted(tokens, 10**6)[0].ids) == 1
-    one = replace(tokens, ids=tokens.ids[:1], mask=tokens.mask[:1])
-    assert all(torch.equal(part.ids, one.ids) for part in parted(one, 30))
+def test_layers_go_as_by_laco_ls_and_the_rest_by_puzzle_with_a_refit_of_what_is_left(family):
+    ours, theirs, ratio = model(family), model(family), ratio_of(family, 3)
+    found = LaCoPuzzle(collapsed=0.67, **SMALL).prune(ours, calibration(), ratio)
+    total = parameters(theirs)
+    methods.make("laco-ls").prune(theirs, calibration(), ratio_of(family, 2))
+    assert len(theirs.layers) == 4
+    left = 1 - (total - layers_of(family, 3)) / parameters(theirs)
+    methods.make("puzzle+refit", SMALL).prune(theirs, calibration(), left)
+    assert same(ours, theirs)
+    assert found["compensation"]["name"] == "refit"
+    assert len(found["removal_order"]) == 2
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_decisions_have_the_numbers_of_the_dense_model(family):
     """What each layer has lost, by its number in the dense model, is what it lacks."""
     dense, ours = model(family), model(family)
-    found = LaCoPuzzle(**SMALL).pruned(ours, calibration(), 2, layers_of(family, 3.5))
+    found = LaCoPuzzle(collapsed=0.6, **SMALL).prune(ours, calibration(), ratio_of(family, 3.5))
     kept = [number for number in range(len(dense.layers)) if number not in found["removed_layers"]]
     assert len(kept) == len(ours.layers)
     for number, layer in zip(kept, ours.layers, strict=True):
@@ -127,32 +110,13 @@ def test_nothing_of_a_collapsed_model_is_kept_as_of_the_dense_one():
     """What other cells keep is of the dense model, and what this one narrows is another."""
     kept, dense = list[str](), model("llama")
     given = replace(calibration(), keep=lambda name, found: kept.append(name))
-    LaCoPuzzle(depths=1, **SMALL).prune(dense, given, 2.5 * layer_parameters(dense.layers[0]) / parameters(dense))
+    LaCoPuzzle(**SMALL).prune(dense, given, ratio_of("llama", 2.5))
     assert kept == []
 
 
 def test_a_known_order_of_windows_saves_the_search_and_changes_nothing(monkeypatch):
-    """But for the last step of each smaller number of layers, which is taken anew."""
-    first, second = model("llama"), model("llama")
-    ratio = 2.5 * layer_parameters(first.layers[0]) / parameters(first)
-    step, steps = LaCoLS._candidates, list[int]()
-
-    def counted(self, dense, windows, count, shown):
-        steps.append(count)
-        return step(self, dense, windows, count, shown)
-
-    monkeypatch.setattr(LaCoLS, "_candidates", counted)
-    found = LaCoPuzzle(depths=3, **SMALL).prune(first, calibration(), ratio)
-    searched = steps.copy()
-    assert searched[:3] == [1, 2, 1]
-    LaCoPuzzle(depths=3, **SMALL).prune(second, replace(calibration(), order=tuple(found["removal_order"])), ratio)
-    assert steps[len(searched) :] == searched[2:]
+    first, second, ratio = model("llama"), model("llama"), ratio_of("llama", 3)
+    found = LaCoPuzzle(**SMALL).prune(first, calibration(), ratio)
+    monkeypatch.setattr(LaCoLS, "_candidates", lambda *_: pytest.fail("windows were searched"))
+    LaCoPuzzle(**SMALL).prune(second, replace(calibration(), order=tuple(found["removal_order"])), ratio)
     assert same(first, second)
-
-
-def test_a_divergence_is_measured_where_there_is_a_next_token():
-    dense, other = model("llama"), model("llama")
-    with torch.no_grad():
-        other.head.weight.mul_(1.1)
-    assert Divergence(dense, calibration()).of(dense) == pytest.approx(0, abs=1e-6)
-    assert Divergence(dense, calibration()).of(other) > 1e-4

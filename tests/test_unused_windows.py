@@ -1,4 +1,4 @@
-"""The script that tells `laco-puzzle` how many layers collapse, on a tiny model and forty documents of random words."""
+"""The script that measures settings on windows of no table, on a tiny model and forty documents of random words."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from methods.model.calibration import Calibration
 
 @pytest.fixture
 def script(text_file, monkeypatch):
-    spec = importlib.util.spec_from_file_location("collapse_depths", ROOT / "docs/studies/collapse_depths.py")
+    spec = importlib.util.spec_from_file_location("unused_windows", ROOT / "docs/studies/unused_windows.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     for name, value in {"TEXTS": (str(text_file),), "LENGTH": 32, "DRAWN": 4, "WINDOWS": 3}.items():
@@ -32,19 +32,18 @@ def test_no_window_is_one_that_is_drawn_elsewhere(script, model_folder, text_fil
     assert not {tuple(row) for row in ids.tolist()} & {tuple(row) for row in drawn.tolist()}
 
 
-def test_a_line_for_each_number_of_layers(script, model_folder, text_file, monkeypatch, capsys):
+def test_a_line_for_each_method(script, model_folder, text_file, monkeypatch, capsys):
     ids = torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(0))
     given = Calibration(ids, torch.ones_like(ids, dtype=torch.bool))
     monkeypatch.setattr(script.texts, "calibration", lambda *_: given)
-    script.main(["--model", str(model_folder), "--ratio", "0.5", "--layers", "3,2,0"])
+    asked = "drop-tail,laco:C=2,I=1"
+    script.main(["--model", str(model_folder), "--ratio", "0.5", "--methods", asked])
     out, err = capsys.readouterr()
     lines = [json.loads(line) for line in out.splitlines()]
-    assert [line["layers"] for line in lines] == [3, 2, 0]
-    assert len(lines[0]["removed_layers"]) == 3
-    whole = lines[0]["parameters"]
+    assert [line["method"] for line in lines] == ["drop-tail", "laco:C=2,I=1"]
     for line in lines:
         found = line[str(text_file)]
-        assert len(found["nll"]) == 3
+        assert len(found["nll"]) == len(line["removed_layers"]) == 3
         assert found["perplexity"] == pytest.approx(torch.tensor(found["nll"]).mean().exp().item(), rel=1e-4)
-        assert abs(line["parameters"] - whole) < 0.05 * whole
-    assert "2 layers: " in err
+    assert lines[0]["removed_layers"] == [3, 4, 5] != lines[1]["removed_layers"]
+    assert "drop-tail " in err
