@@ -210,7 +210,8 @@ def _llm_streamline(asked: PruningWork) -> Computed:
 def _laco_puzzle(asked: PruningWork) -> Computed:
     """The windows of the layers that collapse, and choices and a refit of the rest."""
     of_layers = replace(asked, parameters={}, ratio=asked.parameters.get("collapsed", 0.67) * asked.ratio)
-    return _laco_ls(of_layers) + _puzzle(asked) + _forwards(asked, FITS["refit"])
+    of_rest = replace(asked, parameters={"best": 4, "tokens": 512} | dict(asked.parameters))
+    return _laco_ls(of_layers) + _puzzle(of_rest) + _forwards(asked, FITS["refit"])
 
 
 def _two_ssp(asked: PruningWork) -> Computed:

@@ -220,7 +220,8 @@ def _tyr(asked: PruningMemory) -> float:
 
 def _laco_puzzle(asked: PruningMemory) -> float:
     """Count the largest of its parts."""
-    return max(_laco_ls(replace(asked, parameters={})), _puzzle(asked), _refit(asked))
+    of_rest = replace(asked, parameters={"tokens": 512} | dict(asked.parameters))
+    return max(_laco_ls(replace(asked, parameters={})), _puzzle(of_rest), _refit(asked))
 
 
 def _two_ssp(asked: PruningMemory) -> float:

@@ -50,16 +50,16 @@ class LaCoPuzzle:
     """Collapse some layers and narrow the others under one budget, then refit (after LaCo and Puzzle)."""
 
     collapsed: Share = 0.67  # of what goes: layers that collapse; the rest are heads and channels of those that stay
-    tokens: Tokens = 2048  # calibration tokens on which the damage of a choice is measured
+    tokens: Tokens = 512  # calibration tokens on which the damage of a choice is measured
     steps: Count = 4  # of a layer's channels that may go: 4 leaves 3/4, 1/2, 1/4 or none
     heads: Count = 1  # of a layer's key/value heads that may go; 1 leaves all or none
-    best: Count = 8  # solutions of the program that are measured, of which the best is taken
+    best: Count = 4  # solutions of the program that are measured, of which the best is taken
     ridge: Positive = 1.0  # penalty of each channel's distance from its weights, as a share of its energy
 
     fixed = False
     uneven = "it chooses the width of each layer"
     needs = "calibration"
-    cost = "those of laco-ls and of puzzle+refit"
+    cost = "those of laco-ls, and of puzzle+refit on 512 tokens"
     axes = ("channels", "layers")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
