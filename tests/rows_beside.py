@@ -25,7 +25,7 @@ def places(run: Merged) -> Places:
 def rows(run: Merged, base: str, texts: Sequence[str] = ("wiki", "c4")) -> list[str]:
     """Return a row for each method, by model and ratio: its figures, and how they differ from those of `base`."""
     records, samples, lines = run.records, run.samples, []
-    for (model, ratio), at in places(run).items():
+    for (model, ratio), at in ((where, its) for where, its in places(run).items() if base in its):
         for label in sorted(at, key=lambda each: records[at[each]].measured["perplexity"]["wiki"]["perplexity"]):
             measured, pair, words = records[at[label]].measured, (at[base], at[label]), []
             for name in texts:

@@ -21,6 +21,8 @@ by these two no collapse was better than six layers of nine, by the windows of t
 taken which is good by draws and texts that no comparison uses (docs/studies/laco-puzzle.md).
 
 Cost. That of `laco-ls` for k layers, and that of `puzzle+refit` for the rest.
+
+Measured. docs/studies/laco-puzzle.md sets it beside its parts, and says which share layers should take.
 """
 
 from __future__ import annotations
