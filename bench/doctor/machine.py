@@ -8,6 +8,7 @@ from typing import Any
 import psutil
 import torch
 
+from bench.doctor import disk
 from bench.doctor.finding import Finding, judged
 from bench.doctor.numbers import apart, named
 from bench.speed import peak_rates
@@ -58,6 +59,8 @@ def rates(device: torch.device) -> Iterator[Finding]:
             yield Finding("ok", what, f"{found[name] / 1e9:,.0f} {unit}", {name: found[name]})
         else:
             yield Finding("not here", what, "there is no room to measure it")
+    if (flops := found.get("matmul_flops_per_second")) is not None:
+        yield disk.check(flops, dtype.itemsize, named(dtype))
 
 
 def _gib(count: float) -> str:
