@@ -113,7 +113,8 @@ class LaCo:
         few = replace(calibration, ids=calibration.ids[part], mask=calibration.mask[part])
         trial = MergeTrial(partial(merge, rule=self.merge, norms=self.norms), model, few)
         known = {int(name.split()[1]) for name in calibration.order}  # the pointer at each merge
-        log = calibration.log([], "laco", count)  # of an interrupted attempt: it has asked for the same, in this order
+        together = TOGETHER if model.store and self.T is None else 1
+        log = calibration.log([], "laco", count, together)  # of an interrupted attempt, which has asked in this order
         measured = log.kept()
         with bar(None, "collapsing", " windows") as tried:
 
@@ -125,7 +126,6 @@ class LaCo:
                     tried.update()
                 return found[0].tolist()
 
-            together = TOGETHER if model.store and self.T is None else 1
             loop = _Loop(self, len(model.layers), similarities, together)
             if known:
                 agreed = _Loop(self, loop.count, lambda asked: [float(p in known) for _, p in asked])

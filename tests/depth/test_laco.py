@@ -17,11 +17,13 @@ from conftest import LAYERS, VOCABULARY, padded, tiny
 import methods
 from methods.depth.laco import LaCo, LaCoPublished, merge
 from methods.errors import OutOfReach
+from methods.model import sweep_log
 from methods.model.activations import Entry
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.layer_store import LayerStore
+from methods.model.sweep_log import SweepLogs
 from methods.search.merges import MergeTrial
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "laco_smol_c4_i2_t065.json").read_text())
@@ -263,3 +265,14 @@ def test_windows_that_go_through_layers_together_decide_alike_and_read_each_laye
     assert alone == together
     assert fewest <= windows
     assert seldom < often / 3
+
+
+def test_what_windows_in_files_have_left_behind_is_not_taken_for_that_of_windows_alone(monkeypatch, tmp_path):
+    """A run that was killed while layers lay in files may go on with memory for all of them."""
+    monkeypatch.setattr(sweep_log, "SECONDS", 0.0)
+    searched = []
+    for store in (LayerStore(tmp_path), None, None):
+        given = dataclasses.replace(sentences(), sweeps=SweepLogs(tmp_path / "logs"))
+        searched.append(LaCo(C=3, I=1).prune(Decoder(tiny("llama", layers=12), store), given, 0.3)["trace"])
+    assert searched[0] == searched[1] == searched[2]
+    assert len(list((tmp_path / "logs").iterdir())) == 2
