@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from functools import cache
 from typing import Any
 
@@ -13,7 +12,6 @@ import rows_beside
 from pages import ROOT, text
 
 from bench.records import run_folder
-from bench.stats import contrasts
 from bench.stats.clusters import paired_perplexity
 
 PAGE = "docs/studies/laco-puzzle.md"
@@ -64,9 +62,6 @@ def test_the_table_of_shares_is_what_the_script_wrote():
     assert "\n".join(shares()) in text(PAGE)
 
 
-SEEDS = (0, 1, 2, 6)
-
-
 @cache
 def of_seeds() -> run_folder.Merged:
     return run_folder.load_runs([ROOT / "docs/results" / name for name in ("drawn-seeds", "laco-puzzle-seeds")])
@@ -74,22 +69,8 @@ def of_seeds() -> run_folder.Merged:
 
 @cache
 def seeds(name: str) -> list[str]:
-    """Return for each method its perplexities at 0.3 by four seeds, times ours by the same seed, and their mean."""
-    lines = []
-    for label in (OURS, "2ssp+refit", "laco-ls"):
-        words, figures = [], []
-        for seed in SEEDS:
-            found = run() if seed == 0 else of_seeds()
-            asked = ("smollm2-135m", 0.3, seed)
-            cells = enumerate(one.cell for one in found.records)
-            at = {cell["label"]: n for n, cell in cells if (cell["model"], cell["ratio"], cell["seed"]) == asked}
-            figures.append(found.records[at[label]].measured["perplexity"][name]["perplexity"])
-            words.append(f"{figures[-1]:.1f}")
-            if label != OURS:
-                (pair,) = contrasts.perplexity(found.records, [(at[OURS], at[label])], found.samples, name).values()
-                words[-1] += f", {pair.estimate:.2f} [{pair.low:.2f}, {pair.high:.2f}]"
-        lines.append(f"| `{label}` | {' | '.join(words)} | {math.exp(sum(map(math.log, figures)) / 4):.1f} |")
-    return lines
+    labels = (OURS, "2ssp+refit", "laco-ls")
+    return rows_beside.by_seed(lambda seed: of_seeds() if seed else run(), 0.3, labels, name)
 
 
 @pytest.mark.parametrize("name", ["wiki", "c4"])

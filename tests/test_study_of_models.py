@@ -10,6 +10,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 from pages import ROOT, text
+from rows_beside import SEEDS, by_seed
 
 from bench.records import run_folder
 from bench.stats import contrasts
@@ -362,7 +363,6 @@ def test_what_is_said_of_drawn_windows():
 
 # --- the same at 0.2 by four draws of the calibration text
 
-SEEDS = (0, 1, 2, 6)
 BY_SEED = ("laco-ls", "llm-streamline", "2ssp+refit")
 AT_MORE = ("laco-ls", "2ssp+refit")  # which were measured at 0.3 too
 
@@ -376,20 +376,7 @@ def of_seed(seed: int, ratio: float = 0.2):
 
 
 def seed_rows(name: str, ratio: float = 0.2, labels: tuple[str, ...] = BY_SEED) -> list[str]:
-    """Return for each method its perplexities by four seeds, times that of laco-ls by the same, and their mean."""
-    lines = []
-    for label in labels:
-        words, figures = [], []
-        for seed in SEEDS:
-            run, at = of_seed(seed, ratio)
-            figures.append(run.records[at[label]].measured["perplexity"][name]["perplexity"])
-            words.append(f"{figures[-1]:.1f}")
-            if label != "laco-ls":
-                (pair,) = contrasts.perplexity(run.records, [(at["laco-ls"], at[label])], run.samples, name).values()
-                words[-1] += f", {pair.estimate:.2f} [{pair.low:.2f}, {pair.high:.2f}]"
-        mean = math.exp(sum(map(math.log, figures)) / len(SEEDS))
-        lines.append(f"| `{label}` | {' | '.join(words)} | {mean:.1f} |")
-    return lines
+    return by_seed(lambda seed: of_seed(seed, ratio)[0], ratio, labels, name)
 
 
 @pytest.mark.parametrize("name", ["wiki", "c4"])
