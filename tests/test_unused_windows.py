@@ -24,11 +24,14 @@ def script(text_file, monkeypatch):
     return module
 
 
-def test_no_window_is_one_that_is_drawn_elsewhere(script, model_folder, text_file):
+@pytest.mark.parametrize("most", [3, 1000])
+def test_no_window_is_one_that_is_drawn_elsewhere(most, script, model_folder, text_file, monkeypatch):
+    monkeypatch.setattr(script, "WINDOWS", most)
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     ids, scored = script.unused(tokenizer, str(text_file))
+    every = texts.evaluation(tokenizer, str(text_file), 32, 32, 0).ids
     drawn = texts.evaluation(tokenizer, str(text_file), 32, 32, 4, drawn=True).ids
-    assert ids.shape == scored.shape == (3, 32)
+    assert ids.shape == scored.shape == (min(most, len(every) - 4), 32)
     assert not {tuple(row) for row in ids.tolist()} & {tuple(row) for row in drawn.tolist()}
 
 
