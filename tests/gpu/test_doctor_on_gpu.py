@@ -8,7 +8,7 @@ import pytest
 from emulated import EmulatedGpus
 
 from bench.cli.main import main
-from bench.doctor import answers, devices, machine, scores, self_timing, storing
+from bench.doctor import answers, devices, disk, machine, scores, self_timing, storing
 from bench.speed.benchmark import SpeedBenchmark
 from methods.depth.shortgpt import ShortGPT
 
@@ -19,7 +19,8 @@ ROWS = {
     *("matrix rate, bfloat16", "bandwidth", "perplexity, float32", "perplexity, bfloat16"),
     *("scorer, made-up documents, float32", "scorer, made-up documents, bfloat16", "save and generate, drop"),
     *("captured decode, float32", "captured decode, bfloat16", "timing, decode, graph", "timing, prefill, eager"),
-    *("out of memory", "copies", "copies between GPUs", "shortgpt on cuda:1", "slicegpt over both GPUs", *METHODS),
+    *("out of memory", "copies", "copies between GPUs", "weights in files"),
+    *("shortgpt on cuda:1", "slicegpt over both GPUs", *METHODS),
 }
 
 
@@ -45,6 +46,8 @@ def examined(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(machine.SIZES, "cuda", {"copied": 2**16, "side": 64})
     monkeypatch.setattr(storing, "FORMS", {"drop": storing.FORMS["drop"]})
     monkeypatch.setattr(storing, "STEPS", 2)
+    monkeypatch.setattr(disk, "SIZE", 2**16)
+    monkeypatch.setattr(disk, "BLOCK", 2**12)
     monkeypatch.setattr(scores, "MADE_UP", scores.MADE_UP[:1])
     monkeypatch.setattr(self_timing, "CudaGraph", Again)
     monkeypatch.setattr(SpeedBenchmark, "time", lambda *_: iter(points))  # which has tests of its own
