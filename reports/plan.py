@@ -7,7 +7,7 @@ from pathlib import Path
 from bench.plan.run_spec import RunSpec
 from bench.records.record import share
 from bench.schedule.forecast import duration
-from bench.schedule.memory_needs import MemoryNeeds
+from bench.schedule.misfits import ALONE
 from bench.schedule.plan import Plan, PlannedCell, gib, summary
 from reports.tables.table import Column, Row, Table, TableCell, text, words
 
@@ -56,6 +56,7 @@ def _cells(plan: Plan, spec: RunSpec) -> Table:
     elsewhere = spec.engine != "local"
     notes = [f"{summary(plan)}.", *[ELSEWHERE] * elsewhere, *[ONE] * (elsewhere and not spec.slots)]
     notes += [FILES] * any(one.needs.in_files for one in left)
+    notes += [f"alone: {ALONE}."] * any(one.needs.alone for one in left)
     notes += [OFFLOADED] * any(one.needs.offloaded for one in left)
     return Table("plan", "plan", "", "", (), tuple(columns), rows, tuple(notes), (TAKES, BASES))
 
@@ -70,7 +71,7 @@ def _row(one: PlannedCell, columns: list[Column]) -> Row:
         found |= {name: _time(seconds) for name, seconds in one.estimate.stages.items()}
         found |= {"seconds": _time(one.estimate.seconds), "begin": _time(one.begin)}
         found |= {"slot": TableCell(str(one.slot + 1), value=one.slot + 1), "waits for": text(one.after)}
-        found |= {"device": _size(one.needs.device), "host": _host(one.needs), "basis": text(one.estimate.basis)}
+        found |= {"device": _size(one.needs.device), "host": _host(one), "basis": text(one.estimate.basis)}
         found["offloaded"] = _size(one.needs.offloaded)
     return Row(cell.label, cell.method, cell.ratio, tuple(found.get(column.name, TableCell()) for column in columns))
 
@@ -79,8 +80,9 @@ def _size(count: int) -> TableCell:
     return TableCell(gib(count), value=count)
 
 
-def _host(needs: MemoryNeeds) -> TableCell:
-    return TableCell(f"{gib(needs.host)}{' + files' * needs.in_files}", value=needs.host)
+def _host(one: PlannedCell) -> TableCell:
+    needs, timed = one.needs, ", not timed" if one.cell.method == "dense" else ", alone"
+    return TableCell(f"{gib(needs.host)}{' + files' * needs.in_files}{timed * needs.alone}", value=needs.host)
 
 
 def _time(seconds: float) -> TableCell:

@@ -35,10 +35,11 @@ def protocol(record: Record) -> Iterator[str]:
         if point:
             what = "a prompt of" if stage == "prefill" else "one token behind a context of"
             how = ", compiled" if asked["compile"] else CAPTURED if point.get("mode") == "graph" else ""
+            rounds, turns = asked["speed_rounds"], "times as fast as dense, both in turns for up to"
+            interval = "; ± or [low, high] is the 95 % interval" if "speedup" in point else ""
             yield (
-                f"{stage}: times as fast as dense, both in turns for up to {asked['speed_rounds']} rounds; {what} "
-                f"{point[size]:,} tokens, batch {point['batch']}, {asked['cache']} cache{how}; "
-                "± or [low, high] is the 95 % interval."
+                f"{stage}: {turns if interval else 'timed alone for'} {rounds} rounds; {what} "
+                f"{point[size]:,} tokens, batch {point['batch']}, {asked['cache']} cache{how}{interval}."
             )
 
 
@@ -108,6 +109,11 @@ def doubts(record: Record, stages: Collection[str] = tuple(STAGES), name: str = 
     points = [point for point in found.get("points", []) if point["kind"] in stages]
     for failure in dict.fromkeys(point["failed"] for point in points if "failed" in point):
         yield f"{name}: speed: {failure}"
+    if alone := [f"{point['kind']} at batch {point['batch']}" for point in points if _is_alone(point)]:
+        yield (
+            f"{name}: timed alone, since the dense model had no room, so that there is no speed-up; 'by work' is what "
+            f"the removed work alone would bring: {', '.join(dict.fromkeys(alone))}."
+        )
     for flag, complaint in COMPLAINTS.items():
         flagged = [_point(point, flag) for point in points if flag in point.get("flags", ())]
         if flagged:
@@ -115,6 +121,10 @@ def doubts(record: Record, stages: Collection[str] = tuple(STAGES), name: str = 
     machine = found.get("machine", {})
     for flag in machine.get("flags", ()):
         yield f"{name}: {MACHINE[flag].format(**machine)}"
+
+
+def _is_alone(point: dict[str, Any]) -> bool:
+    return "dense" in point.get("out_of_memory", ()) and "pruned_ms" in point
 
 
 def _point(point: dict[str, Any], flag: str) -> str:

@@ -30,7 +30,7 @@ from bench.run.datasets import DatasetReader, Datasets
 from bench.run.measure import attempt
 from bench.run.outcome import Outcome
 from bench.run.source_hash import method_sha256
-from bench.schedule.memory_needs import card_of, lies_in_files, room_for_states
+from bench.schedule.memory_needs import card_of, needs_of, room_for_states
 from bench.speed import benchmark
 from bench.system import environment, memory, offload, versions
 from bench.system.console import say
@@ -125,7 +125,9 @@ def measure(line: Line, job: Job, cell: Cell, datasets: Datasets) -> None:
             place = stack.enter_context(offload.of_cell(Path(job.offload), folder, cell.key))
             own = replace(own, calibration=replace(own.calibration, offload=place))
         card = card_of(cell, job.gpus, job.device_memory)
-        if lies_in_files(cell, job.memory, card, offload=bool(job.offload)):
+        needs = needs_of(cell, job.memory, card, offload=bool(job.offload))
+        outcome.no_room = needs.alone
+        if needs.in_files:
             on_gpu = devices[0] if devices[0].type == "cuda" else None
             outcome.files = LayerStore(stack.enter_context(store.scratch(folder)), on_gpu)
             outcome.sweeping = Sweeping(room_for_states(cell, job.memory, card), outcome.files)

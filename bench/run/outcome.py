@@ -40,6 +40,7 @@ class Outcome:
              its own work, and its peaks of memory are of them
     cores    by which the number of threads goes in each stage but timing; None: it stays as it is
     files    where the model's weights lie instead of the memory, and sweeping how it is scored then; None: in memory
+    no_room  whether there is none to time the dense model in
     """
 
     tell: Callable[[dict[str, Any]], object]
@@ -49,6 +50,7 @@ class Outcome:
     devices: Sequence[torch.device] = (torch.device("cpu"),)
     files: LayerStore | None = None
     sweeping: Sweeping | None = None
+    no_room: bool = False
     cores: FreeCores | None = None
     decisions: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)

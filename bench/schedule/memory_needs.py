@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
@@ -34,12 +35,14 @@ class MemoryNeeds:
 
     in_files  whether the weights lie in files, and are not counted but where they are used (methods.model.layer_store)
     offloaded  of states that wait in a folder, of whose room they take as much (methods.model.layer_store)
+    alone  whether the cell is timed without the dense model, for which there is no room
     """
 
     device: int
     host: int
     in_files: bool = False
     offloaded: int = 0
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ class Footprint:
         card  bytes that it may take of its GPU; None: it has none, or several, or which it is is not known
 
         Which it is depends on shapes alone. A cell whose model has to be in memory takes what it takes, whatever there
-        is.
+        is. A cell in files is timed beside the dense model where both fit, alone where only the pruned one does, and
+        has to be in memory where neither does. The dense model alone is not timed.
         """
         whole, on_gpu = self.needs(cell), cell.device.startswith("cuda")
         peak = 0 if self.offload else peak  # which may be of a cell whose states were in memory
@@ -94,8 +98,37 @@ class Footprint:
         if fits or wants_memory(cell):
             return self.needs(cell, peak)
         if on_gpu:
-            return self._beside_visits(cell, card or 0)
-        return MemoryNeeds(0, self._beside_files(cell, room), True, self.offloaded(cell))
+            found = self._beside_visits(cell, card or 0)
+        else:
+            found = MemoryNeeds(0, self._beside_files(cell, room), True, self.offloaded(cell))
+        if not chain.is_timed(cell):
+            return found
+        for timed in self._timings(cell, found):
+            if (timed.device if on_gpu else timed.host) <= (card or 0 if on_gpu else room):
+                return timed
+        return self.needs(cell, peak)
+
+    def not_in_files(self, cell: Cell) -> str:
+        """Say why the weights of a cell that does not fit lie in no files."""
+        *_, alone = self._timings(cell, MemoryNeeds(0, 0))
+        takes = (alone.device or alone.host) / GIB
+        return wants_memory(cell) or f"is timed, for which the pruned model alone takes {takes:.1f} GiB"
+
+    def _timings(self, cell: Cell, found: MemoryNeeds) -> Iterator[MemoryNeeds]:
+        """Yield what a cell in files takes where both models are timed, and where the dense one is not.
+
+        The process that times holds them; while it does, there is one without a model beside it.
+        """
+        left = round(self.weights * (1 - self.shape.share(cell.ratio, cell.ratio_of)))
+        both, one = self.weights + left, 0 if cell.method == "dense" else left
+        for weights, alone in ((both, False), (one, True)):
+            work = weights + self._timed(cell) if weights else 0
+            if cell.device.startswith("cuda"):  # where one waits on the host while the other is timed
+                device, host = min(work, self.weights + self._timed(cell)), self.process + (0 if alone else weights)
+            else:
+                device, host = 0, self.process + work
+            host = max(found.host, self.process + host if weights else 0)
+            yield replace(found, device=max(found.device, device), host=host, alone=alone)
 
     def _beside_files(self, cell: Cell, room: int) -> int:
         """Return the bytes of a cell whose weights lie in files: one layer of them, and a new head, are in memory."""
@@ -231,8 +264,6 @@ class Footprint:
 
 def wants_memory(cell: Cell) -> str:
     """Say why the model of a cell has to be in memory as a whole, or nothing."""
-    if chain.is_timed(cell):
-        return "is timed, and the speed of weights in files is that of the disk"
     if cell.healing:
         return "is healed, which changes all weights at each step"
     return "comes from a .gguf file, whose weights are unpacked" if cell.model.endswith(".gguf") else ""
@@ -253,18 +284,18 @@ def card_of(cell: Cell, gpus: int, device_memory: float | None = None) -> int | 
     return torch.cuda.get_device_properties(torch.device(cell.device)).total_memory if there else None
 
 
-def lies_in_files(cell: Cell, memory: float | None, card: int | None = None, *, offload: bool = False) -> bool:
-    """Say whether a cell's weights lie in files, since it would take more where all of them lie where it computes.
+def needs_of(cell: Cell, memory: float | None, card: int | None = None, *, offload: bool = False) -> MemoryNeeds:
+    """Return what a cell takes, and with it whether its weights lie in files and the dense model is not timed.
 
     memory   GiB that it may take of the host's memory; None: what the machine has
     card     of `card_of`
     offload  whether its states have a folder
     """
-    return footprint_of(cell, offload=offload).placed(cell, room_of(memory), card=card).in_files
+    return footprint_of(cell, offload=offload).placed(cell, room_of(memory), card=card)
 
 
 def room_for_states(cell: Cell, memory: float | None, card: int | None = None) -> int:
-    """Return the bytes that states may take while a cell in files is scored; arguments as of `lies_in_files`."""
+    """Return the bytes that states may take while a cell in files is scored; arguments as of `needs_of`."""
     return footprint_of(cell).room_for_states(cell, room_of(memory) if card is None else card)
 
 

@@ -10,10 +10,14 @@ from pathlib import Path
 import torch
 
 from bench.plan.cell import Cell
-from bench.schedule.memory_needs import GIB, card_of, footprint_of, room_of, wants_memory
+from bench.schedule.memory_needs import GIB, card_of, footprint_of, room_of
 from bench.system.console import say
 from methods.errors import UserError
 
+ALONE = (
+    "there is no room for the dense model, which is not timed; pruned models are timed alone, beside what the removed "
+    "work alone would bring"
+)
 SURE = 0.5  # of what a cell takes beside its weights by formula, which tests hold to within a factor of 1.5
 
 
@@ -27,6 +31,8 @@ def refuse_misfits(
 ) -> None:
     """Raise UserError where one of the cells surely needs more memory than there is, and name those that may.
 
+    Where the dense model has no room to be timed in, that is said too.
+
     gpus    that each cell has, where cells run on GPUs
     memory  GiB of the host's memory that each may take, where they run on the CPU; None: what the machine has
     device_memory  GiB of its GPU's that each may take, where it has one; None: what that has
@@ -38,9 +44,11 @@ def refuse_misfits(
         _refuse_on_gpus(cells, gpus, device_memory)
         return
     room = room_of(memory)
-    for cell in cells:
+    needed = [(cell, footprint_of(cell, offload=offload).placed(cell, room)) for cell in cells]
+    if any(needs.alone for _, needs in needed):
+        say(ALONE)
+    for cell, needs in needed:
         footprint = footprint_of(cell, offload=offload)
-        needs = footprint.placed(cell, room)
         words = f"{cell.label} needs about {needs.host / GIB:.1f} GiB, and may take {room / GIB:.1f} GiB"
         if needs.in_files:
             whole = footprint.needs(cell).host / GIB
@@ -49,7 +57,7 @@ def refuse_misfits(
         if needs.host <= room:
             continue
         if not needs.in_files and footprint.weights > room:
-            raise UserError(f"{words}: it {wants_memory(cell)}; leave that out, or give a smaller model")
+            raise UserError(f"{words}: it {footprint.not_in_files(cell)}; leave that out, or give a smaller model")
         if footprint.process + SURE * (needs.host - footprint.process) > room:
             other = _with_a_folder(cell, room) or "leave it out"
             raise UserError(f"{words}; {other}, or give less calibration or fewer --batch-tokens")
@@ -77,8 +85,11 @@ def refuse_full(cells: Sequence[Cell], folder: Path, slots: int = 1) -> None:
 def _refuse_on_gpus(cells: Sequence[Cell], gpus: int, device_memory: float | None) -> None:
     all_of_them = gpus * torch.cuda.get_device_properties(torch.device(cells[0].device)).total_memory
     cards = "the GPU has" if gpus == 1 else f"{gpus} GPUs have"
+    card = card_of(cells[0], gpus, device_memory)
+    if any(footprint_of(cell).placed(cell, room_of(None), card=card).alone for cell in cells):
+        say(ALONE)
     for cell in sorted(cells, key=lambda one: -footprint_of(one).needs(one).device):
-        footprint, card = replace(footprint_of(cell), process=0), card_of(cell, gpus, device_memory)
+        footprint = replace(footprint_of(cell), process=0)
         there, whole = card or all_of_them, footprint.needs(cell).device
         if whole <= there:
             break
@@ -92,6 +103,6 @@ def _refuse_on_gpus(cells: Sequence[Cell], gpus: int, device_memory: float | Non
         least = footprint.weights if not needs.in_files else 0
         if least + SURE * (needs.device - least) > there:
             all_there = card is not None and not needs.in_files
-            why = f"it {wants_memory(cell)}; leave that out" if all_there else "leave it out"
+            why = f"it {footprint.not_in_files(cell)}; leave that out" if all_there else "leave it out"
             raise UserError(f"{words}; {why}, or give a smaller model, --dtype bfloat16 or less calibration")
         say(f"{words}: it may run out of memory")

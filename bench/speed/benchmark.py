@@ -12,6 +12,9 @@ pass early. Results have the layout of bench.records.schema.speed; docs/guides/s
 
 Each point (bench.speed.workloads) is an outcome of its own: one that runs out of memory, or that a model cannot do,
 says so, and the others go on. After a point that no model had the memory for, larger batches of its kind are left out.
+
+Where the dense model has no room at all, the pruned one is timed alone: what the removed work alone would bring stands
+beside its milliseconds, and there is no speed-up.
 """
 
 from __future__ import annotations
@@ -23,13 +26,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import methods
 from bench.data import pretrained
 from bench.plan.cell import Cell
 from bench.plan.protocol import Protocol
-from bench.speed import machine, memory, peak_rates, timing, transfer
+from bench.speed import dense_model, machine, memory, peak_rates, timing, transfer
 from bench.speed.graph import CudaGraph, StepGraph
 from bench.speed.placement import Placement
 from bench.speed.summary import Sweep, is_narrow, summary
@@ -40,25 +43,34 @@ from bench.system.memory import give_back
 from bench.system.process_memory import resident_bytes
 from methods import progress
 from methods.model.decoder import Decoder
-from methods.model.spread import place_of
+from methods.model.layer_store import put
+from methods.model.spread import gpus_of
 
 IMPORTED = (__name__,)  # by the server from which processes that time on a CPU are forked
 SPREAD = "a model that is spread over several GPUs is not timed; say --speed-rounds 0, or --gpus-per-cell 1"
+NO_ROOM = "the dense model has no room where cells compute, and is not timed"
 
 
-def measure(model: nn.Module, cell: Cell, threads: int) -> dict[str, Any]:
-    """Time `model` beside the dense one and return SpeedFound of bench.records.schema; a failure is `failed` in it."""
+def measure(model: nn.Module, cell: Cell, threads: int, *, alone: bool = False) -> dict[str, Any]:
+    """Time `model` beside the dense one and return SpeedFound of bench.records.schema; a failure is `failed` in it.
+
+    alone  whether there is no room for the dense model, so that the pruned one is timed without it. Its weights may lie
+           in files then, and its layers on the host although they compute on a GPU
+    """
     found: dict[str, Any] = {"points": []}
-    if len(place_of(model)) > 1:
+    if alone and cell.method == "dense":
+        return found | {"failed": NO_ROOM}
+    if len(gpus_of(model)) > 1:
         return found | {"failed": SPREAD}
     device = next(model.parameters()).device
+    there = [part for part in model.modules() if all(one.device == device for one in _tensors(part))]
     model.to("cpu")  # the process that times needs the room
     if device.type == "cuda":
         torch.cuda.empty_cache()
     try:
         failure = worker.run(
             _work,
-            (cell, threads, methods.plugins(), device.type == "cuda"),
+            (cell, threads, methods.plugins(), alone),
             limits=worker.Limits(silence=cell.protocol.speed_limit),
             hear=lambda news: _merge(found, news),
             give=lambda pipe: transfer.send(pipe, model),
@@ -68,7 +80,7 @@ def measure(model: nn.Module, cell: Cell, threads: int) -> dict[str, Any]:
     except transfer.NotPortable as error:
         failed = str(error)
     finally:
-        model.to(device)
+        put(there, device)
     return found | ({"failed": failed} if failed else {})
 
 
@@ -84,7 +96,7 @@ def _merge(found: dict[str, Any], news: dict[str, Any]) -> None:
     found.update(news)
 
 
-def _work(line: worker.Line, cell: Cell, threads: int, plugins: list[str], parent_on_gpu: bool) -> None:
+def _work(line: worker.Line, cell: Cell, threads: int, plugins: list[str], alone: bool) -> None:
     """Do all of it in a process of its own, from the pruned model's arrival to the last round."""
     protocol, device, dtype = cell.protocol, torch.device(cell.device), getattr(torch, cell.dtype)
     if protocol.pin:
@@ -108,36 +120,22 @@ def _work(line: worker.Line, cell: Cell, threads: int, plugins: list[str], paren
     line.tell({"setup": machine.setup(pruned, devices, clock, rates), "widths": machine.widths(Decoder(pruned))})
     line.tell({"memory": {"resident_before_bytes": resident, "points": list(benchmark.memory(pruned))}})
     line.alive("while it loaded the dense model")
-    dense = _dense(cell, device)
-    if device.type == "cpu":
-        own_memory(dense, pruned)
+    dense = dense_model.without_weights(cell) if alone else dense_model.loaded(cell, device)
+    if device.type == "cpu" and not alone:
+        dense_model.own_memory(dense, pruned)
     Decoder(dense)  # makes it of the same kind of matrices as the pruned model is
     slowed_by = set[str]()
-    for point in benchmark.time(dense, pruned):
+    for point in benchmark.time(dense, pruned, alone=alone):
         slowed_by |= {reason for card in point.get("gpus", ()) for reason in card.get("slowed_by", ())}
         line.tell({"points": [point]})
-    others = [gpu.others(card, os.getpid(), os.getppid(), parent_on_gpu) for card in gpus]
+    others = [gpu.others(card, os.getpid(), os.getppid(), device.type == "cuda") for card in gpus]
     found = machine.between(before, machine.state(gpus), others, slowed_by)
     line.tell({"machine": found | ({"nvml": no_gpus} if no_gpus else {})})
 
 
-def _dense(cell: Cell, device: torch.device) -> nn.Module:
-    """Load the dense model onto the device, and where it does not fit beside what is there into the host's memory."""
-    how = getattr(torch, cell.dtype), cell.trust_remote_code
-    try:
-        return pretrained.load(cell.model, device, *how)[0]
-    except Exception as error:
-        if device.type == "cpu" or not failures.is_out_of_memory(error):
-            raise
-    give_back([device])
-    return pretrained.load(cell.model, torch.device("cpu"), *how)[0]
-
-
-def own_memory(*models: nn.Module) -> None:
-    """Copy every tensor into plain memory: a model that lies in a mapped file would be timed differently."""
-    for model in models:
-        for tensor in (*model.parameters(), *model.buffers()):
-            tensor.data = tensor.data.clone()
+def _tensors(part: nn.Module) -> Iterator[Tensor]:
+    yield from part.parameters()
+    yield from part.buffers()
 
 
 def clock_of(devices: Sequence[torch.device]) -> Clock:
@@ -175,14 +173,20 @@ class SpeedBenchmark:
         """Measure peaks and energy at each point, as bench.records.schema.speed has them."""
         return self._each(lambda point: self._memory(point, model))
 
-    def time(self, dense: nn.Module, pruned: nn.Module) -> Iterator[dict[str, Any]]:
-        """Time both models in turns at each point, as bench.records.schema.speed has them."""
-        place = Placement({"dense": dense, "pruned": pruned}, self.devices)
-        decoders = {name: Decoder(model) for name, model in place.models.items()}
+    def time(self, dense: nn.Module, pruned: nn.Module, *, alone: bool = False) -> Iterator[dict[str, Any]]:
+        """Time both models in turns at each point, as bench.records.schema.speed has them.
+
+        alone  whether only the pruned one is timed, since there is no room for the dense one, which has no weights here
+        """
+        models = {"dense": dense, "pruned": pruned}
+        place = Placement({"pruned": pruned} if alone else models, self.devices)
+        decoders = {name: Decoder(model) for name, model in models.items()}
         captured = dict[TimedPoint, dict[str, Any]]()
 
         def measure(point: TimedPoint) -> dict[str, Any]:
             found = self._time(point, place) | predicted(decoders["dense"], decoders["pruned"], point)
+            if alone:
+                found["out_of_memory"] = ["dense", *found.get("out_of_memory", ())]
             if point.mode == "graph":
                 captured[point] = found
             beside = captured.get(replace(point, mode="graph"), {}) if point.mode == "eager" else {}

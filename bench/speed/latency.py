@@ -22,7 +22,8 @@ import torch
 
 from bench.data import pretrained
 from bench.plan.protocol import profile
-from bench.speed.benchmark import SpeedBenchmark, clock_of, own_memory
+from bench.speed.benchmark import SpeedBenchmark, clock_of
+from bench.speed.dense_model import own_memory
 from bench.system import environment
 from methods.errors import UserError
 from methods.model.decoder import Decoder, twin

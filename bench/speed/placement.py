@@ -24,7 +24,7 @@ class Placement:
     @property
     def separable(self) -> bool:
         """Whether one model can make room for the other; those of a CPU lie in the memory that they would wait in."""
-        return [device.type for device in self.devices] == ["cuda"]
+        return len(self.models) > 1 and [device.type for device in self.devices] == ["cuda"]
 
     @torch.inference_mode(mode=False)  # which would make tensors of that mode of the parameters
     def gather(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,8 +18,9 @@ from bench.plan.cell import Cell
 from bench.plan.protocol import profile
 from bench.records.run_folder import load_run
 from bench.run import job
-from bench.schedule.memory_needs import Footprint
+from bench.schedule.memory_needs import Footprint, MemoryNeeds
 from bench.schedule.shape import Shape
+from bench.speed import benchmark
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer_store import LayerStore
@@ -73,6 +75,27 @@ def test_a_layer_is_whole_behind_an_error(tmp_path):
         assert gpus.memories[0].now == around
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_model_whose_layers_visit_is_handed_over_whole_to_be_timed(alone, tmp_path, monkeypatch):
+    """And lies then where it lay."""
+    asked = Cell("m", "flap", {}, 0.3, "all", 0, "cuda:0", "float32", profile("full"))
+    places = list[set[torch.device]]()
+
+    def run(work, given, *, give, **_):
+        assert given == (asked, 1, methods.plugins(), alone)
+        give(SimpleNamespace(send=lambda _: None, send_bytes=lambda _: places.append(devices_of(decoder)[1])))
+
+    monkeypatch.setattr(benchmark.worker, "run", run)
+    with EmulatedGpus() as gpus:
+        decoder = Decoder(model_of("llama"), LayerStore(tmp_path, CUDA))
+        lay, around = devices_of(decoder), gpus.memories[0].now
+        assert lay == ({torch.device("cpu")}, {CUDA})
+        assert benchmark.measure(decoder.model, asked, 1, alone=alone) == {"points": []}
+        assert devices_of(decoder) == lay
+        assert gpus.memories[0].now == around
+    assert set().union(*places) == {torch.device("cpu")}
+
+
 @pytest.mark.parametrize("saved", [True, pytest.param(False, marks=pytest.mark.nightly)])
 def test_a_run_whose_layers_visit_the_gpu_finds_what_one_in_memory_finds(saved, base, tmp_path, monkeypatch):
     """But for what is generated, and for what lies there when it is loaded: what is around the layers."""
@@ -80,7 +103,7 @@ def test_a_run_whose_layers_visit_the_gpu_finds_what_one_in_memory_finds(saved, 
     asked = [*base, "--methods", "flap,slicegpt,shortgpt+ghost", "--ratio", "0.3", "--dtype", "float32", "--no-isolate"]
     asked += ["--save-models"] if saved else ["--then", "llm-pruner:ratio=0.5"]
     assert main([*asked, "--out", str(tmp_path / "cpu")]) == 0
-    monkeypatch.setattr(job, "lies_in_files", lambda cell, memory, card, **_: card is not None)
+    monkeypatch.setattr(job, "needs_of", lambda cell, memory, card, **_: MemoryNeeds(0, 0, card is not None))
     with EmulatedGpus() as gpus:
         assert main([*asked, "--out", str(tmp_path / "gpu"), "--device", "cuda"]) == 0
         assert gpus.memories[0].now == 0

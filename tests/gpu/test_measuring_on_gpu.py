@@ -24,7 +24,7 @@ from bench.plan.protocol import profile
 from bench.plan.recipe import Recipe
 from bench.records.run_folder import load_run
 from bench.run import fingerprint
-from bench.speed import benchmark, transfer
+from bench.speed import dense_model, transfer
 from bench.speed.benchmark import SpeedBenchmark, wait
 from bench.speed.timing import WallClock
 from methods.checkpoint import save_load, transformers_compat
@@ -194,7 +194,7 @@ def test_the_dense_model_is_loaded_beside_the_pruned_one_where_it_fits(fits, mon
     monkeypatch.setattr(pretrained, "load", load)
     cell = Cell("m", "dense", {}, None, "layers", 0, "cuda:0", "bfloat16", profile("smoke"))
     with EmulatedGpus():
-        found = benchmark._dense(cell, torch.device("cuda", 0))
+        found = dense_model.loaded(cell, torch.device("cuda", 0))
     assert (found.weight.device.type, found.weight.dtype) == ("cuda" if fits else "cpu", torch.bfloat16)
 
 

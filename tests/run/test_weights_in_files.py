@@ -9,6 +9,7 @@ from bench.evaluation.forwards import Sweeping
 from bench.records.run_folder import load_run
 from bench.run import job, measure
 from bench.schedule import memory_needs
+from bench.schedule.memory_needs import MemoryNeeds
 from bench.system import memory
 
 DIVERGENCE = ("kl", "kl_low", "kl_high", "agreement", "drawn")
@@ -24,7 +25,7 @@ def test_a_run_in_files_measures_what_one_in_memory_does(base, tmp_path, monkeyp
     monkeypatch.setattr(measure.scoring, "window_nll", lambda *given: rooms.append(given[-1]) or window_nll(*given))
     run += ["--methods", "slicegpt,flap", "--ratio", "0.3", "--save-models", "--save-dtype", "bfloat16"]
     for in_files in (False, True):
-        monkeypatch.setattr(job, "lies_in_files", lambda cell, memory, card, answer=in_files, **_: answer)
+        monkeypatch.setattr(job, "needs_of", lambda *_, answer=in_files, **__: MemoryNeeds(0, 0, answer))
         assert main([*run, "--out", str(tmp_path / str(in_files))]) == 0
         found.append(load_run(tmp_path / str(in_files)))
         assert len(keeps) == 3
@@ -49,7 +50,7 @@ def test_weights_that_change_while_they_are_read_make_an_error(base, model_folde
     copied = shutil.copytree(model_folder, tmp_path / "model")
     (weights,) = copied.glob("*.safetensors")
     run = [str(copied) if word == str(model_folder) else word for word in base[:-4]]
-    monkeypatch.setattr(job, "lies_in_files", lambda cell, memory, card, **_: True)
+    monkeypatch.setattr(job, "needs_of", lambda *_, **__: MemoryNeeds(0, 0, in_files=True))
     whole = measure._perplexity
 
     def later(*given):

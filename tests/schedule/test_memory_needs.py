@@ -236,9 +236,10 @@ def test_what_the_layers_of_a_cell_cannot_visit_is_refused_with_the_reason(eight
         misfits.refuse_misfits([cell("shortgpt")])
         assert capsys.readouterr().err == ""
         with pytest.raises(
-            UserError, match=r"and the GPU has 12\.0 GiB; it is timed, and the speed .*; leave that out"
+            UserError,
+            match=r"has 12\.0 GiB; it is timed, for which the pruned model alone takes 14\.7 GiB; leave that out",
         ):
-            misfits.refuse_misfits([cell("shortgpt"), cell("shortgpt", **TIMED)])
+            misfits.refuse_misfits([cell("shortgpt"), cell("shortgpt", **TIMED, ratio=0.1)])
         with pytest.raises(UserError, match=r"or \d+\.\d GiB with layers that visit the GPU, and it may take 2\.0 GiB"):
             misfits.refuse_misfits([cell("laco-ls")], device_memory=2)
         with pytest.raises(UserError, match=r"and 2 GPUs have 24\.0 GiB; leave it out"):
@@ -256,6 +257,43 @@ def test_states_that_wait_while_a_cell_in_files_is_scored_take_half_of_what_is_l
     assert footprint.placed(asked, room).host == least + states
     few = cell("dense", **ON_CPU, protocol=replace(asked.protocol, tasks=(), windows=1))
     assert footprint.placed(few, 9 * GIB).host <= least + 2 * few.protocol.window * 4096 * len(few.protocol.texts)
+
+
+@pytest.mark.parametrize(
+    ("room", "how"),
+    [(55, (False, False)), (31, (True, False)), (16, (True, True)), (12, (False, False))],
+    ids=["all in memory", "pruned in files", "timed alone", "too large"],
+)
+def test_a_cell_that_is_timed_has_the_dense_model_beside_it_while_there_is_room(eight_billion, room, how):
+    """15 GiB a model: three of them in memory, two beside files, and the pruned one, of 10.5 GiB, alone."""
+    footprint, asked = replace(eight_billion, process=PROCESS), cell("shortgpt", **ON_CPU, **TIMED)
+    found = footprint.placed(asked, room * GIB)
+    assert (found.in_files, found.alone) == how
+    assert (found.host <= room * GIB) == (room != 12)
+    models = {55: 3, 31: 1 + 0.7, 16: 0.7, 12: 3}[room] * footprint.weights
+    assert 0 <= found.host - models - 2 * PROCESS < 2 * GIB
+    dense = footprint.placed(cell("dense", ratio=None, **ON_CPU, **TIMED), room * GIB)
+    assert (dense.in_files, dense.alone) == (room < 55, room < 32)
+
+
+def test_on_a_gpu_a_cell_that_is_timed_has_the_dense_model_beside_it_where_one_fits_at_a_time(eight_billion):
+    asked = cell("laco-ls", **TIMED)
+    whole, visiting, alone, none = (eight_billion.placed(asked, 0, card=card * GIB) for card in (24, 18, 13, 10))
+    assert [(one.in_files, one.alone) for one in (whole, visiting, alone, none)] == [
+        *((False, False), (True, False), (True, True), (False, False))
+    ]
+    assert visiting.device <= 18 * GIB
+    assert 0.8 * eight_billion.weights > alone.device >= 0.7 * eight_billion.weights
+    assert none == whole  # which is refused
+
+
+def test_that_the_dense_model_is_not_timed_is_said_once_and_before_any_work(eight_billion, monkeypatch, capsys):
+    monkeypatch.setattr(misfits, "footprint_of", lambda *_, **__: replace(eight_billion, process=PROCESS))
+    cells = [cell(name, **ON_CPU, **TIMED) for name in ("dense", "shortgpt", "laco")]
+    misfits.refuse_misfits(cells, memory=16)
+    assert capsys.readouterr().err.strip() == misfits.ALONE
+    misfits.refuse_misfits(cells, memory=55)
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changes", [TIMED, HEALED, {"model": "8b.gguf"}], ids=["timed", "healed", "gguf"])

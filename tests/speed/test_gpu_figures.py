@@ -247,11 +247,11 @@ class Room:
         model = SimpleNamespace(name=name, to=to)
         return model
 
-    def timed(self, protocol):
+    def timed(self, protocol, **how):
         there = benchmark.SpeedBenchmark(
             protocol, WallClock(now=self.now), [torch.device("cuda", 0)], [], lambda where: None
         )
-        return list(there.time(self.models["dense"], self.models["pruned"]))
+        return list(there.time(self.models["dense"], self.models["pruned"], **how))
 
 
 ONE = dataclasses.replace(profile("smoke"), decode=(), prefill=(4,), speed_rounds=7)
@@ -274,6 +274,17 @@ def test_a_dense_model_that_does_not_fit_leaves_the_pruned_one(monkeypatch):
     assert found["pruned_ms"] == pytest.approx(10)
     assert not [name for name in found if name.startswith(("speedup", "dense"))]
     assert "in_blocks" not in found["flags"]
+
+
+def test_a_dense_model_without_weights_is_not_moved_and_the_pruned_one_alone_fills_the_gpu(monkeypatch):
+    gpu = Room(monkeypatch, 10, {"dense": 1, "pruned": 6}, per_sequence=2)
+    monkeypatch.setattr(benchmark, "predicted", lambda dense, pruned, point: {"of": (dense.name, pruned.name)})
+    found = gpu.timed(dataclasses.replace(ONE, batches=(1, 2, 3)), alone=True)
+    assert set(gpu.log) == {"pruned"}
+    assert [point["out_of_memory"] for point in found] == [["dense"], ["dense"], ["dense", "pruned"]]
+    assert [len(point.get("rounds", {}).get("pruned", ())) for point in found] == [7, 7, 0]
+    assert all(point["of"] == ("dense", "pruned") for point in found)
+    assert not [name for point in found for name in point if name.startswith(("speedup", "dense_"))]
 
 
 def test_a_batch_that_fits_beside_one_model_only_is_timed_in_blocks(monkeypatch):

@@ -84,7 +84,7 @@ class PointTimed(SizedPoint):
     dense_matrix_rate: Amount = absent("share of the rate of products in `setup`, on a GPU", "bench.speed.peak_rates")
     pruned_matrix_rate: Amount = absent("share of the rate of products in `setup`, on a GPU", "bench.speed.peak_rates")
     gpus: list[GpuMeanwhile] = absent("each, within the rounds")
-    out_of_memory: list[str] = absent("dense, pruned: those that ran out; the other one is then timed alone")
+    out_of_memory: list[str] = absent("dense, pruned: those that ran out, or had no room; the other is timed alone")
     failed: str = absent("why there are no figures")
 
     @model_validator(mode="after")

@@ -143,13 +143,14 @@ def _reached(point: dict[str, Any]) -> Iterator[TableCell]:
 
 def _compared(point: dict[str, Any], lost: str) -> list[TableCell]:
     """Return how many times as fast as the dense model, and how many the removed work alone would bring."""
-    if "speedup" not in point:
-        return [TableCell(lost), TableCell()]
-    show, (figure, low, high) = METRICS["prefill_speed"], (point[f"speedup{end}"] for end in ("", "_low", "_high"))
+    show = METRICS["prefill_speed"]
     work = [point[name] for name in ("speedup_by_macs", "speedup_by_bytes") if name in point]
+    expected = TableCell(" / ".join(map(show.show, work)) or MISSING, value=work[0] if work else None)
+    if "speedup" not in point:
+        return [TableCell(lost), expected]
+    figure, low, high = (point[f"speedup{end}"] for end in ("", "_low", "_high"))
     spread = show.show_interval(figure, low, high) + "!" * bool(point.get("flags"))
     marks = ("doubtful",) if point.get("flags") else ()
-    expected = TableCell(" / ".join(map(show.show, work)) or MISSING, value=work[0] if work else None)
     return [TableCell(spread, value=figure, low=low, high=high, marks=marks), expected]
 
 
