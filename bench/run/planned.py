@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import torch
 from bench.engines import local
 from bench.engines.engine import Machine
 from bench.plan import validate
+from bench.plan.cell import Cell
 from bench.plan.run_spec import RunSpec
 from bench.run import store
 from bench.run.job import calibration_setting
 from bench.run.runner import known, read_datasets
-from bench.schedule.memory_needs import card_of, room_of
+from bench.schedule.estimator import Estimate
+from bench.schedule.memory_needs import MemoryNeeds, card_of, room_of
 from bench.schedule.order import Ended
 from bench.schedule.outlook import Outlook
 from bench.schedule.plan import Plan, simulated
@@ -53,6 +56,16 @@ def plan_spec(spec: RunSpec) -> Plan:
     room = room_of(spec.memory_gib, slots)
     card = card_of(cells[0], spec.gpus_per_cell, spec.device_memory_gib) if here else None
     needs = {cell.key: outlook.needs(cell, room, card, offload=spec.offload is not None) for cell in cells}
+    estimates = {cell.key: _timed(outlook.estimates[cell.key], cell, needs[cell.key]) for cell in cells}
     free = shutil.disk_usage(spec.offload).free if spec.offload and here else None
     where: dict[str, Any] = {"here": here, "gpus": spec.gpus_per_cell, "room": room, "card": card, "free": free}
-    return simulated(cells, done, outlook.estimates, slots=slots, start=read, needs=needs, **where)
+    return simulated(cells, done, estimates, slots=slots, start=read, needs=needs, **where)
+
+
+def _timed(estimate: Estimate, cell: Cell, needs: MemoryNeeds) -> Estimate:
+    """Return an estimate without the seconds in which a dense model would be timed that there is no room for."""
+    if not needs.alone or "speed" not in estimate.stages:
+        return estimate
+    if cell.method == "dense":
+        return replace(estimate, stages={name: one for name, one in estimate.stages.items() if name != "speed"})
+    return replace(estimate, stages=estimate.stages | {"speed": estimate.stages["speed"] / 2})

@@ -9,6 +9,7 @@ from bench.evaluation.forwards import Sweeping
 from bench.records.run_folder import load_run
 from bench.run import job, measure
 from bench.schedule import memory_needs
+from bench.schedule.estimator import Estimate, Estimator
 from bench.schedule.memory_needs import MemoryNeeds
 from bench.system import memory
 
@@ -80,3 +81,19 @@ def test_a_plan_says_whose_weights_lie_in_files(base, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert shown.count("0.5 GiB + files") == 2
     assert "would take more than --memory" in shown
+
+
+def test_a_plan_says_what_is_timed_alone_and_takes_half_as_long(base, monkeypatch, capsys):
+    asked = [*base[:-2], "--speed-rounds", "6", "--methods", "laco", "--ratio", "0.3", "--plan"]
+    shown = list[list[str]]()
+    for alone in (False, True):
+        needs = MemoryNeeds(0, 2**29, in_files=True, alone=alone)
+        monkeypatch.setattr(memory_needs.Footprint, "placed", lambda *_, needs=needs: needs)
+        monkeypatch.setattr(Estimator, "estimate", lambda *_: Estimate({"load": 2.0, "speed": 20.0}, "from MACs"))
+        assert main(asked) == 0
+        lines = capsys.readouterr().out.splitlines()
+        shown.append([next(line for line in lines if line.startswith(name)) for name in ("dense", "laco")])
+    beside, pruned_alone = shown
+    assert all("22 s" in line and "20 s" in line and line.count("+ files") == 1 for line in beside)
+    assert "not timed" in pruned_alone[0] and "20 s" not in pruned_alone[0]
+    assert "+ files, alone" in pruned_alone[1] and "12 s" in pruned_alone[1] and "10 s" in pruned_alone[1]
