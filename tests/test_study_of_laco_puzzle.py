@@ -16,12 +16,13 @@ from bench.stats.clusters import paired_perplexity
 
 PAGE = "docs/studies/laco-puzzle.md"
 OURS = "laco-puzzle"
+OURS_AND_PARTS = (OURS, "laco-ls", "2ssp+refit")  # which every model has
 UNUSED = ROOT / "docs/studies/unused_windows.jsonl"  # made by docs/studies/unused_windows.py
 
 
 @cache
 def run() -> run_folder.Merged:
-    return run_folder.load_runs([ROOT / "docs/results/laco-puzzle"])
+    return run_folder.load_runs([ROOT / "docs/results/later-methods"])
 
 
 @cache
@@ -35,6 +36,24 @@ def test_the_table_is_what_the_records_say():
         assert one.status == "ok"
         assert {task["documents"] for task in one.measured["tasks"].values()} == {100}
         assert all(of["drawn"] and of["windows"] == 48 for of in one.measured["perplexity"].values())
+
+
+def of_all_models() -> list[str]:
+    """Return the rows of the README's table: of each method perplexity of wiki and bits, by model and ratio."""
+    found, places = dict[str, list[str]](), rows_beside.places(run())
+    assert list(places) == [(model, ratio) for model in rows_beside.MODELS for ratio in (0.2, 0.3)]
+    for at in places.values():
+        for label in ("dense", *OURS_AND_PARTS):
+            measured = run().records[at[label]].measured
+            bits = [task["answer_bpb"]["value"] for task in measured["tasks"].values()]
+            found.setdefault(label, []).append(
+                f"{measured['perplexity']['wiki']['perplexity']:.1f} / {sum(bits) / len(bits):.3f}"
+            )
+    return [f"| `{label}` | {' | '.join(cells)} |" for label, cells in found.items()]
+
+
+def test_the_table_of_the_readme_is_what_the_records_say():
+    assert "\n".join(of_all_models()) in text("README.md")
 
 
 @cache
@@ -89,35 +108,81 @@ def interval(figure: str) -> tuple[float, float, float]:
     return float(estimate), float(low), float(high)
 
 
+def beside_ours(label: str, ratio: str) -> dict[str, list[tuple[float, float, float]]]:
+    """Return by model what the table says of a method beside ours at a ratio: of `wiki`, of `c4` and of answers."""
+    has = [model for model, *_ in rows_beside.places(run()) if f"| {model} | {ratio} | `{label}`" in "".join(rows())]
+    return {model: list(map(interval, beside(model, ratio, label))) for model in has}
+
+
+def times(figures: list[tuple[float, float, float]]) -> str:
+    estimates = [estimate for estimate, _, _ in figures]
+    return f"{min(estimates):.2f} to {max(estimates):.2f} times"
+
+
 def test_what_is_said_of_answers():
-    every = [line.split("`")[1] for line in rows()]
-    assert every.count("laco-ls") == every.count("2ssp+refit") == every.count(OURS) == 4
-    more = [interval(line.strip("| ").split(" | ")[5].partition(", ")[2]) for line in rows() if "+" in line[-30:]]
-    assert len(more) == len([label for label in every if label not in ("dense", OURS)])
-    assert all(low > 0 for _, low, _ in more)
-    estimates = [estimate for estimate, _, _ in more]
-    assert f"the others have {min(estimates):.3f} to {max(estimates):.3f} bits per byte more" in text(PAGE)
+    places = rows_beside.places(run())
+    assert len(places) == 6
+    every = [interval(line.strip("| ").split(" | ")[5].partition(", ")[2]) for line in rows() if "+" in line[-30:]]
+    assert len(every) == len(rows()) - 2 * len(places)  # all but the dense model and ours
+    page, bits = text(PAGE), {}
+    for label in ("2ssp+refit", "laco-ls"):
+        bits[label] = {(model, at): its[2] for at in ("0.2", "0.3") for model, its in beside_ours(label, at).items()}
+        assert len(bits[label]) == 6
+    estimates = [estimate for estimate, low, _ in bits["2ssp+refit"].values() if low > 0]
+    assert len(estimates) == 6
+    assert f"({min(estimates):.3f} to {max(estimates):.3f} bits per byte more), beside `laco-ls` on SmolLM2" in page
+    shown = {place: estimate for place, (estimate, low, _) in bits["laco-ls"].items() if low > 0}
+    assert {model for model, _ in shown} == {"smollm2-135m", "gemma3-270m"} and len(shown) == 4
+    assert f"({min(shown.values()):.3f} to {max(shown.values()):.3f}); on Qwen" in page
+    (qwen,) = {f"{estimate:.3f}" for place, (estimate, *_) in bits["laco-ls"].items() if place not in shown}
+    assert f"on Qwen `laco-ls` has {qwen} more at both ratios, which the pair does not show" in page
+    assert "shown beside `2ssp+refit` in six of six and beside `laco-ls` in four" in text("README.md")
 
 
-def test_what_is_said_of_perplexity():
-    page, smol, gemma = text(PAGE), "smollm2-135m", "gemma3-270m"
-    for label in ("laco-ls", "2ssp+refit"):
-        assert all(interval(figure)[1] > 1 for figure in beside(smol, "0.3", label)[:2])
-    at = [interval(figure) for figure in beside(smol, "0.3", "puzzle+refit")[:2]]
-    assert all(low < 1 < estimate < high for estimate, low, high in at)
-    ours = next(line for line in rows() if line.startswith(f"| {smol} | 0.3 | `{OURS}`")).split(" | ")
-    for name in (PAGE, "README.md"):
-        assert ours[3] in text(name) and ours[4] in text(name)
-    assert f"{ours[3]} on `wiki` and {ours[4]} on `c4`, on both texts shown below" in page
-    four = [interval(figure) for ratio in ("0.2", "0.3") for figure in beside(gemma, ratio, "laco-ls")[:2]]
-    assert sum(low > 1 for _, low, _ in four) == 3
-    assert f"({min(four)[0]:.2f} to {max(four)[0]:.2f} times as high, of which the pair shows three of four)" in page
-    wiki, c4 = ([beside(gemma, ratio, "2ssp+refit")[n].split()[0] for ratio in ("0.2", "0.3")] for n in (0, 1))
-    assert len(set(wiki)) == 1 and f"`wiki` says {wiki[0]} times and `c4` {c4[0]} and {c4[1]}." in page
-    widths, layers = (beside(smol, "0.2", label)[:2] for label in ("puzzle+refit", "laco-ls"))
-    said = [figure.split()[0] for figure in (*widths, *layers)]
-    assert f"has {said[0]} and {said[1]} times its own, and `laco-ls` {said[2]} and {said[3]} times" in page
-    assert interval(layers[1])[1] > 1 and all(low <= 1 <= high for _, low, high in map(interval, (*widths, layers[0])))
+def test_what_is_said_of_perplexity_at_the_larger_ratio():
+    page, layers = text(PAGE), beside_ours("laco-ls", "0.3")
+    every = [pair for its in layers.values() for pair in its[:2]]
+    assert len(every) == 6 and all(low > 1 for _, low, _ in every)
+    assert f"on all three models and both texts** ({times(every)} as high)" in page
+    widths = beside_ours("2ssp+refit", "0.3")
+    shown = [pair for its in widths.values() for pair in its[:2] if pair[1] > 1]
+    assert len(shown) == 5
+    assert f"below `2ssp+refit` in five of six ({times(shown)})" in page
+    estimate, low, high = widths["gemma3-270m"][0]
+    assert low < 1 < high and f"on `wiki` of Gemma `2ssp+refit` has {estimate:.2f} times its perplexity" in page
+    (program,) = beside_ours("puzzle+refit", "0.3").values()
+    assert all(low < 1 < high for _, low, high in program[:2])
+
+
+def test_what_is_said_of_perplexity_at_the_smaller_ratio():
+    page, layers, widths = text(PAGE), beside_ours("laco-ls", "0.2"), beside_ours("2ssp+refit", "0.2")
+    every = [pair for its in layers.values() for pair in its[:2]]
+    above, below = (sum(low > 1 for _, low, _ in every), sum(high < 1 for *_, high in every))
+    assert (above, below) == (2, 0)
+    assert f"`laco-ls` has {times(every)} its own, of which the pair shows two of six above it and none below" in page
+    gemma = [f"{estimate:.2f}" for estimate, *_ in widths.pop("gemma3-270m")[:2]]
+    others = [pair for its in widths.values() for pair in its[:2]]
+    assert len(others) == 4 and all(low > 1 for _, low, _ in others)
+    assert (
+        f"`2ssp+refit` has {times(others)} on SmolLM2 and Qwen, shown each time; on Gemma {' and '.join(gemma)}" in page
+    )
+
+
+def test_what_is_said_of_a_layer_that_is_trained_and_of_low_rank():
+    page, trained = text(PAGE), beside_ours("llm-streamline", "0.2")
+    near = [estimate for model in ("smollm2-135m", "qwen2.5-coder-0.5b") for estimate, *_ in trained[model][:2]]
+    assert f"within {max(near):.2f} times of `laco-puzzle` on SmolLM2 and Qwen" in page
+    ((far, *_), *_), ((farthest, *_), *_) = trained["gemma3-270m"], beside_ours("llm-streamline", "0.3")["smollm2-135m"]
+    assert (
+        f"on Gemma it has {far:.1f} times its perplexity on `wiki`, and at 0.3 on SmolLM2 {farthest:.0f} times" in page
+    )
+    last = [
+        line.split("`")[1]
+        for line, after in zip(rows(), [*rows()[1:], "| - | `dense`"], strict=True)
+        if "| - |" in after
+    ]
+    low_rank = [place for place, at in rows_beside.places(run()).items() if "svd-llm" in at]
+    assert last.count("svd-llm") == 2 and len(low_rank) == 3
 
 
 def test_what_is_said_of_four_draws():
