@@ -26,42 +26,65 @@ def places(run: Merged) -> Places:
 
 def rows(run: Merged, base: str) -> list[str]:
     """Return a row for each method, by model and ratio: its figures, and how they differ from those of `base`."""
-    records, samples, lines = run.records, run.samples, []
+    records, lines = run.records, []
     for (model, ratio), at in places(run).items():
         for label in sorted(at, key=lambda each: records[at[each]].measured["perplexity"]["wiki"]["perplexity"]):
-            measured, pair, words = records[at[label]].measured, (at[base], at[label]), []
-            for name in ("wiki", "c4"):
-                words.append(f"{measured['perplexity'][name]['perplexity']:.1f}")
+            words = []
+            for name in ("wiki", "c4", "answers"):
+                words.append(f"{figure(run, at[label], name):{'.3f' if name == 'answers' else '.1f'}}")
                 if label != base:
-                    found = contrasts.perplexity(records, [pair], samples, name)[pair]
-                    words[-1] += f", {found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}]"
-            bits = [task["answer_bpb"]["value"] for task in measured["tasks"].values()]
-            words.append(f"{sum(bits) / len(bits):.3f}")
-            if label != base:
-                tasks = list(measured["tasks"])
-                found = contrasts.average(records, [pair], samples, tasks, "answer_bpb", bounds=True)[pair]
-                words[-1] += f", {found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+                    words[-1] += f", {_beside(run, (at[base], at[label]), name)}"
             lines.append(f"| {model} | {ratio if label != 'dense' else '-'} | `{label}` | {' | '.join(words)} |")
     return lines
 
 
-def by_seed(run_of: Callable[[int], Merged], ratio: float, labels: Sequence[str], name: str) -> list[str]:
-    """Return for each method its perplexities on a text by four seeds, times those of the first method, and their mean.
+def by_seed(
+    run_of: Callable[[int], Merged],
+    ratio: float,
+    labels: Sequence[str],
+    name: str,
+    *,
+    model: str = MODELS[0],
+    seeds: Sequence[int] = SEEDS,
+) -> list[str]:
+    """Return for each method its figures by some seeds, each beside that of the first method, and their mean.
 
-    run_of  gives the run that holds the cells of a seed, of one model
+    run_of  gives the run that holds the cells of a seed
+    name    a text, whose perplexities are divided; or "answers", whose bits per byte are subtracted
     """
     lines = []
     for label in labels:
         words, figures = [], []
-        for seed in SEEDS:
+        for seed in seeds:
             run = run_of(seed)
-            cells = [(n, one.cell) for n, one in enumerate(run.records) if one.cell["model"] == MODELS[0]]
+            cells = [(n, one.cell) for n, one in enumerate(run.records) if one.cell["model"] == model]
             at = {cell["label"]: n for n, cell in cells if (cell["ratio"], cell["seed"]) == (ratio, seed)}
-            figures.append(run.records[at[label]].measured["perplexity"][name]["perplexity"])
-            words.append(f"{figures[-1]:.1f}")
+            figures.append(figure(run, at[label], name))
+            words.append(f"{figures[-1]:{'.3f' if name == 'answers' else '.1f'}}")
             if label != labels[0]:
-                (pair,) = contrasts.perplexity(run.records, [(at[labels[0]], at[label])], run.samples, name).values()
-                words[-1] += f", {pair.estimate:.2f} [{pair.low:.2f}, {pair.high:.2f}]"
-        mean = math.exp(sum(map(math.log, figures)) / len(SEEDS))
-        lines.append(f"| `{label}` | {' | '.join(words)} | {mean:.1f} |")
+                words[-1] += f", {_beside(run, (at[labels[0]], at[label]), name)}"
+        if name == "answers":
+            mean = f"{sum(figures) / len(seeds):.3f}"
+        else:
+            mean = f"{math.exp(sum(map(math.log, figures)) / len(seeds)):.1f}"
+        lines.append(f"| `{label}` | {' | '.join(words)} | {mean} |")
     return lines
+
+
+def figure(run: Merged, place: int, name: str) -> float:
+    """Return the perplexity of a record on a text, or the bits per byte of the right answers of all its tasks."""
+    measured = run.records[place].measured
+    if name != "answers":
+        return float(measured["perplexity"][name]["perplexity"])
+    bits = [task["answer_bpb"]["value"] for task in measured["tasks"].values()]
+    return float(sum(bits) / len(bits))
+
+
+def _beside(run: Merged, pair: tuple[int, int], name: str) -> str:
+    """Say how many times the perplexity of the first the second has, or how many bits more, with the 95 % interval."""
+    if name != "answers":
+        found = contrasts.perplexity(run.records, [pair], run.samples, name)[pair]
+        return f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    tasks = list(run.records[pair[0]].measured["tasks"])
+    found = contrasts.average(run.records, [pair], run.samples, tasks, "answer_bpb", bounds=True)[pair]
+    return f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"

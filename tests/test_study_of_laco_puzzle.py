@@ -44,11 +44,8 @@ def of_all_models() -> list[str]:
     assert list(places) == [(model, ratio) for model in rows_beside.MODELS for ratio in (0.2, 0.3)]
     for at in places.values():
         for label in ("dense", *OURS_AND_PARTS):
-            measured = run().records[at[label]].measured
-            bits = [task["answer_bpb"]["value"] for task in measured["tasks"].values()]
-            found.setdefault(label, []).append(
-                f"{measured['perplexity']['wiki']['perplexity']:.1f} / {sum(bits) / len(bits):.3f}"
-            )
+            wiki, bits = (rows_beside.figure(run(), at[label], name) for name in ("wiki", "answers"))
+            found.setdefault(label, []).append(f"{wiki:.1f} / {bits:.3f}")
     return [f"| `{label}` | {' | '.join(cells)} |" for label, cells in found.items()]
 
 

@@ -10,7 +10,6 @@ from pages import ROOT, text
 
 from bench.records import run_folder
 from bench.stats import contrasts
-from reports.formats import markdown
 from reports.tables.rows import ReportData
 from reports.tables.table import Table
 from reports.tables.views import view
@@ -40,14 +39,15 @@ def column(table: Table, name: str) -> dict[str, float]:
     return {label: math.inf if value is None else float(value) for label, value in values.items()}
 
 
-def place(method: str) -> int:
-    (found,) = (n for n, one in enumerate(data(RUN).records) if one.cell["method"] == method)
+def place(model: str, method: str) -> int:
+    cells = enumerate(one.cell for one in data(RUN).records)
+    (found,) = (n for n, cell in cells if (cell["model"], cell["method"]) == (model, method))
     return found
 
 
-def row_of_pair(method: str) -> str:
+def row_of_pair(model: str, method: str) -> str:
     """Return the line of a method beside laco-ls: both perplexities and the answers, with paired 95 % intervals."""
-    pair = (place("laco-ls"), place(method))
+    pair = (place(model, "laco-ls"), place(model, method))
     records, samples = data(RUN).records, data(RUN).samples
     cells = []
     for name in ("wiki", "c4"):
@@ -57,11 +57,29 @@ def row_of_pair(method: str) -> str:
     cells.append(f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]")
     accuracy = contrasts.average(records, [pair], samples, TASKS, bounds=True)[pair]
     cells.append(f"{100 * accuracy.estimate:+.1f} [{100 * accuracy.low:+.1f}, {100 * accuracy.high:+.1f}]")
-    return f"| {' | '.join([f'`{method}`', *cells])} |"
+    return f"| {' | '.join([f'`{model}`', f'`{method}`', *cells])} |"
 
 
 def rows_of_pairs() -> list[str]:
-    return [row_of_pair(method) for method in ("2ssp", "minitron-width", "sleb", "flap")]
+    methods = ("2ssp", "minitron-width", "sleb", "flap")
+    return [row_of_pair(model, method) for model in MODELS.values() for method in methods]
+
+
+@cache
+def of_five() -> dict[str, Table]:
+    """Return the table of the five methods on 500 documents of each model, by its name."""
+    return {name: table for model, name in MODELS.items() for table in tables(RUN) if table.model == model}
+
+
+def rows_of_figures() -> list[str]:
+    """Return a line for each figure: of each model signal over noise, the agreement of orders, and documents."""
+    found = dict[str, list[str]]()
+    for table in of_five().values():
+        ratio, tau, needed = (column(table, name) for name in ("signal_to_noise", "agreement", "needed"))
+        for figure in ratio:
+            documents = f"{math.ceil(needed[figure]):,}" if math.isfinite(needed[figure]) else "-"
+            found.setdefault(figure, []).extend([f"{ratio[figure]:.2f}", f"{tau[figure]:.2f}", documents])
+    return [f"| {' | '.join([figure, *cells])} |" for figure, cells in found.items()]
 
 
 def table_of(model: str, ratio: float) -> Table:
@@ -84,30 +102,51 @@ def rows_of_models() -> list[str]:
     return lines
 
 
-def lines_of(table: Table) -> list[str]:
-    return [line for line in markdown.grid(table).splitlines() if line.startswith("|")]
-
-
 def test_every_table_stands_in_the_page():
     page = text(PAGE)
-    (table,) = tables(RUN)
-    assert len(lines_of(table)) == 2 + 2 * len(TASKS) + 2
-    for line in (*lines_of(table), *rows_of_pairs(), *rows_of_models()):
-        assert line in page, line
+    assert list(of_five()) == list(MODELS.values())
+    assert len(rows_of_figures()) == 2 * len(TASKS) + 2
+    assert {task["documents"] for one in data(RUN).records for task in one.measured["tasks"].values()} == {500}
+    for rows in (rows_of_figures(), rows_of_pairs(), rows_of_models()):
+        assert "\n".join(rows) in page
 
 
 def test_what_is_said_of_five_methods():
-    page, (table,) = text(PAGE), tables(RUN)
-    signal, tau, needed = (column(table, name) for name in ("signal", "agreement", "needed"))
-    assert f"by a τ of {tau['average']:.2f}; by bits per byte of the right answer of {tau['bpb']:.2f}" in page
-    without = {task for task in TASKS for label, one in signal.items() if label.startswith(f"{task} acc") and one == 0}
-    assert without == {"hellaswag", "winogrande", "openbookqa"}
-    assert f"{math.ceil(needed['bpb'])} documents of each task are needed by bits" in page
-    assert needed["average"] > 16_023 / 5  # all documents of the five tasks
+    page = text(PAGE)
+    taus = {
+        one: [f"{column(table, 'agreement')[one]:.2f}" for table in of_five().values()] for one in ("average", "bpb")
+    }
+    said = [f"{a}, {b} and {c}" for a, b, c in taus.values()]
+    assert (
+        f"by a τ of\n  {said[0]} on SmolLM2, Gemma and Qwen; by bits per byte of the right answer of {said[1]}." in page
+    )
+    assert f"(τ {said[0]} with the order on 400 others, on three models)" in text("README.md")
+    assert f"much ({said[1]})" in text("README.md")
+    without = [
+        {figure.split()[0] for figure, one in column(table, "signal").items() if " acc" in figure and one == 0}
+        for table in of_five().values()
+    ]
+    assert without == [{"hellaswag", "winogrande", "openbookqa"}] * 2 + [{"winogrande"}]
+    needed = [column(table, "needed") for table in of_five().values()]
+    documents = [math.ceil(one["bpb"]) for one in needed]
+    assert f"{min(documents)} to {max(documents)} documents of each task are needed by bits" in page
+    least = math.ceil(min(one["average"] for one in needed))
+    assert f"by average accuracy {least:,} at least, which is more than the tasks have" in page
+    assert least > 16_023 / 5  # all documents of the five tasks
+
+
+def test_what_is_said_of_pairs():
+    accurate, unclear = list[str](), list[tuple[str, str]]()
     for row in rows_of_pairs():
-        bits, accuracy = (cell.partition("[")[2].rstrip("] |").split(", ") for cell in row.split(" | ")[3:5])
-        assert float(bits[0]) > 0
-        assert float(accuracy[0]) < 0 < float(accuracy[1])
+        model, method, *cells = row.strip("| ").split(" | ")
+        wiki, c4, bits, accuracy = (list(map(float, one.partition("[")[2].rstrip("]").split(", "))) for one in cells)
+        assert bits[0] > 0
+        accurate += [model] * (accuracy[1] < 0)
+        assert accuracy[0] < 0
+        unclear += [(method, name) for name, (low, _) in (("wiki", wiki), ("c4", c4)) if low <= 1]
+        assert model == "`gemma3-270m`" or not any(low <= 1 for low, _ in (wiki, c4))
+    assert accurate == ["`smollm2-135m`"] * 2
+    assert unclear == [("`2ssp`", "wiki"), ("`2ssp`", "c4"), ("`minitron-width`", "c4")]
 
 
 def test_what_is_said_of_all_methods():
