@@ -89,9 +89,21 @@ def seeds(name: str) -> list[str]:
     return rows_beside.by_seed(lambda seed: of_seeds() if seed else run(), 0.3, labels, name)
 
 
+@cache
+def seeds_of_gemma(name: str) -> list[str]:
+    labels = (OURS, "2ssp+refit", "laco-ls")
+    how = {"model": "gemma3-270m", "seeds": (0, 1, 2)}
+    return rows_beside.by_seed(lambda seed: of_seeds() if seed else run(), 0.3, labels, name, **how)
+
+
 @pytest.mark.parametrize("name", ["wiki", "c4"])
 def test_the_table_of_seeds_is_what_the_records_say(name):
     assert "\n".join(seeds(name)) in text(PAGE)
+
+
+@pytest.mark.parametrize("name", ["wiki", "c4", "answers"])
+def test_the_table_of_seeds_of_the_other_model_is_what_the_records_say(name):
+    assert "\n".join(seeds_of_gemma(name)) in text(PAGE)
 
 
 def beside(model: str, ratio: str, label: str) -> list[str]:
@@ -180,6 +192,28 @@ def test_what_is_said_of_a_layer_that_is_trained_and_of_low_rank():
     ]
     low_rank = [place for place, at in rows_beside.places(run()).items() if "svd-llm" in at]
     assert last.count("svd-llm") == 2 and len(low_rank) == 3
+
+
+def test_what_is_said_of_three_draws_on_the_other_model():
+    """By wiki, c4 and answers: by how many draws ours is shown in front of another, and the other in front of ours."""
+    found, page = dict[tuple[str, str], tuple[int, int]](), text(PAGE)
+    for name in ("wiki", "c4", "answers"):
+        ours, *others = (line.strip("| ").split(" | ") for line in seeds_of_gemma(name))
+        for label, *cells, _ in others:
+            none = 0 if name == "answers" else 1
+            figures = [interval(cell.partition(", ")[2]) for cell in cells]
+            shown = sum(low > none for _, low, _ in figures), sum(high < none for *_, high in figures)
+            found[name, label.strip("`")] = shown
+            behind = [float(cell.split(",")[0]) > float(one) for cell, one in zip(cells, ours[1:4], strict=True)]
+            assert all(behind) or (name, label) == ("wiki", "`2ssp+refit`")
+    assert found == {
+        **{("wiki", "2ssp+refit"): (0, 1), ("wiki", "laco-ls"): (3, 0)},
+        **{("c4", "2ssp+refit"): (2, 0), ("c4", "laco-ls"): (3, 0)},
+        **{("answers", "2ssp+refit"): (2, 0), ("answers", "laco-ls"): (2, 0)},
+    }
+    (widths,) = (line for line in seeds_of_gemma("answers") if "2ssp+refit" in line)
+    later = [interval(cell.partition(", ")[2])[0] for cell in widths.split(" | ")[2:4]]
+    assert f"({later[0]:.3f} and {later[1]:.3f} bits, which the pair shows once)" in page
 
 
 def test_what_is_said_of_four_draws():
