@@ -103,10 +103,11 @@ class Footprint:
             found = MemoryNeeds(0, self._beside_files(cell, room), True, self.offloaded(cell))
         if not chain.is_timed(cell):
             return found
-        for timed in self._timings(cell, found):
-            if (timed.device if on_gpu else timed.host) <= (card or 0 if on_gpu else room):
-                return timed
-        return self.needs(cell, peak)
+        *timings, alone = self._timings(cell, found)
+        for needs in (*timings, alone, found):
+            if (needs.device if on_gpu else needs.host) <= (card or 0 if on_gpu else room):
+                return self.needs(cell, peak) if needs is found else needs
+        return alone  # which not even pruning in files has the room for
 
     def not_in_files(self, cell: Cell) -> str:
         """Say why the weights of a cell that does not fit lie in no files."""

@@ -142,7 +142,7 @@ def cell(method: str, **changes: object) -> Cell:
     return replace(found, **changes)
 
 
-TIMED = {"protocol": profile("full")}
+TIMED, UNTIMED = {"protocol": profile("full")}, replace(profile("full"), speed_rounds=0)
 HEALED = {"healing": Recipe(kind="lora", loss="kl")}
 
 
@@ -276,9 +276,21 @@ def test_a_cell_that_is_timed_has_the_dense_model_beside_it_while_there_is_room(
     assert (dense.in_files, dense.alone) == (room < 55, room < 32)
 
 
+def test_a_cell_that_is_timed_and_has_no_room_to_be_pruned_in_files_is_refused_for_that(eight_billion, monkeypatch):
+    """And not for what timing takes, which is less."""
+    monkeypatch.setattr(misfits, "footprint_of", lambda *_, **__: replace(eight_billion, process=PROCESS))
+    asked = cell("laco-ls", **ON_CPU, **TIMED, ratio=0.9)
+    pruned, timed = (eight_billion.placed(replace(asked, protocol=one), 0).host for one in (UNTIMED, profile("full")))
+    assert timed == pruned > 6 * GIB
+    with pytest.raises(
+        UserError, match=r"or \d\.\d GiB with its weights in files, and may take 3\.0 GiB; leave it out"
+    ):
+        misfits.refuse_misfits([asked], memory=3)
+
+
 def test_on_a_gpu_a_cell_that_is_timed_has_the_dense_model_beside_it_where_one_fits_at_a_time(eight_billion):
     asked = cell("laco-ls", **TIMED)
-    whole, visiting, alone, none = (eight_billion.placed(asked, 0, card=card * GIB) for card in (24, 18, 13, 10))
+    whole, visiting, alone, none = (eight_billion.placed(asked, 0, card=card * GIB) for card in (24, 18, 13, 11))
     assert [(one.in_files, one.alone) for one in (whole, visiting, alone, none)] == [
         *((False, False), (True, False), (True, True), (False, False))
     ]
