@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 from bench.engines.engine import Job
 from bench.engines.local import LocalSession, environments
@@ -29,9 +30,11 @@ def naps(line, asked: Job) -> None:
 
 
 def dies(line, asked: Job) -> None:
-    """Be killed in the job `dead`, and sleep in any other."""
+    """Be killed in the job `dead`; in any other sleep until there is the file that is its folder, where it has one."""
     if asked.key == "dead":
         os.kill(os.getpid(), signal.SIGSEGV)
+    while asked.folder and not Path(asked.folder).exists():
+        time.sleep(0.01)
     naps(line, asked)
 
 

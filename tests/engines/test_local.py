@@ -62,14 +62,15 @@ def test_two_slots_give_what_one_gives_and_a_cell_that_dies_disturbs_no_other(ba
     assert capfd.readouterr().err.count("has a record") == 13
 
 
-def test_a_process_that_dies_is_the_outcome_of_its_job_and_the_other_slot_goes_on():
+def test_a_process_that_dies_is_the_outcome_of_its_job_and_the_other_slot_goes_on(tmp_path):
     with LocalSession(dies, environments(2, "cpu", []), fresh=False) as engine:
-        engine.submit(job("beside", seconds=0.5))
+        engine.submit(job("beside", seconds=0.0, folder=str(tmp_path / "go on")))
         engine.submit(job("dead"))
         dead = engine.next_result()
         assert (dead.key, dead.found["status"]) == ("dead", "crashed")
         assert "SIGSEGV" in dead.found["error"]
         engine.submit(job("next", seconds=0.0))  # in the slot of the dead one
+        (tmp_path / "go on").touch()
         found = {result.key: result.found for result in (engine.next_result(), engine.next_result())}
         assert {key: one["status"] for key, one in found.items()} == {"beside": "ok", "next": "ok"}
         assert found["beside"]["pid"] != found["next"]["pid"]
