@@ -126,7 +126,7 @@ def measure(line: Line, job: Job, cell: Cell, datasets: Datasets) -> None:
             own = replace(own, calibration=replace(own.calibration, offload=place))
         card = card_of(cell, job.gpus, job.device_memory)
         needs = needs_of(cell, job.memory, card, offload=bool(job.offload))
-        outcome.no_room = needs.alone
+        outcome.timed_alone = needs.alone
         if needs.in_files:
             on_gpu = devices[0] if devices[0].type == "cuda" else None
             outcome.files = LayerStore(stack.enter_context(store.scratch(folder)), on_gpu)

@@ -100,8 +100,8 @@ def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, par
     _accuracy(cell, (decoder.model, tokenizer), datasets, outcome, pieces)
     if chain.is_timed(cell):
         with outcome.alone(), outcome.timed("speed"):
-            how = {"alone": outcome.no_room}
-            outcome.measured["speed"] = benchmark.measure(decoder.model, cell, datasets.timed_threads, **how)
+            threads, alone = datasets.timed_threads, outcome.timed_alone
+            outcome.measured["speed"] = benchmark.measure(decoder.model, cell, threads, alone=alone)
     if cell.protocol.checks:
         with outcome.timed("checks"):
             outcome.measured["checks"] = _checks(cell, decoder.model, tokenizer, datasets, outcome)

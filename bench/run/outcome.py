@@ -40,7 +40,7 @@ class Outcome:
              its own work, and its peaks of memory are of them
     cores    by which the number of threads goes in each stage but timing; None: it stays as it is
     files    where the model's weights lie instead of the memory, and sweeping how it is scored then; None: in memory
-    no_room  whether there is none to time the dense model in
+    timed_alone  whether the dense model is not timed, since there is no room for it
     """
 
     tell: Callable[[dict[str, Any]], object]
@@ -50,7 +50,7 @@ class Outcome:
     devices: Sequence[torch.device] = (torch.device("cpu"),)
     files: LayerStore | None = None
     sweeping: Sweeping | None = None
-    no_room: bool = False
+    timed_alone: bool = False
     cores: FreeCores | None = None
     decisions: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)

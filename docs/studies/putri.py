@@ -39,8 +39,8 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder, twin
 from methods.model.layer import Layer
 from methods.model.sizes import parameters
-from methods.model.structures import Narrowed, Sublayer, cut, keep, structures_of
-from methods.ranges import Count, Positive, Tokens
+from methods.model.structures import Narrowed, Sublayer, cut, cuts, keep, structures_of
+from methods.ranges import Positive
 from methods.search.trials import Gone, Trial
 from methods.shared import shared
 from methods.width.two_ssp import TwoSSP, attention_parameters, channel_norms
@@ -55,37 +55,24 @@ class Without(Narrowed):
 
 @register("putri")
 @dataclass(frozen=True)
-class Putri:
+class Putri(TwoSSP):
     """Remove MLP channels by activation norm, then key/value heads by loss, each fitted (Putri 2026)."""
 
-    alpha: Positive = 1.5  # as of 2SSP: the higher, the more of the budget comes from attentions
-    tokens: Tokens = 2048  # calibration tokens of the second stage
     damping: Positive = 0.01  # lambda, as a share of the mean of H's diagonal
-    multiple: Count = 1  # what is left of the channels is a multiple of it
 
-    fixed = False
-    only_cuts = True
     uneven = "it removes heads of some layers"
-    needs = "calibration"
     cost = "1 forward, and about L/2 over 2,048 tokens for each of the heads that are left, for each removed"
     axes = ("channels", "heads", "layers")
 
-    def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
-        return TwoSSP(self.alpha, self.tokens, self.multiple).plan(model, ratio)
-
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
-        plan, dense = self.plan(model, ratio), twin(model)
+        plan, dense, structures = self.plan(model, ratio), twin(model), structures_of(model, "channels")
         n, channels = plan["attentions"], plan["removed_per_layer"]["channels"]
         if channels:
-            scores = shared(channel_norms, model, calibration)
-            for structure, score in zip(structures_of(model, "channels"), scores, strict=True):
+            for structure, score in zip(structures, shared(channel_norms, model, calibration), strict=True):
                 structure.remove(score, channels)
-        removed_channels = [[]] * len(model.layers)
-        if channels:
-            removed_channels = [sorted(score.argsort(stable=True)[:channels].tolist()) for score in scores]
-        decided: dict[str, Any] = {"removed_channels": removed_channels}
-        trying = twin(model)
+        decided = {"removed_channels": cuts(model, structures)["removed_channels"]}
         if n:
+            trying = twin(model)
             Refit().mend(Pruning(dense, trying, list(range(len(model.layers)))), calibration)
             decided |= self.search(trying, calibration.first(self.tokens), n * attention_parameters(dense))
             cut(model, {name: decided[name] for name in ("removed_kv_heads", "removed_attention")})
@@ -95,7 +82,8 @@ class Putri:
     def search(self, model: Decoder, calibration: Calibration, budget: float) -> dict[str, Any]:
         """Remove heads from the model, in place, until `budget` parameters have gone; return which, for the record."""
         whole, order = parameters(model), list[str]()
-        left = [list(range(layer.kv_heads)) if layer.has_attention else [] for layer in model.layers]
+        heads_of = [layer.kv_heads if layer.has_attention else 0 for layer in model.layers]
+        left = [list(range(heads)) for heads in heads_of]
         while True:
             candidates, sizes = list[Gone](), dict[Gone, int]()
             for number, layer in enumerate(model.layers):
@@ -123,11 +111,9 @@ class Putri:
             else:
                 layer.remove_attention()
                 order.append(f"{chosen.layer}.{left[chosen.layer].pop()}")
-        gone = [
-            set(map(int, (name.split(".")[1] for name in order if name.startswith(f"{n}.")))) for n in range(len(left))
-        ]
+        gone = [sorted(set(range(heads_of[number])) - set(heads)) for number, heads in enumerate(left)]
         no_attention = [number for number, heads in enumerate(left) if not heads and gone[number]]
-        removed = [[] if number in no_attention else sorted(heads) for number, heads in enumerate(gone)]
+        removed = [[] if number in no_attention else heads for number, heads in enumerate(gone)]
         return {"removed_kv_heads": removed, "removed_attention": no_attention, "heads_in_order": order}
 
 
