@@ -31,7 +31,7 @@ from bench.run.measure import attempt
 from bench.run.outcome import Outcome
 from bench.run.source_hash import method_sha256
 from bench.schedule.memory_needs import card_of, needs_of, room_for_states
-from bench.speed import benchmark
+from bench.speed import timed_cell
 from bench.system import environment, memory, offload, versions
 from bench.system.console import say
 from bench.system.threads import FreeCores, waiting
@@ -101,7 +101,7 @@ def measure(line: Line, job: Job, cell: Cell, datasets: Datasets) -> None:
     line.tell({"environment": described | ({"threads": job.run_threads} if job.timed else {})})
     devices = pretrained.devices(torch.device(cell.device), job.gpus)
     if job.timed and "memory" not in job.limits:  # of which a process that waits would take its part
-        benchmark.begin(cell.device)
+        timed_cell.begin(cell.device)
     outcome = Outcome(
         line.tell,
         line.alive,

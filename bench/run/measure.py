@@ -36,7 +36,7 @@ from bench.run import fingerprint, removals, store
 from bench.run.datasets import Datasets
 from bench.run.outcome import Outcome
 from bench.run.saving import complete, save_and_reload
-from bench.speed import benchmark
+from bench.speed import timed_cell
 from bench.system import failures, memory
 from methods.counted import COUNTED, Budget
 from methods.errors import NoRoom, OutOfReach, Unsupported, Unwritable, UserError
@@ -101,7 +101,7 @@ def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, par
     if chain.is_timed(cell):
         with outcome.alone(), outcome.timed("speed"):
             threads, alone = datasets.timed_threads, outcome.timed_alone
-            outcome.measured["speed"] = benchmark.measure(decoder.model, cell, threads, alone=alone)
+            outcome.measured["speed"] = timed_cell.measure(decoder.model, cell, threads, alone=alone)
     if cell.protocol.checks:
         with outcome.timed("checks"):
             outcome.measured["checks"] = _checks(cell, decoder.model, tokenizer, datasets, outcome)

@@ -20,7 +20,7 @@ from bench.records.run_folder import load_run
 from bench.run import job
 from bench.schedule.memory_needs import Footprint, MemoryNeeds
 from bench.schedule.shape import Shape
-from bench.speed import benchmark
+from bench.speed import timed_cell
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer_store import LayerStore
@@ -85,12 +85,12 @@ def test_a_model_whose_layers_visit_is_handed_over_whole_to_be_timed(alone, tmp_
         assert given == (asked, 1, methods.plugins(), alone)
         give(SimpleNamespace(send=lambda _: None, send_bytes=lambda _: places.append(devices_of(decoder)[1])))
 
-    monkeypatch.setattr(benchmark.worker, "run", run)
+    monkeypatch.setattr(timed_cell.worker, "run", run)
     with EmulatedGpus() as gpus:
         decoder = Decoder(model_of("llama"), LayerStore(tmp_path, CUDA))
         lay, around = devices_of(decoder), gpus.memories[0].now
         assert lay == ({torch.device("cpu")}, {CUDA})
-        assert benchmark.measure(decoder.model, asked, 1, alone=alone) == {"points": []}
+        assert timed_cell.measure(decoder.model, asked, 1, alone=alone) == {"points": []}
         assert devices_of(decoder) == lay
         assert gpus.memories[0].now == around
     assert set().union(*places) == {torch.device("cpu")}

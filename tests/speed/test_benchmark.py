@@ -33,7 +33,7 @@ from bench.plan.protocol import profile
 from bench.records.run_folder import load_run
 from bench.run import job
 from bench.schedule.memory_needs import MemoryNeeds
-from bench.speed import benchmark, machine, memory, timing, transfer
+from bench.speed import benchmark, machine, memory, timed_cell, timing, transfer
 from bench.speed.summary import is_narrow, summary
 from bench.speed.timing import EventClock, Pass, WallClock, WarmUp, Workload
 from bench.speed.workloads import TimedPoint, points, predicted, workload
@@ -996,7 +996,7 @@ def test_where_the_dense_model_has_no_room_the_pruned_one_in_files_is_timed_alon
     out = capsys.readouterr().out
     found = [load_run(tmp_path / where) for where in ("beside", "alone")]
     beside, alone = ({one.cell["method"]: one.measured for one in records} for records in found)
-    assert alone["dense"]["speed"] == {"points": [], "failed": benchmark.NO_ROOM}
+    assert alone["dense"]["speed"] == {"points": [], "failed": timed_cell.NO_ROOM}
     assert alone["flap"]["weights_in"] == "files"
     assert alone["flap"]["pruned_sha256"] == beside["flap"]["pruned_sha256"]
     for one, other in zip(beside["flap"]["speed"]["points"], alone["flap"]["speed"]["points"], strict=True):
@@ -1007,14 +1007,14 @@ def test_where_the_dense_model_has_no_room_the_pruned_one_in_files_is_timed_alon
         assert other["pruned_ms"] > 0
         assert {"speedup", "speedup_low", "dense_ms"} <= one.keys() - other.keys()
     assert out.count("no memory: dense") == 2
-    assert f"dense: speed: {benchmark.NO_ROOM}" in out.replace("\n  ", " ")
+    assert f"dense: speed: {timed_cell.NO_ROOM}" in out.replace("\n  ", " ")
     assert "flap: timed alone, since the dense model had no room" in out.replace("\n  ", " ")
     assert "times as fast as dense, both in turns" not in out
     assert "decode: timed alone for 6 rounds; one token behind a context of 4 tokens" in out.replace("\n  ", " ")
 
 
 def test_of_several_draws_the_first_is_timed(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "measure", lambda model, cell, threads, **_: {"points": []})
+    monkeypatch.setattr(timed_cell, "measure", lambda model, cell, threads, **_: {"points": []})
     chosen = ["--methods", "drop-random:draws=3,drop-random:seed=9", "--ratio", "0.4", "--seed", "5"]
     assert main([*command, *chosen]) == 0
     records = [record for record in load_run(tmp_path / "run") if record.cell["method"] != "dense"]

@@ -115,7 +115,7 @@ class PointMemory(SizedPoint):
 class MemoryAlone(Layout):
     """Says how much memory one model takes alone."""
 
-    source: ClassVar[str] = "bench.speed.benchmark"
+    source: ClassVar[str] = "bench.speed.timed_cell"
 
     resident_before_bytes: Bytes = absent("of the process before the model was there")
     points: list[PointMemory] = absent("each size")
@@ -148,7 +148,7 @@ class TimedSetup(Layout):
 class SpeedFound(Layout):
     """Holds what was timed in a process that held the pruned and the dense model; for dense both are dense."""
 
-    source: ClassVar[str] = "bench.speed.benchmark"
+    source: ClassVar[str] = "bench.speed.timed_cell"
 
     points: list[PointTimed] = absent("each size, by rising batch")
     memory: MemoryAlone = absent("of the pruned model alone")
