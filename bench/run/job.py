@@ -124,6 +124,8 @@ def measure(line: Line, job: Job, cell: Cell, datasets: Datasets) -> None:
         if job.offload:
             place = stack.enter_context(offload.of_cell(Path(job.offload), folder, cell.key))
             own = replace(own, calibration=replace(own.calibration, offload=place))
+            if cell.method != "dense":
+                outcome.measured["states_in"] = "files"
         card = card_of(cell, job.gpus, job.device_memory)
         needs = needs_of(cell, job.memory, card, offload=bool(job.offload))
         outcome.timed_alone = needs.alone

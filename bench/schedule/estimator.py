@@ -65,9 +65,10 @@ class Estimator:
                     sums = self._sums.setdefault(place, _Sums())
                     sums.real += real[stage]
                     sums.computed += computed
-        peak = peak_bytes(measured) or 0
-        for place in _alike(cell):
-            self._peaks[place] = max(peak, self._peaks.get(place, 0))
+        if not {"weights_in", "states_in"} & measured.keys():  # whose peak is lower than that of a cell in memory
+            peak = peak_bytes(measured) or 0
+            for place in _alike(cell):
+                self._peaks[place] = max(peak, self._peaks.get(place, 0))
 
     def estimate(self, cell: Cell, amounts: Amounts, known: float = 0.0) -> Estimate:
         """Return what a cell is likely to take, `known` as bench.schedule.work has it."""

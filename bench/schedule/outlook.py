@@ -22,7 +22,10 @@ from bench.system import environment
 from bench.system.rate import rates
 from methods.errors import UserError
 
-LEARNT = ("parameters", "seconds", "prune_seconds", "peak_memory", "peak_memory_bytes", "perplexity", "tasks")
+LEARNT = (
+    *("parameters", "perplexity", "tasks", "seconds", "prune_seconds"),
+    *("peak_memory", "peak_memory_bytes", "weights_in", "states_in"),
+)
 NEAR = 20  # runs beside the run's folder whose records are read, those that changed last
 
 
@@ -85,8 +88,10 @@ class Outlook:
             here = torch.device(self.device if self.device == "cpu" or torch.cuda.is_available() else "cpu")
             dtype = getattr(torch, self.dtype)
             shapes = {model: shape_of(model, one.trust_remote_code) for model, one in self._models.items()}
-            rate, each = rates(str(here), dtype, threads), bytes_of(self.dtype)
-            costs = {model: Cost(shape, rate, each) for model, shape in shapes.items()}
+            costs = {
+                model: Cost(shape, rates(str(here), dtype, threads, shape.widths), bytes_of(self.dtype))
+                for model, shape in shapes.items()
+            }
             found = Estimator(costs[cell.model])
             machine: Mapping[str, Any] = environment.describe(here, dtype) | {"threads": threads, "device": self.device}
             for record in self.earlier:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bench.system.rate import Widths
 from methods.checkpoint.stock import has_one_mlp
 from methods.model.activations import values_of_an_mlp
 from methods.model.decoder import Decoder
@@ -67,6 +68,11 @@ class Shape:
             tied=model.head.weight is model.embed.weight,
             mixture=any(layer.experts is not None for layer in layers),
         )
+
+    @property
+    def widths(self) -> Widths:
+        """Return what the rate of its forward depends on."""
+        return Widths(self.layers, self.width, self.heads, self.keys, self.mlp, self.vocabulary)
 
     def body(self, tokens: float, context: int, kept: float = 1.0) -> float:
         """Return the multiply-accumulates of some tokens in the layers, of which a share is kept."""

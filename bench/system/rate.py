@@ -1,18 +1,44 @@
-"""Measures how fast a device multiplies matrices and moves memory: in a layer's sizes for estimates, and at most."""
+"""Measures how fast a device multiplies matrices and moves memory: in a model's widths for estimates, and at most."""
 
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F
 
 SECONDS = 0.15  # of each measurement; the fastest call counts, which is the one that nothing has disturbed
-TOKENS, WIDTH = 256, 1024  # of a product as a layer has it
 READ = 4096  # rows and columns of a matrix that no cache holds
-FORWARD = 0.72  # of the rate of a large product is a forward's (tests/benchmarks/README.md, "Scoring")
+CONTEXT, HEAD_WIDTH = 256, 64  # of the layer that is timed
+SIZES = {"cpu": (512, 16e6), "cuda": (2048, 64e6)}  # tokens of a call, and the most weights that it takes
+
+
+class Widths(NamedTuple):
+    """Holds what the rate of a model's forward depends on.
+
+    layers      how many there are for one head
+    width       of the residual, D
+    heads       of all query heads of a layer
+    keys        of keys and values of a layer
+    mlp         of the MLP, I
+    vocabulary  of the head
+    """
+
+    layers: int
+    width: int
+    heads: int
+    keys: int
+    mlp: int
+    vocabulary: int
+
+    @property
+    def layer(self) -> int:
+        """Return the weights of a layer."""
+        return self.width * (2 * self.heads + self.keys + 3 * self.mlp)
 
 
 class Rates(NamedTuple):
@@ -23,15 +49,61 @@ class Rates(NamedTuple):
 
 
 @functools.cache
-def rates(device: str, dtype: torch.dtype, threads: int) -> Rates:
-    """Measure both in a dtype with this many of torch's threads."""
+def rates(device: str, dtype: torch.dtype, threads: int, widths: Widths) -> Rates:
+    """Measure both in a dtype with this many of torch's threads, the first in a model's widths."""
     here, before = torch.device(device), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        forward, single = product(here, dtype, TOKENS, WIDTH), product(here, dtype, 1, READ)
+        return Rates(forward(here, dtype, widths), dtype.itemsize * product(here, dtype, 1, READ))
     finally:
         torch.set_num_threads(before)
-    return Rates(FORWARD * forward, dtype.itemsize * single)
+
+
+def forward(device: torch.device, dtype: torch.dtype, widths: Widths) -> float:
+    """Return the multiply-accumulates per second of a forward whose logits are scored, from one layer and a head."""
+    layers, head = widths.layers * widths.layer, widths.width * widths.vocabulary
+    return (layers + head) / (layers / of_layer(device, dtype, widths) + head / of_head(device, dtype, widths))
+
+
+@torch.inference_mode()
+def of_layer(device: torch.device, dtype: torch.dtype, widths: Widths, seconds: float = SECONDS) -> float:
+    """Return the multiply-accumulates per second of a layer, in smaller widths where it has more weights than SIZES.
+
+    Norms, activations and softmax take about as long as the products where those are fast, as of bfloat16.
+    """
+    tokens, most = SIZES[device.type]
+    smaller, E = min(1.0, math.sqrt(most / widths.layer)), HEAD_WIDTH
+    H, G, D, I = (
+        max(1, round(smaller * each / E)) for each in (widths.heads, widths.keys / 2, widths.width, widths.mlp)
+    )
+    G, D, I = math.gcd(H, G), E * D, E * I
+
+    def weights(*shape: int) -> torch.Tensor:
+        return torch.full(shape, 1 / D, dtype=dtype, device=device)
+
+    qkv, out, up, down = weights((H + 2 * G) * E, D), weights(D, H * E), weights(2 * I, D), weights(D, I)
+    x = torch.ones(tokens // CONTEXT, CONTEXT, D, dtype=dtype, device=device)
+
+    def call() -> torch.Tensor:
+        inner = F.linear(F.rms_norm(x, (D,)), qkv).view(*x.shape[:2], -1, E).transpose(1, 2)
+        q, k, v = inner[:, :H], inner[:, H:-G], inner[:, -G:]  # each (rows, heads, CONTEXT, E)
+        heads = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != G)
+        y = x + F.linear(heads.transpose(1, 2).flatten(2), out)
+        gate, straight = F.linear(F.rms_norm(y, (D,)), up).chunk(2, -1)
+        return y + F.linear(F.silu(gate) * straight, down)
+
+    products = sum(one.numel() for one in (qkv, out, up, down)) + 2 * H * E * CONTEXT  # of a token, with its scores
+    return tokens * products / fastest(call, device, seconds)
+
+
+@torch.inference_mode()
+def of_head(device: torch.device, dtype: torch.dtype, widths: Widths, seconds: float = SECONDS) -> float:
+    """Return the multiply-accumulates per second of a head whose logits are scored in float32."""
+    tokens, most = SIZES["cpu"][0], SIZES[device.type][1]
+    D, V = widths.width, min(widths.vocabulary, int(most / widths.width))
+    x = torch.ones(tokens, D, dtype=dtype, device=device)
+    head = torch.full((V, D), 1 / D, dtype=dtype, device=device)
+    return tokens * D * V / fastest(lambda: F.linear(x, head).float().logsumexp(-1), device, seconds)
 
 
 def product(device: torch.device, dtype: torch.dtype, rows: int, side: int, seconds: float = SECONDS) -> float:

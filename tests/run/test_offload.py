@@ -16,7 +16,7 @@ from bench.system import offload
 from methods.errors import UserError
 from methods.model import layer_store
 
-OTHERWISE = ("seconds", "prune_seconds", "peak_memory")
+OTHERWISE = ("seconds", "prune_seconds", "peak_memory", "states_in")
 
 
 @pytest.fixture
@@ -39,6 +39,8 @@ def test_a_run_with_a_folder_for_states_measures_what_one_without_does(run, tmp_
         assert (one.status, one.decisions) == (other.status, other.decisions)
         same = [{name: each.measured[name] for name in each.measured if name not in OTHERWISE} for each in (one, other)]
         assert same[0] == same[1]
+        assert "states_in" not in one.measured
+        assert other.measured.get("states_in") == (None if other.cell["method"] == "dense" else "files")
     assert list(folder.iterdir()) == []
 
 

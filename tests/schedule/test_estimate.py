@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from conftest import tiny
 
 import methods
@@ -18,7 +19,8 @@ from bench.schedule.estimator import COMPUTED, MEASURED, Estimator, amounts_of, 
 from bench.schedule.memory_needs import Footprint
 from bench.schedule.shape import Shape
 from bench.schedule.work import Amounts, Cost
-from bench.system.rate import Rates, rates
+from bench.system import rate
+from bench.system.rate import Rates
 from methods.model.decoder import Decoder
 from methods.model.sizes import macs_per_token, parameters
 
@@ -179,12 +181,46 @@ def test_memory_grows_with_what_is_held():
     assert estimator.peak(cell("laco", 0.3)) == 99_999
 
 
-def test_the_machine_says_how_fast_it_is():
-    import torch
+def test_a_peak_with_weights_or_states_in_files_is_of_no_cell_in_memory():
+    estimator = Estimator(COST)
+    for where in ("weights_in", "states_in"):
+        estimator.learn(record(cell("flap"), {"prune": 9.0}, peak_memory_bytes=1, **{where: "files"}))
+    assert estimator.peak(cell("flap")) == 0
+    estimator.learn(record(cell("flap"), {"prune": 9.0}, peak_memory_bytes=77))
+    assert estimator.peak(cell("flap")) == 77
+    assert {"weights_in", "states_in"} < set(outlook.LEARNT)  # what is kept of the records near a run
 
-    found = rates("cpu", torch.float32, 1)
-    assert found.macs > 1e7
-    assert found.bytes > 1e7
+
+@pytest.mark.parametrize(
+    "shape", [SHAPE, replace(SHAPE, width=8192, heads=8192, keys=2048, mlp=28672, vocabulary=128256)]
+)
+def test_the_machine_says_how_fast_it_is(shape, monkeypatch):
+    """A layer of the large one has 0.86 billion weights: a smaller one is timed."""
+    taken = []
+
+    def fastest(call, device, seconds):
+        call()
+        taken.append(call)
+        return 0.5
+
+    monkeypatch.setattr(rate, "fastest", fastest)
+    found = rate.rates.__wrapped__("cpu", torch.float32, 1, shape.widths)
+    tokens, most = rate.SIZES["cpu"]
+    layer, head = (one(torch.device("cpu"), torch.float32, shape.widths) for one in (rate.of_layer, rate.of_head))
+    assert layer == pytest.approx(2 * tokens * (min(most, shape.widths.layer)), rel=0.3)
+    assert head == pytest.approx(2 * tokens * min(most, shape.width * shape.vocabulary), rel=0.01)
+    assert min(layer, head) <= found.macs <= max(layer, head)
+    assert found.bytes == 2 * 4 * rate.READ**2
+    assert len(taken) == 5
+
+
+def test_a_forward_is_as_fast_as_its_layers_and_its_head_take_together(monkeypatch):
+    """Layers of 3 billion products at 3 billion per second and a head of 1 billion at a tenth of a billion: 11 s."""
+    monkeypatch.setattr(rate, "of_layer", lambda *_: 3e9)
+    monkeypatch.setattr(rate, "of_head", lambda *_: 1e8)
+    widths = rate.Widths(layers=10, width=1000, heads=1000, keys=1000, mlp=99_000, vocabulary=1_000_000)
+    assert 10 * widths.layer == 3e9
+    assert rate.forward(torch.device("cpu"), torch.float32, widths) == pytest.approx(4e9 / 11)
 
 
 def test_amounts_are_those_of_the_record():

@@ -240,6 +240,7 @@ class MeasuredAll(Layout):
         "of pruning, with what earlier cells spent on a search or statistics that this one used; absent for dense"
     )
     weights_in: str = absent("files, where the weights lay in files and not in memory (docs/guides/memory.md)")
+    states_in: str = absent("files, where states that waited while it pruned had a folder for them (--offload)")
     peak_memory: dict[str, PeakOfStage] = absent("by stage of `seconds`", "bench.system.memory")
     peak_memory_bytes: Bytes = absent("of earlier versions in place of peak_memory: the highest since pruning began")
     calibration_memory_mib: Mebibytes = absent(
