@@ -11,7 +11,7 @@ import griffe
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from generate import listed
+from method_pages import listed
 
 ENTRY = r"\s*[\w.]+(?:, [\w.]+)*\s{2,}\S.*"
 

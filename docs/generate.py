@@ -1,7 +1,7 @@
 """Write the pages of the site that follow from the code: methods, command line, layout of a record.
 
-mkdocs imports this file as a hook and calls the functions that begin with `on_`; tests call `pages`. A page of a method
-is made of the docstring at the head of its module and of its card (`methods.catalogue`), so that it is written once.
+mkdocs imports this file as a hook and calls the functions that begin with `on_`; tests call `pages`. The pages of the
+methods are those of docs/method_pages.py.
 `python docs/generate.py` writes the JSON schemas of the records, which are files of docs/, and what `list methods` says
 of measured costs.
 """
@@ -15,216 +15,27 @@ import json
 import os
 import re
 import sys
-import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+
+import method_pages  # noqa: E402
+from method_pages import escaped  # noqa: E402
 
 from bench.records.schema import published  # noqa: E402  # of this checkout, whatever is installed
-from methods import authors_code, registry  # noqa: E402
 
 MEASURED = "drawn-windows"  # of docs/results: records of one protocol, and of one thread of two cores
-FOLDERS = {"depth": "Layers", "width": "Widths", "search": "Searches", "compensation": "Compensations"}
-HEADINGS = r"(Departures from (?:the authors' code|the paper)|Cost|Families|Measured)\. "
 OUTSIDE = re.compile(r"""(?:src|srcset)=["']?(?:https?:)?//|<link[^>]+href=["']?(?:https?:)?//|url\(["']?https?:""")
 
 
 def pages() -> dict[str, str]:
     """Return the Markdown of every generated page by its path below docs/."""
-    found = {f"methods/{page.stem}.md": page.markdown() for page in method_pages()}
-    return found | {"methods/index.md": _methods(), "commands.md": _commands(), "record.md": _record()}
-
-
-class MethodPage:
-    """A module of methods/ with the cards of the methods or compensations that it registers."""
-
-    def __init__(self, module: str, cards: list[registry.Card], plus: str) -> None:
-        self.folder, _, self.stem = module.rpartition(".")
-        self.cards, self.plus = cards, plus
-        self.path = f"methods/{module.replace('.', '/')}.py"
-        self.head = ast.get_docstring(ast.parse((ROOT / self.path).read_text(encoding="utf-8"))) or ""
-
-    @property
-    def names(self) -> str:
-        """The title with every name as code."""
-        return ", ".join(f"`{self.plus}{card.name}`" for card in self.cards)
-
-    @property
-    def title(self) -> str:
-        """The names under which the module's methods are called."""
-        return ", ".join(self.plus + card.name for card in self.cards)
-
-    def markdown(self) -> str:
-        """Return the page: what it does, its sources, the equations, departures, parameters, cost."""
-        summary, _, body = self.head.partition("\n")
-        facts = [("File", f"`{self.path}`"), ("Command", f"`{self._command()}`")]
-        for label, attribute in (("Looks at", "needs"), ("Cost", "cost")):
-            facts += [(label, said)] if (said := self._said(attribute)) else []
-        without = sorted({family for card in self.cards for family in card.without})
-        if not self.plus:
-            facts.append(("Cannot serve", ", ".join(without) or "none: every family is served"))
-        lines = [f"# {self.title}", summary, "", "| | |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in facts), ""]
-        lines += [markdown(body), "", *self._check(), "## Parameters", "", *self._parameters(), ""]
-        return "\n".join(lines)
-
-    def _said(self, attribute: str) -> str:
-        """Return what the cards say: once where they agree, otherwise each behind its name."""
-        said = {card.name: value for card in self.cards if (value := getattr(card, attribute))}
-        if len(set(said.values())) <= 1:
-            return next(iter(said.values()), "")
-        return "; ".join(f"`{name}`: {value}" for name, value in said.items())
-
-    def _check(self) -> list[str]:
-        """Return how the module was held against its authors' code."""
-        check = authors_code.checks().get(self.stem)
-        if not check:
-            return []
-        whose = "the authors' code" if check.by_the_authors else "other people's code, for want of the authors'"
-        said = [
-            f"Compared with runs of {whose} ({_places(check)}; {check.runs}): {_escaped(check.compared)}. The largest",
-            f"[differences](../studies/checked.md): {check.apart}.",
-        ]
-        if check.put_in:
-            said.append("For the comparison the code's choice is put in: " + _escaped(" ".join(check.put_in)))
-        timed = [f"| {one.work} | {one.theirs:.2f} | {one.ours:.2f} | {one.times} |" for one in check.speed]
-        head = ["| work | theirs, s | ours, s | times as fast |", "| --- | --- | --- | --- |"]
-        table = [*head, *timed, "", f"Seconds: {_escaped(authors_code.what_was_timed())}.", ""] if timed else []
-        return ["## Checked against the authors' code", "", *said, "", *table]
-
-    def _command(self) -> str:
-        name = self.cards[0].name
-        if name == "drop":
-            name = "drop:layers=20-24"
-        elif self.plus:
-            name = f"{'flap' if name == 'refit' else 'shortgpt'}+{name}"
-        return f"python -m bench run --methods {name}" + ("" if "=" in name else " --ratio 0.2")
-
-    def _parameters(self) -> list[str]:
-        several = len(self.cards) > 1
-        first = {name: (default, meaning) for name, default, meaning in self.cards[0].parameters}
-        rows = [
-            (f"`{card.name}` | " if several else "") + f"`{name}` | `{default}` | {meaning}"
-            for card in self.cards
-            for name, default, meaning in card.parameters
-            if card is self.cards[0] or first.get(name) != (default, meaning)
-        ]
-        if not rows:
-            return ["There are none."]
-        head = ("method | " if several else "") + "name | default | meaning"
-        given = "with the compensation's name in front" if self.plus else "behind the method's name or with `--set`"
-        example = next(iter(self.cards[0].parameters or self.cards[-1].parameters))[0]
-        one = f"{self.cards[0].name}.{example}" if self.plus else f"--set {self.cards[0].name}.{example}"
-        use = f"Parameters are given {given}, as in `{one}=...`."
-        return [use, "", f"| {head} |", "| " + "--- | " * (4 if several else 3), *(f"| {row} |" for row in rows)]
-
-
-def method_pages() -> Iterator[MethodPage]:
-    """Yield one page for each module that registers methods or compensations, in the order of lists."""
-    kinds = (registry.BUILT_IN, "register", ""), (registry.COMPENSATIONS, "compensation", "+")
-    for modules, decorator, plus in kinds:
-        for module in modules:
-            if module != "dense":
-                yield MethodPage(module, registry._cards(registry._source(module), decorator), plus)
-
-
-def _places(check: authors_code.CodeComparison) -> str:
-    """Return links to the code that a module was held against, at its commit where that was noted."""
-    return ", ".join(
-        f"[{name}](https://github.com/{name}/tree/{commit}) at {commit[:7]}"
-        if commit
-        else f"[{name}](https://github.com/{name}), commit not noted"
-        for name, commit in check.code
-    )
-
-
-def checked() -> str:
-    """Return the tables of docs/studies/checked.md on authors' code: what was compared, how fast, and departures."""
-    checks = authors_code.checks()
-    pages = [page for page in method_pages() if page.stem in checks]
-    lines = [
-        "| method | code | runs | compared | scores | logits |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for page in pages:
-        check = checks[page.stem]
-        port = "" if check.by_the_authors else "; not by the paper's authors"
-        apart = [f"{check.largest[kind]:.1e}" if kind in check.largest else "-" for kind in ("scores", "logits")]
-        compared = _escaped(check.compared)
-        lines.append(f"| {page.names} | {_places(check)}{port} | {check.runs} | {compared} | {' | '.join(apart)} |")
-    lines += ["", f"Seconds: {_escaped(authors_code.what_was_timed())}.", ""]
-    lines += ["| method | work | theirs, s | ours, s | times as fast |", "| --- | --- | --- | --- | --- |"]
-    lines += [
-        f"| {page.names} | {one.work} | {one.theirs:.2f} | {one.ours:.2f} | {one.times} |"
-        for page in pages
-        for one in checks[page.stem].speed
-    ]
-    lines += ["", "| method | departs from the code or the paper | put in for the comparison |", "| --- | --- | --- |"]
-    for page in pages:
-        departs = " ".join(authors_code.departures(f"{page.folder}.{page.stem}"))
-        put_in = " ".join(checks[page.stem].put_in)
-        lines.append(f"| {page.names} | {_escaped(departs)} | {_escaped(put_in) or '-'} |")
-    return "\n".join(lines)
-
-
-def markdown(docstring: str) -> str:
-    """Return a docstring as Markdown: equations stay indented, known openings become headings, sources become links."""
-    blocks = []
-    for block in re.split(r"\n{2,}", docstring.strip("\n")):
-        if block.startswith("    "):
-            blocks.append(block)
-            continue
-        opening = re.match(HEADINGS, block)
-        blocks += [f"## {opening[1]}"] if opening else []
-        blocks.append(_linked(_escaped(block[opening.end() if opening else 0 :])))
-    return "\n\n".join(blocks)
-
-
-def _escaped(text: str) -> str:
-    """Return text in which nothing outside of backticks has a meaning for Markdown."""
-    pieces = re.split(r"(`[^`]*`)", text)
-    plain = [re.sub(r"([*_{}\[\]|])", r"\\\1", piece.replace("<", "&lt;")) for piece in pieces[::2]]
-    pieces[::2] = plain
-    return "".join(pieces)
-
-
-def _linked(text: str) -> str:
-    """Return text with links to arXiv, to the authors' repositories and to the pages of other methods."""
-    known = {page.path: page.stem for page in _METHODS}
-    text = re.sub(r"arXiv\s(\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
-    text = re.sub(r"((?:Code|code): )([\w.-]+/[\w\\.-]*\w)", r"\1[\2](https://github.com/\2)", text)
-    text = re.sub(r"https://github.com/\S*", lambda found: found[0].replace("\\", ""), text)
-    text = re.sub(r"docs/(studies/[\w-]+)\.md", r"[\1](../\1.md)", text)
-    return re.sub(
-        r"methods/\w+/(?:\w|\\_)+\.py",
-        lambda found: f"[{found[0]}]({stem}.md)" if (stem := known.get(found[0].replace("\\", ""))) else found[0],
-        text,
-    )
-
-
-def _methods() -> str:
-    """Return the index of all methods, one table for each folder."""
-    lines = [
-        "# Methods",
-        "",
-        "Each method is one file, named after it, whose head states the equation, its source, and how it differs from",
-        "the authors' code; the pages of this section are made of them. `dense`, the whole model, is in every run.",
-        "`python -m bench list methods --verbose` prints the same names, costs and parameters.",
-        "",
-    ]
-    for folder, title in FOLDERS.items():
-        lines += [f"## {title}", "", "| name | what it does | cost |", "| --- | --- | --- |"]
-        for page in _METHODS:
-            if page.folder == folder:
-                lines += [
-                    f"| [{page.plus}{card.name}]({page.stem}.md) | {_escaped(card.summary)} | {card.cost or '-'} |"
-                    for card in page.cards
-                ]
-        lines.append("")
-    return "\n".join(lines)
+    found = {f"methods/{page.stem}.md": page.markdown() for page in method_pages.PAGES}
+    return found | {"methods/index.md": method_pages.index(), "commands.md": _commands(), "record.md": _record()}
 
 
 def _commands() -> str:
@@ -240,17 +51,17 @@ def _commands() -> str:
         "",
         "| command | does |",
         "| --- | --- |",
-        *(f"| [`{name}`](#{name}) | {_escaped(text)} |" for name, text in names.items()),
+        *(f"| [`{name}`](#{name}) | {escaped(text)} |" for name, text in names.items()),
     ]
     for name in names:
         asked = ("baseline", "accept") if name == "baseline" else (name,)
         about, groups = _help(*asked)
-        lines += ["", f"## {name}", "", _escaped(about), "", f"`python -m bench {' '.join(asked)}`"]
+        lines += ["", f"## {name}", "", escaped(about), "", f"`python -m bench {' '.join(asked)}`"]
         for title, rows in groups:
             kept = [(flag, text) for flag, text in rows if not flag.startswith("-h, ")]
             if kept:
-                lines += ["", f"**{_escaped(title)}**", "", "| flag | meaning |", "| --- | --- |"]
-                lines += [f"| `{flag}` | {_escaped(text)} |" for flag, text in kept]
+                lines += ["", f"**{escaped(title)}**", "", "| flag | meaning |", "| --- | --- |"]
+                lines += [f"| `{flag}` | {escaped(text)} |" for flag, text in kept]
     return "\n".join([*lines, ""])
 
 
@@ -284,7 +95,7 @@ def _record() -> str:
     lines = [
         "# The record",
         "",
-        _escaped(ast.get_docstring(ast.parse(source)) or "").replace("&lt;", "<"),
+        escaped(ast.get_docstring(ast.parse(source)) or "").replace("&lt;", "<"),
         "",
         f"This page is made of the models that validate a record when it is read. [{record}]({record}) and",
         f"[{served}]({served}) say the same as JSON schemas, with `unit` and `source` of each field. A field that",
@@ -299,12 +110,12 @@ def _record() -> str:
             title = section.path or f"{'served.jsonl: a served record' if name == served else 'A record'}"
             depth = "##" if not section.path else "###"
             shown = f"`{section.path}`" if section.path else title
-            lines += [f"{depth} {shown}", "", _escaped(section.about), "", "| field | type | unit | meaning | from |"]
+            lines += [f"{depth} {shown}", "", escaped(section.about), "", "| field | type | unit | meaning | from |"]
             lines.append("| --- | --- | --- | --- | --- |")
             for row in section.rows:
                 needed = ", needed" if row.needed else ""
                 cells = (row.kind + needed, row.unit, row.meaning)
-                lines.append(f"| `{row.name}` | {' | '.join(map(_escaped, cells))} | `{row.source}` |")
+                lines.append(f"| `{row.name}` | {' | '.join(map(escaped, cells))} | `{row.source}` |")
             lines.append("")
     return "\n".join(lines)
 
@@ -316,29 +127,11 @@ def schemas() -> dict[str, str]:
     }
 
 
-def listed(block: str) -> str:
-    """Return a list of names and meanings in columns as a table; a deeper line continues the one before."""
-    rows: list[tuple[int, str, str]] = []
-    for line in textwrap.dedent(block).split("\n"):
-        depth, text = len(line) - len(line.lstrip()), line.strip()
-        name, _, meaning = (part.strip() for part in re.split(r"(\s{2,}|$)", text, maxsplit=1))
-        above = rows[-1][0] if rows else 0
-        if rows and (depth > 4 + 4 * (above >= 4) or (not meaning and depth > above + 4)):
-            rows[-1] = (above, rows[-1][1], f"{rows[-1][2]} {re.sub(r'  +', ' ', text)}")
-        else:
-            rows.append((depth, name, meaning))
-    shown = [f"| {'&emsp;' * (depth >= 4)}`{name}` | {_escaped(meaning)} |" for depth, name, meaning in rows]
-    return "\n".join(["| name | meaning |", "| --- | --- |", *shown])
-
-
-_METHODS = list(method_pages())
-
-
 def on_config(config: Any) -> Any:
     """Put the pages of the methods into the navigation."""
     section: list[Any] = ["methods/index.md"]
-    for folder, title in FOLDERS.items():
-        section.append({title: [{p.title: f"methods/{p.stem}.md"} for p in _METHODS if p.folder == folder]})
+    for folder, title in method_pages.FOLDERS.items():
+        section.append({title: [{p.title: f"methods/{p.stem}.md"} for p in method_pages.PAGES if p.folder == folder]})
     config.nav = [{"Methods": section} if "Methods" in entry else entry for entry in config.nav]
     return config
 

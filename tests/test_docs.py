@@ -15,7 +15,7 @@ from reports.figures import draws
 
 CARDS = {card.name: card for card in methods.catalogue()}
 LACO_PUBLISHED = {"merge": "'sum'", "clamp": "True", "sentences": "10"}
-METHOD_PAGES = {page.stem: page for page in generator().method_pages()}
+METHOD_PAGES = {page.stem: page for page in generator().method_pages.PAGES}
 CONTROLS = {"layer_drop", "reinitialize"}
 SOURCED = sorted(set(METHOD_PAGES) - CONTROLS - {"laco_ls", "laco_puzzle"})  # which are this project's own
 

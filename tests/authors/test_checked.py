@@ -47,7 +47,7 @@ def test_each_difference_is_of_a_run():
 
 def test_the_page_of_what_was_checked_is_made_of_the_file():
     page = text(PAGE)
-    made = MADE.sub(lambda found: f"{found[1]}\n{generator().checked()}\n\n{found[2]}", page)
+    made = MADE.sub(lambda found: f"{found[1]}\n{generator().method_pages.checked()}\n\n{found[2]}", page)
     if UPDATE:
         (DOCS.parent / PAGE).write_text(made, encoding="utf-8")
     else:
@@ -62,7 +62,7 @@ def test_the_page_of_a_method_and_the_list_say_how_it_was_checked(name, capsys):
     from bench.cli.main import main
 
     check = authors_code.checks()[name]
-    (page,) = (page for page in generator().method_pages() if page.stem == name)
+    (page,) = (page for page in generator().method_pages.PAGES if page.stem == name)
     assert main(["list", "methods", "--verbose"]) == 0
     listed = capsys.readouterr().out
     for said in (page.markdown().replace("\\", ""), listed):
