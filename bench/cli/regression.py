@@ -98,7 +98,7 @@ def _add_history(commands: Any) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from bench.regression import compare
+    from bench.regression import compare, compared_rows
     from reports.formats import markdown, terminal, tidy_csv
     from reports.tables import verdicts
 
@@ -106,7 +106,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     pairs = {}
     for name, before, after in compare.sides(arguments.a, arguments.b):
         if before.status == after.status == "ok":
-            pairs[name] = compare.rows(before, after, allowed)
+            pairs[name] = compared_rows.rows(before, after, allowed)
         else:
             say(f"{name}: {before.status} in A, {after.status} in B; left out")
     if not pairs:

@@ -1,6 +1,6 @@
 """Reads what a cell leaves for a comparison: sizes, answers, likelihoods of windows, speed-ups, conditions.
 
-    record, samples -> CellResults -> bench.regression.compare, bench.regression.gate, bench.regression.baseline
+    record, samples -> CellResults -> bench.regression.compared_rows, bench.regression.gate, bench.regression.baseline
 
 Holds no path and no host: texts go by their file's name and what they contain by a hash.
 """

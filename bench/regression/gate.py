@@ -1,6 +1,6 @@
 """Says whether a run is worse than its baseline: a verdict for each metric of each cell.
 
-It follows from margins and the rows of bench.regression.compare.
+It follows from margins and the rows of bench.regression.compared_rows.
 
 With g the change for the better (shares, bits, or the logarithm of a ratio), m its margin, and the 95 % interval of g:
 
@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.plan import spec_file
-from bench.regression import compare
+from bench.regression import compare, compared_rows
 from bench.regression.cell_results import CellResults
-from bench.regression.compare import ComparedRow
+from bench.regression.compared_rows import ComparedRow
 from bench.stats import intervals
 from methods.errors import UserError
 
@@ -45,7 +45,7 @@ class Margins:
 
     sizes   whether sizes gate
     tasks   points, of tasks that gate by themselves too
-    allow   conditions that may differ (bench.regression.compare.FIELDS)
+    allow   conditions that may differ (bench.regression.compared_rows.FIELDS)
     """
 
     accuracy: float | None = 1.0
@@ -202,7 +202,7 @@ def judge(
             found.append(whole)
             continue
         assert base is not None and new is not None
-        for row in compare.rows(base, new, margins.allow):
+        for row in compared_rows.rows(base, new, margins.allow):
             if row.kind == "task" and len(new.tasks) == len(base.tasks) == 1 and _task(row) not in margins.tasks:
                 continue  # the accuracy over all tasks says the same
             if row.kind == "bits of a task":

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import TypeVar
 
-from bench.regression.compare import BITS, ComparedRow, Judged
+from bench.regression.compare import Judged
+from bench.regression.compared_rows import BITS, ComparedRow
 from bench.regression.gate import CELL, INCOMPARABLE, INCOMPLETE, REGRESSION, Verdict, exit_code
 from reports import metrics
 from reports.metrics import MISSING

@@ -11,7 +11,7 @@ from made_runs import VERSIONS, answers, cell, nats, speed
 from scipy.stats import binomtest, ttest_rel
 
 from bench.cli.main import main
-from bench.regression import cell_results, compare
+from bench.regression import cell_results, compared_rows
 
 RIGHT = answers(1, 400)
 
@@ -159,10 +159,10 @@ def test_shared_documents_are_paired_where_that_is_allowed(tmp_path, capsys):
 
 
 def test_a_document_that_was_asked_twice_counts_once():
-    def row(ids: list[str]) -> compare.ComparedRow:
+    def row(ids: list[str]) -> compared_rows.ComparedRow:
         sides = (np.ones(30), (np.arange(30) >= 8).astype(float))
         found = [cell_results.Answers("acc", values, "same", 1, 0, tuple(ids)) for values in sides]
-        return compare._answers("task", "t", [(found[0], found[1])], ())
+        return compared_rows._answers("task", "t", [(found[0], found[1])], ())
 
     twice, once = (row([f"{n // times}:p:t" for n in range(30)]).difference for times in (2, 1))
     assert twice.high - twice.low > 1.2 * (once.high - once.low)
