@@ -19,6 +19,7 @@ MEASURES = {
     "perplexity c4": "perplexity_c4",
     "points of the average": "gain_average",
     "average of five tasks, %": "average",
+    "answer bpb": "answer_bpb",
     "decode": "decode_speed",
     "KL": "kl",
     "pruned in": "prune_seconds",

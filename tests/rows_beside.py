@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from bench.records.run_folder import Merged
 from bench.stats import contrasts
@@ -24,10 +24,11 @@ def places(run: Merged) -> Places:
     return dict(sorted(found.items(), key=lambda each: (MODELS.index(each[0][0]), each[0][1])))
 
 
-def rows(run: Merged, base: str) -> list[str]:
+def rows(run: Merged, base: str, labels: Collection[str]) -> list[str]:
     """Return a row for each method, by model and ratio: its figures, and how they differ from those of `base`."""
     records, lines = run.records, []
-    for (model, ratio), at in places(run).items():
+    for (model, ratio), every in places(run).items():
+        at = {label: n for label, n in every.items() if label in labels}
         for label in sorted(at, key=lambda each: records[at[each]].measured["perplexity"]["wiki"]["perplexity"]):
             words = []
             for name in ("wiki", "c4", "answers"):

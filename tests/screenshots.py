@@ -1,7 +1,7 @@
 """Pictures of runs for the docs:  python tests/screenshots.py docs/images RUN...
 
-Of its page a window of 1400 pixels at the charts, at the first table and, in the dark, at the figures, and one of 400
-pixels at the charts; of its figures the one of perplexity over the ratio.
+Of the page of them all a window of 1400 pixels at the charts, at the first table and, in the dark, at the figures, and
+one of 400 pixels at the charts.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from browser import opened
 from PIL import Image
 
 from bench.records import run_folder
-from reports.figures.catalogue import figures
-from reports.figures.figure import svg
 from reports.page.page import page
 
 PICTURES = {  # name: width, height, theme, section at the top
@@ -27,12 +25,9 @@ PICTURES = {  # name: width, height, theme, section at the top
 
 
 def main(folder: Path, *runs: Path) -> None:
-    """Write every picture into `folder`: of the page of the first run, and of the curves of all."""
+    """Write every picture of the page of some runs into `folder`."""
     merged = run_folder.load_runs([*runs])
     folder.mkdir(parents=True, exist_ok=True)
-    figure = next(one for one in figures(merged.records) if one.name.endswith("-by-ratio"))
-    (folder / "perplexity.svg").write_text(svg(figure), encoding="utf-8")
-    merged = run_folder.load_runs([runs[0]])
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "report.html"
         path.write_text(page(merged.records, samples=merged.samples, remarks=merged.remarks), encoding="utf-8")
@@ -48,4 +43,4 @@ def main(folder: Path, *runs: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*map(Path, sys.argv[1:]))

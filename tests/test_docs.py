@@ -109,20 +109,6 @@ def test_links_to_files_lead_somewhere(page):
     assert [path for path in found if not (ROOT / path).exists()] == []
 
 
-def test_the_table_of_the_readme_is_what_its_records_say():
-    said = {
-        (line["measure"], line["label"], line["requested_ratio"]): line
-        for line in report("smollm2-135m", view="by-ratio")
-    }
-    (table,) = (table for table in tables(text("README.md")) if "ppl at 0.1" in table[0])
-    for method, *shown in table[1:]:
-        asked = [("perplexity_wiki", "0.1"), ("perplexity_wiki", "0.2"), ("perplexity_wiki", "0.3"), ("average", "0.2")]
-        assert shown == [said[measure, method, ratio]["shown"] for measure, ratio in asked], method
-    assert {row[0] for row in table[1:]} == {label for _, label, _ in said}
-    values = [float(said["perplexity_wiki", row[0], "0.2"]["value"]) for row in table[1:]]
-    assert values == sorted(values)
-
-
 def test_the_tables_of_twenty_methods_are_what_their_records_say():
     said = {
         (line["measure"], line["label"], line["requested_ratio"]): line["shown"]
@@ -254,6 +240,7 @@ def test_what_the_list_says_of_costs_is_what_the_records_hold(capsys):
 
     assert MEASURED.read_text(encoding="utf-8") == generator().measured_costs()
     took = json.loads(generator().measured_costs())["methods"]
-    assert took["flap"] == {"seconds": 5.3, "gib": 1.2}
+    assert took["flap"] == {"seconds": 6.4, "gib": 1.1}
+    assert "drop-tail" not in took  # which takes no time
     assert main(["list", "methods"]) == 0
     assert capsys.readouterr().out.count(" to prune the default model*") == len(took) < len(CARDS)

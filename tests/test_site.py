@@ -19,6 +19,7 @@ from pages import ROOT
 pytest.importorskip("material", reason="mkdocs-material is not installed; pip install 'prunebench[docs]'")
 LOOKED_AT = (
     "index.html",
+    "studies/drawn-windows.html",
     "studies/twenty-methods.html",
     "studies/compensation.html",
     "methods/laco.html",

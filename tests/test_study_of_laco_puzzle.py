@@ -17,17 +17,25 @@ from bench.stats.clusters import paired_perplexity
 PAGE = "docs/studies/laco-puzzle.md"
 OURS = "laco-puzzle"
 OURS_AND_PARTS = (OURS, "laco-ls", "2ssp+refit")  # which every model has
+OTHERS = ("puzzle+refit", "obs", "tyr", "2ssp", "llm-streamline", "svd-llm")
+RATIOS = (0.2, 0.3)
 UNUSED = ROOT / "docs/studies/unused_windows.jsonl"  # made by docs/studies/unused_windows.py
 
 
 @cache
 def run() -> run_folder.Merged:
-    return run_folder.load_runs([ROOT / "docs/results/later-methods"])
+    return run_folder.load_runs([ROOT / "docs/results" / name for name in ("drawn-windows", "later-methods")])
+
+
+@cache
+def places() -> rows_beside.Places:
+    """Return which records are of a model at a ratio that every model has."""
+    return {place: at for place, at in rows_beside.places(run()).items() if place[1] in RATIOS}
 
 
 @cache
 def rows() -> list[str]:
-    return rows_beside.rows(run(), OURS)
+    return rows_beside.rows(run(), OURS, ("dense", *OURS_AND_PARTS, *OTHERS))
 
 
 def test_the_table_is_what_the_records_say():
@@ -40,9 +48,9 @@ def test_the_table_is_what_the_records_say():
 
 def of_all_models() -> list[str]:
     """Return the rows of the README's table: of each method perplexity of wiki and bits, by model and ratio."""
-    found, places = dict[str, list[str]](), rows_beside.places(run())
-    assert list(places) == [(model, ratio) for model in rows_beside.MODELS for ratio in (0.2, 0.3)]
-    for at in places.values():
+    found = dict[str, list[str]]()
+    assert list(places()) == [(model, ratio) for model in rows_beside.MODELS for ratio in RATIOS]
+    for at in places().values():
         for label in ("dense", *OURS_AND_PARTS):
             wiki, bits = (rows_beside.figure(run(), at[label], name) for name in ("wiki", "answers"))
             found.setdefault(label, []).append(f"{wiki:.1f} / {bits:.3f}")
@@ -119,7 +127,7 @@ def interval(figure: str) -> tuple[float, float, float]:
 
 def beside_ours(label: str, ratio: str) -> dict[str, list[tuple[float, float, float]]]:
     """Return by model what the table says of a method beside ours at a ratio: of `wiki`, of `c4` and of answers."""
-    has = [model for model, *_ in rows_beside.places(run()) if f"| {model} | {ratio} | `{label}`" in "".join(rows())]
+    has = [model for model, *_ in places() if f"| {model} | {ratio} | `{label}`" in "".join(rows())]
     return {model: list(map(interval, beside(model, ratio, label))) for model in has}
 
 
@@ -129,10 +137,11 @@ def times(figures: list[tuple[float, float, float]]) -> str:
 
 
 def test_what_is_said_of_answers():
-    places = rows_beside.places(run())
-    assert len(places) == 6
-    every = [interval(line.strip("| ").split(" | ")[5].partition(", ")[2]) for line in rows() if "+" in line[-30:]]
-    assert len(every) == len(rows()) - 2 * len(places)  # all but the dense model and ours
+    assert len(places()) == 6
+    others = [line for line in rows() if "`dense`" not in line and f"`{OURS}`" not in line]
+    every = [interval(line.strip("| ").split(" | ")[5].partition(", ")[2]) for line in others]
+    assert len(every) == len(rows()) - 2 * (len(places()) + 1)  # at 0.1 one model has them
+    assert all(estimate > 0 for estimate, *_ in every)
     page, bits = text(PAGE), {}
     for label in ("2ssp+refit", "laco-ls"):
         bits[label] = {(model, at): its[2] for at in ("0.2", "0.3") for model, its in beside_ours(label, at).items()}
@@ -146,6 +155,17 @@ def test_what_is_said_of_answers():
     (qwen,) = {f"{estimate:.3f}" for place, (estimate, *_) in bits["laco-ls"].items() if place not in shown}
     assert f"on Qwen `laco-ls` has {qwen} more at both ratios, which the pair does not show" in page
     assert "shown beside `2ssp+refit` in six of six and beside `laco-ls` in four" in text("README.md")
+
+
+def test_what_is_said_of_a_tenth():
+    """Of SmolLM2, the one model that was measured there."""
+    lines = [line for line in rows() if line.startswith("| smollm2-135m | 0.1 |")]
+    ours, *others = lines
+    assert f"`{OURS}`" in ours and len(others) == 8
+    figures = [[interval(cell.partition(", ")[2]) for cell in line.strip("| ").split(" | ")[3:]] for line in others]
+    assert all(wiki[1] > 1 and c4[1] > 1 and bits[1] > 0 for wiki, c4, bits in figures)
+    said = [min(of[at][0] for of in figures) for at in range(3)]
+    assert "({:.2f} and {:.2f} times and {:.3f} bits at least)".format(*said) in text(PAGE)
 
 
 def test_what_is_said_of_perplexity_at_the_larger_ratio():
@@ -190,8 +210,8 @@ def test_what_is_said_of_a_layer_that_is_trained_and_of_low_rank():
         for line, after in zip(rows(), [*rows()[1:], "| - | `dense`"], strict=True)
         if "| - |" in after
     ]
-    low_rank = [place for place, at in rows_beside.places(run()).items() if "svd-llm" in at]
-    assert last.count("svd-llm") == 2 and len(low_rank) == 3
+    low_rank = [place for place, at in places().items() if "svd-llm" in at]
+    assert last.count("svd-llm") == 3 and len(low_rank) == 3
 
 
 def test_what_is_said_of_three_draws_on_the_other_model():

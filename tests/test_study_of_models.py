@@ -307,58 +307,13 @@ def test_what_is_said_of_orders():
     ) in page
 
 
-# --- 48 drawn windows of one model
+# --- 48 drawn windows of one model, by four draws of the calibration text
 
 
 @cache
 def drawn():
     return run_folder.load_runs([ROOT / "docs/results/drawn-windows"])
 
-
-@cache
-def drawn_rows() -> list[str]:
-    """Return the rows of the table of 48 drawn windows: a method's times laco-ls's perplexity, by text and ratio."""
-    records, samples = drawn().records, drawn().samples
-    at = {(one.cell["label"], one.cell["ratio"]): n for n, one in enumerate(records)}
-    found = dict[str, list[str]]()
-    for ratio in (0.2, 0.3):
-        numbers = [n for (label, of), n in at.items() if of == ratio]
-        base = at["laco-ls", ratio]
-        for name in ("wiki", "c4"):
-            every = contrasts.perplexity(records, contrasts.all_pairs(numbers), samples, name)
-            for number in numbers:
-                label = records[number].cell["label"]
-                figure = records[number].measured["perplexity"][name]["perplexity"]
-                words = f"{figure:.1f}"
-                if number != base:
-                    (pair,) = contrasts.perplexity(records, [(base, number)], samples, name).values()
-                    (adjusted,) = (one.p for both, one in every.items() if set(both) == {base, number})
-                    mark = "" if adjusted < contrasts.LEVEL else "°"
-                    words += f", {pair.estimate:.2f} [{pair.low:.2f}, {pair.high:.2f}]{mark}"
-                found.setdefault(label, []).append(words)
-    order = sorted(found, key=lambda label: float(found[label][0].partition(",")[0]))
-    return [f"| `{label}` | {' | '.join(found[label])} |" for label in order]
-
-
-def test_the_table_of_drawn_windows_is_what_the_records_say():
-    page = text("docs/studies/models.md")
-    assert "\n".join(drawn_rows()) in page
-    assert all(one.measured["perplexity"][name]["drawn"] for one in drawn().records for name in ("wiki", "c4"))
-    assert {one.measured["perplexity"]["wiki"]["windows"] for one in drawn().records} == {48}
-
-
-def test_what_is_said_of_drawn_windows():
-    rows = [line for line in drawn_rows() if "laco-ls" not in line]
-    assert len(rows) == 9
-    cells = [(line.split(" | ")[0], number, cell) for line in rows for number, cell in enumerate(line.split(" | "))]
-    doubted = [(label, number) for label, number, cell in cells if "°" in cell]
-    assert doubted == [("| `2ssp+refit`", 3), ("| `obs`", 4)]
-    below = [(label, number) for label, number, cell in cells if ", 0." in cell]
-    assert below == [("| `2ssp+refit`", 3)]
-    assert "below all nine at 0.2 on both texts, and at 0.3 below all but `2ssp+refit` on Wikipedia" in text(PAGE)
-
-
-# --- the same at 0.2 by four draws of the calibration text
 
 BY_SEED = ("laco-ls", "llm-streamline", "2ssp+refit")
 AT_MORE = ("laco-ls", "2ssp+refit")  # which were measured at 0.3 too

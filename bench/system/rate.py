@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from bench.system.memory import give_back
+
 SECONDS = 0.15  # of each measurement; the fastest call counts, which is the one that nothing has disturbed
 READ = 4096  # rows and columns of a matrix that no cache holds
 CONTEXT, HEAD_WIDTH = 256, 64  # of the layer that is timed
@@ -57,6 +59,7 @@ def rates(device: str, dtype: torch.dtype, threads: int, widths: Widths) -> Rate
         return Rates(forward(here, dtype, widths), dtype.itemsize * product(here, dtype, 1, READ))
     finally:
         torch.set_num_threads(before)
+        give_back([here])  # of a GPU, on which cells want all there is
 
 
 def forward(device: torch.device, dtype: torch.dtype, widths: Widths) -> float:

@@ -1,0 +1,196 @@
+"""The study of all methods on drawn windows says what its records say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+from itertools import combinations
+
+import numpy as np
+from pages import ROOT, measure, report, tables, text
+
+from bench.records import run_folder
+from bench.records.record import ANSWER_BPB, Record
+from reports import tested_rows
+from reports.tables.rows import ReportData
+
+RUN, PAGE = "drawn-windows", "docs/studies/drawn-windows.md"
+WIKI, C4 = "perplexity_wiki", "perplexity_c4"
+RATIOS = (0.1, 0.2, 0.3)
+
+
+@cache
+def said() -> dict[tuple[str, str, str], str]:
+    """Return what a report shows of each measure, method and ratio."""
+    return {
+        (line["measure"], line["label"], line["requested_ratio"].split()[0]): line["shown"].rstrip("†")
+        for line in report(RUN, view="by-ratio")
+    }
+
+
+@cache
+def run() -> run_folder.Merged:
+    return run_folder.load_runs([ROOT / "docs/results" / RUN])
+
+
+def records() -> list[Record]:
+    return list(run().records)
+
+
+@cache
+def by_ratio() -> dict[float, tested_rows.TestedRow]:
+    """Return the tests between all methods of each ratio."""
+    data = ReportData(run().records, "", run().samples)
+    groups = [group for group in data.groups if group.ratio is not None]
+    return {
+        group.ratio: tested_rows.tested_block([one for drawn in group.drawn for one in drawn], group, run().samples)
+        for group in groups
+        if group.ratio is not None
+    }
+
+
+def order(ratio: float, column: str) -> list[str]:
+    """Return the methods at a ratio, that of the lowest figure first; of the average, that of the highest."""
+    rows = by_ratio()[ratio]
+    found = rows.ordered(rows.rows, column, "higher" if column == "average" else "lower")
+    return [rows.block.label(place) for place in found]
+
+
+def place(ratio: float, method: str) -> int:
+    return next(one for one in by_ratio()[ratio].rows if by_ratio()[ratio].block.label(one) == method)
+
+
+def unshown(ratio: float, method: str, column: str) -> list[str]:
+    """Return the methods of which the tests of all pairs do not show that they have more than `method`."""
+    rows, mine = by_ratio()[ratio], place(ratio, method)
+    return [
+        one for one in order(ratio, column) if one != method and not rows.shows_more(place(ratio, one), mine, column)
+    ]
+
+
+def pairs_shown(ratio: float, column: str) -> tuple[int, int]:
+    """Return how many pairs of methods a measure tells apart, and how many there are."""
+    rows = by_ratio()[ratio]
+    pairs = list(combinations(rows.rows, 2))
+    return sum(rows.shows_more(a, b, column) or rows.shows_more(b, a, column) for a, b in pairs), len(pairs)
+
+
+def test_the_run_is_whole_and_of_one_protocol():
+    cells = Counter((one.cell["label"], one.cell["ratio"]) for one in records() if one.cell["label"] != "dense")
+    assert cells.keys() == {(method, ratio) for method, _ in cells for ratio in RATIOS}
+    assert {method for (method, _), draws in cells.items() if draws == 5} == {"drop-random"}
+    assert len(records()) == len(cells) + 3 * 4 + 1
+    assert {one.status for one in records()} == {"ok"}
+    for one in records():
+        assert all(of["drawn"] and of["windows"] == 48 for of in one.measured["perplexity"].values())
+        assert {task["documents"] for task in one.measured["tasks"].values()} == {100}
+        assert "Xeon" in one.environment["cpu"] and one.environment["threads"] == 1
+
+
+def test_the_tables_are_what_the_records_say():
+    found = tables(text(PAGE))
+    assert [measure(head) for (head, *_), *_ in found] == [WIKI, C4, ANSWER_BPB, "average"]
+    for (head, *ratios), *lines in found:
+        assert {method for method, *_ in lines} == {label for name, label, _ in said() if name == measure(head)}
+        for method, *shown in lines:
+            assert shown == [said()[measure(head), method, ratio] for ratio in ratios], (head, method)
+    first = [method for method, *_ in found[0][1:]]
+    assert first == ["dense", *order(0.2, WIKI)]
+    assert all([method for method, *_ in lines] == first for _, *lines in found)
+
+
+def listed(words: list[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def names(methods: list[str]) -> str:
+    return listed([f"`{one}`" for one in methods])
+
+
+def figures(column: str, method: str, digits: str = ".1f") -> str:
+    """Return a method's figures at the three ratios, as sentences list them."""
+    each = [by_ratio()[ratio].block.rows[place(ratio, method)][column] for ratio in RATIOS]
+    return listed([f"{one:{digits}}" for one in each])
+
+
+def pairs(column: str) -> str:
+    return listed([str(pairs_shown(ratio, column)[0]) for ratio in RATIOS])
+
+
+def first_that_fits_nothing(ratio: float) -> str:
+    fitted = ("laco-puzzle", "laco-ls", "llm-streamline", "llm-streamline:sinks=apart", "obs", "tyr", "svd-llm")
+    return next(one for one in order(ratio, WIKI) if one not in fitted and "+" not in one)
+
+
+@cache
+def lost_on_c4(method: str, ratio: float) -> np.ndarray:
+    """Return how many nats per token a method loses beside the dense model, for each window."""
+    at = {(one.cell["label"], one.cell["ratio"]): n for n, one in enumerate(run().records)}
+    pruned, dense = (run().samples.of(at[of], "perplexity-c4", "nll") for of in ((method, ratio), ("dense", None)))
+    assert pruned is not None and dense is not None
+    return np.array((pruned.figures - dense.figures) / np.array(dense.units.to_pylist()))
+
+
+def sentences() -> list[str]:
+    """Return what the page says and the records decide."""
+    ours, wiki = "laco-puzzle", [order(ratio, WIKI) for ratio in RATIOS]
+    ((_, every),) = {(0, pairs_shown(ratio, column)[1]) for ratio in RATIOS for column in (WIKI, C4, ANSWER_BPB)}
+    assert all(order(ratio, ANSWER_BPB)[0] == ours for ratio in RATIOS)
+    assert [unshown(ratio, ours, ANSWER_BPB) for ratio in RATIOS] == [[], [], ["laco-ls"]]
+    assert [one[0] for one in wiki] == [order(ratio, C4)[0] for ratio in RATIOS] == [ours, "puzzle+refit", ours]
+    assert [unshown(ratio, ours, WIKI) for ratio in (0.1, 0.3)] == [[], ["puzzle+refit"]]
+    (tenth, _, most), (_, fifth, _) = (
+        figures(WIKI, one).replace(" and", ",").split(", ") for one in (ours, wiki[1][0])
+    )
+    bits, dense = figures(ANSWER_BPB, ours, ".3f"), said()[ANSWER_BPB, "dense", "0.1"].split()[0]
+    on_c4 = [names(unshown(ratio, ours, C4)) for ratio in (0.1, 0.3)]
+    rows = {ratio: by_ratio()[ratio].block.rows for ratio in RATIOS}
+    tyr = [rows[ratio][place(ratio, "tyr")][WIKI] / rows[ratio][place(ratio, "obs")][WIKI] for ratio in RATIOS]
+    first = [(ratio, first_that_fits_nothing(ratio)) for ratio in RATIOS]
+    plain = [f"`{one}` at {ratio} ({said()[WIKI, one, str(ratio)].split()[0]})" for ratio, one in first]
+    wide = lost_on_c4("obs", 0.2)
+    times = [rows[b][place(b, "laco")][WIKI] / rows[a][place(a, "laco")][WIKI] for a, b in ((0.1, 0.2), (0.2, 0.3))]
+    random = [[one for one in wiki[at] if "drop-random" in unshown(RATIOS[at], one, WIKI)] for at in range(3)]
+    return [
+        f"`{ours}` has the fewest bits per byte of the right answers at each ratio ({bits}; dense {dense})",
+        f"fewer than those of all {len(wiki[0]) - 1} others at 0.1 and 0.2, and of all but `laco-ls` at 0.3",
+        f"on Wikipedia at 0.1 ({tenth}), shown below all others, and at 0.3 ({most}), shown below all but",
+        f"on `c4` at the same two ratios, not shown to be below {on_c4[0]} at 0.1 and {on_c4[1]} at 0.3",
+        f"At 0.2 `puzzle+refit` has the lowest on both ({fifth} on Wikipedia)",
+        f"from which {names(unshown(0.2, 'puzzle+refit', WIKI))} are not told apart there",
+        f"on Wikipedia it is lowest for {listed(plain)}",
+        f"`flap` has {figures(WIKI, 'flap')}",
+        f"Of {every} pairs of methods perplexity on Wikipedia is shown to differ in {pairs(WIKI)} at the three ratios",
+        f"on `c4` in {pairs(C4)}, bits per byte in {pairs(ANSWER_BPB)}, average accuracy in {pairs('average')}",
+        f"what `obs` removes each layer loses, has {min(tyr):.2f} to {max(tyr):.2f} times its perplexity on Wikipedia",
+        f"{sum(wide > 4)} of its 48 windows lose more than 4 nats per token by `obs` at 0.2, where the median loses "
+        f"{np.median(wide):.2f}",
+        f"grows {times[0]:.0f} times, and from 0.2 to 0.3 {times[1]:.0f} times",
+        f"at 0.1 {names(random[0])}, at 0.2 {names(random[1])}, at 0.3 {names(random[2])}",
+    ]
+
+
+def told_apart() -> str:
+    """Return how many pairs of methods at 0.2 each measure of the README's table tells apart, as it says it."""
+    average, wiki, bits = (pairs_shown(0.2, column)[0] for column in ("average", WIKI, ANSWER_BPB))
+    every = pairs_shown(0.2, WIKI)[1]
+    return (
+        f"Of {every} pairs of methods at 0.2 accuracy is shown to tell {average} apart, perplexity {wiki}, and "
+        f"[bits per byte of the right answer](docs/guides/reports.md#bits-per-byte-of-the-right-answer) {bits}."
+    )
+
+
+def test_the_readme_has_the_same_figures():
+    page = text("README.md")
+    assert told_apart() in page
+    (table,) = (table for table in tables(page) if "ppl at 0.1" in table[0])
+    asked = [(WIKI, "0.1"), (WIKI, "0.2"), (WIKI, "0.3"), (ANSWER_BPB, "0.2"), ("average", "0.2")]
+    assert [method for method, *_ in table[1:]] == ["dense", *order(0.2, WIKI)]
+    for method, *shown in table[1:]:
+        assert shown == [said()[name, method, ratio] for name, ratio in asked], method
+
+
+def test_what_is_said_is_what_the_records_say():
+    page = " ".join(text(PAGE).split())
+    assert [one for one in sentences() if one not in page] == []
