@@ -13,8 +13,9 @@ from typing import Any
 
 from bench.schedule.shape import Shape
 
-EIGENVALUES = 18  # D^3 of a symmetric matrix's, in float64: 9, at half the rate
-SINGULAR_VALUES = 18  # m^2 n of a matrix's, m <= n, in float64: 14 operations at a rate that was timed on a CPU
+EIGENVALUES = 9  # D^3 of a symmetric matrix's
+SINGULAR_VALUES = 9  # m^2 n of a matrix's, m <= n
+REMOVAL = 8  # products' worth of each entry of H^-1 that a removal updates, for which it is read and written
 LACO_WINDOWS = 33  # tried for each layer removed, where a ratio is met: 129, 285, 371 for 4, 8, 11 of 30 (smollm2-135m)
 EXCHANGES = 2  # rounds of them at the end of a search of `laco-ls`
 PUBLISHED_WINDOWS = 45  # tried by `laco-published`, whatever the ratio: 47, 45, 43 there
@@ -52,13 +53,14 @@ class PruningWork:
 
 @dataclass(frozen=True)
 class Computed:
-    """Holds multiply-accumulates, and how often the layers' weights are read for few tokens."""
+    """Holds multiply-accumulates, how often the layers' weights are read for few tokens, and products in float64."""
 
     macs: float = 0.0
     reads: float = 0.0
+    exact: float = 0.0
 
     def __add__(self, other: Computed) -> Computed:
-        return Computed(self.macs + other.macs, self.reads + other.reads)
+        return Computed(self.macs + other.macs, self.reads + other.reads, self.exact + other.exact)
 
 
 def computed(method: str, pruner: object, asked: PruningWork) -> Computed:
@@ -97,15 +99,24 @@ def _taylor(asked: PruningWork) -> Computed:
 def _slicegpt(asked: PruningWork) -> Computed:
     """Two forwards, and two eigenvalue problems of the width for each layer."""
     shape = asked.shape
-    return _forwards(asked, 2) + Computed(2 * shape.layers * EIGENVALUES * shape.width**3)
+    return _forwards(asked, 2) + Computed(exact=2 * shape.layers * EIGENVALUES * shape.width**3)
 
 
 def _svd_llm(asked: PruningWork) -> Computed:
-    """A forward, H of four inputs in each layer, in float64 at half the rate, and singular values of each matrix."""
+    """A forward, H of four inputs in each layer, and singular values of each matrix."""
     shape, given = asked.shape, asked.parameters
     H = 2 * shape.width**2 + shape.heads**2 + shape.mlp**2
     of_tokens = _forwards(asked, 2 if given.get("prefix") == "pruned" else 1)
-    return of_tokens + Computed(shape.layers * (2 * asked.tokens * H + SINGULAR_VALUES * shape.width * shape.layer))
+    return of_tokens + Computed(exact=shape.layers * (asked.tokens * H + SINGULAR_VALUES * shape.width * shape.layer))
+
+
+def _obs(asked: PruningWork) -> Computed:
+    """Two forwards, and in each layer H of what is cut, its inverse, the removals, and a solve."""
+    shape = asked.shape
+    D, C, A = shape.width, shape.mlp, shape.heads
+    gone = (1 - shape.kept(asked.ratio)) * C
+    of_layer = asked.tokens * (C**2 + A**2) + C**3 + A**3 + gone * REMOVAL * C**2 + D * (C**2 + A**2)
+    return _forwards(asked, 2) + Computed(exact=shape.layers * of_layer)
 
 
 def _trials(asked: PruningWork, count: float, kept: float = 1.0) -> Computed:
@@ -177,7 +188,7 @@ def _laco_ls(asked: PruningWork) -> Computed:
     most = given.get("finalists", 8)
     final = 0.75 * (most + 1) * given.get("final_tokens", 4096) if most > 1 or exchanges else 0
     head = ((every + steps) * tokens + final) * shape.head
-    return _forwards(asked, fits) + Computed(trial + shape.body(final, asked.length) + head + maps)
+    return _forwards(asked, fits) + Computed(trial + shape.body(final, asked.length) + head, exact=maps)
 
 
 def _puzzle(asked: PruningWork) -> Computed:
@@ -198,7 +209,8 @@ def _tyr(asked: PruningWork) -> Computed:
     tokens = given.get("offspring", 16) * first + (given.get("survivors", 2) + 1) * final
     compared = asked.shape.body(tokens, asked.length, 1 - asked.ratio) + tokens * asked.shape.head
     dense = asked.shape.body(first + final, asked.length) + (first + final) * asked.shape.head
-    return _forwards(asked, 2 * (rounds + 1)) + Computed(rounds * generations * (compared + dense))
+    searched = Computed(rounds * generations * (compared + dense))
+    return sum([_obs(asked)] * (rounds + 1), searched)
 
 
 def _llm_streamline(asked: PruningWork) -> Computed:
@@ -225,7 +237,7 @@ METHODS: dict[str, Callable[[PruningWork], Computed]] = {
     "flap": partial(_forwards, count=1),
     "minitron-width": partial(_forwards, count=1),
     "wanda-sp": partial(_forwards, count=2),  # each layer is run to be scored, and again as it has been cut
-    "obs": partial(_forwards, count=2),
+    "obs": _obs,
     "svd-llm": _svd_llm,
     **dict.fromkeys(("reap", "expert-norm", "expert-frequency"), partial(_forwards, count=2)),  # experts compute twice
     "expert-random": partial(_forwards, count=0),

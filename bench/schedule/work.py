@@ -101,7 +101,8 @@ class Cost:
         asked = passes.PruningWork(self.shape, ratio, known, rows, length, cell.parameters)
         found = passes.computed(cell.method, kind, asked)
         read = found.reads * self.bytes_each * self.shape.inner / self.rates.bytes
-        return self.shape.kept(before) * (found.macs / self.rates.macs + read)
+        computed = found.macs / self.rates.macs + found.exact / self.rates.exact
+        return self.shape.kept(before) * (computed + read)
 
     def _heal(self, recipe: Recipe, kept: float) -> float:
         trained = recipe.sequences * recipe.length * recipe.passes * TRAINED

@@ -15,6 +15,7 @@ from bench.system.memory import give_back
 
 SECONDS = 0.15  # of each measurement; the fastest call counts, which is the one that nothing has disturbed
 READ = 4096  # rows and columns of a matrix that no cache holds
+TOKENS, WIDTH = 256, 1024  # of the product in float64
 CONTEXT, HEAD_WIDTH = 256, 64  # of the layer that is timed
 SIZES = {"cpu": (512, 16e6), "cuda": (2048, 64e6)}  # tokens of a call, and the most weights that it takes
 
@@ -44,19 +45,26 @@ class Widths(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """Holds multiply-accumulates per second in a forward, and bytes of weights per second where tokens come singly."""
+    """Holds what a device reaches per second.
+
+    macs   multiply-accumulates in a forward
+    bytes  of weights, where tokens come singly
+    exact  multiply-accumulates in float64, in which methods sum and solve
+    """
 
     macs: float
     bytes: float
+    exact: float
 
 
 @functools.cache
 def rates(device: str, dtype: torch.dtype, threads: int, widths: Widths) -> Rates:
-    """Measure both in a dtype with this many of torch's threads, the first in a model's widths."""
+    """Measure them with this many of torch's threads, the first two in a dtype, the first in a model's widths."""
     here, before = torch.device(device), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return Rates(forward(here, dtype, widths), dtype.itemsize * product(here, dtype, 1, READ))
+        read = dtype.itemsize * product(here, dtype, 1, READ)
+        return Rates(forward(here, dtype, widths), read, product(here, torch.float64, TOKENS, WIDTH))
     finally:
         torch.set_num_threads(before)
         give_back([here])  # of a GPU, on which cells want all there is

@@ -28,7 +28,7 @@ SHAPE = Shape(
     *(30, 576, 49152, 134_515_008, 106_203_456, 3_540_096.0, 106_168_320, 34_560, 28_311_552),
     **{"mlp": 1536, "heads": 576, "keys": 384},
 )
-COST = Cost(SHAPE, Rates(1e11, 1e10), 4)
+COST = Cost(SHAPE, Rates(1e11, 1e10, 5e10), 4)
 AMOUNTS = Amounts(8192, {"hellaswag": 100, "piqa": 100})
 
 
@@ -135,6 +135,18 @@ def test_every_method_has_an_estimate_and_those_that_look_at_nothing_cost_nothin
     assert set(untimed) == {"load", "prune"}
 
 
+def test_what_is_solved_in_float64_takes_as_long_as_float64_does():
+    """Inverses, eigenvalues, singular values and maps; none of it is in a method that only looks at states."""
+    slow = replace(COST, rates=COST.rates._replace(exact=COST.rates.exact / 10))
+    for method in ("obs", "tyr", "slicegpt", "svd-llm", "laco-ls"):
+        usual, longer = (cost.seconds(cell(method), AMOUNTS)["prune"] for cost in (COST, slow))
+        assert 1.5 * usual < longer < 10 * usual, method
+    for method in ("shortgpt", "flap", "sleb"):
+        assert slow.seconds(cell(method), AMOUNTS) == COST.seconds(cell(method), AMOUNTS)
+    small, large = (COST.seconds(cell("obs", ratio), AMOUNTS)["prune"] for ratio in (0.1, 0.3))
+    assert small < large < 2 * small  # most of it is what no ratio changes
+
+
 def test_the_sizes_of_a_model_are_those_that_are_counted_elsewhere():
     model = Decoder(tiny("llama"))
     shape = Shape.of(model)
@@ -211,7 +223,8 @@ def test_the_machine_says_how_fast_it_is(shape, monkeypatch):
     assert head == pytest.approx(2 * tokens * min(most, shape.width * shape.vocabulary), rel=0.01)
     assert min(layer, head) <= found.macs <= max(layer, head)
     assert found.bytes == 2 * 4 * rate.READ**2
-    assert len(taken) == 5
+    assert found.exact == 2 * rate.TOKENS * rate.WIDTH**2
+    assert len(taken) == 6
 
 
 def test_a_forward_is_as_fast_as_its_layers_and_its_head_take_together(monkeypatch):
