@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import LAYERS, tiny
-from pages import ROOT, text
 from tiny_methods import calibration
 
 from bench.plan.budget_search import pruned_to
-from bench.records import run_folder
 from methods.counted import LatencyTable, counted, held, quantity_budget
 from methods.errors import OutOfReach
 from methods.model.decoder import Decoder
@@ -257,16 +255,3 @@ def test_the_fields_of_the_record_make_the_model_again():
     with torch.no_grad():
         logits = [each.model(TOKENS.ids, use_cache=False).logits for each in (model, again)]
     assert torch.equal(*logits)
-
-
-def test_what_the_readme_says_of_puzzle():
-    merged = run_folder.load_runs([ROOT / "docs/results/puzzle"])
-    wiki = {(one.cell["label"], one.cell["ratio"]): one.measured["perplexity"]["wiki"] for one in merged.records}
-
-    def three(label: str) -> str:
-        low, middle, high = (f"{wiki[label, ratio]['perplexity']:.1f}" for ratio in (0.1, 0.2, 0.3))
-        return f"{low}, {middle} and {high}"
-
-    assert f"has {three('puzzle+refit')} beside {three('laco-ls')} of `laco-ls`" in text("README.md")
-    assert {one["windows"] for one in wiki.values()} == {16}
-    assert {one.cell["dtype"] for one in merged.records} == {"bfloat16"}
