@@ -53,11 +53,12 @@ def test_what_a_run_over_several_models_learns_of_one_is_scaled_to_another(monke
     shapes = {
         "m": SHAPE,
         "large": replace(
-            SHAPE, **{name: 4 * getattr(SHAPE, name) for name in ("layer", "macs", "inner", "parameters")}
+            SHAPE, **{name: 4 * getattr(SHAPE, name) for name in ("layer", "macs", "inner", "parameters", "mlp")}
         ),
     }
     monkeypatch.setattr(outlook, "shape_of", lambda model, trust: shapes[model])
-    monkeypatch.setattr(outlook, "rates", lambda *_: COST.rates)
+    asked = []  # the widths whose rate is measured
+    monkeypatch.setattr(outlook, "rates", lambda *given: asked.append(given[-1]) or COST.rates)
     monkeypatch.setattr(outlook, "same_machine", lambda *_: True)
     small, large = cell("shortgpt"), cell("shortgpt", model="large")
     costs = {model: Cost(shape, COST.rates, 4) for model, shape in shapes.items()}
@@ -68,6 +69,7 @@ def test_what_a_run_over_several_models_learns_of_one_is_scaled_to_another(monke
         wanted = {stage: 3 * seconds for stage, seconds in costs[of.model].seconds(of, AMOUNTS).items()}
         assert found.estimates[of.key].stages == pytest.approx(wanted)
     assert found.estimates[large.key].seconds > 1.5 * found.estimates[small.key].seconds
+    assert set(asked) == {shape.widths for shape in shapes.values()} and len(set(asked)) == 2
 
 
 def test_of_a_cell_that_was_measured_an_estimate_is_what_it_took():
