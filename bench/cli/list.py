@@ -15,8 +15,9 @@ from methods.errors import UserError
 
 MEASURED = Path(__file__).parents[1] / "schedule" / "measured_costs.json"  # written by docs/generate.py
 CONDITIONS = (
-    "SmolLM2-135M in bfloat16, 0.2 of the decoder, 16 x 256 tokens of calibration, one run on one core of two; the "
-    "memory is that of the process in no file, with the model. A method without such a line was not measured so"
+    "SmolLM2-135M in bfloat16, 0.2 of the decoder, 16 x 256 tokens of calibration, one run on one core of two, most "
+    "with other work on the other; the memory is that of the process in no file, with the model. A method without such "
+    "a line was not measured so"
 )
 WHAT = ("methods", "models", "families", "tasks", "texts", "profiles", "specs", "formats")
 
