@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from bench.records.record import Record
     from bench.regression.cell_results import CellResults
-    from bench.regression.gate import Margins, Verdict
+    from bench.regression.gate import Verdict
     from bench.regression.history import HistoryPoint
+    from bench.regression.margins import Margins
 
 NO_COMPARISON = 4  # exit code: what was asked to be compared is not comparable, or there is no baseline
 
@@ -102,7 +103,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     from reports.formats import markdown, terminal, tidy_csv
     from reports.tables import verdicts
 
-    allowed = compare.allowed_fields(arguments.allow)
+    allowed = compared_rows.allowed_fields(arguments.allow)
     pairs = {}
     for name, before, after in compare.sides(arguments.a, arguments.b):
         if before.status == after.status == "ok":
@@ -133,12 +134,12 @@ def _accept(arguments: argparse.Namespace) -> int:
 
 
 def _gate(arguments: argparse.Namespace) -> int:
-    from bench.regression import baseline, cell_results, gate
+    from bench.regression import baseline, cell_results, gate, margins
     from methods.files import write_atomically
     from reports.formats import ci, terminal
     from reports.tables import verdicts
 
-    margins = gate.read_margins(arguments.margins)
+    may_lose = margins.read(arguments.margins)
     try:
         base = baseline.read(arguments.baseline)
     except baseline.NoBaseline as error:
@@ -147,9 +148,9 @@ def _gate(arguments: argparse.Namespace) -> int:
     run = cell_results.of_run(arguments.run)
     labels = [[str(cell.identity["label"]) for cell in cells.values()] for cells in (run, base)]
     mapping = gate.parse_mapping(arguments.map, *labels)
-    found = gate.judge(base, run, margins, mapping)
+    found = gate.judge(base, run, may_lose, mapping)
     if not arguments.no_confirm:
-        found = _confirmed(found, base, run, _Options(arguments.run, arguments.plugin, margins, mapping))
+        found = _confirmed(found, base, run, _Options(arguments.run, arguments.plugin, may_lose, mapping))
     table = terminal.render(verdicts.gate(found, strict=arguments.strict))
     renderers = {"markdown": ci.comment, "junit": ci.junit}
     text = table if arguments.format == "terminal" else renderers[arguments.format](found, strict=arguments.strict)

@@ -14,7 +14,7 @@ import numpy as np
 from bench.records import run_folder
 from bench.regression import cell_results
 from bench.regression.cell_results import CellResults
-from bench.regression.compared_rows import FIELDS, ComparedRow
+from bench.regression.compared_rows import ComparedRow
 from bench.stats import intervals
 from methods.errors import UserError
 
@@ -58,15 +58,6 @@ def _side(named: str) -> dict[str, CellResults]:
     key, record = run_folder.cell(run, wanted)
     cell = cell_results.of_cell(record, run, key)
     return {cell.name: cell}
-
-
-def allowed_fields(text: str) -> tuple[str, ...]:
-    """Read 'torch,cpu' as ('torch', 'cpu'). Raises UserError for what is no field."""
-    names = tuple(filter(None, (piece.strip() for piece in text.split(","))))
-    for name in names:
-        if name not in FIELDS:
-            raise UserError(f"{name!r} is no field that may differ; there are {', '.join(FIELDS)}")
-    return names
 
 
 def refusal(pairs: Mapping[str, Sequence[ComparedRow]]) -> str | None:

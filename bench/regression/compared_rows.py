@@ -24,6 +24,15 @@ OF_A_TASK = ("metric", "documents", "task_version", "fewshot")
 FIELDS = (*dict.fromkeys(name for names in GATE.values() for name in names), *OF_A_TASK, "text")
 
 
+def allowed_fields(text: str) -> tuple[str, ...]:
+    """Read 'torch,cpu' as ('torch', 'cpu'). Raises UserError for what is no field."""
+    names = tuple(filter(None, (piece.strip() for piece in text.split(","))))
+    for name in names:
+        if name not in FIELDS:
+            raise UserError(f"{name!r} is no field that may differ; there are {', '.join(FIELDS)}")
+    return names
+
+
 @dataclass(frozen=True)
 class ComparedRow:
     """Hold one metric of two cells.
@@ -48,6 +57,11 @@ class ComparedRow:
     count: int = 0
     right_or_wrong: bool = False
     differs: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def task(self) -> str:
+        """Return the task of a row of a task, whose metric is its name and that of the figure."""
+        return self.metric.rpartition(" ")[0]
 
     @property
     def change(self) -> float:

@@ -1,6 +1,6 @@
 """Says whether a run is worse than its baseline: a verdict for each metric of each cell.
 
-It follows from margins and the rows of bench.regression.compared_rows.
+It follows from the rows of bench.regression.compared_rows and the margins of bench.regression.margins.
 
 With g the change for the better (shares, bits, or the logarithm of a ratio), m its margin, and the 95 % interval of g:
 
@@ -20,16 +20,13 @@ fewer is better, more is worse.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
-from bench.plan import spec_file
-from bench.regression import compare, compared_rows
+from bench.regression import compared_rows
 from bench.regression.cell_results import CellResults
 from bench.regression.compared_rows import ComparedRow
+from bench.regression.margins import Margins
 from bench.stats import intervals
 from methods.errors import UserError
 
@@ -37,88 +34,6 @@ LEVEL = 0.04  # of the two-sided tests together; half of it is for losses
 WEIGHTS = {"accuracy": 9.0, "task": 9.0, "bits": 3.0, "text": 1.0}
 REGRESSION, INCOMPLETE, INCOMPARABLE = 1, 3, 4  # exit codes
 CELL = "cell"  # the metric of a verdict on a cell as a whole
-
-
-@dataclass(frozen=True)
-class Margins:
-    """Say what may be lost. Points of accuracy, bits per byte, percent of perplexity and speed; None does not gate.
-
-    sizes   whether sizes gate
-    tasks   points, of tasks that gate by themselves too
-    allow   conditions that may differ (bench.regression.compared_rows.FIELDS)
-    """
-
-    accuracy: float | None = 1.0
-    answer_bpb: float | None = 0.01
-    perplexity: float | None = 1.0
-    speed: float | None = 5.0
-    sizes: bool = True
-    tasks: Mapping[str, float] = field(default_factory=dict)
-    allow: tuple[str, ...] = ()
-
-    def of(self, row: ComparedRow) -> float | None:
-        """Return the margin of a row in the scale of its change; of a task that does not gate the accuracy's."""
-        if row.kind == "text":
-            return None if self.perplexity is None else math.log1p(self.perplexity / 100)
-        if row.kind == "speed":
-            return None if self.speed is None else -math.log1p(-self.speed / 100)
-        if row.kind == "bits":
-            return self.answer_bpb
-        points = self.tasks.get(_task(row), self.accuracy) if row.kind == "task" else self.accuracy
-        return None if points is None else points / 100
-
-    def gates(self, row: ComparedRow) -> bool:
-        if row.kind == "task":
-            return _task(row) in self.tasks or (row.after is None and self.accuracy is not None)
-        return self.sizes if row.kind == "size" else self.of(row) is not None
-
-
-def _task(row: ComparedRow) -> str:
-    return row.metric.rpartition(" ")[0]
-
-
-def read_margins(file: Path | None) -> Margins:
-    """Read the margins of a YAML file; without one return the defaults. Raises UserError."""
-    if file is None:
-        return Margins()
-    plain = spec_file.read_yaml(file, f"--margins: {file}") or {}
-    if not isinstance(plain, dict):
-        raise UserError(f"--margins: {file} is a table of names and margins, as in `accuracy: 1.0`")
-    known = tuple(Margins.__dataclass_fields__)
-    if unknown := [str(key) for key in plain if key not in known]:
-        raise UserError(f"--margins: {file} has the unknown key {unknown[0]!r}; there are {', '.join(known)}")
-    return Margins(**{key: _checked(file, key, value) for key, value in plain.items()})
-
-
-def _checked(file: Path, key: str, value: Any) -> Any:
-    where = f"--margins: {file}: {key}"
-    if key == "allow":
-        if not isinstance(value, list):
-            raise UserError(f"{where} is a list of fields, as in [cpu, threads]; got {value!r}")
-        try:
-            return compare.allowed_fields(",".join(map(str, value)))
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
-    if key == "sizes":
-        if value != "exact" and not _is_off(value):
-            raise UserError(f"{where} is exact or off; got {value!r}")
-        return value == "exact"
-    if key == "tasks":
-        if not isinstance(value, dict):
-            raise UserError(f"{where} has a margin for each task, as in {{hellaswag: 2.0}}; got {value!r}")
-        return {str(task): _margin(f"{where}.{task}", points) for task, points in value.items()}
-    return None if _is_off(value) else _margin(where, value)
-
-
-def _is_off(value: Any) -> bool:
-    """Say whether a value of YAML is off, which YAML 1.1 reads as false."""
-    return value is False or value == "off"
-
-
-def _margin(where: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 100:
-        raise UserError(f"{where} is a number of points, bits or percent from 0 to below 100, or off; got {value!r}")
-    return float(value)
 
 
 @dataclass(frozen=True)
@@ -203,13 +118,13 @@ def judge(
             continue
         assert base is not None and new is not None
         for row in compared_rows.rows(base, new, margins.allow):
-            if row.kind == "task" and len(new.tasks) == len(base.tasks) == 1 and _task(row) not in margins.tasks:
+            if row.kind == "task" and len(new.tasks) == len(base.tasks) == 1 and row.task not in margins.tasks:
                 continue  # the accuracy over all tasks says the same
             if row.kind == "bits of a task":
                 continue  # `compare` shows them
             gates = margins.gates(row) and not (mapped and row.kind == "size")  # other methods meet a budget otherwise
             found.append(Verdict(name, row.metric, "", gates, row, None, margins.of(row)))
-    known = {_task(v.row): v.row for v in found if v.row is not None and v.row.kind == "task"}
+    known = {v.row.task: v.row for v in found if v.row is not None and v.row.kind == "task"}
     for task in margins.tasks:
         if task not in known:
             raise UserError(f"--margins: tasks has {task}, which no cell measured; there are {', '.join(known)}")

@@ -16,8 +16,8 @@ from bench.system.memory import give_back
 SECONDS = 0.15  # of each measurement; the fastest call counts, which is the one that nothing has disturbed
 READ = 4096  # rows and columns of a matrix that no cache holds
 TOKENS, WIDTH = 256, 1024  # of the product in float64
-CONTEXT, HEAD_WIDTH = 256, 64  # of the layer that is timed
-SIZES = {"cpu": (512, 16e6), "cuda": (2048, 64e6)}  # tokens of a call, and the most weights that it takes
+CONTEXT, HEAD_WIDTH = 256, 64  # of the layer that is timed; the logits of so many tokens are scored at once
+SIZES = {"cpu": (512, 16e6), "cuda": (2048, 64e6)}  # tokens of a layer's call, and the most weights of any
 
 
 class Widths(NamedTuple):
@@ -110,11 +110,11 @@ def of_layer(device: torch.device, dtype: torch.dtype, widths: Widths, seconds: 
 @torch.inference_mode()
 def of_head(device: torch.device, dtype: torch.dtype, widths: Widths, seconds: float = SECONDS) -> float:
     """Return the multiply-accumulates per second of a head whose logits are scored in float32."""
-    tokens, most = SIZES["cpu"][0], SIZES[device.type][1]
-    D, V = widths.width, min(widths.vocabulary, int(most / widths.width))
-    x = torch.ones(tokens, D, dtype=dtype, device=device)
+    D, most = widths.width, SIZES[device.type][1]
+    V = min(widths.vocabulary, int(most / D))
+    x = torch.ones(CONTEXT, D, dtype=dtype, device=device)
     head = torch.full((V, D), 1 / D, dtype=dtype, device=device)
-    return tokens * D * V / fastest(lambda: F.linear(x, head).float().logsumexp(-1), device, seconds)
+    return CONTEXT * D * V / fastest(lambda: F.linear(x, head).float().logsumexp(-1), device, seconds)
 
 
 def product(device: torch.device, dtype: torch.dtype, rows: int, side: int, seconds: float = SECONDS) -> float:

@@ -27,8 +27,9 @@ from torch import nn
 from bench.cli.main import main
 from bench.records import run_folder
 from bench.records.run_folder import load_run
-from bench.regression import baseline, cell_results, gate
+from bench.regression import baseline, cell_results, gate, margins
 from bench.regression.cell_results import Answers, CellResults, Windows
+from bench.regression.margins import Margins
 from bench.run import reproduce
 
 IDENTITY = {"label": "laco", "ratio": 0.1, "seed": 0}
@@ -66,7 +67,7 @@ def trials(loses: float, gains: float, seed: int, *, windows: int = 0, times: in
         bits = generator.gamma(4, 0.4, 1000) if windows else None
         other = None if bits is None else bits + generator.normal(0, 0.12, 1000)
         sides = one(before.astype(float), nll, bits), one(after.astype(float), noisy, other)
-        failed += gate.exit_code(gate.judge(*sides, gate.Margins())) == 1
+        failed += gate.exit_code(gate.judge(*sides, Margins())) == 1
     return failed / times
 
 
@@ -108,7 +109,7 @@ def flipped(lose: int, gain: int) -> np.ndarray:
     ],
 )
 def test_an_accuracy_needs_an_effect_and_significance(lose, gain, word):
-    (verdict,) = gate.judge(one(RIGHT), one(flipped(lose, gain)), gate.Margins())
+    (verdict,) = gate.judge(one(RIGHT), one(flipped(lose, gain)), Margins())
     assert (verdict.metric, verdict.word) == ("accuracy", word)
 
 
@@ -119,7 +120,7 @@ def test_an_accuracy_needs_an_effect_and_significance(lose, gain, word):
 def test_a_perplexity_needs_an_effect_and_significance(shift, noise, word):
     nll = nats(3)
     moved = nll + shift + np.resize([noise, -noise], 20)  # 5.1 nats in 511 tokens are one percent
-    (verdict,) = gate.judge(one(None, nll), one(None, moved), gate.Margins())
+    (verdict,) = gate.judge(one(None, nll), one(None, moved), Margins())
     assert (verdict.metric, verdict.word) == ("perplexity wiki", word)
 
 
@@ -145,14 +146,14 @@ def bits(*values: np.ndarray) -> dict[str, CellResults]:
 )
 def test_bits_per_byte_need_an_effect_and_significance(shift, noise, word):
     moved = LIKELY + shift + np.resize([noise, -noise], 500)
-    (verdict,) = gate.judge(bits(LIKELY), bits(moved), gate.Margins())
+    (verdict,) = gate.judge(bits(LIKELY), bits(moved), Margins())
     assert (verdict.metric, verdict.word, verdict.margin) == ("answer bpb", word, 0.01)
 
 
 def test_of_single_tasks_the_gate_judges_the_accuracy_alone():
-    found = gate.judge(bits(LIKELY[:250], LIKELY[250:]), bits(LIKELY[:250], LIKELY[250:] + 1), gate.Margins())
+    found = gate.judge(bits(LIKELY[:250], LIKELY[250:]), bits(LIKELY[:250], LIKELY[250:] + 1), Margins())
     assert [(v.metric, v.word) for v in found] == [("answer bpb", "worse")]
-    (off,) = gate.judge(bits(LIKELY), bits(LIKELY + 1), gate.Margins(answer_bpb=None))
+    (off,) = gate.judge(bits(LIKELY), bits(LIKELY + 1), Margins(answer_bpb=None))
     assert (off.word, off.gates, off.findable) == ("worse", False, None)
 
 
@@ -164,23 +165,23 @@ def one_layer(loss: float, seed: int, times: int, *, alone: bool = True) -> floa
     for _ in range(times):
         likely = LIKELY + generator.normal(loss, 0.12, 500)
         sides = (bits(LIKELY), bits(likely)) if alone else (one(*others, LIKELY), one(*others, likely))
-        found.append(gate.judge(*sides, gate.Margins()))
+        found.append(gate.judge(*sides, Margins()))
     return sum(gate.exit_code(verdicts) == 1 for verdicts in found) / times
 
 
 def test_the_smallest_loss_that_is_found_is_found_in_four_of_five_gates():
     """By the test where many documents differ, by the margin where few do."""
-    (verdict,) = gate.judge(bits(LIKELY), bits(LIKELY + np.resize([0.12, -0.12], 500)), gate.Margins())
+    (verdict,) = gate.judge(bits(LIKELY), bits(LIKELY + np.resize([0.12, -0.12], 500)), Margins())
     assert one_layer(verdict.findable, seed=1, times=1500) == pytest.approx(0.8, abs=0.04)
-    (narrow,) = gate.judge(bits(LIKELY), bits(LIKELY + np.resize([0.001, -0.001], 500)), gate.Margins())
+    (narrow,) = gate.judge(bits(LIKELY), bits(LIKELY + np.resize([0.001, -0.001], 500)), Margins())
     assert narrow.findable == pytest.approx(0.01, abs=1e-4)
-    (same,) = gate.judge(bits(LIKELY), bits(LIKELY), gate.Margins())
+    (same,) = gate.judge(bits(LIKELY), bits(LIKELY), Margins())
     assert same.findable is None
 
 
 def test_the_smallest_loss_of_accuracy_is_found_in_four_of_five_gates():
     before, after = np.repeat([1.0, 0.0], [700, 300]), np.repeat([1.0, 0.0, 1.0, 0.0], [640, 60, 30, 270])
-    (verdict,) = gate.judge(one(before), one(after), gate.Margins())
+    (verdict,) = gate.judge(one(before), one(after), Margins())
     changed, loss = 0.09, verdict.findable
     share = trials((changed + loss) / 2, (changed - loss) / 2, seed=5)
     assert 0.75 < share < 0.85
@@ -207,21 +208,21 @@ def test_a_speed_up_needs_an_effect_and_an_interval_apart(ratio, half, word):
         {"x": CellResults(IDENTITY, "ok", speed={"prefill": (middle, middle - wide, middle + wide)})}
         for middle, wide in ((1.5, 0.02), (ratio, half))
     ]
-    (verdict,) = gate.judge(*sides, gate.Margins())
+    (verdict,) = gate.judge(*sides, Margins())
     assert verdict.word == word
 
 
 @pytest.mark.parametrize(("count", "word"), [(1000, "not worse"), (1001, "worse"), (999, "better")])
 def test_sizes_are_exact(count, word):
     sides = [{"x": CellResults(IDENTITY, "ok", sizes={"parameters": size})} for size in (1000, count)]
-    (verdict,) = gate.judge(*sides, gate.Margins())
+    (verdict,) = gate.judge(*sides, Margins())
     assert verdict.word == word
 
 
 def test_a_single_window_has_no_interval():
-    (verdict,) = gate.judge(one(None, np.array([900.0])), one(None, np.array([990.0])), gate.Margins())
+    (verdict,) = gate.judge(one(None, np.array([900.0])), one(None, np.array([990.0])), Margins())
     assert verdict.word == "inconclusive"
-    (verdict,) = gate.judge(one(None, np.array([900.0])), one(None, np.array([900.0])), gate.Margins())
+    (verdict,) = gate.judge(one(None, np.array([900.0])), one(None, np.array([900.0])), Margins())
     assert verdict.word == "not worse"
 
 
@@ -231,11 +232,24 @@ def test_tasks_gate_together_and_alone_where_they_are_named():
         return {"x": CellResults(IDENTITY, "ok", tasks=tasks)}
 
     sides = side(RIGHT), side(flipped(40, 5))
-    words = {v.metric: (v.word, v.gates) for v in gate.judge(*sides, gate.Margins())}
+    words = {v.metric: (v.word, v.gates) for v in gate.judge(*sides, Margins())}
     assert words == {"accuracy": ("inconclusive", True), "piqa acc": ("worse", False), "arc acc": ("not worse", False)}
-    named = gate.judge(*sides, gate.Margins(tasks={"piqa": 2.0}))
+    named = gate.judge(*sides, Margins(tasks={"piqa": 2.0}))
     assert {v.metric: (v.word, v.gates) for v in named}["piqa acc"] == ("worse", True)
     assert gate.exit_code(named) == 1
+
+
+def test_a_task_that_the_run_has_lost_counts_unless_accuracy_does_not_gate():
+    """Else a run could pass by not asking what it answers badly."""
+
+    def side(*names: str) -> dict[str, CellResults]:
+        return {"x": CellResults(IDENTITY, "ok", tasks={one: Answers("acc", RIGHT, "d", 1, 0) for one in names})}
+
+    sides = side("piqa", "arc"), side("piqa")
+    for asked, gates, code in ((Margins(), True, gate.INCOMPLETE), (Margins(accuracy=None), False, 0)):
+        found = gate.judge(*sides, asked)
+        (lost,) = (verdict for verdict in found if verdict.metric == "arc acc")
+        assert (lost.word, lost.gates, gate.exit_code(found)) == ("missing", gates, code)
 
 
 # Runs and exit codes
@@ -688,8 +702,8 @@ def test_the_steps_of_the_workflow_measure_gate_and_say(trained, tmp_path):
 def test_the_margins_of_the_page_are_the_defaults(tmp_path):
     (text,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "guides" / "regression.md").read_text(), re.DOTALL)
     (tmp_path / "margins.yaml").write_text(text)
-    assert gate.read_margins(tmp_path / "margins.yaml") == gate.Margins()
-    assert gate.read_margins(EXAMPLES / "margins.yaml") == gate.Margins(speed=None)
+    assert margins.read(tmp_path / "margins.yaml") == Margins()
+    assert margins.read(EXAMPLES / "margins.yaml") == Margins(speed=None)
 
 
 def test_the_example_runs_and_is_gated(trained, tmp_path, capsys):
