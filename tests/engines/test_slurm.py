@@ -93,14 +93,17 @@ class Enough(Exception):
 
 
 def wait_a_little(session) -> None:
-    """Wait for a result that does not come."""
-    before = signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(Enough))
-    signal.setitimer(signal.ITIMER_REAL, 1.0)
-    try:
+    """Wait for a result that does not come, until the session pauses after a second."""
+    pause, end = time.sleep, time.monotonic() + 1.0
+
+    def until_then(seconds: float) -> None:
+        if time.monotonic() > end:
+            raise Enough
+        pause(seconds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.sleep", until_then)
         session.next_result()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def begun(folder: Path) -> list[str]:

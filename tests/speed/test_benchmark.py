@@ -715,10 +715,17 @@ def test_a_killed_process_is_an_outcome_that_keeps_what_was_told():
 @pytest.fixture
 def new_server():
     """No server of imported modules before the test, and none behind it; nor does a test know what others imported."""
-    multiprocessing.forkserver._forkserver._stop()
+    end_server()
     multiprocessing.forkserver._forkserver._preload_modules = []
     isolation._environment_of_server.cache_clear()
     yield
+    end_server()
+
+
+def end_server():
+    """Kill the server: asked to stop it would first wait for every process that it has forked, and we for it."""
+    if pid := multiprocessing.forkserver._forkserver._forkserver_pid:
+        os.kill(pid, signal.SIGKILL)
     multiprocessing.forkserver._forkserver._stop()
 
 
