@@ -227,8 +227,15 @@ def _laco_puzzle(asked: PruningWork) -> Computed:
 
 
 def _two_ssp(asked: PruningWork) -> Computed:
-    """A forward for the channels; each attention that is left is left out for each one that goes, one in ten layers."""
-    return _forwards(asked, 1) + _trials(asked, asked.shape.layers * max(1, round(10 * asked.ratio)))
+    """A forward for the channels; each attention that is left is tried for each of the n that go.
+
+    n is not rounded: the budget in whole layers that it is rounded for is not known here.
+    """
+    shape, alpha = asked.shape, asked.parameters.get("alpha", 1.5)
+    A = shape.width * (2 * shape.heads + shape.keys)
+    p = min(1.0, asked.ratio * shape.parameters / shape.inner)
+    n = shape.layers * p ** ((shape.layer - A) / A / alpha)
+    return _forwards(asked, 1) + _trials(asked, n * (shape.layers - max(0.0, n - 1) / 2))
 
 
 METHODS: dict[str, Callable[[PruningWork], Computed]] = {

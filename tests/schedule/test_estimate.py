@@ -149,6 +149,22 @@ def test_what_is_solved_in_float64_takes_as_long_as_float64_does():
     assert small < large < 2 * small  # most of it is what no ratio changes
 
 
+def test_2ssp_is_planned_with_about_the_trials_that_it_makes(monkeypatch):
+    """It made 0, 30 and 87 at three ratios of SmolLM2's decoder, and one for each attention that was left on others."""
+    tried = []
+    trials = passes._trials
+    monkeypatch.setattr(passes, "_trials", lambda asked, count: tried.append(count) or trials(asked, count))
+    for share, made in ((0.1, 0), (0.2, 30), (0.3, 87)):
+        COST.seconds(cell("2ssp", share, ratio_of="decoder"), AMOUNTS)
+        assert tried.pop() == pytest.approx(made, abs=10)  # a third of an attention
+    model = Decoder(tiny("llama"))
+    for ratio in (0.2, 0.4, 0.6):
+        passes.computed("2ssp", None, passes.PruningWork(Shape.of(model), ratio, 0.0, 4, 16, {}))
+        n, L = methods.make("2ssp").attentions(model, ratio), len(model.layers)
+        assert tried.pop() == pytest.approx(sum(range(L - n + 1, L + 1)), abs=L / 2 + 0.1)
+    assert n > 1
+
+
 def test_the_sizes_of_a_model_are_those_that_are_counted_elsewhere():
     model = Decoder(tiny("llama"))
     shape = Shape.of(model)
