@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partialmethod
 from typing import Any
 
@@ -221,7 +222,8 @@ def perplexity(nll_sums: Tensor, counts: Tensor, bytes: int, words: int, *, draw
     """Compute the figures of a text from its windows' (M,) negative log-likelihoods in nats and token counts.
 
     bytes (UTF-8) and words (by white space) are those of the scored text. Absent are word_perplexity where it is beyond
-    a float, as in languages without spaces, and for one window the 95 % interval (bench.stats.clusters.ratio_interval).
+    a float, as in languages without spaces, and the 95 % interval (bench.stats.clusters.ratio_interval) of one window, or
+    where it reaches beyond a float.
     drawn: whether the windows are drawn from the text, or else follow each other.
     """
     total, tokens = float(nll_sums.double().sum()), int(counts.sum())
@@ -239,5 +241,6 @@ def perplexity(nll_sums: Tensor, counts: Tensor, bytes: int, words: int, *, draw
         figures["word_perplexity"] = math.exp(total / words)
     if len(counts) > 1:
         low, high = ratio_interval(nll_sums.tolist(), counts.tolist(), in_a_row=not drawn)
-        figures |= {"perplexity_low": math.exp(low), "perplexity_high": math.exp(high)}
+        with suppress(OverflowError):
+            figures |= {"perplexity_low": math.exp(low), "perplexity_high": math.exp(high)}
     return figures

@@ -198,6 +198,7 @@ def _speeds(measured: Mapping[str, Any]) -> list[tuple[str, tuple[float, float, 
     found = []
     for point in measured.get("speed", {}).get("points", ()):
         if "speedup_low" in point:
-            name = f"{point['kind']} {point[STAGES[point['kind']]]}, batch {point['batch']}"
+            mode = f", {point['mode']}" if "mode" in point else ""
+            name = f"{point['kind']} {point[STAGES[point['kind']]]}, batch {point['batch']}{mode}"
             found.append((name, (point["speedup"], point["speedup_low"], point["speedup_high"])))
     return found

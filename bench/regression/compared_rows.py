@@ -151,7 +151,9 @@ def _bits_rows(before: CellResults, after: CellResults, allowed: Collection[str]
         differs = tuple(dict.fromkeys(pair for row in single for pair in row.differs))
         return [_answers("bits", "answer bpb", paired, differs), *single]
     left, right = (_mean_bits(side) for side in (before, after))
-    return [ComparedRow("bits", "answer bpb", left, right)] if left is not None or right is not None else []
+    differs = _disjoint("documents", before.bits, after.bits, allowed)
+    only = ComparedRow("bits", "answer bpb", left, right, differs=differs)
+    return [only] if left is not None or right is not None else []
 
 
 def _mean_bits(cell: CellResults) -> float | None:
@@ -213,7 +215,8 @@ def _answers(kind: str, metric: str, pairs: Sequence[tuple[Answers, Answers]], d
     if not simple:
         from bench.stats.resampling import paired_resampled
 
-        return ComparedRow(kind, metric, *figures, paired_resampled(before, after, groups), count=len(before))
+        found = paired_resampled(before, after, groups) if len(set(groups)) > 1 else None
+        return ComparedRow(kind, metric, *figures, found, count=len(before))
     if len(set(groups)) < len(groups):  # a document that was asked twice is one observation
         difference = clusters.paired_clusters(before, after, groups)
     else:

@@ -117,8 +117,10 @@ def judge(
             found.append(whole)
             continue
         assert base is not None and new is not None
-        for row in compared_rows.rows(base, new, margins.allow):
-            if row.kind == "task" and len(new.tasks) == len(base.tasks) == 1 and row.task not in margins.tasks:
+        rows = compared_rows.rows(base, new, margins.allow)
+        alone = len(new.tasks) == len(base.tasks) == 1 and any(row.kind == "accuracy" for row in rows)
+        for row in rows:
+            if row.kind == "task" and alone and row.task not in margins.tasks:
                 continue  # the accuracy over all tasks says the same
             if row.kind == "bits of a task":
                 continue  # `compare` shows them

@@ -330,6 +330,13 @@ def test_one_window_has_no_interval():
     }
 
 
+def test_an_interval_that_reaches_beyond_a_float_is_left_out():
+    """Of a broken model: 20 and 180 nats per token, whose mean has a finite perplexity."""
+    figures = perplexity(torch.tensor([200.0, 1800.0]), torch.tensor([10, 10]), bytes=80, words=16, drawn=True)
+    assert figures["perplexity"] == pytest.approx(math.exp(100))
+    assert not {"perplexity_low", "perplexity_high"} & figures.keys()
+
+
 @pytest.mark.parametrize("words", [0, 1])
 def test_a_text_without_spaces_has_no_word_perplexity(words):
     figures = perplexity(torch.tensor([900.0]), torch.tensor([300]), bytes=900, words=words, drawn=False)

@@ -252,6 +252,48 @@ def test_a_task_that_the_run_has_lost_counts_unless_accuracy_does_not_gate():
         assert (lost.word, lost.gates, gate.exit_code(found)) == ("missing", gates, code)
 
 
+def test_a_run_that_was_asked_another_task_is_incomparable_although_each_side_has_one():
+    """Neither accuracy over all tasks nor bits over all tasks stands for what no side shares."""
+
+    def side(task: str, right: np.ndarray) -> dict[str, CellResults]:
+        every = {"tasks": {task: Answers("acc", right, task, 1, 0)}, "bits": {task: Answers("bpb", LIKELY, task, 1, 0)}}
+        return {"x": CellResults(IDENTITY, "ok", **every)}
+
+    found = gate.judge(side("piqa", RIGHT), side("arc_easy", 1 - RIGHT), Margins())
+    assert {(v.metric, v.word) for v in found} >= {
+        *(("piqa acc", "incomparable"), ("arc_easy acc", "incomparable"), ("answer bpb", "incomparable")),
+    }
+    assert gate.exit_code(found) == gate.INCOMPARABLE
+
+
+@pytest.mark.parametrize("count", [1, 200])
+def test_a_single_task_that_is_not_right_or_wrong_is_shown(count):
+    sides = [
+        {"x": CellResults(IDENTITY, "ok", tasks={"f1": Answers("f1", values[:count], "d", 1, 0)})}
+        for values in (LIKELY, LIKELY / 2)
+    ]
+    (verdict,) = gate.judge(*sides, Margins())
+    assert (verdict.metric, verdict.word) == ("f1 f1", "inconclusive")
+
+
+def test_captured_and_launched_steps_are_judged_apart():
+    """On a GPU both are timed at a point; the one that was timed last does not stand for both."""
+
+    def point(mode: str, ratio: float) -> dict[str, object]:
+        found = {"kind": "decode", "context": 1024, "batch": 1, "mode": mode, "speedup": ratio}
+        return found | {"speedup_low": ratio - 0.01, "speedup_high": ratio + 0.01}
+
+    def side(graph: float, *eager: float) -> dict[str, CellResults]:
+        points = [point("graph", graph), *(point("eager", one) for one in eager)]
+        return {"x": CellResults(IDENTITY, "ok", speed=dict(cell_results._speeds({"speed": {"points": points}})))}
+
+    words = {v.metric: v.word for v in gate.judge(side(1.5, 1.05), side(1.2, 1.05), Margins())}
+    name = "speed, decode 1024, batch 1"
+    assert words == {f"{name}, graph": "worse", f"{name}, eager": "not worse"}
+    words = {v.metric: v.word for v in gate.judge(side(1.5, 1.05), side(1.5), Margins())}
+    assert words == {f"{name}, graph": "not worse", f"{name}, eager": "missing"}
+
+
 # Runs and exit codes
 
 
