@@ -222,8 +222,8 @@ def perplexity(nll_sums: Tensor, counts: Tensor, bytes: int, words: int, *, draw
     """Compute the figures of a text from its windows' (M,) negative log-likelihoods in nats and token counts.
 
     bytes (UTF-8) and words (by white space) are those of the scored text. Absent are word_perplexity where it is beyond
-    a float, as in languages without spaces, and the 95 % interval (bench.stats.clusters.ratio_interval) of one window, or
-    where it reaches beyond a float.
+    a float, as in languages without spaces, and the 95 % interval (bench.stats.clusters.ratio_interval) of one window
+    or where it reaches beyond a float.
     drawn: whether the windows are drawn from the text, or else follow each other.
     """
     total, tokens = float(nll_sums.double().sum()), int(counts.sum())

@@ -23,12 +23,18 @@ ALPHA = 0.05  # below which an adjusted p value is called a difference
 
 @dataclass(frozen=True)
 class Judged:
-    """Hold a row, its verdict and its p value, adjusted for all that the comparison tests; None where there is none."""
+    """Hold a row and its verdict.
+
+    p           adjusted for all that the comparison tests; None where there is none
+    detectable  the smallest true change that is found with the probability bench.stats.intervals.POWER at the strictest
+                level that the adjustment gives a test, in the scale of ComparedRow.change
+    """
 
     cells: str
     row: ComparedRow
     p: float | None
     verdict: str
+    detectable: float | None = None
 
 
 def sides(a: str, b: str) -> list[tuple[str, CellResults, CellResults]]:
@@ -78,9 +84,11 @@ def judged(pairs: Mapping[str, Sequence[ComparedRow]]) -> list[Judged]:
     tested = [number for number, (_, row) in enumerate(every) if row.difference and not np.isnan(row.difference.p)]
     adjusted = intervals.holm([every[number][1].difference.p for number in tested])  # type: ignore[union-attr]
     p = dict(zip(tested, adjusted, strict=True))
-    return [
-        Judged(cells, row, p.get(number), _verdict(row, p.get(number))) for number, (cells, row) in enumerate(every)
-    ]
+    found = []
+    for number, (cells, row) in enumerate(every):
+        detectable = row.detectable(ALPHA / len(tested)) if number in p else None
+        found.append(Judged(cells, row, p.get(number), _verdict(row, p.get(number)), detectable))
+    return found
 
 
 def _without_repetition(compared: Sequence[ComparedRow]) -> list[ComparedRow]:

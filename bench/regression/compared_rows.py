@@ -81,6 +81,20 @@ class ComparedRow:
             a, b, c = np.log(found).tolist()
         return (-a, -c, -b) if self.kind == "text" else (a, b, c)
 
+    def detectable(self, level: float, margin: float = 0.0) -> float | None:
+        """Return the smallest true change that the row's test finds at this level with the probability intervals.POWER.
+
+        It is in the scale of `change`, and None where nothing is tested or no change is found so often.
+
+        margin  what the change that is seen has to reach as well
+        """
+        found = self.difference
+        if found is None:
+            return None
+        if self.lost is not None and self.gained is not None and found.stderr is None:
+            return intervals.detectable_share(self.count, (self.lost + self.gained) / self.count, level, margin=margin)
+        return None if found.stderr is None else intervals.detectable(found.stderr, found.freedom, level, margin)
+
 
 def rows(before: CellResults, after: CellResults, allowed: Collection[str] = ()) -> list[ComparedRow]:
     """Return a row for every metric that either cell has. Conditions that are `allowed` to differ are not looked at."""
@@ -245,7 +259,7 @@ def _perplexity(one: Windows, other: Windows) -> Difference | None:
     """Return how the perplexities differ; None for a single window of two likelihoods, which has no interval."""
     if len(one.nll) > 1:
         return clusters.paired_perplexity(one.nll, other.nll, one.tokens, in_a_row=one.in_a_row)
-    return Difference(1.0, 1.0, 1.0, 1.0, None) if np.array_equal(one.nll, other.nll) else None
+    return Difference(1.0, 1.0, 1.0, 1.0) if np.array_equal(one.nll, other.nll) else None
 
 
 def _speed(name: str, before: CellResults, after: CellResults, allowed: Collection[str]) -> ComparedRow:
@@ -257,4 +271,4 @@ def _speed(name: str, before: CellResults, after: CellResults, allowed: Collecti
     if differs := _conditions("speed", before, after, allowed):
         return ComparedRow("speed", f"speed, {name}", left, right, differs=differs)
     estimate, low, high = intervals.ratio_of_ratios(one, other)
-    return ComparedRow("speed", f"speed, {name}", left, right, Difference(estimate, low, high, float("nan"), None))
+    return ComparedRow("speed", f"speed, {name}", left, right, Difference(estimate, low, high, float("nan")))

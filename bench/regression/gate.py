@@ -146,14 +146,9 @@ def _weight(verdict: Verdict) -> float:
 
 def _findable(verdict: Verdict, row: ComparedRow, total: float) -> float | None:
     """Return the smallest true loss that the gate finds with the probability POWER; None where it does not gate."""
-    if not verdict.gates or not _weight(verdict) or row.difference is None:
+    if not verdict.gates or not _weight(verdict):
         return None
-    level, margin = LEVEL * _weight(verdict) / total, verdict.margin or 0.0
-    if row.lost is not None and row.gained is not None and row.difference.stderr is None:
-        changed = (row.lost + row.gained) / row.count
-        return intervals.detectable_share(row.count, changed, level, margin=margin)
-    error = row.difference.stderr
-    return None if error is None else intervals.detectable(error, row.difference.freedom, level, margin)
+    return row.detectable(LEVEL * _weight(verdict) / total, verdict.margin or 0.0)
 
 
 def _whole(name: str, base: CellResults | None, new: CellResults | None) -> Verdict | None:

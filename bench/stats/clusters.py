@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
-from bench.stats.intervals import Difference, Floats, Values, detectable
+from bench.stats.intervals import Difference, Floats, Values
 
 
 def ratio_interval(
@@ -91,8 +91,7 @@ def paired_perplexity(
     apart = np.asarray(nll_b, dtype=float) - np.asarray(nll_a, dtype=float)
     found = student(apart, tokens, confidence, in_a_row=in_a_row)
     estimate, low, high = np.exp([found.estimate, found.low, found.high]).tolist()
-    smallest = None if found.detectable is None else math.exp(found.detectable)
-    return Difference(estimate, low, high, found.p, smallest, found.stderr, found.freedom)
+    return Difference(estimate, low, high, found.p, found.stderr, found.freedom)
 
 
 def paired_perplexities(
@@ -113,7 +112,7 @@ def student(sums: Values, sizes: Values, confidence: float, *, in_a_row: bool = 
     _, stderr, freedom = ratio_stderr(sums, sizes, in_a_row=in_a_row)
     found = _students(np.asarray(sums, dtype=float), np.asarray(sizes, dtype=float), confidence, in_a_row)
     estimate, low, high, p = (float(figure) for figure in found)
-    return Difference(estimate, low, high, p, detectable(stderr, freedom, 1 - confidence), stderr, freedom)
+    return Difference(estimate, low, high, p, stderr, freedom)
 
 
 def _students(sums: Floats, sizes: Floats, confidence: float, in_a_row: bool) -> tuple[Floats, Floats, Floats, Floats]:

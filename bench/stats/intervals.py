@@ -96,7 +96,6 @@ class Difference:
 
     low, high    its interval
     p            two-sided p value of no difference
-    detectable   the smallest difference that the same test finds with the probability POWER; None if it finds none
     stderr       of the estimate, or of its logarithm, with its degrees of freedom, where the test goes by one
     """
 
@@ -104,7 +103,6 @@ class Difference:
     low: float
     high: float
     p: float
-    detectable: float | None
     stderr: float | None = None
     freedom: int = 0
 
@@ -183,7 +181,7 @@ def paired_shares(a: Values, b: Values, confidence: float = 0.95) -> Difference:
     before, after = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
     lost, gained, n = int((before & ~after).sum()), int((after & ~before).sum()), len(before)
     interval = paired_share_interval(lost, gained, n, confidence)
-    return Difference((gained - lost) / n, *interval, mcnemar(lost, gained), detectable_share(n, (lost + gained) / n))
+    return Difference((gained - lost) / n, *interval, mcnemar(lost, gained))
 
 
 def flips(a: Values, b: Values) -> tuple[int, int, float]:

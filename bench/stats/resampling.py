@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import bootstrap, permutation_test
 
 from bench.stats.clusters import by_group, ratio_stderr, student
-from bench.stats.intervals import Difference, Values, detectable
+from bench.stats.intervals import Difference, Values
 
 RESAMPLES = 9999  # of a permutation test or a bootstrap; with at most 13 differences the test is exact
 SEED = 0  # of both, so that equal records give equal reports
@@ -37,8 +37,7 @@ def paired_resampled(a: Values, b: Values, groups: Sequence[Hashable], confidenc
         confidence_level=confidence,
         rng=SEED,
     ).confidence_interval
-    smallest = detectable(stderr, freedom, 1 - confidence)
-    return Difference(estimate, float(drawn.low), float(drawn.high), sign_flip(sums), smallest, stderr, freedom)
+    return Difference(estimate, float(drawn.low), float(drawn.high), sign_flip(sums), stderr, freedom)
 
 
 def sign_flip(differences: Values) -> float:

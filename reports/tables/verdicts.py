@@ -24,7 +24,10 @@ OUTCOMES = {
 PAIRED = "intervals: 95 %, of accuracies on the same documents and of perplexities on the same windows."
 TIMED = "speed: times as fast as the dense model, as each run measured it; prompt or context in tokens."
 P = "p: of no difference, adjusted for the number of tests in this table (Holm)."
-DETECTABLE = "detectable: the smallest true difference that the test finds in 80 % of cases, given the flips seen here."
+DETECTABLE = (
+    "detectable: the smallest true difference that this table finds in 80 % of cases, for its number of tests, given "
+    "what changed here."
+)
 FINDABLE = (
     "detectable: the smallest true loss that this gate finds in 80 % of cases, at its margins and for its number of "
     "tests, given what changed here."
@@ -52,14 +55,17 @@ def comparison(judged: Sequence[Judged]) -> list[Table]:
 
 
 def comparison_csv(judged: Sequence[Judged]) -> tuple[Sequence[str], list[list[object]]]:
-    """Return the headings, and a line of figures per metric: a difference is a share for accuracies, else a ratio."""
+    """Return the headings, and a line of figures for each metric.
+
+    A difference is a share for accuracies, a ratio for perplexities and speed-ups, and bits for bits per byte.
+    """
     lines: list[list[object]] = []
     for one in judged:
         row, found = one.row, one.row.difference
         change = [found.estimate, found.low, found.high] if found else [None] * 3
         p = found.p if found and not math.isnan(found.p) else None
         line = [one.cells, row.kind, row.metric, row.before, row.after, *change, p, one.p, one.verdict]
-        lines.append([*line, row.lost, row.gained, row.count or None, found.detectable if found else None])
+        lines.append([*line, row.lost, row.gained, row.count or None, _detectable(one)])
     return CSV_COLUMNS, lines
 
 
@@ -140,10 +146,15 @@ def _compared(one: Judged) -> list[str]:
     """Return the texts of a row of a comparison, by COMPARE_HEADS."""
     row = one.row
     flips = MISSING if row.lost is None else f"{row.lost:,}, {row.gained:,} of {row.count:,}"
-    detectable = row.difference.detectable if row.difference else None
+    detectable = _detectable(one)
     loss = MISSING if detectable is None else _loss(row, detectable)
     p = MISSING if one.p is None else "<0.001" if one.p < 0.001 else f"{one.p:.3f}"
     return [row.metric, *_figures(row, rounded=True), p, one.verdict, flips, loss]
+
+
+def _detectable(one: Judged) -> float | None:
+    """Return what can be detected in the scale of the row's difference, which of a perplexity is a ratio."""
+    return math.exp(one.detectable) if one.detectable is not None and one.row.kind == "text" else one.detectable
 
 
 def _gated(v: Verdict) -> list[str]:

@@ -11,7 +11,9 @@ from made_runs import VERSIONS, answers, cell, nats, speed
 from scipy.stats import binomtest, ttest_rel
 
 from bench.cli.main import main
-from bench.regression import cell_results, compared_rows
+from bench.regression import cell_results, compare, compared_rows
+from bench.regression.cell_results import Answers
+from bench.regression.compared_rows import ComparedRow
 
 RIGHT = answers(1, 400)
 
@@ -83,6 +85,27 @@ def test_the_tables_fit_and_say_what_can_be_seen(kind, runs, capsys):
     assert "30, 5 of 400" in out
     assert "detectable" in out
     assert kind == "markdown" or max(map(len, out.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("cells", [1, 12])
+def test_what_is_detectable_is_found_in_four_of_five_tables(cells):
+    """A loss of that size in one cell, beside others that lose nothing: Holm's strictest level is its own."""
+    generator = np.random.default_rng(1)
+
+    def row(loss: float) -> ComparedRow:
+        before, draw = generator.uniform(size=1000) < 0.7, generator.uniform(size=1000)
+        lose, gain = (0.06 + loss) / 2 / 0.7, (0.06 - loss) / 2 / 0.3
+        after = np.where(before, draw >= lose, draw < gain)
+        sides = (Answers("acc", right.astype(float), "d", 1, 0) for right in (before, after))
+        return compared_rows._answers("accuracy", "accuracy", [tuple(sides)], ())
+
+    smallest = np.mean([row(0.0).detectable(0.05 / cells) for _ in range(20)])
+    found = 0
+    for _ in range(300):
+        (first, *_) = compare.judged({str(n): [row(0.0 if n else smallest)] for n in range(cells)})
+        assert first.detectable == first.row.detectable(0.05 / cells)
+        found += first.verdict == "worse"
+    assert found / 300 == pytest.approx(0.8, abs=0.07)
 
 
 DIFFERENCES = {
