@@ -29,6 +29,7 @@ class TableGroup:
     numbers  for each row the places of its records among all records
     drawn    for each row its records, one where there is one cell;  each  their figures
     apart    what the setup has otherwise than the others in the report: "documents 200"
+    beside   the records of the whole setup, at every ratio, from which a name has to tell a row
     """
 
     records: list[Record]
@@ -39,14 +40,15 @@ class TableGroup:
     drawn: list[list[Record]]
     each: list[list[dict[str, Any]]]
     apart: tuple[str, ...] = ()
+    beside: Sequence[Record] = ()
 
     def label(self, place: int) -> str:
-        """Return the method's name, with the seeds where others have more, and what sets its recipe apart."""
+        """Return the method's name, with what sets its cell apart, and the seeds where others have more."""
         record, mine = self.records[place], seeds_of(self.drawn[place])
         every = seeds_of([other for drawn in self.drawn for other in drawn])
         fewer = mine != every and record.cell["method"] != "dense"
         which = f" ({seeds_named(mine)})" if fewer else ""
-        return label(record.cell) + healing_notes.apart(record.cell, [other.cell for other in self.records]) + which
+        return name_beside(record, self.beside or self.records) + which
 
     def models(self, place: int) -> list[dict[int, int]]:
         """Return the models of a row, each as {seed: the place of its record among all records}.
@@ -72,9 +74,26 @@ class TableGroup:
         return found
 
     def tied(self, one: int, other: int, name: str) -> bool:
-        """Say whether two rows change places in the column `name` from one seed to another: neither is the better."""
+        """Say whether two rows change places in the column `name` from one seed to another: neither is the better.
+
+        So they do where the mean over more seeds has another order than the seeds that both have.
+        """
         a, b = (_by_seed(self.each[place], name) for place in (one, other))
-        return len({a[seed] > b[seed] for seed in a if seed in b and a[seed] != b[seed]}) > 1
+        orders = {a[seed] > b[seed] for seed in a if seed in b and a[seed] != b[seed]}
+        mean, other_mean = (self.rows[place].get(name) for place in (one, other))
+        if a.keys() != b.keys() and mean is not None and other_mean is not None:
+            orders.add(bool(mean > other_mean))
+        return len(orders) > 1
+
+
+def name_beside(record: Record, records: Sequence[Record]) -> str:
+    """Return a cell's label, with what others have otherwise that no label holds: 'laco (match exact)'.
+
+    That is the recipe by which it was healed, and how a ratio is met.
+    """
+    ways = {other.cell["match"] for other in records if other.cell["ratio"] is not None and "match" in other.cell}
+    how = f" (match {record.cell['match']})" if len(ways) > 1 and record.cell["ratio"] is not None else ""
+    return label(record.cell) + healing_notes.apart(record.cell, [other.cell for other in records]) + how
 
 
 def seeds_of(records: Sequence[Record]) -> list[int]:
@@ -139,6 +158,7 @@ def _of_setup(
             [[records[number] for number in numbers] for numbers in shared],
             together,
             different,
+            [records[number] for number in cells],
         )
 
 

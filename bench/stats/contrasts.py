@@ -5,8 +5,9 @@ average      McNemar's exact test on the documents that both models answered, wh
              answer is right or wrong; else, as for bits per byte of the right answer, a normal test on the paired
              differences, every task weighing alike
 
-Two methods with several calibration seeds are compared seed by seed; the test is then Student's, of the mean
-difference, and takes in the draw of the calibration beside that of the windows or documents (bench.stats.draws).
+Two methods with several calibration seeds are compared seed by seed, at those that both have, of two at least; the test
+is then Student's, of the mean difference, and takes in the draw of the calibration beside that of the windows or
+documents (bench.stats.draws).
 
 A pair without samples, or with samples of other windows or documents, is tested by the intervals of its two figures as
 if they were independent, which finds less, since models err on the same documents; or, where that is not wanted, not.
@@ -161,15 +162,18 @@ def _has(task: Mapping[str, Any], metric: str) -> bool:
 
 
 def _cells(pairs: Sequence[Pair], seeds: Seeds) -> Cells:
-    """Return the pairs of cells behind each pair, without pairs of models that have no seed in common."""
+    """Return the pairs of cells behind each pair, without pairs of models that have too few seeds in common.
+
+    One is too few where either model has several: a test of that seed would stand beside means of others.
+    """
     found = {}
     for a, b in pairs:
-        one, other = seeds.get(a), seeds.get(b)
-        sides = [(a, b)]
-        if one is not None and other is not None:
-            sides = [(one[seed], other[seed]) for seed in one if seed in other]
-        if sides:
-            found[a, b] = sides
+        one, other = seeds.get(a, {}), seeds.get(b, {})
+        common = [(one[seed], other[seed]) for seed in one if seed in other]
+        if not (one and other):
+            found[a, b] = [(a, b)]
+        elif len(common) > 1 or len(one) == len(other) == len(common):
+            found[a, b] = common
     return found
 
 

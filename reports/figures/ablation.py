@@ -34,7 +34,7 @@ def figures(setups: Sequence[Sequence[TableGroup]]) -> list[Figure]:
             ending = sum(one == stem or one.startswith(f"{stem}-") for one in found)
             figure = f"{stem}-{ending + 1}" if ending else stem
             by = " and ".join(study.factors[:3])
-            title = f"{called(column)} of {display_name(study.records[0])} under {study.method} by {by}"
+            title = f"{called(column)} of {display_name(study.records[0])} under {study.name} by {by}"
             found[figure] = Figure(figure, title, _said(study, column), partial(_draw, study, column))
     return list(found.values())
 
@@ -75,7 +75,7 @@ def _lines(study: Study, column: str, others: tuple[Any, ...]) -> dict[str, dict
     for second in seconds:
         points = {x: study.points.get((x, *second, *others)) for x in study.axis(first)}
         rows = {places[x]: point.row for x, point in points.items() if point and finite(point.row.get(column))}
-        label = f"{rest[0]} {said(second[0])}" if rest else study.method
+        label = f"{rest[0]} {said(second[0])}" if rest else study.name
         found[label] = {x: scaled(column) * row[column] for x, row in rows.items()}
     return {label: line for label, line in found.items() if line}
 

@@ -20,8 +20,8 @@ from typing import Any
 from bench.records import columns as column_data
 from bench.records.columns import texts
 from bench.records.comparability import draws, is_draw, study_setup
-from bench.records.record import Record, display_name, requested_ratio
-from reports import notes
+from bench.records.record import Record, display_name, label, ratio_of, requested_ratio
+from reports import healing_notes, notes
 from reports.blocks import pooled
 from reports.tables.rows import ReportData, row_of, starred
 from reports.tables.table import Column, Row, Table, TableCell, column, figure, pivot
@@ -47,21 +47,25 @@ class Setting:
 class Study:
     """The measured and the failed cells of one method that were asked for alike but for some factors.
 
+    name      of the method, with what was done before and after it: 'laco, healed'
     factors   what differs: the parameters in the order they were given, then OUTER
     fixed     what does not
     points    by the values of the factors
     dense     rows of the frame
     records   all, with the dense ones
+    again     how many cells have the values of the factors that another one has, and are left out
     footnotes how to read the figures and how they were measured
     """
 
     method: str
+    name: str
     factors: tuple[str, ...]
     fixed: dict[str, Any]
     points: dict[tuple[Any, ...], Setting]
     dense: list[dict[str, Any]]
     records: list[Record]
     footnotes: tuple[str, ...]
+    again: int = 0
 
     def axis(self, factor: str) -> list[Any]:
         """Return the values of a factor: numbers rising, words in the order of the cells."""
@@ -88,28 +92,42 @@ class Study:
 
 
 def studies(records: Sequence[Record]) -> list[Study]:
-    """Return a study for each method and setup in which anything but the ratio differs."""
+    """Return a study for each method and setup in which anything but the ratio differs.
+
+    What was done before, how cells were healed, and what their ratio is of are never factors: they make other studies.
+    """
     rows, groups = column_data.rows(records), dict[str, list[int]]()
     for number, record in enumerate(records):
         groups.setdefault(study_setup(record), []).append(number)
     found = []
     for numbers in groups.values():
         dense = [n for n in numbers if records[n].cell["method"] == "dense"]
-        for method in dict.fromkeys(records[n].cell["method"] for n in numbers if n not in dense):
-            mine = [n for n in numbers if records[n].cell["method"] == method]
+        alike: dict[str, list[int]] = {}
+        for number in numbers:
+            if number not in dense:
+                alike.setdefault(_done(records[number]), []).append(number)
+        for mine in alike.values():
+            first = records[mine[0]].cell
+            name = label({**first, "given": ()}) + healing_notes.apart(first, [records[n].cell for n in numbers])
             points = []
             for places in draws([records[n] for n in mine], seeds=False):
                 several = [rows[mine[place]] for place in places]
                 row = pooled(several) if len(several) > 1 else several[0]
                 points.append(Setting(records[mine[places[0]]], row))
             measured = [rows[n] for n in dense if records[n].status == "ok"]
-            study = _study(method, points, measured, [records[n] for n in (*dense, *mine)])
+            study = _study(name, points, measured, [records[n] for n in (*dense, *mine)])
             if set(study.factors) - {"ratio"}:
                 found.append(study)
     return found
 
 
-def _study(method: str, points: Sequence[Setting], dense: list[dict[str, Any]], records: list[Record]) -> Study:
+def _done(record: Record) -> str:
+    """Return the method, what its ratio is of, how it was healed and what was done before, as one text."""
+    cell = record.cell
+    return json.dumps([cell["method"], ratio_of(cell), cell.get("healing"), cell.get("earlier")], sort_keys=True)
+
+
+def _study(name: str, points: Sequence[Setting], dense: list[dict[str, Any]], records: list[Record]) -> Study:
     settings = [_settings(point.record) for point in points]
     given = dict.fromkeys(name for point in points for name in point.record.cell.get("given", ()))
     names = dict.fromkeys([*(name for name in given if name not in OUTER), *itertools.chain(*settings)])
@@ -117,12 +135,16 @@ def _study(method: str, points: Sequence[Setting], dense: list[dict[str, Any]], 
     apart = {name: len({json.dumps(one.get(name)) for one in settings}) > 1 for name in ordered}
     factors = tuple(name for name in ordered if apart[name])
     fixed = {name: settings[0].get(name) for name in ordered if not apart[name]}
+    first = points[0].record.cell
+    if ratio_of(first) != "all":
+        fixed["ratio of"] = ratio_of(first)
     keyed: dict[tuple[Any, ...], Setting] = {}
     for one, point in zip(settings, points, strict=True):
         keyed.setdefault(tuple(one.get(name) for name in factors), point)
     looks = {*LOOK.values(), "seed"} & set(factors)
     footnotes = notes.protocol(records, (), KINDS, calibration=not looks, seeds=False)
-    return Study(method, factors, fixed, keyed, dense, records, tuple(footnotes))
+    again = len(points) - len(keyed)
+    return Study(first["method"], name, factors, fixed, keyed, dense, records, tuple(footnotes), again)
 
 
 def _settings(record: Record) -> dict[str, Any]:
@@ -161,7 +183,7 @@ def _list(study: Study, measures: Sequence[str]) -> Table:
         cells = [starred(figure(point.row, name), point.row) for name in measures]
         rows.append(row_of(point.record, said(value), cells))
     return _table(
-        study, "list", f"{study.method} by {factor}", [column(name) for name in measures], rows, measures=measures
+        study, "list", f"{study.name} by {factor}", [column(name) for name in measures], rows, measures=measures
     )
 
 
@@ -177,7 +199,7 @@ def _grid(study: Study, name: str, others: tuple[Any, ...]) -> Table:
             at = f"{second}={said(other)}"
             cells.append((row, Column(f"{name}, {at}", at), _cell(point, name)))
     held = [f", {factor} {said(value)}" for factor, value in zip(study.factors[2:], others, strict=True)]
-    title = f"{study.method}: {measure.head} by {first} and {second}{''.join(held)}"
+    title = f"{study.name}: {measure.head} by {first} and {second}{''.join(held)}"
     return _table(study, name, title, *pivot(cells), measures=[name])
 
 
@@ -218,6 +240,8 @@ def _notes(study: Study, measures: Sequence[str]) -> Iterator[str]:
     fixed = [f"{name} {said(value)}" for name, value in study.fixed.items() if (name, value) != ("ratio", None)]
     if fixed:
         yield f"fixed: {', '.join(fixed)}."
+    if study.again:
+        yield f"left out, since another cell has the same settings: {study.again}."
     looks = [factor for factor in study.factors if factor in (*LOOK.values(), "seed")]
     if looks:
         yield f"cells of setups that differ in {', '.join(looks)} stand in one table; what is evaluated is the same."

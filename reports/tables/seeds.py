@@ -27,7 +27,7 @@ from bench.stats.clusters import degrees_of_freedom, ratio_stderr
 from bench.stats.draws import VarianceComponent, components, exponential
 from bench.stats.intervals import NORMAL_95
 from reports import notes
-from reports.blocks import seeds_named, seeds_of
+from reports.blocks import name_beside, seeds_named, seeds_of
 from reports.metrics import metric, perplexity, short, significant
 from reports.tables.rows import ReportData
 from reports.tables.table import Column, Row, Table, TableCell
@@ -132,12 +132,17 @@ def _cells(records: Mapping[int, Record], text: str) -> dict[str, dict[Draw, int
     found: dict[str, dict[Draw, int]] = {}
     logs: dict[str, list[float]] = {}
     for place, record in records.items():
-        figure = record.measured.get("perplexity", {}).get(text, {}).get("perplexity", math.inf)
-        if math.isfinite(figure):
+        if math.isfinite(figure := _perplexity(record, text)):
             draw = (str(record.cell["protocol"]["calibration"]), record.cell["seed"])
-            found.setdefault(label(record.cell), {})[draw] = place
-            logs.setdefault(label(record.cell), []).append(math.log(figure))
+            name = name_beside(record, list(records.values()))
+            found.setdefault(name, {}).setdefault(draw, place)
+            logs.setdefault(name, []).append(math.log(figure))
     return {method: dict(sorted(found[method].items())) for method in sorted(found, key=lambda one: fmean(logs[one]))}
+
+
+def _perplexity(record: Record, text: str) -> float:
+    """Return a perplexity, infinity where there is none."""
+    return float(record.measured.get("perplexity", {}).get(text, {}).get("perplexity", math.inf))
 
 
 def _seeds(draws: Mapping[Draw, int]) -> int:
@@ -227,10 +232,14 @@ def _resolved(of_difference: Sequence[VarianceComponent]) -> Iterator[str]:
 def _counts(found: CalibrationDraws) -> Iterator[str]:
     """Say how many cells stand behind a table, and which ones do not."""
     known = {place for draws in found.cells.values() for place in draws.values()}
-    lost = [one for place, one in found.records.items() if place not in known]
-    if lost:
-        where = [f"{label(one.cell)} of {one.cell['protocol']['calibration']}, seed {one.cell['seed']}" for one in lost]
-        yield f"without a figure, and left out: {'; '.join(where)}."
+    others = [one for place, one in found.records.items() if place not in known]
+    again = [one for one in others if math.isfinite(_perplexity(one, found.text))]
+    for why, several in (("without a figure", [one for one in others if one not in again]), ("measured again", again)):
+        where = [
+            f"{label(one.cell)} of {one.cell['protocol']['calibration']}, seed {one.cell['seed']}" for one in several
+        ]
+        if where:
+            yield f"{why}, and left out: {'; '.join(where)}."
     if found.left_out:
         yield f"left out, since no calibration decides them: {', '.join(found.left_out)}."
 

@@ -134,6 +134,43 @@ def test_what_is_evaluated_otherwise_is_not_joined():
     assert not view("ablation", [one, changed(other, "cell", "dtype", to="bfloat16")])
 
 
+RECIPE = {
+    **{"kind": "lora", "loss": "kl", "tokens": 4096, "text": "wiki", "passes": 1, "batch": 8, "length": 256},
+    **{"learning_rate": 1e-4, "seed": 0, "rank": 8},
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "name", "said"),
+    [
+        ("healing", RECIPE, "laco, healed by C", ""),
+        ("earlier", [{"method": "laco", "parameters": {}, "ratio": 0.1}], "laco at 0.1, then laco by C", ""),
+        ("ratio_of", "decoder", "laco by C", "ratio of decoder"),
+    ],
+)
+def test_what_was_done_else_and_what_the_ratio_is_of_make_other_studies(field, value, name, said):
+    """Each with all of its cells: none stands for one that was healed or had another budget."""
+    plain = [laco(C=C, ratio=0.3, ppl=10 * C) for C in CS]
+    others = [changed(laco(C=C, ratio=0.3, ppl=100 * C), "cell", field, to=value) for C in (*CS, 8)]
+    records = [dense_of(plain[0]), *itertools.chain(*itertools.zip_longest(plain, others))]
+    records = [record for record in records if record is not None]
+    tables = view("ablation", records)
+    assert [table.title for table in tables] == ["laco by C", name]
+    for table, factor, values in zip(tables, (10, 100), (CS, (*CS, 8)), strict=True):
+        assert [row.label for row in table.rows] == list(map(str, values))
+        assert [row.cells[0].value for row in table.rows] == [pytest.approx(factor * C) for C in values]
+    assert said in " ".join(tables[1].notes)
+    drawings = ablation.figures(blocks(records))
+    assert len({one.name for one in drawings}) == len(drawings) == 2 * len(studies(records)[0].measures()[:3])
+
+
+def test_cells_with_the_same_settings_are_counted():
+    again = changed(GRID[0], "cell", "inputs", "texts", to={"wiki": "t"})
+    again = changed(again, "cell", "inputs", "calibration_sha256", to="of another version of the text")
+    (table, *_) = view("ablation", [*RECORDS, again])
+    assert "left out, since another cell has the same settings: 1." in table.notes
+
+
 def test_ratios_alone_are_no_ablation():
     assert view("ablation", [laco(ratio=0.1), laco(ratio=0.2)]) == []
     both = [laco(C=C, ratio=ratio, ppl=C + ratio) for C in (2, 3) for ratio in (0.1, 0.2)]

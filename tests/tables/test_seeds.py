@@ -21,7 +21,7 @@ from bench.records.run_folder import load_runs
 from bench.records.samples import Samples
 from bench.stats import contrasts
 from bench.stats.draws import components, mean_difference
-from reports import notes
+from reports import notes, tested_rows
 from reports.blocks import TableGroup, blocks
 from reports.figures.draws import figures as draws_figures
 from reports.formats.terminal import render
@@ -219,9 +219,26 @@ def test_two_methods_are_paired_by_seed_and_p_has_the_draw_in_it(tmp_path):
 def test_methods_are_compared_at_the_seeds_that_both_have(tmp_path):
     records, samples = with_samples(tmp_path, {"laco": [0, 20], "sleb": [40, 75]})
     alone = contrasts.perplexity(records, [(1, 3)], samples, "wiki")[1, 3]
-    some = {0: {0: 0, 1: 1}, 3: {1: 3}}
-    assert contrasts.perplexity(records, [(0, 3)], samples, "wiki", seeds=some)[0, 3] == alone
+    same = {1: {1: 1}, 3: {1: 3}}
+    assert contrasts.perplexity(records, [(1, 3)], samples, "wiki", seeds=same)[1, 3] == alone
     assert contrasts.perplexity(records, [(0, 3)], samples, "wiki", seeds={0: {0: 0}, 3: {1: 3}}) == {}
+    some = {0: {0: 0, 1: 1}, 3: {1: 3}}  # a test of seed 1 would stand beside the mean of two
+    assert contrasts.perplexity(records, [(0, 3)], samples, "wiki", seeds=some) == {}
+
+
+def test_no_test_contradicts_the_means_beside_it(tmp_path):
+    """laco is better at the two seeds that both have, and by the mean of its three seeds worse."""
+    records, samples = with_samples(tmp_path, {"laco": [0.0, 2.0, 1200.0], "sleb": [300.0, 310.0]})
+    group = only(records)
+    laco, sleb = (next(n for n, one in enumerate(group.records) if one.cell["method"] == m) for m in ("laco", "sleb"))
+    mean = [group.rows[place]["perplexity_wiki"] for place in (laco, sleb)]
+    assert mean[0] > mean[1]
+    tests = tested_rows.tested_block(records, group, samples)
+    (found,) = (one for pair, one in tests.perplexity["wiki"].items() if len({*pair}) == 2)
+    assert found.test == "draws"
+    assert group.tied(laco, sleb, "perplexity_wiki")
+    for one, other in ((laco, sleb), (sleb, laco)):
+        assert not tests.shows_more(one, other, "perplexity_wiki")
 
 
 def test_accuracies_are_paired_by_seed_whether_or_not_documents_are_drawn_anew(tmp_path):
@@ -338,6 +355,25 @@ def test_texts_are_a_level_and_missing_cells_are_named():
     assert "without a figure, and left out: laco of wiki, seed 1." in sources.notes
     assert {row.label: row.cells[3].value for row in methods.rows} == {"laco": 5, "sleb": 6, "flap": 6}
     assert sources.rows[3].cells[3].value is None  # without samples no windows are paired
+
+
+def test_two_recipes_are_two_methods_and_what_was_measured_again_is_named():
+    recipe = {"kind": "lora", "loss": "kl", "tokens": 4096, "text": "wiki", "passes": 1, "batch": 8, "length": 256}
+    recipe |= {"learning_rate": 1e-4, "seed": 0, "rank": 8}
+    records = run({"sleb": [40.0, 41.0, 42.0]})
+    for loss, ppl in (("kl", 50.0), ("next-token", 500.0)):
+        records += [cell("laco", seed, ppl + seed, healing=recipe | {"loss": loss}) for seed in range(3)]
+    again = changed(records[3], "cell", "inputs", "calibration_sha256", to="of another version of c4")
+    sources, methods = view("seeds", [*records, again])
+    means = {row.label: row.cells[0].value for row in methods.rows}
+    assert means == {
+        "sleb": pytest.approx((40 * 41 * 42) ** (1 / 3)),
+        "laco, healed (loss kl)": pytest.approx((50 * 51 * 52) ** (1 / 3)),
+        "laco, healed (loss next-token)": pytest.approx((500 * 501 * 502) ** (1 / 3)),
+    }
+    assert [note for note in sources.notes if "left out" in note] == [
+        "measured again, and left out: sleb of c4, seed 0."
+    ]
 
 
 def test_an_estimate_below_zero_is_shown_as_zero_and_said():

@@ -128,6 +128,27 @@ def test_by_ratio_has_a_column_for_each_ratio_and_says_why_a_cell_is_missing():
     assert rows["laco"][0].startswith("99")
 
 
+def test_by_ratio_keeps_apart_what_met_its_ratio_or_was_healed_otherwise():
+    """A cell does not take the place of another one, and no row is of two recipes."""
+    exact = changed(changed(LACO, "cell", "match", to="exact"), "measured", "perplexity", "wiki", "perplexity", to=70.0)
+    (perplexity, *_) = view("by-ratio", [DENSE, LACO, exact])
+    assert {row.label: row.cells[0].value for row in perplexity.rows if row.label != "dense"} == {
+        "laco (match layers)": LACO.measured["perplexity"]["wiki"]["perplexity"],
+        "laco (match exact)": 70.0,
+    }
+    recipe = {"kind": "lora", "loss": "kl", "tokens": 4096, "text": "wiki", "passes": 1, "batch": 8, "length": 256}
+    recipe |= {"learning_rate": 1e-4, "seed": 0, "rank": 8}
+    healed = [
+        changed(changed(LACO, "cell", "healing", to=recipe | {"loss": loss}), "cell", "ratio", to=ratio)
+        for loss, ratio in (("kl", 0.1), ("next-token", 0.3))
+    ]
+    (perplexity, *_) = view("by-ratio", [DENSE, *healed])
+    assert {row.label: [cell.text == "-" for cell in row.cells] for row in perplexity.rows} == {
+        **{"dense": [False, False], "laco, healed (loss kl)": [False, True]},
+        "laco, healed (loss next-token)": [True, False],
+    }
+
+
 def test_doubts_about_a_speed_stand_under_the_tables_that_show_it():
     flagged = [point("prefill", 1, 128, 57.0), point("decode", 1, 64, 14.0, pruned_cv=0.34, flags=["noisy"])]
     machine = {"flags": ["busy"], "other_cores": 1.25, "stolen_cores": 0.5}
