@@ -171,7 +171,7 @@ def _perplexity(measured: dict[str, Any]) -> Iterator[str]:
         yield (
             f"{name}: {windows:,} {_plural('window', windows)} of {result['window']:,} tokens, {_lie(result)}"
             f"stride {result['stride']:,}, {BOS.get(result['bos'], result['bos'])}, {result['tokens']:,} tokens scored"
-            f"{', of the whole text' if result.get('whole') else ''}."
+            f"{', of every document of the text' if result.get('whole') else ''}."
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.records.record import Record
+from reports import healing_notes
 from reports.published.papers import PublishedProtocol
 
 CALIBRATION = ("calibration", "calibration_sequences", "calibration_length")
@@ -17,7 +18,10 @@ def of_perplexity(published: PublishedProtocol, record: Record, text: str) -> li
     reasons = list(_otherwise("the window", "windows of {} tokens", published.window, found["window"]))
     if published.window is not None and found["stride"] != found["window"]:
         reasons.append(f"windows that do not overlap published, a stride of {found['stride']} here")
-    windows = 0 if found.get("whole") else found["windows"]
+    if found.get("drawn"):
+        reasons.append("windows one behind the other published, drawn from the text here")
+    every = found.get("whole") and record.cell["protocol"]["windows"] == 0
+    windows = 0 if every else found["windows"]
     if published.windows != windows:
         words = {None: "how many windows not known", 0: "the whole text"}
         theirs, ours = (words.get(one, f"{one} windows") for one in (published.windows, windows))
@@ -58,8 +62,12 @@ def _metric(published: str | None, task: Mapping[str, Any]) -> bool:
 
 
 def _alike(published: PublishedProtocol, record: Record) -> Iterator[str]:
-    """Yield what is otherwise whatever was measured: the dtype, and what a method has looked at."""
+    """Yield what is otherwise whatever was measured: the dtype, what a method has looked at, and what else was done."""
     yield from _otherwise("the dtype", "{}", published.dtype, record.cell["dtype"])
+    if record.cell.get("earlier"):
+        yield "pruned in several steps here"
+    if healing_notes.of(record.cell):
+        yield "healed here"
     if record.cell["method"] == "dense":
         return
     asked = record.cell["protocol"]

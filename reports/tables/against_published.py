@@ -123,10 +123,12 @@ def _table(pair: PublishedPair, number: int, here: Sequence[str]) -> Table:
 
 
 def _sizes(pair: PublishedPair) -> Iterator[Row]:
+    """Yield what was removed and the seconds that it took, whose machines are never the same."""
     for name in ("ratio", "layers", "prune_seconds"):
         printed = getattr(pair.printed, name)
         if printed is not None:
-            yield _row(METRICS[name].label, printed, figure(pair.row, name), METRICS[name].show)
+            here, alike = figure(pair.row, name), name != "prune_seconds"
+            yield _row(METRICS[name].label, printed, here, METRICS[name].show, alike=alike)
 
 
 def _perplexities(pair: PublishedPair) -> Iterator[Row]:
