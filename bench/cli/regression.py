@@ -218,16 +218,18 @@ def _point(run: Path, arguments: argparse.Namespace) -> HistoryPoint:
     """Return the metric of the one cell of a run that the flags name, or the mean of its draws. Raises UserError."""
     from bench.records.comparability import metric_conditions
     from bench.regression import history
+    from reports.blocks import pooled
 
     wanted = _wanted(run, arguments)
     record, row = wanted[0]
     environment = record.environment
+    value = float((pooled([one for _, one in wanted]) if len(wanted) > 1 else row)[arguments.metric])
     low, high = _interval(row, arguments.metric) if len(wanted) == 1 else (None, None)
     return history.HistoryPoint(
         run=run.name,
         date=str(environment.get("date", "")),
         commit=str(environment.get("commit", ""))[:8] + "*" * bool(environment.get("dirty")),
-        value=sum(float(row[arguments.metric]) for _, row in wanted) / len(wanted),
+        value=value,
         low=low,
         high=high,
         draws=len(wanted),
@@ -239,6 +241,9 @@ def _wanted(run: Path, arguments: argparse.Namespace) -> list[tuple[Record, dict
     """Return the cells of a run that the flags name, with their rows: one, or draws and seeds of one."""
     from bench.records import columns as column_data
     from bench.records import run_folder
+    from bench.records.comparability import identity
+    from bench.records.record import ratio_of, share
+    from reports.blocks import name_beside
 
     metric, label, ratio = arguments.metric, arguments.label, arguments.ratio
     records = run_folder.load_run(run)
@@ -246,15 +251,19 @@ def _wanted(run: Path, arguments: argparse.Namespace) -> list[tuple[Record, dict
     if metric not in (columns := column_data.columns(rows)):
         figures = [name for name in columns if any(isinstance(row.get(name), int | float) for row in rows)]
         raise UserError(f"{run} has no metric {metric!r}; it has {', '.join(figures)}")
-    cells = [(str(record.cell.get("label", record.cell["method"])), record.cell["ratio"]) for record in records]
+    cells = [identity(record) for record in records]
+    names = [
+        name_beside(record, records) + ("" if at is None else f" at {share(at, ratio_of(record.cell))}")
+        for record, at in zip(records, (cell["ratio"] for cell in cells), strict=True)
+    ]
     wanted = [
         number
         for number, cell in enumerate(cells)
-        if label in (None, cell[0]) and ratio in (None, cell[1]) and rows[number].get(metric) is not None
+        if label in (None, cell["label"]) and ratio in (None, cell["ratio"]) and rows[number].get(metric) is not None
     ]
-    if len({cells[number] for number in wanted}) != 1:
+    if len({names[number] for number in wanted}) != 1:
         which = "several cells" if wanted else "no cell"
-        there = "; ".join(dict.fromkeys(name + ("" if at is None else f" at {at:g}") for name, at in cells))
+        there = "; ".join(dict.fromkeys(names))
         raise UserError(f"{run} has {which} of that --label and --ratio with {metric}; it has {there}")
     return [(records[number], rows[number]) for number in wanted]
 

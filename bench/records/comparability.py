@@ -184,13 +184,20 @@ def by_setup(records: Sequence[Record]) -> dict[str, list[Record]]:
     return groups
 
 
-def gate_conditions(record: Record) -> dict[str, Any]:
-    """Return the gate's conditions of a measured record by name; what does not apply is absent."""
+def gate_conditions(record: Record, *, timed: bool | None = None) -> dict[str, Any]:
+    """Return the gate's conditions of a measured record by name; what does not apply is absent.
+
+    timed  whether those of speed apply; None: where the record has a speed
+    """
     cell, found = record.cell, {}
     parts = {"cell": cell, "protocol": cell["protocol"], "inputs": cell.get("inputs", {}), **vars(record)}
+    timed = "speed" in record.measured if timed is None else timed
     for condition in CONDITIONS:
-        timed = condition.gate != "speed" or "speed" in record.measured
-        if condition.gate and timed and not (condition.pruned and cell["method"] == "dense"):
+        if (
+            condition.gate
+            and (timed or condition.gate != "speed")
+            and not (condition.pruned and cell["method"] == "dense")
+        ):
             value: Any = parts
             for name in condition.place.split("."):
                 value = value.get(name, {})
@@ -201,9 +208,11 @@ def gate_conditions(record: Record) -> dict[str, Any]:
 
 def metric_conditions(record: Record, metric: str) -> dict[str, Any]:
     """Return what must be equal for a metric to be comparable over runs: conditions, the text, the documents."""
-    timed = "speed" in metric or metric.startswith(("prefill", "decode"))
-    kind = "size" if metric in record.measured else "speed" if timed else "task"
-    found = {name: value for name, value in gate_conditions(record).items() if name in GATE[kind]}
+    costs = metric.endswith("_seconds") or "memory" in metric
+    timed = costs or "speed" in metric or metric.startswith(("prefill", "decode"))
+    kind = "speed" if timed else "size" if metric in record.measured else "task"
+    names = {one.name for one in CONDITIONS if kind in one.gate.split() and not (costs and "protocol." in one.place)}
+    found = {name: value for name, value in gate_conditions(record, timed=timed).items() if name in names}
     for text, result in record.measured.get("perplexity", {}).items():
         if metric.endswith(f"_{text}"):
             found["text"] = result["sha256"]

@@ -20,7 +20,7 @@ CHANGE = (
     "new level: it differs from the runs before by more than their noise, and has held for two runs; "
     f"marked from {FEWEST} runs on."
 )
-POOLED = "mean over draws or seeds, without an interval."
+POOLED = "mean over draws or seeds, of a perplexity the geometric one, without an interval."
 
 
 def table(points: Sequence[HistoryPoint], name: str) -> Table:

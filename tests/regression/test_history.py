@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from xml.etree import ElementTree
 
 import numpy as np
@@ -52,6 +53,39 @@ def test_runs_are_in_the_order_of_their_dates_with_the_step_marked(runs, capsys)
     assert [n for n, line in enumerate(found) if "torch" in line["conditions_apart"]] == [3]
     assert (found[5]["commit"], found[6]["commit"]) == ("00000005*", "00000006")
     assert {line["low"] for line in found} == {"15.0"}
+
+
+def test_draws_are_pooled_as_in_a_report_and_other_cells_are_not_pooled(tmp_path, capsys):
+    def timed(run, ratio_of: str, seed: int, ppl: float) -> None:
+        perplexity = WINDOWS | {"perplexity": ppl, "sha256": "a" * 64}
+        cell(run, "laco", 0.3, seed=seed, measured={"perplexity": {"wiki": perplexity}})
+        path = next(path for path in (run / "cells").iterdir() if path.stem.endswith(f"--{seed}"))
+        found = json.loads(path.read_text())
+        found["cell"]["ratio_of"] = ratio_of
+        path.write_text(json.dumps(found))
+
+    for seed, ppl in ((0, 20.0), (1, 500.0)):
+        timed(tmp_path / "seeds", "all", seed, ppl)
+        timed(tmp_path / "budgets", ("all", "decoder")[seed], seed, ppl)
+    (line,) = lines(capsys, str(tmp_path / "seeds"), "--metric", "perplexity_wiki", "--label", "laco")
+    assert (float(line["perplexity_wiki"]), line["draws"]) == (pytest.approx(100.0), "2")
+    assert main(["history", str(tmp_path / "budgets"), "--metric", "perplexity_wiki", "--label", "laco"]) == 2
+    err = capsys.readouterr().err
+    assert "has several cells" in err and "laco at 0.3; laco at 0.3 of the decoder" in err
+
+
+@pytest.mark.parametrize(
+    ("metric", "apart"), [("prune_seconds", "cpu threads torch"), ("parameters", ""), ("perplexity_wiki", "torch")]
+)
+def test_what_pruning_took_says_that_the_machine_is_another(metric, apart, tmp_path, capsys):
+    for number, (cpu, threads, torch) in enumerate((("A", 2, "2.13.0"), ("B", 64, "2.14.0"))):
+        environment = {"date": f"2026-01-0{number + 1}T00:00:00+00:00", "cpu": cpu, "threads": threads}
+        environment["versions"] = VERSIONS | {"torch": torch}
+        figures = {"perplexity": {"wiki": WINDOWS | {"perplexity": 20.0, "sha256": "a" * 64}}, "prune_seconds": 9.0}
+        cell(tmp_path / f"run-{number}", "laco", 0.3, environment=environment, measured=figures)
+    runs = [str(tmp_path / f"run-{number}") for number in range(2)]
+    _, second = lines(capsys, *runs, "--metric", metric, "--label", "laco")
+    assert second["conditions_apart"] == apart
 
 
 def test_an_exact_figure_has_no_noise(runs, capsys):
