@@ -48,7 +48,7 @@ def evaluate(
     The samples have one row per document: doc_id, doc_hash, prompt_hash and target_hash as lm-eval writes them;
     target, the position of the right choice, or the text where there are no choices; loglikelihoods and greedy, one
     per choice, or responses where text is generated; and every metric that is a number for one document, with
-    answer_bpb where there are choices (bench.records.answers).
+    answer_bpb where one of the choices is right (bench.records.answers).
     """
     from lm_eval.evaluator import evaluate as run
 
@@ -67,7 +67,7 @@ def evaluate(
             "available": len(task.eval_docs),
             "fewshot": outcome["n-shot"][name] or 0,
         }
-        if task.OUTPUT_TYPE == "multiple_choice":
+        if _has_one_right_choice(task) and samples[name]["target"].map(type).eq(int).all():
             figures[name][answers.CHANCE] = answers.chance(samples[name]["loglikelihoods"].tolist())
     return figures, samples
 
@@ -92,7 +92,7 @@ def _row(task: Any, sample: dict[str, Any]) -> dict[str, Any]:
     if all(isinstance(response, tuple) for response in responses):
         row["loglikelihoods"] = [float(loglikelihood) for loglikelihood, _ in responses]
         row["greedy"] = [bool(greedy) for _, greedy in responses]
-        if task.OUTPUT_TYPE == "multiple_choice" and isinstance(row["target"], int):
+        if _has_one_right_choice(task) and isinstance(row["target"], int):
             size = _scored_bytes(*sample["arguments"][row["target"]])
             row[answers.NAME] = answers.bits_per_byte(row["loglikelihoods"][row["target"]], size)
     elif all(isinstance(response, float) for response in responses):
@@ -100,6 +100,13 @@ def _row(task: Any, sample: dict[str, Any]) -> dict[str, Any]:
     else:
         row["responses"] = [str(response) for response in responses]
     return row
+
+
+def _has_one_right_choice(task: Any) -> bool:
+    """Say whether answers are chosen, by lm-eval's own rule: a task with one of its own, as truthfulqa_mc2, sums over
+    several right choices, and says nothing of them in its targets.
+    """
+    return task.OUTPUT_TYPE == "multiple_choice" and task.config.process_results is None
 
 
 def _scored_bytes(context: str, continuation: str) -> int:

@@ -216,8 +216,9 @@ def _task(column: str, task: dict[str, Any]) -> dict[str, Any]:
     main, documents = task["main"], task["documents"]
     value = task[main]["value"]
     low, high = None, None
-    if main in ("acc", "acc_norm") and documents:
-        low, high = wilson(round(value * documents), documents)
+    right = value * documents
+    if main in ("acc", "acc_norm") and documents and abs(right - round(right)) < 1e-6:  # else no count of answers
+        low, high = wilson(round(right), documents)
     row = {
         column: value,
         f"{column}_stderr": task[main].get("stderr"),

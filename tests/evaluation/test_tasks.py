@@ -9,6 +9,7 @@ from lm_eval.api.model import LM
 
 from bench.data import pretrained, task_loading, task_sources
 from bench.evaluation import tasks
+from bench.records import columns
 
 # task: documents, then of the first one a piece of its prompt and the right choice
 KNOWN = {
@@ -284,6 +285,22 @@ def test_documents_of_a_local_file_are_scored(tmp_path):
     assert samples["target"].tolist() == [1, 1]
     assert figures["acc"] == {"value": 1.0, "stderr": 0.0}
     assert (figures["available"], figures["version"]) == (2, 3.0)
+
+
+def test_a_task_that_sums_over_several_right_choices_has_neither_bits_nor_an_accuracy_of_guesses(tmp_path):
+    """Half of what guesses do is right where half of the choices are, whatever one in four would be."""
+    labels = ([1, 1, 0, 0], [1, 1, 1, 0, 0, 0])
+    rows = [{"question": "Why?", "mc2_targets": {"choices": list("abcdef"[: len(l)]), "labels": l}} for l in labels]
+    (tmp_path / "mc2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = task_sources.parse_task_data([f"truthfulqa_mc2={tmp_path / 'mc2.jsonl'}"])
+    task = task_loading.load(["truthfulqa_mc2"], data)["truthfulqa_mc2"]
+    figures, samples = evaluated(task, "truthfulqa_mc2", [0, 1])
+    assert figures["acc"]["value"] == pytest.approx(0.5)
+    assert not {"chance", "answer_bpb"} & figures.keys()
+    assert "answer_bpb" not in samples
+    row = columns._task("task_truthfulqa_mc2", figures | {"acc": {"value": 0.45}, "documents": 817})
+    assert (row["task_truthfulqa_mc2_low"], row["task_truthfulqa_mc2_high"]) == (None, None)  # no count of answers
+    assert columns._task("task_piqa", {"main": "acc", "acc": {"value": 0.45}, "documents": 100})["task_piqa_low"] > 0.3
 
 
 def test_every_model_gets_the_same_examples(tmp_path):
