@@ -42,6 +42,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
 
+    def parse_known_args(self, *given: Any, **named: Any) -> Any:
+        """Refuse what is not known here and now, so that the message names the help of this command and not of all."""
+        found, rest = super().parse_known_args(*given, **named)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return found, rest
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see `{self.prog} --help`")
 

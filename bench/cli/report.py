@@ -108,8 +108,10 @@ def _asked(arguments: argparse.Namespace, merged: Merged) -> dict[str, list[Tabl
         )
     if arguments.view == "served" and not tables["served"]:
         raise UserError("no model of these runs was served; see `serve-speed --help`")
+    if arguments.view == "grid" and not tables["grid"]:
+        raise UserError("no method of these runs has a compensation; run one with it, as in --methods shortgpt+ghost")
     if not any(tables.values()):
-        print(f"the view {arguments.view} has nothing to show of these cells", file=sys.stderr)
+        raise UserError(f"the view {arguments.view} has nothing to show of these cells")
     return tables
 
 

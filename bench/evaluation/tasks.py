@@ -67,7 +67,7 @@ def evaluate(
             "available": len(task.eval_docs),
             "fewshot": outcome["n-shot"][name] or 0,
         }
-        if _has_one_right_choice(task) and samples[name]["target"].map(type).eq(int).all():
+        if _has_one_right_choice(task) and all(isinstance(one, int) for one in samples[name]["target"]):
             figures[name][answers.CHANCE] = answers.chance(samples[name]["loglikelihoods"].tolist())
     return figures, samples
 

@@ -33,7 +33,9 @@ EXPERTS = ("reap", "expert-norm", "expert-frequency", "expert-random")
 LAYERS = (*LACO, "shortgpt", "angular", "magnitude", *SHORTENED, "sleb", "llm-streamline", *DROPPED)
 SHAPES = (
     HeldShape("whole layers", LAYERS, "stock", "stock", "yes"),
-    HeldShape("as many heads and channels in every layer", ("minitron-width",), "stock", "stock", "yes"),
+    HeldShape(
+        "as many heads and channels in every layer", ("minitron-width", "wanda-sp", "obs"), "stock", "stock", "yes"
+    ),
     HeldShape("as many experts in every layer", EXPERTS, "stock", "no", "no"),
     HeldShape(
         "attentions",
@@ -50,9 +52,7 @@ SHAPES = (
         "yes",
     ),
     HeldShape("channels, in each layer others", ("2ssp", "puzzle", "laco-puzzle"), "prunebench", "deci", "yes"),
-    HeldShape(
-        "heads, in each layer others", ("flap", "wanda-sp", "llm-pruner", "obs", "tyr"), "prunebench", "deci", "no"
-    ),
+    HeldShape("heads, in each layer others", ("flap", "llm-pruner", "tyr"), "prunebench", "deci", "no"),
     HeldShape("rank of each matrix", ("svd-llm",), "prunebench", "no", "no"),
     HeldShape("residual width", ("slicegpt",), "prunebench", "no", "no"),
     HeldShape("anything, with a map in its place", ("+ghost", "+linearpatch"), "prunebench", "no", "no"),

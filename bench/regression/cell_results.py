@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from bench.records import answers, run_folder
 from bench.records.columns import STAGES
 from bench.records.comparability import gate_conditions, identity, name_of
-from bench.records.record import Record, is_accuracy_metric
+from bench.records.record import Record, display_name, is_accuracy_metric
 from bench.records.samples import SampleFiles, are_figures
 from bench.records.windows import in_a_row
 from methods.errors import UserError
@@ -102,13 +102,13 @@ class CellResults:
 def of_run(run: Path) -> dict[str, CellResults]:
     """Read the results of every cell by its name. Raises UserError where two cells have the same name."""
     found: dict[str, CellResults] = {}
-    files = SampleFiles()
-    for key, record in run_folder.records(run).items():
+    files, records = SampleFiles(), run_folder.records(run)
+    for key, record in records.items():
         results = of_cell(record, run, key, files)
         if results.name in found:
-            raise UserError(
-                f"{run} has two cells {results.name!r}, which other settings set apart; name one as RUN/CELL"
-            )
+            models = list(dict.fromkeys(map(display_name, records.values())))
+            which = f"of {' and '.join(models)}" if len(models) > 1 else "which other settings set apart"
+            raise UserError(f"{run} has several cells {results.name!r}, {which}; name one as RUN/CELL")
         found[results.name] = results
     return found
 

@@ -120,7 +120,7 @@ class CompensatedPruner:
         before = parameters(model)
         if before == parameters(dense):
             return decisions
-        done = self.compensation.mend(Pruning(dense, model, kept_layers(decisions, dense, model)), calibration)
+        done = self.compensation.mend(_done(decisions, dense, model), calibration)
         added = parameters(model) - before
         if "parameters" in decisions:
             decisions["parameters"] = parameters(model)
@@ -167,7 +167,12 @@ class CompensatedPruner:
             or any(layer.module is not layer.inner for layer in pruned.layers)
         ):
             raise Unsupported(f"{self.pruner.name} cuts the residual itself, so that there is no state to map back to")
-        return self.compensation.added(Pruning(dense, pruned, kept_layers(decisions, dense, pruned)))
+        return self.compensation.added(_done(decisions, dense, pruned))
+
+
+def _done(decisions: dict[str, Any], dense: Decoder, pruned: Decoder) -> Pruning:
+    removed = {name: what for name, what in sorted(decisions.items()) if name.startswith("removed")}
+    return Pruning(dense, pruned, kept_layers(decisions, dense, pruned), removed)
 
 
 def _restore(model: Decoder, dense: Decoder, places: list[torch.device]) -> None:

@@ -13,8 +13,8 @@ Letters: B = sequences of a micro-batch, T = tokens, D = residual width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,11 +31,16 @@ from methods.progress import over
 
 @dataclass(frozen=True)
 class Pruning:
-    """Holds what a pruner has done; `kept` are the dense model's numbers of the pruned model's layers."""
+    """Holds what a pruner has done.
+
+    kept     the dense model's numbers of the pruned model's layers
+    removed  what went, as the record names it: which layers, parts and units
+    """
 
     dense: Decoder
     pruned: Decoder
     kept: Sequence[int]
+    removed: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ from methods.model.sinks import Sinks, find_sinks
 from methods.progress import over
 from methods.ranges import Positive, Tokens
 
+WIDTHS = {"removed_kv_heads", "removed_channels"}  # in the decisions of methods that cut them
 Run = Callable[[Layer, Tensor, dict[str, Any]], Tensor]
 
 
@@ -63,17 +64,19 @@ class Refit:
 
     def added(self, pruning: Pruning) -> int:
         cut = [matrix for pair in pairs(pruning) for matrix in narrowed(*pair).values()]
-        if not cut:
+        if not cut and WIDTHS.isdisjoint(pruning.removed):  # else it could have removed some, and did not here
             raise Unsupported("the method removes no head and no channel; the other compensations serve it")
         return sum(matrix.out_features for matrix in cut if self.intercept and matrix.bias is None)
 
     @torch.no_grad()
     def mend(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
+        widths = [[matrix.in_features for matrix in narrowed(*pair).values()] for pair in pairs(pruning)]
+        if not any(widths):
+            return {"refitted": [], "tokens": 0}
         read = calibration.first(self.tokens)
         entries, masks = enter_all(pruning.dense, read, values_of_a_step(pruning.dense))
         where = [mask.to(entries[0].x.device) for mask in masks]
-        widths = [[matrix.in_features for matrix in narrowed(*pair).values()] for pair in pairs(pruning)]
-        log = read.log([entry.x for entry in entries], "refit", self, pruning.kept, widths)
+        log = read.log([entry.x for entry in entries], "refit", self, pruning.kept, widths, pruning.removed)
         known, x, report = log.kept(), log.take(), list[dict[str, Any]]()
         arguments = [entry.arguments for entry in entries]
         del entries  # with the first layer's input

@@ -64,9 +64,12 @@ class EvoPress:
 
     fixed = False
     only_cuts = True
-    uneven = "it removes single attentions and MLPs"
     needs = "calibration"
     cost = "k (L - k) / 1.5 times 32 over 512 tokens and 4 over 4,096, for k of L layers"
+
+    @property
+    def uneven(self) -> str:
+        return "" if self.whole else "it removes single attentions and MLPs"
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         return {"blocks_of_each_kind": self.how_many(model, ratio)}

@@ -105,6 +105,7 @@ def in_dense_numbers(decisions: dict[str, Any], kept: list[int], L: int, collaps
         if name in decisions:
             units = dict(zip(kept, decisions[name], strict=True))
             found[name] = [units.get(number, []) for number in range(L)]
+    left = [number for number in kept if number not in found["removed_layers"]]
     for refitted in decisions.get("compensation", {}).get("refitted", ()):
-        refitted["layer"] = kept[refitted["layer"]]
+        refitted["layer"] = left[refitted["layer"]]
     return found

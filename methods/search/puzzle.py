@@ -41,7 +41,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from methods.base import register
 from methods.budget import block_parameters
@@ -206,7 +206,9 @@ def ranking(C: list[Tensor]) -> Ranks:
 
 
 def contributions(model: Decoder, calibration: Calibration) -> list[Tensor]:
-    """Return C of the heads, (G,), and of the channels, (I,), of each layer, in float64."""
+    """Return C of the heads, (G,), and of the channels, (I,), of each layer, in float64; (0,) of what has gone."""
+
+    tokens = int(calibration.mask.sum())
 
     def of_layer(number: int, steps: Iterator[Step]) -> list[Tensor]:
         layer = model.layers[number]
@@ -214,11 +216,19 @@ def contributions(model: Decoder, calibration: Calibration) -> list[Tensor]:
         for step in steps:
             seen = ((X.double().abs() * step.mask[:, :, None]).sum((0, 1)) for X in (step.heads, step.channels))
             sums = [total + one.cpu() for total, one in zip(sums, seen, strict=True)]
-        norms = [matrix.weight.double().norm(dim=0).cpu() for matrix in (layer.out, layer.down)]
-        heads, channels = (X / int(calibration.mask.sum()) * norm for X, norm in zip(sums, norms, strict=True))
-        return [heads.view(layer.kv_heads, -1).sum(1), channels]
+        found = [torch.zeros(0, dtype=torch.float64)] * 2
+        if layer.has_attention:
+            found[0] = (sums[0] / tokens * norms(layer.out)).view(layer.kv_heads, -1).sum(1)
+        if layer.has_mlp:
+            found[1] = sums[1] / tokens * norms(layer.down)
+        return found
 
     return [C for pair in by_layer(model, calibration, of_layer) for C in pair]
+
+
+def norms(matrix: nn.Linear) -> Tensor:
+    """Return the norm of each column of a matrix, in float64 on the CPU."""
+    return matrix.weight.double().norm(dim=0).cpu()
 
 
 def library(

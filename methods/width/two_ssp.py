@@ -100,9 +100,11 @@ class TwoSSP:
         cut, found = cuts(model, structures), Found()
         if n:
             trial = Trial(model, calibration.first(self.tokens), "nll")
-            known = [Sublayer.parse(text) for text in calibration.order if text.startswith("attention ")]
+            width, note = f" behind {channels} channels", calibration.note  # the order of no other width
+            known = [Sublayer.parse(text.removesuffix(width)) for text in calibration.order if text.endswith(width)]
             budget = n * attention_parameters(model)
-            found = search(trial, sublayers_of(model, "attention"), budget, known, calibration.note)
+            noted = None if note is None else lambda order: note([f"{name}{width}" for name in order])
+            found = search(trial, sublayers_of(model, "attention"), budget, known, noted)
             plan |= remove_sublayers(model, found.order)
         return plan | {
             "parameters": parameters(model),

@@ -44,7 +44,10 @@ MISTAKES = {
     "too many threads": (["--methods", "laco", "--ratio", "0.2", "--threads", "9999"], "--threads lies between 1 and"),
     "long stride": (["--methods", "laco", "--ratio", "0.2", "--stride", "99"], "stride lies between 1 and the window"),
     "no plugin": (["--methods", "laco", "--ratio", "0.2", "--plugin", "mine.py"], "--plugin names a Python file"),
-    "unknown flag": (["--methods", "laco", "--ratio", "0.2", "--speed"], "unrecognized arguments|ambiguous"),
+    "unknown flag": (
+        ["--methods", "laco", "--ratio", "0.2", "--speed"],
+        "unrecognized arguments: --speed; see `python -m bench run --help`",
+    ),
     "negative shots": (["--methods", "laco", "--ratio", "0.2", "--fewshot", "-1"], "fewshot is a number of examples"),
     "data of no task": (
         ["--methods", "laco", "--ratio", "0.2", "--task-data", f"race={__file__}"],

@@ -571,7 +571,7 @@ def test_two_cells_of_one_name_are_refused(tmp_path, capsys):
     kept = next((tmp_path / "run" / "cells").glob("*.json"))
     kept.with_name("dense--fixed--other.json").write_text(kept.read_text())
     assert main(["baseline", "accept", str(tmp_path / "run"), "--out", str(tmp_path / "b")]) == 2
-    assert "two cells 'dense, seed 0'" in capsys.readouterr().err
+    assert "several cells 'dense, seed 0', which other settings set apart" in capsys.readouterr().err
 
 
 # Real cells

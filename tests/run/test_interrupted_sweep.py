@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from conftest import tiny
+from tiny_methods import calibration
 
+import methods
 from bench.cli.main import main
+from bench.plan.budget_search import pruned_to
 from bench.records.run_folder import load_run
+from methods.counted import quantity_budget
 from methods.model import sweep_log
+from methods.model.decoder import Decoder
 from methods.model.sweep_log import SweepLog, SweepLogs
 
 RATIO = "0.3"
@@ -102,6 +110,23 @@ def test_states_go_on_in_other_micro_batches(tmp_path, monkeypatch):
     ((first, second),) = again.kept()
     assert torch.equal(first, found[0]) and torch.equal(second, found[1])
     assert not again.take()
+
+
+@pytest.mark.parametrize(("what", "gone"), [("macs", 0.4), ("kv", 0.6)])
+def test_a_refit_takes_over_none_of_another_pruning_with_as_wide_matrices(what, gone, tmp_path, monkeypatch):
+    """A budget is met by pruning at several ratios, of which two cut as many channels and other attentions."""
+    monkeypatch.setattr(sweep_log, "SECONDS", 0.0)
+    found = []
+    for sweeps in (None, SweepLogs(tmp_path)):
+        model = Decoder(tiny("llama"))
+        pruner = methods.make("2ssp+refit", {"tokens": "48", "multiple": "24"})
+        asked = replace(calibration(), sweeps=sweeps)
+        found.append(pruned_to(quantity_budget(model, gone, what, 64, whole=False), pruner, model, asked))
+    (one, decided, about), (other, again, _) = found
+    assert len(about["budget"]["tried"]) > 1
+    assert decided["attentions_in_order"] == again["attentions_in_order"]
+    for mine, theirs in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_one_states_file_is_kept_and_findings_of_every_layer(tmp_path, monkeypatch):

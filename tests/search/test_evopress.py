@@ -126,6 +126,11 @@ def test_draws_hold_as_many_tokens_as_are_asked_for():
             assert any(torch.equal(row[mask], whole[: len(row[mask])]) for whole in calibration().ids)
 
 
+def test_whole_layers_leave_a_shape_that_stock_transformers_loads():
+    assert methods.make("evopress").uneven
+    assert methods.make("evopress", {"whole": "yes"}).uneven == ""
+
+
 def test_whole_layers_go_where_that_is_asked_for():
     model = Decoder(tiny("llama"))
     decided = methods.make("evopress", {"whole": "yes", "generations": "2"}).prune(model, calibration(), ratio_of(2))

@@ -106,6 +106,33 @@ def test_numbers_of_a_collapsed_model_become_those_of_the_dense_one():
     }
 
 
+def weak(layer: int) -> Decoder:
+    """A model one of whose layers adds next to nothing, so that the program removes it whole."""
+    found = model("llama")
+    with torch.no_grad():
+        for matrix in (found.layers[layer].out, found.layers[layer].down):
+            matrix.weight.mul_(1e-6)
+    return found
+
+
+def test_where_the_program_takes_whole_blocks_alone_nothing_is_refitted():
+    found = weak(2)
+    decided = LaCoPuzzle(collapsed=0, tokens=48, best=2).prune(found, calibration(), ratio_of("llama", 1))
+    assert (decided["removed_layers"], decided["compensation"]["refitted"]) == ([2], [])
+    assert len(found.layers) == len(weak(2).layers) - 1
+    again = weak(2)
+    methods.make("puzzle+refit", {"tokens": 48, "best": 2}).prune(again, calibration(), ratio_of("llama", 1))
+    assert same(found, again)
+
+
+def test_refitted_layers_have_the_numbers_of_the_dense_model_behind_one_that_the_program_removes():
+    decided = LaCoPuzzle(collapsed=0, tokens=48, best=2).prune(weak(2), calibration(), ratio_of("llama", 1.5))
+    assert decided["removed_layers"] == [2]
+    narrowed = {n for name in ("removed_kv_heads", "removed_channels") for n, lost in enumerate(decided[name]) if lost}
+    assert {one["layer"] for one in decided["compensation"]["refitted"]} == narrowed
+    assert max(narrowed) > 2
+
+
 def test_nothing_of_a_collapsed_model_is_kept_as_of_the_dense_one():
     """What other cells keep is of the dense model, and what this one narrows is another."""
     kept, dense = list[str](), model("llama")

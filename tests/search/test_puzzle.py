@@ -17,7 +17,7 @@ from methods.counted import LatencyTable, counted, held, quantity_budget
 from methods.errors import OutOfReach
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
-from methods.model.structures import Narrowed, Sublayer, cut
+from methods.model.structures import Narrowed, Sublayer, cut, remove_sublayers
 from methods.search.puzzle import (
     Narrow,
     Program,
@@ -246,6 +246,21 @@ def test_a_budget_that_no_choice_comes_near_to_is_out_of_reach(monkeypatch):
     monkeypatch.setattr(Program, "solutions", lambda self, gone, count: [[0] * len(dense.layers)])
     with pytest.raises(OutOfReach, match="as they are"):
         pruned_to(budget, Puzzle(steps=2, tokens=48), dense, TOKENS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("part", ["attention", "mlp"])
+def test_a_model_that_has_lost_a_block_before_is_pruned_further(family, part):
+    model = Decoder(tiny(family))
+    remove_sublayers(model, [Sublayer(part, 1)])
+    before, C = parameters(model), contributions(model, TOKENS)
+    gone, (heads, channels) = {"attention": 0, "mlp": 1}[part], C[2:4]
+    assert len(C[2 + gone]) == 0 < len(C[3 - gone])
+    assert (len(heads) == 0) != (len(channels) == 0)
+    ratio = 1.5 * layer_parameters(model.layers[0]) / before
+    decided = Puzzle(steps=4, tokens=48, best=2).prune(model, TOKENS, ratio)
+    assert 1 - parameters(model) / before == pytest.approx(ratio, abs=0.5 * ratio / 1.5 / 4 + 0.01)
+    assert 1 not in decided[f"removed_{part}"]  # which is gone already
 
 
 def test_the_fields_of_the_record_make_the_model_again():

@@ -704,9 +704,9 @@ def test_report_writes_every_view_in_every_format(tmp_path, capsys, form):
 
 def test_a_view_with_nothing_to_show_says_so(tmp_path, capsys):
     folder = run_folder(tmp_path / "run", [DENSE, LACO])
-    out, err = reported(capsys, folder, "--view", "grid")
-    assert out.strip() == ""
-    assert err == "the view grid has nothing to show of these cells\n"
+    assert main(["report", str(folder), "--view", "grid"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, "run one with it, as in --methods shortgpt+ghost" in err) == ("", True)
     assert "flap+ghost" in reported(capsys, run_folder(tmp_path / "mended", MENDED), "--view", "grid")[0]
 
 

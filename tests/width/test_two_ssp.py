@@ -124,10 +124,25 @@ def test_attentions_go_one_by_one_by_the_cut_models_loss(family):
     assert [layer.has_attention for layer in model.layers] == [number not in order for number in range(LAYERS)]
 
 
+def test_an_order_that_was_found_behind_other_widths_is_no_ones():
+    """As where one cell prunes at several ratios until it meets a budget, and was interrupted."""
+    noted = []
+    pruner = TwoSSP(alpha=9.0, tokens=48)
+    few, many = (pruner.prune(Decoder(tiny("llama")), calibration(note=noted.append), ratio) for ratio in (0.35, 0.5))
+    assert few["attentions_in_order"] and many["attentions_in_order"]
+    for order in list(noted):
+        again = pruner.prune(Decoder(tiny("llama")), calibration(order=tuple(order)), 0.5)
+        assert again["attentions_in_order"] == many["attentions_in_order"]
+        width = f" behind {many['removed_per_layer']['channels']} channels"
+        assert (None in again["losses"]) == order[0].endswith(width)  # what is taken over is not tried
+    assert len({order[0].partition(" behind ")[2] for order in noted}) == 2
+
+
 def test_an_interrupted_search_goes_on_and_another_ratio_takes_over_no_removals():
     """The search runs on a model cut for its own ratio, so that its order is nobody else's: the record offers none."""
     whole, heard = TwoSSP(alpha=3.0).prune(Decoder(tiny("llama")), calibration(), 0.4), list[list[str]]()
-    names = [f"attention {layer}" for layer in whole["attentions_in_order"]]
+    width = whole["removed_per_layer"]["channels"]
+    names = [f"attention {layer} behind {width} channels" for layer in whole["attentions_in_order"]]
     known = replace(calibration(), order=tuple(names[:2]), note=heard.append)
     again = TwoSSP(alpha=3.0).prune(Decoder(tiny("llama")), known, 0.4)
     assert again["attentions_in_order"] == whole["attentions_in_order"]
