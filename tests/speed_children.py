@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import sys
 import time
 
@@ -64,6 +65,12 @@ def asks(line):
 
 def never_listens(line):
     line.pipe.send(("give", None))
+    time.sleep(600)
+
+
+def stops_in_a_message(line):
+    """Announces 100 bytes, writes 10 of them, and waits."""
+    os.write(line.pipe.fileno(), struct.pack("!i", 100) + bytes(10))
     time.sleep(600)
 
 

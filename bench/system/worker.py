@@ -121,8 +121,8 @@ class Worker:
         try:
             process, here = self._started()
             self._waits = False
-            here.send((target, arguments))
-            failure = _attend(process, here, limits, began=began, hear=hear, give=give, alone=alone)
+            asked = target, arguments
+            failure = _attend(process, here, asked, limits, began=began, hear=hear, give=give, alone=alone)
             done = failure is None
             return failure
         except OSError as error:  # of a system without room for another process
@@ -195,6 +195,7 @@ def run(
 def _attend(
     process: BaseProcess,
     here: Connection,
+    asked: tuple[Callable[..., None], tuple[Any, ...]],
     limits: Limits,
     *,
     began: float,
@@ -202,14 +203,17 @@ def _attend(
     give: Callable[[Connection], object],
     alone: Callable[[], contextlib.AbstractContextManager[None]],
 ) -> Failure | None:
-    """Listen until the task finishes or exceeds a limit."""
-    where, kills, deaf = STARTING, failures.kills_for_memory(), threading.Event()
+    """Ask for a task, and listen until it finishes or exceeds a limit."""
+    where, kills, deaf = STARTING, failures.kills_for_memory(), list[float]()
     with contextlib.ExitStack() as others_wait:
         try:
+            with _killed_after(min(limits.silence, limits.seconds), process, deaf):
+                here.send(asked)
             while True:
                 if overstepped := _wait(here, process, limits, began):
                     return Failure(overstepped.status, f"{overstepped.reason} {where}, and ended")
-                word, value = here.recv()
+                with _killed_after(limits.silence, process, deaf):
+                    word, value = _received(here)
                 if word == "alive":
                     where = value
                 elif word == "found":
@@ -218,12 +222,12 @@ def _attend(
                     with _killed_after(limits.silence, process, deaf):
                         give(here)
                 elif word in ("alone", "together"):
-                    asked = time.monotonic()
+                    came = time.monotonic()
                     if word == "alone":
                         others_wait.enter_context(alone())
                     else:
                         others_wait.close()
-                    began += time.monotonic() - asked
+                    began += time.monotonic() - came
                     here.send(None)
                 elif word == "failed":
                     process.join(10)  # it tidies up behind itself
@@ -232,9 +236,19 @@ def _attend(
                     return None
         except (EOFError, ConnectionError):
             process.join(5)
-            if deaf.is_set():
-                return Failure("timed_out", f"took nothing for {limits.silence:g} s {where}, and ended")
+            if deaf:
+                said = f"left a message half read or half written for {deaf[0]:g} s {where}, and ended"
+                return Failure("timed_out", said)
             return failures.death(process.exitcode, where, kills)
+
+
+def _received(here: Connection) -> tuple[str, Any]:
+    """Return a message of the child. Raises EOFError where it has ended, be it in the middle of one."""
+    try:
+        word, value = here.recv()
+    except OSError as error:
+        raise EOFError from error
+    return word, value
 
 
 def _wait(here: Connection, process: BaseProcess, limits: Limits, began: float) -> Failure | None:
@@ -305,11 +319,17 @@ def _without_main() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _killed_after(limit: float, process: BaseProcess, deaf: threading.Event) -> Iterator[None]:
-    """Kill the process after `limit` seconds, and set `deaf`: sending to one that does not listen would never end."""
+def _killed_after(limit: float, process: BaseProcess, deaf: list[float]) -> Iterator[None]:
+    """Kill the process after `limit` seconds, and add them to `deaf`.
+
+    To send to one that does not listen would never end, nor to read from one that stops in the middle of a message.
+    """
+    if limit == math.inf:
+        yield
+        return
 
     def end() -> None:
-        deaf.set()
+        deaf.append(limit)
         process.kill()
 
     timer = threading.Timer(min(limit, threading.TIMEOUT_MAX), end)

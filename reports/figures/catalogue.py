@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import os
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing import get_context
@@ -24,6 +23,8 @@ from reports.figures import ablation, compensation, draws, heatmaps, pareto, qua
 from reports.figures.figure import Figure, save
 from reports.figures.served import figures as of_served
 from reports.text import printable
+
+PATIENCE = 300.0  # seconds for the figures of a process, which takes a second for most
 
 
 class Gallery:
@@ -44,8 +45,9 @@ class Gallery:
     def drawings(self) -> Iterator[tuple[Figure, str]]:
         """Yield every figure with its SVG, when all are written. Raises Unwritable where the disk takes no file."""
         for process, share in self._shares:
-            process.join()
-            if process.exitcode:
+            process.join(PATIENCE)
+            if process.exitcode != 0:
+                process.kill()
                 self._again(share)  # which says what is wrong, if it still is
         for figure in self.figures:
             yield figure, (self.folder / f"{figure.name}.svg").read_text(encoding="utf-8")
@@ -56,8 +58,11 @@ class Gallery:
 
 
 def _processes() -> int:
-    """Return how many processes may be forked: one for each core, one in all where there are threads."""
-    if sys.platform != "linux" or threading.active_count() > 1:
+    """Return how many processes may be forked: one for each core, one in all where there are threads.
+
+    Threads that run Python count, also those that `threading` did not start.
+    """
+    if sys.platform != "linux" or len(sys._current_frames()) > 1:
         return 1
     return len(os.sched_getaffinity(0))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import copy
 import math
 import random
 import re
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +27,7 @@ import methods
 from bench.records import run_folder
 from bench.records.record import Record
 from methods.files import write_atomically
-from reports.figures import style
+from reports.figures import catalogue, style
 from reports.figures.catalogue import figures
 from reports.figures.curves import BEST, FEW, MOST, Chart, Curve, spread
 from reports.figures.figure import FORMATS, Figure, save, svg, written
@@ -249,6 +251,7 @@ def test_letters_are_not_joined():
 
 ALONE = """
 import sys
+import threading
 from pathlib import Path
 
 sys.path.insert(0, "tests")
@@ -286,6 +289,22 @@ def test_figures_that_are_drawn_side_by_side_have_the_same_bytes(tmp_path):
     assert len(names) > 10
     for name in names:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes(), name
+
+
+def test_where_threads_run_python_nothing_is_forked():
+    """Also one that `threading` did not start, as that of pytest-xdist: a lock of its own would stay held in a fork."""
+    begun, over = threading.Event(), threading.Event()
+
+    def waits() -> None:
+        begun.set()
+        over.wait()
+
+    _thread.start_new_thread(waits, ())
+    try:
+        assert begun.wait(10)
+        assert catalogue._processes() == 1
+    finally:
+        over.set()
 
 
 def test_a_perplexity_has_a_logarithmic_axis_and_an_average_has_not():

@@ -648,7 +648,12 @@ def test_widths_say_which_kernels_they_suit():
 def through(model):
     """What the other end of a pipe makes of a model."""
     here, there = Pipe()
-    thread = threading.Thread(target=transfer.send, args=(here, model))
+
+    def send():
+        with here:  # so that whoever receives hears of a failure
+            transfer.send(here, model)
+
+    thread = threading.Thread(target=send)
     thread.start()
     received = transfer.receive(there, torch.device("cpu"))
     thread.join()
@@ -748,7 +753,11 @@ def test_a_process_that_hangs_is_ended():
     assert failed == "silent for 5 s while it slept, and ended"
     assert not is_alive(heard[0]["pid"])
     failed, _ = run(speed_children.never_listens, limit=3, give=lambda pipe: pipe.send_bytes(bytes(2**24)))
-    assert failed == "took nothing for 3 s while it started, and ended"
+    assert failed == "left a message half read or half written for 3 s while it started, and ended"
+    failed, _ = run(speed_children.stops_in_a_message, limit=3)
+    assert failed == "left a message half read or half written for 3 s while it started, and ended"
+    failed, _ = run(speed_children.finds, bytes(2**24), limit=60)  # larger than a pipe holds
+    assert failed.startswith("TypeError")
 
 
 def kill(pid):
