@@ -17,7 +17,8 @@ from bench.stats.clusters import paired_perplexity
 PAGE = "docs/studies/laco-puzzle.md"
 OURS = "laco-puzzle"
 OURS_AND_PARTS = (OURS, "laco-ls", "2ssp+refit")  # which every model has
-OTHERS = ("puzzle+refit", "obs", "tyr", "2ssp", "llm-streamline", "svd-llm")
+OTHERS = ("puzzle+refit", "puzzle", "obs", "tyr", "2ssp", "llm-streamline", "svd-llm")
+OF_ALL = (*OURS_AND_PARTS, "llm-streamline", "obs", "svd-llm")  # of the README, which every model has
 RATIOS = (0.2, 0.3)
 UNUSED = ROOT / "docs/studies/unused_windows.jsonl"  # made by docs/studies/unused_windows.py
 
@@ -51,7 +52,7 @@ def of_all_models() -> list[str]:
     found = dict[str, list[str]]()
     assert list(places()) == [(model, ratio) for model in rows_beside.MODELS for ratio in RATIOS]
     for at in places().values():
-        for label in ("dense", *OURS_AND_PARTS):
+        for label in ("dense", *OF_ALL):
             wiki, bits = (rows_beside.figure(run(), at[label], name) for name in ("wiki", "answers"))
             found.setdefault(label, []).append(f"{wiki:.1f} / {bits:.3f}")
     return [f"| `{label}` | {' | '.join(cells)} |" for label, cells in found.items()]
@@ -148,7 +149,8 @@ def test_what_is_said_of_answers():
         assert len(bits[label]) == 6
     estimates = [estimate for estimate, low, _ in bits["2ssp+refit"].values() if low > 0]
     assert len(estimates) == 6
-    assert f"({min(estimates):.3f} to {max(estimates):.3f} bits per byte more), beside `laco-ls` on SmolLM2" in page
+    said = f"(at 0.2 and 0.3 {min(estimates):.3f} to {max(estimates):.3f} bits per byte more), beside `laco-ls` on"
+    assert said in page
     shown = {place: estimate for place, (estimate, low, _) in bits["laco-ls"].items() if low > 0}
     assert {model for model, _ in shown} == {"smollm2-135m", "gemma3-270m"} and len(shown) == 4
     assert f"({min(shown.values()):.3f} to {max(shown.values()):.3f}); on Qwen" in page
@@ -161,7 +163,7 @@ def test_what_is_said_of_a_tenth():
     """Of SmolLM2, the one model that was measured there."""
     lines = [line for line in rows() if line.startswith("| smollm2-135m | 0.1 |")]
     ours, *others = lines
-    assert f"`{OURS}`" in ours and len(others) == 8
+    assert f"`{OURS}`" in ours and len(others) == 9
     figures = [[interval(cell.partition(", ")[2]) for cell in line.strip("| ").split(" | ")[3:]] for line in others]
     assert all(wiki[1] > 1 and c4[1] > 1 and bits[1] > 0 for wiki, c4, bits in figures)
     said = [min(of[at][0] for of in figures) for at in range(3)]
@@ -202,16 +204,35 @@ def test_what_is_said_of_a_layer_that_is_trained_and_of_low_rank():
     near = [estimate for model in ("smollm2-135m", "qwen2.5-coder-0.5b") for estimate, *_ in trained[model][:2]]
     assert f"within {max(near):.2f} times of `laco-puzzle` on SmolLM2 and Qwen" in page
     ((far, *_), *_), ((farthest, *_), *_) = trained["gemma3-270m"], beside_ours("llm-streamline", "0.3")["smollm2-135m"]
-    assert (
-        f"on Gemma it has {far:.1f} times its perplexity on `wiki`, and at 0.3 on SmolLM2 {farthest:.0f} times" in page
-    )
+    assert f"on Gemma it has {far:.1f} times its perplexity on `wiki`" in page
+    later = beside_ours("llm-streamline", "0.3")
+    gemma, qwen = (later[model][0][0] for model in ("gemma3-270m", "qwen2.5-coder-0.5b"))
+    assert f"at 0.3 {farthest:.0f} times on SmolLM2, {gemma:.1f} times on Gemma and {qwen:.2f} times on Qwen" in page
     last = [
         line.split("`")[1]
         for line, after in zip(rows(), [*rows()[1:], "| - | `dense`"], strict=True)
         if "| - |" in after
     ]
-    low_rank = [place for place, at in places().items() if "svd-llm" in at]
-    assert last.count("svd-llm") == 3 and len(low_rank) == 3
+    assert len(last) == len(places()) + 1 == last.count("svd-llm") + 1  # at 0.1 of SmolLM2 too
+    assert last[2] == "llm-streamline" and "It is the last, but for `llm-streamline` at 0.3 of SmolLM2" in page
+
+
+def test_what_is_said_of_exact_removals_and_of_a_program_without_a_refit_behind_it():
+    """By the words of the page, broken where it breaks them."""
+    page, unshown = " ".join(text(PAGE).split()), set()
+    for label, models in (("obs", 3), ("puzzle", 2)):
+        found = {(model, at): its for at in ("0.2", "0.3") for model, its in beside_ours(label, at).items()}
+        assert len(found) == 2 * models
+        wiki, c4, bits = ([its[which] for its in found.values()] for which in range(3))
+        more = [estimate for estimate, *_ in bits]
+        said = f"`{label}` has {times(wiki)} its perplexity on `wiki`, {times(c4)} on `c4`"
+        assert f"{said}, and {min(more):.3f} to {max(more):.3f} bits more" in page, said
+        for place, its in found.items():
+            for which, (_, low, _) in enumerate(its):
+                if low <= (1, 1, 0)[which]:
+                    unshown.add((label, *place, which))
+    assert unshown == {("puzzle", "smollm2-135m", "0.2", 0), ("puzzle", "smollm2-135m", "0.2", 1)}
+    assert "Each is shown by the pair, but for the perplexities of `puzzle` on SmolLM2 at 0.2." in page
 
 
 def test_what_is_said_of_three_draws_on_the_other_model():
