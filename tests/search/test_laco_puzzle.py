@@ -87,13 +87,13 @@ def test_decisions_have_the_numbers_of_the_dense_model(family):
 
 
 def test_numbers_of_a_collapsed_model_become_those_of_the_dense_one():
-    narrowed = {
+    narrowed = {  # refitted layers are numbered as they are left, without the one that the program has removed
         "removed_layers": [1],
         "removed_attention": [0, 2],
         "removed_mlp": [],
         "removed_kv_heads": [[], [], [], [1]],
         "removed_channels": [[3], [], [], [0, 7]],
-        "compensation": {"refitted": [{"layer": 3, "part": "mlp"}]},
+        "compensation": {"refitted": [{"layer": 2, "part": "mlp"}]},
     }
     found = in_dense_numbers(narrowed, [0, 3, 4, 6], 7, [1, 2, 5])
     assert found == {
