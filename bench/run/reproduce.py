@@ -76,10 +76,12 @@ class PrunedModel:
 def prune_again(record: Record, device: str) -> PrunedModel:
     """Make a record's model again without measuring it, from what the record says was removed.
 
-    No built-in method but SliceGPT decides anything here, so that the record may be of another machine: what it names
-    is cut, which is the model where its sha256 says so, or is given to what fits on the tokens (a compensation, LaCo,
-    laco-ls, FLAP). An older record, without that sha256, is pruned again. Raises UserError where weights, tokens or
-    decisions are no longer the same, and for a cell that was trained or goes on from another cell.
+    What it names is cut, which is the model where its sha256 says so; then the record may be of another machine. Else
+    the method prunes again, with the order of removals that the record has, and does what no list of removals holds: a
+    fit (a compensation, LaCo, laco-ls, FLAP), a rotation, factors, a layer that is trained, and what tyr and
+    laco-puzzle search behind their first decisions. Another machine may come to something else there, which is refused
+    where other blocks or units go. Raises UserError where weights, tokens or decisions are no longer the same, and for
+    a cell that was trained or goes on from another cell.
     """
     cell, measured, protocol = fingerprint.of_today(record.cell), record.measured, record.cell["protocol"]
     if "healing" in cell or "earlier" in cell:
