@@ -149,7 +149,7 @@ def test_what_is_said_of_answers():
         assert len(bits[label]) == 6
     estimates = [estimate for estimate, low, _ in bits["2ssp+refit"].values() if low > 0]
     assert len(estimates) == 6
-    said = f"(at 0.2 and 0.3 {min(estimates):.3f} to {max(estimates):.3f} bits per byte more), beside `laco-ls` on"
+    said = f"({min(estimates):.3f} to {max(estimates):.3f} bits per byte more at 0.2 and 0.3), beside `laco-ls` on"
     assert said in page
     shown = {place: estimate for place, (estimate, low, _) in bits["laco-ls"].items() if low > 0}
     assert {model for model, _ in shown} == {"smollm2-135m", "gemma3-270m"} and len(shown) == 4
@@ -207,7 +207,8 @@ def test_what_is_said_of_a_layer_that_is_trained_and_of_low_rank():
     assert f"on Gemma it has {far:.1f} times its perplexity on `wiki`" in page
     later = beside_ours("llm-streamline", "0.3")
     gemma, qwen = (later[model][0][0] for model in ("gemma3-270m", "qwen2.5-coder-0.5b"))
-    assert f"at 0.3 {farthest:.0f} times on SmolLM2, {gemma:.1f} times on Gemma and {qwen:.2f} times on Qwen" in page
+    said = f"{farthest:.0f} times on SmolLM2, {gemma:.1f} times on Gemma and {qwen:.2f} times on Qwen"
+    assert f"at 0.3 it has {said}" in page
     last = [
         line.split("`")[1]
         for line, after in zip(rows(), [*rows()[1:], "| - | `dense`"], strict=True)
