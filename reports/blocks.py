@@ -12,7 +12,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from bench.records import columns
-from bench.records.comparability import apart, draws, setups
+from bench.records.comparability import apart, setups
+from bench.records.drawn_cells import draws
 from bench.records.record import Record, label, ratio_of, requested_ratio
 from bench.stats.draws import draw_stderr, exponential, mean_interval
 from reports import healing_notes

@@ -12,7 +12,8 @@ from itertools import chain
 from typing import Any
 
 from bench.records.columns import MISS, missed_by, texts
-from bench.records.comparability import dense_peer, draws, other_versions
+from bench.records.comparability import dense_peer, other_versions
+from bench.records.drawn_cells import draws
 from bench.records.record import Record, amount, is_accuracy, label, ratio_of, requested_ratio
 from bench.records.windows import in_a_row
 from methods.counted import QUANTITIES

@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.plan.cell import Cell
 from bench.plan.protocol import profile
+from bench.plan.recipe import Recipe
 from bench.records.record import Record
 
 TASKS = {"hellaswag": 10042, "piqa": 1838, "winogrande": 1267, "arc_easy": 2376, "openbookqa": 500}
@@ -212,6 +213,8 @@ FAILED = [
     ),
 ]
 
+
+RECIPE = Recipe(loss="kl").as_run()  # by which a cell was healed
 
 RECORDS = [LACO, DENSE, SLICEGPT, HUGE, UNICODE, FIXED, *FAILED]
 

@@ -242,7 +242,7 @@ def _wanted(run: Path, arguments: argparse.Namespace) -> list[tuple[Record, dict
     from bench.records import columns as column_data
     from bench.records import run_folder
     from bench.records.comparability import identity
-    from bench.records.record import ratio_of, share
+    from bench.records.record import share
     from reports.blocks import name_beside
 
     metric, label, ratio = arguments.metric, arguments.label, arguments.ratio
@@ -252,10 +252,8 @@ def _wanted(run: Path, arguments: argparse.Namespace) -> list[tuple[Record, dict
         figures = [name for name in columns if any(isinstance(row.get(name), int | float) for row in rows)]
         raise UserError(f"{run} has no metric {metric!r}; it has {', '.join(figures)}")
     cells = [identity(record) for record in records]
-    names = [
-        name_beside(record, records) + ("" if at is None else f" at {share(at, ratio_of(record.cell))}")
-        for record, at in zip(records, (cell["ratio"] for cell in cells), strict=True)
-    ]
+    asked = [share(cell["ratio"], cell.get("ratio_of", "all")) for cell in cells]
+    names = [name_beside(record, records) + f" at {at}" * bool(at) for record, at in zip(records, asked, strict=True)]
     wanted = [
         number
         for number, cell in enumerate(cells)

@@ -103,8 +103,9 @@ def _row(task: Any, sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def _has_one_right_choice(task: Any) -> bool:
-    """Say whether answers are chosen, by lm-eval's own rule: a task with one of its own, as truthfulqa_mc2, sums over
-    several right choices, and says nothing of them in its targets.
+    """Say whether the answer is one of several choices, scored by lm-eval's own rule.
+
+    A task with a rule of its own, as truthfulqa_mc2, may sum over several right choices, which no target names.
     """
     return task.OUTPUT_TYPE == "multiple_choice" and task.config.process_results is None
 

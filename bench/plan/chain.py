@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from bench.plan.cell import Cell, Stage, asked
 from bench.plan.grid import budget, first_draw
-from bench.records import comparability
+from bench.records import drawn_cells
 from methods.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _same_draw(parent: Cell, stage: list[Cell]) -> list[Cell]:
 
 def is_draw(cell: Cell | Stage) -> bool:
     """Return whether a cell, or a stage of one, is one of several draws of a random method."""
-    return comparability.is_drawn(cell.parameters, cell.given)
+    return drawn_cells.is_drawn(cell.parameters, cell.given)
 
 
 def is_timed(cell: Cell) -> bool:

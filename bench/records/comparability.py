@@ -7,9 +7,10 @@ of its figures differs; the gate and `compare` refuse only what their column say
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from bench.records.drawn_cells import is_draw, undrawn
 from bench.records.record import ANSWER_BPB, Record, ratio_of, share
 
 FIGURES = ("size", "text", "task", "speed")
@@ -134,21 +135,13 @@ def setups(records: Sequence[Record]) -> list[str]:
     belong together, and each draw stands alone.
     """
     found = [conditions_of(record) for record in records]
-    alike = [json.dumps(one | {"inputs": _undrawn(one["inputs"])}, sort_keys=True) for one in found]
+    alike = [json.dumps(one | {"inputs": undrawn(one["inputs"])}, sort_keys=True) for one in found]
     exact = [json.dumps(one, sort_keys=True) for one in found]
     drawn: dict[tuple[str, int], set[str]] = {}
     for record, family, whole in zip(records, alike, exact, strict=True):
         drawn.setdefault((family, record.cell["seed"]), set()).add(whole)
     unclear = {family for (family, _), several in drawn.items() if len(several) > 1}
     return [whole if family in unclear else family for family, whole in zip(alike, exact, strict=True)]
-
-
-def _undrawn(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the inputs without what the seed draws: the calibration, and of each task the documents."""
-    found = {name: value for name, value in inputs.items() if name != "calibration_sha256"}
-    if "tasks" in found:
-        found["tasks"] = {name: task.get("version") for name, task in found["tasks"].items()}
-    return found
 
 
 def perplexity_setup(record: Record, text: str) -> str:
@@ -162,7 +155,7 @@ def study_setup(record: Record) -> str:
     """Return what the cells of one ablation share as one text: `setup` without the calibration, which they may vary."""
     found = conditions_of(record)
     protocol = {name: value for name, value in found["protocol"].items() if not touches(f"protocol.{name}", "decision")}
-    more = {"protocol": protocol, "inputs": _undrawn(found["inputs"]), "match": record.cell["match"]}
+    more = {"protocol": protocol, "inputs": undrawn(found["inputs"]), "match": record.cell["match"]}
     return json.dumps(found | more, sort_keys=True)
 
 
@@ -172,7 +165,7 @@ def over_models(record: Record) -> str:
     Texts are the same text in the tokens of each, and what the seed draws is left out as in `setups`.
     """
     found = shared(record.cell, "text", "task")
-    inputs = {"tasks": _undrawn(found["inputs"]).get("tasks"), "protocol": found["protocol"]}
+    inputs = {"tasks": undrawn(found["inputs"]).get("tasks"), "protocol": found["protocol"]}
     return json.dumps(inputs | {name: found[name] for name in ("device", "dtype")}, sort_keys=True)
 
 
@@ -307,44 +300,3 @@ def brief(value: Any) -> str:
     if len(text) <= 40:
         return text
     return json.dumps(f"{value[:12]}...") if isinstance(value, str) else f"{text[:12]}..."
-
-
-def draws(records: Sequence[Record], *, seeds: bool = True) -> list[list[int]]:
-    """Return the places of the records that share a row: measured cells that differ in what was drawn alone.
-
-    That is the choice of a random method, whose cells have a parameter for its seed, and what the cell's own seed
-    draws, the calibration and the documents; without `seeds` the choice alone. Cells that cannot be measured share a
-    row over the seeds too. One that was timed comes first, then the lowest seed.
-    """
-    rows: dict[str, list[int]] = {}
-    seeds = seeds and len({record.cell["seed"] for record in records}) > 1
-    for number, record in enumerate(records):
-        random = record.status == "ok" and any(map(is_draw, (*record.cell.get("earlier", ()), record.cell)))
-        key = _undrawn_cell(record, random=random, seeds=seeds) if random or seeds else str(number)
-        others = {records[other].cell["seed"] for other in rows.get(key, ())}
-        rows.setdefault(key if random or record.cell["seed"] not in others else str(number), []).append(number)
-    return [
-        sorted(numbers, key=lambda n: ("speed" not in records[n].measured, records[n].cell["seed"]))
-        for numbers in rows.values()
-    ]
-
-
-def _undrawn_cell(record: Record, *, random: bool, seeds: bool) -> str:
-    """Return all that was asked for and that it stands on but for what was drawn, as one text."""
-    *earlier, cell = [
-        {**stage, "parameters": {**stage["parameters"], "seed": None}} if random and is_draw(stage) else stage
-        for stage in (*record.cell.get("earlier", ()), record.cell)
-    ]
-    inputs = {name: value for name, value in cell.get("inputs", {}).items() if name != "parent"}
-    drawn = {"seed": None, "inputs": _undrawn(inputs)} if seeds else {"inputs": inputs}
-    return json.dumps([record.status, {**cell, "earlier": earlier, **drawn}], sort_keys=True)
-
-
-def is_draw(stage: Mapping[str, Any]) -> bool:
-    """Say whether a cell, or one that it goes on from, is one of several draws of a random method."""
-    return is_drawn(stage["parameters"], stage.get("given", ()))
-
-
-def is_drawn(parameters: Mapping[str, Any], given: Collection[str]) -> bool:
-    """Say whether a method with these parameters draws its seeds itself, none having been given."""
-    return "draws" in parameters and "seed" not in given

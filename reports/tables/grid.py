@@ -114,7 +114,7 @@ def _of_gains(measure: Column, group: TableGroup, samples: Samples) -> list[Tabl
                 f"†: p < {LEVEL} ({', '.join(tests)}; adjusted by Holm for the cells of a table).",
                 *sorting,
             ),
-            name=f"grid-gain-{measure.name}-{ratio_word(group).replace(' ', '-')}",
+            name=f"grid-gain-{measure.name}-{ratio_word(group)}",
             title=f"{measure.label}, {how}{ARROWS[measure.better]}, {notes.ratio(group.records)}",
             said=(
                 *notes.exceptions([group.records[place] for gain in found for place in (gain.alone, gain.place)]),
@@ -186,7 +186,7 @@ def _of_measure(measure: Column, group: TableGroup, data: ReportData) -> Table:
             *notes.protocol(list(chain(*group.drawn)), list(chain(*group.each)), (kind(measure.name),)),
             *sorting,
         ],
-        name=f"grid-{measure.name}-{ratio_word(group).replace(' ', '-')}",
+        name=f"grid-{measure.name}-{ratio_word(group)}",
         title=f"{measure.head}, {notes.ratio(group.records)}",
         said=(*notes.exceptions(group.at_each_seed()), *tests, *[NOT_ASKED] * absent),
     )

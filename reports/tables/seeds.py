@@ -19,7 +19,8 @@ from statistics import fmean
 from scipy.special import stdtrit
 
 from bench.records.columns import texts
-from bench.records.comparability import is_draw, study_setup
+from bench.records.comparability import study_setup
+from bench.records.drawn_cells import is_draw
 from bench.records.record import Record, amount, display_name, label, ratio_of, requested_ratio
 from bench.records.samples import Samples
 from bench.records.windows import in_a_row
@@ -131,13 +132,14 @@ def _cells(records: Mapping[int, Record], text: str) -> dict[str, dict[Draw, int
     """Return the places of the cells that have a finite perplexity, by method, the best first."""
     found: dict[str, dict[Draw, int]] = {}
     logs: dict[str, list[float]] = {}
+    every = list(records.values())
     for place, record in records.items():
-        if math.isfinite(figure := _perplexity(record, text)):
-            draw = (str(record.cell["protocol"]["calibration"]), record.cell["seed"])
-            name = name_beside(record, list(records.values()))
-            found.setdefault(name, {}).setdefault(draw, place)
+        draw = (str(record.cell["protocol"]["calibration"]), record.cell["seed"])
+        places = found.setdefault(name := name_beside(record, every), {})
+        if draw not in places and math.isfinite(figure := _perplexity(record, text)):
+            places[draw] = place
             logs.setdefault(name, []).append(math.log(figure))
-    return {method: dict(sorted(found[method].items())) for method in sorted(found, key=lambda one: fmean(logs[one]))}
+    return {method: dict(sorted(found[method].items())) for method in sorted(logs, key=lambda one: fmean(logs[one]))}
 
 
 def _perplexity(record: Record, text: str) -> float:
@@ -235,9 +237,8 @@ def _counts(found: CalibrationDraws) -> Iterator[str]:
     others = [one for place, one in found.records.items() if place not in known]
     again = [one for one in others if math.isfinite(_perplexity(one, found.text))]
     for why, several in (("without a figure", [one for one in others if one not in again]), ("measured again", again)):
-        where = [
-            f"{label(one.cell)} of {one.cell['protocol']['calibration']}, seed {one.cell['seed']}" for one in several
-        ]
+        cells = [one.cell for one in several]
+        where = [f"{label(cell)} of {cell['protocol']['calibration']}, seed {cell['seed']}" for cell in cells]
         if where:
             yield f"{why}, and left out: {'; '.join(where)}."
     if found.left_out:

@@ -251,7 +251,6 @@ def test_letters_are_not_joined():
 
 ALONE = """
 import sys
-import threading
 from pathlib import Path
 
 sys.path.insert(0, "tests")

@@ -8,7 +8,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from made_records import DENSE, PER_LAYER, changed, checked, drawn, failed, measured, ok
+from made_records import DENSE, PER_LAYER, RECIPE, changed, checked, drawn, failed, measured, ok
 from made_runs import run_folder
 
 from bench.cli.main import main
@@ -132,12 +132,6 @@ def test_what_is_evaluated_otherwise_is_not_joined():
     assert not view("ablation", [one, changed(other, "cell", "inputs", "texts", to={"wiki": "another half"})])
     assert not view("ablation", [one, changed(other, "cell", "protocol", "windows", to=99)])
     assert not view("ablation", [one, changed(other, "cell", "dtype", to="bfloat16")])
-
-
-RECIPE = {
-    **{"kind": "lora", "loss": "kl", "tokens": 4096, "text": "wiki", "passes": 1, "batch": 8, "length": 256},
-    **{"learning_rate": 1e-4, "seed": 0, "rank": 8},
-}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from made_records import DENSE, LACO, changed, share
+from made_records import DENSE, LACO, RECIPE, changed, share
 from made_runs import run_folder
 
 from bench.cli.main import main
@@ -219,12 +219,6 @@ def test_some_documents_and_another_ratio_have_no_difference(tmp_path):
     found, said = differences([whole(one) for one in RECORDS], read(other, tmp_path))
     assert (found["hellaswag"], found["ppl wiki"]) == (None, None)
     assert "another ratio" in said
-
-
-RECIPE = {
-    **{"kind": "lora", "loss": "kl", "tokens": 4096, "text": "wiki", "passes": 1, "batch": 8, "length": 256},
-    **{"learning_rate": 1e-4, "seed": 0, "rank": 8},
-}
 
 
 @pytest.mark.parametrize(

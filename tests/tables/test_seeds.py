@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from made_records import DENSE, PER_LAYER, changed, drawn, failed, measured, ok
+from made_records import DENSE, PER_LAYER, RECIPE, changed, drawn, failed, measured, ok
 from made_runs import run_folder
 from scipy.stats import t
 
 from bench.cli.main import main
-from bench.records.comparability import draws, setups
+from bench.records.comparability import setups
+from bench.records.drawn_cells import draws
 from bench.records.record import Record
 from bench.records.run_folder import load_runs
 from bench.records.samples import Samples
@@ -358,11 +359,9 @@ def test_texts_are_a_level_and_missing_cells_are_named():
 
 
 def test_two_recipes_are_two_methods_and_what_was_measured_again_is_named():
-    recipe = {"kind": "lora", "loss": "kl", "tokens": 4096, "text": "wiki", "passes": 1, "batch": 8, "length": 256}
-    recipe |= {"learning_rate": 1e-4, "seed": 0, "rank": 8}
     records = run({"sleb": [40.0, 41.0, 42.0]})
     for loss, ppl in (("kl", 50.0), ("next-token", 500.0)):
-        records += [cell("laco", seed, ppl + seed, healing=recipe | {"loss": loss}) for seed in range(3)]
+        records += [cell("laco", seed, ppl + seed, healing=RECIPE | {"loss": loss}) for seed in range(3)]
     again = changed(records[3], "cell", "inputs", "calibration_sha256", to="of another version of c4")
     sources, methods = view("seeds", [*records, again])
     means = {row.label: row.cells[0].value for row in methods.rows}

@@ -23,6 +23,7 @@ from made_records import (
     LACO,
     MENDED,
     PER_LAYER,
+    RECIPE,
     RECORDS,
     SLICEGPT,
     changed,
@@ -136,10 +137,8 @@ def test_by_ratio_keeps_apart_what_met_its_ratio_or_was_healed_otherwise():
         "laco (match layers)": LACO.measured["perplexity"]["wiki"]["perplexity"],
         "laco (match exact)": 70.0,
     }
-    recipe = {"kind": "lora", "loss": "kl", "tokens": 4096, "text": "wiki", "passes": 1, "batch": 8, "length": 256}
-    recipe |= {"learning_rate": 1e-4, "seed": 0, "rank": 8}
     healed = [
-        changed(changed(LACO, "cell", "healing", to=recipe | {"loss": loss}), "cell", "ratio", to=ratio)
+        changed(changed(LACO, "cell", "healing", to=RECIPE | {"loss": loss}), "cell", "ratio", to=ratio)
         for loss, ratio in (("kl", 0.1), ("next-token", 0.3))
     ]
     (perplexity, *_) = view("by-ratio", [DENSE, *healed])
