@@ -362,7 +362,7 @@ def test_two_recipes_are_two_methods_and_what_was_measured_again_is_named():
     records = run({"sleb": [40.0, 41.0, 42.0]})
     for loss, ppl in (("kl", 50.0), ("next-token", 500.0)):
         records += [cell("laco", seed, ppl + seed, healing=RECIPE | {"loss": loss}) for seed in range(3)]
-    again = changed(records[3], "cell", "inputs", "calibration_sha256", to="of another version of c4")
+    again = changed(cell("sleb", 0, 9e9), "cell", "inputs", "calibration_sha256", to="of another version of c4")
     sources, methods = view("seeds", [*records, again])
     means = {row.label: row.cells[0].value for row in methods.rows}
     assert means == {

@@ -221,6 +221,14 @@ def test_the_grid_has_every_measure_at_every_ratio_where_something_is_mended():
     assert notes["grid-kl-0.3"][0].startswith("flap+ghost: unsupported: the method removes heads and channels")
 
 
+def test_no_table_of_a_share_of_the_decoder_has_a_space_in_its_name():
+    """Its LaTeX file is called so, which \\input takes."""
+    records = [changed(one, "cell", "ratio_of", to="decoder") for one in MENDED]
+    names = [table.name for name in ("main", "grid") for table in view(name, records)]
+    assert any(name.startswith("grid-perplexity") and name.endswith("of-the-decoder") for name in names)
+    assert not [name for name in names if " " in name]
+
+
 def test_plus_none_is_the_method_alone_and_a_missed_ratio_has_a_star():
     records = [changed(LACO, "cell", "method", to=name) for name in ("sleb+none", "sleb+ghost")]
     records[1] = changed(records[1], "measured", "ratio", to=LACO.measured["ratio"] - 0.008)
