@@ -52,6 +52,7 @@ def plan_spec(spec: RunSpec) -> Plan:
         lambda cell: datasets[calibration_setting(cell)].amounts,
         lambda cell: every if slots == 1 else shared,
         every,
+        done,
     )
     room = room_of(spec.memory_gib, slots)
     card = card_of(cells[0], spec.gpus_per_cell, spec.device_memory_gib) if here else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -158,10 +158,14 @@ def run(
                 shared["offload"] = str(offload.resolve() if engine.here else offload)
             if memory is not None or engine.here:
                 shared["memory"] = room_of(memory, measuring.slots) / 2**30
-            outlook = _outlook(cells, folder, datasets, measuring)
+            served = {
+                key: (None if record is None else Ended.of(record), why)
+                for key, record, why in store.served(folder, cells, retry_failed)
+            }
+            outlook = _outlook(cells, folder, datasets, measuring, {key for key, (ended, _) in served.items() if ended})
             estimates = outlook.estimates if outlook else None
             told: dict[str, Any] = {"here": engine.here, "estimates": estimates, "told": ended}
-            records = _measured(cells, folder, measuring, retry_failed, shared, **told)
+            records = _measured(cells, folder, measuring, served, shared, **told)
         report(folder, records)
     return records
 
@@ -170,7 +174,7 @@ def _measured(
     cells: Sequence[Cell],
     folder: Path,
     session: Session,
-    retry_failed: bool,
+    served: Mapping[str, tuple[Ended | None, str]],
     shared: Mapping[str, Any],
     *,
     here: bool = True,
@@ -181,11 +185,9 @@ def _measured(
 
     Only what other cells need of a record is kept meanwhile; at the end all are read from the folder. With estimates a
     line after each cell says when the run ends.
+
+    served  of each cell what its record says, or None and why it has none that counts
     """
-    served = {
-        key: (None if record is None else Ended.of(record), why)
-        for key, record, why in store.served(folder, cells, retry_failed)
-    }
     missing = [cell for cell in cells if served[cell.key][0] is None]
     _refuse_large(missing if here else [], session, shared)
     seconds = {key: one.seconds for key, one in (estimates or {}).items()}
@@ -254,9 +256,13 @@ def _refuse_large(cells: Sequence[Cell], session: Session, shared: Mapping[str, 
 
 
 def _outlook(
-    cells: Sequence[Cell], folder: Path, datasets: Mapping[CalibrationSetting, Datasets], session: Session
+    cells: Sequence[Cell],
+    folder: Path,
+    datasets: Mapping[CalibrationSetting, Datasets],
+    session: Session,
+    done: Container[str],
 ) -> Outlook | None:
-    """Return what cells will take; None where there are so few, one after the other, that nobody asks."""
+    """Return what cells will take, but for those that are done; None for so few, in turn, that nobody asks."""
     if session.slots == 1 and len(cells) <= FEW:
         return None
     outlook = Outlook.of(cells[0], folder)
@@ -265,6 +271,7 @@ def _outlook(
         lambda cell: datasets[calibration_setting(cell)].amounts,
         lambda cell: session.threads(chain.is_timed(cell)),
         session.machine.threads,
+        done,
     )
     return outlook
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -56,19 +56,19 @@ class Outlook:
         amounts: Callable[[Cell], Amounts],
         threads: Callable[[Cell], int],
         timed_threads: int,
+        done: Container[str] = (),
     ) -> None:
         """Estimate cells that come in this order.
 
         amounts        on how much text and how many documents each is measured
         threads        how many each has but while it is timed
         timed_threads  how many each has then
+        done           keys of those that are not measured, since they have a record
         """
         self._models |= {cell.model: cell for cell in cells}
-        known, by_key = predecessors(searches_of(cells)), {cell.key: cell for cell in cells}
+        known = known_ratios(cells, done)
         for cell in cells:
-            before = known.get(cell.key) if passes.searches(cell.method) else None
-            ratio = by_key[before].ratio if before else None
-            known_ratio, text = min(ratio or 0.0, cell.ratio or 0.0), amounts(cell)
+            known_ratio, text = known.get(cell.key, 0.0), amounts(cell)
             found = self._estimator(cell, threads(cell)).estimate(cell, text, known_ratio)
             if "speed" in found.stages and threads(cell) != timed_threads:
                 timed = self._estimator(cell, timed_threads).estimate(cell, text, known_ratio)
@@ -99,6 +99,26 @@ class Outlook:
                     found.learn(record, costs.get(record.cell["model"]))
             self._estimators[cell.model, threads] = found
         return self._estimators[cell.model, threads]
+
+
+def known_ratios(cells: Sequence[Cell], done: Container[str]) -> dict[str, float]:
+    """Return up to which ratio others of a run have found what a cell needs, as bench.schedule.work has it: by key.
+
+    Removals of a search are in the records of those that are done; of what a cell has seen in the dense model, only
+    those know that are measured in the same run.
+    """
+    searches, by_key = searches_of(cells), {cell.key: cell for cell in cells}
+    before, looked, found = predecessors(searches), set[str](), dict[str, float]()
+    for key, search in searches.items():
+        cell = by_key[key]
+        if passes.searches(cell.method) and key in before:
+            found[key] = min(by_key[before[key]].ratio or 0.0, cell.ratio or 0.0)
+        elif passes.looks(cell.method) and not cell.earlier:
+            if search in looked:
+                found[key] = cell.ratio or 0.0
+            if key not in done:
+                looked.add(search)
+    return found
 
 
 def records_near(folder: Path) -> Iterator[Record]:

@@ -22,6 +22,7 @@ PUBLISHED_WINDOWS = 45  # tried by `laco-published`, whatever the ratio: 47, 45,
 BLOCKS = 2.9  # attentions and MLPs removed for a layer's worth of parameters: 12, 22, 32 for 4, 8, 11 layers there
 FITS = {"scale": 0.71, "linearpatch": 0.81, "ghost": 0.90, "replaceme": 0.99, "refit": 3.53, "reinitialize": 0.0}
 # in forwards without the head; tests/benchmarks/README.md, "What a fit costs, in forwards"
+LOOKS = ("puzzle", "shortened-llama", "shortened-llama-taylor")  # at the dense model, once for all ratios
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class PruningWork:
     """Says what is pruned, and on what.
 
     ratio      to remove of the dense model
-    known      the ratio up to which an earlier search's removals are known
+    known      the ratio up to which an earlier search's removals are known; of a method that `looks`, more than 0 says
+               that another cell has looked
     sequences, length   of the calibration
     """
 
@@ -83,6 +85,11 @@ def searches(method: str) -> bool:
     return method.partition("+")[0] in ("sleb", "blockpruner", "finercut", "laco-ls")
 
 
+def looks(method: str) -> bool:
+    """Say whether nearly all that a method computes is of the dense model, whatever the ratio and compensation are."""
+    return method.partition("+")[0] in LOOKS
+
+
 def _forwards(asked: PruningWork, count: float) -> Computed:
     """Count forwards of the layers over the calibration; of gradients three are a forward and a backward pass."""
     return Computed(count * asked.shape.body(asked.sequences * asked.length, asked.length))
@@ -90,6 +97,8 @@ def _forwards(asked: PruningWork, count: float) -> Computed:
 
 def _taylor(asked: PruningWork) -> Computed:
     """Two forward passes and a backward pass over few tokens, with the head."""
+    if asked.known:
+        return Computed()
     rows = min(asked.sequences, asked.parameters.get("sequences", asked.sequences))
     tokens = rows * min(asked.length, asked.tokens) if "sequences" in asked.parameters else asked.tokens
     times = 4 * asked.parameters.get("steps", 1)
@@ -127,7 +136,7 @@ def _trials(asked: PruningWork, count: float, kept: float = 1.0) -> Computed:
 
 def _each_layer(asked: PruningWork) -> Computed:
     """Every layer is left out once."""
-    return _trials(asked, asked.shape.layers)
+    return Computed() if asked.known else _trials(asked, asked.shape.layers)
 
 
 def _search(asked: PruningWork, blocks: float, stay: int) -> Computed:
@@ -198,7 +207,8 @@ def _puzzle(asked: PruningWork) -> Computed:
     tokens = min(asked.sequences * asked.length, given.get("tokens", 2048))
     tried = shape.layers * choices * (0.5 * shape.body(tokens, asked.length) + tokens * shape.head)
     kept = given.get("best", 8) * (shape.body(tokens, asked.length, 1 - asked.ratio) + tokens * shape.head)
-    return Computed(shape.body(asked.sequences * asked.length, asked.length) + tried + kept)
+    found = 0.0 if asked.known else shape.body(asked.sequences * asked.length, asked.length) + tried
+    return Computed(found + kept)
 
 
 def _tyr(asked: PruningWork) -> Computed:

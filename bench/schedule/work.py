@@ -60,7 +60,7 @@ class Cost:
     def seconds(self, cell: Cell, amounts: Amounts, known: float = 0.0) -> dict[str, float]:
         """Return the seconds of every stage that the cell has.
 
-        known  the ratio up to which the removals of its search are known from a cell in front of it
+        known  the ratio up to which what it finds is known from a cell in front of it (bench.schedule.passes)
         """
         kept, p = self.shape.kept(self.shape.share(cell.ratio, cell.ratio_of)), cell.protocol
         found = {"load": (1 + bool(cell.earlier)) * LOAD * self._bytes(1.0)}

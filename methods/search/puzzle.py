@@ -27,7 +27,8 @@ whole model afterwards. The code's damage is by default a distance of hidden sta
 widths are multiples of 256, here equal steps of what a layer has. Its budgets are upper bounds; here what stays is held
 to the budget from both sides, as that of every method of this suite, by half of the smallest replacement.
 
-Cost. L choices times half a forward over `tokens` tokens, and `best` forwards.
+Cost. L choices times half a forward over `tokens` tokens, and `best` forwards. Cells of a run that differ in their
+ratio or compensation measure the damages once, and what was interrupted goes on from those that it had measured.
 """
 
 from __future__ import annotations
@@ -246,7 +247,8 @@ def damages(
     every = choices(model, *widths)
     trial = Trial(model, calibration, score, narrow=Narrow(ranks))
     asked = [one for several in every for one in several[1:]]
-    dense, *losses = trial.losses([Gone(), *asked], "leaving out one")
+    log = calibration.log([], "puzzle", [sorted(map(str, one)) for one in asked], score)
+    dense, *losses = trial.losses([Gone(), *asked], "leaving out one", log=log)
     found, at = [], 0
     for several in every:
         these = [loss - dense for loss in losses[at : at + len(several) - 1]]

@@ -25,6 +25,7 @@ from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.precision import rows_in_cache
 from methods.model.structures import Narrowed, Sublayer
+from methods.model.sweep_log import SweepLog
 from methods.progress import bar
 
 TOKENS_AT_ONCE = 128  # whose logits are held at once: fewer make slow products, more do not fit a cache
@@ -139,18 +140,23 @@ class Trial:
         return self.losses([Gone([block] if block else []) for block in blocks], shown, exact=exact)
 
     @torch.no_grad()
-    def losses(self, candidates: Sequence[Gone], shown: str = "comparing", *, exact: bool = True) -> list[float]:
+    def losses(
+        self, candidates: Sequence[Gone], shown: str = "comparing", *, exact: bool = True, log: SweepLog | None = None
+    ) -> list[float]:
         """Return the loss per token without each set of blocks, of which no two are the same.
 
         Unless `exact`, one that is sure to be above the lowest may be given up: its figure is then anything above the
-        lowest. `shown` says on stderr what this is for.
+        lowest. `shown` says on stderr what this is for. `log` keeps what is measured, and has what an interrupted
+        attempt has measured of the same candidates, exactly, a number of layers at a time.
         """
-        tokens, L, best, losses = sum(len(batch.targets) for batch in self.batches), len(self.layers), math.inf, []
+        tokens, L, best = sum(len(batch.targets) for batch in self.batches), len(self.layers), math.inf
         first = 1 if len(self.batches) > 1 and not exact else 0  # for the limit that spares others their last batches
         cuts = [0, *range(first, len(candidates), L)] if first else range(0, len(candidates), L)
         groups = [candidates[start:end] for start, end in pairwise([*cuts, len(candidates)])]
-        with bar(len(groups) * len(self.batches) * L, shown, "layer") as progress:
-            for group in groups:
+        losses = [loss for (some,) in log.kept() for loss in some.tolist()] if log else []
+        done = log.done if log else 0  # groups
+        with bar(len(groups) * len(self.batches) * L, shown, "layer", done * len(self.batches) * L) as progress:
+            for group in groups[done:]:
                 totals = dict.fromkeys(group, 0.0)
                 for batch in self.batches:
                     last = batch is self.batches[-1]
@@ -164,7 +170,9 @@ class Trial:
                         if last and totals[gone] < best * tokens:
                             best = totals[gone] / tokens
                             limit = math.inf if exact else (1 + ROUNDING) * totals[gone]
-                losses += [totals[gone] / tokens for gone in group]
+                losses += (found := [totals[gone] / tokens for gone in group])
+                if log:
+                    log.add([torch.tensor(found, dtype=torch.float64)], [])
         return losses
 
     def remove(self, block: Sublayer) -> None:

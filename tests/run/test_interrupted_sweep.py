@@ -19,7 +19,7 @@ from methods.model.decoder import Decoder
 from methods.model.sweep_log import SweepLog, SweepLogs
 
 RATIO = "0.3"
-METHODS = {  # similarities, statistics, those of layers that have been cut, bases, gradients, refits
+METHODS = {  # similarities, statistics, those of layers that have been cut, bases, gradients, damages, refits
     "laco": ":C=2,I=2",
     "shortgpt": "",
     "angular": "",
@@ -34,6 +34,7 @@ METHODS = {  # similarities, statistics, those of layers that have been cut, bas
     "slicegpt": ":multiple=1",
     "shortened-llama-taylor": "",
     "llm-pruner": ":steps=2",
+    "puzzle": ":tokens=64",
     "flap+refit": "",
     "wanda-sp+refit": ":refit.intercept=yes",
 }

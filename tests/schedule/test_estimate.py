@@ -10,7 +10,7 @@ import torch
 from conftest import tiny
 
 import methods
-from bench.plan.cell import Cell
+from bench.plan.cell import Cell, Stage
 from bench.plan.protocol import profile
 from bench.plan.recipe import Recipe
 from bench.records.record import Record
@@ -122,6 +122,28 @@ def test_a_search_that_goes_on_costs_what_is_left_of_it():
     estimator.learn(known)
     estimator.learn(went_on)
     assert estimator.estimate(cell("sleb", 0.3), AMOUNTS).stages["prune"] == pytest.approx(120.0)
+
+
+@pytest.mark.parametrize("name", passes.LOOKS)
+def test_a_look_at_the_dense_model_is_planned_once_for_all_ratios_and_compensations_of_a_run(name):
+    every = [cell(label, ratio) for ratio in (0.1, 0.3) for label in (name, f"{name}+refit")]
+    known = outlook.known_ratios(every, ())
+    assert [one.key in known for one in every] == [False, True, True, True]
+    seconds = [COST.seconds(one, AMOUNTS, known.get(one.key, 0.0))["prune"] for one in every]
+    alone = [COST.seconds(one, AMOUNTS)["prune"] for one in every]
+    assert seconds[0] == alone[0]
+    assert all(usual - less > alone[0] / 2 for usual, less in zip(alone[1:], seconds[1:], strict=True))
+    again = outlook.known_ratios(every, {every[0].key})  # its record says nothing of what it has seen
+    assert [one.key in again for one in every] == [False, False, True, True]
+    behind = [replace(one, earlier=(Stage("shortgpt", {}, 0.05),)) for one in every]
+    assert not outlook.known_ratios(behind, ())  # the model that they prune is another
+
+
+def test_a_search_knows_what_a_record_has_found_and_what_is_found_anew_is_not_known():
+    first, second = cell("sleb", 0.1), cell("sleb", 0.3)
+    for done in ((), {first.key}):
+        assert outlook.known_ratios([first, second], done) == {second.key: 0.1}
+    assert not outlook.known_ratios([cell("flap", 0.1), cell("flap", 0.3)], ())
 
 
 def test_every_method_has_an_estimate_and_those_that_look_at_nothing_cost_nothing():
