@@ -137,7 +137,7 @@ def at_boundaries(pruning: Pruning, calibration: Calibration, sinks: Sinks, mend
     entries, masks = enter_all(dense, calibration, values_of_a_step(dense) + 3 * dense.embed.embedding_dim)
     where = [mask.to(dense.embed.weight.device) for mask in masks]
     x, report, gain, wait = [entry.x for entry in entries], list[dict[str, Any]](), 1.0, calibration.wait
-    states = States(dense, entries, wait)
+    states, layers = States(dense, entries, wait), pruning.pruned.layers[: max(cuts) + 1]  # as they are without maps
 
     def at(cut: Boundary, y: list[Tensor], n: list[Tensor]) -> list[Tensor]:
         nonlocal gain
@@ -156,7 +156,7 @@ def at_boundaries(pruning: Pruning, calibration: Calibration, sinks: Sinks, mend
 
     if -1 in cuts:
         x = at(cuts[-1], x, [wait(torch.zeros_like(one)) for one in x])
-    for number, layer in enumerate(over(pruning.pruned.layers[: max(cuts) + 1], "mending", "layer")):
+    for number, layer in enumerate(over(layers, "mending", "layer")):
         arguments = [entry.arguments[layer.kind] for entry in entries]
         pruning.pruned.read_ahead(number + 1)
         with layer.visiting():

@@ -234,6 +234,19 @@ def test_later_cuts_see_the_earlier_ones_mended():
     assert second["error_after"] == pytest.approx(float((y + y @ M - z).square().sum() / z.square().sum()), rel=1e-3)
 
 
+@pytest.mark.parametrize("layers", ["0+3", "0+2", "0+2+4"])
+@pytest.mark.parametrize("name", ["ghost", "linearpatch"])
+def test_cuts_behind_one_before_the_first_layer_are_fitted_to_what_the_finished_model_has_there(name, layers):
+    dense, model = Decoder(tiny("llama")), Decoder(tiny("llama"))
+    decided = made(f"drop+{name}", layers=layers).prune(model, calibration(), 0.0)
+    first, *later = decided["compensation"]["cuts"]
+    assert first["behind_layer"] == -1 and len(later) == layers.count("+")
+    for cut, number in zip(later, layers.split("+")[1:], strict=True):
+        z, y = states(dense)[0][int(number) + 1], states(model)[0][cut["behind_layer"] + 1]
+        missed = float((y - z).square().sum() / z.square().sum())
+        assert cut["error_after"] == pytest.approx(missed, rel=1e-3)
+
+
 def test_refit_is_the_least_squares_of_the_dense_output_for_the_same_input():
     """The first layer's down matrix, whose input no earlier cut has changed; with and without an intercept."""
     for intercept in ("no", "yes"):
