@@ -27,7 +27,7 @@ import torch
 from methods.compensation.base import compensation
 from methods.compensation.boundaries import Pruning
 from methods.model.calibration import Calibration
-from methods.model.layer_store import copies
+from methods.model.layer_store import copies, replace_tensors
 from methods.model.spread import gpus_of
 
 
@@ -55,7 +55,10 @@ class Reinitialize:
         for module in drawn.modules():
             for shortcut in getattr(module, "shortcuts", ()):
                 torch.nn.init.eye_(shortcut.weight)
-        for parameter, new in zip(model.parameters(), drawn.parameters(), strict=True):
-            parameter.data = new.detach().to(parameter.device)
+        new = {
+            id(one): torch.nn.Parameter(other.detach().to(one.device), one.requires_grad)
+            for one, other in zip(model.parameters(), drawn.parameters(), strict=True)
+        }  # and not written into the parameters, which the model may share with the dense one
+        replace_tensors(model, lambda one: new.get(id(one), one))
         pruning.pruned.settle_all()
         return {"seed": self.seed}

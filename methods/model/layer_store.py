@@ -64,13 +64,13 @@ class LayerStore:
             yield
             return
         copies = _Copies(self.device)
-        _replace(module, copies.there)
+        replace_tensors(module, copies.there)
         self._visiting.add(id(module))
         try:
             yield
         finally:
             self._visiting.discard(id(module))
-            _replace(whole(), copies.back)
+            replace_tensors(whole(), copies.back)
             self._settle(copies.changed)
 
     def settle(self, *modules: nn.Module) -> None:
@@ -139,14 +139,14 @@ def put(modules: Iterable[nn.Module], device: torch.device) -> None:
     """Move the parameters and buffers of some modules to a device; those that are shared stay shared."""
     copies = _Copies(device)
     for module in modules:
-        _replace(module, copies.there)
+        replace_tensors(module, copies.there)
 
 
 def _like(one: Tensor, data: Tensor) -> Tensor:
     return nn.Parameter(data, one.requires_grad) if isinstance(one, nn.Parameter) else data
 
 
-def _replace(module: nn.Module, by: Callable[[Tensor], Tensor]) -> None:
+def replace_tensors(module: nn.Module, by: Callable[[Tensor], Tensor]) -> None:
     """Put other tensors where the parameters and buffers of a module are."""
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):

@@ -9,7 +9,7 @@ import torch
 from conftest import refused, tiny
 from made_records import DENSE, PER_LAYER, measured, ok
 from test_ratio_of import cell_of
-from tiny_methods import METHODS, SPECS, calibration
+from tiny_methods import EXPERTS, METHODS, SPECS, calibration
 
 import methods
 from bench.cli.main import main
@@ -203,6 +203,28 @@ def test_a_compensation_is_counted():
     model, decided, _ = pruned_to(wanted, pruner, dense, TOKENS)
     assert "compensation" in decided
     assert wanted.stays(model) == pytest.approx(wanted.share, abs=MISSED)
+
+
+PAIRS = ("flap+refit", "flap+reinitialize", "shortgpt+replaceme", "shortgpt+scale", "blockpruner+ghost")
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_no_try_changes_the_dense_model_that_the_next_one_prunes(pair):
+    dense = Decoder(tiny("llama"))
+    before, budget = state_sha256(dense.model), asked_of(dense, "macs", 0.75, whole=False)
+    *_, said = pruned_to(budget, methods.make(pair), dense, TOKENS)
+    assert state_sha256(dense.model) == before
+    if pair == "flap+reinitialize":  # whose random weights leave the widths of the method alone
+        assert said["budget"]["tried"] == pruned_to(budget, methods.make("flap"), dense, TOKENS)[2]["budget"]["tried"]
+
+
+@pytest.mark.parametrize("method", sorted(EXPERTS))
+def test_a_method_that_removes_experts_takes_budgets_or_says_why_not(method):
+    dense = Decoder(tiny("mixtral"))
+    for of in ("bytes", "macs"):
+        refuse_unmet(methods.make(method), dense, asked_of(dense, of, 0.8))
+    with pytest.raises(OutOfReach, match="removes no key/value heads, whatever the ratio"):
+        refuse_unmet(methods.make(method), dense, asked_of(dense, "kv", 0.5))
 
 
 def test_budgets_are_read_as_they_are_typed():
