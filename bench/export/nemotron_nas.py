@@ -45,7 +45,7 @@ def write(
     """
     form = form_of(model, multiple)
     with weight_files.staged(folder) as inside:
-        weight_files.write(inside, form.tensors, dtype, shard_bytes)
+        weight_files.write(inside, form.tensors, lambda _: dtype, shard_bytes)
         config = configuration(model, form) | {"torch_dtype": str(dtype).removeprefix("torch.")}
         (inside / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         if model.model.generation_config is not None:

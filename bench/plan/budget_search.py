@@ -53,7 +53,9 @@ def refuse_unmet(pruner: Pruner, dense: Decoder, budget: Budget) -> None:
     search = _Search(pruner, dense, budget)
     plan, gone = search.plan(search.reachable(1.0)) or {}, 1 - budget.share
     unsaid = {"kv_heads": plan.keys().isdisjoint(("d", "ranks"))}
-    heads = plan.get("removed_per_layer", unsaid).get("kv_heads", 0)  # which a method that removes experts does not name
+    heads = plan.get("removed_per_layer", unsaid).get(
+        "kv_heads", 0
+    )  # which a method that removes experts does not name
     if budget.of == "kv" and gone and not heads and not plan.get("attentions"):
         raise OutOfReach(f"{budget} is out of reach: it removes no key/value heads, whatever the ratio")
     layers = plan.get("layers")

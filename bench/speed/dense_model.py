@@ -10,6 +10,7 @@ from bench.plan.cell import Cell
 from bench.system import failures
 from bench.system.memory import give_back
 from methods.model.layer_store import cast
+from methods.model.precision import held_in
 
 
 def loaded(cell: Cell, device: torch.device) -> nn.Module:
@@ -27,7 +28,7 @@ def loaded(cell: Cell, device: torch.device) -> nn.Module:
 def without_weights(cell: Cell) -> nn.Module:
     """Make the dense model on the meta device, of the cell's dtype: its work is counted from shapes alone."""
     model = pretrained.shell(cell.model, cell.trust_remote_code)
-    cast(model, getattr(torch, cell.dtype))
+    cast(model.named_parameters(), held_in(model, getattr(torch, cell.dtype)))
     return model
 
 

@@ -31,6 +31,7 @@ from methods.checkpoint.transformers_compat import difference, loaded, logits, p
 from methods.errors import CheckpointError, first_line
 from methods.model.decoder import Decoder
 from methods.model.layer_store import LayerStore
+from methods.model.precision import held_in
 from methods.model.sizes import parameters
 from methods.model.spread import Place, place_of
 
@@ -59,7 +60,7 @@ def save(
     """Write `model` into `folder`, which must be new or empty, and return the manifest.
 
     facts        go into the manifest as they are, and from there into the card: base, pruning, measured
-    dtype        of the weights on disk; by default the model's own
+    dtype        of the weights on disk, but for those that the model's class keeps in float32; by default its own
     shard_bytes  the most that one weight file holds, unless a single tensor is larger
     pad          fill up with zeros to uniform widths, so that stock transformers and other engines can hold the model
     probe        (B, T) token ids on which the loss by `dtype` and `pad` is measured; by default some fixed ones
@@ -99,7 +100,7 @@ def save(
             "dtype": str(dtype).removeprefix("torch."),
             "parameters": parameters(model),
             "structure": form.structure,
-            "weights": weight_files.write(inside, form.tensors, dtype, shard_bytes),
+            "weights": weight_files.write(inside, form.tensors, held_in(model.model, dtype), shard_bytes),
         }
         _write_rest(inside, model, form.config, tokenizer)
         if dtype != own:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,14 +39,18 @@ def staged(folder: Path) -> Iterator[Path]:
         raise CheckpointError(f"{folder} cannot be written: {first_line(error)}") from error
 
 
-def write(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype, most: int) -> dict[str, dict[str, Any]]:
-    """Write the tensors, cast to `dtype`, in files of at most `most` bytes unless one tensor is larger.
+def write(
+    folder: Path, tensors: dict[str, Tensor], held: Callable[[str], torch.dtype], most: int
+) -> dict[str, dict[str, Any]]:
+    """Write the tensors, cast to what their names are held in, in files of at most `most` bytes.
 
+    One tensor that is larger has a file of its own.
     One file is model.safetensors; several are numbered and have an index, as transformers reads them. Tensors are cast
     file by file. Returns {file: {bytes, sha256}}.
     """
     shards: list[list[str]] = [[]]
-    sizes = {name: tensor.numel() * _kind(tensor, dtype).itemsize for name, tensor in tensors.items()}
+    kinds = {name: held(name) if tensor.is_floating_point() else tensor.dtype for name, tensor in tensors.items()}
+    sizes = {name: tensor.numel() * kinds[name].itemsize for name, tensor in tensors.items()}
     room = most
     for name, size in sizes.items():
         if shards[-1] and size > room:
@@ -57,7 +61,7 @@ def write(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype, most: in
     files = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
     files = files if len(files) > 1 else ["model.safetensors"]
     for file, names in zip(files, shards, strict=True):
-        cast = {name: tensors[name].to(_kind(tensors[name], dtype)).contiguous() for name in names}
+        cast = {name: tensors[name].to(kinds[name]).contiguous() for name in names}
         save_file(cast, folder / file, {"format": "pt"})
         (folder / file).chmod(folder.stat().st_mode & 0o666)  # as the other files; its writer lets nobody else read it
     if len(files) > 1:
@@ -65,10 +69,6 @@ def write(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype, most: in
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     return {file: {"bytes": (folder / file).stat().st_size, "sha256": sha256(folder / file)} for file in files}
-
-
-def _kind(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
-    return dtype if tensor.is_floating_point() else tensor.dtype
 
 
 def are_listed(weights: Any) -> bool:

@@ -26,6 +26,7 @@ from methods.model.architectures import FAMILIES, LISTS, Axis
 from methods.model.layer import Layer, linear_like
 from methods.model.layer_store import LayerStore, cast, put
 from methods.model.parts.removed import Removed
+from methods.model.precision import held_in
 
 
 class Decoder:
@@ -126,12 +127,17 @@ class Decoder:
             self.store.read_ahead(self.stack[number])
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Convert the weights to `dtype`, one layer at a time; buffers become those of a new model of that dtype."""
+        """Convert the weights to `dtype`, one layer at a time; buffers become those of a new model of that dtype.
+
+        What the model's class keeps in float32 is held in that (methods.model.precision.held_in).
+        """
         if dtype == self.embed.weight.dtype:
             return
+        held, named = held_in(self.model, dtype), list(self.model.named_parameters())
+        names = {id(parameter): name for name, parameter in named}
         for layer in self.sweep():
-            cast(layer.module, dtype)
-        cast(self.model, dtype)
+            cast(((names[id(one)], one) for one in layer.module.parameters()), held)
+        cast(named, held)
         self.settle()
         self.config.dtype = dtype
         fresh, stored = _fresh_buffers(self.model, dtype), self.model.state_dict().keys()
@@ -139,7 +145,7 @@ class Decoder:
             if name not in stored and name in fresh:
                 buffer.data = fresh[name].to(buffer.device)
             elif buffer.is_floating_point():
-                buffer.data = buffer.to(dtype)
+                buffer.data = buffer.to(held(name))
 
     def settle_all(self) -> None:
         """Settle every layer and what lies outside the layers."""

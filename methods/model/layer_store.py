@@ -155,10 +155,10 @@ def replace_tensors(module: nn.Module, by: Callable[[Tensor], Tensor]) -> None:
                     tensors[name] = by(one)  # type: ignore[assignment]
 
 
-def cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """Convert the parameters of a module, which stay the objects that they are; buffers keep the dtype they have."""
-    for parameter in module.parameters():
-        parameter.data = parameter.data.to(dtype)
+def cast(named: Iterable[tuple[str, nn.Parameter]], held: Callable[[str], torch.dtype]) -> None:
+    """Convert parameters, which stay the objects that they are, to the type that their name is held in."""
+    for name, parameter in named:
+        parameter.data = parameter.data.to(held(name))
 
 
 def copies(module: nn.Module, device: torch.device) -> dict[int, Any]:

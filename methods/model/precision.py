@@ -1,11 +1,29 @@
-"""The number of bits in which matrices are multiplied and summed, and how much of them stays in a cache."""
+"""The number of bits in which weights are held and matrices are multiplied and summed, and what stays in a cache."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 CACHED = 2**18  # numbers in float32 that stay in a core's cache: 1 MiB
+
+
+def held_in(model: Any, dtype: torch.dtype) -> Callable[[str], torch.dtype]:
+    """Return what says for a tensor's name in which type transformers holds it in a model of `dtype`.
+
+    That is `dtype` but for what the model's class keeps in float32, such as the biases of some routers of experts.
+    """
+    kept = [*((model._keep_in_fp32_modules or ()) if dtype == torch.float16 else ())]
+    if dtype in (torch.float16, torch.bfloat16):
+        kept += model._keep_in_fp32_modules_strict or ()
+    if not kept:
+        return lambda name: dtype
+    pattern = re.compile("|".join(name.replace("*", ".*") for name in sorted(kept)))  # as transformers reads them
+    return lambda name: torch.float32 if pattern.search(name) else dtype
 
 
 def widened(x: Tensor, of: torch.dtype | None = None) -> Tensor:

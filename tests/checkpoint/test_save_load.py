@@ -535,3 +535,42 @@ def test_uniform_widths_load_in_stock_transformers(method, family, ids, tmp_path
 def test_whoever_may_read_the_configuration_may_read_the_weights(tmp_path):
     folder, _ = saved(Decoder(tiny("llama")), tmp_path, shard_bytes=50_000)
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "wide"),
+    [
+        ("glm4_moe", torch.bfloat16, ("e_score_correction_bias", "gate.weight")),
+        ("glm4_moe", torch.float16, ("e_score_correction_bias", "gate.weight")),
+        ("gpt_oss", torch.float16, ("layernorm", "norm")),
+        ("gpt_oss", torch.bfloat16, ()),
+    ],
+)
+@pytest.mark.parametrize("method", ["drop-tail", "llm-drop"])  # for transformers, and with layers that lack an attention
+def test_what_a_class_keeps_in_float32_is_stored_and_cast_so(family, dtype, wide, method, tmp_path):
+    """A bias near 3 in bfloat16 is a multiple of 1/64, and the order of experts another."""
+    given = tiny(family)
+    for name, tensor in given.state_dict().items():
+        if any(part in name for part in wide):
+            tensor.copy_(3 + 0.01 * torch.rand_like(tensor))
+    given.save_pretrained(tmp_path / "dense")
+
+    def loaded(as_: torch.dtype) -> Decoder:
+        return Decoder(AutoModelForCausalLM.from_pretrained(tmp_path / "dense", dtype=as_).eval())
+
+    model, made = loaded(dtype), loaded(torch.float32)
+    held = {name: tensor.dtype for name, tensor in model.model.state_dict().items()}
+    kept = {name for name, of in held.items() if of == torch.float32}
+    assert bool(kept) == bool(wide) and all(any(part in name for part in wide) for name in kept)
+    made.cast(dtype)
+    for name, tensor in made.model.state_dict().items():
+        assert tensor.dtype == held[name] and torch.equal(tensor, model.model.state_dict()[name]), name
+    for one, written in ((model, None), (loaded(torch.float32), dtype)):
+        methods.make(method).prune(one, calibration(), 0.2)
+        folder = tmp_path / f"{written}"
+        manifest = save_load.save(one, folder, dtype=written)
+        assert ("rounding" in manifest) == (written is not None)
+        again = save_load.load(folder).model.state_dict()
+        for name, tensor in one.model.state_dict().items():
+            assert again[name].dtype == (torch.float32 if any(part in name for part in wide) else dtype), name
+            assert torch.equal(again[name], tensor.to(again[name].dtype)), name
