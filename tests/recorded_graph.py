@@ -21,8 +21,11 @@ WAITS = {  # of which the host needs the result, or the size of it
 }
 
 
-class Refused(RuntimeError):
-    """CUDA would not capture this."""
+class Refused(torch.AcceleratorError):
+    """CUDA would not capture this, and says so as it says of a GPU that is lost."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"CUDA error: operation not permitted when stream is capturing: {reason}")
 
 
 class _Recorder(TorchDispatchMode):

@@ -22,6 +22,7 @@ from bench.speed.timing import Workload
 from bench.speed.workloads import TimedPoint, workload
 from bench.system import gpu
 from bench.system.console import say
+from bench.system.memory import use
 
 # Of 95 % intervals one in twenty leaves 1 out by chance, and hardly ever three in a row; a bias stays.
 TRIES = 3
@@ -33,7 +34,7 @@ CAPTURED = replace(EAGER, cache="static", mode="graph")  # whose points are time
 def check(device: torch.device) -> Iterator[Finding]:
     """Time prefill and decode in each mode that the device has."""
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        use(device)
         for dtype in DTYPES:
             try:
                 yield captured(device, dtype, CudaGraph)

@@ -68,14 +68,15 @@ def latency_table(spec: RunSpec, model: str, found: Target) -> dict[str, Any]:
         rise = all(a[0] < b[0] and a[1] <= b[1] for points in parts for a, b in pairwise(points))
         sound = rise and table["rest"] >= 0 and all(len(each) > 1 and each[0] == [0, 0] for each in parts)
         has = {name: about[name] for name in ("weights_sha256", "dtype", "device", "threads")}
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        has["device"] = torch.device(has["device"]).type
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         raise UserError(
             f"--latency-table {file} is no table of latencies ({type(error).__name__}); {command}"
         ) from None
     wanted = {
         "weights_sha256": pretrained.weights_sha256(model),
         "dtype": str(found.dtype).removeprefix("torch."),
-        "device": str(found.device),
+        "device": found.device.type,
         "threads": torch.get_num_threads(),
     }
     if other := [name for name in wanted if has[name] != wanted[name]]:

@@ -31,7 +31,7 @@ from bench.speed.summary import Sweep, is_narrow, summary
 from bench.speed.timing import Clock, EventClock, Pass, WallClock, WarmUp, Workload
 from bench.speed.workloads import TimedPoint, points, predicted, workload
 from bench.system import failures, gpu
-from bench.system.memory import give_back
+from bench.system.memory import give_back, use
 from methods import progress
 from methods.model.decoder import Decoder
 
@@ -39,7 +39,7 @@ from methods.model.decoder import Decoder
 def clock_of(devices: Sequence[torch.device]) -> Clock:
     """Choose the clock: events for one CUDA device, the wall clock for several of them and for the CPU."""
     if len(devices) == 1 and devices[0].type == "cuda":
-        torch.cuda.set_device(devices[0])
+        use(devices[0])
         event = partial(torch.cuda.Event, enable_timing=True)
         return EventClock(event, lambda: wait(devices))
     return WallClock(lambda: wait(devices))
@@ -190,7 +190,8 @@ class SpeedBenchmark:
                     continue
                 try:
                     works = dict[str, Workload]()
-                    works[name], warm[name] = self._warmed(point, name, place.alone(name))
+                    works[name], there = self._warmed(point, name, place.alone(name))
+                    warm[name] = replace(there, stable=there.stable and (name not in warm or warm[name].stable))
                     with sampler:
                         timed = self._turns(point, works, warm, rounds, bar.update)
                     found[name] = found.get(name, []) + timed[name]

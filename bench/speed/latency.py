@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from bench.data import pretrained
-from bench.plan.protocol import profile
+from bench.plan.protocol import for_cuda, profile
 from bench.speed.benchmark import SpeedBenchmark, clock_of
 from bench.speed.dense_model import own_memory
 from bench.system import environment
@@ -31,6 +31,7 @@ from methods.model.structures import Sublayer, remove_sublayers, structures_of, 
 
 KINDS = {"attention": "kv_heads", "mlp": "channels"}  # what a part consists of
 SHARES = (0.25, 0.5, 0.75)  # of it that stay
+SIZES = ("prefill", "decode", "batches", "max_batch")  # of what is timed, which are those that were asked for
 
 
 def measure(name: str, device: torch.device, dtype: torch.dtype, depth: int, rounds: int) -> dict[str, Any]:
@@ -45,11 +46,13 @@ def measure(name: str, device: torch.device, dtype: torch.dtype, depth: int, rou
     if device.type == "cpu":
         own_memory(dense)
     model = Decoder(dense)
-    protocol = replace(profile("quick"), prefill=(), decode=(depth,), batches=(1,), speed_rounds=rounds)
+    protocol = replace(profile("quick"), prefill=(), decode=(depth,), batches=(1,), max_batch=0, speed_rounds=rounds)
+    if device.type == "cuda":  # as cells are timed there
+        protocol = for_cuda(protocol, SIZES, None)
     timer = SpeedBenchmark(protocol, clock_of([device]), [device], [], lambda _: None)
     timed = list[dict[str, Any]]()
     for part, copy in _copies(model):
-        (point,) = timer.time(dense, copy.model)
+        point = next(timer.time(dense, copy.model))  # of captured steps, which come first where there are any
         if "speedup" not in point:
             raise UserError(f"a model without some of its {part}s cannot be timed: {point.get('failed', point)}")
         size = fmean(layer.sizes()[part] for layer in copy.layers)
@@ -63,7 +66,8 @@ def measure(name: str, device: torch.device, dtype: torch.dtype, depth: int, rou
             "model": pretrained.display_name(name),
             "weights_sha256": pretrained.weights_sha256(name),
             "dtype": str(dtype).removeprefix("torch."),
-            "device": str(device),
+            "device": device.type,
+            "mode": protocol.mode,
             "threads": torch.get_num_threads(),
             "environment": environment.describe(device, dtype),
             "depth": depth,

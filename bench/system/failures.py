@@ -22,6 +22,10 @@ LOST_GPU = re.compile(  # errors after which no call of CUDA works any more in a
     "|launch timed out|uncorrectable ECC|invalid program counter|hardware stack error"
 )
 
+CAPTURE = re.compile(
+    "captur"
+)  # in each of CUDA's errors of a step that it will not capture, which lose that step alone
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -46,7 +50,7 @@ def is_full_disk(error: BaseException) -> bool:
 def loses_the_gpu(error: BaseException) -> bool:
     """Recognise an error that leaves the GPU unusable for this process, whatever cell comes next."""
     known = "AcceleratorError" in {kind.__name__ for kind in type(error).__mro__} or LOST_GPU.search(str(error))
-    return bool(known) and not is_out_of_memory(error)
+    return bool(known) and not is_out_of_memory(error) and not CAPTURE.search(str(error))
 
 
 def status(error: BaseException) -> str:

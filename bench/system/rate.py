@@ -6,14 +6,17 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
+from bench.system import worker
 from bench.system.memory import give_back
 
 SECONDS = 0.15  # of each measurement; the fastest call counts, which is the one that nothing has disturbed
+PATIENCE = 120.0  # of another process that measures them
 READ = 4096  # rows and columns of a matrix that no cache holds
 TOKENS, WIDTH = 256, 1024  # of the product in float64
 CONTEXT, HEAD_WIDTH = 256, 64  # of the layer that is timed; the logits of so many tokens are scored at once
@@ -59,7 +62,24 @@ class Rates(NamedTuple):
 
 @functools.cache
 def rates(device: str, dtype: torch.dtype, threads: int, widths: Widths) -> Rates:
-    """Measure them with this many of torch's threads, the first two in a dtype, the first in a model's widths."""
+    """Measure them with this many of torch's threads, the first two in a dtype, the first in a model's widths.
+
+    Those of a GPU in a process of its own: one that has computed there is found beside each cell that is timed later.
+    """
+    asked = device, dtype, threads, widths
+    if torch.device(device).type == "cuda":
+        found = dict[str, float]()
+        limits = worker.Limits(silence=PATIENCE)
+        if worker.run(_tell, asked, limits=limits, hear=found.update) is None:
+            return Rates(**found)
+    return _rates(*asked)
+
+
+def _tell(line: worker.Line, *asked: Any) -> None:
+    line.tell(_rates(*asked)._asdict())
+
+
+def _rates(device: str, dtype: torch.dtype, threads: int, widths: Widths) -> Rates:
     here, before = torch.device(device), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -132,7 +152,7 @@ def copy(device: torch.device, size: int, seconds: float = SECONDS) -> float:
 
 def fastest(call: Callable[[], object], device: torch.device, seconds: float = SECONDS) -> float:
     """Return the seconds of the fastest of the calls that fit in `seconds`, one to warm up left out."""
-    once = _on_gpu if device.type == "cuda" else _on_cpu
+    once = partial(_on_gpu, device) if device.type == "cuda" else _on_cpu
     found, end = list[float](), time.perf_counter() + seconds
     call()
     while not found or time.perf_counter() < end:
@@ -146,11 +166,12 @@ def _on_cpu(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _on_gpu(call: Callable[[], object]) -> float:
+def _on_gpu(device: torch.device, call: Callable[[], object]) -> float:
     """Return the seconds that the GPU worked, by its own clock."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    start.record()
+    stream = torch.cuda.current_stream(device)  # which need not be one of the GPU that this process means by itself
+    start.record(stream)
     call()
-    end.record()
+    end.record(stream)
     end.synchronize()
     return start.elapsed_time(end) / 1e3

@@ -43,7 +43,7 @@ class LayerStore:
     """
 
     def __init__(self, folder: Path, device: torch.device | None = None) -> None:
-        self.folder, self.device = folder, device
+        self.folder, self.device = folder, None if device is None else numbered(device)
         self._visiting = set[int]()  # ids of the modules that are on the device now
 
     def read_ahead(self, module: nn.Module) -> None:
@@ -91,6 +91,11 @@ class LayerStore:
         return in_a_file(self.folder, "layer-", tensors)
 
 
+def numbered(device: torch.device) -> torch.device:
+    """Return a device as tensors name theirs: a GPU without a number is the first one that the process sees."""
+    return torch.device("cuda", 0) if device == torch.device("cuda") else device
+
+
 class _Copies:
     """Knows of which tensor each copy on a device is.
 
@@ -98,7 +103,7 @@ class _Copies:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        self.device = numbered(device)
         self.changed: list[Tensor] = []
         self._copies: dict[int, Tensor] = {}  # by the ids of the tensors that they are of
         # by their own: themselves, of what they are, and what tells whether they have been written to

@@ -546,7 +546,7 @@ def test_whoever_may_read_the_configuration_may_read_the_weights(tmp_path):
         ("gpt_oss", torch.bfloat16, ()),
     ],
 )
-@pytest.mark.parametrize("method", ["drop-tail", "llm-drop"])  # for transformers, and with layers that lack an attention
+@pytest.mark.parametrize("method", ["drop-tail", "llm-drop"])  # stored as transformers does, and as it does not
 def test_what_a_class_keeps_in_float32_is_stored_and_cast_so(family, dtype, wide, method, tmp_path):
     """A bias near 3 in bfloat16 is a multiple of 1/64, and the order of experts another."""
     given = tiny(family)

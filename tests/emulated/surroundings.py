@@ -59,6 +59,8 @@ def _cuda(gpus: EmulatedGpus) -> dict[str, Callable[..., Any]]:
         return gpus.memories[index_of(device)]
 
     def set_device(device: Any) -> None:
+        if not isinstance(device, int) and torch.device(device).index is None:
+            raise ValueError(f"Expected a torch.device with a specified index or an integer, but got:{device}")
         gpus.current = index_of(device)
 
     def reset(device: Any = None) -> None:
@@ -84,6 +86,7 @@ def _cuda(gpus: EmulatedGpus) -> dict[str, Callable[..., Any]]:
         "device_count": lambda: len(gpus.memories),
         "current_device": lambda: index_of(None),
         "set_device": set_device,
+        "current_stream": lambda device=None: SimpleNamespace(device=torch.device("cuda", index_of(device))),
         "synchronize": lambda device=None: gpus.wait("synchronize"),
         "empty_cache": lambda: None,
         "Event": _event,

@@ -28,10 +28,11 @@ from methods.model.layer_store import LayerStore
 IDS = CALIBRATION.ids[:2]
 
 
-def test_what_has_been_changed_is_brought_back_and_all_else_is_what_it_was(tmp_path):
+@pytest.mark.parametrize("named", [CUDA, torch.device("cuda")], ids=str)
+def test_what_has_been_changed_is_brought_back_and_all_else_is_what_it_was(named, tmp_path):
     """Within another visit of the same layer, which ends nothing; what is shared with another layer stays shared."""
     with EmulatedGpus() as gpus:
-        decoder = Decoder(model_of("llama"), LayerStore(tmp_path, CUDA))
+        decoder = Decoder(model_of("llama"), LayerStore(tmp_path, named))
         layer, other = decoder.layers[2], decoder.layers[3]
         other.up[0].weight = layer.up[0].weight
         before = {name: (one, one.detach().clone()) for name, one in layer.module.named_parameters()}

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from conftest import refused, tiny
+from emulated import EmulatedGpus
 from made_records import PER_LAYER, measured, ok
 
 from bench.cli.main import main
@@ -82,6 +83,23 @@ def test_a_table_is_what_the_copies_of_a_model_take_beside_it(model_folder, monk
     assert table.ms(model) == pytest.approx(found["about"]["dense_ms"])
     drop_layers(model, [0])  # of which the half is the rest's, since no copy is without it
     assert table.ms(model) == pytest.approx(found["about"]["dense_ms"] - model.layers[0].sizes()["layer"] / 1e4)
+
+
+def test_on_a_gpu_a_table_is_of_captured_steps_as_cells_are_timed_there(model_folder, monkeypatch):
+    seen = list[SpeedBenchmark]()
+
+    def time(benchmark, dense, copy):
+        seen.append(benchmark)
+        for mode in ("graph", "eager"):
+            ms = 10.0 if mode == "graph" else 99.0
+            yield {"mode": mode, "dense_ms": ms, "speedup": 1.0, "speedup_low": 1.0, "speedup_high": 1.0}
+
+    monkeypatch.setattr(SpeedBenchmark, "time", time)
+    with EmulatedGpus():
+        about = latency.measure(str(model_folder), torch.device("cuda"), torch.float32, 4, 6)["about"]
+    assert (about["device"], about["mode"], about["dense_ms"]) == ("cuda", "graph", 10.0)
+    asked = seen[0].protocol
+    assert (asked.mode, asked.cache, asked.decode, asked.batches, asked.prefill) == ("graph", "static", (4,), (1,), ())
 
 
 def test_noise_makes_no_larger_part_faster(monkeypatch, model_folder):

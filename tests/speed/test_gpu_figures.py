@@ -12,7 +12,7 @@ import torch
 from conftest import tiny
 from emulated import EmulatedGpus
 from made_machine import Library, Time, a_gpu
-from recorded_graph import RecordedGraph
+from recorded_graph import RecordedGraph, Refused
 
 from bench.plan.protocol import profile
 from bench.speed import benchmark, peak_rates, timing
@@ -208,6 +208,21 @@ def test_captured_and_eager_steps_stand_side_by_side(monkeypatch):
         assert {"dense_p90", "pruned_p99", "dense_matrix_rate", "pruned_matrix_rate"} <= set(point)
     assert captured["dense_bandwidth"] == pytest.approx(2 * eager["dense_bandwidth"])
     assert "speedup" in captured
+
+
+def test_a_step_that_cuda_will_not_capture_is_a_failure_of_its_point_alone(monkeypatch):
+    """Although torch says it by the error with which it says that a GPU is lost."""
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_: self)  # to the made GPU
+
+    class Uncaptured(RecordedGraph):
+        def capture(self, step, rewind):
+            raise Refused("nonzero makes the host wait")
+
+    made = (GRAPH, Host(), [torch.device("cuda", 0)], [], lambda where: None, RATES, Uncaptured)
+    (prefill, captured, eager) = benchmark.SpeedBenchmark(*made).time(tiny("llama"), tiny("llama", layers=3))
+    assert captured["mode"] == "graph"
+    assert "CUDA error: operation not permitted when stream is capturing" in captured["failed"]
+    assert "speedup" in prefill and "speedup" in eager
 
 
 # --- models that do not fit together, and sweeps

@@ -27,7 +27,10 @@ def table(found: dict[str, Any]) -> Table:
         view="latency-table",
         model=about["model"],
         title=f"milliseconds of a token behind {about['depth']} tokens",
-        conditions=(f"{about['device']}, {about['dtype']}, {about['threads']} threads", f"{about['rounds']} rounds"),
+        conditions=(
+            f"{about['device']}, {about['dtype']}, {about['threads']} threads",
+            f"{about['rounds']} rounds{' of captured steps' if about.get('mode') == 'graph' else ''}",
+        ),
         columns=COLUMNS,
         rows=tuple(rows),
         footnotes=ABOUT,
