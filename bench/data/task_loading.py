@@ -25,6 +25,7 @@ from bench.data.task_sources import DEFINITIONS, GROUPS, HUB, MMLU, OFFLINE
 from bench.system.console import say
 from methods.errors import UserError
 
+SHUFFLE_SEED = 0  # of the few definitions that shuffle choices when they make a document
 Data = Sequence[tuple[str, str, str]]  # of bench.data.task_sources.parse_task_data: task, path, sha256
 
 
@@ -88,8 +89,12 @@ def _set_fewshot(task: Any, fewshot: int) -> None:
     if not fewshot:
         return
     name, config = task.config.task, task.config
-    own = config.fewshot_split is not None or task.has_training_docs()
-    _refuse_examples(name, own or (task.has_test_docs() and task.has_validation_docs()))
+    evaluated = config.test_split if task.has_test_docs() else config.validation_split
+    if config.fewshot_split is not None:
+        own = config.fewshot_split != evaluated
+    else:
+        own = task.has_training_docs() or (task.has_test_docs() and task.has_validation_docs())
+    _refuse_examples(name, own or task.fewshot_cfg.samples is not None)
     if config.num_fewshot == 0:
         raise UserError(f"--fewshot: lm-eval's definition of {name} is for no examples")
     available = len(task.sampler.df)
@@ -122,7 +127,10 @@ def _load_local(name: str, path: Path, every_document: bool) -> Any:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     definition = _definition(name)
-    config = load_yaml(definition)
+    try:
+        config = load_yaml(definition)
+    except Exception as error:  # of a package that the definition's code needs, such as sympy
+        raise UserError(f"--task-data: the definition of {name} cannot be read: {error}") from error
     split = config.get("test_split") or config.get("validation_split")
     documents = task_sources.read_documents(path, split)
     if documents is None:
@@ -133,10 +141,17 @@ def _load_local(name: str, path: Path, every_document: bool) -> Any:
         if shots and shots != split and task_sources.names_splits(path)
         else None
     )
+    if examples is None and (shown := config.get("num_fewshot") or 0) and not _has_samples(config):
+        own = f"give a folder with files of the splits {split} and {shots}" if shots else "it has no split for them"
+        raise UserError(f"--task-data: {name} is asked with {shown} examples, and {path} has none; {own}")
     try:
-        task = _task(definition, documents, examples)
+        documents, examples = _processed(config.get("process_docs"), documents, examples)
+        task = _task(definition, documents, examples, processed=True)
         if every_document:
+            _refuse_unlabelled(task)
             task.build_all_requests()
+    except Unlabelled as error:
+        raise UserError(f"--task-data: {path}: {error}") from None
     except Exception as error:  # whatever a definition does with a document that it does not expect
         columns = ", ".join(documents.column_names)
         reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
@@ -145,6 +160,50 @@ def _load_local(name: str, path: Path, every_document: bool) -> Any:
             f"{config.get('dataset_path')} ({reason})"
         ) from error
     return task
+
+
+class Unlabelled(ValueError):
+    """Says which document has no right choice."""
+
+
+def _refuse_unlabelled(task: Any) -> None:
+    """Raise Unlabelled for a document whose right choice is none of its choices, as in the test sets of some tasks."""
+    if not has_one_right_choice(task) or task.multiple_input:
+        return
+    for number, document in enumerate(task.eval_docs):
+        target, choices = task.doc_to_target(document), task.doc_to_choice(document)
+        known = target in choices if isinstance(target, str) else 0 <= target < len(choices)
+        if not known:
+            raise Unlabelled(
+                f"document {number} has the right choice {target!r}, of {len(choices)} choices; leave out "
+                "documents without a label"
+            )
+
+
+def has_one_right_choice(task: Any) -> bool:
+    """Say whether the answer is one of several choices, scored by lm-eval's own rule.
+
+    A task with a rule of its own, as truthfulqa_mc2, may sum over several right choices, which no target names.
+    """
+    return task.OUTPUT_TYPE == "multiple_choice" and task.config.process_results is None
+
+
+def _has_samples(config: dict[str, Any]) -> bool:
+    """Say whether a definition has the examples in front of each question in itself."""
+    return (config.get("fewshot_config") or {}).get("samples") is not None
+
+
+def _processed(process: Any, *sets: Any) -> list[Any]:
+    """Return data sets as a definition makes documents of them: once, since some shuffle choices or leave rows out.
+
+    lm-eval's own evaluator does so twice, for the prompts and for the scores, and finds the first time on the disk.
+    """
+    before = random.getstate()
+    random.seed(SHUFFLE_SEED)
+    try:
+        return [one if one is None or process is None else process(one) for one in sets]
+    finally:
+        random.setstate(before)
 
 
 def _definition(name: str) -> Path:
@@ -157,8 +216,11 @@ def _definition(name: str) -> Path:
     return Path(path)
 
 
-def _task(definition: Path, documents: Any, examples: Any) -> Any:
-    """Make lm-eval's task of a definition, with these documents and, unless that is None, these examples."""
+def _task(definition: Path, documents: Any, examples: Any, *, processed: bool = False) -> Any:
+    """Make lm-eval's task of a definition, with these documents and, unless that is None, these examples.
+
+    processed  whether they are as the definition makes them of what is stored
+    """
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -170,7 +232,7 @@ def _task(definition: Path, documents: Any, examples: Any) -> Any:
 
         def fewshot_docs(self) -> Any:
             """Return the documents that examples are taken from, or None where there are none."""
-            return None if examples is None else Documents(examples, self.config.process_docs)
+            return super().fewshot_docs() if examples is None else Documents(examples, self.config.process_docs)
 
         @property
         def eval_docs(self) -> Documents:
@@ -183,7 +245,9 @@ def _task(definition: Path, documents: Any, examples: Any) -> Any:
     config = load_yaml(definition)
     for key in ("tag", "training_split", "test_split", "fewshot_split"):
         config.pop(key, None)
-    if examples is None:
+    if processed:
+        config.pop("process_docs", None)
+    if examples is None and not _has_samples(config):
         config.pop("fewshot_config", None)
     shots = {} if examples is None else {"fewshot_split": "examples"}
     return LocalTask(config=config | {"validation_split": "documents"} | shots)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.data import assets
-from methods.errors import UserError
+from methods.errors import UserError, first_line
 from methods.files import sha256
 
 if TYPE_CHECKING:
@@ -117,7 +117,12 @@ def read_documents(path: Path, split: str) -> datasets.Dataset | None:
     named = {file: SPLIT.match(file.relative_to(path).as_posix()) for file in files if file != path}
     if any(named.values()):
         files = [file for file, match in named.items() if match and match[1] == split]
-    return datasets.concatenate_datasets([_read(file) for file in files]) if files else None
+    try:
+        return datasets.concatenate_datasets([_read(file) for file in files]) if files else None
+    except (ValueError, TypeError) as error:  # of datasets, for columns of several types
+        raise UserError(
+            f"--task-data: the files of {path} have columns of different types ({first_line(error)})"
+        ) from error
 
 
 def names_splits(path: Path) -> bool:
@@ -168,7 +173,7 @@ def _read(file: Path) -> datasets.Dataset:
 
 def _rows(file: Path) -> list[dict[str, Any]]:
     """Read one JSON object per line. Raises ValueError for anything else."""
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise ValueError("one object per line is expected")
     return rows

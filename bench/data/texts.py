@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.data import assets
-from methods.errors import UserError
+from methods.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -316,11 +316,14 @@ def _hub_documents(text: str) -> list[str]:
     reachable = assets.hub_is_reachable()
     try:
         rows = datasets.load_dataset(dataset, config, split=split)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a data set's own loader may raise
         where = (
             "the hub is out of reach and its cache has no such data" if not reachable else "the hub does not give it"
         )
-        raise UserError(f"cannot read {text}: {where} ({str(error).strip().splitlines()[0]})") from error
+        raise UserError(f"cannot read {text}: {where} ({first_line(error)})") from error
     if "text" not in rows.column_names:
         raise UserError(f"{text} has no column text; it has {', '.join(rows.column_names)}")
-    return list(rows["text"])
+    found = list(rows["text"])
+    if (wrong := next((number for number, one in enumerate(found) if not isinstance(one, str)), None)) is not None:
+        raise UserError(f"{text} has rows without a text, of which row {wrong} is the first")
+    return found

@@ -29,6 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bench.evaluation.forwards import Call, Past, Sweeping, read
 from bench.evaluation.prefix_tree import Forward, Question, Tree, masks
 from bench.stats.clusters import ratio_interval
+from bench.system.console import say
 from methods import progress
 from methods.errors import UserError
 from methods.model.decoder import capped
@@ -43,10 +44,10 @@ Request = tuple[Any, list[int], list[int]]  # text, which is not looked at, and 
 class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     """Computes the log-likelihoods of lm-eval's HFLM faster; generation and prompts are HFLM's own.
 
-    batch_tokens bounds the tokens of one forward; max_length (default: the model's positions, at most 2048) is where
-    a context is cut from the left; batch_size is how many prompts generate together. Raises UserError for a model that
-    does not honour an attention mask over a tree; `check` says whether that is tried, which takes a model whose
-    rounding stays small. `sweeping` is that of bench.evaluation.forwards.read, for log-likelihoods.
+    batch_tokens bounds the tokens of one forward; max_length (default: what HFLM takes a model's length to be) is where
+    a context is cut from the left, of which stderr is told; batch_size is how many prompts generate together. Raises
+    UserError for a model that does not honour an attention mask over a tree; `check` says whether that is tried, which
+    takes a model whose rounding stays small. `sweeping` is that of bench.evaluation.forwards.read, for log-likelihoods.
     """
 
     def __init__(
@@ -60,7 +61,6 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         check: bool = True,
         sweeping: Sweeping | None = None,
     ) -> None:
-        max_length = max_length or min(model.config.max_position_embeddings, 2048)
         super().__init__(pretrained=model, tokenizer=tokenizer, max_length=max_length, batch_size=batch_size)
         self.batch_tokens, self.sweeping = batch_tokens, sweeping
         if check:
@@ -75,6 +75,8 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     ) -> list[tuple[float, bool]]:
         """Return (log-likelihood, is it the greedy continuation) of each request; other arguments have no effect."""
         questions = [self._question(context, continuation) for _, context, continuation in requests]
+        if cut := sum(len(context) + len(continuation) > self.max_length + 1 for _, context, continuation in requests):
+            say(f"{cut} of {len(requests)} prompts are longer than {self.max_length} tokens and lose their beginning")
         distinct = sorted(set(questions))
         sums, greedy = score(self.model, distinct, self.batch_tokens, self.sweeping)
         answers = dict(zip(distinct, zip(sums.tolist(), greedy.tolist(), strict=True), strict=True))
@@ -92,7 +94,6 @@ def stock(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 8, max_length: int | None = None
 ) -> HFLM:
     """Return lm-eval's own HFLM, the reference: one row per request, the head at every position."""
-    max_length = max_length or min(model.config.max_position_embeddings, 2048)
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length)
 
 

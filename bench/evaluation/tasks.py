@@ -10,14 +10,13 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from bench.data.task_loading import Documents, quiet
+from bench.data.task_loading import SHUFFLE_SEED, Documents, has_one_right_choice, quiet
 from bench.records import answers
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FEWSHOT_SEED = 1234  # lm-eval's own
-SHUFFLE_SEED = 0  # of the few definitions that shuffle choices when they read a document
 ADDRESS = re.compile(r"0x[0-9a-f]+")  # in the description of a function that has no source
 
 
@@ -67,7 +66,7 @@ def evaluate(
             "available": len(task.eval_docs),
             "fewshot": outcome["n-shot"][name] or 0,
         }
-        if _has_one_right_choice(task) and all(isinstance(one, int) for one in samples[name]["target"]):
+        if has_one_right_choice(task) and all(isinstance(one, int) for one in samples[name]["target"]):
             figures[name][answers.CHANCE] = answers.chance(samples[name]["loglikelihoods"].tolist())
     return figures, samples
 
@@ -92,7 +91,7 @@ def _row(task: Any, sample: dict[str, Any]) -> dict[str, Any]:
     if all(isinstance(response, tuple) for response in responses):
         row["loglikelihoods"] = [float(loglikelihood) for loglikelihood, _ in responses]
         row["greedy"] = [bool(greedy) for _, greedy in responses]
-        if _has_one_right_choice(task) and isinstance(row["target"], int):
+        if has_one_right_choice(task) and isinstance(row["target"], int):
             size = _scored_bytes(*sample["arguments"][row["target"]])
             row[answers.NAME] = answers.bits_per_byte(row["loglikelihoods"][row["target"]], size)
     elif all(isinstance(response, float) for response in responses):
@@ -100,14 +99,6 @@ def _row(task: Any, sample: dict[str, Any]) -> dict[str, Any]:
     else:
         row["responses"] = [str(response) for response in responses]
     return row
-
-
-def _has_one_right_choice(task: Any) -> bool:
-    """Say whether the answer is one of several choices, scored by lm-eval's own rule.
-
-    A task with a rule of its own, as truthfulqa_mc2, may sum over several right choices, which no target names.
-    """
-    return task.OUTPUT_TYPE == "multiple_choice" and task.config.process_results is None
 
 
 def _scored_bytes(context: str, continuation: str) -> int:

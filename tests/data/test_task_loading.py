@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from lm_eval.api.model import LM
 
 from bench.data import task_loading, task_sources
 from bench.data.task_sources import DEFINITIONS, GROUPS, HUB, OFFLINE
+from bench.evaluation.tasks import evaluate
 from methods.errors import UserError
 
 pytestmark = pytest.mark.default_model
@@ -168,6 +170,103 @@ def test_a_task_that_is_only_in_the_catalogue_takes_local_documents(tmp_path):
     task = task_loading.load(["lambada_standard"], data)["lambada_standard"]
     task.build_all_requests()
     assert task.instances[0].args == ("One two", " three")
+
+
+def questions(path, count=40):
+    """Questions in the form of GPQA, whose definition shuffles the choices of each."""
+    wrong = {f"Incorrect Answer {number}": f"wrong {number}" for number in (1, 2, 3)}
+    write(path, [{"Question": f"Q{number}?", "Correct Answer": f"right {number}"} | wrong for number in range(count)])
+    return task_sources.parse_task_data([f"gpqa_main_zeroshot={path}"])
+
+
+def test_choices_that_a_definition_shuffles_are_the_same_each_time_that_they_are_read(tmp_path):
+    """For the prompts, for the scores, and in the next run."""
+    data = questions(tmp_path / "rows.jsonl")
+    task, again = (task_loading.load(["gpqa_main_zeroshot"], data)["gpqa_main_zeroshot"] for _ in range(2))
+    first, second, third = (
+        [[one[f"choice{number}"] for number in (1, 2, 3, 4)] for one in each]
+        for each in (task.eval_docs, task.eval_docs, again.eval_docs)
+    )
+    assert first == second == third
+    assert len({choices.index(f"right {number}") for number, choices in enumerate(first)}) == 4
+    (one, other) = (doc for _, doc in task.doc_iterator(samples=[3, 1]))
+    assert (one["choice1"], other["choice1"]) == (first[3][0], first[1][0])
+
+
+def test_a_model_that_knows_all_answers_has_them_all_right(tmp_path):
+    class Knows(LM):
+        def loglikelihood(self, requests):
+            return [(0.0 if request.doc["answer"] in request.args[1] else -9.0, False) for request in requests]
+
+        loglikelihood_rolling = generate_until = None
+
+    data = questions(tmp_path / "rows.jsonl")
+    tasks = task_loading.load(["gpqa_main_zeroshot"], data)
+    figures, _ = evaluate(Knows(), tasks, {"gpqa_main_zeroshot": [2, 7, 30]})
+    assert figures["gpqa_main_zeroshot"]["acc"]["value"] == 1.0
+
+
+def test_documents_that_a_definition_leaves_out_are_not_counted(tmp_path):
+    rows = [
+        {
+            "question": f"{number}?",
+            "options": ["a", "b"],
+            "answer": "A",
+            "answer_index": 0,
+            "category": subject,
+            "cot_content": "",
+        }
+        for number, subject in enumerate(["law", "math", "law", "math", "math"])
+    ]
+    write(tmp_path / "validation/rows.jsonl", rows[1:2])
+    write(tmp_path / "test/rows.jsonl", rows)
+    task = task_loading.load(["mmlu_pro_math"], task_sources.parse_task_data([f"mmlu_pro_math={tmp_path}"]))[
+        "mmlu_pro_math"
+    ]
+    assert [one["question"] for one in task.eval_docs] == ["1?", "3?", "4?"]
+    assert len(task.eval_docs) == 3 and task_loading.draw(task, 0, 0) == [0, 1, 2]
+
+
+def test_documents_without_a_right_choice_are_refused(tmp_path):
+    write(tmp_path / "rows.jsonl", [{"goal": "g", "sol1": "a", "sol2": "b", "label": label} for label in (0, -1)])
+    with pytest.raises(
+        UserError, match="document 1 has the right choice -1, of 2 choices; leave out documents without a label"
+    ):
+        task_loading.check(["piqa"], task_sources.parse_task_data([f"piqa={tmp_path / 'rows.jsonl'}"]))
+
+
+def test_examples_that_are_in_a_definition_need_no_file_and_others_are_asked_for(tmp_path):
+    write(tmp_path / "rows.jsonl", [{"question": "1 + 1?", "answer": "2 #### 2"}])
+    file = tmp_path / "rows.jsonl"
+    shown = task_loading.load(["gsm8k_cot"], task_sources.parse_task_data([f"gsm8k_cot={file}"]))["gsm8k_cot"]
+    assert len(shown.fewshot_docs()) == shown.config.num_fewshot == 8
+    with pytest.raises(
+        UserError, match=r"gsm8k is asked with 5 examples, and .* has none; give a folder with files of"
+    ):
+        task_loading.check(["gsm8k"], task_sources.parse_task_data([f"gsm8k={file}"]))
+
+
+def test_examples_from_the_documents_that_are_evaluated_are_refused(tmp_path):
+    row = {
+        "flores_passage": "p",
+        "question": "q",
+        **{f"mc_answer{n}": "a" for n in (1, 2, 3, 4)},
+        "correct_answer_num": "1",
+    }
+    write(tmp_path / "rows.jsonl", [row, row])
+    name, file = "belebele_eng_Latn", tmp_path / "rows.jsonl"
+    with pytest.raises(UserError, match="has no documents for examples beside those that are evaluated"):
+        task_loading.check([name], task_sources.parse_task_data([f"{name}={file}"]), fewshot=1)
+
+
+def test_lines_end_where_json_says_and_shards_of_different_types_are_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps({"goal": "a\u2028b\x85c"}, ensure_ascii=False) + "\r\n", encoding="utf-8"
+    )
+    assert task_sources.read_documents(tmp_path, "test")["goal"] == ["a\u2028b\x85c"]
+    write(tmp_path / "b.jsonl", [{"goal": 3}])
+    with pytest.raises(UserError, match="have columns of different types"):
+        task_sources.read_documents(tmp_path, "test")
 
 
 def test_a_task_without_a_split_for_examples_is_refused():

@@ -236,10 +236,12 @@ def test_a_run_tries_the_mask_on_the_dense_model_alone(method, monkeypatch):
     assert asked == [{"batch_tokens": 16, "check": method == "dense", "sweeping": Sweeping(2**20)}]
 
 
-def test_the_length_is_the_model_s_positions_and_at_most_2048(tokenizer):
+def test_the_length_is_the_model_s_positions_and_what_is_longer_is_told(tokenizer, capsys):
     scorer = Scorer(tiny("gpt2"), tokenizer)
     assert scorer.max_length == 128  # the model's positions
-    assert Scorer(tiny("llama", max_position_embeddings=4096), tokenizer).max_length == 2048
+    assert Scorer(tiny("llama", max_position_embeddings=4096), tokenizer).max_length == 4096
+    scorer.loglikelihood([Instance("loglikelihood", {}, (text, " w5"), 0) for text in ("w5", 200 * " w6")])
+    assert "1 of 2 prompts are longer than 128 tokens and lose their beginning" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("family", FAMILIES)
