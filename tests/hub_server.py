@@ -29,7 +29,7 @@ class HubHandler(BaseHTTPRequestHandler):
 
     do_GET = do_POST = _answered
 
-    def _found(self, sent: bytes) -> dict[str, Any]:
+    def _found(self, sent: bytes) -> Any:
         address = f"http://{self.headers['Host']}"
         match self.path.split("?")[0].strip("/").split("/"):
             case ["api", "whoami-v2"]:
@@ -50,12 +50,16 @@ class HubHandler(BaseHTTPRequestHandler):
                 for line in map(json.loads, sent.splitlines()):
                     if line["key"] == "header":
                         kept["said"].append(line["value"]["summary"])
+                    elif line["key"] == "deletedFile":
+                        del kept["files"][line["value"]["path"]]
                     else:
                         assert (line["key"], line["value"]["encoding"]) == ("file", "base64")
                         kept["files"][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
                 return {"commitUrl": f"{address}/{owner}/{name}/commit/0", "commitOid": "0" * 40}
-            case ["api", "models", owner, name, *_]:
-                return {"id": f"{owner}/{name}", "sha": "0" * 40, "siblings": []}
+            case ["api", "models", owner, name, *more]:
+                files = self.repositories[f"{owner}/{name}"]["files"]
+                listed = [{"type": "file", "path": file, "size": len(files[file]), "oid": "0" * 40} for file in files]
+                return listed if "tree" in more else {"id": f"{owner}/{name}", "sha": "0" * 40, "siblings": []}
         raise AssertionError(self.path)
 
     def _mode(self, path: str) -> dict[str, Any]:

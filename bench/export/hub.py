@@ -7,6 +7,10 @@ from pathlib import Path
 from methods.checkpoint import save_load
 from methods.errors import UserError, first_line
 
+# Files of an earlier push, which the same commit deletes where the folder has none of that name: transformers takes a
+# model.safetensors before an index, and so the weights of another model.
+REPLACED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt"]
+
 
 class NotPushed(Exception):
     """Says why a model that has been written was not pushed."""
@@ -47,7 +51,7 @@ def push(folder: Path, name: str, *, public: bool) -> str:
     try:
         hub.create_repo(name, private=not public, exist_ok=True)
         said = f"Pruned with {pruning['label']}" if pruning.get("label") else "A pruned model"
-        hub.upload_folder(repo_id=name, folder_path=folder, commit_message=said)
+        hub.upload_folder(repo_id=name, folder_path=folder, commit_message=said, delete_patterns=REPLACED)
     except Exception as error:  # see `check`
         kept = f"the folder is whole, and `hf upload {name} {folder}` tries again"
         raise NotPushed(f"{name} was not pushed: {first_line(error)}; {kept}") from None

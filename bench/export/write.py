@@ -28,7 +28,8 @@ from methods.checkpoint.transformers_compat import padded
 from methods.checkpoint.verify import Check
 from methods.errors import UserError
 
-CARRIED = ("base", "pruning", "measured")  # what a copy says as its original does
+CARRIED = ("base", "pruning", "measured", "rounding")  # what a copy says as its original does
+BEFORE = "the model of the run, before it was stored in this folder"
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,10 @@ def write(record: Record, run: Path, wish: Wish) -> str:
     kind = wanted_dtype(dtype or saved.get("dtype", "auto"), cell["model"], cell["dtype"])
     try:
         if wish.format == HF:
-            options = {"tokenizer": found.tokenizer, "facts": found.facts, "dtype": kind, "pad": wish.pad}
+            facts = dict(found.facts)
+            if "measured" in facts:
+                facts["measured"] = facts["measured"] | {"model": BEFORE}
+            options = {"tokenizer": found.tokenizer, "facts": facts, "dtype": kind, "pad": wish.pad}
             manifest = save_load.save(found.model, to, shard_bytes=wish.most, probe=found.probe, **options)
             return _line(to, manifest)
         model = padded(found.model, save_load.default_probe(found.model))[0] if wish.pad else found.model

@@ -68,7 +68,8 @@ def heal(
 
     A point of the curve: step, tokens (trained on so far), seconds (of training so far, over all attempts), loss (mean
     since the point before, of what is trained for; absent at step 0), heldout_loss, heldout_loss_low, heldout_loss_high
-    (95 %, over sequences): of the next token, whatever is trained for. Losses are in nats per token. Raises UserError
+    (95 %, over sequences): of the next token, whatever is trained for, at the last point of the model as it is given
+    back, with adapters merged and in its own dtype. Losses are in nats per token. Raises UserError
     as `refuse` does and for a checkpoint of another training, FloatingPointError where the loss is no finite number.
     """
     dtype = model.embed.weight.dtype
@@ -79,6 +80,8 @@ def heal(
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         training.run(folder / CHECKPOINT if folder is not None else None)
+    training.half = False
+    training.curve[-1] |= training.held_out()
     return training.curve
 
 
@@ -193,23 +196,26 @@ class _Training:
         return logits.float()
 
     @torch.no_grad()
-    def _point(self) -> None:
-        """Add a point to the learning curve."""
+    def held_out(self) -> dict[str, float]:
+        """Return the loss on the held-out sequences, with its interval, by the names of a point."""
         sums = []
         for ids in torch.split(self.text.held_out.to(self.device), 1):
             logits = self._logits(ids)
             sums.append(float(nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")))
         counts = [self.text.held_out.shape[1] - 1] * len(sums)
-        point: dict[str, float] = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
-        if self.losses[1]:
-            point["loss"] = self.losses[0] / self.losses[1]
         low, high = ratio_interval(sums, counts)
-        held_out = {
+        return {
             "heldout_loss": sum(sums) / sum(counts),
             "heldout_loss_low": float(low),
             "heldout_loss_high": float(high),
         }
-        self.curve.append(point | held_out)
+
+    def _point(self) -> None:
+        """Add a point to the learning curve."""
+        point: dict[str, float] = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
+        if self.losses[1]:
+            point["loss"] = self.losses[0] / self.losses[1]
+        self.curve.append(point | self.held_out())
         self.losses = [0.0, 0]
 
     def _identity(self) -> str:

@@ -48,7 +48,7 @@ class Protocol:
     tasks: tuple[str, ...] = measured(QUICK_TASKS, "tasks or groups of `list tasks`; none for no task", "LIST")
     documents: int = measured(100, "documents per task; 0 for all", "N", least=0, wanted=ALL)
     texts: tuple[str, ...] = measured(("wiki",), "texts for perplexity, see `list texts`; none for no text", "LIST")
-    window: int = measured(512, "tokens of a perplexity window", "TOKENS", least=1)
+    window: int = measured(512, "tokens of a perplexity window", "TOKENS", least=2)
     stride: int = measured(512, "tokens from window to window; by default the window", "TOKENS", least=1)
     windows: int = measured(16, "perplexity windows; 0 for all", "N", least=0, wanted=ALL)
     windows_drawn: bool = measured(True, FIRST, flag="first-windows")

@@ -122,6 +122,8 @@ def cells(spec: RunSpec, *, here: bool = True) -> list[Cell]:
                 save_load.refuse_own_code(found.decoder)
             except CheckpointError as error:
                 raise UserError(f"{'--save-models' if first.save_dtype else '--then'}: {error}") from None
+        for protocol in {protocol for protocol, _ in protocols}:
+            _refuse_longer(protocol, found)
         for protocol, seed in protocols:
             common = {
                 "model": model,
@@ -140,6 +142,15 @@ def cells(spec: RunSpec, *, here: bool = True) -> list[Cell]:
     if grid.is_sweep(spec):
         grid.refuse_more_than(spec.max_cells, len(every), at_least=False)
     return every
+
+
+def _refuse_longer(protocol: Protocol, found: Target) -> None:
+    """Refuse sequences that are longer than a model's table of positions, which has no row for their ends."""
+    if found.decoder.positions is None:
+        return
+    for flag, length in {"--window": protocol.window, "--calibration-length": protocol.calibration_length}.items():
+        if length > (most := getattr(found.decoder.config, "max_position_embeddings", length)):
+            raise UserError(f"{flag} {length} is more than the {most} tokens that the model takes")
 
 
 def _timed_on(found: Target, protocol: Protocol, said: Collection[str]) -> Protocol:

@@ -17,10 +17,11 @@ generations, as in the authors' script. The fittest of the last parents is what 
 
 `whole=yes` lets whole layers go, so that attention and MLP of a layer share their fate.
 
-Departures from the authors' code. k is what the ratio asks for, which counts parameters; as many attentions as MLPs go,
-as there. The sequences that are read are the run's calibration text, of which 512 tokens serve a first comparison and
-4,096 a second one; the script takes 2,048 and 32,768 of sequences of 8,192. Positions with a successor are compared, as
-there. The dense model runs on what is drawn; the code keeps its logits of all tokens.
+Departures from the authors' code. With `whole=yes` every swap is of two layers; there half of the swaps are of MLPs
+alone, and are lost when whole layers are made of the attentions. k is what the ratio asks for, which counts parameters;
+as many attentions as MLPs go, as there. The sequences that are read are the run's calibration text, of which 512 tokens
+serve a first comparison and 4,096 a second one; the script takes 2,048 and 32,768 of sequences of 8,192. Positions with
+a successor are compared, as there. The dense model runs on what is drawn; the code keeps its logits of all tokens.
 
 Cost. k (L - k) / 1.5 generations, each of half to all of a forward over `tokens` tokens for each child, and of four
 over `final_tokens`. `minutes` ends the search after the generation in which they have passed, and the record says how

@@ -22,10 +22,12 @@ taken. The record has both, the sum that the program saw and the damage that was
 
 A budget (--budget kv=0.5) is what the program is solved under: m is then the quantity itself, and not parameters.
 
-Departures from the authors' code. No choice is trained: there each is distilled alone before it is scored, and the
-whole model afterwards. The code's damage is by default a distance of hidden states; KL is one of its metrics. Its
-widths are multiples of 256, here equal steps of what a layer has. Its budgets are upper bounds; here what stays is held
-to the budget from both sides, as that of every method of this suite, by half of the smallest replacement.
+Departures from the authors' code. There a head's contribution is the mean norm of all that it writes, in which channels
+may cancel out, its query heads stay as zeros, and most configurations rank channels anew, step by step, without those
+that have gone. No choice is trained: there each is distilled alone before it is scored, and the whole model afterwards.
+The code's damage is by default a distance of hidden states; KL is one of its metrics. Its widths are multiples of 256,
+here equal steps of what a layer has. Its budgets are upper bounds; here what stays is held to the budget from both
+sides, as that of every method of this suite, by half of the smallest replacement.
 
 Cost. L choices times half a forward over `tokens` tokens, and `best` forwards. Cells of a run that differ in their
 ratio or compensation measure the damages once, and what was interrupted goes on from those that it had measured.

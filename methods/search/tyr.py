@@ -21,13 +21,15 @@ methods/search/evolution.py. In each of `rounds` rounds the levels lie around th
 half as large: at first an eighth of the channels, and one head where there are eight or fewer. At last the model is cut
 to the winner's widths, layer by layer, so that each matrix is solved for on what the cut layers in front of it give.
 
-Departures from the authors' code. There the score of a unit has a term that is not its cost (obs.py, `tyr-release`),
-which `score=tyr-release` gives here as well; channels go in 16 rounds, heads all at once, and here one unit goes after
-another. There the matrices of the last round's levels are the model's; here they are solved for once more, on their
-own prefix. Divergence is of the 8,192 likeliest words there, here of all. The script compares 128 children on 2,048
-tokens, 16 of them on 16,384 and 4 on 131,072, for 50 generations in each round; here 16 children are compared on
-`tokens`, two and their parent on `final_tokens`, for 6 generations. One head and 16 channels stay in each layer, or an
-eighth of fewer than 128 channels. Matrices of levels are kept in the type of the model's weights, as there.
+Departures from the authors' code. There the H of a layer's two output matrices are of one forward, before either is
+cut; here the MLP is fed by what is left of the attention. There the score of a unit has a term that is not its cost
+(obs.py, `tyr-release`), which `score=tyr-release` gives here as well; channels go in 16 rounds, heads all at once, and
+here one unit goes after another. There the matrices of the last round's levels are the model's; here they are solved
+for once more, on their own prefix. Divergence is of the 8,192 likeliest words there, here of all. The script compares
+128 children on 2,048 tokens, 16 of them on 16,384 and 4 on 131,072, for 50 generations in each round; here 16 children
+are compared on `tokens`, two and their parent on `final_tokens`, for 6 generations. One head and 16 channels stay in
+each layer, or an eighth of fewer than 128 channels. Matrices of levels are kept in the type of the model's weights, as
+there.
 
 Cost. In each round and at the end that of `obs`, with a solve for each level; and for each generation most of a forward
 over `tokens` tokens for each child, and of four over `final_tokens`. Memory holds a copy of the model as it is cut, and

@@ -26,11 +26,14 @@ NeurIPS, arXiv 2503.09657; AMD-AGI/Tyr-the-Pruner). That is not the cost: on a r
 loss without each unit by solving for it, c(u) is that loss and this score puts other units first. That code removes
 channels in 16 rounds and heads in one.
 
-Departures from the authors' code. A head is a key/value head with all its query heads, also under grouped queries. Of
-the heads the same share goes as of the whole, rounded down, and channels close the budget. One head and 16 channels
-stay in each layer, or an eighth of fewer than 128 channels. Channels that are always 0 are no special case: with
-damping they cost next to nothing. OSSCAR's code takes a unit whose weights add up to 0 for one that is gone. Its local
-search, which swaps units afterwards, is not built. Sums and solves are in float64.
+Departures from the authors' code. There H of the attention's output and of the MLP's down matrix are of one forward,
+before either is cut; here the MLP is fed by what is left of the attention. OSSCAR's code removes 10 channels or 2 heads
+in a round, whose costs it does not update meanwhile (`rounds` is one number for both). A head is a key/value head with
+all its query heads, also under grouped queries. Of the heads the same share goes as of the whole, rounded down, and
+channels close the budget. One head and 16 channels stay in each layer, or an eighth of fewer than 128 channels.
+Channels that are always 0 are no special case: with damping they cost next to nothing. OSSCAR's code takes a unit whose
+weights add up to 0 for one that is gone. Its local search, which swaps units afterwards, is not built. Sums and solves
+are in float64.
 
 Cost. Two forward passes, and for each matrix that is cut an inverse of H, about as many operations again for the
 removals, and one solve. Memory holds the hidden states of all calibration tokens in front of one layer and behind it,

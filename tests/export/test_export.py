@@ -15,7 +15,7 @@ from bench.cli.main import main
 from bench.data import pretrained as named
 from bench.export import write as export
 from bench.records.run_folder import load_run
-from bench.run.saving import IN_MEMORY, RELOADED, wanted_dtype
+from bench.run.saving import RELOADED, wanted_dtype
 from bench.serving import llama_cpp
 from methods.checkpoint import save_load
 from methods.files import sha256
@@ -129,7 +129,7 @@ def test_a_model_is_made_anew_from_its_record(plain, saving, tmp_path, capsys):
         assert main(["export", str(plain), name, "--to", str(tmp_path / name)]) == 0
         made = save_load.read_manifest(tmp_path / name)
         assert made["weights"] == save_load.read_manifest(kept)["weights"]
-        assert made["measured"]["model"] == IN_MEMORY
+        assert made["measured"]["model"] == export.BEFORE
         assert f"{made['parameters']:,} parameters" in capsys.readouterr().out
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import refused
+from conftest import refused, tiny
 from hub_server import LocalHub
 from huggingface_hub import ModelCard, constants
 
 from bench.cli.main import main
+from bench.export.hub import push
 from bench.records.run_folder import load_run
+from methods.checkpoint import save_load
+from methods.model.decoder import Decoder
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,17 @@ def test_a_pushed_model_is_the_written_folder_with_its_figures_as_results(run, h
     assert found == {name: (Path(text).name, figures[name]) for name in ("perplexity", "bits_per_byte")}
     assert f"{record.measured['parameters']:,}" in card.text
     assert card.data.library_name == "transformers"
+
+
+def test_a_push_leaves_no_weights_of_an_earlier_one(hub, tmp_path):
+    """transformers would load model.safetensors, and not the files that an index names."""
+    model = Decoder(tiny("llama"))
+    for name, most in (("whole", 10**9), ("in files", 20_000), ("whole again", 10**9)):
+        save_load.save(model, tmp_path / name, shard_bytes=most)
+        push(tmp_path / name, "org/again", public=False)
+        there = hub.handler.repositories["org/again"]["files"]
+        assert there == {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        assert ("model.safetensors" in there) == (most > 20_000)
 
 
 def test_a_new_repository_is_public_where_that_is_said_and_an_old_one_stays_as_it_is(run, hub, tmp_path):

@@ -6,16 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from conftest import refused
+from conftest import refused, tiny
 
 from bench.cli.main import main
-from bench.plan import grid, spec_file
+from bench.plan import grid, spec_file, validate
 from bench.plan.cell import Cell
 from bench.plan.protocol import profile
 from bench.plan.run_spec import RunSpec
 from bench.records import run_folder
 from bench.run import runner
+from methods.errors import UserError
+from methods.model.decoder import Decoder
 from reports.published.papers import read_published
 from reports.tables.against_published import CLOSE
 
@@ -246,10 +249,10 @@ def test_a_spec_builds_on_another(base, tmp_path, cells_of):
 WRONG = {
     "unknown key": ({"methdos": "laco"}, r"'methdos' is no flag of `run`; did you mean methods?"),
     "own word": ({"descripton": "x"}, "did you mean description?"),
-    "wrong type": ({"methods": "laco", "window": "wide"}, "--window is a positive number; got 'wide'"),
-    "list of one": ({"methods": "laco", "window": [32, 64]}, "--window is a positive number; got [32, 64]"),
+    "wrong type": ({"methods": "laco", "window": "wide"}, "--window is 2 or more; got 'wide'"),
+    "list of one": ({"methods": "laco", "window": [32, 64]}, "--window is 2 or more; got [32, 64]"),
     "wrong word": ({"methods": "laco", "match": "most"}, "--match is layers or exact; got 'most'"),
-    "no switch": ({"methods": "laco", "window": True}, "--window is a positive number; got True"),
+    "no switch": ({"methods": "laco", "window": True}, "--window is 2 or more; got True"),
     "a switch with a value": ({"methods": "laco", "uniform": 3}, "--uniform is true or false; got 3"),
     "table": ({"methods": {"laco": 1}}, "methods is a value or a list of values; got {'laco': 1}"),
     "nested list": ({"ratio": [[0.1]]}, "ratio is a value or a list of values; got [0.1]"),
@@ -316,6 +319,21 @@ def test_every_spec_asks_for_methods_and_parameters_that_there_are(name):
     asked = [methods.make(method, given) for method, given, _ in grid.methods(spec)]
     assert asked
     assert all(pruner.fixed or spec.ratios for pruner in asked)
+
+
+@pytest.mark.parametrize("field", ["window", "calibration_length"])
+def test_sequences_beyond_a_table_of_positions_are_refused(field):
+    """Of rotary positions there is no last one."""
+    sizes = {"window": 128, "stride": 64, "calibration_length": 128}
+    longer = profile("quick", **sizes | {field: 129})
+    for family in ("gpt2", "llama"):
+        found = validate.Target(Decoder(tiny(family)), torch.device("cpu"), torch.float32)
+        validate._refuse_longer(profile("quick", **sizes), found)
+        if family == "llama":
+            validate._refuse_longer(longer, found)
+            continue
+        with pytest.raises(UserError, match=f"--{field.replace('_', '-')} 129 is more than the 128 tokens"):
+            validate._refuse_longer(longer, found)
 
 
 @pytest.mark.parametrize("name", SIZES)
