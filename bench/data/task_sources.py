@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import datasets
 
 QUICK_TASKS = ("hellaswag", "piqa", "winogrande", "arc_easy", "openbookqa")
+VALIDATION = ("arc_easy", "arc_challenge", "openbookqa", "sciq")  # whose test sets, which lm-eval takes, are not stored
 SUFFIXES = (".arrow", ".parquet", ".jsonl")
 SPLITS = ("train", "validation", "dev", "test")
 SPLIT = re.compile(rf"({'|'.join(SPLITS)})(?![A-Za-z])")  # at the start of a name

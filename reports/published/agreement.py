@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from bench.data.task_sources import VALIDATION
 from bench.records.record import Record
 from reports import healing_notes
 from reports.published.papers import PublishedProtocol
@@ -37,6 +38,9 @@ def of_tasks(published: PublishedProtocol, record: Record, tasks: Sequence[str])
     few = [f"{name} {one['documents']:,} of {one['available']:,}" for name, one in measured.items() if _is_part(one)]
     if few:
         reasons.append(f"all documents published, {', '.join(few)} here")
+    local = {task for task, *_ in record.cell["protocol"].get("task_data", ())}
+    if other := [name for name in tasks if name in VALIDATION and name not in local]:
+        reasons.append(f"the validation sets of {', '.join(other)} here")
     shots = sorted({one["fewshot"] for one in measured.values()})
     reasons += _otherwise(
         "the number of examples", "{} examples", published.fewshot, shots[0] if len(shots) == 1 else shots
