@@ -18,7 +18,15 @@ PAGE = "docs/studies/laco-puzzle.md"
 OURS = "laco-puzzle"
 OURS_AND_PARTS = (OURS, "laco-ls", "2ssp+refit")  # which every model has
 OTHERS = ("puzzle+refit", "puzzle", "obs", "tyr", "2ssp", "llm-streamline", "svd-llm")
-OF_ALL = (*OURS_AND_PARTS, "llm-streamline", "obs", "svd-llm")  # of the README, which every model has
+OF_ALL = (
+    *OURS_AND_PARTS,
+    "puzzle+refit",
+    "puzzle",
+    "llm-streamline",
+    "obs",
+    "2ssp",
+    "svd-llm",
+)  # which every model has
 RATIOS = (0.2, 0.3)
 UNUSED = ROOT / "docs/studies/unused_windows.jsonl"  # made by docs/studies/unused_windows.py
 
@@ -181,8 +189,13 @@ def test_what_is_said_of_perplexity_at_the_larger_ratio():
     assert f"below `2ssp+refit` in five of six ({times(shown)})" in page
     estimate, low, high = widths["gemma3-270m"][0]
     assert low < 1 < high and f"on `wiki` of Gemma `2ssp+refit` has {estimate:.2f} times its perplexity" in page
-    (program,) = beside_ours("puzzle+refit", "0.3").values()
-    assert all(low < 1 < high for _, low, high in program[:2])
+    program = {
+        (model, which): its[which] for model, its in beside_ours("puzzle+refit", "0.3").items() for which in (0, 1)
+    }
+    shown = {place: pair for place, pair in program.items() if pair[1] > 1}
+    assert shown.keys() == {("qwen2.5-coder-0.5b", 0), ("qwen2.5-coder-0.5b", 1), ("gemma3-270m", 1)}
+    assert not [pair for pair in program.values() if pair[2] < 1] and len(program) == 6
+    assert f"({times(list(shown.values()))}: both texts of Qwen, `c4` of Gemma), and none the other way" in page
 
 
 def test_what_is_said_of_perplexity_at_the_smaller_ratio():
@@ -197,6 +210,18 @@ def test_what_is_said_of_perplexity_at_the_smaller_ratio():
     assert (
         f"`2ssp+refit` has {times(others)} on SmolLM2 and Qwen, shown each time; on Gemma {' and '.join(gemma)}" in page
     )
+
+
+def test_what_is_said_of_the_program_with_a_refit_at_the_smaller_ratio():
+    its = {model: pairs[:2] for model, pairs in beside_ours("puzzle+refit", "0.2").items()}
+    every = [pair for pairs in its.values() for pair in pairs]
+    assert len(every) == 6 and not [pair for pair in every if pair[1] > 1]
+    (below,) = (pair for pair in every if pair[2] < 1)
+    assert below == its["gemma3-270m"][0]
+    estimate, low, high = below
+    said = f"`puzzle+refit` has {times(every)}, of which the pair shows one of six, below it: `wiki` of Gemma"
+    assert f"{said} ({estimate:.2f} [{low:.2f}, {high:.2f}])" in text(PAGE)
+    assert "`puzzle+refit` is shown below it on Wikipedia of Gemma" in text("README.md")
 
 
 def test_what_is_said_of_a_layer_that_is_trained_and_of_low_rank():
@@ -221,9 +246,9 @@ def test_what_is_said_of_a_layer_that_is_trained_and_of_low_rank():
 def test_what_is_said_of_exact_removals_and_of_a_program_without_a_refit_behind_it():
     """By the words of the page, broken where it breaks them."""
     page, unshown = " ".join(text(PAGE).split()), set()
-    for label, models in (("obs", 3), ("puzzle", 2)):
+    for label in ("obs", "puzzle"):
         found = {(model, at): its for at in ("0.2", "0.3") for model, its in beside_ours(label, at).items()}
-        assert len(found) == 2 * models
+        assert len(found) == 6
         wiki, c4, bits = ([its[which] for its in found.values()] for which in range(3))
         more = [estimate for estimate, *_ in bits]
         said = f"`{label}` has {times(wiki)} its perplexity on `wiki`, {times(c4)} on `c4`"
