@@ -10,23 +10,38 @@ import json
 import sys
 from pathlib import Path
 
-from vllm import LLM, SamplingParams
-
 
 def options(words: list[str]) -> dict[str, object]:
-    """Return flags as arguments of vllm.LLM: --enforce-eager is True, and numbers are numbers."""
+    """Return flags as arguments of vllm.LLM: --name value or --name=value, --enforce-eager is True, --no-name False.
+
+    Ends the program for a word that belongs to no such flag, as short ones do not.
+    """
     found: dict[str, object] = {}
-    for at, word in enumerate(words):
+    waiting = ""  # the flag whose value may be the next word
+    for word in words:
         if word.startswith("--"):
-            value = words[at + 1] if at + 1 < len(words) and not words[at + 1].startswith("--") else "true"
-            try:
-                found[word[2:].replace("-", "_")] = json.loads(value)
-            except ValueError:
-                found[word[2:].replace("-", "_")] = value
+            name, equals, value = word[2:].partition("=")
+            name = name.replace("-", "_")
+            off = name.startswith("no_") and not equals
+            waiting = "" if equals or off else name
+            found[name[3:] if off else name] = _value(value) if equals else not off
+        elif waiting:
+            found[waiting], waiting = _value(word), ""
+        else:
+            sys.exit(f"{word!r} belongs to no flag; write --name value, with names in full")
     return found
 
 
+def _value(word: str) -> object:
+    try:
+        return json.loads(word)
+    except ValueError:
+        return word
+
+
 def main() -> None:
+    from vllm import LLM, SamplingParams
+
     model, asked, told, *more = sys.argv[1:]
     sequences = json.loads(Path(asked).read_text(encoding="utf-8"))
     engine = LLM(model=model, **options(more))

@@ -19,7 +19,7 @@ from bench.plan.protocol import Protocol
 from bench.speed.graph import CudaGraph, StepGraph, capturable_cache
 from bench.speed.timing import Workload
 from methods.model.decoder import Decoder
-from methods.model.sizes import kv_bytes_per_token, macs_per_token
+from methods.model.sizes import kv_bytes_read, macs_behind, macs_per_token
 
 FILLED = (
     16_384  # tokens of one forward that fills the cache of captured steps, which is not to need more room than they
@@ -209,14 +209,17 @@ def predicted(dense: Decoder, pruned: Decoder, point: TimedPoint) -> dict[str, f
 
 def macs(model: Decoder, point: TimedPoint) -> int:
     """Count multiply-accumulates for one sequence: of the whole prompt, or of the first token behind the context."""
+    if point.kind == "decode":
+        return macs_behind(model, point.tokens)
     each = macs_per_token(model, point.tokens)
-    return each if point.kind == "decode" else point.tokens * each - (point.tokens - 1) * model.head.weight.numel()
+    return point.tokens * each - (point.tokens - 1) * model.head.weight.numel()
 
 
 def bytes_read(model: Decoder, point: TimedPoint) -> int:
     """Count the bytes of weights and cache that one decode step of the batch reads.
 
-    Of a mixture these are the router and the experts of all tokens, as if each took others, while there are others.
+    Layers with a sliding window read keys and values of no more tokens than that. Of a mixture these are the router and
+    the experts of all tokens, as if each took others, while there are others.
     """
     matrices = (module.weight for module in model.model.modules() if isinstance(module, nn.Linear))
     weights = sum(weight.numel() * weight.element_size() for weight in matrices)
@@ -224,4 +227,4 @@ def bytes_read(model: Decoder, point: TimedPoint) -> int:
         if experts is not None:
             times = {"router": 1, "experts": min(experts.count, experts.taken * point.batch)}
             weights += sum(times[role] * one.nbytes for role, found in experts.matrices.items() for one in found)
-    return weights + point.batch * point.tokens * kv_bytes_per_token(model)
+    return weights + point.batch * kv_bytes_read(model, point.tokens)

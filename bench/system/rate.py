@@ -17,7 +17,7 @@ from bench.system.memory import give_back
 
 SECONDS = 0.15  # of each measurement; the fastest call counts, which is the one that nothing has disturbed
 PATIENCE = 120.0  # of another process that measures them
-READ = 4096  # rows and columns of a matrix that no cache holds
+READ = {"cpu": 4096, "cuda": 16_384}  # rows and columns of a matrix that no cache holds
 TOKENS, WIDTH = 256, 1024  # of the product in float64
 CONTEXT, HEAD_WIDTH = 256, 64  # of the layer that is timed; the logits of so many tokens are scored at once
 SIZES = {"cpu": (512, 16e6), "cuda": (2048, 64e6)}  # tokens of a layer's call, and the most weights of any
@@ -83,7 +83,7 @@ def _rates(device: str, dtype: torch.dtype, threads: int, widths: Widths) -> Rat
     here, before = torch.device(device), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        read = dtype.itemsize * product(here, dtype, 1, READ)
+        read = dtype.itemsize * product(here, dtype, 1, READ[here.type])
         return Rates(forward(here, dtype, widths), read, product(here, torch.float64, TOKENS, WIDTH))
     finally:
         torch.set_num_threads(before)
@@ -138,8 +138,12 @@ def of_head(device: torch.device, dtype: torch.dtype, widths: Widths, seconds: f
 
 
 def product(device: torch.device, dtype: torch.dtype, rows: int, side: int, seconds: float = SECONDS) -> float:
-    """Return the multiply-accumulates per second of (rows, side) @ (side, side); with one row each weight is one."""
-    x, w = torch.ones(rows, side, dtype=dtype, device=device), torch.ones(side, side, dtype=dtype, device=device)
+    """Return the multiply-accumulates per second of (rows, side) @ (side, side); with one row each weight is one.
+
+    The numbers differ, as weights do: a GPU draws less power for equal ones, and multiplies them faster.
+    """
+    sines = torch.arange(side, dtype=torch.float32, device=device).sin().to(dtype)
+    x, w = sines.expand(rows, side).contiguous(), torch.outer(sines, sines)
     out = torch.empty_like(x)
     return rows * side**2 / fastest(lambda: torch.mm(x, w.T, out=out), device, seconds)
 

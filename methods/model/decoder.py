@@ -94,6 +94,11 @@ class Decoder:
         modules = zip(self.stack, said, strict=True)
         return [Layer(module, self.family, each, width, group, store=self.store) for module, each in modules]
 
+    def reach(self, layer: Layer, context: int) -> int:
+        """Return how many of the tokens in front of a token its attention in a layer looks at: a window's at most."""
+        window = getattr(self.config, "sliding_window", None)
+        return min(context, window) if window and layer.kind in (None, "sliding_attention") else context
+
     def refuse(self, axis: Axis) -> None:
         """Raise Unsupported, with the reason, where a model of this family cannot be cut along an axis."""
         attention = next((layer.attn for layer in self.layers if layer.has_attention), None)

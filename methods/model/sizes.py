@@ -46,6 +46,18 @@ def kv_bytes_per_token(model: Decoder) -> int:
     return 2 * size * (counted + sum(layer.kv_heads * layer.head_width for layer in model.layers))
 
 
+def kv_bytes_read(model: Decoder, context: int) -> int:
+    """Return the bytes of keys and values that a token behind `context` tokens reads, in the model's dtype."""
+    size = 2 * model.embed.weight.element_size()
+    return size * sum(model.reach(layer, context) * layer.kv_heads * layer.head_width for layer in model.layers)
+
+
+def macs_behind(model: Decoder, context: int) -> int:
+    """Return the multiply-accumulates of one token behind `context` tokens, as `macs_per_token` counts them."""
+    others = (_other_macs(layer, model.reach(layer, context)) for layer in model.layers)
+    return linear_macs(model.model) + sum(others)
+
+
 def macs_per_token(model: Decoder, context: int) -> int:
     """Return the multiply-accumulates per token, averaged over a sequence of `context` tokens computed at once.
 

@@ -12,6 +12,7 @@ import psutil
 import pytest
 import recorded_engine
 
+from bench.serving import vllm_likelihood
 from bench.serving.other_python import EngineFailed, OtherPython
 from bench.speed.workloads import TimedPoint
 
@@ -118,3 +119,17 @@ def test_a_wrong_count_of_answers_is_an_error(python, model, monkeypatch):
 def test_a_python_that_is_not_there_is_said(tmp_path):
     with pytest.raises(EngineFailed, match="cannot be run: No such file"):
         OtherPython("vllm", str(tmp_path / "none"), "", 60).version()
+
+
+def test_flags_of_vllm_become_arguments():
+    words = "--enforce-eager --gpu-memory-utilization=0.8 --no-enable-prefix-caching --max-model-len 4096 --dtype half"
+    assert vllm_likelihood.options(words.split()) == {
+        "enforce_eager": True,
+        "gpu_memory_utilization": 0.8,
+        "enable_prefix_caching": False,
+        "max_model_len": 4096,
+        "dtype": "half",
+    }
+    for wrong in (["-tp", "2"], ["--dtype", "half", "half"]):
+        with pytest.raises(SystemExit, match="belongs to no flag"):
+            vllm_likelihood.options(wrong)

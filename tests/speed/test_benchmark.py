@@ -36,7 +36,7 @@ from bench.schedule.memory_needs import MemoryNeeds
 from bench.speed import benchmark, machine, memory, timed_cell, timing, transfer
 from bench.speed.summary import is_narrow, summary
 from bench.speed.timing import EventClock, Pass, WallClock, WarmUp, Workload
-from bench.speed.workloads import TimedPoint, points, predicted, workload
+from bench.speed.workloads import TimedPoint, bytes_read, macs, points, predicted, workload
 from bench.stats.intervals import paired_ratio
 from bench.system import environment
 from bench.system import gpu as gpu_driver
@@ -388,6 +388,22 @@ def test_the_work_that_was_removed_predicts_the_speed():
     assert decode["speedup_by_macs"] == (6 * (each + scores) + head) / (3 * (each + scores) + head)
     context = 4 * 40 * 2 * 2 * 8  # batch, tokens, keys and values, heads, their width
     assert decode["speedup_by_bytes"] == (6 * (each + context) + head) / (3 * (each + context) + head)
+
+
+@pytest.mark.parametrize(("family", "sliding"), [("mistral", 6), ("gemma3_text", None), ("llama", 0)])
+def test_a_step_reads_no_more_of_the_context_than_windows_hold(family, sliding):
+    model = Decoder(tiny(family))
+    window, layers = getattr(model.config, "sliding_window", None), model.layers
+    if sliding is None:  # those of some layers
+        sliding = sum(layer.kind == "sliding_attention" for layer in layers)
+        assert 0 < sliding < len(layers)
+    context, point = 3 * (window or 8), TimedPoint("decode", 4, 3 * (window or 8))
+    without = bytes_read(model, TimedPoint("decode", 4, 0))
+    each = 2 * 4 * layers[0].kv_heads * layers[0].head_width  # keys and values of a token, in float32
+    tokens = sliding * (window or 0) + (len(layers) - sliding) * context
+    assert bytes_read(model, point) - without == 4 * each * tokens
+    scores = 2 * layers[0].out.in_features
+    assert macs(model, point) - macs(model, TimedPoint("decode", 4, 0)) == scores * tokens
 
 
 def a_benchmark(protocol, clock=None, gpus=()):
