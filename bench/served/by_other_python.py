@@ -25,8 +25,10 @@ from bench.serving.other_python import EngineFailed, OtherPython
 from bench.speed.summary import summary
 from bench.speed.timing import Pass, WarmUp
 from bench.speed.workloads import TimedPoint
+from bench.system.memory import give_back
 from methods.checkpoint import save_load
 from methods.errors import UserError
+from methods.model.spread import place_of
 
 AGREES = 0.05  # by which share an engine's perplexity may differ, whose kernels round otherwise
 
@@ -39,6 +41,7 @@ class ByOtherPython:
         self.name: str = asked.engine
         self.other = OtherPython(asked.engine, asked.engine_python, asked.engine_args, asked.silence)
         self.version = ""
+        self._ours: tuple[PrunedModel, float] | None = None
 
     def require(self, asked: ServedProtocol) -> None:
         if not asked.engine_python:
@@ -60,13 +63,11 @@ class ByOtherPython:
         return Exported(path, form, kind, size)
 
     def quality(self, exported: Exported, model: PrunedModel, text: EvaluationText) -> dict[str, Any]:
+        ours = self._perplexity(model, text)
         try:
             nll = self.other.likelihoods(exported.path, exported.type, text.ids.tolist())
         except EngineFailed as error:
             raise NotServed(error.status, str(error)) from None
-        scored = torch.ones_like(text.ids, dtype=torch.bool)
-        scored[:, 0] = False
-        ours = math.exp(float(window_nll(model.model.model, text.ids, scored, text.ids.shape[1]).sum()) / scored.sum())
         found = perplexity(nll, text)
         share = found["perplexity"] / ours - 1
         said = f"{found['perplexity']:.5g}, and transformers has {ours:.5g} on the same {found['tokens']:,} tokens"
@@ -74,6 +75,18 @@ class ByOtherPython:
         if abs(share) > AGREES:
             raise NotServed("error", f"{self.name} perplexity: {said}", {"checks": checks})
         return {"checks": checks, "perplexity": found}
+
+    def _perplexity(self, model: PrunedModel, text: EvaluationText) -> float:
+        """Return what transformers has, once for all types of a model, which then leaves its GPU to the engine."""
+        if self._ours is None or self._ours[0] is not model:
+            inner, scored = model.model.model, torch.ones_like(text.ids, dtype=torch.bool)
+            scored[:, 0] = False
+            nats = float(window_nll(inner, text.ids, scored, text.ids.shape[1]).sum())
+            self._ours = model, math.exp(nats / int(scored.sum()))
+            if len(place := place_of(inner)) == 1:
+                inner.to("cpu")
+                give_back(place)
+        return self._ours[1]
 
     def speed(
         self, dense: Exported, exported: Exported, points: Sequence[TimedPoint], hear: Callable[[str], object]
