@@ -4,8 +4,9 @@ A text that has the same name on both sides is halved by documents (bench.data.t
 compared here: one may be a copy or a part of the other, or the same dataset from another place. Compared is what is
 used of them, the sequences that are fitted and the windows that are scored, as characters without white space, so that
 tokens, line breaks and the order of documents do not matter. A passage of PASSAGE + STEP characters, sixty words or so,
-is always found, one below PASSAGE never: licences and set phrases are not contamination. Of the default texts, a
-passage of C4 and one of Wikipedia have at most nine tokens in common.
+is always found, one below PASSAGE never: licences and set phrases are not contamination. Where windows are drawn and
+hold less than two such passages, half a window is looked for, but no less than FEWEST characters. Of the default texts,
+a passage of C4 and one of Wikipedia have at most nine tokens in common.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 PASSAGE = 256  # characters
+FEWEST = 96  # of a passage in short windows
 STEP = 64  # from passage to passage
 
 
@@ -36,7 +38,9 @@ def refuse_shared(
             continue
         bare = bare or _bare(tokenizer, ids)
         held_out = _bare(tokenizer, text.ids[_once(text.scored)])
-        passages = [bare[start : start + PASSAGE] for start in range(0, len(bare) - PASSAGE + 1, STEP)]
+        half = len(held_out) // len(text.ids) // 2  # drawn windows do not stand behind each other
+        size = min(PASSAGE, max(FEWEST, half)) if text.drawn else PASSAGE
+        passages = [bare[start : start + size] for start in range(0, len(bare) - size + 1, min(STEP, size // 2))]
         found = sum(passage in held_out for passage in passages)
         if found:
             raise UserError(

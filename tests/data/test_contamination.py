@@ -64,6 +64,21 @@ def test_a_passage_of_another_text_is_found_wherever_it_stands(tmp_path):
     refuse(mine, text)
 
 
+@pytest.mark.parametrize(("window", "found"), [(301, True), (101, False)])
+def test_a_copy_is_found_in_drawn_windows_that_are_shorter_than_a_passage(window, found, tmp_path):
+    """But for windows of so few characters that set phrases would be found."""
+    one, copy = (written(tmp_path / f"{name}.txt", [document(seed) for seed in range(8)]) for name in ("one", "copy"))
+    tokenizer = byte_tokenizer(bos=True)
+    block = text_data.calibration(tokenizer, one, 4, 901, 0)
+    text = text_data.evaluation(tokenizer, copy, window, window, 6, whole=True, drawn=True)
+    assert len(text.ids) == 6 and window < 2 * contamination.PASSAGE
+    if found:
+        with pytest.raises(UserError, match=r"one\.txt, which is calibrated on, is in part the text"):
+            contamination.refuse_shared(tokenizer, block.ids, block.source, [text], "calibrated on")
+    else:
+        contamination.refuse_shared(tokenizer, block.ids, block.source, [text], "calibrated on")
+
+
 def test_what_is_not_used_is_no_leak(tmp_path):
     """The passage stands behind the windows that are evaluated."""
     shared = [document(seed) for seed in range(4)]
