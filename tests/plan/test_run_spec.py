@@ -82,8 +82,8 @@ def test_a_profile_is_what_it_says_and_otherwise_the_defaults(name):
 
 
 WRONG = {
-    "a word for a number": (lambda: Protocol(window="wide"), "--window is a positive number; got 'wide'"),
-    "half a token": (lambda: Protocol(window=3.5), "--window is a positive number; got 3.5"),
+    "a word for a number": (lambda: Protocol(window="wide"), "--window is 2 or more; got 'wide'"),
+    "half a token": (lambda: Protocol(window=3.5), "--window is 2 or more; got 3.5"),
     "yes for a number": (lambda: Protocol(windows=True), r"--windows is 0 \(for all\) or positive; got True"),
     "another word": (lambda: Protocol(cache="paged"), "--cache is dynamic or static; got 'paged'"),
     "several words": (
