@@ -293,8 +293,8 @@ def _refit(asked: PruningMemory) -> float:
 
 
 def _reinitialize(asked: PruningMemory) -> float:
-    """A second model of what is left, drawn anew on the host."""
-    return 0.0 if asked.on_gpu else asked.b * (1 - asked.ratio) * asked.shape.parameters
+    """A second model of what is left, drawn anew on the host, which then lies on a GPU beside the dense weights."""
+    return asked.b * (1 - asked.ratio) * asked.shape.parameters
 
 
 def _sentences(asked: PruningMemory, tokens: int) -> int:

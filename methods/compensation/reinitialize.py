@@ -13,7 +13,8 @@ have released no code for this comparison.
 
 Families. Every method, in every family. Transformers alone loads the result where it loads the method's own.
 
-Cost. No text is read. While weights are drawn there are two models in the host's memory.
+Cost. No text is read. While weights are drawn there are two models in the host's memory,
+and on a GPU the new weights lie beside the dense ones.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import torch
 from methods.compensation.base import compensation
 from methods.compensation.boundaries import Pruning
 from methods.model.calibration import Calibration
-from methods.model.layer_store import copies, replace_tensors
+from methods.model.layer_store import copies
 from methods.model.spread import gpus_of
 
 
@@ -55,10 +56,13 @@ class Reinitialize:
         for module in drawn.modules():
             for shortcut in getattr(module, "shortcuts", ()):
                 torch.nn.init.eye_(shortcut.weight)
-        new = {
-            id(one): torch.nn.Parameter(other.detach().to(one.device), one.requires_grad)
-            for one, other in zip(model.parameters(), drawn.parameters(), strict=True)
-        }  # and not written into the parameters, which the model may share with the dense one
-        replace_tensors(model, lambda one: new.get(id(one), one))
+        made = dict[int, torch.nn.Parameter]()  # by the ids of those drawn, of which tied ones are one
+        for mine, new in zip(model.modules(), drawn.modules(), strict=True):
+            for name, one in mine._parameters.items():
+                if one is not None:  # which is not written to, since the dense model may share it
+                    other = new._parameters[name]
+                    if id(other) not in made:
+                        made[id(other)] = torch.nn.Parameter(other.detach().to(one.device), one.requires_grad)
+                    mine._parameters[name] = made[id(other)]
         pruning.pruned.settle_all()
         return {"seed": self.seed}

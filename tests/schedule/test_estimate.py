@@ -262,7 +262,7 @@ def test_the_machine_says_how_fast_it_is(shape, monkeypatch):
     assert layer == pytest.approx(2 * tokens * (min(most, shape.widths.layer)), rel=0.3)
     assert head == pytest.approx(2 * rate.CONTEXT * min(most, shape.width * shape.vocabulary), rel=0.01)
     assert min(layer, head) <= found.macs <= max(layer, head)
-    assert found.bytes == 2 * 4 * rate.READ**2
+    assert found.bytes == 2 * 4 * rate.READ["cpu"] ** 2
     assert found.exact == 2 * rate.TOKENS * rate.WIDTH**2
     assert len(taken) == 6
 
