@@ -7,9 +7,12 @@ from pathlib import Path
 from methods.checkpoint import save_load
 from methods.errors import UserError, first_line
 
-# Files of an earlier push, which the same commit deletes where the folder has none of that name: transformers takes a
-# model.safetensors before an index, and so the weights of another model.
-REPLACED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt"]
+# Files that an earlier push may have left, and nothing else: the same commit deletes those that the folder has not,
+# since transformers takes a model.safetensors before an index, and so the weights of another model.
+REPLACED = [
+    *("model*.safetensors", "model.safetensors.index.json", "generation_config.json", "chat_template.jinja"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+]
 
 
 class NotPushed(Exception):

@@ -29,8 +29,6 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 
-KEEPS = "`run --save-models` keeps its model"
-
 
 def measure(run: Path, name: str) -> CellResults:
     """Prune and measure the cell `name` of a run folder again, as its record says, into a folder below RUN/again.
@@ -87,7 +85,8 @@ def prune_again(record: Record, device: str) -> PrunedModel:
     """
     cell, measured, protocol = fingerprint.of_today(record.cell), record.measured, record.cell["protocol"]
     if "healing" in cell or "earlier" in cell:
-        how = "`run --save-models --save-dtype float32` keeps its model whole" if measured.get("saved") else KEEPS
+        how = "`run --save-models --save-dtype float32` keeps its model whole"
+        how = how if measured.get("saved") else "`run --save-models` keeps its model"
         raise UserError(f"{cell['label']} was trained or goes on from another cell, and is not made again; {how}")
     pretrained.check(cell["model"], cell["trust_remote_code"])
     if pretrained.weights_sha256(cell["model"]) != measured["weights_sha256"]:

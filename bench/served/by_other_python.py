@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class ByOtherPython:
         self.name: str = asked.engine
         self.other = OtherPython(asked.engine, asked.engine_python, asked.engine_args, asked.silence)
         self.version = ""
-        self._ours: tuple[PrunedModel, float] | None = None
+        self._ours: tuple[Callable[[], PrunedModel | None], float] = (lambda: None), math.nan
 
     def require(self, asked: ServedProtocol) -> None:
         if not asked.engine_python:
@@ -78,11 +79,11 @@ class ByOtherPython:
 
     def _perplexity(self, model: PrunedModel, text: EvaluationText) -> float:
         """Return what transformers has, once for all types of a model, which then leaves its GPU to the engine."""
-        if self._ours is None or self._ours[0] is not model:
+        if self._ours[0]() is not model:
             inner, scored = model.model.model, torch.ones_like(text.ids, dtype=torch.bool)
             scored[:, 0] = False
             nats = float(window_nll(inner, text.ids, scored, text.ids.shape[1]).sum())
-            self._ours = model, math.exp(nats / int(scored.sum()))
+            self._ours = weakref.ref(model), math.exp(nats / int(scored.sum()))  # the next model needs the room
             if len(place := place_of(inner)) == 1:
                 inner.to("cpu")
                 give_back(place)

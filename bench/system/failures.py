@@ -22,9 +22,7 @@ LOST_GPU = re.compile(  # errors after which no call of CUDA works any more in a
     "|launch timed out|uncorrectable ECC|invalid program counter|hardware stack error"
 )
 
-CAPTURE = re.compile(
-    "captur"
-)  # in each of CUDA's errors of a step that it will not capture, which lose that step alone
+CAPTURE = re.compile("captur")  # is in all errors of CUDA by which it refuses to capture a step, which is lost alone
 
 
 @dataclass(frozen=True)

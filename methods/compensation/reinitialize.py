@@ -13,8 +13,8 @@ have released no code for this comparison.
 
 Families. Every method, in every family. Transformers alone loads the result where it loads the method's own.
 
-Cost. No text is read. While weights are drawn there are two models in the host's memory,
-and on a GPU the new weights lie beside the dense ones.
+Cost. No text is read. While weights are drawn there are two models in the host's memory, and on a GPU the new weights
+lie beside the dense ones.
 """
 
 from __future__ import annotations

@@ -64,13 +64,13 @@ class LayerStore:
             yield
             return
         copies = _Copies(self.device)
-        replace_tensors(module, copies.there)
+        _replace(module, copies.there)
         self._visiting.add(id(module))
         try:
             yield
         finally:
             self._visiting.discard(id(module))
-            replace_tensors(whole(), copies.back)
+            _replace(whole(), copies.back)
             self._settle(copies.changed)
 
     def settle(self, *modules: nn.Module) -> None:
@@ -103,7 +103,7 @@ class _Copies:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device = numbered(device)
+        self.device = device
         self.changed: list[Tensor] = []
         self._copies: dict[int, Tensor] = {}  # by the ids of the tensors that they are of
         # by their own: themselves, of what they are, and what tells whether they have been written to
@@ -144,14 +144,14 @@ def put(modules: Iterable[nn.Module], device: torch.device) -> None:
     """Move the parameters and buffers of some modules to a device; those that are shared stay shared."""
     copies = _Copies(device)
     for module in modules:
-        replace_tensors(module, copies.there)
+        _replace(module, copies.there)
 
 
 def _like(one: Tensor, data: Tensor) -> Tensor:
     return nn.Parameter(data, one.requires_grad) if isinstance(one, nn.Parameter) else data
 
 
-def replace_tensors(module: nn.Module, by: Callable[[Tensor], Tensor]) -> None:
+def _replace(module: nn.Module, by: Callable[[Tensor], Tensor]) -> None:
     """Put other tensors where the parameters and buffers of a module are."""
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
