@@ -17,6 +17,7 @@ COMPLAINTS = {  # flags of what was timed, see bench.records.schema.speed
     "slowed": "heat or power held the GPU's clocks down",
     "launch_bound": "the host launches kernels more slowly than the GPU runs them, which captured steps show",
     "low_bandwidth": "less than 40 % of the GPU's bandwidth and of its matrix rate are used",
+    "low_matrix_rate": "less than 40 % of the GPU's matrix rate are used: launches, or small matrices, take the time",
     "in_blocks": "both models do not fit together, so that one was timed after the other",
 }
 CAPTURED = ", each step captured once and replayed"

@@ -302,7 +302,7 @@ def model_folder(tmp_path_factory):
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
     )
-    tiny("llama").save_pretrained(folder)
+    tiny("llama", max_position_embeddings=2048).save_pretrained(folder)
     wrapped.save_pretrained(folder)
     return folder
 

@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from bench.data.task_loading import SHUFFLE_SEED, Documents, has_one_right_choice, quiet
+from bench.data.task_documents import SHUFFLE_SEED, Documents, has_one_right_choice
+from bench.data.task_loading import quiet
 from bench.records import answers
 
 if TYPE_CHECKING:

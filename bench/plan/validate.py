@@ -145,10 +145,9 @@ def cells(spec: RunSpec, *, here: bool = True) -> list[Cell]:
 
 
 def _refuse_longer(protocol: Protocol, found: Target) -> None:
-    """Refuse sequences that are longer than a model's table of positions, which has no row for their ends."""
-    if found.decoder.positions is None:
-        return
-    for flag, length in {"--window": protocol.window, "--calibration-length": protocol.calibration_length}.items():
+    """Refuse sequences that are longer than a model takes: figures would be of positions that it was not made for."""
+    window = protocol.window if protocol.texts else 0  # without texts nothing is cut into windows
+    for flag, length in {"--window": window, "--calibration-length": protocol.calibration_length}.items():
         if length > (most := getattr(found.decoder.config, "max_position_embeddings", length)):
             raise UserError(f"{flag} {length} is more than the {most} tokens that the model takes")
 

@@ -19,7 +19,7 @@ from methods.model.decoder import Decoder
 COPIED = 2**29  # bytes, more than any cache of a GPU holds
 SIDE = 8192  # rows and columns
 SECONDS = 1.0  # of each: the clocks of a GPU rise while it works
-LOW = 0.4  # share of both rates below which a decode step is marked: the GPU was waiting for something else
+LOW = 0.4  # share below which a prefill, by the matrix rate, and a step, by both, are marked: the GPU was waiting
 LAUNCH_BOUND = 1.1  # times the captured step's milliseconds above which an eager one is marked
 
 
@@ -69,6 +69,8 @@ def judged(
     reached = {name: shares(models[name], point, ms[name], rates) for name in ms}
     flags = {
         "low_bandwidth": point.kind == "decode" and any(one and max(one.values()) < LOW for one in reached.values()),
+        "low_matrix_rate": point.kind == "prefill"
+        and any(one.get("matrix_rate", LOW) < LOW for one in reached.values()),
         "launch_bound": any(ms[name] > LAUNCH_BOUND * captured.get(f"{name}_ms", math.inf) for name in ms),
     }
     result = {f"{name}_{what}": share for name, one in reached.items() for what, share in one.items()}

@@ -30,11 +30,15 @@ CLOCKS_AGREE = 0.05  # the largest share by which wall clock and events may diff
 
 @dataclass(frozen=True)
 class Workload:
-    """Makes a pass of `steps` calls of `step`; `reset` goes before it, is never timed, and restores the state."""
+    """Makes a pass of `steps` calls of `step`; `reset` goes before it, is never timed, and restores the state.
+
+    launched  does what a captured step does, kernel by kernel; None where no step is captured
+    """
 
     step: Callable[[], object]
     reset: Callable[[], object]
     steps: int = 1
+    launched: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True)

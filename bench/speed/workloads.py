@@ -86,7 +86,7 @@ def workload(model: Any, point: TimedPoint, protocol: Protocol, graph: Callable[
     ids = torch.randint(vocabulary, (point.batch, tokens), generator=generator).to(model.device)
     if point.mode == "graph":
         captured = _CapturedDecode(model, ids, point.tokens, graph())
-        return Workload(captured.step, captured.reset, count)
+        return Workload(captured.step, captured.reset, count, captured.launched)
     forward = torch.compile(model, fullgraph=True) if protocol.compile else model
     run = (_Prefill if point.kind == "prefill" else _Decode)(model, forward, ids, point.tokens, protocol.cache)
     return Workload(run.step, run.reset, count)
@@ -165,7 +165,7 @@ class _CapturedDecode(_CachedRun):
         if self.cache is None:
             self.cache = capturable_cache(self.model.config, self.size, self.ids.shape[1])
             self.full_windows = any(layer.is_sliding for layer in self.cache.layers)
-            self.graph.capture(self._forward, self._rewind)
+            self.graph.capture(self.launched, self._rewind)
         self._rewind()
         self.position = self.size
 
@@ -175,7 +175,7 @@ class _CapturedDecode(_CachedRun):
         self.position += 1
         return self.last
 
-    def _forward(self) -> None:
+    def launched(self) -> None:
         """Feed what lies in `token`; layers of windows count positions on the host, so that they are told them."""
         told = {"position_ids": self.place} if self.full_windows else {}
         self.last = self.model(input_ids=self.token, cache=self.cache, use_cache=True, logits_to_keep=1, **told)

@@ -32,7 +32,7 @@ from methods.errors import CheckpointError, first_line
 from methods.model.decoder import Decoder
 from methods.model.layer_store import LayerStore
 from methods.model.precision import held_in
-from methods.model.sizes import parameters
+from methods.model.sizes import active_parameters, parameters
 from methods.model.spread import Place, place_of
 
 __all__ = ["CheckpointError", "complete", "is_checkpoint", "load", "read_manifest", "refuse_own_code", "save"]
@@ -74,6 +74,8 @@ def save(
         dtype, parameters  of the weights; stored, each tied tensor once
         weights            {file: {bytes, sha256}}
         structure          {layers: [what each holds, by the names of methods.checkpoint.pruned_config], residual}
+        experts            {layers, count, taken, active_parameters}: how many layers are mixtures, how many experts
+                           each holds, how many a token takes, and what it is computed with. Absent without mixtures
         padding            {parameters, logit_difference}: without the zeros; the largest there is. Absent unless padded
         rounding           {dtype, tokens, logit_difference, kl}: of the stored against the given model, the largest
                            difference and nats per token. Absent where the dtype is the model's own
@@ -100,6 +102,7 @@ def save(
             "dtype": str(dtype).removeprefix("torch."),
             "parameters": parameters(model),
             "structure": form.structure,
+            **_experts(model),
             "weights": weight_files.write(inside, form.tensors, held_in(model.model, dtype), shard_bytes),
         }
         _write_rest(inside, model, form.config, tokenizer)
@@ -219,6 +222,15 @@ def structure(model: Decoder) -> dict[str, Any]:
 def _structure(described: PrunedConfig) -> dict[str, Any]:
     layers = described.to_dict()["per_layer_config"]
     return {"layers": [layers[name] for name in sorted(layers)], "residual": described.residual}
+
+
+def _experts(model: Decoder) -> dict[str, Any]:
+    """Return what `save` says of mixtures of experts, which as it stores them all hold as many."""
+    mixtures = [layer.experts for layer in model.layers if layer.experts is not None]
+    if not mixtures:
+        return {}
+    of_each = {"layers": len(mixtures), "count": mixtures[0].count, "taken": mixtures[0].taken}
+    return {"experts": of_each | {"active_parameters": active_parameters(model)}}
 
 
 @dataclass(frozen=True)

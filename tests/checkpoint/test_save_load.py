@@ -22,7 +22,7 @@ from methods.errors import CheckpointError
 from methods.files import sha256
 from methods.model.decoder import Decoder
 from methods.model.parts.low_rank import factored
-from methods.model.sizes import parameters
+from methods.model.sizes import active_parameters, parameters
 from methods.model.structures import keep_channels, keep_kv_groups
 
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -512,6 +512,22 @@ def test_the_card_says_what_is_known_and_nothing_else(tmp_path):
     assert "| piqa, acc | 0.5000 | 8 of 80 documents |" in card
     assert "license: mit" in card
     save_load.load(folder)
+
+
+def test_the_card_counts_experts_and_what_a_token_is_computed_with(tmp_path):
+    model = Decoder(tiny("mixtral", layers=3))
+    model.set_layers(list(model.layers)[:2])
+    whole = active_parameters(model)
+    methods.make("expert-random").prune(model, calibration(), 0.3)
+    folder, manifest = saved(model, tmp_path)
+    experts = manifest["experts"]
+    assert 2 <= experts["count"] < 8 and (experts["layers"], experts["taken"]) == (2, 2)
+    one = sum(matrix.numel() for matrix in model.layers[0].experts.matrices["experts"])
+    assert experts["active_parameters"] == parameters(model) - 2 * (experts["count"] - 2) * one < whole
+    card = (folder / "README.md").read_text()
+    assert f"| Experts | {experts['count']} in each of 2 layers; a token takes 2 |" in card
+    assert f"| Parameters for one token | {experts['active_parameters']:,} |" in card
+    assert "Experts" not in (saved(Decoder(tiny("llama")), tmp_path / "dense")[0] / "README.md").read_text()
 
 
 @pytest.mark.parametrize("family", TINY)

@@ -169,7 +169,7 @@ def test_labels_say_what_was_done_in_order():
         (["--heal", "lora", "--heal-loss", "mse"], "invalid choice: 'mse'"),
         (["--heal", "lora", "--heal-tokens", "5"], "healing needs a sequence"),
         (["--heal", "lora", "--heal-text", "nothing.txt"], "no text 'nothing.txt'"),
-        (["--heal", "lora", "--heal-length", "4096"], "--heal-length 4096 is more than the 128 tokens"),
+        (["--heal", "lora", "--heal-length", "4096"], "--heal-length 4096 is more than the 2048 tokens"),
         (["--heal", "lora", "--heal-length", "64"], "tokens for calibration"),
         (
             ["--heal", "lora", "--heal-length", "16", "--methods", "dense"],

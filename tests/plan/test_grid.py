@@ -322,16 +322,12 @@ def test_every_spec_asks_for_methods_and_parameters_that_there_are(name):
 
 
 @pytest.mark.parametrize("field", ["window", "calibration_length"])
-def test_sequences_beyond_a_table_of_positions_are_refused(field):
-    """Of rotary positions there is no last one."""
+def test_sequences_that_are_longer_than_a_model_takes_are_refused(field):
     sizes = {"window": 128, "stride": 64, "calibration_length": 128}
     longer = profile("quick", **sizes | {field: 129})
     for family in ("gpt2", "llama"):
         found = validate.Target(Decoder(tiny(family)), torch.device("cpu"), torch.float32)
         validate._refuse_longer(profile("quick", **sizes), found)
-        if family == "llama":
-            validate._refuse_longer(longer, found)
-            continue
         with pytest.raises(UserError, match=f"--{field.replace('_', '-')} 129 is more than the 128 tokens"):
             validate._refuse_longer(longer, found)
 
@@ -344,7 +340,7 @@ def test_the_studies_are_as_large_as_they_say(name, model_folder, tmp_path, cell
     from bench.data import pretrained, texts
 
     monkeypatch.setattr(texts, "check", lambda text: None)
-    monkeypatch.setattr(pretrained, "shell", lambda name, trust: tiny("llama", layers=30))
+    monkeypatch.setattr(pretrained, "shell", lambda name, trust: tiny("llama", layers=30, max_position_embeddings=2048))
     found = cells_of(
         ["run", "--spec", name, "--model", str(model_folder), "--device", "cpu", "--out", str(tmp_path / "r")]
     )

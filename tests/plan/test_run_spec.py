@@ -150,7 +150,7 @@ def test_a_spec_asks_for_the_cells_that_its_shipped_run_has(name, monkeypatch):
     """On made texts, and a made model of as many layers as the default one."""
     monkeypatch.setattr(texts, "check", lambda text: None)
     monkeypatch.setattr(pretrained, "check", lambda name, trust: None)
-    monkeypatch.setattr(pretrained, "shell", lambda name, trust: tiny("llama", layers=30))
+    monkeypatch.setattr(pretrained, "shell", lambda name, trust: tiny("llama", layers=30, max_position_embeddings=2048))
     wanted = {but_for_the_fit(cell, name) for cell in validate.cells(spec_file.spec(name, {"device": "cpu"}))}
     shipped = {but_for_the_fit(of_today(record.cell), name) for record in records(RESULTS / name).values()}
     assert shipped == wanted

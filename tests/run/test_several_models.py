@@ -122,7 +122,9 @@ def test_the_gate_refuses_a_run_of_several_models(base, models, tmp_path, capsys
 def test_the_spec_asks_for_every_method_on_every_model(monkeypatch):
     monkeypatch.setattr(texts, "check", lambda text: None)
     monkeypatch.setattr(pretrained, "check", lambda model, trust: None)
-    monkeypatch.setattr(pretrained, "shell", lambda model, trust: tiny("llama", layers=30))
+    monkeypatch.setattr(
+        pretrained, "shell", lambda model, trust: tiny("llama", layers=30, max_position_embeddings=2048)
+    )
     spec = spec_file.spec("all-models", {"tasks": "none", "device": "cpu"})
     cells = validate.cells(spec)
     assert spec.models == ("smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b")

@@ -15,10 +15,10 @@ from made_machine import Library, Time, a_gpu
 from recorded_graph import RecordedGraph, Refused
 
 from bench.plan.protocol import profile
-from bench.speed import benchmark, peak_rates, timing
+from bench.speed import benchmark, memory, peak_rates, timing
 from bench.speed.placement import Placement
 from bench.speed.summary import summary
-from bench.speed.timing import Pass, WallClock, WarmUp
+from bench.speed.timing import Pass, WallClock, WarmUp, Workload
 from bench.speed.workloads import TimedPoint, bytes_read, macs
 from bench.system import gpu as gpu_driver
 from bench.system import rate
@@ -95,6 +95,41 @@ def test_an_eager_step_that_waits_for_the_host_is_marked(ms, captured, rate, fla
     assert judged["pruned_bandwidth"] == pytest.approx(rate)
     assert found["flags"] == ["noisy"]
     assert peak_rates.judged(models, point, {"failed": "it did"}, beside, RATES) == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "share", "flags"),
+    [("prefill", 0.39, ["low_matrix_rate"]), ("prefill", 0.41, []), ("prefill", None, []), ("decode", 0.01, [])],
+)
+def test_a_prompt_that_leaves_the_matrix_units_idle_is_marked(kind, share, flags):
+    model, point = Decoder(tiny("llama")), TimedPoint(kind, 4, 16)
+    rates = {"copy_bytes_per_second": 1.0}  # of which a step is never short
+    if share is not None:
+        rates["matmul_flops_per_second"] = 2 * 4 * macs(model, point) / 1e-2 / share
+    judged = peak_rates.judged({"pruned": model}, point, {"pruned_ms": 10.0, "flags": []}, {}, rates)
+    assert judged["flags"] == flags
+    assert judged.get("pruned_matrix_rate") == (None if share is None else pytest.approx(share))
+
+
+def test_the_peak_of_a_captured_step_has_what_its_tensors_take(monkeypatch):
+    """A replay allocates nothing, so that its peak is that of what was there before."""
+    held, peak = 100, 0
+
+    def take(size):
+        nonlocal peak
+        peak = max(peak, held + size)
+
+    def start_anew(devices):
+        nonlocal peak
+        peak = held
+
+    monkeypatch.setattr(memory.memory, "reset_peaks", start_anew)
+    monkeypatch.setattr(memory.memory, "peaks", lambda devices: {"allocated_bytes": peak, "reserved_bytes": 300 + peak})
+    nothing, filled = (lambda: None), (lambda: take(900))  # which is no part of a step
+    found = memory.peaks(Workload(nothing, filled, 2, lambda: take(50)), [], [])
+    assert found == {"peak_allocated_bytes": 150, "peak_reserved_bytes": 400}
+    assert memory.peaks(Workload(nothing, filled, 2), [], [])["peak_allocated_bytes"] == 100
+    assert memory.peaks(Workload(lambda: take(70), filled, 2), [], [])["peak_allocated_bytes"] == 170
 
 
 # --- readings within the rounds

@@ -127,7 +127,7 @@ def test_a_step_is_traced_to_one_graph_that_is_never_traced_anew(method):
         work = workload(model, TimedPoint("decode", 2, 5, "graph"), GRAPH, RecordedGraph)
         state = work.step.__self__
         work.reset()
-        step = torch.compile(state._forward, backend=backend, fullgraph=True)
+        step = torch.compile(state.launched, backend=backend, fullgraph=True)
         for _ in range(4):
             step()
     assert len(traced) == 1
@@ -263,13 +263,22 @@ def test_captured_steps_that_cannot_be_are_refused(model_folder, text_file, caps
     ):
         with pytest.raises(UserError, match=message):
             Protocol(mode="graph", **wrong)
-    here = ["speed", str(model_folder), "--device", "cpu", "--calibration", str(text_file)]
+    here = [
+        "speed",
+        str(model_folder),
+        "--device",
+        "cpu",
+        "--calibration",
+        str(text_file),
+        "--calibration-length",
+        "16",
+    ]
     message = refused(capsys, [*here, "--mode", "graph", "--cache", "static"])
     assert "--mode graph needs a CUDA device, and cells run on cpu" in message
 
 
 def test_a_cell_for_machines_with_gpus_has_their_defaults(model_folder, text_file):
-    named = {"texts": [str(text_file)], "calibration": str(text_file), "tasks": ()}
+    named = {"texts": [str(text_file)], "calibration": str(text_file), "tasks": (), "window": 64, "stride": 32}
     spec = RunSpec("dense", model=str(model_folder), device="cuda", profile="smoke", protocol=named)
     (found,) = validate.cells(spec, here=False)
     assert (found.protocol.mode, found.protocol.cache) == ("graph", "static")

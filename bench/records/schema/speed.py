@@ -73,7 +73,7 @@ class PointTimed(SizedPoint):
     speedup_by_bytes: Times = absent("what the removed bytes alone would bring", "bench.speed.workloads")
     flags: list[str] = absent(
         "noisy, not_warm, clocks_disagree (limits in bench.speed.timing); on a GPU also slowed, launch_bound, "
-        "low_bandwidth, in_blocks"
+        "low_bandwidth, low_matrix_rate, in_blocks"
     )
     dense_p90: Milliseconds = absent("90th percentile of all calls, on a GPU")
     dense_p99: Milliseconds = absent("99th percentile of all calls, on a GPU")
