@@ -31,10 +31,10 @@ are compared on `tokens`, two and their parent on `final_tokens`, for 6 generati
 each layer, or an eighth of fewer than 128 channels. Matrices of levels are kept in the type of the model's weights, as
 there.
 
-Cost. In each round and at the end that of `obs`, with a solve for each level; and for each generation most of a forward
-over `tokens` tokens for each child, and of four over `final_tokens`. Memory holds a copy of the model as it is cut, and
-on the host the output matrices of all levels. `minutes` ends the search after the generation in which they have passed,
-and the record says how many there were. A search that was interrupted begins again.
+Cost. In each round and at the end that of `obs`, with a triangular solve for each level; and for each generation most
+of a forward over `tokens` tokens for each child, and of four over `final_tokens`. Memory holds a copy of the model as
+it is cut, and on the host the output matrices of all levels. `minutes` ends the search after the generation in which
+they have passed, and the record says how many there were. A search that was interrupted begins again.
 """
 
 from __future__ import annotations
@@ -143,12 +143,10 @@ class Tyr:
         def cut(asked: Asked, H: Tensor) -> Cut:
             structure, size = asked.structure, asked.structure.size
             at, problem = (structure.number, structure.kind), Problem(structure, H, self.damping)
-            found.order[at] = problem.cheapest(size - levels.left[at][0], self.score)
-            chosen, found.matrices[at] = problem.without(found.order[at][: size - left[at]]), {}
-            for one in levels.left[at]:
-                made = chosen if one == left[at] else problem.without(found.order[at][: size - one])
-                found.matrices[at][one] = made.V.cpu()
-            return chosen
+            order = found.order[at] = problem.cheapest(size - levels.left[at][0], self.score)
+            made = zip(levels.left[at], problem.nested(order, levels.left[at]), strict=True)
+            found.matrices[at] = {units: V.cpu() for units, V in made}
+            return problem.without(order[: size - left[at]])
 
         gone = {(each.number, each.kind): each.size - left[each.number, each.kind] for each in structures}
         OBS(damping=self.damping).sweep(pruned, structures, gone, calibration, cut)

@@ -42,7 +42,7 @@ and four matrices of C by C in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -215,6 +215,24 @@ class Problem:
         missed, whole = (((each @ H) * each).sum() - self.damping * each.square().sum() for each in (V - W, W))
         share = missed / whole.clamp_min(torch.finfo(whole.dtype).tiny)  # 0 of a matrix that gives nothing
         return Cut(torch.tensor(sorted(units)), V[:, K[:, 0]].to(self.structure.writer.weight.dtype), share)
+
+    def nested(self, order: list[int], left: Iterable[int]) -> Iterator[Tensor]:
+        """Yield the best matrix that has so many units left, (D, K), for each of `left`; units go in this order.
+
+        One factor serves all, since the columns that stay longest come first in it:
+
+            H = L L^T,    L_KK^T V^T = (L^-1 H W^T)_K
+        """
+        H, W, w = self.H, self.W, self.width
+        longest = [*sorted(set(range(self.structure.size)) - set(order)), *reversed(order)]
+        first = torch.tensor(longest, device=H.device)
+        columns = (first[:, None] * w + torch.arange(w, device=H.device)).flatten()
+        L = factor(H[columns[:, None], columns])
+        solved = torch.linalg.solve_triangular(L, (H @ W.T)[columns], upper=False)
+        for units in left:
+            K = units * w
+            V = torch.linalg.solve_triangular(L[:K, :K].mT, solved[:K], upper=True)
+            yield V[columns[:K].argsort()].T.contiguous().to(self.structure.writer.weight.dtype)
 
 
 def _cut_layer(

@@ -19,7 +19,7 @@ from methods.search import evolution
 from methods.search.evolution import Generations
 from methods.search.trials import Trial
 from methods.search.tyr import Levels, Tyr, state, widths
-from methods.width.obs import KINDS, OBS
+from methods.width.obs import KINDS, OBS, Problem
 
 TOKENS = calibration().ids.numel()
 RATIO = 0.3
@@ -64,6 +64,22 @@ def test_levels_are_nested_and_the_whole_one_is_the_dense_matrix():
         assert len(set(supernet.order[layer, kind])) == levels.left[layer, kind][-1] - 1
         wide = matrix.in_features // levels.left[layer, kind][-1]
         assert [matrix.shape[1] for matrix in several.values()] == [wide * units for units in levels.left[layer, kind]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_matrices_of_one_factor_are_those_that_are_solved_for_one_by_one(kind):
+    model = Decoder(tiny("llama").double())
+    structure = next(each for each in structures_of(model, kind) if each.number == 1)
+    columns, of = structure.writer.in_features, torch.Generator().manual_seed(3)
+    X = torch.randn(2 * columns, columns, generator=of, dtype=torch.float64)
+    problem = Problem(structure, X.T @ (X + X.roll(1, 1)) + columns * torch.eye(columns), 0.01)
+    problem.H.copy_((problem.H + problem.H.T) / 2)
+    order = problem.cheapest(structure.size - 1)
+    left = list(range(1, structure.size + 1))
+    for units, V in zip(left, problem.nested(order, left), strict=True):
+        alone = problem.without(order[: structure.size - units]).V
+        torch.testing.assert_close(V, alone, rtol=1e-9, atol=1e-12)
+        assert V.is_contiguous()
 
 
 def test_swaps_keep_the_parameters_and_stay_among_the_levels():
