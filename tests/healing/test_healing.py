@@ -224,6 +224,10 @@ def test_a_bfloat16_model_stays_one_and_learns():
         curve = training.heal(model, TEXT, recipe)
         assert {parameter.dtype for parameter in model.model.parameters()} == {torch.bfloat16}
         assert curve[-1]["heldout_loss"] < curve[0]["heldout_loss"]
+        with torch.no_grad():  # of the model that is given back, whose weights have been rounded again
+            logits = model.model(TEXT.held_out, use_cache=False).logits[:, :-1].float()
+        given_back = nn.functional.cross_entropy(logits.flatten(0, 1), TEXT.held_out[:, 1:].flatten())
+        assert curve[-1]["heldout_loss"] == pytest.approx(float(given_back), rel=1e-6)
 
 
 def test_a_loss_that_is_no_number_ends_it():

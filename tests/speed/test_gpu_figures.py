@@ -317,6 +317,20 @@ def test_models_that_do_not_fit_together_are_timed_one_after_the_other(monkeypat
     assert "out_of_memory" not in found
 
 
+@pytest.mark.parametrize("unsteady", [0, 1, 2, None])
+def test_each_block_has_warmed_up_or_the_point_is_marked(monkeypatch, unsteady):
+    gpu = Room(monkeypatch, 10, {"dense": 8, "pruned": 6})
+    number, warm_up = itertools.count(), timing.warm_up
+
+    def warmed(*args, **how):
+        return dataclasses.replace(warm_up(*args, **how), stable=next(number) != unsteady)
+
+    monkeypatch.setattr(timing, "warm_up", warmed)
+    (found,) = gpu.timed(ONE)
+    assert next(number) == 3  # blocks
+    assert ("not_warm" in found["flags"]) == (unsteady is not None)
+
+
 def test_a_dense_model_that_does_not_fit_leaves_the_pruned_one(monkeypatch):
     gpu = Room(monkeypatch, 10, {"dense": 12, "pruned": 6})
     (found,) = gpu.timed(ONE)

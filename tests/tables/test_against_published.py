@@ -237,6 +237,21 @@ def test_what_was_done_otherwise_here_has_no_difference_and_says_why(path, value
     assert reason in said
 
 
+def test_a_validation_set_is_not_the_test_set_of_a_paper_unless_the_user_gave_the_documents(tmp_path):
+    paper = printed()
+    row = paper["models"]["Llama-2-7B"]["rows"][1]
+    row["tasks"], row["average"] = {"sciq": 90.0, "hellaswag": 40.0}, {"of": ["hellaswag", "sciq"], "value": 45.0}
+    record = whole(of_llama(LACO, sciq=0.8))
+    found, said = differences([whole(of_llama(DENSE, sciq=0.9)), record], read(paper, tmp_path))
+    assert found["sciq"] is None and found["average of hellaswag, sciq"] is None
+    assert found["hellaswag"] is not None
+    assert "the validation sets of sciq here" in said
+    given = changed(record, "cell", "protocol", "task_data", to=[["sciq", "test.jsonl", "0" * 64]])
+    found, said = differences([whole(of_llama(DENSE, sciq=0.9)), given], read(paper, tmp_path))
+    assert found["sciq"] == pytest.approx(-0.1)
+    assert "validation sets" not in said
+
+
 def test_sixteen_windows_of_a_text_that_is_not_halved_are_not_the_whole_text(tmp_path):
     dense, laco = (whole(one) for one in RECORDS)
     some = changed(laco, "measured", "perplexity", "wiki", "whole", to=True)
