@@ -1,7 +1,19 @@
-"""`python -m bench`."""
+"""`python -m bench`, and the command `prunebench`."""
 
 import sys
+from typing import NoReturn
 
 from bench.cli.main import main
+from bench.system import interrupt
 
-sys.exit(main())
+
+def command() -> NoReturn:
+    """Run one command, and end the process with its exit code: within seconds where it was interrupted."""
+    code = main()
+    if code == interrupt.INTERRUPTED:
+        interrupt.end_soon()
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    command()

@@ -23,7 +23,7 @@ MESSAGE = b"prunebench: interrupted; the same command goes on where it stopped\n
 
 @contextmanager
 def prompt() -> Iterator[None]:
-    """Make Ctrl-C take at most GRACE seconds within, and until the process has ended if it is interrupted.
+    """Make Ctrl-C take at most GRACE seconds within. Whoever catches the interrupt behind goes on, as a notebook does.
 
     Does nothing outside of the main thread, which is the only one that signals reach.
     """
@@ -37,9 +37,15 @@ def prompt() -> Iterator[None]:
     try:
         yield
     finally:
-        if not isinstance(sys.exception(), KeyboardInterrupt):
-            signal.set_wakeup_fd(before)
-            os.close(told)  # which ends the thread
+        signal.set_wakeup_fd(before)
+        os.close(told)  # which ends the thread
+
+
+def end_soon() -> None:
+    """End the process in GRACE seconds, whatever its orderly end still waits for."""
+    timer = threading.Timer(GRACE, os._exit, (INTERRUPTED,))
+    timer.daemon = True
+    timer.start()
 
 
 def _listen(heard: int) -> None:

@@ -720,3 +720,25 @@ def test_an_interrupt_does_not_wait_for_a_long_call_and_a_second_one_for_nothing
         process.kill()
     assert process.returncode == 130
     assert "Traceback" not in err
+
+
+CAUGHT = """
+import os, signal, time
+from bench.system import interrupt
+
+interrupt.GRACE = 0.2
+try:
+    with interrupt.prompt():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(1)
+print("goes on", flush=True)
+interrupt.end_soon()
+time.sleep(60)
+"""
+
+
+def test_a_notebook_goes_on_behind_an_interrupt_and_a_command_ends_soon():
+    found = subprocess.run([sys.executable, "-c", CAUGHT], capture_output=True, text=True, timeout=50, check=False)
+    assert (found.stdout, found.returncode) == ("goes on\n", 130)
