@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.cli import NOT_AS_SAID, OK
 from bench.doctor import CHECKS
+from methods.errors import UserError
 
 
 def add(commands: Any) -> None:
@@ -32,7 +33,10 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from bench.system.console import say
 
     device = pretrained.resolve_device(arguments.device)
-    found = examination.examine(device, [name for name in arguments.only.split(",") if name])
+    only = [name for name in arguments.only.split(",") if name]
+    if arguments.only and not only:
+        raise UserError(f"--only is given nothing; name one of {', '.join(CHECKS)} or several")
+    found = examination.examine(device, only)
     if arguments.json:
         print(json.dumps(finding.document(found, machine.describe(device)), indent=1))
     else:

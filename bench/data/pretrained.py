@@ -152,7 +152,7 @@ def config_sha256(name: str) -> str | None:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn a name into a device; 'auto' is a GPU if there is one, else the CPU. Raises UserError for a missing GPU."""
+    """Turn a name into a device; 'auto' is a GPU if there is one, else the CPU. Raises UserError for any other."""
     import torch
 
     if name == "auto":
@@ -160,7 +160,9 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"device is auto, cpu or cuda; got {name!r}") from None
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index is not None):
+        raise UserError(f"device is auto, cpu, cuda or cuda:N; got {name!r}")
     gpus = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= gpus:
         raise UserError(f"device {name} was asked for, but torch sees {gpus} GPUs; use cpu or auto")

@@ -20,16 +20,21 @@ OWN = {  # {field: the engines that heed it}
 }
 
 
-def engine(spec: RunSpec) -> Engine:
-    """Return the engine that a run asks for. Raises UserError where its package is missing, and for another's flags."""
+def refuse_flags(spec: RunSpec) -> None:
+    """Raise UserError for flags of another engine than the one that is asked for."""
     for one in options(RunSpec):
         heeded = OWN.get(one.field, (spec.engine,))
         if spec.engine not in heeded and getattr(spec, one.field) != one.default:
             raise UserError(f"--{one.flag} is for --engine {' or '.join(heeded)}, not for {spec.engine}; leave it out")
+    if spec.engine != "local" and spec.isolate is False:
+        raise UserError(f"--engine {spec.engine} measures each cell in a process of its own; leave --no-isolate out")
+
+
+def engine(spec: RunSpec) -> Engine:
+    """Return the engine that a run asks for. Raises UserError as `refuse_flags` does, and without its package."""
+    refuse_flags(spec)
     if spec.engine == "local":
         return Local(spec.slots or 1, spec.gpus_per_cell)
-    if spec.isolate is False:
-        raise UserError(f"--engine {spec.engine} measures each cell in a process of its own; leave --no-isolate out")
     most = None if spec.slots == "auto" else spec.slots
     if spec.engine == "slurm":
         return Slurm(spec.partition, spec.gpus_per_cell, spec.accelerator, most, _named(spec.slurm_options))

@@ -23,6 +23,7 @@ from methods.counted import Counted
 from methods.errors import UserError
 
 MOST_SLOTS = 4096
+LARGEST_SEED = 2**32 - 1  # torch takes as many and more; of a seed several are made
 SWEPT = ("calibration", "calibration_sequences", "calibration_length")  # fields of Protocol of which several sweep
 
 THEN = (
@@ -135,6 +136,8 @@ class RunSpec:
         object.__setattr__(self, "seeds", tuple(dict.fromkeys(self.seeds)))
         if not self.seeds:
             raise UserError("--seed is given nothing; name one value or several, as in 1,2")
+        if not 0 <= min(self.seeds) <= max(self.seeds) <= LARGEST_SEED:
+            raise UserError(f"--seed lies between 0 and {LARGEST_SEED}; got {','.join(map(str, self.seeds))}")
         for limit in ("cell_memory_mib", "cell_minutes"):
             if getattr(self, limit) and self.isolate is False:
                 raise UserError(f"--{limit.replace('_', '-')} needs a process of its own; leave --no-isolate out")
@@ -163,7 +166,7 @@ class RunSpec:
     @property
     def models(self) -> tuple[str, ...]:
         """Return the models that are pruned, each once. The name of a file or folder may hold commas."""
-        here = isinstance(self.model, str) and Path(self.model).exists()
+        here = isinstance(self.model, str) and self.model != "" and Path(self.model).exists()
         return (str(self.model),) if here else tuple(dict.fromkeys(listed(self.model)))
 
     @property

@@ -70,8 +70,18 @@ def read_yaml(path: Path, where: str) -> Any:
     """Return what a YAML file says. Raises UserError, whose message begins with `where`, for any other file."""
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Refuses a key that is there twice, of which YAML's own loader takes the last."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if twice := [key for at, key in enumerate(keys) if key in keys[:at]]:
+                raise ValueError(f"the table at line {node.start_mark.line + 1} names {twice[0]} twice; keep one")
+            found: dict[Any, Any] = super().construct_mapping(node, deep)
+            return found
+
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), Loader)
     except OSError as error:
         raise UserError(f"{where} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:

@@ -215,8 +215,17 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
+def refuse_file(folder: Path) -> None:
+    """Raise UserError where a folder for results cannot be made, as far as looking at it tells."""
+    if "\0" in str(folder):
+        raise UserError(f"no path has a null byte, as {str(folder)!r} has; name another with --out")
+    if above := next((path for path in (folder, *folder.parents) if path.is_file()), None):
+        raise UserError(f"{folder} cannot hold results: {above} is a file; name another with --out")
+
+
 def check_folder(folder: Path) -> None:
     """Make a folder for results. Raises UserError where it cannot be made or written to."""
+    refuse_file(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=WRITING):

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from bench.engines import local
-from bench.engines.engine import Machine
+from bench.engines import chosen, local
+from bench.engines.engine import Machine, refuse_gpus_of_cpus
 from bench.plan import validate
 from bench.plan.cell import Cell
 from bench.plan.run_spec import RunSpec
@@ -30,10 +30,13 @@ from bench.system.offload import check
 def plan_spec(spec: RunSpec) -> Plan:
     """Return what a run would do and what that takes, without measuring and without writing anything.
 
-    Raises UserError for what `run_spec` would refuse before any work.
+    Raises UserError for what `run_spec` would refuse before any work, but for what the machines of another engine lack.
     """
     here = spec.engine == "local"
+    chosen.refuse_flags(spec)
     cells, folder = validate.cells(spec, here=here), spec.folder()
+    refuse_gpus_of_cpus(cells[0].device, spec.gpus_per_cell, spec.accelerator)
+    validate.refuse_file(folder)
     device, every = torch.device(cells[0].device), torch.get_num_threads()
     slots: int = spec.slots if isinstance(spec.slots, int) else 1
     if here:

@@ -40,7 +40,15 @@ MISTAKES = {
     "no such profile": (["--methods", "laco", "--ratio", "0.2", "--profile", "swift"], "no profile 'swift'; there are"),
     "no such text": (["--methods", "laco", "--ratio", "0.2", "--texts", "wikki"], "no text 'wikki'; did you mean wiki"),
     "no such dtype": (["--methods", "laco", "--ratio", "0.2", "--dtype", "int3"], "dtype is auto, float32"),
-    "no such device": (["--methods", "laco", "--ratio", "0.2", "--device", "tpu9"], "device is auto, cpu or cuda"),
+    "no such device": (
+        ["--methods", "laco", "--ratio", "0.2", "--device", "tpu9"],
+        "device is auto, cpu, cuda or cuda:N",
+    ),
+    "a seed beyond torch's": (
+        ["--methods", "laco", "--ratio", "0.2", "--seed", str(2**64)],
+        "--seed lies between 0 and",
+    ),
+    "no model": (["--methods", "laco", "--ratio", "0.2", "--model", ""], "--model is given nothing"),
     "too many threads": (["--methods", "laco", "--ratio", "0.2", "--threads", "9999"], "--threads lies between 1 and"),
     "long stride": (["--methods", "laco", "--ratio", "0.2", "--stride", "99"], "stride lies between 1 and the window"),
     "no plugin": (["--methods", "laco", "--ratio", "0.2", "--plugin", "mine.py"], "--plugin names a Python file"),

@@ -124,6 +124,7 @@ def test_a_check_that_fails_as_a_whole_is_wrong_and_the_others_go_on(monkeypatch
 
 def test_a_check_that_is_not_there_is_refused(capsys):
     assert "machine, methods" in refused(capsys, ["doctor", "--only", "methods,weather"])
+    assert "--only is given nothing" in refused(capsys, ["doctor", "--only", ","])
 
 
 @pytest.mark.parametrize(

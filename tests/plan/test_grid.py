@@ -263,6 +263,14 @@ WRONG = {
     "remote code": ({"trust_remote_code": True}, "give --trust-remote-code on the command line"),
     "no table": ("- laco\n", "is no table of the flags of `run`"),
     "no YAML": ("methods: [laco\n", "is not YAML"),
+    "a key twice": (
+        "methods: laco\nratio: 0.1\nmethods: shortgpt\n",
+        "the table at line 1 names methods twice; keep one",
+    ),
+    "a setting twice": (
+        "methods: laco\nset: {laco.C: 4, laco.C: 5}\n",
+        "the table at line 2 names laco.C twice; keep one",
+    ),
     "an object": ("methods: !!python/name:os.system\n", "is not YAML"),
     "no methods": ({"ratio": 0.2}, "the following arguments are required: --methods"),
     "no base": ({"base": "laco-papper"}, "no spec 'laco-papper'; did you mean laco-paper?"),

@@ -164,3 +164,20 @@ def test_a_plan_for_other_machines_needs_their_number_alone(base, capsys):
     assert main([*asked, "--engine", "ray"]) == 0
     assert "--slots is not given" in capsys.readouterr().out
     assert "--methods" in refused(capsys, ["run", "--plan"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--partition", "gpu"], "--partition is for --engine slurm, not for local"),
+        (["--engine", "slurm", "--no-isolate"], "leave --no-isolate out"),
+        (["--gpus-per-cell", "2"], "--gpus-per-cell"),
+        (["--out", __file__], "is a file; name another with --out"),
+        (["--out", f"{__file__}/run"], "is a file; name another with --out"),
+        (["--out", "a\0b"], "no path has a null byte"),
+    ],
+)
+def test_a_plan_refuses_what_a_run_refuses(wrong, message, base, capsys):
+    asked = [*base, "--methods", "shortgpt", "--ratio", "0.2", *wrong]
+    assert message in refused(capsys, [*asked, "--plan"])
+    assert message in refused(capsys, asked)
