@@ -43,7 +43,7 @@ THREADS = (
     "but timing; by default cells that run at once share all"
 )
 SLOTS = "cells that run at once, timed ones alone; auto: one for each GPU, one on a CPU; by default 1 on this machine"
-MEMORY = "what a cell may take of the host's: weights lie in files where the whole model would take more"
+MEMORY = "what a cell on the CPU may take: weights lie in files where the whole model would take more"
 CARD = "of its GPU's: layers lie in files and visit it one at a time where the whole model would take more"
 OFFLOAD = "for states that wait between layers, on a disk of the machine that measures; by default they are in memory"
 LIMIT = "0 for no limit, or positive"

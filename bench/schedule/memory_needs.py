@@ -6,7 +6,6 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import psutil
 import torch
 
 import methods
@@ -15,9 +14,11 @@ from bench.healing import training
 from bench.plan import chain
 from bench.plan.cell import Cell
 from bench.schedule.pruned_amount import FLOAT32, PruningMemory
-from bench.schedule.pruning_memory import added, offloaded
+from bench.schedule.pruning_memory import added, kept_on_the_host, offloaded
 from bench.schedule.shape import Shape
 from bench.schedule.work import bytes_of
+from bench.system.memory import host_bytes
+from methods.checkpoint.save_load import SHARD_BYTES
 from methods.counted import QUANTITIES
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
@@ -68,8 +69,9 @@ class Footprint:
         """Return what a cell takes; `peak` is what a like one had on its device, 0 where none is known."""
         stages, timed = self.stages(cell), chain.is_timed(cell)
         model = max(bytes_ for stage, bytes_ in stages.items() if stage != "speed")
-        if cell.device.startswith("cuda"):  # the model waits on the host while another process has the card
-            host = self.process + self.weights + self._parked(cell) + (self.process + self.weights if timed else 0)
+        if cell.device.startswith("cuda"):  # where weights are read, and models wait while another process has the card
+            waits = self.process + 2 * self.weights if timed else min(self.weights, SHARD_BYTES)
+            host = self.process + waits + self._parked(cell)
             return MemoryNeeds(max(peak or model, stages.get("speed", 0)), host, offloaded=self.offloaded(cell))
         own = peak or self.process + model + self._parked(cell)
         host = max(own, 2 * self.process + 3 * self.weights if timed else 0)
@@ -251,8 +253,10 @@ class Footprint:
         width, recipe = self.shape.width, cell.healing
         states = 0 if self.offload else self._on_the_host(cell)
         read = self.bytes_each * recipe.sequences * recipe.length * width if recipe and recipe.loss == "kl" else 0
-        layers = cell.device.startswith("cuda") and cell.method.endswith(("+refit", "+reinitialize"))
-        return states + read + (self.bytes_each * self.shape.inner if layers else 0)
+        if not cell.device.startswith("cuda"):
+            return states + read
+        layers = self.bytes_each * self.shape.inner if cell.method.endswith(("+refit", "+reinitialize")) else 0
+        return states + read + layers + kept_on_the_host(cell.method, self._asked(cell))
 
     def _on_the_host(self, cell: Cell) -> int:
         """Return the bytes of states that wait there beside a GPU."""
@@ -272,7 +276,7 @@ def wants_memory(cell: Cell) -> str:
 
 def room_of(memory: float | None, slots: int = 1) -> int:
     """Return the bytes of the host's memory that a cell may take: `memory` GiB, or its share of what there is."""
-    return psutil.virtual_memory().total // slots if memory is None else round(memory * GIB)
+    return host_bytes() // slots if memory is None else round(memory * GIB)
 
 
 def card_of(cell: Cell, gpus: int, device_memory: float | None = None) -> int | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from bench.engines.simulated import SimulatedSession
@@ -16,6 +15,7 @@ from bench.schedule.estimator import Estimate
 from bench.schedule.forecast import duration
 from bench.schedule.memory_needs import MemoryNeeds
 from bench.schedule.order import Ended, Schedule, drive
+from bench.system.memory import host_bytes
 
 GIB = 2**30
 
@@ -121,7 +121,7 @@ def _full(planned: Sequence[PlannedCell], slots: int, free: int | None) -> list[
 
 def _misfits(planned: Sequence[PlannedCell], slots: int, gpus: int, room: int | None, of_card: int | None) -> list[str]:
     """Name the cells that are larger than the memory, and slots that are so together."""
-    host, device = psutil.virtual_memory().total, 0
+    host, device = host_bytes(), 0
     left = [one for one in planned if not one.done]
     if left and left[0].cell.device.startswith("cuda") and torch.cuda.is_available():
         device = gpus * torch.cuda.get_device_properties(torch.device(left[0].cell.device)).total_memory

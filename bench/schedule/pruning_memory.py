@@ -210,12 +210,22 @@ def _puzzle(asked: PruningMemory) -> float:
 
 def _tyr(asked: PruningMemory) -> float:
     """Count a sweep of `obs` through a copy that is cut, or a comparison by KL; on a CPU the matrices of all levels."""
-    given, shape, kept = asked.parameters, asked.shape, 1 - asked.ratio
-    copied = 0.0 if asked.in_files else asked.b * kept * shape.inner
-    matrices = asked.b * kept * (shape.mlp + shape.heads) * shape.width
-    levels = 0.0 if asked.on_gpu else given.get("levels", 9) * shape.layers * matrices
-    compared = replace(asked, parameters={"loss": "kl", "tokens": given.get("final_tokens", 2048)})
-    return max(_obs(asked) + copied, _search(compared, copied=kept * asked.layer)) + levels
+    kept = 1 - asked.ratio
+    copied = 0.0 if asked.in_files else asked.b * kept * asked.shape.inner
+    compared = replace(asked, parameters={"loss": "kl", "tokens": asked.parameters.get("final_tokens", 2048)})
+    found = max(_obs(asked) + copied, _search(compared, copied=kept * asked.layer))
+    return found + (0.0 if asked.on_gpu else _levels(asked))
+
+
+def _levels(asked: PruningMemory) -> float:
+    """Count the output matrices of all levels of `tyr`."""
+    shape, levels = asked.shape, asked.parameters.get("levels", 9)
+    return float(levels * shape.layers * asked.b * (1 - asked.ratio) * (shape.mlp + shape.heads) * shape.width)
+
+
+def kept_on_the_host(method: str, asked: PruningMemory) -> int:
+    """Return the bytes of what a method that prunes on a GPU keeps on the host, other than states."""
+    return round(_levels(asked)) if method.partition("+")[0] == "tyr" else 0
 
 
 def _laco_puzzle(asked: PruningMemory) -> float:

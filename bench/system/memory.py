@@ -41,9 +41,29 @@ def for_states(devices: Sequence[torch.device]) -> int:
 def _free(device: torch.device) -> int:
     """Return the bytes that tensors can still take, those included that torch holds of a GPU to have them ready."""
     if device.type != "cuda":
-        return int(psutil.virtual_memory().available)
+        return min(int(psutil.virtual_memory().available), host_bytes())
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0] + held)
+
+
+def host_bytes(process: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the bytes of the host's memory that this process may take: all, or what its container or job allows.
+
+    process  the file that says which control groups it is in, one `number:kinds:path` a line
+    groups   the folder of these, of either version
+    """
+    limits = [int(psutil.virtual_memory().total)]
+    with contextlib.suppress(OSError):
+        for line in process.read_text(encoding="utf-8").splitlines():
+            _, kinds, path = line.split(":", 2)
+            if kinds and "memory" not in kinds.split(","):
+                continue
+            top, name = (groups / "memory", "memory.limit_in_bytes") if kinds else (groups, "memory.max")
+            inner = top / path.lstrip("/")
+            for folder in (inner, *inner.parents):
+                with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+                    limits.append(int((folder / name).read_text(encoding="ascii")))
+    return min(limits)
 
 
 @dataclass

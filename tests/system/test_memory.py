@@ -8,6 +8,7 @@ import sys
 import time
 from unittest import mock
 
+import psutil
 import pytest
 import torch
 from emulated import EmulatedGpus
@@ -124,3 +125,29 @@ def test_states_may_take_an_eighth_of_what_is_free_where_there_is_least():
         with mock.patch.object(torch.cuda, "memory_reserved", lambda _: 8 * 2**20):
             assert memory.for_states(every[:1]) == 2**22
         del taken
+
+
+@pytest.mark.parametrize(
+    ("line", "files", "wanted"),
+    [
+        ("0::/user/job", {"user/job/memory.max": "max", "user/memory.max": "4096"}, 4096),
+        ("0::/", {"memory.max": "8192"}, 8192),  # as a container sees its own
+        ("0::/gone", {"memory.max": "8192"}, 8192),
+        (
+            "7:blkio:/a\n4:cpu,memory:/a",
+            {"memory/a/memory.limit_in_bytes": "512", "memory/memory.limit_in_bytes": "9000"},
+            512,
+        ),
+        ("4:memory:/a", {"memory/a/memory.limit_in_bytes": str(2**63 - 4096)}, None),
+        ("0::/", {}, None),
+    ],
+)
+def test_the_memory_of_a_job_is_what_its_control_group_allows(line, files, wanted, tmp_path):
+    for name, text in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(f"{text}\n")
+    (tmp_path / "of").write_text(f"{line}\n")
+    whole = psutil.virtual_memory().total
+    assert memory.host_bytes(tmp_path / "of", tmp_path / "groups") == (whole if wanted is None else wanted)
+    assert memory.host_bytes(tmp_path / "none", tmp_path / "groups") == whole
+    assert 0 < memory.host_bytes() <= whole
