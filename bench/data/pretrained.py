@@ -142,12 +142,16 @@ def weights_sha256(name: str) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def config_sha256(name: str) -> str | None:
-    """Return the sha256 of a folder's configuration files; None for a GGUF file, whose weights' hash covers them."""
+def config_sha256(name: str, trust_remote_code: bool = False) -> str | None:
+    """Return the sha256 of a folder's configuration files, and of code that comes with the model where that may run.
+
+    None for a GGUF file, whose weights' hash covers its configuration.
+    """
     folder, options = _source(name)
     if "gguf_file" in options:
         return None
     files = [folder / file for file in ("config.json", "generation_config.json") if (folder / file).is_file()]
+    files += sorted(folder.glob("*.py")) if trust_remote_code else []
     return hashlib.sha256("".join(f"{sha256(file)}  {file.name}\n" for file in files).encode()).hexdigest()
 
 

@@ -54,7 +54,7 @@ class Protocol:
     windows_drawn: bool = measured(True, FIRST, flag="first-windows")
     calibration: str = measured("c4", "text that methods look at; several sweep", "LIST")
     calibration_sequences: int = measured(16, "how many; several sweep", "LIST", least=1)
-    calibration_length: int = measured(256, "tokens of each; several sweep", "LIST", least=1)
+    calibration_length: int = measured(256, "tokens of each; several sweep", "LIST", least=2)
     prefill: tuple[int, ...] = timed((128,), "prompt lengths in tokens, as in 128,1024; or none", "LIST", least=1)
     decode: tuple[int, ...] = timed((64,), "tokens of context before a step, or none", "LIST", least=1)
     batches: tuple[int, ...] = timed((1,), "sequences at once, as in 1,8", "LIST", flag="batch", least=1)

@@ -53,7 +53,7 @@ def common(
         "tasks": {name: tasks.fingerprint(task, documents[name]) for name, task in loaded_tasks.items()},
         "versions": versions.installed(),
     }
-    if settings := pretrained.config_sha256(cell.model):
+    if settings := pretrained.config_sha256(cell.model, cell.trust_remote_code):
         found["config_sha256"] = settings
     if cell.protocol.speed_rounds:
         found["timed_on"] = {"processor": machine.processor, "threads": machine.threads} | waiting()

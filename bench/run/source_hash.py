@@ -3,8 +3,8 @@
 A hash is over the syntax trees of modules, without imports, docstrings, comments and the modules' names and places:
 moving or renaming a file, or writing its docstrings better, makes no record old; another constant or operator does.
 
-The modules are the method's own (and its compensation's) and those that they import, directly or not, at the top or
-inside functions. Left out are imports for type checkers alone, installed packages (their versions are inputs of their
+The modules are the method's own (and its compensation's), those that say how much goes, and those that all of these
+import, directly or not, at the top or inside functions. Left out are imports for type checkers alone, installed packages (their versions are inputs of their
 own) and UNDECIDED, on which no decision depends. What a plugin imports through the `methods` package counts as the
 module that defines it.
 
@@ -36,6 +36,7 @@ HEALING = (  # the modules that train, below bench/
     *("healing/training.py", "healing/text.py", "healing/dense_predictions.py"),
     "plan/recipe.py",
 )
+AMOUNTS = ("methods.budget", "methods.counted")  # which turn a request into what a method is to remove
 UNDECIDED = (
     "methods",  # passes names on; they are followed to where they are defined
     "methods.base",  # the registry and the interface
@@ -50,7 +51,7 @@ TABLE = Path(__file__).with_name("earlier_sources.json")
 
 def method_sha256(name: str) -> str:
     """Return the hash of a method's code, such as `shortgpt` or `shortgpt+ghost`, plugins included."""
-    return code_sha256(sources(methods.modules(name)))
+    return code_sha256(sources([*methods.modules(name), *AMOUNTS]))
 
 
 def healing_sha256() -> str:

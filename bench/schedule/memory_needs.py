@@ -150,7 +150,8 @@ class Footprint:
         work = max(scoring, 0 if cell.method == "dense" else self._pruning(cell, in_files=True))
         head = 0 if cell.method == "dense" else self.bytes_each * self.shape.head
         device = self._around + 2 * layer + round(work) + head
-        return MemoryNeeds(device, self.process + layer + self._parked(cell), True, self.offloaded(cell))
+        parked = self._parked(cell, in_files=True)
+        return MemoryNeeds(device, self.process + layer + parked, True, self.offloaded(cell))
 
     @property
     def _around(self) -> int:
@@ -248,14 +249,15 @@ class Footprint:
         kept = cell.healing is not None and cell.healing.loss == "kl"
         return self.bytes_each * self.shape.head if kept else 0
 
-    def _parked(self, cell: Cell) -> int:
+    def _parked(self, cell: Cell, *, in_files: bool = False) -> int:
         """Return the bytes on the host of what waits there: what is read, and beside a GPU states and dense layers."""
         width, recipe = self.shape.width, cell.healing
         states = 0 if self.offload else self._on_the_host(cell)
         read = self.bytes_each * recipe.sequences * recipe.length * width if recipe and recipe.loss == "kl" else 0
         if not cell.device.startswith("cuda"):
             return states + read
-        layers = self.bytes_each * self.shape.inner if cell.method.endswith(("+refit", "+reinitialize")) else 0
+        copied = ("+reinitialize",) if in_files else ("+refit", "+reinitialize")
+        layers = self.bytes_each * self.shape.inner if cell.method.endswith(copied) else 0
         return states + read + layers + kept_on_the_host(cell.method, self._asked(cell))
 
     def _on_the_host(self, cell: Cell) -> int:

@@ -114,7 +114,7 @@ class CompensatedPruner:
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         dense = twin(model)
-        if self.compensation.by_layer:  # else what a width method cuts would be on the device twice
+        if self.compensation.by_layer and model.store is None:  # what a width method cuts is not on the device twice
             dense.swap_stack(nn.ModuleList(layer.on(torch.device("cpu")).module for layer in dense.layers))
         decisions = self._pruned(model, dense, calibration, ratio)
         before = parameters(model)
@@ -148,7 +148,6 @@ class CompensatedPruner:
         best = min(missed, key=lambda one: missed[one])
         if best != asked:
             _restore(model, dense, places)
-        if best != asked or (best and parameters(model) == total):
             decisions = self.pruner.prune(model, calibration, best)
         return decisions | ({"asked_of_pruner": best} if best != ratio else {})
 

@@ -141,8 +141,8 @@ def at_boundaries(pruning: Pruning, calibration: Calibration, sinks: Sinks, mend
 
     def at(cut: Boundary, y: list[Tensor], n: list[Tensor]) -> list[Tensor]:
         nonlocal gain
-        z, tokens = beside(y, states.advance(cut.until), where)
-        z = wanted_states(tokens, y, z, sinks, wait)
+        own, tokens = beside(y, states.advance(cut.until), where)
+        z = wanted_states(tokens, y, own, sinks, wait)
         found = find_sinks(tokens, y, z)
         seen = [BoundaryStates(*five, wait) for five in zip(y, n, z, tokens, found, strict=True)]
         mended = mend(cut, seen)
@@ -150,6 +150,10 @@ def at_boundaries(pruning: Pruning, calibration: Calibration, sinks: Sinks, mend
         after = [wait(mended.state(each)) for each in seen]
         both = [wait(gain * one) for one in y], [wait(mended.gain * one) for one in after]
         missed = errors(found, tokens, z, *both, fitted=mended.fitted)
+        if mended.gain != 1.0 and "sinks" in missed:  # each is wanted in the size that it has with the gain
+            for name, with_gain in zip(("error_before", "error_after"), both, strict=True):
+                sized = wanted_states(tokens, with_gain, own, sinks, wait)
+                missed["sinks"][name] = errors(found, tokens, sized, with_gain, with_gain)["sinks"]["error_after"]
         report.append({"behind_layer": cut.behind, "removed": list(cut.removed)} | missed)
         gain = mended.gain
         return after

@@ -7,9 +7,11 @@ steps, and differ in where they begin.
 
     W ~ as transformers initialises a new model of the family
 
-Shortcuts of a sliced model, which no family has, start as identity matrices that are cut to their shapes, since a
-random map of the residual stream would be no fair start. Tied matrices stay tied. No parameter is added. The authors
-have released no code for this comparison.
+What no family has starts where it changes least, since a random map of the residual stream would be no fair start:
+shortcuts of a sliced model as identity matrices that are cut to their shapes, maps that an earlier compensation has put
+around a layer as zeros. Two factors in the place of a matrix are drawn and divided so that their product is as large as
+the matrix would have been. Buffers that are stored, such as the correction biases of routers, are those of a new model,
+too. Tied matrices stay tied. No parameter is added. The authors have released no code for this comparison.
 
 Families. Every method, in every family. Transformers alone loads the result where it loads the method's own.
 
@@ -24,11 +26,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from methods.compensation.base import compensation
 from methods.compensation.boundaries import Pruning
 from methods.model.calibration import Calibration
 from methods.model.layer_store import copies
+from methods.model.parts.low_rank import LowRank
+from methods.model.residual_map import MappedLayer
 from methods.model.spread import gpus_of
 
 
@@ -54,15 +59,31 @@ class Reinitialize:
             torch.manual_seed(self.seed)
             drawn.apply(drawn._init_weights)
         for module in drawn.modules():
-            for shortcut in getattr(module, "shortcuts", ()):
-                torch.nn.init.eye_(shortcut.weight)
-        made = dict[int, torch.nn.Parameter]()  # by the ids of those drawn, of which tied ones are one
+            _start_fairly(module)
+        made = dict[int, nn.Parameter]()  # by the ids of those drawn, of which tied ones are one
         for mine, new in zip(model.modules(), drawn.modules(), strict=True):
             for name, one in mine._parameters.items():
                 if one is not None:  # which is not written to, since the dense model may share it
                     other = new._parameters[name]
                     if id(other) not in made:
-                        made[id(other)] = torch.nn.Parameter(other.detach().to(one.device), one.requires_grad)
+                        made[id(other)] = nn.Parameter(other.detach().to(one.device), one.requires_grad)
                     mine._parameters[name] = made[id(other)]
+            for name in mine._buffers.keys() - mine._non_persistent_buffers_set:
+                if (buffer := mine._buffers[name]) is not None:
+                    mine._buffers[name] = new._buffers[name].to(buffer.device)
         pruning.pruned.settle_all()
         return {"seed": self.seed}
+
+
+def _start_fairly(module: nn.Module) -> None:
+    """Let what no family has start where it changes the model least, or is as large as what it stands for."""
+    for shortcut in getattr(module, "shortcuts", ()):
+        nn.init.eye_(shortcut.weight)
+    if isinstance(module, MappedLayer):
+        for each in (module.before, module.behind):
+            if each is not None:
+                nn.init.zeros_(each.weight)
+    if isinstance(module, LowRank):
+        s, k = module.down.weight.std(), module.rank  # of a sum of k products of two numbers: s^2 sqrt(k)
+        for factor in (module.down, module.up):
+            factor.weight.div_((s * k**0.5).sqrt())

@@ -89,7 +89,10 @@ class Decoder:
         heads = self.config.num_attention_heads
         group = heads // (getattr(self.config, "num_key_value_heads", None) or heads)
         width = getattr(self.config, "head_dim", None) or self.config.hidden_size // heads
-        lists = {name: getattr(self.config, name, None) or [] for name in LISTS}
+        lists = {name: (getattr(self.config, name, None) or [])[: len(self.stack)] for name in LISTS}
+        for name, entries in lists.items():
+            if 0 < len(entries) < len(self.stack):
+                raise Unsupported(f"{name} of its configuration names {len(entries)} layers of {len(self.stack)}")
         said = [dict(zip(lists, each, strict=True)) for each in zip_longest(*lists.values())] or [{}] * len(self.stack)
         modules = zip(self.stack, said, strict=True)
         return [Layer(module, self.family, each, width, group, store=self.store) for module, each in modules]

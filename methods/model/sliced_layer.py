@@ -67,7 +67,8 @@ class RMS(nn.Module):
 def fuse(model: Decoder, centre_embeddings: bool) -> None:
     """Move every norm's gain and bias into the matrices behind it, and its mean subtraction into those before it.
 
-    Leaves the logits as they are, unless embeddings are centred under RMSNorm. In float64, cast back at the end.
+    Leaves the logits as they are, unless embeddings are centred under RMSNorm. In float64, or float32 where the
+    model is in half precision, cast back at the end.
     """
     model.untie()
     centred, D = model.family.centred, model.embed.embedding_dim

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import LAYERS, padded, tiny
+from transformers import AutoModelForCausalLM
 
 import methods
 from bench.healing import training
 from bench.healing.text import Text
 from bench.plan.recipe import Recipe
 from methods.model.decoder import Decoder
+from methods.model.parts.low_rank import LowRank
 from methods.model.sizes import parameters
 
 CALIBRATION = padded(torch.randint(3, 128, (8, 24), generator=torch.Generator().manual_seed(3)).tolist())
@@ -45,6 +47,32 @@ def test_the_shape_stays_and_the_weights_are_drawn_anew(method, family):
         elif not name.endswith("bias") or method != "flap":  # flap adds biases, which no family draws
             assert len(value.unique()) == 1, name
     assert (model.head.weight is model.embed.weight) == (control.head.weight is control.embed.weight)
+
+
+@pytest.mark.parametrize("family", ("glm4_moe", "gpt_oss", "mixtral"))
+def test_nothing_of_a_mixtures_routing_stays(family):
+    (model, _), (control, _) = (pruned(name, family, layers="2") for name in ("drop", "drop+reinitialize"))
+    ours, theirs = model.model.state_dict(), control.model.state_dict()
+    assert ours.keys() == theirs.keys()
+    new = AutoModelForCausalLM.from_config(control.config)
+    for name, value in theirs.items():
+        assert ours[name].data_ptr() != value.data_ptr()
+        if value.unique().numel() == 1:  # gains, biases, correction biases
+            assert torch.equal(value, new.state_dict()[name]), name
+        else:
+            assert not torch.equal(value, ours[name]), name
+
+
+def test_maps_around_a_layer_start_as_none_and_factors_as_large_as_their_matrix():
+    model, _ = pruned("shortgpt+ghost")
+    methods.make("drop+reinitialize", {"layers": "1"}).prune(model, CALIBRATION, 0.0)
+    maps = [one for module in model.stack if hasattr(module, "behind") for one in (module.before, module.behind) if one]
+    assert maps and not any(one.weight.any() for one in maps)
+    model, _ = pruned("svd-llm+reinitialize")
+    found = [module for module in model.model.modules() if isinstance(module, LowRank)]
+    assert found
+    for factors in found:
+        assert 0.012 < float((factors.up.weight @ factors.down.weight).detach().std()) < 0.03  # 0.02
 
 
 def test_a_seed_is_one_draw_and_leaves_the_callers_generator_alone():

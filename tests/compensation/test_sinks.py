@@ -138,9 +138,8 @@ def test_ghost_weighs_them_as_it_is_told():
         torch.testing.assert_close(Ghost(ridge=0.5, sinks=sinks).fit(seen).W, expected)
 
 
-@pytest.mark.parametrize("pair", ["drop+ghost", "drop+replaceme", "flap+refit", "laco-ls"])
-def test_the_record_says_what_the_sinks_miss(pair):
-    """The embedding of one word, first in every sequence, is huge, and the first MLP answers to it alone."""
+def with_sinks():
+    """A model, and tokens that begin with one word whose embedding is huge and that the first MLP answers to alone."""
     model, tokens = Decoder(tiny("llama")), calibration()
     tokens.ids[:, 0] = 5
     tokens.ids[:, 1:][tokens.ids[:, 1:] == 5] = 6
@@ -151,6 +150,12 @@ def test_the_record_says_what_the_sinks_miss(pair):
     for layer in model.layers:  # no attention: no other token sees it
         layer.out.weight.data.zero_()
     mlp.gate_proj.weight.data[0] = mlp.up_proj.weight.data[0] = 5 * word
+    return model, tokens
+
+
+@pytest.mark.parametrize("pair", ["drop+ghost", "drop+replaceme", "flap+refit", "laco-ls"])
+def test_the_record_says_what_the_sinks_miss(pair):
+    model, tokens = with_sinks()
     given = {"layers": "2-3"} if pair.startswith("drop") else {}
     decided = methods.make(pair, given).prune(model, tokens, 0.0 if given else 0.3)
     done = decided.get("compensation", decided)
@@ -159,6 +164,15 @@ def test_the_record_says_what_the_sinks_miss(pair):
     for one in fits:
         assert one["tokens"] == len(tokens.ids)
         assert {"error_before", "error_after", "error_held_out"} <= set(one)
+
+
+def test_a_factor_of_the_residual_leaves_the_sinks_what_they_are():
+    """A sink is wanted in the size that it has, whatever the factor is, and these are the model's in direction."""
+    model, tokens = with_sinks()
+    done = methods.make("drop+scale", {"layers": "2+4"}).prune(model, tokens, 0.0)["compensation"]
+    assert min(abs(factor - 1) for factor in done["factors"]) > 0.05
+    for cut in done["cuts"]:
+        assert cut["sinks"]["error_after"] == pytest.approx(cut["sinks"]["error_before"], rel=1e-4)
 
 
 def test_a_sink_that_stays_is_wanted_in_its_own_size_and_no_other_token_is():

@@ -1,6 +1,7 @@
 """Names of models: what is accepted, what is refused in one line, and that what is loaded is what was stored."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -245,3 +246,15 @@ def test_the_default_model_is_what_it_says():
     ids = model.generate(**prompt, max_new_tokens=4, do_sample=False)
     assert tokenizer.decode(ids[0, prompt["input_ids"].shape[1] :]) == " Paris, France."
     assert model.float() is model
+
+
+def test_code_that_comes_with_a_model_is_hashed_where_it_may_run(model_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    plain, trusted = (pretrained.config_sha256(str(folder), trust) for trust in (False, True))
+    assert plain == trusted  # there is none
+    (folder / "modeling_mine.py").write_text("A = 1\n")
+    first = pretrained.config_sha256(str(folder), True)
+    (folder / "modeling_mine.py").write_text("A = 2\n")
+    assert len({plain, first, pretrained.config_sha256(str(folder), True)}) == 3
+    assert pretrained.config_sha256(str(folder)) == plain

@@ -150,6 +150,17 @@ def test_the_factors_of_granite_count_in_every_fit(method, ids):
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
 
 
+def test_a_list_of_layers_may_be_longer_than_the_model_and_not_shorter():
+    """As in the configuration of a model that was made with fewer layers."""
+    inner = tiny("smollm3")
+    said = list(inner.config.no_rope_layers)
+    inner.config.no_rope_layers = [*said, 0, 1]
+    assert [layer.said["no_rope_layers"] for layer in Decoder(inner).layers] == said
+    inner.config.no_rope_layers = said[:-1]
+    with pytest.raises(Unsupported, match=f"no_rope_layers of its configuration names {len(said) - 1} layers of"):
+        _ = Decoder(inner).layers
+
+
 def test_a_layer_without_rotary_positions_stays_one(ids):
     """SmolLM3 says of each layer whether it turns its heads; another list makes another model."""
     model = Decoder(tiny("smollm3"))

@@ -366,7 +366,7 @@ def test_other_weights_have_another_key(asked, model_folder, tmp_path, capsys):
 
 def test_how_threads_wait_is_part_of_a_timed_cells_key_alone(monkeypatch):
     monkeypatch.setattr(fingerprint, "_tokenizer_sha256", lambda tokenizer: "")
-    monkeypatch.setattr(fingerprint.pretrained, "config_sha256", lambda model: "")
+    monkeypatch.setattr(fingerprint.pretrained, "config_sha256", lambda *_: "")
 
     def stands_on(rounds: int, turns: str) -> dict:
         monkeypatch.setenv("GOMP_SPINCOUNT", turns)

@@ -223,7 +223,9 @@ def test_memory_grows_with_what_is_held():
     on_gpu = footprint.needs(cell("laco", device="cuda", protocol=untimed))
     assert on_gpu.device > weights
     assert on_gpu.host == 2**29 + weights  # of a model that is one shard
-    large = replace(footprint, shape=replace(SHAPE, parameters=10**10)).needs(cell("laco", device="cuda", protocol=untimed))
+    large = replace(footprint, shape=replace(SHAPE, parameters=10**10)).needs(
+        cell("laco", device="cuda", protocol=untimed)
+    )
     assert large.host == 2**29 + 5 * 10**9 < large.device
     assert footprint.needs(cell("laco", protocol=untimed), peak=7 * 2**30).host == 7 * 2**30
     estimator = Estimator(COST)

@@ -134,7 +134,9 @@ class CellInputs(Layout):
     source: ClassVar[str] = "bench.run.fingerprint"
 
     weights_sha256: Sha256 = absent("of the model's weight files")
-    config_sha256: Sha256 = absent("of its configuration files; absent for a GGUF file, whose weights' hash covers it")
+    config_sha256: Sha256 = absent(
+        "of its configuration files, and of code that comes with it where that ran; absent for a GGUF file, whose weights' hash covers it"
+    )
     tokenizer_sha256: Sha256 = absent("of the tokenizer's vocabulary, rules and special tokens")
     calibration_sha256: Sha256 = absent("of the calibration tokens and their mask")
     texts: dict[str, Sha256] = absent("by name, of the tokens of the windows and of what is scored of them")
