@@ -4,9 +4,9 @@ A hash is over the syntax trees of modules, without imports, docstrings, comment
 moving or renaming a file, or writing its docstrings better, makes no record old; another constant or operator does.
 
 The modules are the method's own (and its compensation's), those that say how much goes, and those that all of these
-import, directly or not, at the top or inside functions. Left out are imports for type checkers alone, installed packages (their versions are inputs of their
-own) and UNDECIDED, on which no decision depends. What a plugin imports through the `methods` package counts as the
-module that defines it.
+import, directly or not, at the top or inside functions. Left out are imports for type checkers alone, installed
+packages (their versions are inputs of their own) and UNDECIDED, on which no decision depends. What a plugin imports
+through the `methods` package counts as the module that defines it.
 
 `earlier_sources.json` says which hashes of earlier code stand for what a method does today, since its decisions on the
 golden models are equal to the last bit:

@@ -135,7 +135,8 @@ class CellInputs(Layout):
 
     weights_sha256: Sha256 = absent("of the model's weight files")
     config_sha256: Sha256 = absent(
-        "of its configuration files, and of code that comes with it where that ran; absent for a GGUF file, whose weights' hash covers it"
+        "of its configuration files, and of code that comes with it where that ran; absent for a GGUF file, whose "
+        "weights' hash covers it"
     )
     tokenizer_sha256: Sha256 = absent("of the tokenizer's vocabulary, rules and special tokens")
     calibration_sha256: Sha256 = absent("of the calibration tokens and their mask")
