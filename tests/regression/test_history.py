@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from made_runs import VERSIONS, answers, cell, nats
+from made_records import LACO as LACO_AT_03
+from made_records import changed
+from made_runs import VERSIONS, answers, cell, nats, run_folder
 
 from bench.cli.main import main
 from bench.regression.history import changes
@@ -72,6 +75,26 @@ def test_draws_are_pooled_as_in_a_report_and_other_cells_are_not_pooled(tmp_path
     assert main(["history", str(tmp_path / "budgets"), "--metric", "perplexity_wiki", "--label", "laco"]) == 2
     err = capsys.readouterr().err
     assert "has several cells" in err and "laco at 0.3; laco at 0.3 of the decoder" in err
+
+
+def test_cells_of_several_models_or_conditions_have_no_mean(tmp_path, capsys):
+    def run(name: str, place: tuple[str, ...], values: tuple[object, object]) -> Path:
+        records = [changed(LACO_AT_03, *place, to=value) for value in values]
+        return run_folder(tmp_path / name, [changed(one, "cell", "seed", to=n) for n, one in enumerate(records)])
+
+    models = run("models", ("cell", "display_name"), ("A", "B"))
+    for path, model in zip(sorted((models / "cells").iterdir()), ("a", "b"), strict=True):
+        path.write_text(path.read_text().replace("smollm2-135m", model))
+    asked = ["--metric", "perplexity_wiki", "--label", "laco"]
+    assert main(["history", str(models), *asked]) == 2
+    assert "laco at 0.3 on several models, whose mean says nothing: A, B; --model" in capsys.readouterr().err
+    (line,) = lines(capsys, str(models), *asked, "--model", "B")
+    assert (line["perplexity_wiki"], line["draws"]) == ("343.4", "1")
+    assert main(["history", str(models), *asked, "--model", "C"]) == 2
+    assert "has no model 'C'; it has A, B" in capsys.readouterr().err
+    windows = run("windows", ("cell", "protocol", "windows"), (16, 48))
+    assert main(["history", str(windows), *asked]) == 2
+    assert "under several conditions, whose mean says nothing: cpu, float32, windows 16; cpu" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
