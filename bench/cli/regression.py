@@ -203,15 +203,14 @@ def _history(arguments: argparse.Namespace) -> int:
     if arguments.plot and arguments.plot.suffix not in (".svg", ".png", ".pdf"):
         raise UserError(f"--plot names an .svg, .png or .pdf file; got {arguments.plot}")
     points = history.series([_point(run, arguments) for run in arguments.runs])
+    if arguments.plot:
+        ratio = "" if arguments.ratio is None else f" at {arguments.ratio:g}"
+        history_table.plot(points, arguments.metric, f"{arguments.label or ''}{ratio}", arguments.plot)
     if arguments.format == "csv":
         print(tidy_csv.written(*history_table.csv(points, arguments.metric)), end="")
     else:
         render = markdown.render if arguments.format == "markdown" else terminal.render
         print(render([history_table.table(points, arguments.metric)]), end="")
-    if arguments.plot:
-        ratio = "" if arguments.ratio is None else f" at {arguments.ratio:g}"
-        arguments.plot.parent.mkdir(parents=True, exist_ok=True)
-        history_table.plot(points, arguments.metric, f"{arguments.label or ''}{ratio}", arguments.plot)
     return OK
 
 
@@ -249,8 +248,9 @@ def _wanted(run: Path, arguments: argparse.Namespace) -> list[tuple[Record, dict
     metric, model, label, ratio = arguments.metric, arguments.model, arguments.label, arguments.ratio
     records = run_folder.load_run(run)
     rows = column_data.rows(records)
-    if metric not in (columns := column_data.columns(rows)):
-        figures = [name for name in columns if any(isinstance(row.get(name), int | float) for row in rows)]
+    columns = column_data.columns(rows)
+    figures = [name for name in columns if any(isinstance(row.get(name), int | float) for row in rows)]
+    if metric not in figures:
         raise UserError(f"{run} has no metric {metric!r}; it has {', '.join(figures)}")
     named = [model in (None, record.cell["model"], display_name(record)) for record in records]
     if not any(named):

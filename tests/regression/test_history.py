@@ -11,10 +11,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from made_records import LACO as LACO_AT_03
-from made_records import changed
+from made_records import PER_LAYER, changed, checked, measured, ok
 from made_runs import VERSIONS, answers, cell, nats, run_folder
 
 from bench.cli.main import main
+from bench.records import columns as column_data
+from bench.records.run_folder import records
 from bench.regression.history import changes
 
 STEP = 8  # the run from which perplexity is higher
@@ -135,9 +137,33 @@ def test_the_plot_is_the_same_every_time(suffix, runs, tmp_path, capsys):
         ElementTree.parse(files[0])
 
 
+def test_every_column_of_figures_has_a_table(tmp_path, capsys):
+    whole = checked(measured(11 * PER_LAYER, (300.0, 343.4, 391.0), [0.3] * 5, 57.0), 0.3, 0.5)
+    run = run_folder(tmp_path, [ok("laco", 0.3, whole, budget=11, prune_seconds=26.31)])
+    assert main(["history", str(run), "--metric", "none"]) == 2
+    figures = capsys.readouterr().err.split("it has ")[1].strip().split(", ")
+    row = column_data.rows(list(records(run).values()))[0]
+    assert {"bits_per_byte_wiki", "miss", "task_piqa_acc_stderr", "kl_low", "macs_context"} <= set(figures)
+    assert set(figures) == {name for name, value in row.items() if isinstance(value, int | float)}
+    for name in figures:
+        assert main(["history", str(run), "--metric", name]) == 0
+        assert "2026-01-02" in capsys.readouterr().out, name
+
+
+def test_a_plot_that_cannot_be_written_is_one_line(runs, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "a.svg", tmp_path / "folder.svg"):
+        (tmp_path / "folder.svg").mkdir(exist_ok=True)
+        assert main(["history", *runs, "--metric", "parameters", *LACO, "--plot", str(place)]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n"), "cannot be written" in err) == ("", 1, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.svg"]
+
+
 def test_mistakes_are_one_line(runs, tmp_path, capsys):
     for arguments, message in (
         (["--metric", "perplexity_wikki", *LACO], "no metric 'perplexity_wikki'; it has"),
+        (["--metric", "status", *LACO], "no metric 'status'; it has"),
         (["--metric", "perplexity_wiki"], "several cells of that --label and --ratio"),
         (["--metric", "perplexity_wiki", "--label", "sleb"], "no cell of that --label"),
         (["--metric", "perplexity_wiki", *LACO, "--plot", "x.gif"], "--plot names an .svg"),
