@@ -101,6 +101,12 @@ def removed_too_little(record: Record) -> bool:
     return by is not None and by < -MISS
 
 
+def missed(record: Record) -> bool:
+    """Say whether a cell removed so much more or less than its budget that it is marked."""
+    by = missed_by(record.measured)
+    return by is not None and abs(by) > MISS
+
+
 def missed_by(measured: Mapping[str, Any]) -> float | None:
     """Return how much more was removed than the budget, as a share of the dense model's; None where there was none."""
     if "budget" in measured:
@@ -177,9 +183,8 @@ def _row(record: Record, dense: Record | None, averaged: list[str], right: list[
     if (to_prune := peak_bytes(measured, "prune")) is not None:
         row["prune_memory_bytes"] = to_prune
     row["peak_memory_bytes"] = peak_bytes(measured)
-    missed = row["miss"] is not None and abs(row["miss"]) > MISS
     flags = [
-        *["missed_ratio"] * missed,
+        *["missed_ratio"] * missed(record),
         *["no_dense_cell"] * (dense is None),
         *["other_versions"] * bool(other_versions(record, dense)),
         *["misfit"] * any(misfits(record)),

@@ -188,5 +188,5 @@ def _of_measure(measure: Column, group: TableGroup, data: ReportData) -> Table:
         ],
         name=f"grid-{measure.name}-{ratio_word(group)}",
         title=f"{measure.head}, {notes.ratio(group.records)}",
-        said=(*notes.exceptions(group.at_each_seed()), *tests, *[NOT_ASKED] * absent),
+        said=(*notes.exceptions(group.spoken_of()), *tests, *[NOT_ASKED] * absent),
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 
-from bench.records.columns import amount_column, removed_too_little
+from bench.records.columns import amount_column
 from bench.records.guessing import may_be_guessed
 from bench.records.record import Record, display_name, requested_ratio, share
 from bench.records.samples import Samples
@@ -66,7 +66,7 @@ def compared(group: TableGroup, columns: Sequence[Column], data: ReportData) -> 
             if not group.is_drawn(place) and may_be_guessed(figures, column.name):
                 cells[number] = cells[number].marked("guess")
         rows.append(row_of(record, group.label(place), cells))
-    eligible = [_may_win(record) for record in group.records]
+    eligible = [_may_win(group, place) for place in range(len(group.records))]
     for number, column in enumerate(columns):
         if column.better and column.name not in UNRANKED:
             rows = ranked(rows, number, column.better, eligible)
@@ -83,9 +83,10 @@ def _guesses(rows: Sequence[Row], columns: Sequence[Column], group: TableGroup) 
     return [f"‡: not shown to be above the accuracy of guesses, in %: {each}."] if each else []
 
 
-def _may_win(record: Record) -> bool:
-    """Return whether a cell can be the best of its ratio: the dense model and what removed too little cannot."""
-    return record.cell["method"] != "dense" and record.status == "ok" and not removed_too_little(record)
+def _may_win(group: TableGroup, place: int) -> bool:
+    """Return whether a row can be the best of its ratio: the dense model and what removed too little cannot."""
+    record = group.records[place]
+    return record.cell["method"] != "dense" and record.status == "ok" and not group.removed_too_little(place)
 
 
 def row_of(record: Record, label: str, cells: Sequence[TableCell]) -> Row:
@@ -147,6 +148,6 @@ def of_group(
         conditions=(*notes.conditions(group.records), *group.apart),
         columns=tuple(columns),
         rows=tuple(rows),
-        notes=tuple(notes.exceptions(group.at_each_seed()) if said is None else said),
+        notes=tuple(notes.exceptions(group.spoken_of()) if said is None else said),
         footnotes=tuple(footnotes),
     )

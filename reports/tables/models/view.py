@@ -16,7 +16,6 @@ from statistics import fmean
 
 from scipy.special import stdtrit
 
-from bench.records.columns import removed_too_little
 from bench.records.record import share
 from bench.stats.intervals import kendall
 from methods.counted import QUANTITIES
@@ -166,7 +165,7 @@ def _cell(measure: str, change: Change) -> TableCell:
 
 def _too_little(model: ModelRows, method: str) -> bool:
     at = model.place(method)
-    return at is not None and model.group.records[at].status == "ok" and removed_too_little(model.group.records[at])
+    return at is not None and model.group.records[at].status == "ok" and model.group.removed_too_little(at)
 
 
 def _notes(shared: SharedRatio, measure: str, rest: Sequence[str]) -> Iterator[str]:

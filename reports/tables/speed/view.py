@@ -14,7 +14,7 @@ from bench.records.columns import tokens
 from bench.records.comparability import dense_peer
 from bench.records.record import Record, display_name, label, named
 from reports import notes, speed_notes
-from reports.blocks import seeds_apart
+from reports.blocks import draws_apart
 from reports.metrics import METRICS, MISSING, binary, significant
 from reports.tables import order
 from reports.tables.rows import ReportData, removed, row_of
@@ -69,7 +69,7 @@ def tables(data: ReportData) -> list[Table]:
         peers = order.records(fastest)
         how = [order.said(*one, where="rows of a ratio") for one in zip(groups, measures, strict=True)]
         sorting = dict.fromkeys(chain(*how))
-        names = {id(one): named(one) + which for one, which in zip(peers, seeds_apart(peers), strict=True)}
+        names = {id(one): named(one) + which for one, which in zip(peers, draws_apart(peers), strict=True)}
         reached = any("pruned_matrix_rate" in point for one in peers for point in _points(one))
         timed = [
             row_of(one, names[id(one)], [removed(one), *_timed(point), *(_reached(point) if reached else ())])
