@@ -14,7 +14,7 @@ from typing import Any
 from bench.records import columns
 from bench.records.comparability import apart, identity, setups
 from bench.records.drawn_cells import draws
-from bench.records.record import Record, label, ratio_of, requested_ratio
+from bench.records.record import Record, label, ratio_of, requested_ratio, share
 from bench.stats.draws import draw_stderr, exponential, mean_interval
 from reports import healing_notes
 from reports.metrics import finite
@@ -107,6 +107,12 @@ def name_beside(record: Record, records: Sequence[Record]) -> str:
     ways = {other.cell["match"] for other in records if other.cell["ratio"] is not None and "match" in other.cell}
     how = f" (match {record.cell['match']})" if len(ways) > 1 and record.cell["ratio"] is not None else ""
     return label(record.cell) + healing_notes.apart(record.cell, [other.cell for other in records]) + how
+
+
+def named_beside(record: Record, records: Sequence[Record]) -> str:
+    """Write a cell as sentences call it, with what others have otherwise: 'laco (match exact) at 0.2'."""
+    asked = share(requested_ratio(record), ratio_of(record.cell))
+    return name_beside(record, records) + (f" at {asked}" if asked else "")
 
 
 def seeds_of(records: Sequence[Record]) -> list[int]:

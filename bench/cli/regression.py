@@ -242,8 +242,8 @@ def _wanted(run: Path, arguments: argparse.Namespace) -> list[tuple[Record, dict
     from bench.records import columns as column_data
     from bench.records import run_folder
     from bench.records.comparability import identity
-    from bench.records.record import display_name, share
-    from reports.blocks import name_beside
+    from bench.records.record import display_name
+    from reports.blocks import named_beside
 
     metric, model, label, ratio = arguments.metric, arguments.model, arguments.label, arguments.ratio
     records = run_folder.load_run(run)
@@ -257,8 +257,7 @@ def _wanted(run: Path, arguments: argparse.Namespace) -> list[tuple[Record, dict
         there = ", ".join(dict.fromkeys(map(display_name, records)))
         raise UserError(f"{run} has no model {model!r}; it has {there}")
     cells = [identity(record) for record in records]
-    asked = [share(cell["ratio"], cell.get("ratio_of", "all")) for cell in cells]
-    names = [name_beside(record, records) + f" at {at}" * bool(at) for record, at in zip(records, asked, strict=True)]
+    names = [named_beside(record, records) for record in records]
     wanted = [
         number
         for number, cell in enumerate(cells)

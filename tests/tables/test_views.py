@@ -148,6 +148,17 @@ def test_by_ratio_keeps_apart_what_met_its_ratio_or_was_healed_otherwise():
     }
 
 
+def test_rows_of_speed_that_met_their_ratio_otherwise_or_are_draws_are_told_apart():
+    exact = changed(changed(LACO, "cell", "match", to="exact"), "measured", "speed", "failed", to="no room")
+    draws = [drawn(number, 100.0, 0.3) for number in range(2)]
+    timed, sizes = view("speed", [DENSE, LACO, exact, *draws])
+    names = {"laco (match layers) at 0.3", "laco (match exact) at 0.3"}
+    random = {f"drop-random (match layers) at 0.1 (draw {number})" for number in range(2)}
+    for table in (timed, sizes):
+        assert {row.label for row in table.rows} == {"dense", *names, *random}
+    assert "laco (match exact) at 0.3: speed: no room" in timed.notes
+
+
 def test_doubts_about_a_speed_stand_under_the_tables_that_show_it():
     flagged = [point("prefill", 1, 128, 57.0), point("decode", 1, 64, 14.0, pruned_cv=0.34, flags=["noisy"])]
     machine = {"flags": ["busy"], "other_cores": 1.25, "stolen_cores": 0.5}
