@@ -38,15 +38,34 @@ REASON = 300  # the longest reason that is shown, in characters; the record hold
 
 
 def conditions(records: Sequence[Record]) -> list[str]:
-    """Return what rows have in common beside their ratio: device, dtype, threads; profile."""
-    cell, environment = records[0].cell, records[0].environment
-    threads = environment.get("threads")
+    """Return where rows were measured, every place that occurs: device, dtype, threads; profile."""
+    threads = {
+        one.environment["threads"]
+        for one in records
+        if one.cell["device"] == "cpu" and one.environment.get("threads") is not None
+    }
     where = [
-        str(environment.get("gpu") or cell["device"]),
-        str(cell["dtype"]),
-        *([f"{threads} {_plural('thread', threads)}"] if threads and cell["device"] == "cpu" else []),
+        _either(map(_device, records)) + _processors(records),
+        _either(record.cell["dtype"] for record in records),
+        *([f"{_either(sorted(threads))} {'thread' if threads == {1} else 'threads'}"] if threads else []),
     ]
-    return [", ".join(where), str(cell["protocol"]["profile"])]
+    return [", ".join(where), _either(record.cell["protocol"]["profile"] for record in records)]
+
+
+def _device(record: Record) -> str:
+    return str(record.environment.get("gpu") or record.cell["device"])
+
+
+def _processors(records: Sequence[Record]) -> str:
+    """Name the processors of the cells of a CPU, where there are several."""
+    found = [one.environment.get("cpu") for one in records if one.cell["device"] == "cpu"]
+    several = sorted({str(name) for name in found if name})
+    return f" ({_either(several)})" if len(several) > 1 else ""
+
+
+def _either(values: Iterable[Any]) -> str:
+    """List each value once: 'H100 or H200'."""
+    return " or ".join(dict.fromkeys(map(str, values)))
 
 
 def ratio(records: Sequence[Record]) -> str:

@@ -145,7 +145,7 @@ def of_group(
         view=view,
         model=display_name(group.records[0]),
         title=title or notes.ratio(group.records),
-        conditions=(*notes.conditions(group.records), *group.apart),
+        conditions=(*notes.conditions(list(chain(*group.drawn))), *group.apart),
         columns=tuple(columns),
         rows=tuple(rows),
         notes=tuple(notes.exceptions(group.spoken_of()) if said is None else said),
