@@ -201,7 +201,7 @@ def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if any(one.get("flags") for one in rows):
         row["flags"] = " ".join(dict.fromkeys(" ".join(one.get("flags") or "" for one in rows).split()))
     for name in rows[0]:
-        if name == "seed" or name.endswith(("_low", "_high", "_stderr")):
+        if name in ("seed", "draw") or name.endswith(("_low", "_high", "_stderr")):
             continue
         known = [one for one in rows if isinstance(one.get(name), int | float) and math.isfinite(one[name])]
         beside = [column for column in (f"{name}_low", f"{name}_high", f"{name}_stderr") if column in row]

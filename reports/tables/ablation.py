@@ -204,7 +204,8 @@ def _grid(study: Study, name: str, others: tuple[Any, ...]) -> Table:
     for value in study.axis(first):
         points = {other: study.points.get((value, other, *others)) for other in study.axis(second)}
         ratios = {requested_ratio(point.record) for point in points.values() if point}
-        row = Row(said(value), study.method, ratios.pop() if len(ratios) == 1 else None)
+        of = ratio_of(study.records[-1].cell)  # of which a study has one
+        row = Row(said(value), study.method, ratios.pop() if len(ratios) == 1 else None, ratio_of=of)
         for other, point in points.items():
             at = f"{second}={said(other)}"
             cells.append((row, Column(f"{name}, {at}", at), _cell(point, name)))

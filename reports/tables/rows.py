@@ -9,7 +9,7 @@ from itertools import chain
 
 from bench.records.columns import amount_column
 from bench.records.guessing import may_be_guessed
-from bench.records.record import Record, display_name, requested_ratio, share
+from bench.records.record import Record, display_name, ratio_of, requested_ratio, share
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
 from reports import notes
@@ -92,7 +92,7 @@ def _may_win(group: TableGroup, place: int) -> bool:
 def row_of(record: Record, label: str, cells: Sequence[TableCell]) -> Row:
     """Make the row of a record; one that failed says so in a word instead of figures."""
     failure = None if record.status == "ok" else notes.status(record)
-    return Row(label, record.cell["method"], requested_ratio(record), tuple(cells), failure)
+    return Row(label, record.cell["method"], requested_ratio(record), tuple(cells), failure, ratio_of(record.cell))
 
 
 def starred(cell: TableCell, *rows: Mapping[str, object]) -> TableCell:

@@ -126,7 +126,7 @@ def _changes(shared: SharedRatio, method: str, measure: str, *, mean: bool) -> R
     known = [change for model in shared.models if (change := model.change(method, measure))]
     cells = [_figure(model, method, measure) for model in shared.models]
     cells.append(_cell(measure, mean_change(known)) if mean else TableCell())
-    return Row(method, shared.method(method), shared.group.ratio, tuple(cells))
+    return Row(method, shared.method(method), shared.group.ratio, tuple(cells), ratio_of=shared.group.ratio_of)
 
 
 def _places(shared: SharedRatio, method: str, places: Sequence[Place]) -> Row:
@@ -136,7 +136,8 @@ def _places(shared: SharedRatio, method: str, places: Sequence[Place]) -> Row:
     cells = [TableCell(f"{r:g} [{low}, {high}]", f"{r:g}", r, low, high) for r, low, high in places]
     mean = TableCell(f"{middle:.1f} [{lowest:g}, {highest:g}]", f"{middle:.1f}", middle, lowest, highest)
     apart = any(one.worst < other.best or other.worst < one.best for one, other in combinations(places, 2))
-    return Row(method, shared.method(method), shared.group.ratio, (*cells, mean.marked("differs") if apart else mean))
+    last = mean.marked("differs") if apart else mean
+    return Row(method, shared.method(method), shared.group.ratio, (*cells, last), ratio_of=shared.group.ratio_of)
 
 
 def _ratio(shared: SharedRatio) -> str:

@@ -124,7 +124,8 @@ def _names(records: Sequence[ServedRecord]) -> list[str]:
 
 def _row(record: ServedRecord, name: str, cells: Sequence[TableCell]) -> Row:
     failure = None if record.status == "ok" else record.status.replace("_", " ")
-    return Row(name, record.model["method"], record.model["requested_ratio"], tuple(cells), failure)
+    of = record.model["ratio_of"]
+    return Row(name, record.model["method"], record.model["requested_ratio"], tuple(cells), failure, of)
 
 
 def _figures(record: ServedRecord, base: ServedRecord | None, shown: dict[str, Any]) -> list[TableCell]:
