@@ -284,9 +284,10 @@ def _not_alike(wanted: Sequence[Record], records: Sequence[Record]) -> str:
     found = {of[id(record)]: record for record in wanted}
     if len(found) == 1:
         return ""
-    models = list(dict.fromkeys(map(display_name, wanted)))
+    models = {str(record.cell["model"]): display_name(record) for record in wanted}
     if len(models) > 1:
-        return f"on several models, whose mean says nothing: {', '.join(models)}; --model names one"
+        names = models.values() if len(set(models.values())) == len(models) else models
+        return f"on several models, whose mean says nothing: {', '.join(names)}; --model names one"
     said, ways = apart(records), list[str]()
     for setup, record in found.items():
         ways.append(", ".join([record.cell["device"], record.cell["dtype"], *said[setup]]))

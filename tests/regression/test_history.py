@@ -94,6 +94,10 @@ def test_cells_of_several_models_or_conditions_have_no_mean(tmp_path, capsys):
     assert (line["perplexity_wiki"], line["draws"]) == ("343.4", "1")
     assert main(["history", str(models), *asked, "--model", "C"]) == 2
     assert "has no model 'C'; it has A, B" in capsys.readouterr().err
+    same = run("same", ("cell", "model"), ("/runs/a/model", "/runs/b/model"))
+    assert main(["history", str(same), *asked]) == 2
+    assert "nothing: /runs/a/model, /runs/b/model; --model names one" in capsys.readouterr().err
+    assert len(lines(capsys, str(same), *asked, "--model", "/runs/a/model")) == 1
     windows = run("windows", ("cell", "protocol", "windows"), (16, 48))
     assert main(["history", str(windows), *asked]) == 2
     assert "under several conditions, whose mean says nothing: cpu, float32, windows 16; cpu" in capsys.readouterr().err
