@@ -12,9 +12,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from bench.records import columns
-from bench.records.comparability import apart, setups
+from bench.records.comparability import apart, identity, setups
 from bench.records.drawn_cells import draws
-from bench.records.record import Record, label, ratio_of, requested_ratio
+from bench.records.record import Record, label, ratio_of, requested_ratio, share
 from bench.stats.draws import draw_stderr, exponential, mean_interval
 from reports import healing_notes
 from reports.metrics import finite
@@ -66,12 +66,24 @@ class TableGroup:
         """Say whether a row is of several random choices at one seed, beside whose mean stands their spread."""
         return len(self.drawn[place]) > len(seeds_of(self.drawn[place]))
 
-    def at_each_seed(self) -> list[Record]:
-        """Return the measured records of the rows, of several draws at one seed the first, and one of what failed."""
+    def removed_too_little(self, place: int) -> bool:
+        """Say whether any cell of a row removed so much less than its budget that it flatters the row's figures."""
+        return any(map(columns.removed_too_little, self.drawn[place]))
+
+    def spoken_of(self) -> list[Record]:
+        """Return the measured records of the rows, and one of what failed.
+
+        Of several draws at one seed it is the first, and where they miss their budget otherwise than it all that do.
+        """
         found = list[Record]()
         for record, drawn in zip(self.records, self.drawn, strict=True):
-            first = {one.cell["seed"]: one for one in reversed(drawn)}
-            found += reversed(first.values()) if record.status == "ok" else [record]
+            by_seed: dict[int, list[Record]] = {}
+            for one in drawn if record.status == "ok" else [record]:
+                by_seed.setdefault(one.cell["seed"], []).append(one)
+            for first, *others in by_seed.values():
+                misses = [columns.missed_by(one.measured) for one in (first, *others)]
+                apart = others if len(set(misses)) > 1 else ()
+                found += [first, *(one for one in apart if columns.missed(one))]
         return found
 
     def tied(self, one: int, other: int, name: str) -> bool:
@@ -97,27 +109,41 @@ def name_beside(record: Record, records: Sequence[Record]) -> str:
     return label(record.cell) + healing_notes.apart(record.cell, [other.cell for other in records]) + how
 
 
+def named_beside(record: Record, records: Sequence[Record]) -> str:
+    """Write a cell as sentences call it, with what others have otherwise: 'laco (match exact) at 0.2'."""
+    asked = share(requested_ratio(record), ratio_of(record.cell))
+    return name_beside(record, records) + (f" at {asked}" if asked else "")
+
+
 def seeds_of(records: Sequence[Record]) -> list[int]:
     """Return the seeds of some cells, rising."""
     return sorted({record.cell["seed"] for record in records})
 
 
-def seeds_apart(records: Sequence[Record]) -> list[str]:
-    """Return for each record what its name needs behind it where its label has several seeds: ' (seed 1)', or ''."""
-    labels = [label(record.cell) for record in records]
-    found: dict[str, set[int]] = {}
-    for name, record in zip(labels, records, strict=True):
-        found.setdefault(name, set()).add(record.cell["seed"])
-    several = {name for name, seeds in found.items() if len(seeds) > 1}
-    return [
-        f" (seed {record.cell['seed']})" if name in several and record.cell["method"] != "dense" else ""
-        for name, record in zip(labels, records, strict=True)
-    ]
+def draws_apart(records: Sequence[Record]) -> list[str]:
+    """Return for each record what its name needs behind it where its label has several seeds or draws.
+
+    It is ' (seed 1)', ' (draw 2)', ' (seed 1, draw 2)', or ''; a draw goes by the seed of the random choice.
+    """
+    cells = [identity(record) for record in records]
+    found: dict[tuple[str, str], set[Any]] = {}
+    for record, cell in zip(records, cells, strict=True):
+        for kind in ("seed", "draw"):
+            found.setdefault((label(record.cell), kind), set()).add(cell.get(kind))
+    named = []
+    for record, cell in zip(records, cells, strict=True):
+        kinds = [kind for kind in ("seed", "draw") if kind in cell and len(found[label(record.cell), kind]) > 1]
+        which = ", ".join(f"{kind} {cell[kind]}" for kind in kinds)
+        named.append(f" ({which})" if which and record.cell["method"] != "dense" else "")
+    return named
 
 
 def draws_named(records: Sequence[Record]) -> list[str]:
-    """Name the draws that share a row: 'draw 1', or where they are of several seeds 'seed 0', 'seed 0, draw 1'."""
-    counts = [f"draw {number}" for number, _ in enumerate(records, start=1)]
+    """Name the draws that share a row: 'draw 1', or where they are of several seeds 'seed 0', 'seed 0, draw 1'.
+
+    A draw goes by the seed of the random choice, as everywhere.
+    """
+    counts = [f"draw {identity(record).get('draw', number)}" for number, record in enumerate(records)]
     every = [f"seed {record.cell['seed']}" for record in records]
     if len(set(every)) == 1:
         return counts
@@ -168,14 +194,14 @@ def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Draws of a random choice at one seed have the standard deviation between them beside it, since they lie orders of
     magnitude apart; cells of several seeds an interval and a standard error that include the draw of the calibration
-    (bench.stats.draws). What is no number is the first draw's, and so is what one of several choices lacks, such as a
-    speed; a mean over seeds is missing where a seed has no figure.
+    (bench.stats.draws). Flags are those that any draw has. What else is no number is the first draw's, and so is what
+    one of several choices lacks, such as a speed; a mean over seeds is missing where a seed has no figure.
     """
     row, seeds = dict(rows[0]), {one.get("seed") for one in rows}
-    if len(seeds) > 1 and any(one.get("flags") for one in rows):
+    if any(one.get("flags") for one in rows):
         row["flags"] = " ".join(dict.fromkeys(" ".join(one.get("flags") or "" for one in rows).split()))
     for name in rows[0]:
-        if name == "seed" or name.endswith(("_low", "_high", "_stderr")):
+        if name in ("seed", "draw") or name.endswith(("_low", "_high", "_stderr")):
             continue
         known = [one for one in rows if isinstance(one.get(name), int | float) and math.isfinite(one[name])]
         beside = [column for column in (f"{name}_low", f"{name}_high", f"{name}_stderr") if column in row]

@@ -64,10 +64,15 @@ def shown(row: Mapping[str, Any], column: str, *, spread: bool = True) -> str:
 
 
 def metric(column: str) -> Metric:
-    """Return the metric of a column of the frame: 'average', 'perplexity_wiki', 'answer_bpb_piqa'."""
+    """Return the metric of a column of the frame: 'average', 'perplexity_wiki', 'answer_bpb_piqa'.
+
+    A column that no table shows, such as 'bits_per_byte_wiki', is named by its own words.
+    """
     if column in METRICS:
         return METRICS[column]
-    family = next(name for name in METRICS if name.endswith("_") and column.startswith(name))
+    family = next((name for name in METRICS if name.endswith("_") and column.startswith(name)), None)
+    if family is None:
+        return Metric(short(column).replace("_", " "), "", significant)
     found = METRICS[family]
     return replace(found, label=found.label.format(short(column.removeprefix(family))))
 

@@ -11,14 +11,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from itertools import chain
 from typing import Any
 
-from bench.records.columns import MISS, missed_by, texts
+from bench.records.columns import missed, texts
 from bench.records.comparability import dense_peer, other_versions
 from bench.records.drawn_cells import draws
 from bench.records.record import Record, amount, is_accuracy, label, ratio_of, requested_ratio
 from bench.records.windows import in_a_row
 from methods.counted import QUANTITIES
 from reports import doubts, healing_notes, speed_notes
-from reports.blocks import seeds_apart, seeds_named, seeds_of
+from reports.blocks import draws_apart, seeds_named, seeds_of
 from reports.metrics import METRICS, binary, metric, short, shown
 
 Row = Mapping[str, Any]
@@ -30,22 +30,42 @@ EVERYTHING = ("perplexity", "kl", "checks", "tasks", "speed")  # kinds of column
 BOS = {"every window": "each begins with BOS", "none": "no BOS"}
 ONE_SEED = "one seed: intervals and tests do not include the draw of the calibration text; with --seed 0,1,2 they do."
 MEANS = (
-    "means over the seeds, of a perplexity by its logarithm; ± and [low, high] include the draw of the calibration: "
-    "Student's interval over the seeds and the cells' own one are added in squares, as are standard errors."
+    "several seeds: means over them, of a perplexity by its logarithm; ± and [low, high] include the draw of the "
+    "calibration: Student's interval over the seeds and the cells' own one are added in squares, as are standard "
+    "errors."
 )
 REASON = 300  # the longest reason that is shown, in characters; the record holds all of it
 
 
 def conditions(records: Sequence[Record]) -> list[str]:
-    """Return what rows have in common beside their ratio: device, dtype, threads; profile."""
-    cell, environment = records[0].cell, records[0].environment
-    threads = environment.get("threads")
+    """Return where rows were measured, every place that occurs: device, dtype, threads; profile."""
+    threads = {
+        one.environment["threads"]
+        for one in records
+        if one.cell["device"] == "cpu" and one.environment.get("threads") is not None
+    }
     where = [
-        str(environment.get("gpu") or cell["device"]),
-        str(cell["dtype"]),
-        *([f"{threads} {_plural('thread', threads)}"] if threads and cell["device"] == "cpu" else []),
+        _either(map(_device, records)) + _processors(records),
+        _either(record.cell["dtype"] for record in records),
+        *([f"{_either(sorted(threads))} {'thread' if threads == {1} else 'threads'}"] if threads else []),
     ]
-    return [", ".join(where), str(cell["protocol"]["profile"])]
+    return [", ".join(where), _either(record.cell["protocol"]["profile"] for record in records)]
+
+
+def _device(record: Record) -> str:
+    return str(record.environment.get("gpu") or record.cell["device"])
+
+
+def _processors(records: Sequence[Record]) -> str:
+    """Name the processors of the cells of a CPU, where there are several."""
+    found = [one.environment.get("cpu") for one in records if one.cell["device"] == "cpu"]
+    several = sorted({str(name) for name in found if name})
+    return f" ({_either(several)})" if len(several) > 1 else ""
+
+
+def _either(values: Iterable[Any]) -> str:
+    """List each value once: 'H100 or H200'."""
+    return " or ".join(dict.fromkeys(map(str, values)))
 
 
 def ratio(records: Sequence[Record]) -> str:
@@ -81,20 +101,20 @@ def _budget(record: Record) -> str:
 
 
 def exceptions(records: Sequence[Record], stages: Collection[str] = ()) -> Iterator[str]:
-    """Yield a sentence for each cell that missed its budget or has no figures, with its seed where there are several.
+    """Yield a sentence for each cell that missed its budget or has no figures, named with its seed and draw if need be.
 
     stages  of generation, whose speed the table shows: what is in doubt about it is said too
     """
-    for record, which in zip(records, seeds_apart(records), strict=True):
-        name, miss = label(record.cell) + which, missed_by(record.measured)
+    for record, which in zip(records, draws_apart(records), strict=True):
+        name = label(record.cell) + which
         if record.status != "ok":
             yield f"{name}: {status(record)}: {reason(record.error or '')}"
-        elif miss is not None and abs(miss) > MISS:
+        elif missed(record):
             yield f"* {name} misses the {_missed(record)}."
         yield from doubts.of_cell(record, name)
         if stages:
             yield from speed_notes.doubts(record, stages, name)
-    yield from _versions(records)
+    yield from dict.fromkeys(_versions(records))
 
 
 def _missed(record: Record) -> str:

@@ -73,7 +73,8 @@ def _row(one: PlannedCell, columns: list[Column]) -> Row:
         found |= {"slot": TableCell(str(one.slot + 1), value=one.slot + 1), "waits for": text(one.after)}
         found |= {"device": _size(one.needs.device), "host": _host(one), "basis": text(one.estimate.basis)}
         found["offloaded"] = _size(one.needs.offloaded)
-    return Row(cell.label, cell.method, cell.ratio, tuple(found.get(column.name, TableCell()) for column in columns))
+    filled = tuple(found.get(column.name, TableCell()) for column in columns)
+    return Row(cell.label, cell.method, cell.ratio, filled, ratio_of=cell.ratio_of)
 
 
 def _size(count: int) -> TableCell:

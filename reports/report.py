@@ -16,7 +16,6 @@ from reports.formats import terminal as terminal_text
 from reports.formats import tidy_csv
 from reports.tables import order
 from reports.tables.rows import ReportData
-from reports.tables.speed.view import ABOUT_SIZES, ABOUT_TIMES
 from reports.tables.table import Table, footnotes
 from reports.tables.views import view
 from reports.text import markdown_escaped
@@ -90,5 +89,6 @@ def speed_markdown(records: Sequence[Record]) -> list[str]:
     in_main = [timed(record, stage) for record in records for stage in ("prefill", "decode")]
     if len(points) <= sum(point is not None for point in in_main):
         return []
-    found = [markdown_text.grid(table) for table in view("speed", records)]
-    return ["## Speed", *found, markdown_text.bullets([*ABOUT_TIMES, *ABOUT_SIZES])]
+    found = view("speed", records)
+    sections = [part for table in found for part in markdown_text.section(table, 3)]
+    return ["## Speed", *sections, markdown_text.bullets(footnotes(found))]

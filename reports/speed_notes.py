@@ -44,7 +44,7 @@ def protocol(record: Record) -> Iterator[str]:
             )
 
 
-def throughput(record: Record) -> Iterator[str]:
+def throughput(record: Record, called: str) -> Iterator[str]:
     """Yield the most tokens per second that decoding reached over the batches of a GPU, by each model."""
     steps = [point for point in record.measured.get("speed", {}).get("points", ()) if point.get("mode") == "graph"]
     for context in dict.fromkeys(point["context"] for point in steps):
@@ -55,10 +55,10 @@ def throughput(record: Record) -> Iterator[str]:
                 for name in ("dense", "pruned")[: 1 if record.cell["method"] == "dense" else 2]
                 if (best := max(_timed(swept, name), key=partial(_rate, name=name), default=None))
             ]
-            yield f"{label(record.cell)}: most tokens/s behind {context:,} tokens: {', '.join(found)}."
+            yield f"{called}: most tokens/s behind {context:,} tokens: {', '.join(found)}."
 
 
-def equal_memory(record: Record, dense: Record) -> Iterator[str]:
+def equal_memory(record: Record, dense: Record, called: str) -> Iterator[str]:
     """Yield how many tokens per second both models reach in the memory that the dense one takes where it is fastest.
 
     dense  the cell of the dense model, which has measured what that takes alone; only measured batches are named
@@ -76,7 +76,7 @@ def equal_memory(record: Record, dense: Record) -> Iterator[str]:
         fitting = [p for p in _timed(swept, "pruned") if taken.get((context, p["batch"]), room + 1) <= room]
         if most := max(fitting, key=lambda point: _rate(point, "pruned"), default=None):
             yield (
-                f"{label(record.cell)}: tokens/s behind {context:,} tokens in {binary(room)}: dense "
+                f"{called}: tokens/s behind {context:,} tokens in {binary(room)}: dense "
                 f"{_rate(best, 'dense'):,.0f} at batch {best['batch']}, pruned {_rate(most, 'pruned'):,.0f} at batch "
                 f"{most['batch']}."
             )

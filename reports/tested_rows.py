@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.records.columns import accuracies, answered, removed_too_little, texts
+from bench.records.columns import accuracies, answered, texts
 from bench.records.record import ANSWER_BPB, Record, amount
 from bench.records.samples import Samples
 from bench.stats import contrasts
@@ -57,7 +57,7 @@ class TestedRow:
 
     def eligible(self) -> list[int]:
         """Return the places of the rows that can win: a cell that removed too little cannot."""
-        return [place for place in self.rows if not removed_too_little(self.block.records[place])]
+        return [place for place in self.rows if not self.block.removed_too_little(place)]
 
     def ordered(self, places: Sequence[int], column: str, better: str) -> list[int]:
         """Return the places with a finite figure, the best first; equal ones in the order of the run."""

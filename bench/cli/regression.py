@@ -12,7 +12,7 @@ from bench.system.console import say
 from methods.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from bench.records.record import Record
     from bench.regression.cell_results import CellResults
@@ -91,6 +91,7 @@ def _add_history(commands: Any) -> None:
     )
     history.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
     history.add_argument("--metric", required=True, metavar="NAME", help="a column of report.csv, as perplexity_wiki")
+    history.add_argument("--model", metavar="NAME", help="as in the report, where a run has several")
     history.add_argument("--label", metavar="LABEL", help="of the method, as in the report")
     history.add_argument("--ratio", type=float, metavar="R", help="as it was asked for")
     history.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal")
@@ -202,15 +203,14 @@ def _history(arguments: argparse.Namespace) -> int:
     if arguments.plot and arguments.plot.suffix not in (".svg", ".png", ".pdf"):
         raise UserError(f"--plot names an .svg, .png or .pdf file; got {arguments.plot}")
     points = history.series([_point(run, arguments) for run in arguments.runs])
+    if arguments.plot:
+        ratio = "" if arguments.ratio is None else f" at {arguments.ratio:g}"
+        history_table.plot(points, arguments.metric, f"{arguments.label or ''}{ratio}", arguments.plot)
     if arguments.format == "csv":
         print(tidy_csv.written(*history_table.csv(points, arguments.metric)), end="")
     else:
         render = markdown.render if arguments.format == "markdown" else terminal.render
         print(render([history_table.table(points, arguments.metric)]), end="")
-    if arguments.plot:
-        ratio = "" if arguments.ratio is None else f" at {arguments.ratio:g}"
-        arguments.plot.parent.mkdir(parents=True, exist_ok=True)
-        history_table.plot(points, arguments.metric, f"{arguments.label or ''}{ratio}", arguments.plot)
     return OK
 
 
@@ -242,28 +242,56 @@ def _wanted(run: Path, arguments: argparse.Namespace) -> list[tuple[Record, dict
     from bench.records import columns as column_data
     from bench.records import run_folder
     from bench.records.comparability import identity
-    from bench.records.record import share
-    from reports.blocks import name_beside
+    from bench.records.record import display_name
+    from reports.blocks import named_beside
 
-    metric, label, ratio = arguments.metric, arguments.label, arguments.ratio
+    metric, model, label, ratio = arguments.metric, arguments.model, arguments.label, arguments.ratio
     records = run_folder.load_run(run)
     rows = column_data.rows(records)
-    if metric not in (columns := column_data.columns(rows)):
-        figures = [name for name in columns if any(isinstance(row.get(name), int | float) for row in rows)]
+    columns = column_data.columns(rows)
+    figures = [name for name in columns if any(isinstance(row.get(name), int | float) for row in rows)]
+    if metric not in figures:
         raise UserError(f"{run} has no metric {metric!r}; it has {', '.join(figures)}")
+    named = [model in (None, record.cell["model"], display_name(record)) for record in records]
+    if not any(named):
+        there = ", ".join(dict.fromkeys(map(display_name, records)))
+        raise UserError(f"{run} has no model {model!r}; it has {there}")
     cells = [identity(record) for record in records]
-    asked = [share(cell["ratio"], cell.get("ratio_of", "all")) for cell in cells]
-    names = [name_beside(record, records) + f" at {at}" * bool(at) for record, at in zip(records, asked, strict=True)]
+    names = [named_beside(record, records) for record in records]
     wanted = [
         number
         for number, cell in enumerate(cells)
-        if label in (None, cell["label"]) and ratio in (None, cell["ratio"]) and rows[number].get(metric) is not None
+        if named[number]
+        and label in (None, cell["label"])
+        and ratio in (None, cell["ratio"])
+        and rows[number].get(metric) is not None
     ]
     if len({names[number] for number in wanted}) != 1:
         which = "several cells" if wanted else "no cell"
         there = "; ".join(dict.fromkeys(names))
         raise UserError(f"{run} has {which} of that --label and --ratio with {metric}; it has {there}")
+    if reason := _not_alike([records[number] for number in wanted], records):
+        raise UserError(f"{run} has {names[wanted[0]]} {reason}")
     return [(records[number], rows[number]) for number in wanted]
+
+
+def _not_alike(wanted: Sequence[Record], records: Sequence[Record]) -> str:
+    """Say what keeps cells of one name in a run from being draws of one cell; empty where nothing does."""
+    from bench.records.comparability import apart, setups
+    from bench.records.record import display_name
+
+    of = {id(record): setup for record, setup in zip(records, setups(records), strict=True)}
+    found = {of[id(record)]: record for record in wanted}
+    if len(found) == 1:
+        return ""
+    models = {str(record.cell["model"]): display_name(record) for record in wanted}
+    if len(models) > 1:
+        names = models.values() if len(set(models.values())) == len(models) else models
+        return f"on several models, whose mean says nothing: {', '.join(names)}; --model names one"
+    said, ways = apart(records), list[str]()
+    for setup, record in found.items():
+        ways.append(", ".join([record.cell["device"], record.cell["dtype"], *said[setup]]))
+    return f"under several conditions, whose mean says nothing: {'; '.join(ways)}; name runs of one"
 
 
 def _interval(row: Mapping[str, Any], metric: str) -> tuple[float, float] | tuple[None, None]:

@@ -3,8 +3,9 @@
 T is a text, K a task, M a metric; a name that begins with _ continues the one before it.
 
 model .. profile                  model, label, method, requested_ratio (missing for the dense model and for methods
-                                  whose parameters alone decide; of a budget the share that was to go), seed, match,
-                                  device, dtype, profile
+                                  whose parameters alone decide; of a budget the share that was to go), ratio_of (what
+                                  that is a share of: all, decoder, layers, or the quantity of a budget), seed, draw
+                                  (the seed of a random choice), match, device, dtype, profile
 status, error, flags              flags: "missed_ratio", "no_dense_cell", "other_versions" (than the dense cell's),
                                   "misfit" (a fit that does not hold on sequences it has not seen), a space between
 ratio, ratio_budget, miss         shares of the dense model's parameters; miss = ratio - ratio_budget
@@ -39,9 +40,18 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from bench.records.answers import CHANCE
-from bench.records.comparability import by_setup, dense_peer, other_versions
+from bench.records.comparability import by_setup, dense_peer, identity, other_versions
 from bench.records.fits import misfits
-from bench.records.record import ANSWER_BPB, Record, display_name, is_accuracy, label, peak_bytes, requested_ratio
+from bench.records.record import (
+    ANSWER_BPB,
+    Record,
+    display_name,
+    is_accuracy,
+    label,
+    peak_bytes,
+    ratio_of,
+    requested_ratio,
+)
 from bench.stats.intervals import average_stderr, wilson
 from methods.counted import MISSED, QUANTITIES
 
@@ -99,6 +109,12 @@ def removed_too_little(record: Record) -> bool:
     """Say whether a cell removed so much less than its budget that its figures flatter it."""
     by = missed_by(record.measured)
     return by is not None and by < -MISS
+
+
+def missed(record: Record) -> bool:
+    """Say whether a cell removed so much more or less than its budget that it is marked."""
+    by = missed_by(record.measured)
+    return by is not None and abs(by) > MISS
 
 
 def missed_by(measured: Mapping[str, Any]) -> float | None:
@@ -177,9 +193,8 @@ def _row(record: Record, dense: Record | None, averaged: list[str], right: list[
     if (to_prune := peak_bytes(measured, "prune")) is not None:
         row["prune_memory_bytes"] = to_prune
     row["peak_memory_bytes"] = peak_bytes(measured)
-    missed = row["miss"] is not None and abs(row["miss"]) > MISS
     flags = [
-        *["missed_ratio"] * missed,
+        *["missed_ratio"] * missed(record),
         *["no_dense_cell"] * (dense is None),
         *["other_versions"] * bool(other_versions(record, dense)),
         *["misfit"] * any(misfits(record)),
@@ -194,7 +209,9 @@ def _identity(record: Record) -> dict[str, Any]:
         "label": label(cell),
         "method": cell["method"],
         "requested_ratio": requested_ratio(record),
+        "ratio_of": None if requested_ratio(record) is None else ratio_of(cell),
         "seed": cell["seed"],
+        "draw": identity(record).get("draw"),
         "match": cell["match"],
         "device": cell["device"],
         "dtype": cell["dtype"],

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bench.records.drawn_cells import is_draw, undrawn
-from bench.records.record import ANSWER_BPB, Record, ratio_of, share
+from bench.records.record import ANSWER_BPB, Record, display_name, model_names, ratio_of, share
 
 FIGURES = ("size", "text", "task", "speed")
-MOST = 4  # fields that are named where setups differ in many
+MOST = 4  # fields that are named where setups differ in many, but for those that alone tell two apart
 
 
 class Condition(NamedTuple):
@@ -258,19 +258,42 @@ def other_versions(record: Record, dense: Record | None) -> dict[str, tuple[str,
 def apart(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
     """Say of each setup what it has otherwise than the others, but for model, device, dtype and profile.
 
-    What the inputs have is left out where it tells nothing apart that the rest does not.
+    What the inputs have is left out where it tells nothing apart that the rest does not. A model is said where another
+    one is shown by the same name, and of many fields those beyond MOST that alone tell two setups apart.
     """
-    found = {key: flat(conditions_of(group[0])) for key, group in by_setup(records).items()}
+    groups = by_setup(records)
+    found = {key: flat(conditions_of(group[0])) for key, group in groups.items()}
+    shown = {key: display_name(group[0]) for key, group in groups.items()}
+    names = model_names({record.cell["model"] for record in records})
     said = ("model", "device", "dtype", "protocol.profile")
     varying = differing(list(found.values()))
     asked = [name for name in varying if name.partition(".")[0] != "inputs"]
     if len({json.dumps([fields.get(name) for name in asked]) for fields in found.values()}) == len(found):
         varying = asked
-    named = [name for name in varying if name not in said][:MOST]
+    named = list[str]()
+    heads = {key: [shown[key], *(fields.get(name) for name in said)] for key, fields in found.items()}
+    for name in (name for name in varying if name not in said):
+        with_it = {key: [*head, brief(found[key].get(name))] for key, head in heads.items()}
+        if len(named) < MOST or _distinct(with_it) > _distinct(heads):
+            named.append(name)
+            heads = with_it
     return {
-        key: tuple(f"{name.rpartition('.')[2]} {brief(fields.get(name))}" for name in named)
+        key: (
+            *[f"model {names[fields['model']]}"] * _is_shared(shown, found, key),
+            *(f"{name.rpartition('.')[2]} {brief(fields.get(name))}" for name in named),
+        )
         for key, fields in found.items()
     }
+
+
+def _distinct(heads: Mapping[str, Any]) -> int:
+    """Count the different headings."""
+    return len({json.dumps(head) for head in heads.values()})
+
+
+def _is_shared(shown: Mapping[str, str], found: Mapping[str, Mapping[str, Any]], key: str) -> bool:
+    """Say whether another model is shown by the name of a setup's."""
+    return any(shown[other] == shown[key] and found[other]["model"] != found[key]["model"] for other in found)
 
 
 def differing(conditions: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from methods.counted import QUANTITIES
@@ -78,6 +78,18 @@ def _label(stage: Mapping[str, Any], ratio: float | None = None) -> str:
 def display_name(record: Record) -> str:
     """Return the model's name for a reader."""
     return str(record.cell.get("display_name") or record.cell["model"])
+
+
+def model_names(models: Iterable[str]) -> dict[str, str]:
+    """Name each model by the end of its path or address, as short as tells it from the others."""
+    parts = {model: PurePath(model).parts for model in models}
+    found = {}
+    for model, own in parts.items():
+        others = [theirs for other, theirs in parts.items() if other != model]
+        lengths = range(1, len(own) + 1)
+        alone = (n for n in lengths if not any(theirs[-n:] == own[-n:] for theirs in others))
+        found[model] = str(PurePath(*own[-next(alone, len(own)) :]))
+    return found
 
 
 def requested_ratio(record: Record) -> float | None:

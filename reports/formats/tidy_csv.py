@@ -10,7 +10,7 @@ from reports.tables.table import Column, Row, Table, TableCell
 from reports.text import printable
 
 COLUMNS = (
-    *("table", "model", "conditions", "label", "method", "requested_ratio", "failure"),
+    *("table", "model", "conditions", "label", "method", "requested_ratio", "ratio_of", "failure"),
     *("measure", "value", "low", "high", "stderr", "shown", "marks"),
 )
 
@@ -47,6 +47,7 @@ def _line(table: Table, row: Row, column: Column, cell: TableCell) -> list[objec
         label if table.head == "method" else f"{table.head}={label}",
         method,
         column.label if table.view == "by-ratio" else row.ratio,
+        None if row.ratio is None else row.ratio_of,
         row.failure,
         column.name,
         *(cell.value, cell.low, cell.high, cell.stderr),

@@ -157,7 +157,15 @@ def _settings(record: Record) -> dict[str, Any]:
         parameters.pop("seed", None)
     found = {f"{cell['method']}.{name}" if name in OUTER else name: value for name, value in parameters.items()}
     found |= {shown: cell["protocol"][name] for name, shown in LOOK.items() if name in cell["protocol"]}
-    return found | {"seed": cell["seed"], "ratio": requested_ratio(record)}
+    found |= {"seed": cell["seed"], "ratio": requested_ratio(record)}
+    return {name: _frozen(value) for name, value in found.items()}
+
+
+def _frozen(value: Any) -> Any:
+    """Return a value of a factor as one that can be a key: a list as a tuple, a dictionary as its JSON."""
+    if isinstance(value, dict):
+        return json.dumps(value, sort_keys=True)
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def tables(data: ReportData) -> list[Table]:
@@ -196,7 +204,8 @@ def _grid(study: Study, name: str, others: tuple[Any, ...]) -> Table:
     for value in study.axis(first):
         points = {other: study.points.get((value, other, *others)) for other in study.axis(second)}
         ratios = {requested_ratio(point.record) for point in points.values() if point}
-        row = Row(said(value), study.method, ratios.pop() if len(ratios) == 1 else None)
+        of = ratio_of(study.records[-1].cell)  # of which a study has one
+        row = Row(said(value), study.method, ratios.pop() if len(ratios) == 1 else None, ratio_of=of)
         for other, point in points.items():
             at = f"{second}={said(other)}"
             cells.append((row, Column(f"{name}, {at}", at), _cell(point, name)))
@@ -272,6 +281,8 @@ def _sentence(name: str, text: str) -> str:
 
 def said(value: Any) -> str:
     """Return a value of a factor as a reader writes it."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(said, value))}]"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

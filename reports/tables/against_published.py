@@ -28,6 +28,7 @@ from reports import notes
 from reports.metrics import METRICS, percent, short
 from reports.published import agreement
 from reports.published.papers import Paper, Printed, PublishedProtocol
+from reports.removed import together
 from reports.tables.table import Column, Row, Table, TableCell, figure
 
 CLOSE = 0.03  # of the dense model, between the printed ratio and that of a cell that is set beside it
@@ -173,7 +174,7 @@ def _own_tasks(record: Record, names: Sequence[str]) -> list[str]:
 
 def _removed_in_order(pair: PublishedPair) -> Iterator[Row]:
     """Yield how many of the layers that a cell has removed are the first ones of the printed order."""
-    removed, order = pair.record.decisions.get("removed_layers", []), pair.printed.order
+    removed, order = together(pair.record).get("removed_layers", []), pair.printed.order
     if order and 0 < len(removed) <= len(order):
         shared = len({*removed} & {*order[: len(removed)]})
         cell = TableCell(str(shared), value=shared)

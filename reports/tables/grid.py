@@ -94,7 +94,8 @@ def _of_gains(measure: Column, group: TableGroup, samples: Samples) -> list[Tabl
         both = group.rows[gain.place], group.rows[gain.alone]
         tied = group.tied(gain.alone, gain.place, measure.name)
         cell = replace(starred(_change(measure, contrast, tied=tied), *both), of=of)
-        cells.append((Row(gain.where.row, gain.where.method, group.ratio), heads[gain.where.column], cell))
+        line = Row(gain.where.row, gain.where.method, group.ratio, ratio_of=group.ratio_of)
+        cells.append((line, heads[gain.where.column], cell))
     tests = dict.fromkeys(significance.TESTS[contrast.test] for _, contrast in tested)
     untested = ", ".join(group.label(gain.place) for gain in found if not gain.contrast)
     how = MORE.get(measure.name, "times that of the method alone")
@@ -172,7 +173,8 @@ def _of_measure(measure: Column, group: TableGroup, data: ReportData) -> Table:
     for pair, row, figures in zip(pairs(group), rows, group.rows, strict=True):
         cell = row.cells[0] if row.failure is None else TableCell(row.failure)
         if pair.method != "dense" or cell.value is not None:
-            line = Row(pair.row, pair.method, None if pair.row == "dense" else group.ratio)
+            ratio = None if pair.row == "dense" else group.ratio
+            line = Row(pair.row, pair.method, ratio, ratio_of=group.ratio_of)
             cells.append((line, heads[pair.column], replace(starred(cell, figures), of=(row.label, row.method))))
     columns, lines = pivot(cells, list(heads.values()))
     lines, sorting = order.by_column(lines, list(heads), measure.better, "the figures under", last=False)
@@ -188,5 +190,5 @@ def _of_measure(measure: Column, group: TableGroup, data: ReportData) -> Table:
         ],
         name=f"grid-{measure.name}-{ratio_word(group)}",
         title=f"{measure.head}, {notes.ratio(group.records)}",
-        said=(*notes.exceptions(group.at_each_seed()), *tests, *[NOT_ASKED] * absent),
+        said=(*notes.exceptions(group.spoken_of()), *tests, *[NOT_ASKED] * absent),
     )

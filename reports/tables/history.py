@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from bench.regression.history import FEWEST, HistoryPoint
 from bench.stats.intervals import NORMAL_95
+from methods.files import write_atomically
 from reports.metrics import metric, shown
 from reports.tables.table import Row, Table, TableCell, column, text, words
 from reports.text import printable
@@ -53,7 +55,10 @@ def csv(points: Sequence[HistoryPoint], name: str) -> tuple[list[str], list[list
 
 
 def plot(points: Sequence[HistoryPoint], name: str, title: str, file: Path) -> None:
-    """Draw the values with their intervals over the commits, evenly spaced, with new levels and changed conditions."""
+    """Draw the values with their intervals over the commits, evenly spaced, with new levels and changed conditions.
+
+    Raises Unwritable where the file cannot be written.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -63,8 +68,10 @@ def plot(points: Sequence[HistoryPoint], name: str, title: str, file: Path) -> N
         figure, axes = pyplot.subplots(figsize=(max(5.0, 0.45 * len(points) + 2), 3.6), layout="constrained")
         _draw(axes, points, name, title)
         metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(file.suffix, {})
-        figure.savefig(file, dpi=150, metadata=metadata)
+        drawn = BytesIO()
+        figure.savefig(drawn, format=file.suffix.removeprefix("."), dpi=150, metadata=metadata)
         pyplot.close(figure)
+    write_atomically(file, drawn.getvalue())
 
 
 def _draw(axes: Any, points: Sequence[HistoryPoint], name: str, title: str) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 
-from bench.records.columns import amount_column, removed_too_little
+from bench.records.columns import amount_column
 from bench.records.guessing import may_be_guessed
-from bench.records.record import Record, display_name, requested_ratio, share
+from bench.records.record import Record, display_name, ratio_of, requested_ratio, share
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
 from reports import notes
@@ -66,7 +66,7 @@ def compared(group: TableGroup, columns: Sequence[Column], data: ReportData) -> 
             if not group.is_drawn(place) and may_be_guessed(figures, column.name):
                 cells[number] = cells[number].marked("guess")
         rows.append(row_of(record, group.label(place), cells))
-    eligible = [_may_win(record) for record in group.records]
+    eligible = [_may_win(group, place) for place in range(len(group.records))]
     for number, column in enumerate(columns):
         if column.better and column.name not in UNRANKED:
             rows = ranked(rows, number, column.better, eligible)
@@ -83,15 +83,16 @@ def _guesses(rows: Sequence[Row], columns: Sequence[Column], group: TableGroup) 
     return [f"‡: not shown to be above the accuracy of guesses, in %: {each}."] if each else []
 
 
-def _may_win(record: Record) -> bool:
-    """Return whether a cell can be the best of its ratio: the dense model and what removed too little cannot."""
-    return record.cell["method"] != "dense" and record.status == "ok" and not removed_too_little(record)
+def _may_win(group: TableGroup, place: int) -> bool:
+    """Return whether a row can be the best of its ratio: the dense model and what removed too little cannot."""
+    record = group.records[place]
+    return record.cell["method"] != "dense" and record.status == "ok" and not group.removed_too_little(place)
 
 
 def row_of(record: Record, label: str, cells: Sequence[TableCell]) -> Row:
     """Make the row of a record; one that failed says so in a word instead of figures."""
     failure = None if record.status == "ok" else notes.status(record)
-    return Row(label, record.cell["method"], requested_ratio(record), tuple(cells), failure)
+    return Row(label, record.cell["method"], requested_ratio(record), tuple(cells), failure, ratio_of(record.cell))
 
 
 def starred(cell: TableCell, *rows: Mapping[str, object]) -> TableCell:
@@ -144,9 +145,9 @@ def of_group(
         view=view,
         model=display_name(group.records[0]),
         title=title or notes.ratio(group.records),
-        conditions=(*notes.conditions(group.records), *group.apart),
+        conditions=(*notes.conditions(list(chain(*group.drawn))), *group.apart),
         columns=tuple(columns),
         rows=tuple(rows),
-        notes=tuple(notes.exceptions(group.at_each_seed()) if said is None else said),
+        notes=tuple(notes.exceptions(group.spoken_of()) if said is None else said),
         footnotes=tuple(footnotes),
     )

@@ -82,7 +82,12 @@ class CalibrationDraws:
     @property
     def asked(self) -> str:
         """Return what went, as 'ratio 0.3' or 'budget macs=0.8'."""
-        return amount(self.ratio, ratio_of(next(iter(self.records.values())).cell)) or "ratio fixed"
+        return amount(self.ratio, self.ratio_of) or "ratio fixed"
+
+    @property
+    def ratio_of(self) -> str:
+        """Return what the ratio is a share of."""
+        return ratio_of(next(iter(self.records.values())).cell)
 
     def log(self, place: int) -> float:
         """Return the logarithm of a perplexity."""
@@ -168,7 +173,7 @@ def _of_sources(found: CalibrationDraws, samples: Samples) -> Table:
     for source, one, apart in zip(SOURCES, of_cell, of_difference, strict=True):
         freedom = TableCell(f"{one.freedom:,}", value=one.freedom) if one.variance is not None else TableCell()
         cells = [*_spread(one.deviation), freedom, *_spread(apart.deviation)]
-        rows.append(Row(source, "", found.ratio, tuple(cells)))
+        rows.append(Row(source, "", found.ratio, tuple(cells), ratio_of=found.ratio_of))
     negative = [
         name + " (of a difference)" * (several is of_difference)
         for several in (of_cell, of_difference)
@@ -260,7 +265,7 @@ def _of_methods(found: CalibrationDraws) -> Table:
             _spread(own.deviation)[1],
         ]
         name = str(found.records[next(iter(draws.values()))].cell["method"])
-        rows.append(Row(method, name, found.ratio, tuple(cells)))
+        rows.append(Row(method, name, found.ratio, tuple(cells), ratio_of=found.ratio_of))
     return replace(_table(found, "seeds-methods", OF_METHODS, rows, ABOUT_METHODS), notes=tuple(_ties(found)))
 
 

@@ -87,6 +87,7 @@ class Row:
     label    what is shown in front of the cells;  method  the name of the method that it is about
     ratio    the one that was asked for, None for the dense model and for fixed ones
     failure  why there are no figures, in a word or two; None where there are
+    ratio_of what the ratio is a share of, as bench.records.record.ratio_of says
     """
 
     label: str
@@ -94,6 +95,7 @@ class Row:
     ratio: float | None
     cells: tuple[TableCell, ...] = ()
     failure: str | None = None
+    ratio_of: str = "all"
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,6 @@ def _by_group(
 
     preferred  columns that order the rows, see order.measure
     """
-    footnotes = notes.protocol(data.records, _all_rows(data), about)
     stages = tuple(STAGES) if "speed" in about else ()
     tables = []
     for group in data.groups:
@@ -154,21 +153,18 @@ def _by_group(
         by = order.measure(group, *preferred)
         one = order.ordered(group, by)
         rows, tests = compared(one, present, data)
-        said = [*notes.exceptions(one.at_each_seed(), stages), *tests]
+        said = [*notes.exceptions(one.spoken_of(), stages), *tests]
+        footnotes = notes.protocol(list(chain(*one.drawn)), list(chain(*one.each)), about)
         tables.append(of_group(name, one, present, rows, [*footnotes, *order.said(one, by)], said=said))
     return tables
 
 
-def _all_rows(data: ReportData) -> list[dict[str, Any]]:
-    """Return the figures of every record."""
-    return [row for group in data.groups for each in group.each for row in each]
-
-
 def _by_ratio(data: ReportData) -> list[Table]:
     """Return for each setup a table per measure; the dense model's figure is repeated in each column."""
-    tables, rows = [], _all_rows(data)
+    tables = []
     for groups in data.setups:
         everything = [record for group in groups for record in chain(*group.drawn)]
+        rows = [row for group in groups for each in group.each for row in each]
         for name in [*(f"perplexity_{name}" for name in texts(everything)), "kl", *SUMMARY]:
             if any(row.get(name) is not None for group in groups for row in group.rows):
                 footnotes = notes.protocol(everything, rows, (kind(name),))
@@ -197,7 +193,7 @@ def _of_measure(measure: Column, groups: Sequence[TableGroup], data: ReportData,
 def _exceptions(group: TableGroup, measure: Column) -> Iterator[str]:
     """Yield what must be said of a ratio's cells in a table of one measure, with the ratio."""
     stages = [stage for stage in STAGES if measure.name == f"{stage}_speed"]
-    for sentence in notes.exceptions(group.at_each_seed(), stages):
+    for sentence in notes.exceptions(group.spoken_of(), stages):
         yield sentence if group.ratio is None else f"at {ratio_word(group)}: {sentence}"
 
 

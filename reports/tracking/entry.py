@@ -15,7 +15,7 @@ from bench.records.columns import rows
 from bench.records.comparability import flat
 from bench.records.record import FAILED, Record, named
 
-ASKED = ("requested_ratio", "seed", "ratio_budget")  # numbers of a row that were asked for and not measured
+ASKED = ("requested_ratio", "seed", "draw", "ratio_budget")  # numbers of a row that were asked for and not measured
 OTHERS = ("parameters", "ratio_of", "protocol", "healing", "earlier", "given", "trust_remote_code")  # of the cell
 CURVE = {  # names of what a point of the learning curve holds
     "tokens": "heal_curve_tokens",

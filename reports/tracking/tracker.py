@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Protocol
 
 from bench.records import run_folder
-from bench.records.comparability import dense_peer
+from bench.records.comparability import dense_peer, setups
 from bench.records.record import Record
 from bench.records.samples import Samples
 from methods.errors import UserError, first_line
@@ -63,8 +63,8 @@ def open_tracker(name: str) -> Tracker:
 class RunTracking:
     """Sends the records of a run, each with a page on it beside the dense model.
 
-    A cell waits for the record of the dense model, beside which some of its figures stand. The first error of the
-    tracker ends the sending, and never the run.
+    A cell waits for the record of its own dense model under its own conditions, beside which some of its figures stand.
+    The first error of the tracker ends the sending, and never the run.
 
     name     one of reports.tracking.TRACKERS
     tracker  what `open_tracker` returns for it
@@ -90,7 +90,7 @@ class RunTracking:
             self._dense[key] = record
         self._waiting[key] = record
         for each, one in list(self._waiting.items()):
-            if dense_peer(one, list(self._dense.values())):
+            if self._dense_of(one):
                 self._send(each, self._waiting.pop(each))
 
     def finish(self) -> None:
@@ -106,11 +106,16 @@ class RunTracking:
         if self._ended:
             return
         with self._errors_told(), redirect_stdout(sys.stderr), TemporaryDirectory() as scratch:
-            dense = dense_peer(record, list(self._dense.values()))
+            dense = self._dense_of(record)
             path = Path(scratch) / PAGE
             write_atomically(path, self._page(key, record, dense))
             sent = self._tracker.log(entry(key, record, dense, self._folder.name), path)
             self._new, self._known = self._new + sent, self._known + (not sent)
+
+    def _dense_of(self, record: Record) -> Record | None:
+        """Return the dense cell of the record's own setup, as in a report; None where it has not come yet."""
+        *found, own = setups([*self._dense.values(), record])
+        return dense_peer(record, [one for one, setup in zip(self._dense.values(), found, strict=True) if setup == own])
 
     @contextmanager
     def _errors_told(self) -> Iterator[None]:

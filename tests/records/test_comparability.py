@@ -89,3 +89,21 @@ def test_a_study_may_vary_its_calibration_and_nothing_else(record):
         assert comparability.study_setup(changed(record, place)) == comparability.study_setup(record)
     for place in ("protocol.window", "inputs.weights_sha256", "cell.match", "cell.dtype"):
         assert comparability.study_setup(changed(record, place)) != comparability.study_setup(record)
+
+
+def test_setups_that_differ_first_in_a_fifth_field_have_headings_of_their_own(record):
+    other = record
+    for name in ("windows", "window", "stride", "documents"):
+        other = changed(other, f"protocol.{name}")
+    fifth, sixth = changed(other, "protocol.fewshot"), changed(other, "protocol.decode_steps")
+    headings = list(comparability.apart([record, other, fifth, sixth]).values())
+    assert len(set(headings)) == 4
+    assert max(map(len, headings)) == 6
+    assert {len(heading) for heading in comparability.apart([record, fifth]).values()} == {comparability.MOST}
+
+
+def test_two_models_of_one_name_have_headings_of_their_own(record):
+    ones = [dataclasses.replace(record, cell=record.cell | {"model": f"/runs/{name}/model"}) for name in "ab"]
+    assert list(comparability.apart(ones).values()) == [("model a/model",), ("model b/model",)]
+    named = dataclasses.replace(ones[1], cell=ones[1].cell | {"display_name": "Other"})
+    assert set(comparability.apart([ones[0], named]).values()) == {()}

@@ -5,13 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from made_runs import VERSIONS, answers, cell, nats
+from made_records import LACO as LACO_AT_03
+from made_records import PER_LAYER, changed, checked, measured, ok
+from made_runs import VERSIONS, answers, cell, nats, run_folder
 
 from bench.cli.main import main
+from bench.records import columns as column_data
+from bench.records.run_folder import records
 from bench.regression.history import changes
 
 STEP = 8  # the run from which perplexity is higher
@@ -74,6 +79,30 @@ def test_draws_are_pooled_as_in_a_report_and_other_cells_are_not_pooled(tmp_path
     assert "has several cells" in err and "laco at 0.3; laco at 0.3 of the decoder" in err
 
 
+def test_cells_of_several_models_or_conditions_have_no_mean(tmp_path, capsys):
+    def run(name: str, place: tuple[str, ...], values: tuple[object, object]) -> Path:
+        records = [changed(LACO_AT_03, *place, to=value) for value in values]
+        return run_folder(tmp_path / name, [changed(one, "cell", "seed", to=n) for n, one in enumerate(records)])
+
+    models = run("models", ("cell", "display_name"), ("A", "B"))
+    for path, model in zip(sorted((models / "cells").iterdir()), ("a", "b"), strict=True):
+        path.write_text(path.read_text().replace("smollm2-135m", model))
+    asked = ["--metric", "perplexity_wiki", "--label", "laco"]
+    assert main(["history", str(models), *asked]) == 2
+    assert "laco at 0.3 on several models, whose mean says nothing: A, B; --model" in capsys.readouterr().err
+    (line,) = lines(capsys, str(models), *asked, "--model", "B")
+    assert (line["perplexity_wiki"], line["draws"]) == ("343.4", "1")
+    assert main(["history", str(models), *asked, "--model", "C"]) == 2
+    assert "has no model 'C'; it has A, B" in capsys.readouterr().err
+    same = run("same", ("cell", "model"), ("/runs/a/model", "/runs/b/model"))
+    assert main(["history", str(same), *asked]) == 2
+    assert "nothing: /runs/a/model, /runs/b/model; --model names one" in capsys.readouterr().err
+    assert len(lines(capsys, str(same), *asked, "--model", "/runs/a/model")) == 1
+    windows = run("windows", ("cell", "protocol", "windows"), (16, 48))
+    assert main(["history", str(windows), *asked]) == 2
+    assert "under several conditions, whose mean says nothing: cpu, float32, windows 16; cpu" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("metric", "apart"), [("prune_seconds", "cpu threads torch"), ("parameters", ""), ("perplexity_wiki", "torch")]
 )
@@ -112,9 +141,33 @@ def test_the_plot_is_the_same_every_time(suffix, runs, tmp_path, capsys):
         ElementTree.parse(files[0])
 
 
+def test_every_column_of_figures_has_a_table(tmp_path, capsys):
+    whole = checked(measured(11 * PER_LAYER, (300.0, 343.4, 391.0), [0.3] * 5, 57.0), 0.3, 0.5)
+    run = run_folder(tmp_path, [ok("laco", 0.3, whole, budget=11, prune_seconds=26.31)])
+    assert main(["history", str(run), "--metric", "none"]) == 2
+    figures = capsys.readouterr().err.split("it has ")[1].strip().split(", ")
+    row = column_data.rows(list(records(run).values()))[0]
+    assert {"bits_per_byte_wiki", "miss", "task_piqa_acc_stderr", "kl_low", "macs_context"} <= set(figures)
+    assert set(figures) == {name for name, value in row.items() if isinstance(value, int | float)}
+    for name in figures:
+        assert main(["history", str(run), "--metric", name]) == 0
+        assert "2026-01-02" in capsys.readouterr().out, name
+
+
+def test_a_plot_that_cannot_be_written_is_one_line(runs, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "a.svg", tmp_path / "folder.svg"):
+        (tmp_path / "folder.svg").mkdir(exist_ok=True)
+        assert main(["history", *runs, "--metric", "parameters", *LACO, "--plot", str(place)]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n"), "cannot be written" in err) == ("", 1, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.svg"]
+
+
 def test_mistakes_are_one_line(runs, tmp_path, capsys):
     for arguments, message in (
         (["--metric", "perplexity_wikki", *LACO], "no metric 'perplexity_wikki'; it has"),
+        (["--metric", "status", *LACO], "no metric 'status'; it has"),
         (["--metric", "perplexity_wiki"], "several cells of that --label and --ratio"),
         (["--metric", "perplexity_wiki", "--label", "sleb"], "no cell of that --label"),
         (["--metric", "perplexity_wiki", *LACO, "--plot", "x.gif"], "--plot names an .svg"),

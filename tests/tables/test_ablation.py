@@ -178,6 +178,19 @@ def test_a_parameter_called_like_an_outer_factor_is_the_methods_own():
     assert "laco.seed 7" in " ".join(table.notes)
 
 
+def test_lists_and_dictionaries_of_a_plugin_are_factors_too():
+    given = [{"blocks": numbers, "shares": {"mlp": share}} for numbers in ([1, 2], [3]) for share in (0.1, 0.2)]
+    records = [laco(ppl=100.0 + at, **one) for at, one in enumerate(given)]
+    found = grid([dense_of(records[0]), *records], "perplexity_wiki")
+    assert found == {
+        "[1, 2]": {'shares={"mlp": 0.1}': 100.0, 'shares={"mlp": 0.2}': 101.0},
+        "[3]": {'shares={"mlp": 0.1}': 102.0, 'shares={"mlp": 0.2}': 103.0},
+    }
+    assert view("ablation", records[::2])[0].head == "blocks"
+    axis = ablation.figures(blocks(records[::2]))[0].draw().axes[0]
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["[1, 2]", "[3]"]
+
+
 def test_draws_of_a_random_method_are_one_cell():
     records = [changed(drawn(draw, 100.0 + draw, 0.3), "cell", "seed", to=seed) for draw in (0, 1) for seed in (0, 1)]
     found = studies(records)

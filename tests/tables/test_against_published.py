@@ -276,6 +276,12 @@ def test_orders_of_removal_are_compared_as_sets(tmp_path):
         rows(one) for one in tables([*RECORDS, cell], read(paper, tmp_path)) if one.title.startswith("shortgpt")
     ]
     assert found["layers among the first 4 to go"]["here"] == 3
+    front = {"decisions": {"removed_layers": [10, 11]}, "measured": {"layers": cell.measured["dense_layers"] - 2}}
+    chained = replace(cell, decisions={"earlier": [front], "removed_layers": [10, 18]})  # 12 and 20 of the dense model
+    (found,) = [
+        rows(one) for one in tables([*RECORDS, chained], read(paper, tmp_path)) if one.title.startswith("shortgpt")
+    ]
+    assert found["layers among the first 4 to go"]["here"] == 3
     far = replace(cell, decisions={"removed_layers": list(range(9))})
     assert len(tables([*RECORDS, far], read(paper, tmp_path))) == 2  # more than were printed
 

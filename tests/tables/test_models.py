@@ -188,6 +188,19 @@ def test_of_one_model_the_cells_under_most_conditions_stand_and_a_note_says_so()
     assert "one has more cells under other conditions, of which those with most figures stand here." in one.notes
 
 
+def test_two_models_of_one_name_are_two_models():
+    """As of two folders `model`, which would be told apart by nothing else."""
+    folders = {"one": "/runs/a/model", "two": "/runs/b/model"}
+    records = several({"laco": [2.0, 3.0], "flap": [3.0, 4.0]})
+    moved = [changed(one, "cell", "model", to=folders[one.cell["model"]]) for one in records]
+    one = table(moved, CHANGES)
+    assert {name: cell.value for name, cell in cells(one)["laco"].items() if name != "mean"} == {
+        "a/model": pytest.approx(2),
+        "b/model": pytest.approx(3),
+    }
+    assert not any("under other conditions" in note for note in one.notes)
+
+
 # --- places and orders
 
 

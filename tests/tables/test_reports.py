@@ -187,6 +187,7 @@ def test_missing_is_missing_and_whole_numbers_stay_whole():
     assert table["parameters"].dtype == "Int64"
     failed_row = table.loc[table["label"] == "flap"].iloc[0]
     figures = [name for name in table.columns if name.startswith(("param", "ratio", "perp", "task", "aver", "kept"))]
+    figures.remove("ratio_of")
     assert len(figures) > 30
     assert failed_row[figures].isna().all()
     assert row(RECORDS, "<script>alert(1)</script>|x")["average"] is not None
@@ -486,6 +487,24 @@ def test_csv_tells_cells_apart_that_were_not_measured_alike():
     rows = list(csv_reader.DictReader(io.StringIO(csv(weights))))
     assert [row["conditions"] for row in rows] == [f'weights_sha256 "{digit * 12}..."' for digit in "ab"]
     assert "conditions" not in csv([DENSE, LACO]).splitlines()[0].split(",")
+
+
+def test_csv_says_what_a_ratio_is_a_share_of_and_which_draw_a_cell_is():
+    decoder = changed(LACO, "cell", "ratio_of", to="decoder")
+    records = [DENSE, LACO, decoder, *(drawn(draw, 90.0, 0.4) for draw in (3, 5)), drawn(7, 90.0, 0.4, ("seed",))]
+    rows = list(csv_reader.DictReader(io.StringIO(csv(records))))
+    assert [row["ratio_of"] for row in rows if row["label"] in ("dense", "laco")] == ["", "all", "decoder"]
+    assert [(row["draw"], row["seed"]) for row in rows if row["method"] == "drop-random"] == [
+        ("3", "0"),
+        ("5", "0"),
+        ("", "0"),
+    ]
+    for name in ("main", "grid", "speed"):
+        tables = view(name, [*records, *(changed(one, "cell", "ratio_of", to="decoder") for one in MENDED[1:])])
+        lines = list(csv_reader.DictReader(io.StringIO(tidy_csv.render(tables))))
+        found = {(line["label"].partition(" at ")[0], line["requested_ratio"], line["ratio_of"]) for line in lines}
+        assert {("dense", "", ""), ("laco", "0.3", "decoder")} <= found, name
+        assert {of for _, ratio, of in found if not ratio} == {""}, name
 
 
 def test_a_failed_cell_does_not_set_the_order_of_the_columns():

@@ -119,6 +119,15 @@ def test_the_table_says_of_which_seeds_it_is_and_the_frame_has_every_cell():
     assert one_line(notes.ONE_SEED) in one_line(terminal([DENSE, cell("laco", 0)]))
 
 
+def test_a_table_says_of_its_own_cells_whether_they_are_means_over_seeds():
+    alone = changed(cell("laco", 0), "cell", "ratio", to=0.2)
+    for name in ("main", "per-task"):
+        once, thrice = view(name, [*run({"laco": [80.0, 100.0, 125.0]}), alone])
+        assert (notes.ONE_SEED in once.footnotes, notes.MEANS in once.footnotes) == (True, False)
+        assert (notes.ONE_SEED in thrice.footnotes, notes.MEANS in thrice.footnotes) == (False, True)
+        assert any("c4, seed 0;" in sentence for sentence in once.footnotes)
+
+
 def test_where_a_seed_has_drawn_two_calibrations_none_are_joined():
     records = run({"laco": [80.0, 100.0]})
     assert len(set(setups(records))) == 1
@@ -155,6 +164,47 @@ def test_a_ratio_that_is_missed_at_one_seed_is_marked_and_named():
     assert "%*" in text
     assert "* laco (seed 1) misses the ratio" in text
     assert "laco (seed 0) misses" not in text
+
+
+def short_of_budget(record: Record) -> Record:
+    """The record with a budget of one percent of the model more than it has removed."""
+    return changed(record, "measured", "ratio_budget", to=record.measured["ratio"] + 0.01)
+
+
+def test_what_removed_too_little_at_a_later_seed_is_not_the_best():
+    records = [*run({"laco": [80.0, 85.0], "sleb": [90.0, 91.0], "flap": [95.0, 96.0]})]
+    laco = next(place for place, one in enumerate(records) if one.cell["method"] == "laco" and one.cell["seed"] == 1)
+    records[laco] = short_of_budget(records[laco])
+    (table,) = view("main", records)
+    at = [column.name for column in table.columns].index("perplexity_wiki")
+    assert {row.label: row.cells[at].marks for row in table.rows} == {
+        "dense": (),
+        "laco": (),
+        "sleb": ("best",),
+        "flap": ("second",),
+    }
+    group = only(records)
+    tested = tested_rows.tested_block(records, group, Samples())
+    assert sorted(group.label(place) for place in tested.eligible()) == ["flap", "sleb"]
+
+
+@pytest.mark.parametrize("seeds", [(0, 0, 0), (0, 0, 1)])
+def test_a_later_random_draw_that_misses_is_marked_named_and_not_the_best(seeds):
+    draws = [changed(drawn(draw, 60.0, 0.4), "cell", "seed", to=seed) for draw, seed in enumerate(seeds)]
+    draws[1] = short_of_budget(draws[1])
+    others = [ok(name, 0.1, measured(4 * PER_LAYER, (80, 81, 82), [0.4] * 5, 60.0)) for name in ("laco", "sleb")]
+    (table,) = view("main", [DENSE, *others, *draws])
+    row = next(row for row in table.rows if row.label.startswith("drop-random"))
+    names = [column.name for column in table.columns]
+    assert row.cells[names.index("ratio")].text.endswith("*")
+    assert row.cells[names.index("perplexity_wiki")].marks == ()
+    (missed,) = [note for note in table.notes if "misses" in note]
+    assert missed.startswith(f"* drop-random ({'seed 0, ' if len(set(seeds)) > 1 else ''}draw 1) misses the ratio")
+
+
+def test_draws_that_all_miss_alike_are_named_once():
+    (table,) = view("main", [DENSE, *(short_of_budget(drawn(draw, 60.0, 0.4)) for draw in range(3))])
+    assert [note.partition(":")[0] for note in table.notes if "misses" in note] == ["* drop-random misses the ratio"]
 
 
 def test_random_choices_of_several_seeds_are_all_draws():

@@ -34,6 +34,16 @@ def test_a_model_is_beside_the_dense_one_on_the_same_windows():
     assert cell(table, "laco@q8_0", "prefill_rate").text == "-"
 
 
+def test_models_of_several_ratios_are_named_with_them_and_none_is_the_best():
+    half = record("laco", "q8_0", nll=nats(9, seed=2), points=[point(flags=["noisy"])])
+    half.model["requested_ratio"] = 0.5
+    (table,) = served.tables([record(), record("laco", "q8_0", nll=nats(2, seed=1)), half, record("flap")])
+    names = ["dense@bfloat16", "laco at 0.2@q8_0", "laco at 0.5@q8_0", "flap at 0.2@bfloat16"]
+    assert [row.label for row in table.rows] == names
+    assert table.notes[0].startswith("laco at 0.5@q8_0, decode 128")
+    assert table.marks() == {"doubtful"}  # ratios and types differ, and what a budget allowed is not known here
+
+
 def test_other_windows_are_not_paired():
     (table,) = served.tables([record(), record("laco", sha256="other")])
     assert cell(table, "laco@bfloat16", "times").value is None

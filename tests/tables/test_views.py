@@ -56,6 +56,7 @@ from reports.formats import html, latex, markdown, terminal, tidy_csv
 from reports.page import sections
 from reports.page.page import page
 from reports.removed import ranges, remaining
+from reports.report import markdown as report_markdown
 from reports.tables.grid import gains
 from reports.tables.table import Column, Row, Table, TableCell, legend, ranked
 from reports.tables.views import VIEWS, view, views
@@ -146,6 +147,40 @@ def test_by_ratio_keeps_apart_what_met_its_ratio_or_was_healed_otherwise():
         **{"dense": [False, False], "laco, healed (loss kl)": [False, True]},
         "laco, healed (loss next-token)": [True, False],
     }
+
+
+def test_rows_of_speed_that_met_their_ratio_otherwise_or_are_draws_are_told_apart():
+    exact = changed(changed(LACO, "cell", "match", to="exact"), "measured", "speed", "failed", to="no room")
+    draws = [drawn(number, 100.0, 0.3) for number in range(2)]
+    timed, sizes = view("speed", [DENSE, LACO, exact, *draws])
+    names = {"laco (match layers) at 0.3", "laco (match exact) at 0.3"}
+    random = {f"drop-random (match layers) at 0.1 (draw {number})" for number in range(2)}
+    for table in (timed, sizes):
+        assert {row.label for row in table.rows} == {"dense", *names, *random}
+    assert "laco (match exact) at 0.3: speed: no room" in timed.notes
+
+
+def test_a_report_heads_each_table_of_speed_with_its_conditions_and_notes():
+    figures = [point("decode", 1, 64, 14.0), point("decode", 4, 64, 20.0, flags=["noisy"])]
+    several = [changed(one, "measured", "speed", "points", to=figures) for one in (DENSE, LACO)]
+    halves = [changed(one, "cell", "dtype", to="bfloat16") for one in several]
+    _, section = report_markdown([*several, *halves]).split("\n## Speed\n")
+    section = section.split("\n## ")[0]
+    for dtype in ("float32", "bfloat16"):
+        line = f"\n\nSmolLM2-135M-Instruct, cpu, {dtype}, 2 threads, quick"
+        assert section.count(f"### Speed{line}") == section.count(f"### Sizes{line}") == 1
+    assert section.count("- laco at 0.3: ") == 2
+    assert section.count("- ms: the median of one prefill") == 1
+
+
+def test_conditions_have_the_machines_of_every_cell():
+    far = changed(changed(LACO, "environment", "threads", to=64), "environment", "cpu", to="Large CPU")
+    (main, *_) = view("main", [DENSE, far])
+    assert main.conditions == ("cpu (Example CPU @ 2.0 GHz or Large CPU), float32, 2 or 64 threads", "quick")
+    gpus = [changed(one, "environment", "gpu", to=name) for one, name in ((DENSE, "H100"), (LACO, "H200"))]
+    assert view("main", gpus)[0].conditions[0].startswith("H100 or H200, float32")
+    later = [changed(drawn(draw, 90.0, 0.4), "environment", "threads", to=2 + draw) for draw in range(2)]
+    assert view("main", [DENSE, *later])[0].conditions == ("cpu, float32, 2 or 3 threads", "quick")
 
 
 def test_doubts_about_a_speed_stand_under_the_tables_that_show_it():

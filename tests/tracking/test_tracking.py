@@ -199,6 +199,33 @@ def test_a_cell_waits_for_the_dense_one_and_is_sent_at_the_end_where_there_is_no
     assert told == ["mlflow: 1 cell sent to memory"]
 
 
+def test_of_several_models_each_cell_stands_beside_its_own_dense(tmp_path):
+    sent, pages = dict[str, tuple[object, ...]](), dict[str, str]()
+
+    class Kept:
+        where = "memory"
+
+        def log(self, entry, page):
+            sent[entry.key] = entry.metrics.get("kept"), entry.parameters.get("flags")
+            pages[entry.key] = page.read_text()
+            return True
+
+    def of(model: str, method: str, ratio: float | None, accuracy: float) -> Record:
+        figures = measured(0, (19.0, 20.0, 21.0), [accuracy] * 5, 50.0)
+        return Record(asked(method, ratio, model=model, display_name=model.upper()), "ok", {}, {}, figures)
+
+    tracking = tracker.RunTracking("mlflow", Kept(), tmp_path / "run", print)
+    tracking.take("dense-a", of("small-a", "dense", None, 0.8))
+    tracking.take("laco-b", of("large-b", "laco", 0.3, 0.3))
+    assert list(sent) == ["dense-a"]
+    tracking.take("laco-a", of("small-a", "laco", 0.3, 0.2))
+    tracking.take("dense-b", of("large-b", "dense", None, 0.6))
+    assert sent["laco-a"] == (pytest.approx(0.25), None)
+    assert sent["laco-b"] == (pytest.approx(0.5), None)
+    assert "SMALL-A" in pages["laco-a"]
+    assert "SMALL-A" not in pages["laco-b"]
+
+
 @pytest.mark.parametrize("name", TRACKERS)
 def test_a_missing_package_is_one_line_before_any_work(name, base, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(tracker, "find_spec", lambda package: None)

@@ -12,13 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
-from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
 from bench.records.columns import accuracies, answered, texts
 from bench.records.comparability import dense_peer, over_models
-from bench.records.record import ANSWER_BPB, Record
+from bench.records.record import ANSWER_BPB, Record, model_names
 from bench.records.samples import Samples
 from bench.stats import contrasts
 from bench.stats.contrasts import Pair
@@ -50,11 +49,19 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelRows:
-    """Hold the rows of one model at one ratio, with the samples of all records."""
+    """Hold the rows of one model at one ratio, with the samples of all records.
+
+    name  the end of the model's path or address, as short as tells it from the other models
+    """
 
     name: str
     group: TableGroup
     samples: Samples
+
+    @property
+    def model(self) -> str:
+        """Return the model's whole path or address."""
+        return str(self.group.records[0].cell["model"])
 
     @cached_property
     def tested(self) -> TestedRow:
@@ -221,22 +228,23 @@ def written_scale(measure: str, change: Change) -> Change:
 def shared_ratios(data: ReportData) -> Iterator[SharedRatio]:
     """Yield for each ratio at which several models were measured alike the rows of each."""
     found: dict[tuple[str, float | None, str], list[ModelRows]] = {}
+    names = model_names(str(record.cell["model"]) for record in data.records)
     for groups in data.setups:
         for group in groups:
             records = [record for drawn in group.drawn for record in drawn]
             if any(record.cell["method"] != "dense" for record in records):
                 key = over_models(records[0]), group.ratio, group.ratio_of
-                name = Path(str(records[0].cell["model"])).name
+                name = names[str(records[0].cell["model"])]
                 found.setdefault(key, []).append(ModelRows(name, group, data.samples))
     for alike_rows in found.values():
         most = sorted(
             alike_rows, key=lambda model: -sum(record.status == "ok" for record in model.group.records)
         )  # of one model that with most figures
-        chosen = {model.name: model for model in reversed(most)}
-        kept = [model for model in alike_rows if chosen[model.name] is model]
+        chosen = {model.model: model for model in reversed(most)}
+        kept = [model for model in alike_rows if chosen[model.model] is model]
         if len(kept) > 1:
             kept.sort(key=lambda model: max(r.measured.get("dense_parameters", 0) for r in model.group.records))
-            yield SharedRatio(kept, [model.name for model in alike_rows if chosen[model.name] is not model])
+            yield SharedRatio(kept, [model.name for model in alike_rows if chosen[model.model] is not model])
 
 
 def _of_text(records: Mapping[int, Record], pair: Pair, text: str, samples: Samples) -> Change:

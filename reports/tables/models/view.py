@@ -16,7 +16,6 @@ from statistics import fmean
 
 from scipy.special import stdtrit
 
-from bench.records.columns import removed_too_little
 from bench.records.record import share
 from bench.stats.intervals import kendall
 from methods.counted import QUANTITIES
@@ -127,7 +126,7 @@ def _changes(shared: SharedRatio, method: str, measure: str, *, mean: bool) -> R
     known = [change for model in shared.models if (change := model.change(method, measure))]
     cells = [_figure(model, method, measure) for model in shared.models]
     cells.append(_cell(measure, mean_change(known)) if mean else TableCell())
-    return Row(method, shared.method(method), shared.group.ratio, tuple(cells))
+    return Row(method, shared.method(method), shared.group.ratio, tuple(cells), ratio_of=shared.group.ratio_of)
 
 
 def _places(shared: SharedRatio, method: str, places: Sequence[Place]) -> Row:
@@ -137,7 +136,8 @@ def _places(shared: SharedRatio, method: str, places: Sequence[Place]) -> Row:
     cells = [TableCell(f"{r:g} [{low}, {high}]", f"{r:g}", r, low, high) for r, low, high in places]
     mean = TableCell(f"{middle:.1f} [{lowest:g}, {highest:g}]", f"{middle:.1f}", middle, lowest, highest)
     apart = any(one.worst < other.best or other.worst < one.best for one, other in combinations(places, 2))
-    return Row(method, shared.method(method), shared.group.ratio, (*cells, mean.marked("differs") if apart else mean))
+    last = mean.marked("differs") if apart else mean
+    return Row(method, shared.method(method), shared.group.ratio, (*cells, last), ratio_of=shared.group.ratio_of)
 
 
 def _ratio(shared: SharedRatio) -> str:
@@ -166,7 +166,7 @@ def _cell(measure: str, change: Change) -> TableCell:
 
 def _too_little(model: ModelRows, method: str) -> bool:
     at = model.place(method)
-    return at is not None and model.group.records[at].status == "ok" and removed_too_little(model.group.records[at])
+    return at is not None and model.group.records[at].status == "ok" and model.group.removed_too_little(at)
 
 
 def _notes(shared: SharedRatio, measure: str, rest: Sequence[str]) -> Iterator[str]:

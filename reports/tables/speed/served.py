@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from bench.records.record import share
 from bench.records.served import ServedRecord, alike
 from bench.records.windows import in_a_row
 from bench.stats.clusters import paired_perplexity
 from reports.metrics import METRICS, MISSING, binary, perplexity, significant
-from reports.tables.table import Column, Row, Table, TableCell, ranked, text
+from reports.tables.table import Column, Row, Table, TableCell, text
 
 FIGURES = (
     Column("ratio", "removed"),
@@ -68,15 +69,15 @@ def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
     points = [_points(one) for one in records]
     shown = {kind: next((_key(p) for ps in points for p in ps if p["kind"] == kind), None) for kind in KINDS}
     columns = [Column(c.name, c.label.format(asked["text"]), better=c.better, brief=c.brief) for c in FIGURES]
-    rows = [_row(one, _figures(one, base, shown)) for one in records]
-    rows = ranked(rows, 2, "lower", [one.model["method"] != "dense" and one.status == "ok" for one in records])
+    names = dict(zip(map(id, records), _names(records), strict=True))
+    rows = [_row(one, names[id(one)], _figures(one, base, shown)) for one in records]
     sizes = [f"{KINDS[kind]} {key[1]:,}, batch {key[2]}" for kind, key in shown.items() if key]
     protocol = (
         f"{asked['windows']} windows of {asked['window']} tokens of {asked['text']}; {'; '.join(sizes)}; up to "
         f"{asked['rounds']} rounds, {asked['steps']} tokens a pass."
     )
     about = tuple(sentence.format(base=first.base) for sentence in ABOUT_SPEED)
-    notes = tuple(sentence for one in records for sentence in _notes(one))
+    notes = tuple(sentence for one in records for sentence in _notes(one, names[id(one)]))
     title = f"served by {asked['engine']}, beside dense@{first.base}"
     yield Table(
         "served",
@@ -90,7 +91,7 @@ def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
         (protocol, *ABOUT_QUALITY, *about),
     )
     if max((len({_key(p) for p in ps if p["kind"] == kind}) for ps in points for kind in KINDS), default=0) > 1:
-        lines = [_row(one, _timed(one, point)) for one in records for point in _points(one)]
+        lines = [_row(one, names[id(one)], _timed(one, point)) for one in records for point in _points(one)]
         yield Table(
             "served-points", "served", name, f"{title}: all that was timed", conditions, POINTS, tuple(lines), (), about
         )
@@ -111,9 +112,20 @@ def _key(point: dict[str, Any]) -> tuple[str, int, int]:
     return point["kind"], point["length" if point["kind"] == "prefill" else "context"], point["batch"]
 
 
-def _row(record: ServedRecord, cells: Sequence[TableCell]) -> Row:
+def _names(records: Sequence[ServedRecord]) -> list[str]:
+    """Name models with their types, and with their ratios where there are several: 'laco at 0.2@q8_0'."""
+    asked = [share(one.model["requested_ratio"], one.model["ratio_of"]) for one in records]
+    several = len({at for at in asked if at}) > 1
+    return [
+        f"{one.model['label']} at {at}@{one.type}" if several and at else one.name
+        for one, at in zip(records, asked, strict=True)
+    ]
+
+
+def _row(record: ServedRecord, name: str, cells: Sequence[TableCell]) -> Row:
     failure = None if record.status == "ok" else record.status.replace("_", " ")
-    return Row(record.name, record.model["method"], record.model["requested_ratio"], tuple(cells), failure)
+    of = record.model["ratio_of"]
+    return Row(name, record.model["method"], record.model["requested_ratio"], tuple(cells), failure, of)
 
 
 def _figures(record: ServedRecord, base: ServedRecord | None, shown: dict[str, Any]) -> list[TableCell]:
@@ -208,13 +220,13 @@ def _times(found: dict[str, Any] | None, base: dict[str, Any] | None) -> TableCe
     return TableCell(words, perplexity(one.estimate, one.estimate), one.estimate, one.low, one.high)
 
 
-def _notes(record: ServedRecord) -> Iterator[str]:
+def _notes(record: ServedRecord, name: str) -> Iterator[str]:
     """Yield why a model has no figures, and which of its timings are in doubt."""
     if record.error:
-        yield f"{record.name}: {record.status.replace('_', ' ')}: {record.error}"
+        yield f"{name}: {record.status.replace('_', ' ')}: {record.error}"
     for point in _points(record):
         kind, tokens, batch = _key(point)
-        where = f"{record.name}, {kind} {tokens:,}, batch {batch}"
+        where = f"{name}, {kind} {tokens:,}, batch {batch}"
         if "failed" in point:
             yield f"{where}: {point['failed']}"
         elif point.get("flags"):

@@ -12,9 +12,9 @@ from typing import Any
 
 from bench.records.columns import tokens
 from bench.records.comparability import dense_peer
-from bench.records.record import Record, display_name, label, named
+from bench.records.record import Record, display_name
 from reports import notes, speed_notes
-from reports.blocks import seeds_apart
+from reports.blocks import draws_apart, named_beside
 from reports.metrics import METRICS, MISSING, binary, significant
 from reports.tables import order
 from reports.tables.rows import ReportData, removed, row_of
@@ -69,7 +69,9 @@ def tables(data: ReportData) -> list[Table]:
         peers = order.records(fastest)
         how = [order.said(*one, where="rows of a ratio") for one in zip(groups, measures, strict=True)]
         sorting = dict.fromkeys(chain(*how))
-        names = {id(one): named(one) + which for one, which in zip(peers, seeds_apart(peers), strict=True)}
+        names = {
+            id(one): named_beside(one, peers) + which for one, which in zip(peers, draws_apart(peers), strict=True)
+        }
         reached = any("pruned_matrix_rate" in point for one in peers for point in _points(one))
         timed = [
             row_of(one, names[id(one)], [removed(one), *_timed(point), *(_reached(point) if reached else ())])
@@ -83,10 +85,10 @@ def tables(data: ReportData) -> list[Table]:
             *dict.fromkeys(sentence for one in peers for sentence in speed_notes.protocol(one)),
             *ABOUT_TIMES,
             *(ABOUT_REACHED if reached else ()),
-            *(sentence for one in peers for sentence in _reached_at_most(one, peers)),
+            *(sentence for one in peers for sentence in _reached_at_most(one, peers, names[id(one)])),
             *sorting,
         )
-        doubts = tuple(sentence for one in peers for sentence in _exceptions(one))
+        doubts = tuple(sentence for one in peers for sentence in _exceptions(one, names[id(one)]))
         where = (*notes.conditions(peers), *groups[0].apart)
         for name, title, columns, rows, footnotes in (
             ("speed", "speed", (*TIMED, *(REACHED if reached else ())), timed, about),
@@ -99,12 +101,12 @@ def tables(data: ReportData) -> list[Table]:
     return found
 
 
-def _exceptions(record: Record) -> Iterator[str]:
+def _exceptions(record: Record, name: str) -> Iterator[str]:
     """Yield what is in doubt, and why there are no figures."""
     if record.status == "ok":
-        yield from speed_notes.doubts(record)
+        yield from speed_notes.doubts(record, name=name)
     else:
-        yield f"{label(record.cell)}: {notes.status(record)}: {notes.reason(record.error or '')}"
+        yield f"{name}: {notes.status(record)}: {notes.reason(record.error or '')}"
 
 
 def _points(record: Record) -> list[dict[str, Any]]:
@@ -125,12 +127,12 @@ def _timed(point: dict[str, Any]) -> list[TableCell]:
     return [*cells, *(TableCell(significant(value), value=value) for value in figures), *_compared(point, lost)]
 
 
-def _reached_at_most(record: Record, peers: Sequence[Record]) -> Iterator[str]:
+def _reached_at_most(record: Record, peers: Sequence[Record], name: str) -> Iterator[str]:
     """Yield what is said of tokens per second over batches: on the whole card, and in the dense model's memory."""
-    yield from speed_notes.throughput(record)
+    yield from speed_notes.throughput(record, name)
     dense = dense_peer(record, peers)
     if dense is not None and dense is not record:
-        yield from speed_notes.equal_memory(record, dense)
+        yield from speed_notes.equal_memory(record, dense, name)
 
 
 def _reached(point: dict[str, Any]) -> Iterator[TableCell]:
