@@ -9,14 +9,19 @@ import sys
 
 import pytest
 import recorded_engine
+import torch
 from conftest import tiny
-from uneven_models import bpe
+from transformers import AutoConfig
+from uneven_models import bpe, uneven
 
 from bench.cli import run as run_command
 from bench.cli.main import main
+from bench.export import nemotron_nas
 from bench.plan.served import ServedProtocol
 from bench.records import merge, packed_run, run_folder, served
+from bench.run.reproduce import PrunedModel
 from bench.served import by_other_python, rows
+from bench.served.by_other_python import ByOtherPython
 from bench.served.engine import Exported, NotServed
 from bench.serving import llama_cpp
 from methods.errors import UserError
@@ -224,6 +229,25 @@ def test_vllm_is_given_folders_and_its_turns_are_paired(fresh, python_with_engin
     assert main(["serve-speed", *cells, *text, *other, "--steps", "3"]) == 2
     assert "vllm perplexity: " in capsys.readouterr().err  # the recorded nats are nobody's
     assert found["dense"].measured["engine"] == {"name": "vllm", "version": "0.33.0", "arguments": ""}
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang"])
+def test_layers_of_sizes_of_their_own_are_refused_before_a_folder_is_written(name, tmp_path, monkeypatch):
+    """Nemotron-NAS holds them, and neither engine has the class of its configuration."""
+    monkeypatch.setattr(by_other_python.save_load, "save", lambda *_, **__: pytest.fail("a folder was written"))
+    made = ByOtherPython(ServedProtocol(engine=name, engine_python="python", types=("auto",)), 1)
+    for model in (uneven("llama", heads=()), uneven("llama", heads=(), gone="mlp 2")):
+        with pytest.raises(UserError, match=f"{name} loads folders that transformers alone loads, and .*layer") as said:
+            made.export(PrunedModel(model, bpe(), {}, None), tmp_path / "model", "float32", "model")
+        assert "no configuration class for Nemotron-NAS" in str(said.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_transformers_has_no_class_for_the_configuration_of_nemotron_nas(tmp_path):
+    """By which vLLM and SGLang load theirs; where it has one some day, they can be given these folders."""
+    nemotron_nas.write(uneven("llama", heads=()), bpe(), tmp_path / "nas", torch.float32, shard_bytes=10**9)
+    with pytest.raises(ValueError, match="nemotron-nas"):
+        AutoConfig.from_pretrained(tmp_path / "nas")
 
 
 def refused(capsys, *arguments) -> str:

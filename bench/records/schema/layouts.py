@@ -128,7 +128,7 @@ class ServedFound(Layout):
 
     source: ClassVar[str] = "bench.served.rows"
 
-    format: str = absent("gguf, hf or nemotron-nas", "bench.export.formats")
+    format: str = absent("gguf or hf", "bench.export.formats")
     bytes: Bytes = absent("of the weights' files, with the vocabulary where it is in them")
     checks: list[list[Any]] = absent("[name, passed, found] of the engine's answers against this suite's")
     perplexity: TextServed = absent("by the engine")
