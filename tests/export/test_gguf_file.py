@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import weakref
 
+import gguf
 import pytest
 import torch
 from conftest import tiny
 from tiny_methods import calibration, logits, pruned
+from tokenizers import pre_tokenizers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,8 +18,8 @@ from uneven_models import bpe, droped, uneven, with_a_map
 import methods
 from bench.data import gguf_reader
 from bench.data import pretrained as named
-from bench.export import gguf_file
-from methods.errors import UserError
+from bench.export import gguf_file, vocabulary
+from methods.errors import CheckpointError, UserError
 from methods.model.decoder import Decoder
 
 FILES = {
@@ -162,6 +164,49 @@ def test_a_file_that_is_cut_short_is_no_model(tmp_path):
         path.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=r"\w"):
             gguf_reader.read(path, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("says", "reason"),
+    [
+        (lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR), "positions are scaled by linear"),
+        (lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.NONE), None),
+        (lambda writer: writer.add_rope_scaling_factor(2.0), "positions are scaled in a way of its own"),
+        (lambda writer: writer.add_uint32("deci.rope.dimension_count", 4), "it turns 4 of 8 dimensions of a head"),
+    ],
+)
+def test_other_rotary_positions_of_a_foreign_file_are_refused(says, reason, tmp_path, monkeypatch):
+    path = tmp_path / "model.gguf"
+    monkeypatch.setattr(gguf.GGUFWriter, "add_rope_dimension_count", lambda writer, _: says(writer))
+    monkeypatch.setattr(gguf_file, "_read_back", lambda *_: None)  # which would refuse it too
+    gguf_file.write(uneven("llama"), bpe(), path, torch.float32, "tiny")
+    if reason is None:
+        assert len(gguf_reader.read(path, torch.float32).layers) == 6
+    else:
+        with pytest.raises(CheckpointError, match=reason):
+            gguf_reader.read(path, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("smollm", "gpt-2"), ("gpt-2", "smollm")],
+)
+def test_a_split_is_read_again(name, other, tmp_path):
+    """The merges cross what a split keeps apart, digits, words and line ends, so that another split has other ids."""
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
+    splits = {"smollm": digits, "gpt-2": words}
+    pairs = [("1", "2"), ("Ġ", "1"), ("a", "1"), ("Ċ", "Ċ"), ("Ġ", "Ġ"), ("Ġ", "Ċ"), ("Ċ", "a"), ("Ġ", "a")]
+    tokenizer = bpe(merges=pairs)
+    tokenizer.backend_tokenizer.pre_tokenizer = splits[name]
+    text = "a 12 a12 12\n\n  a \n\na   12, a\n"
+    path = tmp_path / "model.gguf"
+    gguf_file.write(Decoder(tiny("llama", vocab_size=266)), tokenizer, path, torch.float32, "tiny")
+    found = vocabulary.read(path)
+    assert gguf.GGUFReader(path).get_field("tokenizer.ggml.pre").contents() == name
+    assert found(text)["input_ids"] == tokenizer(text)["input_ids"]
+    found.backend_tokenizer.pre_tokenizer = splits[other]
+    assert found(text)["input_ids"] != tokenizer(text)["input_ids"]
 
 
 NO_GGUF = {
