@@ -47,15 +47,19 @@ class ByOtherPython:
         self.name: str = asked.engine
         self.other = OtherPython(asked.engine, asked.engine_python, asked.engine_args, asked.silence)
         self.version = ""
+        self._device: dict[str, Any] = {}
         self._ours: tuple[Callable[[], PrunedModel | None], float] = (lambda: None), math.nan
 
     def require(self, asked: ServedProtocol) -> None:
         if not asked.engine_python:
             raise UserError(f"{self.name} runs in a Python of its own: --engine-python PATH/bin/python")
         try:
-            self.version = self.other.version()
+            self.version, self._device = self.other.version(), self.other.device()
         except EngineFailed as error:
             raise UserError(f"{asked.engine_python} has no {self.name}: {error}") from None
+
+    def computes_on(self) -> dict[str, Any]:
+        return self._device
 
     def export(self, model: PrunedModel, path: Path, kind: str, name: str) -> Exported:
         try:
