@@ -19,7 +19,7 @@ import methods
 from bench.data import gguf_reader
 from bench.data import pretrained as named
 from bench.export import gguf_file, vocabulary
-from methods.errors import CheckpointError, UserError
+from methods.errors import CheckpointError, Unwritable, UserError
 from methods.model.decoder import Decoder
 
 FILES = {
@@ -237,7 +237,7 @@ def test_what_gguf_cannot_hold_is_refused_with_the_reason(reason, tmp_path):
 
 def test_a_place_that_takes_no_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"model\.gguf cannot be written: File exists"):
+    with pytest.raises(Unwritable, match=r"model\.gguf cannot be written: File exists"):
         gguf_file.write(droped("llama"), bpe(), tmp_path / "file" / "model.gguf", torch.float32, "tiny")
 
 
