@@ -28,9 +28,19 @@ def main() -> None:
         file.write(json.dumps(sys.argv[1:]) + "\n")
     behaviour = os.environ.get("RECORDED_ENGINE", "")
     if sys.argv[1] == "-c":
-        print("0.33.0")
+        print("FutureWarning: something will change", file=sys.stderr)
+        print("hello from sitecustomize")
+        print(os.environ.get("RECORDED_DEVICE", '["", 0]') if "torch" in sys.argv[2] else "0.33.0")
     elif behaviour == "hangs":
         time.sleep(600)
+    elif behaviour == "takes its time":
+        for number in range(6):
+            print(f"\rloading {number}/6", end="", file=(sys.stdout, sys.stderr)[number % 2], flush=True)
+            time.sleep(0.5)
+        sys.exit("OutOfMemoryError")
+    elif behaviour == "says no UTF-8":
+        sys.stdout.buffer.write(b"\xff\xfe broken")
+        sys.exit(1)
     elif behaviour == "fails":
         print("RuntimeError: Engine core initialization failed")
         sys.exit(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from conftest import tiny
 from tiny_methods import calibration
@@ -15,12 +17,18 @@ from methods.model.residual_map import put_map
 from methods.model.structures import keep_channels, keep_kv_groups
 
 
-def bpe(bos: bool = True, *, fallback: bool = False, regex: str | None = None) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer of 260 tokens with two merges."""
+def bpe(
+    bos: bool = True,
+    *,
+    fallback: bool = False,
+    regex: str | None = None,
+    merges: Sequence[tuple[str, str]] = (("t", "h"), ("th", "e")),
+) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer of 258 tokens and one for each merge, by default two."""
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"<pad>": 0, "<s>": 1} | {byte: number for number, byte in enumerate(bytes_, start=2)}
-    vocabulary |= {"th": 258, "the": 259}
-    tokenizer = Tokenizer(kinds.BPE(vocabulary, merges=[("t", "h"), ("th", "e")], byte_fallback=fallback))
+    vocabulary |= {"".join(pair): number for number, pair in enumerate(merges, start=258)}
+    tokenizer = Tokenizer(kinds.BPE(vocabulary, merges=list(merges), byte_fallback=fallback))
     split = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if regex:
         from tokenizers import Regex

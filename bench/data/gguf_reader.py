@@ -28,7 +28,7 @@ EMBEDDING = "token_embd.weight"
 
 
 @contextmanager
-def _readable(file: Path) -> Iterator[None]:
+def readable(file: Path) -> Iterator[None]:
     """Turn whatever gguf, transformers and tokenizers make of a damaged file into CheckpointError, in one line."""
     try:
         yield
@@ -42,7 +42,7 @@ def _readable(file: Path) -> Iterator[None]:
 
 def architecture(file: Path) -> str:
     """Return GGUF's name of what a file holds. Raises CheckpointError where that cannot be read."""
-    with _readable(file):
+    with readable(file):
         return str(_value(gguf.GGUFReader(file), "general.architecture"))
 
 
@@ -52,7 +52,7 @@ def read(file: Path, dtype: torch.dtype) -> Decoder:
     Raises CheckpointError for a file that is cut short, of an unknown architecture, or whose tensors are not its
     layers'.
     """
-    with _readable(file):
+    with readable(file):
         if architecture(file) == DECI:
             return _read_deci(file, dtype)
         config(file)  # refuses what it should not begin to make
@@ -62,7 +62,7 @@ def read(file: Path, dtype: torch.dtype) -> Decoder:
 
 def load(file: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     """Return the model in `file` in `dtype`, and its tokenizer. Raises CheckpointError as `read`."""
-    with _readable(file):
+    with readable(file):
         if architecture(file) == DECI:
             return _read_deci(file, dtype).model, tokenizer(file)
         config(file)  # refuses what it should not begin to make
@@ -71,7 +71,7 @@ def load(file: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
 def config(file: Path) -> PreTrainedConfig:
     """Return the configuration of what a file describes. Raises CheckpointError where it is none."""
-    with _readable(file):
+    with readable(file):
         reader = gguf.GGUFReader(file)
         name, held = _value(reader, "general.architecture"), len(reader.tensors)
         if not 0 < (layers := _value(reader, f"{name}.block_count")) <= held:
@@ -84,7 +84,7 @@ def config(file: Path) -> PreTrainedConfig:
 
 def tokenizer(file: Path) -> Any:
     """Return the tokenizer that a file holds. Raises CheckpointError where it holds none."""
-    with _readable(file):
+    with readable(file):
         if architecture(file) == DECI:
             options = {"name_or_path": str(file.parent), "gguf_file": file.name}
             return TokenizersBackend(**options)  # type: ignore[no-untyped-call]
@@ -97,7 +97,7 @@ def read_in_a_step(file: Path) -> tuple[int, int]:
     The embedding is one of them where it is the head too; of one that is not a token takes a row. Raises
     CheckpointError as `read`.
     """
-    with _readable(file):
+    with readable(file):
         reader = gguf.GGUFReader(file)
         tied = all(tensor.name != "output.weight" for tensor in reader.tensors)
         matrices = [tensor for tensor in reader.tensors if len(tensor.shape) > 1 and (tied or tensor.name != EMBEDDING)]
@@ -143,6 +143,7 @@ def _config(reader: gguf.GGUFReader, names: set[str]) -> PreTrainedConfig:
     def of(name: str) -> Any:
         return _value(reader, f"{DECI}.{name}")
 
+    _refuse_positions(reader, E := of("attention.key_length"))
     n = of("block_count")
     H, G = _each(of("attention.head_count"), n), _each(of("attention.head_count_kv"), n)
     I = _each(of("feed_forward_length"), n)
@@ -165,7 +166,7 @@ def _config(reader: gguf.GGUFReader, names: set[str]) -> PreTrainedConfig:
         num_hidden_layers=n,
         num_attention_heads=max(H),
         num_key_value_heads=max(G),
-        head_dim=of("attention.key_length"),
+        head_dim=E,
         max_position_embeddings=of("context_length"),
         rms_norm_eps=of("attention.layer_norm_rms_epsilon"),
         rope_parameters={"rope_type": "default", "rope_theta": of("rope.freq_base")},
@@ -192,6 +193,18 @@ def _config(reader: gguf.GGUFReader, names: set[str]) -> PreTrainedConfig:
         }
     )
     return described
+
+
+def _refuse_positions(reader: gguf.GGUFReader, E: int) -> None:
+    """Raise ValueError where positions are not plain rotary ones over the whole of a head."""
+    scaling = reader.get_field(f"{DECI}.rope.scaling.type")
+    said = [name for name in reader.fields if name.startswith((f"{DECI}.rope.scaling.", f"{DECI}.rope.scale"))]
+    if said and (scaling is None or scaling.contents() != "none"):
+        kind = "in a way of its own" if scaling is None else f"by {scaling.contents()}"
+        raise ValueError(f"its rotary positions are scaled {kind}, and are read as plain ones")
+    turned = reader.get_field(f"{DECI}.rope.dimension_count")
+    if turned is not None and turned.contents() != E:
+        raise ValueError(f"it turns {turned.contents()} of {E} dimensions of a head, and is read as turning all")
 
 
 def _each(sizes: Any, n: int) -> list[int]:

@@ -8,7 +8,7 @@ HF, GGUF, NEMOTRON_NAS = FORMATS = ("hf", "gguf", "nemotron-nas")
 READ_BY = {
     HF: "transformers alone where the table says stock, else this project",
     GGUF: "llama.cpp and what builds on it; Llama-like models: llama, mistral, qwen2, qwen3",
-    NEMOTRON_NAS: "MLX-LM, and by vLLM, SGLang and TensorRT-LLM, untried; Llama-like models: llama, mistral",
+    NEMOTRON_NAS: "MLX-LM; vLLM and SGLang only with NVIDIA's configuration class; Llama-like models: llama, mistral",
 }
 
 

@@ -34,6 +34,7 @@ from bench.data import gguf_reader
 from bench.export import vocabulary
 from bench.export.engine_form import EngineForm, engine_form, require_plain_llama
 from bench.serving import llama_cpp
+from bench.system.failures import Failure
 from methods.checkpoint.pruned_config import describe
 from methods.checkpoint.save_load import default_probe
 from methods.checkpoint.stock import Uneven, empty
@@ -47,7 +48,7 @@ from methods.checkpoint.transformers_compat import (
     tolerance,
     uniform_config,
 )
-from methods.errors import UserError, first_line
+from methods.errors import Unwritable, UserError, first_line
 from methods.model.decoder import Decoder
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # by GGUF's names
@@ -59,6 +60,14 @@ TYPES = {
     torch.float16: (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
     torch.bfloat16: (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
 }
+
+
+class NotQuantised(UserError):
+    """Says what became of llama.cpp when it was to quantise a file."""
+
+    def __init__(self, kind: str, failure: Failure) -> None:
+        super().__init__(f"llama.cpp does not write {kind}: {failure.status}, {failure.reason}")
+        self.status = failure.status
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,8 @@ def write(
     multiple   channels of each MLP are filled up with zeros to a multiple of this
     quantised  one of bench.serving.llama_cpp.FILE_TYPES in which llama.cpp then writes the matrices
 
-    Raises UserError, and leaves no file, for a model or tokenizer that GGUF or its reader cannot hold.
+    Raises UserError, and leaves no file, for a model or tokenizer that GGUF or its reader cannot hold; of its kinds
+    Unwritable where the disk takes no file, and NotQuantised where llama.cpp does not finish.
     """
     if path.exists():
         raise UserError(f"{path} exists; name a new file")
@@ -109,11 +119,11 @@ def write(
             if quantised:
                 small = file.with_name(f"{quantised}-{path.name}")
                 if failure := llama_cpp.quantise(file, small, quantised, threads=torch.get_num_threads()):
-                    raise UserError(f"llama.cpp does not write {quantised}: {failure.status}, {failure.reason}")
+                    raise NotQuantised(quantised, failure)
                 file = small
             file.rename(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise Unwritable(f"{path} cannot be written: {error.strerror or error}") from error
     return contents
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fnmatch
+import glob
 from pathlib import Path
 
 from methods.checkpoint import save_load
 from methods.errors import UserError, first_line
 
-# Files that an earlier push may have left, and nothing else: the same commit deletes those that the folder has not,
+# Files that an earlier push may have left, at the top alone: the same commit deletes those that the folder has not,
 # since transformers takes a model.safetensors before an index, and so the weights of another model.
 REPLACED = [
     *("model*.safetensors", "model.safetensors.index.json", "generation_config.json", "chat_template.jinja"),
@@ -41,6 +43,11 @@ def check(name: str) -> None:
         raise UserError(f"--push cannot use the hub at {constants.ENDPOINT}: {first_line(error)}") from None
 
 
+def _is_replaced(file: str) -> bool:
+    """Say whether a push replaces a file of the repository; a pattern's star alone would reach into folders."""
+    return "/" not in file and any(fnmatch.fnmatchcase(file, pattern) for pattern in REPLACED)
+
+
 def push(folder: Path, name: str, *, public: bool) -> str:
     """Push the folder that methods.checkpoint has written as a commit of the repository `name`; return its address.
 
@@ -54,7 +61,8 @@ def push(folder: Path, name: str, *, public: bool) -> str:
     try:
         hub.create_repo(name, private=not public, exist_ok=True)
         said = f"Pruned with {pruning['label']}" if pruning.get("label") else "A pruned model"
-        hub.upload_folder(repo_id=name, folder_path=folder, commit_message=said, delete_patterns=REPLACED)
+        gone = [glob.escape(file) for file in hub.list_repo_files(name) if _is_replaced(file)]
+        hub.upload_folder(repo_id=name, folder_path=folder, commit_message=said, delete_patterns=gone)
     except Exception as error:  # see `check`
         kept = f"the folder is whole, and `hf upload {name} {folder}` tries again"
         raise NotPushed(f"{name} was not pushed: {first_line(error)}; {kept}") from None

@@ -1,4 +1,8 @@
-"""Writes a pruned model as a folder of the architecture Nemotron-NAS, which vLLM, SGLang, TensorRT-LLM and MLX-LM know.
+"""Writes a pruned model as a folder of the architecture Nemotron-NAS, which MLX-LM loads.
+
+vLLM and SGLang know the architecture too, and do not load the folder as it is: they read `block_configs` as objects,
+which a class of configurations makes that comes as code with NVIDIA's models (configuration_decilm.py). transformers
+has none for the model type nemotron-nas, and no code travels with a model here. TensorRT-LLM has not been tried.
 
 config.json has the fields of Llama, and `block_configs` with what each layer holds:
 

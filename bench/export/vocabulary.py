@@ -13,7 +13,8 @@ import gguf
 from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from methods.errors import UserError, first_line
+from bench.data import gguf_reader
+from methods.errors import CheckpointError, UserError, first_line
 
 SAMPLE = "The Eiffel Tower, built in 1889, isn't in Lyon.\n  It's 330 m high: naïve? 42%!"
 
@@ -95,24 +96,20 @@ def add(writer: gguf.GGUFWriter, vocabulary: dict[str, Any]) -> None:
 
 
 def read(file: Path) -> Any:
-    """Return the tokenizer in a file, through the reader of transformers. Raises ValueError."""
-    try:
+    """Return the tokenizer in a file, through the reader of transformers. Raises CheckpointError."""
+    with gguf_reader.readable(file):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, gguf_file=file.name)
-    except (RuntimeError, KeyError, NotImplementedError) as error:
-        raise ValueError(first_line(error)) from error
-    split = gguf.GGUFReader(file).get_field("tokenizer.ggml.pre")
-    if (
-        split is not None and split.contents() == "smollm"
-    ):  # which the reader does not know, so that digits stay together
-        steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    return tokenizer
+        split = gguf.GGUFReader(file).get_field("tokenizer.ggml.pre")
+        if split is not None and split.contents() == "smollm":  # which the reader does not know: digits stay together
+            steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+            tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+        return tokenizer
 
 
 def other_tokens(file: Path, tokenizer: Any) -> str | None:
     """Say whether the tokenizer that is read from the file splits a sample otherwise."""
     try:
         words = read(file)
-    except ValueError as error:
+    except CheckpointError as error:
         return first_line(error)
     return None if words(SAMPLE)["input_ids"] == tokenizer(SAMPLE)["input_ids"] else "its tokens differ"

@@ -64,15 +64,21 @@ def find(run: Path, wanted: str) -> Record:
 
 def model_of(record: Record, run: Path, device: str, dtype: str | None) -> PrunedModel:
     """Return the record's model: the saved one unless that was rounded too far, else made again. Raises UserError."""
-    saved = record.measured.get("saved")
-    enough = saved and (dtype in (None, saved["dtype"]) or saved["dtype"] == "float32")
-    if saved and enough and save_load.is_checkpoint(run / saved["folder"]):
-        folder = run / saved["folder"]
+    if folder := _saved(record, run, dtype):
         manifest = save_load.read_manifest(folder)
         known: dict[str, Any] = {name: manifest[name] for name in CARRIED if name in manifest}
         tokenizer = pretrained.load_tokenizer(str(folder))
         return PrunedModel(save_load.load(folder), tokenizer, known, None)
     return prune_again(record, device)
+
+
+def _saved(record: Record, run: Path, dtype: str | None) -> Path | None:
+    """Return the folder of a saved model that holds all that `dtype` does; None for one that was rounded further."""
+    saved = record.measured.get("saved")
+    if not saved or not save_load.is_checkpoint(run / saved["folder"]):
+        return None
+    whole = "rounding" not in saved or dtype in (None, saved["dtype"]) or saved["dtype"] == "float32"
+    return run / saved["folder"] if whole else None
 
 
 def copy(source: Path, target: Path) -> None:
@@ -85,8 +91,10 @@ def copy(source: Path, target: Path) -> None:
 def write(record: Record, run: Path, wish: Wish) -> str:
     """Write the record's model as wished, and return a line on it. Raises UserError."""
     to = wish.to
-    if to.is_file() or (to.is_dir() and any(to.iterdir())):
-        raise UserError(f"{to} exists{'' if to.is_file() else ' and is not empty'}; name a new one")
+    if to.is_file() or (to.is_dir() and (wish.format == GGUF or any(to.iterdir()))):
+        raise UserError(
+            f"{to} exists{' and is not empty' if to.is_dir() and any(to.iterdir()) else ''}; name a new one"
+        )
     if wish.dtype in QUANTISED:
         llama_cpp.require(f"{wish.dtype} is written by llama.cpp")
     saved = record.measured.get("saved") or {}
@@ -96,6 +104,12 @@ def write(record: Record, run: Path, wish: Wish) -> str:
         return _line(to, save_load.read_manifest(to))
     cell, quantised = record.cell, wish.dtype if wish.dtype in QUANTISED else None
     dtype = "float32" if quantised else wish.dtype
+    if wish.format == GGUF:
+        from bench.export import vocabulary
+
+        named = _saved(record, run, dtype) or cell["model"]
+        words = pretrained.load_tokenizer(str(named), cell["trust_remote_code"])
+        vocabulary.describe(words, len(words))  # which refuses one that GGUF does not hold, before a model is made
     found = model_of(record, run, wish.device, dtype)
     kind = wanted_dtype(dtype or saved.get("dtype", "auto"), cell["model"], cell["dtype"])
     try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import Literal
 
 from bench.plan.fields import check, option
 from bench.plan.protocol import MIN_ROUNDS
-from methods.errors import UserError
+from methods.errors import UserError, first_line
 
 AUTO = "auto"  # the dtype of the cell
 QUANTISED = ("q8_0", "q4_0")  # types that llama.cpp itself writes into a GGUF file
@@ -51,5 +52,10 @@ class ServedProtocol:
             raise UserError(f"--types is a list of {', '.join(TYPES)}; got {got}")
         if not (self.prefill or self.decode) or not self.batches:
             raise UserError("there is nothing to time: give --prefill or --decode, and --batch")
+        try:
+            shlex.split(self.engine_args)
+        except ValueError as error:
+            wrong_words = first_line(error).lower()
+            raise UserError(f"--engine-args are words as in a shell; got {self.engine_args!r}: {wrong_words}") from None
         if self.engine != LLAMA_CPP and (quantised := [kind for kind in self.types if kind in QUANTISED]):
             raise UserError(f"{quantised[0]} is a type of llama.cpp's; {self.engine} is given {', '.join(TYPES[:4])}")

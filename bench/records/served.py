@@ -8,7 +8,7 @@ bench.records.schema.layouts says what each key means (`ServedLayout`), and refu
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,10 @@ from methods.files import write_atomically
 SCHEMA = 1
 FILE = "served.jsonl"
 STATUSES = ("ok", "unsupported", *FAILED)
+OF_NO_FIGURE = (
+    "silence",
+    "engine_python",
+)  # are asked, and change none: the version of what answers stands beside them
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,19 @@ class ServedRecord:
         return self.model["method"] == "dense" and self.type == self.base
 
 
+def conditions(asked: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must be the same for figures that are compared: the question, and what computes the answer."""
+    names = ("gpu", "gpus") if "gpu" in environment else ("cpu",)
+    machine = {name: environment.get(name) for name in names}
+    return {name: value for name, value in asked.items() if name not in OF_NO_FIGURE} | machine
+
+
 def alike(records: Iterable[ServedRecord]) -> list[list[ServedRecord]]:
-    """Return the records by groups of one model that was served in one way, each in its order."""
+    """Return the records by groups of one model that was served in one way on one machine, each in its order."""
     found: dict[str, list[ServedRecord]] = {}
     for one in records:
-        found.setdefault(json.dumps([one.model["name"], one.base, one.asked], sort_keys=True), []).append(one)
+        same = [one.model["name"], one.model.get("dtype"), one.base, conditions(one.asked, one.environment)]
+        found.setdefault(json.dumps(same, sort_keys=True), []).append(one)
     return list(found.values())
 
 

@@ -28,6 +28,9 @@ class ByLlamaCpp:
         self.asked, self.threads, self.minutes = asked, threads, asked.silence / 60
         self.version = llama_cpp.version() if llama_cpp.is_installed() else ""
 
+    def computes_on(self) -> dict[str, Any]:
+        return {"device": "cpu"}
+
     def require(self, asked: ServedProtocol) -> None:
         llama_cpp.require(f"models are served by {self.name}")
 
@@ -36,7 +39,10 @@ class ByLlamaCpp:
         quantised = kind if kind in QUANTISED else None
         dtype = torch.float32 if quantised else getattr(torch, kind)
         multiple = gguf_file.BLOCK if quantised else 1
-        gguf_file.write(model.model, model.tokenizer, file, dtype, name, multiple=multiple, quantised=quantised)
+        try:
+            gguf_file.write(model.model, model.tokenizer, file, dtype, name, multiple=multiple, quantised=quantised)
+        except gguf_file.NotQuantised as error:
+            raise NotServed(error.status, str(error)) from None
         matrices, cached = gguf_reader.read_in_a_step(file)
 
         def step_bytes(point: TimedPoint) -> int:

@@ -1,4 +1,7 @@
-"""Serves models by vLLM or SGLang, in the Python that has them: as Hugging Face folders, else as Nemotron-NAS.
+"""Serves models by vLLM or SGLang, in the Python that has them: as Hugging Face folders of a stock shape.
+
+Layers of sizes of their own are refused. Both engines know them as Nemotron-NAS, whose configuration they load by a
+class that comes as code with NVIDIA's models and with no folder of this suite (bench.export.nemotron_nas).
 
 Dense and pruned model are served in turns, whole processes each, since the engine fills a GPU with one. It has not been
 run: there was no such engine, and its tests have a recorded one.
@@ -17,8 +20,7 @@ import torch
 
 from bench.data.texts import EvaluationText
 from bench.evaluation.scoring import window_nll
-from bench.export import nemotron_nas
-from bench.export.formats import HF, NEMOTRON_NAS
+from bench.export.formats import HF
 from bench.plan.served import ServedProtocol
 from bench.run.reproduce import PrunedModel
 from bench.served.engine import Exported, NotServed, perplexity
@@ -28,6 +30,9 @@ from bench.speed.timing import Pass, WarmUp
 from bench.speed.workloads import TimedPoint
 from bench.system.memory import give_back
 from methods.checkpoint import save_load
+from methods.checkpoint.pruned_config import describe
+from methods.checkpoint.stock import Uneven
+from methods.checkpoint.transformers_compat import uniform_config
 from methods.errors import UserError
 from methods.model.spread import place_of
 
@@ -42,26 +47,38 @@ class ByOtherPython:
         self.name: str = asked.engine
         self.other = OtherPython(asked.engine, asked.engine_python, asked.engine_args, asked.silence)
         self.version = ""
+        self._device: dict[str, Any] = {}
         self._ours: tuple[Callable[[], PrunedModel | None], float] = (lambda: None), math.nan
 
     def require(self, asked: ServedProtocol) -> None:
         if not asked.engine_python:
             raise UserError(f"{self.name} runs in a Python of its own: --engine-python PATH/bin/python")
         try:
-            self.version = self.other.version()
+            self.version, self._device = self.other.version(), self.other.device()
         except EngineFailed as error:
             raise UserError(f"{asked.engine_python} has no {self.name}: {error}") from None
 
+    def computes_on(self) -> dict[str, Any]:
+        return self._device
+
     def export(self, model: PrunedModel, path: Path, kind: str, name: str) -> Exported:
+        try:
+            uniform_config(model.model, describe(model.model))
+        except Uneven as error:
+            raise self._not_stock(error) from None
         dtype = getattr(torch, kind)
-        form = HF
         manifest = save_load.save(model.model, path, tokenizer=model.tokenizer, facts=model.facts, dtype=dtype)
-        if manifest["loads_with"] != "transformers":
-            shutil.rmtree(path)  # no engine loads it
-            form, path = NEMOTRON_NAS, path.with_name(f"{path.name}.nas")
-            nemotron_nas.write(model.model, model.tokenizer, path, dtype, shard_bytes=save_load.SHARD_BYTES)
+        if manifest["loads_with"] != "transformers":  # as it turns out where the stock class is tried
+            shutil.rmtree(path)
+            raise self._not_stock(manifest["reason"])
         size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-        return Exported(path, form, kind, size)
+        return Exported(path, HF, kind, size)
+
+    def _not_stock(self, reason: object) -> UserError:
+        return UserError(
+            f"{self.name} loads folders that transformers alone loads, and {reason}; it has no configuration class for "
+            "Nemotron-NAS, which holds layers of sizes of their own"
+        )
 
     def quality(self, exported: Exported, model: PrunedModel, text: EvaluationText) -> dict[str, Any]:
         ours = self._perplexity(model, text)

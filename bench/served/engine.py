@@ -51,17 +51,28 @@ class Exported:
 
 
 class ServingEngine(Protocol):
-    """Exports, scores and times models. name and version are those of its program; `threads` of the processor."""
+    """Exports, scores and times models.
+
+    name, version  those of its program
+    threads        of the processor
+    """
 
     name: str
     version: str
     threads: int
 
+    def computes_on(self) -> dict[str, Any]:
+        """Return `device` of what it computes on, and of GPUs `gpu` and `gpus`, as in a record's environment."""
+
     def require(self, asked: ServedProtocol) -> None:
         """Raise UserError where the engine is missing or cannot do what is asked."""
 
     def export(self, model: PrunedModel, path: Path, kind: str, name: str) -> Exported:
-        """Write a model with its matrices in `kind` to a new path. Raises UserError where no format holds it."""
+        """Write a model with its matrices in `kind` to a new path.
+
+        Raises UserError where no format holds it and, as Unwritable, where the disk takes no file; NotServed where the
+        engine itself does not write it.
+        """
 
     def quality(self, exported: Exported, model: PrunedModel, text: EvaluationText) -> dict[str, Any]:
         """Return `checks` and `perplexity` of bench.records.served. Raises NotServed where a check does not pass."""

@@ -26,9 +26,9 @@ from bench.run.reproduce import PrunedModel
 from bench.served.engine import Exported, NotServed, ServingEngine
 from bench.speed import workloads
 from bench.speed.workloads import TimedPoint
-from bench.system import environment
+from bench.system import environment, failures
 from bench.system.console import say
-from methods.errors import UserError
+from methods.errors import Unwritable, UserError
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Served:
 
 
 def find(run: Path, wanted: Sequence[str] = ()) -> list[Served]:
-    """Find the cells that are meant, all with a model where none is named, for each model with its dense one.
+    """Find the cells that are meant, all with a model where none is named, by model and dtype with their dense one.
 
     Raises UserError where one is none, has no model, or where there is no dense cell to compare it with.
     """
@@ -54,17 +54,23 @@ def find(run: Path, wanted: Sequence[str] = ()) -> list[Served]:
     chosen = named or with_model
     if not chosen:
         raise UserError(f"{run} has no cell with a model")
-    dense = {one.cell["model"]: key for key, one in reversed(with_model.items()) if one.cell["method"] == "dense"}
+    dense = {_base(one): key for key, one in reversed(with_model.items()) if one.cell["method"] == "dense"}
     found = []
-    for model in dict.fromkeys(record.cell["model"] for record in chosen.values()):
-        if model not in dense:
+    for base in dict.fromkeys(map(_base, chosen.values())):
+        if base not in dense:
             raise UserError(
-                f"{run} has no cell of the dense model, which every row is compared with; measure it there too"
+                f"{run} has no cell of the dense model in {base[1]}, which every row is compared with; measure it "
+                "there too"
             )
-        mine = {key: record for key, record in chosen.items() if record.cell["model"] == model}
+        mine = {key: record for key, record in chosen.items() if _base(record) == base}
         order = sorted(mine, key=lambda key: (mine[key].cell["method"] != "dense", key))
-        found.append(Served(run, dense[model], {dense[model]: every[dense[model]]} | {key: mine[key] for key in order}))
+        found.append(Served(run, dense[base], {dense[base]: every[dense[base]]} | {key: mine[key] for key in order}))
     return found
+
+
+def _base(record: Record) -> tuple[str, str]:
+    """Return which dense model a cell is beside: its name, and the dtype of both."""
+    return record.cell["model"], record.cell["dtype"]
 
 
 def serve(
@@ -83,8 +89,9 @@ def serve(
     dense = wanted.cells[wanted.dense]
     types = list(dict.fromkeys(dense.cell["dtype"] if kind == AUTO else kind for kind in asked.types))
     question = _question(asked, engine)
+    conditions = served.conditions(question, _environment(engine))
     rows = [(key, kind) for key in wanted.cells for kind in types]
-    missing = [row for row in rows if not _counts(known.get(row), wanted.cells[row[0]], question, types[0])]
+    missing = [row for row in rows if not _counts(known.get(row), wanted.cells[row[0]], conditions, types[0])]
     with tempfile.TemporaryDirectory(prefix=".served-", dir=wanted.run) as scratch:
         measurer = _RowMeasurer(wanted, asked, engine, scratch=Path(scratch), base=types[0], device=device)
         for number, (key, kind) in enumerate(rows, start=1):
@@ -101,7 +108,7 @@ def serve(
                     model=_model(record),
                     status=status,
                     error=error,
-                    environment=environment.describe(torch.device("cpu"), torch.float32) | {"threads": engine.threads},
+                    environment=_environment(engine, kind),
                     measured=measured,
                 )
                 served.save(wanted.run, known.values())
@@ -112,10 +119,20 @@ def serve(
             yield known[key, kind]
 
 
-def _counts(known: ServedRecord | None, record: Record, question: dict[str, Any], base: str) -> bool:
-    """Say whether a row was measured as it is asked for now, of the model that the cell has now."""
-    same = known is not None and (known.asked, known.base, known.model) == (question, base, _model(record))
-    return same and known is not None and known.status in ("ok", "unsupported")
+def _counts(known: ServedRecord | None, record: Record, conditions: dict[str, Any], base: str) -> bool:
+    """Say whether a row was measured here as it is asked for now, of the model that the cell has now."""
+    if known is None or known.status not in ("ok", "unsupported"):
+        return False
+    mine, model = served.conditions(known.asked, known.environment), _model(record)
+    return (mine, known.base, model | known.model) == (conditions, base, model)  # an older one says less of a model
+
+
+def _environment(engine: ServingEngine, kind: str = "") -> dict[str, Any]:
+    """Return the environment of a row with its matrices in `kind`: the machine, and what the engine computes on."""
+    found = environment.describe(torch.device("cpu"), getattr(torch, kind, torch.float32))
+    if not hasattr(torch, kind):  # a type of the engine's own
+        del found["dtype"]
+    return found | engine.computes_on() | {"threads": engine.threads}
 
 
 def _question(asked: ServedProtocol, engine: ServingEngine) -> dict[str, Any]:
@@ -132,6 +149,7 @@ def _model(record: Record) -> dict[str, Any]:
         "name": display_name(record),
         "label": label(record.cell),
         "method": record.cell["method"],
+        "dtype": record.cell["dtype"],
         "requested_ratio": requested_ratio(record),
         "ratio_of": ratio_of(record.cell),
     }
@@ -157,14 +175,21 @@ class _RowMeasurer:
         """Return the status of a row, why it is not ok, and what was measured."""
         if self.dense is None:
             say(f"{where}: exporting the dense model")
-            self.dense = self._exported(self.wanted.dense, self.base)  # whose refusal is the user's
+            try:
+                self.dense = self._exported(self.wanted.dense, self.base)  # whose refusal is the user's
+            except NotServed as error:
+                raise UserError(f"the dense model, beside which all are timed, is not exported: {error}") from None
             self.work = self._macs()
         measured: dict[str, Any] = {}
         try:
             say(f"{where}: exporting")
             is_base = (key, kind) == (self.wanted.dense, self.base)
             exported = self.dense if is_base else self._exported(key, kind)
+        except NotServed as error:
+            return error.status, str(error), measured
         except UserError as error:
+            if isinstance(error, Unwritable) or failures.is_full_disk(error):
+                raise  # which no other model escapes
             return "unsupported", str(error), measured
         try:
             measured |= {"format": exported.format, "bytes": exported.bytes}
@@ -185,11 +210,15 @@ class _RowMeasurer:
         return self.engine.export(model, self.scratch / f"{key}@{kind}", kind, pretrained.display_name(cell["model"]))
 
     def _model(self, key: str) -> PrunedModel:
-        """Return the model of a cell, saved or made again once for all its types."""
+        """Return the model of a cell, saved or made again once for all its types. Raises NotServed."""
         if self.made is None or self.made[0] != key:
             self.made = None  # before the next one needs the room
             record = self.wanted.cells[key]
-            self.made = (key, write.model_of(record, self.wanted.run, self.device, AUTO))
+            try:
+                model = write.model_of(record, self.wanted.run, self.device, record.cell["dtype"])
+            except UserError as error:
+                raise NotServed("error", str(error)) from None
+            self.made = (key, model)
         return self.made[1]
 
     def _macs(self) -> dict[TimedPoint, int]:

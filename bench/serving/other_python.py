@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import selectors
 import shlex
 import signal
 import subprocess
@@ -29,8 +30,16 @@ from bench.plan.served import SGLANG, VLLM
 from bench.speed.workloads import TimedPoint
 
 ITERATIONS, WARM_UP = 5, 3  # of a turn of vLLM's; SGLang's warms up by itself
+CHUNK = 2**16  # bytes that are read at once
 TOLD = 300  # letters of what an engine said last
 SCRIPTS = {VLLM: "vllm_likelihood.py", SGLANG: "sglang_likelihood.py"}
+
+
+DEVICE = """
+import json, torch
+count = torch.cuda.device_count()
+print(json.dumps([torch.cuda.get_device_name(0) if count else "", count]))
+"""
 
 
 class EngineFailed(Exception):
@@ -43,7 +52,7 @@ class EngineFailed(Exception):
 
 @dataclass(frozen=True)
 class OtherPython:
-    """Names an engine, the Python that has it, arguments for each of its processes, and their limit in seconds."""
+    """Names an engine, the Python that has it, arguments for its processes, and for how many seconds one is silent."""
 
     engine: str
     python: str
@@ -53,7 +62,20 @@ class OtherPython:
     def version(self) -> str:
         """Return the engine's version. Raises EngineFailed where that Python does not have it."""
         asked = f"import importlib.metadata as m; print(m.version({self.engine!r}))"
-        return self._run([self.python, "-c", asked]).strip()
+        return self._answer(asked)
+
+    def device(self) -> dict[str, Any]:
+        """Return what that Python's torch computes on, as a record's environment names it. Raises EngineFailed."""
+        said = self._answer(DEVICE)
+        try:
+            name, count = json.loads(said)
+        except ValueError:
+            raise EngineFailed("error", f"{self.python} names no device: {said[-TOLD:]}") from None
+        return {"device": "cuda", "gpu": name, "gpus": count} if count else {"device": "cpu"}
+
+    def _answer(self, program: str) -> str:
+        """Return the last line that a program in that Python prints, behind what its packages may have to say."""
+        return (self._run([self.python, "-c", program]).strip().splitlines() or [""])[-1]
 
     def likelihoods(self, model: Path, dtype: str, sequences: Sequence[Sequence[int]]) -> list[float]:
         """Return the nats of each sequence of token ids, all but its first one. Raises EngineFailed."""
@@ -118,28 +140,55 @@ class OtherPython:
             raise EngineFailed("error", f"{self.engine} wrote no result: {error}") from None
 
     def _run(self, command: Sequence[str]) -> str:
-        """Run a command of the engine in a group of processes of its own, which ends with it, and return its output."""
+        """Run a command of the engine in a group of processes of its own, which ends with it, and return its output.
+
+        It is ended once it has written nothing, to its output or to its errors, for as long as it may be silent.
+        """
         try:
             process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, start_new_session=True
             )
         except OSError as error:
             raise EngineFailed("error", f"{command[0]} cannot be run: {error.strerror}") from None
         try:
-            said, _ = process.communicate(timeout=self.silence)
-        except subprocess.TimeoutExpired:
-            raise EngineFailed("timed_out", f"{self.engine} took more than {self.silence} s, and was ended") from None
+            output, said = self._heard(process)
+            process.wait(self.silence)
+        except (TimeoutError, subprocess.TimeoutExpired):
+            reason = f"{self.engine} said nothing for {self.silence} s, and was ended"
+            raise EngineFailed("timed_out", reason) from None
         finally:
             _end_all_of(process)
         if process.returncode:
             last = " ".join(said.split())[-TOLD:]
             died = f"killed by {signal.Signals(-process.returncode).name}" if process.returncode < 0 else "ended"
             raise EngineFailed("crashed" if process.returncode < 0 else "error", f"{self.engine} {died}: {last}")
-        return said
+        return output
+
+    def _heard(self, process: subprocess.Popen[bytes]) -> tuple[str, str]:
+        """Return what a process writes until it ends: its output alone, and with its errors. Raises TimeoutError."""
+        output, said = bytearray(), bytearray()
+        with selectors.DefaultSelector() as streams:
+            for stream in (process.stdout, process.stderr):
+                assert stream is not None
+                streams.register(stream, selectors.EVENT_READ)
+            while streams.get_map():
+                if not (ready := streams.select(self.silence)):
+                    raise TimeoutError
+                for key, _ in ready:
+                    words = os.read(key.fd, CHUNK)
+                    said += words
+                    if key.fileobj is process.stdout:
+                        output += words
+                    if not words:
+                        streams.unregister(key.fileobj)
+        return output.decode("utf-8", "replace"), said.decode("utf-8", "replace")
 
 
-def _end_all_of(process: subprocess.Popen[str]) -> None:
+def _end_all_of(process: subprocess.Popen[bytes]) -> None:
     """End what is left of a process and of those that it has started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    for stream in (process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()

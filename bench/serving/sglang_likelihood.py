@@ -6,7 +6,6 @@ ASKED holds lists of token ids, TOLD is written: the nats of each list, all toke
 held against no version of the engine, and has not been run.
 """
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -18,8 +17,7 @@ from sglang.srt.server_args import prepare_server_args
 def main() -> None:
     model, asked, told, *more = sys.argv[1:]
     sequences = json.loads(Path(asked).read_text(encoding="utf-8"))
-    given = prepare_server_args(["--model-path", model, *more])
-    engine = sglang.Engine(**dataclasses.asdict(given))
+    engine = sglang.Engine(server_args=prepare_server_args(["--model-path", model, *more]))
     wish = {"max_new_tokens": 1, "temperature": 0.0}
     answers = engine.generate(input_ids=sequences, sampling_params=wish, return_logprob=True, logprob_start_len=0)
     nats = []

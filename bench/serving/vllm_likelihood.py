@@ -46,7 +46,8 @@ def main() -> None:
     sequences = json.loads(Path(asked).read_text(encoding="utf-8"))
     engine = LLM(model=model, **options(more))
     prompts = [{"prompt_token_ids": ids} for ids in sequences]
-    answers = engine.generate(prompts, SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0), use_tqdm=False)
+    wish = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+    answers = engine.generate(prompts, wish, use_tqdm=True)  # by which it is known to be alive
     nats = []
     for ids, answer in zip(sequences, answers, strict=True):
         scores = answer.prompt_logprobs

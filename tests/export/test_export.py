@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -140,6 +141,23 @@ def test_a_saved_model_is_copied(saving, tmp_path):
     assert contents[0] == contents[1]
 
 
+def test_a_saved_model_is_taken_unless_it_was_rounded(saving, monkeypatch):
+    """A cell in bfloat16 that is saved in bfloat16 loses nothing, and one that was healed is not made again at all."""
+    monkeypatch.setattr(export, "prune_again", lambda record, device: "made again")
+    record = by_label(saving)["drop-tail"]
+    exact = record.measured["saved"] | {"dtype": "bfloat16"}
+    rounded = exact | {"rounding": {"kl": 0.1}}
+    for saved, asked, taken in (
+        (exact, "auto", True),
+        (exact, "float32", True),
+        (rounded, "bfloat16", True),
+        (rounded, "float32", False),
+        (rounded, "auto", False),
+    ):
+        one = replace(record, measured=record.measured | {"saved": saved})
+        assert (export.model_of(one, saving, "cpu", asked) != "made again") == taken
+
+
 def test_a_copy_is_checked(saving, tmp_path, capsys):
     run = shutil.copytree(saving, tmp_path / "run")
     kept = run / by_label(run)["slicegpt"].measured["saved"]["folder"]
@@ -182,7 +200,7 @@ def test_a_record_that_no_longer_holds_is_refused(run_with, model_folder, text_f
     assert not (tmp_path / "new").exists()
 
 
-def test_mistakes_of_export_are_one_line(plain, tmp_path, capsys):
+def test_mistakes_of_export_are_one_line(plain, tmp_path, capsys, monkeypatch):
     assert "say where the model goes" in refused(capsys, "export", plain, "drop-tail")
     assert "'nothing' is no cell" in refused(capsys, "export", plain, "nothing", "--to", tmp_path / "x")
     assert "'d' names 2 cells" in refused(capsys, "export", plain, "d", "--to", tmp_path / "x")
@@ -199,6 +217,11 @@ def test_mistakes_of_export_are_one_line(plain, tmp_path, capsys):
     assert "exists and is not empty" in refused(capsys, "export", plain, "drop-tail", "--to", tmp_path / "taken")
     file = tmp_path / "taken" / "file"
     assert "exists; name a new one" in refused(capsys, "export", plain, "drop-tail", "--format", "gguf", "--to", file)
+    (tmp_path / "empty").mkdir()
+    as_gguf = ("export", plain, "drop-tail", "--format", "gguf", "--to")
+    monkeypatch.setattr(export, "model_of", lambda *_: pytest.fail("a model was made before the mistake was found"))
+    assert "empty exists; name a new one" in refused(capsys, *as_gguf, tmp_path / "empty")
+    assert "GGUF is written for BPE tokenizers" in refused(capsys, *as_gguf, tmp_path / "x")
     small = ("--to", tmp_path / "x", "--save-dtype", "q8_0")
     assert "save-dtype q8_0 is for --format gguf" in refused(capsys, "export", plain, "drop-tail", *small)
     many = ("--to", tmp_path / "x", "--multiple", "64")
@@ -234,9 +257,19 @@ def test_export_ends_with_what_llama_cpp_makes_of_a_file(byte_run, text_file, tm
     monkeypatch.setattr(llama_cpp, "compute", lambda *args, **how: llama_cpp.Failure("crashed", "killed by SIGSEGV"))
     assert main(["verify", str(file), "--text", str(text_file)]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "FAILED llama.cpp: crashed, killed by SIGSEGV"
-    file.write_bytes(file.read_bytes()[:-100])
-    assert main(["verify", str(file), "--text", str(text_file)]) == 1
-    assert capsys.readouterr().out.startswith("FAILED loads: ")
+    whole = file.read_bytes()
+    for damaged in (
+        whole[:-100],
+        whole[:100],
+        whole[:4],
+        b"",
+        b"GGUF" + bytes(100),
+        whole.replace(b"gpt2", b"\xff\xff\xff\xff"),
+    ):
+        file.write_bytes(damaged)
+        assert main(["verify", str(file), "--text", str(text_file)]) == 1
+        assert capsys.readouterr().out.startswith("FAILED loads: ")
+    file.write_bytes(whole)
     assert "there is no file" in refused(capsys, "verify", tmp_path / "none.gguf")
     assert "windows is a number of windows, at least 1" in refused(capsys, "verify", file, "--windows", "0")
     assert "'none.txt'" in refused(capsys, "verify", file, "--text", "none.txt")

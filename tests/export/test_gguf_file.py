@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import weakref
 
+import gguf
 import pytest
 import torch
 from conftest import tiny
 from tiny_methods import calibration, logits, pruned
+from tokenizers import pre_tokenizers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,8 +18,8 @@ from uneven_models import bpe, droped, uneven, with_a_map
 import methods
 from bench.data import gguf_reader
 from bench.data import pretrained as named
-from bench.export import gguf_file
-from methods.errors import UserError
+from bench.export import gguf_file, vocabulary
+from methods.errors import CheckpointError, Unwritable, UserError
 from methods.model.decoder import Decoder
 
 FILES = {
@@ -164,6 +166,49 @@ def test_a_file_that_is_cut_short_is_no_model(tmp_path):
             gguf_reader.read(path, torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("says", "reason"),
+    [
+        (lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR), "positions are scaled by linear"),
+        (lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.NONE), None),
+        (lambda writer: writer.add_rope_scaling_factor(2.0), "positions are scaled in a way of its own"),
+        (lambda writer: writer.add_uint32("deci.rope.dimension_count", 4), "it turns 4 of 8 dimensions of a head"),
+    ],
+)
+def test_other_rotary_positions_of_a_foreign_file_are_refused(says, reason, tmp_path, monkeypatch):
+    path = tmp_path / "model.gguf"
+    monkeypatch.setattr(gguf.GGUFWriter, "add_rope_dimension_count", lambda writer, _: says(writer))
+    monkeypatch.setattr(gguf_file, "_read_back", lambda *_: None)  # which would refuse it too
+    gguf_file.write(uneven("llama"), bpe(), path, torch.float32, "tiny")
+    if reason is None:
+        assert len(gguf_reader.read(path, torch.float32).layers) == 6
+    else:
+        with pytest.raises(CheckpointError, match=reason):
+            gguf_reader.read(path, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("smollm", "gpt-2"), ("gpt-2", "smollm")],
+)
+def test_a_split_is_read_again(name, other, tmp_path):
+    """The merges cross what a split keeps apart, digits, words and line ends, so that another split has other ids."""
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
+    splits = {"smollm": digits, "gpt-2": words}
+    pairs = [("1", "2"), ("Ġ", "1"), ("a", "1"), ("Ċ", "Ċ"), ("Ġ", "Ġ"), ("Ġ", "Ċ"), ("Ċ", "a"), ("Ġ", "a")]
+    tokenizer = bpe(merges=pairs)
+    tokenizer.backend_tokenizer.pre_tokenizer = splits[name]
+    text = "a 12 a12 12\n\n  a \n\na   12, a\n"
+    path = tmp_path / "model.gguf"
+    gguf_file.write(Decoder(tiny("llama", vocab_size=266)), tokenizer, path, torch.float32, "tiny")
+    found = vocabulary.read(path)
+    assert gguf.GGUFReader(path).get_field("tokenizer.ggml.pre").contents() == name
+    assert found(text)["input_ids"] == tokenizer(text)["input_ids"]
+    found.backend_tokenizer.pre_tokenizer = splits[other]
+    assert found(text)["input_ids"] != tokenizer(text)["input_ids"]
+
+
 NO_GGUF = {
     "gemma": (lambda: droped("gemma"), "GGUF is written for llama, mistral, qwen2, qwen3; this model is a gemma"),
     "norms of heads": (lambda: uneven("qwen3"), "GGUF's deci has no place for model.layers.0.self_attn.q_norm"),
@@ -192,7 +237,7 @@ def test_what_gguf_cannot_hold_is_refused_with_the_reason(reason, tmp_path):
 
 def test_a_place_that_takes_no_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"model\.gguf cannot be written: File exists"):
+    with pytest.raises(Unwritable, match=r"model\.gguf cannot be written: File exists"):
         gguf_file.write(droped("llama"), bpe(), tmp_path / "file" / "model.gguf", torch.float32, "tiny")
 
 

@@ -60,15 +60,16 @@ def test_a_pushed_model_is_the_written_folder_with_its_figures_as_results(run, h
 def test_a_push_leaves_no_weights_of_an_earlier_one(hub, tmp_path):
     """transformers would load model.safetensors, and not the files that an index names."""
     model = Decoder(tiny("llama"))
+    mine = dict.fromkeys(("notes.json", "models/a.safetensors", "tokenizers/mine.txt"), b"of the owner")
     for name, most in (("whole", 10**9), ("in files", 20_000), ("whole again", 10**9)):
         save_load.save(model, tmp_path / name, shard_bytes=most)
         push(tmp_path / name, "org/again", public=False)
         there = hub.handler.repositories["org/again"]["files"]
-        there.setdefault("notes.json", b"of the owner")
-        assert there == {"notes.json": b"of the owner"} | {
-            path.name: path.read_bytes() for path in (tmp_path / name).iterdir()
-        }
+        if name == "whole":
+            there |= mine
+        assert there == mine | {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
         assert ("model.safetensors" in there) == (most > 20_000)
+        there["model-[x].safetensors"] = b"of an earlier push"
 
 
 def test_a_new_repository_is_public_where_that_is_said_and_an_old_one_stays_as_it_is(run, hub, tmp_path):

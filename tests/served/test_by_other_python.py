@@ -9,13 +9,17 @@ import pytest
 import torch
 from conftest import tiny
 from emulated import EmulatedGpus
+from transformers import AutoConfig
+from uneven_models import bpe, uneven
 
 from bench.data.texts import EvaluationText
+from bench.export import nemotron_nas
 from bench.plan.served import ServedProtocol
 from bench.run.reproduce import PrunedModel
 from bench.served import by_other_python
 from bench.served.by_other_python import ByOtherPython
 from bench.served.engine import Exported, NotServed
+from methods.errors import UserError
 from methods.model.decoder import Decoder
 
 IDS = torch.randint(3, 128, (4, 16), generator=torch.Generator().manual_seed(0))
@@ -56,3 +60,22 @@ def test_our_own_model_has_left_the_gpu_when_the_engine_starts(off, tmp_path, mo
                     engine.quality(Exported(tmp_path, "hf", kind, 1), model, text)
     assert found == [{"cpu"}, {"cpu"}]
     assert len(computed) == 1  # for both types
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang"])
+def test_layers_of_sizes_of_their_own_are_refused_before_a_folder_is_written(name, tmp_path, monkeypatch):
+    """Nemotron-NAS holds them, and neither engine has the class of its configuration."""
+    monkeypatch.setattr(by_other_python.save_load, "save", lambda *_, **__: pytest.fail("a folder was written"))
+    made = ByOtherPython(ServedProtocol(engine=name, engine_python="python", types=("auto",)), 1)
+    for model in (uneven("llama", heads=()), uneven("llama", heads=(), gone="mlp 2")):
+        with pytest.raises(UserError, match=f"{name} loads folders that transformers alone loads, and .*layer") as said:
+            made.export(PrunedModel(model, bpe(), {}, None), tmp_path / "model", "float32", "model")
+        assert "no configuration class for Nemotron-NAS" in str(said.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_transformers_has_no_class_for_the_configuration_of_nemotron_nas(tmp_path):
+    """By which vLLM and SGLang load theirs; where it has one some day, they can be given these folders."""
+    nemotron_nas.write(uneven("llama", heads=()), bpe(), tmp_path / "nas", torch.float32, shard_bytes=10**9)
+    with pytest.raises(ValueError, match="nemotron-nas"):
+        AutoConfig.from_pretrained(tmp_path / "nas")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import stat
 import sys
 
@@ -19,7 +21,7 @@ from bench.records import merge, packed_run, run_folder, served
 from bench.served import by_other_python, rows
 from bench.served.engine import Exported, NotServed
 from bench.serving import llama_cpp
-from methods.errors import UserError
+from methods.errors import CheckpointError, Unwritable, UserError
 
 engine = pytest.mark.skipif(not llama_cpp.is_installed(), reason="needs the extra `llama`")
 
@@ -49,8 +51,12 @@ class Recorded:
 
     name, version, threads = "recorded", "1", 1
 
-    def __init__(self, refuses=(), fails=()):
+    def __init__(self, refuses=(), fails=(), *, device=None, trouble=None):
         self.refuses, self.fails, self.did = refuses, fails, []
+        self.device, self.trouble = device or {"device": "cpu"}, trouble or {}
+
+    def computes_on(self):
+        return self.device
 
     def require(self, asked):
         self.did.append("require")
@@ -58,6 +64,8 @@ class Recorded:
     def export(self, model, path, kind, name):
         label = "dense" if path.name.startswith("dense") else path.name.split("--")[0]
         self.did.append(f"{label}@{kind}")
+        if f"{label}@{kind}" in self.trouble:
+            raise self.trouble[f"{label}@{kind}"]
         if label in self.refuses:
             raise UserError(f"{label} has a shape of its own")
         path.write_text(kind)
@@ -156,6 +164,54 @@ def test_what_is_asked_otherwise_is_measured_again(change, fresh):
     assert {one.base for one in found.values()} == {change.get("types", ["float32"])[0]}
 
 
+def test_what_another_gpu_has_measured_is_measured_again(fresh):
+    """And what a limit or a path alone has changed is not."""
+    gpu = {"device": "cuda", "gpu": "NVIDIA H100", "gpus": 1}
+    found = serve(fresh, Recorded(device=gpu), ["drop-tail"])
+    told = {one.environment.get(name) for one in found.values() for name in ("device", "gpu", "gpus")}
+    assert told == {"cuda", "NVIDIA H100", 1}
+    assert [one.environment.get("dtype") for one in found.values()] == ["float32", None] * 2  # llama.cpp's own has none
+    same = Recorded(device=gpu)
+    serve(fresh, same, ["drop-tail"], silence=1200, engine_python="/elsewhere/python")
+    assert same.did == ["require"]
+    older = [dataclasses.replace(one, model=dict(one.model)) for one in served.load(fresh / "run")]
+    for one in older:
+        del one.model["dtype"]  # of which older records say nothing
+    served.save(fresh / "run", older)
+    serve(fresh, same, ["drop-tail"])
+    assert same.did == ["require"] * 2
+    for other in ({"device": "cpu"}, gpu | {"gpu": "NVIDIA H200"}, gpu | {"gpus": 2}):
+        again = Recorded(device=other)
+        serve(fresh, again, ["drop-tail"])
+        assert len(again.did) == 1 + 4
+
+
+def test_only_a_shape_is_unsupported(fresh, monkeypatch):
+    """A crash while the engine writes, a full disk and a model that is not made again may end otherwise next time."""
+    trouble = {"drop-tail@float32": NotServed("crashed", "killed by SIGSEGV")}
+    trouble["drop-tail@q8_0"] = UserError("drop-tail has a shape of its own")
+    found = serve(fresh, Recorded(trouble=trouble), ["drop-tail"])
+    assert [found[f"drop-tail@{kind}"].status for kind in ("float32", "q8_0")] == ["crashed", "unsupported"]
+    full = CheckpointError(f"the folder cannot be written: {os.strerror(errno.ENOSPC)}")
+    for error in (Unwritable("the file cannot be written: Input/output error"), full):
+        with pytest.raises(type(error), match="cannot be written"):
+            serve(fresh, Recorded(trouble={"drop-tail@float32": error}), ["drop-tail"])
+    (kept,) = [one for one in served.load(fresh / "run") if one.name == "drop-tail@float32"]
+    assert kept.status == "crashed"
+    with pytest.raises(UserError, match="the dense model, beside which all are timed, is not exported: killed"):
+        serve(fresh, Recorded(trouble={"dense@float32": trouble["drop-tail@float32"]}), ["drop-tail"])
+    model_of = rows.write.model_of
+
+    def not_again(record, *how):
+        if record.cell["method"] == "drop-tail":
+            raise UserError("the calibration tokens are not those of the record")
+        return model_of(record, *how)
+
+    monkeypatch.setattr(rows.write, "model_of", not_again)
+    found = serve(fresh, Recorded(), ["drop-tail"])
+    assert (found["drop-tail@float32"].status, found["drop-tail@q8_0"].status) == ("error", "unsupported")
+
+
 def test_a_cell_that_was_measured_anew_is_served_anew(fresh):
     serve(fresh, Recorded(), ["drop-tail"])
     kept = served.load(fresh / "run")
@@ -244,6 +300,8 @@ def test_mistakes_are_one_line(fresh, capsys, monkeypatch, tmp_path):
     assert "--threads is a positive number" in refused(capsys, run, "--threads", "0")
     assert "no text" in refused(capsys, run, "--text", "nothing-known")
     assert "--engine-python" in refused(capsys, run, "--engine", "vllm", "--types", "auto")
+    words = ["--engine", "vllm", "--types", "auto", "--engine-args", "--foo 'bar"]
+    assert '--engine-args are words as in a shell; got "--foo \'bar": no closing quot' in refused(capsys, run, *words)
     nobody = ["--engine", "vllm", "--types", "auto", "--engine-python", tmp_path / "none"]
     assert "has no vllm" in refused(capsys, run, *nobody)
     assert "q8_0 is a type of llama.cpp's" in refused(capsys, run, "--engine", "sglang", "--engine-python", "python")
@@ -274,6 +332,23 @@ def test_several_models_of_a_run_are_served_beside_their_own_dense_one(fresh, tm
         assert {key.partition("-")[0] for key in one.cells} == {one.dense.partition("-")[0]}
         assert next(iter(one.cells)) == one.dense
         assert len(one.cells) == 4
+
+
+def test_a_cell_is_beside_the_dense_one_of_its_own_dtype(fresh, tmp_path):
+    cells = tmp_path / "run" / "cells"
+    cells.mkdir(parents=True)
+    for file in (fresh / "run" / "cells").glob("*.json"):
+        plain = json.loads(file.read_text())
+        for dtype in ("bfloat16", "float32"):
+            plain["cell"]["dtype"] = dtype
+            (cells / f"{dtype}-{file.name}").write_text(json.dumps(plain))
+    found = rows.find(tmp_path / "run")
+    assert [one.dense.partition("-")[0] for one in found] == ["bfloat16", "float32"]
+    for one in found:
+        assert {record.cell["dtype"] for record in one.cells.values()} == {one.dense.partition("-")[0]}
+    next(cells.glob("bfloat16-dense*")).unlink()
+    with pytest.raises(UserError, match="has no cell of the dense model in bfloat16"):
+        rows.find(tmp_path / "run")
 
 
 @pytest.mark.nightly

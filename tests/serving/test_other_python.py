@@ -76,13 +76,32 @@ def test_likelihoods_come_from_a_script_in_that_python(engine, python, model, tm
     assert words[0].endswith(f"{engine}_likelihood.py")
     assert Path(words[0]).is_file()
     assert words[-2:] == ["--dtype", "bfloat16"]
-    assert other.version() == "0.33.0"
+    assert other.version() == "0.33.0"  # and no warning of the packages there
+
+
+def test_the_gpu_is_that_of_the_other_python(python, monkeypatch):
+    other = OtherPython("vllm", str(python), "", 60)
+    assert other.device() == {"device": "cpu"}
+    monkeypatch.setenv("RECORDED_DEVICE", '["NVIDIA H100", 2]')
+    assert other.device() == {"device": "cuda", "gpu": "NVIDIA H100", "gpus": 2}
+    monkeypatch.setenv("RECORDED_DEVICE", "no torch")
+    with pytest.raises(EngineFailed, match="names no device: no torch"):
+        other.device()
+
+
+def test_an_engine_that_says_something_is_not_ended(python, model, monkeypatch):
+    """It takes three seconds in all, and is never silent for two."""
+    monkeypatch.setenv("RECORDED_ENGINE", "takes its time")
+    with pytest.raises(EngineFailed, match=r"vllm ended: loading 0/6 loading 1/6 .*OutOfMemoryError") as caught:
+        OtherPython("vllm", str(python), "", 2).turn(model, "bfloat16", [PREFILL], 4)
+    assert caught.value.status == "error"
 
 
 @pytest.mark.parametrize(
     ("behaviour", "status", "reason"),
     [
-        ("hangs", "timed_out", "vllm took more than 1 s, and was ended"),
+        ("hangs", "timed_out", "vllm said nothing for 1 s, and was ended"),
+        ("says no UTF-8", "error", "vllm ended: \ufffd\ufffd broken"),
         ("fails", "error", "vllm ended: RuntimeError: Engine core initialization failed"),
         ("is silent", "error", "vllm wrote no result: "),
     ],

@@ -77,6 +77,54 @@ def test_models_served_otherwise_stand_in_tables_of_their_own():
     assert len(served.tables([record(), other])) == 2
 
 
+@pytest.mark.parametrize(
+    ("here", "there", "tables"),
+    [
+        ({"cpu": "Xeon"}, {"cpu": "Xeon"}, 1),
+        ({"cpu": "Xeon"}, {"cpu": "Epyc"}, 2),
+        ({"gpu": "H100", "gpus": 1, "cpu": "Xeon"}, {"gpu": "H100", "gpus": 1, "cpu": "Epyc"}, 1),
+        ({"gpu": "H100", "gpus": 1}, {"gpu": "H200", "gpus": 1}, 2),
+        ({"gpu": "H100", "gpus": 1}, {"gpu": "H100", "gpus": 2}, 2),
+        ({"gpu": "H100", "gpus": 1}, {}, 2),
+    ],
+)
+def test_models_served_on_other_machines_stand_in_tables_of_their_own(here, there, tables):
+    one, other = record(), record("laco")
+    one.environment.update(here)
+    other.environment.update(there)
+    assert len(served.tables([one, other])) == tables
+
+
+def test_the_sentences_are_those_of_the_engine():
+    (own,) = served.tables([record(points=[point()])])
+    other = record(points=[point()])
+    other.asked["engine"] = "vllm"
+    other.environment.update(gpu="NVIDIA H100", gpus=2)
+    (their,) = served.tables([other])
+    assert own.conditions == ("llama.cpp 1", "2 threads")
+    assert their.conditions == ("vllm 1", "2 x NVIDIA H100")
+    for words in ("both in one process and in turns", "weights: of the file, with the vocabulary", "memory: what the"):
+        assert words in " ".join(own.footnotes)
+        assert words not in " ".join(their.footnotes)
+    assert "both in turns, of which each is a process of its own" in " ".join(their.footnotes)
+
+
+def test_cells_of_two_dtypes_are_beside_the_dense_ones_of_their_own():
+    """Each in one type of weights, so that nothing else tells them apart."""
+    several = [record(label, "q8_0") for label in ("dense", "laco") * 2]
+    for one, dtype in zip(several, ("bfloat16", "bfloat16", "float32", "float32"), strict=True):
+        one.model["dtype"] = dtype
+    found = served.tables(several)
+    assert [[row.label for row in table.rows] for table in found] == [["dense@q8_0", "laco@q8_0"]] * 2
+    assert [table.conditions[-1] for table in found] == ["cells in bfloat16", "cells in float32"]
+
+
+def test_what_changes_no_figure_makes_no_table_of_its_own():
+    other = record("laco")
+    other.asked.update(silence=1200, engine_python="/elsewhere/python")
+    assert len(served.tables([record(), other])) == 1
+
+
 def test_the_figure_has_the_front_of_size_and_of_speed():
     dense = [
         record(points=[point(ms=20)], bytes=10**6),

@@ -88,6 +88,7 @@ class ModelServed(Layout):
     name: str = needed("of the dense model for a reader")
     label: Name = needed("the method with its parameters")
     method: Name = needed("its name")
+    dtype: Name = absent("of its cell, which is that of the dense model beside it")
     requested_ratio: Ratio | None = needed("that was asked for; null for dense, and where parameters alone decide")
     ratio_of: Name = needed("what that is a share of")
     ratio: Ratio | None = needed("of the dense model's parameters that went")
@@ -128,7 +129,7 @@ class ServedFound(Layout):
 
     source: ClassVar[str] = "bench.served.rows"
 
-    format: str = absent("gguf, hf or nemotron-nas", "bench.export.formats")
+    format: str = absent("gguf or hf", "bench.export.formats")
     bytes: Bytes = absent("of the weights' files, with the vocabulary where it is in them")
     checks: list[list[Any]] = absent("[name, passed, found] of the engine's answers against this suite's")
     perplexity: TextServed = absent("by the engine")
@@ -153,8 +154,8 @@ class ServedLayout(Layout):
     asked: EngineAsked = needed("of the engine")
     model: ModelServed = needed("which it is")
     status: Annotated[str, OneOf(SERVED_STATUSES)] = needed(
-        "unsupported: the model is not made again, or no format of the engine holds it; error: a check did not pass, "
-        "and nothing was timed"
+        "unsupported: no format of the engine holds the model; error: the model is not made again, or a check did not "
+        "pass, and nothing was timed"
     )
     error: str | None = needed("why the status is not ok, else null")
     environment: Environment = needed("where it was served")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from bench.plan.served import LLAMA_CPP
 from bench.records.record import share
 from bench.records.served import ServedRecord, alike
 from bench.records.windows import in_a_row
@@ -38,15 +39,23 @@ POINTS = (
 )
 ABOUT_QUALITY = (
     "ppl: by the engine; ± or [ ]: the 95 % interval over windows. times dense: the ratio of perplexities on the same "
-    "windows, paired, with its 95 % interval.",
+    "windows, paired, with its 95 % interval."
+)
+ABOUT_SPEED = (
+    "times as fast: the dense model in {base} over this one, both {turns}, with the 95 % interval; {predicted}."
+)
+DOUBTFUL = "!: a doubtful timing, see the notes."
+ABOUT_LLAMA_CPP = (  # turns, what is predicted, and what sizes are of
+    "in one process and in turns",
+    "by bytes: what the bytes of weights and cache that a step reads would bring alone, by work: multiply-accumulates "
+    "(a prompt), bytes (a step)",
     "weights: of the file, with the vocabulary. memory: what the engine's process takes with this model alone, above "
     "what it had before it was read.",
 )
-ABOUT_SPEED = (
-    "times as fast: the dense model in {base} over this one, both in one process and in turns, with the 95 % interval; "
-    "by bytes: what the bytes of weights and cache that a step reads would bring alone, by work: multiply-accumulates "
-    "(a prompt), bytes (a step).",
-    "!: a doubtful timing, see the notes.",
+ABOUT_OTHERS = (
+    "in turns, of which each is a process of its own",
+    "by work: multiply-accumulates of a prompt",
+    "weights: of the safetensors files. Memory is not measured, since the engine fills a GPU with its cache.",
 )
 KINDS = {"prefill": "prompts of", "decode": "tokens behind"}  # and what a footnote calls their sizes
 DOUBTS = {
@@ -65,7 +74,8 @@ def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
     """Yield the tables of models that were served alike, the dense one's types first."""
     first, base = records[0], next((one for one in records if one.is_base), None)
     name, asked = first.model["name"], first.asked
-    conditions = (_engine(first), f"{asked['threads']} threads")
+    own = asked["engine"] == LLAMA_CPP
+    conditions = (_engine(first), *_machine(first, f"{asked['threads']} threads" if own else ""))
     points = [_points(one) for one in records]
     shown = {kind: next((_key(p) for ps in points for p in ps if p["kind"] == kind), None) for kind in KINDS}
     columns = [Column(c.name, c.label.format(asked["text"]), better=c.better, brief=c.brief) for c in FIGURES]
@@ -76,7 +86,8 @@ def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
         f"{asked['windows']} windows of {asked['window']} tokens of {asked['text']}; {'; '.join(sizes)}; up to "
         f"{asked['rounds']} rounds, {asked['steps']} tokens a pass."
     )
-    about = tuple(sentence.format(base=first.base) for sentence in ABOUT_SPEED)
+    turns, predicted, sizes_of = ABOUT_LLAMA_CPP if own else ABOUT_OTHERS
+    about = (ABOUT_SPEED.format(base=first.base, turns=turns, predicted=predicted), DOUBTFUL)
     notes = tuple(sentence for one in records for sentence in _notes(one, names[id(one)]))
     title = f"served by {asked['engine']}, beside dense@{first.base}"
     yield Table(
@@ -88,7 +99,7 @@ def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
         tuple(columns),
         tuple(rows),
         notes,
-        (protocol, *ABOUT_QUALITY, *about),
+        (protocol, ABOUT_QUALITY, sizes_of, *about),
     )
     if max((len({_key(p) for p in ps if p["kind"] == kind}) for ps in points for kind in KINDS), default=0) > 1:
         lines = [_row(one, names[id(one)], _timed(one, point)) for one in records for point in _points(one)]
@@ -101,6 +112,14 @@ def _engine(record: ServedRecord) -> str:
     found = record.measured.get("engine", {})
     commit = f" ({found['commit']})" if found.get("commit") else ""
     return f"{record.asked['engine']} {record.asked['version']}{commit}"
+
+
+def _machine(record: ServedRecord, threads: str) -> tuple[str, ...]:
+    """Return what computed, and of which dtype the cells are, as far as a record says."""
+    found, dtype = record.environment, record.model.get("dtype")
+    gpus = found.get("gpus", 1)
+    processor = f"{gpus} x {found['gpu']}" if gpus > 1 else found.get("gpu", found.get("cpu", ""))
+    return tuple(filter(None, (processor, threads, f"cells in {dtype}" if dtype else "")))
 
 
 def _points(record: ServedRecord) -> list[dict[str, Any]]:

@@ -1,0 +1,32 @@
+"""What llama.cpp does to a model while it is exported is an outcome of its row, and no refusal of its shape."""
+
+from __future__ import annotations
+
+import pytest
+from uneven_models import bpe, droped
+
+from bench.plan.served import ServedProtocol
+from bench.run.reproduce import PrunedModel
+from bench.served.by_llama_cpp import ByLlamaCpp
+from bench.served.engine import NotServed
+from bench.serving import llama_cpp
+from bench.system.failures import Failure
+from methods.errors import UserError
+
+
+@pytest.mark.parametrize("status", ["crashed", "timed_out", "error"])
+def test_the_failure_of_quantising_has_its_own_status(status, tmp_path, monkeypatch):
+    monkeypatch.setattr(llama_cpp, "require", lambda what: None)
+    monkeypatch.setattr(llama_cpp, "quantise", lambda *_, **__: Failure(status, "killed by SIGSEGV"))
+    model = PrunedModel(droped("llama", intermediate_size=64), bpe(), {}, None)
+    with pytest.raises(NotServed, match=f"llama.cpp does not write q8_0: {status}, killed by SIGSEGV") as caught:
+        ByLlamaCpp(ServedProtocol(), 1).export(model, tmp_path / "model", "q8_0", "tiny")
+    assert caught.value.status == status
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shape_is_refused(tmp_path):
+    with pytest.raises(UserError, match="GGUF is written for llama"):
+        ByLlamaCpp(ServedProtocol(), 1).export(
+            PrunedModel(droped("gemma"), bpe(), {}, None), tmp_path / "m", "float32", "m"
+        )
