@@ -33,6 +33,7 @@ ALONE = "; methods with a compensation have figures of their own"
 JOINED = " Points of {} setups that agree in all that decides it."
 FAR = 1000  # times the dense perplexity, where the axis of a figure over the ratio ends
 SCALES = {"%": 100.0, "parameters": 1e-6}  # in which a figure with this unit, or of this column, is drawn
+READ_OUT = {"%": " %", "x": " times as fast", "parameters": " million"}  # behind such a figure
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,12 @@ def chart(
         (min(places) - room, max(places) + room),
         _ends(column, points),
         _is_perplexity(column),
+        units=(_read_out(cost), _read_out(column)),
     )
+
+
+def _read_out(column: str) -> str:
+    return READ_OUT.get(column, READ_OUT.get(metric(column).unit, ""))
 
 
 def in_colour(column: str, points: Sequence[PlottedPoint], reference: str = "") -> set[str]:
