@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 
 
 def printable(text: str) -> str:
@@ -11,6 +12,19 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def file_names(texts: Iterable[str]) -> list[str]:
+    """Return for each text the name of a file without its ending, which leads into no folder and which no other has."""
+    found: dict[str, None] = {}
+    for text in texts:
+        stem = name = re.sub(r"[^\w.+-]+", "-", text).lstrip(".") or "-"
+        number = 1
+        while name in found:
+            number += 1
+            name = f"{stem}-{number}"
+        found[name] = None
+    return list(found)
 
 
 def markdown_escaped(text: str) -> str:

@@ -56,9 +56,16 @@ class PackedLine:
 
 
 def lines(run: Path) -> list[PackedLine]:
-    """Read the lines of a packed run's records."""
-    texts = (run / RECORDS).read_bytes().splitlines()
-    return [_line(text, f"{run / RECORDS}: line {number}", run) for number, text in enumerate(texts, start=1)]
+    """Read the lines of a packed run's records; one whose key an earlier line has is no record."""
+    found, known = list[PackedLine](), dict[str, int]()
+    for number, text in enumerate((run / RECORDS).read_bytes().splitlines(), start=1):
+        where = f"{run / RECORDS}: line {number}"
+        line = _line(text, where, run)
+        first = known.setdefault(line.key, number)
+        if first != number:
+            line = PackedLine(where, text, {}, {}, InvalidRecord(f"{where} has the key of line {first}, {line.key}"))
+        found.append(line)
+    return found
 
 
 def _line(text: bytes, where: str, run: Path) -> PackedLine:
@@ -67,12 +74,21 @@ def _line(text: bytes, where: str, run: Path) -> PackedLine:
         plain = read_json(text, where)
         if not isinstance(plain, dict) or not isinstance(plain.get("key"), str):
             raise InvalidRecord(f"{where} is not a record with its key")
-        key, rows = plain.pop("key"), plain.pop("rows_sha256", {})
+        rows = plain.pop("rows_sha256", {})
         if not isinstance(rows, dict):
-            raise InvalidRecord(f"{run / RECORDS}: {key}: rows_sha256 is not an object")
+            raise InvalidRecord(f"{run / RECORDS}: {plain['key']}: rows_sha256 is not an object")
+        for name in (plain["key"], *rows):
+            if not _is_file_name(name):
+                raise InvalidRecord(f"{where}: a key and the names of samples are file names, and {name!r} is none")
+        key = plain.pop("key")
         return PackedLine(key, text, plain, rows, from_json(plain, f"{run / RECORDS}: {key}"))
     except InvalidRecord as error:
         return PackedLine(key, text, {}, {}, error)
+
+
+def _is_file_name(name: str) -> bool:
+    """Say whether a name is that of a file in any folder, and leads into no other one."""
+    return name.isprintable() and not set(name) & set("/\\") and name not in ("", ".", "..")
 
 
 def pack(run: Path, target: Path, told: Callable[[str], None] = say) -> int:

@@ -206,8 +206,11 @@ def load_runs(runs: Sequence[Path]) -> Merged:
     first: dict[str, tuple[Path, Mapping[str, Any]]] = {}
     for key, (run, record) in zip(setups([record for _, record in every]), every, strict=True):
         first.setdefault(key, (run, conditions_of(record)))
-    engines = [one for run in runs for one in served.load(run, left_out.append)]
-    return Merged(found, kept, [*_twice(again), *_apart(list(first.values()))], engines, left_out)
+    engines: dict[str, ServedRecord] = {}
+    for one in (one for run in runs for one in served.load(run, left_out.append)):
+        engines.setdefault(served.measurement(one), one)
+    said = [*_twice(again), *_apart(list(first.values()))]
+    return Merged(found, kept, said, list(engines.values()), left_out)
 
 
 def _rank(record: Record) -> tuple[bool, str]:

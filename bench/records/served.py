@@ -75,6 +75,12 @@ def alike(records: Iterable[ServedRecord]) -> list[list[ServedRecord]]:
     return list(found.values())
 
 
+def measurement(record: ServedRecord) -> str:
+    """Return what tells one measurement from every other one, however many run folders have it."""
+    date = record.environment.get("date")
+    return json.dumps([record.key, record.type, record.model, record.base, record.asked, date], sort_keys=True)
+
+
 def load(run: Path, told: Callable[[str], None] = say) -> list[ServedRecord]:
     """Read the served records of a run folder, none where nothing was served; one that does not fit is left out.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
@@ -27,16 +26,14 @@ QUALITIES = ("perplexity_", "kl", "average")
 def figures(setups: Sequence[Sequence[TableGroup]]) -> list[Figure]:
     """Return a figure for each study and quality."""
     records = {id(record): record for block in chain(*setups) for record in chain(*block.drawn)}
-    found: dict[str, Figure] = {}
+    found = []
     for study in studies(list(records.values())):
         for column in (one for one in study.measures() if one.startswith(QUALITIES)):
-            stem = re.sub(r"[^\w.+-]+", "-", f"ablation-{study.method}-{column.replace('_', '-', 1)}")
-            ending = sum(one == stem or one.startswith(f"{stem}-") for one in found)
-            figure = f"{stem}-{ending + 1}" if ending else stem
+            figure = f"ablation-{study.method}-{column.replace('_', '-', 1)}"
             by = " and ".join(study.factors[:3])
             title = f"{called(column)} of {display_name(study.records[0])} under {study.name} by {by}"
-            found[figure] = Figure(figure, title, _said(study, column), partial(_draw, study, column))
-    return list(found.values())
+            found.append(Figure(figure, title, _said(study, column), partial(_draw, study, column)))
+    return found
 
 
 def _draw(study: Study, column: str) -> Drawing:
@@ -58,13 +55,20 @@ def _draw(study: Study, column: str) -> Drawing:
         if column.startswith("perplexity") and every:
             axis.set_yscale("log")
             logarithmic(axis.yaxis, every, 12)
-        for row in study.dense[:1]:
-            if finite(row.get(column)):
-                axis.axhline(scaled(column) * row[column], color=BLACK, linestyle=":", linewidth=1.2, label="dense")
+        dense = sorted({scaled(column) * row[column] for row in study.dense if finite(row.get(column))})
+        label = "dense, the lowest and the highest" if len(dense) > 1 else "dense"  # each seed has its own documents
+        for figure in dict.fromkeys([*dense[:1], *dense[-1:]]):
+            axis.axhline(figure, color=BLACK, linestyle=":", linewidth=1.2, label=label)
         axis.set_title(", ".join(f"{factor} {said(one)}" for factor, one in zip(study.factors[2:], other, strict=True)))
-    panels[0].set_ylabel(name(called(column)) + (" (%)" if scaled(column) == 100 else ""))
+    panels[0].set_ylabel(name(_with_unit(column)))
     legend(drawing, panels)
     return drawing
+
+
+def _with_unit(column: str) -> str:
+    """Return what a quality is called, with the unit that its figures have."""
+    unit = metric(column).unit
+    return f"{called(column)} ({unit})" if unit else called(column)
 
 
 def _lines(study: Study, column: str, others: tuple[Any, ...]) -> dict[str, dict[float, float]]:
@@ -105,4 +109,4 @@ def _said(study: Study, column: str) -> str:
         for word, key in (("the best", order[0]), ("the worst", order[-1]))
     ]
     more = f" The panels are the first {PANELS} of {len(study.others())}." if len(study.others()) > PANELS else ""
-    return f"{called(column)}, {len(points)} cells: {'; '.join(told)}.{more}"
+    return f"{_with_unit(column)}, {len(points)} cells: {'; '.join(told)}.{more}"

@@ -22,7 +22,7 @@ from reports.blocks import blocks
 from reports.figures import ablation, compensation, draws, heatmaps, pareto, quality, traces
 from reports.figures.figure import Figure, save
 from reports.figures.served import figures as of_served
-from reports.text import printable
+from reports.text import file_names, printable
 
 PATIENCE = 300.0  # seconds for the figures of a process, which takes a second for most
 
@@ -100,7 +100,11 @@ def figures(
         ]
         found += [replace(one, name=f"{one.name}-{number + 1}") if number else one for one in of_setup]
     found += [*ablation.figures(setups), *draws.figures(records), *of_served(served)]
-    return [replace(one, title=_sentence(one.title), description=_sentence(one.description)) for one in found]
+    names = file_names(one.name for one in found)
+    return [
+        replace(one, name=name, title=_sentence(one.title), description=_sentence(one.description))
+        for name, one in zip(names, found, strict=True)
+    ]
 
 
 def _sentence(text: str) -> str:

@@ -57,6 +57,7 @@ class Chart:
     logarithmic  whether the vertical axis is
     front        corners of the line through the cells that no other one beats in both x and y
     names_all    whether grey curves are named too
+    units        what stands behind a figure of x, and of y, where it is read out
     """
 
     x: str
@@ -68,6 +69,7 @@ class Chart:
     logarithmic: bool
     front: tuple[Point, ...] = ()
     names_all: bool = True
+    units: tuple[str, str] = ("", "")
 
     def across(self, x: float) -> float:
         """Return where `x` lies on the horizontal axis, 0 at the left and 1 at the right."""

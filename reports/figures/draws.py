@@ -8,7 +8,8 @@ from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from bench.records.record import Record
+from bench.records.record import Record, display_name, ratio_of, share
+from reports import notes
 from reports.figures.figure import Figure
 from reports.figures.style import BLUE, COLOURS, GREY, axes, legend, logarithmic, name
 from reports.metrics import metric, perplexity, short
@@ -22,21 +23,31 @@ DOTS = (BLUE, *(colour for colour in COLOURS if colour != BLUE))  # a colour for
 
 
 def figures(records: Sequence[Record]) -> list[Figure]:
-    """Return a figure for each ratio at which two methods were measured with several seeds, a panel for each text."""
-    at: dict[float | None, list[CalibrationDraws]] = {}
+    """Return a figure for all that is compared at one ratio with several seeds, a panel for each text."""
+    alike: dict[tuple[int, ...], list[CalibrationDraws]] = {}
     for found in calibration_draws(ReportData(records)):
-        if found.text not in [one.text for one in at.setdefault(found.ratio, [])]:
-            at[found.ratio].append(found)
+        alike.setdefault(tuple(found.records), []).append(found)
     return [
-        Figure(
-            f"perplexity-by-draw{'' if ratio is None else f'-{ratio:g}'}",
-            f"perplexity{'' if ratio is None else f' at {panels[0].asked}'} by the draw of the calibration: a dot is "
-            f"one text and seed, a bar the mean",
-            _said(panels),
-            partial(_draw, panels),
-        )
-        for ratio, panels in at.items()
+        Figure(_name_of_file(panels[0]), _title(panels[0]), _said(panels), partial(_draw, panels))
+        for panels in alike.values()
     ]
+
+
+def _name_of_file(found: CalibrationDraws) -> str:
+    asked = share(found.ratio, ratio_of(next(iter(found.records.values())).cell))
+    return f"perplexity-by-draw-{asked}" if asked else "perplexity-by-draw"
+
+
+def _title(found: CalibrationDraws) -> str:
+    """Return the title of a figure, with the model and the conditions, in which others of one ratio may differ."""
+    peers = list(found.records.values())
+    asked = "" if found.ratio is None else f" at {found.asked}"
+    protocol = peers[0].cell["protocol"]
+    look = f"calibration of {protocol['calibration_sequences']} sequences of {protocol['calibration_length']} tokens"
+    return (
+        f"perplexity of {display_name(peers[0])}{asked} by the draw of the calibration: a dot is one text and seed, a "
+        f"bar the mean; {', '.join((*notes.conditions(peers), look))}"
+    )
 
 
 def _draw(panels: Sequence[CalibrationDraws]) -> Drawing:

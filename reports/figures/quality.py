@@ -14,6 +14,7 @@ from bench.records.columns import MISS, texts
 from bench.records.comparability import perplexity_setup, setup
 from bench.records.record import amount, display_name
 from bench.stats.intervals import NORMAL_95
+from methods.counted import QUANTITIES
 from reports.blocks import TableGroup
 from reports.figures.curves import BEST, FEW, MOST, Chart, Curve, draw
 from reports.figures.figure import Figure
@@ -33,6 +34,10 @@ ALONE = "; methods with a compensation have figures of their own"
 JOINED = " Points of {} setups that agree in all that decides it."
 FAR = 1000  # times the dense perplexity, where the axis of a figure over the ratio ends
 SCALES = {"%": 100.0, "parameters": 1e-6}  # in which a figure with this unit, or of this column, is drawn
+READ_OUT = {"%": " %", "x": " times as fast", "parameters": " million"}  # behind such a figure
+
+
+Asked = tuple[float | None, str]
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,16 @@ class PlottedPoint:
     row: dict[str, Any]
     each: list[dict[str, Any]]
     of: str = "all"
+
+    @property
+    def asked(self) -> Asked:
+        """Return the ratio with what it is a share of: 0.3 of the decoder is not 0.3 of all."""
+        return self.ratio, self.of
+
+    @property
+    def curve(self) -> tuple[str, str]:
+        """Return what tells the curve that the point is on: a method's ratios of one thing."""
+        return self.label, self.of
 
 
 def figures(blocks: Sequence[TableGroup], setups: Sequence[Sequence[TableGroup]], reference: str = "") -> list[Figure]:
@@ -66,11 +81,11 @@ def figures(blocks: Sequence[TableGroup], setups: Sequence[Sequence[TableGroup]]
         alike = [other for other in setups if column in qualities(other) and _axis_of(column, other) == here]
         every = _measured(column, chain(*alike))
         line = _without_compensated(every)
-        if alike[0] is blocks and len(_ratios(line)) > 1:
+        if alike[0] is blocks and len(_ratios(line)) > len({of for _, of in _ratios(line)}):
             coloured = in_colour(column, line, reference)
             title = f"{what} by the share of parameters removed{ALONE if len(line) < len(every) else ''}"
-            if len(coloured) < len({point.label for point in line if point.method != "dense"}):
-                title += " and ".join([COLOURED, *sorted(coloured & {"laco", reference})])
+            if len(coloured) < len({point.curve for point in line if point.method != "dense"}):
+                title += " and ".join([COLOURED, *sorted({label for label, _ in coloured} & {"laco", reference})])
             said = f"{_said(column, line)}{JOINED.format(len(alike)) * (len(alike) > 1)}"
             charts = (chart(column, line, "ratio", "parameters removed (%)", coloured),)
             found.append(Figure(f"{slug}-by-ratio", title, said, partial(draw, charts), charts))
@@ -83,7 +98,7 @@ def figures(blocks: Sequence[TableGroup], setups: Sequence[Sequence[TableGroup]]
 
 def _without_compensated(points: list[PlottedPoint]) -> list[PlottedPoint]:
     """Leave out, of more methods than a chart can name, the compensated ones, which have figures of their own."""
-    if len({point.label for point in points}) <= MOST:
+    if len({point.curve for point in points}) <= MOST:
         return points
     alone = {point.method for point in points}
     return [point for point in points if "+" not in point.method or point.method.partition("+")[0] not in alone]
@@ -93,10 +108,10 @@ def _measured(column: str, blocks: Iterable[TableGroup]) -> list[PlottedPoint]:
     return [point for point in points_of(blocks) if finite(point.row.get(column))]
 
 
-def _ratios(points: Iterable[PlottedPoint]) -> list[float | None]:
-    """Return the ratios of the pruned models, rising; None, for methods of a fixed ratio, comes last."""
-    found = {point.ratio for point in points if point.method != "dense"}
-    return sorted(found, key=lambda ratio: (ratio is None, ratio or 0))
+def _ratios(points: Iterable[PlottedPoint]) -> list[Asked]:
+    """Return the ratios of the pruned models in the order of tables; None, for methods of a fixed ratio, comes last."""
+    found = {point.asked for point in points if point.method != "dense"}
+    return sorted(found, key=lambda one: (one[0] is None, one[1] != "all", one[1], one[0] or 0))
 
 
 def _axis_of(column: str, blocks: Sequence[TableGroup]) -> str:
@@ -107,14 +122,14 @@ def _axis_of(column: str, blocks: Sequence[TableGroup]) -> str:
 
 def points_of(blocks: Iterable[TableGroup]) -> list[PlottedPoint]:
     """Return every measured row once, though the dense model stands on top of each block."""
-    found: dict[tuple[str, float | None, str], PlottedPoint] = {}
+    found: dict[tuple[str, str, float | None], PlottedPoint] = {}
     for block in blocks:
         for place, (record, row) in enumerate(zip(block.records, block.rows, strict=True)):
             if record.status == "ok":
                 ratio = None if record.cell["method"] == "dense" else block.ratio
                 of, name = "all" if ratio is None else block.ratio_of, block.label(place)
                 point = PlottedPoint(name, record.cell["method"], ratio, row, block.each[place], of)
-                found.setdefault((point.label, ratio, of), point)
+                found.setdefault((*point.curve, ratio), point)
     return list(found.values())
 
 
@@ -146,27 +161,28 @@ def chart(
     points: Sequence[PlottedPoint],
     cost: str,
     heading: str,
-    coloured: AbstractSet[str],
+    coloured: AbstractSet[tuple[str, str]],
 ) -> Chart:
     """Return the chart of a quality over another column of the frame.
 
     heading   of the horizontal axis
-    coloured  the labels of the methods that are in colour
+    coloured  the curves that are in colour
     """
-    lines: dict[str, list[PlottedPoint]] = {}
+    lines: dict[tuple[str, str], list[PlottedPoint]] = {}
     for point in sorted(points, key=lambda point: point.ratio or 0):
         if finite(point.row.get(cost)):
-            lines.setdefault(point.label, []).append(point)
+            lines.setdefault(point.curve, []).append(point)
+    several = len({of for ratio, of in _ratios(points) if ratio is not None}) > 1
     curves = [
         Curve(
-            label,
+            curve[0] + (_apart(line[0].of) if several else ""),
             line[0].method,
             tuple((scaled(cost) * point.row[cost], scaled(column) * point.row[column]) for point in line),
             tuple(shown(point.row, column, spread=False) for point in line),
             joined=line[0].ratio is not None,
-            emphasised=label in coloured,
+            emphasised=curve in coloured,
         )
-        for label, line in lines.items()
+        for curve, line in lines.items()
     ]
     places = [x for curve in curves for x, _ in curve.points]
     room = 0.03 * (max(places) - min(places) or 1)
@@ -178,21 +194,36 @@ def chart(
         (min(places) - room, max(places) + room),
         _ends(column, points),
         _is_perplexity(column),
+        units=(_read_out(cost), _read_out(column)),
     )
 
 
-def in_colour(column: str, points: Sequence[PlottedPoint], reference: str = "") -> set[str]:
-    """Return the labels of the methods that a chart shows in colour: all where they are few.
+def _read_out(column: str) -> str:
+    return READ_OUT.get(column, READ_OUT.get(metric(column).unit, ""))
 
-    Where they are many: the best at the highest ratio, of those that removed enough, and LaCo and the reference.
+
+def _apart(of: str) -> str:
+    """Return what stands behind a method's name where ratios of several things share a chart."""
+    return "" if of == "all" else f", {of}" if of in QUANTITIES else f", of the {of}"
+
+
+def in_colour(column: str, points: Sequence[PlottedPoint], reference: str = "") -> set[tuple[str, str]]:
+    """Return the curves that a chart shows in colour: all where they are few.
+
+    Where they are many: the best at the highest ratio of each thing that ratios are of, of those that removed enough,
+    and LaCo and the reference.
     """
     pruned = [point for point in points if point.method != "dense"]
-    labels = {point.label for point in pruned}
-    if len(labels) <= FEW:
-        return labels
-    highest = max((point.ratio for point in pruned if point.ratio is not None), default=None)
-    best = _order(column, [point for point in pruned if point.ratio == highest and _removed_enough(point)])[:BEST]
-    return {*best, *(labels & {"laco", reference})}
+    curves = {point.curve for point in pruned}
+    if len(curves) <= FEW:
+        return curves
+    found = {curve for curve in curves if curve[0] in ("laco", reference)}
+    for of in {of for _, of in curves}:
+        mine = [point for point in pruned if point.of == of]
+        highest = max((point.ratio for point in mine if point.ratio is not None), default=None)
+        best = _order(column, [point for point in mine if point.ratio == highest and _removed_enough(point)])[:BEST]
+        found |= {(label, of) for label in best}
+    return found
 
 
 def _removed_enough(point: PlottedPoint) -> bool:
@@ -234,8 +265,8 @@ def _by_method(column: str, points: Sequence[PlottedPoint]) -> Drawing:
     pruned = [point for point in points if point.method != "dense"]
     ratios, labels, beyond = _ratios(pruned), _order(column, pruned), _beyond(column, points)
     drawing, panels = axes(2.2 + 2.1 * len(ratios), 1.0 + 0.21 * len(labels), columns=len(ratios), share_y=True)
-    for axis, ratio in zip(panels, ratios, strict=True):
-        here = {len(labels) - 1 - labels.index(point.label): point for point in pruned if point.ratio == ratio}
+    for axis, asked in zip(panels, ratios, strict=True):
+        here = {len(labels) - 1 - labels.index(point.label): point for point in pruned if point.asked == asked}
         rows = {y: point for y, point in here.items() if point not in beyond}
         _bars(axis, column, {y: point for y, point in rows.items() if len(point.each) == 1 or _of_seeds(point)})
         for y, point in rows.items():
@@ -249,7 +280,7 @@ def _by_method(column: str, points: Sequence[PlottedPoint]) -> Drawing:
             axis.axvline(scaled(column) * one.row[column], color=BLACK, linestyle=":", linewidth=1.2)
         axis.set_yticks(range(len(labels)), [name(label) for label in reversed(labels)])
         axis.set_ylim(-0.6, len(labels) - 0.4)
-        axis.set_title("ratio of their own" if ratio is None else _asked(ratio, pruned))
+        axis.set_title(amount(*asked) or "ratio of their own")
         if _is_perplexity(column):
             axis.set_xscale("log")
             logarithmic(axis.xaxis, [point.row[column] for point in points if point not in beyond], 4)
@@ -294,27 +325,26 @@ def _with_draws(axis: Axes, column: str, point: PlottedPoint, y: int) -> None:
 
 
 def _order(column: str, points: Sequence[PlottedPoint]) -> list[str]:
-    """Return the methods' labels, the best at the highest ratio that they have first."""
-    last = {point.label: point for point in sorted(points, key=lambda point: point.ratio or 0)}
+    """Return the methods' labels, the best at the highest ratio that they have first, of all before of the decoder."""
+    last = {point.label: point for point in sorted(points, key=lambda point: (point.of == "all", point.ratio or 0))}
     sign = -1 if metric(column).better == "higher" else 1
-    return sorted(last, key=lambda label: (-(last[label].ratio or 0), sign * last[label].row[column], label))
 
+    def place(label: str) -> tuple[bool, str, float, float, str]:
+        point = last[label]
+        return point.of != "all", point.of, -(point.ratio or 0), sign * point.row[column], label
 
-def _asked(ratio: float, points: Sequence[PlottedPoint]) -> str:
-    """Return 'ratio 0.3', or 'budget macs=0.8' where that is what the ratio of all these points stands for."""
-    (of, *others) = {point.of for point in points if point.ratio == ratio}
-    return f"ratio {ratio:g}" if others else amount(ratio, of)
+    return sorted(last, key=place)
 
 
 def _said(column: str, points: Sequence[PlottedPoint]) -> str:
     """Say the best and the worst at each ratio."""
     found = metric(column)
     parts = [f"{point.label} {shown(point.row, column)}." for point in points if point.method == "dense"]
-    for ratio in _ratios(points):
-        here = [point for point in points if point.ratio == ratio and point.method != "dense"]
+    for asked in _ratios(points):
+        here = [point for point in points if point.asked == asked and point.method != "dense"]
         here = [point for point in here if _removed_enough(point)] or here  # what removed too little is flattered
         order = sorted(here, key=lambda point: point.row[column], reverse=found.better == "higher")
-        where = "With a ratio of their own" if ratio is None else f"At {_asked(ratio, points)}"
+        where = f"At {amount(*asked)}" if amount(*asked) else "With a ratio of their own"
         worst = f"; the worst of {len(here)} is {order[-1].label} with {shown(order[-1].row, column)}" * (len(here) > 1)
         parts.append(f"{where} the best is {order[0].label} with {shown(order[0].row, column)}{worst}.")
     return " ".join([f"{called(column)}:", *parts])

@@ -85,6 +85,7 @@ def _charts(records: Sequence[ServedRecord]) -> Iterator[Chart]:
             height=(min(ys) * (1 - 3 * ROOM), top * (1 + ROOM)),
             logarithmic=True,
             front=steps([places[number] for number in unbeaten(places, better, "lower")], better),
+            units=(" MB" if better == "lower" else " tokens per second", ""),
         )
 
 

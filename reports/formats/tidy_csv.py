@@ -13,15 +13,32 @@ COLUMNS = (
     *("table", "model", "conditions", "label", "method", "requested_ratio", "ratio_of", "failure"),
     *("measure", "value", "low", "high", "stderr", "shown", "marks"),
 )
+FORMULA = ("=", "+", "-", "@")  # begin a formula; so does a tab, which is written out
 
 
 def written(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    """Return CSV with these headings; None is written as nothing, and control characters of a text as \\n and alike."""
+    """Return CSV with these headings; None is written as nothing, and control characters of a text as \\n and alike.
+
+    A text that a spreadsheet would compute has a ' in front.
+    """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(heads)
-    writer.writerows([printable(one) if isinstance(one, str) else one for one in line] for line in lines)
+    writer.writerows([_safe(one) if isinstance(one, str) else one for one in line] for line in (heads, *lines))
     return file.getvalue()
+
+
+def _safe(text: str) -> str:
+    text = printable(text)
+    computed = text.startswith(FORMULA) and any(map(str.isalnum, text)) and not _is_number(text)
+    return f"'{text}" if computed else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def render(tables: Sequence[Table]) -> str:

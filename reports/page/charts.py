@@ -74,7 +74,7 @@ def _curve(found: Chart, curve: Curve, place: float | None, height: int) -> dict
         "label": curve.label,
         "name": shortened(curve.label, LABEL),
         "last": curve.figures[-1] + (" \N{UPWARDS ARROW}" if above else ""),
-        "said": f"{curve.label}: {', '.join(_said(curve))}",
+        "said": f"{curve.label}: {', '.join(_said(found, curve))}",
         "emphasised": curve.emphasised,
         "named": place is not None,
         "colour": PAINT.get(look.colour, look.colour),
@@ -86,9 +86,10 @@ def _curve(found: Chart, curve: Curve, place: float | None, height: int) -> dict
     }
 
 
-def _said(curve: Curve) -> Iterator[str]:
+def _said(found: Chart, curve: Curve) -> Iterator[str]:
+    of_x, of_y = found.units
     for (x, _), figure in zip(curve.points, curve.figures, strict=True):
-        yield f"{figure} at {x:.3g}"
+        yield f"{figure}{of_y} at {x:.3g}{of_x}"
 
 
 def _lines(places: Sequence[tuple[float, float]], height: int) -> Iterator[dict[str, Any]]:

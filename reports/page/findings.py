@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from bench.records.columns import removed_too_little, texts
+from bench.records.columns import texts
 from bench.records.comparability import by_setup
 from bench.records.record import ANSWER_BPB, Record, display_name, label, share
 from bench.records.samples import Samples
@@ -85,16 +85,29 @@ def _lowest(one: TestedRow, column: str) -> Iterator[str]:
     order = one.ordered(one.eligible(), column, "lower")
     if not order:
         return
-    first, rest = order[0], order[1:]
+    first, rest = _leading(one, order, column)
     dense = "" if one.dense is None else f" (dense {one.figure(one.dense, column)})"
-    lead, figure = f"{one.where()}, {one.name(first)} has", f"{one.figure(first, column)}{dense}"
-    if not rest:
+    lead, figure = f"{one.where()}, {_have(one, first)}", f"{one.figure(first[0], column)}{dense}"
+    if len(order) == 1:
         one_of_it = "" if column == ANSWER_BPB else "a "
         yield f"{lead} {one_of_it}{called(column)} of {figure}; there is nothing to compare it with."
         return
-    below = [place for place in rest if one.shows_more(place, first, column)]
-    said = f"{one.shown('below', below, rest)}.{_next(one, order, column)}"
-    yield f"{lead} the lowest {called(column)}: {figure}, {said}"
+    below = [place for place in rest if all(one.shows_more(place, lowest, column) for lowest in first)]
+    said = f", {one.shown('below', below, rest)}.{_next(one, [first[0], *rest], column)}" if rest else "."
+    yield f"{lead} the lowest {called(column)}: {figure}{said}"
+
+
+def _leading(one: TestedRow, order: Sequence[int], column: str) -> tuple[list[int], list[int]]:
+    """Return the rows that have exactly the figure of the first, and the rest."""
+    figures = one.block.rows
+    count = sum(figures[place][column] == figures[order[0]][column] for place in order)
+    return list(order[:count]), list(order[count:])
+
+
+def _have(one: TestedRow, places: Sequence[int]) -> str:
+    """Say 'laco has', 'laco and flap both have', or 'laco, flap and sleb all have'."""
+    *others, last = map(one.name, places)
+    return f"{', '.join(others)} and {last} {'all' if others[1:] else 'both'} have" if others else f"{last} has"
 
 
 def _next(one: TestedRow, order: Sequence[int], column: str) -> str:
@@ -125,11 +138,13 @@ def _accuracy(one: TestedRow) -> Iterator[str]:
     order = one.ordered(one.eligible(), "average", "higher")
     if not order:
         return
-    first, rest = order[0], order[1:]
-    kept = "" if block.rows[first].get("kept") is None else f", {shown(block.rows[first], 'kept')} of the dense model's"
-    lead = f"{one.where()}, {one.name(first)} has the highest average accuracy: {one.figure(first, 'average')}{kept}"
-    above = [place for place in rest if one.shows_more(first, place, "average")]
-    yield f"{lead}, {one.shown('above', above, rest)}." if rest else f"{lead}; there is nothing to compare it with."
+    first, rest = _leading(one, order, "average")
+    best = block.rows[first[0]]
+    kept = "" if best.get("kept") is None else f", {shown(best, 'kept')} of the dense model's"
+    lead = f"{one.where()}, {_have(one, first)} the highest average accuracy: {one.figure(first[0], 'average')}{kept}"
+    above = [place for place in rest if all(one.shows_more(highest, place, "average") for highest in first)]
+    nothing = "; there is nothing to compare it with" * (len(order) == 1)
+    yield f"{lead}, {one.shown('above', above, rest)}." if rest else f"{lead}{nothing}."
     if one.dense is not None:
         lost = [place for place in order if one.shows_more(one.dense, place, "average")]
         whole = [place for place in order if place not in lost]
@@ -187,21 +202,22 @@ def _ties(one: TestedRow, column: str, better: str) -> Iterator[str]:
 
 
 def _disagreement(one: TestedRow, by_average: Sequence[int]) -> Iterator[str]:
-    """Say so where the method with the highest accuracy is in the worse half by perplexity."""
+    """Say so where the method with the highest accuracy is in the worse half by perplexity, of several the best."""
     column = next(iter(one.perplexity), None)
     if column is None:
         return
     column = f"perplexity_{column}"
     by_perplexity = [place for place in one.ordered(one.eligible(), column, "lower") if place in by_average]
     count = len(by_perplexity)
-    if count < 3 or by_average[0] not in by_perplexity:
+    first = next((place for place in by_perplexity if place in _leading(one, by_average, "average")[0]), None)
+    if count < 3 or first is None:
         return
-    rank = by_perplexity.index(by_average[0]) + 1
+    rank = by_perplexity.index(first) + 1
     tau = _agreement(one, column, "average", by_perplexity)
     if rank > count / 2 and not math.isnan(tau):
         yield (
-            f"{one.where()}, perplexity and accuracy disagree: {one.name(by_average[0])} has the highest average and "
-            f"comes {rank} of {count} by perplexity ({one.figure(by_average[0], column)}); "
+            f"{one.where()}, perplexity and accuracy disagree: {one.name(first)} has the highest average and "
+            f"comes {rank} of {count} by perplexity ({one.figure(first, column)}); "
             f"Kendall's τ between the two orders is {tau:z.2f}."
         )
 
@@ -215,14 +231,14 @@ def _agreement(one: TestedRow, column: str, other: str, places: Sequence[int]) -
 
 def _cliffs(tested: Sequence[TestedRow], text: str) -> Iterator[str]:
     """Name the steps between neighbouring ratios, or from the dense model, that multiply a perplexity by ten."""
-    column, lines = f"perplexity_{text}", dict[str, list[tuple[str, dict[str, Any]]]]()
+    column, lines = f"perplexity_{text}", dict[tuple[str, str], list[tuple[str, dict[str, Any]]]]()
     for one in (one for one in tested if one.block.ratio is not None):
         dense = [] if one.dense is None else [("dense", one.block.rows[one.dense])]
         for place in one.rows:
             here = (share(one.block.ratio, one.block.ratio_of), one.block.rows[place])
-            lines.setdefault(one.block.label(place), [*dense]).append(here)
+            lines.setdefault((one.block.label(place), one.block.ratio_of), [*dense]).append(here)
     steps: dict[tuple[str, str], list[str]] = {}
-    for name, line in lines.items():
+    for (name, _), line in lines.items():
         for (lower, before), (higher, after) in pairwise(point for point in line if finite(point[1].get(column))):
             if after[column] >= CLIFF * before[column]:
                 both = " to ".join(shown(row, column, spread=False) for row in (before, after))
@@ -275,7 +291,7 @@ def _care(tested: Sequence[TestedRow], records: Sequence[Record]) -> Iterator[st
         missed = [place for place in one.rows if "missed_ratio" in str(one.block.rows[place]["flags"])]
         if missed:
             said = [f"{one.name(place)} removed {_miss(one.block.rows[place]['miss'])}" for place in missed]
-            flattered = [place for place in missed if removed_too_little(one.block.records[place])]
+            flattered = [place for place in missed if one.block.removed_too_little(place)]
             outside = f" What removed too little is not called best: {one.names(flattered)}." if flattered else ""
             whole = QUANTITIES.get(one.block.ratio_of)
             of = f"the dense model's {whole.removeprefix('the ')}" if whole else "the dense model"

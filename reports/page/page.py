@@ -18,17 +18,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from bench.records.record import Record, display_name, ratio_of, requested_ratio, share
+from bench.records.record import Record, display_name
 from bench.records.samples import Samples
 from bench.records.served import ServedRecord
-from methods.counted import QUANTITIES
 from reports import notes
 from reports.blocks import draws_named, seeds_named, seeds_of
 from reports.figures.catalogue import figures
 from reports.figures.figure import Figure, svg
 from reports.page.charts import chart
 from reports.page.findings import summary
-from reports.page.sections import VIEWS, Group, groups, sections, shown_ratio
+from reports.page.sections import VIEWS, Group, groups, ratios, sections
 from reports.page.svg import inline
 from reports.tables import cell
 from reports.tables.table import Table
@@ -63,7 +62,7 @@ def page(
     samples = samples or Samples()
     rows, targets = groups(records)
     tables = views(VIEWS, records, samples=samples, needs=needs, served=served) if tables is None else tables
-    parts = sections(tables, targets)
+    parts = sections(tables, targets, {group.asked: group.ratio for group in rows})
     style, theme, script = (_template(name) for name in ("page.css", "theme.js", "page.js"))
     models = ", ".join(dict.fromkeys(display_name(record) for record in records))
     findings, cells = summary(records, samples), [_cell(group) for group in rows]
@@ -87,7 +86,7 @@ def page(
             links=_links(parts, first, rest),
             first=first,
             findings=findings,
-            ratios=_ratios(records),
+            ratios=ratios(rows),
             sections=parts,
             figures=rest,
             cells=cells,
@@ -96,12 +95,6 @@ def page(
             data=Markup(as_json(_data(parts, rows))),
         )
     )
-
-
-def _ratios(records: Sequence[Record]) -> dict[str, str]:
-    """Return of each ratio what tables are filtered by, rising, and what the reader sees, which names a budget."""
-    asked = {ratio: ratio_of(record.cell) for record in records if (ratio := requested_ratio(record)) is not None}
-    return {shown_ratio(ratio): share(ratio, of if of in QUANTITIES else "all") for ratio, of in sorted(asked.items())}
 
 
 def _environment() -> Environment:
@@ -151,11 +144,12 @@ def as_json(value: Any) -> str:
 
 
 def _data(parts: Sequence[dict[str, Any]], rows: Sequence[Group]) -> dict[str, Any]:
-    """Return what the script works with: raw figures by table, titles of cells, and which ones are several draws."""
+    """Return what the script works with: columns and raw figures of tables; titles of cells, and what is deviating."""
     return {
+        "columns": {table["id"]: table["names"] for part in parts for table in part["tables"]},
         "tables": {table["id"]: table["figures"] for part in parts for table in part["tables"]},
         "titles": {group.id: printable(_title(group)) for group in rows},
-        "drawn": [group.id for group in rows if len(group.records) > 1],
+        "drawn": {group.id: group.deviating for group in rows if group.deviating},
     }
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from typing import Any
 
-from bench.records.record import Record, display_name, named
+from bench.records.record import Record, display_name, named, share
 from reports import notes
-from reports.blocks import TableGroup, blocks
+from reports.blocks import TableGroup, blocks, seeds_of
+from reports.metrics import finite
 from reports.tables.table import Column, Row, Table, TableCell, footnotes, legend, written
 
 SECTIONS = (  # name, title, view, and the group of its columns where it has several
@@ -44,8 +45,10 @@ MARKS = {"best": "best", "second": "second", "missed": "missed", "doubtful": "mi
 class Group:
     """Records that share a row, and the id of what the page says of them.
 
+    ratio, asked what tables are filtered by, and as a reader has it: "0.2" and "macs=0.8", "0.3 of the decoder"
     rows         the figures of the records
     dense        the record of the dense model beside them with its figures, where it was measured
+    deviating    the columns of which the mean over random choices stands in the row, beside their standard deviation
     """
 
     id: str
@@ -54,13 +57,15 @@ class Group:
     records: tuple[Record, ...]
     rows: tuple[dict[str, Any], ...]
     dense: tuple[Record, dict[str, Any]] | None
+    deviating: tuple[str, ...] = ()
+    asked: str = ""
 
 
 Targets = Mapping[tuple[str, ...], str]
 
 
 def groups(records: Sequence[Record]) -> tuple[list[Group], Targets]:
-    """Return every row once, and the id that leads to it by (model, conditions, row's label, ratio).
+    """Return every row once, and the id that leads to it by (model, conditions, row's label, ratio in both forms).
 
     Where two rows share that, such as those of two protocols in one report, there is no way rather than a wrong one.
     """
@@ -71,13 +76,25 @@ def groups(records: Sequence[Record]) -> tuple[list[Group], Targets]:
         dense = next(((r, row) for r, row in both if r.cell["method"] == "dense" and r.status == "ok"), None)
         for place, numbers in enumerate(block.numbers):
             mine, figures = tuple(block.drawn[place]), tuple(block.each[place])
-            ratio = shown_ratio(_ratio(block, place))
-            new = Group(f"cell-{len(found)}", block.label(place), ratio, mine, figures, dense)
+            ratio, asked = shown_ratio(_ratio(block, place)), share(_ratio(block, place), block.ratio_of)
+            spread = _deviating(mine, figures)
+            new = Group(f"cell-{len(found)}", block.label(place), ratio, mine, figures, dense, spread, asked)
             group = found.setdefault(tuple(numbers), new)
-            for name in (group.label, named(mine[0])):
-                way = _way(display_name(mine[0]), notes.conditions(mine), name, group.ratio)
+            for name, at in product((group.label, named(mine[0])), (group.ratio, _column_of(group.asked))):
+                way = _way(display_name(mine[0]), notes.conditions(mine), name, at)
                 ways.setdefault(way, set()).add(group.id)
     return list(found.values()), {way: ids.pop() for way, ids in ways.items() if len(ids) == 1}
+
+
+def _deviating(records: Sequence[Record], rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the columns in which reports.blocks.pooled gives a standard deviation, where others have an interval.
+
+    That is at one seed alone, and not of what some of the choices lack, such as a speed: it is that of the first.
+    """
+    if len(records) == 1 or len(seeds_of(records)) > 1:
+        return ()
+    beside = {name.removesuffix(end) for name in rows[0] for end in ("_low", "_stderr") if name.endswith(end)}
+    return tuple(sorted(name for name in beside if all(finite(row.get(name)) for row in rows)))
 
 
 def _ratio(block: TableGroup, place: int) -> float | None:
@@ -89,12 +106,31 @@ def shown_ratio(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:g}"
 
 
+def _column_of(asked: str) -> str:
+    """Return what tells a ratio as a reader has it from the number that others share: 0.2 is also macs=0.8."""
+    return f"column {asked}"
+
+
 def _way(model: str, conditions: Sequence[str], label: str, ratio: str) -> tuple[str, ...]:
     return (model, *conditions, label, ratio)
 
 
-def sections(views: Mapping[str, Sequence[Table]], targets: Targets) -> list[dict[str, Any]]:
-    """Return the sections that have a table, for the template; `views` holds the tables of VIEWS."""
+def ratios(rows: Sequence[Group]) -> dict[str, list[str]]:
+    """Return of each ratio what tables are filtered by, rising, and everything that readers see for it."""
+    found: dict[str, list[str]] = {}
+    for group in rows:
+        if group.ratio and group.asked not in found.setdefault(group.ratio, []):
+            found[group.ratio].append(group.asked)
+    return dict(sorted(found.items(), key=lambda one: float(one[0])))
+
+
+def sections(
+    views: Mapping[str, Sequence[Table]], targets: Targets, asked: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """Return the sections that have a table, for the template.
+
+    views  holds the tables of VIEWS;  asked  what tables are filtered by, of each ratio as a reader has it
+    """
     several = len({(table.model, *table.conditions) for tables in views.values() for table in tables}) > 1
     found = []
     for section, title, name, group in SECTIONS:
@@ -104,15 +140,20 @@ def sections(views: Mapping[str, Sequence[Table]], targets: Targets) -> list[dic
         parts = [part for table in tables for part in table.groups() if part.columns[0].group == group]
         parts = [part for part in parts if name != "by-ratio" or len(part.columns) > 1]
         if parts:
-            shown = [_table(part, f"{section}-{number}", targets, several=several) for number, part in enumerate(parts)]
+            shown = [
+                _table(part, f"{section}-{number}", targets, asked or {}, several=several)
+                for number, part in enumerate(parts)
+            ]
             found.append({"name": section, "title": title, "tables": shown, "protocol": footnotes(parts)})
     return found
 
 
-def _table(table: Table, name: str, targets: Targets, *, several: bool) -> dict[str, Any]:
+def _table(table: Table, name: str, targets: Targets, asked: Mapping[str, str], *, several: bool) -> dict[str, Any]:
     ratios = {shown_ratio(row.ratio) for row in table.rows if row.method != "dense"}
     by_ratio = table.view == "by-ratio"
-    columns = [_column(column, ratio=column.label if by_ratio else None) for column in table.columns]
+    columns = [
+        _column(column, ratio=asked.get(column.label, column.label) if by_ratio else None) for column in table.columns
+    ]
     return {
         "id": name,
         "ratio": ratios.pop() if len(ratios) == 1 and table.view != "speed" else "",
@@ -121,6 +162,7 @@ def _table(table: Table, name: str, targets: Targets, *, several: bool) -> dict[
         "columns": [_column(Column("label", table.head, words=True), ratio=None), *columns],
         "rows": [_row(row, table, targets) for row in table.rows],
         "notes": [*table.notes, *legend([table])],
+        "names": ["label", *(column.name for column in table.columns)],
         "figures": [_figures(row) for row in table.rows],
     }
 
@@ -145,7 +187,7 @@ def _row(row: Row, table: Table, targets: Targets) -> dict[str, Any]:
         """Return the id of the record that a figure is from."""
         if table.view == "grid":
             return target(cell.of[0], here) if cell.of else ""
-        ratio = column.label if table.view == "by-ratio" and row.method != "dense" else here
+        ratio = _column_of(column.label) if table.view == "by-ratio" and row.method != "dense" else here
         return target(row.label, here) or target(row.label, ratio)
 
     return {

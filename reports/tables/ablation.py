@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -225,7 +224,7 @@ def _table(
     study: Study, name: str, title: str, columns: Sequence[Column], rows: Sequence[Row], *, measures: Sequence[str]
 ) -> Table:
     return Table(
-        name=re.sub(r"[^\w.+-]+", "-", f"ablation-{study.method}-{name}"),
+        name=f"ablation-{study.method}-{name}",
         view="ablation",
         model=display_name(study.records[0]),
         title=title,

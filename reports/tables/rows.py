@@ -141,7 +141,7 @@ def of_group(
     said  its notes, in place of those of the cells that missed the ratio or have no figures
     """
     return Table(
-        name=(name or f"{view}-{ratio_word(group)}").translate({ord(" "): "-", ord("="): "-"}),
+        name=name or f"{view}-{ratio_word(group)}",
         view=view,
         model=display_name(group.records[0]),
         title=title or notes.ratio(group.records),

@@ -37,6 +37,7 @@ from reports.tables.rows import COST, ReportData, compared, kind, of_group, rati
 from reports.tables.speed import served as served_models
 from reports.tables.speed import view as speed
 from reports.tables.table import Column, Row, Table, TableCell, column, pivot
+from reports.text import file_names
 
 SUMMARY = ("average", "kept", "answer_bpb", "prefill_speed", "decode_speed", "prune_seconds")
 CHECKS = ("agreement", "copying", "counting", "repetition", "distinct_2")
@@ -84,13 +85,9 @@ def view(name: str, records: Sequence[Record], *more: Any, **named: Any) -> list
 
 
 def _named_apart(tables: list[Table]) -> list[Table]:
-    """Number the names that tables of several setups would share."""
-    seen: dict[str, int] = {}
-    apart = []
-    for table in tables:
-        seen[table.name] = seen.get(table.name, 0) + 1
-        apart.append(replace(table, name=f"{table.name}-{seen[table.name]}") if seen[table.name] > 1 else table)
-    return apart
+    """Give each table a name that its file can have; those that tables of several setups would share are numbered."""
+    names = file_names(table.name for table in tables)
+    return [replace(table, name=name) for table, name in zip(tables, names, strict=True)]
 
 
 def _main(data: ReportData) -> list[Table]:

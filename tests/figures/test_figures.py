@@ -313,6 +313,43 @@ def test_a_perplexity_has_a_logarithmic_axis_and_an_average_has_not():
     assert found["perplexity-wiki-by-method"].draw().axes[0].get_xscale() == "log"
 
 
+OF = ("all", "decoder", "macs")
+
+
+def of_several(*ratios: float) -> list[Record]:
+    """Three methods at these ratios of all, of the decoder and of the work, each figure another."""
+    cells = [DENSE]
+    for place, of in enumerate(OF):
+        for number, method in enumerate(("laco", "flap", "sleb")):
+            for ratio in ratios:
+                cell = changed(changed(LACO, "cell", "method", to=method), "cell", "ratio", to=ratio)
+                cell = changed(cell, "cell", "ratio_of", to=of)
+                cells.append(changed(cell, "measured", "perplexity", "wiki", "perplexity", to=30 + 10 * place + number))
+    return cells
+
+
+def test_ratios_of_several_things_have_panels_curves_and_sentences_of_their_own():
+    found = by_name(of_several(0.3))
+    assert "perplexity-wiki-by-ratio" not in found  # no method has two ratios of one thing
+    figure = found["perplexity-wiki-by-method"]
+    panels = figure.draw().axes
+    titles = ["ratio 0.3", "ratio 0.3 of the decoder", "budget macs=0.7"]
+    assert [axis.get_title() for axis in panels] == titles
+    for place, axis in enumerate(panels):
+        points = [tuple(line.get_xdata()) for line in axis.lines if len(line.get_xdata()) == 1]
+        assert sorted(points) == [(30.0 + 10 * place + number,) for number in range(3)]
+    for place, title in enumerate(titles):
+        best, worst = f"laco with {30 + 10 * place}.0", f"the worst of 3 is sleb with {32 + 10 * place}.0"
+        assert re.search(rf"At {title} the best is {best}.*?; {worst}", figure.description), figure.description
+    (chart,) = by_name(of_several(0.1, 0.3))["perplexity-wiki-by-ratio"].charts
+    labels = [f"{method}{of}" for of in ("", ", of the decoder", ", macs") for method in ("laco", "flap", "sleb")]
+    assert [curve.label for curve in chart.curves] == labels
+    assert {len(curve.points) for curve in chart.curves} == {2}
+    assert len({y for curve in chart.curves for _, y in curve.points}) == 9
+    (*_, size) = (one for one in by_name(of_several(0.3))["perplexity-wiki-by-cost"].charts)
+    assert sorted(curve.label for curve in size.curves) == sorted(labels)
+
+
 def names(figure: Figure, panel: int = 0) -> list[str]:
     """The names beside a chart, from the bottom to the top, without the dense model's."""
     texts = [text for text in figure.draw().axes[panel].texts if not text.get_text().startswith("dense")]
@@ -441,7 +478,7 @@ def test_boxes_are_what_matplotlib_draws():
 def test_draws_are_points_and_have_no_bar():
     records = [DENSE, *(drawn(seed, ppl, 0.4) for seed, ppl in enumerate((10.0, 100.0, 1000.0)))]
     axis = by_name(records)["perplexity-wiki-by-method"].draw().axes[0]
-    assert axis.collections == [] or not axis.collections
+    assert len(axis.collections) == 0
     assert sorted(max((line.get_xdata() for line in axis.lines), key=len)) == [10.0, 100.0, 1000.0]
 
 

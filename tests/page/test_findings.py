@@ -325,6 +325,28 @@ def test_a_cliff_is_a_step_of_ten_and_no_less():
     )
 
 
+def test_a_cliff_is_between_ratios_of_one_thing():
+    decoder = changed(at(0.1, "steep", 2_500.0), "cell", "ratio_of", to="decoder")
+    text = sentences([DENSE, at(0.3, "steep", 200.0), decoder])
+    assert "From dense to 0.1 of the decoder the perplexity grows at least tenfold: steep (20.8 to 2,500)." in text
+    assert text.count("tenfold") == 1
+
+
+def test_of_equal_figures_none_is_told_as_the_best():
+    text = sentences([DENSE, at(0.3, "a", 30.0, 0.5), at(0.3, "b", 30.0, 0.5), at(0.3, "c", 90.0, 0.4)])
+    assert "At ratio 0.3, a and b both have the lowest perplexity on wiki: 30.0 ± 1.5 (dense 20.8 ± 0.9), " in text
+    assert "c comes next: 90.0 ± 4.5, 3.00 times as high" in text
+    assert "At ratio 0.3, a and b both have the highest average accuracy: 50.0 " in text
+    text = sentences([DENSE, *(at(0.3, name, 30.0, 0.5) for name in "abc")])
+    assert "a, b and c all have the lowest perplexity on wiki: 30.0 ± 1.5 (dense 20.8 ± 0.9)." in text
+    assert re.search(
+        r"a, b and c all have the highest average accuracy: 50.0 [^;,]*, \d+ % of the dense model's\.", text
+    )
+    assert "comes next" not in text
+    accurate = [at(0.3, "a", 60.0, 0.5), at(0.3, "b", 30.0, 0.5), at(0.3, "c", 90.0, 0.4)]
+    assert "disagree" not in sentences([DENSE, *accurate])  # one of the most accurate has the lowest perplexity
+
+
 def test_perplexity_and_accuracy_disagree_where_they_do():
     agree = [DENSE, at(0.3, "a", 30.0, 0.5), at(0.3, "b", 60.0, 0.45), at(0.3, "c", 90.0, 0.4)]
     assert "disagree" not in sentences(agree)

@@ -118,6 +118,22 @@ def test_cells_of_two_protocols_are_not_mistaken_for_each_other():
     assert all(link in ("", None) for link in links if link != "dense")
 
 
+def test_a_budget_and_a_ratio_that_go_by_one_number_are_both_named_and_found():
+    budget = changed(changed(LACO, "cell", "ratio", to=1 - 0.7), "cell", "ratio_of", to="macs")
+    decoder = changed(changed(LACO, "cell", "ratio", to=0.1), "cell", "ratio_of", to="decoder")
+    text = page([DENSE, LACO, budget, decoder])
+    options = re.findall(r'<option value="(.*?)">(.*?)</option>', text)
+    assert options == [("", "every ratio"), ("0.1", "0.1 of the decoder"), ("0.3", "0.3, macs=0.7")]
+    table = text[text.index('<table id="by-ratio-0"') :]
+    table = table[: table.index("</table>")]
+    heads = re.findall(r'<th scope="col" data-ratio="(.*?)".*?<button type="button">(.*?)</button>', table)
+    assert heads == [("0.3", "0.3"), ("0.1", "0.1 of the decoder"), ("0.3", "macs=0.7")]
+    titles = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])["titles"]
+    row = table[table.index('data-method="laco"') :]
+    asked = [titles[target].partition(" of SmolLM2")[0] for target in re.findall(r'data-target="(.*?)"', row)]
+    assert asked == ["laco at ratio 0.3", "laco at ratio 0.1 of the decoder", "laco at budget macs=0.7"]
+
+
 def test_a_page_without_records_says_so():
     text = page([], title="run")
     assert "No cell of this run has been measured yet." in text
@@ -155,12 +171,16 @@ def shown(view: Any, table: str) -> list[str]:
     return view.locator(f"#{table} tbody tr:not([hidden]) th").all_inner_texts()
 
 
+def heads(view: Any, table: str) -> list[str]:
+    """The headings of a table, without units."""
+    return [text.split("\n")[0].strip() for text in view.locator(f"#{table} thead th").all_inner_texts()]
+
+
 def column(view: Any, table: str, head: str) -> tuple[Any, list[str]]:
     """The heading of a column, and its figures in the order in which they are seen."""
-    heads = view.locator(f"#{table} thead th")
-    place = [text.split("\n")[0].strip() for text in heads.all_inner_texts()].index(head)
+    place = heads(view, table).index(head)
     cells = view.locator(f"#{table} tbody tr:not([hidden]):not(:has(.failure)) > :nth-child({place + 1})")
-    return heads.nth(place), [text.split()[0] for text in cells.all_inner_texts()]
+    return view.locator(f"#{table} thead th").nth(place), [text.split()[0] for text in cells.all_inner_texts()]
 
 
 TABLE = "results-1"  # ratio 0.3, with failures
@@ -231,7 +251,7 @@ FIGURES = """() => [...document.querySelectorAll("#results td[data-target], #by-
     head: table.id.startsWith("by-ratio") ? table.closest("figure").querySelector("strong").textContent
                                           : table.tHead.rows[0].cells[cell.cellIndex].textContent.trim(),
     ratio: cell.parentNode.dataset.ratio || table.tHead.rows[0].cells[cell.cellIndex].dataset.ratio || "",
-    method: cell.parentNode.dataset.method, drawn: data.drawn.includes(cell.dataset.target), figure,
+    method: cell.parentNode.dataset.method, drawn: cell.dataset.target in data.drawn, figure,
     title: data.titles[cell.dataset.target], text: document.getElementById(cell.dataset.target).textContent,
   };
 })"""
@@ -275,6 +295,37 @@ def test_protocol_and_environment_are_one_click_or_key_away_from_a_figure(addres
         dialog.get_by_role("button", name="Close").click()
         view.locator("#results-0 tr[data-method=drop-random] td").nth(2).click()
         assert "standard deviation between the draws" in view.locator("#dialog-figure").inner_text()
+        assert view.complaints == []
+
+
+SEVERAL = (
+    (DRAWS, {"ppl wiki": "one standard deviation between the draws", "average %": "standard deviation between"}),
+    (  # of which one choice alone was timed
+        [DRAWS[0], *(drawn(seed, ppl, 0.3, timed=False) for seed, ppl in ((1, 1100.0), (2, 1000.0)))],
+        {"ppl wiki": "one standard deviation between the draws", "decode": "95 % interval"},
+    ),
+    ([changed(LACO, "cell", "seed", to=seed) for seed in (0, 1, 2)], {"ppl wiki": "95 % interval"}),
+    (  # two choices at each of two seeds
+        [changed(one, "cell", "seed", to=seed) for one in DRAWS[:2] for seed in (0, 1)],
+        {"ppl wiki": "95 % interval", "average %": "standard error"},
+    ),
+)
+
+
+@needs_chromium
+@pytest.mark.parametrize(("records", "expected"), SEVERAL)
+def test_what_stands_beside_a_mean_is_said_as_what_it_is(records, expected, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(page([DENSE, *records]), encoding="utf-8")
+    with opened() as view:
+        view.goto(path.as_uri())
+        for head, said in expected.items():
+            figure = view.locator("#results-0 tbody tr:not(.dense) td").nth(heads(view, "results-0").index(head) - 1)
+            figure.click()
+            text = view.locator("#dialog-figure").inner_text()
+            assert f"; {said}" in text, text
+            assert ("between the draws" in text) == ("between" in said)
+            view.keyboard.press("Escape")
         assert view.complaints == []
 
 
@@ -332,7 +383,9 @@ def test_a_picture_comes_before_the_sentences(html, tags):
     labels = {attributes["data-label"] for tag, attributes in tags.tags if tag == "g" and "data-label" in attributes}
     assert {"laco", "drop-random", HOSTILE} <= labels
     first = html[html.index('<section id="charts"') : html.index('<section id="summary"')]
-    assert 'aria-label="laco: 92.8 at 10.5, 343 at 28.9"' in first
+    assert 'aria-label="laco: 92.8 at 10.5 %, 343 at 28.9 %"' in first
+    assert re.search(r'aria-label="laco: [\d.]+ % at 10.5 %, [\d.]+ % at 28.9 %"', html)
+    assert re.search(r'aria-label="laco: 92.8 at [\d.]+ times as fast, 343 at ', html)
     assert "average" not in first
     only = page([DENSE, LACO])
     assert re.search('<section id="charts"(?s:.*?)by method', only[: only.index('<section id="summary"')])

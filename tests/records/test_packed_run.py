@@ -149,6 +149,39 @@ def test_what_cannot_be_packed_is_refused(run, tmp_path, capsys):
     assert "line 1 is not a record" in refused(capsys, ["report", str(other)])
 
 
+def test_of_lines_with_one_key_the_first_is_read_and_the_others_are_told(run, capsys):
+    packed_run.pack(run, run)
+    path = run / "records.jsonl"
+    before, keys = run_folder.records(run), list(run_folder.records(run))
+    again = json.loads(path.read_text().splitlines()[1])
+    again["measured"]["parameters"] += 1
+    path.write_text(path.read_text() + json.dumps(again) + "\n")
+    said = f"{path}: line 5 has the key of line 2, {keys[1]}"
+    assert run_folder.records(run) == before
+    assert capsys.readouterr().err == f"{said}; it is left out\n"
+    assert run_folder.load_runs([run]).left_out == [f"{said}; it is left out"]
+    assert said in refused(capsys, ["pack", str(run), "--unpack"])
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "/escaped", "a/b", "..", ".", "", "a\\b", "a\x00"])
+@pytest.mark.parametrize("place", ["key", "rows_sha256"])
+def test_no_line_is_unpacked_beside_the_run(run, tmp_path, capsys, name, place):
+    packed_run.pack(run, run)
+    path = run / "records.jsonl"
+    first, *others = path.read_text().splitlines()
+    line = json.loads(first)
+    line[place] = name if place == "key" else {name: line[place]["piqa"]}
+    path.write_text("\n".join([json.dumps(line), *others]))
+    before = content(tmp_path)
+    assert "line 1: a key and the names of samples are file names, and " in refused(
+        capsys, ["pack", str(run), "--unpack"]
+    )
+    assert content(tmp_path) == before
+    assert packed_run.unpack(run, tmp_path / "new") == 3
+    new = [name for name in content(tmp_path) if name not in before]
+    assert all(name.startswith(("new/cells/", "new/samples/")) for name in new)
+
+
 def test_a_packed_run_goes_on_once_it_is_unpacked(base, tmp_path, capsys):
     arguments = [*base, "--methods", "drop-tail", "--ratio", "0.4"]
     assert main(arguments) == 0

@@ -6,7 +6,7 @@ import json
 import os
 import random
 import shutil
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +280,17 @@ def test_a_run_of_which_nothing_is_left_does_not_end_a_report_of_two(tmp_path, c
     found = capsys.readouterr()
     assert "laco" in found.out
     assert found.err == f"{bad}/cells/a.json: cell is 1, not an object; it is left out\n"
+
+
+def test_a_served_model_of_a_run_that_is_given_twice_stands_once(tmp_path):
+    run = put(tmp_path / "run", dense=DENSE)
+    first, other = served_record(), served_record("laco", "q8_0")
+    again = replace(other, environment=other.environment | {"date": "2026-12-31T00:00:00+00:00"})
+    served.save(run, [first, other])
+    assert run_folder.load_runs([run, run]).served == served.load(run)
+    newer = put(tmp_path / "newer", dense=DENSE)
+    served.save(newer, [again])
+    assert run_folder.load_runs([run, newer, run]).served == [*served.load(run), *served.load(newer)]
 
 
 def test_a_line_of_a_served_model_that_does_not_fit_is_left_out(tmp_path, capsys):

@@ -8,13 +8,13 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from made_records import DENSE, PER_LAYER, RECIPE, changed, checked, drawn, failed, measured, ok
+from made_records import DENSE, PER_LAYER, RECIPE, changed, checked, drawn, failed, measured, ok, share
 from made_runs import run_folder
 
 from bench.cli.main import main
 from bench.records.record import Record
 from reports.blocks import blocks
-from reports.figures import ablation
+from reports.figures import ablation, catalogue
 from reports.figures.figure import svg
 from reports.formats import html, latex, tidy_csv
 from reports.formats import markdown as markdown_text
@@ -154,7 +154,7 @@ def test_what_was_done_else_and_what_the_ratio_is_of_make_other_studies(field, v
         assert [row.label for row in table.rows] == list(map(str, values))
         assert [row.cells[0].value for row in table.rows] == [pytest.approx(factor * C) for C in values]
     assert said in " ".join(tables[1].notes)
-    drawings = ablation.figures(blocks(records))
+    drawings = [one for one in catalogue.figures(records) if one.name.startswith("ablation-")]
     assert len({one.name for one in drawings}) == len(drawings) == 2 * len(studies(records)[0].measures()[:3])
 
 
@@ -258,6 +258,22 @@ def test_the_figure_has_a_line_for_each_value_of_the_second_factor():
     assert axis.get_xlabel() == "C"
     assert "the best is 20.4 ± 2.0 at C 2, T 0.45" in found[0].description
     assert svg(found[0]) == svg(found[0])
+
+
+def test_the_dense_model_of_several_seeds_is_a_range_and_a_divergence_has_its_unit():
+    cells = [laco(ratio=0.1, seed=seed) for seed in (0, 1, 2)]
+    dense = [dense_of(record) for record in cells]
+    for record, accuracy in zip(dense, (0.4, 0.6, 0.5), strict=True):
+        for task in record.measured["tasks"].values():
+            task[task["main"]] = share(accuracy)
+    found = {figure.name: figure for figure in ablation.figures(blocks([*dense, *cells]))}
+    axis = found["ablation-laco-average"].draw().axes[0]
+    lines = [(line.get_label(), line.get_ydata()[0]) for line in axis.lines if line.get_label().startswith("dense")]
+    assert lines == [("dense, the lowest and the highest", pytest.approx(figure)) for figure in (40, 60)]
+    axis = found["ablation-laco-perplexity-wiki"].draw().axes[0]
+    assert [line.get_label() for line in axis.lines if line.get_label() != "laco"] == ["dense"]  # all have the same
+    assert found["ablation-laco-kl"].draw().axes[0].get_ylabel() == "KL (nats/token)"
+    assert found["ablation-laco-kl"].description.startswith("KL (nats/token), 3 cells: ")
 
 
 def test_words_stand_side_by_side_on_the_axis():

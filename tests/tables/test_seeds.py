@@ -470,5 +470,20 @@ def test_the_figure_has_a_dot_for_every_draw_and_a_bar_at_the_mean():
     assert bars[places["laco"]] == pytest.approx([math.exp(np.mean(np.log([100, 200, 300, 300])))])
 
 
+def test_a_figure_of_draws_is_of_one_setup_and_names_it():
+    figures = {"laco": [100.0, 200.0], "slicegpt": [50.0, 400.0]}
+    decoder = [changed(one, "cell", "ratio_of", to="decoder") for one in run(figures)]
+    other = [changed(one, "cell", "display_name", to="Other-1B") for one in run(figures)]
+    other = [changed(one, "cell", "model", to="other") for one in other]
+    longer = [changed(one, "cell", "protocol", "calibration_length", to=64) for one in run(figures)]
+    found = draws_figures([*run(figures), *decoder, *other, *longer])
+    titles = [figure.title.partition(" by the draw")[0] for figure in found]
+    first = "perplexity of SmolLM2-135M-Instruct at ratio 0.3"
+    assert titles == [first, f"{first} of the decoder", "perplexity of Other-1B at ratio 0.3", first]
+    assert len({figure.title for figure in found}) == 4
+    assert found[3].title.endswith(" sequences of 64 tokens")
+    assert [len(figure.draw().axes) for figure in found] == [1] * 4
+
+
 def test_one_seed_has_no_figure_of_draws():
     assert draws_figures(run({"laco": [100.0], "slicegpt": [50.0]})) == []

@@ -56,11 +56,12 @@ from reports.formats import html, latex, markdown, terminal, tidy_csv
 from reports.page import sections
 from reports.page.page import page
 from reports.removed import ranges, remaining
+from reports.report import csv
 from reports.report import markdown as report_markdown
 from reports.tables.grid import gains
 from reports.tables.table import Column, Row, Table, TableCell, legend, ranked
 from reports.tables.views import VIEWS, view, views
-from reports.text import width
+from reports.text import file_names, width
 
 HOSTILE = r"a_b&c%$#{}~^\`'\"<script>alert(1)</script>|x"
 FILES = ("perplexity-wiki", "piqa")  # of samples
@@ -760,6 +761,43 @@ def test_report_writes_a_folder(tmp_path, capsys):
     assert {f"depth.{kind}" for kind in ("svg", "pdf", "png")} <= found
     assert out == ""
     assert err.splitlines()[-1].endswith("and 6 figures")
+
+
+def test_a_report_stays_in_its_folder_whatever_a_text_is_called(tmp_path, capsys):
+    texts = ("../up/wiki.txt", "/up/wiki.txt", "up/wiki.txt", "up-wiki.txt", "..")
+    records = [changed(one, "cell", "protocol", "texts", to=list(texts)) for one in MENDED if one.status == "ok"]
+    for record in records:
+        record.measured["perplexity"] = {text: record.measured["perplexity"]["wiki"] for text in texts}
+    folder = run_folder(tmp_path / "run", records)
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    reported(capsys, folder, "--out", tmp_path / "a" / "out")
+    new = {path for path in tmp_path.rglob("*") if path.is_file()} - before
+    assert {path.parent for path in new} == {tmp_path / "a" / "out", tmp_path / "a" / "out" / "figures"}
+    for view_of, count in (("by-ratio-perplexity", 5), ("grid-perplexity", 10), ("grid-gain-perplexity", 0)):
+        assert len([path for path in new if path.name.startswith(view_of)]) == count  # none has overwritten another
+    assert len([path for path in new if re.fullmatch(r"perplexity-.*-by-method.*\.svg", path.name)]) == 5
+    assert len([path for path in new if re.fullmatch(r"perplexity-.*-mended.*\.pdf", path.name)]) == 5
+
+
+@pytest.mark.parametrize("name", ["=HYPERLINK(0)", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1"])
+def test_no_text_of_a_csv_is_a_formula_and_negative_numbers_stay_numbers(name):
+    line = [name, "-0.5", -0.5, "-1e-05", "-inf", "-*", "-0.3 ± 0.1", None, "plain =1"]
+    head, found = csv_reader.reader(io.StringIO(tidy_csv.written([name, *"abcdefgh"], [line])))
+    assert head[0] == found[0]
+    assert not found[0].startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert found[0].removeprefix("'").replace("\\t", "\t").replace("\\r", "\r") == name
+    assert found[1:] == ["-0.5", "-0.5", "-1e-05", "-inf", "-*", "'-0.3 ± 0.1", "", "plain =1"]
+    hostile = changed(LACO, "cell", "method", to=name)
+    report = csv_reader.DictReader(io.StringIO(csv([DENSE, hostile])))
+    assert [line["method"] for line in report] == ["dense", found[0]]
+
+
+def test_a_name_of_a_file_is_in_no_folder_and_no_other_one_has_it():
+    names = file_names(["a b", "a=b", "a-b", "a-b-2", "..", ".", "", "/", "../x", "größe_1.5+", "a\x00b", ".hidden"])
+    assert len(set(names)) == 12
+    assert names[:4] == ["a-b", "a-b-2", "a-b-3", "a-b-2-2"]
+    assert names[9] == "größe_1.5+"
+    assert not [name for name in names if name.startswith(".") or set(name) & set("/\\ \x00") or not name]
 
 
 @pytest.mark.parametrize(

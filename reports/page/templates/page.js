@@ -182,7 +182,7 @@ function inWords(table, row, cell, target) {
   const [value, low, high, stderr] = Array.isArray(figure) ? figure : [figure];
   if (typeof value !== "number") return `${head}: ${cell.textContent}`;
   const parts = [`${head}: ${cell.textContent}`, `exactly ${value}`];
-  const drawn = data.drawn.includes(target);
+  const drawn = data.drawn[target]?.includes(data.columns[table.id][column]) ?? false;
   if (typeof low === "number" && typeof high === "number") {
     parts.push(`${drawn ? "one standard deviation between the draws" : "95 % interval"}: ${low} to ${high}`);
   }
