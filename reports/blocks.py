@@ -64,7 +64,7 @@ class TableGroup:
 
     def is_drawn(self, place: int) -> bool:
         """Say whether a row is of several random choices at one seed, beside whose mean stands their spread."""
-        return len(self.drawn[place]) > len(seeds_of(self.drawn[place]))
+        return len(seeds_of(self.drawn[place])) == 1 < len(self.drawn[place])
 
     def removed_too_little(self, place: int) -> bool:
         """Say whether any cell of a row removed so much less than its budget that it flatters the row's figures."""
