@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-from bench.engines.engine import Job
+from bench.engines.engine import InUse, Job
 from bench.engines.workplace import Workplace
 from bench.system.worker import Limits, Worker
 
@@ -97,6 +97,11 @@ def _naps_as_child(line, asked: Job) -> None:
 def fails(text: str, out: str, place: object = None) -> None:
     """Fail as nobody foresaw."""
     raise RuntimeError("no such thing")
+
+
+def is_in_use(text: str, out: str, place: object = None) -> None:
+    """Find that another process measures the cell."""
+    raise InUse("the part is in use")
 
 
 def fills_memory(text: str, out: str, place: object = None) -> None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bench.engines.engine import PARTS, VISIBLE, Conditions, Job, Machine, Measure, Result, refuse_gpus_of_cpus
+from bench.engines.engine import PARTS, VISIBLE, Conditions, InUse, Job, Machine, Measure, Result, refuse_gpus_of_cpus
 from bench.engines.ray_cluster import alive, connected, last_line, looks_at
 from bench.engines.ray_nodes import TIMING, Ask, Node, Share, Site, refuse_unlike, shared, suitable, where_timed
 from bench.engines.workplace import Workplace
@@ -166,22 +166,23 @@ class RaySession:
             exceptions.TaskCancelledError,
         )
         try:
-            return Result(job.key, *_told(ref, Path(self._site.folder) / PARTS / job.key))
+            status, value = _told(ref)
         except exceptions.OutOfMemoryError:
-            return Result(
-                job.key, {"status": "out_of_memory", "error": "Ray ended it, since its node ran out of memory"}
-            )
+            status, value = "out_of_memory", "Ray ended it, since its node ran out of memory"
         except lost as error:
             why = f"its node or its task was lost ({type(error).__name__}), after {RETRIES} more tries"
-            return Result(job.key, {"status": "lost", "error": why})
+            status, value = "lost", why
         except exceptions.TaskUnschedulableError:
             raise UserError(NONE_LEFT) from None
         except exceptions.RayError as error:
             raise UserError(f"{job.where} cannot be measured on the cluster: {last_line(error)}") from None
+        if status == "part":
+            return Result(job.key, {}, Path(self._site.folder) / PARTS / job.key if value is None else value)
+        return Result(job.key, {"status": status, "error": value})
 
 
 def _measured(measure: Measure, key: str, text: str, site: Site) -> tuple[str, Any]:
-    """Measure a job, as a task; return ("part", None or the files) or, with why, "refused" or "error"."""
+    """Measure a job, as a task; return ("part", None or the files) or, with why, "refused" or a status."""
     with contextlib.suppress(OSError):
         os.chdir(site.directory)  # in which the paths of models and texts are meant
     if site.on_cpu:
@@ -196,6 +197,8 @@ def _measured(measure: Measure, key: str, text: str, site: Site) -> tuple[str, A
                 kinds = [Path(name, kind) for kind in ("cells", "samples")]
                 files = [path for kind in kinds for path in kind.rglob("*") if path.is_file()]
                 return "part", {path.relative_to(name).as_posix(): path.read_bytes() for path in files}
+    except InUse as error:
+        return "lost", str(error)
     except UserError as error:
         import ray
 
@@ -229,13 +232,11 @@ def _shared_place(site: Site) -> Workplace:
     return place
 
 
-def _told(ref: Any, folder: Path) -> tuple[dict[str, Any], Path | dict[str, bytes] | None]:
-    """Return what a task has found, and the part in which the rest is. Raises UserError where it has refused."""
+def _told(ref: Any) -> tuple[str, Any]:
+    """Return what a task has found, as `_measured` says it. Raises UserError where it has refused."""
     import ray
 
-    kind, value = ray.get(ref)
-    if kind == "refused":
+    status, value = ray.get(ref)
+    if status == "refused":
         raise UserError(value)
-    if kind == "error":
-        return {"status": "error", "error": value}, None
-    return {}, folder if value is None else value
+    return status, value

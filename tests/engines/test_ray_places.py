@@ -43,6 +43,12 @@ def test_cells_on_the_cpu_share_a_process_that_sees_no_gpu(cluster, tmp_path):
     assert len({one["child"] for one in found}) < len(found)
 
 
+def test_a_part_that_another_task_measures_is_lost_and_ends_no_run(cluster, tmp_path):
+    with session(Ray(cluster.address), tmp_path, ray_jobs.is_in_use) as started:
+        started.submit(job("a", folder=str(tmp_path)))
+        assert started.next_result().found == {"status": "lost", "error": "the part is in use"}
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_timed_cells_are_not_waited_for_where_no_node_is_left_that_times(cluster, tmp_path, monkeypatch, count):
     monkeypatch.setattr(ray, "WAIT", 0.5)
