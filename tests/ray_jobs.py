@@ -8,7 +8,8 @@ import signal
 import time
 from pathlib import Path
 
-from bench.engines.engine import Job
+from bench.engines.engine import InUse, Job
+from bench.engines.workplace import Workplace
 from bench.system.worker import Limits, Worker
 
 
@@ -98,7 +99,25 @@ def fails(text: str, out: str, place: object = None) -> None:
     raise RuntimeError("no such thing")
 
 
+def is_in_use(text: str, out: str, place: object = None) -> None:
+    """Find that another process measures the cell."""
+    raise InUse("the part is in use")
+
+
 def fills_memory(text: str, out: str, place: object = None) -> None:
     """Work until it is ended."""
     _begin(Job.from_json(text))
     time.sleep(600)
+
+
+def tells_child(text: str, out: str, place: Workplace) -> None:
+    """Nap in a process of the place, and put down which GPUs that sees and which the task has."""
+    asked = Job.from_json(text)
+    began, told = _begin(asked), dict[str, object]()
+    place.run(_sees_as_child, (asked.seconds,), variables={}, limits=Limits(), hear=told.update)
+    _put_down(asked, out, began | told)
+
+
+def _sees_as_child(line, seconds: float) -> None:
+    line.tell({"child": os.getpid(), "child_gpus": os.environ.get("CUDA_VISIBLE_DEVICES")})
+    time.sleep(seconds)

@@ -16,16 +16,23 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bench.engines.workplace import Workplace
 from bench.records.record import REFUSED
 from bench.system.worker import Line
 from methods.errors import UserError
 
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 PARTS = "parts"  # folder in the run's, in which other machines that see it measure a job, by its key
 SOUND = ("ok", *REFUSED)  # a process in which a cell ended otherwise measures no other one
+
+
+class InUse(UserError):
+    """Say that another process holds a folder: of a part, that it measures the cell, which is lost for this one."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +97,14 @@ class Job:
         try:
             return TypeAdapter(cls).validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "the file"
-            raise UserError(f"this is no job of a run: {place}: {first['msg']}") from None
+            raise no_job(error) from None
+
+
+def no_job(error: ValidationError, *within: str) -> UserError:
+    """Return what to raise where plain values do not fit a job; `within` is where in it they are."""
+    first = error.errors()[0]
+    place = ".".join(map(str, (*within, *first["loc"]))) or "the file"
+    return UserError(f"this is no job of a run: {place}: {first['msg']}")
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bench.engines.engine import PARTS, VISIBLE, Conditions, Job, Machine, Measure, Result, refuse_gpus_of_cpus
+from bench.engines.engine import PARTS, VISIBLE, Conditions, InUse, Job, Machine, Measure, Result, refuse_gpus_of_cpus
 from bench.engines.ray_cluster import alive, connected, last_line, looks_at
-from bench.engines.ray_nodes import TIMING, Ask, Share, Site, refuse_unlike, shared, suitable, where_timed
+from bench.engines.ray_nodes import TIMING, Ask, Node, Share, Site, refuse_unlike, shared, suitable, where_timed
 from bench.engines.workplace import Workplace
 from bench.system.failures import reason
 from methods.errors import UserError
 
 RETRIES = 2  # of a task that is lost
 WAIT, NO_NODE = 5.0, 60.0  # seconds between two looks at the nodes; without one that could take a cell
+NONE_LEFT = "no node is left that can take a cell; the same command goes on once there is one"
 GONE = 2.0  # seconds for cancelled tasks to end
 
 
@@ -123,10 +124,17 @@ class RaySession:
             began = time.monotonic()
             if ready := ray.wait(list(self._running), num_returns=1, timeout=WAIT)[0]:
                 return self._result(ready[0], self._running.pop(ready[0]))
-            has_node = any(node.holds(self._ask) for node in alive())
+            has_node = any(node.holds(self._ask) for node in self._able())
             missing = 0.0 if has_node else missing + time.monotonic() - began
             if missing >= NO_NODE:
-                raise UserError("no node is left that can take a cell; the same command goes on once there is one")
+                raise UserError(NONE_LEFT)
+
+    def _able(self) -> list[Node]:
+        """Return the nodes where what runs may be: of timed cells those that were looked at, and no other ones."""
+        if not any(job.timed for job in self._running.values()):
+            return alive()
+        timing = {node.id for node in self._timing}
+        return [node for node in alive() if node.id in timing]
 
     def cancel(self) -> None:
         import ray
@@ -158,33 +166,39 @@ class RaySession:
             exceptions.TaskCancelledError,
         )
         try:
-            return Result(job.key, *_told(ref, Path(self._site.folder) / PARTS / job.key))
+            status, value = _told(ref)
         except exceptions.OutOfMemoryError:
-            return Result(
-                job.key, {"status": "out_of_memory", "error": "Ray ended it, since its node ran out of memory"}
-            )
+            status, value = "out_of_memory", "Ray ended it, since its node ran out of memory"
         except lost as error:
             why = f"its node or its task was lost ({type(error).__name__}), after {RETRIES} more tries"
-            return Result(job.key, {"status": "lost", "error": why})
+            status, value = "lost", why
+        except exceptions.TaskUnschedulableError:
+            raise UserError(NONE_LEFT) from None
         except exceptions.RayError as error:
             raise UserError(f"{job.where} cannot be measured on the cluster: {last_line(error)}") from None
+        if status == "part":
+            return Result(job.key, {}, Path(self._site.folder) / PARTS / job.key if value is None else value)
+        return Result(job.key, {"status": status, "error": value})
 
 
 def _measured(measure: Measure, key: str, text: str, site: Site) -> tuple[str, Any]:
-    """Measure a job, as a task; return ("part", None or the files) or, with why, "refused" or "error"."""
+    """Measure a job, as a task; return ("part", None or the files) or, with why, "refused" or a status."""
     with contextlib.suppress(OSError):
         os.chdir(site.directory)  # in which the paths of models and texts are meant
     if site.on_cpu:
         os.environ[VISIBLE] = ""  # a task that asked for no GPU sees all of them
     try:
-        place = None if site.fresh else _place(site)
-        if site.is_seen():
-            measure(text, str(Path(site.folder) / PARTS / key), place)
-            return "part", None
-        with tempfile.TemporaryDirectory(prefix="prunebench-", ignore_cleanup_errors=True) as name:
-            measure(text, name, place)
-            files = [path for kind in ("cells", "samples") for path in Path(name, kind).rglob("*") if path.is_file()]
-            return "part", {path.relative_to(name).as_posix(): path.read_bytes() for path in files}
+        with _place(site) as place:
+            if site.is_seen():
+                measure(text, str(Path(site.folder) / PARTS / key), place)
+                return "part", None
+            with tempfile.TemporaryDirectory(prefix="prunebench-", ignore_cleanup_errors=True) as name:
+                measure(text, name, place)
+                kinds = [Path(name, kind) for kind in ("cells", "samples")]
+                files = [path for kind in kinds for path in kind.rglob("*") if path.is_file()]
+                return "part", {path.relative_to(name).as_posix(): path.read_bytes() for path in files}
+    except InUse as error:
+        return "lost", str(error)
     except UserError as error:
         import ray
 
@@ -193,23 +207,36 @@ def _measured(measure: Measure, key: str, text: str, site: Site) -> tuple[str, A
         return "error", reason(error)
 
 
-@functools.lru_cache(maxsize=1)
-def _place(site: Site) -> Workplace:
-    """Return where the tasks of a session are measured that this process of the cluster gets, one after the other."""
+def _place(site: Site) -> contextlib.AbstractContextManager[Workplace | None]:
+    """Give where a task measures: on the CPU where others of this process did, on GPUs a process that ends with it.
+
+    Ray gives a GPU to the next task of whichever process, so that nothing may be left there of this one, and the next
+    one here may have been given another.
+    """
+    if site.fresh:
+        return contextlib.nullcontext()
+    return contextlib.nullcontext(_shared_place(site)) if site.on_cpu else _new_place(site)
+
+
+def _new_place(site: Site) -> Workplace:
     import ray
 
-    place = site.place_of(ray.get_runtime_context().get_node_id()[:8])
+    return site.place_of(ray.get_runtime_context().get_node_id()[:8])
+
+
+@functools.lru_cache(maxsize=1)
+def _shared_place(site: Site) -> Workplace:
+    """Return where the tasks of a session are measured that this process of the cluster gets, one after the other."""
+    place = _new_place(site)
     atexit.register(place.close)  # before multiprocessing waits for its process
     return place
 
 
-def _told(ref: Any, folder: Path) -> tuple[dict[str, Any], Path | dict[str, bytes] | None]:
-    """Return what a task has found, and the part in which the rest is. Raises UserError where it has refused."""
+def _told(ref: Any) -> tuple[str, Any]:
+    """Return what a task has found, as `_measured` says it. Raises UserError where it has refused."""
     import ray
 
-    kind, value = ray.get(ref)
-    if kind == "refused":
+    status, value = ray.get(ref)
+    if status == "refused":
         raise UserError(value)
-    if kind == "error":
-        return {"status": "error", "error": value}, None
-    return {}, folder if value is None else value
+    return status, value

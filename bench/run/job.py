@@ -147,17 +147,19 @@ def _refuse_other_code(cell: Cell) -> str:
     return own
 
 
-def record(cell: Cell, found: Mapping[str, Any], slots: int = 1) -> Record:
-    """Return the record of what was found of a cell; what its process did not tell is of this one.
+def record(cell: Cell, found: Mapping[str, Any], slots: int | None = 1) -> Record:
+    """Return the record of what was found of a cell; what its process did not tell of its machine is of this one.
 
-    slots  cells that ran at once on its machine
+    slots  cells that ran at once on this machine; None: it ran on another, of which nothing is known
     """
     names = {"display_name": pretrained.display_name(cell.model), "label": cell.label}
-    described = dict(found.get("environment") or {})
-    if not described:  # of a process that died at once
+    described: dict[str, Any] = dict(found.get("environment") or {})
+    if slots is None:
+        described = {"device": cell.device, "dtype": cell.dtype} | described
+    elif not described:  # of a process that died at once
         described = environment.describe(torch.device(cell.device), getattr(torch, cell.dtype))
     described["date"] = environment.date()
-    if slots > 1:
+    if slots and slots > 1:
         described["slots"] = slots
     decisions, measured = found.get("decisions", {}), found.get("measured", {})
     return Record(cell.plain() | names, found["status"], described, decisions, measured, found["error"])

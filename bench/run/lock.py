@@ -19,6 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from bench.engines.engine import InUse
 from bench.records import packed_run
 from methods.errors import UserError
 from methods.files import write_atomically
@@ -27,10 +28,12 @@ LOCK, OWNER = ".lock", ".owner.json"
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[str | None]:
+def held(folder: Path, patience: float = 0.0) -> Iterator[str | None]:
     """Own the folder; yields a line about an earlier owner that did not finish, if there was one.
 
-    Raises UserError, naming the owner, where another run holds it, and where the run in it is packed.
+    patience  seconds to wait for another owner, as for one whose end is not known everywhere yet
+
+    Raises InUse, naming the owner, where another run holds it, and UserError where the run in it is packed.
     """
     if packed_run.is_packed(folder):
         raise UserError(
@@ -39,9 +42,9 @@ def held(folder: Path) -> Iterator[str | None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=patience)
     except Timeout:
-        raise UserError(
+        raise InUse(
             f"{folder} is in use by {_owner(folder) or 'another run'}; wait for it, end it, or name another --out"
         ) from None
     except OSError as error:

@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.engines.engine import SOUND, Job
+from bench.engines.engine import SOUND, Job, no_job
 from bench.engines.workplace import Workplace
-from bench.plan.cell import from_plain
+from bench.plan.cell import Cell, from_plain
 from bench.records.record import Record
 from bench.run import job, lock, store
 from bench.system import interrupt
@@ -23,14 +23,16 @@ from bench.system.console import say
 from bench.system.worker import Limits
 from methods.errors import UserError
 
+PATIENCE = 120.0  # seconds for the lock of a process that is gone to be free on a file system over a network
+
 
 def measure(text: str, out: str, place: Workplace | None = None) -> None:
     """Measure the job that a JSON text holds into the folder `out`, unless its record is there.
 
     place  where earlier jobs of the same run may have been measured; None: one for this job alone
 
-    Raises UserError where the text is no job, the folder holds another run, or this machine has other code, versions,
-    texts or tasks than the run.
+    Raises InUse where another process measures there, and UserError where the text is no job, the folder holds another
+    run, or this machine has other code, versions, texts or tasks than the run.
     """
     with interrupt.prompt():
         measured(Job.from_json(text), Path(out), place)
@@ -38,8 +40,8 @@ def measure(text: str, out: str, place: Workplace | None = None) -> None:
 
 def measured(asked: Job, part: Path, place: Workplace | None = None) -> Record:
     """Measure the job into the folder `part`, unless its record is there, and return the record."""
-    cell = from_plain(asked.cell)
-    with lock.held(part) as dead, contextlib.ExitStack() as opened:
+    cell = _cell(asked)
+    with lock.held(part, PATIENCE) as dead, contextlib.ExitStack() as opened:
         if dead:
             say(dead)
         if others := [path.stem for path in (part / "cells").glob("*.json") if path.stem != asked.key]:
@@ -61,6 +63,20 @@ def measured(asked: Job, part: Path, place: Workplace | None = None) -> Record:
         if found["status"] not in SOUND:
             place.end_process()
         return store.finish(job.record(cell, found), part, asked.key)
+
+
+def _cell(asked: Job) -> Cell:
+    """Return the cell of a job. Raises UserError where it is none."""
+    from pydantic import ValidationError
+
+    try:
+        return from_plain(asked.cell)
+    except KeyError as error:
+        raise UserError(f"this is no job of a run: cell.{error.args[0]}: Field required") from None
+    except TypeError as error:
+        raise UserError(f"this is no job of a run: cell.protocol: {error}") from None
+    except ValidationError as error:
+        raise no_job(error, "cell") from None
 
 
 def _here(asked: Job, part: Path, scratch: Path) -> Job:

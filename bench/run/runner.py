@@ -22,7 +22,7 @@ from bench.engines.engine import Conditions, Engine, Job, Machine, Result, Sessi
 from bench.plan import chain, validate
 from bench.plan.cell import Cell, asked
 from bench.plan.run_spec import RunSpec
-from bench.records.record import REFUSED, Record, load
+from bench.records.record import LOST, REFUSED, Record, load
 from bench.run import fingerprint, job, lock, part, store
 from bench.run.datasets import DatasetReader, Datasets
 from bench.run.job import CalibrationSetting, calibration_setting
@@ -212,8 +212,7 @@ def _measured(
 
     def write(cell: Cell, result: Result) -> None:
         if result.part is None:
-            # of another machine nothing is known of what ran beside
-            record = store.finish(job.record(cell, result.found, session.slots if here else 1), folder, cell.key)
+            record = store.finish(job.record(cell, result.found, session.slots if here else None), folder, cell.key)
         else:
             record = store.take_in(result.part, folder, cell.key)
         known_removals.add(record)
@@ -333,6 +332,6 @@ def _orphaned(cell: Cell, schedule: Schedule) -> dict[str, Any] | None:
     parent = schedule.ended[key] if key else None
     if parent is None or parent.status == "ok":
         return None
-    status, label = parent.status if parent.status in REFUSED else "error", schedule.cells[key].label
+    status, label = parent.status if parent.status in (*REFUSED, LOST) else "error", schedule.cells[key].label
     reason = f"{parent.status}, {parent.error}"
     return {"status": status, "error": f"there is no model of {label} to go on from: {reason}"}

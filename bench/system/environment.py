@@ -1,7 +1,8 @@
 """Describes the machine that a cell ran on, and what the machine does while a model is timed.
 
 A description holds versions, commit, device, threads and memory, but no host name, user name or path. What cannot be
-found out is absent. No function here raises an error: a run is worth more than its description.
+found out is absent. No function here raises an error, since a run is worth more than its description, but `processor`:
+what it names says which records may serve.
 """
 
 from __future__ import annotations
@@ -61,7 +62,10 @@ def date() -> str:
 
 
 def processor(device: torch.device) -> str | None:
-    """Return the name of the processor that computes on `device`: of the GPU, or else of the CPU."""
+    """Return the name of the processor that computes on `device`: of the GPU, or else of the CPU.
+
+    Raises torch's error where there is no such GPU.
+    """
     return str(torch.cuda.get_device_properties(device).name) if device.type == "cuda" else _cpu()
 
 
@@ -128,7 +132,9 @@ def _commit() -> dict[str, Any]:
 
 
 def _gpu(device: torch.device) -> dict[str, Any]:
-    properties = torch.cuda.get_device_properties(device)
+    properties = _known(lambda: torch.cuda.get_device_properties(device))
+    if properties is None:
+        return {}
     driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     cards = _known(lambda: gpu.find([device])[0]) or []
     return {
@@ -155,10 +161,10 @@ def _cpu() -> str | None:
 
 
 def _known(question: Callable[[], T]) -> T | None:
-    """Return psutil's answer, or None where the system does not give it."""
+    """Return the answer of psutil or torch, or None where the system does not give it."""
     try:
         return question()
-    except (OSError, NotImplementedError, AttributeError, RuntimeError, psutil.Error):
+    except (AssertionError, AttributeError, NotImplementedError, OSError, RuntimeError, psutil.Error):
         return None
 
 

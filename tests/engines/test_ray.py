@@ -9,14 +9,12 @@ import importlib.util
 import json
 import os
 import random
-import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -24,91 +22,24 @@ import pytest
 import ray_jobs
 from conftest import refused
 from engine_jobs import job
-from made_ray import surround_cluster
+from made_ray import MARK, MadeCluster, cells_of, made_cluster, measured, session, until
 from method_source import KILL, method_source
 from ray_jobs import tries
 from run_contents import contents
 
 from bench.cli.main import main
 from bench.engines import Ray, ray_cluster
-from bench.engines.engine import Conditions
-from bench.engines.ray import RaySession
 from bench.run import runner
 from methods.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-MARK = "PRUNEBENCH_TEST_CLUSTER"  # a variable of all processes of the cluster, which tells them from others
 KILLS = int(os.environ.get("PRUNEBENCH_KILLS", "1"))
-
-
-class MadeCluster:
-    """The cluster, to which nodes can be added for a while."""
-
-    def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
-        self.made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        self.address = str(self.made.address)
-        for _ in range(2):
-            self.made.add_node(num_cpus=2, num_gpus=2, resources={"timing": 1})
-
-    @contextmanager
-    def nodes(self, count: int, **what) -> Iterator[dict[str, object]]:
-        """Add nodes, by their ids; those that are still there at the end are removed."""
-        found = {node.node_id: node for node in (self.made.add_node(**what) for _ in range(count))}
-        try:
-            yield found
-        finally:
-            for node in found.values():
-                if node in self.made.worker_nodes:
-                    self.made.remove_node(node, allow_graceful=False)
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[MadeCluster]:
-    with pytest.MonkeyPatch.context() as patch:
-        surround_cluster(patch, **{MARK: (mark := secrets.token_hex(8))})
-        made = MadeCluster()
+    with made_cluster() as made:
         yield made
-        made.made.shutdown()
-        assert until(lambda: not cells_of(mark))
-
-
-def cells_of(mark: str) -> list[psutil.Process]:
-    """Processes of the cluster that measure, or could."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            line = " ".join(process.cmdline())
-            measures = "multiprocessing" in line or (line.startswith("ray::") and "Agent" not in line)  # a node's own
-            if measures and process.environ().get(MARK) == mark:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return [process for process in found if process.pid != os.getpid()]
-
-
-def until(holds, seconds: float = 120.0) -> bool:
-    end = time.monotonic() + seconds
-    while not holds() and time.monotonic() < end:
-        time.sleep(0.05)
-    return bool(holds())
-
-
-def session(engine: Ray, folder: Path, measure, **how) -> RaySession:
-    folder.mkdir(exist_ok=True)
-    asked = {"device": "cpu", "timed": False, "threads": 1, "models": False} | how
-    return engine.start(Conditions(folder=folder, fresh=False, work=print, measure=measure, **asked))
-
-
-def measured(started: RaySession, count: int) -> dict[str, dict]:
-    """What the next results put down, by their keys."""
-    found = {}
-    for _ in range(count):
-        result = started.next_result()
-        assert result.found == {}
-        found[result.key] = json.loads((result.part / "cells" / f"{result.key}.json").read_text())
-    return found
 
 
 def test_cells_on_gpus_have_those_of_their_own_and_cells_on_the_cpu_see_none(cluster, tmp_path):

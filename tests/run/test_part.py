@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import nullcontext
+import threading
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
@@ -17,13 +18,14 @@ from run_contents import contents
 
 from bench.cli.main import main
 from bench.engines import chosen
-from bench.engines.engine import PARTS, Job, Machine, Result
+from bench.engines.engine import PARTS, InUse, Job, Machine, Result
 from bench.engines.workplace import Workplace
 from bench.plan import validate
 from bench.plan.run_spec import RunSpec
 from bench.records.record import InvalidRecord
 from bench.records.run_folder import load_run
-from bench.run import part, store
+from bench.run import lock, part, store
+from methods.errors import UserError
 
 MINE = method_source("mine", SHORTGPT)
 
@@ -131,6 +133,22 @@ def test_a_lost_cell_is_tried_again_by_the_same_command_which_goes_on_inside_it(
     assert not (run / PARTS).exists()
 
 
+def test_a_cell_behind_a_lost_one_is_lost_and_no_record_has_this_machine_for_that_of_another(base, tmp_path, parts):
+    engine, run = parts(False), tmp_path / "run"
+
+    def is_lost():
+        key, engine.submitted = engine.submitted.key, None
+        return Result(key, {"status": "lost", "error": "its node is gone"})
+
+    engine.next_result = is_lost
+    asked = [*base, "--methods", "shortgpt", "--ratio", "0.2", "--then", "shortgpt:ratio=0.6", "--device", "cuda"]
+    assert main([*asked, "--dtype", "bfloat16", "--out", str(run)]) == 3  # on a machine that has no GPU
+    found = load_run(run)
+    assert [record.status for record in found] == ["lost"] * 3
+    for record in found:
+        assert {**record.environment, "date": None} == {"device": "cuda", "dtype": "bfloat16", "date": None}
+
+
 def test_the_command_measures_a_job_once_and_refuses_what_is_none(base, tmp_path, parts, capsys, monkeypatch):
     engine = parts(False)
     asked = [*base, "--methods", "shortgpt", "--ratio", "0.2", "--device", "cpu", "--out", str(tmp_path / "run")]
@@ -161,6 +179,10 @@ def test_the_command_measures_a_job_once_and_refuses_what_is_none(base, tmp_path
 
     refuses("{", "new", "this is no job of a run: the file: Invalid JSON")
     refuses(json.dumps(json.loads(job) | {"threads": "many"}), "new", "this is no job of a run: threads: ")
+    plain = json.loads(job)
+    refuses(json.dumps(plain | {"cell": {}}), "new", "this is no job of a run: cell.protocol: Field required")
+    refuses(json.dumps(plain | {"cell": plain["cell"] | {"protocol": 3}}), "new", "this is no job of a run: cell.proto")
+    refuses(json.dumps(plain | {"cell": plain["cell"] | {"seed": "x"}}), "new", "no job of a run: cell.seed: Input ")
     refuses(dense, "part", "part belongs to another run, it holds shortgpt--0.2--")
     outside = replace(Job.from_json(job), sources={"../mine.py": MINE})
     refuses(outside.to_json().replace('"sources": {}', '"sources": {"../mine.py": ""}'), "new", "a plugin has the name")
@@ -172,6 +194,23 @@ def test_the_command_measures_a_job_once_and_refuses_what_is_none(base, tmp_path
     refuses(json.dumps(plain), "new", "the code of shortgpt ")
     assert not list((tmp_path / "new").glob("cells/*"))
     assert "cannot be read: No such file" in refused(capsys, ["cell", "none.json", "--out", str(tmp_path / "new")])
+
+
+def test_the_lock_of_a_dead_predecessor_is_waited_for_and_one_that_is_held_on_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(part, "PATIENCE", 0.5)
+    asked = Job(validate.cells(RunSpec(methods="dense", device="cpu"))[0].plain(), "k", "k", "", "")
+    with lock.held(tmp_path), pytest.raises(InUse, match="is in use by the run with process"):
+        part.measured(asked, tmp_path)
+    monkeypatch.setattr(part, "PATIENCE", 60.0)
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "other.json").touch()
+    with ExitStack() as dying:
+        dying.enter_context(lock.held(tmp_path))
+        ends = threading.Timer(0.5, dying.close)
+        ends.start()
+        with pytest.raises(UserError, match="it holds other; name another --out"):  # which is seen under the lock
+            part.measured(asked, tmp_path)
+        ends.join()
 
 
 def test_other_machines_are_not_looked_at_for_a_device(base, parts, capsys):

@@ -79,6 +79,17 @@ def test_what_cannot_be_found_out_is_absent(monkeypatch, tmp_path):
     assert None not in found.values()
 
 
+@pytest.mark.parametrize("error", [AssertionError("Torch not compiled with CUDA enabled"), RuntimeError("No driver")])
+def test_a_gpu_that_is_not_here_is_absent(monkeypatch, error):
+    def refuse(device):
+        raise error
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", refuse)
+    found = describe(torch.device("cuda", 0), torch.bfloat16)
+    assert (found["device"], found["cpu"]) == ("cuda:0", environment.processor(CPU))
+    assert {name for name in found if name.startswith(("gpu", "cuda"))} == set()
+
+
 def test_commit_and_dirty(monkeypatch, tmp_path):
     git(tmp_path, "init", "-q")
     (tmp_path / "a").write_text("1")
