@@ -38,7 +38,7 @@ def run() -> run_folder.Merged:
 
 @cache
 def places() -> rows_beside.Places:
-    """Return which records are of a model at a ratio that every model has."""
+    """Return which records are of a model at one of the ratios that most is said of."""
     return {place: at for place, at in rows_beside.places(run()).items() if place[1] in RATIOS}
 
 
@@ -147,9 +147,10 @@ def times(figures: list[tuple[float, float, float]]) -> str:
 
 def test_what_is_said_of_answers():
     assert len(places()) == 6
-    others = [line for line in rows() if "`dense`" not in line and f"`{OURS}`" not in line]
+    said = [line for line in rows() if line.split(" | ")[1] in ("0.2", "0.3")]
+    others = [line for line in said if f"`{OURS}`" not in line]
     every = [interval(line.strip("| ").split(" | ")[5].partition(", ")[2]) for line in others]
-    assert len(every) == len(rows()) - 2 * (len(places()) + 1)  # at 0.1 one model has them
+    assert len(every) == len(said) - len(places()) > 6 * 7
     assert all(estimate > 0 for estimate, *_ in every)
     page, bits = text(PAGE), {}
     for label in ("2ssp+refit", "laco-ls"):
@@ -168,7 +169,6 @@ def test_what_is_said_of_answers():
 
 
 def test_what_is_said_of_a_tenth():
-    """Of SmolLM2, the one model that was measured there."""
     lines = [line for line in rows() if line.startswith("| smollm2-135m | 0.1 |")]
     ours, *others = lines
     assert f"`{OURS}`" in ours and len(others) == 9
@@ -176,6 +176,39 @@ def test_what_is_said_of_a_tenth():
     assert all(wiki[1] > 1 and c4[1] > 1 and bits[1] > 0 for wiki, c4, bits in figures)
     said = [min(of[at][0] for of in figures) for at in range(3)]
     assert "({:.2f} and {:.2f} times and {:.3f} bits at least)".format(*said) in text(PAGE)
+
+
+@cache
+def below_ours_at_a_tenth(model: str) -> list[dict[str, float]]:
+    """Return what is shown to be below ours on `wiki`, on `c4` and by answers, by how much."""
+    found: list[dict[str, float]] = [{}, {}, {}]
+    for line in (line for line in rows() if line.startswith(f"| {model} | 0.1 |") and f"`{OURS}`" not in line):
+        for its, cell, none in zip(found, line.strip("| ").split(" | ")[3:], (1, 1, 0), strict=True):
+            estimate, _, high = interval(cell.partition(", ")[2])
+            if high < none:
+                its[line.split("`")[1]] = estimate
+    return found
+
+
+def test_what_is_said_of_a_tenth_on_the_other_models():
+    page = " ".join(text(PAGE).split())
+    assert below_ours_at_a_tenth("smollm2-135m") == [{}, {}, {}]
+    wiki, c4, answers = below_ours_at_a_tenth("gemma3-270m")
+    fewer = ", ".join(f"`{label}` {-bits:.3f}" for label, bits in sorted(answers.items(), key=lambda one: one[1]))
+    assert f"On Gemma five of eight are shown to have fewer bits ({fewer})" in page
+    assert (len(answers), sum(line.startswith("| gemma3-270m | 0.1 |") for line in rows())) == (5, 9)
+    assert not wiki and f"`puzzle+refit` a lower perplexity on `c4` ({c4.pop('puzzle+refit'):.2f} times)" in page
+    assert not c4
+    wiki, c4, answers = below_ours_at_a_tenth("qwen2.5-coder-0.5b")
+    assert wiki.keys() == c4.keys() == {"laco-ls"} and len({f"{one['laco-ls']:.2f}" for one in (wiki, c4)}) == 1
+    assert f"`laco-ls` is shown to have {wiki['laco-ls']:.2f} times its perplexity on both texts" in page
+    assert answers.keys() == {"llm-streamline"}
+    assert f"and `llm-streamline` {-answers['llm-streamline']:.3f} bits less" in page
+    ours = [one for one in run().records if (one.cell["label"], one.cell["ratio"]) == (OURS, 0.1)]
+    gone = {one.cell["model"]: len(one.decisions["removed_layers"]) for one in ours}
+    assert gone == dict(zip(rows_beside.MODELS, (2, 1, 1), strict=True))
+    assert "One layer of 18 or of 24 collapses there, on SmolLM2 two of 30." in page
+    assert "At 0.1 it leads on SmolLM2 alone" in text("README.md")
 
 
 def test_what_is_said_of_perplexity_at_the_larger_ratio():
@@ -239,7 +272,7 @@ def test_what_is_said_of_a_layer_that_is_trained_and_of_low_rank():
         for line, after in zip(rows(), [*rows()[1:], "| - | `dense`"], strict=True)
         if "| - |" in after
     ]
-    assert len(last) == len(places()) + 1 == last.count("svd-llm") + 1  # at 0.1 of SmolLM2 too
+    assert len(last) == 9 == last.count("svd-llm") + 1  # at 0.1 too
     assert last[2] == "llm-streamline" and "It is the last, but for `llm-streamline` at 0.3 of SmolLM2" in page
 
 
