@@ -353,7 +353,7 @@ def test_other_weights_have_another_key(asked, model_folder, tmp_path, capsys):
     shutil.copytree(model_folder, tmp_path / "model")
     arguments = [*asked, "--model", str(tmp_path / "model"), "--methods", "dense", "--out", str(tmp_path / "run")]
     assert main(arguments) == 0
-    tiny("llama", seed=1).save_pretrained(tmp_path / "model")
+    tiny("llama", seed=1, max_position_embeddings=2048).save_pretrained(tmp_path / "model")
     assert main(arguments) == 0
     assert "this has changed: weights_sha256; moved" in capsys.readouterr().err
     (found,) = load_run(tmp_path / "run")
@@ -370,7 +370,8 @@ def test_how_threads_wait_is_part_of_a_timed_cells_key_alone(monkeypatch):
 
     def stands_on(rounds: int, turns: str) -> dict:
         monkeypatch.setenv("GOMP_SPINCOUNT", turns)
-        cell = SimpleNamespace(model="any", device="cpu", protocol=SimpleNamespace(speed_rounds=rounds))
+        protocol = SimpleNamespace(speed_rounds=rounds)
+        cell = SimpleNamespace(model="any", device="cpu", trust_remote_code=False, protocol=protocol)
         read = {"calibration": SimpleNamespace(sha256=""), "texts": {}, "loaded_tasks": {}, "documents": {}}
         return fingerprint.common(cell, None, Machine("this", 2), **read)
 
