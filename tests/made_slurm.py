@@ -2,18 +2,25 @@
 
 N.sh          what sbatch was given as job N, from 77 on
 queue/ID      the process of an element; `held` where nothing is started
-states/ID     what sacct says of it
+states/ID     what sacct says of it, and shown/ID what scontrol does
+reasons/ID    why it waits, as squeue says; without it, for its priority
 cancelled     the ids that scancel was given
-down          where this file is, squeue fails
+down          where this file is, squeue fails, and where `refuses` is, sbatch does, with what is in that
 """
 
 from __future__ import annotations
 
 import os
 import re
+import time
 from pathlib import Path
 
+import pytest
+
+from bench.engines.slurm_queue import SlurmQueue
+
 SBATCH = """
+if [ -e refuses ]; then cat refuses >&2; exit 1; fi
 number=$(( $(cat count 2>/dev/null || echo 76) + 1 ))
 echo $number > count
 cp "$1" $number.sh
@@ -32,11 +39,16 @@ SQUEUE = """
 [ -e down ] && exit 1
 for id in $(ls queue); do
     process=$(cat queue/$id)
-    if [ $process = held ] || [ -e /proc/$process ]; then echo $id; else rm queue/$id; fi
+    if [ $process = held ] || [ -e /proc/$process ]; then
+        echo $id $(cat reasons/$id 2>/dev/null || echo Priority)
+    else rm queue/$id; fi
 done
 """
 SACCT = """
 for word in "$@"; do case $word in --jobs=*) cat states/${word#--jobs=} ;; esac; done
+"""
+SCONTROL = """
+echo JobId=${3%_*} JobState=$(cat shown/$3 2>/dev/null || echo RUNNING) Reason=None
 """
 SCANCEL = """
 for id in "$@"; do
@@ -54,14 +66,24 @@ class MadeSlurm:
 
     def __init__(self, place: Path, *, held: bool = False) -> None:
         self.place = place
-        for name in ("bin", "queue", "states"):
+        for name in ("bin", "queue", "states", "shown", "reasons"):
             (place / name).mkdir(parents=True)
         if held:
             (place / "held").touch()
-        for name, text in {"sbatch": SBATCH, "squeue": SQUEUE, "sacct": SACCT, "scancel": SCANCEL, "srun": ""}.items():
+        commands = {"sbatch": SBATCH, "squeue": SQUEUE, "sacct": SACCT, "scontrol": SCONTROL, "scancel": SCANCEL}
+        for name, text in (commands | {"srun": ""}).items():
             command = place / "bin" / name
             command.write_text(f"#!/bin/bash\ncd {place}\n{text}")
             command.chmod(0o755)
+
+    @classmethod
+    def put_in_place(cls, patch: pytest.MonkeyPatch, place: Path) -> MadeSlurm:
+        """Make one that starts nothing, which is found on PATH and looked at all the time."""
+        patch.setattr(SlurmQueue, "look", 0.0)
+        patch.setattr(SlurmQueue, "pause", 0.01)
+        made = cls(place, held=True)
+        patch.setenv("PATH", made.path)
+        return made
 
     @property
     def path(self) -> str:
@@ -82,3 +104,21 @@ class MadeSlurm:
         """Return the ids of what was cancelled."""
         file = self.place / "cancelled"
         return set(file.read_text().split()) if file.exists() else set()
+
+
+class Enough(Exception):
+    """Says that nothing has come."""
+
+
+def wait_a_little(session) -> None:
+    """Wait for a result that does not come, until the session pauses after a second."""
+    pause, end = time.sleep, time.monotonic() + 1.0
+
+    def until_then(seconds: float) -> None:
+        if time.monotonic() > end:
+            raise Enough
+        pause(seconds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.sleep", until_then)
+        session.next_result()

@@ -228,6 +228,8 @@ def environments(asked: int | str, device: str, gpus: Sequence[str], each: int =
     refuse_gpus_of_cpus(device, each)
     if each > 1 and named:
         raise UserError(f"--gpus-per-cell {each}: a model is spread over the first GPUs; give --device cuda")
+    if each > 1 and any(map(_is_instance, gpus)):
+        raise UserError(f"--gpus-per-cell {each}: a process sees one MIG instance, over which no model is spread")
     if each > len(gpus) and on_gpu:
         raise UserError(f"--gpus-per-cell {each} is more than the {len(gpus)} GPUs here")
     count = (len(gpus) // each if on_gpu and not named else 1) if asked == "auto" else int(asked)
@@ -243,9 +245,18 @@ def environments(asked: int | str, device: str, gpus: Sequence[str], each: int =
 
 
 def visible(count: int) -> list[str]:
-    """Return what CUDA_VISIBLE_DEVICES calls the `count` GPUs that torch sees."""
+    """Return what CUDA_VISIBLE_DEVICES calls the GPUs, of which torch sees `count`.
+
+    Of several MIG instances a process sees one, and each is another process's.
+    """
     said = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
+    if count and said and all(map(_is_instance, said)):
+        return said
     return said[:count] or [str(number) for number in range(count)]
+
+
+def _is_instance(name: str) -> bool:
+    return name.startswith("MIG-")
 
 
 def threads_of(slots: int, all_threads: int, given: int | None) -> int:

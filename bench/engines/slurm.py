@@ -7,7 +7,8 @@ it under the same path. RUN/parts has
 
     KEY/job.json      the job
     KEY/element.json  {cluster, id} of the element that measures it
-    KEY/ended.json    what that has to say at its end: {refused: a mistake that is no cell's alone, or null}
+    KEY/ended.json    what that has to say at its end: {refused: a mistake that is no cell's alone, or null; and where
+                      another element has measured the cell for long, lost: which}
     KEY/...           what a part holds
     .slurm/           what sbatch was given, and the logs
 
@@ -20,9 +21,8 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 import shutil
-import signal
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,16 +31,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Literal
 
-from bench.engines.engine import PARTS, Conditions, Job, Machine, Measure, Result, refuse_gpus_of_cpus
+from bench.engines.engine import PARTS, Conditions, Job, Machine, Result, refuse_gpus_of_cpus
+from bench.engines.slurm_ends import end
+from bench.engines.slurm_node import ENDED, JOB, measure_there, read, tell_machine
 from bench.engines.slurm_queue import Call, Needs, ProcessQueue, Queue, SlurmQueue
 from bench.system.console import say
 from methods.errors import UserError
 from methods.files import write_atomically
 
 LOGS = ".slurm"
-JOB, ELEMENT, ENDED = "job.json", "element.json", "ended.json"
+ELEMENT = "element.json"
+STUCK = re.compile(r"held|^Partition|NotAllowed|Invalid|PerJob|BadConstraints|ReqNodeNotAvail", re.IGNORECASE)
 PROBE = ".machine"  # stands for a key where a node is asked what it is
 THREADS = 8  # of a cell but while it is timed, unless the user says otherwise
+REFUSED_FOR = 600.0  # seconds for which sbatch may take nothing before a run ends of which nothing is in the queue
 MOST = 1000  # elements in the queue at once; an array of Slurm has that many unless the site allows more
 COMMANDS = ("sbatch", "srun", "squeue", "scancel")  # srun is not called: submitit takes it for a sign of Slurm
 OPTIONS = (
@@ -50,10 +54,6 @@ OPTIONS = (
 FLAGS = {  # what has a flag of its own
     **{"partition": "--partition", "array": "--slots", "cpus-per-task": "--threads", "exclusive": "--speed-rounds"},
     **{"gpus": "--gpus-per-cell", "gpus-per-node": "--gpus-per-cell"},
-}
-ENDS = {  # statuses of records, by Slurm's word for how an element ended; any other is a lost one
-    "TIMEOUT": ("timed_out", "Slurm ended it at the time limit of its job; --slurm time=MINUTES sets another"),
-    "OUT_OF_MEMORY": ("out_of_memory", "Slurm ended it, which took more memory than its job has; see --slurm mem="),
 }
 
 
@@ -122,7 +122,6 @@ class Slurm:
 class Element:
     """Is one job in the queue.
 
-    cell     of the job; empty where a node is only asked what it is
     id       that the queue has given it; None where it was not submitted
     earlier  whether an earlier run has submitted it
     unseen   looks in a row at which it was not in the queue
@@ -131,7 +130,6 @@ class Element:
     key: str
     part: Path
     needs: Needs
-    cell: Mapping[str, Any] = field(default_factory=dict)
     id: str | None = None
     earlier: bool = False
     unseen: int = 0
@@ -154,6 +152,10 @@ class SlurmSession:
         self._waiting: list[Element] = []
         self._running: dict[str, Element] = {}
         self._looked = -math.inf
+        self._refused: float | None = None  # since when sbatch takes nothing
+        self._tried = -math.inf
+        self._submitted = False
+        self._told = set[str]()  # of what was said once
 
     @functools.cached_property
     def machine(self) -> Machine:
@@ -167,7 +169,7 @@ class SlurmSession:
         )
         element = Element(PROBE, self._parts / PROBE, needs)
         self._submit([element])
-        while (said := _read(element.part / ENDED)) is None:
+        while (said := read(element.part / ENDED)) is None:
             if self._is_over(element):
                 raise UserError(f"no node has said what it is, which timed cells need: {self._end(element)[1]}")
             time.sleep(self._queue.pause)
@@ -189,8 +191,8 @@ class SlurmSession:
         part = self._parts / job.key
         job = replace(job, folder=str(part), parents=str(self._folder))
         needs = Needs(job.threads, self._engine.named(job.gpus), job.timed)
-        element = Element(job.key, part, needs, job.cell)
-        text, before, known = job.to_json(), _read(part / JOB), _read(part / ELEMENT)
+        element = Element(job.key, part, needs)
+        text, before, known = job.to_json(), read(part / JOB), read(part / ELEMENT)
         if known and known["cluster"] == self._engine.cluster:
             element.id, element.earlier = known["id"], True
         is_same = before is not None and before | {"where": ""} == json.loads(text) | {"where": ""}
@@ -206,8 +208,7 @@ class SlurmSession:
     def next_result(self) -> Result:
         """Submit what waits, and wait until an element has ended. Raises UserError for a mistake that one has met."""
         while True:
-            waiting, self._waiting = self._waiting, []
-            self._submit(waiting)
+            self._submit_waiting()
             for element in list(self._running.values()):
                 if result := self._result(element):
                     return result
@@ -229,6 +230,26 @@ class SlurmSession:
         if all(path.name == LOGS for path in self._parts.glob("*")):
             shutil.rmtree(self._parts, ignore_errors=True)
 
+    def _submit_waiting(self) -> None:
+        """Submit what waits. What is refused waits on as long as others run, or were taken a while ago.
+
+        Raises UserError where nothing was taken yet, and where it has been refused for long.
+        """
+        now = time.monotonic()
+        if not self._waiting or (self._refused is not None and now - self._tried < self._queue.look):
+            return
+        self._tried = now
+        try:
+            self._submit(self._waiting)
+            self._refused = None
+        except UserError as error:
+            self._refused = now if self._refused is None else self._refused
+            is_long = not self._submitted or now - self._refused > REFUSED_FOR
+            if is_long and not self._running:
+                raise
+            self._say_once("refused", f"{error}; they are submitted again every {self._queue.look:g} s")
+        self._waiting = [one for one in self._waiting if one.key not in self._running]
+
     def _submit(self, elements: Sequence[Element]) -> None:
         """Submit elements, those that need the same as one array, and write down their ids."""
         groups: dict[Needs, list[Element]] = {}
@@ -237,6 +258,7 @@ class SlurmSession:
             groups.setdefault(element.needs, []).append(element)
         for needs, group in groups.items():
             ids = self._queue.submit([self._call(element) for element in group], needs)
+            self._submitted = True
             for element, name in zip(group, ids, strict=True):
                 element.id = name
                 self._running[element.key] = element  # so that it is cancelled, whatever happens meanwhile
@@ -252,8 +274,9 @@ class SlurmSession:
 
     def _result(self, element: Element) -> Result | None:
         """Return what became of an element, or None as long as it goes on, which one from before may do anew."""
-        said = _read(element.part / ENDED)
-        if said is None and not self._is_over(element):
+        said = read(element.part / ENDED) or {}
+        is_told = said.get("refused") or said.get("lost") or (said and element.is_measured)
+        if not is_told and not self._is_over(element):  # a record may come through the file system behind that
             return None
         del self._running[element.key]
         if element.is_measured:
@@ -261,11 +284,10 @@ class SlurmSession:
         if element.earlier:  # which was cancelled with its run, or lost while nobody looked
             self._waiting.append(replace(element, id=None, earlier=False, unseen=0))
             return None
-        if said is not None:
+        if said.get("refused"):
             raise UserError(said["refused"])
-        status, error = self._end(element)
-        environment = {name: element.cell[name] for name in ("device", "dtype")}  # of the node nothing is known
-        return Result(element.key, {"status": status, "error": error, "environment": environment})
+        status, error = ("lost", said["lost"]) if said.get("lost") else self._end(element)
+        return Result(element.key, {"status": status, "error": error})
 
     def _is_over(self, element: Element) -> bool:
         """Say whether an element is neither waiting nor running.
@@ -274,65 +296,42 @@ class SlurmSession:
         """
         if time.monotonic() - self._looked > self._queue.look:
             self._looked = time.monotonic()
-            if (listed := self._queue.listed()) is not None:
+            if (listed := self._listed()) is not None:
                 for one in self._running.values():
                     one.unseen = 0 if one.id in listed else one.unseen + 1
         return element.id is None or element.unseen >= (1 if element.earlier else 2)
 
+    def _listed(self) -> Mapping[str, str] | None:
+        """Look at the queue, and say once where it gives no answer, and what may wait there for ever."""
+        listed = self._queue.listed()
+        if listed is None:
+            self._say_once("queue", "squeue gives no answer; until it does, what was submitted counts as running")
+        own = {one.id for one in self._running.values()}
+        for name, why in (listed or {}).items():
+            if name in own and STUCK.search(why):
+                self._say_once(why, f"job {name} does not start, and may never: Slurm says {why}")
+        return listed
+
+    def _say_once(self, kind: str, message: str) -> None:
+        if kind not in self._told:
+            self._told.add(kind)
+            say(message)
+
     def _end(self, element: Element) -> tuple[str, str]:
         """Return the status of an element that has left no record, and why it has none."""
-        state = self._queue.state(element.id or "")
-        log = self._parts / LOGS / f"{element.id}_0_log.err"
-        lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
-        last = next((line for line in reversed(lines) if line.strip()), "its log is empty")
-        unknown = ("lost", f"its job {element.id} has left no record{f', Slurm says {state}' if state else ''}; {last}")
-        return ENDS.get(state, unknown)
+        name = element.id or ""
+        return end(name, self._queue.state(name), self._parts / LOGS / f"{name}_0_log.err")
 
     def _withdraw(self, element: Element) -> None:
         """End an element of an earlier run that measures otherwise than is asked now, and remove what it has."""
         if element.id:
             self._queue.cancel([element.id])
-            while element.id in (self._queue.listed() or ()):
+            while (listed := self._listed()) is None or element.id in listed:
                 time.sleep(self._queue.pause)
         shutil.rmtree(element.part)
         element.id, element.earlier = None, False
 
 
-def measure_there(measure: Measure, part: str) -> None:
-    """Measure, on a node, the job of a part, and say there that it has ended, and by which mistake."""
-    signal.signal(signal.SIGTERM, _leave)
-    refused = None
-    try:
-        measure((Path(part) / JOB).read_text(encoding="utf-8"), part, None)
-    except UserError as error:
-        refused = str(error)
-    write_atomically(Path(part) / ENDED, json.dumps({"refused": refused}))
-
-
-def tell_machine(device: str, part: str) -> None:
-    """Say, on a node, what timed cells find there."""
-    import torch
-
-    from bench.system import environment
-
-    said = {"processor": environment.processor(torch.device(device)), "threads": torch.get_num_threads()}
-    write_atomically(Path(part) / ENDED, json.dumps(said))
-
-
-def _leave(*_: object) -> None:
-    """End this process without a word: Slurm takes the job away, and a cell that it ends so has not crashed."""
-    sys.exit(128 + signal.SIGTERM)
-
-
 def _flag(name: str) -> str:
     """Return the name of an option as sbatch has it."""
     return name.replace("_", "-")
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """Return what a file says; None where there is none."""
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found

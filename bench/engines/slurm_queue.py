@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import subprocess
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ from typing import Any, Protocol
 
 import psutil
 
+from bench.system.failures import reason
 from methods.errors import UserError
 
 Call = tuple[Callable[..., None], *tuple[Any, ...]]  # a function of a module, and its arguments
 PATIENCE = 60.0  # seconds for an answer of Slurm
+GOES_ON = ("", "COMPLETING", "PENDING", "REQUEUED", "RESIZING", "RUNNING", "SUSPENDED")  # as accounts that lag say
 FOREVER = 60 * 24 * 365  # minutes, since submitit's own processes end after 2
 
 
@@ -45,8 +48,8 @@ class Queue(Protocol):
     def submit(self, calls: Sequence[Call], needs: Needs) -> list[str]:
         """Submit calls at once, and return the id of each. Raises UserError where that is refused."""
 
-    def listed(self) -> set[str] | None:
-        """Return the ids of what waits or runs; None where that cannot be said now."""
+    def listed(self) -> Mapping[str, str] | None:
+        """Return the ids of what waits or runs, and why it waits; None where that cannot be said now."""
 
     def state(self, name: str) -> str:
         """Return the word for how something ended, such as TIMEOUT; empty where nobody knows."""
@@ -81,16 +84,27 @@ class SlurmQueue:
         try:
             return _submitted(executor, calls)
         except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedSubmissionError) as error:
-            said = str(error).strip().splitlines() or ["it says nothing"]
-            raise UserError(f"sbatch takes no cells: {said[-1]}; see --partition and --slurm") from None
+            said = (str(error).strip().splitlines() or ["it says nothing"])[-1]
+            limit = "--slots, the most cells in the queue at once, " if "limit" in said.lower() else ""
+            raise UserError(f"sbatch takes no cells: {said}; see {limit}--partition and --slurm") from None
+        except OSError as error:
+            raise UserError(f"sbatch cannot be given cells: {reason(error)}") from None
 
-    def listed(self) -> set[str] | None:
-        said = _output("squeue", "--me", "--noheader", "--array", "--format=%i")
-        return None if said is None else set(said.split())
+    def listed(self) -> Mapping[str, str] | None:
+        said = _output("squeue", "--me", "--noheader", "--array", "--format=%i %r")
+        if said is None:
+            return None
+        parts = [line.strip().partition(" ") for line in said.splitlines()]
+        return {name: reason.strip() for name, _, reason in parts if name}
 
     def state(self, name: str) -> str:
+        """Return what accounts say; where there are none, or they lag behind, what the controller still knows."""
         said = _output("sacct", "--noheader", "--parsable2", "--allocations", "--format=State", f"--jobs={name}")
-        return (said or "").partition("\n")[0].partition(" ")[0]  # which may be CANCELLED by 1000
+        state = (said or "").partition("\n")[0].partition(" ")[0]  # which may be CANCELLED by 1000
+        if state in GOES_ON:
+            found = re.search(r"\bJobState=(\w+)", _output("scontrol", "show", "job", name, "--oneliner") or "")
+            state = found[1] if found else state
+        return "" if state in GOES_ON else state
 
     def cancel(self, names: Collection[str]) -> None:
         if names:
@@ -113,9 +127,9 @@ class ProcessQueue:
         executor.update_parameters(timeout_min=FOREVER, gpus_per_node=int(needs.gpus.rpartition(":")[2] or 0))
         return _submitted(executor, calls)
 
-    def listed(self) -> set[str] | None:
+    def listed(self) -> Mapping[str, str] | None:
         every = psutil.process_iter(["pid", "cmdline", "status"])
-        return {str(one.pid) for one in every if self._is_own(one)}
+        return {str(one.pid): "" for one in every if self._is_own(one)}
 
     def state(self, name: str) -> str:
         return ""

@@ -137,6 +137,10 @@ def test_every_slot_has_a_gpu_of_its_own_and_cells_of_the_cpu_see_none(monkeypat
         environments(2, "cuda:1", ["4", "7"])
     monkeypatch.setenv(VISIBLE, "GPU-5a, 3")
     assert visible(2) == ["GPU-5a", "3"]
+    monkeypatch.setenv(VISIBLE, "MIG-a,MIG-b")
+    assert (visible(1), visible(0)) == (["MIG-a", "MIG-b"], [])  # of which each process sees the first one
+    with pytest.raises(UserError, match="a process sees one MIG instance"):
+        environments(1, "cuda", visible(1), 2)
     monkeypatch.delenv(VISIBLE)
     assert visible(2) == ["0", "1"]
     assert [threads_of(2, 8, None), threads_of(16, 8, None), threads_of(2, 8, 8)] == [4, 1, 8]

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import refused
 from engine_jobs import job
-from made_slurm import MadeSlurm
+from made_slurm import Enough, MadeSlurm, wait_a_little
 from method_source import KILL, SHORTGPT, method_source
 from run_contents import contents
 from slurm_jobs import conditions
@@ -26,7 +26,6 @@ from bench.cli.main import main
 from bench.engines import chosen
 from bench.engines.engine import PARTS, Machine
 from bench.engines.slurm import LOGS, Slurm
-from bench.engines.slurm_queue import SlurmQueue
 from bench.plan.cell import Cell
 from bench.plan.protocol import profile
 from bench.run import part
@@ -34,7 +33,6 @@ from bench.system import environment
 from methods.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-CELL = {"device": "cuda", "dtype": "bfloat16"}
 HERE = Slurm(cluster="local", slots=2)
 DRIVER = """
 import sys
@@ -70,12 +68,7 @@ def importable(monkeypatch):
 
 @pytest.fixture
 def made(tmp_path, monkeypatch):
-    """A made-up Slurm that starts nothing, and is looked at all the time."""
-    monkeypatch.setattr(SlurmQueue, "look", 0.0)
-    monkeypatch.setattr(SlurmQueue, "pause", 0.01)
-    slurm = MadeSlurm(tmp_path / "slurm", held=True)
-    monkeypatch.setenv("PATH", slurm.path)
-    return slurm
+    return MadeSlurm.put_in_place(monkeypatch, tmp_path / "slurm")
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
@@ -86,24 +79,6 @@ def processes_of(folder: Path) -> list[psutil.Process]:
         if str(folder) in line and "submitit" in line and one.info["status"] != psutil.STATUS_ZOMBIE:
             found.append(one)
     return found
-
-
-class Enough(Exception):
-    """Says that nothing has come."""
-
-
-def wait_a_little(session) -> None:
-    """Wait for a result that does not come, until the session pauses after a second."""
-    pause, end = time.sleep, time.monotonic() + 1.0
-
-    def until_then(seconds: float) -> None:
-        if time.monotonic() > end:
-            raise Enough
-        pause(seconds)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("time.sleep", until_then)
-        session.next_result()
 
 
 def begun(folder: Path) -> list[str]:
@@ -172,15 +147,14 @@ def test_elements_of_a_run_that_was_killed_are_waited_for(tmp_path):
 def test_whatever_leaves_no_record_is_lost_and_says_what_it_said_last(tmp_path):
     with HERE.start(conditions(tmp_path)) as session:
         for key in ("dead", "broken"):
-            session.submit(replace(job(key), cell=CELL))
+            session.submit(job(key))
         assert not session.has_room(timed=False)
         found = {result.key: result.found for result in (session.next_result(), session.next_result())}
     assert {one["status"] for one in found.values()} == {"lost"}
     assert found["broken"]["error"].endswith("has left no record; RuntimeError: what nobody has foreseen")
-    assert found["dead"]["environment"] == CELL
     assert list((tmp_path / PARTS / LOGS).glob("*.err"))
     with HERE.start(conditions(tmp_path)) as session:  # as with --retry-failed
-        session.submit(replace(job("dead"), cell=CELL))
+        session.submit(job("dead"))
         assert session.next_result().found["status"] == "lost"
     assert begun(tmp_path) == ["broken", "dead", "dead"]
 
@@ -246,7 +220,7 @@ def test_what_sbatch_is_given(made, tmp_path):
 )
 def test_slurms_word_for_an_end_is_the_status(made, tmp_path, state, status, said):
     with Slurm().start(conditions(tmp_path)) as session:
-        session.submit(replace(job("a"), cell=CELL))
+        session.submit(job("a"))
         made.place.joinpath("down").touch()  # when nothing can be said of what is in the queue
         with pytest.raises(Enough):
             wait_a_little(session)

@@ -1,0 +1,157 @@
+"""What Slurm refuses for a while, holds back or forgets costs no cell that runs, and changes no outcome."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from engine_jobs import job
+from made_slurm import Enough, MadeSlurm, wait_a_little
+from slurm_jobs import conditions
+
+from bench.engines import slurm
+from bench.engines.engine import PARTS, InUse
+from bench.engines.slurm import LOGS, Slurm
+from bench.engines.slurm_node import ENDED, JOB, measure_there
+from methods.errors import UserError
+
+LIMIT = "sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Batch job submission failed: Job violates a limit\n"
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    return MadeSlurm.put_in_place(monkeypatch, tmp_path / "slurm")
+
+
+def waits(session) -> None:
+    with pytest.raises(Enough):
+        wait_a_little(session)
+
+
+def is_measured(folder, key: str) -> None:
+    """Write what an element leaves that has measured its cell."""
+    part = folder / PARTS / key
+    (part / "cells").mkdir(parents=True)
+    (part / "cells" / f"{key}.json").write_text("{}")
+    (part / ENDED).write_text(json.dumps({"refused": None}))
+
+
+def test_what_sbatch_refuses_for_a_while_is_submitted_again_and_cancels_nothing(made, tmp_path, capsys):
+    with Slurm().start(conditions(tmp_path)) as session:
+        session.submit(job("a"))
+        waits(session)
+        (made.place / "refuses").write_text("sbatch: error: Batch job submission failed: Socket timed out\n")
+        session.submit(job("b"))
+        waits(session)
+        is_measured(tmp_path, "a")
+        assert session.next_result().key == "a"
+        waits(session)  # though nothing is in the queue any more
+        said = capsys.readouterr().err
+        assert said.count("sbatch takes no cells: sbatch: error: Batch job submission failed: Socket timed out;") == 1
+        (made.place / "refuses").unlink()
+        waits(session)
+        is_measured(tmp_path, "b")
+        assert session.next_result().key == "b"
+        assert made.cancelled() == set()
+        assert (made.place / "78.sh").exists()
+
+
+def test_what_sbatch_refuses_from_the_start_or_for_long_ends_the_run(made, tmp_path, monkeypatch):
+    (made.place / "refuses").write_text(LIMIT)
+    refused_alike = pytest.raises(UserError, match="Job violates a limit; see --slots, the most")
+    with refused_alike, Slurm().start(conditions(tmp_path)) as session:
+        session.submit(job("a"))
+        session.next_result()
+    (made.place / "refuses").unlink()
+    monkeypatch.setattr(slurm, "REFUSED_FOR", 0.0)
+    with Slurm().start(conditions(tmp_path)) as session:
+        session.submit(job("a"))
+        waits(session)
+        (made.place / "refuses").write_text(LIMIT)
+        session.submit(job("b"))
+        waits(session)
+        is_measured(tmp_path, "a")
+        assert session.next_result().key == "a"
+        with pytest.raises(UserError, match="Job violates a limit"):
+            wait_a_little(session)
+
+
+@pytest.mark.parametrize(
+    ("known", "log", "status"),
+    [
+        (("", "TIMEOUT"), "", "timed_out"),
+        (("RUNNING", "OUT_OF_MEMORY"), "", "out_of_memory"),  # as accounts say that lag behind
+        (("", ""), "slurmstepd: error: *** JOB 77 ON n1 CANCELLED AT 2026-01-01 DUE TO TIME LIMIT ***", "timed_out"),
+        (("", ""), "slurmstepd: error: Detected 1 oom_kill event in StepId=77.batch.", "out_of_memory"),
+        (("", "NODE_FAIL"), "slurmstepd: error: Detected 1 oom_kill event in StepId=77.batch.", "lost"),
+        (("TIMEOUT", "COMPLETED"), "", "timed_out"),
+    ],
+)
+def test_how_a_job_ended_is_known_without_accounts(made, tmp_path, known, log, status):
+    with Slurm().start(conditions(tmp_path)) as session:
+        session.submit(job("a"))
+        waits(session)
+        (tmp_path / PARTS / LOGS / "77_0_log.err").write_text(f"{log}\nand what was said behind that\n")
+        accounts, shown = known
+        if shown:
+            (made.place / "shown" / "77").write_text(shown)
+        made.ends("77", accounts)
+        assert session.next_result().found["status"] == status
+
+
+def test_what_may_wait_for_ever_is_said_once(made, tmp_path, capsys):
+    with Slurm().start(conditions(tmp_path)) as session:
+        for key in "abc":
+            session.submit(job(key))
+        for name in ("77_0", "77_1"):
+            (made.place / "reasons" / name).write_text("launch failed requeued held")
+        waits(session)
+        (made.place / "down").touch()
+        waits(session)
+    said = capsys.readouterr().err
+    assert said.count("job 77_0 does not start, and may never: Slurm says launch failed requeued held") == 1
+    assert (said.count("does not start"), said.count("squeue gives no answer")) == (1, 1)
+    assert "Priority" not in said
+
+
+def test_a_job_that_has_ended_is_given_time_for_its_record_and_is_lost_without_it(made, tmp_path):
+    with Slurm().start(conditions(tmp_path)) as session:
+        session.submit(job("a"))
+        waits(session)
+        (tmp_path / PARTS / "a" / ENDED).write_text(json.dumps({"refused": None}))
+        waits(session)
+        made.ends("77", "COMPLETED")
+        found = session.next_result().found
+    assert (found["status"], "Slurm says COMPLETED" in found["error"]) == ("lost", True)
+
+
+def test_a_part_that_another_job_measures_is_lost_and_ends_no_run(made, tmp_path):
+    def is_in_use(text, part, place):
+        raise InUse(f"{part} is in use")
+
+    with Slurm().start(conditions(tmp_path)) as session:
+        session.submit(job("a"))
+        waits(session)
+        assert (tmp_path / PARTS / "a" / JOB).exists()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("signal.signal", lambda *_: None)
+            measure_there(is_in_use, str(tmp_path / PARTS / "a"))
+        found = session.next_result().found
+    assert (found["status"], "a is in use" in found["error"]) == ("lost", True)
+
+
+def test_nothing_is_removed_while_it_is_not_known_whether_a_job_still_writes_it(made, tmp_path):
+    with Slurm().start(conditions(tmp_path)) as session:
+        session.submit(job("a"))
+        waits(session)
+    written = tmp_path / PARTS / "a" / "written"
+    written.touch()
+    (made.place / "down").touch()
+    with Slurm().start(conditions(tmp_path)) as session:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(session, "next_result", lambda: session.submit(job("a", seconds=1.0)))  # another than before
+            waits(session)
+        assert written.exists()
+        (made.place / "down").unlink()
+        session.submit(job("a", seconds=1.0))
+        assert not written.exists()
