@@ -23,7 +23,7 @@ OWN = {  # variables that are set before ray is imported, which reads them then,
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # lines of which none is printed; by default they come on stdout, among results
 }
 REACH = 5.0  # seconds for a connection to be accepted
-HEALTH = 20.0  # for what accepts it to say that it is a cluster
+HEALTH = 60.0  # for what accepts it to say that it is a cluster, by a program that a busy machine starts slowly
 ANSWER = 120.0  # for a look at the nodes
 HOW = "start one with `ray get-auth-token --generate; RAY_AUTH_MODE=token ray start --head`"
 
