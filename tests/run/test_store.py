@@ -741,5 +741,7 @@ time.sleep(60)
 
 
 def test_a_notebook_goes_on_behind_an_interrupt_and_a_command_ends_soon():
-    found = subprocess.run([sys.executable, "-c", CAUGHT], capture_output=True, text=True, timeout=50, check=False)
+    found = subprocess.run(
+        [sys.executable, "-c", HEARS + CAUGHT], capture_output=True, text=True, timeout=50, check=False
+    )
     assert (found.stdout, found.returncode) == ("goes on\n", 130)

@@ -1040,7 +1040,7 @@ def test_where_the_dense_model_has_no_room_the_pruned_one_in_files_is_timed_alon
         assert {"speedup", "speedup_low", "dense_ms"} <= one.keys() - other.keys()
     assert out.count("no memory: dense") == 2
     assert f"dense: speed: {timed_cell.NO_ROOM}" in out.replace("\n  ", " ")
-    assert "flap: timed alone, since the dense model had no room" in out.replace("\n  ", " ")
+    assert "flap at 0.3: timed alone, since the dense model had no room" in out.replace("\n  ", " ")
     assert "times as fast as dense, both in turns" not in out
     assert "decode: timed alone for 6 rounds; one token behind a context of 4 tokens" in out.replace("\n  ", " ")
 
@@ -1104,9 +1104,9 @@ def test_a_report_shows_every_batch_what_ran_out_and_what_is_doubtful():
     assert " ".join(rows[3]).endswith("decode 64 32 - - - no memory: both -")
     assert " ".join(rows[4]).endswith("prefill 128 32 - - - failed -")
     text = " ".join(line.strip() for line in lines)
-    assert "laco: single calls vary much: decode at batch 8 (± 34 %)." in text
-    assert "laco: speed: pruned model: ValueError: no" in text
-    assert "laco: timed while other work took 1.2 cores and 0.5 were withheld." in text
+    assert "laco at 0.3: single calls vary much: decode at batch 8 (± 34 %)." in text
+    assert "laco at 0.3: speed: pruned model: ValueError: no" in text
+    assert "laco at 0.3: timed while other work took 1.2 cores and 0.5 were withheld." in text
     assert max(map(len, lines)) <= 100
     assert "## Speed" in markdown([record])
     assert "## Speed" not in markdown([a_record([point("prefill", 1, 128, 57.0), point("decode", 1, 64, 14.0)])])
@@ -1131,11 +1131,11 @@ def test_a_report_of_a_gpu_has_both_modes_shares_and_what_the_memory_is_worth():
     assert "laco at 0.3 decode 64 graph 1 28.9 % 2.00" in text
     assert "laco at 0.3 decode 64 eager 1 28.9 % 5.00" in text
     assert METRICS["kept"].show(0.62) + " " + METRICS["kept"].show(0.034) in text
-    assert "laco: the host launches kernels more slowly than the GPU runs them" in text
+    assert "laco at 0.3: the host launches kernels more slowly than the GPU runs them" in text
     assert "which captured steps show: decode at batch 1, eager." in text
     assert "dense: most tokens/s behind 64 tokens: dense 500 at batch 2." in text
-    assert "laco: most tokens/s behind 64 tokens: dense 500 at batch 2, pruned 1,000 at batch 4." in text
-    assert "laco: tokens/s behind 64 tokens in 4.00 GiB: dense 500 at batch 2, pruned 800 at batch 2." in text
+    assert "laco at 0.3: most tokens/s behind 64 tokens: dense 500 at batch 2, pruned 1,000 at batch 4." in text
+    assert "laco at 0.3: tokens/s behind 64 tokens in 4.00 GiB: dense 500 at batch 2, pruned 800 at batch 2." in text
 
 
 def test_a_width_that_suits_no_kernel_stands_out():
