@@ -21,10 +21,7 @@ from methods.files import write_atomically
 SCHEMA = 1
 FILE = "served.jsonl"
 STATUSES = ("ok", "unsupported", *FAILED)
-OF_NO_FIGURE = (
-    "silence",
-    "engine_python",
-)  # are asked, and change none: the version of what answers stands beside them
+OF_NO_FIGURE = ("silence", "engine_python")  # are asked, and change none: the version of what answers is asked too
 
 
 @dataclass(frozen=True)

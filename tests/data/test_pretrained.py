@@ -199,7 +199,16 @@ def test_devices_and_types():
     assert pretrained.resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert pretrained.resolve_dtype("auto", torch.device("cuda")) == torch.bfloat16
     assert pretrained.resolve_dtype("float16", CPU) == torch.float16
-    for other in ("gpu", "meta", "mps", "cpu:0"):  # the last would be another key for the same device
+    for other in (
+        "gpu",
+        "meta",
+        "mps",
+        "cpu:0",
+        "cuda:",
+        "cuda:007",
+        "cuda:300",
+        "",
+    ):  # the last would be another key for the same device
         with pytest.raises(UserError, match=f"device is auto, cpu, cuda or cuda:N; got '{other}'"):
             pretrained.resolve_device(other)
     with pytest.raises(UserError, match="dtype is auto, float32, bfloat16, float16; got 'int8'"):

@@ -318,14 +318,20 @@ def test_a_run_without_the_dense_model_is_refused(fresh, tmp_path):
         rows.find(tmp_path / "run")
 
 
-def test_several_models_of_a_run_are_served_beside_their_own_dense_one(fresh, tmp_path):
-    cells = tmp_path / "run" / "cells"
+def copied(fresh, run, field, values):
+    """A run that has each cell of another once for each value of a field, which its key begins with."""
+    cells = run / "cells"
     cells.mkdir(parents=True)
     for file in (fresh / "run" / "cells").glob("*.json"):
         plain = json.loads(file.read_text())
-        for model in ("one", "two"):
-            plain["cell"]["model"] = model
-            (cells / f"{model}-{file.name}").write_text(json.dumps(plain))
+        for value in values:
+            plain["cell"][field] = value
+            (cells / f"{value}-{file.name}").write_text(json.dumps(plain))
+    return cells
+
+
+def test_several_models_of_a_run_are_served_beside_their_own_dense_one(fresh, tmp_path):
+    copied(fresh, tmp_path / "run", "model", ("one", "two"))
     found = rows.find(tmp_path / "run")
     assert [one.dense.partition("-")[0] for one in found] == ["one", "two"]
     for one in found:
@@ -335,13 +341,7 @@ def test_several_models_of_a_run_are_served_beside_their_own_dense_one(fresh, tm
 
 
 def test_a_cell_is_beside_the_dense_one_of_its_own_dtype(fresh, tmp_path):
-    cells = tmp_path / "run" / "cells"
-    cells.mkdir(parents=True)
-    for file in (fresh / "run" / "cells").glob("*.json"):
-        plain = json.loads(file.read_text())
-        for dtype in ("bfloat16", "float32"):
-            plain["cell"]["dtype"] = dtype
-            (cells / f"{dtype}-{file.name}").write_text(json.dumps(plain))
+    cells = copied(fresh, tmp_path / "run", "dtype", ("bfloat16", "float32"))
     found = rows.find(tmp_path / "run")
     assert [one.dense.partition("-")[0] for one in found] == ["bfloat16", "float32"]
     for one in found:
