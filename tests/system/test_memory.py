@@ -134,8 +134,8 @@ def test_states_may_take_an_eighth_of_what_is_free_where_there_is_least():
         ("0::/", {"memory.max": "8192"}, 8192),  # as a container sees its own
         ("0::/gone", {"memory.max": "8192"}, 8192),
         (
-            "7:blkio:/a\n4:cpu,memory:/a",
-            {"memory/a/memory.limit_in_bytes": "512", "memory/memory.limit_in_bytes": "9000"},
+            "7:blkio:/b\n4:cpu,memory:/a",
+            {f"memory/{of}memory.limit_in_bytes": limit for of, limit in (("a/", 512), ("", 9000), ("b/", 7))},
             512,
         ),
         ("4:memory:/a", {"memory/a/memory.limit_in_bytes": str(2**63 - 4096)}, None),
