@@ -40,8 +40,8 @@ def plan_spec(spec: RunSpec) -> Plan:
     device, every = torch.device(cells[0].device), torch.get_num_threads()
     slots: int = spec.slots if isinstance(spec.slots, int) else 1
     if here:
-        gpus = local.visible(torch.cuda.device_count())
-        slots = len(local.environments(spec.slots or 1, str(device), gpus, spec.gpus_per_cell))
+        seen = local.visible(torch.cuda.device_count())
+        slots = len(local.environments(spec.slots or 1, str(device), seen, spec.gpus_per_cell))
     begun = time.perf_counter()
     datasets = read_datasets(cells, Path(), Machine(environment.processor(device) if here else None, every))
     cells, read = known(cells, datasets), time.perf_counter() - begun
@@ -60,16 +60,17 @@ def plan_spec(spec: RunSpec) -> Plan:
     room = room_of(spec.memory_gib, slots)
     card = card_of(cells[0], spec.gpus_per_cell, spec.device_memory_gib) if here else None
     needs = {cell.key: outlook.needs(cell, room, card, offload=spec.offload is not None) for cell in cells}
-    estimates = {cell.key: _timed(outlook.estimates[cell.key], cell, needs[cell.key]) for cell in cells}
+    gpus = spec.gpus_per_cell
+    estimates = {cell.key: _timed(outlook.estimates[cell.key], cell, needs[cell.key], gpus) for cell in cells}
     free = shutil.disk_usage(spec.offload).free if spec.offload and here else None
-    where: dict[str, Any] = {"here": here, "gpus": spec.gpus_per_cell, "room": room, "card": card, "free": free}
+    where: dict[str, Any] = {"here": here, "gpus": gpus, "room": room, "card": card, "free": free}
     return simulated(cells, done, estimates, slots=slots, start=read, needs=needs, **where)
 
 
-def _timed(estimate: Estimate, cell: Cell, needs: MemoryNeeds) -> Estimate:
-    """Return an estimate without the seconds in which a dense model would be timed that there is no room for."""
-    if not needs.alone or "speed" not in estimate.stages:
+def _timed(estimate: Estimate, cell: Cell, needs: MemoryNeeds, gpus: int) -> Estimate:
+    """Return an estimate without what is not timed: models over several GPUs, a dense one without room."""
+    if "speed" not in estimate.stages or not (needs.alone or gpus > 1):
         return estimate
-    if cell.method == "dense":
+    if gpus > 1 or cell.method == "dense":
         return replace(estimate, stages={name: one for name, one in estimate.stages.items() if name != "speed"})
     return replace(estimate, stages=estimate.stages | {"speed": estimate.stages["speed"] / 2})

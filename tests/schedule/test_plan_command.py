@@ -14,7 +14,9 @@ from emulated import EmulatedGpus
 from bench.cli.main import main
 from bench.plan.cell import Cell, Stage
 from bench.plan.protocol import profile
+from bench.plan.run_spec import RunSpec
 from bench.records.record import load
+from bench.run.planned import plan_spec
 from bench.schedule.estimator import Estimate
 from bench.schedule.memory_needs import MemoryNeeds
 from bench.schedule.order import Ended
@@ -153,6 +155,19 @@ def test_an_estimate_is_what_the_records_beside_the_run_took(base, tmp_path, cap
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if "measured before" in line}
     assert "33 min" in lines["dense"]  # load and perplexity
     assert "50 min" in lines["shortgpt"]
+
+
+def test_a_plan_counts_no_timing_of_models_over_several_gpus(model_folder, text_file, tmp_path):
+    spec = RunSpec(
+        "shortgpt",
+        ratios=[0.2],
+        model=str(model_folder),
+        protocol={"texts": (str(text_file),), "tasks": (), "window": 32, "windows": 4, "speed_rounds": 6},
+        **{"device": "cuda", "engine": "slurm", "slots": 1, "out": str(tmp_path / "run")},
+    )
+    one, two = (plan_spec(replace(spec, gpus_per_cell=gpus)) for gpus in (1, 2))
+    assert all("speed" in cell.estimate.stages for cell in one.cells)
+    assert not any("speed" in cell.estimate.stages for cell in two.cells)
 
 
 def test_a_plan_for_other_machines_needs_their_number_alone(base, capsys):
