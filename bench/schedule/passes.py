@@ -149,7 +149,7 @@ def _search(asked: PruningWork, blocks: float, stay: int) -> Computed:
 
 
 def _evopress(asked: PruningWork) -> Computed:
-    """Children run what their parents have left, on few tokens; the fittest and the parents on more."""
+    """Children run what their parents have left, on few tokens; the fittest and, unless on all, the parents on more."""
     given, shape, k = asked.parameters, asked.shape, asked.removals(asked.ratio)
     kept, every = max(0.0, 1 - k / shape.layers), asked.sequences * asked.length
     generations = given.get("generations") or max(1, int(k * (shape.layers - k) / 1.5))
@@ -158,10 +158,12 @@ def _evopress(asked: PruningWork) -> Computed:
         of_each = shape.body(tokens, asked.length, kept) + tokens * shape.head
         return Computed(states * of_each + shape.body(tokens, asked.length))
 
-    final = min(every, given.get("final_tokens", 4096))
-    parents = given.get("population", 1)
-    first = compared(given.get("initial", 64), asked.tokens)
-    each = compared(given.get("offspring", 32), asked.tokens) + compared(given.get("survivors", 2) + parents, final)
+    final, survivors = min(every, given.get("final_tokens", 4096)), given.get("survivors", 2)
+    first, again = compared(given.get("initial", 64), asked.tokens), shape.body(final, asked.length)
+    more = compared(survivors + given.get("population", 1), final)
+    if final == every:  # what the dense model gives and what is missed of parents is known
+        first, more = first + Computed(again), Computed(compared(survivors, final).macs - again)
+    each = compared(given.get("offspring", 32), asked.tokens) + more
     return first + Computed(generations * each.macs) if k else Computed()
 
 

@@ -32,6 +32,9 @@ TRIES = 100  # draws for each state that is wanted, where few are left that are 
 class Fitness:
     """Compares states by KL(p || q) on sequences that are drawn anew each time.
 
+    Where all calibration tokens are compared, the dense model's outputs are kept for the next time, and so is what is
+    missed of the states that were the fittest, since these are among those that are compared next.
+
     narrow    as `Trial` takes it
     forwards  that it has taken, over all calibration tokens
     """
@@ -41,16 +44,31 @@ class Fitness:
     ) -> None:
         self.model, self.calibration, self.generator, self.narrow = model, calibration, generator, narrow
         self.forwards = 0.0
+        self.whole: Trial | None = None  # on all calibration tokens
+        self.known = dict[Gone, float]()  # on all calibration tokens
 
     def fittest(self, states: list[Gone], survivors: int, tokens: int) -> list[tuple[Gone, float]]:
         """Return the states that are missed least on `tokens` tokens, best first, and what is missed of each."""
-        drawn = draw(self.calibration, tokens, self.generator)
-        trial = Trial(self.model, drawn, "kl", narrow=self.narrow)
-        losses = trial.losses(states, "comparing", exact=survivors > 1)
-        share = int(drawn.mask.sum()) / int(self.calibration.mask.sum())
-        self.forwards += share * trial.runs / len(trial.layers)
-        known = [(math.inf if math.isnan(loss) else loss, number) for number, loss in enumerate(losses)]
-        return [(states[number], loss) for loss, number in sorted(known)[:survivors]]
+        every = int(self.calibration.mask.sum())
+        known = self.known if tokens >= every else {}
+        new = [state for state in states if state not in known]
+        trial = self._trial(tokens)
+        losses = known | dict(zip(new, trial.losses(new, "comparing", exact=survivors > 1), strict=True))
+        self.forwards += min(tokens / every, 1) * trial.runs / len(trial.layers)
+        trial.runs = 0.0  # they are counted
+        missed = [(state, math.inf if math.isnan(losses[state]) else losses[state]) for state in states]
+        found = sorted(missed, key=lambda one: one[1])[:survivors]
+        if tokens >= every:
+            self.known = dict(found)
+        return found
+
+    def _trial(self, tokens: int) -> Trial:
+        """Return a trial on `tokens` tokens that are drawn, or the one on all."""
+        if tokens < self.calibration.mask.sum():
+            return Trial(self.model, draw(self.calibration, tokens, self.generator), "kl", narrow=self.narrow)
+        if self.whole is None:
+            self.whole = Trial(self.model, self.calibration, "kl", narrow=self.narrow)
+        return self.whole
 
 
 @dataclass(frozen=True)

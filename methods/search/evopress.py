@@ -23,9 +23,10 @@ as many attentions as MLPs go, as there. The sequences that are read are the run
 serve a first comparison and 4,096 a second one; the script takes 2,048 and 32,768 of sequences of 8,192. Positions with
 a successor are compared, as there. The dense model runs on what is drawn; the code keeps its logits of all tokens.
 
-Cost. k (L - k) / 1.5 generations, each of half to all of a forward over `tokens` tokens for each child, and of four
-over `final_tokens`. `minutes` ends the search after the generation in which they have passed, and the record says how
-many there were: what was found then depends on the machine. A search that was interrupted begins again.
+Cost. k (L - k) / 1.5 generations, each of half to all of a forward over `tokens` tokens for each child, and of two over
+`final_tokens` where these are all calibration tokens, else of four. `minutes` ends the search after the generation in
+which they have passed, and the record says how many there were: what was found then depends on the machine. A search
+that was interrupted begins again.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class EvoPress:
     fixed = False
     only_cuts = True
     needs = "calibration"
-    cost = "k (L - k) / 1.5 times 32 over 512 tokens and 4 over 4,096, for k of L layers"
+    cost = "k (L - k) / 1.5 times 32 over 512 tokens and 2 over 4,096, for k of L layers"
 
     @property
     def uneven(self) -> str:

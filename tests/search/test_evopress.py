@@ -90,6 +90,22 @@ def test_the_fittest_are_in_the_order_of_what_is_missed(monkeypatch):
     assert [loss for _, loss in found] == pytest.approx(sorted(map(kl_of, states))[:5], rel=1e-4)
 
 
+def test_what_is_missed_of_parents_on_all_tokens_is_measured_once():
+    """A second comparison takes the forwards of what is new, and gives what one that knows nothing gives."""
+    states = random_states(kinds_of(), 2, 6, random.Random(3))
+    fitness = Fitness(Decoder(tiny("llama")), calibration(), random.Random(0))
+    parents = fitness.fittest(states[:4], 2, TOKENS)
+    before = fitness.forwards
+    again = fitness.fittest([*states[4:], *(state for state, _ in parents)], 3, TOKENS)
+    fresh = Fitness(Decoder(tiny("llama")), calibration(), random.Random(0))
+    assert again == fresh.fittest([*states[4:], *(state for state, _ in parents)], 3, TOKENS)
+    alone = Fitness(Decoder(tiny("llama")), calibration(), random.Random(0))
+    alone.fittest(states[4:], 1, TOKENS)
+    assert fitness.forwards - before == pytest.approx(alone.forwards - 1)  # the dense model's
+    fitness.fittest(states[:2], 2, TOKENS // 2)
+    assert fitness.fittest(states[:1], 1, TOKENS) == fresh.fittest(states[:1], 1, TOKENS)
+
+
 def test_children_have_as_many_of_each_kind_gone_and_are_a_few_swaps_away():
     kinds, generator = (
         [[Sublayer(part, layer) for layer in range(12)] for part in ("attention", "mlp")],
