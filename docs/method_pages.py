@@ -10,7 +10,7 @@ import ast
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +34,15 @@ class MethodPage:
     @property
     def names(self) -> str:
         """The title with every name as code."""
-        return ", ".join(f"`{self.plus}{card.name}`" for card in self.cards)
+        return self._as_code([card.name for card in self.cards])
+
+    @property
+    def checked(self) -> str:
+        """The names as code of those whose runs were compared with other code."""
+        return self._as_code(authors_code.checks()[self.stem].methods)
+
+    def _as_code(self, names: Iterable[str]) -> str:
+        return ", ".join(f"`{self.plus}{name}`" for name in names)
 
     @property
     def title(self) -> str:
@@ -67,9 +75,10 @@ class MethodPage:
         if not check:
             return []
         whose = "the authors' code" if check.by_the_authors else "other people's code, for want of the authors'"
+        whom = "" if len(check.methods) == len(self.cards) else f"{self.checked}: "
         said = [
-            f"Compared with runs of {whose} ({_places(check)}; {check.runs}): {escaped(check.compared)}. The largest",
-            f"[differences](../studies/checked.md): {check.apart}.",
+            f"{whom}Compared with runs of {whose} ({_places(check)}; {check.runs}): {escaped(check.compared)}.",
+            f"The largest [differences](../studies/checked.md): {check.apart}.",
         ]
         if check.put_in:
             said.append("For the comparison the code's choice is put in: " + escaped(" ".join(check.put_in)))
@@ -137,11 +146,11 @@ def checked() -> str:
         port = "" if check.by_the_authors else "; not by the paper's authors"
         apart = [f"{check.largest[kind]:.1e}" if kind in check.largest else "-" for kind in ("scores", "logits")]
         compared = escaped(check.compared)
-        lines.append(f"| {page.names} | {_places(check)}{port} | {check.runs} | {compared} | {' | '.join(apart)} |")
+        lines.append(f"| {page.checked} | {_places(check)}{port} | {check.runs} | {compared} | {' | '.join(apart)} |")
     lines += ["", f"Seconds: {escaped(authors_code.what_was_timed())}.", ""]
     lines += ["| method | work | theirs, s | ours, s | times as fast |", "| --- | --- | --- | --- | --- |"]
     lines += [
-        f"| {page.names} | {one.work} | {one.theirs:.2f} | {one.ours:.2f} | {one.times} |"
+        f"| {page.checked} | {one.work} | {one.theirs:.2f} | {one.ours:.2f} | {one.times} |"
         for page in pages
         for one in checks[page.stem].speed
     ]

@@ -34,6 +34,7 @@ class Speed:
 class CodeComparison:
     """Holds how a module was held against code of its method.
 
+    methods         the methods or compensations of the module whose runs were compared
     code            repositories, and the commit of each where it was noted
     by_the_authors  whether it is the authors' own; otherwise it is somebody's port
     compared        what was, in words
@@ -43,6 +44,7 @@ class CodeComparison:
     speed           both codes' seconds, where they were measured
     """
 
+    methods: tuple[str, ...]
     code: tuple[tuple[str, str | None], ...]
     by_the_authors: bool
     compared: str
@@ -61,6 +63,7 @@ def checks() -> dict[str, CodeComparison]:
     """Return the check of every module that was held against other code, by the last part of its name."""
     return {
         name: CodeComparison(
+            methods=tuple(said["methods"]),
             code=tuple((one["repository"], one["commit"]) for one in said["code"]),
             by_the_authors=said["by_the_authors"],
             compared=said["compared"],

@@ -213,6 +213,20 @@ def test_the_table_of_speeds_is_what_its_records_say():
     assert shown == {name: cells for name, cells in said.items() if name != "dense"}
 
 
+def test_what_is_said_of_speeds_beside_predictions_is_what_the_records_say():
+    shares: dict[str, list[float]] = {}
+    for record in run_folder.records(ROOT / "docs/results/speed").values():
+        for point in record.measured["speed"]["points"] if record.cell["method"] != "dense" else ():
+            share = 100 * (point["speedup"] - 1) / (point["speedup_by_macs"] - 1)
+            shares.setdefault(f"{record.cell['method']} {point['kind']}", []).append(share)
+    page = text("docs/studies/speed.md")
+    flap, minitron = (shares[f"{method} prefill"][1] for method in ("flap", "minitron-width"))
+    assert f"`flap` has {flap:.0f} % of its prediction and `minitron-width` {minitron:.0f} %." in page
+    widths = shares["flap decode"] + shares["minitron-width decode"]
+    assert f"gives {min(widths):.0f} to {max(widths):.0f} % of the predicted gain in decode" in page
+    assert f"{min(shares['slicegpt decode']):.0f} to {max(shares['slicegpt decode']):.0f} % in decode" in page
+
+
 def test_generated_pages_name_every_command_and_every_part_of_a_record():
     made = pages()
     for command in ("run", "report", "gate", "list"):

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import tiny
+
+from methods import Decoder, OutOfReach
+from methods.model.sizes import layer_parameters, parameters
 
 PAGE = Path(__file__).parent.parent / "docs" / "guides" / "plugins.md"
 SOURCE = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0]
@@ -54,10 +60,26 @@ def test_the_method_of_the_page_stands_in_the_table(way, package, small, tmp_pat
     assert counts[0][1] == counts[1][1]  # at the same parameter count
 
 
+def test_layers_that_stay_are_a_part_of_the_plan_of_the_page(package, monkeypatch):
+    """With 25 of 30 layers kept it removes what it plans, or says what is out of reach."""
+    monkeypatch.setattr("methods.register", lambda name: lambda method: method)
+    method = runpy.run_path(str(package / "mine.py"))["SmallestWriters"](keep_first=25)
+    model = Decoder(tiny("llama", layers=30))
+    each = layer_parameters(model.layers[0]) / parameters(model)
+    with pytest.raises(OutOfReach, match="all but 25 of the 30 layers"):
+        method.plan(model, 11 * each)
+    assert method.plan(model, 5 * each) == {"layers": 5}
+    with torch.no_grad():
+        assert method.prune(model, None, 5 * each)["removed_layers"] == [25, 26, 27, 28, 29]
+    assert len(model.layers) == 25
+
+
 def test_a_plugin_that_was_written_before_the_move_runs_unchanged(tmp_path, small):
     """It imports from methods.signals, which is methods.model.activations today."""
-    example = Path(__file__).parent.parent / "docs" / "examples" / "mine.py"
-    assert "from methods.signals import steps" in example.read_text(encoding="utf-8")
+    source = (Path(__file__).parent.parent / "docs" / "examples" / "mine.py").read_text(encoding="utf-8")
+    assert "from methods.model.activations import steps" in source
+    example = tmp_path / "mine.py"
+    example.write_text(source.replace("methods.model.activations", "methods.signals"))
     done = bench(tmp_path, "run", "--methods", "opposed,drop-tail", "--plugin", str(example), *small)
     assert done.returncode == 0, done.stderr
     counts = re.findall(r"^(opposed|drop-tail) +\S+ % +(\S+ \S)", done.stdout, re.MULTILINE)

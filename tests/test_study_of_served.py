@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 from pages import ROOT, text
@@ -104,6 +105,11 @@ def test_the_table_of_one_budget_of_latency_is_that_of_its_records():
     assert mlp[1][0] / mlp[-1][0] == pytest.approx(0.25, abs=0.01)
     promised = [1 / record.measured["budget"]["stays"] for record in pruned]
     assert f"promises {min(promised):.2f} to {max(promised):.2f} times as fast" in page
+    ppl = {one.cell["method"]: one.measured["perplexity"]["wiki"]["perplexity"] for one in pruned}
+    more = {method: ppl[method] / ppl["shortgpt"] for method in ("2ssp", "flap")}
+    less, much = r"`(\w+)` and `(\w+)` have less.*?more, ", r"([\d.]+) times as much .*? and ([\d.]+) times"
+    said = re.findall(less + much, page, re.DOTALL)
+    assert said == [(*more, *(f"{times:.1f}" for times in more.values()))]
     outside = []
     for record, times in zip(pruned, promised, strict=True):
         (point,) = record.measured["speed"]["points"]

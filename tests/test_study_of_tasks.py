@@ -155,4 +155,12 @@ def test_what_is_said_of_all_methods():
     for at, words in enumerate(("by {:.2f} to {:.2f} in average accuracy", "by {:.2f} to {:.2f} in bits")):
         values = [one[at] for one in found]
         assert words.format(min(values), max(values)) in page
+    records = [record for record in run_folder.load_runs([ALL]).records if record.cell["method"] != "dense"]
+    of = {
+        model: {record.cell["method"] for record in records if (record.cell["model"], record.status) == (model, "ok")}
+        for model in MODELS.values()
+    }
+    assert [len(methods) for methods in of.values()] == [21, 20, 21]
+    assert of["smollm2-135m"] - of["gemma3-270m"] == {"slicegpt"}
+    assert "of 21 methods (20 on Gemma) at three ratios" in page
     assert all("on 50 documents of each task" in " ".join(one.footnotes) for one in tables(ALL))

@@ -52,7 +52,7 @@ def _measure(arguments: argparse.Namespace) -> int:
     if arguments.decode < 1:
         raise UserError(f"--decode is at least 1 token of context; got {arguments.decode}")
     validate.check_folder(arguments.out.parent)
-    target = validate.target(spec, arguments.model, [])
+    target = validate.target_without_cells(spec, arguments.model, [])
     table = latency.measure(arguments.model, target.device, target.dtype, arguments.decode, arguments.speed_rounds)
     write_atomically(arguments.out, f"{json.dumps(table, indent=1, allow_nan=False)}\n")
     print(terminal.render([tables.table(table)]), end="")

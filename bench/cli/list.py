@@ -6,12 +6,15 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.cli import OK
 from bench.plan.protocol import PROFILES, Protocol, for_cuda, profile
 from bench.system.console import say
 from methods.errors import UserError
+
+if TYPE_CHECKING:
+    from methods.registry import Card
 
 MEASURED = Path(__file__).parents[1] / "schedule" / "measured_costs.json"  # written by docs/generate.py
 CONDITIONS = (
@@ -25,7 +28,9 @@ WHAT = ("methods", "models", "families", "tasks", "texts", "profiles", "specs", 
 def add(commands: Any) -> None:
     listing = commands.add_parser("list", help="show what there is")
     listing.add_argument("what", choices=WHAT)
-    listing.add_argument("--verbose", action="store_true", help="parameters and checks of methods, fields of profiles")
+    listing.add_argument(
+        "--verbose", action="store_true", help="parameters and checks of methods, fields of profiles, subjects"
+    )
     listing.set_defaults(command=_list)
     fetch = commands.add_parser("fetch", help="download models, texts and tasks ahead of time")
     fetch.add_argument("names", nargs="*", metavar="NAME", help="only these; by default smollm2-135m, text and tasks")
@@ -60,24 +65,24 @@ def _methods(verbose: bool) -> list[str]:
             lines.append(f"{'':<{wide}}its paper's ratio is of {IN_PAPERS[card.module.rpartition('.')[2]]}")
         if verbose:
             lines += [f"    {name} = {default:<12}{meaning}" for name, default, meaning in card.parameters]
-            lines += _authors(card.module)
+            lines += _authors(card)
     lines += [f"{name:<{wide}}of the installed package {package}" for name, package in packages]
     lines.append("A compensation follows a method behind a plus, as in shortgpt+ghost:ghost.ridge=0.1")
     for card in methods.compensations():
         lines.append(f"{f'+{card.name}':<{wide}}{card.summary}")
         if verbose:
             lines += [f"    {card.name}.{name} = {default:<12}{meaning}" for name, default, meaning in card.parameters]
-            lines += _authors(card.module)
+            lines += _authors(card)
     lines.append(f"* {CONDITIONS}")
     return lines
 
 
-def _authors(module: str) -> list[str]:
-    """Return how a module was held against its authors' code, and where it departs from that."""
+def _authors(card: Card) -> list[str]:
+    """Return how a method was held against its authors' code, and where its module departs from that."""
     from methods import authors_code
 
-    lines, check = [], authors_code.checks().get(module.rpartition(".")[2])
-    if check:
+    lines, check = [], authors_code.checks().get(card.module.rpartition(".")[2])
+    if check and card.name in check.methods:
         code = " and ".join(f"{name} at {commit[:7]}" if commit else name for name, commit in check.code)
         whose = "the authors' code" if check.by_the_authors else "other people's code, for want of the authors'"
         lines.append(f"    checked against {whose} ({code}), runs: {check.runs}; {check.compared}")
@@ -87,7 +92,7 @@ def _authors(module: str) -> list[str]:
             f"        speed: theirs {one.theirs:.2f} s, ours {one.ours:.2f} s, {one.times} times as fast ({one.work})"
             for one in check.speed
         ]
-    return lines + [f"    departure: {sentence}" for sentence in authors_code.departures(module)]
+    return lines + [f"    departure: {sentence}" for sentence in authors_code.departures(card.module)]
 
 
 def _models(verbose: bool) -> list[str]:
@@ -125,17 +130,18 @@ def _offer(name: str, offer: Any) -> str:
 def _tasks(verbose: bool) -> list[str]:
     from bench.data import task_sources as tasks
 
-    lines = []
+    said = dict[str, str]()
     for name in (*tasks.OFFLINE, *tasks.HUB):
         groups = [group for group, members in tasks.GROUPS.items() if name in members]
         source = [] if name in tasks.OFFLINE else [f"from the hub, or --task-data {name}=PATH"]
         if verbose or not {"mmlu", "cmmlu"} & set(groups):
-            lines.append(f"{name:<16}{'; '.join(filter(None, [', '.join(groups), *source]))}".rstrip())
+            said[name] = "; ".join(filter(None, [", ".join(groups), *source]))
     if not verbose:
-        lines.append(f"{'mmlu':<16}{len(tasks.GROUPS['mmlu'])} subjects, by name with --verbose; laco")
-        lines.append(f"{'cmmlu':<16}{len(tasks.GROUPS['cmmlu'])} subjects, from the hub; laco")
+        said["mmlu"] = f"{len(tasks.GROUPS['mmlu'])} subjects, by name with --verbose; laco"
+        said["cmmlu"] = f"{len(tasks.GROUPS['cmmlu'])} subjects, from the hub; laco"
+    wide = 2 + max(map(len, said))
     return [
-        *lines,
+        *(f"{name:<{wide}}{about}".rstrip() for name, about in said.items()),
         "quick, commonsense, laco, mmlu and cmmlu are groups, and names for --tasks as well.",
         "Any other task of lm-eval works too, with its data from the hub or from --task-data.",
     ]

@@ -202,7 +202,7 @@ def _history(arguments: argparse.Namespace) -> int:
 
     if arguments.plot and arguments.plot.suffix not in (".svg", ".png", ".pdf"):
         raise UserError(f"--plot names an .svg, .png or .pdf file; got {arguments.plot}")
-    points = history.series([_point(run, arguments) for run in arguments.runs])
+    points = history.series(_points(arguments))
     if arguments.plot:
         ratio = "" if arguments.ratio is None else f" at {arguments.ratio:g}"
         history_table.plot(points, arguments.metric, f"{arguments.label or ''}{ratio}", arguments.plot)
@@ -212,6 +212,26 @@ def _history(arguments: argparse.Namespace) -> int:
         render = markdown.render if arguments.format == "markdown" else terminal.render
         print(render([history_table.table(points, arguments.metric)]), end="")
     return OK
+
+
+class _Lacking(UserError):
+    """Is raised where a folder is no run, or has no figure of the cell that is asked for."""
+
+
+def _points(arguments: argparse.Namespace) -> list[HistoryPoint]:
+    """Return the points of the runs that have the cell, and say how many have not. Raises UserError where none has."""
+    found: list[HistoryPoint] = []
+    lacking: list[_Lacking] = []
+    for run in arguments.runs:
+        try:
+            found.append(_point(run, arguments))
+        except _Lacking as reason:
+            lacking.append(reason)
+    if lacking and not found:
+        raise lacking[0]
+    if lacking:
+        say(f"left out {len(lacking)} of {len(arguments.runs)} folders; of the first: {lacking[0]}")
+    return found
 
 
 def _point(run: Path, arguments: argparse.Namespace) -> HistoryPoint:
@@ -246,16 +266,19 @@ def _wanted(run: Path, arguments: argparse.Namespace) -> list[tuple[Record, dict
     from reports.blocks import named_beside
 
     metric, model, label, ratio = arguments.metric, arguments.model, arguments.label, arguments.ratio
-    records = run_folder.load_run(run)
+    try:
+        records = run_folder.load_run(run)
+    except UserError as error:
+        raise _Lacking(str(error)) from None
     rows = column_data.rows(records)
     columns = column_data.columns(rows)
     figures = [name for name in columns if any(isinstance(row.get(name), int | float) for row in rows)]
     if metric not in figures:
-        raise UserError(f"{run} has no metric {metric!r}; it has {', '.join(figures)}")
+        raise _Lacking(f"{run} has no metric {metric!r}; it has {', '.join(figures)}")
     named = [model in (None, record.cell["model"], display_name(record)) for record in records]
     if not any(named):
         there = ", ".join(dict.fromkeys(map(display_name, records)))
-        raise UserError(f"{run} has no model {model!r}; it has {there}")
+        raise _Lacking(f"{run} has no model {model!r}; it has {there}")
     cells = [identity(record) for record in records]
     names = [named_beside(record, records) for record in records]
     wanted = [
@@ -269,7 +292,8 @@ def _wanted(run: Path, arguments: argparse.Namespace) -> list[tuple[Record, dict
     if len({names[number] for number in wanted}) != 1:
         which = "several cells" if wanted else "no cell"
         there = "; ".join(dict.fromkeys(names))
-        raise UserError(f"{run} has {which} of that --label and --ratio with {metric}; it has {there}")
+        refusal = UserError if wanted else _Lacking
+        raise refusal(f"{run} has {which} of that --label and --ratio with {metric}; it has {there}")
     if reason := _not_alike([records[number] for number in wanted], records):
         raise UserError(f"{run} has {names[wanted[0]]} {reason}")
     return [(records[number], rows[number]) for number in wanted]

@@ -76,7 +76,7 @@ def _study(spec: RunSpec, model: str, protocol: SimilarityProtocol, folder: Path
     from methods.errors import UserError
     from methods.model.decoder import Decoder
 
-    target = validate.target(spec, model, [protocol.text, protocol.held_out])
+    target = validate.target_without_cells(spec, model, [protocol.text, protocol.held_out])
     layer_similarity.refuse_unless_alike(target.decoder)
     if max(protocol.merge, default=0) > len(target.decoder.layers):
         raise UserError(f"--merge names {max(protocol.merge)} layers, and the model has {len(target.decoder.layers)}")

@@ -158,13 +158,15 @@ PROFILES_ON_CUDA: dict[str, dict[str, Any]] = {  # what else a profile is on a G
 def for_cuda(protocol: Protocol, said: Collection[str], positions: int | None) -> Protocol:
     """Return how cells are measured on a GPU, where the user did not say otherwise.
 
-    Steps are captured, sizes are larger, and states take what follows from the memory that is free.
+    Steps are captured, sizes are larger, and states take what follows from the memory that is free. Where nothing is
+    timed the prompt lengths alone are a GPU's, since multiply-accumulates are averaged over the longest.
 
     said       the fields that the user gave
     positions  how many tokens the model takes, if there is a limit; default sizes beyond it are left out
     """
     changes = {"cache": "static"} | PROFILES_ON_CUDA.get(protocol.profile, {})
-    changes = {name: value for name, value in changes.items() if name not in said and protocol.speed_rounds}
+    meant = changes.keys() if protocol.speed_rounds else {"prefill"}
+    changes = {name: value for name, value in changes.items() if name not in said and name in meant}
     if "calibration_memory_mib" not in said:
         changes["calibration_memory_mib"] = 0
     if (protocol.compile, changes.get("cache", protocol.cache)) == (False, "static") and "mode" not in said:
@@ -184,14 +186,16 @@ class SimilarityProtocol:
     `window` tokens of `held_out`. `merge` holds the numbers of layers that become one; empty leaves merging out.
     """
 
-    text: str = option("c4", "whose states are compared, its calibration half")
-    sequences: int = option(16, "of that text", "N", least=1)
-    length: int = option(128, "of a sequence", "TOKENS", least=1)
-    merge: tuple[int, ...] = option((2, 3, 4), "numbers of layers that become one; or none", "LIST", least=2)
-    held_out: str = option("wiki", "on which merged models are measured", "TEXT")
-    windows: int = option(8, "of that text", "N", least=1)
-    window: int = option(64, "tokens of a window", "TOKENS", least=2, wanted=PREDICTED)
-    seed: int = option(0, "of the draw of sequences")
+    text: str = option("c4", "whose states are compared, its calibration half; by default {default}")
+    sequences: int = option(16, "of that text, by default {default}", "N", least=1)
+    length: int = option(128, "of a sequence, by default {default}", "TOKENS", least=1)
+    merge: tuple[int, ...] = option(
+        (2, 3, 4), "numbers of layers that become one, by default 2,3,4; or none", "LIST", least=2
+    )
+    held_out: str = option("wiki", "on which merged models are measured, by default {default}", "TEXT")
+    windows: int = option(8, "of that text, by default {default}", "N", least=1)
+    window: int = option(64, "tokens of a window, by default {default}", "TOKENS", least=2, wanted=PREDICTED)
+    seed: int = option(0, "of the draw of sequences, by default {default}")
 
     def __post_init__(self) -> None:
         check(self)

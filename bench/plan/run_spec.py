@@ -104,7 +104,9 @@ class RunSpec:
     plugins: Sequence[str] = what((), "a Python file with methods", "FILE", flag="plugin", repeated=True)
     then: Sequence[str] = what((), THEN, "METHOD:ratio=R[,NAME=VALUE]", repeated=True)
     healing: Recipe | None = None
-    profile: str = option("quick", f"{', '.join(PROFILES)}; see `list profiles`", group="measure")
+    profile: str = option(
+        "quick", f"{', '.join(PROFILES)}; by default {{default}}, see `list profiles`", group="measure"
+    )
     protocol: Mapping[str, Any] = field(default_factory=dict)
     task_data: Sequence[str] | Mapping[str, Any] = option((), TASK_DATA, "TASK=PATH", group="measure", repeated=True)
     device: str = where("auto", "auto, cpu, cuda or cuda:N")

@@ -27,7 +27,7 @@ class ServedProtocol:
 
     engine: Literal["llama.cpp", "vllm", "sglang"] = option("llama.cpp", "what serves the models, by default {default}")
     engine_python: str = option("", "that has vllm or sglang, as in /opt/vllm/bin/python", "PATH")
-    engine_args: str = option("", "for vllm or sglang, as in '--enforce-eager'", "WORDS")
+    engine_args: str = option("", "for vllm or sglang, as in --engine-args=--enforce-eager", "WORDS")
     types: tuple[str, ...] = option(
         (AUTO, "q8_0"), f"of weights, by default auto,q8_0: {', '.join(TYPES)}; auto is as in the cell", "LIST"
     )

@@ -57,6 +57,13 @@ def target(spec: RunSpec, model: str, read: Iterable[str], *, here: bool = True)
         raise UserError(str(error)) from None
 
 
+def target_without_cells(spec: RunSpec, model: str, read: Iterable[str]) -> Target:
+    """Return the target of a command that measures no cells, as `target` does. Raises UserError for --threads auto."""
+    if spec.threads == "auto":
+        raise UserError("--threads auto is looked at before each stage of a cell, and here are no cells; give a number")
+    return target(spec, model, read)
+
+
 def latency_table(spec: RunSpec, model: str, found: Target) -> dict[str, Any]:
     """Return the table of a run whose budgets are of latency. Raises UserError where there is none for this target."""
     command, file = f"`python -m bench latency-table {model} --out FILE` measures one", spec.latency_table

@@ -54,6 +54,7 @@ CONDITIONS = tuple(  # in the order in which messages name them; a field that is
         ("cell.device", f"{EVERY} decision", "text task speed", "device"),
         ("environment.gpu", "", "text task speed", "gpu"),
         ("environment.versions.torch", "", "text task speed", "torch"),
+        ("environment.cuda", "", "text task speed", "cuda"),
         ("environment.versions.transformers", "", "text task speed", "transformers"),
         ("protocol.batch_tokens", "text task", "text task", "batch_tokens"),
         ("protocol.save_dtype", EVERY, "text task", "save_dtype", True),
@@ -64,7 +65,6 @@ CONDITIONS = tuple(  # in the order in which messages name them; a field that is
         ("environment.omp_wait_policy", "", "speed", "omp_wait_policy"),
         ("environment.gomp_spincount", "", "speed", "gomp_spincount"),
         ("environment.gpu_driver", "", "speed", "gpu_driver"),
-        ("environment.cuda", "", "speed", "cuda"),
         ("environment.gpu_power_limit_w", "", "speed", "gpu_power_limit"),
         ("protocol.cache", "speed", "speed", "cache"),
         ("protocol.compile", "text speed", "speed", "compile"),
@@ -195,8 +195,16 @@ def gate_conditions(record: Record, *, timed: bool | None = None) -> dict[str, A
             for name in condition.place.split("."):
                 value = value.get(name, {})
             if value not in (None, "", {}):
-                found[condition.name] = value
+                found[condition.name] = public(value) if ".versions." in condition.place else value
     return found
+
+
+def public(version: str) -> str:
+    """Return a version without its local part, which names a build: 2.13.0 of 2.13.0+cpu.
+
+    Of torch's builds those for CUDA differ in their CUDA, which is a condition of its own.
+    """
+    return version.partition("+")[0]
 
 
 def metric_conditions(record: Record, metric: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from torch.nn.functional import cosine_similarity
 
 from methods import register
 from methods.budget import whole_layers
-from methods.signals import steps
+from methods.model.activations import steps
 
 
 @register("opposed")

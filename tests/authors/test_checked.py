@@ -73,3 +73,35 @@ def test_the_page_of_a_method_and_the_list_say_how_it_was_checked(name, capsys):
     departures = authors_code.departures(f"{page.folder}.{name}")
     assert departures
     assert all(f"departure: {sentence}\n" in listed for sentence in departures)
+
+
+def test_a_method_whose_runs_were_not_compared_says_nothing_of_a_comparison(capsys):
+    from bench.cli.main import main
+
+    assert main(["list", "methods", "--verbose"]) == 0
+    listed = re.split(r"\n(?=\S)", capsys.readouterr().out)
+    checked = {lines.split()[0].lstrip("+") for lines in listed if "\n    checked against " in lines}
+    compared = {name for check in CHECKS.values() for name in check.methods}
+    assert checked == compared
+    assert not compared & {"expert-random", "laco-published"}
+    assert {"reap", "expert-norm", "laco", "linearpatch", "2ssp"} <= compared
+
+
+def test_the_page_says_of_every_method_what_it_was_held_against():
+    import methods
+
+    every = {card.name for card in methods.catalogue()} - {"dense"}
+    every |= {f"+{card.name}" for card in methods.compensations()}
+    page = text(PAGE)
+    compared, *_, brute = tables(page)
+    compared, brute = ({name for row in table[1:] for name in names(row[0])} for table in (compared, brute))
+    (said,) = re.findall(r"`magnitude` and `\+scale` have no code.*?are controls\.", page, re.DOTALL)
+    without = set(re.findall(r"`([+\w-]+)`", said))
+    assert compared.isdisjoint(without)
+    assert compared | without == every
+    assert every - brute == {"expert-random", "+reinitialize"}  # draws, of which nothing is to be found otherwise
+
+
+def names(said: str) -> set[str]:
+    """Return the names in a cell, whose outer backticks are gone."""
+    return {name.strip("`") for name in said.split(", ")}

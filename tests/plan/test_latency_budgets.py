@@ -188,6 +188,9 @@ def test_the_command_writes_a_table_and_shows_it(model_folder, tmp_path, capsys)
     assert "at least 1 token of context; got 0" in refused(
         capsys, ["latency-table", str(model_folder), "--decode", "0", "--out", str(out)]
     )
+    assert "--threads auto is looked at before each stage of a cell" in refused(
+        capsys, [*command, "--threads", "auto", "--out", str(out)]
+    )
     (tmp_path / "file").touch()
     assert "file" in refused(capsys, [*command, "--out", str(tmp_path / "file" / "latency.json")])
     assert main([*command, "--speed-rounds", "6", "--out", str(out)]) == 0

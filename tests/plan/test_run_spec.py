@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -130,6 +131,7 @@ def test_the_keys_of_shipped_records_are_made_of_the_same_fields(run):
         assert replace(asked_then, inputs=record.cell["inputs"]).key == key
 
 
+COUNT = re.compile(r"(\d+) cells")
 STUDIES = ("laco-ablation", "laco-calibration", "laco-range", "laco-ls-ablation", "ratio-curves", "seeds")
 
 
@@ -154,6 +156,18 @@ def test_a_spec_asks_for_the_cells_that_its_shipped_run_has(name, monkeypatch):
     wanted = {but_for_the_fit(cell, name) for cell in validate.cells(spec_file.spec(name, {"device": "cpu"}))}
     shipped = {but_for_the_fit(of_today(record.cell), name) for record in records(RESULTS / name).values()}
     assert shipped == wanted
+
+
+@pytest.mark.parametrize("name", [name for name, said in spec_file.shipped().items() if COUNT.search(said)])
+def test_a_spec_has_as_many_cells_as_is_said(name, monkeypatch):
+    """Without the dense model's, which are measured in addition."""
+    monkeypatch.setattr(texts, "check", lambda text: None)
+    monkeypatch.setattr(pretrained, "check", lambda name, trust: None)
+    monkeypatch.setattr(pretrained, "shell", lambda name, trust: tiny("llama", layers=30, max_position_embeddings=2048))
+    found = [cell for cell in validate.cells(spec_file.spec(name, {"device": "cpu"})) if cell.method != "dense"]
+    guide = (RESULTS.parent / "guides" / "sweeps.md").read_text(encoding="utf-8")
+    assert f"| `{name}` | {len(found)} |" in guide
+    assert int(COUNT.findall(spec_file.shipped()[name])[0]) == len(found)
 
 
 # --- out of reach

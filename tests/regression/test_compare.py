@@ -115,6 +115,7 @@ DIFFERENCES = {
     "torch": {"environment": {"versions": VERSIONS | {"torch": "2.12.0"}}},
     "lm_eval": {"environment": {"versions": VERSIONS | {"lm_eval": "0.4.12"}}},
     "gpu": {"environment": {"gpu": "Example GPU"}},
+    "cuda": {"environment": {"cuda": "12.6"}},
     "cpu": {"environment": {"cpu": "Another CPU"}, "measured": {"speed": speed(1.0)}},
     "gomp_spincount": {"environment": {"gomp_spincount": "5000"}, "measured": {"speed": speed(1.0)}},
     "metric": {"metric": "acc_norm"},
@@ -165,6 +166,15 @@ def test_equal_runs_differ_by_no_bit(tmp_path, capsys):
     row = rows(capsys, str(tmp_path / "a"), str(tmp_path / "b"))["dense, seed 0", "piqa bpb"]
     assert [float(row[name]) for name in ("difference", "low", "high", "p")] == [0, 0, 0, 1]
     assert row["verdict"] == "no difference shown"
+
+
+@pytest.mark.parametrize("builds", [("2.13.0", "2.13.0+cpu"), ("2.13.0+cu130", "2.13.0"), ("2.13.0+cpu", "2.13.0+cpu")])
+def test_builds_of_one_version_may_be_compared(builds, tmp_path, capsys):
+    """An index of wheels for CPUs, as the example of a workflow names, has another name for the same version."""
+    for name, torch in zip("ab", builds, strict=True):
+        cell(tmp_path / name, tasks={"piqa": RIGHT}, environment={"versions": VERSIONS | {"torch": torch}})
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert main(["gate", str(tmp_path / "b"), "--baseline", str(tmp_path / "a"), "--no-confirm"]) == 0
 
 
 def test_the_processor_matters_to_speed_alone(tmp_path, capsys):

@@ -179,6 +179,23 @@ def test_mistakes_are_one_line(runs, tmp_path, capsys):
     assert main(["history", str(tmp_path), "--metric", "parameters"]) == 2
 
 
+def test_folders_without_the_cell_are_left_out_and_counted(runs, tmp_path, capsys):
+    (tmp_path / "file.txt").touch()
+    (tmp_path / "empty").mkdir()
+    cell(tmp_path / "dense-alone", tasks={"piqa": answers(0, 100)})
+    cell(tmp_path / "unmeasured", "laco", 0.1, tasks={"piqa": answers(0, 100)})
+    others = [str(path) for path in sorted(tmp_path.iterdir())]
+    asked = ["--metric", "perplexity_wiki", *LACO, "--format", "csv"]
+    assert main(["history", *others, *runs[:2], *asked]) == 0
+    out, err = capsys.readouterr()
+    assert [line["run"] for line in csv.DictReader(io.StringIO(out))] == ["run-1", "run-3"]
+    assert err.startswith("left out 4 of 6 folders; of the first: ")
+    assert err.count("\n") == 1
+    assert main(["history", *others, *asked]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+
+
 # Where levels begin
 
 

@@ -18,7 +18,7 @@ from tiny_methods import pruned
 from bench.cli.main import main
 from bench.plan import validate
 from bench.plan.cell import Cell
-from bench.plan.protocol import Protocol, for_cuda, profile
+from bench.plan.protocol import PROFILES, Protocol, for_cuda, profile
 from bench.plan.run_spec import RunSpec
 from bench.speed import graph
 from bench.speed.graph import capturable_cache
@@ -236,6 +236,15 @@ def test_a_gpu_has_defaults_of_its_own_where_nothing_else_was_said():
     assert for_cuda(profile("smoke"), ("calibration_memory_mib",), None).calibration_memory_mib == 1024
     assert for_cuda(profile("speed", compile=True), ("compile",), None).mode == "eager"
     assert for_cuda(profile("speed", cache="dynamic"), ("cache",), None).mode == "eager"
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_what_macs_are_averaged_over_does_not_depend_on_whether_anything_is_timed(name):
+    timed, untimed = (for_cuda(profile(name, **rounds), rounds, 4096) for rounds in ({}, {"speed_rounds": 0}))
+    assert untimed.macs_context == timed.macs_context
+    asked = profile(name, speed_rounds=0)
+    assert untimed == dataclasses.replace(asked, prefill=timed.prefill, calibration_memory_mib=0)
+    assert for_cuda(profile(name, speed_rounds=0, prefill=(7,)), ("prefill",), None).macs_context == 7
 
 
 def test_default_sizes_that_a_model_has_no_positions_for_are_left_out():
