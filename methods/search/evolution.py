@@ -13,15 +13,17 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
-from methods.model.structures import Narrowed
+from methods.model.structures import Narrowed, Sublayer
+from methods.model.sweep_log import SweepLog
 from methods.progress import bar
 from methods.search.trials import Gone, Trial
 
@@ -62,6 +64,19 @@ class Fitness:
             self.known = dict(found)
         return found
 
+    def told(self) -> list[Tensor]:
+        """Return what the next comparison depends on: the generator's state, and forwards so far."""
+        _, state, _ = self.generator.getstate()
+        return [torch.tensor(state), torch.tensor(self.forwards, dtype=torch.float64)]
+
+    def go_on(self, state: Tensor, forwards: Tensor, known: dict[Gone, float]) -> None:
+        """Compare from now on as one that has `told` this, and knows what is missed of states on all tokens."""
+        version, _, gauss = self.generator.getstate()
+        self.generator.setstate((version, tuple(state.tolist()), gauss))
+        self.forwards, self.known = forwards.item(), known
+        if known:
+            self._trial(int(self.calibration.mask.sum())).runs = 0.0  # they are counted
+
     def _trial(self, tokens: int) -> Trial:
         """Return a trial on `tokens` tokens that are drawn, or the one on all."""
         if tokens < self.calibration.mask.sum():
@@ -80,6 +95,8 @@ class Generations:
     survivors     children that are compared on `final_tokens`, with the parents
     tokens        on which all children are compared
     until         when the search ends with what it has, in seconds of time.monotonic
+    log           keeps where the search stands, from which it goes on; None: nothing is kept
+    blocks        of which states are, where there is a log
     """
 
     count: int
@@ -88,13 +105,17 @@ class Generations:
     tokens: int
     final_tokens: int
     until: float = math.inf
+    log: SweepLog | None = None
+    blocks: Sequence[Sublayer] = ()
 
     def evolve(
         self, parents: list[Gone], children: Callable[[list[Gone]], list[Gone]], fitness: Fitness
     ) -> tuple[list[Gone], list[float | None]]:
         """Return the last parents, the fittest first, and of each generation what its fittest misses."""
         best = list[float | None]()
-        with bar(self.count, "searching", "generation") as shown:
+        if self.log and self.log.done:
+            parents, best = self._kept(self.log, fitness)
+        with bar(self.count, "searching", "generation", len(best)) as shown:
             while len(best) < self.count and time.monotonic() <= self.until:
                 promising = [one for one, _ in fitness.fittest(children(parents), self.survivors, self.tokens)]
                 fittest = fitness.fittest(
@@ -102,14 +123,31 @@ class Generations:
                 )
                 parents = [one for one, _ in fittest]
                 best.append(fittest[0][1] if math.isfinite(fittest[0][1]) else None)
+                if self.log:
+                    self.log.add([*fitness.told(), *self._told(parents, [loss for _, loss in fittest])], [])
                 shown.update()
             shown.total = len(best)
         return parents, best
 
+    def _told(self, parents: list[Gone], losses: list[float]) -> list[Tensor]:
+        """Return which blocks are gone of each parent, (parents, blocks), and what is missed of it."""
+        gone = [[block in parent for block in self.blocks] for parent in parents]
+        return [torch.tensor(gone), torch.tensor(losses, dtype=torch.float64)]
 
-def ends_after(minutes: float | None) -> float:
-    """Return when a search that begins now ends, in seconds of time.monotonic."""
-    return math.inf if minutes is None else time.monotonic() + 60 * minutes
+    def _kept(self, log: SweepLog, fitness: Fitness) -> tuple[list[Gone], list[float | None]]:
+        """Return the parents of the last generation that is kept and what was missed of the fittest of each."""
+        every = list(log.kept())
+        state, forwards, gone, losses = every[-1]
+        parents = [Gone(block for block, is_gone in zip(self.blocks, row, strict=True) if is_gone) for row in gone]
+        of_all = self.final_tokens >= fitness.calibration.mask.sum()
+        fitness.go_on(state, forwards, dict(zip(parents, losses.tolist(), strict=True)) if of_all else {})
+        fittest = [float(one[-1][0]) for one in every]
+        return parents, [loss if math.isfinite(loss) else None for loss in fittest]
+
+
+def ends_after(minutes: float | None, taken: float = 0.0) -> float:
+    """Return when a search ends, in seconds of time.monotonic, of whose minutes so many seconds have been taken."""
+    return math.inf if minutes is None else time.monotonic() + 60 * minutes - taken
 
 
 def draw(calibration: Calibration, tokens: int, generator: random.Random) -> Calibration:

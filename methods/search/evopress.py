@@ -26,7 +26,7 @@ a successor are compared, as there. The dense model runs on what is drawn; the c
 Cost. k (L - k) / 1.5 generations, each of half to all of a forward over `tokens` tokens for each child, and of two over
 `final_tokens` where these are all calibration tokens, else of four. `minutes` ends the search after the generation in
 which they have passed, and the record says how many there were: what was found then depends on the machine. A search
-that was interrupted begins again.
+that was interrupted goes on behind the last generation.
 """
 
 from __future__ import annotations
@@ -109,11 +109,14 @@ class EvoPress:
         """Return the blocks that are missed least together, and for the record what the search took."""
         kinds, generator = self.blocks(model), random.Random(calibration.seed)
         generations = self.generations or max(1, int(k * (len(kinds[0]) - k) / 1.5))
-        fitness, until = Fitness(model, calibration, generator), ends_after(self.minutes)
-        start = fitness.fittest(random_states(kinds, k, self.initial, generator), self.population, self.tokens)
-        how = Generations(generations, self.population, self.survivors, self.tokens, self.final_tokens, until)
+        log = calibration.log([], "evopress", self, k)
+        fitness, until = Fitness(model, calibration, generator), ends_after(self.minutes, log.seconds)
+        states = [] if log.done else random_states(kinds, k, self.initial, generator)
+        start = [one for one, _ in fitness.fittest(states, self.population, self.tokens)] if states else []
+        sizes = self.population, self.survivors, self.tokens, self.final_tokens
+        how = Generations(generations, *sizes, until, log, [block for blocks in kinds for block in blocks])
         parents, best = how.evolve(
-            [one for one, _ in start],
+            start,
             lambda parents: children(parents, kinds, self.offspring, self.mutations, generator),
             fitness,
         )

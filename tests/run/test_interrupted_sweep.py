@@ -19,7 +19,7 @@ from methods.model.decoder import Decoder
 from methods.model.sweep_log import SweepLog, SweepLogs
 
 RATIO = "0.3"
-METHODS = {  # similarities, statistics, those of layers that have been cut, bases, gradients, damages, refits
+METHODS = {  # similarities, statistics, those of cut layers, bases, gradients, damages, generations, refits
     "laco": ":C=2,I=2",
     "shortgpt": "",
     "angular": "",
@@ -35,6 +35,7 @@ METHODS = {  # similarities, statistics, those of layers that have been cut, bas
     "shortened-llama-taylor": "",
     "llm-pruner": ":steps=2",
     "puzzle": ":tokens=64",
+    "evopress": ":generations=4,offspring=4,initial=4,tokens=40",
     "flap+refit": "",
     "wanda-sp+refit": ":refit.intercept=yes",
 }

@@ -14,10 +14,12 @@ from conftest import LAYERS, VOCABULARY, tiny
 
 import methods
 from methods.errors import OutOfReach
+from methods.model import sweep_log
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
 from methods.model.structures import Sublayer, remove_sublayers, sublayers_of
+from methods.model.sweep_log import SweepLog, SweepLogs
 from methods.search import evolution
 from methods.search.evolution import Fitness, draw
 from methods.search.evopress import EvoPress, children, random_states
@@ -161,6 +163,39 @@ def test_the_search_ends_when_its_minutes_are_over_and_says_so(monkeypatch):
     search = methods.make("evopress", {"generations": "9", "minutes": "1", "offspring": "3", "initial": "3"})
     decided = search.prune(Decoder(tiny("llama")), calibration(), ratio_of(1))
     assert (decided["generations"], decided["of_generations"], len(decided["kl"])) == (2, 9, 2)
+
+
+@pytest.mark.parametrize("final_tokens", [30, TOKENS])
+def test_a_search_that_was_interrupted_goes_on_behind_its_last_generation(final_tokens, tmp_path, monkeypatch):
+    """Whether its last comparisons are of tokens that are drawn or of all: the draws and the forwards are the same."""
+    monkeypatch.setattr(sweep_log, "SECONDS", 0.0)
+    given = {
+        "generations": 5,
+        "offspring": 4,
+        "initial": 4,
+        "population": 2,
+        "tokens": 20,
+        "final_tokens": final_tokens,
+    }
+
+    def found():
+        kept = replace(calibration(), sweeps=SweepLogs(tmp_path / "kept"))
+        return EvoPress(**given).prune(Decoder(tiny("llama")), kept, ratio_of(2))
+
+    whole = EvoPress(**given).prune(Decoder(tiny("llama")), calibration(), ratio_of(2))
+    add, generations = SweepLog.add, itertools.count()
+
+    def interrupted(self, *told):
+        if next(generations) == 3:
+            raise KeyboardInterrupt
+        add(self, *told)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SweepLog, "add", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            found()
+    assert found() == whole
+    assert next(generations) == 4  # of the attempt that was interrupted
 
 
 def test_a_divergence_that_is_no_number_is_none_in_the_record(monkeypatch):
