@@ -188,3 +188,26 @@ def test_all_goes_on_where_one_method_cannot_and_a_name_does_not(base, model_fol
     for methods in ("laco", "all,laco", "all,laco:C=4"):
         with pytest.raises(UserError, match=r"laco.*remove at most"):
             validate.cells(from_flags(here | {"methods": methods}))
+
+
+def test_a_ratio_out_of_reach_is_no_reason_against_a_chain(base, model_folder, text_file, tmp_path):
+    """Neither of what --then goes on from, nor, in a spec, of what it asks for."""
+    here = {"model": str(model_folder), "profile": "smoke", "device": "cpu", "tasks": "none"}
+    here |= {"texts": str(text_file), "calibration": str(text_file)}
+    asked = here | {"methods": "all", "ratio": "0.2,0.95", "then": "laco:ratio=0.3"}
+    found = {cell.label for cell in validate.cells(from_flags(asked)) if cell.earlier}
+    assert {"sleb at 0.2, then laco", "sleb at 0.95, then laco"} <= found
+    spec = tmp_path / "mine.yaml"
+    spec.write_text("methods: drop-tail\nratio: 0.2\nthen: laco:ratio=0.95\n")
+    (last,) = (cell for cell in validate.cells(spec_file.spec(str(spec), here)) if cell.earlier)
+    assert (last.method, last.ratio) == ("laco", 0.95)
+
+
+def test_methods_for_mixtures_alone_are_left_out_whatever_mends_them(model_folder, text_file):
+    here = {"model": str(model_folder), "profile": "smoke", "device": "cpu", "tasks": "none", "ratio": 0.2}
+    here |= {"texts": str(text_file), "calibration": str(text_file), "methods": "all", "compensate": "scale"}
+    found = {cell.method for cell in validate.cells(from_flags(here))}
+    assert "sleb+scale" in found
+    assert found & {"reap+scale", "expert-norm+scale", "expert-frequency+scale", "expert-random+scale"} == set()
+    named = {cell.method for cell in validate.cells(from_flags(here | {"methods": "reap"}))}
+    assert "reap+scale" in named  # whose outcome says why
