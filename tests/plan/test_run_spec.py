@@ -18,6 +18,7 @@ from bench.plan.protocol import PROFILES, Protocol, SimilarityProtocol, profile
 from bench.plan.recipe import Recipe
 from bench.plan.run_spec import RunSpec, flags, from_flags
 from bench.records.run_folder import load_run, records
+from bench.run import runner
 from bench.run.fingerprint import of_today
 from methods.errors import UserError
 
@@ -211,3 +212,26 @@ def test_methods_for_mixtures_alone_are_left_out_whatever_mends_them(model_folde
     assert found & {"reap+scale", "expert-norm+scale", "expert-frequency+scale", "expert-random+scale"} == set()
     named = {cell.method for cell in validate.cells(from_flags(here | {"methods": "reap"}))}
     assert "reap+scale" in named  # whose outcome says why
+
+
+# --- its folder
+
+
+@pytest.mark.parametrize("command", ["run", "speed"])
+def test_an_interrupt_names_the_folder_that_was_not_named(command, base, tmp_path, monkeypatch, capsys):
+    """By default it has the date in its name, so that tomorrow the same command begins a new one."""
+
+    def stopped(cells, folder, **_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", stopped)
+    monkeypatch.chdir(tmp_path)
+    at = base.index("--out")
+    asked = {"run": [*base[:at], *base[at + 2 :], "--methods", "drop-tail", "--ratio", "0.3"]}
+    asked["speed"] = ["speed", base[base.index("--model") + 1], "--device", "cpu"]
+    assert main(asked[command]) == 130
+    (folder,) = Path("results").iterdir()
+    said = capsys.readouterr().err
+    assert said == f"prunebench: interrupted; the same command with --out {folder} goes on where it stopped\n"
+    assert main([*asked[command], "--out", str(folder)]) == 130
+    assert capsys.readouterr().err == "prunebench: interrupted; the same command goes on where it stopped\n"
