@@ -38,7 +38,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
         raise UserError(f"--only is given nothing; name one of {', '.join(CHECKS)} or several")
     found = examination.examine(device, only)
     if arguments.json:
-        print(json.dumps(finding.document(found, machine.describe(device)), indent=1))
+        print(json.dumps(finding.document(found, machine.describe(device)), indent=1, allow_nan=False))
     else:
         print(finding.table(found))
     wrong = examination.wrong(found)

@@ -30,6 +30,7 @@ from bench.cli import (
     similarity,
 )
 from bench.cli import list as list_command
+from bench.system import interrupt
 from bench.system.threads import let_threads_wait
 from methods.errors import UserError
 
@@ -87,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"prunebench: no path may be as long as {str(error.filename)[:40]!r}...; name another", file=sys.stderr)
         return USAGE
-    except KeyboardInterrupt:
-        print("prunebench: interrupted; the same command goes on where it stopped", file=sys.stderr)
+    except KeyboardInterrupt as interrupted:
+        print(interrupt.message(*interrupted.args), file=sys.stderr)
         return INTERRUPTED
 
 

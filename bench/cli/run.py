@@ -88,28 +88,35 @@ def _run(arguments: argparse.Namespace) -> int:
         serve_speed.require(protocol)
     if arguments.plan:
         return _planned(spec)
+    folder = spec.folder()  # whose date may be another one at the end
+    code = _measured(spec, folder, _told, arguments.track)
     if not protocol:
-        return _measured(spec, _told, arguments.track)
-    spec = replace(spec, out=spec.folder())
-    return max(_measured(spec, _told, arguments.track), serve_speed.serve(spec.folder(), protocol))
+        return code
+    from bench.run import runner
+    from bench.system import interrupt
+
+    with interrupt.prompt(runner.again(spec, folder)):
+        return max(code, serve_speed.serve(folder, protocol))
 
 
 def _speed(arguments: argparse.Namespace) -> int:
     from reports.report import speed_terminal
 
     spec = from_flags({"methods": "dense", "profile": "speed"} | options.given(arguments, flags().values()))
-    return _measured(spec, lambda spec, records: speed_terminal(records))
+    return _measured(spec, spec.folder(), lambda spec, records: speed_terminal(records))
 
 
-def _measured(spec: RunSpec, told: Callable[[RunSpec, list[Record]], str], track: str | None = None) -> int:
+def _measured(
+    spec: RunSpec, folder: Path, told: Callable[[RunSpec, list[Record]], str], track: str | None = None
+) -> int:
     """Run the cells, send each to the tracker `track` if one is named, and print what `told` makes of the records."""
     from bench.run import runner
     from reports import report
 
-    start, folder = time.perf_counter(), spec.folder()
+    start = time.perf_counter()
     tracking = _tracking(track, folder) if track else None
     ended = tracking.cell if tracking else runner.unheard
-    records = runner.run_spec(replace(spec, out=folder), report=report.write, ended=ended)
+    records = runner.run_spec(spec, report=report.write, ended=ended, folder=folder)
     if tracking:
         tracking.finish()
     print(told(spec, records), end="")

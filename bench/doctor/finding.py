@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 import traceback
@@ -75,4 +76,14 @@ def table(findings: Iterable[Finding]) -> str:
 def document(findings: Iterable[Finding], machine: dict[str, Any]) -> dict[str, Any]:
     """Return what a bug report needs, as plain JSON values: no host name, no user's name, no path."""
     plain = [{name: value for name, value in asdict(one).items() if value} for one in findings]
-    return {"layout": LAYOUT, "machine": machine, "findings": plain}
+    found: dict[str, Any] = _finite({"layout": LAYOUT, "machine": machine, "findings": plain})
+    return found
+
+
+def _finite(value: Any) -> Any:
+    """Return plain values with None in place of floats that JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from bench.plan.cell import Cell, Stage, asked
 from bench.plan.grid import budget, first_draw
 from bench.records import drawn_cells
-from methods.errors import UserError
+from methods.errors import OutOfReach, UserError
 
 if TYPE_CHECKING:
     from bench.plan.recipe import Recipe
@@ -82,8 +82,17 @@ def is_timed(cell: Cell) -> bool:
 
 
 def _refuse_unless_above(parent: Cell, cell: Cell, decoder: Decoder) -> None:
-    """Raise UserError where the budgets, as far as they are known before any work, leave nothing to remove."""
-    if parent.ratio is not None and budget(cell, decoder) <= budget(parent, decoder):
+    """Raise UserError where the budgets, as far as they are known before any work, leave nothing to remove.
+
+    One that is out of reach is the outcome of its cell, and not refused here.
+    """
+    if parent.ratio is None:
+        return
+    try:
+        is_above = budget(cell, decoder) > budget(parent, decoder)
+    except OutOfReach:
+        return
+    if not is_above:
         rounded = "" if cell.ratio is None or cell.ratio <= parent.ratio else ", and both round to the same layers"
         raise UserError(
             f"--then {cell.method}:ratio={cell.ratio:g} would remove nothing behind {parent.label} at {parent.ratio:g}"

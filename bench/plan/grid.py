@@ -135,7 +135,7 @@ def cells(mentions: Sequence[Mention], ratios: Sequence[float], decoder: Decoder
     found, fixed = [_cell(Mention("dense", {}), None, common)], list[Cell]()
     for mention in mentions:
         pruner = methods.make(mention.method, mention.given)
-        if mention.method == "dense" or (not mention.by_name and not _has_what_it_removes(decoder, pruner)):
+        if mention.method == "dense" or (not mention.by_name and not _has_what_it_removes(decoder, mention.method)):
             continue
         if not pruner.fixed and not ratios:
             raise UserError(
@@ -151,9 +151,12 @@ def cells(mentions: Sequence[Mention], ratios: Sequence[float], decoder: Decoder
     return list({cell.key: cell for cell in found + fixed}.values())
 
 
-def _has_what_it_removes(decoder: Decoder, pruner: Pruner) -> bool:
-    """Say whether a model has experts, where a method removes those."""
-    return "experts" not in getattr(pruner, "axes", ()) or not decoder.family.never("experts")
+def _has_what_it_removes(decoder: Decoder, method: str) -> bool:
+    """Say whether a model has experts, where a method, whatever mends it, removes those."""
+    import methods
+
+    kind = methods.load()[method.partition("+")[0]]
+    return "experts" not in getattr(kind, "axes", ()) or not decoder.family.never("experts")
 
 
 def _draws(pruner: Pruner, cell: Cell) -> list[Cell]:

@@ -107,9 +107,8 @@ def _table(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
             raise UserError(f"{path}: {key!r} is no flag of `run`{hint}; see `python -m bench run --help`")
         if flag in found:
             raise UserError(f"{path} names {flag} twice, as {key} and otherwise; keep one")
-        found[flag] = _value(f"{path}: {key}", flag, value)
         try:
-            name = flags()[flag].field
+            found[flag], name = _value(str(key), flag, value), flags()[flag].field
             for one in several(name, found[flag]) if name in SWEPT else [found[flag]]:
                 flags()[flag].converted(one)
         except UserError as error:
@@ -118,10 +117,14 @@ def _table(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _value(where: str, flag: str, value: Any) -> Any:
-    """Return what a key gives its flag. Raises UserError where that is nothing, or a list or table within another."""
+    """Return what a key gives its flag. Raises UserError where that is nothing, or a list or table within another.
+
+    A switch is converted here already, since some are turned round.
+    """
     option = flags()[flag]
     if option.kind is bool:
-        return not value if option.default is True and isinstance(value, bool) else value
+        switch = option.converted(value)  # as 1 or "on" are
+        return not switch if option.default is True else switch  # of no-checks and first-windows, which switch off
     values = list(value.values()) if option.repeated and isinstance(value, Mapping) else [value]
     if value is None:
         raise UserError(f"{where} has no value")

@@ -40,7 +40,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from bench.records.answers import CHANCE
-from bench.records.comparability import by_setup, dense_peer, identity, other_versions
+from bench.records.comparability import OF_TEXTS, by_setup, dense_peer, identity, other_versions
 from bench.records.fits import misfits
 from bench.records.record import (
     ANSWER_BPB,
@@ -177,7 +177,7 @@ def _row(record: Record, dense: Record | None, averaged: list[str], right: list[
         row[f"perplexity_{text}"] = result["perplexity"]
         row[f"perplexity_{text}_low"] = result.get("perplexity_low")
         row[f"perplexity_{text}_high"] = result.get("perplexity_high")
-        for name in ("bits_per_byte", "byte_perplexity", "word_perplexity"):
+        for name in OF_TEXTS[1:]:
             row[f"{name}_{text}"] = result.get(name)
     row |= {name: measured.get("checks", {}).get(name) for name in CHECKS if "checks" in measured}
     for task, result in measured.get("tasks", {}).items():

@@ -14,6 +14,8 @@ from bench.records.drawn_cells import is_draw, undrawn
 from bench.records.record import ANSWER_BPB, Record, display_name, model_names, ratio_of, share
 
 FIGURES = ("size", "text", "task", "speed")
+OF_TEXTS = ("perplexity", "bits_per_byte", "byte_perplexity", "word_perplexity")  # figures of which each text has one
+PROMPTED = ("copying", "counting")  # checks that read no text
 MOST = 4  # fields that are named where setups differ in many, but for those that alone tell two apart
 
 
@@ -211,16 +213,26 @@ def metric_conditions(record: Record, metric: str) -> dict[str, Any]:
     """Return what must be equal for a metric to be comparable over runs: conditions, the text, the documents."""
     costs = metric.endswith("_seconds") or "memory" in metric
     timed = costs or "speed" in metric or metric.startswith(("prefill", "decode"))
-    kind = "speed" if timed else "size" if metric in record.measured else "task"
+    text, checked = _text_of(record, metric), metric in record.measured.get("checks", {})
+    kind = "speed" if timed else "size" if metric in record.measured else "text" if text or checked else "task"
     names = {one.name for one in CONDITIONS if kind in one.gate.split() and not (costs and "protocol." in one.place)}
+    names |= {BY_PLACE["decisions.calibration.sha256"].name} if costs else set()
     found = {name: value for name, value in gate_conditions(record, timed=timed).items() if name in names}
-    for text, result in record.measured.get("perplexity", {}).items():
-        if metric.endswith(f"_{text}"):
-            found["text"] = result["sha256"]
+    if text:
+        found["text"] = record.measured["perplexity"][text]["sha256"]
     for task, result in record.measured.get("tasks", {}).items():
         if metric in ("average", "kept", ANSWER_BPB) or f"_{task}" in metric:
             found[task] = (result["main"], result["version"], result["documents"], result["fewshot"])
     return found
+
+
+def _text_of(record: Record, metric: str) -> str | None:
+    """Return the text that a perplexity is of, or the first, of whose windows a check is; None for other figures."""
+    scored = record.measured.get("perplexity", {})
+    if metric in set(record.measured.get("checks", {})) - set(PROMPTED):
+        return next((text for text in record.cell["protocol"].get("texts", ()) if text in scored), None)
+    bare = metric.removesuffix("_low").removesuffix("_high")
+    return next((text for text in scored if bare in {f"{name}_{text}" for name in OF_TEXTS}), None)
 
 
 def identity(record: Record) -> dict[str, Any]:

@@ -17,10 +17,10 @@ SMALL = 0.01  # a share of the squared state that may be missed, whatever the fi
 
 
 def fits(record: Record) -> list[dict[str, Any]]:
-    """Return what the record says of each fit, in the order in which they were made."""
-    done = record.decisions.get("compensation", record.decisions)
-    found: list[dict[str, Any]] = done.get("cuts") or done.get("refitted") or done.get("errors") or []
-    return [one for one in found if "error_after" in one]
+    """Return what the record says of each fit, in the order in which they were made: windows, then a compensation."""
+    mended = record.decisions.get("compensation", {})
+    lists = record.decisions.get("errors"), mended.get("cuts"), mended.get("refitted")
+    return [one for found in lists for one in found or [] if "error_after" in one]
 
 
 def misfits(record: Record) -> Iterator[tuple[str, str, float, float]]:

@@ -33,22 +33,23 @@ def held(folder: Path, patience: float = 0.0) -> Iterator[str | None]:
 
     patience  seconds to wait for another owner, as for one whose end is not known everywhere yet
 
-    Raises InUse, naming the owner, where another run holds it, and UserError where the run in it is packed.
+    Raises InUse, naming the owner, where another run holds it, and UserError where the run in it is packed, or where it
+    cannot be made or locked.
     """
     if packed_run.is_packed(folder):
         raise UserError(
             f"{folder} is a packed run; `python -m bench pack {folder} --unpack` lets it go on, or name another --out"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=patience)
     except Timeout:
         raise InUse(
             f"{folder} is in use by {_owner(folder) or 'another run'}; wait for it, end it, or name another --out"
         ) from None
     except OSError as error:
-        raise UserError(f"{folder} cannot be locked: {error.strerror}; name another with --out") from None
+        raise UserError(f"{folder} cannot be made or locked: {error.strerror}; name another with --out") from None
     try:
         dead = _owner(folder)
         started = datetime.now(UTC).isoformat(timespec="seconds")

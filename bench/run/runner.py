@@ -57,23 +57,26 @@ def run_spec(
     report: Report = lambda folder, records: None,
     engine: Engine | None = None,
     ended: Ending = unheard,
+    folder: Path | None = None,
 ) -> list[Record]:
     """Measure what is asked for and return the records of its cells, in their order; finished cells are skipped.
 
     report   is given the folder of the run and the records at the end, while the folder is still held
     ended    is given the key of each cell as soon as its record is written, or found in the folder
     engine   where cells run; None: as the spec says
+    folder   of the run; None: as the spec says, which by default is another one tomorrow, so that an interrupt names it
 
     Raises UserError, in one line and before any work, for what cannot be; and where `run` does.
     """
     let_threads_wait()
     engine = engine or chosen.engine(spec)
-    cells, folder = validate.cells(spec, here=engine.here), spec.folder()
+    folder = folder or spec.folder()
+    cells = validate.cells(spec, here=engine.here)
     refuse_gpus_of_cpus(cells[0].device, spec.gpus_per_cell, spec.accelerator)
     validate.check_folder(folder)
     if spec.offload and engine.here:
         check(spec.offload)
-    with interrupt.prompt():
+    with interrupt.prompt(again(spec, folder)):
         return run(
             cells,
             folder,
@@ -89,6 +92,11 @@ def run_spec(
             report=report,
             ended=ended,
         )
+
+
+def again(spec: RunSpec, folder: Path) -> str:
+    """Return what the command of a run needs to go on in its folder: nothing where it names that."""
+    return "" if spec.out else f"--out {folder}"
 
 
 def run(

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from bench.plan.cell import Cell, from_plain
 from bench.records.record import Record, peak_bytes
 from bench.schedule.work import Amounts, Cost
+from methods.errors import UserError
 
 Place = tuple[str, ...]
 MEASURED, COMPUTED = "measured before", "from MACs"
@@ -51,11 +52,16 @@ class Estimator:
     def learn(self, record: Record, cost: Cost | None = None) -> None:
         """Take in what a record's stages took; one that was interrupted or failed is of no use.
 
+        One whose cell this version would not measure, as of a later version in a folder beside the run, is left out.
+
         cost  what cells of its model compute; None: as those that are estimated
         """
         if record.status != "ok":
             return
-        cell, measured = from_plain(record.cell), record.measured
+        try:
+            cell, measured = from_plain(record.cell), record.measured
+        except (UserError, ValueError):  # pydantic's own error is one
+            return
         real = dict(measured.get("seconds", {}))
         if "prune_seconds" in measured:
             real["prune"] = measured["prune_seconds"]  # with the search that it went on from

@@ -217,7 +217,8 @@ class Footprint:
     def _scoring(self, cell: Cell) -> int:
         """Return the bytes of one forward and of its logits, which are made float32."""
         p, shape = cell.protocol, self.shape
-        rows = min(p.batch_tokens, p.windows * p.window or p.batch_tokens) if p.texts or p.tasks else 1
+        windows = p.batch_tokens if p.tasks else p.windows * p.window or p.batch_tokens
+        rows = min(p.batch_tokens, windows) if p.texts or p.tasks else 1
         logits = min(rows * shape.vocabulary, LOGITS)
         each = FLOAT32 + (self.bytes_each if self.bytes_each < FLOAT32 else 0)
         return logits * each + self.bytes_each * rows * (8 * shape.width + 4 * shape.mlp + shape.layers * shape.keys)

@@ -11,6 +11,7 @@ import torch
 
 from bench.plan.cell import Cell
 from bench.schedule.memory_needs import GIB, card_of, footprint_of, room_of
+from bench.schedule.plan import named
 from bench.system.console import say
 from methods.errors import UserError
 
@@ -72,13 +73,14 @@ def _with_a_folder(cell: Cell, room: int) -> str:
 
 def refuse_full(cells: Sequence[Cell], folder: Path, slots: int = 1) -> None:
     """Raise UserError where a folder has not the room for the states of those cells that take most of it at once."""
-    sizes = {cell.label: footprint_of(cell, offload=True).offloaded(cell) for cell in cells}
-    largest = sorted(sizes, key=lambda label: -sizes[label])[:slots]
-    taken, free = sum(sizes[label] for label in largest), shutil.disk_usage(folder).free
+    sizes = [(named(cell), footprint_of(cell, offload=True).offloaded(cell)) for cell in cells]
+    largest = sorted(sizes, key=lambda one: -one[1])[:slots]
+    taken, free = sum(size for _, size in largest), shutil.disk_usage(folder).free
     if taken > free:
+        names = " and ".join(name for name, _ in largest)
         raise UserError(
-            f"states of {' and '.join(largest)} take about {taken / GIB:.1f} GiB of --offload {folder}, which has "
-            f"{free / GIB:.1f} GiB left; name another folder, or give less calibration"
+            f"states of {names} take about {taken / GIB:.1f} GiB of --offload {folder}, which has {free / GIB:.1f} GiB "
+            "left; name another folder, or give less calibration"
         )
 
 

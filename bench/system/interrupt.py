@@ -18,22 +18,39 @@ from contextlib import contextmanager
 
 GRACE = 3.0  # seconds for the orderly way
 INTERRUPTED = 130
-MESSAGE = b"prunebench: interrupted; the same command goes on where it stopped\n"
+
+
+def message(more: str = "") -> str:
+    """Say what goes on from an interrupted command: itself, with `more` behind it."""
+    return f"prunebench: interrupted; the same command{more and f' with {more}'} goes on where it stopped"
 
 
 @contextmanager
-def prompt() -> Iterator[None]:
+def prompt(more: str = "") -> Iterator[None]:
     """Make Ctrl-C take at most GRACE seconds within. Whoever catches the interrupt behind goes on, as a notebook does.
 
-    Does nothing outside of the main thread, which is the only one that signals reach.
+    more  what the same command needs to go on, as the folder whose name is of today; the interrupt has it with it
+
+    Is in nobody's way outside of the main thread, which is the only one that signals reach.
     """
+    try:
+        with _listened_for(more):
+            yield
+    except KeyboardInterrupt as interrupted:
+        if more and not interrupted.args:
+            interrupted.args = (more,)
+        raise
+
+
+@contextmanager
+def _listened_for(more: str) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
         yield
         return
     heard, told = os.pipe()
     os.set_blocking(told, False)
     before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    threading.Thread(target=_listen, args=(heard,), daemon=True).start()
+    threading.Thread(target=_listen, args=(heard, more), daemon=True).start()
     try:
         yield
     finally:
@@ -48,7 +65,7 @@ def end_soon() -> None:
     timer.start()
 
 
-def _listen(heard: int) -> None:
+def _listen(heard: int, more: str) -> None:
     """End the process GRACE seconds after a first interrupt, at once after a second; return when the pipe is closed."""
     interrupted = False
     while True:
@@ -60,6 +77,6 @@ def _listen(heard: int) -> None:
         count = signals.count(signal.SIGINT)
         if (interrupted and (not ready or count)) or count > 1:
             if not ready:
-                os.write(2, MESSAGE)
+                os.write(2, f"{message(more)}\n".encode())
             os._exit(INTERRUPTED)
         interrupted = interrupted or count > 0

@@ -20,6 +20,9 @@ from bench.system import process_memory
 KEPT = 256 * 2**20  # bytes that a process may keep of what it has freed
 FROM_HEAP = 64 * 2**20, 32 * 2**20  # a tensor up to here is taken from them; the second where glibc is before 2.35
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of mallopt(3)
+PROCESS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+NAMES_1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"  # of either version: limit, use, and
+NAMES_2 = "memory.max", "memory.current", "inactive_file"  # in memory.stat what of that is given up
 LOOK = 0.02  # seconds between two looks at the memory while it is watched
 
 
@@ -41,29 +44,51 @@ def for_states(devices: Sequence[torch.device]) -> int:
 def _free(device: torch.device) -> int:
     """Return the bytes that tensors can still take, those included that torch holds of a GPU to have them ready."""
     if device.type != "cuda":
-        return min(int(psutil.virtual_memory().available), host_bytes())
+        return free_bytes()
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0] + held)
 
 
-def host_bytes(process: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+def host_bytes(process: Path = PROCESS, groups: Path = GROUPS) -> int:
     """Return the bytes of the host's memory that this process may take: all, or what its container or job allows.
 
     process  the file that says which control groups it is in, one `number:kinds:path` a line
     groups   the folder of these, of either version
     """
-    limits = [int(psutil.virtual_memory().total)]
+    return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _limits(process, groups))])
+
+
+def free_bytes(process: Path = PROCESS, groups: Path = GROUPS) -> int:
+    """Return the bytes that are free of the machine's memory and of what `host_bytes` says that it may take."""
+    left = [limit - used for limit, used in _limits(process, groups)]
+    return max(0, min([int(psutil.virtual_memory().available), *left]))
+
+
+def _limits(process: Path, groups: Path) -> list[tuple[int, int]]:
+    """Return (limit, bytes in use) of each control group that has a limit."""
+    found = []
     with contextlib.suppress(OSError):
         for line in process.read_text(encoding="utf-8").splitlines():
             _, kinds, path = line.split(":", 2)
             if kinds and "memory" not in kinds.split(","):
                 continue
-            top, name = (groups / "memory", "memory.limit_in_bytes") if kinds else (groups, "memory.max")
+            top, names = (groups / "memory", NAMES_1) if kinds else (groups, NAMES_2)
             inner = top / path.lstrip("/")
             for folder in (inner, *inner.parents):
                 with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
-                    limits.append(int((folder / name).read_text(encoding="ascii")))
-    return min(limits)
+                    limit = int((folder / names[0]).read_text(encoding="ascii"))
+                    found.append((limit, _used(folder, *names[1:])))
+    return found
+
+
+def _used(folder: Path, usage: str, inactive: str) -> int:
+    """Return the bytes that a control group uses, without pages of files that nobody reads, which are given up."""
+    used = 0
+    with contextlib.suppress(OSError, ValueError):
+        used = int((folder / usage).read_text(encoding="ascii"))
+        lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+        used -= sum(int(line.split()[1]) for line in lines if line.split()[:1] == [inactive])
+    return used
 
 
 @dataclass

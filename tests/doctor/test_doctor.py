@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import platform
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,6 +139,14 @@ def test_a_check_that_is_not_there_is_refused(capsys):
 )
 def test_paths_are_cut_to_their_names(text, told):
     assert finding.without_paths(text) == told
+
+
+def test_what_is_no_number_is_null_in_a_bug_report(monkeypatch, capsys):
+    broken = finding.judged("flap", ["logits"], "", logits=[1.5, math.nan], far=math.inf, table={"one": -math.inf})
+    monkeypatch.setattr(examination, "examine", lambda *_: [broken])
+    assert main(["doctor", "--device", "cpu", "--json"]) == 1
+    (found,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["findings"]
+    assert found["found"] == {"logits": [1.5, None], "far": None, "table": {"one": None}}
 
 
 # what is stored

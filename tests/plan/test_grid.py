@@ -232,6 +232,15 @@ def test_a_spec_is_the_flags_that_it_names(base, tmp_path, cells_of):
     assert not by_file[0].protocol.checks
 
 
+@pytest.mark.parametrize(
+    ("said", "on"), [(True, True), (1, True), ("true", True), ("on", True), (0, False), ("off", False)]
+)
+def test_a_switch_that_turns_something_off_may_be_written_in_any_way(said, on, base, tmp_path, cells_of):
+    spec = written(tmp_path, {"methods": "laco", "ratio": 0.2, "no-checks": said, "first-windows": said})
+    protocol = cells_of([base[0], "--spec", spec, *base[1:]])[0].protocol
+    assert (protocol.checks, protocol.windows_drawn) == (not on, not on)
+
+
 def test_flags_win_over_the_file_wherever_they_stand(base, tmp_path, cells_of):
     spec = written(tmp_path, {"methods": "laco", "ratio": 0.2, "set": {"laco.C": [2, 3], "laco.I": 1}, "window": 16})
     found = cells_of([*base, "--ratio", "0.4", "--set", "laco.C=4", f"--spec={spec}"])
@@ -254,6 +263,7 @@ WRONG = {
     "wrong word": ({"methods": "laco", "match": "most"}, "--match is layers or exact; got 'most'"),
     "no switch": ({"methods": "laco", "window": True}, "--window is 2 or more; got True"),
     "a switch with a value": ({"methods": "laco", "uniform": 3}, "--uniform is true or false; got 3"),
+    "a switch off with a value": ({"no-checks": 3}, "mine.yaml: --no-checks is true or false; got 3"),
     "table": ({"methods": {"laco": 1}}, "methods is a value or a list of values; got {'laco': 1}"),
     "nested list": ({"ratio": [[0.1]]}, "ratio is a value or a list of values; got [0.1]"),
     "empty": ({"ratio": []}, "ratio is an empty list"),

@@ -19,6 +19,7 @@ from bench.plan.protocol import PROFILES, Protocol, SimilarityProtocol, profile
 from bench.plan.recipe import Recipe
 from bench.plan.run_spec import RunSpec, flags, from_flags
 from bench.records.run_folder import load_run, records
+from bench.run import runner
 from bench.run.fingerprint import of_today
 from methods.errors import UserError
 
@@ -202,3 +203,49 @@ def test_all_goes_on_where_one_method_cannot_and_a_name_does_not(base, model_fol
     for methods in ("laco", "all,laco", "all,laco:C=4"):
         with pytest.raises(UserError, match=r"laco.*remove at most"):
             validate.cells(from_flags(here | {"methods": methods}))
+
+
+def test_a_ratio_out_of_reach_is_no_reason_against_a_chain(base, model_folder, text_file, tmp_path):
+    """Neither of what --then goes on from, nor, in a spec, of what it asks for."""
+    here = {"model": str(model_folder), "profile": "smoke", "device": "cpu", "tasks": "none"}
+    here |= {"texts": str(text_file), "calibration": str(text_file)}
+    asked = here | {"methods": "all", "ratio": "0.2,0.95", "then": "laco:ratio=0.3"}
+    found = {cell.label for cell in validate.cells(from_flags(asked)) if cell.earlier}
+    assert {"sleb at 0.2, then laco", "sleb at 0.95, then laco"} <= found
+    spec = tmp_path / "mine.yaml"
+    spec.write_text("methods: drop-tail\nratio: 0.2\nthen: laco:ratio=0.95\n")
+    (last,) = (cell for cell in validate.cells(spec_file.spec(str(spec), here)) if cell.earlier)
+    assert (last.method, last.ratio) == ("laco", 0.95)
+
+
+def test_methods_for_mixtures_alone_are_left_out_whatever_mends_them(model_folder, text_file):
+    here = {"model": str(model_folder), "profile": "smoke", "device": "cpu", "tasks": "none", "ratio": 0.2}
+    here |= {"texts": str(text_file), "calibration": str(text_file), "methods": "all", "compensate": "scale"}
+    found = {cell.method for cell in validate.cells(from_flags(here))}
+    assert "sleb+scale" in found
+    assert found & {"reap+scale", "expert-norm+scale", "expert-frequency+scale", "expert-random+scale"} == set()
+    named = {cell.method for cell in validate.cells(from_flags(here | {"methods": "reap"}))}
+    assert "reap+scale" in named  # whose outcome says why
+
+
+# --- its folder
+
+
+@pytest.mark.parametrize("command", ["run", "speed"])
+def test_an_interrupt_names_the_folder_that_was_not_named(command, base, tmp_path, monkeypatch, capsys):
+    """By default it has the date in its name, so that tomorrow the same command begins a new one."""
+
+    def stopped(cells, folder, **_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", stopped)
+    monkeypatch.chdir(tmp_path)
+    at = base.index("--out")
+    asked = {"run": [*base[:at], *base[at + 2 :], "--methods", "drop-tail", "--ratio", "0.3"]}
+    asked["speed"] = ["speed", base[base.index("--model") + 1], "--device", "cpu"]
+    assert main(asked[command]) == 130
+    (folder,) = Path("results").iterdir()
+    said = capsys.readouterr().err
+    assert said == f"prunebench: interrupted; the same command with --out {folder} goes on where it stopped\n"
+    assert main([*asked[command], "--out", str(folder)]) == 130
+    assert capsys.readouterr().err == "prunebench: interrupted; the same command goes on where it stopped\n"

@@ -50,6 +50,17 @@ def test_far_above_is_twice_and_more_than_a_trifle(errors, expected):
         assert f"{where} it misses {held_out:g} of the squared states of {tokens} there, and {after:g} where" in said
 
 
+@pytest.mark.parametrize("report", ["cuts", "refitted"])
+def test_windows_are_looked_at_beside_a_compensation(report):
+    """laco-ls+ghost and laco-puzzle fit both."""
+    record = fitted(error_after=0.1, error_held_out=0.1)
+    held = record.decisions["compensation"].pop("cuts")
+    record.decisions["compensation"][report] = held
+    record.decisions["errors"] = [{"window": [2, 5], "error_after": 0.1, "error_held_out": 0.5}]
+    assert [one.get("window") for one in fits(record)] == [[2, 5], None]
+    assert list(misfits(record)) == [("for layers 2 to 5", "tokens", 0.1, 0.5)]
+
+
 @pytest.mark.parametrize("pair", ["drop+ghost", "drop+replaceme", "flap+refit", "laco-ls"])
 def test_a_fit_of_few_tokens_without_a_penalty_is_found_out(pair):
     """92 tokens determine a map of 32 channels badly, and 48 or so one of an MLP's worse; the penalty makes it hold."""

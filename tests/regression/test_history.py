@@ -16,6 +16,7 @@ from made_runs import VERSIONS, answers, cell, nats, run_folder
 
 from bench.cli.main import main
 from bench.records import columns as column_data
+from bench.records.comparability import metric_conditions
 from bench.records.run_folder import records
 from bench.regression.history import changes
 
@@ -115,6 +116,37 @@ def test_what_pruning_took_says_that_the_machine_is_another(metric, apart, tmp_p
     runs = [str(tmp_path / f"run-{number}") for number in range(2)]
     _, second = lines(capsys, *runs, "--metric", metric, "--label", "laco")
     assert second["conditions_apart"] == apart
+
+
+TEXT, SEQUENCES = ("measured", "perplexity", "wiki", "sha256"), ("decisions", "calibration", "sha256")
+LM_EVAL = ("environment", "versions", "lm_eval")
+
+
+@pytest.mark.parametrize(
+    ("place", "apart", "alike"),
+    [
+        (TEXT, "perplexity_wiki perplexity_wiki_high bits_per_byte_wiki kl kl_low repetition", "copying task_piqa"),
+        (SEQUENCES, "prune_seconds peak_memory_bytes kl task_piqa", "parameters"),
+        (LM_EVAL, "task_piqa average", "perplexity_wiki kl copying prune_seconds"),
+    ],
+)
+def test_a_figure_goes_by_what_it_was_measured_on(place, apart, alike):
+    figures = checked(measured(PER_LAYER, (19.9, 20.8, 21.7), [0.3] * 5, 57.0), 0.3, 0.5)
+    one = ok("laco", 0.3, figures, prune_seconds=9.0, decisions={"calibration": {"sha256": "c" * 64}})
+    other = changed(one, *place, to="another")
+    found = {
+        name: metric_conditions(one, name) == metric_conditions(other, name) for name in f"{apart} {alike}".split()
+    }
+    assert found == dict.fromkeys(apart.split(), False) | dict.fromkeys(alike.split(), True)
+
+
+def test_a_check_is_of_the_first_text():
+    figures = checked(measured(PER_LAYER, (19.9, 20.8, 21.7), [0.3] * 5, 57.0), 0.3, 0.5)
+    figures["perplexity"]["c4"] = figures["perplexity"]["wiki"] | {"sha256": "11"}
+    one = ok("laco", 0.3, figures)
+    texts = [changed(one, "cell", "protocol", "texts", to=names) for names in (["wiki", "c4"], ["c4", "wiki"])]
+    assert [metric_conditions(record, "kl")["text"] for record in texts] == ["00", "11"]
+    assert metric_conditions(one, "perplexity_c4")["text"] == "11"
 
 
 def test_an_exact_figure_has_no_noise(runs, capsys):

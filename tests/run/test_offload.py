@@ -10,8 +10,11 @@ from types import SimpleNamespace
 import pytest
 
 from bench.cli.main import main
+from bench.plan.cell import Cell
+from bench.plan.protocol import profile
 from bench.plan.run_spec import RunSpec
 from bench.records.run_folder import load_run
+from bench.schedule import misfits
 from bench.system import offload
 from methods.errors import UserError
 from methods.model import layer_store
@@ -80,13 +83,22 @@ def test_what_cannot_hold_states_is_refused_before_any_work(run, tmp_path, monke
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     assert main([*run, *out, "--offload", str(tmp_path)]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "states of shortgpt take about 0.0 GiB of --offload" in said
+    assert "states of shortgpt at 0.3 take about 0.0 GiB of --offload" in said
     assert said.endswith("which has 0.0 GiB left; name another folder, or give less calibration")
     assert not list(tmp_path.glob("**/cells/*.json"))
     assert main([*run, *out, "--offload", str(tmp_path), "--plan"]) == 0
     shown, remarks = capsys.readouterr()
     assert "offloaded" in shown
     assert "of the folder of --offload, which has 0.0 GiB left" in remarks
+
+
+def test_ratios_of_one_method_take_room_beside_each_other(tmp_path, monkeypatch):
+    cells = [Cell("m", "shortgpt", {}, ratio, "layers", 0, "cpu", "float32", profile("quick")) for ratio in (0.2, 0.4)]
+    monkeypatch.setattr(misfits, "footprint_of", lambda cell, offload: SimpleNamespace(offloaded=lambda cell: 70))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    misfits.refuse_full(cells, tmp_path, slots=1)
+    with pytest.raises(UserError, match=r"states of shortgpt at 0\.2 and shortgpt at 0\.4 take"):
+        misfits.refuse_full(cells, tmp_path, slots=2)
 
 
 def test_what_a_killed_cell_has_left_goes_when_it_begins_again(tmp_path):

@@ -213,6 +213,15 @@ def test_the_lock_of_a_dead_predecessor_is_waited_for_and_one_that_is_held_on_is
         ends.join()
 
 
+def test_a_part_that_cannot_be_made_is_refused_in_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    job = Job(validate.cells(RunSpec(methods="dense", device="cpu"))[0].plain(), "k", "k", "", "")
+    (tmp_path / "job.json").write_text(job.to_json())
+    for out, why in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "part", "Not a directory")):
+        said = refused(capsys, ["cell", str(tmp_path / "job.json"), "--out", str(out)])
+        assert f"{out} cannot be made or locked: {why}; name another with --out" in said
+
+
 def test_other_machines_are_not_looked_at_for_a_device(base, parts, capsys):
     parts(True)
     said = refused(capsys, [*base, "--methods", "shortgpt", "--ratio", "0.2", "--device", "auto"])

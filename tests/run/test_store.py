@@ -696,7 +696,7 @@ import hashlib
 from bench.system import interrupt
 
 interrupt.GRACE = float(sys.argv[1])
-with interrupt.prompt():
+with interrupt.prompt("--out results/of-today"):
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"a", b"b", 2**31 - 1)  # a call of half an hour
 """
@@ -721,6 +721,8 @@ def test_an_interrupt_does_not_wait_for_a_long_call_and_a_second_one_for_nothing
         process.kill()
     assert process.returncode == 130
     assert "Traceback" not in err
+    said = "prunebench: interrupted; the same command with --out results/of-today goes on where it stopped\n"
+    assert err == (said if interrupts == 1 else "")  # a second one waits for no word
 
 
 CAUGHT = """

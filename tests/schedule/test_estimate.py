@@ -209,6 +209,15 @@ def test_a_failed_record_teaches_nothing_and_one_of_another_machine_is_not_looke
         assert not same_machine(of, here | {name: value})
 
 
+@pytest.mark.parametrize(("field", "value"), [("speed_rounds", 3), ("cache", "paged")])
+def test_a_record_that_this_version_would_not_measure_teaches_nothing(field, value):
+    """A run beside this one may be of a later version, or of an earlier one with other bounds."""
+    estimator, odd = Estimator(COST), record(cell("laco"), {"prune": 999.0})
+    odd.cell["protocol"][field] = value
+    estimator.learn(odd)
+    assert estimator.estimate(cell("laco"), AMOUNTS).basis == COMPUTED
+
+
 def test_memory_grows_with_what_is_held():
     footprint = Footprint(SHAPE, 4, 2**29)
     weights, untimed = 4 * SHAPE.parameters, profile("quick", speed_rounds=0)

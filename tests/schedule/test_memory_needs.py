@@ -171,6 +171,15 @@ def test_a_ratio_of_the_decoder_leaves_more_than_one_of_all(eight_billion):
     assert of_decoder - of_all == pytest.approx(0.3 * 2 * (eight_billion.shape.parameters - eight_billion.shape.inner))
 
 
+def test_tasks_are_scored_in_whole_batches_however_few_the_windows(eight_billion):
+    few = {"windows": 1, "window": 64, "stride": 64, "batch_tokens": 4096}
+    asked = {tasks: cell("dense", protocol=profile("quick", tasks=tasks, **few)) for tasks in ((), ("piqa",))}
+    rows = [eight_billion.stages(one)["perplexity"] - eight_billion.weights for one in asked.values()]
+    assert rows[1] > 10 * rows[0]
+    whole = cell("dense", protocol=profile("quick", tasks=(), **few | {"windows": 64}))
+    assert eight_billion.stages(whole)["perplexity"] - eight_billion.weights == rows[1]
+
+
 def test_the_matrices_of_all_levels_of_tyr_wait_on_the_host(eight_billion):
     """Nine levels of the output matrices of 32 layers, as wide at the mean as the ratio leaves them."""
     matrices = 9 * 32 * 0.7 * (14336 + 4096) * 4096 * 2

@@ -151,3 +151,32 @@ def test_the_memory_of_a_job_is_what_its_control_group_allows(line, files, wante
     assert memory.host_bytes(tmp_path / "of", tmp_path / "groups") == (whole if wanted is None else wanted)
     assert memory.host_bytes(tmp_path / "none", tmp_path / "groups") == whole
     assert 0 < memory.host_bytes() <= whole
+
+
+@pytest.mark.parametrize(
+    ("line", "files", "wanted"),
+    [
+        ("0::/job", {"job/memory.max": 9000, "job/memory.current": 5000, "job/memory.stat": "inactive_file 500"}, 4500),
+        ("0::/job", {"job/memory.max": 9000, "memory.max": 9500, "memory.current": 9400}, 100),
+        ("0::/", {"memory.max": 9000, "memory.current": 9400}, 0),
+        ("0::/", {"memory.max": 9000}, 9000),
+        (
+            "4:memory:/a",
+            {
+                "memory/a/memory.limit_in_bytes": 9000,
+                "memory/a/memory.usage_in_bytes": 5000,
+                "memory/a/memory.stat": "inactive_file 7\ntotal_inactive_file 500",
+            },
+            4500,
+        ),
+        ("0::/", {"memory.current": 1}, None),
+    ],
+)
+def test_free_in_a_container_is_what_is_left_of_its_limit(line, files, wanted, tmp_path):
+    for name, text in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(f"{text}\n")
+    (tmp_path / "of").write_text(f"{line}\n")
+    found = memory.free_bytes(tmp_path / "of", tmp_path / "groups")
+    assert found == wanted if wanted is not None else 2**20 < found <= psutil.virtual_memory().total
+    assert memory.for_states(CPU) <= max(2**20, memory.free_bytes() // 4)
