@@ -553,8 +553,10 @@ def test_names_and_parameters():
         ("shortgbt+ghost", {}, "no method is called 'shortgbt'; did you mean shortgpt"),
         ("shortgpt+ghost", {"ghost.rigde": "1"}, "ghost has no parameter ghost.rigde; it has: ghost.ridge"),
         ("shortgpt+ghost", {"ridge": "1"}, "shortgpt has no parameter ridge"),
-        ("shortgpt+ghost", {"ghost.ridge": "much"}, "ghost.ridge is float, more than 0; got 'much'"),
-        ("shortgpt+ghost", {"ghost.ridge": "0"}, "ghost.ridge is float, more than 0; got '0'"),
+        ("shortgpt+ghost", {"ghost.ridge": "much"}, "ghost.ridge is float, more than 0 and finite; got 'much'"),
+        ("shortgpt+ghost", {"ghost.ridge": "inf"}, "ghost.ridge is float, more than 0 and finite; got 'inf'"),
+        ("shortgpt+ghost", {"ghost.ridge": "nan"}, "ghost.ridge is float, more than 0 and finite; got 'nan'"),
+        ("shortgpt+ghost", {"ghost.ridge": "0"}, "ghost.ridge is float, more than 0 and finite; got '0'"),
         ("shortgpt+scale", {"scale.tokens": "1"}, "scale.tokens is int, at least 2 or None; got '1'"),
     ],
 )

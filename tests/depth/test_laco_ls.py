@@ -401,7 +401,7 @@ def test_a_model_that_has_lost_an_mlp_is_unsupported():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"ridge": "0"}, "laco-ls:ridge is float, more than 0; got '0'"),
+        ({"ridge": "0"}, "laco-ls:ridge is float, more than 0 and finite; got '0'"),
         ({"trials": "0"}, "laco-ls:trials is int, at least 1; got '0'"),
         ({"divisions": "-1"}, "laco-ls:divisions is int, at least 0; got '-1'"),
         ({"sweeps": "0"}, "laco-ls:sweeps is int, at least 1; got '0'"),
