@@ -239,7 +239,11 @@ class _Loop:
 
 
 def merge(window: list[Layer], rule: str, norms: str) -> Layer:
-    """Return the survivor of `window`: matrices by `rule`, norms and biases by `norms`; the window is left alone."""
+    """Return the survivor of `window`: matrices by `rule`, norms and biases by `norms`; the window is left alone.
+
+    All else is that of the window's first layer, as in the authors' code: whether its attention is of a sliding window,
+    the base of its rotary positions, and its scale, also where its projections are those of the last.
+    """
     survivor = window[0].copy_sharing_matrices()
     for slot, matrix in enumerate(survivor.matrices):
         weights = [layer.matrices[slot].weight for layer in window]
