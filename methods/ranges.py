@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Lt
@@ -10,5 +11,6 @@ Layers = Annotated[int, Ge(0)]  # how many layers
 Whole = Annotated[int, Ge(0)]
 Count = Annotated[int, Ge(1)]
 Tokens = Annotated[int, Ge(2)]  # of which all but the first are predicted
-Positive = Annotated[float, Gt(0)]
+Finite = Annotated[float, Gt(-math.inf), Lt(math.inf)]
+Positive = Annotated[float, Gt(0), Lt(math.inf)]
 Share = Annotated[float, Ge(0), Lt(1)]

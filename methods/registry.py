@@ -15,6 +15,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -141,7 +142,10 @@ def make(name: str, given: Mapping[str, Any] | None = None) -> Pruner:
     """
     method, plus, mending = name.partition("+")
     given = dict(given or {})
-    for parameter, today in zip(given, current_names(name, given), strict=True):
+    names = {parameter: next(iter(current_names(name, {parameter: None}))) for parameter in given}
+    for parameter, today in names.items():
+        if parameter != today and list(names.values()).count(today) > 1:
+            raise ValueError(f"{method}: {parameter} is the earlier name of {today}, which is given too; give one")
         if parameter != today:
             _say_renamed(f"{method}:{parameter}", today)
     given = current_names(name, given)
@@ -246,8 +250,10 @@ def _said(hint: Any) -> str:
     if get_origin(hint) is Annotated:
         bounds = {"ge": "at least", "gt": "more than", "lt": "less than", "le": "at most"}
         limits = [(words, getattr(limit, name, None)) for limit in hint.__metadata__ for name, words in bounds.items()]
-        said = " and ".join(f"{words} {bound:g}" for words, bound in limits if bound is not None)
-        return f"{_said(hint.__origin__)}, {said}" if said else _said(hint.__origin__)
+        known = [(words, bound) for words, bound in limits if bound is not None]
+        said = [f"{words} {bound:g}" for words, bound in known if math.isfinite(bound)]
+        said += ["finite"] if len(said) < len(known) else []
+        return ", ".join(filter(None, [_said(hint.__origin__), " and ".join(said)]))
     if get_args(hint):
         words = list(map(str if get_origin(hint) is Literal else _said, get_args(hint)))
         return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

@@ -87,6 +87,13 @@ def test_a_type_that_cannot_be_found_is_named(plugin):
         methods.make("of-mine")
 
 
+@pytest.mark.parametrize("given", [{"protect_first": "2", "keep_first": "1"}, {"keep_first": 1, "protect_first": 2}])
+@pytest.mark.parametrize("name", ["sleb", "sleb+ghost"])
+def test_an_earlier_name_beside_the_one_of_today_is_refused(name, given):
+    with pytest.raises(ValueError, match="sleb: protect_first is the earlier name of keep_first, which is given too"):
+        methods.make(name, given)
+
+
 @pytest.mark.parametrize(
     ("name", "earlier", "today"),
     [

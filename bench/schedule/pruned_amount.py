@@ -62,6 +62,11 @@ class PruningMemory:
         """Return the bytes that states which wait have in files, or in memory where those that are used count apart."""
         return self.weight * (in_files if in_memory is None or self.weight != 1 else in_memory)
 
+    def between_layers(self, tokens: int) -> float:
+        """Return the bytes of the states of so many tokens between all layers, which a GPU parks on the host."""
+        parked = self.on_gpu and self.weight == 1
+        return 0.0 if parked else self.waits(self.b * tokens * self.shape.width * (self.shape.layers + 1))
+
     def fits(self, inputs: float, outputs: int) -> float:
         """Return the bytes of a fit of `inputs` columns: its sums and their factor, and two right-hand sides."""
         return FLOAT64 * (2 * inputs**2 + 2 * inputs * outputs)

@@ -77,7 +77,7 @@ def _states(asked: PruningMemory, beside: float = 0.0) -> float:
 def _angular(asked: PruningMemory) -> float:
     """States, and those in front of every layer where all tokens are compared."""
     compared = asked.N if asked.parameters.get("token") == "all" else asked.sequences
-    return _states(asked) + asked.waits(asked.b * compared * asked.shape.width * (asked.shape.layers + 1))
+    return _states(asked) + asked.between_layers(compared)
 
 
 def _minitron(asked: PruningMemory) -> float:
@@ -88,11 +88,11 @@ def _minitron(asked: PruningMemory) -> float:
 
 
 def _llm_streamline(asked: PruningMemory) -> float:
-    """Count both ends of the run, and a layer in float32 that is trained: its gradients, moments and best weights."""
+    """States between all layers; or the run's ends, and a layer that is trained: gradients, moments, best weights."""
     D, I = asked.shape.width, asked.shape.mlp
     rows = asked.length * min(asked.sequences, asked.parameters.get("batch", 4))
     trained = 5 * FLOAT32 * asked.shape.layer + rows * (FLOAT32 + asked.b) * (12 * D + 4 * I)
-    return max(_states(asked), asked.waits(3 * asked.b * asked.N * D) + trained)
+    return max(_states(asked) + asked.between_layers(asked.N), asked.waits(3 * asked.b * asked.N * D) + trained)
 
 
 def _llm_drop(asked: PruningMemory) -> float:

@@ -13,11 +13,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from methods.counted import QUANTITIES
+
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
     from jinja2 import Template
 
-PROTOCOL = ("tokens", "windows", "window", "stride", "bos")  # of a perplexity
+PROTOCOL = ("tokens", "windows", "window", "drawn", "stride", "bos")  # of a perplexity
 TEXT_METRICS = {  # how the hub calls a figure, how a record does, and how a reader does
     "perplexity": ("perplexity", "perplexity per token"),
     "bits_per_byte": ("bits_per_byte", "bits per byte"),
@@ -42,7 +44,7 @@ def render(manifest: Mapping[str, Any]) -> str:
         eval_results=found or None,
     )
     parts = {"manifest": manifest, "base": base, "pruning": pruning, "measured": measured}
-    parts |= {"title": title, "windows": windows, "documents": documents}
+    parts |= {"title": title, "windows": windows, "documents": documents, "quantities": QUANTITIES}
     runs = equal_layers(manifest["structure"]["layers"])
     text = _template().render(card_data=data.to_yaml(), runs=runs, **parts)
     return str(ModelCard(text)) + "\n"
@@ -86,7 +88,8 @@ def windows(scored: Mapping[str, Any]) -> str:
     """Say on how much of a text, and how cut, a perplexity was measured."""
     count = f"{scored['windows']:,} windows" if "windows" in scored else "windows"
     stride = f", stride {scored['stride']:,}" if "stride" in scored else ""
-    return f"{scored['tokens']:,} tokens, {count} of {scored['window']:,}{stride}"
+    where = {True: ", drawn from the text", False: ", one behind the other", None: ""}[scored.get("drawn")]
+    return f"{scored['tokens']:,} tokens, {count} of {scored['window']:,}{where}{stride}"
 
 
 def documents(answered: Mapping[str, Any]) -> str:

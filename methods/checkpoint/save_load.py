@@ -82,11 +82,11 @@ def save(
         ...                facts
 
     Raises CheckpointError, and leaves nothing behind, when the folder is taken, the disk refuses, the model runs code
-    of its own, or has something that no description fits.
+    of its own, is in float64, or has something that no description fits.
     """
     refuse_own_code(model)
     folder, own = Path(folder), model.embed.weight.dtype
-    dtype = own if dtype is None else dtype
+    dtype = storable(own if dtype is None else dtype)
     ids = default_probe(model) if probe is None else probe
     with model.at_home(), weight_files.staged(folder) as inside:
         expected = logits(model, ids)
@@ -118,6 +118,14 @@ def refuse_own_code(model: Decoder) -> None:
     kind = type(model.model)
     if kind.__module__.partition(".")[0] != "transformers":
         raise CheckpointError(f"{kind.__name__} is code that came with the model, and a saved model holds no code")
+
+
+def storable(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype. Raises CheckpointError for one that no stored model has, such as float64."""
+    if dtype not in DTYPES.values():
+        name = str(dtype).removeprefix("torch.")
+        raise CheckpointError(f"a model is stored in {', '.join(DTYPES)}; got {name}; give one of them as dtype")
+    return dtype
 
 
 def load(

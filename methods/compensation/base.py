@@ -37,6 +37,7 @@ from methods.model.residual_map import put_map
 from methods.model.sinks import Sinks
 from methods.model.sizes import parameters
 
+FITS = ("cuts", "refitted")  # reports on fits, by the names that compensations give them
 TRIES = 6  # at meeting a budget that depends on where the cuts fall
 
 
@@ -48,6 +49,7 @@ class Compensation(Protocol):
     reads_states: ClassVar[bool]  # whether it needs states of the residual, which a sliced model has in no one basis
     by_layer: ClassVar[bool]  # whether it needs one dense layer at a time, so that the others can wait on the host
     one_mlp: ClassVar[bool]  # whether it changes the matrices of each layer's MLP, which no mixture of experts has
+    part_of: ClassVar[tuple[str, ...]]  # methods that do so themselves, behind which it does not go
 
     @property
     def uneven(self) -> str:
@@ -75,6 +77,7 @@ def compensation(name: str) -> Callable[[C], C]:
         cls.reads_states = getattr(cls, "reads_states", True)  # type: ignore[attr-defined]
         cls.by_layer = getattr(cls, "by_layer", False)  # type: ignore[attr-defined]
         cls.one_mlp = getattr(cls, "one_mlp", False)  # type: ignore[attr-defined]
+        cls.part_of = getattr(cls, "part_of", ())  # type: ignore[attr-defined]
         REGISTRY[name] = cls
         return cls
 
@@ -108,6 +111,8 @@ class CompensatedPruner:
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         """Return the pruner's plan; how much more it has to remove is known when it has chosen."""
+        if self.pruner.name in self.compensation.part_of:
+            raise Unsupported(f"{self.pruner.name} does what {self.compensation.name} does by itself; leave it out")
         if self.compensation.one_mlp:
             model.refuse_experts()
         return self.pruner.plan(model, ratio)
@@ -124,7 +129,8 @@ class CompensatedPruner:
         added = parameters(model) - before
         if "parameters" in decisions:
             decisions["parameters"] = parameters(model)
-        return decisions | {"compensation": {"name": self.compensation.name, "added_parameters": added} | done}
+        fits = {name: what for name, what in decisions.get("compensation", {}).items() if name in FITS}  # of the pruner
+        return decisions | fits | {"compensation": {"name": self.compensation.name, "added_parameters": added} | done}
 
     def _pruned(self, model: Decoder, dense: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         """Prune `model` so that with what will be added the budget is met as nearly as the pruner can."""
@@ -171,7 +177,7 @@ class CompensatedPruner:
 
 def _done(decisions: dict[str, Any], dense: Decoder, pruned: Decoder) -> Pruning:
     removed = {name: what for name, what in sorted(decisions.items()) if name.startswith("removed")}
-    return Pruning(dense, pruned, kept_layers(decisions, dense, pruned), removed)
+    return Pruning(dense, pruned, kept_layers(decisions, dense, pruned), removed, decisions.get("windows", []))
 
 
 def _restore(model: Decoder, dense: Decoder, places: list[torch.device]) -> None:

@@ -35,12 +35,14 @@ class Pruning:
 
     kept     the dense model's numbers of the pruned model's layers
     removed  what went, as the record names it: which layers, parts and units
+    windows  first and last of the layers whose work the first of them has been refitted to do
     """
 
     dense: Decoder
     pruned: Decoder
     kept: Sequence[int]
     removed: Mapping[str, Any] = field(default_factory=dict)
+    windows: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True)

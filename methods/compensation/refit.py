@@ -15,7 +15,9 @@ Layers are taken in order, each fed by those before it as they have been refitte
 D = residual width, C = channels that are left. The penalty is that of methods/least_squares.py. Attention sinks, tokens
 for which a block gives something of huge norm, weigh as a population of their own (methods/model/sinks.py).
 
-Families. Methods that cut heads or channels: flap, wanda-sp, llm-pruner, 2ssp, minitron-width, obs.
+Families. Methods that cut heads or channels: flap, wanda-sp, llm-pruner, 2ssp, minitron-width, obs, puzzle, tyr. A
+layer that has taken over the work of others is set beside no dense layer, and is not served where it has been narrowed;
+laco-puzzle refits such layers by itself.
 
 Cost. About three forward passes over the calibration text and two Cholesky solves for each cut matrix, one of them to
 judge the fit by sequences that it has not seen. The dense layers wait in the host's memory; one at a time is on a GPU.
@@ -57,12 +59,20 @@ class Refit:
     tokens: Tokens | None = None  # calibration tokens that are read; None: all
 
     by_layer = one_mlp = True
+    part_of = ("laco-puzzle",)
 
     @property
     def uneven(self) -> str:
         return "refit:intercept adds biases" if self.intercept else ""
 
     def added(self, pruning: Pruning) -> int:
+        collapsed = {first: last for first, last in pruning.windows}
+        for number, pair in zip(pruning.kept, pairs(pruning), strict=True):
+            if number in collapsed and narrowed(*pair):
+                raise Unsupported(
+                    f"layer {number} does the work of layers {number} to {collapsed[number]}, and no dense layer gives "
+                    "what it should once it is narrowed"
+                )
         cut = [matrix for pair in pairs(pruning) for matrix in narrowed(*pair).values()]
         if not cut and WIDTHS.isdisjoint(pruning.removed):  # else it could have removed some, and did not here
             raise Unsupported("the method removes no head and no channel; the other compensations serve it")

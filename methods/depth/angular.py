@@ -43,6 +43,8 @@ from methods.model.structures import drop_layers
 from methods.ranges import Layers
 from methods.shared import shared
 
+AT_ONCE = 2**22  # numbers of states that are compared in float64 at a time
+
 
 @register("angular")
 @dataclass(frozen=True)
@@ -74,9 +76,16 @@ def distances(model: Decoder, calibration: Calibration, n: int, token: str) -> l
     """Return D, (L-n+1,), in float64, at the last token of each sequence or at all."""
     h, D = between_layers(model, calibration, token), []
     for s in range(len(h) - n):
-        angle = cosine_similarity(h[s].double(), h[s + n].double(), dim=-1).clamp(-1, 1).arccos()
+        angle = cosines(h[s], h[s + n]).clamp(-1, 1).arccos()
         D.append(float(angle.sum()) / math.pi / len(angle))
     return [torch.tensor(D, dtype=torch.float64)]
+
+
+def cosines(x: Tensor, y: Tensor) -> Tensor:
+    """Return cos(x, y) of each row, (M, D) -> (M,), in float64, in which only some rows are at a time."""
+    rows = max(1, AT_ONCE // x.shape[-1])
+    pairs = zip(torch.split(x, rows), torch.split(y, rows), strict=True)
+    return torch.cat([cosine_similarity(one.double(), other.double(), dim=-1) for one, other in pairs])
 
 
 def between_layers(model: Decoder, calibration: Calibration, token: str) -> list[Tensor]:

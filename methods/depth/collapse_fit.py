@@ -217,10 +217,11 @@ class Collapse:
 
 
 def _set_after(report: dict[str, Any], missed: dict[str, Any]) -> None:
-    """Note in a window's report what is missed after a later fit."""
-    report["error_after"] = missed["error_after"]
-    if "sinks" in report and "sinks" in missed:
-        report["sinks"]["error_after"] = missed["sinks"]["error_after"]
+    """Note in a window's report what is missed after a later fit, and on sequences that it has held out, if any."""
+    of_sinks = [(report["sinks"], missed["sinks"])] if "sinks" in report and "sinks" in missed else []
+    for known, found in [(report, missed), *of_sinks]:
+        known.pop("error_held_out", None)
+        known |= {name: found[name] for name in ("error_after", "error_held_out") if name in found}
 
 
 def biases(layer: Layer) -> Tensor | int:

@@ -61,7 +61,7 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.progress import bar
-from methods.ranges import Count
+from methods.ranges import Count, Finite, Layers
 from methods.search.merges import Candidate, Merged, MergeTrial, leaves_of
 
 TOGETHER = 16  # windows that go through layers in files together, where no threshold says which will be asked for
@@ -74,9 +74,9 @@ class LaCo:
 
     C: Annotated[int, Ge(2)] = 4  # layers in a window
     I: Count = 2  # pointer step after a merge
-    T: float | None = None  # threshold of the similarity; None: the largest that meets the ratio
-    L: int = 0  # lowest layer that others may merge into
-    H: int | None = None  # upper end of the range: the first window is H-C .. H-1; None: the last layer's number
+    T: Finite | None = None  # threshold of the similarity; None: the largest that meets the ratio
+    L: Layers = 0  # lowest layer that others may merge into
+    H: Layers | None = None  # upper end of the range: the first window is H-C .. H-1; None: the last layer's number
     merge: Literal["last", "sum"] = "last"  # last: projections of the window's last layer; sum: equation 1
     norms: Literal["base", "last", "sum"] = "base"  # norms and biases of the survivor: base, last or sum
     clamp: bool = False  # after a merge, move the pointer down until a whole window fits
@@ -239,7 +239,11 @@ class _Loop:
 
 
 def merge(window: list[Layer], rule: str, norms: str) -> Layer:
-    """Return the survivor of `window`: matrices by `rule`, norms and biases by `norms`; the window is left alone."""
+    """Return the survivor of `window`: matrices by `rule`, norms and biases by `norms`; the window is left alone.
+
+    All else is that of the window's first layer, as in the authors' code: whether its attention is of a sliding window,
+    the base of its rotary positions, and its scale, also where its projections are those of the last.
+    """
     survivor = window[0].copy_sharing_matrices()
     for slot, matrix in enumerate(survivor.matrices):
         weights = [layer.matrices[slot].weight for layer in window]

@@ -79,24 +79,32 @@ class Drop:
     needs = "nothing"
 
     def __post_init__(self) -> None:
-        if not self.numbers():
+        if not self.ranges():
             raise ValueError("drop needs the layers to drop, as in drop:layers=20-24 or drop:layers=3+20-24")
 
-    def numbers(self) -> list[int]:
-        """Return the numbers of the layers that are named, rising. Raises ValueError."""
-        numbers: set[int] = set()
+    def ranges(self) -> list[tuple[int, int]]:
+        """Return the first and last layer of each piece that is named. Raises ValueError."""
+        found = list[tuple[int, int]]()
         for piece in filter(None, str(self.layers).split("+")):
-            first, _, last = piece.partition("-")
+            first, dash, last = piece.partition("-")
             try:
-                numbers.update(range(int(first), int(last or first) + 1))
+                ends = int(first), int(last if dash else first)
             except ValueError:
                 raise ValueError(f"layers are numbers and ranges joined by +, as in 3+20-24; got {piece!r}") from None
-        return sorted(numbers)
+            if ends[1] < ends[0]:
+                raise ValueError(f"a range names its lower end first, as in 20-24; got {piece!r}")
+            found.append(ends)
+        return found
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of the layers that are named, rising."""
+        return sorted({number for first, last in self.ranges() for number in range(first, last + 1)})
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
-        numbers, count = self.numbers(), len(model.layers)
-        if numbers[-1] >= count:
-            raise OutOfReach(f"there is no layer {numbers[-1]}: the model has layers 0 to {count - 1}")
+        count, highest = len(model.layers), max(last for _, last in self.ranges())
+        if highest >= count:
+            raise OutOfReach(f"there is no layer {highest}: the model has layers 0 to {count - 1}")
+        numbers = self.numbers()
         if len(numbers) == count:
             raise OutOfReach("at least one layer stays; all of them were named")
         return {"layers": len(numbers)}

@@ -15,7 +15,8 @@ states to give what the run gives,
 AdamW takes `passes` passes over the calibration tokens, `batch` sequences a step; the learning rate rises over a
 twentieth of the steps and falls to nearly zero along a cosine, about as where pruned models are healed (--heal). An
 eighth of the sequences, the last ones, are not trained on, and f is what missed least on them after any pass, or before
-the first.
+the first. Of a single sequence nothing can be held back: f is trained on what it is judged by, and the record says
+nothing of what it misses.
 
 Departures from the authors' code. It trains on 100,000 sequences of 2,048 tokens, once; here the run's calibration
 tokens are read several times, so that its figures are not this method's: more of them (--calibration-sequences) are
@@ -43,16 +44,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
 from torch.optim.lr_scheduler import OneCycleLR
 
 from methods.base import register
 from methods.budget import whole_layers
-from methods.depth.angular import between_layers
+from methods.depth.angular import between_layers, cosines
 from methods.least_squares import Rows, sink_weight
 from methods.model.activations import States, enter, enter_all, values_of_a_step
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
+from methods.model.gradients import repeatable
 from methods.model.layer import Layer
 from methods.model.sinks import Sinks, find_sinks
 from methods.model.structures import drop_layers
@@ -91,13 +92,14 @@ class LLMStreamline:
         s = int(cos.argmax())
         missed = self.train(model, calibration, s, n + 1)
         decided = drop_layers(model, list(range(s + 1, s + n + 1)))
-        return decided | {"similarities": cos.tolist(), "trained_layer": s, "missed": missed}
+        held_out = {"missed": missed} if len(calibration.ids) > 1 else {}
+        return decided | {"similarities": cos.tolist(), "trained_layer": s} | held_out
 
     def train(self, model: Decoder, calibration: Calibration, s: int, length: int) -> list[float | None]:
         """Train layer s, in place, to do the work of the layers s .. s+length-1.
 
-        Returns what is missed on the sequences that are not trained on, before the first pass and after each: the mean
-        square over that of the run's output; None where it is no number, which JSON has not.
+        Returns what is missed on the sequences that are not trained on, or on the only one, before the first pass and
+        after each: the mean square over that of the run's output; None where it is no number, which JSON has not.
         """
         x, z = run_ends(model, calibration, s, length)
         N = len(x)
@@ -126,8 +128,7 @@ class LLMStreamline:
 def similarities(model: Decoder, calibration: Calibration, length: int) -> list[Tensor]:
     """Return mean over tokens of cos(x_s, x_{s+length}) for s = 0 .. L-length, (L-length+1,), in float64."""
     h = between_layers(model, calibration, "all")
-    cos = [cosine_similarity(h[s].double(), h[s + length].double(), dim=-1).mean() for s in range(len(h) - length)]
-    return [torch.stack(cos)]
+    return [torch.stack([cosines(h[s], h[s + length]).mean() for s in range(len(h) - length)])]
 
 
 @torch.no_grad()
@@ -192,7 +193,7 @@ class LayerTraining:
         return squares.sum()
 
     def step(self, rows: list[int]) -> None:
-        with torch.enable_grad():
+        with torch.enable_grad(), repeatable(self.model):
             total, count = self.squares(rows)
             torch.autograd.backward(total / count)
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)

@@ -1,9 +1,11 @@
 """The card of a stored model: names that a user chose change neither its front matter nor its tables."""
 
+import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from methods.checkpoint.model_card import equal_layers, render
+from methods.checkpoint.model_card import equal_layers, render, results, windows
+from methods.counted import COUNTED, QUANTITIES
 
 LAYER = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
 MANIFEST = {
@@ -48,6 +50,38 @@ def test_figures_are_in_the_model_index_as_the_hub_reads_it():
     assert (found["acc_norm"].dataset_type, found["acc_norm"].task_type) == ("piqa", "text-generation")
     assert f"| 20.500 | {protocol} |" in card.content
     assert "model-index" not in render(MANIFEST)
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [({"drawn": True}, ", drawn from the text"), ({"drawn": False}, ", one behind the other"), ({}, "")],
+)
+def test_it_is_said_whether_windows_were_drawn(entry, said):
+    text = {"perplexity": 20.5, "tokens": 8176, "windows": 16, "window": 512} | entry
+    assert windows(text) == f"8,176 tokens, 16 windows of 512{said}"
+    (found,) = results({"perplexity": {"wiki": text}})
+    assert found.metric_name.endswith(windows(text))
+    assert {name: found.metric_args[name] for name in entry} == entry
+
+
+def asked(**pruning: object) -> str:
+    """The line of a card that says what was asked for."""
+    card = render(MANIFEST | {"pruning": {"requested": 0.2, "match": "layers", **pruning}})
+    (line,) = [line for line in card.splitlines() if "asked for" in line]
+    return line
+
+
+@pytest.mark.parametrize("of", [None, *COUNTED])
+def test_a_ratio_is_a_share_of_what_was_asked_for(of):
+    words = {"decoder": "the decoder's parameters", "layers": "the layers' parameters"}
+    given = {} if of is None else {"ratio_of": of}
+    assert asked(**given) == f"| Ratio asked for | 0.2 of {words.get(of, 'all parameters')} |"
+
+
+@pytest.mark.parametrize("of", QUANTITIES)
+def test_a_budget_is_a_share_of_its_quantity(of):
+    quantity = {"of": of, "share": 0.8, "stays": 0.79}
+    assert asked(quantity=quantity) == f"| Budget asked for | {QUANTITIES[of]}: 0.8 of the dense model's |"
 
 
 def test_equal_layers_share_a_row():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import pickle
@@ -17,13 +18,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import methods
-from methods.checkpoint import save_load, weight_files
+from methods.checkpoint import save_load, transformers_compat, weight_files
 from methods.errors import CheckpointError
 from methods.files import sha256
 from methods.model.decoder import Decoder
 from methods.model.parts.low_rank import factored
 from methods.model.sizes import active_parameters, parameters
-from methods.model.structures import keep_channels, keep_kv_groups
+from methods.model.structures import Sublayer, keep_channels, keep_kv_groups, remove_sublayers
 
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -468,6 +469,47 @@ def test_a_model_that_computes_something_else_is_refused(tmp_path):
         saved(model, tmp_path / "hooked")
     assert folder.is_dir()
     assert not (tmp_path / "hooked" / "model").exists()
+
+
+@pytest.mark.parametrize("family", ["llama", "glm4_moe"])
+def test_a_model_in_bfloat16_that_computes_something_else_by_little_is_refused(family, tmp_path):
+    model = Decoder(copy.deepcopy(tiny(family)))
+    model.cast(torch.bfloat16)
+    saved(model, tmp_path / "whole")
+    hook = model.layers[0].module.register_forward_hook(lambda module, args, out: out * 1.03)
+    with pytest.raises(CheckpointError, match="computes something else: logits differ by up to"):
+        saved(model, tmp_path / "hooked")
+    hook.remove()
+    for name, buffer in model.model.named_buffers():
+        if name.endswith("inv_freq"):
+            buffer.data = buffer.bfloat16().float()
+    with pytest.raises(CheckpointError, match="computes something else: logits differ by up to"):
+        saved(model, tmp_path / "rounded")
+
+
+def test_transposed_matrices_in_bfloat16_may_sum_in_another_order(tmp_path, monkeypatch):
+    model, logits_of = Decoder(copy.deepcopy(tiny("gpt2"))), transformers_compat.logits
+    model.cast(torch.bfloat16)
+    monkeypatch.setattr(
+        transformers_compat, "logits", lambda one, ids: logits_of(one, ids) * (1 if one is model else 1.01)
+    )
+    assert saved(model, tmp_path)[1]["loads_with"] == "transformers"
+
+
+def test_a_model_in_float64_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(weight_files, "write", lambda *_: pytest.fail("weights were written"))
+    with pytest.raises(CheckpointError, match="a model is stored in float32, bfloat16, float16; got float64; give one"):
+        saved(Decoder(copy.deepcopy(tiny("llama")).double()), tmp_path)
+    with pytest.raises(CheckpointError, match="got float64"):
+        saved(Decoder(tiny("llama")), tmp_path, dtype=torch.float64)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_any_mlp_there_is_no_width_to_pad_to(tmp_path):
+    model = Decoder(tiny("llama"))
+    remove_sublayers(model, [Sublayer("mlp", number) for number in range(len(model.layers))])
+    with pytest.raises(CheckpointError, match="padding does not make this model uniform: no layer has an MLP"):
+        saved(model, tmp_path, pad=True)
 
 
 @pytest.mark.parametrize("method", ["drop", "slicegpt"])

@@ -15,9 +15,11 @@ from tiny_methods import calibration as whole_sequences
 import methods
 from bench.plan import spec_file
 from methods.checkpoint import save_load
+from methods.compensation.base import CompensatedPruner
 from methods.compensation.boundaries import Boundary, BoundaryStates, Pruning, boundaries_of
 from methods.compensation.ghost import Ghost
 from methods.compensation.linear_patch import LinearPatch, hadamard
+from methods.compensation.refit import Refit
 from methods.compensation.replaceme import ReplaceMe
 from methods.compensation.scale import Scale
 from methods.errors import CheckpointError, OutOfReach, Unsupported
@@ -27,6 +29,7 @@ from methods.model.decoder import Decoder, twin
 from methods.model.layer import Layer
 from methods.model.residual_map import MappedLayer
 from methods.model.sizes import layer_parameters, macs_per_token, parameters
+from methods.model.structures import drop_layers, keep_channels
 
 RIDGE = 0.3
 DEPTH = ("scale", "linearpatch", "ghost", "replaceme")
@@ -475,6 +478,43 @@ def test_what_makes_no_sense_is_unsupported_with_the_reason(pair, family, reason
         made(pair).prune(Decoder(tiny(family)), whole_sequences(), 0.3)
 
 
+def test_refit_does_not_go_behind_a_method_that_refits_by_itself():
+    with pytest.raises(Unsupported, match="laco-puzzle does what refit does by itself"):
+        made("laco-puzzle+refit").plan(Decoder(tiny("llama")), 0.3)
+    made("laco-puzzle+ghost").plan(Decoder(tiny("llama")), 0.3)
+
+
+class Collapsing:
+    """Says that layer 3 has collapsed into layer 2, and narrows the MLP of some layer."""
+
+    name, fixed = "collapsing", True
+
+    def __init__(self, narrow: int) -> None:
+        self.narrow = narrow
+
+    def prune(self, model, calibration, ratio):
+        keep_channels(model.layers[self.narrow], range(8, 48))
+        return drop_layers(model, [3]) | {"windows": [[2, 3]], "removed_channels": [[]] * LAYERS}
+
+
+def test_a_layer_that_does_the_work_of_others_is_not_refitted_to_that_of_one():
+    with pytest.raises(Unsupported, match="layer 2 does the work of layers 2 to 3"):
+        CompensatedPruner(Collapsing(2), Refit()).prune(Decoder(tiny("llama")), whole_sequences(), 0.0)
+    decided = CompensatedPruner(Collapsing(4), Refit()).prune(Decoder(tiny("llama")), whole_sequences(), 0.0)
+    assert [one["layer"] for one in decided["compensation"]["refitted"]] == [3]
+
+
+def test_what_a_method_says_of_its_own_fits_is_kept_beside_those_of_a_compensation():
+    class Fitting(Collapsing):
+        def prune(self, model, calibration, ratio):
+            fits = {"refitted": [{"layer": 4, "part": "mlp"}], "tokens": 7}
+            return super().prune(model, calibration, ratio) | {"compensation": {"name": "refit"} | fits}
+
+    decided = CompensatedPruner(Fitting(4), Ghost()).prune(Decoder(tiny("llama")), whole_sequences(), 0.0)
+    assert decided["refitted"] == [{"layer": 4, "part": "mlp"}]
+    assert (decided["compensation"]["name"], len(decided["compensation"]["cuts"])) == ("ghost", 1)
+
+
 def test_replaceme_has_nothing_to_fold_into_before_the_first_layer():
     with pytest.raises(Unsupported, match="nothing is left in front of the first cut"):
         made("drop+replaceme", layers="0").prune(Decoder(tiny("llama")), whole_sequences(), 0.0)
@@ -492,7 +532,7 @@ def test_names_and_parameters():
     pruner = methods.make("shortgpt+ghost", {"token": "last", "ghost.ridge": "0.5"})
     flat = methods.hyperparameters(pruner)
     assert (pruner.name, pruner.fixed) == ("shortgpt+ghost", False)
-    assert flat["token"], flat["ghost.ridge"] == ("last", 0.5)
+    assert (flat["token"], flat["ghost.ridge"]) == ("last", 0.5)
     assert methods.make("shortgpt+ghost", flat) == pruner
     assert methods.modules("shortgpt+ghost") == ["methods.depth.shortgpt", "methods.compensation.ghost"]
     assert methods.modules("shortgpt+none") == methods.modules("shortgpt") == ["methods.depth.shortgpt"]
@@ -513,8 +553,10 @@ def test_names_and_parameters():
         ("shortgbt+ghost", {}, "no method is called 'shortgbt'; did you mean shortgpt"),
         ("shortgpt+ghost", {"ghost.rigde": "1"}, "ghost has no parameter ghost.rigde; it has: ghost.ridge"),
         ("shortgpt+ghost", {"ridge": "1"}, "shortgpt has no parameter ridge"),
-        ("shortgpt+ghost", {"ghost.ridge": "much"}, "ghost.ridge is float, more than 0; got 'much'"),
-        ("shortgpt+ghost", {"ghost.ridge": "0"}, "ghost.ridge is float, more than 0; got '0'"),
+        ("shortgpt+ghost", {"ghost.ridge": "much"}, "ghost.ridge is float, more than 0 and finite; got 'much'"),
+        ("shortgpt+ghost", {"ghost.ridge": "inf"}, "ghost.ridge is float, more than 0 and finite; got 'inf'"),
+        ("shortgpt+ghost", {"ghost.ridge": "nan"}, "ghost.ridge is float, more than 0 and finite; got 'nan'"),
+        ("shortgpt+ghost", {"ghost.ridge": "0"}, "ghost.ridge is float, more than 0 and finite; got '0'"),
         ("shortgpt+scale", {"scale.tokens": "1"}, "scale.tokens is int, at least 2 or None; got '1'"),
     ],
 )

@@ -236,11 +236,21 @@ def test_a_layer_without_which_the_loss_is_no_number_stays_and_has_no_score(monk
         ("shortened-llama", {"tokens": "1"}, "tokens is int, at least 2; got '1'"),
         ("shortened-llama-taylor", {"tokens": "1"}, "tokens is int, at least 2; got '1'"),
         ("shortened-llama-taylor", {"keep_first": "-1"}, "keep_first is int, at least 0; got '-1'"),
+        ("drop", {"layers": "3+5-4"}, "a range names its lower end first, as in 20-24; got '5-4'"),
+        ("drop", {"layers": "3-"}, r"joined by \+, as in 3\+20-24; got '3-'"),
+        ("drop", {"layers": "3-b"}, r"joined by \+, as in 3\+20-24; got '3-b'"),
     ],
 )
 def test_unsound_parameters_are_refused(method, given, message):
     with pytest.raises(ValueError, match=message):
         methods.make(method, given)
+
+
+def test_a_range_far_beyond_the_model_is_refused_by_its_ends():
+    model = Decoder(tiny("llama"))
+    with pytest.raises(OutOfReach, match="there is no layer 99999999999: the model has layers 0 to 5"):
+        methods.make("drop", {"layers": "0-99999999999+1"}).plan(model, 0.0)
+    assert methods.make("drop", {"layers": "4+1-2+2-3"}).prune(model, None, 0.0)["removed_layers"] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("method", "given"), CASES)

@@ -198,6 +198,10 @@ def test_more_than_its_windows_can_hold_is_out_of_reach():
         ({"treshold": "1"}, "laco has no parameter treshold; it has: C, I, T, L, H"),
         ({"C": "many"}, "laco:C is int, at least 2; got 'many'"),
         ({"C": "2.5"}, "laco:C is int, at least 2; got '2.5'"),
+        ({"L": "-1"}, "laco:L is int, at least 0; got '-1'"),
+        ({"H": "-1"}, "laco:H is int, at least 0 or None; got '-1'"),
+        ({"T": "inf"}, "laco:T is float, finite or None; got 'inf'"),
+        ({"T": "nan"}, "laco:T is float, finite or None; got 'nan'"),
     ],
 )
 def test_an_unsound_parameter_is_refused_with_what_would_be_right(parameters, message):

@@ -198,6 +198,9 @@ def test_a_second_sweep_makes_up_for_the_error_behind_the_next_window():
     same(down.weight.T, brute(last["channels"], z - rest, RIDGE, whole[4]))
     assert after[1]["error_after"] < before[1]["error_after"]
     assert after[1]["error_after"] == pytest.approx(float((last["y"] - z).square().sum() / z.square().sum()), rel=1e-3)
+    assert all("error_held_out" in one for one in before)
+    assert "error_held_out" not in after[0]  # whose last fit holds nothing out
+    assert after[1]["error_held_out"] != before[1]["error_held_out"]
     near, z = seen(model, 1)["y"], seen(dense, 2)["y"]
     assert after[0]["error_after"] == pytest.approx(float((near - z).square().sum() / z.square().sum()), rel=1e-3)
 
@@ -401,7 +404,7 @@ def test_a_model_that_has_lost_an_mlp_is_unsupported():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"ridge": "0"}, "laco-ls:ridge is float, more than 0; got '0'"),
+        ({"ridge": "0"}, "laco-ls:ridge is float, more than 0 and finite; got '0'"),
         ({"trials": "0"}, "laco-ls:trials is int, at least 1; got '0'"),
         ({"divisions": "-1"}, "laco-ls:divisions is int, at least 0; got '-1'"),
         ({"sweeps": "0"}, "laco-ls:sweeps is int, at least 1; got '0'"),

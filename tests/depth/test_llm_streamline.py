@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from conftest import LAYERS, tiny
 from tiny_methods import calibration
 
 import methods
+from methods.depth import angular, llm_streamline
 from methods.depth.llm_streamline import LayerTraining, LLMStreamline, run_ends
 from methods.model.activations import enter
 from methods.model.decoder import Decoder
@@ -134,6 +136,46 @@ def test_a_training_of_any_number_of_steps_trains(passes, batch):
     LLMStreamline(passes=passes, batch=batch, learning_rate=1e-3).train(model, calibration(), 1, 3)
     moved = model.layers[1].down.weight - tiny("llama").model.layers[1].mlp.down_proj.weight
     assert float(moved.detach().abs().max()) > 1e-4  # AdamW's first step is about the rate itself
+
+
+def test_of_one_sequence_nothing_is_said_that_was_not_held_back():
+    one = dataclasses.replace(calibration(), ids=calibration().ids[:1], mask=calibration().mask[:1])
+    for tokens, said in ((one, False), (calibration(), True)):
+        model = Decoder(tiny("llama"))
+        decided = LLMStreamline(passes=1, learning_rate=1e-3).prune(model, tokens, ratio_of(2))
+        assert ("missed" in decided) == said
+
+
+def test_the_backward_pass_of_training_repeats_to_the_bit(monkeypatch):
+    inside, seen = [], []
+
+    @contextmanager
+    def repeatable(model):
+        inside.append(model)
+        yield
+        inside.pop()
+
+    backward = torch.autograd.backward
+    monkeypatch.setattr(llm_streamline, "repeatable", repeatable)
+    monkeypatch.setattr(torch.autograd, "backward", lambda *given: seen.append(len(inside)) or backward(*given))
+    LLMStreamline(passes=2).train(Decoder(tiny("llama")), calibration(), 1, 3)
+    assert seen == [1] * 4
+
+
+def test_cosines_in_pieces_are_those_of_all_rows_and_hold_few_rows_in_float64(monkeypatch):
+    x, y = torch.randn(2, 1000, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    sizes, cosine_similarity = [], torch.nn.functional.cosine_similarity
+
+    def noted(one, other, dim):
+        sizes.append(len(one))
+        return cosine_similarity(one, other, dim=dim)
+
+    monkeypatch.setattr(angular, "cosine_similarity", noted)
+    whole = angular.cosines(x, y)
+    assert torch.equal(whole, cosine_similarity(x.double(), y.double(), dim=-1))
+    monkeypatch.setattr(angular, "AT_ONCE", 32 * 300)
+    assert torch.equal(angular.cosines(x, y), whole)
+    assert sizes == [1000, 300, 300, 300, 100]
 
 
 def test_what_is_no_number_is_none_in_the_record_and_is_not_taken(monkeypatch):

@@ -76,6 +76,19 @@ def test_what_pruning_needs_is_about_what_it_takes(shape, dtype, name, settings)
     assert LOW * taken <= added(name, pruner, asked) <= HIGH * taken
 
 
+@pytest.mark.parametrize(("name", "settings"), [("llm-streamline", {"batch": 1}), ("angular", {"token": "all"})])
+def test_states_between_layers_wait_on_the_host_or_in_files_and_not_on_a_gpu(name, settings):
+    options, (rows, columns, memory) = STATES
+    shape = Shape.of(Decoder(tiny("llama", **options, num_hidden_layers=40)))
+    asked = PruningMemory(shape, 2, RATIO, rows, columns, memory, settings)
+    between, pruner = 41 * 2 * rows * columns * shape.width, methods.load()[name]
+    on_gpu, on_cpu = (added(name, pruner, replace(asked, on_gpu=on_gpu)) for on_gpu in (True, False))
+    assert on_cpu - on_gpu >= 0.5 * between
+    assert on_cpu > between
+    assert offloaded(name, pruner, asked) >= between
+    assert added(name, pruner, replace(asked, on_gpu=False, weight=0.0)) < on_gpu
+
+
 FILED = [(STATES, "bfloat16", name) for name in ("shortgpt", "wanda-sp", "llm-pruner", "shortgpt+ghost", "flap+refit")]
 FILED += [(LOGITS, "float32", name) for name in ("slicegpt", "sleb", "finercut", "laco-ls")]
 

@@ -217,7 +217,7 @@ def test_a_multiple():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"alpha": "0"}, "2ssp:alpha is float, more than 0; got '0'"),
+        ({"alpha": "0"}, "2ssp:alpha is float, more than 0 and finite; got '0'"),
         ({"tokens": "1"}, "2ssp:tokens is int, at least 2; got '1'"),
         ({"multiple": "0"}, "2ssp:multiple is int, at least 1; got '0'"),
     ],
