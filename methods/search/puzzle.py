@@ -259,7 +259,7 @@ def damages(
     return found
 
 
-def names(state: Gone, model: Decoder, ranks: Ranks) -> dict[str, list[Any]]:
+def names(state: Gone, model: Decoder, ranks: Ranks) -> dict[str, Any]:
     """Return what a state removes, for the record, as methods.model.structures.cut reads it."""
     layers = range(len(model.layers))
     parts = {part: {one.layer for one in state if one == Sublayer(part, one.layer)} for part in ("attention", "mlp")}
