@@ -2,6 +2,8 @@
 
 depth/         methods that remove layers, attentions or MLPs
 width/         methods that cut heads, channels or the residual stream
+experts/       methods that remove experts of a mixture
+search/        methods that search what goes of which layer, and what searches have in common
 compensation/  closed-form repairs that follow a method: `shortgpt+ghost`
 model/         a Hugging Face decoder, seen and cut
 checkpoint/    pruned models on disk

@@ -98,3 +98,10 @@ def prune(method: str, family: str, ratio: float, tokens: Calibration | None = N
 def logits(model: Decoder, ids: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         return model.model(ids).logits
+
+
+def overflowing() -> torch.nn.Module:
+    """A tiny model in float16 one of whose layers gives more than that type holds."""
+    model = copy.deepcopy(tiny("llama")).half()
+    model.model.layers[2].mlp.up_proj.weight.data.fill_(3e4)
+    return model

@@ -36,6 +36,7 @@ from methods.model.decoder import Decoder, twin
 from methods.model.residual_map import put_map
 from methods.model.sinks import Sinks
 from methods.model.sizes import parameters
+from methods.model.structures import cut
 
 FITS = ("cuts", "refitted")  # reports on fits, by the names that compensations give them
 TRIES = 6  # at meeting a budget that depends on where the cuts fall
@@ -136,7 +137,7 @@ class CompensatedPruner:
         """Prune `model` so that with what will be added the budget is met as nearly as the pruner can."""
         asked, missed, total = ratio, dict[float, float](), parameters(dense)
         places = [layer.device for layer in model.layers]
-        decisions: dict[str, Any] = {}
+        best, found = ratio, dict[str, Any]()  # of the tries so far
         for _ in range(TRIES):
             try:
                 decisions = self.pruner.prune(model, calibration, asked)
@@ -146,16 +147,21 @@ class CompensatedPruner:
                 break
             added = self._added(decisions, dense, model)
             missed[asked] = abs(parameters(model) + added - (1 - ratio) * total)
+            best = min(missed, key=lambda one: missed[one])
             following = ratio + added / total
-            if self.fixed or following in missed or self._same(dense, asked, following):
+            if best == asked:
+                found = decisions
+            if self.fixed or following in missed or any(self._same(dense, one, following) for one in missed):
                 break
             calibration, asked = knowing(calibration, decisions), following
             _restore(model, dense, places)
-        best = min(missed, key=lambda one: missed[one])
         if best != asked:
             _restore(model, dense, places)
-            decisions = self.pruner.prune(model, calibration, best)
-        return decisions | ({"asked_of_pruner": best} if best != ratio else {})
+            if getattr(self.pruner, "only_cuts", False):
+                cut(model, found)  # what was found, which a search would have to find again
+            else:
+                found = self.pruner.prune(model, calibration, best)
+        return found | ({"asked_of_pruner": best} if best != ratio else {})
 
     def _same(self, dense: Decoder, one: float, other: float) -> bool:
         """Say whether both ratios ask the same of the pruner, as they do where they round to as many layers."""

@@ -180,11 +180,11 @@ class _ForwardSweep:
         with bar(batches * layers, "reading calibration tokens", "layer", batches * self.log.done) as shown:
             for number, layer in self.model.passing(range(self.log.done, layers)):
                 yield number, self.steps(layer, shown)
-        _refuse_overflow(self.sound)
+        refuse_overflow(self.sound)
 
     def steps(self, layer: Layer, shown: Any) -> Iterator[Step]:
         for batch, (mask, given) in enumerate(zip(self.masks, self.arguments, strict=True)):
-            taken = _step(layer, self.states[batch], given[layer.kind], mask)
+            taken = step_of_any(layer, self.states[batch], given[layer.kind], mask)
             self.states[batch] = self.wait(taken.y)
             yield taken
             self.sound &= taken.y.isfinite().all().to(self.sound.device)
@@ -198,17 +198,19 @@ def step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -> St
     What has been removed from a layer is not there to be seen: its a or m is zero, and heads or channels (B, T, 0).
     Raises Unsupported where a state is no finite number.
     """
-    taken = _step(layer, x, arguments, mask)
-    _refuse_overflow(taken.y.isfinite().all())
+    taken = step_of_any(layer, x, arguments, mask)
+    refuse_overflow(taken.y.isfinite().all())
     return taken
 
 
-def _refuse_overflow(sound: Tensor) -> None:
+def refuse_overflow(sound: Tensor) -> None:
+    """Raise Unsupported unless what has been computed of states, (), is `sound`."""
     if not sound:  # for which a host waits that feeds a GPU
         raise Unsupported("states of a layer overflow; load the model in bfloat16 or float32")
 
 
-def _step(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -> Step:
+def step_of_any(layer: Layer, x: Tensor, arguments: dict[str, Any], mask: Tensor) -> Step:
+    """Run one layer as `step` does, also on states that are no finite numbers."""
     x = x.to(layer.device)
     empty = x[..., :0]
     with layer.visiting(), ExitStack() as stack:

@@ -83,8 +83,7 @@ def fuse(model: Decoder, centre_embeddings: bool) -> None:
         layer.set_norms(RMS(D, norm_eps(layer.attn_norm)), RMS(D, norm_eps(layer.mlp_norm)))
         if centred:
             for matrix in (layer.out, layer.down):
-                weight = matrix.weight.double()
-                matrix.weight = _parameter(weight - weight.mean(0), matrix.weight)
+                matrix.weight = by_columns(matrix.weight, D, lambda W: W.double() - W.double().mean(0))
                 if matrix.bias is not None:
                     matrix.bias = _parameter(matrix.bias.double() - matrix.bias.double().mean(), matrix.bias)
     final_norm = model.final_norm
@@ -112,9 +111,8 @@ def read_in_basis(matrices: list[nn.Linear], Q: Tensor, d: int) -> None:
 
 def write_in_basis(matrix: nn.Linear, Q: Tensor, d: int) -> None:
     """Let what writes the residual write d columns in the basis Q: W <- (Q^T W)[:d], b <- (Q^T b)[:d]."""
-    weight = widened(matrix.weight)
-    Q = Q.to(weight.device, weight.dtype)
-    matrix.weight = _parameter(Q.T[:d] @ weight, matrix.weight)
+    Q = widened(Q.to(matrix.weight.device), of=matrix.weight.dtype)
+    matrix.weight = by_columns(matrix.weight, d, lambda W: Q.T[:d] @ W)
     if matrix.bias is not None:
         matrix.bias = _parameter(Q.T[:d] @ widened(matrix.bias), matrix.bias)
     matrix.out_features = d
@@ -136,6 +134,13 @@ def by_rows(
     for some, into in zip(torch.split(weight.detach(), rows), torch.split(changed, rows), strict=True):
         into.copy_(change(widened(some)))
     return nn.Parameter(changed, requires_grad=weight.requires_grad)
+
+
+@torch.no_grad()
+def by_columns(weight: Tensor, height: int, change: Callable[[Tensor], Tensor]) -> nn.Parameter:
+    """Return change(W), (height, columns), a few columns at a time, as `by_rows` does with rows."""
+    changed = by_rows(weight.T, height, lambda W: change(W.T).T)
+    return nn.Parameter(changed.T.contiguous(), requires_grad=weight.requires_grad)
 
 
 def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:

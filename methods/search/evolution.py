@@ -28,6 +28,7 @@ from methods.progress import bar
 from methods.search.trials import Gone, Trial
 
 Narrow = Callable[[Layer, Collection[Narrowed]], Layer]
+Fits = Callable[[Gone], bool]  # whether a state is one to compare
 TRIES = 100  # draws for each state that is wanted, where few are left that are new
 
 
@@ -165,13 +166,20 @@ def draw(calibration: Calibration, tokens: int, generator: random.Random) -> Cal
     return replace(calibration, ids=calibration.ids[rows, :width], mask=mask[rows, :width])
 
 
-def distinct(draw_one: Callable[[], Gone], count: int, known: Collection[Gone] = ()) -> list[Gone]:
-    """Return `count` different states, none of the known ones, or as many as a hundred times the draws give."""
+def any_state(state: Gone) -> bool:
+    """Say of every state that it fits."""
+    return True
+
+
+def distinct(
+    draw_one: Callable[[], Gone], count: int, known: Collection[Gone] = (), fits: Fits = any_state
+) -> list[Gone]:
+    """Return `count` different states that fit, none of the known ones, or as many as 100 draws for each give."""
     found = dict[Gone, None]()
     for _ in range(TRIES * count):
         if len(found) == count:
             break
         one = draw_one()
-        if one not in known:
+        if one not in known and fits(one):
             found[one] = None
     return list(found)

@@ -19,9 +19,12 @@ generations, as in the authors' script. The fittest of the last parents is what 
 
 Departures from the authors' code. With `whole=yes` every swap is of two layers; there half of the swaps are of MLPs
 alone, and are lost when whole layers are made of the attentions. k is what the ratio asks for, which counts parameters;
-as many attentions as MLPs go, as there. The sequences that are read are the run's calibration text, of which 512 tokens
-serve a first comparison and 4,096 a second one; the script takes 2,048 and 32,768 of sequences of 8,192. Positions with
-a successor are compared, as there. The dense model runs on what is drawn; the code keeps its logits of all tokens.
+as many attentions as MLPs go, as there. Where blocks of a kind differ in size, as in mixtures whose first MLPs are
+dense, only states are drawn that miss the budget by half an attention and half an MLP at most, as those of blocks of
+one size do; where none is drawn in a hundred draws for each that is wanted, all are. The sequences that are read are
+the run's calibration text, of which 512 tokens serve a first comparison and 4,096 a second one; the script takes 2,048
+and 32,768 of sequences of 8,192. Positions with a successor are compared, as there. The dense model runs on what is
+drawn; the code keeps its logits of all tokens.
 
 Cost. k (L - k) / 1.5 generations, each of half to all of a forward over `tokens` tokens for each child, and of two over
 `final_tokens` where these are all calibration tokens, else of four. `minutes` ends the search after the generation in
@@ -44,8 +47,10 @@ from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import Sublayer, remove_sublayers, sublayer_sizes, sublayers_of
 from methods.ranges import Count, Positive, Tokens
-from methods.search.evolution import Fitness, Generations, distinct, ends_after
+from methods.search.evolution import Fitness, Fits, Generations, any_state, distinct, ends_after
 from methods.search.trials import Gone
+
+ROUNDING = 1e-9  # of the size of a block: what the mean of equal sizes may miss
 
 
 @register("evopress")
@@ -78,17 +83,26 @@ class EvoPress:
 
     def how_many(self, model: Decoder, ratio: float) -> int:
         """Return k. Raises OutOfReach where all blocks of a kind would go."""
-        kinds = self.blocks(model)
-        every = [block for blocks in kinds for block in blocks]
-        size, fewest = sublayer_sizes(model, every), min(map(len, kinds))
-        each = sum(sum(size[block] for block in blocks) / len(blocks) for blocks in kinds)
-        k = round(block_parameters(model, ratio, every) / each)
+        fewest, (size, each) = min(map(len, self.blocks(model))), self.sizes(model)
+        k = round(block_parameters(model, ratio, size) / each)
         if k >= fewest:
             raise OutOfReach(
                 f"ratio {ratio:g} is out of reach: with all but one of {fewest} blocks of each kind gone, "
                 f"{(fewest - 1) * each / parameters(model):.3f} of the parameters are"
             )
         return k
+
+    def sizes(self, model: Decoder) -> tuple[dict[Sublayer, int], float]:
+        """Return the parameters of each block, and of one of each kind of the mean size."""
+        kinds = self.blocks(model)
+        size = sublayer_sizes(model, [block for blocks in kinds for block in blocks])
+        return size, sum(sum(size[block] for block in blocks) / len(blocks) for blocks in kinds)
+
+    def fits(self, model: Decoder, ratio: float) -> Fits:
+        """Return what says whether a state comes as near to the budget as k blocks of the mean sizes do."""
+        size, each = self.sizes(model)
+        wanted, nearest = block_parameters(model, ratio, size), (0.5 + ROUNDING) * each
+        return lambda gone: abs(sum(held for block, held in size.items() if block in gone) - wanted) <= nearest
 
     def blocks(self, model: Decoder) -> list[list[Sublayer]]:
         """Return the blocks of each kind, by layer."""
@@ -98,39 +112,50 @@ class EvoPress:
         k, found = self.how_many(model, ratio), dict[str, Any]()
         gone = Gone()
         if k:
-            gone, found = self.search(model, calibration, k)
+            gone, found = self.search(model, calibration, k, self.fits(model, ratio))
         return (
             {"blocks_of_each_kind": k}
             | remove_sublayers(model, (one for one in gone if isinstance(one, Sublayer)))
             | found
         )
 
-    def search(self, model: Decoder, calibration: Calibration, k: int) -> tuple[Gone, dict[str, Any]]:
+    def search(
+        self, model: Decoder, calibration: Calibration, k: int, fits: Fits = any_state
+    ) -> tuple[Gone, dict[str, Any]]:
         """Return the blocks that are missed least together, and for the record what the search took."""
         kinds, generator = self.blocks(model), random.Random(calibration.seed)
         generations = self.generations or max(1, int(k * (len(kinds[0]) - k) / 1.5))
-        log = calibration.log([], "evopress", self, k)
+        if not (first := random_states(kinds, k, self.initial, generator, fits=fits)):
+            first, fits = random_states(kinds, k, self.initial, generator), any_state
+        log = calibration.log([], "evopress", self, [sorted(map(str, one)) for one in first])
         fitness, until = Fitness(model, calibration, generator), ends_after(self.minutes, log.seconds)
-        states = [] if log.done else random_states(kinds, k, self.initial, generator)
-        start = [one for one, _ in fitness.fittest(states, self.population, self.tokens)] if states else []
+        start = [] if log.done else [one for one, _ in fitness.fittest(first, self.population, self.tokens)]
         sizes = self.population, self.survivors, self.tokens, self.final_tokens
         how = Generations(generations, *sizes, until, log, [block for blocks in kinds for block in blocks])
         parents, best = how.evolve(
             start,
-            lambda parents: children(parents, kinds, self.offspring, self.mutations, generator),
+            lambda parents: children(parents, kinds, self.offspring, self.mutations, generator, fits=fits),
             fitness,
         )
         found = {"generations": len(best), "of_generations": generations, "kl": best}
         return parents[0], found | {"forwards": round(fitness.forwards, 2)}
 
 
-def random_states(kinds: list[list[Sublayer]], k: int, count: int, generator: random.Random) -> list[Gone]:
+def random_states(
+    kinds: list[list[Sublayer]], k: int, count: int, generator: random.Random, *, fits: Fits = any_state
+) -> list[Gone]:
     """Return different sets of k blocks of each kind; see `distinct`."""
-    return distinct(lambda: Gone(block for blocks in kinds for block in generator.sample(blocks, k)), count)
+    return distinct(lambda: Gone(block for blocks in kinds for block in generator.sample(blocks, k)), count, (), fits)
 
 
 def children(
-    parents: list[Gone], kinds: list[list[Sublayer]], count: int, mutations: int, generator: random.Random
+    parents: list[Gone],
+    kinds: list[list[Sublayer]],
+    count: int,
+    mutations: int,
+    generator: random.Random,
+    *,
+    fits: Fits = any_state,
 ) -> list[Gone]:
     """Return different children, none like a parent; see `distinct`."""
 
@@ -141,7 +166,7 @@ def children(
             gone ^= {drawn(blocks, gone, generator, gone=False), drawn(blocks, gone, generator, gone=True)}
         return Gone(gone)
 
-    return distinct(child, count, parents)
+    return distinct(child, count, parents, fits)
 
 
 def drawn(blocks: list[Sublayer], state: Set[object], generator: random.Random, *, gone: bool) -> Sublayer:

@@ -27,10 +27,13 @@ may cancel out, its query heads stay as zeros, and most configurations rank chan
 that have gone. No choice is trained: there each is distilled alone before it is scored, and the whole model afterwards.
 The code's damage is by default a distance of hidden states; KL is one of its metrics. Its widths are multiples of 256,
 here equal steps of what a layer has. Its budgets are upper bounds; here what stays is held to the budget from both
-sides, as that of every method of this suite, by half of the smallest replacement.
+sides, as that of every method of this suite, by half of the smallest replacement with which a thousandth or more of
+what all layers hold goes. A table of latencies has smaller steps, where widths take the same time but for its noise.
 
-Cost. L choices times half a forward over `tokens` tokens, and `best` forwards. Cells of a run that differ in their
-ratio or compensation measure the damages once, and what was interrupted goes on from those that it had measured.
+Cost. Half a forward over `tokens` tokens for each choice, of which a layer has nine that change it, and `best`
+forwards. Cells of a run that differ in their ratio or compensation measure the damages once, and what was interrupted
+goes on from those that it had measured. The solver ends after 10,000 branches with the best solution that it has, of
+which `unproven` in the record says how many there are; where it has none, what goes may be further from the budget.
 """
 
 from __future__ import annotations
@@ -55,13 +58,7 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.sizes import layer_parameters, parameters
-from methods.model.structures import (
-    Narrowed,
-    Sublayer,
-    cut,
-    keep,
-    sublayers_of,
-)
+from methods.model.structures import Narrowed, Sublayer, cut, keep, sublayers_of
 from methods.ranges import Count, Tokens
 from methods.search.trials import Gone, Trial
 from methods.shared import shared
@@ -71,7 +68,9 @@ Ranks = dict[tuple[int, str], list[int]]  # by layer and kind: heads or channels
 Quantity = Callable[[Layer], float]  # how much of it a layer holds
 Score = Literal["kl", "nll"]
 WINDOW = 0.5  # of the smallest replacement: how far what goes may be from the budget
-EXACT = {"mip_rel_gap": 0}  # of the solver: no solution that is nearly the best
+LEAST = 0.001  # of what all layers hold: a replacement with which less goes makes no window, as noise of a table
+EXACT = {"mip_rel_gap": 0, "node_limit": 10_000}  # of the solver: the best of all, or of so many branches
+SOLVED = 0  # what the solver says of the best of all
 WIDER = 2  # times, where no choice of all layers lies within
 
 
@@ -130,6 +129,7 @@ class Puzzle:
         together = [losses[state] - losses[Gone()] for state in states]
         best = min(range(len(solutions)), key=lambda at: math.inf if math.isnan(together[at]) else together[at])
         cut(model, decided := names(states[best], model, ranks))
+        decided |= {"unproven": program.unproven} if program.unproven else {}
         return decided | {
             "parameters": parameters(model),
             "kv_heads": [layer.kv_heads for layer in model.layers],
@@ -259,7 +259,7 @@ def damages(
     return found
 
 
-def names(state: Gone, model: Decoder, ranks: Ranks) -> dict[str, list[Any]]:
+def names(state: Gone, model: Decoder, ranks: Ranks) -> dict[str, Any]:
     """Return what a state removes, for the record, as methods.model.structures.cut reads it."""
     layers = range(len(model.layers))
     parts = {part: {one.layer for one in state if one == Sublayer(part, one.layer)} for part in ("attention", "mlp")}
@@ -278,7 +278,10 @@ def names(state: Gone, model: Decoder, ranks: Ranks) -> dict[str, list[Any]]:
 
 
 class Program:
-    """Is the integer program: of each layer the damages s and the costs m of its choices, (choices,) each."""
+    """Is the integer program: of each layer the damages s and the costs m of its choices, (choices,) each.
+
+    unproven  how many of the solutions that were found may not be the best
+    """
 
     def __init__(self, s: list[Numbers], m: list[Numbers]) -> None:
         known = [one for several in s for one in several if math.isfinite(one)]
@@ -293,6 +296,7 @@ class Program:
             self.one_each[layer, self.starts[layer] : self.starts[layer + 1]] = 1
         self.not_empty = np.zeros(every)
         self.not_empty[self.starts[1:] - 1] = 1  # the last choice of each layer leaves nothing of it
+        self.unproven = 0
 
     def damage(self, solution: Sequence[int]) -> float:
         """Return the sum of the damages of a solution, a choice for each layer."""
@@ -303,7 +307,8 @@ class Program:
 
         Raises OutOfReach where no choice of all layers comes near to it.
         """
-        window = WINDOW * min(map(float, self.m[self.m > 0]), default=math.inf)
+        least = LEAST * self.m[self.starts[1:] - 1].sum()
+        window = WINDOW * min(map(float, self.m[self.m > least]), default=math.inf)
         while window <= gone + self.m.sum():
             found = list[list[int]]()
             while len(found) < count and (one := self._next(gone, window, found)) is not None:
@@ -330,6 +335,7 @@ class Program:
         found = milp(self.s, constraints=limits, integrality=1, bounds=Bounds(0, self.allowed), options=EXACT)
         if found.x is None:
             return None
+        self.unproven += found.status != SOLVED
         chosen = found.x.round().astype(int)
         return [int(chosen[start:end].argmax()) for start, end in pairwise(self.starts)]
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from methods.model.activations import enter
+from methods.model.activations import enter, refuse_overflow
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
@@ -93,10 +93,11 @@ class Trial:
     """Runs the model on the calibration tokens with any blocks left out. It changes no module.
 
     A loss is that of the positions with a successor, or, with `positions` "all", also of the last of each sequence,
-    which is no place for `nll`.
+    which is no place for `nll`. Raises Unsupported where the dense model's states overflow, with which all else is
+    compared but by `nll`.
 
     narrow  makes of a layer and of what is narrowed in it a layer of its own, around the same weights where it can
-    runs  layers that have been run, for all tokens; divided by the number of layers, forwards
+    runs    layers that have been run, for all tokens; divided by the number of layers, forwards
     """
 
     @torch.no_grad()
@@ -113,7 +114,7 @@ class Trial:
         self.gone: set[Sublayer] = set()
         self.runs = 0.0
         self.share = 1 / len(calibration.ids)
-        self.batches = []
+        self.batches, sound = [], torch.ones((), dtype=torch.bool)
         end = model.head.weight.device  # where logits are
         beyond = 0 if positions == "all" else 1
         kept = 4 * int(calibration.mask[:, beyond:].sum()) * model.config.vocab_size <= calibration.memory
@@ -128,10 +129,12 @@ class Trial:
             batch = _Batch(x, arguments, wanted, targets, x[:0])
             if self.loss is not nll:
                 dense = self._compared(batch, self._ends(batch, [Gone()])[Gone()])
+                sound = dense.isfinite().all() & sound.to(dense.device)
                 if self.keeps_dense:
                     dense = torch.cat([self._log_probabilities(piece) for piece in torch.split(dense, TOKENS_AT_ONCE)])
                 batch = replace(batch, dense=dense if self.keeps_dense else self.wait(dense))
             self.batches.append(batch)
+        refuse_overflow(sound)
 
     def without(
         self, blocks: Sequence[Sublayer | None], shown: str = "leaving out one", *, exact: bool = True

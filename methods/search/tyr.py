@@ -85,7 +85,7 @@ class Tyr:
     fixed = False
     uneven = "it chooses the width of each layer"
     needs = "calibration"
-    cost = "that of obs 5 times, and 24 times 16 over 512 tokens and 3 over 2,048"
+    cost = "that of obs 5 times, and 24 times 16 over 512 tokens and 4 over 2,048"
     axes = ("heads", "channels")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from torch.nn.functional import cosine_similarity
 
 from methods.depth.collapse_fit import Window
 from methods.least_squares import Rows, fit, total_error
-from methods.model.activations import Entry, beside, enter, enter_all, step
+from methods.model.activations import Entry, beside, enter, enter_all, step, step_of_any
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sinks import Sinks, find_sinks, wanted_states
@@ -204,7 +204,7 @@ class CollapseTrial:
         arguments = self.entry.arguments[layer.kind]
         if e == s + 1:
             return layer(x, arguments)
-        taken = step(layer, x, arguments, self.mask)
+        taken = step_of_any(layer, x, arguments, self.mask)
         return taken.y - taken.m + self.dense.mapped(window, taken.m)
 
     def _wanted(self, x: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import register
-from methods.errors import OutOfReach
+from methods.errors import OutOfReach, Unsupported
 from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
@@ -154,7 +154,7 @@ class FLAP:
         plan, structures = self.plan(model, ratio), structures_of(model, *KINDS)
         if ratio:
             if self.variance == "released" and len(calibration.ids) < 2:
-                raise ValueError("variance=released leaves the first calibration sequence out: give two at least")
+                raise Unsupported("variance=released leaves the first calibration sequence out: give two at least")
             moments = shared(moments_of_inputs, model, calibration, self.variance)
             if calibration.order:
                 known = known_units(calibration.order)

@@ -212,7 +212,7 @@ class LLMPruner:
         """Return the importance of every unit that is left, (units,) for each structure."""
         if self.importance == "random":
             seed = calibration.seed if self.seed is None else self.seed
-            draw = torch.Generator().manual_seed(seed + step - 1)
+            draw = torch.Generator().manual_seed(seed + 1000 * (step - 1))
             return [torch.rand(len(structure.left), generator=draw) for structure in structures]
         if self.importance not in TAYLOR:
             return [self.score(structure, {}, {}) for structure in structures]
@@ -239,7 +239,7 @@ class LLMPruner:
         ids, mask = (tensor[rows.to(tensor.device), : self.tokens] for tensor in (calibration.ids, calibration.mask))
         predicts = mask[:, 1:].any(1)
         if not predicts.any():
-            raise ValueError("no calibration sequence has two tokens, so there is nothing to predict")
+            raise Unsupported("no calibration sequence has two tokens, so there is nothing to predict")
         return replace(calibration, ids=ids[predicts], mask=mask[predicts])
 
     @torch.no_grad()

@@ -50,7 +50,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import register
-from methods.model.activations import beside, enter_all, inputs_of, values_of_a_step
+from methods.model.activations import beside, enter_all, inputs_of, refuse_overflow, values_of_a_step
 from methods.model.calibration import Calibration, Wait
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
@@ -253,7 +253,10 @@ def _cut_layer(
 
 
 def second_moments(structure: Structure, run: Run, batches: Iterable[Batch]) -> Tensor:
-    """Return X^T X of what enters the matrix whose columns are units, (C, C) in float64."""
+    """Return X^T X of what enters the matrix whose columns are units, (C, C) in float64.
+
+    Raises Unsupported where it is not finite.
+    """
     matrix = structure.writer
     sums = torch.zeros(matrix.in_features, matrix.in_features, dtype=torch.float64, device=structure.layer.device)
     for x, arguments, mask in batches:
@@ -261,4 +264,5 @@ def second_moments(structure: Structure, run: Run, batches: Iterable[Batch]) -> 
             run(x, arguments)
         X = widened(seen[0].reshape(*mask.shape, -1)[mask])
         add_product(sums, X, X)
+    refuse_overflow(sums.isfinite().all())
     return sums

@@ -33,14 +33,14 @@ so its head is always sliced.
 Cost. No gradients. One pass of the calibration text through each layer and two eigendecompositions of size D per layer.
 The states of all calibration tokens wait in float32, so that a bfloat16 model's are not rounded at each of the 2 L + 1
 sites: on the device where they take no more than states of one micro-batch may, else in the CPU's memory. Matrices are
-multiplied a few rows at a time, in float64, those in half precision in float32.
+multiplied a few rows or columns at a time, in float64, those in half precision in float32.
 
 Measured. docs/studies/departures.md compares embeddings that are centred with those that are not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -50,7 +50,7 @@ from torch import Tensor, nn
 
 from methods.base import register
 from methods.errors import OutOfReach
-from methods.model.activations import enter_all
+from methods.model.activations import enter_all, refuse_overflow
 from methods.model.calibration import Calibration, Wait
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
@@ -103,10 +103,11 @@ class SliceGPT:
             if not 0 < d <= D:
                 raise OutOfReach(f"d lies between 1 and the model's width, {D}; got {d}")
             return {"d": d}
+        if self.multiple > D:
+            raise OutOfReach(f"multiple is at most the model's width, {D}; got {self.multiple}")
         target = (1 - ratio) * parameters(model)
-        slice_head = self.slices_head(model)
         widths = range(self.multiple, D + 1, self.multiple)
-        counts = {width: sliced_parameters(model, width, slice_head) for width in widths}
+        counts = dict(zip(widths, sizes_of_slices(model, widths, self.slices_head(model)), strict=True))
         d = min(counts, key=lambda width: abs(counts[width] - target))
         if counts[widths[0]] > target:
             raise OutOfReach(f"ratio {ratio:g} is out of reach: the narrowest slice, d = {widths[0]}, holds more")
@@ -218,12 +219,13 @@ class _Slicer:
     def pca(self) -> list[Tensor]:
         """Return the principal axes of the present signal, (D, D), and the share of its energy in the kept ones.
 
-        No mean is subtracted, padding is left out, and sums are in float64.
+        No mean is subtracted, padding is left out, and sums are in float64. Raises Unsupported where one overflows.
         """
         C = torch.zeros(self.D, self.D, dtype=torch.float64, device=self.device)
         for X, mask in zip(self.X, self.mask, strict=True):
             x = widened(X[mask].to(self.device), of=self.model.embed.weight.dtype)
             add_product(C, x, x)
+        refuse_overflow(C.isfinite().all())
         variance, axes = torch.linalg.eigh(C)
         energy = round(float(variance[-self.d :].sum() / variance.sum()), 6)
         return [widened(axes.flip(1), of=self.model.embed.weight.dtype), torch.tensor(energy, dtype=torch.float64)]
@@ -257,6 +259,14 @@ def sliced_parameters(model: Decoder, d: int, slice_head: bool = False) -> int:
         total += middle * (layer.out.in_features + int(layer.out.bias is not None))
         total += e * (layer.down.in_features + int(layer.down.bias is not None))
     return total + V * ((d if slice_head else D) + max(_biases(model.final_norm), _biases(model.head)))
+
+
+def sizes_of_slices(model: Decoder, widths: Iterable[int], slice_head: bool = False) -> list[int]:
+    """Return `sliced_parameters` of each width, by three of them: the count is a polynomial of second degree in d."""
+    constant, one, two = (sliced_parameters(model, width, slice_head) for width in range(3))
+    square = (two - 2 * one + constant) // 2
+    linear = one - constant - square
+    return [constant + linear * width + square * width**2 for width in widths]
 
 
 def _biases(module: Any) -> int:

@@ -50,8 +50,8 @@ import torch
 from torch import Tensor
 
 from methods.base import register
-from methods.errors import OutOfReach, Unsupported
-from methods.model.activations import beside, enter_all, inputs_of, values_of_a_step
+from methods.errors import OutOfReach
+from methods.model.activations import beside, enter_all, inputs_of, refuse_overflow, values_of_a_step
 from methods.model.calibration import Calibration, Wait
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
@@ -187,8 +187,7 @@ def whitening(H: Tensor) -> Tensor:
 
     Raises Unsupported where H is not finite.
     """
-    if not bool(H.isfinite().all()):
-        raise Unsupported("states of a layer overflow; load the model in bfloat16 or float32")
+    refuse_overflow(H.isfinite().all())
     S, failed = torch.linalg.cholesky_ex(H)
     if not int(failed):
         return S

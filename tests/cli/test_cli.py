@@ -65,6 +65,10 @@ MISTAKES = {
         ["--methods", "laco", "--ratio", "0.2", "--task-data", "race"],
         "--task-data is written TASK=PATH",
     ),
+    "multiple beyond the width": (
+        ["--methods", "slicegpt:multiple=1000", "--ratio", "0.2"],
+        "multiple is at most the model's width",
+    ),
     "negative limit": (["--methods", "laco", "--ratio", "0.2", "--cell-minutes", "-1"], "--cell-minutes is 0 for no"),
     "endless limit": (["--methods", "laco", "--ratio", "0.2", "--cell-memory-mib", "nan"], "or positive; got nan"),
     "limit of no process": (

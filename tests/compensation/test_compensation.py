@@ -29,7 +29,9 @@ from methods.model.decoder import Decoder, twin
 from methods.model.layer import Layer
 from methods.model.residual_map import MappedLayer
 from methods.model.sizes import layer_parameters, macs_per_token, parameters
-from methods.model.structures import drop_layers, keep_channels
+from methods.model.structures import Sublayer, drop_layers, keep_channels
+from methods.search.evopress import EvoPress
+from methods.search.trials import Gone
 
 RIDGE = 0.3
 DEPTH = ("scale", "linearpatch", "ghost", "replaceme")
@@ -453,6 +455,24 @@ def test_a_method_prunes_once_where_maps_do_not_change_the_number_of_layers(monk
     monkeypatch.setattr(ShortGPT, "scores", lambda self, *args: calls.append(args) or scores(self, *args))
     compensated("shortgpt+ghost", "llama", 0.3)
     assert len(calls) == 1
+
+
+def test_what_a_search_has_found_is_not_searched_again(monkeypatch):
+    """Four layers need two maps, so that five go, which need one: four with theirs come nearer."""
+    asked, model = [], Decoder(tiny("llama", layers=20, intermediate_size=8, num_key_value_heads=1))
+
+    def search(self, model, calibration, k, *_):
+        asked.append(k)
+        layers = (2, 3, 5, 6) if k == 4 else range(k)
+        return Gone(Sublayer(part, layer) for part in ("attention", "mlp") for layer in layers), {}
+
+    monkeypatch.setattr(EvoPress, "search", search)
+    dense, each = parameters(model), layer_parameters(model.layers[0])
+    decided = methods.make("evopress+ghost").prune(model, whole_sequences(), 4 * each / dense)
+    assert len(asked) == len(set(asked)) > 1
+    assert asked[-1] != decided["blocks_of_each_kind"] == len(decided["removed_layers"])
+    cuts = len(decided["compensation"]["cuts"])
+    assert parameters(model) == dense - len(decided["removed_layers"]) * each + cuts * 32 * 32
 
 
 def test_a_map_counts_in_memory_and_work():

@@ -249,7 +249,8 @@ def test_a_division_whose_loss_is_no_number_never_wins():
     model, tokens = Decoder(tiny("llama")), whole_sequences()
     dense = DenseStates(model, tokens, sinks="apart", ridge=RIDGE)
     dense.mapped = lambda window, m: m * float("nan")
-    assert CollapseTrial(dense, tokens).losses([joined(single(LAYERS), 2)], "trying") == [float("inf")]
+    one = joined(single(LAYERS), 2)
+    assert CollapseTrial(dense, tokens).losses([one, joined(one, 3)], "trying") == [float("inf")] * 2
 
 
 def divisions(n: int) -> list[tuple[tuple[int, int], ...]]:

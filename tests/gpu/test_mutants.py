@@ -122,7 +122,7 @@ ILLEGAL_ON_TWO = [
     ("methods/model/activations.py", "    x = x.to(layer.device)\n    empty", "    empty", "shortgpt"),
     ("methods/model/activations.py", "one.to(state.device)", "one", "shortgpt+ghost"),
     ("methods/model/sliced_layer.py", "Q[:, :d].to(weight.device)", "Q[:, :d]", "slicegpt"),
-    ("methods/model/sliced_layer.py", "Q.to(weight.device, weight.dtype)", "Q.to(weight.dtype)", "slicegpt"),
+    ("methods/model/sliced_layer.py", "Q.to(matrix.weight.device)", "Q", "slicegpt"),
     ("methods/depth/laco.py", "weights[-1].detach().to(matrix.weight.device)", "weights[-1].detach()", "laco"),
     ("methods/depth/laco.py", "theta.detach().to(base.device)", "theta.detach()", "laco-published"),
     ("methods/depth/collapse_fit.py", "z, where = beside(before, z, self.where)", "where = self.where", "laco-ls"),

@@ -11,9 +11,10 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import LAYERS, VOCABULARY, tiny
+from tiny_methods import overflowing
 
 import methods
-from methods.errors import OutOfReach
+from methods.errors import OutOfReach, Unsupported
 from methods.model import sweep_log
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
@@ -130,6 +131,35 @@ def test_where_few_states_are_left_there_are_fewer_children():
     assert len(every) == LAYERS**2
     assert len(children(every[:1], kinds, 1000, 3, generator)) == LAYERS**2 - 1
     assert children(every, kinds, 5, 3, generator) == []
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.3, 0.4])
+def test_where_blocks_differ_in_size_no_state_is_far_from_the_budget(ratio):
+    """Of the tiny mixture the first MLP, which is dense, holds less than a quarter of each other one."""
+    model, search = Decoder(tiny("glm4_moe")), EvoPress(generations=3, offspring=8, initial=8)
+    dense, (size, each) = parameters(model), search.sizes(model)
+    assert min(held for block, held in size.items() if block.part == "mlp") < each / 4
+    search.prune(model, calibration(), ratio)
+    assert abs(dense - parameters(model) - ratio * dense) <= each / 2 + 1
+
+
+@pytest.mark.parametrize("layers", [0.6, 1, 1.5, 2.4, 3])
+def test_where_all_blocks_of_a_kind_are_of_one_size_every_state_fits(layers):
+    model, search = Decoder(tiny("llama")), EvoPress()
+    k, fits = search.how_many(model, ratio_of(layers)), search.fits(model, ratio_of(layers))
+    assert all(map(fits, random_states(kinds_of(), k, 50, random.Random(0))))
+    assert not fits(Gone())
+
+
+def test_where_no_state_fits_all_are_compared():
+    search = EvoPress(generations=1, offspring=3, initial=3)
+    gone, _ = search.search(Decoder(tiny("llama")), calibration(), 2, lambda _: False)
+    assert len(gone) == 4
+
+
+def test_a_model_whose_states_overflow_is_refused():
+    with pytest.raises(Unsupported, match="states of a layer overflow"):
+        EvoPress(generations=1).prune(Decoder(overflowing()), calibration(), ratio_of(1))
 
 
 def test_draws_hold_as_many_tokens_as_are_asked_for():

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.optimize
 import torch
 from conftest import LAYERS, tiny
 from tiny_methods import calibration
@@ -19,6 +20,7 @@ from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
 from methods.model.structures import Narrowed, Sublayer, cut, remove_sublayers
 from methods.search.puzzle import (
+    EXACT,
     Narrow,
     Program,
     Puzzle,
@@ -177,6 +179,37 @@ def test_the_best_solutions_are_those_of_all(number):
     assert all(one in [solution for _, solution in every] for one in found)
     assert len({tuple(one) for one in found}) == len(found)
     assert len(program.solutions(gone, 10_000)) == len(every)
+
+
+def with_noise(s: list[np.ndarray], m: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The same layers, each with one choice more, with which next to nothing goes and less than half is damaged."""
+    return [np.insert(one, 1, one[1] / 2) for one in s], [np.insert(one, 1, 1e-3) for one in m]
+
+
+def test_a_choice_that_saves_next_to_nothing_narrows_no_window(monkeypatch):
+    """As in a table of latencies, where some widths take the same time but for its noise: no end was in sight."""
+    monkeypatch.setitem(EXACT, "node_limit", 300)
+    m = [np.sort(np.add.outer([0, 1 + 0.02 * RNG.random()], [0, 0.5, 1, 2]).ravel()) for _ in range(30)]
+    s = [np.array([0, *np.sort(RNG.random(len(one) - 1))]) for one in m]
+    plain, noisy = Program(s, m), Program(*with_noise(s, m))
+    gone = 0.3 * sum(one[-1] for one in m)
+    (best,), (found,) = plain.solutions(gone, 1), noisy.solutions(gone, 1)
+    assert noisy.damage(found) <= plain.damage(best)
+    assert noisy.unproven == 0
+
+
+def test_a_solution_that_the_solver_has_not_proven_is_counted(monkeypatch):
+    s, m = made_program(4, 4)
+    program, milp = Program(s, m), scipy.optimize.milp
+    monkeypatch.setattr(scipy.optimize, "milp", lambda *a, **k: replaced(milp(*a, **k), status=4))
+    assert len(program.solutions(9.0, 3)) == program.unproven == 3
+    model = Decoder(tiny("llama"))
+    assert Puzzle(steps=2, tokens=48, best=2).prune(model, TOKENS, 0.3)["unproven"] == 2
+
+
+def replaced(found: scipy.optimize.OptimizeResult, **values: object) -> scipy.optimize.OptimizeResult:
+    found.update(values)
+    return found
 
 
 def test_the_window_widens_until_something_lies_in_it_and_one_layer_stays():

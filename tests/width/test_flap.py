@@ -12,7 +12,7 @@ from conftest import LAYERS, TINY, tiny
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import methods
-from methods.errors import OutOfReach
+from methods.errors import OutOfReach, Unsupported
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import structures_of
@@ -109,7 +109,7 @@ def test_the_released_variance_sees_sequences_without_their_padding(memory):
 def test_the_released_variance_needs_two_sequences():
     one = calibration().first(LENGTHS[0])
     assert len(one.ids) == 1
-    with pytest.raises(ValueError, match="leaves the first calibration sequence out: give two at least"):
+    with pytest.raises(Unsupported, match="leaves the first calibration sequence out: give two at least"):
         FLAP(variance="released").prune(Decoder(tiny("llama")), one, 0.2)
 
 

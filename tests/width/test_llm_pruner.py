@@ -598,6 +598,25 @@ def test_controls_look_at_no_text(importance, monkeypatch):
     assert pruner.prune(Decoder(tiny("llama")), calibration(), 0.0)["removed_channels"]
 
 
+def test_sequences_of_one_token_are_a_reason():
+    with pytest.raises(methods.Unsupported, match="no calibration sequence has two tokens"):
+        LLMPruner().prune(Decoder(tiny("llama")), calibration(length=1), 0.2)
+
+
+def test_later_rounds_of_a_random_control_are_not_the_first_of_the_next_seed():
+    structures = LLMPruner().structures(Decoder(tiny("llama")), 0.2)
+
+    def scores(seed: int, step: int) -> torch.Tensor:
+        drawn = LLMPruner(importance="random", seed=seed).scores(
+            Decoder(tiny("llama")), structures, calibration(), step
+        )
+        return torch.cat(drawn)
+
+    draws = [scores(seed, step) for seed in range(4) for step in range(1, 5)]
+    assert len({tuple(one.tolist()) for one in draws}) == 16
+    torch.testing.assert_close(scores(3, 1)[0], torch.rand(1, generator=torch.Generator().manual_seed(3))[0])
+
+
 def test_overflowing_gradients_are_said_and_not_ranked():
     structure = Structure(4, "channels", Decoder(tiny("llama")).layers[4])
     g = zeros(part.matrix.weight for part in structure.parts)

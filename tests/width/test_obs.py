@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from conftest import LAYERS, TINY, VOCABULARY, tiny
+from tiny_methods import overflowing
 
 import methods
 from methods.errors import Unsupported
@@ -98,6 +99,11 @@ def test_the_score_of_a_release_is_another():
 def test_moments_that_are_not_positive_definite_are_refused():
     with pytest.raises(Unsupported, match="give more tokens, or obs a larger damping"):
         cheapest(torch.zeros(4, 4, dtype=torch.float64), torch.ones(2, 4, dtype=torch.float64), 1, 2)
+
+
+def test_states_that_overflow_are_the_reason_and_not_the_tokens():
+    with pytest.raises(Unsupported, match="states of a layer overflow"):
+        OBS().prune(Decoder(overflowing()), calibration(), 0.2)
 
 
 @torch.no_grad()

@@ -11,15 +11,17 @@ import torch
 from authors_code import as_shown, difference
 from conftest import LAYERS, TINY, VOCABULARY, tiny
 from safetensors.torch import load_file
+from tiny_methods import overflowing
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from methods.errors import OutOfReach, Unsupported
+from methods.model import sliced_layer
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
-from methods.model.sliced_layer import fuse
+from methods.model.sliced_layer import fuse, write_in_basis
 from methods.width import slicegpt
-from methods.width.slicegpt import SliceGPT, sliced_parameters, values_per_token
+from methods.width.slicegpt import SliceGPT, sizes_of_slices, sliced_parameters, values_per_token
 
 FOLDER = Path(__file__).parents[1] / "golden"
 GOLDEN = {k: v for k, v in json.loads((FOLDER / "slicegpt_llmpruner.json").read_text()).items() if k.startswith("sg_")}
@@ -81,6 +83,45 @@ def test_the_formula_equals_the_count(family, slice_head):
     expected = sliced_parameters(model, 16, method.slices_head(model))
     method.prune(model, tokens(), 0.0)
     assert parameters(model) == expected
+
+
+@pytest.mark.parametrize("family", ROTATABLE)
+@pytest.mark.parametrize("slice_head", [False, True])
+def test_three_widths_tell_the_size_of_every_slice(family, slice_head):
+    model, widths = Decoder(tiny(family)), range(1, 33)
+    counted = [sliced_parameters(model, width, slice_head) for width in widths]
+    assert sizes_of_slices(model, widths, slice_head) == counted
+
+
+def test_a_plan_counts_the_layers_three_times_however_many_widths_there_are(monkeypatch):
+    visited, count = [], slicegpt._untouched_parameters
+    monkeypatch.setattr(slicegpt, "_untouched_parameters", lambda layer: visited.append(layer) or count(layer))
+    SliceGPT(multiple=1).plan(Decoder(tiny("llama")), 0.2)
+    assert len(visited) == 3 * LAYERS
+
+
+def test_a_multiple_beyond_the_models_width_is_refused():
+    with pytest.raises(OutOfReach, match="multiple is at most the model's width, 32; got 1000"):
+        SliceGPT(multiple=1000).plan(Decoder(tiny("llama")), 0.2)
+
+
+@pytest.mark.parametrize("columns", [1, 3, 100])
+def test_what_writes_the_residual_is_widened_a_few_columns_at_a_time(columns, monkeypatch):
+    matrix, Q = torch.nn.Linear(8, 12), torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64)).Q
+    expected = Q.T[:9] @ matrix.weight.double(), Q.T[:9] @ matrix.bias.double()
+    seen, widened = [], sliced_layer.widened
+    monkeypatch.setattr(sliced_layer, "NUMBERS", 12 * columns)
+    monkeypatch.setattr(sliced_layer, "widened", lambda x, **of: seen.append(len(x)) or widened(x, **of))
+    write_in_basis(matrix, Q, 9)
+    torch.testing.assert_close(matrix.weight.double(), expected[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(matrix.bias.double(), expected[1], rtol=0, atol=1e-6)
+    assert seen[1:-1] == [min(columns, 8 - at) for at in range(0, 8, columns)]
+    assert matrix.weight.is_contiguous()
+
+
+def test_states_that_overflow_are_a_reason():
+    with pytest.raises(Unsupported, match="states of a layer overflow"):
+        SliceGPT().prune(Decoder(overflowing()), tokens(), 0.2)
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt_neox"])
