@@ -45,6 +45,7 @@ def cell(
     questions: str = "document",
     metric: str = "acc",
     seed: int = 0,
+    fewshot: int = 0,
     parameters: Mapping[str, Any] | None = None,
 ) -> None:
     """Write one cell of `run`; `bits` are those per byte of the right answers of some of the tasks."""
@@ -72,7 +73,7 @@ def cell(
         found = {"parameters": 1000, "dense_parameters": 1000, "weights_sha256": "f" * 64, "weight_bytes": 4000}
         found |= {"macs_per_token": 900, "macs_context": 128, "ratio": 0.0}
         found["tasks"] = {
-            name: {"main": metric, metric: {"value": float(right.mean())}, "version": 1, "fewshot": 0}
+            name: {"main": metric, metric: {"value": float(right.mean())}, "version": 1, "fewshot": fewshot}
             | {"documents": len(right), "available": len(right)}
             | ({"answer_bpb": {"value": float(bits[name].mean())}} if bits and name in bits else {})
             for name, right in (tasks or {}).items()
@@ -90,7 +91,8 @@ def cell(
     folder.mkdir(parents=True, exist_ok=True)
     for name, right in (tasks or {}).items():
         hashes = [hashlib.sha256(f"{questions} {name} {n}".encode()).hexdigest() for n in range(len(right))]
-        columns = {"doc_id": range(len(right)), "doc_hash": hashes, "prompt_hash": hashes, "target_hash": hashes}
+        prompts = [f"{one} {fewshot}" for one in hashes] if fewshot else hashes
+        columns = {"doc_id": range(len(right)), "doc_hash": hashes, "prompt_hash": prompts, "target_hash": hashes}
         likely = {"answer_bpb": bits[name]} if bits and name in bits else {}
         pd.DataFrame(columns | {metric: right} | likely).to_parquet(folder / f"{name}.parquet")
     for name, nll in (texts or {}).items():

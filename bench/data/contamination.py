@@ -41,12 +41,18 @@ def refuse_shared(
         half = len(held_out) // len(text.ids) // 2  # drawn windows do not stand behind each other
         size = min(PASSAGE, max(FEWEST, half)) if text.drawn else PASSAGE
         passages = [bare[start : start + size] for start in range(0, len(bare) - size + 1, min(STEP, size // 2))]
-        found = sum(passage in held_out for passage in passages)
+        there = _standing(passages, held_out, size)
+        found = sum(passage in there for passage in passages)
         if found:
             raise UserError(
                 f"{source}, which is {fitted}, is in part the text {text.text}, which is evaluated: {found} of "
                 f"{len(passages)} passages stand there; give another text, or one name for both, which is then halved"
             )
+
+
+def _standing(passages: Iterable[str], held_out: str, size: int) -> set[str]:
+    """Return those of the passages, of `size` characters each, that stand in a text, which is read once for all."""
+    return set(passages).intersection(held_out[start : start + size] for start in range(len(held_out) - size + 1))
 
 
 def _once(scored: torch.Tensor) -> torch.Tensor:

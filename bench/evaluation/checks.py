@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from bench.evaluation.forwards import Call, Sweeping, read
@@ -179,19 +179,26 @@ def log_probabilities(model: Any, windows: Tensor, sweeping: Sweeping | None = N
     """
     decoder, length = Decoder(model), windows.shape[1] - 1
     exact = model.dtype != torch.float32
-    before = decoder.final_norm if exact and decoder.final_norm is not None else decoder.head
+    norm = _norm_before_head(decoder) if exact else None
     calls = (
         (Call({"input_ids": window[None, :-1].to(model.device)}, torch.arange(length)), None) for window in windows
     )
     with progress.bar(len(windows) * length, "comparing with the dense model", "token") as bar:
-        for _, h in read(model, calls, bar, sweeping, before):  # (T, D)
-            logits = _exact_logits(decoder, h) if exact else capped(decoder.head(h), model.config).float()
+        for _, h in read(model, calls, bar, sweeping, norm or decoder.head):  # (T, D)
+            logits = _exact_logits(decoder, norm, h) if exact else capped(decoder.head(h), model.config).float()
             yield (logits - logits.logsumexp(-1, keepdim=True)).cpu()
 
 
-def _exact_logits(decoder: Decoder, h: Tensor) -> Tensor:
-    """Return the logits of what the final norm, or without one the head, reads, in float32, (T, D) -> (T, V)."""
-    norm, head, h = decoder.final_norm, decoder.head, h.float()
+def _norm_before_head(decoder: Decoder) -> nn.Module | None:
+    """Return the final norm; None where there is none, or where a projection to the head's width stands behind it."""
+    norm: nn.Module | None = decoder.final_norm
+    weight = getattr(norm, "weight", None)
+    return norm if weight is None or len(weight) == decoder.head.weight.shape[1] else None
+
+
+def _exact_logits(decoder: Decoder, norm: nn.Module | None, h: Tensor) -> Tensor:
+    """Return the logits of what the norm, or without one the head, reads, in float32, (T, D) -> (T, V)."""
+    head, h = decoder.head, h.float()
     if norm is not None:
         h = copy.deepcopy(norm).float()(h).to(head.weight.device)
     logits = torch.cat([h @ rows.float().T for rows in torch.split(head.weight, HEAD_ROWS)], -1)

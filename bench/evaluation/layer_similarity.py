@@ -12,7 +12,8 @@ merges      a window of m neighbouring layers p .. p+m-1 becomes one layer, at e
 
 Distances follow from inner products that are summed a few rows, or a few tokens, at a time, in float64, so that memory
 holds one model and one micro-batch: |a - b|^2 = <a, a> + <b, b> - 2 <a, b>. A merged model runs only from layer p on,
-on states that the dense model has left in front of it, which is exact: the layers below have not changed.
+on states that the dense model has left in front of it, which is exact: the layers below have not changed. So merges
+hold M W D numbers for each layer, and two more, beside the model.
 
 Letters: L = layers, N = sequences, T = their tokens, D = residual width, M = windows of text, W = their tokens, B =
 windows of a micro-batch, m = layers that become one, p = number of the first of them.

@@ -9,6 +9,10 @@ each node see its ancestors and itself; its depth is its position. Only nodes th
 In float32 these are the log-likelihoods of the plain forward within 1e-3. In bfloat16 they are so up to its rounding,
 because a forward with a mask takes another kernel; sums are float64, on the CPU, and in the same order on every device.
 
+Some models turn all positions of a forward by other frequencies where the last one lies beyond a limit
+(`one_way_up_to`). Keys that wait in a cache would then be turned otherwise than the queries that look at them, so that
+whatever is longer is read in one forward, whose tokens `batch_tokens` does not bound.
+
 Letters: N = nodes of a tree, T = nodes of one forward, P = ancestors in the cache, K = (node, answer token) pairs,
 M = positions that go through the head, D = residual width, V = vocabulary, W = tokens of a window.
 """
@@ -29,6 +33,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bench.evaluation.forwards import Call, Past, Sweeping, read
 from bench.evaluation.prefix_tree import Forward, Question, Tree, masks
 from bench.stats.clusters import ratio_interval
+from bench.stats.draws import exponential
 from bench.system.console import say
 from methods import progress
 from methods.errors import UserError
@@ -106,23 +111,40 @@ def score(
     batch_tokens bounds the tokens of one forward; `sweeping` is that of bench.evaluation.forwards.read.
     """
     sums, misses = torch.zeros(len(questions), dtype=torch.float64), torch.zeros(len(questions), dtype=torch.long)
-    if not questions:
-        return sums, misses == 0
-    tree = Tree.of(questions)
-    there, size = tree.to(model.device), max(1, batch_tokens)
+    limit, size = one_way_up_to(model.config), max(1, batch_tokens)
     size = min(size, CPU_CHUNK // model.dtype.itemsize) if model.device.type == "cpu" else size
-    likelihood, missed = list[Tensor](), list[Tensor]()  # of each pair
-    with progress.bar(len(tree.tokens), "scoring", "token") as bar:
-        calls = _tree_calls(model, there, tree.forwards(size, model.device))
-        for forward, h in read(model, calls, bar, sweeping):  # (M, D)
-            row, token = forward.row.to(h.device), there.pairs[1, forward.pairs].to(h.device)
-            found, best = _log_probability(model, h, row, token)
-            likelihood.append(found)
-            missed.append(best != token)
-    question = tree.pairs[2]  # whose sums are taken on the CPU, where they have an order
-    sums.index_add_(0, question, torch.cat(likelihood).cpu())
-    misses.index_add_(0, question, torch.cat(missed).cpu().long())
+    whole = [number for number, (tokens, _) in enumerate(questions) if len(tokens) - 1 > limit]
+    whole.sort(key=lambda number: len(questions[number][0]))  # what "dynamic" has grown to it keeps
+    shared = sorted(set(range(len(questions))) - set(whole))
+    for numbers in ([shared] if shared else []) + [[number] for number in whole]:
+        tree = Tree.of([questions[number] for number in numbers])
+        there, nodes = tree.to(model.device), size if numbers is shared else len(tree.tokens)
+        likelihood, missed = list[Tensor](), list[Tensor]()  # of each pair
+        with progress.bar(len(tree.tokens), "scoring", "token") as bar:
+            calls = _tree_calls(model, there, tree.forwards(nodes, model.device))
+            for forward, h in read(model, calls, bar, sweeping):  # (M, D)
+                row, token = forward.row.to(h.device), there.pairs[1, forward.pairs].to(h.device)
+                found, best = _log_probability(model, h, row, token)
+                likelihood.append(found)
+                missed.append(best != token)
+        question = torch.tensor(numbers)[tree.pairs[2]]  # whose sums are taken on the CPU, where they have an order
+        sums.index_add_(0, question, torch.cat(likelihood).cpu())
+        misses.index_add_(0, question, torch.cat(missed).cpu().long())
     return sums, misses == 0
+
+
+def one_way_up_to(config: Any) -> float:
+    """Return the tokens of a forward up to which a model turns a position in one way, whatever else is read with it.
+
+    Beyond it, "longrope" takes other frequencies for all positions, and "dynamic" those of the last one.
+    """
+    rotary = getattr(config, "rope_parameters", None) or {}
+    limits = [
+        each.get("original_max_position_embeddings") or config.max_position_embeddings
+        for each in (rotary, *rotary.values())  # some models have one of each type of layer
+        if isinstance(each, dict) and each.get("rope_type") in ("longrope", "dynamic")
+    ]
+    return min(limits, default=math.inf)
 
 
 def _tree_calls(model: PreTrainedModel, tree: Tree, forwards: Iterable[Forward]) -> Iterator[tuple[Call, Forward]]:
@@ -185,7 +207,8 @@ def window_nll(
 
     ids (M, W) long; scored (M, W) bool: scored[i, j] asks for token j given tokens 0 to j - 1 of its window, so that
     column 0 is never scored. batch_tokens bounds the tokens of one forward; a longer window is read in pieces through
-    the key-value cache. `sweeping` is that of bench.evaluation.forwards.read. Returns float64 (M, W) on the CPU.
+    the key-value cache, where that is exact. `sweeping` is that of bench.evaluation.forwards.read. Returns float64
+    (M, W) on the CPU.
     """
     if scored[:, 0].any():
         raise ValueError("the first token of a window has nothing to be predicted from; scored[:, 0] must be false")
@@ -206,6 +229,7 @@ def _window_calls(
     Behind them stand those of their tokens, (M,), that are scored.
     """
     size, last = max(1, batch_tokens), ids.shape[1] - 1  # from which nothing is predicted
+    size = max(size, ids.shape[1]) if last > one_way_up_to(model.config) else size
     rows, columns = max(1, size // ids.shape[1]), min(size, ids.shape[1])
     for first in range(0, len(ids), rows):
         block = slice(first, first + rows)
@@ -222,16 +246,16 @@ def _window_calls(
 def perplexity(nll_sums: Tensor, counts: Tensor, bytes: int, words: int, *, drawn: bool) -> dict[str, float | int]:
     """Compute the figures of a text from its windows' (M,) negative log-likelihoods in nats and token counts.
 
-    bytes (UTF-8) and words (by white space) are those of the scored text. Absent are word_perplexity where it is beyond
-    a float, as in languages without spaces, and the 95 % interval (bench.stats.clusters.ratio_interval) of one window
-    or where it reaches beyond a float.
+    bytes (UTF-8) and words (by white space) are those of the scored text. What is beyond a float is inf. Absent are
+    word_perplexity where it is, as in languages without spaces, and the 95 % interval
+    (bench.stats.clusters.ratio_interval) of one window or where it reaches beyond a float.
     drawn: whether the windows are drawn from the text, or else follow each other.
     """
     total, tokens = float(nll_sums.double().sum()), int(counts.sum())
     figures = {
-        "perplexity": math.exp(total / tokens),
+        "perplexity": exponential(total / tokens),
         "bits_per_byte": total / math.log(2) / bytes,
-        "byte_perplexity": math.exp(total / bytes),
+        "byte_perplexity": exponential(total / bytes),
         "nll_per_token": total / tokens,
         "tokens": tokens,
         "words": words,

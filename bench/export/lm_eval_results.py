@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.records import run_folder
 from bench.records.answers import NAME as ANSWER_BPB
-from bench.records.record import Record
+from bench.records.record import Record, text_name
 from methods.errors import UserError
 from methods.files import write_atomically
 
@@ -44,7 +44,7 @@ def results(record: Record) -> dict[str, Any]:
     if not tasks and not texts:
         raise UserError(f"{record.cell['label']} was measured on no task and no text")
     found = {name: _metrics(task) for name, task in tasks.items()}
-    found |= {f"prunebench_{Path(name).stem}": _of_text(text) for name, text in texts.items()}
+    found |= {f"prunebench_{text_name(name)}": _of_text(text) for name, text in texts.items()}
     cell, protocol = record.cell, record.cell["protocol"]
     return {
         "results": {name: {"alias": name} | metrics for name, metrics in found.items()},

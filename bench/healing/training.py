@@ -68,9 +68,10 @@ def heal(
 
     A point of the curve: step, tokens (trained on so far), seconds (of training so far, over all attempts), loss (mean
     since the point before, of what is trained for; absent at step 0), heldout_loss, heldout_loss_low, heldout_loss_high
-    (95 %, over sequences): of the next token, whatever is trained for, at the last point of the model as it is given
-    back, with adapters merged and in its own dtype. Losses are in nats per token. Raises UserError
-    as `refuse` does and for a checkpoint of another training, FloatingPointError where the loss is no finite number.
+    (95 %, over sequences that follow each other in their text): of the next token, whatever is trained for, at the last
+    point of the model as it is given back, with adapters merged and in its own dtype. Losses are in nats per token.
+    Raises UserError as `refuse` does and for a checkpoint of another training, FloatingPointError where the loss is no
+    finite number.
     """
     dtype = model.embed.weight.dtype
     refuse(recipe, dtype, dense)
@@ -136,7 +137,8 @@ class _Training:
         self.model, self.text, self.recipe, self.dense, self.weights = model, text, recipe, dense, weights
         self.device = model.embed.weight.device
         self.half = False  # the weights are float32 while they are trained, and products are bfloat16
-        self.optimiser = torch.optim.AdamW(weights.values(), lr=recipe.rate(0), weight_decay=0.0)
+        # one tensor after the other, also on a GPU: lists would take 4 bytes more for each number that is trained
+        self.optimiser = torch.optim.AdamW(weights.values(), lr=recipe.rate(0), weight_decay=0.0, foreach=False)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.losses = [0.0, 0]  # nats and tokens since the last point
         self.curve: Curve = []
@@ -203,7 +205,7 @@ class _Training:
             logits = self._logits(ids)
             sums.append(float(nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")))
         counts = [self.text.held_out.shape[1] - 1] * len(sums)
-        low, high = ratio_interval(sums, counts)
+        low, high = ratio_interval(sums, counts, in_a_row=True)
         return {
             "heldout_loss": sum(sums) / sum(counts),
             "heldout_loss_low": float(low),
@@ -250,7 +252,7 @@ class _Training:
                 for name, weight in self.weights.items():
                     weight.copy_(stored.get_tensor(f"weight {name}"))
                     self.optimiser.state[weight] = {
-                        moment: stored.get_tensor(f"{moment} {name}").to("cpu" if moment == "step" else self.device)
+                        moment: stored.get_tensor(f"{moment} {name}").to("cpu" if moment == "step" else weight.device)
                         for moment in ("step", "exp_avg", "exp_avg_sq")
                     }
         except (SafetensorError, KeyError, TypeError) as error:

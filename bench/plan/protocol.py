@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bench.data.task_sources import QUICK_TASKS
 from bench.plan.fields import check, option
 from bench.plan.recipe import PREDICTED
+from bench.records.record import text_name
 from methods.errors import UserError
 
 SaveDtype = Literal["", "auto", "float32", "bfloat16", "float16"]
@@ -78,8 +78,8 @@ class Protocol:
         check(self)
         if self.stride > self.window:
             raise UserError(f"--stride lies between 1 and the window, {self.window}; got {self.stride}")
-        stems = [Path(text).stem for text in self.texts]
-        if doubled := [text for text in self.texts if stems.count(Path(text).stem) > 1]:
+        names = [text_name(text) for text in self.texts]
+        if doubled := [text for text in self.texts if names.count(text_name(text)) > 1]:
             raise UserError(f"{' and '.join(doubled)} share a name, by which samples are kept; rename one of them")
         if 0 < self.speed_rounds < MIN_ROUNDS:
             wanted = f"0 for no speed, or at least {MIN_ROUNDS}, since fewer rounds have no 95 % interval"

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
+from urllib.parse import quote
 
 from methods.counted import QUANTITIES
 from methods.errors import UserError, first_line
@@ -140,6 +141,14 @@ def is_accuracy_metric(metric: str) -> bool:
     """Say whether a metric is a share of documents that were right."""
     name = metric.partition(",")[0]  # lm-eval names a filter behind a comma
     return name in ("exact_match", "em", "mc1", "mc2") or ACCURACY.search(name) is not None
+
+
+def text_name(text: str) -> str:
+    """Return what the samples of a text are called by; no path: of a file its name without the ending.
+
+    A dataset of the hub goes by all that it is called, since its parts may differ only behind a point.
+    """
+    return quote(text, safe="") if text.startswith("hub:") else PurePath(text).stem
 
 
 def save(record: Record, path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.records.record import InvalidRecord, Record
+from bench.records.record import InvalidRecord, Record, text_name
 from bench.records.samples import SampleFiles, are_figures
 from bench.stats.clusters import ratio_interval
 
@@ -62,7 +62,7 @@ def with_interval(text: Mapping[str, Any], nll: Sequence[float], tokens: Sequenc
 def _with_interval(name: str, text: Mapping[str, Any], folder: Path, files: SampleFiles) -> dict[str, Any]:
     table = None
     with suppress(InvalidRecord):  # damaged samples are refused where they are what was asked for
-        table = files.table(folder, f"perplexity-{Path(name).stem}", ("nll", "tokens"))
+        table = files.table(folder, f"perplexity-{text_name(name)}", ("nll", "tokens"))
     if table is None or not {"nll", "tokens"} <= set(table.column_names):
         return _without(text, PERPLEXITY)
     return with_interval(text, table["nll"].to_pylist(), table["tokens"].to_pylist())

@@ -55,14 +55,25 @@ def accept(run: Path, folder: Path, *, allow_failed: bool = False, replace: bool
 
 
 def _write(run: Path, folder: Path) -> None:
-    """Put the packed run where an earlier one may be, once it is whole beside it."""
+    """Put the packed run where an earlier one may be, once it is whole beside it, with all that is no run's there."""
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".baseline-") as name:
-        staged = Path(name) / "run"
+        staged, earlier = Path(name) / "run", Path(name) / "earlier"
         packed_run.pack(run, staged, run_folder.unsaid)
-        for path in packed_run.files(folder):
-            path.unlink()
-        shutil.copytree(staged, folder, dirs_exist_ok=True)
+        if not folder.exists():
+            staged.rename(folder)
+            return
+        old = set(packed_run.files(folder))
+        shutil.copytree(
+            folder, staged, ignore=lambda at, names: [n for n in names if Path(at, n) in old], dirs_exist_ok=True
+        )
+        folder.rename(earlier)
+        try:
+            staged.rename(folder)
+        except BaseException:
+            earlier.rename(folder)
+            raise
 
 
 def _readable(folder: Path) -> Mapping[str, CellResults]:

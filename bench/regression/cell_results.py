@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from bench.records import answers, run_folder
 from bench.records.columns import STAGES
 from bench.records.comparability import gate_conditions, identity, name_of
-from bench.records.record import Record, display_name, is_accuracy_metric
+from bench.records.record import Record, display_name, is_accuracy_metric, text_name
 from bench.records.samples import SampleFiles, are_figures
 from bench.records.windows import in_a_row
 from methods.errors import UserError
@@ -36,7 +36,7 @@ BITS_DIGITS = 4  # likewise of a document's bits per byte
 class Answers:
     """Hold the answers to one task.
 
-    values      a figure per document, 1 and 0 for right and wrong where `right_or_wrong`
+    values      a figure per document, of an accuracy from 0 to 1, mostly 1 and 0 for right and wrong
     documents   a hash of what was asked, in its order; ids a hash of each document
     """
 
@@ -48,8 +48,18 @@ class Answers:
     ids: tuple[str, ...] = ()
 
     @property
+    def is_accuracy(self) -> bool:
+        return is_accuracy_metric(self.metric)
+
+    @property
     def right_or_wrong(self) -> bool:
-        return is_accuracy_metric(self.metric) and bool(np.isin(self.values, (0, 1)).all())
+        return self.is_accuracy and bool(np.isin(self.values, (0, 1)).all())
+
+    @property
+    def unprompted(self) -> Answers:
+        """Return the same with documents told apart by what they are, and not by how they were asked."""
+        ids = tuple(document.partition(":")[0] for document in self.ids)
+        return replace(self, documents=_digest(ids), ids=ids) if ids else self
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,7 @@ class CellResults:
     about       model, commit: for a reader
     bits        bits per byte of the right answer, of each task with choices
     untested    tasks that have no figure per document
+    asked       tasks that a cell without figures was asked for
     speed       (speed-up, low, high) by what was timed
     """
 
@@ -93,6 +104,7 @@ class CellResults:
     speed: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     untested: tuple[str, ...] = ()
     bits: dict[str, Answers] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -117,7 +129,7 @@ def of_cell(record: Record, run: Path, key: str, files: SampleFiles | None = Non
     """Read the results of one cell, with its samples. Raises UserError where those are missing or damaged."""
     measured = record.measured
     if record.status != "ok":
-        return CellResults(identity(record), record.status)
+        return CellResults(identity(record), record.status, asked=tuple(record.cell["protocol"].get("tasks", ())))
     folder, files = run_folder.samples_folder(run, key), files or SampleFiles()
     tasks, bits = dict[str, Answers | None](), dict[str, Answers]()
     for name, task in measured.get("tasks", {}).items():
@@ -131,7 +143,7 @@ def of_cell(record: Record, run: Path, key: str, files: SampleFiles | None = Non
     for name, text in measured.get("perplexity", {}).items():
         if Path(name).name in texts:
             raise UserError(f"{run}: two texts are called {Path(name).name}; give them different file names")
-        table = _table(files, folder, f"perplexity-{Path(name).stem}", text["windows"], OF_WINDOWS)
+        table = _table(files, folder, f"perplexity-{text_name(name)}", text["windows"], OF_WINDOWS)
         texts[Path(name).name] = _windows(text, table.to_pandas(), f"{run}: {key}: the samples of {name}")
     about = {"model": record.cell.get("display_name"), "commit": record.environment.get("commit")}
     return CellResults(
@@ -164,8 +176,11 @@ def _answers(
     hashes = [column for column in ("doc_hash", "prompt_hash", "target_hash") if column in table]
     ids = tuple(":".join(map(str, row)) for row in table[hashes].itertuples(index=False))
     ids = ids if hashes else tuple(f"{name} {number}" for number in range(len(table)))
-    digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()
-    return Answers(metric, values, digest, task.get("version"), task.get("fewshot", 0), ids)
+    return Answers(metric, values, _digest(ids), task.get("version"), task.get("fewshot", 0), ids)
+
+
+def _digest(ids: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()
 
 
 def _windows(text: Mapping[str, Any], table: pd.DataFrame, where: str) -> Windows:

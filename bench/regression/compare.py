@@ -108,6 +108,6 @@ def _verdict(row: ComparedRow, p: float | None) -> str:
     _, low, high = row.changes
     if p > ALPHA if p is not None else low <= 0 <= high:
         return "no difference shown"
-    if row.kind == "task" and not row.right_or_wrong:
+    if row.kind == "task" and not row.is_accuracy:
         return "differs"  # which way is better is not known of every metric
     return "better" if row.change > 0 else "worse"

@@ -43,7 +43,7 @@ class ComparedRow:
     difference      a share for accuracy and task, a ratio for text and speed, else as the figure; None where there is
                     nothing to pair
     lost, gained    documents that only the first, only the second cell gets right
-    right_or_wrong  whether a task's figures are, so that more is better
+    is_accuracy     whether a task's figures are one, so that more is better
     differs         conditions in which the cells differ, as (field, words)
     """
 
@@ -55,7 +55,7 @@ class ComparedRow:
     lost: int | None = None
     gained: int | None = None
     count: int = 0
-    right_or_wrong: bool = False
+    is_accuracy: bool = False
     differs: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -137,18 +137,18 @@ def _task_rows(before: CellResults, after: CellResults, allowed: Collection[str]
             alone = one or other
             assert alone is not None
             left, right = (None if answers is None else float(answers.values.mean()) for answers in (one, other))
-            row = ComparedRow("task", f"{name} {alone.metric}", left, right, right_or_wrong=alone.right_or_wrong)
+            row = ComparedRow("task", f"{name} {alone.metric}", left, right, is_accuracy=alone.is_accuracy)
             single.append(replace(row, differs=_disjoint("documents", before.tasks, after.tasks, allowed)))
             continue
         differs = common + _task_differs(one, other, allowed)
         if not differs:
             one, other = _same_documents(one, other)
-        if one.right_or_wrong and other.right_or_wrong:
+        if one.is_accuracy and other.is_accuracy:
             paired.append((one, other))
         single.append(_answers("task", f"{name} {one.metric}", [(one, other)], differs))
     if not paired:
         return single
-    differs = tuple(dict.fromkeys(pair for row in single if row.right_or_wrong for pair in row.differs))
+    differs = tuple(dict.fromkeys(pair for row in single if row.is_accuracy for pair in row.differs))
     return [_answers("accuracy", "accuracy", paired, differs), *single]
 
 
@@ -186,6 +186,8 @@ def _disjoint(
 
 
 def _task_differs(one: Answers, other: Answers, allowed: Collection[str]) -> tuple[tuple[str, str], ...]:
+    if "fewshot" in allowed:
+        one, other = _asked_alike(one, other)
     pairs = {
         "metric": (one.metric, other.metric),
         "documents": (one.documents, other.documents),
@@ -197,12 +199,18 @@ def _task_differs(one: Answers, other: Answers, allowed: Collection[str]) -> tup
 
 def _same_documents(one: Answers, other: Answers) -> tuple[Answers, Answers]:
     """Return both on the documents that they share, where it was allowed that they were asked different ones."""
+    one, other = _asked_alike(one, other)
     if one.documents == other.documents:
         return one, other
     shared = sorted(set(one.ids) & set(other.ids))
     if not shared:
         raise UserError("the cells share no document, so that nothing can be paired")
     return _only(one, shared), _only(other, shared)
+
+
+def _asked_alike(one: Answers, other: Answers) -> tuple[Answers, Answers]:
+    """Return both, without prompts where they had other numbers of examples, since no prompt can then be equal."""
+    return (one, other) if one.fewshot == other.fewshot else (one.unprompted, other.unprompted)
 
 
 def _only(answers: Answers, ids: Sequence[str]) -> Answers:
@@ -214,18 +222,20 @@ def _only(answers: Answers, ids: Sequence[str]) -> Answers:
 def _answers(kind: str, metric: str, pairs: Sequence[tuple[Answers, Answers]], differs: tuple[Any, ...]) -> ComparedRow:
     """Return a row over the documents of the pairs' tasks.
 
-    McNemar's test where an answer is right or wrong, Student's for bits, and one by resampling for any other figure.
+    McNemar's test where an answer is right or wrong, Student's for bits and accuracies of other values, and one by
+    resampling for any other figure.
     """
     before, after = (np.concatenate([pair[side].values for pair in pairs]) for side in (0, 1))
+    accuracy = all(answers.is_accuracy for pair in pairs for answers in pair)
     simple = all(answers.right_or_wrong for pair in pairs for answers in pair)
     figures = float(before.mean()), float(after.mean())
     if differs:
-        return ComparedRow(kind, metric, *figures, count=len(after), right_or_wrong=simple, differs=differs)
+        return ComparedRow(kind, metric, *figures, count=len(after), is_accuracy=accuracy, differs=differs)
     ids = [document.partition(":")[0] for one, other in pairs for document in one.ids or other.ids]
     groups = ids if len(ids) == len(before) else list(range(len(before)))
-    if kind in BITS:
+    if kind in BITS or (accuracy and not simple):
         difference = clusters.paired_clusters(before, after, groups) if len(set(groups)) > 1 else None
-        return ComparedRow(kind, metric, *figures, difference, count=len(before))
+        return ComparedRow(kind, metric, *figures, difference, count=len(before), is_accuracy=accuracy)
     if not simple:
         from bench.stats.resampling import paired_resampled
 
@@ -236,7 +246,7 @@ def _answers(kind: str, metric: str, pairs: Sequence[tuple[Answers, Answers]], d
     else:
         difference = intervals.paired_shares(before, after)
     lost, gained, _ = intervals.flips(before, after)
-    return ComparedRow(kind, metric, *figures, difference, lost, gained, len(before), right_or_wrong=True)
+    return ComparedRow(kind, metric, *figures, difference, lost, gained, len(before), is_accuracy=True)
 
 
 def _text(name: str, before: CellResults, after: CellResults, allowed: Collection[str]) -> ComparedRow:

@@ -109,7 +109,7 @@ def judge(
     margins: Margins,
     mapping: Mapping[str, str] | None = None,
 ) -> list[Verdict]:
-    """Return the verdicts in the order of the run's cells. Raises UserError for a margin of a task that no cell has."""
+    """Return the verdicts in the order of the run's cells. Raises UserError for a margin of a task that cannot gate."""
     found: list[Verdict] = []
     for name, base, new, mapped in pairs(baseline, run, mapping or {}):
         whole = _whole(name, base, new)
@@ -126,16 +126,22 @@ def judge(
                 continue  # `compare` shows them
             gates = margins.gates(row) and not (mapped and row.kind == "size")  # other methods meet a budget otherwise
             found.append(Verdict(name, row.metric, "", gates, row, None, margins.of(row)))
-    known = {v.row.task: v.row for v in found if v.row is not None and v.row.kind == "task"}
-    for task in margins.tasks:
-        if task not in known:
-            raise UserError(f"--margins: tasks has {task}, which no cell measured; there are {', '.join(known)}")
-        if known[task].after is not None and not known[task].right_or_wrong:
-            raise UserError(f"--margins: {known[task].metric} is not right or wrong per document and cannot gate")
+    _refuse_unknown(margins, [*baseline.values(), *run.values()], [v.row for v in found if v.row is not None])
     adjusted = _adjusted(found)
     total = sum(_weight(v) for v in found if v.gates)
     found = [v if v.row is None else replace(v, findable=_findable(v, v.row, total)) for v in found]
     return [v if v.row is None else _decided(v, v.row, adjusted.get(number)) for number, v in enumerate(found)]
+
+
+def _refuse_unknown(margins: Margins, cells: Sequence[CellResults], rows: Sequence[ComparedRow]) -> None:
+    """Raise UserError for a margin of a task that no cell has or was asked for, or that has no accuracy."""
+    there = dict.fromkeys(task for cell in cells for task in (*cell.tasks, *cell.asked))
+    if unknown := [task for task in margins.tasks if task not in there]:
+        known = ", ".join(there) or "none"
+        raise UserError(f"--margins: tasks has {unknown[0]}, which no cell measured; there are {known}")
+    for row in rows:
+        if row.kind == "task" and row.task in margins.tasks and row.after is not None and not row.is_accuracy:
+            raise UserError(f"--margins: {row.metric} is no accuracy and cannot gate")
 
 
 def _weight(verdict: Verdict) -> float:
@@ -189,7 +195,7 @@ def _decided(verdict: Verdict, row: ComparedRow, p: float | None) -> Verdict:
         return replace(verdict, word=word)
     if row.difference is None:
         return replace(verdict, word="inconclusive", reason="nothing to pair: a single window, or other text")
-    if row.kind == "task" and not row.right_or_wrong:
+    if row.kind == "task" and not row.is_accuracy:
         return replace(verdict, word="inconclusive", p=p, reason="which way is better is not known of this metric")
     return _tested(replace(verdict, p=p), row)
 

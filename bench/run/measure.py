@@ -31,7 +31,7 @@ from bench.plan.budget_search import pruned_to
 from bench.plan.cell import Cell
 from bench.plan.grid import budget, quantity
 from bench.plan.recipe import Recipe
-from bench.records.record import load
+from bench.records.record import load, text_name
 from bench.run import fingerprint, removals, store
 from bench.run.datasets import Datasets
 from bench.run.outcome import Outcome
@@ -242,7 +242,7 @@ def _perplexity(
 ) -> None:
     figures = outcome.measured["perplexity"] = {}
     for name, text in datasets.texts.items():
-        piece = f"perplexity-{Path(name).stem}"
+        piece = f"perplexity-{text_name(name)}"
         with outcome.timed("perplexity"):
             found = pieces.recall(piece)
             if found is None:

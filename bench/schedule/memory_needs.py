@@ -122,7 +122,7 @@ class Footprint:
 
         The process that times holds them; while it does, there is one without a model beside it.
         """
-        left = round(self.weights * (1 - self.shape.share(cell.ratio, cell.ratio_of)))
+        left = self._left(cell)
         both, one = self.weights + left, 0 if cell.method == "dense" else left
         for weights, alone in ((both, False), (one, True)):
             work = weights + self._timed(cell) if weights else 0
@@ -153,6 +153,10 @@ class Footprint:
         parked = self._parked(cell, in_files=True)
         return MemoryNeeds(device, self.process + layer + parked, True, self.offloaded(cell))
 
+    def _left(self, cell: Cell) -> int:
+        """Return the bytes of the pruned model."""
+        return round(self.weights * (1 - self.shape.share(cell.ratio, cell.ratio_of)))
+
     @property
     def _around(self) -> int:
         """Return the bytes of what is no layer."""
@@ -179,7 +183,7 @@ class Footprint:
 
         In `speed` one of both models lies on the device at a time where both do not fit.
         """
-        left = round(self.weights * (1 - self.shape.share(cell.ratio, cell.ratio_of)))
+        left = self._left(cell)
         found = {"load": self.weights, "perplexity": left + self._scoring(cell)}
         if cell.method != "dense":
             found["prune"] = self.weights + self._pruning(cell) + self._kept_head(cell) + self._copies(cell, left)
@@ -259,7 +263,9 @@ class Footprint:
             return states + read
         copied = ("+reinitialize",) if in_files else ("+refit", "+reinitialize")
         layers = self.bytes_each * self.shape.inner if cell.method.endswith(copied) else 0
-        return states + read + layers + kept_on_the_host(cell.method, self._asked(cell))
+        # of a checkpoint of healing, which is copied as a whole: all weights in float32 with both their moments
+        written = 3 * FLOAT32 * self._left(cell) // self.bytes_each if recipe and recipe.kind == "full" else 0
+        return states + read + max(layers + kept_on_the_host(cell.method, self._asked(cell)), written)
 
     def _on_the_host(self, cell: Cell) -> int:
         """Return the bytes of states that wait there beside a GPU."""

@@ -19,14 +19,13 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from pathlib import Path
 from statistics import NormalDist, fmean
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.records.record import Record, is_accuracy
+from bench.records.record import Record, is_accuracy, text_name
 from bench.records.samples import Sample, Samples, alike
 from bench.records.windows import in_a_row
 from bench.stats import clusters, draws
@@ -90,7 +89,7 @@ def perplexity(
     figures = {n: records[n].measured.get("perplexity", {}).get(text, {}) for n in _places(_flat(cells))}
     known = {n for n, one in figures.items() if math.isfinite(one.get("perplexity", math.inf))}
     cells = {pair: sides for pair, sides in cells.items() if all(n in known for side in sides for n in side)}
-    windows = {n: samples.of(n, f"perplexity-{Path(text).stem}", "nll") for n in _places(_flat(cells))}
+    windows = {n: samples.of(n, f"perplexity-{text_name(text)}", "nll") for n in _places(_flat(cells))}
     asked = {n: [figures[n].get(name) for name in ("sha256", "window", "stride")] for n in windows}
     found: Contrasts = {}
     for together in _together(cells, alike(windows, asked)):
@@ -233,9 +232,9 @@ def _paired_averages(pairs: Sequence[Pair], answers: TaskSamples, *, bounds: boo
     sizes = {len(_known(given, pairs[0][0]).figures) for given in answers}
     plain = {n for n in _places(pairs) if all(np.isin(_known(given, n).figures, (0, 1)).all() for given in answers)}
     exact = [(a, b) for a, b in pairs if len(sizes) == 1 and a in plain and b in plain]
-    return _by_mcnemar(exact, answers, bounds=bounds) | _by_normal(
-        [pair for pair in pairs if pair not in set(exact)], answers
-    )
+    counted = set(exact)
+    rest = [pair for pair in pairs if pair not in counted]
+    return _by_mcnemar(exact, answers, bounds=bounds) | _by_normal(rest, answers)
 
 
 def _tables(pairs: Sequence[Pair], answers: TaskSamples) -> tuple[list[Numbers], list[int], list[int]]:

@@ -1,7 +1,8 @@
 """Computes what the draw of the calibration adds: means over draws, their intervals and tests, components of variance.
 
-One calibration seed is one draw. Documents and windows are the same at each, so that their part does not shrink with
-the number of draws; the two parts are independent, and are added in squares.
+One calibration seed is one draw. Windows are the same at each, so that their part does not shrink with the number of
+draws; the two parts are independent, and are added in squares. Documents are the same at each where all of a task are
+asked; of fewer the seed is the draw too (bench.run.datasets), so that they are in both parts, on the safe side.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ LARGEST = math.log(sys.float_info.max)
 
 def exponential(log: float) -> float:
     """Return what has this logarithm, endless where no number is so large: draws can lie hundreds of nats apart."""
-    return math.exp(log) if log < LARGEST else math.inf
+    return math.inf if log >= LARGEST else math.exp(log)
 
 
 def draw_stderr(values: Sequence[float]) -> float:

@@ -195,7 +195,7 @@ def _figure(row: ComparedRow, figure: float) -> str:
 
 
 def _in_points(row: ComparedRow) -> bool:
-    return row.kind == "accuracy" or row.right_or_wrong
+    return row.kind == "accuracy" or row.is_accuracy
 
 
 def _change(row: ComparedRow, change: float) -> str:

@@ -51,6 +51,22 @@ def test_a_copy_is_refused_however_it_is_broken_into_lines(tmp_path):
         refuse(one, other)
 
 
+class ReadOnce(str):
+    """A text that nothing may search."""
+
+    def __contains__(self, _passage: object) -> bool:
+        raise AssertionError("a search for each passage reads the whole text each time")
+
+
+def test_passages_are_found_as_by_a_search_for_each():
+    draw = random.Random(5)
+    for size in (1, 3, 6, 40):
+        text, other = ("".join(draw.choice("ab") for _ in range(count)) for count in (300, 500))
+        passages = [other[start : start + size] for start in range(0, len(other) - size + 1, 2)]
+        assert contamination._standing(passages, ReadOnce(text), size) == {one for one in passages if one in text}
+    assert contamination._standing(["abc"], ReadOnce("ab"), 3) == set()
+
+
 def test_a_passage_of_another_text_is_found_wherever_it_stands(tmp_path):
     """Every position of it, against the grid of passages that are looked for."""
     characters = contamination.PASSAGE + contamination.STEP

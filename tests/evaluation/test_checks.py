@@ -68,6 +68,19 @@ def test_a_divergence_is_not_of_the_rounding_of_logits(family, monkeypatch):
     assert (rounded - expected).abs().max() > 1e-3
 
 
+def test_a_divergence_of_a_model_that_projects_between_its_final_norm_and_its_head():
+    """Its head is as wide as what it embeds, and narrower than its norm."""
+    model, ids = tiny("opt", word_embed_proj_dim=16).to(torch.bfloat16), windows(1, 20)
+    seen = list[torch.Tensor]()
+    handle = model.lm_head.register_forward_pre_hook(lambda _head, given: seen.append(given[0]))
+    with torch.no_grad():
+        model(ids[:, :-1])
+    handle.remove()
+    (found,) = checks.log_probabilities(model, ids)
+    expected = (seen[0][0].float() @ model.lm_head.weight.float().T).log_softmax(-1)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
 def test_shares_count_up_to_the_first_mistake():
     wanted = ["a", "b", "c", "d"]
     cases = {"a b c d e": 1.0, "a b x d": 0.5, "x b c d": 0.0, "": 0.0, "a b c": 0.75}

@@ -106,6 +106,50 @@ def recorded_forwards(model) -> list[int]:
     return counts
 
 
+LONG = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 4.0, 8.0]}
+TURNED = {  # rotary embeddings whose frequencies change with the length of a forward, beyond 16 tokens
+    "phi3": {"rope_parameters": LONG | {"original_max_position_embeddings": 16, "rope_theta": 100.0}}
+    | {"original_max_position_embeddings": 16},
+    "llama": {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 100.0}}
+    | {"max_position_embeddings": 16},
+}
+
+
+def turned(family: str) -> torch.nn.Module:
+    return tiny(family, **TURNED[family])
+
+
+@pytest.mark.parametrize("family", TURNED)
+@pytest.mark.parametrize("length", [14, 40])
+def test_windows_of_frequencies_that_change_with_the_length_do_not_depend_on_the_batch(family, length):
+    ids = torch.randint(3, VOCABULARY, (3, length), generator=torch.Generator().manual_seed(1))
+    scored = torch.ones_like(ids, dtype=torch.bool)
+    scored[:, 0] = False
+    model = turned(family)
+    with torch.no_grad():
+        logits = turned(family)(ids[:, :-1], use_cache=False).logits
+    want = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").double()
+    for batch_tokens in (5, 16, 20, 200):
+        torch.testing.assert_close(window_nll(model, ids, scored, batch_tokens)[:, 1:], want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", TURNED)
+def test_answers_of_frequencies_that_change_with_the_length_are_those_of_each_alone(family):
+    draw = random.Random(1)
+    start = [draw.randrange(3, VOCABULARY) for _ in range(12)]
+    questions = sorted(
+        (tuple(start + [draw.randrange(3, VOCABULARY) for _ in range(more)]), 2) for more in (2, 4, 5, 6, 20, 20, 24)
+    )
+    alone = []
+    for tokens, length in questions:  # each by a model that has read nothing longer
+        with torch.no_grad():
+            logits = turned(family)(torch.tensor([tokens[:-1]]), use_cache=False).logits[0, -length:].log_softmax(-1)
+        alone.append(logits[torch.arange(length), torch.tensor(tokens[-length:])].sum().double())
+    for batch_tokens in (3, 16, 200):
+        sums, _ = scoring.score(turned(family), questions, batch_tokens)
+        torch.testing.assert_close(sums, torch.stack(alone), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("family", [*FAMILIES, "granite", "cohere2"])
 def test_answers_are_those_of_lm_eval(family, tokenizer):
     model = tiny(family)
@@ -337,6 +381,13 @@ def test_an_interval_that_reaches_beyond_a_float_is_left_out():
     figures = perplexity(torch.tensor([200.0, 1800.0]), torch.tensor([10, 10]), bytes=80, words=16, drawn=True)
     assert figures["perplexity"] == pytest.approx(math.exp(100))
     assert not {"perplexity_low", "perplexity_high"} & figures.keys()
+
+
+def test_a_perplexity_beyond_a_float_is_endless():
+    figures = perplexity(torch.tensor([8000.0, 7000.0]), torch.tensor([10, 10]), bytes=21, words=5, drawn=False)
+    assert figures["perplexity"] == figures["byte_perplexity"] == math.inf
+    assert figures["nll_per_token"] == 750
+    assert math.isnan(perplexity(torch.tensor([math.nan]), torch.tensor([10]), 21, 5, drawn=False)["perplexity"])
 
 
 @pytest.mark.parametrize("words", [0, 1])

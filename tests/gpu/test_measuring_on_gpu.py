@@ -82,8 +82,14 @@ def test_checks(dtype, place, tmp_path):
 
 @PLACES
 @pytest.mark.parametrize("how", [{"kind": "lora"}, {"kind": "full"}, {"kind": "lora", "loss": "kl"}], ids=str)
-def test_healing(how, place, tmp_path):
-    """With a checkpoint on the way, from which it goes on to the same model."""
+def test_healing(how, place, tmp_path, monkeypatch):
+    """Interrupted halfway, it goes on from its checkpoint to the same model."""
+    train = training._Training._train
+
+    def killed(self):
+        if self.step == 1:
+            raise KeyboardInterrupt
+        train(self)
 
     def healed(place, folder):
         model, recipe = Decoder(place(model_of("llama"))), replace(RECIPE, **how)
@@ -95,7 +101,11 @@ def test_healing(how, place, tmp_path):
 
     curve, weights = healed(lambda model: model, tmp_path / "cpu")
     with EmulatedGpus(count=2):
-        for _ in range(2):
+        with monkeypatch.context() as patched:
+            patched.setattr(training._Training, "_train", killed)
+            with pytest.raises(KeyboardInterrupt):
+                healed(place, tmp_path / "gpu")
+        for _ in range(2):  # from halfway, then from the end
             found, there = healed(place, tmp_path / "gpu")
             assert found == curve
             assert all(torch.equal(there[name], weights[name]) for name in weights)

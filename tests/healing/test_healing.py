@@ -19,6 +19,7 @@ from bench.healing.dense_predictions import DensePredictions
 from bench.healing.text import HELD_OUT, Text, draw
 from bench.plan.recipe import Recipe
 from bench.records.run_folder import load_run
+from bench.stats.clusters import ratio_interval
 from methods.checkpoint import save_load
 from methods.errors import UserError
 from methods.model.decoder import Decoder
@@ -99,6 +100,30 @@ def test_the_curve_is_what_the_model_gives():
     assert "loss" not in curve[0]
     assert all(point["heldout_loss_low"] < point["heldout_loss"] < point["heldout_loss_high"] for point in curve)
     json.dumps(curve, allow_nan=False)
+
+
+def test_the_interval_of_the_held_out_loss_is_that_of_sequences_in_a_row():
+    model = pruned()
+    curve = training.heal(model, TEXT, Recipe(**SMALL))
+    with torch.no_grad():
+        logits = model.model(TEXT.held_out, use_cache=False).logits[:, :-1].transpose(1, 2)
+    sums = nn.functional.cross_entropy(logits, TEXT.held_out[:, 1:], reduction="none").sum(1).tolist()
+    low, high = ratio_interval(sums, [TEXT.held_out.shape[1] - 1] * len(sums), in_a_row=True)
+    assert [curve[-1][f"heldout_loss_{end}"] for end in ("low", "high")] == pytest.approx([low, high], rel=1e-4)
+
+
+def test_moments_are_updated_one_tensor_after_the_other(monkeypatch):
+    """Lists of tensors, which AdamW takes by itself on CUDA, need 4 bytes for each number beside what is counted."""
+    made = []
+
+    def noted(*args, **options):
+        made.append(options)
+        return AdamW(*args, **options)
+
+    AdamW = torch.optim.AdamW
+    monkeypatch.setattr(torch.optim, "AdamW", noted)
+    training.heal(pruned(), TEXT, Recipe(kind="full", **SMALL))
+    assert [options["foreach"] for options in made] == [False]
 
 
 def test_full_training_is_adamw_by_hand():

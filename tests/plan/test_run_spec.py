@@ -18,12 +18,28 @@ from bench.plan.cell import Cell, asked, from_plain
 from bench.plan.protocol import PROFILES, Protocol, SimilarityProtocol, profile
 from bench.plan.recipe import Recipe
 from bench.plan.run_spec import RunSpec, flags, from_flags
+from bench.records.record import text_name
 from bench.records.run_folder import load_run, records
 from bench.run import runner
 from bench.run.fingerprint import of_today
 from methods.errors import UserError
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
+
+# --- texts
+
+
+def test_two_parts_of_a_dataset_of_the_hub_are_two_texts():
+    """Whose samples have names of their own, which are no paths; a shipped text and a file are called as ever."""
+    parts = [f"hub:wikimedia/wikipedia:20231101.{language}:train" for language in ("en", "de")]
+    assert Protocol(texts=(*parts, "hub:other/wikipedia", "hub:wikimedia/wikipedia")).texts[:2] == tuple(parts)
+    names = [text_name(part) for part in parts]
+    assert len(set(names)) == 2
+    assert all(Path(name).name == name and ":" not in name and "20231101." in name for name in names)
+    assert [text_name(text) for text in ("wiki", "c4", "some/where/a.b.txt")] == ["wiki", "c4", "a.b"]
+    with pytest.raises(UserError, match="share a name"):
+        Protocol(texts=("a/b.txt", "c/b.txt"))
+
 
 # --- one field, one flag
 

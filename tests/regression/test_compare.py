@@ -191,6 +191,20 @@ def test_shared_documents_are_paired_where_that_is_allowed(tmp_path, capsys):
     assert (found["documents"], found["lost"], found["gained"]) == ("200", "10", "0")
 
 
+def test_other_numbers_of_examples_are_compared_on_the_same_documents_where_that_is_allowed(tmp_path, capsys):
+    for run, right, likely, fewshot in (("a", RIGHT, LIKELY, 0), ("b", changed(RIGHT, 10, 3), LIKELY + 1, 5)):
+        cell(tmp_path / run, tasks={"piqa": right}, bits={"piqa": likely}, fewshot=fewshot)
+    cell(tmp_path / "c", tasks={"piqa": RIGHT}, fewshot=5, questions="another")
+    arguments = [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert main(["compare", *arguments]) == 4
+    found = rows(capsys, *arguments, "--allow", "fewshot")
+    row = found["dense, seed 0", "piqa acc"]
+    assert (row["documents"], row["lost"], row["gained"]) == ("400", "10", "3")
+    assert float(found["dense, seed 0", "piqa bpb"]["difference"]) == pytest.approx(1)
+    assert main(["compare", arguments[0], str(tmp_path / "c"), "--allow", "fewshot"]) == 4
+    assert "documents" in capsys.readouterr().err
+
+
 def test_a_document_that_was_asked_twice_counts_once():
     def row(ids: list[str]) -> compared_rows.ComparedRow:
         sides = (np.ones(30), (np.arange(30) >= 8).astype(float))

@@ -266,6 +266,34 @@ def test_a_run_that_was_asked_another_task_is_incomparable_although_each_side_ha
     assert gate.exit_code(found) == gate.INCOMPARABLE
 
 
+def shares(lost: float) -> dict[str, CellResults]:
+    """Answers to a task whose accuracy is a share of each document, as that of truthfulqa_mc2."""
+    values = np.random.default_rng(2).uniform(0.3, 0.9, 400) + np.resize([0.02, -0.02], 400) * (lost > 0) - lost
+    ids = tuple(f"{n}:p:t" for n in range(400))
+    return {"x": CellResults(IDENTITY, "ok", tasks={"mc2": Answers("acc", values, "d", 1, 0, ids)})}
+
+
+@pytest.mark.parametrize(("lost", "word"), [(0, "not worse"), (0.03, "worse")])
+def test_an_accuracy_of_shares_is_judged_by_a_test_over_documents(lost, word):
+    (verdict,) = gate.judge(shares(0), shares(lost), Margins())
+    assert (verdict.metric, verdict.word, verdict.gates) == ("accuracy", word, True)
+    (_, alone) = gate.judge(shares(0), shares(lost), Margins(tasks={"mc2": 2.0}))
+    assert (alone.metric, alone.word, alone.row.lost) == ("mc2 acc", word, None)
+    apart = shares(lost)["x"].tasks["mc2"].values - shares(0)["x"].tasks["mc2"].values
+    assert alone.row.difference.estimate == pytest.approx(apart.mean())
+    assert alone.row.difference.stderr == pytest.approx(apart.std(ddof=1) / 20)
+
+
+def test_an_accuracy_of_shares_counts_in_the_accuracy_over_all_tasks():
+    sides = [
+        {"x": CellResults(IDENTITY, "ok", tasks=one(RIGHT)["laco at 0.1, seed 0"].tasks | shares(lost)["x"].tasks)}
+        for lost in (0, 0.2)
+    ]
+    (whole, *_) = gate.judge(*sides, Margins())
+    assert (whole.metric, whole.word, whole.row.count) == ("accuracy", "worse", 1400)
+    assert whole.row.difference.estimate == pytest.approx(-0.2 * 400 / 1400)
+
+
 @pytest.mark.parametrize("count", [1, 200])
 def test_a_single_task_that_is_not_right_or_wrong_is_shown(count):
     sides = [
@@ -396,6 +424,19 @@ def test_a_missing_and_a_new_cell(base, tmp_path, capsys):
     next((run / "cells").glob("laco*")).unlink()
     code, out = gated(capsys, base, run)
     assert (code, "1 missing" in out) == (3, True)
+
+
+@pytest.mark.parametrize("measured_before", [True, False])
+def test_a_margin_of_a_task_whose_only_cell_failed_leaves_the_cell_failed(measured_before, tmp_path, capsys):
+    margins_file = tmp_path / "margins.yaml"
+    margins_file.write_text("tasks: {piqa: 2.0}")
+    cell(tmp_path / "base", tasks={"piqa": RIGHT} if measured_before else {"arc": RIGHT})
+    cell(tmp_path / "run", tasks={"piqa": RIGHT}, status="crashed")
+    assert main(["baseline", "accept", str(tmp_path / "base"), "--out", str(tmp_path / "baseline")]) == 0
+    code, out = gated(capsys, tmp_path / "baseline", tmp_path / "run", "--margins", str(margins_file))
+    assert (code, "failed" in out) == (3, True)
+    margins_file.write_text("tasks: {nothing: 2.0}")
+    assert gated(capsys, tmp_path / "baseline", tmp_path / "run", "--margins", str(margins_file))[0] == 2
 
 
 def test_no_baseline_is_4_and_a_mistake_is_2(base, tmp_path, capsys):
@@ -564,6 +605,34 @@ def test_a_baseline_is_replaced_only_where_that_is_said(base, tmp_path, capsys):
     share = RIGHT.mean()
     changed = f"laco at 0.1, seed 0: tasks piqa: {share:g} -> {share - 0.055:g}"
     assert capsys.readouterr().out.splitlines()[0].strip() == changed
+
+
+@pytest.mark.parametrize("step", ["pack", "copytree", "rename"])
+def test_replacing_a_baseline_leaves_one_whatever_interrupts_it(step, base, tmp_path, monkeypatch):
+    """At any step; a file that is not the run's stays."""
+    (base / "README.md").write_text("why")
+    before = {path: path.read_bytes() for path in base.rglob("*") if path.is_file()}
+    run, renamed, rename = laco(tmp_path / "run", tasks={"piqa": flipped(60, 5)}), [], Path.rename
+
+    def interrupted(*_arguments: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    def second(self: Path, to: Path) -> Path:
+        renamed.append(to)
+        if len(renamed) == 2:
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    with monkeypatch.context() as patched:
+        at = {"pack": baseline.packed_run, "copytree": baseline.shutil, "rename": Path}[step]
+        patched.setattr(at, step, second if step == "rename" else interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            baseline.accept(run, base, allow_failed=True, replace=True)
+    assert {path: path.read_bytes() for path in base.rglob("*") if path.is_file()} == before
+    baseline.accept(run, base, allow_failed=True, replace=True)
+    assert baseline.read(base)["laco at 0.1, seed 0"].tasks["piqa"].values.sum() == RIGHT.sum() - 55
+    assert (base / "README.md").read_text() == "why"
+    assert not list(tmp_path.glob(".baseline-*"))
 
 
 def test_two_cells_of_one_name_are_refused(tmp_path, capsys):

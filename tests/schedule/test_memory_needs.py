@@ -203,6 +203,14 @@ def test_the_matrices_of_all_levels_of_tyr_wait_on_the_host(eight_billion):
     assert on_cpu.host > eight_billion.weights + tyr.host - obs.host
 
 
+def test_a_checkpoint_of_full_training_is_on_the_host_while_it_is_written(eight_billion):
+    full, lora = (eight_billion.needs(cell("laco", healing=Recipe(kind=kind))).host for kind in ("full", "lora"))
+    left = eight_billion.stages(cell("laco"))["perplexity"] - eight_billion._scoring(cell("laco"))
+    assert full - lora == pytest.approx(12 * left / 2)
+    on_cpu = cell("laco", healing=Recipe(kind="full"), device="cpu")  # from whose memory it is written
+    assert eight_billion.needs(on_cpu).host == eight_billion.process + eight_billion.stages(on_cpu)["heal"]
+
+
 def test_what_needs_more_than_24_gib_says_so(eight_billion):
     assert eight_billion.needs(cell("laco", healing=Recipe(kind="full"))).device > 80 * GIB
     assert eight_billion.needs(cell("laco-ls", parameters={"attention": True})).device > 24 * GIB

@@ -10,7 +10,24 @@ import pytest
 from scipy.stats import t, ttest_1samp
 from statsmodels.regression.mixed_linear_model import MixedLM
 
-from bench.stats.draws import components, draw_stderr, mean_difference, mean_interval
+from bench.stats.draws import components, draw_stderr, exponential, mean_difference, mean_interval
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_equal_models_are_told_apart_rarely_and_more_rarely_where_each_seed_draws_documents(seeds):
+    """The difference at each seed: what documents add, of the same ones or of others, and less of the draw."""
+    rng, trials, found = np.random.default_rng(seeds), 1500, []
+    for of_documents, stderr in ((1, 1.0), (seeds, 1 / math.sqrt(seeds))):
+        values = rng.normal(0, 1, (trials, of_documents)) + rng.normal(0, 0.3, (trials, seeds))
+        found.append(np.mean([mean_difference(row, stderr)[3] < 0.05 for row in values.tolist()]))
+    same, drawn = found
+    assert 0.02 < same < 0.07
+    assert drawn < 0.02
+
+
+def test_exponentials_are_endless_and_no_number_stays_none():
+    assert (exponential(0.0), exponential(750.0), exponential(-800.0)) == (1.0, math.inf, 0.0)
+    assert math.isnan(exponential(math.nan))
 
 
 def test_components_by_hand():
