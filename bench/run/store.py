@@ -25,7 +25,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -40,7 +39,7 @@ import torch
 from bench.engines.engine import PARTS
 from bench.plan.cell import Cell, asked
 from bench.records import superseded
-from bench.records.record import EARLIER, FAILED, LOST, InvalidRecord, Record, label, load, misfit, save
+from bench.records.record import EARLIER, FAILED, LOST, InvalidRecord, Record, label, load, save
 from bench.records.samples import refuse_damaged
 from bench.run import fingerprint
 from bench.run.fingerprint import differing
@@ -110,8 +109,13 @@ def partial_results(folder: Path, key: str, measured: Mapping[str, Any]) -> Part
 
 
 def finish(record: Record, folder: Path, key: str) -> Record:
-    """Write the samples, then the record, drop the pieces, and return the record as written. Raises Unwritable."""
-    record = _sound(_without_lost_figures(record))
+    """Write the samples, then the record, drop the pieces, and return the record as written. Raises Unwritable.
+
+    A cell of which something is found that no record holds has failed, and keeps the rest.
+    """
+    from bench.records.schema.sound import sound  # here, since pydantic takes a while to import
+
+    record = sound(record)
     published = partial_results(folder, key, record.measured).publish(folder / "samples" / key)
     if published:
         record = replace(record, measured=record.measured | {"samples": published})
@@ -163,45 +167,6 @@ def drop_partial_results(folder: Path, key: str, status: str) -> None:
     for empty in (place, place.parent, folder / PARTS):
         with suppress(OSError):  # with a checkpoint, or of another cell that is not finished
             empty.rmdir()
-
-
-def _without_lost_figures(record: Record) -> Record:
-    """Mark a cell with an infinite figure as failed, since JSON has no infinity; it keeps its other figures."""
-    found = {"decisions": record.decisions, "measured": record.measured}
-    lost = ", ".join(dict.fromkeys(_not_finite(found)))
-    if not lost:
-        return record
-    plain = _without_none(json.loads(json.dumps(found), parse_constant=lambda _: None))
-    return replace(record, status="error", error=record.error or f"not a finite number: {lost}", **plain)
-
-
-def _sound(record: Record) -> Record:
-    """Mark a cell as failed whose method has written what no record holds; without that, it keeps its figures."""
-    plain = json.loads(json.dumps(vars(record)))
-    if not (wrong := misfit(plain)):
-        return record
-    known = [plain | {"decisions": {}}, plain | {"measured": {}}, plain | {"decisions": {}, "measured": {}}]
-    parts = next((one for one in known if not misfit(one)), plain)
-    kept = {"decisions": parts["decisions"], "measured": parts["measured"]}
-    return replace(record, status="error", error=record.error or f"this is no record's: {wrong}", **kept)
-
-
-def _not_finite(plain: Any, path: str = "") -> Iterator[str]:
-    """Give the path of every figure that is infinite or no number."""
-    if isinstance(plain, float) and not math.isfinite(plain):
-        yield path
-    elif isinstance(plain, dict):
-        for name, value in plain.items():
-            yield from _not_finite(value, f"{path}.{name}".lstrip("."))
-    elif isinstance(plain, list | tuple):
-        for value in plain:
-            yield from _not_finite(value, path)
-
-
-def _without_none(plain: Any) -> Any:
-    if isinstance(plain, dict):
-        return {name: _without_none(value) for name, value in plain.items() if value is not None}
-    return plain
 
 
 def finished(folder: Path, cell: Cell, *, retry_failed: bool) -> tuple[Record | None, str]:

@@ -474,7 +474,7 @@ def test_what_a_method_writes_and_no_record_holds_fails_its_cell(tmp_path):
     found = store.finish(wrong, tmp_path, "x")
     assert found == load(tmp_path / "cells" / "x.json")
     assert found.error == 'this is no record\'s: decisions.removed_layers is "the last", not a list'
-    assert (found.status, found.decisions, found.measured) == ("error", {}, measured)
+    assert (found.status, found.decisions, found.measured) == ("error", {"note": 1}, measured)
 
 
 def test_a_record_that_does_not_fit_is_measured_again(runner, whole, copied):
