@@ -82,10 +82,10 @@ def of_today(cell: Mapping[str, Any]) -> dict[str, Any]:
 
     inputs = dict(cell.get("inputs", {}))
     if "method_sha256" in inputs:
-        inputs["method_sha256"] = as_of_today(inputs["method_sha256"])
+        inputs["method_sha256"] = as_of_today(cell["method"], inputs["method_sha256"])
     if "healing" in inputs:
         trained = inputs["healing"]
-        inputs["healing"] = trained | {"source_sha256": as_of_today(trained["source_sha256"])}
+        inputs["healing"] = trained | {"source_sha256": as_of_today("healing", trained["source_sha256"])}
     earlier = {"earlier": [named(stage) for stage in cell["earlier"]]} if cell.get("earlier") else {}
     return named(cell) | earlier | {"inputs": inputs}
 
