@@ -243,7 +243,8 @@ def test_a_run_of_earlier_code_that_decides_the_same_is_served_from_its_records(
     assert main(asked) == 0
     capsys.readouterr()
     names = stored(tmp_path / "run")
-    monkeypatch.setattr(source_hash, "_earlier", lambda: {name: {f"old {name}": method_sha256(name)} for name in METHODS})
+    earlier = {name: {f"old {name}": method_sha256(name)} for name in METHODS}
+    monkeypatch.setattr(source_hash, "_earlier", lambda: earlier)
 
     def first(cell):
         cell["inputs"]["method_sha256"] = f"old {cell['method']}"

@@ -33,10 +33,10 @@ from bench.records.record import Record, load, peak_bytes
 from bench.records.run_folder import load_run
 from bench.run import fingerprint, lock, measure, store
 from methods.base import REGISTRY
-from methods.errors import Unwritable
+from methods.errors import Unwritable, UserError
 from methods.files import WRITING, write_atomically
 
-TIMINGS = ("seconds", "prune_seconds", "peak_memory")
+TIMINGS = ("seconds", "prune_seconds", "search_seconds", "peak_memory")
 KILLS = int(os.environ.get("PRUNEBENCH_KILLS", "8"))
 
 
@@ -386,6 +386,20 @@ def test_a_model_that_changes_under_a_run_fails_its_cell(asked, tmp_path, monkey
     (found,) = load_run(tmp_path / "run")
     assert (found.status, found.measured.get("parameters")) == ("error", None)
     assert "this has changed since the run began: weights_sha256" in found.error
+
+
+@pytest.mark.parametrize("options", [("--threads", "1"), ("--threads", "auto"), ("--offload", ".")])
+def test_a_base_that_does_not_load_ends_the_run_and_is_no_cells_error(options, asked, tmp_path, monkeypatch, capsys):
+    """Also where something is known of the cell before."""
+
+    def fails(*_):
+        raise UserError("the base model does not load")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measure.pretrained, "load", fails)
+    assert main([*asked, "--methods", "drop-tail", *options, "--no-isolate", "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "prunebench: the base model does not load"
+    assert list((tmp_path / "run").glob("cells/*")) == []
 
 
 def test_a_record_of_an_old_layout_is_set_aside(runner, whole, copied, capsys):
