@@ -13,14 +13,15 @@ from bench.engines.local import LocalSession, environments
 
 
 def job(key: str, **how) -> Job:
-    return Job(**({"cell": {}, "key": key, "where": key, "folder": "", "scratch": ""} | how))
+    seconds = (how.pop("seconds", 0.0),)
+    return Job(**({"cell": {}, "key": key, "where": key, "folder": "", "scratch": "", "seconds": seconds} | how))
 
 
 def naps(line, asked: Job) -> None:
     """Sleep for the job's seconds; tell where, and by the machine's clock when, and a timed one a while alone."""
     began = time.monotonic()
     line.tell({"pid": os.getpid(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")})
-    time.sleep(asked.seconds)
+    time.sleep(asked.seconds[0])
     if asked.timed:
         with line.alone():
             alone = time.monotonic()

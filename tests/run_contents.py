@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-TIMINGS = ("seconds", "prune_seconds", "peak_memory")
+TIMINGS = ("seconds", "prune_seconds", "search_seconds", "peak_memory")
 
 
 def contents(folder: Path) -> dict[str, object]:

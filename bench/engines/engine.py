@@ -45,7 +45,7 @@ class Job:
     folder   where it is measured
     scratch  for what need not outlive the run
     order    the removals that another cell has found, with which a greedy search begins
-    seconds  what those have cost
+    seconds  until each of those was found; None: unknown
     keep     whether another cell goes on from the pruned model, so that it has to be kept
     parents  the run's folder, which holds the record and the model that a chained cell goes on from
     plugins  files with methods
@@ -68,7 +68,7 @@ class Job:
     folder: str
     scratch: str
     order: tuple[str, ...] = ()
-    seconds: float = 0.0
+    seconds: tuple[float | None, ...] = ()
     keep: bool = False
     parents: str = ""
     plugins: tuple[str, ...] = ()

@@ -117,3 +117,22 @@ def save(run: Path, records: Iterable[ServedRecord]) -> None:
     """Write all served records of a run folder; the file is there whole or not at all. Raises Unwritable."""
     lines = (json.dumps(asdict(record), allow_nan=False) for record in records)
     write_atomically(run / FILE, "".join(f"{line}\n" for line in lines))
+
+
+def rename(run: Path, key: str, new_key: str) -> None:
+    """Give the lines of a cell of a run folder another key; all others stay as they are. Raises Unwritable."""
+    path = run / FILE
+    before = path.read_bytes().splitlines() if path.is_file() else []
+    lines = [_renamed(line, key, new_key) for line in before]
+    if lines != before:
+        write_atomically(path, b"".join(line + b"\n" for line in lines))
+
+
+def _renamed(line: bytes, key: str, new_key: str) -> bytes:
+    try:
+        plain = json.loads(line)
+    except ValueError:
+        return line
+    if not isinstance(plain, dict) or plain.get("key") != key:
+        return line
+    return json.dumps(plain | {"key": new_key}).encode()

@@ -30,7 +30,7 @@ class Datasets:
     dense              the dense model's predictions, for the checks
     inputs             the hashes of all of this (bench.run.fingerprint)
     healing            the text of each recipe
-    inherited_seconds  what it took other cells to find the removals that this one begins with
+    search_seconds     what it took other cells until they had found each of the removals that this one begins with
     statistics         those of the dense model that cells share; None where the model that is pruned is another
     keep               whether a later cell goes on from the model of the one that is measured
     timed_threads      torch's while a cell is timed
@@ -43,15 +43,10 @@ class Datasets:
     dense: checks.DenseOutputs | None
     inputs: dict[str, Any]
     healing: dict[Recipe, Text] = field(default_factory=dict)
-    inherited_seconds: float = 0.0
+    search_seconds: tuple[float | None, ...] = ()
     statistics: KeptStatistics | None = None
     keep: bool = False
     timed_threads: int = 1
-
-    @property
-    def earlier_seconds(self) -> float:
-        """Return what it took other cells, and interrupted attempts of this one, to find what it goes on from."""
-        return self.inherited_seconds + (self.calibration.sweeps.seconds if self.calibration.sweeps else 0.0)
 
     @property
     def amounts(self) -> Amounts:
@@ -62,17 +57,17 @@ class Datasets:
     def for_cell(
         self,
         order: tuple[str, ...],
-        seconds: float,
+        seconds: tuple[float | None, ...],
         *,
         keep: bool,
         timed_threads: int,
         statistics: KeptStatistics | None,
     ) -> Datasets:
-        """Return these for one cell, with the removals that an earlier one found and what those have cost."""
+        """Return these for one cell, with the removals that an earlier one found and the seconds until each."""
         return replace(
             self,
             calibration=replace(self.calibration, order=order, keep=statistics),
-            inherited_seconds=seconds,
+            search_seconds=seconds,
             keep=keep,
             timed_threads=timed_threads,
             statistics=statistics,

@@ -11,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,8 +25,9 @@ from bench.data import texts as text_data
 from bench.engines.engine import Machine
 from bench.evaluation import tasks
 from bench.healing.text import Text
-from bench.plan.cell import Cell
+from bench.plan.cell import Cell, asked
 from bench.plan.recipe import Recipe
+from bench.records.record import InvalidRecord, Record, load
 from bench.run.source_hash import as_of_today, healing_sha256
 from bench.system import versions
 from bench.system.threads import waiting
@@ -82,10 +84,10 @@ def of_today(cell: Mapping[str, Any]) -> dict[str, Any]:
 
     inputs = dict(cell.get("inputs", {}))
     if "method_sha256" in inputs:
-        inputs["method_sha256"] = as_of_today(inputs["method_sha256"])
+        inputs["method_sha256"] = as_of_today(cell["method"], inputs["method_sha256"])
     if "healing" in inputs:
         trained = inputs["healing"]
-        inputs["healing"] = trained | {"source_sha256": as_of_today(trained["source_sha256"])}
+        inputs["healing"] = trained | {"source_sha256": as_of_today("healing", trained["source_sha256"])}
     earlier = {"earlier": [named(stage) for stage in cell["earlier"]]} if cell.get("earlier") else {}
     return named(cell) | earlier | {"inputs": inputs}
 
@@ -93,6 +95,57 @@ def of_today(cell: Mapping[str, Any]) -> dict[str, Any]:
 def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """The names under which two inputs differ."""
     return sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+
+
+def earlier_names(folder: Path, cells: Sequence[Cell]) -> dict[str, str]:
+    """Return the names of records that count for cells which have another key today: {today's key: name}."""
+    return {cell.key: key for key, cell, _ in judged(folder, cells) if cell is not None}
+
+
+def judged(folder: Path, cells: Sequence[Cell]) -> Iterator[tuple[str, Cell | None, str]]:
+    """Yield the key of each record that no cell has, the cell for which it counts, or None and why it does not.
+
+    Parents come in front of those that go on from them. What is not asked for is not among them.
+    """
+    keys, wanted = {cell.key for cell in cells}, {asked(cell): cell for cell in cells}
+    found = list[tuple[str, Cell, Record]]()
+    for path in sorted((folder / "cells").glob("*.json")):
+        if path.stem in keys:
+            continue
+        try:
+            record = load(path)
+        except InvalidRecord as error:
+            yield path.stem, None, str(error)
+            continue
+        if cell := wanted.get(asked(of_today(record.cell))):
+            found.append((path.stem, cell, record))
+    names = {key: key for key in keys if (folder / "cells" / f"{key}.json").exists()}
+    for key, cell, record in sorted(found, key=lambda one: len(one[1].earlier)):
+        if others := ", ".join(changed(folder, cell, record, names)):
+            yield key, None, f"{key}.json is old, since this has changed: {others}"
+        elif cell.key in names:
+            yield key, None, f"{key}.json is old, since {cell.key}.json is of the same cell"
+        else:
+            names[cell.key] = key
+            yield key, cell, ""
+
+
+def changed(folder: Path, cell: Cell, record: Record, names: Mapping[str, str]) -> list[str]:
+    """Return the names of those inputs of a cell that its record has otherwise.
+
+    The parent is the same where the record goes on from the model that the parent's record, which may have been
+    renamed, is of.
+    """
+    inputs = of_today(record.cell)["inputs"]
+    parent = cell.inputs.get("parent")
+    if parent and inputs.get("parent") not in (None, parent):
+        *_, last = record.decisions.get("earlier") or [{}]
+        model = last.get("measured", {}).get("pruned_sha256")
+        for name in (parent, names.get(parent, parent)):
+            with contextlib.suppress(InvalidRecord, OSError):
+                if model and load(folder / "cells" / f"{name}.json").measured.get("pruned_sha256") == model:
+                    inputs["parent"] = parent
+    return differing(inputs, cell.inputs)
 
 
 def state_sha256(model: nn.Module) -> str:

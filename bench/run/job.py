@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import hashlib
 import logging
 import platform
 from collections.abc import Mapping
@@ -112,12 +113,11 @@ def measure(line: Line, job: Job, cell: Cell, datasets: Datasets) -> None:
     )
     statistics = None
     if not cell.earlier:  # what is pruned is the dense model
-        of = f"{cell.inputs['weights_sha256'][:16]}-{cell.dtype}-{torch.device(cell.device).type}"
 
         def peaks() -> dict[str, Any]:
             return outcome.peaks()  # of the stage that goes on then
 
-        statistics = KeptStatistics(Path(job.scratch) / f"statistics-{of}", peaks)
+        statistics = KeptStatistics(statistics_of(cell, Path(job.scratch)), peaks)
     own = datasets.for_cell(job.order, job.seconds, keep=job.keep, timed_threads=job.run_threads, statistics=statistics)
     folder = Path(job.folder)
     with ExitStack() as stack:
@@ -137,6 +137,12 @@ def measure(line: Line, job: Job, cell: Cell, datasets: Datasets) -> None:
         else:  # in which memory is what is short
             memory.keep_freed()
         attempt(cell, folder, own, outcome, parents=Path(job.parents))
+
+
+def statistics_of(cell: Cell, scratch: Path) -> Path:
+    """Return the folder of statistics of the cell's dense model: its weights, as its settings and code use them."""
+    model = hashlib.sha256(f"{cell.inputs['weights_sha256']} {cell.inputs.get('config_sha256')}".encode()).hexdigest()
+    return scratch / f"statistics-{model[:16]}-{cell.dtype}-{torch.device(cell.device).type}"
 
 
 def _refuse_other_code(cell: Cell) -> str:

@@ -62,7 +62,7 @@ def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, pare
     except (Unsupported, OutOfReach, NoRoom) as reason:
         status, error = OUTCOMES[type(reason)], str(reason)
     except Exception as reason:
-        if isinstance(reason, Unwritable) or (isinstance(reason, UserError) and not outcome.measured):
+        if isinstance(reason, Unwritable) or (isinstance(reason, UserError) and not _is_loaded(outcome)):
             raise
         if failures.is_full_disk(reason):
             message = "the same command goes on once there is room"
@@ -76,6 +76,11 @@ def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, pare
     gc.collect()  # models refer to themselves
     with suppress(RuntimeError):  # of a device that an error has left unusable
         memory.give_back(outcome.devices)  # which the next cell's peak would include
+
+
+def _is_loaded(outcome: Outcome) -> bool:
+    """Say whether the dense model has been loaded, whatever else has been found before."""
+    return "weights_sha256" in outcome.measured
 
 
 def _measure(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, parents: Path) -> None:
@@ -144,22 +149,31 @@ def _parent(cell: Cell, folder: Path, ratio: float, outcome: Outcome) -> tuple[D
     """Load the model that a chained cell goes on from; return it, and what `ratio` of the dense model is of it."""
     key, dense = cell.inputs["parent"], outcome.measured["dense_parameters"]
     record = load(folder / "cells" / f"{key}.json")
+    outcome.decisions["earlier"] = [*record.decisions.get("earlier", []), store.stage(record)]
     there, left = record.measured["parameters"], (1 - ratio) * dense
     if left >= there:
         raise Unsupported(
             f"{record.cell['label']} has {there:,} parameters, and {left:,.0f} may stay at {ratio:g} of the dense "
             "model, so that there is nothing to remove"
         )
-    outcome.decisions["earlier"] = [*record.decisions.get("earlier", []), store.stage(record)]
     with outcome.timed("load"):
         return store.load_model(folder, key, record, outcome.devices, outcome.files), 1 - left / there
 
 
-def _prune(cell: Cell, decoder: Decoder, wanted: float | Budget, datasets: Datasets, outcome: Outcome) -> Decoder:
+def _prune(
+    cell: Cell,
+    decoder: Decoder,
+    wanted: float | Budget,
+    resumed: tuple[Datasets, removals.SearchTimes],
+    outcome: Outcome,
+) -> Decoder:
     """Return the model without a share of its parameters, or pruned to a budget, and record what is left."""
+    datasets, times = resumed
     block = datasets.calibration
     if cell.method != "dense":
         outcome.say("pruning")
+        if None in datasets.search_seconds:
+            outcome.say("it begins with a search of an earlier version, whose seconds are not known and not counted")
         if not cell.protocol.calibration_memory_mib:
             block = replace(block, memory=memory.for_states(outcome.devices))
             outcome.measured["calibration_memory_mib"] = block.memory // 2**20
@@ -171,7 +185,10 @@ def _prune(cell: Cell, decoder: Decoder, wanted: float | Budget, datasets: Datas
                 raise OutOfReach(f"behind {cell.earlier[-1].method}, {reason}" if cell.earlier else reason) from reason
         outcome.decisions |= decided
         outcome.measured |= found
-        outcome.measured["prune_seconds"] = outcome.measured["seconds"]["prune"] + datasets.earlier_seconds
+        earlier = times.inherited(decided) + (block.sweeps.seconds if block.sweeps else 0.0)
+        outcome.measured["prune_seconds"] = outcome.measured["seconds"]["prune"] + earlier
+        if until_each := times.until_each(decided):
+            outcome.measured["search_seconds"] = until_each
         if (kept := datasets.statistics) and kept.peak:  # as if this cell had found what it has read
             peaks = outcome.measured["peak_memory"]
             peaks["prune"] = memory.highest(peaks["prune"], kept.peak)

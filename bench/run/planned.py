@@ -15,7 +15,7 @@ from bench.engines.engine import Machine, refuse_gpus_of_cpus
 from bench.plan import validate
 from bench.plan.cell import Cell
 from bench.plan.run_spec import RunSpec
-from bench.run import store
+from bench.run import fingerprint, store
 from bench.run.job import calibration_setting
 from bench.run.runner import known, read_datasets
 from bench.schedule.estimator import Estimate
@@ -47,7 +47,9 @@ def plan_spec(spec: RunSpec) -> Plan:
     cells, read = known(cells, datasets), time.perf_counter() - begun
     if spec.offload and here:
         check(spec.offload)
-    done = {key: Ended.of(one) for key, one, _ in store.served(folder, cells, spec.retry_failed) if one is not None}
+    names = fingerprint.earlier_names(folder, cells)
+    served = store.served(folder, cells, spec.retry_failed, names)
+    done = {key: Ended.of(one) for key, one, _ in served if one is not None}
     outlook = Outlook.of(cells[0], folder)
     shared = local.threads_of(slots, every, spec.fixed_threads)
     outlook.add(

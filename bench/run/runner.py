@@ -243,7 +243,7 @@ def _measured(
         if orphaned := _orphaned(cell, schedule):
             write(cell, Result(cell.key, orphaned))
             return
-        order, seconds = known_removals.of(cell) if schedule.may_search(cell.key) else ((), 0.0)
+        order, seconds = known_removals.of(cell) if schedule.may_search(cell.key) else ((), ())
         own: dict[str, Any] = {"where": where, "order": order, "seconds": seconds, "keep": cell.key in parents}
         session.submit(job.job(cell, folder, session, {**own, **shared}))
         schedule.start(cell.key)

@@ -59,15 +59,18 @@ def healing_sha256() -> str:
     return code_sha256(Path(__file__).parents[1] / name for name in HEALING)
 
 
-def as_of_today(sha256: str) -> str:
-    """Return the hash that today's code gives what the code of `sha256` did, or `sha256` itself where none is known."""
-    return _earlier().get(sha256, sha256)
+def as_of_today(name: str, sha256: str) -> str:
+    """Return today's hash of a method, or of "healing", whose code of `sha256` did the same; else `sha256` itself.
+
+    The entry of that name alone counts: methods of one module share hashes, and one of them may decide otherwise today.
+    """
+    return _earlier().get(name, {}).get(sha256, sha256)
 
 
 @functools.cache
-def _earlier() -> dict[str, str]:
+def _earlier() -> dict[str, dict[str, str]]:
     table = json.loads(TABLE.read_text(encoding="utf-8"))
-    return {old: entry["now"] for entry in table.values() for old in entry["earlier"]}
+    return {name: dict.fromkeys(entry["earlier"], entry["now"]) for name, entry in table.items()}
 
 
 def code_sha256(files: Iterable[Path]) -> str:

@@ -25,7 +25,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -39,11 +38,11 @@ import torch
 
 from bench.engines.engine import PARTS
 from bench.plan.cell import Cell, asked
+from bench.records import served as served_rows
 from bench.records import superseded
-from bench.records.record import EARLIER, FAILED, LOST, InvalidRecord, Record, label, load, misfit, save
+from bench.records.record import EARLIER, FAILED, LOST, InvalidRecord, Record, label, load, save
 from bench.records.samples import refuse_damaged
 from bench.run import fingerprint
-from bench.run.fingerprint import differing
 from methods.checkpoint import save_load, weight_files
 from methods.errors import CheckpointError, Unwritable
 from methods.files import WRITING, sha256, write_atomically
@@ -110,8 +109,13 @@ def partial_results(folder: Path, key: str, measured: Mapping[str, Any]) -> Part
 
 
 def finish(record: Record, folder: Path, key: str) -> Record:
-    """Write the samples, then the record, drop the pieces, and return the record as written. Raises Unwritable."""
-    record = _sound(_without_lost_figures(record))
+    """Write the samples, then the record, drop the pieces, and return the record as written. Raises Unwritable.
+
+    A cell of which something is found that no record holds has failed, and keeps the rest.
+    """
+    from bench.records.schema.sound import sound  # here, since pydantic takes a while to import
+
+    record = sound(record)
     published = partial_results(folder, key, record.measured).publish(folder / "samples" / key)
     if published:
         record = replace(record, measured=record.measured | {"samples": published})
@@ -135,11 +139,6 @@ def take_in(part: Path | Mapping[str, bytes], folder: Path, key: str) -> Record:
             return take_in(Path(name), folder, key)
     record = load(part / "cells" / f"{key}.json")
     refuse_damaged(part / "samples" / key, record.measured)
-    for kind in ("models", KEPT, "partial"):
-        if (source := part / kind / key).is_dir():
-            (folder / kind).mkdir(exist_ok=True)
-            shutil.rmtree(folder / kind / key, ignore_errors=True)  # of an attempt that did not come to its record
-            source.replace(folder / kind / key)
     superseded.move(part, key, folder)
     drop_partial_results(folder, key, record.status)
     return record
@@ -165,48 +164,14 @@ def drop_partial_results(folder: Path, key: str, status: str) -> None:
             empty.rmdir()
 
 
-def _without_lost_figures(record: Record) -> Record:
-    """Mark a cell with an infinite figure as failed, since JSON has no infinity; it keeps its other figures."""
-    found = {"decisions": record.decisions, "measured": record.measured}
-    lost = ", ".join(dict.fromkeys(_not_finite(found)))
-    if not lost:
-        return record
-    plain = _without_none(json.loads(json.dumps(found), parse_constant=lambda _: None))
-    return replace(record, status="error", error=record.error or f"not a finite number: {lost}", **plain)
+def finished(
+    folder: Path, cell: Cell, *, retry_failed: bool, names: Mapping[str, str] | None = None
+) -> tuple[Record | None, str]:
+    """Return the cell's record, if it counts; else None and, where there is a file that does not, why in one line.
 
-
-def _sound(record: Record) -> Record:
-    """Mark a cell as failed whose method has written what no record holds; without that, it keeps its figures."""
-    plain = json.loads(json.dumps(vars(record)))
-    if not (wrong := misfit(plain)):
-        return record
-    known = [plain | {"decisions": {}}, plain | {"measured": {}}, plain | {"decisions": {}, "measured": {}}]
-    parts = next((one for one in known if not misfit(one)), plain)
-    kept = {"decisions": parts["decisions"], "measured": parts["measured"]}
-    return replace(record, status="error", error=record.error or f"this is no record's: {wrong}", **kept)
-
-
-def _not_finite(plain: Any, path: str = "") -> Iterator[str]:
-    """Give the path of every figure that is infinite or no number."""
-    if isinstance(plain, float) and not math.isfinite(plain):
-        yield path
-    elif isinstance(plain, dict):
-        for name, value in plain.items():
-            yield from _not_finite(value, f"{path}.{name}".lstrip("."))
-    elif isinstance(plain, list | tuple):
-        for value in plain:
-            yield from _not_finite(value, path)
-
-
-def _without_none(plain: Any) -> Any:
-    if isinstance(plain, dict):
-        return {name: _without_none(value) for name, value in plain.items() if value is not None}
-    return plain
-
-
-def finished(folder: Path, cell: Cell, *, retry_failed: bool) -> tuple[Record | None, str]:
-    """Return the cell's record, if it counts; else None and, where there is a file that does not, why in one line."""
-    key = cell.key
+    names  those that records have in the folder, by today's key, where these are others (bench.run.fingerprint)
+    """
+    key = (names or {}).get(cell.key, cell.key)
     path = folder / "cells" / f"{key}.json"
     if not path.exists():
         return None, ""
@@ -214,8 +179,9 @@ def finished(folder: Path, cell: Cell, *, retry_failed: bool) -> tuple[Record | 
         record = load(path)
     except InvalidRecord as error:
         return None, str(error)
-    known = fingerprint.of_today(record.cell)
-    if asked(known) != asked(cell) or differing(known["inputs"], cell.inputs):
+    if asked(fingerprint.of_today(record.cell)) != asked(cell) or fingerprint.changed(
+        folder, cell, record, names or {}
+    ):
         return None, f"{path} is another cell's"
     try:
         refuse_damaged(folder / "samples" / key, record.measured)
@@ -232,26 +198,17 @@ def set_aside(folder: Path, cells: Sequence[Cell]) -> Iterator[str]:
     Old is a record that cannot be read, and one of what is asked for again while its inputs have changed. Where those
     have only been moved or renamed, the record counts, and its files get the key that the cell has today.
     """
-    keys = {cell.key for cell in cells}
-    wanted = {asked(cell): cell for cell in cells}
-    for path in sorted((folder / "cells").glob("*.json")):
-        if path.stem in keys:
-            continue
-        try:
-            record = load(path)
-        except InvalidRecord as error:
-            superseded.move(folder, path.stem)
-            yield f"{error}; moved to superseded/"
-            continue
-        known = fingerprint.of_today(record.cell)
-        cell = wanted.get(asked(known))
+    for key, cell, why in fingerprint.judged(folder, cells):
         if cell is None:
+            superseded.move(folder, key)
+            yield f"{why}; moved to superseded/"
             continue
-        if changed := ", ".join(differing(known["inputs"], cell.inputs)):
-            superseded.move(folder, path.stem)
-            yield f"{path.name} is old, since this has changed: {changed}; moved to superseded/"
-        else:
-            superseded.move(folder, path.stem, folder, cell.key)
+        path = folder / "cells" / f"{key}.json"
+        if saved := (record := load(path)).measured.get("saved"):  # all else in a record stays as it was written
+            place = f"models/{cell.key}"
+            save(replace(record, measured=record.measured | {"saved": saved | {"folder": place}}), path)
+        served_rows.rename(folder, key, cell.key)
+        superseded.move(folder, key, folder, cell.key)
 
 
 @contextmanager
@@ -274,15 +231,19 @@ def clear_leftovers(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def served(folder: Path, cells: Sequence[Cell], retry_failed: bool) -> Iterator[tuple[str, Record | None, str]]:
+def served(
+    folder: Path, cells: Sequence[Cell], retry_failed: bool, names: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, Record | None, str]]:
     """Yield of each cell its key and the record that serves it, or None and why there is none that counts, in a line.
 
-    A parent's record does not count where a cell without a record goes on from a model that is gone.
+    A parent's record does not count where a cell without a record goes on from a model that is gone. `names` as
+    `finished` has them.
     """
-    needed = set[str]()
+    needed, names = set[str](), names or {}
     for cell in reversed(cells):  # whoever goes on from a cell comes behind it
-        record, why = finished(folder, cell, retry_failed=retry_failed)
-        if record is not None and record.status == "ok" and cell.key in needed and find_model(folder, cell.key) is None:
+        record, why = finished(folder, cell, retry_failed=retry_failed, names=names)
+        place = names.get(cell.key, cell.key)
+        if record is not None and record.status == "ok" and cell.key in needed and find_model(folder, place) is None:
             record, why = None, "another cell goes on from its model, which is not kept"
         if record is None and cell.earlier:
             needed.add(cell.inputs["parent"])

@@ -74,13 +74,14 @@ class LaCoPuzzle:
         if not gone:
             return {}
         total, L = parameters(model), len(model.layers)
-        alone = replace(calibration, keep=None, note=None, sweeps=None)  # what others keep is of the dense model
-        collapsed = LaCoLS(ridge=self.ridge).prune(model, alone, self._by_layers(model, ratio))
+        dense = replace(calibration, keep=None, sweeps=None)
+        collapsed = LaCoLS(ridge=self.ridge).prune(model, dense, self._by_layers(model, ratio))
         kept = [number for number in range(L) if number not in collapsed["removed_layers"]]
         left = 1 - (total - gone) / parameters(model)
         narrow = Puzzle(steps=self.steps, heads=self.heads, tokens=self.tokens, best=self.best)
         both = CompensatedPruner(narrow, Refit(ridge=self.ridge))  # type: ignore[arg-type]  # named by its decorator
-        narrowed = both.prune(model, replace(alone, order=()), left) if left > 0 else {}
+        alone = replace(dense, note=None, order=())  # what others keep is of the dense model
+        narrowed = both.prune(model, alone, left) if left > 0 else {}
         return collapsed | in_dense_numbers(narrowed, kept, L, collapsed["removed_layers"])
 
     def _by_layers(self, model: Decoder, ratio: float) -> float:

@@ -260,14 +260,16 @@ def test_an_unsupported_model_is_an_outcome_and_a_crash_is_a_failure(base, capsy
     assert capsys.readouterr().err.count("has a record") == 3
 
 
-def record_of(cell, order, free, seconds):
+def record_of(cell, order, free, *seconds):
+    """Of an earlier version where no seconds are given."""
     from dataclasses import asdict
 
     from bench.records.record import Record
 
     decisions = {"removal_order": order, "free_removals": free}
+    found = {"search_seconds": list(seconds)} if seconds else {}
     plain = json.loads(json.dumps(asdict(cell)))
-    return Record(plain | {"label": cell.label}, "ok", {}, decisions, {"parameters": 1, "prune_seconds": seconds})
+    return Record(plain | {"label": cell.label}, "ok", {}, decisions, {"parameters": 1, "prune_seconds": 50.0} | found)
 
 
 def test_a_greedy_cell_goes_on_from_the_longest_order_of_its_own_kind():
@@ -286,18 +288,36 @@ def test_a_greedy_cell_goes_on_from_the_longest_order_of_its_own_kind():
             replace(cell, ratio=0.2, protocol=other, inputs=inputs | {"tasks": {}}),
             ["layer 3", "layer 1", "layer 2"],
             2,
-            9.0,
+            *(5.0, 9.0),
         ),
-        record_of(replace(cell, ratio=0.4, protocol=longer), ["layer 1"] * 9, 9, 50.0),
-        record_of(replace(cell, ratio=0.4, seed=1), ["layer 1"] * 9, 9, 50.0),
-        record_of(replace(cell, ratio=0.4, parameters={"tokens": 32}), ["layer 1"] * 9, 9, 50.0),
-        record_of(replace(cell, ratio=0.4, method="finercut"), ["layer 1"] * 9, 9, 50.0),
-        record_of(replace(cell, ratio=0.4, inputs=inputs | {"weights_sha256": "b"}), ["layer 1"] * 9, 9, 50.0),
-        record_of(replace(cell, ratio=0.4, inputs=inputs | {"method_sha256": "d"}), ["layer 1"] * 9, 9, 50.0),
+        record_of(replace(cell, ratio=0.4, protocol=longer), ["layer 1"] * 9, 9, *range(9)),
+        record_of(replace(cell, ratio=0.4, seed=1), ["layer 1"] * 9, 9, *range(9)),
+        record_of(replace(cell, ratio=0.4, parameters={"tokens": 32}), ["layer 1"] * 9, 9, *range(9)),
+        record_of(replace(cell, ratio=0.4, method="finercut"), ["layer 1"] * 9, 9, *range(9)),
+        record_of(replace(cell, ratio=0.4, inputs=inputs | {"weights_sha256": "b"}), ["layer 1"] * 9, 9, *range(9)),
+        record_of(replace(cell, ratio=0.4, inputs=inputs | {"method_sha256": "d"}), ["layer 1"] * 9, 9, *range(9)),
     ]
-    assert Removals(records).of(cell) == (("layer 3", "layer 1"), 9.0)
-    assert Removals(records[:1]).of(cell) == (("layer 3",), 5.0)
-    assert Removals(records[2:]).of(cell) == ((), 0.0)
+    assert Removals(records).of(cell) == (("layer 3", "layer 1"), (5.0, 9.0))
+    assert Removals(records[:1]).of(cell) == (("layer 3",), (5.0,))
+    assert Removals(records[2:]).of(cell) == ((), ())
+
+
+def test_what_a_search_of_an_earlier_version_took_is_unknown():
+    from dataclasses import replace
+
+    from bench.plan.cell import Cell
+    from bench.plan.protocol import profile
+    from bench.run.removals import Removals
+
+    inputs = {"weights_sha256": "a", "method_sha256": "c"}
+    cell = Cell("m", "sleb", {"tokens": 64}, 0.3, "layers", 0, "cpu", "float32", profile("smoke"), inputs=inputs)
+    order = ["layer 3", "layer 1"]
+    before, today = (
+        record_of(replace(cell, ratio=0.2), order, 2),
+        record_of(replace(cell, ratio=0.4), order, 2, 1.0, 2.0),
+    )
+    assert Removals([before]).of(cell) == (tuple(order), (None, None))
+    assert Removals([before, today]).of(cell) == Removals([today, before]).of(cell) == (tuple(order), (1.0, 2.0))
 
 
 def test_a_search_serves_every_compensation_behind_it():
@@ -316,17 +336,17 @@ def test_a_search_serves_every_compensation_behind_it():
 
     mended = found("sleb+ghost", {"tokens": 64, "ghost.ridge": 1.0})
     order = ["layer 3", "layer 1"]
-    alone = record_of(found("sleb", {"tokens": 64}), order, 2, 9.0)
-    assert Removals([alone]).of(mended) == (("layer 3", "layer 1"), 9.0)
-    other = record_of(replace(mended, parameters={"tokens": 64, "ghost.ridge": 0.1}), order, 2, 8.0)
-    assert Removals([other]).of(mended) == (("layer 3", "layer 1"), 8.0)
-    assert Removals([other]).of(found("sleb+scale", {"tokens": 64, "scale.tokens": None}))[1] == 8.0
+    alone = record_of(found("sleb", {"tokens": 64}), order, 2, 5.0, 9.0)
+    assert Removals([alone]).of(mended) == (("layer 3", "layer 1"), (5.0, 9.0))
+    other = record_of(replace(mended, parameters={"tokens": 64, "ghost.ridge": 0.1}), order, 2, 5.0, 8.0)
+    assert Removals([other]).of(mended) == (("layer 3", "layer 1"), (5.0, 8.0))
+    assert Removals([other]).of(found("sleb+scale", {"tokens": 64, "scale.tokens": None}))[1] == (5.0, 8.0)
     for unlike in (
         found("sleb", {"tokens": 32}),
         found("finercut+ghost", {"tokens": 64, "ghost.ridge": 1.0}),
         found("sleb", {"tokens": 64}, source="of an earlier day"),
     ):
-        assert Removals([record_of(unlike, order, 2, 9.0)]).of(mended) == ((), 0.0)
+        assert Removals([record_of(unlike, order, 2, 5.0, 9.0)]).of(mended) == ((), ())
 
 
 def test_a_reader_that_has_gone_ends_the_command_without_a_word():

@@ -19,7 +19,7 @@ from bench.system import offload
 from methods.errors import UserError
 from methods.model import layer_store
 
-OTHERWISE = ("seconds", "prune_seconds", "peak_memory", "states_in")
+OTHERWISE = ("seconds", "prune_seconds", "search_seconds", "peak_memory", "states_in")
 
 
 @pytest.fixture

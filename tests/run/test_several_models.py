@@ -6,6 +6,7 @@ import gc
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from bench.data import pretrained, texts
 from bench.engines import local
 from bench.engines.engine import Machine
 from bench.plan import spec_file, validate
+from bench.plan.cell import Cell
+from bench.plan.protocol import profile
 from bench.plan.run_spec import RunSpec
 from bench.records import run_folder
 from bench.run import datasets, job
@@ -134,3 +137,12 @@ def test_the_spec_asks_for_every_method_on_every_model(monkeypatch):
         assert len({(cell.method, cell.ratio) for cell in own}) == 1 + 21 * 3
         assert {cell.ratio_of for cell in own if cell.ratio} == {"decoder"}
     assert str(len(cells) - 3) in spec_file.shipped()["all-models"]
+
+
+def test_models_of_the_same_weights_and_other_settings_share_no_statistics(tmp_path):
+    weights = {"weights_sha256": "ab" * 32}
+    cell = Cell("m", "puzzle", {}, 0.3, "layers", 0, "cpu", "float32", profile("smoke"))
+    cells = [replace(cell, inputs=weights | {"config_sha256": config * 32}) for config in ("12", "34")]
+    one, other = (job.statistics_of(cell, tmp_path) for cell in cells)
+    assert one != other
+    assert job.statistics_of(replace(cells[0], protocol=replace(cell.protocol, windows=2)), tmp_path) == one

@@ -13,7 +13,7 @@ from tiny_methods import METHODS
 import methods
 from bench.cli.main import main
 from bench.records.run_folder import load_run
-from bench.run import source_hash
+from bench.run import fingerprint, source_hash
 from bench.run.reproduce import cell_of
 from bench.run.source_hash import code_sha256, method_sha256, sources
 from methods import registry
@@ -197,6 +197,21 @@ def test_a_renewed_table_keeps_what_was_and_drops_what_decides_otherwise(monkeyp
     }
 
 
+def test_a_method_dropped_from_the_table_is_old_though_others_of_its_module_are_not(monkeypatch, tmp_path):
+    table = json.loads(source_hash.TABLE.read_text())
+    old = next(iter(set(table["laco"]["earlier"]) & set(table["laco-published"]["earlier"])))
+    assert source_hash.as_of_today("laco", old) == table["laco"]["now"]
+    monkeypatch.setattr(source_hash, "TABLE", tmp_path / "table.json")
+    source_hash.TABLE.write_text(json.dumps(source_hash.renewed(table, ["laco"])))
+    source_hash._earlier.cache_clear()
+    try:
+        for of, now in (("laco", old), ("laco-published", method_sha256("laco-published"))):
+            known = fingerprint.of_today({"method": of, "parameters": {}, "inputs": {"method_sha256": old}})
+            assert known["inputs"]["method_sha256"] == now
+    finally:
+        source_hash._earlier.cache_clear()
+
+
 @pytest.fixture
 def asked(model_folder, text_file, tmp_path) -> list[str]:
     """A run of a second."""
@@ -228,7 +243,8 @@ def test_a_run_of_earlier_code_that_decides_the_same_is_served_from_its_records(
     assert main(asked) == 0
     capsys.readouterr()
     names = stored(tmp_path / "run")
-    monkeypatch.setattr(source_hash, "_earlier", lambda: {f"old {name}": method_sha256(name) for name in METHODS})
+    earlier = {name: {f"old {name}": method_sha256(name)} for name in METHODS}
+    monkeypatch.setattr(source_hash, "_earlier", lambda: earlier)
 
     def first(cell):
         cell["inputs"]["method_sha256"] = f"old {cell['method']}"

@@ -33,10 +33,10 @@ from bench.records.record import Record, load, peak_bytes
 from bench.records.run_folder import load_run
 from bench.run import fingerprint, lock, measure, store
 from methods.base import REGISTRY
-from methods.errors import Unwritable
+from methods.errors import Unwritable, UserError
 from methods.files import WRITING, write_atomically
 
-TIMINGS = ("seconds", "prune_seconds", "peak_memory")
+TIMINGS = ("seconds", "prune_seconds", "search_seconds", "peak_memory")
 KILLS = int(os.environ.get("PRUNEBENCH_KILLS", "8"))
 
 
@@ -388,6 +388,20 @@ def test_a_model_that_changes_under_a_run_fails_its_cell(asked, tmp_path, monkey
     assert "this has changed since the run began: weights_sha256" in found.error
 
 
+@pytest.mark.parametrize("options", [("--threads", "1"), ("--threads", "auto"), ("--offload", ".")])
+def test_a_base_that_does_not_load_ends_the_run_and_is_no_cells_error(options, asked, tmp_path, monkeypatch, capsys):
+    """Also where something is known of the cell before."""
+
+    def fails(*_):
+        raise UserError("the base model does not load")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measure.pretrained, "load", fails)
+    assert main([*asked, "--methods", "drop-tail", *options, "--no-isolate", "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "prunebench: the base model does not load"
+    assert list((tmp_path / "run").glob("cells/*")) == []
+
+
 def test_a_record_of_an_old_layout_is_set_aside(runner, whole, copied, capsys):
     (path,) = copied.glob("cells/dense*.json")
     plain = json.loads(path.read_text())
@@ -474,7 +488,7 @@ def test_what_a_method_writes_and_no_record_holds_fails_its_cell(tmp_path):
     found = store.finish(wrong, tmp_path, "x")
     assert found == load(tmp_path / "cells" / "x.json")
     assert found.error == 'this is no record\'s: decisions.removed_layers is "the last", not a list'
-    assert (found.status, found.decisions, found.measured) == ("error", {}, measured)
+    assert (found.status, found.decisions, found.measured) == ("error", {"note": 1}, measured)
 
 
 def test_a_record_that_does_not_fit_is_measured_again(runner, whole, copied):

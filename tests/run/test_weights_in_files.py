@@ -14,7 +14,7 @@ from bench.schedule.memory_needs import MemoryNeeds
 from bench.system import memory
 
 DIVERGENCE = ("kl", "kl_low", "kl_high", "agreement", "drawn")
-OTHERWISE = ("seconds", "prune_seconds", "peak_memory", "weights_in")
+OTHERWISE = ("seconds", "prune_seconds", "search_seconds", "peak_memory", "weights_in")
 
 
 def test_a_run_in_files_measures_what_one_in_memory_does(base, tmp_path, monkeypatch):

@@ -45,6 +45,15 @@ def misfit(data: Any, layout: type[BaseModel]) -> str:
     return ""
 
 
+def misplaced(data: Any, layout: type[BaseModel]) -> list[tuple[str | int, ...]]:
+    """Return where plain JSON values do not fit a layout, as keys and numbers from the outside in."""
+    try:
+        _reader(layout).validate_python(data)
+    except ValidationError as error:
+        return [one["loc"] for one in error.errors(include_url=False, include_context=False, include_input=False)]
+    return []
+
+
 @cache
 def _reader(layout: type[BaseModel]) -> TypeAdapter[Any]:
     return TypeAdapter(layout)

@@ -237,7 +237,12 @@ class MeasuredAll(Layout):
     weights_sha256: Sha256 = absent("of the dense model's weight files", "bench.data.pretrained")
     pruned_sha256: Sha256 = absent("of every tensor of the model that was measured", "bench.run.fingerprint")
     prune_seconds: Seconds = absent(
-        "of pruning, with what earlier cells spent on a search or statistics that this one used; absent for dense"
+        "of pruning, with what earlier cells spent on removals or statistics that this one used, but for removals of "
+        "earlier versions, whose seconds are unknown; absent for dense"
+    )
+    search_seconds: list[Seconds] = absent(
+        "of a greedy search, until each of its free_removals was found, by whichever cell; absent where unknown",
+        "bench.run.removals",
     )
     weights_in: str = absent("files, where the weights lay in files and not in memory (docs/guides/memory.md)")
     states_in: str = absent("files, where states that waited while it pruned had a folder for them (--offload)")

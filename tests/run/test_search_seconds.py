@@ -1,0 +1,90 @@
+"""What a pruning has cost is what it would have cost without other cells, whichever search it goes on from."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bench.cli.main import main
+from bench.records.run_folder import load_run
+from bench.run import removals
+from bench.run.removals import SearchTimes
+
+METHODS = ("sleb+ghost", "laco-puzzle:steps=2,tokens=48,best=2,collapsed=0.9")
+
+
+def pruned(run) -> dict[float, tuple[dict, dict]]:
+    """Decisions and figures by ratio."""
+    assert {r.status for r in load_run(run)} == {"ok"}
+    return {r.cell["ratio"]: (r.decisions, r.measured) for r in load_run(run) if r.cell["method"] != "dense"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("ratios", ["0.3,0.6", "0.6,0.3"])
+def test_a_cell_inherits_the_seconds_of_the_removals_that_it_shares(method, ratios, base, tmp_path):
+    run = [*base[:-4], *base[-2:], "--no-checks", "--no-isolate", "--methods", method]
+    assert main([*run, "--ratio", ratios, "--out", str(tmp_path / "both")]) == 0
+    both = pruned(tmp_path / "both")
+    first, second = map(float, ratios.split(","))
+    assert main([*run, "--ratio", str(second), "--out", str(tmp_path / "alone")]) == 0
+    ((decided, alone),) = pruned(tmp_path / "alone").values()
+    donor, behind = both[first], both[second]
+    assert alone["prune_seconds"] == alone["seconds"]["prune"]
+    assert behind[0]["removal_order"] == decided["removal_order"]
+    order, free = donor[0]["removal_order"], donor[0]["free_removals"]
+    shared = next((n for n in range(free, 0, -1) if order[:n] == decided["removal_order"][:n]), 0)
+    assert shared > 0
+    until = donor[1]["search_seconds"]
+    assert len(until) == free
+    assert until == sorted(until)
+    assert until[-1] < donor[1]["prune_seconds"]  # which has what follows the search as well
+    inherited = behind[1]["prune_seconds"] - behind[1]["seconds"]["prune"]
+    assert inherited == pytest.approx(until[shared - 1])
+    assert len(behind[1]["search_seconds"]) == behind[0]["free_removals"]
+    same = min(shared, behind[0]["free_removals"])
+    assert behind[1]["search_seconds"][:same] == until[:same]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands until it is set."""
+    now = [100.0]
+    monkeypatch.setattr(removals.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_removals_are_noted_with_the_seconds_of_those_before(clock, tmp_path):
+    times = SearchTimes(("a", "b", "c"), (1.0, 3.0, 9.0), tmp_path / "kept.json")
+    clock[0] += 5
+    times.note(["a", "b", "x"])
+    clock[0] += 2
+    times.note(["a", "b", "x", "y"])
+    decided = {"removal_order": ["a", "b", "x", "y"], "free_removals": 3}
+    assert times.inherited(decided) == 3.0  # c is of no use to it
+    assert times.until_each(decided) == [1.0, 3.0, 8.0]
+    kept = {"order": ["a", "b", "x", "y"], "seconds": [1.0, 3.0, 8.0, 10.0]}
+    assert json.loads((tmp_path / "kept.json").read_text()) == kept
+    assert removals._kept(tmp_path / "kept.json") == (("a", "b", "x", "y"), (1.0, 3.0, 8.0, 10.0))
+    assert times.inherited({}) == 9.0  # of a method that names no order: all that its own attempt had found
+
+
+def test_another_try_of_a_budget_counts_no_removal_of_the_first(clock, tmp_path):
+    times = SearchTimes((), (), tmp_path / "kept.json")
+    clock[0] += 1
+    times.note(["a"])
+    clock[0] += 50
+    times.note(["a", "finally z"])
+    clock[0] += 2
+    times.note(["a", "b"])
+    assert times.until_each({"removal_order": ["a", "b", "c"], "free_removals": 2}) == [1.0, 3.0]
+
+
+def test_seconds_of_earlier_versions_are_unknown_and_those_behind_them_count(clock, tmp_path):
+    times = SearchTimes(("a", "b"), (None, None), tmp_path / "kept.json")
+    clock[0] += 4
+    times.note(["a", "b", "c"])
+    decided = {"removal_order": ["a", "b", "c"], "free_removals": 3}
+    assert (times.inherited(decided), times.until_each(decided)) == (0.0, [])
+    (tmp_path / "kept.json").write_text(json.dumps({"order": ["a", "b"], "seconds": 7.0}))
+    assert removals._kept(tmp_path / "kept.json") == (("a", "b"), (None, 7.0))
