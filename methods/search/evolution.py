@@ -72,16 +72,17 @@ class Fitness:
 
     def go_on(self, state: Tensor, forwards: Tensor, known: dict[Gone, float]) -> None:
         """Compare from now on as one that has `told` this, and knows what is missed of states on all tokens."""
+        if known:
+            self._trial(int(self.calibration.mask.sum())).runs = 0.0  # they are counted
         version, _, gauss = self.generator.getstate()
         self.generator.setstate((version, tuple(state.tolist()), gauss))
         self.forwards, self.known = forwards.item(), known
-        if known:
-            self._trial(int(self.calibration.mask.sum())).runs = 0.0  # they are counted
 
     def _trial(self, tokens: int) -> Trial:
-        """Return a trial on `tokens` tokens that are drawn, or the one on all."""
+        """Return a trial on `tokens` tokens that are drawn, or the one on all, for which as many numbers are drawn."""
+        drawn = draw(self.calibration, tokens, self.generator)
         if tokens < self.calibration.mask.sum():
-            return Trial(self.model, draw(self.calibration, tokens, self.generator), "kl", narrow=self.narrow)
+            return Trial(self.model, drawn, "kl", narrow=self.narrow)
         if self.whole is None:
             self.whole = Trial(self.model, self.calibration, "kl", narrow=self.narrow)
         return self.whole
