@@ -42,7 +42,8 @@ EVERY += [(family, name, {}) for family, names in FAMILIES.items() for name in n
 @pytest.fixture(autouse=True)
 def attention_of_the_cpu(monkeypatch):
     """Let gradients go through the attention of the CPU, whose bits those of plain products are not."""
-    monkeypatch.setattr("methods.model.gradients.repeatable", lambda model: nullcontext())
+    for user in ("model.gradients", "depth.llm_streamline"):
+        monkeypatch.setattr(f"methods.{user}.repeatable", lambda model: nullcontext())
 
 
 def pruned(name, model, settings=None):

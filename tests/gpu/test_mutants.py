@@ -101,7 +101,7 @@ ILLEGAL = [
     ("methods/compensation/refit.py", "whole.on(layer.device)", "whole", "flap+refit"),
     ("methods/width/flap.py", "dtype=torch.float64, device=device)", "dtype=torch.float64)", "flap"),
     ("methods/width/flap.py", "z.cpu()[", "z[", "flap"),
-    ("bench/evaluation/scoring.py", "there, size = tree.to(model.device)", "there, size = tree", "score"),
+    ("bench/evaluation/scoring.py", "there, nodes = tree.to(model.device)", "there, nodes = tree", "score"),
     ("bench/evaluation/scoring.py", "torch.cat(likelihood).cpu()", "torch.cat(likelihood)", "score"),
     ("bench/evaluation/scoring.py", "torch.cat(missed).cpu()", "torch.cat(missed)", "score"),
     ("bench/evaluation/scoring.py", "kept = torch.arange(0, device=model.device)", "kept = torch.arange(0)", "score"),
