@@ -105,7 +105,8 @@ def test_what_is_missed_of_parents_on_all_tokens_is_measured_once():
     alone = Fitness(Decoder(tiny("llama")), calibration(), random.Random(0))
     alone.fittest(states[4:], 1, TOKENS)
     assert fitness.forwards - before == pytest.approx(alone.forwards - 1)  # the dense model's
-    fitness.fittest(states[:2], 2, TOKENS // 2)
+    (best, missed), *_ = parents
+    assert fitness.fittest([best], 1, TOKENS // 2) != [(best, missed)]  # on other tokens
     assert fitness.fittest(states[:1], 1, TOKENS) == fresh.fittest(states[:1], 1, TOKENS)
 
 
@@ -226,6 +227,29 @@ def test_a_search_that_was_interrupted_goes_on_behind_its_last_generation(final_
             found()
     assert found() == whole
     assert next(generations) == 4  # of the attempt that was interrupted
+
+
+def test_minutes_of_an_interrupted_attempt_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_log, "SECONDS", 0.0)
+    clock = itertools.count(0.0, 200.0)
+    monkeypatch.setattr(sweep_log.time, "perf_counter", lambda: next(clock))
+    search = EvoPress(generations=5, offspring=4, initial=4, minutes=5.0)
+    add, generations = SweepLog.add, itertools.count()
+
+    def interrupted(self, *told):
+        if next(generations) == 3:
+            raise KeyboardInterrupt
+        add(self, *told)
+
+    def found():
+        kept = replace(calibration(), sweeps=SweepLogs(tmp_path))
+        return search.prune(Decoder(tiny("llama")), kept, ratio_of(2))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SweepLog, "add", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            found()
+    assert found()["generations"] == 3
 
 
 def test_a_divergence_that_is_no_number_is_none_in_the_record(monkeypatch):
