@@ -9,6 +9,7 @@ the last bit.
 from __future__ import annotations
 
 import gc
+import tempfile
 import traceback
 from contextlib import suppress
 from dataclasses import replace
@@ -65,8 +66,8 @@ def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, pare
         if isinstance(reason, Unwritable) or (isinstance(reason, UserError) and not _is_loaded(outcome)):
             raise
         if failures.is_full_disk(reason):
-            message = "the same command goes on once there is room"
-            raise Unwritable(f"no room is left on a disk: {failures.reason(reason)}; {message}") from reason
+            left = f"{failures.room_left([parents, Path(tempfile.gettempdir())])}; the same command goes on with more"
+            raise Unwritable(f"no room is left on a disk: {failures.reason(reason)}; {left}") from reason
         status = failures.status(reason)
         if status == "out_of_memory":
             error = str(reason).partition("\n")[0] or type(reason).__name__

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import signal
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +45,11 @@ def is_full_disk(error: BaseException) -> bool:
     """Recognise a full disk, by its words too, since the writers of weights wrap the system's error in their own."""
     kinds = (errno.ENOSPC, errno.EDQUOT)
     return getattr(error, "errno", None) in kinds or any(os.strerror(kind) in str(error) for kind in kinds)
+
+
+def room_left(folders: Iterable[Path]) -> str:
+    """Say how many MB are left in each of the folders that a cell writes to."""
+    return "left are " + " and ".join(f"{shutil.disk_usage(one).free / 1e6:,.0f} MB in {one}" for one in folders)
 
 
 def loses_the_gpu(error: BaseException) -> bool:

@@ -139,8 +139,13 @@ class Trial:
     def without(
         self, blocks: Sequence[Sublayer | None], shown: str = "leaving out one", *, exact: bool = True
     ) -> list[float]:
-        """Return the loss per token when each of `blocks` goes as well; None: no other. See `losses`."""
-        return self.losses([Gone([block] if block else []) for block in blocks], shown, exact=exact)
+        """Return the loss per token when each of `blocks` goes as well; None: no other. See `losses`.
+
+        Raises Unsupported where none is finite, as with a model whose states overflow whichever block goes.
+        """
+        losses = self.losses([Gone([block] if block else []) for block in blocks], shown, exact=exact)
+        refuse_overflow(torch.tensor(losses).isfinite().any())
+        return losses
 
     @torch.no_grad()
     def losses(

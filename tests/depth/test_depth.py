@@ -215,6 +215,18 @@ def test_states_that_overflow_are_a_reason(method):
         methods.make(method).prune(Decoder(model), calibration(), 0.3)
 
 
+@pytest.mark.parametrize("method", ["sleb", "blockpruner", "shortened-llama"])
+def test_losses_that_overflow_whichever_block_goes_are_a_reason(method):
+    model = tiny("llama")
+    for layer in (2, 4):
+        model.model.layers[layer].mlp.down_proj.weight.data.fill_(torch.inf)
+    with pytest.raises(Unsupported, match="states of a layer overflow; load the model in bfloat16 or float32"):
+        methods.make(method).prune(Decoder(model), calibration(), 0.3)
+    sound = copy.deepcopy(model)
+    sound.model.layers[4].mlp.down_proj.weight.data.fill_(0.01)
+    assert 2 in methods.make("sleb").prune(Decoder(sound), calibration(), 0.3)["removed_layers"]
+
+
 def test_a_layer_without_which_the_loss_is_no_number_stays_and_has_no_score(monkeypatch):
     losses = {0: math.nan, 2: 0.2, 3: math.nan, 4: 0.1, 5: math.inf}
     monkeypatch.setattr(

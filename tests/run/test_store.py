@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -241,7 +242,9 @@ def test_no_room_for_anything_else_ends_the_run_too(monkeypatch, asked, tmp_path
     monkeypatch.setattr(measure.checks.DenseOutputs, "remember", refuse)
     arguments = [argument for argument in asked if argument != "--no-checks"]
     assert main([*arguments, "--out", str(tmp_path / "run")]) == 2
-    assert "no room is left on a disk" in capsys.readouterr().err.splitlines()[-1]
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "no room is left on a disk" in said and f" MB in {tmp_path / 'run'} and " in said
+    assert f" MB in {tempfile.gettempdir()}; the same command goes on with more" in said
     assert not list(tmp_path.rglob("cells/*"))
 
 
