@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,12 +11,10 @@ from bench.system.console import say
 from methods.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from bench.records.record import Record
     from bench.regression.cell_results import CellResults
     from bench.regression.gate import Verdict
-    from bench.regression.history import HistoryPoint
     from bench.regression.margins import Margins
 
 NO_COMPARISON = 4  # exit code: what was asked to be compared is not comparable, or there is no baseline
@@ -197,12 +194,14 @@ def _confirmed(
 
 def _history(arguments: argparse.Namespace) -> int:
     from bench.regression import history
+    from reports import history_points
     from reports.formats import markdown, terminal, tidy_csv
     from reports.tables import history as history_table
 
     if arguments.plot and arguments.plot.suffix not in (".svg", ".png", ".pdf"):
         raise UserError(f"--plot names an .svg, .png or .pdf file; got {arguments.plot}")
-    points = history.series(_points(arguments))
+    asked = history_points.AskedFigure(arguments.metric, arguments.model, arguments.label, arguments.ratio)
+    points = history.series(history_points.points(arguments.runs, asked))
     if arguments.plot:
         ratio = "" if arguments.ratio is None else f" at {arguments.ratio:g}"
         history_table.plot(points, arguments.metric, f"{arguments.label or ''}{ratio}", arguments.plot)
@@ -212,119 +211,3 @@ def _history(arguments: argparse.Namespace) -> int:
         render = markdown.render if arguments.format == "markdown" else terminal.render
         print(render([history_table.table(points, arguments.metric)]), end="")
     return OK
-
-
-class _Lacking(UserError):
-    """Is raised where a folder is no run, or has no figure of the cell that is asked for."""
-
-
-def _points(arguments: argparse.Namespace) -> list[HistoryPoint]:
-    """Return the points of the runs that have the cell, and say how many have not. Raises UserError where none has."""
-    found: list[HistoryPoint] = []
-    lacking: list[_Lacking] = []
-    for run in arguments.runs:
-        try:
-            found.append(_point(run, arguments))
-        except _Lacking as reason:
-            lacking.append(reason)
-    if lacking and not found:
-        raise lacking[0]
-    if lacking:
-        say(f"left out {len(lacking)} of {len(arguments.runs)} folders; of the first: {lacking[0]}")
-    return found
-
-
-def _point(run: Path, arguments: argparse.Namespace) -> HistoryPoint:
-    """Return the metric of the one cell of a run that the flags name, or the mean of its draws. Raises UserError."""
-    from bench.records.comparability import metric_conditions
-    from bench.regression import history
-    from reports.blocks import pooled
-
-    wanted = _wanted(run, arguments)
-    record, row = wanted[0]
-    environment = record.environment
-    value = float((pooled([one for _, one in wanted]) if len(wanted) > 1 else row)[arguments.metric])
-    low, high = _interval(row, arguments.metric) if len(wanted) == 1 else (None, None)
-    return history.HistoryPoint(
-        run=run.name,
-        date=str(environment.get("date", "")),
-        commit=str(environment.get("commit", ""))[:8] + "*" * bool(environment.get("dirty")),
-        value=value,
-        low=low,
-        high=high,
-        draws=len(wanted),
-        conditions=metric_conditions(record, arguments.metric),
-    )
-
-
-def _wanted(run: Path, arguments: argparse.Namespace) -> list[tuple[Record, dict[str, Any]]]:
-    """Return the cells of a run that the flags name, with their rows: one, or draws and seeds of one."""
-    from bench.records import columns as column_data
-    from bench.records import run_folder
-    from bench.records.comparability import identity
-    from bench.records.record import display_name
-    from reports.blocks import named_beside
-
-    metric, model, label, ratio = arguments.metric, arguments.model, arguments.label, arguments.ratio
-    try:
-        records = run_folder.load_run(run)
-    except UserError as error:
-        raise _Lacking(str(error)) from None
-    rows = column_data.rows(records)
-    columns = column_data.columns(rows)
-    figures = [name for name in columns if any(isinstance(row.get(name), int | float) for row in rows)]
-    if metric not in figures:
-        raise _Lacking(f"{run} has no metric {metric!r}; it has {', '.join(figures)}")
-    named = [model in (None, record.cell["model"], display_name(record)) for record in records]
-    if not any(named):
-        there = ", ".join(dict.fromkeys(map(display_name, records)))
-        raise _Lacking(f"{run} has no model {model!r}; it has {there}")
-    cells = [identity(record) for record in records]
-    names = [named_beside(record, records) for record in records]
-    wanted = [
-        number
-        for number, cell in enumerate(cells)
-        if named[number]
-        and label in (None, cell["label"])
-        and ratio in (None, cell["ratio"])
-        and rows[number].get(metric) is not None
-    ]
-    if len({names[number] for number in wanted}) != 1:
-        which = "several cells" if wanted else "no cell"
-        there = "; ".join(dict.fromkeys(names))
-        refusal = UserError if wanted else _Lacking
-        raise refusal(f"{run} has {which} of that --label and --ratio with {metric}; it has {there}")
-    if reason := _not_alike([records[number] for number in wanted], records):
-        raise UserError(f"{run} has {names[wanted[0]]} {reason}")
-    return [(records[number], rows[number]) for number in wanted]
-
-
-def _not_alike(wanted: Sequence[Record], records: Sequence[Record]) -> str:
-    """Say what keeps cells of one name in a run from being draws of one cell; empty where nothing does."""
-    from bench.records.comparability import apart, setups
-    from bench.records.record import display_name
-
-    of = {id(record): setup for record, setup in zip(records, setups(records), strict=True)}
-    found = {of[id(record)]: record for record in wanted}
-    if len(found) == 1:
-        return ""
-    models = {str(record.cell["model"]): display_name(record) for record in wanted}
-    if len(models) > 1:
-        names = models.values() if len(set(models.values())) == len(models) else models
-        return f"on several models, whose mean says nothing: {', '.join(names)}; --model names one"
-    said, ways = apart(records), list[str]()
-    for setup, record in found.items():
-        ways.append(", ".join([record.cell["device"], record.cell["dtype"], *said[setup]]))
-    return f"under several conditions, whose mean says nothing: {'; '.join(ways)}; name runs of one"
-
-
-def _interval(row: Mapping[str, Any], metric: str) -> tuple[float, float] | tuple[None, None]:
-    """Return the 95 % interval of a metric, by its standard error where it has none of its own."""
-    from bench.stats.intervals import NORMAL_95
-
-    spread = (row.get(f"{metric}_{end}") for end in ("low", "high", "stderr"))
-    low, high, stderr = (math.nan if figure is None else float(figure) for figure in spread)
-    value = float(row[metric])
-    if math.isfinite(low) and math.isfinite(high):
-        return low, high
-    return (value - NORMAL_95 * stderr, value + NORMAL_95 * stderr) if math.isfinite(stderr) else (None, None)
