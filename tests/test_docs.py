@@ -257,4 +257,7 @@ def test_what_the_list_says_of_costs_is_what_the_records_hold(capsys):
     assert took["flap"] == {"seconds": 6.4, "gib": 1.1}
     assert "drop-tail" not in took  # which takes no time
     assert main(["list", "methods"]) == 0
-    assert capsys.readouterr().out.count(" to prune the default model*") == len(took) < len(CARDS)
+    out = capsys.readouterr().out
+    assert len(re.findall(r" to prune the default model( on an .*)?\*\n", out)) == len(took) < len(CARDS)
+    assert out.count(" to prune the default model on an ") == sum("cpu" in one for one in took.values())
+    assert "on one core of two of an Intel Xeon Processor with AMX where no other is named" in out

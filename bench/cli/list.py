@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 MEASURED = Path(__file__).parents[1] / "schedule" / "measured_costs.json"  # written by docs/generate.py
 CONDITIONS = (
-    "SmolLM2-135M in bfloat16, 0.2 of the decoder, 16 x 256 tokens of calibration, one run on one core of two, most "
-    "with other work on the other; the memory is that of the process in no file, with the model. A method without such "
-    "a line was not measured so"
+    "SmolLM2-135M in bfloat16, 0.2 of the decoder, 16 x 256 tokens of calibration, one run on one core of two of an "
+    "{cpu} with AMX where no other is named, most with other work on the other core; the memory is that of the process "
+    "in no file, with the model. A method without such a line was not measured so"
 )
 WHAT = ("methods", "models", "families", "tasks", "texts", "profiles", "specs", "formats")
 
@@ -50,7 +50,8 @@ def _methods(verbose: bool) -> list[str]:
     from methods.counted import IN_PAPERS
 
     cards, packages, lines = methods.catalogue(), methods.installed(), list[str]()
-    took = json.loads(MEASURED.read_text(encoding="utf-8"))["methods"]
+    measured = json.loads(MEASURED.read_text(encoding="utf-8"))
+    took = measured["methods"]
     wide = 2 + max(len(name) for name in [*(card.name for card in cards), *(name for name, _ in packages)])
     for card in cards:
         without = f"; not {', '.join(card.without)}" if card.without else ""
@@ -58,9 +59,8 @@ def _methods(verbose: bool) -> list[str]:
         lines += [f"{card.name:<{wide}}{card.summary}", f"{'':<{wide}}looks at {card.needs}{cost}{without}"]
         if card.name in took:
             taken = took[card.name]
-            lines.append(
-                f"{'':<{wide}}took {taken['seconds']:g} s and {taken['gib']:g} GiB to prune the default model*"
-            )
+            spent, on = f"{taken['seconds']:,.5g} s and {taken['gib']:g} GiB", taken.get("cpu", "")
+            lines.append(f"{'':<{wide}}took {spent} to prune the default model{f' on an {on}' if on else ''}*")
         if card.module.rpartition(".")[2] in IN_PAPERS:
             lines.append(f"{'':<{wide}}its paper's ratio is of {IN_PAPERS[card.module.rpartition('.')[2]]}")
         if verbose:
@@ -73,7 +73,7 @@ def _methods(verbose: bool) -> list[str]:
         if verbose:
             lines += [f"    {card.name}.{name} = {default:<12}{meaning}" for name, default, meaning in card.parameters]
             lines += _authors(card)
-    lines.append(f"* {CONDITIONS}")
+    lines.append(f"* {CONDITIONS.format(cpu=measured['cpu'].replace('(R)', ''))}")
     return lines
 
 
