@@ -20,7 +20,8 @@ def add(commands: Any) -> None:
         help="time the models of a run in an inference engine",
         description="Export each model of a run in several types of weights, hold what the engine computes against "
         "this suite, and have the engine score a text and be timed, in turns with the dense model. The table is the "
-        "one of `report RUN --view served`; the same command goes on where it stopped.",
+        "one of `report RUN --view served`; the same command goes on where it stopped, "
+        "and another one adds its rows.",
     )
     command.add_argument("run", type=Path, metavar="RUN", help="a run folder, whose served.jsonl is written")
     command.add_argument("cells", nargs="*", metavar="CELL", help="keys or labels; by default all cells with a model")

@@ -16,8 +16,8 @@ from methods.errors import UserError
 def merge(parts: Sequence[Path], out: Path) -> dict[str, Record]:
     """Write the cells of all parts, packed or not, with samples and saved models to the new folder `out`; return them.
 
-    A cell of one key and one content in several parts is taken once. What inference engines made of a model comes from
-    the first part that has it, and records that do not fit are left out. Raises UserError, and writes nothing, where a
+    A cell of one key and one content in several parts is taken once. What inference engines made of a model is joined
+    as `served.join` says, and other records that do not fit are left out. Raises UserError, and writes nothing, where a
     part is no run folder, where two have different records of one key, where samples are damaged, and where `out` has
     files.
     """
@@ -30,7 +30,6 @@ def merge(parts: Sequence[Path], out: Path) -> dict[str, Record]:
                     f"{key} is in {first} and in {part}, and not the same: it was measured twice; leave one of the two "
                     "out, or compare the parts as runs of their own"
                 )
-    rows = {(one.key, one.type): one for part in reversed(parts) for one in served.load(part, run_folder.unsaid)}
     with staged(out) as folder:
         for part in parts:
             if packed_run.is_packed(part):
@@ -40,8 +39,7 @@ def merge(parts: Sequence[Path], out: Path) -> dict[str, Record]:
                 _copy(part, key, record, folder)
             if (model := part / "models" / key).is_dir():
                 shutil.copytree(model, folder / "models" / key)
-        if rows:
-            served.save(folder, rows.values())
+        served.join(parts, folder)
     return {key: record for key, (_, record) in found.items()}
 
 

@@ -190,6 +190,7 @@ def load_runs(runs: Sequence[Path]) -> Merged:
     cells: dict[str, tuple[Record, Path]] = {}
     every = list[tuple[Path, Record]]()
     again, left_out, wrong = 0, list[str](), dict[str, InvalidRecord]()
+    rows, rows_left_out = list[ServedRecord](), list[str]()
     for run in runs:
         sound, others = _read(run)
         wrong |= {f"{run}/{key}": error for key, error in others.items()}
@@ -199,6 +200,7 @@ def load_runs(runs: Sequence[Path]) -> Merged:
             again += same in cells
             if same not in cells or _rank(record) > _rank(cells[same][0]):
                 cells[same] = (record, samples_folder(run, key))
+        rows += [one for one in served.load(run, rows_left_out.append) if one.key in others or _is_of(one, sound)]
     packed_run.refuse_none_left(runs[0], cells, wrong)
     _tell(wrong, left_out.append)
     found = [record for record, _ in cells.values()]
@@ -207,10 +209,16 @@ def load_runs(runs: Sequence[Path]) -> Merged:
     for key, (run, record) in zip(setups([record for _, record in every]), every, strict=True):
         first.setdefault(key, (run, conditions_of(record)))
     engines: dict[str, ServedRecord] = {}
-    for one in (one for run in runs for one in served.load(run, left_out.append)):
+    for one in rows:
         engines.setdefault(served.measurement(one), one)
     said = [*_twice(again), *_apart(list(first.values()))]
-    return Merged(found, kept, said, list(engines.values()), left_out)
+    return Merged(found, kept, said, list(engines.values()), [*left_out, *rows_left_out])
+
+
+def _is_of(row: ServedRecord, sound: Mapping[str, Record]) -> bool:
+    """Say whether a served model is that of its cell today, and not of a record that was set aside."""
+    record = sound.get(row.key)
+    return record is not None and row.model.get("pruned_sha256") == record.measured.get("pruned_sha256")
 
 
 def _rank(record: Record) -> tuple[bool, str]:

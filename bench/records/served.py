@@ -3,23 +3,30 @@
     results/<run>/served.jsonl    a line for each, beside the records of the run, packed or not
 
 bench.records.schema.layouts says what each key means (`ServedLayout`), and refuses a line that is none when it is read.
+A line answers one question about one model (`answers`). A new one takes the place of an earlier answer to the same
+question and adds to all others, lines of other versions among them, whoever wrote them meanwhile.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from bench.records import windows
 from bench.records.record import FAILED, LEFT_OUT, InvalidRecord, read_json
 from bench.system.console import say
+from methods.errors import Unwritable
 from methods.files import write_atomically
 
 SCHEMA = 1
 FILE = "served.jsonl"
+LOCK = ".served.lock"  # held while the file is read and written again; stays, as bench.run.lock says of its own
 STATUSES = ("ok", "unsupported", *FAILED)
 OF_NO_FIGURE = ("silence", "engine_python")  # are asked, and change none: the version of what answers is asked too
 
@@ -78,19 +85,35 @@ def measurement(record: ServedRecord) -> str:
     return json.dumps([record.key, record.type, record.model, record.base, record.asked, date], sort_keys=True)
 
 
+def answers(record: ServedRecord) -> str:
+    """Return what a record answers: which model of a cell, in which type, beside which dense one, asked how and where."""
+    model = record.model.get("pruned_sha256")
+    return json.dumps(
+        [record.key, record.type, record.base, model, conditions(record.asked, record.environment)], sort_keys=True
+    )
+
+
 def load(run: Path, told: Callable[[str], None] = say) -> list[ServedRecord]:
     """Read the served records of a run folder, none where nothing was served; one that does not fit is left out.
 
     told  is told of each that is left out, in a line
     """
-    path, found = run / FILE, list[ServedRecord]()
-    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else (), start=1):
-        where = f"{path}: line {number}"
+    found = list[ServedRecord]()
+    for number, line in enumerate(_lines(run), start=1):
         try:
-            found.append(_from_json(read_json(line, where), where))
+            found.append(_read(line, f"{run / FILE}: line {number}"))
         except InvalidRecord as error:
             told(f"{error}; {LEFT_OUT}")
     return found
+
+
+def _lines(run: Path) -> list[bytes]:
+    path = run / FILE
+    return path.read_bytes().splitlines() if path.is_file() else []
+
+
+def _read(line: bytes, where: str = FILE) -> ServedRecord:
+    return _from_json(read_json(line, where), where)
 
 
 def _from_json(data: Any, where: str) -> ServedRecord:
@@ -113,19 +136,70 @@ def _completed(record: ServedRecord) -> ServedRecord:
     return replace(record, measured=record.measured | {"perplexity": found})
 
 
-def save(run: Path, records: Iterable[ServedRecord]) -> None:
-    """Write all served records of a run folder; the file is there whole or not at all. Raises Unwritable."""
-    lines = (json.dumps(asdict(record), allow_nan=False) for record in records)
-    write_atomically(run / FILE, "".join(f"{line}\n" for line in lines))
+def save(run: Path, record: ServedRecord) -> ServedRecord:
+    """Add a record to those of a run folder, and return the one that answers its question from now on.
+
+    That is an earlier one where it was measured well and this one was not. Raises Unwritable.
+    """
+    with _locked(run):
+        lines = _joined([*_lines(run), json.dumps(asdict(record), allow_nan=False).encode()])
+        _write(run, lines)
+    mine = answers(record)
+    return next((one for one in reversed(load(run, lambda _: None)) if answers(one) == mine), record)
+
+
+def join(parts: Sequence[Path], out: Path) -> None:
+    """Write the lines of all parts to the new folder `out`, of those that answer one question the first.
+
+    One that was measured well goes before one that was not, and a line that this version does not read is kept. Raises
+    Unwritable.
+    """
+    if lines := _joined([line for part in reversed(parts) for line in _lines(part)]):
+        _write(out, lines)
 
 
 def rename(run: Path, key: str, new_key: str) -> None:
     """Give the lines of a cell of a run folder another key; all others stay as they are. Raises Unwritable."""
-    path = run / FILE
-    before = path.read_bytes().splitlines() if path.is_file() else []
-    lines = [_renamed(line, key, new_key) for line in before]
-    if lines != before:
-        write_atomically(path, b"".join(line + b"\n" for line in lines))
+    if not _lines(run):
+        return
+    with _locked(run):
+        before = _lines(run)
+        lines = [_renamed(line, key, new_key) for line in before]
+        if lines != before:
+            _write(run, lines)
+
+
+def _joined(lines: Iterable[bytes]) -> list[bytes]:
+    """Return of each question the last answer that was measured well, else the last, and all lines that are none."""
+    found: dict[str | bytes, tuple[bytes, bool]] = {}
+    for line in lines:
+        try:
+            record = _read(line)
+        except InvalidRecord:
+            found[line] = line, False
+            continue
+        key, well = answers(record), record.status == "ok"
+        if well or not found.get(key, (line, False))[1]:
+            found[key] = line, well
+    return [line for line, _ in found.values()]
+
+
+def _write(run: Path, lines: Iterable[bytes]) -> None:
+    write_atomically(run / FILE, b"".join(line + b"\n" for line in lines))
+
+
+@contextmanager
+def _locked(run: Path) -> Iterator[None]:
+    """Keep the file from other processes meanwhile. Raises Unwritable."""
+    lock = FileLock(run / LOCK)
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise Unwritable(f"{run} cannot be locked: {error.strerror}; the same command goes on once it can") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _renamed(line: bytes, key: str, new_key: str) -> bytes:

@@ -85,13 +85,17 @@ def serve(
     """
     engine.require(asked)
     texts.check(asked.text)
-    known = {(one.key, one.type): one for one in served.load(wanted.run)}
     dense = wanted.cells[wanted.dense]
     types = list(dict.fromkeys(dense.cell["dtype"] if kind == AUTO else kind for kind in asked.types))
     question = _question(asked, engine)
     conditions = served.conditions(question, _environment(engine))
     rows = [(key, kind) for key in wanted.cells for kind in types]
-    missing = [row for row in rows if not _counts(known.get(row), wanted.cells[row[0]], conditions, types[0])]
+    known = {
+        (one.key, one.type): one
+        for one in served.load(wanted.run)
+        if one.key in wanted.cells and _counts(one, wanted.cells[one.key], conditions, types[0])
+    }
+    missing = [row for row in rows if row not in known]
     with tempfile.TemporaryDirectory(prefix=".served-", dir=wanted.run) as scratch:
         measurer = _RowMeasurer(wanted, asked, engine, scratch=Path(scratch), base=types[0], device=device)
         for number, (key, kind) in enumerate(rows, start=1):
@@ -100,7 +104,7 @@ def serve(
                 status, error, measured = measurer.measure(key, kind, where)
                 if error:
                     say(f"{where}: {status}: {error}")
-                known[key, kind] = ServedRecord(
+                row = ServedRecord(
                     key=key,
                     type=kind,
                     base=types[0],
@@ -111,7 +115,7 @@ def serve(
                     environment=_environment(engine, kind),
                     measured=measured,
                 )
-                served.save(wanted.run, known.values())
+                known[key, kind] = served.save(wanted.run, row)
                 if status != "ok" and (key, kind) == (wanted.dense, types[0]):
                     raise UserError(
                         f"{engine.name} does not serve the dense model, beside which all are timed: {error}"
@@ -119,9 +123,9 @@ def serve(
             yield known[key, kind]
 
 
-def _counts(known: ServedRecord | None, record: Record, conditions: dict[str, Any], base: str) -> bool:
+def _counts(known: ServedRecord, record: Record, conditions: dict[str, Any], base: str) -> bool:
     """Say whether a row was measured here as it is asked for now, of the model that the cell has now."""
-    if known is None or known.status not in ("ok", "unsupported"):
+    if known.status not in ("ok", "unsupported"):
         return False
     mine, model = served.conditions(known.asked, known.environment), _model(record)
     return (mine, known.base, model | known.model) == (conditions, base, model)  # an older one says less of a model

@@ -284,18 +284,22 @@ def test_a_run_of_which_nothing_is_left_does_not_end_a_report_of_two(tmp_path, c
 
 def test_a_served_model_of_a_run_that_is_given_twice_stands_once(tmp_path):
     run = put(tmp_path / "run", dense=DENSE)
-    first, other = served_record(), served_record("laco", "q8_0")
+    model = {"pruned_sha256": DENSE.measured.get("pruned_sha256")}
+    dense = replace(served_record(), key="dense")
+    first, other = (replace(dense, type=kind, model=dense.model | model) for kind in ("bfloat16", "q8_0"))
     again = replace(other, environment=other.environment | {"date": "2026-12-31T00:00:00+00:00"})
-    served.save(run, [first, other])
+    for one in (first, other):
+        served.save(run, one)
     assert run_folder.load_runs([run, run]).served == served.load(run)
     newer = put(tmp_path / "newer", dense=DENSE)
-    served.save(newer, [again])
+    served.save(newer, again)
     assert run_folder.load_runs([run, newer, run]).served == [*served.load(run), *served.load(newer)]
 
 
 def test_a_line_of_a_served_model_that_does_not_fit_is_left_out(tmp_path, capsys):
     run = put(tmp_path / "run", dense=DENSE)
-    served.save(run, [served_record(), served_record("laco", "q8_0")])
+    for row in (served_record(), served_record("laco", "q8_0")):
+        served.save(run, row)
     one, other = (run / served.FILE).read_text().splitlines()
     wrong = json.loads(other)
     wrong["model"]["ratio"] = "most"

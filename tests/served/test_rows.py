@@ -8,6 +8,7 @@ import json
 import os
 import stat
 import sys
+from collections import Counter
 
 import pytest
 import recorded_engine
@@ -177,7 +178,7 @@ def test_what_another_gpu_has_measured_is_measured_again(fresh):
     older = [dataclasses.replace(one, model=dict(one.model)) for one in served.load(fresh / "run")]
     for one in older:
         del one.model["dtype"]  # of which older records say nothing
-    served.save(fresh / "run", older)
+        served.save(fresh / "run", one)
     serve(fresh, same, ["drop-tail"])
     assert same.did == ["require"] * 2
     for other in ({"device": "cpu"}, gpu | {"gpu": "NVIDIA H200"}, gpu | {"gpus": 2}):
@@ -215,19 +216,63 @@ def test_only_a_shape_is_unsupported(fresh, monkeypatch):
 def test_a_cell_that_was_measured_anew_is_served_anew(fresh):
     serve(fresh, Recorded(), ["drop-tail"])
     kept = served.load(fresh / "run")
-    other = [dataclasses.replace(one, model=one.model | {"pruned_sha256": "0" * 64}) for one in kept]
-    served.save(fresh / "run", other)
+    (fresh / "run" / served.FILE).unlink()
+    for one in kept:
+        served.save(fresh / "run", dataclasses.replace(one, model=one.model | {"pruned_sha256": "0" * 64}))
+    assert run_folder.load_runs([fresh / "run"]).served == []
     again = Recorded()
-    serve(fresh, again, ["drop-tail"])
+    found = serve(fresh, again, ["drop-tail"])
     assert len(again.did) == 1 + 4
+    assert len(served.load(fresh / "run")) == 8
+    assert run_folder.load_runs([fresh / "run"]).served == list(found.values())  # and not the former model's
+
+
+def test_what_was_measured_stays_when_more_is_asked(fresh):
+    first = serve(fresh, Recorded(), ["drop-tail"])
+    other = serve(fresh, Recorded(fails=("drop-tail",)), ["drop-tail"], decode=(9,))
+    assert [one.status for one in other.values()] == ["ok", "ok", "error", "error"]
+    assert served.load(fresh / "run") == [*first.values(), *other.values()]
+    again = Recorded()
+    assert serve(fresh, again, ["drop-tail"]) == first
+    assert again.did == ["require"]
+
+
+def test_lines_that_this_version_does_not_read_stay(fresh):
+    serve(fresh, Recorded(), ["drop-tail"])
+    path = fresh / "run" / served.FILE
+    lines = path.read_text().splitlines()
+    newer = [json.dumps(json.loads(lines[0]) | {"schema": 2}), "no JSON"]
+    path.write_text("".join(f"{line}\n" for line in [*newer, *lines[1:]]))
+    serve(fresh, Recorded(), ["drop-tail"], decode=(9,))
+    assert path.read_text().splitlines()[:-4] == [*newer, *lines[1:]]
+
+
+def test_two_commands_at_once_keep_each_others_rows(fresh):
+    ((one,), (other,)) = (rows.find(fresh / "run", [name]) for name in ("drop-tail", "wanda-sp"))
+    first = rows.serve(one, asked(fresh), Recorded())
+    next(first)
+    second = list(rows.serve(other, asked(fresh), Recorded()))
+    serve(fresh, Recorded(), ["slicegpt"])
+    (fails, *_) = [row for row in first if row.model["label"] == "drop-tail"]
+    found = served.load(fresh / "run")
+    assert {row.model["label"] for row in found} == {"dense", "drop-tail", "slicegpt", "wanda-sp"}
+    assert len(found) == 8
+    assert all(row in found for row in second if row.model["label"] == "wanda-sp")
+    well = served.save(fresh / "run", dataclasses.replace(fails, status="crashed", error="killed by SIGSEGV"))
+    assert well == fails  # which another process has measured meanwhile
+    assert served.load(fresh / "run") == found
 
 
 def test_served_models_are_packed_joined_and_unpacked(fresh, tmp_path):
     found = list(serve(fresh, Recorded(), ["drop-tail"]).values())
     packed_run.pack(fresh / "run", tmp_path / "packed")
+    with (tmp_path / "packed" / served.FILE).open("a") as file:
+        file.write("of another version\n")
+    serve(fresh, Recorded(), ["drop-tail"], decode=(9,))
     merge.merge([tmp_path / "packed", fresh / "run"], tmp_path / "joined")
-    for folder in ("packed", "joined"):
-        assert {one.name for one in served.load(tmp_path / folder)} == {one.name for one in found}
+    assert "of another version\n" in (tmp_path / "joined" / served.FILE).read_text()
+    for folder, times in (("packed", 1), ("joined", 2)):
+        assert Counter(one.name for one in served.load(tmp_path / folder)) == {one.name: times for one in found}
         assert run_folder.load_runs([tmp_path / folder]).served == served.load(tmp_path / folder)
 
 
