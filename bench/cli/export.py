@@ -95,7 +95,7 @@ def _export(arguments: argparse.Namespace) -> int:
     print(write.write(record, arguments.run, wish))
     if arguments.push:
         return _push(arguments)
-    return _print(write.checks(record, arguments.to)) if arguments.format == GGUF else OK
+    return _print(write.checks(record, arguments.run, wish)) if arguments.format == GGUF else OK
 
 
 def _push(arguments: argparse.Namespace) -> int:

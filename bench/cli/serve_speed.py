@@ -61,12 +61,25 @@ def serve(
     threads: int | None = None,
     device: str = "auto",
 ) -> int:
-    """Serve models of a run, all of them where none is named, print the tables, and return the exit code."""
+    """Serve models of a run, all of them where none is named, print the tables, and return the exit code.
+
+    Raises UserError where the engine serves none of the dense models.
+    """
     from bench.served import chosen, rows
+    from bench.system.console import say
     from reports.formats import terminal
     from reports.tables.speed import served as tables
 
     wanted, engine = rows.find(run, cells), chosen.engine(protocol, threads)
-    found = [one for model in wanted for one in rows.serve(model, protocol, engine, device=device)]
+    found, refused = [], list[rows.DenseNotServed]()
+    for model in wanted:
+        try:
+            found += list(rows.serve(model, protocol, engine, device=device))
+        except rows.DenseNotServed as error:
+            refused.append(error)
+            if len(wanted) > 1:
+                say(f"{model.name}: {error}")
+    if len(refused) == len(wanted):
+        raise refused[0]
     print(terminal.render(tables.tables(found)), end="")
-    return FAILED_CELLS if any(one.status not in ("ok", "unsupported") for one in found) else OK
+    return FAILED_CELLS if refused or any(one.status not in ("ok", "unsupported") for one in found) else OK

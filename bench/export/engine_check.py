@@ -9,7 +9,6 @@ Letters: M = windows, T = tokens.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from bench.evaluation.scoring import window_nll
 from bench.export import vocabulary
 from bench.serving import llama_cpp
 from bench.serving.llama_cpp import EngineAnswer
+from bench.stats.draws import exponential
 from bench.system.failures import Failure
 from methods.checkpoint.save_load import default_probe
 from methods.checkpoint.transformers_compat import logits
@@ -74,7 +74,7 @@ def check(
     off = float((torch.from_numpy(answer.logits) - expected).abs().max() / expected.abs().max())
     yield Check("llama.cpp logits", off <= bound, f"differ by {off:.1g} of the largest on {len(expected)} tokens")
     if windows is not None:
-        ours, theirs = _perplexity(model, windows), math.exp(answer.nll[1:].sum() / windows[:, 1:].numel())
+        ours, theirs = _perplexity(model, windows), exponential(answer.nll[1:].sum() / windows[:, 1:].numel())
         found = f"{theirs:.5g}, and transformers has {ours:.5g} on the same {windows[:, 1:].numel():,} tokens"
         yield Check("llama.cpp perplexity", abs(theirs / ours - 1) <= share, found)
     return answer
@@ -85,7 +85,7 @@ def _perplexity(model: Decoder, windows: Tensor) -> float:
     scored = torch.ones_like(windows, dtype=torch.bool)
     scored[:, 0] = False
     nll = window_nll(model.model, windows, scored, windows.shape[1])
-    return math.exp(float(nll.sum()) / int(scored.sum()))
+    return exponential(float(nll.sum()) / int(scored.sum()))
 
 
 def _bounds(file: Path) -> tuple[float, float]:

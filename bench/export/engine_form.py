@@ -95,7 +95,7 @@ def engine_form(
             for name, tensor in _attention(whole[new], names, H * E, G * E):
                 form.put(name, tensor.to(model.embed.weight))
         if not layer.has_mlp and channels:
-            I = channels
+            I = -(-channels // multiple) * multiple
             for name, tensor in _mlp(whole[new], names, I):
                 form.put(name, tensor.to(model.embed.weight))
         elif layer.has_mlp and I % multiple:

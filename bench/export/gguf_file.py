@@ -19,6 +19,7 @@ Letters: D = residual width, I = MLP width, H = query heads, G = key/value heads
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from bench.data import gguf_reader
 from bench.export import vocabulary
 from bench.export.engine_form import EngineForm, engine_form, require_plain_llama
 from bench.serving import llama_cpp
-from bench.system.failures import Failure
+from bench.system.failures import Failure, room_left
 from methods.checkpoint.pruned_config import describe
 from methods.checkpoint.save_load import default_probe
 from methods.checkpoint.stock import Uneven, empty
@@ -48,6 +49,7 @@ from methods.checkpoint.transformers_compat import (
     tolerance,
     uniform_config,
 )
+from methods.checkpoint.weight_files import cast_to
 from methods.errors import Unwritable, UserError, first_line
 from methods.model.decoder import Decoder
 
@@ -119,12 +121,21 @@ def write(
             if quantised:
                 small = file.with_name(f"{quantised}-{path.name}")
                 if failure := llama_cpp.quantise(file, small, quantised, threads=torch.get_num_threads()):
-                    raise NotQuantised(quantised, failure)
+                    raise _not_quantised(file, path, quantised, failure)
                 file = small
             file.rename(path)
     except OSError as error:
         raise Unwritable(f"{path} cannot be written: {error.strerror or error}") from error
     return contents
+
+
+def _not_quantised(file: Path, path: Path, quantised: str, failure: Failure) -> UserError:
+    """Return Unwritable where the disk has no room for what `file` is quantised to, and else NotQuantised."""
+    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[quantised.upper()]]
+    if failure.status == "error" and shutil.disk_usage(file.parent).free < file.stat().st_size / (4 * block) * size:
+        left = room_left([path.parent])
+        return Unwritable(f"{path} cannot be written: llama.cpp does not finish {quantised}, and {left}")
+    return NotQuantised(quantised, failure)
 
 
 def _require_blocks(contents: Contents, quantised: str) -> None:
@@ -153,9 +164,9 @@ def contents_of(model: Decoder, multiple: int = 1) -> Contents:
     return Contents(architecture, form)
 
 
-def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round a tensor as the file does, in float32 on the CPU."""
-    return (tensor.to(dtype) if tensor.ndim > 1 else tensor).float().cpu().contiguous()
+def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round a tensor as the file does, in float32 on the CPU. Raises UserError where `dtype` cannot hold it."""
+    return (cast_to(name, tensor, dtype) if tensor.ndim > 1 else tensor).float().cpu().contiguous()
 
 
 def _write(
@@ -198,7 +209,7 @@ def _write(
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for tensor, value in form.tensors.items():
-        rows = rounded(value, dtype)
+        rows = rounded(tensor, value, dtype)
         if contents.architecture in INTERLEAVED and targets[tensor].endswith((".attn_q", ".attn_k")):
             rows = interleaved(rows, len(rows) // E)
         writer.write_tensor_data(gguf.quants.quantize(rows.numpy(), kinds[tensor]))
@@ -223,7 +234,7 @@ def _read_back(file: Path, model: Decoder, contents: Contents, dtype: torch.dtyp
         return first_line(error)
     again = found.model.state_dict()
     for name, tensor in stored.items():
-        if not torch.equal(again[name], rounded(tensor, dtype).to(dtype)):
+        if not torch.equal(again[name], rounded(name, tensor, dtype).to(dtype)):
             return f"{name} differs"
     kind = torch.bfloat16 if dtype == torch.float16 else dtype  # since logits may overflow in float16
     for parameter in found.model.parameters():

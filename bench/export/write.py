@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from bench.data import pretrained
+from bench.data import pretrained, texts
 from bench.export.formats import GGUF, HF
-from bench.plan.served import QUANTISED
+from bench.plan.served import AUTO, QUANTISED
 from bench.records import run_folder
 from bench.records.record import Record
 from bench.run.reproduce import PrunedModel, prune_again
@@ -26,7 +26,7 @@ from methods.checkpoint import save_load, weight_files
 from methods.checkpoint.stock import Uneven
 from methods.checkpoint.transformers_compat import padded
 from methods.checkpoint.verify import Check
-from methods.errors import UserError
+from methods.errors import UserError, first_line
 
 CARRIED = ("base", "pruning", "measured", "rounding")  # what a copy says as its original does
 BEFORE = "the model of the run, before it was stored in this folder"
@@ -77,8 +77,21 @@ def _saved(record: Record, run: Path, dtype: str | None) -> Path | None:
     saved = record.measured.get("saved")
     if not saved or not save_load.is_checkpoint(run / saved["folder"]):
         return None
-    whole = "rounding" not in saved or dtype in (None, saved["dtype"]) or saved["dtype"] == "float32"
-    return run / saved["folder"] if whole else None
+    exact = "rounding" not in saved or saved["dtype"] == "float32"
+    return run / saved["folder"] if exact or _resolved(dtype, record) in (None, saved["dtype"]) else None
+
+
+def _resolved(dtype: str | None, record: Record) -> str | None:
+    """Return the dtype by its own name where that of the base's weights is meant."""
+    if dtype != AUTO:
+        return dtype
+    return str(wanted_dtype(AUTO, record.cell["model"], record.cell["dtype"])).removeprefix("torch.")
+
+
+def _tokenizer(record: Record, run: Path, dtype: str | None) -> Any:
+    """Load the tokenizer of what `model_of` returns."""
+    folder = _saved(record, run, "float32" if dtype in QUANTISED else dtype)
+    return pretrained.load_tokenizer(str(folder or record.cell["model"]), record.cell["trust_remote_code"])
 
 
 def copy(source: Path, target: Path) -> None:
@@ -91,6 +104,8 @@ def copy(source: Path, target: Path) -> None:
 def write(record: Record, run: Path, wish: Wish) -> str:
     """Write the record's model as wished, and return a line on it. Raises UserError."""
     to = wish.to
+    if not to.name:
+        raise UserError(f"{to} is the folder in which the command runs, which no model can replace; name a new one")
     if to.is_file() or (to.is_dir() and (wish.format == GGUF or any(to.iterdir()))):
         raise UserError(
             f"{to} exists{' and is not empty' if to.is_dir() and any(to.iterdir()) else ''}; name a new one"
@@ -98,7 +113,11 @@ def write(record: Record, run: Path, wish: Wish) -> str:
     if wish.dtype in QUANTISED:
         llama_cpp.require(f"{wish.dtype} is written by llama.cpp")
     saved = record.measured.get("saved") or {}
-    unchanged = not wish.pad and wish.most == save_load.SHARD_BYTES and wish.dtype in (None, saved.get("dtype"))
+    unchanged = (
+        not wish.pad
+        and wish.most == save_load.SHARD_BYTES
+        and (_resolved(wish.dtype, record) in (None, saved.get("dtype")))
+    )
     if wish.format == HF and saved and unchanged and save_load.is_checkpoint(run / saved["folder"]):
         copy(run / saved["folder"], to)
         return _line(to, save_load.read_manifest(to))
@@ -107,8 +126,7 @@ def write(record: Record, run: Path, wish: Wish) -> str:
     if wish.format == GGUF:
         from bench.export import vocabulary
 
-        named = _saved(record, run, dtype) or cell["model"]
-        words = pretrained.load_tokenizer(str(named), cell["trust_remote_code"])
+        words = _tokenizer(record, run, wish.dtype)
         vocabulary.describe(words, len(words))  # which refuses one that GGUF does not hold, before a model is made
     found = model_of(record, run, wish.device, dtype)
     kind = wanted_dtype(dtype or saved.get("dtype", "auto"), cell["model"], cell["dtype"])
@@ -146,15 +164,23 @@ def _line(folder: Path, manifest: Mapping[str, Any]) -> str:
     return f"{folder}: {count}, loads with {means}{reason}"
 
 
-def checks(record: Record, to: Path) -> Iterator[Check]:
-    """Yield what comes of the GGUF file `to` in llama.cpp, a check each, on text of the record. Raises UserError."""
+def checks(record: Record, run: Path, wish: Wish) -> Iterator[Check]:
+    """Yield what comes of the GGUF file that was written as wished in llama.cpp, a check each, on text of the record.
+
+    Where that text is not here any more, or too short for a window, all but perplexities is compared.
+    """
     from bench.export import engine_check
 
     protocol = record.cell["protocol"]
-    tokenizer = pretrained.load_tokenizer(record.cell["model"], record.cell["trust_remote_code"])
-    text = [*protocol["texts"], protocol["calibration"]][0]
-    try:
-        windows = engine_check.windows_of(tokenizer, text, protocol["window"])
-    except UserError:  # of a text that is too short for several
-        windows = engine_check.windows_of(tokenizer, text, protocol["window"], 1)
-    yield from engine_check.check(to, tokenizer, windows, threads=torch.get_num_threads())
+    tokenizer = _tokenizer(record, run, wish.dtype)
+    text, windows = [*protocol["texts"], protocol["calibration"]][0], None
+    for count in (engine_check.WINDOWS, 1):  # a text may be too short for several
+        try:
+            texts.check(text)
+            windows = engine_check.windows_of(tokenizer, text, protocol["window"], count)
+            break
+        except UserError as error:
+            missing = Check("perplexity", True, f"not compared: {first_line(error)}")
+    yield from engine_check.check(wish.to, tokenizer, windows, threads=torch.get_num_threads())
+    if windows is None:
+        yield missing

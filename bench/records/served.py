@@ -86,7 +86,7 @@ def measurement(record: ServedRecord) -> str:
 
 
 def answers(record: ServedRecord) -> str:
-    """Return what a record answers: which model of a cell, in which type, beside which dense one, asked how and where."""
+    """Return what a record answers: which model of a cell in which type, beside which dense one, asked how, where."""
     model = record.model.get("pruned_sha256")
     return json.dumps(
         [record.key, record.type, record.base, model, conditions(record.asked, record.environment)], sort_keys=True

@@ -28,6 +28,7 @@ from bench.serving.other_python import EngineFailed, OtherPython
 from bench.speed.summary import summary
 from bench.speed.timing import Pass, WarmUp
 from bench.speed.workloads import TimedPoint
+from bench.stats.draws import exponential
 from bench.system.memory import give_back
 from methods.checkpoint import save_load
 from methods.checkpoint.pruned_config import describe
@@ -90,7 +91,7 @@ class ByOtherPython:
         share = found["perplexity"] / ours - 1
         said = f"{found['perplexity']:.5g}, and transformers has {ours:.5g} on the same {found['tokens']:,} tokens"
         checks = [[f"{self.name} perplexity", abs(share) <= AGREES, said]]
-        if abs(share) > AGREES:
+        if not abs(share) <= AGREES:  # which is not so of a share that is no number
             raise NotServed("error", f"{self.name} perplexity: {said}", {"checks": checks})
         return {"checks": checks, "perplexity": found}
 
@@ -100,7 +101,7 @@ class ByOtherPython:
             inner, scored = model.model.model, torch.ones_like(text.ids, dtype=torch.bool)
             scored[:, 0] = False
             nats = float(window_nll(inner, text.ids, scored, text.ids.shape[1]).sum())
-            self._ours = weakref.ref(model), math.exp(nats / int(scored.sum()))  # the next model needs the room
+            self._ours = weakref.ref(model), exponential(nats / int(scored.sum()))  # the next model needs the room
             if len(place := place_of(inner)) == 1:
                 inner.to("cpu")
                 give_back(place)

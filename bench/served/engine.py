@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from bench.plan.served import ServedProtocol
 from bench.run.reproduce import PrunedModel
 from bench.speed.workloads import TimedPoint
 from bench.stats.clusters import ratio_interval
+from bench.stats.draws import exponential
 
 
 class NotServed(Exception):
@@ -87,11 +89,16 @@ class ServingEngine(Protocol):
 
 
 def perplexity(nll: list[float], text: EvaluationText) -> dict[str, Any]:
-    """Return the figures of a text from the nats of each of its windows, of which the first token is not scored."""
+    """Return the figures of a text from the nats of each of its windows, of which the first token is not scored.
+
+    An interval whose end is too large for a number is left out. Raises NotServed where the perplexity is no finite one.
+    """
     M, W = text.ids.shape
     tokens = M * (W - 1)
-    low, high = ratio_interval(nll, [W - 1] * M, in_a_row=not text.drawn)
-    return {
+    mean = exponential(sum(nll) / tokens)
+    if not math.isfinite(mean):
+        raise NotServed("error", f"the engine's perplexity is {mean:g}, which is no finite number")
+    found = {
         "text": text.text,
         "sha256": text.sha256,
         "windows": M,
@@ -99,7 +106,9 @@ def perplexity(nll: list[float], text: EvaluationText) -> dict[str, Any]:
         "window": W,
         "tokens": tokens,
         "nll": nll,
-        "perplexity": math.exp(sum(nll) / tokens),
-        "perplexity_low": math.exp(low),
-        "perplexity_high": math.exp(high),
+        "perplexity": mean,
     }
+    low, high = ratio_interval(nll, [W - 1] * M, in_a_row=not text.drawn)
+    with suppress(OverflowError):
+        found |= {"perplexity_low": math.exp(low), "perplexity_high": math.exp(high)}
+    return found

@@ -31,6 +31,10 @@ from bench.system.console import say
 from methods.errors import Unwritable, UserError
 
 
+class DenseNotServed(UserError):
+    """Says why the engine does not serve the dense model, and so none of those that would be timed beside it."""
+
+
 @dataclass(frozen=True)
 class Served:
     """Says which cells of a run are served: the dense one of a model, and those that are asked for, by their keys."""
@@ -38,6 +42,11 @@ class Served:
     run: Path
     dense: str
     cells: dict[str, Record]
+
+    @property
+    def name(self) -> str:
+        """Return the dense model's name for a reader."""
+        return display_name(self.cells[self.dense])
 
 
 def find(run: Path, wanted: Sequence[str] = ()) -> list[Served]:
@@ -80,8 +89,8 @@ def serve(
 
     device  on which models are made again where they were not saved
 
-    Raises UserError, before any work, where the engine or the text is missing, and where the engine does not serve the
-    dense model.
+    Raises UserError, before any work, where the engine, the text or the dense model is missing, and DenseNotServed
+    where the engine does not serve that.
     """
     engine.require(asked)
     texts.check(asked.text)
@@ -117,7 +126,7 @@ def serve(
                 )
                 known[key, kind] = served.save(wanted.run, row)
                 if status != "ok" and (key, kind) == (wanted.dense, types[0]):
-                    raise UserError(
+                    raise DenseNotServed(
                         f"{engine.name} does not serve the dense model, beside which all are timed: {error}"
                     )
             yield known[key, kind]
@@ -159,6 +168,11 @@ def _model(record: Record) -> dict[str, Any]:
     }
 
 
+def _ends_all(error: Exception) -> bool:
+    """Say whether no other model escapes what one has met."""
+    return isinstance(error, Unwritable) or failures.is_full_disk(error)
+
+
 class _RowMeasurer:
     """Keeps what rows share: the dense model's file, the windows, and the model in memory, whose types follow."""
 
@@ -167,6 +181,7 @@ class _RowMeasurer:
     ) -> None:
         self.wanted, self.asked, self.engine, self.scratch, self.device = wanted, asked, engine, scratch, device
         dense = wanted.cells[wanted.dense].cell
+        pretrained.check(dense["model"], dense["trust_remote_code"])
         tokenizer = pretrained.load_tokenizer(dense["model"], dense["trust_remote_code"])
         self.text = texts.evaluation(tokenizer, asked.text, asked.window, asked.window, asked.windows, drawn=True)
         self.points = workloads.points(Protocol(prefill=asked.prefill, decode=asked.decode, batches=asked.batches))
@@ -180,9 +195,12 @@ class _RowMeasurer:
         if self.dense is None:
             say(f"{where}: exporting the dense model")
             try:
-                self.dense = self._exported(self.wanted.dense, self.base)  # whose refusal is the user's
-            except NotServed as error:
-                raise UserError(f"the dense model, beside which all are timed, is not exported: {error}") from None
+                self.dense = self._exported(self.wanted.dense, self.base)
+            except (NotServed, UserError) as error:
+                if _ends_all(error):
+                    raise
+                reason = f"the dense model, beside which all are timed, is not exported: {error}"
+                raise DenseNotServed(reason) from None
             self.work = self._macs()
         measured: dict[str, Any] = {}
         try:
@@ -192,8 +210,8 @@ class _RowMeasurer:
         except NotServed as error:
             return error.status, str(error), measured
         except UserError as error:
-            if isinstance(error, Unwritable) or failures.is_full_disk(error):
-                raise  # which no other model escapes
+            if _ends_all(error):
+                raise
             return "unsupported", str(error), measured
         try:
             measured |= {"format": exported.format, "bytes": exported.bytes}

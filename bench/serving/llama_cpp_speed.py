@@ -68,10 +68,11 @@ def _time(line: worker.Line, task: dict[str, Any], complaints: str) -> None:
     told: dict[str, Any] = {"resident_before_bytes": resident, "points": []}
     for point in task["points"]:
         line.alive(f"while it measured the memory of {point}")
-        run = TimedFile(engine, files["pruned"], point, task["steps"], task["threads"])
-        _once(run.workload)
-        told["points"].append(point.named | {"resident_bytes": resident_bytes()})
-        run.close()
+        try:
+            taken: dict[str, Any] = {"resident_bytes": _resident_at(engine, files["pruned"], point, task)}
+        except ValueError as error:  # the engine's own word on this point
+            taken = {"failed": reason(error)}
+        told["points"].append(point.named | taken)
     line.tell({"memory": told})
     line.alive("while llama.cpp read the dense file")
     files = {"dense": engine.load(task["dense"]), **files}
@@ -82,6 +83,16 @@ def _time(line: worker.Line, task: dict[str, Any], complaints: str) -> None:
             timed = {"failed": reason(error)}
         line.tell({"points": [point.named | timed]})
     line.tell({"machine": environment.between(before, environment.state())})
+
+
+def _resident_at(engine: llama_cpp.Library, file: Any, point: TimedPoint, task: dict[str, Any]) -> int | None:
+    """Return the bytes that the process has resident once a point was computed. Raises ValueError as the engine."""
+    run = TimedFile(engine, file, point, task["steps"], task["threads"])
+    try:
+        _once(run.workload)
+        return resident_bytes()
+    finally:
+        run.close()
 
 
 def _once(work: Workload) -> None:

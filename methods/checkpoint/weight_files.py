@@ -46,7 +46,7 @@ def write(
 
     One tensor that is larger has a file of its own.
     One file is model.safetensors; several are numbered and have an index, as transformers reads them. Tensors are cast
-    file by file. Returns {file: {bytes, sha256}}.
+    file by file. Returns {file: {bytes, sha256}}. Raises CheckpointError as `cast_to`.
     """
     shards: list[list[str]] = [[]]
     kinds = {name: held(name) if tensor.is_floating_point() else tensor.dtype for name, tensor in tensors.items()}
@@ -61,7 +61,7 @@ def write(
     files = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
     files = files if len(files) > 1 else ["model.safetensors"]
     for file, names in zip(files, shards, strict=True):
-        cast = {name: tensors[name].to(kinds[name]).contiguous() for name in names}
+        cast = {name: cast_to(name, tensors[name], kinds[name]).contiguous() for name in names}
         save_file(cast, folder / file, {"format": "pt"})
         (folder / file).chmod(folder.stat().st_mode & 0o666)  # as the other files; its writer lets nobody else read it
     if len(files) > 1:
@@ -69,6 +69,15 @@ def write(
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     return {file: {"bytes": (folder / file).stat().st_size, "sha256": sha256(folder / file)} for file in files}
+
+
+def cast_to(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the tensor in another dtype. Raises CheckpointError where that has no place for one of its numbers."""
+    cast = tensor.to(dtype)
+    if cast.is_floating_point() and not cast.isfinite().all() and tensor.isfinite().all():
+        kind = str(dtype).removeprefix("torch.")
+        raise CheckpointError(f"{name} has numbers that {kind} does not hold; store it in another dtype")
+    return cast
 
 
 def are_listed(weights: Any) -> bool:

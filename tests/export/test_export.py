@@ -14,6 +14,7 @@ from uneven_models import bpe
 
 from bench.cli.main import main
 from bench.data import pretrained as named
+from bench.export import engine_check
 from bench.export import write as export
 from bench.records.run_folder import load_run
 from bench.run.saving import RELOADED, wanted_dtype
@@ -156,6 +157,25 @@ def test_a_saved_model_is_taken_unless_it_was_rounded(saving, monkeypatch):
     ):
         one = replace(record, measured=record.measured | {"saved": saved})
         assert (export.model_of(one, saving, "cpu", asked) != "made again") == taken
+    monkeypatch.setattr(named, "stored_dtype", lambda model: "bfloat16")  # which "auto" then means
+    one = replace(record, measured=record.measured | {"saved": rounded})
+    assert export.model_of(one, saving, "cpu", "auto") != "made again"
+
+
+@pytest.mark.parametrize(("text", "why"), [("gone.txt", "no text 'gone.txt'"), ("short.txt", "short.txt has")])
+def test_a_file_is_checked_without_the_base_and_the_text_of_its_run(text, why, saving, tmp_path, monkeypatch):
+    (tmp_path / "short.txt").write_text("the cat sat\n\nwith them")
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(engine_check, "check", lambda *given, **how: asked.append(given) or iter(()))
+    record = by_label(saving)["drop-tail"]
+    protocol = record.cell["protocol"] | {"texts": [text]}
+    one = replace(record, cell=record.cell | {"model": str(tmp_path / "moved"), "protocol": protocol})
+    (check,) = export.checks(one, saving, export.Wish(tmp_path / "model.gguf", format="gguf"))
+    assert check.passed
+    assert f"not compared: {why if text == 'gone.txt' else ''}" in check.found
+    assert why in check.found
+    assert asked[0][2] is None
 
 
 def test_a_copy_is_checked(saving, tmp_path, capsys):
@@ -222,6 +242,8 @@ def test_mistakes_of_export_are_one_line(plain, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(export, "model_of", lambda *_: pytest.fail("a model was made before the mistake was found"))
     assert "empty exists; name a new one" in refused(capsys, *as_gguf, tmp_path / "empty")
     assert "GGUF is written for BPE tokenizers" in refused(capsys, *as_gguf, tmp_path / "x")
+    monkeypatch.chdir(tmp_path / "empty")
+    assert "is the folder in which the command runs" in refused(capsys, "export", plain, "drop-tail", "--to", ".")
     small = ("--to", tmp_path / "x", "--save-dtype", "q8_0")
     assert "save-dtype q8_0 is for --format gguf" in refused(capsys, "export", plain, "drop-tail", *small)
     many = ("--to", tmp_path / "x", "--multiple", "64")

@@ -18,7 +18,7 @@ from uneven_models import bpe, droped, uneven, with_a_map
 import methods
 from bench.data import gguf_reader
 from bench.data import pretrained as named
-from bench.export import gguf_file, vocabulary
+from bench.export import engine_form, gguf_file, nemotron_nas, vocabulary
 from methods.errors import CheckpointError, Unwritable, UserError
 from methods.model.decoder import Decoder
 
@@ -38,12 +38,29 @@ def test_a_gguf_file_is_the_model_again(kind, dtype, ids, tmp_path):
     gguf_file.write(model, tokenizer, tmp_path / "model.gguf", dtype, "tiny")
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
     again = Decoder(AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32))
-    rounded = {name: gguf_file.rounded(tensor, dtype) for name, tensor in model.model.state_dict().items()}
+    rounded = {name: gguf_file.rounded(name, tensor, dtype) for name, tensor in model.model.state_dict().items()}
     model.model.load_state_dict(rounded)
     assert len(again.layers) == 4
     torch.testing.assert_close(logits(again, ids), logits(model, ids), rtol=0, atol=1e-6)
     words = AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")
     assert words("the end, 12 of them")["input_ids"] == tokenizer("the end, 12 of them")["input_ids"]
+
+
+def test_numbers_that_a_dtype_does_not_hold_are_refused(tmp_path):
+    model = droped("llama")
+    model.layers[0].down.weight.data[0, 0] = 1e5
+    with pytest.raises(CheckpointError, match=r"mlp.down_proj.weight has numbers that float16 does not hold; store it"):
+        gguf_file.write(model, bpe(), tmp_path / "model.gguf", torch.float16, "tiny")
+    with pytest.raises(CheckpointError, match=r"mlp.down_proj.weight has numbers that float16 does not hold; store it"):
+        nemotron_nas.write(model, bpe(), tmp_path / "nas", torch.float16, shard_bytes=10**9)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_channels_of_zeros_for_a_removed_mlp_are_a_multiple_too():
+    model = uneven("llama", heads=(), gone="mlp 1")
+    form = engine_form.engine_form(model, "GGUF", multiple=64, heads=(2, 1), channels=32)
+    assert {layer.I % 64 for layer in form.layers} == {0}
+    assert form.layers[1].I == 64
 
 
 def test_a_gguf_file_of_uniform_widths(ids, tmp_path):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from uneven_models import bpe, droped
 
+from bench.export import gguf_file
 from bench.plan.served import ServedProtocol
 from bench.run.reproduce import PrunedModel
 from bench.served.by_llama_cpp import ByLlamaCpp
 from bench.served.engine import NotServed
 from bench.serving import llama_cpp
 from bench.system.failures import Failure
-from methods.errors import UserError
+from methods.errors import Unwritable, UserError
 
 
 @pytest.mark.parametrize("status", ["crashed", "timed_out", "error"])
@@ -22,6 +25,16 @@ def test_the_failure_of_quantising_has_its_own_status(status, tmp_path, monkeypa
     with pytest.raises(NotServed, match=f"llama.cpp does not write q8_0: {status}, killed by SIGSEGV") as caught:
         ByLlamaCpp(ServedProtocol(), 1).export(model, tmp_path / "model", "q8_0", "tiny")
     assert caught.value.status == status
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_no_outcome_of_a_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(llama_cpp, "require", lambda what: None)
+    monkeypatch.setattr(llama_cpp, "quantise", lambda *_, **__: Failure("error", "not quantised"))
+    monkeypatch.setattr(gguf_file.shutil, "disk_usage", lambda folder: SimpleNamespace(free=4096))
+    model = PrunedModel(droped("llama", intermediate_size=64), bpe(), {}, None)
+    with pytest.raises(Unwritable, match=r"cannot be written: llama[.]cpp does not finish q8_0, and left are 0 MB in"):
+        ByLlamaCpp(ServedProtocol(), 1).export(model, tmp_path / "model", "q8_0", "tiny")
     assert list(tmp_path.iterdir()) == []
 
 

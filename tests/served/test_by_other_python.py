@@ -18,7 +18,7 @@ from bench.plan.served import ServedProtocol
 from bench.run.reproduce import PrunedModel
 from bench.served import by_other_python
 from bench.served.by_other_python import ByOtherPython
-from bench.served.engine import Exported, NotServed
+from bench.served.engine import Exported, NotServed, perplexity
 from methods.errors import UserError
 from methods.model.decoder import Decoder
 
@@ -32,7 +32,7 @@ def nats() -> list[float]:
     return (-scores.gather(-1, IDS[:, 1:, None])).sum((1, 2)).tolist()
 
 
-@pytest.mark.parametrize("off", [1.0, 1.1])
+@pytest.mark.parametrize("off", [1.0, 1.1, math.nan])
 def test_our_own_model_has_left_the_gpu_when_the_engine_starts(off, tmp_path, monkeypatch):
     asked, found, computed = (
         ServedProtocol(engine="vllm", engine_python="python", types=("bfloat16", "float16")),
@@ -56,10 +56,22 @@ def test_our_own_model_has_left_the_gpu_when_the_engine_starts(off, tmp_path, mo
                 quality = engine.quality(Exported(tmp_path, "hf", kind, 1), model, text)
                 assert quality["perplexity"]["perplexity"] == pytest.approx(math.exp(sum(nats()) / IDS[:, 1:].numel()))
             else:
-                with pytest.raises(NotServed, match="vllm perplexity"):
+                with pytest.raises(
+                    NotServed, match="vllm perplexity" if off == 1.1 else "perplexity is nan, which is no fin"
+                ):
                     engine.quality(Exported(tmp_path, "hf", kind, 1), model, text)
     assert found == [{"cpu"}, {"cpu"}]
     assert len(computed) == 1  # for both types
+
+
+def test_a_perplexity_beyond_all_numbers_is_an_outcome():
+    ids = torch.zeros(2, 2, dtype=torch.long)
+    text = EvaluationText(ids, ids.bool(), 1, 1, 2, "", "t", "none", True)
+    found = perplexity([10.0, 150.0], text)
+    assert found["perplexity"] == pytest.approx(math.exp(80))
+    assert "perplexity_high" not in found  # which is beyond them
+    with pytest.raises(NotServed, match="the engine's perplexity is inf, which is no finite number"):
+        perplexity([1e4, 1e4], text)
 
 
 @pytest.mark.parametrize("name", ["vllm", "sglang"])

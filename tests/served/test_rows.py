@@ -19,7 +19,7 @@ from bench.cli import run as run_command
 from bench.cli.main import main
 from bench.plan.served import ServedProtocol
 from bench.records import merge, packed_run, run_folder, served
-from bench.served import by_other_python, rows
+from bench.served import by_other_python, chosen, rows
 from bench.served.engine import Exported, NotServed
 from bench.serving import llama_cpp
 from methods.errors import CheckpointError, Unwritable, UserError
@@ -141,6 +141,34 @@ def test_without_the_dense_model_nothing_is_timed(fresh):
     assert [one.status for one in served.load(fresh / "run")] == ["error"]
     with pytest.raises(UserError, match="dense has a shape of its own"):
         serve(fresh, Recorded(refuses=("dense",)))
+
+
+def test_a_model_that_is_not_served_keeps_no_other_one_from_it(fresh, monkeypatch, capsys):
+    class RefusesTheFirst(Recorded):
+        def export(self, model, path, kind, name):
+            if self.did[-1] == "require" and self.did.count("require") == 1:
+                raise UserError("GGUF is written for llama")
+            return super().export(model, path, kind, name)
+
+    (model,) = rows.find(fresh / "run", ["drop-tail"])
+    text = str(fresh / "words.txt")
+    for several, code in (([model, model], 3), ([model], 2)):
+        (fresh / "run" / served.FILE).unlink(missing_ok=True)
+        mine = RefusesTheFirst()
+        monkeypatch.setattr(chosen, "engine", lambda *_, mine=mine: mine)
+        monkeypatch.setattr(rows, "find", lambda *_, several=several: several)
+        assert main(["serve-speed", str(fresh / "run"), "--text", text, "--windows", "4", "--window", "32"]) == code
+        out, err = capsys.readouterr()
+        refusal = "the dense model, beside which all are timed, is not exported: GGUF is written for llama\n"
+        assert f"{f'{model.name}' if code == 3 else 'prunebench'}: {refusal}" in err
+        assert ("drop-tail@q8_0" in out) == (code == 3)
+
+
+def test_a_base_model_that_is_gone_is_one_line(fresh, tmp_path):
+    copied(fresh, tmp_path / "run", "model", ("~nowhere",))
+    (model,) = rows.find(tmp_path / "run")
+    with pytest.raises(UserError, match="'~nowhere' is no model"):
+        next(rows.serve(model, asked(fresh), Recorded()))
 
 
 def test_rows_with_a_record_are_not_measured_again(fresh):

@@ -77,6 +77,13 @@ def test_a_point_that_the_engine_cannot_do_is_an_outcome_of_its_own(files, tmp_p
     assert failure.status == "error"
     assert "cannot read the file" in failure.reason
     assert found["engine"]["name"] == "llama.cpp"  # what was told before stands
+    points = [TimedPoint("decode", 512, 16), TimedPoint("decode", 1, 16)]
+    found, failure = llama_cpp_speed.time(file, file, points, steps=4, rounds=6, threads=1)
+    assert failure is None
+    assert "makes no context" in found["points"][0]["failed"]
+    assert "makes no context" in found["memory"]["points"][0]["failed"]
+    assert found["points"][1]["pruned_ms"] > 0
+    assert found["memory"]["points"][1]["resident_bytes"] > 0
 
 
 @pytest.mark.parametrize("name", ["even", "uneven"])

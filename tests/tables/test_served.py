@@ -44,6 +44,28 @@ def test_models_of_several_ratios_are_named_with_them_and_none_is_the_best():
     assert table.marks() == {"doubtful"}  # ratios and types differ, and what a budget allowed is not known here
 
 
+@pytest.mark.parametrize("absent", ["windows", "perplexity_low perplexity_high"])
+def test_what_a_record_need_not_say_is_not_needed(absent):
+    found = record("laco", points=[point()])
+    for name in absent.split():
+        del found.measured["perplexity"][name]
+    found.measured["memory"]["points"].append({"kind": "decode", "batch": 512, "context": 128, "failed": "no room"})
+    (table,) = served.tables([record(), found])
+    assert cell(table, "laco@bfloat16", "perplexity").value == found.measured["perplexity"]["perplexity"]
+    assert cell(table, "laco@bfloat16", "times").low is not None
+    assert cell(table, "laco@bfloat16", "memory").text == "2.00 MiB"
+
+
+def test_the_path_of_a_text_is_not_told():
+    several = [record(points=[point()]), record("laco", points=[point()])]
+    for one in several:
+        one.asked["text"] = "/home/me/words.txt"
+    (table,), (figure,) = served.tables(several), figures.figures(several)
+    said = [*(one.label for one in table.columns), *table.footnotes, figure.title, figure.charts[0].y]
+    assert sum("words.txt" in one for one in said) == 4
+    assert not any("/home/me" in one for one in said)
+
+
 def test_other_windows_are_not_paired():
     (table,) = served.tables([record(), record("laco", sha256="other")])
     assert cell(table, "laco@bfloat16", "times").value is None

@@ -13,7 +13,7 @@ from bench.records.record import share
 from bench.records.served import ServedRecord, alike
 from bench.records.windows import in_a_row
 from bench.stats.clusters import paired_perplexity
-from reports.metrics import METRICS, MISSING, binary, perplexity, significant
+from reports.metrics import METRICS, MISSING, binary, perplexity, short, significant
 from reports.tables.table import Column, Row, Table, TableCell, text
 
 FIGURES = (
@@ -78,12 +78,12 @@ def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
     conditions = (_engine(first), *_machine(first, f"{asked['threads']} threads" if own else ""))
     points = [_points(one) for one in records]
     shown = {kind: next((_key(p) for ps in points for p in ps if p["kind"] == kind), None) for kind in KINDS}
-    columns = [Column(c.name, c.label.format(asked["text"]), better=c.better, brief=c.brief) for c in FIGURES]
+    columns = [Column(c.name, c.label.format(short(asked["text"])), better=c.better, brief=c.brief) for c in FIGURES]
     names = dict(zip(map(id, records), _names(records), strict=True))
     rows = [_row(one, names[id(one)], _figures(one, base, shown)) for one in records]
     sizes = [f"{KINDS[kind]} {key[1]:,}, batch {key[2]}" for kind, key in shown.items() if key]
     protocol = (
-        f"{asked['windows']} windows of {asked['window']} tokens of {asked['text']}; {'; '.join(sizes)}; up to "
+        f"{asked['windows']} windows of {asked['window']} tokens of {short(asked['text'])}; {'; '.join(sizes)}; up to "
         f"{asked['rounds']} rounds, {asked['steps']} tokens a pass."
     )
     turns, predicted, sizes_of = ABOUT_LLAMA_CPP if own else ABOUT_OTHERS
@@ -218,14 +218,17 @@ def _memory(record: ServedRecord) -> Iterator[tuple[tuple[str, int, int], int]]:
     """Yield what the engine's process has taken for a model at each point."""
     memory = record.measured.get("memory", {})
     for point in memory.get("points", ()):
-        yield _key(point), point["resident_bytes"] - memory["resident_before_bytes"]
+        if "resident_bytes" in point:
+            yield _key(point), point["resident_bytes"] - memory["resident_before_bytes"]
 
 
 def _perplexity(found: dict[str, Any] | None) -> TableCell:
     if not found:
         return TableCell()
-    value, low, high = (found[f"perplexity{end}"] for end in ("", "_low", "_high"))
-    shown = METRICS["perplexity_"]
+    shown, value = METRICS["perplexity_"], found["perplexity"]
+    if "perplexity_low" not in found:
+        return TableCell(shown.show(value), value=value)
+    low, high = found["perplexity_low"], found["perplexity_high"]
     return TableCell(shown.show_interval(value, low, high), shown.show(value), value, low, high)
 
 
@@ -233,7 +236,7 @@ def _times(found: dict[str, Any] | None, base: dict[str, Any] | None) -> TableCe
     """Return how many times the base's perplexity a model has, over the same windows."""
     if not found or not base or found["sha256"] != base["sha256"]:
         return TableCell()
-    tokens = [found["window"] - 1] * found["windows"]
+    tokens = [found["window"] - 1] * len(found["nll"])
     one = paired_perplexity(base["nll"], found["nll"], tokens, in_a_row=in_a_row(found))
     words = METRICS["decode_speed"].show_interval(one.estimate, one.low, one.high).replace("x", "")
     return TableCell(words, perplexity(one.estimate, one.estimate), one.estimate, one.low, one.high)
