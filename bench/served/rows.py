@@ -52,6 +52,9 @@ class Served:
 def find(run: Path, wanted: Sequence[str] = ()) -> list[Served]:
     """Find the cells that are meant, all with a model where none is named, by model and dtype with their dense one.
 
+    Of cells that have one model by one method and ratio, as of a method that draws nothing under several seeds, the
+    first is taken.
+
     Raises UserError where one is none, has no model, or where there is no dense cell to compare it with.
     """
     every = run_folder.records(run)
@@ -73,8 +76,19 @@ def find(run: Path, wanted: Sequence[str] = ()) -> list[Served]:
             )
         mine = {key: record for key, record in chosen.items() if _base(record) == base}
         order = sorted(mine, key=lambda key: (mine[key].cell["method"] != "dense", key))
-        found.append(Served(run, dense[base], {dense[base]: every[dense[base]]} | {key: mine[key] for key in order}))
+        cells = {dense[base]: every[dense[base]]} | {key: mine[key] for key in order}
+        found.append(Served(run, dense[base], _once(cells)))
     return found
+
+
+def _once(cells: dict[str, Record]) -> dict[str, Record]:
+    """Return the cells without those that have a model which one before them has under the same name."""
+    found = dict[str | tuple[Any, ...], str]()
+    for key, record in cells.items():
+        name = (label(record.cell), requested_ratio(record), ratio_of(record.cell))
+        model = record.measured.get("pruned_sha256")
+        found.setdefault((*name, model) if model else key, key)
+    return {key: cells[key] for key in found.values()}
 
 
 def _base(record: Record) -> tuple[str, str]:
@@ -163,6 +177,7 @@ def _model(record: Record) -> dict[str, Any]:
         "label": label(record.cell),
         "method": record.cell["method"],
         "dtype": record.cell["dtype"],
+        "seed": record.cell["seed"],
         "requested_ratio": requested_ratio(record),
         "ratio_of": ratio_of(record.cell),
     }

@@ -14,7 +14,7 @@ from reports.figures.curves import FEW, Chart, Curve, Point, draw
 from reports.figures.figure import Figure
 from reports.figures.pareto import steps, unbeaten
 from reports.metrics import METRICS, short, significant
-from reports.tables.speed.served import first_rate
+from reports.tables.speed.served import first_rate, seeds_of
 
 MOST = 4.0  # times the dense model's perplexity, above which the axis ends
 ROOM = 0.04  # of an axis, beside its first and last point
@@ -62,7 +62,7 @@ def _known(records: Sequence[ServedRecord], better: str) -> list[tuple[ServedRec
 
 def _charts(records: Sequence[ServedRecord]) -> Iterator[Chart]:
     """Yield a chart for each cost that is known."""
-    base = _base(records)
+    base, seeds = _base(records), seeds_of(records)
     for better, (heading, _) in COSTS.items():
         known = _known(records, better)
         places = [place for _, place in known]
@@ -74,7 +74,7 @@ def _charts(records: Sequence[ServedRecord]) -> Iterator[Chart]:
         curves: dict[str, list[tuple[ServedRecord, Point]]] = {}
         for one, place in known:
             if one is not base:
-                curves.setdefault(_name(one), []).append((one, place))
+                curves.setdefault(_name(one) + seeds[id(one)], []).append((one, place))
         start = next((place for one, place in known if one is base), None)
         yield Chart(
             x=heading,
@@ -103,11 +103,10 @@ def _curve(label: str, points: Sequence[tuple[ServedRecord, Point]], emphasised:
 
 def _said(records: Sequence[ServedRecord], better: str) -> str:
     """Say which models are on the front."""
-    known = _known(records, better)
+    known, seeds = _known(records, better), seeds_of(records)
     front = unbeaten([place for _, place in known], better, "lower")
     names = [
-        f"{_name(known[at][0])} in {known[at][0].type} ({METRICS['perplexity_'].show(known[at][1][1])}, "
-        f"{significant(known[at][1][0])})"
-        for at in front
+        f"{_name(one)}{seeds[id(one)]} in {one.type} ({METRICS['perplexity_'].show(y)}, {significant(x)})"
+        for one, (x, y) in (known[at] for at in front)
     ]
     return f"Not beaten in perplexity and {COSTS[better][0]}: {', '.join(names)}."

@@ -403,6 +403,18 @@ def copied(fresh, run, field, values):
     return cells
 
 
+def test_a_model_of_several_seeds_is_served_once(fresh, tmp_path):
+    cells = copied(fresh, tmp_path / "run", "seed", (0, 1))
+    for file in cells.glob("1-wanda-sp*"):  # which draws, and finds another model
+        plain = json.loads(file.read_text())
+        file.write_text(json.dumps(plain | {"measured": plain["measured"] | {"pruned_sha256": "0" * 64}}))
+    (found,) = rows.find(tmp_path / "run")
+    names = [record.cell["label"] for record in found.cells.values()]
+    assert names == ["dense", "drop-tail", "slicegpt", "wanda-sp", "wanda-sp"]
+    several = list(rows.serve(found, asked(fresh, types=("q8_0",)), Recorded()))
+    assert [row.model["seed"] for row in several] == [0, 0, 0, 0, 1]
+
+
 def test_several_models_of_a_run_are_served_beside_their_own_dense_one(fresh, tmp_path):
     copied(fresh, tmp_path / "run", "model", ("one", "two"))
     found = rows.find(tmp_path / "run")

@@ -66,6 +66,16 @@ def test_the_path_of_a_text_is_not_told():
     assert not any("/home/me" in one for one in said)
 
 
+def test_models_of_several_seeds_are_named_with_them():
+    several = [record(points=[point()]), *(record("flap", points=[point()], nll=nats(2, seed)) for seed in (0, 1))]
+    for one, seed in zip(several, (0, 0, 1), strict=True):
+        one.model["seed"] = seed
+    (table,), (figure,) = served.tables(several), figures.figures(several)
+    assert [row.label for row in table.rows] == ["dense@bfloat16", "flap, seed 0@bfloat16", "flap, seed 1@bfloat16"]
+    assert {"flap at 0.2, seed 0", "flap at 0.2, seed 1"} == {curve.label for curve in figure.charts[0].curves}
+    assert "seed" not in served.tables(several[:2])[0].rows[1].label
+
+
 def test_other_windows_are_not_paired():
     (table,) = served.tables([record(), record("laco", sha256="other")])
     assert cell(table, "laco@bfloat16", "times").value is None

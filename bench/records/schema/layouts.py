@@ -22,6 +22,7 @@ from bench.records.schema.kinds import (
     Ratio,
     Sha256,
     Tokens,
+    Whole,
     absent,
     needed,
 )
@@ -89,6 +90,7 @@ class ModelServed(Layout):
     label: Name = needed("the method with its parameters")
     method: Name = needed("its name")
     dtype: Name = absent("of its cell, which is that of the dense model beside it")
+    seed: Whole = absent("of its cell")
     requested_ratio: Ratio | None = needed("that was asked for; null for dense, and where parameters alone decide")
     ratio_of: Name = needed("what that is a share of")
     ratio: Ratio | None = needed("of the dense model's parameters that went")

@@ -132,13 +132,25 @@ def _key(point: dict[str, Any]) -> tuple[str, int, int]:
 
 
 def _names(records: Sequence[ServedRecord]) -> list[str]:
-    """Name models with their types, and with their ratios where there are several: 'laco at 0.2@q8_0'."""
+    """Name models with their types, and with ratios and seeds where there are several: 'flap at 0.2, seed 1@q8_0'."""
     asked = [share(one.model["requested_ratio"], one.model["ratio_of"]) for one in records]
-    several = len({at for at in asked if at}) > 1
+    several, seeds = len({at for at in asked if at}) > 1, seeds_of(records)
     return [
-        f"{one.model['label']} at {at}@{one.type}" if several and at else one.name
+        f"{one.model['label']}{f' at {at}' if several and at else ''}{seeds[id(one)]}@{one.type}"
         for one, at in zip(records, asked, strict=True)
     ]
+
+
+def seeds_of(records: Sequence[ServedRecord]) -> dict[int, str]:
+    """Return ', seed 1' for each record, by its id, whose method and ratio are there with other seeds too; else ''."""
+    found: dict[tuple[Any, ...], set[int]] = {}
+    names = [tuple(one.model[name] for name in ("label", "requested_ratio", "ratio_of")) for one in records]
+    for one, name in zip(records, names, strict=True):
+        found.setdefault(name, set()).update({one.model["seed"]} if "seed" in one.model else ())
+    return {
+        id(one): f", seed {one.model['seed']}" if len(found[name]) > 1 and "seed" in one.model else ""
+        for one, name in zip(records, names, strict=True)
+    }
 
 
 def _row(record: ServedRecord, name: str, cells: Sequence[TableCell]) -> Row:
