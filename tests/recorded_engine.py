@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -44,6 +45,11 @@ def main() -> None:
     elif behaviour == "fails":
         print("RuntimeError: Engine core initialization failed")
         sys.exit(1)
+    elif behaviour == "has no memory":
+        print("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", "Engine core ended. " * 99)
+        sys.exit(1)
+    elif behaviour == "is killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     elif behaviour == "is silent":
         pass
     elif sys.argv[1].endswith("_likelihood.py"):

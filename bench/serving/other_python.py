@@ -28,6 +28,7 @@ from typing import Any
 
 from bench.plan.served import SGLANG, VLLM
 from bench.speed.workloads import TimedPoint
+from bench.system import failures
 
 ITERATIONS, WARM_UP = 5, 3  # of a turn of vLLM's; SGLang's warms up by itself
 CHUNK = 2**16  # bytes that are read at once
@@ -144,6 +145,7 @@ class OtherPython:
 
         It is ended once it has written nothing, to its output or to its errors, for as long as it may be silent.
         """
+        kills = failures.kills_for_memory()
         try:
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, start_new_session=True
@@ -158,10 +160,12 @@ class OtherPython:
             raise EngineFailed("timed_out", reason) from None
         finally:
             _end_all_of(process)
+        last = " ".join(said.split())[-TOLD:]
+        if process.returncode < 0:
+            death = failures.death(process.returncode, "while it ran", kills)
+            raise EngineFailed(death.status, f"{self.engine} {death.reason}: {last}")
         if process.returncode:
-            last = " ".join(said.split())[-TOLD:]
-            died = f"killed by {signal.Signals(-process.returncode).name}" if process.returncode < 0 else "ended"
-            raise EngineFailed("crashed" if process.returncode < 0 else "error", f"{self.engine} {died}: {last}")
+            raise EngineFailed(failures.status(RuntimeError(said)), f"{self.engine} ended: {last}")
         return output
 
     def _heard(self, process: subprocess.Popen[bytes]) -> tuple[str, str]:

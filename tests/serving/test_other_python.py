@@ -15,6 +15,7 @@ import recorded_engine
 from bench.serving import vllm_likelihood
 from bench.serving.other_python import EngineFailed, OtherPython
 from bench.speed.workloads import TimedPoint
+from bench.system import failures
 
 PREFILL, DECODE = TimedPoint("prefill", 2, 16), TimedPoint("decode", 1, 8)
 
@@ -103,11 +104,14 @@ def test_an_engine_that_says_something_is_not_ended(python, model, monkeypatch):
         ("hangs", "timed_out", "vllm said nothing for 1 s, and was ended"),
         ("says no UTF-8", "error", "vllm ended: \ufffd\ufffd broken"),
         ("fails", "error", "vllm ended: RuntimeError: Engine core initialization failed"),
+        ("has no memory", "out_of_memory", "vllm ended: "),
+        ("is killed", "out_of_memory", "vllm killed by SIGKILL, as the system does when memory runs out, while it ran"),
         ("is silent", "error", "vllm wrote no result: "),
     ],
 )
 def test_what_goes_wrong_is_an_outcome(behaviour, status, reason, *, python, model, monkeypatch):
     monkeypatch.setenv("RECORDED_ENGINE", behaviour)
+    monkeypatch.setattr(failures, "kills_for_memory", lambda: None)  # as where the system does not say
     limit = 1 if behaviour == "hangs" else 60
     with pytest.raises(EngineFailed, match="vllm") as caught:
         OtherPython("vllm", str(python), "", limit).turn(model, "bfloat16", [PREFILL], 4)
