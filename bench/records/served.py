@@ -141,7 +141,7 @@ def save(run: Path, record: ServedRecord) -> ServedRecord:
 
     That is an earlier one where it was measured well and this one was not. Raises Unwritable.
     """
-    with _locked(run):
+    with locked(run):
         lines = _joined([*_lines(run), json.dumps(asdict(record), allow_nan=False).encode()])
         _write(run, lines)
     mine = answers(record)
@@ -162,7 +162,7 @@ def rename(run: Path, key: str, new_key: str) -> None:
     """Give the lines of a cell of a run folder another key; all others stay as they are. Raises Unwritable."""
     if not _lines(run):
         return
-    with _locked(run):
+    with locked(run):
         before = _lines(run)
         lines = [_renamed(line, key, new_key) for line in before]
         if lines != before:
@@ -189,7 +189,7 @@ def _write(run: Path, lines: Iterable[bytes]) -> None:
 
 
 @contextmanager
-def _locked(run: Path) -> Iterator[None]:
+def locked(run: Path) -> Iterator[None]:
     """Keep the file from other processes meanwhile. Raises Unwritable."""
     lock = FileLock(run / LOCK)
     try:

@@ -7,13 +7,16 @@ compute as this suite does is not timed: an engine that leaves an attention out 
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from bench.data import pretrained, texts
 from bench.export import write
@@ -29,6 +32,9 @@ from bench.speed.workloads import TimedPoint
 from bench.system import environment, failures
 from bench.system.console import say
 from methods.errors import Unwritable, UserError
+
+SCRATCH = ".served-"  # begins the name of a folder that lasts as long as its command
+IN_USE = ".lock"  # in it, locked meanwhile
 
 
 class DenseNotServed(UserError):
@@ -119,8 +125,8 @@ def serve(
         if one.key in wanted.cells and _counts(one, wanted.cells[one.key], conditions, types[0])
     }
     missing = [row for row in rows if row not in known]
-    with tempfile.TemporaryDirectory(prefix=".served-", dir=wanted.run) as scratch:
-        measurer = _RowMeasurer(wanted, asked, engine, scratch=Path(scratch), base=types[0], device=device)
+    with _scratch(wanted.run) as scratch:
+        measurer = _RowMeasurer(wanted, asked, engine, scratch=scratch, base=types[0], device=device)
         for number, (key, kind) in enumerate(rows, start=1):
             if (key, kind) in missing:
                 record, where = wanted.cells[key], f"[{number}/{len(rows)}] {label(wanted.cells[key].cell)}@{kind}"
@@ -144,6 +150,19 @@ def serve(
                         f"{engine.name} does not serve the dense model, beside which all are timed: {error}"
                     )
             yield known[key, kind]
+
+
+@contextmanager
+def _scratch(run: Path) -> Iterator[Path]:
+    """Make a folder beside the rows that is gone at the end, and remove those that killed commands have left."""
+    with ExitStack() as kept:
+        with served.locked(run):
+            for left in run.glob(f"{SCRATCH}*"):
+                with suppress(Timeout), FileLock(left / IN_USE).acquire(timeout=0):
+                    shutil.rmtree(left, ignore_errors=True)
+            folder = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix=SCRATCH, dir=run)))
+            kept.enter_context(FileLock(folder / IN_USE))
+        yield folder
 
 
 def _counts(known: ServedRecord, record: Record, conditions: dict[str, Any], base: str) -> bool:

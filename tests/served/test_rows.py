@@ -277,8 +277,11 @@ def test_lines_that_this_version_does_not_read_stay(fresh):
 
 def test_two_commands_at_once_keep_each_others_rows(fresh):
     ((one,), (other,)) = (rows.find(fresh / "run", [name]) for name in ("drop-tail", "wanda-sp"))
+    (fresh / "run" / ".served-killed").mkdir()
+    (fresh / "run" / ".served-killed" / "model.gguf").write_text("of a command that was killed")
     first = rows.serve(one, asked(fresh), Recorded())
     next(first)
+    assert len(list((fresh / "run").glob(".served-*"))) == 1  # its own, which the others leave alone
     second = list(rows.serve(other, asked(fresh), Recorded()))
     serve(fresh, Recorded(), ["slicegpt"])
     (fails, *_) = [row for row in first if row.model["label"] == "drop-tail"]
