@@ -27,6 +27,7 @@ from made_records import (
     RECORDS,
     SLICEGPT,
     changed,
+    checked,
     drawn,
     failed,
     measured,
@@ -264,6 +265,10 @@ def test_conditions_have_the_machines_of_every_cell():
     assert main.conditions == ("cpu (Example CPU @ 2.0 GHz or Large CPU), float32, 2 or 64 threads", "quick")
     gpus = [changed(one, "environment", "gpu", to=name) for one, name in ((DENSE, "H100"), (LACO, "H200"))]
     assert view("main", gpus)[0].conditions[0].startswith("H100 or H200, float32")
+    low = changed(changed(gpus[0], "cell", "method", to="sleb"), "cell", "ratio", to=0.1)
+    by_ratio = view("by-ratio", [DENSE, gpus[1], low])[0].conditions
+    assert by_ratio == view("by-ratio", [gpus[1], low, DENSE])[0].conditions
+    assert by_ratio[0].startswith("H100 or H200 or cpu, float32")
     later = [changed(drawn(draw, 90.0, 0.4), "environment", "threads", to=2 + draw) for draw in range(2)]
     assert view("main", [DENSE, *later])[0].conditions == ("cpu, float32, 2 or 3 threads", "quick")
 
@@ -407,6 +412,12 @@ def test_other_versions_have_a_footnote():
     (table,) = view("main", [DENSE, newer])
     assert "laco: measured with other versions than the dense model: torch 2.14.0, not 2.13.0." in table.notes
     assert not [note for note in view("main", [DENSE, LACO])[0].notes if "versions" in note]
+    later = [
+        changed(changed(one, "cell", "seed", to=1), "environment", "versions", to=TORCHES[1]) for one in (DENSE, LACO)
+    ]
+    for one, named in ((LACO, []), (newer, ["laco (seed 0)"])):  # each is beside the dense model of its seed
+        found = view("main", [DENSE, one, *later])[0].notes
+        assert [note.partition(":")[0] for note in found if "versions" in note] == named
 
 
 def test_memory_is_shown_by_stage_where_the_record_has_it_and_else_as_one_figure_of_all():
@@ -494,6 +505,33 @@ def test_several_draws_are_told_one_by_one():
     table = view("decisions", records)[0]
     assert [row.cells[1].text for row in table.rows] == ["-", "3, 9", "5, 9"]
     assert [row.label for row in table.rows] == ["dense", "drop-random (draw 3)", "drop-random (draw 5)"]
+
+
+@pytest.mark.parametrize("own", [{}, {"seed": 7}])
+def test_draws_behind_a_random_method_go_by_the_draw_that_they_go_on_from(own):
+    stages = [drawn(seed, 50.0, 0.4).cell for seed in (3, 5)]
+    names = ("method", "parameters", "given", "ratio")
+    earlier = [[{name: stage[name] for name in names}] for stage in stages]
+    chained = [changed(changed(LACO, "cell", "parameters", to=own), "cell", "earlier", to=one) for one in earlier]
+    table = view("decisions", [DENSE, *chained])[0]
+    assert [row.label for row in table.rows] == [
+        "dense",
+        "drop-random at 0.1, then laco (draw 3)",
+        "drop-random at 0.1, then laco (draw 5)",
+    ]
+
+
+def test_what_a_random_choice_lacks_is_no_mean_but_for_the_speed():
+    """One choice alone is timed, which a note says; of all else a mean is over every choice."""
+    draws = [drawn(seed, 50.0, 0.4, timed=seed == 0) for seed in range(3)]
+    lacking = [
+        replace(one, measured=checked(one.measured, kl, 0.5)) for one, kl in zip(draws, (1.0, 2.0, None), strict=True)
+    ]
+    ((group,),) = blocks(lacking)
+    (row,) = group.rows
+    assert (row["kl"], row["kl_low"], row["kl_high"]) == (None, None, None)
+    assert row["decode_speed"] == group.each[0][0]["decode_speed"]
+    assert row["copying"] == 0.5
 
 
 # --- tests against a reference
