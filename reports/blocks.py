@@ -112,8 +112,8 @@ def name_beside(record: Record, records: Sequence[Record]) -> str:
     """
     ways = {other.cell["match"] for other in records if other.cell["ratio"] is not None and "match" in other.cell}
     how = f" (match {record.cell['match']})" if len(ways) > 1 and record.cell["ratio"] is not None else ""
-    recipe = healing_notes.apart(record.cell, [other.cell for other in records])
-    return label(record.cell) + recipe + how + _told_apart(record.cell, [other.cell for other in records])
+    cells = [other.cell for other in records]
+    return label(record.cell) + healing_notes.apart(record.cell, cells) + how + _told_apart(record.cell, cells)
 
 
 def _told_apart(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
@@ -122,13 +122,16 @@ def _told_apart(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> 
     They have one label, ratio and seed in one setup, and differ in what no table is set apart by, such as versions. A
     label is told apart at every ratio where it has to be at one.
     """
-    alike = [one for one in cells if all(one[name] == cell[name] for name in ("method", "model", "protocol"))]
-    sharing: dict[str, list[dict[str, Any]]] = {}
+    alike = [one for one in cells if one["method"] == cell["method"] and one["model"] == cell["model"]]
+    alike = [one for one in alike if one["protocol"] == cell["protocol"]]
+    sharing: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for one in (one for one in alike if label(one) == label(cell)):
         met = None if one["ratio"] is None else one.get("match")
-        name = json.dumps([one["ratio"], ratio_of(one), one["seed"], met, healing_notes.of(one)], sort_keys=True)
-        sharing.setdefault(name, []).append(_beyond_tables(one))
-    several = [[_fields(one) for one in found] for found in sharing.values() if any(one != found[0] for one in found)]
+        recipe = healing_notes.of(one)
+        shared = (one["ratio"], ratio_of(one), one["seed"], met, recipe and json.dumps(recipe, sort_keys=True))
+        sharing.setdefault(shared, []).append(one)
+    beyond = [list(map(_beyond_tables, found)) for found in sharing.values() if len(found) > 1]
+    several = [[_fields(one) for one in found] for found in beyond if any(one != found[0] for one in found)]
     names = dict.fromkeys(name for found in several for one in found for name in one)
     telling = list[str]()
     for name in sorted(names, key=lambda name: name.endswith(("sha256", "parent"))):
