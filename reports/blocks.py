@@ -5,6 +5,7 @@ A draw is the choice of a random method, or the calibration that a seed draws, w
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from bench.records import columns
-from bench.records.comparability import apart, identity, setups
-from bench.records.drawn_cells import draws
+from bench.records.comparability import FIGURES, apart, brief, flat, identity, setups, touches
+from bench.records.drawn_cells import draws, is_draw
 from bench.records.record import Record, label, ratio_of, requested_ratio, share
 from bench.stats.draws import draw_stderr, exponential, mean_interval
 from reports import healing_notes
@@ -44,12 +45,17 @@ class TableGroup:
     beside: Sequence[Record] = ()
 
     def label(self, place: int) -> str:
-        """Return the method's name, with what sets its cell apart, and the seeds where others have more."""
+        """Return the method's name, with what sets its cell apart, and the seeds where others have more.
+
+        A draw without figures, which shares no row, is named. One dense row stands for every seed.
+        """
         record, mine = self.records[place], seeds_of(self.drawn[place])
         every = seeds_of([other for drawn in self.drawn for other in drawn])
-        fewer = mine != every and record.cell["method"] != "dense"
-        which = f" ({seeds_named(mine)})" if fewer else ""
-        return name_beside(record, self.beside or self.records) + which
+        alone = [other.cell["method"] for other in self.records].count("dense") == 1
+        which = [seeds_named(mine)] if mine != every and not (alone and record.cell["method"] == "dense") else []
+        if record.status != "ok" and "draw" in (cell := identity(record)):
+            which.append(f"draw {cell['draw']}")
+        return name_beside(record, self.beside or self.records) + (f" ({', '.join(which)})" if which else "")
 
     def models(self, place: int) -> list[dict[int, int]]:
         """Return the models of a row, each as {seed: the place of its record among all records}.
@@ -102,11 +108,59 @@ class TableGroup:
 def name_beside(record: Record, records: Sequence[Record]) -> str:
     """Return a cell's label, with what others have otherwise that no label holds: 'laco (match exact)'.
 
-    That is the recipe by which it was healed, and how a ratio is met.
+    That is the recipe by which it was healed, how a ratio is met, and what else tells apart two of one name.
     """
     ways = {other.cell["match"] for other in records if other.cell["ratio"] is not None and "match" in other.cell}
     how = f" (match {record.cell['match']})" if len(ways) > 1 and record.cell["ratio"] is not None else ""
-    return label(record.cell) + healing_notes.apart(record.cell, [other.cell for other in records]) + how
+    cells = [other.cell for other in records]
+    return label(record.cell) + healing_notes.apart(record.cell, cells) + how + _told_apart(record.cell, cells)
+
+
+def _told_apart(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
+    """Say what tells cells apart that would share a name, such as ' (torch 2.13.0)'; empty where none would.
+
+    They have one label, ratio and seed in one setup, and differ in what no table is set apart by, such as versions. A
+    label is told apart at every ratio where it has to be at one.
+    """
+    alike = [one for one in cells if one["method"] == cell["method"] and one["model"] == cell["model"]]
+    alike = [one for one in alike if one["protocol"] == cell["protocol"]]
+    sharing: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for one in (one for one in alike if label(one) == label(cell)):
+        met = None if one["ratio"] is None else one.get("match")
+        recipe = healing_notes.of(one)
+        shared = (one["ratio"], ratio_of(one), one["seed"], met, recipe and json.dumps(recipe, sort_keys=True))
+        sharing.setdefault(shared, []).append(one)
+    beyond = [list(map(_beyond_tables, found)) for found in sharing.values() if len(found) > 1]
+    several = [[_fields(one) for one in found] for found in beyond if any(one != found[0] for one in found)]
+    names = dict.fromkeys(name for found in several for one in found for name in one)
+    telling = list[str]()
+    for name in sorted(names, key=lambda name: name.endswith(("sha256", "parent"))):
+        if _distinct(several, [*telling, name]) > _distinct(several, telling):
+            telling.append(name)
+    mine = _fields(_beyond_tables(cell)) if telling else {}
+    said = [f"{name.rpartition('.')[2].replace('_', ' ')} {brief(mine[name])}" for name in telling if name in mine]
+    return f" ({', '.join(said)})".replace('"', "") if said else ""
+
+
+def _beyond_tables(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a cell was asked for and stands on, but for what sets tables apart and what a draw chooses."""
+    *earlier, own = [
+        {**stage, "parameters": {**stage["parameters"], "seed": None}} if is_draw(stage) else stage
+        for stage in (*cell.get("earlier", ()), cell)
+    ]
+    inputs = {n: one for n, one in cell.get("inputs", {}).items() if not touches(f"inputs.{n}", *FIGURES, "columns")}
+    asked = {name: value for name, value in own.items() if name not in ("earlier", "protocol")} | {"inputs": inputs}
+    return {"own": asked, **{str(number): stage for number, stage in enumerate(earlier)}}
+
+
+def _fields(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that have a value."""
+    return {name: value for name, value in flat(asked).items() if value not in (None, {}, [])}
+
+
+def _distinct(groups: Sequence[Sequence[Mapping[str, Any]]], names: Sequence[str]) -> int:
+    """Count what the fields tell apart within each of several groups."""
+    return sum(len({json.dumps([one.get(name) for name in names]) for one in group}) for group in groups)
 
 
 def named_beside(record: Record, records: Sequence[Record]) -> str:
@@ -194,8 +248,8 @@ def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Draws of a random choice at one seed have the standard deviation between them beside it, since they lie orders of
     magnitude apart; cells of several seeds an interval and a standard error that include the draw of the calibration
-    (bench.stats.draws). Flags are those that any draw has. What else is no number is the first draw's, and so is what
-    one of several choices lacks, such as a speed; a mean over seeds is missing where a seed has no figure.
+    (bench.stats.draws). Flags are those that any draw has. What else is no number is the first draw's, and so is the
+    speed where not every choice was timed; another mean is missing where a choice, or a seed, has no figure.
     """
     row, seeds = dict(rows[0]), {one.get("seed") for one in rows}
     if any(one.get("flags") for one in rows):
@@ -205,9 +259,11 @@ def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             continue
         known = [one for one in rows if isinstance(one.get(name), int | float) and math.isfinite(one[name])]
         beside = [column for column in (f"{name}_low", f"{name}_high", f"{name}_stderr") if column in row]
-        if len(seeds) > 1 and known and len({one["seed"] for one in known}) < len(seeds):
-            row |= dict.fromkeys([name, *beside])
-        elif known and (len(seeds) > 1 or len(known) == len(rows)):
+        every = len({one["seed"] for one in known}) == len(seeds) > 1 or len(known) == len(rows)
+        if known and not every:
+            of_one = len(seeds) == 1 and name.partition("_")[0] in columns.STAGES  # one choice alone is timed
+            row |= {} if of_one else dict.fromkeys([name, *beside])
+        elif known:
             write = exponential if _is_logarithmic(name) else float
             middle, low, high, spread = (_over_seeds if len(seeds) > 1 else _over_choices)(known, name)
             found = {f"{name}_low": write(low), f"{name}_high": write(high), f"{name}_stderr": spread}

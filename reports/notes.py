@@ -18,7 +18,7 @@ from bench.records.record import Record, amount, is_accuracy, label, ratio_of, r
 from bench.records.windows import in_a_row
 from methods.counted import QUANTITIES
 from reports import doubts, healing_notes, speed_notes
-from reports.blocks import draws_apart, seeds_named, seeds_of
+from reports.blocks import draws_apart, name_beside, seeds_named, seeds_of
 from reports.metrics import METRICS, binary, metric, short, shown
 
 Row = Mapping[str, Any]
@@ -38,18 +38,18 @@ REASON = 300  # the longest reason that is shown, in characters; the record hold
 
 
 def conditions(records: Sequence[Record]) -> list[str]:
-    """Return where rows were measured, every place that occurs: device, dtype, threads; profile."""
+    """Return where rows were measured, every place that occurs, in one order: device, dtype, threads; profile."""
     threads = {
         one.environment["threads"]
         for one in records
         if one.cell["device"] == "cpu" and one.environment.get("threads") is not None
     }
     where = [
-        _either(map(_device, records)) + _processors(records),
-        _either(record.cell["dtype"] for record in records),
+        _either(sorted(map(_device, records))) + _processors(records),
+        _either(sorted(record.cell["dtype"] for record in records)),
         *([f"{_either(sorted(threads))} {'thread' if threads == {1} else 'threads'}"] if threads else []),
     ]
-    return [", ".join(where), _either(record.cell["protocol"]["profile"] for record in records)]
+    return [", ".join(where), _either(sorted(record.cell["protocol"]["profile"] for record in records))]
 
 
 def _device(record: Record) -> str:
@@ -131,11 +131,12 @@ def _missed(record: Record) -> str:
 
 def _versions(records: Sequence[Record]) -> Iterator[str]:
     """Yield which cells were measured with other packages than the dense model that they stand beside."""
-    dense = dense_peer(records[0], records)
-    for record in records:
-        others = [f"{name} {here}, not {there}" for name, (here, there) in other_versions(record, dense).items()]
+    for record, which in zip(records, draws_apart(records), strict=True):
+        versions = other_versions(record, dense_peer(record, records))
+        others = [f"{name} {here}, not {there}" for name, (here, there) in versions.items()]
         if others:
-            yield f"{label(record.cell)}: measured with other versions than the dense model: {', '.join(others)}."
+            name = name_beside(record, records) + which
+            yield f"{name}: measured with other versions than the dense model: {', '.join(others)}."
 
 
 def status(record: Record) -> str:

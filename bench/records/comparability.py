@@ -257,11 +257,12 @@ def name_of(identity: Mapping[str, Any]) -> str:
 def dense_peer(record: Record, peers: Sequence[Record]) -> Record | None:
     """Return the measured dense cell to compare a record with, of the same seed where there is one.
 
-    Else it is one of another seed that has drawn the same documents.
+    Else it is one of another seed that has drawn the same documents. Of several it is one of the same versions.
     """
     dense = [peer for peer in peers if peer.cell["method"] == "dense" and peer.status == "ok"]
     same_seed = [peer for peer in dense if peer.cell["seed"] == record.cell["seed"]]
-    return next(iter(same_seed or [peer for peer in dense if _documents(peer) == _documents(record)]), None)
+    found = same_seed or [peer for peer in dense if _documents(peer) == _documents(record)]
+    return min(found, key=lambda peer: len(other_versions(record, peer)), default=None)
 
 
 def _documents(record: Record) -> Any:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import chain, product
 from typing import Any
 
-from bench.records.record import Record, display_name, named, share
+from bench.records.record import Record, display_name, share
 from reports import notes
-from reports.blocks import TableGroup, blocks, seeds_of
+from reports.blocks import TableGroup, blocks, named_beside, seeds_of
 from reports.metrics import finite
 from reports.tables.table import Column, Row, Table, TableCell, footnotes, legend, written
 
@@ -67,11 +67,14 @@ Targets = Mapping[tuple[str, ...], str]
 def groups(records: Sequence[Record]) -> tuple[list[Group], Targets]:
     """Return every row once, and the id that leads to it by (model, conditions, row's label, ratio in both forms).
 
-    Where two rows share that, such as those of two protocols in one report, there is no way rather than a wrong one.
+    Conditions are those of a table of one ratio, and of one of all ratios. Where two rows share all that, there is no
+    way rather than a wrong one.
     """
     found: dict[tuple[int, ...], Group] = {}
     ways: dict[tuple[str, ...], set[str]] = {}
-    for block in chain(*blocks(records)):
+    for ratios_of, block in ((several, block) for several in blocks(records) for block in several):
+        whole, here = ([r for one in part for r in chain(*one.drawn)] for part in (ratios_of, [block]))
+        where = [(*notes.conditions(several), *block.apart) for several in (whole, here)]
         both = zip(block.records, block.rows, strict=True)
         dense = next(((r, row) for r, row in both if r.cell["method"] == "dense" and r.status == "ok"), None)
         for place, numbers in enumerate(block.numbers):
@@ -80,8 +83,9 @@ def groups(records: Sequence[Record]) -> tuple[list[Group], Targets]:
             spread = _deviating(mine, figures)
             new = Group(f"cell-{len(found)}", block.label(place), ratio, mine, figures, dense, spread, asked)
             group = found.setdefault(tuple(numbers), new)
-            for name, at in product((group.label, named(mine[0])), (group.ratio, _column_of(group.asked))):
-                way = _way(display_name(mine[0]), notes.conditions(mine), name, at)
+            names = (group.label, named_beside(mine[0], block.beside))
+            for conditions, name, at in product(where, names, (group.ratio, _column_of(group.asked))):
+                way = _way(display_name(mine[0]), conditions, name, at)
                 ways.setdefault(way, set()).add(group.id)
     return list(found.values()), {way: ids.pop() for way, ids in ways.items() if len(ids) == 1}
 

@@ -13,16 +13,16 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from bench.records import columns as column_data
 from bench.records.columns import texts
 from bench.records.comparability import study_setup
 from bench.records.drawn_cells import draws, is_draw
-from bench.records.record import Record, display_name, ratio_of, requested_ratio
-from reports import notes
-from reports.blocks import name_beside, pooled
+from bench.records.record import Record, display_name, label, ratio_of, requested_ratio
+from reports import healing_notes, notes
+from reports.blocks import pooled
 from reports.tables.rows import ReportData, row_of, starred
 from reports.tables.table import Column, Row, Table, TableCell, column, figure, pivot
 
@@ -107,9 +107,8 @@ def studies(records: Sequence[Record]) -> list[Study]:
             if number not in dense:
                 alike.setdefault(_done(records[number]), []).append(number)
         for mine in alike.values():
-            first = records[mine[0]]
-            plain = replace(first, cell={**first.cell, "given": ()})  # what was given are the factors
-            name = name_beside(plain, [records[n] for n in numbers])
+            plain = {**records[mine[0]].cell, "given": ()}  # what was given are the factors
+            name = label(plain) + healing_notes.apart(plain, [records[n].cell for n in numbers])
             points = []
             for places in draws([records[n] for n in mine], seeds=False):
                 several = [rows[mine[place]] for place in places]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench.records.comparability import identity
 from bench.records.record import Record
 from reports import healing_notes
 from reports.blocks import TableGroup, seeds_of
@@ -95,5 +96,5 @@ def _name(group: TableGroup, place: int, record: Record) -> str:
     if seeds > 1 and record.cell["method"] != "dense":
         which.append(f"seed {record.cell['seed']}")
     if len(group.numbers[place]) > seeds:
-        which.append(f"draw {record.cell['parameters']['seed']}")
+        which.append(f"draw {identity(record)['draw']}")
     return group.label(place) + (f" ({', '.join(which)})" if which else "")

@@ -173,12 +173,12 @@ def _of_measure(measure: Column, group: TableGroup, data: ReportData) -> Table:
     for pair, row, figures in zip(pairs(group), rows, group.rows, strict=True):
         cell = row.cells[0] if row.failure is None else TableCell(row.failure)
         if pair.method != "dense" or cell.value is not None:
-            ratio = None if pair.row == "dense" else group.ratio
+            ratio = None if pair.method == "dense" else group.ratio
             line = Row(pair.row, pair.method, ratio, ratio_of=group.ratio_of)
             cells.append((line, heads[pair.column], replace(starred(cell, figures), of=(row.label, row.method))))
     columns, lines = pivot(cells, list(heads.values()))
     lines, sorting = order.by_column(lines, list(heads), measure.better, "the figures under", last=False)
-    absent = any(cell.of is None for line in lines if line.label != "dense" for cell in line.cells)
+    absent = any(cell.of is None for line in lines if line.method != "dense" for cell in line.cells)
     return of_group(
         "grid",
         group,

@@ -21,7 +21,7 @@ from scipy.special import stdtrit
 from bench.records.columns import texts
 from bench.records.comparability import study_setup
 from bench.records.drawn_cells import is_draw
-from bench.records.record import Record, amount, display_name, label, ratio_of, requested_ratio
+from bench.records.record import Record, amount, display_name, label, ratio_of, requested_ratio, text_name
 from bench.records.samples import Samples
 from bench.records.windows import in_a_row
 from bench.stats.clusters import degrees_of_freedom, ratio_stderr
@@ -166,9 +166,10 @@ def _of_sources(found: CalibrationDraws, samples: Samples) -> Table:
     methods, where, logs = zip(*every, strict=True)
     of_cell = [*components(logs, methods, where), _windows(found)]
     pairs = [(pair, text, found.log(b) - found.log(a)) for pair, (text, _), a, b in found.shared()]
-    both, where, differences = zip(*pairs, strict=True)
-    nothing = VarianceComponent(None, 0)
-    of_difference = [nothing, *components(differences, both, where)[1:], _windows_of_differences(found, samples)]
+    of_difference = [VarianceComponent(None, 0)] * len(SOURCES)
+    if pairs:
+        both, where, differences = zip(*pairs, strict=True)
+        of_difference[1:] = *components(differences, both, where)[1:], _windows_of_differences(found, samples)
     rows = []
     for source, one, apart in zip(SOURCES, of_cell, of_difference, strict=True):
         freedom = TableCell(f"{one.freedom:,}", value=one.freedom) if one.variance is not None else TableCell()
@@ -199,7 +200,7 @@ def _windows(found: CalibrationDraws) -> VarianceComponent:
 
 def _windows_of_differences(found: CalibrationDraws, samples: Samples) -> VarianceComponent:
     """Return the mean variance over windows of the difference of two methods at one draw, from their samples."""
-    name, variances, freedom = f"perplexity-{Path(found.text).stem}", [], 0
+    name, variances, freedom = f"perplexity-{text_name(found.text)}", [], 0
     for _, _, a, b in found.shared():
         one, other = (samples.of(place, name, "nll") for place in (a, b))
         if one and other and one.units.equals(other.units):

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from methods.errors import UserError
 from reports.metrics import MISSING, metric, shown
 
 SIGNS = {"differs": "†", "guess": "‡"}  # of marks that stand behind a figure
@@ -198,14 +199,21 @@ def pivot(
 ) -> tuple[tuple[Column, ...], tuple[Row, ...]]:
     """Return the columns and the filled rows of a grid from cells, each with its column and its row without cells.
 
-    Both stand in the order in which they first occur, behind those of `columns`. A place without a cell holds '-'; of
-    several cells for one place the last stays. pandas.pivot_table would need the cells split into numbers and texts.
+    Both stand in the order in which they first occur, behind those of `columns`. A place without a cell holds '-'.
+    Raises UserError where two cells have one place. pandas.pivot_table would need the cells split into numbers and
+    texts.
     """
     found = list(cells)
     heads = tuple(dict.fromkeys([*columns, *(column for _, column, _ in found)]))
     lines: dict[Row, dict[Column, TableCell]] = {}
     for row, column, cell in found:
-        lines.setdefault(row, {})[column] = cell
+        line = lines.setdefault(row, {})
+        if column in line:
+            raise UserError(
+                f"two cells are called {row.label!r} in the column {column.label!r}, of which a table would show one "
+                "alone; report the runs that they are of apart"
+            )
+        line[column] = cell
     rows = (replace(row, cells=tuple(line.get(head, TableCell()) for head in heads)) for row, line in lines.items())
     return heads, tuple(rows)
 

@@ -139,14 +139,15 @@ def _per_task(data: ReportData) -> list[Table]:
 def _by_group(
     name: str, data: ReportData, columns: Callable[[TableGroup], list[Column]], about: Collection[str], *preferred: str
 ) -> list[Table]:
-    """Return a table for each group, with those of its columns that have a figure in any row.
+    """Return a table for each group, with those of its columns that have a figure in any row, or the first.
 
     preferred  columns that order the rows, see order.measure
     """
     stages = tuple(STAGES) if "speed" in about else ()
     tables = []
     for group in data.groups:
-        present = [one for one in columns(group) if any(row.get(one.name) is not None for row in group.rows)]
+        asked = columns(group)
+        present = [one for one in asked if any(row.get(one.name) is not None for row in group.rows)] or asked[:1]
         by = order.measure(group, *preferred)
         one = order.ordered(group, by)
         rows, tests = compared(one, present, data)
@@ -171,8 +172,9 @@ def _by_ratio(data: ReportData) -> list[Table]:
 
 def _of_measure(measure: Column, groups: Sequence[TableGroup], data: ReportData, footnotes: Sequence[str]) -> Table:
     """Return methods by ratios. A cell that missed its ratio has a star, one without figures says why."""
-    cells, said = [], dict[str, None]()
+    cells, said, records = [], dict[str, None](), list[Record]()
     for group in groups:
+        records += chain(*group.drawn)
         rows, tests = compared(group, [measure], data)
         dense = all(record.cell["method"] == "dense" for record in group.records)
         head = replace(measure, label="dense" if dense else ratio_word(group), unit="", better=None)
@@ -184,7 +186,8 @@ def _of_measure(measure: Column, groups: Sequence[TableGroup], data: ReportData,
     lines, sorting = order.by_column(lines, [one.label for one in columns], measure.better, "the figures at", last=True)
     footnotes = [*footnotes, *sorting]
     name, title = f"by-ratio-{measure.name}", f"{measure.head}, by ratio"
-    return of_group("by-ratio", groups[0], columns, lines, footnotes, name=name, title=title, said=list(said))
+    table = of_group("by-ratio", groups[0], columns, lines, footnotes, name=name, title=title, said=list(said))
+    return replace(table, conditions=(*notes.conditions(records), *groups[0].apart))
 
 
 def _exceptions(group: TableGroup, measure: Column) -> Iterator[str]:

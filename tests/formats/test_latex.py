@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import shutil
 import subprocess
@@ -14,6 +16,7 @@ from made_records import DENSE, LACO, MENDED, RECORDS, changed, failed
 from made_samples import MadeSamples, any_figures
 
 from bench.records.record import Record
+from reports.formats import tidy_csv
 from reports.formats.latex import escaped, render
 from reports.tables.views import VIEWS, view
 
@@ -73,6 +76,14 @@ def test_marks_and_powers():
 def test_labels_of_a_document_are_unique():
     labels = re.findall(r"\\label\{(.*?)\}", "".join(render(view(name, RECORDS)) for name in VIEWS))
     assert len(labels) == len(set(labels)) > 10
+
+
+@pytest.mark.parametrize("name", ["main", "per-task"])
+def test_cells_that_all_failed_are_a_table_in_every_format(name):
+    tables = view(name, [failed("error", method, "it broke") for method in ("laco", "flap")])
+    assert "laco: error: it broke" in render(tables)
+    lines = list(csv.DictReader(io.StringIO(tidy_csv.render(tables))))
+    assert {(line["label"], line["failure"]) for line in lines} == {("laco", "error"), ("flap", "error")}
 
 
 def many() -> list[Record]:

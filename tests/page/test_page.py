@@ -17,7 +17,9 @@ from browser import findings, needs_chromium, opened
 from made_records import DENSE, LACO, RECORDS, changed, drawn, measured, ok
 
 from reports.page.page import as_json, page
+from reports.page.sections import VIEWS, groups, sections
 from reports.page.svg import inline
+from reports.tables.views import views
 
 DRAWS = [drawn(seed, ppl, 0.3) for seed, ppl in ((0, 900.0), (1, 1100.0), (2, 1000.0))]
 AT_01 = [ok("laco", 0.1, measured(14_160_384, (90.0, 92.8, 95.0), [0.36, 0.5, 0.6, 0.3, 0.2], 70.0)), *DRAWS]
@@ -111,11 +113,27 @@ def test_data_for_the_script_end_no_element_and_no_line():
 
 
 def test_cells_of_two_protocols_are_not_mistaken_for_each_other():
-    other = changed(LACO, "cell", "protocol", "windows", to=99)
-    text = page([DENSE, LACO, other])
-    links = re.findall(r'<th scope="row">(?:<a href="#(cell-\d+)">)?laco', text)
-    assert links
-    assert all(link in ("", None) for link in links if link != "dense")
+    both = [changed(one, "cell", "protocol", "windows", to=99) for one in (DENSE, LACO)]
+    rows, targets = groups([DENSE, LACO, *both])
+    windows = {one.id: one.records[0].cell["protocol"]["windows"] for one in rows}
+    found = sections(views(VIEWS, [DENSE, LACO, *both]), targets)
+    assert {one["name"] for one in found} >= {"results", "tasks", "speed", "cost"}
+    for table in (table for one in found for table in one["tables"]):
+        (said,) = (one for one in table["conditions"] if one.startswith("windows "))
+        assert {f"windows {windows[row['target']]}" for row in table["rows"]} == {said}
+
+
+def test_cells_of_two_machines_have_links_at_one_ratio_and_at_several():
+    low = changed(changed(LACO, "cell", "ratio", to=0.1), "environment", "gpu", to="H100")
+    exact = changed(low, "cell", "match", to="exact")
+    records = [changed(DENSE, "environment", "gpu", to="H200"), low, exact, LACO]
+    rows, targets = groups(records)
+    tables = [table for one in sections(views(VIEWS, records), targets) for table in one["tables"]]
+    label = {one.id: one.label for one in rows}
+    assert len(tables) > 5
+    for row in (row for table in tables for row in table["rows"]):
+        shown = [cell["target"] for cell in row["cells"] if cell["figure"] != "-"]
+        assert [label.get(target) for target in shown] == [row["label"].partition(" at ")[0]] * len(shown)
 
 
 def test_a_budget_and_a_ratio_that_go_by_one_number_are_both_named_and_found():

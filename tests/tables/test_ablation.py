@@ -163,6 +163,8 @@ def test_cells_with_the_same_settings_are_counted():
     again = changed(again, "cell", "inputs", "calibration_sha256", to="of another version of the text")
     (table, *_) = view("ablation", [*RECORDS, again])
     assert "left out, since another cell has the same settings: 1." in table.notes
+    plain = [laco(T=0.5), *(changed(laco(), "cell", "inputs", "versions", to={"torch": one}) for one in ("1", "2"))]
+    assert view("ablation", plain)[0].title.startswith("laco by ")
 
 
 def test_ratios_alone_are_no_ablation():

@@ -66,6 +66,45 @@ def cells(one: Table) -> dict[str, dict[str, TableCell]]:
 CHANGES, PLACES = "models-perplexity_wiki-0.3", "models-places-perplexity_wiki-0.3"
 
 
+def in_words(found: list[Table]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
+    return [(one.title, [(row.label, [cell.text for cell in row.cells]) for row in one.rows]) for one in found]
+
+
+def test_two_versions_on_each_model_stand_each_beside_its_own_dense_model():
+    records = []
+    for torch, dense in (("2.13", (20.0, 10.0)), ("2.14", (40.0, 5.0))):
+        for record in several({"laco": [2.0, 2.0], "flap": [3.0, 4.0]}, dense):
+            newer = changed(record, "environment", "versions", to={"torch": torch})
+            records.append(changed(newer, "cell", "inputs", "versions", to={"torch": torch}))
+    for given in (records, records[::-1]):
+        found = cells(table(given, CHANGES))
+        assert {label: [row[model].value for model in MODELS[:2]] for label, row in found.items()} == {
+            f"{method} (torch {torch})": pytest.approx(times)
+            for torch in ("2.13", "2.14")
+            for method, times in (("laco", [2, 2]), ("flap", [3, 4]))
+        }
+
+
+def test_orders_under_other_conditions_have_tables_of_their_own():
+    records = several({"laco": [2.0, 2.0], "flap": [3.0, 4.0]})
+    turned = several({"laco": [2.0, 5.0], "flap": [3.0, 4.0]})
+    fewer = [changed(record, "cell", "protocol", "documents", to=7) for record in turned]
+
+    def orders(given: list[Record]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
+        return in_words([one for one in view("models", given) if one.name.startswith("models-orders")])
+
+    assert orders([*records, *fewer]) == [*orders(records), *orders(fewer)]
+    assert orders(records) != orders(fewer)
+
+
+def test_without_a_standard_error_a_change_has_no_interval():
+    records = several({"laco": [2.0, 2.0]})
+    bare = [changed(record, "measured", "tasks", "piqa", "acc_norm", "stderr", to=None) for record in records]
+    with_error, without = (cells(table(given, "models-average-0.3"))["laco"]["one"] for given in (records, bare))
+    assert without.value == with_error.value
+    assert (with_error.low is None, without.low) == (False, None)
+
+
 # --- means
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from methods.errors import UserError
 from reports.tables.table import Column, Row, TableCell, pivot
 
 LACO, FLAP = Row("laco", "laco", 0.2), Row("flap", "flap", 0.2)
@@ -19,7 +22,12 @@ def test_cells_stand_where_they_say_in_the_order_of_their_coming():
     ]
 
 
-def test_of_two_cells_for_one_place_the_last_stays_and_an_announced_column_without_cells_is_there():
-    columns, (row,) = pivot([(LACO, LOW, TableCell("1")), (LACO, LOW, TableCell("2"))], [LOW, HIGH])
+def test_an_announced_column_without_cells_is_there():
+    columns, (row,) = pivot([(LACO, LOW, TableCell("1"))], [LOW, HIGH])
     assert columns == (LOW, HIGH)
-    assert [cell.text for cell in row.cells] == ["2", "-"]
+    assert [cell.text for cell in row.cells] == ["1", "-"]
+
+
+def test_no_place_is_filled_twice():
+    with pytest.raises(UserError, match=r"two cells are called 'laco' in the column '0\.1'"):
+        pivot([(LACO, LOW, TableCell("1")), (LACO, LOW, TableCell("2"))])

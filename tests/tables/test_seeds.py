@@ -17,7 +17,7 @@ from scipy.stats import t
 from bench.cli.main import main
 from bench.records.comparability import setups
 from bench.records.drawn_cells import draws
-from bench.records.record import Record
+from bench.records.record import Record, text_name
 from bench.records.run_folder import load_runs
 from bench.records.samples import Samples
 from bench.stats import contrasts
@@ -386,6 +386,27 @@ def test_the_components_are_those_of_the_figures(tmp_path):
     assert rows["laco"][3:5] == [3, pytest.approx(np.std(logs["laco"], ddof=1))]
     assert "flap" in methods.notes[0]
     assert any(line.startswith("ppl wiki: 16 windows of 512 tokens") for line in sources.footnotes)
+
+
+@pytest.mark.parametrize("text", ["hub:Salesforce/wikitext:wikitext-2-raw-v1:test:text", "/data/wiki.test.txt"])
+def test_windows_are_paired_whatever_their_text_is_called(tmp_path, text):
+    records, samples = with_samples(tmp_path, {"laco": [0, 20], "sleb": [40, 75]})
+    (known, _) = view("seeds", records, samples=samples)
+    for folder in tmp_path.iterdir():
+        (folder / "perplexity-wiki.parquet").rename(folder / f"perplexity-{text_name(text)}.parquet")
+    renamed = [changed(one, "measured", "perplexity", to={text: one.measured["perplexity"]["wiki"]}) for one in records]
+    (found, _) = view("seeds", renamed, samples=samples)
+    assert known.rows[3].cells[3].value == found.rows[3].cells[3].value > 0
+
+
+@pytest.mark.parametrize(("seeds", "text"), [(2, "c4"), (0, "wiki")])
+def test_methods_that_share_no_draw_have_no_difference(seeds, text):
+    records = [cell("laco", seed, 100.0 + seed) for seed in (0, 1)]
+    records += [cell("sleb", seeds + seed, 120.0 + 9 * seed, text=text) for seed in (0, 1)]
+    sources, methods = view("seeds", records)
+    assert [row.cells[3].value for row in sources.rows] == [None] * 4
+    assert sources.rows[2].cells[0].value > 0
+    assert [row.label for row in methods.rows] == ["laco", "sleb"]
 
 
 def test_texts_are_a_level_and_missing_cells_are_named():

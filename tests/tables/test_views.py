@@ -27,6 +27,7 @@ from made_records import (
     RECORDS,
     SLICEGPT,
     changed,
+    checked,
     drawn,
     failed,
     measured,
@@ -52,6 +53,7 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from reports.blocks import blocks
 from reports.figures.catalogue import figures
+from reports.figures.quality import points_of
 from reports.formats import html, latex, markdown, terminal, tidy_csv
 from reports.page import sections
 from reports.page.page import page
@@ -150,6 +152,89 @@ def test_by_ratio_keeps_apart_what_met_its_ratio_or_was_healed_otherwise():
     }
 
 
+def under(record: Record, ppl: float = 20.0, ratio: float | None = 0.3, **inputs: object) -> Record:
+    """A copy with another perplexity at another ratio, and with more that its answer stands on."""
+    versions = record.environment["versions"] | inputs.get("versions", {})
+    for path, value in (
+        (("measured", "perplexity", "wiki", "perplexity"), ppl),
+        (("cell", "ratio"), None if record.cell["method"] == "dense" else ratio),
+        (("cell", "inputs"), inputs),
+        (("environment", "versions"), versions),
+    ):
+        record = changed(record, *path, to=value)
+    return record
+
+
+TORCHES = ({"torch": "2.13.0"}, {"torch": "2.14.0"})
+
+
+@pytest.mark.parametrize(
+    ("apart", "named"),
+    [
+        (({"versions": TORCHES[0]}, {"versions": TORCHES[1]}), ("torch 2.13.0", "torch 2.14.0")),
+        (
+            ({"method_sha256": "a" * 64}, {"method_sha256": "b" * 64}),
+            ("method sha256 aaaaaaaaaaaa...", "method sha256 bbbbbbbbbbbb..."),
+        ),
+        (({}, {"parent": "laco--1"}), ("", "parent laco--1")),
+        (  # what the versions tell apart already is not named
+            ({"versions": TORCHES[0], "parent": "1"}, {"versions": TORCHES[1], "parent": "2"}),
+            ("torch 2.13.0", "torch 2.14.0"),
+        ),
+    ],
+)
+def test_cells_of_one_label_ratio_and_seed_are_told_apart_wherever_they_stand(apart, named):
+    one, other = (under(LACO, 300.0 + 150 * number, **inputs) for number, inputs in enumerate(apart))
+    labels = [f"laco ({name})" if name else "laco" for name in named]
+    lower = under(LACO, 50.0, 0.1, **apart[1])  # which alone needs no more than its label
+    for records in ([DENSE, one, other, lower], [DENSE, other, lower, one]):
+        table = view("by-ratio", records)[0]
+        heads = [column.label for column in table.columns]
+        figures = {row.label: dict(zip(heads, [c.value for c in row.cells], strict=True)) for row in table.rows}
+        assert figures[labels[0]] == {"0.1": None, "0.3": 300}
+        assert figures[labels[1]] == {"0.1": 50, "0.3": 450}
+        assert set(cells("main", "perplexity_wiki", records)) == {"dense", labels[1]}
+        plotted = {(one.label, one.ratio, one.row["perplexity_wiki"]) for one in points_of(blocks(records)[0])}
+        assert plotted >= {(labels[0], 0.3, 300), (labels[1], 0.3, 450), (labels[1], 0.1, 50)}
+    assert {row.label for row in view("main", [DENSE, one, lower])[0].rows} == {"dense", "laco"}
+
+
+def test_what_a_compensation_changes_is_of_one_version():
+    alone, both = MENDED[3], MENDED[4]
+    records = [
+        under(record, ppl * times, versions=versions)
+        for versions, times in zip(TORCHES, (1, 2), strict=True)
+        for record, ppl in ((DENSE, 20.0), (alone, 300.0), (both, 200.0))
+    ]
+    found = gains("perplexity_wiki", blocks(records)[0][0], Samples())
+    assert [(gain.where.row, gain.estimate) for gain in found] == [
+        (f"shortgpt (torch {versions['torch']})", pytest.approx(2 / 3)) for versions in TORCHES
+    ]
+    table = next(one for one in view("grid", records) if one.name.startswith("grid-perplexity"))
+    shown = {row.label: [cell.value for cell in row.cells] for row in table.rows}
+    assert shown["shortgpt (torch 2.13.0)"] == [300, 200]
+    assert shown["shortgpt (torch 2.14.0)"] == [600, 400]
+    assert shown["dense (torch 2.14.0)"] == [40, None]
+    assert {row.ratio for row in table.rows if row.method == "dense"} == {None}
+    assert not any("other versions" in note for table in view("main", records) for note in table.notes)
+
+
+def test_draws_and_dense_cells_without_figures_have_rows_of_their_own():
+    lost = [failed("error", "drop-random", "lost", parameters={"seed": seed, "draws": 3}) for seed in (2, 3)]
+    draws = [changed(drawn(seed, 30.0, 0.5), "cell", "ratio", to=0.3) for seed in (0, 1)]
+    dense = changed(replace(lost[0], cell=DENSE.cell), "cell", "seed", to=1)
+    (table,) = [
+        one for one in view("by-ratio", [DENSE, dense, *draws, *lost]) if one.name == "by-ratio-perplexity_wiki"
+    ]
+    assert {row.label: row.cells[0].text for row in table.rows} == {
+        "dense (seed 0)": "20.8 ± 0.9",
+        "dense (seed 1)": "error",
+        "drop-random (seed 0)": "30.0",
+        "drop-random (seed 0, draw 2)": "error",
+        "drop-random (seed 0, draw 3)": "error",
+    }
+
+
 def test_rows_of_speed_that_met_their_ratio_otherwise_or_are_draws_are_told_apart():
     exact = changed(changed(LACO, "cell", "match", to="exact"), "measured", "speed", "failed", to="no room")
     draws = [drawn(number, 100.0, 0.3) for number in range(2)]
@@ -180,6 +265,10 @@ def test_conditions_have_the_machines_of_every_cell():
     assert main.conditions == ("cpu (Example CPU @ 2.0 GHz or Large CPU), float32, 2 or 64 threads", "quick")
     gpus = [changed(one, "environment", "gpu", to=name) for one, name in ((DENSE, "H100"), (LACO, "H200"))]
     assert view("main", gpus)[0].conditions[0].startswith("H100 or H200, float32")
+    low = changed(changed(gpus[0], "cell", "method", to="sleb"), "cell", "ratio", to=0.1)
+    by_ratio = view("by-ratio", [DENSE, gpus[1], low])[0].conditions
+    assert by_ratio == view("by-ratio", [gpus[1], low, DENSE])[0].conditions
+    assert by_ratio[0].startswith("H100 or H200 or cpu, float32")
     later = [changed(drawn(draw, 90.0, 0.4), "environment", "threads", to=2 + draw) for draw in range(2)]
     assert view("main", [DENSE, *later])[0].conditions == ("cpu, float32, 2 or 3 threads", "quick")
 
@@ -323,6 +412,12 @@ def test_other_versions_have_a_footnote():
     (table,) = view("main", [DENSE, newer])
     assert "laco: measured with other versions than the dense model: torch 2.14.0, not 2.13.0." in table.notes
     assert not [note for note in view("main", [DENSE, LACO])[0].notes if "versions" in note]
+    later = [
+        changed(changed(one, "cell", "seed", to=1), "environment", "versions", to=TORCHES[1]) for one in (DENSE, LACO)
+    ]
+    for one, named in ((LACO, []), (newer, ["laco (seed 0)"])):  # each is beside the dense model of its seed
+        found = view("main", [DENSE, one, *later])[0].notes
+        assert [note.partition(":")[0] for note in found if "versions" in note] == named
 
 
 def test_memory_is_shown_by_stage_where_the_record_has_it_and_else_as_one_figure_of_all():
@@ -410,6 +505,33 @@ def test_several_draws_are_told_one_by_one():
     table = view("decisions", records)[0]
     assert [row.cells[1].text for row in table.rows] == ["-", "3, 9", "5, 9"]
     assert [row.label for row in table.rows] == ["dense", "drop-random (draw 3)", "drop-random (draw 5)"]
+
+
+@pytest.mark.parametrize("own", [{}, {"seed": 7}])
+def test_draws_behind_a_random_method_go_by_the_draw_that_they_go_on_from(own):
+    stages = [drawn(seed, 50.0, 0.4).cell for seed in (3, 5)]
+    names = ("method", "parameters", "given", "ratio")
+    earlier = [[{name: stage[name] for name in names}] for stage in stages]
+    chained = [changed(changed(LACO, "cell", "parameters", to=own), "cell", "earlier", to=one) for one in earlier]
+    table = view("decisions", [DENSE, *chained])[0]
+    assert [row.label for row in table.rows] == [
+        "dense",
+        "drop-random at 0.1, then laco (draw 3)",
+        "drop-random at 0.1, then laco (draw 5)",
+    ]
+
+
+def test_what_a_random_choice_lacks_is_no_mean_but_for_the_speed():
+    """One choice alone is timed, which a note says; of all else a mean is over every choice."""
+    draws = [drawn(seed, 50.0, 0.4, timed=seed == 0) for seed in range(3)]
+    lacking = [
+        replace(one, measured=checked(one.measured, kl, 0.5)) for one, kl in zip(draws, (1.0, 2.0, None), strict=True)
+    ]
+    ((group,),) = blocks(lacking)
+    (row,) = group.rows
+    assert (row["kl"], row["kl_low"], row["kl_high"]) == (None, None, None)
+    assert row["decode_speed"] == group.each[0][0]["decode_speed"]
+    assert row["copying"] == 0.5
 
 
 # --- tests against a reference

@@ -115,8 +115,11 @@ class ModelRows:
 
     @cached_property
     def _places(self) -> dict[str, int]:
-        """Return the rows by their labels."""
-        return {self.group.label(at): at for at in range(len(self.group.records))}
+        """Return the rows by their labels, and as "dense" the first that the dense model has figures in."""
+        found = {self.group.label(at): at for at in range(len(self.group.records))}
+        ok = [at for at, record in enumerate(self.group.records) if record.status == "ok"]
+        dense = [at for at in ok if self.group.records[at].cell["method"] == "dense"]
+        return found | ({"dense": dense[0]} if dense else {})
 
     @cached_property
     def _known(self) -> dict[tuple[str, str], Change | None]:
@@ -138,9 +141,10 @@ class ModelRows:
     def _change(self, number: int, measure: str) -> Change | None:
         """Return what one cell changes, None where the dense model of its seed has no figure."""
         dense = dense_peer(self._records[number], list(self._records.values()))
-        at = next((n for n, record in self._records.items() if record is dense), None)
-        row = self.figure("dense", measure)
-        if at is None or row is None:
+        beside = zip(self.group.numbers, self.group.drawn, self.group.rows, strict=True)
+        found = ((n, row) for numbers, drawn, row in beside for n, r in zip(numbers, drawn, strict=True) if r is dense)
+        at, row = next(found, (None, {}))
+        if at is None or not finite(row.get(measure)):
             return None
         if measure in self.tasks:
             return _of_tasks(self._records, (at, number), self.tasks[measure], measure, self.samples)
@@ -278,7 +282,13 @@ def _of_tasks(
         apart = [after / over[1] - before / over[0] for before, after in paired]
         stderr = average_stderr([math.sqrt(one.var(ddof=1) / len(one)) for one in apart])
     else:
-        errors = [average_stderr([one.get("stderr", math.nan) for one in side]) for side in figures]
+        errors = [average_stderr([_error(one) for one in side]) for side in figures]
         stderr = math.hypot(errors[0] / over[0], errors[1] / over[1])
     value = math.log(means[1] / means[0]) if is_times(measure) else means[1] - means[0]
     return Change(value, value - NORMAL_95 * stderr, value + NORMAL_95 * stderr)
+
+
+def _error(figure: Mapping[str, float | None]) -> float:
+    """Return the standard error of a task's figure, which is no number where there is none."""
+    error = figure.get("stderr")
+    return math.nan if error is None else error

@@ -16,6 +16,7 @@ from statistics import fmean
 
 from scipy.special import stdtrit
 
+from bench.records.comparability import over_models
 from bench.records.record import share
 from bench.stats.intervals import kendall
 from methods.counted import QUANTITIES
@@ -60,7 +61,10 @@ def tables(data: ReportData) -> list[Table]:
     """Return the tables of all that was measured alike on several models; none where there is nothing."""
     found = list(shared_ratios(data))
     each = [table for one in found for measure in one.measures() for table in _of_measure(one, measure)]
-    return [*each, *_agreement(found)]
+    alike: dict[str, list[SharedRatio]] = {}
+    for one in found:
+        alike.setdefault(over_models(one.records[0]), []).append(one)
+    return [*each, *(table for several in alike.values() for table in _agreement(several))]
 
 
 def _of_measure(shared: SharedRatio, measure: str) -> Iterator[Table]:
