@@ -18,7 +18,7 @@ from bench.records.record import Record, amount, is_accuracy, label, ratio_of, r
 from bench.records.windows import in_a_row
 from methods.counted import QUANTITIES
 from reports import doubts, healing_notes, speed_notes
-from reports.blocks import draws_apart, seeds_named, seeds_of
+from reports.blocks import draws_apart, name_beside, seeds_named, seeds_of
 from reports.metrics import METRICS, binary, metric, short, shown
 
 Row = Mapping[str, Any]
@@ -100,13 +100,14 @@ def _budget(record: Record) -> str:
     return f"{round(layers)} of {total} layers, {left}" if whole else left
 
 
-def exceptions(records: Sequence[Record], stages: Collection[str] = ()) -> Iterator[str]:
+def exceptions(records: Sequence[Record], stages: Collection[str] = (), beside: Sequence[Record] = ()) -> Iterator[str]:
     """Yield a sentence for each cell that missed its budget or has no figures, named with its seed and draw if need be.
 
     stages  of generation, whose speed the table shows: what is in doubt about it is said too
+    beside  from which a name has to tell a cell, as that of its row does; the records themselves where it is empty
     """
     for record, which in zip(records, draws_apart(records), strict=True):
-        name = label(record.cell) + which
+        name = name_beside(record, beside or records) + which
         if record.status != "ok":
             yield f"{name}: {status(record)}: {reason(record.error or '')}"
         elif missed(record):

@@ -367,7 +367,7 @@ def test_random_layers_are_a_bar_for_every_method():
 
 def test_cells_without_figures_are_counted_and_named():
     text = sentences([DENSE, at(0.3, "laco", 90.0), failed("error", "flap", "no"), failed("timed_out", "sleb", "late")])
-    assert "2 cells have no figures: flap (error), sleb (timed out)." in text
+    assert "2 cells have no figures: flap at 0.3 (error), sleb at 0.3 (timed out)." in text
     assert "there is nothing to compare it with" in text
 
 
