@@ -178,7 +178,8 @@ def _of_measure(measure: Column, groups: Sequence[TableGroup], data: ReportData,
     for group in groups:
         rows, tests = compared(group, [measure], data)
         dense = all(record.cell["method"] == "dense" for record in group.records)
-        head = replace(measure, label="dense" if dense else ratio_word(group), unit="", better=None)
+        name, asked = "dense" if dense else ratio_word(group), (group.ratio, group.ratio_of)
+        head = replace(measure, label=name, unit="", better=None, asked=asked)
         for row, figures in zip(rows, group.rows, strict=True):
             cell = row.cells[0] if row.failure is None else TableCell(row.failure)
             cells.append((Row(row.label, row.method, None), head, starred(cell, figures)))
