@@ -71,9 +71,9 @@ def views(
     labels = list(dict.fromkeys(label(record.cell) for record in records))
     data = ReportData(records, reference or "", samples or Samples(), needs or {}, served)
     if reference and reference not in labels:
-        names = dict.fromkeys([*labels, *(group.label(at) for group in data.groups for at in range(len(group.rows)))])
-        if reference not in names:
-            raise UserError(f"no method {reference!r} to refer to; there are {', '.join(names)}")
+        known = dict.fromkeys([*labels, *(group.label(at) for group in data.groups for at in range(len(group.rows)))])
+        if reference not in known:
+            raise UserError(f"no method {reference!r} to refer to; there are {', '.join(known)}")
     found = {}
     for name in names:
         if name not in VIEWS:
@@ -178,8 +178,8 @@ def _of_measure(measure: Column, groups: Sequence[TableGroup], data: ReportData,
     for group in groups:
         rows, tests = compared(group, [measure], data)
         dense = all(record.cell["method"] == "dense" for record in group.records)
-        name, asked = "dense" if dense else ratio_word(group), (group.ratio, group.ratio_of)
-        head = replace(measure, label=name, unit="", better=None, asked=asked)
+        asked = group.ratio, group.ratio_of
+        head = replace(measure, label="dense" if dense else ratio_word(group), unit="", better=None, asked=asked)
         for row, figures in zip(rows, group.rows, strict=True):
             cell = row.cells[0] if row.failure is None else TableCell(row.failure)
             cells.append((Row(row.label, row.method, None), head, starred(cell, figures)))
