@@ -31,8 +31,8 @@ BOS = {"every window": "each begins with BOS", "none": "no BOS"}
 ONE_SEED = "one seed: intervals and tests do not include the draw of the calibration text; with --seed 0,1,2 they do."
 MEANS = (
     "several seeds: means over them, of a perplexity by its logarithm, of peak memory the highest; ± and [low, high] "
-    "include the draw of the calibration: Student's interval over the seeds and the cells' own one are added in squares, as are standard "
-    "errors."
+    "include the draw of the calibration: Student's interval over the seeds and the cells' own one are added in "
+    "squares, as are standard errors."
 )
 REASON = 300  # the longest reason that is shown, in characters; the record holds all of it
 
@@ -305,8 +305,9 @@ def _draws(records: Sequence[Record], *, seeds: bool) -> Iterator[str]:
         several = len({record.cell["seed"] for record in (first, *others)})
         if others and several == 1:
             yield (
-                f"{label(first.cell)}: mean of {len(shared)} draws, of a perplexity by its logarithm, of peak memory the highest; "
-                f"its ± and [low, high] are the standard deviation between the draws{_timed_draw(first, others)}."
+                f"{label(first.cell)}: mean of {len(shared)} draws, of a perplexity by its logarithm, of peak memory "
+                f"the highest; its ± and [low, high] are the standard deviation between the draws"
+                f"{_timed_draw(first, others)}."
             )
         elif len(shared) > several:
             yield f"{label(first.cell)}: {len(shared)} draws over {several} seeds{_timed_draw(first, others)}."
