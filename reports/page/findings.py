@@ -308,7 +308,7 @@ def _care(tested: Sequence[TestedRow], records: Sequence[Record]) -> Iterator[st
 
 def _miss(rows: Sequence[Mapping[str, Any]]) -> str:
     """Say by how much the cells of a row miss their budget: '2.0 % less', or the two ends of several."""
-    ends = [choose(row["miss"] for row in rows) for choose in (min, max)]
+    ends = [choose(row["miss"] for row in rows if finite(row.get("miss"))) for choose in (min, max)]
     said = dict.fromkeys(f"{abs(100 * end):.1f} % {'more' if end > 0 else 'less'}" for end in ends)
     return "between " * (len(said) > 1) + " and ".join(said)
 
