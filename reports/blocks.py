@@ -20,6 +20,8 @@ from bench.stats.draws import draw_stderr, exponential, mean_interval
 from reports import healing_notes
 from reports.metrics import finite
 
+HIGHEST = ("prune_memory_bytes", "peak_memory_bytes")  # figures of which several draws have the highest, not the mean
+
 
 @dataclass(frozen=True)
 class TableGroup:
@@ -244,7 +246,7 @@ def _of_setup(
 
 
 def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return one row for several draws: the mean of each figure, of a perplexity by its logarithm.
+    """Return one row for several draws: the mean of each figure, of a perplexity by its logarithm; of memory the most.
 
     Draws of a random choice at one seed have the standard deviation between them beside it, since they lie orders of
     magnitude apart; cells of several seeds an interval and a standard error that include the draw of the calibration
@@ -268,6 +270,9 @@ def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             middle, low, high, spread = (_over_seeds if len(seeds) > 1 else _over_choices)(known, name)
             found = {f"{name}_low": write(low), f"{name}_high": write(high), f"{name}_stderr": spread}
             row |= {name: write(middle)} | {column: found[column] for column in beside}
+    for name in HIGHEST:
+        if finite(row.get(name)):
+            row[name] = max(one[name] for one in rows if finite(one.get(name)))
     return row
 
 

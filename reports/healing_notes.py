@@ -31,11 +31,11 @@ def apart(cell: Cell, cells: Iterable[Cell]) -> str:
 def notes(cells: Iterable[Cell]) -> list[str]:
     """Say by which recipe cells were healed, and what a chained one goes on from; each sentence once."""
     everything = list(cells)
-    found = [
-        f"healed{apart(cell, everything)}: {said(recipe)}; the same for every method."
-        for cell in everything
-        if (recipe := of(cell))
-    ]
+    found = []
+    for cell in everything:
+        if recipe := of(cell):
+            which = apart(cell, everything)
+            found.append(f"healed{which}: {said(recipe)}{'' if which else '; the same for every method'}.")
     if any(cell.get("earlier") for cell in everything):
         found.append("then: pruned further, from the model in front of it; ratios are of the dense model in total.")
     return list(dict.fromkeys(found))

@@ -45,7 +45,8 @@ class RunReport:
 
     @cached_property
     def _drawn(self) -> dict[str, Figure]:
-        found = figures.figures(self._merged.records, self._merged.samples, served=self._merged.served)
+        merged = self._merged
+        found = figures.figures(merged.records, merged.samples, served=merged.served, needs=_needs())
         return {figure.name: figure for figure in found}
 
     @property
@@ -60,9 +61,8 @@ class RunReport:
 
         Raises UserError for an unknown view, and for a reference that no record has.
         """
-        needs = {card.name: card.needs for card in catalogue()}
         merged = self._merged
-        return ShownTables(view(name, merged.records, reference, merged.samples, needs, served=merged.served))
+        return ShownTables(view(name, merged.records, reference, merged.samples, _needs(), served=merged.served))
 
     def figure(self, name: str) -> ShownFigure:
         """Return the figure of that name, or the first whose name starts so. Raises UserError where there is none."""
@@ -81,6 +81,11 @@ class RunReport:
 
     def _repr_html_(self) -> str:
         return html.bullets(self._merged.notes) + self.table()._repr_html_()
+
+
+def _needs() -> dict[str, str]:
+    """Return what each installed method looks at, by its name."""
+    return {card.name: card.needs for card in catalogue()}
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ EVERYTHING = ("perplexity", "kl", "checks", "tasks", "speed")  # kinds of column
 BOS = {"every window": "each begins with BOS", "none": "no BOS"}
 ONE_SEED = "one seed: intervals and tests do not include the draw of the calibration text; with --seed 0,1,2 they do."
 MEANS = (
-    "several seeds: means over them, of a perplexity by its logarithm; ± and [low, high] include the draw of the "
-    "calibration: Student's interval over the seeds and the cells' own one are added in squares, as are standard "
-    "errors."
+    "several seeds: means over them, of a perplexity by its logarithm, of peak memory the highest; ± and [low, high] "
+    "include the draw of the calibration: Student's interval over the seeds and the cells' own one are added in "
+    "squares, as are standard errors."
 )
 REASON = 300  # the longest reason that is shown, in characters; the record holds all of it
 
@@ -100,13 +100,14 @@ def _budget(record: Record) -> str:
     return f"{round(layers)} of {total} layers, {left}" if whole else left
 
 
-def exceptions(records: Sequence[Record], stages: Collection[str] = ()) -> Iterator[str]:
+def exceptions(records: Sequence[Record], stages: Collection[str] = (), beside: Sequence[Record] = ()) -> Iterator[str]:
     """Yield a sentence for each cell that missed its budget or has no figures, named with its seed and draw if need be.
 
     stages  of generation, whose speed the table shows: what is in doubt about it is said too
+    beside  from which a name has to tell a cell, as that of its row does; the records themselves where it is empty
     """
     for record, which in zip(records, draws_apart(records), strict=True):
-        name = label(record.cell) + which
+        name = name_beside(record, beside or records) + which
         if record.status != "ok":
             yield f"{name}: {status(record)}: {reason(record.error or '')}"
         elif missed(record):
@@ -305,8 +306,9 @@ def _draws(records: Sequence[Record], *, seeds: bool) -> Iterator[str]:
         several = len({record.cell["seed"] for record in (first, *others)})
         if others and several == 1:
             yield (
-                f"{label(first.cell)}: mean of {len(shared)} draws, of a perplexity by its logarithm; "
-                f"its ± and [low, high] are the standard deviation between the draws{_timed_draw(first, others)}."
+                f"{label(first.cell)}: mean of {len(shared)} draws, of a perplexity by its logarithm, of peak memory "
+                f"the highest; its ± and [low, high] are the standard deviation between the draws"
+                f"{_timed_draw(first, others)}."
             )
         elif len(shared) > several:
             yield f"{label(first.cell)}: {len(shared)} draws over {several} seeds{_timed_draw(first, others)}."

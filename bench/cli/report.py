@@ -116,11 +116,16 @@ def _asked(arguments: argparse.Namespace, merged: Merged) -> dict[str, list[Tabl
 
 
 def _tables(merged: Merged, names: tuple[str, ...], reference: str | None) -> dict[str, list[Table]]:
-    from methods.registry import catalogue
     from reports.tables.views import views
 
-    needs = {card.name: card.needs for card in catalogue()}
-    return views(names, merged.records, reference, merged.samples, needs, served=merged.served)
+    return views(names, merged.records, reference, merged.samples, _needs(), served=merged.served)
+
+
+def _needs() -> dict[str, str]:
+    """Return what each installed method looks at, by its name."""
+    from methods.registry import catalogue
+
+    return {card.name: card.needs for card in catalogue()}
 
 
 def _rendered(arguments: argparse.Namespace, merged: Merged, tables: dict[str, list[Table]]) -> str:
@@ -152,7 +157,7 @@ def _write(folder: Path, merged: Merged, reference: str | None, *, standalone: b
     from reports.formats import latex
     from reports.page import page
 
-    drawn = figures(merged.records, merged.samples, reference or "", merged.served)
+    drawn = figures(merged.records, merged.samples, reference or "", merged.served, needs=_needs())
     tables = _tables(merged, VIEWS, reference)
     gallery = Gallery(drawn, folder / "figures")
     write_atomically(folder / "report.md", report_text.markdown(merged.records, tables["main"], merged.notes))

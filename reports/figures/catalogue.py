@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
@@ -82,12 +82,15 @@ def figures(
     samples: Samples | None = None,
     reference: str = "",
     served: Sequence[ServedRecord] = (),
+    *,
+    needs: Mapping[str, str] | None = None,
 ) -> list[Figure]:
     """Return the figures for which there is data, in the order of a report.
 
     samples    those of the records
     reference  the label of a method that charts show in colour
     served     what inference engines made of the models
+    needs      what each method looks at, by its name: "calibration, gradients"
     """
     setups, found = blocks(records), list[Figure]()
     for number, setup in enumerate(setups):
@@ -99,7 +102,7 @@ def figures(
             *traces.figures(setup),
         ]
         found += [replace(one, name=f"{one.name}-{number + 1}") if number else one for one in of_setup]
-    found += [*ablation.figures(setups), *draws.figures(records), *of_served(served)]
+    found += [*ablation.figures(setups), *draws.figures(records, needs), *of_served(served)]
     names = file_names(one.name for one in found)
     return [
         replace(one, name=name, title=_sentence(one.title), description=_sentence(one.description))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 DOTS = (BLUE, *(colour for colour in COLOURS if colour != BLUE))  # a colour for each text that was calibrated on
 
 
-def figures(records: Sequence[Record]) -> list[Figure]:
-    """Return a figure for all that is compared at one ratio with several seeds, a panel for each text."""
+def figures(records: Sequence[Record], needs: Mapping[str, str] | None = None) -> list[Figure]:
+    """Return a figure for all that is compared at one ratio with several seeds, a panel for each text.
+
+    needs  what each method looks at, by its name; one that needs nothing has no calibration, and no dots
+    """
     alike: dict[tuple[int, ...], list[CalibrationDraws]] = {}
-    for found in calibration_draws(ReportData(records)):
+    for found in calibration_draws(ReportData(records, needs=needs or {})):
         alike.setdefault(tuple(found.records), []).append(found)
     return [
         Figure(_name_of_file(panels[0]), _title(panels[0]), _said(panels), partial(_draw, panels))

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from bench.records.columns import task_columns
-from bench.records.record import display_name, share
+from bench.records.record import amount, display_name
 from reports.blocks import TableGroup
 from reports.figures.figure import Figure
 from reports.figures.style import BLUE, GREY, axes, name
@@ -44,7 +44,7 @@ def figures(blocks: Sequence[TableGroup]) -> list[Figure]:
 
 
 def _ratio(block: TableGroup) -> str:
-    return share(block.ratio, block.ratio_of) or "fixed"
+    return amount(block.ratio, block.ratio_of) or "ratio fixed"
 
 
 def _kept(block: TableGroup) -> tuple[list[str], Shares]:
@@ -78,7 +78,7 @@ def _kept_said(ratio: str, tasks: Sequence[str], shares: Shares) -> str:
         if known:
             least = min(known)
             said.append(f"{label} {100 * fmean(s for s, _ in known):.0f} % (least: {least[1]}, {100 * least[0]:.0f} %)")
-    return f"Ratio {ratio}: {', '.join(said)}."
+    return f"{ratio.capitalize()}: {', '.join(said)}."
 
 
 def _draw_kept(kept: dict[str, tuple[list[str], Shares]]) -> Drawing:
@@ -108,7 +108,7 @@ def _draw_kept(kept: dict[str, tuple[list[str], Shares]]) -> Drawing:
 def _frame(axis: Axes, labels: Sequence[str], ratio: str) -> None:
     """Write the methods' names and the title, and take the lines away."""
     axis.set_yticks(range(len(labels)), [name(label) for label in labels])
-    axis.set_title(f"ratio {ratio}")
+    axis.set_title(ratio)
     axis.grid(visible=False)
     axis.tick_params(length=0, labelsize=8)
     axis.spines[:].set_visible(False)
@@ -138,7 +138,7 @@ def _left(block: TableGroup) -> dict[str, Remaining]:
 
 
 def _depth_said(ratio: str, found: dict[str, Remaining]) -> str:
-    return f"Ratio {ratio}: {'; '.join(f'{label}: {_left_said(one)}' for label, one in found.items())}."
+    return f"{ratio.capitalize()}: {'; '.join(f'{label}: {_left_said(one)}' for label, one in found.items())}."
 
 
 def _left_said(one: Remaining) -> str:

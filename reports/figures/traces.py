@@ -10,7 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from bench.records.columns import STAGES, timed
-from bench.records.record import Record, display_name, label, ratio_of, requested_ratio, share
+from bench.records.record import Record, amount, display_name, label, ratio_of, requested_ratio, share
 from reports.blocks import TableGroup
 from reports.figures.figure import Figure
 from reports.figures.style import BLACK, GREY, axes, legend, look, name, style
@@ -40,7 +40,8 @@ def figures(blocks: Sequence[TableGroup]) -> list[Figure]:
     found = _similarities([record for block in blocks for record in block.records], model)
     for block in blocks:
         ratio = share(block.ratio, block.ratio_of) or "fixed"
-        found += [*_learning(block, ratio, model), *_latencies(block.records, ratio, model)]
+        where = f"{model} at {amount(block.ratio, block.ratio_of) or 'ratio fixed'}"
+        found += [*_learning(block, ratio, where), *_latencies(block.records, ratio, where)]
     return found
 
 
@@ -65,8 +66,8 @@ def _similarities(records: Sequence[Record], model: str) -> list[Figure]:
 def _trace_said(record: Record) -> str:
     trace = record.decisions["trace"]
     taken = [f"at layer {step['pointer']} ({step['similarity']:.3f})" for step in trace if step["accepted"]]
-    ratio = share(requested_ratio(record), ratio_of(record.cell))
-    where = f"Ratio {ratio}: " if ratio else ""
+    asked = amount(requested_ratio(record), ratio_of(record.cell))
+    where = f"{asked.capitalize()}: " if asked else ""
     threshold = record.decisions.get("threshold")
     above = "" if threshold is None else f" above {threshold:.3f}"
     return f"{where}{len(trace)} windows tried, {len(taken)} merged{above}: {', '.join(taken) or 'none'}."
@@ -88,8 +89,7 @@ def _draw_traces(records: Sequence[Record]) -> Drawing:
         threshold = record.decisions.get("threshold")
         if threshold is not None and math.isfinite(threshold):
             axis.axhline(threshold, color=BLACK, linestyle=":", linewidth=1, label="threshold")
-        ratio = share(requested_ratio(record), ratio_of(record.cell))
-        axis.set_title(f"ratio {ratio}" if ratio else "")
+        axis.set_title(amount(requested_ratio(record), ratio_of(record.cell)))
         axis.set_xlabel("layer that the others merge into")
         axis.invert_xaxis()
     panels[0].set_ylabel("similarity (cosine)")
@@ -97,7 +97,7 @@ def _draw_traces(records: Sequence[Record]) -> Drawing:
     return drawing
 
 
-def _learning(block: TableGroup, ratio: str, model: str) -> list[Figure]:
+def _learning(block: TableGroup, ratio: str, where: str) -> list[Figure]:
     """Return the figure of the learning curve of every healed cell; of several draws it is the first one's."""
     curves = {
         block.label(place): (record.cell["method"], record.measured["healing"]["curve"])
@@ -109,7 +109,7 @@ def _learning(block: TableGroup, ratio: str, model: str) -> list[Figure]:
     return [
         Figure(
             f"healing-{ratio}",
-            f"Healing of {model} at ratio {ratio}: loss on held-out sequences of the text that is trained on, with its "
+            f"Healing of {where}: loss on held-out sequences of the text that is trained on, with its "
             "95 % interval; of several draws the first",
             f"In nats per token: {'; '.join(_learning_said(name, curve) for name, (_, curve) in curves.items())}.",
             partial(_draw_learning, curves),
@@ -139,7 +139,7 @@ def _draw_learning(curves: dict[str, tuple[str, list[dict[str, float]]]]) -> Dra
     return drawing
 
 
-def _latencies(records: Sequence[Record], ratio: str, model: str) -> list[Figure]:
+def _latencies(records: Sequence[Record], ratio: str, where: str) -> list[Figure]:
     """Return the figure of what was timed at the first batch and size, with a panel for prefill and one for decode."""
     stages = {stage: [calls for record in records if (calls := _calls(record, stage))] for stage in STAGES}
     stages = {stage: calls for stage, calls in stages.items() if any(one.method != "dense" for one in calls)}
@@ -148,7 +148,7 @@ def _latencies(records: Sequence[Record], ratio: str, model: str) -> list[Figure
     return [
         Figure(
             f"latency-{ratio}",
-            f"Latency of {model} at ratio {ratio}, each method beside the dense model that was timed in turns with it; "
+            f"Latency of {where}, each method beside the dense model that was timed in turns with it; "
             "of several draws the first",
             " ".join(_latency_said(stage, calls) for stage, calls in stages.items()),
             partial(_draw_latencies, stages),

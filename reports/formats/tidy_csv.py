@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 
+from reports.metrics import MISSING
 from reports.tables.table import Column, Row, Table, TableCell
 from reports.text import printable
 
@@ -57,15 +58,17 @@ def render(tables: Sequence[Table]) -> str:
 
 def _line(table: Table, row: Row, column: Column, cell: TableCell) -> list[object]:
     label, method = cell.of or (row.label, row.method)
+    ratio, of = column.asked or (row.ratio, row.ratio_of)
+    failed = (column.asked or cell.of) and cell.value is None and cell.text != MISSING
     return [
         table.name,
         table.model,
         ", ".join(table.conditions),
         label if table.head == "method" else f"{table.head}={label}",
         method,
-        column.label if table.view == "by-ratio" else row.ratio,
-        None if row.ratio is None else row.ratio_of,
-        row.failure,
+        ratio,
+        None if ratio is None else of,
+        cell.text if failed else row.failure,
         column.name,
         *(cell.value, cell.low, cell.high, cell.stderr),
         cell.text,

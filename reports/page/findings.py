@@ -13,13 +13,13 @@ from typing import Any
 
 from bench.records.columns import texts
 from bench.records.comparability import by_setup
-from bench.records.record import ANSWER_BPB, Record, display_name, label, share
+from bench.records.record import ANSWER_BPB, Record, display_name, share
 from bench.records.samples import Samples
 from bench.stats.contrasts import LEVEL, all_pairs, shown_more
 from bench.stats.intervals import kendall
 from methods.counted import QUANTITIES
 from reports import notes
-from reports.blocks import TableGroup, blocks, seeds_named, seeds_of
+from reports.blocks import TableGroup, blocks, draws_apart, named_beside, seeds_named, seeds_of
 from reports.figures.quality import called
 from reports.metrics import METRICS, bits, finite, metric, shown
 from reports.tested_rows import NAMES, TestedRow, tested_block
@@ -114,19 +114,21 @@ def _next(one: TestedRow, order: Sequence[int], column: str) -> str:
     """Say ' laco comes next: 92.8 ± 15.6, 2.5 times as high [2.2, 2.9].', or by how much it has more."""
     first, second = order[:2]
     a, b = (one.models(place) for place in (first, second))
-    found = one.tests(column).get((min(a[0], b[0]), max(a[0], b[0]))) if len(a) == len(b) == 1 else None
+    tests, both = one.tests(column), (a[0], b[0])
+    turned = both not in tests
+    found = tests.get(both[::-1] if turned else both) if len(a) == len(b) == 1 else None
     if column == ANSWER_BPB:
         more = one.block.rows[second][column] - one.block.rows[first][column]
         said = f"{bits(more)} more"
         if found is not None:
-            ends = (found.low, found.high) if a < b else (-found.high, -found.low)
+            ends = (-found.high, -found.low) if turned else (found.low, found.high)
             said += f" [{', '.join(map(bits, ends))}]" if all(map(math.isfinite, ends)) else ""
         return f" {one.name(second)} comes next: {one.figure(second, column)}, {said}."
     times = one.block.rows[second][column] / one.block.rows[first][column]
     said = f"{METRICS['prefill_speed'].format(times, times)} times as high"
     if found is not None:
         low, high = found.low, found.high
-        if a > b:
+        if turned:
             low, high = (1 / end if end else math.inf for end in (high, low))
         said += f" [{', '.join(METRICS['prefill_speed'].format(end, times) for end in (low, high))}]"
     return f" {one.name(second)} comes next: {one.figure(second, column)}, {said}."
@@ -290,22 +292,25 @@ def _care(tested: Sequence[TestedRow], records: Sequence[Record]) -> Iterator[st
     for one in tested:
         missed = [place for place in one.rows if "missed_ratio" in str(one.block.rows[place]["flags"])]
         if missed:
-            said = [f"{one.name(place)} removed {_miss(one.block.rows[place]['miss'])}" for place in missed]
+            said = [f"{one.name(place)} removed {_miss(one.block.each[place])}" for place in missed]
             flattered = [place for place in missed if one.block.removed_too_little(place)]
             outside = f" What removed too little is not called best: {one.names(flattered)}." if flattered else ""
             whole = QUANTITIES.get(one.block.ratio_of)
             of = f"the dense model's {whole.removeprefix('the ')}" if whole else "the dense model"
             yield f"{one.where()}, the budget is missed: {', '.join(said)} of {of}.{outside}"
-    failed = [record for record in records if record.status != "ok"]
+    failed = [both for both in zip(records, draws_apart(records), strict=True) if both[0].status != "ok"]
     if failed:
-        words = ", ".join(f"{label(record.cell)} ({notes.status(record)})" for record in failed)
+        words = ", ".join(f"{named_beside(one, records)}{which} ({notes.status(one)})" for one, which in failed)
         yield f"{len(failed)} {'cell has' if len(failed) == 1 else 'cells have'} no figures: {words}."
     yield from _seeds(records)
     yield from _tests(tested)
 
 
-def _miss(miss: float) -> str:
-    return f"{abs(100 * miss):.1f} % {'more' if miss > 0 else 'less'}"
+def _miss(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say by how much the cells of a row miss their budget: '2.0 % less', or the two ends of several."""
+    ends = [choose(row["miss"] for row in rows if finite(row.get("miss"))) for choose in (min, max)]
+    said = dict.fromkeys(f"{abs(100 * end):.1f} % {'more' if end > 0 else 'less'}" for end in ends)
+    return "between " * (len(said) > 1) + " and ".join(said)
 
 
 def _seeds(records: Sequence[Record]) -> Iterator[str]:

@@ -67,7 +67,7 @@ def page(
     models = ", ".join(dict.fromkeys(display_name(record) for record in records))
     findings, cells = summary(records, samples), [_cell(group) for group in rows]
     if drawings is None:
-        drawings = ((figure, svg(figure)) for figure in figures(records, samples, served=served))
+        drawings = ((figure, svg(figure)) for figure in figures(records, samples, served=served, needs=needs))
     drawn = [_drawing(*one) for one in drawings]  # last, since they may be in the making
     first = _first(drawn)
     rest = [one for one in drawn if one not in first]
@@ -192,7 +192,7 @@ def _first(drawn: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _title(group: Group) -> str:
     first, seeds, draws = group.records[0], seeds_of(group.records), len(group.records)
     if len(seeds) > 1:
-        return f"{cell.title(first).removesuffix(f', {seeds_named(seeds[:1])}')}, {seeds_named(seeds)}"
+        return f"{cell.title(first).removesuffix(f', {seeds_named(seeds_of([first]))}')}, {seeds_named(seeds)}"
     return cell.title(first) + (f", {draws} draws" if draws > 1 else "")
 
 

@@ -33,6 +33,7 @@ LOOK = {  # fields of the protocol in which cells of one study may differ, as a 
 }
 OUTER = (*LOOK.values(), "seed", "ratio")  # factors that are no parameter of the method
 KINDS = ("perplexity", "kl", "tasks")
+SHOWN = ("perplexity_", "kl", "task_", "answer_bpb")  # how columns begin whose figures have a footnote
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,9 @@ def _study(name: str, points: Sequence[Setting], dense: list[dict[str, Any]], re
     for one, point in zip(settings, points, strict=True):
         keyed.setdefault(tuple(one.get(name) for name in factors), point)
     looks = {*LOOK.values(), "seed"} & set(factors)
-    footnotes = notes.protocol(records, (), KINDS, calibration=not looks, seeds=False)
+    rows = [*(point.row for point in keyed.values()), *dense]
+    shown = [{name: value for name, value in row.items() if name.startswith(SHOWN)} for row in rows]
+    footnotes = notes.protocol(records, shown, KINDS, calibration=not looks, seeds=False)
     again = len(points) - len(keyed)
     return Study(first["method"], name, factors, fixed, keyed, dense, records, tuple(footnotes), again)
 

@@ -22,9 +22,10 @@ from typing import Any
 from bench.records import columns
 from bench.records.columns import task_column
 from bench.records.comparability import by_setup, dense_peer
-from bench.records.record import Record, display_name, is_accuracy, label, named, requested_ratio
+from bench.records.record import Record, display_name, is_accuracy, label, requested_ratio
 from methods.errors import UserError
 from reports import notes
+from reports.blocks import draws_apart, named_beside, seeds_of
 from reports.metrics import METRICS, percent, short
 from reports.published import agreement
 from reports.published.papers import Paper, Printed, PublishedProtocol
@@ -34,6 +35,7 @@ from reports.tables.table import Column, Row, Table, TableCell, figure
 CLOSE = 0.03  # of the dense model, between the printed ratio and that of a cell that is set beside it
 APART = 0.005  # from which on another ratio is said
 KINDS = ("perplexity", "tasks")
+SHOWN = ("perplexity_", "task_")  # how the columns begin that a table can show
 COLUMNS = (
     Column("published", "published"),
     Column("here", "here"),
@@ -67,13 +69,25 @@ def tables(records: Sequence[Record], papers: Sequence[Paper]) -> list[Table]:
     """Return a table for each pair. Raises UserError where no cell is of a published model and method."""
     pairs = list(_pairs(records, papers))
     measured = [record for record in records if any(pair.record is record for pair in pairs)]
-    here = notes.protocol(measured, (), KINDS, seeds=False) if measured else []
-    found = [_table(pair, number, here) for number, pair in enumerate(pairs, start=1)]
+    shown = [{name: value for name, value in pair.row.items() if name.startswith(SHOWN)} for pair in pairs]
+    here = notes.protocol(measured, shown, KINDS, seeds=False) if measured else []
+    names = _names(measured)
+    found = [_table(pair, number, names[id(pair.record)], here) for number, pair in enumerate(pairs, start=1)]
     if not found:
         published = ", ".join(dict.fromkeys(model for paper in papers for model in paper.models))
         models = ", ".join(dict.fromkeys(display_name(record) for record in records))
         raise UserError(f"no cell of these runs has a published row: there are {published}; the runs have {models}")
     return found
+
+
+def _names(records: Sequence[Record]) -> dict[int, str]:
+    """Return for each record, by its id, how a title names it: 'laco at 0.3 (seed 1)', of several seeds."""
+    several = len(seeds_of([one for one in records if one.cell["method"] == "dense"])) > 1
+    return {
+        id(one): named_beside(one, records)
+        + (f" (seed {one.cell['seed']})" if several and one.cell["method"] == "dense" else which)
+        for one, which in zip(records, draws_apart(records), strict=True)
+    }
 
 
 def _pairs(records: Sequence[Record], papers: Sequence[Paper]) -> Iterator[PublishedPair]:
@@ -105,14 +119,14 @@ def _both(pair: PublishedPair) -> bool:
     return any(row.cells[1].value is not None for row in rows)
 
 
-def _table(pair: PublishedPair, number: int, here: Sequence[str]) -> Table:
-    """Make the table of a pair; `here` says how the figures of these runs came about."""
+def _table(pair: PublishedPair, number: int, name: str, here: Sequence[str]) -> Table:
+    """Make the table of a pair, whose cell has a `name`; `here` says how the figures of these runs came about."""
     rows = (*_sizes(pair), *_removed_in_order(pair), *_perplexities(pair), *_accuracies(pair))
     table = Table(
         name=f"against-{pair.paper.name}-{number}",
         view="against",
         model=display_name(pair.record),
-        title=f"{named(pair.record)}, published ({pair.paper.name}) and here",
+        title=f"{name}, published ({pair.paper.name}) and here",
         conditions=tuple(notes.conditions([pair.record])),
         columns=COLUMNS,
         rows=tuple(replace(row, method=pair.record.cell["method"]) for row in rows),
@@ -133,15 +147,20 @@ def _sizes(pair: PublishedPair) -> Iterator[Row]:
 
 
 def _perplexities(pair: PublishedPair) -> Iterator[Row]:
-    """Yield a row for each printed perplexity; it is of the first text whose name holds the printed word."""
+    """Yield a row for each printed perplexity."""
     for word, printed in pair.printed.perplexity.items():
-        text = next((name for name in pair.record.measured.get("perplexity", {}) if word in name), None)
+        text = _text(pair.record, word)
         here = TableCell() if text is None else figure(pair.row, f"perplexity_{text}")
         measured = pair.dense.measured.get("perplexity", {}) if pair.dense else {}
         dense = measured[text]["perplexity"] if text in measured else None
         others = pair.printed_dense.perplexity.get(word), dense
         alike = text is not None and not [*agreement.of_perplexity(pair.protocol, pair.record, text), *_apart(pair)]
         yield _row(f"ppl {word}", printed, here, METRICS["perplexity_"].show, dense=others, alike=alike)
+
+
+def _text(record: Record, word: str) -> str | None:
+    """Return the first measured text whose name holds the printed word."""
+    return next((name for name in record.measured.get("perplexity", {}) if word in name), None)
 
 
 def _accuracies(pair: PublishedPair) -> Iterator[Row]:
@@ -255,8 +274,7 @@ def _apart(pair: PublishedPair) -> list[str]:
 
 def _no_difference(pair: PublishedPair) -> Iterator[str]:
     """Yield why no difference is shown of perplexities, and of accuracies."""
-    measured = pair.record.measured.get("perplexity", {})
-    texts = {text for word in pair.printed.perplexity for text in measured if word in text}
+    texts = {text for word in pair.printed.perplexity if (text := _text(pair.record, word))}
     reasons = [one for text in sorted(texts) for one in agreement.of_perplexity(pair.protocol, pair.record, text)]
     if reasons:
         yield f"no difference of perplexities: {'; '.join(dict.fromkeys(reasons))}."

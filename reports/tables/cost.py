@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
+
 from bench.records.comparability import identity
 from bench.records.record import Record
 from reports import healing_notes
-from reports.blocks import TableGroup, seeds_of
+from reports.blocks import TableGroup, seeds_named, seeds_of
 from reports.removed import WENT, went
 from reports.tables import order
 from reports.tables.rows import ReportData, of_group, row_of, starred
@@ -47,8 +50,18 @@ def _cost(group: TableGroup, data: ReportData) -> Table:
     recipes = healing_notes.notes([record.cell for record in group.records]) if healed else []
     columns = [*map(column, names), words("calibration"), words("reads"), words("gradients")]
     known = (*[HEALED] * healed, *[TO_PRUNE] * ("prune_memory_bytes" in names))
-    footnotes = (PRUNED, *known, *OFFERED, *recipes, *order.said(group, BY))
+    footnotes = (PRUNED, *known, *OFFERED, *recipes, *_means(group), *order.said(group, BY))
     return of_group("cost", group, columns, rows, footnotes)
+
+
+def _means(group: TableGroup) -> Iterator[str]:
+    """Say which figures are means over seeds or draws."""
+    seeds = seeds_of(list(chain(*group.drawn)))
+    if len(seeds) > 1:
+        yield f"means over {seeds_named(seeds)}, of memory the highest of them."
+    for place, drawn in enumerate(group.drawn):
+        if len(drawn) > len(seeds_of(drawn)):
+            yield f"{group.label(place)}: means over {len(drawn)} draws, of memory the highest of them."
 
 
 def _looks(record: Record, needs: str | None) -> list[TableCell]:

@@ -100,6 +100,7 @@ def _of_gains(measure: Column, group: TableGroup, samples: Samples) -> list[Tabl
     untested = ", ".join(group.label(gain.place) for gain in found if not gain.contrast)
     how = MORE.get(measure.name, "times that of the method alone")
     there = {gain.where.column for gain, _ in tested}
+    spoken_of = dict.fromkeys(place for gain in found for place in (gain.alone, gain.place))
     columns, lines = pivot(cells, [head for name, head in heads.items() if name in there])
     lines, sorting = order.by_column(
         lines, [one.label for one in columns], measure.better, "what is changed by", last=False
@@ -118,7 +119,7 @@ def _of_gains(measure: Column, group: TableGroup, samples: Samples) -> list[Tabl
             name=f"grid-gain-{measure.name}-{ratio_word(group)}",
             title=f"{measure.label}, {how}{ARROWS[measure.better]}, {notes.ratio(group.records)}",
             said=(
-                *notes.exceptions([group.records[place] for gain in found for place in (gain.alone, gain.place)]),
+                *notes.exceptions([group.records[place] for place in spoken_of], beside=group.beside),
                 *[f"not tested: {untested} (draws, or no samples in common)."] * bool(untested),
             ),
         )
@@ -190,5 +191,5 @@ def _of_measure(measure: Column, group: TableGroup, data: ReportData) -> Table:
         ],
         name=f"grid-{measure.name}-{ratio_word(group)}",
         title=f"{measure.head}, {notes.ratio(group.records)}",
-        said=(*notes.exceptions(group.spoken_of()), *tests, *[NOT_ASKED] * absent),
+        said=(*notes.exceptions(group.spoken_of(), beside=group.beside), *tests, *[NOT_ASKED] * absent),
     )

@@ -27,7 +27,7 @@ UNRANKED = (*SIZES, "prune_seconds", "heal_seconds", *COST)  # nobody looks for 
 class ReportData:
     """What the tables of a report are made from.
 
-    reference  the label of the method that the others are tested against; empty for no tests
+    reference  the label or the row's name of the method that the others are tested against; empty for no tests
     samples    those of the records, read where something is tested
     needs      what each method looks at, by its name: "calibration, gradients"
     served     what inference engines made of the models
@@ -148,6 +148,6 @@ def of_group(
         conditions=(*notes.conditions(list(chain(*group.drawn))), *group.apart),
         columns=tuple(columns),
         rows=tuple(rows),
-        notes=tuple(notes.exceptions(group.spoken_of()) if said is None else said),
+        notes=tuple(notes.exceptions(group.spoken_of(), beside=group.beside) if said is None else said),
         footnotes=tuple(footnotes),
     )

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from bench.records.columns import accuracies, answered
-from bench.records.record import ANSWER_BPB, label
+from bench.records.record import ANSWER_BPB, amount, label
 from bench.records.samples import Samples
 from bench.stats import contrasts
 from bench.stats.contrasts import LEVEL, Contrasts, Pair
@@ -35,14 +35,15 @@ class Tested:
 
 def tested(reference: str, block: TableGroup, columns: Sequence[str], samples: Samples) -> Tested:
     """Test every row of a block against the row of `reference`, an empty name for none."""
-    place = next((at for at, record in enumerate(block.records) if label(record.cell) == reference), None)
-    if not reference or place is None or block.records[place].status != "ok":
+    columns = [one for one in columns if one.startswith(TESTED)]
+    if not reference or not columns:
         return Tested()
-    if len(block.models(place)) > 1:
-        return Tested(notes=(f"{reference} is a mean of draws, and no single model to test others against.",))
+    place = _reference(reference, block)
+    if isinstance(place, str):
+        return Tested(notes=(place,))
     differs, untested, tests = set(), [], set()
     candidates = [at for at, record in enumerate(block.records) if at != place and record.status == "ok"]
-    for column in (one for one in columns if one.startswith(TESTED)):
+    for column in columns:
         single = [at for at in candidates if len(block.models(at)) == 1]
         found = in_pairs(block, [(place, at) for at in single], column, samples)
         known = {at: contrast.p for (_, at), contrast in found.items()}
@@ -50,7 +51,24 @@ def tested(reference: str, block: TableGroup, columns: Sequence[str], samples: S
         tests |= {contrast.test for contrast in found.values()}
         if len(known) < len(candidates):
             untested.append((metric(column).label, [block.label(at) for at in candidates if at not in known]))
-    return Tested(differs, tuple(_notes(reference, differs, untested, tests)))
+    return Tested(differs, tuple(_notes(block.label(place), differs, untested, tests)))
+
+
+def _reference(reference: str, block: TableGroup) -> int | str:
+    """Return the place of the row of this name, else of the one with this label; or why none can be tested against."""
+    named = [at for at in range(len(block.records)) if block.label(at) == reference]
+    places = named or [at for at, record in enumerate(block.records) if label(record.cell) == reference]
+    known = [at for at in places if block.records[at].status == "ok"]
+    asked = amount(block.ratio, block.ratio_of)
+    where = f" at {asked}" if asked else ""
+    if not known:
+        return f"not tested against {reference}{where}, which has no figures there."
+    if len(known) > 1:
+        names = "; ".join(map(block.label, known))
+        return f"not tested against {reference}{where}: several rows have that label; --reference takes one of {names}."
+    if len(block.models(known[0])) > 1:
+        return f"{reference} is a mean of draws, and no single model to test others against."
+    return known[0]
 
 
 def _notes(

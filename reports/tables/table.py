@@ -31,6 +31,7 @@ class Column:
     detail   whether a terminal leaves out the column
     words    whether the cells are words, which are aligned on the left
     key      whether it tells apart what has the same label, and is repeated where a table goes on below
+    asked    the ratio of its cells and of what it is a share, where that is another one in each column
     """
 
     name: str
@@ -42,6 +43,7 @@ class Column:
     detail: bool = False
     words: bool = False
     key: bool = False
+    asked: tuple[float | None, str] | None = None
 
     @property
     def head(self) -> str:

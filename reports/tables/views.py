@@ -62,15 +62,18 @@ def views(
 ) -> dict[str, list[Table]]:
     """Return the tables of each view. Raises UserError for an unknown view and for a reference that no record has.
 
-    reference    a method's label, as in "laco" or "laco:C=3": differences to it are tested, where there are samples
+    reference    a method's label, as in "laco" or "laco:C=3", or where several rows have it a row's whole name, as in
+                 "laco (match exact)": differences to it are tested, where there are samples
     samples      those of the records
     needs        what each method looks at, by its name: "calibration, gradients"
     served       what inference engines made of the models
     """
     labels = list(dict.fromkeys(label(record.cell) for record in records))
-    if reference and reference not in labels:
-        raise UserError(f"no method {reference!r} to refer to; there are {', '.join(labels)}")
     data = ReportData(records, reference or "", samples or Samples(), needs or {}, served)
+    if reference and reference not in labels:
+        known = dict.fromkeys([*labels, *(group.label(at) for group in data.groups for at in range(len(group.rows)))])
+        if reference not in known:
+            raise UserError(f"no method {reference!r} to refer to; there are {', '.join(known)}")
     found = {}
     for name in names:
         if name not in VIEWS:
@@ -151,7 +154,7 @@ def _by_group(
         by = order.measure(group, *preferred)
         one = order.ordered(group, by)
         rows, tests = compared(one, present, data)
-        said = [*notes.exceptions(one.spoken_of(), stages), *tests]
+        said = [*notes.exceptions(one.spoken_of(), stages, one.beside), *tests]
         footnotes = notes.protocol(list(chain(*one.drawn)), list(chain(*one.each)), about)
         tables.append(of_group(name, one, present, rows, [*footnotes, *order.said(one, by)], said=said))
     return tables
@@ -177,7 +180,8 @@ def _of_measure(measure: Column, groups: Sequence[TableGroup], data: ReportData,
         records += chain(*group.drawn)
         rows, tests = compared(group, [measure], data)
         dense = all(record.cell["method"] == "dense" for record in group.records)
-        head = replace(measure, label="dense" if dense else ratio_word(group), unit="", better=None)
+        asked = group.ratio, group.ratio_of
+        head = replace(measure, label="dense" if dense else ratio_word(group), unit="", better=None, asked=asked)
         for row, figures in zip(rows, group.rows, strict=True):
             cell = row.cells[0] if row.failure is None else TableCell(row.failure)
             cells.append((Row(row.label, row.method, None), head, starred(cell, figures)))
@@ -193,7 +197,7 @@ def _of_measure(measure: Column, groups: Sequence[TableGroup], data: ReportData,
 def _exceptions(group: TableGroup, measure: Column) -> Iterator[str]:
     """Yield what must be said of a ratio's cells in a table of one measure, with the ratio."""
     stages = [stage for stage in STAGES if measure.name == f"{stage}_speed"]
-    for sentence in notes.exceptions(group.spoken_of(), stages):
+    for sentence in notes.exceptions(group.spoken_of(), stages, group.beside):
         yield sentence if group.ratio is None else f"at {ratio_word(group)}: {sentence}"
 
 

@@ -335,6 +335,14 @@ def test_ratios_of_several_things_have_panels_curves_and_sentences_of_their_own(
     panels = figure.draw().axes
     titles = ["ratio 0.3", "ratio 0.3 of the decoder", "budget macs=0.7"]
     assert [axis.get_title() for axis in panels] == titles
+    for name in ("tasks-kept", "depth"):
+        maps = by_name(of_several(0.3))[name]
+        assert [axis.get_title() for axis in maps.draw().axes[:3]] == titles
+        assert all(f"{title.capitalize()}: laco" in maps.description for title in titles)
+    found = by_name([with_rounds(DENSE), changed(MERGED, "cell", "ratio_of", to="macs")])
+    assert "at budget macs=0.7, each method" in found["latency-macs-0.7"].title
+    assert found["similarity-1"].description.startswith("Budget macs=0.7: ")
+    assert found["similarity-1"].draw().axes[0].get_title() == "budget macs=0.7"
     for place, axis in enumerate(panels):
         points = [tuple(line.get_xdata()) for line in axis.lines if len(line.get_xdata()) == 1]
         assert sorted(points) == [(30.0 + 10 * place + number,) for number in range(3)]

@@ -25,6 +25,7 @@ from bench.stats.contrasts import all_pairs
 from reports.page.findings import summary
 
 TASKS = ("hellaswag", "piqa")
+BEST_TWO = {"laco": 100.0, "flap": 200.0}  # their perplexities
 LAYERS = 11  # of the budget at ratio 0.3
 
 
@@ -367,8 +368,37 @@ def test_random_layers_are_a_bar_for_every_method():
 
 def test_cells_without_figures_are_counted_and_named():
     text = sentences([DENSE, at(0.3, "laco", 90.0), failed("error", "flap", "no"), failed("timed_out", "sleb", "late")])
-    assert "2 cells have no figures: flap (error), sleb (timed out)." in text
+    assert "2 cells have no figures: flap at 0.3 (error), sleb at 0.3 (timed out)." in text
     assert "there is nothing to compare it with" in text
+
+
+def test_a_cell_without_figures_is_named_with_its_ratio_and_seed():
+    both = [failed("error", "flap", "no", seed=seed) for seed in (0, 1)]
+    text = sentences([DENSE, at(0.3, "laco", 90.0), *both, changed(both[0], "cell", "ratio", to=0.5)])
+    where = ", ".join(f"flap at {which} (error)" for which in ("0.3 (seed 0)", "0.3 (seed 1)", "0.5 (seed 0)"))
+    assert f"3 cells have no figures: {where}." in text
+
+
+@pytest.mark.parametrize(
+    ("misses", "expected"),
+    [
+        ((-0.02, 0.02), "between 2.0 % less and 2.0 % more"),
+        ((-0.02, -0.01), "between 2.0 % less and 1.0 % less"),
+        ((0.02, 0.02), "2.0 % more"),
+    ],
+)
+def test_seeds_that_miss_their_budget_on_both_sides_do_not_cancel(misses, expected):
+    records = [changed(at(0.3, "laco", 90.0), "cell", "seed", to=seed) for seed in (0, 1)]
+    for record, miss in zip(records, misses, strict=True):
+        record.measured["ratio"] += miss
+    assert f"laco (mean of 2 seeds) removed {expected} of the dense model." in sentences([DENSE, *records])
+
+
+def test_the_next_one_has_its_interval_in_any_order_of_the_records():
+    records = [changed(at(0.3, m, ppl + s), "cell", "seed", to=s) for m, ppl in BEST_TWO.items() for s in (0, 1)]
+    expected = re.search("flap .*comes next: .* times as high .*]", sentences([DENSE, *records]))[0]
+    for order in ((1, 2, 3, 0), (3, 0, 1, 2), (2, 3, 0, 1)):
+        assert expected in sentences([DENSE, *(records[number] for number in order)])
 
 
 def test_speed_is_claimed_by_its_intervals():

@@ -88,6 +88,19 @@ def test_intervals_are_those_of_the_frame():
     assert cell.text == "40.5 ± 4.0"
 
 
+def test_what_stands_beside_a_figure_is_said():
+    (table,) = view("ablation", [RECORDS[0], *GRID[::2]])
+    said = " ".join(table.footnotes)
+    for sentence in (
+        "± of a perplexity is half the 95 % interval.",
+        "± of a task or the average is one standard error",
+        "bpb: bits per byte of the right answer",
+        "KL: divergence of the next token",
+    ):
+        assert sentence in said
+    assert "kept" not in said  # which has no column
+
+
 def test_one_factor_is_a_plain_table():
     (table,) = view("ablation", [RECORDS[0], *GRID[::2]])
     assert [row.label for row in table.rows] == ["2", "4", "6"]

@@ -131,10 +131,32 @@ def test_the_reasons_follow_from_the_records(paper):
     assert laco.footnotes[-2:] == ("mine: Somebody 2024, table 1.", "mine: asked by another program")
     assert any("16 windows of 512 tokens" in sentence for sentence in laco.footnotes)
     assert not [sentence for sentence in laco.footnotes if sentence.startswith("kept")]
+    assert "± of a perplexity is half the 95 % interval." in laco.footnotes
+    assert any(sentence.startswith("± of a task or the average is one standard error") for sentence in laco.footnotes)
     close = changed(changed(RECORDS[1], "measured", "ratio", to=0.3), "measured", "layers", to=20)
     said = " ".join(tables([RECORDS[0], close], read_published(str(paper)))[1].notes)
     assert "another ratio" not in said
     assert "another depth" not in said
+
+
+def test_titles_tell_cells_apart(paper):
+    again = [changed(one, "cell", "seed", to=1) for one in RECORDS]
+    exact = changed(RECORDS[1], "cell", "match", to="exact")
+    found = [table.title.partition(",")[0] for table in tables([*RECORDS, *again, exact], read_published(str(paper)))]
+    laco = [f"laco (match layers) at 0.3 (seed {seed})" for seed in (0, 1)]
+    assert found == ["dense (seed 0)", "dense (seed 1)", *laco, "laco (match exact) at 0.3 (seed 0)"]
+
+
+def test_reasons_are_of_the_text_whose_difference_is_shown(tmp_path):
+    """Another text, whose name has the printed word too, does not say that there is none."""
+    wiki = RECORDS[1].measured["perplexity"]["wiki"]
+    texts = {"wiki": wiki, "wiki103": wiki | {"window": 1024, "stride": 1024}}
+    record = changed(RECORDS[1], "measured", "perplexity", to=texts)
+    for several, shown in ((texts, True), (dict(reversed(texts.items())), False)):
+        record = changed(record, "measured", "perplexity", to=several)
+        (table,) = tables([record], read(printed(), tmp_path))
+        assert (rows(table)["ppl wiki"]["difference"] is not None) == shown
+        assert any("no difference of perplexities" in note for note in table.notes) != shown
 
 
 def test_what_is_paired(paper):

@@ -316,6 +316,15 @@ def test_models_stand_by_their_size_and_wide_intervals_by_that_of_their_ends():
     assert re.fullmatch(r"134 \[[\d.e-]+, \d\.\de\d+\]", cells(one)["laco"]["mean"].text)
 
 
+def test_a_budget_is_called_one():
+    records = several({"laco": [2.0, 3.0, 4.0], "flap": [3.0, 2.0, 3.0]})
+    pruned = [changed(one, "cell", "ratio_of", to="macs") for one in records if one.cell["method"] != "dense"]
+    dense = [one for one in records if one.cell["method"] == "dense"]
+    titles = [one.title for one in view("models", [*dense, *pruned]) if "orders" not in one.name]
+    assert titles
+    assert all("budget macs=0.7, 3 models" in title for title in titles)
+
+
 def test_the_view_stands_in_every_format_and_on_the_page(tmp_path, capsys):
     records = several({"laco": [2.0, 3.0, 4.0], "flap": [3.0, 2.0, 3.0]})
     for model in MODELS:

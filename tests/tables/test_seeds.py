@@ -24,6 +24,7 @@ from bench.stats import contrasts
 from bench.stats.draws import components, mean_difference
 from reports import notes, tested_rows
 from reports.blocks import TableGroup, blocks
+from reports.figures import catalogue
 from reports.figures.draws import figures as draws_figures
 from reports.formats.terminal import render
 from reports.page.findings import summary
@@ -228,6 +229,31 @@ def test_every_view_and_the_page_take_several_seeds(tmp_path):
     assert "Draw of the calibration" in html
     folder = run_folder(tmp_path / "run", records)
     assert load_runs([folder]).remarks == []
+
+
+def test_the_cost_says_that_it_is_a_mean_and_memory_is_the_highest_of_all():
+    records = run({"laco": [80.0, 81.0]})
+    for record, seconds, memory in zip(records[2:], (10.0, 30.0), (9 * 2**30, 2**30), strict=True):
+        stages = {"prune": {"resident_bytes": memory // 2}, "checks": {"resident_bytes": memory}}
+        record.measured.update(prune_seconds=seconds, peak_memory=stages)
+    (table,) = view("cost", records)
+    found = dict(zip([one.name for one in table.columns], table.rows[1].cells, strict=True))
+    names = ("prune_seconds", "peak_memory_bytes", "prune_memory_bytes")
+    assert [found[name].value for name in names] == [20.0, 9 * 2**30, 9 * 2**29]
+    assert "means over seeds 0, 1, of memory the highest of them." in table.footnotes
+    (table,) = view("cost", [DENSE, *(drawn(draw, 100.0, 0.3) for draw in range(3))])
+    assert "drop-random: means over 3 draws, of memory the highest of them." in table.footnotes
+    (table,) = view("cost", [DENSE, drawn(0, 100.0, 0.3)])
+    assert not [sentence for sentence in table.footnotes if "means over" in sentence]
+
+
+def test_the_page_titles_a_cell_by_all_its_seeds_whichever_was_timed():
+    records = run({"laco": [80.0, 81.0]})
+    for record in records[::2]:
+        del record.measured["speed"]  # of seed 0
+    html = page(records, drawings=())
+    assert "laco at ratio 0.3 of SmolLM2-135M-Instruct, seeds 0, 1" in html
+    assert "seed 1, seeds" not in html
 
 
 # --- tests between methods
@@ -508,3 +534,12 @@ def test_a_figure_of_draws_is_of_one_setup_and_names_it():
 
 def test_one_seed_has_no_figure_of_draws():
     assert draws_figures(run({"laco": [100.0], "slicegpt": [50.0]})) == []
+
+
+def test_the_figure_leaves_out_what_the_view_leaves_out():
+    records = run({"magnitude": [10.0, 11.0], "laco": [100.0, 200.0], "slicegpt": [50.0, 400.0]})
+    needs = {"magnitude": "nothing", "laco": "calibration", "slicegpt": "calibration"}
+    (figure,) = (one for one in catalogue.figures(records, needs=needs) if "by-draw" in one.name)
+    assert "magnitude" not in figure.description
+    assert "slicegpt" in figure.description
+    assert not [one for one in catalogue.figures(records[:6], needs=needs) if "by-draw" in one.name]

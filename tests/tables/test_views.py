@@ -20,6 +20,7 @@ import torch
 from conftest import tiny
 from made_records import (
     DENSE,
+    FIXED,
     LACO,
     MENDED,
     PER_LAYER,
@@ -617,6 +618,11 @@ def test_the_grid_says_what_a_compensation_changes_in_pairs(alone_and_mended):
     (table,) = (one for one in tables if one.name == "grid-gain-average-0.3")
     assert table.rows[0].cells[0].marks == ("differs", "missed")
     assert any(note.startswith("* sleb+ghost misses the ratio") for note in table.notes)
+    alone = changed(records[0], "measured", "ratio", to=records[0].measured["ratio"] - 0.008)
+    twice = view("grid", [alone, missing, other], samples=Samples([*folders, folders[1]]))
+    (table,) = (one for one in twice if one.name == "grid-gain-average-0.3")
+    assert len([note for note in table.notes if note.startswith("* sleb misses the ratio")]) == 1
+    (table,) = (one for one in tables if one.name == "grid-gain-average-0.3")
     assert "not tested: sleb+scale (draws, or no samples in common)." in table.notes
     assert not [table for table in view("grid", records) if "gain" in table.name]
     assert not [t for t in view("grid", records, samples=Samples(folders[:1])) if "gain" in t.name]
@@ -717,6 +723,56 @@ def test_samples_that_cannot_be_read_are_named_in_one_line(tmp_path, capsys):
     assert re.search(r"piqa\.parquet cannot be read: Parquet magic bytes not found", err)
 
 
+def test_a_reference_that_several_rows_may_be_has_to_be_named_in_full(pair):
+    (layers, other), folders, _ = pair
+    exact = changed(layers, "cell", "match", to="exact")
+    records, samples = [layers, exact, other], Samples([folders[0], folders[0], folders[1]])
+    (table,) = view("main", records, "laco", samples)
+    assert not [cell for row in table.rows for cell in row.cells if "differs" in cell.marks]
+    (note,) = (note for note in table.notes if note.startswith("not tested"))
+    assert "--reference takes one of laco (match exact); laco (match layers)" in note
+    (table,) = view("main", records, "laco (match exact)", samples)
+    marked = {row.label for row in table.rows for cell in row.cells if "differs" in cell.marks}
+    assert marked == {"sleb (match layers)"}
+    assert any(note.startswith("†: differs from laco (match exact), ") for note in table.notes)
+    with pytest.raises(UserError, match=re.escape("there are laco, sleb, laco (match exact)")):
+        view("main", records, "laco (match other)", samples)
+
+
+@pytest.mark.parametrize("reference", ["flap", "sleb"])  # failed at that ratio, and measured at another one alone
+def test_a_reference_without_figures_is_said(reference):
+    sleb = changed(changed(LACO, "cell", "method", to="sleb"), "cell", "ratio", to=0.5)
+    flap = changed(sleb, "cell", "method", to="flap")
+    records = [DENSE, LACO, failed("error", "flap", "no"), sleb, flap]
+    note = f"not tested against {reference} at ratio 0.3, which has no figures there."
+    low, high = view("main", records, reference)
+    assert (note in low.notes, note in high.notes) == (True, False)
+    found = {table.name: table for table in view("by-ratio", records, reference)}
+    assert note in found["by-ratio-average"].notes
+    assert note not in found["by-ratio-decode_speed"].notes  # in which nothing is tested
+
+
+def test_notes_name_cells_as_their_rows():
+    short = changed(LACO, "measured", "ratio", to=LACO.measured["ratio"] - 0.02)
+    exact = changed(short, "cell", "match", to="exact")
+    for name in ("main", "by-ratio", "cost"):
+        table = view(name, [DENSE, short, exact])[0]
+        starred = [row.label for row in table.rows if any("missed" in cell.marks for cell in row.cells)]
+        assert sorted(starred) == ["laco (match exact)", "laco (match layers)"]
+        for label in starred:
+            assert len([note for note in table.notes if f"* {label} misses the ratio" in note]) == 1
+
+
+def test_a_recipe_is_of_every_method_only_where_there_is_one():
+    healed = {loss: changed(LACO, "cell", "healing", to=RECIPE | {"loss": loss}) for loss in ("kl", "next-token")}
+    other = changed(healed["kl"], "cell", "method", to="flap")
+    for cells_of, count in (([*healed.values(), other], 0), ([healed["kl"], other], 1)):
+        (table,) = view("main", [DENSE, *cells_of])
+        said = [sentence for sentence in table.footnotes if sentence.startswith("healed")]
+        assert sum(sentence.endswith("the same for every method.") for sentence in said) == count
+        assert len(said) == 2 - count
+
+
 def test_a_mean_of_draws_is_no_reference():
     records = [DENSE, drawn(0, 100.0, 0.3), drawn(1, 200.0, 0.3)]
     (table,) = view("main", records, "drop-random")
@@ -764,6 +820,17 @@ def test_tidy_csv_has_every_figure_in_full_precision():
         if (line["label"], line["measure"], line["requested_ratio"]) == ("laco", "perplexity_wiki", "0.3")
     )
     assert [float(found[name]) for name in ("value", "low", "high")] == [343.4, 300.0, 391.0]
+
+
+def test_tidy_csv_of_ratios_says_what_each_is_of_and_what_failed():
+    budget = changed(changed(LACO, "cell", "ratio", to=1 - 0.7), "cell", "ratio_of", to="macs")
+    records = [DENSE, budget, FIXED, failed("out_of_memory", "flap", "full")]
+    lines = list(csv_reader.DictReader(io.StringIO(tidy_csv.render(view("by-ratio", records)))))
+    columns = ("label", "requested_ratio", "ratio_of", "failure")
+    found = {tuple(line[name] for name in columns) for line in lines if line["measure"] == "average"}
+    assert ("laco", str(1 - 0.7), "macs", "") in found
+    assert ("drop:layers=20-24", "", "", "") in found
+    assert ("flap", "0.3", "all", "out of memory") in found
 
 
 def test_colour_is_only_for_the_eyes():

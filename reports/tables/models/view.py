@@ -17,7 +17,7 @@ from statistics import fmean
 from scipy.special import stdtrit
 
 from bench.records.comparability import over_models
-from bench.records.record import share
+from bench.records.record import amount, share
 from bench.stats.intervals import kendall
 from methods.counted import QUANTITIES
 from reports import notes
@@ -77,7 +77,8 @@ def _of_measure(shared: SharedRatio, measure: str) -> Iterator[Table]:
         eligible = [not any(_too_little(model, row.label) for model in shared.models) for row in rows]
         rows = ranked(rows, count, better, eligible)
     models = [Column(f"change_{model.name}", model.name, group="changes", brief=True) for model in shared.models]
-    what = f"{metric(measure).label}, {(TIMES if is_times(measure) else POINTS).label}, ratio {_ratio(shared)}"
+    asked = amount(shared.group.ratio, shared.group.ratio_of) or "ratio fixed"
+    what = f"{metric(measure).label}, {(TIMES if is_times(measure) else POINTS).label}, {asked}"
     yield _table(
         shared,
         f"models-{measure}-{_ratio(shared)}",
@@ -98,7 +99,7 @@ def _of_measure(shared: SharedRatio, measure: str) -> Iterator[Table]:
         yield _table(
             shared,
             f"models-places-{measure}-{_ratio(shared)}",
-            f"{metric(measure).label}, places of {len(everywhere)} methods, ratio {_ratio(shared)}, {count} models",
+            f"{metric(measure).label}, places of {len(everywhere)} methods, {asked}, {count} models",
             [*models, Column("mean_place", "mean place", group="places")],
             sorted(lines, key=lambda line: float(line.cells[-1].value or 0)),
             said=[APART] * apart,
