@@ -79,7 +79,8 @@ def test_the_run_is_whole_and_of_one_protocol():
     for one in run().records:
         assert all(of["drawn"] and of["windows"] == 48 for of in one.measured["perplexity"].values())
         assert {task["documents"] for task in one.measured["tasks"].values()} == {100}
-        assert "Xeon" in one.environment["cpu"] and one.environment["threads"] == 1
+        assert ("EPYC" if one.cell["label"] == "evopress" else "Xeon") in one.environment["cpu"]
+        assert one.environment["threads"] == 1
 
 
 def test_the_tables_are_what_the_records_say():
@@ -119,6 +120,12 @@ def first_without_a_fit(ratio: float) -> str:
     return next(one for one in order(ratio, WIKI) if one not in fitted and "+" not in one)
 
 
+def over(method: str, other: str) -> list[float]:
+    """Return at each ratio how many times another method's perplexity on Wikipedia a method has."""
+    rows = {ratio: by_ratio()[ratio].block.rows for ratio in RATIOS}
+    return [rows[ratio][place(ratio, method)][WIKI] / rows[ratio][place(ratio, other)][WIKI] for ratio in RATIOS]
+
+
 @cache
 def lost_on_c4(method: str, ratio: float) -> np.ndarray:
     """Return how many nats per token a method loses beside the dense model, for each window."""
@@ -142,8 +149,15 @@ def sentences() -> list[str]:
     bits, dense = figures(ANSWER_BPB, ours, ".3f"), said()[ANSWER_BPB, "dense", "0.1"].split()[0]
     on_c4 = [names(unshown(ratio, ours, C4)) for ratio in (0.1, 0.3)]
     rows = {ratio: by_ratio()[ratio].block.rows for ratio in RATIOS}
-    tyr = [rows[ratio][place(ratio, "tyr")][WIKI] / rows[ratio][place(ratio, "obs")][WIKI] for ratio in RATIOS]
+    tyr = over("tyr", "obs")
+    blocks, pairs_of_blocks, layers = (over("evopress", one) for one in ("blockpruner", "finercut", "sleb"))
     first = [(ratio, first_without_a_fit(ratio)) for ratio in RATIOS]
+    assert ["evopress" in unshown(ratio, "sleb", ANSWER_BPB) for ratio in RATIOS] == [True, True, False]
+    for ratio in RATIOS:
+        assert not {"blockpruner", "finercut"} & set(unshown(ratio, "evopress", WIKI))
+        assert ("sleb" in unshown(ratio, "evopress", WIKI)) == (ratio > 0.1) and "evopress" in unshown(
+            ratio, "sleb", WIKI
+        )
     plain = [f"`{one}` at {ratio} ({said()[WIKI, one, str(ratio)].split()[0]})" for ratio, one in first]
     wide = lost_on_c4("obs", 0.2)
     times = [rows[b][place(b, "laco")][WIKI] / rows[a][place(a, "laco")][WIKI] for a, b in ((0.1, 0.2), (0.2, 0.3))]
@@ -160,6 +174,9 @@ def sentences() -> list[str]:
         f"Of {every} pairs of methods perplexity on Wikipedia is shown to differ in {pairs(WIKI)} at the three ratios",
         f"on `c4` in {pairs(C4)}, bits per byte in {pairs(ANSWER_BPB)}, average accuracy in {pairs('average')}",
         f"what `obs` removes each layer loses, has {min(tyr):.2f} to {max(tyr):.2f} times its perplexity on Wikipedia",
+        f"has {min(blocks):.2f} to {max(blocks):.2f} times the perplexity of `blockpruner` and "
+        f"{min(pairs_of_blocks):.2f} to {max(pairs_of_blocks):.2f} times that of `finercut`",
+        f"{min(layers):.2f} to {max(layers):.2f} times that of `sleb`",
         f"{sum(wide > 4)} of its 48 windows lose more than 4 nats per token by `obs` at 0.2, where the median loses "
         f"{np.median(wide):.2f}",
         f"grows {times[0]:.0f} times, and from 0.2 to 0.3 {times[1]:.0f} times",

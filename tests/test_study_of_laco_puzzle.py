@@ -17,7 +17,7 @@ from bench.stats.clusters import paired_perplexity
 PAGE = "docs/studies/laco-puzzle.md"
 OURS = "laco-puzzle"
 OURS_AND_PARTS = (OURS, "laco-ls", "2ssp+refit")  # which every model has
-OTHERS = ("puzzle+refit", "puzzle", "obs", "tyr", "2ssp", "llm-streamline", "svd-llm")
+OTHERS = ("puzzle+refit", "puzzle", "obs", "tyr", "evopress", "2ssp", "llm-streamline", "svd-llm")
 OF_ALL = (
     *OURS_AND_PARTS,
     "puzzle+refit",
@@ -171,7 +171,7 @@ def test_what_is_said_of_answers():
 def test_what_is_said_of_a_tenth():
     lines = [line for line in rows() if line.startswith("| smollm2-135m | 0.1 |")]
     ours, *others = lines
-    assert f"`{OURS}`" in ours and len(others) == 9
+    assert f"`{OURS}`" in ours and len(others) == 10
     figures = [[interval(cell.partition(", ")[2]) for cell in line.strip("| ").split(" | ")[3:]] for line in others]
     assert all(wiki[1] > 1 and c4[1] > 1 and bits[1] > 0 for wiki, c4, bits in figures)
     said = [min(of[at][0] for of in figures) for at in range(3)]
