@@ -242,10 +242,18 @@ def test_what_rounding_costs_is_measured(method, family, dtype, ids, tmp_path):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in wide.model.state_dict().items())
 
 
-def test_a_dtype_that_overflows_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("of_down", "of_up", "said"),
+    [
+        (1e6, 1.0, "mlp.down_proj.weight has numbers that float16 does not hold"),
+        (1e3, 1e5, "in float16 the model's logits overflow"),  # whose weights float16 holds
+    ],
+)
+def test_a_dtype_that_overflows_is_refused(of_down, of_up, said, tmp_path):
     model = Decoder(tiny("llama"))
-    model.layers[0].down.weight.data *= 1e6
-    with pytest.raises(CheckpointError, match="in float16 the model's logits overflow"):
+    model.layers[0].down.weight.data *= of_down
+    model.layers[0].up[-1].weight.data *= of_up
+    with pytest.raises(CheckpointError, match=said):
         saved(model, tmp_path, dtype=torch.float16)
     assert list(tmp_path.iterdir()) == []
 
