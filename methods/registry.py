@@ -298,6 +298,11 @@ def catalogue() -> list[Card]:
     return cards
 
 
+def needs() -> dict[str, str]:
+    """Return what each built-in method looks at, by its name, such as "calibration, gradients"."""
+    return {card.name: card.needs for card in catalogue()}
+
+
 def compensations() -> list[Card]:
     """Return a card of every compensation, read from its source."""
     cards: list[Card] = []

@@ -16,7 +16,7 @@ from bench.records import run_folder
 from bench.records.run_folder import Merged
 from methods.errors import UserError
 from methods.files import write_atomically
-from methods.registry import catalogue
+from methods.registry import needs
 from reports.figures import catalogue as figures
 from reports.figures.figure import Figure, svg
 from reports.formats import html, terminal
@@ -46,7 +46,7 @@ class RunReport:
     @cached_property
     def _drawn(self) -> dict[str, Figure]:
         merged = self._merged
-        found = figures.figures(merged.records, merged.samples, served=merged.served, needs=_needs())
+        found = figures.figures(merged.records, merged.samples, served=merged.served, needs=needs())
         return {figure.name: figure for figure in found}
 
     @property
@@ -62,7 +62,7 @@ class RunReport:
         Raises UserError for an unknown view, and for a reference that no record has.
         """
         merged = self._merged
-        return ShownTables(view(name, merged.records, reference, merged.samples, _needs(), served=merged.served))
+        return ShownTables(view(name, merged.records, reference, merged.samples, needs(), served=merged.served))
 
     def figure(self, name: str) -> ShownFigure:
         """Return the figure of that name, or the first whose name starts so. Raises UserError where there is none."""
@@ -81,11 +81,6 @@ class RunReport:
 
     def _repr_html_(self) -> str:
         return html.bullets(self._merged.notes) + self.table()._repr_html_()
-
-
-def _needs() -> dict[str, str]:
-    """Return what each installed method looks at, by its name."""
-    return {card.name: card.needs for card in catalogue()}
 
 
 @dataclass(frozen=True)

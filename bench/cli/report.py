@@ -116,16 +116,10 @@ def _asked(arguments: argparse.Namespace, merged: Merged) -> dict[str, list[Tabl
 
 
 def _tables(merged: Merged, names: tuple[str, ...], reference: str | None) -> dict[str, list[Table]]:
+    from methods.registry import needs
     from reports.tables.views import views
 
-    return views(names, merged.records, reference, merged.samples, _needs(), served=merged.served)
-
-
-def _needs() -> dict[str, str]:
-    """Return what each installed method looks at, by its name."""
-    from methods.registry import catalogue
-
-    return {card.name: card.needs for card in catalogue()}
+    return views(names, merged.records, reference, merged.samples, needs(), served=merged.served)
 
 
 def _rendered(arguments: argparse.Namespace, merged: Merged, tables: dict[str, list[Table]]) -> str:
@@ -152,12 +146,13 @@ def _rendered(arguments: argparse.Namespace, merged: Merged, tables: dict[str, l
 def _write(folder: Path, merged: Merged, reference: str | None, *, standalone: bool) -> None:
     """Write everything into a folder: the page, the report, the frame, LaTeX of every table, and all figures."""
     from methods.files import write_atomically
+    from methods.registry import needs
     from reports import report as report_text
     from reports.figures.catalogue import Gallery, figures
     from reports.formats import latex
     from reports.page import page
 
-    drawn = figures(merged.records, merged.samples, reference or "", merged.served, needs=_needs())
+    drawn = figures(merged.records, merged.samples, reference or "", merged.served, needs=needs())
     tables = _tables(merged, VIEWS, reference)
     gallery = Gallery(drawn, folder / "figures")
     write_atomically(folder / "report.md", report_text.markdown(merged.records, tables["main"], merged.notes))

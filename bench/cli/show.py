@@ -49,7 +49,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from methods.registry import catalogue
+    from methods.registry import needs
     from reports.page import server
 
     run = arguments.run or _newest()
@@ -58,7 +58,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.port < 2**16:
         raise UserError(f"--port is a number from 0 to 65535; got {arguments.port}")
     try:
-        served = server.start(run, arguments.port, {card.name: card.needs for card in catalogue()})
+        served = server.start(run, arguments.port, needs())
     except OSError as error:
         raise UserError(f"port {arguments.port} cannot be had: {error.strerror}; say another with --port") from None
     try:

@@ -90,8 +90,9 @@ class ByOtherPython:
         found = perplexity(nll, text)
         share = found["perplexity"] / ours - 1
         said = f"{found['perplexity']:.5g}, and transformers has {ours:.5g} on the same {found['tokens']:,} tokens"
-        checks = [[f"{self.name} perplexity", abs(share) <= AGREES, said]]
-        if not abs(share) <= AGREES:  # which is not so of a share that is no number
+        agrees = abs(share) <= AGREES  # not so of a share that is no number
+        checks = [[f"{self.name} perplexity", agrees, said]]
+        if not agrees:
             raise NotServed("error", f"{self.name} perplexity: {said}", {"checks": checks})
         return {"checks": checks, "perplexity": found}
 

@@ -48,7 +48,7 @@ def is_full_disk(error: BaseException) -> bool:
 
 
 def room_left(folders: Iterable[Path]) -> str:
-    """Say how many MB are left in each of the folders that a cell writes to."""
+    """Say how many MB are left on the disk of each of some folders."""
     return "left are " + " and ".join(f"{shutil.disk_usage(one).free / 1e6:,.0f} MB in {one}" for one in folders)
 
 

@@ -64,6 +64,16 @@ def test_our_own_model_has_left_the_gpu_when_the_engine_starts(off, tmp_path, mo
     assert len(computed) == 1  # for both types
 
 
+def test_an_engine_agrees_with_no_model_that_has_no_perplexity(tmp_path, monkeypatch):
+    ids = torch.zeros(2, 2, dtype=torch.long)
+    text = EvaluationText(ids, ids.bool(), 1, 1, 2, "", "t", "none", True)
+    engine = ByOtherPython(ServedProtocol(engine="vllm", engine_python="python", types=("bfloat16",)), 1)
+    engine.other = SimpleNamespace(likelihoods=lambda *_: [1.0, 1.0])
+    monkeypatch.setattr(engine, "_perplexity", lambda *_: math.nan)
+    with pytest.raises(NotServed, match=r"vllm perplexity: .*transformers has nan"):
+        engine.quality(Exported(tmp_path, "hf", "bfloat16", 1), None, text)
+
+
 def test_a_perplexity_beyond_all_numbers_is_an_outcome():
     ids = torch.zeros(2, 2, dtype=torch.long)
     text = EvaluationText(ids, ids.bool(), 1, 1, 2, "", "t", "none", True)
