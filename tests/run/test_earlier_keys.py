@@ -60,7 +60,7 @@ def test_a_chain_of_earlier_code_is_served_with_its_models_and_what_engines_made
     said = capsys.readouterr().err
     assert (said.count("has a record"), "superseded" in said) == (3, False)
     after = {path.relative_to(run) for path in run.rglob("*") if path.is_file()}
-    assert after - {Path("served.jsonl")} == before
+    assert after - {Path("served.jsonl"), Path(".served.lock")} == before
     for key, record in run_folder.records(run).items():
         if saved := record.measured.get("saved"):
             assert saved["folder"] == f"models/{key}"
