@@ -100,7 +100,7 @@ class Putri(TwoSSP):
                 break
             narrow = Fitted(inputs(model, calibration), self.damping)
             trial = Trial(model, calibration, "nll", narrow=narrow)
-            losses = trial.losses(candidates, f"head {len(order) + 1}", exact=False)
+            losses = trial.losses(candidates, f"head {len(order) + 1}", lowest=1)
             (chosen,) = min(zip(losses, candidates, strict=True), key=lambda pair: pair[0])[1]
             layer = model.layers[chosen.layer]
             if isinstance(chosen, Without):

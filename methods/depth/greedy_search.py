@@ -79,7 +79,7 @@ def search(
             follows, free = False, free and len(allowed) == len(left)
             shown = f"removal {step + 1}, {100 * (1 - rest / budget):.0f} % of the budget gone"
             promising = sorted(allowed, key=losses.__getitem__)
-            for block, tried in zip(promising, trial.without(promising, shown, exact=False), strict=True):
+            for block, tried in zip(promising, trial.without(promising, shown, lowest=1), strict=True):
                 losses[block] = math.inf if math.isnan(tried) else tried
             chosen = min(allowed, key=losses.__getitem__)
             loss = losses[chosen]

@@ -56,11 +56,11 @@ class Fitness:
         known = self.known if tokens >= every else {}
         new = [state for state in states if state not in known]
         trial = self._trial(tokens)
-        losses = known | dict(zip(new, trial.losses(new, "comparing", exact=survivors > 1), strict=True))
+        beside = [known[state] for state in states if state in known]
+        losses = known | dict(zip(new, trial.losses(new, lowest=survivors, beside=beside), strict=True))
         self.forwards += min(tokens / every, 1) * trial.runs / len(trial.layers)
         trial.runs = 0.0  # they are counted
-        missed = [(state, math.inf if math.isnan(losses[state]) else losses[state]) for state in states]
-        found = sorted(missed, key=lambda one: one[1])[:survivors]
+        found = sorted(((state, losses[state]) for state in states), key=lambda one: one[1])[:survivors]
         if tokens >= every:
             self.known = dict(found)
         return found

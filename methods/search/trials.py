@@ -3,7 +3,9 @@
 All candidates go through a layer before any goes through the next, a few at a time where they have few tokens, so that
 the weights of a layer are read once for all of them and matrices are large. A candidate in layer l begins with the
 states in front of it, so that it runs the layers from l on and no others: half of a forward on average. A loss is a sum
-over tokens of what is never negative, so that a candidate may be given up as soon as its sum is above the best one's.
+over tokens of what is never negative. Where only the lowest are asked for, the candidate with the lowest sum so far
+goes on with its next tokens, until all others are above those that are through. Where the dense model's logits do not
+fit, all candidates go on together, so that those of the same tokens are computed once for all.
 
 Letters: N = sequences, T = tokens, D = residual width, V = vocabulary.
 """
@@ -11,8 +13,10 @@ Letters: N = sequences, T = tokens, D = residual width, V = vocabulary.
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heapreplace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -89,6 +93,21 @@ class _Batch:
     dense: Tensor  # (M, V), the dense model's log-probabilities there; (M, D), its last layer's output, where too large
 
 
+class Limit:
+    """Knows which sums are above the `lowest`-th lowest of those that are known; with None, none is."""
+
+    def __init__(self, lowest: int | None, sums: Iterable[float]) -> None:
+        self.lowest, self.sums = lowest, sorted(sums)
+
+    def add(self, total: float) -> None:
+        insort(self.sums, total)
+
+    def is_below(self, total: float) -> bool:
+        if self.lowest is None or len(self.sums) < self.lowest:
+            return False
+        return total > (1 + ROUNDING) * self.sums[self.lowest - 1]
+
+
 class Trial:
     """Runs the model on the calibration tokens with any blocks left out. It changes no module.
 
@@ -114,6 +133,7 @@ class Trial:
         self.gone: set[Sublayer] = set()
         self.runs = 0.0
         self.share = 1 / len(calibration.ids)
+        self.latest: tuple[int, Tensor] | None = None  # log-probabilities of a batch, from this token on, if not kept
         self.batches, sound = [], torch.ones((), dtype=torch.bool)
         end = model.head.weight.device  # where logits are
         beyond = 0 if positions == "all" else 1
@@ -137,47 +157,49 @@ class Trial:
         refuse_overflow(sound)
 
     def without(
-        self, blocks: Sequence[Sublayer | None], shown: str = "leaving out one", *, exact: bool = True
+        self, blocks: Sequence[Sublayer | None], shown: str = "leaving out one", *, lowest: int | None = None
     ) -> list[float]:
         """Return the loss per token when each of `blocks` goes as well; None: no other. See `losses`.
 
         Raises Unsupported where none is finite, as with a model whose states overflow whichever block goes.
         """
-        losses = self.losses([Gone([block] if block else []) for block in blocks], shown, exact=exact)
+        losses = self.losses([Gone([block] if block else []) for block in blocks], shown, lowest=lowest)
         refuse_overflow(torch.tensor(losses).isfinite().any())
         return losses
 
     @torch.no_grad()
     def losses(
-        self, candidates: Sequence[Gone], shown: str = "comparing", *, exact: bool = True, log: SweepLog | None = None
+        self,
+        candidates: Sequence[Gone],
+        shown: str = "comparing",
+        *,
+        lowest: int | None = None,
+        beside: Sequence[float] = (),
+        log: SweepLog | None = None,
     ) -> list[float]:
         """Return the loss per token without each set of blocks, of which no two are the same.
 
-        Unless `exact`, one that is sure to be above the lowest may be given up: its figure is then anything above the
-        lowest. `shown` says on stderr what this is for. `log` keeps what is measured, and has what an interrupted
-        attempt has measured of the same candidates, exactly, a number of layers at a time.
+        lowest  how many of the lowest are asked for: one that is sure to be above them may be given up, and its figure
+                is then anything above them; None: all
+        beside  losses of others, with which these are compared
+        shown   says on stderr what this is for
+        log     keeps what is measured, and has what an interrupted attempt has measured of the same candidates, all of
+                them asked for, a number of layers at a time
         """
-        tokens, L, best = sum(len(batch.targets) for batch in self.batches), len(self.layers), math.inf
-        first = 1 if len(self.batches) > 1 and not exact else 0  # for the limit that spares others their last batches
-        cuts = [0, *range(first, len(candidates), L)] if first else range(0, len(candidates), L)
-        groups = [candidates[start:end] for start, end in pairwise([*cuts, len(candidates)])]
+        tokens, L = sum(len(batch.targets) for batch in self.batches), len(self.layers)
+        limit = Limit(lowest, [loss * tokens for loss in beside])
+        first = min(L, max(0, (lowest or 0) - len(beside)))  # whose sums spare others their last batches
+        cuts = sorted({0, *range(first if len(self.batches) > 1 else 0, len(candidates), L)})
+        groups = [candidates[start:end] for start, end in pairwise([*cuts, len(candidates)]) if end]
         losses = [loss for (some,) in log.kept() for loss in some.tolist()] if log else []
         done = log.done if log else 0  # groups
         with bar(len(groups) * len(self.batches) * L, shown, "layer", done * len(self.batches) * L) as progress:
             for group in groups[done:]:
                 totals = dict.fromkeys(group, 0.0)
                 for batch in self.batches:
-                    last = batch is self.batches[-1]
-                    limit = math.inf if exact else (1 + ROUNDING) * best * tokens
-                    ends = self._ends(batch, [gone for gone in group if not totals[gone] > limit], progress)
-                    for gone in [gone for gone in group if gone in ends]:
-                        for loss in self._losses(batch, ends.pop(gone)):
-                            totals[gone] += loss
-                            if totals[gone] > limit:
-                                break
-                        if last and totals[gone] < best * tokens:
-                            best = totals[gone] / tokens
-                            limit = math.inf if exact else (1 + ROUNDING) * totals[gone]
+                    ends = self._ends(batch, [gone for gone in group if not limit.is_below(totals[gone])], progress)
+                    added = {gone: self._losses(batch, ends.pop(gone)) for gone in group if gone in ends}
+                    self._add(totals, added, limit, last=batch is self.batches[-1])
                 losses += (found := [totals[gone] / tokens for gone in group])
                 if log:
                     log.add([torch.tensor(found, dtype=torch.float64)], [])
@@ -232,20 +254,48 @@ class Trial:
         """Return the states of the positions that are compared, (B, T, D) -> (M, D), where logits are."""
         return x.flatten(0, 1)[batch.wanted.to(x.device)].to(batch.targets.device)
 
-    def _losses(self, batch: _Batch, x: Tensor) -> Iterable[float]:
-        """Return the loss summed over some tokens at a time; from a GPU all at once, since the host waits for each."""
-        losses = self._pieces(batch, self._compared(batch, x))
-        return map(float, losses) if x.device.type == "cpu" else torch.stack(list(losses)).tolist()
+    def _add(self, totals: dict[Gone, float], added: dict[Gone, Iterator[float]], limit: Limit, *, last: bool) -> None:
+        """Add to the sum of each candidate what its tokens add, some at a time, as long as it is not above the limit.
+
+        last  there are no tokens behind these, so that a sum that is through is known
+        """
+        racing = limit.lowest is not None and (self.keeps_dense or self.loss is nll)
+        candidates = list(added)
+        waiting = [(totals[gone] if racing else 0.0, place) for place, gone in enumerate(candidates)]
+        heapify(waiting)
+        while waiting:
+            (before, place), gone = waiting[0], candidates[waiting[0][1]]
+            loss = None if (above := limit.is_below(totals[gone])) else next(added[gone], None)
+            if loss is None:
+                heappop(waiting)
+                if last and not above:
+                    limit.add(totals[gone])
+            else:
+                totals[gone] += math.inf if math.isnan(loss) else loss
+                heapreplace(waiting, (totals[gone] if racing else before + 1, place))
+        self.latest = None
+
+    def _losses(self, batch: _Batch, x: Tensor) -> Iterator[float]:
+        """Yield the loss summed over some tokens at a time; from a GPU all at once, since the host waits for each."""
+        x = self._compared(batch, x)
+        losses = self._pieces(batch, x)
+        yield from map(float, losses) if x.device.type == "cpu" else torch.stack(list(losses)).tolist()
 
     def _pieces(self, batch: _Batch, x: Tensor) -> Iterator[Tensor]:
-        for piece in torch.split(torch.arange(len(x), device=x.device), TOKENS_AT_ONCE):
+        for start in range(0, len(x), TOKENS_AT_ONCE):
+            piece = slice(start, start + TOKENS_AT_ONCE)
             logits, targets = self.model.logits(x[piece]), batch.targets[piece]
-            if self.loss is nll:
-                yield summed(nll, logits, logits, targets)
-            else:
-                dense = batch.dense[piece]
-                p = dense if self.keeps_dense else self._log_probabilities(dense)
-                yield summed(self.loss, logits, p, targets)
+            p = logits if self.loss is nll else self._p(batch, piece)
+            yield summed(self.loss, logits, p, targets)
+
+    def _p(self, batch: _Batch, piece: slice) -> Tensor:
+        """Return the dense model's log-probabilities, (M, V), of some of a batch's tokens."""
+        if self.keeps_dense:
+            return batch.dense[piece]
+        if self.latest is None or self.latest[0] != piece.start:
+            self.latest = None  # its memory is free for the next
+            self.latest = piece.start, self._log_probabilities(batch.dense[piece])
+        return self.latest[1]
 
     def _log_probabilities(self, x: Tensor) -> Tensor:
         """Return those of the next token from the last layer's output: (M, D) -> (M, V)."""

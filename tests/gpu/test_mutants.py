@@ -136,7 +136,6 @@ LEGAL = [
     ("methods/width/wanda_sp.py", "s.cpu()[", "s[", "wanda-sp"),
     ("bench/evaluation/checks.py", "input_ids=ids.to(model.device)", "input_ids=ids", "generate"),
     ("methods/model/activations.py", "(self.masks,) = beside(self.states, masks)", "self.masks = masks", "shortgpt"),
-    ("methods/search/trials.py", "torch.arange(len(x), device=x.device)", "torch.arange(len(x))", "sleb"),
     ("methods/search/windows.py", "calibration.mask[:, 1:].to(self.entry.x.device)", "calibration.mask[:, 1:]",
      "laco-ls"),
     ("methods/width/slicegpt.py", "entry.x.to(waits).float()", "entry.x.float()", "slicegpt, waiting on the host"),

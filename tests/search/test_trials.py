@@ -1,0 +1,89 @@
+"""What trials compute of candidates of which only the lowest losses are asked for, and what they keep meanwhile."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from calibrations import calibration
+from conftest import VOCABULARY, tiny
+
+from methods.depth.greedy_search import search
+from methods.model.decoder import Decoder
+from methods.model.sizes import parameters
+from methods.model.structures import sublayers_of
+from methods.search import trials
+from methods.search.trials import Gone, Trial
+
+
+@pytest.fixture(autouse=True)
+def few_tokens_at_once(monkeypatch):
+    """Several pieces, behind each of which a candidate can be given up."""
+    monkeypatch.setattr(trials, "TOKENS_AT_ONCE", 8)
+    monkeypatch.setattr("methods.model.precision.CACHED", 3 * VOCABULARY)
+
+
+@pytest.mark.parametrize("memory", [2**30, 2**14, 1])  # logits of the dense model fit; they do not; a batch a sequence
+@pytest.mark.parametrize("loss", ["nll", "kl"])
+@pytest.mark.parametrize("lowest", [1, 3])
+def test_the_lowest_losses_are_exact_and_all_others_are_above_them(lowest, loss, memory):
+    model = Decoder(tiny("llama"))
+    blocks = sublayers_of(model, "attention", "mlp")
+    whole = Trial(model, calibration(memory=memory), loss).without(blocks)
+    nth = sorted(whole)[lowest - 1]
+    for order in (blocks, blocks[::-1]):
+        expected = dict(zip(blocks, whole, strict=True))
+        found = Trial(model, calibration(memory=memory), loss).without(order, lowest=lowest)
+        for block, loss_found in zip(order, found, strict=True):
+            assert loss_found == pytest.approx(expected[block], rel=1e-6) or nth < loss_found <= expected[block]
+        assert sorted(found)[:lowest] == pytest.approx(sorted(whole)[:lowest], rel=1e-6)
+
+
+def test_what_is_above_the_losses_of_others_is_given_up():
+    model = Decoder(tiny("llama"))
+    sets = [Gone([block]) for block in sublayers_of(model, "attention", "mlp")]
+    whole = Trial(model, calibration(), "nll").losses(sets)
+    low, high = min(whole) / 2, 2 * max(whole)
+    assert Trial(model, calibration(), "nll").losses(sets, lowest=1, beside=[high]) == pytest.approx(
+        Trial(model, calibration(), "nll").losses(sets, lowest=1), rel=1e-6
+    )
+    found = Trial(model, calibration(), "nll").losses(sets, lowest=1, beside=[low, high])
+    assert all(low < one < true for one, true in zip(found, whole, strict=True))
+
+
+def test_dense_logits_that_do_not_fit_are_computed_once_for_all_candidates(monkeypatch):
+    model = Decoder(tiny("llama"))
+    trial, computed = Trial(model, calibration(memory=2**14), "kl"), []
+    assert not trial.keeps_dense
+    once = Trial._log_probabilities
+    monkeypatch.setattr(Trial, "_log_probabilities", lambda trial, x: computed.append(len(x)) or once(trial, x))
+    trial.without(sublayers_of(model, "attention"))  # one group
+    assert sum(computed) == sum(len(batch.targets) for batch in trial.batches)
+    assert trial.latest is None  # its memory is free
+
+
+@pytest.mark.parametrize("loss", ["kl", "js", "js-released"])
+def test_dense_logits_that_do_not_fit_are_computed_again_and_change_nothing(loss):
+    model = Decoder(tiny("llama"))
+    roomy, tight = (Trial(model, calibration(memory=memory), loss) for memory in (2**30, 2**10))
+    assert roomy.keeps_dense and not tight.keeps_dense
+    blocks = sublayers_of(model, "attention", "mlp")
+    assert roomy.without(blocks) == pytest.approx(tight.without(blocks), rel=1e-5)
+
+
+def test_a_loss_that_is_no_number_is_above_all_others(monkeypatch):
+    monkeypatch.setitem(trials.LOSSES, "nll", lambda logits, p, targets: torch.tensor(math.nan))
+    model = Decoder(tiny("llama"))
+    sets = [Gone([block]) for block in sublayers_of(model, "attention")]
+    for lowest in (None, 2):
+        assert Trial(model, calibration(), "nll").losses(sets, lowest=lowest, beside=[1.0]) == [math.inf] * len(sets)
+
+
+def test_a_trial_changes_no_module():
+    model = Decoder(tiny("llama"))
+    before = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
+    trial = Trial(model, calibration(), "nll")
+    search(trial, sublayers_of(model, "attention", "mlp"), 0.3 * parameters(model))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.model.state_dict().items())
+    assert len(model.layers) == 6
