@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from bench.schedule.shape import Shape
+from methods.search.evopress import generations_of
 
 EIGENVALUES = 9  # D^3 of a symmetric matrix's
 SINGULAR_VALUES = 9  # m^2 n of a matrix's, m <= n
@@ -152,7 +153,7 @@ def _evopress(asked: PruningWork) -> Computed:
     """Children run what their parents have left, on few tokens; the fittest and, unless on all, the parents on more."""
     given, shape, k = asked.parameters, asked.shape, asked.removals(asked.ratio)
     kept, every = max(0.0, 1 - k / shape.layers), asked.sequences * asked.length
-    generations = given.get("generations") or max(1, int(k * (shape.layers - k) / 1.5))
+    generations = given.get("generations") or generations_of(k, shape.layers)
 
     def compared(states: int, tokens: int) -> Computed:
         of_each = shape.body(tokens, asked.length, kept) + tokens * shape.head

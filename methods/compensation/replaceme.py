@@ -102,7 +102,8 @@ class ReplaceMe:
         ]
         T = torch.eye(D, dtype=torch.float64, device=seen[0].y.device)
         found, fitted = fit_normed(rows, self.ridge, T, self.sinks, norm)
-        fold(layer.down if layer.has_mlp else layer.out, found.W)
+        shown = norm.g / norm.divisor  # of each channel that the matrix gives, in what T was fitted to
+        fold(layer.down if layer.has_mlp else layer.out, shown[:, None] * found.W)
         found.norm.put_behind(layer, which)
         return Compensated(lambda each: each.y - each.n + found(norm.undone(each.n)), fitted=fitted)
 

@@ -40,6 +40,7 @@ from methods.base import register
 from methods.budget import whole_layers
 from methods.depth.one_shot import OneShot
 from methods.errors import Unsupported
+from methods.model.activations import refuse_overflow
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.gradients import Sums, gradients
@@ -62,8 +63,10 @@ class ShortenedLlama(OneShot):
     cost = "half a forward per layer"
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
+        """Remove the layers. Raises Unsupported where one would go whose loss is no finite number."""
         decided = super().prune(model, calibration, ratio)
         if "scores" in decided:
+            refuse_overflow(torch.tensor([decided["scores"][l] for l in decided["removed_layers"]]).isfinite().all())
             decided["scores"] = [score if math.isfinite(score) else None for score in decided["scores"]]
         return decided
 

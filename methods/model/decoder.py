@@ -236,8 +236,8 @@ class Decoder:
         self.model.all_tied_weights_keys = {}
 
     def gain(self, norm: Any) -> Tensor:
-        """Return what the norm multiplies by, (D,)."""
-        return norm.weight.detach() + self.family.gain_offset
+        """Return what the norm multiplies by, (D,); where it has no weights, 1."""
+        return torch.ones(()) if norm.weight is None else norm.weight.detach() + self.family.gain_offset
 
     def normed(self, x: Tensor) -> Tensor:
         """Return x after the final norm, or x itself where the family has none."""

@@ -124,7 +124,7 @@ class EvoPress:
     ) -> tuple[Gone, dict[str, Any]]:
         """Return the blocks that are missed least together, and for the record what the search took."""
         kinds, generator = self.blocks(model), random.Random(calibration.seed)
-        generations = self.generations or max(1, int(k * (len(kinds[0]) - k) / 1.5))
+        generations = self.generations or generations_of(k, len(kinds[0]))
         if not (first := random_states(kinds, k, self.initial, generator, fits=fits)):
             first, fits = random_states(kinds, k, self.initial, generator), any_state
         log = calibration.log([], "evopress", self, [sorted(map(str, one)) for one in first])
@@ -139,6 +139,11 @@ class EvoPress:
         )
         found = {"generations": len(best), "of_generations": generations, "kl": best}
         return parents[0], found | {"forwards": round(fitness.forwards, 2)}
+
+
+def generations_of(k: int, L: int) -> int:
+    """Return how many generations the authors' script takes where k of L blocks of a kind go."""
+    return max(1, int(k * (L - k) / 1.5))
 
 
 def random_states(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.model.activations import Entry, enter
+from methods.model.activations import Entry, enter, refuse_overflow
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
@@ -45,6 +45,8 @@ class _Sentences:
 class MergeTrial:
     """Holds the original model's states, and says how much a working model's last state resembles them.
 
+    Raises Unsupported where those states overflow.
+
     merged  makes one layer of those of a window
     kept  what comes out of the last of some layers of a working model, for each micro-batch: of a window at the pointer
           and original layers above it, no others, so that there are about as many as pairs of layers at most
@@ -57,6 +59,7 @@ class MergeTrial:
         self.count = len(self.original)
         width = model.embed.embedding_dim * (self.count + 6)
         self.sentences = [self._pass(ids, mask) for ids, mask in calibration.batches(width, model.embed.weight.dtype)]
+        refuse_overflow(torch.stack([one.final[one.mask].isfinite().all() for one in self.sentences]).all())
         self.kept: dict[tuple[Merged, ...], list[Tensor]] = {}
         self.room = calibration.memory
 

@@ -111,6 +111,19 @@ def test_replaceme_lowers_what_is_missed_on_other_text(family):
     assert parameters(model) == parameters(plain)
 
 
+@pytest.mark.parametrize("gain", [0.001, -0.001, 0.0])
+def test_replaceme_leaves_the_error_that_it_records_where_gains_are_near_zero(gain):
+    dense, model = Decoder(tiny("gemma3_text")), Decoder(tiny("gemma3_text"))
+    for one in (dense, model):
+        with torch.no_grad():
+            one.layers[1].post_norm(1).weight[[3, 11, 20]] = gain - one.family.gain_offset
+    decisions = methods.make("drop+replaceme", {"layers": "2-3"}).prune(model, tokens(0), 0.0)
+    (cut,) = decisions["compensation"]["cuts"]
+    y, z = behind(model, tokens(0), 2), behind(dense, tokens(0), 4)
+    assert cut["error_after"] < cut["error_before"]
+    assert float((y - z).square().sum() / z.square().sum()) == pytest.approx(cut["error_after"], rel=2e-5)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scale_multiplies_the_residual_in_effect(family):
     """Against the model whose states are multiplied at the cut; the norms' epsilon is all that differs."""

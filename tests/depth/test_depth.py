@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from conftest import VOCABULARY, tiny
+from tiny_methods import overflowing
 from torch import nn
 
 import methods
@@ -236,6 +237,14 @@ def test_a_layer_without_which_the_loss_is_no_number_stays_and_has_no_score(monk
     found = pruned("shortened-llama", {}, "llama", 3, calibration())
     assert found["removed_layers"] == [1, 2, 4]
     assert found["scores"] == [None, 1.0, 0.2, None, 0.1, None]
+
+
+def test_no_layer_goes_whose_loss_is_no_number():
+    """Where all but one are left without a score, that one may go, and no second one that nothing has chosen."""
+    found = methods.make("shortened-llama").prune(Decoder(overflowing()), calibration(), ratio_of(1, "llama"))
+    assert (found["removed_layers"], [score is None for score in found["scores"]].count(False)) == ([2], 1)
+    with pytest.raises(Unsupported, match="states of a layer overflow; load the model in bfloat16 or float32"):
+        methods.make("shortened-llama").prune(Decoder(overflowing()), calibration(), ratio_of(2, "llama"))
 
 
 @pytest.mark.parametrize(

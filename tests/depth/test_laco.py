@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -13,16 +12,18 @@ import pytest
 import torch
 from authors_code import as_shown, difference
 from conftest import LAYERS, VOCABULARY, padded, tiny
+from tiny_methods import overflowing
 
 import methods
 from methods.depth.laco import LaCo, LaCoPublished, merge
-from methods.errors import OutOfReach
+from methods.errors import OutOfReach, Unsupported
 from methods.model import sweep_log
 from methods.model.activations import Entry
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.layer_store import LayerStore
+from methods.model.structures import keep_channels
 from methods.model.sweep_log import SweepLogs
 from methods.search.merges import MergeTrial
 
@@ -177,11 +178,19 @@ def test_no_similarity_is_computed_twice():
 
 
 def test_a_similarity_that_is_not_a_number_is_a_rejection():
+    """As that of layers which an earlier method has cut unlike one another."""
     model = Decoder(tiny("llama"))
-    model.layers[4].down.weight.data.fill_(math.inf)
+    for layer in model.layers[::2]:
+        keep_channels(layer, range(3))
     decisions = LaCo(C=2, I=1, T=-1.0).prune(model, sentences(), 0.0)
     assert decisions["removed_layers"] == []
     assert {step["similarity"] for step in decisions["trace"]} == {None}
+
+
+@pytest.mark.parametrize("method", [LaCo(C=3, I=1), LaCo(C=3, I=1, T=0.3), LaCoPublished(C=3, I=1)])
+def test_a_model_whose_states_overflow_is_told_so_and_not_that_nothing_resembles_it(method):
+    with pytest.raises(Unsupported, match="states of a layer overflow; load the model in bfloat16 or float32"):
+        method.prune(Decoder(overflowing()), sentences(), 0.25)
 
 
 def test_more_than_its_windows_can_hold_is_out_of_reach():

@@ -23,7 +23,7 @@ from methods.model.structures import Sublayer, remove_sublayers, sublayers_of
 from methods.model.sweep_log import SweepLog, SweepLogs
 from methods.search import evolution
 from methods.search.evolution import Fitness, draw
-from methods.search.evopress import EvoPress, children, random_states
+from methods.search.evopress import EvoPress, children, generations_of, random_states
 from methods.search.trials import Gone, Trial
 
 LENGTHS = (16, 12, 7, 2, 16, 9)
@@ -156,6 +156,13 @@ def test_where_no_state_fits_all_are_compared():
     search = EvoPress(generations=1, offspring=3, initial=3)
     gone, _ = search.search(Decoder(tiny("llama")), calibration(), 2, lambda _: False)
     assert len(gone) == 4
+
+
+def test_unless_told_there_are_as_many_generations_as_in_the_authors_script():
+    search = EvoPress(offspring=2, initial=2, minutes=1e-9)
+    decided = search.prune(Decoder(tiny("llama")), calibration(), ratio_of(2))
+    assert decided["of_generations"] == 5  # int(2 * (6 - 2) / 1.5)
+    assert generations_of(1, 2) == 1
 
 
 def test_a_model_whose_states_overflow_is_refused():

@@ -27,6 +27,9 @@ FOLDER = Path(__file__).parents[1] / "golden"
 GOLDEN = {k: v for k, v in json.loads((FOLDER / "slicegpt_llmpruner.json").read_text()).items() if k.startswith("sg_")}
 TENSORS = load_file(FOLDER / "slicegpt_llmpruner.safetensors")
 ROTATABLE = [family for family in TINY if family not in ("gemma2", "gemma3_text")]
+BARE_NORMS = [  # without gains and biases
+    ("opt", {"layer_norm_elementwise_affine": False, "enable_bias": enable_bias}) for enable_bias in (False, True)
+]
 
 
 def tokens(seed: int = 0, rows: int = 12) -> Calibration:
@@ -65,9 +68,9 @@ def test_fusing_counts_as_the_authors_count_and_leaves_the_logits(key):
     torch.testing.assert_close(logits, dense, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ROTATABLE)
-def test_rotating_without_cutting_changes_nothing(family, ids):
-    model = Decoder(tiny(family))
+@pytest.mark.parametrize(("family", "config"), [*((family, {}) for family in ROTATABLE), *BARE_NORMS])
+def test_rotating_without_cutting_changes_nothing(family, config, ids):
+    model = Decoder(tiny(family, **config))
     with torch.no_grad():
         dense = model.model(ids).logits
         SliceGPT(d=32).prune(model, tokens(), 0.0)
@@ -75,10 +78,10 @@ def test_rotating_without_cutting_changes_nothing(family, ids):
     torch.testing.assert_close(rotated, dense, rtol=0, atol=1e-5 * float(dense.abs().max()))
 
 
-@pytest.mark.parametrize("family", ROTATABLE)
+@pytest.mark.parametrize(("family", "config"), [*((family, {}) for family in ROTATABLE), *BARE_NORMS])
 @pytest.mark.parametrize("slice_head", [False, True])
-def test_the_formula_equals_the_count(family, slice_head):
-    model = Decoder(tiny(family))
+def test_the_formula_equals_the_count(family, config, slice_head):
+    model = Decoder(tiny(family, **config))
     method = SliceGPT(d=16, slice_head=slice_head)
     expected = sliced_parameters(model, 16, method.slices_head(model))
     method.prune(model, tokens(), 0.0)
