@@ -61,10 +61,15 @@ def keep_documents(folder: Path) -> None:
 
 
 def from_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Read a GGUF file as (model, tokenizer) with plain weights of `dtype`, not packed ones."""
+    """Read a GGUF file as (model, tokenizer) with plain weights of `dtype`, not packed ones.
+
+    Raises ValueError for a file that lacks weights.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from methods.checkpoint.transformers_compat import with_all_weights
 
     plain = GgufConfig(dequantize=True)
     options = {"gguf_file": path.name, "dtype": dtype, "quantization_config": plain}
-    model = AutoModelForCausalLM.from_pretrained(path.parent, **options)
+    model = with_all_weights(AutoModelForCausalLM, path.parent, left_over=True, **options)
     return model, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)

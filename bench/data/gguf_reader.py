@@ -73,6 +73,12 @@ def config(file: Path) -> PreTrainedConfig:
     """Return the configuration of what a file describes. Raises CheckpointError where it is none."""
     with readable(file):
         reader = gguf.GGUFReader(file)
+        parts = reader.get_field("split.count")
+        if parts is not None and parts.contents() > 1:
+            raise CheckpointError(
+                f"{file} is one of {parts.contents()} parts of a model; `llama-gguf-split --merge FIRST_PART WHOLE` of "
+                "llama.cpp joins them, and the whole file is read"
+            )
         name, held = _value(reader, "general.architecture"), len(reader.tensors)
         if not 0 < (layers := _value(reader, f"{name}.block_count")) <= held:
             raise ValueError(f"it says {layers} layers, and holds {held} tensors")

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from methods.errors import UserError, first_line
 
+WHOLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
 def check(name: str, folder: Path, trust_remote_code: bool) -> None:
     """Refuse a folder without configuration, safetensors or tokenizer, or with code of its own that is not allowed."""
-    needs = "a model folder holds config.json, *.safetensors and the tokenizer's files"
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{name} has no config.json; {needs}")
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{name} has no *.safetensors (other weight files are not read); {needs}")
-    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
-        raise UserError(f"{name} has no tokenizer; {needs}")
+    refuse_incomplete(name, names(folder))
     config = _table(folder / "config.json")
     if "auto_map" in config and not trust_remote_code:
         raise UserError(f"{name} comes with its own code; read it, then allow it with --trust-remote-code")
@@ -29,11 +26,35 @@ def check(name: str, folder: Path, trust_remote_code: bool) -> None:
     _check_saved(folder)
 
 
+def names(folder: Path) -> set[str]:
+    """Return the names of what is in a folder."""
+    return {file.name for file in folder.iterdir() if file.exists()}
+
+
+def refuse_incomplete(name: str, files: Collection[str]) -> None:
+    """Raise UserError where files of these names are no model: no configuration, safetensors or tokenizer."""
+    needs = "a model folder holds config.json, safetensors and the tokenizer's files"
+    if "config.json" not in files:
+        raise UserError(f"{name} has no config.json; {needs}")
+    if WHOLE not in files and INDEX not in files:
+        raise UserError(f"{name} has no {WHOLE} or {INDEX} (other weight files are not read); {needs}")
+    if not any(file in files for file in TOKENIZER_FILES):
+        raise UserError(f"{name} has no tokenizer; {needs}")
+
+
+def weight_files(folder: Path, files: Collection[str] | None = None) -> list[str]:
+    """Return from which files transformers loads a model; a folder may hold others with the same weights.
+
+    files  the names of what will be in the folder; by default of what is
+    """
+    return [WHOLE] if WHOLE in (names(folder) if files is None else files) else named_by_index(folder)
+
+
 def _check_weights(name: str, folder: Path) -> None:
     """Refuse a folder that lacks a weight file which its index names, or has one that is cut short."""
     from safetensors import SafetensorError, safe_open
 
-    if missing := [file for file in named_by_index(folder) if not (folder / file).is_file()]:
+    if missing := [file for file in weight_files(folder) if not (folder / file).is_file()]:
         raise UserError(f"{name} has no {missing[0]}, which its index names; copy or download the model again")
     for file in sorted(folder.glob("*.safetensors")):
         try:
@@ -45,7 +66,7 @@ def _check_weights(name: str, folder: Path) -> None:
 
 def named_by_index(folder: Path) -> list[str]:
     """Return the weight files that the index of a folder names; of one without an index, none."""
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if not index.is_file():
         return []
     files = _table(index).get("weight_map")

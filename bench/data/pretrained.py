@@ -7,13 +7,12 @@ asked. A folder that was saved by methods.checkpoint is checked against its mani
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.data import assets, model_folder
+from bench.data import assets, hub_models, model_folder
 from bench.data.file_hashes import remembered_sha256
 from methods.errors import UserError, first_line
 from methods.files import sha256
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from methods.model.spread import Place
 
 DTYPES = ("float32", "bfloat16", "float16")
-HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py", "README.md"]
-HUB_LEFT_OUT = ["consolidated*", "original/*", "onnx/*"]  # the same weights in other layouts
 
 
 def check(name: str, trust_remote_code: bool = False) -> None:
@@ -37,10 +34,10 @@ def check(name: str, trust_remote_code: bool = False) -> None:
         model_folder.check(name, Path(name), trust_remote_code)
     elif Path(name).exists() or not _is_hub_name(name):
         raise UserError(f"{name!r} is no model: give {_choices()}")
-    elif (cached := _cached(name)) is not None:
+    elif (cached := hub_models.cached(name)) is not None:
         model_folder.check(name, cached, trust_remote_code)
     else:
-        _check_on_hub(name, trust_remote_code)
+        hub_models.check(name, _choices(), trust_remote_code)
 
 
 def display_name(name: str) -> str:
@@ -65,6 +62,8 @@ def shell(name: str, trust_remote_code: bool = False) -> torch.nn.Module:
             )
         if empty := [parameter for parameter, weight in model.named_parameters() if not weight.numel()]:
             raise ValueError(f"{empty[0]} has a size of 0")
+    except UserError:
+        raise
     except Exception as error:  # whatever transformers makes of a description that it does not expect
         reason = first_line(error)
         raise UserError(f"transformers makes no causal language model of {name}: {reason}") from error
@@ -83,11 +82,14 @@ def load(
     device  one, or several over which the layers are spread; weights go straight there, but those of a GGUF file
     store   lets weights lie in files, whatever the device: those of the model where they are stored in `dtype`; the
             others are converted one layer at a time
+
+    Raises UserError where weights are missing or have other shapes than the configuration says.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     from methods.checkpoint import save_load
+    from methods.checkpoint.transformers_compat import with_all_weights
     from methods.model import spread
     from methods.model.decoder import Decoder
 
@@ -97,14 +99,18 @@ def load(
 
         model, tokenizer = gguf_reader.load(Path(name), dtype)
         return spread.put(model, device).eval(), tokenizer
-    folder, options = _source(name, trust_remote_code)
+    folder, options = _source(name, trust_remote_code, weights=True)
     if save_load.is_checkpoint(folder):
         model = save_load.load(folder, dtype=dtype, device=device, store=store).model
     else:
         if store is None:
             options |= spread.loading(lambda: Decoder(shell(name, trust_remote_code)), device)
         wanted = dtype if store is None else "auto"
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=wanted, use_safetensors=True, **options)
+        options |= {"dtype": wanted, "use_safetensors": True}
+        try:
+            model = with_all_weights(AutoModelForCausalLM, folder, left_over=True, **options)
+        except ValueError as error:
+            raise UserError(f"{name} does not load: {first_line(error)}; copy or download it again") from error
         if store is not None:
             Decoder(model, store).cast(dtype)
     return model.eval(), load_tokenizer(name, trust_remote_code)
@@ -129,16 +135,22 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
-def weights_sha256(name: str) -> str:
+def weights_sha256(name: str, *, download: bool = True) -> str:
     """Return the sha256 of the weight file, or of the list of sha256 and names where there are several.
 
-    A file that has not changed since it was read is not read again (bench.data.file_hashes).
+    Files that are not loaded do not count. One that has not changed since it was read is not read again
+    (bench.data.file_hashes).
+
+    download  the weights of a hub model that is not here; otherwise they are what the hub says, where it does
     """
-    folder, options = _source(name)
-    files = [folder / options["gguf_file"]] if "gguf_file" in options else sorted(folder.glob("*.safetensors"))
-    if len(files) == 1:
-        return remembered_sha256(files[0])
-    lines = "".join(f"{remembered_sha256(file)}  {file.name}\n" for file in files)
+    hashes = hub_models.announced(name) if is_on_hub(name) and not download else None
+    if hashes is None:
+        folder, options = _source(name, weights=True)
+        files = [options["gguf_file"]] if "gguf_file" in options else model_folder.weight_files(folder)
+        hashes = {file: remembered_sha256(folder / file) for file in files}
+    if len(hashes) == 1:
+        return next(iter(hashes.values()))
+    lines = "".join(f"{found}  {file}\n" for file, found in hashes.items())
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
@@ -226,8 +238,8 @@ def is_on_hub(name: str) -> bool:
     return name not in assets.MODELS and not Path(name).exists() and _is_hub_name(name)
 
 
-def _source(name: str, trust_remote_code: bool = False) -> tuple[Path, dict[str, Any]]:
-    """Return (folder, options) for the `from_pretrained` of transformers."""
+def _source(name: str, trust_remote_code: bool = False, *, weights: bool = False) -> tuple[Path, dict[str, Any]]:
+    """Return (folder, options) for the `from_pretrained` of transformers; of a hub model with its weights if asked."""
     if _is_gguf(name):
         return Path(name).parent, {"gguf_file": Path(name).name}
     options = {"trust_remote_code": trust_remote_code}
@@ -235,7 +247,7 @@ def _source(name: str, trust_remote_code: bool = False) -> tuple[Path, dict[str,
         return assets.model_folder(name), options
     if Path(name).is_dir():
         return Path(name), options
-    return _cached(name) or _snapshot(name), options
+    return hub_models.folder(name, weights=weights), options
 
 
 def _config(name: str, trust_remote_code: bool) -> Any:
@@ -262,45 +274,3 @@ def _is_hub_name(name: str) -> bool:
 def _choices() -> str:
     known = ", ".join(assets.MODELS)
     return f"a known model ({known}), a folder with config.json and safetensors, a .gguf file or a hub name (ORG/MODEL)"
-
-
-def _check_on_hub(name: str, trust_remote_code: bool) -> None:
-    if not assets.hub_is_reachable():
-        near = difflib.get_close_matches(name, assets.MODELS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(
-            f"{name!r} is not here and not in the hub's cache, and the hub is out of reach; {hint}give {_choices()}"
-        )
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        info = HfApi().model_info(name, timeout=assets.HUB_TIMEOUT)
-    except HfHubHTTPError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"the hub does not give {name!r}: {reason}; otherwise give {_choices()}") from error
-    if not any(file.rfilename.endswith(".safetensors") for file in info.siblings or ()):
-        raise UserError(f"{name} on the hub has no *.safetensors, and other weight files are not read")
-    if "auto_map" in (info.config or {}) and not trust_remote_code:
-        raise UserError(f"{name} comes with its own code; read it, then allow it with --trust-remote-code")
-
-
-def _cached(name: str) -> Path | None:
-    """Return the folder of a hub model whose weights are all in the hub's cache, else None."""
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = _snapshot(name, here_only=True)
-    except (LocalEntryNotFoundError, HFValidationError):
-        return None
-    weight_files = model_folder.named_by_index(folder) or ["model.safetensors"]
-    return folder if all((folder / file).is_file() for file in weight_files) else None
-
-
-def _snapshot(name: str, here_only: bool = False) -> Path:
-    """Return the folder of a hub model; download it unless it is complete or `here_only`."""
-    from huggingface_hub import snapshot_download
-
-    return Path(
-        snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=HUB_LEFT_OUT, local_files_only=here_only)
-    )

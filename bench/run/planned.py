@@ -44,7 +44,7 @@ def plan_spec(spec: RunSpec) -> Plan:
         slots = len(local.environments(spec.slots or 1, str(device), seen, spec.gpus_per_cell))
     begun = time.perf_counter()
     datasets = read_datasets(cells, Path(), Machine(environment.processor(device) if here else None, every))
-    cells, read = known(cells, datasets), time.perf_counter() - begun
+    cells, read = known(cells, datasets, download=False), time.perf_counter() - begun
     if spec.offload and here:
         check(spec.offload)
     names = fingerprint.earlier_names(folder, cells)

@@ -317,9 +317,11 @@ def read_datasets(cells: Sequence[Cell], scratch: Path, machine: Machine) -> dic
     return {setting: readers[cell.model].read(cell, recipes) for setting, cell in one_of_each.items()}
 
 
-def known(cells: Sequence[Cell], datasets: Mapping[CalibrationSetting, Datasets]) -> list[Cell]:
+def known(
+    cells: Sequence[Cell], datasets: Mapping[CalibrationSetting, Datasets], *, download: bool = True
+) -> list[Cell]:
     """Return the cells with their inputs. Raises UserError where one goes on from a cell that is missing."""
-    weights = {model: pretrained.weights_sha256(model) for model in {cell.model for cell in cells}}
+    weights = {model: pretrained.weights_sha256(model, download=download) for model in {cell.model for cell in cells}}
     hashes = {method: method_sha256(method) for method in {cell.method for cell in cells}}
     found, keys = list[Cell](), dict[str, str]()
     for cell in cells:

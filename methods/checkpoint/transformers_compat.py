@@ -10,6 +10,7 @@ Letters: H = query heads, G = key/value heads, R = H / G, E = head width, I = ML
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,11 @@ from methods.model.structures import Part, attention_parts, mlp_parts
 
 TOLERANCE = 1e-5  # share of the largest logit by which a rebuilt model may differ, for kernels that reorder sums
 ROUNDINGS = 8  # steps of the model's dtype at the largest logit, which is more in bfloat16 and float16
+PROBLEMS = {
+    "missing_keys": "weights are missing",
+    "mismatched_keys": "weights have other shapes than the configuration says",
+    "unexpected_keys": "weights are left over",
+}
 WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 
 
@@ -104,14 +110,27 @@ def loaded(config: PreTrainedConfig, folder: str, place: spread.Place, dtype: to
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        model, report = kind.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True, **options)
+        return with_all_weights(kind, folder, config=config, dtype=dtype, **options).eval()
     finally:
         if shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-    for problem, names in report.items():
-        if names:
-            raise ValueError(f"{problem.replace('_', ' ')}: {', '.join(map(str, sorted(names)[:3]))}")
-    return model.eval()
+
+
+def with_all_weights(kind: Any, folder: str | Path, *, left_over: bool = False, **options: Any) -> Any:
+    """Call `from_pretrained` of a class, which draws the weights that a folder lacks at random, and refuse that.
+
+    left_over  allows tensors that the model has no place for
+
+    Raises ValueError for a tensor that is missing, has another shape or is left over. What is tied to another tensor,
+    or what transformers itself makes anew, is not missing.
+    """
+    model, report = kind.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    for problem, found in report.items():
+        if found and not (left_over and problem == "unexpected_keys"):
+            names = sorted(one if isinstance(one, str) else one[0] for one in found)
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ValueError(f"{PROBLEMS.get(problem, problem)}: {', '.join(names[:3])}{more}")
+    return model
 
 
 def shapes(shell: Any) -> dict[str, tuple[int, ...]]:

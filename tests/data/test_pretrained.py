@@ -1,14 +1,22 @@
 """Names of models: what is accepted, what is refused in one line, and that what is loaded is what was stored."""
 
+import errno
 import json
 import shutil
+from fnmatch import fnmatch
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 from byte_tokens import byte_tokenizer
 from conftest import tiny
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
 
 from bench.data import assets, pretrained
+from bench.plan.run_spec import RunSpec
+from bench.run.planned import plan_spec
 from methods.errors import UserError
 from methods.files import sha256
 
@@ -67,26 +75,63 @@ def test_an_unknown_model_type_is_refused(folder):
         pretrained.shell(str(folder))
 
 
+def gone(weights):
+    del weights["model.layers.1.mlp.down_proj.weight"]
+
+
+def cut(weights):
+    weights["model.layers.1.mlp.down_proj.weight"] = torch.zeros(1, 1)
+
+
+@pytest.mark.parametrize(("change", "problem"), [(gone, "weights are missing"), (cut, "weights have other shapes")])
+def test_weights_that_would_be_drawn_at_random_are_refused(folder, change, problem):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    pretrained.check(str(folder))  # reads no names
+    with pytest.raises(UserError, match=rf"does not load: {problem}.*: model.layers.1.mlp.down_proj.weight; copy or"):
+        pretrained.load(str(folder), CPU, torch.float32)
+
+
+def test_weights_that_a_model_has_no_place_for_are_left(folder):
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"model.mtp.weight": torch.zeros(2)}, folder / "model.safetensors", metadata={"format": "pt"})
+    model, _ = pretrained.load(str(folder), CPU, torch.float32)
+    assert all(torch.equal(model.state_dict()[name], weight) for name, weight in weights.items())
+
+
+def test_the_hash_is_of_the_files_that_are_loaded(folder):
+    whole = pretrained.weights_sha256(str(folder))
+    (folder / "consolidated.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    assert pretrained.weights_sha256(str(folder)) == whole
+    tiny("llama", layers=2, vocab_size=260, seed=1).save_pretrained(folder / "parts", max_shard_size="20KB")
+    parts = pretrained.weights_sha256(str(folder / "parts"))
+    assert len(list((folder / "parts").glob("*.safetensors"))) > 1
+    for file in (folder / "parts").iterdir():
+        shutil.copy(file, folder)
+    assert pretrained.weights_sha256(str(folder)) == whole  # as transformers loads it
+    (folder / "model.safetensors").unlink()
+    assert pretrained.weights_sha256(str(folder)) == parts
+    model, _ = pretrained.load(str(folder), CPU, torch.float32)
+    assert torch.equal(model.lm_head.weight, tiny("llama", layers=2, vocab_size=260, seed=1).lm_head.weight)
+
+
 def test_the_hash_follows_the_weights_alone(folder):
     before = pretrained.weights_sha256(str(folder))
     (folder / "generation_config.json").write_text("{}")
     assert pretrained.weights_sha256(str(folder)) == before
     tiny("llama", layers=2, vocab_size=260, seed=1).save_pretrained(folder)
     assert pretrained.weights_sha256(str(folder)) != before
-    one = pretrained.weights_sha256(str(folder))
-    tiny("llama", layers=2, vocab_size=260, seed=1).save_pretrained(folder, max_shard_size="20KB")
-    assert len(list(folder.glob("*.safetensors"))) > 1
-    assert pretrained.weights_sha256(str(folder)) != one
 
 
 @pytest.mark.parametrize(
     ("pattern", "message"),
-    [("config.json", "no config.json"), ("*.safetensors", "no *.safetensors"), ("tokenizer*", "no tokenizer")],
+    [("config.json", "no config.json"), ("*.safetensors", "no model.safetensors"), ("tokenizer*", "no tokenizer")],
 )
 def test_an_incomplete_folder_says_what_a_folder_holds(folder, pattern, message):
     for file in folder.glob(pattern):
         file.unlink()
-    refused(folder, message, "a model folder holds config.json, *.safetensors")
+    refused(folder, message, "a model folder holds config.json, safetensors")
 
 
 def test_weights_that_are_cut_short_or_missing_are_told_before_any_work(folder):
@@ -151,47 +196,128 @@ def test_a_cached_hub_model_needs_no_network(hub_cache):
     assert pretrained.display_name("nobody/tiny") == "nobody/tiny"
 
 
-def test_a_half_cached_hub_model_is_not_cached(hub_cache):
-    (hub_cache / "model.safetensors").unlink()
+@pytest.mark.parametrize("pattern", ["model.safetensors", "tokenizer*", "config.json"])
+def test_a_half_cached_hub_model_is_not_cached(hub_cache, pattern):
+    for file in hub_cache.glob(pattern):
+        file.unlink()
     refused("nobody/tiny", "not in the hub's cache")
 
 
 @pytest.fixture
-def hub(monkeypatch):
-    """A hub that can be reached and answers with what is set."""
-    from types import SimpleNamespace
-
+def hub(folder, tmp_path, monkeypatch):
+    """A hub that can be reached, has the tiny model under any name, and answers with what is set."""
     import huggingface_hub
 
-    answer = SimpleNamespace(files=["model.safetensors"], config={}, error=None)
+    folder = folder.rename(tmp_path / "on the hub")
+    files = sorted(file.name for file in folder.iterdir())
+    answer = SimpleNamespace(folder=folder, files=files, config={}, error=None, full=None, lfs=True)
 
-    def model_info(self, name, timeout):
+    def model_info(self, name, timeout, files_metadata=False):
         if answer.error:
             raise answer.error
-        return SimpleNamespace(
-            siblings=[SimpleNamespace(rfilename=file) for file in answer.files], config=answer.config
-        )
+        siblings = [SimpleNamespace(rfilename=file, lfs=None) for file in answer.files]
+        for file in siblings if files_metadata and answer.lfs else ():
+            file.lfs = SimpleNamespace(sha256=sha256(folder / file.rfilename))
+        return SimpleNamespace(siblings=siblings, config=answer.config)
+
+    def snapshot_download(name, allow_patterns, ignore_patterns, local_files_only):
+        here = tmp_path / "downloaded"
+        if local_files_only and not here.is_dir():
+            raise LocalEntryNotFoundError("not here")
+        if not local_files_only:
+            if answer.full:
+                raise answer.full
+            here.mkdir(exist_ok=True)
+            wanted = [file for file in answer.files if any(fnmatch(file, pattern) for pattern in allow_patterns)]
+            for file in wanted:
+                if not any(fnmatch(file, pattern) for pattern in ignore_patterns):
+                    shutil.copy(folder / file, here)
+        return str(here)
 
     monkeypatch.setattr(assets, "hub_is_reachable", lambda: True)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     return answer
 
 
-def test_a_hub_model_is_looked_up_without_downloading_it(hub):
+def test_a_hub_model_is_looked_up_without_downloading_it(hub, tmp_path):
     pretrained.check("nobody/else")
-    hub.files = ["pytorch_model.bin"]
-    refused("nobody/else", "has no *.safetensors")
-    hub.files, hub.config = ["a.safetensors"], {"auto_map": {}}
+    files = hub.files
+    for lacks in ("model.safetensors", "config.json", "tokenizer"):
+        hub.files = [file for file in files if not file.startswith(lacks)]
+        refused("nobody/else", f"nobody/else on the hub has no {lacks}")
+    hub.files, hub.config = files, {"auto_map": {}}
     refused("nobody/else", "its own code")
+    assert not (tmp_path / "downloaded").exists()
 
 
-def test_a_model_that_the_hub_does_not_give_is_one_line(hub):
-    from unittest.mock import Mock
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (HfHubHTTPError("404\n\nRepository Not Found", response=Mock()), "Repository Not Found"),
+        (HFValidationError("Cannot have -- or .. in repo_id"), "Cannot have -- or .. in repo_id"),
+        (Exception("timed out"), "timed out"),  # whatever the HTTP client raises
+    ],
+)
+def test_a_model_that_the_hub_does_not_give_is_one_line(hub, error, reason):
+    hub.error = error
+    refused("nobody/else", f"the hub does not give 'nobody/else': {reason}; otherwise give")
 
-    from huggingface_hub.errors import HfHubHTTPError
 
-    hub.error = HfHubHTTPError("404\n\nRepository Not Found", response=Mock())
-    refused("nobody/else", "the hub does not give 'nobody/else': Repository Not Found")
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            GatedRepoError("401 Client Error.\n\nAccess is restricted. Please log in.", response=Mock()),
+            "Access is restricted. Please log in; accept its terms on its page of the hub and set HF_TOKEN, or give",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; give a folder"),
+        (LocalEntryNotFoundError("the connection is lost"), "the connection is lost; give a folder"),
+    ],
+)
+@pytest.mark.parametrize(
+    "wanting", [pretrained.shell, pretrained.load_tokenizer, pretrained.weights_sha256], ids=lambda one: one.__name__
+)
+def test_a_download_that_fails_is_one_line_with_the_reason(hub, wanting, error, reason):
+    hub.full = error
+    pretrained.check("nobody/else")
+    with pytest.raises(UserError) as caught:
+        wanting("nobody/else")
+    assert str(caught.value).startswith(f"nobody/else cannot be downloaded from the hub: {reason}")
+
+
+def test_what_describes_a_hub_model_comes_without_its_weights(hub, tmp_path, capsys):
+    """Its shape, tokenizer and hash, as a plan needs them; where the hub does not say the hash, a line says why."""
+    whole = pretrained.weights_sha256(str(hub.folder))
+    assert sum(one.numel() for one in pretrained.shell("nobody/else").parameters())
+    assert pretrained.load_tokenizer("nobody/else")("text")["input_ids"]
+    assert pretrained.config_sha256("nobody/else") == pretrained.config_sha256(str(hub.folder))
+    assert pretrained.weights_sha256("nobody/else", download=False) == whole
+    assert not list((tmp_path / "downloaded").glob("*.safetensors"))
+    assert capsys.readouterr().err == ""
+    hub.lfs = False
+    assert pretrained.weights_sha256("nobody/else", download=False) == whole
+    assert capsys.readouterr().err == (
+        "downloading the weights of nobody/else from the hub; their hash is part of each result\n"
+    )
+    assert pretrained.load("nobody/else", CPU, torch.float32)[0].config.num_hidden_layers == 2
+
+
+def test_a_plan_of_a_hub_model_downloads_no_weights(hub, text_file, tmp_path):
+    protocol = {"texts": (str(text_file),), "calibration": str(text_file), "tasks": (), "window": 32, "windows": 4}
+    protocol |= {"speed_rounds": 0, "calibration_sequences": 2, "calibration_length": 16}
+    shared = {"ratios": [0.3], "out": str(tmp_path / "run"), "device": "cpu", "protocol": protocol}
+    spec = RunSpec("shortgpt", model="nobody/else", **shared)
+    assert [one.cell.method for one in plan_spec(spec).cells] == ["dense", "shortgpt"]
+    assert not list((tmp_path / "downloaded").glob("*.safetensors"))
+
+
+def test_the_hub_says_the_hash_of_a_model_in_parts(hub):
+    tiny("llama", layers=2, vocab_size=260, seed=1).save_pretrained(hub.folder, max_shard_size="20KB")
+    (hub.folder / "model.safetensors").rename(hub.folder / "consolidated.safetensors")
+    hub.files = sorted(file.name for file in hub.folder.iterdir())
+    said = pretrained.weights_sha256("nobody/else", download=False)
+    assert said == pretrained.weights_sha256("nobody/else") == pretrained.weights_sha256(str(hub.folder))
 
 
 def test_devices_and_types():

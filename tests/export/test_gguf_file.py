@@ -183,6 +183,36 @@ def test_a_file_that_is_cut_short_is_no_model(tmp_path):
             gguf_reader.read(path, torch.float32)
 
 
+READINGS = [
+    lambda file: gguf_reader.read(file, torch.float32),
+    lambda file: named.load(str(file), torch.device("cpu"), torch.float32),
+]
+
+
+@pytest.mark.parametrize("model", [droped, uneven], ids=["through transformers", "by what it says"])
+@pytest.mark.parametrize("lacks", ["blk.1.ffn_down.weight", "output_norm.weight"])
+def test_a_file_that_lacks_weights_is_no_model(model, lacks, tmp_path):
+    path = tmp_path / "model.gguf"
+    gguf_file.write(model("llama"), bpe(), path, torch.float32, "tiny")
+    written = path.read_bytes()
+    assert written.count(lacks.encode()) == 1
+    path.write_bytes(written.replace(lacks.encode(), lacks.replace("_", "-").encode()))
+    for reading in READINGS:
+        with pytest.raises(CheckpointError, match=r"cannot be read as GGUF: .*missing.*; copy or convert it again"):
+            reading(path)
+
+
+@pytest.mark.parametrize("model", [droped, uneven], ids=["through transformers", "by what it says"])
+def test_a_part_of_a_split_file_is_refused_by_name(model, tmp_path, monkeypatch):
+    path = tmp_path / "model-00001-of-00002.gguf"
+    monkeypatch.setattr(gguf.GGUFWriter, "add_name", lambda writer, _: writer.add_uint16("split.count", 2))
+    monkeypatch.setattr(gguf_file, "_read_back", lambda *_: None)  # which would refuse it too
+    gguf_file.write(model("llama"), bpe(), path, torch.float32, "tiny")
+    for reading in (*READINGS, lambda file: named.shell(str(file))):
+        with pytest.raises(CheckpointError, match=rf"^{path} is one of 2 parts of a model; `llama-gguf-split --merge"):
+            reading(path)
+
+
 @pytest.mark.parametrize(
     ("says", "reason"),
     [

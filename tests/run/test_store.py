@@ -384,7 +384,7 @@ def test_how_threads_wait_is_part_of_a_timed_cells_key_alone(monkeypatch):
 
 def test_a_model_that_changes_under_a_run_fails_its_cell(asked, tmp_path, monkeypatch):
     hashes = iter(["first", "second"])
-    monkeypatch.setattr(measure.pretrained, "weights_sha256", lambda name: next(hashes))
+    monkeypatch.setattr(measure.pretrained, "weights_sha256", lambda name, **_: next(hashes))
     assert main([*asked, "--methods", "dense", "--out", str(tmp_path / "run")]) == 3
     (found,) = load_run(tmp_path / "run")
     assert (found.status, found.measured.get("parameters")) == ("error", None)
