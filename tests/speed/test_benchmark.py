@@ -108,7 +108,7 @@ def test_both_models_have_a_turn_in_each_round_and_who_is_first_changes():
 )
 def test_rounds_may_end_at_their_half_which_is_looked_at_once(number, looks, ran):
     now, looked = Time(), []
-    works = {name: now.work(itertools.repeat(1)) for name in ("dense", "pruned")}
+    works = {name: now.work(itertools.repeat(50), 2) for name in ("dense", "pruned")}
 
     def enough(found, answer=True):
         looked.append(len(found["dense"]))
@@ -120,6 +120,14 @@ def test_rounds_may_end_at_their_half_which_is_looked_at_once(number, looks, ran
     found = timing.rounds(works, WallClock(now=now), number, 1, enough=partial(enough, answer=False))
     assert looked == 2 * looks
     assert {len(turns) for turns in found.values()} == {number}
+
+
+@pytest.mark.parametrize(("ms", "steps", "ran"), [(60, 1, 12), (60, 2, 6), (10, 2, 12), (10, 9, 6)])
+def test_rounds_end_at_their_half_only_behind_the_least_time_and_number_of_calls_of_each_model(ms, steps, ran):
+    now = Time()
+    works = {"dense": now.work(itertools.repeat(100), 2), "pruned": now.work(itertools.repeat(ms), steps)}
+    found = timing.rounds(works, WallClock(now=now), 12, 1, enough=lambda _: True)
+    assert {len(turns) for turns in found.values()} == {ran}
 
 
 def test_half_of_the_rounds_are_enough_where_they_say_the_speed_up_within_three_percent():
