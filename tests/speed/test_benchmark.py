@@ -613,6 +613,9 @@ def test_what_other_work_took_is_measured_and_flagged():
     assert machine.between(state(), state(seconds=10.0, busy_seconds=20.0, own_seconds=19.0), [])["flags"] == []
     hot = machine.between(state(cpu_throttled=3), state(seconds=1.0, cpu_throttled=4), [])
     assert hot["flags"] == ["slowed"]
+    for held, flags in ((2.0, []), (4.0, ["slowed"])):  # in ten seconds, by a limit of time
+        found = machine.between(state(held_seconds=1.0), state(seconds=10.0, held_seconds=1.0 + held), [])
+        assert (found["held_cores"], found["flags"]) == (held / 10, flags)
     gpu = machine.between(state(), state(seconds=1.0), [0, 2], {"power cap", "idle"})
     assert (gpu["flags"], gpu["other_gpu_processes"]) == (["shared_gpu", "slowed"], 2)
     assert machine.between(state(), state(seconds=1.0), [0], {"idle"})["flags"] == []
