@@ -77,7 +77,7 @@ def check(text: str) -> None:
         _parse_hub(text)
         if not assets.hub_is_reachable():
             _documents(text)
-    elif not Path(text).is_file():
+    elif not _is_readable(Path(text)):
         near = difflib.get_close_matches(text, assets.TEXTS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         known = ", ".join(assets.TEXTS)
@@ -299,6 +299,23 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _is_readable(path: Path) -> bool:
+    """Say whether a path is that of a file. Raises UserError where the system lets nobody find out, or read it."""
+    try:
+        if path.is_file():
+            path.open("rb").close()
+            return True
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return False
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"text {path} cannot be read: {first_line(error)}; give a UTF-8 file that can")
 
 
 def _parse_hub(text: str) -> tuple[str, str | None, str]:

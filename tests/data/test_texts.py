@@ -1,6 +1,7 @@
 """Token blocks: every token once, no document on both sides, the same block every time."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -225,6 +226,20 @@ def test_a_file_that_is_not_text_is_refused(tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="is not UTF-8 text"):
         texts.calibration(byte_tokenizer(), str(path), 1, 8, 0)
+
+
+def test_a_file_that_cannot_be_read_is_refused_when_it_is_asked_for_and_when_it_is_used(tmp_path, monkeypatch):
+    """One whose name is too long for the system, one that goes before it is used, and one that it does not open."""
+    with pytest.raises(UserError, match="cannot be read: File name too long"):
+        texts.check("x" * 5000)
+    with pytest.raises(UserError, match=r"gone\.txt cannot be read: No such file or directory"):
+        texts.halves(str(tmp_path / "gone.txt"))
+    file = tmp_path / "text.txt"
+    file.write_text("text")
+    texts.check(str(file))
+    monkeypatch.setattr(Path, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(UserError, match="cannot be read: Permission denied"):
+        texts.check(str(file))
 
 
 @pytest.mark.parametrize("text", ["hub:", "hub:a:b:c:d"])

@@ -451,6 +451,21 @@ def test_a_sweep_ends_where_no_model_has_the_memory(monkeypatch):
     assert found[0]["speedup"] == pytest.approx(3)
 
 
+@pytest.mark.parametrize("limits", [{"dense": 9, "pruned": 9}, {"dense": 1, "pruned": 9}])
+def test_models_whose_memory_ends_within_the_rounds_are_named_one_by_one(monkeypatch, limits):
+    """Both behind their warm-up, or the pruned one, where the dense one has had no memory for it."""
+    there, now = a_benchmark(dataclasses.replace(SMOKE, decode=()))
+    pretend(monkeypatch, now, limits)
+
+    def end(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(timing, "rounds", end)
+    (found,) = there.time(a_model("dense"), a_model("pruned"))
+    assert found["out_of_memory"] == ["dense", "pruned"]
+    assert "rounds" not in found
+
+
 def test_every_turn_of_a_point_moves_its_bar(monkeypatch, bars):
     there, now = a_benchmark(dataclasses.replace(SMOKE, decode=(), batches=(1, 4), speed_rounds=7))
     pretend(monkeypatch, now, {"dense": 2, "pruned": 8})
