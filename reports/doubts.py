@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from bench.records.columns import MISS
 from bench.records.fits import SMALL, misfits
 from bench.records.record import Record
+from reports import speed_notes
 from reports.metrics import METRICS
 
 
@@ -27,11 +28,14 @@ def _ended_early(record: Record, name: str) -> Iterator[str]:
 
 
 def _timed_otherwise(record: Record, name: str) -> Iterator[str]:
-    """Yield what a timing says of a budget of latency that the table has met, where it says something else."""
+    """Yield what is in doubt about the table of a budget of latency, and a timing that says something else than it."""
     asked, speed = record.measured.get("budget"), record.measured.get("speed", {})
     if not asked or asked["of"] != "latency":
         return
-    depth = record.cell["latency"]["about"]["depth"]
+    about = record.cell["latency"]["about"]
+    for doubt in speed_notes.of_latencies(about):
+        yield f"{name}: its table of latencies is in doubt: {doubt[0].lower()}{doubt[1:]}"
+    depth = about["depth"]
     for point in speed.get("points", []):
         if point["kind"] == "decode" and (point["context"], point["batch"]) == (depth, 1) and "speedup" in point:
             low, high = 1 / point["speedup_high"], 1 / point["speedup_low"]

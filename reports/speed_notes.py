@@ -24,7 +24,7 @@ CAPTURED = ", each step captured once and replayed"
 MACHINE = {
     "busy": "timed while other work took {other_cores:.1f} cores and {stolen_cores:.1f} were withheld.",
     "shared_gpu": "timed while {other_gpu_processes} other processes used the GPU.",
-    "slowed": "timed while the machine slowed itself down, for heat or power.",
+    "slowed": "timed while the machine was slowed down, for heat, power or a limit of processor time.",
 }
 
 
@@ -122,6 +122,17 @@ def doubts(record: Record, stages: Collection[str] = tuple(STAGES), name: str = 
     machine = found.get("machine", {})
     for flag in machine.get("flags", ()):
         yield f"{name}: {MACHINE[flag].format(**machine)}"
+
+
+def of_latencies(about: dict[str, Any]) -> Iterator[str]:
+    """Yield why a table of latencies should be taken with care, by what it says of how it was measured."""
+    copies = about.get("copies", ())
+    flags = [flag for copy in copies for flag in copy.get("flags", ())]
+    for flag in dict.fromkeys(flags):
+        yield f"{flags.count(flag)} of {len(copies)} copies: {COMPLAINTS[flag]}."
+    machine = about.get("machine", {})
+    for flag in machine.get("flags", ()):
+        yield f"The copies were {MACHINE[flag].format(**machine)}"
 
 
 def _is_alone(point: dict[str, Any]) -> bool:

@@ -31,7 +31,7 @@ from bench.cli import (
 )
 from bench.cli import list as list_command
 from bench.system import interrupt
-from bench.system.threads import let_threads_wait
+from bench.system.threads import set_up_threads
 from methods.errors import UserError
 
 SHELLS = ("bash", "zsh", "fish")
@@ -68,7 +68,7 @@ class Said(argparse.Action):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code, as docs/guides/running.md lists them."""
-    let_threads_wait()
+    set_up_threads()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # where the terminal has no such character, as stderr does
     try:

@@ -12,8 +12,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.data import assets, hub_models, model_folder
+from bench.data import assets, model_folder
 from bench.data.file_hashes import remembered_sha256
+from bench.data.hub import models as hub_models
 from methods.errors import UserError, first_line
 from methods.files import sha256
 

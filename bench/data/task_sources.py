@@ -106,7 +106,10 @@ def parse_task_data(settings: Iterable[str]) -> tuple[tuple[str, str, str], ...]
             raise UserError(f"--task-data is written TASK=PATH, as in race=data/race/high; got {setting!r}")
         if task in found:
             raise UserError(f"--task-data names {task} twice")
-        found[task] = (task, path, _sha256(_files(Path(path))))
+        try:
+            found[task] = (task, path, _sha256(_files(Path(path))))
+        except OSError as error:
+            raise UserError(f"--task-data {setting} cannot be read: {first_line(error)}") from error
     return tuple(sorted(found.values()))
 
 
@@ -159,7 +162,9 @@ def _read(file: Path) -> datasets.Dataset:
 
     try:
         if file.suffix == ".jsonl":
-            return datasets.Dataset.from_list(_rows(file))
+            rows = _rows(file)
+            names = dict.fromkeys(name for row in rows for name in row)  # of which from_list takes the first row's
+            return datasets.Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
         if file.suffix == ".arrow":
             with pyarrow.OSFile(str(file)) as stream:
                 table = pyarrow.ipc.open_stream(stream).read_all()

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.data import assets
+from bench.data.hub import texts as hub_texts
 from methods.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -74,10 +75,8 @@ def check(text: str) -> None:
     if text in assets.TEXTS:
         return
     if text.startswith("hub:"):
-        _parse_hub(text)
-        if not assets.hub_is_reachable():
-            _documents(text)
-    elif not Path(text).is_file():
+        hub_texts.check(text)
+    elif not _is_readable(Path(text)):
         near = difflib.get_close_matches(text, assets.TEXTS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         known = ", ".join(assets.TEXTS)
@@ -121,7 +120,7 @@ def same(one: str, other: str) -> bool:
 
 def _identity(text: str) -> Any:
     """Return a value that is equal for two ways of writing the same text."""
-    return _parse_hub(text) if text.startswith("hub:") else Path(text).resolve()
+    return hub_texts.parse(text) if text.startswith("hub:") else Path(text).resolve()
 
 
 def evaluation(
@@ -254,7 +253,7 @@ def _separated(documents: list[str]) -> list[str]:
 def _documents(text: str) -> list[str]:
     """Return the distinct documents of a text, in its order."""
     if text.startswith("hub:"):
-        documents = _hub_documents(text)
+        documents = hub_texts.documents(text)
     elif text in assets.TEXTS:
         documents = _split(text, assets.text_file(text).read_text(encoding="utf-8"))
     else:
@@ -282,7 +281,7 @@ def halves(text: str) -> tuple[list[str], list[str]]:
 
 def _content(text: str) -> str:
     """Return a text as it is: a file's, or the rows of a dataset with an empty line between them."""
-    return SEPARATOR.join(_hub_documents(text)) if text.startswith("hub:") else _read(Path(text))
+    return SEPARATOR.join(hub_texts.documents(text)) if text.startswith("hub:") else _read(Path(text))
 
 
 def _split(text: str, content: str) -> list[str]:
@@ -299,31 +298,20 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
-def _parse_hub(text: str) -> tuple[str, str | None, str]:
-    """Split 'hub:DATASET[:CONFIG[:SPLIT]]' into (dataset, config, split). Raises UserError for anything else."""
-    dataset, config, split, *rest = [*text.removeprefix("hub:").split(":"), "", ""]
-    if not dataset or any(rest):
-        raise UserError(f"a hub text is written hub:DATASET[:CONFIG[:SPLIT]]; got {text!r}")
-    return dataset, config or None, split or "test"
-
-
-def _hub_documents(text: str) -> list[str]:
-    import datasets
-
-    dataset, config, split = _parse_hub(text)
-    reachable = assets.hub_is_reachable()
+def _is_readable(path: Path) -> bool:
+    """Say whether a path is that of a file. Raises UserError where the system lets nobody find out, or read it."""
     try:
-        rows = datasets.load_dataset(dataset, config, split=split)
-    except Exception as error:  # whatever a data set's own loader may raise
-        where = (
-            "the hub is out of reach and its cache has no such data" if not reachable else "the hub does not give it"
-        )
-        raise UserError(f"cannot read {text}: {where} ({first_line(error)})") from error
-    if "text" not in rows.column_names:
-        raise UserError(f"{text} has no column text; it has {', '.join(rows.column_names)}")
-    found = list(rows["text"])
-    if (wrong := next((number for number, one in enumerate(found) if not isinstance(one, str)), None)) is not None:
-        raise UserError(f"{text} has rows without a text, of which row {wrong} is the first")
-    return found
+        if path.is_file():
+            path.open("rb").close()
+            return True
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return False
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"text {path} cannot be read: {first_line(error)}; give a UTF-8 file that can")

@@ -10,6 +10,8 @@ from pathlib import Path
 from methods.errors import UserError
 from methods.files import sha256
 
+NO_PIP = "No module named pip"  # as Python says it; environments of uv have none
+
 
 @dataclass(frozen=True)
 class Wheel:
@@ -46,10 +48,13 @@ def download(wheel: Wheel, destination: Path) -> Path:
     outcome = subprocess.run(command, stdout=sys.__stderr__, stderr=subprocess.PIPE, text=True, check=False)
     wheels = list(destination.glob("*.whl"))
     if outcome.returncode != 0 or len(wheels) != 1:
-        errors = [line for line in outcome.stderr.splitlines() if line.startswith("ERROR")]
-        reason = errors[-1].removeprefix("ERROR: ") if errors else f"pip ended with {outcome.returncode}"
+        lines = outcome.stderr.splitlines()
+        errors = [line for line in lines if line.startswith("ERROR")]
+        reason = (errors or lines or [f"pip ended with {outcome.returncode}"])[-1].removeprefix("ERROR: ")
+        hint = "check the network and pip's index settings"
+        if reason.endswith(NO_PIP):
+            reason, hint = NO_PIP, f"install it for {sys.executable} (`python -m ensurepip` or `uv pip install pip`)"
         raise UserError(
-            f"cannot fetch {wheel.requirement}: {reason}; check the network and pip's index settings, "
-            f"or copy a filled cache folder to {destination.parent}"
+            f"cannot fetch {wheel.requirement}: {reason}; {hint}, or copy a filled cache folder to {destination.parent}"
         )
     return wheels[0]

@@ -12,7 +12,7 @@ from bench.doctor import disk
 from bench.doctor.finding import Finding, judged
 from bench.doctor.numbers import apart, named
 from bench.speed import peak_rates
-from bench.system import environment, gpu
+from bench.system import environment, failures, gpu
 
 SIZES = {"cpu": {"copied": 2**27, "side": 1024}}  # smaller ones of bench.speed.peak_rates, for a slower machine
 EXACT = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-2}  # share by which a product may be off
@@ -27,9 +27,13 @@ def describe(device: torch.device) -> dict[str, Any]:
 def _card(device: torch.device) -> dict[str, Any]:
     if device.type != "cuda":
         return {}
-    cards, missing = gpu.find([device])
+    try:
+        free = torch.cuda.mem_get_info(device)[0]
+        cards, missing = gpu.find([device])
+    except RuntimeError as error:  # of a GPU that another program holds, or that an earlier error has lost
+        return {"gpu_lost": failures.reason(error)}
     states = {"gpu_state": cards[0].state()} if cards else {"nvml": missing}
-    return {"gpus": torch.cuda.device_count(), "free_gpu_memory_bytes": torch.cuda.mem_get_info(device)[0]} | states
+    return {"gpus": torch.cuda.device_count(), "free_gpu_memory_bytes": free} | states
 
 
 def check(device: torch.device) -> Iterator[Finding]:
@@ -68,6 +72,8 @@ def _gib(count: float) -> str:
 
 
 def _gpu(found: dict[str, Any]) -> Finding:
+    if "gpu_lost" in found:
+        return Finding("wrong", "GPU", f"it does not answer: {found['gpu_lost']}")
     if "gpu" not in found:
         return Finding("not here", "GPU", "looked at the CPU; --device cuda looks at a GPU")
     free, whole = found["free_gpu_memory_bytes"], found["gpu_memory_bytes"]

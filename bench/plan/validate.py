@@ -21,6 +21,7 @@ from bench.plan.parse import Mention
 from bench.plan.protocol import Protocol, for_cuda
 from bench.plan.recipe import Recipe, refuse
 from bench.plan.run_spec import RunSpec
+from bench.system import environment
 from methods.checkpoint import save_load
 from methods.errors import CheckpointError, UserError
 from methods.files import WRITING
@@ -64,8 +65,11 @@ def target_without_cells(spec: RunSpec, model: str, read: Iterable[str]) -> Targ
     return target(spec, model, read)
 
 
-def latency_table(spec: RunSpec, model: str, found: Target) -> dict[str, Any]:
-    """Return the table of a run whose budgets are of latency. Raises UserError where there is none for this target."""
+def latency_table(spec: RunSpec, model: str, found: Target, *, here: bool = True) -> dict[str, Any]:
+    """Return the table of a run whose budgets are of latency. Raises UserError where there is none for this target.
+
+    here  whether cells run on this machine, so that its processor and its threads must be the table's
+    """
     command, file = f"`python -m bench latency-table {model} --out FILE` measures one", spec.latency_table
     if file is None:
         raise UserError(f"--budget latency is told by a table of this machine: --latency-table FILE; {command}")
@@ -76,16 +80,18 @@ def latency_table(spec: RunSpec, model: str, found: Target) -> dict[str, Any]:
         sound = rise and table["rest"] >= 0 and all(len(each) > 1 and each[0] == [0, 0] for each in parts)
         has = {name: about[name] for name in ("weights_sha256", "dtype", "device", "threads")}
         has["device"] = torch.device(has["device"]).type
+        has["processor"] = about["environment"].get("gpu" if has["device"] == "cuda" else "cpu")
     except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         raise UserError(
             f"--latency-table {file} is no table of latencies ({type(error).__name__}); {command}"
         ) from None
-    wanted = {
+    wanted: dict[str, str | int | None] = {
         "weights_sha256": pretrained.weights_sha256(model),
         "dtype": str(found.dtype).removeprefix("torch."),
         "device": found.device.type,
-        "threads": torch.get_num_threads(),
     }
+    if here:
+        wanted |= {"processor": environment.processor(found.device), "threads": torch.get_num_threads()}
     if other := [name for name in wanted if has[name] != wanted[name]]:
         name = other[0]
         raise UserError(f"--latency-table {file} has {name} {has[name]}, and this run {wanted[name]}; {command}")
@@ -141,7 +147,7 @@ def cells(spec: RunSpec, *, here: bool = True) -> list[Cell]:
                 "trust_remote_code": spec.trust_remote_code,
                 "protocol": replace(_timed_on(found, protocol, spec.protocol), tasks=names, task_data=local),
                 "seed": seed,
-                "latency": latency_table(spec, model, found) if of == "latency" else None,
+                "latency": latency_table(spec, model, found, here=here) if of == "latency" else None,
             }
             further = [_stage_cells(stage, found.decoder, common) for stage in stages]
             pruned = grid.cells(mentions, ratios, found.decoder, common)

@@ -38,7 +38,7 @@ from bench.schedule.plan import named
 from bench.system import interrupt
 from bench.system.console import say
 from bench.system.offload import check
-from bench.system.threads import let_threads_wait
+from bench.system.threads import set_up_threads
 from bench.system.worker import Line
 from methods.errors import UserError
 
@@ -68,7 +68,7 @@ def run_spec(
 
     Raises UserError, in one line and before any work, for what cannot be; and where `run` does.
     """
-    let_threads_wait()
+    set_up_threads()
     engine = engine or chosen.engine(spec)
     folder = folder or spec.folder()
     cells = validate.cells(spec, here=engine.here)

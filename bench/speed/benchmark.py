@@ -143,7 +143,8 @@ class SpeedBenchmark:
         try:
             return ran_out | (self._rounds(point, works, warm) if works else {})
         except Exception as error:
-            return _lost(error, " and ".join(works))
+            lost = _lost(error, " and ".join(works))
+            return {"out_of_memory": [*full, *works]} if "out_of_memory" in lost else lost
 
     def _warmed(self, point: TimedPoint, name: str, model: nn.Module) -> tuple[Workload, WarmUp]:
         self.alive(f"while it warmed up the {name} model, {point}")

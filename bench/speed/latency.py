@@ -12,6 +12,7 @@ a copy is its ratio to the dense model in the same turns, times the median of th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import accumulate
@@ -22,9 +23,10 @@ import torch
 
 from bench.data import pretrained
 from bench.plan.protocol import for_cuda, profile
+from bench.speed import machine
 from bench.speed.benchmark import SpeedBenchmark, clock_of
 from bench.speed.dense_model import own_memory
-from bench.system import environment
+from bench.system import environment, gpu
 from methods.errors import UserError
 from methods.model.decoder import Decoder, twin
 from methods.model.structures import Sublayer, remove_sublayers, structures_of, sublayers_of
@@ -49,7 +51,8 @@ def measure(name: str, device: torch.device, dtype: torch.dtype, depth: int, rou
     protocol = replace(profile("quick"), prefill=(), decode=(depth,), batches=(1,), max_batch=0, speed_rounds=rounds)
     if device.type == "cuda":  # as cells are timed there
         protocol = for_cuda(protocol, SIZES, None)
-    timer = SpeedBenchmark(protocol, clock_of([device]), [device], [], lambda _: None)
+    gpus, no_gpus = gpu.find([device])
+    before, timer = machine.state(gpus), SpeedBenchmark(protocol, clock_of([device]), [device], gpus, lambda _: None)
     timed = list[dict[str, Any]]()
     for part, copy in _copies(model):
         point = next(timer.time(dense, copy.model))  # of captured steps, which come first where there are any
@@ -57,6 +60,8 @@ def measure(name: str, device: torch.device, dtype: torch.dtype, depth: int, rou
             raise UserError(f"a model without some of its {part}s cannot be timed: {point.get('failed', point)}")
         size = fmean(layer.sizes()[part] for layer in copy.layers)
         timed.append({"part": part, "parameters": size, **_figures(point)})
+    others = [gpu.others(card, os.getpid(), os.getppid(), parent_is_there=False) for card in gpus]
+    meanwhile = machine.between(before, machine.state(gpus), others) | ({"nvml": no_gpus} if no_gpus else {})
     whole, L = median(one["dense_ms"] for one in timed), len(model.layers)
     parts = {part: _points(model, part, timed, whole) for part in KINDS}
     return {
@@ -74,6 +79,7 @@ def measure(name: str, device: torch.device, dtype: torch.dtype, depth: int, rou
             "rounds": rounds,
             "dense_ms": whole,
             "copies": timed,
+            "machine": meanwhile,
         },
     }
 
@@ -102,6 +108,7 @@ def _points(model: Decoder, part: str, timed: list[dict[str, Any]], whole: float
 
 
 def _figures(point: dict[str, Any]) -> dict[str, Any]:
-    """Return what a copy takes, times the dense model's, with its 95 % interval."""
+    """Return what a copy takes, times the dense model's, with its 95 % interval and what is in doubt about it."""
     low, high = 1 / point["speedup_high"], 1 / point["speedup_low"]
-    return {"dense_ms": point["dense_ms"], "times_dense": 1 / point["speedup"], "low": low, "high": high}
+    times = {"times_dense": 1 / point["speedup"], "low": low, "high": high}
+    return {"dense_ms": point["dense_ms"], **times, "flags": point["flags"]}

@@ -13,7 +13,7 @@ from bench.system import environment, gpu
 from methods.model.decoder import Decoder
 from methods.model.parts.low_rank import linears
 
-BUSY = 0.25  # cores that other work may take on average before the machine is marked as busy
+BUSY = 0.25  # cores that other work, or a limit of processor time, may take on average before the machine is marked
 TILES = (128, 64, 8)  # multiples that kernels are cut for
 
 
@@ -73,8 +73,8 @@ def between(
         found["other_gpu_processes"] = sum(known)
     hot = after["machine"].get("cpu_throttled", 0) > before["machine"].get("cpu_throttled", 0)
     flags = {
-        "busy": sum(shares.values()) > BUSY,
+        "busy": sum(shares.get(f"{who}_cores", 0.0) for who in ("other", "stolen")) > BUSY,
         "shared_gpu": sum(known) > 0,
-        "slowed": hot or bool(set(slowed_by) & set(gpu.THROTTLED)),
+        "slowed": hot or shares.get("held_cores", 0.0) > BUSY or bool(set(slowed_by) & set(gpu.THROTTLED)),
     }
     return found | {"flags": [name for name, holds in flags.items() if holds]}

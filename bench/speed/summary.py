@@ -18,7 +18,7 @@ from bench.stats.intervals import paired_ratio
 RESOLUTION = 0.01
 NARROW = 0.03  # an interval within this share on each side after half of the rounds ends them
 RISE = 1.05  # times as many tokens per second as at the batch before, or the sweep of a GPU ends
-PERCENTILES = (90, 99)  # of all calls on a GPU, beside the median
+PERCENTILES = {90: 10, 99: 100}  # of all calls on a GPU, beside the median: the fewest calls of which one is beyond
 
 
 def summary(
@@ -43,8 +43,11 @@ def summary(
         "flags": [name for name, holds in flags.items() if holds],
     }
     if percentiles:
-        hundredths = {name: quantiles(samples, n=100, method="inclusive") for name, samples in calls.items()}
-        result |= {f"{name}_p{share}": cuts[share - 1] for name, cuts in hundredths.items() for share in PERCENTILES}
+        for name, samples in calls.items():
+            cuts = quantiles(samples, n=100, method="inclusive")
+            result |= {
+                f"{name}_p{share}": cuts[share - 1] for share, least in PERCENTILES.items() if len(samples) >= least
+            }
     if len(rounds) > 1:
         speedup, low, high = _speedup(found)
         low, high = min(low, speedup * (1 - RESOLUTION)), max(high, speedup * (1 + RESOLUTION))

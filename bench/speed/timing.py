@@ -23,7 +23,7 @@ WARM_UP_CALLS, WARM_UP_MS = 10, 1_000  # the fewest of each model, and how long 
 STABLE = 0.05  # warm once the median of a block of calls is that close to the one of the block before
 BLOCK_CALLS, BLOCK_MS = 5, 500  # a block ends with whichever comes first, so that slow calls need fewer
 CAP_CALLS, CAP_MS = 200, 6_000  # where warming up ends although nothing is stable
-MIN_CALLS, MIN_MS = 10, 500  # what each model is timed for at least, all rounds together
+MIN_CALLS, MIN_MS = 10, 500  # what each model is timed for at least, all its rounds together
 NOISY = 0.1  # coefficient of variation above which a figure is marked
 CLOCKS_AGREE = 0.05  # the largest share by which wall clock and events may differ unmarked
 
@@ -156,7 +156,8 @@ def rounds(
     """Time `number` rounds and return {model: a list of passes for each round}.
 
     alive   is called before each turn
-    enough  is asked once, after half of the rounds, whether these will do; they are at least MIN_ROUNDS, and even
+    enough  is asked once, after half of the rounds, whether these will do; they are at least MIN_ROUNDS, even, and of
+            MIN_CALLS and MIN_MS for each model
     """
     half = 2 * math.ceil(number / 4)
     names = list(works)
@@ -168,9 +169,15 @@ def rounds(
                     alive()
                 found[name].append([clock.run(works[name]) for _ in range(passes)])
             gc.collect(1)  # what the turns have made; to look through all that is imported takes 0.15 s
-            if enough and MIN_ROUNDS <= half == index + 1 < number and enough(found):
+            if enough and MIN_ROUNDS <= half == index + 1 < number and _reach_the_least(found) and enough(found):
                 break
     return found
+
+
+def _reach_the_least(found: dict[str, list[list[Pass]]]) -> bool:
+    """Say whether each model has been timed for MIN_CALLS and MIN_MS."""
+    calls = [[ms for turn in turns for one in turn for ms in one.ms] for turns in found.values()]
+    return all(len(each) >= MIN_CALLS and sum(each) >= MIN_MS for each in calls)
 
 
 @contextmanager

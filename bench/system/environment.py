@@ -23,8 +23,7 @@ from typing import Any, TypeVar
 import psutil
 import torch
 
-from bench.system import gpu
-from bench.system.threads import waiting
+from bench.system import control_groups, gpu, threads
 
 T = TypeVar("T")
 
@@ -32,6 +31,7 @@ PACKAGES = ("prunebench", "torch", "transformers", "lm_eval", "datasets")
 CUBLAS = ("nvidia-cublas", "nvidia-cublas-cu13", "nvidia-cublas-cu12")
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # of x86 the first two, of ARM the last
 BUSY = ("user", "nice", "system", "irq", "softirq", "steal")  # what cores do when they are neither idle nor waiting
+usable_cores = threads.usable_cores
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -46,7 +46,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "logical_cores": os.cpu_count(),
         "memory_bytes": _known(lambda: psutil.virtual_memory().total),
         "threads": torch.get_num_threads(),
-        **waiting(),
+        **threads.waiting(),
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
         **(_gpu(device) if device.type == "cuda" else {}),
@@ -93,25 +93,25 @@ def state() -> dict[str, float]:
         "busy_seconds": sum(times.get(name, 0.0) for name in BUSY) if times else None,
         "stolen_seconds": times.get("steal", 0.0) if times else None,
         "own_seconds": own.user + own.system,
+        "held_seconds": control_groups.held_seconds(),
     }
     return {name: value for name, value in found.items() if value is not None}
 
 
 def between(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
-    """Return how many cores other processes kept busy on average between two states, and how many were stolen."""
+    """Return how many cores others kept busy on average between two states, were stolen, and were held by a limit."""
     spent = {name: after[name] - before[name] for name in before if name in after}
-    if "busy_seconds" not in spent or spent["seconds"] <= 0:
+    if spent["seconds"] <= 0:
         return {}
+    held = {"held_cores": round(spent["held_seconds"] / spent["seconds"], 3)} if "held_seconds" in spent else {}
+    if "busy_seconds" not in spent:
+        return held
     other = max(0.0, spent["busy_seconds"] - spent["stolen_seconds"] - spent["own_seconds"])
     return {
         "other_cores": round(other / spent["seconds"], 3),
         "stolen_cores": round(spent["stolen_seconds"] / spent["seconds"], 3),
+        **held,
     }
-
-
-def usable_cores() -> int:
-    """Count the cores that this process may run on; all, where the system does not say."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:

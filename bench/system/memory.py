@@ -16,11 +16,11 @@ import psutil
 import torch
 
 from bench.system import process_memory
+from bench.system.control_groups import GROUPS, PROCESS, folders
 
 KEPT = 256 * 2**20  # bytes that a process may keep of what it has freed
 FROM_HEAP = 64 * 2**20, 32 * 2**20  # a tensor up to here is taken from them; the second where glibc is before 2.35
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of mallopt(3)
-PROCESS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 NAMES_1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"  # of either version: limit, use, and
 NAMES_2 = "memory.max", "memory.current", "inactive_file"  # in memory.stat what of that is given up
 LOOK = 0.02  # seconds between two looks at the memory while it is watched
@@ -50,11 +50,7 @@ def _free(device: torch.device) -> int:
 
 
 def host_bytes(process: Path = PROCESS, groups: Path = GROUPS) -> int:
-    """Return the bytes of the host's memory that this process may take: all, or what its container or job allows.
-
-    process  the file that says which control groups it is in, one `number:kinds:path` a line
-    groups   the folder of these, of either version
-    """
+    """Return the bytes of the host's memory that this process may take: all, or what its container or job allows."""
     return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _limits(process, groups))])
 
 
@@ -67,17 +63,11 @@ def free_bytes(process: Path = PROCESS, groups: Path = GROUPS) -> int:
 def _limits(process: Path, groups: Path) -> list[tuple[int, int]]:
     """Return (limit, bytes in use) of each control group that has a limit."""
     found = []
-    with contextlib.suppress(OSError):
-        for line in process.read_text(encoding="utf-8").splitlines():
-            _, kinds, path = line.split(":", 2)
-            if kinds and "memory" not in kinds.split(","):
-                continue
-            top, names = (groups / "memory", NAMES_1) if kinds else (groups, NAMES_2)
-            inner = top / path.lstrip("/")
-            for folder in (inner, *inner.parents):
-                with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
-                    limit = int((folder / names[0]).read_text(encoding="ascii"))
-                    found.append((limit, _used(folder, *names[1:])))
+    for folder, version in folders("memory", process, groups):
+        names = NAMES_1 if version == 1 else NAMES_2
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            limit = int((folder / names[0]).read_text(encoding="ascii"))
+            found.append((limit, _used(folder, *names[1:])))
     return found
 
 

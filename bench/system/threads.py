@@ -1,25 +1,57 @@
-"""Says how threads of a CPU wait while they have no work, and how many have a core to themselves.
+"""Says how many threads of a CPU there are, how they wait without work, and how many have a core to themselves.
 
-The former is read once, when torch is imported.
+The first two are read once, when torch is imported.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from typing import Any
+
+from bench.system import control_groups
 
 SHORTEST = 0.25  # seconds over which it is told what others use; the system counts in hundredths
 
 
-def let_threads_wait() -> None:
-    """Have threads without work wait 0.1 ms awake and then asleep, unless the user has said how they wait.
+def set_up_threads() -> None:
+    """Settle how torch's threads wait and how many there are, unless the user has said so."""
+    _let_threads_wait()
+    _keep_to_quota()
+
+
+def _let_threads_wait() -> None:
+    """Have threads without work wait 0.1 ms awake and then asleep.
 
     Asleep at once they slow an idle machine down, awake for long a shared one, by much (tests/benchmarks/README.md).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # of libgomp, which torch's own packages have for Linux
+
+
+def _keep_to_quota() -> None:
+    """Begin with a thread for each usable core where a limit of processor time leaves fewer than the machine has.
+
+    More than these would all be stopped together for the rest of each period, which is 0.1 s by default.
+    """
+    if "OMP_NUM_THREADS" in os.environ or control_groups.cores() is None:
+        return
+    import psutil
+
+    if (cores := usable_cores()) >= (psutil.cpu_count(logical=False) or cores):
+        return
+    os.environ["OMP_NUM_THREADS"] = str(cores)
+    if torch := sys.modules.get("torch"):  # which reads the variable only once
+        torch.set_num_threads(min(torch.get_num_threads(), cores))
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may run on, or of which its container or job may take the time, if fewer."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = control_groups.cores()
+    return there if allowed is None else max(1, min(there, int(allowed)))
 
 
 def waiting() -> dict[str, str]:

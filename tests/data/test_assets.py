@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import subprocess
 import threading
 import zipfile
 
@@ -79,6 +80,23 @@ def test_without_network_the_reason_and_the_way_out_are_one_line(index, monkeypa
     assert "fake-text==1.0" in message
     assert "check the network" in message
     assert list(assets.cache_folder().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("stderr", "words", "network"),
+    [
+        ("/venv/bin/python: No module named pip\n", "fake-text==1.0: No module named pip; install it for", False),
+        ("Traceback ...\nOSError: no space\n", "fake-text==1.0: OSError: no space; check", True),
+        ("", "fake-text==1.0: pip ended with 1; check", True),
+    ],
+)
+def test_a_pip_that_is_missing_or_fails_otherwise_is_named(index, monkeypatch, stderr, words, network):
+    done = subprocess.CompletedProcess([], 1, stderr=stderr)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(UserError, match=words) as caught:
+        assets.fetch(("fake",))
+    assert ("network" in str(caught.value)) == network
+    assert "copy a filled cache folder" in str(caught.value)
 
 
 def test_a_second_fetch_downloads_nothing(downloads):

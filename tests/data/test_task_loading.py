@@ -123,6 +123,12 @@ def test_shards_of_a_folder_are_read_in_order(tmp_path):
     assert documents["article"] == ["article 0", "article 1", "article 2"]
 
 
+def test_a_column_that_only_a_later_row_has_is_read(tmp_path):
+    write(tmp_path / "rows.jsonl", [{"a": 1}, {"b": 2, "a": 3}])
+    documents = task_sources.read_documents(tmp_path / "rows.jsonl", "test")
+    assert list(documents) == [{"a": 1, "b": None}, {"a": 3, "b": 2}]
+
+
 def test_the_key_of_local_documents_is_their_content(tmp_path):
     write(tmp_path / "a.jsonl", [RACE])
     (one,) = task_sources.parse_task_data([f"race={tmp_path / 'a.jsonl'}"])
@@ -154,6 +160,9 @@ def test_local_documents_that_do_not_fit_are_refused_before_any_work(tmp_path):
     for setting in ("race", "race=", "=x"):
         with pytest.raises(UserError, match="is written TASK=PATH"):
             task_sources.parse_task_data([setting])
+    (tmp_path / "folder" / "test.jsonl").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"--task-data race=.*folder cannot be read: Is a directory"):
+        task_sources.parse_task_data([f"race={tmp_path / 'folder'}"])
     settings = [f"race={tmp_path / 'late.jsonl'}"]
     with pytest.raises(UserError, match="names race twice"):
         task_sources.parse_task_data(settings * 2)

@@ -1,6 +1,9 @@
 """Token blocks: every token once, no document on both sides, the same block every time."""
 
 import math
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import torch
 from byte_tokens import byte_tokenizer
 
 from bench.data import assets, texts
+from bench.data.hub import texts as hub_texts
 from methods.errors import UserError
 
 DOCUMENTS = [f"document {number:02d} says: {chr(ord('a') + number) * 20}" for number in range(20)]
@@ -227,6 +231,20 @@ def test_a_file_that_is_not_text_is_refused(tmp_path):
         texts.calibration(byte_tokenizer(), str(path), 1, 8, 0)
 
 
+def test_a_file_that_cannot_be_read_is_refused_when_it_is_asked_for_and_when_it_is_used(tmp_path, monkeypatch):
+    """One whose name is too long for the system, one that goes before it is used, and one that it does not open."""
+    with pytest.raises(UserError, match="cannot be read: File name too long"):
+        texts.check("x" * 5000)
+    with pytest.raises(UserError, match=r"gone\.txt cannot be read: No such file or directory"):
+        texts.halves(str(tmp_path / "gone.txt"))
+    file = tmp_path / "text.txt"
+    file.write_text("text")
+    texts.check(str(file))
+    monkeypatch.setattr(Path, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(UserError, match="cannot be read: Permission denied"):
+        texts.check(str(file))
+
+
 @pytest.mark.parametrize("text", ["hub:", "hub:a:b:c:d"])
 def test_a_hub_text_has_three_parts_at_most(text):
     with pytest.raises(UserError, match="is written hub:DATASET"):
@@ -238,7 +256,7 @@ def test_a_hub_text_has_three_parts_at_most(text):
     [("hub:a/b", ("a/b", None, "test")), ("hub:a/b:c", ("a/b", "c", "test")), ("hub:a/b::d", ("a/b", None, "d"))],
 )
 def test_parts_of_a_hub_text(text, parts):
-    assert texts._parse_hub(text) == parts
+    assert hub_texts.parse(text) == parts
 
 
 def test_a_hub_text_out_of_reach_is_one_line():
@@ -274,3 +292,63 @@ def test_a_hub_text_without_text_names_its_columns(dataset, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *names, split: rows)
     with pytest.raises(UserError, match="has no column text; it has sentence"):
         texts._documents("hub:a/b")
+
+
+@pytest.fixture
+def sized(tmp_path, monkeypatch):
+    """A data set of the hub that takes 7 MB as fetched and 20 as kept, of which the split `test` is 5."""
+    import datasets
+
+    splits = {"test": SimpleNamespace(num_bytes=5 * 10**6)}
+    info = SimpleNamespace(download_size=7 * 10**6, dataset_size=20 * 10**6, splits=splits)
+    builder = SimpleNamespace(info=info, cache_dir=str(tmp_path / "kept" / "here"))
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda dataset, config: builder)
+    monkeypatch.setattr(assets, "hub_is_reachable", lambda: True)
+    room = SimpleNamespace(builder=builder, disk=10**9, memory=10**9)
+    monkeypatch.setattr(hub_texts.shutil, "disk_usage", lambda folder: SimpleNamespace(free=room.disk))
+    monkeypatch.setattr("bench.system.memory.free_bytes", lambda: room.memory)
+    hub_texts._sizes.cache_clear()
+    yield room
+    hub_texts._sizes.cache_clear()
+
+
+def test_how_large_a_hub_text_is_stands_before_any_work_and_is_said_once(sized, capsys):
+    for _ in range(2):
+        texts.check("hub:a/b")
+    assert capsys.readouterr().err.count("hub:a/b is fetched whole, and takes 27.0 MB of the disk") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "room", "words"),
+    [
+        ("hub:a/b", {"disk": 26 * 10**6}, "takes 0.0 GB of the disk, of which 0.0 are free; give a file"),
+        ("hub:a/b", {"memory": 9 * 10**6}, "of the memory"),
+        ("hub:a/b:c:train", {"memory": 9 * 10**6}, None),  # of whose size nothing is said
+        ("hub:a/b", {"disk": 27 * 10**6, "memory": 10**7}, None),
+    ],
+)
+def test_a_hub_text_for_which_there_is_no_room_is_refused(sized, text, room, words):
+    vars(sized).update(room)
+    with pytest.raises(UserError, match=words) if words else nullcontext():
+        texts.check(text)
+
+
+def test_a_hub_text_that_is_kept_already_takes_no_more_of_the_disk(sized, tmp_path, capsys):
+    (tmp_path / "kept" / "here").mkdir(parents=True)
+    sized.disk = 0
+    texts.check("hub:a/b")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_hub_that_does_not_say_how_large_a_text_is_refuses_nothing(sized):
+    sized.builder.info = SimpleNamespace(download_size=None, dataset_size=None, splits=None)
+    sized.disk = sized.memory = 0
+    texts.check("hub:a/b")
+
+
+def test_a_data_set_that_the_hub_has_not_is_refused_before_any_work(sized, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_: 1 / 0)
+    with pytest.raises(UserError, match=r"cannot read hub:a/b: the hub does not give it \(division by zero"):
+        texts.check("hub:a/b")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import math
 import platform
@@ -224,6 +225,25 @@ def test_three_that_do_not_are_wrong(monkeypatch):
     assert "1.010 to 1.030" in found.figure
 
 
+@pytest.mark.parametrize(
+    ("intervals", "status"),
+    [
+        (((1.05, 1.06), (0.8, 1.5), (1.04, 1.07)), "wrong"),
+        (((1.05, 1.06), (1.04, 1.07), (0.8, 1.5)), "wrong"),
+        (((1.05, 1.06), (0.8, 1.5), (0.8, 1.4)), "not here"),  # one in twenty is chance
+        (((1.05, 1.5), (1.1, 1.5), (1.05, 1.4)), "wrong"),
+    ],
+)
+def test_a_wide_interval_excuses_no_two_that_leave_out_that_a_model_is_as_fast_as_itself(
+    monkeypatch, intervals, status
+):
+    _, found = timed(monkeypatch, *intervals)
+    assert found.status == status
+    if intervals[1:] == ((0.8, 1.5), (1.04, 1.07)):
+        assert "1.040 to 1.070" in found.figure
+        assert "in any of 2 tries" in found.figure
+
+
 class Replayed:
     """Does a step again, unless nothing is to happen."""
 
@@ -259,6 +279,21 @@ def test_an_emulated_gpu_and_a_second_one():
         assert self_timing.captured(torch.device("cuda", 1), torch.float32, Replayed).status == "ok"
     assert [one.what for one in found if one.status != "ok"] == []
     assert {one.what for one in found} >= {"out of memory", "copies between GPUs", "slicegpt on cuda:1"}
+
+
+def test_a_gpu_that_a_check_has_lost_leaves_what_was_found(monkeypatch):
+    def lost(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with EmulatedGpus():
+        monkeypatch.setitem(examination.FUNCTIONS, "memory", lost)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lost)
+        found = examined("--device", "cuda", "--only", "memory")
+        (gpu,) = [one for one in itertools.islice(machine.check(torch.device("cuda")), 3) if one.what == "GPU"]
+    assert found.code == 1
+    assert "illegal memory access" in found.wrong["memory"]["figure"]
+    assert "illegal memory access" in found.found["machine"]["gpu_lost"]
+    assert gpu.status == "wrong"
 
 
 @pytest.fixture

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import refused, tiny
 from emulated import EmulatedGpus
+from made_machine import a_gpu
 from made_records import PER_LAYER, measured, ok
 
 from bench.cli.main import main
 from bench.data import pretrained
+from bench.plan import validate
+from bench.plan.run_spec import RunSpec
 from bench.records.run_folder import load_run
 from bench.run.reproduce import prune_again
 from bench.speed import latency
 from bench.speed.benchmark import SpeedBenchmark
+from bench.system import environment, gpu
 from methods.counted import LatencyTable, counted
+from methods.errors import UserError
 from methods.model.decoder import Decoder
 from methods.model.residual_map import put_map
 from methods.model.structures import Sublayer, drop_layers, remove_sublayers, structures_of
-from reports import notes
+from reports import doubts, notes
+from reports.tables.speed import latency as tables
 
 POINTS = {"attention": [[0, 0], [1_000, 0.5], [3_104, 1.0]], "mlp": [[0, 0], [4_640, 2.0]]}
 TABLE = LatencyTable(POINTS, 3.0)
@@ -34,6 +42,7 @@ def table_of(model_folder, tmp_path):
         sizes = Decoder(pretrained.shell(str(model_folder))).layers[0].sizes()
         about = {"weights_sha256": pretrained.weights_sha256(str(model_folder)), "dtype": "float32", "device": "cpu"}
         about |= {"threads": torch.get_num_threads(), "depth": 4}
+        about["environment"] = {"cpu": environment.processor(torch.device("cpu"))}
         parts = {part: [[0, 0], [sizes[part] / 2, 0.8], [sizes[part], 1.0]] for part in ("attention", "mlp")}
         changed = {name: value for name, value in changes.items() if name in about}
         table = {"parts": parts, "rest": 1.0, "about": about | changed}
@@ -43,6 +52,12 @@ def table_of(model_folder, tmp_path):
         return str(file)
 
     return write
+
+
+def ends(times: float, spread: float = 0.0, flags: tuple[str, ...] = ()) -> dict[str, object]:
+    """What a timing says of a speed-up."""
+    low, high = times * (1 - spread), times * (1 + spread)
+    return {"speedup": times, "speedup_low": low, "speedup_high": high, "flags": list(flags)}
 
 
 def test_a_model_takes_what_its_parts_take_and_the_rest():
@@ -70,7 +85,7 @@ def test_a_table_is_what_the_copies_of_a_model_take_beside_it(model_folder, monk
     def time(benchmark, dense, copy):
         ms = [Decoder(one).model.num_parameters() / 1e4 + len(Decoder(one).layers) / 2 for one in (dense, copy)]
         times = ms[0] / ms[1]
-        yield {"kind": "decode", "dense_ms": ms[0], "speedup": times, "speedup_low": times, "speedup_high": times}
+        yield {"kind": "decode", "dense_ms": ms[0], **ends(times)}
 
     monkeypatch.setattr(SpeedBenchmark, "time", time)
     found = latency.measure(str(model_folder), torch.device("cpu"), torch.float32, 4, 6)
@@ -92,7 +107,7 @@ def test_on_a_gpu_a_table_is_of_captured_steps_as_cells_are_timed_there(model_fo
         seen.append(benchmark)
         for mode in ("graph", "eager"):
             ms = 10.0 if mode == "graph" else 99.0
-            yield {"mode": mode, "dense_ms": ms, "speedup": 1.0, "speedup_low": 1.0, "speedup_high": 1.0}
+            yield {"mode": mode, "dense_ms": ms, **ends(1.0)}
 
     monkeypatch.setattr(SpeedBenchmark, "time", time)
     with EmulatedGpus():
@@ -109,13 +124,45 @@ def test_noise_makes_no_larger_part_faster(monkeypatch, model_folder):
         (first, *_) = Decoder(copy).layers
         channels = first.down.in_features / Decoder(dense).layers[0].down.in_features if first.has_mlp else 0.0
         ms = {0.0: 4.0, 1.0: 5.0}.get(channels, 8.0 if channels < 0.4 else 6.0 if channels < 0.6 else 9.0)
-        yield {"dense_ms": 10.0, "speedup": 10 / ms, "speedup_low": 10 / ms, "speedup_high": 10 / ms}
+        yield {"dense_ms": 10.0, **ends(10 / ms)}
 
     monkeypatch.setattr(SpeedBenchmark, "time", time)
     found = latency.measure(str(model_folder), torch.device("cpu"), torch.float32, 4, 6)
     (zero, quarter, half, more, whole) = (ms for _, ms in found["parts"]["mlp"])
     L = len(Decoder(pretrained.shell(str(model_folder))).layers)
     assert [zero, quarter, half, more, whole] == pytest.approx([0, 4 / L, 4 / L, 5 / L, 6 / L])
+
+
+def test_what_is_in_doubt_about_a_table_stays_with_it_and_is_shown(model_folder, monkeypatch):
+    """Every second copy is noisy, another program takes a core, and a throttled card is read while it is timed."""
+    number, seen = itertools.count(), list[SpeedBenchmark]()
+
+    def time(benchmark, dense, copy):
+        seen.append(benchmark)
+        yield {"dense_ms": 10.0, **ends(1.25, 0.02, ("noisy",) if next(number) % 2 == 0 else ())}
+
+    monkeypatch.setattr(SpeedBenchmark, "time", time)
+    monkeypatch.setattr(environment, "between", lambda *_: {"other_cores": 1.0, "stolen_cores": 0.0})
+    monkeypatch.setattr(gpu, "find", lambda devices: ([a_gpu()], None))
+    found = latency.measure(str(model_folder), torch.device("cpu"), torch.float32, 4, 6)
+    assert [type(card) for card in seen[0].gpus] == [gpu.Gpu]
+    about = found["about"]
+    noisy = [copy for copy in about["copies"] if copy["flags"] == ["noisy"]]
+    assert len(noisy) == (len(about["copies"]) + 1) // 2 > 0
+    assert about["machine"]["flags"] == ["busy"]
+    shown = tables.table(found).footnotes
+    assert f"{len(noisy)} of {len(about['copies'])} copies: single calls vary much." in shown
+    assert "The copies were timed while other work took 1.0 cores and 0.0 were withheld." in shown
+    assert any("95 % interval" in line and "2.0 %" in line for line in shown)
+    six = measured(6 * PER_LAYER, (50.0, 60.0, 70.0), [0.4] * 5, 60.0)
+    record = ok("flap", 0.2, six | {"budget": {"of": "latency", "stays": 0.8}}, ratio_of="latency")
+    record.cell["latency"] = found
+    assert [line for line in doubts.of_cell(record, "flap") if "its table of latencies is in doubt" in line] == [
+        f"flap: its table of latencies is in doubt: {len(noisy)} of {len(about['copies'])} copies: "
+        "single calls vary much.",
+        "flap: its table of latencies is in doubt: the copies were timed while other work took 1.0 cores and 0.0 were "
+        "withheld.",
+    ]
 
 
 def test_a_run_meets_a_budget_of_latency_and_has_its_table(base, table_of, tmp_path, capsys):
@@ -155,6 +202,7 @@ def test_what_is_no_table_of_this_run_is_refused_before_any_work(base, table_of,
         ({"device": "cuda"}, "has device cuda, and this run cpu"),
         ({"threads": 64}, "has threads 64, and this run"),
         ({"weights_sha256": "0" * 64}, "has weights_sha256 0000"),
+        ({"environment": {"cpu": "Another CPU @ 9 GHz"}}, "has processor Another CPU @ 9 GHz, and this run"),
         ({"rest": -1.0}, "figures that do not rise from nothing"),
         ({"parts": {"attention": [[0, 0], [5, 1]], "mlp": [[0, 0], [5, 1], [4, 2]]}}, "do not rise from nothing"),
         ({"parts": {"attention": [[0, 0], [5, 1]], "mlp": [[0, 0], [5, 1], [5, 2]]}}, "do not rise from nothing"),
@@ -199,3 +247,14 @@ def test_the_command_writes_a_table_and_shows_it(model_folder, tmp_path, capsys)
     assert shown.count("\nattention ") == len(found["parts"]["attention"]) - 1 > 0
     assert "all but the layers" in shown
     assert "exists; name a new file" in refused(capsys, [*command, "--out", str(out)])
+
+
+def test_where_cells_run_on_other_machines_a_table_of_their_processor_is_taken(model_folder, table_of):
+    file = Path(table_of(environment={"cpu": "Theirs"}))
+    spec = RunSpec(methods="flap", model=str(model_folder), budget=("latency=0.8",), latency_table=file)
+    model = Decoder(pretrained.shell(str(model_folder)))
+    there = validate.Target(model, torch.device("cpu"), torch.float32)
+    table = validate.latency_table(spec, str(model_folder), there, here=False)
+    assert table["about"]["environment"]["cpu"] == "Theirs"
+    with pytest.raises(UserError, match="has processor Theirs"):
+        validate.latency_table(spec, str(model_folder), there)

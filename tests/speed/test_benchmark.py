@@ -108,7 +108,7 @@ def test_both_models_have_a_turn_in_each_round_and_who_is_first_changes():
 )
 def test_rounds_may_end_at_their_half_which_is_looked_at_once(number, looks, ran):
     now, looked = Time(), []
-    works = {name: now.work(itertools.repeat(1)) for name in ("dense", "pruned")}
+    works = {name: now.work(itertools.repeat(50), 2) for name in ("dense", "pruned")}
 
     def enough(found, answer=True):
         looked.append(len(found["dense"]))
@@ -120,6 +120,14 @@ def test_rounds_may_end_at_their_half_which_is_looked_at_once(number, looks, ran
     found = timing.rounds(works, WallClock(now=now), number, 1, enough=partial(enough, answer=False))
     assert looked == 2 * looks
     assert {len(turns) for turns in found.values()} == {number}
+
+
+@pytest.mark.parametrize(("ms", "steps", "ran"), [(60, 1, 12), (60, 2, 6), (10, 2, 12), (10, 9, 6)])
+def test_rounds_end_at_their_half_only_behind_the_least_time_and_number_of_calls_of_each_model(ms, steps, ran):
+    now = Time()
+    works = {"dense": now.work(itertools.repeat(100), 2), "pruned": now.work(itertools.repeat(ms), steps)}
+    found = timing.rounds(works, WallClock(now=now), 12, 1, enough=lambda _: True)
+    assert {len(turns) for turns in found.values()} == {ran}
 
 
 def test_half_of_the_rounds_are_enough_where_they_say_the_speed_up_within_three_percent():
@@ -443,6 +451,21 @@ def test_a_sweep_ends_where_no_model_has_the_memory(monkeypatch):
     assert found[0]["speedup"] == pytest.approx(3)
 
 
+@pytest.mark.parametrize("limits", [{"dense": 9, "pruned": 9}, {"dense": 1, "pruned": 9}])
+def test_models_whose_memory_ends_within_the_rounds_are_named_one_by_one(monkeypatch, limits):
+    """Both behind their warm-up, or the pruned one, where the dense one has had no memory for it."""
+    there, now = a_benchmark(dataclasses.replace(SMOKE, decode=()))
+    pretend(monkeypatch, now, limits)
+
+    def end(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(timing, "rounds", end)
+    (found,) = there.time(a_model("dense"), a_model("pruned"))
+    assert found["out_of_memory"] == ["dense", "pruned"]
+    assert "rounds" not in found
+
+
 def test_every_turn_of_a_point_moves_its_bar(monkeypatch, bars):
     there, now = a_benchmark(dataclasses.replace(SMOKE, decode=(), batches=(1, 4), speed_rounds=7))
     pretend(monkeypatch, now, {"dense": 2, "pruned": 8})
@@ -605,6 +628,9 @@ def test_what_other_work_took_is_measured_and_flagged():
     assert machine.between(state(), state(seconds=10.0, busy_seconds=20.0, own_seconds=19.0), [])["flags"] == []
     hot = machine.between(state(cpu_throttled=3), state(seconds=1.0, cpu_throttled=4), [])
     assert hot["flags"] == ["slowed"]
+    for held, flags in ((2.0, []), (4.0, ["slowed"])):  # in ten seconds, by a limit of time
+        found = machine.between(state(held_seconds=1.0), state(seconds=10.0, held_seconds=1.0 + held), [])
+        assert (found["held_cores"], found["flags"]) == (held / 10, flags)
     gpu = machine.between(state(), state(seconds=1.0), [0, 2], {"power cap", "idle"})
     assert (gpu["flags"], gpu["other_gpu_processes"]) == (["shared_gpu", "slowed"], 2)
     assert machine.between(state(), state(seconds=1.0), [0], {"idle"})["flags"] == []

@@ -202,6 +202,12 @@ def test_percentiles_are_of_all_calls():
     assert "pruned_p99" not in summary({"pruned": samples}, {"pruned": WarmUp(1, True, 1.0)})
 
 
+@pytest.mark.parametrize(("calls", "told"), [(6, set()), (10, {90}), (99, {90}), (100, {90, 99})])
+def test_a_percentile_is_of_so_many_calls_that_one_is_beyond_it(calls, told):
+    found = summary({"pruned": [[Pass([1.0, 2.0] * (calls // 2) + [2.0] * (calls % 2), 0.0)]]}, {}, percentiles=True)
+    assert {share for share in (90, 99) if f"pruned_p{share}" in found} == told
+
+
 # --- the whole way
 
 

@@ -1,4 +1,4 @@
-"""How many threads find a core to themselves, by made readings of the system's clocks."""
+"""How many threads there are and how many find a core to themselves, by made readings of the system's clocks."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import psutil
 import pytest
+import torch
 
 from bench.cli.main import main
 from bench.records.run_folder import load_run
-from bench.system import threads
-from bench.system.threads import FreeCores
+from bench.system import control_groups, environment, threads
+from bench.system.threads import FreeCores, set_up_threads
 
 
 class CoreTimes(NamedTuple):
@@ -87,6 +89,71 @@ def test_only_cores_that_this_process_may_run_on_count(clocks, monkeypatch):
     clocks.now += 1.0
     clocks.busy[3] += 1.0
     assert cores.left() == 1
+
+
+def groups(folder: Path, line: str, files: dict[str, object]) -> tuple[Path, Path]:
+    """Write the file that says which control groups a process is in, and theirs."""
+    for name, text in files.items():
+        (folder / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "groups" / name).write_text(f"{text}\n")
+    (folder / "of").write_text(f"{line}\n")
+    return folder / "of", folder / "groups"
+
+
+STAT_2 = "usage_usec 9\nnr_throttled 3\nthrottled_usec 2500000"
+STAT_1 = "nr_periods 9\nnr_throttled 3\nthrottled_time 1500000000"
+
+
+@pytest.mark.parametrize(
+    ("line", "files", "cores", "held"),
+    [
+        ("0::/", {"cpu.max": "400000 100000", "cpu.stat": STAT_2}, 4, 2.5),  # as a container sees its own
+        ("0::/a/b", {"a/cpu.max": "150000 100000", "cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"}, 1.5, None),
+        ("0::/", {"cpu.max": "max 100000", "cpu.stat": STAT_2}, None, None),
+        (
+            "1:cpu,cpuacct:/a\n2:memory:/b",
+            {
+                "cpu/a/cpu.cfs_quota_us": 50_000,
+                "cpu/a/cpu.cfs_period_us": 100_000,
+                "cpu/a/cpu.stat": STAT_1,
+                "cpu/cpu.cfs_quota_us": -1,
+                "cpu/cpu.cfs_period_us": 100_000,
+            },
+            0.5,
+            1.5,
+        ),
+        ("1:cpu:/", {"cpu/cpu.cfs_quota_us": 100_000}, None, None),
+        ("0::/", {}, None, None),
+    ],
+)
+def test_a_container_says_how_much_of_the_processors_it_has(line, files, cores, held, tmp_path):
+    process, folder = groups(tmp_path, line, files)
+    assert control_groups.cores(process, folder) == cores
+    assert control_groups.held_seconds(process, folder) == held
+    assert control_groups.cores(tmp_path / "none", folder) is None
+
+
+@pytest.mark.parametrize(
+    ("allowed", "said", "usable", "begun"),
+    [
+        (4.0, {}, 4, "4"),
+        (2.7, {}, 2, "2"),  # a third thread would wait in each period
+        (0.5, {}, 1, "1"),
+        (4.0, {"OMP_NUM_THREADS": "6"}, 4, "6"),
+        (12.0, {}, 12, None),  # torch has a thread for each physical core anyway
+        (99.0, {}, 16, None),
+        (None, {}, 16, None),
+    ],
+)
+def test_threads_begin_with_what_a_limit_of_time_leaves(monkeypatch, allowed, said, usable, begun):
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.setattr(threads.os, "environ", dict(said))
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 8)
+    monkeypatch.setattr(control_groups, "cores", lambda: allowed)
+    torch.set_num_threads(3)
+    set_up_threads()
+    assert (environment.usable_cores(), threads.os.environ.get("OMP_NUM_THREADS")) == (usable, begun)
+    assert torch.get_num_threads() == (3 if said or begun is None else min(3, usable))
 
 
 def test_a_program_that_works_is_seen():

@@ -75,6 +75,7 @@ class MachineState(Layout):
     busy_seconds: Seconds = absent("of all cores together since the machine started")
     stolen_seconds: Seconds = absent("that a hypervisor kept cores from this machine")
     own_seconds: Seconds = absent("of this process")
+    held_seconds: Seconds = absent("that a limit of its container's or job's processor time kept cores waiting")
 
 
 class GpuState(Layout):
@@ -107,6 +108,7 @@ class MachineMeanwhile(Layout):
     after: MachineThen = absent("the last round")
     other_cores: Cores = absent("that other processes kept busy, on average")
     stolen_cores: Cores = absent("that a hypervisor kept from this machine, on average")
+    held_cores: Cores = absent("that a limit of its container's or job's processor time kept waiting, on average")
     other_gpu_processes: Count = absent("that computed on the GPU")
     nvml: str = absent("why the GPU's library has no figures")
     flags: list[str] = absent("busy, shared_gpu, slowed: what may have spoilt the figures")

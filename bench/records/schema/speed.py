@@ -75,10 +75,10 @@ class PointTimed(SizedPoint):
         "noisy, not_warm, clocks_disagree (limits in bench.speed.timing); on a GPU also slowed, launch_bound, "
         "low_bandwidth, low_matrix_rate, in_blocks"
     )
-    dense_p90: Milliseconds = absent("90th percentile of all calls, on a GPU")
-    dense_p99: Milliseconds = absent("99th percentile of all calls, on a GPU")
-    pruned_p90: Milliseconds = absent("90th percentile of all calls, on a GPU")
-    pruned_p99: Milliseconds = absent("99th percentile of all calls, on a GPU")
+    dense_p90: Milliseconds = absent("90th percentile of all calls, of 10 or more, on a GPU")
+    dense_p99: Milliseconds = absent("99th percentile of all calls, of 100 or more, on a GPU")
+    pruned_p90: Milliseconds = absent("90th percentile of all calls, of 10 or more, on a GPU")
+    pruned_p99: Milliseconds = absent("99th percentile of all calls, of 100 or more, on a GPU")
     dense_bandwidth: Amount = absent("share of the rate of copies in `setup`, on a GPU", "bench.speed.peak_rates")
     pruned_bandwidth: Amount = absent("share of the rate of copies in `setup`, on a GPU", "bench.speed.peak_rates")
     dense_matrix_rate: Amount = absent("share of the rate of products in `setup`, on a GPU", "bench.speed.peak_rates")

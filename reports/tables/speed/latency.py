@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+from reports import speed_notes
 from reports.metrics import METRICS
 from reports.tables.table import Column, Row, Table, TableCell
 
@@ -33,9 +35,19 @@ def table(found: dict[str, Any]) -> Table:
         ),
         columns=COLUMNS,
         rows=tuple(rows),
-        footnotes=ABOUT,
+        footnotes=(*ABOUT, *_how_well_known(about)),
         head="part",
     )
+
+
+def _how_well_known(about: dict[str, Any]) -> Iterator[str]:
+    """Yield how wide the intervals of the copies are, and what is in doubt about the table."""
+    widest = max(abs(one[end] / one["times_dense"] - 1) for one in about["copies"] for end in ("low", "high"))
+    yield (
+        f"What a step of a copy takes, as a share of the model's, has a 95 % interval, which of {len(about['copies'])} "
+        f"copies reaches {METRICS['ratio'].show(widest)} of it to a side at most."
+    )
+    yield from speed_notes.of_latencies(about)
 
 
 def _row(part: str, size: float | None, ms: float, whole: float) -> Row:

@@ -1,0 +1,1 @@
+"""Asks the Hugging Face hub and its cache for models and texts."""
