@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -59,14 +60,24 @@ def plan_spec(spec: RunSpec) -> Plan:
         every,
         done,
     )
-    room = room_of(spec.memory_gib, slots)
-    card = card_of(cells[0], spec.gpus_per_cell, spec.device_memory_gib) if here else None
+    room, card = _places(spec, cells[0], slots)
     needs = {cell.key: outlook.needs(cell, room, card, offload=spec.offload is not None) for cell in cells}
     gpus = spec.gpus_per_cell
     estimates = {cell.key: _timed(outlook.estimates[cell.key], cell, needs[cell.key], gpus) for cell in cells}
     free = shutil.disk_usage(spec.offload).free if spec.offload and here else None
     where: dict[str, Any] = {"here": here, "gpus": gpus, "room": room, "card": card, "free": free}
     return simulated(cells, done, estimates, slots=slots, start=read, needs=needs, **where)
+
+
+def _places(spec: RunSpec, cell: Cell, slots: int) -> tuple[int, int | None]:
+    """Return the bytes that a cell may take of its host's memory and of its GPU's.
+
+    Of another machine nothing is known but what the spec says, and all may lie in memory there.
+    """
+    here = spec.engine == "local"
+    room = room_of(spec.memory_gib, slots) if here or spec.memory_gib is not None else sys.maxsize
+    known = here or spec.device_memory_gib is not None
+    return room, card_of(cell, spec.gpus_per_cell, spec.device_memory_gib, slots) if known else None
 
 
 def _timed(estimate: Estimate, cell: Cell, needs: MemoryNeeds, gpus: int) -> Estimate:

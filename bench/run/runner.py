@@ -257,7 +257,7 @@ def _measured(
 def _refuse_large(cells: Sequence[Cell], session: Session, shared: Mapping[str, Any]) -> None:
     """Refuse cells for which this machine has too little memory, or the folder of states too little room."""
     limits, offload = (shared.get("memory"), shared.get("device_memory")), shared.get("offload")
-    refuse_misfits(cells, session.machine.gpus, *limits, offload=bool(offload))
+    refuse_misfits(cells, session.machine.gpus, *limits, offload=bool(offload), slots=session.slots)
     if cells and offload:
         refuse_full(cells, Path(offload), session.slots)
 
