@@ -13,7 +13,7 @@ import torch
 
 from bench.engines import chosen, local
 from bench.engines.engine import Machine, refuse_gpus_of_cpus
-from bench.plan import validate
+from bench.plan import chain, validate
 from bench.plan.cell import Cell
 from bench.plan.run_spec import RunSpec
 from bench.run import fingerprint, store
@@ -43,6 +43,8 @@ def plan_spec(spec: RunSpec) -> Plan:
     if here:
         seen = local.visible(torch.cuda.device_count())
         slots = len(local.environments(spec.slots or 1, str(device), seen, spec.gpus_per_cell))
+        if device.type == "cuda" and any(map(chain.is_timed, cells)):
+            local.refuse_unlike(slots, spec.gpus_per_cell)
     begun = time.perf_counter()
     datasets = read_datasets(cells, Path(), Machine(environment.processor(device) if here else None, every))
     cells, read = known(cells, datasets), time.perf_counter() - begun

@@ -12,6 +12,7 @@ from conftest import refused
 from emulated import EmulatedGpus
 
 from bench.cli.main import main
+from bench.engines import local
 from bench.plan.cell import Cell, Stage
 from bench.plan.protocol import profile
 from bench.plan.run_spec import RunSpec
@@ -22,6 +23,7 @@ from bench.schedule.estimator import Estimate
 from bench.schedule.memory_needs import MemoryNeeds
 from bench.schedule.order import Ended
 from bench.schedule.plan import simulated
+from methods.errors import UserError
 
 UNTIMED = profile("smoke", speed_rounds=0)
 SMALL = MemoryNeeds(0, 2**20)
@@ -156,6 +158,15 @@ def test_an_estimate_is_what_the_records_beside_the_run_took(base, tmp_path, cap
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if "measured before" in line}
     assert "33 min" in lines["dense"]  # load and perplexity
     assert "50 min" in lines["shortgpt"]
+
+
+def test_a_plan_refuses_to_time_cells_on_gpus_of_several_kinds(model_folder, text_file, tmp_path, monkeypatch):
+    protocol = {"texts": (str(text_file),), "tasks": (), "window": 32, "windows": 4, "speed_rounds": 6}
+    where = {"device": "cuda", "slots": 2, "out": str(tmp_path / "run")}
+    with EmulatedGpus(count=2):
+        monkeypatch.setattr(local.environment, "processor", lambda device: f"GPU {device.index or 0}")
+        with pytest.raises(UserError, match="cells would be timed on unlike GPUs: GPU 0; GPU 1; "):
+            plan_spec(RunSpec("shortgpt", ratios=[0.2], model=str(model_folder), protocol=protocol, **where))
 
 
 def test_a_plan_counts_no_timing_of_models_over_several_gpus(model_folder, text_file, tmp_path):
