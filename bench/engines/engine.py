@@ -171,11 +171,13 @@ class Machine:
     processor  its name, of the machines of timed cells
     threads    that a cell has which is alone
     gpus       that each cell has for itself, where cells run on GPUs
+    queues     whether a job that was submitted may wait there for those of others, nobody knows for how long
     """
 
     processor: str | None
     threads: int
     gpus: int = 1
+    queues: bool = False
 
 
 class Engine(Protocol):

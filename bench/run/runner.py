@@ -200,7 +200,8 @@ def _measured(
     _refuse_large(missing if here else [], session, shared)
     seconds = {key: one.seconds for key, one in (estimates or {}).items()}
     schedule = Schedule(cells, seconds if seconds and session.slots > 1 else None)
-    forecast = Forecast(estimates or {}, session.slots, one_machine=here)
+    queues = session.machine.queues
+    forecast = Forecast(estimates or {}, session.slots, one_machine=here, queues=queues)
     for cell in missing if estimates else ():
         forecast.add(cell)
     known_removals = Removals(valid(folder))
@@ -230,7 +231,7 @@ def _measured(
         if estimates:
             forecast.end(cell, record)
             end = forecast.line() if len(schedule.ended) < len(cells) else ""
-            say("; ".join(filter(None, (schedule.progress(), end))))
+            say("; ".join(filter(None, (schedule.progress(queues=queues), end))))
 
     def begin(cell: Cell) -> None:
         where, (ended, why) = names[cell.key], served[cell.key]

@@ -105,6 +105,15 @@ def test_a_cell_with_neighbours_has_its_share_of_the_memory_and_says_so(base, tm
     assert found == [(None, None), (10**6, "files"), (10**6, None)]
 
 
+def test_a_run_whose_jobs_queue_says_no_end(base, tmp_path, parts, capsys):
+    engine = parts(as_bytes=False)
+    engine.machine = Machine(None, 1, queues=True)
+    assert main([*base, "--methods", "drop-tail", "--ratio", "0.2,0.4,0.6", "--texts", "none", "--no-checks"]) == 0
+    progress = [line for line in capsys.readouterr().err.splitlines() if " cells done, " in line]
+    assert progress[0] == "1 of 4 cells done, 0 in the queue or running, 3 waiting, 0 failed"
+    assert len(progress) == 4 and not any("ends about" in line for line in progress)
+
+
 def test_parts_give_what_the_run_itself_gives(base, tmp_path, parts):
     (tmp_path / "mine.py").write_text(MINE)
     asked = [*base, "--ratio", "0.2", "--then", "shortgpt:ratio=0.6", "--threads", "1", "--device", "cpu"]
