@@ -189,8 +189,8 @@ def _measured(measure: Measure, key: str, text: str, site: Site, ask: Ask) -> tu
         os.chdir(site.directory)  # in which the paths of models and texts are meant
     if site.on_cpu:
         os.environ[VISIBLE] = ""  # a task that asked for no GPU sees all of them
-    text = _among_neighbours(text, ask)
     try:
+        text = _among_neighbours(text, ask)
         with _place(site) as place:
             if site.is_seen():
                 measure(text, str(Path(site.folder) / PARTS / key), place)
