@@ -17,7 +17,10 @@ BASES = (
     "measured before: by records of this machine in the run's folder and beside it, scaled by what is computed; from "
     "MACs: by multiply-accumulates and the rate that this machine has just shown."
 )
-ELSEWHERE = "Cells run on other machines, and their time is estimated by the rate of this one."
+ELSEWHERE = (
+    "Cells run on other machines, and their time is estimated by the rate of this one. How much memory those have is "
+    "not known: models are planned to lie in it as a whole unless --memory or --device-memory says what cells may take."
+)
 FILES = (
     "+ files: weights lie in files, since the cell would take more than --memory, or on a GPU than --device-memory, "
     "with all of them in memory."

@@ -26,6 +26,7 @@ def _begin(asked: Job) -> dict:
         "node": ray.get_runtime_context().get_node_id(),
         "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "directory": str(Path.cwd()),
+        "slots": asked.slots,
         "began": time.monotonic(),
     }
     put_down = Path(asked.folder, "tries", f"{asked.key}.{time.time_ns()}")

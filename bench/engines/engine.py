@@ -55,7 +55,8 @@ class Job:
     gpus     how many of them it needs for itself; the layers of its model are spread over them
     threads  torch's, on the CPU
     free_cores    whether it has fewer where other programs use cores, looked at before each stage but timing
-    memory   GiB that the cell may take of the host's memory; None: as much as there is (bench.schedule.memory_needs)
+    memory   GiB that the cell may take of the host's memory; None: its share of what there is
+    slots    jobs that may be at once on the machine where it runs, which share that memory
     device_memory GiB that it may take of its GPU's; None: all
     offload  folder of the machine that measures, for states that wait on its host; empty: they wait in memory
     run_threads   torch's while it is timed, of which the hash of what is timed speaks (bench.run.fingerprint)
@@ -79,6 +80,7 @@ class Job:
     threads: int = 1
     free_cores: bool = False
     memory: float | None = None
+    slots: int = 1
     device_memory: float | None = None
     offload: str = ""
     run_threads: int = 1
@@ -169,11 +171,13 @@ class Machine:
     processor  its name, of the machines of timed cells
     threads    that a cell has which is alone
     gpus       that each cell has for itself, where cells run on GPUs
+    queues     whether a job that was submitted may wait there for those of others, nobody knows for how long
     """
 
     processor: str | None
     threads: int
     gpus: int = 1
+    queues: bool = False
 
 
 class Engine(Protocol):

@@ -38,11 +38,13 @@ class Local:
     here: ClassVar[bool] = True
 
     def start(self, conditions: Conditions) -> LocalSession:
-        """Begin a session. Raises UserError for more slots than GPUs."""
+        """Begin a session. Raises UserError for more slots than GPUs, and for timed cells on GPUs of several kinds."""
         import torch
 
         gpus = visible(torch.cuda.device_count())
         variables = environments(self.slots, conditions.device, gpus, self.gpus_per_cell)
+        if conditions.timed and conditions.device.startswith("cuda"):
+            refuse_unlike(len(variables), self.gpus_per_cell)
         every = torch.get_num_threads()
         shared = threads_of(len(variables), every, conditions.threads)
         machine = Machine(environment.processor(torch.device(conditions.device)), every, self.gpus_per_cell)
@@ -242,6 +244,20 @@ def environments(asked: int | str, device: str, gpus: Sequence[str], each: int =
         raise UserError(f"--slots {asked} is more than the {len(gpus)} GPUs here allow, of which each has {own}")
     quiet = {"TQDM_DISABLE": "1"}  # bars of several processes would overwrite one another
     return [{VISIBLE: ",".join(gpus[slot * each :][:each]) if on_gpu else ""} | quiet for slot in range(count)]
+
+
+def refuse_unlike(slots: int, each: int) -> None:
+    """Raise UserError where slots have GPUs of several kinds, since each cell is timed in whichever slot is free."""
+    import torch
+
+    seen = torch.cuda.device_count()  # of MIG instances one
+    names = [str(environment.processor(torch.device("cuda", number))) for number in range(min(seen, slots * each))]
+    kinds = {", ".join(names[start:][:each]): None for start in range(0, len(names), each)}
+    if slots > 1 and len(kinds) > 1:
+        raise UserError(
+            f"cells would be timed on unlike GPUs: {'; '.join(kinds)}; name those of one kind in {VISIBLE}, "
+            "or say --slots 1, or --speed-rounds 0"
+        )
 
 
 def visible(count: int) -> list[str]:

@@ -16,10 +16,11 @@ import atexit
 import contextlib
 import functools
 import importlib.util
+import json
 import os
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -113,7 +114,8 @@ class RaySession:
             needs |= {"resources": {TIMING: 1}, "label_selector": {"ray.io/node-id": f"in({names})"}}
             if not ask.gpus:
                 needs["num_cpus"] = self._timing[0].cpus  # all of them, so that nothing computes beside it
-        ref = self._task.options(**needs).remote(self._measure, job.key, job.to_json(), self._site)
+        text = replace(job, slots=1 if job.timed else self.slots).to_json()
+        ref = self._task.options(**needs).remote(self._measure, job.key, text, self._site, ask)
         self._running[ref] = job
 
     def next_result(self) -> Result:
@@ -181,13 +183,14 @@ class RaySession:
         return Result(job.key, {"status": status, "error": value})
 
 
-def _measured(measure: Measure, key: str, text: str, site: Site) -> tuple[str, Any]:
+def _measured(measure: Measure, key: str, text: str, site: Site, ask: Ask) -> tuple[str, Any]:
     """Measure a job, as a task; return ("part", None or the files) or, with why, "refused" or a status."""
     with contextlib.suppress(OSError):
         os.chdir(site.directory)  # in which the paths of models and texts are meant
     if site.on_cpu:
         os.environ[VISIBLE] = ""  # a task that asked for no GPU sees all of them
     try:
+        text = _among_neighbours(text, ask)
         with _place(site) as place:
             if site.is_seen():
                 measure(text, str(Path(site.folder) / PARTS / key), place)
@@ -205,6 +208,15 @@ def _measured(measure: Measure, key: str, text: str, site: Site) -> tuple[str, A
         return "refused", f"on node {ray.get_runtime_context().get_node_id()[:8]}: {error}"
     except Exception as error:
         return "error", reason(error)
+
+
+def _among_neighbours(text: str, ask: Ask) -> str:
+    """Return the text of a job with no more slots than this node has for such cells."""
+    import ray
+
+    here, given = ray.get_runtime_context().get_node_id(), json.loads(text)
+    holds = max((node.holds(ask) for node in alive() if node.id == here), default=1)
+    return json.dumps(given | {"slots": max(1, min(given["slots"], holds))})
 
 
 def _place(site: Site) -> contextlib.AbstractContextManager[Workplace | None]:

@@ -162,7 +162,7 @@ class SlurmSession:
         """Return what nodes of timed cells are, by asking the first that is free; of others nothing is known."""
         threads, device = self._conditions.threads, self._conditions.device
         if not self._conditions.timed:
-            return Machine(None, threads or THREADS, self._engine.gpus_per_cell)
+            return Machine(None, threads or THREADS, self._engine.gpus_per_cell, not self._one_machine)
         say("cells are timed: a node is asked what it is, as soon as one is free")
         needs = Needs(
             threads or 1, self._engine.named(0 if device == "cpu" else self._engine.gpus_per_cell), alone=True
@@ -175,7 +175,8 @@ class SlurmSession:
             time.sleep(self._queue.pause)
         del self._running[PROBE]
         shutil.rmtree(element.part)
-        return Machine(said["processor"], threads or said["threads"], self._engine.gpus_per_cell)
+        threads = threads or said["threads"]
+        return Machine(said["processor"], threads, self._engine.gpus_per_cell, not self._one_machine)
 
     def threads(self, timed: bool) -> int:
         return self._conditions.threads or THREADS

@@ -31,7 +31,7 @@ from bench.run.datasets import DatasetReader, Datasets
 from bench.run.measure import attempt
 from bench.run.outcome import Outcome
 from bench.run.source_hash import method_sha256
-from bench.schedule.memory_needs import card_of, needs_of, room_for_states
+from bench.schedule.memory_needs import GIB, card_of, needs_of, room_for_states, room_of
 from bench.speed import timed_cell
 from bench.system import environment, memory, offload, versions
 from bench.system.console import say
@@ -99,7 +99,8 @@ def told(line: Line, job: Job) -> None:
 def measure(line: Line, job: Job, cell: Cell, datasets: Datasets) -> None:
     """Measure the cell on what has been read for it; tell the environment first, then what is found."""
     described = environment.describe(torch.device(cell.device), getattr(torch, cell.dtype))
-    line.tell({"environment": described | ({"threads": job.run_threads} if job.timed else {})})
+    described |= {"threads": job.run_threads} if job.timed else {}
+    line.tell({"environment": described | ({"slots": job.slots} if job.slots > 1 else {})})
     devices = pretrained.devices(torch.device(cell.device), job.gpus)
     if job.timed and "memory" not in job.limits:  # of which a process that waits would take its part
         timed_cell.begin(cell.device)
@@ -127,12 +128,13 @@ def measure(line: Line, job: Job, cell: Cell, datasets: Datasets) -> None:
             if cell.method != "dense":
                 outcome.measured["states_in"] = "files"
         card = card_of(cell, job.gpus, job.device_memory)
-        needs = needs_of(cell, job.memory, card, offload=bool(job.offload))
+        memory_gib = room_of(job.memory, job.slots) / GIB
+        needs = needs_of(cell, memory_gib, card, offload=bool(job.offload))
         outcome.timed_alone = needs.alone
         if needs.in_files:
             on_gpu = devices[0] if devices[0].type == "cuda" else None
             outcome.files = LayerStore(stack.enter_context(store.scratch(folder)), on_gpu)
-            outcome.sweeping = Sweeping(room_for_states(cell, job.memory, card), outcome.files)
+            outcome.sweeping = Sweeping(room_for_states(cell, memory_gib, card), outcome.files)
             outcome.measured["weights_in"] = "files"
         else:  # in which memory is what is short
             memory.keep_freed()

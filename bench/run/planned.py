@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from bench.engines import chosen, local
 from bench.engines.engine import Machine, refuse_gpus_of_cpus
-from bench.plan import validate
+from bench.plan import chain, validate
 from bench.plan.cell import Cell
 from bench.plan.run_spec import RunSpec
 from bench.run import fingerprint, store
@@ -42,6 +43,8 @@ def plan_spec(spec: RunSpec) -> Plan:
     if here:
         seen = local.visible(torch.cuda.device_count())
         slots = len(local.environments(spec.slots or 1, str(device), seen, spec.gpus_per_cell))
+        if device.type == "cuda" and any(map(chain.is_timed, cells)):
+            local.refuse_unlike(slots, spec.gpus_per_cell)
     begun = time.perf_counter()
     datasets = read_datasets(cells, Path(), Machine(environment.processor(device) if here else None, every))
     cells, read = known(cells, datasets, download=False), time.perf_counter() - begun
@@ -59,14 +62,24 @@ def plan_spec(spec: RunSpec) -> Plan:
         every,
         done,
     )
-    room = room_of(spec.memory_gib, slots)
-    card = card_of(cells[0], spec.gpus_per_cell, spec.device_memory_gib) if here else None
+    room, card = _places(spec, cells[0], slots)
     needs = {cell.key: outlook.needs(cell, room, card, offload=spec.offload is not None) for cell in cells}
     gpus = spec.gpus_per_cell
     estimates = {cell.key: _timed(outlook.estimates[cell.key], cell, needs[cell.key], gpus) for cell in cells}
     free = shutil.disk_usage(spec.offload).free if spec.offload and here else None
     where: dict[str, Any] = {"here": here, "gpus": gpus, "room": room, "card": card, "free": free}
     return simulated(cells, done, estimates, slots=slots, start=read, needs=needs, **where)
+
+
+def _places(spec: RunSpec, cell: Cell, slots: int) -> tuple[int, int | None]:
+    """Return the bytes that a cell may take of its host's memory and of its GPU's.
+
+    Of another machine nothing is known but what the spec says, and all may lie in memory there.
+    """
+    here = spec.engine == "local"
+    room = room_of(spec.memory_gib, slots) if here or spec.memory_gib is not None else sys.maxsize
+    known = here or spec.device_memory_gib is not None
+    return room, card_of(cell, spec.gpus_per_cell, spec.device_memory_gib, slots) if known else None
 
 
 def _timed(estimate: Estimate, cell: Cell, needs: MemoryNeeds, gpus: int) -> Estimate:

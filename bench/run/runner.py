@@ -200,7 +200,8 @@ def _measured(
     _refuse_large(missing if here else [], session, shared)
     seconds = {key: one.seconds for key, one in (estimates or {}).items()}
     schedule = Schedule(cells, seconds if seconds and session.slots > 1 else None)
-    forecast = Forecast(estimates or {}, session.slots, one_machine=here)
+    queues = session.machine.queues
+    forecast = Forecast(estimates or {}, session.slots, one_machine=here, queues=queues)
     for cell in missing if estimates else ():
         forecast.add(cell)
     known_removals = Removals(valid(folder))
@@ -230,7 +231,7 @@ def _measured(
         if estimates:
             forecast.end(cell, record)
             end = forecast.line() if len(schedule.ended) < len(cells) else ""
-            say("; ".join(filter(None, (schedule.progress(), end))))
+            say("; ".join(filter(None, (schedule.progress(queues=queues), end))))
 
     def begin(cell: Cell) -> None:
         where, (ended, why) = names[cell.key], served[cell.key]
@@ -257,7 +258,7 @@ def _measured(
 def _refuse_large(cells: Sequence[Cell], session: Session, shared: Mapping[str, Any]) -> None:
     """Refuse cells for which this machine has too little memory, or the folder of states too little room."""
     limits, offload = (shared.get("memory"), shared.get("device_memory")), shared.get("offload")
-    refuse_misfits(cells, session.machine.gpus, *limits, offload=bool(offload))
+    refuse_misfits(cells, session.machine.gpus, *limits, offload=bool(offload), slots=session.slots)
     if cells and offload:
         refuse_full(cells, Path(offload), session.slots)
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from bench.plan.cell import Cell, from_plain
 from bench.records.record import Record, peak_bytes
 from bench.schedule.work import Amounts, Cost
+from methods.counted import QUANTITIES
 from methods.errors import UserError
 
 Place = tuple[str, ...]
@@ -43,20 +44,22 @@ class _Sums:
 
 @dataclass
 class Estimator:
-    """Learns from records, and estimates cells."""
+    """Learns from records, and estimates cells.
 
-    cost: Cost
+    costs  what cells compute, by their models
+    """
+
+    costs: Mapping[str, Cost]
     _sums: dict[Place, _Sums] = field(default_factory=dict)
     _peaks: dict[Place, int] = field(default_factory=dict)
 
-    def learn(self, record: Record, cost: Cost | None = None) -> None:
+    def learn(self, record: Record) -> None:
         """Take in what a record's stages took; one that was interrupted or failed is of no use.
 
-        One whose cell this version would not measure, as of a later version in a folder beside the run, is left out.
-
-        cost  what cells of its model compute; None: as those that are estimated
+        One of a model without costs is left out, whose seconds say nothing about another model, and so is one whose
+        cell this version would not measure, as of a later version in a folder beside the run.
         """
-        if record.status != "ok":
+        if record.status != "ok" or record.cell["model"] not in self.costs:
             return
         try:
             cell, measured = from_plain(record.cell), record.measured
@@ -65,21 +68,20 @@ class Estimator:
         real = dict(measured.get("seconds", {}))
         if "prune_seconds" in measured:
             real["prune"] = measured["prune_seconds"]  # with the search that it went on from
-        for stage, computed in (cost or self.cost).seconds(cell, amounts_of(record)).items():
+        for stage, computed in self.costs[cell.model].seconds(cell, amounts_of(record)).items():
             if real.get(stage, 0.0) > 0 and computed > 0:
                 for place in _places(stage, cell):
                     sums = self._sums.setdefault(place, _Sums())
                     sums.real += real[stage]
                     sums.computed += computed
         if not {"weights_in", "states_in"} & measured.keys():  # whose peak is lower than that of a cell in memory
-            peak = peak_bytes(measured) or 0
-            for place in _alike(cell):
-                self._peaks[place] = max(peak, self._peaks.get(place, 0))
+            place = _alike(cell)
+            self._peaks[place] = max(peak_bytes(measured) or 0, self._peaks.get(place, 0))
 
     def estimate(self, cell: Cell, amounts: Amounts, known: float = 0.0) -> Estimate:
         """Return what a cell is likely to take, `known` as bench.schedule.work has it."""
         stages, before = dict[str, float](), 0.0
-        for stage, computed in self.cost.seconds(cell, amounts, known).items():
+        for stage, computed in self.costs[cell.model].seconds(cell, amounts, known).items():
             factor, own = self._factor(stage, cell)
             stages[stage] = computed * factor
             before += stages[stage] * own
@@ -87,7 +89,7 @@ class Estimator:
 
     def peak(self, cell: Cell) -> int:
         """Return the highest memory that a cell of the same method and sizes had, 0 where none is known."""
-        return next((self._peaks[place] for place in _alike(cell) if place in self._peaks), 0)
+        return self._peaks.get(_alike(cell), 0)
 
     def _factor(self, stage: str, cell: Cell) -> tuple[float, bool]:
         """Return by what records multiply the seconds of a stage, and whether they are of that kind of work."""
@@ -119,12 +121,18 @@ def _places(stage: str, cell: Cell) -> Iterator[Place]:
         yield ANY
 
 
-def _alike(cell: Cell) -> list[Place]:
-    """Return where peaks of memory are counted."""
+def _alike(cell: Cell) -> Place:
+    """Return where a peak of memory is counted: by all that memory depends on.
+
+    The ratio matters where models that have been cut are held, or trained as a whole.
+    """
     p = cell.protocol
-    sizes = p.calibration_sequences, p.calibration_length, p.calibration_memory_mib, p.batch_tokens, p.window
-    own = cell.model, cell.method, *map(str, sizes), str(bool(cell.healing)), str(bool(p.tasks))
-    return [own]
+    sizes = p.calibration_sequences, p.calibration_length, p.calibration_memory_mib, p.batch_tokens, p.window, p.windows
+    healed = asdict(cell.healing) if cell.healing else None
+    ratio = cell.ratio if healed or cell.ratio_of in QUANTITIES else None
+    asked = [cell.parameters, cell.ratio_of, ratio, healed, len(cell.earlier)]
+    given = json.dumps(asked, sort_keys=True, default=str)
+    return cell.model, cell.method, given, *map(str, sizes), str(bool(p.tasks)), str(bool(p.texts))
 
 
 def amounts_of(record: Record) -> Amounts:

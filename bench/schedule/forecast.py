@@ -27,6 +27,7 @@ class Forecast:
 
     slots        how many cells run at once
     one_machine  whether nothing works beside a cell that is timed
+    queues       whether a cell that has begun may wait for others' work, so that nobody knows when the run ends
     now          gives the seconds of a clock that only goes forward
     """
 
@@ -36,9 +37,10 @@ class Forecast:
         slots: int,
         *,
         one_machine: bool = True,
+        queues: bool = False,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.slots, self._now = slots, now
+        self.slots, self._now, self._queues = slots, now, queues
         self._alone = (TIMING,) if one_machine else ()
         self._estimates = dict(estimates)
         self._left = Counter[tuple[str, str]]()
@@ -77,8 +79,8 @@ class Forecast:
             self._beside = [*self._beside[1 - RECENT :], max(0.0, self._now() - began - sum(real.values()))]
 
     def seconds(self) -> float | None:
-        """Return in how many seconds the run ends; None before the first cell has ended."""
-        if not self._beside:
+        """Return in how many seconds the run ends; None before the first cell has ended, and where cells queue."""
+        if self._queues or not self._beside:
             return None
         beside, now, every = median(self._beside), self._now(), self._factor()
         shared, alone = self._total(self._left, every)
@@ -91,7 +93,7 @@ class Forecast:
         return max(longest, shared / self.slots) + alone
 
     def line(self, clock: Callable[[], float] = time.time) -> str:
-        """Say when the run ends: 'ends about 14:32, in 12 min'; nothing before the first cell has ended."""
+        """Say when the run ends: 'ends about 14:32, in 12 min'; nothing where that is not known."""
         if (seconds := self.seconds()) is None:
             return ""
         end = time.localtime(clock() + seconds)

@@ -288,14 +288,25 @@ def room_of(memory: float | None, slots: int = 1) -> int:
     return host_bytes() // slots if memory is None else round(memory * GIB)
 
 
-def card_of(cell: Cell, gpus: int, device_memory: float | None = None) -> int | None:
-    """Return the bytes that a cell may take of its GPU: `device_memory` GiB or all; None on a CPU or several GPUs."""
+def gpus_bytes(cell: Cell, gpus: int, slots: int = 1) -> int:
+    """Return the bytes of the GPUs that a cell has, which `slots` take in turn; the least where they are unlike."""
+    if ":" in cell.device:
+        return torch.cuda.get_device_properties(torch.device(cell.device)).total_memory
+    sizes = [torch.cuda.get_device_properties(at).total_memory for at in range(torch.cuda.device_count())]
+    groups = max(1, min(slots, len(sizes) // gpus))  # of MIG instances a process sees one alone
+    return min(sum(sizes[at * gpus :][:gpus]) for at in range(groups))
+
+
+def card_of(cell: Cell, gpus: int, device_memory: float | None = None, slots: int = 1) -> int | None:
+    """Return the bytes that a cell may take of its GPU: `device_memory` GiB or all; None on a CPU or several GPUs.
+
+    slots  of which each has a GPU of its own, and any may get the cell
+    """
     if not cell.device.startswith("cuda") or gpus > 1:
         return None
     if device_memory is not None:
         return round(device_memory * GIB)
-    there = torch.cuda.is_available()
-    return torch.cuda.get_device_properties(torch.device(cell.device)).total_memory if there else None
+    return gpus_bytes(cell, gpus, slots) if torch.cuda.is_available() else None
 
 
 def needs_of(cell: Cell, memory: float | None, card: int | None = None, *, offload: bool = False) -> MemoryNeeds:

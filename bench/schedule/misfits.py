@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from bench.plan.cell import Cell
-from bench.schedule.memory_needs import GIB, card_of, footprint_of, room_of
+from bench.schedule.memory_needs import GIB, card_of, footprint_of, gpus_bytes, room_of
 from bench.schedule.plan import named
 from bench.system.console import say
 from methods.errors import UserError
@@ -29,6 +27,7 @@ def refuse_misfits(
     device_memory: float | None = None,
     *,
     offload: bool = False,
+    slots: int = 1,
 ) -> None:
     """Raise UserError where one of the cells surely needs more memory than there is, and name those that may.
 
@@ -38,11 +37,12 @@ def refuse_misfits(
     memory  GiB of the host's memory that each may take, where they run on the CPU; None: what the machine has
     device_memory  GiB of its GPU's that each may take, where it has one; None: what that has
     offload  whether states that wait on the host have a folder
+    slots    among which GPUs are divided
     """
     if not cells:
         return
     if cells[0].device.startswith("cuda"):
-        _refuse_on_gpus(cells, gpus, device_memory)
+        _refuse_on_gpus(cells, gpus, device_memory, slots)
         return
     room = room_of(memory)
     needed = [(cell, footprint_of(cell, offload=offload).placed(cell, room)) for cell in cells]
@@ -84,10 +84,10 @@ def refuse_full(cells: Sequence[Cell], folder: Path, slots: int = 1) -> None:
         )
 
 
-def _refuse_on_gpus(cells: Sequence[Cell], gpus: int, device_memory: float | None) -> None:
-    all_of_them = gpus * torch.cuda.get_device_properties(torch.device(cells[0].device)).total_memory
+def _refuse_on_gpus(cells: Sequence[Cell], gpus: int, device_memory: float | None, slots: int) -> None:
+    all_of_them = gpus_bytes(cells[0], gpus, slots)
     cards = "the GPU has" if gpus == 1 else f"{gpus} GPUs have"
-    card = card_of(cells[0], gpus, device_memory)
+    card = card_of(cells[0], gpus, device_memory, slots)
     if any(footprint_of(cell).placed(cell, room_of(None), card=card).alone for cell in cells):
         say(ALONE)
     for cell in sorted(cells, key=lambda one: -footprint_of(one).needs(one).device):

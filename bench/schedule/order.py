@@ -151,9 +151,13 @@ class Schedule:
             return True
         return key in self._before and self.may_search(key) and self._before[key] not in self.ended
 
-    def progress(self) -> str:
-        """Say in one line how many cells are done, run and wait, and how many have failed."""
-        counts = f"{len(self.ended)} of {len(self.cells)} cells done, {len(self.running)} running"
+    def progress(self, *, queues: bool = False) -> str:
+        """Say in one line how many cells are done, run and wait, and how many have failed.
+
+        queues  whether those that have been submitted may wait elsewhere
+        """
+        running = f"{len(self.running)} {'in the queue or running' if queues else 'running'}"
+        counts = f"{len(self.ended)} of {len(self.cells)} cells done, {running}"
         return f"{counts}, {self.waiting} waiting, {self.failed} failed"
 
 

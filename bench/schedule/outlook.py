@@ -43,7 +43,7 @@ class Outlook:
     earlier: Sequence[Record]
     estimates: dict[str, Estimate] = field(default_factory=dict)
     _models: dict[str, Cell] = field(default_factory=dict)  # a cell of each
-    _estimators: dict[tuple[str, int], Estimator] = field(default_factory=dict)  # of each model and number of threads
+    _estimators: dict[int, Estimator] = field(default_factory=dict)  # of each number of threads
 
     @classmethod
     def of(cls, cell: Cell, folder: Path) -> Outlook:
@@ -66,12 +66,13 @@ class Outlook:
         done           keys of those that are not measured, since they have a record
         """
         self._models |= {cell.model: cell for cell in cells}
+        self._estimators.clear()
         known = known_ratios(cells, done)
         for cell in cells:
             known_ratio, text = known.get(cell.key, 0.0), amounts(cell)
-            found = self._estimator(cell, threads(cell)).estimate(cell, text, known_ratio)
+            found = self._estimator(threads(cell)).estimate(cell, text, known_ratio)
             if "speed" in found.stages and threads(cell) != timed_threads:
-                timed = self._estimator(cell, timed_threads).estimate(cell, text, known_ratio)
+                timed = self._estimator(timed_threads).estimate(cell, text, known_ratio)
                 found = replace(found, stages=found.stages | {"speed": timed.stages["speed"]})
             self.estimates[cell.key] = found
 
@@ -83,8 +84,8 @@ class Outlook:
         peak = max((one.peak(cell) for one in self._estimators.values()), default=0)
         return footprint_of(cell, offload=offload).placed(cell, room, peak, card)
 
-    def _estimator(self, cell: Cell, threads: int) -> Estimator:
-        if (cell.model, threads) not in self._estimators:
+    def _estimator(self, threads: int) -> Estimator:
+        if threads not in self._estimators:
             here = torch.device(self.device if self.device == "cpu" or torch.cuda.is_available() else "cpu")
             dtype = getattr(torch, self.dtype)
             shapes = {model: shape_of(model, one.trust_remote_code) for model, one in self._models.items()}
@@ -92,13 +93,13 @@ class Outlook:
                 model: Cost(shape, rates(str(here), dtype, threads, shape.widths), bytes_of(self.dtype))
                 for model, shape in shapes.items()
             }
-            found = Estimator(costs[cell.model])
+            found = Estimator(costs)
             machine: Mapping[str, Any] = environment.describe(here, dtype) | {"threads": threads, "device": self.device}
             for record in self.earlier:
                 if same_machine(record, machine):
-                    found.learn(record, costs.get(record.cell["model"]))
-            self._estimators[cell.model, threads] = found
-        return self._estimators[cell.model, threads]
+                    found.learn(record)
+            self._estimators[threads] = found
+        return self._estimators[threads]
 
 
 def known_ratios(cells: Sequence[Cell], done: Container[str]) -> dict[str, float]:

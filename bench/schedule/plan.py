@@ -13,7 +13,7 @@ from bench.records.record import share
 from bench.schedule import passes
 from bench.schedule.estimator import Estimate
 from bench.schedule.forecast import duration
-from bench.schedule.memory_needs import MemoryNeeds
+from bench.schedule.memory_needs import MemoryNeeds, gpus_bytes
 from bench.schedule.order import Ended, Schedule, drive
 from bench.system.memory import host_bytes
 
@@ -124,7 +124,7 @@ def _misfits(planned: Sequence[PlannedCell], slots: int, gpus: int, room: int | 
     host, device = host_bytes(), 0
     left = [one for one in planned if not one.done]
     if left and left[0].cell.device.startswith("cuda") and torch.cuda.is_available():
-        device = gpus * torch.cuda.get_device_properties(torch.device(left[0].cell.device)).total_memory
+        device = gpus_bytes(left[0].cell, gpus, slots)
     device = of_card or device
     card = "the GPU has" if gpus == 1 else f"{gpus} GPUs have"
     found = []

@@ -52,7 +52,7 @@ def test_driver(count, tmp_path, benchmark, capsys, monkeypatch):
         status = {"status": "ok", "error": None, "environment": {"cpu": "x"}}
         return status | {"measured": measured, "decisions": order | {"removed_channels": FILLER}}
 
-    session = SimulatedSession(SLOTS, seconds, found=found)
+    session, served = SimulatedSession(SLOTS, seconds, found=found), {key: (None, "") for key in seconds}
     peaks = []
     next_result = session.next_result
 
@@ -64,7 +64,7 @@ def test_driver(count, tmp_path, benchmark, capsys, monkeypatch):
     session.next_result = watched
     before = time.process_time()
     records = benchmark.pedantic(
-        lambda: runner._measured(cells, tmp_path, session, False, {"scratch": ""}, estimates=estimates), rounds=1
+        lambda: runner._measured(cells, tmp_path, session, served, {"scratch": ""}, estimates=estimates), rounds=1
     )
     spent = time.process_time() - before
     assert len(records) == len(cells)

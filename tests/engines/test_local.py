@@ -8,19 +8,24 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import engine_jobs
 import psutil
 import pytest
+import torch
 from conftest import refused
+from emulated import EmulatedGpus
 from engine_jobs import dies, job, naps, refuses
 from method_source import SEGFAULT, method_source
 from run_contents import contents
 
 from bench.cli.main import main
-from bench.engines.local import VISIBLE, LocalSession, environments, threads_of, visible
+from bench.engines.engine import Conditions
+from bench.engines.local import VISIBLE, Local, LocalSession, environments, threads_of, visible
 from bench.plan.cell import Cell, Stage, from_plain
 from bench.plan.protocol import profile
 from bench.plan.recipe import Recipe
@@ -149,6 +154,28 @@ def test_every_slot_has_a_gpu_of_its_own_and_cells_of_the_cpu_see_none(monkeypat
             engine.submit(job(key, seconds=0.2))
         assert {engine.next_result().found["gpus"] for _ in range(2)} == {"4", "7"}
     assert VISIBLE not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("engine", "timed", "refused_with"),
+    [
+        (Local("auto"), True, "cells would be timed on unlike GPUs: A; B; name those of one kind in CUDA_VISIBLE_DEV"),
+        (Local(2), True, "unlike GPUs: A; B; "),
+        (Local(2, gpus_per_cell=2), True, ""),
+        (Local(2), False, ""),
+        (Local(1), True, ""),
+    ],
+)
+def test_slots_on_gpus_of_several_kinds_time_no_cells(engine, timed, refused_with, tmp_path, monkeypatch):
+    """Any slot may get any cell, whose record is to say on which processor cells are timed."""
+    how = {"fresh": False, "threads": None, "models": False, "work": naps, "measure": naps}
+    with EmulatedGpus(count=4):
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda device: SimpleNamespace(name="ABAB"[device.index or 0])
+        )
+        refuses_them = pytest.raises(UserError, match=refused_with) if refused_with else nullcontext()
+        with refuses_them, engine.start(Conditions(tmp_path, "cuda", timed, **how)):
+            pass
 
 
 def test_nothing_works_beside_a_cell_while_it_is_timed():

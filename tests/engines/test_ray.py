@@ -61,6 +61,7 @@ def test_cells_on_gpus_have_those_of_their_own_and_cells_on_the_cpu_see_none(clu
         started.submit(job("cpu", folder=str(tmp_path), seconds=0.0))
         found = measured(started, 1)["cpu"]
         assert (found["gpus"], found["directory"]) == ("", str(Path.cwd()))
+        assert found["slots"] == 2  # of the three on its node, whose memory they share
         (tmp_path / ".seen" / "text").write_text("another run's")
         started.submit(job("sent", folder=str(tmp_path), seconds=0.0))
         sent = started.next_result().part
@@ -139,6 +140,7 @@ def test_a_timed_cell_has_its_node_to_itself(cluster, tmp_path):
         assert not started.has_room(timed=False)
         found = measured(started, 2)
         assert found["a"]["node"] != found["b"]["node"]
+        assert {one["slots"] for one in found.values()} == {1}
         for key in "cde":  # more than there is room for: the third one waits
             started.submit(job(key, folder=str(tmp_path), seconds=1.0, timed=True))
         last = sorted(measured(started, 3).values(), key=lambda one: one["began"])

@@ -241,6 +241,7 @@ def test_an_array_of_slurm_measures_its_elements_and_one_that_was_cancelled_is_s
     assert made.cancelled() == {"77"}
     made.place.joinpath("held").unlink()
     with Slurm().start(conditions(tmp_path)) as session:
+        assert session.machine == Machine(None, 1, queues=True)
         for key in ("a", "b", "c"):
             session.submit(job(key))
         assert {session.next_result().key for _ in range(3)} == {"a", "b", "c"}

@@ -93,6 +93,27 @@ def parts(tmp_path, monkeypatch, workplace):
     return chosen_for
 
 
+def test_a_cell_with_neighbours_has_its_share_of_the_memory_and_says_so(base, tmp_path, parts, workplace):
+    """Of which a millionth is less than any model takes, so that its weights lie in files."""
+    engine = parts(as_bytes=False)
+    assert main([*base, "--methods", "dense", "--speed-rounds", "0", "--no-checks"]) == 0
+    (text,), found = engine.jobs, []
+    for given in ({}, {"slots": 10**6}, {"slots": 10**6, "memory": 64.0}):
+        part.measure(json.dumps(json.loads(text) | given), str(tmp_path / str(len(given))), workplace)
+        (record,) = load_run(tmp_path / str(len(given)))
+        found.append((record.environment.get("slots"), record.measured.get("weights_in")))
+    assert found == [(None, None), (10**6, "files"), (10**6, None)]
+
+
+def test_a_run_whose_jobs_queue_says_no_end(base, tmp_path, parts, capsys):
+    engine = parts(as_bytes=False)
+    engine.machine = Machine(None, 1, queues=True)
+    assert main([*base, "--methods", "drop-tail", "--ratio", "0.2,0.4,0.6", "--texts", "none", "--no-checks"]) == 0
+    progress = [line for line in capsys.readouterr().err.splitlines() if " cells done, " in line]
+    assert progress[0] == "1 of 4 cells done, 0 in the queue or running, 3 waiting, 0 failed"
+    assert len(progress) == 4 and not any("ends about" in line for line in progress)
+
+
 def test_parts_give_what_the_run_itself_gives(base, tmp_path, parts):
     (tmp_path / "mine.py").write_text(MINE)
     asked = [*base, "--ratio", "0.2", "--then", "shortgpt:ratio=0.6", "--threads", "1", "--device", "cpu"]

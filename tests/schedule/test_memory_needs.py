@@ -22,7 +22,9 @@ from bench.plan.cell import Cell
 from bench.plan.protocol import for_cuda, profile
 from bench.plan.recipe import Recipe
 from bench.schedule import memory_needs, misfits
+from bench.schedule.estimator import Estimate
 from bench.schedule.memory_needs import GIB, PROCESS, Footprint
+from bench.schedule.plan import simulated
 from bench.schedule.pruned_amount import PruningMemory
 from bench.schedule.pruning_memory import added, offloaded
 from bench.schedule.shape import Shape
@@ -273,7 +275,7 @@ def test_the_table_of_layers_that_visit_is_what_the_formula_says(eight_billion):
 
 def test_what_the_layers_of_a_cell_cannot_visit_is_refused_with_the_reason(eight_billion, monkeypatch, capsys):
     monkeypatch.setattr(misfits, "footprint_of", lambda *_, **__: eight_billion)
-    with EmulatedGpus(memory=12 * GIB):
+    with EmulatedGpus(count=2, memory=12 * GIB):
         misfits.refuse_misfits([cell("shortgpt")])
         assert capsys.readouterr().err == ""
         with pytest.raises(
@@ -284,7 +286,34 @@ def test_what_the_layers_of_a_cell_cannot_visit_is_refused_with_the_reason(eight
         with pytest.raises(UserError, match=r"or \d+\.\d GiB with layers that visit the GPU, and it may take 2\.0 GiB"):
             misfits.refuse_misfits([cell("laco-ls")], device_memory=2)
         with pytest.raises(UserError, match=r"and 2 GPUs have 24\.0 GiB; leave it out"):
-            misfits.refuse_misfits([cell("laco", healing=Recipe(kind="full"))], gpus=2)
+            misfits.refuse_misfits([cell("laco", device="cuda", healing=Recipe(kind="full"))], gpus=2)
+
+
+@pytest.mark.parametrize(
+    ("cards", "run", "there"),
+    [
+        ((24, 80), (2, 1, "cuda"), 104),
+        ((80, 24), (1, 1, "cuda"), 80),
+        ((80, 24), (1, 1, "cuda:1"), 24),
+        ((80, 24), (1, 2, "cuda"), 24),
+        ((80, 24, 24, 24), (2, 2, "cuda"), 48),
+        ((80,), (1, 4, "cuda"), 80),  # of instances that a process sees one of
+    ],
+)
+def test_a_cell_has_the_memory_of_its_own_gpus(eight_billion, monkeypatch, cards, run, there):
+    """All of them are there for a model that is spread; of slots with unlike ones the least counts."""
+    monkeypatch.setattr(misfits, "footprint_of", lambda *_, **__: replace(eight_billion, bytes_each=20))
+    gpus, slots, device = run
+    asked = cell("shortgpt", device=device, healing=Recipe())  # of which no layers visit a GPU
+    with EmulatedGpus(count=len(cards)) as made:
+        for memory, size in zip(made.memories, cards, strict=True):
+            memory.size = size * GIB
+        with pytest.raises(UserError, match=rf"(the GPU has|{gpus} GPUs have) {there}\.0 GiB"):
+            misfits.refuse_misfits([asked], gpus, slots=slots)
+        needs = {asked.key: memory_needs.MemoryNeeds(there * GIB + 1, 1)}
+        estimates = {asked.key: Estimate({}, "")}
+        (said,) = simulated([asked], {}, estimates, slots=slots, needs=needs, gpus=gpus).remarks
+        assert said.endswith(f"{there}.0 GiB")
 
 
 @pytest.mark.parametrize("share", [0.5, 1.01, 1.1, 2.0, 6.0])

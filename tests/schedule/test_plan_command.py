@@ -12,15 +12,18 @@ from conftest import refused
 from emulated import EmulatedGpus
 
 from bench.cli.main import main
+from bench.engines import local
 from bench.plan.cell import Cell, Stage
 from bench.plan.protocol import profile
 from bench.plan.run_spec import RunSpec
 from bench.records.record import load
 from bench.run.planned import plan_spec
+from bench.schedule import memory_needs
 from bench.schedule.estimator import Estimate
 from bench.schedule.memory_needs import MemoryNeeds
 from bench.schedule.order import Ended
 from bench.schedule.plan import simulated
+from methods.errors import UserError
 
 UNTIMED = profile("smoke", speed_rounds=0)
 SMALL = MemoryNeeds(0, 2**20)
@@ -157,6 +160,15 @@ def test_an_estimate_is_what_the_records_beside_the_run_took(base, tmp_path, cap
     assert "50 min" in lines["shortgpt"]
 
 
+def test_a_plan_refuses_to_time_cells_on_gpus_of_several_kinds(model_folder, text_file, tmp_path, monkeypatch):
+    protocol = {"texts": (str(text_file),), "tasks": (), "window": 32, "windows": 4, "speed_rounds": 6}
+    where = {"device": "cuda", "slots": 2, "out": str(tmp_path / "run")}
+    with EmulatedGpus(count=2):
+        monkeypatch.setattr(local.environment, "processor", lambda device: f"GPU {device.index or 0}")
+        with pytest.raises(UserError, match="cells would be timed on unlike GPUs: GPU 0; GPU 1; "):
+            plan_spec(RunSpec("shortgpt", ratios=[0.2], model=str(model_folder), protocol=protocol, **where))
+
+
 def test_a_plan_counts_no_timing_of_models_over_several_gpus(model_folder, text_file, tmp_path):
     spec = RunSpec(
         "shortgpt",
@@ -168,6 +180,25 @@ def test_a_plan_counts_no_timing_of_models_over_several_gpus(model_folder, text_
     one, two = (plan_spec(replace(spec, gpus_per_cell=gpus)) for gpus in (1, 2))
     assert all("speed" in cell.estimate.stages for cell in one.cells)
     assert not any("speed" in cell.estimate.stages for cell in two.cells)
+
+
+@pytest.mark.parametrize(
+    ("given", "in_files"),
+    [
+        ({"engine": "local", "device": "cpu"}, True),
+        ({"engine": "slurm", "device": "cpu"}, False),
+        ({"engine": "slurm", "device": "cpu", "memory": 0.5}, True),
+        ({"engine": "slurm", "device": "cuda"}, False),
+        ({"engine": "slurm", "device": "cuda", "device_memory": 0.01}, True),
+    ],
+)
+def test_a_plan_for_other_machines_looks_at_no_memory_of_this_one(given, in_files, tmp_path, request, monkeypatch):
+    monkeypatch.setattr(memory_needs, "host_bytes", lambda: 2**20)
+    model_folder, text_file = map(request.getfixturevalue, ("model_folder", "text_file"))
+    protocol = {"texts": (str(text_file),), "tasks": (), "window": 32, "windows": 0, "batch_tokens": 2**16}
+    spec = RunSpec("shortgpt", ratios=[0.2], model=str(model_folder), protocol=protocol | {"speed_rounds": 0}, **given)
+    (_, found) = plan_spec(replace(spec, out=str(tmp_path / "run"))).cells
+    assert found.needs.in_files == in_files
 
 
 def test_a_plan_for_other_machines_needs_their_number_alone(base, capsys):

@@ -38,6 +38,7 @@ def test_a_search_goes_on_from_the_one_in_front_of_it_and_no_other_cell_waits_fo
     schedule = Schedule([cell("dense"), *searches, other, seed])
     assert startable(schedule) == [cell("dense"), searches[0], other, seed]
     assert schedule.progress() == "0 of 6 cells done, 4 running, 2 waiting, 0 failed"
+    assert schedule.progress(queues=True) == "0 of 6 cells done, 4 in the queue or running, 2 waiting, 0 failed"
     schedule.finish(searches[0].key, Ended.of(record(searches[0], removal_order=["layer 1"], free_removals=1)))
     assert startable(schedule) == [searches[1]]
     schedule.finish(searches[1].key, Ended.of(record(searches[1], "crashed")))

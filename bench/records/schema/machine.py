@@ -38,7 +38,7 @@ class Environment(Layout):
     logical_cores: Count = absent("of the whole machine")
     memory_bytes: Bytes = absent("of the whole machine")
     threads: Count = absent("of torch within one operation; of a timed cell those that it has while it is timed")
-    slots: Count = absent("cells that the run had at once, where it had several", "bench.run.job")
+    slots: Count = absent("cells that the run may have had at once there, where it had several", "bench.run.job")
     omp_wait_policy: str = absent("whether threads spin while they wait, where that was said")
     gomp_spincount: str = absent("for how many turns, where that was said")
     device: str = absent("of the model")
