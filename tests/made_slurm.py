@@ -5,7 +5,7 @@ queue/ID      the process of an element; `held` where nothing is started
 states/ID     what sacct says of it, and shown/ID what scontrol does
 reasons/ID    why it waits, as squeue says; without it, for its priority
 cancelled     the ids that scancel was given
-down          where this file is, squeue fails, and where `refuses` is, sbatch does, with what is in that
+down          where this file is, squeue and scancel fail, and where `refuses` is, sbatch does, with what is in that
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ SCONTROL = """
 echo JobId=${3%_*} JobState=$(cat shown/$3 2>/dev/null || echo RUNNING) Reason=None
 """
 SCANCEL = """
+[ -e down ] && exit 1
 for id in "$@"; do
     process=$(cat queue/$id)
     number=${id%_*}
