@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.engines.engine import Result
 from bench.engines.slurm_queue import SlurmQueue
 
 SBATCH = """
@@ -111,8 +112,8 @@ class Enough(Exception):
     """Says that nothing has come."""
 
 
-def wait_a_little(session) -> None:
-    """Wait for a result that does not come, until the session pauses after a second."""
+def wait_a_little(session) -> Result:
+    """Return a result, or raise Enough where none comes until the session pauses after a second."""
     pause, end = time.sleep, time.monotonic() + 1.0
 
     def until_then(seconds: float) -> None:
@@ -122,4 +123,4 @@ def wait_a_little(session) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("time.sleep", until_then)
-        session.next_result()
+        return session.next_result()

@@ -171,7 +171,7 @@ def test_a_job_that_slurm_ends_while_no_run_looks_has_that_outcome_and_is_not_su
     with Slurm().start(conditions(tmp_path)) as session:
         session.submit(job("a"))
         if status:
-            assert session.next_result().found["status"] == status
+            assert wait_a_little(session).found["status"] == status
         else:
             waits(session)
     assert (made.place / "78.sh").exists() == (status is None)
@@ -269,7 +269,7 @@ def test_a_record_that_the_file_system_has_not_shown_yet_is_asked_for_before_a_j
         made.ends("77", "COMPLETED")
         monkeypatch.setattr(Path, "is_file", is_shown)
         monkeypatch.setattr(Path, "iterdir", lists)
-        assert session.next_result().part == tmp_path / PARTS / "a"
+        assert wait_a_little(session).part == tmp_path / PARTS / "a"
 
 
 def test_what_an_attempt_has_left_outlives_a_job_that_measures_otherwise(made, tmp_path):
