@@ -5,7 +5,7 @@ queue/ID      the process of an element; `held` where nothing is started
 states/ID     what sacct says of it, and shown/ID what scontrol does
 reasons/ID    why it waits, as squeue says; without it, for its priority
 cancelled     the ids that scancel was given
-down          where this file is, squeue fails, and where `refuses` is, sbatch does, with what is in that
+down          where this file is, squeue and scancel fail, and where `refuses` is, sbatch does, with what is in that
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.engines.engine import Result
 from bench.engines.slurm_queue import SlurmQueue
 
 SBATCH = """
@@ -51,6 +52,7 @@ SCONTROL = """
 echo JobId=${3%_*} JobState=$(cat shown/$3 2>/dev/null || echo RUNNING) Reason=None
 """
 SCANCEL = """
+[ -e down ] && exit 1
 for id in "$@"; do
     process=$(cat queue/$id)
     number=${id%_*}
@@ -110,8 +112,8 @@ class Enough(Exception):
     """Says that nothing has come."""
 
 
-def wait_a_little(session) -> None:
-    """Wait for a result that does not come, until the session pauses after a second."""
+def wait_a_little(session) -> Result:
+    """Return a result, or raise Enough where none comes until the session pauses after a second."""
     pause, end = time.sleep, time.monotonic() + 1.0
 
     def until_then(seconds: float) -> None:
@@ -121,4 +123,4 @@ def wait_a_little(session) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("time.sleep", until_then)
-        session.next_result()
+        return session.next_result()

@@ -42,11 +42,13 @@ def engine(spec: RunSpec) -> Engine:
 
 
 def _named(options: Sequence[str]) -> dict[str, str]:
-    """Return the options of sbatch by their names. Raises UserError for one without a value."""
-    found = {}
+    """Return the options of sbatch by their names. Raises UserError for one without a value or given twice."""
+    found = dict[str, str]()
     for given in options:
-        name, is_given, value = given.partition("=")
-        if not is_given:
+        name, _, value = given.partition("=")
+        if not value:
             raise UserError(f"--slurm is NAME=VALUE, as in time=120; got {given!r}")
-        found[name] = value
+        if (plain := name.replace("_", "-")) in found:
+            raise UserError(f"--slurm {name}= is given twice, as {found[plain]!r} and {value!r}; say one")
+        found[plain] = value
     return found

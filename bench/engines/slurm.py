@@ -6,11 +6,10 @@ Each cell is measured into a part (bench.run.part) in the run's folder, which th
 it under the same path. RUN/parts has
 
     KEY/job.json      the job
-    KEY/element.json  {cluster, id} of the element that measures it
     KEY/ended.json    what that has to say at its end: {refused: a mistake that is no cell's alone, or null; and where
                       another element has measured the cell for long, lost: which}
     KEY/...           what a part holds
-    .slurm/           what sbatch was given, and the logs
+    .slurm/           what sbatch was given, the logs, and elements.json: {KEY: {cluster, id} of its element}
 
 A run that is killed leaves its elements in the queue. The same command waits for them, and takes in what they have
 measured meanwhile. The folder RUN/parts is gone once each cell has a record of its own.
@@ -24,28 +23,30 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Literal
 
 from bench.engines.engine import PARTS, Conditions, Job, Machine, Result, refuse_gpus_of_cpus
+from bench.engines.slurm_elements import Element, Submitted
 from bench.engines.slurm_ends import end
 from bench.engines.slurm_node import ENDED, JOB, measure_there, read, tell_machine
 from bench.engines.slurm_queue import Call, Needs, ProcessQueue, Queue, SlurmQueue
+from bench.records.record import LOST
 from bench.system.console import say
 from methods.errors import UserError
 from methods.files import write_atomically
 
 LOGS = ".slurm"
-ELEMENT = "element.json"
+ELEMENTS = "elements.json"
 STUCK = re.compile(r"held|^Partition|NotAllowed|Invalid|PerJob|BadConstraints|ReqNodeNotAvail", re.IGNORECASE)
 PROBE = ".machine"  # stands for a key where a node is asked what it is
 THREADS = 8  # of a cell but while it is timed, unless the user says otherwise
 REFUSED_FOR = 600.0  # seconds for which sbatch may take nothing before a run ends of which nothing is in the queue
 MOST = 1000  # elements in the queue at once; an array of Slurm has that many unless the site allows more
+MOST_NAMED = 10  # jobs in a message
 COMMANDS = ("sbatch", "srun", "squeue", "scancel")  # srun is not called: submitit takes it for a sign of Slurm
 OPTIONS = (
     *("account", "begin", "comment", "constraint", "exclude", "gres", "licenses", "mail-type", "mail-user", "mem"),
@@ -118,28 +119,6 @@ class Slurm:
         return ":".join(filter(None, (self.accelerator, str(gpus)))) if gpus else ""
 
 
-@dataclass
-class Element:
-    """Is one job in the queue.
-
-    id       that the queue has given it; None where it was not submitted
-    earlier  whether an earlier run has submitted it
-    unseen   looks in a row at which it was not in the queue
-    """
-
-    key: str
-    part: Path
-    needs: Needs
-    id: str | None = None
-    earlier: bool = False
-    unseen: int = 0
-
-    @property
-    def is_measured(self) -> bool:
-        """Say whether its cell has a record, which is written after everything else."""
-        return (self.part / "cells" / f"{self.key}.json").is_file()
-
-
 class SlurmSession:
     """Measures jobs as elements of arrays: what is submitted before a result is waited for is one array."""
 
@@ -147,6 +126,7 @@ class SlurmSession:
         self._engine, self._conditions, self._queue = engine, conditions, queue
         self._folder = conditions.folder.absolute()
         self._parts = self._folder / PARTS
+        self._ids = Submitted(self._parts / LOGS / ELEMENTS, engine.cluster)
         self._one_machine = engine.cluster == "local"
         self.slots = engine.slots or (1 if self._one_machine else MOST)
         self._waiting: list[Element] = []
@@ -167,13 +147,16 @@ class SlurmSession:
         needs = Needs(
             threads or 1, self._engine.named(0 if device == "cpu" else self._engine.gpus_per_cell), alone=True
         )
-        element = Element(PROBE, self._parts / PROBE, needs)
+        element = Element(PROBE, self._parts / PROBE, needs, self._ids.ids().get(PROBE))
+        if element.id:  # of a run that was killed while it waited for that
+            self._withdraw(element)
         self._submit([element])
         while (said := read(element.part / ENDED)) is None:
             if self._is_over(element):
                 raise UserError(f"no node has said what it is, which timed cells need: {self._end(element)[1]}")
             time.sleep(self._queue.pause)
         del self._running[PROBE]
+        self._ids.forget(PROBE)
         shutil.rmtree(element.part)
         threads = threads or said["threads"]
         return Machine(said["processor"], threads, self._engine.gpus_per_cell, not self._one_machine)
@@ -192,10 +175,8 @@ class SlurmSession:
         part = self._parts / job.key
         job = replace(job, folder=str(part), parents=str(self._folder))
         needs = Needs(job.threads, self._engine.named(job.gpus), job.timed)
-        element = Element(job.key, part, needs)
-        text, before, known = job.to_json(), read(part / JOB), read(part / ELEMENT)
-        if known and known["cluster"] == self._engine.cluster:
-            element.id, element.earlier = known["id"], True
+        element = Element(job.key, part, needs, self._ids.ids().get(job.key), earlier=True)
+        text, before = job.to_json(), read(part / JOB)
         is_same = before is not None and before | {"where": ""} == json.loads(text) | {"where": ""}
         if (is_same and element.id) or (element.is_measured and (is_same or not job.keep)):
             say(f"{job.where}: submitted by an earlier run")
@@ -203,11 +184,13 @@ class SlurmSession:
             return
         if before and not is_same:
             self._withdraw(element)
+        self._ids.forget(job.key)
         write_atomically(part / JOB, text)
-        self._waiting.append(element)
+        self._waiting.append(Element(job.key, part, needs))
 
     def next_result(self) -> Result:
         """Submit what waits, and wait until an element has ended. Raises UserError for a mistake that one has met."""
+        self._say_unasked()
         while True:
             self._submit_waiting()
             for element in list(self._running.values()):
@@ -216,7 +199,7 @@ class SlurmSession:
             time.sleep(self._queue.pause)
 
     def cancel(self) -> None:
-        self._queue.cancel([element.id for element in self._running.values() if element.id])
+        self._cancel([element.id for element in self._running.values() if element.id])
         self._waiting.clear()
         self._running.clear()
 
@@ -263,9 +246,7 @@ class SlurmSession:
             for element, name in zip(group, ids, strict=True):
                 element.id = name
                 self._running[element.key] = element  # so that it is cancelled, whatever happens meanwhile
-            for element in group:
-                known = {"cluster": self._engine.cluster, "id": element.id}
-                write_atomically(element.part / ELEMENT, json.dumps(known))
+            self._ids.add({element.key: name for element, name in zip(group, ids, strict=True)})
 
     def _call(self, element: Element) -> Call:
         """Return what a node does for an element."""
@@ -279,15 +260,17 @@ class SlurmSession:
         is_told = said.get("refused") or said.get("lost") or (said and element.is_measured)
         if not is_told and not self._is_over(element):  # a record may come through the file system behind that
             return None
+        element.look_anew()
+        said = read(element.part / ENDED) or said
         del self._running[element.key]
         if element.is_measured:
             return Result(element.key, {}, element.part)
-        if element.earlier:  # which was cancelled with its run, or lost while nobody looked
+        if said.get("refused") and not element.earlier:
+            raise UserError(said["refused"])
+        status, error = (LOST, said["lost"]) if said.get("lost") else self._end(element)
+        if element.earlier and (said or status == LOST):  # it was cancelled with its run, or lost while nobody looked
             self._waiting.append(replace(element, id=None, earlier=False, unseen=0))
             return None
-        if said.get("refused"):
-            raise UserError(said["refused"])
-        status, error = ("lost", said["lost"]) if said.get("lost") else self._end(element)
         return Result(element.key, {"status": status, "error": error})
 
     def _is_over(self, element: Element) -> bool:
@@ -313,6 +296,18 @@ class SlurmSession:
                 self._say_once(why, f"job {name} does not start, and may never: Slurm says {why}")
         return listed
 
+    def _say_unasked(self) -> None:
+        """Say once which jobs of earlier runs are in the queue for cells that this one does not ask for."""
+        own = {*self._running, *(one.key for one in self._waiting)}
+        others = {name for key, name in self._ids.ids().items() if key not in own and (self._parts / key).exists()}
+        if "unasked" in self._told or not others:
+            return
+        if left := sorted(others & set(self._listed() or ())):
+            names = " ".join(left[:MOST_NAMED]) + (" ..." if len(left) > MOST_NAMED else "")
+            what = "in the queue, of an earlier run, for cells that are not asked for so far"
+            self._say_once("unasked", f"{len(left)} jobs are {what}; they go on unless you end them: scancel {names}")
+        self._told.add("unasked")
+
     def _say_once(self, kind: str, message: str) -> None:
         if kind not in self._told:
             self._told.add(kind)
@@ -323,14 +318,29 @@ class SlurmSession:
         name = element.id or ""
         return end(name, self._queue.state(name), self._parts / LOGS / f"{name}_0_log.err")
 
+    def _cancel(self, ids: Collection[str]) -> None:
+        """Cancel elements, and say so where some may go on."""
+        if left := self._queue.cancel(ids):
+            arrays = sorted({name.partition("_")[0] for name in left})
+            self._say_once("scancel", f"scancel fails, and jobs may go on: end them with scancel {' '.join(arrays)}")
+
     def _withdraw(self, element: Element) -> None:
-        """End an element of an earlier run that measures otherwise than is asked now, and remove what it has."""
-        if element.id:
-            self._queue.cancel([element.id])
-            while (listed := self._listed()) is None or element.id in listed:
-                time.sleep(self._queue.pause)
-        shutil.rmtree(element.part)
-        element.id, element.earlier = None, False
+        """End an element of an earlier run that measures otherwise than is asked now, and remove what it has.
+
+        What another attempt at its cell goes on from stays.
+        """
+        wait = self._queue.pause
+        while element.id:
+            self._cancel([element.id])
+            if (listed := self._listed()) is not None and element.id not in listed:
+                break
+            time.sleep(wait)
+            wait = max(self._queue.pause, min(2 * wait, self._queue.look))
+        for path in element.part.glob("*"):
+            if path.is_dir() and path.name != "partial":
+                shutil.rmtree(path)
+            elif path.is_file():
+                path.unlink()
 
 
 def _flag(name: str) -> str:

@@ -54,8 +54,8 @@ class Queue(Protocol):
     def state(self, name: str) -> str:
         """Return the word for how something ended, such as TIMEOUT; empty where nobody knows."""
 
-    def cancel(self, names: Collection[str]) -> None:
-        """End what has these ids, if it has not ended."""
+    def cancel(self, names: Collection[str]) -> Collection[str]:
+        """End what has these ids, if it has not ended; return those that may go on."""
 
 
 class SlurmQueue:
@@ -106,9 +106,12 @@ class SlurmQueue:
             state = found[1] if found else state
         return "" if state in GOES_ON else state
 
-    def cancel(self, names: Collection[str]) -> None:
-        if names:
-            _output("scancel", *sorted(names))
+    def cancel(self, names: Collection[str]) -> Collection[str]:
+        """Have them cancelled. Where that fails, as it does for ids that Slurm has forgotten, look what is left."""
+        if not names or _output("scancel", *sorted(names)) is not None:
+            return ()
+        listed = self.listed()
+        return names if listed is None else [name for name in names if name in listed]
 
 
 class ProcessQueue:
@@ -134,11 +137,12 @@ class ProcessQueue:
     def state(self, name: str) -> str:
         return ""
 
-    def cancel(self, names: Collection[str]) -> None:
+    def cancel(self, names: Collection[str]) -> Collection[str]:
         for name in names:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if self._is_own(psutil.Process(int(name))):
                     _kill(psutil.Process(int(name)))
+        return ()
 
     def _is_own(self, process: psutil.Process) -> bool:
         """Say whether a process was started here: a number may be another one's by now."""

@@ -4,11 +4,13 @@
     .owner.json   {pid, host, started} of the run that goes on, or of one that was killed
 
 The lock is the system's own (flock, through filelock), so that it is gone with its owner however that ended: killed, or
-with the machine. .owner.json tells the one who is refused who that is.
+with the machine. A file system without it is refused, since filelock would make do with a file that a killed owner
+leaves for ever. .owner.json tells the one who is refused who that is.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -34,7 +36,7 @@ def held(folder: Path, patience: float = 0.0) -> Iterator[str | None]:
     patience  seconds to wait for another owner, as for one whose end is not known everywhere yet
 
     Raises InUse, naming the owner, where another run holds it, and UserError where the run in it is packed, or where it
-    cannot be made or locked.
+    cannot be made or locked, as on a file system without locks.
     """
     if packed_run.is_packed(folder):
         raise UserError(
@@ -43,6 +45,7 @@ def held(folder: Path, patience: float = 0.0) -> Iterator[str | None]:
     lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _refuse_lockless(folder)
         lock.acquire(timeout=patience)
     except Timeout:
         raise InUse(
@@ -59,6 +62,24 @@ def held(folder: Path, patience: float = 0.0) -> Iterator[str | None]:
     finally:
         (folder / OWNER).unlink(missing_ok=True)
         lock.release()
+
+
+def _refuse_lockless(folder: Path) -> None:
+    """Refuse a folder whose file system has no flock, by unlocking there what is not locked."""
+    if os.name != "posix":  # where filelock has another lock of the system
+        return
+    import fcntl
+
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_UN)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            raise UserError(
+                f"{folder} lies on a file system without locks (flock), which a run needs to have its folder for "
+                "itself; mount it with them, as Lustre with -o flock, or name another --out"
+            ) from None
 
 
 def _owner(folder: Path) -> str | None:

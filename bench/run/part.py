@@ -7,22 +7,26 @@ part holds is taken into the run's folder (bench.run.store.take_in), or joined w
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.engines.engine import SOUND, Job, no_job
+from bench.engines.engine import PARTS, SOUND, InUse, Job, Result, no_job
 from bench.engines.workplace import Workplace
 from bench.plan.cell import Cell, from_plain
-from bench.records.record import Record
+from bench.records.record import LOST, Record
 from bench.run import job, lock, store
 from bench.system import interrupt
 from bench.system.console import say
 from bench.system.worker import Limits
 from methods.errors import UserError
+from methods.files import write_atomically
 
+TOLD = "told.json"  # in a part, what its cell has told so far
 PATIENCE = 120.0  # seconds for the lock of a process that is gone to be free on a file system over a network
 
 
@@ -55,14 +59,47 @@ def measured(asked: Job, part: Path, place: Workplace | None = None) -> Record:
             place = opened.enter_context(Workplace(Path(opened.enter_context(scratch))))
         found = dict[str, Any]()
         here, limits = _here(asked, part, place.folder), Limits(**asked.limits)
-        failure = place.run(job.told, (here,), variables=asked.variables, limits=limits, hear=found.update)
+
+        def hear(news: Mapping[str, Any]) -> None:
+            found.update(news)
+            with contextlib.suppress(TypeError, ValueError):  # of what no record holds
+                write_atomically(part / TOLD, json.dumps(found))
+
+        failure = place.run(job.told, (here,), variables=asked.variables, limits=limits, hear=hear)
         if "refused" in found:
             raise UserError(found["refused"])
         if failure and "status" not in found:
             found |= {"status": failure.status, "error": failure.reason}
         if found["status"] not in SOUND:
             place.end_process()
-        return store.finish(job.record(cell, found), part, asked.key)
+        record = store.finish(job.record(cell, found), part, asked.key)
+        (part / TOLD).unlink(missing_ok=True)
+        return record
+
+
+def hand_over(folder: Path, key: str, here: bool) -> None:
+    """Move what a cell of the run has left to where it goes on: into its part, or back from there to be measured here.
+
+    Nothing is moved while a process measures in the part.
+    """
+    part = folder / PARTS / key
+    source, target = (part, folder) if here else (folder, part)
+    if (part if here else folder / "partial" / key).exists():
+        with contextlib.suppress(InUse), lock.held(part):
+            store.move_partial_results(source, target, key)
+            (part / TOLD).unlink(missing_ok=True)
+
+
+def with_told(folder: Path, result: Result) -> dict[str, Any]:
+    """Return what was found of a cell; where its job was ended from outside, with what it had told in its part.
+
+    One that was lost goes on there, and tells all of it at its end.
+    """
+    told = dict[str, Any]()
+    if result.found["status"] != LOST:
+        with contextlib.suppress(OSError, ValueError):  # it had told nothing
+            told = json.loads((folder / PARTS / result.key / TOLD).read_text(encoding="utf-8"))
+    return {**told, **result.found}
 
 
 def _cell(asked: Job) -> Cell:

@@ -221,7 +221,9 @@ def _measured(
 
     def write(cell: Cell, result: Result) -> None:
         if result.part is None:
-            record = store.finish(job.record(cell, result.found, session.slots if here else None), folder, cell.key)
+            record = store.finish(
+                job.record(cell, part.with_told(folder, result), session.slots if here else None), folder, cell.key
+            )
         else:
             record = store.take_in(result.part, folder, cell.key)
         known_removals.add(record)
@@ -240,12 +242,13 @@ def _measured(
             store.drop_partial_results(folder, cell.key, ended.status)
             finish(cell, ended)
             return
-        say(f"{where}: {why}; it runs again" if why else f"{where}: loading the model")
+        say(f"{where}: {why}; it runs again" if why else f"{where}: {'loading the model' if here else 'is submitted'}")
         if orphaned := _orphaned(cell, schedule):
             write(cell, Result(cell.key, orphaned))
             return
         order, seconds = known_removals.of(cell) if schedule.may_search(cell.key) else ((), ())
         own: dict[str, Any] = {"where": where, "order": order, "seconds": seconds, "keep": cell.key in parents}
+        part.hand_over(folder, cell.key, here)
         session.submit(job.job(cell, folder, session, {**own, **shared}))
         schedule.start(cell.key)
         if estimates:

@@ -8,7 +8,8 @@
     partial/<key>/heal-*/           the checkpoint of its healing (bench.healing.training), for the pruned model whose
                                     hash is in the name; kept when the cell failed
     parts/<key>/                    a run folder with that one cell, which a machine that sees this one measures, or has
-                                    measured without having been heard (bench.run.part)
+                                    measured without having been heard (bench.run.part); meanwhile it has
+                                    partial/<key>/
     models/<key>/                   saved models (bench.run.saving)
     kept/<key>/                     models from which a cell without a record goes on, unless they are in models/; as
                                     methods.checkpoint writes them, in the dtype that they have in memory
@@ -116,6 +117,8 @@ def finish(record: Record, folder: Path, key: str) -> Record:
     from bench.records.schema.sound import sound  # here, since pydantic takes a while to import
 
     record = sound(record)
+    if record.status != LOST:
+        move_partial_results(folder / PARTS / key, folder, key)
     published = partial_results(folder, key, record.measured).publish(folder / "samples" / key)
     if published:
         record = replace(record, measured=record.measured | {"samples": published})
@@ -144,6 +147,16 @@ def take_in(part: Path | Mapping[str, bytes], folder: Path, key: str) -> Record:
     return record
 
 
+def move_partial_results(source: Path, target: Path, key: str) -> None:
+    """Move the partial results of a cell from one folder to another that has none of it."""
+    there, here = source / "partial" / key, target / "partial" / key
+    if there.exists() and not here.exists():
+        here.parent.mkdir(parents=True, exist_ok=True)
+        there.replace(here)
+        with suppress(OSError):  # which holds those of other cells
+            there.parent.rmdir()
+
+
 def drop_partial_results(folder: Path, key: str, status: str) -> None:
     """Remove the partial results of a cell that has a record, also those that a run killed just then has left.
 
@@ -152,6 +165,7 @@ def drop_partial_results(folder: Path, key: str, status: str) -> None:
     """
     if status == LOST:
         return
+    move_partial_results(folder / PARTS / key, folder, key)
     shutil.rmtree(folder / PARTS / key, ignore_errors=True)
     place = folder / "partial" / key
     for piece in place.glob("*"):

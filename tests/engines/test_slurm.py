@@ -25,7 +25,7 @@ from slurm_jobs import conditions
 from bench.cli.main import main
 from bench.engines import chosen
 from bench.engines.engine import PARTS, Machine
-from bench.engines.slurm import LOGS, Slurm
+from bench.engines.slurm import ELEMENTS, LOGS, Slurm
 from bench.plan.cell import Cell
 from bench.plan.protocol import profile
 from bench.run import part
@@ -198,7 +198,8 @@ def test_what_sbatch_is_given(made, tmp_path):
     assert made.asked(79) == alike
     assert "srun" not in (made.place / "77.sh").read_text()
     assert made.cancelled() == {"77_0", "77_1", "78", "79"}
-    assert json.loads((tmp_path / PARTS / "b" / "element.json").read_text()) == {"cluster": "slurm", "id": "77_1"}
+    known = json.loads((tmp_path / PARTS / LOGS / ELEMENTS).read_text())
+    assert known["b"] == {"cluster": "slurm", "id": "77_1"}
     plain = replace(engine, gpus_per_cell=1, accelerator=None, slots=None, options={}, partition=None)
     with plain.start(conditions(tmp_path / "plain", threads=None)) as session:
         assert (session.slots, session.threads(timed=False)) == (1000, 8)
@@ -274,6 +275,11 @@ def test_timed_cells_stand_on_what_a_node_says_it_is(tmp_path, capsys):
             "--slurm partition=...: there is no such option here; say --par",
         ),
         (["--engine", "slurm", "--slurm", "time"], "--slurm is NAME=VALUE, as in time=120; got 'time'"),
+        (["--engine", "slurm", "--slurm", "time="], "--slurm is NAME=VALUE, as in time=120; got 'time='"),
+        (
+            ["--engine", "slurm", "--slurm", "mem-per-cpu=64G", "--slurm", "mem_per_cpu=8G"],
+            "--slurm mem_per_cpu= is given twice, as '64G' and '8G'; say one",
+        ),
         (["--engine", "slurm", "--slots", "0"], "--slots is auto or a positive number; got 0"),
         (
             ["--engine", "slurm", "--ray-address", "auto"],

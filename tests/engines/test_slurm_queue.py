@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from engine_jobs import job
 from made_slurm import Enough, MadeSlurm, wait_a_little
 from slurm_jobs import conditions
 
-from bench.engines import slurm
+from bench.engines import slurm, slurm_elements
 from bench.engines.engine import PARTS, InUse
 from bench.engines.slurm import LOGS, Slurm
 from bench.engines.slurm_node import ENDED, JOB, measure_there
 from methods.errors import UserError
+from methods.files import write_atomically
 
 LIMIT = "sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Batch job submission failed: Job violates a limit\n"
 
@@ -155,3 +158,127 @@ def test_nothing_is_removed_while_it_is_not_known_whether_a_job_still_writes_it(
         (made.place / "down").unlink()
         session.submit(job("a", seconds=1.0))
         assert not written.exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "status"), [("TIMEOUT", "timed_out"), ("OUT_OF_MEMORY", "out_of_memory"), ("NODE_FAIL", None)]
+)
+def test_a_job_that_slurm_ends_while_no_run_looks_has_that_outcome_and_is_not_submitted_again(
+    made, tmp_path, state, status
+):
+    waits_with(tmp_path, "a")
+    made.ends("77", state)
+    with Slurm().start(conditions(tmp_path)) as session:
+        session.submit(job("a"))
+        if status:
+            assert wait_a_little(session).found["status"] == status
+        else:
+            waits(session)
+    assert (made.place / "78.sh").exists() == (status is None)
+    shutil.rmtree(tmp_path / PARTS / "a", ignore_errors=True)  # as the run does once there is a record
+    for _ in range(2):  # with --retry-failed, the first of which is killed at once
+        session = Slurm().start(conditions(tmp_path))
+        session.submit(job("a"))
+    waits(session)
+    assert (made.place / ("79.sh" if status is None else "78.sh")).exists()
+
+
+def waits_with(folder, *keys: str) -> None:
+    """Submit these, and be killed."""
+    session = Slurm().start(conditions(folder))
+    for key in keys:
+        session.submit(job(key))
+    waits(session)
+
+
+def test_a_run_that_is_killed_while_it_notes_what_it_has_submitted_submits_nothing_twice(made, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        """Says so."""
+
+    written = list[str]()
+
+    def until_then(path, content):
+        if written and made.place.joinpath("77.sh").exists():
+            raise Killed
+        write_atomically(path, content)
+        if made.place.joinpath("77.sh").exists():
+            written.append(path.name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(slurm, "write_atomically", until_then)
+        patch.setattr(slurm_elements, "write_atomically", until_then)
+        with pytest.raises((Killed, Enough)):
+            session = Slurm().start(conditions(tmp_path))
+            for key in "abc":
+                session.submit(job(key))
+            wait_a_little(session)
+    waits_with(tmp_path, "a", "b", "c")
+    assert not (made.place / "78.sh").exists()
+
+
+def test_jobs_of_cells_that_are_not_asked_for_any_more_are_named_once(made, tmp_path, capsys):
+    waits_with(tmp_path, "a", "b", "c")
+    assert "scancel" not in capsys.readouterr().err
+    with Slurm().start(conditions(tmp_path)) as session:
+        session.submit(job("a"))
+        waits(session)
+        waits(session)
+    said = capsys.readouterr().err
+    assert said.count("2 jobs are in the queue, of an earlier run, for cells that are not asked for") == 1
+    assert "scancel 77_1 77_2\n" in said
+    assert made.cancelled() == {"77_0"}
+
+
+def test_a_node_that_an_earlier_run_has_asked_is_asked_anew(made, tmp_path):
+    for _ in range(2):
+        session = Slurm().start(conditions(tmp_path, timed=True))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(session, "next_result", lambda session=session: session.machine)
+            waits(session)
+    assert made.cancelled() == {"77"}
+    assert [path.name for path in (made.place / "queue").iterdir()] == ["78"]
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_jobs_that_cannot_be_cancelled_are_named(fails, made, tmp_path, capsys):
+    with Slurm().start(conditions(tmp_path)) as session:
+        for key in "ab":
+            session.submit(job(key))
+        waits(session)
+        if fails:
+            (made.place / "down").touch()
+    said = "scancel fails, and jobs may go on: end them with scancel 77\n"
+    assert (said in capsys.readouterr().err) == fails
+
+
+def test_a_record_that_the_file_system_has_not_shown_yet_is_asked_for_before_a_job_is_lost(made, tmp_path, monkeypatch):
+    listed, is_file, iterdir = set[Path](), Path.is_file, Path.iterdir
+
+    def is_shown(path):
+        return is_file(path) and (path.suffix != ".json" or path.parent in listed)
+
+    def lists(path):
+        listed.add(path)
+        return iterdir(path)
+
+    with Slurm().start(conditions(tmp_path)) as session:
+        session.submit(job("a"))
+        waits(session)
+        is_measured(tmp_path, "a")
+        (tmp_path / PARTS / "a" / ENDED).unlink()
+        made.ends("77", "COMPLETED")
+        monkeypatch.setattr(Path, "is_file", is_shown)
+        monkeypatch.setattr(Path, "iterdir", lists)
+        assert wait_a_little(session).part == tmp_path / PARTS / "a"
+
+
+def test_what_an_attempt_has_left_outlives_a_job_that_measures_otherwise(made, tmp_path):
+    waits_with(tmp_path, "a")
+    kept = tmp_path / PARTS / "a" / "partial" / "a" / "prune" / "removals.json"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    with Slurm().start(conditions(tmp_path)) as session:
+        session.submit(job("a", threads=2))
+        waits(session)
+    assert kept.exists()
+    assert (made.place / "78.sh").exists()

@@ -154,6 +154,78 @@ def test_a_lost_cell_is_tried_again_by_the_same_command_which_goes_on_inside_it(
     assert not (run / PARTS).exists()
 
 
+class EndedFromOutside(BaseException):
+    """Says that a cluster has ended a job."""
+
+
+class UntilItsEnd(Workplace):
+    """Is ended with its job when the cell has all its figures, before there is a record."""
+
+    def run(self, target, arguments, *, hear, **how):
+        def until_then(news):
+            if "status" in news:
+                raise EndedFromOutside
+            hear(news)
+
+        return super().run(target, arguments, hear=until_then, **how)
+
+
+def test_a_cell_whose_job_was_ended_keeps_what_it_had_and_goes_on_from_there(base, tmp_path, parts):
+    engine, run = parts(False), tmp_path / "run"
+    engine.place = run / PARTS  # which other machines see
+    measure_and_hear = engine.next_result
+    asked = [*base, "--methods", "sleb", "--ratio", "0.2", "--device", "cpu", "--threads", "1", "--no-checks"]
+    asked += ["--out", str(run), "--retry-failed"]
+
+    def is_ended():
+        if engine.submitted.key.startswith("dense"):
+            return measure_and_hear()
+        key, shared = engine.submitted.key, engine.workplace
+        with UntilItsEnd() as engine.workplace, pytest.raises(EndedFromOutside):
+            measure_and_hear()
+        engine.submitted, engine.workplace = None, shared
+        return Result(key, {"status": "timed_out", "error": "the cluster ended it"})
+
+    engine.next_result = is_ended
+    assert main(asked) == 3
+    ended = next(record for record in load_run(run) if record.status == "timed_out")
+    assert {"date", "device", "dtype"} < set(ended.environment)
+    assert list(ended.measured["samples"]) == [path.stem for path in run.glob("samples/sleb*/*.parquet")]
+    (kept,) = run.glob("partial/*/prune/removals.json")
+    assert not (run / PARTS).exists()
+    found = kept.read_bytes()
+
+    def has_what_was_left():
+        assert (run / PARTS / engine.submitted.key / kept.relative_to(run)).read_bytes() == found
+        return measure_and_hear()
+
+    engine.next_result = has_what_was_left
+    assert main(asked) == 0
+    again = next(record for record in load_run(run) if record.cell["method"] == "sleb")
+    assert again.measured["pruned_sha256"] == ended.measured["pruned_sha256"]
+    spent = json.loads(found)["seconds"][-1]
+    assert again.measured["prune_seconds"] == pytest.approx(again.measured["seconds"]["prune"] + spent)
+    assert not list(run.glob("part*"))
+
+
+def test_what_a_cell_has_left_goes_to_its_part_and_back_but_not_while_something_measures_there(tmp_path):
+    kept, away = (folder / "partial" / "k" / "heal-1" / "step" for folder in (tmp_path, tmp_path / PARTS / "k"))
+    kept.parent.mkdir(parents=True)
+    kept.write_text("1")
+    part.hand_over(tmp_path, "k", here=False)
+    assert (kept.exists(), away.read_text()) == (False, "1")
+    with lock.held(tmp_path / PARTS / "k"):
+        part.hand_over(tmp_path, "k", here=True)
+        assert away.exists()
+    part.hand_over(tmp_path, "k", here=True)
+    assert (kept.read_text(), away.exists()) == ("1", False)
+    part.hand_over(tmp_path, "k", here=False)
+    store.drop_partial_results(tmp_path, "k", "lost")
+    assert away.exists()
+    store.drop_partial_results(tmp_path, "k", "crashed")
+    assert (kept.read_text(), (tmp_path / PARTS).exists()) == ("1", False)
+
+
 def test_a_cell_behind_a_lost_one_is_lost_and_no_record_has_this_machine_for_that_of_another(base, tmp_path, parts):
     engine, run = parts(False), tmp_path / "run"
 

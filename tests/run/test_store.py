@@ -174,6 +174,19 @@ def test_two_runs_do_not_share_a_folder(asked, tmp_path, capsys):
         assert dead is None
 
 
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_refused(code, asked, tmp_path, capsys, monkeypatch):
+    def has_none(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", has_none)
+    assert main([*asked, "--out", str(tmp_path / "run")]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert f"{tmp_path / 'run'} lies on a file system without locks (flock)" in err
+    assert not (tmp_path / "run" / lock.OWNER).exists()
+
+
 @pytest.mark.parametrize("damage", ["record", "samples", "missing samples", "samples of another"])
 def test_a_damaged_file_is_noticed_and_its_cell_alone_runs_again(damage, runner, whole, copied):
     (path,) = copied.glob("cells/slicegpt*.json")
