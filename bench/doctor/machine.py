@@ -13,6 +13,7 @@ from bench.doctor.finding import Finding, judged
 from bench.doctor.numbers import apart, named
 from bench.speed import peak_rates
 from bench.system import environment, failures, gpu
+from bench.system.threads import usable_cores
 
 SIZES = {"cpu": {"copied": 2**27, "side": 1024}}  # smaller ones of bench.speed.peak_rates, for a slower machine
 EXACT = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-2}  # share by which a product may be off
@@ -41,7 +42,7 @@ def check(device: torch.device) -> Iterator[Finding]:
     found = describe(device)
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     yield Finding("ok", "versions", f"python {found['python']}, {versions}")
-    cores = f"{environment.usable_cores()} of {found['logical_cores']} cores, {found['threads']} threads"
+    cores = f"{usable_cores()} of {found['logical_cores']} cores, {found['threads']} threads"
     free, whole = found["free_memory_bytes"], found.get("memory_bytes", 0)
     yield Finding("ok", "processor", f"{found.get('cpu', 'unknown')}, {cores}, {_gib(free)} of {_gib(whole)} free")
     yield _gpu(found)

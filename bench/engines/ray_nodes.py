@@ -237,8 +237,9 @@ def _name_processor(line: Line, device: str) -> None:
     import torch
 
     from bench.system import environment
+    from bench.system.threads import usable_cores
 
-    line.tell({"processor": environment.processor(torch.device(device)), "cores": environment.usable_cores()})
+    line.tell({"processor": environment.processor(torch.device(device)), "cores": usable_cores()})
 
 
 def _count(number: int, what: str) -> str:

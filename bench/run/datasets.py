@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,18 @@ from bench.evaluation import checks
 from bench.evaluation.statistics import KeptStatistics
 from bench.healing.text import Text, draw
 from bench.plan.cell import Cell
+from bench.plan.protocol import Protocol
 from bench.plan.recipe import Recipe
 from bench.run import fingerprint
 from bench.schedule.work import Amounts
 from methods.model.calibration import Calibration
+
+CalibrationSetting = tuple[str, Protocol, int]  # what decides what a cell looks at: its model, protocol and seed
+
+
+def calibration_setting(cell: Cell) -> CalibrationSetting:
+    """Return what cells share that look at the same."""
+    return cell.model, cell.protocol, cell.seed
 
 
 @dataclass(frozen=True)
@@ -123,3 +131,12 @@ class DatasetReader:
             inputs=inputs,
             healing=healing,
         )
+
+
+def read_datasets(cells: Sequence[Cell], scratch: Path, machine: Machine) -> dict[CalibrationSetting, Datasets]:
+    """Read the data of each model, protocol and seed of a run, which is timed on one kind of machine."""
+    first_of_each = {cell.model: cell for cell in cells}
+    readers = {model: DatasetReader(cell, scratch, machine) for model, cell in first_of_each.items()}
+    recipes = {cell.healing for cell in cells if cell.healing}
+    one_of_each = {calibration_setting(cell): cell for cell in cells}
+    return {setting: readers[cell.model].read(cell, recipes) for setting, cell in one_of_each.items()}

@@ -24,10 +24,9 @@ from bench.evaluation.forwards import Sweeping
 from bench.evaluation.statistics import KeptStatistics
 from bench.plan import chain
 from bench.plan.cell import Cell, from_plain
-from bench.plan.protocol import Protocol
 from bench.records.record import Record
 from bench.run import store
-from bench.run.datasets import DatasetReader, Datasets
+from bench.run.datasets import DatasetReader, Datasets, calibration_setting
 from bench.run.measure import attempt
 from bench.run.outcome import Outcome
 from bench.run.source_hash import method_sha256
@@ -39,13 +38,6 @@ from bench.system.threads import FreeCores, waiting
 from bench.system.worker import Line
 from methods.errors import UserError
 from methods.model.layer_store import LayerStore
-
-CalibrationSetting = tuple[str, Protocol, int]  # what decides what a cell looks at: its model, protocol and seed
-
-
-def calibration_setting(cell: Cell) -> CalibrationSetting:
-    """Return what cells share that look at the same."""
-    return cell.model, cell.protocol, cell.seed
 
 
 def job(cell: Cell, folder: Path, session: Session, given: Mapping[str, Any]) -> Job:

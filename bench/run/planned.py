@@ -17,8 +17,8 @@ from bench.plan import chain, validate
 from bench.plan.cell import Cell
 from bench.plan.run_spec import RunSpec
 from bench.run import fingerprint, store
-from bench.run.job import calibration_setting
-from bench.run.runner import known, read_datasets
+from bench.run.datasets import calibration_setting, read_datasets
+from bench.run.runner import known
 from bench.schedule.estimator import Estimate
 from bench.schedule.memory_needs import MemoryNeeds, card_of, room_of
 from bench.schedule.order import Ended

@@ -18,14 +18,13 @@ from typing import Any
 import methods
 from bench.data import pretrained
 from bench.engines import chosen, local
-from bench.engines.engine import Conditions, Engine, Job, Machine, Result, Session, refuse_gpus_of_cpus
+from bench.engines.engine import Conditions, Engine, Job, Result, Session, refuse_gpus_of_cpus
 from bench.plan import chain, validate
 from bench.plan.cell import Cell, asked
 from bench.plan.run_spec import RunSpec
 from bench.records.record import LOST, REFUSED, Record, load
 from bench.run import fingerprint, job, lock, part, store
-from bench.run.datasets import DatasetReader, Datasets
-from bench.run.job import CalibrationSetting, calibration_setting
+from bench.run.datasets import CalibrationSetting, Datasets, calibration_setting, read_datasets
 from bench.run.removals import Removals, valid
 from bench.run.source_hash import method_sha256
 from bench.schedule.estimator import Estimate
@@ -198,10 +197,9 @@ def _measured(
     """
     missing = [cell for cell in cells if served[cell.key][0] is None]
     _refuse_large(missing if here else [], session, shared)
-    seconds = {key: one.seconds for key, one in (estimates or {}).items()}
-    schedule = Schedule(cells, seconds if seconds and session.slots > 1 else None)
-    queues = session.machine.queues
-    forecast = Forecast(estimates or {}, session.slots, one_machine=here, queues=queues)
+    seconds = {key: one.seconds for key, one in (estimates or {}).items()} if session.slots > 1 else {}
+    schedule = Schedule(cells, seconds or None)
+    forecast = Forecast(estimates or {}, session.slots, one_machine=here, queues=session.machine.queues)
     for cell in missing if estimates else ():
         forecast.add(cell)
     known_removals = Removals(valid(folder))
@@ -233,7 +231,7 @@ def _measured(
         if estimates:
             forecast.end(cell, record)
             end = forecast.line() if len(schedule.ended) < len(cells) else ""
-            say("; ".join(filter(None, (schedule.progress(queues=queues), end))))
+            say("; ".join(filter(None, (schedule.progress(queues=session.machine.queues), end))))
 
     def begin(cell: Cell) -> None:
         where, (ended, why) = names[cell.key], served[cell.key]
@@ -310,15 +308,6 @@ def _refuse_own(cells: Sequence[Cell]) -> None:
             f"{min(found)} is defined in the script that runs, which the process that measures it cannot import; put "
             "it into a file and name that in `plugins`, or leave the process out with isolate=False"
         )
-
-
-def read_datasets(cells: Sequence[Cell], scratch: Path, machine: Machine) -> dict[CalibrationSetting, Datasets]:
-    """Read the data of each model, protocol and seed of a run, which is timed on one kind of machine."""
-    first_of_each = {cell.model: cell for cell in cells}
-    readers = {model: DatasetReader(cell, scratch, machine) for model, cell in first_of_each.items()}
-    recipes = {cell.healing for cell in cells if cell.healing}
-    one_of_each = {calibration_setting(cell): cell for cell in cells}
-    return {setting: readers[cell.model].read(cell, recipes) for setting, cell in one_of_each.items()}
 
 
 def known(

@@ -6,7 +6,7 @@ from bench.plan.served import LLAMA_CPP, ServedProtocol
 from bench.served.by_llama_cpp import ByLlamaCpp
 from bench.served.by_other_python import ByOtherPython
 from bench.served.engine import ServingEngine
-from bench.system.environment import usable_cores
+from bench.system.threads import usable_cores
 
 
 def engine(asked: ServedProtocol, threads: int | None) -> ServingEngine:

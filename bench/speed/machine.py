@@ -10,6 +10,7 @@ from torch import nn
 
 from bench.speed.timing import Clock
 from bench.system import environment, gpu
+from bench.system.threads import usable_cores
 from methods.model.decoder import Decoder
 from methods.model.parts.low_rank import linears
 
@@ -21,7 +22,7 @@ def setup(model: Any, devices: Sequence[torch.device], clock: Clock, rates: Mapp
     """Return what the protocol does not say of how the models were timed; `rates` of bench.speed.peak_rates."""
     return {
         "threads": torch.get_num_threads(),
-        "cores": environment.usable_cores(),
+        "cores": usable_cores(),
         "devices": [str(device) for device in devices],
         "clock": clock.name,
         "attention": model.config._attn_implementation,

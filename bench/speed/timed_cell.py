@@ -22,9 +22,10 @@ from bench.data import pretrained
 from bench.plan.cell import Cell
 from bench.speed import dense_model, machine, peak_rates, transfer
 from bench.speed.benchmark import SpeedBenchmark, clock_of
-from bench.system import environment, gpu, worker
+from bench.system import gpu, worker
 from bench.system.memory import give_back
 from bench.system.process_memory import resident_bytes
+from bench.system.threads import usable_cores
 from methods.model.decoder import Decoder
 from methods.model.layer_store import put
 from methods.model.spread import gpus_of
@@ -84,7 +85,7 @@ def _work(line: worker.Line, cell: Cell, threads: int, plugins: list[str], alone
     protocol, device, dtype = cell.protocol, torch.device(cell.device), getattr(torch, cell.dtype)
     if protocol.pin:
         os.sched_setaffinity(0, protocol.pin)
-    torch.set_num_threads(min(threads, environment.usable_cores()))
+    torch.set_num_threads(min(threads, usable_cores()))
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # the compiler's workers would outlive it and disturb
     methods.load(plugins)
     if cell.trust_remote_code:

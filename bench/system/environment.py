@@ -31,7 +31,6 @@ PACKAGES = ("prunebench", "torch", "transformers", "lm_eval", "datasets")
 CUBLAS = ("nvidia-cublas", "nvidia-cublas-cu13", "nvidia-cublas-cu12")
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # of x86 the first two, of ARM the last
 BUSY = ("user", "nice", "system", "irq", "softirq", "steal")  # what cores do when they are neither idle nor waiting
-usable_cores = threads.usable_cores
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 

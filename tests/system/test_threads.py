@@ -16,7 +16,7 @@ import torch
 
 from bench.cli.main import main
 from bench.records.run_folder import load_run
-from bench.system import control_groups, environment, threads
+from bench.system import control_groups, threads
 from bench.system.threads import FreeCores, set_up_threads
 
 
@@ -152,7 +152,7 @@ def test_threads_begin_with_what_a_limit_of_time_leaves(monkeypatch, allowed, sa
     monkeypatch.setattr(control_groups, "cores", lambda: allowed)
     torch.set_num_threads(3)
     set_up_threads()
-    assert (environment.usable_cores(), threads.os.environ.get("OMP_NUM_THREADS")) == (usable, begun)
+    assert (threads.usable_cores(), threads.os.environ.get("OMP_NUM_THREADS")) == (usable, begun)
     assert torch.get_num_threads() == (3 if said or begun is None else min(3, usable))
 
 
