@@ -104,6 +104,7 @@ def test_the_run_is_whole():
     assert {record.status for record in records} == {"ok", "unsupported"}
 
 
+@pytest.mark.nightly  # the page of drawn windows is held to its records each time
 @pytest.mark.parametrize("name", SHOWN)
 def test_the_tables_are_those_of_the_records(name):
     page, lines = text(PAGE), tables()[name]
@@ -235,6 +236,7 @@ def moved(measure: str) -> list[int]:
     return [sum("†" in line for line in tables()[name]) for name in names]
 
 
+@pytest.mark.nightly
 def test_what_is_said_of_places():
     page = text(PAGE)
     assert [rank(0.2, model, "flap") for model in ("smol", "qwen", "gemma")] == [2, 2, 6]
@@ -281,6 +283,7 @@ def taus(name: str, *of: str) -> list[float]:
     return [float(found) for line in lines for found in re.findall(r"(-?\d\.\d\d) \(n", line)]
 
 
+@pytest.mark.nightly
 def test_what_is_said_of_orders():
     page = text(PAGE)
     between = taus("models-orders-models", "ppl")

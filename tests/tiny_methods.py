@@ -51,7 +51,7 @@ METHODS = sorted(SPECS)
 FEW = ["slicegpt", "flap+refit", "2ssp", "blockpruner", "laco-ls"]  # one of each kind of shape, with fits
 CELLS = [(method, family) for method in METHODS for family in FAMILIES] + [(one, its) for one in FEW for its in LATER]
 # What depends on a model's shapes alone is tried with each kind of shape of every family; the other methods at night.
-KINDS = ("laco-ls", "blockpruner", "2ssp", "flap", "llm-pruner", "slicegpt", "svd-llm", "flap+refit")
+KINDS = ("laco-ls", "blockpruner", "2ssp", "llm-pruner", "slicegpt", "svd-llm", "flap+refit")
 SHAPED = [
     pytest.param(*cell, marks=[] if cell[0] in KINDS or cell[1] == "llama" else [pytest.mark.nightly]) for cell in CELLS
 ]

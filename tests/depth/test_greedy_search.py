@@ -126,8 +126,14 @@ def brute_force(method: str, family: str, budget: float) -> tuple[list[Sublayer]
     return order, losses
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "family"),
+    [
+        pytest.param(method, family, marks=[] if family == "llama" or method == "finercut" else [pytest.mark.nightly])
+        for method in METHODS
+        for family in FAMILIES
+    ],
+)
 def test_the_search_is_brute_force(method, family):
     budget = ratio_for(method) * parameters(Decoder(tiny(family)))
     if "sleb" in method:

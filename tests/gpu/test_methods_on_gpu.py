@@ -54,9 +54,13 @@ def pruned(name, model, settings=None):
         return decisions, decoder.model(IDS[:2].to(decoder.embed.weight.device), use_cache=False).logits.cpu()
 
 
-# A long search puts together what others here do one by one: in bfloat16 on one GPU, and at night everywhere.
-LONG = {name: [pytest.mark.nightly] for name in ("tyr", "laco-puzzle", "evopress")}
-WITHOUT_LONG = [pytest.param(*each, marks=LONG.get(each[1], [])) for each in EVERY]
+# A long search puts together what others here do one by one: in bfloat16 on one GPU, and at night everywhere. So are
+# families beside Llama, and parameters beside the defaults.
+LONG = ("tyr", "laco-puzzle", "evopress")
+PLAIN = EVERY[: len(METHODS) + len(COMPENSATED)]
+WITHOUT_LONG = [
+    pytest.param(*each, marks=[pytest.mark.nightly] if each[1] in LONG or each not in PLAIN else []) for each in EVERY
+]
 # Layers on two GPUs, and layers that visit one, take all that float32 on one GPU takes.
 ON_ONE = [(*each, torch.bfloat16) for each in EVERY]
 ON_ONE += [pytest.param(*each, torch.float32, marks=pytest.mark.nightly) for each in EVERY]
