@@ -108,7 +108,7 @@ class Generations:
     final_tokens: int
     until: float = math.inf
     log: SweepLog | None = None
-    blocks: Sequence[Sublayer] = ()
+    blocks: Sequence[Sublayer | Narrowed] = ()
 
     def evolve(
         self, parents: list[Gone], children: Callable[[list[Gone]], list[Gone]], fitness: Fitness

@@ -34,7 +34,8 @@ there.
 Cost. In each round and at the end that of `obs`, with a triangular solve for each level; and for each generation most
 of a forward over `tokens` tokens for each child, and of four over `final_tokens`. Memory holds a copy of the model as
 it is cut, and on the host the output matrices of all levels. `minutes` ends the search after the generation in which
-they have passed, and the record says how many there were. A search that was interrupted begins again.
+they have passed, and the record says how many there were. A search that was interrupted goes on behind the last
+generation, and makes the matrices of its round once more.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ import random
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ from methods.model.layer import Layer
 from methods.model.sizes import parameters
 from methods.model.structures import Narrowed, Structure, cuts, keep, structures_of
 from methods.ranges import Count, Positive, Tokens
-from methods.search.evolution import Fitness, Generations, distinct, ends_after
+from methods.search.evolution import Fitness, Generations, Narrow, distinct, ends_after
 from methods.search.trials import Gone
 from methods.width.obs import KINDS, OBS, Asked, Counts, Cut, Problem
 from methods.width.obs_costs import Score
@@ -110,12 +111,15 @@ class Tyr:
         alone = replace(calibration, keep=None, note=None, sweeps=None, order=())  # what is kept is of other sweeps
         generator, until = random.Random(calibration.seed), ends_after(self.minutes)
         best, forwards = list[float | None](), 0.0
-        how = Generations(self.generations, 1, self.survivors, self.tokens, self.final_tokens, until)
         for number in range(self.rounds):
+            log = calibration.log([], "tyr", self, number, sorted(left.items()))
+            until -= log.seconds
             if number and time.monotonic() > until:
                 break
             levels = self.around(left, structures_of(model, *KINDS), number)
-            fitness = Fitness(model, alone, generator, self.supernet(model, alone, levels, left))
+            sizes = 1, self.survivors, self.tokens, self.final_tokens
+            how = Generations(self.generations, *sizes, until, log, levels.every())
+            fitness = Fitness(model, alone, generator, self.narrow(model, alone, levels, left))
             children = partial(levels.children, count=self.offspring, mutations=self.mutations, generator=generator)
             (winner, *_), kl = how.evolve([state(left)], children, fitness)
             left, best, forwards = widths(winner), best + kl, forwards + fitness.forwards
@@ -135,6 +139,15 @@ class Tyr:
             ]
             found.alike[at] = each.kind, each.cost, each.size
         return found
+
+    def narrow(self, model: Decoder, calibration: Calibration, levels: Levels, left: Counts) -> Narrow:
+        """Return what narrows layers to the levels of a round, whose matrices are made once the first is asked for."""
+        made = cache(lambda: self.supernet(model, calibration, levels, left))
+
+        def narrowed(layer: Layer, to: Collection[Narrowed]) -> Layer:
+            return made()(layer, to)
+
+        return narrowed
 
     def supernet(self, model: Decoder, calibration: Calibration, levels: Levels, left: Counts) -> Supernet:
         """Return the matrices of all levels, each fed by a model that has `left`."""
@@ -197,6 +210,12 @@ class Levels:
 
     left: dict[tuple[int, str], list[int]]
     alike: dict[tuple[int, str], tuple[str, int, int]]
+
+    def every(self) -> list[Narrowed]:
+        """Return all levels of all structures, in an order that is always the same."""
+        return [
+            Narrowed(kind, layer, units) for (layer, kind), several in sorted(self.left.items()) for units in several
+        ]
 
     def children(self, parents: list[Gone], count: int, mutations: int, generator: random.Random) -> list[Gone]:
         """Return different children, of as many parameters as their one parent; see `distinct`."""

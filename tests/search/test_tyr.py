@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from tiny_methods import calibration
 
 import methods
 from methods.errors import OutOfReach
+from methods.model import sweep_log
 from methods.model.decoder import Decoder, twin
 from methods.model.sizes import parameters
 from methods.model.structures import structures_of
+from methods.model.sweep_log import SweepLog, SweepLogs
 from methods.search import evolution
 from methods.search.evolution import Generations
 from methods.search.trials import Trial
@@ -168,6 +171,42 @@ def test_the_search_ends_when_its_minutes_are_over_and_says_so(monkeypatch):
     made = methods.make("tyr", {"rounds": "3", "generations": "9", "offspring": "3", "minutes": "1"})
     decided = made.prune(Decoder(tiny("llama")), calibration(), RATIO)
     assert (decided["generations"], decided["of_generations"], len(decided["kl"])) == (2, 27, 2)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])  # behind the first generation, behind the first round, and within the second
+def test_a_search_that_was_interrupted_goes_on_behind_its_last_generation(at, tmp_path, monkeypatch):
+    """To the same end; the matrices of a round whose generations are all known are made no more."""
+    monkeypatch.setattr(sweep_log, "SECONDS", 0.0)
+    given = Tyr(rounds=2, generations=2, offspring=3, levels=3, tokens=48, final_tokens=TOKENS)
+    add, supernet, made, generations = SweepLog.add, Tyr.supernet, [], itertools.count()
+
+    def found() -> dict:
+        tokens = replace(calibration(), sweeps=SweepLogs(tmp_path / "kept"))
+        return given.prune(Decoder(tiny("llama")), tokens, RATIO)
+
+    def interrupted(self: SweepLog, *told: object) -> None:
+        if self.folder and next(generations) == at:  # those of the matrices keep nothing
+            raise KeyboardInterrupt
+        add(self, *told)
+
+    def counted(self: Tyr, *of: object):
+        made.append(of)
+        return supernet(self, *of)
+
+    whole = given.prune(Decoder(tiny("llama")), calibration(), RATIO)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SweepLog, "add", interrupted)
+        found()
+    monkeypatch.setattr(Tyr, "supernet", counted)
+    assert found() == whole
+    assert len(made) == (2 if at < 2 else 1)
+
+
+def test_minutes_of_an_interrupted_attempt_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(SweepLog, "_read", lambda self, *_: setattr(self, "seconds", 61.0))
+    tokens = replace(calibration(), sweeps=SweepLogs(tmp_path))
+    made = methods.make("tyr", {"rounds": "2", "generations": "2", "offspring": "3", "minutes": "1"})
+    assert made.prune(Decoder(tiny("llama")), tokens, RATIO)["generations"] == 0
 
 
 def test_a_state_that_is_parent_and_child_is_compared_once():
