@@ -10,6 +10,9 @@ Letters: H = query heads, G = key/value heads, R = H / G, E = head width, I = ML
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import LogRecord, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +127,36 @@ def with_all_weights(kind: Any, folder: str | Path, *, left_over: bool = False, 
     Raises ValueError for a tensor that is missing, has another shape or is left over. What is tied to another tensor,
     or what transformers itself makes anew, is not missing.
     """
-    model, report = kind.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
-    for problem, found in report.items():
-        if found and not (left_over and problem == "unexpected_keys"):
-            names = sorted(one if isinstance(one, str) else one[0] for one in found)
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise ValueError(f"{PROBLEMS.get(problem, problem)}: {', '.join(names[:3])}{more}")
+    with _report_withheld():
+        model, report = kind.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+        for problem, found in report.items():
+            if found and not (left_over and problem == "unexpected_keys"):
+                names = sorted(one if isinstance(one, str) else one[0] for one in found)
+                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+                raise ValueError(f"{PROBLEMS.get(problem, problem)}: {', '.join(names[:3])}{more}")
     return model
+
+
+@contextmanager
+def _report_withheld() -> Iterator[None]:
+    """Have the report that transformers logs of a load say nothing where a ValueError says what is wrong."""
+    logger, held = getLogger("transformers.modeling_utils"), list[LogRecord]()
+
+    def is_another(record: LogRecord) -> bool:
+        if is_report := "LOAD REPORT" in record.getMessage():
+            held.append(record)
+        return not is_report
+
+    logger.addFilter(is_another)
+    try:
+        yield
+    except ValueError:
+        held.clear()
+        raise
+    finally:
+        logger.removeFilter(is_another)
+        for record in held:
+            logger.handle(record)
 
 
 def shapes(shell: Any) -> dict[str, tuple[int, ...]]:

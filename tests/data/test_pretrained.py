@@ -2,7 +2,9 @@
 
 import errno
 import json
+import logging
 import shutil
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -83,21 +85,34 @@ def cut(weights):
     weights["model.layers.1.mlp.down_proj.weight"] = torch.zeros(1, 1)
 
 
+@pytest.fixture
+def warned() -> Iterator[list[str]]:
+    """What transformers logs meanwhile."""
+    found, logger = list[str](), logging.getLogger("transformers")
+    handler = logging.Handler()
+    handler.emit = lambda record: found.append(record.getMessage())
+    logger.addHandler(handler)
+    yield found
+    logger.removeHandler(handler)
+
+
 @pytest.mark.parametrize(("change", "problem"), [(gone, "weights are missing"), (cut, "weights have other shapes")])
-def test_weights_that_would_be_drawn_at_random_are_refused(folder, change, problem):
+def test_weights_that_would_be_drawn_at_random_are_refused_and_not_called_new_ones(folder, change, problem, warned):
     weights = load_file(folder / "model.safetensors")
     change(weights)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     pretrained.check(str(folder))  # reads no names
     with pytest.raises(UserError, match=rf"does not load: {problem}.*: model.layers.1.mlp.down_proj.weight; copy or"):
         pretrained.load(str(folder), CPU, torch.float32)
+    assert warned == []
 
 
-def test_weights_that_a_model_has_no_place_for_are_left(folder):
+def test_weights_that_a_model_has_no_place_for_are_left_and_named(folder, warned):
     weights = load_file(folder / "model.safetensors")
     save_file(weights | {"model.mtp.weight": torch.zeros(2)}, folder / "model.safetensors", metadata={"format": "pt"})
     model, _ = pretrained.load(str(folder), CPU, torch.float32)
     assert all(torch.equal(model.state_dict()[name], weight) for name, weight in weights.items())
+    assert ["model.mtp.weight" in report for report in warned] == [True]
 
 
 def test_the_hash_is_of_the_files_that_are_loaded(folder):
