@@ -43,11 +43,13 @@ LONG = (
 
 # Families that differ from another one in numbers and not in structure: each method goes through these with --nightly.
 ALIKE = {"mistral": "llama", "qwen2": "llama", "gemma": "qwen3", "gemma2": "gemma3_text"}
-# Folders and files whose tests take long and wait for most of it: last, they would leave a core idle.
+# Folders and files whose tests take long and wait for most of it: last, they would leave a core idle. What several
+# tests share that takes long to make, as in test_chain.py, is made once more by each process that steals some of them.
 FIRST = {
     "engines",
     "served",
     "page",
+    "test_chain.py",
     "test_types.py",
     "test_tutorial.py",
     "test_doctor.py",
