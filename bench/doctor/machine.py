@@ -75,6 +75,8 @@ def _gib(count: float) -> str:
 def _gpu(found: dict[str, Any]) -> Finding:
     if "gpu_lost" in found:
         return Finding("wrong", "GPU", f"it does not answer: {found['gpu_lost']}")
+    if "gpu" not in found and "free_gpu_memory_bytes" in found:
+        return Finding("wrong", "GPU", "torch cannot tell its name and memory; see whether nvidia-smi can")
     if "gpu" not in found:
         return Finding("not here", "GPU", "looked at the CPU; --device cuda looks at a GPU")
     free, whole = found["free_gpu_memory_bytes"], found["gpu_memory_bytes"]

@@ -296,6 +296,17 @@ def test_a_gpu_that_a_check_has_lost_leaves_what_was_found(monkeypatch):
     assert gpu.status == "wrong"
 
 
+def test_a_gpu_without_a_name_is_no_cpu(monkeypatch):
+    def unknown(*_):
+        raise RuntimeError("CUDA error: unknown error")
+
+    with EmulatedGpus():
+        monkeypatch.setattr(torch.cuda, "get_device_properties", unknown)
+        (gpu,) = [one for one in itertools.islice(machine.check(torch.device("cuda")), 3) if one.what == "GPU"]
+    assert gpu.status == "wrong"
+    assert "torch cannot tell its name" in gpu.figure
+
+
 @pytest.fixture
 def gpu(monkeypatch):
     """A card of 8 GiB, which gives what `answer` says."""
