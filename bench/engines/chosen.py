@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from bench.engines.engine import Engine
 from bench.engines.local import Local
 from bench.engines.ray import Ray
-from bench.engines.slurm import Slurm
+from bench.engines.slurm import Slurm, flag
 from bench.plan.fields import options
 from bench.plan.run_spec import RunSpec
 from methods.errors import UserError
@@ -48,7 +48,7 @@ def _named(options: Sequence[str]) -> dict[str, str]:
         name, _, value = given.partition("=")
         if not value:
             raise UserError(f"--slurm is NAME=VALUE, as in time=120; got {given!r}")
-        if (plain := name.replace("_", "-")) in found:
+        if (plain := flag(name)) in found:
             raise UserError(f"--slurm {name}= is given twice, as {found[plain]!r} and {value!r}; say one")
         found[plain] = value
     return found

@@ -25,7 +25,8 @@ from slurm_jobs import conditions
 from bench.cli.main import main
 from bench.engines import chosen
 from bench.engines.engine import PARTS, Machine
-from bench.engines.slurm import ELEMENTS, LOGS, Slurm
+from bench.engines.slurm import Slurm
+from bench.engines.slurm_session import ELEMENTS, LOGS
 from bench.plan.cell import Cell
 from bench.plan.protocol import profile
 from bench.run import part

@@ -52,14 +52,15 @@ def test_what_is_above_the_losses_of_others_is_given_up():
     assert all(low < one < true for one, true in zip(found, whole, strict=True))
 
 
-def test_dense_logits_that_do_not_fit_are_computed_once_for_all_candidates(monkeypatch):
+@pytest.mark.parametrize(("lowest", "groups"), [(None, 1), (2, 2)])  # the first two go before the others
+def test_dense_logits_that_do_not_fit_are_computed_once_for_all_candidates(lowest, groups, monkeypatch):
     model = Decoder(tiny("llama"))
     trial, computed = Trial(model, calibration(memory=2**14), "kl"), []
     assert not trial.keeps_dense
     once = Trial._log_probabilities
     monkeypatch.setattr(Trial, "_log_probabilities", lambda trial, x: computed.append(len(x)) or once(trial, x))
-    trial.without(sublayers_of(model, "attention"))  # one group
-    assert sum(computed) == sum(len(batch.targets) for batch in trial.batches)
+    trial.without(sublayers_of(model, "attention"), lowest=lowest)
+    assert sum(computed) <= groups * sum(len(batch.targets) for batch in trial.batches)
     assert trial.latest is None  # its memory is free
 
 
