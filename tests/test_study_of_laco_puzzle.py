@@ -294,6 +294,35 @@ def test_what_is_said_of_exact_removals_and_of_a_program_without_a_refit_behind_
     assert "Each is shown by the pair, but for the perplexities of `puzzle` on SmolLM2 at 0.2." in page
 
 
+def searches() -> str:
+    """Return what is said of the searches beside ours, on the models that have them, at each ratio."""
+    said = []
+    for label in ("tyr", "evopress"):
+        found = [its for at in ("0.1", "0.2", "0.3") for its in beside_ours(label, at).values()]
+        assert all(wiki[1] > 1 and c4[1] > 1 and bits[1] > 0 for wiki, c4, bits in found)
+        wiki, c4, bits = ([its[which] for its in found] for which in range(3))
+        more = [estimate for estimate, *_ in bits]
+        said.append(
+            f"`{label}` has {times(wiki)} its perplexity on `wiki`, {times(c4)} on `c4`, "
+            f"and {min(more):.3f} to {max(more):.3f} bits more"
+        )
+    return "; ".join(said)
+
+
+def test_what_is_said_of_searches():
+    page = " ".join(text(PAGE).split())
+    assert f"{searches()}. Each is shown by the pair. On Qwen they have not been measured." in page
+    models = {line.split(" | ")[0].strip("| ") for line in rows() if "`tyr`" in line or "`evopress`" in line}
+    assert models == {"smollm2-135m", "gemma3-270m"}
+    widths = {
+        place: rows_beside.figure(run(), at["tyr"], "wiki") / rows_beside.figure(run(), at["obs"], "wiki")
+        for place, at in rows_beside.places(run()).items()
+        if "tyr" in at
+    }
+    said = f"has {min(widths.values()):.2f} to {max(widths.values()):.2f} times the perplexity of `obs` on `wiki`"
+    assert len(widths) == 6 and said in page
+
+
 def test_what_is_said_of_three_draws_on_the_other_model():
     """By wiki, c4 and answers: by how many draws ours is shown in front of another, and the other in front of ours."""
     found, page = dict[tuple[str, str], tuple[int, int]](), text(PAGE)
