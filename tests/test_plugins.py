@@ -74,6 +74,7 @@ def test_layers_that_stay_are_a_part_of_the_plan_of_the_page(package, monkeypatc
     assert len(model.layers) == 25
 
 
+@pytest.mark.nightly
 def test_a_plugin_that_was_written_before_the_move_runs_unchanged(tmp_path, small):
     """It imports from methods.signals, which is methods.model.activations today."""
     source = (Path(__file__).parent.parent / "docs" / "examples" / "mine.py").read_text(encoding="utf-8")

@@ -175,6 +175,7 @@ def test_checks_can_be_switched_off_and_need_no_text(run, capsys):
     assert set(found["drop-tail 0.4"]) == {"copying", "counting"}
 
 
+@pytest.mark.nightly
 @pytest.mark.default_model
 def test_the_default_model_passes_and_breaks_early():
     """Without one of thirty layers, which costs a few per cent of perplexity, it copies no list to its end."""

@@ -326,14 +326,10 @@ def stock():
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, max_length=1024)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("name", "acc", "acc_norm"),
-    [
-        pytest.param("hellaswag", 0.3833, 0.45, marks=pytest.mark.nightly),
-        ("piqa", 0.6667, 0.7167),
-        pytest.param("winogrande", 0.4833, None, marks=pytest.mark.nightly),
-        pytest.param("arc_easy", 0.4833, 0.4333, marks=pytest.mark.nightly),
-    ],
+    [("hellaswag", 0.3833, 0.45), ("piqa", 0.6667, 0.7167), ("winogrande", 0.4833, None), ("arc_easy", 0.4833, 0.4333)],
 )
 def test_reference_figures_of_the_dense_model(offline, stock, name, acc, acc_norm):
     figures, _ = tasks.evaluate(stock, {name: offline[name]}, {name: list(range(60))})

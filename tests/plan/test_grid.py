@@ -368,6 +368,7 @@ def test_the_studies_are_as_large_as_they_say(name, model_folder, tmp_path, cell
     assert found[0].protocol.speed_rounds == 0
 
 
+@pytest.mark.nightly
 @pytest.mark.default_model
 def test_the_healing_study_asks_for_what_its_record_holds(tmp_path, cells_of):
     asked = ["run", "--spec", "laco-heal", "--device", "cpu", "--out", str(tmp_path / "r")]
