@@ -321,7 +321,8 @@ def installed() -> list[tuple[str, str]]:
     return [(point.name, point.dist.name if point.dist else point.module) for point in points]
 
 
-def _cards(source: str, decorator_name: str = "register") -> list[Card]:
+@functools.cache
+def _cards(source: str, decorator_name: str = "register") -> tuple[Card, ...]:
     lines = source.splitlines()
     fields: dict[str, dict[str, tuple[str, str, str]]] = {}
     constants: dict[str, dict[str, Any]] = {}
@@ -344,4 +345,4 @@ def _cards(source: str, decorator_name: str = "register") -> list[Card]:
             if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == decorator_name:
                 summary = (ast.get_docstring(node) or "").partition("\n")[0]
                 cards.append(Card(ast.literal_eval(decorator.args[0]), summary, tuple(own.values()), **said))
-    return cards
+    return tuple(cards)

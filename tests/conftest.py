@@ -323,13 +323,19 @@ def text_file(tmp_path_factory):
 
 @pytest.fixture
 def base(model_folder, text_file, tmp_path):
-    """A sound run on a tiny model, without tasks."""
+    """A sound run on a tiny model, which measures its perplexity alone."""
     return [
         *("run", "--model", str(model_folder), "--texts", str(text_file), "--calibration", str(text_file)),
-        *("--tasks", "none", "--window", "32", "--windows", "4", "--calibration-sequences", "4"),
+        *("--tasks", "none", "--no-checks", "--window", "32", "--windows", "4", "--calibration-sequences", "4"),
         *("--calibration-length", "24", "--profile", "smoke", "--device", "cpu", "--out", str(tmp_path / "run")),
-        *("--speed-rounds", "0"),  # test_speed.py has it
+        *("--speed-rounds", "0"),
     ]
+
+
+@pytest.fixture
+def with_checks(base):
+    """The same run, in which models also generate, and are held against the dense one."""
+    return [word for word in base if word != "--no-checks"]
 
 
 def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:

@@ -31,6 +31,7 @@ GIVEN: dict[str, dict[str, Any]] = {  # without which there is nothing to choose
     "laco": {"C": 3, "I": 1},
     "laco-published": {"C": 3, "I": 1},
     "drop": {"layers": "0+4-5"},  # the first one too, from which a cache takes its length
+    "evopress": {"generations": 8, "initial": 16, "offspring": 8},  # which find what ten of 32 children do
     "laco-puzzle": {"steps": 2},  # of more steps it has some to choose that are near
     "tyr": {"rounds": 1, "generations": 2, "offspring": 4, "levels": 3},  # of more states there are some that are near
 }

@@ -19,7 +19,8 @@ from methods.model.spread import Place
 def check(device: torch.device) -> Iterator[Finding]:
     """Run all methods, those of installed packages too, which have no stored answers."""
     stored = answers.read()
-    names = [*answers.cases(), *(name for name in methods.load() if name not in answers.cases())]
+    ours = answers.cases()
+    names = [*ours, *(name for name in methods.load() if name not in ours)]
     for name in progress.over(names, "methods", "method"):
         if name in stored:
             yield one(name, device, stored[name])

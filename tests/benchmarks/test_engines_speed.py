@@ -85,7 +85,7 @@ def test_overhead(engine, tmp_path, benchmark):
 def test_overhead_of_a_whole_run(engine, base, tmp_path, benchmark):
     plugin = tmp_path / "mine.py"
     plugin.write_text(method_source("naps", f"time.sleep({SLEEP})", DROP_TAIL))
-    asked = [*base, "--methods", "naps", "--plugin", str(plugin), "--no-checks", "--threads", "1"]
+    asked = [*base, "--methods", "naps", "--plugin", str(plugin), "--threads", "1"]
     asked += ["--ratio", ",".join(f"{0.1 + 0.6 * number / JOBS:.5f}" for number in range(JOBS)), "--slots", "2"]
     asked += ["--max-cells", str(JOBS + 1), "--texts", "none"]
 

@@ -171,8 +171,8 @@ def test_report_and_fetch_refuse_what_is_not_there(capsys, tmp_path):
     assert "is not JSON" in refused(capsys, ["report", str(tmp_path)])
 
 
-def test_a_run_prints_a_table_and_writes_what_it_promises(base, capsys, tmp_path):
-    arguments = [*base, "--methods", "laco:C=2,I=1,drop-tail,slicegpt,drop:layers=1", "--ratio", "0.2,0.4"]
+def test_a_run_prints_a_table_and_writes_what_it_promises(with_checks, capsys, tmp_path):
+    arguments = [*with_checks, "--methods", "laco:C=2,I=1,drop-tail,slicegpt,drop:layers=1", "--ratio", "0.2,0.4"]
     assert main(arguments) == 0
     out, err = capsys.readouterr()
     assert "tiny-llama   ratio 0.2: 1 of 6 layers" in out

@@ -98,10 +98,10 @@ def test_a_model_whose_layers_visit_is_handed_over_whole_to_be_timed(alone, tmp_
 
 
 @pytest.mark.parametrize("saved", [True, pytest.param(False, marks=pytest.mark.nightly)])
-def test_a_run_whose_layers_visit_the_gpu_finds_what_one_in_memory_finds(saved, base, tmp_path, monkeypatch):
+def test_a_run_whose_layers_visit_the_gpu_finds_what_one_in_memory_finds(saved, with_checks, tmp_path, monkeypatch):
     """But for what is generated, and for what lies there when it is loaded: what is around the layers."""
-    base = [*base[: base.index("--speed-rounds")], "--speed-rounds", "0"] if "--speed-rounds" in base else base
-    asked = [*base, "--methods", "flap,slicegpt,shortgpt+ghost", "--ratio", "0.3", "--dtype", "float32", "--no-isolate"]
+    asked = [*with_checks, "--methods", "flap,slicegpt,shortgpt+ghost", "--ratio", "0.3"]
+    asked += ["--dtype", "float32", "--no-isolate"]
     asked += ["--save-models"] if saved else ["--then", "llm-pruner:ratio=0.5"]
     assert main([*asked, "--out", str(tmp_path / "cpu")]) == 0
     monkeypatch.setattr(job, "needs_of", lambda cell, memory, card, **_: MemoryNeeds(0, 0, card is not None))

@@ -224,11 +224,11 @@ def figures(base, run, *arguments):
 ON_GPU = ("--dtype", "float32", "--no-isolate", "--device")
 
 
-def test_a_run_on_the_gpu_finds_what_a_run_on_the_cpu_finds(base, tmp_path):
+def test_a_run_on_the_gpu_finds_what_a_run_on_the_cpu_finds(with_checks, tmp_path):
     """With models that are saved and loaded again, for which there is one model in memory and no second one."""
-    expected, _ = figures(base, tmp_path / "cpu")
+    expected, _ = figures(with_checks, tmp_path / "cpu")
     with EmulatedGpus(count=2) as gpus:
-        found, records = figures(base, tmp_path / "gpu", *ON_GPU, "cuda:1")
+        found, records = figures(with_checks, tmp_path / "gpu", *ON_GPU, "cuda:1")
         assert gpus.memories[0].peak == 0
     assert found == expected
     for record in records:
@@ -244,14 +244,14 @@ def test_a_run_on_the_gpu_finds_what_a_run_on_the_cpu_finds(base, tmp_path):
 
 
 @pytest.mark.nightly
-def test_a_model_that_is_spread_over_two_gpus_is_measured_as_on_the_cpu(base, tmp_path):
+def test_a_model_that_is_spread_over_two_gpus_is_measured_as_on_the_cpu(with_checks, tmp_path):
     """Pruned, healed, saved, loaded again and pruned further; what is timed says why it is not."""
-    further = ["--then", "shortgpt:ratio=0.6", "--heal", "lora", "--heal-text", base[4]]
+    further = ["--then", "shortgpt:ratio=0.6", "--heal", "lora", "--heal-text", with_checks[4]]
     further += ["--heal-tokens", "128", "--heal-length", "16", "--heal-batch", "4", "--heal-learning-rate", "0.003"]
-    expected, _ = figures(base, tmp_path / "cpu", *further)
+    expected, _ = figures(with_checks, tmp_path / "cpu", *further)
     with EmulatedGpus(count=2) as gpus:
         timed = ["--gpus-per-cell", "2", "--speed-rounds", "6"]
-        found, records = figures(base, tmp_path / "gpu", *further, *ON_GPU, "cuda", *timed)
+        found, records = figures(with_checks, tmp_path / "gpu", *further, *ON_GPU, "cuda", *timed)
         assert all(memory.peak for memory in gpus.memories)
     assert found == expected
     speeds = [record.measured["speed"] for record in records if "speed" in record.measured]

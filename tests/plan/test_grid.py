@@ -235,9 +235,9 @@ def test_a_spec_is_the_flags_that_it_names(base, tmp_path, cells_of):
 @pytest.mark.parametrize(
     ("said", "on"), [(True, True), (1, True), ("true", True), ("on", True), (0, False), ("off", False)]
 )
-def test_a_switch_that_turns_something_off_may_be_written_in_any_way(said, on, base, tmp_path, cells_of):
+def test_a_switch_that_turns_something_off_may_be_written_in_any_way(said, on, with_checks, tmp_path, cells_of):
     spec = written(tmp_path, {"methods": "laco", "ratio": 0.2, "no-checks": said, "first-windows": said})
-    protocol = cells_of([base[0], "--spec", spec, *base[1:]])[0].protocol
+    protocol = cells_of([with_checks[0], "--spec", spec, *with_checks[1:]])[0].protocol
     assert (protocol.checks, protocol.windows_drawn) == (not on, not on)
 
 

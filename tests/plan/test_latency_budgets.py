@@ -168,7 +168,7 @@ def test_what_is_in_doubt_about_a_table_stays_with_it_and_is_shown(model_folder,
 def test_a_run_meets_a_budget_of_latency_and_has_its_table(base, table_of, tmp_path, capsys):
     file = table_of()
     asked = ["--methods", "flap,drop-tail", "--budget", "latency=0.7", "--latency-table", file, "--match", "exact"]
-    run = [*base, *asked, "--no-checks", "--dtype", "float32"]
+    run = [*base, *asked, "--dtype", "float32"]
     assert main(run) == 0
     assert "latency=0.7" in capsys.readouterr().out
     dense, flap, tail = load_run(tmp_path / "run")

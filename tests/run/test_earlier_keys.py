@@ -16,7 +16,7 @@ from bench.run.source_hash import method_sha256
 @pytest.fixture
 def asked(base):
     """A chain of two pruned cells behind the dense one, with their models."""
-    run = [*base, "--no-checks", "--methods", "shortgpt", "--ratio", "0.2", "--then", "shortgpt:ratio=0.5"]
+    run = [*base, "--methods", "shortgpt", "--ratio", "0.2", "--then", "shortgpt:ratio=0.5"]
     return [*run, "--save-models"]
 
 

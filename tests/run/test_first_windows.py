@@ -14,9 +14,9 @@ from bench.records.run_folder import load_run
 
 @pytest.mark.parametrize("process", ["--isolate", "--no-isolate"])
 @pytest.mark.parametrize(("flag", "drawn"), [((), True), (("--first-windows",), False)])
-def test_windows_are_those_that_were_asked_for(base, tmp_path, process, flag, drawn):
-    model, text = (base[base.index(name) + 1] for name in ("--model", "--texts"))
-    assert main([*base, "--methods", "drop-tail", "--ratio", "0.3", process, *flag]) == 0
+def test_windows_are_those_that_were_asked_for(with_checks, tmp_path, process, flag, drawn):
+    model, text = (with_checks[with_checks.index(name) + 1] for name in ("--model", "--texts"))
+    assert main([*with_checks, "--methods", "drop-tail", "--ratio", "0.3", process, *flag]) == 0
     tokenizer = pretrained.load_tokenizer(model)
     expected = texts.evaluation(tokenizer, text, 32, 32, 4, drawn=drawn)
     assert expected.drawn is drawn

@@ -37,7 +37,7 @@ def interrupted(monkeypatch, method: str, after: int) -> list[int]:
 
 @pytest.mark.parametrize(("method", "damage"), [*((name, False) for name in STEPS), ("sleb", True)])
 def test_the_same_command_goes_on_at_the_removal_where_it_stood(method, damage, base, tmp_path, monkeypatch):
-    run = [*base[:-4], *base[-2:], "--no-checks", "--no-isolate", "--ratio", RATIO]
+    run = [*base[:-4], *base[-2:], "--no-isolate", "--ratio", RATIO]
     run += ["--methods", method + OPTIONS.get(method, "")]
     with monkeypatch.context() as patch:
         every = interrupted(patch, method, after=99)

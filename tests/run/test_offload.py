@@ -25,7 +25,7 @@ OTHERWISE = ("seconds", "prune_seconds", "search_seconds", "peak_memory", "state
 @pytest.fixture
 def run(base):
     """A short run in this process, without its methods and its folder."""
-    return [*base[:-4], "--speed-rounds", "0", "--no-checks", "--no-isolate", "--ratio", "0.3"]
+    return [*base[:-4], "--speed-rounds", "0", "--no-isolate", "--ratio", "0.3"]
 
 
 def test_a_run_with_a_folder_for_states_measures_what_one_without_does(run, tmp_path, monkeypatch):

@@ -96,7 +96,7 @@ def parts(tmp_path, monkeypatch, workplace):
 def test_a_cell_with_neighbours_has_its_share_of_the_memory_and_says_so(base, tmp_path, parts, workplace):
     """Of which a millionth is less than any model takes, so that its weights lie in files."""
     engine = parts(as_bytes=False)
-    assert main([*base, "--methods", "dense", "--speed-rounds", "0", "--no-checks"]) == 0
+    assert main([*base, "--methods", "dense", "--speed-rounds", "0"]) == 0
     (text,), found = engine.jobs, []
     for given in ({}, {"slots": 10**6}, {"slots": 10**6, "memory": 64.0}):
         part.measure(json.dumps(json.loads(text) | given), str(tmp_path / str(len(given))), workplace)
@@ -108,15 +108,15 @@ def test_a_cell_with_neighbours_has_its_share_of_the_memory_and_says_so(base, tm
 def test_a_run_whose_jobs_queue_says_no_end(base, tmp_path, parts, capsys):
     engine = parts(as_bytes=False)
     engine.machine = Machine(None, 1, queues=True)
-    assert main([*base, "--methods", "drop-tail", "--ratio", "0.2,0.4,0.6", "--texts", "none", "--no-checks"]) == 0
+    assert main([*base, "--methods", "drop-tail", "--ratio", "0.2,0.4,0.6", "--texts", "none"]) == 0
     progress = [line for line in capsys.readouterr().err.splitlines() if " cells done, " in line]
     assert progress[0] == "1 of 4 cells done, 0 in the queue or running, 3 waiting, 0 failed"
     assert len(progress) == 4 and not any("ends about" in line for line in progress)
 
 
-def test_parts_give_what_the_run_itself_gives(base, tmp_path, parts):
+def test_parts_give_what_the_run_itself_gives(with_checks, tmp_path, parts):
     (tmp_path / "mine.py").write_text(MINE)
-    asked = [*base, "--ratio", "0.2", "--then", "shortgpt:ratio=0.6", "--threads", "1", "--device", "cpu"]
+    asked = [*with_checks, "--ratio", "0.2", "--then", "shortgpt:ratio=0.6", "--threads", "1", "--device", "cpu"]
     asked += ["--methods", "mine,sleb", "--plugin", str(tmp_path / "mine.py"), "--save-models"]
     assert main([*asked, "--out", str(tmp_path / "here")]) == 0
     expected = contents(tmp_path / "here")
@@ -174,7 +174,7 @@ def test_a_cell_whose_job_was_ended_keeps_what_it_had_and_goes_on_from_there(bas
     engine, run = parts(False), tmp_path / "run"
     engine.place = run / PARTS  # which other machines see
     measure_and_hear = engine.next_result
-    asked = [*base, "--methods", "sleb", "--ratio", "0.2", "--device", "cpu", "--threads", "1", "--no-checks"]
+    asked = [*base, "--methods", "sleb", "--ratio", "0.2", "--device", "cpu", "--threads", "1"]
     asked += ["--out", str(run), "--retry-failed"]
 
     def is_ended():
@@ -354,7 +354,7 @@ def test_samples_that_are_not_those_of_their_record_are_not_taken_in(tmp_path):
 
 
 def test_cells_share_statistics_of_the_dense_model_and_say_what_these_have_cost(base, tmp_path):
-    asked = [*base, "--methods", "shortgpt", "--threads", "1", "--then", "shortgpt:ratio=0.7", "--no-checks"]
+    asked = [*base, "--methods", "shortgpt", "--threads", "1", "--then", "shortgpt:ratio=0.7"]
     found = {}
     for name, ratio in (("both", "0.2,0.4"), ("one", "0.4")):
         assert main([*asked, "--ratio", ratio, "--out", str(tmp_path / name)]) == 0

@@ -23,7 +23,7 @@ def pruned(run) -> dict[float, tuple[dict, dict]]:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("ratios", ["0.3,0.6", "0.6,0.3"])
 def test_a_cell_inherits_the_seconds_of_the_removals_that_it_shares(method, ratios, base, tmp_path):
-    run = [*base[:-4], *base[-2:], "--no-checks", "--no-isolate", "--methods", method]
+    run = [*base[:-4], *base[-2:], "--no-isolate", "--methods", method]
     assert main([*run, "--ratio", ratios, "--out", str(tmp_path / "both")]) == 0
     both = pruned(tmp_path / "both")
     first, second = map(float, ratios.split(","))

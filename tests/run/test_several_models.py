@@ -44,15 +44,15 @@ def over(base: list[str], models: str, out: str) -> list[str]:
     return found
 
 
-def test_each_model_has_every_cell_and_those_are_of_runs_of_its_own(base, models, tmp_path, capsys):
+def test_each_model_has_every_cell_and_those_are_of_runs_of_its_own(with_checks, models, tmp_path, capsys):
     """Models of one tokenizer read the same tokens; the dense model that a cell diverges from is its own."""
-    assert main(over(base, ",".join(models), str(tmp_path / "both"))) == 0
+    assert main(over(with_checks, ",".join(models), str(tmp_path / "both"))) == 0
     out, err = capsys.readouterr()
     assert "[3/4] dense, tiny-other: loading the model" in err
     assert out.count("\ndense ") == 2
     both = run_folder.records(tmp_path / "both")
     assert len(both) == 4
-    assert main(over(base, models[1], str(tmp_path / "alone"))) == 0
+    assert main(over(with_checks, models[1], str(tmp_path / "alone"))) == 0
     alone = run_folder.records(tmp_path / "alone")
     assert set(alone) == {key for key, record in both.items() if record.cell["model"] == models[1]}
     for key, record in alone.items():

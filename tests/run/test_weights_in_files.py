@@ -17,9 +17,9 @@ DIVERGENCE = ("kl", "kl_low", "kl_high", "agreement", "drawn")
 OTHERWISE = ("seconds", "prune_seconds", "search_seconds", "peak_memory", "weights_in")
 
 
-def test_a_run_in_files_measures_what_one_in_memory_does(base, tmp_path, monkeypatch):
+def test_a_run_in_files_measures_what_one_in_memory_does(with_checks, tmp_path, monkeypatch):
     """Models are saved in another dtype than they have, so that each is converted on its way back."""
-    run, found = [*base[:-4], "--speed-rounds", "0", "--no-isolate"], []
+    run, found = [*with_checks[:-4], "--speed-rounds", "0", "--no-isolate"], []
     keeps: list[bool] = []  # freed memory: of no cell whose weights lie in files, since memory is what is short
     monkeypatch.setattr(memory, "keep_freed", lambda: keeps.append(True))
     rooms, window_nll = list[Sweeping | None](), measure.scoring.window_nll

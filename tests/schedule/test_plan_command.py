@@ -122,14 +122,14 @@ def test_a_cell_that_one_gpu_does_not_hold_fits_on_two():
 
 
 def test_the_command_says_what_is_done_and_writes_nothing(base, tmp_path, capsys):
-    asked = [*base, "--methods", "shortgpt,sleb", "--ratio", "0.2,0.4", "--no-checks"]
+    asked = [*base, "--methods", "shortgpt,sleb", "--ratio", "0.2,0.4"]
     run = tmp_path / "run"
     assert main([*asked, "--plan"]) == 0
     first = capsys.readouterr().out
     assert not run.exists()
     assert "5 of 5 cells are to be measured, which takes about " in first
     assert "sleb at 0.2" in first  # for which the next one waits
-    assert main([*base, "--methods", "shortgpt,sleb", "--ratio", "0.2", "--no-checks"]) == 0
+    assert main([*base, "--methods", "shortgpt,sleb", "--ratio", "0.2"]) == 0
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     capsys.readouterr()
     assert main([*asked, "--plan", "--slots", "2"]) == 0
@@ -142,7 +142,7 @@ def test_the_command_says_what_is_done_and_writes_nothing(base, tmp_path, capsys
 
 
 def test_an_estimate_is_what_the_records_beside_the_run_took(base, tmp_path, capsys):
-    asked = [*base, "--methods", "shortgpt", "--ratio", "0.2", "--no-checks"]
+    asked = [*base, "--methods", "shortgpt", "--ratio", "0.2"]
     assert main(asked) == 0
     took = 1000.0
     for path in (tmp_path / "run" / "cells").glob("*.json"):
@@ -202,7 +202,7 @@ def test_a_plan_for_other_machines_looks_at_no_memory_of_this_one(given, in_file
 
 
 def test_a_plan_for_other_machines_needs_their_number_alone(base, capsys):
-    asked = [*base, "--methods", "shortgpt", "--ratio", "0.2", "--no-checks", "--plan"]
+    asked = [*base, "--methods", "shortgpt", "--ratio", "0.2", "--plan"]
     assert main([*asked, "--engine", "slurm", "--slots", "2"]) == 0
     said = capsys.readouterr().out
     assert "their time is estimated by the rate of this one" in said

@@ -167,7 +167,7 @@ class FullDisk:
 def test_a_tracker_that_fails_does_not_end_the_run_and_is_asked_no_more(base, tmp_path, capsys, monkeypatch):
     disk = FullDisk()
     monkeypatch.setattr(tracker, "open_tracker", lambda name: disk)
-    assert main([*base, "--methods", "drop-tail", "--ratio", "0.2,0.3,0.5", "--no-checks", "--track", "mlflow"]) == 0
+    assert main([*base, "--methods", "drop-tail", "--ratio", "0.2,0.3,0.5", "--track", "mlflow"]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mlflow")]
     assert lines == [
         "mlflow: No space left on device; no more is sent; the records are kept, and the same command "
