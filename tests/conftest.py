@@ -43,19 +43,13 @@ LONG = (
 
 # Families that differ from another one in numbers and not in structure: each method goes through these with --nightly.
 ALIKE = {"mistral": "llama", "qwen2": "llama", "gemma": "qwen3", "gemma2": "gemma3_text"}
-# Folders and files whose tests take long and wait for most of it: last, they would leave a core idle. What several
-# tests share that takes long to make, as in test_chain.py, is made once more by each process that steals some of them.
-FIRST = {
-    "engines",
-    "served",
-    "page",
-    "test_chain.py",
-    "test_types.py",
-    "test_tutorial.py",
-    "test_doctor.py",
-    "test_gate.py",
-    "test_part.py",
-}
+# Folders and files whose tests take long and wait for most of it: last, they would leave a core idle. The longest of a
+# single test come before all, since the last two that a process has are stolen by none. What several tests share that
+# takes long to make, as in test_chain.py, is made once more by each process that steals some of them.
+FIRST = (
+    *("test_types.py", "test_tutorial.py", "test_doctor.py", "test_transformers_compat.py", "served", "engines"),
+    *("test_chain.py", "test_gate.py", "test_part.py", "page"),
+)
 OF_METHODS = ("depth", "width", "search", "experts")  # folders of tests, each file of which is about a method
 
 
@@ -70,12 +64,17 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what a nightly run alone has, unless it is one; begin with what starts processes and waits for them."""
-    items.sort(key=lambda item: not FIRST & {item.path.name, item.path.parent.name})
+    items.sort(key=lambda item: min(map(place_of, (item.path.name, item.path.parent.name))))
     if config.getoption("--nightly"):
         return
     left_out = [item for item in items if is_nightly(item)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if not is_nightly(item)]
+
+
+def place_of(name: str) -> int:
+    """Return where a folder or file stands in FIRST, and behind its end for others."""
+    return FIRST.index(name) if name in FIRST else len(FIRST)
 
 
 def pytest_collection_finish() -> None:
