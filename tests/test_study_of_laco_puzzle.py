@@ -315,19 +315,41 @@ def test_what_is_said_of_searches():
     page = " ".join(text(PAGE).split())
     said = "**Searches are behind it on SmolLM2 and Gemma at each ratio**"
     assert f"{said}: {searches()}. Each is shown by the pair." in page
-    (row,) = (line for line in rows() if "qwen" in line and ("`tyr`" in line or "`evopress`" in line))
-    assert "| 0.1 | `evopress`" in row
+    on_qwen = [
+        line.split(" | ")[1:3] for line in rows() if "qwen" in line and ("`tyr`" in line or "`evopress`" in line)
+    ]
+    assert on_qwen == [["0.1", "`evopress`"], ["0.2", "`tyr`"]]
+    wiki, c4, bits = beside_ours("tyr", "0.2")["qwen2.5-coder-0.5b"]
+    assert wiki[1] > 1 and c4[1] > 1 and bits[1] > 0
+    said = f"`tyr` at 0.2 is behind it too ({wiki[0]:.2f} and {c4[0]:.2f} times and {bits[0]:.3f} bits more)"
     wiki, c4, bits = beside_ours("evopress", "0.1")["qwen2.5-coder-0.5b"]
     assert f"{wiki[0]:.2f}" == f"{c4[0]:.2f}" and bits[2] < 0
-    said = f"`evopress` at 0.1 has {wiki[0]:.2f} times its perplexity on both texts and {-bits[0]:.3f} bits less"
+    said += f"; `evopress` at 0.1 has {wiki[0]:.2f} times its perplexity on both texts and {-bits[0]:.3f} bits less"
     assert f"On Qwen {said}, which the pair shows; nothing else of them has been measured there." in page
+
+
+def test_what_is_said_of_a_search_on_the_tokens_that_matrices_are_solved_on():
+    page = " ".join(text(PAGE).split())
     widths = {
         place: rows_beside.figure(run(), at["tyr"], "wiki") / rows_beside.figure(run(), at["obs"], "wiki")
         for place, at in rows_beside.places(run()).items()
         if "tyr" in at
     }
     said = f"has {min(widths.values()):.2f} to {max(widths.values()):.2f} times the perplexity of `obs` on `wiki`"
-    assert len(widths) == 6 and said in page
+    assert len(widths) == 7 and said in page
+    its = [one for one in run().records if one.cell["label"] == "tyr"]
+    (calibration,) = {
+        one.cell["protocol"]["calibration_sequences"] * one.cell["protocol"]["calibration_length"] for one in its
+    }
+    there, elsewhere = [one.decisions["kl"][-1] for one in its], [one.measured["checks"]["kl"] for one in its]
+    times = [other / own for own, other in zip(there, elsewhere, strict=True)]
+    said = f"ends at {min(there):.3f} to {max(there):.3f} nats there, and on other text it is"
+    said += f" {min(elsewhere):.2f} to {max(elsewhere):.2f}, {min(times):.0f} to {max(times):.0f} times as much"
+    said = f"{calibration:,} here and 4.2 million in the authors' script: its divergence from the dense model {said}"
+    assert said in page
+    (most,) = (one for one, many in zip(its, times, strict=True) if many == max(times))
+    assert most.cell["model"] == "qwen2.5-coder-0.5b"
+    assert "most on Qwen, which has more channels than there are tokens (4,864)" in page
 
 
 def test_what_is_said_of_three_draws_on_the_other_model():

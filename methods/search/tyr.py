@@ -27,7 +27,9 @@ cut; here the MLP is fed by what is left of the attention. There the score of a 
 here one unit goes after another. There the matrices of the last round's levels are the model's; here they are solved
 for once more, on their own prefix. Divergence is of the 8,192 likeliest words there, here of all. The script compares
 128 children on 2,048 tokens, 16 of them on 16,384 and 4 on 131,072, for 50 generations in each round; here 16 children
-are compared on `tokens`, two and their parent on `final_tokens`, for 6 generations. One head and 16 channels stay in
+are compared on `tokens`, two and their parent on `final_tokens`, for 6 generations. As there, the tokens that matrices
+are solved on are those that states are compared on; the script has 4,194,304 of them, and on the few thousand of a
+usual run a state diverges far less than on other text (docs/studies/laco-puzzle.md). One head and 16 channels stay in
 each layer, or an eighth of fewer than 128 channels. Matrices of levels are kept in the type of the model's weights, as
 there.
 
