@@ -342,12 +342,12 @@ def test_what_is_said_of_a_search_on_the_tokens_that_matrices_are_solved_on():
         one.cell["protocol"]["calibration_sequences"] * one.cell["protocol"]["calibration_length"] for one in its
     }
     there, elsewhere = [one.decisions["kl"][-1] for one in its], [one.measured["checks"]["kl"] for one in its]
-    times = [other / own for own, other in zip(there, elsewhere, strict=True)]
+    factors = [other / own for own, other in zip(there, elsewhere, strict=True)]
     said = f"ends at {min(there):.3f} to {max(there):.3f} nats there, and on other text it is"
-    said += f" {min(elsewhere):.2f} to {max(elsewhere):.2f}, {min(times):.0f} to {max(times):.0f} times as much"
+    said += f" {min(elsewhere):.2f} to {max(elsewhere):.2f}, {min(factors):.0f} to {max(factors):.0f} times as much"
     said = f"{calibration:,} here and 4.2 million in the authors' script: its divergence from the dense model {said}"
     assert said in page
-    (most,) = (one for one, many in zip(its, times, strict=True) if many == max(times))
+    (most,) = (one for one, many in zip(its, factors, strict=True) if many == max(factors))
     assert most.cell["model"] == "qwen2.5-coder-0.5b"
     assert "most on Qwen, which has more channels than there are tokens (4,864)" in page
 

@@ -27,11 +27,11 @@ from methods.model.spread import Place
 
 FILE = Path(__file__).with_name("answers.json")
 RATIO = 0.3
-GIVEN: dict[str, dict[str, Any]] = {  # without which there is nothing to choose on eight layers, or too near a choice
+GIVEN: dict[str, dict[str, Any]] = {  # without which eight layers leave no choice, a near one, or a long search
     "laco": {"C": 3, "I": 1},
     "laco-published": {"C": 3, "I": 1},
     "drop": {"layers": "0+4-5"},  # the first one too, from which a cache takes its length
-    "evopress": {"generations": 8, "initial": 16, "offspring": 8},  # which find what ten of 32 children do
+    "evopress": {"generations": 8, "initial": 16, "offspring": 8},  # finds what ten generations of 32 children do
     "laco-puzzle": {"steps": 2},  # of more steps it has some to choose that are near
     "tyr": {"rounds": 1, "generations": 2, "offspring": 4, "levels": 3},  # of more states there are some that are near
 }
