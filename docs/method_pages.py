@@ -16,7 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from methods import authors_code, registry  # noqa: E402  # of this checkout, whatever is installed
+from methods import registry  # noqa: E402  # of this checkout, whatever is installed
+from methods.listed import authors_code  # noqa: E402
+from methods.listed.cards import Card, of_module  # noqa: E402
 
 FOLDERS = {"depth": "Layers", "width": "Widths", "search": "Searches", "compensation": "Compensations"}
 HEADINGS = r"(Departures from (?:the authors' code|the paper)|Cost|Families|Measured)\. "
@@ -25,7 +27,7 @@ HEADINGS = r"(Departures from (?:the authors' code|the paper)|Cost|Families|Meas
 class MethodPage:
     """A module of methods/ with the cards of the methods or compensations that it registers."""
 
-    def __init__(self, module: str, cards: list[registry.Card], plus: str) -> None:
+    def __init__(self, module: str, cards: list[Card], plus: str) -> None:
         self.folder, _, self.stem = module.rpartition(".")
         self.cards, self.plus = cards, plus
         self.path = f"methods/{module.replace('.', '/')}.py"
@@ -120,7 +122,7 @@ def method_pages() -> Iterator[MethodPage]:
     for modules, decorator, plus in kinds:
         for module in modules:
             if module != "dense":
-                yield MethodPage(module, registry._cards(registry._source(module), decorator), plus)
+                yield MethodPage(module, of_module(module, decorator), plus)
 
 
 def _places(check: authors_code.CodeComparison) -> str:

@@ -5,6 +5,7 @@ width/         methods that cut heads, channels or the residual stream
 experts/       methods that remove experts of a mixture
 search/        methods that search what goes of which layer, and what searches have in common
 compensation/  closed-form repairs that follow a method: `shortgpt+ghost`
+listed/        what lists say of methods, and how near each is to its authors' code
 model/         a Hugging Face decoder, seen and cut
 checkpoint/    pruned models on disk
 
@@ -17,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from methods.base import REGISTRY, Pruner, register
 from methods.errors import OutOfReach, Unsupported, UserError
+from methods.listed.cards import catalogue, compensations
 from methods.registry import (
-    catalogue,
-    compensations,
     current_names,
     hyperparameters,
     installed,

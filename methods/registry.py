@@ -1,4 +1,4 @@
-"""Finds methods and compensations by name, makes them of what was typed, and lists what there is.
+"""Finds methods and compensations by name, and makes them of what was typed.
 
 `shortgpt+ghost` is a method and a compensation, see methods/compensation/base.py.
 
@@ -8,7 +8,6 @@ in a file named with --plugin, or through the entry-point group "prunebench.meth
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import difflib
 import functools
@@ -18,12 +17,10 @@ import importlib.util
 import math
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from methods.base import REGISTRY, Pruner
-from methods.model.architectures import FAMILIES
 
 if TYPE_CHECKING:
     from importlib import metadata
@@ -98,6 +95,12 @@ def _entry_points() -> tuple[metadata.EntryPoint, ...]:
     from importlib import metadata
 
     return tuple(metadata.entry_points(group=ENTRY_POINTS))
+
+
+def installed() -> list[tuple[str, str]]:
+    """Return (name, package) of the entry points of installed packages, which are named after their methods."""
+    points = _entry_points()
+    return [(point.name, point.dist.name if point.dist else point.module) for point in points]
 
 
 def _load_point(point: metadata.EntryPoint) -> None:
@@ -258,91 +261,3 @@ def _said(hint: Any) -> str:
         words = list(map(str if get_origin(hint) is Literal else _said, get_args(hint)))
         return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
     return str(getattr(hint, "__name__", hint))
-
-
-SAID = ("fixed", "needs", "cost", "axes")  # constants of a class that its card shows
-
-
-@dataclass(frozen=True)
-class Card:
-    """Holds what `list methods` says of a method. Four of them are constants of its class.
-
-    parameters  name, default, meaning
-    fixed       whether the parameters alone decide what goes, so that no ratio is asked for
-    needs       what it looks at: nothing, calibration, or calibration and gradients
-    cost        in forwards over the tokens that it reads
-    axes        along which it cuts with its usual parameters
-    module      where it is, as in BUILT_IN or COMPENSATIONS
-    """
-
-    name: str
-    summary: str
-    parameters: tuple[tuple[str, str, str], ...]
-    fixed: bool = False
-    needs: str = ""
-    cost: str = ""
-    axes: tuple[str, ...] = ("layers",)
-    module: str = ""
-
-    @property
-    def without(self) -> tuple[str, ...]:
-        """Return the families of which it can serve no model, since they cannot be cut along one of its axes."""
-        return tuple(name for name, family in FAMILIES.items() if any(map(family.never, self.axes)))
-
-
-def catalogue() -> list[Card]:
-    """Return a card of every built-in method, read from its source, so that a list costs no import of torch."""
-    cards: list[Card] = []
-    for name in BUILT_IN:
-        cards += [dataclasses.replace(card, module=name) for card in _cards(_source(name))]
-    return cards
-
-
-def needs() -> dict[str, str]:
-    """Return what each built-in method looks at, by its name, such as "calibration, gradients"."""
-    return {card.name: card.needs for card in catalogue()}
-
-
-def compensations() -> list[Card]:
-    """Return a card of every compensation, read from its source."""
-    cards: list[Card] = []
-    for name in COMPENSATIONS:
-        cards += [dataclasses.replace(card, module=name) for card in _cards(_source(name), "compensation")]
-    return cards
-
-
-def _source(name: str) -> str:
-    return Path(__file__).parent.joinpath(*name.split(".")).with_suffix(".py").read_text(encoding="utf-8")
-
-
-def installed() -> list[tuple[str, str]]:
-    """Return (name, package) of the entry points of installed packages, which are named after their methods."""
-    points = _entry_points()
-    return [(point.name, point.dist.name if point.dist else point.module) for point in points]
-
-
-@functools.cache
-def _cards(source: str, decorator_name: str = "register") -> tuple[Card, ...]:
-    lines = source.splitlines()
-    fields: dict[str, dict[str, tuple[str, str, str]]] = {}
-    constants: dict[str, dict[str, Any]] = {}
-    cards = []
-    for node in ast.parse(source).body:
-        if not isinstance(node, ast.ClassDef):
-            continue
-        bases = [ast.unparse(base) for base in node.bases]
-        own = {name: entry for base in bases for name, entry in fields.get(base, {}).items()}
-        said = {name: value for base in bases for name, value in constants.get(base, {}).items()}
-        for item in node.body:
-            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value is not None:
-                said_here = "\n".join(lines[item.lineno - 1 : item.end_lineno]).partition("  # ")[2]
-                meaning = said_here.partition("\n")[0].strip() or own.get(item.target.id, ("", "", ""))[2]
-                own[item.target.id] = (item.target.id, ast.unparse(item.value), meaning)
-            elif isinstance(item, ast.Assign) and ast.unparse(item.targets[0]) in SAID:
-                said[ast.unparse(item.targets[0])] = ast.literal_eval(item.value)
-        fields[node.name], constants[node.name] = own, said
-        for decorator in node.decorator_list:
-            if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == decorator_name:
-                summary = (ast.get_docstring(node) or "").partition("\n")[0]
-                cards.append(Card(ast.literal_eval(decorator.args[0]), summary, tuple(own.values()), **said))
-    return tuple(cards)

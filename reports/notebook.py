@@ -16,7 +16,7 @@ from bench.records import run_folder
 from bench.records.run_folder import Merged
 from methods.errors import UserError
 from methods.files import write_atomically
-from methods.registry import needs
+from methods.listed.cards import needs
 from reports.figures import catalogue as figures
 from reports.figures.figure import Figure, svg
 from reports.formats import html, terminal

@@ -14,7 +14,7 @@ from bench.system.console import say
 from methods.errors import UserError
 
 if TYPE_CHECKING:
-    from methods.registry import Card
+    from methods.listed.cards import Card
 
 MEASURED = Path(__file__).parents[1] / "schedule" / "measured_costs.json"  # written by docs/generate.py
 CONDITIONS = (
@@ -79,7 +79,7 @@ def _methods(verbose: bool) -> list[str]:
 
 def _authors(card: Card) -> list[str]:
     """Return how a method was held against its authors' code, and where its module departs from that."""
-    from methods import authors_code
+    from methods.listed import authors_code
 
     lines, check = [], authors_code.checks().get(card.module.rpartition(".")[2])
     if check and card.name in check.methods:

@@ -116,7 +116,7 @@ def _asked(arguments: argparse.Namespace, merged: Merged) -> dict[str, list[Tabl
 
 
 def _tables(merged: Merged, names: tuple[str, ...], reference: str | None) -> dict[str, list[Table]]:
-    from methods.registry import needs
+    from methods.listed.cards import needs
     from reports.tables.views import views
 
     return views(names, merged.records, reference, merged.samples, needs(), served=merged.served)
@@ -146,7 +146,7 @@ def _rendered(arguments: argparse.Namespace, merged: Merged, tables: dict[str, l
 def _write(folder: Path, merged: Merged, reference: str | None, *, standalone: bool) -> None:
     """Write everything into a folder: the page, the report, the frame, LaTeX of every table, and all figures."""
     from methods.files import write_atomically
-    from methods.registry import needs
+    from methods.listed.cards import needs
     from reports import report as report_text
     from reports.figures.catalogue import Gallery, figures
     from reports.formats import latex

@@ -49,7 +49,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from methods.registry import needs
+    from methods.listed.cards import needs
     from reports.page import server
 
     run = arguments.run or _newest()

@@ -113,7 +113,7 @@ def parse_methods(asked: str | Iterable[str]) -> list[Mention]:
                 raise UserError(f"a parameter is written NAME=VALUE, as in laco:C=3,T=0.7; got {rest!r}")
             found[-1].given[name.strip()] = value.strip()
     if ("all", {}, True) in found:
-        from methods.registry import catalogue
+        from methods.listed.cards import catalogue
 
         named = [mention for mention in found if mention != ("all", {}, True)]
         every = [card.name for card in catalogue() if not card.fixed]

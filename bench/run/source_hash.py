@@ -41,6 +41,7 @@ UNDECIDED = (
     "methods",  # passes names on; they are followed to where they are defined
     "methods.base",  # the registry and the interface
     "methods.registry",  # finds methods by name and checks their parameters, whose values a cell holds
+    "methods.listed.cards",  # what lists say of methods
     "methods.ranges",  # which values of parameters are right
     "methods.errors",  # exceptions and their words
     "methods.model.layer_store",  # moves weights, whose values stay

@@ -6,10 +6,10 @@ import json
 import re
 
 import pytest
-from authors_code import DATA, UPDATE, golden
+from authors_code import DATA, FOLDER, UPDATE, golden
 from pages import DOCS, generator, tables, text
 
-from methods import authors_code
+from methods.listed import authors_code
 
 CHECKS = authors_code.checks()
 ELSEWHERE = {"laco": 1, "slicegpt": 6, "llm_pruner": 8}  # runs, repeated by the tests of these methods
@@ -26,7 +26,7 @@ def test_every_run_is_counted():
 
 
 def golden_files():
-    return (DATA.parents[1] / "tests" / "golden" / "authors").glob("*.json")
+    return (FOLDER / "authors").glob("*.json")
 
 
 @pytest.mark.parametrize("name", [name for name in CHECKS if name not in ELSEWHERE])

@@ -19,13 +19,13 @@ from methods.checkpoint import load, save
 from methods.checkpoint.verify import verify
 from methods.counted import counted, held
 from methods.errors import Unsupported
+from methods.listed.cards import compensations
 from methods.model import structures
 from methods.model.activations import enter, step
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.parts.experts import Experts, remove_experts
 from methods.model.sizes import active_parameters, macs_per_token, parameters, sizes
-from methods.registry import compensations
 
 EVERY_LAYER = [[0, 3], [1, 2], [6, 7], [0, 1], [4, 5], [2, 6]]
 GONE = dict.fromkeys(("mixtral", "olmoe", "gpt_oss"), EVERY_LAYER) | {

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parent
+DATA = Path(__file__).with_name("authors_code.json")
+METHODS = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,11 @@ def what_was_timed() -> str:
 
 def departures(module: str) -> list[str]:
     """Return the departures that the head of a module ("depth.sleb") states, one sentence each."""
-    source = FOLDER.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+    source = METHODS.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
     head = ast.get_docstring(ast.parse(source)) or ""
     found = re.search(r"^Departures from [\w' ]+\. (.*?)(?:\n\n|\Z)", head, re.MULTILINE | re.DOTALL)
     return re.split(r"(?<=\.) (?=[A-Z0-9`])", " ".join(found[1].split())) if found else []
 
 
 def _data() -> Any:
-    return json.loads((FOLDER / "authors_code.json").read_text(encoding="utf-8"))
+    return json.loads(DATA.read_text(encoding="utf-8"))
