@@ -34,6 +34,7 @@ TASK_DATA = (
     "a task's documents from local files, with the columns of the hub's: an .arrow, .parquet or .jsonl file of what "
     "is evaluated, or a folder of such, where files named by split (test-0.parquet) are taken by split"
 )
+SEARCH = "end each search (evopress, tyr) with what it has found after N minutes; by default it is not ended"
 ISOLATE = (
     "each cell in a process of its own; by default cells that are timed or on a GPU share one until one fails in it"
 )
@@ -100,6 +101,7 @@ class RunSpec:
     match: Literal["layers", "exact"] = what("layers", "round the ratio to whole layers")
     compensate: str | None = what(None, "of `list methods`, behind all of --methods: laco is laco+NAME", "NAME")
     uniform: bool = what(False, "cut widths alike in all layers, for stock transformers")
+    search_minutes: float | None = what(None, SEARCH, "N", least=0.01)
     trust_remote_code: bool = what(False, "run code that comes with a model")
     plugins: Sequence[str] = what((), "a Python file with methods", "FILE", flag="plugin", repeated=True)
     then: Sequence[str] = what((), THEN, "METHOD:ratio=R[,NAME=VALUE]", repeated=True)

@@ -119,6 +119,7 @@ def cells(spec: RunSpec, *, here: bool = True) -> list[Cell]:
         stages = [stage._replace(mention=_ready(stage.mention, spec)) for stage in stages]
     except ValueError as error:
         raise UserError(str(error)) from None
+    _check_search_minutes(spec, [*mentions, *(stage.mention for stage in stages)])
     local, first = task_sources.parse_task_data(spec.task_data), protocols[0][0]
     names = task_loading.check(first.tasks, local, first.fewshot)
     if here:
@@ -175,11 +176,14 @@ def _timed_on(found: Target, protocol: Protocol, said: Collection[str]) -> Proto
 
 
 def _ready(mention: Mention, spec: RunSpec) -> Mention:
-    """Return a method that there is, with uniform=True where that is asked for and it cuts widths.
+    """Return a method that there is, with what --search-minutes and --uniform set where it has such a parameter.
 
-    Raises ValueError for a method or parameter that there is not, and where the method never cuts alike in all layers.
+    What a mention says itself of its minutes stays. Raises ValueError for a method or parameter that there is not, and
+    where the method never cuts alike in all layers.
     """
     pruner = methods.make(mention.method, mention.given)
+    if spec.search_minutes is not None and "minutes" in methods.hyperparameters(pruner):
+        mention = mention._replace(given={"minutes": spec.search_minutes} | mention.given)
     if not spec.uniform:
         return mention
     if reason := getattr(pruner, "uneven", ""):
@@ -188,6 +192,13 @@ def _ready(mention: Mention, spec: RunSpec) -> Mention:
         mention = mention._replace(given=mention.given | {"uniform": True})
         methods.make(mention.method, mention.given)  # refuses parameters that uniform leaves no place for
     return mention
+
+
+def _check_search_minutes(spec: RunSpec, mentions: Iterable[Mention]) -> None:
+    """Refuse minutes of a search where no method has such a parameter."""
+    if spec.search_minutes is not None and not any("minutes" in mention.given for mention in mentions):
+        having = [card.name for card in methods.catalogue() for name, *_ in card.parameters if name == "minutes"]
+        raise UserError(f"--search-minutes ends a search, and --methods names none; {' and '.join(having)} are such")
 
 
 def _check_healing(recipe: Recipe, protocols: Iterable[Protocol], found: Target) -> None:

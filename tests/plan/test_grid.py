@@ -141,6 +141,11 @@ MISTAKES = {
         ["--set", f"laco.tokens={','.join(map(str, range(1, 3001)))}", "--set", f"laco.sentences={','.join('123456')}"],
         "multiplies to 18,000 or more cells, and --max-cells allows 200",
     ),
+    "minutes of no search": (
+        ["--search-minutes", "3"],
+        "--search-minutes ends a search, and --methods names none; evopress and tyr are such",
+    ),
+    "no minutes": (["--search-minutes", "0"], "--search-minutes is 0.01 or more; got 0"),
     "no cells": (["--set", "laco.C=2,3", "--max-cells", "0"], "--max-cells is a positive number; got 0"),
 }
 
@@ -191,6 +196,20 @@ def test_no_seed_draws_again_what_another_has_drawn(cells_of, base):
     drawn = [cell.parameters["seed"] for cell in cells if cell.method == "drop-random"]
     assert len(set(drawn)) == len(drawn) == 9
     assert sorted(drawn)[:3] == [0, 1, 2]
+
+
+def test_minutes_of_searches_are_their_parameter(base, cells_of):
+    """One flag gives searches, compensated ones too, the cells that the parameter gives; others have no minutes."""
+    methods = [*base, "--ratio", "0.4", "--methods"]
+    by_flag = cells_of([*methods, "evopress,shortgpt,tyr+ghost,evopress:minutes=3", "--search-minutes", "0.5"])
+    named = "evopress:minutes=0.5,shortgpt,tyr+ghost:minutes=0.5,evopress:minutes=3"
+    assert [cell.key for cell in by_flag] == [cell.key for cell in cells_of([*methods, named])]
+    assert [cell.parameters.get("minutes") for cell in by_flag] == [None, 0.5, None, 0.5, 3.0]
+
+
+def test_minutes_of_a_search_that_a_chain_names(base, cells_of):
+    asked = [*base, "--ratio", "0.2", "--methods", "shortgpt", "--then", "evopress:ratio=0.4", "--search-minutes", "2"]
+    assert [cell.parameters.get("minutes") for cell in cells_of(asked)] == [None, None, 2.0]
 
 
 def test_seeds_alone_print_their_mean_and_not_one_row_for_each(base, capsys):
