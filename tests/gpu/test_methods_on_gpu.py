@@ -54,9 +54,9 @@ def pruned(name, model, settings=None):
         return decisions, decoder.model(IDS[:2].to(decoder.embed.weight.device), use_cache=False).logits.cpu()
 
 
-# A long search puts together what others here do one by one: in bfloat16 on one GPU, and at night everywhere. So are
-# families beside Llama, and parameters beside the defaults.
-LONG = ("tyr", "laco-puzzle", "evopress")
+# A long search puts together what others here do one by one, and some have a sibling: in bfloat16 on one GPU, and at
+# night everywhere. So are families beside Llama, and parameters beside the defaults.
+LONG = ("tyr", "laco-puzzle", "evopress", "finercut", "llm-drop+ghost", "llm-drop+linearpatch", "shortgpt+scale")
 PLAIN = EVERY[: len(METHODS) + len(COMPENSATED)]
 WITHOUT_LONG = [
     pytest.param(*each, marks=[pytest.mark.nightly] if each[1] in LONG or each not in PLAIN else []) for each in EVERY

@@ -475,6 +475,7 @@ def test_a_run_that_is_killed_in_a_chain_does_not_heal_the_parent_again(healing,
         }
 
 
+@pytest.mark.nightly  # tests/engines/test_local.py and tests/run/test_part.py have chains in processes of their own
 def test_a_chain_in_processes_of_its_own_comes_to_the_same(chained, healing, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(chained[0], folder)
