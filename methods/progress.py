@@ -1,7 +1,8 @@
-"""Progress bars on stderr, for work of more than two seconds."""
+"""Progress bars on stderr, for work of more than two seconds; none where the environment has TQDM_DISABLE."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TypeVar
@@ -16,8 +17,9 @@ def bar(total: int | None, what: str, unit: str, done: int = 0) -> Any:
 
     Drawn every 0.2 s, or 20 s where no terminal shows it.
     """
+    quiet = {"disable": True} if os.environ.get("TQDM_DISABLE") else {}  # tqdm itself reads it when it is imported
     every = 0.2 if sys.stderr.isatty() else 20
-    return tqdm(total=total, desc=what, unit=unit, initial=done, delay=2, leave=False, mininterval=every)
+    return tqdm(total=total, desc=what, unit=unit, initial=done, delay=2, leave=False, mininterval=every, **quiet)
 
 
 def over(items: Iterable[T], what: str, unit: str, total: int | None = None) -> Iterator[T]:

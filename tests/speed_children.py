@@ -1,4 +1,4 @@
-"""What test_speed.py has other processes do. Imports nothing heavy, so that they start at once."""
+"""What tests of processes have other processes do. Imports nothing heavy, so that they start at once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import time
 
 from bench.system import worker
+from methods import progress
 
 
 def finds(line, number):
@@ -49,6 +50,12 @@ def counts(line):
 
 def knows(line, module):
     line.tell({"knows": module in sys.modules})
+
+
+def draws(line):
+    """Tell whether a progress bar is drawn."""
+    with progress.bar(1, "drawing", "line") as bar:
+        line.tell({"quiet": bar.disable})
 
 
 def hears_interrupts(line):

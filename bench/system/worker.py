@@ -83,7 +83,8 @@ class Line:
 class Worker:
     """Keeps a process that does one task after the other. After a failure, or `stop`, the next task gets a new one.
 
-    environment  variables that its processes have beside those of this one; with some of its own none is forked
+    environment  variables that its processes have beside those of this one; a process that is forked has them only
+                 behind its imports
     imported     modules that its processes find imported, on Linux; they are those of this process's first such worker,
                  and what they do when they are imported must be nothing that a fork breaks, such as starting threads
     """
@@ -152,7 +153,7 @@ class Worker:
     def _started(self, modules: Sequence[str] = ()) -> tuple[BaseProcess, Connection]:
         if self._process is None or self._pipe is None or not self._process.is_alive():
             self._kill()
-            served = bool(self._imported) and not self._environment and sys.platform == "linux"
+            served = bool(self._imported) and sys.platform == "linux"
             served = served and dict(os.environ) == _environment_of_server()
             context: Any = multiprocessing.get_context("forkserver" if served else "spawn")
             if served:
@@ -269,7 +270,7 @@ def _wait(here: Connection, process: BaseProcess, limits: Limits, began: float) 
 
 def _serve(pipe: Connection, environment: dict[str, str], modules: Sequence[str]) -> None:
     """Import modules, then do what comes through the pipe until it is closed, or until something fails."""
-    os.environ.update(environment)  # before anything is imported that reads it
+    os.environ.update(environment)
     threading.Thread(target=_follow_parent, daemon=True).start()
     line = Line(pipe)
     with contextlib.suppress(Exception):  # which the task that needs them meets again

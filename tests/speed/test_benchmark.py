@@ -781,6 +781,12 @@ def test_a_process_begins_with_what_it_needs_imported_and_is_an_outcome_as_any_o
     needed = ("speed_children", "colorsys")  # of which no other process of the tests needs the last
     assert run(speed_children.knows, "colorsys") == (None, [{"knows": False}])
     assert run(speed_children.knows, "colorsys", imported=needed) == (None, [{"knows": True}])
+    for own, quiet in ({}, False), ({"TQDM_DISABLE": "1"}, True):  # which tqdm has read when it was imported
+        heard, limits = [], isolation.Limits(silence=60)
+        with isolation.Worker(own, needed) as worker:
+            assert worker.run(speed_children.knows, ("colorsys",), limits=limits, hear=heard.append) is None
+            assert worker.run(speed_children.draws, (), limits=limits, hear=heard.append) is None
+        assert heard == [{"knows": True}, {"quiet": quiet}]
     failed, heard = run(speed_children.dies, 1, imported=needed)
     assert (failed, heard) == ("killed by SIGKILL, and not for lack of memory, while it counted", [{"points": [0]}])
     assert run(speed_children.leaves, imported=needed)[0] == "the process ended with code 7 while it started"
