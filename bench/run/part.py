@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,22 @@ def hand_over(folder: Path, key: str, here: bool) -> None:
         with contextlib.suppress(InUse), lock.held(part):
             store.move_partial_results(source, target, key)
             (part / TOLD).unlink(missing_ok=True)
+
+
+def take_in_measured(folder: Path, cells: Iterable[Cell]) -> Iterator[str]:
+    """Take in what other machines have measured for an earlier run, which has not heard of it; a line on each cell.
+
+    A part stays where a process measures there, and where its cell has failed, which is measured again.
+    """
+    for cell in cells:
+        part, known = folder / PARTS / cell.key, None
+        if not (part / "cells").exists() or (folder / "cells" / f"{cell.key}.json").exists():
+            continue
+        with contextlib.suppress(InUse), lock.held(part):
+            known, _ = store.finished(part, cell, retry_failed=True)
+        if known is not None:
+            store.take_in(part, folder, cell.key)
+            yield f"{cell.label} was measured for an earlier run, on another machine"
 
 
 def with_told(folder: Path, result: Result) -> dict[str, Any]:

@@ -226,6 +226,32 @@ def test_what_a_cell_has_left_goes_to_its_part_and_back_but_not_while_something_
     assert (kept.read_text(), (tmp_path / PARTS).exists()) == ("1", False)
 
 
+def test_what_was_measured_for_a_run_that_did_not_hear_of_it_is_taken_in(base, tmp_path, capsys):
+    """Unless a process measures there, or it has failed."""
+    run, asked = tmp_path / "run", [*base, "--methods", "shortgpt,drop-tail", "--ratio", "0.2", "--device", "cpu"]
+    assert main(asked) == 0
+    expected, places = contents(run), dict[str, Path]()
+    for path in [*(run / "cells").iterdir(), *(run / "samples").iterdir()]:
+        place = places.setdefault(path.stem.partition("--")[0], run / PARTS / path.stem)
+        (place / path.parent.name).mkdir(parents=True)
+        path.rename(place / path.parent.name / path.name)
+    (path,) = (places["drop-tail"] / "cells").iterdir()
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "error", "error": "there was no room"}))
+    capsys.readouterr()
+    with lock.held(places["shortgpt"]):
+        assert main(asked) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "earlier run" in line] == [
+        "dense was measured for an earlier run, on another machine"
+    ]
+    assert [line for line in said if "loading" in line] == [
+        "[2/3] shortgpt at 0.2: loading the model",
+        "[3/3] drop-tail at 0.2: loading the model",
+    ]
+    assert not places["dense"].exists()
+    assert {name: value for name, value in contents(run).items() if not name.startswith(PARTS)} == expected
+
+
 def test_a_cell_behind_a_lost_one_is_lost_and_no_record_has_this_machine_for_that_of_another(base, tmp_path, parts):
     engine, run = parts(False), tmp_path / "run"
 
