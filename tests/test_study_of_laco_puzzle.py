@@ -315,17 +315,28 @@ def test_what_is_said_of_searches():
     page = " ".join(text(PAGE).split())
     said = "**Searches are behind it on SmolLM2 and Gemma at each ratio**"
     assert f"{said}: {searches()}. Each is shown by the pair." in page
-    on_qwen = [
-        line.split(" | ")[1:3] for line in rows() if "qwen" in line and ("`tyr`" in line or "`evopress`" in line)
-    ]
-    assert on_qwen == [["0.1", "`evopress`"], ["0.2", "`tyr`"]]
-    wiki, c4, bits = beside_ours("tyr", "0.2")["qwen2.5-coder-0.5b"]
-    assert wiki[1] > 1 and c4[1] > 1 and bits[1] > 0
-    said = f"`tyr` at 0.2 is behind it too ({wiki[0]:.2f} and {c4[0]:.2f} times and {bits[0]:.3f} bits more)"
-    wiki, c4, bits = beside_ours("evopress", "0.1")["qwen2.5-coder-0.5b"]
-    assert f"{wiki[0]:.2f}" == f"{c4[0]:.2f}" and bits[2] < 0
-    said += f"; `evopress` at 0.1 has {wiki[0]:.2f} times its perplexity on both texts and {-bits[0]:.3f} bits less"
-    assert f"On Qwen {said}, which the pair shows; nothing else of them has been measured there." in page
+    assert f"Each is shown by the pair. On Qwen at 0.1 and 0.2 {searches_on_qwen()}." in page
+    assert "At 0.3 neither has been measured there." in page
+    at_more = [beside_ours(label, "0.3") for label in ("tyr", "evopress")]
+    assert not any("qwen2.5-coder-0.5b" in its for its in at_more)
+
+
+def searches_on_qwen() -> str:
+    """Return what is said of the searches on the third model, which has them at two ratios."""
+    said, shown = [], {}
+    for label in ("tyr", "evopress"):
+        its = {at: beside_ours(label, at)["qwen2.5-coder-0.5b"] for at in ("0.1", "0.2")}
+        assert all(wiki[0] > 1 and c4[0] > 1 for wiki, c4, _ in its.values())
+        wiki, c4 = (" and ".join(f"{one[which][0]:.2f}" for one in its.values()) for which in (0, 1))
+        said.append(f"`{label}` has {wiki} times its perplexity on `wiki` and {c4} times on `c4`")
+        shown |= {(label, at): bits[0] for at, (_, _, bits) in its.items() if bits[1] > 0 or bits[2] < 0}
+    assert shown.keys() == {("tyr", "0.2"), ("evopress", "0.1")}
+    behind, ahead = shown["tyr", "0.2"], -shown["evopress", "0.1"]
+    assert behind > 0 and ahead > 0
+    return (
+        f"{', '.join(said)}; by answers the pair shows two of four: `tyr` at 0.2 behind it ({behind:.3f} bits more), "
+        f"`evopress` at 0.1 in front of it ({ahead:.3f} bits less)"
+    )
 
 
 def test_what_is_said_of_a_search_on_the_tokens_that_matrices_are_solved_on():
@@ -336,7 +347,7 @@ def test_what_is_said_of_a_search_on_the_tokens_that_matrices_are_solved_on():
         if "tyr" in at
     }
     said = f"has {min(widths.values()):.2f} to {max(widths.values()):.2f} times the perplexity of `obs` on `wiki`"
-    assert len(widths) == 7 and said in page
+    assert len(widths) == 8 and said in page
     its = [one for one in run().records if one.cell["label"] == "tyr"]
     (calibration,) = {
         one.cell["protocol"]["calibration_sequences"] * one.cell["protocol"]["calibration_length"] for one in its
