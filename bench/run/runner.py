@@ -153,8 +153,9 @@ def run(
             cells = known(cells, datasets)
             for line in store.set_aside(folder, cells):
                 say(line)
-            for line in part.take_in_measured(folder, cells) if engine.here else ():  # Slurm's are asked for by theirs
-                say(line)
+            if engine.here:  # a cluster finds what is measured when it is asked for the cell
+                for line in part.take_in_measured(folder, cells):
+                    say(line)
             if engine.here and (isolate is False or not conditions.apart(session.slots)):
                 in_turn = partial(_in_this_process, {cell.key: cell for cell in cells}, datasets)
                 measuring: Session = local.InThisProcess(in_turn, session.machine)

@@ -83,8 +83,8 @@ class Line:
 class Worker:
     """Keeps a process that does one task after the other. After a failure, or `stop`, the next task gets a new one.
 
-    environment  variables that its processes have beside those of this one; a process that is forked has them only
-                 behind its imports
+    environment  variables that its processes have beside those of this one; a process that is forked gets them after
+                 its imports, so that nothing may read them there
     imported     modules that its processes find imported, on Linux; they are those of this process's first such worker,
                  and what they do when they are imported must be nothing that a fork breaks, such as starting threads
     """

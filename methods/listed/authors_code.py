@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from methods.listed.cards import source
+
 DATA = Path(__file__).with_name("authors_code.json")
-METHODS = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,7 @@ def what_was_timed() -> str:
 
 def departures(module: str) -> list[str]:
     """Return the departures that the head of a module ("depth.sleb") states, one sentence each."""
-    source = METHODS.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
-    head = ast.get_docstring(ast.parse(source)) or ""
+    head = ast.get_docstring(ast.parse(source(module))) or ""
     found = re.search(r"^Departures from [\w' ]+\. (.*?)(?:\n\n|\Z)", head, re.MULTILINE | re.DOTALL)
     return re.split(r"(?<=\.) (?=[A-Z0-9`])", " ".join(found[1].split())) if found else []
 

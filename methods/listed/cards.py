@@ -60,17 +60,21 @@ def compensations() -> list[Card]:
 
 def of_module(name: str, decorator: str) -> list[Card]:
     """Return a card of every class in a module, such as "depth.sleb", that `decorator` registers."""
-    source = METHODS.joinpath(*name.split(".")).with_suffix(".py").read_text(encoding="utf-8")
-    return [dataclasses.replace(card, module=name) for card in _cards(source, decorator)]
+    return [dataclasses.replace(card, module=name) for card in _cards(source(name), decorator)]
+
+
+def source(module: str) -> str:
+    """Return the source of a module of this package, such as "depth.sleb"."""
+    return METHODS.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
 
 
 @functools.cache
-def _cards(source: str, decorator_name: str) -> tuple[Card, ...]:
-    lines = source.splitlines()
+def _cards(text: str, decorator_name: str) -> tuple[Card, ...]:
+    lines = text.splitlines()
     fields: dict[str, dict[str, tuple[str, str, str]]] = {}
     constants: dict[str, dict[str, Any]] = {}
     cards = []
-    for node in ast.parse(source).body:
+    for node in ast.parse(text).body:
         if not isinstance(node, ast.ClassDef):
             continue
         bases = [ast.unparse(base) for base in node.bases]

@@ -67,6 +67,20 @@ def test_two_slots_give_what_one_gives_and_a_cell_that_dies_disturbs_no_other(ba
     assert capfd.readouterr().err.count("has a record") == 13
 
 
+def test_no_import_of_a_slot_looks_for_a_gpu():
+    """From a process that has looked none may be forked, and what a slot sees is hidden behind its imports."""
+    code = f"""
+import torch
+def looks(*_, **__):
+    raise AssertionError("an import looks for a GPU")
+for name in ("is_available", "device_count", "init", "_lazy_init", "get_device_capability"):
+    setattr(torch.cuda, name, looks)
+import {runner.job.__name__}
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_process_that_dies_is_the_outcome_of_its_job_and_the_other_slot_goes_on(tmp_path):
     with LocalSession(dies, environments(2, "cpu", []), fresh=False) as engine:
         engine.submit(job("beside", seconds=0.0, folder=str(tmp_path / "go on")))

@@ -144,11 +144,11 @@ def masked(family: str, counts: dict[str, int]) -> tuple[Decoder, dict[str, list
     return model, removed
 
 
-AS_LLAMA = ("qwen3", "phi3", "opt", "phi")  # in what of a layer feeds what, or as one of the others here
+LIKE_OTHERS = ("qwen3", "phi3", "opt", "phi")  # whose parts feed one another as in llama, gpt2 or gpt_neox
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=[pytest.mark.nightly] if name in AS_LLAMA else []) for name in TINY]
+    "family", [pytest.param(name, marks=[pytest.mark.nightly] if name in LIKE_OTHERS else []) for name in TINY]
 )
 def test_each_matrix_is_fed_by_what_has_been_cut_before_it(family, ids):
     model = dense_of(family)
