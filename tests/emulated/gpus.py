@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from emulated.rules import COPIES, VIEWS, flops_of, line, on_cpu, refuse_mixture, wait_of
 from emulated.surroundings import patches
 from emulated.tensors import CPU, Memory, Moved, OnGpu
+from emulated.trees import first, leaves, mapped
 
 
 class EmulatedGpus:
@@ -112,7 +112,7 @@ class EmulatedGpus:
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run one operation of torch on what the tensors of GPUs really are."""
-        flat, shape = tree_flatten((args, kwargs))
+        flat = leaves([*args, *kwargs.values()])
         mine = [one for one in flat if isinstance(one, OnGpu)]
         others = [one for one in flat if isinstance(one, torch.Tensor) and not isinstance(one, OnGpu)]
         index = mine[0].index if mine else self._calls[-1] if self._calls and not others else None
@@ -122,15 +122,11 @@ class EmulatedGpus:
         if mine and others and refuse_mixture(func, args, flat, others):
             self.wait("indices copied to the GPU")
         self._count(func, args, flat, mine)
-        given, named = tree_unflatten([one.inner if isinstance(one, OnGpu) else one for one in flat], shape)
-        out = on_cpu(func)(*given, **named)
+        out = on_cpu(func)(*mapped(args, _real), **mapped(kwargs, _real))
         if func in COPIES and not isinstance(args[0], OnGpu):
             return args[0]
         known = {id(one.inner): one for one in mine}  # what is changed in place stays what it is
-        found, form = tree_flatten(out)
-        return tree_unflatten(
-            [known[id(one)] if id(one) in known else self._wrapped(one, index) for one in found], form
-        )
+        return mapped(out, lambda one: known[id(one)] if id(one) in known else self._wrapped(one, index))
 
     def _wrapped(self, found: Any, index: int) -> Any:
         return OnGpu(found, self, index) if isinstance(found, torch.Tensor) else found
@@ -143,6 +139,10 @@ class EmulatedGpus:
             self.flops += flops
             if mine and mine[0].dtype == torch.float64:
                 self.float64_flops[line()] += flops
+
+
+def _real(one: Any) -> Any:
+    return one.inner if isinstance(one, OnGpu) else one
 
 
 class _Dispatch(TorchDispatchMode):
@@ -177,7 +177,8 @@ class _Function(TorchFunctionMode):
         return self._call(func, args, kwargs)
 
     def _call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        mine = next((one.index for one in tree_flatten((args, kwargs))[0] if isinstance(one, OnGpu)), None)
+        found = first((args, kwargs), OnGpu)
+        mine = None if found is None else found.index
         device = self.gpus.device(kwargs.pop("device", None))
         if device is not None and device.type not in ("cuda", "cpu"):
             return func(*args, **kwargs, device=device)

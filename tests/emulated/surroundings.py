@@ -11,9 +11,9 @@ from unittest import mock
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_flatten
 
 from emulated.tensors import Memory, OnGpu
+from emulated.trees import first
 
 if TYPE_CHECKING:
     from emulated.gpus import EmulatedGpus
@@ -30,8 +30,8 @@ def patches(gpus: EmulatedGpus) -> list[Any]:
         return _move(module, gpus.device(device), dtype)
 
     def back(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-        roots = [one.index for one in tree_flatten(tensors)[0] if isinstance(one, OnGpu)]
-        with gpus.within(roots[0] if roots else None):
+        root = first([tensors], OnGpu)
+        with gpus.within(None if root is None else root.index):
             return backward(tensors, *args, **kwargs)
 
     return [
