@@ -1,4 +1,4 @@
-"""What tuples, lists and dictionaries hold, however deep. torch's own, `torch.utils._pytree`, takes five times as long."""
+"""What the tuples, lists and dictionaries of a call hold; `torch.utils._pytree` takes five times as long for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def leaves(found: Iterable[Any]) -> list[Any]:
     """Return what the tuples, lists and dictionaries hold, in their order."""
     held: list[Any] = []
     for one in found:
-        if isinstance(one, tuple | list):
+        if isinstance(one, (tuple, list)):
             held += leaves(one)
         elif isinstance(one, dict):
             held += leaves(one.values())
@@ -24,7 +24,7 @@ def first(found: Any, kind: type) -> Any:
     for one in found.values() if isinstance(found, dict) else found:
         if isinstance(one, kind):
             return one
-        if isinstance(one, tuple | list | dict) and (held := first(one, kind)) is not None:
+        if isinstance(one, (tuple, list, dict)) and (held := first(one, kind)) is not None:
             return held
     return None
 
