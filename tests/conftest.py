@@ -58,8 +58,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Let `-n auto` start two workers more than cores, at most 4: tests wait for processes that they start."""
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 2) + 2
+    """Let `-n auto` start one worker more than cores, at most 3: tests wait for processes that they start.
+
+    Each imports, collects and prunes for itself, about 35 s of a core.
+    """
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 2) + 1
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
