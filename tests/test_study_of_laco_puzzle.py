@@ -310,7 +310,7 @@ def test_what_is_said_of_searches():
     said = "**Searches are behind it on SmolLM2 and Gemma at each ratio, on Qwen at 0.3**"
     for label in ("tyr", "evopress"):
         wiki, c4, bits = beside_ours(label, "0.3")["qwen2.5-coder-0.5b"]
-        assert (wiki[1] > 1, c4[1] > 1, bits[1] > 0) == (True, True, True)
+        assert wiki[1] > 1 and c4[1] > 1 and bits[1] > 0
     assert f"{said}: {searches()}. Each is shown by the pair." in page
     assert f"Each is shown by the pair. On Qwen, at 0.1, 0.2 and 0.3, {searches_on_qwen()}." in page
 
@@ -330,6 +330,7 @@ def searches_on_qwen() -> str:
 
 
 def listed(words: list[str]) -> str:
+    """Return words as a sentence lists them: "a, b and c"."""
     *first, last = words
     return f"{', '.join(first)} and {last}" if first else last
 

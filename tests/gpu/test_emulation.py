@@ -90,3 +90,13 @@ def test_nothing_is_left_of_it():
     assert not torch.cuda.is_available()
     with pytest.raises(RuntimeError, match="outside"):
         x + 1
+
+
+def test_tensors_in_a_list_are_on_the_gpu_as_others_are():
+    rows = [torch.arange(2.0), torch.arange(3.0)]
+    with EmulatedGpus():
+        there = [row.cuda() for row in rows]
+        for join in (torch.cat, torch.nn.utils.rnn.pad_sequence):  # the second makes a tensor of its own first
+            joined = join(there)
+            assert joined.device.type == "cuda"
+            assert joined.cpu().equal(join(rows))
