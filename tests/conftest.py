@@ -340,6 +340,26 @@ def with_checks(base):
     return [word for word in base if word != "--no-checks"]
 
 
+def trusting(*names: Path | str) -> list[str]:
+    """The flags by which a user lets the records of a run name these."""
+    return [word for name in names for word in ("--trust", str(name))]
+
+
+def trusting_all(run: Path) -> list[str]:
+    """The flags by which a user lets the records of a run name what they do name."""
+    return trusting(*names_of(run))
+
+
+def names_of(run: Path) -> tuple[str, ...]:
+    """What the records of a run name: models, and texts."""
+    from bench.records.run_folder import load_run
+
+    cells = [record.cell for record in load_run(run)]
+    protocols = [cell["protocol"] for cell in cells]
+    texts = [text for protocol in protocols for text in (protocol["calibration"], *protocol["texts"])]
+    return tuple(dict.fromkeys([*(cell["model"] for cell in cells), *texts]))
+
+
 def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     """The one line that a mistake prints; no result, and no results folder with anything in it."""
     from bench.cli.main import main

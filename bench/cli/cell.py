@@ -16,7 +16,8 @@ def add(commands: Any) -> None:
         help="measure one cell that a run has written down",
         description=(
             "Measure the cell of a job, as `run --engine slurm` writes it, into a run folder of its own, unless its "
-            "record is there. `merge` joins such parts."
+            "record is there. `merge` joins such parts. A job holds the code of its plugins, and what it names is "
+            "loaded as its run allowed it: measure none that you would not run."
         ),
     )
     cell.add_argument("job", type=Path, metavar="JOB.json", help="a job of a run")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bench.cli import NOT_AS_SAID, OK
+from bench.cli import NOT_AS_SAID, OK, options
 from bench.export.formats import FORMATS, GGUF, HF
 from bench.plan.protocol import SAVE_DTYPES
 from bench.plan.served import QUANTISED
@@ -50,6 +50,7 @@ def _add_export(commands: Any) -> None:
     public = "a new repository of --push can be seen by all; one that exists stays as it is"
     export.add_argument("--public", action="store_true", help=public)
     export.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file with methods")
+    options.add_trust(export)
     export.set_defaults(command=_export)
 
 
@@ -89,13 +90,13 @@ def _export(arguments: argparse.Namespace) -> int:
         most=arguments.shard_mb * 10**6,
         device=arguments.device,
     )
-    record = write.find(arguments.run, arguments.cell)
+    record, trust = write.find(arguments.run, arguments.cell), options.trust(arguments)
     if arguments.push:
         hub.check(arguments.push)
-    print(write.write(record, arguments.run, wish))
+    print(write.write(record, trust, wish))
     if arguments.push:
         return _push(arguments)
-    return _print(write.checks(record, arguments.run, wish)) if arguments.format == GGUF else OK
+    return _print(write.checks(record, trust, wish)) if arguments.format == GGUF else OK
 
 
 def _push(arguments: argparse.Namespace) -> int:

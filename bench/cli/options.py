@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.plan.fields import Option
+from bench.plan.run_spec import flags
+
+if TYPE_CHECKING:
+    from bench.plan.trust import Trust
+
+TRUST = (
+    "a model, text, task or file of documents that records may name, as they write it or as a path; by default those "
+    "that come with this suite, and what lies in RUN. May be given several times"
+)
 
 
 def add(parser: Any, options: Iterable[Option], **renamed: str) -> None:
@@ -35,3 +44,16 @@ def given(arguments: argparse.Namespace, options: Iterable[Option]) -> dict[str,
 def fields(arguments: argparse.Namespace, options: Iterable[Option]) -> dict[str, Any]:
     """Return the values of those flags that were given, by the names of their fields."""
     return {option.field: vars(arguments)[option.flag] for option in options if option.flag in arguments}
+
+
+def add_trust(parser: Any) -> None:
+    """Add the flags of a command that makes cells of records again, which allow what a record alone does not."""
+    parser.add_argument("--trust", action="append", default=[], metavar="NAME", help=TRUST)
+    add(parser, [flags()["trust-remote-code"]])
+
+
+def trust(arguments: argparse.Namespace) -> Trust:
+    """Return what the user lets the records of the run name."""
+    from bench.plan.trust import Trust
+
+    return Trust(arguments.run, vars(arguments).get("trust-remote-code", False), tuple(arguments.trust))

@@ -6,13 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.cli import OK
+from bench.cli import OK, options
 from bench.system.console import say
 from methods.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from bench.plan.trust import Trust
     from bench.regression.cell_results import CellResults
     from bench.regression.gate import Verdict
     from bench.regression.margins import Margins
@@ -75,6 +76,7 @@ def _add_gate(commands: Any) -> None:
     gate.add_argument("--strict", action="store_true", help="inconclusive is exit code 3")
     gate.add_argument("--no-confirm", action="store_true", help="do not measure a suspected regression again")
     gate.add_argument("--plugin", action="append", default=[], metavar="FILE", help="methods to measure again with")
+    options.add_trust(gate)
     gate.add_argument("--format", choices=("terminal", "markdown", "junit"), default="terminal")
     gate.add_argument("--out", type=Path, metavar="FILE", help="write the format there, and print the table")
     gate.set_defaults(command=_gate)
@@ -148,7 +150,7 @@ def _gate(arguments: argparse.Namespace) -> int:
     mapping = gate.parse_mapping(arguments.map, *labels)
     found = gate.judge(base, run, may_lose, mapping)
     if not arguments.no_confirm:
-        found = _confirmed(found, base, run, _Options(arguments.run, arguments.plugin, may_lose, mapping))
+        found = _confirmed(found, base, run, _Options(options.trust(arguments), arguments.plugin, may_lose, mapping))
     table = terminal.render(verdicts.gate(found, strict=arguments.strict))
     renderers = {"markdown": ci.comment, "junit": ci.junit}
     text = table if arguments.format == "terminal" else renderers[arguments.format](found, strict=arguments.strict)
@@ -161,7 +163,7 @@ def _gate(arguments: argparse.Namespace) -> int:
 class _Options(NamedTuple):
     """What a second judgement shares with the first, and what measuring again takes."""
 
-    run: Path
+    trust: Trust
     plugins: list[str]
     margins: Margins
     mapping: dict[str, str]
@@ -184,10 +186,11 @@ def _confirmed(
         methods.load(options.plugins)
     except ValueError as error:
         raise UserError(str(error)) from None
-    second = dict(run)
+    second, place = dict(run), options.trust.run
+    suspected = reproduce.measurable(place, [names[shown] for shown in suspects], options.trust)
     for shown in suspects:
         say(f"{shown}: looks worse; measuring it again")
-        second[names[shown]] = reproduce.measure(options.run, names[shown])
+        second[names[shown]] = reproduce.measure(place, names[shown], *suspected[names[shown]])
     verdicts = gate.judge(base, second, options.margins, options.mapping)
     return gate.confirmed(found, {(v.cell, v.metric): v for v in verdicts if v.cell in suspects})
 

@@ -92,11 +92,12 @@ def _run(arguments: argparse.Namespace) -> int:
     code = _measured(spec, folder, _told, arguments.track)
     if not protocol:
         return code
+    from bench.plan.trust import Trust
     from bench.run import runner
     from bench.system import interrupt
 
     with interrupt.prompt(runner.again(spec, folder)):
-        return max(code, serve_speed.serve(folder, protocol))
+        return max(code, serve_speed.serve(Trust.of_run(spec, folder), protocol))
 
 
 def _speed(arguments: argparse.Namespace) -> int:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.cli import FAILED_CELLS, OK, options
 from bench.plan.fields import options as options_of
 from bench.plan.served import ServedProtocol
+
+if TYPE_CHECKING:
+    from bench.plan.trust import Trust
 
 OWN = options_of(ServedProtocol)
 
@@ -29,6 +32,7 @@ def add(commands: Any) -> None:
     command.add_argument("--threads", type=int, metavar="N", help="of the engine; by default all cores")
     command.add_argument("--device", default="auto", help="to make models again on; auto: as in the record")
     command.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file with methods")
+    options.add_trust(command)
     command.set_defaults(command=_serve_speed)
 
 
@@ -43,7 +47,8 @@ def _serve_speed(arguments: argparse.Namespace) -> int:
         methods.load(arguments.plugin)
     except ValueError as error:
         raise UserError(str(error)) from None
-    return serve(arguments.run, protocol, arguments.cells, threads=arguments.threads, device=arguments.device)
+    trust = options.trust(arguments)
+    return serve(trust, protocol, arguments.cells, threads=arguments.threads, device=arguments.device)
 
 
 def require(protocol: ServedProtocol) -> None:
@@ -54,7 +59,7 @@ def require(protocol: ServedProtocol) -> None:
 
 
 def serve(
-    run: Path,
+    trust: Trust,
     protocol: ServedProtocol,
     cells: Sequence[str] = (),
     *,
@@ -63,6 +68,8 @@ def serve(
 ) -> int:
     """Serve models of a run, all of them where none is named, print the tables, and return the exit code.
 
+    trust  says of which run, and what its records may name
+
     Raises UserError where the engine serves none of the dense models.
     """
     from bench.served import chosen, rows
@@ -70,7 +77,7 @@ def serve(
     from reports.formats import terminal
     from reports.tables.speed import served as tables
 
-    wanted, engine = rows.find(run, cells), chosen.engine(protocol, threads)
+    wanted, engine = rows.find(trust, cells), chosen.engine(protocol, threads)
     found, refused = [], list[rows.DenseNotServed]()
     for model in wanted:
         try:

@@ -70,6 +70,7 @@ def from_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     from methods.checkpoint.transformers_compat import with_all_weights
 
     plain = GgufConfig(dequantize=True)
-    options = {"gguf_file": path.name, "dtype": dtype, "quantization_config": plain}
+    here: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}  # whatever lies beside it
+    options = here | {"dtype": dtype, "quantization_config": plain}
     model = with_all_weights(AutoModelForCausalLM, path.parent, left_over=True, **options)
-    return model, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    return model, AutoTokenizer.from_pretrained(path.parent, **here)

@@ -84,7 +84,7 @@ def config(file: Path) -> PreTrainedConfig:
             raise ValueError(f"it says {layers} layers, and holds {held} tensors")
         if name == DECI:
             return _config(reader, {tensor.name for tensor in reader.tensors})
-        found: PreTrainedConfig = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+        found: PreTrainedConfig = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
         return found
 
 
@@ -94,7 +94,7 @@ def tokenizer(file: Path) -> Any:
         if architecture(file) == DECI:
             options = {"name_or_path": str(file.parent), "gguf_file": file.name}
             return TokenizersBackend(**options)  # type: ignore[no-untyped-call]
-        return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
 
 
 def read_in_a_step(file: Path) -> tuple[int, int]:

@@ -15,15 +15,32 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json",
 
 
 def check(name: str, folder: Path, trust_remote_code: bool) -> None:
-    """Refuse a folder without configuration, safetensors or tokenizer, or with code of its own that is not allowed."""
+    """Refuse a folder without configuration, safetensors or tokenizer, or with code of its own that is not allowed.
+
+    Such code are files of its own, and kernels of the hub, which transformers fetches and imports.
+    """
     refuse_incomplete(name, names(folder))
     config = _table(folder / "config.json")
     if "auto_map" in config and not trust_remote_code:
         raise UserError(f"{name} comes with its own code; read it, then allow it with --trust-remote-code")
+    if (kernel := _hub_kernel(config)) and not trust_remote_code:
+        raise UserError(
+            f"{name} computes with code of the hub, {kernel!r}; read it, then allow it with --trust-remote-code"
+        )
     _check_weights(name, folder)
     if isinstance(layers := config.get("num_hidden_layers"), int):
         refuse_layers(folder, layers)  # before transformers counts them
     _check_saved(folder)
+
+
+def _hub_kernel(config: dict[str, Any]) -> str | None:
+    """Return the repository of the hub whose code a configuration, or a part of it, asks for; None where it is none."""
+    for key, value in config.items():
+        if key.strip("_").startswith(("attn_implementation", "experts_implementation")) and "/" in str(value):
+            return str(value)
+        if isinstance(value, dict) and (found := _hub_kernel(value)):
+            return found
+    return None
 
 
 def names(folder: Path) -> set[str]:
@@ -34,6 +51,8 @@ def names(folder: Path) -> set[str]:
 def refuse_incomplete(name: str, files: Collection[str]) -> None:
     """Raise UserError where files of these names are no model: no configuration, safetensors or tokenizer."""
     needs = "a model folder holds config.json, safetensors and the tokenizer's files"
+    if "adapter_config.json" in files:
+        raise UserError(f"{name} has an adapter beside its weights, which no hash covers; merge it into them, by peft")
     if "config.json" not in files:
         raise UserError(f"{name} has no config.json; {needs}")
     if WHOLE not in files and INDEX not in files:

@@ -40,7 +40,7 @@ def check(names: Iterable[str], data: Data = (), fewshot: int = 0) -> tuple[str,
         raise UserError(f"--task-data speaks of {unused[0]}, which --tasks does not name")
     others = [name for name in expanded if name not in OFFLINE and name not in local]
     for name in (*others, *sorted(local)):
-        _refuse_unknown(name)
+        refuse_unknown(name)
     for name in expanded:
         if fewshot and name in OFFLINE and name not in local:
             _refuse_examples(name, OFFLINE[name].examples is not None)
@@ -50,7 +50,8 @@ def check(names: Iterable[str], data: Data = (), fewshot: int = 0) -> tuple[str,
     return expanded
 
 
-def _refuse_unknown(name: str) -> None:
+def refuse_unknown(name: str) -> None:
+    """Raise UserError for what is no name of a task, as the path of a definition, whose code would run."""
     if name in OFFLINE or name in HUB or (_is_mentioned(name) and name in _catalogue().all_tasks):
         return
     near = difflib.get_close_matches(name, [*OFFLINE, *HUB, *GROUPS], n=2)
@@ -123,7 +124,8 @@ def _load_offline(name: str) -> Any:
 
 
 def _definition(name: str) -> Path:
-    """Return lm-eval's YAML file of a task that `check` lets pass."""
+    """Return lm-eval's YAML file of a task. Raises UserError for what is none of its names, or has none of its own."""
+    refuse_unknown(name)
     if name in OFFLINE or name in HUB:
         return DEFINITIONS / (OFFLINE[name].definition if name in OFFLINE else HUB[name])
     path = _catalogue().task_index[name].yaml_path
@@ -136,6 +138,7 @@ def _load_from_hub(name: str) -> dict[str, Any]:
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks._yaml_loader import load_yaml
 
+    refuse_unknown(name)
     assets.hub_is_reachable()  # if it is not, the hub's libraries learn it here and do not retry
     try:
         if name in HUB:

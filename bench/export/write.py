@@ -17,6 +17,7 @@ import torch
 from bench.data import pretrained, texts
 from bench.export.formats import GGUF, HF
 from bench.plan.served import AUTO, QUANTISED
+from bench.plan.trust import Trust
 from bench.records import run_folder
 from bench.records.record import Record
 from bench.run.reproduce import PrunedModel, prune_again
@@ -63,46 +64,64 @@ def find(run: Path, wanted: str) -> Record:
     return record
 
 
-def model_of(record: Record, run: Path, device: str, dtype: str | None) -> PrunedModel:
+def model_of(record: Record, trust: Trust, device: str, dtype: str | None) -> PrunedModel:
     """Return the record's model: the saved one unless that was rounded too far, else made again. Raises UserError."""
-    if folder := _saved(record, run, dtype):
+    if folder := saved(record, trust, dtype):
         manifest = save_load.read_manifest(folder)
         known: dict[str, Any] = {name: manifest[name] for name in CARRIED if name in manifest}
         tokenizer = pretrained.load_tokenizer(str(folder))
         return PrunedModel(save_load.load(folder), tokenizer, known, None)
-    return prune_again(record, device)
+    return prune_again(record, device, trust)
 
 
-def _saved(record: Record, run: Path, dtype: str | None) -> Path | None:
+def saved(record: Record, trust: Trust, dtype: str | None) -> Path | None:
     """Return the folder of a saved model that holds all that `dtype` does; None for one that was rounded further."""
-    saved = record.measured.get("saved")
-    if not saved or not save_load.is_checkpoint(run / saved["folder"]):
+    kept = record.measured.get("saved", {})
+    if (folder := _folder(record, trust)) is None:
         return None
-    exact = "rounding" not in saved or saved["dtype"] == "float32"
-    return run / saved["folder"] if exact or _resolved(dtype, record) in (None, saved["dtype"]) else None
+    exact = "rounding" not in kept or kept["dtype"] == "float32"
+    return folder if exact or _resolved(dtype, record, trust) in (None, kept["dtype"]) else None
 
 
-def _resolved(dtype: str | None, record: Record) -> str | None:
+def _folder(record: Record, trust: Trust) -> Path | None:
+    """Return the folder of a saved model, or None. Raises UserError for one that is not in the folder of its run."""
+    name = record.measured.get("saved", {}).get("folder")
+    if name is None or not save_load.is_checkpoint(folder := trust.run / name):
+        return None
+    trust.refuse_outside(folder)
+    return folder
+
+
+def _resolved(dtype: str | None, record: Record, trust: Trust) -> str | None:
     """Return the dtype by its own name where that of the base's weights is meant."""
-    if dtype != AUTO:
-        return dtype
-    return str(wanted_dtype(AUTO, record.cell["model"], record.cell["dtype"])).removeprefix("torch.")
+    return str(_stored_as(AUTO, record, trust)).removeprefix("torch.") if dtype == AUTO else dtype
 
 
-def _tokenizer(record: Record, run: Path, dtype: str | None) -> Any:
-    """Load the tokenizer of what `model_of` returns."""
-    folder = _saved(record, run, "float32" if dtype in QUANTISED else dtype)
-    return pretrained.load_tokenizer(str(folder or record.cell["model"]), record.cell["trust_remote_code"])
+def _stored_as(dtype: str, record: Record, trust: Trust) -> torch.dtype:
+    """Return the dtype of this name; for "auto" the base is looked at, which the user has to allow."""
+    if dtype == AUTO:
+        trust.refuse(record.cell)
+    return wanted_dtype(dtype, record.cell["model"], record.cell["dtype"])
 
 
-def copy(source: Path, target: Path) -> None:
-    """Copy a saved model whole, after its hashes have been checked. Raises UserError."""
+def _tokenizer(record: Record, trust: Trust, dtype: str | None) -> Any:
+    """Load the tokenizer of what `model_of` returns. A saved model has no code of its own."""
+    if folder := saved(record, trust, "float32" if dtype in QUANTISED else dtype):
+        return pretrained.load_tokenizer(str(folder))
+    trust.refuse(record.cell)
+    return pretrained.load_tokenizer(record.cell["model"], record.cell.get("trust_remote_code", False))
+
+
+def copy(source: Path, target: Path, trust: Trust) -> None:
+    """Copy a saved model whole, after its hashes have been checked. Raises UserError; no link leads out of the run."""
+    for path in source.rglob("*"):
+        trust.refuse_outside(path)
     weight_files.check(source, save_load.read_manifest(source)["weights"])
     with weight_files.staged(target) as inside:
         shutil.copytree(source, inside, dirs_exist_ok=True)
 
 
-def write(record: Record, run: Path, wish: Wish) -> str:
+def write(record: Record, trust: Trust, wish: Wish) -> str:
     """Write the record's model as wished, and return a line on it. Raises UserError."""
     to = wish.to
     if not to.name:
@@ -113,24 +132,24 @@ def write(record: Record, run: Path, wish: Wish) -> str:
         )
     if wish.dtype in QUANTISED:
         llama_cpp.require(f"{wish.dtype} is written by llama.cpp")
-    saved = record.measured.get("saved") or {}
+    kept, folder = record.measured.get("saved", {}), _folder(record, trust)
     unchanged = (
         not wish.pad
         and wish.most == save_load.SHARD_BYTES
-        and _resolved(wish.dtype, record) in (None, saved.get("dtype"))
+        and _resolved(wish.dtype, record, trust) in (None, kept.get("dtype"))
     )
-    if wish.format == HF and saved and unchanged and save_load.is_checkpoint(run / saved["folder"]):
-        copy(run / saved["folder"], to)
+    if wish.format == HF and folder and unchanged:
+        copy(folder, to, trust)
         return _line(to, save_load.read_manifest(to))
     cell, quantised = record.cell, wish.dtype if wish.dtype in QUANTISED else None
     dtype = "float32" if quantised else wish.dtype
     if wish.format == GGUF:
         from bench.export import vocabulary
 
-        words = _tokenizer(record, run, wish.dtype)
+        words = _tokenizer(record, trust, wish.dtype)
         vocabulary.describe(words, len(words))  # which refuses one that GGUF does not hold, before a model is made
-    found = model_of(record, run, wish.device, dtype)
-    kind = wanted_dtype(dtype or saved.get("dtype", "auto"), cell["model"], cell["dtype"])
+    found = model_of(record, trust, wish.device, dtype)
+    kind = _stored_as(dtype or kept.get("dtype", AUTO), record, trust)
     try:
         if wish.format == HF:
             facts = dict(found.facts)
@@ -165,18 +184,20 @@ def _line(folder: Path, manifest: Mapping[str, Any]) -> str:
     return f"{folder}: {count}, loads with {means}{reason}"
 
 
-def checks(record: Record, run: Path, wish: Wish) -> Iterator[Check]:
+def checks(record: Record, trust: Trust, wish: Wish) -> Iterator[Check]:
     """Yield what comes of the GGUF file that was written as wished in llama.cpp, a check each, on text of the record.
 
-    Where that text is not here any more, or too short for a window, all but perplexities is compared, which is said.
+    Where the record may not name that text, where it is not here any more, or is too short for a window, all but
+    perplexities is compared, which is said.
     """
     from bench.export import engine_check
 
     protocol = record.cell["protocol"]
-    tokenizer = _tokenizer(record, run, wish.dtype)
+    tokenizer = _tokenizer(record, trust, wish.dtype)
     text, windows = [*protocol["texts"], protocol["calibration"]][0], None
     for count in (engine_check.WINDOWS, 1):  # a text may be too short for several
         try:
+            trust.refuse_text(text)
             texts.check(text)
             windows = engine_check.windows_of(tokenizer, text, protocol["window"], count)
             break

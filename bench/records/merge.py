@@ -16,7 +16,8 @@ from methods.errors import UserError
 def merge(parts: Sequence[Path], out: Path) -> dict[str, Record]:
     """Write the cells of all parts, packed or not, with samples and saved models to the new folder `out`; return them.
 
-    A cell of one key and one content in several parts is taken once. What inference engines made of a model is joined
+    A cell of one key and one content in several parts is taken once, and a link stays a link: a part of another's may
+    lead to files of this machine. What inference engines made of a model is joined
     as `served.join` says, and other records that do not fit are left out. Raises UserError, and writes nothing, where a
     part is no run folder, where two have different records of one key, where samples are damaged, and where `out` has
     files.
@@ -38,7 +39,7 @@ def merge(parts: Sequence[Path], out: Path) -> dict[str, Record]:
             if not packed_run.is_packed(part):
                 _copy(part, key, record, folder)
             if (model := part / "models" / key).is_dir():
-                shutil.copytree(model, folder / "models" / key)
+                shutil.copytree(model, folder / "models" / key, symlinks=True)
         served.join(parts, folder)
     return {key: record for key, (_, record) in found.items()}
 
@@ -47,7 +48,7 @@ def _copy(part: Path, key: str, record: Record, folder: Path) -> None:
     """Copy a cell's record, and its samples where they are those that the record names."""
     refuse_damaged(run_folder.samples_folder(part, key), record.measured)
     if (samples := run_folder.samples_folder(part, key)).is_dir():
-        shutil.copytree(samples, run_folder.samples_folder(folder, key), dirs_exist_ok=True)
+        shutil.copytree(samples, run_folder.samples_folder(folder, key), dirs_exist_ok=True, symlinks=True)
     target = folder / "cells" / f"{key}.json"
     target.parent.mkdir(exist_ok=True)
     shutil.copy(part / "cells" / target.name, target)

@@ -1,11 +1,15 @@
-"""Makes a cell again from its record: measured a second time to confirm a regression, or only pruned for an export."""
+"""Makes a cell again from its record: measured a second time to confirm a regression, or only pruned for an export.
+
+A record may be another's: nothing that it names is looked at before the user's own flags allow it (bench.plan.trust).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import gc
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +19,7 @@ import methods
 from bench.data import pretrained, texts
 from bench.plan import chain
 from bench.plan.cell import Cell, from_plain
+from bench.plan.trust import Trust
 from bench.records import comparability, run_folder
 from bench.records.comparability import identity, name_of
 from bench.records.record import Record
@@ -30,29 +35,51 @@ from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 
 
-def measure(run: Path, name: str) -> CellResults:
-    """Prune and measure the cell `name` of a run folder again, as its record says, into a folder below RUN/again.
+def measurable(run: Path, names: Iterable[str], trust: Trust) -> dict[str, tuple[str, Record]]:
+    """Return key and record of the cells `names` of a run folder, which the user lets be measured again.
+
+    Raises UserError for the first that cannot be.
+    """
+    records = run_folder.records(run, run_folder.unsaid)
+    every = {comparability.name_of(comparability.identity(r)): (key, r) for key, r in records.items()}
+    wanted = {name: every[name] for name in names}
+    for name, (_, record) in wanted.items():
+        with _said_of(name):
+            trust.refuse(record.cell, measured=True)
+            cell = cell_of(record)
+            pretrained.check(cell.model, cell.trust_remote_code)
+            for text in (cell.protocol.calibration, *cell.protocol.texts):
+                texts.check(text)
+    return wanted
+
+
+def measure(run: Path, name: str, key: str, record: Record) -> CellResults:
+    """Prune and measure a cell of `measurable` again, as its record says, into a folder below RUN/again.
 
     That folder is named after the cell and the time of its record, so that a measurement is repeated once and not with
     every gate. Raises UserError where that is not possible here.
     """
     from bench.run import runner
 
-    records = run_folder.records(run, run_folder.unsaid)
-    found = {comparability.name_of(comparability.identity(r)): (key, r) for key, r in records.items()}
-    key, record = found[name]
     folder = run / "again" / f"{key}-{re.sub(r'[^0-9]', '', str(record.environment.get('date', '')))[:14]}"
     threads = record.environment.get("threads")
     if record.cell["device"] == "cpu" and threads:
         torch.set_num_threads(threads)
-    try:
+    with _said_of(name):
         cell = cell_of(record)
         *_, again = runner.run([*chain.ancestors(cell), cell], folder)
+    return cell_results.of_run(folder)[name_of(identity(again))]
+
+
+@contextmanager
+def _said_of(name: str) -> Iterator[None]:
+    """Say of what goes wrong that it keeps the cell `name` from being measured again."""
+    try:
+        yield
     except (UserError, OSError) as error:
         raise UserError(
             f"{name} looks worse and cannot be measured again here: {error}; --no-confirm judges without"
         ) from None
-    return cell_results.of_run(folder)[name_of(identity(again))]
 
 
 def cell_of(record: Record) -> Cell:
@@ -73,27 +100,29 @@ class PrunedModel:
     probe: torch.Tensor | None
 
 
-def prune_again(record: Record, device: str) -> PrunedModel:
+def prune_again(record: Record, device: str, trust: Trust) -> PrunedModel:
     """Make a record's model again without measuring it, from what the record says was removed.
 
     What it names is cut, which is the model where its sha256 says so; then the record may be of another machine. Else
     the method prunes again, with the order of removals that the record has, and does what no list of removals holds: a
     fit (a compensation, LaCo, laco-ls, FLAP), a rotation, factors, a layer that is trained, and what tyr and
     laco-puzzle search behind their first decisions. Another machine may come to something else there, which is refused
-    where other blocks or units go. Raises UserError where weights, tokens or decisions are no longer the same, and for
-    a cell that was trained or goes on from another cell.
+    where other blocks or units go. Raises UserError where weights, tokens or decisions are no longer the same, for a
+    cell that was trained or goes on from another cell, and for what `trust` does not let the record name.
     """
     cell, measured, protocol = fingerprint.of_today(record.cell), record.measured, record.cell["protocol"]
+    own_code = cell.get("trust_remote_code", False)
     if "healing" in cell or "earlier" in cell:
         how = "`run --save-models --save-dtype float32` keeps its model whole"
         how = how if measured.get("saved") else "`run --save-models` keeps its model"
         raise UserError(f"{cell['label']} was trained or goes on from another cell, and is not made again; {how}")
-    pretrained.check(cell["model"], cell["trust_remote_code"])
+    trust.refuse(record.cell)
+    pretrained.check(cell["model"], own_code)
     if pretrained.weights_sha256(cell["model"]) != measured["weights_sha256"]:
         raise UserError(f"{cell['model']} is not the model of the record: the sha256 of its weights differs")
     texts.check(protocol["calibration"])
     on = pretrained.resolve_device(cell["device"] if device == "auto" else device)
-    tokenizer = pretrained.load_tokenizer(cell["model"], cell["trust_remote_code"])
+    tokenizer = pretrained.load_tokenizer(cell["model"], own_code)
     sizes = (protocol["calibration_sequences"], protocol["calibration_length"])
     block = texts.calibration(tokenizer, protocol["calibration"], *sizes, cell["seed"])
     if block.sha256 != record.decisions["calibration"]["sha256"]:
@@ -101,7 +130,7 @@ def prune_again(record: Record, device: str) -> PrunedModel:
 
     def dense() -> Decoder:
         gc.collect()  # what has been cut in vain, since models refer to themselves
-        return Decoder(pretrained.load(cell["model"], on, getattr(torch, cell["dtype"]), cell["trust_remote_code"])[0])
+        return Decoder(pretrained.load(cell["model"], on, getattr(torch, cell["dtype"]), own_code)[0])
 
     model = _cut(dense, record)
     if model is None:

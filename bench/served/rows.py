@@ -22,6 +22,7 @@ from bench.data import pretrained, texts
 from bench.export import write
 from bench.plan.protocol import Protocol
 from bench.plan.served import AUTO, ServedProtocol
+from bench.plan.trust import Trust
 from bench.records import run_folder, served
 from bench.records.record import Record, display_name, label, ratio_of, requested_ratio
 from bench.records.served import ServedRecord
@@ -45,9 +46,14 @@ class DenseNotServed(UserError):
 class Served:
     """Says which cells of a run are served: the dense one of a model, and those that are asked for, by their keys."""
 
-    run: Path
+    trust: Trust
     dense: str
     cells: dict[str, Record]
+
+    @property
+    def run(self) -> Path:
+        """Return the folder of the run."""
+        return self.trust.run
 
     @property
     def name(self) -> str:
@@ -55,14 +61,16 @@ class Served:
         return display_name(self.cells[self.dense])
 
 
-def find(run: Path, wanted: Sequence[str] = ()) -> list[Served]:
+def find(trust: Trust, wanted: Sequence[str] = ()) -> list[Served]:
     """Find the cells that are meant, all with a model where none is named, by model and dtype with their dense one.
 
     Of cells that have one model by one method and ratio, as of a method that draws nothing under several seeds, the
     first is taken.
 
-    Raises UserError where one is none, has no model, or where there is no dense cell to compare it with.
+    Raises UserError where one is none, has no model, names what `trust` does not let it, or where there is no dense
+    cell to compare it with.
     """
+    run = trust.run
     every = run_folder.records(run)
     named = dict(run_folder.cell(run, one, run_folder.unsaid) for one in wanted)
     for key, record in named.items():
@@ -83,7 +91,11 @@ def find(run: Path, wanted: Sequence[str] = ()) -> list[Served]:
         mine = {key: record for key, record in chosen.items() if _base(record) == base}
         order = sorted(mine, key=lambda key: (mine[key].cell["method"] != "dense", key))
         cells = {dense[base]: every[dense[base]]} | {key: mine[key] for key in order}
-        found.append(Served(run, dense[base], _once(cells)))
+        found.append(Served(trust, dense[base], _once(cells)))
+    for model in found:
+        for record in model.cells.values():
+            if write.saved(record, trust, record.cell["dtype"]) is None:
+                trust.refuse(record.cell)
     return found
 
 
@@ -215,8 +227,10 @@ class _RowMeasurer:
     ) -> None:
         self.wanted, self.asked, self.engine, self.scratch, self.device = wanted, asked, engine, scratch, device
         dense = wanted.cells[wanted.dense].cell
-        pretrained.check(dense["model"], dense["trust_remote_code"])
-        tokenizer = pretrained.load_tokenizer(dense["model"], dense["trust_remote_code"])
+        wanted.trust.refuse(dense)
+        own_code = dense.get("trust_remote_code", False)
+        pretrained.check(dense["model"], own_code)
+        tokenizer = pretrained.load_tokenizer(dense["model"], own_code)
         self.text = texts.evaluation(tokenizer, asked.text, asked.window, asked.window, asked.windows, drawn=True)
         self.points = workloads.points(Protocol(prefill=asked.prefill, decode=asked.decode, batches=asked.batches))
         self.base = base
@@ -271,7 +285,7 @@ class _RowMeasurer:
             self.made = None  # before the next one needs the room
             record = self.wanted.cells[key]
             try:
-                model = write.model_of(record, self.wanted.run, self.device, record.cell["dtype"])
+                model = write.model_of(record, self.wanted.trust, self.device, record.cell["dtype"])
             except UserError as error:
                 raise NotServed("error", str(error)) from None
             self.made = (key, model)

@@ -202,7 +202,7 @@ def check_config(folder: Path, manifest: Mapping[str, Any]) -> PreTrainedConfig:
     stored = weight_files.stored_shapes(folder, manifest["weights"])
     try:
         _refuse_layers(PreTrainedConfig.get_config_dict(folder)[0].get("num_hidden_layers", 1), len(stored))
-        config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         _refuse_layers(config.num_hidden_layers, len(stored))
         shell = empty(config)
     except Exception as error:  # whatever transformers makes of a description that it does not expect

@@ -96,7 +96,8 @@ def rebuilt(config: PreTrainedConfig, stored: dict[str, Tensor], dtype: torch.dt
     missing or left over.
     """
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)  # type: ignore[no-untyped-call]
+        options = {"dtype": dtype, "trust_remote_code": False}
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), **options)  # type: ignore[no-untyped-call]
     unknown = model.load_state_dict(stored, strict=False, assign=True).unexpected_keys
     model.tie_weights()
     missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]

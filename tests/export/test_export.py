@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import names_of, tiny, trusting_all
 from transformers import AutoModelForCausalLM
 from uneven_models import bpe
 
@@ -16,7 +16,8 @@ from bench.cli.main import main
 from bench.data import pretrained as named
 from bench.export import engine_check
 from bench.export import write as export
-from bench.records.run_folder import load_run
+from bench.plan.trust import Trust
+from bench.records.run_folder import is_run, load_run
 from bench.run.saving import RELOADED, wanted_dtype
 from bench.serving import llama_cpp
 from methods.checkpoint import save_load
@@ -64,6 +65,8 @@ def by_label(folder) -> dict:
 
 def refused(capsys, *arguments: str) -> str:
     """The one line of a mistake."""
+    if arguments[0] == "export" and is_run(arguments[1]):
+        arguments = (*arguments, *trusting_all(arguments[1]))
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == 2
     out, err = capsys.readouterr()
@@ -128,7 +131,7 @@ def test_a_model_is_made_anew_from_its_record(plain, saving, tmp_path, capsys):
     """Bit for bit the model that another run saved."""
     for name in ("drop-tail", "slicegpt", "llm-pruner"):
         kept = saving / by_label(saving)[name].measured["saved"]["folder"]
-        assert main(["export", str(plain), name, "--to", str(tmp_path / name)]) == 0
+        assert main(["export", str(plain), *trusting_all(plain), name, "--to", str(tmp_path / name)]) == 0
         made = save_load.read_manifest(tmp_path / name)
         assert made["weights"] == save_load.read_manifest(kept)["weights"]
         assert made["measured"]["model"] == export.BEFORE
@@ -137,15 +140,15 @@ def test_a_model_is_made_anew_from_its_record(plain, saving, tmp_path, capsys):
 
 def test_a_saved_model_is_copied(saving, tmp_path):
     kept = saving / by_label(saving)["slicegpt"].measured["saved"]["folder"]
-    assert main(["export", str(saving), "slicegpt", "--to", str(tmp_path / "copy")]) == 0
+    assert main(["export", str(saving), *trusting_all(saving), "slicegpt", "--to", str(tmp_path / "copy")]) == 0
     contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (kept, tmp_path / "copy")]
     assert contents[0] == contents[1]
 
 
 def test_a_saved_model_is_taken_unless_it_was_rounded(saving, monkeypatch):
     """A cell in bfloat16 that is saved in bfloat16 loses nothing, and one that was healed is not made again at all."""
-    monkeypatch.setattr(export, "prune_again", lambda record, device: "made again")
-    record = by_label(saving)["drop-tail"]
+    monkeypatch.setattr(export, "prune_again", lambda *_: "made again")
+    record, trust = by_label(saving)["drop-tail"], Trust(saving, names=names_of(saving))
     exact = record.measured["saved"] | {"dtype": "bfloat16"}
     rounded = exact | {"rounding": {"kl": 0.1}}
     for saved, asked, taken in (
@@ -156,10 +159,10 @@ def test_a_saved_model_is_taken_unless_it_was_rounded(saving, monkeypatch):
         (rounded, "auto", False),
     ):
         one = replace(record, measured=record.measured | {"saved": saved})
-        assert (export.model_of(one, saving, "cpu", asked) != "made again") == taken
+        assert (export.model_of(one, trust, "cpu", asked) != "made again") == taken
     monkeypatch.setattr(named, "stored_dtype", lambda model: "bfloat16")  # which "auto" then means
     one = replace(record, measured=record.measured | {"saved": rounded})
-    assert export.model_of(one, saving, "cpu", "auto") != "made again"
+    assert export.model_of(one, trust, "cpu", "auto") != "made again"
 
 
 @pytest.mark.parametrize("why", ["gone.txt: no text 'gone.txt'", "short.txt: short.txt has"])
@@ -172,7 +175,10 @@ def test_a_file_is_checked_without_the_base_and_the_text_of_its_run(why, saving,
     record = by_label(saving)["drop-tail"]
     protocol = record.cell["protocol"] | {"texts": [text]}
     one = replace(record, cell=record.cell | {"model": str(tmp_path / "moved"), "protocol": protocol})
-    assert list(export.checks(one, saving, export.Wish(tmp_path / "model.gguf", format="gguf"))) == []
+    assert (
+        list(export.checks(one, Trust(saving, names=(text,)), export.Wish(tmp_path / "model.gguf", format="gguf")))
+        == []
+    )
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("perplexities are not compared: ") and why in said
     assert asked[0][2] is None
@@ -190,7 +196,7 @@ def test_a_copy_is_checked(saving, tmp_path, capsys):
 def test_export_pads_rounds_and_shards(plain, tmp_path, ids):
     target = tmp_path / "padded"
     options = ["--pad-to-uniform", "--save-dtype", "float16", "--shard-mb", "1"]
-    assert main(["export", str(plain), "llm-pruner", "--to", str(target), *options]) == 0
+    assert main(["export", str(plain), *trusting_all(plain), "llm-pruner", "--to", str(target), *options]) == 0
     manifest = save_load.read_manifest(target)
     assert (manifest["loads_with"], manifest["dtype"]) == ("transformers", "float16")
     assert manifest["rounding"]["tokens"] == 24
@@ -263,7 +269,10 @@ def byte_run(run_with, tmp_path_factory):
 def test_export_ends_with_what_llama_cpp_makes_of_a_file(byte_run, text_file, tmp_path, capsys, monkeypatch):
     file = tmp_path / "model.gguf"
     capsys.readouterr()
-    assert main(["export", str(byte_run), "llm-pruner", "--format", "gguf", "--to", str(file)]) == 0
+    assert (
+        main(["export", str(byte_run), *trusting_all(byte_run), "llm-pruner", "--format", "gguf", "--to", str(file)])
+        == 0
+    )
     first, *lines = capsys.readouterr().out.splitlines()
     assert first == f"{file}: {file.stat().st_size / 1e6:.1f} MB, matrices in float32"
     assert lines[:2] == ["ok     loads: deci, 6 layers", "ok     logits: finite on 24 tokens"]
@@ -300,7 +309,7 @@ def test_export_ends_with_what_llama_cpp_makes_of_a_file(byte_run, text_file, tm
 def test_export_writes_nemotron_nas(byte_run, tmp_path, capsys):
     target = tmp_path / "nas"
     options = ["--format", "nemotron-nas", "--multiple", "256", "--save-dtype", "bfloat16"]
-    assert main(["export", str(byte_run), "drop-tail", "--to", str(target), *options]) == 0
+    assert main(["export", str(byte_run), *trusting_all(byte_run), "drop-tail", "--to", str(target), *options]) == 0
     size = (target / "model.safetensors").stat().st_size / 1e6
     line = capsys.readouterr().out.strip()
     assert line.startswith(f"{target}: {size:.1f} MB, matrices in bfloat16, ")

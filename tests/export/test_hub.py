@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import refused, tiny
+from conftest import refused, tiny, trusting_all
 from hub_server import LocalHub
 from huggingface_hub import ModelCard, constants
 
@@ -38,7 +38,21 @@ def hub(monkeypatch):
 
 
 def test_a_pushed_model_is_the_written_folder_with_its_figures_as_results(run, hub, tmp_path, capsys):
-    assert main(["export", str(run), "drop-tail", "--to", str(tmp_path / "m"), "--push", "me/tiny-pruned"]) == 0
+    assert (
+        main(
+            [
+                "export",
+                str(run),
+                *trusting_all(run),
+                "drop-tail",
+                "--to",
+                str(tmp_path / "m"),
+                "--push",
+                "me/tiny-pruned",
+            ]
+        )
+        == 0
+    )
     out, _ = capsys.readouterr()
     assert out.splitlines()[-1] == f"{hub.address}/me/tiny-pruned"
     kept = hub.handler.repositories["me/tiny-pruned"]
@@ -74,14 +88,29 @@ def test_a_push_leaves_no_weights_of_an_earlier_one(hub, tmp_path):
 
 def test_a_new_repository_is_public_where_that_is_said_and_an_old_one_stays_as_it_is(run, hub, tmp_path):
     for to, more in (("a", ["--public"]), ("b", [])):
-        assert main(["export", str(run), "drop-tail", "--to", str(tmp_path / to), "--push", "org/tiny", *more]) == 0
+        assert (
+            main(
+                [
+                    "export",
+                    str(run),
+                    *trusting_all(run),
+                    "drop-tail",
+                    "--to",
+                    str(tmp_path / to),
+                    "--push",
+                    "org/tiny",
+                    *more,
+                ]
+            )
+            == 0
+        )
     kept = hub.handler.repositories["org/tiny"]
     assert kept["private"] is False
     assert len(kept["said"]) == 2
 
 
 def test_nothing_is_asked_of_the_hub_without_the_flag(run, hub, tmp_path):
-    assert main(["export", str(run), "drop-tail", "--to", str(tmp_path / "m")]) == 0
+    assert main(["export", str(run), *trusting_all(run), "drop-tail", "--to", str(tmp_path / "m")]) == 0
     assert hub.handler.asked == []
     assert "model-index:" in (tmp_path / "m" / "README.md").read_text()
 
@@ -97,13 +126,13 @@ def test_nothing_is_asked_of_the_hub_without_the_flag(run, hub, tmp_path):
 )
 @pytest.mark.usefixtures("hub")
 def test_what_cannot_be_pushed_is_refused_before_any_work(push, said, run, tmp_path, capsys):
-    asked = ["export", str(run), "drop-tail", "--to", str(tmp_path / "m"), "--push", *push]
+    asked = ["export", str(run), *trusting_all(run), "drop-tail", "--to", str(tmp_path / "m"), "--push", *push]
     assert said in refused(capsys, asked)
     assert not (tmp_path / "m").exists()
 
 
 def test_a_hub_without_a_token_or_out_of_reach_is_known_before_any_work(run, hub, tmp_path, capsys, monkeypatch):
-    asked = ["export", str(run), "drop-tail", "--to", str(tmp_path / "m"), "--push", "me/tiny"]
+    asked = ["export", str(run), *trusting_all(run), "drop-tail", "--to", str(tmp_path / "m"), "--push", "me/tiny"]
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     assert f"--push cannot use the hub at {hub.address}: " in refused(capsys, asked)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -120,7 +149,7 @@ def test_a_hub_without_a_token_or_out_of_reach_is_known_before_any_work(run, hub
 
 def test_a_hub_that_refuses_the_files_leaves_the_folder_and_says_so(run, hub, tmp_path, capsys):
     hub.handler.refuses = "/commit/"
-    asked = ["export", str(run), "drop-tail", "--to", str(tmp_path / "m"), "--push", "me/tiny"]
+    asked = ["export", str(run), *trusting_all(run), "drop-tail", "--to", str(tmp_path / "m"), "--push", "me/tiny"]
     assert main(asked) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("me/tiny was not pushed: ")

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import refused, tiny
+from conftest import names_of, refused, tiny
 from made_records import DENSE, PER_LAYER, measured, ok
 from test_ratio_of import cell_of
 from tiny_methods import EXPERTS, METHODS, SPECS, calibration
@@ -18,6 +18,7 @@ from bench.plan.cell import from_plain
 from bench.plan.grid import budget, quantity
 from bench.plan.parse import parse_budget
 from bench.plan.run_spec import RunSpec
+from bench.plan.trust import Trust
 from bench.records.columns import removed_too_little
 from bench.records.record import Record, named
 from bench.records.run_folder import load_run
@@ -307,7 +308,8 @@ def test_a_run_meets_records_and_makes_again_what_was_asked_for(base, tmp_path, 
     missed = {one.cell["method"]: abs(one.measured["budget"]["stays"] - 0.7) > MISSED for one in (flap, tail)}
     assert {method: text.endswith("*") for method, text in texts.items()} == missed
     assert missed["drop-tail"]
-    again = prune_again(flap, "cpu")
+    run = tmp_path / "run"
+    again = prune_again(flap, "cpu", Trust(run, names=names_of(run)))
     assert state_sha256(again.model.model) == flap.measured["pruned_sha256"]
     assert main([*base, *asked, "--plan"]) == 0
     assert "has a record" in capsys.readouterr().out

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import refused, tiny
+from conftest import names_of, refused, tiny
 from emulated import EmulatedGpus
 from made_machine import a_gpu
 from made_records import PER_LAYER, measured, ok
@@ -17,6 +17,7 @@ from bench.cli.main import main
 from bench.data import pretrained
 from bench.plan import validate
 from bench.plan.run_spec import RunSpec
+from bench.plan.trust import Trust
 from bench.records.run_folder import load_run
 from bench.run.reproduce import prune_again
 from bench.speed import latency
@@ -178,9 +179,10 @@ def test_a_run_meets_a_budget_of_latency_and_has_its_table(base, table_of, tmp_p
         assert record.measured["budget"]["of"] == "latency"
     assert "latency" not in dense.cell or dense.cell["latency"] == table
     assert abs(flap.measured["budget"]["stays"] - 0.7) < 0.02
+    trust = Trust(tmp_path / "run", names=names_of(tmp_path / "run"))
     told, whole = LatencyTable(table["parts"], table["rest"]), Decoder(pretrained.shell(dense.cell["model"]))
     for record in (flap, tail):
-        assert record.measured["budget"]["stays"] == told.ms(prune_again(record, "cpu").model) / told.ms(whole)
+        assert record.measured["budget"]["stays"] == told.ms(prune_again(record, "cpu", trust).model) / told.ms(whole)
     assert main([*run, "--plan"]) == 0
     assert "has a record" in capsys.readouterr().out
     changed = [table_of(rest=2.0) if word == file else word for word in run]

@@ -88,3 +88,13 @@ def test_what_is_no_part_is_refused_and_nothing_is_written(parts, tmp_path, caps
     assert "is missing or not the file that was written" in refused(capsys, ["merge", str(a), "--out", str(whole)])
     assert "--out" in refused(capsys, ["merge", str(a)])
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_link_in_a_part_stays_a_link(parts, tmp_path):
+    """Whose content nobody wanted in a folder that is handed on."""
+    model = parts[0] / "models" / "laco--0.3--0"
+    model.mkdir(parents=True)
+    (tmp_path / "private").write_text("a key")
+    (model / "notes.txt").symlink_to(tmp_path / "private")
+    assert main(["merge", *map(str, parts), "--out", str(tmp_path / "whole")]) == 0
+    assert (tmp_path / "whole/models/laco--0.3--0/notes.txt").is_symlink()

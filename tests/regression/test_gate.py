@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import WORDS, tiny
+from conftest import WORDS, tiny, trusting
 from made_runs import VERSIONS, answers, cell, nats, speed
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -522,7 +522,8 @@ def test_a_regression_stands_only_if_it_is_measured_twice(base, tmp_path, capsys
     run = laco(tmp_path / "run", measured={"speed": speed(1.2)})
     arguments = ["gate", "--baseline", str(base), str(run)]
     second = cell_results.of_run(laco(tmp_path / "second"))
-    monkeypatch.setattr(reproduce, "measure", lambda folder, name: second[name])
+    monkeypatch.setattr(reproduce, "measurable", lambda run, names, trust: dict.fromkeys(names, ("", None)))
+    monkeypatch.setattr(reproduce, "measure", lambda run, name, *_: second[name])
     assert main(arguments) == 0
     assert "worse at first, not worse when measured again" in capsys.readouterr().out
     second |= cell_results.of_run(laco(tmp_path / "third", measured={"speed": speed(1.25)}))
@@ -700,11 +701,12 @@ def test_real_cells(trained, tmp_path, capsys):
     dense = measured(trained, tmp_path / "dense", "dense")
     assert main(["baseline", "accept", str(dense), "--out", str(file)]) == 0
     arguments = ["gate", "--baseline", str(file)]
+    own = trusting(*(trained / name for name in ("model", "text.txt", "piqa.jsonl")))
     assert main([*arguments, str(measured(trained, tmp_path / "again", "dense"))]) == 0
 
     dropped = measured(trained, tmp_path / "dropped", "drop:layers=1-1")
     capsys.readouterr()
-    assert main([*arguments, str(dropped), "--map", "drop:layers=1-1=dense"]) == 1
+    assert main([*arguments, str(dropped), *own, "--map", "drop:layers=1-1=dense"]) == 1
     out, err = capsys.readouterr()
     assert re.search(r"perplexity text.txt .* worse$", out, re.MULTILINE)
     assert "measured twice" in out

@@ -11,6 +11,7 @@ import methods
 from bench.cli.main import main
 from bench.data import pretrained, texts
 from bench.plan.cell import asked
+from bench.plan.trust import Trust
 from bench.records import run_folder
 from bench.records.record import label
 from bench.records.run_folder import load_run
@@ -82,8 +83,13 @@ def records(model_folder, text_file, tmp_path_factory):
     return found
 
 
+def trust_in(record):
+    """What lets the record name its model and its text, which lie outside of its run."""
+    return Trust(Path("nowhere"), names=(record.cell["model"], record.cell["protocol"]["calibration"]))
+
+
 def is_the_model_of(record):
-    return state_sha256(prune_again(record, "cpu").model.model) == record.measured["pruned_sha256"]
+    return state_sha256(prune_again(record, "cpu", trust_in(record)).model.model) == record.measured["pruned_sha256"]
 
 
 def test_what_is_cut_alone_is_made_again_from_what_the_record_names(records, monkeypatch):
@@ -92,7 +98,7 @@ def test_what_is_cut_alone_is_made_again_from_what_the_record_names(records, mon
     for name in CUT:
         assert is_the_model_of(records[name]), name
     with pytest.raises(pytest.fail.Exception, match="the method was asked"):
-        prune_again(records["laco"], "cpu")
+        prune_again(records["laco"], "cpu", trust_in(records["laco"]))
 
 
 def test_what_is_fitted_is_fitted_to_the_removals_that_the_record_names(records, monkeypatch):
@@ -124,7 +130,7 @@ def test_a_parameter_that_the_method_no_longer_has_is_said(records):
     record = records["shortgpt+ghost"]
     older = replace(record, cell=record.cell | {"parameters": record.cell["parameters"] | {"leave_first": True}})
     with pytest.raises(UserError, match=r"is of another version of the method: .* has no parameter leave_first"):
-        prune_again(older, "cpu")
+        prune_again(older, "cpu", trust_in(older))
 
 
 def test_a_machine_that_removes_something_else_is_told_so(records, monkeypatch):
@@ -133,4 +139,4 @@ def test_a_machine_that_removes_something_else_is_told_so(records, monkeypatch):
     record = records["wanda-sp"]
     unproven = {name: value for name, value in record.measured.items() if name != "pruned_sha256"}
     with pytest.raises(UserError, match="wanda-sp does not remove here what it removed for the record, on "):
-        prune_again(replace(record, measured=unproven), "cpu")
+        prune_again(replace(record, measured=unproven), "cpu", trust_in(record))

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import LAYERS
+from conftest import LAYERS, trusting_all
 from tiny_methods import METHODS
 
 import methods
@@ -295,7 +295,9 @@ def test_a_record_with_earlier_names_of_parameters_is_served_made_anew_and_expor
     records = {record.cell["method"]: record for record in load_run(run)}
     made = cell_of(records["shortgpt"])
     assert (made.given, made.parameters) == (("keep_first",), cell["parameters"])
-    assert main(["export", str(run), "shortgpt:protect_first=1", "--to", str(tmp_path / "model")]) == 0
+    assert (
+        main(["export", str(run), *trusting_all(run), "shortgpt:protect_first=1", "--to", str(tmp_path / "model")]) == 0
+    )
     assert capsys.readouterr().err == ""  # nobody has typed an earlier name
     assert load(tmp_path / "model").config.num_hidden_layers < LAYERS
     assert main(asked) == 0

@@ -12,12 +12,13 @@ from collections import Counter
 
 import pytest
 import recorded_engine
-from conftest import tiny
+from conftest import names_of, tiny, trusting_all
 from uneven_models import bpe
 
 from bench.cli import run as run_command
 from bench.cli.main import main
 from bench.plan.served import ServedProtocol
+from bench.plan.trust import Trust
 from bench.records import merge, packed_run, run_folder, served
 from bench.served import by_other_python, chosen, rows
 from bench.served.engine import Exported, NotServed
@@ -40,6 +41,11 @@ def place(text_file, tmp_path_factory):
     asked += ["--speed-rounds", "0", "--no-checks", "--methods", "drop-tail,slicegpt,wanda-sp", "--ratio", "0.3"]
     assert main(["run", "--model", str(folder / "model"), *asked, "--out", str(folder / "run")]) == 0
     return folder
+
+
+def trust(run) -> Trust:
+    """What lets the records of a run name their models and their texts."""
+    return Trust(run, names=names_of(run))
 
 
 def asked(place, **more) -> ServedProtocol:
@@ -96,7 +102,7 @@ def python_with_engines(place, tmp_path, monkeypatch):
 
 
 def serve(place, engine, wanted=(), **more):
-    (model,) = rows.find(place / "run", wanted)
+    (model,) = rows.find(trust(place / "run"), wanted)
     return {one.name: one for one in rows.serve(model, asked(place, **more), engine)}
 
 
@@ -150,7 +156,7 @@ def test_a_model_that_is_not_served_keeps_no_other_one_from_it(fresh, monkeypatc
                 raise UserError("GGUF is written for llama")
             return super().export(model, path, kind, name)
 
-    (model,) = rows.find(fresh / "run", ["drop-tail"])
+    (model,) = rows.find(trust(fresh / "run"), ["drop-tail"])
     text = str(fresh / "words.txt")
     for several, code in (([model, model], 3), ([model], 2)):
         (fresh / "run" / served.FILE).unlink(missing_ok=True)
@@ -166,7 +172,7 @@ def test_a_model_that_is_not_served_keeps_no_other_one_from_it(fresh, monkeypatc
 
 def test_a_base_model_that_is_gone_is_one_line(fresh, tmp_path):
     copied(fresh, tmp_path / "run", "model", ("~nowhere",))
-    (model,) = rows.find(tmp_path / "run")
+    (model,) = rows.find(trust(tmp_path / "run"))
     with pytest.raises(UserError, match="'~nowhere' is no model"):
         next(rows.serve(model, asked(fresh), Recorded()))
 
@@ -276,7 +282,7 @@ def test_lines_that_this_version_does_not_read_stay(fresh):
 
 
 def test_two_commands_at_once_keep_each_others_rows(fresh):
-    ((one,), (other,)) = (rows.find(fresh / "run", [name]) for name in ("drop-tail", "wanda-sp"))
+    ((one,), (other,)) = (rows.find(trust(fresh / "run"), [name]) for name in ("drop-tail", "wanda-sp"))
     (fresh / "run" / ".served-killed").mkdir()
     (fresh / "run" / ".served-killed" / "model.gguf").write_text("of a command that was killed")
     first = rows.serve(one, asked(fresh), Recorded())
@@ -321,7 +327,7 @@ def test_the_report_shows_what_was_served(fresh, tmp_path, capsys):
 def test_llama_cpp_serves_the_models_of_a_run(fresh, capsys):
     text = ["--text", str(fresh / "words.txt"), "--windows", "4", "--window", "32", "--threads", "1"]
     sizes = ["--prefill", "16", "--decode", "8", "--batch", "2", "--steps", "4", "--rounds", "6"]
-    assert main(["serve-speed", str(fresh / "run"), *text, *sizes]) == 0
+    assert main(["serve-speed", str(fresh / "run"), *text, *sizes, *trusting_all(fresh / "run")]) == 0
     out = capsys.readouterr().out
     found = {one.name: one for one in served.load(fresh / "run")}
     assert found["slicegpt@float32"].status == "unsupported"
@@ -343,6 +349,7 @@ def test_vllm_is_given_folders_and_its_turns_are_paired(fresh, python_with_engin
     text = ["--text", str(fresh / "words.txt"), "--windows", "2", "--window", "32", "--prefill", "16", "--decode", "8"]
     other = ["--engine", "vllm", "--engine-python", str(python_with_engines), "--types", "auto", "--rounds", "6"]
     cells = [str(fresh / "run"), "dense", "drop-tail", "slicegpt"]
+    text += trusting_all(fresh / "run")
     assert main(["serve-speed", *cells, *text, *other]) == 0
     assert "drop-tail@float32" in capsys.readouterr().out
     found = {one.model["label"]: one for one in served.load(fresh / "run")}
@@ -360,7 +367,8 @@ def test_vllm_is_given_folders_and_its_turns_are_paired(fresh, python_with_engin
 
 def refused(capsys, *arguments) -> str:
     capsys.readouterr()
-    assert main(["serve-speed", *map(str, arguments)]) == 2
+    allowed = trusting_all(arguments[0]) if run_folder.is_run(arguments[0]) else []
+    assert main(["serve-speed", *map(str, arguments), *allowed]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     return err
@@ -391,7 +399,7 @@ def test_a_run_without_the_dense_model_is_refused(fresh, tmp_path):
     for file in (fresh / "run" / "cells").glob("drop-tail*.json"):
         (cells / file.name).write_text(file.read_text())
     with pytest.raises(UserError, match="has no cell of the dense model"):
-        rows.find(tmp_path / "run")
+        rows.find(trust(tmp_path / "run"))
 
 
 def copied(fresh, run, field, values):
@@ -411,7 +419,7 @@ def test_a_model_of_several_seeds_is_served_once(fresh, tmp_path):
     for file in cells.glob("1-wanda-sp*"):  # which draws, and finds another model
         plain = json.loads(file.read_text())
         file.write_text(json.dumps(plain | {"measured": plain["measured"] | {"pruned_sha256": "0" * 64}}))
-    (found,) = rows.find(tmp_path / "run")
+    (found,) = rows.find(trust(tmp_path / "run"))
     names = [record.cell["label"] for record in found.cells.values()]
     assert names == ["dense", "drop-tail", "slicegpt", "wanda-sp", "wanda-sp"]
     several = list(rows.serve(found, asked(fresh, types=("q8_0",)), Recorded()))
@@ -420,7 +428,7 @@ def test_a_model_of_several_seeds_is_served_once(fresh, tmp_path):
 
 def test_several_models_of_a_run_are_served_beside_their_own_dense_one(fresh, tmp_path):
     copied(fresh, tmp_path / "run", "model", ("one", "two"))
-    found = rows.find(tmp_path / "run")
+    found = rows.find(trust(tmp_path / "run"))
     assert [one.dense.partition("-")[0] for one in found] == ["one", "two"]
     for one in found:
         assert {key.partition("-")[0] for key in one.cells} == {one.dense.partition("-")[0]}
@@ -430,13 +438,13 @@ def test_several_models_of_a_run_are_served_beside_their_own_dense_one(fresh, tm
 
 def test_a_cell_is_beside_the_dense_one_of_its_own_dtype(fresh, tmp_path):
     cells = copied(fresh, tmp_path / "run", "dtype", ("bfloat16", "float32"))
-    found = rows.find(tmp_path / "run")
+    found = rows.find(trust(tmp_path / "run"))
     assert [one.dense.partition("-")[0] for one in found] == ["bfloat16", "float32"]
     for one in found:
         assert {record.cell["dtype"] for record in one.cells.values()} == {one.dense.partition("-")[0]}
     next(cells.glob("bfloat16-dense*")).unlink()
     with pytest.raises(UserError, match="has no cell of the dense model in bfloat16"):
-        rows.find(tmp_path / "run")
+        rows.find(trust(tmp_path / "run"))
 
 
 @pytest.mark.nightly

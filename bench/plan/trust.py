@@ -1,0 +1,122 @@
+"""Says what a command lets records name: `Trust`, made from the command's own flags, since a record grants nothing.
+
+A cell that is made again names a model, texts and tasks, and says whether code that comes with the model may run. Whose
+record it is nobody knows. So without a flag a command takes what comes with this suite, and what lies in the run's own
+folder, as far as no code of it would run.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.data import assets, task_loading
+from bench.data.task_sources import OFFLINE
+from bench.plan.run_spec import RunSpec
+from bench.records.record import label
+from methods.errors import UserError
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Says what the records of a run may name.
+
+    run          its folder
+    remote_code  whether code that comes with a model may run, where the record says that it did
+    names        models, texts, tasks and documents beside those of this suite, as records write them or as paths
+    """
+
+    run: Path
+    remote_code: bool = False
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def of_run(cls, spec: RunSpec, folder: Path) -> Trust:
+        """Return what a run lets the records of its folder name: what its own flags name."""
+        calibrations = [protocol.calibration for protocol, _ in spec.protocols()]
+        return cls(folder, spec.trust_remote_code, (*spec.models, *calibrations))
+
+    def refuse(self, cell: Mapping[str, Any], *, measured: bool = False) -> None:
+        """Raise UserError where the `cell` of a record names what the user does not; nothing of it is looked at before.
+
+        measured  whether the cell is measured too, and not only made, so that its other texts and its tasks are read
+        """
+        kinds, flags = list[str](), list[str]()
+        for kind, name in _named(cell, measured):
+            if kind == "task":
+                task_loading.refuse_unknown(name)  # which no flag allows, as the path of a definition
+            if not self.allows(kind, name):
+                kinds.append(f"a {kind}")
+                flags.append(_flag(name))
+        if cell.get("trust_remote_code") and not self.remote_code:
+            kinds.append("code of its model")
+            flags.append("--trust-remote-code")
+        if kinds:
+            what, how = " and ".join(dict.fromkeys(kinds)), " ".join(dict.fromkeys(flags))
+            raise UserError(
+                f"the record of {_shown(label(cell))} names {what}, which it cannot allow itself; "
+                f"look at it, then add {how}"
+            )
+
+    def refuse_text(self, text: str) -> None:
+        """Raise UserError where records may not name this text."""
+        if not self.allows("text", text):
+            raise UserError(f"the record names a text, which it cannot allow itself; add {_flag(text)}")
+
+    def refuse_outside(self, path: Path) -> None:
+        """Raise UserError for a path that leads out of the folder of the run, as a link may."""
+        place = _place(str(path))
+        if place is None or not place.is_relative_to(self.run.resolve()):
+            raise UserError(
+                f"{_shown(str(path))} leads out of the folder of its run, which no flag allows; copy what is there"
+            )
+
+    def allows(self, kind: str, name: str) -> bool:
+        """Return whether records may name this, a thing of a kind that is in messages."""
+        if name in OWN.get(kind, ()) or name in self.names:
+            return True
+        if kind == "task" or name.startswith("hub:") or (place := _place(name)) is None:
+            return False
+        return place.is_relative_to(self.run.resolve()) or any(_place(given) == place for given in self.names)
+
+
+OWN: dict[str, Mapping[str, Any]] = {"model": assets.MODELS, "text": assets.TEXTS, "task": OFFLINE}
+
+
+def _named(cell: Mapping[str, Any], measured: bool) -> Iterator[tuple[str, str]]:
+    """Yield what a cell names, each with its kind."""
+    protocol = cell["protocol"]
+    yield "model", cell["model"]
+    yield "text", protocol["calibration"]
+    if not measured:
+        return
+    for text in protocol["texts"]:
+        yield "text", text
+    for stage in (*cell.get("earlier", ()), cell):
+        if stage.get("healing"):
+            yield "text", stage["healing"]["text"]
+    for task in protocol["tasks"]:
+        yield "task", task
+    for _, path, *_ in protocol.get("task_data", ()):
+        yield "file of documents", path
+
+
+def _flag(name: str) -> str:
+    """Return the flag by which the user lets records name this, as a shell takes it."""
+    return f"--trust {shlex.quote(name) if name.isprintable() else repr(name)}"
+
+
+def _shown(text: str) -> str:
+    """Return a text as a line shows it, with what a terminal would obey written out."""
+    return text if text.isprintable() else repr(text)
+
+
+def _place(name: str) -> Path | None:
+    """Return where a name leads to if it is that of a file or folder, links followed; None where it is none."""
+    with suppress(OSError, ValueError, RuntimeError):  # of a name that no path can have, or of links in a circle
+        return Path(name).resolve(strict=True)
+    return None
