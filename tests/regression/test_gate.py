@@ -537,7 +537,7 @@ def test_a_regression_stands_only_if_it_is_measured_twice(base, tmp_path, capsys
 def test_a_cell_that_cannot_be_measured_again_says_what_to_do(base, tmp_path, capsys, monkeypatch):
     run = laco(tmp_path / "run", tasks={"piqa": flipped(60, 5)})
     monkeypatch.setattr(reproduce, "cell_of", lambda record: (_ for _ in ()).throw(OSError("no such model")))
-    assert main(["gate", "--baseline", str(base), str(run)]) == 2
+    assert main(["gate", "--baseline", str(base), str(run), *trusting("somewhere/model")]) == 2
     assert "no such model; --no-confirm judges without" in capsys.readouterr().err
 
 
