@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-TIMINGS = ("seconds", "prune_seconds", "search_seconds", "peak_memory")
+TIMINGS = ("seconds", "prune_seconds", "search_seconds", "peak_memory", "speed")
+OF_HEALING = ("seconds", "tokens_per_second")
 
 
 def contents(folder: Path) -> dict[str, object]:
@@ -20,6 +21,16 @@ def contents(folder: Path) -> dict[str, object]:
             plain = json.loads(path.read_text())
             del plain["environment"]
             for stage in (plain, *plain["decisions"].get("earlier", ())):
-                stage["measured"] = {key: value for key, value in stage["measured"].items() if key not in TIMINGS}
+                stage["measured"] = timeless(stage["measured"])
             found[name] = plain
+    return found
+
+
+def timeless(measured: dict) -> dict:
+    """What was measured, without seconds, also those of healing, and peaks."""
+    found = {key: value for key, value in measured.items() if key not in TIMINGS}
+    if "healing" in found:
+        curve = [{key: one[key] for key in one if key != "seconds"} for one in found["healing"]["curve"]]
+        healing = {key: one for key, one in found["healing"].items() if key not in OF_HEALING}
+        found["healing"] = healing | {"curve": curve}
     return found

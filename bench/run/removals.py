@@ -22,6 +22,7 @@ from methods.files import write_atomically
 from methods.model.sweep_log import SweepLogs
 
 Seconds = tuple[float | None, ...]  # that a search took until each of its removals was found; None: unknown
+REMOVALS = "removals.json"  # of an interrupted attempt, in its folder
 Order = tuple[tuple[str, ...], Seconds]  # the first removals of a search, and when it had them
 
 
@@ -70,32 +71,41 @@ class Removals:
 class SearchTimes:
     """Keeps when a greedy search has found its removals, in seconds of search, and in a file the longest start of it.
 
-    The first ones are those that it begins with, which other cells or an interrupted attempt have found.
+    The first ones are those that it begins with, which other cells have found. Behind them are those of an interrupted
+    attempt that began alike, `again`, which the search takes from its own log (methods.model.sweep_log).
     """
 
-    def __init__(self, order: Sequence[str], seconds: Seconds, file: Path) -> None:
-        self.order, self.file = tuple(order), file
-        self._inherited = {self.order[: n + 1]: spent for n, spent in enumerate(seconds)}
-        self._found = dict(self._inherited)
+    def __init__(self, begin: Order, again: Order, file: Path) -> None:
+        (self.order, seconds), self.file = begin, file
+        self._inherited = _by_start(self.order, seconds)
+        self._found = _by_start(*again) | self._inherited
         self._last = time.perf_counter()
 
     def note(self, found: Sequence[str]) -> None:
-        """Take in all removals so far, of which the last has just been found."""
+        """Take in all removals so far, of which the last has just been found, now or by an interrupted attempt."""
         now = time.perf_counter()
-        self._found[tuple(found)] = (_until(found[:-1], self._found) or 0.0) + now - self._last
-        self._last = now
+        spent, self._last = now - self._last, now
+        if tuple(found) in self._found:
+            return
+        self._found[tuple(found)] = (_until(found[:-1], self._found) or 0.0) + spent
         seconds = [self._found.get(tuple(found[: n + 1])) for n in range(len(found))]
-        write_atomically(self.file, json.dumps({"order": list(found), "seconds": seconds}))
+        kept = {"order": list(found), "seconds": seconds, "inherited": len(self.order)}
+        write_atomically(self.file, json.dumps(kept))
 
     def inherited(self, decisions: Mapping[str, Any]) -> float:
         """Return what the removals have cost that the search began with and that are among those it decided on."""
-        return _until(decisions.get("removal_order", self.order), self._inherited) or 0.0
+        return _until(decisions.get("removal_order", ()), self._inherited) or 0.0
 
     def until_each(self, decisions: Mapping[str, Any]) -> list[float]:
         """Return when each removal was found that another ratio may begin with; nothing where one is unknown."""
         free = decisions.get("removal_order", [])[: decisions.get("free_removals", 0)]
         found = [self._found.get(tuple(free[: n + 1])) for n in range(len(free))]
         return [spent for spent in found if spent is not None] if None not in found else []
+
+
+def _by_start(order: Sequence[str], seconds: Seconds) -> dict[tuple[str, ...], float | None]:
+    """Return when the last removal of each start of an order was found."""
+    return {tuple(order[: n + 1]): spent for n, spent in enumerate(seconds)}
 
 
 def _until(order: Sequence[str], known: Mapping[tuple[str, ...], float | None]) -> float | None:
@@ -107,31 +117,35 @@ def _until(order: Sequence[str], known: Mapping[tuple[str, ...], float | None]) 
 def resumed(datasets: Datasets, folder: Path, key: str) -> tuple[Datasets, SearchTimes]:
     """Let pruning of the cell `key` keep on disk what it finds, and begin with what is there.
 
-    An interrupted attempt of the same cell has left removals of its search, and the layers of its sweeps
-    (methods.model.sweep_log); a file that cannot be read counts as none. The second value says when the search has
-    found what, and what of that it has inherited.
+    An interrupted attempt of the same cell has left what its search and its sweeps have found, in their logs
+    (methods.model.sweep_log); a file that cannot be read counts as none. A search goes on with what it began with, as
+    long as no other cell has found more meanwhile, so that its record is that of one which nothing has interrupted. The
+    second value says when the search has found what, and what of that it has inherited.
     """
     place = folder / "partial" / key / "prune"
-    order, seconds = _kept(place / "removals.json")
-    if len(order) <= len(datasets.calibration.order):  # a cell at another ratio has found as many meanwhile
-        order, seconds = datasets.calibration.order, datasets.search_seconds
-    times, sweeps = SearchTimes(order, seconds, place / "removals.json"), SweepLogs(place)
+    begin, again, file = (
+        (datasets.calibration.order, datasets.search_seconds),
+        _kept(place / REMOVALS),
+        place / REMOVALS,
+    )
+    order, seconds = again[0]
+    if len(order) >= len(begin[0]):
+        begin = order[: again[1]], seconds[: again[1]]
+    times, sweeps = SearchTimes(begin, again[0], file), SweepLogs(place)
     if datasets.statistics:
         datasets.statistics.sweeps = sweeps
-    calibration = replace(datasets.calibration, order=order, note=times.note, sweeps=sweeps)
-    return replace(datasets, calibration=calibration), times
+    calibration = replace(datasets.calibration, order=begin[0], note=times.note, sweeps=sweeps)
+    return replace(datasets, calibration=calibration, search_seconds=begin[1]), times
 
 
-def _kept(file: Path) -> Order:
-    """Return what an interrupted attempt has left; of one of an earlier version the seconds of all removals alone."""
+def _kept(file: Path) -> tuple[Order, int]:
+    """Return what an interrupted attempt has found, and how many of that it began with."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(file.read_text(encoding="utf-8"))
         order, seconds = tuple(map(str, kept["order"])), kept["seconds"]
-        if isinstance(seconds, float):
-            seconds = [None] * (len(order) - 1) + [seconds]
         if len(seconds) == len(order):
-            return order, tuple(None if spent is None else float(spent) for spent in seconds)
-    return (), ()
+            return (order, tuple(None if spent is None else float(spent) for spent in seconds)), int(kept["inherited"])
+    return ((), ()), 0
 
 
 def valid(folder: Path) -> Iterable[Record]:

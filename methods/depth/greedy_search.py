@@ -2,7 +2,8 @@
 
 A candidate is given up as soon as it is sure to be missed more than the best one (methods.search.trials); those that
 were missed least the last time come first. Neither changes a choice. The order of removal is that of any larger budget,
-as long as no budget has bound a choice; it is returned, so that one search serves every ratio of a run.
+as long as no budget has bound a choice; it is returned, so that one search serves every ratio of a run. A search that
+was interrupted goes on behind the last removal that its log has, and finds what it would have found without.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from methods.budget import block_parameters
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import Sublayer, remove_sublayers, sublayer_sizes, sublayers_of
+from methods.model.sweep_log import SweepLog
 from methods.search.trials import Positions, Trial
 
 
@@ -60,14 +65,18 @@ def search(
     candidates: Sequence[Sublayer],
     budget: float,
     known: Sequence[Sublayer] = (),
+    *,
     note: Callable[[list[str]], object] | None = None,
+    log: SweepLog | None = None,
 ) -> Found:
     """Remove the candidates that are missed least, one at a time, until `budget` parameters have gone.
 
-    known are the first removals, where an earlier search with the same tokens has found them; `note` is that of
-    methods.model.calibration.Calibration.
+    known  the first removals, where an earlier search with the same tokens has found them
+    note   that of methods.model.calibration.Calibration
+    log    keeps each removal behind those, and has those that an interrupted attempt has found; None: nothing is kept
     """
-    size = sublayer_sizes(trial.model, candidates)
+    size, log = sublayer_sizes(trial.model, candidates), log or SweepLog(None, [])
+    kept = log.kept()
     left, found, rest = list(candidates), Found(), budget
     losses = dict.fromkeys(left, 0.0)  # of the last trial of each
     follows = free = True  # what earlier searches found; whether no choice has been bound by the budget
@@ -77,12 +86,18 @@ def search(
             chosen, loss = known[step], None
         else:
             follows, free = False, free and len(allowed) == len(left)
-            shown = f"removal {step + 1}, {100 * (1 - rest / budget):.0f} % of the budget gone"
-            promising = sorted(allowed, key=losses.__getitem__)
-            for block, tried in zip(promising, trial.without(promising, shown, lowest=1), strict=True):
-                losses[block] = math.inf if math.isnan(tried) else tried
-            chosen = min(allowed, key=losses.__getitem__)
-            loss = losses[chosen]
+            if (entry := next(kept, None)) is not None:
+                at, runs, latest = entry
+                chosen, trial.runs, losses = candidates[int(at)], float(runs), _named(candidates, latest)
+                loss = losses[chosen]
+            else:
+                shown = f"removal {step + 1}, {100 * (1 - rest / budget):.0f} % of the budget gone"
+                promising = sorted(allowed, key=losses.__getitem__)
+                for block, tried in zip(promising, trial.without(promising, shown, lowest=1), strict=True):
+                    losses[block] = math.inf if math.isnan(tried) else tried
+                chosen = min(allowed, key=losses.__getitem__)
+                loss = losses[chosen]
+                log.add(_entry(candidates, chosen, trial.runs, losses), [])
         trial.remove(chosen)
         left.remove(chosen)
         found.order.append(chosen)
@@ -95,13 +110,31 @@ def search(
     return found
 
 
+def _entry(
+    candidates: Sequence[Sublayer], chosen: Sublayer, runs: float, losses: Mapping[Sublayer, float]
+) -> list[Tensor]:
+    """Return what a search goes on from behind a removal: its candidate, the trial's runs, the latest losses."""
+    latest = [losses[block] for block in candidates]
+    return [
+        torch.tensor(candidates.index(chosen)),
+        torch.tensor(runs, dtype=torch.float64),
+        torch.tensor(latest, dtype=torch.float64),
+    ]
+
+
+def _named(candidates: Sequence[Sublayer], latest: Tensor) -> dict[Sublayer, float]:
+    """Return the latest losses, (candidates,), by candidate."""
+    return dict(zip(candidates, latest.tolist(), strict=True))
+
+
 def searched(trial: Trial, candidates: Sequence[Sublayer], budget: float, calibration: Calibration) -> dict[str, Any]:
     """Remove what `search` finds from the trial's model, in place, and return what was decided for the record.
 
     The first removals are those of `calibration.order`, and `calibration.note` hears of the others.
     """
     known = [Sublayer.parse(text) for text in calibration.order]
-    found = search(trial, candidates, budget, known, calibration.note)
+    log = calibration.log([], "greedy search", list(map(str, candidates)), budget, calibration.order)
+    found = search(trial, candidates, budget, known, note=calibration.note, log=log)
     return remove_sublayers(trial.model, found.order) | found.decisions()
 
 

@@ -53,10 +53,12 @@ Measured. docs/studies/laco-ls.md compares it with other methods, and docs/studi
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from methods.base import register
 from methods.budget import whole_layers
@@ -144,9 +146,16 @@ class LaCoLS:
         if len(order) == n == len(known) + 1 and order[-1].startswith(TAKEN):
             found.take(parsed(order[-1].removeprefix(TAKEN), L), None)
             return found
+        log = calibration.log([], "laco-ls", n, [named(one) for one in known])  # of an interrupted attempt
+        for entry in log.kept():
+            found.recall(*entry)
+            if calibration.note is not None:
+                calibration.note(found.names())
+        if len(found.divisions) == n:
+            return found
         dense = DenseStates(model, calibration.first(self.search_tokens), self.sinks, self.ridge, self.choose)
         trial = CollapseTrial(dense, calibration.first(self.trial_tokens))
-        for count in range(len(known) + 1, n + 1):
+        for count in range(len(found.divisions) + 1, n + 1):
             shown = f"layer {count} of {n} to remove"
             candidates = self._candidates(dense, found.windows, count, shown)
             trial.fix(found.windows)
@@ -159,6 +168,7 @@ class LaCoLS:
             else:
                 found.take(min(losses, key=losses.__getitem__), losses)
             dense.keep_maps(window for each in candidates for window in each)
+            log.add(found.told(), [])
             if calibration.note is not None:
                 calibration.note(found.names())
         return found
@@ -224,10 +234,38 @@ class FoundCollapse:
         self.divisions.append(division)
         self.losses.append(loss if math.isfinite(loss) else None)
 
+    def told(self) -> list[Tensor]:
+        """Return the last step: the layers at which its windows begin, (L - its number,), and its KL; and `finals`.
+
+        These are the layers at which the windows of each begin, (finalists, L - n), and their KL, (finalists,).
+        """
+        finals = torch.tensor([starts(one) for one in self.finals]), _of_figures(self.finals.values())
+        return [torch.tensor(starts(self.windows)), _of_figures(self.losses[-1:]), *finals]
+
+    def recall(self, division: Tensor, loss: Tensor, finalists: Tensor, kl: Tensor) -> None:
+        """Note the next division, its KL and the finalists, which another search has `told`."""
+        self.divisions.append(begun(division.tolist(), self.L))
+        self.losses += _figures(loss)
+        self.finals = dict(zip((begun(one, self.L) for one in finalists.tolist()), _figures(kl), strict=True))
+
     def names(self) -> list[str]:
         """Return what is gone after each step, and in the division that is taken, as `Calibration.order` has it."""
         path = [named(division) for division in self.divisions]
         return [*path[: self.n - 1], *(TAKEN + name for name in path[self.n - 1 :])]
+
+
+def _of_figures(figures: Iterable[float | None]) -> Tensor:
+    return torch.tensor([math.inf if one is None else one for one in figures], dtype=torch.float64)
+
+
+def _figures(kept: Tensor) -> list[float | None]:
+    """Return the figures of `_of_figures`."""
+    return [one if math.isfinite(one) else None for one in kept.tolist()]
+
+
+def starts(division: Division) -> list[int]:
+    """Return the layers at which windows begin, see `begun`."""
+    return [s for s, _ in division]
 
 
 def named(division: Division) -> str:

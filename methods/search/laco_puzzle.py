@@ -74,13 +74,13 @@ class LaCoPuzzle:
         if not gone:
             return {}
         total, L = parameters(model), len(model.layers)
-        dense = replace(calibration, keep=None, sweeps=None)
+        dense = replace(calibration, keep=None)
         collapsed = LaCoLS(ridge=self.ridge).prune(model, dense, self._by_layers(model, ratio))
         kept = [number for number in range(L) if number not in collapsed["removed_layers"]]
         left = 1 - (total - gone) / parameters(model)
         narrow = Puzzle(steps=self.steps, heads=self.heads, tokens=self.tokens, best=self.best)
         both = CompensatedPruner(narrow, Refit(ridge=self.ridge))  # type: ignore[arg-type]  # named by its decorator
-        alone = replace(dense, note=None, order=())  # what others keep is of the dense model
+        alone = replace(dense, sweeps=None, note=None, order=())  # what is kept is of the dense model
         narrowed = both.prune(model, alone, left) if left > 0 else {}
         return collapsed | in_dense_numbers(narrowed, kept, L, collapsed["removed_layers"])
 

@@ -45,7 +45,7 @@ from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
-from methods.model.structures import Sublayer, cuts, remove_sublayers, structures_of, sublayers_of
+from methods.model.structures import cuts, remove_sublayers, structures_of, sublayers_of
 from methods.ranges import Count, Positive, Tokens
 from methods.search.trials import Trial
 from methods.shared import shared
@@ -100,11 +100,8 @@ class TwoSSP:
         cut, found = cuts(model, structures), Found()
         if n:
             trial = Trial(model, calibration.first(self.tokens), "nll")
-            width, note = f" behind {channels} channels", calibration.note  # the order of no other width
-            known = [Sublayer.parse(text.removesuffix(width)) for text in calibration.order if text.endswith(width)]
-            budget = n * attention_parameters(model)
-            noted = None if note is None else lambda order: note([f"{name}{width}" for name in order])
-            found = search(trial, sublayers_of(model, "attention"), budget, known, noted)
+            log = calibration.log([], "2ssp", channels, n)
+            found = search(trial, sublayers_of(model, "attention"), n * attention_parameters(model), log=log)
             plan |= remove_sublayers(model, found.order)
         return plan | {
             "parameters": parameters(model),

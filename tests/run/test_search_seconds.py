@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 
 import pytest
+from tiny_methods import calibration
 
 from bench.cli.main import main
 from bench.records.run_folder import load_run
 from bench.run import removals
 from bench.run.removals import SearchTimes
+from methods.model.calibration import Calibration
 
+NONE = (), ()
 METHODS = ("sleb+ghost", "laco-puzzle:steps=2,tokens=48,best=2,collapsed=0.9")
 
 
@@ -46,6 +50,15 @@ def test_a_cell_inherits_the_seconds_of_the_removals_that_it_shares(method, rati
     assert behind[1]["search_seconds"][:same] == until[:same]
 
 
+@dataclass(frozen=True)
+class Known:
+    """What bench.run.removals looks at of Datasets."""
+
+    calibration: Calibration
+    search_seconds: tuple[float | None, ...] = ()
+    statistics: None = None
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that stands until it is set."""
@@ -55,7 +68,8 @@ def clock(monkeypatch):
 
 
 def test_removals_are_noted_with_the_seconds_of_those_before(clock, tmp_path):
-    times = SearchTimes(("a", "b", "c"), (1.0, 3.0, 9.0), tmp_path / "kept.json")
+    file = tmp_path / "kept.json"
+    times = SearchTimes((("a", "b", "c"), (1.0, 3.0, 9.0)), NONE, file)
     clock[0] += 5
     times.note(["a", "b", "x"])
     clock[0] += 2
@@ -63,14 +77,26 @@ def test_removals_are_noted_with_the_seconds_of_those_before(clock, tmp_path):
     decided = {"removal_order": ["a", "b", "x", "y"], "free_removals": 3}
     assert times.inherited(decided) == 3.0  # c is of no use to it
     assert times.until_each(decided) == [1.0, 3.0, 8.0]
-    kept = {"order": ["a", "b", "x", "y"], "seconds": [1.0, 3.0, 8.0, 10.0]}
-    assert json.loads((tmp_path / "kept.json").read_text()) == kept
-    assert removals._kept(tmp_path / "kept.json") == (("a", "b", "x", "y"), (1.0, 3.0, 8.0, 10.0))
-    assert times.inherited({}) == 9.0  # of a method that names no order: all that its own attempt had found
+    assert times.inherited({}) == 0.0  # of a method that names no order
+    kept = {"order": ["a", "b", "x", "y"], "seconds": [1.0, 3.0, 8.0, 10.0], "inherited": 3}
+    assert json.loads(file.read_text()) == kept
+    found = ("a", "b", "x", "y"), (1.0, 3.0, 8.0, 10.0)
+    assert removals._kept(file) == (found, 3)
+
+    again = SearchTimes((("a",), (1.0,)), found, file)  # as if it had begun with the first alone
+    clock[0] += 60
+    for count in (2, 3, 4):
+        again.note(["a", "b", "x", "y"][:count])
+    assert json.loads(file.read_text()) == kept
+    assert again.until_each(decided) == [1.0, 3.0, 8.0]
+    assert again.inherited(decided) == 1.0  # the log of the search knows what the others have cost
+    clock[0] += 4
+    again.note(["a", "b", "x", "y", "z"])
+    assert json.loads(file.read_text())["seconds"][-1] == 14.0
 
 
 def test_another_try_of_a_budget_counts_no_removal_of_the_first(clock, tmp_path):
-    times = SearchTimes((), (), tmp_path / "kept.json")
+    times = SearchTimes(NONE, NONE, tmp_path / "kept.json")
     clock[0] += 1
     times.note(["a"])
     clock[0] += 50
@@ -81,10 +107,21 @@ def test_another_try_of_a_budget_counts_no_removal_of_the_first(clock, tmp_path)
 
 
 def test_seconds_of_earlier_versions_are_unknown_and_those_behind_them_count(clock, tmp_path):
-    times = SearchTimes(("a", "b"), (None, None), tmp_path / "kept.json")
+    times = SearchTimes((("a", "b"), (None, None)), NONE, tmp_path / "kept.json")
     clock[0] += 4
     times.note(["a", "b", "c"])
     decided = {"removal_order": ["a", "b", "c"], "free_removals": 3}
     assert (times.inherited(decided), times.until_each(decided)) == (0.0, [])
     (tmp_path / "kept.json").write_text(json.dumps({"order": ["a", "b"], "seconds": 7.0}))
-    assert removals._kept(tmp_path / "kept.json") == (("a", "b"), (None, 7.0))
+    assert removals._kept(tmp_path / "kept.json") == (NONE, 0)
+
+
+@pytest.mark.parametrize(("others", "begins"), [("ab", "ab"), ("", "ab"), ("abxy", "ab"), ("abxyz", "abxyz")])
+def test_a_search_goes_on_with_what_it_began_with_unless_others_have_found_more(others, begins, tmp_path):
+    times = SearchTimes((tuple("ab"), (1.0, 2.0)), NONE, tmp_path / "partial" / "key" / "prune" / removals.REMOVALS)
+    for found in ("abx", "abxy"):
+        times.note(list(found))
+    known = Known(replace(calibration(), order=tuple(others)), search_seconds=tuple(map(float, range(len(others)))))
+    resumed, _ = removals.resumed(known, tmp_path, "key")
+    assert resumed.calibration.order == tuple(begins)
+    assert len(resumed.search_seconds) == len(begins)

@@ -13,10 +13,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import methods
 from methods.errors import OutOfReach
+from methods.model import sweep_log
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
 from methods.model.structures import Sublayer, keep_channels, remove_sublayers
+from methods.model.sweep_log import SweepLogs
+from methods.search.trials import Trial
 from methods.width.two_ssp import TwoSSP, channel_norms
 
 LENGTHS = (24, 20, 9, 24, 3, 15)
@@ -124,32 +127,26 @@ def test_attentions_go_one_by_one_by_the_cut_models_loss(family):
     assert [layer.has_attention for layer in model.layers] == [number not in order for number in range(LAYERS)]
 
 
-def test_an_order_that_was_found_behind_other_widths_is_no_ones():
+def test_removals_that_were_found_behind_other_widths_are_no_ones(tmp_path, monkeypatch):
     """As where one cell prunes at several ratios until it meets a budget, and was interrupted."""
-    noted = []
-    pruner = TwoSSP(alpha=9.0, tokens=48)
-    few, many = (pruner.prune(Decoder(tiny("llama")), calibration(note=noted.append), ratio) for ratio in (0.35, 0.5))
-    assert few["attentions_in_order"] and many["attentions_in_order"]
-    for order in list(noted):
-        again = pruner.prune(Decoder(tiny("llama")), calibration(order=tuple(order)), 0.5)
-        assert again["attentions_in_order"] == many["attentions_in_order"]
-        width = f" behind {many['removed_per_layer']['channels']} channels"
-        assert (None in again["losses"]) == order[0].endswith(width)  # what is taken over is not tried
-    assert len({order[0].partition(" behind ")[2] for order in noted}) == 2
+    monkeypatch.setattr(sweep_log, "SECONDS", 0.0)
+    pruner, trials, of_a_step = TwoSSP(alpha=9.0, tokens=48), list[int](), Trial.without
+    monkeypatch.setattr(
+        Trial, "without", lambda self, *given, **how: trials.append(1) or of_a_step(self, *given, **how)
+    )
 
+    def pruned(ratio):
+        found = pruner.prune(Decoder(tiny("llama")), replace(calibration(), sweeps=SweepLogs(tmp_path)), ratio)
+        removals = len(trials)
+        trials.clear()
+        return found, removals
 
-def test_an_interrupted_search_goes_on_and_another_ratio_takes_over_no_removals():
-    """The search runs on a model cut for its own ratio, so that its order is nobody else's: the record offers none."""
-    whole, heard = TwoSSP(alpha=3.0).prune(Decoder(tiny("llama")), calibration(), 0.4), list[list[str]]()
-    width = whole["removed_per_layer"]["channels"]
-    names = [f"attention {layer} behind {width} channels" for layer in whole["attentions_in_order"]]
-    known = replace(calibration(), order=tuple(names[:2]), note=heard.append)
-    again = TwoSSP(alpha=3.0).prune(Decoder(tiny("llama")), known, 0.4)
-    assert again["attentions_in_order"] == whole["attentions_in_order"]
-    assert again["losses"] == [None, None, *whole["losses"][2:]]
-    assert again["forwards"] < whole["forwards"]
-    assert heard == [names[:3], names]
-    assert not {"removal_order", "free_removals"} & set(whole)
+    whole = {ratio: pruner.prune(Decoder(tiny("llama")), calibration(), ratio) for ratio in (0.35, 0.5)}
+    trials.clear()
+    for ratio, expected in whole.items():
+        assert pruned(ratio) == (expected, len(expected["attentions_in_order"])) != (expected, 0)
+        assert pruned(ratio) == (expected, 0)
+    assert not {"removal_order", "free_removals"} & set(whole[0.5])  # the record offers none
 
 
 @pytest.mark.parametrize("family", TINY)
