@@ -10,8 +10,8 @@ from bench.system import interrupt
 def command() -> NoReturn:
     """Run one command, and end the process with its exit code: within seconds where it was interrupted."""
     code = main()
-    if code == interrupt.INTERRUPTED:
-        interrupt.end_soon()
+    if code in interrupt.CODES:
+        interrupt.end_soon(code)
     sys.exit(code)
 
 

@@ -3,4 +3,4 @@
 Nothing here imports anything heavy before its command runs.
 """
 
-OK, NOT_AS_SAID, USAGE, FAILED_CELLS, INTERRUPTED, READER_GONE = 0, 1, 2, 3, 130, 141  # exit codes
+OK, NOT_AS_SAID, USAGE, FAILED_CELLS, READER_GONE = 0, 1, 2, 3, 141  # exit codes, beside bench.system.interrupt's

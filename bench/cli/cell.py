@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,14 @@ def add(commands: Any) -> None:
 def _cell(arguments: argparse.Namespace) -> int:
     from bench.engines.engine import Job
     from bench.records.record import FAILED
-    from bench.run import part
+    from bench.run import part, store
     from bench.system import interrupt
 
     try:
         asked = Job.from_json(arguments.job.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{arguments.job} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    with interrupt.prompt():
+    with interrupt.prompt(leave=partial(store.leave, arguments.out)):
         record = part.measured(asked, arguments.out)
     print(f"{arguments.out}: {asked.key}, {record.status}")
     return FAILED_CELLS if record.status in FAILED else OK

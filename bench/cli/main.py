@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import io
 import os
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bench.cli import (
-    INTERRUPTED,
     READER_GONE,
     USAGE,
     cell,
@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # where the terminal has no such character, as stderr does
     try:
         arguments = _parsed(sys.argv[1:] if argv is None else argv)
-        code: int = arguments.command(arguments)
+        with interrupt.prompt():
+            code: int = arguments.command(arguments)
         sys.stdout.flush()
         return code
     except UserError as error:
@@ -88,9 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"prunebench: no path may be as long as {str(error.filename)[:40]!r}...; name another", file=sys.stderr)
         return USAGE
-    except KeyboardInterrupt as interrupted:
-        print(interrupt.message(*interrupted.args), file=sys.stderr)
-        return INTERRUPTED
+    except (KeyboardInterrupt, interrupt.Ended) as ended:
+        with contextlib.suppress(OSError):  # of a terminal that has been closed
+            print(interrupt.message(ended), file=sys.stderr)
+        return interrupt.code_of(ended)
 
 
 def _reader_is_gone() -> bool:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 from bench.engines.engine import SOUND, VISIBLE, Conditions, Job, Machine, Result, Work, refuse_gpus_of_cpus
 from bench.system import environment
 from bench.system.gate import Gate
-from bench.system.worker import Limits, Line, Worker
+from bench.system.worker import Limits, Line, Worker, end_server
 from methods.errors import UserError
 
 
@@ -177,20 +177,35 @@ class LocalSession:
         return Result(job.key, found)
 
     def cancel(self) -> None:
+        self._end_running()
+        for worker in self._workers:
+            worker.stop()
+
+    def _end_running(self) -> None:
+        """End what runs, and let nothing start any more."""
         self._cancelled = True
         self._gate.open()
+        for slot in self._running:
+            self._workers[slot].kill()
         for slot, (_, thread) in self._running.items():
             while thread.is_alive():  # it may be about to start its process
                 self._workers[slot].kill()
+                if self._workers[slot].starts:  # and wait for the one that is to fork it
+                    end_server()
                 thread.join(0.05)
         self._running.clear()
-        for worker in self._workers:
-            worker.stop()
 
     def __enter__(self) -> LocalSession:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Let the processes finish; end them at once, with what they have started, where the run does not."""
+        if kind is not None:
+            for worker in self._workers:
+                worker.kill()
+            self._end_running()
+            for worker in self._workers:
+                worker.end()
         self.cancel()
 
     def _measure(self, slot: int, job: Job) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -40,6 +42,7 @@ def connected(address: str) -> Iterator[None]:
         return
     found = _found(address)
     _check(found)
+    ends = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(found, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -47,6 +50,8 @@ def connected(address: str) -> Iterator[None]:
         raise UserError(
             f"the Ray cluster at {found} takes no connection: {last_line(error)}; a run begins on one of its nodes"
         ) from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ends)  # for which Ray has put a handler of its own
     try:
         yield
     finally:

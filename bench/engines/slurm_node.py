@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ JOB, ENDED = "job.json", "ended.json"
 
 def measure_there(measure: Measure, part: str) -> None:
     """Measure, on a node, the job of a part, and say there that it has ended, and by which mistake."""
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which submitit has hushed, and `measure` ends by
     ended: dict[str, str | None] = {"refused": None}
     try:
         measure((Path(part) / JOB).read_text(encoding="utf-8"), part, None)
@@ -36,11 +35,6 @@ def tell_machine(device: str, part: str) -> None:
 
     said = {"processor": environment.processor(torch.device(device)), "threads": torch.get_num_threads()}
     write_atomically(Path(part) / ENDED, json.dumps(said))
-
-
-def _leave(*_: object) -> None:
-    """End this process without a word: Slurm takes the job away, and a cell that it ends so has not crashed."""
-    sys.exit(128 + signal.SIGTERM)
 
 
 def read(path: Path) -> dict[str, Any] | None:

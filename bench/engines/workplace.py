@@ -55,5 +55,7 @@ class Workplace:
     def __enter__(self) -> Workplace:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self._worker.end()
         self.close()

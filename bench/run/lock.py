@@ -36,7 +36,7 @@ def held(folder: Path, patience: float = 0.0) -> Iterator[str | None]:
     patience  seconds to wait for another owner, as for one whose end is not known everywhere yet
 
     Raises InUse, naming the owner, where another run holds it, and UserError where the run in it is packed, or where it
-    cannot be made or locked, as on a file system without locks.
+    cannot be made or locked, as on a file system without locks, or is removed within.
     """
     if packed_run.is_packed(folder):
         raise UserError(
@@ -59,9 +59,18 @@ def held(folder: Path, patience: float = 0.0) -> Iterator[str | None]:
         who = {"pid": os.getpid(), "host": platform.node(), "started": started}
         write_atomically(folder / OWNER, json.dumps(who) + "\n")
         yield f"{dead} did not come to its end; going on from there" if dead else None
+    except Exception as error:
+        refuse_removed(folder, error)
+        raise
     finally:
         (folder / OWNER).unlink(missing_ok=True)
         lock.release()
+
+
+def refuse_removed(folder: Path, error: Exception | None = None) -> None:
+    """Raise UserError, as what has led to `error`, where a folder that is held is there no more."""
+    if not (folder / LOCK).exists():
+        raise UserError(f"{folder} was removed while the run went on; the same command begins anew") from error
 
 
 def _refuse_lockless(folder: Path) -> None:
@@ -80,6 +89,15 @@ def _refuse_lockless(folder: Path) -> None:
                 f"{folder} lies on a file system without locks (flock), which a run needs to have its folder for "
                 "itself; mount it with them, as Lustre with -o flock, or name another --out"
             ) from None
+
+
+def is_own(folder: Path) -> bool:
+    """Say whether the owner's file names this process."""
+    try:
+        who = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        return bool((who["pid"], who["host"]) == (os.getpid(), platform.node()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _owner(folder: Path) -> str | None:

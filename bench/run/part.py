@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def measure(text: str, out: str, place: Workplace | None = None) -> None:
     Raises InUse where another process measures there, and UserError where the text is no job, the folder holds another
     run, or this machine has other code, versions, texts or tasks than the run.
     """
-    with interrupt.prompt():
+    with interrupt.prompt(leave=partial(store.leave, Path(out))):
         measured(Job.from_json(text), Path(out), place)
 
 
@@ -53,7 +54,7 @@ def measured(asked: Job, part: Path, place: Workplace | None = None) -> Record:
         known, _ = store.finished(part, cell, retry_failed=False)
         if known is not None:
             return known
-        store.clear_leftovers(part)
+        opened.enter_context(store.tidied(part))
         if place is None:
             scratch = tempfile.TemporaryDirectory(prefix=store.SCRATCH, dir=part, ignore_cleanup_errors=True)
             place = opened.enter_context(Workplace(Path(opened.enter_context(scratch))))

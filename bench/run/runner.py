@@ -75,7 +75,7 @@ def run_spec(
     validate.check_folder(folder)
     if spec.offload and engine.here:
         check(spec.offload)
-    with interrupt.prompt(again(spec, folder)):
+    with interrupt.prompt(again(spec, folder), partial(store.leave, folder)):
         return run(
             cells,
             folder,
@@ -144,11 +144,10 @@ def run(
         measure=part.measure,
         soon=isolate is not False and not any((folder / "cells").glob("*.json")),
     )
-    with lock.held(folder) as dead, engine.start(conditions) as session:
+    with lock.held(folder) as dead, store.tidied(folder):
         if dead:
             say(dead)
-        store.clear_leftovers(folder)
-        with store.scratch(folder) as scratch:
+        with store.scratch(folder) as scratch, engine.start(conditions) as session:
             datasets = read_datasets(cells, scratch, session.machine)
             cells = known(cells, datasets)
             for line in store.set_aside(folder, cells):
@@ -221,12 +220,7 @@ def _measured(
                 store.drop_models(folder, parents)
 
     def write(cell: Cell, result: Result) -> None:
-        if result.part is None:
-            record = store.finish(
-                job.record(cell, part.with_told(folder, result), session.slots if here else None), folder, cell.key
-            )
-        else:
-            record = store.take_in(result.part, folder, cell.key)
+        record = _written(cell, result, folder, session.slots if here else None)
         known_removals.add(record)
         if record.error:
             say(f"{names[cell.key]}: {record.status}: {record.error.partition(chr(10))[0]}")
@@ -257,6 +251,14 @@ def _measured(
 
     drive(schedule, session, begin, lambda result: write(schedule.cells[result.key], result))
     return [load(folder / "cells" / f"{cell.key}.json") for cell in cells]
+
+
+def _written(cell: Cell, result: Result, folder: Path, slots: int | None) -> Record:
+    """Write what was found of a cell into the folder, and return its record; `slots` as bench.run.job.record has it."""
+    lock.refuse_removed(folder)
+    if result.part is not None:
+        return store.take_in(result.part, folder, cell.key)
+    return store.finish(job.record(cell, part.with_told(folder, result), slots), folder, cell.key)
 
 
 def _refuse_large(cells: Sequence[Cell], session: Session, shared: Mapping[str, Any]) -> None:

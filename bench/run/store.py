@@ -43,7 +43,7 @@ from bench.records import served as served_rows
 from bench.records import superseded
 from bench.records.record import EARLIER, FAILED, LOST, InvalidRecord, Record, label, load, save
 from bench.records.samples import refuse_damaged
-from bench.run import fingerprint
+from bench.run import fingerprint, lock
 from methods.checkpoint import save_load, weight_files
 from methods.errors import CheckpointError, Unwritable
 from methods.files import WRITING, sha256, write_atomically
@@ -236,6 +236,16 @@ def scratch(folder: Path) -> Iterator[Path]:
         yield Path(name)
 
 
+@contextmanager
+def tidied(folder: Path) -> Iterator[None]:
+    """Clear what a killed run has left, and at the end what processes have that were ended."""
+    clear_leftovers(folder)
+    try:
+        yield
+    finally:
+        clear_leftovers(folder)
+
+
 def clear_leftovers(folder: Path) -> None:
     """Remove what a killed run has left: files that are not whole, scratch folders, half-saved models."""
     for place in (".", "cells", "samples/*", "partial/*"):
@@ -243,6 +253,13 @@ def clear_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
     for path in (*folder.glob(f"{SCRATCH}*"), *folder.glob("models/.*--*"), *folder.glob("kept/.*--*")):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def leave(folder: Path) -> None:
+    """Remove from a folder what this process would have removed itself, if it owned it and had come to that."""
+    if lock.is_own(folder):
+        clear_leftovers(folder)
+        (folder / lock.OWNER).unlink(missing_ok=True)
 
 
 def served(

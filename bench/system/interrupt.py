@@ -1,82 +1,174 @@
-"""Makes Ctrl-C end a command within seconds, and a second one at once, whatever library call it meets.
+"""Makes Ctrl-C, SIGTERM and SIGHUP end a command within seconds, and a second one at once, whatever call it meets.
 
-Python handles a signal between two steps of its own, so that one long call into a library (a decomposition, a product
-of large matrices) would put it off. A thread therefore hears of the signal too, and ends the process when the orderly
-way takes too long. Files are renamed into place whole, and a process of its own ends with its parent, so that nothing
-is lost by it.
+SIGTERM is what a scheduler sends before it kills, and SIGHUP what a terminal sends that is closed; one that is ignored
+from the start, as nohup has it, stays ignored. Each is raised in the main thread: what the command holds is given back
+on the way out. Python handles a signal between two steps of its own, so that one long call into a library (a
+decomposition, a product of large matrices) would put it off. A thread therefore hears of the signal too, and ends the
+process when the orderly way takes too long. Files are renamed into place whole, so that nothing is lost by it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
 import select
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver
+from types import FrameType
 
 GRACE = 3.0  # seconds for the orderly way
+AT_ONCE = 0.25  # seconds within which signals are one, as of a process and of the group that it is in
 INTERRUPTED = 130
+HANDLERS = {signal.SIGINT: signal.default_int_handler} | {  # that are replaced; others are the program's own
+    getattr(signal, name): signal.SIG_DFL for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
+}
+CODES = {128 + number for number in HANDLERS}  # exit codes of what was ended so
+
+Leave = Callable[[], object]
 
 
-def message(more: str = "") -> str:
-    """Say what goes on from an interrupted command: itself, with `more` behind it."""
-    return f"prunebench: interrupted; the same command{more and f' with {more}'} goes on where it stopped"
+class Ended(SystemExit):
+    """Is raised for a signal that ends the process, whose exit code is then what shells expect: 128 and its number.
+
+    args  the code, and what the same command needs to go on, if anything
+    """
+
+    code: int
+
+
+def code_of(ended: BaseException) -> int:
+    """Return the exit code of a command that KeyboardInterrupt or Ended has ended."""
+    return ended.code if isinstance(ended, Ended) else INTERRUPTED
+
+
+def message(ended: BaseException) -> str:
+    """Say how to go on from a command that KeyboardInterrupt or Ended has ended."""
+    more = ended.args[1:] if isinstance(ended, Ended) else ended.args
+    return _message(code_of(ended), *more)
+
+
+def _message(code: int, more: str = "") -> str:
+    how = "interrupted" if code == INTERRUPTED else f"ended by {signal.Signals(code - 128).name}"
+    return f"prunebench: {how}; the same command{more and f' with {more}'} goes on where it stopped"
 
 
 @contextmanager
-def prompt(more: str = "") -> Iterator[None]:
-    """Make Ctrl-C take at most GRACE seconds within. Whoever catches the interrupt behind goes on, as a notebook does.
+def prompt(more: str = "", leave: Leave | None = None) -> Iterator[None]:
+    """Make an interrupt take at most GRACE seconds within. Whoever catches it behind goes on, as a notebook does.
 
-    more  what the same command needs to go on, as the folder whose name is of today; the interrupt has it with it
+    more   what the same command needs to go on, as the folder whose name is of today; the interrupt has it with it
+    leave  tidies up, in another thread, where the orderly way takes too long; None: nothing is to be done
 
-    Is in nobody's way outside of the main thread, which is the only one that signals reach.
+    Is in nobody's way outside of the main thread, which is the only one that signals reach. Raises Ended for SIGTERM
+    and SIGHUP.
     """
     try:
-        with _listened_for(more):
+        with _listened_for(more, leave):
             yield
     except KeyboardInterrupt as interrupted:
         if more and not interrupted.args:
             interrupted.args = (more,)
         raise
+    except Ended as ended:
+        if more and len(ended.args) == 1:
+            ended.args = (*ended.args, more)
+        raise
 
 
 @contextmanager
-def _listened_for(more: str) -> Iterator[None]:
+def _listened_for(more: str, leave: Leave | None) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
         yield
         return
     heard, told = os.pipe()
     os.set_blocking(told, False)
     before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    threading.Thread(target=_listen, args=(heard, more), daemon=True).start()
+    with _raised() as handled:
+        threading.Thread(target=_listen, args=(heard, handled, more, leave), daemon=True).start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            os.close(told)  # which ends the thread
+
+
+@contextmanager
+def _raised() -> Iterator[frozenset[int]]:
+    """Raise the first signal that comes within, and no further one; give those of which that is so, here or around."""
+    first = list[int]()
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if first:  # on the way out
+            return
+        first.append(number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise Ended(128 + number)
+
+    own = [number for number, handler in HANDLERS.items() if signal.getsignal(number) == handler]
+    for number in own:
+        signal.signal(number, handle)
     try:
-        yield
+        ours = (number for number in HANDLERS if getattr(signal.getsignal(number), "__module__", "") == __name__)
+        yield frozenset(map(int, ours))
     finally:
-        signal.set_wakeup_fd(before)
-        os.close(told)  # which ends the thread
+        for number in own:
+            if signal.getsignal(number) == handle:
+                signal.signal(number, HANDLERS[number])
 
 
-def end_soon() -> None:
-    """End the process in GRACE seconds, whatever its orderly end still waits for."""
-    timer = threading.Timer(GRACE, os._exit, (INTERRUPTED,))
+def end_soon(code: int = INTERRUPTED) -> None:
+    """End the processes of this one, and itself in GRACE seconds, whatever its orderly end still waits for."""
+    _end_processes()
+    timer = threading.Timer(GRACE, os._exit, (code,))
     timer.daemon = True
     timer.start()
 
 
-def _listen(heard: int, more: str) -> None:
-    """End the process GRACE seconds after a first interrupt, at once after a second; return when the pipe is closed."""
-    interrupted = False
+def end_children(pid: int) -> None:
+    """Kill the processes that a process has started, and those that these have."""
+    import psutil  # here, since a command that starts no process needs none of it
+
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+
+
+def _end_processes() -> None:
+    """Kill what multiprocessing has started here, and what that has; commands that run beside, as scancel, go on."""
+    server = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    for pid in (*(each.pid for each in multiprocessing.active_children()), server):
+        if pid is not None:
+            end_children(pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _listen(heard: int, handled: frozenset[int], more: str, leave: Leave | None) -> None:
+    """End the process GRACE seconds after a first signal, at once after a second; return when the pipe is closed."""
+    first, since = 0, 0.0
     while True:
-        ready, _, _ = select.select([heard], [], [], GRACE if interrupted else None)
+        left = max(0.0, since + GRACE - time.monotonic()) if first else None
+        ready, _, _ = select.select([heard], [], [], left)
         signals = os.read(heard, 64) if ready else b""
         if ready and not signals:
             os.close(heard)
             return
-        count = signals.count(signal.SIGINT)
-        if (interrupted and (not ready or count)) or count > 1:
+        came = [number for number in signals if number in handled]
+        if first and (not ready or (came and time.monotonic() - since > AT_ONCE)):
+            _end_processes()
+            if leave is not None:
+                with contextlib.suppress(Exception):
+                    leave()
             if not ready:
-                os.write(2, f"{message(more)}\n".encode())
-            os._exit(INTERRUPTED)
-        interrupted = interrupted or count > 0
+                os.write(2, f"{_message(128 + first, more)}\n".encode())
+            os._exit(128 + first)
+        if came and not first:
+            first, since = came[0], time.monotonic()

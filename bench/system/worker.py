@@ -3,8 +3,8 @@
 The process is spawned, so that it shares nothing with this one but what it is sent. Where modules are named that it
 needs, it is forked from a server that is spawned once and does nothing but import them, as long as this process has the
 environment that it had then: modules read some of it when they are imported. It asks for what it needs and sends plain
-values through a pipe. It ignores Ctrl-C, which its parent handles, and ends when its parent does, however that came
-about. It may start a process of its own in the same way.
+values through a pipe. It ignores Ctrl-C, SIGTERM and SIGHUP, which its parent handles, and ends when its parent does,
+however that came about. It may start a process of its own in the same way.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from multiprocessing.process import BaseProcess
 from types import ModuleType
 from typing import Any
 
-from bench.system import failures, process_memory
+from tqdm import tqdm
+
+from bench.system import failures, interrupt, process_memory
 from bench.system.failures import Failure
 
 STARTING = "while it started"
@@ -98,8 +100,8 @@ class Worker:
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.stop() if kind is None else self.end()
 
     def run(
         self,
@@ -128,13 +130,15 @@ class Worker:
             return failure
         except OSError as error:  # of a system without room for another process
             return Failure("error", f"{failures.reason(error)} {STARTING}")
+        except NoServer:
+            return Failure("crashed", f"the process from which others are forked was killed {STARTING}, twice")
         finally:
             if not done:
                 self._kill()
 
     def begin(self, modules: Sequence[str] = ()) -> None:
         """Start the process before its first task, and have it import modules; where it cannot, that task says so."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, NoServer):
             self._started(modules)
             self._waits = True
 
@@ -148,7 +152,17 @@ class Worker:
     def kill(self) -> None:
         """End the process at once, from whichever thread; the `run` that waits for it then returns a failure."""
         if (process := self._process) is not None and process.pid is not None:
+            interrupt.end_children(process.pid)
             process.kill()
+
+    def end(self) -> None:
+        """End the process at once, with those that it has started."""
+        self._kill()
+
+    @property
+    def starts(self) -> bool:
+        """Whether the process is about to start."""
+        return self._process is not None and self._process.pid is None
 
     def _started(self, modules: Sequence[str] = ()) -> tuple[BaseProcess, Connection]:
         if self._process is None or self._pipe is None or not self._process.is_alive():
@@ -159,21 +173,62 @@ class Worker:
             if served:
                 context.set_forkserver_preload(self._imported)
             self._pipe, there = context.Pipe()
-            # not a daemon, which could start no process itself; `_follow_parent` ends it where its parent cannot
-            self._process = context.Process(target=_serve, args=(there, self._environment, modules), daemon=False)
-            with SPAWNING, _without_interrupts(), _without_main():
-                self._process.start()
-            there.close()
+            with there, SPAWNING, _without_interrupts(), _without_main():
+                self._process = self._forked(context, (there, self._environment, modules))
         return self._process, self._pipe
+
+    def _forked(self, context: Any, arguments: tuple[Any, ...]) -> BaseProcess:
+        """Start a process, once more where the server is killed meanwhile. Raises NoServer where that one is as well.
+
+        It is no daemon, which could start no process itself; `_follow_parent` ends it where its parent cannot.
+        """
+        for _ in range(2):
+            self._process = process = context.Process(target=_serve, args=arguments, daemon=False)
+            with contextlib.suppress(EOFError, ConnectionError):
+                process.start()
+                return process
+            _wait_for_end_of_server()  # or it would be taken for alive
+        self._process = None
+        raise NoServer
 
     def _kill(self) -> None:
         if self._process is not None and self._process.pid is not None:
+            if self._process.is_alive():
+                interrupt.end_children(self._process.pid)
             self._process.kill()
             self._process.join()
         if self._pipe is not None:
             self._pipe.close()
         self._process = self._pipe = None
         self._waits = False
+
+
+class NoServer(Exception):
+    """Is raised where the process from which others are forked is killed whenever one is to be."""
+
+
+def end_server() -> None:
+    """Kill the process from which others are forked, if there is one; who waits for it to fork hears of it.
+
+    Of those that it has forked nobody can tell any more whether they are alive.
+    """
+    if (pid := _server()) is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _server() -> int | None:
+    return getattr(forkserver._forkserver, "_forkserver_pid", None)
+
+
+def _wait_for_end_of_server() -> None:
+    """Wait for at most LOOK seconds until the server has ended; who started it can still fetch it."""
+    until = time.monotonic() + LOOK
+    with contextlib.suppress(ChildProcessError):
+        while (pid := _server()) is not None and time.monotonic() < until:
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
+                return
+            time.sleep(0.01)
 
 
 def begin_server(imported: Sequence[str]) -> None:
@@ -272,6 +327,7 @@ def _serve(pipe: Connection, environment: dict[str, str], modules: Sequence[str]
     """Import modules, then do what comes through the pipe until it is closed, or until something fails."""
     os.environ.update(environment)
     threading.Thread(target=_follow_parent, daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore that the tracker misses of a process that is killed
     line = Line(pipe)
     with contextlib.suppress(Exception):  # which the task that needs them meets again
         for name in modules:
@@ -297,9 +353,10 @@ def _follow_parent() -> None:
 
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Block Ctrl-C for a process that is started within, which inherits the mask."""
-    resource_tracker.ensure_running()  # or the start of the process would start it, and take the mask off
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Block Ctrl-C, SIGTERM and SIGHUP for a process that is started within, which inherits the mask."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, interrupt.HANDLERS)
+    resource_tracker.ensure_running()  # or the start of the process would start it, and take part of the mask off
+    signal.pthread_sigmask(signal.SIG_BLOCK, interrupt.HANDLERS)
     try:
         yield
     finally:

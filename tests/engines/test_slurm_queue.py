@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from bench.engines.engine import PARTS, InUse
 from bench.engines.slurm import Slurm
 from bench.engines.slurm_node import ENDED, JOB, measure_there
 from bench.engines.slurm_session import LOGS
+from bench.system import interrupt
 from methods.errors import UserError
 from methods.files import write_atomically
 
@@ -142,6 +146,25 @@ def test_a_part_that_another_job_measures_is_lost_and_ends_no_run(made, tmp_path
             measure_there(is_in_use, str(tmp_path / PARTS / "a"))
         found = session.next_result().found
     assert (found["status"], "a is in use" in found["error"]) == ("lost", True)
+
+
+def test_a_job_that_slurm_takes_away_leaves_its_cell_without_an_outcome(tmp_path):
+    """Although submitit has had the signal pass unheard."""
+    write_atomically(tmp_path / JOB, "{}")
+
+    def is_taken_away(text, part, place):
+        with interrupt.prompt():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with pytest.raises(interrupt.Ended) as ended:
+            measure_there(is_taken_away, str(tmp_path))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 143
+    assert not (tmp_path / ENDED).exists()
 
 
 def test_nothing_is_removed_while_it_is_not_known_whether_a_job_still_writes_it(made, tmp_path):

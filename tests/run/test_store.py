@@ -17,12 +17,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import duckdb
-import ledger_runs
 import pandas as pd
 import psutil
 import pytest
 import torch
 from conftest import tiny
+from ledger_runs import Runner
 from made_records import cell
 
 import methods
@@ -71,37 +71,10 @@ def asked(model_folder, text_file, documents):
     ]
 
 
-class Runner:
-    """tests/ledger_runs.py, which runs the same cells as often as it is told."""
-
-    def __init__(self, arguments: list[str]) -> None:
-        root = Path(__file__).parents[1]
-        path = os.pathsep.join([str(root.parent), str(root)])
-        self.process = subprocess.Popen(
-            [sys.executable, ledger_runs.__file__, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        )
-        assert self._answer() == {"threads": ["MainThread"]}  # else it could not fork safely
-
-    def run(self, folder: Path, seconds: float | None = None) -> tuple[int, str]:
-        self.process.stdin.write(json.dumps([str(folder), seconds]) + "\n")
-        self.process.stdin.flush()
-        answer = self._answer()
-        return answer["code"], answer["said"]
-
-    def _answer(self):
-        return json.loads(self.process.stdout.readline())
-
-
 @pytest.fixture(scope="module")
 def runner(asked):
-    found = Runner(asked)
-    yield found
-    found.process.stdin.close()
-    found.process.wait()
+    with Runner(asked) as found:
+        yield found
 
 
 def contents(folder: Path) -> dict[str, object]:
@@ -259,6 +232,22 @@ def test_no_room_for_anything_else_ends_the_run_too(monkeypatch, asked, tmp_path
     assert "no room is left on a disk" in said and f" MB in {tmp_path / 'run'} and " in said
     assert f" MB in {tempfile.gettempdir()}; the same command goes on with more" in said
     assert not list(tmp_path.rglob("cells/*"))
+
+
+def test_a_folder_that_is_removed_while_its_run_goes_on_ends_that_in_one_line(asked, tmp_path, monkeypatch, capsys):
+    evaluate, folder = tasks.evaluate, tmp_path / "run"
+
+    def removes(*given):
+        shutil.rmtree(folder, ignore_errors=True)
+        return evaluate(*given)
+
+    monkeypatch.setattr(tasks, "evaluate", removes)
+    assert main([*asked, "--out", str(folder)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, "Traceback" in err) == ("", False)
+    said = f"prunebench: {folder} was removed while the run went on; the same command begins anew"
+    assert err.splitlines()[-1] == said
+    assert not list(folder.glob("cells/*"))
 
 
 def test_finished_pieces_of_an_interrupted_cell_are_not_measured_again(asked, whole, tmp_path, monkeypatch):
@@ -697,7 +686,10 @@ def is_running(text: str) -> list[int]:
     return found
 
 
-def test_an_interrupt_ends_the_run_and_its_processes_and_leaves_nothing_half_done(asked, copied, whole, deadly):
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.nightly)]
+)
+def test_a_signal_ends_the_run_and_its_processes_and_leaves_nothing_half_done(number, asked, copied, whole, deadly):
     command = [*asked, "--out", str(copied), "--plugin", str(deadly), "--methods", "ledger-hangs", "--isolate"]
     process = subprocess.Popen(
         [sys.executable, "-c", f"{HEARS}from bench.cli.main import main\nsys.exit(main(sys.argv[1:]))", *command],
@@ -711,12 +703,13 @@ def test_an_interrupt_ends_the_run_and_its_processes_and_leaves_nothing_half_don
         for line in process.stderr:
             if line.endswith("ledger-hangs: pruning\n"):
                 break
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert (process.returncode, out) == (130, "")
-    assert err == "prunebench: interrupted; the same command goes on where it stopped\n"
+    assert (process.returncode, out) == (128 + number, "")
+    how = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
+    assert err == f"prunebench: {how}; the same command goes on where it stopped\n"
     assert is_running(str(copied)) == []
     assert contents(copied) == contents(whole)
 

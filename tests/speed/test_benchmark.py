@@ -796,6 +796,32 @@ def test_a_process_begins_with_what_it_needs_imported_and_is_an_outcome_as_any_o
     assert not is_alive(heard[0]["pid"])
 
 
+DIES = """
+import os, signal
+from pathlib import Path
+
+there = Path(__file__).with_suffix(".lives")
+if not there.exists():
+    there.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every process is spawned")
+@pytest.mark.parametrize("once", [True, False])
+def test_a_server_that_is_killed_while_it_starts_is_made_once_more(once, new_server, tmp_path, monkeypatch):
+    name = f"dies_{once}"
+    (tmp_path / f"{name}.py").write_text(DIES if once else DIES.replace("there.touch()", ""))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]).rstrip(":"))
+    heard, limits = [], isolation.Limits(silence=60)
+    with isolation.Worker(imported=(name,)) as worker:
+        if not once:
+            worker.begin()
+        failure = worker.run(speed_children.finds, (1,), limits=limits, hear=heard.append)
+    said = "the process from which others are forked was killed while it started, twice"
+    assert (failure and failure.reason, heard) == ((None, [{"points": [0]}]) if once else (said, []))
+
+
 def test_a_process_that_hangs_is_ended():
     failed, heard = run(speed_children.hangs, limit=5)
     assert failed == "silent for 5 s while it slept, and ended"
