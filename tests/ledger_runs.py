@@ -108,7 +108,7 @@ def one(asked, order: Order, said: str) -> None:
             how = {"engine": engine, "retry_failed": spec.retry_failed, "isolate": spec.isolate}
             runner.run(cells, Path(order.folder), report=report.write, **how)
         code = 0
-    except (KeyboardInterrupt, interrupt.Ended) as ended:
+    except (KeyboardInterrupt, interrupt.EndedBySignal) as ended:
         print(interrupt.message(ended), file=sys.stderr)
         code = interrupt.code_of(ended)
     finally:

@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"prunebench: no path may be as long as {str(error.filename)[:40]!r}...; name another", file=sys.stderr)
         return USAGE
-    except (KeyboardInterrupt, interrupt.Ended) as ended:
+    except (KeyboardInterrupt, interrupt.EndedBySignal) as ended:
         with contextlib.suppress(OSError):  # of a terminal that has been closed
             print(interrupt.message(ended), file=sys.stderr)
         return interrupt.code_of(ended)

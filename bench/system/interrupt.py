@@ -33,7 +33,7 @@ CODES = {128 + number for number in HANDLERS}  # exit codes of what was ended so
 Leave = Callable[[], object]
 
 
-class Ended(SystemExit):
+class EndedBySignal(SystemExit):
     """Is raised for a signal that ends the process, whose exit code is then what shells expect: 128 and its number.
 
     args  the code, and what the same command needs to go on, if anything
@@ -43,13 +43,13 @@ class Ended(SystemExit):
 
 
 def code_of(ended: BaseException) -> int:
-    """Return the exit code of a command that KeyboardInterrupt or Ended has ended."""
-    return ended.code if isinstance(ended, Ended) else INTERRUPTED
+    """Return the exit code of a command that KeyboardInterrupt or EndedBySignal has ended."""
+    return ended.code if isinstance(ended, EndedBySignal) else INTERRUPTED
 
 
 def message(ended: BaseException) -> str:
-    """Say how to go on from a command that KeyboardInterrupt or Ended has ended."""
-    more = ended.args[1:] if isinstance(ended, Ended) else ended.args
+    """Say how to go on from a command that KeyboardInterrupt or EndedBySignal has ended."""
+    more = ended.args[1:] if isinstance(ended, EndedBySignal) else ended.args
     return _message(code_of(ended), *more)
 
 
@@ -65,8 +65,8 @@ def prompt(more: str = "", leave: Leave | None = None) -> Iterator[None]:
     more   what the same command needs to go on, as the folder whose name is of today; the interrupt has it with it
     leave  tidies up, in another thread, where the orderly way takes too long; None: nothing is to be done
 
-    Is in nobody's way outside of the main thread, which is the only one that signals reach. Raises Ended for SIGTERM
-    and SIGHUP.
+    Is in nobody's way outside of the main thread, which is the only one that signals reach. Raises EndedBySignal for
+    SIGTERM and SIGHUP.
     """
     try:
         with _listened_for(more, leave):
@@ -75,7 +75,7 @@ def prompt(more: str = "", leave: Leave | None = None) -> Iterator[None]:
         if more and not interrupted.args:
             interrupted.args = (more,)
         raise
-    except Ended as ended:
+    except EndedBySignal as ended:
         if more and len(ended.args) == 1:
             ended.args = (*ended.args, more)
         raise
@@ -109,7 +109,7 @@ def _raised() -> Iterator[frozenset[int]]:
         first.append(number)
         if number == signal.SIGINT:
             raise KeyboardInterrupt
-        raise Ended(128 + number)
+        raise EndedBySignal(128 + number)
 
     own = [number for number, handler in HANDLERS.items() if signal.getsignal(number) == handler]
     for number in own:

@@ -159,7 +159,7 @@ def test_a_job_that_slurm_takes_away_leaves_its_cell_without_an_outcome(tmp_path
 
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        with pytest.raises(interrupt.Ended) as ended:
+        with pytest.raises(interrupt.EndedBySignal) as ended:
             measure_there(is_taken_away, str(tmp_path))
     finally:
         signal.signal(signal.SIGTERM, before)

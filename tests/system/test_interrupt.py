@@ -26,7 +26,11 @@ def by_default():
 
 @pytest.mark.parametrize("number", ENDS)
 def test_a_signal_ends_what_goes_on_with_the_code_that_shells_expect(number, by_default):
-    with pytest.raises(interrupt.Ended) as ended, interrupt.prompt(), interrupt.prompt("--out results/of-today"):
+    with (
+        pytest.raises(interrupt.EndedBySignal) as ended,
+        interrupt.prompt(),
+        interrupt.prompt("--out results/of-today"),
+    ):
         os.kill(os.getpid(), number)
         time.sleep(60)
     assert interrupt.code_of(ended.value) == ended.value.code == ENDS[number]
@@ -39,7 +43,7 @@ def test_a_signal_that_a_process_and_its_group_get_is_one(by_default, monkeypatc
     """As of `timeout`, or of a terminal that is closed."""
     monkeypatch.setattr(interrupt, "AT_ONCE", 60.0)
     tidied = []
-    with pytest.raises(interrupt.Ended) as ended, interrupt.prompt():
+    with pytest.raises(interrupt.EndedBySignal) as ended, interrupt.prompt():
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(60)
