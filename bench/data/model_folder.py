@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from methods.errors import UserError, first_line
+from methods.errors import UserError
+from methods.model_files import CONFIG, INDEX, WHOLE, names, refuse_unhashed, table, weight_files
 
-WHOLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
@@ -19,8 +17,9 @@ def check(name: str, folder: Path, trust_remote_code: bool) -> None:
 
     Such code are files of its own, and kernels of the hub, which transformers fetches and imports.
     """
+    refuse_unhashed(name, folder)
     refuse_incomplete(name, names(folder))
-    config = _table(folder / "config.json")
+    config = table(folder / CONFIG)
     if "auto_map" in config and not trust_remote_code:
         raise UserError(f"{name} comes with its own code; read it, then allow it with --trust-remote-code")
     if (kernel := _hub_kernel(config)) and not trust_remote_code:
@@ -43,30 +42,15 @@ def _hub_kernel(config: dict[str, Any]) -> str | None:
     return None
 
 
-def names(folder: Path) -> set[str]:
-    """Return the names of what is in a folder."""
-    return {file.name for file in folder.iterdir() if file.exists()}
-
-
 def refuse_incomplete(name: str, files: Collection[str]) -> None:
     """Raise UserError where files of these names are no model: no configuration, safetensors or tokenizer."""
     needs = "a model folder holds config.json, safetensors and the tokenizer's files"
-    if "adapter_config.json" in files:
-        raise UserError(f"{name} has an adapter beside its weights, which no hash covers; merge it into them, by peft")
-    if "config.json" not in files:
+    if CONFIG not in files:
         raise UserError(f"{name} has no config.json; {needs}")
     if WHOLE not in files and INDEX not in files:
         raise UserError(f"{name} has no {WHOLE} or {INDEX} (other weight files are not read); {needs}")
     if not any(file in files for file in TOKENIZER_FILES):
         raise UserError(f"{name} has no tokenizer; {needs}")
-
-
-def weight_files(folder: Path, files: Collection[str] | None = None) -> list[str]:
-    """Return from which files transformers loads a model; a folder may hold others with the same weights.
-
-    files  the names of what will be in the folder; by default of what is
-    """
-    return [WHOLE] if WHOLE in (names(folder) if files is None else files) else named_by_index(folder)
 
 
 def _check_weights(name: str, folder: Path) -> None:
@@ -81,28 +65,6 @@ def _check_weights(name: str, folder: Path) -> None:
                 pass
         except SafetensorError as error:
             raise UserError(f"{file} is cut short or damaged ({error}); copy or download it again") from None
-
-
-def named_by_index(folder: Path) -> list[str]:
-    """Return the weight files that the index of a folder names; of one without an index, none."""
-    index = folder / INDEX
-    if not index.is_file():
-        return []
-    files = _table(index).get("weight_map")
-    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
-        raise UserError(f"{index} has no weight_map that names a file for each weight; copy or download it again")
-    return sorted(set(files.values()))
-
-
-def _table(file: Path) -> dict[str, Any]:
-    """Return what a JSON file with one object holds. Raises UserError for any other."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not JSON: {first_line(error)}; copy or download it again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{file} holds no object of names and values; copy or download it again")
-    return found
 
 
 def _check_saved(folder: Path) -> None:

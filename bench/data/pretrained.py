@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bench.data import assets, model_folder
 from bench.data.file_hashes import remembered_sha256
 from bench.data.hub import models as hub_models
+from methods import model_files
 from methods.errors import UserError, first_line
 from methods.files import sha256
 
@@ -147,7 +148,7 @@ def weights_sha256(name: str, *, download: bool = True) -> str:
     hashes = hub_models.announced(name) if is_on_hub(name) and not download else None
     if hashes is None:
         folder, options = _source(name, weights=True)
-        files = [options["gguf_file"]] if "gguf_file" in options else model_folder.weight_files(folder)
+        files = [options["gguf_file"]] if "gguf_file" in options else model_files.weight_files(folder)
         hashes = {file: remembered_sha256(folder / file) for file in files}
     if len(hashes) == 1:
         return next(iter(hashes.values()))
@@ -240,15 +241,18 @@ def is_on_hub(name: str) -> bool:
 
 
 def _source(name: str, trust_remote_code: bool = False, *, weights: bool = False) -> tuple[Path, dict[str, Any]]:
-    """Return (folder, options) for the `from_pretrained` of transformers; of a hub model with its weights if asked."""
+    """Return (folder, options) for the `from_pretrained` of transformers; of a hub model with its weights if asked.
+
+    Raises UserError for a folder of which transformers would load what no hash covers.
+    """
     if _is_gguf(name):
         return Path(name).parent, {"gguf_file": Path(name).name}
-    options = {"trust_remote_code": trust_remote_code}
     if name in assets.MODELS:
-        return assets.model_folder(name), options
-    if Path(name).is_dir():
-        return Path(name), options
-    return hub_models.folder(name, weights=weights), options
+        folder = assets.model_folder(name)
+    else:
+        folder = Path(name) if Path(name).is_dir() else hub_models.folder(name, weights=weights)
+    model_files.refuse_unhashed(name, folder)
+    return folder, {"trust_remote_code": trust_remote_code}
 
 
 def _config(name: str, trust_remote_code: bool) -> Any:

@@ -14,10 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from methods import model_files
 from methods.errors import CheckpointError, first_line
 from methods.files import sha256
-
-INDEX = "model.safetensors.index.json"
+from methods.model_files import INDEX
 
 
 @contextmanager
@@ -86,13 +86,19 @@ def are_listed(weights: Any) -> bool:
         isinstance(entry, dict)
         and isinstance(entry.get("bytes"), int)
         and isinstance(entry.get("sha256"), str)
-        and file == Path(file).name
+        and model_files.is_file_name(file)
         for file, entry in weights.items()
     )
 
 
 def check(folder: Path, weights: dict[str, dict[str, Any]], *, hashes: bool = True) -> None:
-    """Raise CheckpointError for a weight file that is missing, truncated, changed, or not in the list."""
+    """Raise CheckpointError for a weight file that is missing, truncated, changed, or not in the list.
+
+    And for a folder of which transformers would load others than those of the list.
+    """
+    model_files.refuse_unhashed(str(folder), folder)
+    if unlisted := set(model_files.weight_files(folder)) - weights.keys():
+        raise CheckpointError(f"{folder / INDEX} names {min(unlisted)}, and the manifest does not")
     for file, entry in weights.items():
         path = folder / file
         if not path.is_file():

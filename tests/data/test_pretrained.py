@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -19,8 +20,10 @@ from safetensors.torch import load_file, save_file
 from bench.data import assets, pretrained
 from bench.plan.run_spec import RunSpec
 from bench.run.planned import plan_spec
+from methods.checkpoint import save_load
 from methods.errors import UserError
 from methods.files import sha256
+from methods.model.decoder import Decoder
 
 CPU = torch.device("cpu")
 
@@ -333,6 +336,105 @@ def test_the_hub_says_the_hash_of_a_model_in_parts(hub):
     hub.files = sorted(file.name for file in hub.folder.iterdir())
     said = pretrained.weights_sha256("nobody/else", download=False)
     assert said == pretrained.weights_sha256("nobody/else") == pretrained.weights_sha256(str(hub.folder))
+
+
+def with_an_adapter(folder):
+    """Put an adapter of PEFT beside the weights, one that changes every logit."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(
+        tiny("llama", layers=2, vocab_size=260),
+        LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False),
+    )
+    model.save_pretrained(folder)
+
+
+def with_other_weights(folder):
+    """Have config.json name another file of weights, which transformers loads in place of the usual one."""
+    tiny("llama", layers=2, vocab_size=260, seed=1).save_pretrained(folder / "other")
+    shutil.copy(folder / "other" / "model.safetensors", folder / "other.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"text_config": {"transformers_weights": "other"}}))
+
+
+def with_another_configuration(folder):
+    """Have config.json name another configuration, for versions of transformers from 4 on."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.4.0.0.json").write_text(json.dumps(config | {"rms_norm_eps": 1.0}))
+    (folder / "config.json").write_text(json.dumps(config | {"configuration_files": ["config.4.0.0.json"]}))
+
+
+def with_a_distributed_shard(folder):
+    """Put a shard of a distributed checkpoint beside the weights, which transformers loads in place of them."""
+    shutil.copy(folder / "model.safetensors", folder / "shard-00001-model-00001-of-00001.safetensors")
+
+
+ADDITIONS = {
+    with_an_adapter: ("holds an adapter (adapter_config.json)", "merge it into them"),
+    with_other_weights: ("transformers_weights", "put it in place of the usual file"),
+    with_another_configuration: ("configuration_files", "put it in place of the usual file"),
+    with_a_distributed_shard: ("holds shard-00001-model-00001-of-00001.safetensors", "or remove the shards"),
+}
+
+
+@pytest.mark.parametrize(("add", "words"), ADDITIONS.items(), ids=lambda one: getattr(one, "__name__", ""))
+def test_what_transformers_would_load_beside_the_hashed_files_is_refused(folder, add, words):
+    """Wherever the folder is read, since a file may come between two cells of a run."""
+    add(folder)
+    refused(folder, *words)
+    for read in (pretrained.shell, pretrained.load_tokenizer, pretrained.weights_sha256, pretrained.config_sha256):
+        with pytest.raises(UserError, match=re.escape(words[0])):
+            read(str(folder))
+    with pytest.raises(UserError, match=re.escape(words[0])):
+        pretrained.load(str(folder), CPU, torch.float32)
+
+
+@pytest.mark.parametrize("add", [with_an_adapter, with_a_distributed_shard])
+def test_what_transformers_would_load_beside_the_hashed_files_of_a_saved_model_is_refused(add, tmp_path):
+    model = Decoder(tiny("llama", layers=2, vocab_size=260))
+    save_load.save(model, tmp_path / "saved", tokenizer=byte_tokenizer())
+    add(tmp_path / "saved")
+    for read in (pretrained.check, save_load.load):
+        with pytest.raises(UserError, match=re.escape(ADDITIONS[add][0])):
+            read(str(tmp_path / "saved"))
+
+
+def test_an_adapter_on_the_hub_is_refused_before_it_is_downloaded(hub, tmp_path):
+    with_an_adapter(hub.folder)
+    hub.files = sorted(file.name for file in hub.folder.iterdir())
+    refused("nobody/else", "nobody/else on the hub holds an adapter", "merge it into them")
+    assert not (tmp_path / "downloaded").exists()
+
+
+@pytest.mark.parametrize("elsewhere", ["../parts/{}", "/etc/{}", "parts/{}", "..\\parts\\{}", "C:{}", "..", ""])
+def test_weights_lie_in_the_folder_that_names_them(folder, elsewhere):
+    """An index may name files of its own folder alone, or records would stand on weights that lie anywhere."""
+    tiny("llama", layers=2, vocab_size=260, seed=1).save_pretrained(folder, max_shard_size="20KB")
+    (folder / "model.safetensors").unlink()
+    pretrained.check(str(folder))
+    shutil.copytree(folder, folder.with_name("parts"))
+    index = folder / "model.safetensors.index.json"
+    plain = json.loads(index.read_text())
+    plain["weight_map"] = {name: elsewhere.format(file) for name, file in plain["weight_map"].items()}
+    index.write_text(json.dumps(plain))
+    refused(folder, f"{index} names", "may name files of its own folder alone")
+    with pytest.raises(UserError, match="files of its own folder alone"):
+        pretrained.weights_sha256(str(folder))
+
+
+def test_a_saved_model_is_loaded_from_the_files_of_its_manifest(tmp_path):
+    """An index that names others, which the manifest does not cover, is refused."""
+    for seed, name in enumerate(("saved", "other")):
+        model = Decoder(tiny("llama", layers=2, vocab_size=260, seed=seed))
+        save_load.save(model, tmp_path / name, tokenizer=byte_tokenizer(), shard_bytes=20_000)
+    index = tmp_path / "saved" / "model.safetensors.index.json"
+    plain = json.loads(index.read_text())
+    for elsewhere in ("../other/{}", "else.safetensors"):
+        weights = {name: elsewhere.format(file) for name, file in plain["weight_map"].items()}
+        index.write_text(json.dumps(plain | {"weight_map": weights}))
+        for read in (save_load.load, pretrained.check):
+            with pytest.raises(UserError, match=r"which its index names|index.json names "):
+                read(str(tmp_path / "saved"))
 
 
 def test_devices_and_types():

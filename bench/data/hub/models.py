@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench.data import assets, model_folder
 from bench.system.console import say
+from methods import model_files
 from methods.errors import UserError, first_line
 
 DESCRIPTION = ["*.json", "*.model", "*.txt", "*.jinja", "*.py", "README.md"]
@@ -28,7 +29,9 @@ def check(name: str, choices: str, trust_remote_code: bool) -> None:
         info = HfApi().model_info(name, timeout=assets.HUB_TIMEOUT)
     except Exception as error:  # the classes of the HTTP client's errors differ between the hub's versions
         raise UserError(f"the hub does not give {name!r}: {_reason(error)}; otherwise give {choices}") from error
-    model_folder.refuse_incomplete(f"{name} on the hub", [file.rfilename for file in info.siblings or ()])
+    files = [file.rfilename for file in info.siblings or ()]
+    model_files.refuse_unhashed_files(f"{name} on the hub", files)
+    model_folder.refuse_incomplete(f"{name} on the hub", files)
     if "auto_map" in (info.config or {}) and not trust_remote_code:
         raise UserError(f"{name} comes with its own code; read it, then allow it with --trust-remote-code")
 
@@ -41,8 +44,8 @@ def cached(name: str) -> Path | None:
         folder = _snapshot(name, DESCRIPTION + WEIGHTS, here_only=True)
     except (LocalEntryNotFoundError, HFValidationError):
         return None
-    files = model_folder.names(folder)
-    weights = model_folder.weight_files(folder)
+    files = model_files.names(folder)
+    weights = model_files.weight_files(folder)
     there = all((folder / file).is_file() for file in ("config.json", *weights))
     return folder if weights and there and not files.isdisjoint(model_folder.TOKENIZER_FILES) else None
 
@@ -74,7 +77,7 @@ def announced(name: str) -> dict[str, str] | None:
     except Exception as error:
         raise UserError(f"the hub does not say what files {name} has: {_reason(error)}; try again") from error
     hashes = {file.rfilename: file.lfs.sha256 for file in files if file.lfs}
-    names = model_folder.weight_files(folder(name, weights=False), hashes)
+    names = model_files.weight_files(folder(name, weights=False), hashes)
     return {file: hashes[file] for file in names} if names and hashes.keys() >= set(names) else None
 
 

@@ -1,0 +1,123 @@
+"""Says which files of a model's folder transformers loads, and refuses those that the hash of its weights leaves out.
+
+A record stands on the sha256 of weights and configuration. What transformers takes from a folder beside them, without a
+word, would change figures under the same hashes: an adapter of PEFT, shards of a distributed checkpoint, and files that
+config.json or the index of the weights name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from methods.errors import CheckpointError, first_line
+
+CONFIG = "config.json"
+WHOLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+MOST_BYTES = 2**28  # of a JSON file, as no index of weights has them
+NAMES_FILES = {  # keys of config.json by which transformers reads another file in place of the usual one
+    "transformers_weights": "the weights",
+    "configuration_files": "the configuration",
+}
+
+
+def refuse_unhashed(name: str, folder: Path) -> None:
+    """Raise CheckpointError where transformers would load from a folder what no hash covers.
+
+    name  what messages call the model
+    """
+    refuse_unhashed_files(name, names(folder))
+    if not (folder / CONFIG).is_file():
+        return
+    for key in _keys(table(folder / CONFIG)):
+        if key in NAMES_FILES:
+            raise CheckpointError(
+                f"{name} names another file for {NAMES_FILES[key]}, as {key} of its {CONFIG}, and no record covers "
+                f"that; put it in place of the usual file and remove {key}"
+            )
+
+
+def refuse_unhashed_files(name: str, files: Collection[str]) -> None:
+    """Raise CheckpointError where a folder that holds files of these names has weights beside the model's own."""
+    if ADAPTER in files:
+        raise CheckpointError(
+            f"{name} holds an adapter ({ADAPTER}), which would change the model under the hash of its weights alone; "
+            "merge it into them (`merge_and_unload` of PEFT, then `save_pretrained`), or remove its files"
+        )
+    if shards := sorted(filter(SHARD.fullmatch, files)):
+        raise CheckpointError(
+            f"{name} holds {shards[0]} of a distributed checkpoint, which would be loaded in place of {WHOLE}; save "
+            "the model again with `save_pretrained`, or remove the shards"
+        )
+
+
+def names(folder: Path) -> set[str]:
+    """Return the names of what is in a folder. Raises CheckpointError where that cannot be read."""
+    try:
+        return {file.name for file in folder.iterdir() if file.exists()}
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {first_line(error)}; give a folder that can") from None
+
+
+def weight_files(folder: Path, files: Collection[str] | None = None) -> list[str]:
+    """Return from which files transformers loads a model; a folder may hold others with the same weights.
+
+    files  the names of what will be in the folder; by default of what is
+    """
+    return [WHOLE] if WHOLE in (names(folder) if files is None else files) else named_by_index(folder)
+
+
+def named_by_index(folder: Path) -> list[str]:
+    """Return the weight files that the index of a folder names; of one without an index, none.
+
+    Raises CheckpointError for an index that is damaged, or names a file elsewhere.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        return []
+    files = table(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise CheckpointError(f"{index} has no weight_map that names a file for each weight; copy or download it again")
+    for file in sorted(set(files.values())):
+        if not is_file_name(file):
+            raise CheckpointError(
+                f"{index} names {file!r}, and may name files of its own folder alone; copy or download the model again"
+            )
+    return sorted(set(files.values()))
+
+
+def is_file_name(name: str) -> bool:
+    """Say whether a string is the name of a file in the folder that names it: no path, on whatever system."""
+    plain = name not in ("", ".", "..") and "\0" not in name
+    return plain and name == PurePosixPath(name).name == PureWindowsPath(name).name
+
+
+def table(file: Path) -> dict[str, Any]:
+    """Return what a JSON file with one object holds. Raises CheckpointError for any other."""
+    try:
+        if file.stat().st_size > MOST_BYTES:
+            raise ValueError(f"it has {file.stat().st_size:,} bytes")
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is not JSON: {first_line(error)}; copy or download it again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds no object of names and values; copy or download it again")
+    return content
+
+
+def _keys(content: dict[str, Any]) -> Iterator[str]:
+    """Yield the keys of an object and of all objects within it."""
+    waiting: list[Any] = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            yield from value
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
