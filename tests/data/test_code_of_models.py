@@ -95,10 +95,3 @@ def test_code_of_the_hub_that_a_configuration_names_needs_a_word(named, folder):
     with pytest.raises(UserError, match=r"computes with code of the hub, '.*/.*'; read it, then allow"):
         pretrained.check(str(folder))
     pretrained.check(str(folder), trust_remote_code=True)
-
-
-def test_an_adapter_beside_the_weights_is_refused(folder):
-    """Of which no hash speaks, and whose configuration may name another model."""
-    (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match="has an adapter beside its weights, which no hash covers; merge it"):
-        pretrained.check(str(folder))

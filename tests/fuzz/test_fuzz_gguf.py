@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from uneven_models import bpe, uneven
 
 from bench.data import gguf_reader
-from bench.export import gguf_file
+from bench.export import engine_check, gguf_file
 from methods.model.decoder import Decoder
 
 FORMS = ("llama", "deci")
@@ -103,3 +103,14 @@ def test_wild_values_of_gguf_files(form, changes, without, files, tmp_path_facto
 def test_damaged_gguf_files(form, changes, files, tmp_path_factory):
     with scratch(tmp_path_factory, "damaged") as folder:
         held_to(files, damaged((files / f"{form}.gguf").read_bytes(), changes), folder)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("context", [0, -1])
+def test_a_context_of_no_tokens_is_no_model(form, context, files, tmp_path):
+    """`verify` ended in a traceback, since nothing can be computed on no tokens."""
+    content = rewritten(files / f"{form}.gguf", [("NAME.context_length", context)], None, tmp_path / "model.gguf")
+    held_to(files, content, tmp_path)
+    (loads,) = engine_check.check(tmp_path / "model.gguf", bpe(), None, threads=1)
+    assert not loads.passed
+    assert f"it says a context of {context} tokens" in loads.found

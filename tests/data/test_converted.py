@@ -1,0 +1,177 @@
+"""A GGUF file is unpacked once on a machine, and what is loaded from then on is what the file itself gives."""
+
+import errno
+import json
+import threading
+from unittest.mock import Mock
+
+import gguf
+import pytest
+import torch
+from conftest import tiny
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+from uneven_models import bpe, uneven
+
+from bench.data import conversion, converted, gguf_reader, pretrained
+from bench.export import gguf_file
+from bench.run.fingerprint import _tokenizer_sha256
+from methods.errors import UserError
+from methods.files import sha256
+from methods.model.decoder import Decoder
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty folder for conversions."""
+    monkeypatch.setattr(converted, "place", lambda: tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+@pytest.fixture(params=["llama", "deci"])
+def file(request, tmp_path):
+    """A GGUF file that transformers reads, or one that it does not."""
+    model = Decoder(tiny("llama", layers=2, vocab_size=260)) if request.param == "llama" else uneven("llama")
+    gguf_file.write(model, bpe(), tmp_path / "model.gguf", torch.float16, "tiny")
+    return tmp_path / "model.gguf"
+
+
+@pytest.fixture
+def llama(tmp_path):
+    """A GGUF file that transformers reads."""
+    gguf_file.write(
+        Decoder(tiny("llama", layers=2, vocab_size=260)), bpe(), tmp_path / "model.gguf", torch.float32, "tiny"
+    )
+    return tmp_path / "model.gguf"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_what_is_converted_is_what_the_file_gives(file, cache, dtype, ids):
+    """To the last bit, and under the same hashes, so that records of the file count as before."""
+    direct, words = gguf_reader.load(file, dtype)
+    for _ in range(2):  # converted, and found
+        model, tokenizer = pretrained.load(str(file), CPU, dtype)
+        state, expected = model.state_dict(), direct.state_dict()
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[name], expected[name]) for name in expected)
+        with torch.no_grad():
+            assert torch.equal(model(ids).logits, direct.eval()(ids).logits)
+        assert type(model) is type(direct)
+        assert _tokenizer_sha256(tokenizer) == _tokenizer_sha256(words)
+    assert pretrained.weights_sha256(str(file)) == sha256(file)
+    assert pretrained.config_sha256(str(file)) is pretrained.stored_dtype(str(file)) is None
+
+
+def test_a_file_is_read_once(file, cache, monkeypatch, capsys):
+    pretrained.check(str(file))
+    pretrained.shell(str(file))
+    assert capsys.readouterr().err == "converting model.gguf to float32 safetensors, once\n"
+    opened = Mock(side_effect=AssertionError("the file was opened as GGUF"))
+    monkeypatch.setattr(gguf.GGUFReader, "__init__", opened)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", without_gguf("transformers.AutoConfig"))
+    for read in (pretrained.shell, pretrained.load_tokenizer, pretrained.weights_sha256, pretrained.config_sha256):
+        read(str(file))
+    pretrained.load(str(file), CPU, torch.bfloat16)
+    pretrained.load(str(file), CPU, torch.float32)
+    assert opened.call_count == 0
+    assert capsys.readouterr().err == ""
+
+
+def without_gguf(kind):
+    """`from_pretrained` of a class, which may not be asked for a GGUF file."""
+    whole = pytest.importorskip("transformers").AutoConfig.from_pretrained
+
+    def from_pretrained(*given, **options):
+        assert "gguf_file" not in options
+        return whole(*given, **options)
+
+    return from_pretrained
+
+
+def test_what_lies_beside_a_file_has_no_part_in_it(llama, cache):
+    from peft import LoraConfig, get_peft_model
+
+    expected, words = gguf_reader.load(llama, torch.float32)
+    adapted = LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False)
+    get_peft_model(tiny("llama", layers=2, vocab_size=260), adapted).save_pretrained(llama.parent)
+    (llama.parent / "tokenizer_config.json").write_text(json.dumps({"bos_token": "x", "chat_template": "y"}))
+    model, tokenizer = pretrained.load(str(llama), CPU, torch.float32)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in expected.state_dict().items())
+    assert _tokenizer_sha256(tokenizer) == _tokenizer_sha256(words)
+    assert tokenizer.chat_template == words.chat_template
+
+
+def test_another_content_and_another_reader_have_another_folder(llama, cache, monkeypatch):
+    first = converted.folder(llama)
+    gguf_file.write(
+        Decoder(tiny("llama", layers=2, vocab_size=260, seed=1)), bpe(), llama.with_name("new"), torch.float32, "tiny"
+    )
+    llama.with_name("new").replace(llama)
+    second = converted.folder(llama)
+    monkeypatch.setattr(converted.metadata, "version", lambda _: "99")
+    assert len({first, second, converted.location(llama)}) == 3
+
+
+def test_a_conversion_that_was_damaged_is_made_again(llama, cache):
+    weights = converted.folder(llama) / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    model, _ = pretrained.load(str(llama), CPU, torch.float32)
+    assert weights.read_bytes() == whole
+    assert torch.equal(model.lm_head.weight, gguf_reader.load(llama, torch.float32)[0].lm_head.weight)
+
+
+def test_an_interrupt_leaves_nothing(llama, cache, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(gguf_reader, "save_tokenizer", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pretrained.shell(str(llama))
+    assert list(cache.iterdir()) == []
+    assert pretrained.load(str(llama), CPU, torch.float32)[0].config.num_hidden_layers == 2
+    assert [path.name for path in cache.iterdir()] == [converted.location(llama).name]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["file", "safetensors"],
+)
+def test_a_full_disk_is_named_with_its_folder(llama, cache, monkeypatch, error):
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", Mock(side_effect=error))
+    with pytest.raises(
+        UserError, match=r"no space left for .*model.gguf.* in .*; make room, or name another"
+    ) as caught:
+        pretrained.load(str(llama), CPU, torch.float32)
+    assert str(cache) in str(caught.value)
+    assert list(cache.iterdir()) == []
+
+
+def test_two_conversions_at_once_both_succeed(llama, cache, monkeypatch):
+    together, in_turn, write, folders = threading.Barrier(2, timeout=20), threading.Lock(), conversion.write, []
+
+    def at_once(*given):
+        with in_turn:  # transformers makes no two models in the threads of one process
+            write(*given)
+        together.wait()
+
+    monkeypatch.setattr(conversion, "write", at_once)
+    threads = [threading.Thread(target=lambda: folders.append(converted.folder(llama))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert folders == [converted.location(llama)] * 2
+    assert [path.name for path in cache.iterdir()] == [folders[0].name]
+
+
+def test_a_file_that_is_no_model_is_named_and_leaves_nothing(llama, cache):
+    llama.write_bytes(llama.read_bytes()[:5000])
+    for read in (pretrained.shell, pretrained.load_tokenizer):
+        with pytest.raises(UserError, match=f"^{llama} cannot be read as GGUF: .*; copy or convert it again"):
+            read(str(llama))
+    assert list(cache.iterdir()) == []
