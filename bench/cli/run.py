@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.cli import FAILED_CELLS, OK, options, serve_speed
-from bench.plan import grid, spec_file
+from bench.plan import grid, named, spec_file
 from bench.plan.run_spec import RunSpec, flags, from_flags
 from bench.plan.served import LLAMA_CPP, ServedProtocol
 from bench.records.record import FAILED, Record
@@ -79,6 +79,8 @@ def add(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     given = options.given(arguments, flags().values())
     spec = spec_file.spec(arguments.spec, given) if arguments.spec else from_flags(given)
+    folder = spec.folder()  # whose date may be another one at the end
+    named.refuse_missing(spec, folder)
     protocol = ServedProtocol(engine=arguments.engine_speed) if arguments.engine_speed else None
     if arguments.track:
         from reports.tracking import tracker
@@ -88,7 +90,6 @@ def _run(arguments: argparse.Namespace) -> int:
         serve_speed.require(protocol)
     if arguments.plan:
         return _planned(spec)
-    folder = spec.folder()  # whose date may be another one at the end
     code = _measured(spec, folder, _told, arguments.track)
     if not protocol:
         return code
@@ -101,10 +102,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _speed(arguments: argparse.Namespace) -> int:
+    spec = from_flags({"methods": "dense", "profile": "speed"} | options.given(arguments, flags().values()))
+    folder = spec.folder()
+    named.refuse_missing(spec, folder)
     from reports.report import speed_terminal
 
-    spec = from_flags({"methods": "dense", "profile": "speed"} | options.given(arguments, flags().values()))
-    return _measured(spec, spec.folder(), lambda spec, records: speed_terminal(records))
+    return _measured(spec, folder, lambda spec, records: speed_terminal(records))
 
 
 def _measured(

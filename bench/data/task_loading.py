@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bench.data import assets, local_task
 from bench.data.task_documents import task_of
@@ -34,26 +34,47 @@ def check(names: Iterable[str], data: Data = (), fewshot: int = 0) -> tuple[str,
 
     A group or tag of lm-eval's own stays one name; `load` turns it into its tasks.
     """
-    expanded = tuple(dict.fromkeys(task for name in names for task in GROUPS.get(name, (name,))))
+    every = expanded(names, data)
     local = {name for name, _, _ in data}
-    if unused := sorted(local.difference(expanded)):
-        raise UserError(f"--task-data speaks of {unused[0]}, which --tasks does not name")
-    others = [name for name in expanded if name not in OFFLINE and name not in local]
+    others = [name for name in every if name not in OFFLINE and name not in local]
     for name in (*others, *sorted(local)):
-        refuse_unknown(name)
-    for name in expanded:
+        refuse_undefined(name)
+    refuse_unknown(every, data)
+    for name in every:
         if fewshot and name in OFFLINE and name not in local:
             _refuse_examples(name, OFFLINE[name].examples is not None)
     load(local, data, fewshot, every_document=True)
     if others and (fewshot or not assets.hub_is_reachable()):
         load(others, fewshot=fewshot)
-    return expanded
+    return every
 
 
-def refuse_unknown(name: str) -> None:
+def expanded(names: Iterable[str], data: Data = ()) -> tuple[str, ...]:
+    """Return the names with GROUPS expanded, each once. Raises UserError for data of a task that is not among them."""
+    every = tuple(dict.fromkeys(task for name in names for task in GROUPS.get(name, (name,))))
+    if unused := sorted({name for name, _, _ in data}.difference(every)):
+        raise UserError(f"--task-data speaks of {unused[0]}, which --tasks does not name")
+    return every
+
+
+def refuse_unknown(names: Iterable[str], data: Data = ()) -> None:
+    """Raise UserError for a task of which lm-eval's definitions hold no trace; its catalogue is not read."""
+    for name in dict.fromkeys([*names, *sorted(name for name, _, _ in data)]):
+        if _is_foreign(name) and not _is_mentioned(name):
+            _refuse_name(name)
+
+
+def refuse_undefined(name: str) -> None:
     """Raise UserError for what is no name of a task, as the path of a definition, whose code would run."""
-    if name in OFFLINE or name in HUB or (_is_mentioned(name) and name in _catalogue().all_tasks):
-        return
+    if _is_foreign(name) and not (_is_mentioned(name) and name in _catalogue().all_tasks):
+        _refuse_name(name)
+
+
+def _is_foreign(name: str) -> bool:
+    return name not in OFFLINE and name not in HUB
+
+
+def _refuse_name(name: str) -> NoReturn:
     near = difflib.get_close_matches(name, [*OFFLINE, *HUB, *GROUPS], n=2)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     known = ", ".join(task for task in (*OFFLINE, *GROUPS) if task not in MMLU)
@@ -125,7 +146,7 @@ def _load_offline(name: str) -> Any:
 
 def _definition(name: str) -> Path:
     """Return lm-eval's YAML file of a task. Raises UserError for what is none of its names, or has none of its own."""
-    refuse_unknown(name)
+    refuse_undefined(name)
     if name in OFFLINE or name in HUB:
         return DEFINITIONS / (OFFLINE[name].definition if name in OFFLINE else HUB[name])
     path = _catalogue().task_index[name].yaml_path
@@ -138,7 +159,7 @@ def _load_from_hub(name: str) -> dict[str, Any]:
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    refuse_unknown(name)
+    refuse_undefined(name)
     assets.hub_is_reachable()  # if it is not, the hub's libraries learn it here and do not retry
     try:
         if name in HUB:

@@ -48,7 +48,7 @@ class Trust:
         kinds, flags = list[str](), list[str]()
         for kind, name in _named(cell, measured):
             if kind == "task":
-                task_loading.refuse_unknown(name)  # which no flag allows, as the path of a definition
+                task_loading.refuse_undefined(name)  # which no flag allows, as the path of a definition
             if not self.allows(kind, name):
                 kinds.append(f"a {kind}")
                 flags.append(_flag(name))

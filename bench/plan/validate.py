@@ -17,6 +17,7 @@ import methods
 from bench.data import pretrained, task_loading, task_sources, texts
 from bench.plan import chain, grid
 from bench.plan.cell import Cell
+from bench.plan.named import refuse_file
 from bench.plan.parse import Mention
 from bench.plan.protocol import Protocol, for_cuda
 from bench.plan.recipe import Recipe, refuse
@@ -237,14 +238,6 @@ def set_threads(threads: int) -> None:
     if not 1 <= threads <= (os.cpu_count() or 1):
         raise UserError(f"--threads lies between 1 and {os.cpu_count()}, the machine's cores; got {threads}")
     torch.set_num_threads(threads)
-
-
-def refuse_file(folder: Path) -> None:
-    """Raise UserError where a folder for results cannot be made, as far as looking at it tells."""
-    if "\0" in str(folder):
-        raise UserError(f"no path has a null byte, as {str(folder)!r} has; name another with --out")
-    if above := next((path for path in (folder, *folder.parents) if path.is_file()), None):
-        raise UserError(f"{folder} cannot hold results: {above} is a file; name another with --out")
 
 
 def check_folder(folder: Path) -> None:

@@ -15,7 +15,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +27,24 @@ from methods.errors import UserError
 from methods.files import write_atomically
 
 LOCK, OWNER = ".lock", ".owner.json"
+
+
+@contextmanager
+def nothing_left(folder: Path) -> Iterator[None]:
+    """Remove the lock and the empty folders that a run has made which is refused before it has written anything."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    locked = (folder / LOCK).exists()
+    try:
+        yield
+    except InUse:
+        raise
+    except UserError:
+        with suppress(OSError):
+            if not locked and not (folder / "cells").exists():
+                (folder / LOCK).unlink(missing_ok=True)
+            for path in new:
+                path.rmdir()
+        raise
 
 
 @contextmanager

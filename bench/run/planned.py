@@ -15,6 +15,7 @@ from bench.engines import chosen, local
 from bench.engines.engine import Machine, refuse_gpus_of_cpus
 from bench.plan import chain, validate
 from bench.plan.cell import Cell
+from bench.plan.named import refuse_file
 from bench.plan.run_spec import RunSpec
 from bench.run import fingerprint, store
 from bench.run.datasets import calibration_setting, read_datasets
@@ -37,7 +38,7 @@ def plan_spec(spec: RunSpec) -> Plan:
     chosen.refuse_flags(spec)
     cells, folder = validate.cells(spec, here=here), spec.folder()
     refuse_gpus_of_cpus(cells[0].device, spec.gpus_per_cell, spec.accelerator)
-    validate.refuse_file(folder)
+    refuse_file(folder)
     device, every = torch.device(cells[0].device), torch.get_num_threads()
     slots: int = spec.slots if isinstance(spec.slots, int) else 1
     if here:

@@ -72,10 +72,10 @@ def run_spec(
     folder = folder or spec.folder()
     cells = validate.cells(spec, here=engine.here)
     refuse_gpus_of_cpus(cells[0].device, spec.gpus_per_cell, spec.accelerator)
-    validate.check_folder(folder)
-    if spec.offload and engine.here:
-        check(spec.offload)
-    with interrupt.prompt(again(spec, folder), partial(store.leave, folder)):
+    with interrupt.prompt(again(spec, folder), partial(store.leave, folder)), lock.nothing_left(folder):
+        validate.check_folder(folder)
+        if spec.offload and engine.here:
+            check(spec.offload)
         return run(
             cells,
             folder,

@@ -1,0 +1,60 @@
+"""Refuses names of what is not there, before torch is imported: a mistake in a command is told within a second.
+
+What needs the model, its tokenizer or lm-eval is refused by bench.plan.validate, which looks at these names again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import methods
+from bench.data import pretrained, task_loading, task_sources, texts
+from bench.plan.parse import near
+from bench.plan.run_spec import RunSpec
+from methods.errors import UserError
+
+
+def refuse_missing(spec: RunSpec, folder: Path) -> None:
+    """Raise UserError where a run names a model, text, task, method, plugin or folder that it cannot have.
+
+    folder  of the results
+    """
+    for plugin in spec.plugins:
+        refuse_plugin(Path(plugin))
+    if not (spec.plugins or methods.installed() or methods.plugins()):
+        _refuse_methods(spec)
+    protocols = spec.protocols()
+    first = protocols[0][0]
+    local = task_sources.parse_task_data(spec.task_data)
+    task_loading.refuse_unknown(task_loading.expanded(first.tasks, local), local)
+    healed_on = [spec.healing.text] if spec.healing else []
+    for text in dict.fromkeys([*first.texts, *(protocol.calibration for protocol, _ in protocols), *healed_on]):
+        if not text.startswith("hub:"):
+            texts.check(text)
+    for model in spec.models:
+        if not pretrained.is_on_hub(model):
+            pretrained.check(model, spec.trust_remote_code)
+    refuse_file(folder)
+
+
+def refuse_plugin(path: Path) -> None:
+    """Raise UserError for a plugin that is no Python file."""
+    if not path.is_file():
+        raise UserError(f"--plugin names a Python file with @register-ed methods; {path} is none")
+
+
+def refuse_file(folder: Path) -> None:
+    """Raise UserError where a folder for results cannot be made, as far as looking at it tells."""
+    if "\0" in str(folder):
+        raise UserError(f"no path has a null byte, as {str(folder)!r} has; name another with --out")
+    if above := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
+        raise UserError(f"{folder} cannot hold results: {above} is a file; name another with --out")
+
+
+def _refuse_methods(spec: RunSpec) -> None:
+    """Refuse methods that do not come with the suite, where there are no others."""
+    known = [card.name for card in methods.catalogue()]
+    for mention in spec.mentions():
+        method = mention.method.partition("+")[0]
+        if method not in known and method not in methods.REGISTRY:
+            raise UserError(f"no method is called {method!r}{near(method, known)}; known: {', '.join(sorted(known))}")
