@@ -20,6 +20,7 @@ WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+READ = (".json", ".safetensors")  # ends of what is read as a file
 MOST_BYTES = 2**28  # of a JSON file, as no index of weights has them
 NAMES_FILES = {  # keys of config.json by which transformers reads another file in place of the usual one
     "transformers_weights": "the weights",
@@ -32,6 +33,7 @@ def refuse_unhashed(name: str, folder: Path) -> None:
 
     name  what messages call the model
     """
+    refuse_odd_files(folder)
     refuse_unhashed_files(name, names(folder))
     if not (folder / CONFIG).is_file():
         return
@@ -41,6 +43,14 @@ def refuse_unhashed(name: str, folder: Path) -> None:
                 f"{name} names another file for {NAMES_FILES[key]}, as {key} of its {CONFIG}, and no record covers "
                 f"that; put it in place of the usual file and remove {key}"
             )
+
+
+def refuse_odd_files(folder: Path) -> None:
+    """Raise CheckpointError where what should be a file is a folder, a pipe or a device, which might never end."""
+    for name in sorted(names(folder)):
+        path = folder / name
+        if not path.is_file() and (not path.is_dir() or path.suffix in READ):
+            raise CheckpointError(f"{path} is no file; copy or download the model again")
 
 
 def refuse_unhashed_files(name: str, files: Collection[str]) -> None:

@@ -71,7 +71,7 @@ def _study(spec: RunSpec, model: str, protocol: SimilarityProtocol, folder: Path
     """Refuse what can be refused before the model is loaded, then look at its layers. Returns similarity.json."""
     from bench.data import contamination, pretrained, texts
     from bench.evaluation import layer_similarity
-    from bench.plan import validate
+    from bench.plan import named, validate
     from bench.system import environment
     from methods.errors import UserError
     from methods.model.decoder import Decoder
@@ -80,7 +80,7 @@ def _study(spec: RunSpec, model: str, protocol: SimilarityProtocol, folder: Path
     layer_similarity.refuse_unless_alike(target.decoder)
     if max(protocol.merge, default=0) > len(target.decoder.layers):
         raise UserError(f"--merge names {max(protocol.merge)} layers, and the model has {len(target.decoder.layers)}")
-    validate.check_folder(folder)
+    named.refuse_file(folder)
     tokenizer = pretrained.load_tokenizer(model, spec.trust_remote_code)
     tokens = texts.calibration(tokenizer, protocol.text, protocol.sequences, protocol.length, protocol.seed)
     whole = texts.is_whole(protocol.held_out, protocol.text)
@@ -88,6 +88,7 @@ def _study(spec: RunSpec, model: str, protocol: SimilarityProtocol, folder: Path
         tokenizer, protocol.held_out, protocol.window, protocol.window, protocol.windows, drawn=True, whole=whole
     )
     contamination.refuse_shared(tokenizer, tokens.ids, tokens.source, [held_out], "compared on")
+    validate.check_folder(folder)
     loaded, _ = pretrained.load(model, target.device, target.dtype, spec.trust_remote_code)
     heading = {
         "model": pretrained.display_name(model),

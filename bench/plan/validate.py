@@ -75,6 +75,8 @@ def latency_table(spec: RunSpec, model: str, found: Target, *, here: bool = True
     if file is None:
         raise UserError(f"--budget latency is told by a table of this machine: --latency-table FILE; {command}")
     try:
+        if file.exists() and not file.is_file():
+            raise ValueError("it is no file, and might never end")
         table = json.loads(file.read_text(encoding="utf-8"))
         about, parts = table["about"], [table["parts"][part] for part in ("attention", "mlp")]
         rise = all(a[0] < b[0] and a[1] <= b[1] for points in parts for a, b in pairwise(points))

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
+from methods import model_files
 from methods.checkpoint import model_card, weight_files
 from methods.checkpoint.pruned_config import PrunedConfig, describe
 from methods.checkpoint.stock import Uneven, empty
@@ -174,6 +175,8 @@ def is_checkpoint(folder: Path) -> bool:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a folder. Raises CheckpointError where there is none, or one of another layout."""
     path = Path(folder) / MANIFEST
+    if Path(folder).is_dir():
+        model_files.refuse_odd_files(Path(folder))
     try:
         manifest: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

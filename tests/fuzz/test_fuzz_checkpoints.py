@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -97,3 +98,24 @@ def test_wild_headers_of_weights(form, data, told, models, tmp_path_factory):
     content = len(header).to_bytes(8, "little") + header + whole[8 + size :]
     with scratch(tmp_path_factory, "headers") as folder:
         held_to(models, form, "model.safetensors", content, folder, told=told)
+
+
+@pytest.mark.parametrize("form", ["stock", "plain"])
+@pytest.mark.parametrize(
+    "file", ["config.json", "prunebench.json", "tokenizer.json", "model.safetensors", "more.safetensors"]
+)
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "folder", "device"]
+)
+def test_what_should_be_a_file_and_is_none_is_refused(form, file, make, models, tmp_path):
+    """A pipe is waited for, and a device is read, until the memory is full."""
+    shutil.copytree(models / form, tmp_path / "model")
+    shutil.copy(models / "words.txt", tmp_path)
+    path = tmp_path / "model" / file
+    path.unlink(missing_ok=True)
+    make(path)
+    for command in (PLAN, ["verify", "model"]):
+        said = watched(command, tmp_path)
+        assert said.code == 2
+        assert f"{file} is no file; copy" in said.err
+    assert f"{file} is no file; copy" in str(refused_or_done(lambda: save_load.load(tmp_path / "model"), tmp_path))

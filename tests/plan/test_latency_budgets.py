@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import names_of, refused, tiny
 from emulated import EmulatedGpus
+from fuzzing import refused_or_done
 from made_machine import a_gpu
 from made_records import PER_LAYER, measured, ok
 
@@ -260,3 +263,12 @@ def test_where_cells_run_on_other_machines_a_table_of_their_processor_is_taken(m
     assert table["about"]["environment"]["cpu"] == "Theirs"
     with pytest.raises(UserError, match="has processor Theirs"):
         validate.latency_table(spec, str(model_folder), there)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+def test_a_table_that_is_no_file_is_refused_and_not_read(make, tmp_path):
+    """A pipe is waited for, and a device is read, until the memory is full."""
+    make(tmp_path / "table.json")
+    spec = SimpleNamespace(latency_table=tmp_path / "table.json")
+    said = refused_or_done(lambda: validate.latency_table(spec, "model", None), tmp_path)
+    assert "table.json is no table of latencies" in str(said)
