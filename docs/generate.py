@@ -131,8 +131,8 @@ def schemas() -> dict[str, str]:
 def on_config(config: Any) -> Any:
     """Put the pages of the methods into the navigation."""
     section: list[Any] = ["methods/index.md"]
-    for folder, title in method_pages.FOLDERS.items():
-        section.append({title: [{p.title: f"methods/{p.stem}.md"} for p in method_pages.PAGES if p.folder == folder]})
+    for folder, of_folder in method_pages.by_folder().items():
+        section.append({folder.capitalize(): [{page.title: f"methods/{page.stem}.md"} for page in of_folder]})
     config.nav = [{"Methods": section} if "Methods" in entry else entry for entry in config.nav]
     return config
 

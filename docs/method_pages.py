@@ -20,7 +20,6 @@ from methods import registry  # noqa: E402  # of this checkout, whatever is inst
 from methods.listed import authors_code  # noqa: E402
 from methods.listed.cards import Card, of_module  # noqa: E402
 
-FOLDERS = {"depth": "Layers", "width": "Widths", "search": "Searches", "compensation": "Compensations"}
 HEADINGS = r"(Departures from (?:the authors' code|the paper)|Cost|Families|Measured)\. "
 
 
@@ -199,6 +198,14 @@ def _linked(text: str) -> str:
     )
 
 
+def by_folder() -> dict[str, list[MethodPage]]:
+    """Return the pages by the folder of methods/ that their modules lie in, each in the order of lists."""
+    folders: dict[str, list[MethodPage]] = {}
+    for page in PAGES:
+        folders.setdefault(page.folder, []).append(page)
+    return folders
+
+
 def index() -> str:
     """Return the index of all methods, one table for each folder."""
     lines = [
@@ -209,14 +216,15 @@ def index() -> str:
         "`python -m bench list methods --verbose` prints the same names, costs and parameters.",
         "",
     ]
-    for folder, title in FOLDERS.items():
-        lines += [f"## {title}", "", "| name | what it does | cost |", "| --- | --- | --- |"]
-        for page in PAGES:
-            if page.folder == folder:
-                lines += [
-                    f"| [{page.plus}{card.name}]({page.stem}.md) | {escaped(card.summary)} | {card.cost or '-'} |"
-                    for card in page.cards
-                ]
+    for folder, pages in by_folder().items():
+        package = ast.parse((ROOT / "methods" / folder / "__init__.py").read_text(encoding="utf-8"))
+        lines += [f"## {folder.capitalize()}", "", escaped(ast.get_docstring(package) or ""), ""]
+        lines += ["| name | what it does | cost |", "| --- | --- | --- |"]
+        lines += [
+            f"| [{page.plus}{card.name}]({page.stem}.md) | {escaped(card.summary)} | {card.cost or '-'} |"
+            for page in pages
+            for card in page.cards
+        ]
         lines.append("")
     return "\n".join(lines)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import configparser
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -36,6 +38,16 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
+def built(config: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Build the site of a configuration below a folder, with the command that `tox -e docs` gives."""
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(ROOT / "tox.ini", encoding="utf-8")
+    words = tox["testenv:docs"]["commands"].replace("{work_dir}", str(folder)).split()
+    command = [sys.executable, "-m", *(word for word in words if word != "{posargs}"), "--config-file", str(config)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the site once for all workers, strictly: a broken link or a page outside of the navigation is an error."""
@@ -43,18 +55,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with FileLock(shared / "site.lock"):
         if not (shared / "site" / "sitemap.xml").exists():
-            command = [
-                sys.executable,
-                "-m",
-                "mkdocs",
-                "build",
-                "--strict",
-                "--quiet",
-                "--site-dir",
-                str(shared / "site"),
-            ]
-            environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
-            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+            done = built(ROOT / "mkdocs.yml", shared)
             assert done.returncode == 0, done.stderr
     return shared / "site"
 
@@ -74,6 +75,19 @@ def test_the_site_has_a_page_for_each_method_and_holds_no_records(site):
     assert len(list((site / "methods").glob("*.html"))) >= 23
     assert not (site / "results").exists()
     assert not list(site.glob("*.py"))
+
+
+def test_the_build_refuses_a_broken_link_a_broken_anchor_and_a_page_in_no_list(tmp_path):
+    """A site of two pages, built as ours is: with its settings and the command of tox."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text("# Start\n\n[page](no-such-page.md) [part](index.md#no-such-part)\n")
+    (tmp_path / "docs" / "in-no-list.md").write_text("# A page\n")
+    settings = {"INHERIT": str(ROOT / "mkdocs.yml"), "docs_dir": str(tmp_path / "docs"), "nav": ["index.md"]}
+    (tmp_path / "mkdocs.yml").write_text(json.dumps(settings | {"hooks": [], "plugins": [], "extra_css": []}))
+    refused = built(tmp_path / "mkdocs.yml", tmp_path)
+    assert refused.returncode == 1
+    for wrong in ("no-such-page.md", "#no-such-part", "in-no-list.md"):
+        assert any(line.count(wrong) for line in refused.stderr.splitlines()), wrong
 
 
 @needs_chromium
