@@ -9,9 +9,10 @@ from bench.records.columns import accuracies, answered, texts
 from bench.records.record import ANSWER_BPB, Record, amount
 from bench.records.samples import Samples
 from bench.stats import contrasts
-from bench.stats.contrasts import Contrasts, all_pairs, shown_more
+from bench.stats.contrasts import Contrasts, all_pairs
 from reports.blocks import TableGroup
 from reports.metrics import finite, metric, shown
+from reports.tables import significance
 
 NAMES = 5  # as many are listed before the rest is counted
 
@@ -39,13 +40,11 @@ class TestedRow:
 
     def models(self, place: int) -> list[int]:
         """Return the numbers under which the models of a row are tested, one for each choice of a random method."""
-        return [next(iter(model.values())) for model in self.block.models(place)]
+        return significance.models_of(self.block, place)
 
     def shows_more(self, some: int, than: int, column: str) -> bool:
         """Say whether one row is shown to have more of a column than another, at every seed of the two."""
-        neutral = 1 if column.startswith("perplexity_") else 0
-        more = shown_more(self.tests(column), self.models(some), self.models(than), neutral=neutral)
-        return more and not self.block.tied(some, than, column)
+        return significance.shows_more(self.block, self.tests(column), some, than, column)
 
     def where(self) -> str:
         """Say 'At ratio 0.3'."""

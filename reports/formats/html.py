@@ -39,8 +39,7 @@ def _cell(cell: TableCell) -> str:
     text = _escaped(written(cell))
     if isinstance(cell.value, int | float):
         text = f'<data value="{cell.value!r}">{text}</data>'
-    tag = {"best": "strong", "second": "u"}.get(next((m for m in cell.marks if m in ("best", "second")), ""), "")
-    return f"<{tag}>{text}</{tag}>" if tag else text
+    return f"<strong>{text}</strong>" if "best" in cell.marks else text
 
 
 def bullets(sentences: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-r"""Tables as LaTeX: booktabs, the best figure in bold, the second underlined, a dagger at a tested difference.
+r"""Tables as LaTeX: booktabs, the best figure in bold, a dagger at a tested difference.
 
 A fragment is a `table` environment for each group of columns, and needs \usepackage{booktabs,graphicx}. What is written
 is ASCII alone, so that it compiles with every engine and input encoding.
@@ -201,9 +201,7 @@ def _figure(text: str) -> str:
 
 
 def _emphasised(text: str, cell: TableCell) -> str:
-    if "best" in cell.marks:
-        return rf"\textbf{{\boldmath {text}}}"
-    return rf"\underline{{{text}}}" if "second" in cell.marks else text
+    return rf"\textbf{{\boldmath {text}}}" if "best" in cell.marks else text
 
 
 def _cells(row: Row, columns: Sequence[_Aligned], at: int) -> list[str]:

@@ -23,7 +23,7 @@ def section(table: Table, level: int = 2) -> list[str]:
         f"{'#' * level} {markdown_escaped(table.heading)}" if table.heading else "",
         markdown_escaped(", ".join(filter(None, [table.model, *table.conditions]))),
         *(grid(part) for part in table.groups()),
-        bullets([*table.notes, *legend([table], "Italic")]),
+        bullets([*table.notes, *legend([table])]),
     ]
 
 
@@ -45,7 +45,7 @@ def _cells(row: Row, count: int) -> list[str]:
 
 def _cell(cell: TableCell) -> str:
     text = markdown_escaped(written(cell))
-    return f"**{text}**" if "best" in cell.marks else f"*{text}*" if "second" in cell.marks else text
+    return f"**{text}**" if "best" in cell.marks else text
 
 
 def bullets(sentences: Iterable[str]) -> str:

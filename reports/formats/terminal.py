@@ -14,7 +14,7 @@ LINE = 100  # columns of a terminal
 LABEL = 28  # columns of a method's name, before it goes on in the next line
 WORDS = 34  # columns of a cell of words, before it goes on in the next line
 GAP = "  "
-COLOURS = {"missed": "33", "doubtful": "33", "second": "4", "best": "1"}  # escape codes by mark, the last one wins
+COLOURS = {"missed": "33", "doubtful": "33", "best": "1"}  # escape codes by mark, the last one wins
 FAILED = "31"
 
 Column_ = list[list[str]]  # a heading and a cell for each row, of one or more lines each, all equally wide

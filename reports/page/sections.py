@@ -38,7 +38,7 @@ SECTIONS = (  # name, title, view, and the group of its columns where it has sev
 )
 VIEWS = tuple(dict.fromkeys(view for _, _, view, _ in SECTIONS))
 BETTER = {"higher": "higher is better", "lower": "lower is better", None: ""}
-MARKS = {"best": "best", "second": "second", "missed": "missed", "doubtful": "missed"}  # and the style of each
+MARKS = {"best": "best", "missed": "missed", "doubtful": "missed"}  # and the style of each
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from reports import notes
 from reports.blocks import TableGroup, blocks
 from reports.metrics import METRICS, metric
 from reports.tables import order, significance
-from reports.tables.table import Column, Row, Table, TableCell, figure, ranked
+from reports.tables.table import Column, Row, Table, TableCell, figure, with_best_marked
 
 COST = ("prefill_tokens_per_second", "decode_ms_per_token", "weight_bytes", "kv_bytes_per_token", "peak_memory_bytes")
 SIZES = ("ratio", "parameters", "active_parameters")
@@ -53,7 +53,7 @@ class ReportData:
 def compared(group: TableGroup, columns: Sequence[Column], data: ReportData) -> tuple[list[Row], list[str]]:
     """Return the rows of a group and what must be said of the tests.
 
-    The best and second best figures, missed ratios and differences that a test has shown are marked.
+    The best figures, missed ratios and differences from the reference are marked, the first and the last as tests show.
     """
     tested = significance.tested(data.reference, group, [column.name for column in columns], data.samples)
     rows, amount = [], amount_column(group.ratio_of)
@@ -69,7 +69,8 @@ def compared(group: TableGroup, columns: Sequence[Column], data: ReportData) -> 
     eligible = [_may_win(group, place) for place in range(len(group.records))]
     for number, column in enumerate(columns):
         if column.better and column.name not in UNRANKED:
-            rows = ranked(rows, number, column.better, eligible)
+            is_better = significance.shown_better(group, column.name, column.better, data.samples)
+            rows = with_best_marked(rows, number, column.better, eligible, is_better)
     return rows, [*tested.notes, *_guesses(rows, columns, group)]
 
 

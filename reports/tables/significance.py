@@ -1,18 +1,22 @@
 """Which cells of a table differ from a chosen reference: the paired tests of bench.stats.contrasts, column by column.
 
 What nothing pairs with the reference has no test and no mark. The p values of a column are adjusted for their number.
+Beside that, which row of a table is shown to be better than another in a column, by the tests of all pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
 
 from bench.records.columns import accuracies, answered
+from bench.records.guessing import may_be_guessed
 from bench.records.record import ANSWER_BPB, amount, label
 from bench.records.samples import Samples
 from bench.stats import contrasts
-from bench.stats.contrasts import LEVEL, Contrasts, Pair
+from bench.stats.contrasts import LEVEL, Contrasts, Pair, shown_more
 from reports.blocks import TableGroup
 from reports.metrics import metric
 
@@ -99,15 +103,74 @@ def in_pairs(
     models = {at: block.models(at)[0] for pair in places for at in pair}
     number = {at: next(iter(model.values())) for at, model in models.items()}
     place, seeds = {found: at for at, found in number.items()}, {number[at]: model for at, model in models.items()}
-    records = {n: one for at in models for n, one in zip(block.numbers[at], block.drawn[at], strict=True)}
     pairs = [(number[a], number[b]) for a, b in places]
+    found = _tests(block, list(models), pairs, column, samples, seeds=seeds, intervals=False, bounds=bounds)
+    return {(place[a], place[b]): contrast for (a, b), contrast in found.items()}
+
+
+def _tests(
+    block: TableGroup,
+    rows: Iterable[int],
+    pairs: Sequence[Pair],
+    column: str,
+    samples: Samples,
+    *,
+    seeds: Mapping[int, Mapping[int, int]],
+    intervals: bool,
+    bounds: bool = False,
+) -> Contrasts:
+    """Test pairs of models of the block's rows in a column; pairs and seeds are by the numbers of records."""
+    records = {n: one for at in rows for n, one in zip(block.numbers[at], block.drawn[at], strict=True)}
     if column.startswith("perplexity_"):
         text = column.removeprefix("perplexity_")
-        found = contrasts.perplexity(records, pairs, samples, text, intervals=False, seeds=seeds)
-    else:
-        which, tasks = "", accuracies(block.records) if column == "average" else [column.removeprefix("task_")]
-        if column.startswith(ANSWER_BPB):
-            which = ANSWER_BPB
-            tasks = answered(block.records) if column == which else [column.removeprefix(f"{which}_")]
-        found = contrasts.average(records, pairs, samples, tasks, which, intervals=False, bounds=bounds, seeds=seeds)
-    return {(place[a], place[b]): contrast for (a, b), contrast in found.items()}
+        return contrasts.perplexity(records, pairs, samples, text, intervals=intervals, seeds=seeds)
+    which, tasks = "", accuracies(block.records) if column == "average" else [column.removeprefix("task_")]
+    if column.startswith(ANSWER_BPB):
+        which = ANSWER_BPB
+        tasks = answered(block.records) if column == which else [column.removeprefix(f"{which}_")]
+    return contrasts.average(records, pairs, samples, tasks, which, intervals=intervals, bounds=bounds, seeds=seeds)
+
+
+def shown_better(block: TableGroup, column: str, better: str, samples: Samples) -> Callable[[int, int], bool]:
+    """Return what says of the places of two rows whether the first is shown to be better in a column.
+
+    The tests are those of all pairs of models, adjusted by Holm, as the page of a run has them. `kept` is as the
+    average is, and an accuracy that may be that of guesses is not better than another. Figures that nothing tests,
+    such as speeds, are compared by their intervals.
+    """
+    column = "average" if column == "kept" else column
+    if not column.startswith(TESTED):
+        return partial(_by_intervals, block.rows, column, better)
+    rows = [at for at, record in enumerate(block.records) if record.status == "ok"]
+    seeds = {next(iter(model.values())): model for at in rows for model in block.models(at)}
+
+    @cache
+    def tests() -> Contrasts:
+        return _tests(block, rows, contrasts.all_pairs(list(seeds)), column, samples, seeds=seeds, intervals=True)
+
+    def is_better(one: int, another: int) -> bool:
+        more = (one, another) if better == "higher" else (another, one)
+        return not may_be_guessed(block.rows[one], column) and shows_more(block, tests(), *more, column)
+
+    return is_better
+
+
+def _by_intervals(rows: Sequence[Mapping[str, Any]], column: str, better: str, one: int, another: int) -> bool:
+    """Say whether the interval of a row's figure lies on the better side of another's; no where there is none."""
+    ends = [rows[at].get(f"{column}_{end}") for at in (one, another) for end in ("low", "high")]
+    if None in ends:
+        return False
+    low, high, low_of_another, high_of_another = ends
+    return bool(low > high_of_another if better == "higher" else high < low_of_another)
+
+
+def models_of(block: TableGroup, place: int) -> list[int]:
+    """Return the numbers under which the models of a row are tested, one for each choice of a random method."""
+    return [next(iter(model.values())) for model in block.models(place)]
+
+
+def shows_more(block: TableGroup, tests: Contrasts, some: int, than: int, column: str) -> bool:
+    """Say whether one row is shown to have more of a column than another, at every seed of the two."""
+    neutral = 1 if column.startswith("perplexity_") else 0
+    more = shown_more(tests, models_of(block, some), models_of(block, than), neutral=neutral)
+    return more and not block.tied(some, than, column)

@@ -7,7 +7,7 @@ that each say where they stand, such as methods by ratios, become one by `pivot`
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -58,9 +58,9 @@ class TableCell:
     text, brief        with and without its spread; brief is empty where both are the same
     value              the raw figure; None where there is none, a text where the cell is words
     low, high, stderr  its 95 % interval and its standard error, where there are
-    marks              best, second (of the methods at this ratio), differs (from what it was tested against, p < 0.05),
-                       guess (an accuracy that is not shown to be above that of guesses), missed (the ratio), doubtful
-                       (of a timing)
+    marks              best (of the methods at this ratio, shown to be better than the next), differs (from what it was
+                       tested against, p < 0.05), guess (an accuracy that is not shown to be above that of guesses),
+                       missed (the ratio), doubtful (of a timing)
     of                 label and name of the method that it is of, where a row holds several
     """
 
@@ -146,11 +146,10 @@ class Table:
         return replace(self, columns=tuple(self.columns[number] for number in chosen), rows=tuple(rows))
 
 
-def legend(tables: Iterable[Table], second: str = "Underlined") -> list[str]:
-    """Return what the marks of the best and the second best mean, as far as they occur; `second` is how that looks."""
-    found = {mark for table in tables for mark in table.marks()}
-    sentences = {"best": "Bold: the best of the methods that removed enough.", "second": f"{second}: the second best."}
-    return [sentence for mark, sentence in sentences.items() if mark in found]
+def legend(tables: Iterable[Table]) -> list[str]:
+    """Return what the mark of the best means, where a table has it."""
+    is_marked = any("best" in table.marks() for table in tables)
+    return ["Bold: the best of the methods that removed enough, shown to be better than the next one."] * is_marked
 
 
 def footnotes(tables: Iterable[Table]) -> list[str]:
@@ -220,24 +219,27 @@ def pivot(
     return heads, tuple(rows)
 
 
-def ranked(rows: Sequence[Row], number: int, better: str, eligible: Sequence[bool]) -> list[Row]:
-    """Mark the best and the second best of the finite figures that eligible rows have in a column.
+def with_best_marked(
+    rows: Sequence[Row], number: int, better: str, eligible: Sequence[bool], is_better: Callable[[int, int], bool]
+) -> list[Row]:
+    """Mark the best of the finite figures that eligible rows have in a column, where it is shown to be the better one.
 
-    Equal figures share a mark. One figure alone is no comparison, and is not marked.
+    is_better  says of the places of two rows whether the first is shown to be better than the second
+
+    That is asked of the next figure. Equal figures share the mark; one figure alone is no comparison, and has none.
     """
-    figures = [row.cells[number].value for row in rows]
-    chosen = [
-        figure
-        for figure, may in zip(figures, eligible, strict=True)
-        if may and isinstance(figure, int | float) and math.isfinite(figure)
-    ]
-    if len(chosen) < 2:
+    figures = {
+        place: row.cells[number].value
+        for place, (row, may) in enumerate(zip(rows, eligible, strict=True))
+        if may and isinstance(row.cells[number].value, int | float) and math.isfinite(row.cells[number].value)
+    }
+    order = sorted(set(figures.values()), reverse=better == "higher")
+    best, following = ([place for place in figures if figures[place] in order[at : at + 1]] for at in (0, 1))
+    if not following or not all(is_better(one, another) for one in best for another in following):
         return list(rows)
-    order = sorted(set(chosen), reverse=better == "higher")
-    marks = {order[0]: "best"} | ({order[1]: "second"} if len(order) > 1 and chosen.count(order[0]) == 1 else {})
     return [
-        replace(row, cells=(*row.cells[:number], row.cells[number].marked(marks[figure]), *row.cells[number + 1 :]))
-        if may and figure in marks
+        replace(row, cells=(*row.cells[:number], row.cells[number].marked("best"), *row.cells[number + 1 :]))
+        if place in best
         else row
-        for row, figure, may in zip(rows, figures, eligible, strict=True)
+        for place, row in enumerate(rows)
     ]

@@ -70,7 +70,7 @@ def test_marks_and_powers():
     )
     text = render(view("main", [DENSE, LACO, third]))
     assert r"\textbf{\boldmath 343} & \,$\pm$ 46" in text
-    assert r"\underline{$3.4{\times}10^{8}$}" in text
+    assert r"$3.4{\times}10^{8}$" in text
 
 
 def test_labels_of_a_document_are_unique():

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -62,7 +63,7 @@ from reports.removed import ranges, remaining
 from reports.report import csv
 from reports.report import markdown as report_markdown
 from reports.tables.grid import gains
-from reports.tables.table import Column, Row, Table, TableCell, legend, ranked
+from reports.tables.table import Column, Row, Table, TableCell, legend, with_best_marked
 from reports.tables.views import VIEWS, view, views
 from reports.text import file_names, width
 
@@ -70,25 +71,36 @@ HOSTILE = r"a_b&c%$#{}~^\`'\"<script>alert(1)</script>|x"
 FILES = ("perplexity-wiki", "piqa")  # of samples
 
 
-def marks_of(values: list[float | None], better: str, eligible: list[bool]) -> list[tuple[str, ...]]:
+def marks_of(
+    values: list[float | None], better: str, eligible: list[bool], is_better: Callable[[int, int], bool]
+) -> list[tuple[str, ...]]:
+    """The marks of a column of figures, where the test of two places says so."""
     rows = [Row(str(number), "m", 0.1, (TableCell(value=value),)) for number, value in enumerate(values)]
-    return [row.cells[0].marks for row in ranked(rows, 0, better, eligible)]
+    return [row.cells[0].marks for row in with_best_marked(rows, 0, better, eligible, is_better)]
 
 
 @pytest.mark.parametrize(
     ("values", "better", "expected"),
     [
-        ([3.0, 1.0, 2.0], "lower", ["", "best", "second"]),
-        ([3.0, 1.0, 2.0], "higher", ["best", "", "second"]),
-        ([1.0, 1.0, 2.0], "lower", ["best", "best", ""]),  # two firsts, no second
-        ([1.0, 2.0, 2.0], "lower", ["best", "second", "second"]),
+        ([3.0, 1.0, 2.0], "lower", ["", "best", ""]),
+        ([3.0, 1.0, 2.0], "higher", ["best", "", ""]),
+        ([1.0, 1.0, 2.0], "lower", ["best", "best", ""]),
+        ([0.0, 0.0, 0.0], "higher", ["", "", ""]),
         ([1.0, None, None], "lower", ["", "", ""]),  # alone
-        ([float("inf"), 5.0, 6.0], "lower", ["", "best", "second"]),
+        ([float("inf"), 5.0, 6.0], "lower", ["", "best", ""]),
     ],
 )
-def test_the_best_and_the_second(values, better, expected):
-    assert [" ".join(marks) for marks in marks_of(values, better, [True] * 3)] == expected
-    assert marks_of(values, better, [False] * 3) == [()] * 3
+def test_the_best_is_marked_where_it_is_shown_to_be_better_than_the_next(values, better, expected):
+    def shown(one: int, another: int) -> bool:
+        asked.add((values[one], values[another]))
+        return True
+
+    asked: set[tuple[float | None, float | None]] = set()
+    assert [" ".join(marks) for marks in marks_of(values, better, [True] * 3, shown)] == expected
+    finite = sorted({value for value in values if value not in (None, float("inf"))}, reverse=better == "higher")
+    assert asked == ({tuple(finite[:2])} if "best" in expected else set())
+    assert marks_of(values, better, [True] * 3, lambda *_: False) == [()] * 3
+    assert marks_of(values, better, [False] * 3, shown) == [()] * 3
 
 
 def cells(name: str, column: str, records: list[Record], **more: object) -> dict[str, TableCell]:
@@ -108,7 +120,7 @@ def test_neither_dense_nor_what_removed_too_little_is_the_best():
         "dense": (),
         "slicegpt": (),
         "laco": ("best",),
-        "sleb": ("second",),
+        "sleb": (),
     }
     more = changed(SLICEGPT, "measured", "ratio", to=LACO.measured["ratio"] + 0.008)
     assert cells("main", "perplexity_wiki", [DENSE, LACO, more, third])["slicegpt"].marks == ("best",)
@@ -330,7 +342,7 @@ def test_the_grid_has_methods_in_rows_and_compensations_in_columns():
     assert (found["flap"]["ghost"].text, found["flap"]["replaceme"].text) == ("unsupported", "-")
     assert found["shortgpt"]["ghost"].text == "160 ± 18"
     marked = {(row, column): cell.marks for row, cells in found.items() for column, cell in cells.items() if cell.marks}
-    assert marked == {("laco-ls", "none"): ("best",), ("shortgpt", "replaceme"): ("second",)}
+    assert marked == {("laco-ls", "none"): ("best",)}
 
 
 def test_the_grid_has_every_measure_at_every_ratio_where_something_is_mended():
@@ -659,12 +671,44 @@ def test_every_renderer_shows_the_dagger(pair):
     assert "†: differs from laco" in shown
 
 
+def test_the_best_is_bold_where_pairs_of_windows_show_it_though_intervals_meet(pair, tmp_path):
+    (laco, sleb), folders, documents = pair
+    records = [laco, changed(sleb, "measured", "perplexity", "wiki", "perplexity", to=352.3)]
+    assert cells("main", "perplexity_wiki", records)["laco"].marks == ()  # by their intervals
+    assert cells("main", "perplexity_wiki", records, samples=Samples(folders))["laco"].marks == ("best",)
+    assert cells("main", "average", records, samples=Samples(folders))["sleb"].marks == ()
+    close = sampled(tmp_path / "c", [0] * 5 + [1] * 35 + [1] * 9 + [0] * 51, [1500.0] * 4 + [1560.0] * 4, documents)
+    unsure = cells("main", "perplexity_wiki", records, samples=Samples([folders[0], close]))
+    assert {label: cell.marks for label, cell in unsure.items()} == {"laco": (), "sleb": ()}
+
+
+@pytest.mark.parametrize(("chance", "marks"), [(0.25, ("best",)), (0.58, ())])
+def test_an_accuracy_that_may_be_of_guesses_is_not_the_best_nor_what_is_kept_of_it(chance, marks):
+    def of(method: str, right: float) -> Record:
+        task = {"main": "acc", "acc": {"value": right, "stderr": 0.02}, "documents": 400, "fewshot": 0}
+        task["chance"] = chance
+        return changed(changed(LACO, "cell", "method", to=method), "measured", "tasks", to={"piqa": task})
+
+    records = [of("dense", 0.9), of("laco", 0.6), of("sleb", 0.3)]
+    for name, column in (("per-task", "task_piqa"), ("main", "average"), ("main", "kept")):
+        found = cells(name, column, records)
+        assert [mark for mark in found["laco"].marks if mark == "best"] == [*marks], column
+        assert "best" not in found["sleb"].marks
+
+
+@pytest.mark.parametrize(("slower_ms", "marks"), [(60.0, ("best",)), (57.5, ())])
+def test_a_speed_is_the_best_where_the_intervals_of_two_do_not_meet(slower_ms, marks):
+    slower = ok("sleb", 0.3, measured(11 * PER_LAYER, (300.0, 343.0, 391.0), [0.4] * 5, slower_ms), budget=11)
+    found = cells("main", "prefill_speed", [DENSE, LACO, slower])
+    assert {label: cell.marks for label, cell in found.items()} == {"dense": (), "laco": marks, "sleb": ()}
+
+
 def test_a_difference_that_may_be_chance_has_no_dagger(pair, tmp_path):
     records, folders, documents = pair
     close = sampled(tmp_path / "c", [0] * 5 + [1] * 35 + [1] * 9 + [0] * 51, [1500.0] * 4 + [1560.0] * 4, documents)
     assert binomtest(5, 14).pvalue > 0.05
     found = cells("main", "task_piqa", records, reference="laco", samples=Samples([folders[0], close]))
-    assert found["sleb"].marks in ((), ("best",), ("second",))
+    assert found["sleb"].marks == ()
 
 
 def test_many_methods_are_adjusted_for(pair, tmp_path):

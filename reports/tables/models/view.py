@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from statistics import fmean
 
@@ -33,7 +34,7 @@ from reports.tables.models.changes import (
     written_scale,
 )
 from reports.tables.rows import ReportData, starred
-from reports.tables.table import ARROWS, Column, Row, Table, TableCell, pivot, ranked, text
+from reports.tables.table import ARROWS, Column, Row, Table, TableCell, pivot, text, with_best_marked
 
 TIMES = Metric(
     "times the dense model's", "", lambda one, beside: perplexity(one, max(one, beside)), "lower", "interval"
@@ -75,7 +76,8 @@ def _of_measure(shared: SharedRatio, measure: str) -> Iterator[Table]:
     better, count = metric(measure).better, len(shared.models)
     if better:
         eligible = [not any(_too_little(model, row.label) for model in shared.models) for row in rows]
-        rows = ranked(rows, count, better, eligible)
+        is_better = partial(_is_apart, [row.cells[count] for row in rows], better)
+        rows = with_best_marked(rows, count, better, eligible, is_better)
     models = [Column(f"change_{model.name}", model.name, group="changes", brief=True) for model in shared.models]
     asked = amount(shared.group.ratio, shared.group.ratio_of) or "ratio fixed"
     what = f"{metric(measure).label}, {(TIMES if is_times(measure) else POINTS).label}, {asked}"
@@ -132,6 +134,14 @@ def _changes(shared: SharedRatio, method: str, measure: str, *, mean: bool) -> R
     cells = [_figure(model, method, measure) for model in shared.models]
     cells.append(_cell(measure, mean_change(known)) if mean else TableCell())
     return Row(method, shared.method(method), shared.group.ratio, tuple(cells), ratio_of=shared.group.ratio_of)
+
+
+def _is_apart(cells: Sequence[TableCell], better: str, one: int, another: int) -> bool:
+    """Say whether the interval of a mean lies on the better side of another's; no where there is none."""
+    (low, high), (low_of_another, high_of_another) = ((cells[at].low, cells[at].high) for at in (one, another))
+    if low is None or high is None or low_of_another is None or high_of_another is None:
+        return False
+    return low > high_of_another if better == "higher" else high < low_of_another
 
 
 def _places(shared: SharedRatio, method: str, places: Sequence[Place]) -> Row:
