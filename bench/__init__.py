@@ -2,7 +2,7 @@
 
     import bench
 
-    spec = bench.RunSpec(methods="laco,slicegpt", ratios=[0.3], out="results/mine")
+    spec = bench.RunSpec(methods="laco,slicegpt", ratio=0.3, out="results/mine")
     records = bench.run(spec)                                # measured, or found in the folder
     records = bench.run(spec, engine=bench.engines.Local(slots=4))      # four cells at once
     cells = bench.read("results/mine")                       # a pandas DataFrame, a row for each cell

@@ -1,11 +1,19 @@
 """The exceptions of the project, of which a user's mistake is one."""
 
+import re
+
+LONG = 200  # characters of one word or of one quoted text, of which a message shows the ends, each of 50 characters
+
 
 class UserError(Exception):
     """Is raised for a mistake of the user: the program prints it as one line on stderr and exits with code 2.
 
-    The message says what is wrong, what would be right, and where to look.
+    The message says what is wrong, what would be right, and where to look. What it repeats of the user's input is
+    shown as `in_one_line` does.
     """
+
+    def __init__(self, message: object = "", *more: object) -> None:
+        super().__init__(in_one_line(str(message)), *more)
 
 
 class Unwritable(UserError):
@@ -26,6 +34,14 @@ class OutOfReach(ValueError):
 
 class CheckpointError(UserError, ValueError):
     """Is raised where a model's folder cannot be written, or is not what it says it is."""
+
+
+def in_one_line(message: str) -> str:
+    r"""Return a message in one line that a terminal can show: long words without their middle, escapes as \x1b."""
+    line = " ".join(message.split())
+    long = rf"(?<![\w'])'[^']{{{LONG},}}'(?!\w)|\S{{{LONG},}}"
+    line = re.sub(long, lambda match: f"{match[0][:50]}…{match[0][-50:]}", line)
+    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def first_line(error: BaseException) -> str:

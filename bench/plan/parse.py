@@ -94,7 +94,7 @@ def parse_methods(asked: str | Iterable[str]) -> list[Mention]:
 
     'laco:C=3,T=0.7,slicegpt' -> [('laco', {'C': '3', 'T': '0.7'}), ('slicegpt', {})]; 'all' is every built-in method
     that takes a ratio. A comma separates methods; a piece that is only `name=value` belongs to the method before it.
-    Raises UserError where no method is named, and for a parameter that is none.
+    Raises UserError where no method is named, and for a parameter that is none or is given twice.
     """
     found: list[Mention] = []
     for piece in ",".join([asked] if isinstance(asked, str) else asked).split(","):
@@ -109,9 +109,16 @@ def parse_methods(asked: str | Iterable[str]) -> list[Mention]:
             raise UserError(f"{piece.strip()!r} is a parameter without a method; write METHOD:{piece.strip()}")
         if rest:
             name, equals, value = rest.partition("=")
+            method, given = found[-1].method, found[-1].given
             if not equals or not name.strip() or not value.strip():
                 raise UserError(f"a parameter is written NAME=VALUE, as in laco:C=3,T=0.7; got {rest!r}")
-            found[-1].given[name.strip()] = value.strip()
+            if name.strip() in given:
+                both = f"{given[name.strip()]},{value.strip()}"
+                raise UserError(
+                    f"{method}:{name.strip()} is given twice, as {both.replace(',', ' and ')}; give one, or for a run "
+                    f"of each --set {method}.{name.strip()}={both}"
+                )
+            given[name.strip()] = value.strip()
     if ("all", {}, True) in found:
         from methods.listed.cards import catalogue
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from bench.plan.cell import slug
 from bench.plan.fields import Option, check, option, options
 from bench.plan.parse import Mention, listed, near, parse_budget, parse_methods, parse_ratios
 from bench.plan.protocol import PROFILES, Protocol, profile
 from bench.plan.recipe import KINDS, Recipe
+from methods import base, registry
 from methods.counted import Counted
 from methods.errors import UserError
 
@@ -58,14 +59,70 @@ TABLE = "that tells --budget latency, as the command latency-table has measured 
 ENGINE = "local is this machine, ray a cluster, see docs/guides/engines.md"
 GPUS = "GPUs that each cell has to itself, over which its model is spread"
 
+HELP = "see `python -m bench run --help`"
+
+Spec = TypeVar("Spec")
+
 what = partial(option, group="what")
 where = partial(option, group="where")
 machines = partial(option, group="engine")
 
 
+def by_flags(made: type[Spec]) -> type[Spec]:
+    """Let a RunSpec be made by the names of flags too, as in ratio=0.2, window=64, heal="lora", heal_tokens=4096.
+
+    Raises UserError for a name that is neither a field nor a flag, and for what is given by both.
+    """
+    from_fields: Callable[..., None] = made.__init__
+
+    @functools.wraps(from_fields)
+    def __init__(self: Any, *methods: Any, **named: Any) -> None:
+        own, known = [one.name for one in fields(RunSpec)], _known_names()
+        parts: dict[type, dict[str, Any]] = {RunSpec: {}, Protocol: {}, Recipe: {}}
+        given_as = {(Protocol, name): f"protocol's {name}" for name in named.get("protocol", ())}
+        for name, value in named.items():
+            if name not in own and name not in known:
+                hint = near(name, dict.fromkeys([*known, *own]))
+                raise UserError(f"RunSpec takes no {name!r}{hint}; it takes the names of the flags of `run`, {HELP}")
+            where = (RunSpec, name) if name in own else (known[name].owner, known[name].field)
+            if where in given_as:
+                raise UserError(f"{given_as[where]} and {name} say the same; give one of them")
+            given_as[where] = name
+            switches_off = name not in own and known[name].default is True and name != known[name].field
+            parts[where[0]][where[1]] = not known[name].converted(value) if switches_off else value
+        given, protocol, healing = parts[RunSpec], parts[Protocol], parts[Recipe]
+        if not methods and "methods" not in given:
+            raise UserError(f"the following arguments are required: --methods; {HELP}")
+        if protocol:
+            given["protocol"] = {**given.get("protocol", {}), **protocol}
+        if healing and "kind" not in healing:
+            flag = next(name for name in named if name.startswith("heal_")).replace("_", "-")
+            kinds = " or --heal ".join(KINDS)
+            raise UserError(f"--{flag} says how to heal, and nothing is healed; add --heal {kinds}")
+        if "rank" in healing and healing["kind"] != "lora":
+            kind = healing["kind"]
+            raise UserError(f"--heal-rank is of LoRA's matrices, which --heal {kind} has none of; leave it out")
+        from_fields(self, *methods, **given)
+        if healing:
+            from_fields(self, *methods, **given | {"healing": Recipe(**healing, seed=self.seeds[0])})
+
+    made.__init__ = __init__  # type: ignore[method-assign]  # of which mypy and readers see the fields
+    return made
+
+
+def _known_names() -> dict[str, Option]:
+    """Return the flags of `run` by their names in Python, those of the protocol also by those of its fields."""
+    of_protocol = {one.field: one for one in flags().values() if one.owner is Protocol}
+    return of_protocol | {one.flag.replace("-", "_"): one for one in flags().values()}
+
+
+@by_flags
 @dataclass(frozen=True)
 class RunSpec:
     """Says what a run is asked to do. Raises UserError, in one line, for what cannot be.
+
+    The names of the flags of `run` are taken as well, with underscores: ratio=0.2 is ratios=[0.2], windows=4 is
+    protocol={"windows": 4}, heal="lora" is healing=Recipe("lora").
 
     methods              as `--methods` takes them, in one text or a list; "all" is every method that takes a ratio
     model                of several, in one text or a list, each has every cell, and its own dense one
@@ -164,7 +221,7 @@ class RunSpec:
         if not self.models:
             raise UserError("--model is given nothing; name one or several, as in smollm2-135m,gemma3-270m")
         self._refuse_two_amounts()
-        self.mentions()
+        self._refuse_unknown_methods()
         self.protocols()
 
     @property
@@ -190,6 +247,20 @@ class RunSpec:
         _, of = self.amounts
         if self.then:
             raise UserError(f"--then counts parameters, and --budget counts {of}; give --ratio in its place")
+
+    def _refuse_unknown_methods(self) -> None:
+        """Raise UserError for a method that there is not; what files of plugins hold is known once they are loaded."""
+        from methods.listed.cards import catalogue, compensations
+
+        names = {card.name for card in catalogue()} | base.REGISTRY.keys()
+        mending = {"", "none", *(card.name for card in compensations())}
+        for mention in self.mentions():
+            method, _, compensation = mention.method.partition("+")
+            if (method not in names or compensation not in mending) and not self.plugins:
+                try:
+                    registry.make(mention.method)
+                except ValueError as error:
+                    raise UserError(str(error)) from None
 
     @property
     def fixed_threads(self) -> int | None:
@@ -269,15 +340,6 @@ def from_flags(given: Mapping[str, Any], **more: Any) -> RunSpec:
 
     Raises UserError for what cannot be.
     """
-    if "methods" not in given:
-        raise UserError("the following arguments are required: --methods; see `python -m bench run --help`")
-    parts: dict[type, dict[str, Any]] = {RunSpec: {}, Protocol: {}, Recipe: {}}
-    for name, value in given.items():
-        parts[flags()[name].owner][flags()[name].field] = value
-    if (healing := parts[Recipe]) and "kind" not in healing:
-        flag, kinds = next(name for name in given if name.startswith("heal-")), " or --heal ".join(KINDS)
-        raise UserError(f"--{flag} says how to heal, and nothing is healed; add --heal {kinds}")
-    if "rank" in healing and healing["kind"] != "lora":
-        raise UserError(f"--heal-rank is of LoRA's matrices, which --heal {healing['kind']} has none of; leave it out")
-    spec = RunSpec(**parts[RunSpec], protocol=parts[Protocol], **more)
-    return replace(spec, healing=Recipe(**healing, seed=spec.seeds[0])) if healing else spec
+    known = flags()
+    fields_first = {name: name if known[name].owner is Recipe else known[name].field for name in given}
+    return RunSpec(**{fields_first[name].replace("-", "_"): value for name, value in given.items()}, **more)

@@ -92,6 +92,26 @@ def test_what_flags_say_and_what_python_says_is_equal():
     assert in_python.healing == Recipe("lora", tokens=4096, seed=3, learning_rate=1e-3)
 
 
+def test_python_takes_the_names_of_flags_and_single_values():
+    named = RunSpec(
+        "laco", ratio=0.2, seed=3, windows=4, no_checks=True, first_windows=True, set={"laco.C": 3}, plugin=(), batch=2
+    )
+    protocol = {"windows": 4, "checks": False, "windows_drawn": False, "batches": 2}
+    assert named.ratios == (0.2,)
+    assert named == RunSpec("laco", ratios=[0.2], seeds=[3], settings={"laco.C": 3}, protocol=protocol)
+    healed = RunSpec("laco", heal="lora", heal_tokens=4096, seed=3)
+    assert healed == RunSpec("laco", healing=Recipe("lora", tokens=4096, seed=3), seeds=[3])
+    assert replace(healed, ratios=[0.1]).healing == healed.healing
+
+
+@pytest.mark.parametrize("option", flags().values(), ids=flags())
+def test_every_flag_is_a_name_that_python_takes(option):
+    """A wrong value is refused as that flag's, or taken, and never as one of an unknown name."""
+    with pytest.raises(UserError) as refused:
+        RunSpec(**{"methods": "laco", option.flag.replace("-", "_"): object()})
+    assert "RunSpec takes no" not in str(refused.value)
+
+
 @pytest.mark.parametrize("name", PROFILES)
 def test_a_profile_is_what_it_says_and_otherwise_the_defaults(name):
     found = profile(name)
@@ -125,6 +145,16 @@ WRONG = {
     "no profile": (lambda: RunSpec("laco", profile="swift"), "no profile 'swift'; there are smoke, quick"),
     "in the protocol": (lambda: RunSpec("laco", protocol={"stride": 999}), "--stride lies between 1 and the window"),
     "not a path": (lambda: RunSpec("laco", out=3), "--out is a path; got 3"),
+    "no name": (lambda: RunSpec("laco", ratoi=0.2), "RunSpec takes no 'ratoi'; did you mean ratio?"),
+    "a name and its field": (lambda: RunSpec("laco", ratio=0.2, ratios=[0.3]), "ratio and ratios say the same"),
+    "a name and the protocol": (
+        lambda: RunSpec("laco", windows=4, protocol={"windows": 3}),
+        "protocol's windows and windows say the same",
+    ),
+    "no methods": (lambda: RunSpec(ratio=0.2), "arguments are required: --methods"),
+    "not a method": (lambda: RunSpec("lacoo"), "no method is called 'lacoo'; did you mean laco?"),
+    "not a compensation": (lambda: RunSpec("laco+gost"), "no compensation is called 'gost'; did you mean ghost?"),
+    "a parameter twice": (lambda: RunSpec("laco:C=3,C=4"), "laco:C is given twice, as 3 and 4"),
     "no recipe": (lambda: RunSpec("laco", healing="lora"), "healing is a Recipe; got 'lora'"),
 }
 
