@@ -10,6 +10,7 @@ import os
 import select
 import sys
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +31,7 @@ from bench.cli import (
     similarity,
 )
 from bench.cli import list as list_command
+from bench.plan.parse import near
 from bench.system import interrupt
 from bench.system.threads import set_up_threads
 from methods.errors import UserError
@@ -47,10 +49,29 @@ class Parser(argparse.ArgumentParser):
         """Refuse what is not known here and now, so that the message names the help of this command and not of all."""
         found, rest = super().parse_known_args(*given, **named)
         if rest:
-            self.error(f"unrecognized arguments: {' '.join(rest)}")
+            flags = [word.partition("=")[0] for word in rest if word.startswith("--")]
+            hint = next(filter(None, (near(flag, self._option_string_actions) for flag in flags)), "")
+            self.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
         return found, rest
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Hint at the choice that is like what was given."""
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            hint = near(str(value), map(str, action.choices or ()))
+            raise argparse.ArgumentError(action, f"{error.message}{hint}") from None
+
     def error(self, message: str) -> NoReturn:
+        """Raise UserError; of an argument that is lacking and has few values it says these."""
+        required, colon, lacking = message.partition("arguments are required: ")
+        if colon:
+            choices = {
+                action.metavar or action.dest: f"one of {', '.join(map(str, action.choices))}"
+                for action in self._actions
+                if action.choices and not action.option_strings
+            }
+            message = required + colon + ", ".join(choices.get(name, name) for name in lacking.split(", "))
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
@@ -78,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        print(f"prunebench: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"prunebench: {error}", file=sys.stderr)
         return USAGE
     except BrokenPipeError:
         if not _reader_is_gone():
@@ -107,7 +128,23 @@ def _reader_is_gone() -> bool:
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
-    return _parser("python -m bench").parse_args(argv)
+    parser = _parser("python -m bench")
+    flag = argv[0].partition("=")[0] if argv else ""
+    if flag.startswith("--") and flag not in parser._option_string_actions:
+        commands = {
+            option: f"{name} {option}"
+            for name, command in reversed(_commands(parser).items())
+            for option in command._option_string_actions
+        }
+        meant = [flag] if flag in commands else get_close_matches(flag, commands, n=1)
+        hint = f"; did you mean `{commands[meant[0]]}`?" if meant else ""
+        parser.error(f"a command stands first, and {flag} is none{hint}")
+    return parser.parse_args(argv)
+
+
+def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the parsers of the commands by their names."""
+    return next(dict(action.choices) for action in parser._actions if isinstance(action.choices, dict))
 
 
 def _parser(program: str) -> Parser:

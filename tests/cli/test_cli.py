@@ -15,6 +15,7 @@ from tiny_methods import EXPERTS
 from bench.cli.main import main
 from bench.data import assets
 from bench.system import environment, threads
+from methods.errors import UserError
 
 MISTAKES = {
     "no such method": (["--methods", "lako", "--ratio", "0.2"], "no method is called 'lako'; did you mean laco?"),
@@ -54,7 +55,7 @@ MISTAKES = {
     "no plugin": (["--methods", "laco", "--ratio", "0.2", "--plugin", "mine.py"], "--plugin names a Python file"),
     "unknown flag": (
         ["--methods", "laco", "--ratio", "0.2", "--speed"],
-        "unrecognized arguments: --speed; see `python -m bench run --help`",
+        r"unrecognized arguments: --speed; did you mean --\w+\?; see `python -m bench run --help`",
     ),
     "negative shots": (["--methods", "laco", "--ratio", "0.2", "--fewshot", "-1"], "fewshot is a number of examples"),
     "data of no task": (
@@ -92,6 +93,38 @@ def test_threads_wait_as_the_user_says_or_for_a_moment(said, kept, monkeypatch, 
     assert main(["list", "profiles"]) == 0
     assert os.environ == kept
     assert threads.waiting() == {name.lower(): value for name, value in kept.items()}
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        (["--method", "laco"], "a command stands first, and --method is none; did you mean `run --methods`?"),
+        (["--methods=laco"], "did you mean `run --methods`?"),
+        (["rnu"], "did you mean run?"),
+        (["report", "RUN", "--vew", "main"], "unrecognized arguments: --vew main; did you mean --view?"),
+        (["report", "RUN", "--view", "mian"], "did you mean main?"),
+        (["list"], "required: one of methods, models, families, tasks, texts, profiles, specs, formats"),
+        (["list", "method"], "did you mean methods?"),
+        ([], "required: one of run, speed, export"),
+        (["pack"], "required: RUN"),
+    ],
+)
+def test_what_was_meant_is_said_of_a_word_that_is_near(line, meant, capsys):
+    assert meant in refused(capsys, line)
+
+
+def test_a_message_shows_the_ends_of_what_is_long_and_no_escapes():
+    long, quoted = "x" * 5000, "a b " * 1000
+    for text, shown in (
+        (f"no method is called {long}", f"no method is called {'x' * 50}…{'x' * 50}"),
+        (f"got {quoted!r}, not 3", f"got '{quoted[:49]}…{quoted[-49:]}', not 3"),
+        ("la\x1b[31mco\u202e\x00", r"la\x1b[31mco\u202e\x00"),
+        ("two\nlines", "two lines"),
+        ("the base's, " + "and more " * 50 + "the run's", None),
+        ("'x' is none of " + "those, " * 50 + "or 'y'", None),
+    ):
+        assert str(UserError(text)) == (shown or text)
+        assert str(UserError(str(UserError(text)))) == str(UserError(text))
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
