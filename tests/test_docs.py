@@ -12,6 +12,8 @@ from pages import DOCS, ROOT, generator, measure, pages, report, rows, tables, t
 import methods
 from bench.records import run_folder
 from reports.figures import draws
+from reports.formats import terminal
+from reports.tables import views
 
 CARDS = {card.name: card for card in methods.catalogue()}
 LACO_PUBLISHED = {"merge": "'sum'", "clamp": "True", "sentences": "10"}
@@ -225,6 +227,22 @@ def test_what_is_said_of_speeds_beside_predictions_is_what_the_records_say():
     widths = shares["flap decode"] + shares["minitron-width decode"]
     assert f"gives {min(widths):.0f} to {max(widths):.0f} % of the predicted gain in decode" in page
     assert f"{min(shares['slicegpt decode']):.0f} to {max(shares['slicegpt decode']):.0f} % in decode" in page
+
+
+def test_the_sample_of_the_start_page_is_what_the_records_print():
+    """That of the command above it: of three cells in float32 on the first windows."""
+    merged = run_folder.load_runs([ROOT / "docs" / "results" / "smollm2-135m"])
+    methods = {"dense": None, "laco": 0.3, "slicegpt": 0.3}
+    shown = [one for one in merged.records if methods.get(one.cell["method"], 0) == one.cell["ratio"]]
+    assert {(one.cell["dtype"], one.measured["perplexity"]["wiki"].get("drawn")) for one in shown} <= {
+        ("float32", False),
+        ("float32", None),
+    }
+    printed = terminal.render(views.view("main", shown))
+    page = text("docs/index.md")
+    sample = page[page.index("```text\n") + 8 :]
+    assert printed.startswith(sample[: sample.index("```")])
+    assert "--methods laco,slicegpt --ratio 0.3 --dtype float32 --first-windows" in page
 
 
 def test_generated_pages_name_every_command_and_every_part_of_a_record():

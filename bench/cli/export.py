@@ -33,7 +33,10 @@ def _add_export(commands: Any) -> None:
     export.add_argument("cell", metavar="CELL", help="the key of a cell, the start of one, or a label")
     export.add_argument("--to", type=Path, metavar="PATH", help="a new folder for the model; a new file for gguf")
     export.add_argument("--format", default=HF, choices=FORMATS, help="hf by default")
-    dtypes = f"auto (the base's), float32, bfloat16 or float16; for gguf also {' or '.join(QUANTISED)}"
+    dtypes = (
+        "auto (the base's), float32, bfloat16 or float16; by default as the saved model is, or without one as the "
+        f"run measured; for gguf also {' or '.join(QUANTISED)}"
+    )
     export.add_argument("--save-dtype", metavar="DTYPE", help=dtypes)
     export.add_argument("--pad-to-uniform", action="store_true", help="fill layers up with zeros to the same widths")
     fill = "fill the channels of each MLP up with zeros to a multiple of N; for gguf and nemotron-nas"

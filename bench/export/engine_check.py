@@ -38,12 +38,19 @@ EXACT, ROUNDED, EIGHT_BITS = (1e-4, 0.005), (0.1, 0.05), (0.25, 0.05)
 
 
 def check(
-    file: Path, tokenizer: Any, windows: Tensor | None, *, threads: int, minutes: float = llama_cpp.MINUTES
+    file: Path,
+    tokenizer: Any,
+    windows: Tensor | None,
+    *,
+    threads: int,
+    minutes: float = llama_cpp.MINUTES,
+    which: str = "that the run measured",
 ) -> Generator[Check, None, EngineAnswer | None]:
     """Yield what comes of loading a GGUF file and of computing with llama.cpp what it holds, a check each.
 
     windows  (M, T) token ids on which perplexities are compared; None for none
     minutes  without a word after which the engine is ended
+    which    says behind "windows" which ones they are
 
     Returns the engine's answer, its first sequence some fixed tokens and then the windows; None where there is none.
     """
@@ -75,7 +82,9 @@ def check(
     yield Check("llama.cpp logits", off <= bound, f"differ by {off:.1g} of the largest on {len(expected)} tokens")
     if windows is not None:
         ours, theirs = _perplexity(model, windows), exponential(answer.nll[1:].sum() / windows[:, 1:].numel())
-        found = f"{theirs:.5g}, and transformers has {ours:.5g} on the same {windows[:, 1:].numel():,} tokens"
+        count, length = windows.shape
+        those = f"{count} windows of {length:,} tokens {which} ({count * (length - 1):,} scored)"
+        found = f"{theirs:.5g}, and transformers has {ours:.5g}, on the {those}"
         yield Check("llama.cpp perplexity", abs(theirs / ours - 1) <= share, found)
     return answer
 
@@ -102,6 +111,11 @@ def windows_of(tokenizer: Any, text: str, longest: int, windows: int = WINDOWS) 
     return texts.evaluation(tokenizer, text, size, size, windows).ids
 
 
+def first_of(text: str) -> str:
+    """Return which windows `windows_of` takes, to stand behind their number; a run draws others by default."""
+    return f"that are the first of {text}"
+
+
 def check_alone(file: Path, text: str, windows: int) -> Iterator[Check]:
     """Yield the checks of a GGUF file with the tokenizer that it holds, on windows of a text. Raises UserError."""
     if not file.is_file():
@@ -115,4 +129,4 @@ def check_alone(file: Path, text: str, windows: int) -> Iterator[Check]:
         yield Check("loads", False, first_line(error))
         return
     ids = windows_of(tokenizer, text, WINDOW, windows)
-    yield from check(file, tokenizer, ids, threads=torch.get_num_threads())
+    yield from check(file, tokenizer, ids, threads=torch.get_num_threads(), which=first_of(text))

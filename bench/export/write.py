@@ -40,7 +40,8 @@ class Wish:
 
     to        the new folder, or the new file for GGUF
     format    one of bench.export.formats
-    dtype     of the weights, "auto" for the base's, None for that of the saved model; one of QUANTISED for GGUF
+    dtype     of the weights, "auto" for the base's, None for that of the saved model, without one for that in which the
+              run measured; one of QUANTISED for GGUF
     pad       whether zeros fill all layers up to the same widths
     multiple  of which the channels of each MLP are made a multiple by zeros
     most      bytes of one weight file
@@ -140,7 +141,7 @@ def write(record: Record, trust: Trust, wish: Wish) -> str:
     )
     if wish.format == HF and folder and unchanged:
         copy(folder, to, trust)
-        return _line(to, save_load.read_manifest(to))
+        return _line(to, save_load.read_manifest(to), record)
     cell, quantised = record.cell, wish.dtype if wish.dtype in QUANTISED else None
     dtype = "float32" if quantised else wish.dtype
     if wish.format == GGUF:
@@ -149,7 +150,7 @@ def write(record: Record, trust: Trust, wish: Wish) -> str:
         words = _tokenizer(record, trust, wish.dtype)
         vocabulary.describe(words, len(words))  # which refuses one that GGUF does not hold, before a model is made
     found = model_of(record, trust, wish.device, dtype)
-    kind = _stored_as(dtype or kept.get("dtype", AUTO), record, trust)
+    kind = _stored_as(dtype or kept.get("dtype", cell["dtype"]), record, trust)
     try:
         if wish.format == HF:
             facts = dict(found.facts)
@@ -157,7 +158,7 @@ def write(record: Record, trust: Trust, wish: Wish) -> str:
                 facts["measured"] = facts["measured"] | {"model": BEFORE}
             options = {"tokenizer": found.tokenizer, "facts": facts, "dtype": kind, "pad": wish.pad}
             manifest = save_load.save(found.model, to, shard_bytes=wish.most, probe=found.probe, **options)
-            return _line(to, manifest)
+            return _line(to, manifest, record)
         model = padded(found.model, save_load.default_probe(found.model))[0] if wish.pad else found.model
     except Uneven as error:
         raise UserError(str(error)) from error
@@ -173,14 +174,21 @@ def write(record: Record, trust: Trust, wish: Wish) -> str:
         form = nemotron_nas.write(model, found.tokenizer, to, kind, **sizes)
     size = sum(file.stat().st_size for file in ([to] if to.is_file() else to.glob("*.safetensors"))) / 1e6
     zeros = f", {form.zeros:,} zeros where something is gone" if form.zeros else ""
-    return f"{to}: {size:.1f} MB, matrices in {quantised or str(kind).removeprefix('torch.')}{zeros}"
+    stored = quantised or str(kind).removeprefix("torch.")
+    return f"{to}: {size:.1f} MB, matrices in {stored}{_measured_in(record, stored)}{zeros}"
 
 
-def _line(folder: Path, manifest: Mapping[str, Any]) -> str:
+def _measured_in(record: Record, stored: str) -> str:
+    """Return what stands behind the dtype of stored weights where the run computed in another one."""
+    return f" (measured in {record.cell['dtype']})" if record.cell["dtype"] != stored else ""
+
+
+def _line(folder: Path, manifest: Mapping[str, Any], record: Record) -> str:
     size = sum(entry["bytes"] for entry in manifest["weights"].values()) / 1e6
     means = "stock transformers" if manifest["loads_with"] == "transformers" else "prunebench"
     reason = f" ({manifest['reason']})" if manifest["reason"] else ""
-    count = f"{manifest['parameters']:,} parameters, {size:.1f} MB, {manifest['dtype']}"
+    stored = f"{manifest['dtype']}{_measured_in(record, manifest['dtype'])}"
+    count = f"{manifest['parameters']:,} parameters, {size:.1f} MB, {stored}"
     return f"{folder}: {count}, loads with {means}{reason}"
 
 
@@ -205,4 +213,6 @@ def checks(record: Record, trust: Trust, wish: Wish) -> Iterator[Check]:
             missing = first_line(error)
     if windows is None:
         say(f"perplexities are not compared: {missing}")
-    yield from engine_check.check(wish.to, tokenizer, windows, threads=torch.get_num_threads())
+    yield from engine_check.check(
+        wish.to, tokenizer, windows, threads=torch.get_num_threads(), which=engine_check.first_of(text)
+    )

@@ -89,7 +89,9 @@ class ByOtherPython:
             raise NotServed(error.status, str(error)) from None
         found = perplexity(nll, text)
         share = found["perplexity"] / ours - 1
-        said = f"{found['perplexity']:.5g}, and transformers has {ours:.5g} on the same {found['tokens']:,} tokens"
+        count, length = text.ids.shape
+        which = f"the {count} windows of {length:,} tokens that the run measured ({found['tokens']:,} scored)"
+        said = f"{found['perplexity']:.5g}, and transformers has {ours:.5g}, on {which}"
         agrees = abs(share) <= AGREES  # not so of a share that is no number
         checks = [[f"{self.name} perplexity", agrees, said]]
         if not agrees:

@@ -99,6 +99,19 @@ def test_a_run_saves_its_pruned_models_and_says_so(saving, plain):
         assert f"{figures['perplexity']:.3f}" in (folder / "README.md").read_text()
 
 
+def test_an_export_has_the_dtype_of_the_run_unless_it_is_told_otherwise(run_with, tmp_path, capsys):
+    """The base's weights are in float32."""
+    run = run_with("--methods", "drop-tail", "--ratio", "0.3", "--dtype", "bfloat16")
+    for more, dtype, line in (
+        ((), "bfloat16", " MB, bfloat16, "),
+        (("--save-dtype", "auto"), "float32", " MB, float32 (measured in bfloat16), "),
+    ):
+        capsys.readouterr()
+        assert main(["export", str(run), "drop-tail", "--to", str(tmp_path / dtype), *more]) == 0
+        assert line in capsys.readouterr().out
+        assert save_load.read_manifest(tmp_path / dtype)["dtype"] == dtype
+
+
 def test_a_saved_model_is_measured_as_it_loads_again(run_with, plain, monkeypatch):
     """What is measured is what comes back from the disk: here a model with another head comes back."""
     load = save_load.load

@@ -15,7 +15,9 @@ from xml.etree import ElementTree
 import pytest
 from browser import findings, needs_chromium, opened
 from made_records import DENSE, LACO, RECORDS, changed, drawn, measured, ok
+from pages import ROOT
 
+from bench.records.run_folder import load_run
 from reports.page.page import as_json, page
 from reports.page.sections import VIEWS, groups, sections
 from reports.page.svg import inline
@@ -379,6 +381,18 @@ def test_no_serious_barrier_no_request_and_nothing_wider_than_the_window(address
         assert findings(view, "dialog") == []
         assert view.requests == [address] or all(request.startswith("data:") for request in view.requests[1:])
         assert view.complaints == []
+
+
+@needs_chromium
+def test_a_page_of_setups_with_long_names_is_no_wider_than_a_phone(tmp_path: Path):
+    """Setups that differ in their tasks are told apart by one word of all five, which is as wide as the window."""
+    records = load_run(ROOT / "docs" / "results" / "laco-puzzle-seeds")
+    text = page(records, drawings=(), tables={})
+    assert "tasks hellaswag+piqa+winogrande+arc_easy+openbookqa" in text
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    with opened(viewport={"width": 400, "height": 900}) as view:
+        view.goto((tmp_path / "page.html").as_uri())
+        assert view.evaluate("document.documentElement.scrollWidth") <= 400
 
 
 def curves(view: Any, state: str, chart: int = 0) -> list[str]:
