@@ -228,11 +228,11 @@ def with_best_marked(
 
     That is asked of the next figure. Equal figures share the mark; one figure alone is no comparison, and has none.
     """
-    figures = {
-        place: row.cells[number].value
-        for place, (row, may) in enumerate(zip(rows, eligible, strict=True))
-        if may and isinstance(row.cells[number].value, int | float) and math.isfinite(row.cells[number].value)
-    }
+    figures = dict[int, float]()
+    for place, (row, may) in enumerate(zip(rows, eligible, strict=True)):
+        value = row.cells[number].value
+        if may and isinstance(value, int | float) and math.isfinite(value):
+            figures[place] = value
     order = sorted(set(figures.values()), reverse=better == "higher")
     best, following = ([place for place in figures if figures[place] in order[at : at + 1]] for at in (0, 1))
     if not following or not all(is_better(one, another) for one in best for another in following):
