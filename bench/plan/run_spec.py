@@ -79,7 +79,9 @@ def by_flags(made: type[Spec]) -> type[Spec]:
     def __init__(self: Any, *methods: Any, **named: Any) -> None:
         own, known = [one.name for one in fields(RunSpec)], _known_names()
         parts: dict[type, dict[str, Any]] = {RunSpec: {}, Protocol: {}, Recipe: {}}
-        given_as = {(Protocol, name): f"protocol's {name}" for name in named.get("protocol", ())}
+        given_as: dict[tuple[type, str], str] = {
+            (Protocol, name): f"protocol's {name}" for name in named.get("protocol", ())
+        }
         for name, value in named.items():
             if name not in own and name not in known:
                 hint = near(name, dict.fromkeys([*known, *own]))

@@ -157,10 +157,11 @@ def shown_better(block: TableGroup, column: str, better: str, samples: Samples) 
 
 def _by_intervals(rows: Sequence[Mapping[str, Any]], column: str, better: str, one: int, another: int) -> bool:
     """Say whether the interval of a row's figure lies on the better side of another's; no where there is none."""
-    ends = [rows[at].get(f"{column}_{end}") for at in (one, another) for end in ("low", "high")]
-    if None in ends:
+    ends = [row.get(f"{column}_{end}") for row in (rows[one], rows[another]) for end in ("low", "high")]
+    known = [float(end) for end in ends if end is not None]
+    if len(known) < len(ends):
         return False
-    low, high, low_of_another, high_of_another = ends
+    low, high, low_of_another, high_of_another = known
     return bool(low > high_of_another if better == "higher" else high < low_of_another)
 
 
