@@ -255,10 +255,10 @@ class RunSpec:
         from methods.listed.cards import catalogue, compensations
 
         names = {card.name for card in catalogue()} | base.REGISTRY.keys()
-        mending = {"", "none", *(card.name for card in compensations())}
+        mending = {"none", *(card.name for card in compensations())}
         for mention in self.mentions():
-            method, _, compensation = mention.method.partition("+")
-            if (method not in names or compensation not in mending) and not self.plugins:
+            method, plus, compensation = mention.method.partition("+")
+            if (method not in names or (plus and compensation not in mending)) and not self.plugins:
                 try:
                     registry.make(mention.method)
                 except ValueError as error:

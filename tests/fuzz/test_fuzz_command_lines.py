@@ -7,10 +7,11 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 import pytest
-from fuzzing import share, watched
+from fuzzing import Said, share, watched
 from hypothesis import example, given
 from hypothesis import strategies as st
 from made_records import DENSE, LACO
@@ -110,12 +111,12 @@ def place(tmp_path_factory):
     return folder
 
 
-def given_there(arguments: list[str], place: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Give a command in a copy of the place."""
+def given_there(arguments: list[str], place: Path, tmp_path_factory: pytest.TempPathFactory) -> Said:
+    """Give a command in a copy of the place, and return what it said."""
     folder = tmp_path_factory.mktemp("there")
     try:
         shutil.copytree(place, folder, dirs_exist_ok=True)
-        watched(arguments, folder, writes=arguments[0] in WRITE)
+        return watched(arguments, folder, writes=bool(arguments) and arguments[0] in WRITE)
     finally:
         shutil.rmtree(folder)
 
@@ -154,3 +155,114 @@ def refusable() -> Iterator[str]:
 def test_commands_that_begin_work_lack_what_they_need(line, place, tmp_path_factory):
     """With a flag that there is not, everything in front of it is parsed and nothing is done."""
     given_there([*line, "--no-such-flag"], place, tmp_path_factory)
+
+
+LONG = 1500  # characters of a line that refuses; the longest ones list every method
+METHODS = ["lacoo", "x" * 5000, "laco+" + "x" * 5000, "laco:" + "x" * 5000 + "=1", "laco:C=" + "x" * 5000]
+METHODS += [
+    "laco:C=3,C=4",
+    "laco:C=3,C=3",
+    "laco:C=3,T=0.5,C=3",
+    "laco::",
+    "laco:C",
+    "laco:C=",
+    "=",
+    ":",
+    "C=3",
+]
+METHODS += [
+    "",
+    ",",
+    "none",
+    "laco:X=1",
+    "la\x1b[31mco",
+    "laco\u202e",
+    "laco\x00",
+    "laco+",
+    "laco+gost",
+    "laco+ghost+ghost",
+    "x y",
+]
+COMBINATIONS = [
+    "run --methods laco --ratio 0.2 --budget macs=0.8",
+    "run --methods laco --budget macs=0.8,kv=0.5",
+    "run --methods laco --budget macs=0.8 --ratio-of decoder",
+    "run --methods laco --ratio 0.2 --slots 2 --no-isolate",
+    "run --methods laco --ratio 0.2 --cell-minutes 3 --no-isolate",
+    "run --methods laco --ratio 0.2 --heal-tokens 4096",
+    "run --methods laco --ratio 0.2 --heal full --heal-rank 8",
+    "run --methods laco --ratio 0.2 --latency-table words.txt",
+    "run --methods laco --ratio 0.2 --engine ray --threads auto",
+    "run --methods laco --ratio 0.2 --stride 99 --window 32",
+    "run --methods laco --set slicegpt.x=3 --ratio 0.2",
+    "run --ratio 0.2",
+    "report RUN --out NEW --view cost",
+    "report RUN --out NEW --format csv",
+    "report RUN --standalone",
+    "report RUN --against laco --reference laco",
+    "export RUN laco",
+    "export RUN laco --to NEW --public",
+    "export RUN laco --to NEW --format gguf --push a/b",
+    "export RUN laco --to NEW --format gguf --shard-mb 3",
+    "export RUN laco --to NEW --multiple 3",
+    "export RUN laco --to NEW --save-dtype q8_0",
+    "export RUN laco --to NEW --lm-eval-json --format gguf",
+    "fetch --accept-terms",
+    "verify nowhere.gguf",
+    "verify nowhere",
+]
+
+
+def positionals(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """The arguments without a flag that a command must have."""
+    return [action for action in parser._actions if not action.option_strings and action.nargs not in ("*", "?")]
+
+
+@st.composite
+def misspelt(draw: st.DrawFn, word: str, known: list[str]) -> str:
+    """A word that is near one and is none of those that are known."""
+    at, change = draw(st.integers(2, len(word) - 1)), draw(st.sampled_from(["drop", "double", "swap", "other", "much"]))
+    wrong = {
+        "drop": word[:at] + word[at + 1 :],
+        "double": word[:at] + word[at] + word[at:],
+        "swap": word[: at - 1] + word[at] + word[at - 1] + word[at + 1 :],
+        "other": word[:at] + draw(st.sampled_from("qß\x1b\x00💡")) + word[at + 1 :],
+        "much": word[:at] + word[at] * 5000 + word[at:],
+    }[change]
+    return wrong if wrong not in known else f"{wrong}q"
+
+
+@st.composite
+def mistakes(draw: st.DrawFn) -> list[str]:
+    """A command line with one thing wrong for certain, of any command."""
+    kind = draw(st.sampled_from(["command", "flag", "no command", "nothing", "nowhere", "methods", "combination"]))
+    name = draw(st.sampled_from(sorted(PARSERS)))
+    given, parser = draw(lines([name])), PARSERS[name]
+    flags = list(parser._option_string_actions)
+    if kind == "command":
+        return [draw(misspelt(name, sorted(PARSERS))), *given[1:]]
+    if kind == "flag":
+        return [*given, draw(misspelt(draw(st.sampled_from([one for one in flags if len(one) > 2])), flags))]
+    if kind == "no command":
+        return [draw(misspelt("--methods", ["--version"])), *given[1:]]
+    if kind == "methods":
+        return ["run", "--methods", draw(st.sampled_from(METHODS)), "--ratio", "0.2", "--tasks", "none", "--plan"]
+    if kind == "combination" or not positionals(parser):
+        return draw(st.sampled_from(COMBINATIONS)).split()
+    words = ["nowhere"] * len(positionals(parser)) if kind == "nowhere" else []
+    required = [[one.option_strings[0], "PACKED"] for one in parser._actions if one.option_strings and one.required]
+    return [name, *words, *(chain(*required) if words else ())]
+
+
+@share(0.04)
+@given(line=mistakes())
+@example(line=["--method", "laco"])
+@example(line=["rnu"])
+@example(line=["list"])
+@example(line=[])
+def test_what_is_wrong_is_refused_in_one_line_that_can_be_read(line, place, tmp_path_factory):
+    said = given_there(line, place, tmp_path_factory)
+    assert said.code == (4 if line[:2] == ["gate", "nowhere"] else 2)  # which first looks for the baseline
+    assert said.err.count("\n") == 1
+    assert len(said.err) <= LONG
+    assert said.err.strip().isprintable()
