@@ -47,6 +47,7 @@ UNDECIDED = (
     "methods.model.layer_store",  # moves weights, whose values stay
     "methods.progress",  # bars on stderr
 )
+INSTALLED = frozenset({"site-packages", "dist-packages"})  # folders in which every installer puts packages
 TABLE = Path(__file__).with_name("earlier_sources.json")
 
 
@@ -167,8 +168,13 @@ def _plain(node: Any) -> Any:
 
 
 def _is_installed(path: Path) -> bool:
-    """Return whether the file belongs to Python itself or to an installed package."""
-    return any(path.resolve().is_relative_to(place) for place in _places())
+    """Return whether the file belongs to Python itself or to an installed package, of whichever environment.
+
+    Packages need not lie in the folders of this environment: one made with --system-site-packages finds those of the
+    Python below it, and so it is with packages of the user and with a folder that a .pth file names.
+    """
+    there = path.resolve()
+    return not INSTALLED.isdisjoint(there.parts) or any(there.is_relative_to(place) for place in _places())
 
 
 @functools.cache

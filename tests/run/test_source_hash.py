@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -156,6 +158,23 @@ def test_what_a_method_does_not_use_is_not_in_its_hash(copied, name):
         (copied / used).write_text((copied / used).read_text() + "\nEDITED = 1\n")
         assert method_sha256(name) != before
         before = method_sha256(name)
+
+
+@pytest.mark.parametrize("folder", ["site-packages", "dist-packages"])
+def test_packages_of_another_environment_are_in_no_hash(folder, tmp_path, monkeypatch):
+    """As those of the system are for an environment that finds them there; all of torch took minutes."""
+    names = [f"{name}_{folder[:4]}" for name in ("far_away", "beside_it", "whose_own")]
+    far, beside, own = names
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / f"{far}.py").write_text("HALF = 0.5\n")
+    (tmp_path / f"{beside}.py").write_text("THIRD = 1 / 3\n")
+    (tmp_path / f"{own}.py").write_text(f"from {far} import HALF\nfrom {beside} import THIRD\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path / folder)
+    importlib.import_module(own)
+    assert {path.stem for path in sources([own])} == {own, beside}
+    for name in names:
+        monkeypatch.delitem(sys.modules, name)
 
 
 def test_a_move_changes_no_hash(copied, monkeypatch):
