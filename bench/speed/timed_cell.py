@@ -29,8 +29,15 @@ from bench.system.threads import usable_cores
 from methods.model.decoder import Decoder
 from methods.model.layer_store import put
 from methods.model.spread import gpus_of
+from methods.registry import BUILT_IN
 
-IMPORTED = (__name__,)  # by the server from which processes that time on a CPU are forked
+IMPORTED = (  # by the server from which processes that time on a CPU are forked: what each would else import by itself
+    *(f"methods.{name}" for name in BUILT_IN),
+    "transformers.generation.utils",
+    "transformers.modeling_layers",
+    "transformers.models.auto.tokenization_auto",
+    __name__,
+)
 SPREAD = "a model that is spread over several GPUs is not timed; say --speed-rounds 0, or --gpus-per-cell 1"
 NO_ROOM = "the dense model has no room where cells compute, and is not timed"
 
@@ -106,7 +113,7 @@ def _work(line: worker.Line, cell: Cell, threads: int, plugins: list[str], alone
     line.alive("while it loaded the dense model")
     dense = dense_model.without_weights(cell) if alone else dense_model.loaded(cell, device)
     if device.type == "cpu" and not alone:
-        dense_model.own_memory(dense, pruned)
+        dense_model.own_memory(dense)  # as the pruned one has arrived in it
     Decoder(dense)  # makes it of the same kind of matrices as the pruned model is
     slowed_by = set[str]()
     for point in benchmark.time(dense, pruned, alone=alone):

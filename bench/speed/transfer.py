@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-CHUNK = 2**26  # bytes in one message
+CHUNK = 2**18  # bytes in one message; a buffer of that size is made for each, and larger ones take fresh pages
 
 
 class NotPortable(Exception):

@@ -28,12 +28,14 @@ from scipy.stats import wilcoxon
 from tiny_methods import METHODS, pruned
 
 from bench.cli.main import main
+from bench.data import pretrained
 from bench.plan import validate
+from bench.plan.cell import Cell
 from bench.plan.protocol import profile
 from bench.records.run_folder import load_run
 from bench.run import job
 from bench.schedule.memory_needs import MemoryNeeds
-from bench.speed import benchmark, machine, memory, timed_cell, timing, transfer
+from bench.speed import benchmark, dense_model, machine, memory, timed_cell, timing, transfer
 from bench.speed.summary import is_narrow, summary
 from bench.speed.timing import EventClock, Pass, WallClock, WarmUp, Workload
 from bench.speed.workloads import TimedPoint, bytes_read, macs, points, predicted, workload
@@ -820,6 +822,39 @@ def test_a_server_that_is_killed_while_it_starts_is_made_once_more(once, new_ser
         failure = worker.run(speed_children.finds, (1,), limits=limits, hear=heard.append)
     said = "the process from which others are forked was killed while it started, twice"
     assert (failure and failure.reason, heard) == ((None, [{"points": [0]}]) if once else (said, []))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every process is spawned")
+def test_a_process_that_times_imports_the_models_own_modules_and_copies_one_model(
+    model_folder, monkeypatch, new_server
+):
+    """What each such process does before it times is time in which nothing else works."""
+    monkeypatch.setattr(timed_cell, "_work", speed_children.times)
+    protocol = dataclasses.replace(profile("speed"), prefill=(8,), decode=(4,), decode_steps=2, speed_rounds=6)
+    cell = Cell(str(model_folder), "drop", {"layers": "1"}, None, "all", 0, "cpu", "float32", protocol)
+    found = timed_cell.measure(pretrained.load(cell.model, CPU, torch.float32)[0], cell, 1)
+    assert [point["kind"] for point in found["points"]] == ["prefill", "decode"]
+    assert found["copied"] == 1  # the dense one, which was read from a file
+    own = [name for name in found["imported"] if name.startswith(("methods", "torch", "transformers", "scipy"))]
+    assert [name for name in own if not name.startswith("transformers.models.")] == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells which memory lies in files")
+def test_both_models_that_are_timed_lie_in_no_file(model_folder):
+    loaded = pretrained.load(str(model_folder), CPU, torch.float32)[0]
+    assert not any(map(lies_in_a_file, through(loaded).parameters()))
+    assert any(map(lies_in_a_file, loaded.parameters()))  # so that this can be told
+    dense_model.own_memory(loaded)
+    assert not any(map(lies_in_a_file, loaded.parameters()))
+
+
+def lies_in_a_file(tensor):
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        places, _, _, _, number, *_ = line.split()
+        start, end = (int(place, 16) for place in places.split("-"))
+        if start <= tensor.data_ptr() < end:
+            return number != "0"
+    raise AssertionError("the tensor lies nowhere")
 
 
 def test_a_process_that_hangs_is_ended():
