@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import LAYERS, tiny
+from conftest import LAYERS, VOCABULARY, tiny
 from tiny_methods import calibration
 
 import methods
@@ -70,6 +70,41 @@ def test_one_layer_learns_the_work_of_the_run_and_no_other_changes():
     for number, (layer, old) in enumerate(zip(model.layers, before, strict=True)):
         same = all(torch.equal(one, old[name]) for name, one in layer.module.named_parameters())
         assert same == (number != 2)
+
+
+def test_the_run_that_is_compared_is_the_one_that_becomes_a_layer():
+    """Of n + 1 layers where n go, so that its ends lie three layers apart where two go."""
+    decided = LLMStreamline(passes=1).prune(Decoder(tiny("llama")), calibration(), ratio_of(2))
+    h = [torch.cat(each) for each in states_between(calibration())]
+    cosine = torch.nn.functional.cosine_similarity
+    ends = [float(cosine(h[s].double(), h[s + 3].double(), dim=-1).mean()) for s in range(LAYERS - 2)]
+    assert decided["similarities"] == pytest.approx(ends, rel=1e-9)
+    assert decided["trained_layer"] == ends.index(max(ends))
+
+
+def states_between(tokens) -> list[list[torch.Tensor]]:
+    """What enters each layer, and what leaves the last, (T, D) of each sequence, by hooks on the dense model."""
+    model, seen = tiny("llama"), [[] for _ in range(LAYERS + 1)]
+    for number, layer in enumerate(model.model.layers):
+        layer.register_forward_pre_hook(lambda _, given, number=number: seen[number].append(given[0][0]))
+    model.model.norm.register_forward_pre_hook(lambda _, given: seen[LAYERS].append(given[0][0]))
+    with torch.no_grad():
+        for ids in tokens.ids:
+            model(ids[None], use_cache=False)
+    return seen
+
+
+def test_sequences_that_are_held_out_are_not_trained_on(monkeypatch):
+    """An eighth of 16, the last two; and they alone say what is missed."""
+    ids = torch.randint(3, VOCABULARY, (16, 8), generator=torch.Generator().manual_seed(0))
+    tokens = dataclasses.replace(calibration(), ids=ids, mask=torch.ones_like(ids, dtype=torch.bool))
+    trained, judged = list[int](), list[list[int]]()
+    step, missed = LayerTraining.step, LayerTraining.missed
+    monkeypatch.setattr(LayerTraining, "step", lambda self, rows: trained.extend(rows) or step(self, rows))
+    monkeypatch.setattr(LayerTraining, "missed", lambda self, rows: judged.append(rows) or missed(self, rows))
+    LLMStreamline(passes=2, batch=4).train(Decoder(tiny("llama")), tokens, 1, 3)
+    assert sorted(trained) == sorted([*range(14), *range(14)])
+    assert judged == [[14, 15]] * 3
 
 
 def test_training_that_only_does_harm_leaves_the_first_layer_of_the_run():

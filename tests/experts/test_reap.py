@@ -230,6 +230,17 @@ def test_draws_are_others_by_seed_and_by_layer():
     assert "scores" not in draws[0]
 
 
+def test_a_draw_without_a_seed_of_its_own_is_that_of_the_run():
+    draws = [
+        methods.make("expert-random", {"seed": own}).prune(
+            Decoder(tiny("mixtral")), dataclasses.replace(calibration(), seed=seed), 0.3
+        )
+        for own, seed in ((None, 3), (3, 0), (None, 0))
+    ]
+    assert draws[0] == draws[1]
+    assert draws[0]["removed_experts"] != draws[2]["removed_experts"]
+
+
 def test_layers_and_experts_go_one_after_the_other():
     model = Decoder(tiny("qwen3_moe"))
     methods.make("drop", {"layers": "0+3"}).prune(model, calibration(), 0.0)

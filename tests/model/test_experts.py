@@ -25,7 +25,7 @@ from methods.model.activations import enter, step
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.parts.experts import Experts, remove_experts
-from methods.model.sizes import active_parameters, macs_per_token, parameters, sizes
+from methods.model.sizes import active_parameters, layer_parameters, macs_per_token, parameters, sizes
 
 EVERY_LAYER = [[0, 3], [1, 2], [6, 7], [0, 1], [4, 5], [2, 6]]
 GONE = dict.fromkeys(("mixtral", "olmoe", "gpt_oss"), EVERY_LAYER) | {
@@ -239,6 +239,17 @@ MATRICES = (
     "laco-ls",
     "laco",
 )
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_an_expert_is_counted_with_its_row_of_the_router(family):
+    """What a layer holds less when an expert of each group has gone, weights, biases and rows of the router."""
+    layer = Decoder(tiny(family)).layers[-1]
+    experts, before = layer.experts, layer_parameters(layer)
+    each, size = experts.parameters, experts.count // experts.groups
+    assert each - experts.weights >= experts.router.weight.shape[1]
+    experts.keep([number for number in range(experts.count) if number % size])
+    assert before - layer_parameters(layer) == experts.groups * each
 
 
 @pytest.mark.parametrize("family", MIXTURES)
