@@ -31,7 +31,8 @@ class Pruner(Protocol):
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         """Remove `ratio` of all parameters of `model`, in place; 0 changes nothing.
 
-        Returns what was decided, as plain JSON values. Raises what `plan` raises.
+        Returns what was decided, as plain JSON values, which methods.decisions holds to a contract. Raises what `plan`
+        raises.
         """
 
 

@@ -32,6 +32,10 @@ class OutOfReach(ValueError):
     """Is raised for a ratio beyond what a method can remove from a model: the user's mistake."""
 
 
+class WrongDecisions(UserError):
+    """Is raised where a method answers something else than what it did: a mistake of who wrote it."""
+
+
 class CheckpointError(UserError, ValueError):
     """Is raised where a model's folder cannot be written, or is not what it says it is."""
 

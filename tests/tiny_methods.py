@@ -10,6 +10,7 @@ import torch
 from conftest import FAMILIES, LATER, VOCABULARY, tiny
 
 import methods
+from methods import decisions
 from methods.errors import Unsupported
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
@@ -92,7 +93,7 @@ def pruned_anew(method: str, family: str, ratio: float, tokens: Calibration | No
 
 def prune(method: str, family: str, ratio: float, tokens: Calibration | None = None) -> tuple[Decoder, dict]:
     model = Decoder(tiny(family))
-    return model, methods.make(method, SPECS.get(method, {})).prune(model, tokens or calibration(), ratio)
+    return model, decisions.prune(methods.make(method, SPECS.get(method, {})), model, tokens or calibration(), ratio)
 
 
 def logits(model: Decoder, ids: torch.Tensor) -> torch.Tensor:

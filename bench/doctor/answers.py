@@ -20,6 +20,7 @@ import methods
 from bench.doctor import tiny_model
 from bench.doctor.numbers import TOLERANCE, apart
 from bench.system.console import say
+from methods.decisions import prune
 from methods.errors import UserError
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
@@ -71,7 +72,7 @@ def pruned(
             for parameter in model.model.parameters():
                 parameter.mul_(1 + NOISE * torch.randn(parameter.shape, generator=noise))
     torch.manual_seed(0)
-    decisions = pruner.prune(model, tiny_model.calibration(), 0.0 if case == "dense" else RATIO)
+    decisions = prune(pruner, model, tiny_model.calibration(), 0.0 if case == "dense" else RATIO)
     return model, {name: value for name, value in decisions.items() if name.startswith("removed_")}
 
 

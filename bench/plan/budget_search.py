@@ -15,6 +15,7 @@ from typing import Any
 from methods.base import Pruner
 from methods.compensation.base import knowing
 from methods.counted import MISSED, QUANTITIES, Budget
+from methods.decisions import prune
 from methods.errors import OutOfReach
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder, twin
@@ -38,7 +39,7 @@ def pruned_to(
     Raises what `prune` raises, and OutOfReach where too much stays at every ratio or where nothing goes.
     """
     if not isinstance(wanted, Budget):
-        return model, pruner.prune(model, calibration, wanted), {}
+        return model, prune(pruner, model, calibration, wanted), {}
     search = _Search(pruner, model, wanted)
     found = search.run(calibration)
     about = {"of": wanted.of, "share": wanted.share, "stays": found.stays, "ratio": found.ratio, "tried": search.tried}
@@ -93,9 +94,9 @@ class _Search:
 
     def run(self, calibration: Calibration) -> _Pruned:
         """Prune until the budget is met, no other ratio is left, or there have been TRIES prunings."""
-        if prune_to := getattr(self.pruner, "prune_to", None):
+        if hasattr(self.pruner, "prune_to"):
             model = twin(self.dense)
-            decisions = prune_to(model, calibration, self.budget)
+            decisions = prune(self.pruner, model, calibration, self.budget)
             self.keep(model, decisions, 1 - parameters(model) / parameters(self.dense))
             self.high = self.high or (1.0, 1.0)  # it comes as near as its choices allow, which is no matter of reach
             return self.judged()
@@ -113,7 +114,7 @@ class _Search:
     def prune(self, ratio: float, calibration: Calibration) -> Calibration:
         """Prune a copy of the dense model; return the calibration with what a greedy search has found out."""
         model = twin(self.dense)
-        decisions = self.pruner.prune(model, calibration, ratio)
+        decisions = prune(self.pruner, model, calibration, ratio)
         self.keep(model, decisions, ratio)
         return knowing(calibration, decisions)
 

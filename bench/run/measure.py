@@ -9,6 +9,7 @@ the last bit.
 from __future__ import annotations
 
 import gc
+import json
 import tempfile
 import traceback
 from contextlib import suppress
@@ -33,18 +34,21 @@ from bench.plan.cell import Cell
 from bench.plan.grid import budget, quantity
 from bench.plan.recipe import Recipe
 from bench.records.record import load, text_name
+from bench.records.schema import fitting
+from bench.records.schema.decided import WhatWent
 from bench.run import fingerprint, removals, store
 from bench.run.datasets import Datasets
 from bench.run.outcome import Outcome
 from bench.run.saving import complete, save_and_reload
 from bench.speed import timed_cell
 from bench.system import failures, memory
+from methods import decisions
 from methods.counted import COUNTED, Budget
-from methods.errors import NoRoom, OutOfReach, Unsupported, Unwritable, UserError
+from methods.errors import NoRoom, OutOfReach, Unsupported, Unwritable, UserError, WrongDecisions
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters, parameters_without_embeddings, sizes
 
-OUTCOMES = {Unsupported: "unsupported", OutOfReach: "out_of_reach", NoRoom: "error"}
+OUTCOMES = {Unsupported: "unsupported", OutOfReach: "out_of_reach", NoRoom: "error", WrongDecisions: "error"}
 
 
 def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, parents: Path) -> None:
@@ -60,7 +64,7 @@ def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, pare
     try:
         memory.use(outcome.devices[0])
         _measure(cell, folder, datasets, outcome, parents)
-    except (Unsupported, OutOfReach, NoRoom) as reason:
+    except tuple(OUTCOMES) as reason:
         status, error = OUTCOMES[type(reason)], str(reason)
     except Exception as reason:
         if isinstance(reason, Unwritable) or (isinstance(reason, UserError) and not _is_loaded(outcome)):
@@ -184,6 +188,7 @@ def _prune(
                 decoder, decided, found = pruned_to(wanted, pruner, decoder, block)
             except OutOfReach as reason:
                 raise OutOfReach(f"behind {cell.earlier[-1].method}, {reason}" if cell.earlier else reason) from reason
+        _refuse_unreadable(cell.method, decided)
         outcome.decisions |= decided
         outcome.measured |= found
         earlier = times.inherited(decided) + (block.sweeps.seconds if block.sweeps else 0.0)
@@ -198,6 +203,14 @@ def _prune(
     outcome.decisions["calibration"] = drawn
     outcome.measured |= sizes(decoder, outcome.measured, cell.protocol.macs_context)
     return decoder
+
+
+def _refuse_unreadable(method: str, decided: dict[str, Any]) -> None:
+    """Raise WrongDecisions for decisions that no record holds, since one of its keys means something else."""
+    if own := sorted(decided.keys() & {"calibration", "earlier"}):
+        raise WrongDecisions(f"the decisions of {method} do not hold: {own[0]} is the record's own; {decisions.WHERE}")
+    if wrong := fitting.misfit(json.loads(json.dumps(decided)), WhatWent):
+        raise WrongDecisions(f"the decisions of {method} do not hold: {wrong}; {decisions.WHERE}")
 
 
 def _predictions(cell: Cell, dense: Decoder, datasets: Datasets, outcome: Outcome) -> DensePredictions | None:

@@ -27,6 +27,7 @@ from bench.regression import cell_results
 from bench.regression.cell_results import CellResults
 from bench.run import fingerprint
 from bench.run.saving import PROBE_TOKENS, facts
+from methods import decisions
 from methods.compensation.base import CompensatedPruner
 from methods.errors import UserError
 from methods.model import structures
@@ -145,7 +146,7 @@ def _cut(dense: Callable[[], Decoder], record: Record) -> Decoder | None:
     if "compensation" in record.decisions or not any(_removed(record.decisions).values()):
         return None
     model = dense()
-    structures.cut(model, record.decisions)
+    _cut_what_is_named(model, record.decisions)
     same = parameters(model) == record.measured["parameters"]
     return model if same and fingerprint.state_sha256(model.model) == record.measured.get("pruned_sha256") else None
 
@@ -163,7 +164,7 @@ def _prune(model: Decoder, record: Record, block: Calibration) -> None:
     if isinstance(pruner, CompensatedPruner) and getattr(pruner.pruner, "only_cuts", False):
         pruner = dataclasses.replace(pruner, pruner=Recorded(record.decisions))
     asked = measured["budget"]["ratio"] if "budget" in measured else measured.get("ratio_budget", 0.0)
-    decided = pruner.prune(model, block, asked)
+    decided = decisions.prune(pruner, model, block, asked)
     if _removed(decided) != _removed(record.decisions) or parameters(model) != measured["parameters"]:
         where = record.environment.get("gpu") or record.environment.get("cpu", "another machine")
         raise UserError(f"{cell['label']} does not remove here what it removed for the record, on {where}")
@@ -182,8 +183,15 @@ class Recorded:
         return {}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
-        structures.cut(model, self.decisions)
-        return dict(self.decisions)
+        _cut_what_is_named(model, self.decisions)
+        return {name: what for name, what in self.decisions.items() if name not in decisions.UNITS}  # counts may be old
+
+
+def _cut_what_is_named(model: Decoder, decided: Mapping[str, Any]) -> None:
+    """Remove what a record names, in place. Raises UserError where the model has no such layers or units."""
+    if wrong := decisions.misfit(decided, model):
+        raise UserError(f"the record names removals that its model cannot have had: {wrong}; run the cell again")
+    structures.cut(model, decided)
 
 
 def _removed(decisions: Mapping[str, Any]) -> dict[str, Any]:

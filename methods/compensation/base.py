@@ -28,6 +28,7 @@ from methods.compensation.boundaries import (
     kept_layers,
     some_boundaries,
 )
+from methods.decisions import prune
 from methods.errors import OutOfReach, Unsupported
 from methods.least_squares import Fitted
 from methods.model.architectures import LISTS
@@ -140,7 +141,7 @@ class CompensatedPruner:
         best, found = ratio, dict[str, Any]()  # of the tries so far
         for _ in range(TRIES):
             try:
-                decisions = self.pruner.prune(model, calibration, asked)
+                decisions = prune(self.pruner, model, calibration, asked)
             except OutOfReach:
                 if not missed:
                     raise
@@ -160,7 +161,7 @@ class CompensatedPruner:
             if getattr(self.pruner, "only_cuts", False):
                 cut(model, found)  # what was found, which a search would have to find again
             else:
-                found = self.pruner.prune(model, calibration, best)
+                found = prune(self.pruner, model, calibration, best)
         return found | ({"asked_of_pruner": best} if best != ratio else {})
 
     def _same(self, dense: Decoder, one: float, other: float) -> bool:

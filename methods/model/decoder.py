@@ -35,7 +35,9 @@ class Decoder:
     GPT-2's transposed matrices and Baichuan2's head become ordinary linear layers here, once, so that every kernel may
     assume (out, in) and that a head is what its weights say.
 
-    store  keeps in files what methods change (methods.model.layer_store); None: in memory
+    store    keeps in files what methods change (methods.model.layer_store); None: in memory
+    numbers  by which decisions name the layers that are left: those they had when a method was given the model
+    given    how many layers it had then
     """
 
     def __init__(self, model: Any, store: LayerStore | None = None) -> None:
@@ -50,6 +52,7 @@ class Decoder:
             )
         self.family = family
         _refuse_old_code(self.stack)
+        self.number_layers()
         if store is not None and store.device is not None:
             self._put_around(store.device)
         for layer in self.sweep():
@@ -94,8 +97,15 @@ class Decoder:
             if 0 < len(entries) < len(self.stack):
                 raise Unsupported(f"{name} of its configuration names {len(entries)} layers of {len(self.stack)}")
         said = [dict(zip(lists, each, strict=True)) for each in zip_longest(*lists.values())] or [{}] * len(self.stack)
-        modules = zip(self.stack, said, strict=True)
-        return [Layer(module, self.family, each, width, group, store=self.store) for module, each in modules]
+        return [
+            Layer(module, self.family, each, width, group, number=number, store=self.store)
+            for number, module, each in zip(self.numbers, self.stack, said, strict=True)
+        ]
+
+    def number_layers(self) -> None:
+        """Give the layers that the model has the numbers from 0 on."""
+        self.given = len(self.stack)
+        self.numbers = list(range(self.given))
 
     def reach(self, layer: Layer, context: int) -> int:
         """Return how many of the tokens in front of a token its attention in a layer looks at: a window's at most."""
@@ -180,6 +190,7 @@ class Decoder:
                 if hasattr(part, "layer_idx"):
                     part.layer_idx = slot
         self.swap_stack(nn.ModuleList(layer.module for layer in layers))
+        self.numbers = [layer.number for layer in layers]
         self.config.num_hidden_layers = len(layers)
         for name in LISTS:
             if any(layer.said.get(name) is not None for layer in layers):

@@ -35,6 +35,7 @@ class Layer:
         head_width: int,
         group: int,
         *,
+        number: int,
         store: LayerStore | None = None,
     ) -> None:
         self.module = module
@@ -42,6 +43,7 @@ class Layer:
         self.said = said  # the layer's entry in each list of architectures.LISTS that its configuration has, else None
         self.head_width = head_width  # E
         self.group = group  # H / G, query heads per key/value head
+        self.number = number  # in the model that the method was given, where it had no layer less (Decoder.numbers)
         self.store = store  # where what has been changed is kept; None: in memory
 
     @property
@@ -322,7 +324,7 @@ class Layer:
         """Return a copy with these objects for those that have such an id, and with this layer's configuration."""
         shared = {id(one.config): one.config for one in self.module.modules() if hasattr(one, "config")}
         module = copy.deepcopy(self.module, shared | instead)
-        return Layer(module, self.family, self.said, self.head_width, self.group, store=self.store)
+        return Layer(module, self.family, self.said, self.head_width, self.group, number=self.number, store=self.store)
 
 
 def _count(module: nn.Module) -> int:

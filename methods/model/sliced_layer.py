@@ -39,7 +39,7 @@ class SlicedLayer(nn.Module):
     def __init__(self, layer: Layer, shortcuts: list[Tensor]) -> None:
         super().__init__()
         self.inner = layer.inner
-        self.view = Layer(layer.inner, layer.family, layer.said, layer.head_width, layer.group)
+        self.view = Layer(layer.inner, layer.family, layer.said, layer.head_width, layer.group, number=layer.number)
         self.shortcuts = nn.ModuleList(linear_like(shortcut.T.contiguous(), None) for shortcut in shortcuts)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -140,14 +140,23 @@ def structures_of(model: Decoder, *kinds: str) -> list[Structure]:
 
 
 def cuts(model: Decoder, structures: Iterable[Structure]) -> dict[str, list[Any]]:
-    """Return what each layer has left and what it has lost, for the record."""
-    lost = {(structure.number, structure.kind): structure.removed for structure in structures}
-    layers = model.layers
+    """Return what each layer has left and what it has lost, for the record.
+
+    Layers go by the numbers that they had when the method was given the model. One that it has dropped has none left.
+    """
+    lost = {(structure.layer.number, structure.kind): structure.removed for structure in structures}
+    return units_left(model) | {
+        f"removed_{kind}": [lost.get((number, kind), []) for number in range(model.given)] for kind in AXIS
+    }
+
+
+def units_left(model: Decoder) -> dict[str, list[int]]:
+    """Return how many key/value heads and channels are left of each layer that the method was given, for the record."""
+    left = {layer.number: layer for layer in model.layers}
+    each = [left.get(number) for number in range(model.given)]
     return {
-        "kv_heads": [layer.kv_heads for layer in layers],
-        "channels": [layer.down.in_features if layer.has_mlp else 0 for layer in layers],
-        "removed_kv_heads": [lost.get((number, "kv_heads"), []) for number in range(len(layers))],
-        "removed_channels": [lost.get((number, "channels"), []) for number in range(len(layers))],
+        "kv_heads": [0 if layer is None else layer.kv_heads for layer in each],
+        "channels": [0 if layer is None or not layer.has_mlp else layer.down.in_features for layer in each],
     }
 
 
@@ -192,24 +201,27 @@ def sublayer_sizes(model: Decoder, blocks: Iterable[Sublayer]) -> dict[Sublayer,
 
 
 def remove_sublayers(model: Decoder, blocks: Iterable[Sublayer]) -> dict[str, list[int]]:
-    """Remove the blocks, in place, and name them by kind for the record. A layer that is left empty goes whole."""
+    """Remove the blocks, in place, and name them by kind for the record. A layer that is left empty goes whole.
+
+    Blocks go by the places that layers have now, the record by the numbers that the method was given them with.
+    """
     gone = set(blocks)
-    kept, whole = [], []
-    for number, layer in enumerate(model.layers):
-        attention, mlp = (Sublayer(part, number) in gone for part in ("attention", "mlp"))
-        if Sublayer("layer", number) in gone or ((attention or not layer.has_attention) and (mlp or not layer.has_mlp)):
-            whole.append(number)
+    kept = []
+    named: dict[str, list[int]] = {"removed_layers": [], "removed_attention": [], "removed_mlp": []}
+    for place, layer in enumerate(model.layers):
+        attention, mlp = (Sublayer(part, place) in gone for part in ("attention", "mlp"))
+        if Sublayer("layer", place) in gone or ((attention or not layer.has_attention) and (mlp or not layer.has_mlp)):
+            named["removed_layers"].append(layer.number)
             continue
         if attention:
             layer.remove_attention()
+            named["removed_attention"].append(layer.number)
         if mlp:
             layer.remove_mlp()
+            named["removed_mlp"].append(layer.number)
         kept.append(layer)
     model.set_layers(kept)
-    by_kind = {part: sorted(block.layer for block in gone if block.part == part) for part in ("attention", "mlp")}
-    return {"removed_layers": whole} | {
-        f"removed_{part}": [number for number in numbers if number not in whole] for part, numbers in by_kind.items()
-    }
+    return named
 
 
 def cut(model: Decoder, decisions: Mapping[str, Any]) -> None:
@@ -233,15 +245,16 @@ def known_units(order: Iterable[str]) -> dict[tuple[int, str], list[int]]:
 
 
 def drop_layers(model: Decoder, gone: Sequence[int]) -> dict[str, Any]:
-    """Remove the layers of these numbers, in place, and name them for the record."""
-    model.set_layers([layer for l, layer in enumerate(model.layers) if l not in gone])
-    return {"removed_layers": list(gone)}
+    """Remove the layers at these places, in place, and name them for the record, by the numbers of `Layer.number`."""
+    layers = model.layers
+    model.set_layers([layer for l, layer in enumerate(layers) if l not in gone])
+    return {"removed_layers": [layers[l].number for l in sorted(gone)]}
 
 
 def drop_lowest(model: Decoder, scores: Sequence[float], candidates: Iterable[int], n: int) -> list[int]:
     """Remove the n candidate layers with the smallest score, in place; of equal ones the lower stays.
 
-    Returns their numbers, rising.
+    Returns their places, rising.
     """
     gone = sorted(sorted(candidates, key=lambda l: (scores[l], -l))[:n])
     drop_layers(model, gone)

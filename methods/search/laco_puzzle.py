@@ -34,6 +34,7 @@ from methods.base import register
 from methods.budget import block_parameters, whole_layers
 from methods.compensation.base import CompensatedPruner
 from methods.compensation.refit import Refit
+from methods.decisions import prune
 from methods.depth.laco_ls import LaCoLS
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
@@ -43,7 +44,7 @@ from methods.ranges import Count, Positive, Share, Tokens
 from methods.search.puzzle import Puzzle, choices
 
 LISTS = ("removed_attention", "removed_mlp")  # of numbers of layers
-BY_LAYER = ("removed_kv_heads", "removed_channels")  # a list for each layer
+BY_LAYER = {"removed_kv_heads": [], "removed_channels": [], "kv_heads": 0, "channels": 0}  # what a gone layer has
 
 
 @register("laco-puzzle")
@@ -79,9 +80,9 @@ class LaCoPuzzle:
         kept = [number for number in range(L) if number not in collapsed["removed_layers"]]
         left = 1 - (total - gone) / parameters(model)
         narrow = Puzzle(steps=self.steps, heads=self.heads, tokens=self.tokens, best=self.best)
-        both = CompensatedPruner(narrow, Refit(ridge=self.ridge))  # type: ignore[arg-type]  # named by its decorator
+        both: Any = CompensatedPruner(narrow, Refit(ridge=self.ridge))  # type: ignore[arg-type]  # named by its decorator
         alone = replace(dense, sweeps=None, note=None, order=())  # what is kept is of the dense model
-        narrowed = both.prune(model, alone, left) if left > 0 else {}
+        narrowed = prune(both, model, alone, left) if left > 0 else {}
         return collapsed | in_dense_numbers(narrowed, kept, L, collapsed["removed_layers"])
 
     def _by_layers(self, model: Decoder, ratio: float) -> float:
@@ -102,10 +103,10 @@ def in_dense_numbers(decisions: dict[str, Any], kept: list[int], L: int, collaps
     found = dict(decisions)
     found["removed_layers"] = sorted([*collapsed, *(kept[number] for number in decisions.get("removed_layers", []))])
     found |= {name: [kept[number] for number in decisions[name]] for name in LISTS if name in decisions}
-    for name in BY_LAYER:
+    for name, of_gone in BY_LAYER.items():
         if name in decisions:
             units = dict(zip(kept, decisions[name], strict=True))
-            found[name] = [units.get(number, []) for number in range(L)]
+            found[name] = [units.get(number, of_gone) for number in range(L)]
     left = [number for number in kept if number not in found["removed_layers"]]
     for refitted in decisions.get("compensation", {}).get("refitted", ()):
         refitted["layer"] = left[refitted["layer"]]

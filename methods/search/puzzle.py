@@ -58,7 +58,7 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.sizes import layer_parameters, parameters
-from methods.model.structures import Narrowed, Sublayer, cut, keep, sublayers_of
+from methods.model.structures import Narrowed, Sublayer, cut, keep, sublayers_of, units_left
 from methods.ranges import Count, Tokens
 from methods.search.trials import Gone, Trial
 from methods.shared import shared
@@ -132,8 +132,7 @@ class Puzzle:
         decided |= {"unproven": program.unproven} if program.unproven else {}
         return decided | {
             "parameters": parameters(model),
-            "kv_heads": [layer.kv_heads for layer in model.layers],
-            "channels": [layer.down.in_features if layer.has_mlp else 0 for layer in model.layers],
+            **units_left(model),
             "expected_damage": [_finite(program.damage(one)) for one in solutions],
             "damage": [_finite(one) for one in together],
             "solution": best,

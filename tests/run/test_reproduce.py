@@ -18,6 +18,7 @@ from bench.records.run_folder import load_run
 from bench.run import reproduce
 from bench.run.fingerprint import of_today, state_sha256
 from bench.run.reproduce import cell_of, prune_again
+from methods import decisions
 from methods.depth import angular, llm_drop, shortgpt
 from methods.errors import UserError
 from methods.model import sizes
@@ -39,9 +40,46 @@ def test_the_cell_of_a_record_asks_what_the_record_was_asked(run):
         assert cell.inputs == {}
 
 
-CUT = ("drop-random", "magnitude", "sleb", "finercut", "llm-drop", "wanda-sp", "llm-pruner", "2ssp", "flap:uniform")
+MIXED = """
+from dataclasses import dataclass
+from methods import register
+from methods.model.structures import cuts, drop_layers, structures_of
+
+@register("mixed")
+@dataclass(frozen=True)
+class Mixed:
+    fixed = False
+    only_cuts = True
+    def plan(self, model, ratio): return {}
+    def prune(self, model, calibration, ratio):
+        gone, structures = drop_layers(model, [1, 3]), structures_of(model, "kv_heads", "channels")
+        for structure in structures:
+            structure.drop([structure.layer.number % structure.size])
+        return gone | cuts(model, structures)
+"""
+CUT = (
+    "mixed",
+    "drop-random",
+    "magnitude",
+    "sleb",
+    "finercut",
+    "llm-drop",
+    "wanda-sp",
+    "llm-pruner",
+    "2ssp",
+    "flap:uniform",
+)
 FITTED = (
-    *("laco", "laco-published", "laco-ls", "shortgpt+ghost", "angular+scale", "sleb+replaceme", "llm-drop+linearpatch"),
+    *(
+        "mixed+refit",
+        "laco",
+        "laco-published",
+        "laco-ls",
+        "shortgpt+ghost",
+        "angular+scale",
+        "sleb+replaceme",
+        "llm-drop+linearpatch",
+    ),
     *(
         "obs",
         "obs+refit",
@@ -57,13 +95,26 @@ FITTED = (
 
 
 @pytest.fixture(scope="module")
-def records(model_folder, text_file, tmp_path_factory):
+def plugin(tmp_path_factory):
+    path = tmp_path_factory.mktemp("plugin") / "mixed.py"
+    path.write_text(MIXED)
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def loaded(plugin):
+    methods.load([plugin])
+
+
+@pytest.fixture(scope="module")
+def records(model_folder, text_file, tmp_path_factory, plugin):
     """Return what a run would have written down of methods that cut alone, and of others, by method."""
     text, folder = str(text_file), tmp_path_factory.mktemp("again") / "run"
     asked = ["run", "--model", str(model_folder), "--calibration", text, "--texts", "none", "--tasks", "none"]
     asked += ["--calibration-sequences", "4", "--calibration-length", "24", "--profile", "smoke", "--device", "cpu"]
     asked += ["--speed-rounds", "0", "--no-checks", "--ratio", "0.3", "--methods", "drop-tail", "--no-isolate"]
     assert main([*asked, "--out", str(folder)]) == 0
+    methods.load([plugin])
     example = next(record for record in load_run(folder) if record.cell["method"] == "drop-tail")
     found = {}
     for name in (*CUT, *FITTED):
@@ -72,7 +123,7 @@ def records(model_folder, text_file, tmp_path_factory):
         decoder, block = Decoder(model), texts.calibration(tokenizer, text, 4, 24, 0)
         torch.manual_seed(0)
         parameters = {switch: True} if switch else {}
-        decided = methods.make(method, parameters).prune(decoder, block, example.measured["ratio_budget"])
+        decided = decisions.prune(methods.make(method, parameters), decoder, block, example.measured["ratio_budget"])
         measured = sizes.sizes(decoder, example.measured, 8) | {"pruned_sha256": state_sha256(model)}
         found[name] = replace(
             example,
@@ -124,6 +175,17 @@ def test_what_is_fitted_is_fitted_to_the_removals_that_the_record_names(records,
         monkeypatch.setattr(owner, name, undecided)
     for name in FITTED:
         assert is_the_model_of(records[name]), name
+
+
+@pytest.mark.parametrize("method", ["mixed", "mixed+refit"])
+def test_a_record_whose_removals_its_model_cannot_have_had_is_refused_in_a_line(records, method):
+    """Such as those of earlier versions, which counted cuts behind dropped layers by the layers that were left."""
+    record = records[method]
+    by_layers_left = [units for units in record.decisions["removed_channels"] if units]
+    older = replace(record, decisions=record.decisions | {"removed_channels": by_layers_left})
+    said = r"^the record names removals .*: removed_channels has 4 entries, and a list is due for each of the 6 layers"
+    with pytest.raises(UserError, match=said):
+        prune_again(older, "cpu")
 
 
 def test_a_parameter_that_the_method_no_longer_has_is_said(records):
