@@ -26,6 +26,7 @@ from methods.registry import (
     load,
     make,
     modules,
+    plugin_of,
     plugins,
 )
 
@@ -57,6 +58,7 @@ __all__ = [
     "make",
     "modules",
     "parameters",
+    "plugin_of",
     "plugins",
     "register",
 ]

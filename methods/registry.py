@@ -190,6 +190,12 @@ def hyperparameters(pruner: Pruner) -> dict[str, Any]:
     return hyperparameters(pruner.pruner) | {f"{mend.name}.{key}": value for key, value in ours.items()}
 
 
+def plugin_of(name: str) -> str | None:
+    """Return the file of the plugin or the installed package that defines a method; None for one of this package."""
+    module = modules(name)[0]
+    return None if module.startswith("methods.") else getattr(sys.modules.get(module), "__file__", None)
+
+
 def modules(name: str) -> list[str]:
     """Return the modules that `make(name)` takes its classes from: the method's, and the compensation's."""
     method, _, mending = name.partition("+")

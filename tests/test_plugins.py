@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import refused, tiny
 
+from bench.cli.main import main
+from bench.records.run_folder import load_run
 from methods import Decoder, OutOfReach
 from methods.model.sizes import layer_parameters, parameters
 
@@ -115,3 +117,74 @@ def test_a_package_that_cannot_be_imported_is_named(package, small):
     assert done.returncode == 2
     assert "method smallest-writers of the package mine cannot be imported: ModuleNotFoundError" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+FAILING = """
+from dataclasses import dataclass
+from methods import register
+HELP
+
+@register("failing")
+@dataclass(frozen=True)
+class Failing:
+    fixed = False
+    def plan(self, model, ratio):
+        PLAN
+        return {}
+    def prune(self, model, calibration, ratio):
+        PRUNE
+"""
+
+
+@pytest.fixture
+def importable(tmp_path, monkeypatch):
+    """Let a plugin import what lies beside it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("dividing", None)
+
+
+def failing(folder: Path, **lines: str) -> str:
+    """A plugin that does in one of its functions what a test asks for, beside a helper that divides by zero."""
+    source = FAILING
+    for name, line in ({"HELP": "", "PLAN": "pass", "PRUNE": "pass"} | lines).items():
+        source = source.replace(name, line)
+    (folder / "failing.py").write_text(source)
+    (folder / "dividing.py").write_text("def share(count):\n    return 1 / count\n")
+    return str(folder / "failing.py")
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ({"PRUNE": "return [][ratio > 0]"}, "failing.py:14 in prune: IndexError: list index out of range"),
+        (
+            {"PRUNE": "return model.layers[0].put('nowhere.at.all', None)"},
+            "failing.py:14 in prune: AttributeError: 'LlamaDecoderLayer' object has no attribute 'nowhere'",
+        ),
+        (
+            {"HELP": "import dividing", "PRUNE": "return dividing.share(0)"},
+            "dividing.py:2 in share: ZeroDivisionError: division by zero",
+        ),
+    ],
+    ids=["prune", "below prune", "a helper"],
+)
+@pytest.mark.usefixtures("importable")
+def test_a_cell_that_fails_says_where_in_the_plugin(lines, said, base, tmp_path, capsys):
+    """On stderr and in its record, which has the traceback below."""
+    plugin = failing(tmp_path, **lines)
+    assert main([*base, "--plugin", plugin, "--methods", "failing", "--ratio", "0.3", "--no-isolate"]) == 3
+    lines = [line for line in capsys.readouterr().err.splitlines() if "Error" in line]
+    assert lines == [f"[2/2] failing at 0.3: error: {said}"]
+    (record,) = [record for record in load_run(tmp_path / "run") if record.cell["method"] == "failing"]
+    first, _, trace = (record.error or "").partition("\n")
+    assert first == said
+    assert trace.startswith("Traceback (most recent call last):\n")
+
+
+def test_a_plan_that_fails_is_a_line_that_says_where_before_any_work(base, tmp_path, capsys):
+    plugin = failing(tmp_path, PLAN="return {'layers': model.nothing}")
+    said = refused(capsys, [*base, "--plugin", plugin, "--methods", "failing", "--ratio", "0.3"])
+    place = "failing.py:11 in plan: AttributeError: 'Decoder' object has no attribute 'nothing'"
+    assert said == f"prunebench: failing cannot be planned: {place}\n"
+    assert not (tmp_path / "run").exists()

@@ -16,6 +16,7 @@ from bench.plan.cell import Cell
 from bench.plan.fields import repeated
 from bench.plan.parse import Mention, near, parse_methods, parse_ratios
 from bench.records.record import amount
+from bench.system import failures
 from methods.errors import UserError
 
 if TYPE_CHECKING:
@@ -204,6 +205,10 @@ def _refuse_unless_reachable(pruner: Any, cell: Cell, decoder: Decoder, *, by_na
         return
     except methods.Unsupported:
         return
+    except Exception as error:
+        if not (place := failures.own_place(error, methods.plugin_of(cell.method))):
+            raise
+        raise UserError(f"{cell.label} cannot be planned: {place}{failures.reason(error)}") from error
     if cell.ratio and not ratio:
         raise UserError(
             f"{amount(cell.ratio, cell.ratio_of)} is less than half a layer of this model, so that nothing would go; "

@@ -76,7 +76,8 @@ def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, pare
         if status == "out_of_memory":
             error = str(reason).partition("\n")[0] or type(reason).__name__
         else:
-            error = f"{type(reason).__name__}: {reason}\n{traceback.format_exc()}"
+            place = failures.own_place(reason, methods.plugin_of(cell.method))
+            error = f"{place}{type(reason).__name__}: {reason}\n{traceback.format_exc()}"
     outcome.tell({"decisions": outcome.decisions, "measured": outcome.measured, "status": status, "error": error})
     gc.collect()  # models refer to themselves
     with suppress(RuntimeError):  # of a device that an error has left unusable

@@ -7,9 +7,12 @@ import os
 import re
 import shutil
 import signal
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from methods import errors
 
 COUNTERS = Path("/proc/vmstat")  # Linux's; `oom_kill` counts the processes that it has killed for lack of memory
 
@@ -23,6 +26,9 @@ LOST_GPU = re.compile(  # errors after which no call of CUDA works any more in a
     "device-side assert|illegal memory access|illegal instruction|misaligned address|unspecified launch failure"
     "|launch timed out|uncorrectable ECC|invalid program counter|hardware stack error"
 )
+
+INSTALLED = {"site-packages", "dist-packages"}  # folders of packages
+OURS = (Path(__file__).resolve().parents[1], Path(errors.__file__).resolve().parent)  # bench/ and methods/
 
 CAPTURE = re.compile("captur")  # is in all errors of CUDA by which it refuses to capture a step, which is lost alone
 
@@ -68,6 +74,27 @@ def reason(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return f"out of memory ({text})" if is_out_of_memory(error) else text
+
+
+def own_place(error: BaseException, plugin: str | None) -> str:
+    """Return the innermost place in a plugin that an error comes through, as 'mine.py:14 in prune: ', or nothing.
+
+    plugin  its file; the modules in its folder that no installer has put there are of it too
+    """
+    if plugin is None:
+        return ""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if _is_of(Path(frame.filename).resolve(), Path(plugin).resolve()):
+            return f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}: "
+    return ""
+
+
+def _is_of(file: Path, plugin: Path) -> bool:
+    """Say whether a file is a plugin, or lies in its folder and is neither installed nor of this program."""
+    folder = plugin.parent
+    if file == plugin or not file.is_relative_to(folder) or folder.name in INSTALLED:
+        return file == plugin
+    return not any(map(file.is_relative_to, OURS)) and not INSTALLED & {*file.relative_to(folder).parts}
 
 
 def kills_for_memory() -> int | None:
