@@ -4,35 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 from methods.errors import Unwritable
 
 WRITING = ".writing-"  # begins the name of a file that is not whole yet
+LONGEST = 50  # characters of the final name in it, so that no such name is too long where the final one is not
 
 
 def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
     """Write to a temporary neighbour, flush it to the disk, and rename it to `path`. Raises Unwritable.
 
+    The file may be read and written by whom the umask lets, and one that replaces another by whom that one let.
+
     content  what is written, or what writes it to the path that it is given
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{WRITING}{path.name}.")
+        temporary = path.with_name(f"{WRITING}{path.name[:LONGEST]}.{secrets.token_hex(4)}")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with temporary.open("xb") as file:
+                mode = (path if path.exists() else temporary).stat().st_mode & 0o777
                 if not callable(content):
                     file.write(content.encode() if isinstance(content, str) else content)
             if callable(content):
-                content(Path(temporary))
-            with Path(temporary).open("r+b") as file:  # which may be another one than before
+                content(temporary)
+            with temporary.open("r+b") as file:  # which may be another one than before
                 os.fsync(file.fileno())
-            Path(temporary).chmod(path.parent.stat().st_mode & 0o666)  # mkstemp lets nobody else read it
-            Path(temporary).replace(path)
+            temporary.chmod(mode)
+            temporary.replace(path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
         _flush_folder(path.parent)
     except OSError as error:

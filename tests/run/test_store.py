@@ -472,11 +472,30 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.json": "old"}
 
 
-def test_whoever_may_look_into_a_folder_can_read_what_is_written_there(tmp_path):
-    for mode in (0o755, 0o700):
-        tmp_path.chmod(mode)
-        write_atomically(tmp_path / "a.json", "{}")
-        assert (tmp_path / "a.json").stat().st_mode & 0o777 == mode & 0o666
+@pytest.mark.parametrize("folder", [0o1777, 0o700])
+@pytest.mark.parametrize("mask", [0o077, 0o022])
+def test_who_may_read_what_is_written_is_said_by_the_umask_or_the_file_before(tmp_path, folder, mask):
+    """Also in a folder that all may write to, as for temporary files."""
+    tmp_path.chmod(folder)
+    contents = {"text": "{}", "written": lambda path: path.write_text("{}"), "again": replaced}
+    before = os.umask(mask)
+    try:
+        for name, content in contents.items():
+            write_atomically(tmp_path / name, content)
+            assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~mask
+            for mode in (0o600, 0o640, 0o666):
+                (tmp_path / name).chmod(mode)
+                write_atomically(tmp_path / name, content)
+                assert (tmp_path / name).stat().st_mode & 0o777 == mode
+    finally:
+        os.umask(before)
+
+
+def replaced(path: Path) -> None:
+    """Write another file in place of one, which lets all read and write it."""
+    path.unlink()
+    path.touch()
+    path.chmod(0o777)
 
 
 def test_a_figure_that_is_no_number_is_a_failure_and_absent(tmp_path):
