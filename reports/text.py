@@ -6,12 +6,9 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+from bench.system.console import printable
 
-def printable(text: str) -> str:
-    r"""Write `text` in one line: control, direction and invisible characters become \n, \x1b or \u202e."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+__all__ = ["file_names", "markdown_escaped", "printable", "shortened", "width", "wrap"]
 
 
 def file_names(texts: Iterable[str]) -> list[str]:
@@ -51,12 +48,19 @@ def wrap(text: str, room: int, breaks: str = " ", indent: str = "") -> list[str]
 
     Lines after the first start with `indent`.
     """
-    lines = [""]
+    lines, line, taken, filled = list[str](), list[str](), 0, False
+
+    def go_on() -> tuple[list[str], int, bool]:
+        lines.append("".join(line))
+        return list(indent), width(indent), bool(indent.strip())
+
     for piece in re.findall(rf"[^{re.escape(breaks)}]*[{re.escape(breaks)}]|[^{re.escape(breaks)}]+", text):
-        if width(lines[-1] + piece.rstrip()) > room and lines[-1].strip():
-            lines.append(indent)
+        if filled and taken + width(piece.rstrip()) > room:
+            line, taken, filled = go_on()
         for character in piece:
-            if width(lines[-1] + character) > room and character != " ":
-                lines.append(indent)
-            lines[-1] += character
-    return [line.rstrip() for line in lines]
+            if character != " " and taken + width(character) > room:
+                line, taken, filled = go_on()
+            line.append(character)
+            taken, filled = taken + width(character), filled or not character.isspace()
+    go_on()
+    return [one.rstrip() for one in lines]

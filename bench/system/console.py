@@ -6,5 +6,12 @@ import sys
 
 
 def say(message: str) -> None:
-    """Print a line on stderr at once."""
-    print(message, file=sys.stderr, flush=True)
+    """Print a line on stderr at once, with the control characters that names of others have written out."""
+    print(printable(message), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    r"""Write `text` in one line: control, direction and invisible characters become \n, \x1b or \u202e."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
