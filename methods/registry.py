@@ -106,7 +106,9 @@ def installed() -> list[tuple[str, str]]:
 def _load_point(point: metadata.EntryPoint) -> None:
     try:
         point.load()
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too, behind which no verdict would come
         package = point.dist.name if point.dist else point.module
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"method {point.name} of the package {package} cannot be imported: {reason}") from error
@@ -130,7 +132,10 @@ def _load_file(path: Path) -> None:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except KeyboardInterrupt:
+        del sys.modules[name]
+        raise
+    except BaseException as error:  # SystemExit too, behind which no verdict would come
         del sys.modules[name]
         raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     if set(REGISTRY) == before:
@@ -231,8 +236,11 @@ def _made(what: str, known: Mapping[str, type[T]], name: str, given: Mapping[str
         values[parameter.removeprefix(prefix)] = _valid(where, fields[parameter], value)
     try:
         return known[name](**values)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{name}: {kind}{error}") from None
 
 
 def _near(name: str, known: Iterable[str]) -> str:

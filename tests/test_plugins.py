@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +17,8 @@ from conftest import refused, tiny
 
 from bench.cli.main import main
 from bench.records.run_folder import load_run
+from bench.run import measure
+from bench.system.interrupt import EndedBySignal
 from methods import Decoder, OutOfReach
 from methods.model.sizes import layer_parameters, parameters
 
@@ -188,3 +192,74 @@ def test_a_plan_that_fails_is_a_line_that_says_where_before_any_work(base, tmp_p
     place = "failing.py:11 in plan: AttributeError: 'Decoder' object has no attribute 'nothing'"
     assert said == f"prunebench: failing cannot be planned: {place}\n"
     assert not (tmp_path / "run").exists()
+
+
+LEAVES = {  # what a plugin says behind its head, and where the program then hears of it
+    "import": "raise SystemExit(0)",
+    "__post_init__": "def __post_init__(self): raise SystemExit(0)",
+    "plan": "def plan(self, model, ratio): raise SystemExit(0)",
+    "fixed": "@property\n    def fixed(self): raise SystemExit(0)",
+}
+
+
+def leaving(folder: Path, place: str, error: str = "SystemExit(0)") -> Path:
+    """A plugin with the method `leaver`, which ends the program in one place."""
+    does = LEAVES.get(place, f"def {place}(self, model, calibration, ratio): raise {error}").replace(
+        "SystemExit(0)", error
+    )
+    head = "from dataclasses import dataclass\nfrom methods.base import register\n"
+    kept = {
+        "fixed": "fixed = False",
+        "plan": "def plan(self, model, ratio): return {}",
+        "prune": "def prune(self, model, calibration, ratio): return {}",
+    }
+    body = [does, *(text for name, text in kept.items() if name != place)] if place != "import" else list(kept.values())
+    path = folder / f"leaver_{place}.py"
+    method = "\n    ".join(["@register('leaver')\n@dataclass(frozen=True)\nclass Leaver:", *body])
+    path.write_text(f"{head}{does if place == 'import' else ''}\n{method}\n")
+    return path
+
+
+@pytest.mark.parametrize("place", LEAVES)
+def test_a_plugin_that_ends_the_program_before_a_cell_is_refused_in_a_line(place, small, tmp_path, capsys):
+    plugin = str(leaving(tmp_path, place))
+    error = refused(capsys, ["run", "--methods", "leaver", "--plugin", plugin, *small])
+    assert "SystemExit" in error
+    assert not list((tmp_path / "run").glob("cells/*"))
+
+
+@pytest.mark.nightly
+def test_a_run_goes_on_behind_a_plugin_that_ends_the_program_while_it_prunes(small, tmp_path, capsys):
+    plugin = str(leaving(tmp_path, "prune"))
+    assert main(["run", "--methods", "leaver", "--plugin", plugin, *small]) == 3
+    assert "SystemExit" in capsys.readouterr().err
+    statuses = [json.loads(path.read_text())["status"] for path in (tmp_path / "run" / "cells").glob("*.json")]
+    assert sorted(statuses) == ["error", "ok"]
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), GeneratorExit(), BaseException("gone")])
+def test_what_ends_the_program_while_a_cell_is_measured_is_a_failed_cell(error, monkeypatch):
+    monkeypatch.setattr(measure, "_measure", raising(error))
+    told = list[dict[str, object]]()
+    outcome = SimpleNamespace(devices=[torch.device("cpu")], tell=told.append, decisions={}, measured={})
+    measure.attempt(None, None, None, outcome, None)
+    (found,) = told
+    assert found["status"] == "error"
+    assert found["error"].startswith(f"{type(error).__name__}: ")
+
+
+def test_an_interrupt_and_a_process_that_is_taken_away_are_no_failed_cells(monkeypatch):
+    for kind in (KeyboardInterrupt, EndedBySignal):
+        monkeypatch.setattr(measure, "_measure", raising(kind))
+        told = list[dict[str, object]]()
+        outcome = SimpleNamespace(devices=[torch.device("cpu")], tell=told.append, decisions={}, measured={})
+        with pytest.raises(kind):
+            measure.attempt(None, None, None, outcome, None)
+        assert told == []
+
+
+def raising(kind: BaseException | type[BaseException]):
+    def raises(*_: object) -> None:
+        raise kind
+
+    return raises

@@ -41,7 +41,7 @@ from bench.run.datasets import Datasets
 from bench.run.outcome import Outcome
 from bench.run.saving import complete, save_and_reload
 from bench.speed import timed_cell
-from bench.system import failures, memory
+from bench.system import failures, interrupt, memory
 from methods import decisions
 from methods.counted import COUNTED, Budget
 from methods.errors import NoRoom, OutOfReach, Unsupported, Unwritable, UserError, WrongDecisions
@@ -66,7 +66,9 @@ def attempt(cell: Cell, folder: Path, datasets: Datasets, outcome: Outcome, pare
         _measure(cell, folder, datasets, outcome, parents)
     except tuple(OUTCOMES) as reason:
         status, error = OUTCOMES[type(reason)], str(reason)
-    except Exception as reason:
+    except (KeyboardInterrupt, interrupt.EndedBySignal):
+        raise
+    except BaseException as reason:  # SystemExit of a plugin too, which would end the run as if it were done
         if isinstance(reason, Unwritable) or (isinstance(reason, UserError) and not _is_loaded(outcome)):
             raise
         if failures.is_full_disk(reason):
