@@ -11,6 +11,7 @@ from bench.records import columns as column_data
 from bench.records import run_folder
 from bench.records.comparability import apart, identity, metric_conditions, setups
 from bench.records.record import Record, display_name
+from bench.records.samples import SampleFiles
 from bench.regression.history import HistoryPoint
 from bench.stats.intervals import NORMAL_95
 from bench.system.console import say
@@ -69,10 +70,12 @@ def _point(run: Path, asked: AskedFigure) -> HistoryPoint:
 def _wanted(run: Path, asked: AskedFigure) -> list[tuple[Record, dict[str, Any]]]:
     """Return the cells of a run that the flags name, with their rows: one, or draws and seeds of one."""
     metric, model, label, ratio = asked
+    files = SampleFiles()
     try:
-        records = run_folder.load_run(run)
+        found = run_folder.records(run, samples=files)
     except UserError as error:
         raise _Lacking(str(error)) from None
+    records = list(found.values())
     rows = column_data.rows(records)
     columns = column_data.columns(rows)
     figures = [name for name in columns if any(isinstance(row.get(name), int | float) for row in rows)]
@@ -99,6 +102,8 @@ def _wanted(run: Path, asked: AskedFigure) -> list[tuple[Record, dict[str, Any]]
         raise refusal(f"{run} has {which} of that --label and --ratio with {metric}; it has {there}")
     if reason := _not_alike([records[number] for number in wanted], records):
         raise UserError(f"{run} has {names[wanted[0]]} {reason}")
+    keys = list(found)
+    run_folder.refuse_unfit_samples(run, {keys[number]: records[number] for number in wanted}, files)
     return [(records[number], rows[number]) for number in wanted]
 
 

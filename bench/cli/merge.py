@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from bench.cli import OK
+from bench.system.console import say
 
 
 def add(commands: Any) -> None:
@@ -34,6 +34,6 @@ def _merge(arguments: argparse.Namespace) -> int:
     records = joined.merge(arguments.parts, arguments.out)
     report.write(arguments.out, list(records.values()))
     for remark in notes:
-        print(remark, file=sys.stderr)
+        say(remark)
     print(f"{arguments.out}: {len(records)} cells of {len(arguments.parts)} parts")
     return OK

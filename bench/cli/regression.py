@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.cli import OK, options
-from bench.system.console import say
+from bench.system.console import printable, say
 from methods.errors import UserError
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _accept(arguments: argparse.Namespace) -> int:
     from bench.regression import baseline
 
     options = {"allow_failed": arguments.allow_failed, "replace": arguments.replace}
-    print("\n".join(baseline.accept(arguments.run, arguments.out, **options)))
+    print("\n".join(map(printable, baseline.accept(arguments.run, arguments.out, **options))))
     return OK
 
 

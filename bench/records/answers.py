@@ -74,7 +74,7 @@ def completed(record: Record, folder: Path, files: Any) -> Record:
         if NAME in task or name not in _known_bytes():
             continue
         with suppress(InvalidRecord):  # damaged samples are refused where they are what was asked for
-            table = files.table(folder, name, (NAME, *NEEDED))
+            table = files.table(record, folder, name, (NAME, *NEEDED))
             figures = None if table is None else of_documents(name, table)
             if figures is not None and np.isfinite(figures).all():
                 found[name] = {CHANCE: chance(table["loglikelihoods"].to_pylist())} | task | {NAME: figure(figures)}

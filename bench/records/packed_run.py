@@ -5,7 +5,8 @@
     served.jsonl             what inference engines made of the models, as in a run that is not packed
 
 A record names the sha256 of each file of samples that its run wrote. In the packed form those files are gone, so
-`rows_sha256` has for each of them the sha256 of its rows, which no version of Parquet changes; `unpack` looks at it.
+`rows_sha256` has for each of them the sha256 of its rows, which no version of Parquet changes. Whatever reads the rows
+looks at it.
 """
 
 from __future__ import annotations
@@ -15,18 +16,28 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.records import served, superseded
-from bench.records.record import LEFT_OUT, InvalidRecord, Record, from_json, read_json, write_json
-from bench.records.samples import CELL, SampleFiles, read_table, refuse_damaged
+from bench.records.record import LEFT_OUT, InvalidRecord, Record, content, from_json, read_json, write_json
+from bench.records.sample_tables import (
+    CELL,
+    packed_tables,
+    read_table,
+    refuse_other_figures,
+    refuse_unfit,
+    rows_sha256,
+)
 from bench.system.console import say
 from methods.errors import UserError, first_line
 from methods.files import write_atomically
 
 RECORDS = "records.jsonl"
+LONGEST = 240  # bytes of a key or a sample's name, which a file system takes with an ending
+SHOWN = 60  # characters of a name that is none
 
 
 def is_packed(run: Path) -> bool:
@@ -58,7 +69,7 @@ class PackedLine:
 def lines(run: Path) -> list[PackedLine]:
     """Read the lines of a packed run's records; one whose key an earlier line has is no record."""
     found, known = list[PackedLine](), dict[str, int]()
-    for number, text in enumerate((run / RECORDS).read_bytes().splitlines(), start=1):
+    for number, text in enumerate(content(run / RECORDS).splitlines(), start=1):
         where = f"{run / RECORDS}: line {number}"
         line = _line(text, where, run)
         first = known.setdefault(line.key, number)
@@ -68,27 +79,54 @@ def lines(run: Path) -> list[PackedLine]:
     return found
 
 
+def rows_of_cells(run: Path) -> dict[str, dict[str, str]]:
+    """Return {key: {name: sha256 of the rows}} of the samples of a packed run's cells, without lines that are none."""
+    found = dict[str, dict[str, str]]()
+    for number, text in enumerate(content(run / RECORDS).splitlines(), start=1):
+        with suppress(InvalidRecord):
+            key, _, rows = _parsed(text, f"{run / RECORDS}: line {number}", run)
+            found.setdefault(key, rows)
+    return found
+
+
+def refuse_other_rows(path: Path, key: str, table: Any, rows: Mapping[str, str]) -> None:
+    """Raise InvalidRecord where rows of a packed file are not those of a cell that were packed.
+
+    rows  `rows_sha256` of the cell
+    """
+    if path.stem not in rows:
+        raise InvalidRecord(f"{path} has rows of {key}, and {RECORDS} has no rows_sha256 of them; pack the run again")
+    if rows_sha256(table) != rows[path.stem]:
+        raise InvalidRecord(f"{path} has not the rows of {key} that were packed; copy the run again")
+
+
 def _line(text: bytes, where: str, run: Path) -> PackedLine:
     key = where
     try:
-        plain = read_json(text, where)
-        if not isinstance(plain, dict) or not isinstance(plain.get("key"), str):
-            raise InvalidRecord(f"{where} is not a record with its key")
-        rows = plain.pop("rows_sha256", {})
-        if not isinstance(rows, dict):
-            raise InvalidRecord(f"{run / RECORDS}: {plain['key']}: rows_sha256 is not an object")
-        for name in (plain["key"], *rows):
-            if not _is_file_name(name):
-                raise InvalidRecord(f"{where}: a key and the names of samples are file names, and {name!r} is none")
-        key = plain.pop("key")
+        key, plain, rows = _parsed(text, where, run)
         return PackedLine(key, text, plain, rows, from_json(plain, f"{run / RECORDS}: {key}"))
     except InvalidRecord as error:
         return PackedLine(key, text, {}, {}, error)
 
 
+def _parsed(text: bytes, where: str, run: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """Return the key, the plain record and the rows' sha256 of a line. Raises InvalidRecord where it has none."""
+    plain = read_json(text, where)
+    if not isinstance(plain, dict) or not isinstance(plain.get("key"), str):
+        raise InvalidRecord(f"{where} is not a record with its key")
+    rows = plain.pop("rows_sha256", {})
+    if not isinstance(rows, dict):
+        raise InvalidRecord(f"{run / RECORDS}: {plain['key']}: rows_sha256 is not an object")
+    for name in (plain["key"], *rows):
+        if not _is_file_name(name):
+            raise InvalidRecord(f"{where}: a key and the names of samples are file names, and {name[:SHOWN]!r} is none")
+    return plain.pop("key"), plain, rows
+
+
 def _is_file_name(name: str) -> bool:
     """Say whether a name is that of a file in any folder, and leads into no other one."""
-    return name.isprintable() and not set(name) & set("/\\") and name not in ("", ".", "..")
+    fits = name.isprintable() and not set(name) & set("/\\") and name not in ("", ".", "..")
+    return fits and len(name.encode()) <= LONGEST
 
 
 def pack(run: Path, target: Path, told: Callable[[str], None] = say) -> int:
@@ -111,6 +149,7 @@ def pack(run: Path, target: Path, told: Callable[[str], None] = say) -> int:
         wrong = {line.key: line.record for line in every if isinstance(line.record, InvalidRecord)}
         packed = [line.text for line in every if line.key not in wrong]
         refuse_none_left(run, packed, wrong)
+        _tables(run, every)
         for path in files(run)[1:]:
             write_atomically(target / path.relative_to(run), path.read_bytes())
     else:
@@ -135,7 +174,7 @@ def _packed(run: Path, paths: Sequence[Path], target: Path, wrong: dict[str, Inv
     packed = []
     for path in paths:
         try:
-            plain = read_json(path.read_bytes(), str(path))
+            plain = read_json(content(path), str(path))
             record = from_json(plain, str(path))
         except InvalidRecord as error:
             wrong[path.stem] = error
@@ -147,13 +186,15 @@ def _packed(run: Path, paths: Sequence[Path], target: Path, wrong: dict[str, Inv
         packed.append(json.dumps({"key": path.stem, "rows_sha256": hashes} | plain, allow_nan=False).encode())
     refuse_none_left(run, packed, wrong)
     files = {name: _parquet(f"{run}: the samples {name}", several) for name, several in tables.items()}
-    for name, content in files.items():
-        write_atomically(target / "samples" / f"{name}.parquet", content)
+    for name, table in files.items():
+        write_atomically(target / "samples" / f"{name}.parquet", table)
     return packed
 
 
 def refuse_none_left(run: Path, sound: Collection[Any], wrong: Mapping[str, InvalidRecord]) -> None:
-    """Raise InvalidRecord where no record of a run fits."""
+    """Raise InvalidRecord where no record of a run fits, or it has none at all, as an empty file."""
+    if not sound and not wrong:
+        raise InvalidRecord(f"{run} has no record; copy the run again")
     if not sound:
         first, *more = wrong.values()
         raise InvalidRecord(f"{first}; none of the other {len(more)} records of {run} fits either" if more else first)
@@ -169,22 +210,17 @@ def unpack(run: Path, target: Path | None = None) -> int:
     """
     if not is_packed(run):
         raise UserError(f"{run} is not packed: it has no {RECORDS}")
-    every, tables, place = lines(run), SampleFiles(), target or run
+    every, place = lines(run), target or run
     if target is None:
         for line in every:
             if isinstance(line.record, InvalidRecord):
                 raise InvalidRecord(f"{line.record}; mend the line, or take it out of {RECORDS}")
+    tables = _tables(run, every)
     sound = [line for line in every if isinstance(line.record, Record)]
-    for line in sound:
-        for name, expected in line.rows.items():
-            table = tables.table(run / "samples" / line.key, name)
-            if table is None or rows_sha256(table) != expected:
-                raise InvalidRecord(f"{run / 'samples' / name}.parquet has not the rows of {line.key} that were packed")
     for line in sound:
         plain, folder, written = line.plain, place / "samples" / line.key, {}
         for name in line.rows:
-            table = tables.table(run / "samples" / line.key, name)
-            assert table is not None  # as was seen above
+            table = tables[line.key, name]
             buffer = io.BytesIO()
             table.to_pandas().to_parquet(buffer, index=False)
             write_atomically(folder / f"{name}.parquet", buffer.getvalue())
@@ -198,15 +234,25 @@ def unpack(run: Path, target: Path | None = None) -> int:
     return len(sound)
 
 
-def rows_sha256(table: Any) -> str:
-    """Return the sha256 of a pyarrow.Table's column names and values, whatever Parquet makes of them."""
-    columns = {name: table[name].to_pylist() for name in table.column_names if table[name].null_count < table.num_rows}
-    return hashlib.sha256(json.dumps(columns, default=str).encode()).hexdigest()
+def _tables(run: Path, every: Sequence[PackedLine]) -> dict[tuple[str, str], Any]:
+    """Read {(key, name): the table} of a packed run. Raises InvalidRecord where one does not fit its line."""
+    files, found = dict[str, dict[str, Any]](), dict[tuple[str, str], Any]()
+    for line in every:
+        for name in line.rows:
+            path = run / "samples" / f"{name}.parquet"
+            if name not in files:
+                files[name] = packed_tables(path)
+            if line.key not in files[name]:
+                raise InvalidRecord(f"{path} has not the rows of {line.key} that were packed; copy the run again")
+            found[line.key, name] = table = files[name][line.key]
+            refuse_other_rows(path, line.key, table, line.rows)
+            refuse_other_figures(f"{path}: {line.key}", name, table, line.plain["measured"])
+    return found
 
 
 def _samples(folder: Path, record: Record) -> dict[str, Any]:
-    """Read a cell's samples by name. Raises InvalidRecord where one is not the file that the record names."""
-    refuse_damaged(folder, record.measured)
+    """Read a cell's samples by name. Raises InvalidRecord where one does not fit the record."""
+    refuse_unfit(folder, record.measured)
     return {path.stem: read_table(path) for path in sorted(folder.glob("*.parquet"))}
 
 

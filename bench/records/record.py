@@ -163,7 +163,15 @@ def write_json(plain: Mapping[str, Any], path: Path) -> None:
 
 def load(path: Path) -> Record:
     """Read and validate one record. Raises InvalidRecord, naming the file and what is wrong with it."""
-    return from_json(read_json(path.read_bytes(), str(path)), str(path))
+    return from_json(read_json(content(path), str(path)), str(path))
+
+
+def content(path: Path) -> bytes:
+    """Return the bytes of a file of records. Raises InvalidRecord where it cannot be read, as a folder or a loop."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidRecord(f"{path} cannot be read: {first_line(error)}") from None
 
 
 def read_json(text: bytes, where: str) -> Any:

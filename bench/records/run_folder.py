@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from bench.records import answers, columns, packed_run, served, windows
 from bench.records.comparability import MOST, brief, conditions_of, differing, flat, setups
-from bench.records.record import LEFT_OUT, InvalidRecord, Record, load
-from bench.records.samples import CELL, SampleFiles, Samples
+from bench.records.record import LEFT_OUT, InvalidRecord, Record, load, text_name
+from bench.records.sample_tables import CELL
+from bench.records.samples import SampleFiles, Samples
 from bench.records.served import ServedRecord
 from bench.system.console import say
 from methods.errors import UserError
@@ -36,14 +37,15 @@ def files(run: Path) -> list[Path]:
     return [run / packed_run.RECORDS] if packed_run.is_packed(run) else sorted((run / "cells").glob("*.json"))
 
 
-def records(run: Path, told: Callable[[str], None] = say) -> dict[str, Record]:
+def records(run: Path, told: Callable[[str], None] = say, samples: SampleFiles | None = None) -> dict[str, Record]:
     """Read the records of a run folder: {key: record}, without those that do not fit.
 
-    told  is told of each that is left out, in a line
+    told     is told of each that is left out, in a line
+    samples  reads what records of earlier versions lack; for a caller that goes on to read with it
 
     Raises UserError where it is no run folder, and where no record fits.
     """
-    sound, wrong = _read(run)
+    sound, wrong = _read(run, samples or SampleFiles())
     packed_run.refuse_none_left(run, sound, wrong)
     _tell(wrong, told)
     return sound
@@ -58,7 +60,7 @@ def _tell(wrong: Mapping[str, InvalidRecord], told: Callable[[str], None]) -> No
         told(f"{error}; {LEFT_OUT}")
 
 
-def _read(run: Path) -> tuple[dict[str, Record], dict[str, InvalidRecord]]:
+def _read(run: Path, samples: SampleFiles) -> tuple[dict[str, Record], dict[str, InvalidRecord]]:
     """Read a run folder: its records by key, and why others are none. Raises UserError where it is no run folder."""
     found = files(run)
     if not found:
@@ -68,7 +70,6 @@ def _read(run: Path) -> tuple[dict[str, Record], dict[str, InvalidRecord]]:
         read = {line.key: line.record for line in packed_run.lines(run)}
     else:
         read = {path.stem: _loaded(path) for path in found}
-    samples = SampleFiles()
     for key, one in read.items():
         if isinstance(one, Record):
             sound[key] = _completed(one, samples_folder(run, key), samples)
@@ -107,7 +108,7 @@ def cell(run: Path, wanted: str, told: Callable[[str], None] = say) -> tuple[str
     """
     if not packed_run.is_packed(run) and (path := run / "cells" / f"{wanted}.json").is_file():
         return wanted, _completed(load(path), samples_folder(run, wanted), SampleFiles())
-    every, wrong = _read(run)
+    every, wrong = _read(run, SampleFiles())
     if wanted in every:
         return wanted, every[wanted]
     found = [key for key, record in every.items() if record.cell.get("label") == wanted]
@@ -156,12 +157,22 @@ def samples(run: Path | str, task: str) -> pd.DataFrame:
 
     run = Path(run)
     tables = SampleFiles()
-    found = {key: tables.table(samples_folder(run, key), task) for key in records(run)}
+    found = {
+        key: tables.table(record, samples_folder(run, key), task) for key, record in records(run, say, tables).items()
+    }
     frames = {key: table.to_pandas() for key, table in found.items() if table is not None}
     if not frames:
         names = sorted({path.stem for path in (run / "samples").rglob("*.parquet")})
         raise UserError(f"{run} has no samples of {task!r}; it has {', '.join(names) or 'none at all'}")
     return pd.concat(frames, names=[CELL]).reset_index(level=0).reset_index(drop=True)
+
+
+def refuse_unfit_samples(run: Path, found: Mapping[str, Record], files: SampleFiles) -> None:
+    """Raise InvalidRecord where figures of records of a run, by key, do not follow from the samples that it has."""
+    for key, record in found.items():
+        texts = (f"perplexity-{text_name(text)}" for text in record.measured.get("perplexity", {}))
+        for name in (*record.measured.get("tasks", {}), *texts):
+            files.table(record, samples_folder(run, key), name)
 
 
 @dataclass(frozen=True)
@@ -190,9 +201,9 @@ def load_runs(runs: Sequence[Path]) -> Merged:
     cells: dict[str, tuple[Record, Path]] = {}
     every = list[tuple[Path, Record]]()
     again, left_out, wrong = 0, list[str](), dict[str, InvalidRecord]()
-    rows, rows_left_out = list[ServedRecord](), list[str]()
+    rows, rows_left_out, files = list[ServedRecord](), list[str](), SampleFiles()
     for run in runs:
-        sound, others = _read(run)
+        sound, others = _read(run, files)
         wrong |= {f"{run}/{key}": error for key, error in others.items()}
         for key, record in sound.items():
             every.append((run, record))
@@ -204,7 +215,7 @@ def load_runs(runs: Sequence[Path]) -> Merged:
     packed_run.refuse_none_left(runs[0], cells, wrong)
     _tell(wrong, left_out.append)
     found = [record for record, _ in cells.values()]
-    kept = Samples([folder for _, folder in cells.values()])
+    kept = Samples([folder for _, folder in cells.values()], found, files)
     first: dict[str, tuple[Path, Mapping[str, Any]]] = {}
     for key, (run, record) in zip(setups([record for _, record in every]), every, strict=True):
         first.setdefault(key, (run, conditions_of(record)))

@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from bench.records import windows
-from bench.records.record import FAILED, LEFT_OUT, InvalidRecord, read_json
+from bench.records.record import FAILED, LEFT_OUT, InvalidRecord, content, read_json
 from bench.system.console import say
 from methods.errors import Unwritable
 from methods.files import write_atomically
@@ -109,7 +109,7 @@ def load(run: Path, told: Callable[[str], None] = say) -> list[ServedRecord]:
 
 def _lines(run: Path) -> list[bytes]:
     path = run / FILE
-    return path.read_bytes().splitlines() if path.is_file() else []
+    return content(path).splitlines() if path.is_file() else []
 
 
 def _read(line: bytes, where: str = FILE) -> ServedRecord:

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from bench.records.record import InvalidRecord, Record, text_name
-from bench.records.samples import SampleFiles, are_figures
+from bench.records.sample_tables import are_figures
+from bench.records.samples import SampleFiles
 from bench.stats.clusters import ratio_interval
 
 PERPLEXITY, KL = ("perplexity_low", "perplexity_high"), ("kl_low", "kl_high")
@@ -32,7 +33,7 @@ def completed(record: Record, folder: Path, files: SampleFiles) -> Record:
     measured, found = record.measured, {}
     texts = measured.get("perplexity", {})
     if earlier := {name: text for name, text in texts.items() if "drawn" not in text}:
-        again = {name: _with_interval(name, text, folder, files) for name, text in earlier.items()}
+        again = {name: _with_interval(record, name, folder, files) for name, text in earlier.items()}
         found["perplexity"] = texts | again
     checks = measured.get("checks", {})
     if "drawn" not in checks and any(name in checks for name in KL):
@@ -59,10 +60,10 @@ def with_interval(text: Mapping[str, Any], nll: Sequence[float], tokens: Sequenc
     return found
 
 
-def _with_interval(name: str, text: Mapping[str, Any], folder: Path, files: SampleFiles) -> dict[str, Any]:
-    table = None
+def _with_interval(record: Record, name: str, folder: Path, files: SampleFiles) -> dict[str, Any]:
+    table, text = None, record.measured["perplexity"][name]
     with suppress(InvalidRecord):  # damaged samples are refused where they are what was asked for
-        table = files.table(folder, f"perplexity-{text_name(name)}", ("nll", "tokens"))
+        table = files.table(record, folder, f"perplexity-{text_name(name)}", ("nll", "tokens"))
     if table is None or not {"nll", "tokens"} <= set(table.column_names):
         return _without(text, PERPLEXITY)
     return with_interval(text, table["nll"].to_pylist(), table["tokens"].to_pylist())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.records import packed_run, run_folder
+from bench.records.record import LEFT_OUT
 from bench.regression import cell_results
 from bench.regression.cell_results import Answers, CellResults, Windows
 from methods.errors import UserError
@@ -26,10 +27,14 @@ def read(folder: Path) -> dict[str, CellResults]:
         raise NoBaseline(f"{folder} {AN_EARLIER_ONE}: `baseline accept RUN --out FOLDER` makes one")
     if not run_folder.files(folder):
         raise NoBaseline(f"no baseline {folder}; `baseline accept RUN --out {folder}` makes one")
+    wrong = list[str]()
     try:
-        return dict(sorted(cell_results.of_run(folder).items()))
+        cells = dict(sorted(cell_results.of_run(folder, wrong.append).items()))
     except UserError as error:
         raise NoBaseline(f"{folder} cannot be read as a baseline: {error}") from None
+    if wrong:  # of whose cells nothing would be asked
+        raise NoBaseline(f"{folder} cannot be read as a baseline: {wrong[0].removesuffix(f'; {LEFT_OUT}')}")
+    return cells
 
 
 def accept(run: Path, folder: Path, *, allow_failed: bool = False, replace: bool = False) -> list[str]:

@@ -8,7 +8,7 @@ Holds no path and no host: texts go by their file's name and what they contain b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from bench.records import answers, run_folder
 from bench.records.columns import STAGES
 from bench.records.comparability import gate_conditions, identity, name_of
 from bench.records.record import Record, display_name, is_accuracy_metric, text_name
-from bench.records.samples import SampleFiles, are_figures
+from bench.records.sample_tables import OF_WINDOWS, are_figures
+from bench.records.samples import SampleFiles
 from bench.records.windows import in_a_row
+from bench.system.console import say
 from methods.errors import UserError
 
 SIZES = ("parameters", "weight_bytes", "kv_bytes_per_token", "macs_per_token")
-OF_WINDOWS = ("nll", "tokens")  # columns of the samples of a text
 MOST_NATS = 700  # per token, whose exponential a float still holds
 NLL_DIGITS = 4  # behind the point, of a window's nats: what differs by less is the order of sums
 BITS_DIGITS = 4  # likewise of a document's bits per byte
@@ -111,10 +112,14 @@ class CellResults:
         return name_of(self.identity)
 
 
-def of_run(run: Path) -> dict[str, CellResults]:
-    """Read the results of every cell by its name. Raises UserError where two cells have the same name."""
+def of_run(run: Path, told: Callable[[str], None] = say) -> dict[str, CellResults]:
+    """Read the results of every cell by its name. Raises UserError where two cells have the same name.
+
+    told  is told of each record that is left out, in a line
+    """
     found: dict[str, CellResults] = {}
-    files, records = SampleFiles(), run_folder.records(run)
+    files = SampleFiles()
+    records = run_folder.records(run, told, files)
     for key, record in records.items():
         results = of_cell(record, run, key, files)
         if results.name in found:
@@ -133,7 +138,7 @@ def of_cell(record: Record, run: Path, key: str, files: SampleFiles | None = Non
     folder, files = run_folder.samples_folder(run, key), files or SampleFiles()
     tasks, bits = dict[str, Answers | None](), dict[str, Answers]()
     for name, task in measured.get("tasks", {}).items():
-        table = _table(files, folder, name, task["documents"])
+        table = _table((record, folder, files), name, task["documents"])
         frame, metric, likely = table.to_pandas(), str(task["main"]), answers.of_documents(name, table)
         figures = frame[metric].to_numpy(dtype=float) if metric in frame and len(frame) else np.array([np.nan])
         tasks[name] = _answers(task, name, frame, metric, figures) if are_figures(figures) else None
@@ -143,7 +148,7 @@ def of_cell(record: Record, run: Path, key: str, files: SampleFiles | None = Non
     for name, text in measured.get("perplexity", {}).items():
         if Path(name).name in texts:
             raise UserError(f"{run}: two texts are called {Path(name).name}; give them different file names")
-        table = _table(files, folder, f"perplexity-{text_name(name)}", text["windows"], OF_WINDOWS)
+        table = _table((record, folder, files), f"perplexity-{text_name(name)}", text["windows"], OF_WINDOWS)
         texts[Path(name).name] = _windows(text, table.to_pandas(), f"{run}: {key}: the samples of {name}")
     about = {"model": record.cell.get("display_name"), "commit": record.environment.get("commit")}
     return CellResults(
@@ -191,12 +196,16 @@ def _windows(text: Mapping[str, Any], table: pd.DataFrame, where: str) -> Window
     return Windows(nll.round(NLL_DIGITS), tokens, text["sha256"], in_a_row(text))
 
 
-def _table(files: SampleFiles, folder: Path, name: str, rows: int, needed: Sequence[str] = ()) -> Any:
+def _table(cell: tuple[Record, Path, SampleFiles], name: str, rows: int, needed: Sequence[str] = ()) -> Any:
     """Read the pyarrow.Table of one sample of a cell.
 
-    Raises UserError where it is missing, damaged, not of so many rows, or without a column that is `needed`.
+    cell  its record, the folder of its samples, and what reads those
+
+    Raises UserError where it is missing, damaged, not that of the record, not of so many rows, or without a column that
+    is `needed`.
     """
-    table = files.table(folder, name)
+    record, folder, files = cell
+    table = files.table(record, folder, name)
     if table is None:
         missing = folder / f"{name}.parquet"
         raise UserError(f"{missing} is missing: a comparison needs the samples of the run, not its records alone")

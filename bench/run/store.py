@@ -42,7 +42,7 @@ from bench.plan.cell import Cell, asked
 from bench.records import served as served_rows
 from bench.records import superseded
 from bench.records.record import EARLIER, FAILED, LOST, InvalidRecord, Record, label, load, save
-from bench.records.samples import refuse_damaged
+from bench.records.sample_tables import refuse_damaged
 from bench.run import fingerprint, lock
 from methods.checkpoint import save_load, weight_files
 from methods.errors import CheckpointError, Unwritable

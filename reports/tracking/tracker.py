@@ -130,4 +130,4 @@ class RunTracking:
     def _page(self, key: str, record: Record, dense: Record | None) -> str:
         beside = {each: one for each, one in self._dense.items() if one is dense} | {key: record}
         folders = [run_folder.samples_folder(self._folder, each) for each in beside]
-        return page.page(list(beside.values()), samples=Samples(folders))
+        return page.page(list(beside.values()), samples=Samples(folders, list(beside.values())))

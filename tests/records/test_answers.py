@@ -81,7 +81,7 @@ def test_records_of_earlier_versions_get_the_figure_from_their_samples(study):
     files, count = SampleFiles(), 0
     for key, record in study.items():
         for task, result in record.measured.get("tasks", {}).items():
-            table = files.table(run_folder.samples_folder(STUDY, key), task)
+            table = files.table(None, run_folder.samples_folder(STUDY, key), task)
             assert "answer_bpb" not in table.column_names
             figures = answers.of_documents(task, table)
             assert len(figures) == result["documents"]

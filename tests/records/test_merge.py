@@ -24,8 +24,10 @@ def part(folder: Path, *records: Record) -> Path:
         file = folder / "samples" / key / "piqa.parquet"
         file.parent.mkdir(parents=True)
         pd.DataFrame({"doc_id": [0, 1], "acc": [0.0, float(number)]}).to_parquet(file, index=False)
-        named = {"samples": {"piqa": {"rows": 2, "sha256": sha256(file)}}}
-        save(replace(record, measured=record.measured | named), folder / "cells" / f"{key}.json")
+        figures = {"documents": 2, "acc": {"value": number / 2}}
+        found = {"samples": {"piqa": {"rows": 2, "sha256": sha256(file)}}}
+        found["tasks"] = {"piqa": record.measured["tasks"]["piqa"] | figures}
+        save(replace(record, measured=record.measured | found), folder / "cells" / f"{key}.json")
     return folder
 
 
@@ -90,11 +92,22 @@ def test_what_is_no_part_is_refused_and_nothing_is_written(parts, tmp_path, caps
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_link_in_a_part_stays_a_link(parts, tmp_path):
-    """Whose content nobody wanted in a folder that is handed on."""
-    model = parts[0] / "models" / "laco--0.3--0"
-    model.mkdir(parents=True)
-    (tmp_path / "private").write_text("a key")
-    (model / "notes.txt").symlink_to(tmp_path / "private")
-    assert main(["merge", *map(str, parts), "--out", str(tmp_path / "whole")]) == 0
-    assert (tmp_path / "whole/models/laco--0.3--0/notes.txt").is_symlink()
+@pytest.mark.parametrize("link", ["models", "models/laco--0.3--0", "models/laco--0.3--0/deep/secret"])
+def test_what_links_of_a_model_lead_to_is_not_copied(link, parts, tmp_path, capsys):
+    a, b = parts
+    outside = tmp_path / "outside"
+    (outside / "laco--0.3--0").mkdir(parents=True)
+    (outside / "laco--0.3--0" / "secret").write_text("of another one")
+    (a / link).parent.mkdir(parents=True, exist_ok=True)
+    (a / link).symlink_to(outside / "laco--0.3--0" if link != "models" else outside)
+    said = refused(capsys, ["merge", str(a), str(b), "--out", str(tmp_path / "whole")])
+    assert f"{a / link} is a link, and what it leads to is not copied" in said
+    assert not (tmp_path / "whole").exists()
+
+
+def test_no_other_file_beside_samples_is_copied(parts, tmp_path):
+    (tmp_path / "secret").write_text("of another one")
+    a, b = parts
+    (a / "samples" / "laco--0.3--0" / "note.txt").symlink_to(tmp_path / "secret")
+    assert main(["merge", str(a), str(b), "--out", str(tmp_path / "whole")]) == 0
+    assert not list((tmp_path / "whole").rglob("note.txt"))

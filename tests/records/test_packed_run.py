@@ -106,7 +106,7 @@ def test_each_cell_has_its_own_columns(run):
     files = SampleFiles()
     for key, tables in loose.items():
         for name in ("piqa", "arc", "perplexity-wiki", "perplexity-c4"):
-            found = files.table(run / "samples" / key, name)
+            found = files.table(None, run / "samples" / key, name)
             assert (found is None) == (name not in tables)
             if found is not None:
                 pd.testing.assert_frame_equal(found.to_pandas(), tables[name])

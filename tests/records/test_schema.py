@@ -240,9 +240,9 @@ def test_commands_that_join_and_pack_go_on_with_the_others(tmp_path, capsys):
     wrong = changed(LACO, "cell.seed", None)
     said = "wrong.json: cell.seed is null, not a whole number; "
     run = put(tmp_path / "run", dense=DENSE, laco=LACO, wrong=wrong)
-    assert main(["merge", str(run), "--out", str(tmp_path / "joined")]) == 0
-    assert capsys.readouterr().err.count(f"{said}it is left out") == 1
-    assert set(run_folder.records(tmp_path / "joined")) == {"dense", "laco"}
+    assert main(["merge", str(run), "--out", str(tmp_path / "joined")]) == 2
+    assert f"{said}mend it, or move it out of the part" in capsys.readouterr().err
+    assert not (tmp_path / "joined").exists()
     assert main(["pack", str(run), "--out", str(tmp_path / "packed")]) == 0
     assert capsys.readouterr().err.count(f"{said}it is left out") == 1
     assert set(run_folder.records(tmp_path / "packed")) == {"dense", "laco"}
@@ -258,9 +258,9 @@ def test_commands_that_join_and_pack_go_on_with_the_others(tmp_path, capsys):
     assert "line 3 is not JSON" in (refused := capsys.readouterr().err)
     assert "mend the line, or take it out of records.jsonl" in refused
     assert packed_run.is_packed(run)
-    assert main(["merge", str(run), "--out", str(tmp_path / "again")]) == 0
+    assert main(["merge", str(run), "--out", str(tmp_path / "again")]) == 2
     assert "line 3 is not JSON" in capsys.readouterr().err
-    assert set(run_folder.records(tmp_path / "again")) == {"dense", "laco"}
+    assert not (tmp_path / "again").exists()
 
 
 def test_where_no_record_is_left_the_mistake_is_the_users(tmp_path, capsys):
@@ -272,6 +272,19 @@ def test_where_no_record_is_left_the_mistake_is_the_users(tmp_path, capsys):
     put(run, dense=DENSE)
     assert main(["report", str(run)]) == 0
     assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_an_empty_file_of_records_is_no_run(tmp_path, capsys):
+    run = put(tmp_path / "run", dense=DENSE)
+    packed_run.pack(run, run)
+    (run / "records.jsonl").write_bytes(b"")
+    for command in (
+        ["report", str(run)],
+        ["merge", str(run), "--out", f"{run}2"],
+        ["pack", str(run), "--out", f"{run}2"],
+    ):
+        assert main(command) == 2
+        assert capsys.readouterr().err == f"prunebench: {run} has no record; copy the run again\n"
 
 
 def test_a_run_of_which_nothing_is_left_does_not_end_a_report_of_two(tmp_path, capsys):

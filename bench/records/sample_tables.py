@@ -1,0 +1,213 @@
+"""Reads the tables of samples from their files, and says whether they fit the record of their cell.
+
+A sample fits where it is the file that the record names by its sha256, or of a packed run the rows that were packed by
+theirs, and where the record's own figures follow from its rows.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.records.record import ANSWER_BPB, InvalidRecord, text_name
+from methods.errors import first_line
+from methods.files import sha256
+
+CELL = "cell"  # the column of a packed file that says whose a row is
+MOST = 1e100  # beyond any figure
+FIGURES = "numbers"  # what every column holds that COLUMNS does not name: a metric, null where a document has none
+COLUMNS = {
+    **dict.fromkeys((CELL, "doc_hash", "prompt_hash", "target_hash"), "texts"),
+    **dict.fromkeys(("doc_id", "tokens"), "whole numbers"),
+    "target": "whole numbers or texts",
+    "loglikelihoods": "lists of numbers",
+    "greedy": "lists of true and false",
+    "responses": "lists of texts",
+}
+OF_WINDOWS = ("nll", "tokens")  # columns of the samples of a text
+MEANS = ("acc", "acc_norm", "exact_match", ANSWER_BPB)  # metrics that are means over documents
+ROUNDING = 1e-6  # share by which a figure may differ from that of its rows: they are sums in another order
+
+
+def are_figures(values: NDArray[np.float64]) -> bool:
+    """Say whether all values are numbers that can be squared and summed."""
+    return bool((np.abs(values) < MOST).all())  # nan is not
+
+
+def read_table(path: Path, columns: Sequence[str] = ()) -> Any:
+    """Read a Parquet file, or those of the columns that it has. Raises InvalidRecord where it holds no samples.
+
+    That is where it is damaged, where a column stands there twice, and where one holds other than COLUMNS says.
+    """
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            known = file.schema_arrow.names
+            if twice := [name for name in known if known.count(name) > 1]:
+                raise InvalidRecord(f"{path} has the column {twice[0]!r} twice; copy the file again")
+            wanted = [name for name in known if not columns or name in columns]
+            table = file.read(columns=wanted, use_threads=False)
+        table.validate(full=True)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise InvalidRecord(f"{path} cannot be read: {first_line(error)}") from None
+    for field in table.schema:
+        if (held := COLUMNS.get(field.name, FIGURES)) not in _kinds(field.type):
+            raise InvalidRecord(f"{path}: column {field.name!r} holds values of type {field.type}, not {held}")
+    return table.replace_schema_metadata(None)  # what pandas would read of it
+
+
+def _kinds(kind: Any) -> tuple[str, ...]:
+    """Return what values of a pyarrow type may be called in COLUMNS."""
+    from pyarrow import types
+
+    if types.is_list(kind) or types.is_large_list(kind):
+        return tuple(f"lists of {inner}" for inner in _kinds(kind.value_type))
+    if types.is_integer(kind):
+        return ("whole numbers", FIGURES, "whole numbers or texts")
+    if types.is_boolean(kind):
+        return ("true and false", FIGURES)
+    if types.is_string(kind) or types.is_large_string(kind):
+        return ("texts", "whole numbers or texts")
+    return (FIGURES,) if types.is_floating(kind) else ()
+
+
+def complete(path: Path, table: Any) -> Any:
+    """Return a table of the samples of one cell. Raises InvalidRecord where a column but a figure's has gaps."""
+    if gaps := [name for name in table.column_names if name in COLUMNS and table[name].null_count]:
+        raise InvalidRecord(f"{path}: column {gaps[0]!r} lacks values of some rows; copy the file again")
+    return table
+
+
+def rows_sha256(table: Any) -> str:
+    """Return the sha256 of a pyarrow.Table's column names and values, whatever Parquet makes of them."""
+    columns = {name: table[name].to_pylist() for name in table.column_names if table[name].null_count < table.num_rows}
+    return hashlib.sha256(json.dumps(columns, default=str).encode()).hexdigest()
+
+
+def refuse_damaged(folder: Path, measured: Mapping[str, Any]) -> None:
+    """Raise InvalidRecord where a file of samples that a record's `measured` names is missing or another one."""
+    for name in measured.get("samples", {}):
+        if not is_file(path := folder / f"{name}.parquet"):
+            raise InvalidRecord(f"{path} is missing or not the file that was written; copy the run again")
+        refuse_other_file(path, measured)
+
+
+def refuse_unfit(folder: Path, measured: Mapping[str, Any]) -> None:
+    """Raise InvalidRecord where the files of a cell's samples are not those that its record's `measured` is about."""
+    refuse_damaged(folder, measured)
+    for path in sorted(folder.glob("*.parquet")):
+        refuse_unfit_file(path, measured)
+
+
+def refuse_unfit_file(path: Path, measured: Mapping[str, Any]) -> None:
+    """Raise InvalidRecord where a file of samples is another than a record's `measured` names, or has other figures."""
+    refuse_other_file(path, measured)
+    table = read_table(path, figure_columns(path.stem, measured))
+    refuse_other_figures(str(path), path.stem, table, measured)
+
+
+def refuse_other_file(path: Path, measured: Mapping[str, Any]) -> None:
+    """Raise InvalidRecord where a file of samples of one cell is not the one that a record's `measured` names.
+
+    A record that names no samples at all, as one of an earlier version, is held to its figures alone.
+    """
+    named = measured.get("samples", {})
+    if named and (path.stem not in named or hash_of(path) != named[path.stem]["sha256"]):
+        raise InvalidRecord(f"{path} is missing or not the file that was written; copy the run again")
+
+
+def is_file(path: Path) -> bool:
+    """Say whether there is a file. Raises InvalidRecord where it cannot be looked for."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # of a text with a long name, of which no run has kept samples
+            return False
+        raise InvalidRecord(f"{path} cannot be read: {first_line(error)}") from None
+
+
+def hash_of(path: Path) -> str:
+    """Return the sha256 of a file of samples. Raises InvalidRecord where it cannot be read."""
+    try:
+        return sha256(path)
+    except OSError as error:
+        raise InvalidRecord(f"{path} cannot be read: {first_line(error)}") from None
+
+
+def refuse_other_figures(where: str, name: str, table: Any, measured: Mapping[str, Any]) -> None:
+    """Raise InvalidRecord, which begins with `where` the rows are, unless a record's figures follow from its rows.
+
+    name   of a task, or "perplexity-TEXT"
+    table  the pyarrow.Table of its rows, at least with the columns of `figure_columns`
+    """
+    for figure, recorded, by_rows in _figures(name, table, measured):
+        if not math.isclose(recorded, by_rows, rel_tol=ROUNDING, abs_tol=ROUNDING):
+            raise InvalidRecord(
+                f"{where}: {figure} is {by_rows:.6g} by these rows and {recorded:.6g} in the record; copy the run again"
+            )
+
+
+def figure_columns(name: str, measured: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the columns of the samples of a task or text from which figures of a record follow."""
+    return (*OF_WINDOWS, *(metric for metric, _ in _means(measured.get("tasks", {}).get(name, {}))))
+
+
+def _figures(name: str, table: Any, measured: Mapping[str, Any]) -> Iterator[tuple[str, float, float]]:
+    """Yield (a figure's name, what the record says, what the rows say)."""
+    for text, entry in measured.get("perplexity", {}).items():
+        if name == f"perplexity-{text_name(text)}" and set(OF_WINDOWS) <= set(table.column_names):
+            nll, tokens = (_numbers(table[column]) for column in OF_WINDOWS)
+            yield "the number of windows", entry["windows"], len(nll)
+            yield "the number of tokens", entry["tokens"], float(tokens.sum())
+            nats = float(nll.sum() / tokens.sum()) if tokens.sum() else math.nan
+            yield "the logarithm of the perplexity", math.log(entry["perplexity"]), nats
+            if "nll_per_token" in entry:
+                yield "nll_per_token", entry["nll_per_token"], nats
+    task = measured.get("tasks", {}).get(name, {})
+    if task:
+        yield "the number of documents", task["documents"], table.num_rows
+    for metric, value in _means(task):
+        if metric in table.column_names:
+            values = _numbers(table[metric].drop_null())
+            yield metric, value, float(values.mean()) if len(values) else math.nan
+
+
+def _means(task: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield the metrics of a task that are means over its documents, with their values.
+
+    Those have a standard error, but for a task of one document and records of earlier versions.
+    """
+    for metric, entry in task.items():
+        if isinstance(entry, dict) and (metric in MEANS or entry.get("stderr") is not None):
+            yield metric, entry["value"]
+
+
+def _numbers(column: Any) -> NDArray[np.float64]:
+    return np.array(column.to_pylist(), dtype=float)  # to_numpy would import pandas
+
+
+def packed_tables(path: Path) -> dict[str, Any]:
+    """Read a packed file: {key: the table of that cell}, each without the columns that only other cells have."""
+    if not is_file(path):
+        return {}
+    table, found, start = read_table(path), {}, 0
+    if CELL not in table.column_names:
+        raise InvalidRecord(f"{path} has no column {CELL!r}, which says whose a row is; copy the file again")
+    for key, rows in groupby(table[CELL].to_pylist()):
+        length = len(list(rows))
+        part = table.slice(start, length).drop_columns([CELL])
+        part = part.drop_columns([name for name in part.column_names if part[name].null_count == length])
+        found[key] = complete(path, part)
+        start += length
+    return found
