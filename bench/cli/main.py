@@ -32,11 +32,13 @@ from bench.cli import (
 )
 from bench.cli import list as list_command
 from bench.plan.parse import near
-from bench.system import interrupt
+from bench.system import failures, interrupt
+from bench.system.console import say
 from bench.system.threads import set_up_threads
 from methods.errors import UserError
 
 SHELLS = ("bash", "zsh", "fish")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)  # of an output that takes no more
 
 
 class Parser(argparse.ArgumentParser):
@@ -90,30 +92,71 @@ class Said(argparse.Action):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code, as docs/guides/running.md lists them."""
     set_up_threads()
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # or what goes there would go to stdout
+    if sys.stdout is None:
+        say("prunebench: standard output is closed, where results go; send them to a file, or to /dev/null")
+        return USAGE
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # where the terminal has no such character, as stderr does
     try:
         arguments = _parsed(sys.argv[1:] if argv is None else argv)
         with interrupt.prompt():
-            code: int = arguments.command(arguments)
+            code = _done(arguments)
         sys.stdout.flush()
         return code
     except UserError as error:
-        print(f"prunebench: {error}", file=sys.stderr)
+        say(f"prunebench: {error}")
         return USAGE
     except BrokenPipeError:
         if not _reader_is_gone():
             raise
         return READER_GONE
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+    except (OSError, MemoryError, ImportError) as error:
+        reason = _of_the_machine(error)
+        if not reason:
             raise
-        print(f"prunebench: no path may be as long as {str(error.filename)[:40]!r}...; name another", file=sys.stderr)
+        say(f"prunebench: {reason}")
         return USAGE
     except (KeyboardInterrupt, interrupt.EndedBySignal) as ended:
         with contextlib.suppress(OSError):  # of a terminal that has been closed
-            print(interrupt.message(ended), file=sys.stderr)
+            say(interrupt.message(ended))
         return interrupt.code_of(ended)
+
+
+def _done(arguments: argparse.Namespace) -> int:
+    """Run the command and return its exit code. Raises UserError where something in it ends the program itself."""
+    try:
+        code: int = arguments.command(arguments)
+        return code
+    except interrupt.EndedBySignal:
+        raise
+    except SystemExit as end:  # of no command of ours: its exit code would pass for a verdict
+        raise UserError(
+            f"code that the command has called, such as a plugin's, ends the program with SystemExit({end.code!r}), so "
+            "that there is no result; take that out of it"
+        ) from end
+
+
+def _of_the_machine(error: BaseException) -> str:
+    """Say in a line what the machine refuses, as a file or memory; empty where the error is not the machine's."""
+    if failures.is_out_of_memory(error):
+        return f"memory does not suffice ({failures.reason(error)}); give the command more, see `ulimit -a`"
+    if not isinstance(error, OSError):
+        return ""
+    if error.errno == errno.ENAMETOOLONG:
+        return f"no path may be as long as {str(error.filename)[:40]!r}...; name another"
+    if error.filename is None and error.errno in FULL:
+        _let_go_of_output()
+        return f"standard output takes no more: {error.strerror}; make room, or send it elsewhere"
+    if error.filename is None or error.strerror is None:
+        return ""
+    return f"{os.fsdecode(error.filename)}: {error.strerror}; make it so that it can be had, or name another"
+
+
+def _let_go_of_output() -> None:
+    """Let what is left of the output go nowhere, which the interpreter flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reader_is_gone() -> bool:
@@ -123,7 +166,7 @@ def _reader_is_gone() -> bool:
         output.register(sys.stdout.fileno(), 0)
         if not any(event & select.POLLERR for _, event in output.poll(0)):
             return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # which the interpreter flushes at its end
+    _let_go_of_output()
     return True
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.cli import OK
+from bench.system.console import say
 from methods.errors import UserError
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _report(arguments: argparse.Namespace) -> int:
         merged = dataclasses.replace(merged, records=records, remarks=[*merged.remarks, *said])
     apart = merged.remarks if arguments.view != "models" else ()  # which say that models stand apart
     for remark in (*merged.left_out, *apart):
-        print(remark, file=sys.stderr)
+        say(remark)
     if arguments.out:
         _write(arguments.out, merged, arguments.reference, standalone=arguments.standalone)
     else:
@@ -167,4 +168,4 @@ def _write(folder: Path, merged: Merged, reference: str | None, *, standalone: b
         drawings=gallery.drawings(),
     )
     write_atomically(folder / "report.html", html)
-    print(f"{folder}: report.html, report.md, report.csv, *.tex and {len(drawn)} figures", file=sys.stderr)
+    say(f"{folder}: report.html, report.md, report.csv, *.tex and {len(drawn)} figures")

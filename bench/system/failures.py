@@ -16,10 +16,10 @@ from methods import errors
 
 COUNTERS = Path("/proc/vmstat")  # Linux's; `oom_kill` counts the processes that it has killed for lack of memory
 
-# What lack of memory is called where the error's type does not say it: by the CPU's allocator, by CUDA, and by its
-# libraries, whose handles take memory when they are made.
+# What lack of memory is called where the error's type does not say it: by the CPU's allocator, by the loader of
+# libraries, by CUDA, and by its libraries, whose handles take memory when they are made.
 NO_MEMORY = re.compile(
-    r"can't allocate memory|CUDA (error: )?out of memory|CU[A-Z]+_STATUS_ALLOC_FAILED"
+    r"can't allocate memory|failed to map segment|CUDA (error: )?out of memory|CU[A-Z]+_STATUS_ALLOC_FAILED"
     r"|CU[A-Z]+_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR).*\bcu\w+Create\b"
 )
 LOST_GPU = re.compile(  # errors after which no call of CUDA works any more in a process
@@ -44,6 +44,8 @@ class Failure:
 def is_out_of_memory(error: BaseException) -> bool:
     """Recognise lack of memory by name, since this module imports no torch, and by its words."""
     names = {kind.__name__ for kind in type(error).__mro__}
+    if getattr(error, "errno", None) == errno.ENOMEM:
+        return True
     return bool(names & {"MemoryError", "OutOfMemoryError"}) or NO_MEMORY.search(str(error)) is not None
 
 

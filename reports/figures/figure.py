@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from methods.files import write_atomically
+from reports.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -78,6 +79,7 @@ def _laid_out(drawing: Drawing) -> Bbox:
 
     renderer: Any = FigureCanvasAgg(drawing).get_renderer()  # type: ignore[no-untyped-call]
     for text in drawing.findobj(Text):
+        text.set_text("\n".join(map(printable, text.get_text().split("\n"))))  # what neither XML nor the font has
         if hasattr(text, "set_fontfeatures"):  # matplotlib 3.11, the first that joins letters
             text.set_fontfeatures(("-liga",))  # else a PDF holds a second font for the fi of finercut alone
     for axes in drawing.axes:
@@ -104,5 +106,6 @@ def _described(figure: Figure, text: str) -> str:
     body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, count=1, flags=re.DOTALL)
     body = re.sub(r'(?<=\bid=")|(?<=href="#)|(?<=url\(#)', f"{figure.name}-", body)
     opening, _, rest = body.partition(">")
-    said = f"<title>{escape(figure.title)}</title><desc>{escape(figure.description)}</desc>"
+    title, description = (escape(printable(said)) for said in (figure.title, figure.description))
+    said = f"<title>{title}</title><desc>{description}</desc>"
     return f'<?xml version="1.0" encoding="utf-8"?>\n{opening} role="img">{said}{rest}'

@@ -115,6 +115,9 @@ class _Handler(BaseHTTPRequestHandler):
         except UserError as error:
             self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
             return
+        except Exception as error:  # or the browser would hear nothing
+            self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"no page can be made: {type(error).__name__}: {error}")
+            raise
         self._answer(HTTPStatus.OK, html, ETag=f'"{stamp}"')
 
     def _answer(self, status: HTTPStatus, body: str | bytes = b"", **headers: str) -> None:
