@@ -92,7 +92,8 @@ class Samples:
         records: Sequence[Record] = (),
         files: SampleFiles | None = None,
     ) -> None:
-        self._folders, self._records = folders, records or [None] * len(folders)
+        self._folders = folders
+        self._records: Sequence[Record | None] = records or [None] * len(folders)
         self._files = files or SampleFiles()
         self._read: dict[tuple[int, str, str], Sample | None] = {}
 
