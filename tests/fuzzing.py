@@ -133,14 +133,14 @@ class Said:
 
 
 @contextlib.contextmanager
-def bounded() -> Iterator[None]:
-    """Raise Hang in what takes more than SECONDS of processor time, and give no more memory than ROOM."""
+def bounded(seconds: float = SECONDS) -> Iterator[None]:
+    """Raise Hang in what takes more than so much processor time, and give no more memory than ROOM."""
 
     def hang(_: int, frame: FrameType | None) -> NoReturn:
-        raise Hang(f"no end after {SECONDS} s, in {frame}")
+        raise Hang(f"no end after {seconds} s, in {frame}")
 
     before = signal.signal(signal.SIGPROF, hang)
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         with no_more_memory():
             yield
@@ -174,12 +174,12 @@ def held(folder: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-def watched(arguments: list[str], folder: Path, *, writes: bool = False) -> Said:
+def watched(arguments: list[str], folder: Path, *, writes: bool = False, seconds: float = SECONDS) -> Said:
     """Run a command in a folder, and hold it to what has to hold; `writes`: whether it may, where it is not refused."""
     before = held(folder)
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=how) for how in ("strict", "backslashreplace")]
     out, err = streams
-    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), bounded():
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), bounded(seconds):
         try:
             code = main(arguments)
         except SystemExit as end:
