@@ -86,9 +86,12 @@ def test_what_is_removed_can_be_counted(method, family):
     after, decisions = pruned(method, family, budget)
     if "channels" in decisions:
         assert parameters(after) == decisions["parameters"]
-        left = [layer.down.in_features if layer.has_mlp else 0 for layer in after.layers]
-        assert decisions["channels"] == left
-        assert "kv_heads" not in decisions or decisions["kv_heads"] == [layer.kv_heads for layer in after.layers]
+        kept = [number for number in range(LAYERS) if number not in decisions.get("removed_layers", [])]
+        there = dict(zip(kept, after.layers, strict=True))  # of a layer that is gone nothing is left
+        left = {number: layer.down.in_features if layer.has_mlp else 0 for number, layer in there.items()}
+        assert decisions["channels"] == [left.get(number, 0) for number in range(LAYERS)]
+        heads = [there[number].kv_heads if number in there else 0 for number in range(LAYERS)]
+        assert decisions.get("kv_heads", heads) == heads
         unit = {kind: Structure(0, kind, model.layers[0]).cost for kind in ("kv_heads", "channels")}
         step = max(LAYERS * unit["channels"], unit["kv_heads"])  # a channel of every layer, or a head of one
         coarse = ("llm-pruner", "puzzle", "laco-puzzle")
