@@ -242,7 +242,7 @@ def test_what_ends_the_program_while_a_cell_is_measured_is_a_failed_cell(error, 
     monkeypatch.setattr(measure, "_measure", raising(error))
     told = list[dict[str, object]]()
     outcome = SimpleNamespace(devices=[torch.device("cpu")], tell=told.append, decisions={}, measured={})
-    measure.attempt(None, None, None, outcome, None)
+    measure.attempt(SimpleNamespace(method="laco"), None, None, outcome, None)
     (found,) = told
     assert found["status"] == "error"
     assert found["error"].startswith(f"{type(error).__name__}: ")

@@ -7,22 +7,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import methods
 from bench.data import pretrained, task_loading, task_sources, texts
-from bench.plan.parse import near
 from bench.plan.run_spec import RunSpec
 from methods.errors import UserError
 
 
 def refuse_missing(spec: RunSpec, folder: Path) -> None:
-    """Raise UserError where a run names a model, text, task, method, plugin or folder that it cannot have.
+    """Raise UserError where a run names a model, text, task, plugin or folder that it cannot have.
 
     folder  of the results
     """
     for plugin in spec.plugins:
         refuse_plugin(Path(plugin))
-    if not (spec.plugins or methods.installed() or methods.plugins()):
-        _refuse_methods(spec)
     protocols = spec.protocols()
     first = protocols[0][0]
     local = task_sources.parse_task_data(spec.task_data)
@@ -49,12 +45,3 @@ def refuse_file(folder: Path) -> None:
         raise UserError(f"no path has a null byte, as {str(folder)!r} has; name another with --out")
     if above := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
         raise UserError(f"{folder} cannot hold results: {above} is a file; name another with --out")
-
-
-def _refuse_methods(spec: RunSpec) -> None:
-    """Refuse methods that do not come with the suite, where there are no others."""
-    known = [card.name for card in methods.catalogue()]
-    for mention in spec.mentions():
-        method = mention.method.partition("+")[0]
-        if method not in known and method not in methods.REGISTRY:
-            raise UserError(f"no method is called {method!r}{near(method, known)}; known: {', '.join(sorted(known))}")

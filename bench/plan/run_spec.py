@@ -258,11 +258,16 @@ class RunSpec:
         mending = {"none", *(card.name for card in compensations())}
         for mention in self.mentions():
             method, plus, compensation = mention.method.partition("+")
-            if (method not in names or (plus and compensation not in mending)) and not self.plugins:
-                try:
-                    registry.make(mention.method)
-                except ValueError as error:
-                    raise UserError(str(error)) from None
+            if (method in names and (not plus or compensation in mending)) or self.plugins:
+                continue
+            if method not in names and not registry.installed():  # so that torch need not be imported to refuse it
+                raise UserError(
+                    f"no method is called {method!r}{near(method, names)}; known: {', '.join(sorted(names))}"
+                )
+            try:
+                registry.make(mention.method)
+            except ValueError as error:
+                raise UserError(str(error)) from None
 
     @property
     def fixed_threads(self) -> int | None:

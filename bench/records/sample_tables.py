@@ -175,7 +175,7 @@ def _figures(name: str, table: Any, measured: Mapping[str, Any]) -> Iterator[tup
             if "nll_per_token" in entry:
                 yield "nll_per_token", entry["nll_per_token"], nats
     task = measured.get("tasks", {}).get(name, {})
-    if task:
+    if task and table.num_columns:  # of no column no number of rows is known
         yield "the number of documents", task["documents"], table.num_rows
     for metric, value in _means(task):
         if metric in table.column_names:

@@ -13,14 +13,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bench.records.record import InvalidRecord, Record, text_name
 from bench.records.sample_tables import are_figures
-from bench.records.samples import SampleFiles
 from bench.stats.clusters import ratio_interval
+
+if TYPE_CHECKING:
+    from bench.records.samples import SampleFiles
 
 PERPLEXITY, KL = ("perplexity_low", "perplexity_high"), ("kl_low", "kl_high")
 

@@ -107,7 +107,8 @@ def test_an_export_has_the_dtype_of_the_run_unless_it_is_told_otherwise(run_with
         (("--save-dtype", "auto"), "float32", " MB, float32 (measured in bfloat16), "),
     ):
         capsys.readouterr()
-        assert main(["export", str(run), "drop-tail", "--to", str(tmp_path / dtype), *more]) == 0
+        asked = ["export", str(run), *trusting_all(run), "drop-tail", "--to", str(tmp_path / dtype), *more]
+        assert main(asked) == 0
         assert line in capsys.readouterr().out
         assert save_load.read_manifest(tmp_path / dtype)["dtype"] == dtype
 
@@ -325,7 +326,7 @@ def test_export_writes_nemotron_nas(byte_run, tmp_path, capsys):
     assert main(["export", str(byte_run), *trusting_all(byte_run), "drop-tail", "--to", str(target), *options]) == 0
     size = (target / "model.safetensors").stat().st_size / 1e6
     line = capsys.readouterr().out.strip()
-    assert line.startswith(f"{target}: {size:.1f} MB, matrices in bfloat16, ")
+    assert line.startswith(f"{target}: {size:.1f} MB, matrices in bfloat16 (measured in float32), ")
     assert line.endswith(" zeros where something is gone")
     assert json.loads((target / "config.json").read_text())["architectures"] == ["DeciLMForCausalLM"]
 

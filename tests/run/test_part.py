@@ -203,8 +203,8 @@ def test_a_cell_whose_job_was_ended_keeps_what_it_had_and_goes_on_from_there(bas
     assert main(asked) == 0
     again = next(record for record in load_run(run) if record.cell["method"] == "sleb")
     assert again.measured["pruned_sha256"] == ended.measured["pruned_sha256"]
-    spent = json.loads(found)["seconds"][-1]
-    assert again.measured["prune_seconds"] == pytest.approx(again.measured["seconds"]["prune"] + spent)
+    # the log of a search is written every 15 seconds: this one is made again, and its seconds count once
+    assert again.measured["prune_seconds"] == pytest.approx(again.measured["seconds"]["prune"])
     assert not list(run.glob("part*"))
 
 
