@@ -160,7 +160,8 @@ def test_the_outline_of_a_model_has_its_shapes_and_no_weights():
     model = Decoder(tiny("llama"))
     outline = decisions.outline(model)
     assert parameters(outline) == parameters(model)
-    assert {one.device.type for one in outline.model.parameters()} == {"meta"}
+    held = (*outline.model.parameters(), *outline.model.buffers())
+    assert {one.device.type for one in held} == {"meta"}
     assert outline.head.weight is outline.embed.weight
 
 

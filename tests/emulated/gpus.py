@@ -181,7 +181,7 @@ class _Function(TorchFunctionMode):
         mine = None if found is None else found.index
         device = self.gpus.device(kwargs.pop("device", None))
         if device is not None and device.type not in ("cuda", "cpu"):
-            return func(*args, **kwargs, device=device)
+            return func(*mapped(args, _real), **mapped(kwargs, _real), device=device)  # such as meta
         if device is not None and device.type == "cuda":
             draw = kwargs.get("generator")
             if draw is not None and draw.device.type == "cpu":

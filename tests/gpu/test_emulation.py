@@ -76,6 +76,16 @@ def test_memory_is_of_the_storages_that_are_alive():
             torch.zeros(251, device="cuda")
 
 
+def test_a_shape_without_values_takes_no_memory():
+    with EmulatedGpus() as gpus:
+        x = torch.ones(8, 4, device="cuda")
+        before = gpus.memories[0].now
+        for shape in (torch.empty_like(x, device="meta"), x.to("meta"), torch.empty(8, 4, device="meta")):
+            assert (shape.device.type, gpus.memories[0].now) == ("meta", before)
+            assert shape.index_select(0, torch.arange(2, device="meta")).shape == (2, 4)
+        assert gpus.memories[0].peak == before
+
+
 def test_a_gradient_finds_its_way_back_between_devices():
     with EmulatedGpus(count=2):
         x = torch.ones(3, device="cuda:0", requires_grad=True)
