@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import methods
 from methods.checkpoint import save_load, transformers_compat, weight_files
+from methods.decisions import prune
 from methods.errors import CheckpointError
 from methods.files import sha256
 from methods.model.decoder import Decoder
@@ -163,7 +164,7 @@ def test_a_loaded_model_can_be_pruned_further(first, second, family, ids, tmp_pa
     """As the model in memory would be, and saved once more."""
     model, _ = pruned(first, family, 0.2)
     again = save_load.load(saved(model, tmp_path / "first")[0])
-    decided = [methods.make(second, SPECS[second]).prune(one, calibration(), 0.2) for one in (model, again)]
+    decided = [prune(methods.make(second, SPECS[second]), one, calibration(), 0.2) for one in (model, again)]
     assert decided[0] == decided[1]
     assert torch.equal(logits(again, ids), logits(model, ids))
     twice = save_load.load(saved(again, tmp_path / "second")[0])
@@ -416,7 +417,7 @@ def test_a_manifest_of_another_layout_is_noticed(folder):
 
 def test_a_broken_configuration_is_noticed(folder):
     (folder / "config.json").write_text("{")
-    refused(folder, "config.json describes no model")
+    refused(folder, "config.json is not JSON", "copy or download it again")
     (folder / "config.json").write_text('{"model_type": "nothing"}')
     refused(folder, "config.json describes no model")
 

@@ -514,7 +514,8 @@ class Collapsing:
 
     def prune(self, model, calibration, ratio):
         keep_channels(model.layers[self.narrow], range(8, 48))
-        return drop_layers(model, [3]) | {"windows": [[2, 3]], "removed_channels": [[]] * LAYERS}
+        channels = [list(range(8)) if number == self.narrow else [] for number in range(LAYERS)]
+        return drop_layers(model, [3]) | {"windows": [[2, 3]], "removed_channels": channels}
 
 
 def test_a_layer_that_does_the_work_of_others_is_not_refitted_to_that_of_one():

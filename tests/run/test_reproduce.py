@@ -185,7 +185,7 @@ def test_a_record_whose_removals_its_model_cannot_have_had_is_refused_in_a_line(
     older = replace(record, decisions=record.decisions | {"removed_channels": by_layers_left})
     said = r"^the record names removals .*: removed_channels has 4 entries, and a list is due for each of the 6 layers"
     with pytest.raises(UserError, match=said):
-        prune_again(older, "cpu")
+        prune_again(older, "cpu", trust_in(older))
 
 
 def test_a_parameter_that_the_method_no_longer_has_is_said(records):
