@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean, stdev
 from typing import Any
 
@@ -51,6 +52,14 @@ class TableGroup:
 
         A draw without figures, which shares no row, is named. One dense row stands for every seed.
         """
+        return self._labels[place]
+
+    @cached_property
+    def _labels(self) -> list[str]:
+        """Return the label of each row. Each is held against all cells of the setup, so that many take long."""
+        return [self._label_of(place) for place in range(len(self.records))]
+
+    def _label_of(self, place: int) -> str:
         record, mine = self.records[place], seeds_of(self.drawn[place])
         every = seeds_of([other for drawn in self.drawn for other in drawn])
         alone = [other.cell["method"] for other in self.records].count("dense") == 1

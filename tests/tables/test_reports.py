@@ -38,6 +38,7 @@ from bench.plan.protocol import profile
 from bench.records.columns import frame
 from bench.records.record import Record, save
 from bench.records.run_folder import load_run
+from reports import blocks as groups_of_rows
 from reports.blocks import blocks
 from reports.formats import html, latex, tidy_csv
 from reports.formats import markdown as markdown_text
@@ -622,3 +623,16 @@ def test_width_counts_columns():
 def test_reasons_are_one_line(error, expected):
     assert reason(error) == expected
     assert reason("x" * 400).startswith("x" * REASON + " ...")
+
+
+def test_a_row_is_named_once_however_often_its_name_is_read(monkeypatch):
+    """Each name is held against all cells of the setup: with 84 of them, names took most of ten seconds."""
+    names = list[Record]()
+    name_beside = groups_of_rows.name_beside
+    monkeypatch.setattr(
+        groups_of_rows, "name_beside", lambda one, several: names.append(one) or name_beside(one, several)
+    )
+    ((group, *_), *_) = blocks(RECORDS)
+    labels = [[group.label(place) for place in range(len(group.rows))] for _ in range(3)]
+    assert labels[0] == labels[1] == labels[2]
+    assert len(names) == len(group.rows)
