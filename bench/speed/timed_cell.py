@@ -113,7 +113,7 @@ def _work(line: worker.Line, cell: Cell, threads: int, plugins: list[str], alone
     line.alive("while it loaded the dense model")
     dense = dense_model.without_weights(cell) if alone else dense_model.loaded(cell, device)
     if device.type == "cpu" and not alone:
-        dense_model.own_memory(dense)  # as the pruned one has arrived in it
+        dense_model.own_memory(dense, pruned)  # by the same copy, so that both lie alike
     Decoder(dense)  # makes it of the same kind of matrices as the pruned model is
     slowed_by = set[str]()
     for point in benchmark.time(dense, pruned, alone=alone):

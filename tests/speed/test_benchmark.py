@@ -825,7 +825,7 @@ def test_a_server_that_is_killed_while_it_starts_is_made_once_more(once, new_ser
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every process is spawned")
-def test_a_process_that_times_imports_the_models_own_modules_and_copies_one_model(
+def test_a_process_that_times_imports_the_models_own_modules_and_copies_both_models(
     model_folder, monkeypatch, new_server
 ):
     """What each such process does before it times is time in which nothing else works."""
@@ -834,7 +834,7 @@ def test_a_process_that_times_imports_the_models_own_modules_and_copies_one_mode
     cell = Cell(str(model_folder), "drop", {"layers": "1"}, None, "all", 0, "cpu", "float32", protocol)
     found = timed_cell.measure(pretrained.load(cell.model, CPU, torch.float32)[0], cell, 1)
     assert [point["kind"] for point in found["points"]] == ["prefill", "decode"]
-    assert found["copied"] == 1  # the dense one, which was read from a file
+    assert found["copied"] == 2  # so that both lie alike: one that is only received was up to 4 % slower
     own = [name for name in found["imported"] if name.startswith(("methods", "torch", "transformers", "scipy"))]
     assert [name for name in own if not name.startswith("transformers.models.")] == []
 
