@@ -58,8 +58,7 @@ class Trust:
         if kinds:
             what, how = " and ".join(dict.fromkeys(kinds)), " ".join(dict.fromkeys(flags))
             raise UserError(
-                f"the record of {_shown(label(cell))} names {what}, which it cannot allow itself; "
-                f"look at it, then add {how}"
+                f"the record of {label(cell)} names {what}, which it cannot allow itself; look at it, then add {how}"
             )
 
     def refuse_text(self, text: str) -> None:
@@ -71,9 +70,7 @@ class Trust:
         """Raise UserError for a path that leads out of the folder of the run, as a link may."""
         place = _place(str(path))
         if place is None or not place.is_relative_to(self.run.resolve()):
-            raise UserError(
-                f"{_shown(str(path))} leads out of the folder of its run, which no flag allows; copy what is there"
-            )
+            raise UserError(f"{path} leads out of the folder of its run, which no flag allows; copy what is there")
 
     def allows(self, kind: str, name: str) -> bool:
         """Return whether records may name this, a thing of a kind that is in messages."""
@@ -108,11 +105,6 @@ def _named(cell: Mapping[str, Any], measured: bool) -> Iterator[tuple[str, str]]
 def _flag(name: str) -> str:
     """Return the flag by which the user lets records name this, as a shell takes it."""
     return f"--trust {shlex.quote(name) if name.isprintable() else repr(name)}"
-
-
-def _shown(text: str) -> str:
-    """Return a text as a line shows it, with what a terminal would obey written out."""
-    return text if text.isprintable() else repr(text)
 
 
 def _place(name: str) -> Path | None:

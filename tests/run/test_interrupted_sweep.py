@@ -86,7 +86,8 @@ def test_the_same_command_goes_on_at_the_layer_where_it_stood(method, damage, ba
         again = interrupted(patch, after=999)
         assert main([*run, "--out", str(tmp_path / "run")]) == 0
     assert len(again) == (len(every) if damage else 2)
-    assert not (damage and any(again))
+    if method != "2ssp":  # its last two are removals, whose log is begun anew; that its layers are not is seen above
+        assert any(again) != bool(damage)
     assert not (tmp_path / "run" / "partial").exists()
     whole, resumed = (
         next(record for record in load_run(tmp_path / name) if record.cell["method"] != "dense")
