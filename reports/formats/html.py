@@ -5,34 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from reports.tables.table import Column, Row, Table, TableCell, footnotes, legend, written
+from reports.tables.table import Row, Table, TableCell, footnotes, legend, written
 from reports.text import printable
 
 
 def render(tables: Sequence[Table]) -> str:
     """Return a <table> with a caption for each group of columns, its notes behind it, and at the end the footnotes."""
-    parts = [
-        part for table in tables for part in (*map(grid, table.groups()), bullets([*table.notes, *legend([table])]))
-    ]
-    return "\n".join(part for part in [*parts, bullets(footnotes(tables))] if part) + "\n"
+    parts = []
+    for table in tables:
+        parts += [*map(grid, table.groups()), bullets([*table.notes, *legend([table])])]
+    return "\n".join(filter(None, [*parts, bullets(footnotes(tables))])) + "\n"
 
 
 def grid(table: Table) -> str:
-    """Return one <table>; every figure's raw value is in a data element, so that a script can sort by it."""
-    caption = "; ".join(part for part in (table.model, table.title or "dense model", *table.conditions) if part)
-    heads = "".join(f'<th scope="col">{_escaped(head)}</th>' for head in (table.head, *(c.head for c in table.columns)))
-    rows = "\n".join(_row(row, table.columns) for row in table.rows)
-    return (
-        f"<table>\n<caption>{_escaped(caption)}</caption>\n<thead><tr>{heads}</tr></thead>\n"
-        f"<tbody>\n{rows}\n</tbody>\n</table>"
-    )
+    """Return one <table>. A data element holds the raw value of a figure, so that a script can sort by it."""
+    import pandas as pd
+
+    caption = "; ".join(filter(None, [table.model, table.title or "dense model", *table.conditions]))
+    heads = [_escaped(column.head) for column in table.columns]
+    frame = pd.DataFrame([_cells(row, len(heads)) for row in table.rows], columns=heads)
+    frame.index = pd.Index([_escaped(row.label) for row in table.rows])
+    frame.columns.name = _escaped(table.head)
+    return frame.style.set_caption(_escaped(caption)).to_html(exclude_styles=True).rstrip()
 
 
-def _row(row: Row, columns: Sequence[Column]) -> str:
-    name = f'<th scope="row">{_escaped(row.label)}</th>'
-    if row.failure:
-        return f'<tr>{name}<td colspan="{len(columns)}">{_escaped(row.failure)}</td></tr>'
-    return f"<tr>{name}{''.join(f'<td>{_cell(cell)}</td>' for cell in row.cells)}</tr>"
+def _cells(row: Row, count: int) -> list[str]:
+    """Return the cells of a row; the first of a failed one says why."""
+    return [_escaped(row.failure), *[""] * (count - 1)] if row.failure else [_cell(cell) for cell in row.cells]
 
 
 def _cell(cell: TableCell) -> str:

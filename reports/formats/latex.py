@@ -1,7 +1,7 @@
 r"""Tables as LaTeX: booktabs, the best figure in bold, a dagger at a tested difference.
 
-A fragment is a `table` environment for each group of columns, and needs \usepackage{booktabs,graphicx}. What is written
-is ASCII alone, so that it compiles with every engine and input encoding.
+A fragment is a `table` environment for each group of columns, and needs \usepackage{booktabs,graphicx}. The text is
+ASCII alone, so that every engine and input encoding compiles it. pandas writes the grids.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from itertools import takewhile, zip_longest
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
-from reports.tables.table import Column, Row, Table, TableCell, legend, signs
+from reports.tables.table import Column, Table, TableCell, legend, signs
 from reports.text import printable
 
 PREAMBLE = r"""\documentclass{article}
@@ -53,17 +52,17 @@ ACCENTS = dict(  # combining characters, by the letter of their command
     zip("\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327", "`'^~=u.\"rHvc", strict=True)
 )
 LETTERS = ("alpha", "beta", "gamma", "delta", "epsilon", "eta", "theta", "kappa", "lambda", "mu", "rho", "sigma", "tau")
-GREEK = dict(zip("αβγδεηθκλμρστω", (*LETTERS, "omega"), strict=True))  # that parameters are likely to be called
-ROWS, PAGE = 40, 50  # rows of one environment, and of a page of paper with the lines of notes that take as much room
+GREEK = dict(zip("αβγδεηθκλμρστω", (*LETTERS, "omega"), strict=True))  # names of parameters
+ROWS, PAGE = 40, 50  # rows of one environment; rows of a page, where lines of notes count by their height
 LINE = 95  # characters of a note in a line, where letters are wide
-FLOATS = 15  # tables that LaTeX is given at once; of some 50 without a word of text it loses count
+FLOATS = 15  # LaTeX loses count of some 50 tables without a word of text between them
 CLEAR = "\n\\clearpage\n"
-WORDS = 24  # characters of a cell of words, beyond which its column is broken
+WORDS = 24  # characters of a cell of words, beyond which its column breaks lines
 
 
 def escaped(text: str) -> str:
-    """Write `text` so that LaTeX prints it as it is, in ASCII; what plain LaTeX cannot print becomes its code."""
-    return re.sub(r"([-',])(?=\1)", r"\1{}", "".join(_character(c) for c in printable(text)))  # no dashes and quotes
+    """Return `text` in ASCII so that LaTeX prints it as it is; a character that LaTeX cannot print becomes its code."""
+    return re.sub(r"([-',])(?=\1)", r"\1{}", "".join(map(_character, printable(text))))  # no dashes and quotes
 
 
 def _character(c: str) -> str:
@@ -81,10 +80,10 @@ def _character(c: str) -> str:
 
 def render(tables: Sequence[Table], *, standalone: bool = False) -> str:
     """Return the tables one below the other; with `standalone` as a whole document."""
-    found = [environment for table in tables for environment in environments(table)]
+    parts = [environment for table in tables for environment in environments(table)]
     if not standalone:
-        return "\n".join(found)
-    sheets = ["\n".join(found[start : start + FLOATS]) for start in range(0, len(found), FLOATS)]
+        return "\n".join(parts)
+    sheets = ["\n".join(parts[start : start + FLOATS]) for start in range(0, len(parts), FLOATS)]
     return f"{PREAMBLE}{CLEAR.join(sheets)}{END}"
 
 
@@ -93,120 +92,105 @@ def environments(table: Table) -> Iterator[str]:
 
     The notes stand below the first; notes that would not fit there have environments of their own.
     """
-    for part, group in zip(table.groups(), dict.fromkeys(column.group for column in table.columns), strict=True):
-        first = group == table.columns[0].group
-        said = [*(table.notes if first else ()), *legend([part]), *(table.footnotes if first else ())]
-        chunks = [part.rows[start : start + ROWS] for start in range(0, max(1, len(part.rows)), ROWS)]
-        below = said if len(chunks[0]) + _rows_of(said) <= PAGE else []
-        name = f"tab:{table.name}{'' if first else f'-{group}'}"
-        for number, rows in enumerate(chunks, start=1):
-            body = _shrunk(replace(part, rows=rows))
-            yield _environment(_caption(table), name, number, [*body, *_notes(below if number == 1 else [])])
-        for number, rest in enumerate(_paged([] if below else said), start=len(chunks) + 1):
-            yield _environment(f"Notes. {_caption(table)}", name, number, _notes(rest))
+    caption = "; ".join(filter(None, [table.model, table.title or "dense model", ", ".join(table.conditions)]))
+    notes, footnotes = table.notes, table.footnotes
+    for part in table.groups():
+        group = part.columns[0].group
+        name = f"tab:{table.name}" + (f"-{group}" if group != table.columns[0].group else "")
+        lines = [*notes, *legend([part]), *footnotes]
+        grids = [_grid(part, start) for start in range(0, max(1, len(part.rows)), ROWS)]
+        height = min(len(part.rows), ROWS)
+        if height + _height(lines) <= PAGE:
+            grids[0] += _paragraphs(lines)
+            lines = []
+        for number, grid in enumerate(grids, start=1):
+            yield _environment(f"{caption}.", name, number, grid)
+        for number, page in enumerate(_pages(lines), start=len(grids) + 1):
+            yield _environment(f"Notes. {caption}.", name, number, _paragraphs(page))
+        notes = footnotes = ()
 
 
-def _rows_of(sentences: Iterable[str]) -> float:
+def _height(notes: Sequence[str]) -> float:
     """Return how many rows of a table notes take up, at the least."""
-    return sum(0.8 * math.ceil(len(sentence) / LINE) for sentence in sentences)
+    return sum(0.8 * math.ceil(len(note) / LINE) for note in notes)
 
 
-def _paged(sentences: Sequence[str]) -> Iterator[list[str]]:
+def _pages(notes: Sequence[str]) -> Iterator[list[str]]:
     """Yield the notes by the page."""
     page: list[str] = []
-    for sentence in sentences:
-        if page and _rows_of([*page, sentence]) > PAGE:
+    for note in notes:
+        if page and _height([*page, note]) > PAGE:
             yield page
             page = []
-        page.append(sentence)
+        page.append(note)
     if page:
         yield page
 
 
-def _environment(caption: str, name: str, number: int, body: Sequence[str]) -> str:
-    """Return one `table` environment; what goes on from another one says so and has a label of its own."""
-    label = re.sub(r"[^A-Za-z0-9:.-]+", "-", name + (f"-{number}" if number > 1 else ""))
-    caption += " (continued)" if number > 1 else ""
-    head = [r"\begin{table}[tbp]", r"\centering", rf"\caption{{{caption}}}", rf"\label{{{label}}}"]
-    return "\n".join([*head, *body, r"\end{table}", ""])
+def _paragraphs(notes: Sequence[str]) -> str:
+    lines = "".join(f"{escaped(note)}\\par\n" for note in notes)
+    return f"\\par\\smallskip\\raggedright\\footnotesize\n{lines}" if notes else ""
 
 
-def _shrunk(table: Table) -> list[str]:
-    """Return the grid, shrunk where it is wider than the text."""
-    columns = [_Aligned(column, [row.cells[at] for row in table.rows]) for at, column in enumerate(table.columns)]
-    heads = " & ".join([escaped(table.head), *(column.head() for column in columns)])
-    lines = [" & ".join([_label(row.label), *_cells(row, columns, at)]) + r" \\" for at, row in enumerate(table.rows)]
-    on_top = len([*takewhile(lambda row: row.method == "dense", table.rows)])
-    if 0 < on_top < len(lines):
-        lines.insert(on_top, r"\midrule")
-    return [
-        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{l{''.join(column.spec for column in columns)}}}",
-        r"\toprule",
-        rf"{heads} \\",
-        r"\midrule",
-        *lines,
-        r"\bottomrule",
-        r"\end{tabular}}",
-    ]
+def _environment(caption: str, name: str, number: int, body: str) -> str:
+    """Return one `table` environment; one that continues another says so and has a label of its own."""
+    label = re.sub(r"[^A-Za-z0-9:.-]+", "-", f"{name}-{number}" if number > 1 else name)
+    caption = escaped(caption) + (" (continued)" if number > 1 else "")
+    head = f"\\begin{{table}}[tbp]\n\\centering\n\\caption{{{caption}}}\n\\label{{{label}}}\n"
+    return f"{head}{body}\\end{{table}}\n"
 
 
-def _notes(sentences: Sequence[str]) -> list[str]:
-    opening = [r"\par\smallskip\raggedright\footnotesize"] if sentences else []
-    return [*opening, *(f"{escaped(sentence)}\\par" for sentence in sentences)]
+def _grid(table: Table, start: int) -> str:
+    """Return the rows from `start` on, as many as a page holds, shrunk where they are wider than the text."""
+    import pandas as pd
+
+    rows = table.rows[start : start + ROWS]
+    labels = [_label(row.label) for row in rows]
+    dense = len(list(takewhile(lambda row: row.method == "dense", rows)))
+    if 0 < dense < len(rows):
+        labels[dense] = "\\midrule\n" + labels[dense]
+    form, texts = "l", dict[tuple[int, str, int], list[str]]()
+    for number, column in enumerate(table.columns):
+        cells = [TableCell("") if row.failure else row.cells[number] for row in rows]
+        spec, halves = _column(column, cells)
+        form += spec
+        texts |= {(number, escaped(column.head), half): lines for half, lines in enumerate(halves)}
+    first = next(iter(texts.values()))  # holds why a cell failed
+    for place, row in enumerate(rows):
+        if row.failure:
+            first[place] = rf"\multicolumn{{1}}{{l}}{{\emph{{{escaped(row.failure)}}}}}"
+    frame = pd.DataFrame(texts, index=labels)
+    frame.columns = pd.MultiIndex.from_tuples(texts, names=[None, escaped(table.head), None])
+    style = frame.style.hide(axis="columns", level=[0, 2])
+    grid = style.to_latex(column_format=form, hrules=True, multicol_align="c")
+    return f"\\resizebox{{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}}{{!}}{{%\n{grid.rstrip()}}}\n"
+
+
+def _column(column: Column, cells: Sequence[TableCell]) -> tuple[str, list[list[str]]]:
+    """Return how a column is aligned, and its cells; in two parts where spreads begin at one line."""
+    if column.words:
+        is_long = any(len(cell.text) > WORDS for cell in cells)
+        form = r"{{\raggedright {}\par}}" if is_long else "{}"
+        return "p{34mm}" if is_long else "l", [[form.format(escaped(cell.text)) for cell in cells]]
+    figures, spreads = [], []
+    for cell in cells:
+        figure, _, spread = re.sub(r" (?=[±\[])", "\n", cell.text, count=1).partition("\n")
+        figures.append(rf"\textbf{{\boldmath {_powers(figure)}}}" if "best" in cell.marks else _powers(figure))
+        spreads.append((rf"\,{_powers(spread)}" if spread else "") + escaped(signs(cell)))
+    if any(re.search(r" [±\[]", cell.text) for cell in cells):
+        return "r@{}l", [figures, spreads]
+    return "r", [["".join(halves) for halves in zip(figures, spreads, strict=True)]]
+
+
+def _powers(text: str) -> str:
+    """Return a figure as LaTeX, powers of ten as such: 3.4e8 -> 3.4 x 10^8."""
+    parts = re.split(r"(?<![\w.])(\d\.\d)e(\d+)(?!\w)", text)
+    shown = [escaped(parts[0])]
+    for mantissa, exponent, rest in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+        shown += [rf"${mantissa}{{\times}}10^{{{exponent}}}$", escaped(rest)]
+    return "".join(shown)
 
 
 def _label(text: str) -> str:
-    """Write a method's name; a star or bracket that begins a line would belong to the line break before it."""
+    """Return a method's name; a star or bracket that begins a line would belong to the line break before it."""
     return ("{}" if text.startswith(("*", "[")) else "") + escaped(text)
-
-
-def _caption(table: Table) -> str:
-    parts = [table.model, table.title or "dense model", ", ".join(table.conditions)]
-    return f"{escaped('; '.join(part for part in parts if part))}."
-
-
-class _Aligned:
-    """A column whose figures end at one line and whose spreads begin at it; words are on the left, long ones broken."""
-
-    def __init__(self, column: Column, cells: Sequence[TableCell]) -> None:
-        self.column, self.cells = column, cells
-        self.split = not column.words and any(re.search(r" [±\[]", cell.text) for cell in cells)
-        self.broken = column.words and any(len(cell.text) > WORDS for cell in cells)
-        self.spec = "p{34mm}" if self.broken else "l" if column.words else "r@{}l" if self.split else "r"
-
-    def head(self) -> str:
-        text = escaped(self.column.head)
-        return rf"\multicolumn{{2}}{{c}}{{{text}}}" if self.split else text
-
-    def cell(self, at: int) -> str:
-        cell = self.cells[at]
-        if self.broken:
-            return rf"{{\raggedright {escaped(cell.text)}\par}}"
-        figure, spread = re.fullmatch(r"(.*?)((?: [±\[].*)?)", cell.text, re.DOTALL).groups()  # type: ignore[union-attr]
-        dagger = escaped(signs(cell))
-        shown = _emphasised(_figure(figure), cell)
-        rest = f"\\,{_figure(spread.strip())}" if spread else ""
-        return f"{shown} & {rest}{dagger}" if self.split else f"{shown}{rest}{dagger}"
-
-
-def _figure(text: str) -> str:
-    """Write a figure, powers of ten as such: 3.4e8 -> 3.4 x 10^8."""
-    parts = re.split(r"(?<![\w.])(\d\.\d)e(\d+)(?!\w)", text)
-    shown = [escaped(part) for part in parts[::3]]
-    powers = [
-        rf"${mantissa}{{\times}}10^{{{exponent}}}$" for mantissa, exponent in zip(parts[1::3], parts[2::3], strict=True)
-    ]
-    return "".join(piece for pair in zip_longest(shown, powers, fillvalue="") for piece in pair)
-
-
-def _emphasised(text: str, cell: TableCell) -> str:
-    return rf"\textbf{{\boldmath {text}}}" if "best" in cell.marks else text
-
-
-def _cells(row: Row, columns: Sequence[_Aligned], at: int) -> list[str]:
-    """Return the figures of a row; of a failed cell its status word, across all columns."""
-    if row.failure:
-        width = sum(2 if column.split else 1 for column in columns)
-        return [rf"\multicolumn{{{width}}}{{l}}{{\emph{{{escaped(row.failure)}}}}}"]
-    return [column.cell(at) for column in columns]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 
 from reports.metrics import MISSING
@@ -22,16 +20,19 @@ def written(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
 
     A text that a spreadsheet would compute has a ' in front.
     """
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerows([_safe(one) if isinstance(one, str) else one for one in line] for line in (heads, *lines))
-    return file.getvalue()
+    import pandas as pd
+
+    frame = pd.DataFrame(list(lines), columns=range(len(heads)), dtype=object)
+    return frame.map(_text).to_csv(header=[_text(head) for head in heads], index=False, lineterminator="\n")
 
 
-def _safe(text: str) -> str:
-    text = printable(text)
-    computed = text.startswith(FORMULA) and any(map(str.isalnum, text)) and not _is_number(text)
-    return f"'{text}" if computed else text
+def _text(value: object) -> str:
+    """Return what stands in a place of the file, numbers in full precision."""
+    if value is None or not isinstance(value, str):
+        return "" if value is None else str(value)
+    text = printable(value)
+    is_formula = text.startswith(FORMULA) and any(map(str.isalnum, text)) and not _is_number(text)
+    return f"'{text}" if is_formula else text
 
 
 def _is_number(text: str) -> bool:
@@ -43,17 +44,13 @@ def _is_number(text: str) -> bool:
 
 
 def render(tables: Sequence[Table]) -> str:
-    """Return all figures of all tables."""
-    return written(
-        COLUMNS,
-        (
-            _line(table, row, column, cell)
-            for table in tables
-            for row in table.rows
-            for column, cell in zip(table.columns, row.cells, strict=True)
-            if table.view != "grid" or cell.of  # what nobody asked for has no line
-        ),
-    )
+    """Return all figures of all tables; a place of a grid that nobody asked for has no line."""
+    lines = []
+    for table in tables:
+        for row in table.rows:
+            cells = zip(table.columns, row.cells, strict=True)
+            lines += [_line(table, row, column, cell) for column, cell in cells if table.view != "grid" or cell.of]
+    return written(COLUMNS, lines)
 
 
 def _line(table: Table, row: Row, column: Column, cell: TableCell) -> list[object]:
