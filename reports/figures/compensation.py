@@ -14,8 +14,8 @@ from reports.figures.figure import Figure
 from reports.figures.quality import called, qualities, subject
 from reports.figures.style import BLACK, axes, legend, look, name
 from reports.metrics import metric
-from reports.tables import grid
-from reports.tables.grid import Gain
+from reports.tables import pivots
+from reports.tables.pivots import Gain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -31,7 +31,7 @@ def figures(blocks: Sequence[TableGroup], samples: Samples) -> list[Figure]:
         gains = [
             (amount(block.ratio, block.ratio_of), gain)
             for block in blocks
-            for gain in grid.gains(column, block, samples)
+            for gain in pivots.gains(column, block, samples)
         ]
         title = (
             f"{subject(column, blocks)} with a compensation, {_beside(column)}; "

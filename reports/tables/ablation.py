@@ -23,8 +23,9 @@ from bench.records.drawn_cells import draws, is_draw
 from bench.records.record import Record, display_name, label, ratio_of, requested_ratio
 from reports import healing_notes, notes
 from reports.blocks import pooled
+from reports.tables.pivots import pivot
 from reports.tables.rows import ReportData, row_of, starred
-from reports.tables.table import Column, Row, Table, TableCell, column, figure, pivot
+from reports.tables.table import Column, Row, Table, TableCell, column, figure
 
 LOOK = {  # fields of the protocol in which cells of one study may differ, as a reader calls them
     "calibration": "calibration",

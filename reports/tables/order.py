@@ -13,7 +13,7 @@ from typing import Any
 from bench.records.columns import texts
 from bench.records.record import Record
 from reports.blocks import TableGroup
-from reports.metrics import MISSING, finite, metric
+from reports.metrics import finite, metric
 from reports.tables.table import Row
 
 Key = tuple[int, float, str]
@@ -34,7 +34,7 @@ def ordered(group: TableGroup, name: str) -> TableGroup:
     def key(place: int) -> Key:
         record, figure = group.records[place], group.rows[place].get(name)
         failed = record.status != "ok"
-        return _key(group.label(place), record.cell["method"], figure, metric(name).better if name else None, failed)
+        return row_key(group.label(place), record.cell["method"], figure, metric(name).better if name else None, failed)
 
     order = sorted(range(len(group.records)), key=key)
     return replace(
@@ -52,30 +52,8 @@ def records(groups: Iterable[TableGroup]) -> list[Record]:
     return list({id(one): one for group in groups for drawn in group.drawn for one in drawn}.values())
 
 
-def by_column(
-    rows: Sequence[Row], names: Sequence[str], better: str | None, how: str, *, last: bool
-) -> tuple[tuple[Row, ...], list[str]]:
-    """Sort rows by their figures in the column that most of them have one in, and say so.
-
-    names  of the columns;  how  it is said what is in one: "the figures at"
-    last   whether of several such columns the last is taken, or the first
-    """
-    counts = [sum(_figure(row, at) is not None for row in rows) for at in range(len(names))]
-    at = max(range(len(names)), key=lambda number: (counts[number], number if last else -number))
-
-    def key(row: Row) -> Key:
-        failed = row.failure is not None or (_figure(row, at) is None and row.cells[at].text != MISSING)
-        return _key(row.label, row.method, _figure(row, at), better, failed)
-
-    return tuple(sorted(rows, key=key)), _said(rows, f"{how} {names[at]}", better, "rows")
-
-
-def _figure(row: Row, at: int) -> float | None:
-    value = row.cells[at].value
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _key(label: str, method: str, figure: Any, better: str | None, failed: bool) -> Key:
+def row_key(label: str, method: str, figure: Any, better: str | None, failed: bool) -> Key:
+    """Return what a row is sorted by."""
     if method == "dense":
         return 0, 0.0, ""
     if failed or figure is None or math.isnan(figure):
@@ -86,9 +64,10 @@ def _key(label: str, method: str, figure: Any, better: str | None, failed: bool)
 def said(group: TableGroup, name: str, where: str = "rows") -> list[str]:
     """Say by which column of the frame the rows of a group are sorted, where there are several."""
     rows = [Row(group.label(place), record.cell["method"], None) for place, record in enumerate(group.records)]
-    return _said(rows, metric(name).label, metric(name).better, where) if name else []
+    return sorting_note(rows, metric(name).label, metric(name).better, where) if name else []
 
 
-def _said(rows: Sequence[Row], by: str, better: str | None, where: str) -> list[str]:
+def sorting_note(rows: Sequence[Row], by: str, better: str | None, where: str = "rows") -> list[str]:
+    """Return the sentence that says how rows are sorted, where there are several."""
     several = sum(row.method != "dense" for row in rows) > 1
     return [f"{where} are sorted by {by}, the {'highest' if better == 'higher' else 'lowest'} first."] * several

@@ -1,7 +1,6 @@
 """What a table is before it is written down: columns, and rows of cells with their raw figures and marks.
 
-Every table of the suite is a `Table`; reports.formats writes it for a terminal, as Markdown, LaTeX, HTML and CSV. Cells
-that each say where they stand, such as methods by ratios, become one by `pivot`.
+Every table of the suite is a `Table`; reports.formats writes it for a terminal, as Markdown, LaTeX, HTML and CSV.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from methods.errors import UserError
 from reports.metrics import MISSING, metric, shown
 
 SIGNS = {"differs": "†", "guess": "‡"}  # of marks that stand behind a figure
@@ -193,30 +191,6 @@ def words(name: str, label: str | None = None) -> Column:
 def text(value: str | None) -> TableCell:
     """Make a cell of words, '-' where there are none."""
     return TableCell(value or MISSING, value=value)
-
-
-def pivot(
-    cells: Iterable[tuple[Row, Column, TableCell]], columns: Sequence[Column] = ()
-) -> tuple[tuple[Column, ...], tuple[Row, ...]]:
-    """Return the columns and the filled rows of a grid from cells, each with its column and its row without cells.
-
-    Both stand in the order in which they first occur, behind those of `columns`. A place without a cell holds '-'.
-    Raises UserError where two cells have one place. pandas.pivot_table would need the cells split into numbers and
-    texts.
-    """
-    found = list(cells)
-    heads = tuple(dict.fromkeys([*columns, *(column for _, column, _ in found)]))
-    lines: dict[Row, dict[Column, TableCell]] = {}
-    for row, column, cell in found:
-        line = lines.setdefault(row, {})
-        if column in line:
-            raise UserError(
-                f"two cells are called {row.label!r} in the column {column.label!r}, of which a table would show one "
-                "alone; report the runs that they are of apart"
-            )
-        line[column] = cell
-    rows = (replace(row, cells=tuple(line.get(head, TableCell()) for head in heads)) for row, line in lines.items())
-    return heads, tuple(rows)
 
 
 def with_best_marked(

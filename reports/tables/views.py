@@ -19,7 +19,7 @@ records -> frame -> groups of cells (one per setup and ratio, the dense model on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -31,15 +31,15 @@ from bench.records.served import ServedRecord
 from methods.errors import UserError
 from reports import notes
 from reports.blocks import TableGroup
-from reports.tables import ablation, cost, grid, order, seeds, signal
+from reports.tables import ablation, cost, order, pivots, seeds, signal
 from reports.tables.models import view as models
-from reports.tables.rows import COST, ReportData, compared, kind, of_group, ratio_word, starred
+from reports.tables.pivots import SUMMARY
+from reports.tables.rows import COST, ReportData, compared, of_group
 from reports.tables.speed import served as served_models
 from reports.tables.speed import view as speed
-from reports.tables.table import Column, Row, Table, TableCell, column, pivot
+from reports.tables.table import Column, Table, column
 from reports.text import file_names
 
-SUMMARY = ("average", "kept", "answer_bpb", "prefill_speed", "decode_speed", "prune_seconds")
 CHECKS = ("agreement", "copying", "counting", "repetition", "distinct_2")
 BRIEF = (
     "task_",
@@ -160,52 +160,11 @@ def _by_group(
     return tables
 
 
-def _by_ratio(data: ReportData) -> list[Table]:
-    """Return for each setup a table per measure; the dense model's figure is repeated in each column."""
-    tables = []
-    for groups in data.setups:
-        everything = [record for group in groups for record in chain(*group.drawn)]
-        rows = [row for group in groups for each in group.each for row in each]
-        for name in [*(f"perplexity_{name}" for name in texts(everything)), "kl", *SUMMARY]:
-            if any(row.get(name) is not None for group in groups for row in group.rows):
-                footnotes = notes.protocol(everything, rows, (kind(name),))
-                tables.append(_of_measure(column(name), groups, data, footnotes))
-    return tables
-
-
-def _of_measure(measure: Column, groups: Sequence[TableGroup], data: ReportData, footnotes: Sequence[str]) -> Table:
-    """Return methods by ratios. A cell that missed its ratio has a star, one without figures says why."""
-    cells, said, records = [], dict[str, None](), list[Record]()
-    for group in groups:
-        records += chain(*group.drawn)
-        rows, tests = compared(group, [measure], data)
-        dense = all(record.cell["method"] == "dense" for record in group.records)
-        asked = group.ratio, group.ratio_of
-        head = replace(measure, label="dense" if dense else ratio_word(group), unit="", better=None, asked=asked)
-        for row, figures in zip(rows, group.rows, strict=True):
-            cell = row.cells[0] if row.failure is None else TableCell(row.failure)
-            cells.append((Row(row.label, row.method, None), head, starred(cell, figures)))
-        said |= dict.fromkeys([*_exceptions(group, measure), *tests])
-    columns, lines = pivot(cells)
-    lines, sorting = order.by_column(lines, [one.label for one in columns], measure.better, "the figures at", last=True)
-    footnotes = [*footnotes, *sorting]
-    name, title = f"by-ratio-{measure.name}", f"{measure.head}, by ratio"
-    table = of_group("by-ratio", groups[0], columns, lines, footnotes, name=name, title=title, said=list(said))
-    return replace(table, conditions=(*notes.conditions(records), *groups[0].apart))
-
-
-def _exceptions(group: TableGroup, measure: Column) -> Iterator[str]:
-    """Yield what must be said of a ratio's cells in a table of one measure, with the ratio."""
-    stages = [stage for stage in STAGES if measure.name == f"{stage}_speed"]
-    for sentence in notes.exceptions(group.spoken_of(), stages, group.beside):
-        yield sentence if group.ratio is None else f"at {ratio_word(group)}: {sentence}"
-
-
 VIEWS: dict[str, Callable[[ReportData], list[Table]]] = {
     "main": _main,
     "per-task": _per_task,
-    "by-ratio": _by_ratio,
-    "grid": grid.tables,
+    "by-ratio": pivots.by_ratio,
+    "grid": pivots.compensation_grids,
     "speed": speed.tables,
     "cost": cost.cost,
     "decisions": cost.decisions,

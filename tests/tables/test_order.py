@@ -7,7 +7,7 @@ from made_records import DENSE, LACO, MENDED, changed, failed
 
 from bench.records.record import Record
 from reports.report import csv
-from reports.tables import order
+from reports.tables.pivots import sort_rows
 from reports.tables.table import Row, TableCell
 from reports.tables.views import view
 
@@ -80,7 +80,7 @@ def test_rows_without_a_figure_follow_and_failed_ones_are_last(better, expected)
     values = {"f": TableCell("out of memory"), "d": TableCell(), "a": TableCell("2", value=2.0)}
     values |= {"c": TableCell("2", value=2.0), "b": TableCell("1", value=1.0)}
     rows = [Row(label, label, None, (TableCell(), cell)) for label, cell in values.items()]
-    found, said = order.by_column(rows, ["first", "second"], better, "the figures at", last=False)
+    found, said = sort_rows(rows, ["first", "second"], better, "the figures at", last=False)
     assert "".join(row.label for row in found) == expected
     assert said == [f"rows are sorted by the figures at second, the {better[:-2]}est first."]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from methods.errors import UserError
-from reports.tables.table import Column, Row, TableCell, pivot
+from reports.tables.pivots import pivot
+from reports.tables.table import Column, Row, TableCell
 
 LACO, FLAP = Row("laco", "laco", 0.2), Row("flap", "flap", 0.2)
 LOW, HIGH = Column("kl", "0.1"), Column("kl", "0.3")

@@ -62,7 +62,7 @@ from reports.page.page import page
 from reports.removed import ranges, remaining
 from reports.report import csv
 from reports.report import markdown as report_markdown
-from reports.tables.grid import gains
+from reports.tables.pivots import gains
 from reports.tables.table import Column, Row, Table, TableCell, legend, with_best_marked
 from reports.tables.views import VIEWS, view, views
 from reports.text import file_names, width

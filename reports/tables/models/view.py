@@ -33,8 +33,9 @@ from reports.tables.models.changes import (
     shared_ratios,
     written_scale,
 )
+from reports.tables.pivots import pivot
 from reports.tables.rows import ReportData, starred
-from reports.tables.table import ARROWS, Column, Row, Table, TableCell, pivot, text, with_best_marked
+from reports.tables.table import ARROWS, Column, Row, Table, TableCell, text, with_best_marked
 
 TIMES = Metric(
     "times the dense model's", "", lambda one, beside: perplexity(one, max(one, beside)), "lower", "interval"
