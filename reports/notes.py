@@ -11,14 +11,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from itertools import chain
 from typing import Any
 
-from bench.records.columns import missed, texts
-from bench.records.comparability import dense_peer, other_versions
+from bench.records.columns import texts
 from bench.records.drawn_cells import draws
 from bench.records.record import Record, amount, is_accuracy, label, ratio_of, requested_ratio
 from bench.records.windows import in_a_row
 from methods.counted import QUANTITIES
 from reports import doubts, healing_notes, speed_notes
 from reports.blocks import draws_apart, name_beside, seeds_named, seeds_of
+from reports.doubts import Doubt
 from reports.metrics import METRICS, binary, metric, short, shown
 
 Row = Mapping[str, Any]
@@ -106,38 +106,17 @@ def exceptions(records: Sequence[Record], stages: Collection[str] = (), beside: 
     stages  of generation, whose speed the table shows: what is in doubt about it is said too
     beside  from which a name has to tell a cell, as that of its row does; the records themselves where it is empty
     """
+    differing = dict[str, None]()
     for record, which in zip(records, draws_apart(records), strict=True):
         name = name_beside(record, beside or records) + which
         if record.status != "ok":
             yield f"{name}: {status(record)}: {reason(record.error or '')}"
-        elif missed(record):
-            yield f"* {name} misses the {_missed(record)}."
-        yield from doubts.of_cell(record, name)
-        if stages:
-            yield from speed_notes.doubts(record, stages, name)
-    yield from dict.fromkeys(_versions(records))
-
-
-def _missed(record: Record) -> str:
-    """Say 'ratio: requested 30.0 %, budget 28.9 %, achieved 28.1 %', or of a budget how much of its quantity stays."""
-    show, measured, of = METRICS["ratio"].show, record.measured, ratio_of(record.cell)
-    requested = requested_ratio(record)
-    if asked := measured.get("budget"):
-        allowed = "" if requested is None else f"requested {show(1 - requested)}, "
-        return f"budget: {allowed}budget {show(asked['share'])} of {QUANTITIES[of]}, achieved {show(asked['stays'])}"
-    counted = "" if of == "all" else f" of the {of}"
-    allowed = "" if requested is None else f"requested {show(requested)}{counted}, "
-    return f"ratio: {allowed}budget {show(measured['ratio_budget'])}, achieved {show(measured['ratio'])}"
-
-
-def _versions(records: Sequence[Record]) -> Iterator[str]:
-    """Yield which cells were measured with other packages than the dense model that they stand beside."""
-    for record, which in zip(records, draws_apart(records), strict=True):
-        versions = other_versions(record, dense_peer(record, records))
-        others = [f"{name} {here}, not {there}" for name, (here, there) in versions.items()]
-        if others:
-            name = name_beside(record, records) + which
-            yield f"{name}: measured with other versions than the dense model: {', '.join(others)}."
+        for doubt in doubts.doubts_of_cell(record, name, stages):
+            yield doubt.sentence
+        if versions := doubts.differing_versions(record, records):
+            doubt = Doubt(doubts.OTHER_VERSIONS, name_beside(record, records) + which, {"versions": versions})
+            differing[doubt.sentence] = None
+    yield from differing
 
 
 def status(record: Record) -> str:

@@ -1,31 +1,16 @@
-"""How speed was measured, and what is in doubt about it, in words: what stands under a table."""
+"""How speed was measured, in words: what stands under a table."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from bench.records.columns import STAGES, timed
-from bench.records.record import Record, label
-from reports.metrics import METRICS, binary
+from bench.records.record import Record
+from reports.metrics import binary
 
-COMPLAINTS = {  # flags of what was timed, see bench.records.schema.speed
-    "noisy": "single calls vary much",
-    "not_warm": "the calls before the first that counts had not become steady",
-    "clocks_disagree": "the clocks disagree",
-    "slowed": "heat or power held the GPU's clocks down",
-    "launch_bound": "the host launches kernels more slowly than the GPU runs them, which captured steps show",
-    "low_bandwidth": "less than 40 % of the GPU's bandwidth and of its matrix rate are used",
-    "low_matrix_rate": "less than 40 % of the GPU's matrix rate are used: launches, or small matrices, take the time",
-    "in_blocks": "both models do not fit together, so that one was timed after the other",
-}
 CAPTURED = ", each step captured once and replayed"
-MACHINE = {
-    "busy": "timed while other work took {other_cores:.1f} cores and {stolen_cores:.1f} were withheld.",
-    "shared_gpu": "timed while {other_gpu_processes} other processes used the GPU.",
-    "slowed": "timed while the machine was slowed down, for heat, power or a limit of processor time.",
-}
 
 
 def protocol(record: Record) -> Iterator[str]:
@@ -97,51 +82,3 @@ def _rate(point: dict[str, Any], name: str) -> float:
 
 def _timed(points: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     return [point for point in points if f"{name}_ms" in point]
-
-
-def doubts(record: Record, stages: Collection[str] = tuple(STAGES), name: str = "") -> Iterator[str]:
-    """Yield why the speed of a cell at some stages of generation is missing or should be taken with care.
-
-    name  what the cell is called, by default its label
-    """
-    name, found = name or label(record.cell), record.measured.get("speed", {})
-    if "failed" in found:
-        yield f"{name}: speed: {found['failed']}"
-    points = [point for point in found.get("points", []) if point["kind"] in stages]
-    for failure in dict.fromkeys(point["failed"] for point in points if "failed" in point):
-        yield f"{name}: speed: {failure}"
-    if alone := [f"{point['kind']} at batch {point['batch']}" for point in points if _is_alone(point)]:
-        yield (
-            f"{name}: timed alone, since the dense model had no room, so that there is no speed-up; 'by work' is what "
-            f"the removed work alone would bring: {', '.join(dict.fromkeys(alone))}."
-        )
-    for flag, complaint in COMPLAINTS.items():
-        flagged = [_point(point, flag) for point in points if flag in point.get("flags", ())]
-        if flagged:
-            yield f"{name}: {complaint}: {', '.join(dict.fromkeys(flagged))}."
-    machine = found.get("machine", {})
-    for flag in machine.get("flags", ()):
-        yield f"{name}: {MACHINE[flag].format(**machine)}"
-
-
-def of_latencies(about: dict[str, Any]) -> Iterator[str]:
-    """Yield why a table of latencies should be taken with care, by what it says of how it was measured."""
-    copies = about.get("copies", ())
-    flags = [flag for copy in copies for flag in copy.get("flags", ())]
-    for flag in dict.fromkeys(flags):
-        yield f"{flags.count(flag)} of {len(copies)} copies: {COMPLAINTS[flag]}."
-    machine = about.get("machine", {})
-    for flag in machine.get("flags", ()):
-        yield f"The copies were {MACHINE[flag].format(**machine)}"
-
-
-def _is_alone(point: dict[str, Any]) -> bool:
-    return "dense" in point.get("out_of_memory", ()) and "pruned_ms" in point
-
-
-def _point(point: dict[str, Any], flag: str) -> str:
-    """Say 'decode at batch 8', and where a timing is noisy by how much the less steady model varies."""
-    spread = max((value for name, value in point.items() if name.endswith("_cv")), default=0.0)
-    beside = f" (± {METRICS['kept'].show(spread)})" if flag == "noisy" else ""
-    mode = f", {point['mode']}" if "mode" in point and point["kind"] == "decode" else ""
-    return f"{point['kind']} at batch {point['batch']}{mode}{beside}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from reports import speed_notes
+from reports import doubts
 from reports.metrics import METRICS
 from reports.tables.table import Column, Row, Table, TableCell
 
@@ -47,7 +47,7 @@ def _how_well_known(about: dict[str, Any]) -> Iterator[str]:
         f"What a step of a copy takes, as a share of the model's, has a 95 % interval, which of {len(about['copies'])} "
         f"copies reaches {METRICS['ratio'].show(widest)} of it to a side at most."
     )
-    yield from speed_notes.of_latencies(about)
+    yield from doubts.doubts_of_latencies(about)
 
 
 def _row(part: str, size: float | None, ms: float, whole: float) -> Row:

@@ -15,6 +15,7 @@ from bench.records.comparability import dense_peer
 from bench.records.record import Record, display_name
 from reports import notes, speed_notes
 from reports.blocks import draws_apart, named_beside
+from reports.doubts import doubts_of_speed
 from reports.metrics import METRICS, MISSING, binary, significant
 from reports.tables import order
 from reports.tables.rows import ReportData, removed, row_of
@@ -104,7 +105,8 @@ def tables(data: ReportData) -> list[Table]:
 def _exceptions(record: Record, name: str) -> Iterator[str]:
     """Yield what is in doubt, and why there are no figures."""
     if record.status == "ok":
-        yield from speed_notes.doubts(record, name=name)
+        for doubt in doubts_of_speed(record, name):
+            yield doubt.sentence
     else:
         yield f"{name}: {notes.status(record)}: {notes.reason(record.error or '')}"
 
