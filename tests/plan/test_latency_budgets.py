@@ -159,7 +159,7 @@ def test_what_is_in_doubt_about_a_table_stays_with_it_and_is_shown(model_folder,
     assert "The copies were timed while other work took 1.0 cores and 0.0 were withheld." in shown
     assert any("95 % interval" in line and "2.0 %" in line for line in shown)
     six = measured(6 * PER_LAYER, (50.0, 60.0, 70.0), [0.4] * 5, 60.0)
-    record = ok("flap", 0.2, six | {"budget": {"of": "latency", "stays": 0.8}}, ratio_of="latency")
+    record = ok("flap", 0.2, six | {"budget": {"of": "latency", "share": 0.8, "stays": 0.8}}, ratio_of="latency")
     record.cell["latency"] = found
     in_doubt = [doubt for doubt in doubts.doubts_of_cell(record, "flap") if doubt.flag == doubts.LATENCY_TABLE]
     assert [doubt.sentence for doubt in in_doubt] == [
