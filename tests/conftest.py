@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import sys
@@ -22,6 +23,7 @@ from hypothesis import HealthCheck, settings
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import methods
+from bench.system.worker import Worker
 from methods.model.calibration import Calibration
 from methods.registry import PLUGIN, REGISTRY
 
@@ -258,6 +260,14 @@ def _conversions_are_of_the_tests(tmp_path_factory):
     """Keep what tests convert out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.data.converted.place", lambda: tmp_path_factory.getbasetemp() / "converted")
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _processes_of_other_machines_are_forked():
+    """Fork what stands for another machine's process from this one's server: torch is imported once, for 6 s."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.engines.workplace.Worker", functools.partial(Worker, imported=("bench.run.job",)))
         yield
 
 
