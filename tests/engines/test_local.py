@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,6 +34,11 @@ from bench.run import runner
 from methods.errors import UserError
 
 ROOT = Path(__file__).parents[2]
+
+
+def session(work: Callable, variables: list[dict[str, str]]) -> LocalSession:
+    """A session as a run on a CPU has it: its processes are forked from one that has imported."""
+    return LocalSession(work, variables, fresh=False, imported=(runner.job.__name__,))
 
 
 def environments_of(folder: Path) -> list[dict]:
@@ -82,7 +88,7 @@ import {runner.job.__name__}
 
 
 def test_a_process_that_dies_is_the_outcome_of_its_job_and_the_other_slot_goes_on(tmp_path):
-    with LocalSession(dies, environments(2, "cpu", []), fresh=False) as engine:
+    with session(dies, environments(2, "cpu", [])) as engine:
         engine.submit(job("beside", seconds=0.0, folder=str(tmp_path / "go on")))
         engine.submit(job("dead"))
         dead = engine.next_result()
@@ -163,7 +169,7 @@ def test_every_slot_has_a_gpu_of_its_own_and_cells_of_the_cpu_see_none(monkeypat
     monkeypatch.delenv(VISIBLE)
     assert visible(2) == ["0", "1"]
     assert [threads_of(2, 8, None), threads_of(16, 8, None), threads_of(2, 8, 8)] == [4, 1, 8]
-    with LocalSession(naps, environments(2, "cuda", ["4", "7"]), fresh=False) as engine:
+    with session(naps, environments(2, "cuda", ["4", "7"])) as engine:
         for key in ("a", "b"):
             engine.submit(job(key, seconds=0.2))
         assert {engine.next_result().found["gpus"] for _ in range(2)} == {"4", "7"}
@@ -193,7 +199,7 @@ def test_slots_on_gpus_of_several_kinds_time_no_cells(engine, timed, refused_wit
 
 
 def test_nothing_works_beside_a_cell_while_it_is_timed():
-    with LocalSession(naps, environments(3, "cpu", []), fresh=False) as engine:
+    with session(naps, environments(3, "cpu", [])) as engine:
         engine.submit(job("long", seconds=1.0))
         for key in ("timed", "timed too"):
             engine.submit(job(key, seconds=0.0, timed=True))
@@ -207,7 +213,7 @@ def test_nothing_works_beside_a_cell_while_it_is_timed():
 
 
 def test_a_cell_that_dies_while_others_wait_to_be_timed_lets_them_go_on():
-    with LocalSession(dies, environments(2, "cpu", []), fresh=False) as engine:
+    with session(dies, environments(2, "cpu", [])) as engine:
         engine.submit(job("timed", seconds=0.0, timed=True))
         engine.submit(job("dead"))
         found = {result.key: result.found["status"] for result in (engine.next_result() for _ in range(2))}
@@ -215,7 +221,7 @@ def test_a_cell_that_dies_while_others_wait_to_be_timed_lets_them_go_on():
 
 
 def test_waiting_to_be_timed_counts_for_no_limit():
-    with LocalSession(naps, environments(2, "cpu", []), fresh=False) as engine:
+    with session(naps, environments(2, "cpu", [])) as engine:
         for key in ("a", "b"):  # the processes start
             engine.submit(job(key, seconds=0.0))
         assert {engine.next_result().found["status"] for _ in range(2)} == {"ok"}
@@ -228,7 +234,7 @@ def test_waiting_to_be_timed_counts_for_no_limit():
 
 def test_a_mistake_that_is_no_cells_alone_ends_every_slot():
     refused_alike, two = pytest.raises(UserError, match="there is no such text"), environments(2, "cpu", [])
-    with refused_alike, LocalSession(refuses, two, fresh=False) as engine:
+    with refused_alike, session(refuses, two) as engine:
         engine.submit(job("a", seconds=0.0))
         running = engine.next_result().found["pid"]
         engine.submit(job("b", seconds=600.0))

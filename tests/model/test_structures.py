@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import EVERY_FAMILY, FAMILIES, LATER, tiny
+from conftest import ALIKE, EVERY_FAMILY, FAMILIES, LATER, tiny
 
 from methods.model.decoder import Decoder
 from methods.model.sizes import kv_bytes_per_token, parameters
@@ -158,7 +158,11 @@ BLOCKS = {
     "all attentions": attentions,
     "all mlps": lambda model: sublayers_of(model, "mlp"),
 }
-PLACES = [(family, blocks) for family in FAMILIES for blocks in BLOCKS] + [(its, "some of each") for its in LATER]
+PLACES = [
+    pytest.param(family, blocks, marks=[pytest.mark.nightly] if family in ALIKE else [])
+    for family in FAMILIES
+    for blocks in BLOCKS
+] + [pytest.param(family, "some of each") for family in LATER]
 
 
 def without(family: str, blocks: str) -> Decoder:
