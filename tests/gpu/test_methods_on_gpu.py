@@ -61,9 +61,14 @@ PLAIN = EVERY[: len(METHODS) + len(COMPENSATED)]
 WITHOUT_LONG = [
     pytest.param(*each, marks=[pytest.mark.nightly] if each[1] in LONG or each not in PLAIN else []) for each in EVERY
 ]
-# Layers on two GPUs, and layers that visit one, take all that float32 on one GPU takes.
-ON_ONE = [(*each, torch.bfloat16) for each in EVERY]
+# Layers on two GPUs, and layers that visit one, take all that one GPU takes: that one has the rest, and at night all.
+ON_ONE = [
+    pytest.param(*each, torch.bfloat16, marks=[] if each[1] in LONG or each not in PLAIN else [pytest.mark.nightly])
+    for each in EVERY
+]
 ON_ONE += [pytest.param(*each, torch.float32, marks=pytest.mark.nightly) for each in EVERY]
+WHEREVER = [pytest.param(*cell.values, torch.bfloat16, marks=cell.marks) for cell in WITHOUT_LONG]
+WHEREVER += [pytest.param(*cell.values, torch.float32, marks=pytest.mark.nightly) for cell in WITHOUT_LONG]
 
 
 @pytest.mark.parametrize(("family", "name", "settings", "dtype"), ON_ONE)
@@ -77,17 +82,17 @@ def test_a_method_decides_on_a_gpu_what_it_decides_on_the_cpu(family, name, sett
     assert torch.equal(found, logits)
 
 
-@pytest.mark.parametrize(("family", "name", "settings"), WITHOUT_LONG)
-def test_a_method_decides_wherever_layers_lie_what_it_decides_on_the_cpu(family, name, settings, tmp_path):
+@pytest.mark.parametrize(("family", "name", "settings", "dtype"), WHEREVER)
+def test_a_method_decides_wherever_layers_lie_what_it_decides_on_the_cpu(family, name, settings, dtype, tmp_path):
     """On two GPUs, and in files from where they visit one."""
-    expected, logits = pruned(name, model_of(family), settings)
+    expected, logits = pruned(name, model_of(family, dtype), settings)
     with EmulatedGpus(count=2) as gpus:
-        decided, found = pruned(name, spread(model_of(family)), settings)
+        decided, found = pruned(name, spread(model_of(family, dtype)), settings)
         assert all(memory.now for memory in gpus.memories)
     assert decided == expected
     assert torch.equal(found, logits)
     with EmulatedGpus():
-        decoder = Decoder(model_of(family), LayerStore(tmp_path, CUDA))
+        decoder = Decoder(model_of(family, dtype), LayerStore(tmp_path, CUDA))
         assert devices_of(decoder) == ({torch.device("cpu")}, {CUDA})
         decided = methods.make(name, settings).prune(decoder, CALIBRATION, 0.3)
         assert devices_of(decoder) == ({torch.device("cpu")}, {CUDA})
