@@ -10,7 +10,7 @@ import ast
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +26,7 @@ HEADINGS = r"(Departures from (?:the authors' code|the paper)|Cost|Families|Meas
 class MethodPage:
     """A module of methods/ with the cards of the methods or compensations that it registers."""
 
-    def __init__(self, module: str, cards: list[Card], plus: str) -> None:
+    def __init__(self, module: str, cards: Sequence[Card], plus: str) -> None:
         self.folder, _, self.stem = module.rpartition(".")
         self.cards, self.plus = cards, plus
         self.path = f"methods/{module.replace('.', '/')}.py"
@@ -117,7 +117,10 @@ class MethodPage:
 
 def method_pages() -> Iterator[MethodPage]:
     """Yield one page for each module that registers methods or compensations, in the order of lists."""
-    kinds = (registry.BUILT_IN, "register", ""), (registry.COMPENSATIONS, "compensation", "+")
+    kinds = (
+        (registry.find_method_modules(), "register", ""),
+        (registry.find_compensation_modules(), "compensation", "+"),
+    )
     for modules, decorator, plus in kinds:
         for module in modules:
             if module != "dense":

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from methods.base import REGISTRY, Pruner, register
+from methods.base import REGISTRY, Holds, Look, Pruner, RandomPruner, WidthPruner, register
 from methods.errors import OutOfReach, Unsupported, UserError
 from methods.listed.cards import catalogue, compensations
 from methods.registry import (
@@ -45,10 +45,14 @@ __all__ = [
     "REGISTRY",
     "Calibration",
     "Decoder",
+    "Holds",
+    "Look",
     "OutOfReach",
     "Pruner",
+    "RandomPruner",
     "Unsupported",
     "UserError",
+    "WidthPruner",
     "catalogue",
     "compensations",
     "current_names",

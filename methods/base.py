@@ -1,57 +1,151 @@
-"""The interface that every method has, and the registry that it enters."""
+"""The base class of methods, what it says of the memory and the look of one, and the registry that methods enter.
+
+Every attribute has a default, so that a method states what is special about it and nothing else. Lists read the
+attributes from the text of the sources (methods/listed/cards.py), where they are literals.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from methods.model.calibration import Calibration
 
 if TYPE_CHECKING:
+    from methods.counted import Budget
     from methods.model.decoder import Decoder
 
+Looks = Literal["nothing", "calibration", "gradients"]
+Reuses = Literal["", "removals", "statistics"]
 
-class Pruner(Protocol):
-    """Is a frozen dataclass whose fields are the method's hyperparameters."""
 
-    name: ClassVar[str]
+@dataclass(frozen=True)
+class Look:
+    """Says how a method is drawn; reports.figures.style knows the names of colours and lines."""
+
+    colour: str
+    line: str
+    marker: str
+
+
+@dataclass(frozen=True)
+class Holds:
+    """Memory that pruning takes beside the dense weights, in multiples of sizes that every model has."""
+
+    states: float = 0.0  # the states of all calibration tokens in front of one layer
+    all_layers: float = 0.0  # the same, in front of every layer
+    layers: float = 0.0  # the weights of a layer, as copies or gradients in float32
+    squares: float = 0.0  # a float64 matrix of the widest input of a layer, max(D, I) squared
+    logits: float = 0.0  # the float32 logits of 128 tokens
+    models: float = 0.0  # the weights of all layers that are left, as copies
+    parks: bool = False  # whether states that exceed the calibration's memory wait on the host, beside a GPU
+
+
+@dataclass(frozen=True)
+class Pruner(ABC):
+    """A pruning method. A subclass is a frozen dataclass whose fields are its parameters; it states what is special."""
+
+    name: ClassVar[str] = ""  # set by @register
+
+    # What it needs, and what that takes: read by --plan, by the placement of weights, by `list methods`.
+    looks_at: ClassVar[Looks] = "calibration"
+    cost: ClassVar[str] = "1 forward"  # in words; empty where it looks at nothing
+    solves: ClassVar[float] = 0.0  # float64 products of matrices as wide as the MLP, for each layer
+    reuses: ClassVar[Reuses] = ""  # of a cell at another ratio: its removals, or its statistics of the dense model
+
+    # What it cuts.
+    takes_ratio: ClassVar[bool] = True  # False: the parameters alone decide, as in drop:layers=20-24
+    takes_budget: ClassVar[bool] = False  # True: prune_to meets macs=0.8 by itself; else a ratio is searched for
+    only_cuts: ClassVar[bool] = False  # whether its decisions name all that it changes
+    axes: ClassVar[tuple[str, ...]] = ("layers",)  # of layers, heads, channels, experts, residual
+    leaves: ClassVar[tuple[str, ...]] = ("layers",)  # shapes of its models, by the names of bench.export.formats
+
+    # What lists, figures, the doctor and the tests take from it.
+    paper_ratio: ClassVar[str] = ""  # what the ratio of its paper is a share of
+    look: ClassVar[Look | None] = None  # None: one that follows from the name
+    tiny: ClassVar[str] = ""  # parameters with which it prunes a model of six layers within a second: "C=3,I=1"
+    revision: ClassVar[int] = 1  # raised by every change that alters a decision: earlier records are old then
 
     @property
     def fixed(self) -> bool:
-        """Say whether the parameters alone decide what goes, so that no ratio is asked for (`drop:layers=20-24`)."""
+        """Return whether these parameters alone decide what goes, so that no ratio is asked for."""
+        return not self.takes_ratio
 
+    @property
+    def uneven_because(self) -> str:
+        """Return why stock transformers cannot load its models: "it removes whole attentions". Empty where it can."""
+        return ""
+
+    @property
+    def holds(self) -> Holds:
+        """Return what memory pruning takes beside the dense weights."""
+        return Holds() if self.looks_at == "nothing" else Holds(states=1)
+
+    @property
+    def alone(self) -> Pruner:
+        """Return the method itself, without the compensation that follows it."""
+        return self
+
+    def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        """Return how many forwards over `tokens` calibration tokens pruning costs.
+
+        `removed` is the budget in layers, of `layers`. A backward pass counts as two forwards.
+        """
+        return {"nothing": 0.0, "calibration": 1.0, "gradients": 3.0}[self.looks_at]
+
+    @abstractmethod
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
-        """Return what the ratio turns into (layers to remove, slice width, ...), from shapes alone.
+        """Return what the ratio turns into, such as {"layers": 8}, from shapes alone.
 
-        Works on a model without weights, so that a request is refused before any work.
-        Raises Unsupported for a structure, OutOfReach for a ratio, that the method cannot serve.
+        The model may be without weights, so that a request is refused before any work. Raises Unsupported for a
+        structure, OutOfReach for a ratio, that the method cannot serve.
         """
 
+    @abstractmethod
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
-        """Remove `ratio` of all parameters of `model`, in place; 0 changes nothing.
+        """Remove `ratio` of all parameters, in place, and return the decisions as plain JSON.
 
-        Returns what was decided, as plain JSON values, which methods.decisions holds to a contract. Raises what `plan`
-        raises.
+        A ratio of 0 changes nothing. methods.decisions holds the decisions to a contract. Raises what `plan` raises.
         """
+
+    def prune_to(self, model: Decoder, calibration: Calibration, budget: Budget) -> dict[str, Any]:
+        """Prune to a budget of bytes, cache, MACs or milliseconds; called where `takes_budget` is set."""
+        raise NotImplementedError(f"{self.name} sets takes_budget and has no prune_to")
+
+
+class RandomPruner(Pruner):
+    """A method that draws at random, with the fields below. Without a seed a run has one cell for each of `draws`."""
+
+    seed: int | None
+    draws: int
+
+
+class WidthPruner(Pruner):
+    """A method with the field below, which cuts as many heads and channels in every layer where that is set."""
+
+    uniform: bool
 
 
 REGISTRY: dict[str, type[Pruner]] = {}
 
-P = TypeVar("P", bound=type)
+P = TypeVar("P", bound=type[Pruner])
 
 
 def register(name: str) -> Callable[[P], P]:
     """Return a class decorator that makes a frozen dataclass available as method `name`."""
 
     def add(cls: P) -> P:
-        if not dataclasses.is_dataclass(cls):
+        if not issubclass(cls, Pruner):
+            raise TypeError(f"a method is a subclass of methods.Pruner; {cls.__name__} is none")
+        if "__dataclass_fields__" not in vars(cls):
             raise TypeError(f"@register goes above @dataclass: {cls.__name__} is not a dataclass")
         known = REGISTRY.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"two methods are called {name!r}: {known.__module__} and {cls.__module__}")
-        cls.name = name  # type: ignore[attr-defined]
-        REGISTRY[name] = cls  # type: ignore[assignment]  # the protocol's `name` was set a line above
+        cls.name = name
+        REGISTRY[name] = cls
         return cls
 
     return add

@@ -29,30 +29,6 @@ QUANTITIES = {  # what a budget may be a share of, and what the share that stays
     "latency": "the milliseconds per token by the table",
 }
 MISSED = 0.005  # of the dense model's quantity: the largest miss of a budget that is not marked (bench.records.columns)
-LAYERS, BLOCKS = "layers, by their number", "attentions and MLPs, by their number"
-IN_PAPERS = {  # what the ratio of a module's paper is a share of
-    "laco": "all parameters",
-    "slicegpt": "the residual width",
-    "llm_pruner": "the heads and channels of the layers that are not protected",
-    "shortgpt": LAYERS,
-    "angular": LAYERS,
-    "shortened_llama": LAYERS,
-    "sleb": LAYERS,
-    "blockpruner": BLOCKS,
-    "finercut": BLOCKS,
-    "evopress": BLOCKS,
-    "llm_drop": BLOCKS,
-    "llm_streamline": LAYERS,
-    "tyr": "the heads and channels",
-    "flap": "the decoder",
-    "wanda_sp": "the decoder",
-    "two_ssp": "the decoder",
-    "minitron_width": "nothing: it names widths",
-    "obs": "the heads and channels",
-    "svd_llm": "the matrices of the layers",
-    "puzzle": "what a budget names",
-    "reap": "the experts of each layer",
-}
 
 
 @dataclass(frozen=True)

@@ -47,11 +47,11 @@ def prune(pruner: Pruner, model: Decoder, calibration: Calibration, asked: float
     given, numbers, layers = outline(model), model.numbers, model.given
     model.number_layers()
     if isinstance(asked, Budget):
-        decided: dict[str, Any] = pruner.prune_to(model, calibration, asked)  # type: ignore[attr-defined]
+        decided: dict[str, Any] = pruner.prune_to(model, calibration, asked)
     else:
         decided = pruner.prune(model, calibration, asked)
     wrong = _no_plain_values(decided) or misfit(decided, given) or _untrue(decided, given, model)
-    if not wrong and getattr(pruner, "only_cuts", False) and parameters(given) != parameters(model):
+    if not wrong and pruner.only_cuts and parameters(given) != parameters(model):
         named, there = parameters(given), parameters(model)
         wrong = f"without what they name {named:,} parameters are left, and the model of `only_cuts` has {there:,}"
     if wrong:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from methods.base import register
+from methods.base import Look, Pruner, register
 from methods.errors import OutOfReach
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
@@ -13,11 +13,14 @@ from methods.model.decoder import Decoder
 
 @register("dense")
 @dataclass(frozen=True)
-class Dense:
+class Dense(Pruner):
     """The model as it is, the baseline of every table."""
 
-    fixed = True
-    needs = "nothing"
+    looks_at = "nothing"
+    cost = ""
+    takes_ratio = False
+    leaves = ()
+    look = Look("black", "dotted", "*")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         if ratio:

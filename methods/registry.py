@@ -2,8 +2,8 @@
 
 `shortgpt+ghost` is a method and a compensation, see methods/compensation/base.py.
 
-To add a method, write its file and put the file's name into BUILT_IN. A method of one's own needs neither: it is found
-in a file named with --plugin, or through the entry-point group "prunebench.methods" of an installed package.
+A method of this package is a file of one of FOLDERS with `@register("name")` in it. A method of one's own is found in a
+file named with --plugin, or through the entry-point group "prunebench.methods" of an installed package.
 """
 
 from __future__ import annotations
@@ -27,42 +27,8 @@ if TYPE_CHECKING:
 
     from methods.compensation.base import Compensation
 
-BUILT_IN = (  # modules of this package, in the order in which lists show their methods
-    "dense",
-    "depth.laco",
-    "depth.laco_ls",
-    "width.slicegpt",
-    "width.llm_pruner",
-    "depth.layer_drop",
-    "depth.magnitude",
-    "depth.shortgpt",
-    "depth.angular",
-    "depth.shortened_llama",
-    "depth.sleb",
-    "depth.blockpruner",
-    "depth.finercut",
-    "search.evopress",
-    "search.tyr",
-    "search.puzzle",
-    "search.laco_puzzle",
-    "depth.llm_drop",
-    "depth.llm_streamline",
-    "width.flap",
-    "width.wanda_sp",
-    "width.two_ssp",
-    "width.minitron_width",
-    "width.obs",
-    "width.svd_llm",
-    "experts.reap",
-)
-COMPENSATIONS = (
-    "compensation.scale",
-    "compensation.linear_patch",
-    "compensation.ghost",
-    "compensation.replaceme",
-    "compensation.refit",
-    "compensation.reinitialize",
-)
+METHODS = Path(__file__).parent
+FOLDERS = ("depth", "width", "search", "experts")  # in the order in which lists show their methods
 ENTRY_POINTS = "prunebench.methods"
 PLUGIN = "prunebench_plugin_"  # begins the name under which a file is imported
 RENAMED = {  # earlier names of parameters, which records hold and users may type, and those of today
@@ -75,12 +41,30 @@ RENAMED = {  # earlier names of parameters, which records hold and users may typ
 T = TypeVar("T")
 
 
+@functools.cache
+def find_method_modules() -> tuple[str, ...]:
+    """Return the modules of this package that register methods: "dense", then folder by folder, by name."""
+    return ("dense", *(module for folder in FOLDERS for module in _registering(folder, "register")))
+
+
+@functools.cache
+def find_compensation_modules() -> tuple[str, ...]:
+    """Return the modules of this package that register compensations, by name."""
+    return _registering("compensation", "compensation")
+
+
+def _registering(folder: str, decorator: str) -> tuple[str, ...]:
+    """Return the modules of a folder whose text has the decorator at the beginning of a line."""
+    paths = sorted((METHODS / folder).glob("*.py"))
+    return tuple(f"{folder}.{path.stem}" for path in paths if f"\n@{decorator}(" in path.read_text(encoding="utf-8"))
+
+
 def load(plugins: Iterable[str] = ()) -> dict[str, type[Pruner]]:
     """Import every method: the built-in ones, those of installed packages, and those in the files `plugins`.
 
     Raises ValueError, with the file's name, when one cannot be imported or registers nothing.
     """
-    for name in BUILT_IN:
+    for name in find_method_modules():
         importlib.import_module(f"methods.{name}")
     for point in _entry_points():
         _load_point(point)
@@ -166,13 +150,13 @@ def make(name: str, given: Mapping[str, Any] | None = None) -> Pruner:
     theirs = {key: value for key, value in given.items() if key not in ours}
     pruner = _made("method", load(), method, theirs, "")
     mend = _made("compensation", _load_compensations(), mending, ours, prefix)
-    return CompensatedPruner(pruner, mend)  # type: ignore[return-value]  # its name follows from its parts
+    return CompensatedPruner(pruner, mend)
 
 
 def current_names(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters `given` of method `name`, those with an earlier name (RENAMED) under the one of today."""
     kind = load().get(name.partition("+")[0])
-    fields = {field.name for field in dataclasses.fields(kind)} if kind else set()  # type: ignore[arg-type]
+    fields = {field.name for field in dataclasses.fields(kind)} if kind else set()
     return {
         RENAMED[key] if key not in fields and RENAMED.get(key) in fields else key: value for key, value in given.items()
     }
@@ -189,9 +173,9 @@ def hyperparameters(pruner: Pruner) -> dict[str, Any]:
     from methods.compensation.base import CompensatedPruner
 
     if not isinstance(pruner, CompensatedPruner):
-        return dataclasses.asdict(pruner)  # type: ignore[call-overload]  # a Pruner is a dataclass
+        return dataclasses.asdict(pruner)
     mend = pruner.compensation
-    ours = dataclasses.asdict(mend)  # type: ignore[call-overload]
+    ours = dataclasses.asdict(mend)
     return hyperparameters(pruner.pruner) | {f"{mend.name}.{key}": value for key, value in ours.items()}
 
 
@@ -210,7 +194,7 @@ def modules(name: str) -> list[str]:
 
 
 def _load_compensations() -> dict[str, type[Compensation]]:
-    for name in COMPENSATIONS:
+    for name in find_compensation_modules():
         importlib.import_module(f"methods.{name}")
     from methods.compensation.base import REGISTRY as known
 

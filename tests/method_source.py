@@ -12,7 +12,7 @@ SHORTGPT = "return make('shortgpt').prune(model, calibration, ratio)"
 
 def method_source(name: str, *lines: str) -> str:
     """Return the text of a method's class; `lines` are the body of its `prune`."""
-    kind = f"@register({name!r})\n@dataclass(frozen=True)\nclass {name.title()}:\n    fixed = False\n"
+    kind = f"@register({name!r})\n@dataclass(frozen=True)\nclass {name.title()}(Pruner):\n"
     plan, prune = "    def plan(self, model, ratio): return {}\n", "    def prune(self, model, calibration, ratio):\n"
     body = indent("\n".join(lines), 8 * " ")
-    return f"{HEAD}from methods import make, register\n\n{kind}{plan}{prune}{body}\n"
+    return f"{HEAD}from methods import Pruner, make, register\n\n{kind}{plan}{prune}{body}\n"

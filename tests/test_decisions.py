@@ -23,13 +23,16 @@ NONE = [[] for _ in range(LAYERS)]
 
 
 @dataclass(frozen=True)
-class Own:
+class Own(methods.Pruner):
     """A method that drops layers 1 and 3, cuts a channel of every other one, and answers what `change` makes of it."""
 
     change: object
-    only_cuts: bool = True
+    names_all: bool = True
     name = "mine"
-    fixed = False
+
+    @property
+    def only_cuts(self):
+        return self.names_all
 
     def plan(self, model, ratio):
         return {}
@@ -111,7 +114,7 @@ WRONG = [  # what an answer is changed by, and what is said
 @pytest.mark.parametrize("only_cuts", [True, False])
 def test_an_answer_that_is_not_what_was_done_is_refused(changed, said, only_cuts):
     with pytest.raises(WrongDecisions, match=f"^the decisions of mine do not hold: .*{said}") as refusal:
-        asked(lambda answer: answer | changed, only_cuts=only_cuts)
+        asked(lambda answer: answer | changed, names_all=only_cuts)
     assert "\n" not in str(refusal.value)
     assert "docs/guides/plugins.md" in str(refusal.value)
 
@@ -126,7 +129,7 @@ def test_a_method_that_only_cuts_says_all_that_went():
     said = "parameters are left, and the model of `only_cuts` has"
     with pytest.raises(WrongDecisions, match=said):
         asked(lambda _: {})
-    assert asked(lambda _: {}, only_cuts=False)[1] == {}
+    assert asked(lambda _: {}, names_all=False)[1] == {}
 
     def with_a_bias(answer):
         model.layers[0].out.bias = torch.nn.Parameter(torch.zeros(model.layers[0].out.out_features))
@@ -167,13 +170,12 @@ def test_the_outline_of_a_model_has_its_shapes_and_no_weights():
 
 PLUGIN = """
 from dataclasses import dataclass
-from methods import register
+from methods import Pruner, register
 from methods.model.structures import drop_layers
 
 @register("astray")
 @dataclass(frozen=True)
-class Astray:
-    fixed = False
+class Astray(Pruner):
     def plan(self, model, ratio): return {}
     def prune(self, model, calibration, ratio):
         drop_layers(model, [1, 3])

@@ -100,11 +100,11 @@ def test_the_guide_names_the_methods_that_have_no_uniform_variant():
     excepted = dict(re.findall(r"`([\w-]+)` \(except `([\w=]+)`\)", said))
     needed = {"drop": {"layers": "3"}}
     made = {card.name: methods.make(card.name, needed.get(card.name, {})) for card in methods.catalogue()}
-    uneven = {name for name, method in made.items() if getattr(method, "uneven", "")}
+    uneven = {name for name, method in made.items() if method.uneven_because}
     assert set(re.findall(r"`([\w-]+)`", said)) == uneven
     assert set(excepted) == {"evopress", "llm-drop"}
     for name, given in excepted.items():
-        assert not getattr(methods.make(name, dict([given.split("=")])), "uneven", "")
+        assert not methods.make(name, dict([given.split("=")])).uneven_because
 
 
 def test_help_names_the_default_of_what_similarity_looks_at_and_of_the_profile(capsys):

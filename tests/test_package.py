@@ -83,10 +83,10 @@ def test_a_script_needs_no_guard_and_a_method_of_its_own_another_file(model_fold
         f"print([record.status for record in bench.run(bench.RunSpec('dense', {common}))])\n"
         "@methods.register('mine')\n"
         "@dataclass(frozen=True)\n"
-        "class Mine:\n"
+        "class Mine(methods.Pruner):\n"
         "    'Mine.'\n"
-        "    fixed = False\n"
         "    def plan(self, model, ratio): return {}\n"
+        "    def prune(self, model, calibration, ratio): return {}\n"
         f"try: bench.run(bench.RunSpec('mine', ratios=[0.2], {common}))\n"
         "except methods.UserError as error: print(error)\n"
     )

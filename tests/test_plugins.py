@@ -125,13 +125,12 @@ def test_a_package_that_cannot_be_imported_is_named(package, small):
 
 FAILING = """
 from dataclasses import dataclass
-from methods import register
+from methods import Pruner, register
 HELP
 
 @register("failing")
 @dataclass(frozen=True)
-class Failing:
-    fixed = False
+class Failing(Pruner):
     def plan(self, model, ratio):
         PLAN
         return {}
@@ -161,10 +160,10 @@ def failing(folder: Path, **lines: str) -> str:
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ({"PRUNE": "return [][ratio > 0]"}, "failing.py:14 in prune: IndexError: list index out of range"),
+        ({"PRUNE": "return [][ratio > 0]"}, "failing.py:13 in prune: IndexError: list index out of range"),
         (
             {"PRUNE": "return model.layers[0].put('nowhere.at.all', None)"},
-            "failing.py:14 in prune: AttributeError: 'LlamaDecoderLayer' object has no attribute 'nowhere'",
+            "failing.py:13 in prune: AttributeError: 'LlamaDecoderLayer' object has no attribute 'nowhere'",
         ),
         (
             {"HELP": "import dividing", "PRUNE": "return dividing.share(0)"},
@@ -207,15 +206,14 @@ def leaving(folder: Path, place: str, error: str = "SystemExit(0)") -> Path:
     does = LEAVES.get(place, f"def {place}(self, model, calibration, ratio): raise {error}").replace(
         "SystemExit(0)", error
     )
-    head = "from dataclasses import dataclass\nfrom methods.base import register\n"
+    head = "from dataclasses import dataclass\nfrom methods.base import Pruner, register\n"
     kept = {
-        "fixed": "fixed = False",
         "plan": "def plan(self, model, ratio): return {}",
         "prune": "def prune(self, model, calibration, ratio): return {}",
     }
     body = [does, *(text for name, text in kept.items() if name != place)] if place != "import" else list(kept.values())
     path = folder / f"leaver_{place}.py"
-    method = "\n    ".join(["@register('leaver')\n@dataclass(frozen=True)\nclass Leaver:", *body])
+    method = "\n    ".join(["@register('leaver')\n@dataclass(frozen=True)\nclass Leaver(Pruner):", *body])
     path.write_text(f"{head}{does if place == 'import' else ''}\n{method}\n")
     return path
 

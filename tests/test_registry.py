@@ -21,14 +21,19 @@ def plugin():
 
     @methods.register("of-mine")
     @dataclass(frozen=True)
-    class OfMine:
+    class OfMine(methods.Pruner):
         first: int = 1
         share: float | None = None
         loud: bool = False
         words: str = ""
         kind: Literal["a", "b"] = "a"
         keep_last: Layers = 0
-        fixed = True
+
+        def plan(self, model, ratio):
+            return {}
+
+        def prune(self, model, calibration, ratio):
+            return {}
 
     methods.load()
     yield OfMine

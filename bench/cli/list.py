@@ -47,7 +47,6 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _methods(verbose: bool) -> list[str]:
     import methods
-    from methods.counted import IN_PAPERS
 
     cards, packages, lines = methods.catalogue(), methods.installed(), list[str]()
     measured = json.loads(MEASURED.read_text(encoding="utf-8"))
@@ -61,8 +60,8 @@ def _methods(verbose: bool) -> list[str]:
             taken = took[card.name]
             spent, on = f"{taken['seconds']:,.5g} s and {taken['gib']:g} GiB", taken.get("cpu", "")
             lines.append(f"{'':<{wide}}took {spent} to prune the default model{f' on an {on}' if on else ''}*")
-        if card.module.rpartition(".")[2] in IN_PAPERS:
-            lines.append(f"{'':<{wide}}its paper's ratio is of {IN_PAPERS[card.module.rpartition('.')[2]]}")
+        if card.paper_ratio:
+            lines.append(f"{'':<{wide}}its paper's ratio is of {card.paper_ratio}")
         if verbose:
             lines += [f"    {name} = {default:<12}{meaning}" for name, default, meaning in card.parameters]
             lines += _authors(card)

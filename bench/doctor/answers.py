@@ -66,7 +66,7 @@ def pruned(
 ) -> tuple[Decoder, dict[str, Any]]:
     """Return the doctor's model after a method, and what that removed; `noise` disturbs the weights before."""
     pruner = methods.make(case, GIVEN.get(case.partition("+")[0]))
-    model = tiny_model.build(device, dtype, mixture="experts" in getattr(pruner, "axes", ()))
+    model = tiny_model.build(device, dtype, mixture="experts" in pruner.alone.axes)
     if noise is not None:
         with torch.no_grad():
             for parameter in model.model.parameters():

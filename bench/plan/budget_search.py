@@ -94,7 +94,7 @@ class _Search:
 
     def run(self, calibration: Calibration) -> _Pruned:
         """Prune until the budget is met, no other ratio is left, or there have been TRIES prunings."""
-        if hasattr(self.pruner, "prune_to"):
+        if self.pruner.takes_budget:
             model = twin(self.dense)
             decisions = prune(self.pruner, model, calibration, self.budget)
             self.keep(model, decisions, 1 - parameters(model) / parameters(self.dense))

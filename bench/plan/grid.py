@@ -156,17 +156,18 @@ def _has_what_it_removes(decoder: Decoder, method: str) -> bool:
     """Say whether a model has experts, where a method, whatever mends it, removes those."""
     import methods
 
-    kind = methods.load()[method.partition("+")[0]]
-    return "experts" not in getattr(kind, "axes", ()) or not decoder.family.never("experts")
+    return "experts" not in methods.load()[method.partition("+")[0]].axes or not decoder.family.never("experts")
 
 
 def _draws(pruner: Pruner, cell: Cell) -> list[Cell]:
-    """Return the cell, or of a method that draws at random (fields `draws`, `seed`) one for each draw, of one label."""
-    count = getattr(pruner, "draws", 1)
-    if count == 1 or getattr(pruner, "seed", None) is not None:
+    """Return the cell, or of a method that draws at random without a seed one for each draw, of one label."""
+    from methods.base import RandomPruner
+
+    method = pruner.alone
+    if not isinstance(method, RandomPruner) or method.draws == 1 or method.seed is not None:
         return [cell]
     first = first_draw(cell.seed)
-    return [replace(cell, parameters=cell.parameters | {"seed": first + draw}) for draw in range(count)]
+    return [replace(cell, parameters=cell.parameters | {"seed": first + draw}) for draw in range(method.draws)]
 
 
 def first_draw(seed: int) -> int:

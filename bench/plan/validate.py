@@ -189,9 +189,9 @@ def _ready(mention: Mention, spec: RunSpec) -> Mention:
         mention = mention._replace(given={"minutes": spec.search_minutes} | mention.given)
     if not spec.uniform:
         return mention
-    if reason := getattr(pruner, "uneven", ""):
+    if reason := pruner.uneven_because:
         raise ValueError(f"--uniform: {mention.method} has no variant that stock transformers loads, since {reason}")
-    if hasattr(pruner, "uniform"):
+    if isinstance(pruner.alone, methods.WidthPruner):
         mention = mention._replace(given=mention.given | {"uniform": True})
         methods.make(mention.method, mention.given)  # refuses parameters that uniform leaves no place for
     return mention

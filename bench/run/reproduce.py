@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -161,7 +161,7 @@ def _prune(model: Decoder, record: Record, block: Calibration) -> None:
         pruner = methods.make(cell["method"], cell["parameters"])
     except ValueError as error:
         raise UserError(f"the record of {cell['label']} is of another version of the method: {error}") from None
-    if isinstance(pruner, CompensatedPruner) and getattr(pruner.pruner, "only_cuts", False):
+    if isinstance(pruner, CompensatedPruner) and pruner.pruner.only_cuts:
         pruner = dataclasses.replace(pruner, pruner=Recorded(record.decisions))
     asked = measured["budget"]["ratio"] if "budget" in measured else measured.get("ratio_budget", 0.0)
     decided = decisions.prune(pruner, model, block, asked)
@@ -171,13 +171,13 @@ def _prune(model: Decoder, record: Record, block: Calibration) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recorded:
-    """Is a Pruner that removes what a record says was removed."""
+class Recorded(methods.Pruner):
+    """A pruner that removes what a record says was removed."""
 
     decisions: Mapping[str, Any]
 
-    name: ClassVar[str] = "recorded"
-    fixed = True
+    name = "recorded"
+    takes_ratio = False
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         return {}

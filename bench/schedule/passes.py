@@ -1,7 +1,7 @@
 """Counts what pruning computes, method by method, from the shapes of the model and the calibration alone.
 
 A method that is not in the table, such as a plugin's, is taken to look at its calibration once, or three times where it
-needs gradients (its constant `needs`). Constants that were counted in records say where.
+needs gradients (its attribute `looks_at`). Constants that were counted in records say where.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from bench.schedule.shape import Shape
+from methods.base import Pruner
 from methods.search.evopress import generations_of
 
 EIGENVALUES = 9  # D^3 of a symmetric matrix's
@@ -66,14 +67,13 @@ class Computed:
         return Computed(self.macs + other.macs, self.reads + other.reads, self.exact + other.exact)
 
 
-def computed(method: str, pruner: object, asked: PruningWork) -> Computed:
+def computed(method: str, pruner: type[Pruner] | None, asked: PruningWork) -> Computed:
     """Return what pruning by a method computes, its compensation included.
 
     pruner  the class of the method, for those that are not in the table
     """
     name, _, compensation = method.partition("+")
-    needs = getattr(pruner, "needs", "nothing")
-    usual = 3.0 if "gradients" in needs else 1.0 if "calibration" in needs else 0.0
+    usual = {"nothing": 0.0, "calibration": 1.0, "gradients": 3.0}[pruner.looks_at] if pruner else 0.0
     found = METHODS.get(name, partial(_forwards, count=usual))(asked)
     every = asked.sequences * asked.length
     return found + Computed(

@@ -16,25 +16,26 @@ from dataclasses import replace
 from functools import partial
 
 from bench.schedule.pruned_amount import FLOAT32, FLOAT64, PruningMemory
+from methods.base import Pruner
 from methods.model import gradients, sliced_layer
 from methods.search import trials
 
 ALL = 2.0**32  # a weight of states beside which nothing else counts
 
 
-def added(method: str, pruner: object, asked: PruningMemory) -> int:
+def added(method: str, pruner: type[Pruner] | None, asked: PruningMemory) -> int:
     """Return the bytes that pruning by a method takes beside the dense weights, its compensation included.
 
     pruner  the class of the method, for those that are not in the table
     """
     name, _, compensation = method.partition("+")
-    needs = getattr(pruner, "needs", "nothing")
-    usual = _taylor if "gradients" in needs else _states if "calibration" in needs else _nothing
+    by_looks = {"nothing": _nothing, "calibration": _states, "gradients": _taylor}
+    usual = by_looks[pruner.looks_at] if pruner else _nothing
     own = METHODS.get(name, usual)(asked)
     return round(max(own, COMPENSATIONS.get(compensation, _boundaries)(asked) if compensation else 0.0))
 
 
-def offloaded(method: str, pruner: object, asked: PruningMemory) -> int:
+def offloaded(method: str, pruner: type[Pruner] | None, asked: PruningMemory) -> int:
     """Return the bytes of states that wait while a method prunes, which a folder has to have room for.
 
     Every formula is made of sums and maxima, so that by a weight beside which all else is nothing it is that of states.

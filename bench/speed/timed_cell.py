@@ -29,10 +29,10 @@ from bench.system.threads import usable_cores
 from methods.model.decoder import Decoder
 from methods.model.layer_store import put
 from methods.model.spread import gpus_of
-from methods.registry import BUILT_IN
+from methods.registry import find_method_modules
 
 IMPORTED = (  # by the server from which processes that time on a CPU are forked: what each would else import by itself
-    *(f"methods.{name}" for name in BUILT_IN),
+    *(f"methods.{name}" for name in find_method_modules()),
     "transformers.generation.utils",
     "transformers.modeling_layers",
     "transformers.models.auto.tokenization_auto",

@@ -4,19 +4,17 @@ from dataclasses import dataclass
 
 from torch.nn.functional import cosine_similarity
 
-from methods import register
+from methods import Pruner, register
 from methods.budget import whole_layers
 from methods.model.activations import steps
 
 
 @register("opposed")
 @dataclass(frozen=True)
-class Opposed:
+class Opposed(Pruner):
     """Layers by the mean cosine between the two updates to the residual stream, the most negative first."""
 
     guard: int = 1  # layers at either end that stay
-
-    fixed = False
 
     def plan(self, model, ratio):
         return {"layers": whole_layers(model, ratio, stay=2 * self.guard)}

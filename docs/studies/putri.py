@@ -60,7 +60,7 @@ class Putri(TwoSSP):
 
     damping: Positive = 0.01  # lambda, as a share of the mean of H's diagonal
 
-    uneven = "it removes heads of some layers"
+    uneven_because = "it removes heads of some layers"
     cost = "1 forward, and about L/2 over 2,048 tokens for each of the heads that are left, for each removed"
     axes = ("channels", "heads", "layers")
 
@@ -73,7 +73,7 @@ class Putri(TwoSSP):
         decided = {"removed_channels": cuts(model, structures)["removed_channels"]}
         if n:
             trying = twin(model)
-            Refit().mend(Pruning(dense, trying, list(range(len(model.layers)))), calibration)
+            Refit().repair(Pruning(dense, trying, list(range(len(model.layers)))), calibration)
             decided |= self.search(trying, calibration.first(self.tokens), n * attention_parameters(dense))
             cut(model, {name: decided[name] for name in ("removed_kv_heads", "removed_attention")})
         return decided | {"parameters": parameters(model)}

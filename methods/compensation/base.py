@@ -1,24 +1,24 @@
 """Compensations: what is left of a pruned model is refitted in closed form to make up for what has gone.
 
-A compensation is an axis of its own: `shortgpt+ghost` is ShortGPT, mended by ghost, and a Pruner like any other. What
+A compensation is an axis of its own: `shortgpt+ghost` is ShortGPT, repaired by ghost, and a Pruner like any other. What
 it adds to the model counts: the pruner is asked for so much more that removed less added parameters come nearest to the
 budget.
 
-To add one, write a file with `@compensation("name")` above a frozen dataclass and put the file's name into
-COMPENSATIONS of methods/registry.py.
+To add one, write a file of this folder with `@compensation("name")` above a frozen dataclass.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
 
-from methods.base import Pruner
+from methods.base import Holds, Look, Pruner
 from methods.compensation.boundaries import (
     Boundary,
     BoundaryStates,
@@ -43,43 +43,61 @@ FITS = ("cuts", "refitted")  # reports on fits, by the names that compensations 
 TRIES = 6  # at meeting a budget that depends on where the cuts fall
 
 
-class Compensation(Protocol):
-    """Is a frozen dataclass whose fields are the compensation's parameters."""
+@dataclass(frozen=True)
+class Compensation(ABC):
+    """A repair of a pruned model. A subclass is a frozen dataclass whose fields are its parameters."""
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""  # set by @compensation
 
-    reads_states: ClassVar[bool]  # whether it needs states of the residual, which a sliced model has in no one basis
-    by_layer: ClassVar[bool]  # whether it needs one dense layer at a time, so that the others can wait on the host
-    one_mlp: ClassVar[bool]  # whether it changes the matrices of each layer's MLP, which no mixture of experts has
-    part_of: ClassVar[tuple[str, ...]]  # methods that do so themselves, behind which it does not go
+    # Where it can follow a method.
+    reads_states: ClassVar[bool] = True  # whether it needs states of the residual, which a sliced model has in no basis
+    by_layer: ClassVar[bool] = False  # whether it needs one dense layer at a time: the others wait on the host
+    needs_one_mlp: ClassVar[bool] = False  # whether it changes the matrices of each layer's MLP, which no mixture has
+    not_behind: ClassVar[tuple[str, ...]] = ()  # methods that do so themselves
+
+    # What it takes beside the pruning: read by --plan and by the placement of weights.
+    forwards: ClassVar[float] = 1.0  # over all calibration tokens, without the head
+    holds: ClassVar[Holds] = Holds(states=9, squares=1)
+
+    # What lists, figures and the doctor take from it.
+    leaves: ClassVar[tuple[str, ...]] = ()  # shapes that it adds to the method's, by the names of bench.export.formats
+    look: ClassVar[Look | None] = (
+        None  # of its row where methods stand in one each; None: one that follows from its name
+    )
+    follows: ClassVar[str] = "shortgpt"  # the method behind which the doctor tries it
+    tiny: ClassVar[str] = ""  # parameters for a model of six layers, as those of a method
+    revision: ClassVar[int] = 1  # raised by every change that alters the repaired model
 
     @property
-    def uneven(self) -> str:
-        """Say why stock transformers cannot load the result, or nothing."""
+    def uneven_because(self) -> str:
+        """Return why stock transformers cannot load the result. Empty where it can."""
+        return ""
 
-    def added(self, pruning: Pruning) -> int:
-        """Return how many parameters `mend` will add, from shapes alone.
+    @abstractmethod
+    def parameters_added(self, pruning: Pruning) -> int:
+        """Return how many parameters `repair` will add, from shapes alone.
 
         Raises Unsupported where the compensation has no way to serve what the pruner has done.
         """
 
-    def mend(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
-        """Refit the pruned model, in place, and say what was done, as plain JSON values."""
+    @abstractmethod
+    def repair(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
+        """Refit the pruned model, in place, and return what was done, as plain JSON values."""
 
 
 REGISTRY: dict[str, type[Compensation]] = {}
-C = TypeVar("C", bound=type)
+C = TypeVar("C", bound=type[Compensation])
 
 
 def compensation(name: str) -> Callable[[C], C]:
     """Return a class decorator that makes a frozen dataclass available as compensation `name`."""
 
     def add(cls: C) -> C:
-        cls.name = name  # type: ignore[attr-defined]
-        cls.reads_states = getattr(cls, "reads_states", True)  # type: ignore[attr-defined]
-        cls.by_layer = getattr(cls, "by_layer", False)  # type: ignore[attr-defined]
-        cls.one_mlp = getattr(cls, "one_mlp", False)  # type: ignore[attr-defined]
-        cls.part_of = getattr(cls, "part_of", ())  # type: ignore[attr-defined]
+        if not issubclass(cls, Compensation) or "__dataclass_fields__" not in vars(cls):
+            raise TypeError(
+                f"@compensation goes above @dataclass and a subclass of Compensation: {cls.__name__} is none"
+            )
+        cls.name = name
         REGISTRY[name] = cls
         return cls
 
@@ -87,14 +105,14 @@ def compensation(name: str) -> Callable[[C], C]:
 
 
 @dataclass(frozen=True)
-class CompensatedPruner:
-    """Is a pruner and the compensation that follows it."""
+class CompensatedPruner(Pruner):
+    """A pruner and the compensation that follows it. What it says of itself comes from both."""
 
     pruner: Pruner
     compensation: Compensation
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]  # it follows from the parts
         return f"{self.pruner.name}+{self.compensation.name}"
 
     @property
@@ -102,20 +120,18 @@ class CompensatedPruner:
         return self.pruner.fixed
 
     @property
-    def uneven(self) -> str:
-        return self.compensation.uneven or getattr(self.pruner, "uneven", "")
+    def uneven_because(self) -> str:
+        return self.compensation.uneven_because or self.pruner.uneven_because
 
-    def __getattr__(self, name: str) -> Any:
-        """Return what the pruner says of itself beyond the protocol: draws, seed, uniform."""
-        if name in ("draws", "seed", "uniform"):
-            return getattr(self.pruner, name)
-        raise AttributeError(name)
+    @property
+    def alone(self) -> Pruner:
+        return self.pruner.alone
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         """Return the pruner's plan; how much more it has to remove is known when it has chosen."""
-        if self.pruner.name in self.compensation.part_of:
+        if self.pruner.name in self.compensation.not_behind:
             raise Unsupported(f"{self.pruner.name} does what {self.compensation.name} does by itself; leave it out")
-        if self.compensation.one_mlp:
+        if self.compensation.needs_one_mlp:
             model.refuse_experts()
         return self.pruner.plan(model, ratio)
 
@@ -127,7 +143,7 @@ class CompensatedPruner:
         before = parameters(model)
         if before == parameters(dense):
             return decisions
-        done = self.compensation.mend(_done(decisions, dense, model), calibration)
+        done = self.compensation.repair(_done(decisions, dense, model), calibration)
         added = parameters(model) - before
         if "parameters" in decisions:
             decisions["parameters"] = parameters(model)
@@ -158,7 +174,7 @@ class CompensatedPruner:
             _restore(model, dense, places)
         if best != asked:
             _restore(model, dense, places)
-            if getattr(self.pruner, "only_cuts", False):
+            if self.pruner.only_cuts:
                 cut(model, found)  # what was found, which a search would have to find again
             else:
                 found = prune(self.pruner, model, calibration, best)
@@ -179,7 +195,7 @@ class CompensatedPruner:
             or any(layer.module is not layer.inner for layer in pruned.layers)
         ):
             raise Unsupported(f"{self.pruner.name} cuts the residual itself, so that there is no state to map back to")
-        return self.compensation.added(_done(decisions, dense, pruned))
+        return self.compensation.parameters_added(_done(decisions, dense, pruned))
 
 
 def _done(decisions: dict[str, Any], dense: Decoder, pruned: Decoder) -> Pruning:
@@ -202,22 +218,23 @@ def knowing(calibration: Calibration, decisions: dict[str, Any]) -> Calibration:
     return dataclasses.replace(calibration, order=max(calibration.order, tuple(order), key=len))
 
 
-class ResidualMap:
+class ResidualMap(Compensation):
     """A compensation that puts a map M (D, D) of the residual at each cut, y = x + x M; a subclass fits M."""
 
     sinks: Sinks
     tokens: int | None
-    uneven = "it adds maps of the residual"
+    uneven_because = "it adds maps of the residual"
+    leaves = ("maps",)
 
+    @abstractmethod
     def fit(self, seen: list[BoundaryStates]) -> Fitted:
         """Return M (D, D), in float64, as the fit's W."""
-        raise NotImplementedError
 
-    def added(self, pruning: Pruning) -> int:
+    def parameters_added(self, pruning: Pruning) -> int:
         D: int = pruning.dense.embed.embedding_dim
         return len(some_boundaries(pruning)) * D * D
 
-    def mend(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
+    def repair(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
         def at(cut: Boundary, seen: list[BoundaryStates]) -> Compensated:
             fitted = self.fit(seen)
             put_map(pruning.pruned, cut.behind, fitted.W)

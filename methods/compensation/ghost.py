@@ -29,6 +29,7 @@ from dataclasses import dataclass
 
 import torch
 
+from methods.base import Look
 from methods.compensation.base import ResidualMap, compensation
 from methods.compensation.boundaries import BoundaryStates
 from methods.least_squares import Fitted, Rows, fit
@@ -44,6 +45,9 @@ class Ghost(ResidualMap):
     ridge: Positive = 1.0  # penalty of each channel, as a share of its energy
     sinks: Sinks = "apart"  # attention sinks weigh as a population of their own, or alike, as all other tokens
     tokens: Tokens | None = None  # calibration tokens that are read; None: all
+
+    forwards = 0.9
+    look = Look("blue", "solid", "D")
 
     def fit(self, seen: list[BoundaryStates]) -> Fitted:
         """Return M (D, D), in float64, as the fit's W."""

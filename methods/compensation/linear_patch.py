@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from methods.base import Look
 from methods.compensation.base import ResidualMap, compensation
 from methods.compensation.boundaries import BoundaryStates
 from methods.least_squares import Fitted
@@ -45,6 +46,9 @@ class LinearPatch(ResidualMap):
     rotate: bool = True  # rescale in a Hadamard basis; no: channel by channel
     sinks: Sinks = "apart"  # attention sinks are left out of the means, or alike, as all other tokens in them
     tokens: Tokens | None = None  # calibration tokens that are read; None: all
+
+    forwards = 0.81
+    look = Look("orange", "solid", "s")
 
     def fit(self, seen: list[BoundaryStates]) -> Fitted:
         """Return M (D, D) of y = x + x M, in float64."""

@@ -33,7 +33,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.compensation.base import compensation
+from methods.base import Look
+from methods.compensation.base import Compensation, compensation
 from methods.compensation.boundaries import Pruning
 from methods.errors import Unsupported
 from methods.least_squares import Rows, errors, fit
@@ -50,7 +51,7 @@ Run = Callable[[Layer, Tensor, dict[str, Any]], Tensor]
 
 @compensation("refit")
 @dataclass(frozen=True)
-class Refit:
+class Refit(Compensation):
     """Output matrices that have lost heads or channels are fitted anew by least squares."""
 
     ridge: Positive = 1.0  # penalty of each channel's distance from its weights, as a share of its energy
@@ -58,14 +59,18 @@ class Refit:
     sinks: Sinks = "apart"  # attention sinks weigh as a population of their own, or alike, as all other tokens
     tokens: Tokens | None = None  # calibration tokens that are read; None: all
 
-    by_layer = one_mlp = True
-    part_of = ("laco-puzzle",)
+    by_layer = True
+    needs_one_mlp = True
+    not_behind = ("laco-puzzle",)
+    forwards = 3.53
+    look = Look("green", "solid", "^")
+    follows = "flap"
 
     @property
-    def uneven(self) -> str:
+    def uneven_because(self) -> str:
         return "refit:intercept adds biases" if self.intercept else ""
 
-    def added(self, pruning: Pruning) -> int:
+    def parameters_added(self, pruning: Pruning) -> int:
         collapsed = {first: last for first, last in pruning.windows}
         for number, pair in zip(pruning.kept, pairs(pruning), strict=True):
             if number in collapsed and narrowed(*pair):
@@ -79,7 +84,7 @@ class Refit:
         return sum(matrix.out_features for matrix in cut if self.intercept and matrix.bias is None)
 
     @torch.no_grad()
-    def mend(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
+    def repair(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
         widths = [[matrix.in_features for matrix in narrowed(*pair).values()] for pair in pairs(pruning)]
         if not any(widths):
             return {"refitted": [], "tokens": 0}

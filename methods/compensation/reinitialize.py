@@ -28,7 +28,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from methods.compensation.base import compensation
+from methods.base import Look
+from methods.compensation.base import Compensation, compensation
 from methods.compensation.boundaries import Pruning
 from methods.model.calibration import Calibration
 from methods.model.layer_store import copies
@@ -39,19 +40,20 @@ from methods.model.spread import gpus_of
 
 @compensation("reinitialize")
 @dataclass(frozen=True)
-class Reinitialize:
+class Reinitialize(Compensation):
     """Weights drawn anew in the pruned model's shape: the control for what a pruned model inherits."""
 
     seed: int = 0  # of the draw of weights
 
-    uneven = ""
     reads_states = False  # so that it serves a model whose residual is cut, too
+    forwards = 0.0
+    look = Look("grey", "dotted", "X")
 
-    def added(self, pruning: Pruning) -> int:
+    def parameters_added(self, pruning: Pruning) -> int:
         return 0
 
     @torch.no_grad()
-    def mend(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
+    def repair(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
         model: Any = pruning.pruned.model
         host = copies(model, torch.device("cpu"))  # whose draws are those of every device
         drawn: Any = copy.deepcopy(model, host)  # drops the marks of loaded weights, which would not be drawn again

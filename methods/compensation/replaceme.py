@@ -37,7 +37,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.compensation.base import compensation
+from methods.base import Look
+from methods.compensation.base import Compensation, compensation
 from methods.compensation.boundaries import (
     Boundary,
     BoundaryStates,
@@ -57,22 +58,23 @@ from methods.ranges import Positive, Tokens
 
 @compensation("replaceme")
 @dataclass(frozen=True)
-class ReplaceMe:
+class ReplaceMe(Compensation):
     """A least-squares map folded into the output matrix in front of each cut, no parameter added (Shopkhoev 2025)."""
 
     ridge: Positive = 1.0  # penalty of each channel's distance from the identity, as a share of its energy
     sinks: Sinks = "apart"  # attention sinks weigh as a population of their own, or alike, as all other tokens
     tokens: Tokens | None = None  # calibration tokens that are read; None: all
 
-    uneven = ""
-    one_mlp = True
+    needs_one_mlp = True
+    forwards = 0.99
+    look = Look("vermillion", "solid", "o")
 
-    def added(self, pruning: Pruning) -> int:
+    def parameters_added(self, pruning: Pruning) -> int:
         if some_boundaries(pruning)[0].behind < 0:
             raise Unsupported("nothing is left in front of the first cut that could take a map; ghost serves it")
         return 0
 
-    def mend(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
+    def repair(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
         def at(cut: Boundary, seen: list[BoundaryStates]) -> Compensated:
             layer = pruning.pruned.layers[cut.behind]
             if layer.family.post_norms:

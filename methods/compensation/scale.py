@@ -32,7 +32,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from methods.compensation.base import compensation
+from methods.base import Look
+from methods.compensation.base import Compensation, compensation
 from methods.compensation.boundaries import (
     Boundary,
     BoundaryStates,
@@ -51,23 +52,24 @@ from methods.ranges import Tokens
 
 @compensation("scale")
 @dataclass(frozen=True)
-class Scale:
+class Scale(Compensation):
     """One factor for the residual at each cut, folded into the weights behind it (Chen et al. 2025)."""
 
     sinks: Sinks = "apart"  # attention sinks are left out of the mean, or alike, as all other tokens in it
     tokens: Tokens | None = None  # calibration tokens that are read; None: all
 
-    uneven = ""
-    one_mlp = True
+    needs_one_mlp = True
+    forwards = 0.71
+    look = Look("sky", "solid", "v")
 
-    def added(self, pruning: Pruning) -> int:
+    def parameters_added(self, pruning: Pruning) -> int:
         if pruning.pruned.final_norm is None or not pruning.pruned.family.attn_norm:
             family = pruning.pruned.config.model_type
             raise Unsupported(f"{family} reads the residual without a norm somewhere, which a factor changes")
         some_boundaries(pruning)
         return 0
 
-    def mend(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
+    def repair(self, pruning: Pruning, calibration: Calibration) -> dict[str, Any]:
         factors: list[float] = []  # what the residual is multiplied by behind each cut, all earlier cuts included
 
         def at(cut: Boundary, seen: list[BoundaryStates]) -> Compensated:

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from methods.base import register
+from methods.base import Look, register
 from methods.depth.one_shot import OneShot
 from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
@@ -55,8 +55,7 @@ class Angular(OneShot):
     keep_first: Layers = 1  # layers at the front that stay
     keep_last: Layers = 1  # layers at the end that stay
 
-    needs = "calibration"
-    cost = "1 forward"
+    look = Look("blue", "dashed", "s")
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         n, L = self.plan(model, ratio)["layers"], len(model.layers)

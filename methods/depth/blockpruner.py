@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from methods.base import register
+from methods.base import Look, register
 from methods.depth.greedy_search import GreedyBlocks
 from methods.ranges import Tokens
 
@@ -37,5 +37,6 @@ class BlockPruner(GreedyBlocks):
 
     tokens: Tokens = 512  # calibration tokens that are read
 
-    needs = "calibration"
     cost = "about L forwards per block removed"
+    look = Look("purple", "solid", "o")
+    tiny = "tokens=48"

@@ -32,7 +32,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from methods.base import register
+from methods.base import Look, register
 from methods.depth.greedy_search import GreedyBlocks
 from methods.model.decoder import Decoder
 from methods.model.structures import Sublayer, sublayers_of
@@ -54,8 +54,9 @@ class FinerCut(GreedyBlocks):
     keep_first: Layers = 0  # layers at the front that stay whole
     tokens: Tokens = 512  # calibration tokens that are read
 
-    needs = "calibration"
     cost = "about L forwards per block removed"
+    look = Look("purple", "dashed", "s")
+    tiny = "tokens=48"
 
     @property
     def loss(self) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from methods.base import Pruner
 from methods.budget import block_parameters
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
@@ -138,14 +139,16 @@ def searched(trial: Trial, candidates: Sequence[Sublayer], budget: float, calibr
     return remove_sublayers(trial.model, found.order) | found.decisions()
 
 
-class GreedyBlocks:
+class GreedyBlocks(Pruner):
     """A method that removes single attentions and MLPs, each time the one without which the loss is lowest."""
 
     tokens: int  # calibration tokens that are read
     positions: Positions = "followed"  # of these, where the loss is taken
-    fixed = False
+    reuses = "removals"
     only_cuts = True
-    uneven = "it removes single attentions and MLPs"
+    uneven_because = "it removes single attentions and MLPs"
+    leaves = ("attentions", "mlps")
+    paper_ratio = "attentions and MLPs, by their number"
 
     @property
     def loss(self) -> str:

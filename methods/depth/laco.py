@@ -54,7 +54,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from methods.base import register
+from methods.base import Look, Pruner, register
 from methods.budget import whole_layers
 from methods.errors import OutOfReach
 from methods.model.calibration import Calibration
@@ -69,7 +69,7 @@ TOGETHER = 16  # windows that go through layers in files together, where no thre
 
 @register("laco")
 @dataclass(frozen=True)
-class LaCo:
+class LaCo(Pruner):
     """Merge rear layers into a prior one while the output stays similar, by the released rule (Yang et al. 2024)."""
 
     C: Annotated[int, Ge(2)] = 4  # layers in a window
@@ -83,9 +83,11 @@ class LaCo:
     sentences: Count = 5  # calibration sequences that are compared; the authors' code has five, the paper says ten
     tokens: Count = 16  # leading tokens of each that are used
 
-    needs = "calibration"
     cost = "about a forward of the layers behind it per window tried"
     axes = ("layers", "channels")  # which one layer takes over from others
+    paper_ratio = "all parameters"
+    look = Look("vermillion", "solid", "o")
+    tiny = "C=3,I=1"
 
     @property
     def fixed(self) -> bool:
@@ -154,6 +156,8 @@ class LaCoPublished(LaCo):
     merge: Literal["last", "sum"] = "sum"
     clamp: bool = True
     sentences: Count = 10
+
+    look = Look("vermillion", "dashed", "s")
 
 
 @dataclass

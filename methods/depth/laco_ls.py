@@ -60,7 +60,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from methods.base import register
+from methods.base import Look, Pruner, register
 from methods.budget import whole_layers
 from methods.depth.collapse_fit import Collapse, Fit
 from methods.errors import Unsupported
@@ -78,7 +78,7 @@ TAKEN = "finally "  # stands before that of the one that is taken
 
 @register("laco-ls")
 @dataclass(frozen=True)
-class LaCoLS:
+class LaCoLS(Pruner):
     """Collapse rear layers into a prior one whose down matrix is refitted by least squares (after Yang et al. 2024)."""
 
     ridge: Positive = 1.0  # penalty of each channel's distance from its weights, as a share of its energy
@@ -97,10 +97,11 @@ class LaCoLS:
     sinks: Sinks = "apart"  # attention sinks weigh as a population of their own, or alike, as all other tokens
     tokens: Tokens | None = None  # calibration tokens that are fitted; None: all
 
-    fixed = False
-    needs = "calibration"
     cost = "15 forwards, and about 9 over 512 tokens for each layer removed"
+    reuses = "removals"
     axes = ("layers", "channels")  # which a survivor takes over from its window
+    look = Look("vermillion", "mixed", "D")
+    tiny = "trial_tokens=48,final_tokens=96"
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         model.refuse_experts()

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from methods.base import register
+from methods.base import Look, Pruner, RandomPruner, register
 from methods.budget import whole_layers
 from methods.errors import OutOfReach
 from methods.model.calibration import Calibration
@@ -27,14 +27,15 @@ from methods.ranges import Count
 
 @register("drop-tail")
 @dataclass(frozen=True)
-class DropTail:
+class DropTail(Pruner):
     """Drop the last layers, or the ones before the last."""
 
     keep_last: bool = False  # leave the very last layer in place
 
-    fixed = False
+    looks_at = "nothing"
+    cost = ""
     only_cuts = True
-    needs = "nothing"
+    look = Look("grey", "solid", "v")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         return {"layers": whole_layers(model, ratio)}
@@ -47,15 +48,16 @@ class DropTail:
 
 @register("drop-random")
 @dataclass(frozen=True)
-class DropRandom:
+class DropRandom(RandomPruner):
     """Drop layers at random, never the first and the last unless nothing else is left."""
 
     seed: int | None = None  # of the draw; None: one cell for each of the draws, from 1000 times the run's seed on
     draws: Count = 5  # cells of one mention without a seed, which share a row
 
-    fixed = False
+    looks_at = "nothing"
+    cost = ""
     only_cuts = True
-    needs = "nothing"
+    look = Look("grey", "dashed", "X")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         return {"layers": whole_layers(model, ratio)}
@@ -69,14 +71,17 @@ class DropRandom:
 
 @register("drop")
 @dataclass(frozen=True)
-class Drop:
+class Drop(Pruner):
     """Drop the layers that are named, as in drop:layers=3+20-24."""
 
     layers: str = ""  # single layers and ranges, joined by +
 
-    fixed = True
+    looks_at = "nothing"
+    cost = ""
+    takes_ratio = False
     only_cuts = True
-    needs = "nothing"
+    look = Look("grey", "dotted", "d")
+    tiny = "layers=1+3-4"
 
     def __post_init__(self) -> None:
         if not self.ranges():

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from methods.base import register
+from methods.base import Look, Pruner, register
 from methods.budget import block_parameters
 from methods.depth.greedy_search import affordable
 from methods.model.activations import Step, by_layer
@@ -53,18 +53,18 @@ MODES = {"attn": ("attention",), "mlp": ("mlp",), "joint": ("attention", "mlp"),
 
 @register("llm-drop")
 @dataclass(frozen=True)
-class LLMDrop:
+class LLMDrop(Pruner):
     """Drop the attentions and MLPs whose output is most like their input (He et al. 2024)."""
 
     mode: Mode = "joint"  # blocks that compete: attn, mlp, joint (both), or block (whole layers)
 
-    fixed = False
     only_cuts = True
-    needs = "calibration"
-    cost = "1 forward"
+    leaves = ("attentions", "mlps")
+    paper_ratio = "attentions and MLPs, by their number"
+    look = Look("purple", "dotted", "^")
 
     @property
-    def uneven(self) -> str:
+    def uneven_because(self) -> str:
         return "" if self.mode == "block" else "it removes single attentions and MLPs"
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:

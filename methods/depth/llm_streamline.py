@@ -46,7 +46,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from methods.base import register
+from methods.base import Look, Pruner, register
 from methods.budget import whole_layers
 from methods.depth.angular import between_layers, cosines
 from methods.least_squares import Rows, sink_weight
@@ -68,7 +68,7 @@ HELD_OUT = 8  # one sequence of so many is judged by, and not trained on
 
 @register("llm-streamline")
 @dataclass(frozen=True)
-class LLMStreamline:
+class LLMStreamline(Pruner):
     """Put one layer, trained to do their work, in the place of a run of layers (Chen et al. 2025)."""
 
     passes: Count = 16  # over the calibration tokens
@@ -76,10 +76,11 @@ class LLMStreamline:
     batch: Count = 4  # sequences of a step
     sinks: Sinks = "alike"  # attention sinks weigh as all other tokens, or apart, as a population of their own
 
-    fixed = False
-    needs = "calibration, gradients"
+    looks_at = "gradients"
     cost = "up to 2 forwards, and 16 forward and backward passes of one layer"
-    axes = ("layers",)
+    paper_ratio = "layers, by their number"
+    look = Look("blue", "long", "p")
+    tiny = "passes=2"
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         return {"layers": whole_layers(model, ratio, stay=1)}

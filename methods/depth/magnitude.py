@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.base import register
+from methods.base import Look, register
 from methods.depth.one_shot import OneShot
 from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
@@ -33,8 +33,8 @@ from methods.model.decoder import Decoder
 class Magnitude(OneShot):
     """Drop the layers that add least, relative to the state that leaves them (Samragh et al. 2023)."""
 
-    needs = "calibration"
-    cost = "1 forward"
+    paper_ratio = ""
+    look = Look("blue", "dotted", "^")
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[float]:
         """Return s_l of every layer."""

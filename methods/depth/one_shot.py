@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from methods.base import Pruner
 from methods.budget import whole_layers
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.structures import drop_lowest
 
 
-class OneShot:
+class OneShot(Pruner):
     """A depth method that is a score; a subclass gives `scores`."""
 
-    fixed = False
     only_cuts = True
+    paper_ratio = "layers, by their number"
     keep_first = 0  # layers at the front that stay; a field where the method lets a user choose
     keep_last = 0  # layers at the end that stay
 

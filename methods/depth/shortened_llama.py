@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import register
+from methods.base import Look, register
 from methods.budget import whole_layers
 from methods.depth.one_shot import OneShot
 from methods.errors import Unsupported
@@ -59,8 +59,9 @@ class ShortenedLlama(OneShot):
     keep_last: Layers = 0  # layers at the end that stay; the authors' code keeps 2
     tokens: Tokens = 1280  # calibration tokens that are read; the authors take 10 x 128
 
-    needs = "calibration"
     cost = "half a forward per layer"
+    reuses = "statistics"
+    look = Look("green", "solid", "o")
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         """Remove the layers. Raises Unsupported where one would go whose loss is no finite number."""
@@ -85,8 +86,10 @@ class ShortenedLlamaTaylor(OneShot):
     keep_last: Layers = 2  # layers at the end that stay
     tokens: Tokens = 1280  # calibration tokens that are read; the authors take 10 x 128
 
-    needs = "calibration, gradients"
+    looks_at = "gradients"
     cost = "4 forwards"
+    reuses = "statistics"
+    look = Look("green", "dashed", "s")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         n = whole_layers(model, ratio)

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from methods.base import register
+from methods.base import Look, register
 from methods.depth.one_shot import OneShot
 from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
@@ -46,8 +46,7 @@ class ShortGPT(OneShot):
     keep_first: Layers = 0  # layers at the front that stay
     keep_last: Layers = 0  # layers at the end that stay
 
-    needs = "calibration"
-    cost = "1 forward"
+    look = Look("blue", "solid", "o")
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[float]:
         """Return BI_l of every layer."""

@@ -28,7 +28,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from methods.base import register
+from methods.base import Look, Pruner, register
 from methods.budget import whole_layers
 from methods.depth.greedy_search import searched
 from methods.model.calibration import Calibration
@@ -41,7 +41,7 @@ from methods.search.trials import Trial
 
 @register("sleb")
 @dataclass(frozen=True)
-class SLEB:
+class SLEB(Pruner):
     """Drop one layer after the other, each time the one without which the loss is lowest (Song et al. 2024)."""
 
     loss: Literal["nll", "kl", "js"] = "nll"  # nll: of the next token; kl, js: of its distribution to the dense model's
@@ -49,10 +49,12 @@ class SLEB:
     keep_last: Layers = 1  # layers at the end that stay
     tokens: Tokens = 2048  # calibration tokens that are read
 
-    fixed = False
-    only_cuts = True
-    needs = "calibration"
     cost = "about L/2 forwards per layer removed"
+    reuses = "removals"
+    only_cuts = True
+    paper_ratio = "layers, by their number"
+    look = Look("green", "mixed", "D")
+    tiny = "tokens=96"
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         return {"layers": whole_layers(model, ratio, stay=self.keep_first + self.keep_last)}

@@ -38,7 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import register
+from methods.base import Look, Pruner, RandomPruner, register
 from methods.errors import OutOfReach, Unsupported
 from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
@@ -49,12 +49,13 @@ from methods.ranges import Count
 from methods.shared import shared
 
 
-class LowestExperts:
+class LowestExperts(Pruner):
     """A method that is a score of experts; a subclass gives `scores`."""
 
-    fixed = False
     only_cuts = True
     axes = ("experts",)
+    leaves = ("experts",)
+    paper_ratio = "the experts of each layer"
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[Tensor]:
         """Return the importance of every expert, (J,) for each mixture, by layer."""
@@ -84,8 +85,7 @@ class LowestExperts:
 class Reap(LowestExperts):
     """Remove the experts of least output where they are taken, weighed by the router (Lasby et al. 2025)."""
 
-    needs = "calibration"
-    cost = "1 forward"
+    look = Look("blue", "mixed", "P")
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[Tensor]:
         return [weighed / N.clamp(min=1) for N, _, weighed in shared(routed, model, calibration)]
@@ -96,8 +96,7 @@ class Reap(LowestExperts):
 class ExpertNorm(LowestExperts):
     """Remove the experts whose outputs are smallest in sum, as EAN does (Jaiswal et al. 2025)."""
 
-    needs = "calibration"
-    cost = "1 forward"
+    look = Look("green", "dotted", "^")
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[Tensor]:
         return [norms for _, norms, _ in shared(routed, model, calibration)]
@@ -108,8 +107,7 @@ class ExpertNorm(LowestExperts):
 class ExpertFrequency(LowestExperts):
     """Remove the experts that fewest tokens are routed to."""
 
-    needs = "calibration"
-    cost = "1 forward"
+    look = Look("orange", "dotted", "v")
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[Tensor]:
         return [N for N, _, _ in shared(routed, model, calibration)]
@@ -117,13 +115,15 @@ class ExpertFrequency(LowestExperts):
 
 @register("expert-random")
 @dataclass(frozen=True)
-class ExpertRandom(LowestExperts):
+class ExpertRandom(LowestExperts, RandomPruner):
     """Remove experts at random, in each layer others."""
 
     seed: int | None = None  # of the draw; None: one cell for each of the draws, from 1000 times the run's seed on
     draws: Count = 5  # cells of one mention without a seed, which share a row
 
-    needs = "nothing"
+    looks_at = "nothing"
+    cost = ""
+    look = Look("grey", "mixed", "p")
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[Tensor]:
         generator = torch.Generator().manual_seed(self._seed(calibration))

@@ -1,41 +1,63 @@
-"""Reads what lists say of methods and compensations from their sources, so that a list costs no import of torch."""
+"""Reads what lists say of methods and compensations from their sources, so that a list costs no import of torch.
+
+A card has the attributes of the class, those of the classes that it inherits from, and the defaults that stand in the
+text of the base class.
+"""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from methods.base import Look
 from methods.model.architectures import FAMILIES
-from methods.registry import BUILT_IN, COMPENSATIONS
+from methods.registry import find_compensation_modules, find_method_modules
 
 METHODS = Path(__file__).parents[1]
-SAID = ("fixed", "needs", "cost", "axes")  # constants of a class that its card shows
+WORDS = {"gradients": "calibration, gradients"}  # what a list says of `looks_at`; the others are words already
 
 
 @dataclass(frozen=True)
 class Card:
-    """Holds what `list methods` says of a method. Four of them are constants of its class.
+    """Holds what lists say of a method or a compensation; the fields from `looks_at` on are attributes of its class.
 
     parameters  name, default, meaning
-    fixed       whether the parameters alone decide what goes, so that no ratio is asked for
-    needs       what it looks at: nothing, calibration, or calibration and gradients
-    cost        in forwards over the tokens that it reads
-    axes        along which it cuts with its usual parameters
-    module      where it is, as in BUILT_IN or COMPENSATIONS
+    module      where it is, such as "depth.sleb"
     """
 
     name: str
     summary: str
     parameters: tuple[tuple[str, str, str], ...]
-    fixed: bool = False
-    needs: str = ""
+    module: str
+    looks_at: str = ""
     cost: str = ""
-    axes: tuple[str, ...] = ("layers",)
-    module: str = ""
+    takes_ratio: bool = True
+    axes: tuple[str, ...] = ()
+    leaves: tuple[str, ...] = ()
+    paper_ratio: str = ""
+    look: Look | None = None
+    follows: str = ""
+    tiny: str = ""
+
+    @property
+    def needs(self) -> str:
+        """Return what it looks at, in words: "calibration, gradients"."""
+        return WORDS.get(self.looks_at, self.looks_at)
+
+    @property
+    def fixed(self) -> bool:
+        """Return whether its parameters alone decide what goes, so that no ratio is asked for."""
+        return not self.takes_ratio
+
+    @property
+    def tiny_parameters(self) -> dict[str, str]:
+        """Return the parameters, as text, with which it prunes a tiny model within a second."""
+        return dict(pair.split("=") for pair in self.tiny.split(",") if pair)
 
     @property
     def without(self) -> tuple[str, ...]:
@@ -44,8 +66,8 @@ class Card:
 
 
 def catalogue() -> list[Card]:
-    """Return a card of every built-in method, read from its source, in the order of BUILT_IN."""
-    return [card for name in BUILT_IN for card in of_module(name, "register")]
+    """Return a card of every built-in method, read from its source: `dense`, then folder by folder, by name."""
+    return [card for module in find_method_modules() for card in of_module(module, "register")]
 
 
 def needs() -> dict[str, str]:
@@ -55,12 +77,24 @@ def needs() -> dict[str, str]:
 
 def compensations() -> list[Card]:
     """Return a card of every compensation, read from its source."""
-    return [card for name in COMPENSATIONS for card in of_module(name, "compensation")]
+    return [card for module in find_compensation_modules() for card in of_module(module, "compensation")]
 
 
-def of_module(name: str, decorator: str) -> list[Card]:
+@functools.cache
+def of_module(module: str, decorator: str) -> tuple[Card, ...]:
     """Return a card of every class in a module, such as "depth.sleb", that `decorator` registers."""
-    return [dataclasses.replace(card, module=name) for card in _cards(source(name), decorator)]
+    cards = []
+    for class_ in read_classes(module).values():
+        if name := class_.registered.get(decorator):
+            inherited = list(class_.lineage())
+            parameters, attributes = dict[str, tuple[str, str, str]](), dict[str, Any]()
+            for ancestor in reversed(inherited):
+                for parameter, (default, meaning) in ancestor.parameters.items():
+                    known = parameters.get(parameter, ("", "", ""))[2]
+                    parameters[parameter] = (parameter, default, meaning or known)
+                attributes |= ancestor.attributes
+            cards.append(Card(name, class_.summary, tuple(parameters.values()), module, **attributes))
+    return tuple(cards)
 
 
 def source(module: str) -> str:
@@ -68,28 +102,72 @@ def source(module: str) -> str:
     return METHODS.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class ClassText:
+    """Holds what the text of a class says.
+
+    bases       the classes of this package that it names as such
+    registered  the name that each decorator gives it
+    parameters  default and meaning of each field
+    attributes  its literals that are fields of Card
+    """
+
+    summary: str
+    bases: tuple[ClassText, ...]
+    registered: dict[str, str]
+    parameters: dict[str, tuple[str, str]]
+    attributes: dict[str, Any]
+
+    def lineage(self) -> Iterator[ClassText]:
+        """Yield the class and those that it inherits from, in the order in which Python looks up their attributes."""
+        line = [self, *(ancestor for base in self.bases for ancestor in base.lineage())]
+        for position, class_ in enumerate(line):
+            if not any(later is class_ for later in line[position + 1 :]):
+                yield class_
+
+
 @functools.cache
-def _cards(text: str, decorator_name: str) -> tuple[Card, ...]:
-    lines = text.splitlines()
-    fields: dict[str, dict[str, tuple[str, str, str]]] = {}
-    constants: dict[str, dict[str, Any]] = {}
-    cards = []
+def read_classes(module: str) -> dict[str, ClassText]:
+    """Return what the text of a module of this package says of its classes, by their names."""
+    text = source(module)
+    imported, classes = dict[str, str](), dict[str, ClassText]()
     for node in ast.parse(text).body:
-        if not isinstance(node, ast.ClassDef):
-            continue
-        bases = [ast.unparse(base) for base in node.bases]
-        own = {name: entry for base in bases for name, entry in fields.get(base, {}).items()}
-        said = {name: value for base in bases for name, value in constants.get(base, {}).items()}
-        for item in node.body:
-            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value is not None:
-                said_here = "\n".join(lines[item.lineno - 1 : item.end_lineno]).partition("  # ")[2]
-                meaning = said_here.partition("\n")[0].strip() or own.get(item.target.id, ("", "", ""))[2]
-                own[item.target.id] = (item.target.id, ast.unparse(item.value), meaning)
-            elif isinstance(item, ast.Assign) and ast.unparse(item.targets[0]) in SAID:
-                said[ast.unparse(item.targets[0])] = ast.literal_eval(item.value)
-        fields[node.name], constants[node.name] = own, said
-        for decorator in node.decorator_list:
-            if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == decorator_name:
-                summary = (ast.get_docstring(node) or "").partition("\n")[0]
-                cards.append(Card(ast.literal_eval(decorator.args[0]), summary, tuple(own.values()), **said))
-    return tuple(cards)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("methods."):
+            imported |= {alias.name: str(node.module).removeprefix("methods.") for alias in node.names}
+        if isinstance(node, ast.ClassDef):
+            bases = []
+            for base in map(ast.unparse, node.bases):
+                if base in classes:
+                    bases.append(classes[base])
+                elif base in imported:
+                    bases.append(read_classes(imported[base])[base])
+            classes[node.name] = _read_class(node, tuple(bases), text.splitlines())
+    return classes
+
+
+def _read_class(node: ast.ClassDef, bases: tuple[ClassText, ...], lines: list[str]) -> ClassText:
+    names = {field.name for field in dataclasses.fields(Card)}
+    parameters, attributes, registered = dict[str, tuple[str, str]](), dict[str, Any](), dict[str, str]()
+    has_fields = any(ast.unparse(decorator).startswith("dataclass") for decorator in node.decorator_list)
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and item.value is not None and isinstance(item.target, ast.Name):
+            name = item.target.id
+            if has_fields and not ast.unparse(item.annotation).startswith("ClassVar"):
+                comment = "\n".join(lines[item.lineno - 1 : item.end_lineno]).partition("  # ")[2]
+                parameters[name] = (ast.unparse(item.value), comment.partition("\n")[0].strip())
+            elif name in names - {"name"}:
+                attributes[name] = _literal(item.value)
+        elif isinstance(item, ast.Assign) and ast.unparse(item.targets[0]) in names:
+            attributes[ast.unparse(item.targets[0])] = _literal(item.value)
+    for decorator in node.decorator_list:
+        if isinstance(decorator, ast.Call) and decorator.args:
+            registered[ast.unparse(decorator.func)] = ast.literal_eval(decorator.args[0])
+    summary = (ast.get_docstring(node) or "").partition("\n")[0]
+    return ClassText(summary, bases, registered, parameters, attributes)
+
+
+def _literal(node: ast.expr) -> Any:
+    """Return the value of a literal, or of a Look of literals."""
+    if isinstance(node, ast.Call):
+        return Look(*map(ast.literal_eval, node.args))
+    return ast.literal_eval(node)

@@ -39,7 +39,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
-from methods.base import register
+from methods.base import Look, Pruner, register
 from methods.budget import block_parameters
 from methods.errors import OutOfReach
 from methods.model.calibration import Calibration
@@ -55,7 +55,7 @@ ROUNDING = 1e-9  # of the size of a block: what the mean of equal sizes may miss
 
 @register("evopress")
 @dataclass(frozen=True)
-class EvoPress:
+class EvoPress(Pruner):
     """Drop the attentions and MLPs that an evolutionary search finds (Sieberling et al. 2025)."""
 
     generations: Count | None = None  # of the search; None: k (L - k) / 1.5, as in the authors' script
@@ -69,13 +69,15 @@ class EvoPress:
     whole: bool = False  # whole layers go
     minutes: Positive | None = None  # after which the search ends with what it has
 
-    fixed = False
-    only_cuts = True
-    needs = "calibration"
     cost = "k (L - k) / 1.5 times 32 over 512 tokens and 2 over 4,096, for k of L layers"
+    only_cuts = True
+    leaves = ("attentions", "mlps")
+    paper_ratio = "attentions and MLPs, by their number"
+    look = Look("purple", "mixed", "D")
+    tiny = "generations=3,offspring=4,initial=6,tokens=48"
 
     @property
-    def uneven(self) -> str:
+    def uneven_because(self) -> str:
         return "" if self.whole else "it removes single attentions and MLPs"
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from methods.base import register
+from methods.base import Look, Pruner, register
 from methods.budget import block_parameters, whole_layers
 from methods.compensation.base import CompensatedPruner
 from methods.compensation.refit import Refit
@@ -49,7 +49,7 @@ BY_LAYER = {"removed_kv_heads": [], "removed_channels": [], "kv_heads": 0, "chan
 
 @register("laco-puzzle")
 @dataclass(frozen=True)
-class LaCoPuzzle:
+class LaCoPuzzle(Pruner):
     """Collapse some layers and narrow the others under one budget, then refit (after LaCo and Puzzle)."""
 
     collapsed: Share = 0.67  # of what goes: layers that collapse; the rest are heads and channels of those that stay
@@ -59,11 +59,12 @@ class LaCoPuzzle:
     best: Count = 4  # solutions of the program that are measured, of which the best is taken
     ridge: Positive = 1.0  # penalty of each channel's distance from its weights, as a share of its energy
 
-    fixed = False
-    uneven = "it chooses the width of each layer"
-    needs = "calibration"
     cost = "those of laco-ls, and of puzzle+refit on 512 tokens"
+    uneven_because = "it chooses the width of each layer"
     axes = ("channels", "layers")
+    leaves = ("attentions", "mlps", "channels")
+    look = Look("vermillion", "dotted", "p")
+    tiny = "steps=2,tokens=48,best=2"
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         LaCoLS().plan(model, self._by_layers(model, ratio))
@@ -80,7 +81,7 @@ class LaCoPuzzle:
         kept = [number for number in range(L) if number not in collapsed["removed_layers"]]
         left = 1 - (total - gone) / parameters(model)
         narrow = Puzzle(steps=self.steps, heads=self.heads, tokens=self.tokens, best=self.best)
-        both: Any = CompensatedPruner(narrow, Refit(ridge=self.ridge))  # type: ignore[arg-type]  # named by its decorator
+        both = CompensatedPruner(narrow, Refit(ridge=self.ridge))
         alone = replace(dense, sweeps=None, note=None, order=())  # what is kept is of the dense model
         narrowed = prune(both, model, alone, left) if left > 0 else {}
         return collapsed | in_dense_numbers(narrowed, kept, L, collapsed["removed_layers"])

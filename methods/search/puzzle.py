@@ -49,7 +49,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from methods.base import register
+from methods.base import Look, Pruner, register
 from methods.budget import block_parameters
 from methods.counted import Budget, held
 from methods.errors import OutOfReach
@@ -76,7 +76,7 @@ WIDER = 2  # times, where no choice of all layers lies within
 
 @register("puzzle")
 @dataclass(frozen=True)
-class Puzzle:
+class Puzzle(Pruner):
     """Choose how much stays of each layer by an integer program over damages (Bercovich et al. 2024)."""
 
     steps: Count = 4  # of a layer's channels that may go: 4 leaves 3/4, 1/2, 1/4 or none
@@ -85,12 +85,16 @@ class Puzzle:
     tokens: Tokens = 2048  # calibration tokens on which a damage is measured
     best: Count = 8  # solutions that are measured, of which the best is taken
 
-    fixed = False
-    only_cuts = True
-    uneven = "it chooses the width of each layer"
-    needs = "calibration"
     cost = "about 1 forward, and half of one over 2,048 tokens for each of 9 choices of L layers"
+    reuses = "statistics"
+    takes_budget = True
+    only_cuts = True
+    uneven_because = "it chooses the width of each layer"
     axes = ("channels", "layers")
+    leaves = ("attentions", "mlps", "channels")
+    paper_ratio = "what a budget names"
+    look = Look("orange", "mixed", "p")
+    tiny = "steps=2,tokens=48,best=3"
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         choices(model, self.steps, self.heads)

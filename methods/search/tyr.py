@@ -51,7 +51,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from methods.base import register
+from methods.base import Look, Pruner, register
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder, twin
 from methods.model.layer import Layer
@@ -69,7 +69,7 @@ COARSEST = 8  # of a structure's units, at least one, are the first round's step
 
 @register("tyr")
 @dataclass(frozen=True)
-class Tyr:
+class Tyr(Pruner):
     """Search how many heads and channels each layer loses, the rest updated by second order (Li et al. 2025)."""
 
     rounds: Count = 4  # in each of which the steps between levels are half as large
@@ -85,11 +85,13 @@ class Tyr:
     multiple: Count = 1  # what is left of the channels is a multiple of it
     minutes: Positive | None = None  # after which the search ends with what it has
 
-    fixed = False
-    uneven = "it chooses the width of each layer"
-    needs = "calibration"
     cost = "that of obs 5 times, and 24 times 16 over 512 tokens and 4 over 2,048"
+    uneven_because = "it chooses the width of each layer"
     axes = ("heads", "channels")
+    leaves = ("heads",)
+    paper_ratio = "the heads and channels"
+    look = Look("orange", "long", "X")
+    tiny = "rounds=2,generations=1,offspring=3,levels=3,tokens=48,final_tokens=48"
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         structures = structures_of(model, *KINDS)

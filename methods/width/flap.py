@@ -40,7 +40,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from methods.base import register
+from methods.base import Look, WidthPruner, register
 from methods.errors import OutOfReach, Unsupported
 from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
@@ -108,7 +108,7 @@ class ReleasedMoments(Moments):
 
 @register("flap")
 @dataclass(frozen=True)
-class FLAP:
+class FLAP(WidthPruner):
     """Remove heads and channels whose input fluctuates least, their mean response becomes a bias (An et al. 2024)."""
 
     metric: Metric = "wifv"  # wifv: variance times squared weights; ifv: variance alone; wifn: norm times weights
@@ -119,10 +119,10 @@ class FLAP:
     multiple: Count = 1  # what is left of the channels is a multiple of it
     uniform: bool = False  # equal widths that stock transformers loads; no bias but where the model has one already
 
-    fixed = False
-    needs = "calibration"
-    cost = "1 forward"
     axes = ("heads", "channels")
+    leaves = ("heads",)
+    paper_ratio = "the decoder"
+    look = Look("sky", "dashed", "s")
 
     @property
     def equal(self) -> bool:

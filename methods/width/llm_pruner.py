@@ -54,7 +54,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from methods.base import register
+from methods.base import Look, WidthPruner, register
 from methods.errors import OutOfReach, Unsupported
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
@@ -84,7 +84,7 @@ AGGREGATION: dict[Aggregate, Callable[[Tensor], Tensor]] = {  # (matrices, units
 
 @register("llm-pruner")
 @dataclass(frozen=True)
-class LLMPruner:
+class LLMPruner(WidthPruner):
     """Remove the heads and MLP channels of least importance by a Taylor estimate of the loss (Ma et al. 2023)."""
 
     r: Share | None = None  # the authors' knob, share of heads and channels to remove in each layer; None: solved
@@ -100,10 +100,14 @@ class LLMPruner:
     seed: int | None = None  # of importance=random; None: the seed of the run
     uniform: bool = False  # equal widths in all layers that stock transformers loads; no layer is protected
 
-    only_cuts = True
-    needs = "calibration, gradients"
-    axes = ("heads", "channels")
+    looks_at = "gradients"
     cost = "4 forwards per step"
+    only_cuts = True
+    axes = ("heads", "channels")
+    leaves = ("heads",)
+    paper_ratio = "the heads and channels of the layers that are not protected"
+    look = Look("sky", "solid", "o")
+    tiny = "sequences=4,tokens=16"
 
     def __post_init__(self) -> None:
         if self.uniform and (self.r is not None or self.ranking == "global" or self.keep_first or self.keep_last):

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import register
+from methods.base import Look, WidthPruner, register
 from methods.errors import OutOfReach
 from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
@@ -44,18 +44,18 @@ from methods.width.widths import equal_widths
 
 @register("minitron-width")
 @dataclass(frozen=True)
-class MinitronWidth:
+class MinitronWidth(WidthPruner):
     """Keep the most active MLP channels, as many in every layer (Muralidharan et al. 2024)."""
 
     heads: bool = False  # remove key/value heads too, of which the same share goes, rounded down
     multiple: Count = 1  # what is left of the channels is a multiple of it
     uniform: bool = False  # as many heads as stock transformers takes; the widths are equal anyway
 
-    fixed = False
     only_cuts = True
-    needs = "calibration"
-    cost = "1 forward"
     axes = ("channels",)
+    leaves = ("equal widths",)
+    paper_ratio = "nothing: it names widths"
+    look = Look("sky", "mixed", "D")
 
     def structures(self, model: Decoder) -> list[Structure]:
         return structures_of(model, *(("kv_heads", "channels") if self.heads else ("channels",)))

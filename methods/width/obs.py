@@ -49,7 +49,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from methods.base import register
+from methods.base import Look, WidthPruner, register
 from methods.model.activations import beside, enter_all, inputs_of, refuse_overflow, values_of_a_step
 from methods.model.calibration import Calibration, Wait
 from methods.model.decoder import Decoder
@@ -71,7 +71,7 @@ KINDS = ("kv_heads", "channels")
 
 @register("obs")
 @dataclass(frozen=True)
-class OBS:
+class OBS(WidthPruner):
     """Remove the heads and channels that a layer's output misses least, by second order, and update the rest."""
 
     damping: Positive = 0.01  # what is added to the diagonal of H, as a share of its mean
@@ -80,10 +80,11 @@ class OBS:
     multiple: Count = 1  # what is left of the channels is a multiple of it
     uniform: bool = False  # as many heads as stock transformers takes; the widths are equal anyway
 
-    fixed = False
-    needs = "calibration"
     cost = "2 forwards, and 2 inverses of each layer's H"
     axes = ("heads", "channels")
+    leaves = ("equal widths",)
+    paper_ratio = "the heads and channels"
+    look = Look("orange", "dashed", "h")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         return {

@@ -48,7 +48,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.base import register
+from methods.base import Look, Pruner, register
 from methods.errors import OutOfReach
 from methods.model.activations import enter_all, refuse_overflow
 from methods.model.calibration import Calibration, Wait
@@ -73,7 +73,7 @@ from methods.ranges import Count, Share
 
 @register("slicegpt")
 @dataclass(frozen=True)
-class SliceGPT:
+class SliceGPT(Pruner):
     """Rotate the residual stream to its principal axes and cut the weak ones (Ashkboos et al. 2024)."""
 
     d: int | None = None  # residual width to keep; None: solved from the ratio
@@ -82,10 +82,12 @@ class SliceGPT:
     slice_head: bool = False  # also cut the last layer's output and the head, which the paper leaves whole
     centre_embeddings: bool = False  # subtract each embedding row's mean also under RMSNorm, as the authors' code does
 
-    uneven = "it cuts the residual stream and adds shortcuts"
-    needs = "calibration"
     cost = "2 forwards, 2 eigenvalue problems per layer"
+    uneven_because = "it cuts the residual stream and adds shortcuts"
     axes = ("residual",)
+    leaves = ("residual",)
+    paper_ratio = "the residual width"
+    look = Look("black", "solid", "D")
 
     def __post_init__(self) -> None:
         if self.d is not None and self.sparsity is not None:

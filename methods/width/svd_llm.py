@@ -49,7 +49,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from methods.base import register
+from methods.base import Look, Pruner, register
 from methods.errors import OutOfReach
 from methods.model.activations import beside, enter_all, inputs_of, refuse_overflow, values_of_a_step
 from methods.model.calibration import Calibration, Wait
@@ -68,16 +68,17 @@ Ranks = dict[str, int | None]  # of a layer's matrices, by their paths in it; No
 
 @register("svd-llm")
 @dataclass(frozen=True)
-class SVDLLM:
+class SVDLLM(Pruner):
     """Factor each matrix into two of low rank that keep its outputs, a control (Wang et al. 2025)."""
 
     prefix: Literal["dense", "pruned"] = "dense"  # what feeds a layer: the dense ones before it, or those factored
 
-    fixed = False
-    uneven = "it makes two factors of each matrix"
-    needs = "calibration"
     cost = "1 forward, and the singular values of each matrix"
+    uneven_because = "it makes two factors of each matrix"
     axes = ("channels",)
+    leaves = ("ranks",)
+    paper_ratio = "the matrices of the layers"
+    look = Look("black", "dashed", "8")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         model.refuse_sliced()

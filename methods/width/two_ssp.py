@@ -38,7 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import register
+from methods.base import Look, Pruner, register
 from methods.depth.greedy_search import Found, search
 from methods.errors import OutOfReach
 from methods.model.activations import Step, by_layer
@@ -54,19 +54,21 @@ from methods.width.widths import equal_widths, freed, lower_widths
 
 @register("2ssp")
 @dataclass(frozen=True)
-class TwoSSP:
+class TwoSSP(Pruner):
     """Remove MLP channels by activation norm, as many in every layer, then attentions by loss (Sandri et al. 2025)."""
 
     alpha: Positive = 1.5  # the higher, the more of the budget comes from attentions
     tokens: Tokens = 2048  # calibration tokens of the second stage
     multiple: Count = 1  # what is left of the channels is a multiple of it
 
-    fixed = False
-    only_cuts = True
-    uneven = "it removes whole attentions"
-    needs = "calibration"
     cost = "1 forward, and about L/2 over 2,048 tokens for each attention removed"
+    only_cuts = True
+    uneven_because = "it removes whole attentions"
     axes = ("channels", "layers")
+    leaves = ("attentions", "channels")
+    paper_ratio = "the decoder"
+    look = Look("orange", "solid", "P")
+    tiny = "tokens=48"
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         n = self.attentions(model, ratio)

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import register
+from methods.base import Look, WidthPruner, register
 from methods.model.activations import enter_all, step, values_of_a_step
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
@@ -48,17 +48,18 @@ KINDS = ("kv_heads", "channels")
 
 @register("wanda-sp")
 @dataclass(frozen=True)
-class WandaSP:
+class WandaSP(WidthPruner):
     """Remove the heads and channels with the least weight times activation, layer by layer (An et al. 2024)."""
 
     multiple: Count = 1  # what is left of the channels is a multiple of it
     uniform: bool = False  # as many heads as stock transformers takes; the widths are equal anyway
 
-    fixed = False
-    only_cuts = True
-    needs = "calibration"
     cost = "2 forwards"
+    only_cuts = True
     axes = ("heads", "channels")
+    leaves = ("equal widths",)
+    paper_ratio = "the decoder"
+    look = Look("sky", "dotted", "^")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         return {

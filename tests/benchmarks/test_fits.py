@@ -80,7 +80,7 @@ def test_fit(pair, benchmark, model, calibration):
     dense = twin(model)
     decisions = pruner.pruner.prune(model, calibration, 0.1)
     pruning = Pruning(dense, model, kept_layers(decisions, dense, model))
-    measured(benchmark, lambda: pruner.compensation.mend(pruning, calibration), dense, calibration)
+    measured(benchmark, lambda: pruner.compensation.repair(pruning, calibration), dense, calibration)
 
 
 @pytest.mark.parametrize("how", [{}, {"attention": True}, {"sweeps": 2}], ids=["down", "attention", "sweeps"])

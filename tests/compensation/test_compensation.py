@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from calibrations import LENGTHS, calibration
@@ -190,7 +192,7 @@ def test_replaceme_folds_into_the_attention_where_the_mlp_has_gone():
     layers[2].remove_mlp()
     layers[3].remove_attention()
     pruned.set_layers(layers)
-    done = ReplaceMe(ridge=RIDGE).mend(Pruning(dense, pruned, range(LAYERS)), calibration(filler=9))
+    done = ReplaceMe(ridge=RIDGE).repair(Pruning(dense, pruned, range(LAYERS)), calibration(filler=9))
     assert [cut["removed"] for cut in done["cuts"]] == [["mlp 2", "attention 3"]]
     x, a, _ = states(dense)
     T = brute(a[2], x[3] + a[3] - x[2], RIDGE, torch.eye(32, dtype=torch.float64))
@@ -504,13 +506,15 @@ def test_refit_does_not_go_behind_a_method_that_refits_by_itself():
     made("laco-puzzle+ghost").plan(Decoder(tiny("llama")), 0.3)
 
 
-class Collapsing:
+@dataclass(frozen=True)
+class Collapsing(methods.Pruner):
     """Says that layer 3 has collapsed into layer 2, and narrows the MLP of some layer."""
 
-    name, fixed = "collapsing", True
+    name, takes_ratio = "collapsing", False
+    narrow: int
 
-    def __init__(self, narrow: int) -> None:
-        self.narrow = narrow
+    def plan(self, model, ratio):
+        return {}
 
     def prune(self, model, calibration, ratio):
         keep_channels(model.layers[self.narrow], range(8, 48))

@@ -263,7 +263,7 @@ def test_what_needs_the_matrices_of_one_mlp_is_refused_before_any_work(method, f
 def test_a_compensation_serves_a_mixture_or_refuses_it_before_any_work(compensation):
     """Where a layer in the middle goes, so that whole layers stand in front of the cut and behind it."""
     pruner = methods.make(f"drop+{compensation}", {"layers": "2"})
-    if not pruner.compensation.one_mlp:
+    if not pruner.compensation.needs_one_mlp:
         assert "compensation" in pruner.prune(Decoder(tiny("mixtral")), calibration(), 0.0)
         return
     with pytest.raises(Unsupported, match="the MLP of a layer is a mixture of experts"):

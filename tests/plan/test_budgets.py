@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -178,11 +179,12 @@ def test_what_never_goes_far_enough_is_out_of_reach_with_how_far_it_goes():
 
 
 def test_a_search_goes_on_from_the_removals_that_it_has_found():
-    class Counted:
+    @dataclass(frozen=True)
+    class Counted(methods.Pruner):
         """A greedy search that says with how many known removals each of its prunings begins."""
 
-        def __init__(self) -> None:
-            self.inner, self.known = made("finercut"), list[int]()
+        inner: methods.Pruner
+        known: list[int]
 
         def plan(self, model, ratio):
             return self.inner.plan(model, ratio)
@@ -191,7 +193,7 @@ def test_a_search_goes_on_from_the_removals_that_it_has_found():
             self.known.append(len(tokens.order))
             return self.inner.prune(model, tokens, ratio)
 
-    dense, pruner = Decoder(tiny("llama")), Counted()
+    dense, pruner = Decoder(tiny("llama")), Counted(made("finercut"), [])
     pruned_to(asked_of(dense, "kv", 4 / 6), pruner, dense, TOKENS)
     assert pruner.known[0] == 0
     assert all(pruner.known[1:])

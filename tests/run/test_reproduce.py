@@ -42,13 +42,12 @@ def test_the_cell_of_a_record_asks_what_the_record_was_asked(run):
 
 MIXED = """
 from dataclasses import dataclass
-from methods import register
+from methods import Pruner, register
 from methods.model.structures import cuts, drop_layers, structures_of
 
 @register("mixed")
 @dataclass(frozen=True)
-class Mixed:
-    fixed = False
+class Mixed(Pruner):
     only_cuts = True
     def plan(self, model, ratio): return {}
     def prune(self, model, calibration, ratio):

@@ -299,14 +299,14 @@ def test_the_hash_of_a_model_sees_every_tensor():
 
 METHOD = """
 from dataclasses import dataclass
-from methods import register
+from methods import Pruner, register
 import {neighbour}
 
 
 @register("{name}")
 @dataclass(frozen=True)
-class Mine:
-    fixed = True
+class Mine(Pruner):
+    takes_ratio = False
 
     def plan(self, model, ratio):
         return {{}}
@@ -546,12 +546,12 @@ import os
 import signal
 import time
 from dataclasses import dataclass
-from methods import register
+from methods import Pruner, register
 
 
 @dataclass(frozen=True)
-class Base:
-    fixed = True
+class Base(Pruner):
+    takes_ratio = False
 
     def plan(self, model, ratio):
         return {}

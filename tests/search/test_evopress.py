@@ -183,8 +183,8 @@ def test_draws_hold_as_many_tokens_as_are_asked_for():
 
 
 def test_whole_layers_leave_a_shape_that_stock_transformers_loads():
-    assert methods.make("evopress").uneven
-    assert methods.make("evopress", {"whole": "yes"}).uneven == ""
+    assert methods.make("evopress").uneven_because
+    assert methods.make("evopress", {"whole": "yes"}).uneven_because == ""
 
 
 def test_whole_layers_go_where_that_is_asked_for():

@@ -1006,7 +1006,7 @@ def test_no_process_is_left_behind(how):
 PLUGIN = '''
 from dataclasses import dataclass
 import torch
-from methods import register
+from methods import Pruner, register
 
 
 class Scaled(torch.nn.Module):
@@ -1022,8 +1022,8 @@ class Scaled(torch.nn.Module):
 
 @register("wraps")
 @dataclass(frozen=True)
-class Wraps:
-    fixed = True
+class Wraps(Pruner):
+    takes_ratio = False
 
     def plan(self, model, ratio):
         return {}
