@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from methods.listed.cards import catalogue, compensations
+
 HF, GGUF, NEMOTRON_NAS = FORMATS = ("hf", "gguf", "nemotron-nas")
 READ_BY = {
     HF: "transformers alone where the table says stock, else this project",
@@ -14,52 +16,38 @@ READ_BY = {
 
 @dataclass(frozen=True)
 class HeldShape:
-    """Says how each format holds one kind of shape; "no" where it does not.
-
-    methods  those whose models have it, with their usual parameters
-    """
+    """Says how each format holds one kind of shape; "no" where it does not."""
 
     removed: str
-    methods: tuple[str, ...]
     hf: str
     gguf: str
     nemotron_nas: str
 
 
-LACO = ("laco", "laco-published", "laco-ls")
-SHORTENED = ("shortened-llama", "shortened-llama-taylor")
-DROPPED = ("drop", "drop-tail", "drop-random")
-EXPERTS = ("reap", "expert-norm", "expert-frequency", "expert-random")
-LAYERS = (*LACO, "shortgpt", "angular", "magnitude", *SHORTENED, "sleb", "llm-streamline", *DROPPED)
-SHAPES = (
-    HeldShape("whole layers", LAYERS, "stock", "stock", "yes"),
-    HeldShape(
-        "as many heads and channels in every layer", ("minitron-width", "wanda-sp", "obs"), "stock", "stock", "yes"
-    ),
-    HeldShape("as many experts in every layer", EXPERTS, "stock", "no", "no"),
-    HeldShape(
-        "attentions",
-        ("blockpruner", "finercut", "evopress", "puzzle", "laco-puzzle", "llm-drop", "2ssp"),
-        "prunebench",
-        "deci",
-        "yes",
-    ),
-    HeldShape(
-        "MLPs",
-        ("blockpruner", "finercut", "evopress", "puzzle", "laco-puzzle", "llm-drop"),
-        "prunebench",
-        "deci, with 32 channels of zeros",
-        "yes",
-    ),
-    HeldShape("channels, in each layer others", ("2ssp", "puzzle", "laco-puzzle"), "prunebench", "deci", "yes"),
-    HeldShape("heads, in each layer others", ("flap", "llm-pruner", "tyr"), "prunebench", "deci", "no"),
-    HeldShape("rank of each matrix", ("svd-llm",), "prunebench", "no", "no"),
-    HeldShape("residual width", ("slicegpt",), "prunebench", "no", "no"),
-    HeldShape("anything, with a map in its place", ("+ghost", "+linearpatch"), "prunebench", "no", "no"),
-)
+SHAPES = {  # by the names that methods and compensations give in `leaves`
+    "layers": HeldShape("whole layers", "stock", "stock", "yes"),
+    "equal widths": HeldShape("as many heads and channels in every layer", "stock", "stock", "yes"),
+    "experts": HeldShape("as many experts in every layer", "stock", "no", "no"),
+    "attentions": HeldShape("attentions", "prunebench", "deci", "yes"),
+    "mlps": HeldShape("MLPs", "prunebench", "deci, with 32 channels of zeros", "yes"),
+    "channels": HeldShape("channels, in each layer others", "prunebench", "deci", "yes"),
+    "heads": HeldShape("heads, in each layer others", "prunebench", "deci", "no"),
+    "ranks": HeldShape("rank of each matrix", "prunebench", "no", "no"),
+    "residual": HeldShape("residual width", "prunebench", "no", "no"),
+    "maps": HeldShape("anything, with a map in its place", "prunebench", "no", "no"),
+}
+
+
+def makers_of(shape: str) -> list[str]:
+    """Return the methods, and the compensations behind a plus, that leave a shape with their usual parameters."""
+    makers = [card.name for card in catalogue() if shape in card.leaves]
+    return makers + [f"+{card.name}" for card in compensations() if shape in card.leaves]
 
 
 def table() -> list[tuple[str, ...]]:
     """Return the rows of the table, its heading first."""
-    rows = [(one.removed, ", ".join(one.methods), one.hf, one.gguf, one.nemotron_nas) for one in SHAPES]
+    rows = [
+        (held.removed, ", ".join(makers_of(shape)), held.hf, held.gguf, held.nemotron_nas)
+        for shape, held in SHAPES.items()
+    ]
     return [("removed", "by", *FORMATS), *rows]

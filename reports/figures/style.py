@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from methods.listed.cards import catalogue, compensations
 from reports.text import printable, shortened
 
 if TYPE_CHECKING:
@@ -64,67 +65,38 @@ class Style:
     hollow: bool = False
 
 
-BUILT_IN = {
-    "dense": Style(BLACK, DOTTED, "*"),
-    "laco": Style(VERMILLION, SOLID, "o"),
-    "laco-published": Style(VERMILLION, DASHED, "s"),
-    "laco-ls": Style(VERMILLION, MIXED, "D"),
-    "slicegpt": Style(BLACK, SOLID, "D"),
-    "llm-pruner": Style(SKY, SOLID, "o"),
-    "flap": Style(SKY, DASHED, "s"),
-    "wanda-sp": Style(SKY, DOTTED, "^"),
-    "minitron-width": Style(SKY, MIXED, "D"),
-    "2ssp": Style(ORANGE, SOLID, "P"),
-    "obs": Style(ORANGE, DASHED, "h"),
-    "svd-llm": Style(BLACK, DASHED, "8"),
-    "shortgpt": Style(BLUE, SOLID, "o"),
-    "angular": Style(BLUE, DASHED, "s"),
-    "magnitude": Style(BLUE, DOTTED, "^"),
-    "shortened-llama": Style(GREEN, SOLID, "o"),
-    "shortened-llama-taylor": Style(GREEN, DASHED, "s"),
-    "sleb": Style(GREEN, MIXED, "D"),
-    "blockpruner": Style(PURPLE, SOLID, "o"),
-    "finercut": Style(PURPLE, DASHED, "s"),
-    "llm-drop": Style(PURPLE, DOTTED, "^"),
-    "evopress": Style(PURPLE, MIXED, "D"),
-    "llm-streamline": Style(BLUE, LONG, "p"),
-    "tyr": Style(ORANGE, LONG, "X"),
-    "puzzle": Style(ORANGE, MIXED, "p"),
-    "laco-puzzle": Style(VERMILLION, DOTTED, "p"),
-    "reap": Style(BLUE, MIXED, "P"),
-    "expert-norm": Style(GREEN, DOTTED, "^"),
-    "expert-frequency": Style(ORANGE, DOTTED, "v"),
-    "expert-random": Style(GREY, MIXED, "p"),
-    "drop-tail": Style(GREY, SOLID, "v"),
-    "drop-random": Style(GREY, DASHED, "X"),
-    "drop": Style(GREY, DOTTED, "d"),
+COLOUR_BY_NAME = {  # those that methods name in their `look`, as they do lines
+    **{"black": BLACK, "grey": GREY, "orange": ORANGE, "sky": SKY},
+    **{"green": GREEN, "blue": BLUE, "vermillion": VERMILLION, "purple": PURPLE},
 }
-COMPENSATIONS = {  # how a compensation looks where methods stand in a row each
-    "scale": Style(SKY, SOLID, "v"),
-    "linearpatch": Style(ORANGE, SOLID, "s"),
-    "ghost": Style(BLUE, SOLID, "D"),
-    "replaceme": Style(VERMILLION, SOLID, "o"),
-    "refit": Style(GREEN, SOLID, "^"),
-    "reinitialize": Style(GREY, DOTTED, "X"),
-}
+LINE_BY_NAME = {"solid": SOLID, "dashed": DASHED, "dotted": DOTTED, "mixed": MIXED, "long": LONG}
 COLOURS = (VERMILLION, SKY, ORANGE, BLUE, GREEN, PURPLE)
 LINES = (MIXED, SOLID, DASHED, DOTTED)
 MARKERS = ("p", "h", "<", ">", "d", "P", "X", "v")
 
 
+@cache
+def declared_looks() -> dict[str, Style]:
+    """Return the looks that methods and compensations declare, by their names."""
+    looks = {card.name: card.look for card in (*catalogue(), *compensations()) if card.look}
+    return {
+        name: Style(COLOUR_BY_NAME[look.colour], LINE_BY_NAME[look.line], look.marker) for name, look in looks.items()
+    }
+
+
 def style(method: str, label: str = "") -> Style:
     """Return the look of a method; labels with other parameters have its colour and hollow markers."""
     label, method = label or method, method.partition("+")[0]
-    built_in = BUILT_IN.get(method) or COMPENSATIONS.get(method)
-    if built_in is None:
+    declared = declared_looks().get(method)
+    if declared is None:
         number = _number(method)
-        built_in = Style(
+        declared = Style(
             COLOURS[number % len(COLOURS)], LINES[number // 7 % len(LINES)], MARKERS[number // 31 % len(MARKERS)]
         )
     if label == method:
-        return built_in
+        return declared
     number = _number(label)
-    return Style(built_in.colour, LINES[number % len(LINES)], MARKERS[number // 7 % len(MARKERS)], hollow=True)
+    return Style(declared.colour, LINES[number % len(LINES)], MARKERS[number // 7 % len(MARKERS)], hollow=True)
 
 
 def _number(name: str) -> int:

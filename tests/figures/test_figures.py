@@ -36,6 +36,7 @@ from reports.figures.quality import PlottedPoint
 from reports.figures.traces import _boxes
 
 ROOT = Path(__file__).parents[2]
+LOOKING = [card.name for card in methods.catalogue() if card.look and card.name != "dense"]
 HOSTILE = r"a_b&c%$\frac{$#{}~\`<script>alert(1)</script>剪枝--"
 
 
@@ -226,8 +227,7 @@ def test_a_compensation_keeps_the_colour_of_its_method():
     assert style.style("shortgpt+ghost").colour == style.style("shortgpt").colour
     assert style.style("shortgpt+ghost").hollow
     assert style.style("shortgpt+ghost") != style.style("shortgpt+scale")
-    assert style.style("laco-ls", "laco-ls") == style.BUILT_IN["laco-ls"]
-    assert {card.name for card in methods.compensations()} == set(style.COMPENSATIONS)
+    assert style.style("laco-ls", "laco-ls") == style.declared_looks()["laco-ls"]
 
 
 def test_the_files_of_a_figure_are_one_drawing(tmp_path):
@@ -366,7 +366,10 @@ def names(figure: Figure, panel: int = 0) -> list[str]:
 
 def every_method(count: int = 0) -> list[Record]:
     """Each built-in method, and more, at two ratios, each worse than the one before it."""
-    methods = [*(name for name in style.BUILT_IN if name != "dense"), *(f"mine-{number}" for number in range(count))]
+    methods = [
+        *LOOKING,
+        *(f"mine-{number}" for number in range(count)),
+    ]
     cells = [DENSE]
     for number, method in enumerate(methods):
         for ratio in (0.1, 0.3):
@@ -378,7 +381,10 @@ def every_method(count: int = 0) -> list[Record]:
 
 def test_names_stand_beside_the_curves_and_on_no_other_name():
     found = by_name(every_method())
-    for figure, count in (("perplexity-wiki-by-ratio", len(style.BUILT_IN) - 1), ("perplexity-wiki-by-cost", BEST)):
+    for figure, count in (
+        ("perplexity-wiki-by-ratio", len(LOOKING)),
+        ("perplexity-wiki-by-cost", BEST),
+    ):
         drawing = found[figure].draw()
         FigureCanvasAgg(drawing).draw()
         for axis in drawing.axes:
@@ -493,12 +499,13 @@ def test_draws_are_points_and_have_no_bar():
 # --- looks
 
 
-def test_every_built_in_method_has_a_look_of_its_own():
-    assert {card.name for card in methods.catalogue()} <= set(style.BUILT_IN)
-    looks = [(one.colour, str(one.line)) for one in style.BUILT_IN.values()]
-    assert len(set(looks)) == len(looks)
-    points = [(one.colour, one.marker) for one in style.BUILT_IN.values()]
-    assert len(set(points)) == len(points)
+@pytest.mark.parametrize("cards", [methods.catalogue(), methods.compensations()], ids=["methods", "compensations"])
+def test_no_two_looks_are_equal(cards):
+    """Neither as lines nor as points; the rows of compensations stand in figures of their own."""
+    looks = [style.declared_looks()[card.name] for card in cards if card.look]
+    assert len(looks) > 5
+    for values in ([(look.colour, str(look.line)) for look in looks], [(look.colour, look.marker) for look in looks]):
+        assert len(set(values)) == len(values)
 
 
 def test_a_look_hangs_on_the_name_alone():
@@ -516,7 +523,7 @@ def luminance(colour: str) -> float:
 
 
 def test_every_colour_is_seen_on_white():
-    for one in {look.colour for look in style.BUILT_IN.values()}:
+    for one in {look.colour for look in style.declared_looks().values()}:
         assert 1.05 / (luminance(one) + 0.05) > 2.2, one
 
 
