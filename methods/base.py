@@ -34,13 +34,16 @@ class Look:
 class Holds:
     """Memory that pruning takes beside the dense weights, in multiples of sizes that every model has."""
 
-    states: float = 0.0  # the states of all calibration tokens in front of one layer
+    states: float = 0.0  # the states of all tokens that are read, in front of one layer
     all_layers: float = 0.0  # the same, in front of every layer
     layers: float = 0.0  # the weights of a layer, as copies or gradients in float32
     squares: float = 0.0  # a float64 matrix of the widest input of a layer, max(D, I) squared
-    logits: float = 0.0  # the float32 logits of 128 tokens
-    models: float = 0.0  # the weights of all layers that are left, as copies
-    parks: bool = False  # whether states that exceed the calibration's memory wait on the host, beside a GPU
+    logits: float = 0.0  # the float32 logits of 128 tokens; 0: nothing is predicted
+    steps: float = 0.8  # what a layer computes of a micro-batch, where tokens are read
+    models: float = 0.0  # the layers that are left, as a second model that is made on the host
+    copies: float = 0.0  # the same, which lies in files where the weights do
+    hosted: float = 0.0  # the same, which stays on the host
+    parks: Literal["", "states", "all_layers"] = ""  # which wait on a GPU's host if the calibration's memory is less
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,6 @@ class Pruner(ABC):
     # What it needs, and what that takes: read by --plan, by the placement of weights, by `list methods`.
     looks_at: ClassVar[Looks] = "calibration"
     cost: ClassVar[str] = "1 forward"  # in words; empty where it looks at nothing
-    solves: ClassVar[float] = 0.0  # float64 products of matrices as wide as the MLP, for each layer
     reuses: ClassVar[Reuses] = ""  # of a cell at another ratio: its removals, or its statistics of the dense model
 
     # What it cuts.
@@ -81,17 +83,36 @@ class Pruner(ABC):
     @property
     def holds(self) -> Holds:
         """Return what memory pruning takes beside the dense weights."""
-        return Holds() if self.looks_at == "nothing" else Holds(states=1)
+        return {
+            "nothing": Holds(),
+            "calibration": Holds(states=2),
+            "gradients": Holds(all_layers=1, layers=1, logits=9),
+        }[self.looks_at]
+
+    @property
+    def mlp_solves(self) -> float:
+        """Return how many products of float64 matrices as wide as the MLP are computed for each layer."""
+        return 0.0
+
+    @property
+    def residual_solves(self) -> float:
+        """Return how many products of float64 matrices as wide as the residual are computed for each layer."""
+        return 0.0
 
     @property
     def alone(self) -> Pruner:
         """Return the method itself, without the compensation that follows it."""
         return self
 
+    def tokens_read(self, tokens: int) -> int:
+        """Return how many of `tokens` calibration tokens it holds states of at once."""
+        return tokens
+
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
         """Return how many forwards over `tokens` calibration tokens pruning costs.
 
-        `removed` is the budget in layers, of `layers`. A backward pass counts as two forwards.
+        `removed` is the budget in layers, of `layers`. A backward pass counts as two forwards. The head counts where
+        `holds` has logits.
         """
         return {"nothing": 0.0, "calibration": 1.0, "gradients": 3.0}[self.looks_at]
 

@@ -13,8 +13,9 @@ from bench.data import pretrained
 from bench.healing import training
 from bench.plan import chain
 from bench.plan.cell import Cell
+from bench.schedule.passes import make_pruner
 from bench.schedule.pruned_amount import FLOAT32, PruningMemory
-from bench.schedule.pruning_memory import added, kept_on_the_host, offloaded
+from bench.schedule.pruning_memory import bytes_beside_weights, bytes_offloaded, bytes_on_the_host, bytes_parked
 from bench.schedule.shape import Shape
 from bench.schedule.work import bytes_of
 from bench.system.memory import host_bytes
@@ -26,7 +27,7 @@ from methods.model.decoder import Decoder
 LOGITS = 2**27  # the most of one forward, as bench.evaluation.scoring has it
 GIB = 2**30
 STATES = 2**28  # bytes, 20,000 tokens of 4,096 bfloat16 numbers with masks: a CPU computes far longer than it reads
-WHOLE_BLOCKS = ("methods.depth.", "methods.search.evopress")  # which cut no matrix, so that copies share all of them
+WHOLE = {"layers", "attentions", "mlps"}  # shapes for which no matrix is cut, so that copies share all of them
 PROCESS = 3 * 2**28  # bytes of a process that has imported everything and read its texts, without a model
 
 
@@ -83,7 +84,7 @@ class Footprint:
             return 0
         if cell.device.startswith("cuda"):
             return self._on_the_host(cell)
-        return offloaded(cell.method, methods.load().get(cell.method.partition("+")[0]), self._asked(cell))
+        return bytes_offloaded(make_pruner(cell.method, cell.parameters), self._amount(cell))
 
     def placed(self, cell: Cell, room: int, peak: int = 0, card: int | None = None) -> MemoryNeeds:
         """Return what a cell takes where it may take `room` bytes of a host: with its weights in files, if need be.
@@ -195,11 +196,11 @@ class Footprint:
 
     def _copies(self, cell: Cell, left: int) -> int:
         """Return the bytes of what has been cut while a budget is searched for: of the nearest model and of another."""
-        kind = methods.load().get(cell.method.partition("+")[0])
-        cuts = cell.ratio_of in QUANTITIES and not (kind and kind.__module__.startswith(WHOLE_BLOCKS))
-        return 2 * left if cuts else 0
+        kind = methods.load()[cell.method.partition("+")[0]]
+        shares_all = kind.only_cuts and WHOLE.issuperset(kind.leaves)
+        return 0 if shares_all or cell.ratio_of not in QUANTITIES else 2 * left
 
-    def _asked(self, cell: Cell, *, in_files: bool = False) -> PruningMemory:
+    def _amount(self, cell: Cell, *, in_files: bool = False) -> PruningMemory:
         p, on_gpu = cell.protocol, cell.device.startswith("cuda")
         return PruningMemory(
             self.shape,
@@ -208,15 +209,13 @@ class Footprint:
             p.calibration_sequences,
             p.calibration_length,
             p.calibration_memory_mib * 2**20 or Calibration.memory,  # of what is free a share is taken, and not needed
-            cell.parameters,
             on_gpu=on_gpu,
             in_files=in_files,
-            weight=0.0 if self.offload and not on_gpu else 1.0,
+            in_folder=self.offload and not on_gpu,
         )
 
     def _pruning(self, cell: Cell, *, in_files: bool = False) -> int:
-        pruner = methods.load().get(cell.method.partition("+")[0])
-        return added(cell.method, pruner, self._asked(cell, in_files=in_files))
+        return bytes_beside_weights(make_pruner(cell.method, cell.parameters), self._amount(cell, in_files=in_files))
 
     def _scoring(self, cell: Cell) -> int:
         """Return the bytes of one forward and of its logits, which are made float32."""
@@ -261,19 +260,14 @@ class Footprint:
         read = self.bytes_each * recipe.sequences * recipe.length * width if recipe and recipe.loss == "kl" else 0
         if not cell.device.startswith("cuda"):
             return states + read
-        copied = ("+reinitialize",) if in_files else ("+refit", "+reinitialize")
-        layers = self.bytes_each * self.shape.inner if cell.method.endswith(copied) else 0
         # of a checkpoint of healing, which is copied as a whole: all weights in float32 with both their moments
         written = 3 * FLOAT32 * self._left(cell) // self.bytes_each if recipe and recipe.kind == "full" else 0
-        return states + read + max(layers + kept_on_the_host(cell.method, self._asked(cell)), written)
+        kept = bytes_on_the_host(make_pruner(cell.method, cell.parameters), self._amount(cell, in_files=in_files))
+        return states + read + max(kept, written)
 
     def _on_the_host(self, cell: Cell) -> int:
         """Return the bytes of states that wait there beside a GPU."""
-        p = cell.protocol
-        if not cell.device.startswith("cuda") or cell.method.partition("+")[0] != "slicegpt":
-            return 0
-        states = FLOAT32 * p.calibration_sequences * p.calibration_length * self.shape.width
-        return 0 if states <= p.calibration_memory_mib * 2**20 else states
+        return bytes_parked(make_pruner(cell.method, cell.parameters), self._amount(cell))
 
 
 def wants_memory(cell: Cell) -> str:

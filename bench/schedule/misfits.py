@@ -17,7 +17,7 @@ ALONE = (
     "there is no room for the dense model, which is not timed; pruned models are timed alone, beside what the removed "
     "work alone would bring"
 )
-SURE = 0.5  # of what a cell takes beside its weights by formula, which tests hold to within a factor of 1.5
+SURE = 0.5  # of what a cell takes beside its weights by its estimate, which tests hold to at most twice the peak
 
 
 def refuse_misfits(

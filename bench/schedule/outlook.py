@@ -112,9 +112,9 @@ def known_ratios(cells: Sequence[Cell], done: Container[str]) -> dict[str, float
     before, looked, found = predecessors(searches), set[str](), dict[str, float]()
     for key, search in searches.items():
         cell = by_key[key]
-        if passes.searches(cell.method) and key in before:
+        if passes.reuses(cell.method) == "removals" and key in before:
             found[key] = min(by_key[before[key]].ratio or 0.0, cell.ratio or 0.0)
-        elif passes.looks(cell.method) and not cell.earlier:
+        elif passes.reuses(cell.method) == "statistics" and not cell.earlier:
             if search in looked:
                 found[key] = cell.ratio or 0.0
             if key not in done:

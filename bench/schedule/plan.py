@@ -94,7 +94,7 @@ def simulated(
         schedule.start(cell.key)
 
     def end(key: str) -> None:
-        schedule.finish(key, Ended("ok", no_search=not passes.searches(schedule.cells[key].method)))
+        schedule.finish(key, Ended("ok", no_search=passes.reuses(schedule.cells[key].method) != "removals"))
 
     drive(schedule, session, begin, lambda result: end(result.key))
     planned = []

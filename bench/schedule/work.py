@@ -92,17 +92,16 @@ class Cost:
         return max(self._forward(tokens, context, kept, head), self._bytes(kept) / self.rates.bytes)
 
     def _prune(self, cell: Cell, known: float) -> float:
-        import methods
-
         before = self.shape.share(cell.earlier[-1].ratio, cell.ratio_of) if cell.earlier else 0.0
-        p, kind = cell.protocol, methods.load().get(cell.method.partition("+")[0])
+        p = cell.protocol
         ratio, known = (max(0.0, self.shape.share(asked, cell.ratio_of) - before) for asked in (cell.ratio, known))
-        length, rows = p.calibration_length, p.calibration_sequences
-        asked = passes.PruningWork(self.shape, ratio, known, rows, length, cell.parameters)
-        found = passes.computed(cell.method, kind, asked)
-        read = found.reads * self.bytes_each * self.shape.inner / self.rates.bytes
-        computed = found.macs / self.rates.macs + found.exact / self.rates.exact
-        return self.shape.kept(before) * (computed + read)
+        try:
+            pruner = passes.make_pruner(cell.method, cell.parameters)
+        except ValueError:  # of a record of a method that is not loaded
+            return 0.0
+        length, tokens = p.calibration_length, p.calibration_sequences * p.calibration_length
+        work = passes.count_work(pruner, self.shape, ratio, tokens, length, known=known)
+        return self.shape.kept(before) * (work.macs / self.rates.macs + work.exact / self.rates.exact)
 
     def _heal(self, recipe: Recipe, kept: float) -> float:
         trained = recipe.sequences * recipe.length * recipe.passes * TRAINED

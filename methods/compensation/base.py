@@ -57,7 +57,7 @@ class Compensation(ABC):
 
     # What it takes beside the pruning: read by --plan and by the placement of weights.
     forwards: ClassVar[float] = 1.0  # over all calibration tokens, without the head
-    holds: ClassVar[Holds] = Holds(states=9, squares=1)
+    holds: ClassVar[Holds] = Holds(states=9, squares=0.8, steps=0.5)  # beside what the method holds, in its place
 
     # What lists, figures and the doctor take from it.
     leaves: ClassVar[tuple[str, ...]] = ()  # shapes that it adds to the method's, by the names of bench.export.formats
@@ -126,6 +126,17 @@ class CompensatedPruner(Pruner):
     @property
     def alone(self) -> Pruner:
         return self.pruner.alone
+
+    @property
+    def mlp_solves(self) -> float:
+        return self.pruner.mlp_solves
+
+    @property
+    def residual_solves(self) -> float:
+        return self.pruner.residual_solves
+
+    def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        return self.pruner.forwards(layers, removed, tokens) + self.compensation.forwards
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         """Return the pruner's plan; how much more it has to remove is known when it has chosen."""

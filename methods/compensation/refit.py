@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.base import Look
+from methods.base import Holds, Look
 from methods.compensation.base import Compensation, compensation
 from methods.compensation.boundaries import Pruning
 from methods.errors import Unsupported
@@ -63,6 +63,7 @@ class Refit(Compensation):
     needs_one_mlp = True
     not_behind = ("laco-puzzle",)
     forwards = 3.53
+    holds = Holds(states=12, squares=1.5, steps=0.5)
     look = Look("green", "solid", "^")
     follows = "flap"
 

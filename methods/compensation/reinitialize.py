@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from methods.base import Look
+from methods.base import Holds, Look
 from methods.compensation.base import Compensation, compensation
 from methods.compensation.boundaries import Pruning
 from methods.model.calibration import Calibration
@@ -47,6 +47,7 @@ class Reinitialize(Compensation):
 
     reads_states = False  # so that it serves a model whose residual is cut, too
     forwards = 0.0
+    holds = Holds(models=1, steps=0)
     look = Look("grey", "dotted", "X")
 
     def parameters_added(self, pruning: Pruning) -> int:

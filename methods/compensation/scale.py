@@ -32,7 +32,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from methods.base import Look
+from methods.base import Holds, Look
 from methods.compensation.base import Compensation, compensation
 from methods.compensation.boundaries import (
     Boundary,
@@ -60,6 +60,7 @@ class Scale(Compensation):
 
     needs_one_mlp = True
     forwards = 0.71
+    holds = Holds(states=9, steps=0.5)
     look = Look("sky", "solid", "v")
 
     def parameters_added(self, pruning: Pruning) -> int:

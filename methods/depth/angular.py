@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from methods.base import Look, register
+from methods.base import Holds, Look, register
 from methods.depth.one_shot import OneShot
 from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
@@ -56,6 +56,10 @@ class Angular(OneShot):
     keep_last: Layers = 1  # layers at the end that stay
 
     look = Look("blue", "dashed", "s")
+
+    @property
+    def holds(self) -> Holds:
+        return Holds(states=2, all_layers=1.0 if self.token == "all" else 0.0, parks="all_layers")
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         n, L = self.plan(model, ratio)["layers"], len(model.layers)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import Pruner
+from methods.base import Holds, Pruner
 from methods.budget import block_parameters
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
@@ -24,6 +24,8 @@ from methods.model.sizes import parameters
 from methods.model.structures import Sublayer, remove_sublayers, sublayer_sizes, sublayers_of
 from methods.model.sweep_log import SweepLog
 from methods.search.trials import Positions, Trial
+
+BLOCKS = 2.9  # removed for a layer's worth of parameters: 12, 22, 32 for 4, 8, 11 of 30 layers (smollm2-135m)
 
 
 @dataclass
@@ -149,6 +151,18 @@ class GreedyBlocks(Pruner):
     uneven_because = "it removes single attentions and MLPs"
     leaves = ("attentions", "mlps")
     paper_ratio = "attentions and MLPs, by their number"
+
+    @property
+    def holds(self) -> Holds:
+        return Holds(all_layers=1.5, steps=2, logits=3 if self.loss == "nll" else 8)
+
+    def tokens_read(self, tokens: int) -> int:
+        return min(tokens, self.tokens)
+
+    def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        blocks = BLOCKS * removed
+        tried = blocks * layers * (1 - blocks / (4 * layers)) ** 2  # half of a model for each of both kinds of block
+        return (1 + tried) * self.tokens_read(tokens) / tokens
 
     @property
     def loss(self) -> str:

@@ -60,7 +60,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from methods.base import Look, Pruner, register
+from methods.base import Holds, Look, Pruner, register
 from methods.budget import whole_layers
 from methods.depth.collapse_fit import Collapse, Fit
 from methods.errors import Unsupported
@@ -74,6 +74,10 @@ from methods.search.windows import CollapseTrial, DenseStates, Division, begun, 
 Choice = Literal["fit", "error", "cosine"]
 NAMED = "layers "  # begins the name of a division
 TAKEN = "finally "  # stands before that of the one that is taken
+
+
+EXCHANGES = 2  # rounds of them at the end of a search
+MAP = 0.33  # of a layer's forward over the search's tokens that the fit of a map costs
 
 
 @register("laco-ls")
@@ -102,6 +106,22 @@ class LaCoLS(Pruner):
     axes = ("layers", "channels")  # which a survivor takes over from its window
     look = Look("vermillion", "mixed", "D")
     tiny = "trial_tokens=48,final_tokens=96"
+
+    @property
+    def holds(self) -> Holds:
+        return Holds(all_layers=3.5, squares=6.5 if self.attention else 3, logits=6)
+
+    def tokens_read(self, tokens: int) -> int:
+        return min(tokens, max(self.search_tokens, self.final_tokens))
+
+    def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        fits = 2 * self.sweeps + 1 + self.attention
+        steps = max(1.0, removed)
+        trials = steps * (self.trials + self.divisions + 2) / 2 + EXCHANGES * (self.exchanges / 2 + 1)
+        maps = steps * (4 + layers * (self.divisions > 0)) / layers
+        finals = 0.75 * (self.finalists + 1)
+        of_some = trials * self.trial_tokens + MAP * maps * self.search_tokens + finals * self.final_tokens
+        return fits + of_some / max(tokens, self.final_tokens)
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         model.refuse_experts()

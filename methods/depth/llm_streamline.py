@@ -46,7 +46,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from methods.base import Look, Pruner, register
+from methods.base import Holds, Look, Pruner, register
 from methods.budget import whole_layers
 from methods.depth.angular import between_layers, cosines
 from methods.least_squares import Rows, sink_weight
@@ -78,9 +78,13 @@ class LLMStreamline(Pruner):
 
     looks_at = "gradients"
     cost = "up to 2 forwards, and 16 forward and backward passes of one layer"
+    holds = Holds(all_layers=1, layers=5, parks="all_layers")
     paper_ratio = "layers, by their number"
     look = Look("blue", "long", "p")
     tiny = "passes=2"
+
+    def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        return 2 + 3 * self.passes / layers
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         return {"layers": whole_layers(model, ratio, stay=1)}

@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import Look, register
+from methods.base import Holds, Look, register
 from methods.budget import whole_layers
 from methods.depth.one_shot import OneShot
 from methods.errors import Unsupported
@@ -60,8 +60,15 @@ class ShortenedLlama(OneShot):
     tokens: Tokens = 1280  # calibration tokens that are read; the authors take 10 x 128
 
     cost = "half a forward per layer"
+    holds = Holds(all_layers=1.5, steps=2, logits=3)
     reuses = "statistics"
     look = Look("green", "solid", "o")
+
+    def tokens_read(self, tokens: int) -> int:
+        return min(tokens, self.tokens)
+
+    def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        return layers / 2 * self.tokens_read(tokens) / tokens
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         """Remove the layers. Raises Unsupported where one would go whose loss is no finite number."""
@@ -88,8 +95,15 @@ class ShortenedLlamaTaylor(OneShot):
 
     looks_at = "gradients"
     cost = "4 forwards"
+    holds = Holds(all_layers=1, layers=1, logits=9)
     reuses = "statistics"
     look = Look("green", "dashed", "s")
+
+    def tokens_read(self, tokens: int) -> int:
+        return min(tokens, self.tokens)
+
+    def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        return 4 * self.tokens_read(tokens) / tokens
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         n = whole_layers(model, ratio)

@@ -28,7 +28,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from methods.base import Look, Pruner, register
+from methods.base import Holds, Look, Pruner, register
 from methods.budget import whole_layers
 from methods.depth.greedy_search import searched
 from methods.model.calibration import Calibration
@@ -55,6 +55,17 @@ class SLEB(Pruner):
     paper_ratio = "layers, by their number"
     look = Look("green", "mixed", "D")
     tiny = "tokens=96"
+
+    @property
+    def holds(self) -> Holds:
+        return Holds(all_layers=1.5, steps=2, logits=3 if self.loss == "nll" else 8)
+
+    def tokens_read(self, tokens: int) -> int:
+        return min(tokens, self.tokens)
+
+    def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        tried = removed * (layers / 2) * (1 - removed / (2 * layers)) ** 2  # half of a model, which loses layers
+        return (1 + tried) * self.tokens_read(tokens) / tokens
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         return {"layers": whole_layers(model, ratio, stay=self.keep_first + self.keep_last)}

@@ -38,7 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import Look, Pruner, RandomPruner, register
+from methods.base import Holds, Look, Pruner, RandomPruner, register
 from methods.errors import OutOfReach, Unsupported
 from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
@@ -52,10 +52,14 @@ from methods.shared import shared
 class LowestExperts(Pruner):
     """A method that is a score of experts; a subclass gives `scores`."""
 
+    holds = Holds(states=2, layers=0.4)
     only_cuts = True
     axes = ("experts",)
     leaves = ("experts",)
     paper_ratio = "the experts of each layer"
+
+    def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        return 0.0 if self.looks_at == "nothing" else 2.0  # experts that are taken compute twice
 
     def scores(self, model: Decoder, calibration: Calibration) -> list[Tensor]:
         """Return the importance of every expert, (J,) for each mixture, by layer."""

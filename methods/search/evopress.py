@@ -39,7 +39,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
-from methods.base import Look, Pruner, register
+from methods.base import Holds, Look, Pruner, register
 from methods.budget import block_parameters
 from methods.errors import OutOfReach
 from methods.model.calibration import Calibration
@@ -70,11 +70,22 @@ class EvoPress(Pruner):
     minutes: Positive | None = None  # after which the search ends with what it has
 
     cost = "k (L - k) / 1.5 times 32 over 512 tokens and 2 over 4,096, for k of L layers"
+    holds = Holds(all_layers=1.5, steps=2, logits=6.5)
     only_cuts = True
     leaves = ("attentions", "mlps")
     paper_ratio = "attentions and MLPs, by their number"
     look = Look("purple", "mixed", "D")
     tiny = "generations=3,offspring=4,initial=6,tokens=48"
+
+    def tokens_read(self, tokens: int) -> int:
+        return min(tokens, max(self.tokens, self.final_tokens))
+
+    def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        left, first, final = 1 - removed / layers, min(tokens, self.tokens), min(tokens, self.final_tokens)
+        generations = self.generations or generations_of(round(removed), layers)
+        children = (1 + self.offspring * left) * first
+        parents = (1 + (self.survivors + self.population) * left) * final
+        return ((1 + self.initial * left) * first + generations * (children + parents)) / tokens
 
     @property
     def uneven_because(self) -> str:

@@ -30,7 +30,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from methods.base import Look, Pruner, register
+from methods.base import Holds, Look, Pruner, register
 from methods.budget import block_parameters, whole_layers
 from methods.compensation.base import CompensatedPruner
 from methods.compensation.refit import Refit
@@ -65,6 +65,18 @@ class LaCoPuzzle(Pruner):
     leaves = ("attentions", "mlps", "channels")
     look = Look("vermillion", "dotted", "p")
     tiny = "steps=2,tokens=48,best=2"
+
+    @property
+    def holds(self) -> Holds:
+        return LaCoLS().holds
+
+    def tokens_read(self, tokens: int) -> int:
+        return LaCoLS().tokens_read(tokens)
+
+    def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        of_windows = LaCoLS().forwards(layers, self.collapsed * removed, tokens)
+        narrow = Puzzle(steps=self.steps, heads=self.heads, tokens=self.tokens, best=self.best)
+        return of_windows + narrow.forwards(layers, removed, tokens) + Refit.forwards
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         LaCoLS().plan(model, self._by_layers(model, ratio))

@@ -49,7 +49,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from methods.base import Look, Pruner, register
+from methods.base import Holds, Look, Pruner, register
 from methods.budget import block_parameters
 from methods.counted import Budget, held
 from methods.errors import OutOfReach
@@ -86,6 +86,7 @@ class Puzzle(Pruner):
     best: Count = 8  # solutions that are measured, of which the best is taken
 
     cost = "about 1 forward, and half of one over 2,048 tokens for each of 9 choices of L layers"
+    holds = Holds(all_layers=1.5, steps=2, logits=6.5)
     reuses = "statistics"
     takes_budget = True
     only_cuts = True
@@ -95,6 +96,14 @@ class Puzzle(Pruner):
     paper_ratio = "what a budget names"
     look = Look("orange", "mixed", "p")
     tiny = "steps=2,tokens=48,best=3"
+
+    def tokens_read(self, tokens: int) -> int:
+        return min(tokens, self.tokens)
+
+    def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        choices = (self.steps + 1) * (self.heads + 1) - 1
+        tried = layers * choices / 2 + self.best * (1 - removed / layers)
+        return 1 + tried * self.tokens_read(tokens) / tokens
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         choices(model, self.steps, self.heads)

@@ -51,7 +51,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from methods.base import Look, Pruner, register
+from methods.base import Holds, Look, Pruner, register
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder, twin
 from methods.model.layer import Layer
@@ -92,6 +92,19 @@ class Tyr(Pruner):
     paper_ratio = "the heads and channels"
     look = Look("orange", "long", "X")
     tiny = "rounds=2,generations=1,offspring=3,levels=3,tokens=48,final_tokens=48"
+
+    @property
+    def holds(self) -> Holds:
+        return Holds(states=2, squares=5, copies=1, hosted=self.levels / 3)
+
+    @property
+    def mlp_solves(self) -> float:
+        return (self.rounds + 1) * OBS.mlp_solves
+
+    def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        compared = (self.offspring + 1) * self.tokens + (self.survivors + 2) * self.final_tokens
+        of_states = self.rounds * self.generations * compared / max(tokens, self.final_tokens)
+        return (self.rounds + 1) * OBS().forwards(layers, removed, tokens) + of_states
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         structures = structures_of(model, *KINDS)

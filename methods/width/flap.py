@@ -40,7 +40,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from methods.base import Look, WidthPruner, register
+from methods.base import Holds, Look, WidthPruner, register
 from methods.errors import OutOfReach, Unsupported
 from methods.model.activations import Step, by_layer
 from methods.model.calibration import Calibration
@@ -119,6 +119,7 @@ class FLAP(WidthPruner):
     multiple: Count = 1  # what is left of the channels is a multiple of it
     uniform: bool = False  # equal widths that stock transformers loads; no bias but where the model has one already
 
+    holds = Holds(states=1, steps=2, squares=1)
     axes = ("heads", "channels")
     leaves = ("heads",)
     paper_ratio = "the decoder"

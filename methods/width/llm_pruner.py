@@ -54,7 +54,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from methods.base import Look, WidthPruner, register
+from methods.base import Holds, Look, WidthPruner, register
 from methods.errors import OutOfReach, Unsupported
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
@@ -102,12 +102,19 @@ class LLMPruner(WidthPruner):
 
     looks_at = "gradients"
     cost = "4 forwards per step"
+    holds = Holds(all_layers=1, layers=1, logits=9)
     only_cuts = True
     axes = ("heads", "channels")
     leaves = ("heads",)
     paper_ratio = "the heads and channels of the layers that are not protected"
     look = Look("sky", "solid", "o")
     tiny = "sequences=4,tokens=16"
+
+    def tokens_read(self, tokens: int) -> int:
+        return min(tokens, self.sequences * self.tokens)
+
+    def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        return 4 * self.steps * self.tokens_read(tokens) / tokens
 
     def __post_init__(self) -> None:
         if self.uniform and (self.r is not None or self.ranking == "global" or self.keep_first or self.keep_last):

@@ -48,7 +48,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.base import Look, Pruner, register
+from methods.base import Holds, Look, Pruner, register
 from methods.errors import OutOfReach
 from methods.model.activations import enter_all, refuse_overflow
 from methods.model.calibration import Calibration, Wait
@@ -83,11 +83,16 @@ class SliceGPT(Pruner):
     centre_embeddings: bool = False  # subtract each embedding row's mean also under RMSNorm, as the authors' code does
 
     cost = "2 forwards, 2 eigenvalue problems per layer"
+    residual_solves = 18.0
+    holds = Holds(states=2.5, squares=1.5, logits=4, parks="states")
     uneven_because = "it cuts the residual stream and adds shortcuts"
     axes = ("residual",)
     leaves = ("residual",)
     paper_ratio = "the residual width"
     look = Look("black", "solid", "D")
+
+    def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        return 2.0
 
     def __post_init__(self) -> None:
         if self.d is not None and self.sparsity is not None:

@@ -38,7 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import Look, Pruner, register
+from methods.base import Holds, Look, Pruner, register
 from methods.depth.greedy_search import Found, search
 from methods.errors import OutOfReach
 from methods.model.activations import Step, by_layer
@@ -51,6 +51,8 @@ from methods.search.trials import Trial
 from methods.shared import shared
 from methods.width.widths import equal_widths, freed, lower_widths
 
+MLP_BY_ATTENTION = 3.0  # parameters of an MLP over those of an attention, as most Llama-like layers have them
+
 
 @register("2ssp")
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class TwoSSP(Pruner):
     multiple: Count = 1  # what is left of the channels is a multiple of it
 
     cost = "1 forward, and about L/2 over 2,048 tokens for each attention removed"
+    holds = Holds(all_layers=1, logits=3)
     only_cuts = True
     uneven_because = "it removes whole attentions"
     axes = ("channels", "layers")
@@ -69,6 +72,14 @@ class TwoSSP(Pruner):
     paper_ratio = "the decoder"
     look = Look("orange", "solid", "P")
     tiny = "tokens=48"
+
+    def tokens_read(self, tokens: int) -> int:
+        return min(tokens, self.tokens)
+
+    def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        attentions = round(layers * (removed / layers) ** (MLP_BY_ATTENTION / self.alpha))
+        tried = attentions * (layers - max(0, attentions - 1) / 2) / 2
+        return 1 + tried * self.tokens_read(tokens) / tokens
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         n = self.attentions(model, ratio)

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import Look, WidthPruner, register
+from methods.base import Holds, Look, WidthPruner, register
 from methods.model.activations import enter_all, step, values_of_a_step
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
@@ -55,11 +55,15 @@ class WandaSP(WidthPruner):
     uniform: bool = False  # as many heads as stock transformers takes; the widths are equal anyway
 
     cost = "2 forwards"
+    holds = Holds(states=2, steps=1.3)
     only_cuts = True
     axes = ("heads", "channels")
     leaves = ("equal widths",)
     paper_ratio = "the decoder"
     look = Look("sky", "dotted", "^")
+
+    def forwards(self, layers: int, removed: float, tokens: int) -> float:
+        return 2.0
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         return {
