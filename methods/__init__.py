@@ -20,7 +20,7 @@ from methods.base import REGISTRY, Holds, Look, Pruner, RandomPruner, WidthPrune
 from methods.errors import OutOfReach, Unsupported, UserError
 from methods.listed.cards import catalogue, compensations
 from methods.registry import (
-    current_names,
+    changed_parameters,
     hyperparameters,
     installed,
     load,
@@ -28,6 +28,7 @@ from methods.registry import (
     modules,
     plugin_of,
     plugins,
+    revision,
 )
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ __all__ = [
     "UserError",
     "WidthPruner",
     "catalogue",
+    "changed_parameters",
     "compensations",
-    "current_names",
     "hyperparameters",
     "installed",
     "load",
@@ -65,6 +66,7 @@ __all__ = [
     "plugin_of",
     "plugins",
     "register",
+    "revision",
 ]
 
 

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import json
 import math
 import sys
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from methods.base import REGISTRY, Pruner
+from methods.files import sha256
 
 if TYPE_CHECKING:
     from importlib import metadata
@@ -31,12 +33,6 @@ METHODS = Path(__file__).parent
 FOLDERS = ("depth", "width", "search", "experts")  # in the order in which lists show their methods
 ENTRY_POINTS = "prunebench.methods"
 PLUGIN = "prunebench_plugin_"  # begins the name under which a file is imported
-RENAMED = {  # earlier names of parameters, which records hold and users may type, and those of today
-    "protect_first": "keep_first",
-    "protect_last": "keep_last",
-    "first": "keep_first",
-    "last": "keep_last",
-}
 
 T = TypeVar("T")
 
@@ -134,13 +130,6 @@ def make(name: str, given: Mapping[str, Any] | None = None) -> Pruner:
     """
     method, plus, mending = name.partition("+")
     given = dict(given or {})
-    names = {parameter: next(iter(current_names(name, {parameter: None}))) for parameter in given}
-    for parameter, today in names.items():
-        if parameter != today and list(names.values()).count(today) > 1:
-            raise ValueError(f"{method}: {parameter} is the earlier name of {today}, which is given too; give one")
-        if parameter != today:
-            _say_renamed(f"{method}:{parameter}", today)
-    given = current_names(name, given)
     if not plus or mending == "none":
         return _made("method", load(), method, given, "")
     from methods.compensation.base import CompensatedPruner
@@ -151,21 +140,6 @@ def make(name: str, given: Mapping[str, Any] | None = None) -> Pruner:
     pruner = _made("method", load(), method, theirs, "")
     mend = _made("compensation", _load_compensations(), mending, ours, prefix)
     return CompensatedPruner(pruner, mend)
-
-
-def current_names(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters `given` of method `name`, those with an earlier name (RENAMED) under the one of today."""
-    kind = load().get(name.partition("+")[0])
-    fields = {field.name for field in dataclasses.fields(kind)} if kind else set()
-    return {
-        RENAMED[key] if key not in fields and RENAMED.get(key) in fields else key: value for key, value in given.items()
-    }
-
-
-@functools.cache
-def _say_renamed(where: str, today: str) -> None:
-    """Write on stderr, once in a process, that a parameter is called otherwise today."""
-    print(f"{where} is called {today} now; the earlier name is still taken", file=sys.stderr, flush=True)
 
 
 def hyperparameters(pruner: Pruner) -> dict[str, Any]:
@@ -179,6 +153,45 @@ def hyperparameters(pruner: Pruner) -> dict[str, Any]:
     return hyperparameters(pruner.pruner) | {f"{mend.name}.{key}": value for key, value in ours.items()}
 
 
+def changed_parameters(name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those parameters of method `name` that are not as by default; all of a method that is not known."""
+    defaults = _defaults(name)
+    return {
+        parameter: value
+        for parameter, value in parameters.items()
+        if parameter not in defaults or json.dumps(value) != defaults[parameter]
+    }
+
+
+def _defaults(name: str) -> dict[str, str]:
+    """Return the defaults of a method's parameters as JSON, by the names that `make` takes."""
+    method, _, compensation = name.partition("+")
+    load()
+    found = _defaults_of(REGISTRY[method], "") if method in REGISTRY else {}
+    known = _load_compensations() if compensation else {}
+    return {**found, **_defaults_of(known[compensation], f"{compensation}.")} if compensation in known else found
+
+
+@functools.cache
+def _defaults_of(kind: type, prefix: str) -> dict[str, str]:
+    fields = dataclasses.fields(kind)
+    return {
+        prefix + field.name: json.dumps(field.default) for field in fields if field.default is not dataclasses.MISSING
+    }
+
+
+def revision(name: str) -> str:
+    """Return the revision of a method, as in "1", or "1+1" with a compensation.
+
+    Behind it stands the sha256 of each file that defines one of the two and is no part of this package.
+    """
+    classes = _classes(name)
+    numbers = "+".join(str(getattr(cls, "revision", 1)) for cls in classes)
+    modules = dict.fromkeys(cls.__module__ for cls in classes if not cls.__module__.startswith("methods."))
+    files = [file for module in modules if (file := getattr(sys.modules.get(module), "__file__", None))]
+    return ", ".join([numbers, *(sha256(Path(file)) for file in files)])
+
+
 def plugin_of(name: str) -> str | None:
     """Return the file of the plugin or the installed package that defines a method; None for one of this package."""
     module = modules(name)[0]
@@ -187,10 +200,14 @@ def plugin_of(name: str) -> str | None:
 
 def modules(name: str) -> list[str]:
     """Return the modules that `make(name)` takes its classes from: the method's, and the compensation's."""
-    method, _, mending = name.partition("+")
-    compensations = _load_compensations() if mending else {}
-    classes = [load()[method], *([compensations[mending]] if mending in compensations else [])]
-    return [cls.__module__ for cls in classes]
+    return [cls.__module__ for cls in _classes(name)]
+
+
+def _classes(name: str) -> list[type]:
+    """Return the class of a method, and behind it that of its compensation."""
+    method, _, compensation = name.partition("+")
+    known = _load_compensations() if compensation else {}
+    return [load()[method], *([known[compensation]] if compensation in known else [])]
 
 
 def _load_compensations() -> dict[str, type[Compensation]]:

@@ -72,7 +72,7 @@ def _wanted(run: Path, asked: AskedFigure) -> list[tuple[Record, dict[str, Any]]
     metric, model, label, ratio = asked
     files = SampleFiles()
     try:
-        found = run_folder.records(run, samples=files)
+        found = run_folder.records(run)
     except UserError as error:
         raise _Lacking(str(error)) from None
     records = list(found.values())

@@ -14,7 +14,6 @@ from typing import Any
 from bench.records.columns import texts
 from bench.records.drawn_cells import draws
 from bench.records.record import Record, amount, is_accuracy, label, ratio_of, requested_ratio
-from bench.records.windows import in_a_row
 from methods.counted import QUANTITIES
 from reports import doubts, healing_notes, speed_notes
 from reports.blocks import draws_apart, name_beside, seeds_named, seeds_of
@@ -181,7 +180,7 @@ def _lie(result: dict[str, Any]) -> str:
     """Say how the windows lie in their text, with a comma behind it."""
     if result["windows"] == 1:
         return ""
-    return "one behind the other, whose intervals are wider, " if in_a_row(result) else "drawn from the text, "
+    return "drawn from the text, " if result["drawn"] else "one behind the other, whose intervals are wider, "
 
 
 def _perplexity_spread(records: Sequence[Record], rows: Sequence[Row]) -> Iterator[str]:

@@ -65,7 +65,7 @@ def _measured(
     ppl, removed = math.exp(nll.sum() / (TOKENS * WINDOWS)), layers * PER_LAYER
     figures = measured(removed, (ppl / spread, ppl, ppl * spread), shares, 80.0 * (1 - layers / LAYERS))
     for task in figures["tasks"].values():
-        task["acc"] = task[task["main"]]  # both columns of the samples are the same
+        task["metrics"]["acc"] = task["metrics"][task["main"]]  # both columns of the samples are the same
     for point in figures["speed"]["points"]:
         point["rounds"] = {
             side: (point[f"{side}_ms"] * rng.normal(1, 0.02, (12, 4))).round(4).tolist() for side in ("dense", "pruned")

@@ -61,8 +61,7 @@ def measured(removed: int, ppl: tuple[float, float, float], accuracies: list[flo
     parameters = DENSE_PARAMETERS - removed
     tasks = {
         name: {
-            "acc": share(0.9 * accuracy),
-            "acc_norm": share(accuracy),
+            "metrics": {"acc": share(0.9 * accuracy), "acc_norm": share(accuracy)},
             "answer_bpb": {"value": 2.4 - 2 * accuracy, "stderr": 0.06},
             "main": "acc_norm",
             "version": 1,
@@ -73,8 +72,7 @@ def measured(removed: int, ppl: tuple[float, float, float], accuracies: list[flo
         for (name, available), accuracy in zip(TASKS.items(), accuracies, strict=False)
     }
     if "winogrande" in tasks:
-        del tasks["winogrande"]["acc_norm"]
-        tasks["winogrande"] |= {"main": "acc", "acc": share(accuracies[2])}
+        tasks["winogrande"] |= {"main": "acc", "metrics": {"acc": share(accuracies[2])}}
     return {
         "parameters": parameters,
         "parameters_without_embeddings": PER_LAYER * LAYERS - removed,
@@ -88,7 +86,7 @@ def measured(removed: int, ppl: tuple[float, float, float], accuracies: list[flo
         "kv_bytes_per_token": 1536 * (LAYERS - removed // PER_LAYER),
         "macs_per_token": parameters,
         "macs_context": 128,
-        "peak_memory_bytes": 1_610_612_736,
+        "peak_memory": {"prune": {"resident_bytes": 1_610_612_736}},
         "perplexity": {
             "wiki": {
                 "perplexity": ppl[1],

@@ -73,14 +73,15 @@ def cell(
         found = {"parameters": 1000, "dense_parameters": 1000, "weights_sha256": "f" * 64, "weight_bytes": 4000}
         found |= {"macs_per_token": 900, "macs_context": 128, "ratio": 0.0}
         found["tasks"] = {
-            name: {"main": metric, metric: {"value": float(right.mean())}, "version": 1, "fewshot": fewshot}
-            | {"documents": len(right), "available": len(right)}
+            name: {"main": metric, "metrics": {metric: {"value": float(right.mean())}}, "version": 1}
+            | {"documents": len(right), "available": len(right), "fewshot": fewshot}
             | ({"answer_bpb": {"value": float(bits[name].mean())}} if bits and name in bits else {})
             for name, right in (tasks or {}).items()
         }
         found["perplexity"] = {
             name: {"sha256": sha256, "perplexity": float(np.exp(nll.sum() / (511 * len(nll))))}
-            | {"tokens": 511 * len(nll), "windows": len(nll), "window": 512, "stride": 512, "bos": "none"}
+            | {"tokens": 511 * len(nll), "windows": len(nll), "window": 512, "stride": 512}
+            | {"bos": "none", "drawn": False}
             for name, nll in (texts or {}).items()
         }
         found |= measured or {}

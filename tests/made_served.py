@@ -45,7 +45,7 @@ def record(
         key=f"{label}--0.2",
         type=kind,
         base="bfloat16",
-        asked=asked | {"rounds": 12, "steps": 16},
+        protocol=asked | {"rounds": 12, "steps": 16},
         model={
             "name": "Model",
             "label": label,

@@ -80,20 +80,6 @@ def test_layers_that_stay_are_a_part_of_the_plan_of_the_page(package, monkeypatc
     assert len(model.layers) == 25
 
 
-@pytest.mark.nightly
-def test_a_plugin_that_was_written_before_the_move_runs_unchanged(tmp_path, small):
-    """It imports from methods.signals, which is methods.model.activations today."""
-    source = (Path(__file__).parent.parent / "docs" / "examples" / "mine.py").read_text(encoding="utf-8")
-    assert "from methods.model.activations import steps" in source
-    example = tmp_path / "mine.py"
-    example.write_text(source.replace("methods.model.activations", "methods.signals"))
-    done = bench(tmp_path, "run", "--methods", "opposed,drop-tail", "--plugin", str(example), *small)
-    assert done.returncode == 0, done.stderr
-    counts = re.findall(r"^(opposed|drop-tail) +\S+ % +(\S+ \S)", done.stdout, re.MULTILINE)
-    assert len(counts) == 2
-    assert counts[0][1] == counts[1][1]
-
-
 def test_the_package_exports_what_its_user_needs():
     import methods
 

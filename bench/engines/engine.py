@@ -68,8 +68,9 @@ class Job:
     where: str
     folder: str
     scratch: str
+    code_sha256: str = ""
     order: tuple[str, ...] = ()
-    seconds: tuple[float | None, ...] = ()
+    seconds: tuple[float, ...] = ()
     keep: bool = False
     parents: str = ""
     plugins: tuple[str, ...] = ()

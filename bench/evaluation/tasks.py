@@ -123,7 +123,7 @@ def _metric_name(task: Any, metric: str, filtered: str) -> str:
 
 
 def _metrics(task: Any, results: dict[str, Any], samples: pd.DataFrame) -> dict[str, Any]:
-    """Return {metric: {value, stderr}, ..., "main": metric}."""
+    """Return {main: a metric, metrics: {metric: {value, stderr}}, answer_bpb: {value, stderr}}."""
     from lm_eval.api.metrics import mean
 
     from bench.stats.intervals import mean_stderr
@@ -138,6 +138,7 @@ def _metrics(task: Any, results: dict[str, Any], samples: pd.DataFrame) -> dict[
         if task.aggregation().get(metric, mean) is mean and name in samples and len(samples) > 1:
             metrics[name]["stderr"] = mean_stderr(samples[name].tolist())[1]
     main = next((name for name in ("acc_norm", "acc") if name in metrics), next(iter(metrics)))
+    found = {"main": main, "metrics": metrics}
     if answers.NAME in samples:
-        metrics[answers.NAME] = answers.figure(samples[answers.NAME].to_numpy())
-    return metrics | {"main": main}
+        found[answers.NAME] = answers.figure(samples[answers.NAME].to_numpy())
+    return found

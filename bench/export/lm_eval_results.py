@@ -17,7 +17,6 @@ from bench.records.record import Record, text_name
 from methods.errors import UserError
 from methods.files import write_atomically
 
-NOT_METRICS = ("main", "version", "documents", "available", "fewshot", "chance")
 OF_TEXTS = {
     "perplexity": "token_perplexity",
     "word_perplexity": "word_perplexity",
@@ -72,9 +71,8 @@ def results(record: Record) -> dict[str, Any]:
 def _metrics(task: dict[str, Any]) -> dict[str, Any]:
     """Return the metrics of a task as lm-eval names them, METRIC,FILTER and METRIC_stderr,FILTER."""
     found = {}
-    for name, figure in task.items():
-        if name in NOT_METRICS or not isinstance(figure, dict):  # a later version may say more of a task
-            continue
+    right = {ANSWER_BPB: task[ANSWER_BPB]} if ANSWER_BPB in task else {}
+    for name, figure in {**task["metrics"], **right}.items():
         metric, _, chosen = name.partition(",")
         found[f"{metric},{chosen or 'none'}"] = figure["value"]
         if "stderr" in figure:

@@ -54,6 +54,7 @@ LOGITS_ON_CPU = 2**24  # 64 MiB: a GPU is idle with so few tokens, a processor i
 ADAPTER = "healing"
 CHECKPOINT = "heal.safetensors"
 PROGRESS = ("step", "tokens", "seconds", "curve")  # what a checkpoint says beside weights and moments
+REVISION = 1  # raised by every change after which training comes to other weights: earlier records are old then
 
 Curve = list[dict[str, float]]
 

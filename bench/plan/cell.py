@@ -6,10 +6,11 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from functools import cache, cached_property
 from typing import Any
 
+import methods
 from bench.plan.protocol import Protocol
 from bench.plan.recipe import Recipe
 from bench.records.record import label, share
@@ -64,31 +65,44 @@ class Cell:
         return label(self.plain())
 
     @cached_property
+    def question(self) -> str:
+        """Return all that is asked for as one text, but for defaults and inputs: equal for cells that ask the same."""
+        return json.dumps(_changed_fields(self), sort_keys=True)
+
+    @cached_property
     def key(self) -> str:
-        """Make a readable file name that ends in a hash of every field."""
-        digest = hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode()).hexdigest()[:8]
+        """Make a readable file name that ends in a hash of the question and of what its answer stands on.
+
+        A field or parameter that a later version adds changes no key, as long as it has its default.
+        """
+        digest = hashlib.sha256(json.dumps([self.question, self.inputs], sort_keys=True).encode()).hexdigest()[:8]
         ratio = "fixed" if self.ratio is None else f"{self.ratio:g}"
-        asked = slug(share(self.ratio, self.ratio_of)) if self.ratio_of in QUANTITIES else ratio
-        return "--".join((slug(self.label), asked, digest))
+        amount = slug(share(self.ratio, self.ratio_of)) if self.ratio_of in QUANTITIES else ratio
+        return "--".join((slug(self.label), amount, digest))
 
     def plain(self) -> dict[str, Any]:
-        """Return every field as a record holds it; what most cells have none of only where there is any."""
-        absent = {name for name in ("healing", "earlier", "latency") if not getattr(self, name)}
-        found = {name: value for name, value in asdict(self).items() if name not in absent}
-        if self.ratio_of == "all":
-            del found["ratio_of"]
-        if self.protocol.mode == "eager":
-            del found["protocol"]["mode"]
-        if not (self.protocol.windows_drawn and self.protocol.windows):
-            del found["protocol"]["windows_drawn"]
-        return found
+        """Return every field as a record holds it, without those that are None where most cells have none."""
+        absent = {name for name in ("healing", "latency") if getattr(self, name) is None}
+        return {name: value for name, value in asdict(self).items() if name not in absent}
 
 
-def asked(cell: Cell | Mapping[str, Any]) -> str:
-    """Return all that a cell, or the `cell` of a record, was asked for, without what its answer stands on, as JSON."""
-    plain = cell if isinstance(cell, Mapping) else cell.plain()
-    names = {name.name for name in fields(Cell)} - {"inputs"}
-    return json.dumps({name: plain[name] for name in names if name in plain}, sort_keys=True)
+def _changed_fields(part: Cell | Stage | Protocol | Recipe) -> dict[str, Any]:
+    """Return what a cell, or a part of one, has otherwise than by default, as plain values; not the inputs."""
+    changed: dict[str, Any] = {}
+    for one in fields(part):
+        value = getattr(part, one.name)
+        if one.name == "parameters":
+            changed[one.name] = methods.changed_parameters(part.method, value)  # type: ignore[union-attr]
+        elif one.name == "earlier":
+            changed |= {one.name: [_changed_fields(stage) for stage in value]} if value else {}
+        elif one.name != "inputs" and value != _default(one):
+            changed[one.name] = _changed_fields(value) if isinstance(value, Protocol | Recipe) else value
+    return changed
+
+
+def _default(one: Field[Any]) -> Any:
+    """Return the default of a dataclass field; MISSING where it has none."""
+    return one.default if one.default_factory is MISSING else one.default_factory()
 
 
 def slug(text: str) -> str:
@@ -98,8 +112,7 @@ def slug(text: str) -> str:
 
 def from_plain(plain: Mapping[str, Any]) -> Cell:
     """Return the cell that `Cell.plain` gave, also where that has been JSON meanwhile; other names are left out."""
-    protocol = {"windows_drawn": False} | plain["protocol"]  # which plain leaves out where they are not
-    cell: Cell = _reader().validate_python({**plain, "protocol": protocol})
+    cell: Cell = _reader().validate_python(dict(plain))
     return cell
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bench.plan.cell import Cell, Stage, asked
+from bench.plan.cell import Cell, Stage
 from bench.plan.grid import budget, first_draw
 from bench.records import drawn_cells
 from methods.errors import OutOfReach, UserError
@@ -118,8 +118,8 @@ def ancestors(cell: Cell) -> list[Cell]:
 
 
 def parent_key(cell: Cell, keys: Mapping[str, str]) -> str:
-    """Return the key of a chained cell's parent among `keys`, {asked: key}. Raises UserError where it is missing."""
+    """Return the key of a chained cell's parent among `keys`, {question: key}. Raises UserError where it is missing."""
     parent = parent_of(cell)
-    if (key := keys.get(asked(parent))) is None:
+    if (key := keys.get(parent.question)) is None:
         raise UserError(f"{cell.label} goes on from {parent.label}, which is no cell in front of it")
     return key

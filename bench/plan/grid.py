@@ -179,7 +179,7 @@ def _cell(mention: Mention, ratio: float | None, common: dict[str, Any]) -> Cell
     import methods
 
     parameters = methods.hyperparameters(methods.make(mention.method, mention.given))
-    given = tuple(methods.current_names(mention.method, mention.given))
+    given = tuple(mention.given)
     counted = common if ratio is not None else common | {"ratio_of": "all"}
     return Cell(method=mention.method, parameters=parameters, given=given, ratio=ratio, **counted)
 

@@ -48,6 +48,7 @@ from bench.records.record import (
     display_name,
     is_accuracy,
     label,
+    main_metric,
     peak_bytes,
     ratio_of,
     requested_ratio,
@@ -231,14 +232,15 @@ def _size(measured: dict[str, Any]) -> dict[str, Any]:
 
 def _task(column: str, task: dict[str, Any]) -> dict[str, Any]:
     main, documents = task["main"], task["documents"]
-    value = task[main]["value"]
+    metrics = task["metrics"]
+    value = metrics[main]["value"]
     low, high = None, None
     right = value * documents
     if main in ("acc", "acc_norm") and documents and abs(right - round(right)) < 1e-6:  # else no count of answers
         low, high = wilson(round(right), documents)
     row = {
         column: value,
-        f"{column}_stderr": task[main].get("stderr"),
+        f"{column}_stderr": metrics[main].get("stderr"),
         f"{column}_low": low,
         f"{column}_high": high,
         f"{column}_metric": main,
@@ -246,10 +248,9 @@ def _task(column: str, task: dict[str, Any]) -> dict[str, Any]:
     }
     if low is not None and task.get(CHANCE) is not None:
         row[f"{column}_chance"] = task[CHANCE]
-    for name, result in task.items():
-        if isinstance(result, dict) and name != ANSWER_BPB:
-            row[f"{column}_{name}"] = result["value"]
-            row[f"{column}_{name}_stderr"] = result.get("stderr")
+    for name, metric in metrics.items():
+        row[f"{column}_{name}"] = metric["value"]
+        row[f"{column}_{name}_stderr"] = metric.get("stderr")
     return row
 
 
@@ -277,7 +278,7 @@ def _average(
     measured: dict[str, dict[str, Any]], dense: dict[str, dict[str, Any]], names: list[str]
 ) -> dict[str, float | None]:
     """Return the unweighted average over the named tasks and what is kept of the dense model's."""
-    row = _mean("average", {name: task[task["main"]] for name, task in measured.items()}, names) | {"kept": None}
+    row = _mean("average", {name: main_metric(task) for name, task in measured.items()}, names) | {"kept": None}
     average = row["average"]
     if average is None:
         return row
@@ -286,7 +287,7 @@ def _average(
         row["average_chance"] = fmean(chances)
     asked = ("main", "version", "documents", "fewshot")
     if all(task in dense and _same(measured[task], dense[task], asked) for task in names):
-        baseline = fmean(dense[task][dense[task]["main"]]["value"] for task in names)
+        baseline = fmean(main_metric(dense[task])["value"] for task in names)
         row["kept"] = average / baseline if baseline else None
     return row
 

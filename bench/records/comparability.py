@@ -96,7 +96,7 @@ CONDITIONS = tuple(  # in the order in which messages name them; a field that is
         ("cell.seed", "decision"),
         ("inputs.versions", "decision"),  # which a table marks, see `other_versions`
         ("inputs.parent", "decision"),
-        ("inputs.method_sha256", ""),  # a method's source and its healing are what a table compares
+        ("inputs.revision", ""),  # methods and their healing are what a table compares
         ("inputs.healing", ""),
     )
 )

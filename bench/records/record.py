@@ -21,7 +21,7 @@ from methods.counted import QUANTITIES
 from methods.errors import UserError, first_line
 from methods.files import write_atomically
 
-SCHEMA = 2
+SCHEMA = 3
 LOST = "lost"
 FAILED = ("error", "out_of_memory", "crashed", "timed_out", LOST)
 REFUSED = ("unsupported", "out_of_reach")  # what a method cannot do: outcomes, and no failures
@@ -99,14 +99,11 @@ def requested_ratio(record: Record) -> float | None:
 
 
 def peak_bytes(measured: Mapping[str, Any], stage: str = "") -> int | None:
-    """Return the highest memory of a stage, or of all: allocated on GPUs, resident on a CPU; None where it is unknown.
-
-    Of records that have one figure for all that is known as the highest of all.
-    """
+    """Return the highest memory of a stage, or of all: allocated on GPUs, resident on a CPU; None if unknown."""
     stages = measured.get("peak_memory", {})
     found = [stages[stage]] if stage in stages else [] if stage else list(stages.values())
     known = [one.get("allocated_bytes", one.get("resident_bytes")) for one in found]
-    return max(known) if known else None if stage else measured.get("peak_memory_bytes")
+    return max(known, default=None)
 
 
 def ratio_of(cell: Mapping[str, Any]) -> str:
@@ -130,6 +127,16 @@ def named(record: Record) -> str:
     """Write a cell as sentences and figures call it: 'laco at 0.3'."""
     asked = share(requested_ratio(record), ratio_of(record.cell))
     return label(record.cell) + (f" at {asked}" if asked else "")
+
+
+def metric_of_task(task: Mapping[str, Any], metric: str) -> Any:
+    """Return {value, stderr} of a metric of a task, or of the bits per byte of its right answers; None without one."""
+    return task.get(ANSWER_BPB) if metric == ANSWER_BPB else task["metrics"].get(metric)
+
+
+def main_metric(task: Mapping[str, Any]) -> Any:
+    """Return {value, stderr} of the metric of a task that stands in tables."""
+    return task["metrics"][task["main"]]
 
 
 def is_accuracy(task: Mapping[str, Any]) -> bool:

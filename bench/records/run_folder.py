@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.records import answers, columns, packed_run, served, windows
+from bench.records import columns, packed_run, served
 from bench.records.comparability import MOST, brief, conditions_of, differing, flat, setups
 from bench.records.record import LEFT_OUT, InvalidRecord, Record, load, text_name
 from bench.records.sample_tables import CELL
@@ -37,15 +37,14 @@ def files(run: Path) -> list[Path]:
     return [run / packed_run.RECORDS] if packed_run.is_packed(run) else sorted((run / "cells").glob("*.json"))
 
 
-def records(run: Path, told: Callable[[str], None] = say, samples: SampleFiles | None = None) -> dict[str, Record]:
+def records(run: Path, told: Callable[[str], None] = say) -> dict[str, Record]:
     """Read the records of a run folder: {key: record}, without those that do not fit.
 
-    told     is told of each that is left out, in a line
-    samples  reads what records of earlier versions lack; for a caller that goes on to read with it
+    told  is told of each that is left out, in a line
 
     Raises UserError where it is no run folder, and where no record fits.
     """
-    sound, wrong = _read(run, samples or SampleFiles())
+    sound, wrong = _read(run)
     packed_run.refuse_none_left(run, sound, wrong)
     _tell(wrong, told)
     return sound
@@ -60,7 +59,7 @@ def _tell(wrong: Mapping[str, InvalidRecord], told: Callable[[str], None]) -> No
         told(f"{error}; {LEFT_OUT}")
 
 
-def _read(run: Path, samples: SampleFiles) -> tuple[dict[str, Record], dict[str, InvalidRecord]]:
+def _read(run: Path) -> tuple[dict[str, Record], dict[str, InvalidRecord]]:
     """Read a run folder: its records by key, and why others are none. Raises UserError where it is no run folder."""
     found = files(run)
     if not found:
@@ -72,14 +71,10 @@ def _read(run: Path, samples: SampleFiles) -> tuple[dict[str, Record], dict[str,
         read = {path.stem: _loaded(path) for path in found}
     for key, one in read.items():
         if isinstance(one, Record):
-            sound[key] = _completed(one, samples_folder(run, key), samples)
+            sound[key] = one
         else:
             wrong[key] = one
     return sound, wrong
-
-
-def _completed(record: Record, folder: Path, files: SampleFiles) -> Record:
-    return windows.completed(answers.completed(record, folder, files), folder, files)
 
 
 def _loaded(path: Path) -> Record | InvalidRecord:
@@ -107,8 +102,8 @@ def cell(run: Path, wanted: str, told: Callable[[str], None] = say) -> tuple[str
     Raises UserError where there is none, where there are several, and where its record does not fit.
     """
     if not packed_run.is_packed(run) and (path := run / "cells" / f"{wanted}.json").is_file():
-        return wanted, _completed(load(path), samples_folder(run, wanted), SampleFiles())
-    every, wrong = _read(run, SampleFiles())
+        return wanted, load(path)
+    every, wrong = _read(run)
     if wanted in every:
         return wanted, every[wanted]
     found = [key for key, record in every.items() if record.cell.get("label") == wanted]
@@ -157,9 +152,7 @@ def samples(run: Path | str, task: str) -> pd.DataFrame:
 
     run = Path(run)
     tables = SampleFiles()
-    found = {
-        key: tables.table(record, samples_folder(run, key), task) for key, record in records(run, say, tables).items()
-    }
+    found = {key: tables.table(record, samples_folder(run, key), task) for key, record in records(run).items()}
     frames = {key: table.to_pandas() for key, table in found.items() if table is not None}
     if not frames:
         names = sorted({path.stem for path in (run / "samples").rglob("*.parquet")})
@@ -203,7 +196,7 @@ def load_runs(runs: Sequence[Path]) -> Merged:
     again, left_out, wrong = 0, list[str](), dict[str, InvalidRecord]()
     rows, rows_left_out, files = list[ServedRecord](), list[str](), SampleFiles()
     for run in runs:
-        sound, others = _read(run, files)
+        sound, others = _read(run)
         wrong |= {f"{run}/{key}": error for key, error in others.items()}
         for key, record in sound.items():
             every.append((run, record))

@@ -120,7 +120,7 @@ def refuse_unfit_file(path: Path, measured: Mapping[str, Any]) -> None:
 def refuse_other_file(path: Path, measured: Mapping[str, Any]) -> None:
     """Raise InvalidRecord where a file of samples of one cell is not the one that a record's `measured` names.
 
-    A record that names no samples at all, as one of an earlier version, is held to its figures alone.
+    A record that names no samples at all is held to its figures alone.
     """
     named = measured.get("samples", {})
     if named and (path.stem not in named or hash_of(path) != named[path.stem]["sha256"]):
@@ -186,10 +186,11 @@ def _figures(name: str, table: Any, measured: Mapping[str, Any]) -> Iterator[tup
 def _means(task: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Yield the metrics of a task that are means over its documents, with their values.
 
-    Those have a standard error, but for a task of one document and records of earlier versions.
+    Those have a standard error, but for a task of one document.
     """
-    for metric, entry in task.items():
-        if isinstance(entry, dict) and (metric in MEANS or entry.get("stderr") is not None):
+    right = {ANSWER_BPB: task[ANSWER_BPB]} if ANSWER_BPB in task else {}
+    for metric, entry in {**task.get("metrics", {}), **right}.items():
+        if metric in MEANS or entry.get("stderr") is not None:
             yield metric, entry["value"]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.records import answers, packed_run
+from bench.records import packed_run
 from bench.records.record import Record
 from bench.records.sample_tables import (
     are_figures,
@@ -105,21 +105,15 @@ class Samples:
         """
         key = (number, name, figure)
         if key not in self._read:
-            columns = (*UNITS, figure, *(answers.NEEDED if figure == answers.NAME else ()))
             folder = self._folders[number] if number < len(self._folders) else None
-            table = self._files.table(self._records[number], folder, name, columns) if folder else None
-            self._read[key] = None if table is None else _sample(name, table, figure)
+            table = self._files.table(self._records[number], folder, name, (*UNITS, figure)) if folder else None
+            self._read[key] = None if table is None else _sample(table, figure)
         return self._read[key]
 
 
-def _sample(name: str, table: Any, figure: str) -> Sample | None:
+def _sample(table: Any, figure: str) -> Sample | None:
     unit = next((name for name in UNITS if name in table.column_names), None)
-    if unit is None or table.num_rows < 2:
-        return None
-    if figure == answers.NAME:
-        found = answers.of_documents(name, table)
-        return None if found is None or not are_figures(found) else Sample(table[unit], found)
-    if figure not in table.column_names:
+    if unit is None or table.num_rows < 2 or figure not in table.column_names:
         return None
     found = np.array(table[figure].to_pylist(), dtype=float)  # to_numpy would import pandas
     return Sample(table[unit], found) if are_figures(found) else None

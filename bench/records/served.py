@@ -12,19 +12,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from bench.records import windows
 from bench.records.record import FAILED, LEFT_OUT, InvalidRecord, content, read_json
 from bench.system.console import say
 from methods.errors import Unwritable
 from methods.files import write_atomically
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "served.jsonl"
 LOCK = ".served.lock"  # held while the file is read and written again; stays, as bench.run.lock says of its own
 STATUSES = ("ok", "unsupported", *FAILED)
@@ -38,7 +37,7 @@ class ServedRecord:
     key: str
     type: str
     base: str
-    asked: dict[str, Any]
+    protocol: dict[str, Any]
     model: dict[str, Any]
     status: str
     environment: dict[str, Any]
@@ -63,18 +62,18 @@ class ServedRecord:
         return self.model["method"] == "dense" and self.type == self.base
 
 
-def conditions(asked: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
+def conditions(protocol: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
     """Return what must be the same for figures that are compared: the question, and what computes the answer."""
     names = ("gpu", "gpus") if "gpu" in environment else ("cpu",)
     machine = {name: environment.get(name) for name in names}
-    return {name: value for name, value in asked.items() if name not in OF_NO_FIGURE} | machine
+    return {name: value for name, value in protocol.items() if name not in OF_NO_FIGURE} | machine
 
 
 def alike(records: Iterable[ServedRecord]) -> list[list[ServedRecord]]:
     """Return the records by groups of one model that was served in one way on one machine, each in its order."""
     found: dict[str, list[ServedRecord]] = {}
     for one in records:
-        same = [one.model["name"], one.model.get("dtype"), one.base, conditions(one.asked, one.environment)]
+        same = [one.model["name"], one.model.get("dtype"), one.base, conditions(one.protocol, one.environment)]
         found.setdefault(json.dumps(same, sort_keys=True), []).append(one)
     return list(found.values())
 
@@ -82,14 +81,14 @@ def alike(records: Iterable[ServedRecord]) -> list[list[ServedRecord]]:
 def measurement(record: ServedRecord) -> str:
     """Return what tells one measurement from every other one, however many run folders have it."""
     date = record.environment.get("date")
-    return json.dumps([record.key, record.type, record.model, record.base, record.asked, date], sort_keys=True)
+    return json.dumps([record.key, record.type, record.model, record.base, record.protocol, date], sort_keys=True)
 
 
 def answers(record: ServedRecord) -> str:
     """Return what a record answers: which model of a cell in which type, beside which dense one, asked how, where."""
     model = record.model.get("pruned_sha256")
     return json.dumps(
-        [record.key, record.type, record.base, model, conditions(record.asked, record.environment)], sort_keys=True
+        [record.key, record.type, record.base, model, conditions(record.protocol, record.environment)], sort_keys=True
     )
 
 
@@ -123,17 +122,9 @@ def _from_json(data: Any, where: str) -> ServedRecord:
     if wrong := fitting.misfit(data, layouts.ServedLayout):
         raise InvalidRecord(f"{where}: {wrong}")
     try:
-        return _completed(ServedRecord(**{field.name: data[field.name] for field in fields(ServedRecord)}))
+        return ServedRecord(**{field.name: data[field.name] for field in fields(ServedRecord)})
     except InvalidRecord as error:
         raise InvalidRecord(f"{where}: {error}") from None
-
-
-def _completed(record: ServedRecord) -> ServedRecord:
-    text = record.measured.get("perplexity")
-    if text is None or "drawn" in text:
-        return record
-    found = windows.with_interval(text, text["nll"], [text["window"] - 1] * len(text["nll"]))
-    return replace(record, measured=record.measured | {"perplexity": found})
 
 
 def save(run: Path, record: ServedRecord) -> ServedRecord:
@@ -156,17 +147,6 @@ def join(parts: Sequence[Path], out: Path) -> None:
     """
     if lines := _joined([line for part in reversed(parts) for line in _lines(part)]):
         _write(out, lines)
-
-
-def rename(run: Path, key: str, new_key: str) -> None:
-    """Give the lines of a cell of a run folder another key; all others stay as they are. Raises Unwritable."""
-    if not _lines(run):
-        return
-    with locked(run):
-        before = _lines(run)
-        lines = [_renamed(line, key, new_key) for line in before]
-        if lines != before:
-            _write(run, lines)
 
 
 def _joined(lines: Iterable[bytes]) -> list[bytes]:
@@ -200,13 +180,3 @@ def locked(run: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _renamed(line: bytes, key: str, new_key: str) -> bytes:
-    try:
-        plain = json.loads(line)
-    except ValueError:
-        return line
-    if not isinstance(plain, dict) or plain.get("key") != key:
-        return line
-    return json.dumps(plain | {"key": new_key}).encode()

@@ -14,8 +14,6 @@ from bench.regression import cell_results
 from bench.regression.cell_results import Answers, CellResults, Windows
 from methods.errors import UserError
 
-AN_EARLIER_ONE = "is a file, as earlier versions wrote; a baseline is a folder now"
-
 
 class NoBaseline(Exception):
     """Say that there is no folder, or that it holds no run; the message says which, in one line."""
@@ -23,8 +21,6 @@ class NoBaseline(Exception):
 
 def read(folder: Path) -> dict[str, CellResults]:
     """Read the cells of a baseline, or of any other run folder, by their names. Raises NoBaseline."""
-    if folder.is_file():
-        raise NoBaseline(f"{folder} {AN_EARLIER_ONE}: `baseline accept RUN --out FOLDER` makes one")
     if not run_folder.files(folder):
         raise NoBaseline(f"no baseline {folder}; `baseline accept RUN --out {folder}` makes one")
     wrong = list[str]()
@@ -44,7 +40,7 @@ def accept(run: Path, folder: Path, *, allow_failed: bool = False, replace: bool
     if failed and not allow_failed:
         raise UserError(f"{run} has failed cells: {', '.join(failed)}; --allow-failed accepts them as failed")
     if folder.is_file():
-        raise UserError(f"{folder} {AN_EARLIER_ONE}: name another --out")
+        raise UserError(f"{folder} is a file, and a baseline is a folder; name another --out")
     before: Mapping[str, CellResults] = {}
     if folder.is_dir() and any(folder.iterdir()):
         if not replace:

@@ -17,13 +17,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bench.records import answers, run_folder
+from bench.records import run_folder
 from bench.records.columns import STAGES
 from bench.records.comparability import gate_conditions, identity, name_of
-from bench.records.record import Record, display_name, is_accuracy_metric, text_name
+from bench.records.record import ANSWER_BPB, Record, display_name, is_accuracy_metric, text_name
 from bench.records.sample_tables import OF_WINDOWS, are_figures
 from bench.records.samples import SampleFiles
-from bench.records.windows import in_a_row
 from bench.system.console import say
 from methods.errors import UserError
 
@@ -119,7 +118,7 @@ def of_run(run: Path, told: Callable[[str], None] = say) -> dict[str, CellResult
     """
     found: dict[str, CellResults] = {}
     files = SampleFiles()
-    records = run_folder.records(run, told, files)
+    records = run_folder.records(run, told)
     for key, record in records.items():
         results = of_cell(record, run, key, files)
         if results.name in found:
@@ -139,11 +138,11 @@ def of_cell(record: Record, run: Path, key: str, files: SampleFiles | None = Non
     tasks, bits = dict[str, Answers | None](), dict[str, Answers]()
     for name, task in measured.get("tasks", {}).items():
         table = _table((record, folder, files), name, task["documents"])
-        frame, metric, likely = table.to_pandas(), str(task["main"]), answers.of_documents(name, table)
-        figures = frame[metric].to_numpy(dtype=float) if metric in frame and len(frame) else np.array([np.nan])
+        frame, metric = table.to_pandas(), str(task["main"])
+        figures, likely = _column(frame, metric), _column(frame, ANSWER_BPB)
         tasks[name] = _answers(task, name, frame, metric, figures) if are_figures(figures) else None
-        if likely is not None and are_figures(likely):
-            bits[name] = _answers(task, name, frame, answers.NAME, likely.round(BITS_DIGITS))
+        if are_figures(likely):
+            bits[name] = _answers(task, name, frame, ANSWER_BPB, likely.round(BITS_DIGITS))
     texts: dict[str, Windows] = {}
     for name, text in measured.get("perplexity", {}).items():
         if Path(name).name in texts:
@@ -163,6 +162,11 @@ def of_cell(record: Record, run: Path, key: str, files: SampleFiles | None = Non
         tuple(name for name, found in tasks.items() if found is None),
         bits,
     )
+
+
+def _column(frame: pd.DataFrame, name: str) -> NDArray[np.float64]:
+    """Return a column of samples as numbers; a single nan where there is none or it is empty."""
+    return frame[name].to_numpy(dtype=float) if name in frame and len(frame) else np.array([np.nan])
 
 
 def _sizes(measured: Mapping[str, Any]) -> dict[str, int]:
@@ -193,7 +197,7 @@ def _windows(text: Mapping[str, Any], table: pd.DataFrame, where: str) -> Window
     nll, tokens = table["nll"].to_numpy(dtype=float), table["tokens"].to_numpy(dtype=np.int64)
     if not ((tokens > 0).all() and (np.abs(nll) < MOST_NATS * tokens).all()):
         raise UserError(f"{where} have windows without tokens or of more than {MOST_NATS} nats per token")
-    return Windows(nll.round(NLL_DIGITS), tokens, text["sha256"], in_a_row(text))
+    return Windows(nll.round(NLL_DIGITS), tokens, text["sha256"], not text["drawn"])
 
 
 def _table(cell: tuple[Record, Path, SampleFiles], name: str, rows: int, needed: Sequence[str] = ()) -> Any:

@@ -51,7 +51,7 @@ class Datasets:
     dense: checks.DenseOutputs | None
     inputs: dict[str, Any]
     healing: dict[Recipe, Text] = field(default_factory=dict)
-    search_seconds: tuple[float | None, ...] = ()
+    search_seconds: tuple[float, ...] = ()
     statistics: KeptStatistics | None = None
     keep: bool = False
     timed_threads: int = 1
@@ -65,7 +65,7 @@ class Datasets:
     def for_cell(
         self,
         order: tuple[str, ...],
-        seconds: tuple[float | None, ...],
+        seconds: tuple[float, ...],
         *,
         keep: bool,
         timed_threads: int,

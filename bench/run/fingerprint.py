@@ -3,15 +3,14 @@
 bench.records.schema.asked.CellInputs says what each of them is of.
 
 A cell is served from a record only where all of it is equal: no answer of another model, text, document, version or
-state of a method's source is ever taken for this one's.
+revision of a method is ever taken for this one's.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,20 @@ from typing import Any
 import torch
 from torch import nn
 
+import bench
 import methods
 from bench.data import pretrained
 from bench.data import texts as text_data
 from bench.engines.engine import Machine
 from bench.evaluation import tasks
 from bench.healing.text import Text
-from bench.plan.cell import Cell, asked
+from bench.healing.training import REVISION
+from bench.plan.cell import Cell, from_plain
 from bench.plan.recipe import Recipe
 from bench.records.record import InvalidRecord, Record, load
-from bench.run.source_hash import as_of_today, healing_sha256
-from bench.system import versions
+from bench.system import environment, versions
 from bench.system.threads import waiting
+from methods.errors import UserError
 from methods.model.calibration import Calibration
 
 
@@ -64,32 +65,8 @@ def common(
 
 def healing(recipe: Recipe, text: Text) -> dict[str, str]:
     """What a healed cell stands on beside the pruned model."""
-    found = {"text_sha256": text.sha256, "source_sha256": healing_sha256()}
+    found = {"text_sha256": text.sha256, "revision": str(REVISION)}
     return found | ({"peft": metadata.version("peft")} if recipe.kind == "lora" else {})
-
-
-def of_today(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `cell` of a record as it would be asked for today.
-
-    Parameters have the names of today, one that the method did not have yet has its default, and hashes of earlier code
-    that decides the same are today's (bench.run.source_hash).
-    """
-
-    def named(stage: Mapping[str, Any]) -> dict[str, Any]:
-        parameters = methods.current_names(stage["method"], stage["parameters"])
-        with contextlib.suppress(ValueError):  # of a plugin that is not loaded, or of a parameter that is no more
-            parameters = methods.hyperparameters(methods.make(stage["method"], parameters))
-        given = methods.current_names(stage["method"], dict.fromkeys(stage.get("given", ())))
-        return {**stage, "parameters": parameters, "given": list(given)}
-
-    inputs = dict(cell.get("inputs", {}))
-    if "method_sha256" in inputs:
-        inputs["method_sha256"] = as_of_today(cell["method"], inputs["method_sha256"])
-    if "healing" in inputs:
-        trained = inputs["healing"]
-        inputs["healing"] = trained | {"source_sha256": as_of_today("healing", trained["source_sha256"])}
-    earlier = {"earlier": [named(stage) for stage in cell["earlier"]]} if cell.get("earlier") else {}
-    return named(cell) | earlier | {"inputs": inputs}
 
 
 def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -97,55 +74,57 @@ def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     return sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
 
 
-def earlier_names(folder: Path, cells: Sequence[Cell]) -> dict[str, str]:
-    """Return the names of records that count for cells which have another key today: {today's key: name}."""
-    return {cell.key: key for key, cell, _ in judged(folder, cells) if cell is not None}
+def old_records(folder: Path, cells: Sequence[Cell]) -> Iterator[tuple[str, str]]:
+    """Yield the key of each record that is old, and why in a line.
 
-
-def judged(folder: Path, cells: Sequence[Cell]) -> Iterator[tuple[str, Cell | None, str]]:
-    """Yield the key of each record that no cell has, the cell for which it counts, or None and why it does not.
-
-    Parents come in front of those that go on from them. What is not asked for is not among them.
+    Old is one that cannot be read, and one of what a cell asks for again while its inputs, or a default that it was
+    asked with, have changed. What is not asked for is not among them.
     """
-    keys, wanted = {cell.key for cell in cells}, {asked(cell): cell for cell in cells}
-    found = list[tuple[str, Cell, Record]]()
+    keys, wanted = {cell.key for cell in cells}, {cell.question: cell for cell in cells}
     for path in sorted((folder / "cells").glob("*.json")):
         if path.stem in keys:
             continue
         try:
             record = load(path)
         except InvalidRecord as error:
-            yield path.stem, None, str(error)
+            yield path.stem, str(error)
             continue
-        if cell := wanted.get(asked(of_today(record.cell))):
-            found.append((path.stem, cell, record))
-    names = {key: key for key in keys if (folder / "cells" / f"{key}.json").exists()}
-    for key, cell, record in sorted(found, key=lambda one: len(one[1].earlier)):
-        if others := ", ".join(changed(folder, cell, record, names)):
-            yield key, None, f"{key}.json is old, since this has changed: {others}"
-        elif cell.key in names:
-            yield key, None, f"{key}.json is old, since {cell.key}.json is of the same cell"
-        else:
-            names[cell.key] = key
-            yield key, cell, ""
+        if cell := wanted.get(question(record)):
+            changed = ", ".join(differing(record.cell["inputs"], cell.inputs)) or "a default"
+            yield path.stem, f"{path.stem}.json is old, since this has changed: {changed}"
 
 
-def changed(folder: Path, cell: Cell, record: Record, names: Mapping[str, str]) -> list[str]:
-    """Return the names of those inputs of a cell that its record has otherwise.
+def question(record: Record) -> str:
+    """Return what a record was asked, as Cell.question has it; empty where this version could not ask it."""
+    try:
+        return from_plain(record.cell).question
+    except (UserError, ValueError):  # pydantic's own error is one
+        return ""
 
-    The parent is the same where the record goes on from the model that the parent's record, which may have been
-    renamed, is of.
+
+def revisions(names: Collection[str]) -> dict[str, str]:
+    """Return the revision of each method, which its class declares.
+
+    In a checkout whose methods differ from their commit the sha256 of all of them stands behind it, so that who edits a
+    method measures it again.
     """
-    inputs = of_today(record.cell)["inputs"]
-    parent = cell.inputs.get("parent")
-    if parent and inputs.get("parent") not in (None, parent):
-        *_, last = record.decisions.get("earlier") or [{}]
-        model = last.get("measured", {}).get("pruned_sha256")
-        for name in (parent, names.get(parent, parent)):
-            with contextlib.suppress(InvalidRecord, OSError):
-                if model and load(folder / "cells" / f"{name}.json").measured.get("pruned_sha256") == model:
-                    inputs["parent"] = parent
-    return differing(inputs, cell.inputs)
+    edited = environment.is_edited("methods")
+    more = f", {files_sha256([Path(methods.__file__).parent])}" if edited else ""
+    return {name: methods.revision(name) + more for name in names}
+
+
+def code_sha256() -> str:
+    """Return the sha256 of the code that measures: of all modules of this package, but for reports."""
+    return files_sha256([Path(bench.__file__).parent, Path(methods.__file__).parent])
+
+
+def files_sha256(folders: Sequence[Path]) -> str:
+    """Return the sha256 of the names and contents of all Python files in some folders."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(f"{folder.name}/{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes() + b"\n")
+    return digest.hexdigest()
 
 
 def state_sha256(model: nn.Module) -> str:

@@ -25,11 +25,10 @@ from bench.evaluation.statistics import KeptStatistics
 from bench.plan import chain
 from bench.plan.cell import Cell, from_plain
 from bench.records.record import Record
-from bench.run import store
+from bench.run import fingerprint, store
 from bench.run.datasets import DatasetReader, Datasets, calibration_setting
 from bench.run.measure import attempt
 from bench.run.outcome import Outcome
-from bench.run.source_hash import method_sha256
 from bench.schedule.memory_needs import GIB, card_of, needs_of, room_for_states, room_of
 from bench.speed import timed_cell
 from bench.system import environment, memory, offload, versions
@@ -38,6 +37,8 @@ from bench.system.threads import FreeCores, waiting
 from bench.system.worker import Line
 from methods.errors import UserError
 from methods.model.layer_store import LayerStore
+
+CODE = "the code of prunebench"
 
 
 def job(cell: Cell, folder: Path, session: Session, given: Mapping[str, Any]) -> Job:
@@ -67,7 +68,7 @@ def work(line: Line, job: Job) -> None:
     torch.set_num_threads(job.run_threads)
     methods.load(job.plugins)
     cell, cache = from_plain(job.cell), line.cache
-    imported = {"method_sha256": _refuse_other_code(cell)}
+    _refuse_other_code(cell, job.code_sha256)
     if cell.model not in cache:
         machine = Machine(environment.processor(torch.device(cell.device)), job.run_threads)
         cache[cell.model] = DatasetReader(cell, Path(job.scratch), machine)
@@ -77,7 +78,7 @@ def work(line: Line, job: Job) -> None:
         gc.freeze()  # what stays as long as the process; to look for garbage in it after each cell takes 0.15 s
         atexit.register(gc.unfreeze)  # or libraries report it as leaked when the process ends
     torch.set_num_threads(job.threads)
-    measure(line, job, cell, replace(cache[setting], inputs=cache[setting].inputs | imported))
+    measure(line, job, cell, cache[setting])
 
 
 def told(line: Line, job: Job) -> None:
@@ -139,12 +140,10 @@ def statistics_of(cell: Cell, scratch: Path) -> Path:
     return scratch / f"statistics-{model[:16]}-{cell.dtype}-{torch.device(cell.device).type}"
 
 
-def _refuse_other_code(cell: Cell) -> str:
-    """Refuse a machine whose packages or code of the method are not those of the run; return the hash of that code."""
-    own, code = method_sha256(cell.method), f"the code of {cell.method}"
-    run = cell.inputs["versions"] | {code: cell.inputs["method_sha256"][:12]}
-    versions.refuse_unlike(platform.node(), versions.installed() | {code: own[:12]}, run)
-    return own
+def _refuse_other_code(cell: Cell, code_sha256: str) -> None:
+    """Refuse a machine whose packages or code are not those of the run."""
+    own = versions.installed() | {CODE: fingerprint.code_sha256()[:12]}
+    versions.refuse_unlike(platform.node(), own, cell.inputs["versions"] | {CODE: code_sha256[:12]})
 
 
 def record(cell: Cell, found: Mapping[str, Any], slots: int | None = 1) -> Record:

@@ -180,8 +180,6 @@ def _prune(
     block = datasets.calibration
     if cell.method != "dense":
         outcome.say("pruning")
-        if None in datasets.search_seconds:
-            outcome.say("it begins with a search of an earlier version, whose seconds are not known and not counted")
         if not cell.protocol.calibration_memory_mib:
             block = replace(block, memory=memory.for_states(outcome.devices))
             outcome.measured["calibration_memory_mib"] = block.memory // 2**20

@@ -51,7 +51,7 @@ def measured(asked: Job, part: Path, place: Workplace | None = None) -> Record:
             say(dead)
         if others := [path.stem for path in (part / "cells").glob("*.json") if path.stem != asked.key]:
             raise UserError(f"{part} belongs to another run, it holds {min(others)}; name another --out")
-        known, _ = store.finished(part, cell, retry_failed=False)
+        known, _ = store.finished(part, asked.key, cell, retry_failed=False)
         if known is not None:
             return known
         opened.enter_context(store.tidied(part))
@@ -101,7 +101,7 @@ def take_in_measured(folder: Path, cells: Iterable[Cell]) -> Iterator[str]:
         if not (part / "cells").exists() or (folder / "cells" / f"{cell.key}.json").exists():
             continue
         with contextlib.suppress(InUse), lock.held(part):
-            known, _ = store.finished(part, cell, retry_failed=True)
+            known, _ = store.finished(part, cell.key, cell, retry_failed=True)
         if known is not None:
             store.take_in(part, folder, cell.key)
             yield f"{cell.label} was measured for an earlier run, on another machine"

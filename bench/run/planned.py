@@ -17,7 +17,7 @@ from bench.plan import chain, validate
 from bench.plan.cell import Cell
 from bench.plan.named import refuse_file
 from bench.plan.run_spec import RunSpec
-from bench.run import fingerprint, store
+from bench.run import store
 from bench.run.datasets import calibration_setting, read_datasets
 from bench.run.runner import known
 from bench.schedule.estimator import Estimate
@@ -51,8 +51,7 @@ def plan_spec(spec: RunSpec) -> Plan:
     cells, read = known(cells, datasets, download=False), time.perf_counter() - begun
     if spec.offload and here:
         check(spec.offload)
-    names = fingerprint.earlier_names(folder, cells)
-    served = store.served(folder, cells, spec.retry_failed, names)
+    served = store.served(folder, cells, spec.retry_failed)
     done = {key: Ended.of(one) for key, one, _ in served if one is not None}
     outlook = Outlook.of(cells[0], folder)
     shared = local.threads_of(slots, every, spec.fixed_threads)

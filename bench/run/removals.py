@@ -14,58 +14,48 @@ from typing import Any
 
 from bench.plan.cell import Cell
 from bench.records.record import InvalidRecord, Record, load
-from bench.run import fingerprint
 from bench.run.datasets import Datasets
-from bench.run.source_hash import method_sha256
 from bench.schedule.order import search_of
 from methods.files import write_atomically
 from methods.model.sweep_log import SweepLogs
 
-Seconds = tuple[float | None, ...]  # that a search took until each of its removals was found; None: unknown
+Seconds = tuple[float, ...]  # that a search took until each of its removals was found
 REMOVALS = "removals.json"  # of an interrupted attempt, in its folder
 Order = tuple[tuple[str, ...], Seconds]  # the first removals of a search, and when it had them
+NOTHING: Order = (), ()
 
 
 class Removals:
     """Knows the longest start of a greedy search's removals that records have, and the seconds until each was found.
-
-    Those of a record of an earlier version are unknown: its `prune_seconds` are of all removals, and of fits beside.
 
     Records may differ from the cell that begins with them in the ratio, in the compensation, which follows the search,
     and in how they are measured; not in what the method is, and what it looks at.
     """
 
     def __init__(self, records: Iterable[Record]) -> None:
-        self._longest: dict[str, dict[tuple[str, str], Order]] = {}  # {search: {(method, its code): what it found}}
+        self._longest: dict[tuple[str, str], Order] = {}  # by search and revision of its method
         for record in records:
             self.add(record)
 
     def add(self, record: Record) -> None:
         """Take in a record, if it is a search's."""
         order = record.decisions.get("removal_order", [])[: record.decisions.get("free_removals", 0)]
-        if record.status != "ok" or not order:
-            return
-        known = fingerprint.of_today(record.cell)
-        code = known["method"], str(known["inputs"].get("method_sha256"))
-        found = self._longest.setdefault(search_of(known), {})
         seconds: Seconds = tuple(record.measured.get("search_seconds", ()))[: len(order)]
-        if len(seconds) < len(order):
-            seconds = (None,) * len(order)
-        best = found.get(code, ((), ()))
-        if (len(order), None not in seconds) > (len(best[0]), None not in best[1]):
-            found[code] = tuple(order), seconds
+        if record.status != "ok" or not order or len(seconds) < len(order):
+            return
+        search = _search(record.cell)
+        if len(order) > len(self._longest.get(search, NOTHING)[0]):
+            self._longest[search] = tuple(order), seconds
 
     def of(self, cell: Cell) -> Order:
         """Return what a cell begins with; an empty order where nothing is known."""
-        if not self._longest:
-            return (), ()
-        best: Order = (), ()
-        alike = self._longest.get(search_of(fingerprint.of_today(cell.plain())), {})
-        for (method, code), found in alike.items():
-            here = cell.inputs.get("method_sha256") if method == cell.method else method_sha256(method)
-            if code == str(here) and len(found[0]) > len(best[0]):
-                best = found
-        return best
+        return self._longest.get(_search(cell.plain()), NOTHING) if self._longest else NOTHING
+
+
+def _search(cell: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what cells share whose searches find the same, with the revision of their method alone."""
+    numbers, *more = str(cell["inputs"].get("revision", "")).split(", ")
+    return search_of(cell), ", ".join([numbers.partition("+")[0], *more])
 
 
 class SearchTimes:
@@ -87,29 +77,29 @@ class SearchTimes:
         spent, self._last = now - self._last, now
         if tuple(found) in self._found:
             return
-        self._found[tuple(found)] = (_until(found[:-1], self._found) or 0.0) + spent
+        self._found[tuple(found)] = _until(found[:-1], self._found) + spent
         seconds = [self._found.get(tuple(found[: n + 1])) for n in range(len(found))]
         kept = {"order": list(found), "seconds": seconds, "inherited": len(self.order)}
         write_atomically(self.file, json.dumps(kept))
 
     def inherited(self, decisions: Mapping[str, Any]) -> float:
         """Return what the removals have cost that the search began with and that are among those it decided on."""
-        return _until(decisions.get("removal_order", ()), self._inherited) or 0.0
+        return _until(decisions.get("removal_order", ()), self._inherited)
 
     def until_each(self, decisions: Mapping[str, Any]) -> list[float]:
-        """Return when each removal was found that another ratio may begin with; nothing where one is unknown."""
+        """Return when each removal was found that another ratio may begin with; nothing where one was not noted."""
         free = decisions.get("removal_order", [])[: decisions.get("free_removals", 0)]
         found = [self._found.get(tuple(free[: n + 1])) for n in range(len(free))]
         return [spent for spent in found if spent is not None] if None not in found else []
 
 
-def _by_start(order: Sequence[str], seconds: Seconds) -> dict[tuple[str, ...], float | None]:
+def _by_start(order: Sequence[str], seconds: Seconds) -> dict[tuple[str, ...], float]:
     """Return when the last removal of each start of an order was found."""
     return {tuple(order[: n + 1]): spent for n, spent in enumerate(seconds)}
 
 
-def _until(order: Sequence[str], known: Mapping[tuple[str, ...], float | None]) -> float | None:
-    """Return when the longest start of an order was found that is known; None where its seconds are not."""
+def _until(order: Sequence[str], known: Mapping[tuple[str, ...], float]) -> float:
+    """Return when the longest start of an order was found that is known; 0 where none is."""
     longest = next((tuple(order[:n]) for n in range(len(order), 0, -1) if tuple(order[:n]) in known), None)
     return 0.0 if longest is None else known[longest]
 
@@ -144,7 +134,7 @@ def _kept(file: Path) -> tuple[Order, int]:
         kept = json.loads(file.read_text(encoding="utf-8"))
         order, seconds = tuple(map(str, kept["order"])), kept["seconds"]
         if len(seconds) == len(order):
-            return (order, tuple(None if spent is None else float(spent) for spent in seconds)), int(kept["inherited"])
+            return (order, tuple(map(float, seconds))), int(kept["inherited"])
     return ((), ()), 0
 
 

@@ -85,7 +85,7 @@ def _said_of(name: str) -> Iterator[None]:
 
 def cell_of(record: Record) -> Cell:
     """Return the cell that a record was made from; what its answer stands on is found out anew when it runs."""
-    return from_plain(fingerprint.of_today(record.cell) | {"inputs": {}})
+    return from_plain(record.cell | {"inputs": {}})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +111,9 @@ def prune_again(record: Record, device: str, trust: Trust) -> PrunedModel:
     where other blocks or units go. Raises UserError where weights, tokens or decisions are no longer the same, for a
     cell that was trained or goes on from another cell, and for what `trust` does not let the record name.
     """
-    cell, measured, protocol = fingerprint.of_today(record.cell), record.measured, record.cell["protocol"]
+    cell, measured, protocol = record.cell, record.measured, record.cell["protocol"]
     own_code = cell.get("trust_remote_code", False)
-    if "healing" in cell or "earlier" in cell:
+    if cell.get("healing") or cell.get("earlier"):
         how = "`run --save-models --save-dtype float32` keeps its model whole"
         how = how if measured.get("saved") else "`run --save-models` keeps its model"
         raise UserError(f"{cell['label']} was trained or goes on from another cell, and is not made again; {how}")
@@ -153,7 +153,7 @@ def _cut(dense: Callable[[], Decoder], record: Record) -> Decoder | None:
 
 def _prune(model: Decoder, record: Record, block: Calibration) -> None:
     """Prune as the record says. Raises UserError where that is another version's, and where something else goes."""
-    cell, measured = fingerprint.of_today(record.cell), record.measured
+    cell, measured = record.cell, record.measured
     if cell["method"] == "dense":
         return
     torch.manual_seed(cell["seed"])

@@ -20,13 +20,12 @@ from bench.data import pretrained
 from bench.engines import chosen, local
 from bench.engines.engine import Conditions, Engine, Job, Result, Session, refuse_gpus_of_cpus
 from bench.plan import chain, validate
-from bench.plan.cell import Cell, asked
+from bench.plan.cell import Cell
 from bench.plan.run_spec import RunSpec
 from bench.records.record import LOST, REFUSED, Record, load
 from bench.run import fingerprint, job, lock, part, store
 from bench.run.datasets import CalibrationSetting, Datasets, calibration_setting, read_datasets
 from bench.run.removals import Removals, valid
-from bench.run.source_hash import method_sha256
 from bench.schedule.estimator import Estimate
 from bench.schedule.forecast import Forecast
 from bench.schedule.memory_needs import room_of
@@ -162,7 +161,8 @@ def run(
                 _refuse_own(cells)
                 measuring = session
             shared: dict[str, Any] = {"scratch": str(scratch) if engine.here else "", "limits": dict(limits or {})}
-            shared |= {"plugins": tuple(methods.plugins()), "device_memory": device_memory, "free_cores": free_cores}
+            shared |= {"code_sha256": fingerprint.code_sha256(), "plugins": tuple(methods.plugins())}
+            shared |= {"device_memory": device_memory, "free_cores": free_cores}
             if offload is not None:
                 shared["offload"] = str(offload.resolve() if engine.here else offload)
             if memory is not None or engine.here:
@@ -320,17 +320,17 @@ def known(
 ) -> list[Cell]:
     """Return the cells with their inputs. Raises UserError where one goes on from a cell that is missing."""
     weights = {model: pretrained.weights_sha256(model, download=download) for model in {cell.model for cell in cells}}
-    hashes = {method: method_sha256(method) for method in {cell.method for cell in cells}}
+    revisions = fingerprint.revisions({cell.method for cell in cells})
     found, keys = list[Cell](), dict[str, str]()
     for cell in cells:
         here = datasets[calibration_setting(cell)]
-        own: dict[str, Any] = {"weights_sha256": weights[cell.model], "method_sha256": hashes[cell.method]}
+        own: dict[str, Any] = {"weights_sha256": weights[cell.model], "revision": revisions[cell.method]}
         if cell.healing:
             own["healing"] = fingerprint.healing(cell.healing, here.healing[cell.healing])
         if cell.earlier:
             own["parent"] = chain.parent_key(cell, keys)
         found.append(replace(cell, inputs=here.inputs | own))
-        keys[asked(cell)] = found[-1].key
+        keys[cell.question] = found[-1].key
     return found
 
 

@@ -38,8 +38,7 @@ import pandas as pd
 import torch
 
 from bench.engines.engine import PARTS
-from bench.plan.cell import Cell, asked
-from bench.records import served as served_rows
+from bench.plan.cell import Cell
 from bench.records import superseded
 from bench.records.record import EARLIER, FAILED, LOST, InvalidRecord, Record, label, load, save
 from bench.records.sample_tables import refuse_damaged
@@ -178,14 +177,8 @@ def drop_partial_results(folder: Path, key: str, status: str) -> None:
             empty.rmdir()
 
 
-def finished(
-    folder: Path, cell: Cell, *, retry_failed: bool, names: Mapping[str, str] | None = None
-) -> tuple[Record | None, str]:
-    """Return the cell's record, if it counts; else None and, where there is a file that does not, why in one line.
-
-    names  those that records have in the folder, by today's key, where these are others (bench.run.fingerprint)
-    """
-    key = (names or {}).get(cell.key, cell.key)
+def finished(folder: Path, key: str, cell: Cell, *, retry_failed: bool) -> tuple[Record | None, str]:
+    """Return the record of the cell `key`, if it counts; else None and, where there is a file that does not, why."""
     path = folder / "cells" / f"{key}.json"
     if not path.exists():
         return None, ""
@@ -193,9 +186,7 @@ def finished(
         record = load(path)
     except InvalidRecord as error:
         return None, str(error)
-    if asked(fingerprint.of_today(record.cell)) != asked(cell) or fingerprint.changed(
-        folder, cell, record, names or {}
-    ):
+    if fingerprint.question(record) != cell.question or fingerprint.differing(record.cell["inputs"], cell.inputs):
         return None, f"{path} is another cell's"
     try:
         refuse_damaged(folder / "samples" / key, record.measured)
@@ -207,22 +198,10 @@ def finished(
 
 
 def set_aside(folder: Path, cells: Sequence[Cell]) -> Iterator[str]:
-    """Move what is old out of the way of reports, to superseded/, with its samples; a line on each.
-
-    Old is a record that cannot be read, and one of what is asked for again while its inputs have changed. Where those
-    have only been moved or renamed, the record counts, and its files get the key that the cell has today.
-    """
-    for key, cell, why in fingerprint.judged(folder, cells):
-        if cell is None:
-            superseded.move(folder, key)
-            yield f"{why}; moved to superseded/"
-            continue
-        path = folder / "cells" / f"{key}.json"
-        if saved := (record := load(path)).measured.get("saved"):  # all else in a record stays as it was written
-            place = f"models/{cell.key}"
-            save(replace(record, measured=record.measured | {"saved": saved | {"folder": place}}), path)
-        served_rows.rename(folder, key, cell.key)
-        superseded.move(folder, key, folder, cell.key)
+    """Move old records out of the way of reports, to superseded/, with their samples; a line on each."""
+    for key, why in fingerprint.old_records(folder, cells):
+        superseded.move(folder, key)
+        yield f"{why}; moved to superseded/"
 
 
 @contextmanager
@@ -262,19 +241,15 @@ def leave(folder: Path) -> None:
         (folder / lock.OWNER).unlink(missing_ok=True)
 
 
-def served(
-    folder: Path, cells: Sequence[Cell], retry_failed: bool, names: Mapping[str, str] | None = None
-) -> Iterator[tuple[str, Record | None, str]]:
+def served(folder: Path, cells: Sequence[Cell], retry_failed: bool) -> Iterator[tuple[str, Record | None, str]]:
     """Yield of each cell its key and the record that serves it, or None and why there is none that counts, in a line.
 
-    A parent's record does not count where a cell without a record goes on from a model that is gone. `names` as
-    `finished` has them.
+    A parent's record does not count where a cell without a record goes on from a model that is gone.
     """
-    needed, names = set[str](), names or {}
+    needed = set[str]()
     for cell in reversed(cells):  # whoever goes on from a cell comes behind it
-        record, why = finished(folder, cell, retry_failed=retry_failed, names=names)
-        place = names.get(cell.key, cell.key)
-        if record is not None and record.status == "ok" and cell.key in needed and find_model(folder, place) is None:
+        record, why = finished(folder, cell.key, cell, retry_failed=retry_failed)
+        if record is not None and record.status == "ok" and cell.key in needed and find_model(folder, cell.key) is None:
             record, why = None, "another cell goes on from its model, which is not kept"
         if record is None and cell.earlier:
             needed.add(cell.inputs["parent"])

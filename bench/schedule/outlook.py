@@ -24,7 +24,7 @@ from methods.errors import UserError
 
 LEARNT = (
     *("parameters", "perplexity", "tasks", "seconds", "prune_seconds"),
-    *("peak_memory", "peak_memory_bytes", "weights_in", "states_in"),
+    *("peak_memory", "weights_in", "states_in"),
 )
 NEAR = 20  # runs beside the run's folder whose records are read, those that changed last
 

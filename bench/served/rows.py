@@ -149,7 +149,7 @@ def serve(
                     key=key,
                     type=kind,
                     base=types[0],
-                    asked=question,
+                    protocol=question,
                     model=_model(record),
                     status=status,
                     error=error,
@@ -181,7 +181,7 @@ def _counts(known: ServedRecord, record: Record, conditions: dict[str, Any], bas
     """Say whether a row was measured here as it is asked for now, of the model that the cell has now."""
     if known.status not in ("ok", "unsupported"):
         return False
-    mine, model = served.conditions(known.asked, known.environment), _model(record)
+    mine, model = served.conditions(known.protocol, known.environment), _model(record)
     return (mine, known.base, model | known.model) == (conditions, base, model)  # an older one says less of a model
 
 

@@ -25,9 +25,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.records.record import Record, is_accuracy, text_name
+from bench.records.record import Record, is_accuracy, metric_of_task, text_name
 from bench.records.samples import Sample, Samples, alike
-from bench.records.windows import in_a_row
 from bench.stats import clusters, draws
 from bench.stats import intervals as stats
 from bench.stats.intervals import NORMAL_95
@@ -94,7 +93,7 @@ def perplexity(
     found: Contrasts = {}
     for together in _together(cells, alike(windows, asked)):
         place = cells[together[0]][0][0]
-        tokens, row = _known(windows, place).units.to_pylist(), in_a_row(figures[place])
+        tokens, row = _known(windows, place).units.to_pylist(), not figures[place]["drawn"]
         before, after = (
             np.array([[_known(windows, cell[side]).figures for cell in cells[pair]] for pair in together])
             for side in (0, 1)
@@ -138,7 +137,9 @@ def average(
         for pair, sides in cells.items()
         if tasks and all(a in whole and b in whole and mains[a] == mains[b] for a, b in sides)
     }
-    figures = {n: [whole[n][task][main] for task, main in zip(tasks, mains[n], strict=True)] for n in whole}
+    figures = {
+        n: [metric_of_task(whole[n][task], main) for task, main in zip(tasks, mains[n], strict=True)] for n in whole
+    }
     answers = [
         {n: samples.of(n, task, mains[n][place]) for n in _places(_flat(cells))} for place, task in enumerate(tasks)
     ]
@@ -157,7 +158,7 @@ def average(
 
 def _has(task: Mapping[str, Any], metric: str) -> bool:
     """Say whether a task was measured by a metric, or without one by an accuracy."""
-    return metric in task if metric else is_accuracy(task)
+    return metric_of_task(task, metric) is not None if metric else is_accuracy(task)
 
 
 def _cells(pairs: Sequence[Pair], seeds: Seeds) -> Cells:

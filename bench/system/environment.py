@@ -121,6 +121,13 @@ def _versions(packages: Iterable[str]) -> dict[str, str]:
     return versions
 
 
+def is_edited(folder: str) -> bool:
+    """Return whether files in a folder of this checkout differ from its commit; of an installed package none do."""
+    if not (CHECKOUT / ".git").exists():
+        return False
+    return bool(_output("git", "--no-optional-locks", "-C", str(CHECKOUT), "status", "--porcelain", "--", folder))
+
+
 def _commit() -> dict[str, Any]:
     """Return the commit and whether files differ from it; {} for a package installed inside another repository."""
     if not (CHECKOUT / ".git").exists():

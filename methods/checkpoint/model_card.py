@@ -78,7 +78,7 @@ def results(measured: Mapping[str, Any]) -> list[EvalResult]:
                 found.append(EvalResult(dataset_name=text, metric_name=f"{unit}, {how}", **where, **told))
     for task, one in (measured.get("tasks") or {}).items():
         how = documents(one)
-        told = {"metric_type": one["main"], "metric_value": one[one["main"]]["value"]}
+        told = {"metric_type": one["main"], "metric_value": one["metrics"][one["main"]]["value"]}
         where = {"task_type": "text-generation", "task_name": task, "dataset_type": task, "dataset_name": task}
         found.append(EvalResult(metric_name=f"{one['main']}, {how}", **where, **told))
     return found

@@ -34,8 +34,8 @@ def figures(records: Sequence[ServedRecord]) -> list[Figure]:
 def _figure(records: Sequence[ServedRecord], ending: str) -> Figure:
     first, charts = records[0], tuple(_charts(records))
     title = (
-        f"perplexity of {first.model['name']} on {short(first.asked['text'])} in {first.asked['engine']} against size "
-        f"and speed: a line leads from dense@{first.base} to a pruned model and on to its types "
+        f"perplexity of {first.model['name']} on {short(first.protocol['text'])} in {first.protocol['engine']} against "
+        f"size and speed: a line leads from dense@{first.base} to a pruned model and on to its types "
         f"{', '.join(_types(records))}; the steps are the front of what no other one beats in both"
     )
     said = " ".join(_said(records, better) for better in COSTS if _known(records, better))
@@ -78,7 +78,7 @@ def _charts(records: Sequence[ServedRecord]) -> Iterator[Chart]:
         start = next((place for one, place in known if one is base), None)
         yield Chart(
             x=heading,
-            y=f"perplexity on {short(base.asked['text'])}, lower is better",
+            y=f"perplexity on {short(base.protocol['text'])}, lower is better",
             curves=tuple(_curve(label, points, len(curves) <= FEW) for label, points in curves.items()),
             dense=_curve(base.name, [(base, start)], emphasised=True) if start else None,
             width=width[::-1] if better == "lower" else width,

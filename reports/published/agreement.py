@@ -61,7 +61,7 @@ def _is_part(task: Mapping[str, Any]) -> bool:
 def _metric(published: str | None, task: Mapping[str, Any]) -> bool:
     """Say whether a task's main metric is the printed one."""
     if published == "acc_norm or acc":
-        return bool(task["main"] == ("acc_norm" if "acc_norm" in task else "acc"))
+        return bool(task["main"] == ("acc_norm" if "acc_norm" in task["metrics"] else "acc"))
     return bool(task["main"] == published)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from bench.records import columns
 from bench.records.columns import task_column
 from bench.records.comparability import by_setup, dense_peer
-from bench.records.record import Record, display_name, is_accuracy, label, requested_ratio
+from bench.records.record import Record, display_name, is_accuracy, label, main_metric, requested_ratio
 from methods.errors import UserError
 from reports import notes
 from reports.blocks import draws_apart, named_beside, seeds_of
@@ -203,7 +203,7 @@ def _removed_in_order(pair: PublishedPair) -> Iterator[Row]:
 def _right(record: Record) -> dict[str, float]:
     """Return the share of each task's documents that were right."""
     tasks = record.measured.get("tasks", {})
-    return {name: task[task["main"]]["value"] for name, task in tasks.items() if is_accuracy(task)}
+    return {name: main_metric(task)["value"] for name, task in tasks.items() if is_accuracy(task)}
 
 
 def _mean(right: Mapping[str, float], names: Sequence[str]) -> float | None:

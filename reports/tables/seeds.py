@@ -23,7 +23,6 @@ from bench.records.comparability import study_setup
 from bench.records.drawn_cells import is_draw
 from bench.records.record import Record, amount, display_name, label, ratio_of, requested_ratio, text_name
 from bench.records.samples import Samples
-from bench.records.windows import in_a_row
 from bench.stats.clusters import degrees_of_freedom, ratio_stderr
 from bench.stats.draws import VarianceComponent, components, exponential
 from bench.stats.intervals import NORMAL_95
@@ -193,7 +192,7 @@ def _windows(found: CalibrationDraws) -> VarianceComponent:
         figures = found.records[place].measured["perplexity"][found.text]
         if figures.get("perplexity_low") and figures.get("windows", 0) > 1:
             wide = math.log(figures["perplexity_high"] / figures["perplexity_low"]) / 2
-            freedom = degrees_of_freedom(figures["windows"], in_a_row=in_a_row(figures))
+            freedom = degrees_of_freedom(figures["windows"], in_a_row=not figures["drawn"])
             variances.append((wide / float(stdtrit(freedom, 0.975))) ** 2)
     return VarianceComponent(fmean(variances) if variances else None, freedom)
 
@@ -204,7 +203,7 @@ def _windows_of_differences(found: CalibrationDraws, samples: Samples) -> Varian
     for _, _, a, b in found.shared():
         one, other = (samples.of(place, name, "nll") for place in (a, b))
         if one and other and one.units.equals(other.units):
-            row = in_a_row(found.records[a].measured["perplexity"][found.text])
+            row = not found.records[a].measured["perplexity"][found.text]["drawn"]
             _, stderr, freedom = ratio_stderr(other.figures - one.figures, one.units.to_pylist(), in_a_row=row)
             variances.append(stderr**2)
     return VarianceComponent(fmean(variances) if variances else None, freedom)

@@ -16,7 +16,6 @@ from bench.engines.simulated import SimulatedSession
 from bench.plan.cell import Cell
 from bench.plan.protocol import profile
 from bench.run import runner
-from bench.run.source_hash import method_sha256
 from bench.schedule.estimator import Estimate
 from bench.system.process_memory import resident_bytes
 
@@ -27,7 +26,7 @@ FILLER = [[7 * number for number in range(2000)] for _ in range(2)]  # a record 
 
 def grid(count: int) -> list[Cell]:
     """Cells of searches of five ratios each, of other methods, and of other seeds."""
-    inputs = {method: {"weights_sha256": "a", "method_sha256": method_sha256(method)} for method in ("sleb", "flap")}
+    inputs = {method: {"weights_sha256": "a", "revision": "1"} for method in ("sleb", "flap")}
     quick = profile("quick", speed_rounds=0)
     made = Cell("m", "sleb", {"tokens": 64}, 0.1, "layers", 0, "cpu", "float32", quick)
     return [

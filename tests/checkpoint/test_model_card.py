@@ -31,7 +31,13 @@ def test_names_from_the_user_stay_inside_their_field():
 
 def test_figures_are_in_the_model_index_as_the_hub_reads_it():
     text = {"perplexity": 20.5, "bits_per_byte": 0.98, "tokens": 8176, "windows": 16, "window": 512, "stride": 256}
-    task = {"main": "acc_norm", "acc_norm": {"value": 0.25}, "documents": 100, "available": 1838, "fewshot": 5}
+    task = {
+        "main": "acc_norm",
+        "metrics": {"acc_norm": {"value": 0.25}},
+        "documents": 100,
+        "available": 1838,
+        "fewshot": 5,
+    }
     base, pruning = {"name": "Tiny: it's\nmine"}, {"label": "laco:C=3"}
     figures = {"perplexity": {"wiki: a\nb": text}, "tasks": {"piqa": task}}
     card = ModelCard(render(MANIFEST | {"base": base, "pruning": pruning, "measured": figures}))

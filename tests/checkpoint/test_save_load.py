@@ -507,7 +507,7 @@ def test_the_card_says_what_is_known_and_nothing_else(tmp_path):
     for words in ("Calibration", "Measured", "Cost of rounding", "Padding", "None", "null"):
         assert words not in card
     entry = {"perplexity": 21.5, "tokens": 1020, "window": 256}
-    task = {"main": "acc", "acc": {"value": 0.5, "stderr": None}, "documents": 8, "available": 80}
+    task = {"main": "acc", "metrics": {"acc": {"value": 0.5, "stderr": None}}, "documents": 8, "available": 80}
     save_load.complete(folder, {"measured": {"perplexity": {"wiki": entry}, "tasks": {"piqa": task}}})
     card = (folder / "README.md").read_text()
     assert "| perplexity of wiki | 21.500 | 1,020 tokens, windows of 256 |" in card

@@ -292,13 +292,12 @@ def test_an_unsupported_model_is_an_outcome_and_a_crash_is_a_failure(base, capsy
 
 
 def record_of(cell, order, free, *seconds):
-    """Of an earlier version where no seconds are given."""
     from dataclasses import asdict
 
     from bench.records.record import Record
 
     decisions = {"removal_order": order, "free_removals": free}
-    found = {"search_seconds": list(seconds)} if seconds else {}
+    found = {"search_seconds": list(seconds)}
     plain = json.loads(json.dumps(asdict(cell)))
     return Record(plain | {"label": cell.label}, "ok", {}, decisions, {"parameters": 1, "prune_seconds": 50.0} | found)
 
@@ -310,7 +309,7 @@ def test_a_greedy_cell_goes_on_from_the_longest_order_of_its_own_kind():
     from bench.plan.protocol import profile
     from bench.run.removals import Removals
 
-    inputs = {"weights_sha256": "a", "method_sha256": "c", "tasks": {"piqa": {"sha256": "e"}}}
+    inputs = {"weights_sha256": "a", "revision": "1", "tasks": {"piqa": {"sha256": "e"}}}
     cell = Cell("m", "sleb", {"tokens": 64}, 0.3, "layers", 0, "cpu", "float32", profile("smoke"), inputs=inputs)
     other, longer = replace(profile("smoke"), tasks=()), replace(profile("smoke"), calibration_length=65)
     records = [
@@ -326,29 +325,11 @@ def test_a_greedy_cell_goes_on_from_the_longest_order_of_its_own_kind():
         record_of(replace(cell, ratio=0.4, parameters={"tokens": 32}), ["layer 1"] * 9, 9, *range(9)),
         record_of(replace(cell, ratio=0.4, method="finercut"), ["layer 1"] * 9, 9, *range(9)),
         record_of(replace(cell, ratio=0.4, inputs=inputs | {"weights_sha256": "b"}), ["layer 1"] * 9, 9, *range(9)),
-        record_of(replace(cell, ratio=0.4, inputs=inputs | {"method_sha256": "d"}), ["layer 1"] * 9, 9, *range(9)),
+        record_of(replace(cell, ratio=0.4, inputs=inputs | {"revision": "2"}), ["layer 1"] * 9, 9, *range(9)),
     ]
     assert Removals(records).of(cell) == (("layer 3", "layer 1"), (5.0, 9.0))
     assert Removals(records[:1]).of(cell) == (("layer 3",), (5.0,))
     assert Removals(records[2:]).of(cell) == ((), ())
-
-
-def test_what_a_search_of_an_earlier_version_took_is_unknown():
-    from dataclasses import replace
-
-    from bench.plan.cell import Cell
-    from bench.plan.protocol import profile
-    from bench.run.removals import Removals
-
-    inputs = {"weights_sha256": "a", "method_sha256": "c"}
-    cell = Cell("m", "sleb", {"tokens": 64}, 0.3, "layers", 0, "cpu", "float32", profile("smoke"), inputs=inputs)
-    order = ["layer 3", "layer 1"]
-    before, today = (
-        record_of(replace(cell, ratio=0.2), order, 2),
-        record_of(replace(cell, ratio=0.4), order, 2, 1.0, 2.0),
-    )
-    assert Removals([before]).of(cell) == (tuple(order), (None, None))
-    assert Removals([before, today]).of(cell) == Removals([today, before]).of(cell) == (tuple(order), (1.0, 2.0))
 
 
 def test_a_search_serves_every_compensation_behind_it():
@@ -357,10 +338,9 @@ def test_a_search_serves_every_compensation_behind_it():
     from bench.plan.cell import Cell
     from bench.plan.protocol import profile
     from bench.run.removals import Removals
-    from bench.run.source_hash import method_sha256
 
-    def found(method, parameters, source=None, **changes):
-        inputs = {"weights_sha256": "a", "method_sha256": source or method_sha256(method)}
+    def found(method, parameters, revision="1+1", **changes):
+        inputs = {"weights_sha256": "a", "revision": revision}
         return Cell(
             "m", method, parameters, 0.3, "layers", 0, "cpu", "float32", profile("smoke"), inputs=inputs, **changes
         )
@@ -375,7 +355,7 @@ def test_a_search_serves_every_compensation_behind_it():
     for unlike in (
         found("sleb", {"tokens": 32}),
         found("finercut+ghost", {"tokens": 64, "ghost.ridge": 1.0}),
-        found("sleb", {"tokens": 64}, source="of an earlier day"),
+        found("sleb", {"tokens": 64}, revision="2"),
     ):
         assert Removals([record_of(unlike, order, 2, 5.0, 9.0)]).of(mended) == ((), ())
 

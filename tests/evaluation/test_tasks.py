@@ -115,7 +115,7 @@ def test_boolq_answers_come_from_the_stored_column(offline):
     assert sum(answers) == 2033
     ids = task_loading.draw(task, 200, 0)
     figures, _ = evaluated(task, "boolq", ids, lambda _, continuation: float(continuation == " yes"))
-    assert figures["acc"]["value"] == pytest.approx(sum(answers[position] for position in ids) / 200)
+    assert figures["metrics"]["acc"]["value"] == pytest.approx(sum(answers[position] for position in ids) / 200)
 
 
 @pytest.mark.parametrize("name", ["hellaswag", "piqa", "copa", "boolq"])
@@ -131,7 +131,7 @@ def test_the_right_choice_scores(offline, name):
         right.add(contexts[row][target])
     for sign, score in ((1.0, 1.0), (-1.0, 0.0)):
         figures, _ = evaluated(task, name, ids, lambda *args, sign=sign: sign * (args in right) - 1.0)
-        assert figures["acc"]["value"] == score
+        assert figures["metrics"]["acc"]["value"] == score
 
 
 def test_all_subjects_of_mmlu_load():
@@ -233,8 +233,8 @@ def test_figures_are_those_of_the_record(offline):
     assert figures.keys() == {"acc", "acc_norm", "answer_bpb", *others}
     assert figures["chance"] == 0.5
     share = samples["acc"].mean()
-    assert figures["acc"]["value"] == pytest.approx(share)
-    assert figures["acc"]["stderr"] == pytest.approx(math.sqrt(share * (1 - share) / 49))
+    assert figures["metrics"]["acc"]["value"] == pytest.approx(share)
+    assert figures["metrics"]["acc"]["stderr"] == pytest.approx(math.sqrt(share * (1 - share) / 49))
     assert (figures["main"], figures["version"]) == ("acc_norm", 1.0)
     assert (figures["documents"], figures["available"], figures["fewshot"]) == (50, 1838, 0)
 
@@ -244,7 +244,7 @@ def test_no_standard_error_without_a_mean(offline):
     assert figures["f1"].keys() == {"value"}
     assert "f1" not in samples
     figures, _ = evaluated(offline["mrpc"], "mrpc", [0])
-    assert figures["acc"].keys() == {"value"}
+    assert figures["metrics"]["acc"].keys() == {"value"}
 
 
 def test_samples_survive_parquet(offline, tmp_path):
@@ -283,7 +283,7 @@ def test_documents_of_a_local_file_are_scored(tmp_path):
     task = task_loading.load(["race"], task_sources.parse_task_data([f"race={tmp_path / 'race.jsonl'}"]))["race"]
     figures, samples = evaluated(task, "race", [0, 1], lambda _, continuation: float(continuation == " black"))
     assert samples["target"].tolist() == [1, 1]
-    assert figures["acc"] == {"value": 1.0, "stderr": 0.0}
+    assert figures["metrics"]["acc"] == {"value": 1.0, "stderr": 0.0}
     assert (figures["available"], figures["version"]) == (2, 3.0)
 
 
@@ -295,7 +295,7 @@ def test_a_task_that_sums_over_several_right_choices_has_neither_bits_nor_an_acc
     data = task_sources.parse_task_data([f"truthfulqa_mc2={tmp_path / 'mc2.jsonl'}"])
     task = task_loading.load(["truthfulqa_mc2"], data)["truthfulqa_mc2"]
     figures, samples = evaluated(task, "truthfulqa_mc2", [0, 1])
-    assert figures["acc"]["value"] == pytest.approx(0.5)
+    assert figures["metrics"]["acc"]["value"] == pytest.approx(0.5)
     assert not {"chance", "answer_bpb"} & figures.keys()
     assert "answer_bpb" not in samples
     row = columns._task("task_truthfulqa_mc2", figures | {"acc": {"value": 0.45}, "documents": 817})
@@ -333,6 +333,6 @@ def stock():
 )
 def test_reference_figures_of_the_dense_model(offline, stock, name, acc, acc_norm):
     figures, _ = tasks.evaluate(stock, {name: offline[name]}, {name: list(range(60))})
-    assert figures[name]["acc"]["value"] == pytest.approx(acc, abs=1e-4)
+    assert figures[name]["metrics"]["acc"]["value"] == pytest.approx(acc, abs=1e-4)
     if acc_norm is not None:
-        assert figures[name]["acc_norm"]["value"] == pytest.approx(acc_norm, abs=1e-4)
+        assert figures[name]["metrics"]["acc_norm"]["value"] == pytest.approx(acc_norm, abs=1e-4)

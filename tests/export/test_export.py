@@ -481,4 +481,4 @@ def test_a_compensation_is_part_of_the_label_and_of_the_ratio(run_with):
     assert patched.measured["parameters"] > 0
     assert patched.measured["saved"]["loads_with"] == "prunebench"
     assert records["shortgpt+scale"].measured["saved"]["loads_with"] == "transformers"
-    assert patched.cell["inputs"]["method_sha256"] != records["shortgpt+scale"].cell["inputs"]["method_sha256"]
+    assert patched.cell["inputs"]["revision"] != records["shortgpt+scale"].cell["inputs"]["revision"]

@@ -87,7 +87,7 @@ def test_wild_lines_of_a_packed_run(text, command, tmp_path_factory):
 
 @share(0.02)
 @given(text=wild_json(st.just(SERVED)))
-@example(text=json.dumps(SERVED | {"asked": {"engine": "llama.cpp"}}))
+@example(text=json.dumps(SERVED | {"protocol": {"engine": "llama.cpp"}}))
 def test_wild_lines_of_what_engines_served(text, tmp_path_factory):
     with scratch(tmp_path_factory, "served") as folder:
         put(folder, json.dumps(PLAIN[2]).encode())

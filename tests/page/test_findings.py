@@ -58,7 +58,7 @@ def made(
         table.to_parquet(folder / f"{task}.parquet")
         value = float(answers.mean())
         stderr = math.sqrt(value * (1 - value) / (len(answers) - 1))
-        figures["tasks"][task]["acc_norm"] = {"value": value, "stderr": stderr}
+        figures["tasks"][task]["metrics"]["acc_norm"] = {"value": value, "stderr": stderr}
         figures["tasks"][task]["documents"] = len(answers)
     return ok(method, ratio, figures, budget=LAYERS, **more)
 
@@ -188,7 +188,9 @@ def test_tasks_of_unequal_size_weigh_alike(tmp_path, rng):
         records.append(made(tmp_path / method, method, rng.normal(1800, 9, 8), right))
         folders.append(tmp_path / method)
     (found,) = contrasts.average(records, [(0, 1)], Samples(folders), TASKS).values()
-    means = [np.mean([record.measured["tasks"][t]["acc_norm"]["value"] for t in TASKS]) for record in records]
+    means = [
+        np.mean([record.measured["tasks"][t]["metrics"]["acc_norm"]["value"] for t in TASKS]) for record in records
+    ]
     assert found.estimate == pytest.approx(means[1] - means[0])
     assert found.estimate < 0  # although two answers more documents rightly
     tables = [[pd.read_parquet(f / f"{t}.parquet")["acc_norm"] for t in TASKS] for f in folders]

@@ -25,13 +25,13 @@ from bench.data import texts as text_data
 from bench.healing import training
 from bench.healing.text import draw
 from bench.plan import chain
-from bench.plan.cell import Cell, Stage, asked
+from bench.plan.cell import Cell, Stage, from_plain
 from bench.plan.protocol import profile
 from bench.plan.recipe import Recipe
 from bench.records.record import Record
 from bench.records.run_folder import load_run
 from bench.regression import cell_results
-from bench.run import measure, removals, reproduce, runner, source_hash
+from bench.run import fingerprint, measure, removals, reproduce, runner
 from methods.checkpoint import save_load
 from methods.errors import UserError
 from methods.model.decoder import Decoder
@@ -121,8 +121,9 @@ CELL = Cell(
 
 def test_the_key_of_a_cell_that_is_neither_healed_nor_chained_is_what_it_was_before_there_was_either():
     assert CELL.key == "laco-C-4--0.3--42bcfdb3"
-    assert not {"healing", "earlier"} & set(CELL.plain())
-    assert json.loads(asked(CELL)).keys() == CELL.plain().keys() - {"inputs"}
+    assert "healing" not in CELL.plain()
+    always = {"model", "method", "parameters", "ratio", "match", "seed", "device", "dtype", "protocol"}
+    assert json.loads(CELL.question).keys() == always | {"given"}
 
 
 def test_every_field_of_a_recipe_and_of_an_earlier_stage_is_in_the_key():
@@ -133,7 +134,7 @@ def test_every_field_of_a_recipe_and_of_an_earlier_stage_is_in_the_key():
     for name, value in (("method", "flap"), ("parameters", {"C": 3}), ("ratio", 0.2), ("healing", recipe)):
         others.append(replace(CELL, earlier=(replace(stage, **{name: value}),)))
     assert len({cell.key for cell in (CELL, *others)}) == len(others) + 1
-    assert len({asked(cell) for cell in (CELL, *others)}) == len(others) + 1
+    assert len({cell.question for cell in (CELL, *others)}) == len(others) + 1
 
 
 def test_labels_say_what_was_done_in_order():
@@ -246,7 +247,7 @@ def test_a_healed_record_holds_the_recipe_the_curve_and_what_it_took(chained, te
     assert "healing" not in plain.cell
     assert "healing" not in plain.measured
     inputs = healed.cell["inputs"]["healing"]
-    assert set(inputs) == {"text_sha256", "source_sha256", "peft"}
+    assert set(inputs) == {"text_sha256", "revision", "peft"}
     tokenizer = pretrained.load_tokenizer(str(model_folder))
     assert inputs["text_sha256"] == draw(tokenizer, reproduce.cell_of(healed).healing).sha256
 
@@ -261,7 +262,7 @@ def test_a_changed_recipe_or_trainer_is_another_cell(chained, healing, tmp_path,
     out, err = capsys.readouterr()
     assert err.count("has a record") == 2
     assert "2 passes" in out
-    monkeypatch.setattr(source_hash, "HEALING", ("healing/training.py",))
+    monkeypatch.setattr(fingerprint, "REVISION", 2)
     assert main(arguments) == 0
     assert "is old, since this has changed: healing; moved to superseded/" in capsys.readouterr().err
 
@@ -428,7 +429,7 @@ def key_hash(record) -> str:
 def test_a_record_names_its_cell_whole(chained):
     for record in load_run(chained[0]):
         cell = reproduce.cell_of(record)
-        assert asked(cell) == asked(record.cell)
+        assert cell.question == from_plain(record.cell).question
         assert replace(cell, inputs=record.cell["inputs"]).label == record.cell["label"]
         assert (chained[0] / "cells" / f"{replace(cell, inputs=record.cell['inputs']).key}.json").is_file()
 

@@ -14,14 +14,13 @@ from bench.cli import options
 from bench.cli.main import main
 from bench.data import pretrained, texts
 from bench.plan import spec_file, validate
-from bench.plan.cell import Cell, asked, from_plain
+from bench.plan.cell import Cell, from_plain
 from bench.plan.protocol import PROFILES, Protocol, SimilarityProtocol, profile
 from bench.plan.recipe import Recipe
 from bench.plan.run_spec import RunSpec, flags, from_flags
 from bench.records.record import text_name
 from bench.records.run_folder import load_run, records
 from bench.run import runner
-from bench.run.fingerprint import of_today
 from methods.errors import UserError
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
@@ -186,12 +185,11 @@ EARLIER_FIT = ("laco-ls-ablation", "ratio-curves")  # whose fits left the first 
 LATER = ("leave_first", "sinks", "divisions", "exchanges", "close", "finalists", "final_tokens")  # of laco-ls
 
 
-def but_for_the_fit(cell: Cell | dict, name: str) -> str:
+def but_for_the_fit(cell: Cell, name: str) -> str:
     """What a cell asks for; in a study of the earlier fit without what is asked otherwise since."""
-    plain = cell if isinstance(cell, dict) else cell.plain()
     left_out = LATER if name in EARLIER_FIT else ()
-    parameters = {key: value for key, value in plain["parameters"].items() if key not in left_out}
-    return asked(plain | {"parameters": parameters})
+    parameters = {key: value for key, value in cell.parameters.items() if key not in left_out}
+    return replace(cell, parameters=parameters).question
 
 
 @pytest.mark.parametrize("name", [*STUDIES, "compensation", "compensation-calibration", "sinks"])
@@ -201,7 +199,7 @@ def test_a_spec_asks_for_the_cells_that_its_shipped_run_has(name, monkeypatch):
     monkeypatch.setattr(pretrained, "check", lambda name, trust: None)
     monkeypatch.setattr(pretrained, "shell", lambda name, trust: tiny("llama", layers=30, max_position_embeddings=2048))
     wanted = {but_for_the_fit(cell, name) for cell in validate.cells(spec_file.spec(name, {"device": "cpu"}))}
-    shipped = {but_for_the_fit(of_today(record.cell), name) for record in records(RESULTS / name).values()}
+    shipped = {but_for_the_fit(from_plain(record.cell), name) for record in records(RESULTS / name).values()}
     assert shipped == wanted
 
 

@@ -61,7 +61,10 @@ def test_nothing_is_said_where_the_choices_are_not_known():
 
 def test_a_score_that_is_no_accuracy_is_not_held_against_guesses():
     record = guessing(DENSE)
-    tasks = {name: task | {"mcc": {"value": -0.1}, "main": "mcc"} for name, task in record.measured["tasks"].items()}
+    tasks = {
+        name: task | {"metrics": {"mcc": {"value": -0.1}}, "main": "mcc"}
+        for name, task in record.measured["tasks"].items()
+    }
     record = replace(record, measured=record.measured | {"tasks": tasks})
     assert not any(name.endswith("_chance") for name in rows([record])[0])
     assert above_guessing([record]) == ([record], [])

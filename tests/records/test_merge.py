@@ -24,7 +24,7 @@ def part(folder: Path, *records: Record) -> Path:
         file = folder / "samples" / key / "piqa.parquet"
         file.parent.mkdir(parents=True)
         pd.DataFrame({"doc_id": [0, 1], "acc": [0.0, float(number)]}).to_parquet(file, index=False)
-        figures = {"documents": 2, "acc": {"value": number / 2}}
+        figures = {"documents": 2, "main": "acc", "metrics": {"acc": {"value": number / 2}}}
         found = {"samples": {"piqa": {"rows": 2, "sha256": sha256(file)}}}
         found["tasks"] = {"piqa": record.measured["tasks"]["piqa"] | figures}
         save(replace(record, measured=record.measured | found), folder / "cells" / f"{key}.json")

@@ -98,8 +98,12 @@ def test_made_records_fit():
         ("measured.tasks.piqa.documents", -1, "measured.tasks.piqa.documents is -1, not 0 or more"),
         ("measured.tasks.piqa.chance", 1.5, "measured.tasks.piqa.chance is 1.5, not 1 or less"),
         ("measured.tasks.piqa.main", "em", "measured.tasks.piqa has the main metric 'em', and no figure of that name"),
-        ("measured.tasks.piqa.acc", {"stderr": 0.1}, "measured.tasks.piqa.acc.value is missing"),
-        ("measured.tasks.piqa.acc.value", 71.0, "measured.tasks.piqa has acc 71, and an accuracy is a share from"),
+        ("measured.tasks.piqa.metrics.acc", {"stderr": 0.1}, "measured.tasks.piqa.metrics.acc.value is missing"),
+        (
+            "measured.tasks.piqa.metrics.acc.value",
+            71.0,
+            "measured.tasks.piqa has acc 71, and an accuracy is a share from",
+        ),
         ("measured.speed.points.0.pruned_ms", None, "measured.speed.points[0].pruned_ms is null, not a number"),
         ("measured.speed.points.0.pruned_ms", True, "measured.speed.points[0].pruned_ms is true, not a number"),
         ("measured.speed.points.0.pruned_ms", float("nan"), "points[0].pruned_ms is NaN, not a finite number"),
@@ -114,7 +118,7 @@ def test_made_records_fit():
         ("decisions.removed_layers.1", 2.5, "decisions.removed_layers[1] is 2.5, not a whole number"),
         ("status", "failed", "status is \"failed\", not 'ok', 'unsupported', 'out_of_reach'"),
         ("error", "it did not work", "error is a reason, not null, and status is ok"),
-        ("schema", 1, "schema 1; this version reads 2"),
+        ("schema", 1, "schema 1; this version reads 3"),
     ],
 )
 def test_a_refusal_names_the_field_what_it_is_and_what_is_right(path, to, said):
@@ -371,7 +375,7 @@ def test_a_damaged_file_is_none(tmp_path):
     path = tmp_path / "x.json"
     save(LACO, path)
     assert load(path) == Record(**plain(LACO))
-    for content in (b"\xff", b"[" * 100_000, b"", b"{}", b"null", b'{"schema": 2}', path.read_bytes()[:-9]):
+    for content in (b"\xff", b"[" * 100_000, b"", b"{}", b"null", b'{"schema": 3}', path.read_bytes()[:-9]):
         path.write_bytes(content)
         with pytest.raises(InvalidRecord, match=r"x\.json"):
             load(path)

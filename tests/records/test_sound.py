@@ -60,7 +60,7 @@ def without(*paths: tuple[str, ...]) -> dict:
         (("perplexity", "wiki", "perplexity"), ("perplexity", "wiki")),
         (("perplexity", "wiki", "perplexity_low"), ("perplexity", "wiki", "perplexity_low")),
         (("tasks", "piqa", "answer_bpb", "value"), ("tasks", "piqa", "answer_bpb")),
-        (("tasks", "piqa", "acc", "value"), ("tasks", "piqa", "acc")),
+        (("tasks", "piqa", "metrics", "acc", "value"), ("tasks", "piqa", "metrics", "acc")),
         (("healing", "curve", 1, "heldout_loss"), ("healing",)),
         (("healing", "tokens_per_second"), ()),
     ],
@@ -77,7 +77,7 @@ def test_what_is_measured_beside_a_figure_that_is_no_number_stays(path, lost, va
 
 def test_a_main_metric_that_is_no_number_takes_its_task_with_it(tmp_path):
     main = WHOLE.measured["tasks"]["piqa"]["main"]
-    found = finished(changed(WHOLE, "measured", "tasks", "piqa", main, "value", to=math.nan), tmp_path)
+    found = finished(changed(WHOLE, "measured", "tasks", "piqa", "metrics", main, "value", to=math.nan), tmp_path)
     assert found.measured["tasks"] == without(("tasks", "piqa"))["tasks"] != {}
 
 

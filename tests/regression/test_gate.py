@@ -445,13 +445,13 @@ def test_no_baseline_is_4_and_a_mistake_is_2(base, tmp_path, capsys):
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "records.jsonl").write_text("{}")
     (tmp_path / "old.json").write_text('{"schema": 1, "cells": {}}')
-    said = {"nothing": "makes one", "empty": "no baseline", "damaged": "line 1 is not", "old.json": "earlier versions"}
+    said = {"nothing": "makes one", "empty": "no baseline", "damaged": "line 1 is not", "old.json": "no baseline"}
     for name, words in said.items():
         assert main(["gate", "--baseline", str(tmp_path / name), run]) == 4
         out, err = capsys.readouterr()
         assert (out, err.count("\n"), words in err) == ("", 1, True)
     assert main(["baseline", "accept", run, "--out", str(tmp_path / "old.json"), "--allow-failed"]) == 2
-    assert "a baseline is a folder now" in capsys.readouterr().err
+    assert "is a file, and a baseline is a folder" in capsys.readouterr().err
     assert main(["baseline", "accept", run, "--out", str(tmp_path / "run"), "--replace", "--allow-failed"]) == 2
     assert "is no baseline that could be replaced" in capsys.readouterr().err
     assert main(["gate", "--baseline", str(base), str(tmp_path)]) == 2

@@ -309,8 +309,8 @@ def test_the_command_measures_a_job_once_and_refuses_what_is_none(base, tmp_path
     plain["cell"]["inputs"]["versions"]["torch"] = "1.0.0"
     refuses(json.dumps(plain), "new", " and not 1.0.0, which the run has; install the same there")
     plain = json.loads(job)
-    plain["cell"]["inputs"]["method_sha256"] = "0" * 64
-    refuses(json.dumps(plain), "new", "the code of shortgpt ")
+    plain["code_sha256"] = "0" * 64
+    refuses(json.dumps(plain), "new", "the code of prunebench ")
     assert not list((tmp_path / "new").glob("cells/*"))
     assert "cannot be read: No such file" in refused(capsys, ["cell", "none.json", "--out", str(tmp_path / "new")])
 

@@ -10,13 +10,13 @@ import torch
 import methods
 from bench.cli.main import main
 from bench.data import pretrained, texts
-from bench.plan.cell import asked
+from bench.plan.cell import from_plain
 from bench.plan.trust import Trust
 from bench.records import run_folder
 from bench.records.record import label
 from bench.records.run_folder import load_run
 from bench.run import reproduce
-from bench.run.fingerprint import of_today, state_sha256
+from bench.run.fingerprint import state_sha256
 from bench.run.reproduce import cell_of, prune_again
 from methods import decisions
 from methods.depth import angular, llm_drop, shortgpt
@@ -35,8 +35,8 @@ RESULTS = Path(__file__).parents[2] / "docs/results"
 def test_the_cell_of_a_record_asks_what_the_record_was_asked(run):
     for record in run_folder.records(RESULTS / run).values():
         cell = cell_of(record)
-        assert asked(cell) == asked(of_today(record.cell))
-        assert cell.label == label(of_today(record.cell))
+        assert cell.question == from_plain(record.cell).question
+        assert cell.label == label(record.cell)
         assert cell.inputs == {}
 
 

@@ -55,7 +55,7 @@ class Known:
     """What bench.run.removals looks at of Datasets."""
 
     calibration: Calibration
-    search_seconds: tuple[float | None, ...] = ()
+    search_seconds: tuple[float, ...] = ()
     statistics: None = None
 
 
@@ -106,12 +106,7 @@ def test_another_try_of_a_budget_counts_no_removal_of_the_first(clock, tmp_path)
     assert times.until_each({"removal_order": ["a", "b", "c"], "free_removals": 2}) == [1.0, 3.0]
 
 
-def test_seconds_of_earlier_versions_are_unknown_and_those_behind_them_count(clock, tmp_path):
-    times = SearchTimes((("a", "b"), (None, None)), NONE, tmp_path / "kept.json")
-    clock[0] += 4
-    times.note(["a", "b", "c"])
-    decided = {"removal_order": ["a", "b", "c"], "free_removals": 3}
-    assert (times.inherited(decided), times.until_each(decided)) == (0.0, [])
+def test_a_file_without_the_seconds_of_each_removal_counts_as_none(tmp_path):
     (tmp_path / "kept.json").write_text(json.dumps({"order": ["a", "b"], "seconds": 7.0}))
     assert removals._kept(tmp_path / "kept.json") == (NONE, 0)
 

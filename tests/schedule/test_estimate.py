@@ -33,6 +33,11 @@ COSTS = {"m": COST}
 AMOUNTS = Amounts(8192, {"hellaswag": 100, "piqa": 100})
 
 
+def peak(size: int) -> dict:
+    """The peaks of a cell whose highest is that of pruning."""
+    return {"load": {"resident_bytes": 1}, "prune": {"resident_bytes": size}}
+
+
 def cell(method: str, ratio: float | None = 0.2, **changes) -> Cell:
     given = {"layers": "3"} if method == "drop" else {}
     parameters = methods.hyperparameters(methods.make(method, given))
@@ -236,7 +241,7 @@ def test_memory_grows_with_what_is_held():
     assert large.host == 2**29 + 5 * 10**9 < large.device
     assert footprint.needs(cell("laco", protocol=untimed), peak=7 * 2**30).host == 7 * 2**30
     estimator = Estimator(COSTS)
-    estimator.learn(record(cell("laco", 0.1), {"prune": 1.0}, peak_memory_bytes=12345))
+    estimator.learn(record(cell("laco", 0.1), {"prune": 1.0}, peak_memory=peak(12345)))
     assert estimator.peak(cell("laco", 0.3)) == 12345
     assert estimator.peak(cell("flap", 0.3)) == 0
     peaks = {"load": {"resident_bytes": 99_999}, "prune": {"resident_bytes": 7}}
@@ -257,7 +262,7 @@ def test_memory_grows_with_what_is_held():
 )
 def test_a_peak_is_of_no_cell_that_may_need_other_memory(measured, planned):
     estimator = Estimator(COSTS)
-    estimator.learn(record(cell("laco-ls", **measured), {"prune": 1.0}, peak_memory_bytes=7))
+    estimator.learn(record(cell("laco-ls", **measured), {"prune": 1.0}, peak_memory=peak(7)))
     assert estimator.peak(cell("laco-ls", **measured)) == 7
     assert estimator.peak(replace(cell("laco-ls"), **planned)) == 0
 
@@ -265,9 +270,9 @@ def test_a_peak_is_of_no_cell_that_may_need_other_memory(measured, planned):
 def test_a_peak_with_weights_or_states_in_files_is_of_no_cell_in_memory():
     estimator = Estimator(COSTS)
     for where in ("weights_in", "states_in"):
-        estimator.learn(record(cell("flap"), {"prune": 9.0}, peak_memory_bytes=1, **{where: "files"}))
+        estimator.learn(record(cell("flap"), {"prune": 9.0}, peak_memory=peak(1), **{where: "files"}))
     assert estimator.peak(cell("flap")) == 0
-    estimator.learn(record(cell("flap"), {"prune": 9.0}, peak_memory_bytes=77))
+    estimator.learn(record(cell("flap"), {"prune": 9.0}, peak_memory=peak(77)))
     assert estimator.peak(cell("flap")) == 77
     assert {"weights_in", "states_in"} < set(outlook.LEARNT)  # what is kept of the records near a run
 

@@ -278,7 +278,7 @@ def test_the_dense_model_of_several_seeds_is_a_range_and_a_divergence_has_its_un
     dense = [dense_of(record) for record in cells]
     for record, accuracy in zip(dense, (0.4, 0.6, 0.5), strict=True):
         for task in record.measured["tasks"].values():
-            task[task["main"]] = share(accuracy)
+            task["metrics"][task["main"]] = share(accuracy)
     found = {figure.name: figure for figure in ablation.figures(blocks([*dense, *cells]))}
     axis = found["ablation-laco-average"].draw().axes[0]
     lines = [(line.get_label(), line.get_ydata()[0]) for line in axis.lines if line.get_label().startswith("dense")]

@@ -74,7 +74,7 @@ class MeasuringProtocol(Layout):
     window: Tokens = needed("of a perplexity window")
     stride: Tokens = needed("from window to window")
     windows: Count = absent("of each text; 0: all")
-    windows_drawn: bool = absent("whether they are drawn from the text; absent: the first ones, or all")
+    windows_drawn: bool = absent("whether they are drawn from the text; else they are the first ones")
     calibration: Name = needed("text that methods look at")
     calibration_sequences: Positive = needed("of that text")
     calibration_length: Tokens = needed("of each sequence")
@@ -86,7 +86,7 @@ class MeasuringProtocol(Layout):
     max_batch: Count = absent("largest batch of a sweep over 1, 2, 4, ...; 0: no sweep")
     cache: Name = needed("dynamic: grows with every token; static: allocated once")
     compile: bool = needed("whether torch.compile is used for timing")
-    mode: Name = absent("graph: decode steps are captured once and replayed; absent: they are not")
+    mode: Name = absent("graph: decode steps are captured once and replayed; eager: they are not")
     pin: list[Count] = absent("numbers of the cores that are timed on; none: all")
     speed_limit: Seconds = absent("of silence after which timing is given up")
     calibration_memory_mib: Mebibytes = absent("for the states of a micro-batch; 0: an eighth of what is free")
@@ -124,7 +124,7 @@ class HealingInput(Layout):
     source: ClassVar[str] = "bench.run.fingerprint"
 
     text_sha256: Sha256 = absent("of the tokens")
-    source_sha256: Sha256 = absent("of the code that trains")
+    revision: str = absent("of the code that trains")
     peft: str = absent("its version, for LoRA")
 
 
@@ -142,7 +142,10 @@ class CellInputs(Layout):
     calibration_sha256: Sha256 = absent("of the calibration tokens and their mask")
     texts: dict[str, Sha256] = absent("by name, of the tokens of the windows and of what is scored of them")
     tasks: dict[str, TaskInput] = absent("by name")
-    method_sha256: Sha256 = absent("of the code of the method's modules and of those that it imports")
+    revision: str = absent(
+        "of the method and of its compensation, as in 1 or 1+1; behind it the sha256 of a plugin, and of methods that "
+        "differ from their commit; 0: of earlier code, which may have decided otherwise"
+    )
     versions: dict[str, str] = absent("of packages, by name")
     timed_on: TimedOn = absent("of a timed cell alone")
     healing: HealingInput = absent("of a healed cell alone")
@@ -175,7 +178,7 @@ class CellAsked(StageAsked):
     display_name: str = absent("the model's name for a reader", "bench.data.pretrained")
     label: Name = absent("the method and the parameters that were given, as in laco:C=3")
     match: Literal["layers", "exact"] = needed("layers: the ratio was rounded to whole layers; exact: it was not")
-    ratio_of: Name = absent("what the ratio is a share of: decoder, layers, macs, kv, bytes, latency; absent: all")
+    ratio_of: Name = absent("what the ratio is a share of: all, decoder, layers, macs, kv, bytes, latency")
     seed: Whole = needed("of the calibration text, of the documents of tasks, and of what a method draws")
     device: Name = needed("cpu, cuda or one of several, as torch calls it")
     dtype: Name = needed("in which the model is loaded, as in float32")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic_core import core_schema
 
-DRAWN = "whether the windows are drawn from the text; absent: by an earlier version, and they follow each other"
+DRAWN = "whether the windows are drawn from the text; else they follow each other"
 MOST = 2**63 - 1  # the largest whole number that tables and Parquet files hold
 
 

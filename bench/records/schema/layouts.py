@@ -105,7 +105,7 @@ class TextServed(Layout):
     text: Name = needed("its name")
     sha256: Sha256 = needed("of the windows' tokens")
     windows: Count = absent("that were read")
-    drawn: bool = absent(DRAWN)
+    drawn: bool = needed(DRAWN)
     window: Tokens = needed("of each window")
     tokens: Tokens = absent("that are scored")
     nll: list[float] = needed("nats of each window")
@@ -153,7 +153,7 @@ class ServedLayout(Layout):
     key: Name = needed("of the cell whose model it is")
     type: Name = needed("of its matrices in the file: float32, bfloat16, float16, q8_0 or q4_0")
     base: Name = needed("type of the dense model that it was timed beside")
-    asked: EngineAsked = needed("of the engine")
+    protocol: EngineAsked = needed("how the engine was asked")
     model: ModelServed = needed("which it is")
     status: Annotated[str, OneOf(SERVED_STATUSES)] = needed(
         "unsupported: no format of the engine holds the model; error: the model is not made again, or a check did not "

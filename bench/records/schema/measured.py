@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
+from pydantic import Field, model_validator
 
-from bench.records.record import ANSWER_BPB, is_accuracy_metric
+from bench.records.record import is_accuracy_metric
 from bench.records.schema.asked import HealingRecipe
 from bench.records.schema.kinds import (
     DRAWN,
@@ -118,7 +118,7 @@ class TextScored(Layout):
     tokens: Tokens = needed("that are scored")
     words: Count = absent("by white space")
     windows: Count = needed("that were read")
-    drawn: bool = absent(DRAWN)
+    drawn: bool = needed(DRAWN)
     window: Tokens = needed("of a window")
     stride: Tokens = needed("from window to window")
     bos: str = needed("every window: each begins with the token that begins texts; none: none does", "bench.data.texts")
@@ -135,21 +135,13 @@ class TaskMetric(Layout):
     stderr: float | None = absent("standard error of a mean over documents; null or absent: there is none", ge=0)
 
 
-OtherOfTask = TaskMetric | list[Any] | str | float | bool | None
-
-
-def _metric(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-    """Look at what has a name of its own in a task as at a metric, where it is an object."""
-    return handler(value) if isinstance(value, dict) else value
-
-
 class TaskAnswered(Layout):
-    """Says how a task was answered. Any other key is the name of a metric, with its filter behind a comma."""
+    """Says how a task was answered."""
 
     source: ClassVar[str] = "bench.evaluation.tasks"
-    __pydantic_extra__: dict[str, Annotated[TaskMetric, WrapValidator(_metric, json_schema_input_type=OtherOfTask)]]
 
     main: Name = needed("which of the metrics stands in tables")
+    metrics: dict[str, TaskMetric] = needed("of lm-eval by name, with its filter behind a comma")
     version: Scalar = needed("of lm-eval's definition of the task")
     documents: Count = needed("that were answered")
     available: Count = needed("that the task has")
@@ -162,11 +154,10 @@ class TaskAnswered(Layout):
     @model_validator(mode="after")
     def _metrics_are_there(self) -> Self:
         """Refuse a task without its main metric, and an accuracy that is no share."""
-        metrics = dict(self.__pydantic_extra__ or {}) | {ANSWER_BPB: self.answer_bpb}
-        if not isinstance(metrics.get(self.main), TaskMetric):
+        if self.main not in self.metrics:
             raise ValueError(f"has the main metric {self.main!r}, and no figure of that name")
-        for name, metric in metrics.items():
-            if isinstance(metric, TaskMetric) and is_accuracy_metric(name) and not 0 <= metric.value <= 1:
+        for name, metric in self.metrics.items():
+            if is_accuracy_metric(name) and not 0 <= metric.value <= 1:
                 raise ValueError(f"has {name} {metric.value:g}, and an accuracy is a share from 0 to 1")
         return self
 
@@ -237,17 +228,18 @@ class MeasuredAll(Layout):
     weights_sha256: Sha256 = absent("of the dense model's weight files", "bench.data.pretrained")
     pruned_sha256: Sha256 = absent("of every tensor of the model that was measured", "bench.run.fingerprint")
     prune_seconds: Seconds = absent(
-        "of pruning, with what earlier cells spent on removals or statistics that this one used, but for removals of "
-        "earlier versions, whose seconds are unknown; absent for dense"
+        "of pruning, with what earlier cells spent on removals or statistics that this one used; absent for dense"
     )
     search_seconds: list[Seconds] = absent(
-        "of a greedy search, until each of its free_removals was found, by whichever cell; absent where unknown",
+        "of a greedy search, until each of its free_removals was found, by whichever cell",
         "bench.run.removals",
     )
     weights_in: str = absent("files, where the weights lay in files and not in memory (docs/guides/memory.md)")
     states_in: str = absent("files, where states that waited while it pruned had a folder for them (--offload)")
-    peak_memory: dict[str, PeakOfStage] = absent("by stage of `seconds`", "bench.system.memory")
-    peak_memory_bytes: Bytes = absent("of earlier versions in place of peak_memory: the highest since pruning began")
+    peak_memory: dict[str, PeakOfStage] = absent(
+        "by stage of `seconds`; `together`: of all stages from pruning on, where they were not told apart",
+        "bench.system.memory",
+    )
     calibration_memory_mib: Mebibytes = absent(
         "for the states of a micro-batch, where that followed from the memory that was free; absent for dense"
     )

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from bench.records.columns import accuracies, answered, texts
 from bench.records.comparability import dense_peer, over_models
-from bench.records.record import ANSWER_BPB, Record, model_names
+from bench.records.record import ANSWER_BPB, Record, metric_of_task, model_names
 from bench.records.samples import Samples
 from bench.stats import contrasts
 from bench.stats.contrasts import Pair
@@ -271,9 +271,9 @@ def _of_tasks(
     """
     dense, pruned = ([records[n].measured["tasks"][task] for task in tasks] for n in pair)
     names = [measure if measure == ANSWER_BPB else str(task["main"]) for task in dense]
-    if any(name not in task for name, task in zip(names, pruned, strict=True)):
+    if any(metric_of_task(task, name) is None for name, task in zip(names, pruned, strict=True)):
         return None
-    figures = [[task[name] for name, task in zip(names, side, strict=True)] for side in (dense, pruned)]
+    figures = [[metric_of_task(task, name) for name, task in zip(names, side, strict=True)] for side in (dense, pruned)]
     means = [fmean(one["value"] for one in side) for side in figures]
     over = means if is_times(measure) else [1.0, 1.0]
     both = [[samples.of(n, task, name) for n in pair] for task, name in zip(tasks, names, strict=True)]

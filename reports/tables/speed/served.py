@@ -11,7 +11,6 @@ from typing import Any
 from bench.plan.served import LLAMA_CPP
 from bench.records.record import share
 from bench.records.served import ServedRecord, alike
-from bench.records.windows import in_a_row
 from bench.stats.clusters import paired_perplexity
 from reports.metrics import METRICS, MISSING, binary, perplexity, short, significant
 from reports.tables.table import Column, Row, Table, TableCell, text
@@ -73,7 +72,7 @@ def tables(records: Sequence[ServedRecord]) -> list[Table]:
 def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
     """Yield the tables of models that were served alike, the dense one's types first."""
     first, base = records[0], next((one for one in records if one.is_base), None)
-    name, asked = first.model["name"], first.asked
+    name, asked = first.model["name"], first.protocol
     own = asked["engine"] == LLAMA_CPP
     conditions = (_engine(first), *_machine(first, f"{asked['threads']} threads" if own else ""))
     points = [_points(one) for one in records]
@@ -111,7 +110,7 @@ def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
 def _engine(record: ServedRecord) -> str:
     found = record.measured.get("engine", {})
     commit = f" ({found['commit']})" if found.get("commit") else ""
-    return f"{record.asked['engine']} {record.asked['version']}{commit}"
+    return f"{record.protocol['engine']} {record.protocol['version']}{commit}"
 
 
 def _machine(record: ServedRecord, threads: str) -> tuple[str, ...]:
@@ -249,7 +248,7 @@ def _times(found: dict[str, Any] | None, base: dict[str, Any] | None) -> TableCe
     if not found or not base or found["sha256"] != base["sha256"]:
         return TableCell()
     tokens = [found["window"] - 1] * len(found["nll"])
-    one = paired_perplexity(base["nll"], found["nll"], tokens, in_a_row=in_a_row(found))
+    one = paired_perplexity(base["nll"], found["nll"], tokens, in_a_row=not found["drawn"])
     words = METRICS["decode_speed"].show_interval(one.estimate, one.low, one.high).replace("x", "")
     return TableCell(words, perplexity(one.estimate, one.estimate), one.estimate, one.low, one.high)
 
