@@ -52,7 +52,8 @@ FIRST = (
     *("test_types.py", "test_tutorial.py", "test_doctor.py", "test_transformers_compat.py", "served", "engines"),
     *("test_chain.py", "test_gate.py", "test_part.py", "page"),
 )
-OF_METHODS = ("depth", "width", "search", "experts")  # folders of tests, each file of which is about a method
+# Folders of tests that go through the families, and are about something else than what a family is.
+ACROSS_FAMILIES = ("depth", "width", "search", "experts", "compensation", "checkpoint", "evaluation")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -94,8 +95,8 @@ def pytest_unconfigure() -> None:
 
 def is_nightly(item: pytest.Item) -> bool:
     given = item.callspec.params if hasattr(item, "callspec") else {}
-    of_a_method = "method" in given or "pair" in given or item.path.parent.name in OF_METHODS
-    return item.get_closest_marker("nightly") is not None or (of_a_method and given.get("family") in ALIKE)
+    across = "method" in given or "pair" in given or item.path.parent.name in ACROSS_FAMILIES
+    return item.get_closest_marker("nightly") is not None or (across and given.get("family") in ALIKE)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -354,8 +354,7 @@ def test_other_widths_get_some_orthogonal_matrix(n):
     assert torch.equal(hadamard(n), hadamard(n))
 
 
-@pytest.mark.parametrize("family", TINY)
-@pytest.mark.parametrize("pair", [pair for pair in PAIRS if not pair.startswith("drop")])
+@pytest.mark.parametrize(("pair", "family"), [cell for cell in EACH if not cell.values[0].startswith("drop")])
 def test_ratio_zero_changes_nothing(pair, family, ids):
     dense = Decoder(tiny(family))
     model, decisions = compensated(pair, family, 0.0)

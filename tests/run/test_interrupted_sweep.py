@@ -55,10 +55,11 @@ def interrupted(monkeypatch, after: int) -> list[int]:
     return done
 
 
-@pytest.mark.parametrize(
-    ("method", "damage"),
-    [*((name, "") for name in METHODS), ("slicegpt", "found"), ("slicegpt", "states")],
-)
+AS_ANOTHER = ("angular", "magnitude", "minitron-width", "wanda-sp")  # sweep as shortgpt, llm-drop and flap do: at night
+INTERRUPTED = [pytest.param(name, "", marks=[pytest.mark.nightly] if name in AS_ANOTHER else []) for name in METHODS]
+
+
+@pytest.mark.parametrize(("method", "damage"), [*INTERRUPTED, ("slicegpt", "found"), ("slicegpt", "states")])
 def test_the_same_command_goes_on_at_the_layer_where_it_stood(method, damage, base, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep_log, "SECONDS", 0.0)
     run = [
