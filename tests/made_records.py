@@ -86,7 +86,7 @@ def measured(removed: int, ppl: tuple[float, float, float], accuracies: list[flo
         "kv_bytes_per_token": 1536 * (LAYERS - removed // PER_LAYER),
         "macs_per_token": parameters,
         "macs_context": 128,
-        "peak_memory": {"prune": {"resident_bytes": 1_610_612_736}},
+        "peak_memory": {"together": {"resident_bytes": 1_610_612_736}},
         "perplexity": {
             "wiki": {
                 "perplexity": ppl[1],

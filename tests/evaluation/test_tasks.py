@@ -177,7 +177,7 @@ def test_a_task_with_two_filters_has_a_row_per_document_and_a_metric_per_filter(
     figures, samples = evaluated(task, "two_filters", [0, 1])
     assert samples["exact_match,whole"].tolist() == [0.0, 0.0]
     assert samples["exact_match,year"].tolist() == [1.0, 0.0]
-    assert figures["exact_match,year"] == {"value": 0.5, "stderr": 0.5}
+    assert figures["metrics"]["exact_match,year"] == {"value": 0.5, "stderr": 0.5}
 
 
 def test_samples_belong_to_the_documents_that_were_drawn(offline):
@@ -230,7 +230,8 @@ def test_figures_are_those_of_the_record(offline):
     task = offline["piqa"]
     figures, samples = evaluated(task, "piqa", task_loading.draw(task, 50, 0), lambda _, text: -float(len(text)))
     others = {"main", "chance", "version", "documents", "available", "fewshot"}
-    assert figures.keys() == {"acc", "acc_norm", "answer_bpb", *others}
+    assert figures.keys() == {"metrics", "answer_bpb", *others}
+    assert figures["metrics"].keys() == {"acc", "acc_norm"}
     assert figures["chance"] == 0.5
     share = samples["acc"].mean()
     assert figures["metrics"]["acc"]["value"] == pytest.approx(share)
@@ -241,7 +242,7 @@ def test_figures_are_those_of_the_record(offline):
 
 def test_no_standard_error_without_a_mean(offline):
     figures, samples = evaluated(offline["mrpc"], "mrpc", list(range(20)))
-    assert figures["f1"].keys() == {"value"}
+    assert figures["metrics"]["f1"].keys() == {"value"}
     assert "f1" not in samples
     figures, _ = evaluated(offline["mrpc"], "mrpc", [0])
     assert figures["metrics"]["acc"].keys() == {"value"}
@@ -298,9 +299,10 @@ def test_a_task_that_sums_over_several_right_choices_has_neither_bits_nor_an_acc
     assert figures["metrics"]["acc"]["value"] == pytest.approx(0.5)
     assert not {"chance", "answer_bpb"} & figures.keys()
     assert "answer_bpb" not in samples
-    row = columns._task("task_truthfulqa_mc2", figures | {"acc": {"value": 0.45}, "documents": 817})
+    row = columns._task("task_truthfulqa_mc2", figures | {"metrics": {"acc": {"value": 0.45}}, "documents": 817})
     assert (row["task_truthfulqa_mc2_low"], row["task_truthfulqa_mc2_high"]) == (None, None)  # no count of answers
-    assert columns._task("task_piqa", {"main": "acc", "acc": {"value": 0.45}, "documents": 100})["task_piqa_low"] > 0.3
+    piqa = {"main": "acc", "metrics": {"acc": {"value": 0.45}}, "documents": 100}
+    assert columns._task("task_piqa", piqa)["task_piqa_low"] > 0.3
 
 
 def test_every_model_gets_the_same_examples(tmp_path):

@@ -21,7 +21,7 @@ from bench.records.run_folder import records
 from bench.regression.history import changes
 
 STEP = 8  # the run from which perplexity is higher
-WINDOWS = {"tokens": 8176, "windows": 16, "window": 512, "stride": 512, "bos": "none"}
+WINDOWS = {"tokens": 8176, "windows": 16, "window": 512, "stride": 512, "bos": "none", "drawn": False}
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,7 @@ def printed(**protocol: object) -> dict:
 def of_llama(record: Record, **tasks: float) -> Record:
     record = changed(record, "measured", "perplexity", "wiki", "drawn", to=False)  # as papers read their windows
     found = changed(changed(record, "cell", "display_name", to=LLAMA), "cell", "model", to=LLAMA)
-    own = {name: {"acc": share(value), "main": "acc"} for name, value in tasks.items()}
+    own = {name: {"metrics": {"acc": share(value)}, "main": "acc"} for name, value in tasks.items()}
     rest = {"version": 1, "documents": 100, "available": 100, "fewshot": 0}
     return changed(found, "measured", "tasks", to=found.measured["tasks"] | {k: v | rest for k, v in own.items()})
 

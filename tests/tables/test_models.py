@@ -99,7 +99,9 @@ def test_orders_under_other_conditions_have_tables_of_their_own():
 
 def test_without_a_standard_error_a_change_has_no_interval():
     records = several({"laco": [2.0, 2.0]})
-    bare = [changed(record, "measured", "tasks", "piqa", "acc_norm", "stderr", to=None) for record in records]
+    bare = [
+        changed(record, "measured", "tasks", "piqa", "metrics", "acc_norm", "stderr", to=None) for record in records
+    ]
     with_error, without = (cells(table(given, "models-average-0.3"))["laco"]["one"] for given in (records, bare))
     assert without.value == with_error.value
     assert (with_error.low is None, without.low) == (False, None)

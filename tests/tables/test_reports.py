@@ -261,7 +261,9 @@ def test_an_average_needs_every_task():
 
 
 def test_the_baseline_has_the_same_seed_where_there_is_one():
-    other = changed(changed(DENSE, "cell", "seed", to=1), "measured", "tasks", "piqa", "acc_norm", "value", to=0.5)
+    other = changed(
+        changed(DENSE, "cell", "seed", to=1), "measured", "tasks", "piqa", "metrics", "acc_norm", "value", to=0.5
+    )
     again = changed(LACO, "cell", "seed", to=1)
     kept = frame([DENSE, other, LACO, again])["kept"].tolist()
     assert kept == pytest.approx([1, 1, 2.03 / 2.70, 2.03 / 2.49])
@@ -271,7 +273,7 @@ def test_the_baseline_has_the_same_seed_where_there_is_one():
 
 def test_a_task_without_accuracy_is_shown_but_not_averaged():
     wikitext = {
-        "word_perplexity": {"value": 31.2345},
+        "metrics": {"word_perplexity": {"value": 31.2345}},
         "main": "word_perplexity",
         "version": 2,
         "documents": 62,

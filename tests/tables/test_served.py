@@ -59,7 +59,7 @@ def test_what_a_record_need_not_say_is_not_needed(absent):
 def test_the_path_of_a_text_is_not_told():
     several = [record(points=[point()]), record("laco", points=[point()])]
     for one in several:
-        one.asked["text"] = "/home/me/words.txt"
+        one.protocol["text"] = "/home/me/words.txt"
     (table,), (figure,) = served.tables(several), figures.figures(several)
     said = [*(one.label for one in table.columns), *table.footnotes, figure.title, figure.charts[0].y]
     assert sum("words.txt" in one for one in said) == 4
@@ -105,7 +105,7 @@ def test_what_is_not_served_and_what_is_in_doubt_is_said():
 
 def test_models_served_otherwise_stand_in_tables_of_their_own():
     other = record("laco")
-    other.asked["windows"] = M + 1
+    other.protocol["windows"] = M + 1
     assert len(served.tables([record(), other])) == 2
 
 
@@ -130,7 +130,7 @@ def test_models_served_on_other_machines_stand_in_tables_of_their_own(here, ther
 def test_the_sentences_are_those_of_the_engine():
     (own,) = served.tables([record(points=[point()])])
     other = record(points=[point()])
-    other.asked["engine"] = "vllm"
+    other.protocol["engine"] = "vllm"
     other.environment.update(gpu="NVIDIA H100", gpus=2)
     (their,) = served.tables([other])
     assert own.conditions == ("llama.cpp 1", "2 threads")
@@ -153,7 +153,7 @@ def test_cells_of_two_dtypes_are_beside_the_dense_ones_of_their_own():
 
 def test_what_changes_no_figure_makes_no_table_of_its_own():
     other = record("laco")
-    other.asked.update(silence=1200, engine_python="/elsewhere/python")
+    other.protocol.update(silence=1200, engine_python="/elsewhere/python")
     assert len(served.tables([record(), other])) == 1
 
 

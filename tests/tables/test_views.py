@@ -45,7 +45,7 @@ import methods
 from bench.cli.main import main
 from bench.plan.recipe import Recipe
 from bench.records.columns import frame
-from bench.records.record import Record
+from bench.records.record import Record, peak_bytes
 from bench.records.run_folder import load_runs
 from bench.records.samples import Samples
 from bench.stats import intervals
@@ -186,8 +186,8 @@ TORCHES = ({"torch": "2.13.0"}, {"torch": "2.14.0"})
     [
         (({"versions": TORCHES[0]}, {"versions": TORCHES[1]}), ("torch 2.13.0", "torch 2.14.0")),
         (
-            ({"method_sha256": "a" * 64}, {"method_sha256": "b" * 64}),
-            ("method sha256 aaaaaaaaaaaa...", "method sha256 bbbbbbbbbbbb..."),
+            ({"revision": "1"}, {"revision": "2"}),
+            ("revision 1", "revision 2"),
         ),
         (({}, {"parent": "laco--1"}), ("", "parent laco--1")),
         (  # what the versions tell apart already is not named
@@ -409,10 +409,10 @@ def test_unlike_setups_have_tables_of_their_own_with_names_of_their_own():
 
 
 def test_other_inputs_are_other_setups_but_another_method_file_is_not():
-    asked = {"weights_sha256": "a", "method_sha256": "x", "versions": {"torch": "1"}}
+    asked = {"weights_sha256": "a", "revision": "x", "versions": {"torch": "1"}}
     one = [
         changed(DENSE, "cell", "inputs", to=asked),
-        changed(LACO, "cell", "inputs", to=asked | {"method_sha256": "y"}),
+        changed(LACO, "cell", "inputs", to=asked | {"revision": "y"}),
     ]
     assert frame(one)["kept"].notna().all()
     other = changed(LACO, "cell", "inputs", to=asked | {"weights_sha256": "b"})
@@ -447,7 +447,7 @@ def test_memory_is_shown_by_stage_where_the_record_has_it_and_else_as_one_figure
     assert ["prune_memory_bytes" in names for names in titles] == [False, True]
     assert [any("memory to prune" in note for note in table.footnotes) for table in (old, both)] == [False, True]
     assert cells("cost", "prune_memory_bytes", [DENSE, new, SLICEGPT])["slicegpt"].text == "-"
-    assert cells("cost", "peak_memory_bytes", [DENSE, LACO])["laco"].value == LACO.measured["peak_memory_bytes"]
+    assert cells("cost", "peak_memory_bytes", [DENSE, LACO])["laco"].value == peak_bytes(LACO.measured)
 
 
 def test_what_a_method_looks_at_is_told_only_where_it_is_known():
@@ -685,7 +685,7 @@ def test_the_best_is_bold_where_pairs_of_windows_show_it_though_intervals_meet(p
 @pytest.mark.parametrize(("chance", "marks"), [(0.25, ("best",)), (0.58, ())])
 def test_an_accuracy_that_may_be_of_guesses_is_not_the_best_nor_what_is_kept_of_it(chance, marks):
     def of(method: str, right: float) -> Record:
-        task = {"main": "acc", "acc": {"value": right, "stderr": 0.02}, "documents": 400, "fewshot": 0}
+        task = {"main": "acc", "metrics": {"acc": {"value": right, "stderr": 0.02}}, "documents": 400, "fewshot": 0}
         task["chance"] = chance
         return changed(changed(LACO, "cell", "method", to=method), "measured", "tasks", to={"piqa": task})
 
