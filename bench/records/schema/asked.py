@@ -143,8 +143,8 @@ class CellInputs(Layout):
     texts: dict[str, Sha256] = absent("by name, of the tokens of the windows and of what is scored of them")
     tasks: dict[str, TaskInput] = absent("by name")
     revision: str = absent(
-        "of the method and of its compensation, as in 1 or 1+1; behind it the sha256 of a plugin, of methods that differ "
-        "from their commit, or of earlier code that may have decided otherwise, whose revision is 0"
+        "of the method and of its compensation, as in 1 or 1+1; behind it the sha256 of a plugin, of methods that "
+        "differ from their commit, or of earlier code that may have decided otherwise, whose revision is 0"
     )
     versions: dict[str, str] = absent("of packages, by name")
     timed_on: TimedOn = absent("of a timed cell alone")
