@@ -2,8 +2,8 @@
 
 mkdocs imports this file as a hook and calls the functions that begin with `on_`; tests call `pages`. The pages of the
 methods are those of docs/method_pages.py.
-`python docs/generate.py` writes the JSON schemas of the records, which are files of docs/, and what `list methods` says
-of measured costs.
+`python docs/generate.py` writes the JSON schemas of the records, which are files of docs/, what `list methods` says of
+measured costs, the table of formats, and what the doctor knows of every method.
 """
 
 from __future__ import annotations
@@ -182,7 +182,22 @@ def measured_costs() -> str:
     return json.dumps({"records": f"docs/results/{MEASURED}", "cpu": usual, "methods": found}, indent=1) + "\n"
 
 
+def with_formats(guide: str) -> str:
+    """Return docs/guides/checkpoints.md with the table of formats as bench.export.formats has it."""
+    from bench.export import formats
+
+    heading, *rows = (f"| {' | '.join(row)} |" for row in formats.table())
+    start = guide.index(heading)
+    end = guide.index("\n\n", start)
+    return guide[:start] + "\n".join([heading, "| --- " * len(formats.table()[0]) + "|", *rows]) + guide[end:]
+
+
 if __name__ == "__main__":
     for file, schema in schemas().items():
         (ROOT / "docs" / file).write_text(schema, encoding="utf-8")
     (ROOT / "bench" / "schedule" / "measured_costs.json").write_text(measured_costs(), encoding="utf-8")
+    guide = ROOT / "docs" / "guides" / "checkpoints.md"
+    guide.write_text(with_formats(guide.read_text(encoding="utf-8")), encoding="utf-8")
+    from bench.doctor import answers
+
+    answers.write()

@@ -15,37 +15,9 @@ from methods.errors import Unsupported
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 
-SPECS = {
-    "laco": {"C": "3", "I": "1"},
-    "laco-published": {"C": "3", "I": "1"},
-    "laco-ls": {"trial_tokens": "48", "final_tokens": "96"},
-    "llm-pruner": {"sequences": "4", "tokens": "16"},
-    "slicegpt": {},
-    "drop-tail": {},
-    "drop-random": {},
-    "drop": {"layers": "1+3-4"},
-    "magnitude": {},
-    "shortgpt": {},
-    "angular": {},
-    "shortened-llama": {},
-    "shortened-llama-taylor": {},
-    "sleb": {"tokens": "96"},
-    "blockpruner": {"tokens": "48"},
-    "finercut": {"tokens": "48"},
-    "evopress": {"generations": "3", "offspring": "4", "initial": "6", "tokens": "48"},
-    "tyr": {"rounds": "2", "generations": "1", "offspring": "3", "levels": "3", "tokens": "48", "final_tokens": "48"},
-    "puzzle": {"steps": "2", "tokens": "48", "best": "3"},
-    "laco-puzzle": {"steps": "2", "tokens": "48", "best": "2"},
-    "llm-drop": {},
-    "llm-streamline": {"passes": "2"},
-    "flap": {},
-    "wanda-sp": {},
-    "minitron-width": {},
-    "2ssp": {"tokens": "48"},
-    "obs": {},
-    "svd-llm": {},
-}
-EXPERTS = {"reap": {}, "expert-norm": {}, "expert-frequency": {}, "expert-random": {}}  # serve mixtures alone
+TINY = {card.name: card for card in methods.catalogue() if card.name != "dense"}
+SPECS = {name: card.tiny_parameters for name, card in TINY.items() if "experts" not in card.axes}
+EXPERTS = {name: card.tiny_parameters for name, card in TINY.items() if "experts" in card.axes}  # serve mixtures alone
 MIXED = {name: SPECS[name] for name in ("drop-tail", "shortgpt", "blockpruner", "llm-drop")} | EXPERTS
 
 METHODS = sorted(SPECS)

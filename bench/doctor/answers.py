@@ -1,10 +1,10 @@
 """Knows what every method decides on the doctor's model, and what the pruned models then say.
 
-    python -m bench.doctor.answers
+    python docs/generate.py
 
-writes the answers anew, for all methods and compensations of the package: after one was added, or after a change that
-is meant to move a number. It refuses answers that another machine might not give: those where noise as large as the
-rounding of bfloat16 changes a decision.
+writes the answers anew, for all methods and compensations of the package, with the parameters that these give in
+`tiny`: after one was added, or after a change that is meant to move a number. It refuses answers that another machine
+might not give: those where noise as large as the rounding of bfloat16 changes a decision.
 """
 
 from __future__ import annotations
@@ -28,16 +28,6 @@ from methods.model.spread import Place
 
 FILE = Path(__file__).with_name("answers.json")
 RATIO = 0.3
-GIVEN: dict[str, dict[str, Any]] = {  # without which eight layers leave no choice, a near one, or a long search
-    "laco": {"C": 3, "I": 1},
-    "laco-published": {"C": 3, "I": 1},
-    "drop": {"layers": "0+4-5"},  # the first one too, from which a cache takes its length
-    "evopress": {"generations": 8, "initial": 16, "offspring": 8},  # finds what ten generations of 32 children do
-    "laco-puzzle": {"steps": 2},  # of more steps it has some to choose that are near
-    "tyr": {"rounds": 1, "generations": 2, "offspring": 4, "levels": 3},  # of more states there are some that are near
-}
-BEHIND = {"refit": "flap"}  # which method a compensation follows; the others follow shortgpt
-DRAWN = ("reinitialize",)  # draws weights on the device that it runs on, so that no two kinds of device agree
 NOISE, DRAWS = 2e-3, 3  # of every weight, as much as bfloat16 rounds off
 
 
@@ -57,15 +47,34 @@ class Answer:
 
 def cases() -> list[str]:
     """Name every method of the package, and every compensation behind a method."""
-    compensated = [f"{BEHIND.get(card.name, 'shortgpt')}+{card.name}" for card in methods.compensations()]
+    compensated = [f"{card.follows}+{card.name}" for card in methods.compensations()]
     return [card.name for card in methods.catalogue()] + compensated
 
 
+def tiny_parameters(method: str) -> dict[str, str]:
+    """Return the parameters with which a built-in method prunes a tiny model; none for another method."""
+    return next((card.tiny_parameters for card in methods.catalogue() if card.name == method), {})
+
+
+def draws_weights(case: str) -> bool:
+    """Return whether a compensation draws weights on its device, so that no two kinds of device agree."""
+    seeded = {card.name for card in methods.compensations() if any(name == "seed" for name, *_ in card.parameters)}
+    return case.partition("+")[2] in seeded
+
+
 def pruned(
-    case: str, device: Place, dtype: torch.dtype, noise: torch.Generator | None = None
+    case: str,
+    device: Place,
+    dtype: torch.dtype,
+    noise: torch.Generator | None = None,
+    parameters: dict[str, str] | None = None,
 ) -> tuple[Decoder, dict[str, Any]]:
-    """Return the doctor's model after a method, and what that removed; `noise` disturbs the weights before."""
-    pruner = methods.make(case, GIVEN.get(case.partition("+")[0]))
+    """Return the doctor's model after a method, and what that removed.
+
+    noise       disturbs the weights before
+    parameters  of the method; None: those that it gives in `tiny`
+    """
+    pruner = methods.make(case, tiny_parameters(case.partition("+")[0]) if parameters is None else parameters)
     model = tiny_model.build(device, dtype, mixture="experts" in pruner.alone.axes)
     if noise is not None:
         with torch.no_grad():
@@ -80,7 +89,7 @@ def answer(case: str, device: Place, dtype: torch.dtype, noise: torch.Generator 
     """Prune the doctor's model, and say what is left."""
     model, decided = pruned(case, device, dtype, noise)
     rounded = [[round(value, 4) for value in row] for row in some_logits(model).tolist()]
-    return Answer(decided, parameters(model), None if case.partition("+")[2] in DRAWN else rounded)
+    return Answer(decided, parameters(model), None if draws_weights(case) else rounded)
 
 
 @torch.no_grad()
@@ -123,7 +132,3 @@ def unsteady(case: str, plain: Answer, draws: int) -> str:
             if off > TOLERANCE[torch.bfloat16] / 2:
                 return f"its logits move by {off:.2g} of their size"
     return ""
-
-
-if __name__ == "__main__":
-    write()

@@ -23,6 +23,7 @@ FORMS = {  # a method that leaves a model of each form
     "slicegpt": "a narrower residual",
     "shortgpt+ghost": "maps of the residual",
 }
+GIVEN = {"drop": {"layers": "0+4-5"}}  # the first layer too, from which a cache takes its length
 PROMPTS = (24, 9)  # tokens of each; the shorter one is padded
 STEPS = 12
 
@@ -41,7 +42,7 @@ def one(what: str, name: str, form: str, device: torch.device) -> Finding:
     """Prune by one method, save the model, load it again, and generate with what has been loaded."""
     wrong, off = list[str](), dict[str, float]()
     for dtype in DTYPES:
-        model, _ = answers.pruned(name, device, dtype)
+        model, _ = answers.pruned(name, device, dtype, parameters=GIVEN.get(name))
         with tempfile.TemporaryDirectory() as folder:
             save_load.save(model, Path(folder) / "model")
             loaded = save_load.load(Path(folder) / "model", device=device)

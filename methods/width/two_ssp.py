@@ -77,7 +77,7 @@ class TwoSSP(Pruner):
         return min(tokens, self.tokens)
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
-        attentions = round(layers * (removed / layers) ** (MLP_BY_ATTENTION / self.alpha))
+        attentions = layers * (removed / layers) ** (MLP_BY_ATTENTION / self.alpha)
         tried = attentions * (layers - max(0, attentions - 1) / 2) / 2
         return 1 + tried * self.tokens_read(tokens) / tokens
 

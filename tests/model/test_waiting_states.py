@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import VOCABULARY, tiny
-from tiny_methods import EXPERTS, SPECS
+from tiny_methods import EXPERTS, SPECS, TINY
 
 import methods
 from bench.run.fingerprint import state_sha256
@@ -25,8 +25,7 @@ from methods.model.sweep_log import SweepLogs
 
 RATIO = 0.3
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads files of the Linux kernel")
-NONE_WAIT = {"drop", "drop-tail", "drop-random"}  # decide without looking at states
-WAITING = [("llama", name) for name in SPECS if name not in NONE_WAIT]
+WAITING = [("llama", name) for name in SPECS if TINY[name].looks_at != "nothing"]
 COMPENSATED = ["scale", "linearpatch", "ghost", "replaceme"]
 COMPENSATED = [*(f"shortgpt+{name}" for name in COMPENSATED), "llm-drop+replaceme", "flap+refit"]
 WAITING += [("llama", name) for name in COMPENSATED]

@@ -10,7 +10,7 @@ from conftest import tiny
 from emulated import EmulatedGpus
 from emulated.tensors import Memory, _Held
 from pages import text
-from tiny_methods import EXPERTS, METHODS
+from tiny_methods import EXPERTS, METHODS, TINY
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import methods
@@ -39,7 +39,7 @@ RATIO = 0.3
 WEIGHTS = {"hidden_size": 128, "intermediate_size": 352, "vocab_size": 512}, (4, 16, 2**30)
 STATES = {"hidden_size": 64, "intermediate_size": 176, "vocab_size": 512}, (16, 32, 2**19)
 LOGITS = {"hidden_size": 64, "intermediate_size": 176, "vocab_size": 2048}, (8, 32, 2**20)
-EVERY = [name for name in METHODS if not name.startswith("drop")]
+EVERY = [name for name in METHODS if TINY[name].looks_at != "nothing"]
 COMPENSATED = ["shortgpt+replaceme", "shortgpt+scale", "shortgpt+ghost", "flap+refit", "shortgpt+reinitialize"]
 SHORT = {  # what takes long, and no more memory for it
     "tyr": {"rounds": 1, "generations": 1, "offspring": 2, "survivors": 1, "levels": 3},
