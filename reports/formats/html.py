@@ -26,7 +26,9 @@ def grid(table: Table) -> str:
     frame = pd.DataFrame([_cells(row, len(heads)) for row in table.rows], columns=heads)
     frame.index = pd.Index([_escaped(row.label) for row in table.rows])
     frame.columns.name = _escaped(table.head)
-    return frame.style.set_caption(_escaped(caption)).to_html(exclude_styles=True).rstrip()
+    text = frame.style.set_caption(_escaped(caption)).to_html(exclude_styles=True).replace("<td >", "<td>").rstrip()
+    head, body = text.split("<tbody>")
+    return head.replace("<th >", '<th scope="col">') + "<tbody>" + body.replace("<th >", '<th scope="row">')
 
 
 def _cells(row: Row, count: int) -> list[str]:

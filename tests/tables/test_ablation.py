@@ -243,7 +243,9 @@ def test_every_format_heads_the_rows_with_the_factor(form, tmp_path, capsys):
     assert main(["report", str(run_folder(tmp_path / "run", RECORDS)), "--view", "ablation", "--format", form]) == 0
     out = capsys.readouterr().out
     assert out == RENDERERS[form](view("ablation", sorted(RECORDS, key=RECORDS.index)))
-    assert {"terminal": "\nC  ", "markdown": "| C ", "csv": ",C=2,", "latex": "\nC & ", "html": ">C</th>"}[form] in out
+    assert {"terminal": "\nC  ", "markdown": "| C ", "csv": ",C=2,", "latex": "\nC & ", "html": '"col">C</th>'}[
+        form
+    ] in out
 
 
 def test_csv_names_both_factors():
