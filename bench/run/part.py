@@ -125,10 +125,6 @@ def _cell(asked: Job) -> Cell:
 
     try:
         return from_plain(asked.cell)
-    except KeyError as error:
-        raise UserError(f"this is no job of a run: cell.{error.args[0]}: Field required") from None
-    except TypeError as error:
-        raise UserError(f"this is no job of a run: cell.protocol: {error}") from None
     except ValidationError as error:
         raise no_job(error, "cell") from None
 

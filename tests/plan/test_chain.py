@@ -536,7 +536,7 @@ def test_a_parent_that_the_run_does_not_have_is_refused(chained, tmp_path):
     with pytest.raises(UserError, match="goes on from flap, which is no cell in front of it"):
         runner.run([cell], tmp_path / "run")
     assert not list(tmp_path.rglob("cells/*"))
-    (record,) = [r for r in runner.run([*chain.ancestors(cell), cell], tmp_path / "run") if "earlier" in r.cell]
+    (record,) = [r for r in runner.run([*chain.ancestors(cell), cell], tmp_path / "run") if r.cell["earlier"]]
     expected = by_label(chained[0])["flap at 0.2, then drop-tail"].measured
     assert record.measured["pruned_sha256"] == expected["pruned_sha256"]
 
