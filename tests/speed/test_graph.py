@@ -259,7 +259,7 @@ def cell(protocol):
 
 
 def test_only_captured_steps_are_a_part_of_a_key():
-    assert "mode" not in cell(profile("smoke")).question
+    assert '"mode"' not in cell(profile("smoke")).question
     assert cell(GRAPH).plain()["protocol"]["mode"] == "graph"
     eager = dataclasses.replace(GRAPH, mode="eager")
     assert cell(GRAPH).key != cell(eager).key
