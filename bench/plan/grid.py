@@ -184,7 +184,7 @@ def _cell(mention: Mention, ratio: float | None, common: dict[str, Any]) -> Cell
     return Cell(method=mention.method, parameters=parameters, given=given, ratio=ratio, **counted)
 
 
-def _refuse_unless_reachable(pruner: Any, cell: Cell, decoder: Decoder, *, by_name: bool) -> None:
+def _refuse_unless_reachable(pruner: Pruner, cell: Cell, decoder: Decoder, *, by_name: bool) -> None:
     """Raise UserError for a ratio that the method cannot meet; an unsupported model is an outcome of its own."""
     import methods
     from bench.plan.budget_search import refuse_unmet
